@@ -1,0 +1,59 @@
+"""The exceptions that reach a user, and the exit code that each one means.
+
+    AxmemError                 anything the command line prints as one message, never as a traceback
+    └── ConfigError            the configuration cannot be estimated            exit code 2
+
+A bug of ours is no `AxmemError`: it keeps its traceback and exits with 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+EXIT_ESTIMATED = 0
+EXIT_BUG = 1
+EXIT_CONFIG = 2
+EXIT_DOES_NOT_FIT = 3
+
+
+class AxmemError(Exception):
+    """Something the user can act on. `exit_code` is what the shell sees."""
+
+    exit_code = EXIT_CONFIG
+
+
+@dataclass(eq=False)
+class ConfigError(AxmemError):
+    """The configuration cannot be estimated as it stands.
+
+    Args:
+        problem: what is wrong, in one sentence, in the user's words.
+        file: the configuration file, where known.
+        line: 1-based line of the key in that file, where known.
+        key: dotted key, where one key is to blame.
+        value: the value that was found.
+        accepted: what would have been accepted.
+        remedy: what to do about it.
+    """
+
+    problem: str
+    file: str = ""
+    line: int = 0
+    key: str = ""
+    value: object = None
+    accepted: str = ""
+    remedy: str = ""
+    details: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        place = self.file + (f":{self.line}" if self.file and self.line else "")
+        head = ": ".join(part for part in (place, self.key, self.problem) if part)
+        lines = [head]
+        if self.key and self.value is not None:
+            lines.append(f"  value: {self.value!r}")
+        if self.accepted:
+            lines.append(f"  accepted: {self.accepted}")
+        lines += [f"  {detail}" for detail in self.details]
+        if self.remedy:
+            lines.append(f"  what to do: {self.remedy}")
+        return "\n".join(lines)

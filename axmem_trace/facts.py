@@ -1,0 +1,58 @@
+"""What was built, in plain numbers: the walk of modules, parameters and buffers. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorFact:
+    """One parameter or buffer of the model, counted once however many names share its storage.
+
+    A quantised weight's state tensors (bitsandbytes' `absmax`, GPTQ's `scales`, ...) are buffers: they live beside the
+    parameter and are saved with it. `elements` is what is stored (a packed nf4 weight stores half a byte per logical
+    weight); `logical_elements` is how many weights that stands for (0 for a quantisation state), which is what model
+    cards count.
+    """
+
+    name: str
+    module: str
+    kind: Literal["parameter", "buffer"]
+    role: Literal["weight", "adapter"]
+    dtype: str
+    trainable: bool
+    elements: int
+    logical_elements: int
+    nbytes: int
+    device: Literal["gpu", "cpu"] = "gpu"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModuleFact:
+    """One module: its dotted name (`""` for the root) and its class."""
+
+    name: str
+    class_name: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFacts:
+    """The model as built: what the report needs once the model itself is gone."""
+
+    name: str
+    model_type: str
+    class_name: str
+    config_source: str
+    """Where `config.json` came from: a directory, the cache, the catalogue or the Hub."""
+    tensors: tuple[TensorFact, ...]
+    modules: tuple[ModuleFact, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Logical parameters: packed weights count as the weights they stand for."""
+        return sum(fact.logical_elements for fact in self.tensors if fact.kind == "parameter")
+
+    @property
+    def trainable_parameters(self) -> int:
+        return sum(fact.logical_elements for fact in self.tensors if fact.kind == "parameter" and fact.trainable)

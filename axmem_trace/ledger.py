@@ -1,0 +1,198 @@
+"""The facts of a run: every storage's life, and the queries over them. No torch here.
+
+The recorder writes `Allocation`s; nothing in them is interpreted. Buckets, timelines and peaks are pure functions of a
+frozen `Ledger`, so they can be tested on five allocations made by hand.
+
+Time is counted in *ticks*: each birth and each death is one tick, in the order in which they happened. Nothing here
+knows seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, TypeVar
+
+BLOCK_BYTES = 512
+"""CUDA's caching allocator hands out multiples of this (`kMinBlockSize`, c10/cuda/CUDACachingAllocator.cpp), and
+`torch.cuda.memory_allocated` counts whole blocks."""
+
+Phase = Literal["load", "forward", "backward", "optimizer", "eval"]
+Role = Literal["", "weight", "adapter", "gradient", "optimizer", "input", "workspace"]
+Bucket = Literal["weights", "adapters", "gradients", "optimizer", "activations", "workspace"]
+BUCKETS: tuple[Bucket, ...] = ("weights", "adapters", "gradients", "optimizer", "activations", "workspace")
+Device = Literal["gpu", "cpu", "managed"]
+
+NEVER = 1 << 62
+"""`Allocation.died` of a storage that outlived the recording."""
+
+K = TypeVar("K", bound=Hashable)
+
+
+def block_bytes(nbytes: int) -> int:
+    """`nbytes` rounded up to whole allocator blocks."""
+    return -(-nbytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Allocation:
+    """The life of one storage.
+
+    Attributes:
+        nbytes: size asked for, before the allocator rounds it.
+        born, died: ticks; `died` is `NEVER` for what outlived the recording.
+        phase, step: where it was born; step 0 is loading, 1 the first optimizer step.
+        module: dotted name of the module whose code ran (`""`: the root, or none).
+        op: the operator that made it, as `aten.mm.default`.
+        role: what it was registered as; `""` for what merely came out of an operator.
+        device: `gpu` (the caching allocator), `cpu` (host memory), `managed` (CUDA managed memory, as paged optimizers use).
+        recomputed: born while a checkpointed region ran again in backward.
+        kept: born in forward and alive when backward began: an activation, in the sense of the word.
+    """
+
+    nbytes: int
+    born: int
+    died: int = NEVER
+    phase: Phase = "forward"
+    step: int = 1
+    module: str = ""
+    op: str = ""
+    role: Role = ""
+    device: Device = "gpu"
+    recomputed: bool = False
+    kept: bool = False
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes that `torch.cuda.memory_allocated` counts for it."""
+        return block_bytes(self.nbytes)
+
+    @property
+    def bucket(self) -> Bucket:
+        """Where the report counts it. The role given at registration wins; then what forward keeps for backward is an
+        activation; everything else, recomputed tensors included, is workspace."""
+        return _BUCKET_OF_ROLE.get(self.role) or ("activations" if self.kept else "workspace")
+
+    def alive(self, tick: int) -> bool:
+        return self.born <= tick < self.died
+
+
+_BUCKET_OF_ROLE: dict[str, Bucket] = {
+    "weight": "weights", "adapter": "adapters", "gradient": "gradients", "optimizer": "optimizer",
+    "input": "activations", "workspace": "workspace",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """A moment of the run: from `tick` on, and until the next mark, this was going on."""
+
+    tick: int
+    phase: Phase
+    step: int
+    micro_batch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """A birth (`delta` > 0) or death (`delta` < 0) of block bytes."""
+
+    tick: int
+    delta: int
+    allocation: Allocation
+    index: int
+    """Position of the allocation in the ledger: its identity."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moment:
+    """The memory alive at a tick."""
+
+    tick: int
+    allocated_bytes: int
+    phase: Phase
+    step: int
+    module: str = ""
+    op: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """Every allocation of a recording, in order of birth, and the marks of its phases."""
+
+    allocations: tuple[Allocation, ...]
+    marks: tuple[Mark, ...]
+    ticks: int
+    empty_cache_ticks: tuple[int, ...] = field(default=())
+    """Ticks at which the run calls `torch.cuda.empty_cache()`."""
+
+    @cached_property
+    def on_gpu(self) -> tuple[Allocation, ...]:
+        return tuple(allocation for allocation in self.allocations if allocation.device == "gpu")
+
+    def events(self) -> Iterator[Event]:
+        """Births and deaths on the GPU in order of time."""
+        pending: list[Event] = []
+        for index, allocation in enumerate(self.allocations):
+            if allocation.device != "gpu":
+                continue
+            size = allocation.block_bytes
+            pending.append(Event(tick=allocation.born, delta=size, allocation=allocation, index=index))
+            if allocation.died != NEVER:
+                pending.append(Event(tick=allocation.died, delta=-size, allocation=allocation, index=index))
+        return iter(sorted(pending, key=lambda event: event.tick))
+
+    def mark_at(self, tick: int) -> Mark:
+        """The phase going on at `tick`."""
+        current = Mark(tick=0, phase="load", step=0)
+        for mark in self.marks:
+            if mark.tick > tick:
+                break
+            current = mark
+        return current
+
+    @cached_property
+    def timeline(self) -> tuple[Moment, ...]:
+        """Live GPU bytes after each birth or death."""
+        live, marks, position = 0, sorted(self.marks, key=lambda mark: mark.tick), -1
+        moments = []
+        for event in self.events():
+            while position + 1 < len(marks) and marks[position + 1].tick <= event.tick:
+                position += 1
+            mark = marks[position] if position >= 0 else Mark(tick=0, phase="load", step=0)
+            live += event.delta
+            moments.append(Moment(tick=event.tick, allocated_bytes=live, phase=mark.phase, step=mark.step,
+                                  module=event.allocation.module, op=event.allocation.op))  # fmt: skip
+        return tuple(moments)
+
+    def peak(self, *, phase: Phase | None = None, step: int | None = None) -> Moment:
+        """The moment of most live bytes, in all of the recording or in one phase or step; the first of equals."""
+        moments = [m for m in self.timeline if phase in (None, m.phase) and step in (None, m.step)]
+        if not moments:
+            return Moment(tick=0, allocated_bytes=0, phase=phase or "load", step=step or 0)
+        return max(moments, key=lambda moment: moment.allocated_bytes)
+
+    def alive_at(self, tick: int) -> tuple[Allocation, ...]:
+        """What is alive on the GPU at a tick."""
+        return tuple(allocation for allocation in self.on_gpu if allocation.alive(tick))
+
+    def allocated_at(self, tick: int) -> int:
+        return sum(allocation.block_bytes for allocation in self.alive_at(tick))
+
+    def by(self, key: Callable[[Allocation], K], *, tick: int) -> dict[K, int]:
+        """Block bytes alive at `tick`, summed by any question: `by(lambda a: a.bucket, tick=peak.tick)`."""
+        return sum_by(((key(allocation), allocation.block_bytes) for allocation in self.alive_at(tick)))
+
+    def by_bucket(self, tick: int) -> dict[Bucket, int]:
+        """Block bytes alive at `tick` in each bucket; all buckets are present and add up to `allocated_at(tick)`."""
+        found = self.by(lambda allocation: allocation.bucket, tick=tick)
+        return {bucket: found.get(bucket, 0) for bucket in BUCKETS}
+
+
+def sum_by(pairs: Iterable[tuple[K, int]]) -> dict[K, int]:
+    """Sums the second members by the first."""
+    totals: dict[K, int] = {}
+    for key, nbytes in pairs:
+        totals[key] = totals.get(key, 0) + nbytes
+    return totals

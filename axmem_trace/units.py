@@ -1,0 +1,50 @@
+"""The one place where bytes become something to read. 1 GiB = 2^30 bytes, as in `nvidia-smi` and axolotl's log."""
+
+from __future__ import annotations
+
+import re
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+_SUFFIXES = {"": 1, "B": 1, "K": KIB, "KB": 1000, "KIB": KIB, "M": MIB, "MB": 1000**2, "MIB": MIB,
+             "G": GIB, "GB": 1000**3, "GIB": GIB, "T": GIB << 10, "TB": 1000**4, "TIB": GIB << 10}  # fmt: skip
+
+
+def gib(nbytes: int) -> float:
+    """Bytes to GiB."""
+    return nbytes / GIB
+
+
+def format_bytes(nbytes: int) -> str:
+    """Bytes to the largest binary unit that keeps one digit before the point.
+
+    >>> format_bytes(0), format_bytes(1536), format_bytes(25 << 30)
+    ('0 B', '1.5 KiB', '25.00 GiB')
+    """
+    size = abs(nbytes)
+    if size >= GIB:
+        return f"{nbytes / GIB:.2f} GiB"
+    if size >= MIB:
+        return f"{nbytes / MIB:.1f} MiB"
+    if size >= KIB:
+        return f"{nbytes / KIB:.1f} KiB"
+    return f"{nbytes} B"
+
+
+def parse_bytes(text: str | int) -> int:
+    """`"24GiB"`, `"80 GB"` (1000-based), `"512M"` or a plain number of bytes, to bytes.
+
+    Raises:
+        ValueError: the text is no size.
+
+    >>> parse_bytes("24GiB") == 24 << 30, parse_bytes(4096)
+    (True, 4096)
+    """
+    if isinstance(text, int):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in _SUFFIXES:
+        raise ValueError(f"{text!r} is not a size such as 24GiB, 80GB or 512MiB")
+    return int(float(match[1]) * _SUFFIXES[match[2].upper()])
