@@ -182,7 +182,7 @@ class Ledger:
 
     def by(self, key: Callable[[Allocation], K], *, tick: int) -> dict[K, int]:
         """Block bytes alive at `tick`, summed by any question: `by(lambda a: a.bucket, tick=peak.tick)`."""
-        return sum_by(((key(allocation), allocation.block_bytes) for allocation in self.alive_at(tick)))
+        return sum_by((key(allocation), allocation.block_bytes) for allocation in self.alive_at(tick))
 
     def by_bucket(self, tick: int) -> dict[Bucket, int]:
         """Block bytes alive at `tick` in each bucket; all buckets are present and add up to `allocated_at(tick)`."""
