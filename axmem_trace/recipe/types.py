@@ -18,6 +18,11 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
+def _empty() -> Mapping[str, Any]:
+    """A factory, because before Python 3.12 a mapping proxy has no hash and dataclasses refuse it as a default."""
+    return EMPTY
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reason:
     """Why a value is what it is.
@@ -113,7 +118,7 @@ class Quantisation:
     kbit_preparation: bool = False
     """peft's `prepare_model_for_kbit_training` runs: what is not quantised becomes fp32."""
     quantise_moe_experts: bool = False
-    details: Mapping[str, Any] = field(default=EMPTY)
+    details: Mapping[str, Any] = field(default_factory=_empty)
     """`model_quantization_config_kwargs`, or the checkpoint's `quantization_config`."""
 
 
@@ -130,8 +135,8 @@ class Adapter:
     target_linear: bool = False
     target_parameters: tuple[str, ...] = ()
     modules_to_save: tuple[str, ...] = ()
-    rank_pattern: Mapping[str, int] = field(default=EMPTY)
-    alpha_pattern: Mapping[str, int] = field(default=EMPTY)
+    rank_pattern: Mapping[str, int] = field(default_factory=_empty)
+    alpha_pattern: Mapping[str, int] = field(default_factory=_empty)
     layers_to_transform: tuple[int, ...] = ()
     layers_pattern: tuple[str, ...] = ()
     layer_replication: tuple[tuple[int, int], ...] = ()
@@ -164,11 +169,11 @@ class Checkpointing:
 
     enabled: bool = False
     use_reentrant: bool = True
-    kwargs: Mapping[str, Any] = field(default=EMPTY)
+    kwargs: Mapping[str, Any] = field(default_factory=_empty)
     offload: Literal["none", "activations", "legacy", "disk", "hidden_states"] = "none"
     selective_save: tuple[str, ...] = ()
     """Non-empty: `selective_checkpointing`, the operators whose outputs are kept (`attention`, ...)."""
-    selective_details: Mapping[str, Any] = field(default=EMPTY)
+    selective_details: Mapping[str, Any] = field(default_factory=_empty)
     layer_offloading: bool = False
 
 
@@ -218,13 +223,13 @@ class Optimizer:
     name: str = "adamw_torch_fused"
     implementation: Literal["fused", "foreach", "for-loop", "library"] = "fused"
     """How a torch optimizer steps; `library`: as the optimizer's own package does."""
-    args: Mapping[str, Any] = field(default=EMPTY)
+    args: Mapping[str, Any] = field(default_factory=_empty)
     target_modules: tuple[str, ...] | str = ()
     learning_rate: float = 2e-4
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     """0: no clipping."""
-    extra: Mapping[str, Any] = field(default=EMPTY)
+    extra: Mapping[str, Any] = field(default_factory=_empty)
     """Keys of one optimizer alone: `qgalore_rank`, `dion_rank_fraction`, ..."""
 
 
@@ -323,5 +328,5 @@ class Recipe:
     parallelism: Parallelism = Parallelism()
     router: Literal["balanced", "worst"] = "balanced"
     rl: str = ""
-    reasons: Mapping[str, Reason] = field(default=EMPTY)
+    reasons: Mapping[str, Reason] = field(default_factory=_empty)
     notes: tuple[Note, ...] = ()
