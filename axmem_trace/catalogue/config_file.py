@@ -1,0 +1,66 @@
+"""Reading one `config.json`: bounded, checked, and blamed by its path where it is broken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.units import MIB
+
+CONFIG_FILE = "config.json"
+ADAPTER_FILE = "adapter_config.json"
+MAX_CONFIG_BYTES = 16 * MIB
+"""The largest published `config.json` has some tens of KiB; label maps of classifiers reach a few MiB."""
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The mapping that a `config.json` holds.
+
+    Raises:
+        ConfigError: unreadable, larger than `MAX_CONFIG_BYTES`, no JSON object, or without a `model_type`.
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise _broken(path, f"is larger than {MAX_CONFIG_BYTES // MIB} MiB: no model configuration is")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise _broken(path, f"is no valid JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except UnicodeDecodeError as error:
+        raise _broken(path, f"is no UTF-8 text: byte {error.start} can't be decoded") from None
+    except RecursionError:
+        raise _broken(path, "is nested too deeply to be a model configuration") from None
+    except ValueError as error:  # e.g. an integer of more digits than Python converts
+        raise _broken(path, f"can't be read as JSON: {error}") from None
+    except OSError as error:
+        raise _broken(path, f"can't be read: {error.strerror or error}") from None
+    check_config(config, str(path))
+    assert isinstance(config, dict)
+    return config
+
+
+def check_config(config: object, place: str) -> None:
+    """Raise `ConfigError` unless `config` is a mapping with a `model_type`, by which transformers picks the class."""
+    if not isinstance(config, dict):
+        raise _broken(Path(place), f"holds a JSON {_json_name(config)}, not an object of configuration fields")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise ConfigError(
+            problem=f"{place} names no `model_type`, so transformers can't tell which architecture it is",
+            key="base_model",
+            remedy='add "model_type" to it (for example "llama"), as the model\'s page on the Hub shows it',
+        )
+
+
+def _json_name(value: object) -> str:
+    names = {list: "array", str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _broken(path: Path, what: str) -> ConfigError:
+    return ConfigError(
+        problem=f"the base model's configuration {path} {what}",
+        key="base_model",
+        remedy=f"replace it by the {CONFIG_FILE} that the model's page on the Hub has",
+    )

@@ -1,0 +1,123 @@
+"""The bundled table of base models: `models.json` (built from `config.json` files), and two tables kept by hand.
+
+`models.json` and `recalled.json` map an id to `{config, parameters, published, trust, source, note}`; `parameters` is what
+transformers builds on the meta device, `published` what the Hub or the model card says. `aliases.json` maps an id to
+`{of, kind, config?}`: the same shapes as `of`; `config` replaces fields of it (a dtype, a `quantization_config`).
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogueEntry:
+    """One bundled architecture with what is known of it.
+
+    `trust` is `exact json` (a copy of the published file), `derived` (written from documented fields) or `recalled`
+    (known by heart; accepted only because the count of parameters equals the published one).
+    """
+
+    id: str
+    model_type: str
+    parameters: int
+    published: int
+    trust: str
+    source: str
+    note: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """A bundled configuration: a copy of our own, free to change."""
+
+    id: str
+    config: dict[str, Any]
+    description: str
+
+
+@lru_cache(maxsize=1)
+def load_models() -> dict[str, dict[str, Any]]:
+    """`models.json` and `recalled.json`: id to record. About 5 ms."""
+    return {**_load("models.json"), **_load("recalled.json")}
+
+
+@lru_cache(maxsize=1)
+def load_aliases() -> dict[str, dict[str, Any]]:
+    """`aliases.json`: id to record. An alias never hides a model of its own."""
+    models = load_models()
+    return {name: record for name, record in _load("aliases.json").items() if name not in models}
+
+
+def list_base_models() -> list[CatalogueEntry]:
+    """Every bundled architecture by id, case-insensitively sorted, with the ids that share it."""
+    aliases: dict[str, list[str]] = {}
+    for name, record in load_aliases().items():
+        aliases.setdefault(record["of"], []).append(name)
+    entries = [
+        CatalogueEntry(
+            id=name,
+            model_type=record["config"]["model_type"],
+            parameters=record["parameters"],
+            published=record["published"],
+            trust=record["trust"],
+            source=record["source"],
+            note=record.get("note", ""),
+            aliases=tuple(sorted(aliases.get(name, ()), key=str.casefold)),
+        )
+        for name, record in load_models().items()
+    ]
+    return sorted(entries, key=lambda entry: entry.id.casefold())
+
+
+def find_in_catalogue(name: str) -> Found | None:
+    """The bundled configuration of an id; letter case is forgiven where no id matches exactly."""
+    models, aliases = load_models(), load_aliases()
+    canonical = name if name in models or name in aliases else _by_folded_id().get(name.casefold(), "")
+    if canonical in models:
+        record = models[canonical]
+        return Found(id=canonical, config=copy.deepcopy(record["config"]), description=_trust_words(record["trust"]))
+    if canonical in aliases:
+        alias = aliases[canonical]
+        config = copy.deepcopy(models[alias["of"]]["config"]) | copy.deepcopy(alias.get("config", {}))
+        words = f"{alias['kind']}: {alias['of']}'s configuration, {_trust_words(models[alias['of']]['trust'])}"
+        return Found(id=canonical, config=config, description=words)
+    return None
+
+
+def nearest_ids(name: str, count: int = 5) -> list[str]:
+    """Bundled ids that look most like `name`, compared whole and by the part after the slash."""
+    ids = [*load_models(), *load_aliases()]
+    wanted = name.casefold()
+    wanted_part = wanted.rpartition("/")[2]
+
+    def likeness(candidate: str) -> float:
+        folded = candidate.casefold()
+        whole = difflib.SequenceMatcher(None, wanted, folded).ratio()
+        part = difflib.SequenceMatcher(None, wanted_part, folded.rpartition("/")[2]).ratio()
+        return max(whole, part)
+
+    ranked = sorted(((likeness(candidate), candidate) for candidate in ids), reverse=True)
+    return [candidate for score, candidate in ranked[:count] if score >= 0.6]
+
+
+@lru_cache(maxsize=1)
+def _by_folded_id() -> dict[str, str]:
+    return {name.casefold(): name for name in [*load_aliases(), *load_models()]}
+
+
+def _trust_words(trust: str) -> str:
+    return {"exact json": "copy of the published file", "derived": "written from documented fields"}.get(trust, trust)
+
+
+def _load(file: str) -> dict[str, dict[str, Any]]:
+    text = resources.files("axmem_trace.catalogue").joinpath(file).read_text(encoding="utf-8")
+    loaded: dict[str, dict[str, Any]] = json.loads(text)
+    return loaded
