@@ -49,6 +49,7 @@ class Allocation:
         device: `gpu` (the caching allocator), `cpu` (host memory), `managed` (CUDA managed memory, as paged optimizers use).
         recomputed: born while a checkpointed region ran again in backward.
         kept: born in forward and alive when backward began: an activation, in the sense of the word.
+        output: the forward of some module returned it (the root's inputs and recomputations do not count).
     """
 
     nbytes: int
@@ -62,6 +63,7 @@ class Allocation:
     device: Device = "gpu"
     recomputed: bool = False
     kept: bool = False
+    output: bool = False
 
     @property
     def block_bytes(self) -> int:
