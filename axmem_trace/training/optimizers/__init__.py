@@ -1,0 +1,13 @@
+"""Optimizers: from a recipe and a module to something that steps on meta.
+
+`build_optimizer` hands back the run's optimizer: the library's own class where it runs on meta (torch, transformers,
+bitsandbytes), otherwise one of ours that allocates what the library's source allocates, in its order. Everything that
+the step allocates comes out of torch operators, so a dispatch mode sees it.
+"""
+
+from axmem_trace.training.optimizers.build import build_optimizer, known_optimizers
+from axmem_trace.training.optimizers.clipping import GradientScaler, clip_gradients
+from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
+from axmem_trace.training.optimizers.traced import TracedOptimizer
+
+__all__ = ["GradientScaler", "TracedOptimizer", "build_optimizer", "clip_gradients", "known_optimizers", "meta_as_cuda"]

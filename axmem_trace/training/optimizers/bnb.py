@@ -1,0 +1,128 @@
+"""bitsandbytes' optimizers: the real classes, stepped on meta.
+
+The update itself is one CUDA kernel that works in place and takes no workspace (bitsandbytes/backends/cuda/ops.py,
+`_optimizer_update_32bit_impl`, `_optimizer_update_8bit_blockwise_impl`); bitsandbytes registers a fake kernel for it,
+so meta runs it. What is left to do here: managed memory, which needs a GPU's driver, and bitsandbytes' process-wide
+registries, which must not carry one run's parameters into the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from axmem_trace.training.optimizers.groups import uses_axolotl_groups
+from axmem_trace.training.optimizers.request import Request, builds
+from axmem_trace.training.optimizers.traced import TracedOptimizer
+
+BNB_NAMES = (
+    "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "lion_32bit", "lion_8bit", "paged_lion_32bit",
+    "paged_lion_8bit", "ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "rmsprop_bnb",
+    "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
+)  # fmt: skip
+
+
+@builds(*BNB_NAMES)
+def build_bnb(request: Request) -> TracedOptimizer:
+    """transformers/trainer_optimizer.py, `_get_bitsandbytes_optimizer`, and the override of embeddings in
+    `Trainer.create_optimizer`.
+
+    8-bit state is one byte per element plus one fp32 `absmax` per block of 256, except that tensors of fewer than 4096
+    elements and the weights of `nn.Embedding` keep fp32 state. axolotl's own `create_optimizer` (in force with
+    `embedding_lr`, `lr_groups` or LoRA+) looks for a class called `Adam8bit`, which transformers never passes, so there
+    embeddings get 8-bit state too.
+    """
+    optimizer_class, kwargs = _class_and_kwargs(request)
+    with own_registries() as manager, managed_memory_on_meta():
+        optimizer = optimizer_class(request.groups, lr=request.lr, **kwargs)
+        if kwargs["optim_bits"] == 8:
+            _keep_embeddings_in_fp32(request, manager)
+    if kwargs.get("is_paged"):
+        request.note("ruled", "paged states of 100,000 elements or more are CUDA managed memory, outside PyTorch's "
+                     "allocator (bitsandbytes/optim/optimizer.py, get_state_buffer)")  # fmt: skip
+    return request.traced(optimizer, around_step=managed_memory_on_meta)
+
+
+def _class_and_kwargs(request: Request) -> tuple[Any, dict[str, Any]]:
+    from bitsandbytes import optim
+
+    name, bits = request.name, 8 if "8bit" in request.name else 32
+    kwargs: dict[str, Any] = {"optim_bits": bits}
+    if "rmsprop" in name:
+        keys = ("alpha", "eps", "weight_decay", "momentum", "centered", "max_unorm", "min_8bit_size")
+        kwargs.update({key: request.arg(key, None, float) for key in keys if key in request.args})
+        return optim.RMSprop, kwargs
+    kwargs["is_paged"] = "paged" in name
+    betas, eps = request.adam_kwargs["betas"], request.adam_kwargs["eps"]
+    if "ademamix" in name:
+        betas = tuple(request.arg(f"beta{i + 1}", beta, float) for i, beta in enumerate((*betas, 0.9999)))
+        kwargs.update(betas=betas, eps=request.arg("eps", eps, float), alpha=request.arg("alpha", 5.0, float))
+        kwargs.update({key: request.arg(key, None, int) for key in ("t_alpha", "t_beta3") if key in request.args})
+        return optim.AdEMAMix, kwargs
+    kwargs["betas"] = betas
+    if "lion" in name:
+        return optim.Lion, kwargs
+    return optim.AdamW, {**kwargs, "eps": eps}
+
+
+def _keep_embeddings_in_fp32(request: Request, manager: Any) -> None:
+    if uses_axolotl_groups(request.recipe, custom=False):
+        request.note("traced", "embeddings get 8-bit optimizer state: with embedding_lr, lr_groups or LoRA+ axolotl's "
+                     "fp32 exception never matches (core/trainers/mixins/optimizer.py, create_optimizer)")  # fmt: skip
+        return
+    for module in request.module.modules():
+        if isinstance(module, nn.Embedding):
+            manager.register_module_override(module, "weight", {"optim_bits": 32})
+
+
+@contextmanager
+def own_registries() -> Iterator[Any]:
+    """A `GlobalOptimManager` and a `GlobalPageManager` for the optimizers built meanwhile; yields the first.
+
+    bitsandbytes keeps one of each per process: overrides by `id(parameter)` and every paged tensor, forever.
+    """
+    from bitsandbytes.functional import GlobalPageManager
+    from bitsandbytes.optim import GlobalOptimManager
+
+    found = [(registry, registry._instance) for registry in (GlobalOptimManager, GlobalPageManager)]
+    try:
+        for registry, _ in found:
+            registry._instance = None
+        yield GlobalOptimManager.get_instance()
+    finally:
+        for registry, instance in found:
+            registry._instance = instance
+
+
+@contextmanager
+def managed_memory_on_meta() -> Iterator[None]:
+    """Answers bitsandbytes' calls into the CUDA driver for paged state.
+
+    `get_paged` gives a meta tensor marked as paged, made unseen by any recorder: managed memory isn't the caching
+    allocator's. `fill` and `prefetch_tensor` allocate nothing.
+    """
+    import bitsandbytes.functional as functional
+
+    def get_paged(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        with _disable_current_modes():
+            buffer = torch.empty(shape, dtype=dtype, device="meta")
+        buffer.is_paged, buffer.page_deviceid = True, 0  # type: ignore[attr-defined]
+        return buffer
+
+    def nothing(*_: Any, **__: Any) -> None:
+        return None
+
+    answers = {"get_paged": get_paged, "fill": nothing, "prefetch_tensor": nothing}
+    found = {name: getattr(functional, name) for name in answers}
+    try:
+        for name, answer in answers.items():
+            setattr(functional, name, answer)
+        yield
+    finally:
+        for name, function in found.items():
+            setattr(functional, name, function)

@@ -1,0 +1,41 @@
+"""`build_optimizer`: from the name in a recipe to an optimizer that steps on meta."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.recipe.types import Recipe
+from axmem_trace.training.optimizers import bnb, torch_native
+from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
+from axmem_trace.training.optimizers.names import ALIASES, canonical_name, note_on_name
+from axmem_trace.training.optimizers.request import BUILDERS, Request
+from axmem_trace.training.optimizers.traced import TracedOptimizer
+
+_ROOMS = (torch_native, bnb)
+"""Imported for what they register."""
+
+
+def known_optimizers() -> tuple[str, ...]:
+    """Every name that can be estimated, aliases included."""
+    return tuple(sorted(BUILDERS.keys() | ALIASES.keys()))
+
+
+def build_optimizer(recipe: Recipe, module: nn.Module) -> TracedOptimizer:
+    """The optimizer that the run would use, over the trainable parameters of `module`.
+
+    Args:
+        recipe: `recipe.optimizer` names it; adapter and `optimizer.extra` shape its parameter groups.
+        module: the model as trained (adapters attached), on meta.
+
+    Raises:
+        ConfigError: an unknown name, arguments that the library refuses, or nothing to train.
+    """
+    name = canonical_name(recipe.optimizer.name, frozenset(BUILDERS))
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ConfigError("nothing to train: no parameter requires a gradient", key="optimizer", value=name,
+                          remedy="check `adapter` and `unfrozen_parameters`")  # fmt: skip
+    request = Request(recipe=recipe, module=module, name=name, notes=note_on_name(name))
+    with meta_as_cuda(), torch.no_grad():
+        return BUILDERS[name](request)

@@ -1,0 +1,53 @@
+"""Names of optimizers: aliases, retired names, and what is accepted."""
+
+from __future__ import annotations
+
+import difflib
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.notes import Note
+
+ALIASES = {
+    "adamw_8bit": "adamw_bnb_8bit",  # transformers/training_args.py, OptimizerNames.ADAMW_8BIT: "just an alias"
+}
+
+RETIRED = {
+    "adamw_hf": "transformers 5 has dropped its own AdamW and axolotl 0.19 rejects the name; estimated as torch's "
+    "AdamW, which keeps the same two states",
+    "adamw_apex_fused": "transformers 5 has dropped apex's FusedAdam and axolotl 0.19 rejects the name; estimated as "
+    "torch's fused AdamW. apex keeps the same two states, but always in fp32",
+    "adamw_anyprecision": "needs the package torchdistx, whose development has ended",
+}
+"""Names of older releases, and what is true of them now."""
+
+UNAVAILABLE = {
+    "adamw_torch_xla": "it runs on TPUs through torch_xla, not on CUDA",
+    "adamw_torch_npu_fused": "it runs on Ascend NPUs, not on CUDA",
+    "ao_adamw_4bit": 'axolotl 0.19 lists the name and then fails with "Unhandled optimizer"; transformers\' '
+    "adamw_torch_4bit is the same optimizer",
+    "ao_adamw_8bit": 'axolotl 0.19 lists the name and then fails with "Unhandled optimizer"; transformers\' '
+    "adamw_torch_8bit is the same optimizer",
+}
+"""Names that axolotl accepts and that cannot train on one CUDA GPU."""
+
+
+def canonical_name(name: str, known: frozenset[str]) -> str:
+    """The name under which an optimizer is built.
+
+    Raises:
+        ConfigError: nobody knows the name (with the nearest names), or it cannot run on a CUDA GPU.
+    """
+    name = ALIASES.get(name, name)
+    if name in UNAVAILABLE:
+        raise ConfigError(f"{name} cannot be estimated: {UNAVAILABLE[name]}", key="optimizer", value=name)
+    if name not in known:
+        near = difflib.get_close_matches(name, known | ALIASES.keys(), n=3, cutoff=0.5)
+        raise ConfigError("unknown optimizer", key="optimizer", value=name,
+                          accepted=", ".join(near or sorted(known | ALIASES.keys())),
+                          remedy="use one of the optimizers that axolotl knows")  # fmt: skip
+    return name
+
+
+def note_on_name(name: str) -> list[Note]:
+    """A warning where the name is of the past."""
+    return [Note(kind="warning", key="optimizer", text=f"{name}: {RETIRED[name]}")] if name in RETIRED else []

@@ -1,0 +1,128 @@
+"""What an optimizer's builder may ask of the recipe: hyperparameters, and the Trainer's parameter groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.notes import Note, NoteKind
+from axmem_trace.recipe.types import Recipe
+from axmem_trace.training.optimizers.groups import make_param_groups
+from axmem_trace.training.optimizers.traced import TracedOptimizer
+
+ParamGroups = list[dict[str, Any]]
+
+
+@dataclass
+class Request:
+    """A recipe's wish for one optimizer, and the module whose trainable parameters it shall update.
+
+    `name` is the canonical name (aliases resolved). Hyperparameters that move no memory keep the library's defaults.
+    """
+
+    recipe: Recipe
+    module: nn.Module
+    name: str
+    notes: list[Note] = field(default_factory=list)
+
+    @property
+    def args(self) -> Mapping[str, Any]:
+        """`optim_args`, parsed."""
+        return self.recipe.optimizer.args
+
+    @property
+    def extra(self) -> Mapping[str, Any]:
+        """Configuration keys beside `optim_args`, under axolotl's own names: `adam_beta1`, `qgalore_rank`, ..."""
+        return self.recipe.optimizer.extra
+
+    @property
+    def lr(self) -> float:
+        """The base learning rate."""
+        return self.recipe.optimizer.learning_rate
+
+    @property
+    def weight_decay(self) -> float:
+        """The weight decay of the groups that decay."""
+        return self.recipe.optimizer.weight_decay
+
+    @cached_property
+    def adam_kwargs(self) -> dict[str, Any]:
+        """`betas` and `eps` from `adam_beta1`, `adam_beta2`, `adam_epsilon`; transformers' defaults where unset."""
+        betas = (float(self.extra.get("adam_beta1") or 0.9), float(self.extra.get("adam_beta2") or 0.999))
+        return {"betas": betas, "eps": float(self.extra.get("adam_epsilon") or 1e-8)}
+
+    @cached_property
+    def groups(self) -> ParamGroups:
+        """Parameter groups as the Trainer would hand them to the optimizer."""
+        return make_param_groups(self.recipe, self.module, custom=self.name in CUSTOM_NAMES)
+
+    @property
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Named trainable parameters, in the module's order."""
+        return [(name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+
+    def arg(self, key: str, default: Any, convert: Callable[[Any], Any]) -> Any:
+        """`optim_args[key]` converted, or the default.
+
+        Raises:
+            ConfigError: the value cannot be converted.
+        """
+        if key not in self.args:
+            return default
+        try:
+            return convert(self.args[key])
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"{self.name} cannot use {key}={self.args[key]!r}", key="optim_args", value=self.args[key]
+            ) from error
+
+    def note(self, kind: NoteKind, text: str, key: str = "optimizer") -> None:
+        """Adds a note to the report."""
+        self.notes.append(Note(kind=kind, key=key, text=text))
+
+    def traced(self, optimizer: torch.optim.Optimizer, **kwargs: Any) -> TracedOptimizer:
+        """The builder's answer: one optimizer, and the notes gathered so far."""
+        return TracedOptimizer(name=self.name, optimizers=[optimizer], notes=self.notes, **kwargs)
+
+
+CUSTOM_NAMES = frozenset({
+    "optimi_adamw", "ao_adamw_4bit", "ao_adamw_8bit", "ao_adamw_fp8", "adopt_adamw", "adamc", "came_pytorch", "muon",
+    "dion", "sinkgd", "polora", "flash_adamw", "flash_adam", "flash_sgd", "flash_sgdw", "flash_lion",
+    "q_galore_adamw8bit",
+})  # fmt: skip
+"""Optimizers that axolotl builds itself, around transformers (utils/schemas/enums.py, `CustomSupportedOptimizers`)."""
+
+Builder = Callable[[Request], TracedOptimizer]
+BUILDERS: dict[str, Builder] = {}
+
+
+def builds(*names: str) -> Callable[[Builder], Builder]:
+    """Registers the function that builds the optimizers of these names."""
+
+    def register(builder: Builder) -> Builder:
+        for name in names:
+            assert name not in BUILDERS, f"two builders for {name}"
+            BUILDERS[name] = builder
+        return builder
+
+    return register
+
+
+def to_bool(value: Any) -> bool:
+    """`optim_args` values arrive as text or as YAML booleans (transformers/utils/generic.py, `strtobool`).
+
+    Raises:
+        ValueError: the text is no truth value.
+    """
+    text = str(value).lower()
+    if text in {"y", "yes", "t", "true", "on", "1"}:
+        return True
+    if text in {"n", "no", "f", "false", "off", "0"}:
+        return False
+    raise ValueError(f"{value!r} is not a truth value")

@@ -1,0 +1,101 @@
+"""torch's own optimizers: the real classes, stepped on meta."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.training.optimizers.request import Request, builds, to_bool
+from axmem_trace.training.optimizers.traced import TracedOptimizer
+
+Implementation = Literal["fused", "foreach", "for-loop"]
+
+
+def implementation_of(request: Request) -> Implementation:
+    """How a torch optimizer steps on a GPU.
+
+    `adamw_torch_fused` is fused (transformers/trainer_optimizer.py, `_get_adamw_torch`); every other class gets nothing
+    and takes `foreach` on CUDA (torch/optim/optimizer.py, `_default_to_fused_or_foreach`). `--assume
+    optimizer_implementation` overrules that, as does an implementation in the recipe other than its default.
+    """
+    wanted = request.recipe.optimizer.implementation
+    reason = request.recipe.reasons.get("optimizer.implementation")
+    assumed = reason is not None and reason.origin == "assume"
+    if wanted != "library" and (assumed or wanted != "fused"):
+        return wanted
+    return "fused" if request.name in ("adamw_torch_fused", "adamw_apex_fused") else "foreach"
+
+
+def implementation_kwargs(request: Request) -> dict[str, Any]:
+    """`foreach` and `fused` as the constructor takes them."""
+    implementation = implementation_of(request)
+    request.note("traced", f"torch.optim steps with its {implementation} code", key="optimizer.implementation")
+    by_implementation: dict[Implementation, dict[str, Any]] = {
+        "fused": {"fused": True},
+        "foreach": {"foreach": None, "fused": None},
+        "for-loop": {"foreach": False, "fused": False},
+    }
+    return by_implementation[implementation]
+
+
+@builds("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused")
+def build_adamw(request: Request) -> TracedOptimizer:
+    """`torch.optim.AdamW` (transformers/trainer_optimizer.py, `_get_adamw_torch`), and two names that transformers has
+    dropped: see `RETIRED` in names.py."""
+    kwargs = implementation_kwargs(request)
+    return request.traced(torch.optim.AdamW(request.groups, lr=request.lr, **request.adam_kwargs, **kwargs))
+
+
+@builds("sgd")
+def build_sgd(request: Request) -> TracedOptimizer:
+    """`torch.optim.SGD` (transformers/trainer_optimizer.py, `_get_sgd`): no state without `momentum`."""
+    kwargs: dict[str, Any] = {key: request.arg(key, 0.0, float) for key in ("momentum", "dampening", "weight_decay")}
+    kwargs["nesterov"] = request.arg("nesterov", False, to_bool)
+    kwargs.update(implementation_kwargs(request))
+    return request.traced(_construct(request, torch.optim.SGD, **kwargs))
+
+
+@builds("adagrad")
+def build_adagrad(request: Request) -> TracedOptimizer:
+    """`torch.optim.Adagrad` (transformers/trainer_optimizer.py, `_get_adagrad`): the sums are made by the constructor,
+    so they exist before the first step. It has no fused kernel for CUDA."""
+    if implementation_of(request) == "fused":
+        raise ConfigError("Adagrad has no fused kernel for CUDA", key="optimizer_implementation", value="fused",
+                          accepted="foreach, for-loop")  # fmt: skip
+    kwargs: dict[str, Any] = {"lr_decay": request.arg("lr_decay", 0.0, float), "eps": request.arg("eps", 1e-10, float)}
+    kwargs["weight_decay"] = request.arg("weight_decay", 0.0, float)
+    kwargs.update(implementation_kwargs(request))
+    return request.traced(_construct(request, torch.optim.Adagrad, **kwargs))
+
+
+@builds("rmsprop")
+def build_rmsprop(request: Request) -> TracedOptimizer:
+    """`torch.optim.RMSprop` (transformers/trainer_optimizer.py, `_get_rmsprop`)."""
+    if implementation_of(request) == "fused":
+        raise ConfigError("RMSprop has no fused implementation", key="optimizer_implementation", value="fused",
+                          accepted="foreach, for-loop")  # fmt: skip
+    kwargs: dict[str, Any] = {key: request.arg(key, 0.0, float) for key in ("momentum", "weight_decay")}
+    kwargs.update(alpha=request.arg("alpha", 0.99, float), eps=request.arg("eps", 1e-8, float))
+    kwargs["centered"] = request.arg("centered", False, to_bool)
+    implementation = implementation_kwargs(request)
+    return request.traced(_construct(request, torch.optim.RMSprop, foreach=implementation["foreach"], **kwargs))
+
+
+def _construct(request: Request, optimizer_class: type[torch.optim.Optimizer], **kwargs: Any) -> torch.optim.Optimizer:
+    """The class on the recipe's groups; what torch refuses becomes a message for the user."""
+    try:
+        return optimizer_class(request.groups, lr=request.lr, **kwargs)  # type: ignore[call-arg]
+    except ValueError as error:
+        raise ConfigError(f"{request.name}: {error}", key="optim_args", value=dict(request.args)) from error
+
+
+@builds("adafactor")
+def build_adafactor(request: Request) -> TracedOptimizer:
+    """transformers' `Adafactor` with a fixed learning rate (transformers/trainer_optimizer.py, `_get_adafactor`, which
+    ignores `optim_args`). The real class, tensor by tensor: fp32 copies of gradient and weight, and an fp32 update."""
+    from transformers.optimization import Adafactor
+
+    optimizer = Adafactor(request.groups, lr=request.lr, scale_parameter=False, relative_step=False)
+    return request.traced(optimizer)

@@ -1,0 +1,105 @@
+"""`TracedOptimizer`: what the step needs of an optimizer, whatever library it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.ledger import Device
+from axmem_trace.notes import Note
+from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
+
+StateTensor = tuple["nn.Parameter | None", torch.Tensor, Device]
+"""A state tensor, the parameter that owns it (`None`: shared by several, or by none), and the memory it lives in."""
+
+
+@dataclass
+class TracedOptimizer:
+    """One or several real (or faithfully rebuilt) optimizers over meta parameters.
+
+    Attributes:
+        name: axolotl's name of the optimizer.
+        optimizers: stepped in this order; empty where the step happens in backward hooks.
+        notes: how the figures came about.
+        hooked: optimizers that hooks step during backward; `step()` doesn't, but their state is reported.
+        around_step: opened while the optimizers step, for libraries that call into a driver.
+        releases_gradients: hooks free each gradient as soon as backward has made it.
+    """
+
+    name: str
+    optimizers: Sequence[torch.optim.Optimizer]
+    notes: list[Note] = field(default_factory=list)
+    hooked: Sequence[torch.optim.Optimizer] = ()
+    around_step: Callable[[], AbstractContextManager[None]] = nullcontext
+    releases_gradients: bool = False
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Every parameter that is optimised, once."""
+        found: dict[int, nn.Parameter] = {}
+        for optimizer in (*self.optimizers, *self.hooked):
+            for group in optimizer.param_groups:
+                found.update((id(parameter), parameter) for parameter in group["params"])
+        return list(found.values())
+
+    def step(self) -> None:
+        """Steps on the parameters' meta gradients. States and temporaries come out of the operators it runs."""
+        with meta_as_cuda(), self.around_step():
+            for optimizer in self.optimizers:
+                optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Drops the gradients (`set_to_none=True`, transformers' and torch's default)."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def state_tensors(self) -> Iterator[StateTensor]:
+        """Every tensor that the optimizers keep between steps, each storage once.
+
+        Right after `build_optimizer` this holds what a constructor allocates (Adagrad's sums); after a first step, all.
+        """
+        owners: dict[int, tuple[torch.Tensor, list[Any]]] = {}
+        for optimizer in (*self.optimizers, *self.hooked):
+            for owner, values in optimizer.state.items():
+                for tensor in tensors_in(values):
+                    _, found = owners.setdefault(tensor.untyped_storage()._cdata, (tensor, []))
+                    if all(owner is not known for known in found):
+                        found.append(owner)
+        own = {id(parameter) for parameter in self.parameters}
+        for tensor, found in owners.values():
+            alone = found[0] if len(found) == 1 and id(found[0]) in own else None
+            yield alone, tensor, device_of(tensor)
+
+    def state_bytes(self, device: Device = "gpu") -> int:
+        """Bytes of all state in one kind of memory, as asked for (not rounded to allocator blocks)."""
+        return sum(tensor.untyped_storage().nbytes() for _, tensor, place in self.state_tensors() if place == device)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of state in ordinary host memory: step counters of torch's unfused optimizers."""
+        return self.state_bytes("cpu")
+
+
+def device_of(tensor: torch.Tensor) -> Device:
+    """Which memory a state tensor takes on a real run: meta stands for the GPU; bitsandbytes marks managed memory with
+    `is_paged` (bitsandbytes/functional.py, `get_paged`)."""
+    if getattr(tensor, "is_paged", False):
+        return "managed"
+    return "gpu" if tensor.is_meta else "cpu"
+
+
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """The tensors of a nest of mappings, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        for item in value:
+            yield from tensors_in(item)
