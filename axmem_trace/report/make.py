@@ -1,0 +1,183 @@
+"""`make_report`: recipe, model facts, ledger and reservation to one `Report`, every sum checked on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from axmem_trace.facts import ModelFacts
+from axmem_trace.ledger import BUCKETS, Device, Ledger
+from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Recipe
+from axmem_trace.report.modules import make_module_rows
+from axmem_trace.report.moments import ReservedBytes, Survey, make_phases, make_timeline, most_alive, survey
+from axmem_trace.report.types import (
+    AfterLoad,
+    BatchShape,
+    Choice,
+    DtypeRow,
+    Elsewhere,
+    Host,
+    ModelSummary,
+    OutOfMemory,
+    Peak,
+    Report,
+    Resident,
+    TargetGpu,
+)
+from axmem_trace.report.wording import describe_run
+
+
+def make_report(
+    recipe: Recipe,
+    facts: ModelFacts,
+    ledger: Ledger,
+    reservation: ReservedBytes,
+    *,
+    notes: Sequence[Note],
+    versions: Mapping[str, str],
+    elapsed_seconds: Mapping[str, float],
+) -> Report:
+    """Classifies the recorded facts and sums them up.
+
+    Args:
+        notes: of every stage; the recipe's own are added where they are missing.
+        versions: of the libraries that were traced.
+        elapsed_seconds: by stage.
+    """
+    found = survey(ledger)
+    peak = _make_peak(recipe, found, reservation)
+    buckets, resident = found.peak.buckets, _make_resident(facts, ledger)
+    phases = make_phases(found, reservation)
+    failure = _make_out_of_memory(ledger, reservation)
+    memory_bytes = recipe.gpu.memory_bytes
+    report = Report(
+        run=describe_run(recipe),
+        model=_make_model(facts),
+        batch=_make_batch(recipe),
+        gpu=TargetGpu(name=recipe.gpu.name, memory_bytes=memory_bytes, context_bytes=recipe.gpu.context_bytes,
+                      count=recipe.gpu.count),  # fmt: skip
+        peak=peak,
+        fits=(peak.device_bytes <= memory_bytes and failure is None) if memory_bytes else None,
+        headroom_bytes=memory_bytes - peak.device_bytes if memory_bytes else None,
+        out_of_memory=failure,
+        after_load=AfterLoad(allocated_bytes=phases["load"].end_bytes if "load" in phases else 0),
+        phases=phases,
+        buckets=buckets,
+        resident=resident,
+        host=Host(cpu=_make_elsewhere(ledger, "cpu"), managed=_make_elsewhere(ledger, "managed")),
+        modules=make_module_rows(facts, ledger, peak_tick=peak.tick),
+        dtypes=_make_dtypes(facts),
+        timeline=make_timeline(found, reservation),
+        choices={path: Choice(value=reason.value, text=reason.text, origin=reason.origin, line=reason.line)
+                 for path, reason in recipe.reasons.items()},  # fmt: skip
+        notes=tuple(dict.fromkeys((*recipe.notes, *notes))),
+        versions=dict(versions),
+        elapsed_seconds=dict(elapsed_seconds),
+    )
+    assert_adds_up(report, ledger)
+    return report
+
+
+def assert_adds_up(report: Report, ledger: Ledger) -> None:
+    """Every table against an independent total. A failure is a bug of ours."""
+    peak, resident, rows = report.peak, report.resident, report.modules
+    totals = {
+        "buckets and the allocated peak": (report.buckets.total, peak.allocated_bytes),
+        "the peak and what is alive then": (peak.allocated_bytes, ledger.allocated_at(peak.tick)),
+        "the peak and the ledger's": (peak.allocated_bytes, ledger.peak().allocated_bytes),
+        "dtypes and resident weights": (sum(row.bytes for row in report.dtypes), resident.weights + resident.adapters),
+        "module weights": (sum(row.weight_bytes for row in rows), resident.weights + resident.adapters),
+        "module gradients": (sum(row.gradient_bytes for row in rows), resident.gradients),
+        "module optimizer states": (sum(row.optimizer_bytes for row in rows), resident.optimizer),
+        "module activations": (sum(row.activation_bytes for row in rows), report.buckets.activations),
+        "module parameters": (sum(row.parameters for row in rows), report.model.parameters),
+        "trainable": (sum(row.trainable_parameters for row in rows), report.model.trainable_parameters),
+    }
+    for what, (found, expected) in totals.items():
+        assert found == expected, f"{what} do not agree: {found} and {expected}"
+
+
+def _make_peak(recipe: Recipe, found: Survey, reservation: ReservedBytes) -> Peak:
+    span = found.peak
+    event, context_bytes = span.peak_event, recipe.gpu.context_bytes
+    return Peak(
+        allocated_bytes=max(span.peak_bytes, 0),
+        active_bytes=max(span.peak_bytes, 0),
+        reserved_bytes=reservation.peak_reserved_bytes,
+        device_bytes=reservation.peak_reserved_bytes + context_bytes,
+        context_bytes=context_bytes,
+        phase=span.phase,
+        step=span.step,
+        module=event.allocation.module if event else "",
+        op=event.allocation.op if event else "",
+        tick=event.tick if event else 0,
+    )
+
+
+def _make_resident(facts: ModelFacts, ledger: Ledger) -> Resident:
+    on_gpu = [fact for fact in facts.tensors if fact.device == "gpu"]
+    return Resident(
+        weights=sum(fact.nbytes for fact in on_gpu if fact.role == "weight"),
+        adapters=sum(fact.nbytes for fact in on_gpu if fact.role == "adapter"),
+        gradients=most_alive(each for each in ledger.on_gpu if each.role == "gradient")[0],
+        optimizer=most_alive(each for each in ledger.on_gpu if each.role == "optimizer")[0],
+    )
+
+
+def _make_elsewhere(ledger: Ledger, device: Device) -> Elsewhere:
+    there = [each for each in ledger.allocations if each.device == device]
+    by_bucket = {bucket: most_alive(each for each in there if each.bucket == bucket)[0] for bucket in BUCKETS}
+    return Elsewhere(**by_bucket, peak_bytes=most_alive(there)[0])
+
+
+def _make_dtypes(facts: ModelFacts) -> tuple[DtypeRow, ...]:
+    """The walk of what is on the GPU: parameters before buffers, what trains first, then the largest."""
+    sums: dict[tuple[str, str, bool], list[int]] = {}
+    for fact in facts.tensors:
+        if fact.device == "gpu":
+            row = sums.setdefault((fact.kind, fact.dtype, fact.trainable), [0, 0, 0])
+            row[0], row[1], row[2] = row[0] + 1, row[1] + fact.elements, row[2] + fact.nbytes
+    rows = [
+        DtypeRow(kind="parameter" if kind == "parameter" else "buffer", dtype=dtype, trainable=trainable,
+                 tensors=tensors, elements=elements, bytes=nbytes)
+        for (kind, dtype, trainable), (tensors, elements, nbytes) in sums.items()
+    ]  # fmt: skip
+    return tuple(sorted(rows, key=lambda row: (row.kind == "buffer", not row.trainable, -row.bytes, row.dtype)))
+
+
+def _make_model(facts: ModelFacts) -> ModelSummary:
+    return ModelSummary(
+        name=facts.name,
+        model_type=facts.model_type,
+        class_name=facts.class_name,
+        config_source=facts.config_source,
+        parameters=facts.parameters,
+        trainable_parameters=facts.trainable_parameters,
+    )
+
+
+def _make_batch(recipe: Recipe) -> BatchShape:
+    batch = recipe.batch
+    return BatchShape(
+        rows=batch.rows,
+        row_tokens=batch.row_tokens,
+        packed=batch.packed,
+        samples_per_row=batch.samples_per_row,
+        gradient_accumulation_steps=batch.gradient_accumulation_steps,
+    )
+
+
+def _make_out_of_memory(ledger: Ledger, reservation: ReservedBytes) -> OutOfMemory | None:
+    failure = getattr(reservation, "out_of_memory", None)
+    if failure is None:
+        return None
+    mark = ledger.mark_at(failure.tick)
+    born = next((each for each in ledger.on_gpu if each.born == failure.tick), None)
+    return OutOfMemory(
+        tick=failure.tick,
+        requested_bytes=failure.requested_bytes,
+        phase=mark.phase,
+        step=mark.step,
+        module=born.module if born else "",
+        op=born.op if born else "",
+    )

@@ -1,0 +1,329 @@
+"""What a report holds: numbers and short texts, frozen. All sizes are bytes, as integers.
+
+Two ways of counting appear, and every field says which it uses:
+
+- *blocks*: whole allocator blocks (512 bytes), as `torch.cuda.memory_allocated` counts. Peaks, phases and buckets.
+- *raw*: the bytes of the tensors themselves, as an independent count of parameters gives them. `resident`, `host`,
+  `dtypes` and the weights, gradients and optimizer columns of `modules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from axmem_trace.notes import Note
+from axmem_trace.report.codec import decode_report, encode
+from axmem_trace.report.folding import fold_modules
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+"""Raised when a field of the JSON changes its meaning or goes away; new fields don't raise it."""
+
+
+def json_name(name: str) -> Any:
+    """A dataclass field that goes by another name in JSON (`class` is no Python identifier)."""
+    return field(metadata={"json": name})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSummary:
+    """The model as built. `parameters` are logical: a packed 4-bit weight counts as the weights it stands for."""
+
+    name: str
+    model_type: str
+    class_name: str = json_name("class")
+    config_source: str = ""
+    parameters: int = 0
+    trainable_parameters: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Buckets:
+    """Blocks alive at one moment, by what they are for. They add up to that moment's allocated bytes."""
+
+    weights: int = 0
+    adapters: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    workspace: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, each.name) for each in fields(self))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resident:
+    """Raw bytes on the GPU of each, in full, whenever it was alive; they need not be alive together.
+
+    Weights and adapters are the walk of parameters and buffers (`dtypes` adds up to their sum). Gradients and optimizer
+    are the most raw bytes of that role that were alive at one time: an optimizer that frees each gradient at once never
+    holds them all.
+    """
+
+    weights: int = 0
+    adapters: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.adapters + self.gradients + self.optimizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Elsewhere:
+    """Raw bytes outside the GPU's caching allocator: the most of each bucket, and of all together, at one time."""
+
+    weights: int = 0
+    adapters: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    workspace: int = 0
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Host:
+    """Memory off the card: `cpu` is host memory, `managed` is CUDA managed memory (paged optimizers), which
+    `memory_allocated` never counts and which moves between host and card."""
+
+    cpu: Elsewhere = Elsewhere()
+    managed: Elsewhere = Elsewhere()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peak:
+    """The moment of most live bytes (blocks), and what the card needs.
+
+    `active_bytes` equals `allocated_bytes`: they differ only by blocks that wait for another stream, and a single-GPU
+    step uses one. `reserved_bytes` is the high-water mark of what the caching allocator holds, whenever that was.
+    `device_bytes` is reserved plus the CUDA context, as `nvidia-smi` shows it; the context is assumed.
+    """
+
+    allocated_bytes: int
+    active_bytes: int
+    reserved_bytes: int
+    device_bytes: int
+    context_bytes: int
+    phase: str
+    step: int
+    module: str
+    op: str
+    tick: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AfterLoad:
+    """Blocks alive once the model is loaded, before anything else happens."""
+
+    allocated_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhaseUse:
+    """One stretch of the run: its most live bytes (blocks), the allocator's high-water mark, and what was left.
+
+    `module`, `op` and `buckets` belong to the moment of the most live bytes. `phases` are the parts of a step
+    (`forward`, `backward`, `optimizer`), all micro-batches together; a part has no parts.
+    """
+
+    allocated_bytes: int
+    reserved_bytes: int
+    end_bytes: int
+    """Blocks alive when it ended."""
+    module: str = ""
+    op: str = ""
+    buckets: Buckets = Buckets()
+    phases: Mapping[str, PhaseUse] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModuleRow:
+    """One module's own share: what is in a row is in no other row, so each column adds up to a total.
+
+    `weight_bytes` (raw) to resident weights + adapters, `gradient_bytes` and `optimizer_bytes` (raw) to their resident
+    totals, `activation_bytes` (blocks) to the activations bucket at the peak. `kept_bytes` (blocks) is what was kept for
+    backward when the last forward of the last step had ended. `output_bytes` (raw) is what the module's own code
+    allocated in that forward and the module returned.
+    """
+
+    name: str
+    class_name: str = json_name("class")
+    parameters: int = 0
+    trainable_parameters: int = 0
+    weight_bytes: int = 0
+    gradient_bytes: int = 0
+    optimizer_bytes: int = 0
+    activation_bytes: int = 0
+    kept_bytes: int = 0
+    output_bytes: int = 0
+    num_modules: int = 1
+    """How many modules were folded into this row, itself included."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Weights, gradients, optimizer state and activations at the peak: what the row is sorted by."""
+        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DtypeRow:
+    """Parameters or buffers on the GPU of one dtype. Raw bytes; all rows add up to resident weights + adapters."""
+
+    kind: Literal["parameter", "buffer"]
+    dtype: str
+    trainable: bool
+    tensors: int
+    elements: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimelinePoint:
+    """Live and reserved bytes at one tick, and what had just been born or died."""
+
+    tick: int
+    allocated_bytes: int
+    reserved_bytes: int
+    phase: str
+    step: int
+    module: str
+    op: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchShape:
+    """What one GPU sees in one forward."""
+
+    rows: int
+    row_tokens: int
+    packed: bool
+    samples_per_row: int
+    gradient_accumulation_steps: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetGpu:
+    """The card asked about; `memory_bytes` 0 means that none was named."""
+
+    name: str
+    memory_bytes: int
+    context_bytes: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutOfMemory:
+    """The first request that the card could not serve, even after cached blocks were given back."""
+
+    tick: int
+    requested_bytes: int
+    phase: str
+    step: int
+    module: str = ""
+    op: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """A value in force, and why it is what it is (see `axmem_trace.recipe.types.Reason`)."""
+
+    value: str
+    text: str
+    origin: str
+    line: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything an estimate has to say. Made by `make_report`; reads back from its own JSON unchanged."""
+
+    schema_version: int = SCHEMA_VERSION
+    run: Mapping[str, str]
+    """What was asked for, in words: `config`, `adapter`, `quantisation`, `optimizer`, ..."""
+    model: ModelSummary
+    batch: BatchShape
+    gpu: TargetGpu
+    peak: Peak
+    fits: bool | None
+    """Whether `peak.device_bytes` is within `gpu.memory_bytes` and no request failed; None without a named card."""
+    headroom_bytes: int | None
+    """Memory of the card that is left at the highest point; negative if it does not fit; None without a card."""
+    out_of_memory: OutOfMemory | None
+    after_load: AfterLoad
+    phases: Mapping[str, PhaseUse]
+    """`load`, `step_1`, `step_2` and, where recorded, `eval`, in order of time."""
+    buckets: Buckets
+    resident: Resident
+    host: Host
+    modules: tuple[ModuleRow, ...]
+    dtypes: tuple[DtypeRow, ...]
+    timeline: tuple[TimelinePoint, ...]
+    """Thinned: of each stretch of ticks, the moment of most live bytes. The peak is always among them."""
+    choices: Mapping[str, Choice]
+    notes: tuple[Note, ...]
+    versions: Mapping[str, str]
+    elapsed_seconds: Mapping[str, float]
+
+    def by_module(self, depth: int | None = None) -> tuple[ModuleRow, ...]:
+        """The modules, with those deeper than `depth` folded into their ancestors; sums stay. None folds nothing.
+
+        A module's depth is the number of dots-separated parts of its name; depth 0 is the root alone.
+        """
+        return self.modules if depth is None else fold_modules(self.modules, depth)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON contract as plain dicts, lists, strings and numbers."""
+        encoded = encode(self)
+        assert isinstance(encoded, dict)
+        return encoded
+
+    def to_json(self) -> str:
+        """The JSON contract (DESIGN: `schema_version`, `peak`, `buckets`, ...) as text."""
+        from axmem_trace.render.json import render_json
+
+        return render_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """A report from what `to_json` wrote. Fields that this version does not know are passed over.
+
+        Raises:
+            ValueError: the text is no report, or one of a newer schema.
+        """
+        return decode_report(cls, text, SCHEMA_VERSION)
+
+    def to_pandas(self, table: Literal["modules", "timeline", "dtypes", "phases"] = "modules") -> pd.DataFrame:
+        """One table of the report as a `pandas.DataFrame`; `modules` and `phases` are indexed by name.
+
+        Raises:
+            ImportError: pandas is not installed (`pip install axmem_trace[notebook]`).
+            ValueError: there is no such table.
+        """
+        from axmem_trace.report.frames import make_frame
+
+        return make_frame(self, table)
+
+    @cached_property
+    def by_kind(self) -> dict[str, tuple[Note, ...]]:
+        """The notes of each kind, in the order in which they were made."""
+        kinds = dict.fromkeys(note.kind for note in self.notes)
+        return {kind: tuple(note for note in self.notes if note.kind == kind) for kind in kinds}
+
+    def __str__(self) -> str:
+        from axmem_trace.render.text import render_text
+
+        return render_text(self)
+
+    def _repr_html_(self) -> str:
+        from axmem_trace.render.html import render_html
+
+        return render_html(self)

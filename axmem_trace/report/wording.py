@@ -1,0 +1,66 @@
+"""What was asked for, in words: one short phrase per matter, from the recipe alone."""
+
+from __future__ import annotations
+
+from axmem_trace.recipe.types import Recipe
+
+
+def describe_run(recipe: Recipe) -> dict[str, str]:
+    """Phrases by matter, in the order in which a reader wants them."""
+    return {
+        "config": recipe.name,
+        "method": _method(recipe),
+        "base": _base(recipe),
+        "precision": _precision(recipe),
+        "optimizer": f"{recipe.optimizer.name} ({recipe.optimizer.implementation})",
+        "attention": recipe.attention.kernel,
+        "checkpointing": _checkpointing(recipe),
+        "loss": recipe.loss.path,
+        "batch": _batch(recipe),
+        "evaluation": f"{recipe.evaluation.rows} x {recipe.evaluation.row_tokens} tokens"
+        if recipe.evaluation.enabled
+        else "none",
+        "allocator": recipe.allocator.settings or "PyTorch's defaults",
+    }
+
+
+def _method(recipe: Recipe) -> str:
+    adapter = recipe.adapter
+    if adapter.kind == "none":
+        return "partial fine-tune" if recipe.freezing.unfrozen else "full fine-tune"
+    variant = ", DoRA" if adapter.dora else ""
+    return f"{adapter.kind}, rank {adapter.rank}{variant}" if adapter.kind != "llama-adapter" else adapter.kind
+
+
+def _base(recipe: Recipe) -> str:
+    quantisation = recipe.quantisation
+    if quantisation.method == "none":
+        return recipe.precision.load_dtype
+    if quantisation.method == "bnb_4bit":
+        return f"{quantisation.quant_type}{', double quantisation' if quantisation.double_quant else ''}"
+    return {"bnb_8bit": "int8 (bitsandbytes)", "checkpoint": "quantised, as published"}.get(
+        quantisation.method, quantisation.method
+    )
+
+
+def _precision(recipe: Recipe) -> str:
+    precision = recipe.precision
+    return f"autocast {precision.autocast_dtype}" if precision.autocast else f"no autocast, {precision.load_dtype}"
+
+
+def _checkpointing(recipe: Recipe) -> str:
+    checkpointing = recipe.checkpointing
+    if not checkpointing.enabled:
+        return "none"
+    kind = "reentrant" if checkpointing.use_reentrant else "non-reentrant"
+    return kind if checkpointing.offload == "none" else f"{kind}, offload: {checkpointing.offload}"
+
+
+def _batch(recipe: Recipe) -> str:
+    batch = recipe.batch
+    text = f"{batch.rows} x {batch.row_tokens} tokens"
+    if batch.packed:
+        text += f", packed ({batch.samples_per_row} samples a row)"
+    if batch.gradient_accumulation_steps > 1:
+        text += f", {batch.gradient_accumulation_steps} accumulation steps"
+    return text
