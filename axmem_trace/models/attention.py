@@ -1,0 +1,73 @@
+"""The attention kernel's name on every part of the model, whether or not its package is installed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from axmem_trace.notes import Note
+
+_SET_AFTER_LOADING = {"varlen": "sdpa"}
+"""axolotl's packed SDPA replaces the function behind `sdpa`; transformers never hears of another name."""
+
+
+@contextmanager
+def attention_without_packages(kernel: str, notes: list[Note]) -> Iterator[None]:
+    """While open, transformers accepts `kernel` for a model that supports it, without asking for its package.
+
+    `sdpa` stays transformers' own choice: `eager` where the model has no SDPA path. What the model class itself
+    refuses (`_supports_flash_attn`, `_supports_flex_attn`) is still refused, with transformers' own ValueError.
+
+    Source: transformers `modeling_utils.py` `_check_and_adjust_attn_implementation`, `_flash_attn_can_dispatch`.
+    """
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel._check_and_adjust_attn_implementation
+    requested = _SET_AFTER_LOADING.get(kernel, kernel)
+
+    def check(self: Any, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        if requested in ("sdpa", "eager") or attn_implementation != requested:
+            return original(self, attn_implementation, *args, **kwargs)
+        _refuse_unsupported(self, requested)
+        _note_other_flash_kernel(self, requested, notes)
+        return requested
+
+    PreTrainedModel._check_and_adjust_attn_implementation = check
+    try:
+        yield
+    finally:
+        PreTrainedModel._check_and_adjust_attn_implementation = original
+
+
+def request_attention(config: Any, kernel: str) -> None:
+    """Ask for `kernel` on the configuration and its sub-configurations; axolotl's unset value is `sdpa`, softly."""
+    config._attn_implementation = None if kernel == "sdpa" else _SET_AFTER_LOADING.get(kernel, kernel)
+
+
+def rename_attention(model: nn.Module, kernel: str) -> None:
+    """Give every part that runs `sdpa` the name of a kernel that axolotl installs behind it."""
+    stand_in = _SET_AFTER_LOADING.get(kernel)
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if stand_in and getattr(config, "_attn_implementation", None) == stand_in:
+            config._attn_implementation_internal = kernel  # type: ignore[union-attr]
+
+
+def _refuse_unsupported(model: Any, kernel: str) -> None:
+    name = type(model).__name__
+    if kernel.startswith("flash_attention") and not model._supports_flash_attn:
+        raise ValueError(f"{name} does not support {kernel}")
+    if kernel == "flex_attention" and not model._supports_flex_attn:
+        raise ValueError(f"{name} does not support flex attention")
+
+
+def _note_other_flash_kernel(model: Any, kernel: str, notes: list[Note]) -> None:
+    compatible = getattr(model, "_compatible_flash_implementations", None)
+    if not kernel.startswith("flash_attention") or not compatible or kernel in compatible:
+        return
+    text = f"{type(model).__name__} runs {compatible[0]} in place of {kernel} (transformers replaces it by itself)"
+    if all(note.text != text for note in notes):
+        notes.append(Note(kind="assumed", key="attn_implementation", text=text))

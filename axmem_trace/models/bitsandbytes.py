@@ -1,0 +1,122 @@
+"""bitsandbytes 4-bit and 8-bit weights, packed on meta as they lie on a GPU after loading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.models.built import StateTensor
+from axmem_trace.recipe.types import Quantisation
+
+
+def make_bnb_quantizer(quantisation: Quantisation) -> Any:
+    """transformers' own quantizer for a bitsandbytes recipe (nf4/fp4 or int8), as `from_pretrained` would pick it."""
+    from transformers import BitsAndBytesConfig
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+    from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
+
+    skip = list(quantisation.skip_modules) or None
+    if quantisation.method == "bnb_8bit":
+        config = BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_threshold=quantisation.int8_threshold, llm_int8_skip_modules=skip
+        )
+        return Bnb8BitHfQuantizer(config, pre_quantized=False)
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        llm_int8_skip_modules=skip,
+        bnb_4bit_quant_type=quantisation.quant_type,
+        bnb_4bit_use_double_quant=quantisation.double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, quantisation.compute_dtype),
+        bnb_4bit_quant_storage=getattr(torch, quantisation.storage_dtype),
+    )
+    return Bnb4BitHfQuantizer(config, pre_quantized=False)
+
+
+def pack_bnb_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace the weights of `Linear4bit` and `Linear8bitLt` modules by packed ones on meta.
+
+    `dtype` is what the weights are loaded in before they are quantised: `QuantState.dtype`, which is what they
+    become again in the forward pass (bitsandbytes `functional.py` `dequantize_4bit`).
+    """
+    import bitsandbytes as bnb
+
+    with _unchanged_code_tables():
+        for module in model.modules():
+            if isinstance(module, bnb.nn.Linear4bit):
+                _pack_4bit(module, dtype)
+            elif isinstance(module, bnb.nn.Linear8bitLt):
+                _pack_8bit(module)
+
+
+def _pack_4bit(linear: Any, dtype: torch.dtype) -> None:
+    """As `Params4bit._quantize` (bitsandbytes `nn/modules.py`) does on the way to the GPU."""
+    import bitsandbytes as bnb
+
+    weight = linear.weight
+    full = torch.empty(linear.out_features, linear.in_features, dtype=dtype, device="meta")
+    packed, state = bnb.functional.quantize_4bit(
+        full,
+        blocksize=weight.blocksize,
+        compress_statistics=weight.compress_statistics,
+        quant_type=weight.quant_type,
+        quant_storage=weight.quant_storage,
+    )
+    linear.weight = bnb.nn.Params4bit(
+        packed,
+        requires_grad=False,
+        quant_state=state,
+        blocksize=weight.blocksize,
+        compress_statistics=weight.compress_statistics,
+        quant_type=weight.quant_type,
+        quant_storage=weight.quant_storage,
+        module=linear,
+        bnb_quantized=True,
+    )
+    linear.quant_state = state
+
+
+def _pack_8bit(linear: Any) -> None:
+    """As `Int8Params._quantize` leaves it: one byte per weight, and one fp32 scale (`SCB`) per output row."""
+    import bitsandbytes as bnb
+
+    packed = torch.empty(linear.out_features, linear.in_features, dtype=torch.int8, device="meta")
+    scales = torch.empty(linear.out_features, dtype=torch.float32, device="meta")
+    linear.weight = bnb.nn.Int8Params(packed, requires_grad=False, has_fp16_weights=False, CB=packed, SCB=scales)
+
+
+def iterate_bnb_states(module_name: str, module: nn.Module) -> Iterator[StateTensor]:
+    """The quantisation state of one module's weight: `absmax`, `code`, the nested state, or int8's `SCB`."""
+    weight = module._parameters.get("weight")
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        yield from _quant_state_tensors(f"{module_name}.weight", module_name, state)
+    for holder in (weight, getattr(module, "state", None)):
+        scales = getattr(holder, "SCB", None)
+        if isinstance(scales, torch.Tensor):
+            yield StateTensor(f"{module_name}.weight.SCB", module_name, scales)
+
+
+def _quant_state_tensors(prefix: str, module_name: str, state: Any) -> Iterator[StateTensor]:
+    yield StateTensor(f"{prefix}.absmax", module_name, state.absmax)
+    yield StateTensor(f"{prefix}.quant_map", module_name, state.code)
+    if state.nested:
+        yield StateTensor(f"{prefix}.nested_offset", module_name, state.offset)
+        yield StateTensor(f"{prefix}.nested_absmax", module_name, state.state2.absmax)
+        yield StateTensor(f"{prefix}.nested_quant_map", module_name, state.state2.code)
+
+
+@contextmanager
+def _unchanged_code_tables() -> Iterator[None]:
+    """bitsandbytes keeps its code tables on the device of their first use: a meta one would break later real use."""
+    from bitsandbytes import functional
+
+    before = dict(functional.name2qmap)
+    try:
+        yield
+    finally:
+        functional.name2qmap.clear()
+        functional.name2qmap.update(before)

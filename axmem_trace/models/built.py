@@ -1,0 +1,40 @@
+"""What `build_model` hands on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.facts import ModelFacts
+from axmem_trace.notes import Note
+
+
+@dataclass(frozen=True, slots=True)
+class StateTensor:
+    """A tensor that a module keeps outside its parameters and buffers, such as bitsandbytes' `absmax`.
+
+    `name` is the tensor's own dotted name, `module` the dotted name of the module that owns it; `tensor` is given so
+    that a recorder can register its storage as weights.
+    """
+
+    name: str
+    module: str
+    tensor: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltModel:
+    """The model as axolotl would hand it to the trainer: loaded, quantised, cast, adapted, frozen, in training mode.
+
+    `module` is a `PeftModel` when there is an adapter. `state_tensors` lists what lives outside `parameters()` and
+    `buffers()`; `facts` counts all three, each storage once.
+    """
+
+    module: nn.Module
+    config: Any
+    facts: ModelFacts
+    state_tensors: tuple[StateTensor, ...] = ()
+    notes: list[Note] = field(default_factory=list)

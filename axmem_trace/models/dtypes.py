@@ -1,0 +1,93 @@
+"""The casts between loading and the adapter: axolotl's upcast, peft's k-bit preparation, axolotl's cast back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.recipe.types import Precision, Recipe
+
+_EMBEDDING_NAMES = {
+    "gpt_neox": ("embed_in", "embed_out"),
+    "falcon": ("word_embeddings", "lm_head"),
+    "nemotron_h": ("embeddings", "lm_head"),
+    "bailing_hybrid": ("word_embeddings", "lm_head"),
+}
+"""Substrings of embedding and head names by model type (axolotl `loaders/utils.py` `get_linear_embedding_layers`)."""
+_DEFAULT_FP32_NORM_CLASSES = ("RMSNorm", "LayerNorm")
+
+
+def embedding_names(model_type: str) -> tuple[str, str]:
+    """What input embedding and output head are called (axolotl `loaders/utils.py` `get_linear_embedding_layers`)."""
+    first, second = _EMBEDDING_NAMES.get(model_type, ("embed_tokens", "lm_head"))
+    return first, second
+
+
+def cast_as_axolotl(model: Any, recipe: Recipe) -> Any:
+    """Apply the casts of axolotl `loaders/model.py` `_configure_embedding_dtypes`, in its order."""
+    precision = recipe.precision
+    if precision.upcast_before:
+        _cast_norms_and_embeddings(model, recipe, torch.float32, first_pass=True)
+    if recipe.quantisation.kbit_preparation and recipe.adapter.kind in ("lora", "qlora"):
+        model = _prepare_for_kbit(model, recipe)
+    if precision.cast_back:
+        _cast_norms_and_embeddings(model, recipe, getattr(torch, precision.load_dtype), first_pass=False)
+    _apply_assumed_dtypes(model, recipe)
+    return model
+
+
+def _cast_norms_and_embeddings(model: nn.Module, recipe: Recipe, dtype: torch.dtype, *, first_pass: bool) -> None:
+    """Source: axolotl `loaders/model.py` `_convert_embedding_modules_dtype`.
+
+    Norms are modules with `norm` anywhere in their dotted name; gates (`*.gate`) are cast on the first pass only, and
+    are the reason that routers stay in fp32.
+    """
+    names = embedding_names(recipe.model.base.model_type) if recipe.precision.upcast_embeddings else ()
+    norm_classes = _fp32_norm_classes(recipe.precision)
+    for name, module in model.named_modules():
+        if norm_classes and _has_class(module, norm_classes):
+            module.to(torch.float32)
+        elif "norm" in name:
+            module.to(dtype)
+        if first_pass and name.endswith(".gate"):
+            module.to(dtype)
+        if first_pass and recipe.model.base.model_type == "btlm":
+            continue
+        if any(part in name for part in names) and hasattr(module, "weight"):
+            module.to(dtype)
+
+
+def _fp32_norm_classes(precision: Precision) -> tuple[str, ...]:
+    if not precision.fp32_norms:
+        return ()
+    return precision.fp32_norm_classes or _DEFAULT_FP32_NORM_CLASSES
+
+
+def _has_class(module: nn.Module, patterns: tuple[str, ...]) -> bool:
+    """A pattern with a dot is the class's full path; without, the end of its name (axolotl `utils/fp32_norms.py`)."""
+    cls = type(module)
+    for pattern in filter(str.strip, patterns):
+        if pattern == f"{cls.__module__}.{cls.__name__}" if "." in pattern else cls.__name__.endswith(pattern):
+            return True
+    return False
+
+
+def _prepare_for_kbit(model: Any, recipe: Recipe) -> Any:
+    """peft's own `prepare_model_for_kbit_training`: freezes, and casts what is not packed to fp32."""
+    from peft import prepare_model_for_kbit_training
+
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.checkpointing.enabled)
+
+
+def _apply_assumed_dtypes(model: nn.Module, recipe: Recipe) -> None:
+    precision = recipe.precision
+    if precision.norm_dtype != "as_loaded":
+        for name, module in model.named_modules():
+            if "norm" in name:
+                module.to(getattr(torch, precision.norm_dtype))
+    if precision.embedding_dtype != "as_loaded":
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if module is not None:
+                module.to(getattr(torch, precision.embedding_dtype))

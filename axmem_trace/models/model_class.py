@@ -1,0 +1,148 @@
+"""Which model class axolotl would load."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Recipe
+
+_AUTO_CLASS_OF_TASK = {
+    "causal-lm": "AutoModelForCausalLM",
+    "image-text-to-text": "AutoModelForImageTextToText",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+}
+_MAMBA_SSM_CLASS = "MambaLMHeadModel"
+
+
+def find_model_class(recipe: Recipe, config: Any, notes: list[Note]) -> tuple[Any, Any]:
+    """The class to build and the configuration to build it with (the text part, for text classes of composite types).
+
+    Source: axolotl `loaders/model.py` `_set_auto_model_loader`, `_build_model` (a named `type_of_model` is taken from
+    transformers unless remote code or GPTQ is asked for); transformers `auto_factory.py` `from_config`.
+
+    Raises:
+        ConfigError: no such class, or none for this architecture.
+    """
+    named = recipe.model.type_of_model
+    if named == _MAMBA_SSM_CLASS:
+        text = "built as transformers' own Mamba class; axolotl would load mamba-ssm's MambaLMHeadModel"
+        notes.append(Note(kind="assumed", key="type_of_model", text=text))
+        named = ""
+    skips_name = recipe.quantisation.method == "gptq" or recipe.model.trust_remote_code
+    if named and named != _AUTO_CLASS_OF_TASK["causal-lm"] and not skips_name:
+        found = _named_class(named)
+        if not hasattr(found, "_model_mapping"):
+            return found, _config_for(found, config)
+        auto_class = found
+    else:
+        auto_class = _named_class(_AUTO_CLASS_OF_TASK[recipe.model.task])
+    return _class_of_auto(recipe, auto_class, config, notes)
+
+
+def _named_class(name: str) -> Any:
+    import transformers
+
+    try:
+        found = getattr(transformers, name, None)
+        if found is not None:
+            bool(getattr(found, "_is_dummy", False))
+    except Exception as error:
+        raise _unusable(name, str(error)) from error
+    if not isinstance(found, type):
+        raise _unusable(name, f"transformers {transformers.__version__} has no class of this name")
+    return found
+
+
+def _unusable(name: str, why: str) -> ConfigError:
+    return ConfigError(
+        problem=f"the model class {name} can't be used",
+        key="type_of_model",
+        value=name,
+        accepted="a transformers class, such as AutoModelForCausalLM, LlamaForCausalLM, AutoModelForImageTextToText",
+        details=(why,),
+        remedy="drop `type_of_model` so that the class follows from the base model, or correct its name",
+    )
+
+
+def _class_of_auto(recipe: Recipe, auto_class: Any, config: Any, notes: list[Note]) -> tuple[Any, Any]:
+    mapping = auto_class._model_mapping
+    if type(config) in mapping:
+        found = mapping[type(config)]
+        if isinstance(found, (list, tuple)):
+            found = _preferred(found, config)
+        return found, _config_for(found, config)
+    remote = getattr(config, "auto_map", None) or {}
+    if auto_class.__name__ in remote and recipe.model.trust_remote_code:
+        return _remote_class(recipe, remote[auto_class.__name__], notes), config
+    fallback = _class_of_architectures(config)
+    if fallback is None or recipe.model.task.endswith("classification"):
+        raise _no_class(recipe, auto_class, config)
+    text = (
+        f"{auto_class.__name__} has no class for {config.model_type!r}: built as {fallback.__name__}, which the base "
+        "model's config.json names. axolotl needs `processor_type: AutoProcessor` to load it"
+    )
+    notes.append(Note(kind="warning", key="processor_type", text=text))
+    return fallback, _config_for(fallback, config)
+
+
+def _preferred(classes: Any, config: Any) -> Any:
+    """Of several classes for one configuration type, the one that `architectures` names; else the first.
+
+    Source: transformers `auto_factory.py` `_get_model_class`.
+    """
+    by_name = {found.__name__: found for found in classes}
+    for name in getattr(config, "architectures", None) or []:
+        if name in by_name:
+            return by_name[name]
+    return classes[0]
+
+
+def _config_for(model_class: Any, config: Any) -> Any:
+    """The text configuration, where the class is a text model of a composite type (`from_config` of the Auto classes)."""
+    text_config_class = (getattr(config, "sub_configs", None) or {}).get("text_config")
+    if text_config_class is None or getattr(model_class, "config_class", None) != text_config_class:
+        return config
+    text_config = config.get_text_config()
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        text_config.quantization_config = quantization
+    text_config.name_or_path = config.name_or_path
+    return text_config
+
+
+def _class_of_architectures(config: Any) -> Any:
+    import transformers
+
+    for name in getattr(config, "architectures", None) or []:
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and hasattr(found, "config_class"):
+            return found
+    return None
+
+
+def _remote_class(recipe: Recipe, reference: str, notes: list[Note]) -> Any:
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    place = recipe.model.base.directory or recipe.model.base.name
+    notes.append(Note(kind="assumed", key="trust_remote_code", text=f"ran the model code {reference} of {place}"))
+    try:
+        return get_class_from_dynamic_module(reference, place, local_files_only=True)
+    except Exception as error:
+        raise ConfigError(
+            problem=f"the model code {reference!r} of {place} can't be loaded",
+            key="trust_remote_code",
+            details=(f"{type(error).__name__}: {error}",),
+            remedy="check that the repository's .py files lie beside its config.json and that what they import is "
+            "installed",
+        ) from error
+
+
+def _no_class(recipe: Recipe, auto_class: Any, config: Any) -> ConfigError:
+    return ConfigError(
+        problem=f"transformers has no {auto_class.__name__} for {config.model_type!r} ({recipe.model.base.name})",
+        key="base_model",
+        remedy="name the model class with `type_of_model`, or choose a base model of another architecture",
+    )

@@ -1,0 +1,107 @@
+"""Recipe to transformers configuration object: from a mapping, never from the network."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Model, Recipe
+
+_NOT_FOR_CONFIG_CLASSES = ("transformers_version", "_commit_hash")
+
+
+def build_model_config(recipe: Recipe, notes: list[Note]) -> Any:
+    """The transformers configuration that `AutoConfig.from_pretrained` would return, with axolotl's changes.
+
+    Source: axolotl `loaders/utils.py` `load_model_config`, `check_model_config` (use_cache off, num_labels); the
+    overrides of `overrides_of_model_config` are already merged into the recipe.
+
+    Raises:
+        ConfigError: a `model_type` that the installed transformers doesn't have, or fields that its class refuses.
+    """
+    model = recipe.model
+    values = {key: value for key, value in _thaw(model.base.config).items() if key not in _NOT_FOR_CONFIG_CLASSES}
+    if model.num_labels:
+        values["num_labels"] = model.num_labels
+    config_class = _config_class(model, notes)
+    try:
+        config = config_class.from_dict(values)
+    except Exception as error:
+        raise ConfigError(
+            problem=f"transformers' {config_class.__name__} refuses the configuration of {model.base.name}",
+            key="base_model",
+            details=(f"{type(error).__name__}: {error}",),
+            remedy="check the base model's config.json and `overrides_of_model_config` against transformers' "
+            f"{config_class.__name__}",
+        ) from error
+    _switch_cache_off(config)
+    config.name_or_path = model.base.name
+    return config
+
+
+def _config_class(model: Model, notes: list[Note]) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    model_type = model.base.model_type or str(model.base.config.get("model_type", ""))
+    has_remote_code = "auto_map" in model.base.config
+    if model_type in CONFIG_MAPPING:
+        if has_remote_code and model.trust_remote_code:
+            text = f"transformers has {model_type!r} built in: its class is used, the repository's own code is not run"
+            notes.append(Note(kind="assumed", key="trust_remote_code", text=text))
+        return CONFIG_MAPPING[model_type]
+    if has_remote_code:
+        return _remote_config_class(model, model_type)
+    import transformers
+
+    raise ConfigError(
+        problem=f"transformers {transformers.__version__} has no model type {model_type!r} (of {model.base.name})",
+        key="base_model",
+        remedy="install a newer transformers (pip install -U transformers), or name a base model of a known type",
+    )
+
+
+def _remote_config_class(model: Model, model_type: str) -> Any:
+    reference = str(model.base.config["auto_map"].get("AutoConfig", ""))
+    place = model.base.directory or model.base.name
+    if not model.trust_remote_code:
+        raise ConfigError(
+            problem=f"{model.base.name} ({model_type}) comes with its own Python code ({reference or 'auto_map'} in "
+            f"{place}), which transformers has no built-in class for",
+            key="trust_remote_code",
+            remedy="read that code and allow it with --trust-remote-code (and `trust_remote_code: true` in the "
+            "configuration)",
+        )
+    if not model.base.directory:
+        raise ConfigError(
+            problem=f"the Python code of {model.base.name} ({reference or 'auto_map'}) is not on this machine",
+            key="base_model",
+            remedy="download the repository's .py files and config.json into a directory and name it as base_model",
+        )
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    try:
+        return get_class_from_dynamic_module(reference, place, local_files_only=True)
+    except Exception as error:
+        raise ConfigError(
+            problem=f"the configuration code {reference!r} of {place} can't be loaded",
+            key="trust_remote_code",
+            details=(f"{type(error).__name__}: {error}",),
+            remedy="check that the repository's .py files lie beside its config.json",
+        ) from error
+
+
+def _switch_cache_off(config: Any) -> None:
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "use_cache"):
+            part.use_cache = False
+
+
+def _thaw(value: Any) -> Any:
+    """Plain dictionaries and lists: the recipe's may be read-only, and configuration classes change what they get."""
+    if hasattr(value, "items"):
+        return {key: _thaw(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_thaw(item) for item in value]
+    return copy.copy(value)

@@ -1,0 +1,153 @@
+"""An uninitialised model of the right class and dtypes: on meta nothing is allocated, whatever its size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.models.attention import attention_without_packages, rename_attention, request_attention
+from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Recipe
+
+
+def build_skeleton(
+    model_class: Any,
+    config: Any,
+    recipe: Recipe,
+    device: str,
+    notes: list[Note],
+    replace_modules: Callable[[Any], None] | None = None,
+) -> Any:
+    """Build `model_class(config)` as `from_pretrained` does before it reads weights, then tie weights.
+
+    The contexts are those of transformers' `modeling_utils.py` `get_init_context` (default dtype, no tying yet) on
+    `accelerate.init_empty_weights(include_buffers=True)`. `replace_modules` (a quantizer's) runs where
+    `from_pretrained` calls `preprocess_model`: inside them, before tying. Parameters keep the dtype that their module
+    gave them, except those of `_keep_in_fp32_modules(_strict)`.
+
+    Args:
+        device: `meta`, or `cpu` for real, initialised tensors.
+
+    Raises:
+        ConfigError: the class can't be built: a missing optional package, fields it refuses, an unsupported kernel.
+    """
+    dtype = getattr(torch, recipe.precision.load_dtype)
+    _set_dtype(config, dtype)
+    request_attention(config, recipe.attention.kernel)
+    if recipe.model.experts_implementation in ("eager", "grouped_mm", "batched_mm"):
+        config._experts_implementation = recipe.model.experts_implementation
+    try:
+        with attention_without_packages(recipe.attention.kernel, notes), _creation_context(dtype, device):
+            model = model_class(config)
+            if replace_modules is not None:
+                replace_modules(model)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise _unbuildable(recipe, model_class, error) from error
+    model.tie_weights()
+    if device == "meta":
+        move_stragglers_to_meta(model)
+    _keep_in_fp32(model, dtype)
+    rename_attention(model, recipe.attention.kernel)
+    return model
+
+
+def move_stragglers_to_meta(model: nn.Module) -> None:
+    """Replace real parameters and buffers (made with an explicit device) by meta ones of the same shape and dtype."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = buffer.to("meta")
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                meta = nn.Parameter(parameter.data.to("meta"), requires_grad=parameter.requires_grad)
+                module._parameters[name] = meta
+
+
+@contextmanager
+def _creation_context(dtype: torch.dtype, device: str) -> Iterator[None]:
+    from accelerate import init_empty_weights
+    from transformers.initialization import no_tie_weights
+    from transformers.modeling_utils import local_torch_dtype
+    from transformers.monkey_patching import apply_patches
+
+    with local_torch_dtype(dtype), apply_patches():
+        if device != "meta":
+            yield
+            return
+        with no_tie_weights(), init_empty_weights(include_buffers=True), no_torch_initialisation():
+            yield
+
+
+_INITIALISERS = ("uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_", "eye_", "dirac_",
+                 "xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_", "orthogonal_", "sparse_")  # fmt: skip
+
+
+@contextmanager
+def no_torch_initialisation() -> Iterator[None]:
+    """While open, the functions of `torch.nn.init` leave their tensor alone: on meta they do nothing, slowly."""
+    originals = {name: getattr(torch.nn.init, name) for name in _INITIALISERS if hasattr(torch.nn.init, name)}
+
+    def leave_alone(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return tensor
+
+    for name in originals:
+        setattr(torch.nn.init, name, leave_alone)
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch.nn.init, name, original)
+
+
+def _set_dtype(config: Any, dtype: torch.dtype) -> None:
+    """Source: transformers `modeling_utils.py` `_get_dtype`: the requested dtype, on sub-configurations too."""
+    config.dtype = dtype
+    for key in getattr(config, "sub_configs", None) or {}:
+        part = getattr(config, key, None)
+        if part is not None:
+            part.dtype = dtype
+
+
+def _keep_in_fp32(model: Any, dtype: torch.dtype) -> None:
+    """Parameters of modules that their class keeps in fp32, matched as `core_model_loading.py` matches them."""
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return
+    from transformers.core_model_loading import build_glob_alternation
+
+    pattern = build_glob_alternation(list(plan))[0]
+    for name, tensor in [*model.named_parameters(), *_persistent_buffers(model)]:
+        if tensor.dtype in (torch.float16, torch.bfloat16) and pattern.search(name):
+            tensor.data = tensor.data.to(torch.float32)
+
+
+def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for prefix, module in model.named_modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{name}" if prefix else name, buffer
+
+
+def _unbuildable(recipe: Recipe, model_class: Any, error: Exception) -> ConfigError:
+    import transformers
+
+    name = model_class.__name__
+    if isinstance(error, ImportError):
+        remedy = f"install what {name} needs (named above), for example: pip install pillow timm torchvision"
+    elif "attention" in str(error).lower() and "support" in str(error).lower():
+        remedy = "choose another `attn_implementation` (sdpa works for most models)"
+    else:
+        remedy = "check the base model's config.json and `overrides_of_model_config`; a newer transformers may help"
+    return ConfigError(
+        problem=f"transformers {transformers.__version__} can't build {name} for {recipe.model.base.name}",
+        key="base_model",
+        details=(f"{type(error).__name__}: {error}",),
+        remedy=remedy,
+    )
