@@ -4,13 +4,13 @@
 the number on the box: the driver and ECC keep a part. Each row says how its figure in GiB is known:
 
 - `reported`: the "total capacity" that PyTorch prints on this card in public out-of-memory messages and environment
-  reports ("GPU 0 has a total capacity of 79.10 GiB"), remembered and not re-read here; it moves by some 0.2 GiB with the
-  driver, and the smaller of several is taken;
+  reports ("GPU 0 has a total capacity of 79.10 GiB"), remembered and not re-read here; it moves by some 0.2 GiB with
+  the driver, and the smaller of several is taken;
 - `assumed`: no such figure known to us; the nominal size less the share that reported cards of its generation lose.
 
 `context_bytes` is memory outside PyTorch's allocator: the CUDA context, loaded kernel modules (loaded lazily since CUDA
-11.7) and cuBLAS handles. It depends on driver, libraries and the number of SMs (the context holds local-memory stacks per
-SM), so it is an assumption per card class, between 0.25 GiB (small, old) and 0.6 GiB (Blackwell).
+11.7) and cuBLAS handles. It depends on driver, libraries and the number of SMs (the context holds local-memory stacks
+per SM), so it is an assumption per card class, between 0.25 GiB (small, old) and 0.6 GiB (Blackwell).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The bundled table of base models: `models.json` (built from `config.json` files), and two tables kept by hand.
 
-`models.json` and `recalled.json` map an id to `{config, parameters, published, trust, source, note}`; `parameters` is what
-transformers builds on the meta device, `published` what the Hub or the model card says. `aliases.json` maps an id to
-`{of, kind, config?}`: the same shapes as `of`; `config` replaces fields of it (a dtype, a `quantization_config`).
+`models.json` and `recalled.json` map an id to `{config, parameters, published, trust, source, note}`; `parameters` is
+what transformers builds on the meta device, `published` what the Hub or the model card says. `aliases.json` has ids
+that share another one's shapes: `aliases` maps that id to lists by kind; `kinds` says which fields a kind replaces (a
+dtype, a `quantization_config`, a vocabulary; null takes a field away).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class CatalogueEntry:
     """One bundled architecture with what is known of it.
 
     `trust` is `exact json` (a copy of the published file), `derived` (written from documented fields) or `recalled`
-    (known by heart; accepted only because the count of parameters equals the published one).
+    (known by heart; taken in only where the built model has the published number of parameters, or `note` says what
+    else speaks for it).
     """
 
     id: str
@@ -49,18 +51,32 @@ def load_models() -> dict[str, dict[str, Any]]:
     return {**_load("models.json"), **_load("recalled.json")}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alias:
+    """An id with the shapes of `of`; `changes` replaces fields of that configuration (`None` takes one away)."""
+
+    of: str
+    kind: str
+    changes: dict[str, Any]
+
+
 @lru_cache(maxsize=1)
-def load_aliases() -> dict[str, dict[str, Any]]:
-    """`aliases.json`: id to record. An alias never hides a model of its own."""
-    models = load_models()
-    return {name: record for name, record in _load("aliases.json").items() if name not in models}
+def load_aliases() -> dict[str, Alias]:
+    """`aliases.json`, turned round: alias to what it stands for."""
+    table = _load("aliases.json")
+    return {
+        name: Alias(of=of, kind=kind, changes=table["kinds"][kind])
+        for of, by_kind in table["aliases"].items()
+        for kind, names in by_kind.items()
+        for name in names
+    }
 
 
 def list_base_models() -> list[CatalogueEntry]:
     """Every bundled architecture by id, case-insensitively sorted, with the ids that share it."""
     aliases: dict[str, list[str]] = {}
-    for name, record in load_aliases().items():
-        aliases.setdefault(record["of"], []).append(name)
+    for name, alias in load_aliases().items():
+        aliases.setdefault(alias.of, []).append(name)
     entries = [
         CatalogueEntry(
             id=name,
@@ -86,8 +102,10 @@ def find_in_catalogue(name: str) -> Found | None:
         return Found(id=canonical, config=copy.deepcopy(record["config"]), description=_trust_words(record["trust"]))
     if canonical in aliases:
         alias = aliases[canonical]
-        config = copy.deepcopy(models[alias["of"]]["config"]) | copy.deepcopy(alias.get("config", {}))
-        words = f"{alias['kind']}: {alias['of']}'s configuration, {_trust_words(models[alias['of']]['trust'])}"
+        record = models[alias.of]
+        changed = copy.deepcopy(record["config"] | alias.changes)
+        config = {key: value for key, value in changed.items() if value is not None or key not in alias.changes}
+        words = f"{alias.kind}: {alias.of}'s configuration, {_trust_words(record['trust'])}"
         return Found(id=canonical, config=config, description=words)
     return None
 
@@ -117,7 +135,7 @@ def _trust_words(trust: str) -> str:
     return {"exact json": "copy of the published file", "derived": "written from documented fields"}.get(trust, trust)
 
 
-def _load(file: str) -> dict[str, dict[str, Any]]:
+def _load(file: str) -> dict[str, Any]:
     text = resources.files("axmem_trace.catalogue").joinpath(file).read_text(encoding="utf-8")
-    loaded: dict[str, dict[str, Any]] = json.loads(text)
+    loaded: dict[str, Any] = json.loads(text)
     return loaded
