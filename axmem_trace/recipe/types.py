@@ -291,6 +291,13 @@ class Allocator:
     garbage_collection_threshold: float = 0.0
     empty_cache_steps: int = 0
     settings: str = "expandable_segments:True"
+    large_segment_bytes: int = 20 << 20
+    """`large_segment_size_mb`: a segment for requests of 1 to 10 MiB, and a page of large expandable segments."""
+    max_non_split_rounding_bytes: int = 20 << 20
+    """`max_non_split_rounding_mb`: by how much a block beyond `max_split_size_bytes` may be larger than asked for."""
+    per_process_memory_fraction: float = 1.0
+    """Below 1: the part of the card that the process may reserve; only then garbage is collected."""
+    backend: Literal["native", "cudaMallocAsync"] = "native"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

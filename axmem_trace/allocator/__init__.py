@@ -1,0 +1,18 @@
+"""The caching allocator: what CUDA's `reserved` bytes would have been. No torch here.
+
+sizes        rounding of requests, sizes of segments
+blocks       blocks, the pools of free ones
+expandable   segments that grow page by page
+accounts     bytes allocated and reserved, limits, history
+caching      `CachingAllocator`: malloc, free, empty_cache
+conf         `PYTORCH_ALLOC_CONF` to settings
+replay       a ledger through the allocator: `Reservation`
+"""
+
+from __future__ import annotations
+
+from axmem_trace.allocator.conf import describe_settings, parse_alloc_conf
+from axmem_trace.allocator.replay import replay
+from axmem_trace.allocator.reservation import OutOfMemory, Reservation
+
+__all__ = ["OutOfMemory", "Reservation", "describe_settings", "parse_alloc_conf", "replay"]

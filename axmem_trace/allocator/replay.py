@@ -1,0 +1,131 @@
+"""`replay`: the ledger's births and deaths, one after the other, through the caching allocator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from axmem_trace.allocator.accounts import Accounts
+from axmem_trace.allocator.blocks import Block
+from axmem_trace.allocator.caching import CachingAllocator
+from axmem_trace.allocator.reservation import OutOfMemory, Reservation
+from axmem_trace.ledger import NEVER, Ledger, Mark, Phase
+from axmem_trace.recipe.types import Allocator
+
+
+def replay(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int = 0) -> Reservation:
+    """What CUDA's caching allocator would have held over the recording.
+
+    Args:
+        ledger: what the run allocated; only the GPU's allocations count, and those of 0 bytes take nothing.
+        allocator: the allocator's settings. Another backend than `native` is replayed as if it were `native`
+            (`describe_settings` says so).
+        capacity_bytes: what the allocator could get: the card's memory less the CUDA context; 0: a card without end.
+
+    Returns:
+        The reservation; its `out_of_memory` tells if and where the run ended for want of memory.
+    """
+    return Replay(ledger, CachingAllocator(allocator, capacity_bytes=capacity_bytes)).run()
+
+
+@dataclass
+class Replay:
+    """One replay: the allocator, the blocks in use by position in the ledger, and the peaks found so far.
+
+    What happens at one tick happens in this order: `empty_cache`, then the mark of a new phase, then births and deaths.
+    """
+
+    ledger: Ledger
+    caching: CachingAllocator
+    blocks: dict[int, Block] = field(default_factory=dict)
+    peaks: dict[tuple[Phase, int], int] = field(default_factory=dict)
+    allocated_peaks: dict[tuple[Phase, int], int] = field(default_factory=dict)
+    out_of_memory: OutOfMemory | None = None
+    _span: tuple[Phase, int] | None = None
+    """The (phase, step) going on; None before the first mark, which counts as loading."""
+    _peak: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Reserved bytes at their highest, the tick, allocated bytes and number of segments then."""
+
+    def run(self) -> Reservation:
+        """Replays the whole ledger, or as far as the card's memory goes."""
+        accounts, caching, blocks = self.caching.accounts, self.caching, self.blocks
+        allocations, agenda = self.ledger.allocations, self._make_agenda()
+        due = agenda[-1][0]
+        for tick, index, dies in self.ledger.moves():
+            while tick >= due:
+                due = self._attend(agenda)
+            accounts.tick = tick
+            if dies:
+                block = blocks.pop(index, None)
+                if block is not None:
+                    caching.free(block)
+                continue
+            nbytes = allocations[index].nbytes
+            if nbytes == 0:
+                continue
+            block = caching.malloc(nbytes, index)
+            if accounts.high_reserved_bytes > self._peak[0]:
+                high = accounts.high_reserved_bytes
+                self._peak = (high, tick, accounts.allocated_bytes, accounts.num_segments)
+            if block is None:
+                self.out_of_memory = self._make_out_of_memory(index, nbytes)
+                break
+            blocks[index] = block
+        while due < NEVER and self.out_of_memory is None:
+            due = self._attend(agenda)
+        self._close_span()
+        return self._make_reservation()
+
+    def _make_agenda(self) -> list[tuple[int, int, Mark | None]]:
+        """What else happens: (tick, rank, mark, or None for `empty_cache`), the last first, closed by a never."""
+        agenda: list[tuple[int, int, Mark | None]] = [(tick, -1, None) for tick in self.ledger.empty_cache_ticks]
+        agenda += [(mark.tick, rank, mark) for rank, mark in enumerate(self.ledger.marks)]
+        agenda.append((NEVER, 0, None))
+        return sorted(agenda, key=lambda item: item[:2], reverse=True)
+
+    def _attend(self, agenda: list[tuple[int, int, Mark | None]]) -> int:
+        """Does what is next on the agenda; returns the tick of what follows it."""
+        tick, _, mark = agenda.pop()
+        self.caching.accounts.tick = tick
+        if mark is None:
+            self.caching.empty_cache()
+        else:
+            self._close_span()
+            self._span = (mark.phase, mark.step)
+        return agenda[-1][0]
+
+    def _close_span(self) -> None:
+        """Books the peaks since the last mark, and lowers them to the present level."""
+        accounts, span = self.caching.accounts, self._span or ("load", 0)
+        if self._span is None and not accounts.high_reserved_bytes:
+            return
+        for peaks, high in ((self.peaks, accounts.high_reserved_bytes),
+                            (self.allocated_peaks, accounts.high_allocated_bytes)):  # fmt: skip
+            peaks[span] = max(peaks.get(span, 0), high)
+        accounts.reset_highs()
+
+    def _make_out_of_memory(self, index: int, nbytes: int) -> OutOfMemory:
+        accounts = self.caching.accounts
+        return OutOfMemory(
+            tick=accounts.tick,
+            index=index,
+            requested_bytes=nbytes,
+            allocated_bytes=accounts.allocated_bytes,
+            reserved_bytes=accounts.reserved_bytes,
+            capacity_bytes=min(accounts.capacity_bytes, accounts.allowed_bytes),
+        )
+
+    def _make_reservation(self) -> Reservation:
+        accounts = self.caching.accounts
+        peak_reserved_bytes, peak_tick, allocated_at_peak_bytes, num_segments = self._peak
+        return Reservation(
+            timeline=tuple(accounts.changes),
+            peaks=self.peaks,
+            allocated_peaks=self.allocated_peaks,
+            peak_reserved_bytes=peak_reserved_bytes,
+            peak_allocated_bytes=max(self.allocated_peaks.values(), default=0),
+            peak_tick=peak_tick,
+            allocated_at_peak_bytes=allocated_at_peak_bytes,
+            num_segments=num_segments,
+            num_retries=accounts.num_retries,
+            out_of_memory=self.out_of_memory,
+        )

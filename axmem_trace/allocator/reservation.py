@@ -1,0 +1,73 @@
+"""`Reservation`: what the caching allocator held over a recording."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from axmem_trace.ledger import Phase
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutOfMemory:
+    """The request that the card could not serve, even after everything cached had been given back.
+
+    Attributes:
+        tick: when.
+        index: the allocation, by its position in the ledger.
+        requested_bytes: what was asked for.
+        allocated_bytes, reserved_bytes: what was in use and what was held then.
+        capacity_bytes: the most that could have been held.
+    """
+
+    tick: int
+    index: int
+    requested_bytes: int
+    allocated_bytes: int
+    reserved_bytes: int
+    capacity_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reservation:
+    """Reserved bytes over time, and what goes with them.
+
+    A block can be larger than the 512-byte rounding of what it holds: without expandable segments a rest of up to 1 MiB
+    stays with a large block, and `roundup_power2_divisions` rounds further. PyTorch counts whole blocks, so
+    `peak_allocated_bytes` (which is what `torch.cuda.max_memory_allocated` would say) can exceed the ledger's peak;
+    with expandable segments and no such rounding they are equal.
+
+    With a single stream a freed block is free at once, so "active" bytes (allocated, or freed but still in use by another
+    stream: `torch.cuda.memory_stats()["active_bytes.all.peak"]`, axolotl's `memory/max_active`) equal allocated bytes.
+
+    Attributes:
+        timeline: (tick, reserved bytes) wherever they changed, in order of time.
+        peaks, allocated_peaks: high-water marks of reserved and of allocated bytes within each (phase, step); as after
+            `torch.cuda.reset_peak_memory_stats`, a phase begins with what is held when it begins.
+        peak_reserved_bytes: the high-water mark of all; `peak_tick` is when it was first reached, and
+            `allocated_at_peak_bytes`, `num_segments` are what was allocated, and how many segments were held, then.
+        num_retries: requests that first had to empty the cache.
+        out_of_memory: None, or the request at which the run ended; everything else then tells of the time before it.
+    """
+
+    timeline: tuple[tuple[int, int], ...]
+    peaks: Mapping[tuple[Phase, int], int]
+    allocated_peaks: Mapping[tuple[Phase, int], int]
+    peak_reserved_bytes: int
+    peak_allocated_bytes: int
+    peak_tick: int
+    allocated_at_peak_bytes: int
+    num_segments: int
+    num_retries: int = 0
+    out_of_memory: OutOfMemory | None = None
+
+    @property
+    def fragmentation_bytes(self) -> int:
+        """Bytes reserved and not allocated when the most was reserved: fragments, and caches for other sizes."""
+        return self.peak_reserved_bytes - self.allocated_at_peak_bytes
+
+    def reserved_at(self, tick: int) -> int:
+        """Bytes held after everything that happened at `tick`."""
+        position = bisect_right(self.timeline, (tick, float("inf")))
+        return self.timeline[position - 1][1] if position else 0

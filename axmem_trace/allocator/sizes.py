@@ -1,0 +1,78 @@
+"""Sizes: how the caching allocator rounds a request, and how much it asks of the driver.
+
+Sources: `c10/core/AllocatorConfig.h` (constants) and `DeviceCachingAllocator::round_size`, `get_allocation_size`
+(c10/cuda/CUDACachingAllocator.cpp), `AcceleratorAllocatorConfig::roundup_power2_divisions` (c10/core/AllocatorConfig.cpp);
+torch 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from axmem_trace.units import MIB
+
+MIN_BLOCK_BYTES = 512
+"""`kMinBlockSize`: every block is a multiple of it."""
+SMALL_BYTES = 1 * MIB
+"""`kSmallSize`: the largest request that the small pool serves."""
+SMALL_SEGMENT_BYTES = 2 * MIB
+"""`kSmallBuffer`: a segment of the small pool, and a page of its expandable segment."""
+MIN_LARGE_BYTES = 10 * MIB
+"""`kMinLargeAlloc`: from here on a request gets a segment of its own size."""
+ROUND_LARGE_BYTES = 2 * MIB
+"""`kRoundLarge`: such segments are multiples of it."""
+NUM_SIZE_CLASSES = 16
+"""Size classes of `roundup_power2_divisions`: below 2 MiB, then each power of two, the last from 32 GiB on."""
+
+
+def list_divisions(setting: Mapping[int, int] | int) -> tuple[int, ...]:
+    """Divisions of each size class, smallest class first; 0 switches the rounding off.
+
+    Args:
+        setting: one number for all classes, or divisions by class, a class being named by its lower bound in MiB
+            (a power of two). Classes below the smallest one named take its value, others that are not named take 0,
+            as the list form of PyTorch's option does.
+    """
+    if not isinstance(setting, Mapping):
+        return (int(setting),) * NUM_SIZE_CLASSES
+    divisions = [0] * NUM_SIZE_CLASSES
+    for rank, (boundary, value) in enumerate(sorted(setting.items())):
+        index = size_class(boundary)
+        if rank == 0:
+            divisions[:index] = [value] * index
+        divisions[index] = value
+    return tuple(divisions)
+
+
+def size_class(mebibytes: int) -> int:
+    """Index of the size class that begins at, or holds, so many MiB."""
+    return min(max(mebibytes.bit_length() - 1, 0), NUM_SIZE_CLASSES - 1)
+
+
+def round_size(nbytes: int, divisions: tuple[int, ...]) -> int:
+    """Size of the block that serves a request of `nbytes` > 0: whole 512-byte blocks, or, where divisions are set for
+    the size, the next of so many equal steps between two powers of two.
+
+    >>> round_size(1, (0,) * 16), round_size(513, (0,) * 16)
+    (512, 1024)
+    >>> round_size(1200, (4,) * 16)     # at most 4 blocks: plain rounding
+    1536
+    >>> round_size(1200 << 10, (4,) * 16) >> 10     # 1024 KiB + a quarter of it
+    1280
+    """
+    if nbytes < MIN_BLOCK_BYTES:
+        return MIN_BLOCK_BYTES
+    parts = divisions[size_class(nbytes >> 20)]
+    if parts > 1 and nbytes > MIN_BLOCK_BYTES * parts:
+        step = (1 << (nbytes.bit_length() - 1)) // parts
+        return -(-nbytes // step) * step
+    return -(-nbytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
+
+
+def segment_size(size: int, large_segment_bytes: int) -> int:
+    """Bytes that the driver is asked for when no cached block can serve a block of `size` bytes."""
+    if size <= SMALL_BYTES:
+        return SMALL_SEGMENT_BYTES
+    if size < MIN_LARGE_BYTES:
+        return large_segment_bytes
+    return -(-size // ROUND_LARGE_BYTES) * ROUND_LARGE_BYTES
