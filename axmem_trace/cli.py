@@ -37,31 +37,68 @@ QUIET_ENVIRONMENT = {
 def build_parser() -> argparse.ArgumentParser:
     """The parser of an estimate."""
     parser = argparse.ArgumentParser(
-        prog="axmem_trace", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="axmem_trace",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("config", metavar="CONFIG.yml", help="an axolotl configuration")
-    add("--set", metavar="key=value", action="append", default=[], type=key_value, dest="overrides",
-        help="change a key of the configuration (dots nest: lora.r=8); may be repeated")
-    add("--assume", metavar="key=value", action="append", default=[], type=key_value, dest="assumptions",
-        help="change what axolotl would derive by itself (autocast=false, loss_path=shifted_copy, ...); may be repeated")
+    add(
+        "--set",
+        metavar="key=value",
+        action="append",
+        default=[],
+        type=key_value,
+        dest="overrides",
+        help="change a key of the configuration (dots nest: lora.r=8); may be repeated",
+    )
+    add(
+        "--assume",
+        metavar="key=value",
+        action="append",
+        default=[],
+        type=key_value,
+        dest="assumptions",
+        help="change what axolotl would derive by itself (autocast=false, router=worst, ...); may be repeated",
+    )
     add("--gpus", metavar="N", type=positive_int, default=0, dest="num_gpus", help="number of GPUs of the run")
-    add("--gpu", metavar="NAME|24GiB", default="", help="the card: a name (H100, RTX 4090) or its memory; says whether it fits")
+    add(
+        "--gpu",
+        metavar="NAME|24GiB",
+        default="",
+        help="the card: a name (H100, RTX 4090) or its memory; says whether it fits",
+    )
     add("--format", choices=("text", "json", "html"), default="text", help="default: text")
     add("-o", "--output", metavar="FILE", type=Path, help="write the report there instead of to standard output")
     add("--depth", metavar="N", type=non_negative_int, help="fold modules deeper than N parts of their name")
     hub = parser.add_mutually_exclusive_group()
-    hub.add_argument("--offline", action="store_const", const="never", dest="hub", default="fallback",
-                     help="never ask the Hugging Face Hub for a base model's config.json")
-    hub.add_argument("--hub", action="store_const", const="first", dest="hub",
-                     help="ask the Hub before the bundled catalogue")
-    add("--trust-remote-code", action="store_true", help="allow a base model's own Python code to run, where the config asks for it")
+    hub.add_argument(
+        "--offline",
+        action="store_const",
+        const="never",
+        dest="hub",
+        default="fallback",
+        help="never ask the Hugging Face Hub for a base model's config.json",
+    )
+    hub.add_argument(
+        "--hub", action="store_const", const="first", dest="hub", help="ask the Hub before the bundled catalogue"
+    )
+    add(
+        "--trust-remote-code",
+        action="store_true",
+        help="allow a base model's own Python code to run, where the config asks for it",
+    )
     add("--strict", action="store_true", help="unknown keys, and keys that are not modelled, are errors")
-    add("--snapshot", metavar="FILE", type=Path,
-        help="write the predicted history for PyTorch's memory viewer (torch.cuda.memory format)")
+    add(
+        "--snapshot",
+        metavar="FILE",
+        type=Path,
+        help="write the predicted history for PyTorch's memory viewer (torch.cuda.memory format)",
+    )
     add("--version", action="version", version=f"axmem_trace {__version__}")
-    return parser  # fmt: skip
+    return parser
 
 
 def build_models_parser() -> argparse.ArgumentParser:

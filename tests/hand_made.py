@@ -82,10 +82,13 @@ def make_facts() -> ModelFacts:
         classes |= {f"{layer}.proj.lora_A": "Linear", f"{layer}.proj.lora_B": "Linear"}
     classes["lm_head"] = "Linear"
     return ModelFacts(
-        name="somebody/tiny-<b>", model_type="tiny", class_name="TinyForCausalLM", config_source="directory /models/tiny",
+        name="somebody/tiny-<b>",
+        model_type="tiny",
+        class_name="TinyForCausalLM",
+        config_source="directory /models/tiny",
         tensors=tuple(tensors),
         modules=tuple(ModuleFact(name=name, class_name=class_name) for name, class_name in classes.items()),
-    )  # fmt: skip
+    )
 
 
 def tensor(
@@ -137,7 +140,8 @@ def make_ledger() -> Ledger:
 def make_reservation(ledger: Ledger, **rest: Any) -> Any:
     """Reserved bytes as if every 2 MiB were a segment: one segment, always."""
     spans = {(mark.phase, mark.step): SEGMENT for mark in ledger.marks}
-    values = {"peak_reserved_bytes": SEGMENT, "peaks": spans, "out_of_memory": None, "reserved_at": lambda tick: SEGMENT}
+    values = {"peak_reserved_bytes": SEGMENT, "peak_allocated_bytes": 0, "peaks": spans, "out_of_memory": None,
+              "reserved_at": lambda tick: SEGMENT}  # fmt: skip
     return SimpleNamespace(**{**values, **rest})
 
 

@@ -6,7 +6,7 @@ import json
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def _decode_dataclass(kind: type[T], value: Any, where: str) -> T:
     return kind(**found)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fields_of(kind: type) -> tuple[tuple[str, str, Any, bool], ...]:
     """Name, JSON name, annotation and whether it must be there, of each field."""
     hints = get_type_hints(kind)

@@ -63,4 +63,3 @@ def _values(parts: set[str]) -> str:
         return f"{{{numbers[0]}-{numbers[-1]}}}"
     listed = ",".join(map(str, numbers))
     return f"{{{listed}}}" if len(listed) <= 16 else f"{{{len(numbers)} of {numbers[0]}-{numbers[-1]}}}"
-

@@ -40,6 +40,8 @@ def make_report(
     """Classifies the recorded facts and sums them up.
 
     Args:
+        reservation: of the whole run. Where the card is too small, that is a replay on a card without end, with the
+            `out_of_memory` of the replay on the card asked about: the figures then say how much would be needed.
         notes: of every stage; the recipe's own are added where they are missing.
         versions: of the libraries that were traced.
         elapsed_seconds: by stage.
@@ -54,8 +56,7 @@ def make_report(
         run=describe_run(recipe),
         model=_make_model(facts),
         batch=_make_batch(recipe),
-        gpu=TargetGpu(name=recipe.gpu.name, memory_bytes=memory_bytes, context_bytes=recipe.gpu.context_bytes,
-                      count=recipe.gpu.count),  # fmt: skip
+        gpu=_make_gpu(recipe),
         peak=peak,
         fits=(peak.device_bytes <= memory_bytes and failure is None) if memory_bytes else None,
         headroom_bytes=memory_bytes - peak.device_bytes if memory_bytes else None,
@@ -68,8 +69,7 @@ def make_report(
         modules=make_module_rows(facts, ledger, peak_tick=peak.tick),
         dtypes=_make_dtypes(facts),
         timeline=make_timeline(found, reservation),
-        choices={path: Choice(value=reason.value, text=reason.text, origin=reason.origin, line=reason.line)
-                 for path, reason in recipe.reasons.items()},  # fmt: skip
+        choices=_make_choices(recipe),
         notes=tuple(dict.fromkeys((*recipe.notes, *notes))),
         versions=dict(versions),
         elapsed_seconds=dict(elapsed_seconds),
@@ -84,7 +84,6 @@ def assert_adds_up(report: Report, ledger: Ledger) -> None:
     totals = {
         "buckets and the allocated peak": (report.buckets.total, peak.allocated_bytes),
         "the peak and what is alive then": (peak.allocated_bytes, ledger.allocated_at(peak.tick)),
-        "the peak and the ledger's": (peak.allocated_bytes, ledger.peak().allocated_bytes),
         "dtypes and resident weights": (sum(row.bytes for row in report.dtypes), resident.weights + resident.adapters),
         "module weights": (sum(row.weight_bytes for row in rows), resident.weights + resident.adapters),
         "module gradients": (sum(row.gradient_bytes for row in rows), resident.gradients),
@@ -99,18 +98,19 @@ def assert_adds_up(report: Report, ledger: Ledger) -> None:
 
 def _make_peak(recipe: Recipe, found: Survey, reservation: ReservedBytes) -> Peak:
     span = found.peak
-    event, context_bytes = span.peak_event, recipe.gpu.context_bytes
+    reached, context_bytes = span.peak_allocation, recipe.gpu.context_bytes
     return Peak(
         allocated_bytes=max(span.peak_bytes, 0),
         active_bytes=max(span.peak_bytes, 0),
+        counted_bytes=max(reservation.peak_allocated_bytes, span.peak_bytes, 0),
         reserved_bytes=reservation.peak_reserved_bytes,
         device_bytes=reservation.peak_reserved_bytes + context_bytes,
         context_bytes=context_bytes,
         phase=span.phase,
         step=span.step,
-        module=event.allocation.module if event else "",
-        op=event.allocation.op if event else "",
-        tick=event.tick if event else 0,
+        module=reached.module if reached else "",
+        op=reached.op if reached else "",
+        tick=span.peak_tick if reached else 0,
     )
 
 
@@ -167,17 +167,28 @@ def _make_batch(recipe: Recipe) -> BatchShape:
     )
 
 
+def _make_gpu(recipe: Recipe) -> TargetGpu:
+    gpu = recipe.gpu
+    return TargetGpu(name=gpu.name, memory_bytes=gpu.memory_bytes, context_bytes=gpu.context_bytes, count=gpu.count)
+
+
+def _make_choices(recipe: Recipe) -> dict[str, Choice]:
+    return {
+        path: Choice(value=reason.value, text=reason.text, origin=reason.origin, line=reason.line)
+        for path, reason in recipe.reasons.items()
+    }
+
+
 def _make_out_of_memory(ledger: Ledger, reservation: ReservedBytes) -> OutOfMemory | None:
-    failure = getattr(reservation, "out_of_memory", None)
+    failure = reservation.out_of_memory
     if failure is None:
         return None
-    mark = ledger.mark_at(failure.tick)
-    born = next((each for each in ledger.on_gpu if each.born == failure.tick), None)
+    wanted = ledger.allocations[failure.index]
     return OutOfMemory(
         tick=failure.tick,
         requested_bytes=failure.requested_bytes,
-        phase=mark.phase,
-        step=mark.step,
-        module=born.module if born else "",
-        op=born.op if born else "",
+        phase=wanted.phase,
+        step=wanted.step,
+        module=wanted.module,
+        op=wanted.op,
     )

@@ -6,11 +6,11 @@ A phase's peak includes what was alive when it began, as `torch.cuda.max_memory_
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from axmem_trace.ledger import BUCKETS, NEVER, Allocation, Event, Ledger, Mark, Phase
+from axmem_trace.ledger import BUCKETS, NEVER, Allocation, Ledger, Mark, Phase
 from axmem_trace.report.types import Buckets, PhaseUse, TimelinePoint
 
 NUM_TIMELINE_POINTS = 600
@@ -18,8 +18,32 @@ NUM_TIMELINE_POINTS = 600
 SpanKey = tuple[Phase, int]
 
 
+class FailedRequest(Protocol):
+    """What the report needs of the allocator's `OutOfMemory`: when, which allocation of the ledger, how much."""
+
+    @property
+    def tick(self) -> int:
+        """When."""
+
+    @property
+    def index(self) -> int:
+        """Position of the allocation in `Ledger.allocations`."""
+
+    @property
+    def requested_bytes(self) -> int:
+        """What was asked for."""
+
+
 class ReservedBytes(Protocol):
     """What the report needs of a `Reservation`: see `axmem_trace.allocator`."""
+
+    @property
+    def out_of_memory(self) -> FailedRequest | None:
+        """The request at which a card of the given size ended the run."""
+
+    @property
+    def peak_allocated_bytes(self) -> int:
+        """High-water mark of allocated blocks, with what the allocator could not split off them."""
 
     @property
     def peak_reserved_bytes(self) -> int:
@@ -41,18 +65,30 @@ class Span:
     step: int
     peak_bytes: int = -1
     peak_live: tuple[int, ...] = (0,) * len(BUCKETS)
-    peak_event: Event | None = None
+    peak_tick: int = NEVER
+    """`NEVER`: the most live bytes were those it began with."""
+    peak_allocation: Allocation | None = None
+    """What was born when the peak was reached."""
     end_bytes: int = 0
 
-    def see(self, live_bytes: int, live: list[int], event: Event | None) -> None:
-        """Takes note of a level; the first of equal levels is kept."""
-        self.end_bytes = live_bytes
-        if live_bytes > self.peak_bytes:
-            self.peak_bytes, self.peak_live, self.peak_event = live_bytes, tuple(live), event
+    @property
+    def key(self) -> SpanKey:
+        """Phase and step, as the reservation's peaks are keyed."""
+        return self.phase, self.step
 
     @property
     def buckets(self) -> Buckets:
+        """What was alive at its peak."""
         return Buckets(**dict(zip(BUCKETS, self.peak_live, strict=True)))
+
+
+class Level(NamedTuple):
+    """Live bytes after a birth or death."""
+
+    tick: int
+    live_bytes: int
+    allocation: Allocation
+    span: Span
 
 
 @dataclass
@@ -60,39 +96,56 @@ class Survey:
     """The spans in order of first appearance, the highest of them, and every level in order of time."""
 
     spans: dict[SpanKey, Span] = field(default_factory=dict)
-    levels: list[tuple[Event, int, SpanKey]] = field(default_factory=list)
+    levels: list[Level] = field(default_factory=list)
 
     @property
     def peak(self) -> Span:
-        """The span with the most live bytes; of equals one that reached them itself, not one that began with them."""
-        ranked = sorted(self.spans.values(), key=lambda span: (-span.peak_bytes, span.peak_event is None))
+        """The span with the most live bytes; of equals the one that reached them first."""
+        ranked = sorted(self.spans.values(), key=lambda span: (-span.peak_bytes, span.peak_tick))
         return ranked[0] if ranked else Span(phase="load", step=0)
 
 
 def survey(ledger: Ledger) -> Survey:
-    """Walks the ledger once, keeping live bytes per bucket."""
+    """Walks the ledger's GPU allocations once, keeping live bytes per bucket."""
     found, live, live_bytes = Survey(), [0] * len(BUCKETS), 0
+    column = {bucket: index for index, bucket in enumerate(BUCKETS)}
     marks = sorted(ledger.marks, key=lambda mark: mark.tick)
     if not marks or marks[0].tick > 0:
         marks.insert(0, Mark(tick=0, phase="load", step=0))
     position, span = 0, Span(phase="load", step=0)
-    column = {bucket: index for index, bucket in enumerate(BUCKETS)}
 
     def enter(mark: Mark) -> Span:
         entered = found.spans.setdefault((mark.phase, mark.step), Span(phase=mark.phase, step=mark.step))
-        entered.see(live_bytes, live, None)
+        if live_bytes > entered.peak_bytes:
+            entered.peak_bytes, entered.peak_live = live_bytes, tuple(live)
+            entered.peak_tick, entered.peak_allocation = NEVER, None
+        entered.end_bytes = live_bytes
         return entered
 
-    for event in ledger.events():
-        while position < len(marks) and marks[position].tick <= event.tick:
+    allocations = ledger.on_gpu
+    for tick, index, delta in _changes(allocations):
+        while position < len(marks) and marks[position].tick <= tick:
             span, position = enter(marks[position]), position + 1
-        live[column[event.allocation.bucket]] += event.delta
-        live_bytes += event.delta
-        span.see(live_bytes, live, event)
-        found.levels.append((event, live_bytes, (span.phase, span.step)))
+        allocation = allocations[index]
+        live[column[allocation.bucket]] += delta
+        live_bytes += delta
+        span.end_bytes = live_bytes
+        if live_bytes > span.peak_bytes:
+            span.peak_bytes, span.peak_live = live_bytes, tuple(live)
+            span.peak_tick, span.peak_allocation = tick, allocation
+        found.levels.append(Level(tick, live_bytes, allocation, span))
     for mark in marks[position:]:
         enter(mark)
     return found
+
+
+def _changes(allocations: Sequence[Allocation]) -> list[tuple[int, int, int]]:
+    """Tick, index and change of block bytes of every birth and death, in order of time (as `Ledger.events`, but plain
+    tuples: there are a million of them in a large run)."""
+    changes = [(each.born, index, each.block_bytes) for index, each in enumerate(allocations)]
+    changes += [(each.died, index, -each.block_bytes) for index, each in enumerate(allocations) if each.died != NEVER]
+    changes.sort()
+    return changes
 
 
 def make_phases(found: Survey, reservation: ReservedBytes) -> dict[str, PhaseUse]:
@@ -106,38 +159,38 @@ def make_phases(found: Survey, reservation: ReservedBytes) -> dict[str, PhaseUse
 
 def _phase_use(name: str, spans: list[Span], reservation: ReservedBytes) -> PhaseUse:
     highest = max(spans, key=lambda span: span.peak_bytes)
-    event = highest.peak_event
+    reached = highest.peak_allocation
     parts = {span.phase: _phase_use("", [span], reservation) for span in spans} if name.startswith("step_") else {}
     return PhaseUse(
         allocated_bytes=highest.peak_bytes,
-        reserved_bytes=max(reservation.peaks.get((span.phase, span.step), 0) for span in spans),
+        reserved_bytes=max(reservation.peaks.get(span.key, 0) for span in spans),
         end_bytes=spans[-1].end_bytes,
-        module=event.allocation.module if event else "",
-        op=event.allocation.op if event else "",
+        module=reached.module if reached else "",
+        op=reached.op if reached else "",
         buckets=highest.buckets,
         phases=parts,
     )
 
 
 def make_timeline(found: Survey, reservation: ReservedBytes) -> tuple[TimelinePoint, ...]:
-    """The levels, thinned: of each stretch of equally many events the highest one (the first of equals), and the last."""
+    """The levels, thinned: of each stretch of equally many events the first highest one, and the last of all."""
     stretch = -(-len(found.levels) // NUM_TIMELINE_POINTS) or 1
     points = []
     for start in range(0, len(found.levels), stretch):
-        points.append(max(found.levels[start : start + stretch], key=lambda level: level[1]))
+        points.append(max(found.levels[start : start + stretch], key=lambda level: level.live_bytes))
     if points and points[-1] is not found.levels[-1]:
         points.append(found.levels[-1])
     return tuple(
         TimelinePoint(
-            tick=event.tick,
-            allocated_bytes=live_bytes,
-            reserved_bytes=reservation.reserved_at(event.tick),
-            phase=phase,
-            step=step,
-            module=event.allocation.module,
-            op=event.allocation.op,
+            tick=level.tick,
+            allocated_bytes=level.live_bytes,
+            reserved_bytes=reservation.reserved_at(level.tick),
+            phase=level.span.phase,
+            step=level.span.step,
+            module=level.allocation.module,
+            op=level.allocation.op,
         )
-        for event, live_bytes, (phase, step) in points
+        for level in points
     )
 
 
@@ -152,7 +205,7 @@ def most_alive(allocations: Iterable[Allocation]) -> tuple[int, tuple[Allocation
         if live_bytes > most_bytes:
             most_bytes, best_tick = live_bytes, tick
     alive = tuple(each for each in chosen if each.alive(best_tick)) if most_bytes else ()
-    assert sum(each.nbytes for each in alive) == most_bytes, "allocations alive at the moment do not add up to its bytes"
+    assert sum(each.nbytes for each in alive) == most_bytes, "what is alive at the moment does not add up"
     return most_bytes, alive
 
 

@@ -55,6 +55,7 @@ class Buckets:
 
     @property
     def total(self) -> int:
+        """The sum of all buckets."""
         return sum(getattr(self, each.name) for each in fields(self))
 
 
@@ -74,6 +75,7 @@ class Resident:
 
     @property
     def total(self) -> int:
+        """The sum of all four."""
         return self.weights + self.adapters + self.gradients + self.optimizer
 
 
@@ -104,12 +106,16 @@ class Peak:
     """The moment of most live bytes (blocks), and what the card needs.
 
     `active_bytes` equals `allocated_bytes`: they differ only by blocks that wait for another stream, and a single-GPU
-    step uses one. `reserved_bytes` is the high-water mark of what the caching allocator holds, whenever that was.
-    `device_bytes` is reserved plus the CUDA context, as `nvidia-smi` shows it; the context is assumed.
+    step uses one. `counted_bytes` is what `torch.cuda.max_memory_allocated` would say: the same with expandable
+    segments (axolotl's default); without, PyTorch also counts rests of up to 1 MiB that stay with a large block, and
+    what `roundup_power2_divisions` adds. `reserved_bytes` is the high-water mark of what the caching allocator holds,
+    whenever that was. `device_bytes` is reserved plus the CUDA context, as `nvidia-smi` shows it; the context is
+    assumed.
     """
 
     allocated_bytes: int
     active_bytes: int
+    counted_bytes: int
     reserved_bytes: int
     device_bytes: int
     context_bytes: int
@@ -150,9 +156,9 @@ class ModuleRow:
     """One module's own share: what is in a row is in no other row, so each column adds up to a total.
 
     `weight_bytes` (raw) to resident weights + adapters, `gradient_bytes` and `optimizer_bytes` (raw) to their resident
-    totals, `activation_bytes` (blocks) to the activations bucket at the peak. `kept_bytes` (blocks) is what was kept for
-    backward when the last forward of the last step had ended. `output_bytes` (raw) is what the module's own code
-    allocated in that forward and the module returned.
+    totals, `activation_bytes` (blocks) to the activations bucket at the peak. `kept_bytes` (blocks) is what was kept
+    for backward when the last forward of the last step had ended. `output_bytes` (raw) is what the module's own code
+    allocated in that forward and a module returned.
     """
 
     name: str

@@ -1,0 +1,230 @@
+"""What the report's tables say, as rows of strings: text and HTML print the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from axmem_trace.report.folding import group_repeated
+from axmem_trace.units import format_bytes, gib
+
+if TYPE_CHECKING:
+    from axmem_trace.notes import NoteKind
+    from axmem_trace.report.types import Choice, DtypeRow, ModuleRow, PhaseUse, Report
+
+NUM_TOP_MODULES = 12
+NOTE_TITLES: dict[NoteKind, str] = {
+    "warning": "Warnings",
+    "not_modelled": "Not modelled: moves memory, and is not in the figures",
+    "assumed": "Assumed",
+    "ruled": "Ruled: formulas for kernels whose code cannot run here",
+    "traced": "Traced: recorded from the libraries' own code",
+    "ignored": "Ignored: without effect on memory, or unknown to axolotl",
+}
+"""Every kind of note, in the order in which they are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of numbers (right-aligned) or words. A terminal narrower than `from_width` leaves it out."""
+
+    label: str
+    number: bool = True
+    from_width: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of as many cells as there are columns; `total` is the row of sums, `()` where nothing is to be added up."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    total: tuple[str, ...] = ()
+    footnote: str = ""
+
+
+def make_tables(report: Report, depth: int | None = None) -> list[Table]:
+    """All tables in the order of reading."""
+    return [
+        buckets_table(report),
+        resident_table(report),
+        phases_table(report),
+        dtypes_table(report),
+        modules_table(report, depth),
+    ]
+
+
+def headline(report: Report) -> tuple[tuple[str, str], ...]:
+    """The figures that axolotl logs and what `nvidia-smi` would show, in GiB, with what each is."""
+    peak = report.peak
+    context = f"reserved + {format_bytes(peak.context_bytes)} of CUDA context (assumed)"
+    return (
+        (f"{gib(peak.counted_bytes):8.2f}", "memory/max_active (GiB)"),
+        (f"{gib(peak.counted_bytes):8.2f}", "memory/max_allocated (GiB)"),
+        (f"{gib(peak.reserved_bytes):8.2f}", "memory/device_reserved (GiB)"),
+        (f"{gib(peak.device_bytes):8.2f}", f"nvidia-smi (GiB): {context}"),
+    )
+
+
+def describe_peak(report: Report) -> str:
+    """When and where the most bytes are alive."""
+    peak = report.peak
+    place = f" in {peak.module}" if peak.module else ""
+    op = f" ({peak.op})" if peak.op else ""
+    return f"{_moment(peak.phase, peak.step)}{place}{op}"
+
+
+def describe_fit(report: Report) -> str:
+    """The verdict, in a sentence."""
+    gpu, failure = report.gpu, report.out_of_memory
+    if report.fits is None or report.headroom_bytes is None:
+        return "not asked: name a card with --gpu"
+    card = f"{gpu.name} ({format_bytes(gpu.memory_bytes)})" if gpu.name else format_bytes(gpu.memory_bytes)
+    if report.fits:
+        return f"yes, on {card}: {format_bytes(report.headroom_bytes)} left"
+    if failure is not None:
+        place = f" in {failure.module}" if failure.module else ""
+        return (f"NO, not on {card}: {format_bytes(failure.requested_bytes)} cannot be had in "
+                f"{_moment(failure.phase, failure.step)}{place}; on a card without end the run takes "
+                f"{format_bytes(report.peak.device_bytes)}")  # fmt: skip
+    return f"NO, not on {card}: {format_bytes(-report.headroom_bytes)} too much"
+
+
+def describe_model(report: Report) -> str:
+    """Type, class and size of the model, and where its configuration came from."""
+    model = report.model
+    share = model.trainable_parameters / model.parameters if model.parameters else 0.0
+    counts = f"{format_count(model.parameters)} parameters, {format_count(model.trainable_parameters)} trainable"
+    return f"{model.class_name}, {counts} ({share:.2%}); config.json: {model.config_source}"
+
+
+def format_count(number: int) -> str:
+    """A count to three significant digits.
+
+    >>> format_count(0), format_count(23040), format_count(8030261248)
+    ('0', '23.0 K', '8.03 B')
+    """
+    for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= size:
+            value = number / size
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {letter}"
+    return str(number)
+
+
+def _moment(phase: str, step: int) -> str:
+    return {"load": "loading", "eval": "evaluation"}.get(phase, f"{phase} of step {step}")
+
+
+def _sized(nbytes: int) -> tuple[str, str]:
+    return format_bytes(nbytes), f"{nbytes:,}"
+
+
+_SIZE_COLUMNS = (Column("size"), Column("bytes", from_width=50))
+
+
+def buckets_table(report: Report) -> Table:
+    """Blocks alive at the peak."""
+    rows = tuple((name, *_sized(getattr(report.buckets, name))) for name in report.buckets.__slots__)
+    return Table("Alive at the peak", (Column("bucket", number=False), *_SIZE_COLUMNS), rows,
+                 total=("sum", *_sized(report.buckets.total)))  # fmt: skip
+
+
+def resident_table(report: Report) -> Table:
+    """Each in full, on the GPU, and what lies elsewhere."""
+    rows = [(name, *_sized(getattr(report.resident, name))) for name in report.resident.__slots__]
+    for device, words in (("cpu", "in host memory"), ("managed", "in managed memory")):
+        there = getattr(report.host, device)
+        if there.peak_bytes:
+            rows.append((f"{words} (beside the GPU)", *_sized(there.peak_bytes)))
+    return Table("In full, whenever alive", (Column("what", number=False), *_SIZE_COLUMNS), tuple(rows),
+                 footnote="tensor bytes, before the allocator rounds them up to blocks of 512")  # fmt: skip
+
+
+def phases_table(report: Report) -> Table:
+    """The most live bytes of each phase, what the allocator held, and what was left."""
+
+    def row(name: str, use: PhaseUse) -> tuple[str, ...]:
+        return (name, format_bytes(use.allocated_bytes), format_bytes(use.reserved_bytes), format_bytes(use.end_bytes),
+                ", ".join(part for part in (use.module, use.op) if part))  # fmt: skip
+
+    rows = []
+    for name, use in report.phases.items():
+        rows.append(row(name.replace("_", " "), use))
+        rows += [row(f"  {part}", inner) for part, inner in use.phases.items()]
+    columns = (Column("phase", number=False), Column("allocated"), Column("reserved"),
+               Column("at its end", from_width=60), Column("highest in", number=False, from_width=90))  # fmt: skip
+    return Table("Phases", columns, tuple(rows))
+
+
+def dtypes_table(report: Report) -> Table:
+    """The walk of parameters and buffers."""
+
+    def numbers(rows: Sequence[DtypeRow]) -> tuple[str, ...]:
+        tensors, elements = sum(row.tensors for row in rows), sum(row.elements for row in rows)
+        return f"{tensors:,}", f"{elements:,}", *_sized(sum(row.bytes for row in rows))
+
+    columns = (
+        Column("kind", number=False),
+        Column("dtype", number=False),
+        Column("trains", number=False, from_width=50),
+        Column("tensors", from_width=70),
+        Column("elements", from_width=80),
+        Column("size"),
+        Column("bytes", from_width=60),
+    )
+    rows = tuple((row.kind, row.dtype, "yes" if row.trainable else "no", *numbers([row])) for row in report.dtypes)
+    total = ("sum", "", "", *numbers(report.dtypes))
+    return Table("Parameters and buffers on the GPU, as stored", columns, rows, total)
+
+
+def modules_table(report: Report, depth: int | None = None) -> Table:
+    """The modules that hold most; repeated layers share a row. A `depth` asks for all modules down to there."""
+    grouped = [row for row in group_repeated(report.by_module(depth)) if row.held_bytes]
+    ranked = grouped if depth is not None else sorted(grouped, key=lambda row: -row.held_bytes)
+    shown = ranked if depth is not None else ranked[:NUM_TOP_MODULES]
+    rest = ranked[len(shown) :]
+    rows = [_module_cells(row.name or "(root)", row.class_name, [row]) for row in shown]
+    if rest:
+        rows.append(_module_cells(f"({len(rest)} more)", "", rest))
+    columns = (Column("module", number=False), Column("class", number=False, from_width=100),
+               Column("weights", from_width=70), Column("gradients", from_width=70), Column("optimizer", from_width=70),
+               Column("activations", from_width=70), Column("together"))  # fmt: skip
+    return Table("Modules: what each holds by itself, activations at the peak", columns, tuple(rows),
+                 total=_module_cells("sum", "", ranked),
+                 footnote="{0-31}: all of these together; --depth N folds, --format json lists each module")  # fmt: skip
+
+
+def _module_cells(name: str, class_name: str, rows: Sequence[ModuleRow]) -> tuple[str, ...]:
+    columns = ("weight_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "held_bytes")
+    return (name, class_name, *(format_bytes(sum(getattr(row, column) for row in rows)) for column in columns))
+
+
+def choice_lines(report: Report) -> list[tuple[str, str]]:
+    """Each value in force (`key = value`) and why."""
+
+    def why(choice: Choice) -> str:
+        return "; ".join(part for part in (_origin(choice.origin, choice.line), choice.text) if part)
+
+    return [(f"{path} = {choice.value}", why(choice)) for path, choice in report.choices.items()]
+
+
+def _origin(origin: str, line: int) -> str:
+    words = {"config": "the configuration", "default": "default", "derived": "derived", "assume": "--assume",
+             "override": "--set"}.get(origin, origin)  # fmt: skip
+    return f"{words}, line {line}" if line else words
+
+
+def note_lines(report: Report) -> list[tuple[str, list[str]]]:
+    """The notes by kind: a title and its lines."""
+    groups = []
+    for kind, title in NOTE_TITLES.items():
+        lines = []
+        for note in report.by_kind.get(kind, ()):
+            key = f"{note.key} (line {note.line})" if note.line else note.key
+            size = f" [{format_bytes(note.bytes)}]" if note.bytes else ""
+            lines.append(f"{key}: {note.text}{size}" if key else f"{note.text}{size}")
+        if lines:
+            groups.append((title, lines))
+    return groups

@@ -1,0 +1,149 @@
+"""The report for a terminal, by rich. Plain without a terminal, ASCII where the stream can't do better."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
+
+from axmem_trace.render.tables import (
+    Table,
+    choice_lines,
+    describe_fit,
+    describe_model,
+    describe_peak,
+    headline,
+    make_tables,
+    note_lines,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from axmem_trace.report.types import Report
+
+DEFAULT_WIDTH = 100
+MIN_WIDTH = 40
+MAX_WIDTH = 200
+
+
+def render_text(
+    report: Report,
+    *,
+    depth: int | None = None,
+    width: int = DEFAULT_WIDTH,
+    color: bool = False,
+    ascii_only: bool = False,
+) -> str:
+    """The report as lines of at most `width` columns (40 to 200), ending in a newline.
+
+    Args:
+        depth: shows all modules down to this depth instead of the largest.
+        color: writes escape codes for colour and weight.
+        ascii_only: draws with ASCII and replaces other characters.
+    """
+    from rich.console import Console
+
+    width = min(max(width, MIN_WIDTH), MAX_WIDTH)
+    sink = io.StringIO()
+    console = Console(file=sink, width=width, force_terminal=color, color_system="standard" if color else None,
+                      highlight=False, emoji=False, markup=False, legacy_windows=False, _environ={})  # fmt: skip
+    for part in _parts(report, depth, width, ascii_only):
+        console.print(part)
+    lines = "\n".join(line.rstrip() for line in sink.getvalue().splitlines()) + "\n"
+    return lines.encode("ascii", "replace").decode() if ascii_only else lines
+
+
+def render_for_stream(report: Report, stream: TextIO | None, *, depth: int | None = None) -> str:
+    """The report as it suits a stream: its width and colours if it is a terminal, its encoding always; None: a file.
+
+    `NO_COLOR` (https://no-color.org) and `TERM=dumb` turn colours off; `COLUMNS` sets the width.
+    """
+    terminal = stream is not None and stream.isatty()
+    fallback = (DEFAULT_WIDTH, 24)
+    # shutil asks COLUMNS first, then the terminal behind the real stdout: not the one to ask for a file or a pipe.
+    columns = shutil.get_terminal_size(fallback).columns if terminal or os.environ.get("COLUMNS") else DEFAULT_WIDTH
+    color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    encoding = (getattr(stream, "encoding", None) or "utf-8") if stream is not None else "utf-8"
+    return render_text(report, depth=depth, width=columns, color=color, ascii_only=not _draws_boxes(encoding))
+
+
+def _draws_boxes(encoding: str) -> bool:
+    try:
+        "─".encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return encoding.lower().replace("-", "").replace("_", "").startswith("utf")
+
+
+def clean(text: str) -> str:
+    """`text` on one line and without control characters: a key of a configuration must not steer the terminal."""
+    return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
+
+
+def _parts(report: Report, depth: int | None, width: int, ascii_only: bool) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    def line(text: str, style: str = "", indent: int = 0) -> RenderableType:
+        return Padding(Text(clean(text), style=style), (0, 0, 0, indent))
+
+    yield line(f"{report.model.name}: {report.run.get('method', '')}", "bold")
+    yield line(describe_model(report))
+    yield line(", ".join(f"{what} {words}" for what, words in report.run.items() if what != "method"), "dim")
+    yield Text()
+    for figure, meaning in headline(report):
+        yield Text.assemble((figure, "bold cyan"), "  ", clean(meaning))
+    yield line(f"peak: {describe_peak(report)}")
+    verdict = {None: "", True: "bold green", False: "bold red"}[report.fits]
+    yield line(f"fits: {describe_fit(report)}", verdict)
+    for table in make_tables(report, depth):
+        yield Text()
+        yield line(table.title, "bold")
+        yield _rich_table(table, width, ascii_only)
+        if table.footnote:
+            yield line(table.footnote, "dim")
+    for title, lines in note_lines(report):
+        yield Text()
+        yield line(title, "bold red" if title == "Warnings" else "bold")
+        for text in lines:
+            yield line(text, indent=2)
+    if report.choices:
+        yield Text()
+        yield line("Values in force, and why", "bold")
+        for value, reason in choice_lines(report):
+            yield Padding(Text.assemble(clean(value), ("  " + clean(reason), "dim")), (0, 0, 0, 2))
+    yield Text()
+    yield line(_footer(report), "dim")
+
+
+def _rich_table(table: Table, width: int, ascii_only: bool) -> RenderableType:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = [index for index, column in enumerate(table.columns) if width >= column.from_width]
+    drawn = RichTable(
+        box=box.ASCII2 if ascii_only else box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1),
+        header_style="dim", show_footer=bool(table.total), footer_style="bold",
+    )  # fmt: skip
+    for index in shown:
+        column = table.columns[index]
+        drawn.add_column(
+            Text(column.label),
+            footer=Text(clean(table.total[index])) if table.total else "",
+            justify="right" if column.number else "left",
+            no_wrap=column.number,
+            overflow="fold",
+        )
+    for row in table.rows:
+        drawn.add_row(*(Text(clean(row[index])) for index in shown))
+    return drawn
+
+
+def _footer(report: Report) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    seconds = ", ".join(f"{stage} {elapsed:.1f}" for stage, elapsed in report.elapsed_seconds.items())
+    return "; ".join(part for part in (versions, f"seconds: {seconds}" if seconds else "") if part)
