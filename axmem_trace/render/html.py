@@ -19,7 +19,7 @@ from axmem_trace.render.tables import (
 from axmem_trace.units import format_bytes
 
 if TYPE_CHECKING:
-    from axmem_trace.report.types import Report
+    from axmem_trace.report.report import Report
 
 CHART_WIDTH, CHART_HEIGHT = 720, 160
 STYLE = """\

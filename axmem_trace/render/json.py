@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from axmem_trace.report.codec import encode
 
 if TYPE_CHECKING:
-    from axmem_trace.report.types import Report
+    from axmem_trace.report.report import Report
 
 
 def render_json(report: Report, *, depth: int | None = None) -> str:

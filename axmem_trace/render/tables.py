@@ -11,7 +11,8 @@ from axmem_trace.units import format_bytes, gib
 
 if TYPE_CHECKING:
     from axmem_trace.notes import NoteKind
-    from axmem_trace.report.types import Choice, DtypeRow, ModuleRow, PhaseUse, Report
+    from axmem_trace.report.report import Report
+    from axmem_trace.report.types import Choice, DtypeRow, ModuleRow, PhaseUse
 
 NUM_TOP_MODULES = 12
 NOTE_TITLES: dict[NoteKind, str] = {
@@ -193,7 +194,7 @@ def modules_table(report: Report, depth: int | None = None) -> Table:
                Column("activations", from_width=70), Column("together"))  # fmt: skip
     return Table("Modules: what each holds by itself, activations at the peak", columns, tuple(rows),
                  total=_module_cells("sum", "", ranked),
-                 footnote="{0-31}: all of these together; --depth N folds, --format json lists each module")  # fmt: skip
+                 footnote="{0-31}: all of these together; --depth N folds, --format json has every module")  # fmt: skip
 
 
 def _module_cells(name: str, class_name: str, rows: Sequence[ModuleRow]) -> tuple[str, ...]:

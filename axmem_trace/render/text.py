@@ -22,7 +22,7 @@ from axmem_trace.render.tables import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from axmem_trace.report.types import Report
+    from axmem_trace.report.report import Report
 
 DEFAULT_WIDTH = 100
 MIN_WIDTH = 40

@@ -1,6 +1,6 @@
 """Facts to numbers: the `Report` and how it is made. Knows no torch, no model and no YAML."""
 
 from axmem_trace.report.make import make_report
-from axmem_trace.report.types import Report
+from axmem_trace.report.report import Report
 
 __all__ = ["Report", "make_report"]

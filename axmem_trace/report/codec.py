@@ -61,13 +61,13 @@ def _decode_dataclass(kind: type[T], value: Any, where: str) -> T:
 
 
 @cache
-def _fields_of(kind: type) -> tuple[tuple[str, str, Any, bool], ...]:
+def _fields_of(kind: Any) -> tuple[tuple[str, str, Any, bool], ...]:
     """Name, JSON name, annotation and whether it must be there, of each field."""
     hints = get_type_hints(kind)
     return tuple(
         (each.name, each.metadata.get("json", each.name), hints[each.name],
          each.default is MISSING and each.default_factory is MISSING)
-        for each in fields(kind)  # type: ignore[arg-type]
+        for each in fields(kind)
     )  # fmt: skip
 
 
@@ -89,4 +89,4 @@ def decode_report(kind: type[T], text: str, newest: int) -> T:
     version = value.get("schema_version")
     if not isinstance(version, int) or not 1 <= version <= newest:
         raise ValueError(f"report: schema_version {version!r} is not one this version reads (1 to {newest})")
-    return decode(kind, value)  # type: ignore[no-any-return]
+    return decode(kind, value)

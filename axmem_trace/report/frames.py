@@ -10,7 +10,8 @@ from axmem_trace.report.codec import encode
 if TYPE_CHECKING:
     import pandas as pd
 
-    from axmem_trace.report.types import PhaseUse, Report
+    from axmem_trace.report.report import Report
+    from axmem_trace.report.types import PhaseUse
 
 TABLES = ("modules", "timeline", "dtypes", "phases")
 

@@ -10,6 +10,7 @@ from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.report.modules import make_module_rows
 from axmem_trace.report.moments import ReservedBytes, Survey, make_phases, make_timeline, most_alive, survey
+from axmem_trace.report.report import Report
 from axmem_trace.report.types import (
     AfterLoad,
     BatchShape,
@@ -20,7 +21,6 @@ from axmem_trace.report.types import (
     ModelSummary,
     OutOfMemory,
     Peak,
-    Report,
     Resident,
     TargetGpu,
 )

@@ -160,7 +160,9 @@ def make_phases(found: Survey, reservation: ReservedBytes) -> dict[str, PhaseUse
 def _phase_use(name: str, spans: list[Span], reservation: ReservedBytes) -> PhaseUse:
     highest = max(spans, key=lambda span: span.peak_bytes)
     reached = highest.peak_allocation
-    parts = {span.phase: _phase_use("", [span], reservation) for span in spans} if name.startswith("step_") else {}
+    parts: dict[str, PhaseUse] = {}
+    if name.startswith("step_"):
+        parts = {span.phase: _phase_use("", [span], reservation) for span in spans}
     return PhaseUse(
         allocated_bytes=highest.peak_bytes,
         reserved_bytes=max(reservation.peaks.get(span.key, 0) for span in spans),

@@ -1,4 +1,4 @@
-"""What a report holds: numbers and short texts, frozen. All sizes are bytes, as integers.
+"""What a report is made of: numbers and short texts, frozen. All sizes are bytes, as integers.
 
 Two ways of counting appear, and every field says which it uses:
 
@@ -11,18 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
-
-from axmem_trace.notes import Note
-from axmem_trace.report.codec import decode_report, encode
-from axmem_trace.report.folding import fold_modules
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-SCHEMA_VERSION = 1
-"""Raised when a field of the JSON changes its meaning or goes away; new fields don't raise it."""
+from typing import Any, Literal
 
 
 def json_name(name: str) -> Any:
@@ -246,90 +235,3 @@ class Choice:
     text: str
     origin: str
     line: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Everything an estimate has to say. Made by `make_report`; reads back from its own JSON unchanged."""
-
-    schema_version: int = SCHEMA_VERSION
-    run: Mapping[str, str]
-    """What was asked for, in words: `config`, `adapter`, `quantisation`, `optimizer`, ..."""
-    model: ModelSummary
-    batch: BatchShape
-    gpu: TargetGpu
-    peak: Peak
-    fits: bool | None
-    """Whether `peak.device_bytes` is within `gpu.memory_bytes` and no request failed; None without a named card."""
-    headroom_bytes: int | None
-    """Memory of the card that is left at the highest point; negative if it does not fit; None without a card."""
-    out_of_memory: OutOfMemory | None
-    after_load: AfterLoad
-    phases: Mapping[str, PhaseUse]
-    """`load`, `step_1`, `step_2` and, where recorded, `eval`, in order of time."""
-    buckets: Buckets
-    resident: Resident
-    host: Host
-    modules: tuple[ModuleRow, ...]
-    dtypes: tuple[DtypeRow, ...]
-    timeline: tuple[TimelinePoint, ...]
-    """Thinned: of each stretch of ticks, the moment of most live bytes. The peak is always among them."""
-    choices: Mapping[str, Choice]
-    notes: tuple[Note, ...]
-    versions: Mapping[str, str]
-    elapsed_seconds: Mapping[str, float]
-
-    def by_module(self, depth: int | None = None) -> tuple[ModuleRow, ...]:
-        """The modules, with those deeper than `depth` folded into their ancestors; sums stay. None folds nothing.
-
-        A module's depth is the number of dots-separated parts of its name; depth 0 is the root alone.
-        """
-        return self.modules if depth is None else fold_modules(self.modules, depth)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON contract as plain dicts, lists, strings and numbers."""
-        encoded = encode(self)
-        assert isinstance(encoded, dict)
-        return encoded
-
-    def to_json(self) -> str:
-        """The JSON contract (DESIGN: `schema_version`, `peak`, `buckets`, ...) as text."""
-        from axmem_trace.render.json import render_json
-
-        return render_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> Report:
-        """A report from what `to_json` wrote. Fields that this version does not know are passed over.
-
-        Raises:
-            ValueError: the text is no report, or one of a newer schema.
-        """
-        return decode_report(cls, text, SCHEMA_VERSION)
-
-    def to_pandas(self, table: Literal["modules", "timeline", "dtypes", "phases"] = "modules") -> pd.DataFrame:
-        """One table of the report as a `pandas.DataFrame`; `modules` and `phases` are indexed by name.
-
-        Raises:
-            ImportError: pandas is not installed (`pip install axmem_trace[notebook]`).
-            ValueError: there is no such table.
-        """
-        from axmem_trace.report.frames import make_frame
-
-        return make_frame(self, table)
-
-    @cached_property
-    def by_kind(self) -> dict[str, tuple[Note, ...]]:
-        """The notes of each kind, in the order in which they were made."""
-        kinds = dict.fromkeys(note.kind for note in self.notes)
-        return {kind: tuple(note for note in self.notes if note.kind == kind) for kind in kinds}
-
-    def __str__(self) -> str:
-        from axmem_trace.render.text import render_text
-
-        return render_text(self)
-
-    def _repr_html_(self) -> str:
-        from axmem_trace.render.html import render_html
-
-        return render_html(self)
