@@ -48,7 +48,8 @@ class Allocation:
         module: dotted name of the module whose code ran (`""`: the root, or none).
         op: the operator that made it, as `aten.mm.default`.
         role: what it was registered as; `""` for what merely came out of an operator.
-        device: `gpu` (the caching allocator), `cpu` (host memory), `managed` (CUDA managed memory, as paged optimizers use).
+        device: `gpu` (the caching allocator), `cpu` (host memory), `managed` (CUDA managed memory, as paged optimizers
+            use).
         recomputed: born while a checkpointed region ran again in backward.
         kept: born in forward and alive when backward began: an activation, in the sense of the word.
         output: the forward of some module returned it (the root's inputs and recomputations do not count).
@@ -79,6 +80,7 @@ class Allocation:
         return _BUCKET_OF_ROLE.get(self.role) or ("activations" if self.kept else "workspace")
 
     def alive(self, tick: int) -> bool:
+        """Whether the storage exists after everything that happens at `tick`."""
         return self.born <= tick < self.died
 
 
@@ -137,6 +139,7 @@ class Ledger:
 
     @cached_property
     def on_gpu(self) -> tuple[Allocation, ...]:
+        """What the caching allocator serves."""
         return tuple(allocation for allocation in self.allocations if allocation.device == "gpu")
 
     @cached_property

@@ -1,7 +1,7 @@
 """Blocks, the pools of free ones, and the segments that can grow.
 
-Sources: `Block`, `BlockPool`, `ExpandableSegment`, `BlockComparatorSize` in c10/cuda/CUDACachingAllocator.cpp (torch 2.13).
-One stream, so blocks are not ordered by stream.
+Sources: `Block`, `BlockPool`, `ExpandableSegment`, `BlockComparatorSize` in c10/cuda/CUDACachingAllocator.cpp
+(torch 2.13). One stream, so blocks are not ordered by stream.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """`CachingAllocator`: what `c10::cuda::CUDACachingAllocator` does on one device with one stream.
 
-Source: `DeviceCachingAllocator` in c10/cuda/CUDACachingAllocator.cpp (torch 2.13); each method names the function that it
-follows. Left out, because one stream of a training step does not reach it: events and `record_stream`, private pools
+Source: `DeviceCachingAllocator` in c10/cuda/CUDACachingAllocator.cpp (torch 2.13); each method names the function that
+it follows. Left out, because one stream of a training step does not reach it: events and `record_stream`, private pools
 (CUDA graphs, `MemPool`), IPC, and the callbacks that free memory before a new segment is asked for.
 
-Addresses are ours: a driver gives out what it likes. Segments lie in order of creation and addresses are not used twice;
-they matter only where two free blocks have the same size (the lower address wins).
+Addresses are ours: a driver gives out what it likes. Segments lie in order of creation and addresses are not used
+twice; they matter only where two free blocks have the same size (the lower address wins).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 
 from axmem_trace.allocator.accounts import UNLIMITED, Accounts
 from axmem_trace.allocator.blocks import FIRST_ADDRESS, Block, BlockPool
@@ -91,6 +92,20 @@ class CachingAllocator:
         """`torch.cuda.empty_cache`: gives every segment back that is wholly free (`release_cached_blocks`)."""
         self.accounts.owner = -1
         self._release_cached_blocks()
+
+    def list_segments(self, in_use: Iterable[Block]) -> list[list[Block]]:
+        """Every stretch of neighbouring blocks with memory, by address: what a snapshot calls a segment (`snapshot`).
+
+        Args:
+            in_use: the blocks that `malloc` gave out and that have not been freed.
+        """
+        segments: list[list[Block]] = []
+        for block in sorted((*in_use, *self.large.free.values(), *self.small.free.values()), key=lambda b: b.address):
+            if block.prev is not None and block.prev.mapped:
+                segments[-1].append(block)
+            else:
+                segments.append([block])
+        return segments
 
     # -- finding a block ------------------------------------------------------------------------------------------
 

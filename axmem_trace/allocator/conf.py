@@ -1,8 +1,8 @@
 """`PYTORCH_ALLOC_CONF`: the allocator's settings as PyTorch reads them.
 
-Sources: `AcceleratorAllocatorConfig::parseArgs` and `ConfigTokenizer` (c10/core/AllocatorConfig.h, .cpp) for the options
-of all accelerators, `CUDAAllocatorConfig` (c10/cuda/CUDAAllocatorConfig.h, .cpp) for CUDA's own; torch 2.13. Where both
-`PYTORCH_CUDA_ALLOC_CONF` and `PYTORCH_ALLOC_CONF` are set, `CUDAAllocatorConfig::instance` takes the former.
+Sources: `AcceleratorAllocatorConfig::parseArgs` and `ConfigTokenizer` (c10/core/AllocatorConfig.h, .cpp) for the
+options of all accelerators, `CUDAAllocatorConfig` (c10/cuda/CUDAAllocatorConfig.h, .cpp) for CUDA's own; torch 2.13.
+Where both `PYTORCH_CUDA_ALLOC_CONF` and `PYTORCH_ALLOC_CONF` are set, `CUDAAllocatorConfig::instance` takes the former.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WITHOUT_EFFECT = {
 
 
 def parse_alloc_conf(text: str) -> Allocator:
-    """The settings that `PYTORCH_ALLOC_CONF=text` (or `PYTORCH_CUDA_ALLOC_CONF`) gives, with PyTorch's defaults elsewhere.
+    """The settings that `PYTORCH_ALLOC_CONF=text` (or `PYTORCH_CUDA_ALLOC_CONF`) gives; PyTorch's defaults elsewhere.
 
     Raises:
         ConfigError: PyTorch would refuse the string; the error names the option and what it accepts.
@@ -73,8 +73,8 @@ def describe_settings(allocator: Allocator) -> tuple[Note, ...]:
     """What a reader must know about settings that are not modelled or that do nothing."""
     notes = []
     if allocator.backend == "cudaMallocAsync":
-        text = ("backend:cudaMallocAsync: the driver's own memory pool is not modelled; reserved bytes are those of the "
-                "native allocator without its options")  # fmt: skip
+        text = ("backend:cudaMallocAsync: the driver's own memory pool is not modelled; reserved bytes are those of "
+                "the native allocator without its options")  # fmt: skip
         notes.append(Note(kind="not_modelled", key="PYTORCH_ALLOC_CONF", text=text))
     if allocator.garbage_collection_threshold > 0 and allocator.per_process_memory_fraction >= 1.0:
         text = ("garbage_collection_threshold does nothing unless the process's memory is limited "

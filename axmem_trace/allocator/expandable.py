@@ -40,7 +40,7 @@ class ExpandableSegments:
     def unmap(self, block: Block) -> None:
         """Gives the whole pages inside a free block back to the driver (`unmap_block`)."""
         segment, pool = block.segment, block.pool
-        assert segment is not None and block.mapped, "only blocks of expandable segments have pages"
+        assert segment is not None, "only blocks of expandable segments have pages"
         begin, end = segment.next_page(block.address), segment.last_page(block.address + block.size)
         if begin >= end:
             return
@@ -92,7 +92,7 @@ class ExpandableSegments:
     def _map(self, block: Block, size: int) -> bool:
         """Puts pages under the first `size` bytes, rounded up to whole pages; all or none (`map_block`)."""
         segment, pool = block.segment, block.pool
-        assert segment is not None and not block.mapped, "only unmapped ranges can be mapped"
+        assert segment is not None, "only blocks of expandable segments have pages"
         nbytes = -(-size // segment.page_bytes) * segment.page_bytes
         if nbytes > self._accounts.free_bytes:
             return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from axmem_trace.allocator.accounts import Accounts
 from axmem_trace.allocator.blocks import Block
 from axmem_trace.allocator.caching import CachingAllocator
 from axmem_trace.allocator.reservation import OutOfMemory, Reservation

@@ -38,8 +38,9 @@ class Reservation:
     `peak_allocated_bytes` (which is what `torch.cuda.max_memory_allocated` would say) can exceed the ledger's peak;
     with expandable segments and no such rounding they are equal.
 
-    With a single stream a freed block is free at once, so "active" bytes (allocated, or freed but still in use by another
-    stream: `torch.cuda.memory_stats()["active_bytes.all.peak"]`, axolotl's `memory/max_active`) equal allocated bytes.
+    With a single stream a freed block is free at once, so "active" bytes (allocated, or freed but still in use by
+    another stream: `torch.cuda.memory_stats()["active_bytes.all.peak"]`, axolotl's `memory/max_active`) equal
+    allocated bytes.
 
     Attributes:
         timeline: (tick, reserved bytes) wherever they changed, in order of time.

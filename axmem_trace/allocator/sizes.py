@@ -1,8 +1,8 @@
 """Sizes: how the caching allocator rounds a request, and how much it asks of the driver.
 
 Sources: `c10/core/AllocatorConfig.h` (constants) and `DeviceCachingAllocator::round_size`, `get_allocation_size`
-(c10/cuda/CUDACachingAllocator.cpp), `AcceleratorAllocatorConfig::roundup_power2_divisions` (c10/core/AllocatorConfig.cpp);
-torch 2.13.
+(c10/cuda/CUDACachingAllocator.cpp), `AcceleratorAllocatorConfig::roundup_power2_divisions`
+(c10/core/AllocatorConfig.cpp); torch 2.13.
 """
 
 from __future__ import annotations
