@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from axmem_trace.training.optimizers.groups import uses_axolotl_groups
+from axmem_trace.training.optimizers.memory import empty_offstage
 from axmem_trace.training.optimizers.request import Request, builds
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
@@ -109,8 +109,7 @@ def managed_memory_on_meta() -> Iterator[None]:
     import bitsandbytes.functional as functional
 
     def get_paged(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        with _disable_current_modes():
-            buffer = torch.empty(shape, dtype=dtype, device="meta")
+        buffer = empty_offstage(shape, dtype, "managed")
         buffer.is_paged, buffer.page_deviceid = True, 0  # type: ignore[attr-defined]
         return buffer
 

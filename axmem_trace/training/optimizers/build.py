@@ -7,13 +7,27 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.types import Recipe
-from axmem_trace.training.optimizers import bnb, torch_native
+from axmem_trace.training.optimizers import (
+    apollo,
+    bnb,
+    factored,
+    flash,
+    foreach_adam,
+    galore,
+    in_backward,
+    optimi,
+    orthogonal,
+    retired,
+    torch_native,
+    torchao,
+)
 from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
 from axmem_trace.training.optimizers.names import ALIASES, canonical_name, note_on_name
 from axmem_trace.training.optimizers.request import BUILDERS, Request
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
-_ROOMS = (torch_native, bnb)
+_ROOMS = (apollo, bnb, factored, flash, foreach_adam, galore, in_backward, optimi, orthogonal, retired, torch_native,
+          torchao)  # fmt: skip
 """Imported for what they register."""
 
 

@@ -94,7 +94,7 @@ def _axolotl_group_of(name: str, decayed: bool, lr_groups: Any) -> str:
 
 
 def _loraplus_groups(recipe: Recipe, module: nn.Module) -> list[dict[str, Any]]:
-    """peft/optimizers/loraplus.py, `create_loraplus_optimizer`: A matrices, embeddings, B matrices that decay or don't."""
+    """peft/optimizers/loraplus.py, `create_loraplus_optimizer`: A matrices, embeddings, decaying B and other B."""
     from peft.tuners.lora.layer import Embedding
     from transformers.pytorch_utils import ALL_LAYERNORM_LAYERS
     from transformers.trainer_pt_utils import get_parameter_names

@@ -12,15 +12,17 @@ ALIASES = {
 }
 
 RETIRED = {
-    "adamw_hf": "transformers 5 has dropped its own AdamW and axolotl 0.19 rejects the name; estimated as torch's "
-    "AdamW, which keeps the same two states",
-    "adamw_apex_fused": "transformers 5 has dropped apex's FusedAdam and axolotl 0.19 rejects the name; estimated as "
-    "torch's fused AdamW. apex keeps the same two states, but always in fp32",
+    "adamw_hf": "transformers 5 has dropped its own AdamW, so axolotl 0.19 fails on the name; estimated as "
+    "transformers 4 stepped",
+    "adamw_apex_fused": "transformers 5 has dropped apex's FusedAdam, so axolotl 0.19 fails on the name; estimated as "
+    "apex steps",
     "adamw_anyprecision": "needs the package torchdistx, whose development has ended",
 }
 """Names of older releases, and what is true of them now."""
 
 UNAVAILABLE = {
+    "polora": "its package is published only as a git repository, and what it keeps could not be read; any other "
+    "optimizer can be estimated",
     "adamw_torch_xla": "it runs on TPUs through torch_xla, not on CUDA",
     "adamw_torch_npu_fused": "it runs on Ascend NPUs, not on CUDA",
     "ao_adamw_4bit": 'axolotl 0.19 lists the name and then fails with "Unhandled optimizer"; transformers\' '

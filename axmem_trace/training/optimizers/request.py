@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -88,7 +88,12 @@ class Request:
 
     def traced(self, optimizer: torch.optim.Optimizer, **kwargs: Any) -> TracedOptimizer:
         """The builder's answer: one optimizer, and the notes gathered so far."""
-        return TracedOptimizer(name=self.name, optimizers=[optimizer], notes=self.notes, **kwargs)
+        return TracedOptimizer(name=self.name, module=self.module, optimizers=[optimizer], notes=self.notes, **kwargs)
+
+    def hooked(self, optimizers: Sequence[torch.optim.Optimizer], **kwargs: Any) -> TracedOptimizer:
+        """The builder's answer where backward hooks step the optimizers and free the gradients."""
+        return TracedOptimizer(name=self.name, module=self.module, optimizers=(), hooked=optimizers,
+                               notes=self.notes, releases_gradients=True, **kwargs)  # fmt: skip
 
 
 CUSTOM_NAMES = frozenset({

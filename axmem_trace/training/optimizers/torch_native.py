@@ -25,7 +25,7 @@ def implementation_of(request: Request) -> Implementation:
     assumed = reason is not None and reason.origin == "assume"
     if wanted != "library" and (assumed or wanted != "fused"):
         return wanted
-    return "fused" if request.name in ("adamw_torch_fused", "adamw_apex_fused") else "foreach"
+    return "fused" if request.name == "adamw_torch_fused" else "foreach"
 
 
 def implementation_kwargs(request: Request) -> dict[str, Any]:
@@ -40,10 +40,9 @@ def implementation_kwargs(request: Request) -> dict[str, Any]:
     return by_implementation[implementation]
 
 
-@builds("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused")
+@builds("adamw_torch", "adamw_torch_fused")
 def build_adamw(request: Request) -> TracedOptimizer:
-    """`torch.optim.AdamW` (transformers/trainer_optimizer.py, `_get_adamw_torch`), and two names that transformers has
-    dropped: see `RETIRED` in names.py."""
+    """`torch.optim.AdamW` (transformers/trainer_optimizer.py, `_get_adamw_torch`)."""
     kwargs = implementation_kwargs(request)
     return request.traced(torch.optim.AdamW(request.groups, lr=request.lr, **request.adam_kwargs, **kwargs))
 

@@ -12,10 +12,15 @@ from torch import nn
 
 from axmem_trace.ledger import Device
 from axmem_trace.notes import Note
+from axmem_trace.training.optimizers.memory import device_of
 from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
 
 StateTensor = tuple["nn.Parameter | None", torch.Tensor, Device]
 """A state tensor, the parameter that owns it (`None`: shared by several, or by none), and the memory it lives in."""
+
+
+def _nothing() -> None:
+    return None
 
 
 @dataclass
@@ -24,19 +29,26 @@ class TracedOptimizer:
 
     Attributes:
         name: axolotl's name of the optimizer.
+        module: the model; `zero_grad` drops all its gradients, those that nobody optimises included.
         optimizers: stepped in this order; empty where the step happens in backward hooks.
         notes: how the figures came about.
         hooked: optimizers that hooks step during backward; `step()` doesn't, but their state is reported.
         around_step: opened while the optimizers step, for libraries that call into a driver.
-        releases_gradients: hooks free each gradient as soon as backward has made it.
+        after_backward: to be called after each backward pass; does something for LOMO alone.
+        releases_gradients: hooks free each gradient as soon as backward has made it, so there is nothing to clip.
+        replaces_parameters: the step gives parameters new storages (GaLore's 8-bit steps), so weights have to be
+            registered anew after it.
     """
 
     name: str
+    module: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
     notes: list[Note] = field(default_factory=list)
     hooked: Sequence[torch.optim.Optimizer] = ()
     around_step: Callable[[], AbstractContextManager[None]] = nullcontext
+    after_backward: Callable[[], None] = _nothing
     releases_gradients: bool = False
+    replaces_parameters: bool = False
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -54,25 +66,24 @@ class TracedOptimizer:
                 optimizer.step()
 
     def zero_grad(self) -> None:
-        """Drops the gradients (`set_to_none=True`, transformers' and torch's default)."""
-        for parameter in self.parameters:
-            parameter.grad = None
+        """Drops the gradients, as transformers does after the step (`model.zero_grad()`, `Trainer._run_epoch`)."""
+        self.module.zero_grad(set_to_none=True)
 
     def state_tensors(self) -> Iterator[StateTensor]:
         """Every tensor that the optimizers keep between steps, each storage once.
 
         Right after `build_optimizer` this holds what a constructor allocates (Adagrad's sums); after a first step, all.
         """
-        owners: dict[int, tuple[torch.Tensor, list[Any]]] = {}
+        found: dict[int, tuple[torch.Tensor, list[Any]]] = {}
         for optimizer in (*self.optimizers, *self.hooked):
             for owner, values in optimizer.state.items():
                 for tensor in tensors_in(values):
-                    _, found = owners.setdefault(tensor.untyped_storage()._cdata, (tensor, []))
-                    if all(owner is not known for known in found):
-                        found.append(owner)
+                    _, owners = found.setdefault(tensor.untyped_storage()._cdata, (tensor, []))
+                    if all(owner is not known for known in owners):
+                        owners.append(owner)
         own = {id(parameter) for parameter in self.parameters}
-        for tensor, found in owners.values():
-            alone = found[0] if len(found) == 1 and id(found[0]) in own else None
+        for tensor, owners in found.values():
+            alone = owners[0] if len(owners) == 1 and id(owners[0]) in own else None
             yield alone, tensor, device_of(tensor)
 
     def state_bytes(self, device: Device = "gpu") -> int:
@@ -81,16 +92,8 @@ class TracedOptimizer:
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of state in ordinary host memory: step counters of torch's unfused optimizers."""
+        """Bytes of state in ordinary host memory: step counters of torch's unfused optimizers, GrokAdamW's states."""
         return self.state_bytes("cpu")
-
-
-def device_of(tensor: torch.Tensor) -> Device:
-    """Which memory a state tensor takes on a real run: meta stands for the GPU; bitsandbytes marks managed memory with
-    `is_paged` (bitsandbytes/functional.py, `get_paged`)."""
-    if getattr(tensor, "is_paged", False):
-        return "managed"
-    return "gpu" if tensor.is_meta else "cpu"
 
 
 def tensors_in(value: object) -> Iterator[torch.Tensor]:

@@ -1,0 +1,26 @@
+"""State that lives outside the GPU's caching allocator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from axmem_trace.ledger import Device
+
+_PLACE = "_axmem_place"
+
+
+def empty_offstage(shape: Sequence[int], dtype: torch.dtype, place: Device) -> torch.Tensor:
+    """A meta tensor that stands for managed or host memory, made unseen by any recorder, of which `device_of` knows."""
+    with _disable_current_modes():
+        tensor = torch.empty(tuple(shape), dtype=dtype, device="meta")
+    setattr(tensor, _PLACE, place)
+    return tensor
+
+
+def device_of(tensor: torch.Tensor) -> Device:
+    """Which memory a state tensor takes on a real run: meta stands for the GPU unless it was made offstage."""
+    place: Device = getattr(tensor, _PLACE, "gpu" if tensor.is_meta else "cpu")
+    return place
