@@ -14,6 +14,7 @@ from axmem_trace.training.optimizers import (
     flash,
     foreach_adam,
     galore,
+    grokadamw,
     in_backward,
     optimi,
     orthogonal,
@@ -26,8 +27,10 @@ from axmem_trace.training.optimizers.names import ALIASES, canonical_name, note_
 from axmem_trace.training.optimizers.request import BUILDERS, Request
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
-_ROOMS = (apollo, bnb, factored, flash, foreach_adam, galore, in_backward, optimi, orthogonal, retired, torch_native,
-          torchao)  # fmt: skip
+_ROOMS = (
+    apollo, bnb, factored, flash, foreach_adam, galore, grokadamw, in_backward, optimi, orthogonal, retired,
+    torch_native, torchao,
+)  # fmt: skip
 """Imported for what they register."""
 
 

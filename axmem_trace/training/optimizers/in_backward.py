@@ -1,4 +1,4 @@
-"""LOMO and AdaLomo, which step inside the backward pass, and GrokAdamW, whose states live on the host."""
+"""LOMO and AdaLomo, which step inside the backward pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import nn
 from axmem_trace.errors import ConfigError
 from axmem_trace.training.optimizers.factored import inverse_root, root_mean_square
 from axmem_trace.training.optimizers.loop import DECAY, EPS, LR, RebuiltOptimizer
-from axmem_trace.training.optimizers.memory import empty_offstage
 from axmem_trace.training.optimizers.request import Request, builds
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
@@ -88,28 +87,6 @@ class AdaLomo(Lomo):
         parameter.data.copy_(weight)
 
 
-class GrokAdamW(RebuiltOptimizer):
-    """grokadamw 0.1.2, grokadamw.py, `GrokAdamW._update_group`: three states in the parameter's dtype **on the host**,
-    copied to the GPU and back for each tensor in turn."""
-
-    def _update(self) -> None:
-        for _, parameter, state in self._with_gradient():
-            gradient = parameter.grad
-            assert gradient is not None
-            if not state:
-                for key in ("exp_avg", "exp_avg_sq", "grok_ema"):
-                    state[key] = empty_offstage(parameter.shape, parameter.dtype, "cpu")
-            mean, square = torch.empty_like(parameter), torch.empty_like(parameter)
-            average = torch.empty_like(parameter)
-            torch.nn.utils.clip_grad_norm_(parameter, 1.0)
-            average.mul_(DECAY).add_(gradient, alpha=1 - DECAY)
-            amplified = gradient + 2.0 * average
-            mean.mul_(DECAY).add_(amplified, alpha=1 - DECAY)
-            square.mul_(DECAY).addcmul_(amplified, amplified, value=1 - DECAY)
-            parameter.mul_(DECAY)
-            parameter.addcdiv_(mean, square.sqrt().add_(EPS), value=-LR)
-
-
 @builds("lomo", "adalomo")
 def build_lomo(request: Request) -> TracedOptimizer:
     """transformers/trainer_optimizer.py, `_get_lomo_optimizer`; accelerate, `Accelerator.lomo_backward`.
@@ -125,11 +102,3 @@ def build_lomo(request: Request) -> TracedOptimizer:
         "ruled", "steps inside backward as lomo_optim 0.1.1; no gradient outlives its update, so nothing is clipped"
     )
     return request.hooked([optimizer], after_backward=optimizer.update_pending)
-
-
-@builds("grokadamw")
-def build_grokadamw(request: Request) -> TracedOptimizer:
-    """transformers/trainer_optimizer.py, `_get_grokadamw`."""
-    request.note("ruled", "GrokAdamW keeps its three states in host memory and copies them to the GPU tensor by tensor "
-                 "(grokadamw 0.1.2, grokadamw.py, _update_group)")  # fmt: skip
-    return request.traced(GrokAdamW(request.groups))
