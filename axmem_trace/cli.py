@@ -83,7 +83,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="never ask the Hugging Face Hub for a base model's config.json",
     )
     hub.add_argument(
-        "--hub", action="store_const", const="first", dest="hub", help="ask the Hub before the bundled catalogue"
+        "--hub",
+        action="store_const",
+        const="first",
+        dest="hub",
+        default="fallback",
+        help="ask the Hub before the bundled catalogue",
     )
     add(
         "--trust-remote-code",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from axmem_trace.report.types import Choice, DtypeRow, ModuleRow, PhaseUse
 
 NUM_TOP_MODULES = 12
+PEFT_PREFIX = "base_model.model."
+"""peft's wrappers, outside every module of the base model: left out of the printed names."""
 NOTE_TITLES: dict[NoteKind, str] = {
     "warning": "Warnings",
     "not_modelled": "Not modelled: moves memory, and is not in the figures",
@@ -186,15 +188,21 @@ def modules_table(report: Report, depth: int | None = None) -> Table:
     ranked = grouped if depth is not None else sorted(grouped, key=lambda row: -row.held_bytes)
     shown = ranked if depth is not None else ranked[:NUM_TOP_MODULES]
     rest = ranked[len(shown) :]
-    rows = [_module_cells(row.name or "(root)", row.class_name, [row]) for row in shown]
+    rows = [_module_cells(_module_label(row.name), row.class_name, [row]) for row in shown]
     if rest:
         rows.append(_module_cells(f"({len(rest)} more)", "", rest))
-    columns = (Column("module", number=False), Column("class", number=False, from_width=100),
+    columns = (Column("module", number=False), Column("class", number=False, from_width=130),
                Column("weights", from_width=70), Column("gradients", from_width=70), Column("optimizer", from_width=70),
                Column("activations", from_width=70), Column("together"))  # fmt: skip
+    footnote = "{0-31}: all of these together; --depth N folds, --format json has every module"
+    if any(row.name.startswith(PEFT_PREFIX) for row in shown):
+        footnote += f"; names stand inside {PEFT_PREFIX[:-1]}"
     return Table("Modules: what each holds by itself, activations at the peak", columns, tuple(rows),
-                 total=_module_cells("sum", "", ranked),
-                 footnote="{0-31}: all of these together; --depth N folds, --format json has every module")  # fmt: skip
+                 total=_module_cells("sum", "", ranked), footnote=footnote)  # fmt: skip
+
+
+def _module_label(name: str) -> str:
+    return name.removeprefix(PEFT_PREFIX) or "(root)"
 
 
 def _module_cells(name: str, class_name: str, rows: Sequence[ModuleRow]) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def decode(kind: Any, value: Any, where: str = "report") -> Any:
     return value
 
 
-def _decode_dataclass(kind: type[T], value: Any, where: str) -> T:
+def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
     _expect(dict, value, where)
     found = {}
     for name, json_name, annotation, required in _fields_of(kind):
