@@ -84,6 +84,7 @@ def assert_adds_up(report: Report, ledger: Ledger) -> None:
     totals = {
         "buckets and the allocated peak": (report.buckets.total, peak.allocated_bytes),
         "the peak and what is alive then": (peak.allocated_bytes, ledger.allocated_at(peak.tick)),
+        "the peak and the ledger's own": (peak.allocated_bytes, ledger.peak().allocated_bytes),
         "dtypes and resident weights": (sum(row.bytes for row in report.dtypes), resident.weights + resident.adapters),
         "module weights": (sum(row.weight_bytes for row in rows), resident.weights + resident.adapters),
         "module gradients": (sum(row.gradient_bytes for row in rows), resident.gradients),

@@ -6,7 +6,7 @@ A phase's peak includes what was alive when it began, as `torch.cuda.max_memory_
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -122,11 +122,11 @@ def survey(ledger: Ledger) -> Survey:
         entered.end_bytes = live_bytes
         return entered
 
-    allocations = ledger.on_gpu
-    for tick, index, delta in _changes(allocations):
+    for tick, index, dies in ledger.moves():
         while position < len(marks) and marks[position].tick <= tick:
             span, position = enter(marks[position]), position + 1
-        allocation = allocations[index]
+        allocation = ledger.allocations[index]
+        delta = -allocation.block_bytes if dies else allocation.block_bytes
         live[column[allocation.bucket]] += delta
         live_bytes += delta
         span.end_bytes = live_bytes
@@ -137,15 +137,6 @@ def survey(ledger: Ledger) -> Survey:
     for mark in marks[position:]:
         enter(mark)
     return found
-
-
-def _changes(allocations: Sequence[Allocation]) -> list[tuple[int, int, int]]:
-    """Tick, index and change of block bytes of every birth and death, in order of time (as `Ledger.events`, but plain
-    tuples: there are a million of them in a large run)."""
-    changes = [(each.born, index, each.block_bytes) for index, each in enumerate(allocations)]
-    changes += [(each.died, index, -each.block_bytes) for index, each in enumerate(allocations) if each.died != NEVER]
-    changes.sort()
-    return changes
 
 
 def make_phases(found: Survey, reservation: ReservedBytes) -> dict[str, PhaseUse]:

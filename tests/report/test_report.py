@@ -17,6 +17,7 @@ from hand_made import (
     make_reservation,
 )
 
+from axmem_trace.allocator import replay
 from axmem_trace.facts import ModuleFact
 from axmem_trace.ledger import Allocation, Ledger, Mark
 from axmem_trace.report import make_report
@@ -220,6 +221,25 @@ def test_a_long_timeline_is_thinned_and_keeps_the_peak():
     assert len(report.timeline) <= 601
     assert max(point.allocated_bytes for point in report.timeline) == report.peak.allocated_bytes == 3000 * 512
     assert report.timeline[-1].allocated_bytes == 0
+
+
+def test_the_caching_allocators_reservation_is_understood():
+    # Small requests come from 2 MiB pages (`kSmallBuffer`); never more than 152576 bytes are alive: one page, always.
+    ledger, recipe = make_ledger(), make_recipe(24 * GIB)
+    reservation = replay(ledger, recipe.allocator, capacity_bytes=24 * GIB - CONTEXT_BYTES)
+    report = make_report(recipe, make_facts(), ledger, reservation, notes=(), versions={}, elapsed_seconds={})
+    assert report.peak.reserved_bytes == 2 << 20
+    assert report.peak.counted_bytes == report.peak.allocated_bytes == reservation.peak_allocated_bytes
+    assert [use.reserved_bytes for use in report.phases.values()] == [2 << 20] * 3
+    assert (report.fits, report.out_of_memory) == (True, None)
+
+
+def test_the_caching_allocators_failure_is_understood():
+    ledger, recipe = make_ledger(), make_recipe(CONTEXT_BYTES + 1)
+    reservation = replay(ledger, recipe.allocator, capacity_bytes=1)
+    report = make_report(recipe, make_facts(), ledger, reservation, notes=(), versions={}, elapsed_seconds={})
+    assert report.fits is False
+    assert (report.out_of_memory.requested_bytes, report.out_of_memory.module) == (12800, "model.embed")
 
 
 def test_an_empty_recording_is_a_report():
