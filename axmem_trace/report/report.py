@@ -26,6 +26,7 @@ from axmem_trace.report.types import (
     TargetGpu,
     TimelinePoint,
 )
+from axmem_trace.units import format_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +35,7 @@ SCHEMA_VERSION = 1
 """Raised when a field of the JSON changes its meaning or goes away; new fields don't raise it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """Everything an estimate has to say. Made by `make_report`; reads back from its own JSON unchanged."""
 
@@ -109,6 +110,11 @@ class Report:
         """The notes of each kind, in the order in which they were made."""
         kinds = dict.fromkeys(note.kind for note in self.notes)
         return {kind: tuple(note for note in self.notes if note.kind == kind) for kind in kinds}
+
+    def __repr__(self) -> str:
+        peak = self.peak
+        return (f"<Report of {self.model.name}: {format_bytes(peak.allocated_bytes)} allocated, "
+                f"{format_bytes(peak.reserved_bytes)} reserved, {format_bytes(peak.device_bytes)} on the card>")  # fmt: skip
 
     def __str__(self) -> str:
         from axmem_trace.render.text import render_text

@@ -159,6 +159,8 @@ def test_forced_colours_do_not_reach_a_file(monkeypatch):
 def test_printing_a_report_renders_it():
     report = make_hand_made_report()
     assert str(report) == render_text(report)
+    # 152576 / 1024 = 149.0; 2 MiB reserved and 400 MiB of context
+    assert repr(report) == "<Report of somebody/tiny-<b>: 149.0 KiB allocated, 2.0 MiB reserved, 402.0 MiB on the card>"
 
 
 def test_the_verdict():
