@@ -13,7 +13,7 @@ torch/csrc/cuda/Module.cpp (the rest); torch 2.13. What differs from a real one:
 from __future__ import annotations
 
 import pickle
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ def make_snapshot(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int =
     """Replays the ledger and tells it as `torch.cuda.memory._snapshot()` would at the end of the recording.
 
     Args:
-        ledger, allocator, capacity_bytes: as for `axmem_trace.allocator.replay`. Where the card is too small the history
-            ends with `oom`, and the segments are those of that moment.
+        ledger, allocator, capacity_bytes: as for `axmem_trace.allocator.replay`. Where the card is too small the
+            history ends with `oom`, and the segments are those of that moment.
 
     Returns:
         `segments`, `device_traces` (of one device), `allocator_settings`, `external_annotations` (phases and steps).
@@ -119,7 +119,7 @@ def _frames_of(allocation: Allocation) -> Frames:
     return _make_frames(allocation.op, allocation.module, f"{allocation.phase}, step {allocation.step}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _make_frames(op: str, module: str, phase: str) -> Frames:
     """`aten.mm.default`, then `model.layers.0`, `model.layers`, `model`, then the phase; shared, not to be changed."""
     parts = module.split(".") if module else []

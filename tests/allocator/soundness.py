@@ -1,0 +1,71 @@
+"""What must hold of the allocator at any time, and random ledgers to try it with."""
+
+import random
+from itertools import pairwise
+
+from axmem_trace.allocator.blocks import Block
+from axmem_trace.allocator.caching import CachingAllocator
+from axmem_trace.ledger import NEVER, Allocation, Ledger, Mark
+
+MIB = 1 << 20
+
+
+def assert_sound(caching: CachingAllocator, in_use: dict[int, Block]) -> None:
+    """Books against blocks: sums, order without overlap, neighbours, pools; no two free neighbours are left."""
+    accounts, segments = caching.accounts, caching.list_segments(in_use.values())
+    blocks = [block for segment in segments for block in segment]
+    assert accounts.reserved_bytes == sum(block.size for block in blocks)
+    assert accounts.allocated_bytes == sum(block.size for block in in_use.values()) <= accounts.reserved_bytes
+    assert {id(block) for block in in_use.values()} == {id(block) for block in blocks if block.allocated}
+    for left, right in pairwise(blocks):
+        assert left.address + left.size <= right.address
+    for segment in segments:
+        for left, right in pairwise(segment):
+            assert left.address + left.size == right.address
+            assert left.next is right
+            assert right.prev is left
+            assert left.allocated or right.allocated, "free neighbours are joined"
+        if segment[0].segment is None:
+            assert segment[0].prev is None
+            assert segment[-1].next is None
+        page_bytes = segment[0].pool.page_bytes if segment[0].segment else 2 * MIB
+        assert sum(block.size for block in segment) % page_bytes == 0
+    for pool in (caching.small, caching.large):
+        assert pool.keys == sorted((block.size, address) for address, block in pool.free.items())
+        assert pool.unmapped_addresses == sorted(pool.unmapped)
+        assert all(block.address == address and block.mapped for address, block in pool.free.items())
+        assert not any(block.mapped or block.allocated for block in pool.unmapped.values())
+    assert all(block.size >= block.requested_bytes and block.size % 512 == 0 for block in in_use.values())
+
+
+def make_sizes(dice: random.Random) -> int:
+    """A size as training has them: mostly small or repeated, some large."""
+    kind = dice.randrange(4)
+    if kind == 0:
+        return dice.randrange(0, 5000)
+    if kind == 1:
+        return dice.randrange(1, MIB + 1024)
+    if kind == 2:
+        return dice.choice((2 * MIB, 8 * MIB, 16 * MIB, 33 * MIB))
+    return dice.randrange(MIB, 40 * MIB)
+
+
+def make_ledger(seed: int, *, num_allocations: int = 300, all_die: bool = False) -> Ledger:
+    """A random life: births and deaths in turn, four phases of two steps, one `empty_cache` in the middle."""
+    dice, born, died, sizes, alive, tick = random.Random(seed), [], {}, [], [], 0
+    while len(born) < num_allocations or (all_die and alive):
+        tick += 1
+        if alive and (len(born) == num_allocations or dice.random() < 0.47):
+            died[alive.pop(dice.randrange(len(alive)))] = tick
+        else:
+            alive.append(len(born))
+            born.append(tick)
+            sizes.append(make_sizes(dice))
+    lives = zip(sizes, born, strict=True)
+    allocations = tuple(
+        Allocation(nbytes=nbytes, born=start, died=died.get(index, NEVER))
+        for index, (nbytes, start) in enumerate(lives)
+    )
+    phases = (("forward", 1), ("backward", 1), ("forward", 2), ("backward", 2))
+    marks = tuple(Mark(tick=rank * tick // 4, phase=phase, step=step) for rank, (phase, step) in enumerate(phases))
+    return Ledger(allocations=allocations, marks=marks, ticks=tick + 1, empty_cache_ticks=(tick // 2,))
