@@ -151,6 +151,10 @@ class Adapter:
     """`autocast`: peft casts half-precision A/B to fp32 (its default); `base`: they stay in the base's dtype."""
     on_cpu: bool = False
     loraplus: bool = False
+    adapter_layers: int = 0
+    """`llama-adapter`: how many of the last layers get a prompt."""
+    adapter_len: int = 0
+    """`llama-adapter`: length of that prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,7 +203,7 @@ class Loss:
     """
 
     path: Literal["native", "shifted_copy", "liger_cross_entropy", "liger_fused_linear", "cut_cross_entropy",
-                  "chunked", "eaft", "kd"] = "native"  # fmt: skip
+                  "chunked", "eaft", "kd", "none"] = "native"  # fmt: skip
     num_chunks: int = 8
 
 

@@ -1,0 +1,118 @@
+"""Values to the types that axolotl's schema asks for, with the freedoms that pydantic takes.
+
+A type is written as in `keys.json`: alternatives between bars, as in `'auto'|bool|null` or `str|list[str]|null`.
+Atoms: `bool int float str any dict list list[str] list[int] list[float] null` and quoted literals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})
+_FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
+_DESCRIPTIONS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "dict": "a mapping",
+    "list": "a list",
+    "list[str]": "a list of text",
+    "list[int]": "a list of whole numbers",
+    "list[float]": "a list of numbers",
+    "null": "nothing",
+    "any": "anything",
+}
+
+
+def coerce(value: Any, type_name: str) -> Any:
+    """`value` as the first alternative of `type_name` that takes it: exactly if one does, else leniently.
+
+    Lenient is what pydantic does outside strict mode: `"true"`, `"yes"` and 1 for a boolean, `"4"` and 4.0 for a whole
+    number, `"2e-4"` for a number (YAML 1.1 reads `2e-4`, which has no dot, as text); but never a number for text.
+
+    Raises:
+        ValueError: no alternative takes the value.
+
+    >>> coerce("2e-4", "float"), coerce("yes", "bool|null"), coerce("auto", "'auto'|bool|null")
+    (0.0002, True, 'auto')
+    """
+    alternatives = type_name.split("|")
+    for exact in (True, False):
+        for alternative in alternatives:
+            try:
+                return _coerce_one(value, alternative, exact)
+            except ValueError:
+                continue
+    raise ValueError(f"{value!r} is not {describe(type_name)}")
+
+
+def describe(type_name: str) -> str:
+    """A type in a user's words: `true or false, or nothing`."""
+    atoms = type_name.split("|")
+    words = [_DESCRIPTIONS.get(atom, atom.strip("'")) for atom in atoms if atom != "null"]
+    return ", ".join(words[:-1]) + (" or " if len(words) > 1 else "") + words[-1] if words else "nothing"
+
+
+def _coerce_one(value: Any, atom: str, exact: bool) -> Any:
+    if atom.startswith("'"):
+        return _if(isinstance(value, str) and value == atom[1:-1], value)
+    if atom.startswith("list["):
+        _if(isinstance(value, (list, tuple)), None)
+        return [_coerce_one(item, atom[5:-1], exact) for item in value]
+    return _ATOMS[atom](value, exact)
+
+
+def _if(condition: bool, value: Any) -> Any:
+    if not condition:
+        raise ValueError
+    return value
+
+
+def _bool(value: Any, exact: bool) -> bool:
+    if isinstance(value, bool):
+        return value
+    if not exact and isinstance(value, (int, float)) and value in (0, 1):
+        return bool(value)
+    if not exact and isinstance(value, str) and value.lower() in _TRUE | _FALSE:
+        return value.lower() in _TRUE
+    raise ValueError
+
+
+def _int(value: Any, exact: bool) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if not exact and isinstance(value, bool):
+        return int(value)
+    if not exact and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not exact and isinstance(value, str):
+        number = _float(value, exact)
+        return _if(number.is_integer(), int(number))
+    raise ValueError
+
+
+def _float(value: Any, exact: bool) -> float:
+    if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool)):
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError from None
+    if not exact and isinstance(value, (bool, str)):
+        return float(value)
+    raise ValueError
+
+
+_ATOMS: dict[str, Callable[[Any, bool], Any]] = {
+    "bool": _bool,
+    "int": _int,
+    "float": _float,
+    "str": lambda value, exact: _if(isinstance(value, str), value),
+    "dict": lambda value, exact: _if(isinstance(value, Mapping), dict(value) if isinstance(value, Mapping) else None),
+    "list": lambda value, exact: _if(
+        isinstance(value, (list, tuple)), list(value) if isinstance(value, (list, tuple)) else None
+    ),
+    "null": lambda value, exact: _if(value is None, None),
+    "any": lambda value, exact: value,
+}

@@ -1,0 +1,235 @@
+"""YAML text to plain values and the line of every key. YAML 1.1, as axolotl reads it (`yaml.safe_load`).
+
+A configuration is data from anywhere, so everything is bounded before it is built: bytes, nesting, and the number of
+nodes that aliases expand to. Whatever is wrong becomes a `ConfigError` with the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from axmem_trace.errors import ConfigError
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
+MAX_NODES = 100_000
+"""Counted after aliases are expanded."""
+
+_MERGE_TAG = "tag:yaml.org,2002:merge"
+_Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A configuration as read: plain values, and where they stand."""
+
+    name: str
+    """The path as given, or `<config>`."""
+    values: dict[str, Any]
+    lines: Mapping[str, int] = field(default_factory=dict)
+    """1-based line of each key, by dotted path; items of a list by their index (`datasets.0.path`)."""
+    directory: Path | None = None
+    """Where the file lies: relative paths in it may start there."""
+
+
+def read_document(config: str | Path | Mapping[str, Any]) -> Document:
+    """Reads a file (given by `str` or `Path`), or takes a mapping as it is.
+
+    Raises:
+        ConfigError: no such file, no YAML, not a mapping, or beyond the bounds above.
+    """
+    if isinstance(config, Mapping):
+        _check_plain(config, depth=0, budget=[MAX_NODES])
+        return Document(name="<config>", values={**config})
+    path = Path(config)
+    return parse_document(_read_text(path), name=str(config), directory=path.parent)
+
+
+def parse_document(text: str, *, name: str = "<config>", directory: Path | None = None) -> Document:
+    """YAML text to a `Document`."""
+    root = _compose(text, name)
+    if root is None:
+        raise ConfigError(
+            problem="the configuration is empty",
+            file=name,
+            remedy="write at least base_model, as in `base_model: meta-llama/Llama-3.1-8B`",
+        )
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(
+            problem=f"the configuration is a {root.id}, not a mapping of keys to values",
+            file=name,
+            line=root.start_mark.line + 1,
+            accepted="lines such as `base_model: meta-llama/Llama-3.1-8B`",
+        )
+    lines: dict[str, int] = {}
+    _Inspector(name, lines).visit(root, path="", depth=1)
+    return Document(name=name, values=_construct(root, name), lines=lines, directory=directory)
+
+
+def parse_value(text: str) -> Any:
+    """One value in YAML's words, as it stands after `key=` on a command line: `2`, `true`, `[q_proj, v_proj]`, `2e-4`.
+
+    Raises:
+        ConfigError: the text is no YAML, or beyond the bounds.
+    """
+    node = _compose(text, "")
+    if node is None:
+        return None
+    _Inspector("", {}).visit(node, path="", depth=1)
+    return _construct(node, "")
+
+
+def _read_text(path: Path) -> str:
+    problem, remedy = "", "give the path of an axolotl YAML file"
+    try:
+        if path.is_dir():
+            problem = "this is a directory, not a file"
+        elif not path.exists():
+            problem, remedy = "no such file", "check the path"
+        elif not path.is_file():
+            problem = "this is not a regular file"
+        elif path.stat().st_size > MAX_BYTES:
+            problem = f"the file has {path.stat().st_size} bytes; a configuration has at most {MAX_BYTES}"
+        else:
+            return path.read_bytes()[: MAX_BYTES + 1].decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problem = f"the file is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x})"
+    except (OSError, ValueError) as error:
+        problem = f"the file cannot be read: {getattr(error, 'strerror', None) or error}"
+    raise ConfigError(problem=problem, file=str(path), remedy=remedy)
+
+
+def _compose(text: str, name: str) -> yaml.Node | None:
+    """Text to YAML's node graph, where aliases are still shared."""
+    try:
+        _check_depth(text, name)
+        loader = _Loader(text)
+        try:
+            return loader.get_single_node()
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise _syntax_error(error, name) from error
+
+
+def _check_depth(text: str, name: str) -> None:
+    """Bounds nesting and size on the stream of events, before anything recursive runs over it."""
+    depth = count = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        count += 1
+        if depth > MAX_DEPTH or count > 2 * MAX_NODES:
+            what = f"nested deeper than {MAX_DEPTH} levels" if depth > MAX_DEPTH else "too large"
+            raise ConfigError(problem=f"the configuration is {what}", file=name, line=event.start_mark.line + 1)
+
+
+def _syntax_error(error: yaml.YAMLError, name: str) -> ConfigError:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
+    context = getattr(error, "context", None)
+    remedy = "fix the YAML"
+    if "\\t" in str(problem):
+        remedy = "indent with spaces: YAML allows no tabs there"
+    elif "expected a single document" in str(context):
+        problem, context, remedy = "the file holds several documents", "", "keep one document: remove the `---` line"
+    return ConfigError(
+        problem=f"not valid YAML: {problem}" + (f" ({context})" if context else ""),
+        file=name,
+        line=mark.line + 1 if mark else 0,
+        remedy=remedy,
+    )
+
+
+@dataclass
+class _Inspector:
+    """Walks the node graph as it will be expanded: counts nodes, refuses duplicates and cycles, notes lines."""
+
+    name: str
+    lines: dict[str, int]
+    num_nodes: int = 0
+
+    def visit(self, node: yaml.Node, *, path: str, depth: int) -> None:
+        self.num_nodes += 1
+        if self.num_nodes > MAX_NODES or depth > MAX_DEPTH:
+            raise ConfigError(
+                problem=f"aliases expand to more than {MAX_NODES} values or {MAX_DEPTH} levels",
+                file=self.name,
+                line=node.start_mark.line + 1,
+                remedy="write the values out, or drop the anchors that refer to each other",
+            )
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self.visit(item, path=_join(path, str(index)), depth=depth + 1)
+        elif isinstance(node, yaml.MappingNode):
+            self._visit_mapping(node, path, depth)
+
+    def _visit_mapping(self, node: yaml.MappingNode, path: str, depth: int) -> None:
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.tag == _MERGE_TAG:
+                self._visit_merged(value, path, depth)
+                continue
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(problem="a key must be a word, not a list or a mapping", file=self.name, line=line)
+            if key.value in seen:
+                raise ConfigError(
+                    problem=f"the key stands twice, in lines {seen[key.value]} and {line}",
+                    file=self.name,
+                    line=line,
+                    key=_join(path, key.value),
+                    remedy="keep one of them (YAML would silently take the last)",
+                )
+            seen[key.value] = line
+            self.lines[_join(path, key.value)] = line
+            self.visit(value, path=_join(path, key.value), depth=depth + 1)
+
+    def _visit_merged(self, value: yaml.Node, path: str, depth: int) -> None:
+        """`<<: *anchor`: the anchor's keys, whose lines count only where nothing else set the key."""
+        inner = _Inspector(self.name, {}, self.num_nodes)
+        merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        for node in merged:
+            inner.visit(node, path=path, depth=depth + 1)
+        self.num_nodes = inner.num_nodes
+        for key, line in inner.lines.items():
+            self.lines.setdefault(key, line)
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _construct(node: yaml.Node, name: str) -> Any:
+    """Nodes to values by the safe constructor: plain types only."""
+    loader = _Loader("")
+    try:
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise _syntax_error(error, name) from error
+    except (ValueError, OverflowError, TypeError, KeyError, RecursionError) as error:
+        raise ConfigError(problem=f"a value cannot be read: {error}", file=name, remedy="quote the value") from error
+    finally:
+        loader.dispose()
+
+
+def _check_plain(value: Any, *, depth: int, budget: list[int]) -> None:
+    """Bounds a mapping that did not come from YAML."""
+    budget[0] -= 1
+    if depth > MAX_DEPTH or budget[0] < 0:
+        raise ConfigError(problem=f"the configuration is nested deeper than {MAX_DEPTH} levels or too large")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if depth == 0 and not isinstance(key, str):
+                raise ConfigError(problem="keys must be text", value=key)
+            _check_plain(item, depth=depth + 1, budget=budget)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_plain(item, depth=depth + 1, budget=budget)
