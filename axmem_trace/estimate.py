@@ -1,0 +1,122 @@
+"""The whole story on one screen: a configuration in, a report out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from axmem_trace.allocator import replay
+from axmem_trace.recipe import read_recipe
+from axmem_trace.report import Report, make_report
+
+if TYPE_CHECKING:
+    from axmem_trace.allocator import Reservation
+    from axmem_trace.ledger import Ledger
+    from axmem_trace.recipe.types import Recipe
+
+TRACED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
+Progress = Callable[[str], None]
+
+
+def estimate(
+    config: str | Path | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    assumptions: Sequence[str] | Mapping[str, Any] = (),
+    gpu: str = "",
+    num_gpus: int = 0,
+    hub: Literal["never", "fallback", "first"] = "fallback",
+    trust_remote_code: bool = False,
+    strict: bool = False,
+    progress: Progress | None = None,
+    snapshot: str | Path | None = None,
+) -> Report:
+    """Predict the GPU memory of the run that an axolotl configuration asks for.
+
+    Args:
+        config: a YAML file, or its content as a mapping.
+        overrides: `key=value`, or a mapping: changes to the configuration; dots nest.
+        assumptions: the same for what axolotl would derive by itself (`autocast=false`, `router=worst`, ...).
+        gpu: the card, by name (`H100`) or memory (`24GiB`); the report then says whether it fits.
+        num_gpus: of the run; 0: what the configuration implies.
+        hub: when to ask the Hugging Face Hub for a base model's `config.json`.
+        trust_remote_code: allow the base model's own Python code to run, where the configuration asks for it.
+        strict: unknown keys, and keys that are not modelled, are errors.
+        progress: called with the name of each stage as it begins.
+        snapshot: a file to write the predicted history to, for PyTorch's memory viewer.
+
+    Raises:
+        ConfigError: the configuration can't be estimated; the message says what to do.
+    """
+    clock = Stopwatch(progress or (lambda stage: None))
+    clock.start("read", "reading")
+    recipe = read_recipe(config, overrides=overrides, assumptions=assumptions, gpu=gpu, num_gpus=num_gpus, hub=hub,
+                         trust_remote_code=trust_remote_code, strict=strict)  # fmt: skip
+    clock.start("import", "importing torch, transformers and peft")
+    from axmem_trace.models import build_model
+    from axmem_trace.training.optimizers import build_optimizer
+    from axmem_trace.training.record import record_run
+
+    clock.start("build", f"building {recipe.model.base.name}")
+    built = build_model(recipe)
+    optimizer = build_optimizer(recipe, built.module)
+    clock.start("trace", "tracing")
+    recording = record_run(recipe, built, optimizer, progress=clock.progress)
+    clock.start("replay", "replaying the allocator")
+    reservation = _replay_on_card(recipe, recording.ledger)
+    if snapshot is not None:
+        _write_snapshot(snapshot, recipe, recording.ledger)
+    clock.stop()
+    return make_report(
+        recipe,
+        built.facts,
+        recording.ledger,
+        reservation,
+        notes=(*built.notes, *optimizer.notes, *recording.notes),
+        versions={library: version(library) for library in ("axmem_trace", *TRACED_LIBRARIES)},
+        elapsed_seconds=clock.seconds,
+    )
+
+
+def _capacity_bytes(recipe: Recipe) -> int:
+    """What the allocator may reserve of the card; 0 where no card was named."""
+    return max(0, recipe.gpu.memory_bytes - recipe.gpu.context_bytes)
+
+
+def _replay_on_card(recipe: Recipe, ledger: Ledger) -> Reservation:
+    """On the card asked about; where that is too small, on one without end, so that the report says what is needed."""
+    on_card = replay(ledger, recipe.allocator, capacity_bytes=_capacity_bytes(recipe))
+    if on_card.out_of_memory is None:
+        return on_card
+    from dataclasses import replace
+
+    return replace(replay(ledger, recipe.allocator), out_of_memory=on_card.out_of_memory)
+
+
+def _write_snapshot(path: str | Path, recipe: Recipe, ledger: Ledger) -> None:
+    from axmem_trace.snapshot import write_snapshot
+
+    write_snapshot(path, ledger, recipe.allocator, capacity_bytes=_capacity_bytes(recipe))
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage; tells each stage's beginning to `progress`."""
+
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+    _stage: str = ""
+    _since: float = 0.0
+
+    def start(self, stage: str, text: str) -> None:
+        self.stop()
+        self._stage, self._since = stage, time.perf_counter()
+        self.progress(text)
+
+    def stop(self) -> None:
+        if self._stage:
+            self.seconds[self._stage] = round(time.perf_counter() - self._since, 3)

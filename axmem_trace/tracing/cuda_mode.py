@@ -1,0 +1,119 @@
+"""`CudaMode`: while it is open, torch functions do to meta tensors what they would do to tensors on a GPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from axmem_trace.tracing.autocast import Autocast
+from axmem_trace.tracing.kernels.registry import FUNCTION_RULES, KernelContext
+
+_COMPOSITE = frozenset({F.multi_head_attention_forward})
+"""Python functions that call several others inside: those must meet the mode too."""
+
+
+class CudaMode(TorchFunctionMode):
+    """Applies autocast's casts and the function rules, in forward, backward and recomputation.
+
+    torch takes a function mode away while it handles an overridable function, and `Tensor.backward` is one; so the
+    autograd engine is started with the mode put back.
+    """
+
+    def __init__(self, context: KernelContext) -> None:
+        super().__init__()
+        self.context = context
+        self.autocast = Autocast()
+        self._inside: Callable[..., Any] | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _PLAIN:
+            return func(*args, **kwargs)
+        args, kwargs = self.autocast.apply(func, args, kwargs)
+        rule = FUNCTION_RULES.get(func)
+        if rule is not None:
+            return rule(self.context, func, args, kwargs)
+        if func in _COMPOSITE:
+            with patch.object(F, "has_torch_function", lambda tensors: False), self:
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """The mode, with libraries' own questions about devices and autocast answered as on a GPU."""
+        with ExitStack() as stack:
+            for target, name, replacement in (*self._torch_answers(), *_transformers_answers()):
+                stack.enter_context(patch.object(target, name, replacement))
+            stack.enter_context(self)
+            stack.callback(self.autocast.clear)
+            yield
+
+    def _torch_answers(self) -> Iterator[tuple[Any, str, Any]]:
+        run_backward, clear_cache = torch.autograd._engine_run_backward, torch.clear_autocast_cache
+        init_autocast = torch.amp.autocast_mode.autocast.__init__
+
+        def run_backward_in_mode(*args: Any, **kwargs: Any) -> Any:
+            if self in torch.overrides._get_current_function_mode_stack():
+                return run_backward(*args, **kwargs)
+            with self:
+                return run_backward(*args, **kwargs)
+
+        def clear_both_caches() -> None:
+            self.autocast.clear()
+            clear_cache()
+
+        def init_for_cuda(autocast: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+            init_autocast(autocast, _as_cuda(device_type), *args, **kwargs)
+
+        yield torch.autograd, "_engine_run_backward", run_backward_in_mode
+        yield torch, "clear_autocast_cache", clear_both_caches
+        yield torch.amp.autocast_mode.autocast, "__init__", init_for_cuda
+        yield torch.cuda.amp.common, "amp_definitely_not_available", lambda: False
+        yield torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True
+        for home in (torch, torch.amp, torch.amp.autocast_mode):
+            for name in ("is_autocast_enabled", "get_autocast_dtype", "is_autocast_available"):
+                if hasattr(home, name):
+                    yield home, name, _with_cuda_for_meta(getattr(home, name))
+
+
+def _as_cuda(device_type: str) -> str:
+    return "cuda" if device_type == "meta" else device_type
+
+
+def _with_cuda_for_meta(function: Callable[..., Any]) -> Callable[..., Any]:
+    def ask(*args: Any, **kwargs: Any) -> Any:
+        return function(*(_as_cuda(each) for each in args), **{key: _as_cuda(each) for key, each in kwargs.items()})
+
+    return ask
+
+
+def _transformers_answers() -> Iterator[tuple[Any, str, Any]]:
+    """`maybe_autocast` does nothing on meta by its own decision; models import it by name."""
+    generic = sys.modules.get("transformers.utils.generic")
+    original = getattr(generic, "maybe_autocast", None)
+    if original is None:
+        return
+
+    def maybe_autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        return original(_as_cuda(device_type), *args, **kwargs)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("transformers") and getattr(module, "__dict__", {}).get("maybe_autocast") is original:
+            yield module, "maybe_autocast", maybe_autocast
+
+
+_PLAIN = frozenset(
+    getattr(torch.Tensor, name).__get__
+    for name in ("shape", "dtype", "device", "is_meta", "requires_grad", "grad", "data", "is_leaf", "grad_fn", "layout",
+                 "ndim", "T", "mT", "is_sparse", "is_nested", "is_cpu", "is_cuda", "is_quantized")
+)  # fmt: skip
+"""Attributes: asked for on every line, and of interest to no rule."""

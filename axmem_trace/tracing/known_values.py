@@ -1,0 +1,106 @@
+"""The true values of small tensors on meta, as far as they follow from the inputs.
+
+Libraries ask tensors for values: is the padding mask all ones, where do packed samples begin, which tokens are images?
+On meta there are none, but the inputs are ours, so a real copy of their storages is kept on the CPU, and every operator
+whose tensor arguments are all known is run on the copies too. Model activations are never known.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_any_only, tree_leaves, tree_map_only
+
+aten = torch.ops.aten
+
+MAX_ELEMENTS = 1 << 20
+"""Largest tensor whose value is kept: a [512, 2048] mask, or a million tokens."""
+MAX_FLOAT_ELEMENTS = 1 << 10
+"""Floating tensors are followed only while they are as small as a statistic."""
+_NEVER_KNOWN = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "rand", "randn",
+                          "rand_like", "randn_like", "randint", "randperm", "bernoulli", "multinomial", "normal",
+                          "native_dropout", "uniform", "random", "bernoulli_", "normal_", "uniform_"})  # fmt: skip
+DATA_DEPENDENT = frozenset({
+    aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten._unique2.default,
+    aten.unique_dim.default, aten.unique_consecutive.default, aten.bincount.default, aten.repeat_interleave.Tensor,
+    aten.equal.default, aten.is_nonzero.default, aten.histc.default,
+})  # fmt: skip
+"""Operators whose result cannot even be shaped without values."""
+
+
+class KnownValues:
+    """Real copies of storages, by the storage's identity."""
+
+    def __init__(self) -> None:
+        self._copies: dict[int, torch.Tensor] = {}
+        self._keepers: dict[int, weakref.ref[Any]] = {}
+
+    def learn(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
+        """`tensor` (on meta, dense from its storage's start) holds `value`."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        copy = torch.empty(storage.nbytes(), dtype=torch.uint8)
+        self._copies[key] = copy
+        self._keepers[key] = weakref.ref(storage, lambda _: self._forget(key))
+        _view(copy, tensor).copy_(value)
+
+    def value_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The tensor's value as a real CPU tensor that shares memory with what is known of its storage; None: unknown.
+
+        A tensor that is real already is its own value.
+        """
+        if not tensor.is_meta:
+            return tensor
+        copy = self._copies.get(tensor.untyped_storage()._cdata)
+        return None if copy is None else _view(copy, tensor)
+
+    def run(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operator's result on real values, or None where an argument is unknown or the work too large.
+
+        In-place operators change the copies, as they change the tensors.
+        """
+        if op.overloadpacket.__name__ in _NEVER_KNOWN or not self._affordable(args, kwargs):
+            return None
+        values = tree_map_only(torch.Tensor, self.value_of, (args, kwargs))
+        real_args, real_kwargs = tree_map_only(torch.device, lambda _: torch.device("cpu"), values)
+        return op(*real_args, **real_kwargs)
+
+    def may_follow(self, args: tuple[Any, ...]) -> bool:
+        """A cheap first look: whether the first tensor among the arguments is known, or there is none."""
+        for argument in args:
+            if isinstance(argument, torch.Tensor):
+                return not argument.is_meta or argument.untyped_storage()._cdata in self._copies
+            if isinstance(argument, list | tuple) and argument and isinstance(argument[0], torch.Tensor):
+                return self.may_follow(tuple(argument))
+        return True
+
+    def forget(self, tensor: torch.Tensor) -> None:
+        """What was known of the tensor's storage no longer holds."""
+        self._forget(tensor.untyped_storage()._cdata)
+
+    def _forget(self, key: int) -> None:
+        self._copies.pop(key, None)
+        self._keepers.pop(key, None)
+
+    def _affordable(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        def unknown(tensor: torch.Tensor) -> bool:
+            return tensor.numel() > MAX_ELEMENTS or (
+                tensor.is_meta and tensor.untyped_storage()._cdata not in self._copies
+            )
+
+        return not tree_any_only(torch.Tensor, unknown, (args, kwargs))
+
+
+def worth_knowing(result: Any) -> bool:
+    """Whether an operator's result is small enough, and of a kind, to be followed."""
+    tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    return bool(tensors) and all(
+        tensor.numel() <= (MAX_FLOAT_ELEMENTS if tensor.dtype.is_floating_point else MAX_ELEMENTS) for tensor in tensors
+    )
+
+
+def _view(copy: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    typed = copy[: copy.numel() // tensor.element_size() * tensor.element_size()].view(tensor.dtype)
+    return typed.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())

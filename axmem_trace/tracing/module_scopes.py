@@ -1,0 +1,85 @@
+"""Which module is at work: forward hooks push and pop names; backward finds the forward by autograd's numbers."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+_next_sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr
+_current_node: Callable[[], Any] = torch._C._current_autograd_node
+_ACCUMULATE = (1 << 64) - 1
+"""`AccumulateGrad` nodes have no place in the order of the forward (torch/csrc/autograd/function.h, `sequence_nr`)."""
+
+
+class ModuleScopes:
+    """The stack of modules whose `forward` runs, and a memory of who built which autograd node.
+
+    Autograd numbers its nodes in the order in which forward makes them, so the module that made a node is the one that
+    was on top of the stack when that number was given out. A recomputation inside backward pushes modules again.
+    """
+
+    def __init__(self, on_output: Callable[[Any], None]) -> None:
+        self.stack: list[str] = []
+        self._on_output = on_output
+        self._names: dict[int, str] = {}
+        self._starts: list[int] = [0]
+        self._owners: list[str] = [""]
+
+    @contextmanager
+    def watch(self, root: nn.Module) -> Iterator[None]:
+        """While open, calls of `root` and its submodules are followed. Hooks are global: nothing is left in modules."""
+        self._names = {id(module): name for name, module in root.named_modules()}
+        before = register_module_forward_pre_hook(self._enter)
+        after = register_module_forward_hook(self._leave, always_call=True)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+    @property
+    def inside(self) -> bool:
+        """Whether some module's forward is running."""
+        return bool(self.stack)
+
+    def current(self) -> str:
+        """The module at work: on top of the stack, or, in backward, the one that made the node which runs."""
+        if self.stack:
+            return self.stack[-1]
+        node = _current_node()
+        if node is None:
+            return ""
+        number = node._sequence_nr()
+        if number == _ACCUMULATE:
+            return ""
+        return self._owners[bisect_right(self._starts, number) - 1]
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        name = self._names.get(id(module))
+        if name is not None:
+            self.stack.append(name)
+            self._mark(name)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        name = self._names.get(id(module))
+        if name is None:
+            return
+        while self.stack and self.stack.pop() != name:  # an exception may have left inner scopes open
+            pass
+        self._mark(self.stack[-1] if self.stack else "")
+        if name and output is not None:
+            self._on_output(output)
+
+    def _mark(self, name: str) -> None:
+        number = _next_sequence_number()
+        if self._starts[-1] == number:
+            self._owners[-1] = name
+        else:
+            self._starts.append(number)
+            self._owners.append(name)

@@ -1,0 +1,55 @@
+"""`record_run`: the built model and its optimizer to a ledger, with everything of the trace opened around the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from axmem_trace.ledger import Ledger
+from axmem_trace.models.built import BuiltModel
+from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Recipe
+from axmem_trace.tracing.cuda_mode import CudaMode
+from axmem_trace.tracing.kernels import import_rules
+from axmem_trace.tracing.kernels.registry import KernelContext
+from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.optimizers.traced import TracedOptimizer
+from axmem_trace.training.step import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What a trace yields: the facts, and what the kernels' rules had to say."""
+
+    ledger: Ledger
+    notes: tuple[Note, ...]
+
+
+def record_run(
+    recipe: Recipe, built: BuiltModel, optimizer: TracedOptimizer, *, progress: Callable[[str], None] | None = None
+) -> Recording:
+    """Plays the run on meta as a GPU would run it: evaluation where it comes first, and two optimizer steps."""
+    import_rules()
+    recorder = Recorder()
+    context = recorder.context = _make_context(recipe, recorder)
+    mode = CudaMode(context)
+    notes: list[Note] = []
+    run = Run(recipe, built, optimizer, recorder)
+    with ExitStack() as stack:
+        stack.enter_context(recorder)
+        stack.enter_context(recorder.watch(built.module))
+        stack.enter_context(mode.opened())
+        run.record(progress or (lambda stage: None))
+        ledger = recorder.make_ledger()
+    return Recording(ledger, (*notes, *context.notes.values()))
+
+
+def _make_context(recipe: Recipe, recorder: Recorder) -> KernelContext:
+    return KernelContext(
+        recorder=recorder,
+        compute_capability=recipe.gpu.compute_capability,
+        attention=recipe.attention.kernel,
+        router=recipe.router,
+        options={"batch": recipe.batch, "int8_threshold": recipe.quantisation.int8_threshold},
+    )

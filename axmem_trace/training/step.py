@@ -1,0 +1,193 @@
+"""The run as the Hugging Face Trainer drives it: evaluation, then optimizer steps, under the recorder.
+
+The order of calls, and which variable keeps which tensor alive for how long, is that of transformers 5 `trainer.py`
+(`_inner_training_loop`, `training_step`, `compute_loss`, `evaluation_loop`) and accelerate `accelerator.py`
+(`prepare_model`, `backward`, `clip_grad_norm_`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from axmem_trace.models.built import BuiltModel
+from axmem_trace.recipe.types import Recipe
+from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.inputs import Inputs, make_text_batch
+from axmem_trace.training.optimizers.clipping import GradientScaler, clip_gradients
+from axmem_trace.training.optimizers.traced import TracedOptimizer
+
+NUM_STEPS = 2
+"""In the first step the optimizer has no state during forward; the second is like all that follow."""
+MAX_MICRO_BATCHES = 2
+"""Gradients exist from the second micro-batch on; later ones only repeat it."""
+
+
+class Run:
+    """One training run over a built model. `record()` plays it; everything it does is seen by the recorder."""
+
+    def __init__(self, recipe: Recipe, built: BuiltModel, optimizer: TracedOptimizer, recorder: Recorder) -> None:
+        self.recipe, self.built, self.optimizer, self.recorder = recipe, built, optimizer, recorder
+        self.model: Any = built.module
+        self._owners = {id(parameter): name.rpartition(".")[0] for name, parameter in self.model.named_parameters()}
+        self._takes_loss_kwargs = _takes_loss_kwargs(self.model)
+        self._scaler = GradientScaler() if recipe.precision.grad_scaler else None
+        self._held: dict[str, Any] = {}
+
+    def record(self, progress: Callable[[str], None] = lambda stage: None) -> None:
+        """Loads, evaluates where the run evaluates first, and takes `NUM_STEPS` optimizer steps."""
+        self._register_model()
+        self._register_optimizer_state()
+        evaluation = self.recipe.evaluation
+        if evaluation.enabled and evaluation.before_training:
+            progress("tracing evaluation")
+            self._evaluate()
+        for step in range(1, NUM_STEPS + 1):
+            progress(f"tracing step {step} of {NUM_STEPS}")
+            self._step(step)
+        if evaluation.enabled and not evaluation.before_training:
+            progress("tracing evaluation")
+            self._evaluate()
+
+    # -- loading ------------------------------------------------------------------------------------------------------
+
+    def _register_model(self) -> None:
+        tensors = dict(self.model.named_buffers(remove_duplicate=False))
+        tensors.update(self.model.named_parameters(remove_duplicate=False))
+        tensors.update((state.name, state.tensor) for state in self.built.state_tensors)
+        for fact in self.built.facts.tensors:
+            self.recorder.register(tensors[fact.name], role=fact.role, module=fact.module, device=fact.device)
+
+    def _register_optimizer_state(self) -> None:
+        for owner, tensor, device in self.optimizer.state_tensors():
+            module = self._owners.get(id(owner), "") if owner is not None else ""
+            self.recorder.register(tensor, role="optimizer", module=module, device=device)
+
+    def _register_gradients(self) -> None:
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                self.recorder.register(parameter.grad, role="gradient", module=self._owners[id(parameter)])
+
+    # -- one optimizer step -------------------------------------------------------------------------------------------
+
+    def _step(self, step: int) -> None:
+        batch = self.recipe.batch
+        self.recorder.mark("forward", step)
+        self._held["batches"] = [self._place(self._make_batch()) for _ in range(batch.gradient_accumulation_steps)]
+        num_items = self.recorder.place(torch.tensor(batch.rows * batch.row_tokens))
+        for micro_batch, inputs in enumerate(self._held["batches"][:MAX_MICRO_BATCHES]):
+            if micro_batch:
+                self.recorder.mark("forward", step, micro_batch)
+            loss = self._forward(inputs, num_items)
+            self._empty_cache(step)
+            self.recorder.mark("backward", step, micro_batch)
+            self._backward(loss)
+            self._held["loss"] = loss.detach()
+            del loss
+            self._register_gradients()
+        self.recorder.mark("optimizer", step)
+        self._optimize()
+
+    def _forward(self, inputs: Inputs, num_items: torch.Tensor) -> torch.Tensor:
+        """`Trainer.compute_loss`: the outputs, fp32 logits included, are dropped when it returns."""
+        loss, _ = self._compute_loss(inputs, num_items)
+        return loss
+
+    def _compute_loss(self, inputs: Inputs, num_items: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        kwargs = {"num_items_in_batch": num_items} if self._takes_loss_kwargs else {}
+        with self._autocast():
+            outputs = self.model(**inputs, **kwargs)
+        if self.recipe.precision.output_dtype == "float32":
+            from accelerate.utils.operations import convert_to_fp32
+
+            outputs = convert_to_fp32(outputs)
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+        if self.recipe.loss.path == "none":
+            loss = outputs["logits"].mean()
+        return loss, outputs
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        batch = self.recipe.batch
+        if not self._takes_loss_kwargs:
+            loss = loss / batch.gradient_accumulation_steps
+        if self._scaler is not None:
+            loss = self._scaler.scale(loss)
+        loss.backward()
+        self.optimizer.after_backward()
+
+    def _optimize(self) -> None:
+        parameters = self.optimizer.parameters
+        if self._scaler is not None:
+            self._scaler.unscale(parameters)
+        if not self.optimizer.releases_gradients:
+            trainable = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+            self._held["grad_norm"] = clip_gradients(trainable, self.recipe.optimizer.max_grad_norm)
+        self.optimizer.step()
+        if self._scaler is not None:
+            self._scaler.update()
+        self._register_optimizer_state()
+        if self.optimizer.replaces_parameters:
+            self._register_model()
+        self.optimizer.zero_grad()
+
+    def _empty_cache(self, step: int) -> None:
+        every = self.recipe.allocator.empty_cache_steps
+        if every and (step - 1) % every == 0:
+            self.recorder.empty_cache()
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> None:
+        """Two batches: while the second runs, the outputs of the first are still there where logits are gathered."""
+        self.recorder.mark("eval", 0)
+        self.model.eval()
+        kept: Any = None
+        evaluation = self.recipe.evaluation
+        for _ in range(2):
+            inputs = self._place(
+                make_text_batch(
+                    self.recipe, rows=evaluation.rows, row_tokens=evaluation.row_tokens, packed=evaluation.packed
+                )
+            )
+            num_items = self.recorder.place(torch.tensor(evaluation.rows * evaluation.row_tokens))
+            with torch.no_grad():
+                loss, outputs = self._compute_loss(inputs, num_items)
+                loss.detach().mean()
+            if evaluation.gathers_logits:
+                kept = outputs
+            del outputs, inputs
+        del kept
+        self.model.train()
+
+    # -- pieces -------------------------------------------------------------------------------------------------------
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """accelerate `utils/modeling.py`, `get_mixed_precision_context_manager`."""
+        precision = self.recipe.precision
+        if not precision.autocast:
+            return nullcontext()
+        return torch.autocast("cuda", dtype=getattr(torch, precision.autocast_dtype))
+
+    def _make_batch(self) -> Inputs:
+        batch = self.recipe.batch
+        return make_text_batch(self.recipe, rows=batch.rows, row_tokens=batch.row_tokens, packed=batch.packed)
+
+    def _place(self, inputs: Inputs) -> Inputs:
+        return {name: self.recorder.place(value) for name, value in inputs.items()}
+
+
+def _takes_loss_kwargs(model: Any) -> bool:
+    """transformers `trainer.py`, `Trainer.__init__`, "Model introspection"."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    declared = getattr(base, "accepts_loss_kwargs", None)
+    if declared is not None:
+        return bool(declared)
+    return any(each.kind is inspect.Parameter.VAR_KEYWORD for each in _parameters(base.forward))
+
+
+def _parameters(function: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+    yield from inspect.signature(function).parameters.values()
