@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from axmem_trace import __version__
 from axmem_trace.allocator import replay
 from axmem_trace.recipe import read_recipe
 from axmem_trace.report import Report, make_report
@@ -77,7 +78,7 @@ def estimate(
         recording.ledger,
         reservation,
         notes=(*built.notes, *optimizer.notes, *recording.notes),
-        versions={library: version(library) for library in ("axmem_trace", *TRACED_LIBRARIES)},
+        versions={"axmem_trace": __version__, **{library: version(library) for library in TRACED_LIBRARIES}},
         elapsed_seconds=clock.seconds,
     )
 
