@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from axmem_trace.ledger import NEVER, Allocation, Device, Ledger, Mark, Phase, R
 from axmem_trace.tracing.kernels.registry import DISPATCH_RULES, WORKSPACE_RULES, KernelContext
 from axmem_trace.tracing.known_values import DATA_DEPENDENT, KnownValues, worth_knowing
 from axmem_trace.tracing.module_scopes import ModuleScopes
+from axmem_trace.tracing.result_memo import ResultMemo, can_remember
 
 aten = torch.ops.aten
 _MOVES_STORAGE = frozenset({aten.resize_.default, aten.set_.source_Storage_storage_offset, aten.set_.source_Tensor})
@@ -65,6 +67,7 @@ class _Plan:
     rule: Callable[..., Any] | None
     workspace: Callable[..., Any] | None
     data_dependent: bool
+    can_remember: bool
 
 
 class Recorder(TorchDispatchMode):
@@ -72,14 +75,16 @@ class Recorder(TorchDispatchMode):
 
     A storage is born when an operator first returns a tensor on it, and dies when Python's last reference to the
     storage object goes; both are ticks of one clock. Tensors on other devices are host memory. What existed before the
-    recorder was opened is unknown to it until `register`ed.
+    recorder was opened is unknown to it until `register`ed. `with_rules=False` records what meta does by itself.
 
     Use it as a context manager around the code to record, and call `make_ledger` afterwards.
     """
 
-    def __init__(self, *, traced_device: str = "meta") -> None:
+    def __init__(self, *, traced_device: str = "meta", with_rules: bool = True) -> None:
         super().__init__()
         self.traced_device = traced_device
+        self._with_rules = with_rules and traced_device == "meta"
+        self._memo = ResultMemo()
         self.values = KnownValues()
         self.scopes = ModuleScopes(self._mark_output)
         self.context = KernelContext(recorder=self)
@@ -95,6 +100,7 @@ class Recorder(TorchDispatchMode):
 
     def mark(self, phase: Phase, step: int, micro_batch: int = 0) -> None:
         """From now on, `phase` of `step` goes on. With backward's beginning, what lives of this forward is kept."""
+        gc.collect()
         self._tick += 1
         self._mark = Mark(tick=self._tick, phase=phase, step=step, micro_batch=micro_batch)
         self._marks.append(self._mark)
@@ -160,6 +166,11 @@ class Recorder(TorchDispatchMode):
             empty_cache_ticks=tuple(self._empty_cache_ticks),
         )
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; torch would wrap every single dispatch in a guard against it."""
+        return False
+
     # -- what operators do --------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(
@@ -171,14 +182,16 @@ class Recorder(TorchDispatchMode):
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plan = self._plans.get(func)
         if plan is None:
-            plan = self._plans[func] = _make_plan(func)
+            plan = self._plans[func] = self._make_plan(func)
         followed = self.traced_device == "meta" and self.values.may_follow(args)
         if plan.data_dependent and followed:
             result = self._answer(func, args, kwargs)
             if result is not None:
                 return result
-        if plan.rule is not None and self.traced_device == "meta":
+        if plan.rule is not None:
             result = plan.rule(self.context, func, args, kwargs)
+        elif plan.can_remember and not (followed and args):
+            result = self._recall_or_run(func, args, kwargs)
         else:
             result = func(*args, **kwargs)
         if plan.fresh:
@@ -190,6 +203,28 @@ class Recorder(TorchDispatchMode):
                 self._follow(plan, func, args, kwargs, result)
             elif plan.mutates:
                 self._forget_mutated(func, args)
+        return result
+
+    def _make_plan(self, op: Any) -> _Plan:
+        on_meta = self.traced_device == "meta"
+        return _Plan(
+            name=str(op),
+            fresh=op in _MOVES_STORAGE or any(each.alias_info is None for each in op._schema.returns),
+            mutates=op._schema.is_mutable,
+            rule=DISPATCH_RULES.get(op) if self._with_rules else None,
+            workspace=WORKSPACE_RULES.get(op) if self._with_rules else None,
+            data_dependent=on_meta and op in DATA_DEPENDENT,
+            can_remember=on_meta and can_remember(op),
+        )
+
+    def _recall_or_run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        key = self._memo.key(func, args, kwargs)
+        if key is None:
+            return func(*args, **kwargs)
+        result = self._memo.recall(key, args)
+        if result is None:
+            result = func(*args, **kwargs)
+            self._memo.remember(key, args, result)
         return result
 
     def _answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -278,18 +313,6 @@ class Recorder(TorchDispatchMode):
             life = self._living.get(tensor.untyped_storage()._cdata)
             if life is not None:
                 life.output = True
-
-
-def _make_plan(op: Any) -> _Plan:
-    returns = op._schema.returns
-    return _Plan(
-        name=str(op),
-        fresh=op in _MOVES_STORAGE or any(each.alias_info is None for each in returns),
-        mutates=op._schema.is_mutable,
-        rule=DISPATCH_RULES.get(op),
-        workspace=WORKSPACE_RULES.get(op),
-        data_dependent=op in DATA_DEPENDENT,
-    )
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from axmem_trace.ledger import Ledger
@@ -37,12 +38,32 @@ def record_run(
     notes: list[Note] = []
     run = Run(recipe, built, optimizer, recorder)
     with ExitStack() as stack:
+        stack.enter_context(garbage_on_demand())
         stack.enter_context(recorder)
         stack.enter_context(recorder.watch(built.module))
         stack.enter_context(mode.opened())
         run.record(progress or (lambda stage: None))
         ledger = recorder.make_ledger()
     return Recording(ledger, (*notes, *context.notes.values()))
+
+
+@contextmanager
+def garbage_on_demand() -> Iterator[None]:
+    """Reference cycles are collected where the recorder marks a phase and nowhere else.
+
+    Left to itself, Python would walk the whole model again and again, and what a cycle holds would live for as long as
+    chance has it.
+    """
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
 
 
 def _make_context(recipe: Recipe, recorder: Recorder) -> KernelContext:

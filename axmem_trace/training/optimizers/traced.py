@@ -79,7 +79,7 @@ class TracedOptimizer:
             for owner, values in optimizer.state.items():
                 for tensor in tensors_in(values):
                     _, owners = found.setdefault(tensor.untyped_storage()._cdata, (tensor, []))
-                    if all(owner is not known for known in owners):
+                    if len(owners) < 2 and all(owner is not known for known in owners):
                         owners.append(owner)
         own = {id(parameter) for parameter in self.parameters}
         for tensor, owners in found.values():
