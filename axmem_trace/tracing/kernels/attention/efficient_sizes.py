@@ -1,0 +1,99 @@
+"""Scratch memory of the memory-efficient (CUTLASS) kernels, in bytes.
+
+Letters as in `flash_sizes`. Sources: torch 2.13, torch/include/ATen/native/transformers/cuda/mem_eff_attention/
+kernel_backward.h (`Params::workspace_size`), kernels/cutlassB.h (which tiles exist, in what order), kernel_forward.h
+(`kNeedsOutputAccumulatorBuffer`), and aten/src/ATen/native/transformers/cuda/attention_backward.cu (which tile is
+launched, how keys are split). xformers' CUTLASS operator is the same code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks, round_up
+
+_FLOAT = 4
+_ANY_HEAD = 65536
+_HEAD_IN_REGISTERS = 128
+"""Largest value head whose forward keeps its output in registers (cutlassF.h, the `rf` kernels)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """`AttentionBackwardKernel<..., kBlockSizeI, kBlockSizeJ, kMaxK>`."""
+
+    queries: int
+    keys: int
+    max_head_dim: int
+    half: bool
+
+    @property
+    def accumulates_keys(self) -> bool:
+        """`kNeedsAccumGradK`: dk and dv do not fit into registers and are not fp32 themselves."""
+        return self.half and self.max_head_dim > self.queries
+
+
+def backward_tile(head_dim: int, *, half: bool, large_shared_memory: bool, mid_heads: bool = False) -> Tile:
+    """The first kernel of cutlassB.h that takes the head size and fits the card's shared memory.
+
+    Args:
+        head_dim: the larger of the query's and the value's.
+        half: fp16 or bf16, else fp32.
+        large_shared_memory: the card has over 100 KiB a block (8.0, 9.0, 10.x; not 8.6, 8.9, 12.x).
+        mid_heads: the card is 8.6 or 8.9, which have a kernel for heads up to 96.
+    """
+    if head_dim <= 64:
+        return Tile(64, 64, 32 if head_dim <= 32 else 64, half)
+    if half and mid_heads and head_dim <= 96:
+        return Tile(128, 64, 96, half)
+    if head_dim <= 128:
+        if half:
+            return Tile(128, 128, 128, half) if large_shared_memory else Tile(64, 64, 128, half)
+        return Tile(128 if large_shared_memory else 64, 64, 128, half)
+    return Tile(128 if large_shared_memory else 64, 64, _ANY_HEAD, half)
+
+
+def key_splits(tile: Tile, *, batch: int, heads: int, keys: int) -> int:
+    """`num_splits_key` as the launcher chooses it."""
+    splits = -(-keys // tile.keys)
+    if batch * heads >= 256 and keys <= 2 * tile.keys:
+        splits = 1
+    if tile.accumulates_keys:
+        splits = min(splits, 200 // (batch * heads))
+    return max(splits, 1)
+
+
+def backward_workspace(
+    tile: Tile, *, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int
+) -> int:
+    """`workspace_size`: an fp32 tile of dq per block of queries with a lock, and dk, dv per split of the keys."""
+    tile_bytes = 16 + tile.queries * tile.keys * _FLOAT
+    floats = -(-queries // tile.queries) * -(-head_dim // tile.keys) * tile_bytes // _FLOAT
+    if tile.accumulates_keys:
+        columns = round_up(head_dim, tile.queries) + round_up(value_dim, tile.queries)
+        floats += key_splits(tile, batch=batch, heads=heads, keys=keys) * tile.keys * columns
+    return batch * heads * round_up(floats, 4) * _FLOAT
+
+
+def efficient_backward(
+    *, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int, half: bool,
+    capability: tuple[int, int],
+) -> Blocks:  # fmt: skip
+    """The workspace, and `delta`, which the half-precision kernels compute themselves; the fp32 ones get it from
+    `(grad_out.float() * out.float()).sum(-1)`, whose product is as large as the output."""
+    large = capability in ((8, 0), (9, 0)) or capability[0] == 10
+    tile = backward_tile(
+        max(head_dim, value_dim), half=half, large_shared_memory=large, mid_heads=capability in ((8, 6), (8, 9))
+    )
+    workspace = backward_workspace(
+        tile, batch=batch, heads=heads, queries=queries, keys=keys, head_dim=head_dim, value_dim=value_dim
+    )
+    delta = batch * heads * queries * _FLOAT
+    return delta, workspace
+
+
+def efficient_forward(*, batch: int, heads: int, queries: int, value_dim: int, half: bool) -> Blocks:
+    """`output_accum`: the output once more in fp32, where it does not fit into registers."""
+    if not half or value_dim <= _HEAD_IN_REGISTERS:
+        return ()
+    return (batch * queries * heads * value_dim * _FLOAT,)

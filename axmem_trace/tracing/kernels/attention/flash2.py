@@ -1,0 +1,124 @@
+"""FlashAttention-2 (flash-attn 2.8, or its build on the Hub): `flash_attn_func` and `flash_attn_varlen_func`.
+
+Source: flash-attn 2.8.3, flash_attn/flash_attn_interface.py (`FlashAttnFunc`, `FlashAttnVarlenFunc`) and
+csrc/flash_attn/flash_api.cpp. Head sizes that are no multiple of 8 are padded, and the padded copies are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from axmem_trace.tracing.kernels.attention import flash_sizes
+from axmem_trace.tracing.kernels.attention.card import num_sms
+from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks
+from axmem_trace.tracing.kernels.attention.fused import FusedKernel, Heads, run_fused
+from axmem_trace.tracing.kernels.attention.refusals import check_flash
+from axmem_trace.tracing.kernels.registry import KernelContext
+
+NAME = "FlashAttention-2"
+
+
+def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`flash_attn_func` and `flash_attn_varlen_func` with the package's own parameters.
+
+    transformers reads the parameters' names to learn what the kernel supports (`_lazy_define_process_function`).
+    """
+
+    def flash_attn_func(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p: float = 0.0, softmax_scale: float | None = None,
+        causal: bool = False, window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0,
+        alibi_slopes: torch.Tensor | None = None, deterministic: bool = False, return_attn_probs: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        return run_flash2(context, (q, k, v), dropout=dropout_p, deterministic=deterministic)
+
+    def flash_attn_varlen_func(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
+        max_seqlen_q: int, max_seqlen_k: int, dropout_p: float = 0.0, softmax_scale: float | None = None,
+        causal: bool = False, window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0,
+        alibi_slopes: torch.Tensor | None = None, deterministic: bool = False, return_attn_probs: bool = False,
+        block_table: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        return run_flash2_varlen(context, (q, k, v), cu_seqlens_q, cu_seqlens_k, deterministic=deterministic)
+
+    return flash_attn_func, flash_attn_varlen_func
+
+
+def run_flash2(
+    context: KernelContext, heads: Heads, *, dropout: float = 0.0, deterministic: bool = False
+) -> torch.Tensor:
+    """The fixed-length kernel. Heads are (B, S, H, D)."""
+    check_flash(context, heads, name=NAME)
+    sms = num_sms(context)
+    kernel = FusedKernel(
+        name="flash_attn_func",
+        make_outputs=_fixed_outputs,
+        forward_scratch=partial(_fixed_forward_scratch, sms=0 if dropout else sms),
+        backward_scratch=partial(_fixed_backward_scratch, sms=sms if deterministic else 0),
+        padding=-heads[0].shape[-1] % 8,
+    )
+    return run_fused(context, kernel, heads)
+
+
+def run_flash2_varlen(
+    context: KernelContext, heads: Heads, bounds_q: torch.Tensor, bounds_k: torch.Tensor, *, deterministic: bool = False
+) -> torch.Tensor:
+    """The kernel for rows of samples without padding. Heads are (tokens, H, D), the bounds (samples + 1,)."""
+    check_flash(context, heads, name=NAME)
+    kernel = FusedKernel(
+        name="flash_attn_varlen_func",
+        make_outputs=_varlen_outputs,
+        backward_scratch=partial(
+            _varlen_backward_scratch, samples=bounds_q.numel() - 1, sms=num_sms(context) if deterministic else 0
+        ),
+        padding=-heads[0].shape[-1] % 8,
+    )
+    return run_fused(context, kernel, heads, also_kept=(bounds_q, bounds_k))
+
+
+def _fixed_outputs(heads: Heads) -> tuple[torch.Tensor, ...]:
+    """`mha_fwd`: out, softmax_lse (B, H, S) in fp32, rng_state (2,) in int64."""
+    query = heads[0]
+    batch, queries, num_heads, _ = query.shape
+    lse = torch.empty((batch, num_heads, queries), dtype=torch.float32, device=query.device)
+    return torch.empty_like(query), lse, torch.empty(2, dtype=torch.int64, device=query.device)
+
+
+def _varlen_outputs(heads: Heads) -> tuple[torch.Tensor, ...]:
+    """`mha_varlen_fwd`: softmax_lse is (H, tokens), without padding since 2.6."""
+    query = heads[0]
+    lse = torch.empty((query.shape[1], query.shape[0]), dtype=torch.float32, device=query.device)
+    return torch.empty_like(query), lse, torch.empty(2, dtype=torch.int64, device=query.device)
+
+
+def _fixed_forward_scratch(heads: Heads, *, sms: int) -> Blocks:
+    query, key, _ = heads
+    batch, queries, num_heads, head_dim = query.shape
+    if not sms:
+        return ()
+    splits = flash_sizes.num_splits(batch=batch, heads=num_heads, queries=queries, keys=key.shape[1],
+                                    head_dim=head_dim, num_sms=sms)  # fmt: skip
+    return flash_sizes.split_scratch(splits=splits, batch=batch, heads=num_heads, queries=queries, head_dim=head_dim)
+
+
+def _fixed_backward_scratch(heads: Heads, *, sms: int) -> Blocks:
+    query, key, _ = heads
+    batch, queries, num_heads, head_dim = query.shape
+    return flash_sizes.flash2_backward(
+        batch=batch, heads=num_heads, kv_heads=key.shape[2], queries=queries, keys=key.shape[1], head_dim=head_dim,
+        itemsize=query.element_size(),
+        deterministic_splits=flash_sizes.deterministic_splits(sms, batch, num_heads) if sms else 1,
+    )  # fmt: skip
+
+
+def _varlen_backward_scratch(heads: Heads, *, samples: int, sms: int) -> Blocks:
+    query, key, _ = heads
+    tokens, num_heads, head_dim = query.shape
+    return flash_sizes.flash2_varlen_backward(
+        samples=samples, heads=num_heads, kv_heads=key.shape[1], total_queries=tokens, total_keys=key.shape[0],
+        head_dim=head_dim, itemsize=query.element_size(),
+        deterministic_splits=flash_sizes.deterministic_splits(sms, samples, num_heads) if sms else 1,
+    )  # fmt: skip

@@ -1,0 +1,85 @@
+"""A fused attention kernel on meta: one autograd function that keeps and takes what the kernel keeps and takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from axmem_trace.tracing.kernels.registry import KernelContext
+
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Query, key and value, in the layout that the kernel takes."""
+
+
+def no_scratch(heads: Heads) -> Sequence[int]:
+    """For a kernel that takes nothing beside its inputs and outputs."""
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedKernel:
+    """What one kernel brings forth.
+
+    Attributes:
+        name: shown as the operator of its allocations.
+        make_outputs: the output first, then what else is kept for backward (logsumexp, RNG state, ...).
+        forward_scratch, backward_scratch: bytes of the blocks that are alive together while it runs.
+        padding: zeros to add to the head size, which then are part of what is kept.
+        make_gradient: how the gradient of one input is allocated.
+    """
+
+    name: str
+    make_outputs: Callable[[Heads], tuple[torch.Tensor, ...]]
+    forward_scratch: Callable[[Heads], Sequence[int]] = no_scratch
+    backward_scratch: Callable[[Heads], Sequence[int]] = no_scratch
+    padding: int = 0
+    make_gradient: Callable[[torch.Tensor], torch.Tensor] = field(default=torch.empty_like)
+
+
+def run_fused(
+    context: KernelContext, kernel: FusedKernel, heads: Heads, also_kept: Sequence[torch.Tensor] = ()
+) -> torch.Tensor:
+    """The kernel's output, attached to autograd.
+
+    Args:
+        also_kept: inputs without gradient that the kernel keeps too, such as the samples' bounds.
+    """
+    out: torch.Tensor = _Fused.apply(context, kernel, tuple(also_kept), *heads)
+    return out
+
+
+class _Fused(torch.autograd.Function):
+    """Keeps query, key, value (padded, where the kernel pads), output and the kernel's own tensors."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, context: KernelContext, kernel: FusedKernel, also_kept: tuple[torch.Tensor, ...],
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        value_dim = value.shape[-1]
+        heads = _padded((query, key, value), kernel.padding)
+        out, *kept = kernel.make_outputs(heads)
+        context.recorder.workspace(kernel.forward_scratch(heads), kernel.name)
+        ctx.save_for_backward(*heads, out, *kept, *also_kept)
+        ctx.context, ctx.kernel = context, kernel
+        return out[..., :value_dim] if kernel.padding else out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        kernel: FusedKernel = ctx.kernel
+        query, key, value = heads = ctx.saved_tensors[:3]
+        gradients = [kernel.make_gradient(each) for each in (query, key, value)]
+        grad_out = _padded(grad_outputs, kernel.padding)  # noqa: F841  (alive while the kernel runs)
+        ctx.context.recorder.workspace(kernel.backward_scratch(heads), f"{kernel.name}_backward")
+        if kernel.padding:
+            gradients = [gradient[..., : gradient.shape[-1] - kernel.padding] for gradient in gradients]
+        return None, None, None, *gradients
+
+
+def _padded(tensors: tuple[torch.Tensor, ...], padding: int) -> Any:
+    if not padding:
+        return tensors
+    return tuple(torch.nn.functional.pad(tensor, [0, padding]) for tensor in tensors)

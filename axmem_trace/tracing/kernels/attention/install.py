@@ -1,0 +1,21 @@
+"""The door of this package: everything that is not a rule of the registry, opened around the trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from axmem_trace.tracing.kernels.attention import sdpa, sdpa_scratch  # noqa: F401  (they register their rules)
+from axmem_trace.tracing.kernels.attention.transformers_flash import flash_without_package
+from axmem_trace.tracing.kernels.registry import KernelContext
+
+
+@contextmanager
+def install_attention(context: KernelContext) -> Iterator[None]:
+    """While open, every attention kernel that axolotl can name runs on meta as it would on the card of `context`.
+
+    All that it changes in transformers is put back when it closes.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(flash_without_package(context))
+        yield

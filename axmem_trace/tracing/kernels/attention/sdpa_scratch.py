@@ -1,0 +1,93 @@
+"""What the kernels behind `scaled_dot_product_attention` take while they run, and what meta's shapes get wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from axmem_trace.tracing.kernels.attention import efficient_sizes, flash_sizes
+from axmem_trace.tracing.kernels.attention.card import num_sms
+from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks
+from axmem_trace.tracing.kernels.registry import KernelContext, dispatch_rule, workspace_rule
+
+aten = torch.ops.aten
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@workspace_rule(aten._scaled_dot_product_flash_attention.default)
+def flash_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
+    """Split keys, where queries are too few to fill the card. Source: flash_api.cpp, `set_params_splitkv`."""
+    batch, heads, queries, head_dim = args[0].shape
+    dropout = args[3] if len(args) > 3 else kwargs.get("dropout_p", 0.0)
+    if dropout:
+        return ()
+    splits = flash_sizes.num_splits(batch=batch, heads=heads, queries=queries, keys=args[1].shape[2],
+                                    head_dim=head_dim, num_sms=num_sms(context))  # fmt: skip
+    return flash_sizes.split_scratch(splits=splits, batch=batch, heads=heads, queries=queries, head_dim=head_dim)
+
+
+@workspace_rule(aten._scaled_dot_product_flash_attention_backward.default)
+def flash_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
+    """torch's copy of FlashAttention-2. Source: flash_api.cpp, `mha_bwd`."""
+    query, key = args[1], args[2]
+    batch, heads, queries, head_dim = query.shape
+    splits = 1
+    if torch.are_deterministic_algorithms_enabled():
+        splits = flash_sizes.deterministic_splits(num_sms(context), batch, heads)
+    return flash_sizes.flash2_backward(batch=batch, heads=heads, kv_heads=key.shape[1], queries=queries,
+                                       keys=key.shape[2], head_dim=head_dim, itemsize=query.element_size(),
+                                       deterministic_splits=splits)  # fmt: skip
+
+
+@dispatch_rule(aten._scaled_dot_product_efficient_attention.default)
+def seed_on_the_host(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Outside of CUDA graphs the seed and offset of this kernel's dropout are tensors on the CPU.
+
+    Source: aten/src/ATen/native/transformers/cuda/attention.cu, `_efficient_attention_forward`, Note [Seed and Offset
+    Device].
+    """
+    out, logsumexp, _, _ = op(*args, **kwargs)
+    return out, logsumexp, torch.empty((), dtype=torch.long), torch.empty((), dtype=torch.long)
+
+
+@workspace_rule(aten._scaled_dot_product_efficient_attention.default)
+def efficient_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
+    """An fp32 output for value heads over 128. Source: kernel_forward.h, `kNeedsOutputAccumulatorBuffer`."""
+    batch, heads, queries, _ = args[0].shape
+    return efficient_sizes.efficient_forward(batch=batch, heads=heads, queries=queries, value_dim=args[2].shape[-1],
+                                             half=args[0].dtype in _HALF)  # fmt: skip
+
+
+@workspace_rule(aten._scaled_dot_product_efficient_attention_backward.default)
+def efficient_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
+    """Source: attention_backward.cu, `_efficient_attention_backward`."""
+    query, key, value, out = args[1], args[2], args[3], args[5]
+    batch, heads, queries, head_dim = query.shape
+    half = query.dtype in _HALF
+    blocks = efficient_sizes.efficient_backward(
+        batch=batch, heads=heads, queries=queries, keys=key.shape[2], head_dim=head_dim, value_dim=value.shape[-1],
+        half=half, capability=context.compute_capability,
+    )  # fmt: skip
+    return blocks if half else (*blocks, out.numel() * 4)
+
+
+@workspace_rule(aten._scaled_dot_product_cudnn_attention_backward.default)
+def cudnn_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
+    """One workspace: dq in fp32 and the sums `dO * O`.
+
+    Source: cudnn-frontend 1.32, include/cudnn_frontend/node/scaled_dot_product_flash_attention.h,
+    `CompositeSDPABackwardNode` (`dQ_accum`, `softmax_sum`). What the closed library adds to it is not known.
+    """
+    batch, heads, queries, head_dim = args[1].shape
+    return ((batch * heads * queries * (head_dim + 1)) * 4,)
+
+
+@workspace_rule(aten._safe_softmax.default)
+def safe_softmax(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
+    """The plain softmax, a mask of the scores that are -inf, and which rows are all masked.
+
+    Source: aten/src/ATen/native/SoftMax.cpp, `_safe_softmax`: below autograd it is made of these operators.
+    """
+    rows = result.numel() // max(result.shape[-1], 1)
+    return result.numel() * result.element_size(), result.numel(), rows

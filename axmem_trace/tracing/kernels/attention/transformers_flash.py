@@ -1,0 +1,39 @@
+"""transformers' own FlashAttention wrapper, given kernels that run on meta."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from axmem_trace.tracing.kernels.attention.flash2 import make_flash2
+from axmem_trace.tracing.kernels.registry import KernelContext
+
+_LAZY_STATE = ("_loaded_implementation", "_flash_fn", "_flash_varlen_fn", "_flash_with_kvcache_fn", "_pad_fn",
+               "_unpad_fn", "_process_flash_kwargs_fn")  # fmt: skip
+
+
+@contextmanager
+def flash_without_package(context: KernelContext) -> Iterator[None]:
+    """While open, transformers finds the flash kernels installed, whatever version it asks for.
+
+    Everything around the kernel (unpadding by the mask, samples found in position ids, casts of fp32 heads, padded
+    value heads) is transformers' own code. Source: transformers 5, modeling_flash_attention_utils.py, `_lazy_imports`,
+    `lazy_import_flash_attention`, `_flash_attention_forward`.
+    """
+    from transformers import modeling_flash_attention_utils as flash_utils
+
+    def lazy_imports(implementation: str | None, *args: Any, **kwargs: Any) -> tuple[Callable[..., Any] | None, ...]:
+        fixed, varlen = _make_functions(context, implementation or context.attention)
+        return fixed, varlen, None, flash_utils._pad_input, flash_utils._unpad_input
+
+    with ExitStack() as stack:
+        for name in _LAZY_STATE:
+            stack.enter_context(patch.object(flash_utils, name, None))
+        stack.enter_context(patch.object(flash_utils, "_lazy_imports", lazy_imports))
+        yield
+
+
+def _make_functions(context: KernelContext, implementation: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    return make_flash2(context)

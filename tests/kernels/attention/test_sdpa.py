@@ -1,0 +1,168 @@
+"""`scaled_dot_product_attention`: which kernel CUDA picks, and its bytes by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_probe import A100, A6000, H100, L40S, T4, make_heads, probe
+
+from axmem_trace.tracing.kernels.attention.efficient_sizes import backward_tile, backward_workspace, key_splits
+from axmem_trace.tracing.kernels.attention.sdpa_choice import SdpaCall, choose_backend, priority_order
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+B200, RTX5090 = (10, 0), (12, 0)
+
+
+def _call(head_dim=128, *, heads=32, kv_heads=32, tokens=1024, dtype=BF16, value_dim=0, **changes):
+    return SdpaCall(
+        query=(2, heads, tokens, head_dim), key=(2, kv_heads, tokens, head_dim),
+        value=(2, kv_heads, tokens, value_dim or head_dim), dtypes=(dtype,) * 3, **changes,
+    )  # fmt: skip
+
+
+MASK = {"mask": (2, 1, 1024, 1024)}
+
+
+@pytest.mark.parametrize(
+    ("call", "capability", "backend"),
+    [
+        (_call(is_causal=True), A100, "flash"),
+        (_call(is_causal=True), H100, "cudnn"),
+        (_call(is_causal=True), B200, "cudnn"),
+        (_call(is_causal=True), RTX5090, "flash"),
+        (_call(**MASK), A100, "efficient"),
+        (_call(**MASK), H100, "cudnn"),
+        (_call(mask=(1024,)), H100, "efficient"),
+        (_call(**MASK, mask_requires_grad=True), H100, "efficient"),
+        (_call(kv_heads=8, enable_gqa=True), A100, "flash"),
+        (_call(kv_heads=8, enable_gqa=True, **MASK), A100, "math"),
+        (_call(kv_heads=8, enable_gqa=True, **MASK), H100, "cudnn"),
+        (_call(kv_heads=8), A100, "math"),
+        (_call(dtype=FP32), A100, "efficient"),
+        (_call(dtype=FP32), H100, "efficient"),
+        (_call(dtype=FP16), T4, "efficient"),
+        (_call(dtype=BF16), T4, "math"),
+        (_call(256), A100, "flash"),
+        (_call(256), H100, "cudnn"),
+        (_call(256), B200, "flash"),
+        (_call(512), H100, "efficient"),
+        (_call(192, value_dim=128), A100, "efficient"),
+        (_call(192, value_dim=128), H100, "cudnn"),
+        (_call(192, value_dim=128), B200, "cudnn"),
+        (_call(100), A100, "flash"),  # padded to 104
+        (_call(100), H100, "flash"),
+        (_call(100, **MASK), A100, "math"),
+        (_call(224, requires_grad=True), L40S, "efficient"),
+        (_call(224, requires_grad=False), L40S, "flash"),
+        (_call(256, requires_grad=True), A6000, "flash"),
+        (_call(256, requires_grad=True, dropout=0.1), A6000, "efficient"),
+        (_call(contiguous_heads=False), A100, "math"),
+        (_call(dtype=torch.float64), A100, "math"),
+    ],
+)
+def test_the_kernel_that_cuda_picks(call, capability, backend):
+    assert choose_backend(call, capability).backend == backend
+
+
+def test_cudnn_comes_first_on_data_centre_hopper_and_blackwell_only():
+    first = {capability: priority_order(capability)[0] for capability in (T4, A100, A6000, L40S, H100, B200, RTX5090)}
+    assert [capability for capability, backend in first.items() if backend == "cudnn"] == [H100, B200]
+
+
+def test_each_refusal_is_told():
+    refused = choose_backend(_call(kv_heads=8, enable_gqa=True, **MASK), A100).refused
+    assert refused == {"flash": "there is a mask", "efficient": "query, key and value differ in number of heads"}
+
+
+def test_a_users_switch_is_respected():
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.EFFICIENT_ATTENTION):
+        assert choose_backend(_call(is_causal=True), A100).refused["flash"] == "it is disabled"
+
+
+def test_flash_keeps_output_logsumexp_and_seeds():
+    query, key, value = make_heads(1, 32, 1024, 128), make_heads(1, 8, 1024, 128), make_heads(1, 8, 1024, 128)
+    seen = probe(lambda: F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True))
+    # out 32*1024*128*2 = 8,388,608; logsumexp 32*1024*4 = 131,072; rng state 2*8, unused offset 8
+    assert seen.kept == [8_388_608, 131_072, 16, 8]
+    # as flash-attn's own mha_bwd: dq 8,388,608; dk, dv 2,097,152 each; softmax_d 131,072; dq_accum 16,777,216;
+    # dk, dv per query head 8,388,608 each
+    assert seen.backward_peak == 8_388_608 + 2 * 2_097_152 + 131_072 + 16_777_216 + 2 * 8_388_608
+    assert "attention.sdpa.flash" in seen.notes
+
+
+def test_every_masked_call_keeps_its_own_additive_mask():
+    heads = [make_heads(2, 16, 512, 64) for _ in range(3)]
+    mask = make_heads(2, 1, 512, 512, dtype=torch.bool, trains=False)
+    seen = probe(lambda: F.scaled_dot_product_attention(*heads, attn_mask=mask))
+    # out 2*16*512*64*2 = 2,097,152; the mask in bf16 2*512*512*2 = 1,048,576; logsumexp 2*16*512*4 = 65,536
+    # (the seeds of this kernel are on the CPU)
+    assert [nbytes for nbytes in seen.kept if nbytes > 8] == [2_097_152, 1_048_576, 65_536]
+    # dq, dk, dv 3 * 2,097,152; delta 2*16*512*4 = 65,536; workspace of 64x64 tiles: 32 * 8 blocks * 1 column
+    # * (16 + 64*64*4) = 32 * 8 * 16,400 = 4,198,400
+    assert seen.backward_peak == 3 * 2_097_152 + 65_536 + 4_198_400
+
+
+def test_odd_lengths_pad_the_mask_and_the_logsumexp():
+    heads = [make_heads(1, 16, 500, 64) for _ in range(3)]
+    mask = make_heads(1, 1, 500, 500, dtype=BF16, trains=False)
+    seen = probe(lambda: F.scaled_dot_product_attention(*heads, attn_mask=mask))
+    # rows of 500 elements pad by 8 - 500 % 8 = 4: 500*504*2 = 504,000; out 16*500*64*2 = 1,024,000;
+    # logsumexp for 512 queries: 16*512*4 = 32,768
+    assert [nbytes for nbytes in seen.kept if nbytes > 8] == [1_024_000, 504_000, 32_768]
+
+
+def test_heads_over_128_need_an_fp32_output_and_key_accumulators():
+    heads = [make_heads(1, 8, 1024, 512) for _ in range(3)]
+    seen = probe(lambda: F.scaled_dot_product_attention(*heads, is_causal=True))
+    # out 8*1024*512*2 = 8,388,608 and its fp32 accumulator 16,777,216; logsumexp 8*1024*4 = 32,768
+    assert seen.forward_peak == 8_388_608 + 16_777_216 + 32_768 + 2 * 8
+    # tile 128x64: dq 8 blocks * 8 columns * (16 + 32,768) = 2,098,176 B per head; dk and dv: ceil(1024/64) = 16
+    # splits, at most 200 // 8 = 25: 16 * 64 * (512 + 512) * 4 = 4,194,304 B per head; 8 heads; delta 32,768
+    assert seen.backward_peak == 3 * 8_388_608 + 32_768 + 8 * (2_098_176 + 4_194_304)
+
+
+def test_fp32_backward_multiplies_in_the_open():
+    heads = [make_heads(1, 8, 512, 64, dtype=FP32) for _ in range(3)]
+    seen = probe(lambda: F.scaled_dot_product_attention(*heads, is_causal=True))
+    # dq, dk, dv and the product grad_out * out 8*512*64*4 = 1,048,576 each; delta 8*512*4 = 16,384;
+    # workspace 8 heads * 8 blocks * (16 + 16,384) = 1,049,600
+    assert seen.backward_peak == 4 * 1_048_576 + 16_384 + 1_049_600
+
+
+def test_small_cards_use_smaller_tiles():
+    # 99 KiB of shared memory: 64x64 with dk, dv outside of registers; 4*32 = 128 heads: 200 // 128 = 1 split
+    tile = backward_tile(128, half=True, large_shared_memory=False)
+    assert (tile.queries, tile.keys, tile.accumulates_keys) == (64, 64, True)
+    assert key_splits(tile, batch=4, heads=32, keys=1024) == 1
+    # per head: 16 blocks * 2 columns * 16,400 = 524,800, and 64 * (128 + 128) * 4 = 65,536
+    sizes = {"batch": 4, "heads": 32, "queries": 1024, "keys": 1024, "head_dim": 128, "value_dim": 128}
+    assert backward_workspace(tile, **sizes) == 128 * (524_800 + 65_536)
+    # A100: 128x128, all in registers but dq: 8 blocks * 1 column * (16 + 65,536)
+    assert backward_workspace(backward_tile(128, half=True, large_shared_memory=True), **sizes) == 128 * 8 * 65_552
+
+
+def test_cudnn_on_hopper():
+    query, key, value = make_heads(1, 32, 1024, 128), make_heads(1, 8, 1024, 128), make_heads(1, 8, 1024, 128)
+    run = lambda: F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)  # noqa: E731
+    seen = probe(run, capability=H100)
+    # out 8,388,608; logsumexp (B, H, S, 1) 131,072; seed and offset 8 each
+    assert seen.kept == [8_388_608, 131_072, 8, 8]
+    # dq 8,388,608; dk, dv 2,097,152 each; dq in fp32 16,777,216 and softmax_sum 131,072 in one workspace
+    assert seen.backward_peak == 8_388_608 + 2 * 2_097_152 + 16_777_216 + 131_072
+
+
+def test_math_stores_scores_in_fp32():
+    heads = [make_heads(1, 4, 64, 20) for _ in range(3)]
+    mask = make_heads(1, 1, 64, 64, dtype=torch.bool, trains=False)
+    seen = probe(lambda: F.scaled_dot_product_attention(*heads, attn_mask=mask))
+    # softmax 4*64*64*4 = 65,536; q and k scaled, v in fp32: 4*64*20*4 = 20,480 each; out 4*64*20*2 = 10,240
+    assert [nbytes for nbytes in seen.kept if nbytes >= 10_240] == [65_536, 20_480, 20_480, 20_480, 10_240]
+    assert "no multiple of 8" in seen.notes["attention.sdpa.math"].text
+
+
+def test_autocast_casts_before_the_choice():
+    heads = [make_heads(1, 16, 512, 64, dtype=FP32) for _ in range(3)]
+    seen = probe(lambda: F.scaled_dot_product_attention(*heads, is_causal=True), autocast=True)
+    # bf16 copies of q, k, v are kept with out: 16*512*64*2 = 1,048,576 each; logsumexp 16*512*4 = 32,768
+    assert seen.kept == [1_048_576] * 4 + [32_768, 16, 8]
