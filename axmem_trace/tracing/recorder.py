@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from axmem_trace.ledger import NEVER, Allocation, Device, Ledger, Mark, Phase, Role
 from axmem_trace.tracing.kernels.registry import DISPATCH_RULES, WORKSPACE_RULES, KernelContext
@@ -137,7 +137,7 @@ class Recorder(TorchDispatchMode):
 
     def place(self, value: torch.Tensor, *, role: Role = "input") -> torch.Tensor:
         """Copies a real tensor to the traced device, remembering its value. Call it inside the recording."""
-        with torch.utils._python_dispatch._disable_current_modes():
+        with self.paused():
             tensor = torch.empty_like(value, device=self.traced_device, memory_format=torch.contiguous_format)
             if self.traced_device == "meta":
                 self.values.learn(tensor, value)
@@ -150,6 +150,12 @@ class Recorder(TorchDispatchMode):
     def known(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The true value of a tensor on meta, where it follows from the inputs."""
         return self.values.value_of(tensor)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is made while open is not recorded, and no other mode sees it either."""
+        with _disable_current_modes():
+            yield
 
     @contextmanager
     def watch(self, root: nn.Module) -> Iterator[None]:

@@ -77,8 +77,8 @@ class Run:
     def _step(self, step: int) -> None:
         batch = self.recipe.batch
         self.recorder.mark("forward", step)
-        self._held["batches"] = [self._place(self._make_batch()) for _ in range(batch.gradient_accumulation_steps)]
-        num_items = self.recorder.place(torch.tensor(batch.rows * batch.row_tokens))
+        self._held["batches"] = [self._make_batch() for _ in range(batch.gradient_accumulation_steps)]
+        num_items = self._place_number(batch.rows * batch.row_tokens)
         for micro_batch, inputs in enumerate(self._held["batches"][:MAX_MICRO_BATCHES]):
             if micro_batch:
                 self.recorder.mark("forward", step, micro_batch)
@@ -148,12 +148,8 @@ class Run:
         kept: Any = None
         evaluation = self.recipe.evaluation
         for _ in range(2):
-            inputs = self._place(
-                make_text_batch(
-                    self.recipe, rows=evaluation.rows, row_tokens=evaluation.row_tokens, packed=evaluation.packed
-                )
-            )
-            num_items = self.recorder.place(torch.tensor(evaluation.rows * evaluation.row_tokens))
+            inputs = self._place_batch(evaluation.rows, evaluation.row_tokens, evaluation.packed)
+            num_items = self._place_number(evaluation.rows * evaluation.row_tokens)
             with torch.no_grad():
                 loss, outputs = self._compute_loss(inputs, num_items)
                 loss.detach().mean()
@@ -174,10 +170,18 @@ class Run:
 
     def _make_batch(self) -> Inputs:
         batch = self.recipe.batch
-        return make_text_batch(self.recipe, rows=batch.rows, row_tokens=batch.row_tokens, packed=batch.packed)
+        return self._place_batch(batch.rows, batch.row_tokens, batch.packed)
 
-    def _place(self, inputs: Inputs) -> Inputs:
-        return {name: self.recorder.place(value) for name, value in inputs.items()}
+    def _place_number(self, number: int) -> torch.Tensor:
+        with self.recorder.paused():
+            value = torch.tensor(number)
+        return self.recorder.place(value)
+
+    def _place_batch(self, rows: int, row_tokens: int, packed: bool) -> Inputs:
+        """On the GPU; what the collator does on the host is not recorded."""
+        with self.recorder.paused():
+            batch = make_text_batch(self.recipe, rows=rows, row_tokens=row_tokens, packed=packed)
+        return {name: self.recorder.place(value) for name, value in batch.items()}
 
 
 def _takes_loss_kwargs(model: Any) -> bool:
