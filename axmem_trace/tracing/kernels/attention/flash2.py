@@ -48,14 +48,20 @@ def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
 
 
 def run_flash2(
-    context: KernelContext, heads: Heads, *, dropout: float = 0.0, deterministic: bool = False
-) -> torch.Tensor:
-    """The fixed-length kernel. Heads are (B, S, H, D)."""
-    check_flash(context, heads, name=NAME)
+    context: KernelContext, heads: Heads, *, dropout: float = 0.0, deterministic: bool = False, name: str = NAME,
+    pads: bool = True, keeps_rng: bool = True,
+) -> torch.Tensor:  # fmt: skip
+    """The fixed-length kernel. Heads are (B, S, H, D).
+
+    Args:
+        pads: head sizes that are no multiple of 8 are padded by the Python around the kernel, else refused.
+        keeps_rng: the RNG state is kept even without dropout.
+    """
+    check_flash(context, heads, name=name, multiple=1 if pads else 8)
     sms = num_sms(context)
     kernel = FusedKernel(
         name="flash_attn_func",
-        make_outputs=_fixed_outputs,
+        make_outputs=partial(_fixed_outputs, keeps_rng=keeps_rng),
         forward_scratch=partial(_fixed_forward_scratch, sms=0 if dropout else sms),
         backward_scratch=partial(_fixed_backward_scratch, sms=sms if deterministic else 0),
         padding=-heads[0].shape[-1] % 8,
@@ -64,13 +70,14 @@ def run_flash2(
 
 
 def run_flash2_varlen(
-    context: KernelContext, heads: Heads, bounds_q: torch.Tensor, bounds_k: torch.Tensor, *, deterministic: bool = False
-) -> torch.Tensor:
+    context: KernelContext, heads: Heads, bounds_q: torch.Tensor, bounds_k: torch.Tensor, *,
+    deterministic: bool = False, name: str = NAME, pads: bool = True, keeps_rng: bool = True,
+) -> torch.Tensor:  # fmt: skip
     """The kernel for rows of samples without padding. Heads are (tokens, H, D), the bounds (samples + 1,)."""
-    check_flash(context, heads, name=NAME)
+    check_flash(context, heads, name=name, multiple=1 if pads else 8)
     kernel = FusedKernel(
         name="flash_attn_varlen_func",
-        make_outputs=_varlen_outputs,
+        make_outputs=partial(_varlen_outputs, keeps_rng=keeps_rng),
         backward_scratch=partial(
             _varlen_backward_scratch, samples=bounds_q.numel() - 1, sms=num_sms(context) if deterministic else 0
         ),
@@ -79,19 +86,24 @@ def run_flash2_varlen(
     return run_fused(context, kernel, heads, also_kept=(bounds_q, bounds_k))
 
 
-def _fixed_outputs(heads: Heads) -> tuple[torch.Tensor, ...]:
+def _fixed_outputs(heads: Heads, *, keeps_rng: bool) -> tuple[torch.Tensor, ...]:
     """`mha_fwd`: out, softmax_lse (B, H, S) in fp32, rng_state (2,) in int64."""
     query = heads[0]
     batch, queries, num_heads, _ = query.shape
-    lse = torch.empty((batch, num_heads, queries), dtype=torch.float32, device=query.device)
-    return torch.empty_like(query), lse, torch.empty(2, dtype=torch.int64, device=query.device)
+    return _with_rng(query, (batch, num_heads, queries), keeps_rng)
 
 
-def _varlen_outputs(heads: Heads) -> tuple[torch.Tensor, ...]:
+def _varlen_outputs(heads: Heads, *, keeps_rng: bool) -> tuple[torch.Tensor, ...]:
     """`mha_varlen_fwd`: softmax_lse is (H, tokens), without padding since 2.6."""
     query = heads[0]
-    lse = torch.empty((query.shape[1], query.shape[0]), dtype=torch.float32, device=query.device)
-    return torch.empty_like(query), lse, torch.empty(2, dtype=torch.int64, device=query.device)
+    return _with_rng(query, (query.shape[1], query.shape[0]), keeps_rng)
+
+
+def _with_rng(query: torch.Tensor, lse_shape: tuple[int, ...], keeps_rng: bool) -> tuple[torch.Tensor, ...]:
+    out = torch.empty_like(query)
+    lse = torch.empty(lse_shape, dtype=torch.float32, device=query.device)
+    rng_state = torch.empty(2, dtype=torch.int64, device=query.device)
+    return (out, lse, rng_state) if keeps_rng else (out, lse)
 
 
 def _fixed_forward_scratch(heads: Heads, *, sms: int) -> Blocks:

@@ -40,14 +40,16 @@ class FusedKernel:
 
 
 def run_fused(
-    context: KernelContext, kernel: FusedKernel, heads: Heads, also_kept: Sequence[torch.Tensor] = ()
-) -> torch.Tensor:
+    context: KernelContext, kernel: FusedKernel, heads: Heads, *, also_kept: Sequence[torch.Tensor] = (),
+    sink: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """The kernel's output, attached to autograd.
 
     Args:
         also_kept: inputs without gradient that the kernel keeps too, such as the samples' bounds.
+        sink: attention sinks, one per head, which train.
     """
-    out: torch.Tensor = _Fused.apply(context, kernel, tuple(also_kept), *heads)
+    out: torch.Tensor = _Fused.apply(context, kernel, tuple(also_kept), *heads, sink)
     return out
 
 
@@ -57,26 +59,26 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, context: KernelContext, kernel: FusedKernel, also_kept: tuple[torch.Tensor, ...],
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sink: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
         value_dim = value.shape[-1]
         heads = _padded((query, key, value), kernel.padding)
         out, *kept = kernel.make_outputs(heads)
         context.recorder.workspace(kernel.forward_scratch(heads), kernel.name)
-        ctx.save_for_backward(*heads, out, *kept, *also_kept)
+        ctx.save_for_backward(*heads, sink, out, *kept, *also_kept)
         ctx.context, ctx.kernel = context, kernel
         return out[..., :value_dim] if kernel.padding else out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
         kernel: FusedKernel = ctx.kernel
-        query, key, value = heads = ctx.saved_tensors[:3]
-        gradients = [kernel.make_gradient(each) for each in (query, key, value)]
+        *heads, sink = ctx.saved_tensors[:4]
+        gradients = [kernel.make_gradient(each) for each in heads]
         grad_out = _padded(grad_outputs, kernel.padding)  # noqa: F841  (alive while the kernel runs)
-        ctx.context.recorder.workspace(kernel.backward_scratch(heads), f"{kernel.name}_backward")
+        ctx.context.recorder.workspace(kernel.backward_scratch(tuple(heads)), f"{kernel.name}_backward")
         if kernel.padding:
             gradients = [gradient[..., : gradient.shape[-1] - kernel.padding] for gradient in gradients]
-        return None, None, None, *gradients
+        return None, None, None, *gradients, None if sink is None else torch.empty_like(sink)
 
 
 def _padded(tensors: tuple[torch.Tensor, ...], padding: int) -> Any:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from axmem_trace.tracing.kernels.attention import sdpa, sdpa_scratch  # noqa: F401  (they register their rules)
+from axmem_trace.tracing.kernels.attention.flex import flex_without_compiler
 from axmem_trace.tracing.kernels.attention.transformers_flash import flash_without_package
+from axmem_trace.tracing.kernels.attention.transformers_names import registered_names
 from axmem_trace.tracing.kernels.registry import KernelContext
 
 
@@ -17,5 +19,6 @@ def install_attention(context: KernelContext) -> Iterator[None]:
     All that it changes in transformers is put back when it closes.
     """
     with ExitStack() as stack:
-        stack.enter_context(flash_without_package(context))
+        for opened in (flash_without_package, flex_without_compiler, registered_names):
+            stack.enter_context(opened(context))
         yield

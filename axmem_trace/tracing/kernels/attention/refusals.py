@@ -8,12 +8,14 @@ from axmem_trace.errors import ConfigError
 from axmem_trace.tracing.kernels.attention.fused import Heads
 from axmem_trace.tracing.kernels.registry import KernelContext
 
+_GENERATIONS = {8: "Ampere", 9: "Hopper", 11: "Blackwell"}
 _REMEDY = "use `attn_implementation: sdpa`, which falls back to another kernel, or `eager`"
 
 
 def check_flash(
-    context: KernelContext, heads: Heads, *, name: str, oldest: tuple[int, int] = (8, 0), max_head_dim: int = 256
-) -> None:
+    context: KernelContext, heads: Heads, *, name: str, oldest: tuple[int, int] = (8, 0),
+    newest: tuple[int, int] = (99, 0), multiple: int = 1, max_head_dim: int = 256,
+) -> None:  # fmt: skip
     """The checks that every FlashAttention release makes at the beginning of its forward.
 
     Source: flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp, `mha_fwd` and `mha_varlen_fwd` (`TORCH_CHECK`s).
@@ -23,18 +25,23 @@ def check_flash(
     """
     query, key, value = heads
     head_dim, kernel = query.shape[-1], context.attention
-    if context.compute_capability < oldest:
-        major, minor = context.compute_capability
-        needed = "Hopper or newer" if oldest >= (9, 0) else "Ampere or newer"
-        raise _refusal(
-            f"{name} needs a GPU of generation {needed}; this one has compute capability {major}.{minor}", kernel
+    if not oldest <= context.compute_capability <= newest:
+        generations = (
+            f"{_GENERATIONS[oldest[0]]} to {_GENERATIONS[newest[0]]}"
+            if newest[0] in _GENERATIONS
+            else (f"{_GENERATIONS[oldest[0]]} or newer")
         )
+        major, minor = context.compute_capability
+        raise _refusal(f"{name} needs a GPU of generation {generations}; this one has compute capability "
+                       f"{major}.{minor}", kernel)  # fmt: skip
     if query.dtype not in (torch.float16, torch.bfloat16) or not query.dtype == key.dtype == value.dtype:
         dtypes = ", ".join(str(each.dtype).removeprefix("torch.") for each in heads)
         raise _refusal(f"{name} takes fp16 and bf16 only; query, key and value are {dtypes}", kernel,
                        remedy="set `bf16: auto`, or use `attn_implementation: sdpa`")  # fmt: skip
     if head_dim > max_head_dim:
         raise _refusal(f"{name} takes heads of at most {max_head_dim}; this model's are {head_dim}", kernel)
+    if head_dim % multiple or value.shape[-1] % multiple:
+        raise _refusal(f"{name} takes heads of a multiple of {multiple}; this model's are {head_dim}", kernel)
     if query.shape[-2] % key.shape[-2]:
         raise _refusal(f"{name} needs a multiple of {key.shape[-2]} query heads; there are {query.shape[-2]}", kernel)
 

@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 from axmem_trace.tracing.kernels.attention.flash2 import make_flash2
+from axmem_trace.tracing.kernels.attention.flash34 import make_flash3, make_flash4
 from axmem_trace.tracing.kernels.registry import KernelContext
 
 _LAZY_STATE = ("_loaded_implementation", "_flash_fn", "_flash_varlen_fn", "_flash_with_kvcache_fn", "_pad_fn",
@@ -36,4 +37,8 @@ def flash_without_package(context: KernelContext) -> Iterator[None]:
 
 
 def _make_functions(context: KernelContext, implementation: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    if "4" in implementation:
+        return make_flash4(context)
+    if "3" in implementation:
+        return make_flash3(context)
     return make_flash2(context)

@@ -1,0 +1,163 @@
+"""FlashAttention-3 (package `flash_attn_interface`, or the Hub's build with attention sinks) and FlashAttention-4.
+
+Sources: flash-attn 2.8.3, hopper/flash_attn_interface.py (`FlashAttnFunc`, `FlashAttnVarlenFunc`); flash-attn-4
+4.0.0b36, flash_attn/cute/interface.py. Both keep query, key, value, output and an fp32 logsumexp, and pad nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from axmem_trace.tracing.kernels.attention import hopper_sizes
+from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks
+from axmem_trace.tracing.kernels.attention.fused import FusedKernel, Heads, run_fused
+from axmem_trace.tracing.kernels.attention.hopper_sizes import BackwardTile
+from axmem_trace.tracing.kernels.attention.refusals import check_flash
+from axmem_trace.tracing.kernels.registry import KernelContext
+
+Window = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """What sets one release apart from the other."""
+
+    name: str
+    operator: str
+    make_tile: Callable[..., BackwardTile]
+    oldest: tuple[int, int]
+    newest: tuple[int, int]
+    semaphores: bool
+
+
+FLASH3 = Release(name="FlashAttention-3", operator="flash_attn_3", make_tile=hopper_sizes.flash3_tile,
+                 oldest=(8, 0), newest=(9, 9), semaphores=True)  # fmt: skip
+FLASH4 = Release(name="FlashAttention-4", operator="flash_attn_4", make_tile=hopper_sizes.flash4_tile,
+                 oldest=(9, 0), newest=(11, 9), semaphores=False)  # fmt: skip
+
+
+def make_flash3(context: KernelContext) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`flash_attn_func` and `flash_attn_varlen_func`; transformers reads what they support from their parameters."""
+
+    def flash_attn_func(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float | None = None, causal: bool = False,
+        qv: torch.Tensor | None = None, window_size: Window = (-1, -1), attention_chunk: int = 0, softcap: float = 0.0,
+        num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False, sm_margin: int = 0,
+        s_aux: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        return run_fixed(FLASH3, context, (q, k, v), causal=causal, window=window_size, sink=s_aux)
+
+    def flash_attn_varlen_func(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
+        max_seqlen_q: Any, max_seqlen_k: Any, seqused_q: torch.Tensor | None = None,
+        seqused_k: torch.Tensor | None = None, softmax_scale: float | None = None, causal: bool = False,
+        qv: torch.Tensor | None = None, window_size: Window = (-1, -1), attention_chunk: int = 0, softcap: float = 0.0,
+        num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False, sm_margin: int = 0,
+        s_aux: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        bounds = (cu_seqlens_q, cu_seqlens_k)
+        return run_varlen(FLASH3, context, (q, k, v), bounds, max_seqlen_q, causal=causal, window=window_size,
+                          sink=s_aux)  # fmt: skip
+
+    return flash_attn_func, flash_attn_varlen_func
+
+
+def make_flash4(context: KernelContext) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The same of `flash_attn.cute`."""
+
+    def flash_attn_func(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float | None = None, causal: bool = False,
+        window_size: Window = (None, None), learnable_sink: torch.Tensor | None = None, softcap: float = 0.0,
+        num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        return run_fixed(FLASH4, context, (q, k, v), causal=causal, window=window_size, sink=learnable_sink)
+
+    def flash_attn_varlen_func(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
+        max_seqlen_q: Any = None, max_seqlen_k: Any = None, softmax_scale: float | None = None, causal: bool = False,
+        window_size: Window = (None, None), learnable_sink: torch.Tensor | None = None, softcap: float = 0.0,
+        num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        bounds = (cu_seqlens_q, cu_seqlens_k)
+        return run_varlen(FLASH4, context, (q, k, v), bounds, max_seqlen_q, causal=causal, window=window_size,
+                          sink=learnable_sink)  # fmt: skip
+
+    return flash_attn_func, flash_attn_varlen_func
+
+
+def run_fixed(
+    release: Release, context: KernelContext, heads: Heads, *, causal: bool, window: Window = (-1, -1),
+    sink: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The fixed-length kernel. Heads are (B, S, H, D)."""
+    tile = _tile(release, context, heads, causal, window)
+    kernel = FusedKernel(
+        name=f"{release.operator}_func",
+        make_outputs=partial(_outputs, packed=False),
+        forward_scratch=partial(_forward_scratch, release=release, samples=0),
+        backward_scratch=partial(_fixed_scratch, tile=tile, semaphores=release.semaphores),
+    )
+    return run_fused(context, kernel, heads, sink=sink)
+
+
+def run_varlen(
+    release: Release, context: KernelContext, heads: Heads, bounds: Sequence[torch.Tensor], longest: Any, *,
+    causal: bool, window: Window = (-1, -1), sink: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The kernel for rows of samples without padding. Heads are (tokens, H, D), the bounds (samples + 1,)."""
+    tile = _tile(release, context, heads, causal, window)
+    samples = bounds[0].numel() - 1
+    longest = _number(context, longest, heads[0].shape[0]) if release.semaphores else 0
+    kernel = FusedKernel(
+        name=f"{release.operator}_varlen_func",
+        make_outputs=partial(_outputs, packed=True),
+        forward_scratch=partial(_forward_scratch, release=release, samples=samples),
+        backward_scratch=partial(_varlen_scratch, tile=tile, samples=samples, longest=longest),
+    )
+    return run_fused(context, kernel, heads, also_kept=bounds, sink=sink)
+
+
+def _tile(release: Release, context: KernelContext, heads: Heads, causal: bool, window: Window) -> BackwardTile:
+    check_flash(context, heads, name=release.name, oldest=release.oldest, newest=release.newest, multiple=8)
+    local = window[0] not in (None, -1)
+    return release.make_tile(heads[0].shape[-1], heads[2].shape[-1], context.compute_capability,
+                             causal=causal, local=local)  # fmt: skip
+
+
+def _number(context: KernelContext, value: Any, otherwise: int) -> int:
+    """A length that transformers may pass as a tensor."""
+    if isinstance(value, torch.Tensor):
+        known = context.recorder.known(value)
+        return otherwise if known is None else int(known)
+    return otherwise if value is None else int(value)
+
+
+def _outputs(heads: Heads, *, packed: bool) -> tuple[torch.Tensor, ...]:
+    query, _, value = heads
+    shape = (query.shape[1], query.shape[0]) if packed else (query.shape[0], query.shape[2], query.shape[1])
+    lse = torch.empty(shape, dtype=torch.float32, device=query.device)
+    return query.new_empty((*query.shape[:-1], value.shape[-1])), lse
+
+
+def _forward_scratch(heads: Heads, *, release: Release, samples: int) -> Blocks:
+    """FlashAttention-3's tile counter, and for samples their splits (`tile_count_semaphore`, int32)."""
+    return (4 * (1 + samples),) if release is FLASH3 else ()
+
+
+def _fixed_scratch(heads: Heads, *, tile: BackwardTile, semaphores: bool) -> Blocks:
+    query, key, _ = heads
+    return hopper_sizes.backward_scratch(tile, batch=query.shape[0], heads=query.shape[2], kv_heads=key.shape[2],
+                                         queries=query.shape[1], keys=key.shape[1], semaphores=semaphores)  # fmt: skip
+
+
+def _varlen_scratch(heads: Heads, *, tile: BackwardTile, samples: int, longest: int) -> Blocks:
+    query, key, _ = heads
+    return hopper_sizes.varlen_backward_scratch(
+        tile, samples=samples, heads=query.shape[1], kv_heads=key.shape[1], total_queries=query.shape[0],
+        total_keys=key.shape[0], longest=longest,
+    )  # fmt: skip

@@ -1,0 +1,123 @@
+"""xformers' memory-efficient attention, as axolotl calls it.
+
+Source: axolotl 0.19, monkeypatch/attention/xformers.py; xformers 0.0.33, xformers/ops/fmha/__init__.py (`_fMHA`),
+dispatch.py, flash.py, flash3.py, cutlass.py. The wheel brings FlashAttention-3, which serves cards from Ampere to
+Hopper; newer ones get FlashAttention-2, heads over 256 the CUTLASS kernel. `_fMHA` keeps query, key, value, output and
+logsumexp, and the RNG state only with dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from axmem_trace.notes import Note
+from axmem_trace.tracing.kernels.attention import efficient_sizes, flash2, flash34
+from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks, round_up
+from axmem_trace.tracing.kernels.attention.fused import FusedKernel, Heads, run_fused
+from axmem_trace.tracing.kernels.registry import KernelContext
+
+_MAX_FLASH_HEAD_DIM = 256
+_PADDED = Note(
+    kind="warning",
+    key="attn_implementation",
+    text="axolotl's xformers attention calls `_upad_input` of transformers 5 without its last argument where a batch "
+    "is padded, and the run would stop there: pack the samples or pad none. Estimated as if it unpadded them",
+)
+
+
+def make_xformers(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]]:
+    """The attention function. Heads come as (B, H, S, D) and leave as (B, S, H, D)."""
+
+    def forward(
+        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None, position_ids: torch.Tensor | None = None, **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:  # fmt: skip
+        batch, groups = query.shape[0], query.shape[1] // key.shape[1]
+        query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+        if position_ids is not None and _is_packed(position_ids):
+            out = _run_packed(context, (query, key, value), groups, position_ids)
+        elif attention_mask is not None:
+            return _run_unpadded(context, (query, key, value), groups, attention_mask), None
+        else:
+            key, value = _repeat_by_reshape(key, groups), _repeat_by_reshape(value, groups)
+            out = _run_kernel(context, (query, key, value), ())
+        return out.view(batch, -1, out.shape[-2], out.shape[-1]), None
+
+    return forward
+
+
+def _is_packed(positions: torch.Tensor) -> bool:
+    return positions.shape[-1] != 1 and not bool((torch.diff(positions, dim=-1) >= 0).all())
+
+
+def _repeat_by_reshape(tensor: torch.Tensor, groups: int) -> torch.Tensor:
+    batch, tokens, num_heads, head_dim = tensor.shape
+    grouped = tensor.view(batch, tokens, num_heads, 1, head_dim).expand(batch, tokens, num_heads, groups, head_dim)
+    return grouped.reshape(batch, tokens, num_heads * groups, head_dim)
+
+
+def _run_packed(context: KernelContext, heads: Heads, groups: int, positions: torch.Tensor) -> torch.Tensor:
+    from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
+
+    query, key, value = heads
+    (bounds, _), _ = prepare_fa_kwargs_from_position_ids(positions)
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=2), value.repeat_interleave(groups, dim=2)
+    flat = tuple(each.reshape(-1, each.shape[-2], each.shape[-1]) for each in (query, key, value))
+    return _run_kernel(context, (flat[0], flat[1], flat[2]), (bounds, bounds.clone()))
+
+
+def _run_unpadded(context: KernelContext, heads: Heads, groups: int, mask: torch.Tensor) -> torch.Tensor:
+    from transformers import modeling_flash_attention_utils as flash_utils
+
+    context.note(_PADDED)
+    batch, tokens = heads[0].shape[:2]
+    query, key, value, indices, bounds, _ = flash_utils._upad_input(*heads, mask, tokens, flash_utils._unpad_input)
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    out = _run_kernel(context, (query, key, value), bounds)
+    padded: torch.Tensor = flash_utils._pad_input(out, indices, batch, tokens)
+    return padded
+
+
+def _run_kernel(context: KernelContext, heads: Heads, bounds: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The operator that xformers dispatches to; with bounds, heads are (tokens, H, D)."""
+    if heads[0].shape[-1] > _MAX_FLASH_HEAD_DIM:
+        return _run_cutlass(context, heads, bounds)
+    if (8, 0) <= context.compute_capability <= (9, 0):
+        if bounds:
+            return flash34.run_varlen(flash34.FLASH3, context, heads, bounds, None, causal=True)
+        return flash34.run_fixed(flash34.FLASH3, context, heads, causal=True)
+    if bounds:
+        return flash2.run_flash2_varlen(context, heads, *bounds, name="xformers", pads=False, keeps_rng=False)
+    return flash2.run_flash2(context, heads, name="xformers", pads=False, keeps_rng=False)
+
+
+def _run_cutlass(context: KernelContext, heads: Heads, bounds: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """`xformers/ops/fmha/cutlass.py`: torch's own memory-efficient operator."""
+    capability = context.compute_capability
+
+    def sizes(query: torch.Tensor) -> dict[str, Any]:
+        batch = 1 if bounds else query.shape[0]
+        half = query.dtype in (torch.float16, torch.bfloat16)
+        return {"batch": batch, "heads": query.shape[-2], "queries": query.shape[-3], "half": half}
+
+    def outputs(each: Heads) -> tuple[torch.Tensor, ...]:
+        size = sizes(each[0])
+        shape = (size["batch"], size["heads"], round_up(size["queries"], 32))
+        return torch.empty_like(each[0]), torch.empty(shape, dtype=torch.float32, device=each[0].device)
+
+    def forward_scratch(each: Heads) -> Blocks:
+        return efficient_sizes.efficient_forward(**sizes(each[0]), value_dim=each[2].shape[-1])
+
+    def backward_scratch(each: Heads) -> Blocks:
+        query, key, value = each
+        return efficient_sizes.efficient_backward(**sizes(query), keys=key.shape[-3], head_dim=query.shape[-1],
+                                                  value_dim=value.shape[-1], capability=capability)  # fmt: skip
+
+    kernel = FusedKernel(name="xformers.cutlass", make_outputs=outputs, forward_scratch=forward_scratch,
+                         backward_scratch=backward_scratch)  # fmt: skip
+    return run_fused(context, kernel, heads, also_kept=bounds)
