@@ -126,6 +126,16 @@ def test_heads_that_flash_refuses():
     assert "the head size 320 is over 256" in context.notes["attention.sdpa.efficient"].text
 
 
+@pytest.mark.parametrize(
+    ("kernel", "key"),
+    [("sdpa", "sdpa.flash"), (FLASH_2, "flash_attn"), ("flex_attention", "flex_attention"), ("xformers", "xformers")],
+)
+def test_the_rule_is_told(kernel, key):
+    _, context = _trace("llama", kernel, PLAIN)
+    note = context.notes[f"attention.{key}"]
+    assert note.kind == "ruled"
+
+
 def test_everything_is_put_back():
     from transformers import masking_utils, modeling_utils
 

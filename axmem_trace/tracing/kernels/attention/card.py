@@ -13,6 +13,11 @@ _SMS = {
 the number only decides whether a short batch's keys are split."""
 
 
+def sms_of(capability: tuple[int, int]) -> int:
+    """`multiProcessorCount` of the usual card of a compute capability."""
+    return _SMS.get(capability, 108)
+
+
 def num_sms(context: KernelContext) -> int:
     """`multiProcessorCount`; `options["num_sms"]` overrules the generation's."""
-    return int(context.options.get("num_sms") or _SMS.get(context.compute_capability, 108))
+    return int(context.options.get("num_sms") or sms_of(context.compute_capability))

@@ -17,6 +17,7 @@ from axmem_trace.tracing.kernels.attention.card import num_sms
 from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks
 from axmem_trace.tracing.kernels.attention.fused import FusedKernel, Heads, run_fused
 from axmem_trace.tracing.kernels.attention.refusals import check_flash
+from axmem_trace.tracing.kernels.attention.sources import note_source
 from axmem_trace.tracing.kernels.registry import KernelContext
 
 NAME = "FlashAttention-2"
@@ -33,6 +34,7 @@ def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         causal: bool = False, window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0,
         alibi_slopes: torch.Tensor | None = None, deterministic: bool = False, return_attn_probs: bool = False,
     ) -> torch.Tensor:  # fmt: skip
+        note_source(context, "flash_attn")
         return run_flash2(context, (q, k, v), dropout=dropout_p, deterministic=deterministic)
 
     def flash_attn_varlen_func(
@@ -42,6 +44,7 @@ def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         alibi_slopes: torch.Tensor | None = None, deterministic: bool = False, return_attn_probs: bool = False,
         block_table: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
+        note_source(context, "flash_attn")
         return run_flash2_varlen(context, (q, k, v), cu_seqlens_q, cu_seqlens_k, deterministic=deterministic)
 
     return flash_attn_func, flash_attn_varlen_func

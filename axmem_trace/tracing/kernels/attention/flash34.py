@@ -18,6 +18,7 @@ from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks
 from axmem_trace.tracing.kernels.attention.fused import FusedKernel, Heads, run_fused
 from axmem_trace.tracing.kernels.attention.hopper_sizes import BackwardTile
 from axmem_trace.tracing.kernels.attention.refusals import check_flash
+from axmem_trace.tracing.kernels.attention.sources import note_source
 from axmem_trace.tracing.kernels.registry import KernelContext
 
 Window = tuple[int | None, int | None]
@@ -50,6 +51,7 @@ def make_flash3(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False, sm_margin: int = 0,
         s_aux: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
+        note_source(context, FLASH3.operator)
         return run_fixed(FLASH3, context, (q, k, v), causal=causal, window=window_size, sink=s_aux)
 
     def flash_attn_varlen_func(
@@ -61,6 +63,7 @@ def make_flash3(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         s_aux: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         bounds = (cu_seqlens_q, cu_seqlens_k)
+        note_source(context, FLASH3.operator)
         return run_varlen(FLASH3, context, (q, k, v), bounds, max_seqlen_q, causal=causal, window=window_size,
                           sink=s_aux)  # fmt: skip
 
@@ -75,6 +78,7 @@ def make_flash4(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         window_size: Window = (None, None), learnable_sink: torch.Tensor | None = None, softcap: float = 0.0,
         num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False,
     ) -> torch.Tensor:  # fmt: skip
+        note_source(context, FLASH4.operator)
         return run_fixed(FLASH4, context, (q, k, v), causal=causal, window=window_size, sink=learnable_sink)
 
     def flash_attn_varlen_func(
@@ -84,6 +88,7 @@ def make_flash4(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False,
     ) -> torch.Tensor:  # fmt: skip
         bounds = (cu_seqlens_q, cu_seqlens_k)
+        note_source(context, FLASH4.operator)
         return run_varlen(FLASH4, context, (q, k, v), bounds, max_seqlen_q, causal=causal, window=window_size,
                           sink=learnable_sink)  # fmt: skip
 

@@ -16,6 +16,7 @@ import torch
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.tracing.kernels.attention.fused import FusedKernel, Heads, run_fused
+from axmem_trace.tracing.kernels.attention.sources import note_source
 from axmem_trace.tracing.kernels.registry import KernelContext
 
 _FLOAT = 4
@@ -48,6 +49,7 @@ def make_flex(context: KernelContext) -> Callable[..., Any]:
                 f"flex attention takes heads of at least {_LEAST_HEAD_DIM}; this model's are {query.shape[-1]}",
                 key="attn_implementation", value="flex_attention", remedy="use `attn_implementation: sdpa`",
             )  # fmt: skip
+        note_source(context, "flex_attention")
         out = run_fused(context, _KERNEL, (query, key, value), also_kept=_tensors_of(block_mask))
         lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)  # in base e, beside the kept one
         if return_aux is not None:

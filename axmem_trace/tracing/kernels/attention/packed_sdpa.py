@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from axmem_trace.tracing.kernels.attention.flash2 import run_flash2_varlen
+from axmem_trace.tracing.kernels.attention.sources import note_source
 from axmem_trace.tracing.kernels.registry import KernelContext
 
 _MAX_HEAD_DIM = 256
@@ -70,6 +71,7 @@ def _run_varlen(
     """Heads (B, H, S, D), key and value repeated for grouped queries, to (B, S, H, D)."""
     from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
+    note_source(context, "varlen_attn")
     query, key, value = heads
     batch, num_heads, tokens, head_dim = query.shape
     groups = num_heads // key.shape[1]

@@ -15,6 +15,7 @@ import torch
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention.fused import Heads
+from axmem_trace.tracing.kernels.attention.sources import note_source
 from axmem_trace.tracing.kernels.registry import KernelContext
 
 _HEAD_DIMS = (64, 96, 128)
@@ -43,6 +44,7 @@ def make_sage(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]
         from transformers.integrations.sdpa_attention import repeat_kv
 
         _check(query, value, dropout)
+        note_source(context, "sage")
         context.note(_NO_BACKWARD)
         groups = getattr(module, "num_key_value_groups", 1)
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)

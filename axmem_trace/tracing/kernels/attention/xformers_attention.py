@@ -17,9 +17,12 @@ from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention import efficient_sizes, flash2, flash34
 from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks, round_up
 from axmem_trace.tracing.kernels.attention.fused import FusedKernel, Heads, run_fused
+from axmem_trace.tracing.kernels.attention.sources import note_source
 from axmem_trace.tracing.kernels.registry import KernelContext
 
 _MAX_FLASH_HEAD_DIM = 256
+_LEAST_FLASH3_HEAD_DIM = 32
+"""`SUPPORTED_MIN_K` (flash3.py, `FwOp`)."""
 _PADDED = Note(
     kind="warning",
     key="attn_implementation",
@@ -35,6 +38,7 @@ def make_xformers(context: KernelContext) -> Callable[..., tuple[torch.Tensor, N
         module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
         attention_mask: torch.Tensor | None = None, position_ids: torch.Tensor | None = None, **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:  # fmt: skip
+        note_source(context, "xformers")
         batch, groups = query.shape[0], query.shape[1] // key.shape[1]
         query, key, value = (each.transpose(1, 2) for each in (query, key, value))
         if position_ids is not None and _is_packed(position_ids):
@@ -87,7 +91,7 @@ def _run_kernel(context: KernelContext, heads: Heads, bounds: tuple[torch.Tensor
     """The operator that xformers dispatches to; with bounds, heads are (tokens, H, D)."""
     if heads[0].shape[-1] > _MAX_FLASH_HEAD_DIM:
         return _run_cutlass(context, heads, bounds)
-    if (8, 0) <= context.compute_capability <= (9, 0):
+    if (8, 0) <= context.compute_capability <= (9, 0) and heads[0].shape[-1] >= _LEAST_FLASH3_HEAD_DIM:
         if bounds:
             return flash34.run_varlen(flash34.FLASH3, context, heads, bounds, None, causal=True)
         return flash34.run_fixed(flash34.FLASH3, context, heads, causal=True)

@@ -1,0 +1,27 @@
+"""One note per attention kernel that ran: that its memory is a rule of ours, and where the rule is written."""
+
+from __future__ import annotations
+
+from axmem_trace.notes import Note
+from axmem_trace.tracing.kernels.registry import KernelContext
+
+_SOURCES = {
+    "flash_attn": "FlashAttention-2: keeps query, key, value, output and an fp32 logsumexp; backward accumulates dq in "
+    "fp32 and makes dk, dv per query head for grouped queries (flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp)",
+    "varlen_attn": "torch's varlen_attn: as FlashAttention-2 (torch/nn/attention/varlen.py)",
+    "flash_attn_3": "FlashAttention-3: as FlashAttention-2, with dk, dv of grouped queries accumulated in fp32 per key "
+    "head (flash-attention, hopper/flash_api.cpp)",
+    "flash_attn_4": "FlashAttention-4: as FlashAttention-3 (flash-attn-4 4.0.0b36, flash_attn/cute/interface.py)",
+    "xformers": "xformers: the flash kernel that it dispatches to, with keys and values repeated for grouped queries "
+    "(xformers 0.0.33, ops/fmha/dispatch.py; axolotl monkeypatch/attention/xformers.py)",
+    "flex_attention": "flex attention, compiled: keeps query, key, value, output and an fp32 logsumexp; the mask only "
+    "by blocks of 128 (torch/_inductor/kernel/flex/flex_attention.py)",
+    "sage": "SageAttention: int8 copies of query and key while it runs, nothing kept (SageAttention 2, core.py)",
+}
+
+
+def note_source(context: KernelContext, kernel: str) -> None:
+    """Adds the kernel's note, once."""
+    key = f"attention.{kernel}"
+    if key not in context.notes:
+        context.note(Note(kind="ruled", key=key, text=_SOURCES[kernel]))
