@@ -13,6 +13,13 @@ from axmem_trace.notes import Note
 _SET_AFTER_LOADING = {"varlen": "sdpa"}
 """axolotl's packed SDPA replaces the function behind `sdpa`; transformers never hears of another name."""
 
+_HUB_RELEASES = {
+    "kernels-community/flash-attn2": "flash_attention_2",
+    "kernels-community/flash-attn3": "flash_attention_3",
+    "kernels-community/vllm-flash-attn3": "flash_attention_3",
+    "kernels-community/flash-attn4": "flash_attention_4",
+}
+
 
 @contextmanager
 def attention_without_packages(kernel: str, notes: list[Note]) -> Iterator[None]:
@@ -27,13 +34,13 @@ def attention_without_packages(kernel: str, notes: list[Note]) -> Iterator[None]
 
     original = PreTrainedModel._check_and_adjust_attn_implementation
     requested = _SET_AFTER_LOADING.get(kernel, kernel)
+    accepted = {requested, *(_HUB_RELEASES.values() if requested.startswith("flash_attention") else ())}
 
     def check(self: Any, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
-        if requested in ("sdpa", "eager") or attn_implementation != requested:
+        if attn_implementation is None or requested in ("sdpa", "eager") or attn_implementation not in accepted:
             return original(self, attn_implementation, *args, **kwargs)
-        _refuse_unsupported(self, requested)
-        _note_other_flash_kernel(self, requested, notes)
-        return requested
+        _refuse_unsupported(self, attn_implementation)
+        return _compatible_flash_kernel(self, attn_implementation, notes)
 
     PreTrainedModel._check_and_adjust_attn_implementation = check
     try:
@@ -64,10 +71,13 @@ def _refuse_unsupported(model: Any, kernel: str) -> None:
         raise ValueError(f"{name} does not support flex attention")
 
 
-def _note_other_flash_kernel(model: Any, kernel: str, notes: list[Note]) -> None:
+def _compatible_flash_kernel(model: Any, kernel: str, notes: list[Note]) -> str:
+    """The flash kernel that the model's class accepts: its own first choice, by the name of its release."""
     compatible = getattr(model, "_compatible_flash_implementations", None)
     if not kernel.startswith("flash_attention") or not compatible or kernel in compatible:
-        return
+        return kernel
+    release = _HUB_RELEASES.get(compatible[0], compatible[0] if compatible[0].startswith("flash_attention") else kernel)
     text = f"{type(model).__name__} runs {compatible[0]} in place of {kernel} (transformers replaces it by itself)"
-    if all(note.text != text for note in notes):
+    if release != kernel and all(note.text != text for note in notes):
         notes.append(Note(kind="assumed", key="attn_implementation", text=text))
+    return release
