@@ -91,6 +91,11 @@ def test_gemma_soft_caps_in_the_kernel_or_in_the_open():
     assert kept_by(eager, op="_softmax") == [2 * 4 * 256 * 256 * 4] * 2
 
 
+def test_gpt_oss_replaces_a_flash_kernel_without_sinks():
+    ledger, _ = _trace("gpt_oss", FLASH_2, PLAIN, H100)
+    assert "flash_attn_3_func_backward" in operators(ledger)
+
+
 def test_gpt_oss_sinks():
     fused, _ = _trace("gpt_oss", FLASH_3, PLAIN, H100)
     assert "flash_attn_3_func_backward" in operators(fused)
