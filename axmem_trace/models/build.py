@@ -1,42 +1,86 @@
-"""Recipe to model, in axolotl's order: config, class, skeleton, quantise, resize, cast, prepare, adapt, freeze."""
+"""Recipe to model, in axolotl's order: configuration, class, skeleton, packing, vocabulary, casts, adapter, freezing."""
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import torch
 
+from axmem_trace.errors import ConfigError
 from axmem_trace.models.adapters import add_adapter
-from axmem_trace.models.bitsandbytes import iterate_bnb_states, make_bnb_quantizer, pack_bnb_weights
 from axmem_trace.models.built import BuiltModel, StateTensor
+from axmem_trace.models.checkpointing import enable_checkpointing
 from axmem_trace.models.dtypes import cast_as_axolotl
 from axmem_trace.models.freezing import freeze_parameters
+from axmem_trace.models.llama4_experts import linearised_llama4_experts
 from axmem_trace.models.model_class import find_model_class
 from axmem_trace.models.model_config import build_model_config
+from axmem_trace.models.quantisation import NoQuantizer, choose_quantizer, iterate_bnb_states, quantise_fused_experts
 from axmem_trace.models.skeleton import build_skeleton
+from axmem_trace.models.traps import note_traps
+from axmem_trace.models.vocabulary import resize_vocabulary
 from axmem_trace.models.walk import record_facts
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 
 
 def build_model(recipe: Recipe, *, device: str = "meta") -> BuiltModel:
+    """Build the model that axolotl would hand to the trainer.
+
+    The order is that of axolotl `loaders/model.py` `ModelLoader.load` and `train.py` `setup_model_and_tokenizer`.
+
+    Args:
+        device: `meta` allocates nothing, whatever the model's size; `cpu` makes real tensors of a small,
+            unquantised model along the same path.
+
+    Raises:
+        ConfigError: the model can't be built as the recipe asks; the message says what to do.
+    """
+    _check_device(recipe, device)
     notes: list[Note] = []
-    config = build_model_config(recipe, notes)
-    model_class, config = find_model_class(recipe, config, notes)
-    dtype = getattr(torch, recipe.precision.load_dtype)
-    quantizer = None
-    if recipe.quantisation.method in ("bnb_4bit", "bnb_8bit"):
-        quantizer = make_bnb_quantizer(recipe.quantisation)
-    replace = (lambda model: quantizer.preprocess_model(model=model, dtype=dtype, device_map={"": 0})) if quantizer else None
-    model = build_skeleton(model_class, config, recipe, device, notes, replace)
-    if quantizer:
-        pack_bnb_weights(model, dtype)
-        quantizer.postprocess_model(model)
-    model = cast_as_axolotl(model, recipe)
-    model = add_adapter(model, recipe, notes)
-    freeze_parameters(model, recipe, notes)
-    if recipe.checkpointing.enabled:
-        model.gradient_checkpointing_enable({"use_reentrant": recipe.checkpointing.use_reentrant, **recipe.checkpointing.kwargs})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = build_model_config(recipe, notes)
+        model_class, config = find_model_class(recipe, config, notes)
+        model, experts_quantised = _load(recipe, model_class, config, device, notes)
+        resize_vocabulary(model, recipe, notes)
+        model = cast_as_axolotl(model, recipe, experts_quantised=experts_quantised)
+        model = add_adapter(model, recipe, notes)
+        freeze_parameters(model, recipe, notes)
+        enable_checkpointing(model, recipe)
     model.train()
-    states = []
+    states = _state_tensors(model)
+    facts = record_facts(model, states, recipe)
+    note_traps(recipe, facts, notes)
+    return BuiltModel(module=model, config=model.config, facts=facts, state_tensors=states, notes=notes)
+
+
+def _load(recipe: Recipe, model_class: Any, config: Any, device: str, notes: list[Note]) -> tuple[Any, bool]:
+    """What `from_pretrained` returns, and whether fused experts were quantised on the way."""
+    quantizer = choose_quantizer(recipe, config, notes)
+    if device != "meta" and not isinstance(quantizer, NoQuantizer):
+        raise ConfigError(problem="quantised weights are built on meta only", remedy="build on meta")
+    dtype = quantizer.load_dtype(getattr(torch, recipe.precision.load_dtype))
+
+    def replace_modules(model: Any) -> None:
+        quantizer.replace_modules(model, dtype)
+
+    with linearised_llama4_experts(recipe):
+        model = build_skeleton(model_class, config, recipe, dtype, device, notes, replace_modules)
+    quantizer.finish(model, dtype)
+    return model, quantise_fused_experts(model, recipe, notes)
+
+
+def _check_device(recipe: Recipe, device: str) -> None:
+    if device not in ("meta", "cpu"):
+        raise ValueError(f"device is {device!r}; models are built on 'meta' or 'cpu'")
+
+
+def _state_tensors(model: torch.nn.Module) -> tuple[StateTensor, ...]:
+    """Quantisation states of all modules, each storage once."""
+    found: dict[int, StateTensor] = {}
     for name, module in model.named_modules():
-        states.extend(iterate_bnb_states(name, module))
-    return BuiltModel(module=model, config=config, facts=record_facts(model, tuple(states), recipe), state_tensors=tuple(states), notes=notes)
+        for state in iterate_bnb_states(name, module):
+            found.setdefault(state.tensor.untyped_storage()._cdata, state)
+    return tuple(found.values())

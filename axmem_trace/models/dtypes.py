@@ -25,12 +25,16 @@ def embedding_names(model_type: str) -> tuple[str, str]:
     return first, second
 
 
-def cast_as_axolotl(model: Any, recipe: Recipe) -> Any:
-    """Apply the casts of axolotl `loaders/model.py` `_configure_embedding_dtypes`, in its order."""
+def cast_as_axolotl(model: Any, recipe: Recipe, *, experts_quantised: bool) -> Any:
+    """Apply the casts of axolotl `loaders/model.py` `_configure_embedding_dtypes`, in its order.
+
+    Quantised fused experts switch k-bit preparation off (`_prepare_model_for_quantization`).
+    """
     precision = recipe.precision
     if precision.upcast_before:
         _cast_norms_and_embeddings(model, recipe, torch.float32, first_pass=True)
-    if recipe.quantisation.kbit_preparation and recipe.adapter.kind in ("lora", "qlora"):
+    adapted = recipe.adapter.kind in ("lora", "qlora")
+    if recipe.quantisation.kbit_preparation and adapted and not experts_quantised:
         model = _prepare_for_kbit(model, recipe)
     if precision.cast_back:
         _cast_norms_and_embeddings(model, recipe, getattr(torch, precision.load_dtype), first_pass=False)

@@ -1,12 +1,117 @@
-"""What trains in a full fine-tune, and which towers are frozen."""
+"""What trains in a full fine-tune, and which towers stay frozen."""
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from torch import nn
 
+from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 
+MULTIMODAL_PARTS = frozenset({"vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector",
+                              "visual", "audio_tower", "audio_model", "embed_audio"})  # fmt: skip
+"""Name components that `freeze_mm_modules` freezes (axolotl `utils/freeze.py`)."""
+_RANGE = re.compile(r"(.+)\[\d*(?::\d*)?\]")
 
-def freeze_parameters(model: nn.Module, recipe: Recipe, notes: list[Note]) -> None:
-    """x."""
+
+def freeze_parameters(model: Any, recipe: Recipe, notes: list[Note]) -> None:
+    """Freeze as axolotl does after loading: `unfrozen_parameters`, then multimodal parts; LISA and Spectrum.
+
+    Source: axolotl `train.py` `setup_model_and_tokenizer`, `utils/freeze.py`, `utils/callbacks/lisa.py`,
+    `integrations/spectrum`.
+
+    Raises:
+        ConfigError: a pattern of `unfrozen_parameters` is no regular expression, or nothing is left to train.
+    """
+    freezing = recipe.freezing
+    patterns = freezing.unfrozen
+    if freezing.spectrum_top_fraction and not patterns:
+        patterns = _spectrum_patterns(model, freezing.spectrum_top_fraction, notes)
+    if patterns:
+        freeze_all_but(model, patterns)
+        if any(part in pattern for pattern in patterns for part in ("lm_head", "embed_tokens")):
+            model.enable_input_require_grads()
+    if recipe.model.freeze_multimodal:
+        _freeze_multimodal(model)
+    if freezing.lisa_layers:
+        _freeze_for_lisa(model, freezing.lisa_layers, notes)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise _nothing_trains(model, recipe)
+
+
+def freeze_all_but(model: nn.Module, patterns: tuple[str, ...]) -> None:
+    """Freeze every parameter whose name no pattern matches from its start on.
+
+    A dot in a pattern is a dot (`.+` is not supported by axolotl either: only a dot before `+` keeps its meaning). A
+    trailing range (`name[0:1000]`) limits the update by a gradient hook and not the memory: the whole parameter has a
+    gradient and optimizer state.
+    """
+    compiled = [_compile(pattern) for pattern in patterns]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(pattern.match(name) for pattern in compiled) and parameter.is_floating_point())
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    ranged = _RANGE.fullmatch(pattern)
+    name = ranged[1] if ranged else pattern
+    try:
+        return re.compile(re.sub(r"\.(?!\+)", r"\.", name))
+    except re.error as error:
+        raise ConfigError(
+            problem=f"a pattern is no regular expression: {error}",
+            key="unfrozen_parameters",
+            value=pattern,
+            remedy="write names as they are in the model, such as ^lm_head.weight$ or model.layers.2[0-9]+.mlp",
+        ) from None
+
+
+def _freeze_multimodal(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not MULTIMODAL_PARTS.isdisjoint(name.split(".")):
+            parameter.requires_grad_(False)
+
+
+def _freeze_for_lisa(model: Any, num_layers: int, notes: list[Note]) -> None:
+    """Before the first step LISA freezes all decoder layers but `num_layers` random ones; which ones is not known."""
+    layers = next((m for n, m in model.named_modules() if n.endswith("model.layers") or n == "transformer.h"), None)
+    if not isinstance(layers, nn.ModuleList):
+        text = "LISA looks for `model.layers`, which this model does not have: axolotl would stop with an error"
+        notes.append(Note(kind="warning", key="lisa_n_layers", text=text))
+        return
+    for layer in list(layers)[num_layers:]:
+        layer.requires_grad_(False)
+    text = (
+        f"the first {min(num_layers, len(layers))} of {len(layers)} layers stand for the random ones of each interval; "
+        "layers that trained before keep their optimizer state, which is not in the figures"
+    )
+    notes.append(Note(kind="assumed", key="lisa_n_layers", text=text))
+
+
+def _spectrum_patterns(model: nn.Module, fraction: float, notes: list[Note]) -> tuple[str, ...]:
+    """Spectrum's selection by size: of each kind of linear layer the given fraction, the embedding and the head.
+
+    Which layers have the best signal-to-noise ratio is in a file that the plugin downloads; layers of one kind have
+    one shape, so the bytes don't depend on it.
+    """
+    by_kind: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and re.search(r"\.\d+\.", name):
+            by_kind.setdefault(re.split(r"\.\d+\.", name)[-1], []).append(name)
+    chosen = [name for names in by_kind.values() for name in names[: int(len(names) * fraction)]]
+    text = f"the first {fraction:g} of the layers of each kind stand for those with the best signal-to-noise ratio"
+    notes.append(Note(kind="assumed", key="spectrum_top_fraction", text=text))
+    return ("^lm_head.weight$", "^model.embed_tokens.weight$", *(f"^{re.escape(name)}[.]" for name in chosen))
+
+
+def _nothing_trains(model: nn.Module, recipe: Recipe) -> ConfigError:
+    names = [name for name, _ in model.named_parameters()]
+    return ConfigError(
+        problem="no parameter is left to train",
+        key="unfrozen_parameters" if recipe.freezing.unfrozen else "adapter",
+        value=list(recipe.freezing.unfrozen) or None,
+        accepted="patterns that match the start of a parameter's name, such as " + ", ".join(names[-3:]),
+        remedy="correct the patterns: this model's parameters are named like those above",
+    )

@@ -19,13 +19,14 @@ def build_skeleton(
     model_class: Any,
     config: Any,
     recipe: Recipe,
+    dtype: torch.dtype,
     device: str,
     notes: list[Note],
-    replace_modules: Callable[[Any], None] | None = None,
+    replace_modules: Callable[[Any], None],
 ) -> Any:
     """Build `model_class(config)` as `from_pretrained` does before it reads weights, then tie weights.
 
-    The contexts are those of transformers' `modeling_utils.py` `get_init_context` (default dtype, no tying yet) on
+    The contexts are those of transformers' `modeling_utils.py` `get_init_context` (default dtype, no tying yet) under
     `accelerate.init_empty_weights(include_buffers=True)`. `replace_modules` (a quantizer's) runs where
     `from_pretrained` calls `preprocess_model`: inside them, before tying. Parameters keep the dtype that their module
     gave them, except those of `_keep_in_fp32_modules(_strict)`.
@@ -36,21 +37,19 @@ def build_skeleton(
     Raises:
         ConfigError: the class can't be built: a missing optional package, fields it refuses, an unsupported kernel.
     """
-    dtype = getattr(torch, recipe.precision.load_dtype)
     _set_dtype(config, dtype)
     request_attention(config, recipe.attention.kernel)
-    if recipe.model.experts_implementation in ("eager", "grouped_mm", "batched_mm"):
-        config._experts_implementation = recipe.model.experts_implementation
+    _request_experts(config, recipe.model.experts_implementation)
     try:
         with attention_without_packages(recipe.attention.kernel, notes), _creation_context(dtype, device):
             model = model_class(config)
-            if replace_modules is not None:
-                replace_modules(model)
+            replace_modules(model)
     except ConfigError:
         raise
     except Exception as error:
         raise _unbuildable(recipe, model_class, error) from error
-    model.tie_weights()
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
     if device == "meta":
         move_stragglers_to_meta(model)
     _keep_in_fp32(model, dtype)
@@ -81,7 +80,7 @@ def _creation_context(dtype: torch.dtype, device: str) -> Iterator[None]:
         if device != "meta":
             yield
             return
-        with no_tie_weights(), init_empty_weights(include_buffers=True), no_torch_initialisation():
+        with no_tie_weights(), init_empty_weights(include_buffers=True), _no_initialisation():
             yield
 
 
@@ -90,7 +89,7 @@ _INITIALISERS = ("uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "
 
 
 @contextmanager
-def no_torch_initialisation() -> Iterator[None]:
+def _no_initialisation() -> Iterator[None]:
     """While open, the functions of `torch.nn.init` leave their tensor alone: on meta they do nothing, slowly."""
     originals = {name: getattr(torch.nn.init, name) for name in _INITIALISERS if hasattr(torch.nn.init, name)}
 
@@ -113,6 +112,15 @@ def _set_dtype(config: Any, dtype: torch.dtype) -> None:
         part = getattr(config, key, None)
         if part is not None:
             part.dtype = dtype
+
+
+def _request_experts(config: Any, implementation: str) -> None:
+    """Ask for the implementation of fused experts, where it is one of transformers' own.
+
+    `scattermoe` and `sonicmoe` are functions that axolotl's plugins register after loading.
+    """
+    if implementation in ("eager", "grouped_mm", "batched_mm"):
+        config._experts_implementation = implementation
 
 
 def _keep_in_fp32(model: Any, dtype: torch.dtype) -> None:
@@ -138,16 +146,18 @@ def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _unbuildable(recipe: Recipe, model_class: Any, error: Exception) -> ConfigError:
     import transformers
 
-    name = model_class.__name__
+    name = getattr(model_class, "__name__", str(model_class))
+    key = "base_model"
     if isinstance(error, ImportError):
         remedy = f"install what {name} needs (named above), for example: pip install pillow timm torchvision"
-    elif "attention" in str(error).lower() and "support" in str(error).lower():
-        remedy = "choose another `attn_implementation` (sdpa works for most models)"
+    elif recipe.attention.kernel in str(error):
+        key = "attn_implementation"
+        remedy = "choose another `attn_implementation`; sdpa works for most models"
     else:
         remedy = "check the base model's config.json and `overrides_of_model_config`; a newer transformers may help"
     return ConfigError(
         problem=f"transformers {transformers.__version__} can't build {name} for {recipe.model.base.name}",
-        key="base_model",
+        key=key,
         details=(f"{type(error).__name__}: {error}",),
         remedy=remedy,
     )

@@ -6,12 +6,15 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from axmem_trace.facts import ModelFacts, ModuleFact, TensorFact
 from axmem_trace.models.built import StateTensor
 from axmem_trace.recipe.types import Recipe
 
 Role = Literal["weight", "adapter"]
+_SCALE_SUFFIXES = ("_scale_inv", "activation_scale")
+"""Names that transformers gives fp8 scales (`integrations/finegrained_fp8.py`)."""
 
 
 def record_facts(model: nn.Module, state_tensors: tuple[StateTensor, ...], recipe: Recipe) -> ModelFacts:
@@ -25,8 +28,11 @@ def record_facts(model: nn.Module, state_tensors: tuple[StateTensor, ...], recip
         role: Role = "adapter" if module_name in adapter_modules else "weight"
         for name, parameter in module._parameters.items():
             if parameter is not None and _is_new(parameter, seen):
-                logical = _logical_elements(module, parameter, module_name)
-                tensors.append(_fact(module_name, name, "parameter", role, parameter, logical))
+                is_scale = name.endswith(_SCALE_SUFFIXES)
+                logical = 0 if is_scale else _logical_elements(module, parameter)
+                tensors.append(
+                    _fact(module_name, name, "buffer" if is_scale else "parameter", role, parameter, logical)
+                )
         for name, buffer in module._buffers.items():
             if buffer is not None and _is_new(buffer, seen):
                 tensors.append(_fact(module_name, name, "buffer", role, buffer, _packed_elements(module, name)))
@@ -73,12 +79,18 @@ def _fact(
     )
 
 
-def _logical_elements(module: nn.Module, parameter: torch.Tensor, module_name: str) -> int:
-    """The weights that a stored parameter stands for: a packed 4-bit weight tells by its quantisation state."""
+def _logical_elements(module: nn.Module, parameter: torch.Tensor) -> int:
+    """The weights that a stored parameter stands for: a packed 4-bit weight tells by its quantisation state.
+
+    The state lies at the parameter (`Params4bit`) or at the parametrisation of a fused expert weight. FP8 block scales
+    are parameters by form and statistics by nature.
+    """
     state = getattr(parameter, "quant_state", None)
+    if state is None and isinstance(module, ParametrizationList):
+        state = getattr(module[0], "quant_state", None)
     if state is not None and state.shape is not None:
         return int(torch.Size(state.shape).numel())
-    return int(getattr(parameter, "logical_elements", parameter.numel()))
+    return parameter.numel()
 
 
 def _packed_elements(module: nn.Module, name: str) -> int:

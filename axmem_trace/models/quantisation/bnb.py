@@ -89,11 +89,16 @@ def _pack_8bit(linear: Any) -> None:
 
 
 def iterate_bnb_states(module_name: str, module: nn.Module) -> Iterator[StateTensor]:
-    """The quantisation state of one module's weight: `absmax`, `code`, the nested state, or int8's `SCB`."""
+    """What lies beside one module's packed weight: `absmax`, code tables and nested state, or int8's `SCB`.
+
+    The second holder of a state is bitsandbytes' parametrisation of fused expert weights (`nn/parametrize.py`).
+    """
     weight = module._parameters.get("weight")
     state = getattr(weight, "quant_state", None)
     if state is not None:
         yield from _quant_state_tensors(f"{module_name}.weight", module_name, state)
+    elif "quant_state" in module.__dict__ and module.quant_state is not None:
+        yield from _quant_state_tensors(module_name, module_name, module.quant_state)
     for holder in (weight, getattr(module, "state", None)):
         scales = getattr(holder, "SCB", None)
         if isinstance(scales, torch.Tensor):

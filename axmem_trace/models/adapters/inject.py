@@ -1,0 +1,85 @@
+"""The adapter, injected by peft itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.models.adapters.dtype import cast_adapter
+from axmem_trace.models.adapters.lora_config import make_lora_config
+from axmem_trace.models.adapters.peft_changes import peft_as_axolotl_changes_it
+from axmem_trace.models.adapters.targets import no_target_error
+from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Recipe
+
+
+def add_adapter(model: Any, recipe: Recipe, notes: list[Note]) -> Any:
+    """Wrap the model in peft's `PeftModel`; without an adapter, return it as it is.
+
+    Source: axolotl `loaders/adapter.py` `load_adapter` (which lets the embedding's output require grad), `load_lora`.
+
+    Raises:
+        ConfigError: peft refuses the configuration: no module matches, or options that exclude each other.
+    """
+    if recipe.adapter.kind == "none":
+        return model
+    if recipe.adapter.kind == "llama-adapter":
+        raise _llama_adapter_error()
+    model.enable_input_require_grads()
+    lora_config = _checked(lambda: make_lora_config(model, recipe, notes), model, recipe)
+    with peft_as_axolotl_changes_it(model, lora_config, notes):
+        peft_model = _checked(lambda: _inject(model, lora_config, recipe), model, recipe)
+    cast_adapter(peft_model, recipe)
+    return peft_model
+
+
+def _inject(model: nn.Module, lora_config: Any, recipe: Recipe) -> Any:
+    from peft import get_peft_model
+
+    is_meta = next(model.parameters()).is_meta
+    with torch.device("meta" if is_meta else "cpu"):
+        return get_peft_model(
+            model,
+            lora_config,
+            autocast_adapter_dtype=recipe.adapter.dtype != "base",
+            low_cpu_mem_usage=is_meta,
+        )
+
+
+def _checked(step: Any, model: nn.Module, recipe: Recipe) -> Any:
+    """Run a step of peft; what it refuses is the configuration's fault."""
+    adapter = recipe.adapter
+    try:
+        return step()
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
+        key, value = "lora_target_modules", adapter.target_modules
+        if "target_parameters" in str(error) or "ParamWrapper" in str(error):
+            key, value = "lora_target_parameters", adapter.target_parameters
+        elif adapter.layer_replication and "replic" in str(error).lower():
+            key, value = "peft_layer_replication", adapter.layer_replication
+        elif "target" not in str(error).lower():
+            raise _refused(error) from error
+        raise no_target_error(model, key, list(value) if isinstance(value, tuple) else value, error) from error
+
+
+def _refused(error: Exception) -> ConfigError:
+    return ConfigError(
+        problem="peft refuses this adapter",
+        key="adapter",
+        details=(f"{type(error).__name__}: {error}",),
+        remedy="change the LoRA keys that the message names",
+    )
+
+
+def _llama_adapter_error() -> ConfigError:
+    return ConfigError(
+        problem="axolotl 0.19 can't run llama-adapter: its loader reads `peft_adapter.layers` and `.len`, and its schema "
+        "drops the key `peft_adapter`",
+        key="adapter",
+        value="llama-adapter",
+        accepted="lora, qlora, or no adapter",
+        remedy="use lora or qlora",
+    )

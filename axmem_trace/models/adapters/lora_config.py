@@ -1,0 +1,91 @@
+"""Recipe to peft's `LoraConfig`: every LoRA key of axolotl in peft's words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from axmem_trace.models.adapters.targets import expand_parametrised_targets, find_linear_names
+from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Adapter, Recipe
+
+_VALUE_INITS = ("pissa", "olora", "loftq", "corda", "eva", "orthogonal", "lora_ga", "mica")
+"""Initialisations that compute values from the base weights: their result has the shapes of the default one."""
+
+
+def make_lora_config(model: nn.Module, recipe: Recipe, notes: list[Note]) -> Any:
+    """The `LoraConfig` that axolotl builds (`loaders/adapter.py` `_build_peft_lora_config`).
+
+    An initialisation from the base weights' values (PiSSA, LoftQ, ...) is left out: meta tensors have no values, and
+    its adapters have the same shapes. Its transients are noted.
+    """
+    from peft import LoraConfig
+
+    adapter = recipe.adapter
+    return LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        target_modules=_target_modules(model, recipe),
+        target_parameters=expand_parametrised_targets(model, adapter.target_parameters),
+        layers_to_transform=list(adapter.layers_to_transform) or None,
+        layers_pattern=list(adapter.layers_pattern) or None,
+        lora_dropout=adapter.dropout,
+        fan_in_fan_out=adapter.fan_in_fan_out,
+        modules_to_save=list(adapter.modules_to_save) or None,
+        bias="none",
+        task_type=_task_type(model),
+        use_dora=adapter.dora,
+        use_rslora=adapter.rslora,
+        rank_pattern=dict(adapter.rank_pattern),
+        alpha_pattern=dict(adapter.alpha_pattern),
+        **_optional_keys(adapter),
+        **_init_keys(adapter, notes),
+    )
+
+
+def _target_modules(model: nn.Module, recipe: Recipe) -> list[str] | str:
+    """Source: axolotl `_build_peft_lora_config`: `lora_target_linear` adds to the named ones."""
+    adapter = recipe.adapter
+    named = adapter.target_modules if isinstance(adapter.target_modules, str) else list(adapter.target_modules)
+    if not adapter.target_linear:
+        return named
+    listed = [named] if isinstance(named, str) else named
+    return sorted({*listed, *find_linear_names(model, recipe.model.base.model_type)})
+
+
+def _task_type(model: nn.Module) -> str:
+    """Source: axolotl `loaders/adapter.py` `_get_peft_task_type`: by the model class's name."""
+    name = type(model).__name__
+    if "SequenceClassification" in name:
+        return "SEQ_CLS"
+    if "TokenClassification" in name:
+        return "TOKEN_CLS"
+    return "CAUSAL_LM"
+
+
+def _optional_keys(adapter: Adapter) -> dict[str, Any]:
+    """Keys that axolotl passes only where they are set."""
+    keys: dict[str, Any] = {}
+    if adapter.layer_replication:
+        keys["layer_replication"] = [list(pair) for pair in adapter.layer_replication]
+    if adapter.trainable_token_indices:
+        indices = adapter.trainable_token_indices
+        is_mapping = hasattr(indices, "items")
+        keys["trainable_token_indices"] = (
+            {name: list(rows) for name, rows in indices.items()} if is_mapping else list(indices)  # type: ignore[union-attr]
+        )
+    if adapter.ensure_weight_tying:
+        keys["ensure_weight_tying"] = True
+    return keys
+
+
+def _init_keys(adapter: Adapter, notes: list[Note]) -> dict[str, Any]:
+    if not adapter.init.lower().startswith(_VALUE_INITS):
+        return {"init_lora_weights": adapter.init} if adapter.init == "gaussian" else {}
+    text = (
+        f"the {adapter.init} initialisation computes the adapter from the base weights before training; the fp32 copies "
+        "it makes of one weight at a time are not in the figures"
+    )
+    notes.append(Note(kind="not_modelled", key="peft_init_lora_weights", text=text))
+    return {}

@@ -1,0 +1,68 @@
+"""Which modules an adapter may wrap, by axolotl's and peft's rules, and what to say when none matches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.models.dtypes import embedding_names
+
+_NOT_LINEAR = "LlamaLinearScalingRotaryEmbedding"
+_FUSED_NAMES = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
+"""Names of one expert's projections in transformers 4, and of the fused parameter that holds them in 5."""
+
+
+def find_linear_names(model: nn.Module, model_type: str) -> list[str]:
+    """Last name components of all linear layers but the output head: `lora_target_linear`.
+
+    Source: axolotl `loaders/adapter.py` `find_all_linear_names`: a class with `Linear` in its name counts, and so do
+    the linear layers of vision towers; fused experts are parameters and don't.
+    """
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)}
+    names.discard(embedding_names(model_type)[1])
+    return sorted(names)
+
+
+def expand_parametrised_targets(model: nn.Module, targets: Iterable[str]) -> list[str]:
+    """`lora_target_parameters` with the full path of each matching parameter that is parametrised (quantised experts).
+
+    peft matches suffixes of plain parameters, and full paths only of parametrised ones; unfused names stand for the
+    fused parameter there. Source: axolotl `monkeypatch/moe_quant.py` `patch_peft_target_parameters_matching`.
+    """
+    targets = list(targets)
+    expanded = dict.fromkeys(targets)
+    for module_name, module in model.named_modules():
+        if not hasattr(module, "parametrizations"):
+            continue
+        for target in targets:
+            path, _, name = target.rpartition(".")
+            if module_name != path and not module_name.endswith(f".{path}"):
+                continue
+            name = name if name in module.parametrizations else _FUSED_NAMES.get(name, name)
+            if name in module.parametrizations:
+                expanded[f"{module_name}.{name}"] = None
+    return list(expanded)
+
+
+def no_target_error(model: nn.Module, key: str, value: object, error: Exception) -> ConfigError:
+    """peft found nothing to wrap: tell which names there are."""
+    linears = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
+    return ConfigError(
+        problem="the adapter's targets can't be used with this model",
+        key=key,
+        value=value,
+        accepted="linear layers of this model: " + ", ".join(linears),
+        details=(f"{type(error).__name__}: {_first_line(error)}",),
+        remedy="name some of these in lora_target_modules, or set lora_target_linear: true",
+    )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    cls = type(module).__name__
+    return isinstance(module, nn.Linear) or ("Linear" in cls and cls != _NOT_LINEAR)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:400]

@@ -1,0 +1,36 @@
+"""Gradient checkpointing switched on in the model, as axolotl and the trainer leave it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.recipe.types import Recipe
+
+
+def enable_checkpointing(model: Any, recipe: Recipe) -> None:
+    """Switch checkpointing on with the recipe's arguments: the trainer's call, the last one before training.
+
+    Source: axolotl `loaders/model.py` `_configure_embedding_dtypes` (adapters), transformers `trainer.py`
+    (`gradient_checkpointing_enable` before training, which overrides the loader's arguments).
+
+    Raises:
+        ConfigError: the model class does not support it.
+    """
+    checkpointing = recipe.checkpointing
+    if not checkpointing.enabled:
+        return
+    kwargs = {**checkpointing.kwargs, "use_reentrant": checkpointing.use_reentrant}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    except ValueError as error:
+        raise ConfigError(
+            problem=f"{type(model).__name__} can't checkpoint activations",
+            key="gradient_checkpointing",
+            value=True,
+            details=(str(error),),
+            remedy="set gradient_checkpointing: false for this model",
+        ) from error

@@ -1,0 +1,59 @@
+"""Llama 4's experts as separate linear layers (`llama4_linearized_experts`), so that they quantise and take LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.recipe.types import Recipe
+
+
+class LinearisedLlama4Experts(nn.Module):
+    """Experts with one `nn.Linear` per expert and projection; names as in checkpoints that were made for it.
+
+    Source: axolotl `monkeypatch/models/llama4/modeling.py`: the experts run one after the other on equal slices of
+    their input and write into one output tensor.
+    """
+
+    def __init__(self, config: Any) -> None:
+        from transformers.activations import ACT2FN
+
+        super().__init__()
+        self.num_experts = config.num_local_experts
+        self.hidden_size = config.hidden_size
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.gate_projs = self._projections(config.hidden_size, config.intermediate_size)
+        self.up_projs = self._projections(config.hidden_size, config.intermediate_size)
+        self.down_projs = self._projections(config.intermediate_size, config.hidden_size)
+
+    def _projections(self, in_features: int, out_features: int) -> nn.ModuleList:
+        return nn.ModuleList(nn.Linear(in_features, out_features, bias=False) for _ in range(self.num_experts))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(experts * tokens, hidden), ordered by expert, to the same shape."""
+        by_expert = hidden_states.view(self.num_experts, -1, self.hidden_size)
+        out = torch.zeros_like(by_expert)
+        for index, tokens in enumerate(by_expert):
+            gate, up = self.gate_projs[index](tokens), self.up_projs[index](tokens)
+            out[index] = self.down_projs[index](up * self.act_fn(gate))
+        return out.view(-1, self.hidden_size)
+
+
+@contextmanager
+def linearised_llama4_experts(recipe: Recipe) -> Iterator[None]:
+    """While open, Llama 4 models are built with linearised experts, where the recipe asks for them."""
+    if not recipe.model.llama4_linearized_experts or not recipe.model.base.model_type.startswith("llama4"):
+        yield
+        return
+    from transformers.models.llama4 import modeling_llama4
+
+    original = modeling_llama4.Llama4TextExperts
+    modeling_llama4.Llama4TextExperts = LinearisedLlama4Experts
+    try:
+        yield
+    finally:
+        modeling_llama4.Llama4TextExperts = original

@@ -1,0 +1,191 @@
+"""Which quantizer: the recipe's request against the checkpoint's own `quantization_config`, as transformers weighs them.
+
+Source: transformers `quantizers/auto.py` `get_hf_quantizer`, `merge_quantization_configs`; axolotl `loaders/model.py`
+`_set_quantization_config` (a checkpoint's own gptq, awq or bitsandbytes configuration goes before bitsandbytes keys).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.models.quantisation.bnb import make_bnb_quantizer
+from axmem_trace.models.quantisation.packed_linear import PackedFormat
+from axmem_trace.models.quantisation.quantizers import NoQuantizer, PackedQuantizer, Quantizer, TransformersQuantizer
+from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Recipe
+
+FP8_CAPABILITY = (8, 9)
+"""Below it transformers turns fp8 weights into bf16 (`quantizer_finegrained_fp8.py` `validate_environment`)."""
+_BNB_METHODS = ("bnb_4bit", "bnb_8bit")
+_SAYS_CLASS = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
+
+
+def choose_quantizer(recipe: Recipe, config: Any, notes: list[Note]) -> Quantizer:
+    """The quantizer for this recipe. Where none is used, a leftover `quantization_config` is taken off `config`.
+
+    Raises:
+        ConfigError: `gptq: true` or a `model_quantization_config` that the checkpoint can't be loaded with.
+    """
+    requested = recipe.quantisation.method
+    own = _own_config(config)
+    if own is None:
+        return _without_own(recipe, requested)
+    method = str(own.get("quant_method", "bitsandbytes" if own.get("load_in_4bit") else "")).lower()
+    if requested in _BNB_METHODS and method not in ("bitsandbytes", "gptq", "awq"):
+        note_bf16_copy(recipe, method, notes, "transformers refuses to quantise it again with bitsandbytes")
+        _drop_own(config)
+        return TransformersQuantizer(make_bnb_quantizer(recipe.quantisation))
+    if requested in _SAYS_CLASS and method != requested:
+        raise ConfigError(
+            problem=f"the base model is quantised with {method!r}, and transformers refuses another configuration class",
+            key="model_quantization_config",
+            value=_SAYS_CLASS[requested],
+            remedy="drop model_quantization_config, or name a base model that is not quantised",
+        )
+    quantizer = _with_own(recipe, config, own, method, notes)
+    if isinstance(quantizer, NoQuantizer):
+        _drop_own(config)
+    return quantizer
+
+
+def _own_config(config: Any) -> dict[str, Any] | None:
+    own = getattr(config, "quantization_config", None)
+    if own is None and hasattr(config, "get_text_config"):
+        own = getattr(config.get_text_config(), "quantization_config", None)
+    if own is None:
+        return None
+    return dict(own) if isinstance(own, dict) else dict(own.to_dict())
+
+
+def _drop_own(config: Any) -> None:
+    for part in (config, config.get_text_config()):
+        if getattr(part, "quantization_config", None) is not None:
+            del part.quantization_config
+
+
+def _without_own(recipe: Recipe, requested: str) -> Quantizer:
+    if requested in _BNB_METHODS:
+        return TransformersQuantizer(make_bnb_quantizer(recipe.quantisation))
+    if requested == "fp8":
+        return _fp8(recipe, dict(recipe.quantisation.details), pre_quantized=False)
+    if requested == "gptq" or requested == "awq":
+        raise ConfigError(
+            problem=f"{recipe.model.base.name} has no {requested.upper()} `quantization_config`",
+            key=requested,
+            remedy=f"name a base model that is quantised with {requested.upper()}, or drop the key",
+        )
+    return NoQuantizer()
+
+
+def _with_own(recipe: Recipe, config: Any, own: dict[str, Any], method: str, notes: list[Note]) -> Quantizer:
+    if method == "bitsandbytes":
+        return _pre_quantised_bnb(recipe, own, notes)
+    if method in ("gptq", "awq"):
+        return _packed(recipe, own, method, notes)
+    if method in ("fp8", "mxfp4"):
+        return _low_float(recipe, own, method, notes)
+    return _other(recipe, own, method, notes)
+
+
+def _pre_quantised_bnb(recipe: Recipe, own: dict[str, Any], notes: list[Note]) -> Quantizer:
+    from transformers import BitsAndBytesConfig
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    if not _is_trainable(recipe, "bitsandbytes", notes):
+        return NoQuantizer()
+    quantization_config = BitsAndBytesConfig.from_dict(own)
+    return TransformersQuantizer(AutoHfQuantizer.from_config(quantization_config, pre_quantized=True))
+
+
+def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: list[Note]) -> Quantizer:
+    if not _is_trainable(recipe, method, notes):
+        return NoQuantizer()
+    bits, group_size = (
+        int(own.get("bits", own.get("w_bit", 4))),
+        int(own.get("group_size", own.get("q_group_size", 128))),
+    )
+    if bits not in (2, 3, 4, 8):
+        raise ConfigError(
+            problem=f"{method.upper()} with {bits} bits is no format that gptqmodel packs",
+            key="base_model",
+            accepted="2, 3, 4 or 8 bits",
+            remedy="check `bits` in the base model's quantization_config",
+        )
+    text = (
+        f"{method.upper()} weights lie as gptqmodel registers them ({bits} bits in int32 words, fp16 scales); which of "
+        "its kernels runs is decided on the GPU, and Marlin or ExLlama kernels repack them at about the same size"
+    )
+    notes.append(Note(kind="ruled", key="base_model", text=text))
+    if own.get("dynamic"):
+        text = "per-module overrides (`dynamic`) of the checkpoint's GPTQ configuration are not applied"
+        notes.append(Note(kind="not_modelled", key="base_model", text=text))
+    packed = PackedFormat("gptq" if method == "gptq" else "awq", bits, group_size)
+    return PackedQuantizer(method, packed, list(own.get("modules_to_not_convert") or []))
+
+
+def _low_float(recipe: Recipe, own: dict[str, Any], method: str, notes: list[Note]) -> Quantizer:
+    details = {**own, **recipe.quantisation.details} if recipe.quantisation.method == method else own
+    if details.get("dequantize"):
+        return NoQuantizer()
+    capability = recipe.gpu.compute_capability
+    if method == "fp8" and capability < FP8_CAPABILITY:
+        text = (
+            f"fp8 weights become {recipe.precision.load_dtype}: the GPU's compute capability {capability[0]}."
+            f"{capability[1]} is below 8.9, and transformers then dequantises them (name the card with --gpu)"
+        )
+        notes.append(Note(kind="assumed", key="base_model", text=text))
+        return NoQuantizer()
+    if method == "mxfp4" or not _is_trainable(recipe, method, notes):
+        if method == "mxfp4":
+            note_bf16_copy(recipe, method, notes, "transformers refuses to train MXFP4 weights")
+        return NoQuantizer()
+    return _fp8(recipe, details, pre_quantized=True)
+
+
+def _fp8(recipe: Recipe, details: dict[str, Any], *, pre_quantized: bool) -> Quantizer:
+    from transformers import FineGrainedFP8Config
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    if recipe.gpu.compute_capability < FP8_CAPABILITY or details.get("dequantize"):
+        return NoQuantizer()
+    quantization_config = FineGrainedFP8Config.from_dict(details)
+    return TransformersQuantizer(AutoHfQuantizer.from_config(quantization_config, pre_quantized=pre_quantized))
+
+
+def _other(recipe: Recipe, own: dict[str, Any], method: str, notes: list[Note]) -> Quantizer:
+    """bitnet runs through transformers' own quantizer; the rest is built unquantised, and said."""
+    if method == "bitnet" and _is_online_bitnet(own):
+        from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
+
+        quantization_config = AutoQuantizationConfig.from_dict(own)
+        return TransformersQuantizer(AutoHfQuantizer.from_config(quantization_config, pre_quantized=True))
+    text = (
+        f"the checkpoint is quantised with {method or own.get('quant_algo', 'an unnamed method')!r}, whose layout is not "
+        f"modelled: its weights are counted unquantised in {recipe.precision.load_dtype}, more than the run will hold"
+    )
+    notes.append(Note(kind="not_modelled", key="base_model", text=text))
+    return NoQuantizer()
+
+
+def _is_online_bitnet(own: dict[str, Any]) -> bool:
+    return own.get("linear_class") == "autobitlinear" and own.get("quantization_mode") == "online"
+
+
+def _is_trainable(recipe: Recipe, method: str, notes: list[Note]) -> bool:
+    """A quantised base trains only under an adapter (transformers `trainer_utils.py`, training validation)."""
+    if recipe.adapter.kind != "none":
+        return True
+    note_bf16_copy(
+        recipe, method, notes, "transformers' Trainer refuses to fine-tune quantised weights without an adapter"
+    )
+    return False
+
+
+def note_bf16_copy(recipe: Recipe, method: str, notes: list[Note], why: str) -> None:
+    """Say that the run as configured would stop, and that the figures are those of an unquantised copy."""
+    text = (
+        f"{recipe.model.base.name} is quantised with {method!r} and {why}: this run would stop with an error. The "
+        f"figures are those of an unquantised copy loaded in {recipe.precision.load_dtype}"
+    )
+    notes.append(Note(kind="warning", key="base_model", text=text))

@@ -1,0 +1,109 @@
+"""GPTQ and AWQ linear layers: the tensors that gptqmodel registers, and a forward that unpacks as its torch kernel does."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+WORD_BITS = 32
+DECODER_LAYER_LISTS = ("transformer.h", "model.decoder.layers", "gpt_neox.layers", "model.layers")
+"""Where GPTQ looks for blocks (optimum `gptq/constants.py` `BLOCK_PATTERNS`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedFormat:
+    """`bits` per weight, `group_size` input features per scale (-1: all of them)."""
+
+    method: Literal["gptq", "awq"]
+    bits: int = 4
+    group_size: int = 128
+
+    def groups(self, in_features: int) -> int:
+        """Rows of `scales` and `qzeros`."""
+        return 1 if self.group_size <= 0 else math.ceil(in_features / self.group_size)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weights are `bits`-wide integers in int32 words.
+
+    Shapes, for `in` and `out` features and `groups` along the input (gptqmodel `nn_modules/qlinear/__init__.py`,
+    `PackableQuantLinear` for GPTQ and `AWQuantLinear` for AWQ, `register_buffers`):
+
+    - GPTQ: `qweight` int32 (in * bits / 32, out), `g_idx` int32 (in);
+    - AWQ: `qweight` int32 (in, out * bits / 32), no `g_idx`;
+    - both: `qzeros` int32 (groups, out * bits / 32), `scales` fp16 (groups, out), `bias` fp16 (out).
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, packed: PackedFormat) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.packed = in_features, out_features, packed
+        groups = packed.groups(in_features)
+        words_in, words_out = in_features * packed.bits // WORD_BITS, out_features * packed.bits // WORD_BITS
+        shape = (words_in, out_features) if packed.method == "gptq" else (in_features, words_out)
+        self.register_buffer("qweight", torch.zeros(shape, dtype=torch.int32))
+        self.register_buffer("qzeros", torch.zeros((groups, words_out), dtype=torch.int32))
+        self.register_buffer("scales", torch.zeros((groups, out_features), dtype=torch.float16))
+        if packed.method == "gptq":
+            self.register_buffer("g_idx", torch.zeros(in_features, dtype=torch.int32))
+        self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float16) if bias else None)
+        self.packed_elements = {"qweight": in_features * out_features}
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Unpack, then multiply: autograd keeps the unpacked weight for the input's gradient.
+
+        Source: gptqmodel `nn_modules/qlinear/torch.py` `TorchQuantLinear._forward`, `dequantize_weight`.
+        """
+        out = torch.matmul(hidden, self._unpack().to(hidden.dtype))
+        return out if self.bias is None else out + self.bias
+
+    def _unpack(self) -> torch.Tensor:
+        """The fp16 weight (in, out), through one-byte integers and the scales of each weight's group."""
+        narrow = torch.int8 if self.packed.bits <= 4 else torch.int16
+        weight = torch.empty((self.in_features, self.out_features), dtype=narrow, device=self.qweight.device)
+        zeros = torch.empty((self.scales.shape[0], self.out_features), dtype=narrow, device=self.qweight.device)
+        rows = self.scales.shape[0]
+        repeats = self.in_features // rows
+        scales, zeros = self.scales.repeat_interleave(repeats, 0), zeros.repeat_interleave(repeats, 0)
+        return scales * (weight - zeros)
+
+    def extra_repr(self) -> str:
+        """Shape and format, as `nn.Linear` shows its own."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.packed}"
+
+
+def replace_with_packed_linear(model: Any, packed: PackedFormat, skip_modules: list[str]) -> None:
+    """Swap `nn.Linear` (and GPT-2's `Conv1D`) for `PackedLinear`.
+
+    GPTQ packs what lies inside the decoder layers (optimum `gptq/quantizer.py` `convert_model`), AWQ everything but
+    the output head and tied weights (transformers `quantizer_awq.py`); both leave `skip_modules` alone.
+    """
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    skip = list(skip_modules)
+    if packed.method == "awq":
+        skip += get_keys_to_not_convert(model)
+    prefix = _decoder_layers(model) + "." if packed.method == "gptq" else ""
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, (nn.Linear, Conv1D)) or not name.startswith(prefix):
+            continue
+        if not should_convert_module(name, skip):
+            continue
+        if isinstance(module, Conv1D):
+            in_features, out_features = module.weight.shape
+        else:
+            in_features, out_features = module.in_features, module.out_features
+        model.set_submodule(name, PackedLinear(in_features, out_features, module.bias is not None, packed))
+
+
+def _decoder_layers(model: nn.Module) -> str:
+    names = {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    for candidate in DECODER_LAYER_LISTS:
+        if candidate in names:
+            return candidate
+    return min((name for name in names if name.endswith("layers")), key=len, default="")

@@ -1,0 +1,69 @@
+"""Rows that added tokens bring to the embedding and the head."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Recipe
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+def resize_vocabulary(model: Any, recipe: Recipe, notes: list[Note]) -> None:
+    """Resize embedding and head as axolotl does: to the tokenizer's length, up only unless `shrink_embeddings`.
+
+    The tokenizer's length is read from a `tokenizer.json` beside the base model's configuration; without one it is
+    assumed to fill the vocabulary, so that each added token is a new row.
+
+    Source: axolotl `loaders/model.py` `_resize_token_embeddings`.
+    """
+    options = recipe.model
+    if not (options.added_tokens or options.resize_embeddings_to_32x or options.shrink_embeddings):
+        return
+    rows = model.get_input_embeddings().num_embeddings
+    known = count_tokenizer_tokens(options.base.directory)
+    wanted = (known or rows) + options.added_tokens
+    if options.resize_embeddings_to_32x:
+        wanted = math.ceil(wanted / 32) * 32
+    if known == 0:
+        _note_assumption(model, recipe, rows, notes)
+    if wanted > rows or (wanted < rows and options.shrink_embeddings):
+        with torch.device(model.get_input_embeddings().weight.device):
+            model.resize_token_embeddings(wanted, mean_resizing=False)
+
+
+def count_tokenizer_tokens(directory: str) -> int:
+    """`len(tokenizer)` by a local `tokenizer.json`: its vocabulary and added tokens, each once; 0 where there is none."""
+    path = Path(directory or ".") / TOKENIZER_FILE
+    if not directory or not path.is_file():
+        return 0
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        vocabulary = content["model"]["vocab"]
+        tokens = set(vocabulary) if isinstance(vocabulary, dict) else {entry[0] for entry in vocabulary}
+        tokens.update(token["content"] for token in content.get("added_tokens", []))
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return 0
+    return len(tokens)
+
+
+def _note_assumption(model: Any, recipe: Recipe, rows: int, notes: list[Note]) -> None:
+    options = recipe.model
+    if options.shrink_embeddings:
+        text = "the tokenizer's length is not known here, so the embeddings are not shrunk: no fewer rows are counted"
+        notes.append(Note(kind="not_modelled", key="shrink_embeddings", text=text))
+    if not options.added_tokens:
+        return
+    weight = model.get_input_embeddings().weight
+    row_bytes = weight.shape[-1] * weight.element_size()
+    text = (
+        f"{options.added_tokens} added tokens are counted as new rows beside the {rows} of the vocabulary: the "
+        "tokenizer's length is not known here, and spare rows of a padded vocabulary would be used first"
+    )
+    notes.append(Note(kind="assumed", key="special_tokens", text=text, bytes=options.added_tokens * row_bytes))

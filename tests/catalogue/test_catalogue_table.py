@@ -1,0 +1,161 @@
+"""The bundled table: complete, counted, and found by the names that people write."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from axmem_trace.catalogue import find_base_model, list_base_models
+from axmem_trace.catalogue.table import load_aliases, load_models, nearest_ids
+
+ROOT = Path(__file__).parents[2]
+SHARED_CONFIGS = ROOT.parent / "shared" / "model_configs"
+needs_shared = pytest.mark.skipif(not SHARED_CONFIGS.is_dir(), reason="../shared/model_configs is not here")
+
+FAST = ["openai-community/gpt2", "codellama/CodeLlama-34b-hf", "tiiuae/falcon-7b", "Qwen/Qwen3-30B-A3B",
+        "google/gemma-3-1b-it", "ibm-research/PowerLM-3b", "microsoft/Phi-3-mini-4k-instruct"]  # fmt: skip
+NEEDS_MORE_THAN_TRANSFORMERS = {"gemma3n"}  # a timm vision tower, which needs torchvision
+
+
+def built_parameters(name: str) -> int:
+    """Unique parameters of the class that `architectures` names, built on the meta device."""
+    import torch
+    import transformers
+
+    config = dict(find_base_model(name, hub="never").config)
+    config.pop("quantization_config", None)
+    config_class = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+    model_class = getattr(transformers, config["architectures"][0])
+    with torch.device("meta"):
+        model = model_class._from_config(config_class)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_every_entry_names_its_architecture():
+    for name, record in load_models().items():
+        assert isinstance(record["config"]["model_type"], str), name
+        assert record["config"]["architectures"], name
+        assert record["parameters"] > 0, name
+        assert record["trust"] in {"exact json", "derived", "recalled"}, name
+        assert abs(record["parameters"] / record["published"] - 1) < 0.06, name  # MTP layers are never built
+
+
+def test_aliases_point_at_entries_and_hide_none():
+    models = load_models()
+    for name, alias in load_aliases().items():
+        assert alias.of in models, name
+        assert name not in models, name
+
+
+def test_list_is_sorted_and_carries_aliases():
+    entries = list_base_models()
+    assert [entry.id for entry in entries] == sorted((entry.id for entry in entries), key=str.casefold)
+    llama = next(entry for entry in entries if entry.id == "meta-llama/Llama-3.1-8B")
+    # 2 x 128256 x 4096 + 32 x (2 x 4096^2 + 2 x 4096 x 1024 + 3 x 4096 x 14336 + 2 x 4096) + 4096 = 8,030,261,248
+    assert llama.parameters == 8_030_261_248
+    assert llama.model_type == "llama"
+    assert "NousResearch/Meta-Llama-3.1-8B" in llama.aliases
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_counts_of_built_models(name):
+    assert built_parameters(name) == load_models()[name]["parameters"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(load_models()))
+def test_counts_of_all_built_models(name):
+    if load_models()[name]["config"]["model_type"] in NEEDS_MORE_THAN_TRANSFORMERS:
+        pytest.importorskip("torchvision")
+    assert built_parameters(name) == load_models()[name]["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size"),
+    [
+        # Code Llama's infilling tokens are in 7b and 13b, not in 34b nor in the Python versions.
+        ("codellama/CodeLlama-7b-hf", 32016),
+        ("codellama/CodeLlama-13b-Instruct-hf", 32016),
+        ("codellama/CodeLlama-7b-Python-hf", 32000),
+        ("codellama/CodeLlama-34b-hf", 32000),
+        ("codellama/CodeLlama-34b-Instruct-hf", 32000),
+        ("codellama/CodeLlama-70b-hf", 32016),
+        ("mistralai/Mistral-7B-Instruct-v0.2", 32000),
+        ("mistralai/Mistral-7B-Instruct-v0.3", 32768),
+        ("mistralai/Mixtral-8x22B-Instruct-v0.1", 32768),
+        ("teknium/OpenHermes-2.5-Mistral-7B", 32002),
+        ("tiiuae/falcon-7b", 65024),
+        ("openlm-research/open_llama_3b", 32000),
+        ("openlm-research/open_llama_3b_v2", 32000),
+        ("Qwen/Qwen2.5-7B-Instruct", 152064),
+        ("Qwen/Qwen2.5-3B-Instruct", 151936),
+    ],
+)
+def test_vocabulary(name, vocab_size):
+    assert find_base_model(name, hub="never").config["vocab_size"] == vocab_size
+
+
+def test_prequantised_aliases_carry_their_quantisation():
+    nf4 = find_base_model("unsloth/Meta-Llama-3.1-8B-bnb-4bit", hub="never").config["quantization_config"]
+    assert (nf4["quant_method"], nf4["load_in_4bit"], nf4["bnb_4bit_quant_type"]) == ("bitsandbytes", True, "nf4")
+    assert nf4["bnb_4bit_use_double_quant"] is True
+    gptq = find_base_model("TheBloke/Llama-2-7B-GPTQ", hub="never").config["quantization_config"]
+    assert (gptq["quant_method"], gptq["bits"], gptq["group_size"]) == ("gptq", 4, 128)
+    assert "quantization_config" not in find_base_model("meta-llama/Llama-2-7b-hf", hub="never").config
+    assert "quantization_config" not in find_base_model("unsloth/gpt-oss-20b-BF16", hub="never").config
+
+
+def test_an_untied_fine_tune_keeps_its_own_head():
+    # Published: 1,777,088,000 = Qwen2.5-1.5B's 1,543,714,304 + an untied head of 151,936 x 1,536 = 233,373,696.
+    assert built_parameters("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B") == 1_777_088_000
+
+
+def test_a_found_configuration_is_a_copy():
+    first = find_base_model("Qwen/Qwen3-8B", hub="never").config
+    assert isinstance(first, dict)
+    first["hidden_size"] = 1
+    assert find_base_model("Qwen/Qwen3-8B", hub="never").config["hidden_size"] == 4096
+
+
+def test_nearest_ids_look_at_the_name_part():
+    assert nearest_ids("somebody/Llama-3.1-8B")[0].rpartition("/")[2] == "Llama-3.1-8B"
+    assert nearest_ids("zzzzzzzzzzzzzzzzzzz") == []
+
+
+def test_loading_takes_a_blink():
+    program = ("import time; from axmem_trace.catalogue import table; start = time.perf_counter(); table.load_models();"
+               "table.load_aliases(); print(time.perf_counter() - start)")  # fmt: skip
+    seconds = [float(subprocess.check_output([sys.executable, "-c", program], cwd=ROOT)) for _ in range(3)]
+    assert min(seconds) < 0.05
+
+
+def test_lookup_imports_no_torch():
+    program = ("import sys; from axmem_trace.catalogue import find_base_model; import axmem_trace.gpus;"
+               "find_base_model('tiiuae/falcon-7b', hub='never');"
+               "print([name for name in ('torch', 'transformers', 'huggingface_hub') if name in sys.modules])")  # fmt: skip
+    assert subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).strip() == "[]"
+
+
+@needs_shared
+def test_package_data_is_what_the_script_makes(tmp_path):
+    spec = importlib.util.spec_from_file_location("build_catalogue", ROOT / "scripts" / "build_catalogue.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.write_models(script.read_models(SHARED_CONFIGS), tmp_path / "models.json")
+    assert (tmp_path / "models.json").read_text() == script.OUTPUT.read_text()
+
+
+@needs_shared
+def test_every_shared_model_and_alias_is_found():
+    names = [entry["id"] for entry in json.loads((SHARED_CONFIGS / "_index.json").read_text())]
+    aliases = json.loads((SHARED_CONFIGS / "_aliases.json").read_text())
+    for name in [*names, *aliases]:
+        assert find_base_model(name, hub="never").name == name
+    for name, alias in aliases.items():
+        assert load_aliases()[name].of == alias["same_architecture_as"]
