@@ -6,7 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,14 @@ class _Life:
         self.device: Device = "gpu"
         self.recomputed = self.kept = self.output = False
         self.watch: Any = None
+
+    def repeated(self, shift: int, step: int) -> _Life:
+        """The same in a later step, still alive."""
+        twin = _Life(self.nbytes, self.born + shift)
+        for name in ("phase", "micro_batch", "module", "op", "role", "device", "recomputed", "kept", "output"):
+            setattr(twin, name, getattr(self, name))
+        twin.step = step
+        return twin
 
     def freeze(self) -> Allocation:
         return Allocation(
@@ -106,7 +114,8 @@ class Recorder(TorchDispatchMode):
         self._marks.append(self._mark)
         if phase == "backward":
             for life in self._living.values():
-                if life.phase == "forward" and life.step == step and life.micro_batch == micro_batch:
+                born_in = (life.phase, life.step, life.micro_batch)
+                if not life.role and born_in == ("forward", step, micro_batch):
                     life.kept = True
 
     def register(self, tensor: torch.Tensor, *, role: Role, module: str = "", device: Device | None = None) -> None:
@@ -134,6 +143,53 @@ class Recorder(TorchDispatchMode):
         """The run calls `torch.cuda.empty_cache()` here."""
         self._tick += 1
         self._empty_cache_ticks.append(self._tick)
+
+    @property
+    def now(self) -> int:
+        """The latest tick."""
+        return self._tick
+
+    def repeat(self, start: int, end: int, *, step: int) -> dict[int, torch.UntypedStorage]:
+        """What happened after tick `start` up to `end` happens once more, in `step`, without being run.
+
+        Storages that were born then and have died since live as long once more, as do those of gradients, which
+        outlive the range; what else outlives it (a cache that was filled) is there already. Marks repeat too.
+
+        Returns:
+            For each gradient's storage, by the tick at which the original was born, a stand-in that is alive now:
+            its death ends the repeated life.
+        """
+        shift = self._tick - start
+        standing: dict[int, torch.UntypedStorage] = {}
+        for mark in [mark for mark in self._marks if start < mark.tick <= end]:
+            self._mark = replace(mark, tick=mark.tick + shift, step=step)
+            self._marks.append(self._mark)
+        for life in [life for life in self._lives if start < life.born <= end]:
+            if life.died > end and life.role != "gradient":
+                continue
+            twin = life.repeated(shift, step)
+            self._lives.append(twin)
+            if life.died > end:
+                standing[life.born] = self._stand_for(twin)
+            else:
+                twin.died = life.died + shift
+        self._empty_cache_ticks += [tick + shift for tick in self._empty_cache_ticks if start < tick <= end]
+        self._tick = end + shift
+        return standing
+
+    def _stand_for(self, life: _Life) -> torch.UntypedStorage:
+        """A storage whose death is the life's."""
+        with self.paused():
+            storage = torch.empty(life.nbytes, dtype=torch.uint8, device=self.traced_device).untyped_storage()
+        key = storage._cdata
+        life.watch = weakref.ref(storage, lambda _: self._bury(key, life))
+        self._living[key] = life
+        return storage
+
+    def born_at(self, tensor: torch.Tensor) -> int:
+        """The tick at which the tensor's storage was born; 0 where it is unknown."""
+        life = self._living.get(tensor.untyped_storage()._cdata)
+        return life.born if life is not None else 0
 
     def place(self, value: torch.Tensor, *, role: Role = "input") -> torch.Tensor:
         """Copies a real tensor to the traced device, remembering its value. Call it inside the recording."""

@@ -29,15 +29,24 @@ class Recording:
 
 
 def record_run(
-    recipe: Recipe, built: BuiltModel, optimizer: TracedOptimizer, *, progress: Callable[[str], None] | None = None
+    recipe: Recipe,
+    built: BuiltModel,
+    optimizer: TracedOptimizer,
+    *,
+    progress: Callable[[str], None] | None = None,
+    repeat: bool = True,
 ) -> Recording:
-    """Plays the run on meta as a GPU would run it: evaluation where it comes first, and two optimizer steps."""
+    """Plays the run on meta as a GPU would run it: evaluation where it comes first, and two optimizer steps.
+
+    Args:
+        repeat: take the second step's passes from the record of the first (see `Run`).
+    """
     import_rules()
     recorder = Recorder()
     context = recorder.context = _make_context(recipe, recorder)
     mode = CudaMode(context)
     notes: list[Note] = []
-    run = Run(recipe, built, optimizer, recorder)
+    run = Run(recipe, built, optimizer, recorder, repeat=repeat)
     with ExitStack() as stack:
         stack.enter_context(garbage_on_demand())
         stack.enter_context(recorder)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,16 +28,39 @@ MAX_MICRO_BATCHES = 2
 """Gradients exist from the second micro-batch on; later ones only repeat it."""
 
 
-class Run:
-    """One training run over a built model. `record()` plays it; everything it does is seen by the recorder."""
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """Forward and backward passes in the record: the ticks they lie between, and when each gradient was born."""
 
-    def __init__(self, recipe: Recipe, built: BuiltModel, optimizer: TracedOptimizer, recorder: Recorder) -> None:
+    start: int
+    end: int
+    gradients: dict[int, int]
+
+
+class Run:
+    """One training run over a built model. `record()` plays it; everything it does is seen by the recorder.
+
+    With `repeat`, the second step's passes are the first's, repeated in the record instead of run again: forward and
+    backward do the same whatever the optimizer keeps. Where hooks step inside backward, they are run.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        built: BuiltModel,
+        optimizer: TracedOptimizer,
+        recorder: Recorder,
+        *,
+        repeat: bool = True,
+    ) -> None:
         self.recipe, self.built, self.optimizer, self.recorder = recipe, built, optimizer, recorder
         self.model: Any = built.module
         self._owners = {id(parameter): name.rpartition(".")[0] for name, parameter in self.model.named_parameters()}
         self._takes_loss_kwargs = _takes_loss_kwargs(self.model)
         self._scaler = GradientScaler() if recipe.precision.grad_scaler else None
         self._held: dict[str, Any] = {}
+        self._passes: _Passes | None = None
+        self._may_repeat = repeat and not optimizer.hooked
 
     def record(self, progress: Callable[[str], None] = lambda stage: None) -> None:
         """Loads, evaluates where the run evaluates first, and takes `NUM_STEPS` optimizer steps."""
@@ -78,19 +102,47 @@ class Run:
         batch = self.recipe.batch
         self.recorder.mark("forward", step)
         self._held["batches"] = [self._make_batch() for _ in range(batch.gradient_accumulation_steps)]
-        num_items = self._place_number(batch.rows * batch.row_tokens)
+        self._held["num_items"] = self._place_number(batch.rows * batch.row_tokens)
+        if self._passes is None or not self._may_repeat:
+            self._passes = self._accumulate(step)
+        else:
+            self._accumulate_again(self._passes, step)
+        self.recorder.mark("optimizer", step)
+        self._optimize()
+
+    def _accumulate(self, step: int) -> _Passes:
+        """Forward and backward of the micro-batches."""
+        start = self.recorder.now
         for micro_batch, inputs in enumerate(self._held["batches"][:MAX_MICRO_BATCHES]):
             if micro_batch:
                 self.recorder.mark("forward", step, micro_batch)
-            loss = self._forward(inputs, num_items)
+            loss = self._forward(inputs, self._held["num_items"])
             self._empty_cache(step)
             self.recorder.mark("backward", step, micro_batch)
             self._backward(loss)
             self._held["loss"] = loss.detach()
             del loss
             self._register_gradients()
-        self.recorder.mark("optimizer", step)
-        self._optimize()
+        del self._held["loss"]
+        gradients = {
+            id(parameter): self.recorder.born_at(parameter.grad)
+            for parameter in self.model.parameters()
+            if parameter.grad is not None
+        }
+        return _Passes(start, self.recorder.now, gradients)
+
+    def _accumulate_again(self, passes: _Passes, step: int) -> None:
+        """The same passes once more: only the optimizer's states are new, and no pass looks at them."""
+        storages = self.recorder.repeat(passes.start, passes.end, step=step)
+        with self.recorder.paused(), torch.no_grad():
+            for parameter in self.model.parameters():
+                born = passes.gradients.get(id(parameter))
+                if born is None:
+                    continue
+                gradient = torch.empty_like(parameter)
+                if born in storages:
+                    gradient.set_(storages[born], 0, gradient.shape, gradient.stride())  # type: ignore[call-overload]
+                parameter.grad = gradient
 
     def _forward(self, inputs: Inputs, num_items: torch.Tensor) -> torch.Tensor:
         """`Trainer.compute_loss`: the outputs, fp32 logits included, are dropped when it returns."""
