@@ -1,0 +1,54 @@
+"""axolotl's distillation loss: hidden states and head to a loss, in chunks of tokens, gradients made in forward.
+
+Source: axolotl 0.19 `integrations/kd/kernels/liger.py` (`LigerFusedLinearKLTopKLogprobFunction`, compiled, chunks of
+1024 tokens) over liger-kernel's `chunked_loss/fused_linear_distillation.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+CHUNK_TOKENS = 1024
+
+
+class FusedLinearDistillation(torch.autograd.Function):
+    """Keeps the gradients of hidden states and head. The head's is made whether it trains or not, and once more for
+    each chunk before it is added. A chunk's logits are there in the head's dtype, as fp32 for the gradient that the
+    teacher's few tokens are scattered into, and once more as the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        grad_weight = torch.zeros_like(weight)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        targets = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:].contiguous()
+        pieces = [_chunk(each, weight, grad_weight) for each in flat.chunk(max(1, flat.shape[0] // CHUNK_TOKENS))]
+        grad_hidden = torch.cat(pieces)
+        del pieces, targets
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.shape = hidden.shape
+        return torch.zeros((), dtype=hidden.dtype, device=hidden.device)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        grad_hidden, grad_weight = grad_hidden * grad_outputs[0], grad_weight * grad_outputs[0]
+        return grad_hidden.view(ctx.shape), grad_weight, None
+
+
+def _chunk(hidden: torch.Tensor, weight: torch.Tensor, grad_weight: torch.Tensor) -> torch.Tensor:
+    """One chunk: its part of the head's gradient is added, its hidden states' gradient returned."""
+    logits = hidden @ weight.t()
+    scattered = torch.zeros(logits.shape, dtype=torch.float32, device=logits.device)
+    grad_logits = torch.empty_like(logits)
+    del logits, scattered
+    grad_hidden = grad_logits @ weight
+    grad_weight.add_(grad_logits.t() @ hidden)
+    return grad_hidden
+
+
+def distillation_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """hidden [batch, tokens, width], weight [vocabulary, width], labels [batch, tokens] to a scalar."""
+    loss: torch.Tensor = FusedLinearDistillation.apply(hidden, weight, labels)
+    return loss

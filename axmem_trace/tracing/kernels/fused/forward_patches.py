@@ -1,0 +1,74 @@
+"""Forwards of a built model replaced, and put back: the one way in which the rooms of this package touch a model."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import MethodType, ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Recipe
+
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What an installer works on: the model, what was asked for, and where to tell what it could not do."""
+
+    model: nn.Module
+    recipe: Recipe
+    notes: list[Note]
+    stack: ExitStack
+
+    @property
+    def base(self) -> Any:
+        """The transformers model inside a peft wrapper."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # type: ignore[operator]
+
+    @property
+    def model_type(self) -> str:
+        """As `config.json` says."""
+        return self.recipe.model.base.model_type or str(getattr(self.base.config, "model_type", ""))
+
+    def note(self, note: Note) -> None:
+        """Adds a note once."""
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def replace_forward(self, module: nn.Module, forward: Forward) -> None:
+        """`module.forward` becomes `forward` bound to it, as a replaced class would have it."""
+        self.stack.enter_context(patch.object(module, "forward", MethodType(forward, module), create=True))
+
+    def replace_attribute(self, target: Any, name: str, value: Any) -> None:
+        """An attribute of a Python module, class or object."""
+        self.stack.enter_context(patch.object(target, name, value))
+
+    def instances(self, class_names: tuple[str, ...], module_name: str = "") -> Iterator[nn.Module]:
+        """The model's modules of these classes; those of `modeling_<module_name>` where one is named."""
+        suffix = f".modeling_{module_name}" if module_name else ""
+        for module in self.model.modules():
+            kind = type(module)
+            if kind.__name__ in class_names and kind.__module__.endswith(suffix):
+                yield module
+
+
+def modeling_module(name: str) -> ModuleType | None:
+    """`transformers.models.<name>.modeling_<name>`, if the installed transformers has it."""
+    try:
+        return importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    except ImportError:
+        return None
+
+
+def head_weight(head: nn.Module) -> torch.Tensor:
+    """The weight that a fused loss reads: `lm_head.weight`; in a peft wrapper the base's, or the saved copy's."""
+    weight: torch.Tensor = head.weight  # type: ignore[assignment]
+    return weight

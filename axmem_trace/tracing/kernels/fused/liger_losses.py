@@ -1,0 +1,148 @@
+"""Liger's cross-entropy losses: over logits, and fused with the last linear layer.
+
+Source: liger-kernel 0.8.1, `liger_kernel/ops/{cross_entropy,fused_linear_cross_entropy}.py`,
+`transformers/model/loss_utils.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def next_power_of_2(number: int) -> int:
+    """The smallest power of two that is not less (`triton.next_power_of_2`).
+
+    >>> [next_power_of_2(n) for n in (1, 5, 64, 65)]
+    [1, 8, 64, 128]
+    """
+    return 1 << max(0, number - 1).bit_length()
+
+
+class CrossEntropy(torch.autograd.Function):
+    """`LigerCrossEntropyFunction`: the gradient overwrites the logits, which are kept for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor, ignore_index: int) -> torch.Tensor:
+        loss_by_row = torch.zeros(logits.shape[0], dtype=logits.dtype, device=logits.device)
+        mask = target != ignore_index
+        (target * mask).max()
+        if logits.stride(-1) != 1:
+            logits = logits.contiguous()
+        if logits.requires_grad:
+            ctx.save_for_backward(logits.detach())
+        return loss_by_row.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return gradient, None, None
+
+
+def cross_entropy(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Stands for `liger_cross_entropy`, in the place of `torch.nn.functional.cross_entropy`.
+
+    Shapes: input [rows, vocabulary], target [rows]; a loss per row with `reduction="none"`, else a scalar.
+    """
+    if reduction == "none":
+        return _UnreducedCrossEntropy.apply(input, target)
+    return CrossEntropy.apply(input, target, ignore_index)
+
+
+class _UnreducedCrossEntropy(torch.autograd.Function):
+    """A loss per row: backward multiplies the kept gradient out of place (`cross_entropy_backward`)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if logits.requires_grad:
+            ctx.save_for_backward(logits.detach())
+        return torch.zeros(logits.shape[0], dtype=logits.dtype, device=logits.device)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_outputs[0].unsqueeze(1), None
+
+
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """Stands for `LigerCrossEntropyLoss`, in the place of `torch.nn.CrossEntropyLoss`."""
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(input, target, ignore_index=self.ignore_index, reduction=self.reduction)
+
+
+class FusedLinearCrossEntropy(torch.autograd.Function):
+    """`LigerFusedLinearCrossEntropyFunction`: logits exist for one chunk of rows at a time; the gradients of hidden
+    states and head are made in forward and kept.
+
+    The gradient of the hidden states is allocated in evaluation too. A chunk's logits are still there while the next
+    chunk's are computed, since the Python name is bound to them until then.
+    """
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda")
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, ignore_index: int) -> Any:
+        (rows, width), vocabulary = hidden.shape, weight.shape[0]
+        chunk_rows = next_power_of_2(-(-rows // -(-vocabulary // width)))
+        grad_hidden = torch.zeros_like(hidden)
+        trains_head = hidden.requires_grad and weight.requires_grad
+        grad_weight = torch.zeros_like(weight) if trains_head else None
+        loss_by_row = torch.zeros(rows, dtype=torch.float32, device=hidden.device)
+        mask = target != ignore_index
+        mask.sum()
+        for start in range(0, rows, chunk_rows):
+            chunk = hidden[start : start + chunk_rows]
+            logits = chunk @ weight.t()  # its gradient overwrites it
+            if hidden.requires_grad:
+                grad_hidden[start : start + chunk_rows] = logits @ weight
+            if grad_weight is not None:
+                _add_outer(grad_weight, logits, chunk)
+        loss = loss_by_row.sum()
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        ctx.save_for_backward(grad_hidden.detach(), None if grad_weight is None else grad_weight.detach())
+        return loss
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        grad_hidden, grad_weight = ctx.saved_tensors  # scaled in place
+        return grad_hidden, grad_weight, None, None
+
+
+def _add_outer(grad_weight: torch.Tensor, logits: torch.Tensor, chunk: torch.Tensor) -> None:
+    """A chunk's part of the head's gradient: into an fp32 sum directly (torch >= 2.8), else through two products."""
+    if grad_weight.dtype == torch.float32 and logits.dtype != torch.float32:
+        if chunk.dtype != logits.dtype:
+            chunk = chunk.to(logits.dtype)
+        return
+    grad_weight += torch.mm(logits.t(), chunk).float()
+
+
+def fused_causal_lm_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    ignore_index: int = -100,
+    shift_labels: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Stands for `LigerForCausalLMLoss`: hidden [batch, tokens, width], weight [vocabulary, width], labels [batch,
+    tokens] to a scalar."""
+    if shift_labels is None:
+        labels = F.pad(labels, (0, 1), value=ignore_index)
+        shift_labels = labels[..., 1:].contiguous()
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    loss: torch.Tensor = FusedLinearCrossEntropy.apply(hidden, weight, shift_labels.view(-1), ignore_index)
+    return loss if num_items_in_batch is None else loss / num_items_in_batch

@@ -1,0 +1,108 @@
+"""axolotl's tiled MLP: the MLP run on slices of the tokens, and once more, slice by slice, in backward.
+
+Source: axolotl 0.19 `monkeypatch/tiled_mlp/base.py` (`TiledMLP`), `patch.py` (`patch_tiled_mlp`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.notes import Note
+from axmem_trace.tracing.kernels.fused.forward_patches import Site
+
+KEY = "tiled_mlp"
+
+
+class TiledMlp(torch.autograd.Function):
+    """Keeps the input alone. Backward takes zeros for the input's gradient and for every trained parameter's, into
+    which each slice's is added."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, num_tiles: int,
+                trained: list[nn.Parameter]) -> torch.Tensor:  # fmt: skip
+        ctx.run, ctx.num_tiles, ctx.trained = run, num_tiles, trained
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            outputs = [run(tile) for tile in x.chunk(num_tiles, dim=1)]
+        return torch.cat(outputs, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        needs_grad = x.requires_grad
+        x = x.detach()
+        x_grad = torch.zeros_like(x)
+        earlier = [parameter.grad for parameter in ctx.trained]
+        sums = [torch.zeros_like(parameter) for parameter in ctx.trained]
+        for parameter in ctx.trained:
+            parameter.grad = None
+        offset = 0
+        for tile in x.chunk(ctx.num_tiles, dim=1):
+            tile.requires_grad_(needs_grad)
+            tile.grad = _slice_as(x_grad, offset, tile)
+            with torch.enable_grad():
+                output = ctx.run(tile)
+            torch.autograd.backward(output, _slice_as(grad_outputs[0], offset, tile))
+            _collect(ctx.trained, sums)
+            offset += tile.numel()
+        for parameter, before, total in zip(ctx.trained, earlier, sums, strict=True):
+            parameter.grad = total if before is None else before + total
+        return None, x_grad, None, None
+
+
+def _slice_as(whole: torch.Tensor, offset: int, tile: torch.Tensor) -> torch.Tensor:
+    """The part of `whole` at `offset` elements, in the tile's shape (exact for one row, as axolotl's own)."""
+    return whole.reshape(-1).narrow(0, offset, tile.numel()).view_as(tile)
+
+
+def _collect(parameters: list[nn.Parameter], sums: list[torch.Tensor]) -> None:
+    """Moves a slice's parameter gradients into their sums."""
+    for parameter, total in zip(parameters, sums, strict=True):
+        if parameter.grad is not None:
+            total.add_(parameter.grad.detach().to(total.dtype))
+            parameter.grad = None
+
+
+def install_tiled_mlp(site: Site) -> None:
+    """On every `<Prefix>MLP` (or `<Prefix>TextMLP`) of the model's type."""
+    kernels = site.recipe.kernels
+    if not kernels.tiled_mlp:
+        return
+    prefix = _class_prefix(site.model_type)
+    mlps = list(site.instances((f"{prefix}MLP",), site.model_type))
+    mlps = mlps or list(site.instances((f"{prefix}TextMLP",), site.model_type))
+    if not mlps:
+        text = f"there is no {prefix}MLP of {site.model_type} in this model: the MLP runs in one piece"
+        site.note(Note(kind="warning", key=KEY, text=text))
+    for mlp in mlps:
+        site.replace_forward(mlp, _make_forward(mlp, kernels.tiled_mlp_shards))
+    if "mlp" in kernels.lora and mlps:
+        text = "axolotl's LoRA kernel replaces the MLP's forward after tiled_mlp did: layers that get it are not tiled"
+        site.note(Note(kind="warning", key=KEY, text=text))
+
+
+def _make_forward(mlp: nn.Module, num_tiles: int) -> Callable[..., torch.Tensor]:
+    run = mlp.forward
+
+    def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        out: torch.Tensor = TiledMlp.apply(run, x, num_tiles, trained)
+        return out
+
+    return forward
+
+
+def _class_prefix(model_type: str) -> str:
+    """axolotl `utils/callbacks/models.py` `get_causal_lm_model_cls_prefix`."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    if name is None:
+        return "".join(part.capitalize() for part in model_type.split("_"))
+    for suffix in ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "GenerationDecoder"):
+        name = name.replace(suffix, "")
+    return str(name)
