@@ -137,12 +137,18 @@ class Recorder(TorchDispatchMode):
 
     def hold(self, nbytes: int, op: str, *, role: Role = "workspace") -> None:
         """A block that no tensor stands for and that nobody gives back, such as cuBLAS's workspace."""
-        self._start(nbytes, op).role = role
+        life = self._start(nbytes, op)
+        life.role, life.module, life.recomputed = role, "", False
 
     def empty_cache(self) -> None:
         """The run calls `torch.cuda.empty_cache()` here."""
         self._tick += 1
         self._empty_cache_ticks.append(self._tick)
+
+    @property
+    def phase(self) -> Phase:
+        """What goes on now."""
+        return self._mark.phase
 
     @property
     def now(self) -> int:
