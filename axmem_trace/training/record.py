@@ -16,6 +16,7 @@ from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.kernels.attention import install_attention
 from axmem_trace.tracing.kernels.fused import install_fused_kernels
 from axmem_trace.tracing.kernels.registry import KernelContext
+from axmem_trace.tracing.kernels.scans import install_scans
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 from axmem_trace.training.step import Run
@@ -53,6 +54,7 @@ def record_run(
         stack.enter_context(recorder)
         stack.enter_context(recorder.watch(built.module))
         stack.enter_context(install_attention(context))
+        stack.enter_context(install_scans(context))
         stack.enter_context(install_fused_kernels(built.module, recipe, notes))
         stack.enter_context(mode.opened())
         run.record(progress or (lambda stage: None))
