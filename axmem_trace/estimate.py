@@ -59,14 +59,17 @@ def estimate(
                          trust_remote_code=trust_remote_code, strict=strict)  # fmt: skip
     clock.start("import", "importing torch, transformers and peft")
     from axmem_trace.models import build_model
+    from axmem_trace.tracing.recorder import Recorder
+    from axmem_trace.training.loading import LoadRecorder
     from axmem_trace.training.optimizers import build_optimizer
     from axmem_trace.training.record import record_run
 
     clock.start("build", f"building {recipe.model.base.name}")
-    built = build_model(recipe)
+    recorder = Recorder()
+    built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
     optimizer = build_optimizer(recipe, built.module)
     clock.start("trace", "tracing")
-    recording = record_run(recipe, built, optimizer, progress=clock.progress)
+    recording = record_run(recipe, built, optimizer, recorder=recorder, progress=clock.progress)
     clock.start("replay", "replaying the allocator")
     reservation = _replay_on_card(recipe, recording.ledger)
     if snapshot is not None:

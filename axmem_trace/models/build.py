@@ -1,8 +1,10 @@
-"""Recipe to model, in axolotl's order: configuration, class, skeleton, packing, vocabulary, casts, adapter, freezing."""
+"""Recipe to model, in axolotl's order: class, skeleton, packing, vocabulary, casts, adapter, freezing."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,8 +26,11 @@ from axmem_trace.models.walk import record_facts
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 
+WatchLoading = Callable[[Any], AbstractContextManager[None]]
+"""Called with the model when its weights are there; open while axolotl casts, adapts and freezes it."""
 
-def build_model(recipe: Recipe, *, device: str = "meta") -> BuiltModel:
+
+def build_model(recipe: Recipe, *, device: str = "meta", watch: WatchLoading = nullcontext) -> BuiltModel:
     """Build the model that axolotl would hand to the trainer.
 
     The order is that of axolotl `loaders/model.py` `ModelLoader.load` and `train.py` `setup_model_and_tokenizer`.
@@ -33,6 +38,7 @@ def build_model(recipe: Recipe, *, device: str = "meta") -> BuiltModel:
     Args:
         device: `meta` allocates nothing, whatever the model's size; `cpu` makes real tensors of a small,
             unquantised model along the same path.
+        watch: sees the loaded model, and is open around what happens to it then.
 
     Raises:
         ConfigError: the model can't be built as the recipe asks; the message says what to do.
@@ -44,10 +50,11 @@ def build_model(recipe: Recipe, *, device: str = "meta") -> BuiltModel:
         config = build_model_config(recipe, notes)
         model_class, config = find_model_class(recipe, config, notes)
         model, experts_quantised = _load(recipe, model_class, config, device, notes)
-        resize_vocabulary(model, recipe, notes)
-        model = cast_as_axolotl(model, recipe, experts_quantised=experts_quantised)
-        model = add_adapter(model, recipe, notes)
-        freeze_parameters(model, recipe, notes)
+        with watch(model):
+            resize_vocabulary(model, recipe, notes)
+            model = cast_as_axolotl(model, recipe, experts_quantised=experts_quantised)
+            model = add_adapter(model, recipe, notes)
+            freeze_parameters(model, recipe, notes)
         enable_checkpointing(model, recipe)
     model.train()
     states = _state_tensors(model)

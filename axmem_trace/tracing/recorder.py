@@ -76,6 +76,7 @@ class _Plan:
     workspace: Callable[..., Any] | None
     data_dependent: bool
     can_remember: bool
+    decide: Callable[..., None] | None
 
 
 class Recorder(TorchDispatchMode):
@@ -96,6 +97,8 @@ class Recorder(TorchDispatchMode):
         self.values = KnownValues()
         self.scopes = ModuleScopes(self._mark_output)
         self.context = KernelContext(recorder=self)
+        self.decisions: dict[Any, Callable[[Recorder, tuple[Any, ...], dict[str, Any], Any], None]] = {}
+        """By operator: what settles values that nobody can know (see `kernels/experts/routing.py`), with its result."""
         self._lives: list[_Life] = []
         self._living: dict[int, _Life] = {}
         self._marks: list[Mark] = []
@@ -128,12 +131,20 @@ class Recorder(TorchDispatchMode):
 
     def workspace(self, nbytes: int | Sequence[int], op: str = "", *, role: Role = "") -> None:
         """Blocks that are alive together for the moment and gone when this returns."""
-        sizes = [nbytes] if isinstance(nbytes, int) else list(nbytes)
+        with self.blocks([nbytes] if isinstance(nbytes, int) else nbytes, op, role=role):
+            pass
+
+    @contextmanager
+    def blocks(self, sizes: Sequence[int], op: str = "", *, role: Role = "") -> Iterator[None]:
+        """Blocks that no tensor stands for, alive while this is open."""
         lives = [self._start(size, op) for size in sizes if size > 0]
         for life in lives:
             life.role = role
-        for life in reversed(lives):
-            self._end(life)
+        try:
+            yield
+        finally:
+            for life in reversed(lives):
+                self._end(life)
 
     def hold(self, nbytes: int, op: str, *, role: Role = "workspace") -> None:
         """A block that no tensor stands for and that nobody gives back, such as cuBLAS's workspace."""
@@ -271,6 +282,8 @@ class Recorder(TorchDispatchMode):
                 self._follow(plan, func, args, kwargs, result)
             elif plan.mutates:
                 self._forget_mutated(func, args)
+        if plan.decide is not None:
+            plan.decide(self, args, kwargs, result)
         return result
 
     def _make_plan(self, op: Any) -> _Plan:
@@ -283,6 +296,7 @@ class Recorder(TorchDispatchMode):
             workspace=WORKSPACE_RULES.get(op) if self._with_rules else None,
             data_dependent=on_meta and op in DATA_DEPENDENT,
             can_remember=on_meta and can_remember(op),
+            decide=self.decisions.get(op),
         )
 
     def _recall_or_run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

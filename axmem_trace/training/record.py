@@ -14,6 +14,7 @@ from axmem_trace.recipe.types import Recipe
 from axmem_trace.tracing.cuda_mode import CudaMode
 from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.kernels.attention import install_attention
+from axmem_trace.tracing.kernels.experts import install_experts
 from axmem_trace.tracing.kernels.fused import install_fused_kernels
 from axmem_trace.tracing.kernels.registry import KernelContext
 from axmem_trace.tracing.kernels.scans import install_scans
@@ -35,16 +36,18 @@ def record_run(
     built: BuiltModel,
     optimizer: TracedOptimizer,
     *,
+    recorder: Recorder | None = None,
     progress: Callable[[str], None] | None = None,
     repeat: bool = True,
 ) -> Recording:
     """Plays the run on meta as a GPU would run it: evaluation where it comes first, and two optimizer steps.
 
     Args:
+        recorder: one that has seen the model being loaded; else the model appears all at once.
         repeat: take the second step's passes from the record of the first (see `Run`).
     """
     import_rules()
-    recorder = Recorder()
+    recorder = recorder or Recorder()
     context = recorder.context = _make_context(recipe, recorder)
     mode = CudaMode(context)
     notes: list[Note] = []
@@ -55,6 +58,7 @@ def record_run(
         stack.enter_context(recorder.watch(built.module))
         stack.enter_context(install_attention(context))
         stack.enter_context(install_scans(context))
+        stack.enter_context(install_experts(built.module, context))
         stack.enter_context(install_fused_kernels(built.module, recipe, notes))
         stack.enter_context(mode.opened())
         run.record(progress or (lambda stage: None))
@@ -87,5 +91,5 @@ def _make_context(recipe: Recipe, recorder: Recorder) -> KernelContext:
         compute_capability=recipe.gpu.compute_capability,
         attention=recipe.attention.kernel,
         router=recipe.router,
-        options={"batch": recipe.batch, "int8_threshold": recipe.quantisation.int8_threshold},
+        options={"batch": recipe.batch, "int8_outliers": recipe.quantisation.int8_outliers},
     )

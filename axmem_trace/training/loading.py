@@ -1,0 +1,129 @@
+"""Loading, as the card sees it: weights arrive one by one, are packed, and then axolotl's casts and the adapter follow.
+
+Source: transformers 5.16 `modeling_utils.py` (`caching_allocator_warmup`, `get_total_byte_count`) and
+`core_model_loading.py` (`convert_and_load_state_dict_in_model`, `MergeModulelist`, `Concatenate`); bitsandbytes 0.50
+`nn/modules.py` (`Params4bit._quantize`, `Int8Params._quantize`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.models.quantisation import iterate_bnb_states
+from axmem_trace.recipe.types import Recipe
+from axmem_trace.tracing.recorder import Recorder
+
+WARM_UP_RESERVE_BYTES = 1_288_490_188
+"""1.2 * 1024^3: what `caching_allocator_warmup` leaves free of the card, at least."""
+_ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+class LoadRecorder:
+    """Tells a recorder what `from_pretrained` puts on the card, and opens it for what is done to the model after."""
+
+    def __init__(self, recorder: Recorder, recipe: Recipe) -> None:
+        self.recorder, self.recipe = recorder, recipe
+
+    @contextmanager
+    def loaded(self, model: nn.Module) -> Iterator[None]:
+        """`model` is as `from_pretrained` returns it. What happens to it while this is open is recorded."""
+        self.recorder.mark("load", 0)
+        with self.recorder:
+            self._warm_up(model)
+            self._place_weights(model)
+            yield
+
+    def _warm_up(self, model: nn.Module) -> None:
+        """One block as large as the model, given back at once: the cache that the weights are then cut from.
+
+        axolotl switches it off where it quantises experts on the way (`monkeypatch/moe_quant.py`).
+        """
+        if self.recipe.quantisation.quantise_moe_experts:
+            return
+        nbytes = sum(self._counted_bytes(module, parameter) for module, parameter in _own_parameters(model))
+        nbytes += sum(buffer.nbytes for buffer in model.buffers())
+        if self.recipe.gpu.memory_bytes:
+            nbytes = min(nbytes, self.recipe.gpu.memory_bytes - WARM_UP_RESERVE_BYTES)
+        self.recorder.workspace(nbytes // 2 * 2, "transformers.caching_allocator_warmup")
+
+    def _counted_bytes(self, module: nn.Module, parameter: nn.Parameter) -> int:
+        """What transformers' quantizers count (`param_element_size`): half a byte a weight for 4-bit linears."""
+        state = getattr(parameter, "quant_state", None)
+        return int(torch.Size(state.shape).numel()) // 2 if state is not None else parameter.nbytes
+
+    def _place_weights(self, model: nn.Module) -> None:
+        merged = _merged_names(model)
+        for name, module in model.named_modules():
+            for own_name, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
+                full_name = f"{name}.{own_name}" if name else own_name
+                with self._while_arriving(parameter, merged(full_name)):
+                    self._register(name, parameter)
+                    for state in iterate_bnb_states(name, module) if own_name == "weight" else ():
+                        self._register(name, state.tensor)
+            for buffer in module._buffers.values():
+                if buffer is not None:
+                    self._register(name, buffer)
+            for state in iterate_bnb_states(name, module):
+                self._register(name, state.tensor)
+
+    def _register(self, module: str, tensor: torch.Tensor) -> None:
+        self.recorder.register(tensor, role="weight", module=module)
+
+    @contextmanager
+    def _while_arriving(self, parameter: nn.Parameter, is_merged: bool) -> Iterator[None]:
+        """What lies beside the finished weight while it is made from what the checkpoint holds."""
+        with self.recorder.blocks(self._source_blocks(parameter, is_merged), "transformers.from_pretrained"):
+            yield
+
+    def _source_blocks(self, parameter: nn.Parameter, is_merged: bool) -> list[int]:
+        """Bytes of each.
+
+        A 4-bit weight: the one in the load dtype, and the fp32 `absmax` with its copy less the mean under double
+        quantisation. An 8-bit one: the load dtype's, and an fp16 copy where that is another dtype. Fused experts:
+        parts of the same size in sum (`MergeModulelist` and `Concatenate` drop each part once it is copied).
+        """
+        if self.recipe.quantisation.method in ("bnb_4bit", "bnb_8bit"):
+            itemsize = _ITEMSIZE[self.recipe.precision.load_dtype]
+            state = getattr(parameter, "quant_state", None)
+            if state is not None:
+                elements = int(torch.Size(state.shape).numel())
+                absmax = -(-elements // state.blocksize) * 4
+                return [elements * itemsize, *([absmax, absmax] if state.nested else [])]
+            if parameter.dtype == torch.int8:
+                is_fp16 = self.recipe.precision.load_dtype == "float16"
+                return [parameter.numel() * itemsize, *([] if is_fp16 else [parameter.numel() * 2])]
+        return [parameter.nbytes] if is_merged else []
+
+
+def _own_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+    """Each parameter once, with the first module that holds it."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield module, parameter
+
+
+def _merged_names(model: Any) -> Any:
+    """Tells whether a parameter is put together from several of the checkpoint's tensors."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    if not hasattr(model, "config"):
+        return lambda name: False
+    patterns = [
+        re.compile(re.escape(target.lstrip("^").rstrip("$")).replace(r"\*", "[0-9]+"))
+        for conversion in get_model_conversion_mapping(model)
+        if isinstance(conversion, WeightConverter)
+        for target in conversion.target_patterns
+    ]
+    return lambda name: any(pattern.search(name) for pattern in patterns)

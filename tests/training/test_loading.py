@@ -1,0 +1,102 @@
+"""What loading takes beside the weights themselves: the warm-up, what weights are made from, casts there and back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import write_tiny_model
+
+from axmem_trace.ledger import Ledger
+from axmem_trace.models import build_model
+from axmem_trace.recipe import read_recipe
+from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.loading import LoadRecorder
+
+FROM_PRETRAINED, WARM_UP = "transformers.from_pretrained", "transformers.caching_allocator_warmup"
+
+
+def load(tmp_path: Path, family: str = "llama", **keys: Any) -> Ledger:
+    config = {
+        "base_model": write_tiny_model(family, tmp_path / family),
+        "micro_batch_size": 1,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
+    recipe = read_recipe(config, hub="never")
+    recorder = Recorder()
+    built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
+    for tensor in [*built.module.parameters(), *built.module.buffers(), *(each.tensor for each in built.state_tensors)]:
+        assert recorder.born_at(tensor), "everything that is there after loading was seen to come"
+    return recorder.make_ledger()
+
+
+def sizes(ledger: Ledger, op: str) -> Counter[int]:
+    return Counter(each.nbytes for each in ledger.allocations if each.op == op)
+
+
+def test_a_full_fine_tune_loads_what_it_keeps_and_warms_the_cache_with_as_much(tmp_path):
+    ledger = load(tmp_path, attn_implementation="flash_attention_2")
+    # Two untied 96 x 32 embeddings; a layer: q, o 32 x 32, k, v 16 x 32, three of 48 x 32, two norms of 32; last norm:
+    # 2 x 3072 + 2 x (2 x 1024 + 2 x 512 + 3 x 1536 + 64) + 32 = 21,664 weights in bf16; two fp32 rotary tables of 4.
+    assert sizes(ledger, WARM_UP) == Counter([21_664 * 2 + 2 * 4 * 4])
+    assert not sizes(ledger, FROM_PRETRAINED)
+    # Embeddings become fp32 (96 x 32 x 4 = 12,288) and, under flash attention, bf16 again (6,144); so do five norms.
+    casts = Counter({12_288: 2, 6_144: 2, 32 * 4: 5, 32 * 2: 5})
+    assert sizes(ledger, "aten._to_copy.default") == casts
+    end = ledger.allocated_at(ledger.ticks)
+    assert end == sum(each.block_bytes for each in ledger.alive_at(ledger.ticks))
+    # At the most, at the head's cast: the embedding and five norms are fp32, and both of the head's are there.
+    assert ledger.peak().allocated_bytes == end + (12_288 - 6_144) + 12_288
+
+
+def test_sdpa_leaves_norms_and_embeddings_in_fp32(tmp_path):
+    assert sizes(load(tmp_path), "aten._to_copy.default") == Counter({12_288: 2, 32 * 4: 5})
+
+
+def test_four_bits_arrive_one_weight_at_a_time(tmp_path):
+    ledger = load(tmp_path, adapter="qlora", load_in_4bit=True, lora_r=4, lora_alpha=8, lora_target_linear=True)
+    # Each weight in bf16; its absmax, fp32 for every 64 weights, twice: as it was, and less its mean.
+    weights = {1024: 4, 512: 4, 1536: 6}
+    expected: Counter[int] = Counter()
+    for elements, number in weights.items():
+        expected[elements * 2] += number
+        expected[elements // 64 * 4] += 2 * number
+    assert sizes(ledger, FROM_PRETRAINED) == expected
+    # Half a byte for each linear weight, two for the 2 x 3072 of the embeddings and the 160 of the norms.
+    linears = 4 * 1024 + 4 * 512 + 6 * 1536
+    warm_up = sizes(ledger, WARM_UP)
+    assert len(warm_up) == 1
+    assert next(iter(warm_up)) - (linears // 2 + 2 * (2 * 3072 + 160) + 2 * 4 * 4) == 0
+
+
+@pytest.mark.parametrize(("dtype", "copies"), [({"bf16": True}, 2), ({"bf16": False, "fp16": True}, 1)])
+def test_eight_bits_pass_through_fp16(tmp_path, dtype, copies):
+    ledger = load(tmp_path, adapter="lora", load_in_8bit=True, lora_r=4, lora_alpha=8, lora_target_linear=True, **dtype)
+    expected = Counter({2048: 4 * copies, 1024: 4 * copies, 3072: 6 * copies})
+    assert sizes(ledger, FROM_PRETRAINED) == expected
+
+
+def test_fused_experts_are_merged_from_parts_of_the_same_size(tmp_path):
+    ledger = load(tmp_path, "qwen3_moe", attn_implementation="flash_attention_2")
+    # Per layer: gate_up 4 x 48 x 32 and down 4 x 32 x 24, bf16.
+    assert sizes(ledger, FROM_PRETRAINED) == Counter({4 * 48 * 32 * 2: 2, 4 * 32 * 24 * 2: 2})
+
+
+def test_the_warm_up_leaves_room_on_a_small_card(tmp_path):
+    config = {
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "micro_batch_size": 1,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+    }
+    recipe = read_recipe(config, hub="never")
+    # The card has 1.2 GiB and 1001 bytes: 43,360 are wanted, and an even number of bytes is what fp16 can ask for.
+    recipe = replace(recipe, gpu=replace(recipe.gpu, memory_bytes=1_288_490_188 + 1001))
+    recorder = Recorder()
+    build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
+    assert sizes(recorder.make_ledger(), WARM_UP) == Counter([1000])
