@@ -65,6 +65,8 @@ class KnownValues:
             return None
         values = tree_map_only(torch.Tensor, self.value_of, (args, kwargs))
         real_args, real_kwargs = tree_map_only(torch.device, lambda _: torch.device("cpu"), values)
+        if op is aten.histc.default and not real_args[0].dtype.is_floating_point:  # on a CPU there is none of integers
+            return op(real_args[0].double(), *real_args[1:], **real_kwargs).to(real_args[0].dtype)
         return op(*real_args, **real_kwargs)
 
     def may_follow(self, args: tuple[Any, ...]) -> bool:

@@ -1,0 +1,101 @@
+"""Where tokens are routed to: nobody can know it from a configuration, so it is assumed, and said.
+
+A router scores every token against every expert and keeps the best `top_k` with `torch.topk` (or, one at a time, with
+`max`). The scores of a trace have no values. `Routing` decides the indices that come out; they are known values from
+then on, so whatever a model computes from them (masks, counts, offsets, sorted orders) follows as for the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from axmem_trace.tracing.recorder import Recorder
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The experts of `tokens` tokens, `top_k` different ones each.
+
+    Balanced: token t's slots are experts t * top_k, t * top_k + 1, ... modulo the number of experts, so that experts
+    get the same number of tokens to within one. Worst: every token takes the same `top_k` experts; more than all
+    tokens no expert can get.
+    """
+
+    tokens: int
+    top_k: int
+    num_experts: int
+    router: Literal["balanced", "worst"] = "balanced"
+
+    def indices(self) -> torch.Tensor:
+        """[tokens, top_k], int64."""
+        slots = torch.arange(self.top_k)
+        if self.router == "worst":
+            return slots.expand(self.tokens, self.top_k)
+        return (torch.arange(self.tokens).unsqueeze(1) * self.top_k + slots) % self.num_experts
+
+    def tokens_of(self, expert: int) -> int:
+        """How many tokens the expert gets."""
+        if self.router == "worst":
+            return self.tokens if expert < self.top_k else 0
+        share, rest = divmod(self.tokens * self.top_k, self.num_experts)
+        return share + (expert < rest)
+
+    def used_experts(self) -> int:
+        """How many experts get any token; they are the first ones."""
+        return self.top_k if self.router == "worst" else min(self.num_experts, self.tokens * self.top_k)
+
+
+class Routing:
+    """Decides the outcome of every choice among `expert_counts` experts that a recorder sees.
+
+    On meta the indices become known values; on a CPU (to check meta against a real run) they are written over those
+    that the model's random weights chose.
+    """
+
+    def __init__(self, expert_counts: Iterable[int], router: Literal["balanced", "worst"] = "balanced") -> None:
+        self.expert_counts = frozenset(expert_counts)
+        self.router: Literal["balanced", "worst"] = router
+        self.latest: Assignment | None = None
+        """The last decision; None before the first."""
+        self._greedy: list[int] = [0, 0]
+
+    def attach(self, recorder: Recorder) -> None:
+        """From now on the recorder asks here after every operator that may be a router's choice."""
+        recorder.decisions[aten.topk.default] = self._decide_topk
+        recorder.decisions[aten.max.dim] = self._decide_max
+        recorder.decisions[aten.argmax.default] = self._decide_argmax
+
+    def _decide_topk(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        scores, dim = args[0], args[2] if len(args) > 2 else kwargs.get("dim", -1)
+        if self._is_choice(scores, dim):
+            self._settle(recorder, result[1], top_k=result[1].shape[-1], num_experts=scores.shape[-1])
+
+    def _decide_max(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if self._is_choice(args[0], args[1]):
+            self._settle(recorder, result[1], top_k=1, num_experts=args[0].shape[-1])
+
+    def _decide_argmax(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if self._is_choice(args[0], args[1] if len(args) > 1 else kwargs.get("dim")):
+            self._settle(recorder, result, top_k=1, num_experts=args[0].shape[-1])
+
+    def _is_choice(self, scores: torch.Tensor, dim: int | None) -> bool:
+        """A choice along the last dimension, which counts experts."""
+        if dim is None or not scores.ndim or dim not in (-1, scores.ndim - 1):
+            return False
+        return scores.dtype.is_floating_point and scores.shape[-1] in self.expert_counts
+
+    def _settle(self, recorder: Recorder, index: torch.Tensor, *, top_k: int, num_experts: int) -> None:
+        self.latest = Assignment(index.numel() // top_k, top_k, num_experts, self.router)
+        with recorder.paused():
+            value = self.latest.indices().reshape(index.shape)
+            if index.is_meta:
+                recorder.values.learn(index, value)
+            else:
+                index.copy_(value)
