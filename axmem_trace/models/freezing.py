@@ -39,7 +39,9 @@ def freeze_parameters(model: Any, recipe: Recipe, notes: list[Note]) -> None:
     if freezing.lisa_layers:
         _freeze_for_lisa(model, freezing.lisa_layers, notes)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise _nothing_trains(model, recipe)
+        if not getattr(model, "_require_grads_hooks", None):
+            raise _nothing_trains(model, recipe)
+        notes.append(_note_nothing_trains(model, recipe))
 
 
 def freeze_all_but(model: nn.Module, patterns: tuple[str, ...]) -> None:
@@ -104,6 +106,19 @@ def _spectrum_patterns(model: nn.Module, fraction: float, notes: list[Note]) -> 
     text = f"the first {fraction:g} of the layers of each kind stand for those with the best signal-to-noise ratio"
     notes.append(Note(kind="assumed", key="spectrum_top_fraction", text=text))
     return ("^lm_head.weight$", "^model.embed_tokens.weight$", *(f"^{re.escape(name)}[.]" for name in chosen))
+
+
+def _note_nothing_trains(model: nn.Module, recipe: Recipe) -> Note:
+    """The embeddings' outputs require gradients, so backward runs, and reaches no parameter.
+
+    axolotl only logs "All parameters are frozen. Model will not be trained." (`freeze_layers_except`).
+    """
+    example = next(name for name, _ in reversed(list(model.named_parameters())))
+    text = (
+        f"nothing trains: no parameter's name begins as a pattern of {list(recipe.freezing.unfrozen)} asks (they are "
+        f"named like {example}). axolotl logs a warning and goes on: the figures hold no gradients, no optimizer state"
+    )
+    return Note(kind="warning", key="unfrozen_parameters" if recipe.freezing.unfrozen else "adapter", text=text)
 
 
 def _nothing_trains(model: nn.Module, recipe: Recipe) -> ConfigError:

@@ -50,7 +50,8 @@ def build_optimizer(recipe: Recipe, module: nn.Module) -> TracedOptimizer:
         ConfigError: an unknown name, arguments that the library refuses, or nothing to train.
     """
     name = canonical_name(recipe.optimizer.name, frozenset(BUILDERS))
-    if not any(parameter.requires_grad for parameter in module.parameters()):
+    trains = any(parameter.requires_grad for parameter in module.parameters())
+    if not trains and not getattr(module, "_require_grads_hooks", None):  # with them, backward runs all the same
         raise ConfigError("nothing to train: no parameter requires a gradient", key="optimizer", value=name,
                           remedy="check `adapter` and `unfrozen_parameters`")  # fmt: skip
     request = Request(recipe=recipe, module=module, name=name, notes=note_on_name(name))

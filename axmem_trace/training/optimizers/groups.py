@@ -47,7 +47,7 @@ def make_param_groups(recipe: Recipe, module: nn.Module, *, custom: bool) -> lis
         groups = _axolotl_groups(recipe, module)
     else:
         groups = _transformers_groups(recipe, module)
-    return [group for group in groups if group["params"]]
+    return [group for group in groups if group["params"]] or groups[:1]  # torch refuses a list of no groups
 
 
 def _transformers_groups(recipe: Recipe, module: nn.Module) -> list[dict[str, Any]]:
