@@ -98,6 +98,9 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     "kbit_preparation": Assumption(
         "bool", "peft's prepare_model_for_kbit_training", _set("quantisation.kbit_preparation"),
         ("quantisation.kbit_preparation",)),
+    "int8_outliers": Assumption(
+        _COUNT, "outlier columns in the input of each 8-bit layer", _set("quantisation.int8_outliers"),
+        ("quantisation.int8_outliers",)),
     "use_reentrant": Assumption(
         "bool", "variant of checkpointing", _set("checkpointing.use_reentrant"), ("checkpointing.use_reentrant",)),
     "lora_kernels": Assumption(
@@ -133,7 +136,7 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
 }  # fmt: skip
 """Every key of `--assume`."""
 
-_MAY_BE_ZERO = ("images_per_row", "added_tokens")
+_MAY_BE_ZERO = ("images_per_row", "added_tokens", "int8_outliers")
 
 
 def apply_assumptions(recipe: Recipe, assumptions: Settings) -> Recipe:

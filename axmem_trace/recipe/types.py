@@ -115,6 +115,8 @@ class Quantisation:
     skip_modules: tuple[str, ...] = ()
     """Empty: what transformers' quantizer skips by itself (output embedding, tied and last modules)."""
     int8_threshold: float = 6.0
+    int8_outliers: int = 0
+    """Columns of each 8-bit layer's input that hold a value beyond the threshold: known on real data only."""
     kbit_preparation: bool = False
     """peft's `prepare_model_for_kbit_training` runs: what is not quantised becomes fp32."""
     quantise_moe_experts: bool = False
