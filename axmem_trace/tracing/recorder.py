@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from axmem_trace.ledger import NEVER, Allocation, Device, Ledger, Mark, Phase, Role
 from axmem_trace.tracing.kernels.registry import DISPATCH_RULES, WORKSPACE_RULES, KernelContext
 from axmem_trace.tracing.known_values import DATA_DEPENDENT, KnownValues, worth_knowing
+from axmem_trace.tracing.masked_index import INDEXES, picked_indices
 from axmem_trace.tracing.module_scopes import ModuleScopes
 from axmem_trace.tracing.result_memo import ResultMemo, can_remember
 
@@ -75,6 +76,10 @@ class _Plan:
     rule: Callable[..., Any] | None
     workspace: Callable[..., Any] | None
     data_dependent: bool
+    leaves_gpu: bool
+    """It may copy to the host, as `tolist` does."""
+    indexes: bool
+    """It may be given boolean masks to index by."""
     can_remember: bool
     decide: Callable[..., None] | None
 
@@ -220,6 +225,16 @@ class Recorder(TorchDispatchMode):
         self.register(tensor, role=role)
         return tensor
 
+    def copy_to_host(self, tensor: torch.Tensor, *, role: Role = "", module: str = "") -> torch.Tensor:
+        """A tensor of the same layout that counts as host memory for as long as it lives."""
+        with self.paused():
+            copy = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=self.traced_device)
+        life = self._bear(copy, op="to_host")
+        if life is not None:
+            life.device, life.role = "cpu", role
+            life.module = module or life.module
+        return copy
+
     def known(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The true value of a tensor on meta, where it follows from the inputs."""
         return self.values.value_of(tensor)
@@ -267,6 +282,12 @@ class Recorder(TorchDispatchMode):
             result = self._answer(func, args, kwargs)
             if result is not None:
                 return result
+        if plan.leaves_gpu and followed and torch.device(kwargs.get("device") or "meta").type == "cpu":
+            value = self.values.run(func, args, kwargs)
+            if value is not None:
+                return value
+        if plan.indexes:
+            args = self._index_by_number(args, plan.name)
         if plan.rule is not None:
             result = plan.rule(self.context, func, args, kwargs)
         elif plan.can_remember and not (followed and args):
@@ -295,6 +316,8 @@ class Recorder(TorchDispatchMode):
             rule=DISPATCH_RULES.get(op) if self._with_rules else None,
             workspace=WORKSPACE_RULES.get(op) if self._with_rules else None,
             data_dependent=on_meta and op in DATA_DEPENDENT,
+            leaves_gpu=on_meta and op is aten._to_copy.default,
+            indexes=on_meta and op in INDEXES,
             can_remember=on_meta and can_remember(op),
             decide=self.decisions.get(op),
         )
@@ -317,6 +340,15 @@ class Recorder(TorchDispatchMode):
         if isinstance(value, torch.Tensor):
             return self._stand_in(value, str(func))
         return tuple(self._stand_in(each, str(func)) for each in value)
+
+    def _index_by_number(self, args: tuple[Any, ...], op: str) -> tuple[Any, ...]:
+        """Masks whose values are known, as integer indices; a GPU makes these for the moment."""
+        picked = picked_indices(self.values, args)
+        if picked is None:
+            return args
+        if self._with_rules:
+            self.workspace(picked[1], op)
+        return picked[0]
 
     def _stand_in(self, value: torch.Tensor, op: str) -> torch.Tensor:
         tensor = torch.empty_like(value, device="meta", memory_format=torch.contiguous_format)
