@@ -1,7 +1,8 @@
 """causal-conv1d's depthwise convolution: keeps its input alone, where `F.conv1d` with padding keeps three tensors.
 
 Source: causal-conv1d 1.7.0 `causal_conv1d_interface.py` (`CausalConv1dFn`), `cpp_functions.py`, and
-`csrc/causal_conv1d.cpp`, which takes no workspace unless deterministic algorithms were asked for.
+`csrc/causal_conv1d.cpp`, which takes no workspace (it does under `torch.use_deterministic_algorithms`, which axolotl
+never asks for).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from axmem_trace.tracing.kernels.scans.layouts import dense_along, num_chunks
+from axmem_trace.tracing.kernels.scans.layouts import dense_along
 
 
 class CausalConv1d(torch.autograd.Function):
@@ -46,24 +47,7 @@ def conv_gradients(
     x_grad = torch.empty_like(x) if x_grad is None else x_grad
     weight_grad = torch.empty_like(weight, dtype=torch.float32)
     bias_grad = None if bias is None else torch.empty_like(bias, dtype=torch.float32)
-    workspace = _deterministic_workspace(x, weight, bias)
-    del workspace
     return x_grad, weight_grad.type_as(weight), None if bias_grad is None else bias_grad.type_as(weight)
-
-
-def _deterministic_workspace(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> list[torch.Tensor]:  # fmt: skip
-    """One partial sum per row, and per piece of the sequence where channels lie together."""
-    if not torch.are_deterministic_algorithms_enabled():
-        return []
-    batch, dim, seqlen = x.shape
-    channels_last = x.stride(1) == 1 and x.stride(2) > 1
-    pieces = num_chunks(seqlen, 64 if seqlen <= 128 else 128) if channels_last else 1
-    sums = [x.new_empty((batch, pieces, *weight.shape), dtype=torch.float32)]
-    if bias is not None:
-        sums.append(x.new_empty((batch, pieces, dim), dtype=torch.float32))
-    return sums
 
 
 def causal_conv1d_fn(

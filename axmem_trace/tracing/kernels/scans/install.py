@@ -12,9 +12,12 @@ from typing import Any
 from unittest.mock import patch
 
 from axmem_trace.notes import Note
+from axmem_trace.tracing.kernels.attention.card import num_sms
 from axmem_trace.tracing.kernels.registry import KernelContext
 from axmem_trace.tracing.kernels.scans.causal_conv import causal_conv1d_fn
 from axmem_trace.tracing.kernels.scans.selective_scan import selective_scan_fn
+from axmem_trace.tracing.kernels.scans.ssd import mamba_chunk_scan_combined
+from axmem_trace.tracing.kernels.scans.ssd_split import mamba_split_conv1d_scan_combined
 
 Kernel = Callable[..., Any]
 
@@ -24,6 +27,8 @@ _CONV = "causal-conv1d 1.7.0"
 KERNELS: dict[str, tuple[Kernel, str]] = {
     "causal_conv1d_fn": (causal_conv1d_fn, _CONV),
     "mamba_selective_scan": (selective_scan_fn, _MAMBA),
+    "mamba2_chunk_scan": (mamba_chunk_scan_combined, _MAMBA),
+    "mamba2_split_conv1d_scan_combined": (mamba_split_conv1d_scan_combined, _MAMBA),
 }
 """By the name that a modeling file gives to the function, the kernel that takes its place and the package it is in."""
 
@@ -56,11 +61,12 @@ def _modeling_files() -> list[ModuleType]:
 def _adapted(context: KernelContext, kernel: Kernel, package: str) -> Kernel:
     """The kernel, called with the keyword arguments that it knows, and named in the report once it runs."""
     known = frozenset(inspect.signature(kernel).parameters)
+    card = {"num_sms": num_sms(context)} if "num_sms" in known else {}
 
     @functools.wraps(kernel)
     def run(*args: Any, **kwargs: Any) -> Any:
         context.note(_note(package))
-        return kernel(*args, **{key: value for key, value in kwargs.items() if key in known})
+        return kernel(*args, **{key: value for key, value in kwargs.items() if key in known}, **card)
 
     return run
 

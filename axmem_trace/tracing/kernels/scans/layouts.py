@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
-
 import torch
 
-Maybe = TypeVar("Maybe", torch.Tensor, "torch.Tensor | None")
 
-
-def last_dim_dense(tensor: Maybe) -> Maybe:
+def last_dim_dense(tensor: torch.Tensor) -> torch.Tensor:
     """A copy where the last dimension is strided, as the kernels' host code makes it."""
-    if tensor is not None and tensor.stride(-1) != 1:
-        return tensor.contiguous()
-    return tensor
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def dense_along(tensor: Maybe, *dims: int) -> Maybe:
+def dense_along(tensor: torch.Tensor, *dims: int) -> torch.Tensor:
     """A copy unless one of these dimensions has stride 1."""
-    if tensor is not None and all(tensor.stride(dim) != 1 for dim in dims):
-        return tensor.contiguous()
-    return tensor
+    return tensor if any(tensor.stride(dim) == 1 for dim in dims) else tensor.contiguous()
 
 
-def fp32_block(like: torch.Tensor, *shape: int) -> torch.Tensor:
+def dense_or_none(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """A contiguous copy of what is strided; nothing of nothing."""
+    return None if tensor is None else tensor.contiguous()
+
+
+def fp32(like: torch.Tensor, *shape: int) -> torch.Tensor:
     """An fp32 block of this shape, not initialised, on the device of `like`."""
     return like.new_empty(shape, dtype=torch.float32)
 
@@ -32,8 +28,3 @@ def fp32_block(like: torch.Tensor, *shape: int) -> torch.Tensor:
 def num_chunks(length: int, chunk: int) -> int:
     """Pieces of `chunk` in `length`, the last one partly filled."""
     return -(-length // chunk)
-
-
-def needed(ctx: Any, gradients: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor | None, ...]:
-    """`gradients`, with None for each input that asked for none."""
-    return tuple(grad if needs else None for grad, needs in zip(gradients, ctx.needs_input_grad, strict=True))

@@ -24,12 +24,14 @@ class SelectiveScan(torch.autograd.Function):
         ctx: Any, u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor,
         D: torch.Tensor | None, z: torch.Tensor | None, delta_bias: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        u, delta, B, C, z = (last_dim_dense(each) for each in (u, delta, B, C, z))
+        u, delta, B, C = (last_dim_dense(each) for each in (u, delta, B, C))
+        z = None if z is None else last_dim_dense(z)
         D = None if D is None else D.contiguous()
         out, states, gated = scan_forward(u, delta, A, z)
         ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, states, None if z is None else out)
         last_state = states[:, :, -1, 1::2]
         ctx.mark_non_differentiable(last_state)
+        ctx.set_materialize_grads(False)
         return (out if gated is None else gated), last_state
 
     @staticmethod
