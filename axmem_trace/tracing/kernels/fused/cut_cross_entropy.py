@@ -62,8 +62,9 @@ class CutCrossEntropy(torch.autograd.Function):
             hidden.new_zeros(-(-rows // num_columns), num_columns, dtype=torch.int32)
             for rows in (valid.shape[0], head.shape[0])
         ]
+        grad_head = None if grad_head is None else grad_head.to(head.dtype)  # while order and locks are still there
         del order, locks
-        return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None
+        return grad_hidden, grad_head, None, None
 
 
 def cut_causal_lm_loss(

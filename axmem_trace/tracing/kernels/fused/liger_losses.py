@@ -28,18 +28,27 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor, ignore_index: int) -> torch.Tensor:
         loss_by_row = torch.zeros(logits.shape[0], dtype=logits.dtype, device=logits.device)
-        mask = target != ignore_index
-        (target * mask).max()
+        mask = _check_targets(target, ignore_index, logits.shape[-1])
         if logits.stride(-1) != 1:
             logits = logits.contiguous()
         if logits.requires_grad:
             ctx.save_for_backward(logits.detach())
+        del mask
         return loss_by_row.sum()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
         return gradient, None, None
+
+
+def _check_targets(target: torch.Tensor, ignore_index: int, vocabulary: int) -> torch.Tensor:
+    """The mask of targets that count; that they lie within the vocabulary is checked with two products by it."""
+    mask = target != ignore_index
+    mask.sum()
+    torch.lt((target * mask).max(), vocabulary)
+    torch.ge((target * mask).min(), 0)
+    return mask
 
 
 def cross_entropy(
@@ -57,7 +66,7 @@ def cross_entropy(
     Shapes: input [rows, vocabulary], target [rows]; a loss per row with `reduction="none"`, else a scalar.
     """
     if reduction == "none":
-        return _UnreducedCrossEntropy.apply(input, target)
+        return _UnreducedCrossEntropy.apply(input, target, ignore_index)
     return CrossEntropy.apply(input, target, ignore_index)
 
 
@@ -65,15 +74,17 @@ class _UnreducedCrossEntropy(torch.autograd.Function):
     """A loss per row: backward multiplies the kept gradient out of place (`cross_entropy_backward`)."""
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor, ignore_index: int) -> torch.Tensor:
+        loss_by_row = torch.zeros(logits.shape[0], dtype=logits.dtype, device=logits.device)
+        _check_targets(target, ignore_index, logits.shape[-1])
         if logits.requires_grad:
             ctx.save_for_backward(logits.detach())
-        return torch.zeros(logits.shape[0], dtype=logits.dtype, device=logits.device)
+        return loss_by_row
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0].unsqueeze(1), None
+        return gradient * grad_outputs[0].unsqueeze(1), None, None
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):

@@ -54,11 +54,12 @@ class FusedProjections(torch.autograd.Function):
     def forward(ctx: Any, frozen: tuple[Frozen, ...], base_first: bool, x: torch.Tensor,
                 x_dropped: torch.Tensor | None, *tensors: torch.Tensor | None) -> Any:  # fmt: skip
         forwards = [
-            project_forward(Projection.of(fixed, trained), x, x_dropped)
+            project_forward(Projection.of(fixed, trained), x, x_dropped, sums_again=not base_first)
             for fixed, trained in zip(frozen, split(tensors, TRAINED), strict=True)
         ]
-        saved = [each for trained, made in zip(split(tensors, TRAINED), forwards, strict=True)
-                 for each in (*cast(trained, x.dtype), *made.kept)]  # fmt: skip
+        kept = [made.keep() for made in forwards]
+        saved = [each for trained, of_dora in zip(split(tensors, TRAINED), kept, strict=True)
+                 for each in (*cast(trained, x.dtype), *of_dora)]  # fmt: skip
         ctx.save_for_backward(x, x if x_dropped is None else x_dropped, *saved)
         ctx.frozen, ctx.base_first, ctx.has_dropout = frozen, base_first, x_dropped is not None
         return tuple(made.output for made in forwards)
@@ -99,12 +100,23 @@ class FusedProjections(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """One projection's forward. `kept` are DoRA's magnitude, scale and sum, or three times None; `alive` is what the
+    """One projection's forward; with DoRA also the magnitude, its scale, and the parts from base and adapter, which the
     real function's names hold until it returns."""
 
     output: torch.Tensor
-    kept: Tensors
-    alive: Tensors = ()
+    magnitude: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    base: torch.Tensor | None = None
+    adapter: torch.Tensor | None = None
+    combined: torch.Tensor | None = None
+
+    def keep(self) -> Tensors:
+        """What DoRA keeps: magnitude, scale and sum. Where the output was made from a sum without a name, the sum is
+        made once more."""
+        if self.base is None or self.adapter is None:
+            return None, None, None
+        combined = self.base + self.adapter if self.combined is None else self.combined
+        return self.magnitude, self.scale, combined
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +128,24 @@ class AdapterGradients:
     trained: Tensors
 
 
-def project_forward(projection: Projection, x: torch.Tensor, x_dropped: torch.Tensor | None) -> Made:
-    """One projection's output, [..., out], from x [..., in]."""
+def project_forward(projection: Projection, x: torch.Tensor, x_dropped: torch.Tensor | None, *,
+                    sums_again: bool) -> Made:  # fmt: skip
+    """One projection's output, [..., out], from x [..., in].
+
+    Args:
+        sums_again: with DoRA, the sum of base and adapter is made for the output and once more to be kept (`LoRA_QKV`,
+            and gate and up of `LoRA_MLP`).
+    """
     if projection.magnitude is None:
-        return Made(project(x, projection, x_dropped), (None, None, None))
+        return Made(project(x, projection, x_dropped))
     base = project(x, projection, with_adapter=False)
     adapter = adapter_output(x if x_dropped is None else x_dropped, projection)
     scale = dora_scale(projection, x.dtype)
-    combined = base + adapter
-    output = scale.unsqueeze(0) * combined
+    combined = None if sums_again else base + adapter
+    output = scale.unsqueeze(0) * (base + adapter if combined is None else combined)
     if projection.frozen.bias is not None:
         output = output + projection.frozen.bias
-    return Made(output, (projection.magnitude, scale, combined), (base, adapter))
+    return Made(output, projection.magnitude, scale, base, adapter, combined)
 
 
 def through_magnitude(grad: torch.Tensor, kept: Tensors) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -43,11 +43,13 @@ class LoraMlp(torch.autograd.Function):
                 *tensors: torch.Tensor | None) -> torch.Tensor:  # fmt: skip
         trained = split(tensors, TRAINED)
         projections = [Projection.of(fixed, each) for fixed, each in zip(frozen, trained, strict=True)]
-        gate, up = (project_forward(each, x, x_dropped) for each in projections[:2])
+        gate, up = (project_forward(each, x, x_dropped, sums_again=True) for each in projections[:2])
+        kept = [gate.keep(), up.keep()]
         hidden = torch.empty_like(gate.output)
-        down = project_forward(projections[2], hidden, None)
-        saved = [each for weights, made in zip(trained, (gate, up, down), strict=True)
-                 for each in (*cast(weights, x.dtype), *made.kept)]  # fmt: skip
+        down = project_forward(projections[2], hidden, None, sums_again=False)
+        kept.append(down.keep())
+        saved = [each for weights, of_dora in zip(trained, kept, strict=True)
+                 for each in (*cast(weights, x.dtype), *of_dora)]  # fmt: skip
         ctx.save_for_backward(x, x if x_dropped is None else x_dropped, gate.output, up.output, *saved)
         ctx.frozen, ctx.has_dropout = frozen, x_dropped is not None
         return down.output
