@@ -53,6 +53,7 @@ def derive_batch(draft: Draft, model: Model) -> Batch:
         image_size=_image_size(draft),
         images_per_row=images,
         audio_seconds_per_row=audio,
+        processor_options=draft.sub("processor_kwargs"),
     )
 
 

@@ -258,6 +258,8 @@ class Batch:
     """Height and width asked for with `image_size`; empty: the processor's own."""
     images_per_row: int = 0
     audio_seconds_per_row: float = 0.0
+    processor_options: Mapping[str, Any] = field(default_factory=_empty)
+    """`processor_kwargs`: `min_pixels`, `max_pixels`, `size`, ... as the processor's class takes them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
