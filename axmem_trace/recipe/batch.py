@@ -70,11 +70,14 @@ def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
     packing = draft.get("eval_sample_packing")
     if packing is None:
         packing = bool(draft.get("sample_packing")) and not draft.get("eval_table_size")
+    rows = draft.get("eval_batch_size") or micro
+    length = draft.get("eval_sequence_len") or draft.get("sequence_len") or 512
     if packing and draft.get("sample_packing"):
         rows, row_tokens, packed = batch.rows, batch.row_tokens, True
+    elif packing:
+        # only the collator packs: it joins the samples of a batch into one row (`build_collator`)
+        rows, row_tokens, packed = 1, _padded_length(draft, rows * length), True
     else:
-        rows = draft.get("eval_batch_size") or micro
-        length = draft.get("eval_sequence_len") or draft.get("sequence_len") or 512
         row_tokens, packed = _padded_length(draft, length), False
     return Evaluation(enabled=True, before_training=True, rows=rows, row_tokens=row_tokens, packed=packed)
 
@@ -86,15 +89,33 @@ def _batch_sizes(draft: Draft) -> tuple[int, int]:
             "axolotl needs micro_batch_size", "micro_batch_size", remedy="set it, or remove the empty line"
         )
     micro = _positive(draft, "micro_batch_size")
-    whole = draft.get("batch_size")
-    accumulation = draft.values.get("gradient_accumulation_steps")
-    if accumulation is None and whole:
-        accumulation = max(1, whole // micro)
-        text = f"`batch_size: {whole}` over micro_batch_size {micro}"
-        draft.reason("batch.gradient_accumulation_steps", accumulation, text, key="batch_size", origin="derived")
-    if accumulation is not None and accumulation < 1:
+    accumulation = draft.get("gradient_accumulation_steps")
+    if accumulation is None:
+        accumulation = _accumulation_of_batch_size(draft, micro)
+    elif draft.get("batch_size") and "gradient_accumulation_steps" not in draft.values:
+        text = (
+            "`batch_size` has no effect: gradient_accumulation_steps is 1 by default, and axolotl divides batch_size only "
+            "where `gradient_accumulation_steps:` is left empty"
+        )
+        draft.note("warning", "batch_size", text)
+    if accumulation < 1:
         raise draft.error("gradient accumulation counts from 1", "gradient_accumulation_steps", accepted="1 or more")
-    return micro, accumulation or 1
+    return micro, accumulation
+
+
+def _accumulation_of_batch_size(draft: Draft, micro: int) -> int:
+    """`normalize_config`: an empty `gradient_accumulation_steps:` is `batch_size` over the micro batch."""
+    whole = draft.get("batch_size")
+    if not whole:
+        raise draft.error(
+            "axolotl stops at an empty value without batch_size",
+            "gradient_accumulation_steps",
+            remedy="remove the line to get 1",
+        )
+    accumulation: int = max(1, whole // micro)
+    text = f"`batch_size: {whole}` over micro_batch_size {micro}"
+    draft.reason("batch.gradient_accumulation_steps", accumulation, text, key="batch_size", origin="derived")
+    return accumulation
 
 
 def _positive(draft: Draft, key: str) -> int:
@@ -156,23 +177,9 @@ def _packed_shape(draft: Draft, micro: int, length: int) -> tuple[int, int]:
 
 
 def _flattens(draft: Draft, micro: int) -> bool:
-    """`check_batch_flattening_fa`: `auto` turns on where a packing kernel meets several rows.
-
-    Raises:
-        ConfigError: asked for outright, where it can't work.
-    """
+    """`check_batch_flattening_fa`: `auto` turns on where a packing kernel meets several rows."""
     asked = draft.get("batch_flattening")
     if asked is True:
-        if not supports_packing(draft):
-            remedy = "set `attn_implementation: flash_attention_2`"
-            raise draft.error(
-                "axolotl refuses this: it needs a variable-length kernel", "batch_flattening", remedy=remedy
-            )
-        if draft.get("sample_packing"):
-            remedy = "keep one of them"
-            raise draft.error(
-                "axolotl refuses this: not together with sample_packing", "batch_flattening", remedy=remedy
-            )
         return not draft.get("processor_type")
     if asked == "auto":
         return (

@@ -1,16 +1,20 @@
 """Values to the types that axolotl's schema asks for, with the freedoms that pydantic takes.
 
 A type is written as in `keys.json`: alternatives between bars, as in `'auto'|bool|null` or `str|list[str]|null`.
-Atoms: `bool int float str any dict list list[str] list[int] list[float] null` and quoted literals.
+Atoms: `bool int float str any dict list null`, `list[ATOM]`, `dict[ATOM]` (the type of its keys), `str~PATTERN` (text that
+starts so) and quoted literals.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 _TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})
 _FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
+_WHOLE = re.compile(r"[+-]?[0-9]+(_[0-9]+)*(\.0*)?", re.ASCII)
+"""What pydantic reads as a whole number: `2_048` and `4.0` are, `2e3` is not."""
 _DESCRIPTIONS = {
     "bool": "true or false",
     "int": "a whole number",
@@ -18,6 +22,10 @@ _DESCRIPTIONS = {
     "str": "text",
     "dict": "a mapping",
     "list": "a list",
+    "dict[str]": "a mapping",
+    "dict[int]": "a mapping whose keys are whole numbers",
+    "list[dict]": "a list of mappings",
+    "list[list[int]]": "a list of lists of whole numbers",
     "list[str]": "a list of text",
     "list[int]": "a list of whole numbers",
     "list[float]": "a list of numbers",
@@ -51,7 +59,7 @@ def coerce(value: Any, type_name: str) -> Any:
 def describe(type_name: str) -> str:
     """A type in a user's words: `true or false, or nothing`."""
     atoms = type_name.split("|")
-    words = [_DESCRIPTIONS.get(atom, atom.strip("'")) for atom in atoms if atom != "null"]
+    words = [_DESCRIPTIONS.get(atom, atom.strip("'").removeprefix("str~^")) for atom in atoms if atom != "null"]
     return ", ".join(words[:-1]) + (" or " if len(words) > 1 else "") + words[-1] if words else "nothing"
 
 
@@ -61,6 +69,11 @@ def _coerce_one(value: Any, atom: str, exact: bool) -> Any:
     if atom.startswith("list["):
         _if(isinstance(value, (list, tuple)), None)
         return [_coerce_one(item, atom[5:-1], exact) for item in value]
+    if atom.startswith("dict["):
+        _if(isinstance(value, Mapping), None)
+        return {_coerce_one(key, atom[5:-1], exact): item for key, item in value.items()}
+    if atom.startswith("str~"):
+        return _if(isinstance(value, str) and re.match(atom[4:], value), value)
     return _ATOMS[atom](value, exact)
 
 
@@ -87,9 +100,8 @@ def _int(value: Any, exact: bool) -> int:
         return int(value)
     if not exact and isinstance(value, float) and value.is_integer():
         return int(value)
-    if not exact and isinstance(value, str):
-        number = _float(value, exact)
-        return _if(number.is_integer(), int(number))
+    if not exact and isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+        return int(value.strip().partition(".")[0])
     raise ValueError
 
 

@@ -11,7 +11,7 @@ TOP_LEVEL_ALIASES = {
     "model_type": "type_of_model",
     "model_revision": "revision_of_model",
 }
-"""pydantic aliases of `RemappedParameters`; both names are accepted."""
+"""pydantic aliases of `RemappedParameters`; both names are accepted, and the alias wins: pydantic looks for it first."""
 
 ATTENTION_FLAGS = {
     "xformers_attention": "xformers",
@@ -73,9 +73,10 @@ def rename_aliases(draft: Draft) -> None:
         if alias not in draft.values:
             continue
         value = draft.values.pop(alias)
-        if name in draft.values:
-            draft.note("ignored", alias, f"`{alias}` is the old name of `{name}`, which is given too and wins")
+        if name in draft.overridden and alias not in draft.overridden:
             continue
+        if name in draft.values:
+            draft.note("ignored", name, f"`{name}` is given twice: `{alias}`, its other name, wins")
         draft.values[name] = value
         for line_key in [key for key in lines if key == alias or key.startswith(alias + ".")]:
             lines[name + line_key[len(alias) :]] = lines[line_key]
