@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
+from axmem_trace.training.media import make_media, reads_media
+from axmem_trace.training.media.types import SEPARATOR, Media
 
 Inputs = dict[str, torch.Tensor]
 _ORDINARY_TOKEN = 10
 """Any token that is neither padding nor an image placeholder would do."""
+_IGNORED = -100
 
 
-def make_text_batch(recipe: Recipe, *, rows: int, row_tokens: int, packed: bool) -> Inputs:
+def make_batch(
+    recipe: Recipe, config: Any, *, rows: int, row_tokens: int, packed: bool, notes: list[Note]
+) -> Inputs:
+    """A batch of the run: text, and the images or audio that a multimodal run's rows hold.
+
+    Source: axolotl `utils/collators/mm_chat.py` (the processor's own tensors, and labels without placeholders),
+    `core/trainers/base.py` `compute_loss` (Gemma 4's token types, which text alone has too).
+
+    Args:
+        config: the built model's configuration.
+        notes: gets what was assumed of the images and audio.
+    """
+    ordinary = _ordinary_token(config)
+    inputs = make_text_batch(recipe, rows=rows, row_tokens=row_tokens, packed=packed, token=ordinary)
+    if reads_media(recipe):
+        found, images = make_media(recipe, config, rows=rows, room=row_tokens, notes=notes)
+        spans = [span for media in found for span in [media.span] * (images if "input_features" not in media.inputs else 1)]
+        needed = 1 + sum(len(span) + 1 for span in spans)
+        if found and needed > row_tokens:
+            notes.append(_note_longer_rows(needed, row_tokens))
+            inputs = make_text_batch(recipe, rows=rows, row_tokens=needed, packed=packed, token=ordinary)
+        for media in found:
+            inputs.update(media.inputs)
+        _write_spans(inputs, spans, ordinary)
+        _mark_placeholders(inputs, found)
+    if getattr(config, "model_type", "") in ("gemma4", "gemma4_unified"):
+        inputs.setdefault("mm_token_type_ids", torch.zeros_like(inputs["input_ids"]))
+    return inputs
+
+
+def make_text_batch(
+    recipe: Recipe, *, rows: int, row_tokens: int, packed: bool, token: int = _ORDINARY_TOKEN
+) -> Inputs:
     """`input_ids`, `labels` and what the collator adds, all int64 of shape [rows, row_tokens].
 
     Every row is full, as the longest would be, except that a padded batch has its last row one token shorter: what
@@ -21,7 +59,7 @@ def make_text_batch(recipe: Recipe, *, rows: int, row_tokens: int, packed: bool)
     Source: axolotl `utils/collators/batching.py`, `DataCollatorForSeq2Seq`, `V2BatchSamplerDataCollatorForSeq2Seq`.
     """
     batch = recipe.batch
-    ids = torch.full((rows, row_tokens), _ORDINARY_TOKEN, dtype=torch.int64)
+    ids = torch.full((rows, row_tokens), token, dtype=torch.int64)
     inputs: Inputs = {"input_ids": ids}
     samples = max(1, batch.samples_per_row) if packed else 1
     length = -(-row_tokens // samples)
@@ -44,3 +82,57 @@ def _make_labels(recipe: Recipe, ids: torch.Tensor) -> torch.Tensor:
     if recipe.model.task == "token-classification":
         return torch.zeros_like(ids)
     return ids.clone()
+
+
+def _ordinary_token(config: Any) -> int:
+    """The first id from 10 on that the configuration gives no meaning (Mistral 3's image token is 10)."""
+    parts = (config, getattr(config, "text_config", None))
+    named = {
+        value
+        for part in parts
+        if part is not None
+        for name, value in vars(part).items()
+        if name.endswith(("token_id", "token_index")) and isinstance(value, int)
+    }
+    return next(token for token in range(_ORDINARY_TOKEN, _ORDINARY_TOKEN + len(named) + 1) if token not in named)
+
+
+def _write_spans(inputs: Inputs, spans: list[tuple[int, ...]], ordinary: int) -> None:
+    """Spans from the second token on, a token of text before each."""
+    ids, at = inputs["input_ids"], 1
+    for span in spans:
+        written = torch.tensor(span)
+        ids[:, at : at + len(span)] = torch.where(written == SEPARATOR, ordinary, written)
+        at += len(span) + 1
+
+
+def _mark_placeholders(inputs: Inputs, found: list[Media]) -> None:
+    """Labels without placeholders; token types; the cross-attention mask of Llama 3.2, one for each image and tile."""
+    ids = inputs["input_ids"]
+    for media in found:
+        placed = ids == media.placeholder
+        if inputs["labels"].shape == ids.shape:
+            inputs["labels"][placed] = _IGNORED
+        if media.token_types:
+            inputs[media.token_types] = placed.to(torch.int64)
+        if "aspect_ratio_mask" in inputs:
+            inputs["cross_attention_mask"] = _cross_attention_mask(ids, inputs["aspect_ratio_mask"])
+
+
+def _cross_attention_mask(ids: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
+    """[rows, tokens, images, tiles]: what follows the images sees their filled tiles.
+
+    Source: transformers `processing_mllama.py`, `convert_sparse_cross_attention_mask_to_dense`.
+    """
+    rows, tokens = ids.shape
+    mask = tiles.unsqueeze(1).expand(rows, tokens, *tiles.shape[1:]).clone()
+    mask[:, 0] = 0
+    return mask
+
+
+def _note_longer_rows(needed: int, row_tokens: int) -> Note:
+    text = (
+        f"the images or audio take {needed} tokens, more than the {row_tokens} of a row: axolotl's multimodal collator "
+        "cuts no rows, so each is taken to be that long"
+    )
+    return Note(kind="warning", key="sequence_len", text=text)

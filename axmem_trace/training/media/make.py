@@ -1,0 +1,124 @@
+"""The media of a batch: which family's rule, for an image of which size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Recipe
+from axmem_trace.training.media import any_resolution, audio, free_sizes, patch_grids, squares, tiles
+from axmem_trace.training.media.types import Media, Question
+
+Rule = Callable[[Question], Media]
+
+IMAGE_RULES: dict[str, Rule] = {
+    "gemma3": squares.gemma3, "gemma3n": squares.gemma3, "gemma4": free_sizes.gemma4,
+    "gemma4_unified": free_sizes.gemma4_unified, "glm46v": patch_grids.glm_v, "glm4v": patch_grids.glm_v,
+    "glm4v_moe": patch_grids.glm_v, "idefics3": tiles.idefics3, "internvl": tiles.internvl,
+    "lfm2_vl": free_sizes.lfm2_vl, "llama4": tiles.llama4, "llava": squares.llava,
+    "llava_next": any_resolution.llava_next, "llava_onevision": any_resolution.llava_onevision,
+    "mistral3": free_sizes.pixtral, "mllama": tiles.mllama, "paligemma": squares.paligemma,
+    "pixtral": free_sizes.pixtral, "qwen2_5_vl": patch_grids.qwen_vl, "qwen2_vl": patch_grids.qwen_vl,
+    "qwen3_5": patch_grids.qwen_vl, "qwen3_5_moe": patch_grids.qwen_vl, "qwen3_vl": patch_grids.qwen_vl,
+    "qwen3_vl_moe": patch_grids.qwen_vl, "smolvlm": tiles.idefics3, "vipllava": squares.llava,
+}  # fmt: skip
+AUDIO_RULES: dict[str, Rule] = {"voxtral": audio.voxtral}
+"""By `model_type`."""
+_STEP = 28
+"""By how much the default image shrinks until the row has room for it."""
+
+
+def reads_media(recipe: Recipe) -> bool:
+    """Whether the run's rows hold images or audio."""
+    return bool(recipe.batch.images_per_row or recipe.batch.audio_seconds_per_row)
+
+
+def make_media(recipe: Recipe, config: Any, *, rows: int, room: int, notes: list[Note]) -> tuple[list[Media], int]:
+    """What stands in each row: media of each kind and how many, or nothing for a family without a rule.
+
+    Args:
+        config: the built model's configuration.
+        room: tokens of a row, which the images share.
+
+    Returns:
+        The media, each once, and how many images a row holds.
+    """
+    found: list[Media] = []
+    batch, model_type = recipe.batch, _family(config)
+    if batch.images_per_row:
+        rule = IMAGE_RULES.get(model_type)
+        if rule is None:
+            notes.append(_no_rule(model_type, "images", "images_per_row"))
+        else:
+            found.append(_fitting(rule, _question(recipe, config, rows), room))
+            notes.append(_note_images(recipe, found[-1]))
+    if batch.audio_seconds_per_row:
+        rule = AUDIO_RULES.get(model_type)
+        if rule is None:
+            notes.append(_no_rule(model_type, "audio", "audio_seconds_per_row"))
+        else:
+            question = Question(config=config, rows=rows, per_row=1, seconds=batch.audio_seconds_per_row)
+            found.append(rule(question))
+            notes.append(_note_audio(recipe, found[-1]))
+    return found, batch.images_per_row
+
+
+def _family(config: Any) -> str:
+    """LLaVA's configuration holds Pixtral's tower too, which has its own processor."""
+    model_type = str(config.model_type)
+    if model_type == "llava" and getattr(config.vision_config, "model_type", "") == "pixtral":
+        return "pixtral"
+    return model_type.replace("-", "_")
+
+
+def _question(recipe: Recipe, config: Any, rows: int) -> Question:
+    batch = recipe.batch
+    height, width = batch.image_size if batch.image_size else (0, 0)
+    return Question(
+        config=config, rows=rows, per_row=batch.images_per_row, height=height, width=width,
+        options=recipe.batch.processor_options,
+    )  # fmt: skip
+
+
+def _fitting(rule: Rule, question: Question, room: int) -> Media:
+    """An image whose size nobody gave is the largest square the processor keeps that leaves the row a token of text."""
+    media = largest = rule(question)
+    if question.height:
+        return media
+    side = largest.height
+    from dataclasses import replace
+
+    while len(media.span) * question.per_row + question.per_row >= room and side > _STEP:
+        side -= _STEP
+        media = rule(replace(question, height=side, width=side))
+    return media if len(media.span) * question.per_row + question.per_row < room else largest
+
+
+def _note_images(recipe: Recipe, media: Media) -> Note:
+    count = recipe.batch.images_per_row
+    if recipe.batch.image_size:
+        size = "`image_size: {1}x{0}` (width x height)".format(*recipe.batch.image_size)
+    else:
+        size = "no `image_size` given: the largest square that the processor keeps whole and a row has room for"
+    text = (
+        f"{media.num_tokens * count} image tokens in each row: {count} image{'s' * (count != 1)} of {media.num_tokens} "
+        f"tokens, {media.rule}; {size}. Set `image_size`, `processor_kwargs` or --assume images_per_row=N"
+    )
+    return Note(kind="assumed", key="image_size", text=text)
+
+
+def _note_audio(recipe: Recipe, media: Media) -> Note:
+    text = (
+        f"{media.num_tokens} audio tokens in each row, for {recipe.batch.audio_seconds_per_row:g} seconds: {media.rule}. "
+        "Set --assume audio_seconds_per_row=N"
+    )
+    return Note(kind="assumed", key="audio_seconds_per_row", text=text)
+
+
+def _no_rule(model_type: str, what: str, key: str) -> Note:
+    text = (
+        f"no rule for the {what} of {model_type!r}: the rows are taken to be text alone, so the tower's activations are "
+        f"not in the figures (its weights are); --assume {key}=0 says that this is meant"
+    )
+    return Note(kind="not_modelled", key=key, text=text)

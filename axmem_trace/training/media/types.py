@@ -1,0 +1,86 @@
+"""What a family's rule is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+SEPARATOR = -1
+"""In a span: a token of its own (tile separator, begin of image, line break) that is no placeholder."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """One image, or one piece of audio, of a model's batch."""
+
+    config: Any
+    """The model's transformers configuration."""
+    rows: int
+    per_row: int
+    """Images in a row; all are of one size."""
+    height: int = 0
+    width: int = 0
+    """Of the image that the processor is given; 0: the family's own default."""
+    seconds: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """`processor_kwargs`: what overrules the processor's own settings."""
+
+    @property
+    def vision(self) -> Any:
+        return self.config.vision_config
+
+    @property
+    def total(self) -> int:
+        """Images in the batch."""
+        return self.rows * self.per_row
+
+    def option(self, name: str, default: Any) -> Any:
+        value = self.options.get(name)
+        return default if value is None else value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Media:
+    """What the processor makes of it."""
+
+    span: tuple[int, ...]
+    """Token ids that stand for it in a row: placeholders, and `SEPARATOR` for any other token."""
+    inputs: dict[str, torch.Tensor]
+    """The batch's tensors beside `input_ids`, for all rows."""
+    placeholder: int
+    """The token whose embeddings the tower's outputs take the place of."""
+    token_types: str = ""
+    """Name of the input that is 1 at placeholders and 0 elsewhere; empty: there is none."""
+    rule: str
+    """How the count comes about, with its source."""
+    height: int = 0
+    width: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Placeholders alone."""
+        return self.span.count(self.placeholder)
+
+
+def pixels(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A tensor of this shape that takes no memory; its values are of no interest, but none is zero."""
+    return torch.ones((), dtype=dtype).expand(shape)
+
+
+def image_token(config: Any) -> int:
+    """The placeholder's id; families call it `image_token_id` or `image_token_index`."""
+    for name in ("image_token_id", "image_token_index"):
+        value = getattr(config, name, None)
+        if value is not None:
+            return int(value)
+    raise AttributeError(f"{type(config).__name__} names no image token")
+
+
+def side_of(value: Any) -> int:
+    """One side of a square given as a number, a pair or a mapping of `height` and `width`."""
+    if isinstance(value, Mapping):
+        return int(value.get("height") or value.get("longest_edge") or value.get("shortest_edge") or 0)
+    return int(value[0]) if isinstance(value, (list, tuple)) else int(value)
