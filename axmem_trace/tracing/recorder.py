@@ -214,13 +214,13 @@ class Recorder(TorchDispatchMode):
         return life.born if life is not None else 0
 
     def place(self, value: torch.Tensor, *, role: Role = "input") -> torch.Tensor:
-        """Copies a real tensor to the traced device, remembering its value. Call it inside the recording."""
+        """Copies a real tensor to the traced device, remembering a small one's value. Call it inside the recording."""
         with self.paused():
             tensor = torch.empty_like(value, device=self.traced_device, memory_format=torch.contiguous_format)
-            if self.traced_device == "meta":
-                self.values.learn(tensor, value)
-            else:
+            if self.traced_device != "meta":
                 tensor.copy_(value)
+            elif worth_knowing(value):
+                self.values.learn(tensor, value)
         self._bear(tensor, op="")
         self.register(tensor, role=role)
         return tensor

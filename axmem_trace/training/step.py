@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from axmem_trace.models.built import BuiltModel
+from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.tracing.recorder import Recorder
-from axmem_trace.training.inputs import Inputs, make_text_batch
+from axmem_trace.training.inputs import Inputs, make_batch
 from axmem_trace.training.optimizers.clipping import GradientScaler, clip_gradients
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
@@ -232,7 +233,12 @@ class Run:
     def _place_batch(self, rows: int, row_tokens: int, packed: bool) -> Inputs:
         """On the GPU; what the collator does on the host is not recorded."""
         with self.recorder.paused():
-            batch = make_text_batch(self.recipe, rows=rows, row_tokens=row_tokens, packed=packed)
+            notes: list[Note] = []
+            batch = make_batch(
+                self.recipe, self.built.config, rows=rows, row_tokens=row_tokens, packed=packed, notes=notes
+            )
+        for note in notes:
+            self.recorder.context.note(note)
         return {name: self.recorder.place(value) for name, value in batch.items()}
 
 
