@@ -110,8 +110,12 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
         "'fused'|'foreach'|'for-loop'|'library'", "how the optimizer steps", _set("optimizer.implementation"),
         ("optimizer.implementation",)),
     "loss_path": Assumption(
-        "'native'|'shifted_copy'|'none'|'liger_cross_entropy'|'liger_fused_linear'|'cut_cross_entropy'|'chunked'",
+        "'native'|'shifted_copy'|'upcast_shifted_copy'|'half_shifted_copy'|'none'|'liger_cross_entropy'|"
+        "'liger_fused_linear'|'cut_cross_entropy'|'chunked'",
         "how logits become a loss (none: backward from the mean of the logits)", _set("loss.path"), ("loss.path",)),
+    "cross_entropy": Assumption(
+        "'torch'|'in_place'", "the kernel of the loss (in_place: the gradient overwrites the logits, as Unsloth's)",
+        _set("loss.cross_entropy"), ("loss.cross_entropy",)),
     "rows": Assumption(_COUNT, "rows of a batch", _set("batch.rows"), ("batch.rows",)),
     "row_tokens": Assumption(_COUNT, "tokens of a row", _set("batch.row_tokens"), ("batch.row_tokens",)),
     "samples_per_row": Assumption(

@@ -199,14 +199,18 @@ class Attention:
 class Loss:
     """How logits become a loss.
 
-    `native`: what the installed transformers does; `shifted_copy`: transformers 4's `logits.float()` followed by a
-    contiguous shifted copy; `none`: no loss, the step runs backward from the logits' mean; the others are the fused
-    or chunked kernels that axolotl installs.
+    `native`: what the installed transformers does; `shifted_copy`: `logits.float()` followed by a contiguous shifted
+    copy, as in transformers 4.46 to 4.50; `upcast_shifted_copy`: the same in the model's own forward, which puts out
+    the fp32 logits, as before 4.46; `half_shifted_copy`: the copy alone, as in GPT-BigCode before 4.50; `none`: no loss,
+    the step runs backward from the logits' mean; the others are the fused or chunked kernels that axolotl installs.
     """
 
     path: Literal["native", "shifted_copy", "liger_cross_entropy", "liger_fused_linear", "cut_cross_entropy",
-                  "chunked", "eaft", "kd", "none"] = "native"  # fmt: skip
+                  "chunked", "eaft", "kd", "none", "upcast_shifted_copy",
+                  "half_shifted_copy"] = "native"  # fmt: skip
     num_chunks: int = 8
+    cross_entropy: Literal["torch", "in_place"] = "torch"
+    """`in_place`: other trainers' fused kernel (Unsloth's), which writes the gradient over the logits it is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

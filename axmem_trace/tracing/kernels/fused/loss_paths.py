@@ -1,4 +1,4 @@
-"""The loss paths that start from logits: transformers 4's shifted copy, chunked cross-entropy, EAFT; and distillation.
+"""The loss paths that start from logits: transformers 4's shifted copies, chunked cross-entropy, EAFT; distillation.
 
 Nothing is installed for `native`: then the loss is what the installed transformers does.
 """
@@ -15,6 +15,11 @@ import torch.nn.functional as F
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.fused.distillation import distillation_loss
 from axmem_trace.tracing.kernels.fused.forward_patches import Site, head_weight
+from axmem_trace.tracing.kernels.fused.older_losses import (
+    half_shifted_copy,
+    in_place_cross_entropy,
+    upcast_shifted_copy,
+)
 
 IGNORE = -100
 EAFT_TOP_K = 20
@@ -23,6 +28,8 @@ EAFT_TOP_K = 20
 
 def install_loss_path(site: Site) -> None:
     """Replaces the loss function, or the model's forward, as `recipe.loss.path` asks."""
+    if site.recipe.loss.cross_entropy == "in_place":
+        site.replace_attribute(F, "cross_entropy", in_place_cross_entropy)
     install = _INSTALLERS.get(site.recipe.loss.path)
     if install is not None:
         install(site)
@@ -105,6 +112,14 @@ def _replace_loss_functions(site: Site, loss: Callable[..., torch.Tensor], *name
 
 def _install_shifted_copy(site: Site) -> None:
     _replace_loss_functions(site, shifted_copy_loss, "ForCausalLM", "ForConditionalGeneration")
+
+
+def _install_upcast_shifted_copy(site: Site) -> None:
+    _replace_forward(site, upcast_shifted_copy)
+
+
+def _install_half_shifted_copy(site: Site) -> None:
+    _replace_forward(site, half_shifted_copy)
 
 
 def _install_chunked(site: Site) -> None:
@@ -207,5 +222,6 @@ def _with_loss(outputs: Any, loss: torch.Tensor) -> Any:
 
 _INSTALLERS: dict[str, Callable[[Site], None]] = {
     "shifted_copy": _install_shifted_copy, "chunked": _install_chunked, "eaft": _install_eaft,
-    "kd": _install_distillation, "none": _install_none,
+    "kd": _install_distillation, "none": _install_none, "upcast_shifted_copy": _install_upcast_shifted_copy,
+    "half_shifted_copy": _install_half_shifted_copy,
 }  # fmt: skip

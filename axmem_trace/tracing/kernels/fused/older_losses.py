@@ -1,0 +1,76 @@
+"""How transformers 4 made a loss of logits, by version, and the in-place kernel that other trainers put into it.
+
+For `--assume loss_path=...` and `--assume cross_entropy=in_place`: a run of axolotl 0.19 has neither.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+IGNORE = -100
+MAX_FUSED_SIZE = 65536
+"""Entries of a vocabulary that one program of the in-place kernel reduces."""
+
+
+class InPlaceCrossEntropy(torch.autograd.Function):
+    """A fused kernel that keeps the logits and one fp32 number per row, and in backward writes the gradient over them.
+
+    Source: Unsloth's `kernels/cross_entropy_loss.py`, as in fms-acceleration-foak 0.7.4 (`Fast_CrossEntropyLoss`).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        rows, vocabulary = logits.shape
+        losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
+        num_chunks = -(-vocabulary // MAX_FUSED_SIZE)
+        log_sums = torch.empty(rows, num_chunks, dtype=torch.float32, device=logits.device)
+        if num_chunks > 1:
+            log_sums = torch.logsumexp(log_sums, dim=1)
+        ctx.save_for_backward(logits, log_sums, target)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        logits, _, _ = ctx.saved_tensors
+        return logits, None
+
+
+def in_place_cross_entropy(
+    input: torch.Tensor, target: torch.Tensor, weight: Any = None, size_average: Any = None, ignore_index: int = IGNORE,
+    reduce: Any = None, reduction: str = "mean", label_smoothing: float = 0.0,
+) -> torch.Tensor:  # fmt: skip
+    """In the place of `torch.nn.functional.cross_entropy`: input [rows, vocabulary], target [rows], to a scalar."""
+    losses = InPlaceCrossEntropy.apply(input, target)
+    total: torch.Tensor = losses.sum()
+    return total / torch.count_nonzero(target != ignore_index) if reduction == "mean" else total
+
+
+def shifted_loss(logits: torch.Tensor, labels: torch.Tensor, num_items: Any) -> torch.Tensor:
+    """Cross-entropy of a contiguous copy of the logits without the last token, in their own dtype.
+
+    logits [batch, tokens, vocabulary], labels [batch, tokens]; `num_items` None: the mean.
+    """
+    shifted = logits[..., :-1, :].contiguous().view(-1, logits.shape[-1])
+    targets = labels[..., 1:].contiguous().view(-1)
+    loss = F.cross_entropy(shifted, targets, ignore_index=IGNORE, reduction="mean" if num_items is None else "sum")
+    return loss if num_items is None else loss / num_items
+
+
+def half_shifted_copy(original: Any, labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any]) -> Any:
+    """A forward that never upcasts its logits: GPT-BigCode and other old models until transformers 4.49
+    (`modeling_gpt_bigcode.py`, `GPTBigCodeForCausalLM.forward`)."""
+    outputs = original(**kwargs)
+    loss = shifted_loss(outputs["logits"], labels, num_items)
+    return type(outputs)(**{**outputs, "loss": loss})
+
+
+def upcast_shifted_copy(original: Any, labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any]) -> Any:
+    """A forward that puts out fp32 logits, as transformers until 4.45 did (`modeling_llama.py`,
+    `LlamaForCausalLM.forward`: `logits = logits.float()`): the half-precision ones are gone when the loss begins."""
+    outputs = original(**kwargs)
+    outputs["logits"] = outputs["logits"].float()
+    loss = shifted_loss(outputs["logits"], labels, num_items)
+    return type(outputs)(**{**outputs, "loss": loss})
