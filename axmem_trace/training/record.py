@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from axmem_trace.ledger import Ledger
 from axmem_trace.models.built import BuiltModel
@@ -19,6 +20,7 @@ from axmem_trace.tracing.kernels.fused import install_fused_kernels
 from axmem_trace.tracing.kernels.registry import KernelContext
 from axmem_trace.tracing.kernels.scans import install_scans
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.offloading import install_offloading
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 from axmem_trace.training.step import Run
 
@@ -51,7 +53,8 @@ def record_run(
     context = recorder.context = _make_context(recipe, recorder)
     mode = CudaMode(context)
     notes: list[Note] = []
-    run = Run(recipe, built, optimizer, recorder, repeat=repeat)
+    offloading = partial(install_offloading, built.module, recipe, recorder, notes)
+    run = Run(recipe, built, optimizer, recorder, offloading=offloading, repeat=repeat)
     with ExitStack() as stack:
         stack.enter_context(garbage_on_demand())
         stack.enter_context(recorder)

@@ -20,6 +20,7 @@ from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.inputs import Inputs, make_batch
+from axmem_trace.training.offloading import StepContext
 from axmem_trace.training.optimizers.clipping import GradientScaler, clip_gradients
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
@@ -42,7 +43,8 @@ class Run:
     """One training run over a built model. `record()` plays it; everything it does is seen by the recorder.
 
     With `repeat`, the second step's passes are the first's, repeated in the record instead of run again: forward and
-    backward do the same whatever the optimizer keeps. Where hooks step inside backward, they are run.
+    backward do the same whatever the optimizer keeps. Where hooks step inside backward, or something is moved
+    to the host and back, they are run.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Run:
         optimizer: TracedOptimizer,
         recorder: Recorder,
         *,
+        offloading: Callable[[], AbstractContextManager[StepContext]] = lambda: nullcontext(nullcontext),
         repeat: bool = True,
     ) -> None:
         self.recipe, self.built, self.optimizer, self.recorder = recipe, built, optimizer, recorder
@@ -61,12 +64,18 @@ class Run:
         self._scaler = GradientScaler() if recipe.precision.grad_scaler else None
         self._held: dict[str, Any] = {}
         self._passes: _Passes | None = None
-        self._may_repeat = repeat and not optimizer.hooked
+        self._offloading, self._training_step = offloading, nullcontext
+        moves = recipe.checkpointing.offload != "none" or recipe.checkpointing.layer_offloading
+        self._may_repeat = repeat and not optimizer.hooked and not moves
 
     def record(self, progress: Callable[[str], None] = lambda stage: None) -> None:
         """Loads, evaluates where the run evaluates first, and takes `NUM_STEPS` optimizer steps."""
         self._register_model()
         self._register_optimizer_state()
+        with self._offloading() as self._training_step:
+            self._record_phases(progress)
+
+    def _record_phases(self, progress: Callable[[str], None]) -> None:
         evaluation = self.recipe.evaluation
         if evaluation.enabled and evaluation.before_training:
             progress("tracing evaluation")
@@ -117,10 +126,11 @@ class Run:
         for micro_batch, inputs in enumerate(self._held["batches"][:MAX_MICRO_BATCHES]):
             if micro_batch:
                 self.recorder.mark("forward", step, micro_batch)
-            loss = self._forward(inputs, self._held["num_items"])
-            self._empty_cache(step)
-            self.recorder.mark("backward", step, micro_batch)
-            self._backward(loss)
+            with self._training_step():
+                loss = self._forward(inputs, self._held["num_items"])
+                self._empty_cache(step)
+                self.recorder.mark("backward", step, micro_batch)
+                self._backward(loss)
             self._held["loss"] = loss.detach()
             del loss
             self._register_gradients()

@@ -1,0 +1,132 @@
+"""The door: what the recipe asks to be moved off the card, set up around the training steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Recipe
+from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.offloading.layers import LayerOffload, find_decoder_layers
+from axmem_trace.training.offloading.saved_tensors import ActivationOffload, CheckpointInputOffload
+
+StepContext = Callable[[], AbstractContextManager[None]]
+"""Makes the context of one micro-batch's forward and backward."""
+
+
+@contextmanager
+def install_offloading(
+    model: nn.Module, recipe: Recipe, recorder: Recorder, notes: list[Note]
+) -> Iterator[StepContext]:
+    """While open, the model is set up for the offloading that the recipe asks for. Yields the steps' context."""
+    offload = recipe.checkpointing.offload
+    with ExitStack() as stack:
+        contexts: list[StepContext] = []
+        if recipe.checkpointing.layer_offloading:
+            contexts += _install_layers(stack, model, recorder, notes)
+        if offload == "hidden_states":
+            contexts.append(_install_inputs(stack, recipe, recorder))
+        elif offload != "none":
+            contexts.append(_install_activations(stack, model, recipe, recorder, notes))
+        if contexts:
+            text = "copies run on a stream of their own, whose blocks the allocator keeps apart: reserved may be higher"
+            notes.append(Note(kind="assumed", key=_key(recipe), text=text))
+        yield _all_of(contexts)
+
+
+def _key(recipe: Recipe) -> str:
+    return "layer_offloading" if recipe.checkpointing.layer_offloading else "activation_offloading"
+
+
+def _all_of(contexts: list[StepContext]) -> StepContext:
+    @contextmanager
+    def opened() -> Iterator[None]:
+        with ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context())
+            yield
+
+    return opened if contexts else nullcontext
+
+
+def _install_layers(stack: ExitStack, model: nn.Module, recorder: Recorder, notes: list[Note]) -> list[StepContext]:
+    layers = find_decoder_layers(model)
+    if layers is None:
+        text = "axolotl finds no list of decoder layers in this model and offloads nothing"
+        notes.append(Note(kind="warning", key="layer_offloading", text=text))
+        return []
+    offload = LayerOffload(recorder, model, layers)
+    stack.enter_context(offload.installed())
+    return [offload.training_step]
+
+
+def _install_inputs(stack: ExitStack, recipe: Recipe, recorder: Recorder) -> StepContext:
+    """Each checkpointing layer tells which tensor it was given before it is called (axolotl's patch of `__call__`)."""
+    from transformers import GradientCheckpointingLayer
+
+    offload = CheckpointInputOffload(recorder, prefetch=recipe.checkpointing.use_reentrant)
+    original = GradientCheckpointingLayer.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.training and torch.is_grad_enabled() and getattr(self, "gradient_checkpointing", False):
+            offload.mark(args[0] if args else kwargs.get("hidden_states"))
+        return original(self, *args, **kwargs)
+
+    stack.enter_context(patch.object(GradientCheckpointingLayer, "__call__", call))
+    return offload.training_step
+
+
+def _install_activations(
+    stack: ExitStack, model: nn.Module, recipe: Recipe, recorder: Recorder, notes: list[Note]
+) -> StepContext:
+    kind = recipe.checkpointing.offload
+    adapted = recipe.adapter.kind != "none"
+    if kind == "disk":
+        text = "axolotl 0.19 runs `disk` as `true`: its patch for the disk asks for another value and is never applied"
+        notes.append(Note(kind="warning", key="activation_offloading", text=text))
+    spared = frozenset() if adapted else frozenset(each.untyped_storage()._cdata for each in model.parameters())
+    offload = ActivationOffload(recorder, streams=kind != "legacy", spared=spared)
+    head = _find_head(model)
+    if head is not None:
+        _spare_module(stack, head)
+    return offload.training_step
+
+
+def _find_head(model: Any) -> nn.Module | None:
+    """What the offload steps around, as `get_act_offloading_ctx_manager` looks for it."""
+    inner = model.base_model if hasattr(model, "peft_config") else model
+    for name in ("output", "lm_head"):
+        found = getattr(inner, name, None)
+        if isinstance(found, nn.Module):
+            return found
+    decoder = getattr(inner, "decoder", None)
+    if decoder is not None:
+        found = getattr(decoder, "output", None) or getattr(decoder, "lm_head", None)
+        return found if isinstance(found, nn.Module) else None
+    for name in ("final_layer_norm", "ln_f", "head"):
+        found = getattr(inner, name, None)
+        if isinstance(found, nn.Module):
+            return found
+    return None
+
+
+def _spare_module(stack: ExitStack, module: nn.Module) -> None:
+    """Inside this module saved tensors stay on the card (`NoOpManager`)."""
+    open_hooks: list[Any] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+        hooks.__enter__()
+        open_hooks.append(hooks)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        open_hooks.pop().__exit__()
+
+    stack.callback(module.register_forward_pre_hook(enter).remove)
+    stack.callback(module.register_forward_hook(leave, always_call=True).remove)

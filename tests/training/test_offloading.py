@@ -1,0 +1,170 @@
+"""What goes to the host and comes back: activations, checkpointed inputs, frozen layers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import TINY
+from torch import nn
+
+from axmem_trace.ledger import Ledger
+from axmem_trace.models import build_model
+from axmem_trace.recipe import read_recipe
+from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.offloading.saved_tensors import ActivationOffload
+from axmem_trace.training.optimizers import build_optimizer
+from axmem_trace.training.record import Recording, record_run
+
+LAYERS, INPUT = 6, 2 * 64 * 32 * 2
+"""Layers of the model, and bytes of what each is given: 2 rows of 64 tokens of 32 bf16 numbers."""
+LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj"]}
+
+
+def record(tmp_path: Path, **keys: Any) -> Recording:
+    tmp_path.joinpath("config.json").write_text(json.dumps({**TINY["llama"], "num_hidden_layers": LAYERS}))
+    config = {
+        "base_model": str(tmp_path),
+        "sequence_len": 64,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-4,
+        "attn_implementation": "flash_attention_2",
+        "gradient_checkpointing": True,
+        "lora_qkv_kernel": False,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
+    recipe = read_recipe(config, hub="never")
+    built = build_model(recipe)
+    return record_run(recipe, built, build_optimizer(recipe, built.module))
+
+
+def on_host(ledger: Ledger, step: int = 2) -> Counter[int]:
+    return Counter(each.nbytes for each in ledger.allocations if each.op == "to_host" and each.step == step)
+
+
+def kept_bytes(ledger: Ledger) -> int:
+    """Alive on the card when the second step's backward begins, without weights and what trains."""
+    start = next(mark.tick for mark in ledger.marks if mark.phase == "backward" and mark.step == 2)
+    return ledger.by_bucket(start)["activations"]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_hidden_states_leave_two_on_the_card(tmp_path, reentrant):
+    kwargs = {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    plain = record(tmp_path, **LORA, **kwargs).ledger
+    moved = record(tmp_path, **LORA, **kwargs, activation_offloading="hidden_states").ledger
+    assert on_host(moved) == Counter({INPUT: LAYERS})
+    # Two of the six stay in the stash. The first layer's input, the embedding's output, stays for another reason: it is
+    # a leaf that requires grad (`enable_input_require_grads`), which autograd's `AccumulateGrad` node holds.
+    assert kept_bytes(plain) - kept_bytes(moved) == (LAYERS - 3) * INPUT
+
+
+def test_an_input_comes_back_for_its_layer_and_goes(tmp_path):
+    ledger = record(tmp_path, **LORA, activation_offloading="hidden_states").ledger
+    back = [each for each in ledger.on_gpu if each.op == "aten.clone.default" and each.nbytes == INPUT]
+    back = [each for each in back if each.step == 2 and each.phase == "backward" and "self_attn" not in each.module]
+    assert len(back) == LAYERS - 2
+    assert all(earlier.died < later.died for earlier, later in pairwise(back))
+
+
+def test_full_fine_tunes_spare_their_weights(tmp_path):
+    ledger = record(tmp_path, activation_offloading=True).ledger
+    assert on_host(ledger)[INPUT] >= LAYERS
+    assert not any(each.role == "weight" and each.device == "cpu" for each in ledger.allocations)
+
+
+def test_disk_is_told_to_be_memory(tmp_path):
+    recording = record(tmp_path, **LORA, activation_offloading="disk")
+    assert any("runs `disk` as `true`" in note.text for note in recording.notes)
+    assert on_host(recording.ledger) == on_host(record(tmp_path, **LORA, activation_offloading=True).ledger)
+
+
+class Chain(nn.Module):
+    """Sigmoids keep their output, 4,096 bytes each."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(10):
+            x = x.sigmoid()
+        return x.sum()
+
+
+@pytest.mark.parametrize(("streams", "left"), [(True, 5), (False, 0)])
+def test_the_stash_keeps_the_latest(streams, left):
+    """With streams the five latest outputs stay for the copies' sake; without, none does."""
+    recorder = Recorder()
+    offload = ActivationOffload(recorder, streams=streams)
+    with recorder:
+        x = torch.empty(1024, device="meta", requires_grad=True)
+        recorder.mark("forward", 1)
+        with offload.training_step():
+            loss = Chain()(x)
+            recorder.mark("backward", 1)
+            alive = [each for each in recorder.make_ledger().allocations if each.op == "aten.sigmoid.default"]
+            assert sum(each.died > recorder.now for each in alive) == left
+            loss.backward()
+        ledger = recorder.make_ledger()
+    assert on_host(ledger, step=1) == Counter({4096: 10})
+    returned = [each for each in ledger.allocations if each.op == "aten.clone.default"]
+    # The first node of backward takes its tensor from the stash, which is then emptied.
+    assert len(returned) == (9 if streams else 10)
+    assert all(each.died <= recorder.now for each in returned)
+
+
+def test_small_tensors_parameters_and_spared_storages_stay():
+    recorder = Recorder()
+    weight = nn.Parameter(torch.empty(32, 32, device="meta"))
+    spared = frozenset({weight.untyped_storage()._cdata})
+    with recorder:
+        x = torch.empty(64, 32, device="meta", requires_grad=True)
+        recorder.mark("forward", 1)
+        with ActivationOffload(recorder, streams=False, spared=spared).training_step():
+            (x @ weight.t()).narrow(0, 0, 1).sigmoid().sum().backward()  # 32 numbers of 4 bytes: below 1,024
+    assert on_host(recorder.make_ledger(), step=1) == Counter({64 * 32 * 4: 1})
+
+
+def test_with_streams_a_transposed_weight_travels_too():
+    """axolotl copies what is not contiguous before TRL asks whose storage it is."""
+    recorder = Recorder()
+    weight = nn.Parameter(torch.empty(32, 32, device="meta"))
+    with recorder:
+        x = torch.empty(64, 32, device="meta", requires_grad=True)
+        recorder.mark("forward", 1)
+        with ActivationOffload(recorder, streams=True).training_step():
+            (x @ weight.t()).sum().backward()
+    assert on_host(recorder.make_ledger(), step=1) == Counter({64 * 32 * 4: 1, 32 * 32 * 4: 1})
+
+
+def test_three_layers_are_on_the_card_at_most(tmp_path):
+    ledger = record(tmp_path, **LORA, layer_offloading=True).ledger
+    # A layer, frozen: q, o 32 x 32, k, v 16 x 32, three of 48 x 32, bf16, and two norms of 32, a block of 512 each.
+    layer = 2 * 2048 + 2 * 1024 + 3 * 3072 + 2 * 512
+    rest = 2 * 96 * 32 * 2 + 512 + 2 * 512  # embedding, head, last norm, two tables of the rotary embedding
+    weights = {mark.phase: 0 for mark in ledger.marks}
+    for mark, after in zip(ledger.marks, ledger.marks[1:], strict=False):
+        ticks = [each.born for each in ledger.on_gpu if mark.tick <= each.born < after.tick]
+        most = max((ledger.by_bucket(tick)["weights"] for tick in ticks), default=0)
+        weights[mark.phase] = max(weights[mark.phase], most) if mark.step else weights[mark.phase]
+    assert weights["forward"] == rest + 3 * layer  # the one before, the one at work, and the next one
+    assert weights["backward"] == rest + 3 * layer
+    assert ledger.by_bucket(ledger.ticks)["weights"] == rest + layer  # the first waits for the next step
+    frozen = sum(each.nbytes for each in ledger.allocations if each.device == "cpu" and each.role == "weight")
+    assert frozen == LAYERS * (2 * 2048 + 2 * 1024 + 3 * 3072 + 2 * 64)
+
+
+def test_a_model_without_decoder_layers_is_told(tmp_path):
+    tmp_path.joinpath("config.json").write_text(json.dumps({
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 96, "n_embd": 32, "n_layer": 2,
+        "n_head": 4, "n_positions": 64,
+    }))  # fmt: skip
+    config = {"base_model": str(tmp_path), "micro_batch_size": 1, "learning_rate": 1e-4, "layer_offloading": True,
+              "sequence_len": 64, "datasets": [{"path": "x", "type": "alpaca"}]}  # fmt: skip
+    recipe = read_recipe(config, hub="never")
+    built = build_model(recipe)
+    recording = record_run(recipe, built, build_optimizer(recipe, built.module))
+    assert [note.key for note in recording.notes if "no list of decoder layers" in note.text] == ["layer_offloading"]
