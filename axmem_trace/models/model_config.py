@@ -36,7 +36,7 @@ def build_model_config(recipe: Recipe, notes: list[Note]) -> Any:
             remedy="check the base model's config.json and `overrides_of_model_config` against transformers' "
             f"{config_class.__name__}",
         ) from error
-    _switch_cache_off(config)
+    _switch_cache(config, on=recipe.model.use_cache)
     config.name_or_path = model.base.name
     return config
 
@@ -92,10 +92,10 @@ def _remote_config_class(model: Model, model_type: str) -> Any:
         ) from error
 
 
-def _switch_cache_off(config: Any) -> None:
+def _switch_cache(config: Any, *, on: bool) -> None:
     for part in (config, config.get_text_config()):
         if hasattr(part, "use_cache"):
-            part.use_cache = False
+            part.use_cache = on
 
 
 def _thaw(value: Any) -> Any:

@@ -116,6 +116,9 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     "cross_entropy": Assumption(
         "'torch'|'in_place'", "the kernel of the loss (in_place: the gradient overwrites the logits, as Unsloth's)",
         _set("loss.cross_entropy"), ("loss.cross_entropy",)),
+    "use_cache": Assumption(
+        "bool", "the forward keeps its keys and values, where the model's code does so in training",
+        _set("model.use_cache"), ("model.use_cache",)),
     "rows": Assumption(_COUNT, "rows of a batch", _set("batch.rows"), ("batch.rows",)),
     "row_tokens": Assumption(_COUNT, "tokens of a row", _set("batch.row_tokens"), ("batch.row_tokens",)),
     "samples_per_row": Assumption(

@@ -73,6 +73,8 @@ class Model:
     freeze_multimodal: bool = False
     llama4_linearized_experts: bool = False
     use_onebitllms: bool = False
+    use_cache: bool = False
+    """Keys and values of the forward are kept in its outputs. axolotl never does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
