@@ -23,8 +23,8 @@ _LOSS_KWARGS = ("num_items_in_batch", "shift_labels")
 
 def replace_causal_lm_loss(
     site: Site, compute: HiddenLoss, *, in_evaluation: bool, key: str, scale: Callable[..., torch.Tensor] | None = None
-) -> None:
-    """The model's forward computes its loss from hidden states whenever there are labels.
+) -> bool:
+    """The model's forward computes its loss from hidden states whenever there are labels; False where it cannot.
 
     Args:
         in_evaluation: also where the model is not in training; else its own forward runs there, logits and all.
@@ -37,7 +37,7 @@ def replace_causal_lm_loss(
     if head is None or decoder is base:
         text = f"{type(base).__name__} has no decoder and head of its own: the fused loss is not installed"
         site.note(Note(kind="warning", key=key, text=text))
-        return
+        return False
     if hasattr(head, "lora_A"):
         text = "the fused loss reads the head's base weight: the LoRA adapter on lm_head takes no part in training"
         site.note(Note(kind="warning", key=key, text=text))
@@ -58,3 +58,4 @@ def replace_causal_lm_loss(
         return CausalLMOutputWithPast(loss=loss, past_key_values=getattr(outputs, "past_key_values", None))
 
     site.replace_forward(base, forward)
+    return True

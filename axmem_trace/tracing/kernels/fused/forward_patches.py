@@ -68,6 +68,18 @@ def modeling_module(name: str) -> ModuleType | None:
         return None
 
 
+def class_prefix(model_type: str) -> str:
+    """axolotl `utils/callbacks/models.py` `get_causal_lm_model_cls_prefix`."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    if name is None:
+        return "".join(part.capitalize() for part in model_type.split("_"))
+    for suffix in ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "GenerationDecoder"):
+        name = name.replace(suffix, "")
+    return str(name)
+
+
 def head_weight(head: nn.Module) -> torch.Tensor:
     """The weight that a fused loss reads: `lm_head.weight`; in a peft wrapper the base's, or the saved copy's."""
     weight: torch.Tensor = head.weight  # type: ignore[assignment]

@@ -16,6 +16,7 @@ import torch
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention.card import sms_of
 from axmem_trace.tracing.kernels.fused.forward_patches import Site, modeling_module
+from axmem_trace.tracing.kernels.fused.sources import note_source
 
 KEY = "fused_attn_kernel"
 BLOCKS_PER_SM = 8
@@ -104,3 +105,4 @@ def _install(site: Site, module_name: str, class_name: str) -> None:
         site.replace_forward(attention.q_norm, make_waiting("q"))  # type: ignore[arg-type]
         site.replace_forward(attention.k_norm, make_waiting("k"))  # type: ignore[arg-type]
     site.replace_attribute(modeling, "apply_rotary_pos_emb", rotate)
+    note_source(site, KEY)

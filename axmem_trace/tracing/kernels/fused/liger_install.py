@@ -18,6 +18,7 @@ from axmem_trace.tracing.kernels.fused.causal_lm import replace_causal_lm_loss
 from axmem_trace.tracing.kernels.fused.forward_patches import Site, modeling_module
 from axmem_trace.tracing.kernels.fused.liger_experts import run_experts
 from axmem_trace.tracing.kernels.fused.liger_table import LIGER, Support
+from axmem_trace.tracing.kernels.fused.sources import note_source
 
 KEYS = {"rope": "liger_rope", "rms_norm": "liger_rms_norm", "rms_norm_gated": "liger_rms_norm_gated",
         "layer_norm": "liger_layer_norm", "glu_activation": "liger_glu_activation"}  # fmt: skip
@@ -36,7 +37,9 @@ def install_liger(site: Site) -> None:
         _install_generic(site)
         return
     for kernel in sorted(site.recipe.kernels.liger):
-        if not _LAYER_INSTALLERS[kernel](site, support):
+        if _LAYER_INSTALLERS[kernel](site, support):
+            note_source(site, KEYS[kernel])
+        else:
             text = f"Liger has no such kernel for {site.model_type}: nothing is replaced"
             site.note(Note(kind="warning", key=KEYS[kernel], text=text))
     if support.squared_relu:
@@ -175,6 +178,7 @@ def _install_cross_entropy(site: Site, support: Support) -> None:
     modeling = modeling_module(support.module)
     if support.cross_entropy == "function":
         site.replace_attribute(torch.nn.functional, "cross_entropy", liger_losses.cross_entropy)
+        note_source(site, "liger_cross_entropy")
     elif support.cross_entropy == "class":
         site.replace_attribute(torch.nn, "CrossEntropyLoss", liger_losses.CrossEntropyLoss)
         _warn_no_effect(site, "torch.nn.CrossEntropyLoss")
@@ -201,4 +205,5 @@ def _install_fused_linear(site: Site, class_names: tuple[str, ...]) -> None:
         text = f"Liger has no fused linear cross-entropy for {type(site.base).__name__}: the loss is transformers' own"
         site.note(Note(kind="warning", key="liger_fused_linear_cross_entropy", text=text))
         return
-    replace_causal_lm_loss(site, compute, in_evaluation=False, key="liger_fused_linear_cross_entropy")
+    if replace_causal_lm_loss(site, compute, in_evaluation=False, key="liger_fused_linear_cross_entropy"):
+        note_source(site, "liger_fused_linear_cross_entropy")

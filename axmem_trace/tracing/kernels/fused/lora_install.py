@@ -1,7 +1,8 @@
 """Installing axolotl's LoRA kernels into a peft model, layer by layer, under the conditions that axolotl checks.
 
 Source: axolotl 0.19 `monkeypatch/lora_kernels.py` (`apply_lora_kernel_patches`, `patch_self_attn_lora`,
-`find_self_attn_in_layer`, `find_linear_attn_in_layer`, `find_mlp_in_layer`, `get_layers`).
+`get_attention_cls_from_config`, `find_self_attn_in_layer`, `find_linear_attn_in_layer`, `find_mlp_in_layer`,
+`get_layers`).
 
 axolotl rewrites the source of the attention's forward so that q, k and v come from one call. Here q's projection makes
 all of them at the moment it is called, and k's and v's hand over what it made, which is the same to the memory.
@@ -10,6 +11,7 @@ all of them at the moment it is called, and k's and v's hand over what it made, 
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,21 +19,34 @@ import torch
 from torch import nn
 
 from axmem_trace.notes import Note
-from axmem_trace.tracing.kernels.fused.forward_patches import Site
+from axmem_trace.tracing.kernels.fused.forward_patches import Site, class_prefix, modeling_module
 from axmem_trace.tracing.kernels.fused.lora_embedding import run_embedding
 from axmem_trace.tracing.kernels.fused.lora_functions import run_projections
 from axmem_trace.tracing.kernels.fused.lora_mlp import run_mlp
 from axmem_trace.tracing.kernels.fused.lora_projection import DORA_CACHE
+from axmem_trace.tracing.kernels.fused.sources import note_source
 
 KEYS = {"mlp": "lora_mlp_kernel", "qkv": "lora_qkv_kernel", "o": "lora_o_kernel", "embedding": "lora_embedding_kernel"}
 IN_PROJECTIONS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
 _QKV_LINES = (
-    "query_states = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)",
-    "query_states = self.q_norm(self.q_proj(hidden_states).view(hidden_shape)).transpose(1, 2)",
+    """\
+query_states = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+key_states = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+""",
+    """\
+query_states = self.q_norm(self.q_proj(hidden_states).view(hidden_shape)).transpose(1, 2)
+key_states = self.k_norm(self.k_proj(hidden_states).view(hidden_shape)).transpose(1, 2)
+""",
     "self.q_proj(hidden_states).view(*input_shape, -1, self.head_dim * 2), 2, dim=-1",
 )
 """One of these marks an attention whose forward axolotl can rewrite (`QKV_PATCHES`)."""
 _O_LINE = "attn_output = self.o_proj(attn_output)"
+_ATTENTION = {
+    "qwen3_vl": ("qwen3_vl", "Qwen3VLTextAttention"), "mllama": ("mllama", "MllamaTextSelfAttention"),
+    "llama4": ("llama4", "Llama4TextAttention"), "mistral3": ("mistral", "MistralAttention"),
+    "gemma3_text": ("gemma3", "Gemma3Attention"),
+}  # fmt: skip
+"""Attention classes that axolotl names; any other is `<Prefix>Attention` (`get_attention_cls_from_config`)."""
 _REWRITTEN_OTHERWISE = ("gemma4", "gemma4_text")
 """axolotl's own attention forward for these calls the kernels."""
 _GATED_DELTA = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
@@ -50,7 +65,7 @@ def install_lora_kernels(site: Site) -> None:
         _skip(site, wanted, "axolotl does not find the layers of this architecture, and stops")
         return
     site.stack.callback(_forget_norms, site.model)
-    if wanted & {"qkv", "o"} and not _can_rewrite_all(site, layers):
+    if wanted & {"qkv", "o"} and not _can_rewrite(site, layers):
         wanted = wanted - {"qkv", "o"}
     for layer in layers:
         _install_attention(site, layer, wanted)
@@ -83,24 +98,36 @@ def _install_attention(site: Site, layer: nn.Module, wanted: frozenset[str]) -> 
     names = [name for name in ("q_proj", "k_proj", "v_proj") if getattr(attention, name) is not None]
     if "qkv" in wanted and _have_adapters(site, [getattr(attention, name) for name in names], "qkv"):
         _install_group(site, attention, names, base_first=False)
+        note_source(site, KEYS["qkv"])
     if "o" in wanted and _have_adapters(site, [attention.o_proj], "o"):
         _install_group(site, attention, ["o_proj"], base_first=True)
+        note_source(site, KEYS["o"])
 
 
-def _can_rewrite_all(site: Site, layers: list[nn.Module]) -> bool:
-    """Whether axolotl's `patch_self_attn_lora` finds its lines in the attention's forward; otherwise it stops."""
-    kinds = {type(attention) for layer in layers for name, attention in layer.named_children() if "attn" in name}
-    sources = [inspect.getsource(kind.forward) for kind in kinds if kind.__name__.endswith("Attention")]
+def _can_rewrite(site: Site, layers: list[nn.Module]) -> bool:
+    """Whether axolotl's `patch_self_attn_lora` finds its lines in the forward of the attention class that it looks up;
+    otherwise it stops. It may also rewrite a class that the model does not use, which changes nothing."""
     if site.model_type in _REWRITTEN_OTHERWISE:
         return True
-    if any(any(line in source for line in _QKV_LINES) and _O_LINE in source for source in sources):
-        return True
-    names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "the attention"
-    text = f"axolotl cannot rewrite the forward of {names}, and stops; estimated without these kernels"
+    module, name = _ATTENTION.get(site.model_type, (site.model_type, f"{class_prefix(site.model_type)}Attention"))
+    kind = getattr(modeling_module(module), name, None)
     if site.model_type.startswith("gemma4_unified"):
         text = "axolotl attaches the QKV and O kernels to this architecture with fused_attn_kernel only"
+    elif kind is None:
+        text = f"axolotl finds no attention class {name}, and stops: set lora_qkv_kernel and lora_o_kernel to false"
+    elif not _has_lines(inspect.getsource(kind.forward)):
+        text = f"axolotl cannot rewrite {name}.forward, and stops: set lora_qkv_kernel and lora_o_kernel to false"
+    elif not any(isinstance(module, kind) for layer in layers for module in layer.children()):
+        text = f"axolotl rewrites {name}.forward, which this model does not use: q, k, v and o run as they are"
+    else:
+        return True
     site.note(Note(kind="warning", key=KEYS["qkv"], text=text))
     return False
+
+
+def _has_lines(source: str) -> bool:
+    source = "\n".join(line.strip() for line in textwrap.dedent(source).splitlines())
+    return any(lines in source for lines in _QKV_LINES) and _O_LINE in source
 
 
 def _install_group(site: Site, owner: Any, names: list[str], *, base_first: bool) -> None:
@@ -149,6 +176,7 @@ def _install_mlp(site: Site, layer: nn.Module, wanted: frozenset[str]) -> None:
         _skip(site, frozenset({"mlp"}), f"the activation {activation!r} is not supported: axolotl stops")
     elif _have_adapters(site, [getattr(mlp, name) for name in parts], "mlp"):
         site.replace_forward(mlp, run_mlp)
+        note_source(site, KEYS["mlp"])
 
 
 def _activation(config: Any) -> str:
@@ -165,6 +193,7 @@ def _install_embedding(site: Site) -> None:
     for embedding in _embeddings(site.base):
         if hasattr(embedding, "lora_embedding_A"):
             site.replace_forward(embedding, run_embedding)
+            note_source(site, KEYS["embedding"])
 
 
 def _embeddings(base: Any) -> Iterator[Any]:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from axmem_trace.notes import Note
-from axmem_trace.tracing.kernels.fused.forward_patches import Site
+from axmem_trace.tracing.kernels.fused.forward_patches import Site, class_prefix
+from axmem_trace.tracing.kernels.fused.sources import note_source
 
 KEY = "tiled_mlp"
 
@@ -72,7 +73,7 @@ def install_tiled_mlp(site: Site) -> None:
     kernels = site.recipe.kernels
     if not kernels.tiled_mlp:
         return
-    prefix = _class_prefix(site.model_type)
+    prefix = class_prefix(site.model_type)
     mlps = list(site.instances((f"{prefix}MLP",), site.model_type))
     mlps = mlps or list(site.instances((f"{prefix}TextMLP",), site.model_type))
     if not mlps:
@@ -80,6 +81,7 @@ def install_tiled_mlp(site: Site) -> None:
         site.note(Note(kind="warning", key=KEY, text=text))
     for mlp in mlps:
         site.replace_forward(mlp, _make_forward(mlp, kernels.tiled_mlp_shards))
+        note_source(site, KEY)
     if "mlp" in kernels.lora and mlps:
         text = "axolotl's LoRA kernel replaces the MLP's forward after tiled_mlp did: layers that get it are not tiled"
         site.note(Note(kind="warning", key=KEY, text=text))
@@ -94,15 +96,3 @@ def _make_forward(mlp: nn.Module, num_tiles: int) -> Callable[..., torch.Tensor]
         return out
 
     return forward
-
-
-def _class_prefix(model_type: str) -> str:
-    """axolotl `utils/callbacks/models.py` `get_causal_lm_model_cls_prefix`."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
-    if name is None:
-        return "".join(part.capitalize() for part in model_type.split("_"))
-    for suffix in ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "GenerationDecoder"):
-        name = name.replace(suffix, "")
-    return str(name)
