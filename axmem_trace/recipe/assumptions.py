@@ -119,6 +119,9 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     "use_cache": Assumption(
         "bool", "the forward keeps its keys and values, where the model's code does so in training",
         _set("model.use_cache"), ("model.use_cache",)),
+    "holds_outputs": Assumption(
+        "bool", "the loop keeps the model's outputs until the next forward has returned", _set("loss.holds_outputs"),
+        ("loss.holds_outputs",)),
     "rows": Assumption(_COUNT, "rows of a batch", _set("batch.rows"), ("batch.rows",)),
     "row_tokens": Assumption(_COUNT, "tokens of a row", _set("batch.row_tokens"), ("batch.row_tokens",)),
     "samples_per_row": Assumption(

@@ -213,6 +213,8 @@ class Loss:
     num_chunks: int = 8
     cross_entropy: Literal["torch", "in_place"] = "torch"
     """`in_place`: other trainers' fused kernel (Unsloth's), which writes the gradient over the logits it is given."""
+    holds_outputs: bool = False
+    """A loop's own variable keeps the outputs of a step, logits included, until those of the next take their place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -66,7 +66,7 @@ class Run:
         self._passes: _Passes | None = None
         self._offloading, self._training_step = offloading, nullcontext
         moves = recipe.checkpointing.offload != "none" or recipe.checkpointing.layer_offloading
-        self._may_repeat = repeat and not optimizer.hooked and not moves
+        self._may_repeat = repeat and not (optimizer.hooked or moves or recipe.loss.holds_outputs)
 
     def record(self, progress: Callable[[str], None] = lambda stage: None) -> None:
         """Loads, evaluates where the run evaluates first, and takes `NUM_STEPS` optimizer steps."""
@@ -157,7 +157,9 @@ class Run:
 
     def _forward(self, inputs: Inputs, num_items: torch.Tensor) -> torch.Tensor:
         """`Trainer.compute_loss`: the outputs, fp32 logits included, are dropped when it returns."""
-        loss, _ = self._compute_loss(inputs, num_items)
+        loss, outputs = self._compute_loss(inputs, num_items)
+        if self.recipe.loss.holds_outputs:
+            self._held["outputs"] = outputs
         return loss
 
     def _compute_loss(self, inputs: Inputs, num_items: torch.Tensor) -> tuple[torch.Tensor, Any]:

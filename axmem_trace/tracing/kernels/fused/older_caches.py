@@ -15,8 +15,9 @@ from axmem_trace.tracing.kernels.fused.forward_patches import Site
 
 PROJECTIONS = {"gpt_bigcode": "attn.c_attn"}
 """Types whose forward, until transformers 4.49, did not switch the cache off under checkpointing: the layer that makes
-query, key and value at once. What is cached is a view, so the whole output of that layer stays (`modeling_gpt_bigcode.py`,
-`GPTBigCodeAttention.forward`: `present = key_value`, `GPTBigCodeModel.forward`: `presents.append(outputs[1])`)."""
+query, key and value at once. What is cached is a view, so the whole output of that layer stays
+(`modeling_gpt_bigcode.py`, `GPTBigCodeAttention.forward`: `present = key_value`, `GPTBigCodeModel.forward`:
+`presents.append(outputs[1])`)."""
 
 
 def install_older_cache(site: Site) -> None:
