@@ -31,9 +31,6 @@ def derive_quantisation(draft: Draft, base: BaseModel, precision: Precision) -> 
         return _model_quantization_config(draft, own_method)
     if own_method in OWN_CONFIG_METHODS:
         return _of_checkpoint(draft, own, own_method, base, precision)
-    if draft.get("gptq"):
-        text = "`gptq: true`, but the base model has no quantization_config: it is loaded unquantised"
-        draft.note("warning", "gptq", text)
     if adapter == "qlora" and draft.get("load_in_4bit"):
         _refuse_conflict(draft, own_method, "load_in_4bit")
         return _bnb_4bit(draft, base, precision)

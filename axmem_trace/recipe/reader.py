@@ -25,7 +25,7 @@ from axmem_trace.recipe.overrides import Settings, apply_overrides
 from axmem_trace.recipe.parallelism import derive_parallelism
 from axmem_trace.recipe.precision import derive_precision
 from axmem_trace.recipe.quantisation import derive_quantisation
-from axmem_trace.recipe.rejections import reject, reject_on_gpu
+from axmem_trace.recipe.rejections import reject, reject_on_base, reject_on_gpu
 from axmem_trace.recipe.task import derive_model
 from axmem_trace.recipe.traps import note_traps
 from axmem_trace.recipe.types import BaseModel, Gpu, Recipe
@@ -64,6 +64,7 @@ def read_recipe(
     target = derive_gpu(gpu, num_gpus)
     reject_on_gpu(draft, target)
     base = derive_base_model(draft, hub=hub)
+    reject_on_base(draft, base)
     recipe = _derive(draft, base, target, num_gpus, allow_remote_code=trust_remote_code)
     note_traps(draft, recipe)
     note_not_modelled(draft)

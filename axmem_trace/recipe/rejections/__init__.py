@@ -1,6 +1,5 @@
-"""What axolotl 0.19 refuses, with its reason. Only rules that are really in axolotl, and that a single-GPU or supervised
-configuration can hit, or one of many GPUs that is estimated on one. Source: axolotl `utils/schemas/{validation,config,
-peft}.py` and `integrations/*/args.py`, 0.19.0.
+"""What axolotl 0.19 refuses, with its reason: rules that are really in axolotl. Source: axolotl
+`utils/schemas/{validation,config,peft}.py` and `integrations/*/args.py`, 0.19.0.
 
 Keys that a run needs but memory does not (`datasets`, `learning_rate`) are not asked for.
 """
@@ -11,13 +10,14 @@ import re
 
 from axmem_trace.recipe.draft import Draft
 from axmem_trace.recipe.rejections.adapters import ADAPTER_RULES, QUANTISATION_RULES
+from axmem_trace.recipe.rejections.base_model import reject_on_base
 from axmem_trace.recipe.rejections.hardware import reject_on_gpu
 from axmem_trace.recipe.rejections.optimizers import OPTIMIZER_RULES
 from axmem_trace.recipe.rejections.parallelism import PARALLELISM_RULES
 from axmem_trace.recipe.rejections.step import CHECKPOINTING_RULES, LOSS_RULES, reject_cross_entropies
 from axmem_trace.recipe.rejections.training import EVALUATION_RULES, TRAINING_RULES
 
-__all__ = ["RULES", "reject", "reject_on_gpu"]
+__all__ = ["RULES", "reject", "reject_on_base", "reject_on_gpu"]
 
 RULES = (
     *QUANTISATION_RULES,

@@ -108,6 +108,12 @@ PARALLELISM_RULES = (
         "use DeepSpeed, or set `fsdp_version: 1`",
     ),
     Rule(
+        "remove_unused_columns",
+        lambda d: d.get("rl") == "kto" and d.get("remove_unused_columns") is not False,
+        "rl: kto needs remove_unused_columns: false",
+        "add `remove_unused_columns: false`",
+    ),
+    Rule(
         "dpo_loss_type",
         lambda d: (d.has("dpo_loss_type") or d.has("dpo_loss_weights")) and d.get("rl") != "dpo",
         "dpo_loss_type and dpo_loss_weights are for rl: dpo only",

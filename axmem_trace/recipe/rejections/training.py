@@ -49,6 +49,24 @@ TRAINING_RULES = (
         "keep one of them",
     ),
     Rule(
+        "save_strategy",
+        lambda d: d.get("save_strategy") == "best" and not d.get("metric_for_best_model"),
+        "save_strategy: best needs metric_for_best_model",
+        "add `metric_for_best_model: eval_loss`",
+    ),
+    Rule(
+        "early_stopping_patience",
+        lambda d: d.get("early_stopping_patience") and not (d.get("save_steps") and d.get("eval_steps")),
+        "early_stopping_patience requires save_steps and eval_steps",
+        "set both",
+    ),
+    Rule(
+        "early_stopping_patience",
+        lambda d: d.get("early_stopping_patience") and d.get("save_steps") % d.get("eval_steps") != 0,
+        "early_stopping_patience requires that eval_steps divides save_steps",
+        "make save_steps a multiple of eval_steps",
+    ),
+    Rule(
         "neftune_noise_alpha",
         lambda d: d.has("neftune_noise_alpha") and d.get("neftune_noise_alpha") <= 0,
         "neftune_noise_alpha must be above 0",

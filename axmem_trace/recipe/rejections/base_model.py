@@ -1,0 +1,47 @@
+"""What the base model's configuration rules out. Source: axolotl `loaders/utils.py` `check_model_config`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from axmem_trace.recipe.draft import Draft
+from axmem_trace.recipe.types import BaseModel
+
+EMBEDDING_LAYERS = {
+    "gpt_neox": ("embed_in", "embed_out"),
+    "falcon": ("word_embeddings", "lm_head"),
+    "nemotron_h": ("embeddings", "lm_head"),
+    "bailing_hybrid": ("word_embeddings", "lm_head"),
+}
+"""`get_linear_embedding_layers`: other model types have `embed_tokens` and `lm_head`."""
+
+
+def reject_on_base(draft: Draft, base: BaseModel) -> None:
+    """Raises for keys that do not go with the model.
+
+    Raises:
+        ConfigError: `gptq` with a model that is none, new tokens that an adapter would not train, or tensor
+            parallelism over tied embeddings.
+    """
+    own = base.config.get("quantization_config")
+    method = own.get("quant_method") if isinstance(own, Mapping) else None
+    if draft.get("gptq") and method not in ("gptq", "compressed-tensors"):
+        raise draft.error(
+            "axolotl refuses this: the base model's quantization_config is missing or not of GPTQ",
+            "gptq",
+            remedy="point base_model to a GPTQ model, or remove gptq",
+        )
+    layers = EMBEDDING_LAYERS.get(base.model_type, ("embed_tokens", "lm_head"))
+    saved = draft.get("lora_modules_to_save") or []
+    if draft.get("adapter") and draft.get("tokens") and not set(layers) <= set(saved):
+        raise draft.error(
+            "axolotl refuses this: with an adapter, new tokens need their embeddings in lora_modules_to_save",
+            "tokens",
+            remedy=f"add `lora_modules_to_save: [{', '.join(layers)}]`",
+        )
+    if (draft.get("tensor_parallel_size") or 1) > 1 and base.config.get("tie_word_embeddings"):
+        raise draft.error(
+            "axolotl refuses this: tensor parallelism is incompatible with tied embeddings",
+            "tensor_parallel_size",
+            remedy="remove it, or use a model without `tie_word_embeddings`",
+        )
