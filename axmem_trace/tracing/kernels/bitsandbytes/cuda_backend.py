@@ -17,12 +17,14 @@ from unittest.mock import patch
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from axmem_trace.tracing.autocast import Autocast
 from axmem_trace.tracing.kernels.attention.card import num_sms
 from axmem_trace.tracing.kernels.registry import KernelContext
 
 Kernel = Callable[..., Any]
+_AUTOCAST_DTYPE = "bitsandbytes_autocast_dtype"
 
 
 class _NoLibrary:
@@ -49,11 +51,34 @@ class _AutocastInside(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _WholeOps(TorchDispatchMode):
+    """Takes composite operators (`to`, `linear`) apart: below autograd, where kernels run, nothing else does."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if _is_composite(func):
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+@contextmanager
+def recorded_inside(context: KernelContext) -> Iterator[None]:
+    """While open within a dispatch rule, what torch is asked for is recorded as if no rule were at work."""
+    with context.recorder, _WholeOps():
+        yield
+
+
 def run_cuda_kernel(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A dispatch rule: the operator's CUDA kernel, under the recorder."""
     kernels, module = _cuda_kernels()
     module._gpu_dispatch_props = lambda index: (num_sms(context), *context.compute_capability)  # type: ignore[attr-defined]
-    with context.recorder, _autocast_inside():
+    with recorded_inside(context), _autocast_inside(context):
         return kernels[op._schema.name](*args, **kwargs)
 
 
@@ -62,13 +87,31 @@ def has_cuda_kernel(name: str) -> bool:
     return f"bitsandbytes::{name}" in _cuda_kernels()[0]
 
 
+def remember_autocast(
+    context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A function rule: below autograd, where kernels run, torch no longer tells whether autocast is on."""
+    before = context.options.get(_AUTOCAST_DTYPE)
+    context.options[_AUTOCAST_DTYPE] = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+    try:
+        return function(*args, **kwargs)
+    finally:
+        context.options[_AUTOCAST_DTYPE] = before
+
+
 @contextmanager
-def _autocast_inside() -> Iterator[None]:
-    if not torch.is_autocast_enabled("cuda"):
+def _autocast_inside(context: KernelContext) -> Iterator[None]:
+    dtype = context.options.get(_AUTOCAST_DTYPE)
+    if dtype is None:
         yield
         return
-    with torch._C._EnableTorchFunction(), _AutocastInside():
+    with torch._C._EnableTorchFunction(), torch.autocast("cuda", dtype=dtype), _AutocastInside():
         yield
+
+
+@cache
+def _is_composite(op: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"))
 
 
 @cache

@@ -1,0 +1,104 @@
+"""`Linear8bitLt` against arithmetic by hand. Sources: bitsandbytes 0.50 `autograd/_functions.py` (`MatMul8bitLt`),
+`backends/cuda/ops.py`, `backends/default/ops.py`. Everywhere: 1000 tokens, 256 input and 512 output features."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from layer_probe import make_8bit, probe
+
+from axmem_trace.tracing.kernels.bitsandbytes.cuda_backend import _cuda_kernels
+from axmem_trace.tracing.kernels.bitsandbytes.rules import int8_vectorwise_quant
+from axmem_trace.tracing.kernels.registry import KernelContext
+from axmem_trace.tracing.recorder import Recorder
+
+INPUT, OUTPUT = 512_000, 1_024_000  # bf16: 1000 * 256 * 2 and 1000 * 512 * 2
+
+
+def test_forward_holds_int32_and_fp16_and_bf16_results_at_once():
+    seen = probe(make_8bit(256, 512), 1, 1000, 256)
+    # the input, its int8 copy (256,000) and row scales (1000 * 4); then the int32 product (1000 * 512 * 4), its fp16
+    # result and the cast to bf16
+    assert seen.forward_peak == INPUT + 256_000 + 4_000 + 2_048_000 + 1_024_000 + 1_024_000
+    # the input is kept for its dtype's sake (ctx.tensors = (None, subA, A)), beside the output
+    assert seen.kept == [OUTPUT, INPUT]
+
+
+def test_outlier_search_dominates_where_the_output_is_narrow():
+    seen = probe(make_8bit(256, 8), 1, 1000, 256)
+    # the input, its fp16 copy, int8 rows and scales, absolute values in fp16, and their comparison (1 byte each)
+    assert seen.forward_peak == 2 * INPUT + 256_000 + 4_000 + 512_000 + 256_000
+
+
+def test_without_threshold_no_outliers_are_looked_for():
+    seen = probe(make_8bit(256, 8, threshold=0.0), 1, 1000, 256)
+    # the input, its fp16 copy, int8 rows and scales
+    assert seen.forward_peak == 2 * INPUT + 256_000 + 4_000
+    assert "load_in_8bit" not in seen.notes
+
+
+def test_fp16_is_not_cast():
+    seen = probe(make_8bit(256, 512), 1, 1000, 256, dtype=torch.float16)
+    assert seen.forward_peak == INPUT + 256_000 + 4_000 + 2_048_000 + 1_024_000
+
+
+def test_fp32_input_gives_fp32_output_even_under_autocast():
+    # no list of autocast has bitsandbytes' operators; fp32 comes out of layer norms
+    seen = probe(make_8bit(256, 512), 1, 1000, 256, dtype=torch.float32, autocast=True)
+    assert seen.kept == [2 * OUTPUT, 2 * INPUT]
+    assert seen.forward_peak == 2 * INPUT + 256_000 + 4_000 + 2_048_000 + 1_024_000 + 2 * OUTPUT
+
+
+def test_backward_unpacks_the_weight_in_the_inputs_dtype():
+    seen = probe(make_8bit(256, 512), 1, 1000, 256)
+    # CB in bf16: 512 * 256 * 2 = 262,144; beside it the input's gradient (and before that 512 fp32 scales); afterwards
+    # the probe's own neg has its gradient beside the input's
+    assert seen.backward_peak == max(262_144 + INPUT, 2 * INPUT)
+    assert probe(make_8bit(256, 4096), 1, 1000, 256).backward_peak == 4096 * 256 * 2 + INPUT
+
+
+def test_bias_is_added_in_place():
+    assert probe(make_8bit(256, 512, bias=True), 1, 1000, 256).kept[:2] == [OUTPUT, INPUT]
+
+
+def test_outlier_columns_are_kept_and_multiplied_apart():
+    seen = probe(make_8bit(256, 512), 1, 1000, 256, outliers=8)
+    # subA, the 8 columns of the input: 1000 * 8 * 2; their 8 int64 indices
+    assert seen.kept == [OUTPUT, INPUT, 16_000, 64]
+    # on top of the plain peak: subA, the indices, and the 8 columns of the weight in bf16 (512 * 8 * 2)
+    assert seen.forward_peak == INPUT + 256_000 + 4_000 + 2_048_000 + 1_024_000 + 1_024_000 + 16_000 + 64 + 8_192
+    assert "8 outlier columns" in seen.notes["load_in_8bit"].text
+    assert seen.notes["load_in_8bit"].kind == "assumed"
+
+
+def test_no_layer_has_more_outliers_than_columns():
+    assert probe(make_8bit(4, 512), 1, 1000, 4, outliers=100).kept[-2:] == [8_000, 32]  # subA is all of A: 1000 * 4 * 2
+
+
+def test_four_dimensions_are_what_cuda_refuses():
+    seen = probe(make_8bit(256, 512), 1, 1, 1000, 256, outliers=8)
+    assert seen.kept == [OUTPUT, INPUT, 16_000, 64]
+    assert "refuse input of 4 dimensions" in seen.notes["load_in_8bit.dimensions"].text
+
+
+def test_quantising_rows_allocates_what_the_cuda_kernel_does():
+    """The rule against the kernel's own Python, on real numbers with two outlier columns."""
+    values = torch.zeros(10, 64, dtype=torch.float16)
+    values[3, 5] = values[4, 40] = 7.0
+    for_real = Recorder(traced_device="cpu", with_rules=False)
+    kernel = _cuda_kernels()[0]["bitsandbytes::int8_vectorwise_quant"]
+    with for_real:
+        results = kernel(values, 6.0)
+    assert results[2].tolist() == [5, 40]
+    on_meta = Recorder()
+    context = KernelContext(recorder=on_meta, options={"int8_outliers": 2})
+    ruled = int8_vectorwise_quant(context, None, (values.to("meta"), 6.0), {})
+    assert [tensor.shape for tensor in ruled] == [tensor.shape for tensor in results]
+    assert [tensor.dtype for tensor in ruled] == [tensor.dtype for tensor in results]
+    assert sizes_of(on_meta) == sizes_of(for_real)
+
+
+def sizes_of(recorder: Recorder) -> Counter[int]:
+    """Without single bytes: the 0 that overwrites outlier columns is a tensor on a device, and none on a CPU."""
+    return Counter(each.nbytes for each in recorder.make_ledger().allocations if each.nbytes > 1)
