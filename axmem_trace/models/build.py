@@ -55,7 +55,7 @@ def build_model(recipe: Recipe, *, device: str = "meta", watch: WatchLoading = n
             model = cast_as_axolotl(model, recipe, experts_quantised=experts_quantised)
             model = add_adapter(model, recipe, notes)
             freeze_parameters(model, recipe, notes)
-        enable_checkpointing(model, recipe)
+        enable_checkpointing(model, recipe, notes)
     model.train()
     states = _state_tensors(model)
     facts = record_facts(model, states, recipe)

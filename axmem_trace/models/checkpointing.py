@@ -6,10 +6,12 @@ import warnings
 from typing import Any
 
 from axmem_trace.errors import ConfigError
+from axmem_trace.models.selective import make_context_function, note_selective
+from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 
 
-def enable_checkpointing(model: Any, recipe: Recipe) -> None:
+def enable_checkpointing(model: Any, recipe: Recipe, notes: list[Note]) -> None:
     """Switch checkpointing on with the recipe's arguments: the trainer's call, the last one before training.
 
     Source: axolotl `loaders/model.py` `_configure_embedding_dtypes` (adapters), transformers `trainer.py`
@@ -22,6 +24,9 @@ def enable_checkpointing(model: Any, recipe: Recipe) -> None:
     if not checkpointing.enabled:
         return
     kwargs = {**checkpointing.kwargs, "use_reentrant": checkpointing.use_reentrant}
+    if checkpointing.selective_save:
+        kwargs["context_fn"] = make_context_function(model, checkpointing)
+        note_selective(checkpointing, recipe.attention.kernel, notes)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)

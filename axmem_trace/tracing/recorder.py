@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -224,6 +224,11 @@ class Recorder(TorchDispatchMode):
         self._bear(tensor, op="")
         self.register(tensor, role=role)
         return tensor
+
+    def bear(self, tensors: Iterable[torch.Tensor], op: str) -> None:
+        """An operator of ours, whose code no mode watches, has made these."""
+        for tensor in tensors:
+            self._bear(tensor, op)
 
     def copy_to_host(self, tensor: torch.Tensor, *, role: Role = "", module: str = "") -> torch.Tensor:
         """A tensor of the same layout that counts as host memory for as long as it lives."""

@@ -35,7 +35,9 @@ def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         alibi_slopes: torch.Tensor | None = None, deterministic: bool = False, return_attn_probs: bool = False,
     ) -> torch.Tensor:  # fmt: skip
         note_source(context, "flash_attn")
-        return run_flash2(context, (q, k, v), dropout=dropout_p, deterministic=deterministic)
+        return run_flash2(
+            context, (q, k, v), dropout=dropout_p, deterministic=deterministic, window_left=window_size[0]
+        )
 
     def flash_attn_varlen_func(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
@@ -45,20 +47,22 @@ def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         block_table: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         note_source(context, "flash_attn")
-        return run_flash2_varlen(context, (q, k, v), cu_seqlens_q, cu_seqlens_k, deterministic=deterministic)
+        return run_flash2_varlen(context, (q, k, v), cu_seqlens_q, cu_seqlens_k, deterministic=deterministic,
+                                 window_left=window_size[0])  # fmt: skip
 
     return flash_attn_func, flash_attn_varlen_func
 
 
 def run_flash2(
     context: KernelContext, heads: Heads, *, dropout: float = 0.0, deterministic: bool = False, name: str = NAME,
-    pads: bool = True, keeps_rng: bool = True,
+    pads: bool = True, keeps_rng: bool = True, window_left: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """The fixed-length kernel. Heads are (B, S, H, D).
 
     Args:
         pads: head sizes that are no multiple of 8 are padded by the Python around the kernel, else refused.
         keeps_rng: the RNG state is kept even without dropout.
+        window_left: what flash-attn's own operator is given; None: another library's kernel, which no dispatcher sees.
     """
     check_flash(context, heads, name=name, multiple=1 if pads else 8)
     sms = num_sms(context)
@@ -68,6 +72,8 @@ def run_flash2(
         forward_scratch=partial(_fixed_forward_scratch, sms=0 if dropout else sms),
         backward_scratch=partial(_fixed_backward_scratch, sms=sms if deterministic else 0),
         padding=-heads[0].shape[-1] % 8,
+        dispatched=window_left is not None,
+        window_left=-1 if window_left is None else window_left,
     )
     return run_fused(context, kernel, heads)
 
@@ -75,6 +81,7 @@ def run_flash2(
 def run_flash2_varlen(
     context: KernelContext, heads: Heads, bounds_q: torch.Tensor, bounds_k: torch.Tensor, *,
     deterministic: bool = False, name: str = NAME, pads: bool = True, keeps_rng: bool = True,
+    window_left: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """The kernel for rows of samples without padding. Heads are (tokens, H, D), the bounds (samples + 1,)."""
     check_flash(context, heads, name=name, multiple=1 if pads else 8)
@@ -85,6 +92,8 @@ def run_flash2_varlen(
             _varlen_backward_scratch, samples=bounds_q.numel() - 1, sms=num_sms(context) if deterministic else 0
         ),
         padding=-heads[0].shape[-1] % 8,
+        dispatched=window_left is not None,
+        window_left=-1 if window_left is None else window_left,
     )
     return run_fused(context, kernel, heads, also_kept=(bounds_q, bounds_k))
 

@@ -106,6 +106,8 @@ def run_fixed(
         make_outputs=partial(_outputs, packed=False),
         forward_scratch=partial(_forward_scratch, release=release, samples=0),
         backward_scratch=partial(_fixed_scratch, tile=tile, semaphores=release.semaphores),
+        dispatched=release is FLASH3,
+        window_left=_left(window),
     )
     return run_fused(context, kernel, heads, sink=sink)
 
@@ -123,6 +125,8 @@ def run_varlen(
         make_outputs=partial(_outputs, packed=True),
         forward_scratch=partial(_forward_scratch, release=release, samples=samples),
         backward_scratch=partial(_varlen_scratch, tile=tile, samples=samples, longest=longest),
+        dispatched=release is FLASH3,
+        window_left=_left(window),
     )
     return run_fused(context, kernel, heads, also_kept=bounds, sink=sink)
 
@@ -132,6 +136,10 @@ def _tile(release: Release, context: KernelContext, heads: Heads, causal: bool, 
     local = window[0] not in (None, -1)
     return release.make_tile(heads[0].shape[-1], heads[2].shape[-1], context.compute_capability,
                              causal=causal, local=local)  # fmt: skip
+
+
+def _left(window: Window) -> int:
+    return -1 if window[0] is None else window[0]
 
 
 def _number(context: KernelContext, value: Any, otherwise: int) -> int:

@@ -1,0 +1,98 @@
+"""Selective checkpointing: torch's own, with axolotl's choice of what is saved instead of computed again.
+
+Source: axolotl 0.19 `monkeypatch/selective_checkpointing.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Checkpointing
+
+_OTHER_ATTENTION = ("aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention")
+"""Kernels whose names don't say flash."""
+_LOCAL_LAYERS = ("sliding_attention", "chunked_attention")
+"""Layers whose attention is cheap: computed again unless `save_sliding_window` or other types are named."""
+_WINDOW = "window_size_left"
+_UNSEEN = ("eager", "flex_attention", "xformers", "sage", "varlen", "flash_attention_4")
+"""Attention that no operator of a matching name stands for: nothing of it is saved."""
+
+
+def make_context_function(model: nn.Module, checkpointing: Checkpointing) -> Callable[[], Any]:
+    """The `context_fn` that axolotl hands to `torch.utils.checkpoint`, and hooks on layers that it needs.
+
+    It tells local attention by the type of the layer at work, and by the window that flash-attn's operators are given.
+    """
+    details = checkpointing.selective_details
+    saves_local = bool(details.get("save_sliding_window"))
+    named = details.get("recompute_layer_types")
+    recomputed = () if saves_local else tuple(_LOCAL_LAYERS if named is None else named)
+    at_work: list[str] = []
+    if recomputed:
+        _follow_layers(model, at_work)
+
+    def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> Any:
+        from torch.utils.checkpoint import CheckpointPolicy
+
+        is_local = (bool(at_work) and at_work[-1] in recomputed) or (not saves_local and _has_window(op, args, kwargs))
+        if _matches(op, checkpointing.selective_save) and not is_local:
+            return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+    def make_contexts() -> Any:
+        from torch.utils.checkpoint import create_selective_checkpoint_contexts
+
+        return create_selective_checkpoint_contexts(policy)
+
+    return make_contexts
+
+
+def note_selective(checkpointing: Checkpointing, kernel: str, notes: list[Note]) -> None:
+    """What the policy can't save, and what is not in the figures."""
+    key = "selective_checkpointing"
+    if tuple(checkpointing.selective_save) == ("attention",) and kernel in _UNSEEN:
+        text = f"no operator of {kernel} attention is seen by the policy: all of a layer is computed again"
+        notes.append(Note(kind="warning", key=key, text=text))
+    if checkpointing.selective_details.get("offload"):
+        text = "the saved outputs are shown on the GPU; `offload: true` keeps all but some two of them in host memory"
+        notes.append(Note(kind="not_modelled", key=f"{key}.offload", text=f"{text} (the run needs less than shown)"))
+
+
+def _matches(op: Any, save: tuple[str, ...]) -> bool:
+    """`attention` stands for the kernels of SDPA and for every flash-attn operator; else a part of the name."""
+    name: str = op.name()
+    is_backward = "backward" in name or "bwd" in name
+    is_attention = name in _OTHER_ATTENTION or "flash_attn" in name or "flash_attention" in name
+    return any(is_attention and not is_backward if wanted == "attention" else wanted in name for wanted in save)
+
+
+def _has_window(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    value = kwargs.get(_WINDOW)
+    for position, argument in enumerate(op._schema.arguments):
+        if argument.name == _WINDOW and position < len(args):
+            value = args[position]
+    return isinstance(value, int) and value >= 0
+
+
+def _follow_layers(model: nn.Module, at_work: list[str]) -> None:
+    from transformers import GradientCheckpointingLayer
+
+    for module in model.modules():
+        kind = _attention_type(module) if isinstance(module, GradientCheckpointingLayer) else None
+        if kind is not None:
+            module.register_forward_pre_hook(lambda module, args, kind=kind: at_work.append(kind))
+            module.register_forward_hook(lambda module, args, output: at_work.clear(), always_call=True)
+
+
+def _attention_type(layer: nn.Module) -> str | None:
+    for holder in (layer, getattr(layer, "self_attn", None), getattr(layer, "attention", None)):
+        kind = getattr(holder, "layer_type", None)
+        if isinstance(kind, str):
+            return kind
+        if getattr(holder, "is_sliding", None) is True:
+            return "sliding_attention"
+    return None
