@@ -17,19 +17,24 @@ from axmem_trace.tracing.kernels.registry import KernelContext, dispatch_rule, f
 aten = torch.ops.aten
 
 
-@function_rule(F.one_hot)
-def one_hot(context: KernelContext, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """int64 zeros with ones scattered into them.
+def scattered_one_hot(tensor: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """int64 zeros with ones scattered into them: `F.one_hot` as CUDA computes it.
 
     Source: aten/src/ATen/native/Onehot.cpp `one_hot`: only on meta (and for the compiler) it compares with an
     `arange`, which makes a boolean tensor of the result's shape on the way; only on a CPU it looks for wrong classes.
     """
-    tensor, *rest = args or (kwargs["input"],)
-    num_classes = rest[0] if rest else kwargs.get("num_classes", -1)
-    if not tensor.is_meta or num_classes <= 0:
-        return function(*args, **kwargs)  # type: ignore[no-any-return]
     out = torch.zeros((*tensor.shape, num_classes), dtype=tensor.dtype, device=tensor.device)
     return out.scatter_(-1, tensor.unsqueeze(-1), 1)
+
+
+@function_rule(F.one_hot)
+def one_hot(context: KernelContext, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """On meta as on CUDA; without `num_classes` the classes are counted in the values, which only real ones have."""
+    tensor = args[0] if args else kwargs["input"]
+    num_classes = args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
+    if not tensor.is_meta or num_classes <= 0:
+        return function(*args, **kwargs)
+    return scattered_one_hot(tensor, num_classes)
 
 
 @dispatch_rule(aten.nonzero.default)
@@ -42,7 +47,7 @@ def nonzero(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict
     mask, routing = args[0], context.options.get("routing")
     latest = routing.latest if isinstance(routing, Routing) else None
     if latest is None:
-        return op(*args, **kwargs)  # type: ignore[no-any-return]
+        return op(*args, **kwargs)
     if mask.ndim == 1 and mask.shape[0] == latest.num_experts:
         with context.recorder.paused():
             used = torch.arange(latest.used_experts()).unsqueeze(1)
@@ -51,7 +56,7 @@ def nonzero(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict
         tokens = latest.tokens_of(mask.storage_offset())
         # CUDA's nonzero returns a transposed [ndim, n] buffer (aten/src/ATen/native/cuda/Nonzero.cu)
         return torch.empty((mask.ndim, tokens), dtype=torch.int64, device=mask.device).t()
-    return op(*args, **kwargs)  # type: ignore[no-any-return]
+    return op(*args, **kwargs)
 
 
 def _is_slice_of_one_hot(mask: torch.Tensor, latest: Assignment) -> bool:
@@ -76,7 +81,7 @@ def bincount(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dic
     """
     minlength = args[2] if len(args) > 2 else kwargs.get("minlength", 0)
     if minlength <= 0:
-        return op(*args, **kwargs)  # type: ignore[no-any-return]
+        return op(*args, **kwargs)
     weights = args[1] if len(args) > 1 else kwargs.get("weights")
     dtype = torch.int64 if weights is None else torch.float32 if weights.dtype is torch.float32 else torch.float64
     return torch.empty(minlength, dtype=dtype, device=args[0].device)

@@ -40,12 +40,13 @@ def install_experts(module: nn.Module, context: KernelContext) -> Iterator[None]
 def count_experts(module: nn.Module) -> frozenset[int]:
     """The numbers of experts that the model's routers choose among, from modules and their configurations."""
     found: set[int] = set()
-    for each in module.modules():
-        for source in (each, getattr(each, "config", None)):
+    for part in module.modules():
+        for source in (part, getattr(part, "config", None)):
             for name in _COUNTS:
                 value = getattr(source, name, None)
-                found.update(value if isinstance(value, list | tuple) else [value])
-    return frozenset(int(value) for value in found if isinstance(value, int) and value > 1)
+                values = value if isinstance(value, list | tuple) else (value,)
+                found.update(each for each in values if isinstance(each, int) and each > 1)
+    return frozenset(found)
 
 
 def _routing_note(routing: Routing) -> Note:

@@ -1,0 +1,143 @@
+"""Experts on meta against a real run with the same routing: the same allocations, byte for byte.
+
+Both runs decide the routing alike; on the CPU the decision is written over what random weights chose.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.nn.functional as F
+from axmem_trace.ledger import Allocation, Ledger
+from axmem_trace.models import build_model
+from axmem_trace.recipe import read_recipe
+from axmem_trace.tracing.kernels.experts.eager_loop import scattered_one_hot
+from axmem_trace.tracing.kernels.experts.install import count_experts
+from axmem_trace.tracing.kernels.experts.routing import Routing
+from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.optimizers import build_optimizer
+from axmem_trace.training.step import Run
+from moe_models import MOE
+from torch.overrides import TorchFunctionMode
+
+ASSUMPTIONS = ["autocast=false", "adapter_dtype=base", "optimizer_implementation=foreach"]
+LORA: dict[str, Any] = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj", "v_proj"]}
+NO_EXPERTS_INTERFACE = ("llama4", "dbrx")
+"""These have one way of computing experts; `experts_implementation` means nothing to them."""
+WITH_LAYER_NORM = ("dbrx", "phimoe")
+"""These run in fp32: a CPU's layer norm keeps bf16 statistics of bf16 input where meta, like a GPU, keeps fp32."""
+
+
+@pytest.mark.parametrize("router", ["balanced", "worst"])
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("family", MOE)
+def test_meta_allocates_what_a_real_step_does(family: str, implementation: str, router: str, tmp_path: Path) -> None:
+    if family in NO_EXPERTS_INTERFACE and implementation != "eager":
+        pytest.skip("has no other implementation")
+    if family in WITH_LAYER_NORM and implementation == "grouped_mm":
+        pytest.skip("without our rule, meta has no grouped product of fp32 matrices")
+    config = make_config(family, tmp_path, experts_implementation=implementation, gradient_checkpointing=True)
+    on_meta, for_real = record(config, "meta", router), record(config, "cpu", router)
+    assert describe(on_meta) == describe(for_real)
+    assert any("expert" in each.module or "ffn" in each.module for each in on_meta.allocations)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_lora_on_fused_experts_is_merged_into_a_copy_of_the_weights(family: str, tmp_path: Path) -> None:
+    """peft's `ParamWrapper`: the weights and the product of B and A are added up, for all experts at once."""
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = make_config(family, tmp_path, **LORA, lora_target_parameters=parameters)
+    on_meta, for_real = record(config, "meta"), record(config, "cpu")
+    assert describe(on_meta) == describe(for_real)
+    merged = 4 * 2 * (48 if family == "gpt_oss" else 24) * 32 * 2  # experts x 2 x intermediate x hidden, bf16
+    copies = [each for each in on_meta.allocations if each.nbytes == merged and each.phase == "forward" and each.kept]
+    assert len(copies) >= 2  # one per layer: what the product of the tokens keeps for its backward
+
+
+def test_load_balancing_loss(tmp_path: Path) -> None:
+    config = make_config("mixtral", tmp_path, overrides_of_model_config={"output_router_logits": True})
+    on_meta, for_real = record(config, "meta"), record(config, "cpu")
+    assert describe(on_meta) == describe(for_real)
+    without = record(make_config("mixtral", tmp_path), "meta")
+    assert len(on_meta.allocations) > len(without.allocations)
+
+
+def make_config(family: str, directory: Path, **keys: Any) -> dict[str, Any]:
+    (directory / "config.json").write_text(json.dumps(MOE[family]))
+    return {
+        "base_model": str(directory),
+        "sequence_len": 24,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-4,
+        "optimizer": "adamw_torch",
+        "attn_implementation": "eager",
+        "bf16": family not in WITH_LAYER_NORM,
+        "lora_mlp_kernel": False,
+        "lora_qkv_kernel": False,
+        "lora_o_kernel": False,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
+
+
+def record(config: dict[str, Any], device: str, router: Any = "balanced") -> Ledger:
+    """One step on the device under a decided routing, with no rule for any GPU kernel."""
+    recipe = read_recipe(config, hub="never", assumptions=ASSUMPTIONS)
+    recipe = replace(recipe, precision=replace(recipe.precision, upcast_before=False))
+    built = build_model(recipe, device=device)
+    recorder = Recorder(traced_device=device, with_rules=False)
+    Routing(count_experts(built.module), router).attach(recorder)
+    run = Run(recipe, built, build_optimizer(recipe, built.module), recorder)
+    with recorder, recorder.watch(built.module), OneHotAsOnCuda(), backward_in_mode():
+        run.record()
+    return recorder.make_ledger()
+
+
+class OneHotAsOnCuda(TorchFunctionMode):
+    """Neither meta's way nor the CPU's, on either device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is F.one_hot:
+            return scattered_one_hot(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def backward_in_mode() -> Iterator[None]:
+    """Recomputation sees the mode too, as `CudaMode` arranges it."""
+    import torch
+
+    run_backward = torch.autograd._engine_run_backward
+
+    def run_backward_in_mode(*args: Any, **kwargs: Any) -> Any:
+        with OneHotAsOnCuda():
+            return run_backward(*args, **kwargs)
+
+    torch.autograd._engine_run_backward = run_backward_in_mode  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.autograd._engine_run_backward = run_backward  # type: ignore[assignment]
+
+
+def describe(ledger: Ledger) -> Counter[Any]:
+    """All allocations of loading, forward and backward as a multiset of everything but time.
+
+    Without rotary embeddings: PhiMoE moves its frequencies from the host to the device, which is no move on a CPU.
+    """
+
+    def facts(each: Allocation) -> Any:
+        return (each.nbytes, each.phase, each.module, each.op, each.role, each.recomputed, each.kept, each.output)
+
+    return Counter(
+        facts(each)
+        for each in ledger.allocations
+        if each.step <= 1 and each.phase != "optimizer" and "rotary_emb" not in each.module
+    )
