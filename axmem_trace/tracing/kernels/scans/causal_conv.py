@@ -47,7 +47,8 @@ def conv_gradients(
     x_grad = torch.empty_like(x) if x_grad is None else x_grad
     weight_grad = torch.empty_like(weight, dtype=torch.float32)
     bias_grad = None if bias is None else torch.empty_like(bias, dtype=torch.float32)
-    return x_grad, weight_grad.type_as(weight), None if bias_grad is None else bias_grad.type_as(weight)
+    weight_grad = weight_grad.type_as(weight)
+    return x_grad, weight_grad, None if bias_grad is None else bias_grad.type_as(weight)
 
 
 def causal_conv1d_fn(

@@ -11,41 +11,77 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
+import torch
+from torch import nn
+
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention.card import num_sms
 from axmem_trace.tracing.kernels.registry import KernelContext
-from axmem_trace.tracing.kernels.scans.causal_conv import causal_conv1d_fn
+from axmem_trace.tracing.kernels.scans import causal_conv, gated_delta, kda, short_conv
+from axmem_trace.tracing.kernels.scans.mamba_inner import mamba_inner_fn
+from axmem_trace.tracing.kernels.scans.packing import PackedSamples, packed_samples
+from axmem_trace.tracing.kernels.scans.rwkv import rwkv_linear_attention
 from axmem_trace.tracing.kernels.scans.selective_scan import selective_scan_fn
 from axmem_trace.tracing.kernels.scans.ssd import mamba_chunk_scan_combined
 from axmem_trace.tracing.kernels.scans.ssd_split import mamba_split_conv1d_scan_combined
 
 Kernel = Callable[..., Any]
 
-_MAMBA = "mamba-ssm 2.3.2"
-_CONV = "causal-conv1d 1.7.0"
-
-KERNELS: dict[str, tuple[Kernel, str]] = {
-    "causal_conv1d_fn": (causal_conv1d_fn, _CONV),
-    "mamba_selective_scan": (selective_scan_fn, _MAMBA),
-    "mamba2_chunk_scan": (mamba_chunk_scan_combined, _MAMBA),
-    "mamba2_split_conv1d_scan_combined": (mamba_split_conv1d_scan_combined, _MAMBA),
+_MAMBA: dict[str, Kernel] = {
+    "mamba_inner_fn": mamba_inner_fn,
+    "mamba_selective_scan": selective_scan_fn,
+    "mamba2_chunk_scan": mamba_chunk_scan_combined,
+    "mamba2_split_conv1d_scan_combined": mamba_split_conv1d_scan_combined,
 }
-"""By the name that a modeling file gives to the function, the kernel that takes its place and the package it is in."""
+"""By the name that a modeling file gives to the function: what mamba-ssm 2.3.2 puts there."""
+_FLA: dict[str, Kernel] = {
+    "torch_chunk_gated_delta_rule": gated_delta.chunk_gated_delta_rule,
+    "chunk_kimi_delta_attention": kda.chunk_kda,
+}
+"""The same for fla-core 0.5.2."""
+_CONV = "causal_conv1d_fn"
+_MAMBA_NOTE = Note(
+    kind="ruled",
+    key="mamba-ssm",
+    text="state-space layers as mamba-ssm 2.3.2 and causal-conv1d 1.7.0 keep memory. axolotl does not install them by "
+    "itself (`pip install mamba-ssm causal-conv1d`); without them transformers runs its own scan in torch, which "
+    "takes several times as much",
+)
+_FLA_NOTE = Note(
+    kind="ruled",
+    key="flash-linear-attention",
+    text="linear attention as fla-core 0.5.2, which axolotl installs, keeps memory (without it transformers runs its "
+    "own chunks in torch, which take several times as much)",
+)
+_CONV_NOTE = Note(
+    kind="traced",
+    key="causal-conv1d",
+    text="the short convolution is transformers' own, in torch: axolotl does not install causal-conv1d, with which "
+    "this layer would keep one tensor less",
+)
+_PACKED_CONV_NOTE = Note(
+    kind="ruled",
+    key="causal-conv1d",
+    text="packed samples go through the short convolution of fla-core 0.5.2, as axolotl's patch has it",
+)
+_RWKV_NOTE = Note(
+    kind="ruled", key="rwkv", text="attention as the `wkv` kernel that transformers 5 loads from the Hub on a GPU"
+)
 
 
 @contextmanager
-def install_scans(context: KernelContext) -> Iterator[None]:
-    """While open, every loaded modeling file finds mamba-ssm, causal-conv1d and flash-linear-attention installed.
+def install_scans(context: KernelContext, model: nn.Module) -> Iterator[None]:
+    """While open, every loaded modeling file finds mamba-ssm and flash-linear-attention installed.
 
     Source: transformers 5 `integrations/hub_kernels.py`, `use_kernel_func_from_hub_with_fallback`: the function in the
     modeling file is the package's where the package can be imported, with the keyword arguments that it knows; else it
     is a loop in torch, whose memory is no measure of the kernel's.
     """
     with ExitStack() as stack:
+        samples = stack.enter_context(packed_samples(context, model))
         for module in _modeling_files():
-            for name, (kernel, package) in KERNELS.items():
-                if hasattr(vars(module).get(name), "__wrapped__"):
-                    stack.enter_context(patch.object(module, name, _adapted(context, kernel, package)))
+            for name, replacement in _replacements(context, module, samples):
+                stack.enter_context(patch.object(module, name, replacement))
         yield
 
 
@@ -58,21 +94,53 @@ def _modeling_files() -> list[ModuleType]:
     ]
 
 
-def _adapted(context: KernelContext, kernel: Kernel, package: str) -> Kernel:
+def _replacements(
+    context: KernelContext, module: ModuleType, samples: PackedSamples
+) -> Iterator[tuple[str, Kernel]]:  # fmt: skip
+    """Functions of one modeling file, by name."""
+    found = vars(module)
+    if "rwkv_linear_attention" in found:
+        yield "rwkv_linear_attention", _adapted(context, rwkv_linear_attention, _RWKV_NOTE, samples)
+    is_mamba = any(name in found for name in _MAMBA)
+    for kernels, note in ((_MAMBA, _MAMBA_NOTE), (_FLA, _FLA_NOTE)):
+        for name in kernels.keys() & found.keys():
+            yield name, _adapted(context, kernels[name], note, samples)
+    if _CONV in found and is_mamba:
+        yield _CONV, _adapted(context, causal_conv.causal_conv1d_fn, _MAMBA_NOTE, samples)
+    elif _CONV in found:
+        yield _CONV, _short_conv(context, found[_CONV], samples)
+
+
+def _adapted(context: KernelContext, kernel: Kernel, note: Note, samples: PackedSamples) -> Kernel:
     """The kernel, called with the keyword arguments that it knows, and named in the report once it runs."""
     known = frozenset(inspect.signature(kernel).parameters)
-    card = {"num_sms": num_sms(context)} if "num_sms" in known else {}
+    fixed: dict[str, Any] = {"num_sms": num_sms(context), "context": context}
+    fixed = {key: value for key, value in fixed.items() if key in known}
 
     @functools.wraps(kernel)
     def run(*args: Any, **kwargs: Any) -> Any:
-        context.note(_note(package))
-        return kernel(*args, **{key: value for key, value in kwargs.items() if key in known}, **card)
+        given = {"seq_idx": samples.index, "cu_seqlens": samples.bounds}
+        kwargs |= {key: value for key, value in given.items() if value is not None}
+        out = kernel(*args, **{key: value for key, value in kwargs.items() if key in known}, **fixed)
+        if out is not None:
+            context.note(note)
+        return out
 
     return run
 
 
-def _note(package: str) -> Note:
-    name = package.split()[0]
-    text = f"state-space layers as the kernels of {package} keep memory; without that package transformers runs its "
-    text += "own loop in torch, which takes several times as much (axolotl does not install it by itself)"
-    return Note(kind="ruled", key=name, text=text)
+def _short_conv(context: KernelContext, original: Kernel, samples: PackedSamples) -> Kernel:
+    """transformers' own convolution, or fla's where axolotl has patched the layer for packed samples."""
+
+    @functools.wraps(original)
+    def run(hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None,
+            activation: str | None = None, **kwargs: Any) -> Any:  # fmt: skip
+        if samples.bounds is None:
+            context.note(_CONV_NOTE)
+            return original(hidden_states, weight, bias, activation=activation, **kwargs)
+        context.note(_PACKED_CONV_NOTE)
+        tokens = hidden_states.transpose(1, 2)
+        out = short_conv.causal_conv1d(tokens, weight, bias, activation, samples.bounds, context=context)
+        return out.transpose(1, 2)
+
+    return run

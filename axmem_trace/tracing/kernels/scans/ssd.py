@@ -123,15 +123,15 @@ def scan_gradients(
     decay, steps = fp32(x, *sizes.per_token), fp32(x, *sizes.per_token)  # noqa: F841
     scores = fp32(x, sizes.batch, sizes.chunks, sizes.groups, sizes.chunk, sizes.chunk)
     passed, _final = _passed_states(sizes, x)
-    z_grad, gated = None, None
+    z_grad, gated, d_grad_of_gate = None, None, None
     if z is not None:
-        z_grad, grad_out, gated = _gate_gradient(sizes, x, z, grad_out, D, given.z, recompute_output)
+        z_grad, grad_out, d_grad_of_gate, gated = _gate_gradient(sizes, x, z, grad_out, D, given.z, recompute_output)
     state_grad, state_copy, chunk_decay_grad = _state_gradients(sizes, x, passed)
     del passed
     d_sum = None if D is None else _partial_sums_of_d(sizes, D)
     x_grad = torch.empty_like(x) if given.x is None else given.x
     step_grad = fp32(x, *sizes.per_token)
-    d_grad = None if d_sum is None or D is None else _summed(d_sum, D)
+    d_grad = None if d_sum is None or D is None else _summed(d_sum, D)  # also where the gate's kernel has made one
     del d_sum
     splits = sizes.splits(num_sms)
     b_sum, next_grad = _split_sum(sizes, x, splits), fp32(x, *sizes.per_token)
@@ -142,7 +142,7 @@ def scan_gradients(
     decay_grad += next_grad + previous_sum
     bias_grad = None if dt_bias is None else torch.empty_like(dt_bias, dtype=torch.float32)
     a_grad = torch.empty_like(A, dtype=torch.float32)
-    del b_sum, c_sum, state_grad, state_copy, chunk_decay_grad, step_grad
+    del b_sum, c_sum, state_grad, state_copy, chunk_decay_grad, step_grad, d_grad_of_gate
     return Gradients(x_grad, dt_grad, a_grad, b_grad, c_grad, d_grad, z_grad, bias_grad, gated)
 
 
@@ -157,15 +157,13 @@ def _passed_states(sizes: Sizes, x: torch.Tensor) -> tuple[torch.Tensor, torch.T
 def _gate_gradient(
     sizes: Sizes, x: torch.Tensor, z: torch.Tensor, grad_out: torch.Tensor, D: torch.Tensor | None,
     z_grad: torch.Tensor | None, recompute_output: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    """`_chunk_scan_bwd_dz`."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+    """`_chunk_scan_bwd_dz`: the gradients of z, of the output before the gate and of D, and the output once more."""
     d_sum = None if D is None else _partial_sums_of_d(sizes, D)
     z_grad = torch.empty_like(z) if z_grad is None else z_grad
     gated = torch.empty_like(x) if recompute_output else None
     inner_grad = torch.empty_like(grad_out)
-    if d_sum is not None and D is not None:
-        _summed(d_sum, D)
-    return z_grad, inner_grad, gated
+    return z_grad, inner_grad, None if d_sum is None or D is None else _summed(d_sum, D), gated
 
 
 def _state_gradients(

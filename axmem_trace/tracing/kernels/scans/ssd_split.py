@@ -93,7 +93,8 @@ class SplitConvScan(torch.autograd.Function):
         z, norm_grad = None, None
         if norm_weight is None:
             z, given.z = gate.unflatten(-1, (layer.heads, -1)), gate_grad.unflatten(-1, (layer.heads, -1))
-        else:
+        normed_grad = grad_out  # noqa: F841  (a variable of its own there: alive until the end)
+        if norm_weight is not None:
             grad_out, norm_grad = _norm_gradients(layer, kept, norm_weight)
         grad_out = grad_out.reshape(x.shape)
         found = scan_gradients(Sizes.of(x, B, layer.chunk), layer.num_sms, grad_out, (x, dt, A, B, C), D, z, dt_bias,
