@@ -8,7 +8,7 @@ function returns there live as long here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -28,21 +28,20 @@ TRAINED = 4
 KEPT = 6
 """Tensors of a projection that are kept: A and B cast, the adapter's bias, and with DoRA magnitude, scale and sum."""
 Tensors = tuple[torch.Tensor | None, ...]
+Order = Literal["qkv", "o", "one by one"]
+"""Whose ways to follow. `LoRA_QKV` and `LoRA_QK` make all outputs before they keep anything, and all adapters' gradients
+before the input's; `LoRA_O` does not add to the gradient of a dropped input; `LoRA_FusedProj` works one projection after
+the other (in backward taken as `LoRA_QKV`: a [tokens, rank] per projection more)."""
 
 
-def run_projections(layers: list[Any], x: torch.Tensor, *, training: bool, base_first: bool) -> tuple[Any, ...]:
-    """The outputs of peft layers that share the input x [batch, tokens, in], in order.
-
-    Args:
-        base_first: as `LoRA_O` does, the base's part of the input's gradient before the adapter's, into a fresh tensor;
-            else as `LoRA_QKV`, all adapters' gradients first.
-    """
+def run_projections(layers: list[Any], x: torch.Tensor, *, training: bool, order: Order) -> tuple[Any, ...]:
+    """The outputs of peft layers that share the input x [batch, tokens, in], in order."""
     projections = [read_projection(layer) for layer in layers]
     dropouts = [each for each in projections if each.dropout is not None]
     x_dropped = drop(dropouts[0], x, training) if dropouts else None
     tensors = [tensor for each in projections for tensor in each.trained]
     frozen = tuple(each.frozen for each in projections)
-    outputs: tuple[Any, ...] = FusedProjections.apply(frozen, base_first, x, x_dropped, *tensors)
+    outputs: tuple[Any, ...] = FusedProjections.apply(frozen, order, x, x_dropped, *tensors)
     return outputs
 
 
@@ -51,18 +50,24 @@ class FusedProjections(torch.autograd.Function):
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda")
-    def forward(ctx: Any, frozen: tuple[Frozen, ...], base_first: bool, x: torch.Tensor,
+    def forward(ctx: Any, frozen: tuple[Frozen, ...], order: Order, x: torch.Tensor,
                 x_dropped: torch.Tensor | None, *tensors: torch.Tensor | None) -> Any:  # fmt: skip
-        forwards = [
-            project_forward(Projection.of(fixed, trained), x, x_dropped, sums_again=not base_first)
-            for fixed, trained in zip(frozen, split(tensors, TRAINED), strict=True)
-        ]
-        kept = [made.keep() for made in forwards]
-        saved = [each for trained, of_dora in zip(split(tensors, TRAINED), kept, strict=True)
-                 for each in (*cast(trained, x.dtype), *of_dora)]  # fmt: skip
+        by_projection = split(tensors, TRAINED)
+        made: list[Made] = []
+        outputs, saved = [], []
+        for fixed, trained in zip(frozen, by_projection, strict=True):
+            made.append(project_forward(Projection.of(fixed, trained), x, x_dropped, sums_again=order == "qkv"))
+            outputs.append(made[-1].output)
+            if order != "qkv":  # what the names of one round held goes when the next binds them
+                saved += [*cast(trained, x.dtype), *made[-1].keep()]
+                del made[:-1]
+        if order == "qkv":
+            kept = [each.keep() for each in made]
+            saved = [each for trained, of_dora in zip(by_projection, kept, strict=True)
+                     for each in (*cast(trained, x.dtype), *of_dora)]  # fmt: skip
         ctx.save_for_backward(x, x if x_dropped is None else x_dropped, *saved)
-        ctx.frozen, ctx.base_first, ctx.has_dropout = frozen, base_first, x_dropped is not None
-        return tuple(made.output for made in forwards)
+        ctx.frozen, ctx.base_first, ctx.has_dropout = frozen, order == "o", x_dropped is not None
+        return tuple(outputs)
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cuda")

@@ -21,7 +21,7 @@ from torch import nn
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.fused.forward_patches import Site, class_prefix, modeling_module
 from axmem_trace.tracing.kernels.fused.lora_embedding import run_embedding
-from axmem_trace.tracing.kernels.fused.lora_functions import run_projections
+from axmem_trace.tracing.kernels.fused.lora_functions import Order, run_projections
 from axmem_trace.tracing.kernels.fused.lora_mlp import run_mlp
 from axmem_trace.tracing.kernels.fused.lora_projection import DORA_CACHE
 from axmem_trace.tracing.kernels.fused.sources import note_source
@@ -97,10 +97,10 @@ def _install_attention(site: Site, layer: nn.Module, wanted: frozenset[str]) -> 
         return
     names = [name for name in ("q_proj", "k_proj", "v_proj") if getattr(attention, name) is not None]
     if "qkv" in wanted and _have_adapters(site, [getattr(attention, name) for name in names], "qkv"):
-        _install_group(site, attention, names, base_first=False)
+        _install_group(site, attention, names, "qkv")
         note_source(site, KEYS["qkv"])
     if "o" in wanted and _have_adapters(site, [attention.o_proj], "o"):
-        _install_group(site, attention, ["o_proj"], base_first=True)
+        _install_group(site, attention, ["o_proj"], "o")
         note_source(site, KEYS["o"])
 
 
@@ -130,13 +130,13 @@ def _has_lines(source: str) -> bool:
     return any(lines in source for lines in _QKV_LINES) and _O_LINE in source
 
 
-def _install_group(site: Site, owner: Any, names: list[str], *, base_first: bool) -> None:
+def _install_group(site: Site, owner: Any, names: list[str], order: Order) -> None:
     """The first projection computes all of the group; each other one hands over its output when it is called."""
     waiting: dict[str, torch.Tensor] = {}
 
     def compute_all(self: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         layers = [getattr(owner, name) for name in names]
-        first, *others = run_projections(layers, x, training=owner.training, base_first=base_first)
+        first, *others = run_projections(layers, x, training=owner.training, order=order)
         waiting.update(zip(names[1:], others, strict=True))
         del others
         output: torch.Tensor = first
@@ -158,9 +158,9 @@ def _install_linear_attention(site: Site, layer: nn.Module, wanted: frozenset[st
     if not all(hasattr(mixer, name) for name in (*IN_PROJECTIONS, "out_proj")):
         return
     if "qkv" in wanted and any(hasattr(getattr(mixer, name), "lora_A") for name in IN_PROJECTIONS):
-        _install_group(site, mixer, list(IN_PROJECTIONS), base_first=False)
+        _install_group(site, mixer, list(IN_PROJECTIONS), "one by one")
     if "o" in wanted and hasattr(mixer.out_proj, "lora_A"):
-        _install_group(site, mixer, ["out_proj"], base_first=True)
+        _install_group(site, mixer, ["out_proj"], "o")
 
 
 # -- MLP and embedding ------------------------------------------------------------------------------------------------

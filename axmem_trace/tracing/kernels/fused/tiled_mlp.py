@@ -41,15 +41,16 @@ class TiledMlp(torch.autograd.Function):
         sums = [torch.zeros_like(parameter) for parameter in ctx.trained]
         for parameter in ctx.trained:
             parameter.grad = None
-        offset = 0
+        offset, latest = 0, None
         for tile in x.chunk(ctx.num_tiles, dim=1):
             tile.requires_grad_(needs_grad)
             tile.grad = _slice_as(x_grad, offset, tile)
             with torch.enable_grad():
                 output = ctx.run(tile)
             torch.autograd.backward(output, _slice_as(grad_outputs[0], offset, tile))
-            _collect(ctx.trained, sums)
+            latest = _collect(ctx.trained, sums)  # its name is bound until the next tile's gradients are there
             offset += tile.numel()
+        del latest
         for parameter, before, total in zip(ctx.trained, earlier, sums, strict=True):
             parameter.grad = total if before is None else before + total
         return None, x_grad, None, None
@@ -60,12 +61,15 @@ def _slice_as(whole: torch.Tensor, offset: int, tile: torch.Tensor) -> torch.Ten
     return whole.reshape(-1).narrow(0, offset, tile.numel()).view_as(tile)
 
 
-def _collect(parameters: list[nn.Parameter], sums: list[torch.Tensor]) -> None:
-    """Moves a slice's parameter gradients into their sums."""
+def _collect(parameters: list[nn.Parameter], sums: list[torch.Tensor]) -> torch.Tensor | None:
+    """Moves a slice's parameter gradients into their sums; the last one it took, which axolotl's own loop holds on to."""
+    latest = None
     for parameter, total in zip(parameters, sums, strict=True):
         if parameter.grad is not None:
-            total.add_(parameter.grad.detach().to(total.dtype))
+            latest = parameter.grad.detach().to(total.dtype)
+            total.add_(latest)
             parameter.grad = None
+    return latest
 
 
 def install_tiled_mlp(site: Site) -> None:
