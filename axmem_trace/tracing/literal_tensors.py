@@ -1,0 +1,32 @@
+"""`torch.tensor` with a meta device: the one factory that no dispatch mode sees, so that its value would be lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from axmem_trace.tracing.known_values import KnownValues, worth_knowing
+
+
+@contextmanager
+def literals_known(values: KnownValues) -> Iterator[None]:
+    """While open, the values of small tensors that `torch.tensor` makes on meta are known.
+
+    Sizes that models copy to the GPU to reckon with (the merge size of a patch grid) come about so. torch
+    `csrc/utils/tensor_new.cpp` `internal_new_from_data` makes meta tensors without a copy, which a GPU would make.
+    """
+    original = torch.tensor
+
+    def tensor(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        made = original(data, *args, **kwargs)
+        if made.is_meta and not (isinstance(data, torch.Tensor) and data.is_meta) and worth_knowing(made):
+            kwargs = {**kwargs, "device": "cpu", "dtype": made.dtype, "requires_grad": False}
+            values.learn(made, original(data, **kwargs))
+        return made
+
+    with patch.object(torch, "tensor", tensor):
+        yield
