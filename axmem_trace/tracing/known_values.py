@@ -36,6 +36,8 @@ class KnownValues:
     def __init__(self) -> None:
         self._copies: dict[int, torch.Tensor] = {}
         self._keepers: dict[int, weakref.ref[Any]] = {}
+        self.num_true: dict[tuple[int, ...], int] = {}
+        """Of masks that depend on pixels, and so are not followed: by their shape, how many elements are true."""
 
     def learn(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
         """`tensor` (on meta, dense from its storage's start) holds `value`."""

@@ -32,9 +32,9 @@ def picked_indices(values: KnownValues, args: tuple[Any, ...]) -> tuple[tuple[An
             replaced.append(index)
             continue
         value = values.value_of(index)
-        if value is None:
+        picked = values.num_true.get(tuple(index.shape)) if value is None else int(torch.count_nonzero(value))
+        if picked is None:
             return None
-        picked = int(torch.count_nonzero(value))
         nbytes += picked * index.ndim * _BYTES_OF_INDEX
         replaced += [torch.empty(picked, dtype=torch.int64, device="meta") for _ in range(index.ndim)]
     return (source, replaced, *args[2:]), nbytes

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from axmem_trace.ledger import NEVER, Allocation, Device, Ledger, Mark, Phase, Role
 from axmem_trace.tracing.kernels.registry import DISPATCH_RULES, WORKSPACE_RULES, KernelContext
 from axmem_trace.tracing.known_values import DATA_DEPENDENT, KnownValues, worth_knowing
+from axmem_trace.tracing.literal_tensors import literals_known
 from axmem_trace.tracing.masked_index import INDEXES, picked_indices
 from axmem_trace.tracing.module_scopes import ModuleScopes
 from axmem_trace.tracing.result_memo import ResultMemo, can_remember
@@ -253,7 +254,7 @@ class Recorder(TorchDispatchMode):
     @contextmanager
     def watch(self, root: nn.Module) -> Iterator[None]:
         """While open, allocations are attributed to the modules of `root`."""
-        with self.scopes.watch(root):
+        with self.scopes.watch(root), literals_known(self.values):
             yield
 
     def make_ledger(self) -> Ledger:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,9 +18,17 @@ _ORDINARY_TOKEN = 10
 _IGNORED = -100
 
 
-def make_batch(
-    recipe: Recipe, config: Any, *, rows: int, row_tokens: int, packed: bool, notes: list[Note]
-) -> Inputs:
+@dataclass(frozen=True, slots=True)
+class MadeBatch:
+    """A batch, and what is to be known of it."""
+
+    inputs: Inputs
+    num_true: dict[tuple[int, ...], int]
+    """Of masks that the model derives from pixels: by shape, how many elements are true."""
+    notes: tuple[Note, ...] = ()
+
+
+def make_batch(recipe: Recipe, config: Any, *, rows: int, row_tokens: int, packed: bool) -> MadeBatch:
     """A batch of the run: text, and the images or audio that a multimodal run's rows hold.
 
     Source: axolotl `utils/collators/mm_chat.py` (the processor's own tensors, and labels without placeholders),
@@ -27,24 +36,26 @@ def make_batch(
 
     Args:
         config: the built model's configuration.
-        notes: gets what was assumed of the images and audio.
     """
+    notes: list[Note] = []
+    num_true: dict[tuple[int, ...], int] = {}
     ordinary = _ordinary_token(config)
     inputs = make_text_batch(recipe, rows=rows, row_tokens=row_tokens, packed=packed, token=ordinary)
     if reads_media(recipe):
         found, images = make_media(recipe, config, rows=rows, room=row_tokens, notes=notes)
-        spans = [span for media in found for span in [media.span] * (images if "input_features" not in media.inputs else 1)]
+        spans = [media.span for media in found for _ in range(1 if "input_features" in media.inputs else images)]
         needed = 1 + sum(len(span) + 1 for span in spans)
         if found and needed > row_tokens:
             notes.append(_note_longer_rows(needed, row_tokens))
             inputs = make_text_batch(recipe, rows=rows, row_tokens=needed, packed=packed, token=ordinary)
         for media in found:
             inputs.update(media.inputs)
+            num_true.update(media.num_true)
         _write_spans(inputs, spans, ordinary)
         _mark_placeholders(inputs, found)
     if getattr(config, "model_type", "") in ("gemma4", "gemma4_unified"):
         inputs.setdefault("mm_token_type_ids", torch.zeros_like(inputs["input_ids"]))
-    return inputs
+    return MadeBatch(inputs, num_true, tuple(notes))
 
 
 def make_text_batch(

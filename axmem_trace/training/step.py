@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from axmem_trace.models.built import BuiltModel
-from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.inputs import Inputs, make_batch
@@ -245,13 +244,11 @@ class Run:
     def _place_batch(self, rows: int, row_tokens: int, packed: bool) -> Inputs:
         """On the GPU; what the collator does on the host is not recorded."""
         with self.recorder.paused():
-            notes: list[Note] = []
-            batch = make_batch(
-                self.recipe, self.built.config, rows=rows, row_tokens=row_tokens, packed=packed, notes=notes
-            )
-        for note in notes:
+            batch = make_batch(self.recipe, self.built.config, rows=rows, row_tokens=row_tokens, packed=packed)
+        self.recorder.values.num_true.update(batch.num_true)
+        for note in batch.notes:
             self.recorder.context.note(note)
-        return {name: self.recorder.place(value) for name, value in batch.items()}
+        return {name: self.recorder.place(value) for name, value in batch.inputs.items()}
 
 
 def _takes_loss_kwargs(model: Any) -> bool:

@@ -45,7 +45,7 @@ GEMMA4_SOFT_TOKENS = 280
 def gemma4(question: Question) -> Media:
     """Gemma 4: every image is brought to about `max_soft_tokens` squares of pooled patches, and padded to that."""
     vision = question.vision
-    most = int(question.option("max_soft_tokens", GEMMA4_SOFT_TOKENS))
+    most = _soft_tokens(question)
     lines, columns = _gemma4_grid(question, most)
     pool, patch = int(vision.pooling_kernel_size), int(vision.patch_size)
     positions = _padded_positions(lines * pool, columns * pool, most * pool**2)
@@ -58,10 +58,14 @@ def gemma4_unified(question: Question) -> Media:
     Source: transformers `image_processing_gemma4_unified.py`, `_preprocess`.
     """
     vision = question.vision
-    most = int(question.option("max_soft_tokens", GEMMA4_SOFT_TOKENS))
+    most = _soft_tokens(question)
     lines, columns = _gemma4_grid(question, most)
     square = int(vision.pooling_kernel_size) * int(vision.patch_size)
     return _gemma4_media(question, lines, columns, _padded_positions(lines, columns, most), values=3 * square**2)
+
+
+def _soft_tokens(question: Question) -> int:
+    return int(question.option("max_soft_tokens", GEMMA4_SOFT_TOKENS))
 
 
 def _gemma4_grid(question: Question, most: int) -> tuple[int, int]:
@@ -92,6 +96,7 @@ def _gemma4_media(question: Question, lines: int, columns: int, positions: torch
         },
         placeholder=placeholder,
         token_types="mm_token_type_ids",
+        num_true={(question.total, _soft_tokens(question)): question.total * lines * columns},  # pooled, not padding
         rule=f"{lines} x {columns} squares of {square} pixels (image_processing_gemma4.py)",
         height=lines * square,
         width=columns * square,

@@ -125,6 +125,7 @@ def idefics3(question: Question) -> Media:
             "pixel_attention_mask": pixels(*shape, tile, tile, dtype=torch.int64),
         },
         placeholder=placeholder,
+        num_true={(question.total * count,): question.total * count},  # images that are not all black
         rule=f"{count} tiles of {tile} pixels, {tokens} tokens each (processing_smolvlm.py)",
         height=down * tile,
         width=across * tile,

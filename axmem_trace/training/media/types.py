@@ -54,6 +54,8 @@ class Media:
     """The token whose embeddings the tower's outputs take the place of."""
     token_types: str = ""
     """Name of the input that is 1 at placeholders and 0 elsewhere; empty: there is none."""
+    num_true: dict[tuple[int, ...], int] = field(default_factory=dict)
+    """Of masks that the model derives from pixels or positions: by shape, how many elements are true."""
     rule: str
     """How the count comes about, with its source."""
     height: int = 0
