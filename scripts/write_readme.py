@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Writes the parts of README.md that are output of this package, between `<!-- begin: … -->` and `<!-- end -->`.
+
+Run it after anything that changes a figure; with `--check` it only says which parts no longer hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+BLOCK = re.compile(r"(<!-- begin: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+WIDTH = 96
+"""Columns of the report that is shown."""
+ANCESTOR = {"base": "31.2 GiB", "adapter": "207.8 MiB", "gradients": "207.8 MiB", "optimizer": "415.5 MiB"}
+
+
+def run_command(command: str) -> str:
+    """What the command prints, as far as the buckets at the peak. Exit codes other than 0 end the script."""
+    arguments = [sys.executable, *shlex.split(command)[1:]]
+    found = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True, env=_environment())
+    head = found.stdout.partition("\nIn full")[0].rstrip()
+    lines = "\n".join(line.rstrip() for line in head.splitlines())
+    return f"```console\n$ {command}\n{lines}\n…\n```\n"
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "COLUMNS": str(WIDTH), "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def write_code_llama() -> str:
+    """The table of `configs/code-llama/34b/lora.yml`: the ancestor's figures, ours, and why they differ."""
+    import axmem_trace
+    from axmem_trace.units import format_bytes
+
+    report = axmem_trace.estimate(ROOT / "configs/code-llama/34b/lora.yml", hub="never")
+    rows = {(row.kind, row.dtype, row.trainable): row for row in report.dtypes}
+    packed, plain = rows["parameter", "int8", False], rows["parameter", "bfloat16", False]
+    trained = report.model.trainable_parameters
+    scales = report.resident.weights - packed.bytes - plain.bytes
+    lines = [
+        ("base model", ANCESTOR["base"], report.resident.weights,
+         f"the {packed.elements:,} weights of the linears are one byte each, but embedding, head and norms "
+         f"({plain.elements:,}) stay bf16: {format_bytes(plain.bytes)} instead of half of it; and each row of an int8 "
+         f"weight has an fp32 scale ({format_bytes(scales)} with the rotary tables)"),
+        ("adapter", ANCESTOR["adapter"], report.resident.adapters,
+         f"peft keeps the {trained:,} LoRA weights in fp32: four bytes each, on any base"),
+        ("gradients", ANCESTOR["gradients"], report.resident.gradients, "a gradient has its parameter's dtype: four bytes"),
+        ("optimizer", ANCESTOR["optimizer"], report.resident.optimizer,
+         "right in kind: two states of one byte; and a scale of four bytes for every 256 of each, with fp32 states for "
+         "tensors of less than 4,096 elements"),
+        ("activations at the peak", "—", report.buckets.activations,
+         f"the input of each layer, {report.batch.rows} x {report.batch.row_tokens:,} tokens, and what the layer at work keeps"),
+        ("workspace at the peak", "—", report.buckets.workspace,
+         "what the layer at work computes again, dequantised weights, logits and their gradient"),
+        ("allocated at the peak", "—", report.peak.allocated_bytes, f"in {report.peak.phase} of step {report.peak.step}"),
+        ("reserved", "—", report.peak.reserved_bytes, "with what the allocator caches"),
+    ]  # fmt: skip
+    table = ["| line | ancestor | truth | why |", "| --- | ---: | ---: | --- |"]
+    table += [f"| {name} | {old} | {format_bytes(nbytes)} | {why} |" for name, old, nbytes, why in lines]
+    return "\n".join(table) + "\n"
+
+
+def write_assumptions() -> str:
+    """The keys of `--assume`."""
+    from axmem_trace.recipe.assumptions import ASSUMPTIONS
+
+    table = ["| key | values | meaning |", "| --- | --- | --- |"]
+    for name, assumption in ASSUMPTIONS.items():
+        values = assumption.type.replace("|", " \\| ").replace("'", "`")
+        table.append(f"| `{name}` | {values} | {assumption.meaning} |")
+    return "\n".join(table) + "\n"
+
+
+def write_measured() -> str:
+    """The summary of `tests/measured/README.md`."""
+    text = (ROOT / "tests/measured/README.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- summary -->\n(.*?)<!-- end of summary -->", text, re.DOTALL)
+    assert found is not None, "tests/measured/README.md has no summary"
+    return found[1]
+
+
+WRITERS: dict[str, Callable[[], str]] = {
+    "code-llama": write_code_llama, "assumptions": write_assumptions, "measured": write_measured,
+}  # fmt: skip
+
+
+def rewrite(text: str, only: str = "") -> str:
+    """The text with every generated part made anew; `only` one of them, by name."""
+
+    def fill(found: re.Match[str]) -> str:
+        name = found["name"]
+        if only and name != only:
+            return found[0]
+        body = WRITERS[name]() if name in WRITERS else run_command(name)
+        return f"{found[1]}\n{body}\n{found[3]}"
+
+    return BLOCK.sub(fill, text)
+
+
+def main() -> int:
+    """Writes, or with `--check` compares; 1 where something no longer holds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where the text is stale")
+    options = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    fresh = rewrite(text)
+    if options.check:
+        stale = [name for name in BLOCK.findall(text) if text != fresh]
+        print("README.md is up to date" if not stale else "README.md is stale: run scripts/write_readme.py")
+        return int(bool(stale))
+    README.write_text(fresh, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The README holds: its commands run, its output is what they print, and it names what there is."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axmem_trace.cli import build_parser
+from axmem_trace.recipe.assumptions import ASSUMPTIONS
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PINS = dict(re.findall(r"^(\w+)==(\S+)$", (ROOT / ".ci" / "pins.txt").read_text(), re.MULTILINE))
+pinned = pytest.mark.skipif(
+    any(version(name).partition("+")[0] != wanted for name, wanted in PINS.items()),
+    reason="the figures in the README are those of the versions that axolotl 0.19 pins",
+)
+COMMANDS = re.findall(r"^\$ (python .+)$", TEXT, re.MULTILINE)
+
+
+def load_script() -> Any:
+    spec = importlib.util.spec_from_file_location("write_readme", ROOT / "scripts" / "write_readme.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def blocks() -> list[str]:
+    return [found["name"] for found in load_script().BLOCK.finditer(TEXT)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run(command, tmp_path):
+    arguments = [each.replace("report.json", str(tmp_path / "report.json")) for each in shlex.split(command)[1:]]
+    if "models" not in arguments and "--offline" not in arguments:
+        arguments.append("--offline")
+    found = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode in (0, 3), found.stderr
+    assert not found.stderr
+
+
+@pytest.mark.parametrize("line", re.findall(r"^python3 -m venv (?:.+)$", TEXT, re.MULTILINE))
+def test_set_up_lines_name_what_exists(line):
+    steps = [shlex.split(step) for step in line.split("&&")]
+    assert steps[0] == ["python3", "-m", "venv", ".venv"]
+    assert steps[1][:2] == [".venv/bin/pip", "install"]
+    assert steps[2][0] == ".venv/bin/python"
+    for word in steps[2]:
+        assert not word.startswith("configs/") or (ROOT / word).exists()
+
+
+@pinned
+@pytest.mark.parametrize("name", [name for name in blocks() if name != "measured"])
+def test_generated_parts_are_up_to_date(name):
+    assert load_script().rewrite(TEXT, only=name) == TEXT, "run scripts/write_readme.py"
+
+
+def test_the_measured_part_is_the_summary_of_the_long_tables():
+    assert load_script().rewrite(TEXT, only="measured") == TEXT, "run scripts/write_readme.py"
+
+
+def test_every_flag_is_documented():
+    flags = {option for action in build_parser()._actions for option in action.option_strings if option[:2] == "--"}
+    undocumented = {flag for flag in flags - {"--help", "--version", "--output", "--gpus"} if flag not in TEXT}
+    assert not undocumented
+
+
+def test_every_assumption_is_documented():
+    assert {name for name in ASSUMPTIONS if f"| `{name}` |" not in TEXT} == set()
+
+
+def test_the_tree_names_every_room():
+    tree = TEXT[TEXT.index("axmem_trace/\n  __main__.py") :].partition("```")[0]
+    rooms = [each for each in (ROOT / "axmem_trace").iterdir() if not each.name.startswith(("_", "."))]
+    missing = [each.name for each in rooms if each.name.removesuffix(".py") not in tree and each.name != "py.typed"]
+    assert set(missing) <= {"errors.py", "facts.py", "notes.py", "units.py"}, missing
+
+
+def test_the_ancestors_lines_are_all_there():
+    for figure in ("31.2 GiB", "207.8 MiB", "415.5 MiB"):
+        assert figure in TEXT
