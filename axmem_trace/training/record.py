@@ -61,7 +61,7 @@ def record_run(
         stack.enter_context(recorder.watch(built.module))
         stack.enter_context(install_attention(context))
         stack.enter_context(install_scans(context, built.module))
-        stack.enter_context(install_experts(built.module, context))
+        stack.enter_context(install_experts(built.module, context, recipe.model.experts_implementation))
         stack.enter_context(install_fused_kernels(built.module, recipe, notes))
         stack.enter_context(mode.opened())
         run.record(progress or (lambda stage: None))

@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 import torch.nn.functional as F
+from moe_models import MOE
+from torch.overrides import TorchFunctionMode
+
 from axmem_trace.ledger import Allocation, Ledger
 from axmem_trace.models import build_model
 from axmem_trace.recipe import read_recipe
@@ -24,8 +27,6 @@ from axmem_trace.tracing.kernels.experts.routing import Routing
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.step import Run
-from moe_models import MOE
-from torch.overrides import TorchFunctionMode
 
 ASSUMPTIONS = ["autocast=false", "adapter_dtype=base", "optimizer_implementation=foreach"]
 LORA: dict[str, Any] = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj", "v_proj"]}

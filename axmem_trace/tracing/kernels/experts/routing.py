@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from axmem_trace.tracing.recorder import Recorder
 
 aten = torch.ops.aten
+MAX_ONE_HOT = 1 << 16
+"""Up to here a one-hot mask of the routing is cheap to follow; beyond, the rules of `eager_loop` answer from shapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,19 @@ class Routing:
     that the model's random weights chose.
     """
 
-    def __init__(self, expert_counts: Iterable[int], router: Literal["balanced", "worst"] = "balanced") -> None:
+    def __init__(
+        self,
+        expert_counts: Iterable[int],
+        router: Literal["balanced", "worst"] = "balanced",
+        *,
+        always_known: bool = True,
+    ) -> None:
         self.expert_counts = frozenset(expert_counts)
+        self.always_known = always_known
+        """Indices have known values however many they are; needed where a model asks for more than the usual loop."""
         self.router: Literal["balanced", "worst"] = router
         self.latest: Assignment | None = None
         """The last decision; None before the first."""
-        self._greedy: list[int] = [0, 0]
 
     def attach(self, recorder: Recorder) -> None:
         """From now on the recorder asks here after every operator that may be a router's choice."""
@@ -93,6 +102,8 @@ class Routing:
 
     def _settle(self, recorder: Recorder, index: torch.Tensor, *, top_k: int, num_experts: int) -> None:
         self.latest = Assignment(index.numel() // top_k, top_k, num_experts, self.router)
+        if index.is_meta and not self.always_known and index.numel() * num_experts > MAX_ONE_HOT:
+            return
         with recorder.paused():
             value = self.latest.indices().reshape(index.shape)
             if index.is_meta:

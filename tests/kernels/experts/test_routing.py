@@ -1,0 +1,141 @@
+"""Decided routing, and the answers that follow from it without a mask's values."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from moe_models import MOE
+
+import axmem_trace
+from axmem_trace.models import build_model
+from axmem_trace.recipe import read_recipe
+from axmem_trace.tracing.kernels import import_rules
+from axmem_trace.tracing.kernels.experts import routing as routing_module
+from axmem_trace.tracing.kernels.experts.routing import Assignment, Routing
+from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.optimizers import build_optimizer
+from axmem_trace.training.record import record_run
+
+
+@pytest.mark.parametrize("router", ["balanced", "worst"])
+@pytest.mark.parametrize(("tokens", "top_k", "num_experts"), [(10, 2, 4), (7, 3, 5), (3, 1, 8), (1, 2, 8)])
+def test_counts_are_those_of_the_indices(tokens: int, top_k: int, num_experts: int, router: Any) -> None:
+    assignment = Assignment(tokens, top_k, num_experts, router)
+    indices = assignment.indices()
+    counts = torch.bincount(indices.flatten(), minlength=num_experts).tolist()
+    assert [assignment.tokens_of(expert) for expert in range(num_experts)] == counts
+    assert sum(count > 0 for count in counts) == assignment.used_experts()
+    assert all(len(set(row)) == top_k for row in indices.tolist())  # a token takes an expert once
+
+
+def test_balanced_is_even_and_worst_is_not() -> None:
+    # 10 tokens x 2 = 20 choices among 4 experts: 5 each; at worst two experts get all 10 tokens
+    assert [Assignment(10, 2, 4).tokens_of(expert) for expert in range(4)] == [5, 5, 5, 5]
+    assert [Assignment(10, 2, 4, "worst").tokens_of(expert) for expert in range(4)] == [10, 10, 0, 0]
+
+
+@pytest.mark.parametrize(("columns", "known"), [(4, True), (5, False)])
+def test_only_a_choice_among_experts_is_decided(columns: int, known: bool) -> None:
+    recorder = Recorder()
+    Routing([4]).attach(recorder)
+    with recorder:
+        index = torch.topk(torch.empty(6, columns, device="meta"), 2).indices
+        assert (recorder.known(index) is not None) is known
+
+
+@pytest.mark.parametrize("router", ["balanced", "worst"])
+@pytest.mark.parametrize("family", ["mixtral", "dbrx"])
+def test_masks_too_large_to_follow_answer_alike(
+    family: str, router: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing_module, "MAX_ONE_HOT", 1 << 30)
+    followed = lives_of(family, tmp_path, router)
+    monkeypatch.setattr(routing_module, "MAX_ONE_HOT", 0)
+    assert lives_of(family, tmp_path, router) == followed
+
+
+def test_worst_routing_gives_one_expert_all_tokens(tmp_path: Path) -> None:
+    """512 tokens, 2 of 4 experts: 256 each when balanced, at worst two of 512.
+
+    A row is 32 hidden states in fp32, as norms with fp32 weights (axolotl upcasts them) put them out.
+    """
+    balanced, worst = (gathered_rows(lives_of("mixtral", tmp_path, router)) for router in ("balanced", "worst"))
+    assert (balanced, worst) == ({256 * 32 * 4}, {512 * 32 * 4})
+
+
+def gathered_rows(lives: Counter[Any]) -> set[int]:
+    """Sizes of what experts gather from the hidden states in the forward pass."""
+    return {
+        nbytes
+        for nbytes, phase, module, op in lives
+        if phase == "forward" and module.endswith("experts") and op == "aten.index.Tensor" and nbytes > 512 * 4
+    }  # 512 fp32 routing weights are gathered too
+
+
+def lives_of(family: str, directory: Path, router: str) -> Counter[Any]:
+    """Every allocation of a run with the eager loop: bytes, phase, module, operator."""
+    (directory / "config.json").write_text(json.dumps(MOE[family]))
+    config = make_config(directory, experts_implementation="eager")
+    recipe = read_recipe(config, hub="never", assumptions=[f"router={router}"])
+    built = build_model(recipe)
+    recording = record_run(recipe, built, build_optimizer(recipe, built.module))
+    assert any(note.key == "router" and note.kind == "assumed" for note in recording.notes)
+    return Counter((each.nbytes, each.phase, each.module, each.op) for each in recording.ledger.allocations)
+
+
+def make_config(directory: Path, **keys: Any) -> dict[str, Any]:
+    return {
+        "base_model": str(directory), "sequence_len": 256, "micro_batch_size": 2, "learning_rate": 1e-4, "bf16": True,
+        "optimizer": "adamw_torch", "attn_implementation": "sdpa",
+        "datasets": [{"path": "x", "type": "alpaca"}], **keys,
+    }  # fmt: skip
+
+
+def test_a_kernel_that_is_not_modelled_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MOE["qwen3_moe"]))
+    keys = {"plugins": ["axolotl.integrations.kernels.KernelsPlugin"], "use_scattermoe": True}
+    report = axmem_trace.estimate(make_config(tmp_path, **keys))
+    kinds = {note.kind for note in report.notes if note.key == "experts_implementation"}
+    assert "not_modelled" in kinds
+
+
+# -- grouped products ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("trains_weights", [True, False])
+def test_grouped_products_have_a_cpus_layouts(dtype: torch.dtype, trains_weights: bool) -> None:
+    """Forward, and the gradients of both; a CPU makes its outputs with the function that CUDA does."""
+    import_rules()
+    recorder = Recorder()
+    with recorder:
+        on_meta = products("meta", dtype, trains_weights)
+    assert on_meta == products("cpu", dtype, trains_weights)
+    assert on_meta[0] == ((6, 24), (24, 1), dtype)
+
+
+def products(device: str, dtype: torch.dtype, trains_weights: bool) -> list[Any]:
+    x = torch.zeros(6, 16, dtype=dtype, device=device, requires_grad=True)
+    weights = torch.zeros(2, 16, 24, dtype=dtype, device=device, requires_grad=trains_weights)
+    offsets = (
+        torch.tensor([2, 6], dtype=torch.int32) if device == "cpu" else torch.empty(2, dtype=torch.int32, device="meta")
+    )
+    out = torch.nn.functional.grouped_mm(x, weights, offs=offsets)
+    out.backward(torch.zeros(6, 24, dtype=dtype, device=device))
+    grads = [each.grad for each in (x, weights) if each.grad is not None]
+    return [(tuple(each.shape), each.stride(), each.dtype) for each in (out, *grads)]
+
+
+def test_what_cuda_refuses_is_refused() -> None:
+    import_rules()
+    with Recorder(), pytest.raises(RuntimeError, match="multiple of 16 bytes"):
+        torch._grouped_mm(
+            torch.empty(6, 10, device="meta", dtype=torch.bfloat16),
+            torch.empty(2, 10, 24, device="meta", dtype=torch.bfloat16),
+            offs=torch.empty(2, device="meta", dtype=torch.int32),
+        )
