@@ -292,6 +292,7 @@ class Recorder(TorchDispatchMode):
             value = self.values.run(func, args, kwargs)
             if value is not None:
                 return value
+        given = args
         if plan.indexes:
             args = self._index_by_number(args, plan.name)
         if plan.rule is not None:
@@ -306,7 +307,7 @@ class Recorder(TorchDispatchMode):
             if plan.workspace is not None:
                 self.workspace(plan.workspace(self.context, args, kwargs, result), plan.name)
             if followed:
-                self._follow(plan, func, args, kwargs, result)
+                self._follow(plan, func, given, kwargs, result)
             elif plan.mutates:
                 self._forget_mutated(func, args)
         if plan.decide is not None:
