@@ -80,6 +80,13 @@ class KnownValues:
                 return self.may_follow(tuple(argument))
         return True
 
+    def settle(self, result: Any) -> None:
+        """A mask that is not followed, but known to be true everywhere, is known from here on."""
+        if not isinstance(result, torch.Tensor) or result.dtype is not torch.bool or not result.is_meta:
+            return
+        if self.num_true.get(tuple(result.shape)) == result.numel() and self.value_of(result) is None:
+            self.learn(result, torch.ones(result.shape, dtype=torch.bool))
+
     def forget(self, tensor: torch.Tensor) -> None:
         """What was known of the tensor's storage no longer holds."""
         self._forget(tensor.untyped_storage()._cdata)

@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from axmem_trace.tracing.known_values import KnownValues, worth_knowing
 
@@ -23,9 +24,10 @@ def literals_known(values: KnownValues) -> Iterator[None]:
 
     def tensor(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         made = original(data, *args, **kwargs)
-        if made.is_meta and not (isinstance(data, torch.Tensor) and data.is_meta) and worth_knowing(made):
-            kwargs = {**kwargs, "device": "cpu", "dtype": made.dtype, "requires_grad": False}
-            values.learn(made, original(data, **kwargs))
+        if made.is_meta and worth_knowing(made):
+            real = tree_map_only(torch.Tensor, values.value_of, data)
+            if not any(each is None for each in tree_leaves(real)):
+                values.learn(made, original(real, device="cpu", dtype=made.dtype))
         return made
 
     with patch.object(torch, "tensor", tensor):

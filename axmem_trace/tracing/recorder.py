@@ -310,6 +310,8 @@ class Recorder(TorchDispatchMode):
                 self._follow(plan, func, given, kwargs, result)
             elif plan.mutates:
                 self._forget_mutated(func, args)
+        if self.values.num_true:
+            self.values.settle(result)
         if plan.decide is not None:
             plan.decide(self, args, kwargs, result)
         return result

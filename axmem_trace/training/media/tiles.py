@@ -113,7 +113,7 @@ def idefics3(question: Question) -> Media:
     if not question.option("do_image_splitting", True):
         down = across = 1
     tokens = (int(vision.image_size) // int(vision.patch_size)) ** 2 // int(config.scale_factor) ** 2
-    patches = (tile // int(vision.patch_size)) ** 2
+    lines = tile // int(vision.patch_size)
     placeholder = image_token(config)
     tiled = (SEPARATOR, SEPARATOR, *(placeholder,) * tokens)
     split = (*tiled * across, SEPARATOR) * down + (SEPARATOR,) if down * across > 1 else ()
@@ -128,7 +128,7 @@ def idefics3(question: Question) -> Media:
         placeholder=placeholder,
         num_true={
             (question.total * count,): question.total * count,  # tiles that are not all black
-            (question.total * count, patches): question.total * count * patches,  # patches that are not padding
+            (question.total * count, lines, lines): question.total * count * lines**2,  # patches that are not padding
         },
         rule=f"{count} tiles of {tile} pixels, {tokens} tokens each (processing_smolvlm.py)",
         height=down * tile,
