@@ -2,8 +2,8 @@
 
     python tests/recipe/record_axolotl_verdicts.py
 
-Runs `axolotl.utils.config.validate_config` and `normalize_config` of the installed axolotl as `axolotl train` does on an
-H100 (compute capability 9.0, one GPU), with the base model's configuration from this project's catalogue. What the tests
+Runs `validate_config` and `normalize_config` of the installed axolotl as `axolotl train` does on an
+H100 (one GPU), with the base model's configuration from this project's catalogue. What the tests
 compare with is this record, not our reading of the source.
 """
 
@@ -18,7 +18,8 @@ from typing import Any
 RECORD = Path(__file__).parent / "axolotl_verdicts.json"
 CAPABILITIES = {"bf16": True, "fp8": True, "tf32": True, "n_gpu": 1, "compute_capability": "sm_90"}
 KEPT = (
-    "torch_dtype", "fp16", "bf16", "attn_implementation", "optimizer", "gradient_checkpointing", "activation_offloading",
+    "torch_dtype", "fp16", "bf16", "attn_implementation", "optimizer", "gradient_checkpointing",
+    "activation_offloading",
     "gradient_checkpointing_kwargs", "gradient_accumulation_steps", "micro_batch_size", "sample_packing",
     "eval_sample_packing", "eval_batch_size", "eval_steps", "eval_strategy", "val_set_size", "batch_flattening",
     "pad_to_sequence_len", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel", "adapter",

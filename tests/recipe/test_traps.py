@@ -1,0 +1,124 @@
+"""What the user may not expect is told, with the line of the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.recipe.reader import read_recipe
+
+LLAMA = "base_model: meta-llama/Llama-3.1-8B\nmicro_batch_size: 2\nsequence_len: 2048\nlearning_rate: 0.0001\n"
+MOE = LLAMA.replace("meta-llama/Llama-3.1-8B", "Qwen/Qwen3-30B-A3B")
+LORA = "adapter: lora\nlora_r: 8\nlora_target_linear: true\n"
+QLORA = "adapter: qlora\nload_in_4bit: true\nlora_r: 8\nlora_target_linear: true\n"
+PACKED = "sample_packing: true\n"
+LIGER = "plugins:\n  - axolotl.integrations.liger.LigerPlugin\n"
+EVAL = "val_set_size: 0.1\neval_steps: 10\n"
+
+
+def notes(tmp_path: Path, text: str, **options) -> list[tuple[str, str, int, str]]:
+    path = tmp_path / "c.yml"
+    path.write_text(text, encoding="utf-8")
+    recipe = read_recipe(path, hub="never", **options)
+    return [(note.kind, note.key, note.line, note.text) for note in recipe.notes]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "key", "line", "words"),
+    [
+        (LLAMA + LORA + "load_in_4bit: true\n", "warning", "load_in_4bit", 8, "is not quantised"),
+        (MOE + LORA, "warning", "lora_target_linear", 7, "does not reach the fused experts"),
+        (MOE + QLORA, "warning", "load_in_4bit", 6, "quantize_moe_experts"),
+        (LLAMA + "liger_rms_norm: true\n", "warning", "liger_rms_norm", 5, "its plugin is not listed"),
+        (LLAMA + "cut_cross_entropy: true\n", "warning", "cut_cross_entropy", 5, "its plugin is not listed"),
+        (LLAMA + "lora_exclude_modules: [lm_head]\n", "ignored", "lora_exclude_modules", 5, "no effect"),
+        (LLAMA + "gradient_chekpointing: true\n", "ignored", "gradient_chekpointing", 5, "gradient_checkpointing"),
+        (LLAMA + "trl:\n  btea: 1\n", "ignored", "trl.btea", 6, "trl.beta"),
+        (LLAMA, "warning", "attn_implementation", 1, "residual stream"),
+        (LLAMA + PACKED, "warning", "sample_packing", 5, "no attn_implementation"),
+        (LLAMA + EVAL + "eval_batch_size: 8\n", "warning", "eval_batch_size", 7, "evaluation may need more"),
+        (
+            LLAMA + EVAL + LIGER + "liger_fused_linear_cross_entropy: true\n", "warning",
+            "liger_fused_linear_cross_entropy", 9, "full logits",
+        ),
+        (LLAMA + "unfrozen_parameters:\n  - model.embed_tokens.weight[:100]\n", "warning", "unfrozen_parameters", 5, "range"),
+        (LLAMA + "batch_size: 8\n", "warning", "batch_size", 5, "has no effect"),
+        (LLAMA + "deepspeed: deepspeed_configs/zero2.json\n", "not_modelled", "deepspeed", 5, "not in the figures"),
+    ],
+)  # fmt: skip
+def test_trap_is_told_with_its_line(tmp_path, text, kind, key, line, words):
+    found = [note for note in notes(tmp_path, text) if note[:3] == (kind, key, line)]
+    assert len(found) == 1
+    assert words in found[0][3]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LLAMA + QLORA, "is not quantised"),
+        (LLAMA + LORA, "fused experts"),
+        (LLAMA + LIGER + "liger_rms_norm: true\n", "plugin is not listed"),
+        (LLAMA + "attn_implementation: flash_attention_2\n", "residual stream"),
+        (LLAMA + LORA, "residual stream"),
+        (LLAMA + PACKED + "attn_implementation: flash_attention_2\n", "no attn_implementation"),
+        (LLAMA + EVAL, "may need more"),
+    ],
+)
+def test_no_trap_is_told_where_there_is_none(tmp_path, text, words):
+    assert not [note for note in notes(tmp_path, text) if words in note[3]]
+
+
+def test_strict_makes_an_error_of_unknown_and_unmodelled_keys(tmp_path):
+    path = tmp_path / "c.yml"
+    path.write_text(LLAMA + "foo: 1\ndeepspeed: deepspeed_configs/zero2.json\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="does not know `foo`") as caught:
+        read_recipe(path, hub="never", strict=True)
+    assert caught.value.line == 5
+    assert "line 6" in caught.value.details[0]
+
+
+@pytest.mark.parametrize("gpu", ["T4", "V100"])
+def test_bf16_auto_on_a_card_without_it_is_fp16_with_a_scaler(tmp_path, gpu):
+    path = tmp_path / "c.yml"
+    path.write_text(LLAMA + LORA + "bf16: auto\n", encoding="utf-8")
+    precision = read_recipe(path, hub="never", gpu=gpu).precision
+    assert (precision.load_dtype, precision.autocast_dtype, precision.grad_scaler) == ("float16", "float16", True)
+    modern = read_recipe(path, hub="never", gpu="A100-80GB").precision
+    assert (modern.load_dtype, modern.autocast_dtype, modern.grad_scaler) == ("bfloat16", "bfloat16", False)
+
+
+def test_bf16_asked_for_outright_on_a_card_without_it_is_a_warning(tmp_path):
+    found = notes(tmp_path, LLAMA + LORA + "bf16: true\n", gpu="T4")
+    assert any(kind == "warning" and key == "bf16" and line == 8 for kind, key, line, _ in found)
+
+
+@pytest.mark.parametrize(
+    ("line", "gpu", "words"),
+    [
+        ("fp8: true", "A100-80GB", "fp8 is not supported on A100"),
+        ("attn_implementation: fp8", "A100-80GB", "fp8 attention needs compute capability 9.0"),
+        ("attn_implementation: sage", "T4", "SageAttention does not run"),
+    ],
+)
+def test_what_the_target_gpu_cannot_do_is_refused(tmp_path, line, gpu, words):
+    path = tmp_path / "c.yml"
+    path.write_text(LLAMA + line + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=words) as caught:
+        read_recipe(path, hub="never", gpu=gpu)
+    assert caught.value.line == 5
+    read_recipe(path, hub="never", gpu="80GiB")  # of a bare size nothing is known
+
+
+def test_a_message_line_by_line(tmp_path):
+    path = tmp_path / "c.yml"
+    path.write_text(LLAMA.replace("micro_batch_size: 2", "micro_batch_size: two"), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(path, hub="never")
+    assert str(caught.value).splitlines() == [
+        f"{path}:2: micro_batch_size: the value has the wrong type",
+        "  value: 'two'",
+        "  accepted: a whole number",
+        "  what to do: correct the value",
+    ]
