@@ -1,0 +1,226 @@
+"""Predict runs that others measured on real GPUs, and print what was predicted beside what was measured.
+
+    python scripts/compare_published.py DIRECTORY [--source fms]... [--match REGEX] [--limit N] [--format text|json]
+
+DIRECTORY holds `runs.json` and, where there are, `activation_probes.json` and `out_of_memory.json`. Runs that can't be
+expressed are listed with the reason. Each estimate takes some seconds; `--cache DIR` remembers them for as long as
+neither the package nor the translation of the run changes, `--jobs N` runs N at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+SCRIPTS = Path(__file__).resolve().parent
+for place in (SCRIPTS, SCRIPTS.parent):
+    if str(place) not in sys.path:
+        sys.path.insert(0, str(place))
+
+from published_figures import GIB, Row, differences, fit_lines, group_rows, summarise  # noqa: E402
+from published_runs import Case, read_out_of_memory, read_probe, read_run  # noqa: E402
+
+CARD_BYTES = 80 * GIB
+"""What the cards of `out_of_memory.json` hold at most."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("directory", type=Path, help="directory with runs.json, or that file")
+    add("--source", action="append", default=[], help="only runs of this source (fms, peft, probes, ...); repeatable")
+    add("--match", default="", help="only runs whose id matches this regular expression")
+    add("--limit", type=int, default=0, metavar="N", help="at most N estimates")
+    add("--format", choices=("text", "json"), default="text")
+    add("--cache", type=Path, metavar="DIR", help="remember estimates there")
+    add("--jobs", type=int, default=1, metavar="N", help="estimates at a time")
+    add("--out-of-memory", action="store_true", help="only the runs that did not fit")
+    return parser
+
+
+def read_cases(directory: Path, *, only_out_of_memory: bool = False) -> list[Case]:
+    """Every case of a directory's files, or of one file of runs."""
+    if directory.is_file():
+        return [read_run(run) for run in json.loads(directory.read_text(encoding="utf-8"))]
+
+    def load(name: str) -> Any:
+        path = directory / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    did_not_fit = [read_out_of_memory(record) for record in load("out_of_memory.json")]
+    if only_out_of_memory:
+        return did_not_fit
+    probes = load("activation_probes.json")
+    points = [read_probe(point) for point in probes["points"]] if probes else []
+    return [*(read_run(run) for run in load("runs.json")), *points, *did_not_fit]
+
+
+def select(cases: Iterable[Case], sources: Sequence[str], match: str, limit: int) -> Iterator[Case]:
+    """The cases asked for; of those that can be expressed at most `limit`."""
+    count = 0
+    for case in cases:
+        if (sources and case.source not in sources) or not re.search(match, case.id):
+            continue
+        if not case.cannot:
+            count += 1
+            if limit and count > limit:
+                continue
+        yield case
+
+
+def predict(case: Case) -> dict[str, Any]:
+    """Bytes by quantity, with the peak's moment; or the reason why there are none."""
+    from axmem_trace import estimate
+    from axmem_trace.errors import ConfigError
+
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    try:
+        report = estimate(case.config, assumptions=case.assumptions, gpu=case.gpu, hub="never")
+    except ConfigError as error:
+        return {"reason": " ".join(str(error).split())[:160]}
+    step = report.phases["step_1"]
+    return {
+        "allocated": report.peak.counted_bytes, "reserved": report.peak.reserved_bytes,
+        "device": report.peak.device_bytes, "end": report.phases["step_2"].end_bytes,
+        "load": report.after_load.allocated_bytes, "after_forward": step.phases["forward"].end_bytes,
+        "after_backward": step.phases["backward"].end_bytes,
+        "passes": max(step.phases[name].allocated_bytes for name in ("forward", "backward")),
+        "moment": f"{report.peak.phase} {report.peak.step}",
+    }  # fmt: skip
+
+
+def predict_all(cases: Sequence[Case], *, jobs: int, cache: Path | None) -> Iterator[dict[str, Any]]:
+    """A prediction for each case, in order; from the cache where it has one."""
+    state = _state_of_package() if cache else ""
+    known = {case.id: _read_cache(cache, state, case) for case in cases}
+    missing = [case for case in cases if known[case.id] is None]
+    if jobs > 1:
+        # a fresh interpreter each: the trace patches torch while it runs
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            yield from _in_order(cases, known, pool.map(predict, missing), cache, state)
+    else:
+        yield from _in_order(cases, known, map(predict, missing), cache, state)
+
+
+def _in_order(
+    cases: Sequence[Case], known: dict[str, Any], fresh: Iterator[dict[str, Any]], cache: Path | None, state: str
+) -> Iterator[dict[str, Any]]:
+    for case in cases:
+        found = known[case.id]
+        if found is None:
+            found = next(fresh)
+            if cache is not None:
+                cache.mkdir(parents=True, exist_ok=True)
+                _cache_file(cache, state, case).write_text(json.dumps(found), encoding="utf-8")
+        yield found
+
+
+def _state_of_package() -> str:
+    package = SCRIPTS.parent / "axmem_trace"
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _cache_file(cache: Path, state: str, case: Case) -> Path:
+    asked = json.dumps([state, case.config, case.assumptions, case.gpu], sort_keys=True)
+    return cache / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
+
+
+def _read_cache(cache: Path | None, state: str, case: Case) -> dict[str, Any] | None:
+    if cache is None or not (path := _cache_file(cache, state, case)).exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def make_rows(case: Case, predicted: dict[str, Any]) -> Iterator[Row]:
+    """One row for each quantity that was measured."""
+    reason = case.cannot or predicted.get("reason", "")
+    for quantity, measured in case.measured.items():
+        yield Row(
+            id=case.id, source=case.source, quality=case.quality, num_gpus=case.num_gpus, quantity=quantity,
+            measured=measured, predicted=predicted.get(quantity, 0), line=case.line, rows=case.rows,
+            moment=predicted.get("moment", ""), reason=reason,
+        )  # fmt: skip
+
+
+def render_text(rows: Sequence[Row]) -> Iterator[str]:
+    """Every row, then the figures of each group."""
+    runs, full = [row for row in rows if "-oom-" not in row.id], [row for row in rows if "-oom-" in row.id]
+    yield f"{'run':40} {'quality':7} {'quantity':14} {'predicted':>10} {'measured':>10} {'error':>8}  peak"
+    for row in runs:
+        if row.predicted:
+            yield (f"{row.id:40} {row.quality:7} {row.quantity:14} {row.predicted / GIB:10.3f} {row.measured / GIB:10.3f}"
+                   f" {row.error:+8.2%}  {row.moment}")  # fmt: skip
+    titles = f"{'rows':>5} {'median':>8} {'median abs':>10} {'90 % within':>11} {'too low':>8} {'worst':>8}"
+    yield f"\n{'group':40} {titles}"
+    for name, members in group_rows(runs).items():
+        figures = summarise([row.error for row in members])
+        yield (f"{name:40} {figures.count:5} {figures.median:+8.2%} {figures.median_absolute:10.2%}"
+               f" {figures.percentile_90:11.2%} {figures.under_rate:8.0%} {figures.worst:+8.2%}")  # fmt: skip
+    yield f"\n{'line (same setup, batch varies)':64} {'intercept (GiB)':>17} {'slope (GiB a row)':>17}"
+    for line in fit_lines(runs):
+        cells = [f"{line['predicted'][key]:8.3f} {line['measured'][key]:8.3f}" for key in ("intercept", "slope")]
+        yield f"{line['line']:64} {cells[0]:>17} {cells[1]:>17}"
+    for found in differences(runs):
+        error = found["predicted"] / found["measured"] - 1 if found["measured"] else 0.0
+        yield f"difference {found['runs']}: {found['predicted']:.3f} {found['measured']:.3f} {error:+.1%}"
+    if any(row.predicted for row in full):
+        yield "\nruns that did not fit on 80 GB (predicted device memory)"
+        for row in full:
+            if row.predicted:
+                verdict = "does not fit" if row.predicted > CARD_BYTES else "WOULD FIT"
+                yield f"{row.id:40} {row.predicted / GIB:10.3f} {verdict}"
+    yield "\nnot estimated"
+    for row in dict.fromkeys((row.id, row.reason) for row in rows if not row.predicted):
+        yield f"{row[0]:40} {row[1]}"
+
+
+def render_json(rows: Sequence[Row]) -> str:
+    """The same as one JSON object."""
+    groups = {name: asdict(summarise([row.error for row in rows])) for name, rows in group_rows(rows).items()}
+    return json.dumps(
+        {
+            "schema_version": 1,
+            "runs": [{**asdict(row), "error": row.error if row.predicted else None} for row in rows],
+            "groups": groups,
+            "lines": fit_lines(rows),
+            "differences": differences(rows),
+        },
+        indent=1,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parsed = build_parser().parse_args(arguments)
+    if not parsed.directory.exists():
+        print(f"{parsed.directory}: no such file or directory", file=sys.stderr)
+        return 2
+    cases = read_cases(parsed.directory, only_out_of_memory=parsed.out_of_memory)
+    chosen = list(select(cases, parsed.source, parsed.match, parsed.limit))
+    able = [case for case in chosen if not case.cannot]
+    rows = [row for case in chosen if case.cannot for row in make_rows(case, {})]
+    for case, found in zip(able, predict_all(able, jobs=parsed.jobs, cache=parsed.cache), strict=True):
+        rows.extend(make_rows(case, found))
+        print(f"{case.id}: {found.get('reason', 'estimated')}", file=sys.stderr)
+    for text in [render_json(rows)] if parsed.format == "json" else render_text(rows):
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""Runs that others measured, said in the words of `axmem_trace`: a configuration and what is to be assumed.
+
+Read by `compare_published.py`. A run of another trainer differs from axolotl in what axolotl derives by itself; each
+translation says with an assumption where, and from which source it is known. What can't be said so is refused with
+the reason. Nothing here is a number measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+GIB = 1 << 30
+DATASET = [{"path": "any", "type": "alpaca"}]
+
+QUANTITIES = {
+    "max_allocated": "allocated",
+    "max_reserved": "reserved",
+    "nvidia-smi": "device",
+    "unknown": "reserved",
+}
+"""What of a report is laid beside a metric. Where nobody says what was measured, reserved is the likeliest."""
+
+
+class CannotExpress(ValueError):
+    """A run that no configuration and no assumption describes; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One run: what to estimate, and what was measured, in bytes, by quantity (`allocated`, `end`, ...)."""
+
+    id: str
+    source: str
+    quality: str
+    metric: str
+    num_gpus: int
+    measured: Mapping[str, float]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    assumptions: Mapping[str, Any] = field(default_factory=dict)
+    gpu: str = ""
+    line: str = ""
+    """Runs with the same line differ in the batch alone."""
+    rows: int = 0
+    cannot: str = ""
+    """Why it can't be expressed; empty where it can."""
+
+
+def read_run(run: Mapping[str, Any]) -> Case:
+    """A record of `runs.json` as a case."""
+    source = run["id"].split("-")[0]
+    gigabytes = {QUANTITIES[run["metric"]]: run["measured_gib"]}
+    end = run.get("extra", {}).get("allocated_end_gib")
+    if end:
+        gigabytes["end"] = end
+    settings = run["axolotl_like_config"]
+    case: dict[str, Any] = {
+        "id": run["id"], "source": source, "quality": run["quality"], "metric": run["metric"],
+        "num_gpus": run["n_gpus"], "measured": {key: value * GIB for key, value in gigabytes.items()},
+        "rows": settings.get("micro_batch_size") or 0, "gpu": _card(run["gpu"]),
+    }  # fmt: skip
+    try:
+        if run["n_gpus"] != 1:
+            raise CannotExpress(f"{run['n_gpus']} GPUs: only what one GPU holds alone is estimated so far")
+        translate = TRANSLATIONS.get(source)
+        if translate is None:
+            raise CannotExpress(OWN_MODEL_CODE.get(source, f"no translation for runs of {source}"))
+        case.update(translate(run))
+    except CannotExpress as reason:
+        case["cannot"] = str(reason)
+    return Case(**case)
+
+
+def _card(name: str) -> str:
+    """Our name of the card; empty where the run does not tell, so that nothing is assumed to be full."""
+    for known, pattern in (("A100-80GB", r"A100.*80 ?GB"), ("A100-40GB", r"A100.*40 ?GB"), ("L40S", r"L40S"),
+                           ("A10G", r"A10G"), ("RTX 4090", r"4090"), ("H100", r"H100")):  # fmt: skip
+        if re.search(pattern, name):
+            return known
+    return ""
+
+
+OWN_MODEL_CODE = {
+    "litgpt": "LitGPT trains its own model code, not transformers'",
+    "torchtune": "torchtune trains its own model code, not transformers'",
+    "torchtitan": "torchtitan trains its own model code, not transformers'",
+    "ao": "torchao's figures are of torchtune, which trains its own model code",
+    "llama": "llama-recipes: neither checkpointing nor the length of its rows is known",
+    "unsloth": "Unsloth replaces the model's code and moves activations to the host",
+    "qlora": "a figure in prose: length and batch are unknown",
+    "accelerate": "a figure in prose: no settings are known",
+    "llamafactory": "rows are as long as the samples, and those are unknown",
+    "msswift": "two to four GPUs",
+    "qwen1": "Qwen 1 is code of the model's own repository, not in transformers",
+}
+
+
+# -- fms-acceleration: HF Trainer and TRL's packing, A100 --------------------------------------------------------------
+
+
+def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
+    """`scripts/benchmarks/benchmark.py`: rows of exactly `sequence_len` tokens without a mask, fixed-length
+    FlashAttention-2, reentrant checkpointing, `adamw_torch` with foreach, PyTorch's own allocator settings.
+
+    `foak` kernels (fms-acceleration-foak 0.7.4): Unsloth's RMSNorm and rotary embedding keep and allocate what Liger's
+    do; its cross-entropy works in place; its LoRA kernels for quantised q, k, v and o are those that axolotl has.
+    `foak-liger` has Liger's fused linear cross-entropy instead. For GPT-BigCode the cross-entropy is all there is.
+    """
+    settings, framework = run["axolotl_like_config"], run["framework"].split()[-1]
+    if framework == "baseline-peft-bnb":
+        raise CannotExpress("TRL's own k-bit preparation")
+    old_bigcode = "gpt_bigcode" in settings["base_model"]
+    config: dict[str, Any] = {
+        "base_model": settings["base_model"], "datasets": DATASET, "bf16": not settings["fp16"],
+        "fp16": settings["fp16"], "micro_batch_size": settings["micro_batch_size"], "gradient_accumulation_steps": 1,
+        "sequence_len": settings["sequence_len"], "pad_to_sequence_len": True, "gradient_checkpointing": True,
+        "flash_attention": True, "optimizer": "adamw_torch", "val_set_size": 0,
+    }  # fmt: skip
+    for key in ("adapter", "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
+        if settings.get(key):
+            config[key] = settings[key]
+    if old_bigcode and config.get("adapter"):
+        config["lora_target_modules"] = ["c_attn"]
+    dtype = "float16" if settings["fp16"] else "bfloat16"
+    assumptions = {
+        "autocast": dtype if settings["autocast"] else False, "load_dtype": settings["model_load_dtype"],
+        "attention_mask": False, "allocator": "default", "optimizer_implementation": "foreach",
+        "upcast_before": False, "kbit_preparation": False, "lora_kernels": False,
+        "loss_path": _loss_path(run["versions"]["transformers"], old_bigcode),
+    }  # fmt: skip
+    if old_bigcode:
+        assumptions["use_cache"] = True
+    if "foak" in framework:
+        assumptions["cross_entropy"] = "in_place"
+        if not old_bigcode:
+            config["plugins"] = ["axolotl.integrations.liger.LigerPlugin"]
+            config |= {"liger_rms_norm": True, "liger_rope": True}
+    if framework.endswith("-liger"):
+        assumptions |= {"loss_path": "liger_fused_linear", "cross_entropy": "torch"}
+    if settings.get("lora_qkv_kernel"):
+        assumptions["lora_kernels"] = "qkv,o"
+    method = config.get("adapter", "full")
+    return {
+        "config": config,
+        "assumptions": assumptions,
+        "line": f"{settings['base_model'].split('/')[-1]} {framework} {method} {run['versions']['transformers']}",
+    }
+
+
+def _loss_path(version: str, old_bigcode: bool) -> str:
+    """transformers `modeling_*.py` and `loss/loss_utils.py` of the version."""
+    release = tuple(int(part) for part in version.split(".")[:2])
+    if old_bigcode and release < (4, 50):
+        return "half_shifted_copy"
+    if release < (4, 46):
+        return "upcast_shifted_copy"
+    return "shifted_copy" if release < (4, 51) else "native"
+
+
+# -- PEFT's method comparison: a plain loop ----------------------------------------------------------------------------
+
+
+def _peft(run: Mapping[str, Any]) -> dict[str, Any]:
+    """`method_comparison/MetaMathQA/run.py`: no Trainer, no autocast; `outputs` of a batch live until the next forward
+    has returned; the cache is left on. The longest batch is not published: rows are taken as long as they may be."""
+    settings = run["axolotl_like_config"]
+    if settings["adapter"] != "lora":
+        raise CannotExpress(f"adapter {settings['adapter']}")
+    config: dict[str, Any] = {
+        "base_model": settings["base_model"], "datasets": DATASET, "bf16": True, "val_set_size": 0,
+        "micro_batch_size": settings["micro_batch_size"], "gradient_accumulation_steps": 1,
+        "sequence_len": settings["sequence_len"], "gradient_checkpointing": False, "sdp_attention": True,
+        "optimizer": "adamw_torch", "max_grad_norm": 1.0, "adapter": "lora", "lora_r": settings["lora_r"],
+        "lora_alpha": 64, "lora_dropout": 0.0, "lora_target_modules": settings["lora_target_modules"],
+        "peft_use_dora": settings["peft_use_dora"], "peft_use_rslora": settings["peft_use_rslora"],
+    }  # fmt: skip
+    assumptions = {
+        "autocast": False, "adapter_dtype": "float32", "upcast_before": False, "attention_mask": True, "padded": True,
+        "allocator": "default", "optimizer_implementation": "foreach", "lora_kernels": False, "holds_outputs": True,
+        "loss_path": _loss_path(run["versions"]["transformers"], False), "use_cache": True,
+    }  # fmt: skip
+    return {"config": config, "assumptions": assumptions, "line": ""}
+
+
+# -- Answer.AI's notebook: one forward and backward of a random Llama --------------------------------------------------
+
+NOTEBOOK_MODEL = {
+    "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "num_key_value_heads": 16,
+    "intermediate_size": 4096, "vocab_size": 32000, "head_dim": 128,
+}  # fmt: skip
+
+
+def notebook_case(adapter: str, checkpointing: bool, tokens: int) -> dict[str, Any]:
+    """`fsdp_qlora/nbs/00-profile_lora_qlora.ipynb`: `logits.float()` of transformers early in 2024, `logits.mean()` for
+    a loss, no autocast, adapters in the base's bf16 (peft before 0.12), the logits' name bound until the end."""
+    config: dict[str, Any] = {
+        "base_model": "NousResearch/Llama-2-7b-hf", "overrides_of_model_config": NOTEBOOK_MODEL, "datasets": DATASET,
+        "bf16": True, "micro_batch_size": 1, "gradient_accumulation_steps": 1, "val_set_size": 0,
+        "sequence_len": tokens, "pad_to_sequence_len": True, "gradient_checkpointing": checkpointing,
+        "sdp_attention": True, "optimizer": "adamw_torch",
+    }  # fmt: skip
+    if checkpointing:
+        config["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    if adapter:
+        config |= {"adapter": adapter, "lora_r": 8, "lora_alpha": 32, "lora_dropout": 0.1,
+                   "lora_target_modules": ["q_proj", "v_proj"], "load_in_4bit": adapter == "qlora"}  # fmt: skip
+    assumptions = {
+        "autocast": False, "output_dtype": "float32", "loss_path": "none", "upcast_before": False,
+        "kbit_preparation": False, "adapter_dtype": "base", "attention_mask": False, "allocator": "default",
+        "lora_kernels": False, "holds_outputs": True, "use_cache": True,
+    }  # fmt: skip
+    return {"config": config, "assumptions": assumptions}
+
+
+def _answerai(run: Mapping[str, Any]) -> dict[str, Any]:
+    settings = run["axolotl_like_config"]
+    case = notebook_case(settings["adapter"], settings["gradient_checkpointing"], settings["sequence_len"])
+    return {**case, "measured": {"passes": run["measured_gib"] * GIB}, "line": "notebook qlora checkpointed"}
+
+
+def read_probe(point: Mapping[str, Any]) -> Case:
+    """A record of `activation_probes.json`: what was allocated after load, forward and backward (1e9 bytes)."""
+    variant = point["variant"]
+    adapter = {"full": "", "LoRA": "lora", "QLoRA": "qlora"}[re.split(r"[ ,]", variant)[0]]
+    gigabytes = point["allocated_gb_1e9"]
+    names = {"load": "model", "after_forward": "after_forward", "after_backward": "after_backward"}
+    return Case(
+        id=f"probe {variant} {point['seq']}", source="probes", quality="A", metric="allocated", num_gpus=1,
+        measured={ours: gigabytes[theirs] * 1e9 for ours, theirs in names.items()}, rows=point["seq"],
+        line=f"probe {variant}", **notebook_case(adapter, "no GC" not in variant, point["seq"]),
+    )  # fmt: skip
+
+
+# -- runs of axolotl and of ms-swift -----------------------------------------------------------------------------------
+
+
+def _axolotl(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The example's own YAML; without lengths of its samples, rows are taken as long as they may be."""
+    config = {key: value for key, value in run["axolotl_like_config"].items() if not key.startswith("_")}
+    if not config.get("base_model"):
+        raise CannotExpress("the configuration is not published")
+    return {"config": {"datasets": DATASET, **config}}
+
+
+def _msswift24(run: Mapping[str, Any]) -> dict[str, Any]:
+    """ms-swift's benchmark: HF Trainer; samples longer than `max_length` are dropped, so the longest row is near it."""
+    settings = run["axolotl_like_config"]
+    if "Yi" not in settings["base_model"]:
+        raise CannotExpress("the model is code of its own repository, not in transformers")
+    config: dict[str, Any] = {"datasets": DATASET, "bf16": True, "val_set_size": 0, "optimizer": "adamw_torch"}
+    for key in ("base_model", "sequence_len", "micro_batch_size", "gradient_accumulation_steps", "adapter", "lora_r",
+                "lora_alpha", "lora_dropout", "gradient_checkpointing", "flash_attention"):  # fmt: skip
+        if settings.get(key):
+            config[key] = settings[key]
+    config["lora_target_modules"] = ["q_proj", "k_proj", "v_proj"]
+    assumptions = {"attention_mask": True, "allocator": "default", "optimizer_implementation": "foreach",
+                   "loss_path": "upcast_shifted_copy", "upcast_before": False, "lora_kernels": False}  # fmt: skip
+    return {"config": config, "assumptions": assumptions, "line": f"{settings['base_model']} {config.get('adapter')}"}
+
+
+TRANSLATIONS = {"fms": _fms, "peft": _peft, "answerai": _answerai, "axolotl": _axolotl, "msswift24": _msswift24}
+
+
+# -- runs that did not fit ---------------------------------------------------------------------------------------------
+
+_TRANSFORMERS_OF_FILE = {"a100_80gb.csv": "4.48.1", "a100_80gb_liger.csv": "4.45.2"}
+_LENGTH_OF_FILE = 4096
+
+
+def read_out_of_memory(record: Mapping[str, Any]) -> Case:
+    """A record of `out_of_memory.json` (fms-acceleration): a run that must not fit on 80 GB."""
+    framework, method = record["framework"], record["method"]
+    quantised, gptq = "bnb" in framework or "gptq" in framework, "gptq" in framework
+    adapter = None if method == "full" else "qlora" if "bnb" in framework else "lora"
+    settings: dict[str, Any] = {
+        "base_model": record["model"], "adapter": adapter, "load_in_4bit": "bnb" in framework, "gptq": gptq,
+        "micro_batch_size": record["per_device_bs"], "sequence_len": _LENGTH_OF_FILE, "fp16": gptq,
+        "model_load_dtype": "float16" if gptq else "bfloat16", "autocast": quantised or "liger" in record["file"],
+    }  # fmt: skip
+    if adapter:
+        settings |= {"lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.1,
+                     "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}  # fmt: skip
+        settings["lora_qkv_kernel"] = quantised and "foak" in framework
+    run = {
+        "id": f"fms-oom-{record['file'].removesuffix('.csv')}-L{record['line']}", "quality": "A",
+        "metric": "nvidia-smi", "measured_gib": int(float(record["nvidia_smi_peak_mib"])) / 1024,
+        "n_gpus": record["n_gpus"], "gpu": "NVIDIA A100 80GB", "framework": framework,
+        "axolotl_like_config": settings, "versions": {"transformers": _TRANSFORMERS_OF_FILE[record["file"]]},
+    }  # fmt: skip
+    return read_run(run)
