@@ -85,7 +85,7 @@ def _prepare_for_kbit(model: Any, recipe: Recipe) -> Any:
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.checkpointing.enabled)
 
 
-def _apply_assumed_dtypes(model: nn.Module, recipe: Recipe) -> None:
+def _apply_assumed_dtypes(model: Any, recipe: Recipe) -> None:
     precision = recipe.precision
     if precision.norm_dtype != "as_loaded":
         for name, module in model.named_modules():

@@ -63,7 +63,8 @@ class Run:
         self._scaler = GradientScaler() if recipe.precision.grad_scaler else None
         self._held: dict[str, Any] = {}
         self._passes: _Passes | None = None
-        self._offloading, self._training_step = offloading, nullcontext
+        self._offloading = offloading
+        self._training_step: StepContext = nullcontext
         moves = recipe.checkpointing.offload != "none" or recipe.checkpointing.layer_offloading
         self._may_repeat = repeat and not (optimizer.hooked or moves or recipe.loss.holds_outputs)
 
@@ -151,7 +152,7 @@ class Run:
                     continue
                 gradient = torch.empty_like(parameter)
                 if born in storages:
-                    gradient.set_(storages[born], 0, gradient.shape, gradient.stride())  # type: ignore[call-overload]
+                    gradient.set_(storages[born], 0, gradient.shape, gradient.stride())
                 parameter.grad = gradient
 
     def _forward(self, inputs: Inputs, num_items: torch.Tensor) -> torch.Tensor:

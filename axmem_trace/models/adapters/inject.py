@@ -55,7 +55,8 @@ def _checked(step: Any, model: nn.Module, recipe: Recipe) -> Any:
     try:
         return step()
     except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
-        key, value = "lora_target_modules", adapter.target_modules
+        key = "lora_target_modules"
+        value: Any = adapter.target_modules
         if "target_parameters" in str(error) or "ParamWrapper" in str(error):
             key, value = "lora_target_parameters", adapter.target_parameters
         elif adapter.layer_replication and "replic" in str(error).lower():

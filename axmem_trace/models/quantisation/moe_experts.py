@@ -19,6 +19,8 @@ class Int8Rows(nn.Module):
     `int8_vectorwise_quant` (row statistics are fp32, one per row of the flattened matrix), `int8_vectorwise_dequant`.
     """
 
+    row_stats: torch.Tensor
+
     def __init__(self, row_stats: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("row_stats", row_stats)

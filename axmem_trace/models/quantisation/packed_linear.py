@@ -38,11 +38,16 @@ class PackedLinear(nn.Module):
     - both: `qzeros` int32 (groups, out * bits / 32), `scales` fp16 (groups, out), `bias` fp16 (out).
     """
 
+    qweight: torch.Tensor
+    qzeros: torch.Tensor
+    scales: torch.Tensor
+    bias: torch.Tensor | None
+
     def __init__(self, in_features: int, out_features: int, bias: bool, packed: PackedFormat) -> None:
         super().__init__()
         self.in_features, self.out_features, self.packed = in_features, out_features, packed
         groups = packed.groups(in_features)
-        words_in, words_out = in_features * packed.bits // WORD_BITS, out_features * packed.bits // WORD_BITS
+        words_in, words_out = (math.ceil(size * packed.bits / WORD_BITS) for size in (in_features, out_features))
         shape = (words_in, out_features) if packed.method == "gptq" else (in_features, words_out)
         self.register_buffer("qweight", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("qzeros", torch.zeros((groups, words_out), dtype=torch.int32))

@@ -36,7 +36,8 @@ def _patch_grid(question: Question, minimum: int, maximum: int, *, frames: int, 
     )
     rows, columns = height // patch, width // patch
     tokens = rows * columns // merge**2
-    channels = int(getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3))
+    found: Any = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
+    channels = int(found)
     values = channels * int(getattr(vision, "temporal_patch_size", 2)) * patch**2
     placeholder = image_token(config)
     return Media(
