@@ -1,4 +1,6 @@
-"""`--assume key=value`: what axolotl would derive by itself, said otherwise, so that another trainer's run can be described."""
+"""`--assume key=value`: what axolotl would derive by itself, said otherwise.
+
+So the run of another trainer can be described."""
 
 from __future__ import annotations
 
@@ -66,6 +68,7 @@ def _context(recipe: Recipe, value: Any) -> Recipe:
 
 
 def _lora_kernels(recipe: Recipe, value: Any) -> Recipe:
+    names: tuple[Any, ...]
     if isinstance(value, bool):
         names = _LORA_KERNELS if value else ()
     else:
@@ -81,8 +84,10 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     "output_dtype": Assumption(
         "'float32'|'same'", "accelerate's fp32 copy of the logits", _set("precision.output_dtype"),
         ("precision.output_dtype",)),
-    "grad_scaler": Assumption("bool", "fp16's gradient scaler", _set("precision.grad_scaler"), ("precision.grad_scaler",)),
-    "load_dtype": Assumption(_DTYPES, "dtype of the loaded model", _set("precision.load_dtype"), ("precision.load_dtype",)),
+    "grad_scaler": Assumption(
+        "bool", "fp16's gradient scaler", _set("precision.grad_scaler"), ("precision.grad_scaler",)),
+    "load_dtype": Assumption(
+        _DTYPES, "dtype of the loaded model", _set("precision.load_dtype"), ("precision.load_dtype",)),
     "adapter_dtype": Assumption(
         f"'autocast'|'base'|{_DTYPES}", "dtype of the adapter's weights", _set("adapter.dtype"), ("adapter.dtype",)),
     "norm_dtype": Assumption(

@@ -1,6 +1,6 @@
 """What one GPU sees in one forward, in training and in evaluation. Source: axolotl `core/builders/causal.py` `build`,
-`build_collator`; `core/trainers/base.py` `_create_multipack_sampler`; `utils/data/streaming.py`; `utils/config/__init__.py`
-`normalize_config`; `core/builders/base.py` `_configure_save_and_eval_strategy`."""
+`build_collator`; `core/trainers/base.py` `_create_multipack_sampler`; `utils/data/streaming.py`;
+`utils/config/__init__.py` `normalize_config`; `core/builders/base.py` `_configure_save_and_eval_strategy`."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def _batch_sizes(draft: Draft) -> tuple[int, int]:
         accumulation = _accumulation_of_batch_size(draft, micro)
     elif draft.get("batch_size") and "gradient_accumulation_steps" not in draft.values:
         text = (
-            "`batch_size` has no effect: gradient_accumulation_steps is 1 by default, and axolotl divides batch_size only "
-            "where `gradient_accumulation_steps:` is left empty"
+            "`batch_size` has no effect: gradient_accumulation_steps is 1 by default, and axolotl divides batch_size "
+            "only where `gradient_accumulation_steps:` is left empty"
         )
         draft.note("warning", "batch_size", text)
     if accumulation < 1:
@@ -137,7 +137,7 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 def _padded_length(draft: Draft, length: int) -> int:
-    """Longest row after the collator: `pad_to_multiple_of` is 64, or the sequence length under `pad_to_sequence_len`."""
+    """Longest row after the collator: `pad_to_multiple_of` is 64, the sequence length under `pad_to_sequence_len`."""
     pad = _pads_to_sequence_len(draft)
     if pad:
         whole = _round_up(draft.get("sequence_len"), _pad_multiple(draft))

@@ -1,8 +1,8 @@
 """Values to the types that axolotl's schema asks for, with the freedoms that pydantic takes.
 
 A type is written as in `keys.json`: alternatives between bars, as in `'auto'|bool|null` or `str|list[str]|null`.
-Atoms: `bool int float str any dict list null`, `list[ATOM]`, `dict[ATOM]` (the type of its keys), `str~PATTERN` (text that
-starts so) and quoted literals.
+Atoms: `bool int float str any dict list null`, `list[ATOM]`, `dict[ATOM]` (the type of its keys), `str~PATTERN` (text
+that starts so) and quoted literals.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _coerce_one(value: Any, atom: str, exact: bool) -> Any:
         _if(isinstance(value, Mapping), None)
         return {_coerce_one(key, atom[5:-1], exact): item for key, item in value.items()}
     if atom.startswith("str~"):
-        return _if(isinstance(value, str) and re.match(atom[4:], value), value)
+        return _if(isinstance(value, str) and re.match(atom[4:], value) is not None, value)
     return _ATOMS[atom](value, exact)
 
 

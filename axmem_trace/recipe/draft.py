@@ -1,4 +1,4 @@
-"""A configuration on its way to a `Recipe`: values with axolotl's defaults, where they stand, and what was said of them."""
+"""A configuration on its way to a `Recipe`: values with axolotl's defaults, their lines, and what was said of them."""
 
 from __future__ import annotations
 
@@ -56,9 +56,11 @@ class Draft:
         return known is not None and (not known.plugin or known.plugin in self.plugins)
 
     def line(self, key: str) -> int:
+        """Where the key stands in the file; 0 where it does not."""
         return self.lines.get(key, 0)
 
     def origin(self, key: str) -> Origin:
+        """Who said it: the command line, the file or nobody."""
         if key.split(".")[0] in self.overridden:
             return "override"
         return "config" if key in self.values else "default"

@@ -11,7 +11,7 @@ TOP_LEVEL_ALIASES = {
     "model_type": "type_of_model",
     "model_revision": "revision_of_model",
 }
-"""pydantic aliases of `RemappedParameters`; both names are accepted, and the alias wins: pydantic looks for it first."""
+"""pydantic aliases of `RemappedParameters`; both names are accepted; the alias wins, as pydantic looks for it first."""
 
 ATTENTION_FLAGS = {
     "xformers_attention": "xformers",

@@ -22,8 +22,8 @@ def derive_parallelism(draft: Draft, num_gpus: int) -> Parallelism:
     """`Parallelism` from the keys; a note where more than one GPU is meant."""
     if num_gpus > 1:
         text = (
-            f"{num_gpus} GPUs: the figures are of one GPU alone. Without FSDP or DeepSpeed each GPU holds the same, plus "
-            "gradient buckets of data parallelism (a second copy of the trainable gradients)"
+            f"{num_gpus} GPUs: the figures are of one GPU alone. Without FSDP or DeepSpeed each GPU holds the same, "
+            "plus gradient buckets of data parallelism (a second copy of the trainable gradients)"
         )
         draft.note("not_modelled", "--gpus", text)
     return Parallelism(
@@ -37,7 +37,7 @@ def derive_parallelism(draft: Draft, num_gpus: int) -> Parallelism:
 
 
 def deepspeed_stage(draft: Draft) -> int:
-    """ZeRO's stage: from the mapping, the JSON file, or the name of one of axolotl's stock files (`zero3_bf16.json`)."""
+    """ZeRO's stage: from the mapping, the JSON file, or the name of an axolotl stock file (`zero3_bf16.json`)."""
     value = draft.get("deepspeed")
     if isinstance(value, str) and value:
         named = re.search(r"zero_?([0-3])", Path(value).name)

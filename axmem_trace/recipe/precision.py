@@ -1,5 +1,6 @@
-"""Dtypes of loading and of the step. Source: axolotl `utils/config/__init__.py` `resolve_dtype`, `core/builders/base.py`
-`_configure_precision_settings`, `loaders/model.py` `_configure_embedding_dtypes`; accelerate `Accelerator.prepare_model`."""
+"""Dtypes of loading and of the step. Source: axolotl `utils/config/__init__.py` `resolve_dtype`,
+`core/builders/base.py` `_configure_precision_settings`, `loaders/model.py` `_configure_embedding_dtypes`; accelerate
+`Accelerator.prepare_model`."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from axmem_trace.recipe.parallelism import uses_fsdp
 from axmem_trace.recipe.types import Dtype, Gpu, Precision
 
 ATTENTION_WITHOUT_DTYPE_CAST = ("eager", "sdpa")
-"""`ATTN_IMPLS_WITHOUT_DTYPE_CAST` of axolotl's enums.py: any other kernel makes axolotl cast norms and embeddings back."""
+"""`ATTN_IMPLS_WITHOUT_DTYPE_CAST` of axolotl's enums.py: for any other kernel norms and embeddings are cast back."""
 BF16_CAPABILITY = (8, 0)
 
 

@@ -24,8 +24,9 @@ _CLASSES = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config", "bitsandbytes
 
 def derive_quantisation(draft: Draft, base: BaseModel, precision: Precision) -> Quantisation:
     """`Quantisation` from the keys and from the checkpoint's own `quantization_config`."""
-    own = base.config.get("quantization_config")
-    own_method = str(own.get("quant_method") or _guess_method(own)) if isinstance(own, Mapping) else ""
+    given = base.config.get("quantization_config")
+    own: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    own_method = str(own.get("quant_method") or _guess_method(own))
     adapter = draft.get("adapter")
     if draft.get("model_quantization_config"):
         return _model_quantization_config(draft, own_method)
@@ -80,7 +81,7 @@ def _of_checkpoint(
     draft.reason("quantisation.method", own_method, text, origin="derived")
     kbit = _kbit_preparation(draft, base)
     if own_method != "bitsandbytes":
-        method = _METHODS.get(own_method, "checkpoint")
+        method: Literal["gptq", "awq", "mxfp4", "fp8", "checkpoint"] = _METHODS.get(own_method, "checkpoint")
         return Quantisation(method=method, details=dict(own), kbit_preparation=kbit)
     if own.get("load_in_8bit"):
         return Quantisation(

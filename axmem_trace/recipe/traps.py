@@ -22,7 +22,10 @@ def note_traps(draft: Draft, recipe: Recipe) -> None:
 
 def _unquantised_4bit(draft: Draft, recipe: Recipe) -> None:
     if draft.get("adapter") == "lora" and draft.get("load_in_4bit") and not draft.get("load_in_8bit"):
-        text = "`adapter: lora` with `load_in_4bit: true` is not quantised: axolotl quantises to 4 bit for `adapter: qlora` only"
+        text = (
+            "`adapter: lora` with `load_in_4bit: true` is not quantised: axolotl quantises to 4 bit for "
+            "`adapter: qlora` only"
+        )
         if recipe.quantisation.method == "none" and recipe.quantisation.kbit_preparation:
             text += ", and then peft's preparation casts every weight to fp32 (4 bytes each)"
         elif recipe.quantisation.method != "none":
@@ -50,7 +53,7 @@ def _experts(draft: Draft, recipe: Recipe) -> None:
         if adapter.target_linear or any(name.split(".")[-1] in ("gate_proj", "up_proj", "down_proj") for name in named):
             key = "lora_target_linear" if adapter.target_linear else "lora_target_modules"
             text = (
-                f"`{key}` does not reach the fused experts (shared experts and dense layers only, where there are any); "
+                f"`{key}` does not reach the fused experts (only shared experts and dense layers, if there are any); "
                 "name them in `lora_target_parameters`"
             )
             draft.note("warning", key, text)
@@ -102,8 +105,8 @@ def _evaluation(draft: Draft, recipe: Recipe) -> None:
         draft.note("warning", key, text)
     elif recipe.loss.path == "liger_fused_linear":
         text = (
-            "Liger's fused linear cross-entropy works in training only: evaluation makes full logits, and may need more "
-            "than training"
+            "Liger's fused linear cross-entropy works in training only: evaluation makes full logits, and may need "
+            "more than training"
         )
         draft.note("warning", "liger_fused_linear_cross_entropy", text)
 
@@ -111,7 +114,7 @@ def _evaluation(draft: Draft, recipe: Recipe) -> None:
 def _fp16_full_finetune(draft: Draft, recipe: Recipe) -> None:
     precision = recipe.precision
     if recipe.adapter.kind == "none" and precision.grad_scaler and precision.load_dtype == "float16":
-        text = "a full fine-tune with fp16 weights stops at the first step: torch does not unscale fp16 gradients. Use bf16"
+        text = "a full fine-tune with fp16 weights stops at the first step: torch unscales no fp16 gradients. Use bf16"
         draft.note("warning", "fp16", text)
 
 
@@ -121,8 +124,8 @@ def _frozen_ranges(draft: Draft, recipe: Recipe) -> None:
     ]
     if ranged:
         text = (
-            f"the range in {ranged[0]!r} saves no memory: gradients and optimizer states of the whole parameter are kept, "
-            "and the frozen part is zeroed"
+            f"the range in {ranged[0]!r} saves no memory: gradients and optimizer states of the whole parameter are "
+            "kept, and the frozen part is zeroed"
         )
         draft.note("warning", "unfrozen_parameters", text)
 

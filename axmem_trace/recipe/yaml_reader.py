@@ -60,8 +60,9 @@ def parse_document(text: str, *, name: str = "<config>", directory: Path | None 
             remedy="write at least base_model, as in `base_model: meta-llama/Llama-3.1-8B`",
         )
     if not isinstance(root, yaml.MappingNode):
+        kind = "list" if isinstance(root, yaml.SequenceNode) else "single value"
         raise ConfigError(
-            problem=f"the configuration is a {root.id}, not a mapping of keys to values",
+            problem=f"the configuration is a {kind}, not a mapping of keys to values",
             file=name,
             line=root.start_mark.line + 1,
             accepted="lines such as `base_model: meta-llama/Llama-3.1-8B`",
@@ -119,16 +120,16 @@ def _compose(text: str, name: str) -> yaml.Node | None:
 
 def _check_depth(text: str, name: str) -> None:
     """Bounds nesting and size on the stream of events, before anything recursive runs over it."""
-    depth = count = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader), start=1):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        count += 1
         if depth > MAX_DEPTH or count > 2 * MAX_NODES:
             what = f"nested deeper than {MAX_DEPTH} levels" if depth > MAX_DEPTH else "too large"
-            raise ConfigError(problem=f"the configuration is {what}", file=name, line=event.start_mark.line + 1)
+            line = event.start_mark.line + 1 if event.start_mark else 0
+            raise ConfigError(problem=f"the configuration is {what}", file=name, line=line)
 
 
 def _syntax_error(error: yaml.YAMLError, name: str) -> ConfigError:

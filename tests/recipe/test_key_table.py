@@ -55,7 +55,8 @@ def test_fields_of_a_plugin_carry_its_name():
 @pytest.mark.parametrize("name", [name for name, key in KEYS.items() if key.verdict == "not_modelled"])
 def test_what_is_not_modelled_says_what_it_would_do(name):
     key = KEYS[name]
-    assert key.effect and not key.effect.endswith(".")
+    assert key.effect
+    assert not key.effect.endswith(".")
     assert key.direction in ("more", "less", "either")
 
 

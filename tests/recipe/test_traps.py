@@ -43,7 +43,7 @@ def notes(tmp_path: Path, text: str, **options) -> list[tuple[str, str, int, str
             LLAMA + EVAL + LIGER + "liger_fused_linear_cross_entropy: true\n", "warning",
             "liger_fused_linear_cross_entropy", 9, "full logits",
         ),
-        (LLAMA + "unfrozen_parameters:\n  - model.embed_tokens.weight[:100]\n", "warning", "unfrozen_parameters", 5, "range"),
+        (LLAMA + "unfrozen_parameters: ['lm_head.weight[:9]']\n", "warning", "unfrozen_parameters", 5, "range"),
         (LLAMA + "batch_size: 8\n", "warning", "batch_size", 5, "has no effect"),
         (LLAMA + "deepspeed: deepspeed_configs/zero2.json\n", "not_modelled", "deepspeed", 5, "not in the figures"),
     ],

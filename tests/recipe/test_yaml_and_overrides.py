@@ -159,7 +159,8 @@ def test_assume_router():
     ("setting", "problem"),
     [
         ("rwos=1", "did you mean `rows`"), ("rows=0", "out of range"), ("rows=x", "not a value"),
-        ("autocast=int8", "not a value"), ("router=random", "not a value"), ("cuda_context_bytes=much", "is not a size"),
+        ("autocast=int8", "not a value"), ("router=random", "not a value"),
+        ("cuda_context_bytes=much", "is not a size"),
         ("allocator=foo:1", "allocator"), ("lora_kernels=gate", "no LoRA kernel"),
     ],
 )  # fmt: skip
@@ -183,16 +184,16 @@ KEY_NAMES = st.sampled_from(sorted(name for name in KEYS if "." not in name))
 def test_no_value_of_any_key_is_a_traceback(changes):
     try:
         recipe = read_recipe({**BASE, **changes}, hub="never")
-    except ConfigError as error:
-        assert error.problem
-    else:
-        assert recipe.batch.rows >= 1
+    except ConfigError:
+        return
+    assert recipe.batch.rows >= 1
 
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=60))
 def test_no_text_is_a_traceback(text):
     try:
-        assert isinstance(parse_document(text).values, dict)
-    except ConfigError as error:
-        assert error.problem
+        values = parse_document(text).values
+    except ConfigError:
+        return
+    assert isinstance(values, dict)

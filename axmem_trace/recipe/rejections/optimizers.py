@@ -1,5 +1,5 @@
-"""Optimizers. Source: axolotl `utils/schemas/validation.py` `check_polora`, `check_qgalore`, `check_muon_deepspeed_fsdp`,
-`check_flashoptim_deepspeed_fsdp`, `check_tensor_parallel_optimizer`."""
+"""Optimizers. Source: axolotl `utils/schemas/validation.py` `check_polora`, `check_qgalore`,
+`check_muon_deepspeed_fsdp`, `check_flashoptim_deepspeed_fsdp`, `check_tensor_parallel_optimizer`."""
 
 from __future__ import annotations
 

@@ -24,24 +24,30 @@ def given(draft: Draft, key: str) -> object:
 
 
 def reentrant(draft: Draft) -> object:
+    """`use_reentrant` as given."""
     return draft.sub("gradient_checkpointing_kwargs").get("use_reentrant")
 
 
 def is_lora(draft: Draft) -> bool:
+    """A LoRA adapter, quantised or not."""
     return draft.get("adapter") in ("lora", "qlora")
 
 
 def bits(draft: Draft) -> bool:
+    """bitsandbytes is asked for."""
     return bool(draft.get("load_in_8bit") or draft.get("load_in_4bit"))
 
 
 def lora_kernels(draft: Draft) -> bool:
+    """One of the fused LoRA kernels is asked for."""
     return any(draft.get(key) for key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"))
 
 
 def fsdp(draft: Draft) -> bool:
+    """FSDP of either version."""
     return bool(draft.get("fsdp") or draft.get("fsdp_config"))
 
 
 def fsdp2(draft: Draft) -> bool:
+    """FSDP2: validators compare the version as text."""
     return str(draft.get("fsdp_version")) == "2"

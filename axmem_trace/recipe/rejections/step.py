@@ -1,4 +1,5 @@
-"""Checkpointing and losses. Source: axolotl `utils/schemas/validation.py`, `integrations/{liger,cut_cross_entropy,kernels}/args.py`."""
+"""Checkpointing and losses. Source: axolotl `utils/schemas/validation.py`,
+`integrations/{liger,cut_cross_entropy,kernels}/args.py`."""
 
 from __future__ import annotations
 
