@@ -62,7 +62,7 @@ def is_multimodal(draft: Draft, base: BaseModel) -> bool:
 
 
 def derive_model(draft: Draft, base: BaseModel, *, allow_remote_code: bool) -> Model:
-    """`Model` from the keys, in the order of axolotl's `_set_auto_model_loader` and `_build_model` (loaders/model.py)."""
+    """`Model` from the keys, in the order of `_set_auto_model_loader` and `_build_model` (loaders/model.py)."""
     task, type_of_model, num_labels = _task(draft, base)
     trust = bool(draft.get("trust_remote_code"))
     if trust and not allow_remote_code and "auto_map" in base.config:
