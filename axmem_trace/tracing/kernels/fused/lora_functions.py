@@ -29,9 +29,9 @@ KEPT = 6
 """Tensors of a projection that are kept: A and B cast, the adapter's bias, and with DoRA magnitude, scale and sum."""
 Tensors = tuple[torch.Tensor | None, ...]
 Order = Literal["qkv", "o", "one by one"]
-"""Whose ways to follow. `LoRA_QKV` and `LoRA_QK` make all outputs before they keep anything, and all adapters' gradients
-before the input's; `LoRA_O` does not add to the gradient of a dropped input; `LoRA_FusedProj` works one projection after
-the other (in backward taken as `LoRA_QKV`: a [tokens, rank] per projection more)."""
+"""Whose ways to follow. `LoRA_QKV` and `LoRA_QK` make all outputs before they keep anything, and all adapters'
+gradients before the input's; `LoRA_O` does not add to the gradient of a dropped input; `LoRA_FusedProj` works one
+projection after the other (in backward taken as `LoRA_QKV`: a [tokens, rank] per projection more)."""
 
 
 def run_projections(layers: list[Any], x: torch.Tensor, *, training: bool, order: Order) -> tuple[Any, ...]:

@@ -62,7 +62,7 @@ def _slice_as(whole: torch.Tensor, offset: int, tile: torch.Tensor) -> torch.Ten
 
 
 def _collect(parameters: list[nn.Parameter], sums: list[torch.Tensor]) -> torch.Tensor | None:
-    """Moves a slice's parameter gradients into their sums; the last one it took, which axolotl's own loop holds on to."""
+    """Moves a slice's parameter gradients into their sums; returns the last, which axolotl's own loop holds on to."""
     latest = None
     for parameter, total in zip(parameters, sums, strict=True):
         if parameter.grad is not None:
