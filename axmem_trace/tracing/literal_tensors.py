@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from axmem_trace.tracing.known_values import KnownValues, worth_knowing
@@ -27,7 +28,8 @@ def literals_known(values: KnownValues) -> Iterator[None]:
         if made.is_meta and worth_knowing(made):
             real = tree_map_only(torch.Tensor, values.value_of, data)
             if not any(each is None for each in tree_leaves(real)):
-                values.learn(made, original(real, device="cpu", dtype=made.dtype))
+                with _disable_current_modes():
+                    values.learn(made, original(real, device="cpu", dtype=made.dtype))
         return made
 
     with patch.object(torch, "tensor", tensor):
