@@ -11,9 +11,10 @@ _PACKED_DTYPES = ("uint8", "int8", "int32")
 
 
 def note_traps(recipe: Recipe, facts: ModelFacts, notes: list[Note]) -> None:
-    """Warn of fused experts that quantisation or LoRA does not reach, and of fp32 that k-bit preparation left."""
+    """Warn of layers that quantisation or LoRA does not reach, and of fp32 that k-bit preparation left."""
     experts = [fact for fact in facts.tensors if _is_fused_expert(fact)]
     _note_unquantised_experts(recipe, experts, notes)
+    _note_other_linears(recipe, facts, notes)
     _note_lora_without_experts(recipe, facts, experts, notes)
     _note_kbit_without_quantisation(recipe, facts, notes)
     _note_kept_on_gpu(recipe, notes)
@@ -37,6 +38,30 @@ def _note_unquantised_experts(recipe: Recipe, experts: list[TensorFact], notes: 
         "`quantize_moe_experts: true` packs them"
     )
     notes.append(Note(kind="warning", key="quantize_moe_experts", text=text, bytes=nbytes))
+
+
+def _note_other_linears(recipe: Recipe, facts: ModelFacts, notes: list[Note]) -> None:
+    """transformers replaces a layer whose type is `nn.Linear` itself (`integrations/bitsandbytes.py`
+    `replace_with_bnb_linear`, since 5.0): not a model's own subclass, such as `FalconLinear`."""
+    if recipe.quantisation.method not in ("bnb_4bit", "bnb_8bit"):
+        return
+    classes = {module.name: module.class_name for module in facts.modules}
+    found = [
+        fact
+        for fact in facts.tensors
+        if fact.kind == "parameter" and fact.role == "weight" and fact.name.endswith(".weight")
+        and classes.get(fact.module, "").endswith("Linear") and classes[fact.module] != "Linear"
+    ]  # fmt: skip
+    if not found:
+        return
+    names, dtypes = ({classes[fact.module] for fact in found}, {fact.dtype for fact in found})
+    nbytes = sum(fact.nbytes for fact in found)
+    text = (
+        f"the installed transformers packs plain nn.Linear layers only: {len(found)} of class {', '.join(sorted(names))} "
+        f"stay unquantised ({format_bytes(nbytes)} in {', '.join(sorted(dtypes))})"
+    )
+    key = "load_in_4bit" if recipe.quantisation.method == "bnb_4bit" else "load_in_8bit"
+    notes.append(Note(kind="warning", key=key, text=text, bytes=nbytes))
 
 
 def _note_lora_without_experts(recipe: Recipe, facts: ModelFacts, experts: list[TensorFact], notes: list[Note]) -> None:
