@@ -117,10 +117,12 @@ class Stopwatch:
     _since: float = 0.0
 
     def start(self, stage: str, text: str) -> None:
+        """Ends the stage before, if there is one."""
         self.stop()
         self._stage, self._since = stage, time.perf_counter()
         self.progress(text)
 
     def stop(self) -> None:
+        """Ends the stage."""
         if self._stage:
             self.seconds[self._stage] = round(time.perf_counter() - self._since, 3)

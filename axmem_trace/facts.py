@@ -55,4 +55,5 @@ class ModelFacts:
 
     @property
     def trainable_parameters(self) -> int:
+        """Those of them that train."""
         return sum(fact.logical_elements for fact in self.tensors if fact.kind == "parameter" and fact.trainable)

@@ -59,7 +59,8 @@ def write_code_llama() -> str:
          "right in kind: two states of one byte; and a scale of four bytes for every 256 of each, with fp32 states for "
          "tensors of less than 4,096 elements"),
         ("activations at the peak", "—", report.buckets.activations,
-         f"the input of each layer, {report.batch.rows} x {report.batch.row_tokens:,} tokens, and what the layer at work keeps"),
+         f"the input of each layer, {report.batch.rows} x {report.batch.row_tokens:,} tokens, and what the layer at work "
+         "keeps"),
         ("workspace at the peak", "—", report.buckets.workspace,
          "what the layer at work computes again, dequantised weights, logits and their gradient"),
         ("allocated at the peak", "—", report.peak.allocated_bytes, f"in {report.peak.phase} of step {report.peak.step}"),

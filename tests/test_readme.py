@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from axmem_trace.cli import build_parser
 from axmem_trace.recipe.assumptions import ASSUMPTIONS
 
@@ -27,7 +28,8 @@ COMMANDS = re.findall(r"^\$ (python .+)$", TEXT, re.MULTILINE)
 
 def load_script() -> Any:
     spec = importlib.util.spec_from_file_location("write_readme", ROOT / "scripts" / "write_readme.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     return script

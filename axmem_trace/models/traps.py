@@ -34,7 +34,7 @@ def _note_unquantised_experts(recipe: Recipe, experts: list[TensorFact], notes: 
     nbytes = sum(fact.nbytes for fact in plain)
     dtypes = ", ".join(sorted({fact.dtype for fact in plain}))
     text = (
-        f"bitsandbytes packs linear layers only: the fused experts stay unquantised ({format_bytes(nbytes)} in {dtypes}). "
+        f"bitsandbytes packs linear layers: fused experts stay unquantised ({format_bytes(nbytes)} in {dtypes}). "
         "`quantize_moe_experts: true` packs them"
     )
     notes.append(Note(kind="warning", key="quantize_moe_experts", text=text, bytes=nbytes))
@@ -57,7 +57,7 @@ def _note_other_linears(recipe: Recipe, facts: ModelFacts, notes: list[Note]) ->
     names, dtypes = ({classes[fact.module] for fact in found}, {fact.dtype for fact in found})
     nbytes = sum(fact.nbytes for fact in found)
     text = (
-        f"the installed transformers packs plain nn.Linear layers only: {len(found)} of class {', '.join(sorted(names))} "
+        f"transformers packs plain nn.Linear layers only: {len(found)} of class {', '.join(sorted(names))} "
         f"stay unquantised ({format_bytes(nbytes)} in {', '.join(sorted(dtypes))})"
     )
     key = "load_in_4bit" if recipe.quantisation.method == "bnb_4bit" else "load_in_8bit"

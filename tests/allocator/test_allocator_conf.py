@@ -12,7 +12,8 @@ MIB = 1 << 20
 ACCEPTED = (
     "", "expandable_segments:True", "expandable_segments:False,", " expandable_segments : True , max_split_size_mb:30",
     "max_split_size_mb:20", "max_split_size_mb:-1", "max_split_size_mb:50x",
-    "large_segment_size_mb:11,max_split_size_mb:12", "max_split_size_mb:12,large_segment_size_mb:11", "max_non_split_rounding_mb:20",
+    "large_segment_size_mb:11,max_split_size_mb:12", "max_split_size_mb:12,large_segment_size_mb:11",
+    "max_non_split_rounding_mb:20",
     "garbage_collection_threshold:0.8",
     "roundup_power2_divisions:16", "roundup_power2_divisions:1", "roundup_power2_divisions:[256:1,512:2,>:4]",
     "roundup_power2_divisions:[256:0,>:4]", "roundup_power2_divisions:[>:4]", "roundup_power2_divisions:[]",

@@ -144,7 +144,8 @@ def test_lookup_imports_no_torch():
 @needs_shared
 def test_package_data_is_what_the_script_makes(tmp_path):
     spec = importlib.util.spec_from_file_location("build_catalogue", ROOT / "scripts" / "build_catalogue.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     script.write_models(script.read_models(SHARED_CONFIGS), tmp_path / "models.json")

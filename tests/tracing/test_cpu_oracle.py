@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import TINY, write_tiny_model
+
 from axmem_trace.ledger import Allocation, Ledger
 from axmem_trace.models import build_model
 from axmem_trace.recipe import read_recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.step import Run
-from tiny_models import TINY, write_tiny_model
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "full": {},

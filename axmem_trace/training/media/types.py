@@ -30,6 +30,7 @@ class Question:
 
     @property
     def vision(self) -> Any:
+        """The tower's configuration."""
         return self.config.vision_config
 
     @property
@@ -38,6 +39,7 @@ class Question:
         return self.rows * self.per_row
 
     def option(self, name: str, default: Any) -> Any:
+        """What `processor_kwargs` says of it, or the default."""
         value = self.options.get(name)
         return default if value is None else value
 
