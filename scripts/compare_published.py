@@ -164,8 +164,8 @@ def render_text(rows: Sequence[Row]) -> Iterator[str]:
     yield f"{'run':40} {'quality':7} {'quantity':14} {'predicted':>10} {'measured':>10} {'error':>8}  peak"
     for row in runs:
         if row.predicted:
-            yield (f"{row.id:40} {row.quality:7} {row.quantity:14} {row.predicted / GIB:10.3f} {row.measured / GIB:10.3f}"
-                   f" {row.error:+8.2%}  {row.moment}")  # fmt: skip
+            name = f"{row.id:40} {row.quality:7} {row.quantity:14}"
+            yield f"{name} {row.predicted / GIB:10.3f} {row.measured / GIB:10.3f} {row.error:+8.2%}  {row.moment}"
     titles = f"{'rows':>5} {'median':>8} {'median abs':>10} {'90 % within':>11} {'too low':>8} {'worst':>8}"
     yield f"\n{'group':40} {titles}"
     for name, members in group_rows(runs).items():
