@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -79,10 +82,22 @@ def _has_class(module: nn.Module, patterns: tuple[str, ...]) -> bool:
 
 
 def _prepare_for_kbit(model: Any, recipe: Recipe) -> Any:
-    """peft's own `prepare_model_for_kbit_training`: freezes, and casts what is not packed to fp32."""
+    """peft's own `prepare_model_for_kbit_training`: freezes, and casts what is not packed to fp32.
+
+    With `embeddings_skip_upcast` axolotl rewrites its loop over the parameters so that embeddings and head keep their
+    dtype (`monkeypatch/peft/utils.py`).
+    """
     from peft import prepare_model_for_kbit_training
 
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.checkpointing.enabled)
+    def without_embeddings() -> Iterator[nn.Parameter]:
+        for name, parameter in model.named_parameters():
+            if not any(part in name for part in ("embed_tokens", "lm_head")):
+                yield parameter
+
+    with ExitStack() as stack:
+        if not recipe.precision.upcast_embeddings:
+            stack.enter_context(patch.object(model, "parameters", without_embeddings))
+        return prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.checkpointing.enabled)
 
 
 def _apply_assumed_dtypes(model: Any, recipe: Recipe) -> None:

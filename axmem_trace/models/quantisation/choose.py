@@ -17,6 +17,12 @@ from axmem_trace.recipe.types import Recipe
 
 FP8_CAPABILITY = (8, 9)
 """Below it transformers turns fp8 weights into bf16 (`quantizer_finegrained_fp8.py` `validate_environment`)."""
+FP8_REFUSAL = (
+    "transformers refuses to train FP8 weights (their products have no gradient; axolotl's kernels plugin lifts that for "
+    "adapters, and keeps one byte a weight, which is not modelled)"
+)
+"""transformers `quantizer_finegrained_fp8.py` `is_trainable`, `trainer_utils.py` `validate_quantization_for_training`;
+axolotl `integrations/kernels/quant_training_guard.py`."""
 _BNB_METHODS = ("bnb_4bit", "bnb_8bit")
 _SAYS_CLASS = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
 
@@ -30,7 +36,7 @@ def choose_quantizer(recipe: Recipe, config: Any, notes: list[Note]) -> Quantize
     requested = recipe.quantisation.method
     own = _own_config(config)
     if own is None:
-        return _without_own(recipe, requested)
+        return _without_own(recipe, requested, notes)
     method = str(own.get("quant_method", "bitsandbytes" if own.get("load_in_4bit") else "")).lower()
     if requested in _BNB_METHODS and method not in ("bitsandbytes", "gptq", "awq"):
         note_bf16_copy(recipe, method, notes, "transformers refuses to quantise it again with bitsandbytes")
@@ -64,11 +70,11 @@ def _drop_own(config: Any) -> None:
             del part.quantization_config
 
 
-def _without_own(recipe: Recipe, requested: str) -> Quantizer:
+def _without_own(recipe: Recipe, requested: str, notes: list[Note]) -> Quantizer:
     if requested in _BNB_METHODS:
         return TransformersQuantizer(make_bnb_quantizer(recipe.quantisation))
-    if requested == "fp8":
-        return _fp8(recipe, dict(recipe.quantisation.details), pre_quantized=False)
+    if requested == "fp8" and not recipe.quantisation.details.get("dequantize"):
+        note_bf16_copy(recipe, requested, notes, FP8_REFUSAL)
     if requested == "gptq" or requested == "awq":
         raise ConfigError(
             problem=f"{recipe.model.base.name} has no {requested.upper()} `quantization_config`",
@@ -94,6 +100,12 @@ def _pre_quantised_bnb(recipe: Recipe, own: dict[str, Any], notes: list[Note]) -
 
     if not _is_trainable(recipe, "bitsandbytes", notes):
         return NoQuantizer()
+    if own.get("load_in_4bit"):
+        text = (
+            f"the 4-bit checkpoint's weights unpack to {recipe.precision.load_dtype} in backward; the checkpoint itself, "
+            "whose quantisation state is not in its configuration, has the last word"
+        )
+        notes.append(Note(kind="assumed", key="base_model", text=text))
     quantization_config = BitsAndBytesConfig.from_dict(own)
     return TransformersQuantizer(AutoHfQuantizer.from_config(quantization_config, pre_quantized=True))
 
@@ -114,7 +126,8 @@ def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: list[Note])
         )
     text = (
         f"{method.upper()} weights lie as gptqmodel registers them ({bits} bits in int32 words, fp16 scales); which of "
-        "its kernels runs is decided on the GPU, and Marlin or ExLlama kernels repack them at about the same size"
+        "its kernels trains is decided on the GPU: these figures unpack each weight as its torch kernel does when nothing "
+        "is compiled, through one-byte integers, and backward keeps the unpacked weight"
     )
     notes.append(Note(kind="ruled", key="base_model", text=text))
     if own.get("dynamic"):
@@ -136,21 +149,9 @@ def _low_float(recipe: Recipe, own: dict[str, Any], method: str, notes: list[Not
         )
         notes.append(Note(kind="assumed", key="base_model", text=text))
         return NoQuantizer()
-    if method == "mxfp4" or not _is_trainable(recipe, method, notes):
-        if method == "mxfp4":
-            note_bf16_copy(recipe, method, notes, "transformers refuses to train MXFP4 weights")
-        return NoQuantizer()
-    return _fp8(recipe, details, pre_quantized=True)
-
-
-def _fp8(recipe: Recipe, details: dict[str, Any], *, pre_quantized: bool) -> Quantizer:
-    from transformers import FineGrainedFP8Config
-    from transformers.quantizers.auto import AutoHfQuantizer
-
-    if recipe.gpu.compute_capability < FP8_CAPABILITY or details.get("dequantize"):
-        return NoQuantizer()
-    quantization_config = FineGrainedFP8Config.from_dict(details)
-    return TransformersQuantizer(AutoHfQuantizer.from_config(quantization_config, pre_quantized=pre_quantized))
+    why = FP8_REFUSAL if method == "fp8" else "transformers refuses to train MXFP4 weights"
+    note_bf16_copy(recipe, method, notes, why)
+    return NoQuantizer()
 
 
 def _other(recipe: Recipe, own: dict[str, Any], method: str, notes: list[Note]) -> Quantizer:

@@ -60,6 +60,10 @@ def install_lora_kernels(site: Site) -> None:
     if site.recipe.quantisation.method == "bnb_8bit":
         _skip(site, wanted, "they cannot read int8 weights")
         return
+    if getattr(site.model, "quantization_method", None) in ("gptq", "awq"):
+        why = "it multiplies by `weight`, and packed layers have none: the run would stop. Set the key to false"
+        _skip(site, wanted, why)
+        return
     layers = _find_layers(site)
     if layers is None:
         _skip(site, wanted, "axolotl does not find the layers of this architecture, and stops")
