@@ -64,6 +64,14 @@ _PACKED_CONV_NOTE = Note(
     key="causal-conv1d",
     text="packed samples go through the short convolution of fla-core 0.5.2, as axolotl's patch has it",
 )
+_QUANTISED_NOTE = Note(
+    kind="warning",
+    key="mamba-ssm.quantised",
+    text="mamba-ssm's fused training kernel multiplies by the projections' weights itself, which quantised ones cannot "
+    "serve. The layer is traced as separate convolution and scan, as axolotl 0.19 arranges it for Nemotron-H alone: "
+    "with mamba-ssm installed this run would stop at its first layer; keep the state-space layers' projections out of "
+    "the quantisation",
+)
 _RWKV_NOTE = Note(
     kind="ruled", key="rwkv", text="attention as the `wkv` kernel that transformers 5 loads from the Hub on a GPU"
 )
@@ -102,17 +110,24 @@ def _replacements(
     if "rwkv_linear_attention" in found:
         yield "rwkv_linear_attention", _adapted(context, rwkv_linear_attention, _RWKV_NOTE, samples)
     is_mamba = any(name in found for name in _MAMBA)
+    is_guarded = module.__name__.endswith(".modeling_nemotron_h")
     for kernels, note in ((_MAMBA, _MAMBA_NOTE), (_FLA, _FLA_NOTE)):
         for name in kernels.keys() & found.keys():
-            yield name, _adapted(context, kernels[name], note, samples)
+            yield name, _adapted(context, kernels[name], note, samples, refused=None if is_guarded else _QUANTISED_NOTE)
     if _CONV in found and is_mamba:
         yield _CONV, _adapted(context, causal_conv.causal_conv1d_fn, _MAMBA_NOTE, samples)
     elif _CONV in found:
         yield _CONV, _short_conv(context, found[_CONV], samples)
 
 
-def _adapted(context: KernelContext, kernel: Kernel, note: Note, samples: PackedSamples) -> Kernel:
-    """The kernel, called with the keyword arguments that it knows, and named in the report once it runs."""
+def _adapted(
+    context: KernelContext, kernel: Kernel, note: Note, samples: PackedSamples, *, refused: Note | None = None
+) -> Kernel:  # fmt: skip
+    """The kernel, called with the keyword arguments that it knows, and named in the report once it runs.
+
+    Args:
+        refused: what to tell where the kernel returns nothing.
+    """
     known = frozenset(inspect.signature(kernel).parameters)
     fixed: dict[str, Any] = {"num_sms": num_sms(context), "context": context}
     fixed = {key: value for key, value in fixed.items() if key in known}
@@ -122,8 +137,9 @@ def _adapted(context: KernelContext, kernel: Kernel, note: Note, samples: Packed
         given = {"seq_idx": samples.index, "cu_seqlens": samples.bounds}
         kwargs |= {key: value for key, value in given.items() if value is not None}
         out = kernel(*args, **{key: value for key, value in kwargs.items() if key in known}, **fixed)
-        if out is not None:
-            context.note(note)
+        told = refused if out is None else note
+        if told is not None:
+            context.note(told)
         return out
 
     return run

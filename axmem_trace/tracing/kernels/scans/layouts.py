@@ -28,3 +28,8 @@ def fp32(like: torch.Tensor, *shape: int) -> torch.Tensor:
 def num_chunks(length: int, chunk: int) -> int:
     """Pieces of `chunk` in `length`, the last one partly filled."""
     return -(-length // chunk)
+
+
+def is_packed(weight: torch.Tensor | None) -> bool:
+    """Whether bitsandbytes holds this weight quantised, in whatever dtype it stores the bits."""
+    return weight is not None and (not weight.is_floating_point() or getattr(weight, "quant_state", None) is not None)

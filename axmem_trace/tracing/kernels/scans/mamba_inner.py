@@ -6,7 +6,6 @@ in backward. Source: mamba-ssm 2.3.2 `ops/selective_scan_interface.py` (`MambaIn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from axmem_trace.tracing.kernels.scans.causal_conv import conv_gradients
-from axmem_trace.tracing.kernels.scans.layouts import dense_or_none, fp32, last_dim_dense
+from axmem_trace.tracing.kernels.scans.layouts import dense_or_none, fp32, is_packed, last_dim_dense
 from axmem_trace.tracing.kernels.scans.selective_scan import scan_forward, scan_gradients
 
 
@@ -157,8 +156,7 @@ def mamba_inner_fn(
     None, as from a kernel that is not installed, where a projection is quantised: the kernel multiplies by the weights
     itself, which packed ones cannot serve.
     """
-    projections: Sequence[torch.Tensor] = (x_proj_weight, delta_proj_weight, out_proj_weight)
-    if not all(weight.is_floating_point() for weight in projections):
+    if any(is_packed(weight) for weight in (x_proj_weight, delta_proj_weight, out_proj_weight)):
         return None
     norm_weights = (b_rms_weight, c_rms_weight, dt_rms_weight)
     norms = Norms(*(weight is not None for weight in norm_weights))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from axmem_trace.tracing.kernels.scans.causal_conv import conv_gradients
-from axmem_trace.tracing.kernels.scans.layouts import dense_or_none, fp32
+from axmem_trace.tracing.kernels.scans.layouts import dense_or_none, fp32, is_packed
 from axmem_trace.tracing.kernels.scans.ssd import Given, Sizes, scan_forward, scan_gradients
 
 
@@ -160,7 +160,7 @@ def mamba_split_conv1d_scan_combined(
     `out_proj.weight` itself, which packed weights cannot serve (axolotl 0.19 guards it so for Nemotron-H,
     `monkeypatch/models/nemotron_h/modeling.py`, `guard_nemotron_h_fused_scan`).
     """
-    if outproj_weight is not None and not outproj_weight.is_floating_point():
+    if is_packed(outproj_weight):
         return None
     layer = Layer(len(D), headdim or D.shape[1], ngroups, chunk_size, num_sms)
     out: torch.Tensor = SplitConvScan.apply(layer, zxbcdt, conv1d_weight, conv1d_bias, dt_bias, A, D, seq_idx,
