@@ -30,17 +30,17 @@ FP32 = (
     "upsample_nearest2d _upsample_nearest_exact2d upsample_nearest3d _upsample_nearest_exact3d upsample_linear1d "
     "upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d upsample_bicubic2d _upsample_bicubic2d_aa"
 ).split()
-FP32_SET_OPT_DTYPE = (
-    "prod softmax log_softmax cumprod cumsum linalg_vector_norm linalg_matrix_norm sum norm"
-).split()
+FP32_SET_OPT_DTYPE = ("prod softmax log_softmax cumprod cumsum linalg_vector_norm linalg_matrix_norm sum norm").split()
 PROMOTE = "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add".split()
 
-_HALF = (torch.float16, torch.bfloat16)
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 _OTHER_NAMES = {
     "matmul": ("__matmul__", "__rmatmul__"), "pow": ("__pow__", "__rpow__"), "linalg_vector_norm": ("vector_norm",),
     "linalg_matrix_norm": ("matrix_norm",), "linalg_vecdot": ("vecdot",), "linalg_multi_dot": ("multi_dot",),
+    "reciprocal": ("__rdiv__", "__rtruediv__"), "upsample_bilinear2d": ("interpolate",),
+    "grid_sampler": ("grid_sample",),
 }  # fmt: skip
+"""Python functions that do little else than call the operator: `1 / x` multiplies by a reciprocal."""
 
 
 class Autocast:
@@ -83,7 +83,8 @@ class Autocast:
 
 
 def _is_eligible(tensor: torch.Tensor) -> bool:
-    return tensor.is_meta and tensor.dtype.is_floating_point and tensor.dtype in (*_HALF, torch.float32)
+    """autocast_mode.h, `is_eligible`."""
+    return tensor.is_meta and tensor.dtype.is_floating_point and tensor.dtype is not torch.float64
 
 
 def _to_lower_precision(autocast: Autocast, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from axmem_trace.tracing.autocast import Autocast
 from axmem_trace.tracing.kernels.registry import FUNCTION_RULES, KernelContext
 
-_COMPOSITE = frozenset({F.multi_head_attention_forward})
+_COMPOSITE = frozenset({F.multi_head_attention_forward, F.normalize})
 """Python functions that call several others inside: those must meet the mode too."""
 
 
@@ -43,7 +43,7 @@ class CudaMode(TorchFunctionMode):
         if rule is not None:
             return rule(self.context, func, args, kwargs)
         if func in _COMPOSITE:
-            with patch.object(F, "has_torch_function", lambda tensors: False), self:
+            with _bodies_run(), self:
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -59,7 +59,7 @@ class CudaMode(TorchFunctionMode):
 
     def _torch_answers(self) -> Iterator[tuple[Any, str, Any]]:
         run_backward, clear_cache = torch.autograd._engine_run_backward, torch.clear_autocast_cache
-        init_autocast = torch.amp.autocast_mode.autocast.__init__
+        init_autocast, cast_inputs = torch.amp.autocast_mode.autocast.__init__, torch.amp.autocast_mode._cast
 
         def run_backward_in_mode(*args: Any, **kwargs: Any) -> Any:
             if self in torch.overrides._get_current_function_mode_stack():
@@ -74,6 +74,10 @@ class CudaMode(TorchFunctionMode):
         def init_for_cuda(autocast: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
             init_autocast(autocast, _as_cuda(device_type), *args, **kwargs)
 
+        def cast_as_cuda(value: Any, device_type: str, dtype: torch.dtype) -> Any:
+            return cast_inputs(value, "meta" if device_type == "cuda" else device_type, dtype)
+
+        yield torch.amp.autocast_mode, "_cast", cast_as_cuda
         yield torch.autograd, "_engine_run_backward", run_backward_in_mode
         yield torch, "clear_autocast_cache", clear_both_caches
         yield torch.amp.autocast_mode.autocast, "__init__", init_for_cuda
@@ -83,6 +87,15 @@ class CudaMode(TorchFunctionMode):
             for name in ("is_autocast_enabled", "get_autocast_dtype", "is_autocast_available"):
                 if hasattr(home, name):
                     yield home, name, _with_cuda_for_meta(getattr(home, name))
+
+
+@contextmanager
+def _bodies_run() -> Iterator[None]:
+    """`torch.nn.functional` thinks that nothing overrides its functions, and runs them."""
+    with ExitStack() as stack:
+        for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
+            stack.enter_context(patch.object(F, name, lambda *tensors: False))
+        yield
 
 
 def _as_cuda(device_type: str) -> str:

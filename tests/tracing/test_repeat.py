@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_a_repeated_step_is_a_run_step(name: str, family: str, tmp_path: Path) -
     assert [(m.phase, m.step, m.micro_batch) for m in repeated.marks] == [
         (m.phase, m.step, m.micro_batch) for m in run.marks
     ]
-    assert repeated.peak(step=2) == run.peak(step=2)
+    assert replace(repeated.peak(step=2), tick=0) == replace(run.peak(step=2), tick=0)
 
 
 def record(config: dict[str, Any], *, repeat: bool) -> Ledger:

@@ -34,6 +34,8 @@ class KernelContext:
     options: dict[str, Any] = field(default_factory=dict)
     """Anything else a rule needs from the recipe or the model: `num_experts`, `int8_outliers`, ..."""
     notes: dict[str, Note] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
+    """What `hold_once` has been told."""
 
     def note(self, note: Note) -> None:
         """Adds a note once per key."""
@@ -42,6 +44,12 @@ class KernelContext:
     def workspace(self, nbytes: int, op: str) -> None:
         """Records a block that lives only for the moment: born and died now."""
         self.recorder.workspace(nbytes, op)
+
+    def hold_once(self, what: str, nbytes: int, op: str) -> None:
+        """Records a block that the process takes the first time it needs it, and keeps."""
+        if what not in self.held:
+            self.held.add(what)
+            self.recorder.hold(nbytes, op)
 
 
 FunctionRule = Callable[[KernelContext, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
