@@ -159,6 +159,15 @@ def _unbuildable(recipe: Recipe, model_class: Any, error: Exception) -> ConfigEr
     return ConfigError(
         problem=f"transformers {transformers.__version__} can't build {name} for {recipe.model.base.name}",
         key=key,
-        details=(f"{type(error).__name__}: {error}",),
+        details=(_why(recipe, name, error),),
         remedy=remedy,
     )
+
+
+def _why(recipe: Recipe, name: str, error: Exception) -> str:
+    kernel = recipe.attention.kernel
+    if isinstance(error, KeyError) and error.args == (kernel,):  # Falcon's FALCON_ATTENTION_CLASSES
+        return (
+            f"KeyError: {error}: {name} has its own table of attention classes, without {kernel}; a run stops here too"
+        )
+    return f"{type(error).__name__}: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from axmem_trace.tracing.recorder import Recorder
 
 MASK = torch.tensor([[True, False, True], [False, False, True]])

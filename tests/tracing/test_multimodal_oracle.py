@@ -1,0 +1,84 @@
+"""The CPU oracle with images and audio: a real step of a tiny multimodal model allocates what meta says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from multimodal_models import MULTIMODAL, write_multimodal_model
+
+from axmem_trace.ledger import Ledger
+from axmem_trace.models import build_model
+from axmem_trace.recipe import read_recipe
+from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.optimizers import build_optimizer
+from axmem_trace.training.step import Run
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gemma4": {"max_soft_tokens": 70},
+    "gemma4_unified": {"max_soft_tokens": 70},
+    "smolvlm": {"size": {"longest_edge": 56}},
+    "idefics3": {"size": {"longest_edge": 56}},
+    "lfm2_vl": {"max_image_tokens": 70, "tile_size": 64},
+}
+DIFFERENT_ON_CPU = {
+    "pixtral": ("model.vision_tower", ("aten.cat.default", "aten._to_copy.default")),
+    "mistral3": ("model.vision_tower", ("aten.cat.default", "aten._to_copy.default")),
+    "gemma3": ("model.vision_tower", ("aten.clone.default",)),
+    "gemma4": ("model.vision_tower.pooler", ("aten.arange.default", "aten.eq.Tensor", "aten._to_copy.default",
+                                             "aten.aminmax.default", "aten.zeros.default")),
+}  # fmt: skip
+"""Operators whose allocations there are not compared: Pixtral makes its position ids on the host, and copies them to a
+GPU; a CPU's layer norm puts out contiguous gradients where meta keeps the strides; `one_hot` is another on meta."""
+
+
+@pytest.mark.parametrize("family", [*(name for name in MULTIMODAL if name != "llama4"), "voxtral"])
+def test_meta_allocates_what_a_real_step_does(family: str, tmp_path: Path) -> None:
+    config = {
+        "base_model": write_multimodal_model(family, tmp_path),
+        "processor_type": "AutoProcessor",
+        "processor_kwargs": OPTIONS.get(family, {}),
+        "sequence_len": 96,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-4,
+        "optimizer": "adamw_torch",
+        "attn_implementation": "eager",
+        "bf16": False,
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "datasets": [{"path": "x", "type": "chat_template"}],
+    }
+    on_meta, for_real = record(config, "meta"), record(config, "cpu")
+    assert describe(on_meta, family) == describe(for_real, family)
+    tower = {each.module for each in on_meta.allocations if "vision" in each.module or "visual" in each.module
+             or "audio" in each.module or "embed" in each.module}  # fmt: skip
+    assert tower
+
+
+def record(config: dict[str, Any], device: str) -> Ledger:
+    """Two steps on the device, with no rule for any GPU kernel."""
+    assumptions = ["autocast=false", "optimizer_implementation=foreach"]
+    recipe = read_recipe(config, hub="never", assumptions=assumptions)
+    recipe = replace(recipe, precision=replace(recipe.precision, upcast_before=False))
+    built = build_model(recipe, device=device)
+    recorder = Recorder(traced_device=device, with_rules=False)
+    run = Run(recipe, built, build_optimizer(recipe, built.module), recorder)
+    with recorder, recorder.watch(built.module):
+        run.record()
+    return recorder.make_ledger()
+
+
+def describe(ledger: Ledger, family: str) -> Counter[Any]:
+    """All allocations of forward and backward. The scalars of `torch.where` skip the dispatcher on a CPU alone."""
+    module, operators = DIFFERENT_ON_CPU.get(family, ("-", ()))
+    return Counter(
+        (each.nbytes, each.phase, each.module, each.op, each.role, each.recomputed, each.kept, each.output)
+        for each in ledger.allocations
+        if each.step <= 1
+        and each.phase != "optimizer"
+        and each.op != "aten.scalar_tensor.default"
+        and not (each.module.startswith(module) and each.op in operators)
+    )
