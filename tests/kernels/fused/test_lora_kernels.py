@@ -107,10 +107,8 @@ def test_as_axolotls_own_code(kernel: Any, changes: dict[str, Any], expected: Li
 
 def test_one_dropout_serves_all_projections() -> None:
     # the dropped input and a mask in its dtype (one byte per element on a GPU, which is another rule's to say)
-    plain, dropped = (
-        live([tensor(ROWS, TOKENS, WIDTH)], lambda x, layer=make_layer(nf4=True, lora_dropout=rate): qkv(layer, x))
-        for rate in (0.0, 0.1)
-    )
+    layers = [make_layer(nf4=True, lora_dropout=rate) for rate in (0.0, 0.1)]
+    plain, dropped = (live([layer, tensor(ROWS, TOKENS, WIDTH)], qkv) for layer in layers)
     assert dropped.kept - plain.kept == 2 * X
     assert dropped.after == plain.after
 

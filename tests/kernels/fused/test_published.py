@@ -1,0 +1,187 @@
+"""Single kernels against what Liger's authors measured on GPUs (`shared/measured/loss_and_kernel_memory.json`).
+
+Their benchmark keeps inputs, weights and the gradients of the iterations before, and takes the largest
+`max_memory_allocated`: so does `benchmark`. Figures are MiB. What the stock kernels of the same benchmark take shows that
+the arrangement is theirs. Not compared: RMSNorm, measured with 0.2.1, which made a row of the weight's gradient for every
+row of x (0.8.1: for every multiprocessor); LayerNorm with 0.6.0, which made none; the tiled SwiGLU and preference losses,
+which axolotl does not install.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lives import targets, tensor
+from torch import nn
+
+from axmem_trace.ledger import block_bytes
+from axmem_trace.tracing.kernels.fused.liger_experts import FusedExperts
+from axmem_trace.tracing.kernels.fused.liger_layers import GatedActivation, LayerNorm, Rope
+from axmem_trace.tracing.kernels.fused.liger_losses import CrossEntropy, FusedLinearCrossEntropy
+from axmem_trace.tracing.recorder import Recorder
+
+MEASURED = Path(__file__).parents[4] / "shared" / "measured" / "loss_and_kernel_memory.json"
+MIB = 2**20
+CUBLAS = 2 * 8519680
+"""Two cuBLAS workspaces of 8.125 MiB, one of the thread that runs forward and one of autograd's; of 32 MiB on Hopper."""
+SMS = {"NVIDIA A100-SXM4-80GB": 108, "NVIDIA H100 80GB HBM3": 132}
+
+
+def rows(kernel: str, provider: str, mode: str = "full", x_name: str = "", version: str = "") -> list[tuple[Any, ...]]:
+    """Of each measurement: the value of x, the other settings, MiB, multiprocessors."""
+    if not MEASURED.exists():
+        return []
+    wanted = (kernel, provider, mode)
+    return [
+        (int(row["x_value"]), json.loads(row["extra_benchmark_config_str"]), float(row["y_value_50"]),
+         SMS.get(row["gpu_name"], 128))
+        for row in json.loads(MEASURED.read_text())["rows"]
+        if (row["kernel_name"], row["kernel_provider"], row["kernel_operation_mode"]) == wanted
+        and x_name in ("", row["x_name"]) and version in ("", row["liger_version"])
+    ]  # fmt: skip
+
+
+def benchmark(inputs: list[torch.Tensor], run: Callable[[], Any], *, backward: bool = True, outside: int = 0,
+              retain_graph: bool = True) -> float:  # fmt: skip
+    """MiB at the peak of two iterations; `outside` bytes are there all the time."""
+    grads: list[torch.Tensor] = []
+    recorder = Recorder(with_rules=False)  # workspaces are put in by hand
+    with recorder:
+        for each in inputs:
+            recorder.register(each, role="input")
+        for _ in range(2):
+            outputs = run()
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            if backward:
+                if not grads and outputs[0].ndim:
+                    grads = [torch.empty_like(each) for each in outputs]
+                torch.autograd.backward(outputs, grads or None, retain_graph=retain_graph)
+            del outputs
+    ledger = recorder.make_ledger()
+    changes = sorted(
+        (tick, change)
+        for each in ledger.on_gpu
+        for tick, change in ((each.born, block_bytes(each.nbytes)), (each.died, -block_bytes(each.nbytes)))
+        if tick <= ledger.ticks
+    )
+    alive = peak = outside
+    for _, change in changes:
+        alive += change
+        peak = max(peak, alive)
+    return peak / 2**20
+
+
+@pytest.mark.parametrize(("vocabulary", "config", "measured", "sms"), rows("cross_entropy", "liger"))
+def test_cross_entropy(vocabulary: int, config: Any, measured: float, sms: int) -> None:
+    # one copy of the fp32 logits; targets (131,072), loss (65,536), the mask (16,384), target * mask (131,072), 512
+    x, target = tensor(16384, vocabulary, dtype=torch.float32), targets(16384)
+    found = benchmark([x, target], lambda: CrossEntropy.apply(x, target, -100), retain_graph=False)
+    assert found == pytest.approx(measured, abs=0.001)
+
+
+@pytest.mark.parametrize(("vocabulary", "config", "measured", "sms"), rows("cross_entropy", "huggingface"))
+def test_stock_cross_entropy(vocabulary: int, config: Any, measured: float, sms: int) -> None:
+    x, target = tensor(16384, vocabulary, dtype=torch.float32), targets(16384)
+    found = benchmark([x, target], lambda: F.cross_entropy(x, target), retain_graph=False)
+    assert found == pytest.approx(measured, abs=0.002)
+
+
+@pytest.mark.parametrize(("tokens", "config", "measured", "sms"), rows("fused_linear_cross_entropy", "liger"))
+def test_fused_linear_cross_entropy(tokens: int, config: Any, measured: float, sms: int) -> None:
+    # The benchmark also holds the stock model's head. liger-kernel 0.4.2 added to the head's gradient in place, where
+    # 0.8.1 makes the product in bf16 and in fp32 (three heads in bf16); and it kept three more copies of a chunk's
+    # logits (bf16 and fp32 beside the scaled one of the chunk before, where 0.8.1 has one).
+    x, weight, target = tensor(tokens, 4096), tensor(128256, 4096), targets(tokens)
+    head, chunk = 128256 * 4096 * 2, tokens // 32 * 128256 * 2
+    found = benchmark([x, weight, target], lambda: FusedLinearCrossEntropy.apply(x, weight, target, -100),
+                      outside=head + CUBLAS + 3 * (chunk - head), retain_graph=False)  # fmt: skip
+    assert found == pytest.approx(measured, rel=0.0005)
+
+
+@pytest.mark.parametrize(("tokens", "config", "measured", "sms"), rows("fused_linear_cross_entropy", "huggingface"))
+def test_stock_linear_cross_entropy(tokens: int, config: Any, measured: float, sms: int) -> None:
+    x, weight, target = tensor(tokens, 4096), tensor(128256, 4096), targets(tokens)
+    found = benchmark([x, weight, target], lambda: F.cross_entropy(F.linear(x, weight), target),
+                      outside=128256 * 4096 * 2 + CUBLAS, retain_graph=False)  # fmt: skip
+    assert found == pytest.approx(measured, abs=0.1)
+
+
+@pytest.mark.parametrize(("width", "config", "measured", "sms"), rows("layer_norm", "liger", version="0.2.1"))
+def test_layer_norm(width: int, config: Any, measured: float, sms: int) -> None:
+    x, weight, bias = (tensor(*shape, dtype=torch.float32) for shape in ((4096, width), (width,), (width,)))
+    found = benchmark([x, weight, bias], lambda: LayerNorm.apply(x, weight, bias, sms))
+    assert found == pytest.approx(measured, rel=0.0002)
+
+
+@pytest.mark.parametrize(
+    ("x_name", "value", "measured"),
+    [(name, value, measured) for name in "HT" for value, _, measured, _ in rows("rope", "liger", x_name=name)],
+)
+def test_rope(x_name: str, value: int, measured: float) -> None:
+    # position ids in int64, inverse frequencies in 512 bytes, and one cuBLAS workspace are there beside q, k, cos, sin
+    tokens, head_dim = (value, 256) if x_name == "T" else (2048, value // 32)
+    q, k = tensor(1, tokens, 32, head_dim), tensor(1, tokens, 8, head_dim)
+    cos, sin = (tensor(1, tokens, head_dim, grad=False) for _ in "cs")
+    found = benchmark([q, k, cos, sin], lambda: Rope.apply(q.transpose(1, 2), k.transpose(1, 2), cos, sin),
+                      outside=tokens * 8 + 512 + CUBLAS // 2)  # fmt: skip
+    assert found == pytest.approx(measured, abs=0.02)
+
+
+def _mlp_rows() -> list[tuple[Any, ...]]:
+    return [
+        (activation, provider, mode, tokens, measured)
+        for activation in ("geglu", "swiglu") for provider in ("liger", "huggingface") for mode in ("full", "forward")
+        for tokens, _, measured, _ in rows(activation, provider, mode)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("activation", "provider", "mode", "tokens", "measured"), _mlp_rows())
+def test_gated_mlp(activation: str, provider: str, mode: str, tokens: int, measured: float) -> None:
+    x = tensor(8 if activation == "geglu" else 4, tokens, 4096)
+    with torch.device("meta"):
+        gate, up = (nn.Linear(4096, 11008, bias=False, dtype=torch.bfloat16) for _ in "gu")
+        down = nn.Linear(11008, 4096, bias=False, dtype=torch.bfloat16)
+
+    def run() -> torch.Tensor:
+        if provider == "liger":
+            product: torch.Tensor = GatedActivation.apply(gate(x), up(x))
+        elif activation == "geglu":
+            product = F.gelu(gate(x), approximate="tanh") * up(x)
+        else:
+            product = F.silu(gate(x)) * up(x)
+        out: torch.Tensor = down(product)
+        return out
+
+    found = benchmark([x, gate.weight, up.weight, down.weight], run, backward=mode == "full", outside=CUBLAS)
+    assert found == pytest.approx(measured, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("x_name", "mode", "value", "measured"),
+    [(name, mode, value, measured) for name in "TE" for mode in ("full", "forward")
+     for value, _, measured, _ in rows("fused_moe", "liger", mode, x_name=name)],
+)  # fmt: skip
+def test_fused_experts(x_name: str, mode: str, value: int, measured: float) -> None:
+    # the benchmark holds a second module's weights too, 9 MiB per expert, and an H100's workspaces, 64 MiB
+    tokens, experts = (value, 128) if x_name == "T" else (8192, value)
+    x, gate_up, down = tensor(tokens, 2048), tensor(experts, 1536, 2048), tensor(experts, 2048, 768)
+    index, scores = torch.empty(tokens, 8, dtype=torch.int32, device="meta"), tensor(tokens, 8)
+    found = benchmark([x, gate_up, down, index, scores], lambda: FusedExperts.apply(x, gate_up, down, index, scores),
+                      backward=mode == "full", outside=(9 * experts + 64) * MIB)  # fmt: skip
+    if mode == "full" and tokens < 8192:
+        # 0.7.0 had its peak elsewhere, above ours by less than one more gradient of the down projections; not explained
+        assert found <= measured < found + experts * 2048 * 768 * 2 / MIB
+    else:
+        assert found == pytest.approx(measured, abs=0.02)
+
+
+def test_the_measurements_are_there_or_nothing_is_compared() -> None:
+    if not MEASURED.exists():
+        pytest.skip("no published measurements here")
+    assert len(_mlp_rows()) == 24
