@@ -1,0 +1,86 @@
+"""What other trainers' runs had: loss paths of transformers 4, the in-place cross-entropy, kept outputs and caches."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from axmem_trace import estimate
+
+ROWS, TOKENS, VOCABULARY, HIDDEN, LAYERS = 2, 128, 16384, 64, 2
+"""Of one row the shifted logits would be contiguous, and no copy; a small vocabulary would leave the peak to cuBLAS."""
+LOGITS = ROWS * TOKENS * VOCABULARY
+SHIFTED = ROWS * (TOKENS - 1) * VOCABULARY
+SLACK = 16 * 1024
+"""Scalars, labels, and one fp32 number per row of logits."""
+LLAMA = {
+    "base_model": "NousResearch/Llama-2-7b-hf",
+    "overrides_of_model_config": {
+        "hidden_size": HIDDEN, "intermediate_size": 128, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "vocab_size": VOCABULARY, "head_dim": 16,
+    },
+}  # fmt: skip
+BIGCODE = {
+    "base_model": "bigcode/gpt_bigcode-santacoder",
+    "overrides_of_model_config": {
+        "n_embd": HIDDEN, "n_inner": 128, "n_layer": LAYERS, "n_head": 4, "vocab_size": VOCABULARY, "n_positions": 256,
+    },
+}  # fmt: skip
+
+
+@cache
+def run(model: str = "llama", **assumptions):
+    config = {
+        **(LLAMA if model == "llama" else BIGCODE), "sequence_len": TOKENS, "pad_to_sequence_len": True,
+        "micro_batch_size": ROWS, "gradient_accumulation_steps": 1, "bf16": True, "val_set_size": 0,
+        "gradient_checkpointing": True, "sdp_attention": True, "datasets": [{"path": "any", "type": "alpaca"}],
+    }  # fmt: skip
+    given = {"autocast": False, "upcast_before": False, "attention_mask": False, **assumptions}
+    return estimate(config, assumptions=given, hub="never").phases["step_1"].phases
+
+
+def forward_peak(**assumptions) -> int:
+    return run(**assumptions)["forward"].allocated_bytes
+
+
+def test_upcast_in_the_model_frees_the_half_precision_logits():
+    """4.46 and later: bf16 logits 2, fp32 copy 4, shifted copy 4, log-softmax 4; before, the fp32 ones took the place of
+    the bf16 ones: 2 bytes less for each logit."""
+    difference = forward_peak(loss_path="shifted_copy") - forward_peak(loss_path="upcast_shifted_copy")
+    assert difference == pytest.approx(2 * LOGITS, abs=SLACK)
+
+
+def test_without_an_upcast_all_copies_are_half():
+    """bf16 logits, shifted copy, log-softmax: 2 each, against 4 each."""
+    difference = forward_peak(loss_path="upcast_shifted_copy") - forward_peak(loss_path="half_shifted_copy")
+    assert difference == pytest.approx(2 * LOGITS + 4 * SHIFTED, abs=SLACK)
+
+
+def test_cross_entropy_in_place_has_no_log_softmax():
+    """4 bytes for each shifted logit."""
+    torch_peak = forward_peak(loss_path="shifted_copy")
+    in_place = forward_peak(loss_path="shifted_copy", cross_entropy="in_place")
+    assert torch_peak - in_place == pytest.approx(4 * SHIFTED, abs=SLACK)
+
+
+def test_gradient_in_place_is_no_new_tensor():
+    """Backward with torch: log-softmax, gradient of the loss and gradient of the log-softmax, 4 bytes each. In place:
+    the shifted logits, which become the gradient, and its padded copy."""
+    with_torch = run(loss_path="upcast_shifted_copy")["backward"].allocated_bytes
+    in_place = run(loss_path="upcast_shifted_copy", cross_entropy="in_place")["backward"].allocated_bytes
+    assert with_torch - in_place == pytest.approx(12 * SHIFTED - 4 * SHIFTED - 4 * LOGITS, abs=SLACK)
+
+
+def test_held_outputs_outlive_backward():
+    """The bf16 logits: 2 bytes each."""
+    held, dropped = (run(holds_outputs=value)["backward"].end_bytes for value in (True, False))
+    assert held - dropped == pytest.approx(2 * LOGITS, abs=SLACK)
+
+
+def test_bigcode_kept_its_cache_under_checkpointing():
+    """A view into `c_attn`'s output keeps all of it: hidden + 2 * 16 (one head of keys and values) in bf16, per layer."""
+    kept, dropped = (
+        forward_peak(model="bigcode", loss_path="half_shifted_copy", use_cache=value) for value in (True, False)
+    )
+    assert kept - dropped == pytest.approx(LAYERS * ROWS * TOKENS * (HIDDEN + 2 * 16) * 2, abs=LAYERS * 512)
