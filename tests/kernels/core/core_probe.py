@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd.graph import _engine_run_backward
+from torch.utils._python_dispatch import _disable_current_modes
+
 from axmem_trace.ledger import Allocation
 from axmem_trace.tracing.cuda_mode import CudaMode
 from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.kernels.registry import KernelContext
 from axmem_trace.tracing.recorder import Recorder
-from torch.autograd.graph import _engine_run_backward
-from torch.utils._python_dispatch import _disable_current_modes
 
 A100, L40S, H100, B200, RTX5090 = (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

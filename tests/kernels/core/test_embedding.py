@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from axmem_trace.tracing.kernels.core.embedding import embedding_workspace
 from core_probe import leaf, record, sizes
+
+from axmem_trace.tracing.kernels.core.embedding import embedding_workspace
 
 LONG, BOOL = torch.int64, torch.bool
 

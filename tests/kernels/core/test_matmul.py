@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from axmem_trace.tracing.kernels.core.matmul import cublas_workspace_bytes
 from core_probe import A100, B200, H100, L40S, RTX5090, leaf, record
+
+from axmem_trace.tracing.kernels.core.matmul import cublas_workspace_bytes
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from axmem_trace.tracing.kernels.registry import KernelContext, dispatch_rule
 aten = torch.ops.aten
 
 _current_node: Any = torch._C._current_autograd_node
+_use_count: Any = torch.Tensor._use_count  # type: ignore[attr-defined]
 _storage_use_count: Any = torch._C._storage_Use_Count
 _ENGINE: CodeType = _engine_run_backward.__code__
 _IN_PLACE = {
@@ -74,11 +75,11 @@ _OWN_FRAMES = (
 
 def _references(tensor: torch.Tensor) -> tuple[int, int]:
     """How many hold the tensor, and its storage, as seen from a dispatch rule."""
-    return tensor._use_count(), _storage_use_count(tensor.untyped_storage()._cdata)
+    return _use_count(tensor), _storage_use_count(tensor.untyped_storage()._cdata)
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
-    return torch._prims_common.is_non_overlapping_and_dense_or_false(tensor)  # type: ignore[no-any-return]
+    return torch._prims_common.is_non_overlapping_and_dense_or_false(tensor)
 
 
 class _SeeAccumulation(TorchDispatchMode):

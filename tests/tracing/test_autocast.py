@@ -1,0 +1,249 @@
+"""Autocast on meta beside CUDA's own.
+
+The witness: torch's fake tensors carry CUDA's dispatch keys on any machine, so the dispatcher runs the compiled autocast
+kernels on them. Whatever operators it then meets, and in which dtypes, meta has to meet too. (Without gradients or subscripts: a CPU
+build has no device guard for the graph's nodes. That the casts are recorded by autograd is tested by what is kept.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import _engine_run_backward
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+from axmem_trace.tracing import autocast
+from axmem_trace.tracing.cuda_mode import CudaMode
+from axmem_trace.tracing.kernels import import_rules
+from axmem_trace.tracing.kernels.registry import KernelContext
+from axmem_trace.tracing.recorder import Recorder
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+HEADER = Path(torch.__file__).parent / "include/ATen/autocast_mode.h"
+CALLS: dict[str, Callable[..., Any]] = {
+    "linear": lambda h, f, i: F.linear(h, f),
+    "linear of fp32": lambda h, f, i: F.linear(f, f, f.select(0, 0)),
+    "matmul": lambda h, f, i: h @ f,
+    "matmul, other side": lambda h, f, i: f.__rmatmul__(h),
+    "bmm": lambda h, f, i: torch.bmm(h.unsqueeze(0), f.unsqueeze(0)),
+    "addmm": lambda h, f, i: torch.addmm(f, h, h),
+    "einsum": lambda h, f, i: torch.einsum("ij,kj->ik", h, f),
+    "mixed add": lambda h, f, i: h + f,
+    "cat": lambda h, f, i: torch.cat([h, h]),
+    "conv1d": lambda h, f, i: F.conv1d(h.unsqueeze(0), f.unsqueeze(-1)),
+    "softmax": lambda h, f, i: F.softmax(h, dim=-1),
+    "softmax method": lambda h, f, i: h.softmax(-1),
+    "softmax with dtype": lambda h, f, i: F.softmax(h, dim=-1, dtype=BF16),
+    "log_softmax": lambda h, f, i: torch.log_softmax(h, -1),
+    "cross_entropy": lambda h, f, i: F.cross_entropy(h, i),
+    "cross_entropy of fp32": lambda h, f, i: F.cross_entropy(f, i),
+    "nll_loss": lambda h, f, i: F.nll_loss(h, i),
+    "logsumexp": lambda h, f, i: h.logsumexp(-1),
+    "sum": lambda h, f, i: h.sum(),
+    "sum of a dimension": lambda h, f, i: h.sum(-1, keepdim=True),
+    "sum with dtype": lambda h, f, i: h.sum(-1, dtype=BF16),
+    "mean": lambda h, f, i: h.mean(-1),
+    "cumsum": lambda h, f, i: h.cumsum(-1),
+    "prod": lambda h, f, i: torch.prod(h, -1),
+    "pow": lambda h, f, i: h.pow(2),
+    "pow operator": lambda h, f, i: h**2,
+    "pow of scalar": lambda h, f, i: 2**h,
+    "rsqrt": lambda h, f, i: torch.rsqrt(h),
+    "sqrt": lambda h, f, i: h.sqrt(),
+    "exp": lambda h, f, i: h.exp(),
+    "exp_": lambda h, f, i: h.clone().exp_(),
+    "log": lambda h, f, i: torch.log(h),
+    "one over": lambda h, f, i: 1.0 / h,
+    "silu": lambda h, f, i: F.silu(h),
+    "gelu": lambda h, f, i: F.gelu(h),
+    "softplus": lambda h, f, i: F.softplus(h),
+    "layer_norm": lambda h, f, i: F.layer_norm(h, (8,), f.select(0, 0), f.select(0, 1)),
+    "group_norm": lambda h, f, i: F.group_norm(h.unsqueeze(0), 2),
+    "norm": lambda h, f, i: h.norm(dim=-1),
+    "vector_norm": lambda h, f, i: torch.linalg.vector_norm(h, dim=-1),
+    "normalize": lambda h, f, i: F.normalize(h, dim=-1),
+    "cosine_similarity": lambda h, f, i: F.cosine_similarity(h, f, dim=-1),
+    "mse_loss": lambda h, f, i: F.mse_loss(h, h),
+    "kl_div": lambda h, f, i: F.kl_div(h, h, reduction="batchmean"),
+    "bce": lambda h, f, i: F.binary_cross_entropy_with_logits(h, h),
+    "interpolate": lambda h, f, i: F.interpolate(h.unsqueeze(0).unsqueeze(0), scale_factor=2, mode="bilinear"),
+    "addcmul": lambda h, f, i: torch.addcmul(h, h, f),
+    "scatter_add": lambda h, f, i: torch.scatter_add(f, 0, i.unsqueeze(0), h),
+    "double": lambda h, f, i: torch.exp(f.double()),
+    "nested, off": lambda h, f, i: _without_autocast(lambda: h @ h),
+    "dropout": lambda h, f, i: F.dropout(h, 0.1),
+}  # fmt: skip
+
+
+def _without_autocast(run: Callable[[], Any]) -> Any:
+    with torch.autocast("cuda", enabled=False):
+        return run()
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16])
+@pytest.mark.parametrize("name", CALLS)
+def test_meta_meets_the_operators_that_cuda_meets(name: str, dtype: torch.dtype) -> None:
+    run = CALLS[name]
+    if dtype is FP16 and name in ("softmax with dtype", "sum with dtype"):
+        pytest.skip("names bf16")
+    assert log_on_meta(run, dtype) == log_on_fake_cuda(run, dtype)
+
+
+@pytest.mark.parametrize(
+    ("macro", "names"),
+    [
+        ("LOWER_PRECISION_FP", autocast.LOWER_PRECISION),
+        ("FP32", autocast.FP32),
+        ("FP32_SET_OPT_DTYPE", [name for name in autocast.FP32_SET_OPT_DTYPE if name != "norm"]),
+        ("PROMOTE", autocast.PROMOTE),
+    ],
+)
+def test_lists_are_those_of_the_installed_torch(macro: str, names: list[str]) -> None:
+    # `norm` has a macro of its own: its overloads without a dtype are given one
+    body = re.search(rf"#define AT_FORALL_{macro}\(_\)((?:.*\\\n)*.*\n)", HEADER.read_text())
+    assert body is not None
+    assert set(re.findall(r"_\((\w+)", body[1])) == set(names)
+
+
+class _Log(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, list[torch.dtype]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        fresh = any(each.alias_info is None and "Tensor" in str(each.type) for each in func._schema.returns)
+        if fresh and str(func) not in ("aten._conj.default", "aten.resolve_conj.default"):
+            self.seen.append(
+                (str(func), [each.dtype for each in tree_leaves(result) if isinstance(each, torch.Tensor)])
+            )
+        return result
+
+
+def _arguments(device: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    half = torch.empty(8, 8, device=device, dtype=dtype)
+    return half, torch.empty(8, 8, device=device), torch.empty(8, device=device, dtype=torch.int64)
+
+
+def log_on_fake_cuda(run: Callable[..., Any], dtype: torch.dtype) -> Any:
+    enabled, before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    with torch.no_grad(), FakeTensorMode():
+        arguments = _arguments("cuda", dtype)
+        torch.set_autocast_enabled("cuda", True)  # `torch.autocast` would refuse, for want of a GPU
+        torch.set_autocast_dtype("cuda", dtype)
+        try:
+            with _Log() as log:
+                run(*arguments)
+        finally:
+            torch.set_autocast_enabled("cuda", enabled)
+            torch.set_autocast_dtype("cuda", before)
+            torch.clear_autocast_cache()
+    return log.seen
+
+
+def log_on_meta(run: Callable[..., Any], dtype: torch.dtype) -> Any:
+    import_rules()
+    recorder = Recorder()
+    recorder.context = KernelContext(recorder=recorder)
+    arguments = _arguments("meta", dtype)
+    with torch.no_grad(), _Log() as log, CudaMode(recorder.context).opened(), torch.autocast("cuda", dtype=dtype):
+        run(*arguments)
+    return log.seen
+
+
+# -- the cache of cast weights ----------------------------------------------------------------------------------------
+
+
+def count_casts(run: Callable[..., Any], *, trains: bool = True, cache: bool = True, backward: bool = False) -> int:
+    """Copies of an fp32 weight of 8 by 8 in bf16 that are made in forward, or in backward."""
+    import_rules()
+    recorder = Recorder()
+    recorder.context = KernelContext(recorder=recorder)
+    weight = torch.empty(8, 8, device="meta", requires_grad=trains)
+    x = torch.empty(4, 8, device="meta", dtype=BF16, requires_grad=True)
+    with recorder, CudaMode(recorder.context).opened():
+        recorder.mark("forward", 1)
+        with torch.autocast("cuda", dtype=BF16, cache_enabled=cache):
+            out = run(x, weight)
+        recorder.mark("backward", 1)
+        if backward:
+            gradient = torch.ones_like(out)
+            _engine_run_backward((out,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+        allocations = recorder.make_ledger().allocations
+    phase = "backward" if backward else "forward"
+    return sum(
+        each.op == "aten._to_copy.default" and each.nbytes == 128 and each.phase == phase for each in allocations
+    )
+
+
+def _twice(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return F.linear(F.linear(x, weight), weight)
+
+
+def test_a_weight_that_trains_is_cast_once() -> None:
+    assert count_casts(_twice) == 1
+
+
+def test_what_is_not_a_trained_leaf_is_cast_each_time() -> None:
+    assert count_casts(_twice, trains=False) == 2
+    assert count_casts(lambda x, weight: _twice(x, weight * 1)) == 2
+    assert count_casts(lambda x, weight: F.linear(F.linear(x, weight.t()), weight.t())) == 2
+    assert count_casts(_twice, cache=False) == 2
+
+
+def test_the_cache_is_cleared_by_the_outermost_exit_alone() -> None:
+    def nested(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cuda", dtype=BF16):
+            x = F.linear(x, weight)
+        return F.linear(x, weight)
+
+    assert count_casts(nested) == 1
+
+
+def test_the_cache_fills_without_gradients_too() -> None:
+    def frozen_pass(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return _twice(x, weight)
+
+    assert count_casts(frozen_pass) == 1
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_recomputation_casts_into_a_cache_of_its_own(use_reentrant: bool) -> None:
+    def two_regions(x: torch.Tensor, weight: torch.Tensor) -> Any:
+        for _ in range(2):
+            x = checkpoint(_twice, x, weight, use_reentrant=use_reentrant)
+        return x
+
+    # forward: one cast for both regions; backward: autocast is opened and left once per region
+    assert count_casts(two_regions) == 1
+    assert count_casts(two_regions, backward=True) == 2
+
+
+def test_custom_functions_get_their_inputs_cast_and_no_autocast_inside() -> None:
+    dtypes: list[torch.dtype] = []
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        @torch.amp.custom_fwd(device_type="cuda", cast_inputs=FP32)
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            dtypes.extend([x.dtype, (x @ x.t()).dtype])
+            return x * 2
+
+        @staticmethod
+        @torch.amp.custom_bwd(device_type="cuda")
+        def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+            dtypes.append((grads[0].t() @ grads[0]).dtype)
+            return grads[0]
+
+    count_casts(lambda x, weight: Product.apply(x), backward=True)
+    assert dtypes == [FP32, FP32, FP32]
