@@ -1,8 +1,8 @@
 """Autocast on meta beside CUDA's own.
 
 The witness: torch's fake tensors carry CUDA's dispatch keys on any machine, so the dispatcher runs the compiled autocast
-kernels on them. Whatever operators it then meets, and in which dtypes, meta has to meet too. (Without gradients or subscripts: a CPU
-build has no device guard for the graph's nodes. That the casts are recorded by autograd is tested by what is kept.)
+kernels on them. Whatever operators it then meets, and in which dtypes, meta has to meet too. (Without gradients or
+subscripts: a CPU build has no device guard for CUDA. That autograd records the casts is tested by what is kept.)
 """
 
 from __future__ import annotations
