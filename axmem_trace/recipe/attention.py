@@ -65,7 +65,11 @@ def derive_attention(draft: Draft, base: BaseModel, load_dtype: Dtype) -> Attent
         draft.note("not_modelled", "attn_implementation", text)
     elif kernel == "sdpa":
         kernel = _sdpa_or_varlen(draft, base, load_dtype)
-    return Attention(kernel=kernel, fused_attn_kernel=bool(draft.get("fused_attn_kernel")))
+    return Attention(
+        kernel=kernel,
+        fused_attn_kernel=bool(draft.get("fused_attn_kernel")),
+        gemma4_hybrid=bool(draft.get("gemma4_hybrid_attn_impl")) and base.model_type.startswith("gemma4"),
+    )
 
 
 def _check_name(draft: Draft, asked: str | None) -> None:

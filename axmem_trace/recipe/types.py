@@ -195,6 +195,8 @@ class Attention:
 
     kernel: str = "sdpa"
     fused_attn_kernel: bool = False
+    gemma4_hybrid: bool = False
+    """Gemma 4's global layers run SDPA though the kernel is FlashAttention-2."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

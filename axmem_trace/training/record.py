@@ -15,6 +15,7 @@ from axmem_trace.recipe.types import Recipe
 from axmem_trace.tracing.cuda_mode import CudaMode
 from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.kernels.attention import install_attention
+from axmem_trace.tracing.kernels.attention.gemma4_hybrid import install_gemma4_hybrid
 from axmem_trace.tracing.kernels.experts import install_experts
 from axmem_trace.tracing.kernels.fused import install_fused_kernels
 from axmem_trace.tracing.kernels.registry import KernelContext
@@ -60,6 +61,8 @@ def record_run(
         stack.enter_context(recorder)
         stack.enter_context(recorder.watch(built.module))
         stack.enter_context(install_attention(context))
+        if recipe.attention.gemma4_hybrid:
+            stack.enter_context(install_gemma4_hybrid(built.module, context, packed=recipe.batch.packed))
         stack.enter_context(install_scans(context, built.module))
         stack.enter_context(install_experts(built.module, context, recipe.model.experts_implementation))
         stack.enter_context(install_fused_kernels(built.module, recipe, notes))

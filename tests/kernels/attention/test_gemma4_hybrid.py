@@ -1,0 +1,65 @@
+"""Gemma 4's global layers under SDPA: whose mask they get, and what it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from axmem_trace.tracing.kernels.attention import gemma4_hybrid
+from axmem_trace.tracing.recorder import Recorder
+
+TOKENS = 64
+
+
+def seen_mask(*, packed: bool, mask: torch.Tensor | None = None) -> Any:
+    seen: list[Any] = []
+
+    def sdpa(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> None:
+        seen.append(attention_mask)
+
+    forward = gemma4_hybrid._make_forward(sdpa, packed=packed)
+    heads = torch.empty(1, 2, TOKENS, 512, dtype=torch.bfloat16, device="meta")
+    positions = torch.arange(TOKENS, device="meta")[None]
+    forward(None, heads, heads, heads, mask, position_ids=positions)
+    return seen[0]
+
+
+def test_packed_rows_get_a_mask_of_their_samples():
+    mask = seen_mask(packed=True)
+    assert mask.shape == (1, 1, TOKENS, TOKENS)
+    assert mask.dtype == torch.bfloat16
+
+
+def test_others_keep_what_the_model_gives_them():
+    assert seen_mask(packed=False) is None
+    given = torch.empty(1, 1, TOKENS, TOKENS, device="meta")
+    assert seen_mask(packed=True, mask=given) is given
+
+
+def test_what_the_mask_takes():
+    recorder = Recorder()
+    with recorder:
+        positions = torch.arange(TOKENS, device="meta")[None]
+        mask = gemma4_hybrid._mask_of_samples(positions, torch.bfloat16)
+    ledger = recorder.make_ledger()
+    kept = [each.nbytes for each in ledger.allocations if each.died > recorder.now]
+    # Positions, int64, and the mask, bf16.
+    assert sorted(kept) == sorted([8 * TOKENS, 2 * TOKENS**2])
+    # At the most: positions, sample numbers (int64), three boolean matrices (samples, triangle, both) and, of the
+    # same size, the negation, beside the mask.
+    assert ledger.peak().allocated_bytes == 2 * 8 * TOKENS + 4 * TOKENS**2 + 2 * TOKENS**2
+    del mask
+
+
+@pytest.mark.parametrize(("head", "grouped"), [(256, True), (512, False)])
+def test_large_heads_repeat_keys_and_values(head, grouped):
+    from transformers.integrations import sdpa_attention
+
+    from axmem_trace.tracing.kernels.registry import KernelContext
+
+    model = torch.nn.Module()
+    key = torch.empty(1, 1, 8, head)
+    with gemma4_hybrid.install_gemma4_hybrid(model, KernelContext(recorder=Recorder()), packed=False):
+        assert sdpa_attention.use_gqa_in_sdpa(None, key, key) is grouped
