@@ -100,7 +100,9 @@ def test_rope_works_in_place_where_tokens_come_first(tokens_first: bool, expecte
     # q [2, 64, 4, 24] 24,576 and k [2, 64, 2, 24] 12,288 bytes; heads first they are copied
     def run(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Any:
         q, k = q * 1, k * 1
-        return Rope.apply(q.transpose(1, 2), k.transpose(1, 2), cos, sin) if tokens_first else Rope.apply(q, k, cos, sin)
+        return (
+            Rope.apply(q.transpose(1, 2), k.transpose(1, 2), cos, sin) if tokens_first else Rope.apply(q, k, cos, sin)
+        )
 
     shapes = [(2, 64, 4, 24), (2, 64, 2, 24)] if tokens_first else [(2, 4, 64, 24), (2, 2, 64, 24)]
     turn = [tensor(1, 64, 24, grad=False) for _ in "cs"]
