@@ -32,7 +32,7 @@ def install_fused_kernels(module: nn.Module, recipe: Recipe, notes: list[Note]) 
     """
     with ExitStack() as stack:
         site = Site(module, recipe, notes, stack)
-        for install in (install_older_cache, install_loss_path, install_cut_cross_entropy, install_liger, install_fused_attention,
-                        install_tiled_mlp, install_lora_kernels):  # fmt: skip
+        for install in (install_older_cache, install_loss_path, install_cut_cross_entropy, install_liger,
+                        install_fused_attention, install_tiled_mlp, install_lora_kernels):  # fmt: skip
             install(site)
         yield
