@@ -41,13 +41,10 @@ class Muon(RebuiltOptimizer):
 
     def _update(self) -> None:
         members = list(self._with_gradient())
-        self._step_matrices([(p, state) for group, p, state in members if group["use_muon"]])
-        self._step_others([(p, state) for group, p, state in members if not group["use_muon"]])
-
-    def _step_matrices(self, members: list[tuple[nn.Parameter, dict[str, Any]]]) -> None:
-        for parameter, state in members:
+        for group, parameter, state in members:
             gradient = parameter.grad
-            assert gradient is not None
+            if not group["use_muon"] or gradient is None:
+                continue
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(gradient)
             state["momentum_buffer"].mul_(DECAY).add_(gradient)
@@ -55,11 +52,10 @@ class Muon(RebuiltOptimizer):
             update = newton_schulz(gradient)
             parameter.data.mul_(DECAY)
             parameter.data.add_(update, alpha=-LR)
-
-    def _step_others(self, members: list[tuple[nn.Parameter, dict[str, Any]]]) -> None:
-        for parameter, state in members:
+        for group, parameter, state in members:  # the last matrix' `update` lives on, as it does in the original
             gradient = parameter.grad
-            assert gradient is not None
+            if group["use_muon"] or gradient is None:
+                continue
             if not state:
                 state["moment1"] = torch.zeros_like(gradient)
                 state["moment2"] = torch.zeros_like(gradient)
