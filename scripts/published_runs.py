@@ -194,7 +194,8 @@ NOTEBOOK_MODEL = {
 
 def notebook_case(adapter: str, checkpointing: bool, tokens: int) -> dict[str, Any]:
     """`fsdp_qlora/nbs/00-profile_lora_qlora.ipynb`: `logits.float()` of transformers early in 2024, `logits.mean()` for
-    a loss, no autocast, adapters in the base's bf16 (peft before 0.12), the logits' name bound until the end."""
+    a loss, no autocast, adapters in the base's bf16 (peft before 0.12), the logits' name bound until the end;
+    bitsandbytes before 0.43.2, without double quantisation (0.876e9 bytes after load say so)."""
     config: dict[str, Any] = {
         "base_model": "NousResearch/Llama-2-7b-hf", "overrides_of_model_config": NOTEBOOK_MODEL, "datasets": DATASET,
         "bf16": True, "micro_batch_size": 1, "gradient_accumulation_steps": 1, "val_set_size": 0,
@@ -206,10 +207,12 @@ def notebook_case(adapter: str, checkpointing: bool, tokens: int) -> dict[str, A
     if adapter:
         config |= {"adapter": adapter, "lora_r": 8, "lora_alpha": 32, "lora_dropout": 0.1,
                    "lora_target_modules": ["q_proj", "v_proj"], "load_in_4bit": adapter == "qlora"}  # fmt: skip
+    if adapter == "qlora":
+        config["bnb_config_kwargs"] = {"bnb_4bit_use_double_quant": False}
     assumptions = {
         "autocast": False, "output_dtype": "float32", "loss_path": "none", "upcast_before": False,
         "kbit_preparation": False, "adapter_dtype": "base", "attention_mask": False, "allocator": "default",
-        "lora_kernels": False, "holds_outputs": True, "use_cache": True,
+        "lora_kernels": False, "holds_outputs": True, "use_cache": not checkpointing, "bnb_keeps_inputs": adapter == "qlora",
     }  # fmt: skip
     return {"config": config, "assumptions": assumptions}
 

@@ -106,6 +106,9 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     "int8_outliers": Assumption(
         _COUNT, "outlier columns in the input of each 8-bit layer", _set("quantisation.int8_outliers"),
         ("quantisation.int8_outliers",)),
+    "bnb_keeps_inputs": Assumption(
+        "bool", "the graph keeps the inputs of 4-bit layers, as with bitsandbytes before 0.43.2",
+        _set("quantisation.keeps_inputs"), ("quantisation.keeps_inputs",)),
     "use_reentrant": Assumption(
         "bool", "variant of checkpointing", _set("checkpointing.use_reentrant"), ("checkpointing.use_reentrant",)),
     "lora_kernels": Assumption(

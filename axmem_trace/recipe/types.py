@@ -121,6 +121,8 @@ class Quantisation:
     """Columns of each 8-bit layer's input that hold a value beyond the threshold: known on real data only."""
     kbit_preparation: bool = False
     """peft's `prepare_model_for_kbit_training` runs: what is not quantised becomes fp32."""
+    keeps_inputs: bool = False
+    """bitsandbytes until 0.43.1: the graph keeps the input of every 4-bit layer that backward passes through."""
     quantise_moe_experts: bool = False
     details: Mapping[str, Any] = field(default_factory=_empty)
     """`model_quantization_config_kwargs`, or the checkpoint's `quantization_config`."""

@@ -29,10 +29,17 @@ BIGCODE = {
 }  # fmt: skip
 
 
+QLORA = {
+    **LLAMA, "adapter": "qlora", "load_in_4bit": True, "lora_r": 8, "lora_target_modules": ["q_proj"],
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
+}  # fmt: skip
+MODELS = {"llama": LLAMA, "bigcode": BIGCODE, "qlora": QLORA}
+
+
 @cache
 def run(model: str = "llama", **assumptions):
     config = {
-        **(LLAMA if model == "llama" else BIGCODE), "sequence_len": TOKENS, "pad_to_sequence_len": True,
+        **MODELS[model], "sequence_len": TOKENS, "pad_to_sequence_len": True,
         "micro_batch_size": ROWS, "gradient_accumulation_steps": 1, "bf16": True, "val_set_size": 0,
         "gradient_checkpointing": True, "sdp_attention": True, "datasets": [{"path": "any", "type": "alpaca"}],
     }  # fmt: skip
@@ -84,3 +91,13 @@ def test_bigcode_kept_its_cache_under_checkpointing():
         forward_peak(model="bigcode", loss_path="half_shifted_copy", use_cache=value) for value in (True, False)
     )
     assert kept - dropped == pytest.approx(LAYERS * ROWS * TOKENS * (HIDDEN + 2 * 16) * 2, abs=LAYERS * 512)
+
+
+def test_old_bitsandbytes_kept_the_inputs_of_4_bit_layers():
+    """Per layer what goes into q, k and v, into o, into gate and up (hidden each), and into down (128): bf16, whatever
+    checkpointing does, and after backward too, as long as the outputs hold the graph."""
+    given = {"lora_kernels": False, "kbit_preparation": False, "holds_outputs": True, "adapter_dtype": "base"}
+    kept, dropped = (run(model="qlora", bnb_keeps_inputs=value, **given) for value in (True, False))
+    expected = LAYERS * ROWS * TOKENS * (3 * HIDDEN + 128) * 2
+    for phase in ("forward", "backward"):
+        assert kept[phase].end_bytes - dropped[phase].end_bytes == pytest.approx(expected, rel=0.01)

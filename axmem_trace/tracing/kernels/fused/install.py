@@ -15,7 +15,7 @@ from axmem_trace.tracing.kernels.fused.fused_attention import install_fused_atte
 from axmem_trace.tracing.kernels.fused.liger_install import install_liger
 from axmem_trace.tracing.kernels.fused.lora_install import install_lora_kernels
 from axmem_trace.tracing.kernels.fused.loss_paths import install_loss_path
-from axmem_trace.tracing.kernels.fused.older_caches import install_older_cache
+from axmem_trace.tracing.kernels.fused.older_caches import install_older_bitsandbytes, install_older_cache
 from axmem_trace.tracing.kernels.fused.tiled_mlp import install_tiled_mlp
 
 
@@ -32,7 +32,7 @@ def install_fused_kernels(module: nn.Module, recipe: Recipe, notes: list[Note]) 
     """
     with ExitStack() as stack:
         site = Site(module, recipe, notes, stack)
-        for install in (install_older_cache, install_loss_path, install_cut_cross_entropy, install_liger,
-                        install_fused_attention, install_tiled_mlp, install_lora_kernels):  # fmt: skip
+        for install in (install_older_bitsandbytes, install_older_cache, install_loss_path, install_cut_cross_entropy,
+                        install_liger, install_fused_attention, install_tiled_mlp, install_lora_kernels):  # fmt: skip
             install(site)
         yield

@@ -1,7 +1,7 @@
-"""Keys and values that a forward of transformers 4 kept although its layers were checkpointed.
+"""What older libraries kept although layers were checkpointed: GPT-BigCode's cache, and the inputs of 4-bit layers.
 
-For `--assume use_cache=true`, with which other trainers run a model whose configuration says so: axolotl switches the
-cache off (`loaders/utils.py` `check_model_config`).
+For `--assume use_cache=true`, with which other trainers run a model whose configuration says so (axolotl switches the
+cache off: `loaders/utils.py` `check_model_config`), and `--assume bnb_keeps_inputs=true`.
 """
 
 from __future__ import annotations
@@ -45,3 +45,22 @@ def install_older_cache(site: Site) -> None:
         if name.endswith(projection):
             site.stack.callback(module.register_forward_hook(keep).remove)
     site.replace_forward(site.base, forward)
+
+
+def install_older_bitsandbytes(site: Site) -> None:
+    """The inputs of 4-bit layers stay for as long as the graph does: bitsandbytes until 0.43.1 kept them as an attribute
+    of the node (`autograd/_functions.py`, `MatMul4Bit.forward`: `ctx.tensors = (A, B)`), which neither checkpointing
+    without reentry nor the end of backward lets go."""
+    if not site.recipe.quantisation.keeps_inputs or site.recipe.quantisation.method != "bnb_4bit":
+        return
+    from bitsandbytes.autograd import _functions
+
+    original = _functions.MatMul4Bit.forward
+
+    def forward(ctx: Any, *arguments: Any) -> torch.Tensor:
+        result: torch.Tensor = original(ctx, *arguments)
+        if any(ctx.needs_input_grad[:2]):
+            ctx.kept_input = arguments[0]
+        return result
+
+    site.replace_attribute(_functions.MatMul4Bit, "forward", staticmethod(forward))
