@@ -54,20 +54,22 @@ def make_llama(dtype: torch.dtype, device: str) -> nn.Module:
         return LlamaForCausalLM(LlamaConfig(**SIZES)).to(dtype)
 
 
-def recipe_of(**keys: Any) -> Recipe:
+def recipe_of(*, assume: tuple[str, ...] = (), **keys: Any) -> Recipe:
     """A full fine-tune by these keys; only what it says of the optimizer is looked at here."""
     with TemporaryDirectory() as folder:
         config = {"sequence_len": 16, "micro_batch_size": 1, "learning_rate": 1e-4,
                   "datasets": [{"path": "x", "type": "alpaca"}], **keys}  # fmt: skip
-        return read_recipe({**config, "base_model": write_tiny_model("llama", Path(folder))}, hub="never")
+        return read_recipe(
+            {**config, "base_model": write_tiny_model("llama", Path(folder))}, hub="never", assumptions=assume
+        )
 
 
-def on_meta(module: nn.Module, **keys: Any) -> tuple[TracedOptimizer, Steps]:
+def on_meta(module: nn.Module, recipe: Recipe | None = None, **keys: Any) -> tuple[TracedOptimizer, Steps]:
     """Two steps of the optimizer that the keys name."""
     recorder = Recorder(with_rules=False)
     before = set(module.parameters())
     with recorder:
-        optimizer = build_optimizer(recipe_of(**keys), module)
+        optimizer = build_optimizer(recipe or recipe_of(**keys), module)
     assert set(module.parameters()) == before
 
     def step() -> None:
