@@ -37,7 +37,8 @@ def test_clipping_makes_norms_and_works_in_place(max_norm):
     assert sorted(each.nbytes for each in made if each.nbytes > 2) == [6]
     assert sum(each.op == "aten._foreach_norm.Scalar" for each in made) == 3
     assert all(parameter.grad is gradient for parameter, gradient in zip(parameters, before, strict=True))
-    assert norm.shape == () and sum(each.alive(recorder.now) for each in made) == 1
+    assert norm.shape == ()
+    assert sum(each.alive(recorder.now) for each in made) == 1
 
 
 def test_scaler_makes_scalars_alone():
@@ -49,7 +50,8 @@ def test_scaler_makes_scalars_alone():
     # torch/amp/grad_scaler.py: the scale (fp32) and the growth tracker (int32), the scaled loss; then the inverse as
     # double, its reciprocal, and as float, and `found_inf`.
     assert [each.nbytes for each in recorder.make_ledger().allocations] == [4, 4, 4, 8, 8, 4, 4]
-    assert scaled.shape == () and sum(tensor.nbytes for tensor in scaler.state_tensors()) == 8
+    assert scaled.shape == ()
+    assert sum(tensor.nbytes for tensor in scaler.state_tensors()) == 8
 
 
 def test_scaler_without_a_scale_has_nothing_to_undo():
