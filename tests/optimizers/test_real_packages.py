@@ -80,6 +80,7 @@ def test_grokadamw_copies_three_states_of_one_tensor_to_the_gpu(dtype):
 
 
 # bitsandbytes compiles its CPU code, which takes minutes: its record is renewed by hand.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.package != "bitsandbytes"])
 def test_record_is_what_the_installed_package_does(name):
     case = CASES[name]
