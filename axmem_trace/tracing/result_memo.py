@@ -113,8 +113,10 @@ def _fills_storage(tensor: torch.Tensor) -> bool:
     """As `empty_strided` would make it: from the start, and no larger than its extent."""
     if tensor.storage_offset() or tensor.is_conj() or tensor.is_neg():
         return False
-    extent = 0 if not tensor.numel() else 1 + sum(
-        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    extent = (
+        0
+        if not tensor.numel()
+        else 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     )
     return tensor.untyped_storage().nbytes() == extent * tensor.element_size()
 
