@@ -115,11 +115,26 @@ def _install_shifted_copy(site: Site) -> None:
 
 
 def _install_upcast_shifted_copy(site: Site) -> None:
-    _replace_forward(site, upcast_shifted_copy)
+    _install_loss_in_forward(site, upcast_shifted_copy)
 
 
 def _install_half_shifted_copy(site: Site) -> None:
-    _replace_forward(site, half_shifted_copy)
+    _install_loss_in_forward(site, half_shifted_copy)
+
+
+def _install_loss_in_forward(site: Site, run: Callable[..., Any]) -> None:
+    """A loss that the model's own forward computed, where the last hidden states are still bound to a name."""
+    hidden: list[torch.Tensor] = []
+    head = site.base.get_output_embeddings()
+    site.stack.callback(head.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0])).remove)
+
+    def run_holding_hidden(*arguments: Any) -> Any:
+        try:
+            return run(*arguments)
+        finally:
+            hidden.clear()
+
+    _replace_forward(site, run_holding_hidden)
 
 
 def _install_chunked(site: Site) -> None:
