@@ -36,8 +36,11 @@ def test_names(text, name):
 
 
 def test_no_two_cards_share_a_name():
-    folded = [_fold(name) for card in CARDS for name in (card.name, *card.other_names)]
-    assert len(folded) == len(set(folded))
+    owners: dict[str, set[str]] = {}
+    for card in CARDS:
+        for name in (card.name, *card.other_names):
+            owners.setdefault(_fold(name), set()).add(card.name)
+    assert {name: cards for name, cards in owners.items() if len(cards) > 1} == {}
 
 
 def test_every_card_is_plausible():

@@ -29,6 +29,8 @@ def _is_fused_expert(fact: TensorFact) -> bool:
 
 def _note_unquantised_experts(recipe: Recipe, experts: list[TensorFact], notes: list[Note]) -> None:
     plain = [fact for fact in experts if fact.dtype not in _PACKED_DTYPES]
+    if recipe.quantisation.method in ("gptq", "awq") and plain:
+        _note_unpacked_experts(recipe, plain, notes)
     if recipe.quantisation.method not in ("bnb_4bit", "bnb_8bit") or not plain:
         return
     nbytes = sum(fact.nbytes for fact in plain)
@@ -38,6 +40,16 @@ def _note_unquantised_experts(recipe: Recipe, experts: list[TensorFact], notes: 
         "`quantize_moe_experts: true` packs them"
     )
     notes.append(Note(kind="warning", key="quantize_moe_experts", text=text, bytes=nbytes))
+
+
+def _note_unpacked_experts(recipe: Recipe, experts: list[TensorFact], notes: list[Note]) -> None:
+    """A GPTQ or AWQ checkpoint has its experts as packed linear layers; transformers 5 builds them fused."""
+    nbytes = sum(fact.nbytes for fact in experts)
+    text = (
+        f"the checkpoint's {recipe.quantisation.method.upper()} experts are packed linear layers, and transformers 5 "
+        f"builds fused experts, shown unpacked ({format_bytes(nbytes)}): the run needs less than shown, or does not load"
+    )
+    notes.append(Note(kind="not_modelled", key="base_model", text=text, bytes=nbytes))
 
 
 def _note_other_linears(recipe: Recipe, facts: ModelFacts, notes: list[Note]) -> None:

@@ -22,6 +22,12 @@ FAST = ["openai-community/gpt2", "codellama/CodeLlama-34b-hf", "tiiuae/falcon-7b
 NEEDS_MORE_THAN_TRANSFORMERS = {"gemma3n"}  # a timm vision tower, which needs torchvision
 
 
+def known_types() -> set[str]:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return set(CONFIG_MAPPING)
+
+
 def built_parameters(name: str) -> int:
     """Unique parameters of the class that `architectures` names, built on the meta device."""
     import torch
@@ -42,7 +48,11 @@ def test_every_entry_names_its_architecture():
         assert record["config"]["architectures"], name
         assert record["parameters"] > 0, name
         assert record["trust"] in {"exact json", "derived", "recalled"}, name
-        assert abs(record["parameters"] / record["published"] - 1) < 0.06, name  # MTP layers are never built
+        # Published totals may count a tied head a second time, and layers of multi-token prediction, never built.
+        text = record["config"].get("text_config", record["config"])
+        head = text.get("vocab_size", 0) * text.get("hidden_size", 0)
+        counts = (record["parameters"], record["parameters"] + head)
+        assert min(abs(count / record["published"] - 1) for count in counts) < 0.06, name
 
 
 def test_aliases_point_at_entries_and_hide_none():
@@ -70,8 +80,11 @@ def test_counts_of_built_models(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(load_models()))
 def test_counts_of_all_built_models(name):
-    if load_models()[name]["config"]["model_type"] in NEEDS_MORE_THAN_TRANSFORMERS:
+    model_type = load_models()[name]["config"]["model_type"]
+    if model_type in NEEDS_MORE_THAN_TRANSFORMERS:
         pytest.importorskip("torchvision")
+    if model_type not in known_types():
+        pytest.skip(f"the installed transformers has no {model_type}")
     assert built_parameters(name) == load_models()[name]["parameters"]
 
 
