@@ -109,7 +109,7 @@ def _attempt(step: Any) -> str:
 
 
 def _say(error: Exception) -> str:
-    text = re.sub(r"\S*tmp\S*", "the small model", ' '.join(str(error).split()))
+    text = re.sub(r"\S*tmp\S*", "the small model", " ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:160]}"
 
 
