@@ -35,6 +35,7 @@ DIFFERENT_ON_CPU = {
 GPU; a CPU's layer norm puts out contiguous gradients where meta keeps the strides; `one_hot` is another on meta."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*(name for name in MULTIMODAL if name != "llama4"), "voxtral"])
 def test_meta_allocates_what_a_real_step_does(family: str, tmp_path: Path) -> None:
     config = {
