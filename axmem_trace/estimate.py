@@ -59,13 +59,12 @@ def estimate(
                          trust_remote_code=trust_remote_code, strict=strict)  # fmt: skip
     clock.start("import", "importing torch, transformers and peft")
     from axmem_trace.models import build_model
-    from axmem_trace.tracing.recorder import Recorder
     from axmem_trace.training.loading import LoadRecorder
     from axmem_trace.training.optimizers import build_optimizer
-    from axmem_trace.training.record import record_run
+    from axmem_trace.training.record import make_recorder, record_run
 
     clock.start("build", f"building {recipe.model.base.name}")
-    recorder = Recorder()
+    recorder = make_recorder(recipe)
     built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
     optimizer = build_optimizer(recipe, built.module)
     clock.start("trace", "tracing")

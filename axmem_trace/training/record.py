@@ -46,12 +46,11 @@ def record_run(
     """Plays the run on meta as a GPU would run it: evaluation where it comes first, and two optimizer steps.
 
     Args:
-        recorder: one that has seen the model being loaded; else the model appears all at once.
+        recorder: of `make_recorder`, which has seen the model being loaded; else the model appears all at once.
         repeat: take the second step's passes from the record of the first (see `Run`).
     """
-    import_rules()
-    recorder = recorder or Recorder()
-    context = recorder.context = _make_context(recipe, recorder)
+    recorder = recorder or make_recorder(recipe)
+    context = recorder.context
     mode = CudaMode(context)
     notes: list[Note] = []
     offloading = partial(install_offloading, built.module, recipe, recorder, notes)
@@ -91,11 +90,16 @@ def garbage_on_demand() -> Iterator[None]:
             gc.enable()
 
 
-def _make_context(recipe: Recipe, recorder: Recorder) -> KernelContext:
-    return KernelContext(
+def make_recorder(recipe: Recipe) -> Recorder:
+    """A recorder with every kernel's rule and the recipe's card from its first operator on: loading has them too, and
+    a block that the process takes once (cuBLAS's workspace) is taken once in the whole run."""
+    import_rules()
+    recorder = Recorder()
+    recorder.context = KernelContext(
         recorder=recorder,
         compute_capability=recipe.gpu.compute_capability,
         attention=recipe.attention.kernel,
         router=recipe.router,
         options={"batch": recipe.batch, "int8_outliers": recipe.quantisation.int8_outliers},
     )
+    return recorder

@@ -15,6 +15,8 @@ from axmem_trace.models import build_model
 from axmem_trace.recipe import read_recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.loading import LoadRecorder
+from axmem_trace.training.optimizers import build_optimizer
+from axmem_trace.training.record import make_recorder, record_run
 
 FROM_PRETRAINED, WARM_UP = "transformers.from_pretrained", "transformers.caching_allocator_warmup"
 
@@ -100,3 +102,26 @@ def test_the_warm_up_leaves_room_on_a_small_card(tmp_path):
     recorder = Recorder()
     build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
     assert sizes(recorder.make_ledger(), WARM_UP) == Counter([1000])
+
+
+def test_two_estimates_in_one_process_are_the_same(tmp_path):
+    """DoRA's initialisation multiplies matrices while the model is loaded: cuBLAS's workspace is taken there, once."""
+    keys = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True, "peft_use_dora": True}
+    config = {
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "sequence_len": 64,
+        "micro_batch_size": 1,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
+    recipe = read_recipe(config, hub="never")
+    peaks = set()
+    for _ in range(2):
+        recorder = make_recorder(recipe)
+        built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
+        ledger = record_run(recipe, built, build_optimizer(recipe, built.module), recorder=recorder).ledger
+        peaks.add(ledger.peak().allocated_bytes)
+        workspaces = [each.phase for each in ledger.allocations if each.nbytes == 8_519_680]
+        assert workspaces == ["load", "backward"]  # the main thread's and autograd's
+    assert len(peaks) == 1
