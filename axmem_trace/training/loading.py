@@ -17,11 +17,11 @@ from torch import nn
 
 from axmem_trace.models.quantisation import iterate_bnb_states
 from axmem_trace.recipe.types import Recipe
+from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.recorder import Recorder
 
 WARM_UP_RESERVE_BYTES = 1_288_490_188
 """1.2 * 1024^3: what `caching_allocator_warmup` leaves free of the card, at least."""
-_ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 class LoadRecorder:
@@ -33,6 +33,7 @@ class LoadRecorder:
     @contextmanager
     def loaded(self, model: nn.Module) -> Iterator[None]:
         """`model` is as `from_pretrained` returns it. What happens to it while this is open is recorded."""
+        import_rules()  # not earlier: bitsandbytes has operators to have rules for once the model is built
         self.recorder.mark("load", 0)
         with self.recorder:
             self._warm_up(model)
@@ -71,8 +72,9 @@ class LoadRecorder:
             for buffer in module._buffers.values():
                 if buffer is not None:
                     self._register(name, buffer)
-            for state in iterate_bnb_states(name, module):
-                self._register(name, state.tensor)
+            if "weight" not in module._parameters:  # a parametrisation of fused experts
+                for state in iterate_bnb_states(name, module):
+                    self._register(name, state.tensor)
 
     def _register(self, module: str, tensor: torch.Tensor) -> None:
         self.recorder.register(tensor, role="weight", module=module)
@@ -91,7 +93,7 @@ class LoadRecorder:
         parts of the same size in sum (`MergeModulelist` and `Concatenate` drop each part once it is copied).
         """
         if self.recipe.quantisation.method in ("bnb_4bit", "bnb_8bit"):
-            itemsize = _ITEMSIZE[self.recipe.precision.load_dtype]
+            itemsize = getattr(torch, self.recipe.precision.load_dtype).itemsize
             state = getattr(parameter, "quant_state", None)
             if state is not None:
                 elements = int(torch.Size(state.shape).numel())

@@ -49,6 +49,7 @@ def record_run(
         recorder: of `make_recorder`, which has seen the model being loaded; else the model appears all at once.
         repeat: take the second step's passes from the record of the first (see `Run`).
     """
+    import_rules()
     recorder = recorder or make_recorder(recipe)
     context = recorder.context
     mode = CudaMode(context)
@@ -91,9 +92,8 @@ def garbage_on_demand() -> Iterator[None]:
 
 
 def make_recorder(recipe: Recipe) -> Recorder:
-    """A recorder with every kernel's rule and the recipe's card from its first operator on: loading has them too, and
-    a block that the process takes once (cuBLAS's workspace) is taken once in the whole run."""
-    import_rules()
+    """One recorder for loading and training, which knows the recipe's card from the beginning: a block that the process
+    takes once (cuBLAS's workspace) is taken once in the whole run. The rules are imported before it is opened."""
     recorder = Recorder()
     recorder.context = KernelContext(
         recorder=recorder,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from tiny_models import write_tiny_model
 
+import axmem_trace
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.recipe import read_recipe
@@ -102,6 +105,21 @@ def test_the_warm_up_leaves_room_on_a_small_card(tmp_path):
     recorder = Recorder()
     build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
     assert sizes(recorder.make_ledger(), WARM_UP) == Counter([1000])
+
+
+@pytest.mark.parametrize(
+    "adapter", [{"adapter": "lora", "load_in_8bit": True}, {"adapter": "qlora", "load_in_4bit": True}]
+)
+def test_rules_are_there_in_a_process_that_has_not_seen_the_libraries(tmp_path, adapter):
+    """bitsandbytes is imported while the model is built: its operators' rules come after that, and before loading."""
+    config = {
+        "base_model": write_tiny_model("llama", tmp_path / "llama"), "sequence_len": 64, "micro_batch_size": 1,
+        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}], "lora_r": 4, "lora_alpha": 8,
+        "lora_target_linear": True, "peft_use_dora": True, **adapter,
+    }  # fmt: skip
+    program = f"import axmem_trace; print(axmem_trace.estimate({config!r}, hub='never').peak.allocated_bytes)"
+    in_a_new_process = int(subprocess.check_output([sys.executable, "-c", program], text=True))
+    assert axmem_trace.estimate(config, hub="never").peak.allocated_bytes == in_a_new_process
 
 
 def test_two_estimates_in_one_process_are_the_same(tmp_path):
