@@ -15,7 +15,6 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,6 @@ KEYS = {
     "datasets": [{"path": "x", "type": "alpaca"}],
 }  # fmt: skip
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": "all-linear"}
-ORACLE_ASSUMPTIONS = ["autocast=false", "adapter_dtype=base", "optimizer_implementation=foreach"]
 
 
 def list_types() -> list[str]:
@@ -130,20 +128,10 @@ def _oracle(config: dict[str, Any]) -> None:
 
 
 def _record(config: dict[str, Any], device: str) -> Counter[Any]:
-    from axmem_trace.models import build_model
-    from axmem_trace.recipe import read_recipe
-    from axmem_trace.tracing.recorder import Recorder
-    from axmem_trace.training.optimizers import build_optimizer
-    from axmem_trace.training.step import Run
+    sys.path.insert(0, str(ROOT / "tests"))
+    from oracle import record_step
 
-    recipe = read_recipe(config, hub="never", assumptions=ORACLE_ASSUMPTIONS)
-    recipe = replace(recipe, precision=replace(recipe.precision, upcast_before=False))
-    built = build_model(recipe, device=device)
-    recorder = Recorder(traced_device=device, with_rules=False)
-    run = Run(recipe, built, build_optimizer(recipe, built.module), recorder)
-    with recorder, recorder.watch(built.module):
-        run.record()
-    chosen = [each for each in recorder.make_ledger().allocations if each.step <= 1 and each.phase != "optimizer"]
+    chosen = [each for each in record_step(config, device).allocations if each.step <= 1 and each.phase != "optimizer"]
     return Counter((each.nbytes, each.phase, each.op, each.role, each.kept) for each in chosen)
 
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Writes the parts of README.md that are output of this package, between `<!-- begin: … -->` and `<!-- end -->`.
 
-Run it after anything that changes a figure; with `--check` it only says which parts no longer hold.
+Run it after anything that changes a figure; with `--check` it only says whether they still hold.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
@@ -19,22 +20,17 @@ README = ROOT / "README.md"
 BLOCK = re.compile(r"(<!-- begin: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 WIDTH = 96
 """Columns of the report that is shown."""
+ENVIRONMENT = {**os.environ, "COLUMNS": str(WIDTH), "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
 ANCESTOR = {"base": "31.2 GiB", "adapter": "207.8 MiB", "gradients": "207.8 MiB", "optimizer": "415.5 MiB"}
 
 
 def run_command(command: str) -> str:
     """What the command prints, as far as the buckets at the peak. Exit codes other than 0 end the script."""
     arguments = [sys.executable, *shlex.split(command)[1:]]
-    found = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True, env=_environment())
+    found = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True, env=ENVIRONMENT)
     head = found.stdout.partition("\nIn full")[0].rstrip()
     lines = "\n".join(line.rstrip() for line in head.splitlines())
     return f"```console\n$ {command}\n{lines}\n…\n```\n"
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "COLUMNS": str(WIDTH), "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def write_code_llama() -> str:
@@ -116,9 +112,8 @@ def main() -> int:
     text = README.read_text(encoding="utf-8")
     fresh = rewrite(text)
     if options.check:
-        stale = [name for name in BLOCK.findall(text) if text != fresh]
-        print("README.md is up to date" if not stale else "README.md is stale: run scripts/write_readme.py")
-        return int(bool(stale))
+        print("README.md is up to date" if text == fresh else "README.md is stale: run scripts/write_readme.py")
+        return int(text != fresh)
     README.write_text(fresh, encoding="utf-8")
     return 0
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
+from load_script import load_script
 
 from axmem_trace.cli import build_parser
 from axmem_trace.recipe.assumptions import ASSUMPTIONS
@@ -23,20 +22,12 @@ pinned = pytest.mark.skipif(
     any(version(name).partition("+")[0] != wanted for name, wanted in PINS.items()),
     reason="the figures in the README are those of the versions that axolotl 0.19 pins",
 )
+SCRIPT = load_script("write_readme")
 COMMANDS = re.findall(r"^\$ (python .+)$", TEXT, re.MULTILINE)
 
 
-def load_script() -> Any:
-    spec = importlib.util.spec_from_file_location("write_readme", ROOT / "scripts" / "write_readme.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
 def blocks() -> list[str]:
-    return [found["name"] for found in load_script().BLOCK.finditer(TEXT)]
+    return [found["name"] for found in SCRIPT.BLOCK.finditer(TEXT)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -62,11 +53,11 @@ def test_set_up_lines_name_what_exists(line):
 @pinned
 @pytest.mark.parametrize("name", [name for name in blocks() if name != "measured"])
 def test_generated_parts_are_up_to_date(name):
-    assert load_script().rewrite(TEXT, only=name) == TEXT, "run scripts/write_readme.py"
+    assert SCRIPT.rewrite(TEXT, only=name) == TEXT, "run scripts/write_readme.py"
 
 
 def test_the_measured_part_is_the_summary_of_the_long_tables():
-    assert load_script().rewrite(TEXT, only="measured") == TEXT, "run scripts/write_readme.py"
+    assert SCRIPT.rewrite(TEXT, only="measured") == TEXT, "run scripts/write_readme.py"
 
 
 def test_every_flag_is_documented():

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import transformers
+from load_script import load_script
 
-ROOT = Path(__file__).parents[2]
-
-
-def load_script() -> Any:
-    spec = importlib.util.spec_from_file_location("trace_architectures", ROOT / "scripts" / "trace_architectures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
-SCRIPT = load_script()
+SCRIPT = load_script("trace_architectures")
 TABLE = SCRIPT.read_table()
 same_release = pytest.mark.skipif(
     transformers.__version__ != SCRIPT.read_release(),

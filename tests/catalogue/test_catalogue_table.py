@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from load_script import load_script
 
 from axmem_trace.catalogue import find_base_model, list_base_models
 from axmem_trace.catalogue.table import load_aliases, load_models, nearest_ids
@@ -156,11 +156,7 @@ def test_lookup_imports_no_torch():
 
 @needs_shared
 def test_package_data_is_what_the_script_makes(tmp_path):
-    spec = importlib.util.spec_from_file_location("build_catalogue", ROOT / "scripts" / "build_catalogue.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("build_catalogue")
     script.write_models(script.read_models(SHARED_CONFIGS), tmp_path / "models.json")
     assert (tmp_path / "models.json").read_text() == script.OUTPUT.read_text()
 

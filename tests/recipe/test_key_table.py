@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from load_script import load_script
 
 from axmem_trace.recipe.coercion import coerce
 from axmem_trace.recipe.key_table import AXOLOTL_VERSION, KEYS, PLUGINS, nearest_key
@@ -21,13 +20,7 @@ FIELDS = json.loads((ROOT / "scripts" / "axolotl_fields.json").read_text(encodin
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("refresh", ROOT / "scripts" / "refresh_axolotl_schema.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["refresh"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("refresh_axolotl_schema")
 
 
 def test_every_field_of_axolotl_and_its_plugins_has_a_verdict():

@@ -6,20 +6,14 @@ GPU does otherwise is the kernels' rules' business, which are switched off here.
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from oracle import describe, record_step
 from tiny_models import TINY, write_tiny_model
 
-from axmem_trace.ledger import Allocation, Ledger
-from axmem_trace.models import build_model
-from axmem_trace.recipe import read_recipe
-from axmem_trace.tracing.recorder import Recorder
-from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.step import Run
+from axmem_trace.ledger import Ledger
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -32,8 +26,6 @@ CHECKPOINTING: dict[str, dict[str, Any]] = {
 }
 WITH_LAYER_NORM = ("falcon", "gpt_neox")
 """These run in fp32: a CPU's layer norm keeps bf16 statistics of bf16 input where meta, like a GPU, keeps fp32."""
-ASSUMPTIONS = ["autocast=false", "adapter_dtype=base", "optimizer_implementation=foreach"]
-"""All in bf16, so that a CPU can run it without autocast; transformers still computes softmax, norms and loss in fp32."""
 
 
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
@@ -56,35 +48,10 @@ def test_meta_allocates_what_a_real_step_does(family: str, adapter: str, checkpo
         **ADAPTERS[adapter],
         **CHECKPOINTING[checkpointing],
     }
-    on_meta, for_real = record(config, "meta"), record(config, "cpu")
+    on_meta, for_real = record_step(config, "meta"), record_step(config, "cpu")
     assert describe(on_meta) == describe(for_real)
     assert curve(on_meta) == curve(for_real)
     assert max(curve(on_meta)) > on_meta.peak(phase="load").allocated_bytes
-
-
-def record(config: dict[str, Any], device: str) -> Ledger:
-    """Two steps on the device, with no rule for any GPU kernel."""
-    recipe = read_recipe(config, hub="never", assumptions=ASSUMPTIONS)
-    recipe = replace(recipe, precision=replace(recipe.precision, upcast_before=False))
-    built = build_model(recipe, device=device)
-    recorder = Recorder(traced_device=device, with_rules=False)
-    run = Run(recipe, built, build_optimizer(recipe, built.module), recorder)
-    with recorder, recorder.watch(built.module):
-        run.record()
-    return recorder.make_ledger()
-
-
-def describe(ledger: Ledger) -> Counter[Any]:
-    """All allocations of loading, forward and backward as a multiset of everything but time.
-
-    The optimizer's own tests compare its step with a real one: here its counters, which live on the host, cannot be
-    told from what stands for the GPU.
-    """
-
-    def facts(each: Allocation) -> Any:
-        return (each.nbytes, each.phase, each.module, each.op, each.role, each.recomputed, each.kept, each.output)
-
-    return Counter(facts(each) for each in ledger.allocations if each.step <= 1 and each.phase != "optimizer")
 
 
 def curve(ledger: Ledger) -> list[int]:

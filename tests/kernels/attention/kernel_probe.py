@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.autograd.graph import _engine_run_backward
-from torch.utils._python_dispatch import _disable_current_modes
+from kernel_recording import peak_bytes, run_backward
 
 from axmem_trace.ledger import Allocation
 from axmem_trace.notes import Note
@@ -54,9 +53,7 @@ def probe(
             out = run()
         recorder.mark("backward", 1)
         if out.requires_grad:
-            with _disable_current_modes():
-                gradient = torch.empty_like(out)
-            _engine_run_backward((out,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+            run_backward(out)
         ledger = recorder.make_ledger()
         del out
     return _sum_up(ledger.allocations, recorder.context.notes)
@@ -68,14 +65,8 @@ def _sum_up(allocations: tuple[Allocation, ...], notes: dict[str, Note]) -> Prob
     left = [each.nbytes for each in backward if each.died > 1 << 60]
     return Probe(
         kept=sorted((each.nbytes for each in forward if each.kept), reverse=True),
-        forward_peak=_peak(forward),
-        backward_peak=_peak(backward),
+        forward_peak=peak_bytes(forward),
+        backward_peak=peak_bytes(backward),
         gradients=sorted(left, reverse=True),
         notes=notes,
-    )
-
-
-def _peak(allocations: list[Allocation]) -> int:
-    return max(
-        (sum(other.nbytes for other in allocations if other.alive(each.born)) for each in allocations), default=0
     )

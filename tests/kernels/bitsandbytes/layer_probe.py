@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.autograd.graph import _engine_run_backward
-from torch.utils._python_dispatch import _disable_current_modes
+from kernel_recording import peak_bytes, run_backward
 
 from axmem_trace.ledger import NEVER, Allocation
 from axmem_trace.models.quantisation.bnb import pack_bnb_weights
@@ -70,9 +69,7 @@ def probe(
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
             out = layer(leaf.neg())
         recorder.mark("backward", 1)
-        with _disable_current_modes():
-            gradient = torch.empty_like(out)
-        _engine_run_backward((out,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+        run_backward(out)
         ledger = recorder.make_ledger()
         del out
     return _sum_up(ledger.allocations, context.notes)
@@ -87,13 +84,7 @@ def _sum_up(allocations: tuple[Allocation, ...], notes: dict[str, Note]) -> Prob
     assert left in ([], ["aten.neg.default"]), left  # only the leaf's own gradient
     return Probe(
         kept=sorted((each.nbytes for each in forward if each.kept), reverse=True),
-        forward_peak=_peak(forward),
-        backward_peak=_peak(backward),
+        forward_peak=peak_bytes(forward),
+        backward_peak=peak_bytes(backward),
         notes=notes,
-    )
-
-
-def _peak(allocations: list[Allocation]) -> int:
-    return max(
-        (sum(other.nbytes for other in allocations if other.alive(each.born)) for each in allocations), default=0
     )

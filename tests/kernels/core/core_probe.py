@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd.graph import _engine_run_backward
-from torch.utils._python_dispatch import _disable_current_modes
+from kernel_recording import run_backward
 
 from axmem_trace.ledger import Allocation
 from axmem_trace.tracing.cuda_mode import CudaMode
@@ -41,9 +40,7 @@ def record(
             out = run()
         recorder.mark("backward", 1)
         if out.requires_grad:
-            with _disable_current_modes():
-                gradient = torch.empty_like(out)
-            _engine_run_backward((out,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+            run_backward(out)
         return recorder.make_ledger().allocations
 
 

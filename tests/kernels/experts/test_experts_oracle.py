@@ -6,29 +6,26 @@ Both runs decide the routing alike; on the CPU the decision is written over what
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import torch
 import torch.nn.functional as F
 from moe_models import MOE
+from oracle import describe, record_step
 from torch.overrides import TorchFunctionMode
 
 from axmem_trace.ledger import Allocation, Ledger
-from axmem_trace.models import build_model
-from axmem_trace.recipe import read_recipe
+from axmem_trace.models.built import BuiltModel
 from axmem_trace.tracing.kernels.experts.eager_loop import scattered_one_hot
 from axmem_trace.tracing.kernels.experts.install import count_experts
 from axmem_trace.tracing.kernels.experts.routing import Routing
 from axmem_trace.tracing.recorder import Recorder
-from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.step import Run
 
-ASSUMPTIONS = ["autocast=false", "adapter_dtype=base", "optimizer_implementation=foreach"]
 LORA: dict[str, Any] = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj", "v_proj"]}
 NO_EXPERTS_INTERFACE = ("llama4", "dbrx")
 """These have one way of computing experts; `experts_implementation` means nothing to them."""
@@ -46,7 +43,7 @@ def test_meta_allocates_what_a_real_step_does(family: str, implementation: str, 
         pytest.skip("without our rule, meta has no grouped product of fp32 matrices")
     config = make_config(family, tmp_path, experts_implementation=implementation, gradient_checkpointing=True)
     on_meta, for_real = record(config, "meta", router), record(config, "cpu", router)
-    assert describe(on_meta) == describe(for_real)
+    assert describe(on_meta, is_rotary) == describe(for_real, is_rotary)
     assert any("expert" in each.module or "ffn" in each.module for each in on_meta.allocations)
 
 
@@ -56,7 +53,7 @@ def test_lora_on_fused_experts_is_merged_into_a_copy_of_the_weights(family: str,
     parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     config = make_config(family, tmp_path, **LORA, lora_target_parameters=parameters)
     on_meta, for_real = record(config, "meta"), record(config, "cpu")
-    assert describe(on_meta) == describe(for_real)
+    assert describe(on_meta, is_rotary) == describe(for_real, is_rotary)
     merged = 4 * 2 * (48 if family == "gpt_oss" else 24) * 32 * 2  # experts x 2 x intermediate x hidden, bf16
     copies = [each for each in on_meta.allocations if each.nbytes == merged and each.phase == "forward" and each.kept]
     assert len(copies) >= 2  # one per layer: what the product of the tokens keeps for its backward
@@ -65,7 +62,7 @@ def test_lora_on_fused_experts_is_merged_into_a_copy_of_the_weights(family: str,
 def test_load_balancing_loss(tmp_path: Path) -> None:
     config = make_config("mixtral", tmp_path, overrides_of_model_config={"output_router_logits": True})
     on_meta, for_real = record(config, "meta"), record(config, "cpu")
-    assert describe(on_meta) == describe(for_real)
+    assert describe(on_meta, is_rotary) == describe(for_real, is_rotary)
     without = record(make_config("mixtral", tmp_path), "meta")
     assert len(on_meta.allocations) > len(without.allocations)
 
@@ -89,16 +86,12 @@ def make_config(family: str, directory: Path, **keys: Any) -> dict[str, Any]:
 
 
 def record(config: dict[str, Any], device: str, router: Any = "balanced") -> Ledger:
-    """One step on the device under a decided routing, with no rule for any GPU kernel."""
-    recipe = read_recipe(config, hub="never", assumptions=ASSUMPTIONS)
-    recipe = replace(recipe, precision=replace(recipe.precision, upcast_before=False))
-    built = build_model(recipe, device=device)
-    recorder = Recorder(traced_device=device, with_rules=False)
-    Routing(count_experts(built.module), router).attach(recorder)
-    run = Run(recipe, built, build_optimizer(recipe, built.module), recorder)
-    with recorder, recorder.watch(built.module), OneHotAsOnCuda(), backward_in_mode():
-        run.record()
-    return recorder.make_ledger()
+    """Under a decided routing."""
+
+    def prepare(recorder: Recorder, built: BuiltModel) -> None:
+        Routing(count_experts(built.module), router).attach(recorder)
+
+    return record_step(config, device, prepare=prepare, within=one_hot_as_on_cuda)
 
 
 class OneHotAsOnCuda(TorchFunctionMode):
@@ -111,34 +104,18 @@ class OneHotAsOnCuda(TorchFunctionMode):
 
 
 @contextmanager
-def backward_in_mode() -> Iterator[None]:
-    """Recomputation sees the mode too, as `CudaMode` arranges it."""
-    import torch
-
+def one_hot_as_on_cuda() -> Iterator[None]:
+    """The mode; recomputation sees it too, as `CudaMode` arranges it."""
     run_backward = torch.autograd._engine_run_backward
 
     def run_backward_in_mode(*args: Any, **kwargs: Any) -> Any:
         with OneHotAsOnCuda():
             return run_backward(*args, **kwargs)
 
-    torch.autograd._engine_run_backward = run_backward_in_mode  # type: ignore[assignment]
-    try:
+    with patch.object(torch.autograd, "_engine_run_backward", run_backward_in_mode), OneHotAsOnCuda():
         yield
-    finally:
-        torch.autograd._engine_run_backward = run_backward  # type: ignore[assignment]
 
 
-def describe(ledger: Ledger) -> Counter[Any]:
-    """All allocations of loading, forward and backward as a multiset of everything but time.
-
-    Without rotary embeddings: PhiMoE moves its frequencies from the host to the device, which is no move on a CPU.
-    """
-
-    def facts(each: Allocation) -> Any:
-        return (each.nbytes, each.phase, each.module, each.op, each.role, each.recomputed, each.kept, each.output)
-
-    return Counter(
-        facts(each)
-        for each in ledger.allocations
-        if each.step <= 1 and each.phase != "optimizer" and "rotary_emb" not in each.module
-    )
+def is_rotary(each: Allocation) -> bool:
+    """PhiMoE moves its frequencies from the host to the device, which is no move on a CPU."""
+    return "rotary_emb" in each.module

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.autograd.graph import _engine_run_backward
-from torch.utils._python_dispatch import _disable_current_modes
+from kernel_recording import peak_bytes, run_backward
 
-from axmem_trace.ledger import Allocation
 from axmem_trace.tracing.cuda_mode import CudaMode
 from axmem_trace.tracing.recorder import Recorder
 
@@ -42,18 +40,10 @@ def probe(run: Callable[[], torch.Tensor]) -> Probe:
         recorder.mark("forward", 1)
         out = run()
         recorder.mark("backward", 1)
-        with _disable_current_modes():
-            gradient = torch.empty_like(out)
-        _engine_run_backward((out,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+        run_backward(out)
         ledger = recorder.make_ledger()
         del out
     forward = [each for each in ledger.allocations if each.phase == "forward"]
     backward = [each for each in ledger.allocations if each.phase == "backward"]
     kept = sorted((each.nbytes for each in forward if each.kept), reverse=True)
-    return Probe(kept, _peak(forward), _peak(backward))
-
-
-def _peak(allocations: list[Allocation]) -> int:
-    return max(
-        (sum(other.nbytes for other in allocations if other.alive(each.born)) for each in allocations), default=0
-    )
+    return Probe(kept, peak_bytes(forward), peak_bytes(backward))
