@@ -12,6 +12,11 @@ from axmem_trace.facts import ModelFacts
 from axmem_trace.notes import Note
 
 
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside a peft wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 @dataclass(frozen=True, slots=True)
 class StateTensor:
     """A tensor that a module keeps outside its parameters and buffers, such as bitsandbytes' `absmax`.

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from axmem_trace.facts import ModelFacts, ModuleFact, TensorFact
-from axmem_trace.models.built import StateTensor
+from axmem_trace.models.built import StateTensor, unwrapped
 from axmem_trace.recipe.types import Recipe
 
 Role = Literal["weight", "adapter"]
@@ -125,5 +125,4 @@ def _adapter_module_names(model: nn.Module) -> set[str]:
 
 
 def _class_name(model: Any) -> str:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return type(base).__name__
+    return type(unwrapped(model)).__name__

@@ -116,10 +116,8 @@ class Recorder(LifeRecord, TorchDispatchMode):
             args = self._index_by_number(args, plan.name)
         if plan.rule is not None:
             result = plan.rule(self.context, func, args, kwargs)
-        elif plan.can_remember and not (followed and args):
-            result = self._recall_or_run(func, args, kwargs)
         else:
-            result = func(*args, **kwargs)
+            result = self._run(plan, func, args, kwargs, followed=followed)
         if plan.fresh:
             self.bear(result, plan.name)
         if self.traced_device == "meta":
@@ -134,6 +132,11 @@ class Recorder(LifeRecord, TorchDispatchMode):
         if plan.decide is not None:
             plan.decide(self, args, kwargs, result)
         return result
+
+    def run(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What meta says of an operator, remembered by layouts where it may be. A rule that lets an operator be calls
+        this from inside it."""
+        return self._run(self._plans[op], op, args, kwargs, followed=self.values.may_follow(args))
 
     def _make_plan(self, op: Any) -> _Plan:
         on_meta = self.traced_device == "meta"
@@ -150,7 +153,9 @@ class Recorder(LifeRecord, TorchDispatchMode):
             decide=self.decisions.get(op),
         )
 
-    def _recall_or_run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, plan: _Plan, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, followed: bool) -> Any:
+        if not plan.can_remember or (followed and args):
+            return func(*args, **kwargs)
         key = self._memo.key(func, args, kwargs)
         if key is None:
             return func(*args, **kwargs)

@@ -61,8 +61,7 @@ def record_run(
         stack.enter_context(recorder)
         stack.enter_context(recorder.watch(built.module))
         stack.enter_context(install_attention(context))
-        if recipe.attention.gemma4_hybrid:
-            stack.enter_context(install_gemma4_hybrid(built.module, context, packed=recipe.batch.packed))
+        stack.enter_context(install_gemma4_hybrid(built.module, recipe, context))
         stack.enter_context(install_scans(context, built.module))
         stack.enter_context(install_experts(built.module, context, recipe.model.experts_implementation))
         stack.enter_context(install_fused_kernels(built.module, recipe, notes))

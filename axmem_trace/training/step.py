@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from axmem_trace.models.built import BuiltModel
+from axmem_trace.models.built import BuiltModel, unwrapped
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.inputs import Inputs, make_batch
@@ -254,7 +254,7 @@ class Run:
 
 def _takes_loss_kwargs(model: Any) -> bool:
     """transformers `trainer.py`, `Trainer.__init__`, "Model introspection"."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = unwrapped(model)
     declared = getattr(base, "accepts_loss_kwargs", None)
     if declared is not None:
         return bool(declared)

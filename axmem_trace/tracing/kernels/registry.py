@@ -45,11 +45,13 @@ class KernelContext:
         """Records a block that lives only for the moment: born and died now."""
         self.recorder.workspace(nbytes, op)
 
-    def hold_once(self, what: str, nbytes: int, op: str) -> None:
-        """Records a block that the process takes the first time it needs it, and keeps."""
-        if what not in self.held:
-            self.held.add(what)
-            self.recorder.hold(nbytes, op)
+    def hold_once(self, what: str, nbytes: int, op: str) -> bool:
+        """Records a block that the process takes the first time it needs it, and keeps. False: it has it already."""
+        if what in self.held:
+            return False
+        self.held.add(what)
+        self.recorder.hold(nbytes, op)
+        return True
 
 
 FunctionRule = Callable[[KernelContext, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]

@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from axmem_trace.recipe.types import Attention, BaseModel, Model, Recipe
 from axmem_trace.tracing.kernels.attention import gemma4_hybrid
 from axmem_trace.tracing.recorder import Recorder
 
 TOKENS = 64
+HYBRID = Recipe(
+    name="", model=Model(base=BaseModel(name="", config={}, source="")), attention=Attention(gemma4_hybrid=True)
+)
 
 
 def seen_mask(*, packed: bool, mask: torch.Tensor | None = None) -> Any:
@@ -61,5 +65,5 @@ def test_large_heads_repeat_keys_and_values(head, grouped):
 
     model = torch.nn.Module()
     key = torch.empty(1, 1, 8, head)
-    with gemma4_hybrid.install_gemma4_hybrid(model, KernelContext(recorder=Recorder()), packed=False):
+    with gemma4_hybrid.install_gemma4_hybrid(model, HYBRID, KernelContext(recorder=Recorder())):
         assert sdpa_attention.use_gqa_in_sdpa(None, key, key) is grouped

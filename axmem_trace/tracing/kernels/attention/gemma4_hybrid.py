@@ -7,7 +7,6 @@ Source: axolotl 0.19 `loaders/patch_manager.py` (`_apply_gemma_hybrid_attention`
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,6 +16,8 @@ import torch
 from torch import nn
 
 from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Recipe
+from axmem_trace.tracing.kernels.modeling_files import modeling_module
 from axmem_trace.tracing.kernels.registry import KernelContext
 
 NAME = "sdpa_global_packed"
@@ -26,13 +27,17 @@ _LARGEST_GROUPED_HEAD = 256
 
 
 @contextmanager
-def install_gemma4_hybrid(model: nn.Module, context: KernelContext, *, packed: bool) -> Iterator[None]:
-    """While open, the global layers of `model` run SDPA, with a mask of the samples where rows are packed."""
+def install_gemma4_hybrid(model: nn.Module, recipe: Recipe, context: KernelContext) -> Iterator[None]:
+    """While open, where the recipe asks for it, the global layers of `model` run SDPA, with a mask of the samples where
+    rows are packed."""
+    if not recipe.attention.gemma4_hybrid:
+        yield
+        return
     from transformers.integrations import sdpa_attention
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     with ExitStack() as stack:
-        forward = _make_forward(sdpa_attention.sdpa_attention_forward, packed=packed)
+        forward = _make_forward(sdpa_attention.sdpa_attention_forward, packed=recipe.batch.packed)
         stack.enter_context(patch.dict(ALL_ATTENTION_FUNCTIONS._global_mapping, {NAME: forward}))
         asks = sdpa_attention.use_gqa_in_sdpa
 
@@ -52,9 +57,8 @@ def install_gemma4_hybrid(model: nn.Module, context: KernelContext, *, packed: b
 
 def _patch_masks(stack: ExitStack, name: str) -> None:
     """The masks of full attention are made for SDPA, whatever the rest of the model runs."""
-    try:
-        modeling = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-    except ImportError:
+    modeling: Any = modeling_module(name)
+    if modeling is None:
         return
     original = modeling.create_causal_mask
 

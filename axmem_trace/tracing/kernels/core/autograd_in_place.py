@@ -35,12 +35,12 @@ def accumulate(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: d
     Source: torch/csrc/autograd/input_buffer.cpp, `accumulate`, `can_accumulate_inplace`.
     """
     if kwargs or context.recorder.phase != "backward" or torch.is_grad_enabled() or not _called_by_engine():
-        return op(*args, **kwargs)
+        return context.recorder.run(op, args, kwargs)
     old, new = args
     if not isinstance(new, torch.Tensor) or old.shape != new.shape or old.dtype != new.dtype:
-        return op(*args)
+        return context.recorder.run(op, args, kwargs)
     others = any(seen > alone for seen, alone in zip(_references(old), _REFERENCES_OF_BUFFER, strict=True))
-    return op(*args) if others or not _is_dense(old) else old
+    return context.recorder.run(op, args, kwargs) if others or not _is_dense(old) else old
 
 
 @dispatch_rule(*_IN_PLACE)
@@ -52,7 +52,7 @@ def scatter_gradient(context: KernelContext, op: Any, args: tuple[Any, ...], kwa
     `index_select_backward_symint`.
     """
     if context.recorder.phase != "backward" or torch.is_grad_enabled() or not _called_by_engine():
-        return op(*args, **kwargs)
+        return context.recorder.run(op, args, kwargs)
     return _IN_PLACE[op](*args, **kwargs)
 
 

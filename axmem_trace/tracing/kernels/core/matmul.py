@@ -41,10 +41,9 @@ def cublas_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict
     Source: CublasHandlePool.cpp, `getCurrentCUDABlasHandle`, `cublas_handle_stream_to_workspace`.
     """
     thread = "autograd" if context.recorder.phase == "backward" else "main"
-    if not result.is_meta or f"cuBLAS, {thread}" in context.held:
-        return []
     nbytes = cublas_workspace_bytes(context.compute_capability)
-    context.hold_once(f"cuBLAS, {thread}", nbytes, "cuBLAS")
+    if not result.is_meta or not context.hold_once(f"cuBLAS, {thread}", nbytes, "cuBLAS"):
+        return []
     context.note(
         Note(
             kind="ruled",

@@ -14,8 +14,9 @@ import torch
 
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.fused.causal_lm import replace_causal_lm_loss
-from axmem_trace.tracing.kernels.fused.forward_patches import Site, modeling_module
+from axmem_trace.tracing.kernels.fused.forward_patches import Site
 from axmem_trace.tracing.kernels.fused.sources import note_source
+from axmem_trace.tracing.kernels.modeling_files import modeling_module
 
 KEY = "cut_cross_entropy"
 ROWS_PER_LOCK = 128

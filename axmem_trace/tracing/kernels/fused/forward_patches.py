@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import MethodType, ModuleType
+from types import MethodType
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import nn
 
+from axmem_trace.models.built import unwrapped
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 
@@ -31,7 +31,7 @@ class Site:
     @property
     def base(self) -> Any:
         """The transformers model inside a peft wrapper."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # type: ignore[operator]
+        return unwrapped(self.model)
 
     @property
     def model_type(self) -> str:
@@ -58,14 +58,6 @@ class Site:
             kind = type(module)
             if kind.__name__ in class_names and kind.__module__.endswith(suffix):
                 yield module
-
-
-def modeling_module(name: str) -> ModuleType | None:
-    """`transformers.models.<name>.modeling_<name>`, if the installed transformers has it."""
-    try:
-        return importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-    except ImportError:
-        return None
 
 
 def class_prefix(model_type: str) -> str:

@@ -15,8 +15,9 @@ import torch
 
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention.card import sms_of
-from axmem_trace.tracing.kernels.fused.forward_patches import Site, modeling_module
+from axmem_trace.tracing.kernels.fused.forward_patches import Site
 from axmem_trace.tracing.kernels.fused.sources import note_source
+from axmem_trace.tracing.kernels.modeling_files import modeling_module
 
 KEY = "fused_attn_kernel"
 BLOCKS_PER_SM = 8

@@ -15,10 +15,11 @@ from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention.card import sms_of
 from axmem_trace.tracing.kernels.fused import liger_layers, liger_losses
 from axmem_trace.tracing.kernels.fused.causal_lm import replace_causal_lm_loss
-from axmem_trace.tracing.kernels.fused.forward_patches import Site, modeling_module
+from axmem_trace.tracing.kernels.fused.forward_patches import Site
 from axmem_trace.tracing.kernels.fused.liger_experts import run_experts
 from axmem_trace.tracing.kernels.fused.liger_table import LIGER, Support
 from axmem_trace.tracing.kernels.fused.sources import note_source
+from axmem_trace.tracing.kernels.modeling_files import modeling_module
 
 KEYS = {"rope": "liger_rope", "rms_norm": "liger_rms_norm", "rms_norm_gated": "liger_rms_norm_gated",
         "layer_norm": "liger_layer_norm", "glu_activation": "liger_glu_activation"}  # fmt: skip

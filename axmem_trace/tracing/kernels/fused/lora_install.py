@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from axmem_trace.notes import Note
-from axmem_trace.tracing.kernels.fused.forward_patches import Site, class_prefix, modeling_module
+from axmem_trace.tracing.kernels.fused.forward_patches import Site, class_prefix
 from axmem_trace.tracing.kernels.fused.lora_embedding import run_embedding
 from axmem_trace.tracing.kernels.fused.lora_functions import Order, run_projections
 from axmem_trace.tracing.kernels.fused.lora_mlp import run_mlp
 from axmem_trace.tracing.kernels.fused.lora_projection import DORA_CACHE
 from axmem_trace.tracing.kernels.fused.sources import note_source
+from axmem_trace.tracing.kernels.modeling_files import modeling_module
 
 KEYS = {"mlp": "lora_mlp_kernel", "qkv": "lora_qkv_kernel", "o": "lora_o_kernel", "embedding": "lora_embedding_kernel"}
 IN_PROJECTIONS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")

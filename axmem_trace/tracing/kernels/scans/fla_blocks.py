@@ -5,6 +5,7 @@ Source: fla-core 0.5.2 `ops/common/chunk_delta_h.py`, `ops/utils/index.py`, `mod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,48 @@ class Chunks:
         if known is not None:
             count = sum(num_chunks(sample, CHUNK) for sample in known.diff().tolist())
         return cls(count, samples, bounds, bounds.new_empty((count, 2)))
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a chunked kernel starts from, alive while its forward runs."""
+
+    given: tuple[torch.Tensor, ...]
+    """Query, key, value, gate and beta, contiguous (`input_guard`)."""
+    query: torch.Tensor
+    key: torch.Tensor
+    """Both normed, where the kernel norms them."""
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
+    chunks: Chunks
+
+
+def prepare(
+    context: KernelContext, given: tuple[torch.Tensor, ...], bounds: torch.Tensor | None, *, norms: bool
+) -> Prepared:
+    """The inputs made contiguous, then query and key normed, then the chunks found."""
+    given = tuple(each.contiguous() for each in given)
+    query, key, *_ = given
+    query_norm, key_norm = None, None
+    if norms:
+        (query, query_norm), (key, key_norm) = normalised(query), normalised(key)
+    return Prepared(given, query, key, query_norm, key_norm, Chunks.of(context, query, bounds))
+
+
+def make_chunked(function: type[torch.autograd.Function]) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    """The function that a package exports over its autograd function; training passes no initial state."""
+
+    def chunked(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor,
+        scale: float | None = None, initial_state: torch.Tensor | None = None, output_final_state: bool = False,
+        use_qk_l2norm_in_kernel: bool = False, cu_seqlens: torch.Tensor | None = None, *, context: KernelContext,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+        out, final_states = function.apply(
+            context, use_qk_l2norm_in_kernel, output_final_state, q, k, v, g, beta, cu_seqlens
+        )
+        return out, final_states
+
+    return chunked
 
 
 def normalised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

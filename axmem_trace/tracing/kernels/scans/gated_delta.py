@@ -15,9 +15,10 @@ from axmem_trace.tracing.kernels.registry import KernelContext
 from axmem_trace.tracing.kernels.scans.fla_blocks import (
     CHUNK,
     Chunks,
-    normalised,
+    make_chunked,
     pass_gradients,
     pass_states,
+    prepare,
     summed_over_groups,
     widest_tile,
 )
@@ -32,19 +33,17 @@ class GatedDeltaRule(torch.autograd.Function):
         ctx: Any, context: KernelContext, norms: bool, final: bool, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
         g: torch.Tensor, beta: torch.Tensor, bounds: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-        given = [each.contiguous() for each in (q, k, v, g, beta)]
-        q, k, v, g, beta = given
-        q_norm, k_norm = None, None
-        if norms:
-            (q, q_norm), (k, k_norm) = normalised(q), normalised(k)
-        chunks = Chunks.of(context, q, bounds)
+        prepared = prepare(context, (q, k, v, g, beta), bounds, norms=norms)
+        q, k, chunks, (_, _, v, g, beta) = prepared.query, prepared.key, prepared.chunks, prepared.given
         sums = torch.empty_like(g, dtype=torch.float32)
         triangle = k.new_empty((*g.shape, CHUNK))
         w, u = _keys_and_values(k, v)
         states, new_values, final_states = pass_states(chunks, k, u, final=final)
         out = torch.empty_like(v)
         del w, u, states, new_values
-        ctx.save_for_backward(q, q_norm, k, k_norm, v, sums, beta, triangle, chunks.bounds, chunks.indices)
+        ctx.save_for_backward(
+            q, prepared.query_norm, k, prepared.key_norm, v, sums, beta, triangle, chunks.bounds, chunks.indices
+        )
         ctx.chunks, ctx.tile = Chunks(chunks.count, chunks.sequences), widest_tile(context)
         ctx.gate_dtype = g.dtype
         return out.to(q.dtype), final_states
@@ -92,13 +91,5 @@ def _gradients(
     return q_grad, k_grad, value_grad, beta_grad, g_grad
 
 
-def chunk_gated_delta_rule(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor,
-    scale: float | None = None, initial_state: torch.Tensor | None = None, output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False, cu_seqlens: torch.Tensor | None = None, *, context: KernelContext,
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    """As `fla.ops.gated_delta_rule.chunk_gated_delta_rule`; training passes no initial state."""
-    out, final_states = GatedDeltaRule.apply(
-        context, use_qk_l2norm_in_kernel, output_final_state, q, k, v, g, beta, cu_seqlens
-    )
-    return out, final_states
+chunk_gated_delta_rule = make_chunked(GatedDeltaRule)
+"""As `fla.ops.gated_delta_rule.chunk_gated_delta_rule`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
@@ -16,6 +15,7 @@ from torch import nn
 
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention.card import num_sms
+from axmem_trace.tracing.kernels.modeling_files import loaded_modeling_files
 from axmem_trace.tracing.kernels.registry import KernelContext
 from axmem_trace.tracing.kernels.scans import causal_conv, gated_delta, kda, short_conv
 from axmem_trace.tracing.kernels.scans.mamba_inner import mamba_inner_fn
@@ -87,19 +87,10 @@ def install_scans(context: KernelContext, model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         samples = stack.enter_context(packed_samples(context, model))
-        for module in _modeling_files():
+        for module in loaded_modeling_files():
             for name, replacement in _replacements(context, module, samples):
                 stack.enter_context(patch.object(module, name, replacement))
         yield
-
-
-def _modeling_files() -> list[ModuleType]:
-    """Those that are loaded: the model has been built."""
-    return [
-        module
-        for name, module in list(sys.modules.items())
-        if module is not None and name.startswith("transformers.models.") and ".modeling_" in name
-    ]
 
 
 def _replacements(

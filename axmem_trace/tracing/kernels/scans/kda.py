@@ -14,9 +14,10 @@ from axmem_trace.tracing.kernels.registry import KernelContext
 from axmem_trace.tracing.kernels.scans.fla_blocks import (
     CHUNK,
     Chunks,
-    normalised,
+    make_chunked,
     pass_gradients,
     pass_states,
+    prepare,
     summed_over_groups,
 )
 from axmem_trace.tracing.kernels.scans.layouts import fp32, num_chunks
@@ -35,12 +36,8 @@ class KimiDelta(torch.autograd.Function):
         ctx: Any, context: KernelContext, norms: bool, final: bool, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
         g: torch.Tensor, beta: torch.Tensor, bounds: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-        given = [each.contiguous() for each in (q, k, v, g, beta)]
-        q, k, v, g, beta = given
-        q_norm, k_norm = None, None
-        if norms:
-            (q, q_norm), (k, k_norm) = normalised(q), normalised(k)
-        chunks = Chunks.of(context, q, bounds)
+        prepared = prepare(context, (q, k, v, g, beta), bounds, norms=norms)
+        q, k, chunks, (_, _, v, g, beta) = prepared.query, prepared.key, prepared.chunks, prepared.given
         sums = torch.empty_like(g, dtype=torch.float32)
         scores, triangle = k.new_empty((*v.shape[:3], CHUNK)), k.new_empty((*v.shape[:3], CHUNK))
         diagonal = fp32(k, *v.shape[:3], _DIAGONAL)
@@ -49,7 +46,20 @@ class KimiDelta(torch.autograd.Function):
         states, new_values, final_states = pass_states(chunks, k, u, final=final)
         out = torch.empty_like(v)
         del w, u, gated_keys, states, new_values
-        ctx.save_for_backward(q, q_norm, k, k_norm, v, sums, g, beta, scores, triangle, chunks.bounds, chunks.indices)
+        ctx.save_for_backward(
+            q,
+            prepared.query_norm,
+            k,
+            prepared.key_norm,
+            v,
+            sums,
+            g,
+            beta,
+            scores,
+            triangle,
+            chunks.bounds,
+            chunks.indices,
+        )
         ctx.chunks = Chunks(chunks.count, chunks.sequences)
         return out.type_as(q), final_states
 
@@ -100,13 +110,5 @@ def _gradients(
     return q_grad, k_grad, value_grad, beta_grad, g_grad
 
 
-def chunk_kda(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor,
-    scale: float | None = None, initial_state: torch.Tensor | None = None, output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False, cu_seqlens: torch.Tensor | None = None, *, context: KernelContext,
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    """As `fla.ops.kda.chunk_kda`; training passes no initial state."""
-    out, final_states = KimiDelta.apply(
-        context, use_qk_l2norm_in_kernel, output_final_state, q, k, v, g, beta, cu_seqlens
-    )
-    return out, final_states
+chunk_kda = make_chunked(KimiDelta)
+"""As `fla.ops.kda.chunk_kda`."""
