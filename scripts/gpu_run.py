@@ -16,16 +16,13 @@ import torch
 from torch import nn
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.models.adapters import add_adapter
+from axmem_trace.models.build import change_loaded
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.checkpointing import enable_checkpointing
-from axmem_trace.models.dtypes import cast_as_axolotl
-from axmem_trace.models.freezing import freeze_parameters
 from axmem_trace.models.model_class import find_model_class
 from axmem_trace.models.model_config import build_model_config
 from axmem_trace.models.quantisation import choose_quantizer
 from axmem_trace.models.skeleton import build_skeleton
-from axmem_trace.models.vocabulary import resize_vocabulary
 from axmem_trace.models.walk import record_facts
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
@@ -86,10 +83,7 @@ def build_on_device(recipe: Recipe, device: str) -> BuiltModel:
     materialise(model, dtype, device)
     if hasattr(quantizer, "hf_quantizer"):
         quantizer.hf_quantizer.postprocess_model(model)
-    resize_vocabulary(model, recipe, notes)
-    model = cast_as_axolotl(model, recipe, experts_quantised=False)
-    model = add_adapter(model, recipe, notes).to(device)
-    freeze_parameters(model, recipe, notes)
+    model = change_loaded(model, recipe, notes, experts_quantised=False).to(device)
     enable_checkpointing(model, recipe, notes)
     model.train()
     facts = record_facts(model, (), recipe)

@@ -51,16 +51,25 @@ def build_model(recipe: Recipe, *, device: str = "meta", watch: WatchLoading = n
         model_class, config = find_model_class(recipe, config, notes)
         model, experts_quantised = _load(recipe, model_class, config, device, notes)
         with watch(model):
-            resize_vocabulary(model, recipe, notes)
-            model = cast_as_axolotl(model, recipe, experts_quantised=experts_quantised)
-            model = add_adapter(model, recipe, notes)
-            freeze_parameters(model, recipe, notes)
+            model = change_loaded(model, recipe, notes, experts_quantised=experts_quantised)
         enable_checkpointing(model, recipe, notes)
     model.train()
     states = _state_tensors(model)
     facts = record_facts(model, states, recipe)
     note_traps(recipe, facts, notes)
     return BuiltModel(module=model, config=model.config, facts=facts, state_tensors=states, notes=notes)
+
+
+def change_loaded(model: Any, recipe: Recipe, notes: list[Note], *, experts_quantised: bool) -> Any:
+    """What axolotl does to the model that `from_pretrained` returned: vocabulary, casts, adapter, freezing.
+
+    Source: axolotl `loaders/model.py` `_apply_post_model_load_setup`, `_load_adapters`, `utils/freeze.py`.
+    """
+    resize_vocabulary(model, recipe, notes)
+    model = cast_as_axolotl(model, recipe, experts_quantised=experts_quantised)
+    model = add_adapter(model, recipe, notes)
+    freeze_parameters(model, recipe, notes)
+    return model
 
 
 def _load(recipe: Recipe, model_class: Any, config: Any, device: str, notes: list[Note]) -> tuple[Any, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from axmem_trace.notes import Note
@@ -87,8 +88,6 @@ def _fitting(rule: Rule, question: Question, room: int) -> Media:
     if question.height:
         return media
     side = largest.height
-    from dataclasses import replace
-
     while len(media.span) * question.per_row + question.per_row >= room and side > _STEP:
         side -= _STEP
         media = rule(replace(question, height=side, width=side))
