@@ -14,6 +14,7 @@ from axmem_trace.models.built import BuiltModel
 from axmem_trace.recipe import read_recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.optimizers import build_optimizer
+from axmem_trace.training.record import garbage_on_demand
 from axmem_trace.training.step import Run
 
 ASSUMPTIONS = ["autocast=false", "adapter_dtype=base", "optimizer_implementation=foreach"]
@@ -40,7 +41,7 @@ def record_step(
     recorder = Recorder(traced_device=device, with_rules=False)
     prepare(recorder, built)
     run = Run(recipe, built, build_optimizer(recipe, built.module), recorder)
-    with recorder, recorder.watch(built.module), within():
+    with garbage_on_demand(), recorder, recorder.watch(built.module), within():
         run.record()
     return recorder.make_ledger()
 
