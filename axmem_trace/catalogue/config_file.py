@@ -13,6 +13,7 @@ CONFIG_FILE = "config.json"
 ADAPTER_FILE = "adapter_config.json"
 MAX_CONFIG_BYTES = 16 * MIB
 """The largest published `config.json` has some tens of KiB; label maps of classifiers reach a few MiB."""
+_FLOAT_TAG = "__float__"
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise _broken(path, f"is larger than {MAX_CONFIG_BYTES // MIB} MiB: no model configuration is")
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
     except json.JSONDecodeError as error:
         raise _broken(path, f"is no valid JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except UnicodeDecodeError as error:
@@ -38,6 +39,17 @@ def read_config_file(path: Path) -> dict[str, Any]:
     check_config(config, str(path))
     assert isinstance(config, dict)
     return config
+
+
+def _special_float(found: dict[str, Any]) -> Any:
+    """A number that JSON has no word for, as transformers 5 saves it (`{"__float__": "Infinity"}`, Mamba 2's limit of
+    time steps); any other object stays as it is.
+
+    Source: transformers `configuration_utils.py`, `PreTrainedConfig._decode_special_floats`.
+    """
+    if found.keys() == {_FLOAT_TAG} and found[_FLOAT_TAG] in ("Infinity", "-Infinity", "NaN"):
+        return float(found[_FLOAT_TAG])
+    return found
 
 
 def check_config(config: object, place: str) -> None:

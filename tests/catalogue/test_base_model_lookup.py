@@ -51,6 +51,14 @@ def hub_returns(monkeypatch, config: dict | None, outcome: str = "no such reposi
     monkeypatch.setattr(lookup, "look_on_hub", lambda name, revision: look)
 
 
+def test_numbers_that_json_has_no_word_for_are_read_as_transformers_saves_them(tmp_path):
+    limit = [0.0, {"__float__": "Infinity"}]
+    path = write_config(tmp_path / "mamba2", TINY | {"time_step_limit": limit, "rope": {"__float__": "one"}})
+    found = find_base_model(str(path), hub="never")
+    assert list(found.config["time_step_limit"]) == [0.0, float("inf")]
+    assert dict(found.config["rope"]) == {"__float__": "one"}
+
+
 def test_directory_and_file_and_relative_to_the_yaml(tmp_path):
     path = write_config(tmp_path / "yaml" / "my-model")
     for name, base in [(str(path.parent), None), (str(path), None), ("my-model", tmp_path / "yaml"),
