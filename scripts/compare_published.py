@@ -93,10 +93,10 @@ def predict(case: Case) -> dict[str, Any]:
     step = report.phases["step_1"]
     return {
         "allocated": report.peak.counted_bytes, "reserved": report.peak.reserved_bytes,
-        "device": report.peak.device_bytes, "end": report.phases["step_2"].end_bytes,
-        "load": report.after_load.allocated_bytes, "after_forward": step.phases["forward"].end_bytes,
-        "after_backward": step.phases["backward"].end_bytes,
-        "passes": max(step.phases[name].allocated_bytes for name in ("forward", "backward")),
+        "device": report.peak.device_bytes, "end": report.phases["step_2"].counted_end_bytes,
+        "load": report.phases["load"].counted_end_bytes, "after_forward": step.phases["forward"].counted_end_bytes,
+        "after_backward": step.phases["backward"].counted_end_bytes,
+        "passes": max(step.phases[name].counted_bytes for name in ("forward", "backward")),
         "moment": f"{report.peak.phase} {report.peak.step}",
     }  # fmt: skip
 

@@ -124,10 +124,10 @@ def summarise_report(report: Any) -> dict[str, int]:
     """The same quantities of an estimate."""
     phases = report.phases
     return {
-        "after_load": report.after_load.allocated_bytes,
-        "after_forward": phases["step_1"].phases["forward"].end_bytes,
-        "step_1": phases["step_1"].allocated_bytes, "step_2": phases["step_2"].allocated_bytes,
-        "end": phases["step_2"].end_bytes, "reserved": report.peak.reserved_bytes,
+        "after_load": phases["load"].counted_end_bytes,
+        "after_forward": phases["step_1"].phases["forward"].counted_end_bytes,
+        "step_1": phases["step_1"].counted_bytes, "step_2": phases["step_2"].counted_bytes,
+        "end": phases["step_2"].counted_end_bytes, "reserved": report.peak.reserved_bytes,
     }  # fmt: skip
 
 

@@ -128,7 +128,7 @@ def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
         "autocast": dtype if settings["autocast"] else False, "load_dtype": settings["model_load_dtype"],
         "attention_mask": False, "allocator": "default", "optimizer_implementation": "foreach",
         "upcast_before": False, "kbit_preparation": False, "lora_kernels": False,
-        "loss_path": _loss_path(run["versions"]["transformers"], old_bigcode),
+        "loss_path": _loss_path(run["versions"]["transformers"], old_bigcode), "loading": "before_4_50",
     }  # fmt: skip
     if old_bigcode:
         assumptions["use_cache"] = True
@@ -213,6 +213,7 @@ def notebook_case(adapter: str, checkpointing: bool, tokens: int) -> dict[str, A
         "autocast": False, "output_dtype": "float32", "loss_path": "none", "upcast_before": False,
         "kbit_preparation": False, "adapter_dtype": "base", "attention_mask": False, "allocator": "default",
         "lora_kernels": False, "holds_outputs": True, "use_cache": not checkpointing, "bnb_keeps_inputs": adapter == "qlora",
+        "loading": "before_4_50",
     }  # fmt: skip
     return {"config": config, "assumptions": assumptions}
 
@@ -259,7 +260,8 @@ def _msswift24(run: Mapping[str, Any]) -> dict[str, Any]:
             config[key] = settings[key]
     config["lora_target_modules"] = ["q_proj", "k_proj", "v_proj"]
     assumptions = {"attention_mask": True, "allocator": "default", "optimizer_implementation": "foreach",
-                   "loss_path": "upcast_shifted_copy", "upcast_before": False, "lora_kernels": False}  # fmt: skip
+                   "loss_path": "upcast_shifted_copy", "upcast_before": False, "lora_kernels": False,
+                   "loading": "before_4_50"}  # fmt: skip
     return {"config": config, "assumptions": assumptions, "line": f"{settings['base_model']} {config.get('adapter')}"}
 
 

@@ -38,6 +38,7 @@ class Replay:
     blocks: dict[int, Block] = field(default_factory=dict)
     peaks: dict[tuple[Phase, int], int] = field(default_factory=dict)
     allocated_peaks: dict[tuple[Phase, int], int] = field(default_factory=dict)
+    allocated_ends: dict[tuple[Phase, int], int] = field(default_factory=dict)
     out_of_memory: OutOfMemory | None = None
     _span: tuple[Phase, int] | None = None
     """The (phase, step) going on; None before the first mark, which counts as loading."""
@@ -93,13 +94,14 @@ class Replay:
         return agenda[-1][0]
 
     def _close_span(self) -> None:
-        """Books the peaks since the last mark, and lowers them to the present level."""
+        """Books the peaks since the last mark and what is left, and lowers the peaks to the present level."""
         accounts, span = self.caching.accounts, self._span or ("load", 0)
         if self._span is None and not accounts.high_reserved_bytes:
             return
         for peaks, high in ((self.peaks, accounts.high_reserved_bytes),
                             (self.allocated_peaks, accounts.high_allocated_bytes)):  # fmt: skip
             peaks[span] = max(peaks.get(span, 0), high)
+        self.allocated_ends[span] = accounts.allocated_bytes
         accounts.reset_highs()
 
     def _make_out_of_memory(self, index: int, nbytes: int) -> OutOfMemory:
@@ -120,6 +122,7 @@ class Replay:
             timeline=tuple(accounts.changes),
             peaks=self.peaks,
             allocated_peaks=self.allocated_peaks,
+            allocated_ends=self.allocated_ends,
             peak_reserved_bytes=peak_reserved_bytes,
             peak_allocated_bytes=max(self.allocated_peaks.values(), default=0),
             peak_tick=peak_tick,

@@ -46,6 +46,7 @@ class Reservation:
         timeline: (tick, reserved bytes) wherever they changed, in order of time.
         peaks, allocated_peaks: high-water marks of reserved and of allocated bytes within each (phase, step); as after
             `torch.cuda.reset_peak_memory_stats`, a phase begins with what is held when it begins.
+        allocated_ends: allocated bytes when each (phase, step) ended for the last time: `torch.cuda.memory_allocated`.
         peak_reserved_bytes: the high-water mark of all; `peak_tick` is when it was first reached, and
             `allocated_at_peak_bytes`, `num_segments` are what was allocated, and how many segments were held, then.
         num_retries: requests that first had to empty the cache.
@@ -55,6 +56,7 @@ class Reservation:
     timeline: tuple[tuple[int, int], ...]
     peaks: Mapping[tuple[Phase, int], int]
     allocated_peaks: Mapping[tuple[Phase, int], int]
+    allocated_ends: Mapping[tuple[Phase, int], int]
     peak_reserved_bytes: int
     peak_allocated_bytes: int
     peak_tick: int

@@ -127,6 +127,9 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     "use_cache": Assumption(
         "bool", "the forward keeps its keys and values, where the model's code does so in training",
         _set("model.use_cache"), ("model.use_cache",)),
+    "loading": Assumption(
+        "'current'|'before_4_50'", "the order in which weights come to the card (before_4_50: transformers before that)",
+        _set("model.loading"), ("model.loading",)),
     "holds_outputs": Assumption(
         "bool", "the loop keeps the model's outputs until the next forward has returned", _set("loss.holds_outputs"),
         ("loss.holds_outputs",)),

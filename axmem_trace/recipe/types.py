@@ -75,6 +75,8 @@ class Model:
     use_onebitllms: bool = False
     use_cache: bool = False
     """Keys and values of the forward are kept in its outputs. axolotl never does."""
+    loading: Literal["current", "before_4_50"] = "current"
+    """How weights come to the card: as transformers does it now, or as releases before 4.50 did."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +155,8 @@ class Adapter:
     ensure_weight_tying: bool = False
     init: str = ""
     """`init_lora_weights`: empty for peft's default, or `gaussian`, `pissa`, `olora`, `loftq`, ..."""
+    loftq_bits: int = 4
+    """Of `loftq_config`: 4 (nf4) or 8."""
     dtype: Literal["autocast", "base", "float32", "bfloat16", "float16"] = "autocast"
     """`autocast`: peft casts half-precision A/B to fp32 (its default); `base`: they stay in the base's dtype."""
     on_cpu: bool = False

@@ -53,6 +53,14 @@ class ReservedBytes(Protocol):
     def peaks(self) -> Mapping[SpanKey, int]:
         """High-water mark within each (phase, step)."""
 
+    @property
+    def allocated_peaks(self) -> Mapping[SpanKey, int]:
+        """The same of allocated blocks, with what the allocator could not split off them."""
+
+    @property
+    def allocated_ends(self) -> Mapping[SpanKey, int]:
+        """Such blocks when each (phase, step) had ended."""
+
     def reserved_at(self, tick: int) -> int:
         """What the caching allocator held after a tick."""
 
@@ -158,6 +166,8 @@ def _phase_use(name: str, spans: list[Span], reservation: ReservedBytes) -> Phas
         allocated_bytes=highest.peak_bytes,
         reserved_bytes=max(reservation.peaks.get(span.key, 0) for span in spans),
         end_bytes=spans[-1].end_bytes,
+        counted_bytes=max(highest.peak_bytes, *(reservation.allocated_peaks.get(span.key, 0) for span in spans)),
+        counted_end_bytes=max(spans[-1].end_bytes, reservation.allocated_ends.get(spans[-1].key, 0)),
         module=reached.module if reached else "",
         op=reached.op if reached else "",
         buckets=highest.buckets,

@@ -134,6 +134,9 @@ class PhaseUse:
     reserved_bytes: int
     end_bytes: int
     """Blocks alive when it ended."""
+    counted_bytes: int = 0
+    counted_end_bytes: int = 0
+    """What `torch.cuda.max_memory_allocated` and `memory_allocated` would say: see `Peak.counted_bytes`."""
     module: str = ""
     op: str = ""
     buckets: Buckets = Buckets()

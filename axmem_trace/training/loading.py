@@ -8,7 +8,7 @@ Source: transformers 5.16 `modeling_utils.py` (`caching_allocator_warmup`, `get_
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,9 +43,10 @@ class LoadRecorder:
     def _warm_up(self, model: nn.Module) -> None:
         """One block as large as the model, given back at once: the cache that the weights are then cut from.
 
-        axolotl switches it off where it quantises experts on the way (`monkeypatch/moe_quant.py`).
+        axolotl switches it off where it quantises experts on the way (`monkeypatch/moe_quant.py`); transformers has it
+        from 4.50 on.
         """
-        if self.recipe.quantisation.quantise_moe_experts:
+        if self.recipe.quantisation.quantise_moe_experts or self.recipe.model.loading == "before_4_50":
             return
         nbytes = sum(self._counted_bytes(module, parameter) for module, parameter in _own_parameters(model))
         nbytes += sum(buffer.nbytes for buffer in model.buffers())
@@ -59,22 +60,46 @@ class LoadRecorder:
         return int(torch.Size(state.shape).numel()) // 2 if state is not None else parameter.nbytes
 
     def _place_weights(self, model: nn.Module) -> None:
+        if self.recipe.model.loading == "before_4_50" and self.recipe.quantisation.method != "none":
+            self._place_weights_of_old(model)
+            return
         merged = _merged_names(model)
         for name, module in model.named_modules():
-            for own_name, parameter in module._parameters.items():
-                if parameter is None:
-                    continue
-                full_name = f"{name}.{own_name}" if name else own_name
-                with self._while_arriving(parameter, merged(full_name)):
-                    self._register(name, parameter)
-                    for state in iterate_bnb_states(name, module) if own_name == "weight" else ():
-                        self._register(name, state.tensor)
-            for buffer in module._buffers.values():
-                if buffer is not None:
-                    self._register(name, buffer)
-            if "weight" not in module._parameters:  # a parametrisation of fused experts
-                for state in iterate_bnb_states(name, module):
-                    self._register(name, state.tensor)
+            for own_name in module._parameters:
+                self._place(name, module, own_name, merged)
+            self._place_rest(name, module)
+
+    def _place_weights_of_old(self, model: nn.Module) -> None:
+        """In the order of a safetensors file, which is that of the names, and the buffers after all weights.
+
+        transformers 4.48 `modeling_utils.py` `_load_state_dict_into_meta_model`, then accelerate's `dispatch_model`.
+        Without a quantizer the model came to the card as a whole.
+        """
+        modules = dict(model.named_modules())
+        for full_name in sorted(name for name, _ in model.named_parameters()):
+            name, _, own_name = full_name.rpartition(".")
+            self._place(name, modules[name], own_name, lambda name: False)
+        for name, module in modules.items():
+            self._place_rest(name, module)
+
+    def _place(self, name: str, module: nn.Module, own_name: str, merged: Callable[[str], bool]) -> None:
+        """One parameter, with what bitsandbytes keeps beside it."""
+        parameter = module._parameters[own_name]
+        if parameter is None:
+            return
+        with self._while_arriving(parameter, merged(f"{name}.{own_name}" if name else own_name)):
+            self._register(name, parameter)
+            for state in iterate_bnb_states(name, module) if own_name == "weight" else ():
+                self._register(name, state.tensor)
+
+    def _place_rest(self, name: str, module: nn.Module) -> None:
+        """The buffers, and what bitsandbytes keeps of experts that are no linear layers."""
+        for buffer in module._buffers.values():
+            if buffer is not None:
+                self._register(name, buffer)
+        if "weight" not in module._parameters:  # a parametrisation of fused experts
+            for state in iterate_bnb_states(name, module):
+                self._register(name, state.tensor)
 
     def _register(self, module: str, tensor: torch.Tensor) -> None:
         self.recorder.register(tensor, role="weight", module=module)

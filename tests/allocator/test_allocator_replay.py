@@ -61,6 +61,16 @@ def test_a_phase_begins_with_what_is_held():
     assert reservation.allocated_peaks == {("load", 0): 30 * MIB, ("forward", 1): 50 * MIB, ("backward", 1): 50 * MIB}
 
 
+def test_what_is_left_when_a_phase_ends_counts_whole_blocks():
+    # 9.5 of a segment of 20 are cut off, the rest of 10.5 is free; 10 take it whole: 0.5 is less than can be split.
+    ledger = make_ledger(life(19 * MIB // 2, 1), life(10 * MIB - 512, 2), life(30 * MIB, 3, 4), marks=MARKS)
+    ends = replay(ledger, PLAIN).allocated_ends
+    assert ends == {("load", 0): 19 * MIB // 2, ("forward", 1): 50 * MIB, ("backward", 1): 20 * MIB}
+    # expandable segments cut every rest off
+    assert replay(ledger, GROWING).allocated_ends[("backward", 1)] == 39 * MIB // 2 - 512
+    assert ledger.allocated_at(100) == 39 * MIB // 2 - 512
+
+
 def test_stretches_of_one_phase_are_one_peak():
     marks = (Mark(tick=0, phase="forward", step=1), Mark(tick=2, phase="backward", step=1),
              Mark(tick=4, phase="forward", step=1, micro_batch=1))  # fmt: skip

@@ -63,6 +63,14 @@ def test_counted_bytes_follow_the_allocators_own_count():
     reservation = make_reservation(ledger, peak_allocated_bytes=200_000)
     report = make_report(make_recipe(), make_facts(), ledger, reservation, notes=(), versions={}, elapsed_seconds={})
     assert (report.peak.counted_bytes, report.peak.allocated_bytes) == (200_000, 152576)
+    # a step's peak is its phases' highest, its end that of its last phase; nothing counts less than the ledger says
+    peaks, ends = {("forward", 1): 190_000, ("backward", 1): 200_000}, {("backward", 1): 1, ("optimizer", 1): 60_000}
+    reservation = make_reservation(ledger, allocated_peaks=peaks, allocated_ends=ends)
+    report = make_report(make_recipe(), make_facts(), ledger, reservation, notes=(), versions={}, elapsed_seconds={})
+    step = report.phases["step_1"]
+    assert (step.counted_bytes, step.counted_end_bytes, step.end_bytes) == (200_000, 60_000, 57344)
+    assert step.phases["forward"].counted_bytes == 190_000
+    assert step.phases["backward"].counted_end_bytes == step.phases["backward"].end_bytes > 1
 
 
 def test_resident_counts_raw_bytes_in_full(report):

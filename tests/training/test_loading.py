@@ -24,7 +24,7 @@ from axmem_trace.training.record import make_recorder, record_run
 FROM_PRETRAINED, WARM_UP = "transformers.from_pretrained", "transformers.caching_allocator_warmup"
 
 
-def load(tmp_path: Path, family: str = "llama", **keys: Any) -> Ledger:
+def load(tmp_path: Path, family: str = "llama", *, assumptions: Any = (), **keys: Any) -> Ledger:
     config = {
         "base_model": write_tiny_model(family, tmp_path / family),
         "micro_batch_size": 1,
@@ -32,7 +32,7 @@ def load(tmp_path: Path, family: str = "llama", **keys: Any) -> Ledger:
         "datasets": [{"path": "x", "type": "alpaca"}],
         **keys,
     }
-    recipe = read_recipe(config, hub="never")
+    recipe = read_recipe(config, assumptions=assumptions, hub="never")
     recorder = Recorder()
     built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
     for tensor in [*built.module.parameters(), *built.module.buffers(), *(each.tensor for each in built.state_tensors)]:
@@ -61,6 +61,25 @@ def test_a_full_fine_tune_loads_what_it_keeps_and_warms_the_cache_with_as_much(t
 
 def test_sdpa_leaves_norms_and_embeddings_in_fp32(tmp_path):
     assert sizes(load(tmp_path), "aten._to_copy.default") == Counter({12_288: 2, 32 * 4: 5})
+
+
+def test_before_4_50_weights_came_in_the_order_of_their_names_and_nothing_warmed_the_cache(tmp_path):
+    keys = {"adapter": "qlora", "load_in_4bit": True, "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
+    ledgers = {}
+    for loading in ("current", "before_4_50"):
+        ledgers[loading] = load(tmp_path, assumptions={"loading": loading}, **keys)
+    current, old = ledgers["current"], ledgers["before_4_50"]
+    weights = {name: [each for each in ledger.allocations if each.role == "weight"] for name, ledger in ledgers.items()}
+    assert sizes(current, WARM_UP) and not sizes(old, WARM_UP)
+    assert sizes(current, FROM_PRETRAINED) == sizes(old, FROM_PRETRAINED)
+    assert Counter(each.nbytes for each in weights["current"]) == Counter(each.nbytes for each in weights["before_4_50"])
+    # `embed_tokens` < `layers` < `norm`, so those of the model first begin with the head, as `lm_head` < `model`;
+    # within a layer `input_layernorm` < `mlp` < `post_attention_layernorm` < `self_attn`; both rotary tables at the end.
+    places = [each.module.split("model.")[-1] for each in weights["before_4_50"]]
+    assert places[:3] == ["lm_head", "embed_tokens", "layers.0.input_layernorm"]
+    assert places[-3:] == ["norm", "rotary_emb", "rotary_emb"]
+    order = list(dict.fromkeys(place.split(".")[2] for place in places if place.startswith("layers.0.")))
+    assert order == ["input_layernorm", "mlp", "post_attention_layernorm", "self_attn"]
 
 
 def test_four_bits_arrive_one_weight_at_a_time(tmp_path):
