@@ -96,7 +96,8 @@ def _lora(draft: Draft, kind: Literal["lora", "qlora"], saved: Mapping[str, Any]
         rslora=bool(saved.get("use_rslora", draft.get("peft_use_rslora"))),
         fan_in_fan_out=bool(saved.get("fan_in_fan_out", draft.get("lora_fan_in_fan_out"))),
         ensure_weight_tying=bool(saved.get("ensure_weight_tying", draft.get("peft_ensure_weight_tying"))),
-        init=_init(draft),
+        init=_init(draft, saved),
+        loftq_bits=_loftq_bits(draft),
         dtype="base" if autocast is False else "autocast",
         on_cpu=bool(draft.get("lora_on_cpu")),
         loraplus=bool(draft.get("loraplus_lr_ratio")),
@@ -110,13 +111,24 @@ def _dropout(draft: Draft, saved: Mapping[str, Any]) -> float:
     return dropout
 
 
-def _init(draft: Draft) -> str:
-    """LoftQ's own name, or `peft_init_lora_weights` where it is a name."""
-    loftq = draft.sub("peft").get("loftq_config")
+def _init(draft: Draft, saved: Mapping[str, Any]) -> str:
+    """`peft_init_lora_weights` where it is a name, else LoftQ where its block is given. A saved adapter has its own."""
+    if saved:
+        named = saved.get("init_lora_weights")
+        return named if isinstance(named, str) else ""
     named = draft.get("peft_init_lora_weights")
+    loftq = isinstance(draft.sub("peft").get("loftq_config"), Mapping)
+    if named == "loftq" and not loftq:
+        remedy = "add `peft: {loftq_config: {loftq_bits: 4}}`"
+        raise draft.error("peft needs a loftq_config for this initialisation", "peft_init_lora_weights", remedy=remedy)
     if isinstance(named, str) and named:
         return named
-    return "loftq" if isinstance(loftq, Mapping) and loftq.get("loftq_bits", 4) else ""
+    return "loftq" if loftq and _loftq_bits(draft) else ""
+
+
+def _loftq_bits(draft: Draft) -> int:
+    loftq = draft.sub("peft").get("loftq_config")
+    return int(loftq.get("loftq_bits", 4) or 0) if isinstance(loftq, Mapping) else 4
 
 
 def _pattern(draft: Draft, key: str, saved: object) -> dict[str, int]:

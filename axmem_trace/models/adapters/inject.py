@@ -9,6 +9,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.adapters.dtype import cast_adapter
+from axmem_trace.models.adapters.initialise import check_initialisation, initialised_here
 from axmem_trace.models.adapters.lora_config import make_lora_config
 from axmem_trace.models.adapters.peft_changes import peft_as_axolotl_changes_it
 from axmem_trace.models.adapters.targets import no_target_error
@@ -28,9 +29,10 @@ def add_adapter(model: Any, recipe: Recipe, notes: list[Note]) -> Any:
         return model
     if recipe.adapter.kind == "llama-adapter":
         raise _llama_adapter_error()
+    check_initialisation(recipe)
     model.enable_input_require_grads()
     lora_config = _checked(lambda: make_lora_config(model, recipe, notes), model, recipe)
-    with peft_as_axolotl_changes_it(model, lora_config, notes):
+    with peft_as_axolotl_changes_it(model, lora_config, notes), initialised_here(lora_config, recipe):
         peft_model = _checked(lambda: _inject(model, lora_config, recipe), model, recipe)
     cast_adapter(peft_model, recipe)
     return peft_model

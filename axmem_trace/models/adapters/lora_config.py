@@ -6,20 +6,14 @@ from typing import Any
 
 from torch import nn
 
+from axmem_trace.models.adapters.initialise import init_keys
 from axmem_trace.models.adapters.targets import expand_parametrised_targets, find_linear_names
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Adapter, Recipe
 
-_VALUE_INITS = ("pissa", "olora", "loftq", "corda", "eva", "orthogonal", "lora_ga", "mica")
-"""Initialisations that compute values from the base weights: their result has the shapes of the default one."""
-
 
 def make_lora_config(model: nn.Module, recipe: Recipe, notes: list[Note]) -> Any:
-    """The `LoraConfig` that axolotl builds (`loaders/adapter.py` `_build_peft_lora_config`).
-
-    An initialisation from the base weights' values (PiSSA, LoftQ, ...) is left out: meta tensors have no values, and
-    its adapters have the same shapes. Its transients are noted.
-    """
+    """The `LoraConfig` that axolotl builds (`loaders/adapter.py` `_build_peft_lora_config`)."""
     from peft import LoraConfig
 
     adapter = recipe.adapter
@@ -40,7 +34,7 @@ def make_lora_config(model: nn.Module, recipe: Recipe, notes: list[Note]) -> Any
         rank_pattern=dict(adapter.rank_pattern),
         alpha_pattern=dict(adapter.alpha_pattern),
         **_optional_keys(adapter),
-        **_init_keys(adapter, notes),
+        **init_keys(recipe, notes),
     )
 
 
@@ -78,14 +72,3 @@ def _optional_keys(adapter: Adapter) -> dict[str, Any]:
     if adapter.ensure_weight_tying:
         keys["ensure_weight_tying"] = True
     return keys
-
-
-def _init_keys(adapter: Adapter, notes: list[Note]) -> dict[str, Any]:
-    if not adapter.init.lower().startswith(_VALUE_INITS):
-        return {"init_lora_weights": adapter.init} if adapter.init == "gaussian" else {}
-    text = (
-        f"the {adapter.init} initialisation computes the adapter from the base weights before training; the fp32 copies "
-        "it makes of one weight at a time are not in the figures"
-    )
-    notes.append(Note(kind="not_modelled", key="peft_init_lora_weights", text=text))
-    return {}

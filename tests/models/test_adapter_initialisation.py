@@ -1,0 +1,135 @@
+"""What peft's initialisations from the base weights take while the model is loaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import write_tiny_model
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.ledger import Ledger
+from axmem_trace.models import build_model
+from axmem_trace.models.adapters import initialise
+from axmem_trace.recipe import read_recipe
+from axmem_trace.tracing.kernels import import_rules
+from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.loading import LoadRecorder
+from axmem_trace.training.record import make_recorder
+
+SVD, CAST, PRODUCT = "aten._linalg_svd.default", "aten._to_copy.default", "aten.mm.default"
+
+
+def load(tmp_path: Path, **keys: Any) -> tuple[Ledger, Any]:
+    """One matrix of 32 x 48 is adapted: the first layer's down projection."""
+    config = {
+        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}], "adapter": "lora", "lora_r": 4, "lora_alpha": 8,
+        "lora_target_modules": ["down_proj"], "peft_layers_to_transform": [0], **keys,
+    }  # fmt: skip
+    recipe = read_recipe(config, hub="never")
+    recorder = make_recorder(recipe)
+    built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
+    return recorder.make_ledger(), built
+
+
+def sizes(ledger: Ledger, op: str) -> Counter[int]:
+    return Counter(each.nbytes for each in ledger.allocations if each.op == op)
+
+
+def difference(tmp_path: Path, op: str, **keys: Any) -> Counter[int]:
+    """What the key adds to allocations by one operator."""
+    return sizes(load(tmp_path, **keys)[0], op) - sizes(load(tmp_path)[0], op)
+
+
+def test_pissa_decomposes_one_weight_at_a_time(tmp_path):
+    keys = {"peft_init_lora_weights": "pissa"}
+    # cuSOLVER's copy of 32 x 48 x 4, U of 32 x 32 x 4, 32 singular values, Vh of 32 x 48 x 4, a status word.
+    assert difference(tmp_path, SVD, **keys) == Counter({6144: 2, 4096: 1, 128: 1, 4: 1})
+    # In fp32 and, less the adapter's part, back in bf16.
+    assert difference(tmp_path, CAST, **keys) == Counter({6144: 1, 3072: 1})
+    # sqrt(S) Uh, Vr sqrt(S), and their product.
+    assert difference(tmp_path, PRODUCT, **keys) == Counter({4 * 48 * 4: 1, 32 * 4 * 4: 1, 6144: 1})
+
+
+def test_at_its_worst_pissa_holds_three_copies_and_both_factors():
+    from peft import LoraConfig
+    from peft.tuners.lora.layer import Linear
+
+    import_rules()
+    recorder = Recorder()
+    with torch.device("meta"):
+        base = torch.nn.Linear(1024, 512, bias=False, dtype=torch.bfloat16)
+        with recorder:
+            Linear(base, "default", config=LoraConfig(init_lora_weights="pissa", r=8, lora_alpha=8), r=8, lora_alpha=8)
+    workspace = next(each.nbytes for each in recorder.make_ledger().allocations if each.op == "cuBLAS")
+    peak = recorder.make_ledger().peak().allocated_bytes - workspace
+    # The weight, B A and their difference in fp32; U 512 x 512, Vh 512 x 1024 and 512 singular values.
+    matrix = 512 * 1024 * 4
+    held = 3 * matrix + 512 * 512 * 4 + matrix + 512 * 4
+    assert peak == held + 8 * 1024 * 4 + 512 * 8 * 4, "and A and B themselves"
+
+
+def test_olora_takes_no_copy_for_cusolver(tmp_path):
+    found = difference(tmp_path, "aten.linalg_qr.default", peft_init_lora_weights="olora")
+    assert found == Counter({32 * 32 * 4: 1, 32 * 48 * 4: 1})
+
+
+def test_mica_trains_a_alone(tmp_path):
+    ledger, built = load(tmp_path, peft_init_lora_weights="mica")
+    assert sizes(ledger, SVD) == Counter({6144: 2, 4096: 1, 128: 1, 4: 1})
+    assert [name for name, each in built.module.named_parameters() if each.requires_grad] == [
+        "base_model.model.model.layers.0.mlp.down_proj.lora_A.default.weight"
+    ]
+
+
+@pytest.mark.parametrize("keys", [{"peft": {"loftq_config": {"loftq_bits": 4}}},
+                                  {"peft": {"loftq_config": {"loftq_bits": 8}}}])  # fmt: skip
+def test_loftq_decomposes_what_quantisation_loses(tmp_path, keys):
+    assert difference(tmp_path, SVD, **keys) == Counter({6144: 2, 4096: 1, 128: 1, 4: 1})
+    assert difference(tmp_path, CAST, **keys) == Counter({6144: 1, 3072: 1})
+    _, built = load(tmp_path, **keys)
+    weight = built.module.get_parameter("base_model.model.model.layers.0.mlp.down_proj.base_layer.weight")
+    assert weight.dtype is torch.bfloat16, "the base keeps the quantised weight's value, not its size"
+
+
+def test_loftq_by_hand():
+    import_rules()
+    recorder = Recorder()
+    weight = torch.empty(512, 1024, dtype=torch.bfloat16, device="meta")
+    with recorder:
+        results = initialise._loftq(weight, 4, 8)
+    assert [tuple(each.shape) for each in results] == [(512, 1024), (8, 1024), (512, 8)]
+    matrix = 512 * 1024 * 4
+    # While the residue is decomposed: fp32 weight, dequantised weight, residue, cuSOLVER's copy, U, S, Vh and status;
+    # the packed half bytes with a scale for each 64 of them, and the table of 16 code values.
+    expected = 4 * matrix + 512 * 512 * 4 + matrix + 512 * 4 + 512 + 512 * 1024 // 2 + 512 * 1024 // 64 * 4
+    ledger = recorder.make_ledger()
+    status = next(each for each in ledger.allocations if each.op == SVD and each.nbytes == 4)
+    assert ledger.allocated_at(status.born) == expected
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "eva", "lora_ga", "gaussian"])
+def test_the_others_take_nothing_on_the_gpu(tmp_path, init):
+    plain, _ = load(tmp_path)
+    ledger, _ = load(tmp_path, peft_init_lora_weights=init)
+    assert ledger.peak().allocated_bytes == plain.peak().allocated_bytes
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"adapter": "qlora", "load_in_4bit": True, "peft_init_lora_weights": "pissa"}, "are packed"),
+        ({"load_in_8bit": True, "peft_init_lora_weights": "pissa_niter_4"}, "are packed"),
+        ({"adapter": "qlora", "load_in_4bit": True, "peft": {"loftq_config": {"loftq_bits": 4}}}, "are packed"),
+        ({"peft_init_lora_weights": "orthogonal", "lora_r": 3}, "even rank"),
+        ({"peft_init_lora_weights": "corda"}, "peft refuses"),
+        ({"peft_init_lora_weights": "loftq"}, "loftq_config"),
+    ],
+)
+def test_what_stops_is_refused(tmp_path, keys, words):
+    with pytest.raises(ConfigError, match=words):
+        load(tmp_path, **keys)
