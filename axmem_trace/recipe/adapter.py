@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from axmem_trace.recipe.draft import Draft
+from axmem_trace.recipe.saved_adapter import SavedAdapter, read_saved_adapter
 from axmem_trace.recipe.types import Adapter, Freezing
-
-MAX_JSON_BYTES = 1 << 20
 
 
 def derive_adapter(draft: Draft) -> Adapter:
@@ -31,8 +28,7 @@ def derive_adapter(draft: Draft) -> Adapter:
     if kind not in ("lora", "qlora"):
         text = f"`adapter: {kind}` is built by a plugin: estimated as a LoRA of the same rank and targets"
         draft.note("not_modelled", "adapter", text)
-    saved = _saved_adapter(draft)
-    return _lora(draft, "qlora" if kind == "qlora" else "lora", saved)
+    return _lora(draft, "qlora" if kind == "qlora" else "lora", read_saved_adapter(draft))
 
 
 def derive_freezing(draft: Draft) -> Freezing:
@@ -49,9 +45,9 @@ def derive_freezing(draft: Draft) -> Freezing:
     )
 
 
-def _lora(draft: Draft, kind: Literal["lora", "qlora"], saved: Mapping[str, Any]) -> Adapter:
-    rank = saved.get("r", draft.get("lora_r"))
-    if rank is None and not draft.has("lora_model_dir"):
+def _lora(draft: Draft, kind: Literal["lora", "qlora"], saved: SavedAdapter) -> Adapter:
+    rank = saved.asked(draft, "r", "lora_r")
+    if rank is None and not saved.governs:
         raise draft.error(
             f"`adapter: {kind}` needs `lora_r`: peft has no rank to work with",
             "lora_r",
@@ -60,10 +56,10 @@ def _lora(draft: Draft, kind: Literal["lora", "qlora"], saved: Mapping[str, Any]
     rank = 8 if rank is None else rank
     if not isinstance(rank, int) or rank < 1:
         raise draft.error("peft needs a rank of at least 1", "lora_r", accepted="a whole number above 0")
-    targets = saved.get("target_modules", draft.get("lora_target_modules")) or ()
-    parameters = saved.get("target_parameters", draft.get("lora_target_parameters")) or ()
-    linear = bool(draft.get("lora_target_linear")) and not saved
-    if not (targets or parameters or linear or draft.has("lora_model_dir")):
+    targets = saved.asked(draft, "target_modules", "lora_target_modules") or ()
+    parameters = saved.asked(draft, "target_parameters", "lora_target_parameters") or ()
+    linear = bool(draft.get("lora_target_linear")) and not saved.governs
+    if not (targets or parameters or linear or saved.governs):
         raise draft.error(
             f"`adapter: {kind}` names nothing to adapt: peft stops",
             "lora_target_modules",
@@ -74,7 +70,7 @@ def _lora(draft: Draft, kind: Literal["lora", "qlora"], saved: Mapping[str, Any]
     draft.reason(
         "adapter.dtype", "autocast" if autocast is not False else "base", text, key="peft_autocast_adapter_dtype"
     )
-    alpha = saved.get("lora_alpha", draft.get("lora_alpha"))
+    alpha = saved.asked(draft, "lora_alpha", "lora_alpha")
     if alpha is None:
         draft.note("warning", "lora_alpha", "`lora_alpha` is missing: peft will stop; it has no effect on memory")
     return Adapter(
@@ -85,36 +81,40 @@ def _lora(draft: Draft, kind: Literal["lora", "qlora"], saved: Mapping[str, Any]
         target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
         target_linear=linear,
         target_parameters=(parameters,) if isinstance(parameters, str) else tuple(parameters),
-        modules_to_save=tuple(saved.get("modules_to_save", draft.get("lora_modules_to_save")) or ()),
-        rank_pattern=_pattern(draft, "lora_rank_pattern", saved.get("rank_pattern")),
-        alpha_pattern=_pattern(draft, "lora_alpha_pattern", saved.get("alpha_pattern")),
-        layers_to_transform=tuple(_as_list(saved.get("layers_to_transform", draft.get("peft_layers_to_transform")))),
-        layers_pattern=tuple(_as_list(saved.get("layers_pattern", draft.get("peft_layers_pattern")))),
+        modules_to_save=tuple(_as_list(saved.asked(draft, "modules_to_save", "lora_modules_to_save"))),
+        rank_pattern=_pattern(draft, saved, "rank_pattern"),
+        alpha_pattern=_pattern(draft, saved, "alpha_pattern"),
+        layers_to_transform=tuple(_as_list(saved.asked(draft, "layers_to_transform", "peft_layers_to_transform"))),
+        layers_pattern=tuple(_as_list(saved.asked(draft, "layers_pattern", "peft_layers_pattern"))),
         layer_replication=_replication(draft, saved),
         trainable_token_indices=_token_indices(draft, saved),
-        dora=bool(saved.get("use_dora", draft.get("peft_use_dora"))),
-        rslora=bool(saved.get("use_rslora", draft.get("peft_use_rslora"))),
-        fan_in_fan_out=bool(saved.get("fan_in_fan_out", draft.get("lora_fan_in_fan_out"))),
-        ensure_weight_tying=bool(saved.get("ensure_weight_tying", draft.get("peft_ensure_weight_tying"))),
+        dora=bool(saved.asked(draft, "use_dora", "peft_use_dora")),
+        rslora=bool(saved.asked(draft, "use_rslora", "peft_use_rslora")),
+        fan_in_fan_out=bool(saved.asked(draft, "fan_in_fan_out", "lora_fan_in_fan_out")),
+        ensure_weight_tying=bool(saved.asked(draft, "ensure_weight_tying", "peft_ensure_weight_tying")),
         init=_init(draft, saved),
         loftq_bits=_loftq_bits(draft),
+        bias=str(saved.config.get("bias", "none")),
+        exclude_modules=_names(saved.config.get("exclude_modules")),
+        from_file=draft.has("lora_model_dir"),
+        file_tensor_bytes=saved.tensor_bytes,
         dtype="base" if autocast is False else "autocast",
         on_cpu=bool(draft.get("lora_on_cpu")),
         loraplus=bool(draft.get("loraplus_lr_ratio")),
     )
 
 
-def _dropout(draft: Draft, saved: Mapping[str, Any]) -> float:
-    dropout = float(saved.get("lora_dropout", draft.get("lora_dropout")) or 0.0)
+def _dropout(draft: Draft, saved: SavedAdapter) -> float:
+    dropout = float(saved.asked(draft, "lora_dropout", "lora_dropout") or 0.0)
     if not 0 <= dropout < 1:
         raise draft.error("a dropout is a probability", "lora_dropout", accepted="a number from 0 to below 1")
     return dropout
 
 
-def _init(draft: Draft, saved: Mapping[str, Any]) -> str:
+def _init(draft: Draft, saved: SavedAdapter) -> str:
     """`peft_init_lora_weights` where it is a name, else LoftQ where its block is given. A saved adapter has its own."""
-    if saved:
-        named = saved.get("init_lora_weights")
+    if saved.governs:
+        named = saved.config.get("init_lora_weights")
         return named if isinstance(named, str) else ""
     named = draft.get("peft_init_lora_weights")
     loftq = isinstance(draft.sub("peft").get("loftq_config"), Mapping)
@@ -131,12 +131,18 @@ def _loftq_bits(draft: Draft) -> int:
     return int(loftq.get("loftq_bits", 4) or 0) if isinstance(loftq, Mapping) else 4
 
 
-def _pattern(draft: Draft, key: str, saved: object) -> dict[str, int]:
-    given = saved if isinstance(saved, Mapping) else draft.sub(key)
+def _pattern(draft: Draft, saved: SavedAdapter, name: str) -> dict[str, int]:
+    key = f"lora_{name}"
+    given = saved.asked(draft, name, key)
+    given = given if isinstance(given, Mapping) else {}
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise draft.error(f"{name!r} has no whole number above 0", key, accepted="a mapping of names to ranks")
     return {str(name): int(value) for name, value in given.items()}
+
+
+def _names(value: object) -> tuple[str, ...] | str:
+    return value if isinstance(value, str) else tuple(_as_list(value))
 
 
 def _as_list(value: object) -> list[Any]:
@@ -145,8 +151,8 @@ def _as_list(value: object) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _replication(draft: Draft, saved: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
-    pairs = saved.get("layer_replication", draft.get("peft_layer_replication")) or []
+def _replication(draft: Draft, saved: SavedAdapter) -> tuple[tuple[int, int], ...]:
+    pairs = saved.asked(draft, "layer_replication", "peft_layer_replication") or []
     checked = []
     for pair in pairs:
         if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(part, int) for part in pair)):
@@ -157,34 +163,11 @@ def _replication(draft: Draft, saved: Mapping[str, Any]) -> tuple[tuple[int, int
     return tuple(checked)
 
 
-def _token_indices(draft: Draft, saved: Mapping[str, Any]) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
-    given = saved.get("trainable_token_indices", draft.get("peft_trainable_token_indices")) or ()
+def _token_indices(draft: Draft, saved: SavedAdapter) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+    given = saved.asked(draft, "trainable_token_indices", "peft_trainable_token_indices") or ()
     if isinstance(given, Mapping):
         return {str(name): tuple(_as_list(indices)) for name, indices in given.items()}
     return tuple(given)
-
-
-def _saved_adapter(draft: Draft) -> Mapping[str, Any]:
-    """`adapter_config.json` of `lora_model_dir`, which governs the adapter's shape (`PeftModel.from_pretrained`)."""
-    name = draft.get("lora_model_dir")
-    if not name:
-        return {}
-    for place in (Path(name), *((draft.directory / name,) if draft.directory else ())):
-        file = place / "adapter_config.json"
-        try:
-            if file.is_file() and file.stat().st_size <= MAX_JSON_BYTES:
-                content = json.loads(file.read_text(encoding="utf-8"))
-                if isinstance(content, Mapping):
-                    draft.reason("adapter.rank", content.get("r"), f"{file} governs the adapter", key="lora_model_dir")
-                    return {key: value for key, value in content.items() if value is not None}
-        except (OSError, ValueError, RecursionError):
-            continue
-    text = (
-        f"`lora_model_dir: {name}` is not here: its adapter_config.json governs rank and targets; the figures use this "
-        "file's lora_* keys"
-    )
-    draft.note("assumed", "lora_model_dir", text)
-    return {}
 
 
 def _llama_adapter(draft: Draft) -> Adapter:

@@ -161,6 +161,14 @@ class Adapter:
     """`autocast`: peft casts half-precision A/B to fp32 (its default); `base`: they stay in the base's dtype."""
     on_cpu: bool = False
     loraplus: bool = False
+    bias: str = "none"
+    """Of a saved adapter: which biases train (`none`, `all`, `lora_only`). axolotl's own adapters have none."""
+    exclude_modules: tuple[str, ...] | str = ()
+    """Of a saved adapter."""
+    from_file: bool = False
+    """`lora_model_dir`: loaded from a file, which lies on the GPU beside the adapter until it is copied into it."""
+    file_tensor_bytes: tuple[int, ...] = ()
+    """Of each tensor in that file, where it could be read."""
     adapter_layers: int = 0
     """`llama-adapter`: how many of the last layers get a prompt."""
     adapter_len: int = 0

@@ -35,7 +35,20 @@ def add_adapter(model: Any, recipe: Recipe, notes: list[Note]) -> Any:
     with peft_as_axolotl_changes_it(model, lora_config, notes), initialised_here(lora_config, recipe):
         peft_model = _checked(lambda: _inject(model, lora_config, recipe), model, recipe)
     cast_adapter(peft_model, recipe)
+    if recipe.adapter.from_file:
+        _load_file(peft_model, recipe)
     return peft_model
+
+
+def _load_file(peft_model: nn.Module, recipe: Recipe) -> None:
+    """The saved tensors lie on the GPU until all are copied into the adapter (peft `peft_model.py` `load_adapter`).
+
+    A file that is not here is taken to hold the adapter as it is.
+    """
+    adapter = [each for each in peft_model.parameters() if each.requires_grad]
+    sizes = recipe.adapter.file_tensor_bytes or [each.nbytes for each in adapter]
+    device = adapter[0].device if adapter else None
+    _arrived = [torch.empty(nbytes, dtype=torch.uint8, device=device) for nbytes in sizes]
 
 
 def _inject(model: nn.Module, lora_config: Any, recipe: Recipe) -> Any:

@@ -27,7 +27,7 @@ def make_lora_config(model: nn.Module, recipe: Recipe, notes: list[Note]) -> Any
         lora_dropout=adapter.dropout,
         fan_in_fan_out=adapter.fan_in_fan_out,
         modules_to_save=list(adapter.modules_to_save) or None,
-        bias="none",
+        bias=adapter.bias,
         task_type=_task_type(model),
         use_dora=adapter.dora,
         use_rslora=adapter.rslora,
@@ -38,9 +38,12 @@ def make_lora_config(model: nn.Module, recipe: Recipe, notes: list[Note]) -> Any
     )
 
 
-def _target_modules(model: nn.Module, recipe: Recipe) -> list[str] | str:
-    """Source: axolotl `_build_peft_lora_config`: `lora_target_linear` adds to the named ones."""
+def _target_modules(model: nn.Module, recipe: Recipe) -> list[str] | str | None:
+    """Source: axolotl `_build_peft_lora_config`: `lora_target_linear` adds to the named ones. None, which only a saved
+    adapter may have, is peft's choice by model type."""
     adapter = recipe.adapter
+    if adapter.from_file and not (adapter.target_modules or adapter.target_linear or adapter.target_parameters):
+        return None
     named = adapter.target_modules if isinstance(adapter.target_modules, str) else list(adapter.target_modules)
     if not adapter.target_linear:
         return named
@@ -69,6 +72,9 @@ def _optional_keys(adapter: Adapter) -> dict[str, Any]:
         keys["trainable_token_indices"] = (
             {name: list(rows) for name, rows in indices.items()} if is_mapping else list(indices)  # type: ignore[union-attr]
         )
+    if adapter.exclude_modules:
+        names = adapter.exclude_modules
+        keys["exclude_modules"] = names if isinstance(names, str) else list(names)
     if adapter.ensure_weight_tying:
         keys["ensure_weight_tying"] = True
     return keys
