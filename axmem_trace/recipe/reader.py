@@ -132,6 +132,8 @@ def _refuse_notes(recipe: Recipe) -> None:
         file=recipe.name,
         line=first.line,
         key=first.key,
-        details=tuple(f"also, line {note.line}: {note.text}" for note in refused[1:]),
+        details=tuple(
+            f"also, {f'line {note.line}' if note.line else 'not in the file'}: {note.text}" for note in refused[1:]
+        ),
         remedy="correct or remove the keys, or run without --strict to get the figures with notes",
     )
