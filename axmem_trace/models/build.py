@@ -21,6 +21,7 @@ from axmem_trace.models.model_config import build_model_config
 from axmem_trace.models.quantisation import NoQuantizer, choose_quantizer, iterate_bnb_states, quantise_fused_experts
 from axmem_trace.models.skeleton import build_skeleton
 from axmem_trace.models.traps import note_traps
+from axmem_trace.models.untrained_tokens import fix_untrained_tokens
 from axmem_trace.models.vocabulary import resize_vocabulary
 from axmem_trace.models.walk import record_facts
 from axmem_trace.notes import Note
@@ -63,12 +64,13 @@ def build_model(recipe: Recipe, *, device: str = "meta", watch: WatchLoading = n
 def change_loaded(model: Any, recipe: Recipe, notes: list[Note], *, experts_quantised: bool) -> Any:
     """What axolotl does to the model that `from_pretrained` returned: vocabulary, casts, adapter, freezing.
 
-    Source: axolotl `loaders/model.py` `_apply_post_model_load_setup`, `_load_adapters`, `utils/freeze.py`.
+    Source: axolotl `loaders/model.py` `_apply_post_model_load_setup`, `_load_adapters`, `utils/freeze.py`; `train.py`.
     """
     resize_vocabulary(model, recipe, notes)
     model = cast_as_axolotl(model, recipe, experts_quantised=experts_quantised)
     model = add_adapter(model, recipe, notes)
     freeze_parameters(model, recipe, notes)
+    fix_untrained_tokens(model, recipe, notes)
     return model
 
 

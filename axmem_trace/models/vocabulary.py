@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -34,8 +36,36 @@ def resize_vocabulary(model: Any, recipe: Recipe, notes: list[Note]) -> None:
     if known == 0:
         _note_assumption(model, recipe, rows, notes)
     if wanted > rows or (wanted < rows and options.shrink_embeddings):
-        with torch.device(model.get_input_embeddings().weight.device):
-            model.resize_token_embeddings(wanted, mean_resizing=False)
+        device = model.get_input_embeddings().weight.device
+        with torch.device(device), _drawn_on_meta(model) if device.type == "meta" else nullcontext():
+            model.resize_token_embeddings(wanted, mean_resizing=options.mean_resizing)
+
+
+def _drawn_on_meta(model: Any) -> AbstractContextManager[Any]:
+    """transformers asks two questions of the covariance's values, which meta can't answer."""
+    return patch.object(type(model), "_init_added_embeddings_weights_with_mean", _draw_rows)
+
+
+def _draw_rows(model: Any, old_embeddings: Any, new_embeddings: Any, old_num_tokens: int, added: int) -> None:
+    """transformers 5.16 `modeling_utils.py` `_init_added_embeddings_weights_with_mean`, where the covariance is found to
+    be positive definite (torch 2.13 `distributions/constraints.py` `_PositiveDefinite`, `multivariate_normal.py`
+    without its own check of the arguments, as a run on the CPU shows)."""
+    old_weight = old_embeddings.weight.data.to(torch.float32)
+    mean = torch.mean(old_weight, dim=0)
+    centered = old_weight - mean
+    covariance = centered.T @ centered / old_num_tokens
+    _check_positive_definite(1e-9 * covariance)
+    given = 1e-9 * covariance
+    triangle = torch.linalg.cholesky(given)
+    noise = torch.randn(added, mean.shape[0], device=mean.device)
+    rows = mean + torch.matmul(triangle, noise.unsqueeze(-1)).squeeze(-1)
+    new_embeddings.weight.data[-added:, :] = rows.to(old_embeddings.weight.dtype)
+
+
+def _check_positive_definite(matrix: torch.Tensor) -> None:
+    """What the constraint computes: symmetric to 1e-6, and with a Cholesky decomposition."""
+    torch.isclose(matrix, matrix.mT, atol=1e-6).all(-2).all(-1)
+    torch.linalg.cholesky_ex(matrix).info.eq(0)
 
 
 def count_tokenizer_tokens(directory: str) -> int:

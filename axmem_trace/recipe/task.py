@@ -79,11 +79,19 @@ def derive_model(draft: Draft, base: BaseModel, *, allow_remote_code: bool) -> M
         added_tokens=_added_tokens(draft),
         resize_embeddings_to_32x=bool(draft.get("resize_token_embeddings_to_32x")),
         shrink_embeddings=bool(draft.get("shrink_embeddings")),
+        mean_resizing=_mean_resizing(draft, base),
+        fix_untrained_tokens=bool(draft.get("fix_untrained_tokens")),
         experts_implementation=_experts_implementation(draft, base),
         freeze_multimodal=bool(draft.get("freeze_mm_modules")),
         llama4_linearized_experts=bool(draft.get("llama4_linearized_experts")),
         use_onebitllms=bool(draft.get("use_onebitllms")),
     )
+
+
+def _mean_resizing(draft: Draft, base: BaseModel) -> bool:
+    """An outright null, and LLaVA, leave it to transformers, which does it (`_resize_token_embeddings`)."""
+    asked = draft.get("mean_resizing_embeddings")
+    return True if asked is None or base.model_type == "llava" else bool(asked)
 
 
 def _task(draft: Draft, base: BaseModel) -> tuple[Task, str, int]:

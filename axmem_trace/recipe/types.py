@@ -68,6 +68,9 @@ class Model:
     """Rows that `tokens` / `special_tokens` may add to the vocabulary."""
     resize_embeddings_to_32x: bool = False
     shrink_embeddings: bool = False
+    mean_resizing: bool = False
+    """New rows are drawn from the distribution of the old ones."""
+    fix_untrained_tokens: bool = False
     experts_implementation: str = ""
     """`eager`, `grouped_mm`, `batched_mm`, `scattermoe`, `sonicmoe`; empty: what transformers picks."""
     freeze_multimodal: bool = False
