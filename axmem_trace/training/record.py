@@ -24,6 +24,7 @@ from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.offloading import install_offloading
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 from axmem_trace.training.step import Run
+from axmem_trace.training.stops import model_stops_told
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ def record_run(
         stack.enter_context(install_experts(built.module, context, recipe.model.experts_implementation))
         stack.enter_context(install_fused_kernels(built.module, recipe, notes))
         stack.enter_context(mode.opened())
+        stack.enter_context(model_stops_told(built, recipe))
         run.record(progress or (lambda stage: None))
         ledger = recorder.make_ledger()
     return Recording(ledger, (*notes, *context.notes.values()))

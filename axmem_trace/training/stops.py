@@ -1,0 +1,84 @@
+"""What a user is told where the model's own code stops in the middle of a trace."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from axmem_trace.errors import AxmemError, ConfigError
+from axmem_trace.models.built import BuiltModel, unwrapped
+from axmem_trace.recipe.types import Recipe
+
+_OURS = Path(__file__).parents[1]
+_PASSED_THROUGH = tuple(
+    str(_OURS / "tracing" / name)
+    for name in ("recorder.py", "cuda_mode.py", "autocast.py", "module_scopes.py", "known_values.py")
+)
+"""Ours, and on the way from the model to each operator: what stops in them, the model asked for."""
+_LIBRARIES = ("torch", "contextlib.py", "functools.py")
+_LEAF = "a leaf Variable that requires grad is being used in an in-place operation"
+
+
+@contextmanager
+def model_stops_told(built: BuiltModel, recipe: Recipe) -> Iterator[None]:
+    """While open, an exception that the model's code meets is told as the configuration's, with the place.
+
+    One that our own code raises is a bug of ours, and passes.
+
+    Raises:
+        ConfigError: the model's code can't be run on this configuration, or asks for values that a trace has not.
+    """
+    try:
+        yield
+    except AxmemError:
+        raise
+    except Exception as error:
+        place = _place(error.__traceback__)
+        if not place:
+            raise
+        raise _told(type(unwrapped(built.module)).__name__, place, error, recipe) from error
+
+
+def _place(trace: TracebackType | None) -> str:
+    """File, line and function of the library whose code met the exception; empty where it is ours."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(trace)
+        if not frame.filename.startswith(_PASSED_THROUGH) and not _is_plumbing(frame.filename)
+    ]
+    if not frames or Path(frames[-1].filename).is_relative_to(_OURS):
+        return ""
+    last = frames[-1]
+    parts = Path(last.filename).parts
+    inside = parts[parts.index("site-packages") + 1 :] if "site-packages" in parts else parts[-2:]
+    return f"{'/'.join(inside)}, line {last.lineno}, in {last.name}"
+
+
+def _is_plumbing(filename: str) -> bool:
+    parts = Path(filename).parts
+    inside = parts[parts.index("site-packages") + 1] if "site-packages" in parts else parts[-1]
+    return inside in _LIBRARIES
+
+
+def _told(class_name: str, place: str, error: Exception, recipe: Recipe) -> ConfigError:
+    text = " ".join(str(error).split())
+    if "meta tensor" in text or "register_meta" in text or "data-dependent" in text:
+        problem = f"{class_name} asks for values that only a run knows: sizes in it follow from what it computes"
+        remedy = "none is known; measure this model on the GPU"
+    elif _LEAF in text:
+        problem = f"{class_name} changes its embeddings in place, which torch refuses where they require gradients"
+        remedy = "a run stops here too: axolotl has the embeddings' output require gradients for every adapter. "
+        remedy += "Train this model without one"
+    else:
+        problem = f"{class_name} stops in its own code with this configuration"
+        remedy = "a run most likely stops here too: check config.json, the adapter's targets and sequence_len against "
+        remedy += "the message; if such a run is known to work, please report it as a bug"
+    return ConfigError(
+        problem=f"{recipe.model.base.name}: {problem}",
+        key="base_model",
+        details=(f"{type(error).__name__}: {text}", f"at {place}"),
+        remedy=remedy,
+    )
