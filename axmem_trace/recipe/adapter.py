@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from axmem_trace.recipe.draft import Draft
+from axmem_trace.recipe.relora import restart_steps
 from axmem_trace.recipe.saved_adapter import SavedAdapter, read_saved_adapter
 from axmem_trace.recipe.types import Adapter, Freezing
 
@@ -101,6 +102,9 @@ def _lora(draft: Draft, kind: Literal["lora", "qlora"], saved: SavedAdapter) -> 
         dtype="base" if autocast is False else "autocast",
         on_cpu=bool(draft.get("lora_on_cpu")),
         loraplus=bool(draft.get("loraplus_lr_ratio")),
+        relora_steps=restart_steps(draft),
+        relora_cpu_offload=bool(draft.get("relora_cpu_offload")),
+        relora_prunes_at_random=draft.get("relora_prune_method") in ("random", "reset"),
     )
 
 

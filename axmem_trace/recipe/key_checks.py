@@ -12,7 +12,6 @@ from axmem_trace.recipe.key_table import KEYS, PLUGINS, Key, nearest_key
 from axmem_trace.recipe.legacy import GONE_KEYS
 
 _WHOLE_PLUGINS = {
-    "grokfast": ("grokfast_alpha", "more"),
     "diffusion": ("diffusion", "more"),
     "densemixer": ("dense_mixer", "more"),
     "llm_compressor": ("llmcompressor", "more"),

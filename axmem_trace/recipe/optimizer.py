@@ -62,6 +62,7 @@ def derive_optimizer(draft: Draft) -> Optimizer:
         learning_rate=_learning_rate(draft),
         weight_decay=draft.get("weight_decay") or 0.0,
         max_grad_norm=1.0 if clip is None else max(0.0, clip),
+        grokfast="grokfast" in draft.plugins,
         extra=_extra(draft, name),
     )
 

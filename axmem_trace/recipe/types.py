@@ -172,6 +172,11 @@ class Adapter:
     """`lora_model_dir`: loaded from a file, which lies on the GPU beside the adapter until it is copied into it."""
     file_tensor_bytes: tuple[int, ...] = ()
     """Of each tensor in that file, where it could be read."""
+    relora_steps: int = 0
+    """`jagged_restart_steps` under `relora`: how often the adapter is merged and made anew; 0: never."""
+    relora_cpu_offload: bool = False
+    relora_prunes_at_random: bool = False
+    """`relora_prune_method`: `random` or `reset`, not by magnitude."""
     adapter_layers: int = 0
     """`llama-adapter`: how many of the last layers get a prompt."""
     adapter_len: int = 0
@@ -262,6 +267,8 @@ class Optimizer:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     """0: no clipping."""
+    grokfast: bool = False
+    """Gradients are amplified by a moving average of them, which is kept."""
     extra: Mapping[str, Any] = field(default_factory=_empty)
     """Keys of one optimizer alone: `qgalore_rank`, `dion_rank_fraction`, ..."""
 

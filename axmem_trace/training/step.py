@@ -18,6 +18,7 @@ import torch
 from axmem_trace.models.built import BuiltModel, unwrapped
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.callbacks import GradientAverage, restart_relora
 from axmem_trace.training.inputs import Inputs, make_batch
 from axmem_trace.training.offloading import StepContext
 from axmem_trace.training.optimizers.clipping import GradientScaler, clip_gradients
@@ -60,6 +61,7 @@ class Run:
         self.model: Any = built.module
         self._owners = {id(parameter): name.rpartition(".")[0] for name, parameter in self.model.named_parameters()}
         self._takes_loss_kwargs = _takes_loss_kwargs(self.model)
+        self._average = GradientAverage(recorder) if recipe.optimizer.grokfast else None
         self._scaler = GradientScaler() if recipe.precision.grad_scaler else None
         self._held: dict[str, Any] = {}
         self._passes: _Passes | None = None
@@ -86,6 +88,9 @@ class Run:
         if evaluation.enabled and not evaluation.before_training:
             progress("tracing evaluation")
             self._evaluate()
+        if self.recipe.adapter.relora_steps:
+            self.recorder.mark("optimizer", NUM_STEPS)
+            restart_relora(self.model, self.optimizer, self.recipe, self.recorder)
 
     # -- loading ------------------------------------------------------------------------------------------------------
 
@@ -191,6 +196,8 @@ class Run:
         if not self.optimizer.releases_gradients:
             trainable = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
             self._held["grad_norm"] = clip_gradients(trainable, self.recipe.optimizer.max_grad_norm)
+        if self._average is not None:
+            self._average.amplify(self.model)
         self.optimizer.step()
         if self._scaler is not None:
             self._scaler.update()

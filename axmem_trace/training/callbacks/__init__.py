@@ -1,0 +1,6 @@
+"""What axolotl's trainer callbacks do to memory between the passes of a step."""
+
+from axmem_trace.training.callbacks.grokfast import GradientAverage
+from axmem_trace.training.callbacks.relora import restart_relora
+
+__all__ = ["GradientAverage", "restart_relora"]
