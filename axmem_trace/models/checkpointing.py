@@ -25,7 +25,8 @@ def enable_checkpointing(model: Any, recipe: Recipe, notes: list[Note]) -> None:
         return
     kwargs = {**checkpointing.kwargs, "use_reentrant": checkpointing.use_reentrant}
     if checkpointing.selective_save:
-        kwargs["context_fn"] = make_context_function(model, checkpointing)
+        if not checkpointing.selective_offload:  # that one needs the recorder: see `training/offloading`
+            kwargs["context_fn"] = make_context_function(model, checkpointing)
         note_selective(checkpointing, recipe.attention.kernel, notes)
     try:
         with warnings.catch_warnings():

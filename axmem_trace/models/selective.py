@@ -23,7 +23,19 @@ _UNSEEN = ("eager", "flex_attention", "xformers", "sage", "varlen", "flash_atten
 
 
 def make_context_function(model: nn.Module, checkpointing: Checkpointing) -> Callable[[], Any]:
-    """The `context_fn` that axolotl hands to `torch.utils.checkpoint`, and hooks on layers that it needs.
+    """The `context_fn` that axolotl hands to `torch.utils.checkpoint`."""
+    policy = make_policy(model, checkpointing)
+
+    def make_contexts() -> Any:
+        from torch.utils.checkpoint import create_selective_checkpoint_contexts
+
+        return create_selective_checkpoint_contexts(policy)
+
+    return make_contexts
+
+
+def make_policy(model: nn.Module, checkpointing: Checkpointing) -> Callable[..., Any]:
+    """Which outputs are saved, and hooks on layers that the choice needs.
 
     It tells local attention by the type of the layer at work, and by the window that flash-attn's operators are given.
     """
@@ -43,23 +55,15 @@ def make_context_function(model: nn.Module, checkpointing: Checkpointing) -> Cal
             return CheckpointPolicy.MUST_SAVE
         return CheckpointPolicy.PREFER_RECOMPUTE
 
-    def make_contexts() -> Any:
-        from torch.utils.checkpoint import create_selective_checkpoint_contexts
-
-        return create_selective_checkpoint_contexts(policy)
-
-    return make_contexts
+    return policy
 
 
 def note_selective(checkpointing: Checkpointing, kernel: str, notes: list[Note]) -> None:
-    """What the policy can't save, and what is not in the figures."""
+    """What the policy can't save."""
     key = "selective_checkpointing"
     if tuple(checkpointing.selective_save) == ("attention",) and kernel in _UNSEEN:
         text = f"no operator of {kernel} attention is seen by the policy: all of a layer is computed again"
         notes.append(Note(kind="warning", key=key, text=text))
-    if checkpointing.selective_details.get("offload"):
-        text = "the saved outputs are shown on the GPU; `offload: true` keeps all but some two of them in host memory"
-        notes.append(Note(kind="not_modelled", key=f"{key}.offload", text=f"{text} (the run needs less than shown)"))
 
 
 def _matches(op: Any, save: tuple[str, ...]) -> bool:

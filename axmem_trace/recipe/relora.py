@@ -25,7 +25,9 @@ def restart_steps(draft: Draft) -> int:
         return 0
     name = str(draft.get("optimizer"))
     if name in _WITHOUT_ADAM and "adam" not in name:
-        text = f"axolotl stops at ReLoRA's first restart: {name} is not supported, only optimizers with adam in their name"
+        text = (
+            f"axolotl stops at ReLoRA's first restart: {name} is not supported, only optimizers with adam in their name"
+        )
         draft.note("warning", "optimizer", text)
     if draft.get("adapter") == "qlora":
         text = (

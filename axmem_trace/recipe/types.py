@@ -206,6 +206,16 @@ class Checkpointing:
     selective_details: Mapping[str, Any] = field(default_factory=_empty)
     layer_offloading: bool = False
 
+    @property
+    def selective_offload(self) -> bool:
+        """What selective checkpointing saves waits in host memory."""
+        return bool(self.selective_save and self.selective_details.get("offload"))
+
+    @property
+    def moves_tensors(self) -> bool:
+        """Something goes to the host and comes back during a step."""
+        return self.offload != "none" or self.layer_offloading or self.selective_offload
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attention:

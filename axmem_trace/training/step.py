@@ -67,7 +67,7 @@ class Run:
         self._passes: _Passes | None = None
         self._offloading = offloading
         self._training_step: StepContext = nullcontext
-        moves = recipe.checkpointing.offload != "none" or recipe.checkpointing.layer_offloading
+        moves = recipe.checkpointing.moves_tensors
         self._may_repeat = repeat and not (optimizer.hooked or moves or recipe.loss.holds_outputs)
 
     def record(self, progress: Callable[[str], None] = lambda stage: None) -> None:

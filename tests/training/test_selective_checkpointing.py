@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tiny_models import TINY
 
 from axmem_trace.models import build_model
 from axmem_trace.recipe import read_recipe
+from axmem_trace.training.offloading import selective
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.record import Recording, record_run
 
@@ -79,14 +81,39 @@ def test_a_part_of_a_name_saves_operators(tmp_path):
 
 
 def test_what_can_not_be_saved_is_told(tmp_path):
-    notes = record(tmp_path, attn_implementation="eager", selective_checkpointing={"offload": True}).notes
-    notes = {note.key: note for note in [*notes, *_build_notes(tmp_path)]}
-    assert "eager attention" in notes["selective_checkpointing"].text
-    assert notes["selective_checkpointing.offload"].kind == "not_modelled"
-
-
-def _build_notes(tmp_path: Path) -> list[Any]:
+    record(tmp_path)
     config = {"base_model": str(tmp_path), "micro_batch_size": 1, "learning_rate": 1e-4, "gradient_checkpointing": True,
-              "attn_implementation": "eager", "selective_checkpointing": {"offload": True},
+              "attn_implementation": "eager", "selective_checkpointing": True,
               "datasets": [{"path": "x", "type": "alpaca"}]}  # fmt: skip
-    return build_model(read_recipe(config, hub="never")).notes
+    notes = {note.key: note for note in build_model(read_recipe(config, hub="never")).notes}
+    assert "eager attention" in notes["selective_checkpointing"].text
+
+
+OFFLOAD = {"attn_implementation": "flash_attention_2", "selective_checkpointing": {"offload": True}}
+FA2 = {"attn_implementation": "flash_attention_2", "selective_checkpointing": True}
+
+
+def test_offloaded_outputs_wait_in_host_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(selective, "MIN_BYTES", LOGSUMEXP)
+    saved, offloaded = record(tmp_path, **FA2), record(tmp_path, **OFFLOAD)
+    assert runs(offloaded, "flash_attn_func") == (LAYERS, 0), "nothing is computed again"
+    # Output and log-sum-exp of each layer go; the latest two, which are the last layer's, are there until two more come.
+    assert kept_bytes(saved) - kept_bytes(offloaded) == (LAYERS - 1) * (OUTPUT + LOGSUMEXP)
+    host = [each for each in offloaded.ledger.allocations if each.device == "cpu" and each.op == "to_host"]
+    # The second step takes its buffers from the pool: none is made.
+    assert Counter(each.nbytes for each in host) == Counter({OUTPUT: LAYERS, LOGSUMEXP: LAYERS})
+
+
+def test_offloaded_outputs_come_back_one_layer_ahead(tmp_path, monkeypatch):
+    monkeypatch.setattr(selective, "MIN_BYTES", LOGSUMEXP)
+    ledger = record(tmp_path, **OFFLOAD).ledger
+    start = next(mark.tick for mark in ledger.marks if mark.phase == "backward" and mark.step == 1)
+    back = [each for each in ledger.allocations if each.op == "aten.clone.default" and each.born > start]
+    back = [each for each in back if each.step == 1 and each.nbytes in (OUTPUT, LOGSUMEXP)]
+    assert Counter(each.nbytes for each in back)[LOGSUMEXP] == LAYERS
+    first = [each for each in back if each.nbytes == LOGSUMEXP]
+    assert first[1].born < first[0].died, "the layer before's is fetched as the last one's recomputation begins"
+
+
+def test_small_outputs_stay(tmp_path):
+    assert kept_bytes(record(tmp_path, **OFFLOAD)) == kept_bytes(record(tmp_path, **FA2))

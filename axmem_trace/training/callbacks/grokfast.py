@@ -25,7 +25,9 @@ class GradientAverage:
     @torch.no_grad()
     def amplify(self, model: nn.Module) -> None:
         """`gradfilter_ema`: at first the averages are the gradients themselves, which live until their turn comes."""
-        named = [(name, each) for name, each in model.named_parameters() if each.requires_grad and each.grad is not None]
+        named = [
+            (name, each) for name, each in model.named_parameters() if each.requires_grad and each.grad is not None
+        ]
         if self._averages is None:
             self._averages = {name: each.grad.data.detach() for name, each in named if each.grad is not None}
         averages = self._averages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -10,11 +11,13 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from axmem_trace.models.selective import make_policy
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.offloading.layers import LayerOffload, find_decoder_layers
 from axmem_trace.training.offloading.saved_tensors import ActivationOffload, CheckpointInputOffload
+from axmem_trace.training.offloading.selective import SelectiveOffload
 
 StepContext = Callable[[], AbstractContextManager[None]]
 """Makes the context of one micro-batch's forward and backward."""
@@ -34,13 +37,17 @@ def install_offloading(
             contexts.append(_install_inputs(stack, recipe, recorder))
         elif offload != "none":
             contexts.append(_install_activations(stack, model, recipe, recorder, notes))
-        if contexts:
+        if recipe.checkpointing.selective_offload:
+            _install_selective(model, recipe, recorder)
+        if recipe.checkpointing.moves_tensors:
             text = "copies run on a stream of their own, whose blocks the allocator keeps apart: reserved may be higher"
             notes.append(Note(kind="assumed", key=_key(recipe), text=text))
         yield _all_of(contexts)
 
 
 def _key(recipe: Recipe) -> str:
+    if recipe.checkpointing.selective_offload:
+        return "selective_checkpointing.offload"
     return "layer_offloading" if recipe.checkpointing.layer_offloading else "activation_offloading"
 
 
@@ -64,6 +71,16 @@ def _install_layers(stack: ExitStack, model: nn.Module, recorder: Recorder, note
     offload = LayerOffload(recorder, model, layers)
     stack.enter_context(offload.installed())
     return [offload.training_step]
+
+
+def _install_selective(model: Any, recipe: Recipe, recorder: Recorder) -> None:
+    """Checkpointing is switched on once more, with a `context_fn` that knows the recorder."""
+    checkpointing = recipe.checkpointing
+    offload = SelectiveOffload(recorder, make_policy(model, checkpointing))
+    kwargs = {**checkpointing.kwargs, "use_reentrant": False, "context_fn": offload.make_contexts}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
 
 
 def _install_inputs(stack: ExitStack, recipe: Recipe, recorder: Recorder) -> StepContext:
