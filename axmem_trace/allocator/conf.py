@@ -17,11 +17,12 @@ from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Allocator
 from axmem_trace.units import MIB
 
+MAX_REGISTER_THREADS = 128
 BACKENDS = ("native", "cudaMallocAsync")
 WITHOUT_EFFECT = {
     "pinned_use_background_threads": "bool", "pinned_max_round_threshold_mb": "count",
     "pinned_max_cached_size_mb": "count", "pinned_use_cuda_host_register": "bool",
-    "pinned_use_hip_host_register": "bool", "pinned_num_register_threads": "count",
+    "pinned_use_hip_host_register": "bool", "pinned_num_register_threads": "threads",
     "pinned_reserve_segment_size_mb": "count", "pinned_free_catch_all": "bool",
     "release_lock_on_cudamalloc": "bool", "release_lock_on_hipmalloc": "bool",
     "graph_capture_record_stream_reuse": "bool", "throw_on_cudamalloc_oom": "bool",
@@ -186,6 +187,16 @@ def _read_divisions(value: str) -> dict[int, int] | int:
     return {1 << index: number for index, number in enumerate(divisions)}
 
 
+def _read_threads(value: str) -> int:
+    threads = _read_count(value)
+    if not (_is_power_of_2(threads) and threads <= MAX_REGISTER_THREADS):
+        raise ValueError(f"a power of 2, at most {MAX_REGISTER_THREADS}")
+    return threads
+
+
+_READERS_WITHOUT_EFFECT: dict[str, Callable[[str], Any]] = {
+    "bool": _read_bool, "count": _read_count, "threads": _read_threads,
+}  # fmt: skip
 _READERS: dict[str, Callable[[str], Any]] = {
     "backend": _read_backend,
     "expandable_segments": _read_bool,
@@ -195,5 +206,5 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "max_split_size_mb": _read_count,
     "per_process_memory_fraction": _read_fraction,
     "roundup_power2_divisions": _read_divisions,
-    **{key: _read_bool if kind == "bool" else _read_count for key, kind in WITHOUT_EFFECT.items()},
+    **{key: _READERS_WITHOUT_EFFECT[kind] for key, kind in WITHOUT_EFFECT.items()},
 }
