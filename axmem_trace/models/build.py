@@ -14,6 +14,7 @@ from axmem_trace.models.adapters import add_adapter
 from axmem_trace.models.built import BuiltModel, StateTensor
 from axmem_trace.models.checkpointing import enable_checkpointing
 from axmem_trace.models.dtypes import cast_as_axolotl
+from axmem_trace.models.float8 import convert_to_float8
 from axmem_trace.models.freezing import freeze_parameters
 from axmem_trace.models.llama4_experts import linearised_llama4_experts
 from axmem_trace.models.model_class import find_model_class
@@ -54,6 +55,7 @@ def build_model(recipe: Recipe, *, device: str = "meta", watch: WatchLoading = n
         with watch(model):
             model = change_loaded(model, recipe, notes, experts_quantised=experts_quantised)
         enable_checkpointing(model, recipe, notes)
+        convert_to_float8(model, recipe, notes)
     model.train()
     states = _state_tensors(model)
     facts = record_facts(model, states, recipe)

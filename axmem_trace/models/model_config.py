@@ -93,9 +93,17 @@ def _remote_config_class(model: Model, model_type: str) -> Any:
 
 
 def _switch_cache(config: Any, *, on: bool) -> None:
-    for part in (config, config.get_text_config()):
+    for part in (config, text_part(config)):
         if hasattr(part, "use_cache"):
             part.use_cache = on
+
+
+def text_part(config: Any) -> Any:
+    """The language model's configuration; of several texts' (MusicGen's encoder and decoder) the decoder's."""
+    try:
+        return config.get_text_config()
+    except ValueError:
+        return config.get_text_config(decoder=True)
 
 
 def _thaw(value: Any) -> Any:

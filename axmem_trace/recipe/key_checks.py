@@ -13,9 +13,7 @@ from axmem_trace.recipe.legacy import GONE_KEYS
 
 _WHOLE_PLUGINS = {
     "diffusion": ("diffusion", "more"),
-    "densemixer": ("dense_mixer", "more"),
     "llm_compressor": ("llmcompressor", "more"),
-    "mora": ("mora", "either"),
     "hatchery": ("hatchery", "less"),
     "nemo_gym": ("nemo_gym_enabled", "more"),
 }

@@ -18,6 +18,8 @@ def derive_precision(draft: Draft, gpu: Gpu) -> Precision:
     bf16, fp16 = _resolve_half(draft, gpu)
     load_dtype = _load_dtype(draft, bf16, fp16)
     autocast, autocast_dtype = _autocast(draft, bf16, fp16)
+    if draft.get("fp8"):  # accelerate's `fp8` is bf16 autocast and no gradient scaler (`accelerator.py`)
+        autocast, autocast_dtype = True, "bfloat16"
     upcast = not uses_fsdp(draft)
     cast_back, why = _cast_back(draft)
     if upcast:
@@ -36,6 +38,7 @@ def derive_precision(draft: Draft, gpu: Gpu) -> Precision:
         fp32_norms=bool(draft.get("fp32_norms")),
         fp32_norm_classes=tuple(draft.get("fp32_norm_classes") or ()) if draft.get("fp32_norms") else (),
         fp8=bool(draft.get("fp8")),
+        fp8_recipe=draft.sub("fp8_config").get("recipe") or "tensorwise",
     )
 
 

@@ -105,6 +105,8 @@ class Precision:
     fp32_norms: bool = False
     fp32_norm_classes: tuple[str, ...] = ()
     fp8: bool = False
+    """Linear layers multiply in float8 (torchao)."""
+    fp8_recipe: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"] = "tensorwise"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from axmem_trace.errors import ConfigError
+from axmem_trace.models.model_config import text_part
 from axmem_trace.models.quantisation.bnb import make_bnb_quantizer
 from axmem_trace.models.quantisation.packed_linear import PackedFormat
 from axmem_trace.models.quantisation.quantizers import NoQuantizer, PackedQuantizer, Quantizer, TransformersQuantizer
@@ -58,14 +59,14 @@ def choose_quantizer(recipe: Recipe, config: Any, notes: list[Note]) -> Quantize
 def _own_config(config: Any) -> dict[str, Any] | None:
     own = getattr(config, "quantization_config", None)
     if own is None and hasattr(config, "get_text_config"):
-        own = getattr(config.get_text_config(), "quantization_config", None)
+        own = getattr(text_part(config), "quantization_config", None)
     if own is None:
         return None
     return dict(own) if isinstance(own, dict) else dict(own.to_dict())
 
 
 def _drop_own(config: Any) -> None:
-    for part in (config, config.get_text_config()):
+    for part in (config, text_part(config)):
         if getattr(part, "quantization_config", None) is not None:
             del part.quantization_config
 

@@ -102,6 +102,12 @@ ADAPTER_RULES = (
         "add `axolotl.integrations.mora.MoraPlugin` to `plugins:`",
     ),
     Rule(
+        "adapter",
+        lambda d: d.get("adapter") == "mora" and "mora" in d.plugins,
+        "adapter: mora requires a PEFT build with MoRA support (LoraConfig(use_mora=...)), and no release of peft has it",
+        "use `adapter: lora`",
+    ),
+    Rule(
         "lora_dropout",
         lambda d: d.get("lora_target_parameters") and d.get("lora_dropout"),
         "lora_dropout must be 0 when lora_target_parameters is set",

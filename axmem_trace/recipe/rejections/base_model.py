@@ -20,7 +20,7 @@ def reject_on_base(draft: Draft, base: BaseModel) -> None:
     """Raises for keys that do not go with the model.
 
     Raises:
-        ConfigError: `gptq` with a model that is none, new tokens that an adapter would not train, or tensor
+        ConfigError: DenseMixer's block, `gptq` with a model that is none, new tokens that an adapter would not train, or tensor
             parallelism over tied embeddings.
     """
     own = base.config.get("quantization_config")
@@ -31,6 +31,7 @@ def reject_on_base(draft: Draft, base: BaseModel) -> None:
             "gptq",
             remedy="point base_model to a GPTQ model, or remove gptq",
         )
+    _reject_dense_mixer(draft, base)
     layers = EMBEDDING_LAYERS.get(base.model_type, ("embed_tokens", "lm_head"))
     saved = draft.get("lora_modules_to_save") or []
     if draft.get("adapter") and draft.get("tokens") and not set(layers) <= set(saved):
@@ -45,3 +46,23 @@ def reject_on_base(draft: Draft, base: BaseModel) -> None:
             "tensor_parallel_size",
             remedy="remove it, or use a model without `tie_word_embeddings`",
         )
+
+
+DENSE_MIXER_TYPES = ("olmoe", "qwen2_moe", "qwen3_moe")
+
+
+def _reject_dense_mixer(draft: Draft, base: BaseModel) -> None:
+    """axolotl `integrations/densemixer/plugin.py` patches three types of model; densemixer 1.0.1, the last release, calls
+    `self.gate(x).to(...)`, and transformers 5's routers return a tuple."""
+    if "densemixer" not in draft.plugins or not draft.get("dense_mixer"):
+        return
+    key = "dense_mixer" if draft.line("dense_mixer") else "plugins"
+    if base.model_type in DENSE_MIXER_TYPES:
+        raise draft.error(
+            "the run stops in its first forward: densemixer 1.0.1 is written for transformers 4, whose routers and "
+            "experts are other modules",
+            key,
+            remedy="remove the plugin, or set `dense_mixer: false`",
+        )
+    text = f"DenseMixer has no effect on {base.model_type}: axolotl patches {', '.join(DENSE_MIXER_TYPES)} alone"
+    draft.note("ignored", key, text)

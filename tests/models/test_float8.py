@@ -1,0 +1,132 @@
+"""float8 training by hand: the products' casts, and what the graph keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import write_tiny_model
+from torch import nn
+
+import axmem_trace
+from axmem_trace.errors import ConfigError
+from axmem_trace.ledger import Ledger
+from axmem_trace.models import build_model
+from axmem_trace.models.float8 import Float8Linear
+from axmem_trace.recipe import read_recipe
+from axmem_trace.tracing.kernels import import_rules
+from axmem_trace.tracing.recorder import Recorder
+
+TOKENS, IN, OUT = 256, 512, 1024
+X, W, Y = TOKENS * IN, IN * OUT, TOKENS * OUT
+SMALL = 8 * 512
+"""Scales, of a few bytes each."""
+
+
+def run(recipe: str, *, backward: bool) -> tuple[Ledger, int, int]:
+    """One float8 layer over bf16 weights. The ledger, cuBLAS's workspaces and the ticks that forward took."""
+    import_rules()
+    layer = nn.Linear(IN, OUT, bias=False, device="meta", dtype=torch.bfloat16)
+    layer.__class__ = Float8Linear
+    layer.float8_recipe = recipe
+    inputs = torch.empty(1, TOKENS, IN, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    recorder = Recorder()
+    with recorder:
+        output = layer(inputs)
+        forward = recorder.now
+        if backward:
+            recorder.mark("backward", 1)
+            output.backward(torch.empty_like(output))
+    ledger = recorder.make_ledger()
+    return ledger, sum(each.nbytes for each in ledger.allocations if each.op == "cuBLAS"), forward
+
+
+def test_forward_keeps_nothing_but_its_output():
+    ledger, workspace, forward = run("tensorwise", backward=False)
+    assert ledger.allocated_at(forward) == 2 * Y + workspace, "the input and the weight were there before"
+
+
+def test_forward_at_its_worst_casts_the_weight():
+    ledger, _, _ = run("tensorwise", backward=False)
+    # The input's bits; the weight in fp32 times its scale, that clamped, and its bits.
+    expected = X + 2 * 4 * W + W
+    bits = next(each for each in ledger.allocations if each.op == "aten._to_copy.default" and each.nbytes == W)
+    assert 0 <= ledger.allocated_at(bits.born) - expected <= SMALL
+
+
+def test_backward_by_hand():
+    ledger, workspace, _ = run("tensorwise", backward=True)
+    # At the weight's gradient: bf16 gradients of output, input and weight and the output itself (it is held here); bits
+    # of the output's gradient, twice, of the weight and of the input; copies with the rows turned, of which the first
+    # product's is gone: of the output's gradient and of the input.
+    expected = 2 * 2 * Y + 2 * X + 2 * W + 2 * Y + W + X + Y + X
+    last = max(
+        (each for each in ledger.allocations if each.op == "aten._scaled_mm.default"), key=lambda each: each.born
+    )
+    assert last.nbytes == 2 * W
+    assert 0 <= ledger.allocated_at(last.born) - expected - workspace <= 2 * SMALL
+
+
+def test_row_scales_are_multiplied_in_afterwards_from_a_full_matrix():
+    ledger, _, _ = run("rowwise", backward=True)
+    full = [
+        each.nbytes for each in ledger.allocations if each.op == "aten.mul.Tensor" and each.nbytes in (4 * X, 4 * W)
+    ]
+    # Casts: the input and the weight, twice each. Scales: those of the gradients of input and weight, fp32 in full.
+    assert sorted(full) == sorted([4 * X, 4 * W] * 2 + [4 * X, 4 * W])
+
+
+def test_the_weights_gradient_may_stay_in_high_precision():
+    products = {}
+    for recipe in ("rowwise", "rowwise_with_gw_hp"):
+        ledger, _, _ = run(recipe, backward=True)
+        products[recipe] = [each.op for each in ledger.allocations if each.op.endswith("mm.default")]
+    assert products["rowwise"].count("aten._scaled_mm.default") == 3
+    assert products["rowwise_with_gw_hp"].count("aten._scaled_mm.default") == 2
+    assert products["rowwise_with_gw_hp"].count("aten.mm.default") == 1
+
+
+# --- in a configuration -----------------------------------------------------------------------------------------------
+
+
+def make_config(tmp_path: Path, family: str = "llama", **keys: Any) -> dict[str, Any]:
+    return {
+        "base_model": write_tiny_model(family, tmp_path / family), "micro_batch_size": 1, "sequence_len": 64,
+        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}],
+        "attn_implementation": "flash_attention_2", **keys,
+    }  # fmt: skip
+
+
+def converted(tmp_path: Path, family: str = "llama", **keys: Any) -> set[str]:
+    built = build_model(read_recipe(make_config(tmp_path, family, fp8=True, **keys), hub="never"))
+    return {name.removeprefix("base_model.model.model.").removeprefix("model.")
+            for name, module in built.module.named_modules() if isinstance(module, Float8Linear)}  # fmt: skip
+
+
+def test_all_but_the_first_and_the_last_layer_are_swapped(tmp_path):
+    names = converted(tmp_path)
+    assert len(names) == 2 * 7 - 1
+    assert "layers.0.self_attn.q_proj" not in names
+    assert not [name for name in names if "lm_head" in name]
+
+
+def test_adapters_of_ranks_that_16_divides_are_swapped_too(tmp_path):
+    lora = {"adapter": "lora", "lora_alpha": 8, "lora_target_modules": ["v_proj"]}
+    assert not [name for name in converted(tmp_path, lora_r=8, **lora) if "lora_" in name]
+    assert len([name for name in converted(tmp_path, lora_r=16, **lora) if "lora_" in name]) == 2 * 2
+
+
+def test_as_much_is_kept_and_more_is_taken(tmp_path):
+    reports = [axmem_trace.estimate(make_config(tmp_path, **keys), hub="never") for keys in ({}, {"fp8": True})]
+    plain, float8 = reports
+    assert float8.resident == plain.resident
+    assert float8.peak.allocated_bytes >= plain.peak.allocated_bytes
+    assert [note.kind for note in float8.notes if note.key == "fp8"] == ["ruled"]
+
+
+def test_packed_weights_can_not_be_multiplied_in_float8(tmp_path):
+    keys = {"adapter": "qlora", "load_in_4bit": True, "lora_r": 8, "lora_alpha": 8, "lora_target_linear": True}
+    with pytest.raises(ConfigError, match="packed"):
+        converted(tmp_path, **keys)
