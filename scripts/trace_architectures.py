@@ -1,41 +1,30 @@
 #!/usr/bin/env python3
-"""Traces every causal language model of the installed transformers, cut to two layers, and writes a table.
+"""Traces every causal language model of the installed transformers, made small, and writes a table.
 
 For each type of `MODEL_FOR_CAUSAL_LM_MAPPING_NAMES`: a full fine-tune and a LoRA run on meta, and the CPU oracle (the
-same step for real must allocate the same, byte for byte). Where one of them can't be, the table has the reason.
+same steps for real must allocate the same, byte for byte). Where one of them can't be, the table has the reason. Each
+type is traced in a process of its own, within a time limit; the table is written after each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import re
+import signal
 import sys
 import tempfile
+import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "tests" / "architectures" / "table.json"
-TWO = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers", "num_blocks")
-SMALL = {
-    "hidden_size": 64, "n_embd": 64, "d_model": 64, "embedding_dim": 64, "intermediate_size": 96, "n_inner": 96,
-    "ffn_dim": 96, "d_ff": 96, "decoder_ffn_dim": 96, "encoder_ffn_dim": 96, "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32, "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4,
-    "decoder_attention_heads": 4, "encoder_attention_heads": 4, "head_dim": 16, "vocab_size": 160,
-    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
-    "num_experts_per_token": 2, "moe_k": 2, "moe_topk": 2, "top_k_experts": 2, "n_group": 1, "topk_group": 1,
-    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16,
-    "max_position_embeddings": 128, "n_positions": 128, "max_seq_len": 128, "sliding_window": 16,
-    "attention_window": 16, "state_size": 8, "mamba_d_state": 8, "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "embedding_size": 64,
-    "word_embed_proj_dim": 64, "rotary_dim": 8, "lru_width": 64, "vocab_size_per_layer_input": 160,
-    "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "expert_ffn_hidden_size": 32, "zero_expert_num": 0,
-}  # fmt: skip
-"""What is made small where a configuration has it."""
+COLUMNS = ("full", "lora", "oracle")
 TOKENS = 32
 KEYS = {
     "sequence_len": TOKENS, "micro_batch_size": 1, "learning_rate": 1e-4, "optimizer": "adamw_torch",
@@ -43,6 +32,22 @@ KEYS = {
     "datasets": [{"path": "x", "type": "alpaca"}],
 }  # fmt: skip
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": "all-linear"}
+TARGETS = {
+    "deepseek_v4": ["q_a_proj", "q_b_proj", "gate_proj", "up_proj", "down_proj"],
+    "falcon_h1": ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "gate_proj", "up_proj", "down_proj"],
+    "falcon_mamba": ["in_proj", "x_proj"],
+    "llama4": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "llama4_text": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "mamba": ["in_proj", "x_proj"],
+    "mamba2": ["in_proj"],
+    "phimoe": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "nemotron_h": ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "up_proj", "down_proj"],
+}
+"""By type: LoRA's targets where `all-linear` can't be had. peft refuses `out_proj` of Mamba layers (`tuners/lora/model.py`),
+and wraps routers and grouped projections that are `nn.Linear` by class alone, whose forward then fails in a run too."""
+Row = dict[str, str]
+
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "architectures")]
 
 
 def list_types() -> list[str]:
@@ -52,92 +57,89 @@ def list_types() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def write_small_model(model_type: str, directory: Path) -> str:
-    """Writes a shrunken `config.json` of the type there and returns the directory."""
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+def trace(model_type: str, columns: tuple[str, ...] = COLUMNS, *, limit: int = 0, tracebacks: bool = False) -> Row:
+    """`yes`, or the reason why not, by column. `limit`: seconds for each; 0: none."""
+    from small_models import write_small_model
 
-    config = AutoConfig.for_model(model_type).to_dict()
-    _shrink(config)
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
-    config["architectures"] = [name if isinstance(name, str) else name[0]]
-    config["torch_dtype"] = "bfloat16"
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config, default=str))
-    return str(directory)
-
-
-def _shrink(config: dict[str, Any]) -> None:
-    for name, value in list(config.items()):
-        if isinstance(value, dict) and "model_type" in value:
-            _shrink(value)
-        elif name in TWO and isinstance(value, int):
-            config[name] = 2
-        elif name in SMALL and isinstance(value, int) and not isinstance(value, bool):
-            config[name] = min(SMALL[name], value) if value > 0 else value
-        elif name.endswith(("layer_types", "layers_block_type")) and isinstance(value, list):
-            config[name] = value[:2]
-        elif name.endswith("token_id") and isinstance(value, int) and value >= 160:
-            config[name] = 1
-    heads = config.get("num_attention_heads")
-    if isinstance(config.get("num_key_value_heads"), int) and heads:
-        config["num_key_value_heads"] = heads if config["num_key_value_heads"] >= heads else max(1, heads // 2)
-
-
-def trace(model_type: str) -> dict[str, str]:
-    """`full`, `lora` and `oracle`: `yes`, or the reason why not."""
-    found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as home:
         try:
             base = write_small_model(model_type, Path(home))
         except Exception as error:
-            return dict.fromkeys(("full", "lora", "oracle"), f"no configuration of its own: {_say(error)}")
-        for name, keys in (("full", {}), ("lora", LORA)):
-            found[name] = _attempt(lambda keys=keys: _estimate({**KEYS, "base_model": base, **keys}))
-        found["oracle"] = _attempt(lambda: _oracle({**KEYS, "base_model": base, "bf16": False}))
-    return found
+            return dict.fromkeys(columns, f"no small configuration: {_say(error)}")
+        config = {**KEYS, "base_model": base}
+        lora = config | LORA | {"lora_target_modules": TARGETS.get(model_type, LORA["lora_target_modules"])}
+        steps: dict[str, Callable[[], None]] = {
+            "full": lambda: estimate(config),
+            "lora": lambda: estimate(lora),
+            "oracle": lambda: compare_with_cpu(config, lora),
+        }
+        return {name: _attempt(steps[name], limit, tracebacks=tracebacks) for name in columns}
 
 
-def _attempt(step: Any) -> str:
+def _attempt(step: Callable[[], None], limit: int, *, tracebacks: bool) -> str:
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"no end within {limit} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(limit)
     try:
         step()
     except Exception as error:
+        if tracebacks:
+            traceback.print_exc()
         return _say(error)
+    finally:
+        signal.alarm(0)
     return "yes"
 
 
 def _say(error: Exception) -> str:
-    text = re.sub(r"\S*tmp\S*", "the small model", " ".join(str(error).split()))
-    return f"{type(error).__name__}: {text[:160]}"
+    text = re.sub(r"\S*/tmp\S*", "the small model", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {text[:240]}"
 
 
-def _estimate(config: dict[str, Any]) -> None:
+def estimate(config: dict[str, Any]) -> None:
+    """As a user would: a report, of a run that kept something for its backward pass and made gradients."""
     import axmem_trace
 
     report = axmem_trace.estimate(config, hub="never")
-    assert report.phases["step_2"].allocated_bytes > report.after_load.allocated_bytes
-    assert report.resident.gradients > 0
+    assert report.phases["step_2"].allocated_bytes > report.after_load.allocated_bytes, "nothing kept for backward"
+    assert report.resident.gradients > 0, "no gradients"
 
 
-def _oracle(config: dict[str, Any]) -> None:
-    """In fp32, as the CPU's bf16 kernels keep other statistics than meta and CUDA."""
-    on_meta, for_real = (_record(config, device) for device in ("meta", "cpu"))
-    only_meta, only_real = on_meta - for_real, for_real - on_meta
-    assert not only_meta, f"{sum(only_meta.values())} more on meta, such as {next(iter(only_meta))}"
-    assert not only_real, f"{sum(only_real.values())} more on the CPU, such as {next(iter(only_real))}"
+def compare_with_cpu(*configs: dict[str, Any]) -> None:
+    """In fp32, as the CPU's bf16 kernels keep other statistics than meta and CUDA; experts in transformers' loop, as
+    meta has no grouped product of fp32 matrices; both under one decided routing."""
+    from oracle import HostCopies, differences, one_hot_as_on_cuda, record_step, route
+
+    for config in configs:
+        name = "LoRA" if "adapter" in config else "full"
+        config = {**config, "bf16": False, "experts_implementation": "eager"}
+        copies = HostCopies()
+
+        def prepare(recorder: Any, built: Any, copies: HostCopies = copies) -> None:
+            route(recorder, built)
+            copies.attach(recorder)
+
+        on_meta, for_real = (
+            record_step(config, device, prepare=prepare, within=one_hot_as_on_cuda) for device in ("meta", "cpu")
+        )
+        only_meta, only_real = differences(on_meta, for_real, copies)
+        for only, ledger, where in ((only_meta, on_meta, "meta"), (only_real, for_real, "the CPU")):
+            assert not only, f"{name}: {sum(only.values())} more on {where}, first {_first(only, ledger.allocations)}"
 
 
-def _record(config: dict[str, Any], device: str) -> Counter[Any]:
-    sys.path.insert(0, str(ROOT / "tests"))
-    from oracle import record_step
+def _first(only: Counter[Any], allocations: Any) -> str:
+    for each in allocations:
+        key = (each.nbytes, each.phase, each.module, each.op, each.role, each.recomputed, each.kept, each.output)
+        if key in only:
+            return f"{each.nbytes} bytes of {each.op} in {each.phase} of {each.module}"
+    return ""
 
-    chosen = [each for each in record_step(config, device).allocations if each.step <= 1 and each.phase != "optimizer"]
-    return Counter((each.nbytes, each.phase, each.op, each.role, each.kept) for each in chosen)
 
-
-def read_table() -> dict[str, dict[str, str]]:
+def read_table() -> dict[str, Row]:
     """The table as committed."""
-    table: dict[str, dict[str, str]] = json.loads(TABLE.read_text(encoding="utf-8"))["types"]
+    table: dict[str, Row] = json.loads(TABLE.read_text(encoding="utf-8"))["types"]
     return table
 
 
@@ -146,28 +148,80 @@ def read_release() -> str:
     return str(json.loads(TABLE.read_text(encoding="utf-8"))["transformers"])
 
 
-def make_rows(types: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """A row for each type, told as it is made."""
+def write_table(table: dict[str, Row], path: Path) -> None:
+    """Sorted, beside the release it is of."""
+    import transformers
+
+    content = {"transformers": transformers.__version__, "types": dict(sorted(table.items()))}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def make_rows(types: list[str], columns: tuple[str, ...], limit: int, *, tracebacks: bool) -> Iterator[tuple[str, Row]]:
+    """A row for each type, told as it is made; a process that ends without one, or not at all, is a row too."""
+    context = multiprocessing.get_context("fork")
     for number, model_type in enumerate(types, 1):
-        row = trace(model_type)
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_trace_apart, args=(sender, model_type, columns, limit, tracebacks))
+        process.start()
+        sender.close()
+        answered = receiver.poll(limit * (len(columns) + 1))
+        try:
+            row = receiver.recv() if answered else dict.fromkeys(columns, f"the process hung for {limit} s")
+        except EOFError:
+            process.join()
+            row = dict.fromkeys(columns, f"the process ended with {process.exitcode}")
+        process.kill()
+        process.join()
         print(f"{number}/{len(types)} {model_type}: {row}", file=sys.stderr, flush=True)
         yield model_type, row
+
+
+def _trace_apart(sender: Any, model_type: str, columns: tuple[str, ...], limit: int, tracebacks: bool) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    sender.send(trace(model_type, columns, limit=limit, tracebacks=tracebacks))
+
+
+def _import_libraries() -> None:
+    """Once, for all processes to come. No step is taken: after a backward pass torch forbids to fork."""
+    import transformers
+    from oracle import record_step  # noqa: F401
+    from small_models import write_small_model
+
+    from axmem_trace.models import build_model
+    from axmem_trace.recipe import read_recipe
+    from axmem_trace.training.optimizers import build_optimizer
+    from axmem_trace.training.record import make_recorder
+
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as home:
+        recipe = read_recipe({**KEYS, **LORA, "base_model": write_small_model("llama", Path(home))}, hub="never")
+    build_optimizer(recipe, build_model(recipe).module)
+    make_recorder(recipe)
 
 
 def main() -> int:
     """Traces the types named, or all, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", help="only these, written beside what the table has of the others")
+    parser.add_argument("--resume", action="store_true", help="leave out what the table has of this transformers")
+    parser.add_argument("--only", choices=COLUMNS, action="append", help="only this column (repeat for several)")
+    parser.add_argument("--limit", type=int, default=120, help="seconds for each column of each type (default 120)")
+    parser.add_argument("--tracebacks", action="store_true", help="print where a type fails")
+    parser.add_argument("--table", type=Path, default=TABLE, help="the file to write")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    import transformers
-
-    table = read_table() if options.types and TABLE.exists() else {}
-    table.update(make_rows(options.types or list_types()))
-    content = {"transformers": transformers.__version__, "types": dict(sorted(table.items()))}
-    TABLE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    for column in ("full", "lora", "oracle"):
-        print(f"{column}: {sum(row[column] == 'yes' for row in table.values())} of {len(table)}")
+    _import_libraries()
+    keeps = (options.types or options.resume or options.only) and options.table.exists()
+    table: dict[str, Row] = json.loads(options.table.read_text(encoding="utf-8"))["types"] if keeps else {}
+    types = [each for each in options.types or list_types() if not (options.resume and each in table)]
+    columns = tuple(options.only or COLUMNS)
+    for model_type, row in make_rows(types, columns, options.limit, tracebacks=options.tracebacks):
+        table[model_type] = {**table.get(model_type, {}), **row}
+        write_table(table, options.table)
+    for column in COLUMNS:
+        print(f"{column}: {sum(row.get(column) == 'yes' for row in table.values())} of {len(table)}")
     return 0
 
 

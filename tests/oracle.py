@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from axmem_trace.ledger import Allocation, Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.recipe import read_recipe
+from axmem_trace.tracing.kernels.experts.eager_loop import scattered_one_hot
+from axmem_trace.tracing.kernels.experts.install import count_experts
+from axmem_trace.tracing.kernels.experts.routing import Routing
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.record import garbage_on_demand
@@ -57,3 +65,72 @@ def describe(ledger: Ledger, leave_out: Callable[[Allocation], bool] = lambda ea
         for each in ledger.allocations
         if each.step <= 1 and each.phase != "optimizer" and not leave_out(each)
     )
+
+
+class HostCopies:
+    """Copies from host memory to the device: a run on meta makes them, and none on a CPU, where both are one memory."""
+
+    def __init__(self) -> None:
+        self.births: set[int] = set()
+
+    def attach(self, recorder: Recorder) -> None:
+        """From now on the recorder's copies are looked at."""
+        recorder.decisions[torch.ops.aten._to_copy.default] = self._see
+
+    def _see(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if args[0].device.type == "cpu" and result.is_meta:
+            self.births.add(recorder.born_at(result))
+
+
+def differences(on_meta: Ledger, for_real: Ledger, copies: HostCopies) -> tuple[Counter[Any], Counter[Any]]:
+    """What only one of them has, but for what a CPU cannot tell apart: the host's memory from the device's.
+
+    Numbers, which may live on either, are left out, and so are copies from the host that a CPU does not make. A tensor
+    made on the host may then live longer there, as it is itself what meta has a copy of.
+    """
+    meta, real = (describe(each, _is_number) for each in (on_meta, for_real))
+    only_meta, only_real = meta - real, real - meta
+    for each in on_meta.allocations:
+        made = (each.nbytes, each.phase, each.module, each.op)
+        found = _find(only_meta, made)
+        if found and each.born in copies.births:
+            only_meta[found] -= 1
+        elif found and each.device == "cpu" and (twin := _find(only_real, made)):
+            only_meta[found] -= 1
+            only_real[twin] -= 1
+    return +only_meta, +only_real
+
+
+def _is_number(each: Allocation) -> bool:
+    return each.nbytes <= 8
+
+
+def _find(counter: Counter[Any], made: tuple[Any, ...]) -> Any:
+    return next((key for key, count in counter.items() if count > 0 and key[:4] == made), None)
+
+
+def route(recorder: Recorder, built: BuiltModel, router: Any = "balanced") -> None:
+    """Both halves decide alike where tokens are routed to: a `prepare` for `record_step`."""
+    Routing(count_experts(built.module), router).attach(recorder)
+
+
+class OneHotAsOnCuda(TorchFunctionMode):
+    """Neither meta's way nor the CPU's, on either device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is F.one_hot:
+            return scattered_one_hot(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def one_hot_as_on_cuda() -> Iterator[None]:
+    """The mode; recomputation sees it too, as `CudaMode` arranges it. A `within` for `record_step`."""
+    run_backward = torch.autograd._engine_run_backward
+
+    def run_backward_in_mode(*args: Any, **kwargs: Any) -> Any:
+        with OneHotAsOnCuda():
+            return run_backward(*args, **kwargs)
+
+    with patch.object(torch.autograd, "_engine_run_backward", run_backward_in_mode), OneHotAsOnCuda():
+        yield

@@ -6,25 +6,15 @@ Both runs decide the routing alike; on the CPU the decision is written over what
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
-import torch
-import torch.nn.functional as F
 from moe_models import MOE
-from oracle import describe, record_step
-from torch.overrides import TorchFunctionMode
+from oracle import describe, one_hot_as_on_cuda, record_step, route
 
 from axmem_trace.ledger import Allocation, Ledger
-from axmem_trace.models.built import BuiltModel
-from axmem_trace.tracing.kernels.experts.eager_loop import scattered_one_hot
-from axmem_trace.tracing.kernels.experts.install import count_experts
-from axmem_trace.tracing.kernels.experts.routing import Routing
-from axmem_trace.tracing.recorder import Recorder
 
 LORA: dict[str, Any] = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj", "v_proj"]}
 NO_EXPERTS_INTERFACE = ("llama4", "dbrx")
@@ -87,33 +77,7 @@ def make_config(family: str, directory: Path, **keys: Any) -> dict[str, Any]:
 
 def record(config: dict[str, Any], device: str, router: Any = "balanced") -> Ledger:
     """Under a decided routing."""
-
-    def prepare(recorder: Recorder, built: BuiltModel) -> None:
-        Routing(count_experts(built.module), router).attach(recorder)
-
-    return record_step(config, device, prepare=prepare, within=one_hot_as_on_cuda)
-
-
-class OneHotAsOnCuda(TorchFunctionMode):
-    """Neither meta's way nor the CPU's, on either device."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func is F.one_hot:
-            return scattered_one_hot(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def one_hot_as_on_cuda() -> Iterator[None]:
-    """The mode; recomputation sees it too, as `CudaMode` arranges it."""
-    run_backward = torch.autograd._engine_run_backward
-
-    def run_backward_in_mode(*args: Any, **kwargs: Any) -> Any:
-        with OneHotAsOnCuda():
-            return run_backward(*args, **kwargs)
-
-    with patch.object(torch.autograd, "_engine_run_backward", run_backward_in_mode), OneHotAsOnCuda():
-        yield
+    return record_step(config, device, prepare=partial(route, router=router), within=one_hot_as_on_cuda)
 
 
 def is_rotary(each: Allocation) -> bool:
