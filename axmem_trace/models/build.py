@@ -14,6 +14,7 @@ from axmem_trace.models.adapters import add_adapter
 from axmem_trace.models.built import BuiltModel, StateTensor
 from axmem_trace.models.checkpointing import enable_checkpointing
 from axmem_trace.models.dtypes import cast_as_axolotl
+from axmem_trace.models.fake_quantised import prepare_fake_quantisation
 from axmem_trace.models.float8 import convert_to_float8
 from axmem_trace.models.freezing import freeze_parameters
 from axmem_trace.models.llama4_experts import linearised_llama4_experts
@@ -70,6 +71,7 @@ def change_loaded(model: Any, recipe: Recipe, notes: list[Note], *, experts_quan
     """
     resize_vocabulary(model, recipe, notes)
     model = cast_as_axolotl(model, recipe, experts_quantised=experts_quantised)
+    prepare_fake_quantisation(model, recipe, notes)
     model = add_adapter(model, recipe, notes)
     freeze_parameters(model, recipe, notes)
     fix_untrained_tokens(model, recipe, notes)

@@ -16,6 +16,7 @@ from axmem_trace.recipe.base_model import derive_base_model
 from axmem_trace.recipe.batch import derive_batch, derive_evaluation
 from axmem_trace.recipe.checkpointing import derive_checkpointing
 from axmem_trace.recipe.draft import Draft
+from axmem_trace.recipe.fake_quantisation import derive_fake_quantisation
 from axmem_trace.recipe.hardware import derive_allocator, derive_gpu
 from axmem_trace.recipe.key_checks import check_types, find_plugins, note_not_modelled
 from axmem_trace.recipe.legacy import refuse_removed, rename_aliases, understand_old_names
@@ -105,6 +106,7 @@ def _derive(draft: Draft, base: BaseModel, gpu: Gpu, num_gpus: int, *, allow_rem
         model=model,
         precision=precision,
         quantisation=quantisation,
+        fake_quantisation=derive_fake_quantisation(draft),
         adapter=derive_adapter(draft),
         freezing=derive_freezing(draft),
         checkpointing=derive_checkpointing(draft, base, kbit_preparation=quantisation.kbit_preparation),

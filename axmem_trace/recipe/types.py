@@ -136,6 +136,16 @@ class Quantisation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FakeQuantisation:
+    """`qat`: linear layers see weights (and inputs) that have been quantised and dequantised."""
+
+    weight: Literal["int4", "float8"]
+    activation: Literal["", "int8", "float8"] = ""
+    group_size: int = 32
+    embeddings: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Adapter:
     """The adapter, in peft's words. `kind` is `none` for a full fine-tune."""
 
@@ -375,6 +385,8 @@ class Recipe:
     model: Model
     precision: Precision = Precision()
     quantisation: Quantisation = Quantisation()
+    fake_quantisation: FakeQuantisation | None = None
+    """`qat`; None: the layers are plain."""
     adapter: Adapter = Adapter()
     freezing: Freezing = Freezing()
     checkpointing: Checkpointing = Checkpointing()

@@ -19,7 +19,7 @@ from axmem_trace.recipe import read_recipe
 from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.recorder import Recorder
 
-TOKENS, IN, OUT = 256, 512, 1024
+TOKENS, IN, OUT = 256, 512, 1536
 X, W, Y = TOKENS * IN, IN * OUT, TOKENS * OUT
 SMALL = 8 * 512
 """Scales, of a few bytes each."""

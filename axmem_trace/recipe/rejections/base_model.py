@@ -20,8 +20,8 @@ def reject_on_base(draft: Draft, base: BaseModel) -> None:
     """Raises for keys that do not go with the model.
 
     Raises:
-        ConfigError: DenseMixer's block, `gptq` with a model that is none, new tokens that an adapter would not train, or tensor
-            parallelism over tied embeddings.
+        ConfigError: `gptq` with a model that is none, new tokens that an adapter would not train, tensor parallelism
+            over tied embeddings, or DenseMixer's block.
     """
     own = base.config.get("quantization_config")
     method = own.get("quant_method") if isinstance(own, Mapping) else None

@@ -1,0 +1,141 @@
+"""Quantisation-aware training by hand: what torchao's operators keep for backward, per weight and per input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import write_tiny_model
+from torch import nn
+
+import axmem_trace
+from axmem_trace.errors import ConfigError
+from axmem_trace.models import build_model
+from axmem_trace.models.fake_quantised import (
+    FakeQuantisedEmbedding,
+    FakeQuantisedLinear,
+    prepare_fake_quantisation,
+)
+from axmem_trace.recipe import read_recipe
+from axmem_trace.recipe.types import BaseModel, FakeQuantisation, Model, Recipe
+from axmem_trace.tracing.kernels import import_rules
+from axmem_trace.tracing.recorder import Recorder
+
+TOKENS, IN, OUT = 64, 512, 1024
+W, X, Y = IN * OUT, TOKENS * IN, TOKENS * OUT
+ROWS = 6 * 4 * OUT
+"""Scales and the like: at most this many bytes for each row, where there is one for each."""
+
+
+def kept(**asked: Any) -> int:
+    """Bytes that one layer's graph keeps beside its input, its weight and its output."""
+    import_rules()
+    layer = nn.Sequential(nn.Linear(IN, OUT, bias=False, device="meta", dtype=torch.bfloat16))
+    recipe = Recipe(name="x", model=Model(base=BaseModel(name="x", config={}, source="")),
+                    fake_quantisation=FakeQuantisation(**asked))  # fmt: skip
+    prepare_fake_quantisation(layer, recipe, [])
+    inputs = torch.empty(1, TOKENS, IN, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    recorder = Recorder()
+    with recorder:
+        output = layer(inputs)
+        end = recorder.now
+    ledger = recorder.make_ledger()
+    workspace = sum(each.nbytes for each in ledger.allocations if each.op == "cuBLAS")
+    assert output.shape == (1, TOKENS, OUT)
+    return ledger.allocated_at(end) - workspace - 2 * Y
+
+
+def test_float8_weights_and_inputs():
+    # Of each: its absolute value (amax), and in fp32 itself (divided by a scale that has a gradient), the quotient
+    # (clamped) and the bits again (multiplied by the scale); the result in bf16 (the product).
+    assert 0 <= kept(weight="float8", activation="float8") - (2 + 3 * 4 + 2) * (W + X) <= 2 * ROWS
+
+
+def test_int4_weights_for_bf16_inputs():
+    # fp32: the weight (amax, amin), less its minimum (divided), rounded (clamped), less 8 (multiplied); the result.
+    groups = 4 * W // 32
+    weights = kept(weight="int4", activation="int8", group_size=32) - (4 * 4 + 2) * W
+    # A token's input times its scale, rounded, plus its zero point: fp32 (clamped); and less it in bf16 (multiplied by
+    # a scale without gradient: not kept); the result in bf16.
+    assert 0 <= weights - (4 + 2) * X <= 6 * groups + ROWS
+
+
+def test_int4_weights_pass_through_float8():
+    groups = 2 * W // 32
+    # The same as float8 weights, then the rounded weight's absolute value (amax), itself (times a scale with gradient),
+    # its sum with the zero point (clamped), its difference (multiplied): bf16; the result in bf16.
+    first = (2 + 3 * 4) * W
+    assert 0 <= kept(weight="int4", group_size=32) - first - (2 + 2 + 2 + 2 + 2) * W <= 8 * groups + ROWS
+
+
+# --- in a configuration -----------------------------------------------------------------------------------------------
+
+
+def make_config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
+    return {
+        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "sequence_len": 64,
+        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}],
+        "attn_implementation": "flash_attention_2", **keys,
+    }  # fmt: skip
+
+
+FLOAT8 = {"qat": {"weight_dtype": "fp8", "activation_dtype": "fp8"}}
+INT4 = {"qat": {"weight_dtype": "int4", "group_size": 16}}
+
+
+def activations(tmp_path: Path, **keys: Any) -> int:
+    report = axmem_trace.estimate(make_config(tmp_path, **keys), hub="never")
+    return report.buckets.activations
+
+
+def test_every_linear_layer_is_swapped_and_embeddings_where_asked(tmp_path):
+    built = build_model(read_recipe(make_config(tmp_path, **INT4), hub="never"))
+    assert sum(isinstance(each, FakeQuantisedLinear) for each in built.module.modules()) == 2 * 7 + 1
+    assert not [each for each in built.module.modules() if isinstance(each, FakeQuantisedEmbedding)]
+    keys = {"qat": {**INT4["qat"], "quantize_embedding": True}}
+    built = build_model(read_recipe(make_config(tmp_path, **keys), hub="never"))
+    assert sum(isinstance(each, FakeQuantisedEmbedding) for each in built.module.modules()) == 1
+
+
+def test_a_pair_that_differs_in_qat_alone_keeps_more_activations(tmp_path):
+    # All 15 weights (12,288 + 2 x 7,680 elements less embeddings) and what goes into them: at least 14 bytes a weight.
+    weights = 96 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)
+    more = activations(tmp_path, **FLOAT8) - activations(tmp_path)
+    assert more >= 14 * weights
+    assert activations(tmp_path, **INT4) > activations(tmp_path)
+
+
+def test_checkpointing_keeps_them_for_one_layer_alone(tmp_path):
+    keys = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    plain = activations(tmp_path, **keys)
+    assert activations(tmp_path, **FLOAT8, **keys) - plain < activations(tmp_path, **FLOAT8) - activations(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({}, "no fake quantisation of int8 weights"),
+        ({"weight_dtype": "fp8"}, "float8 weights with unquantised"),
+        ({"weight_dtype": "int4", "activation_dtype": "int4"}, "int4 weights with int4"),
+        ({"weight_dtype": "fp8", "activation_dtype": "fp8", "quantize_embedding": True}, "embeddings have no"),
+    ],
+)
+def test_pairs_that_torchao_has_not_are_refused(tmp_path, block, words):
+    with pytest.raises(ConfigError, match=words):
+        read_recipe(make_config(tmp_path, qat=block), hub="never")
+
+
+def test_a_group_size_that_divides_no_width_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no multiple of the group size"):
+        build_model(read_recipe(make_config(tmp_path, qat={"weight_dtype": "int4", "group_size": 20}), hub="never"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("nvfp4", "warning"), ("mxfp4", "not_modelled"), ("ternary", "not_modelled")]
+)
+def test_other_formats_are_told(tmp_path, name, kind):
+    recipe = read_recipe(make_config(tmp_path, qat={"weight_dtype": name}), hub="never")
+    assert recipe.fake_quantisation is None
+    assert [note.kind for note in recipe.notes if note.key == "qat"] == [kind]
