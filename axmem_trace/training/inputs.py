@@ -16,6 +16,8 @@ Inputs = dict[str, torch.Tensor]
 _ORDINARY_TOKEN = 10
 """Any token that is neither padding nor an image placeholder would do."""
 _IGNORED = -100
+_PACKED_WITHOUT_MASK = ("gemma3", "gemma4", "gemma4_unified")
+"""Their packed rows are told by positions alone: with a mask, transformers would not look for samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ def make_batch(recipe: Recipe, config: Any, *, rows: int, row_tokens: int, packe
     """A batch of the run: text, and the images or audio that a multimodal run's rows hold.
 
     Source: axolotl `utils/collators/mm_chat.py` (the processor's own tensors, and labels without placeholders),
-    `core/trainers/base.py` `compute_loss` (Gemma 4's token types, which text alone has too).
+    `core/trainers/base.py` `compute_loss` (Gemma 4's token types, which text alone has too; Gemma 3's and 4's packed rows
+    lose their mask).
 
     Args:
         config: the built model's configuration.
@@ -55,6 +58,8 @@ def make_batch(recipe: Recipe, config: Any, *, rows: int, row_tokens: int, packe
         _mark_placeholders(inputs, found)
     if getattr(config, "model_type", "") in ("gemma4", "gemma4_unified"):
         inputs.setdefault("mm_token_type_ids", torch.zeros_like(inputs["input_ids"]))
+    if getattr(config, "model_type", "") in _PACKED_WITHOUT_MASK and "position_ids" in inputs:
+        inputs.pop("attention_mask", None)
     return MadeBatch(inputs, num_true, tuple(notes))
 
 

@@ -128,3 +128,20 @@ def test_sizes_by_hand() -> None:
     assert closest_grid(900, 900, 448, 1, 12) == (2, 2)  # 4 tiles cover less than twice its area, 9 cover more
     assert canvas_without_loss(300, 600, 336, 16) == (1, 2)
     assert best_resolution(1000, 1000, [(336, 672), (672, 672), (1008, 336)]) == (672, 672)
+
+
+@pytest.mark.parametrize(("family", "kept"), [("gemma3", False), ("mistral3", True)])
+def test_packed_rows_of_gemma_3_lose_their_mask(tmp_path: Path, family: str, kept: bool) -> None:
+    config = {
+        "base_model": write_multimodal_model(family, tmp_path), "sequence_len": 64, "micro_batch_size": 1,
+        "datasets": [{"path": "x", "type": "chat_template"}], "sample_packing": True,
+    }  # fmt: skip
+    recipe = read_recipe(config, hub="never")
+    assert recipe.batch.attention_mask
+    model_config = build_model_config(recipe, [])
+    packed, plain = (
+        make_batch(recipe, model_config, rows=1, row_tokens=64, packed=packed).inputs for packed in (True, False)
+    )
+    assert "position_ids" in packed
+    assert ("attention_mask" in packed) == kept
+    assert "attention_mask" in plain
