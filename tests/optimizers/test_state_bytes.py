@@ -272,3 +272,20 @@ def test_schema_names():
         pytest.skip("axolotl's schema is not here")
     keys = json.loads(path.read_text(encoding="utf-8"))["AxolotlInputConfig"]
     assert keys["optimizer"]["default"] == recipe_of().optimizer.name
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "copies_of_bf16"),
+    [
+        ("optimi_adamw", {"kahan_sum": None}, 3),  # None is the library's default: on for half precision
+        ("optimi_adamw", {"kahan_sum": False}, 2),
+        ("optimi_adamw", "kahan_sum=False", 3),  # text, which is true
+        ("stable_adamw", {"kahan_sum": False}, 3),  # axolotl makes text of it for transformers
+        ("stable_adamw", {"kahan_sum": None}, 3),
+    ],
+)
+def test_kahan_summation_as_the_libraries_read_it(name, args, copies_of_bf16):
+    module = make_llama(torch.bfloat16, "meta")
+    optimizer = on_meta(module, optimizer=name, optim_args=args)[0]
+    elements = sum(parameter.numel() for parameter in module.parameters())
+    assert optimizer.state_bytes() // (2 * elements) == copies_of_bf16

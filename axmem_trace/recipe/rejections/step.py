@@ -56,8 +56,9 @@ CHECKPOINTING_RULES = (
     Rule(
         "gradient_checkpointing",
         lambda d: "mpt" in str(d.get("base_model")).lower() and d.get("gradient_checkpointing"),
-        "gradient_checkpointing is not supported for MPT models",
-        "set `gradient_checkpointing: false`",
+        "gradient_checkpointing is not supported for MPT models, and axolotl takes every base_model with `mpt` in its "
+        "name or path for one (`check_mpt_checkpointing`)",
+        "set `gradient_checkpointing: false`, or give the model a path without these letters",
     ),
     Rule(
         "activation_offloading",

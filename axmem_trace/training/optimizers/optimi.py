@@ -111,11 +111,20 @@ def build_optimi_adamw(request: Request) -> TracedOptimizer:
     """axolotl, core/builders/base.py, `_configure_optimizer`: `foreach=False`, Kahan summation left to the library."""
     request.note("ruled", "steps as torch-optimi 0.2.1, optimi/adam.py, _single_adam; a third, compensating state for "
                  "half-precision parameters")  # fmt: skip
-    return request.traced(OptimiAdamW(request.groups, kahan=request.arg("kahan_sum", True, bool)))
+    return request.traced(OptimiAdamW(request.groups, kahan=request.arg("kahan_sum", True, _left_to_library)))
 
 
 @builds("stable_adamw")
 def build_stable_adamw(request: Request) -> TracedOptimizer:
-    """transformers/trainer_optimizer.py, `_get_stable_adamw`; it reads `kahan_sum` with `bool()`: any text is true."""
+    """transformers/trainer_optimizer.py, `_get_stable_adamw`; it reads `kahan_sum` with `bool()`, and axolotl has
+    made text of every value: any is true."""
     request.note("ruled", "steps as torch-optimi 0.2.1, optimi/stableadamw.py, _foreach_stableadamw")
-    return request.traced(StableAdamW(request.groups, kahan=request.arg("kahan_sum", True, bool)))
+    return request.traced(
+        StableAdamW(request.groups, kahan=request.arg("kahan_sum", True, lambda value: bool(str(value))))
+    )
+
+
+def _left_to_library(value: Any) -> bool:
+    """A null of `optim_args` as a mapping reaches the optimizer as None, its default: on for half precision
+    (optimi/adam.py, `_init_state`). Text is true, `False` too."""
+    return value is None or bool(value)
