@@ -19,7 +19,7 @@ from axmem_trace.models.built import BuiltModel
 from axmem_trace.recipe import read_recipe
 from axmem_trace.tracing.kernels.experts.eager_loop import scattered_one_hot
 from axmem_trace.tracing.kernels.experts.install import count_experts
-from axmem_trace.tracing.kernels.experts.routing import Routing
+from axmem_trace.tracing.kernels.experts.routing import Routing, find_tables
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.record import garbage_on_demand
@@ -111,7 +111,7 @@ def _find(counter: Counter[Any], made: tuple[Any, ...]) -> Any:
 
 def route(recorder: Recorder, built: BuiltModel, router: Any = "balanced") -> None:
     """Both halves decide alike where tokens are routed to: a `prepare` for `record_step`."""
-    Routing(count_experts(built.module), router).attach(recorder)
+    Routing(count_experts(built.module), router, tables=find_tables(built.module)).attach(recorder)
 
 
 class OneHotAsOnCuda(TorchFunctionMode):

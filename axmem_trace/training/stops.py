@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ _PASSED_THROUGH = tuple(
     for name in ("recorder.py", "cuda_mode.py", "autocast.py", "module_scopes.py", "known_values.py")
 )
 """Ours, and on the way from the model to each operator: what stops in them, the model asked for."""
+_ASKED_FOR = re.compile(r"\b(function|func|op|original)\(\*args, \*\*kwargs\)")
+"""So a rule lets a function be."""
 _LIBRARIES = ("torch", "contextlib.py", "functools.py")
 _LEAF = "a leaf Variable that requires grad is being used in an in-place operation"
 
@@ -47,7 +50,7 @@ def _place(trace: TracebackType | None) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(trace)
-        if not frame.filename.startswith(_PASSED_THROUGH) and not _is_plumbing(frame.filename)
+        if not _is_passed_through(frame) and not _is_plumbing(frame.filename)
     ]
     if not frames or Path(frames[-1].filename).is_relative_to(_OURS):
         return ""
@@ -55,6 +58,11 @@ def _place(trace: TracebackType | None) -> str:
     parts = Path(last.filename).parts
     inside = parts[parts.index("site-packages") + 1 :] if "site-packages" in parts else parts[-2:]
     return f"{'/'.join(inside)}, line {last.lineno}, in {last.name}"
+
+
+def _is_passed_through(frame: traceback.FrameSummary) -> bool:
+    in_tracing = Path(frame.filename).is_relative_to(_OURS / "tracing")
+    return frame.filename.startswith(_PASSED_THROUGH) or (in_tracing and bool(_ASKED_FOR.search(frame.line or "")))
 
 
 def _is_plumbing(filename: str) -> bool:
@@ -66,8 +74,13 @@ def _is_plumbing(filename: str) -> bool:
 def _told(class_name: str, place: str, error: Exception, recipe: Recipe) -> ConfigError:
     text = " ".join(str(error).split())
     if "meta tensor" in text or "register_meta" in text or "data-dependent" in text:
-        problem = f"{class_name} asks for values that only a run knows: sizes in it follow from what it computes"
-        remedy = "none is known; measure this model on the GPU"
+        problem = (
+            f"{class_name} asks for values of tensors that a trace has not: sizes in it follow from what it computes"
+        )
+        remedy = (
+            "none is known (of masks, only the values of the largest are not followed: try `attn_implementation: sdpa` "
+        )
+        remedy += "or a smaller `sequence_len`)"
     elif _LEAF in text:
         problem = f"{class_name} changes its embeddings in place, which torch refuses where they require gradients"
         remedy = "a run stops here too: axolotl has the embeddings' output require gradients for every adapter. "

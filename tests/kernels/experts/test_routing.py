@@ -16,7 +16,7 @@ from axmem_trace.models import build_model
 from axmem_trace.recipe import read_recipe
 from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.kernels.experts import routing as routing_module
-from axmem_trace.tracing.kernels.experts.routing import Assignment, Routing
+from axmem_trace.tracing.kernels.experts.routing import Assignment, Routing, find_tables
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.record import record_run
@@ -46,6 +46,20 @@ def test_only_a_choice_among_experts_is_decided(columns: int, known: bool) -> No
     with recorder:
         index = torch.topk(torch.empty(6, columns, device="meta"), 2).indices
         assert (recorder.known(index) is not None) is known
+
+
+def test_a_table_from_token_ids_to_experts_is_decided_where_it_is_read() -> None:
+    """DeepSeek V4's first layers look experts up: modeling_deepseek_v4.py `DeepseekV4HashRouter.forward`."""
+    router = torch.nn.Module()
+    router.num_experts = 4
+    router.register_buffer("tid2eid", torch.empty(100, 2, dtype=torch.int64, device="meta"))
+    recorder = Recorder()
+    Routing([4], tables=find_tables(router)).attach(recorder)
+    with recorder:
+        experts = router.tid2eid[torch.empty(6, dtype=torch.int64, device="meta")]
+        other = torch.empty(100, 2, dtype=torch.int64, device="meta")[:6]
+        assert torch.equal(recorder.known(experts), Assignment(6, 2, 4).indices())
+        assert recorder.known(other) is None
 
 
 @pytest.mark.parametrize("router", ["balanced", "worst"])

@@ -10,11 +10,12 @@ from unittest.mock import patch
 from torch import nn
 
 from axmem_trace.notes import Note
-from axmem_trace.tracing.kernels.experts.routing import Routing
+from axmem_trace.tracing.kernels.experts.routing import Routing, find_tables
 from axmem_trace.tracing.kernels.registry import KernelContext
 
-_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts", "n_experts")
-"""What models and their configurations call the number of routed experts."""
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts", "n_experts",
+           "num_router_classes")  # fmt: skip
+"""What models and their configurations call the number of routed experts (ZAYA's router has a class for none of them)."""
 
 
 _USUAL_LOOP = ("DbrxExperts",)
@@ -34,7 +35,8 @@ def install_experts(module: nn.Module, context: KernelContext, asked: str = "") 
         return
     running = _implementations(module)
     router: Literal["balanced", "worst"] = "worst" if context.router == "worst" else "balanced"
-    routing = Routing(counts, router, always_known=not running and not _has_usual_loop(module))
+    routing = Routing(counts, router, always_known=not running and not _has_usual_loop(module),
+                      tables=find_tables(module))  # fmt: skip
     routing.attach(context.recorder)
     context.options["routing"] = routing
     context.note(_routing_note(routing))

@@ -7,16 +7,19 @@ then on, so whatever a model computes from them (masks, counts, offsets, sorted 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from axmem_trace.tracing.recorder import Recorder
 
 aten = torch.ops.aten
+_TABLES = ("tid2eid",)
+"""Buffers that give each token id its experts, with values that come with the weights: `DeepseekV4HashRouter`."""
 MAX_ONE_HOT = 1 << 16
 """Up to here a one-hot mask of the routing is cheap to follow; beyond, the rules of `eager_loop` answer from shapes."""
 
@@ -67,11 +70,14 @@ class Routing:
         router: Literal["balanced", "worst"] = "balanced",
         *,
         always_known: bool = True,
+        tables: Mapping[int, int] | None = None,
     ) -> None:
         self.expert_counts = frozenset(expert_counts)
         self.always_known = always_known
         """Indices have known values however many they are; needed where a model asks for more than the usual loop."""
         self.router: Literal["balanced", "worst"] = router
+        self.tables = tables or {}
+        """By storage: how many experts a table chooses among that gives each token id its experts."""
         self.latest: Assignment | None = None
         """The last decision; None before the first."""
 
@@ -80,6 +86,8 @@ class Routing:
         recorder.decisions[aten.topk.default] = self._decide_topk
         recorder.decisions[aten.max.dim] = self._decide_max
         recorder.decisions[aten.argmax.default] = self._decide_argmax
+        if self.tables:
+            recorder.decisions[aten.index.Tensor] = self._decide_lookup
 
     def _decide_topk(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         scores, dim = args[0], args[2] if len(args) > 2 else kwargs.get("dim", -1)
@@ -93,6 +101,11 @@ class Routing:
     def _decide_argmax(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if self._is_choice(args[0], args[1] if len(args) > 1 else kwargs.get("dim")):
             self._settle(recorder, result, top_k=1, num_experts=args[0].shape[-1])
+
+    def _decide_lookup(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        num_experts = self.tables.get(args[0].untyped_storage()._cdata)
+        if num_experts is not None:
+            self._settle(recorder, result, top_k=result.shape[-1], num_experts=num_experts)
 
     def _is_choice(self, scores: torch.Tensor, dim: int | None) -> bool:
         """A choice along the last dimension, which counts experts."""
@@ -110,3 +123,13 @@ class Routing:
                 recorder.values.learn(index, value)
             else:
                 index.copy_(value)
+
+
+def find_tables(module: nn.Module) -> dict[int, int]:
+    """By the storage of each table that gives token ids their experts: how many experts it chooses among."""
+    return {
+        buffer.untyped_storage()._cdata: int(vars(part)["num_experts"])
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+        if name in _TABLES
+    }
