@@ -79,6 +79,9 @@ def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
         rows, row_tokens, packed = 1, _padded_length(draft, rows * length), True
     else:
         row_tokens, packed = _padded_length(draft, length), False
+    given = next((key for key in ("eval_batch_size", "eval_sequence_len") if draft.has(key)), "")
+    text = f"`{given}`" if given else "as many as in training"
+    draft.reason("evaluation.rows", rows, text, key=given, origin=None if given else "derived")
     return Evaluation(enabled=True, before_training=True, rows=rows, row_tokens=row_tokens, packed=packed)
 
 

@@ -14,7 +14,6 @@ def note_traps(draft: Draft, recipe: Recipe) -> None:
     _experts(draft, recipe)
     _fp32_residual(draft, recipe)
     _packing(draft, recipe)
-    _evaluation(draft, recipe)
     _fp16_full_finetune(draft, recipe)
     _frozen_ranges(draft, recipe)
     _ignored_evaluation(draft, recipe)
@@ -89,26 +88,6 @@ def _packing(draft: Draft, recipe: Recipe) -> None:
             "`attn_implementation: flash_attention_2` needs none"
         )
         draft.note("warning", "sample_packing", text)
-
-
-def _evaluation(draft: Draft, recipe: Recipe) -> None:
-    evaluation, batch = recipe.evaluation, recipe.batch
-    if not evaluation.enabled:
-        return
-    more_tokens = evaluation.rows * evaluation.row_tokens > batch.rows * batch.row_tokens
-    key = "eval_batch_size" if draft.has("eval_batch_size") else "eval_sequence_len"
-    if more_tokens:
-        text = (
-            f"evaluation sees {evaluation.rows} x {evaluation.row_tokens} tokens at once, training "
-            f"{batch.rows} x {batch.row_tokens}: evaluation may need more than training, and comes before step 1"
-        )
-        draft.note("warning", key, text)
-    elif recipe.loss.path == "liger_fused_linear":
-        text = (
-            "Liger's fused linear cross-entropy works in training only: evaluation makes full logits, and may need "
-            "more than training"
-        )
-        draft.note("warning", "liger_fused_linear_cross_entropy", text)
 
 
 def _fp16_full_finetune(draft: Draft, recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ from axmem_trace.facts import ModelFacts
 from axmem_trace.ledger import BUCKETS, Device, Ledger
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
+from axmem_trace.report.evaluation import note_costly_evaluation
 from axmem_trace.report.modules import make_module_rows
 from axmem_trace.report.moments import ReservedBytes, Survey, make_phases, make_timeline, most_alive, survey
 from axmem_trace.report.report import Report
@@ -70,7 +71,7 @@ def make_report(
         dtypes=_make_dtypes(facts),
         timeline=make_timeline(found, reservation),
         choices=_make_choices(recipe),
-        notes=tuple(dict.fromkeys((*recipe.notes, *notes))),
+        notes=tuple(dict.fromkeys((*recipe.notes, *notes, *note_costly_evaluation(recipe, phases)))),
         versions=dict(versions),
         elapsed_seconds=dict(elapsed_seconds),
     )

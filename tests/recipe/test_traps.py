@@ -15,7 +15,6 @@ LORA = "adapter: lora\nlora_r: 8\nlora_target_linear: true\n"
 QLORA = "adapter: qlora\nload_in_4bit: true\nlora_r: 8\nlora_target_linear: true\n"
 PACKED = "sample_packing: true\n"
 LIGER = "plugins:\n  - axolotl.integrations.liger.LigerPlugin\n"
-EVAL = "val_set_size: 0.1\neval_steps: 10\n"
 
 
 def notes(tmp_path: Path, text: str, **options) -> list[tuple[str, str, int, str]]:
@@ -38,11 +37,6 @@ def notes(tmp_path: Path, text: str, **options) -> list[tuple[str, str, int, str
         (LLAMA + "trl:\n  btea: 1\n", "ignored", "trl.btea", 6, "trl.beta"),
         (LLAMA, "warning", "attn_implementation", 1, "residual stream"),
         (LLAMA + PACKED, "warning", "sample_packing", 5, "no attn_implementation"),
-        (LLAMA + EVAL + "eval_batch_size: 8\n", "warning", "eval_batch_size", 7, "evaluation may need more"),
-        (
-            LLAMA + EVAL + LIGER + "liger_fused_linear_cross_entropy: true\n", "warning",
-            "liger_fused_linear_cross_entropy", 9, "full logits",
-        ),
         (LLAMA + "unfrozen_parameters: ['lm_head.weight[:9]']\n", "warning", "unfrozen_parameters", 5, "range"),
         (LLAMA + "batch_size: 8\n", "warning", "batch_size", 5, "has no effect"),
         (LLAMA + "deepspeed: deepspeed_configs/zero2.json\n", "not_modelled", "deepspeed", 5, "not in the figures"),
@@ -63,7 +57,6 @@ def test_trap_is_told_with_its_line(tmp_path, text, kind, key, line, words):
         (LLAMA + "attn_implementation: flash_attention_2\n", "residual stream"),
         (LLAMA + LORA, "residual stream"),
         (LLAMA + PACKED + "attn_implementation: flash_attention_2\n", "no attn_implementation"),
-        (LLAMA + EVAL, "may need more"),
     ],
 )
 def test_no_trap_is_told_where_there_is_none(tmp_path, text, words):
