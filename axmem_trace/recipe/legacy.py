@@ -111,7 +111,8 @@ def refuse_removed(draft: Draft) -> None:
 def understand_old_names(draft: Draft) -> None:
     """Old keys that axolotl 0.19 still maps to new ones; the new one is set and the old one is gone."""
     _attention_flags(draft)
-    _move(draft, "noisy_embedding_alpha", "neftune_noise_alpha", conflict=True)
+    if draft.get("noisy_embedding_alpha"):  # zero is no noise, and stays where nothing reads it (`check_neftune`)
+        _move(draft, "noisy_embedding_alpha", "neftune_noise_alpha", conflict=bool(draft.get("neftune_noise_alpha")))
     _move(draft, "evaluation_strategy", "eval_strategy")
     _move(draft, "liger_swiglu", "liger_glu_activation", conflict=True)
     _move(draft, "sequence_parallel_degree", "context_parallel_size")

@@ -39,10 +39,14 @@ FAILS_LATER = {
     "ds_l8": "names nothing to adapt",
     "qme": "names nothing to adapt",
     "emb": "names nothing to adapt",
+    "old_empty_opt": "the optimizer is empty",
+    "old_lionpt": "removed",
+    "old_adamw_torch_npu": "Ascend NPUs",
+    "old_optim_args_bad": "not of the form key=value",
 }
 """Accepted by axolotl's validator, refused here: the run stops later, in peft, the Trainer or the data loader."""
-NOT_ASKED = {"lr_missing", "plug_mod"}
-"""Refused by axolotl for what memory does not depend on."""
+NOT_ASKED = {"lr_missing", "plug_mod", "old_datasets_null", "old_l8_false_str"}
+"""Refused by axolotl for what memory does not depend on, or because a rule sees the text `'false'` before it is parsed."""
 RUNTIME_REENTRANT = {"gc_offload", "gc_offload_disk", "ao_true", "ao_legacy", "ao_disk", "sel", "sel_map", "gck_str"}
 """axolotl decides the variant after its configuration: it wraps the layers itself, or reads `'false'` as true."""
 
