@@ -110,14 +110,6 @@ def make_config(directory: Path, **keys: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_kernel_that_is_not_modelled_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(MOE["qwen3_moe"]))
-    keys = {"plugins": ["axolotl.integrations.kernels.KernelsPlugin"], "use_scattermoe": True}
-    report = axmem_trace.estimate(make_config(tmp_path, **keys))
-    kinds = {note.kind for note in report.notes if note.key == "experts_implementation"}
-    assert "not_modelled" in kinds
-
-
 # -- grouped products ---------------------------------------------------------------------------------------------
 
 
