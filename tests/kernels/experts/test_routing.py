@@ -11,7 +11,6 @@ import pytest
 import torch
 from moe_models import MOE
 
-import axmem_trace
 from axmem_trace.models import build_model
 from axmem_trace.recipe import read_recipe
 from axmem_trace.tracing.kernels import import_rules
