@@ -143,9 +143,11 @@ def _from_float8(bits: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) ->
 def _int8_by_token(tensor: torch.Tensor) -> torch.Tensor:
     """`IntxFakeQuantizer`, asymmetric, one scale a token."""
     with torch.no_grad():
-        low, high = tensor.amin(dim=-1, keepdim=True), tensor.amax(dim=-1, keepdim=True)
-        scale = torch.clamp((high - low) / 255.0, min=1e-5).to(torch.float32)
-        zero_point = torch.clamp(-128 - torch.round(low / scale), -128, 127).to(torch.int32)
+        low, high = tensor.amin(dim=-1), tensor.amax(dim=-1)
+        low, high = torch.min(low, torch.zeros_like(low)), torch.max(high, torch.zeros_like(high))
+        scale = torch.clamp((high - low) / 255.0, min=1e-5)
+        zero_point = torch.clamp(-128 - torch.round(low / scale), -128, 127)
+        scale, zero_point = scale.to(torch.float32).unsqueeze(-1), zero_point.to(torch.int32).unsqueeze(-1)
     return _there_and_back(tensor, scale, zero_point, (-128, 127))
 
 
