@@ -21,6 +21,7 @@ from axmem_trace.errors import ConfigError
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.recipe import read_recipe
+from axmem_trace.tracing.kernels.experts import routing as routing_module
 from axmem_trace.tracing.kernels.experts import scattermoe
 from axmem_trace.tracing.kernels.experts.scattered import Routed
 from axmem_trace.tracing.kernels.experts.scattermoe import run_scattermoe
@@ -169,8 +170,12 @@ def test_who_keeps_merged_weights(kernel: str, merged: int, tmp_path: Path) -> N
     assert len(copies) == merged
 
 
-def test_packed_experts_are_unpacked_again_in_backward(tmp_path: Path) -> None:
-    """4 experts of 48 x 64 values, of which two are used at worst."""
+@pytest.mark.parametrize("followed", [True, False])
+def test_packed_experts_are_unpacked_again_in_backward(
+    followed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 experts of 48 x 64 values, of which two are used at worst; also where the routing is too large to follow."""
+    monkeypatch.setattr(routing_module, "MAX_ONE_HOT", 1 << 30 if followed else 0)
     config = {**MOE["qwen3_moe"], "hidden_size": 64, "head_dim": 16}
     for router, active in (("balanced", 4), ("worst", 2)):
         ledger = record(tmp_path, config, router=router, use_scattermoe=True, adapter="qlora", load_in_4bit=True,

@@ -1,4 +1,4 @@
-"""The eager loop over experts, and load-balancing losses: operators that ask router masks for their values.
+"""The eager loop over experts, packed experts, and load-balancing losses: operators that ask the routing for values.
 
 Small masks have known values, which follow from the routing. A mask of tokens x top_k x experts is soon too large to
 follow; then its answers come from the routing itself.
@@ -57,6 +57,19 @@ def nonzero(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict
         # CUDA's nonzero returns a transposed [ndim, n] buffer (aten/src/ATen/native/cuda/Nonzero.cu)
         return torch.empty((mask.ndim, tokens), dtype=torch.int64, device=mask.device).t()
     return op(*args, **kwargs)
+
+
+@dispatch_rule(aten._unique2.default)
+def unique(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    """Of the chosen experts, too many to be followed: those that are used (`get_active_experts` of ScatterMoE)."""
+    index, routing = args[0], context.options.get("routing")
+    latest = routing.latest if isinstance(routing, Routing) else None
+    if latest is None or index.dtype != torch.int64 or index.numel() != latest.tokens * latest.top_k or any(args[2:4]):
+        return tuple(op(*args, **kwargs))
+    with context.recorder.paused():
+        used = torch.arange(latest.used_experts())
+    nothing = torch.empty(0, dtype=torch.int64, device=index.device)
+    return _known(context, used), nothing, nothing
 
 
 def _is_slice_of_one_hot(mask: torch.Tensor, latest: Assignment) -> bool:
