@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from axmem_trace import __version__
 from axmem_trace.allocator import replay
 from axmem_trace.recipe import read_recipe
+from axmem_trace.recipe.places import errors_in_place
 from axmem_trace.report import Report, make_report
 
 if TYPE_CHECKING:
@@ -64,11 +65,12 @@ def estimate(
     from axmem_trace.training.record import make_recorder, record_run
 
     clock.start("build", f"building {recipe.model.base.name}")
-    recorder = make_recorder(recipe)
-    built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
-    optimizer = build_optimizer(recipe, built.module)
-    clock.start("trace", "tracing")
-    recording = record_run(recipe, built, optimizer, recorder=recorder, progress=clock.progress)
+    with errors_in_place(recipe):
+        recorder = make_recorder(recipe)
+        built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
+        optimizer = build_optimizer(recipe, built.module)
+        clock.start("trace", "tracing")
+        recording = record_run(recipe, built, optimizer, recorder=recorder, progress=clock.progress)
     clock.start("replay", "replaying the allocator")
     reservation = _replay_on_card(recipe, recording.ledger)
     if snapshot is not None:

@@ -12,7 +12,7 @@ import torch
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.adapters import add_adapter
 from axmem_trace.models.built import BuiltModel, StateTensor
-from axmem_trace.models.checkpointing import enable_checkpointing
+from axmem_trace.models.checkpointing import enable_checkpointing, refuse_unsupported_checkpointing
 from axmem_trace.models.dtypes import cast_as_axolotl
 from axmem_trace.models.fake_quantised import prepare_fake_quantisation
 from axmem_trace.models.float8 import convert_to_float8
@@ -55,6 +55,7 @@ def build_model(recipe: Recipe, *, device: str = "meta", watch: WatchLoading = n
         model, experts_quantised = _load(recipe, model_class, config, device, notes)
         with watch(model):
             model = change_loaded(model, recipe, notes, experts_quantised=experts_quantised)
+        refuse_unsupported_checkpointing(model, recipe)
         enable_checkpointing(model, recipe, notes)
         convert_to_float8(model, recipe, notes)
     model.train()

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from axmem_trace.errors import ConfigError
+from axmem_trace.models.built import unwrapped
 from axmem_trace.models.selective import make_context_function, note_selective
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
@@ -33,10 +34,27 @@ def enable_checkpointing(model: Any, recipe: Recipe, notes: list[Note]) -> None:
             warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     except ValueError as error:
-        raise ConfigError(
-            problem=f"{type(model).__name__} can't checkpoint activations",
-            key="gradient_checkpointing",
-            value=True,
-            details=(str(error),),
-            remedy="set gradient_checkpointing: false for this model",
-        ) from error
+        raise _cannot_checkpoint(model, str(error)) from error
+
+
+def refuse_unsupported_checkpointing(model: Any, recipe: Recipe) -> None:
+    """k-bit preparation switches checkpointing on as well, before the trainer does.
+
+    Source: transformers `modeling_utils.py` `gradient_checkpointing_enable`.
+
+    Raises:
+        ConfigError: the model class does not support it.
+    """
+    if recipe.checkpointing.enabled and not getattr(model, "supports_gradient_checkpointing", True):
+        name = type(model).__name__
+        raise _cannot_checkpoint(model, f"{name} does not support gradient checkpointing.")
+
+
+def _cannot_checkpoint(model: Any, why: str) -> ConfigError:
+    return ConfigError(
+        problem=f"{type(unwrapped(model)).__name__} can't checkpoint activations",
+        key="gradient_checkpointing",
+        value=True,
+        details=(why,),
+        remedy="set gradient_checkpointing: false for this model",
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from axmem_trace.facts import ModelFacts, TensorFact
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.types import Adapter, Recipe
 from axmem_trace.units import format_bytes
 
 _PACKED_DTYPES = ("uint8", "int8", "int32")
@@ -15,31 +17,46 @@ def note_traps(recipe: Recipe, facts: ModelFacts, notes: list[Note]) -> None:
     experts = [fact for fact in facts.tensors if _is_fused_expert(fact)]
     _note_unquantised_experts(recipe, experts, notes)
     _note_other_linears(recipe, facts, notes)
-    _note_lora_without_experts(recipe, facts, experts, notes)
+    _note_lora_of_experts(recipe, facts, experts, notes)
     _note_kbit_without_quantisation(recipe, facts, notes)
     _note_kept_on_gpu(recipe, notes)
 
 
 def _is_fused_expert(fact: TensorFact) -> bool:
-    """A fused expert weight has no module of its own per expert: its name ends in `experts.<parameter>`."""
-    return (
-        fact.kind == "parameter" and fact.role == "weight" and fact.module.split(".base_layer")[0].endswith("experts")
-    )
+    """A fused expert weight lies in a module called `experts`, or (DBRX) in one inside it that counts no experts."""
+    parts = _plain_name(fact).split(".")
+    return fact.kind == "parameter" and fact.role == "weight" and "experts" in parts and parts[-1] != "weight"
+
+
+def _plain_name(fact: TensorFact) -> str:
+    """The name before peft wrapped the module, or bitsandbytes parametrised it."""
+    name = re.sub(r"\.(base_layer|parametrizations)\b", "", fact.name).removesuffix(".original")
+    return name.removeprefix("base_model.model.")
+
+
+def _suffixes(experts: list[TensorFact]) -> list[str]:
+    """What follows the layer's number: as `lora_target_parameters` names a parameter of every layer."""
+    return sorted({re.split(r"\.\d+\.", _plain_name(fact))[-1] for fact in experts})
 
 
 def _note_unquantised_experts(recipe: Recipe, experts: list[TensorFact], notes: list[Note]) -> None:
+    method = recipe.quantisation.method
     plain = [fact for fact in experts if fact.dtype not in _PACKED_DTYPES]
-    if recipe.quantisation.method in ("gptq", "awq") and plain:
+    if method in ("gptq", "awq") and plain:
         _note_unpacked_experts(recipe, plain, notes)
-    if recipe.quantisation.method not in ("bnb_4bit", "bnb_8bit") or not plain:
+    if method not in ("bnb_4bit", "bnb_8bit") or not plain:
         return
     nbytes = sum(fact.nbytes for fact in plain)
     dtypes = ", ".join(sorted({fact.dtype for fact in plain}))
     text = (
-        f"bitsandbytes packs linear layers: fused experts stay unquantised ({format_bytes(nbytes)} in {dtypes}). "
-        "`quantize_moe_experts: true` packs them"
+        f"the experts are fused parameters, which bitsandbytes does not quantise: they stay in {dtypes} "
+        f"({format_bytes(nbytes)}). "
     )
-    notes.append(Note(kind="warning", key="quantize_moe_experts", text=text, bytes=nbytes))
+    reached = all(_plain_name(fact).split(".")[-2] == "experts" for fact in plain)
+    advice = "packs them" if reached else "packs 3-D parameters, which these are not"
+    text += f"`quantize_moe_experts: true` {advice}"
+    key = "load_in_4bit" if method == "bnb_4bit" else "load_in_8bit"
+    notes.append(Note(kind="warning", key=key, text=text, bytes=nbytes))
 
 
 def _note_unpacked_experts(recipe: Recipe, experts: list[TensorFact], notes: list[Note]) -> None:
@@ -76,16 +93,47 @@ def _note_other_linears(recipe: Recipe, facts: ModelFacts, notes: list[Note]) ->
     notes.append(Note(kind="warning", key=key, text=text, bytes=nbytes))
 
 
-def _note_lora_without_experts(recipe: Recipe, facts: ModelFacts, experts: list[TensorFact], notes: list[Note]) -> None:
-    if recipe.adapter.kind not in ("lora", "qlora") or not experts:
+def _note_lora_of_experts(recipe: Recipe, facts: ModelFacts, experts: list[TensorFact], notes: list[Note]) -> None:
+    """Whether LoRA reaches the fused experts, which are parameters and no linear layers."""
+    adapter = recipe.adapter
+    if adapter.kind not in ("lora", "qlora"):
         return
-    wrapped = any(".experts.lora_" in fact.name for fact in facts.tensors if fact.role == "adapter")
-    if not wrapped and not any("experts.base_layer" in fact.name for fact in facts.tensors):
+    _note_unmatched_parameters(adapter, facts, experts, notes)
+    if not experts:
+        return
+    key = "lora_target_linear" if adapter.target_linear else "lora_target_modules"
+    wrapped = [fact for fact in experts if ".base_layer." in fact.name]
+    suffixes = _suffixes(experts)
+    if wrapped and not adapter.target_parameters:
         text = (
-            "LoRA does not reach the fused experts: they are 3-D parameters, not linear layers. "
-            "`lora_target_parameters` (for example mlp.experts.gate_up_proj) adapts them"
+            f"peft takes these targets for the fused experts too ({', '.join(_suffixes(wrapped))}; "
+            "`convert_peft_config_for_transformers`): their adapters make up most of what trains. "
+            "Name attention's layers alone in lora_target_modules to leave the experts out"
         )
-        notes.append(Note(kind="warning", key="lora_target_linear", text=text))
+        notes.append(Note(kind="warning", key=key, text=text))
+    if not wrapped and not adapter.target_parameters:
+        text = (
+            "LoRA does not reach the fused experts, which are parameters and no linear layers: "
+            f"`lora_target_parameters: [{', '.join(suffixes)}]` adapts them"
+        )
+        notes.append(Note(kind="warning", key=key, text=text))
+
+
+def _note_unmatched_parameters(
+    adapter: Adapter, facts: ModelFacts, experts: list[TensorFact], notes: list[Note]
+) -> None:
+    """peft only warns where a target parameter is nowhere (`tuners_utils.py` `inject_adapter`)."""
+    names = (
+        {_plain_name(fact) for fact in facts.tensors if fact.kind == "parameter"} if adapter.target_parameters else ()
+    )
+    unmatched = [
+        target for target in adapter.target_parameters if not any(f".{name}".endswith(f".{target}") for name in names)
+    ]
+    if unmatched:
+        text = f"no parameter is called {', '.join(unmatched)}: peft only warns, and adapts the rest"
+        if experts:
+            text += f". The experts of this model are {', '.join(_suffixes(experts))}"
+        notes.append(Note(kind="warning", key="lora_target_parameters", text=text))
 
 
 def _note_kbit_without_quantisation(recipe: Recipe, facts: ModelFacts, notes: list[Note]) -> None:

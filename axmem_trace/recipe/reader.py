@@ -69,7 +69,7 @@ def read_recipe(
     recipe = _derive(draft, base, target, num_gpus, allow_remote_code=trust_remote_code)
     note_traps(draft, recipe)
     note_not_modelled(draft)
-    recipe = replace(recipe, notes=tuple(draft.notes), reasons=dict(draft.reasons))
+    recipe = replace(recipe, notes=tuple(draft.notes), reasons=dict(draft.reasons), lines=dict(draft.lines))
     recipe = apply_assumptions(recipe, assumptions)
     if strict:
         _refuse_notes(recipe)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from axmem_trace.recipe.attention import PACKING_KERNELS, base_name
 from axmem_trace.recipe.draft import Draft
-from axmem_trace.recipe.task import is_moe
 from axmem_trace.recipe.types import Recipe
 
 
 def note_traps(draft: Draft, recipe: Recipe) -> None:
     """Adds a note for each trap that the configuration steps into."""
     _unquantised_4bit(draft, recipe)
-    _experts(draft, recipe)
     _fp32_residual(draft, recipe)
     _packing(draft, recipe)
     _fp16_full_finetune(draft, recipe)
@@ -30,32 +28,6 @@ def _unquantised_4bit(draft: Draft, recipe: Recipe) -> None:
         elif recipe.quantisation.method != "none":
             return
         draft.note("warning", "load_in_4bit", text + ". Use `adapter: qlora`")
-
-
-def _experts(draft: Draft, recipe: Recipe) -> None:
-    """transformers 5 keeps experts as 3-D parameters, which are no Linear modules."""
-    if not is_moe(recipe.model.base) or recipe.model.llama4_linearized_experts:
-        return
-    quantised = recipe.quantisation.method in ("bnb_4bit", "bnb_8bit")
-    if quantised and not recipe.quantisation.quantise_moe_experts:
-        fate = "and peft's preparation casts them to fp32" if recipe.quantisation.kbit_preparation else ""
-        text = (
-            "the experts are fused 3-D parameters, which bitsandbytes does not quantise: they stay in "
-            f"{recipe.precision.load_dtype} {fate}".rstrip()
-            + ". Set `quantize_moe_experts: true`"
-        )
-        key = "load_in_4bit" if draft.get("load_in_4bit") else "load_in_8bit"
-        draft.note("warning", key if draft.line(key) else "base_model", text)
-    adapter = recipe.adapter
-    if adapter.kind in ("lora", "qlora") and not adapter.target_parameters:
-        named = adapter.target_modules if not isinstance(adapter.target_modules, str) else ()
-        if adapter.target_linear or any(name.split(".")[-1] in ("gate_proj", "up_proj", "down_proj") for name in named):
-            key = "lora_target_linear" if adapter.target_linear else "lora_target_modules"
-            text = (
-                f"`{key}` does not reach the fused experts (only shared experts and dense layers, if there are any); "
-                "name them in `lora_target_parameters`"
-            )
-            draft.note("warning", key, text)
 
 
 def _fp32_residual(draft: Draft, recipe: Recipe) -> None:

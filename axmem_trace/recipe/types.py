@@ -403,3 +403,5 @@ class Recipe:
     rl: str = ""
     reasons: Mapping[str, Reason] = field(default_factory=_empty)
     notes: tuple[Note, ...] = ()
+    lines: Mapping[str, int] = field(default_factory=_empty)
+    """Where each key stands in the file, dots between the names of nested ones."""

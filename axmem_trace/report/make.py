@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from axmem_trace.facts import ModelFacts
 from axmem_trace.ledger import BUCKETS, Device, Ledger
 from axmem_trace.notes import Note
+from axmem_trace.recipe.places import notes_in_place
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.report.evaluation import note_costly_evaluation
 from axmem_trace.report.modules import make_module_rows
@@ -71,7 +72,7 @@ def make_report(
         dtypes=_make_dtypes(facts),
         timeline=make_timeline(found, reservation),
         choices=_make_choices(recipe),
-        notes=tuple(dict.fromkeys((*recipe.notes, *notes, *note_costly_evaluation(recipe, phases)))),
+        notes=notes_in_place(recipe, (*recipe.notes, *notes, *note_costly_evaluation(recipe, phases))),
         versions=dict(versions),
         elapsed_seconds=dict(elapsed_seconds),
     )

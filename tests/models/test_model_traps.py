@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tiny_models import write_tiny_model
 
+from axmem_trace import estimate
+from axmem_trace.errors import ConfigError
 from axmem_trace.models import build_model
 from axmem_trace.notes import Note
 from axmem_trace.recipe import read_recipe
@@ -48,13 +52,76 @@ def test_four_bits_without_qlora_are_fp32(tmp_path):
 def test_fused_experts_are_reached_by_neither(tmp_path):
     found = warnings(tmp_path, "qwen3_moe", adapter="qlora", load_in_4bit=True)
     # Two layers of four experts: gate_up 48 x 32 and down 32 x 24; fp32 after k-bit preparation.
-    assert found["quantize_moe_experts"].bytes == 2 * 4 * (48 * 32 + 32 * 24) * 4
-    assert "LoRA does not reach the fused experts" in found["lora_target_linear"].text
+    assert found["load_in_4bit"].bytes == 2 * 4 * (48 * 32 + 32 * 24) * 4
+    assert "`quantize_moe_experts: true` packs them" in found["load_in_4bit"].text
+    advice = "`lora_target_parameters: [mlp.experts.down_proj, mlp.experts.gate_up_proj]`"
+    assert advice in found["lora_target_linear"].text
     names = {"lora_target_linear": None, "lora_target_modules": ["q_proj"], "quantize_moe_experts": True}
     found = warnings(tmp_path, "qwen3_moe", adapter="qlora", load_in_4bit=True, **names)
-    assert "quantize_moe_experts" not in found
+    assert "load_in_4bit" not in found
 
 
 def test_target_parameters_reach_them(tmp_path):
     found = warnings(tmp_path, "qwen3_moe", adapter="lora", lora_target_parameters=["mlp.experts.gate_up_proj"])
-    assert "lora_target_linear" not in found
+    assert not {"lora_target_linear", "lora_target_parameters"} & found.keys()
+
+
+def test_target_parameters_that_are_nowhere_are_told_with_those_that_are(tmp_path):
+    asked = ["mlp.experts.gate_up_proj", "experts.w2", "p.experts.down_proj"]
+    text = warnings(tmp_path, "qwen3_moe", adapter="lora", lora_target_parameters=asked)["lora_target_parameters"].text
+    assert "no parameter is called experts.w2, p.experts.down_proj:" in text
+    assert "mlp.experts.down_proj, mlp.experts.gate_up_proj" in text
+
+
+def test_experts_that_peft_finds_by_their_old_names_are_told(tmp_path):
+    """peft rewrites transformers 4's names of Mixtral's experts into the fused parameters."""
+    names = {"lora_target_linear": None, "lora_target_modules": ["q_proj", "w1", "w2", "w3"]}
+    text = warnings(tmp_path, "mixtral", adapter="lora", **names)["lora_target_modules"].text
+    assert "the fused experts too (mlp.experts.down_proj, mlp.experts.gate_up_proj;" in text
+
+
+def test_a_model_without_experts_has_no_such_trap(tmp_path):
+    assert not warnings(tmp_path, "llama", adapter="lora")
+
+
+def test_a_note_of_the_model_has_its_keys_line(tmp_path):
+    path = tmp_path / "c.yml"
+    base = write_tiny_model("qwen3_moe", tmp_path / "model")
+    lines = [f"base_model: {base}", "micro_batch_size: 1", "sequence_len: 16", "learning_rate: 0.1", "adapter: lora",
+             "lora_r: 4", "lora_target_linear: true"]  # fmt: skip
+    path.write_text("\n".join(lines), encoding="utf-8")
+    report = estimate(path, hub="never")
+    assert [note.line for note in report.notes if note.key == "lora_target_linear"] == [7]
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "line", "words"),
+    [
+        (["lora_target_modules: [nowhere]"], "lora_target_modules", 7, "k_proj"),
+        (["lora_target_linear: true", "gradient_checkpointing: true"], "gradient_checkpointing", 8, "can't checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+def test_an_error_of_the_model_has_its_keys_line(tmp_path, monkeypatch, adapter, keys, key, line, words):
+    from transformers import Qwen3MoeForCausalLM
+
+    monkeypatch.setattr(Qwen3MoeForCausalLM, "supports_gradient_checkpointing", False)
+    path = tmp_path / "c.yml"
+    base = write_tiny_model("qwen3_moe", tmp_path / "model")
+    lines = [f"base_model: {base}", "micro_batch_size: 1", "learning_rate: 0.1", f"adapter: {adapter}", "lora_r: 4",
+             f"load_in_4bit: {adapter == 'qlora'}", *keys]  # fmt: skip
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ConfigError, match=words) as caught:
+        estimate(path, hub="never")
+    assert (caught.value.file, caught.value.line, caught.value.key) == (str(path), line, key)
+
+
+def test_layers_that_peft_refuses_are_left_out_of_the_advice(tmp_path):
+    """peft `_check_lora_target_modules_mamba`: `out_proj` of these types."""
+    config = {"model_type": "falcon_mamba", "architectures": ["FalconMambaForCausalLM"], "vocab_size": 96,
+              "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4, "torch_dtype": "bfloat16"}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    keys = {"base_model": str(tmp_path), "micro_batch_size": 1, "learning_rate": 0.1, "adapter": "lora", **LORA}
+    with pytest.raises(ConfigError, match=r"lora_target_modules: \[dt_proj, in_proj, x_proj\]") as caught:
+        estimate(keys, hub="never")
+    assert (caught.value.key, caught.value.value) == ("lora_target_linear", True)

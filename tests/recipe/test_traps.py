@@ -10,7 +10,6 @@ from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.reader import read_recipe
 
 LLAMA = "base_model: meta-llama/Llama-3.1-8B\nmicro_batch_size: 2\nsequence_len: 2048\nlearning_rate: 0.0001\n"
-MOE = LLAMA.replace("meta-llama/Llama-3.1-8B", "Qwen/Qwen3-30B-A3B")
 LORA = "adapter: lora\nlora_r: 8\nlora_target_linear: true\n"
 QLORA = "adapter: qlora\nload_in_4bit: true\nlora_r: 8\nlora_target_linear: true\n"
 PACKED = "sample_packing: true\n"
@@ -28,8 +27,6 @@ def notes(tmp_path: Path, text: str, **options) -> list[tuple[str, str, int, str
     ("text", "kind", "key", "line", "words"),
     [
         (LLAMA + LORA + "load_in_4bit: true\n", "warning", "load_in_4bit", 8, "is not quantised"),
-        (MOE + LORA, "warning", "lora_target_linear", 7, "does not reach the fused experts"),
-        (MOE + QLORA, "warning", "load_in_4bit", 6, "quantize_moe_experts"),
         (LLAMA + "liger_rms_norm: true\n", "warning", "liger_rms_norm", 5, "its plugin is not listed"),
         (LLAMA + "cut_cross_entropy: true\n", "warning", "cut_cross_entropy", 5, "its plugin is not listed"),
         (LLAMA + "lora_exclude_modules: [lm_head]\n", "ignored", "lora_exclude_modules", 5, "no effect"),
@@ -52,7 +49,6 @@ def test_trap_is_told_with_its_line(tmp_path, text, kind, key, line, words):
     ("text", "words"),
     [
         (LLAMA + QLORA, "is not quantised"),
-        (LLAMA + LORA, "fused experts"),
         (LLAMA + LIGER + "liger_rms_norm: true\n", "plugin is not listed"),
         (LLAMA + "attn_implementation: flash_attention_2\n", "residual stream"),
         (LLAMA + LORA, "residual stream"),

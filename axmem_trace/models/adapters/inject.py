@@ -72,6 +72,8 @@ def _checked(step: Any, model: nn.Module, recipe: Recipe) -> Any:
     except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
         key = "lora_target_modules"
         value: Any = adapter.target_modules
+        if adapter.target_linear and not adapter.target_modules:
+            key, value = "lora_target_linear", True
         if "target_parameters" in str(error) or "ParamWrapper" in str(error):
             key, value = "lora_target_parameters", adapter.target_parameters
         elif adapter.layer_replication and "replic" in str(error).lower():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +14,8 @@ from axmem_trace.models.dtypes import embedding_names
 _NOT_LINEAR = "LlamaLinearScalingRotaryEmbedding"
 _FUSED_NAMES = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
 """Names of one expert's projections in transformers 4, and of the fused parameter that holds them in 5."""
+_REFUSED_LAYERS = re.compile(r"Incompatible modules: \{(.+?)\}")
+"""peft `tuners_utils.py` `_check_lora_target_modules_mamba`: layers whose weight Mamba's kernels read themselves."""
 
 
 def find_linear_names(model: nn.Module, model_type: str) -> list[str]:
@@ -47,16 +51,33 @@ def expand_parametrised_targets(model: nn.Module, targets: Iterable[str]) -> lis
 
 
 def no_target_error(model: nn.Module, key: str, value: object, error: Exception) -> ConfigError:
-    """peft found nothing to wrap: tell which names there are."""
-    linears = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
+    """peft found nothing to wrap, or refuses a layer that it found: tell which names there are."""
+    linears = _linear_names(model)
+    refused = _REFUSED_LAYERS.search(str(error))
+    remedy = "name some of these in lora_target_modules, or set lora_target_linear: true"
+    if refused:
+        rest = ", ".join(name for name in linears if name not in refused[1])
+        remedy = f"peft adapts these alone: `lora_target_modules: [{rest}]`, without lora_target_linear"
     return ConfigError(
         problem="the adapter's targets can't be used with this model",
         key=key,
         value=value,
         accepted="linear layers of this model: " + ", ".join(linears),
         details=(f"{type(error).__name__}: {_first_line(error)}",),
-        remedy="name some of these in lora_target_modules, or set lora_target_linear: true",
+        remedy=remedy,
     )
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    """Last name components of all linear layers but the output head, also where peft has wrapped some already."""
+    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = find_head()
+    names = {
+        name.removesuffix(".base_layer").rpartition(".")[2]
+        for name, module in model.named_modules()
+        if _is_linear(module) and module is not head and ".lora_" not in name
+    }
+    return sorted(names)
 
 
 def _is_linear(module: nn.Module) -> bool:
