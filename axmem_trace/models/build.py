@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from axmem_trace.models.freezing import freeze_parameters
 from axmem_trace.models.llama4_experts import linearised_llama4_experts
 from axmem_trace.models.model_class import find_model_class
 from axmem_trace.models.model_config import build_model_config
+from axmem_trace.models.placement import note_adapter_on_host, place_modules
 from axmem_trace.models.quantisation import NoQuantizer, choose_quantizer, iterate_bnb_states, quantise_fused_experts
 from axmem_trace.models.skeleton import build_skeleton
 from axmem_trace.models.traps import note_traps
@@ -53,9 +55,9 @@ def build_model(recipe: Recipe, *, device: str = "meta", watch: WatchLoading = n
         config = build_model_config(recipe, notes)
         model_class, config = find_model_class(recipe, config, notes)
         model, experts_quantised = _load(recipe, model_class, config, device, notes)
+        refuse_unsupported_checkpointing(model, recipe)
         with watch(model):
             model = change_loaded(model, recipe, notes, experts_quantised=experts_quantised)
-        refuse_unsupported_checkpointing(model, recipe)
         enable_checkpointing(model, recipe, notes)
         convert_to_float8(model, recipe, notes)
     model.train()
@@ -76,6 +78,7 @@ def change_loaded(model: Any, recipe: Recipe, notes: list[Note], *, experts_quan
     model = add_adapter(model, recipe, notes)
     freeze_parameters(model, recipe, notes)
     fix_untrained_tokens(model, recipe, notes)
+    note_adapter_on_host(model, recipe, notes)
     return model
 
 
@@ -92,6 +95,8 @@ def _load(recipe: Recipe, model_class: Any, config: Any, device: str, notes: lis
     with linearised_llama4_experts(recipe):
         model = build_skeleton(model_class, config, recipe, dtype, device, notes, replace_modules)
     quantizer.finish(model, dtype)
+    make_canvas = partial(build_skeleton, model_class, config, recipe, dtype, "meta", [], lambda model: None)
+    place_modules(model, recipe, make_canvas, notes)
     return model, quantise_fused_experts(model, recipe, notes)
 
 

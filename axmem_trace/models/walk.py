@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from axmem_trace.facts import ModelFacts, ModuleFact, TensorFact
 from axmem_trace.models.built import StateTensor, unwrapped
+from axmem_trace.models.placement import is_on_host
 from axmem_trace.recipe.types import Recipe
 
 Role = Literal["weight", "adapter"]
@@ -76,6 +77,7 @@ def _fact(
         elements=tensor.numel(),
         logical_elements=logical_elements,
         nbytes=tensor.untyped_storage().nbytes(),
+        device="cpu" if is_on_host(tensor) else "gpu",
     )
 
 

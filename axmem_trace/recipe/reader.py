@@ -24,6 +24,7 @@ from axmem_trace.recipe.loss import derive_kernels, derive_loss
 from axmem_trace.recipe.optimizer import derive_optimizer
 from axmem_trace.recipe.overrides import Settings, apply_overrides
 from axmem_trace.recipe.parallelism import derive_parallelism
+from axmem_trace.recipe.placement import derive_placement
 from axmem_trace.recipe.precision import derive_precision
 from axmem_trace.recipe.quantisation import derive_quantisation
 from axmem_trace.recipe.rejections import reject, reject_on_base, reject_on_gpu
@@ -106,6 +107,7 @@ def _derive(draft: Draft, base: BaseModel, gpu: Gpu, num_gpus: int, *, allow_rem
         model=model,
         precision=precision,
         quantisation=quantisation,
+        placement=derive_placement(draft, num_gpus),
         fake_quantisation=derive_fake_quantisation(draft),
         adapter=derive_adapter(draft),
         freezing=derive_freezing(draft),

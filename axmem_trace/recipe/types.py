@@ -136,6 +136,22 @@ class Quantisation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where modules are put when the model is loaded. As it is here: all of them on the GPU."""
+
+    automatic: bool = False
+    """`device_map: auto`, axolotl's default: on the GPU while they fill no more than nine tenths of it."""
+    max_memory: Mapping[Any, Any] = field(default_factory=_empty)
+    """By GPU or `cpu`, what may be filled, in bytes or as text that accelerate reads."""
+    on_host: tuple[str, ...] = ()
+    """Modules that `device_map` puts on the CPU or the disk, beside others on the GPU."""
+    on_host_first: bool = False
+    """`device_map: cpu`: loaded, cast and adapted there; the trainer moves the model to the GPU."""
+    key: str = ""
+    """The YAML key that says so."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FakeQuantisation:
     """`qat`: linear layers see weights (and inputs) that have been quantised and dequantised."""
 
@@ -385,6 +401,7 @@ class Recipe:
     model: Model
     precision: Precision = Precision()
     quantisation: Quantisation = Quantisation()
+    placement: Placement = Placement()
     fake_quantisation: FakeQuantisation | None = None
     """`qat`; None: the layers are plain."""
     adapter: Adapter = Adapter()

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from axmem_trace.ledger import Device
+from axmem_trace.models.placement import is_on_host
 from axmem_trace.models.quantisation import iterate_bnb_states
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.tracing.kernels import import_rules
@@ -35,6 +37,9 @@ class LoadRecorder:
         """`model` is as `from_pretrained` returns it. What happens to it while this is open is recorded."""
         import_rules()  # not earlier: bitsandbytes has operators to have rules for once the model is built
         self.recorder.mark("load", 0)
+        if self.recipe.placement.on_host_first:  # the run finds the model on the GPU
+            yield
+            return
         with self.recorder:
             self._warm_up(model)
             self._place_weights(model)
@@ -48,7 +53,11 @@ class LoadRecorder:
         """
         if self.recipe.quantisation.quantise_moe_experts or self.recipe.model.loading == "before_4_50":
             return
-        nbytes = sum(self._counted_bytes(module, parameter) for module, parameter in _own_parameters(model))
+        nbytes = sum(
+            self._counted_bytes(module, parameter)
+            for module, parameter in _own_parameters(model)
+            if not is_on_host(parameter)
+        )
         nbytes += sum(buffer.nbytes for buffer in model.buffers())
         if self.recipe.gpu.memory_bytes:
             nbytes = min(nbytes, self.recipe.gpu.memory_bytes - WARM_UP_RESERVE_BYTES)
@@ -102,7 +111,8 @@ class LoadRecorder:
                 self._register(name, state.tensor)
 
     def _register(self, module: str, tensor: torch.Tensor) -> None:
-        self.recorder.register(tensor, role="weight", module=module)
+        device: Device = "cpu" if is_on_host(tensor) else "gpu"
+        self.recorder.register(tensor, role="weight", module=module, device=device)
 
     @contextmanager
     def _while_arriving(self, parameter: nn.Parameter, is_merged: bool) -> Iterator[None]:
@@ -127,7 +137,7 @@ class LoadRecorder:
             if parameter.dtype == torch.int8:
                 is_fp16 = self.recipe.precision.load_dtype == "float16"
                 return [parameter.numel() * itemsize, *([] if is_fp16 else [parameter.numel() * 2])]
-        return [parameter.nbytes] if is_merged else []
+        return [parameter.nbytes] if is_merged and not is_on_host(parameter) else []
 
 
 def _own_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from axmem_trace.models.built import BuiltModel, unwrapped
+from axmem_trace.models.placement import is_on_host
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.callbacks import GradientAverage, restart_relora
@@ -67,7 +68,7 @@ class Run:
         self._passes: _Passes | None = None
         self._offloading = offloading
         self._training_step: StepContext = nullcontext
-        moves = recipe.checkpointing.moves_tensors
+        moves = recipe.checkpointing.moves_tensors or any(map(is_on_host, self.model.parameters()))
         self._may_repeat = repeat and not (optimizer.hooked or moves or recipe.loss.holds_outputs)
 
     def record(self, progress: Callable[[str], None] = lambda stage: None) -> None:

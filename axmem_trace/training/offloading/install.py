@@ -16,6 +16,7 @@ from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.offloading.layers import LayerOffload, find_decoder_layers
+from axmem_trace.training.offloading.placed import placed_modules
 from axmem_trace.training.offloading.saved_tensors import ActivationOffload, CheckpointInputOffload
 from axmem_trace.training.offloading.selective import SelectiveOffload
 
@@ -39,6 +40,7 @@ def install_offloading(
             contexts.append(_install_activations(stack, model, recipe, recorder, notes))
         if recipe.checkpointing.selective_offload:
             _install_selective(model, recipe, recorder)
+        stack.enter_context(placed_modules(model, recorder))
         if recipe.checkpointing.moves_tensors:
             text = "copies run on a stream of their own, whose blocks the allocator keeps apart: reserved may be higher"
             notes.append(Note(kind="assumed", key=_key(recipe), text=text))

@@ -1,0 +1,140 @@
+"""Modules that loading leaves in host memory, and what becomes of a run that has such modules.
+
+Source: axolotl 0.19 `loaders/model.py` `_set_device_map_config` (an empty model and accelerate's
+`infer_auto_device_map`, with no class kept in one piece); transformers 5.16 `quantizers/quantizer_bnb_{4,8}bit.py`
+`validate_environment`; accelerate 1.13 `big_modeling.py` `dispatch_model`, `hooks.py` `AlignDevicesHook`, `accelerator.py`
+`prepare_model`; peft 0.20 `tuners_utils.py` `_move_adapter_to_device_of_base_layer`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Recipe
+from axmem_trace.units import format_bytes
+
+_MARK = "_axmem_on_host"
+AUTOMATIC_SHARE = 0.9
+"""Of the free memory, what `device_map: auto` fills on a single GPU (`get_balanced_memory`); for bitsandbytes nine
+tenths of that (`adjust_max_memory`)."""
+
+
+def is_on_host(parameter: torch.Tensor) -> bool:
+    """It waits in host memory, and a copy comes to the GPU for each forward of its module."""
+    return bool(getattr(parameter, _MARK, False))
+
+
+def place_modules(model: nn.Module, recipe: Recipe, make_canvas: Callable[[], nn.Module], notes: list[Note]) -> None:
+    """Mark the parameters that the recipe's limits, or its map, leave on the host. Buffers stay on the GPU.
+
+    Raises:
+        ConfigError: limits that accelerate can't read; a quantised model with modules on the host.
+    """
+    placement, quantised = recipe.placement, recipe.quantisation.method in ("bnb_4bit", "bnb_8bit")
+    if placement.on_host_first and quantised:
+        raise _refused(recipe, "accelerate refuses to train a quantised model that was loaded on the CPU")
+    if placement.automatic:
+        _note_too_large(model, recipe, notes)
+    blocks = _blocks_on_host(recipe, make_canvas) if placement.max_memory else placement.on_host
+    parameters = _parameters_of(model, blocks)
+    if not parameters:
+        return
+    if quantised:
+        raise _refused(
+            recipe, f"transformers refuses to quantise a model with modules on the CPU or the disk ({_short(blocks)})"
+        )
+    for parameter in parameters:
+        setattr(parameter, _MARK, True)
+    notes.append(_note_fate(recipe, blocks, sum(each.nbytes for each in parameters)))
+
+
+def note_adapter_on_host(model: nn.Module, recipe: Recipe, notes: list[Note]) -> None:
+    """An adapter whose base layer is on the host is moved to where that is: nowhere."""
+    if recipe.adapter.kind == "none" or not any(map(is_on_host, model.parameters())):
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+              and any(map(is_on_host, module.get_base_layer().parameters()))]  # fmt: skip
+    if layers:
+        text = (
+            f"this run stops in its first backward: {len(layers)} adapted layers are in host memory, and peft puts their "
+            "adapters on the meta device with them. The figures have those adapters on the GPU"
+        )
+        notes.append(Note(kind="warning", key=recipe.placement.key, text=text))
+
+
+def _blocks_on_host(recipe: Recipe, make_canvas: Callable[[], nn.Module]) -> tuple[str, ...]:
+    from accelerate import infer_auto_device_map
+
+    dtype = getattr(torch, recipe.precision.load_dtype)
+    logger = logging.getLogger("accelerate.utils.modeling")  # it warns that this machine has no such GPU
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        found = infer_auto_device_map(make_canvas(), max_memory=dict(recipe.placement.max_memory), dtype=dtype)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            problem="accelerate can't read these limits",
+            key=recipe.placement.key,
+            value=dict(recipe.placement.max_memory),
+            accepted="numbers of bytes, or sizes such as 20GiB",
+            details=(str(error),),
+            remedy="write each limit as a number with a unit",
+        ) from error
+    finally:
+        logger.setLevel(level)
+    return tuple(name for name, device in found.items() if device in ("cpu", "disk"))
+
+
+def _parameters_of(model: nn.Module, blocks: Iterable[str]) -> list[nn.Parameter]:
+    found: dict[int, nn.Parameter] = {}
+    for block in blocks:
+        try:
+            module = model.get_submodule(block)
+        except AttributeError:
+            continue
+        found.update((id(each), each) for each in module.parameters())
+    return list(found.values())
+
+
+def _note_fate(recipe: Recipe, blocks: Iterable[str], nbytes: int) -> Note:
+    text = (
+        f"{_short(blocks)} stay in host memory ({format_bytes(nbytes)}): each comes to the GPU for its forward, and stays "
+        "for as long as autograd keeps it"
+    )
+    if recipe.adapter.kind == "none":
+        text += "; they are never trained, since the gradients belong to the copies"
+    return Note(kind="warning", key=recipe.placement.key, text=text, bytes=nbytes)
+
+
+def _note_too_large(model: nn.Module, recipe: Recipe, notes: list[Note]) -> None:
+    free = recipe.gpu.memory_bytes - recipe.gpu.context_bytes
+    share = AUTOMATIC_SHARE * (AUTOMATIC_SHARE if recipe.quantisation.method in ("bnb_4bit", "bnb_8bit") else 1)
+    nbytes = sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
+    if recipe.gpu.memory_bytes and nbytes > share * free:
+        text = (
+            f"the weights ({format_bytes(nbytes)}) are more than {share:.0%} of the card's free memory: `device_map: "
+            "auto` would leave modules on the CPU, and the run stops or does not train them. The figures have all of "
+            "the model on the GPU"
+        )
+        notes.append(Note(kind="warning", key="device_map", text=text, bytes=nbytes))
+
+
+def _refused(recipe: Recipe, problem: str) -> ConfigError:
+    return ConfigError(
+        problem=f"the run stops: {problem}",
+        key=recipe.placement.key,
+        remedy="raise or remove the limit, so that all of the model is on the GPU",
+    )
+
+
+def _short(blocks: Iterable[str]) -> str:
+    names = list(blocks)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
