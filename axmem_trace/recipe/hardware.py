@@ -31,7 +31,8 @@ def derive_gpu(gpu: str, num_gpus: int) -> Gpu:
 def derive_allocator(draft: Draft) -> Allocator:
     """Settings that the environment gives, else axolotl's.
 
-    `PYTORCH_CUDA_ALLOC_CONF` wins over `PYTORCH_ALLOC_CONF`, which axolotl sets (c10/cuda/CUDAAllocatorConfig.h).
+    `PYTORCH_CUDA_ALLOC_CONF` wins over `PYTORCH_ALLOC_CONF`, which axolotl sets where it is not set
+    (c10/cuda/CUDAAllocatorConfig.h); set to nothing, either means PyTorch's defaults.
 
     Raises:
         ConfigError: the variable holds what PyTorch would refuse.
@@ -41,11 +42,11 @@ def derive_allocator(draft: Draft) -> Allocator:
     settings, origin = AXOLOTL_ALLOC_CONF, "axolotl sets it (torch 2.9 and later)"
     for variable in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
         value = os.environ.get(variable)
-        if value:
+        if value is not None:
             settings, origin = value, f"the environment variable {variable}, as it is here"
             break
     draft.reason(
-        "allocator.settings", settings, origin, origin="default" if settings == AXOLOTL_ALLOC_CONF else "derived"
+        "allocator.settings", settings or "default", origin, origin="default" if settings == AXOLOTL_ALLOC_CONF else "derived"
     )
     steps = draft.get("torch_empty_cache_steps") or 0
     return replace(parse_alloc_conf(settings), empty_cache_steps=max(0, steps))

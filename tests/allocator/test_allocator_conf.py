@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import pytest
+from tiny_models import write_tiny_model
 
 from axmem_trace.allocator import describe_settings, parse_alloc_conf
 from axmem_trace.errors import ConfigError
+from axmem_trace.recipe import read_recipe
 
 MIB = 1 << 20
 ACCEPTED = (
@@ -125,3 +127,20 @@ def test_a_garbage_threshold_without_a_memory_limit_is_told():
     (note,) = describe_settings(parse_alloc_conf("garbage_collection_threshold:0.8"))
     assert note.kind == "ignored"
     assert describe_settings(parse_alloc_conf("garbage_collection_threshold:0.8,per_process_memory_fraction:0.5")) == ()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "every", "expandable"),
+    [(None, None, True), (None, "max_split_size_mb:64", False), ("expandable_segments:True", "", True),
+     ("expandable_segments:False", "expandable_segments:True", False), ("", "expandable_segments:True", False),
+     (None, "", False), ("roundup_power2_divisions:4", "expandable_segments:True", False)],
+)  # fmt: skip
+def test_one_variable_of_the_environment_counts(cuda, every, expandable, monkeypatch, tmp_path):
+    # as seen of PyTorch's own (scripts/real_allocator.py): the first of the two that is set, though it be empty
+    for name, value in (("PYTORCH_CUDA_ALLOC_CONF", cuda), ("PYTORCH_ALLOC_CONF", every)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    config = {"base_model": str(write_tiny_model("llama", tmp_path)), "micro_batch_size": 1, "learning_rate": 1e-4,
+              "datasets": [{"path": "x", "type": "alpaca"}]}  # fmt: skip
+    assert read_recipe(config, hub="never").allocator.expandable_segments is expandable
