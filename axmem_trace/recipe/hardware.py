@@ -46,7 +46,10 @@ def derive_allocator(draft: Draft) -> Allocator:
             settings, origin = value, f"the environment variable {variable}, as it is here"
             break
     draft.reason(
-        "allocator.settings", settings or "default", origin, origin="default" if settings == AXOLOTL_ALLOC_CONF else "derived"
+        "allocator.settings",
+        settings or "default",
+        origin,
+        origin="default" if settings == AXOLOTL_ALLOC_CONF else "derived",
     )
     steps = draft.get("torch_empty_cache_steps") or 0
     return replace(parse_alloc_conf(settings), empty_cache_steps=max(0, steps))
