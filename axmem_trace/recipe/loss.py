@@ -49,7 +49,8 @@ def derive_loss(draft: Draft) -> Loss:
             draft.reason(
                 "loss.path", path, text, key=key if given else "plugins", origin="config" if given else "derived"
             )
-            return Loss(path=path, num_chunks=chunks)
+            scaling = path == "liger_fused_linear" and bool(draft.get("liger_use_token_scaling"))
+            return Loss(path=path, num_chunks=chunks, token_scaling=scaling)
     draft.reason("loss.path", "native", "no fused or chunked cross-entropy is on: transformers' own", origin="default")
     return Loss(num_chunks=chunks)
 

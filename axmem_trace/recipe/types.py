@@ -273,6 +273,8 @@ class Loss:
                   "chunked", "eaft", "kd", "none", "upcast_shifted_copy",
                   "half_shifted_copy"] = "native"  # fmt: skip
     num_chunks: int = 8
+    token_scaling: bool = False
+    """Liger's fused linear loss multiplies each token's loss by its probability."""
     cross_entropy: Literal["torch", "in_place"] = "torch"
     """`in_place`: other trainers' fused kernel (Unsloth's), which writes the gradient over the logits it is given."""
     holds_outputs: bool = False

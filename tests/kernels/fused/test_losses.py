@@ -56,6 +56,18 @@ def test_fused_linear_cross_entropy(dtype: torch.dtype, trains_head: bool, expec
     assert lives == expected
 
 
+def test_token_scaling_takes_four_more_copies_of_a_chunks_logits() -> None:
+    inputs = [tensor(TOKENS, WIDTH), tensor(VOCABULARY, WIDTH, grad=False)]
+    plain, scaled = (
+        live([*inputs, targets(TOKENS)], lambda x, w, t, on=on: FusedLinearCrossEntropy.apply(x * 1, w, t, -100, on))
+        for on in (False, True)
+    )
+    # Chunks of 16 rows: 32,000 bytes of logits. Without it, this chunk's and the last one's. With it, this chunk's with
+    # their copy, softmax and its rows, and of the last one's those rows and the scaled gradient.
+    assert scaled.forward - plain.forward == (6 - 2) * 32_000
+    assert scaled.kept == plain.kept
+
+
 def test_fused_linear_cross_entropy_chunks_by_the_vocabulary() -> None:
     # Llama-3: 4,096 tokens, ceil(128256 / 4096) = 32 chunks of 128; logits of one chunk 31.3 MiB
     assert next_power_of_2(-(-4096 // -(-128256 // 4096))) == 128

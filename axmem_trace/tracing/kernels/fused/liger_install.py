@@ -200,7 +200,8 @@ def _install_fused_linear(site: Site, class_names: tuple[str, ...]) -> None:
 
     def compute(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return liger_losses.fused_causal_lm_loss(hidden, weight, labels, kwargs.get("num_items_in_batch"),
-                                                 shift_labels=kwargs.get("shift_labels"))  # fmt: skip
+                                                 shift_labels=kwargs.get("shift_labels"),
+                                                 token_scaling=site.recipe.loss.token_scaling)  # fmt: skip
 
     if type(site.base).__name__ not in class_names:
         text = f"Liger has no fused linear cross-entropy for {type(site.base).__name__}: the loss is transformers' own"

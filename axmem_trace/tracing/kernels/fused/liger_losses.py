@@ -98,13 +98,23 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
     """`LigerFusedLinearCrossEntropyFunction`: logits exist for one chunk of rows at a time; the gradients of hidden
     states and head are made in forward and kept.
 
+    With token scaling each token's probability comes from a copy of the chunk's logits, its softmax and the rows of that
+    which count; the scaled gradient is another copy.
+
     The gradient of the hidden states is allocated in evaluation too. A chunk's logits are still there while the next
     chunk's are computed, since the Python name is bound to them until then.
     """
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda")
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, ignore_index: int) -> Any:
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        target: torch.Tensor,
+        ignore_index: int,
+        token_scaling: bool = False,
+    ) -> Any:
         (rows, width), vocabulary = hidden.shape, weight.shape[0]
         chunk_rows = next_power_of_2(-(-rows // -(-vocabulary // width)))
         grad_hidden = torch.zeros_like(hidden)
@@ -116,10 +126,19 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
         for start in range(0, rows, chunk_rows):
             chunk = hidden[start : start + chunk_rows]
             logits = chunk @ weight.t()  # its gradient overwrites it
+            if token_scaling:
+                raw = logits.detach().clone()
+                probabilities = torch.softmax(raw, dim=-1)
+                counted = probabilities.clone()  # those of targets that count: all of them
+            gradient = logits
+            if token_scaling:
+                gradient = gradient * torch.zeros_like(logits[:, :1])
             if hidden.requires_grad:
-                grad_hidden[start : start + chunk_rows] = logits @ weight
+                grad_hidden[start : start + chunk_rows] = gradient @ weight
             if grad_weight is not None:
-                _add_outer(grad_weight, logits, chunk)
+                _add_outer(grad_weight, gradient, chunk)
+        if token_scaling:
+            del raw, probabilities, counted  # bound until the function returns
         loss = loss_by_row.sum()
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         ctx.save_for_backward(grad_hidden.detach(), None if grad_weight is None else grad_weight.detach())
@@ -129,7 +148,7 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
     @torch.amp.custom_bwd(device_type="cuda")
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
         grad_hidden, grad_weight = ctx.saved_tensors  # scaled in place
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _add_outer(grad_weight: torch.Tensor, logits: torch.Tensor, chunk: torch.Tensor) -> None:
@@ -148,6 +167,7 @@ def fused_causal_lm_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
     ignore_index: int = -100,
     shift_labels: torch.Tensor | None = None,
+    token_scaling: bool = False,
 ) -> torch.Tensor:
     """Stands for `LigerForCausalLMLoss`: hidden [batch, tokens, width], weight [vocabulary, width], labels [batch,
     tokens] to a scalar."""
@@ -155,5 +175,7 @@ def fused_causal_lm_loss(
         labels = F.pad(labels, (0, 1), value=ignore_index)
         shift_labels = labels[..., 1:].contiguous()
     hidden = hidden.reshape(-1, hidden.shape[-1])
-    loss: torch.Tensor = FusedLinearCrossEntropy.apply(hidden, weight, shift_labels.view(-1), ignore_index)
+    loss: torch.Tensor = FusedLinearCrossEntropy.apply(
+        hidden, weight, shift_labels.view(-1), ignore_index, token_scaling
+    )
     return loss if num_items_in_batch is None else loss / num_items_in_batch
