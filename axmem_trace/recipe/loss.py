@@ -50,7 +50,9 @@ def derive_loss(draft: Draft) -> Loss:
                 "loss.path", path, text, key=key if given else "plugins", origin="config" if given else "derived"
             )
             scaling = path == "liger_fused_linear" and bool(draft.get("liger_use_token_scaling"))
-            return Loss(path=path, num_chunks=chunks, token_scaling=scaling)
+            online = path == "kd" and draft.get("kd_online_server_base_url")
+            teacher_tokens = int(draft.get("kd_online_topk") or 0) if online else 0
+            return Loss(path=path, num_chunks=chunks, token_scaling=scaling, teacher_tokens=teacher_tokens)
     draft.reason("loss.path", "native", "no fused or chunked cross-entropy is on: transformers' own", origin="default")
     return Loss(num_chunks=chunks)
 

@@ -275,6 +275,8 @@ class Loss:
     num_chunks: int = 8
     token_scaling: bool = False
     """Liger's fused linear loss multiplies each token's loss by its probability."""
+    teacher_tokens: int = 0
+    """Distillation from a server: how many of the teacher's tokens come with each of the batch."""
     cross_entropy: Literal["torch", "in_place"] = "torch"
     """`in_place`: other trainers' fused kernel (Unsloth's), which writes the gradient over the logits it is given."""
     holds_outputs: bool = False

@@ -118,6 +118,7 @@ class Run:
         batch = self.recipe.batch
         self.recorder.mark("forward", step)
         self._held["batches"] = [self._make_batch() for _ in range(batch.gradient_accumulation_steps)]
+        self._held["teacher"] = [self._place_teacher() for _ in range(batch.gradient_accumulation_steps)]
         self._held["num_items"] = self._place_number(batch.rows * batch.row_tokens)
         if self._passes is None or not self._may_repeat:
             self._passes = self._accumulate(step)
@@ -244,6 +245,15 @@ class Run:
     def _make_batch(self) -> Inputs:
         batch = self.recipe.batch
         return self._place_batch(batch.rows, batch.row_tokens, batch.packed)
+
+    def _place_teacher(self) -> list[torch.Tensor]:
+        """Tokens, log-probabilities and mask of a teacher, which the loss reads and the model does not (axolotl
+        `integrations/kd/collator.py`)."""
+        batch, width = self.recipe.batch, self.recipe.loss.teacher_tokens
+        shape = (batch.rows, batch.row_tokens, width)
+        with self.recorder.paused():
+            values = [torch.zeros(shape, dtype=dtype) for dtype in (torch.int64, torch.float32, torch.int64)]
+        return [self.recorder.place(value) for value in values if width]
 
     def _place_number(self, number: int) -> torch.Tensor:
         with self.recorder.paused():

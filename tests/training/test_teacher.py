@@ -1,0 +1,42 @@
+"""Distillation from a server: what comes with a batch beside its tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tiny_models import write_tiny_model
+
+from axmem_trace.ledger import Ledger
+from axmem_trace.models import build_model
+from axmem_trace.recipe import read_recipe
+from axmem_trace.training.optimizers import build_optimizer
+from axmem_trace.training.record import record_run
+
+ROWS, TOKENS = 2, 64
+
+
+def record(tmp_path: Path, **keys: Any) -> Ledger:
+    config = {
+        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": ROWS, "sequence_len": TOKENS,
+        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}],
+        "plugins": ["axolotl.integrations.kd.KDPlugin"], "kd_trainer": True, **keys,
+    }  # fmt: skip
+    recipe = read_recipe(config, hub="never")
+    built = build_model(recipe)
+    return record_run(recipe, built, build_optimizer(recipe, built.module)).ledger
+
+
+def test_the_teachers_tokens_come_with_each_batch(tmp_path):
+    online = {"kd_online_server_base_url": "http://teacher", "kd_online_topk": 16}
+    inputs = [Counter(each.nbytes for each in record(tmp_path, gradient_accumulation_steps=2, **keys).allocations
+                      if each.role == "input") for keys in ({}, online)]  # fmt: skip
+    # Two steps of two batches: tokens and mask in int64, log-probabilities in fp32, 16 for each of 128 tokens.
+    assert inputs[1] - inputs[0] == Counter({128 * 16 * 8: 8, 128 * 16 * 4: 4})
+    assert not inputs[0] - inputs[1]
+
+
+def test_without_a_server_the_width_is_the_datas_own(tmp_path):
+    recipe_inputs = [each.nbytes for each in record(tmp_path, kd_online_topk=16).allocations if each.role == "input"]
+    assert 128 * 16 * 8 not in recipe_inputs
