@@ -16,9 +16,7 @@ from torch.utils._pytree import tree_any_only, tree_leaves, tree_map_only
 aten = torch.ops.aten
 
 MAX_ELEMENTS = 1 << 20
-"""Largest tensor whose value is kept: a [512, 2048] mask, or a million tokens."""
-MAX_FLOAT_ELEMENTS = 1 << 10
-"""Floating tensors are followed only while they are as small as a statistic."""
+"""Largest tensor whose value is kept: a [512, 2048] mask, a million tokens, the gates of 8192 tokens to 128 experts."""
 _NEVER_KNOWN = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "rand", "randn",
                           "rand_like", "randn_like", "randint", "randperm", "bernoulli", "multinomial", "normal",
                           "native_dropout", "uniform", "random", "bernoulli_", "normal_", "uniform_"})  # fmt: skip
@@ -107,9 +105,7 @@ class KnownValues:
 def worth_knowing(result: Any) -> bool:
     """Whether an operator's result is small enough, and of a kind, to be followed."""
     tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-    return bool(tensors) and all(
-        tensor.numel() <= (MAX_FLOAT_ELEMENTS if tensor.dtype.is_floating_point else MAX_ELEMENTS) for tensor in tensors
-    )
+    return bool(tensors) and all(tensor.numel() <= MAX_ELEMENTS for tensor in tensors)
 
 
 def _view(copy: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

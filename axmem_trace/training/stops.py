@@ -19,7 +19,7 @@ _PASSED_THROUGH = tuple(
     for name in ("recorder.py", "cuda_mode.py", "autocast.py", "module_scopes.py", "known_values.py")
 )
 """Ours, and on the way from the model to each operator: what stops in them, the model asked for."""
-_ASKED_FOR = re.compile(r"\b(function|func|op|original)\(\*args, \*\*kwargs\)")
+_ASKED_FOR = re.compile(r"\b(function|func|op|original)\(\*args, \*\*kwargs\)|recorder\.run\(op, ")
 """So a rule lets a function be."""
 _LIBRARIES = ("torch", "contextlib.py", "functools.py")
 _LEAF = "a leaf Variable that requires grad is being used in an in-place operation"

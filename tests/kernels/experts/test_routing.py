@@ -47,6 +47,16 @@ def test_only_a_choice_among_experts_is_decided(columns: int, known: bool) -> No
         assert (recorder.known(index) is not None) is known
 
 
+def test_gates_of_many_tokens_are_followed() -> None:
+    """modeling_jetmoe.py `JetMoeTopKGating.forward` counts tokens in half-precision gates of [tokens, experts]."""
+    recorder = Recorder()
+    Routing([8]).attach(recorder)
+    with recorder:
+        index = torch.topk(torch.empty(2048, 8, device="meta"), 2).indices
+        gates = torch.zeros(2048, 8, dtype=torch.bfloat16, device="meta").scatter(1, index, 1)
+        assert gates.long().sum(0).tolist() == [512] * 8  # 2048 tokens x 2 / 8
+
+
 def test_a_table_from_token_ids_to_experts_is_decided_where_it_is_read() -> None:
     """DeepSeek V4's first layers look experts up: modeling_deepseek_v4.py `DeepseekV4HashRouter.forward`."""
     router = torch.nn.Module()
