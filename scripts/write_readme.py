@@ -81,7 +81,7 @@ def write_assumptions() -> str:
 def write_measured() -> str:
     """The summary of `tests/measured/README.md`."""
     text = (ROOT / "tests/measured/README.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- summary -->\n(.*?)<!-- end of summary -->", text, re.DOTALL)
+    found = re.search(r"<!-- begin: summary -->\n(.*?)<!-- end -->", text, re.DOTALL)
     assert found is not None, "tests/measured/README.md has no summary"
     return found[1]
 

@@ -1,0 +1,74 @@
+"""The tables of tests/measured/README.md: by hand, and against the file that is there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from load_script import load_script
+
+SCRIPT = load_script("write_measured")
+GIB = 1 << 30
+
+
+def make_row(name: str, predicted: float, measured: float, quantity: str = "allocated", **rest):
+    source = name.split("-")[0] if "-" in name else "probes"
+    return SCRIPT.Row(id=name, source=source, quality="A", num_gpus=1, quantity=quantity, measured=measured * GIB,
+                      predicted=int(predicted * GIB), **rest)  # fmt: skip
+
+
+ROWS = [
+    make_row("fms-a", 10, 10.1, line="x", rows=4), make_row("fms-b", 14, 14, line="x", rows=8),
+    make_row("fms-a", 5, 5, "end"), make_row("probe LoRA r8 q,v, no GC 512", 9, 10, "after_forward"),
+    make_row("probe LoRA r8 q,v, GC 512", 2, 2, "load"), make_row("peft-r8-torch1-x", 3, 3, "reserved"),
+    make_row("msswift24-q", 8, 10, "reserved"), make_row("axolotl-x", 20, 30, "reserved"),
+    make_row("fms-oom-f-L1", 81, 79, "device"), make_row("fms-oom-f-L2", 79, 79, "device"),
+    make_row("fms-c", 0, 8, reason="2 GPUs: no"), make_row("fms-d", 0, 8, reason="4 GPUs: no"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def blocks():
+    return dict(SCRIPT.make_blocks(ROWS))
+
+
+def test_a_deviation_over_five_per_cent_is_explained_or_marked(blocks):
+    assert "| fms-a | A | max_allocated | 10.000 | 10.100 | -0.99 % |  |" in blocks["fms"]
+    assert "-10.00 % | 8,192 bytes a token for each RMSNorm" in blocks["notebook"]
+    assert SCRIPT.explain(make_row("litgpt-x", 1, 2)) == "**unexplained**"
+    assert SCRIPT.explain(make_row("litgpt-x", 1.99, 2)) == ""
+    assert SCRIPT.explain(make_row("axolotl-x", 20, 20, "reserved")) == ""
+
+
+def test_lines_and_reasons(blocks):
+    # (4, 10) and (8, 14): one a row from 6; (4, 10.1) and (8, 14): 0.975 a row
+    assert "| x | 6.000 | 6.200 | 1.0000 | 0.9750 |" in blocks["lines"]
+    assert "| two to eight GPUs: no | 2: fms-c, fms-d |" in blocks["missing"]
+
+
+def test_what_did_not_fit(blocks):
+    assert "| f-L1 | 81.0 | does not fit |\n| f-L2 | 79.0 | **would fit** |" in blocks["did not fit"]
+    assert "1 of 2 runs that did not fit on 80 GB are predicted not to." in blocks["summary"]
+
+
+def test_only_the_blocks_are_written(tmp_path, monkeypatch):
+    readme, comparison = tmp_path / "README.md", tmp_path / "found.json"
+    readme.write_text("before\n<!-- begin: lines -->\nold\n<!-- end -->\nafter\n")
+    comparison.write_text(json.dumps({"runs": [{**vars(row), "error": 0} for row in ROWS]}))
+    monkeypatch.setattr(SCRIPT, "README", readme)
+    assert SCRIPT.main([str(comparison)]) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- begin: lines -->\n| line |")
+    assert text.endswith("\n<!-- end -->\nafter\n")
+    assert "old" not in text
+
+
+def test_the_readme_has_every_block_and_no_deviation_without_a_word(blocks):
+    text = SCRIPT.README.read_text(encoding="utf-8")
+    found = {match["name"]: match[0] for match in SCRIPT.BLOCK.finditer(text)}
+    assert set(found) == set(blocks)
+    for name in ("fms", "notebook", "peft", "msswift", "axolotl"):
+        rows = [line.split(" | ") for line in found[name].splitlines() if line.startswith("| ") and " % |" in line]
+        assert rows
+        for row in rows:
+            assert abs(float(row[5].removesuffix(" %"))) <= 5 or row[6].strip(" |"), row
