@@ -12,7 +12,6 @@ from axmem_trace.recipe.key_table import KEYS, PLUGINS, Key, nearest_key
 from axmem_trace.recipe.legacy import GONE_KEYS
 
 _WHOLE_PLUGINS = {
-    "diffusion": ("diffusion", "more"),
     "llm_compressor": ("llmcompressor", "more"),
     "hatchery": ("hatchery", "less"),
     "nemo_gym": ("nemo_gym_enabled", "more"),

@@ -42,6 +42,8 @@ _LOSS_KEYS: tuple[tuple[str, _LossPath], ...] = (
 def derive_loss(draft: Draft) -> Loss:
     """`Loss` from the keys and the listed plugins."""
     chunks = draft.get("chunked_cross_entropy_num_chunks") or 8
+    if "diffusion" in draft.plugins:
+        return _diffusion(draft)
     for key, path in _LOSS_KEYS:
         if draft.get(key):
             given = key in draft.values
@@ -55,6 +57,29 @@ def derive_loss(draft: Draft) -> Loss:
             return Loss(path=path, num_chunks=chunks, token_scaling=scaling, teacher_tokens=teacher_tokens)
     draft.reason("loss.path", "native", "no fused or chunked cross-entropy is on: transformers' own", origin="default")
     return Loss(num_chunks=chunks)
+
+
+def _diffusion(draft: Draft) -> Loss:
+    """The plugin brings a trainer of its own, which gives the model no labels: no fused loss comes to work.
+
+    Raises:
+        ConfigError: FlashAttention, which transformers would let unpad by a mask of four dimensions.
+    """
+    draft.reason("loss.path", "diffusion", "the diffusion plugin's trainer", key="plugins", origin="derived")
+    kernel = str(draft.get("attn_implementation") or "")
+    if kernel.startswith("flash_attention"):
+        raise draft.error(
+            "the run stops in its first forward: diffusion training passes a mask of rows x 1 x tokens x tokens, and "
+            "transformers' flash attention unpads by a mask of rows x tokens",
+            "attn_implementation",
+            remedy="set `attn_implementation: sdpa`, or eager",
+        )
+    text = (
+        "diffusion masks a random part of each row: the figures are of a step in which all tokens are masked, which a "
+        "long run comes near; a mask token that the tokenizer lacks, and the samples it generates, are not counted"
+    )
+    draft.note("assumed", "plugins", text)
+    return Loss(path="diffusion")
 
 
 def derive_kernels(draft: Draft, base: BaseModel, row_tokens: int) -> Kernels:

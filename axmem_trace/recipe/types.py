@@ -270,7 +270,7 @@ class Loss:
     """
 
     path: Literal["native", "shifted_copy", "liger_cross_entropy", "liger_fused_linear", "cut_cross_entropy",
-                  "chunked", "eaft", "kd", "none", "upcast_shifted_copy",
+                  "chunked", "eaft", "kd", "diffusion", "none", "upcast_shifted_copy",
                   "half_shifted_copy"] = "native"  # fmt: skip
     num_chunks: int = 8
     token_scaling: bool = False

@@ -20,6 +20,7 @@ from axmem_trace.models.placement import is_on_host
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.callbacks import GradientAverage, restart_relora
+from axmem_trace.training.diffusion import compute_diffusion_loss
 from axmem_trace.training.inputs import Inputs, make_batch
 from axmem_trace.training.offloading import StepContext
 from axmem_trace.training.optimizers.clipping import GradientScaler, clip_gradients
@@ -170,17 +171,24 @@ class Run:
         return loss
 
     def _compute_loss(self, inputs: Inputs, num_items: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        if self.recipe.loss.path == "diffusion":
+            return compute_diffusion_loss(self._run_model, inputs, self.recorder)
         kwargs = {"num_items_in_batch": num_items} if self._takes_loss_kwargs else {}
-        with self._autocast():
-            outputs = self.model(**inputs, **kwargs)
-        if self.recipe.precision.output_dtype == "float32":
-            from accelerate.utils.operations import convert_to_fp32
-
-            outputs = convert_to_fp32(outputs)
+        outputs = self._run_model(**inputs, **kwargs)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
         if self.recipe.loss.path == "none":
             loss = outputs["logits"].mean()
         return loss, outputs
+
+    def _run_model(self, **inputs: Any) -> Any:
+        """The model's forward as accelerate has wrapped it (`prepare_model`)."""
+        with self._autocast():
+            outputs = self.model(**inputs)
+        if self.recipe.precision.output_dtype == "float32":
+            from accelerate.utils.operations import convert_to_fp32
+
+            outputs = convert_to_fp32(outputs)
+        return outputs
 
     def _backward(self, loss: torch.Tensor) -> None:
         batch = self.recipe.batch

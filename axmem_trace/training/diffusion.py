@@ -1,0 +1,69 @@
+"""Masked-diffusion training: a bidirectional mask, all logits shifted to their inputs, and a loss over masked tokens.
+
+Source: axolotl 0.19 `integrations/diffusion/trainer.py` (`_forward_process`, `_compute_diffusion_loss`) and `utils.py`
+(`create_bidirectional_attention_mask`, `shift_logits_to_input_positions`). How many tokens are masked is drawn anew for
+each row, uniformly up to all of them: here it is all, which a long run comes near.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from axmem_trace.tracing.recorder import Recorder
+
+_EPS = 1e-3
+
+
+def compute_diffusion_loss(
+    run_model: Callable[..., Any], inputs: dict[str, torch.Tensor], recorder: Recorder
+) -> tuple[torch.Tensor, Any]:
+    """The loss, and the outputs with their fp32 logits. Its names live until it returns.
+
+    Args:
+        run_model: the model's forward as accelerate has wrapped it: in autocast, its outputs in fp32.
+    """
+    ids, attention_mask = inputs["input_ids"], inputs.get("attention_mask")
+    noisy, p_mask = _add_noise(ids, attention_mask)
+    bidirectional_mask = _bidirectional(ids, attention_mask)
+    outputs = run_model(input_ids=noisy.long(), attention_mask=bidirectional_mask)
+    logits = outputs["logits"]
+    logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
+    rows, tokens = _all_positions(ids, recorder)
+    masked_logits = logits[rows, tokens]
+    masked_targets, masked_p = ids[rows, tokens], p_mask[rows, tokens]
+    token_loss = F.cross_entropy(masked_logits.float(), masked_targets, reduction="none")
+    weighted = token_loss / masked_p.float()
+    loss = weighted.sum() / ids.numel()
+    with torch.no_grad():
+        (masked_logits.argmax(dim=-1) == masked_targets).float().mean()
+    return loss, outputs
+
+
+def _add_noise(ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The input with its masked tokens replaced, and each token's chance of being masked."""
+    t = torch.rand(ids.shape[0], device=ids.device)
+    p_mask = ((1 - _EPS) * t + _EPS)[:, None].repeat(1, ids.shape[1])
+    if attention_mask is not None:
+        p_mask = p_mask * attention_mask.bool().float()
+    masked = torch.rand(ids.shape, device=ids.device) < p_mask
+    return torch.where(masked, torch.full_like(ids, 0), ids), p_mask
+
+
+def _bidirectional(ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """[rows, 1, tokens, tokens] of bool: what belongs to the same sample."""
+    rows, tokens = ids.shape
+    if attention_mask is None:
+        return torch.ones(rows, 1, tokens, tokens, dtype=torch.bool, device=ids.device)
+    queries, keys = attention_mask.unsqueeze(2), attention_mask.unsqueeze(1)
+    return ((queries == keys) & (queries > 0)).unsqueeze(1)
+
+
+def _all_positions(ids: torch.Tensor, recorder: Recorder) -> tuple[torch.Tensor, ...]:
+    """Indices of every token, as `torch.where` of a full mask gives them: columns of one tensor."""
+    with recorder.paused():
+        positions = torch.ones(ids.shape, dtype=torch.bool).nonzero()
+    return recorder.place(positions, role="").unbind(1)
