@@ -1,6 +1,7 @@
 """ScatterMoE and SonicMoE, by hand and in whole models.
 
-64 tokens of 32, two of 8 experts each, so 128 routed rows; 24 inner values, adapters of rank 4; bf16.
+The same bytes came out of the Python of axolotl 0.19 and of sonic-moe 0.1.2 themselves, run on meta with kernels that do
+nothing. 64 tokens of 32, two of 8 experts each, so 128 routed rows; 24 inner values, adapters of rank 4; bf16.
 """
 
 from __future__ import annotations
