@@ -22,6 +22,7 @@ _PASSED_THROUGH = tuple(
 _ASKED_FOR = re.compile(r"\b(function|func|op|original)\(\*args, \*\*kwargs\)|recorder\.run\(op, ")
 """So a rule lets a function be."""
 _LIBRARIES = ("torch", "contextlib.py", "functools.py")
+_SECOND_BACKWARD = "Trying to backward through the graph a second time"
 _LEAF = "a leaf Variable that requires grad is being used in an in-place operation"
 
 
@@ -39,10 +40,28 @@ def model_stops_told(built: BuiltModel, recipe: Recipe) -> Iterator[None]:
     except AxmemError:
         raise
     except Exception as error:
+        if recipe.checkpointing.enabled and recipe.checkpointing.use_reentrant and _SECOND_BACKWARD in str(error):
+            raise _reentrant_over_shared_input(type(unwrapped(built.module)).__name__, error, recipe) from error
         place = _place(error.__traceback__)
         if not place:
             raise
         raise _told(type(unwrapped(built.module)).__name__, place, error, recipe) from error
+
+
+def _reentrant_over_shared_input(class_name: str, error: Exception, recipe: Recipe) -> ConfigError:
+    """Llama 3.2's layers all read the tower's output; each one's own backward reaches through it into the tower.
+
+    Source: torch `utils/checkpoint.py` `CheckpointFunction` (only its positional tensors are detached), transformers
+    `modeling_layers.py` `GradientCheckpointingLayer` (keyword arguments are bound before).
+    """
+    return ConfigError(
+        problem=f"{recipe.model.base.name}: reentrant checkpointing stops where several layers of {class_name} share an "
+        "input that requires gradients",
+        key="gradient_checkpointing_kwargs" if recipe.checkpointing.kwargs else "gradient_checkpointing",
+        value="use_reentrant: true",
+        details=(" ".join(str(error).split())[:120],),
+        remedy="set `gradient_checkpointing_kwargs: {use_reentrant: false}`",
+    )
 
 
 def _place(trace: TracebackType | None) -> str:

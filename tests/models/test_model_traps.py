@@ -125,3 +125,32 @@ def test_layers_that_peft_refuses_are_left_out_of_the_advice(tmp_path):
     with pytest.raises(ConfigError, match=r"lora_target_modules: \[dt_proj, in_proj, x_proj\]") as caught:
         estimate(keys, hub="never")
     assert (caught.value.key, caught.value.value) == ("lora_target_linear", True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"adapter": "lora"}, r"lora_target_modules: \[down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj\]"),
+        ({"adapter": "lora", "load_in_8bit": True, "lora_target_linear": None, "lora_target_modules": ["q_proj"]},
+         "train without load_in_8bit"),
+    ],
+)  # fmt: skip
+def test_a_token_classifiers_head_trains_in_full(tmp_path, keys, words):
+    """The head has a bias, and is quantised: transformers `get_keys_to_not_convert` spares the last *weight* only."""
+    base = write_tiny_model("llama", tmp_path)
+    config = {"base_model": base, "micro_batch_size": 1, "learning_rate": 0.1, "process_reward_model": True, **LORA}
+    with pytest.raises(ConfigError, match=words):
+        estimate({**config, **keys}, hub="never")
+
+
+def test_not_every_class_with_linear_in_its_name_is_a_target(tmp_path):
+    """axolotl takes OLMo-Hybrid's `...LinearAttentionDecoderLayer` for one, by the name of its class."""
+    layers = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
+    config = {"model_type": "olmo_hybrid", "architectures": ["OlmoHybridForCausalLM"], "vocab_size": 96,
+              "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+              "num_key_value_heads": 4, "layer_types": layers, "pad_token_id": 0}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    keys = {"base_model": str(tmp_path), "micro_batch_size": 1, "learning_rate": 0.1, "adapter": "lora", **LORA}
+    with pytest.raises(ConfigError, match=r"modules: \[a_proj, b_proj, down_proj, g_proj, gate_proj") as caught:
+        estimate(keys, hub="never")
+    assert caught.value.key == "lora_target_linear"

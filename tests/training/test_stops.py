@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from multimodal_models import MULTIMODAL
 
 import axmem_trace
 from axmem_trace.errors import ConfigError
@@ -49,3 +50,18 @@ def test_a_fault_of_ours_stays_one(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "make_batch", None)
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):
         estimate(tmp_path, LLAMA)
+
+
+@pytest.mark.parametrize("kwargs", [None, {"use_reentrant": False}])
+def test_reentrant_checkpointing_over_an_input_that_layers_share(tmp_path, kwargs):
+    """Llama 3.2: both layers cross-attend to the tower's output, which requires gradients. A CPU's torch stops too."""
+    model = {**MULTIMODAL["mllama"], "text_config": {**MULTIMODAL["mllama"]["text_config"],
+             "cross_attention_layers": [0, 1]}}  # fmt: skip
+    keys = {"processor_type": "AutoProcessor", "sequence_len": 96, "gradient_checkpointing": True, "bf16": False,
+            "gradient_checkpointing_kwargs": kwargs}  # fmt: skip
+    if kwargs:
+        estimate(tmp_path, model, **keys)
+        return
+    with pytest.raises(ConfigError, match="use_reentrant: false") as caught:
+        estimate(tmp_path, model, **keys)
+    assert caught.value.key == "gradient_checkpointing"

@@ -12,7 +12,7 @@ from axmem_trace.models.adapters.dtype import cast_adapter
 from axmem_trace.models.adapters.initialise import check_initialisation, initialised_here
 from axmem_trace.models.adapters.lora_config import make_lora_config
 from axmem_trace.models.adapters.peft_changes import peft_as_axolotl_changes_it
-from axmem_trace.models.adapters.targets import no_target_error
+from axmem_trace.models.adapters.targets import head_adapted_error, no_target_error
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 
@@ -74,6 +74,8 @@ def _checked(step: Any, model: nn.Module, recipe: Recipe) -> Any:
         value: Any = adapter.target_modules
         if adapter.target_linear and not adapter.target_modules:
             key, value = "lora_target_linear", True
+        if "modules_to_save cannot be applied" in str(error):
+            raise head_adapted_error(model, key, value, error) from error
         if "target_parameters" in str(error) or "ParamWrapper" in str(error):
             key, value = "lora_target_parameters", adapter.target_parameters
         elif adapter.layer_replication and "replic" in str(error).lower():
@@ -84,11 +86,15 @@ def _checked(step: Any, model: nn.Module, recipe: Recipe) -> Any:
 
 
 def _refused(error: Exception) -> ConfigError:
+    remedy = "change the LoRA keys that the message names"
+    if "floating point" in str(error):
+        remedy = "a layer that trains in full is 8-bit (one of lora_modules_to_save, or a token classifier's head): "
+        remedy += "leave it out, or train without load_in_8bit"
     return ConfigError(
         problem="peft refuses this adapter",
         key="adapter",
         details=(f"{type(error).__name__}: {error}",),
-        remedy="change the LoRA keys that the message names",
+        remedy=remedy,
     )
 
 

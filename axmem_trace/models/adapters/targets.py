@@ -14,6 +14,7 @@ from axmem_trace.models.dtypes import embedding_names
 _NOT_LINEAR = "LlamaLinearScalingRotaryEmbedding"
 _FUSED_NAMES = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
 """Names of one expert's projections in transformers 4, and of the fused parameter that holds them in 5."""
+_CLASSIFIER_HEADS = ("classifier", "score")
 _REFUSED_LAYERS = re.compile(r"Incompatible modules: \{(.+?)\}")
 """peft `tuners_utils.py` `_check_lora_target_modules_mamba`: layers whose weight Mamba's kernels read themselves."""
 
@@ -54,9 +55,9 @@ def no_target_error(model: nn.Module, key: str, value: object, error: Exception)
     """peft found nothing to wrap, or refuses a layer that it found: tell which names there are."""
     linears = _linear_names(model)
     refused = _REFUSED_LAYERS.search(str(error))
+    rest = ", ".join(name for name in linears if not refused or name not in refused[1])
     remedy = "name some of these in lora_target_modules, or set lora_target_linear: true"
-    if refused:
-        rest = ", ".join(name for name in linears if name not in refused[1])
+    if refused or key == "lora_target_linear":
         remedy = f"peft adapts these alone: `lora_target_modules: [{rest}]`, without lora_target_linear"
     return ConfigError(
         problem="the adapter's targets can't be used with this model",
@@ -68,14 +69,34 @@ def no_target_error(model: nn.Module, key: str, value: object, error: Exception)
     )
 
 
+def head_adapted_error(model: nn.Module, key: str, value: object, error: Exception) -> ConfigError:
+    """peft trains a token classifier's head in full, and can't where the head has LoRA as well.
+
+    Source: peft `peft_model.py`: `PeftModelForTokenClassification` adapts before it adds the head to `modules_to_save`,
+    which `PeftModelForSequenceClassification` does first.
+    """
+    rest = ", ".join(name for name in _linear_names(model) if name not in _CLASSIFIER_HEADS)
+    return ConfigError(
+        problem="the targets take in a layer that peft trains in full (a classifier's head, or one of "
+        "lora_modules_to_save)",
+        key=key,
+        value=value,
+        details=(f"{type(error).__name__}: {_first_line(error)}",),
+        remedy=f"leave that layer out: `lora_target_modules: [{rest}]`, without lora_target_linear",
+    )
+
+
 def _linear_names(model: nn.Module) -> list[str]:
-    """Last name components of all linear layers but the output head, also where peft has wrapped some already."""
+    """Last name components of what peft can adapt but the output head, also where it has wrapped some already.
+
+    Not all that is called `Linear` is one: OLMo-Hybrid's decoder layers are `...LinearAttentionDecoderLayer`.
+    """
     find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = find_head()
     names = {
         name.removesuffix(".base_layer").rpartition(".")[2]
         for name, module in model.named_modules()
-        if _is_linear(module) and module is not head and ".lora_" not in name
+        if _is_linear(module) and not any(module.children()) and module is not head and ".lora_" not in name
     }
     return sorted(names)
 
