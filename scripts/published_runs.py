@@ -111,7 +111,7 @@ def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
     settings, framework = run["axolotl_like_config"], run["framework"].split()[-1]
     if framework == "baseline-peft-bnb":
         raise CannotExpress("TRL's own k-bit preparation")
-    old_bigcode = "gpt_bigcode" in settings["base_model"]
+    old_bigcode, version = "gpt_bigcode" in settings["base_model"], run["versions"]["transformers"]
     config: dict[str, Any] = {
         "base_model": settings["base_model"], "datasets": DATASET, "bf16": not settings["fp16"],
         "fp16": settings["fp16"], "micro_batch_size": settings["micro_batch_size"], "gradient_accumulation_steps": 1,
@@ -126,12 +126,11 @@ def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
     dtype = "float16" if settings["fp16"] else "bfloat16"
     assumptions = {
         "autocast": dtype if settings["autocast"] else False, "load_dtype": settings["model_load_dtype"],
-        "attention_mask": False, "allocator": "default", "optimizer_implementation": "foreach",
-        "upcast_before": False, "kbit_preparation": False, "lora_kernels": False,
-        "loss_path": _loss_path(run["versions"]["transformers"], old_bigcode), "loading": "before_4_50",
+        "attention_mask": False, "allocator": "default", "optimizer_implementation": "foreach", "upcast_before": False,
+        "kbit_preparation": False, "lora_kernels": False, "loss_path": _loss_path(version, old_bigcode),
+        "loading": "before_4_50", "use_cache": old_bigcode,
+        "repeats_kv": "Mistral" in settings["base_model"] and version < "4.48",
     }  # fmt: skip
-    if old_bigcode:
-        assumptions["use_cache"] = True
     if "foak" in framework:
         assumptions["cross_entropy"] = "in_place"
         if not old_bigcode:
@@ -141,12 +140,8 @@ def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
         assumptions |= {"loss_path": "liger_fused_linear", "cross_entropy": "torch"}
     if settings.get("lora_qkv_kernel"):
         assumptions["lora_kernels"] = "qkv,o"
-    method = config.get("adapter", "full")
-    return {
-        "config": config,
-        "assumptions": assumptions,
-        "line": f"{settings['base_model'].split('/')[-1]} {framework} {method} {run['versions']['transformers']}",
-    }
+    line = f"{settings['base_model'].split('/')[-1]} {framework} {config.get('adapter', 'full')} {version}"
+    return {"config": config, "assumptions": assumptions, "line": line}
 
 
 def _loss_path(version: str, old_bigcode: bool) -> str:

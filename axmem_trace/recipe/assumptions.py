@@ -127,6 +127,9 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     "use_cache": Assumption(
         "bool", "the forward keeps its keys and values, where the model's code does so in training",
         _set("model.use_cache"), ("model.use_cache",)),
+    "repeats_kv": Assumption(
+        "bool", "keys and values are repeated to all heads for FlashAttention-2, as Mistral's were before transformers 4.48",
+        _set("attention.repeats_kv"), ("attention.repeats_kv",)),
     "loading": Assumption(
         "'current'|'before_4_50'", "the order in which weights come to the card (before_4_50: transformers before that)",
         _set("model.loading"), ("model.loading",)),

@@ -257,6 +257,8 @@ class Attention:
     fused_attn_kernel: bool = False
     gemma4_hybrid: bool = False
     """Gemma 4's global layers run SDPA though the kernel is FlashAttention-2."""
+    repeats_kv: bool = False
+    """FlashAttention-2 gets keys and values repeated to all query heads: Mistral's code before transformers 4.48."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

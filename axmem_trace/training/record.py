@@ -101,6 +101,10 @@ def make_recorder(recipe: Recipe) -> Recorder:
         compute_capability=recipe.gpu.compute_capability,
         attention=recipe.attention.kernel,
         router=recipe.router,
-        options={"batch": recipe.batch, "int8_outliers": recipe.quantisation.int8_outliers},
+        options={
+            "batch": recipe.batch,
+            "int8_outliers": recipe.quantisation.int8_outliers,
+            "repeats_kv": recipe.attention.repeats_kv,
+        },
     )
     return recorder

@@ -40,13 +40,14 @@ def make_heads(*shape: int, dtype: torch.dtype = torch.bfloat16, trains: bool = 
 
 def probe(
     run: Callable[[], torch.Tensor], *, capability: tuple[int, int] = A100, attention: str = "sdpa", num_sms: int = 0,
-    autocast: bool = False,
+    autocast: bool = False, repeats_kv: bool = False,
 ) -> Probe:  # fmt: skip
     """Runs a call and its backward, and sums up."""
     import_rules()
     recorder = Recorder()
     recorder.context = KernelContext(recorder=recorder, compute_capability=capability, attention=attention,
                                      options={"num_sms": num_sms} if num_sms else {})  # fmt: skip
+    recorder.context.options["repeats_kv"] = repeats_kv
     with install_attention(recorder.context), recorder, CudaMode(recorder.context).opened():
         recorder.mark("forward", 1)
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):

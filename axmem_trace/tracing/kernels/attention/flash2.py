@@ -35,9 +35,8 @@ def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         alibi_slopes: torch.Tensor | None = None, deterministic: bool = False, return_attn_probs: bool = False,
     ) -> torch.Tensor:  # fmt: skip
         note_source(context, "flash_attn")
-        return run_flash2(
-            context, (q, k, v), dropout=dropout_p, deterministic=deterministic, window_left=window_size[0]
-        )
+        return run_flash2(context, _repeated(context, q, k, v), dropout=dropout_p, deterministic=deterministic,
+                          window_left=window_size[0])  # fmt: skip
 
     def flash_attn_varlen_func(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
@@ -47,10 +46,24 @@ def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         block_table: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         note_source(context, "flash_attn")
-        return run_flash2_varlen(context, (q, k, v), cu_seqlens_q, cu_seqlens_k, deterministic=deterministic,
-                                 window_left=window_size[0])  # fmt: skip
+        return run_flash2_varlen(context, _repeated(context, q, k, v), cu_seqlens_q, cu_seqlens_k,
+                                 deterministic=deterministic, window_left=window_size[0])  # fmt: skip
 
     return flash_attn_func, flash_attn_varlen_func
+
+
+def _repeated(context: KernelContext, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Heads:
+    """With `--assume repeats_kv=true` keys and values once for each query head, which is what the kernel then keeps.
+
+    Source: transformers 4.45 `modeling_mistral.py`, `MistralFlashAttention2.forward`, `repeat_kv`.
+    """
+    groups = q.shape[-2] // k.shape[-2]
+    if groups == 1 or not context.options.get("repeats_kv"):
+        return q, k, v
+    *rows, kv_heads, head_dim = k.shape
+    size = (*rows, kv_heads, groups, head_dim)
+    key, value = (each.unsqueeze(-2).expand(size).reshape(*rows, kv_heads * groups, head_dim) for each in (k, v))
+    return q, key, value
 
 
 def run_flash2(
