@@ -48,8 +48,9 @@ def rows(kernel: str, provider: str, mode: str = "full", x_name: str = "", versi
 
 
 def benchmark(inputs: list[torch.Tensor], run: Callable[[], Any], *, backward: bool = True, outside: int = 0,
-              retain_graph: bool = True) -> float:  # fmt: skip
-    """MiB at the peak of two iterations; `outside` bytes are there all the time."""
+              retain_graph: bool = True, gradient_dtype: torch.dtype | None = None) -> float:  # fmt: skip
+    """MiB at the peak of two iterations; `outside` bytes are there all the time. Autograd casts a gradient of another
+    dtype than the output's."""
     grads: list[torch.Tensor] = []
     recorder = Recorder(with_rules=False)  # workspaces are put in by hand
     with recorder:
@@ -60,7 +61,7 @@ def benchmark(inputs: list[torch.Tensor], run: Callable[[], Any], *, backward: b
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             if backward:
                 if not grads and outputs[0].ndim:
-                    grads = [torch.empty_like(each) for each in outputs]
+                    grads = [torch.empty_like(each, dtype=gradient_dtype) for each in outputs]
                 torch.autograd.backward(outputs, grads or None, retain_graph=retain_graph)
             del outputs
     ledger = recorder.make_ledger()
@@ -110,6 +111,19 @@ def test_stock_linear_cross_entropy(tokens: int, config: Any, measured: float, s
     found = benchmark([x, weight, target], lambda: F.cross_entropy(F.linear(x, weight), target),
                       outside=128256 * 4096 * 2 + CUBLAS, retain_graph=False)  # fmt: skip
     assert found == pytest.approx(measured, abs=0.1)
+
+
+@pytest.mark.parametrize(("width", "config", "measured", "sms"), rows("rms_norm", "huggingface"))
+def test_stock_rms_norm(width: int, config: Any, measured: float, sms: int) -> None:
+    # transformers' class with fp32 weights, so fp32 outputs; of x, 2048 rows of bf16, 20 times as much at the most
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    x = tensor(2048, width)
+    with torch.device("meta"):
+        norm = LlamaRMSNorm(width)
+    found = benchmark([x, norm.weight], lambda: norm(x), gradient_dtype=torch.bfloat16)
+    assert found == pytest.approx(measured, rel=0.0005)
+    assert found == pytest.approx(20 * 2048 * width * 2 / 2**20, rel=0.0005)
 
 
 @pytest.mark.parametrize(("width", "config", "measured", "sms"), rows("layer_norm", "liger", version="0.2.1"))
