@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from axmem_trace.errors import ConfigError
+from axmem_trace.models.remote_code import own_code, place_of, run_own_class
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 
-_AUTO_CLASS_OF_TASK = {
+AUTO_CLASS_OF_TASK = {
     "causal-lm": "AutoModelForCausalLM",
     "image-text-to-text": "AutoModelForImageTextToText",
     "sequence-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
 }
+"""What loads a model by the task that it is trained for."""
 _MAMBA_SSM_CLASS = "MambaLMHeadModel"
 
 
@@ -32,13 +34,13 @@ def find_model_class(recipe: Recipe, config: Any, notes: list[Note]) -> tuple[An
         notes.append(Note(kind="assumed", key="type_of_model", text=text))
         named = ""
     skips_name = recipe.quantisation.method == "gptq" or recipe.model.trust_remote_code
-    if named and named != _AUTO_CLASS_OF_TASK["causal-lm"] and not skips_name:
+    if named and named != AUTO_CLASS_OF_TASK["causal-lm"] and not skips_name:
         found = _named_class(named)
         if not hasattr(found, "_model_mapping"):
             return found, _config_for(found, config)
         auto_class = found
     else:
-        auto_class = _named_class(_AUTO_CLASS_OF_TASK[recipe.model.task])
+        auto_class = _named_class(AUTO_CLASS_OF_TASK[recipe.model.task])
     return _class_of_auto(recipe, auto_class, config, notes)
 
 
@@ -74,7 +76,7 @@ def _class_of_auto(recipe: Recipe, auto_class: Any, config: Any, notes: list[Not
         if isinstance(found, (list, tuple)):
             found = _preferred(found, config)
         return found, _config_for(found, config)
-    remote = getattr(config, "auto_map", None) or {}
+    remote = own_code(recipe.model)
     if auto_class.__name__ in remote and recipe.model.trust_remote_code:
         return _remote_class(recipe, remote[auto_class.__name__], notes), config
     fallback = _class_of_architectures(config)
@@ -124,20 +126,9 @@ def _class_of_architectures(config: Any) -> Any:
 
 
 def _remote_class(recipe: Recipe, reference: str, notes: list[Note]) -> Any:
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    place = recipe.model.base.directory or recipe.model.base.name
+    place = place_of(recipe.model)
     notes.append(Note(kind="assumed", key="trust_remote_code", text=f"ran the model code {reference} of {place}"))
-    try:
-        return get_class_from_dynamic_module(reference, place, local_files_only=True)
-    except Exception as error:
-        raise ConfigError(
-            problem=f"the model code {reference!r} of {place} can't be loaded",
-            key="trust_remote_code",
-            details=(f"{type(error).__name__}: {error}",),
-            remedy="check that the repository's .py files lie beside its config.json and that what they import is "
-            "installed",
-        ) from error
+    return run_own_class(reference, place)
 
 
 def _no_class(recipe: Recipe, auto_class: Any, config: Any) -> ConfigError:

@@ -6,6 +6,8 @@ import copy
 from typing import Any
 
 from axmem_trace.errors import ConfigError
+from axmem_trace.models.model_class import AUTO_CLASS_OF_TASK
+from axmem_trace.models.remote_code import check_allowed, own_code, place_of, run_own_class
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Model, Recipe
 
@@ -45,14 +47,15 @@ def _config_class(model: Model, notes: list[Note]) -> Any:
     from transformers import CONFIG_MAPPING
 
     model_type = model.base.model_type or str(model.base.config.get("model_type", ""))
-    has_remote_code = "auto_map" in model.base.config
+    has_remote_code = bool(own_code(model))
     if model_type in CONFIG_MAPPING:
         if has_remote_code and model.trust_remote_code:
             text = f"transformers has {model_type!r} built in: its class is used, the repository's own code is not run"
             notes.append(Note(kind="assumed", key="trust_remote_code", text=text))
         return CONFIG_MAPPING[model_type]
     if has_remote_code:
-        return _remote_config_class(model, model_type)
+        check_allowed(model, ("AutoConfig", AUTO_CLASS_OF_TASK[model.task]))
+        return run_own_class(own_code(model)["AutoConfig"], place_of(model))
     import transformers
 
     raise ConfigError(
@@ -60,36 +63,6 @@ def _config_class(model: Model, notes: list[Note]) -> Any:
         key="base_model",
         remedy="install a newer transformers (pip install -U transformers), or name a base model of a known type",
     )
-
-
-def _remote_config_class(model: Model, model_type: str) -> Any:
-    reference = str(model.base.config["auto_map"].get("AutoConfig", ""))
-    place = model.base.directory or model.base.name
-    if not model.trust_remote_code:
-        raise ConfigError(
-            problem=f"{model.base.name} ({model_type}) comes with its own Python code ({reference or 'auto_map'} in "
-            f"{place}), which transformers has no built-in class for",
-            key="trust_remote_code",
-            remedy="read that code and allow it with --trust-remote-code (and `trust_remote_code: true` in the "
-            "configuration)",
-        )
-    if not model.base.directory:
-        raise ConfigError(
-            problem=f"the Python code of {model.base.name} ({reference or 'auto_map'}) is not on this machine",
-            key="base_model",
-            remedy="download the repository's .py files and config.json into a directory and name it as base_model",
-        )
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    try:
-        return get_class_from_dynamic_module(reference, place, local_files_only=True)
-    except Exception as error:
-        raise ConfigError(
-            problem=f"the configuration code {reference!r} of {place} can't be loaded",
-            key="trust_remote_code",
-            details=(f"{type(error).__name__}: {error}",),
-            remedy="check that the repository's .py files lie beside its config.json",
-        ) from error
 
 
 def _switch_cache(config: Any, *, on: bool) -> None:

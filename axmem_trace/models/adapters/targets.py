@@ -89,7 +89,8 @@ def head_adapted_error(model: nn.Module, key: str, value: object, error: Excepti
 def _linear_names(model: nn.Module) -> list[str]:
     """Last name components of what peft can adapt but the output head, also where it has wrapped some already.
 
-    Not all that is called `Linear` is one: OLMo-Hybrid's decoder layers are `...LinearAttentionDecoderLayer`.
+    Not all that is called `Linear` is one: OLMo-Hybrid's decoder layers are `...LinearAttentionDecoderLayer`. A number
+    (in an `nn.Sequential`) is the name of whole layers, too.
     """
     find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = find_head()
@@ -98,7 +99,7 @@ def _linear_names(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if _is_linear(module) and not any(module.children()) and module is not head and ".lora_" not in name
     }
-    return sorted(names)
+    return sorted(name for name in names if not name.isdigit())
 
 
 def _is_linear(module: nn.Module) -> bool:
