@@ -49,9 +49,21 @@ def record_step(
     recorder = Recorder(traced_device=device, with_rules=False)
     prepare(recorder, built)
     run = Run(recipe, built, build_optimizer(recipe, built.module), recorder)
-    with garbage_on_demand(), recorder, recorder.watch(built.module), within():
+    with garbage_on_demand(), autocast_off_on_meta(), recorder, recorder.watch(built.module), within():
         run.record()
     return recorder.make_ledger()
+
+
+@contextmanager
+def autocast_off_on_meta() -> Iterator[None]:
+    """Libraries may switch autocast off for a tensor's device (peft 0.21 does); torch knows none for "meta"."""
+    init = torch.autocast.__init__
+
+    def init_on_meta(autocast: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        init(autocast, "cpu" if device_type == "meta" else device_type, *args, **kwargs)
+
+    with patch.object(torch.autocast, "__init__", init_on_meta):
+        yield
 
 
 def describe(ledger: Ledger, leave_out: Callable[[Allocation], bool] = lambda each: False) -> Counter[Any]:

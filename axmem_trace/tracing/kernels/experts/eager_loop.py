@@ -42,13 +42,14 @@ def nonzero(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict
     """Of a mask that was too large to be followed: which experts are used, or which tokens are one expert's.
 
     transformers' loop (`integrations/moe.py`) permutes the one-hot mask to [experts, top_k, tokens] and asks for
-    one expert's slice, which therefore starts that many elements into the mask's storage.
+    one expert's slice, which therefore starts that many elements into the mask's storage. transformers 5.23's masks
+    have one class more than there are experts, for tokens that are another rank's.
     """
     mask, routing = args[0], context.options.get("routing")
     latest = routing.latest if isinstance(routing, Routing) else None
     if latest is None:
         return op(*args, **kwargs)
-    if mask.ndim == 1 and mask.shape[0] == latest.num_experts:
+    if mask.ndim == 1 and mask.shape[0] in _classes(latest):
         with context.recorder.paused():
             used = torch.arange(latest.used_experts()).unsqueeze(1)
         return _known(context, used)
@@ -72,10 +73,14 @@ def unique(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[
     return _known(context, used), nothing, nothing
 
 
+def _classes(latest: Assignment) -> tuple[int, int]:
+    return latest.num_experts, latest.num_experts + 1
+
+
 def _is_slice_of_one_hot(mask: torch.Tensor, latest: Assignment) -> bool:
     return (
         tuple(mask.shape) == (latest.top_k, latest.tokens)
-        and mask.stride() == (latest.num_experts, latest.top_k * latest.num_experts)
+        and mask.stride() in [(classes, latest.top_k * classes) for classes in _classes(latest)]
         and mask.storage_offset() < latest.num_experts
     )
 
