@@ -178,12 +178,16 @@ class LifeRecord:
         return life.born if life is not None else 0
 
     def copy_to_host(self, tensor: torch.Tensor, *, role: Role = "", module: str = "") -> torch.Tensor:
-        """A tensor of the same layout that counts as host memory for as long as it lives."""
+        """A tensor of the same layout that counts as pinned host memory for as long as it lives.
+
+        PyTorch hands pinned memory out in powers of two (2.13, ATen/core/CachingHostAllocator.h, `allocate`).
+        """
         with self.paused():
             copy = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=self.traced_device)
         life = self._bear(copy, op="to_host")
         if life is not None:
             life.device, life.role = "cpu", role
+            life.nbytes = 1 << (life.nbytes - 1).bit_length() if life.nbytes else 0
             life.module = module or life.module
         return copy
 

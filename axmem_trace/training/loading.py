@@ -18,9 +18,11 @@ from torch import nn
 from axmem_trace.ledger import Device
 from axmem_trace.models.placement import is_on_host
 from axmem_trace.models.quantisation import iterate_bnb_states
+from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.units import format_bytes
 
 WARM_UP_RESERVE_BYTES = 1_288_490_188
 """1.2 * 1024^3: what `caching_allocator_warmup` leaves free of the card, at least."""
@@ -40,10 +42,23 @@ class LoadRecorder:
         if self.recipe.placement.on_host_first:  # the run finds the model on the GPU
             yield
             return
+        self._note_mapped(model)
         with self.recorder:
             self._warm_up(model)
             self._place_weights(model)
             yield
+
+    def _note_mapped(self, model: nn.Module) -> None:
+        """safetensors maps the checkpoint's files, and each tensor is copied from there to the GPU
+        (`core_model_loading.py` `_materialize_copy`)."""
+        itemsize = getattr(torch, self.recipe.precision.load_dtype).itemsize
+        nbytes = sum(_num_weights(parameter) * itemsize for _, parameter in _own_parameters(model))
+        text = (
+            f"loading maps the checkpoint's files: up to {format_bytes(nbytes)} of page cache (in "
+            f"{self.recipe.precision.load_dtype}), which the system takes back as it needs; no other copy of the weights "
+            "is made in host memory"
+        )
+        self.recorder.context.note(Note(kind="ruled", key="host.loading", text=text, bytes=nbytes))
 
     def _warm_up(self, model: nn.Module) -> None:
         """One block as large as the model, given back at once: the cache that the weights are then cut from.
@@ -138,6 +153,11 @@ class LoadRecorder:
                 is_fp16 = self.recipe.precision.load_dtype == "float16"
                 return [parameter.numel() * itemsize, *([] if is_fp16 else [parameter.numel() * 2])]
         return [parameter.nbytes] if is_merged and not is_on_host(parameter) else []
+
+
+def _num_weights(parameter: nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
 
 
 def _own_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
