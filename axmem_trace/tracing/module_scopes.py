@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -27,14 +28,15 @@ class ModuleScopes:
     def __init__(self, on_output: Callable[[Any], None]) -> None:
         self.stack: list[str] = []
         self._on_output = on_output
-        self._names: dict[int, str] = {}
+        self._names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        """Some models replace a part of theirs in their first forward (BigBird its attention): ids would be reused."""
         self._starts: list[int] = [0]
         self._owners: list[str] = [""]
 
     @contextmanager
     def watch(self, root: nn.Module) -> Iterator[None]:
         """While open, calls of `root` and its submodules are followed. Hooks are global: nothing is left in modules."""
-        self._names = {id(module): name for name, module in root.named_modules()}
+        self._names = WeakKeyDictionary({module: name for name, module in root.named_modules()})
         before = register_module_forward_pre_hook(self._enter)
         after = register_module_forward_hook(self._leave, always_call=True)
         try:
@@ -61,13 +63,13 @@ class ModuleScopes:
         return self._owners[bisect_right(self._starts, number) - 1]
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        name = self._names.get(id(module))
+        name = self._names.get(module)
         if name is not None:
             self.stack.append(name)
             self._mark(name)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        name = self._names.get(id(module))
+        name = self._names.get(module)
         if name is None:
             return
         while self.stack and self.stack.pop() != name:  # an exception may have left inner scopes open
