@@ -60,7 +60,9 @@ def _allocator(recipe: Recipe, value: str) -> Recipe:
     from axmem_trace.allocator.conf import parse_alloc_conf
 
     parsed = parse_alloc_conf("" if value == "default" else value)
-    return replace(recipe, allocator=replace(parsed, empty_cache_steps=recipe.allocator.empty_cache_steps))
+    kept = recipe.allocator
+    parsed = replace(parsed, empty_cache_steps=kept.empty_cache_steps, collect_steps=kept.collect_steps)
+    return replace(recipe, allocator=parsed)
 
 
 def _context(recipe: Recipe, value: Any) -> Recipe:
@@ -152,6 +154,9 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
         "float", "seconds of audio in a row", _set("batch.audio_seconds_per_row"), ("batch.audio_seconds_per_row",)),
     "added_tokens": Assumption(
         _COUNT, "rows that the tokenizer adds to the vocabulary", _set("model.added_tokens"), ("model.added_tokens",)),
+    "experts_layout": Assumption(
+        "'fused'|'linear'", "experts are fused parameters, or a linear layer each as before transformers 5",
+        _set("model.experts_layout"), ("model.experts_layout",)),
     "router": Assumption("'balanced'|'worst'", "how tokens spread over experts", _router, ("router",)),
     "allocator": Assumption(
         "str", "a PYTORCH_ALLOC_CONF, or `default` for PyTorch's own", _allocator, ("allocator.settings",)),

@@ -51,5 +51,5 @@ def derive_allocator(draft: Draft) -> Allocator:
         origin,
         origin="default" if settings == AXOLOTL_ALLOC_CONF else "derived",
     )
-    steps = draft.get("torch_empty_cache_steps") or 0
-    return replace(parse_alloc_conf(settings), empty_cache_steps=max(0, steps))
+    steps, collect = draft.get("torch_empty_cache_steps") or 0, draft.get("gc_collect_steps") or 0
+    return replace(parse_alloc_conf(settings), empty_cache_steps=max(0, steps), collect_steps=collect)

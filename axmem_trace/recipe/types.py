@@ -75,6 +75,8 @@ class Model:
     """`eager`, `grouped_mm`, `batched_mm`, `scattermoe`, `sonicmoe`; empty: what transformers picks."""
     freeze_multimodal: bool = False
     llama4_linearized_experts: bool = False
+    experts_layout: Literal["fused", "linear"] = "fused"
+    """`linear`: a layer per expert and projection, as before transformers 5."""
     use_onebitllms: bool = False
     use_cache: bool = False
     """Keys and values of the forward are kept in its outputs. axolotl never does."""
@@ -376,6 +378,9 @@ class Allocator:
     """0: off. A mapping gives divisions per size class, as PyTorch's option does."""
     garbage_collection_threshold: float = 0.0
     empty_cache_steps: int = 0
+    collect_steps: int = 0
+    """`gc_collect_steps`: the cache is emptied before the first step and evaluation, and after every so many steps where
+    it is positive; 0: never."""
     settings: str = "expandable_segments:True"
     large_segment_bytes: int = 20 << 20
     """`large_segment_size_mb`: a segment for requests of 1 to 10 MiB, and a page of large expandable segments."""

@@ -70,7 +70,8 @@ class Run:
         self._offloading = offloading
         self._training_step: StepContext = nullcontext
         moves = recipe.checkpointing.moves_tensors or any(map(is_on_host, self.model.parameters()))
-        self._may_repeat = repeat and not (optimizer.hooked or moves or recipe.loss.holds_outputs)
+        differ = recipe.loss.holds_outputs or recipe.allocator.empty_cache_steps > 1
+        self._may_repeat = repeat and not (optimizer.hooked or moves or differ)
 
     def record(self, progress: Callable[[str], None] = lambda stage: None) -> None:
         """Loads, evaluates where the run evaluates first, and takes `NUM_STEPS` optimizer steps."""
@@ -82,12 +83,16 @@ class Run:
     def _record_phases(self, progress: Callable[[str], None]) -> None:
         evaluation = self.recipe.evaluation
         if evaluation.enabled and evaluation.before_training:
+            self._collect(0)
             progress("tracing evaluation")
             self._evaluate()
+        self._collect(0)
         for step in range(1, NUM_STEPS + 1):
             progress(f"tracing step {step} of {NUM_STEPS}")
             self._step(step)
+            self._collect(step)
         if evaluation.enabled and not evaluation.before_training:
+            self._collect(0)
             progress("tracing evaluation")
             self._evaluate()
         if self.recipe.adapter.relora_steps:
@@ -219,6 +224,12 @@ class Run:
     def _empty_cache(self, step: int) -> None:
         every = self.recipe.allocator.empty_cache_steps
         if every and (step - 1) % every == 0:
+            self.recorder.empty_cache()
+
+    def _collect(self, step: int) -> None:
+        """axolotl's `GCCallback` (utils/callbacks/__init__.py); `step` 0: before training, its first step, evaluation."""
+        every = self.recipe.allocator.collect_steps
+        if every and step % max(every, 1) == 0 and (every > 0 or not step):
             self.recorder.empty_cache()
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
