@@ -9,23 +9,19 @@ from dataclasses import replace
 from axmem_trace.recipe.draft import Draft
 from axmem_trace.recipe.types import Allocator, Gpu
 
-UNNAMED_GPU = Gpu(compute_capability=(8, 0))
 AXOLOTL_ALLOC_CONF = "expandable_segments:True"
 """What axolotl sets with torch 2.9 and later, unless the user has set the variable."""
 
 
 def derive_gpu(gpu: str, num_gpus: int) -> Gpu:
-    """The card asked for, by name or size; without one, a nameless card that computes in bf16 (capability 8.0).
+    """The card asked for, by name or size; without one, a nameless card of no size and the usual generation.
 
     Raises:
         ConfigError: no such card.
     """
-    count = max(1, num_gpus)
-    if not gpu:
-        return replace(UNNAMED_GPU, count=count)
-    from axmem_trace.gpus import find_gpu
+    from axmem_trace.gpus import UNNAMED_GPU, find_gpu
 
-    return replace(find_gpu(gpu), count=count)
+    return replace(find_gpu(gpu) if gpu else UNNAMED_GPU, count=max(1, num_gpus))
 
 
 def derive_allocator(draft: Draft) -> Allocator:

@@ -39,7 +39,7 @@ _LOSS_KEYS: tuple[tuple[str, _LossPath], ...] = (
 )
 
 
-def derive_loss(draft: Draft) -> Loss:
+def derive_loss(draft: Draft, base: BaseModel) -> Loss:
     """`Loss` from the keys and the listed plugins."""
     chunks = draft.get("chunked_cross_entropy_num_chunks") or 8
     if "diffusion" in draft.plugins:
@@ -56,7 +56,21 @@ def derive_loss(draft: Draft) -> Loss:
             teacher_tokens = int(draft.get("kd_online_topk") or 0) if online else 0
             return Loss(path=path, num_chunks=chunks, token_scaling=scaling, teacher_tokens=teacher_tokens)
     draft.reason("loss.path", "native", "no fused or chunked cross-entropy is on: transformers' own", origin="default")
-    return Loss(num_chunks=chunks)
+    return Loss(num_chunks=chunks, cross_entropy="flash" if _flash(draft, base) else "torch")
+
+
+def _flash(draft: Draft, base: BaseModel) -> bool:
+    """`_patch_loss_llama` (loaders/patch_manager.py): for what axolotl takes for a Llama, where flash-attn is there."""
+    key = "flash_attn_cross_entropy"
+    if not draft.get(key):
+        return False
+    names = (str(draft.get("base_model")), str(draft.get("type_of_model") or ""))
+    derived = base.model_type in ("llama", "mllama_text_model") or draft.get("is_llama_derived_model")
+    if not (derived or any("llama" in name.lower() for name in names)):
+        draft.note("ignored", key, f"`{key}` has no effect on {base.model_type}: axolotl patches Llama models alone")
+        return False
+    draft.note("assumed", key, "flash-attn is taken to be installed: without it axolotl leaves the loss as it is")
+    return True
 
 
 def _diffusion(draft: Draft) -> Loss:

@@ -113,7 +113,7 @@ def _derive(draft: Draft, base: BaseModel, gpu: Gpu, num_gpus: int, *, allow_rem
         freezing=derive_freezing(draft),
         checkpointing=derive_checkpointing(draft, base, kbit_preparation=quantisation.kbit_preparation),
         attention=derive_attention(draft, base, precision.load_dtype),
-        loss=derive_loss(draft),
+        loss=derive_loss(draft, base),
         kernels=derive_kernels(draft, base, batch.row_tokens),
         optimizer=derive_optimizer(draft),
         batch=batch,

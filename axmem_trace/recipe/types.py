@@ -281,8 +281,8 @@ class Loss:
     """Liger's fused linear loss multiplies each token's loss by its probability."""
     teacher_tokens: int = 0
     """Distillation from a server: how many of the teacher's tokens come with each of the batch."""
-    cross_entropy: Literal["torch", "in_place"] = "torch"
-    """`in_place`: other trainers' fused kernel (Unsloth's), which writes the gradient over the logits it is given."""
+    cross_entropy: Literal["torch", "in_place", "flash"] = "torch"
+    """`flash`: flash-attn's kernel. `in_place`: other trainers' fused kernel (Unsloth's), which writes the gradient over the logits it is given."""
     holds_outputs: bool = False
     """A loop's own variable keeps the outputs of a step, logits included, until those of the next take their place."""
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from axmem_trace.notes import Note
+from axmem_trace.tracing.kernels.fused import flash_loss
 from axmem_trace.tracing.kernels.fused.distillation import distillation_loss
 from axmem_trace.tracing.kernels.fused.forward_patches import Site, head_weight
 from axmem_trace.tracing.kernels.fused.older_losses import (
@@ -30,9 +31,21 @@ def install_loss_path(site: Site) -> None:
     """Replaces the loss function, or the model's forward, as `recipe.loss.path` asks."""
     if site.recipe.loss.cross_entropy == "in_place":
         site.replace_attribute(F, "cross_entropy", in_place_cross_entropy)
+    elif site.recipe.loss.cross_entropy == "flash":
+        _install_flash(site)
     install = _INSTALLERS.get(site.recipe.loss.path)
     if install is not None:
         install(site)
+
+
+def _install_flash(site: Site) -> None:
+    from transformers.loss import loss_utils
+
+    site.replace_attribute(loss_utils, "fixed_cross_entropy", flash_loss.fixed_cross_entropy)
+    text = (
+        "flash-attn 2.8's cross-entropy keeps the fp32 logits and makes their gradient beside them; no softmax is kept"
+    )
+    site.note(Note(kind="ruled", key="flash_attn_cross_entropy", text=text))
 
 
 # -- functions in transformers' loss mapping --------------------------------------------------------------------------
