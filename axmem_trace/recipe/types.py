@@ -282,7 +282,8 @@ class Loss:
     teacher_tokens: int = 0
     """Distillation from a server: how many of the teacher's tokens come with each of the batch."""
     cross_entropy: Literal["torch", "in_place", "flash"] = "torch"
-    """`flash`: flash-attn's kernel. `in_place`: other trainers' fused kernel (Unsloth's), which writes the gradient over the logits it is given."""
+    """`flash`: flash-attn's kernel. `in_place`: other trainers' fused kernel (Unsloth's), which writes the gradient over
+    the logits it is given."""
     holds_outputs: bool = False
     """A loop's own variable keeps the outputs of a step, logits included, until those of the next take their place."""
 
