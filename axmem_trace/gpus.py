@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from axmem_trace.errors import ConfigError
@@ -40,7 +40,10 @@ CONTEXT_BYTES_BY_GENERATION = {
 }
 """Assumed. A CUDA context with cuBLAS and PyTorch's kernels loaded lazily shows as some 250-600 MiB in `nvidia-smi`."""
 DEFAULT_CAPABILITY = (8, 0)
-"""Of a card given only by its size: Ampere, so that `bf16: auto` means bf16, as on every card rented for training."""
+"""Of a card given by its size alone, or not at all: Ampere, so that `bf16: auto` means bf16, as on every card rented
+for training."""
+UNNAMED_GPU = Gpu(compute_capability=DEFAULT_CAPABILITY, context_bytes=CONTEXT_BYTES_BY_GENERATION[DEFAULT_CAPABILITY])
+"""No card was named: nothing can be said about fitting."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,12 +177,7 @@ def _gpu_by_size(text: str) -> Gpu:
             problem=f"{text!r} is {size:,} bytes, which no GPU has",
             accepted="a size between 512MiB and 2TiB, with its unit: 24GiB, 80GB",
         )
-    return Gpu(
-        name=text.strip(),
-        memory_bytes=size,
-        compute_capability=DEFAULT_CAPABILITY,
-        context_bytes=CONTEXT_BYTES_BY_GENERATION[DEFAULT_CAPABILITY],
-    )
+    return replace(UNNAMED_GPU, name=text.strip(), memory_bytes=size)
 
 
 def _unknown(text: str) -> ConfigError:

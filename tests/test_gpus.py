@@ -6,6 +6,7 @@ import pytest
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.gpus import CARDS, CONTEXT_BYTES_BY_GENERATION, _fold, find_gpu, supports_bf16
+from axmem_trace.recipe.hardware import derive_gpu
 from axmem_trace.units import GIB
 
 
@@ -84,3 +85,10 @@ def test_a_misspelt_name_gets_the_nearest():
 def test_no_cuda(text):
     with pytest.raises(ConfigError, match="no CUDA GPU"):
         find_gpu(text)
+
+
+def test_without_a_card_the_context_is_that_of_a_card_known_by_size_alone():
+    unnamed, sized = derive_gpu("", 0), derive_gpu("24GiB", 0)
+    assert unnamed.memory_bytes == 0
+    assert unnamed.context_bytes == sized.context_bytes == 430 * 2**20
+    assert supports_bf16(unnamed)
