@@ -22,6 +22,7 @@ from axmem_trace.models.llama4_experts import linearised_llama4_experts
 from axmem_trace.models.model_class import find_model_class
 from axmem_trace.models.model_config import build_model_config
 from axmem_trace.models.placement import note_adapter_on_host, place_modules
+from axmem_trace.models.onebit import replace_linears
 from axmem_trace.models.quantisation import NoQuantizer, choose_quantizer, iterate_bnb_states, quantise_fused_experts
 from axmem_trace.models.skeleton import build_skeleton
 from axmem_trace.models.traps import note_traps
@@ -73,6 +74,7 @@ def change_loaded(model: Any, recipe: Recipe, notes: list[Note], *, experts_quan
     Source: axolotl `loaders/model.py` `_apply_post_model_load_setup`, `_load_adapters`, `utils/freeze.py`; `train.py`.
     """
     resize_vocabulary(model, recipe, notes)
+    replace_linears(model, recipe, notes)
     model = cast_as_axolotl(model, recipe, experts_quantised=experts_quantised)
     prepare_fake_quantisation(model, recipe, notes)
     model = add_adapter(model, recipe, notes)

@@ -153,8 +153,3 @@ def _note_kept_on_gpu(recipe: Recipe, notes: list[Note]) -> None:
     if recipe.adapter.on_cpu:
         text = "the adapter and the embeddings are counted on the GPU, where the trainer moves them before training"
         notes.append(Note(kind="not_modelled", key="lora_on_cpu", text=text))
-    if recipe.model.use_onebitllms:
-        text = (
-            "1.58-bit layers keep full weights: those are counted; their quantised copies in the forward pass are not"
-        )
-        notes.append(Note(kind="not_modelled", key="use_onebitllms", text=text))
