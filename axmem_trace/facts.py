@@ -50,8 +50,8 @@ class ModelFacts:
 
     @property
     def parameters(self) -> int:
-        """Logical parameters: packed weights count as the weights they stand for."""
-        return sum(fact.logical_elements for fact in self.tensors if fact.kind == "parameter")
+        """Logical parameters: packed weights count as the weights they stand for, also where they are buffers (GPTQ)."""
+        return sum(fact.logical_elements for fact in self.tensors)
 
     @property
     def trainable_parameters(self) -> int:

@@ -131,6 +131,8 @@ def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
         "loading": "before_4_50", "use_cache": old_bigcode,
         "repeats_kv": "Mistral" in settings["base_model"] and version < "4.48",
     }  # fmt: skip
+    if "Mixtral" in settings["base_model"]:
+        assumptions["experts_layout"] = "linear"
     if "foak" in framework:
         assumptions["cross_entropy"] = "in_place"
         if not old_bigcode:

@@ -35,9 +35,7 @@ QUANTITIES = {
 }  # fmt: skip
 
 EXPLANATIONS = (
-    (r"fms-base-L11[46]", "", "the checkpoint's experts are packed linear layers; transformers 5 has them fused, and fused "
-     "experts are not packed by the estimate (weights 85 GiB)"),
-    (r"fms-liger-L3[0-3]", "allocated", "AutoGPTQ's Triton kernel reads packed weights; the estimate's GPTQ layers make a "
+    (r"fms-(liger-L3[0-3]|base-L11[46])", "allocated", "AutoGPTQ's Triton kernel reads packed weights; the estimate's GPTQ layers make a "
      "half-precision copy while they run"),
     (r"fms-liger-L1(18|19|20|21)", "allocated", "foak keeps three dropped copies of the input of q, k and v: see above"),
     (r"probe.*", "load", "24 rotary caches of 1 MiB, and the cuBLAS workspaces of cells before: see above"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -36,14 +36,16 @@ def record_step(
     *,
     prepare: Callable[[Recorder, BuiltModel], None] = lambda recorder, built: None,
     within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    assumptions: Sequence[str] = (),
 ) -> Ledger:
     """Two steps on the device, with no rule for any GPU kernel.
 
     Args:
         prepare: called with the recorder before it is opened.
         within: a context around the run.
+        assumptions: more of them.
     """
-    recipe = read_recipe(config, hub="never", assumptions=ASSUMPTIONS)
+    recipe = read_recipe(config, hub="never", assumptions=[*ASSUMPTIONS, *assumptions])
     recipe = replace(recipe, precision=replace(recipe.precision, upcast_before=False))
     built = build_model(recipe, device=device)
     recorder = Recorder(traced_device=device, with_rules=False)

@@ -18,6 +18,7 @@ from axmem_trace.models.dtypes import cast_as_axolotl
 from axmem_trace.models.fake_quantised import prepare_fake_quantisation
 from axmem_trace.models.float8 import convert_to_float8
 from axmem_trace.models.freezing import freeze_parameters
+from axmem_trace.models.linear_experts import old_expert_names, unfuse_experts
 from axmem_trace.models.llama4_experts import linearised_llama4_experts
 from axmem_trace.models.model_class import find_model_class
 from axmem_trace.models.model_config import build_model_config
@@ -77,7 +78,8 @@ def change_loaded(model: Any, recipe: Recipe, notes: list[Note], *, experts_quan
     replace_linears(model, recipe, notes)
     model = cast_as_axolotl(model, recipe, experts_quantised=experts_quantised)
     prepare_fake_quantisation(model, recipe, notes)
-    model = add_adapter(model, recipe, notes)
+    with old_expert_names(recipe):
+        model = add_adapter(model, recipe, notes)
     freeze_parameters(model, recipe, notes)
     fix_untrained_tokens(model, recipe, notes)
     note_adapter_on_host(model, recipe, notes)
@@ -92,6 +94,7 @@ def _load(recipe: Recipe, model_class: Any, config: Any, device: str, notes: lis
     dtype = quantizer.load_dtype(getattr(torch, recipe.precision.load_dtype))
 
     def replace_modules(model: Any) -> None:
+        unfuse_experts(model, recipe)
         quantizer.replace_modules(model, dtype)
 
     with linearised_llama4_experts(recipe):

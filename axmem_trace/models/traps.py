@@ -60,13 +60,19 @@ def _note_unquantised_experts(recipe: Recipe, experts: list[TensorFact], notes: 
 
 
 def _note_unpacked_experts(recipe: Recipe, experts: list[TensorFact], notes: list[Note]) -> None:
-    """A GPTQ or AWQ checkpoint has its experts as packed linear layers; transformers 5 builds them fused."""
+    """A GPTQ or AWQ checkpoint has its experts as packed linear layers, which nothing turns into fused ones.
+
+    Source: transformers 5 `conversion_mapping.py` (what makes fused experts reads `experts.*.w1.weight`, and a packed
+    layer has `qweight`), `modeling_utils.py` `from_pretrained` (what is missing is initialised, what is left over not
+    read); optimum 2.3 `gptq/quantizer.py` `convert_model` (linear layers alone are replaced).
+    """
     nbytes = sum(fact.nbytes for fact in experts)
     text = (
-        f"the checkpoint's {recipe.quantisation.method.upper()} experts are packed linear layers, and transformers 5 "
-        f"builds fused experts, shown unpacked ({format_bytes(nbytes)}): the run needs less than shown, or does not load"
+        f"transformers 5 does not read the packed experts of a {recipe.quantisation.method.upper()} checkpoint: it builds "
+        f"fused ones, unquantised ({format_bytes(nbytes)}) and with random weights, and only warns of them as newly "
+        "initialised. These figures are of that run; transformers 4's packed experts are `--assume experts_layout=linear`"
     )
-    notes.append(Note(kind="not_modelled", key="base_model", text=text, bytes=nbytes))
+    notes.append(Note(kind="warning", key="base_model", text=text, bytes=nbytes))
 
 
 def _note_other_linears(recipe: Recipe, facts: ModelFacts, notes: list[Note]) -> None:

@@ -47,7 +47,7 @@ def _count_tensors(facts: ModelFacts, owner: Callable[[str], str]) -> dict[str, 
     parameters = [fact for fact in facts.tensors if fact.kind == "parameter"]
     trainable = [fact for fact in parameters if fact.trainable]
     return {
-        "parameters": sum_by((owner(fact.module), fact.logical_elements) for fact in parameters),
+        "parameters": sum_by((owner(fact.module), fact.logical_elements) for fact in facts.tensors),
         "trainable_parameters": sum_by((owner(fact.module), fact.logical_elements) for fact in trainable),
         "weight_bytes": sum_by((owner(fact.module), fact.nbytes) for fact in facts.tensors if fact.device == "gpu"),
     }

@@ -131,6 +131,12 @@ def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: list[Note])
         "is compiled, through one-byte integers, and backward keeps the unpacked weight"
     )
     notes.append(Note(kind="ruled", key="base_model", text=text))
+    if method == "gptq":
+        text = (
+            "axolotl 0.19 pins optimum 1.16.2, and transformers 5 loads GPTQ with optimum 1.24 or newer alone (and "
+            "gptqmodel 1.4.3): install these, or the run stops while it loads the model"
+        )
+        notes.append(Note(kind="warning", key="gptq", text=text))
     if own.get("dynamic"):
         text = "per-module overrides (`dynamic`) of the checkpoint's GPTQ configuration are not applied"
         notes.append(Note(kind="not_modelled", key="base_model", text=text))

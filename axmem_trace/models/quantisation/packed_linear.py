@@ -83,8 +83,9 @@ class PackedLinear(nn.Module):
 def replace_with_packed_linear(model: Any, packed: PackedFormat, skip_modules: list[str]) -> None:
     """Swap `nn.Linear` (and GPT-2's `Conv1D`) for `PackedLinear`.
 
-    GPTQ packs what lies inside the decoder layers (optimum `gptq/quantizer.py` `convert_model`), AWQ everything but
-    the output head and tied weights (transformers `quantizer_awq.py`); both leave `skip_modules` alone.
+    GPTQ packs what lies inside the decoder layers and is an `nn.Linear` itself, of no class derived from it (optimum
+    2.3 `gptq/quantizer.py` `convert_model`, `gptq/utils.py` `get_layers`); AWQ everything but the output head and tied
+    weights (transformers `quantizer_awq.py`); both leave `skip_modules` alone.
     """
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import get_keys_to_not_convert
@@ -95,7 +96,8 @@ def replace_with_packed_linear(model: Any, packed: PackedFormat, skip_modules: l
         skip += get_keys_to_not_convert(model)
     prefix = _decoder_layers(model) + "." if packed.method == "gptq" else ""
     for name, module in list(model.named_modules()):
-        if not isinstance(module, (nn.Linear, Conv1D)) or not name.startswith(prefix):
+        is_linear = type(module) is nn.Linear if packed.method == "gptq" else isinstance(module, nn.Linear)
+        if not (is_linear or isinstance(module, Conv1D)) or not name.startswith(prefix):
             continue
         if not should_convert_module(name, skip):
             continue

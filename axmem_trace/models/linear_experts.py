@@ -1,0 +1,95 @@
+"""Experts as transformers 4 had them: a linear layer for each expert and projection, one expert after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.recipe.types import Recipe
+
+_GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
+_NAMES = {"mixtral": ("w1", "w3", "w2")}
+"""Of gate, up and down projection, where they have others than most."""
+
+
+class LinearExpert(nn.Module):
+    """One expert. Source: transformers 4.48 `modeling_mixtral.py` `MixtralBlockSparseTop2MLP`."""
+
+    def __init__(self, hidden: int, inner: int, act_fn: Any, names: tuple[str, str, str]) -> None:
+        super().__init__()
+        self.act_fn, self.names = act_fn, names
+        for name, shape in zip(names, ((hidden, inner), (hidden, inner), (inner, hidden)), strict=True):
+            self.add_module(name, nn.Linear(*shape, bias=False))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Gate and up, then down."""
+        gate, up, down = (getattr(self, name) for name in self.names)
+        out: torch.Tensor = down(self.act_fn(gate(hidden)) * up(hidden))
+        return out
+
+
+class LinearExperts(nn.ModuleList):
+    """The loop of transformers 4.48 `modeling_mixtral.py` `MixtralSparseMoeBlock.forward`, which calls every expert."""
+
+    def __init__(self, fused: Any, names: tuple[str, str, str]) -> None:
+        count, twice, hidden = fused.gate_up_proj.shape
+        super().__init__(LinearExpert(hidden, twice // 2, fused.act_fn, names) for _ in range(count))
+        self.num_experts = count
+
+    def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Tokens [tokens, hidden], and each one's experts and their weights [tokens, top_k]."""
+        out = torch.zeros(hidden.shape, dtype=hidden.dtype, device=hidden.device)
+        mask = F.one_hot(index, num_classes=self.num_experts).permute(2, 1, 0)
+        for number, expert in enumerate(self):
+            slot, token = torch.where(mask[number])
+            current = hidden[None, token].reshape(-1, hidden.shape[-1])
+            weighted = expert(current) * weights[token, slot, None]
+            out.index_add_(0, token, weighted.to(hidden.dtype))
+        return out
+
+
+def unfuse_experts(model: nn.Module, recipe: Recipe) -> None:
+    """Put linear experts in the place of fused ones, where the recipe assumes them.
+
+    Raises:
+        ConfigError: the model has none, or such as have biases or another layout.
+    """
+    if recipe.model.experts_layout == "fused":
+        return
+    names = _NAMES.get(recipe.model.base.model_type, _GATE_UP_DOWN)
+    fused = [name for name, module in model.named_modules() if _is_fused(module)]
+    if not fused:
+        raise ConfigError(
+            problem=f"{type(model).__name__} has no fused experts of gate, up and down projection without biases",
+            key="experts_layout",
+            value=recipe.model.experts_layout,
+            accepted="fused",
+            remedy="drop `--assume experts_layout`",
+        )
+    for name in fused:
+        model.set_submodule(name, LinearExperts(model.get_submodule(name), names))
+
+
+def _is_fused(module: nn.Module) -> bool:
+    own = module._parameters
+    three_dimensional = all(getattr(own.get(name), "ndim", 0) == 3 for name in ("gate_up_proj", "down_proj"))
+    return three_dimensional and len(own) == 2 and not getattr(module, "is_transposed", False)
+
+
+@contextmanager
+def old_expert_names(recipe: Recipe) -> Iterator[None]:
+    """While open, peft takes the names of linear experts as they are, and not for those of fused ones."""
+    if recipe.model.experts_layout == "fused":
+        yield
+        return
+    from peft.utils import transformers_weight_conversion as conversion
+
+    with patch.object(conversion, "convert_peft_config_for_transformers", lambda *args, **kwargs: None):
+        yield

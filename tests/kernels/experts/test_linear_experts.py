@@ -1,0 +1,83 @@
+"""Experts as linear layers, as before transformers 5: their loop, their bytes when packed, their names for LoRA."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moe_models import MOE
+from oracle import describe, one_hot_as_on_cuda, record_step, route
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.models import build_model
+from axmem_trace.models.built import BuiltModel
+from axmem_trace.recipe import read_recipe
+
+LINEAR = ["experts_layout=linear"]
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8}
+
+
+def configure(family: str, directory: Path, own: dict[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
+    changes = {"quantization_config": own} if own else {}
+    (directory / "config.json").write_text(json.dumps({**MOE[family], **changes}))
+    return {
+        "base_model": str(directory), "sequence_len": 24, "micro_batch_size": 2, "learning_rate": 1e-4,
+        "optimizer": "adamw_torch", "attn_implementation": "eager", "datasets": [{"path": "x", "type": "alpaca"}], **keys,
+    }  # fmt: skip
+
+
+def build(config: dict[str, Any], assumptions: list[str]) -> BuiltModel:
+    return build_model(read_recipe(config, hub="never", assumptions=assumptions))
+
+
+@pytest.mark.parametrize("router", ["balanced", "worst"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_meta_allocates_what_a_real_step_does(family: str, router: Any, tmp_path: Path) -> None:
+    config = configure(family, tmp_path, gradient_checkpointing=True)
+    on_meta, for_real = (
+        record_step(
+            config, device, prepare=partial(route, router=router), within=one_hot_as_on_cuda, assumptions=LINEAR
+        )
+        for device in ("meta", "cpu")
+    )
+    assert describe(on_meta) == describe(for_real)
+    assert any(".experts.3.w2" in each.module or ".experts.3.down_proj" in each.module for each in on_meta.allocations)
+
+
+def test_packed_experts_of_a_gptq_checkpoint(tmp_path: Path) -> None:
+    config = configure("mixtral", tmp_path, GPTQ, gptq=True, lora_target_modules=["q_proj"], **LORA)
+    facts = build(config, LINEAR).facts
+    experts = [fact for fact in facts.tensors if ".experts." in fact.name]
+    # Two layers of four experts, 32 wide and 48 within. w1, w3: qweight 32 / 8 x 48 and qzeros 1 x 48 / 8 words, scales
+    # 48 halves, g_idx 32 words. w2: qweight 48 / 8 x 32, two groups of qzeros 32 / 8 and scales 32, g_idx 48.
+    up = 4 * (4 * 48 + 6 + 32) + 2 * 48
+    down = 4 * (6 * 32 + 2 * 4 + 48) + 2 * 2 * 32
+    assert sum(fact.nbytes for fact in experts) == 2 * 4 * (2 * up + down)
+    assert sum(fact.logical_elements for fact in experts) == 2 * 4 * 3 * 32 * 48
+    unpacked = build(configure("mixtral", tmp_path), []).facts.parameters
+    assert facts.parameters - facts.trainable_parameters == unpacked
+
+
+def test_fused_experts_of_a_gptq_checkpoint_are_told_to_be_random(tmp_path: Path) -> None:
+    config = configure("mixtral", tmp_path, GPTQ, gptq=True, lora_target_modules=["q_proj"], **LORA)
+    notes = {note.key: note for note in build(config, []).notes if note.kind == "warning"}
+    assert "with random weights" in notes["base_model"].text
+    assert notes["base_model"].bytes == 2 * 4 * 3 * 32 * 48 * 2  # bf16, as `torch_dtype` says
+    assert "optimum 1.24" in notes["gptq"].text
+
+
+def test_lora_takes_them_by_their_own_names(tmp_path: Path) -> None:
+    config = configure("mixtral", tmp_path, lora_target_modules=["w1", "w2", "w3"], **LORA)
+    adapters = [fact for fact in build(config, LINEAR).facts.tensors if fact.role == "adapter"]
+    # Rank 4 on three layers, 32 + 48 features each, of four experts in two layers.
+    assert sum(fact.elements for fact in adapters) == 2 * 4 * 3 * 4 * (32 + 48)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "dbrx"])
+def test_other_layouts_are_refused(family: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no fused experts of gate, up and down"):
+        build(configure(family, tmp_path), LINEAR)
