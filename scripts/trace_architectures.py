@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Traces every causal language model of the installed transformers, made small, and writes a table.
 
-For each type of `MODEL_FOR_CAUSAL_LM_MAPPING_NAMES`: a full fine-tune and a LoRA run on meta, and the CPU oracle (the
-same steps for real must allocate the same, byte for byte). Where one of them can't be, the table has the reason. Each
+For each type of `MODEL_FOR_CAUSAL_LM_MAPPING_NAMES`: a full fine-tune and a LoRA run on meta, the latter of longer rows
+(what a model asks of short masks may be too much of long ones), and the CPU oracle (both, of short rows, for real must
+allocate the same, byte for byte). Where one of them can't be, the table has the reason. Each
 type is traced in a process of its own, within a time limit; the table is written after each.
 """
 
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "tests" / "architectures" / "table.json"
 COLUMNS = ("full", "lora", "oracle")
 TOKENS = 32
+MANY_TOKENS = 512
 KEYS = {
     "sequence_len": TOKENS, "micro_batch_size": 1, "learning_rate": 1e-4, "optimizer": "adamw_torch",
     "attn_implementation": "eager", "lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False,
@@ -63,7 +65,7 @@ def list_types() -> list[str]:
 
 def trace(model_type: str, columns: tuple[str, ...] = COLUMNS, *, limit: int = 0, tracebacks: bool = False) -> Row:
     """`yes`, or the reason why not, by column. `limit`: seconds for each; 0: none."""
-    from small_models import write_small_model
+    from small_models import count_positions, write_small_model
 
     with tempfile.TemporaryDirectory() as home:
         try:
@@ -76,7 +78,7 @@ def trace(model_type: str, columns: tuple[str, ...] = COLUMNS, *, limit: int = 0
         lora = config | LORA | {"lora_target_modules": TARGETS.get(model_type, LORA["lora_target_modules"])}
         steps: dict[str, Callable[[], None]] = {
             "full": lambda: estimate(config),
-            "lora": lambda: estimate(lora),
+            "lora": lambda: estimate(lora | {"sequence_len": min(MANY_TOKENS, count_positions(base) // 2)}),
             "oracle": lambda: compare_with_cpu(config, *([] if model_type in NO_ADAPTER else [lora])),
         }
         return {name: _attempt(steps[name], limit, tracebacks=tracebacks) for name in columns}
@@ -100,8 +102,13 @@ def _attempt(step: Callable[[], None], limit: int, *, tracebacks: bool) -> str:
 
 
 def _say(error: Exception) -> str:
-    text = re.sub(r"\S*/tmp\S*", "the small model", " ".join(str(error).split()))
-    return f"{type(error).__name__}: {text[:240]}"
+    from axmem_trace.errors import ConfigError
+
+    text, most = str(error), 240
+    if isinstance(error, ConfigError):
+        text, most = " | ".join([error.problem, *error.details]), 400
+    text = re.sub(r"\S*/tmp\S*?(?=:? )", "the small model", " ".join(text.split())).removeprefix("the small model: ")
+    return f"{type(error).__name__}: {text[:most]}"
 
 
 def estimate(config: dict[str, Any]) -> None:

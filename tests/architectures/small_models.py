@@ -29,7 +29,7 @@ SMALL = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
     "moe_k": 2, "moe_topk": 2, "top_k_experts": 2, "n_group": 1, "topk_group": 1, "zero_expert_num": 0,
     "first_k_dense_replace": 1, "num_dense_layers": 1, "router_hidden_size": 16,
-    "max_position_embeddings": 128, "n_positions": 128, "n_ctx": 128, "max_seq_len": 128, "context_length": 128,
+    "max_position_embeddings": 1024, "n_positions": 1024, "n_ctx": 1024, "max_seq_len": 1024, "context_length": 1024,
     "sliding_window": 16, "sliding_window_size": 16, "window_size": 16, "local_attention": 16,
     "attention_window_size": 16, "attention_chunk_size": 16, "keep_window_size": 16, "index_topk": 16,
     "state_size": 8, "ssm_state_size": 8, "mamba_d_state": 8, "mamba_d_ssm": 128, "chunk_size": 16,
@@ -38,9 +38,10 @@ SMALL = {
     "linear_num_value_heads": 4, "embedding_size": 64, "word_embed_proj_dim": 64, "lru_width": 64,
     "vocab_size_per_layer_input": 160, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0,
     "laurel_rank": 8, "adapter_rank": 8, "vocab_size": 160, "block_size": 16, "backbone_hidden_size": 64,
-    "num_mtp_layers": 0, "num_nextn_predict_layers": 0, "image_size": 32, "patch_size": 8,
+    "adapter_in_dim": 64, "num_mtp_layers": 0, "num_nextn_predict_layers": 0, "image_size": 32, "patch_size": 8,
 }  # fmt: skip
 """What is made small where a configuration class has it as a number greater than this."""
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers", "num_blocks",
            "num_encoder_layers", "num_decoder_layers", "depth")  # fmt: skip
 _MOST_LAYERS = 4
@@ -63,6 +64,13 @@ def write_small_model(model_type: str, directory: Path) -> str:
     return str(directory)
 
 
+def count_positions(directory: str) -> int:
+    """How long a row the small model takes."""
+    config = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
+    parts = [config, *(value for value in config.values() if isinstance(value, dict))]
+    return min((part[name] for part in parts for name in _POSITIONS if name in part), default=1 << 30)
+
+
 def _as_saved(config: Any) -> dict[str, Any]:
     """As `save_pretrained` would write it."""
     saved: dict[str, Any] = json.loads(config.to_json_string())
@@ -74,7 +82,7 @@ def _make(config_class: Any) -> Any:
     usual = _as_usual(config_class, changes)
     parts = {name: type(getattr(usual, name)) for name in config_class.sub_configs if getattr(usual, name, None)}
     values = {name: _as_saved(_make(part)) for name, part in parts.items()}
-    values |= dict(_small_numbers(config_class, usual))
+    values |= dict(_small_numbers(config_class))
     values |= _fewer_layers(config_class, usual)
     for name, value in copy.deepcopy(changes).items():
         values[name] = values[name] | value if name in parts else value
@@ -87,8 +95,9 @@ def _as_usual(config_class: Any, changes: dict[str, Any]) -> Any:
     return config_class(**parts)
 
 
-def _small_numbers(config_class: Any, usual: Any) -> Iterator[tuple[str, Any]]:
+def _small_numbers(config_class: Any) -> Iterator[tuple[str, Any]]:
     special = _FIRST_SPECIAL_TOKEN
+    heads = getattr(config_class, "num_attention_heads", None)  # the class's own default: an instance may have several
     for field in dataclasses.fields(config_class):
         name, value = field.name, field.default  # not what the class has derived from others where it is None
         if isinstance(value, bool) or not isinstance(value, int):
@@ -97,15 +106,14 @@ def _small_numbers(config_class: Any, usual: Any) -> Iterator[tuple[str, Any]]:
             yield name, special
             special += 1
         elif name.endswith("num_key_value_heads"):
-            yield name, _key_value_heads(usual, value)
+            yield name, _key_value_heads(heads, value)
         elif name in SMALL:
             yield name, min(SMALL[name], value)
 
 
-def _key_value_heads(usual: Any, value: int) -> int:
+def _key_value_heads(heads: Any, value: int) -> int:
     """As many as query heads, one for all, or one for two, as it was."""
-    heads = getattr(usual, "num_attention_heads", None)
-    return 1 if value == 1 else 4 if heads is None or value >= heads else 2
+    return 1 if value == 1 else 4 if not isinstance(heads, int) or value >= heads else 2
 
 
 def _fewer_layers(config_class: Any, usual: Any) -> dict[str, Any]:
