@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -37,8 +39,21 @@ def resize_vocabulary(model: Any, recipe: Recipe, notes: list[Note]) -> None:
         _note_assumption(model, recipe, rows, notes)
     if wanted > rows or (wanted < rows and options.shrink_embeddings):
         device = model.get_input_embeddings().weight.device
-        with torch.device(device), _drawn_on_meta(model) if device.type == "meta" else nullcontext():
+        drawn = _drawn_on_meta(model) if device.type == "meta" else nullcontext()
+        with torch.device(device), drawn, _without_advice():
             model.resize_token_embeddings(wanted, mean_resizing=options.mean_resizing)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """transformers says how it draws new rows, which the report's reader has asked for."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _drawn_on_meta(model: Any) -> AbstractContextManager[Any]:
