@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from axmem_trace.recipe.draft import Draft
+from axmem_trace.recipe.model_kwargs import KEY as MODEL_KWARGS
+from axmem_trace.recipe.model_kwargs import attention_override
 from axmem_trace.recipe.types import Attention, BaseModel, Dtype
 
 CANONICAL_KERNELS = (
@@ -52,8 +54,13 @@ def derive_attention(draft: Draft, base: BaseModel, load_dtype: Dtype) -> Attent
     """
     asked = draft.get("attn_implementation")
     _check_name(draft, asked)
-    kernel = asked or "sdpa"
-    if asked is None:
+    override = attention_override(draft)
+    kernel = asked or override or "sdpa"
+    if override:
+        draft.reason(
+            "attention.kernel", kernel, f"`{MODEL_KWARGS}`: axolotl itself knows of no kernel", key=MODEL_KWARGS
+        )
+    elif asked is None:
         draft.reason("attention.kernel", "sdpa", "nothing asked for: transformers' default", origin="default")
     elif "attention.kernel" not in draft.reasons:
         draft.reason_of_key("attention.kernel", kernel, "attn_implementation")

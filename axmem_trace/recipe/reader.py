@@ -21,6 +21,7 @@ from axmem_trace.recipe.hardware import derive_allocator, derive_gpu
 from axmem_trace.recipe.key_checks import check_types, find_plugins, note_not_modelled
 from axmem_trace.recipe.legacy import refuse_removed, rename_aliases, understand_old_names
 from axmem_trace.recipe.loss import derive_kernels, derive_loss
+from axmem_trace.recipe.model_kwargs import note_model_kwargs
 from axmem_trace.recipe.optimizer import derive_optimizer
 from axmem_trace.recipe.overrides import Settings, apply_overrides
 from axmem_trace.recipe.parallelism import derive_parallelism
@@ -69,6 +70,7 @@ def read_recipe(
     reject_on_base(draft, base)
     recipe = _derive(draft, base, target, num_gpus, allow_remote_code=trust_remote_code)
     note_traps(draft, recipe)
+    note_model_kwargs(draft)
     note_not_modelled(draft)
     recipe = replace(recipe, notes=tuple(draft.notes), reasons=dict(draft.reasons), lines=dict(draft.lines))
     recipe = apply_assumptions(recipe, assumptions)
