@@ -37,10 +37,10 @@ def build_skeleton(
     Raises:
         ConfigError: the class can't be built: a missing optional package, fields it refuses, an unsupported kernel.
     """
-    _set_dtype(config, dtype)
-    request_attention(config, recipe.attention.kernel)
-    _request_experts(config, recipe.model.experts_implementation)
     try:
+        _set_dtype(config, dtype)
+        request_attention(config, recipe.attention.kernel)  # HRM-Text's configuration refuses FlashAttention here
+        _request_experts(config, recipe.model.experts_implementation)
         with attention_without_packages(recipe.attention.kernel, notes), _creation_context(dtype, device):
             model = model_class(config)
             replace_modules(model)

@@ -1,0 +1,24 @@
+"""What a model's configuration or class refuses is the user's to change, and told as such."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import axmem_trace
+from axmem_trace.errors import ConfigError
+
+HRM = {"model_type": "hrm_text", "architectures": ["HrmTextForCausalLM"], "vocab_size": 64, "hidden_size": 32,
+       "intermediate_size": 48, "num_attention_heads": 4, "head_dim": 8, "num_layers_per_stack": 1}  # fmt: skip
+
+
+def test_an_attention_kernel_that_the_configuration_refuses(tmp_path):
+    """HrmTextConfig refuses it as soon as it is set: a prefix mask has four dimensions."""
+    (tmp_path / "config.json").write_text(json.dumps(HRM))
+    config = {"base_model": str(tmp_path), "attn_implementation": "flash_attention_2", "sequence_len": 64,
+              "micro_batch_size": 1, "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}]}  # fmt: skip
+    pytest.importorskip("transformers.models.hrm_text")
+    with pytest.raises(ConfigError, match="prefix_lm") as caught:
+        axmem_trace.estimate(config, hub="never")
+    assert caught.value.key == "attn_implementation"
