@@ -82,7 +82,32 @@ def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
     given = next((key for key in ("eval_batch_size", "eval_sequence_len") if draft.has(key)), "")
     text = f"`{given}`" if given else "as many as in training"
     draft.reason("evaluation.rows", rows, text, key=given, origin=None if given else "derived")
-    return Evaluation(enabled=True, before_training=True, rows=rows, row_tokens=row_tokens, packed=packed)
+    generated_rows, generated_tokens = _generated(draft, rows, row_tokens)
+    return Evaluation(
+        enabled=True,
+        before_training=True,
+        rows=rows,
+        row_tokens=row_tokens,
+        packed=packed,
+        generated_rows=generated_rows,
+        generated_tokens=generated_tokens,
+    )
+
+
+def _generated(draft: Draft, rows: int, row_tokens: int) -> tuple[int, int]:
+    """Rows at once and tokens of each: axolotl `utils/callbacks/__init__.py` `CausalLMBenchEvalCallback`, whose prompts
+    are at the most a row, and `utils/generation/sft.py` `generate_samples`, which takes a part of one row."""
+    if draft.get("do_causal_lm_eval"):
+        new = draft.get("eval_max_new_tokens") or 128
+        text = "prompts are taken to be as long as a row; the key-value cache and the last logits are counted"
+        draft.note("assumed", "do_causal_lm_eval", text)
+        return rows, row_tokens + int(new)
+    if draft.get("generate_samples"):
+        new, share = draft.get("generation_max_new_tokens") or 50, draft.get("generation_prompt_ratio")
+        text = "one row is generated at a time; its key-value cache and the last logits are counted"
+        draft.note("assumed", "generate_samples", text)
+        return 1, int(row_tokens * (0.5 if share is None else share)) + int(new)
+    return 0, 0
 
 
 def _batch_sizes(draft: Draft) -> tuple[int, int]:

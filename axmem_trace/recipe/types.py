@@ -354,6 +354,10 @@ class Evaluation:
     packed: bool = False
     gathers_logits: bool = False
     """Not `prediction_loss_only`: the fp32 logits are gathered."""
+    generated_rows: int = 0
+    """Text is generated after evaluation, this many rows at once; 0: none is."""
+    generated_tokens: int = 0
+    """Of each row, prompt and new ones: the length that the key-value cache comes to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

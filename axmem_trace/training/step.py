@@ -21,6 +21,7 @@ from axmem_trace.recipe.types import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.callbacks import GradientAverage, restart_relora
 from axmem_trace.training.diffusion import compute_diffusion_loss
+from axmem_trace.training.generation import generate
 from axmem_trace.training.inputs import Inputs, make_batch
 from axmem_trace.training.offloading import StepContext
 from axmem_trace.training.optimizers.clipping import GradientScaler, clip_gradients
@@ -250,6 +251,9 @@ class Run:
                 kept = outputs
             del outputs, inputs
         del kept
+        if evaluation.generated_rows:
+            generate(self._run_model, self.model, self.recorder, rows=evaluation.generated_rows,
+                     tokens=evaluation.generated_tokens)  # fmt: skip
         self.model.train()
 
     # -- pieces -------------------------------------------------------------------------------------------------------

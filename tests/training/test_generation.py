@@ -1,0 +1,65 @@
+"""Text generated after evaluation: a key-value cache by hand, and the logits of one token."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import write_tiny_model
+
+from axmem_trace.ledger import Ledger
+from axmem_trace.models import build_model
+from axmem_trace.recipe import read_recipe
+from axmem_trace.training.optimizers import build_optimizer
+from axmem_trace.training.record import record_run
+
+ROWS, TOKENS, NEW = 2, 64, 16
+EVAL = {"val_set_size": 0.1, "eval_steps": 10}
+
+
+def record(tmp_path: Path, **keys: Any) -> Ledger:
+    config = {
+        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": ROWS, "sequence_len": TOKENS,
+        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}], **EVAL, **keys,
+    }  # fmt: skip
+    recipe = read_recipe(config, hub="never")
+    built = build_model(recipe)
+    return record_run(recipe, built, build_optimizer(recipe, built.module)).ledger
+
+
+def more(tmp_path: Path, **keys: Any) -> Counter[tuple[str, int]]:
+    """What the key adds to evaluation, by operator and size."""
+    found = [Counter((each.op, each.nbytes) for each in record(tmp_path, **each_keys).on_gpu if each.phase == "eval")
+             for each_keys in (keys, {})]  # fmt: skip
+    return found[0] - found[1]
+
+
+@pytest.mark.parametrize(("kernel", "itemsize"), [("sdpa", 4), ("flash_attention_2", 2)])
+def test_keys_and_values_of_all_layers_are_there_at_the_end(tmp_path, kernel, itemsize):
+    ledger = record(tmp_path, do_causal_lm_eval=True, eval_max_new_tokens=NEW, attn_implementation=kernel)
+    # Keys and values of a layer: 2 rows, 2 heads of 8, 80 tokens. The cache has the keys' dtype, and those are rotated in
+    # fp32 where a full fine-tune leaves the residual stream in it.
+    size = ROWS * 2 * (TOKENS + NEW) * 8 * itemsize
+    evaluation = [each for each in ledger.on_gpu if each.phase == "eval"]
+    end = max(each.born for each in evaluation if each.op.startswith("aten.mm"))
+    cached = [each for each in ledger.alive_at(end) if each.phase == "eval" and each.nbytes == size]
+    assert len(cached) >= 2 * 2, "of both layers, while the head multiplies"
+
+
+def test_logits_of_the_last_token_alone(tmp_path):
+    found = more(tmp_path, do_causal_lm_eval=True, eval_max_new_tokens=NEW)
+    assert found[("aten._to_copy.default", ROWS * 96 * 4)] == 1, "accelerate's fp32 copy of 2 x 1 x 96"
+
+
+def test_samples_are_generated_one_row_at_a_time(tmp_path):
+    found = more(tmp_path, generate_samples=True, generation_max_new_tokens=NEW)
+    sizes = {nbytes for _, nbytes in found}
+    # Half of a row as the prompt, and what is new: keys and values of 48 tokens.
+    assert 2 * 48 * 8 * 2 in sizes
+
+
+def test_without_evaluation_nothing_is_generated(tmp_path):
+    keys = {"do_causal_lm_eval": True, "eval_steps": None, "val_set_size": 0}
+    assert not [each for each in record(tmp_path, **keys).on_gpu if each.phase == "eval"]
