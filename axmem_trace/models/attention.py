@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
-
 from axmem_trace.notes import Note
 
-_SET_AFTER_LOADING = {"varlen": "sdpa"}
+_BEHIND = {"varlen": "sdpa"}
 """axolotl's packed SDPA replaces the function behind `sdpa`; transformers never hears of another name."""
 
 _HUB_RELEASES = {
@@ -33,7 +31,7 @@ def attention_without_packages(kernel: str, notes: list[Note]) -> Iterator[None]
     from transformers import PreTrainedModel
 
     original = PreTrainedModel._check_and_adjust_attn_implementation
-    requested = _SET_AFTER_LOADING.get(kernel, kernel)
+    requested = _BEHIND.get(kernel, kernel)
     accepted = {requested, *(_HUB_RELEASES.values() if requested.startswith("flash_attention") else ())}
 
     def check(self: Any, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
@@ -51,16 +49,7 @@ def attention_without_packages(kernel: str, notes: list[Note]) -> Iterator[None]
 
 def request_attention(config: Any, kernel: str) -> None:
     """Ask for `kernel` on the configuration and its sub-configurations; axolotl's unset value is `sdpa`, softly."""
-    config._attn_implementation = None if kernel == "sdpa" else _SET_AFTER_LOADING.get(kernel, kernel)
-
-
-def rename_attention(model: nn.Module, kernel: str) -> None:
-    """Give every part that runs `sdpa` the name of a kernel that axolotl installs behind it."""
-    stand_in = _SET_AFTER_LOADING.get(kernel)
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if stand_in and getattr(config, "_attn_implementation", None) == stand_in:
-            config._attn_implementation_internal = kernel  # type: ignore[union-attr]
+    config._attn_implementation = None if kernel == "sdpa" else _BEHIND.get(kernel, kernel)
 
 
 def _refuse_unsupported(model: Any, kernel: str) -> None:

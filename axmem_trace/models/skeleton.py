@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.models.attention import attention_without_packages, rename_attention, request_attention
+from axmem_trace.models.attention import attention_without_packages, request_attention
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 
@@ -53,7 +53,6 @@ def build_skeleton(
     if device == "meta":
         move_stragglers_to_meta(model)
     _keep_in_fp32(model, dtype)
-    rename_attention(model, recipe.attention.kernel)
     return model
 
 

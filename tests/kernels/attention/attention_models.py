@@ -8,7 +8,7 @@ import torch
 from torch.autograd.graph import _engine_run_backward
 
 from axmem_trace.ledger import Ledger
-from axmem_trace.models.attention import attention_without_packages, rename_attention, request_attention
+from axmem_trace.models.attention import attention_without_packages, request_attention
 from axmem_trace.tracing.cuda_mode import CudaMode
 from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.kernels.attention import install_attention
@@ -22,6 +22,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gpt_oss": {"model_type": "gpt_oss", "num_key_value_heads": 2, "head_dim": 64, "sliding_window": 64,
                 "num_local_experts": 4, "num_experts_per_tok": 2},
     "mistral": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 64},
+    "falcon": {"model_type": "falcon"},
+    "gptj": {"model_type": "gptj", "rotary_dim": 32},
     "deepseek_v3": {"model_type": "deepseek_v3", "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32,
                     "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 32, "first_k_dense_replace": 2},
 }  # fmt: skip
@@ -38,7 +40,6 @@ def build(family: str, kernel: str, **changes: Any) -> Any:
     request_attention(config, kernel)
     with attention_without_packages(kernel, []), init_empty_weights(include_buffers=True):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    rename_attention(model, kernel)
     return model.train()
 
 

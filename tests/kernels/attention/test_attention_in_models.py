@@ -91,6 +91,22 @@ def test_gemma_soft_caps_in_the_kernel_or_in_the_open():
     assert kept_by(eager, op="_softmax") == [2 * 4 * 256 * 256 * 4] * 2
 
 
+@pytest.mark.parametrize("family", ["falcon", "gptj"])
+@pytest.mark.parametrize(("batch", "function"), [(PLAIN, "func"), (PADDED, "varlen_func")])
+def test_models_that_import_the_flash_wrapper_only_where_its_package_is(family, batch, function):
+    """modeling_falcon.py and modeling_gptj.py: `if is_flash_attn_available(): from ... import ...`."""
+    ledger, _ = _trace(family, FLASH_2, batch)
+    assert f"flash_attn_{function}_backward" in operators(ledger)
+
+
+def test_packed_sdpa_leaves_a_model_alone_that_calls_torch_itself():
+    """modeling_falcon.py `FalconAttention.forward` asks whether its kernel is called `sdpa`; its code is no function
+    that could be replaced."""
+    model = build("falcon", "varlen", multi_query=False)  # one key for all heads would be broadcast: math path
+    ledger, _ = trace(model, make_inputs(**PACKED), kernel="varlen")
+    assert any("_scaled_dot_product_flash_attention.default" in each for each in operators(ledger))
+
+
 def test_gpt_oss_replaces_a_flash_kernel_without_sinks():
     ledger, _ = _trace("gpt_oss", FLASH_2, PLAIN, H100)
     assert "flash_attn_3_func_backward" in operators(ledger)

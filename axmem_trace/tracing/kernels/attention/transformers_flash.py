@@ -9,10 +9,13 @@ from unittest.mock import patch
 
 from axmem_trace.tracing.kernels.attention.flash2 import make_flash2
 from axmem_trace.tracing.kernels.attention.flash34 import make_flash3, make_flash4
+from axmem_trace.tracing.kernels.modeling_files import loaded_modeling_files
 from axmem_trace.tracing.kernels.registry import KernelContext
 
 _LAZY_STATE = ("_loaded_implementation", "_flash_fn", "_flash_varlen_fn", "_flash_with_kvcache_fn", "_pad_fn",
                "_unpad_fn", "_process_flash_kwargs_fn")  # fmt: skip
+
+_FORWARD = "_flash_attention_forward"
 
 
 @contextmanager
@@ -21,7 +24,8 @@ def flash_without_package(context: KernelContext) -> Iterator[None]:
 
     Everything around the kernel (unpadding by the mask, samples found in position ids, casts of fp32 heads, padded
     value heads) is transformers' own code. Source: transformers 5, modeling_flash_attention_utils.py, `_lazy_imports`,
-    `lazy_import_flash_attention`, `_flash_attention_forward`.
+    `lazy_import_flash_attention`, `_flash_attention_forward`. Falcon, GPT-J and GPT-Neo import the last by name, where
+    flash-attn is installed.
     """
     from transformers import modeling_flash_attention_utils as flash_utils
 
@@ -33,6 +37,12 @@ def flash_without_package(context: KernelContext) -> Iterator[None]:
         for name in _LAZY_STATE:
             stack.enter_context(patch.object(flash_utils, name, None))
         stack.enter_context(patch.object(flash_utils, "_lazy_imports", lazy_imports))
+        if context.attention.startswith("flash_attention"):  # as `_check_and_adjust_attn_implementation` does
+            flash_utils.lazy_import_flash_attention(context.attention)
+        for module in loaded_modeling_files():
+            if hasattr(module, "is_flash_attn_available") and not hasattr(module, _FORWARD):
+                forward = getattr(flash_utils, _FORWARD)
+                stack.enter_context(patch.object(module, _FORWARD, forward, create=True))
         yield
 
 

@@ -14,7 +14,7 @@ from axmem_trace.tracing.kernels.registry import KernelContext
 
 @contextmanager
 def registered_names(context: KernelContext) -> Iterator[None]:
-    """While open, transformers knows `xformers` and `sage` (with flash's masks) and `varlen`.
+    """While open, transformers knows `xformers` and `sage` (with flash's masks), and packed SDPA is behind `sdpa`.
 
     Source: axolotl 0.19, monkeypatch/attention/__init__.py, `register_xformers_attn`, `register_sage_attn`;
     sdpa_varlen.py, `patch_sdpa_varlen`.
@@ -22,12 +22,10 @@ def registered_names(context: KernelContext) -> Iterator[None]:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    functions = {
-        "xformers": make_xformers(context),
-        "sage": make_sage(context),
-        "varlen": make_packed_sdpa(context),
-    }
-    masks = {"xformers": flash_attention_mask, "sage": flash_attention_mask, "varlen": packed_sdpa_mask}
+    functions = {"xformers": make_xformers(context), "sage": make_sage(context)}
+    masks = {"xformers": flash_attention_mask, "sage": flash_attention_mask}
+    if context.attention == "varlen":
+        functions["sdpa"], masks["sdpa"] = make_packed_sdpa(context), packed_sdpa_mask
     with (
         patch.dict(ALL_ATTENTION_FUNCTIONS._global_mapping, functions),
         patch.dict(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, masks),
