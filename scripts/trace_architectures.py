@@ -67,7 +67,7 @@ def trace(model_type: str, columns: tuple[str, ...] = COLUMNS, *, limit: int = 0
     """`yes`, or the reason why not, by column. `limit`: seconds for each; 0: none."""
     from small_models import count_positions, write_small_model
 
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory(prefix="small-") as home:  # "tmpt" has "mpt" in it, which axolotl has rules for
         try:
             base = write_small_model(model_type, Path(home))
         except Exception as error:
