@@ -108,7 +108,9 @@ class State(NamedTuple):
 
 def make_moves(seed: int, count: int) -> list[Move]:
     """A life as training has it: sizes small, repeated, at the allocator's thresholds, or large; deaths in any order."""
-    dice, moves, live = random.Random(seed), [], []
+    dice = random.Random(seed)
+    moves: list[Move] = []
+    live: list[int] = []
     death_rate = (0.4, 0.47, 0.5)[dice.randrange(3)]
     for number in range(count):
         if live and dice.random() < death_rate:
