@@ -38,8 +38,8 @@ SMALL = {
     "linear_num_value_heads": 4, "embedding_size": 64, "word_embed_proj_dim": 64, "lru_width": 64,
     "vocab_size_per_layer_input": 160, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0,
     "laurel_rank": 8, "adapter_rank": 8, "vocab_size": 160, "block_size": 16, "backbone_hidden_size": 64,
-    "adapter_in_dim": 64, "adapter_input_size": 64, "num_mtp_layers": 0, "num_nextn_predict_layers": 0,
-    "image_size": 32, "patch_size": 8,
+    "adapter_in_dim": 64, "adapter_input_size": 64, "adapter_out_dim": 64, "image_size": 32, "patch_size": 8,
+    "num_mtp_layers": 0, "num_nextn_predict_layers": 0,
 }  # fmt: skip
 """What is made small where a configuration class has it as a number greater than this."""
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
