@@ -133,3 +133,22 @@ def test_the_others_take_nothing_on_the_gpu(tmp_path, init):
 def test_what_stops_is_refused(tmp_path, keys, words):
     with pytest.raises(ConfigError, match=words):
         load(tmp_path, **keys)
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_2", "olora"])
+def test_on_meta_as_peft_runs_on_a_cpu(tmp_path, init):
+    """The same operators with the same sizes, whether the weights have values or not."""
+    found = []
+    for device in ("cpu", "meta"):
+        config = {
+            "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "learning_rate": 1e-4,
+            "datasets": [{"path": "x", "type": "alpaca"}], "adapter": "lora", "lora_r": 4, "lora_alpha": 8,
+            "lora_target_linear": True, "peft_init_lora_weights": init,
+        }  # fmt: skip
+        recorder = Recorder(traced_device=device, with_rules=False)
+        build_model(read_recipe(config, hub="never"), device=device, watch=lambda model, opened=recorder: opened)
+        ledger = recorder.make_ledger()
+        made = [each for each in ledger.allocations if "linalg" in each.op or ".mm" in each.op]
+        found.append(Counter((each.op, each.nbytes) for each in made))
+    assert found[0] == found[1]
+    assert found[0].total() >= 14 * 2
