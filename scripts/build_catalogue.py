@@ -29,7 +29,9 @@ ADDED_FIELDS = {
 
 COMPLETED: dict[str, dict[str, Any]] = {
     "PaddlePaddle/PaddleOCR-VL-1.6": {
-        "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [16, 24, 24]}}
+        "text_config": {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [16, 24, 24]}
+        }
     },
 }
 """What a derived file lacks and the model's code asks for, by id. It takes no memory: any three sections that add up to

@@ -16,6 +16,9 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+_SAME_BASE = 0.95
+"""How like each other two names are, one of which is the other with a suffix (`-Instruct`, `-bnb-4bit`)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogueEntry:
@@ -111,19 +114,22 @@ def find_in_catalogue(name: str) -> Found | None:
 
 
 def nearest_ids(name: str, count: int = 5) -> list[str]:
-    """Bundled ids that look most like `name`, compared whole and by the part after the slash."""
+    """Bundled ids that look most like `name`, by the part after the slash, then whole."""
     ids = [*load_models(), *load_aliases()]
     wanted = name.casefold()
     wanted_part = wanted.rpartition("/")[2]
 
-    def likeness(candidate: str) -> float:
+    def likeness(candidate: str) -> tuple[float, float]:
         folded = candidate.casefold()
+        folded_part = folded.rpartition("/")[2]
         whole = difflib.SequenceMatcher(None, wanted, folded).ratio()
-        part = difflib.SequenceMatcher(None, wanted_part, folded.rpartition("/")[2]).ratio()
-        return max(whole, part)
+        part = difflib.SequenceMatcher(None, wanted_part, folded_part).ratio()
+        if wanted_part.startswith(f"{folded_part}-") or folded_part.startswith(f"{wanted_part}-"):
+            part = max(part, _SAME_BASE)
+        return max(whole, part), whole
 
-    ranked = sorted(((likeness(candidate), candidate) for candidate in ids), reverse=True)
-    return [candidate for score, candidate in ranked[:count] if score >= 0.6]
+    ranked = sorted(((*likeness(candidate), candidate) for candidate in ids), reverse=True)
+    return [candidate for score, _, candidate in ranked[:count] if score >= 0.6]
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from axmem_trace.errors import ConfigError
@@ -16,6 +18,8 @@ AUTO_CLASS_OF_TASK = {
     "token-classification": "AutoModelForTokenClassification",
 }
 """What loads a model by the task that it is trained for."""
+_NAMED_BY_AXOLOTL = ("voxtral",)
+"""Types that axolotl's own mapping gives a class, where the Auto class has none (`loaders/constants.py`)."""
 _MAMBA_SSM_CLASS = "MambaLMHeadModel"
 
 
@@ -26,8 +30,33 @@ def find_model_class(recipe: Recipe, config: Any, notes: list[Note]) -> tuple[An
     transformers unless remote code or GPTQ is asked for); transformers `auto_factory.py` `from_config`.
 
     Raises:
-        ConfigError: no such class, or none for this architecture.
+        ConfigError: no such class, or none for this architecture, or its code can't be imported here.
     """
+    with import_faults_named(recipe.model.base.name):
+        return _find_model_class(recipe, config, notes)
+
+
+@contextmanager
+def import_faults_named(name: str) -> Iterator[None]:
+    """While open, transformers' code for a model may be imported, and with it packages that don't work here.
+
+    Raises:
+        ConfigError: it can't: `transformers.utils.import_utils` says ModuleNotFoundError and keeps the reason as cause.
+    """
+    try:
+        yield
+    except ImportError as error:
+        cause = error.__cause__ or error
+        raise ConfigError(
+            problem=f"transformers' code for {name} can't be imported in this environment",
+            key="base_model",
+            details=(str(error), f"because of {type(cause).__name__}: {cause}"),
+            remedy="repair or remove the package that this names (torchvision, timm and others must fit the installed "
+            "torch); `pip check` lists what does not fit",
+        ) from error
+
+
+def _find_model_class(recipe: Recipe, config: Any, notes: list[Note]) -> tuple[Any, Any]:
     named = recipe.model.type_of_model
     if named == _MAMBA_SSM_CLASS:
         text = "built as transformers' own Mamba class; axolotl would load mamba-ssm's MambaLMHeadModel"
@@ -82,6 +111,8 @@ def _class_of_auto(recipe: Recipe, auto_class: Any, config: Any, notes: list[Not
     fallback = _class_of_architectures(config)
     if fallback is None or recipe.model.task.endswith("classification"):
         raise _no_class(recipe, auto_class, config)
+    if config.model_type in _NAMED_BY_AXOLOTL:
+        return fallback, _config_for(fallback, config)
     text = (
         f"{auto_class.__name__} has no class for {config.model_type!r}: built as {fallback.__name__}, which the base "
         "model's config.json names. axolotl needs `processor_type: AutoProcessor` to load it"

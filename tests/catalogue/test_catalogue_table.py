@@ -140,6 +140,12 @@ def test_nearest_ids_look_at_the_name_part():
     assert nearest_ids("zzzzzzzzzzzzzzzzzzz") == []
 
 
+def test_nearest_ids_begin_with_the_likest_name_and_know_a_suffix():
+    assert nearest_ids("meta-lama/Llama-3.1-8B")[0] == "meta-llama/Llama-3.1-8B"
+    assert nearest_ids("Qwen/Qwen3-8b-Instruct")[0] == "Qwen/Qwen3-8B"
+    assert nearest_ids("mixtral-8x7b")[0] == "mistralai/Mixtral-8x7B-v0.1"
+
+
 def test_loading_takes_a_blink():
     program = ("import time; from axmem_trace.catalogue import table; start = time.perf_counter(); table.load_models();"
                "table.load_aliases(); print(time.perf_counter() - start)")  # fmt: skip
