@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.models.model_class import AUTO_CLASS_OF_TASK
+from axmem_trace.models.model_class import AUTO_CLASS_OF_TASK, import_faults_named
 from axmem_trace.models.remote_code import check_allowed, own_code, place_of, run_own_class
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Model, Recipe
@@ -52,7 +52,8 @@ def _config_class(model: Model, notes: list[Note]) -> Any:
         if has_remote_code and model.trust_remote_code:
             text = f"transformers has {model_type!r} built in: its class is used, the repository's own code is not run"
             notes.append(Note(kind="assumed", key="trust_remote_code", text=text))
-        return CONFIG_MAPPING[model_type]
+        with import_faults_named(model.base.name):
+            return CONFIG_MAPPING[model_type]
     if has_remote_code:
         check_allowed(model, ("AutoConfig", AUTO_CLASS_OF_TASK[model.task]))
         return run_own_class(own_code(model)["AutoConfig"], place_of(model))

@@ -149,7 +149,7 @@ def _unbuildable(recipe: Recipe, model_class: Any, error: Exception) -> ConfigEr
     name = getattr(model_class, "__name__", str(model_class))
     key = "base_model"
     if isinstance(error, ImportError):
-        remedy = f"install what {name} needs (named above), for example: pip install pillow timm torchvision"
+        remedy = f"install what {name} needs (named above); for towers of images: pip install 'axmem_trace[vision]'"
     elif recipe.attention.kernel in str(error):
         key = "attn_implementation"
         remedy = "choose another `attn_implementation`; sdpa works for most models"
