@@ -16,17 +16,6 @@ from typing import Any
 OUTPUT = Path(__file__).resolve().parent.parent / "axmem_trace" / "catalogue" / "models.json"
 DROPPED_FIELDS = ("transformers_version", "_name_or_path")
 """Fields of a config.json that say how it was written, not what the model is."""
-ADDED_FIELDS = {
-    # modeling_paddleocr_vl.py reads rope_parameters["mrope_section"], which the derived file lacks: half of a head of
-    # 128, for time, height and width, split as in every Qwen2-VL; the split moves no memory
-    "PaddlePaddle/PaddleOCR-VL-1.6": (
-        "text_config",
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [16, 24, 24]}},
-    ),
-}
-"""By id: a part of the configuration and what a model can't run without and its file doesn't hold."""
-
-
 COMPLETED: dict[str, dict[str, Any]] = {
     "PaddlePaddle/PaddleOCR-VL-1.6": {
         "text_config": {
@@ -45,9 +34,6 @@ def read_models(directory: Path) -> dict[str, dict[str, Any]]:
         config = json.loads((directory / entry["file"]).read_text(encoding="utf-8"))
         if not config.get("model_type"):
             raise SystemExit(f"{entry['file']}: no model_type")
-        if entry["id"] in ADDED_FIELDS:
-            part, fields = ADDED_FIELDS[entry["id"]]
-            config[part] |= fields
         for part, fields in COMPLETED.get(entry["id"], {}).items():
             config[part] = {**fields, **config[part]}
         models[entry["id"]] = {
