@@ -107,7 +107,11 @@ def _told(class_name: str, place: str, error: Exception, recipe: Recipe) -> Conf
     else:
         problem = f"{class_name} stops in its own code with this configuration"
         remedy = "a run most likely stops here too: check config.json, the adapter's targets and sequence_len against "
-        remedy += "the message; if such a run is known to work, please report it as a bug"
+        remedy += "the message"
+        if recipe.quantisation.method == "bnb_4bit":
+            remedy += ", and leave a layer whose weight it multiplies by itself unquantised (`bnb_config_kwargs: "
+            remedy += "{llm_int8_skip_modules: [its name]}`)"
+        remedy += "; if such a run is known to work, please report it as a bug"
     return ConfigError(
         problem=f"{recipe.model.base.name}: {problem}",
         key="base_model",

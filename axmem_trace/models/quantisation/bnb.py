@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from axmem_trace.errors import ConfigError
 from axmem_trace.models.built import StateTensor
 from axmem_trace.recipe.types import Quantisation
 
@@ -41,15 +42,36 @@ def pack_bnb_weights(model: nn.Module, dtype: torch.dtype) -> None:
 
     `dtype` is what the weights are loaded in before they are quantised: `QuantState.dtype`, which is what they
     become again in the forward pass (bitsandbytes `functional.py` `dequantize_4bit`).
+
+    Raises:
+        ConfigError: a quantised layer shares its weight with the embedding, which stays as it is.
     """
     import bitsandbytes as bnb
 
     with _unchanged_code_tables():
-        for module in model.modules():
+        for name, module in model.named_modules():
+            is_quantised = isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt))
+            if is_quantised and not isinstance(module.weight, (bnb.nn.Params4bit, bnb.nn.Int8Params)):
+                raise _tied_error(name)
             if isinstance(module, bnb.nn.Linear4bit):
                 _pack_4bit(module, dtype)
             elif isinstance(module, bnb.nn.Linear8bitLt):
                 _pack_8bit(module)
+
+
+def _tied_error(name: str) -> ConfigError:
+    """The layer became a quantised one, and then got the embedding's plain weight.
+
+    A skip list of one's own replaces the default one, which has the tied head (transformers `quantizers/base.py`
+    `get_modules_to_not_convert`); in its first forward bitsandbytes finds no quantisation state (`nn/modules.py`
+    `fix_4bit_weight_quant_state_from_module`), or no `CB`.
+    """
+    return ConfigError(
+        problem=f"{name} shares its weight with the embedding, and the list of layers that are not to be quantised lacks "
+        "it: the run would stop at its first step",
+        key="bnb_config_kwargs",
+        remedy=f"add it: `bnb_config_kwargs: {{llm_int8_skip_modules: [{name}, ...]}}`",
+    )
 
 
 def _pack_4bit(linear: Any, dtype: torch.dtype) -> None:

@@ -67,6 +67,17 @@ def test_a_tied_head_is_neither_quantised_nor_counted_twice(tmp_path: Path):
     assert weight_bytes(built) == REST - 524_288 + NF4
 
 
+def test_a_tied_head_that_a_skip_list_lacks_stops_the_run(tmp_path: Path):
+    """A real `from_pretrained` on a CPU gives `Linear4bit` the embedding's plain weight, and its forward asserts."""
+    keys = {**QLORA, "bnb_config_kwargs": {"llm_int8_skip_modules": ["down_proj"]}}
+    with pytest.raises(ConfigError, match=r"llm_int8_skip_modules: \[lm_head") as caught:
+        build(tmp_path, keys, tie_word_embeddings=True)
+    assert caught.value.key == "bnb_config_kwargs"
+    keys["bnb_config_kwargs"] = {"llm_int8_skip_modules": ["down_proj", "lm_head"]}
+    built = build(tmp_path, keys, tie_word_embeddings=True)
+    assert weight_bytes(built) == REST - 524_288 + NF4 + 2 * (524_288 - 68_708)  # both down projections in fp32
+
+
 def _own(**quantization_config: Any) -> dict[str, Any]:
     return {"quantization_config": quantization_config}
 
