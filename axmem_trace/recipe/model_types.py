@@ -1,0 +1,202 @@
+"""What is trained: the base model, its dtypes, how it is packed and placed, its adapter, what is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+def empty_mapping() -> Mapping[str, Any]:
+    """A factory, because before Python 3.12 a mapping proxy has no hash and dataclasses refuse it as a default."""
+    return EMPTY
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseModel:
+    """The base model's `config.json`, and where it was found."""
+
+    name: str
+    config: Mapping[str, Any]
+    """The file's content, with `overrides_of_model_config` already merged."""
+    source: str
+    """`directory …`, `cache …`, `catalogue …` or `hub …`."""
+    directory: str = ""
+    """Local directory with the file (and remote code), where there is one."""
+    model_type: str = ""
+    text_model_type: str = ""
+    """`model_type` of the language model inside a multimodal one; else the same as `model_type`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """Which class is built, and how its vocabulary and towers are changed after loading."""
+
+    base: BaseModel
+    task: Literal["causal-lm", "image-text-to-text", "sequence-classification", "token-classification"] = "causal-lm"
+    type_of_model: str = ""
+    """A transformers class named by the configuration (`type_of_model`); empty: the Auto class of `task`."""
+    num_labels: int = 0
+    trust_remote_code: bool = False
+    """Allowed by the configuration *and* by the command line."""
+    added_tokens: int = 0
+    """Rows that `tokens` / `special_tokens` may add to the vocabulary."""
+    resize_embeddings_to_32x: bool = False
+    shrink_embeddings: bool = False
+    mean_resizing: bool = False
+    """New rows are drawn from the distribution of the old ones."""
+    fix_untrained_tokens: bool = False
+    experts_implementation: str = ""
+    """`eager`, `grouped_mm`, `batched_mm`, `scattermoe`, `sonicmoe`; empty: what transformers picks."""
+    freeze_multimodal: bool = False
+    llama4_linearized_experts: bool = False
+    experts_layout: Literal["fused", "linear"] = "fused"
+    """`linear`: a layer per expert and projection, as before transformers 5."""
+    use_onebitllms: bool = False
+    use_cache: bool = False
+    """Keys and values of the forward are kept in its outputs. axolotl never does."""
+    loading: Literal["current", "before_4_50"] = "current"
+    """How weights come to the card: as transformers does it now, or as releases before 4.50 did."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Precision:
+    """Dtypes of loading and of the step (axolotl's `resolve_dtype`, accelerate's `prepare_model`)."""
+
+    load_dtype: Dtype = "bfloat16"
+    autocast: bool = True
+    autocast_dtype: Dtype = "bfloat16"
+    grad_scaler: bool = False
+    output_dtype: Literal["float32", "same"] = "float32"
+    """`float32`: accelerate copies every floating output of the model (the logits too) to fp32."""
+    upcast_before: bool = True
+    """Norms, `*.gate` modules and embeddings are cast to fp32 after loading (not under FSDP)."""
+    upcast_embeddings: bool = True
+    """False with `embeddings_skip_upcast`."""
+    cast_back: bool = False
+    """Norms and embeddings are cast back to `load_dtype` after k-bit preparation."""
+    norm_dtype: Dtype | Literal["as_loaded"] = "as_loaded"
+    """`--assume norm_dtype=…`: overrules both casts for the norms."""
+    embedding_dtype: Dtype | Literal["as_loaded"] = "as_loaded"
+    """`--assume embedding_dtype=…`: overrules both casts for embeddings and heads."""
+    fp32_norms: bool = False
+    fp32_norm_classes: tuple[str, ...] = ()
+    fp8: bool = False
+    """Linear layers multiply in float8 (torchao)."""
+    fp8_recipe: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"] = "tensorwise"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantisation:
+    """How the base weights are stored.
+
+    `checkpoint` means: as the base model's own `quantization_config` says (`GPTQ`, `AWQ`, pre-quantised nf4, ...).
+    """
+
+    method: Literal["none", "bnb_4bit", "bnb_8bit", "gptq", "awq", "mxfp4", "fp8", "checkpoint"] = "none"
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    double_quant: bool = True
+    storage_dtype: str = "bfloat16"
+    compute_dtype: str = "bfloat16"
+    skip_modules: tuple[str, ...] = ()
+    """Empty: what transformers' quantizer skips by itself (output embedding, tied and last modules)."""
+    int8_threshold: float = 6.0
+    int8_outliers: int = 0
+    """Columns of each 8-bit layer's input that hold a value beyond the threshold: known on real data only."""
+    kbit_preparation: bool = False
+    """peft's `prepare_model_for_kbit_training` runs: what is not quantised becomes fp32."""
+    keeps_inputs: bool = False
+    """bitsandbytes until 0.43.1: the graph keeps the input of every 4-bit layer that backward passes through."""
+    quantise_moe_experts: bool = False
+    details: Mapping[str, Any] = field(default_factory=empty_mapping)
+    """`model_quantization_config_kwargs`, or the checkpoint's `quantization_config`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where modules are put when the model is loaded. As it is here: all of them on the GPU."""
+
+    automatic: bool = False
+    """`device_map: auto`, axolotl's default: on the GPU while they fill no more than nine tenths of it."""
+    max_memory: Mapping[Any, Any] = field(default_factory=empty_mapping)
+    """By GPU or `cpu`, what may be filled, in bytes or as text that accelerate reads."""
+    on_host: tuple[str, ...] = ()
+    """Modules that `device_map` puts on the CPU or the disk, beside others on the GPU."""
+    on_host_first: bool = False
+    """`device_map: cpu`: loaded, cast and adapted there; the trainer moves the model to the GPU."""
+    key: str = ""
+    """The YAML key that says so."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FakeQuantisation:
+    """`qat`: linear layers see weights (and inputs) that have been quantised and dequantised."""
+
+    weight: Literal["int4", "float8"]
+    activation: Literal["", "int8", "float8"] = ""
+    group_size: int = 32
+    embeddings: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """The adapter, in peft's words. `kind` is `none` for a full fine-tune."""
+
+    kind: Literal["none", "lora", "qlora", "llama-adapter"] = "none"
+    rank: int = 8
+    alpha: int = 8
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] | str = ()
+    """Names, or one regular expression."""
+    target_linear: bool = False
+    target_parameters: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=empty_mapping)
+    alpha_pattern: Mapping[str, int] = field(default_factory=empty_mapping)
+    layers_to_transform: tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
+    layer_replication: tuple[tuple[int, int], ...] = ()
+    trainable_token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
+    dora: bool = False
+    rslora: bool = False
+    fan_in_fan_out: bool = False
+    ensure_weight_tying: bool = False
+    init: str = ""
+    """`init_lora_weights`: empty for peft's default, or `gaussian`, `pissa`, `olora`, `loftq`, ..."""
+    loftq_bits: int = 4
+    """Of `loftq_config`: 4 (nf4) or 8."""
+    dtype: Literal["autocast", "base", "float32", "bfloat16", "float16"] = "autocast"
+    """`autocast`: peft casts half-precision A/B to fp32 (its default); `base`: they stay in the base's dtype."""
+    on_cpu: bool = False
+    loraplus: bool = False
+    bias: str = "none"
+    """Of a saved adapter: which biases train (`none`, `all`, `lora_only`). axolotl's own adapters have none."""
+    exclude_modules: tuple[str, ...] | str = ()
+    """Of a saved adapter."""
+    from_file: bool = False
+    """`lora_model_dir`: loaded from a file, which lies on the GPU beside the adapter until it is copied into it."""
+    file_tensor_bytes: tuple[int, ...] = ()
+    """Of each tensor in that file, where it could be read."""
+    relora_steps: int = 0
+    """`jagged_restart_steps` under `relora`: how often the adapter is merged and made anew; 0: never."""
+    relora_cpu_offload: bool = False
+    relora_prunes_at_random: bool = False
+    """`relora_prune_method`: `random` or `reset`, not by magnitude."""
+    adapter_layers: int = 0
+    """`llama-adapter`: how many of the last layers get a prompt."""
+    adapter_len: int = 0
+    """`llama-adapter`: length of that prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Freezing:
+    """What trains in a full fine-tune. Empty `unfrozen`: everything."""
+
+    unfrozen: tuple[str, ...] = ()
+    """`unfrozen_parameters`: regular expressions; a range (`name[0:1000]`) trains the whole parameter's memory."""
+    lisa_layers: int = 0
+    spectrum_top_fraction: float = 0.0

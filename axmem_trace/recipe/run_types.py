@@ -1,0 +1,194 @@
+"""How it is trained, and on what: checkpointing, kernels, loss, optimizer, batches, evaluation, card, allocator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from axmem_trace.recipe.model_types import empty_mapping
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpointing:
+    """Gradient (activation) checkpointing and what is moved off the GPU."""
+
+    enabled: bool = False
+    use_reentrant: bool = True
+    kwargs: Mapping[str, Any] = field(default_factory=empty_mapping)
+    offload: Literal["none", "activations", "legacy", "disk", "hidden_states"] = "none"
+    selective_save: tuple[str, ...] = ()
+    """Non-empty: `selective_checkpointing`, the operators whose outputs are kept (`attention`, ...)."""
+    selective_details: Mapping[str, Any] = field(default_factory=empty_mapping)
+    layer_offloading: bool = False
+
+    @property
+    def selective_offload(self) -> bool:
+        """What selective checkpointing saves waits in host memory."""
+        return bool(self.selective_save and self.selective_details.get("offload"))
+
+    @property
+    def moves_tensors(self) -> bool:
+        """Something goes to the host and comes back during a step."""
+        return self.offload != "none" or self.layer_offloading or self.selective_offload
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attention:
+    """The attention kernel, as transformers names it.
+
+    `sdpa`, `eager`, `flash_attention_2`, `flash_attention_3`, `flash_attention_4`, `flex_attention`, `xformers`,
+    `sage`, `varlen` (axolotl's packed SDPA).
+    """
+
+    kernel: str = "sdpa"
+    fused_attn_kernel: bool = False
+    gemma4_hybrid: bool = False
+    """Gemma 4's global layers run SDPA though the kernel is FlashAttention-2."""
+    repeats_kv: bool = False
+    """FlashAttention-2 gets keys and values repeated to all query heads: Mistral's code before transformers 4.48."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    """How logits become a loss.
+
+    `native`: what the installed transformers does; `shifted_copy`: `logits.float()` followed by a contiguous shifted
+    copy, as in transformers 4.46 to 4.50; `upcast_shifted_copy`: the same in the model's own forward, which puts out
+    the fp32 logits, as before 4.46; `half_shifted_copy`: the copy alone, as in GPT-BigCode before 4.50; `none`: no loss,
+    the step runs backward from the logits' mean; the others are the fused or chunked kernels that axolotl installs.
+    """
+
+    path: Literal["native", "shifted_copy", "liger_cross_entropy", "liger_fused_linear", "cut_cross_entropy",
+                  "chunked", "eaft", "kd", "diffusion", "none", "upcast_shifted_copy",
+                  "half_shifted_copy"] = "native"  # fmt: skip
+    num_chunks: int = 8
+    token_scaling: bool = False
+    """Liger's fused linear loss multiplies each token's loss by its probability."""
+    teacher_tokens: int = 0
+    """Distillation from a server: how many of the teacher's tokens come with each of the batch."""
+    cross_entropy: Literal["torch", "in_place", "flash"] = "torch"
+    """`flash`: flash-attn's kernel. `in_place`: other trainers' fused kernel (Unsloth's), which writes the gradient over
+    the logits it is given."""
+    holds_outputs: bool = False
+    """A loop's own variable keeps the outputs of a step, logits included, until those of the next take their place."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kernels:
+    """Fused kernels that axolotl patches into the model."""
+
+    liger: frozenset[str] = frozenset()
+    """Any of `rope`, `rms_norm`, `rms_norm_gated`, `layer_norm`, `glu_activation`."""
+    lora: frozenset[str] = frozenset()
+    """Any of `mlp`, `qkv`, `o`, `embedding`: axolotl's fused LoRA kernels."""
+    tiled_mlp: bool = False
+    tiled_mlp_shards: int = 0
+    torch_compile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optimizer:
+    """The optimizer, by axolotl's name."""
+
+    name: str = "adamw_torch_fused"
+    implementation: Literal["fused", "foreach", "for-loop", "library"] = "fused"
+    """How a torch optimizer steps; `library`: as the optimizer's own package does."""
+    args: Mapping[str, Any] = field(default_factory=empty_mapping)
+    target_modules: tuple[str, ...] | str = ()
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    """0: no clipping."""
+    grokfast: bool = False
+    """Gradients are amplified by a moving average of them, which is kept."""
+    extra: Mapping[str, Any] = field(default_factory=empty_mapping)
+    """Keys of one optimizer alone: `qgalore_rank`, `dion_rank_fraction`, ..."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """The shape of what one GPU sees in one forward."""
+
+    rows: int = 1
+    row_tokens: int = 512
+    packed: bool = False
+    """Several samples share a row; attention sees `samples_per_row` of them through position ids."""
+    samples_per_row: int = 1
+    attention_mask: bool = True
+    """A 2-D padding mask is passed (collated batches); packed flash batches pass none."""
+    padded: bool = False
+    """The mask has zeros in it (rows padded to a common length), as opposed to all ones."""
+    gradient_accumulation_steps: int = 1
+    neftune: bool = False
+    image_size: tuple[int, ...] = ()
+    """Height and width asked for with `image_size`; empty: the processor's own."""
+    images_per_row: int = 0
+    audio_seconds_per_row: float = 0.0
+    processor_options: Mapping[str, Any] = field(default_factory=empty_mapping)
+    """`processor_kwargs`: `min_pixels`, `max_pixels`, `size`, ... as the processor's class takes them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Evaluation, which axolotl runs before step 1 whenever it runs at all."""
+
+    enabled: bool = False
+    before_training: bool = False
+    rows: int = 1
+    row_tokens: int = 512
+    packed: bool = False
+    gathers_logits: bool = False
+    """Not `prediction_loss_only`: the fp32 logits are gathered."""
+    generated_rows: int = 0
+    """Text is generated after evaluation, this many rows at once; 0: none is."""
+    generated_tokens: int = 0
+    """Of each row, prompt and new ones: the length that the key-value cache comes to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """The target card. `memory_bytes` 0: none was named, so nothing can be said about fitting."""
+
+    name: str = ""
+    memory_bytes: int = 0
+    compute_capability: tuple[int, int] = (8, 0)
+    context_bytes: int = 0
+    """CUDA context and libraries, outside the allocator: assumed."""
+    count: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Allocator:
+    """Settings of the CUDA caching allocator (`PYTORCH_ALLOC_CONF`), parsed."""
+
+    expandable_segments: bool = True
+    max_split_size_bytes: int = 0
+    """0: no limit."""
+    roundup_power2_divisions: Mapping[int, int] | int = 0
+    """0: off. A mapping gives divisions per size class, as PyTorch's option does."""
+    garbage_collection_threshold: float = 0.0
+    empty_cache_steps: int = 0
+    collect_steps: int = 0
+    """`gc_collect_steps`: the cache is emptied before the first step and evaluation, and after every so many steps where
+    it is positive; 0: never."""
+    settings: str = "expandable_segments:True"
+    large_segment_bytes: int = 20 << 20
+    """`large_segment_size_mb`: a segment for requests of 1 to 10 MiB, and a page of large expandable segments."""
+    max_non_split_rounding_bytes: int = 20 << 20
+    """`max_non_split_rounding_mb`: by how much a block beyond `max_split_size_bytes` may be larger than asked for."""
+    per_process_memory_fraction: float = 1.0
+    """Below 1: the part of the card that the process may reserve; only then garbage is collected."""
+    backend: Literal["native", "cudaMallocAsync"] = "native"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parallelism:
+    """What the configuration says of many GPUs. Only one GPU is estimated so far; the rest is noted."""
+
+    num_gpus: int = 1
+    deepspeed_stage: int = 0
+    fsdp_version: int = 0
+    tensor: int = 1
+    context: int = 1
+    expert: int = 1
