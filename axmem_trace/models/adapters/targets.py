@@ -89,15 +89,15 @@ def head_adapted_error(model: nn.Module, key: str, value: object, error: Excepti
 def _linear_names(model: nn.Module) -> list[str]:
     """Last name components of what peft can adapt but the output head, also where it has wrapped some already.
 
-    Not all that is called `Linear` is one: OLMo-Hybrid's decoder layers are `...LinearAttentionDecoderLayer`. A number
-    (in an `nn.Sequential`) is the name of whole layers, too.
+    Not all that is called `Linear` is one: OLMo-Hybrid's decoder layers are `...LinearAttentionDecoderLayer`, and all
+    of Kimi-Linear is. A number (in an `nn.Sequential`) is the name of whole layers, too.
     """
     find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = find_head()
     names = {
         name.removesuffix(".base_layer").rpartition(".")[2]
         for name, module in model.named_modules()
-        if _is_linear(module) and not any(module.children()) and module is not head and ".lora_" not in name
+        if (isinstance(module, nn.Linear) or hasattr(module, "qweight")) and module is not head and ".lora_" not in name
     }
     return sorted(name for name in names if not name.isdigit())
 
