@@ -22,11 +22,11 @@ from axmem_trace.models.linear_experts import old_expert_names, unfuse_experts
 from axmem_trace.models.llama4_experts import linearised_llama4_experts
 from axmem_trace.models.model_class import find_model_class
 from axmem_trace.models.model_config import build_model_config
-from axmem_trace.models.placement import note_adapter_on_host, place_modules
 from axmem_trace.models.onebit import replace_linears
+from axmem_trace.models.placement import note_adapter_on_host, place_modules
 from axmem_trace.models.quantisation import NoQuantizer, choose_quantizer, iterate_bnb_states, quantise_fused_experts
 from axmem_trace.models.skeleton import build_skeleton
-from axmem_trace.models.traps import note_traps
+from axmem_trace.models.traps import note_learned_positions, note_traps
 from axmem_trace.models.untrained_tokens import fix_untrained_tokens
 from axmem_trace.models.vocabulary import resize_vocabulary
 from axmem_trace.models.walk import record_facts
@@ -66,6 +66,7 @@ def build_model(recipe: Recipe, *, device: str = "meta", watch: WatchLoading = n
     states = _state_tensors(model)
     facts = record_facts(model, states, recipe)
     note_traps(recipe, facts, notes)
+    note_learned_positions(model, recipe, notes)
     return BuiltModel(module=model, config=model.config, facts=facts, state_tensors=states, notes=notes)
 
 
@@ -74,8 +75,8 @@ def change_loaded(model: Any, recipe: Recipe, notes: list[Note], *, experts_quan
 
     Source: axolotl `loaders/model.py` `_apply_post_model_load_setup`, `_load_adapters`, `utils/freeze.py`; `train.py`.
     """
-    resize_vocabulary(model, recipe, notes)
     replace_linears(model, recipe, notes)
+    resize_vocabulary(model, recipe, notes)
     model = cast_as_axolotl(model, recipe, experts_quantised=experts_quantised)
     prepare_fake_quantisation(model, recipe, notes)
     with old_expert_names(recipe):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from axmem_trace.facts import ModelFacts, TensorFact
+from axmem_trace.models.model_config import text_part
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Adapter, Recipe
 from axmem_trace.units import format_bytes
 
 _PACKED_DTYPES = ("uint8", "int8", "int32")
+_POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
+"""GPT-2's, GPT-Neo's and GPT-BigCode's; OPT's and BioGPT's; BERT's."""
 
 
 def note_traps(recipe: Recipe, facts: ModelFacts, notes: list[Note]) -> None:
@@ -20,6 +24,26 @@ def note_traps(recipe: Recipe, facts: ModelFacts, notes: list[Note]) -> None:
     _note_lora_of_experts(recipe, facts, experts, notes)
     _note_kbit_without_quantisation(recipe, facts, notes)
     _note_kept_on_gpu(recipe, notes)
+
+
+def note_learned_positions(model: Any, recipe: Recipe, notes: list[Note]) -> None:
+    """Warn of rows that are longer than a table of learned positions: on meta any index is inside.
+
+    OPT's table has two more than its positions (`OPTLearnedPositionalEmbedding`). A table of another size (an audio
+    tower's) counts something else.
+    """
+    positions = getattr(text_part(model.config), "max_position_embeddings", None)
+    longest = max(recipe.batch.row_tokens, recipe.evaluation.row_tokens if recipe.evaluation.enabled else 0)
+    if not isinstance(positions, int) or longest <= positions:
+        return
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in _POSITION_TABLES and getattr(module, "num_embeddings", 0) - positions in (0, 2):
+            text = (
+                f"the model has {positions:,} learned positions ({name}) and rows have {longest:,} tokens: on a GPU the "
+                "run stops there (index out of range)"
+            )
+            notes.append(Note(kind="warning", key="sequence_len", text=text))
+            return
 
 
 def _is_fused_expert(fact: TensorFact) -> bool:

@@ -154,3 +154,18 @@ def test_not_every_class_with_linear_in_its_name_is_a_target(tmp_path):
     with pytest.raises(ConfigError, match=r"modules: \[a_proj, b_proj, down_proj, g_proj, gate_proj") as caught:
         estimate(keys, hub="never")
     assert caught.value.key == "lora_target_linear"
+
+
+GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_head": 2, "n_layer": 1, "vocab_size": 64, "n_positions": 128}
+OPT = {"model_type": "opt", "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_attention_heads": 2,
+       "num_hidden_layers": 1, "vocab_size": 64, "max_position_embeddings": 128}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [GPT2, OPT], ids=["gpt2", "opt"])
+@pytest.mark.parametrize(("tokens", "told"), [(128, False), (136, True)])
+def test_rows_longer_than_learned_positions(tmp_path, shape, tokens, told):
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    config = {"base_model": str(tmp_path), "sequence_len": tokens, "micro_batch_size": 1, "learning_rate": 1e-4,
+              "datasets": [{"path": "x", "type": "alpaca"}]}  # fmt: skip
+    notes = build_model(read_recipe(config, hub="never")).notes
+    assert any("128 learned positions" in note.text and note.key == "sequence_len" for note in notes) is told

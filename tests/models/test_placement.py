@@ -135,7 +135,9 @@ def test_loaded_on_the_cpu_nothing_of_loading_is_seen_on_the_gpu(tmp_path):
     recorder = make_recorder(recipe := read(tmp_path, device_map="cpu"))
     build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
     assert not recorder.make_ledger().allocations
-    plain, moved = (axmem_trace.estimate(_config(tmp_path, **keys), hub="never") for keys in ({}, {"device_map": "cpu"}))
+    plain, moved = (
+        axmem_trace.estimate(_config(tmp_path, **keys), hub="never") for keys in ({}, {"device_map": "cpu"})
+    )
     assert moved.phases["step_2"].allocated_bytes == plain.phases["step_2"].allocated_bytes
 
 
