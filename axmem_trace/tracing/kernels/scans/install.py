@@ -76,6 +76,13 @@ _RWKV_NOTE = Note(
     kind="ruled", key="rwkv", text="attention as the `wkv` kernel that transformers 5 loads from the Hub on a GPU"
 )
 
+_XLSTM_NOTE = Note(
+    kind="assumed",
+    key="xlstm",
+    text="the layers are transformers' own torch code, which runs where the package xlstm is not installed; with it, "
+    "its kernels keep other tensors",
+)
+
 
 @contextmanager
 def install_scans(context: KernelContext, model: nn.Module) -> Iterator[None]:
@@ -90,6 +97,8 @@ def install_scans(context: KernelContext, model: nn.Module) -> Iterator[None]:
         for module in loaded_modeling_files():
             for name, replacement in _replacements(context, module, samples):
                 stack.enter_context(patch.object(module, name, replacement))
+        if getattr(model.config, "model_type", "") == "xlstm":
+            context.note(_XLSTM_NOTE)
         yield
 
 
