@@ -65,7 +65,7 @@ def list_types() -> list[str]:
 
 def trace(model_type: str, columns: tuple[str, ...] = COLUMNS, *, limit: int = 0, tracebacks: bool = False) -> Row:
     """`yes`, or the reason why not, by column. `limit`: seconds for each; 0: none."""
-    from small_models import count_positions, write_small_model
+    from shrunken_models import count_positions, write_small_model
 
     with tempfile.TemporaryDirectory(prefix="small-") as home:  # "tmpt" has "mpt" in it, which axolotl has rules for
         try:
@@ -202,7 +202,7 @@ def _import_libraries() -> None:
     """Once, for all processes to come. No step is taken: after a backward pass torch forbids to fork."""
     import transformers
     from oracle import record_step  # noqa: F401
-    from small_models import write_small_model
+    from shrunken_models import write_small_model
 
     from axmem_trace.models import build_model
     from axmem_trace.recipe import read_recipe
