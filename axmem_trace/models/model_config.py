@@ -39,6 +39,8 @@ def build_model_config(recipe: Recipe, notes: list[Note]) -> Any:
             f"{config_class.__name__}",
         ) from error
     _switch_cache(config, on=recipe.model.use_cache)
+    if model.task == "sequence-classification":
+        _set_padding(config)
     config.name_or_path = model.base.name
     return config
 
@@ -70,6 +72,18 @@ def _switch_cache(config: Any, *, on: bool) -> None:
     for part in (config, text_part(config)):
         if hasattr(part, "use_cache"):
             part.use_cache = on
+
+
+def _set_padding(config: Any) -> None:
+    """The tokenizer's padding token, which classifiers need and the trainers set: the end of text where nobody chose one.
+
+    Which id it is moves no memory. Source: trl `reward_trainer.py` `RewardTrainer.__init__`; transformers `trainer.py`
+    `align_special_tokens`.
+    """
+    part = text_part(config)
+    if getattr(part, "pad_token_id", None) is None:
+        end = getattr(part, "eos_token_id", None)
+        part.pad_token_id = (end[0] if isinstance(end, list) and end else end) or 0
 
 
 def text_part(config: Any) -> Any:

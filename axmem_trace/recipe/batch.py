@@ -23,7 +23,13 @@ def derive_batch(draft: Draft, model: Model) -> Batch:
     """
     micro, accumulation = _batch_sizes(draft)
     length = _positive(draft, "sequence_len")
-    if draft.get("sample_packing"):
+    pairs = bool(draft.get("reward_model"))
+    if pairs:
+        rows, row_tokens = 2 * micro, _padded_length(draft, length)
+        mask, padded, samples = True, True, 1
+        text = "`reward_model`: the chosen and the rejected text of each pair (trl `DataCollatorForPreference`)"
+        draft.reason("batch.rows", rows, text, key="reward_model", origin="derived")
+    elif draft.get("sample_packing"):
         rows, row_tokens = _packed_shape(draft, micro, length)
         mask = not decontaminates_packing(draft)
         padded = mask
@@ -44,7 +50,7 @@ def derive_batch(draft: Draft, model: Model) -> Batch:
     return Batch(
         rows=rows,
         row_tokens=row_tokens,
-        packed=bool(draft.get("sample_packing")) or _flattens(draft, micro),
+        packed=not pairs and (bool(draft.get("sample_packing")) or _flattens(draft, micro)),
         samples_per_row=samples,
         attention_mask=mask,
         padded=padded,
@@ -67,10 +73,11 @@ def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
     if not enabled:
         return Evaluation()
     micro = draft.get("micro_batch_size") or 1
-    packing = draft.get("eval_sample_packing")
+    pairs = bool(draft.get("reward_model"))
+    packing = False if pairs else draft.get("eval_sample_packing")
     if packing is None:
         packing = bool(draft.get("sample_packing")) and not draft.get("eval_table_size")
-    rows = draft.get("eval_batch_size") or micro
+    rows = (draft.get("eval_batch_size") or micro) * (1 + pairs)
     length = draft.get("eval_sequence_len") or draft.get("sequence_len") or 512
     if packing and draft.get("sample_packing"):
         rows, row_tokens, packed = batch.rows, batch.row_tokens, True
