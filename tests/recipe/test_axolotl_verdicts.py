@@ -126,9 +126,9 @@ def test_checkpointing(recipes):
         assert (recipe.checkpointing.offload != "none") == bool(fields.get("activation_offloading")), name
 
 
-def texts_of(fields):
+def texts_of(name):
     """A reward's rows are pairs, chosen and rejected."""
-    return 2 if fields.get("reward_model") else 1
+    return 2 if "reward_model: true" in CASES[name]["lines"] else 1
 
 
 def test_batch_and_accumulation(recipes):
@@ -138,7 +138,7 @@ def test_batch_and_accumulation(recipes):
         flattened = bool(fields.get("batch_flattening"))
         assert recipe.batch.packed == (bool(fields.get("sample_packing")) or flattened), name
         if not recipe.batch.packed:
-            assert recipe.batch.rows == fields["micro_batch_size"] * texts_of(fields), name
+            assert recipe.batch.rows == fields["micro_batch_size"] * texts_of(name), name
         assert recipe.batch.neftune == bool(fields.get("neftune_noise_alpha")), name
 
 
@@ -151,7 +151,7 @@ def test_evaluation(recipes):
         if recipe.evaluation.enabled:
             assert recipe.evaluation.packed == bool(fields.get("eval_sample_packing")), name
         if recipe.evaluation.enabled and not recipe.evaluation.packed:
-            assert recipe.evaluation.rows == fields["eval_batch_size"] * texts_of(fields), name
+            assert recipe.evaluation.rows == fields["eval_batch_size"] * texts_of(name), name
 
 
 def test_optimizer_and_empty_cache(recipes):
