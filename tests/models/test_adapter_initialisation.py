@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import write_tiny_model
+from whole_runs import load, make_recipe
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.ledger import Ledger
@@ -17,23 +18,15 @@ from axmem_trace.models.adapters import initialise
 from axmem_trace.recipe import read_recipe
 from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.recorder import Recorder
-from axmem_trace.training.loading import LoadRecorder
-from axmem_trace.training.record import make_recorder
 
 SVD, CAST, PRODUCT = "aten._linalg_svd.default", "aten._to_copy.default", "aten.mm.default"
 
 
-def load(tmp_path: Path, **keys: Any) -> tuple[Ledger, Any]:
+def load_adapted(tmp_path: Path, **keys: Any) -> tuple[Ledger, Any]:
     """One matrix of 32 x 48 is adapted: the first layer's down projection."""
-    config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "learning_rate": 1e-4,
-        "datasets": [{"path": "x", "type": "alpaca"}], "adapter": "lora", "lora_r": 4, "lora_alpha": 8,
-        "lora_target_modules": ["down_proj"], "peft_layers_to_transform": [0], **keys,
-    }  # fmt: skip
-    recipe = read_recipe(config, hub="never")
-    recorder = make_recorder(recipe)
-    built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
-    return recorder.make_ledger(), built
+    lora = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["down_proj"],
+            "peft_layers_to_transform": [0]}  # fmt: skip
+    return load(make_recipe(tmp_path, **{**lora, **keys}))
 
 
 def sizes(ledger: Ledger, op: str) -> Counter[int]:
@@ -42,7 +35,7 @@ def sizes(ledger: Ledger, op: str) -> Counter[int]:
 
 def difference(tmp_path: Path, op: str, **keys: Any) -> Counter[int]:
     """What the key adds to allocations by one operator."""
-    return sizes(load(tmp_path, **keys)[0], op) - sizes(load(tmp_path)[0], op)
+    return sizes(load_adapted(tmp_path, **keys)[0], op) - sizes(load_adapted(tmp_path)[0], op)
 
 
 def test_pissa_decomposes_one_weight_at_a_time(tmp_path):
@@ -79,7 +72,7 @@ def test_olora_takes_no_copy_for_cusolver(tmp_path):
 
 
 def test_mica_trains_a_alone(tmp_path):
-    ledger, built = load(tmp_path, peft_init_lora_weights="mica")
+    ledger, built = load_adapted(tmp_path, peft_init_lora_weights="mica")
     assert sizes(ledger, SVD) == Counter({6144: 2, 4096: 1, 128: 1, 4: 1})
     assert [name for name, each in built.module.named_parameters() if each.requires_grad] == [
         "base_model.model.model.layers.0.mlp.down_proj.lora_A.default.weight"
@@ -91,7 +84,7 @@ def test_mica_trains_a_alone(tmp_path):
 def test_loftq_decomposes_what_quantisation_loses(tmp_path, keys):
     assert difference(tmp_path, SVD, **keys) == Counter({6144: 2, 4096: 1, 128: 1, 4: 1})
     assert difference(tmp_path, CAST, **keys) == Counter({6144: 1, 3072: 1})
-    _, built = load(tmp_path, **keys)
+    _, built = load_adapted(tmp_path, **keys)
     weight = built.module.get_parameter("base_model.model.model.layers.0.mlp.down_proj.base_layer.weight")
     assert weight.dtype is torch.bfloat16, "the base keeps the quantised weight's value, not its size"
 
@@ -114,8 +107,8 @@ def test_loftq_by_hand():
 
 @pytest.mark.parametrize("init", ["orthogonal", "eva", "lora_ga", "gaussian"])
 def test_the_others_take_nothing_on_the_gpu(tmp_path, init):
-    plain, _ = load(tmp_path)
-    ledger, _ = load(tmp_path, peft_init_lora_weights=init)
+    plain, _ = load_adapted(tmp_path)
+    ledger, _ = load_adapted(tmp_path, peft_init_lora_weights=init)
     assert ledger.peak().allocated_bytes == plain.peak().allocated_bytes
 
 
@@ -132,7 +125,7 @@ def test_the_others_take_nothing_on_the_gpu(tmp_path, init):
 )
 def test_what_stops_is_refused(tmp_path, keys, words):
     with pytest.raises(ConfigError, match=words):
-        load(tmp_path, **keys)
+        load_adapted(tmp_path, **keys)
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_2", "olora"])

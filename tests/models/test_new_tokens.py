@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import write_tiny_model
+from whole_runs import load, make_config
 
 import axmem_trace
 from axmem_trace.errors import ConfigError
@@ -19,24 +19,16 @@ from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.vocabulary import resize_vocabulary
 from axmem_trace.recipe import read_recipe
 from axmem_trace.tracing.recorder import Recorder
-from axmem_trace.training.loading import LoadRecorder
-from axmem_trace.training.record import make_recorder
 
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj"]}
 
 
-def make_config(tmp_path: Path, family: str = "llama", **keys: Any) -> dict[str, Any]:
-    return {
-        "base_model": write_tiny_model(family, tmp_path / family), "micro_batch_size": 1, "sequence_len": 16,
-        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}], **keys,
-    }  # fmt: skip
+def short_config(tmp_path: Path, family: str = "llama", **keys: Any) -> dict[str, Any]:
+    return make_config(tmp_path, family, sequence_len=16, **keys)
 
 
-def load(tmp_path: Path, **keys: Any) -> tuple[Ledger, BuiltModel]:
-    recipe = read_recipe(make_config(tmp_path, **keys), hub="never")
-    recorder = make_recorder(recipe)
-    built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
-    return recorder.make_ledger(), built
+def load_short(tmp_path: Path, **keys: Any) -> tuple[Ledger, BuiltModel]:
+    return load(read_recipe(short_config(tmp_path, **keys), hub="never"))
 
 
 def sizes(ledger: Ledger) -> Counter[int]:
@@ -47,9 +39,9 @@ def sizes(ledger: Ledger) -> Counter[int]:
 def test_mean_resizing_takes_what_transformers_takes_on_a_cpu(tmp_path, family):
     ledgers = []
     for device in ("cpu", "meta"):
-        plain = read_recipe(make_config(tmp_path, family), hub="never")
+        plain = read_recipe(short_config(tmp_path, family), hub="never")
         model = build_model(plain, device=device).module
-        wanted = read_recipe(make_config(tmp_path, family, tokens=["<a>", "<b>"], mean_resizing_embeddings=True),
+        wanted = read_recipe(short_config(tmp_path, family, tokens=["<a>", "<b>"], mean_resizing_embeddings=True),
                              hub="never")  # fmt: skip
         recorder = Recorder(traced_device=device, with_rules=False)
         with recorder:
@@ -64,8 +56,8 @@ def test_mean_resizing_takes_what_transformers_takes_on_a_cpu(tmp_path, family):
 
 
 def test_mean_resizing_holds_two_fp32_copies_of_the_embedding(tmp_path):
-    plain, _ = load(tmp_path, tokens=["<a>"])
-    mean, _ = load(tmp_path, tokens=["<a>"], mean_resizing_embeddings=True)
+    plain, _ = load_short(tmp_path, tokens=["<a>"])
+    mean, _ = load_short(tmp_path, tokens=["<a>"], mean_resizing_embeddings=True)
     # The old embedding in fp32 (loading's upcast comes later: it is bf16) and that less its mean, for each of two.
     assert sizes(mean)[96 * 32 * 4] - sizes(plain)[96 * 32 * 4] == 4
     cublas = sum(each.block_bytes for each in mean.allocations if each.op == "cuBLAS")
@@ -74,13 +66,13 @@ def test_mean_resizing_holds_two_fp32_copies_of_the_embedding(tmp_path):
 
 @pytest.mark.parametrize(("value", "drawn"), [(None, True), (False, False), (True, True)])
 def test_an_outright_null_leaves_it_to_transformers(tmp_path, value, drawn):
-    config = make_config(tmp_path, tokens=["<a>"], mean_resizing_embeddings=value)
+    config = short_config(tmp_path, tokens=["<a>"], mean_resizing_embeddings=value)
     assert read_recipe(config, hub="never").model.mean_resizing == drawn
-    assert not read_recipe(make_config(tmp_path, tokens=["<a>"]), hub="never").model.mean_resizing
+    assert not read_recipe(short_config(tmp_path, tokens=["<a>"]), hub="never").model.mean_resizing
 
 
 def resident(tmp_path: Path, family: str = "llama", **keys: Any) -> Any:
-    return axmem_trace.estimate(make_config(tmp_path, family, **keys), hub="never").resident
+    return axmem_trace.estimate(short_config(tmp_path, family, **keys), hub="never").resident
 
 
 def test_fixing_untrained_tokens_trains_embedding_and_head_beside_an_adapter(tmp_path):
@@ -113,11 +105,11 @@ def test_untied_weights_that_train_anyway_stay_as_they_are(tmp_path):
 )
 def test_where_peft_has_wrapped_the_embedding_torch_refuses(tmp_path, keys):
     with pytest.raises(ConfigError, match="can't put new parameters"):
-        load(tmp_path, **{**LORA, **keys}, fix_untrained_tokens=[5])
+        load_short(tmp_path, **{**LORA, **keys}, fix_untrained_tokens=[5])
 
 
 def test_the_trap_is_told(tmp_path):
-    _, built = load(tmp_path, **LORA, fix_untrained_tokens=[5])
+    _, built = load_short(tmp_path, **LORA, fix_untrained_tokens=[5])
     found = [note for note in built.notes if note.key == "fix_untrained_tokens"]
     assert [(note.kind, note.bytes) for note in found] == [("warning", 2 * 96 * 32 * 2)]
     assert torch.is_tensor(built.module.get_output_embeddings().weight)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tiny_models import write_tiny_model
+from whole_runs import load, make_recipe, record
 
 import axmem_trace
 from axmem_trace.errors import ConfigError
@@ -15,9 +16,6 @@ from axmem_trace.models import build_model
 from axmem_trace.models.placement import is_on_host
 from axmem_trace.recipe import read_recipe
 from axmem_trace.recipe.types import Recipe
-from axmem_trace.training.loading import LoadRecorder
-from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.record import make_recorder, record_run
 
 # The tiny Llama in bf16: embedding and head 6144 bytes each, a layer 15,488 (four projections 6144, MLP 9216, two norms
 # 128), the last norm 64; with the fp32 rotary table 43,344 in all. accelerate keeps room for the largest layer.
@@ -28,18 +26,7 @@ QLORA = {**LORA, "adapter": "qlora", "load_in_4bit": True}
 
 
 def read(tmp_path: Path, **keys: Any) -> Recipe:
-    config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "sequence_len": 64,
-        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}],
-        "attn_implementation": "flash_attention_2", **keys,
-    }  # fmt: skip
-    return read_recipe(config, hub="never")
-
-
-def record(recipe: Recipe) -> tuple[Ledger, Any]:
-    recorder = make_recorder(recipe)
-    built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
-    return record_run(recipe, built, build_optimizer(recipe, built.module), recorder=recorder).ledger, built
+    return make_recipe(tmp_path, sequence_len=64, attn_implementation="flash_attention_2", **keys)
 
 
 def on_host(built: Any) -> int:
@@ -132,9 +119,8 @@ def test_an_adapter_over_the_host_stops_in_its_first_backward(tmp_path):
 
 
 def test_loaded_on_the_cpu_nothing_of_loading_is_seen_on_the_gpu(tmp_path):
-    recorder = make_recorder(recipe := read(tmp_path, device_map="cpu"))
-    build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
-    assert not recorder.make_ledger().allocations
+    ledger, _ = load(read(tmp_path, device_map="cpu"))
+    assert not ledger.allocations
     plain, moved = (
         axmem_trace.estimate(_config(tmp_path, **keys), hub="never") for keys in ({}, {"device_map": "cpu"})
     )

@@ -8,14 +8,11 @@ from typing import Any
 
 import pytest
 from tiny_models import write_tiny_model
+from whole_runs import load, make_recipe
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.ledger import Ledger
-from axmem_trace.models import build_model
-from axmem_trace.recipe import read_recipe
 from axmem_trace.recipe.types import Recipe
-from axmem_trace.training.loading import LoadRecorder
-from axmem_trace.training.record import make_recorder
 
 SAVED = {
     "peft_type": "LORA",
@@ -39,24 +36,19 @@ def save(directory: Path, tensors: dict[str, list[int]] | None = None, **changes
 
 
 def read(tmp_path: Path, **keys: Any) -> Recipe:
-    config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "learning_rate": 1e-4,
-        "datasets": [{"path": "x", "type": "alpaca"}], "adapter": "lora", "lora_r": 16, "lora_alpha": 8,
-        "lora_target_linear": True, **keys,
-    }  # fmt: skip
-    return read_recipe(config, hub="never")
+    lora = {"adapter": "lora", "lora_r": 16, "lora_alpha": 8, "lora_target_linear": True}
+    return make_recipe(tmp_path, **{**lora, **keys})
 
 
-def load(recipe: Recipe) -> tuple[Ledger, int]:
+def load_adapter(recipe: Recipe) -> tuple[Ledger, int]:
     """The ledger of loading, and how many parameters train."""
-    recorder = make_recorder(recipe)
-    built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
-    return recorder.make_ledger(), sum(each.numel() for each in built.module.parameters() if each.requires_grad)
+    ledger, built = load(recipe)
+    return ledger, sum(each.numel() for each in built.module.parameters() if each.requires_grad)
 
 
 def test_rank_and_targets_are_the_saved_ones(tmp_path):
     recipe = read(tmp_path, lora_model_dir=save(tmp_path / "a"))
-    _, trainable = load(recipe)
+    _, trainable = load_adapter(recipe)
     assert trainable == 2 * 4 * (32 + 32)  # q_proj of two layers, rank 4: not rank 16 on all linears
     assert "governs" in recipe.reasons["adapter.rank"].text
     assert not [note for note in recipe.notes if note.key == "lora_model_dir"]
@@ -70,14 +62,14 @@ def test_fields_that_the_saved_configuration_lacks_are_not_filled_from_the_yaml(
 
 def test_biases_train_where_the_saved_adapter_says_so(tmp_path):
     keys = {"base_model": write_tiny_model("qwen2", tmp_path / "qwen2")}
-    plain = load(read(tmp_path, lora_model_dir=save(tmp_path / "a"), **keys))[1]
-    biased = load(read(tmp_path, lora_model_dir=save(tmp_path / "b", bias="lora_only"), **keys))[1]
+    plain = load_adapter(read(tmp_path, lora_model_dir=save(tmp_path / "a"), **keys))[1]
+    biased = load_adapter(read(tmp_path, lora_model_dir=save(tmp_path / "b", bias="lora_only"), **keys))[1]
     assert biased - plain == 2 * 32  # q_proj's bias in two layers
 
 
 def test_the_file_lies_on_the_gpu_until_it_is_copied(tmp_path):
-    made = load(read(tmp_path, lora_r=4, lora_target_linear=False, lora_target_modules=["q_proj"]))[0]
-    loaded = load(read(tmp_path, lora_model_dir=save(tmp_path / "a", {"A": [0, 256], "B": [256, 512]})))[0]
+    made = load_adapter(read(tmp_path, lora_r=4, lora_target_linear=False, lora_target_modules=["q_proj"]))[0]
+    loaded = load_adapter(read(tmp_path, lora_model_dir=save(tmp_path / "a", {"A": [0, 256], "B": [256, 512]})))[0]
     assert loaded.allocated_at(loaded.ticks) == made.allocated_at(made.ticks)
     assert loaded.peak(phase="load").allocated_bytes - made.allocated_at(made.ticks) >= 2 * 512
     arrived = [each for each in loaded.allocations if each.op == "aten.empty.memory_format" and each.nbytes == 256]
@@ -85,7 +77,7 @@ def test_the_file_lies_on_the_gpu_until_it_is_copied(tmp_path):
 
 
 def test_without_the_file_it_is_taken_to_be_as_large_as_the_adapter(tmp_path):
-    ledger, _ = load(read(tmp_path, lora_model_dir=save(tmp_path / "a")))
+    ledger, _ = load_adapter(read(tmp_path, lora_model_dir=save(tmp_path / "a")))
     # A and B of two layers, 4 x 32 fp32: once as adapters, once as they arrive.
     assert sum(each.nbytes == 4 * 32 * 4 and each.op.startswith("aten.empty") for each in ledger.allocations) == 8
 

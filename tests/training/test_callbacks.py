@@ -7,15 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import write_tiny_model
+from whole_runs import make_recipe, record
 
 from axmem_trace.ledger import NEVER, Ledger
-from axmem_trace.models import build_model
-from axmem_trace.recipe import read_recipe
 from axmem_trace.recipe.types import Recipe
-from axmem_trace.training.loading import LoadRecorder
-from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.record import make_recorder, record_run
 
 GROKFAST = {"plugins": ["axolotl.integrations.grokfast.GrokfastPlugin"]}
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["down_proj"]}
@@ -25,19 +20,12 @@ MATRIX = 32 * 48
 
 
 def read(tmp_path: Path, **keys: Any) -> Recipe:
-    config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "sequence_len": 16,
-        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}],
-        "attn_implementation": "flash_attention_2", **keys,
-    }  # fmt: skip
-    return read_recipe(config, hub="never")
+    return make_recipe(tmp_path, sequence_len=16, attn_implementation="flash_attention_2", **keys)
 
 
-def record(tmp_path: Path, **keys: Any) -> Ledger:
-    recipe = read(tmp_path, **keys)
-    recorder = make_recorder(recipe)
-    built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
-    return record_run(recipe, built, build_optimizer(recipe, built.module), recorder=recorder).ledger
+def run(tmp_path: Path, **keys: Any) -> Ledger:
+    ledger, _ = record(read(tmp_path, **keys))
+    return ledger
 
 
 def kept(ledger: Ledger, role: str) -> int:
@@ -45,13 +33,13 @@ def kept(ledger: Ledger, role: str) -> int:
 
 
 def test_grokfast_keeps_a_copy_of_all_gradients(tmp_path):
-    plain, filtered = record(tmp_path), record(tmp_path, **GROKFAST)
+    plain, filtered = run(tmp_path), run(tmp_path, **GROKFAST)
     # The tiny Llama's 21,664 weights, all bf16 under flash attention.
     assert kept(filtered, "optimizer") - kept(plain, "optimizer") == 21_664 * 2
 
 
 def test_grokfast_passes_through_three_temporaries_of_a_gradient(tmp_path):
-    ledger = record(tmp_path, **GROKFAST)
+    ledger = run(tmp_path, **GROKFAST)
     first = [each for each in ledger.allocations if each.phase == "optimizer" and each.step == 1]
     products = Counter(each.nbytes for each in first if each.op == "aten.mul.Tensor")
     # Of the embedding and of the head, 96 x 32 in bf16: average x alpha, gradient x (1 - alpha), average x lamb.
@@ -59,7 +47,7 @@ def test_grokfast_passes_through_three_temporaries_of_a_gradient(tmp_path):
 
 
 def test_grokfast_in_adapters_is_as_small_as_they_are(tmp_path):
-    plain, filtered = record(tmp_path, **LORA), record(tmp_path, **LORA, **GROKFAST)
+    plain, filtered = run(tmp_path, **LORA), run(tmp_path, **LORA, **GROKFAST)
     assert kept(filtered, "optimizer") - kept(plain, "optimizer") == 2 * (4 * 48 + 32 * 4) * 4
 
 
@@ -70,7 +58,7 @@ def restart(ledger: Ledger) -> list[Any]:
 
 
 def test_relora_merges_one_layer_at_a_time(tmp_path):
-    born = restart(record(tmp_path, **LORA, **RELORA))
+    born = restart(run(tmp_path, **LORA, **RELORA))
     # Two layers: the product of B and A, and its scaled copy, in the adapter's fp32.
     assert Counter(each.nbytes for each in born if each.op == "aten.mm.default") == Counter({MATRIX * 4: 2})
     assert Counter(each.nbytes for each in born if each.nbytes == MATRIX * 4) == Counter({MATRIX * 4: 4})
@@ -78,7 +66,7 @@ def test_relora_merges_one_layer_at_a_time(tmp_path):
 
 
 def test_relora_at_its_worst_holds_three_products(tmp_path):
-    ledger = record(tmp_path, **LORA, **RELORA)
+    ledger = run(tmp_path, **LORA, **RELORA)
     before = ledger.allocated_at(max(mark.tick for mark in ledger.marks))
     second = [each for each in restart(ledger) if each.op == "aten.mm.default"][1]
     # The first layer's scaled product is still bound when the second layer's is made and scaled.
@@ -86,29 +74,29 @@ def test_relora_at_its_worst_holds_three_products(tmp_path):
 
 
 def test_relora_sorts_states_to_prune_them(tmp_path):
-    by_size = [each for each in restart(record(tmp_path, **LORA, **RELORA)) if each.op == "aten.sort.default"]
+    by_size = [each for each in restart(run(tmp_path, **LORA, **RELORA)) if each.op == "aten.sort.default"]
     # Per layer A of 4 x 48 and B of 32 x 4, two fp32 states each: values in fp32, positions in int64.
     expected = Counter({4 * 48 * 4: 4, 4 * 48 * 8: 4, 32 * 4 * 4: 4, 32 * 4 * 8: 4})
     assert Counter(each.nbytes for each in by_size) == expected
-    at_random = restart(record(tmp_path, **LORA, **RELORA, relora_prune_method="reset"))
+    at_random = restart(run(tmp_path, **LORA, **RELORA, relora_prune_method="reset"))
     assert not [each for each in at_random if each.op == "aten.sort.default"]
     assert len([each for each in at_random if each.op == "aten.rand.default"]) == 8
 
 
 def test_relora_in_8_bit_goes_back_to_the_checkpoint(tmp_path):
-    born = restart(record(tmp_path, **LORA, **RELORA, load_in_8bit=True))
+    born = restart(run(tmp_path, **LORA, **RELORA, load_in_8bit=True))
     found = Counter(each.nbytes for each in born if each.op != "aten.sort.default" and each.nbytes >= MATRIX)
     # Per layer: in fp32 the product, its scaled copy and the sum; 16 bits of the checkpoint, of the copy that is saved
     # and of the one that comes back; the packed weight.
     assert found == Counter({MATRIX * 4: 6, MATRIX * 2: 6, MATRIX: 2})
-    on_host = restart(record(tmp_path, **LORA, **RELORA, load_in_8bit=True, relora_cpu_offload=True))
+    on_host = restart(run(tmp_path, **LORA, **RELORA, load_in_8bit=True, relora_cpu_offload=True))
     found = Counter(each.nbytes for each in on_host if each.op != "aten.sort.default" and each.nbytes >= MATRIX)
     assert found == Counter({MATRIX * 2: 2, MATRIX: 2})
 
 
 def test_relora_in_4_bit_leaves_fp32_weights_and_says_so(tmp_path):
     keys = {**LORA, **RELORA, "adapter": "qlora", "load_in_4bit": True}
-    ledger = record(tmp_path, **keys)
+    ledger = run(tmp_path, **keys)
     left = [each for each in restart(ledger) if each.died == NEVER]
     assert [(each.nbytes, each.role) for each in left] == [(MATRIX * 4, "weight")] * 2
     assert any("first restart" in note.text for note in read(tmp_path, **keys).notes)

@@ -7,27 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import write_tiny_model
+from whole_runs import make_config, make_recipe, record
 
 import axmem_trace
-from axmem_trace.models import build_model
-from axmem_trace.recipe import read_recipe
-from axmem_trace.training.loading import LoadRecorder
-from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.record import make_recorder, record_run
-
-
-def make_config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
-    return {"base_model": str(write_tiny_model("llama", tmp_path)), "micro_batch_size": 1, "learning_rate": 1e-4,
-            "sequence_len": 16, "datasets": [{"path": "x", "type": "alpaca"}], **keys}  # fmt: skip
 
 
 def when_emptied(tmp_path: Path, **keys: Any) -> list[str]:
     """The phase and step that begins with, or goes on at, each emptying."""
-    recipe = read_recipe(make_config(tmp_path, **keys), hub="never")
-    recorder = make_recorder(recipe)
-    built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
-    ledger = record_run(recipe, built, build_optimizer(recipe, built.module), recorder=recorder).ledger
+    ledger, _ = record(make_recipe(tmp_path, sequence_len=16, **keys))
     marks = sorted(ledger.marks, key=lambda mark: mark.tick)
     starts = [mark.tick for mark in marks]
     found = []
@@ -59,7 +46,9 @@ def test_when(keys: dict[str, Any], expected: list[str], tmp_path: Path) -> None
 def test_what_loading_cached_is_given_back(tmp_path: Path) -> None:
     """The tiny model's loading never leaves a page that is wholly free, but its first step may not take more for it."""
     plain, collected = (
-        axmem_trace.estimate(make_config(tmp_path, **keys), hub="never", assumptions=["allocator=default"])
+        axmem_trace.estimate(
+            make_config(tmp_path, sequence_len=16, **keys), hub="never", assumptions=["allocator=default"]
+        )
         for keys in ({}, {"gc_collect_steps": 1})
     )
     assert collected.peak.allocated_bytes == plain.peak.allocated_bytes
