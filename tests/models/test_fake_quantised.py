@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from one_layer import run_layer
 from tiny_models import write_tiny_model
 from torch import nn
 
@@ -20,8 +21,6 @@ from axmem_trace.models.fake_quantised import (
 )
 from axmem_trace.recipe import read_recipe
 from axmem_trace.recipe.types import BaseModel, FakeQuantisation, Model, Recipe
-from axmem_trace.tracing.kernels import import_rules
-from axmem_trace.tracing.recorder import Recorder
 
 TOKENS, IN, OUT = 64, 512, 1024
 W, X, Y = IN * OUT, TOKENS * IN, TOKENS * OUT
@@ -31,20 +30,11 @@ ROWS = 6 * 4 * OUT
 
 def kept(**asked: Any) -> int:
     """Bytes that one layer's graph keeps beside its input, its weight and its output."""
-    import_rules()
     layer = nn.Sequential(nn.Linear(IN, OUT, bias=False, device="meta", dtype=torch.bfloat16))
     recipe = Recipe(name="x", model=Model(base=BaseModel(name="x", config={}, source="")),
                     fake_quantisation=FakeQuantisation(**asked))  # fmt: skip
     prepare_fake_quantisation(layer, recipe, [])
-    inputs = torch.empty(1, TOKENS, IN, device="meta", dtype=torch.bfloat16, requires_grad=True)
-    recorder = Recorder()
-    with recorder:
-        output = layer(inputs)
-        end = recorder.now
-    ledger = recorder.make_ledger()
-    workspace = sum(each.nbytes for each in ledger.allocations if each.op == "cuBLAS")
-    assert output.shape == (1, TOKENS, OUT)
-    return ledger.allocated_at(end) - workspace - 2 * Y
+    return run_layer(layer, TOKENS, IN, OUT).kept - 2 * Y
 
 
 def test_float8_weights_and_inputs():

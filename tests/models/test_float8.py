@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from one_layer import LayerRun, run_layer
 from tiny_models import write_tiny_model
 from torch import nn
 
 import axmem_trace
 from axmem_trace.errors import ConfigError
-from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.float8 import Float8Linear
 from axmem_trace.recipe import read_recipe
-from axmem_trace.tracing.kernels import import_rules
-from axmem_trace.tracing.recorder import Recorder
 
 TOKENS, IN, OUT = 256, 512, 1536
 X, W, Y = TOKENS * IN, IN * OUT, TOKENS * OUT
@@ -25,31 +23,20 @@ SMALL = 8 * 512
 """Scales, of a few bytes each."""
 
 
-def run(recipe: str, *, backward: bool) -> tuple[Ledger, int, int]:
-    """One float8 layer over bf16 weights. The ledger, cuBLAS's workspaces and the ticks that forward took."""
-    import_rules()
+def run(recipe: str, *, backward: bool) -> LayerRun:
+    """One float8 layer over bf16 weights."""
     layer = nn.Linear(IN, OUT, bias=False, device="meta", dtype=torch.bfloat16)
     layer.__class__ = Float8Linear
     layer.float8_recipe = recipe
-    inputs = torch.empty(1, TOKENS, IN, device="meta", dtype=torch.bfloat16, requires_grad=True)
-    recorder = Recorder()
-    with recorder:
-        output = layer(inputs)
-        forward = recorder.now
-        if backward:
-            recorder.mark("backward", 1)
-            output.backward(torch.empty_like(output))
-    ledger = recorder.make_ledger()
-    return ledger, sum(each.nbytes for each in ledger.allocations if each.op == "cuBLAS"), forward
+    return run_layer(layer, TOKENS, IN, OUT, backward=backward)
 
 
 def test_forward_keeps_nothing_but_its_output():
-    ledger, workspace, forward = run("tensorwise", backward=False)
-    assert ledger.allocated_at(forward) == 2 * Y + workspace, "the input and the weight were there before"
+    assert run("tensorwise", backward=False).kept == 2 * Y, "the input and the weight were there before"
 
 
 def test_forward_at_its_worst_casts_the_weight():
-    ledger, _, _ = run("tensorwise", backward=False)
+    ledger = run("tensorwise", backward=False).ledger
     # The input's bits; the weight in fp32 times its scale, that clamped, and its bits.
     expected = X + 2 * 4 * W + W
     bits = next(each for each in ledger.allocations if each.op == "aten._to_copy.default" and each.nbytes == W)
@@ -57,7 +44,8 @@ def test_forward_at_its_worst_casts_the_weight():
 
 
 def test_backward_by_hand():
-    ledger, workspace, _ = run("tensorwise", backward=True)
+    found = run("tensorwise", backward=True)
+    ledger, workspace = found.ledger, found.workspace
     # At the weight's gradient: bf16 gradients of output, input and weight and the output itself (it is held here); bits
     # of the output's gradient, twice, of the weight and of the input; copies with the rows turned, of which the first
     # product's is gone: of the output's gradient and of the input.
@@ -70,7 +58,7 @@ def test_backward_by_hand():
 
 
 def test_row_scales_are_multiplied_in_afterwards_from_a_full_matrix():
-    ledger, _, _ = run("rowwise", backward=True)
+    ledger = run("rowwise", backward=True).ledger
     full = [
         each.nbytes for each in ledger.allocations if each.op == "aten.mul.Tensor" and each.nbytes in (4 * X, 4 * W)
     ]
@@ -81,7 +69,7 @@ def test_row_scales_are_multiplied_in_afterwards_from_a_full_matrix():
 def test_the_weights_gradient_may_stay_in_high_precision():
     products = {}
     for recipe in ("rowwise", "rowwise_with_gw_hp"):
-        ledger, _, _ = run(recipe, backward=True)
+        ledger = run(recipe, backward=True).ledger
         products[recipe] = [each.op for each in ledger.allocations if each.op.endswith("mm.default")]
     assert products["rowwise"].count("aten._scaled_mm.default") == 3
     assert products["rowwise_with_gw_hp"].count("aten._scaled_mm.default") == 2

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from one_layer import run_layer
 from tiny_models import write_tiny_model
 from torch import nn
 
@@ -13,29 +14,19 @@ import axmem_trace
 from axmem_trace.models import build_model
 from axmem_trace.models.onebit import BitNetLinear
 from axmem_trace.recipe import read_recipe
-from axmem_trace.tracing.kernels import import_rules
-from axmem_trace.tracing.recorder import Recorder
 
 TOKENS, IN, OUT = 64, 512, 1024
 X, W, Y = 2 * TOKENS * IN, 2 * IN * OUT, 2 * TOKENS * OUT
 
 
 def test_a_layer_keeps_its_quantised_weight_and_input():
-    import_rules()
     layer = nn.Linear(IN, OUT, bias=False, device="meta", dtype=torch.bfloat16)
     layer.__class__ = BitNetLinear
-    inputs = torch.empty(1, TOKENS, IN, device="meta", dtype=torch.bfloat16, requires_grad=True)
-    recorder = Recorder()
-    with recorder:
-        output = layer(inputs)
-        end = recorder.now
-    ledger = recorder.make_ledger()
-    workspace = sum(each.nbytes for each in ledger.allocations if each.op == "cuBLAS")
-    assert output.shape == (1, TOKENS, OUT)
-    assert ledger.allocated_at(end) - workspace == X + W + Y
+    run = run_layer(layer, TOKENS, IN, OUT)
+    assert run.kept == X + W + Y
     # At the most, while the weight's sum is made: the input's sum, the quantised weight less the weight, and the sum.
-    sums = [each for each in ledger.allocations if each.op == "aten.add.Tensor" and each.nbytes == W]
-    assert ledger.allocated_at(sums[0].born) == X + 2 * W
+    sums = [each for each in run.ledger.allocations if each.op == "aten.add.Tensor" and each.nbytes == W]
+    assert run.ledger.allocated_at(sums[0].born) == X + 2 * W
 
 
 def make_config(tmp_path: Path, **keys: Any) -> dict[str, Any]:

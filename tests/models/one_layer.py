@@ -1,0 +1,42 @@
+"""One layer over bf16 inputs on meta, under a recorder with all rules: what it leaves alive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from axmem_trace.ledger import Ledger
+from axmem_trace.tracing.kernels import import_rules
+from axmem_trace.tracing.recorder import Recorder
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRun:
+    """The record, cuBLAS's workspaces in it, and the tick at which forward had ended."""
+
+    ledger: Ledger
+    workspace: int
+    forward: int
+
+    @property
+    def kept(self) -> int:
+        """Bytes alive after forward, the output included and the workspaces not."""
+        return self.ledger.allocated_at(self.forward) - self.workspace
+
+
+def run_layer(layer: nn.Module, tokens: int, width: int, out_width: int, *, backward: bool = False) -> LayerRun:
+    """Forward of inputs [1, tokens, width] that require gradients, to [1, tokens, out_width]; then backward."""
+    import_rules()
+    inputs = torch.empty(1, tokens, width, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    recorder = Recorder()
+    with recorder:
+        output = layer(inputs)
+        forward = recorder.now
+        if backward:
+            recorder.mark("backward", 1)
+            output.backward(torch.empty_like(output))
+    assert output.shape == (1, tokens, out_width)
+    ledger = recorder.make_ledger()
+    return LayerRun(ledger, sum(each.nbytes for each in ledger.allocations if each.op == "cuBLAS"), forward)
