@@ -8,13 +8,13 @@ Source: axolotl 0.19 `loaders/model.py` `_set_device_map_config` (an empty model
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
 from axmem_trace.errors import ConfigError
+from axmem_trace.models.quiet import errors_alone
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.units import format_bytes
@@ -74,11 +74,9 @@ def _blocks_on_host(recipe: Recipe, make_canvas: Callable[[], nn.Module]) -> tup
     from accelerate import infer_auto_device_map
 
     dtype = getattr(torch, recipe.precision.load_dtype)
-    logger = logging.getLogger("accelerate.utils.modeling")  # it warns that this machine has no such GPU
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        found = infer_auto_device_map(make_canvas(), max_memory=dict(recipe.placement.max_memory), dtype=dtype)
+        with errors_alone("accelerate.utils.modeling"):  # it warns that this machine has no such GPU
+            found = infer_auto_device_map(make_canvas(), max_memory=dict(recipe.placement.max_memory), dtype=dtype)
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             problem="accelerate can't read these limits",
@@ -88,8 +86,6 @@ def _blocks_on_host(recipe: Recipe, make_canvas: Callable[[], nn.Module]) -> tup
             details=(str(error),),
             remedy="write each limit as a number with a unit",
         ) from error
-    finally:
-        logger.setLevel(level)
     return tuple(name for name, device in found.items() if device in ("cpu", "disk"))
 
 

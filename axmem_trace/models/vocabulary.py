@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
+from axmem_trace.models.quiet import errors_alone
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 
@@ -40,20 +39,8 @@ def resize_vocabulary(model: Any, recipe: Recipe, notes: list[Note]) -> None:
     if wanted > rows or (wanted < rows and options.shrink_embeddings):
         device = model.get_input_embeddings().weight.device
         drawn = _drawn_on_meta(model) if device.type == "meta" else nullcontext()
-        with torch.device(device), drawn, _without_advice():
+        with torch.device(device), drawn, errors_alone("transformers.modeling_utils"):  # it tells how it draws new rows
             model.resize_token_embeddings(wanted, mean_resizing=options.mean_resizing)
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """transformers says how it draws new rows, which the report's reader has asked for."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _drawn_on_meta(model: Any) -> AbstractContextManager[Any]:
