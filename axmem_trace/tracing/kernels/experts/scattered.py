@@ -6,7 +6,7 @@ Triton kernels take no memory beside their outputs.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,6 +22,28 @@ class Routed(NamedTuple):
 def scatter(x: torch.Tensor, weight: torch.Tensor, routed: Routed) -> torch.Tensor:
     """`scatter2scatter` without `out`: a row [out] of weight [experts, in, out] for each routed row."""
     return torch.empty((routed.experts.size(0), weight.size(-1)), device=x.device, dtype=x.dtype)
+
+
+def in_dtype_of(x: torch.Tensor, tensor: torch.Tensor | None) -> Any:
+    """The tensor, or a copy of it where its dtype is another."""
+    return tensor if tensor is None or tensor.dtype == x.dtype else tensor.to(x.dtype)
+
+
+def summed_by_token(output: torch.Tensor, gates: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """With gates [tokens, top_k] the rows weighed and summed, and all rows before the sum; else the output as it is."""
+    if gates is None:
+        return output, None
+    expanded = output.view(gates.size(0), gates.size(1), output.size(-1))
+    return (gates.unsqueeze(1) @ expanded).squeeze(1), expanded
+
+
+def unsummed(grad: torch.Tensor, expanded: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Backward of `summed_by_token`: gradients of the rows by expert, and of the gates."""
+    if expanded is None:
+        return grad, None
+    grad = in_dtype_of(expanded, grad)
+    d_gates = (expanded @ grad.unsqueeze(-1)).squeeze(-1)
+    return expanded.flatten(0, 1), d_gates  # `group` writes the sorted rows over what forward kept
 
 
 def gather_rows(x: torch.Tensor, routed: Routed) -> torch.Tensor:

@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 import torch
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.tracing.kernels.experts.scattered import Routed, gather_rows, scatter
+from axmem_trace.tracing.kernels.experts.scattered import (
+    Routed,
+    gather_rows,
+    in_dtype_of,
+    scatter,
+    summed_by_token,
+    unsummed,
+)
 from axmem_trace.tracing.kernels.experts.scattermoe_bnb import dequantise_active, select_active
 from axmem_trace.tracing.kernels.experts.scattermoe_lora import Adapter, ScatterMoELoRA
 
@@ -47,25 +54,17 @@ class ParallelLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, k: int, routed: Routed, bias: torch.Tensor | None,
                 gates: torch.Tensor | None, grouped_in: bool) -> torch.Tensor:  # fmt: skip
-        weight = weight if weight.dtype == x.dtype else weight.to(x.dtype)
-        bias = bias if bias is None or bias.dtype == x.dtype else bias.to(x.dtype)
-        output, expanded = scatter(x, weight, routed), None
-        if gates is not None:
-            expanded = output.view(gates.size(0), gates.size(1), output.size(-1))
-            output = (gates.unsqueeze(1) @ expanded).squeeze(1)
+        weight, bias = in_dtype_of(x, weight), in_dtype_of(x, bias)
+        output, expanded = summed_by_token(scatter(x, weight, routed), gates)
         ctx.save_for_backward(x, weight, bias, *routed, gates, expanded)
         ctx.k, ctx.grouped_in = k, grouped_in
         return output
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
-        x, weight, bias, experts, places, offsets, gates, expanded = ctx.saved_tensors
+        x, weight, bias, experts, places, offsets, _, expanded = ctx.saved_tensors
         routed, (grad,) = Routed(experts, places, offsets), grad_outputs
-        d_gates = None
-        if gates is not None:
-            grad = grad if grad.dtype == expanded.dtype else grad.to(expanded.dtype)
-            d_gates = (expanded @ grad.unsqueeze(-1)).squeeze(-1)
-            grad = expanded.flatten(0, 1)  # `group` writes the sorted rows over what forward kept
+        grad, d_gates = unsummed(grad, expanded)
         grouped_x = x if ctx.grouped_in else gather_rows(x, routed)
         transposed = torch.zeros((weight.size(0), grad.size(-1), x.size(-1)), device=grad.device, dtype=grad.dtype)
         d_weight = transposed.permute(0, 2, 1)

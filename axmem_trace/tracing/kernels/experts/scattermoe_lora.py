@@ -13,7 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from axmem_trace.tracing.kernels.experts.scattered import Routed, gather_rows, scatter
+from axmem_trace.tracing.kernels.experts.scattered import (
+    Routed,
+    gather_rows,
+    in_dtype_of,
+    scatter,
+    summed_by_token,
+    unsummed,
+)
 
 SPLIT_FROM_WEIGHTS = 20_000_000
 SPLIT_UP_TO_EXPERTS = 32
@@ -42,12 +49,8 @@ class ScatterMoELoRA(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, k: int, routed: Routed, lora_a: torch.Tensor,
                 lora_b: torch.Tensor, scaling: float, bias: torch.Tensor | None, gates: torch.Tensor | None,
                 grouped_in: bool, remake: Callable[[], torch.Tensor] | None) -> torch.Tensor:  # fmt: skip
-        weight = weight if weight.dtype == x.dtype else weight.to(x.dtype)
-        bias = bias if bias is None or bias.dtype == x.dtype else bias.to(x.dtype)
-        output, expanded = _forward_product(x, weight, routed, lora_a, lora_b), None
-        if gates is not None:
-            expanded = output.view(gates.size(0), gates.size(1), output.size(-1))
-            output = (gates.unsqueeze(1) @ expanded).squeeze(1)
+        weight, bias = in_dtype_of(x, weight), in_dtype_of(x, bias)
+        output, expanded = summed_by_token(_forward_product(x, weight, routed, lora_a, lora_b), gates)
         ctx.save_for_backward(x, lora_a, lora_b, *routed, gates, expanded)
         ctx.weight, ctx.bias, ctx.remake = weight if remake is None else None, bias, remake
         ctx.k, ctx.grouped_in, ctx.scaling = k, grouped_in, scaling
@@ -55,14 +58,10 @@ class ScatterMoELoRA(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
-        x, lora_a, lora_b, experts, places, offsets, gates, expanded = ctx.saved_tensors
+        x, lora_a, lora_b, experts, places, offsets, _, expanded = ctx.saved_tensors
         weight = ctx.weight if ctx.weight is not None else ctx.remake()
         routed, num_experts, (grad,) = Routed(experts, places, offsets), weight.size(0), grad_outputs
-        d_gates = None
-        if gates is not None:
-            grad = grad if grad.dtype == expanded.dtype else grad.to(expanded.dtype)
-            d_gates = (expanded @ grad.unsqueeze(-1)).squeeze(-1)
-            grad = expanded.flatten(0, 1)  # `group` writes the sorted rows over what forward kept
+        grad, d_gates = unsummed(grad, expanded)
         grouped_x = x if ctx.grouped_in else gather_rows(x, routed)
         rank = lora_a.size(0) // num_experts
         b_by_expert = lora_b.reshape(lora_b.size(0), num_experts, rank).permute(1, 0, 2).contiguous()
