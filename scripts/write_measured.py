@@ -23,9 +23,9 @@ SCRIPTS = ROOT / "scripts"
 if str(SCRIPTS) not in sys.path:
     sys.path.insert(0, str(SCRIPTS))
 
+import marked_blocks  # noqa: E402
 from published_figures import GIB, Row, differences, fit_lines, summarise  # noqa: E402
 
-BLOCK = re.compile(r"(<!-- begin: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 EXPLAINED_FROM = 0.05
 CARD_BYTES = 80 * GIB
 QUANTITIES = {
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("comparison", type=Path)
     blocks: dict[str, Any] = dict(make_blocks(read_rows(parser.parse_args(arguments).comparison)))
     text = README.read_text(encoding="utf-8")
-    README.write_text(BLOCK.sub(lambda found: found[1] + blocks[found["name"]] + found[3], text), encoding="utf-8")
+    README.write_text(marked_blocks.fill(text, lambda name, body: blocks[name]), encoding="utf-8")
     return 0
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -16,8 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts"
+if str(SCRIPTS) not in sys.path:
+    sys.path.insert(0, str(SCRIPTS))
+
+import marked_blocks  # noqa: E402
+
 README = ROOT / "README.md"
-BLOCK = re.compile(r"(<!-- begin: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 WIDTH = 96
 """Columns of the report that is shown."""
 ENVIRONMENT = {**os.environ, "COLUMNS": str(WIDTH), "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
@@ -80,10 +84,7 @@ def write_assumptions() -> str:
 
 def write_measured() -> str:
     """The summary of `tests/measured/README.md`."""
-    text = (ROOT / "tests/measured/README.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- begin: summary -->\n(.*?)<!-- end -->", text, re.DOTALL)
-    assert found is not None, "tests/measured/README.md has no summary"
-    return found[1]
+    return marked_blocks.read((ROOT / "tests/measured/README.md").read_text(encoding="utf-8"), "summary")
 
 
 WRITERS: dict[str, Callable[[], str]] = {
@@ -94,14 +95,12 @@ WRITERS: dict[str, Callable[[], str]] = {
 def rewrite(text: str, only: str = "") -> str:
     """The text with every generated part made anew; `only` one of them, by name."""
 
-    def fill(found: re.Match[str]) -> str:
-        name = found["name"]
+    def write(name: str, body: str) -> str:
         if only and name != only:
-            return found[0]
-        body = WRITERS[name]() if name in WRITERS else run_command(name)
-        return f"{found[1]}\n{body}\n{found[3]}"
+            return body
+        return f"\n{WRITERS[name]() if name in WRITERS else run_command(name)}\n"
 
-    return BLOCK.sub(fill, text)
+    return marked_blocks.fill(text, write)
 
 
 def main() -> int:

@@ -27,7 +27,7 @@ COMMANDS = re.findall(r"^\$ (python .+)$", TEXT, re.MULTILINE)
 
 
 def blocks() -> list[str]:
-    return [found["name"] for found in SCRIPT.BLOCK.finditer(TEXT)]
+    return [found["name"] for found in SCRIPT.marked_blocks.BLOCK.finditer(TEXT)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
