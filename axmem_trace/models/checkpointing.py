@@ -30,11 +30,16 @@ def enable_checkpointing(model: Any, recipe: Recipe, notes: list[Note]) -> None:
             kwargs["context_fn"] = make_context_function(model, checkpointing)
         note_selective(checkpointing, recipe.attention.kernel, notes)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+        switch_on(model, kwargs)
     except ValueError as error:
         raise _cannot_checkpoint(model, str(error)) from error
+
+
+def switch_on(model: Any, kwargs: dict[str, Any]) -> None:
+    """`gradient_checkpointing_enable`, without its advice."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
 
 
 def refuse_unsupported_checkpointing(model: Any, recipe: Recipe) -> None:

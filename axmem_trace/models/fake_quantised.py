@@ -88,7 +88,7 @@ def _of_weight(asked: FakeQuantisation) -> _Quantise:
         return _float8_by_row
     if asked.activation == "int8":
         return lambda weight: _int4_for_bf16_inputs(weight, asked.group_size)
-    return lambda weight: _int4_for_float8_inputs(weight, asked.group_size)
+    return _of_weight_alone(asked)
 
 
 def _of_weight_alone(asked: FakeQuantisation) -> _Quantise:

@@ -23,8 +23,8 @@ def derive_batch(draft: Draft, model: Model) -> Batch:
     """
     micro, accumulation = _batch_sizes(draft)
     length = _positive(draft, "sequence_len")
-    pairs = bool(draft.get("reward_model"))
-    if pairs:
+    packed = False
+    if draft.get("reward_model"):
         rows, row_tokens = 2 * micro, _padded_length(draft, length)
         mask, padded, samples = True, True, 1
         text = "`reward_model`: the chosen and the rejected text of each pair (trl `DataCollatorForPreference`)"
@@ -32,12 +32,13 @@ def derive_batch(draft: Draft, model: Model) -> Batch:
     elif draft.get("sample_packing"):
         rows, row_tokens = _packed_shape(draft, micro, length)
         mask = not decontaminates_packing(draft)
-        padded = mask
+        padded, packed = mask, True
         samples = max(2, micro // rows)
     else:
         rows, row_tokens = micro, _padded_length(draft, length)
         mask, padded, samples = True, micro > 1 or row_tokens > length or bool(draft.get("pad_to_sequence_len")), 1
-        if _flattens(draft, micro):
+        packed = _flattens(draft, micro)
+        if packed:
             rows, row_tokens, mask, padded, samples = 1, micro * length, False, False, micro
             draft.reason("batch.rows", 1, "`batch_flattening` joins the batch into one row", key="batch_flattening")
         else:
@@ -50,7 +51,7 @@ def derive_batch(draft: Draft, model: Model) -> Batch:
     return Batch(
         rows=rows,
         row_tokens=row_tokens,
-        packed=not pairs and (bool(draft.get("sample_packing")) or _flattens(draft, micro)),
+        packed=packed,
         samples_per_row=samples,
         attention_mask=mask,
         padded=padded,

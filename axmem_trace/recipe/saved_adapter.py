@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from axmem_trace.catalogue.config_file import ADAPTER_FILE
 from axmem_trace.recipe.draft import Draft
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_JSON_BYTES = 1 << 20
 MAX_HEADER_BYTES = 100 << 20
 """What the safetensors format allows for the header."""
@@ -45,13 +46,13 @@ def read_saved_adapter(draft: Draft) -> SavedAdapter:
     if not name:
         return SavedAdapter()
     for place in _places(draft, str(name)):
-        file = place / CONFIG_FILE
+        file = place / ADAPTER_FILE
         if file.is_file():
             config = _read_config(draft, file)
             draft.reason("adapter.rank", config.get("r"), f"{file} governs the adapter", key="lora_model_dir")
             return SavedAdapter(config, _tensor_bytes(place / WEIGHTS_FILE))
     text = (
-        f"`lora_model_dir: {name}` is not here: its {CONFIG_FILE} governs rank and targets; the figures use this "
+        f"`lora_model_dir: {name}` is not here: its {ADAPTER_FILE} governs rank and targets; the figures use this "
         "file's lora_* keys"
     )
     draft.note("assumed", "lora_model_dir", text)

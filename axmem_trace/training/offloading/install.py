@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -11,6 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from axmem_trace.models.checkpointing import switch_on
 from axmem_trace.models.selective import make_policy
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
@@ -79,10 +79,7 @@ def _install_selective(model: Any, recipe: Recipe, recorder: Recorder) -> None:
     """Checkpointing is switched on once more, with a `context_fn` that knows the recorder."""
     checkpointing = recipe.checkpointing
     offload = SelectiveOffload(recorder, make_policy(model, checkpointing))
-    kwargs = {**checkpointing.kwargs, "use_reentrant": False, "context_fn": offload.make_contexts}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    switch_on(model, {**checkpointing.kwargs, "use_reentrant": False, "context_fn": offload.make_contexts})
 
 
 def _install_inputs(stack: ExitStack, recipe: Recipe, recorder: Recorder) -> StepContext:
