@@ -145,9 +145,10 @@ def compare_with_cpu(*configs: dict[str, Any]) -> None:
 
 
 def _first(only: Counter[Any], allocations: Any) -> str:
+    from oracle import all_but_time
+
     for each in allocations:
-        key = (each.nbytes, each.phase, each.module, each.op, each.role, each.recomputed, each.kept, each.output)
-        if key in only:
+        if all_but_time(each) in only:
             return f"{each.nbytes} bytes of {each.op} in {each.phase} of {each.module}"
     return ""
 

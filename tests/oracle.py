@@ -68,6 +68,11 @@ def autocast_off_on_meta() -> Iterator[None]:
         yield
 
 
+def all_but_time(each: Allocation) -> tuple[Any, ...]:
+    """What two records of one allocation share."""
+    return each.nbytes, each.phase, each.module, each.op, each.role, each.recomputed, each.kept, each.output
+
+
 def describe(ledger: Ledger, leave_out: Callable[[Allocation], bool] = lambda each: False) -> Counter[Any]:
     """All allocations of loading, forward and backward as a multiset of everything but time.
 
@@ -75,7 +80,7 @@ def describe(ledger: Ledger, leave_out: Callable[[Allocation], bool] = lambda ea
     told from what stands for the GPU.
     """
     return Counter(
-        (each.nbytes, each.phase, each.module, each.op, each.role, each.recomputed, each.kept, each.output)
+        all_but_time(each)
         for each in ledger.allocations
         if each.step <= 1 and each.phase != "optimizer" and not leave_out(each)
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from axmem_trace.models.model_config import text_part
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.fused.causal_lm import replace_causal_lm_loss
 from axmem_trace.tracing.kernels.fused.forward_patches import Site
@@ -118,7 +119,7 @@ def install_cut_cross_entropy(site: Site) -> None:
 
 def _logit_scale(config: Any) -> Any:
     """Cohere and Granite scale their logits; with no logits to scale, the hidden states are."""
-    text = config.get_text_config()
+    text = text_part(config)
     factor = getattr(text, "logit_scale", None) or getattr(text, "logits_scaling", None)
     if not isinstance(factor, int | float) or factor == 1:
         return None

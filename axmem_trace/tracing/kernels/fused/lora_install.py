@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from axmem_trace.models.model_config import text_part
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.fused.forward_patches import Site, class_prefix
 from axmem_trace.tracing.kernels.fused.lora_embedding import run_embedding
@@ -185,7 +186,7 @@ def _install_mlp(site: Site, layer: nn.Module, wanted: frozenset[str]) -> None:
 
 
 def _activation(config: Any) -> str:
-    text = config.get_text_config()
+    text = text_part(config)
     for name in ("hidden_act", "hidden_activation", "mlp_hidden_act"):
         if hasattr(text, name):
             found = str(getattr(text, name))
