@@ -100,6 +100,12 @@ OWN_MODEL_CODE = {
 # -- fms-acceleration: HF Trainer and TRL's packing, A100 --------------------------------------------------------------
 
 
+FMS_FRAMEWORKS = (
+    "none", "foak-fast-kernels", "foak-fast-kernels-liger", "baseline-peft-bnb",
+    *(f"accelerated-peft-{kind}{kernels}" for kind in ("bnb", "autogptq") for kernels in ("", "-foak", "-foak-liger")),
+)  # fmt: skip
+
+
 def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
     """`scripts/benchmarks/benchmark.py`: rows of exactly `sequence_len` tokens without a mask, fixed-length
     FlashAttention-2, reentrant checkpointing, `adamw_torch` with foreach, PyTorch's own allocator settings.
@@ -107,10 +113,13 @@ def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
     `foak` kernels (fms-acceleration-foak 0.7.4): Unsloth's RMSNorm and rotary embedding keep and allocate what Liger's
     do; its cross-entropy works in place; its LoRA kernels for quantised q, k, v and o are those that axolotl has.
     `foak-liger` has Liger's fused linear cross-entropy instead. For GPT-BigCode the cross-entropy is all there is.
+
+    `baseline-peft-bnb` leaves the preparation to TRL 0.13 (`trainer/sft_trainer.py` `SFTTrainer.__init__`): peft's, in
+    fp32, then `peft_module_casting_to_bf16` (`trainer/utils.py`), which leaves norms and adapters in fp32.
     """
     settings, framework = run["axolotl_like_config"], run["framework"].split()[-1]
-    if framework == "baseline-peft-bnb":
-        raise CannotExpress("TRL's own k-bit preparation")
+    if framework not in FMS_FRAMEWORKS:
+        raise CannotExpress(f"what {framework} of fms-acceleration does is not known here")
     old_bigcode, version = "gpt_bigcode" in settings["base_model"], run["versions"]["transformers"]
     config: dict[str, Any] = {
         "base_model": settings["base_model"], "datasets": DATASET, "bf16": not settings["fp16"],
@@ -142,6 +151,8 @@ def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
         assumptions |= {"loss_path": "liger_fused_linear", "cross_entropy": "torch"}
     if settings.get("lora_qkv_kernel"):
         assumptions["lora_kernels"] = "qkv,o"
+    if framework == "baseline-peft-bnb":
+        assumptions |= {"kbit_preparation": True, "cast_back": False, "embedding_dtype": "bfloat16"}
     line = f"{settings['base_model'].split('/')[-1]} {framework} {config.get('adapter', 'full')} {version}"
     return {"config": config, "assumptions": assumptions, "line": line}
 

@@ -71,13 +71,21 @@ def test_fused_kernels_of_fms():
     assert fused.assumptions["loss_path"] == "liger_fused_linear"
 
 
+def test_trls_own_preparation_leaves_norms_in_fp32():
+    from published_runs import read_run
+
+    assumptions = read_run(make_run(framework="x baseline-peft-bnb")).assumptions
+    assert (assumptions["kbit_preparation"], assumptions["cast_back"]) == (True, False)
+    assert assumptions["embedding_dtype"] == "bfloat16"
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
         ({"n_gpus": 2}, "2 GPUs"),
         ({"id": "litgpt-1"}, "own model code"),
         ({"id": "nobody-1"}, "no translation for runs of nobody"),
-        ({"framework": "x baseline-peft-bnb"}, "k-bit preparation"),
+        ({"framework": "x accelerated-moe-scatter"}, "accelerated-moe-scatter of fms-acceleration"),
     ],
 )
 def test_what_cannot_be_expressed_says_why(changes, match):
