@@ -28,8 +28,10 @@ for place in (SCRIPTS, SCRIPTS.parent):
     if str(place) not in sys.path:
         sys.path.insert(0, str(place))
 
+from published_case import Case  # noqa: E402
 from published_figures import GIB, Row, differences, fit_lines, group_rows, summarise  # noqa: E402
-from published_runs import Case, read_out_of_memory, read_probe, read_run  # noqa: E402
+from published_notebook import read_probe  # noqa: E402
+from published_runs import read_out_of_memory, read_run  # noqa: E402
 
 CARD_BYTES = 80 * GIB
 """What the cards of `out_of_memory.json` hold at most."""

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-GIB = 1 << 30
-DATASET = [{"path": "any", "type": "alpaca"}]
+from published_case import DATASET, GIB, CannotExpress, Case
+from published_notebook import translate_notebook_run
 
 QUANTITIES = {
     "max_allocated": "allocated",
@@ -22,30 +21,6 @@ QUANTITIES = {
     "unknown": "reserved",
 }
 """What of a report is laid beside a metric. Where nobody says what was measured, reserved is the likeliest."""
-
-
-class CannotExpress(ValueError):
-    """A run that no configuration and no assumption describes; the message says why."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One run: what to estimate, and what was measured, in bytes, by quantity (`allocated`, `end`, ...)."""
-
-    id: str
-    source: str
-    quality: str
-    metric: str
-    num_gpus: int
-    measured: Mapping[str, float]
-    config: Mapping[str, Any] = field(default_factory=dict)
-    assumptions: Mapping[str, Any] = field(default_factory=dict)
-    gpu: str = ""
-    line: str = ""
-    """Runs with the same line differ in the batch alone."""
-    rows: int = 0
-    cannot: str = ""
-    """Why it can't be expressed; empty where it can."""
 
 
 def read_run(run: Mapping[str, Any]) -> Case:
@@ -198,59 +173,6 @@ def _peft(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"config": config, "assumptions": assumptions, "line": ""}
 
 
-# -- Answer.AI's notebook: one forward and backward of a random Llama --------------------------------------------------
-
-NOTEBOOK_MODEL = {
-    "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "num_key_value_heads": 16,
-    "intermediate_size": 4096, "vocab_size": 32000, "head_dim": 128,
-}  # fmt: skip
-
-
-def notebook_case(adapter: str, checkpointing: bool, tokens: int) -> dict[str, Any]:
-    """`fsdp_qlora/nbs/00-profile_lora_qlora.ipynb`: `logits.float()` of transformers early in 2024, `logits.mean()` for
-    a loss, no autocast, adapters in the base's bf16 (peft before 0.12), the logits' name bound until the end;
-    bitsandbytes before 0.43.2, without double quantisation (0.876e9 bytes after load say so)."""
-    config: dict[str, Any] = {
-        "base_model": "NousResearch/Llama-2-7b-hf", "overrides_of_model_config": NOTEBOOK_MODEL, "datasets": DATASET,
-        "bf16": True, "micro_batch_size": 1, "gradient_accumulation_steps": 1, "val_set_size": 0,
-        "sequence_len": tokens, "pad_to_sequence_len": True, "gradient_checkpointing": checkpointing,
-        "sdp_attention": True, "optimizer": "adamw_torch",
-    }  # fmt: skip
-    if checkpointing:
-        config["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
-    if adapter:
-        config |= {"adapter": adapter, "lora_r": 8, "lora_alpha": 32, "lora_dropout": 0.1,
-                   "lora_target_modules": ["q_proj", "v_proj"], "load_in_4bit": adapter == "qlora"}  # fmt: skip
-    if adapter == "qlora":
-        config["bnb_config_kwargs"] = {"bnb_4bit_use_double_quant": False}
-    assumptions = {
-        "autocast": False, "output_dtype": "float32", "loss_path": "none", "upcast_before": False,
-        "kbit_preparation": False, "adapter_dtype": "base", "attention_mask": False, "allocator": "default",
-        "lora_kernels": False, "holds_outputs": True, "use_cache": not checkpointing, "bnb_keeps_inputs": adapter == "qlora",
-        "loading": "before_4_50",
-    }  # fmt: skip
-    return {"config": config, "assumptions": assumptions}
-
-
-def _answerai(run: Mapping[str, Any]) -> dict[str, Any]:
-    settings = run["axolotl_like_config"]
-    case = notebook_case(settings["adapter"], settings["gradient_checkpointing"], settings["sequence_len"])
-    return {**case, "measured": {"passes": run["measured_gib"] * GIB}, "line": "notebook qlora checkpointed"}
-
-
-def read_probe(point: Mapping[str, Any]) -> Case:
-    """A record of `activation_probes.json`: what was allocated after load, forward and backward (1e9 bytes)."""
-    variant = point["variant"]
-    adapter = {"full": "", "LoRA": "lora", "QLoRA": "qlora"}[re.split(r"[ ,]", variant)[0]]
-    gigabytes = point["allocated_gb_1e9"]
-    names = {"load": "model", "after_forward": "after_forward", "after_backward": "after_backward"}
-    return Case(
-        id=f"probe {variant} {point['seq']}", source="probes", quality="A", metric="allocated", num_gpus=1,
-        measured={ours: gigabytes[theirs] * 1e9 for ours, theirs in names.items()}, rows=point["seq"],
-        line=f"probe {variant}", **notebook_case(adapter, "no GC" not in variant, point["seq"]),
-    )  # fmt: skip
-
-
 # -- runs of axolotl and of ms-swift -----------------------------------------------------------------------------------
 
 
@@ -279,7 +201,13 @@ def _msswift24(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"config": config, "assumptions": assumptions, "line": f"{settings['base_model']} {config.get('adapter')}"}
 
 
-TRANSLATIONS = {"fms": _fms, "peft": _peft, "answerai": _answerai, "axolotl": _axolotl, "msswift24": _msswift24}
+TRANSLATIONS = {
+    "fms": _fms,
+    "peft": _peft,
+    "answerai": translate_notebook_run,
+    "axolotl": _axolotl,
+    "msswift24": _msswift24,
+}
 
 
 # -- runs that did not fit ---------------------------------------------------------------------------------------------
