@@ -138,6 +138,12 @@ TRAINING_RULES = (
         "AMP is not supported with BetterTransformer",
         "remove flash_optimum",
     ),
+    Rule(  # optimum 1.16.2 `utils/import_utils.py` imports transformers' `is_tf_available`
+        "flash_optimum",
+        lambda d: d.get("flash_optimum"),
+        "optimum 1.16.2, which axolotl 0.19 pins, cannot be imported beside transformers 5",
+        "remove flash_optimum: transformers' own attention is SDPA already",
+    ),
     Rule(
         "fp8_config",
         lambda d: d.has("fp8_config") and not d.get("fp8"),
