@@ -126,6 +126,8 @@ def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
         assumptions |= {"loss_path": "liger_fused_linear", "cross_entropy": "torch"}
     if settings.get("lora_qkv_kernel"):
         assumptions["lora_kernels"] = "qkv,o"
+    if "autogptq" in framework:
+        assumptions["gptq_kernel"] = "triton"
     if framework == "baseline-peft-bnb":
         assumptions |= {"kbit_preparation": True, "cast_back": False, "embedding_dtype": "bfloat16"}
     line = f"{settings['base_model'].split('/')[-1]} {framework} {config.get('adapter', 'full')} {version}"

@@ -35,8 +35,6 @@ QUANTITIES = {
 }  # fmt: skip
 
 EXPLANATIONS = (
-    (r"fms-(liger-L3[0-3]|base-L11[46])", "allocated", "AutoGPTQ's Triton kernel reads packed weights; the estimate's GPTQ "
-     "layers make a half-precision copy while they run"),
     (r"fms-liger-L1(18|19|20|21)", "allocated", "foak keeps three dropped copies of the input of q, k and v: see above"),
     (r"probe.*", "load", "24 rotary caches of 1 MiB, and the cuBLAS workspaces of cells before: see above"),
     (r"probe.* no GC .*", "after_forward", "8,192 bytes a token for each RMSNorm: see above; **why is unexplained**"),

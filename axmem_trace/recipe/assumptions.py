@@ -111,6 +111,9 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     "bnb_keeps_inputs": Assumption(
         "bool", "the graph keeps the inputs of 4-bit layers, as with bitsandbytes before 0.43.2",
         _set("quantisation.keeps_inputs"), ("quantisation.keeps_inputs",)),
+    "gptq_kernel": Assumption(
+        "'torch'|'triton'", "what multiplies with GPTQ weights (triton: AutoGPTQ's kernel, which keeps them packed)",
+        _set("quantisation.gptq_kernel"), ("quantisation.gptq_kernel",)),
     "use_reentrant": Assumption(
         "bool", "variant of checkpointing", _set("checkpointing.use_reentrant"), ("checkpointing.use_reentrant",)),
     "lora_kernels": Assumption(

@@ -111,6 +111,8 @@ class Quantisation:
     """peft's `prepare_model_for_kbit_training` runs: what is not quantised becomes fp32."""
     keeps_inputs: bool = False
     """bitsandbytes until 0.43.1: the graph keeps the input of every 4-bit layer that backward passes through."""
+    gptq_kernel: Literal["torch", "triton"] = "torch"
+    """What multiplies with GPTQ's packed weights: gptqmodel's torch code, or AutoGPTQ's Triton kernel."""
     quantise_moe_experts: bool = False
     details: Mapping[str, Any] = field(default_factory=empty_mapping)
     """`model_quantization_config_kwargs`, or the checkpoint's `quantization_config`."""

@@ -1,4 +1,4 @@
-"""One layer over bf16 inputs on meta, under a recorder with all rules: what it leaves alive."""
+"""One layer over half-precision inputs on meta, under a recorder with all rules: what it leaves alive."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ class LayerRun:
         return self.ledger.allocated_at(self.forward) - self.workspace
 
 
-def run_layer(layer: nn.Module, tokens: int, width: int, out_width: int, *, backward: bool = False) -> LayerRun:
+def run_layer(
+    layer: nn.Module, tokens: int, width: int, out_width: int, *, backward: bool = False, dtype: torch.dtype = torch.bfloat16
+) -> LayerRun:  # fmt: skip
     """Forward of inputs [1, tokens, width] that require gradients, to [1, tokens, out_width]; then backward."""
     import_rules()
-    inputs = torch.empty(1, tokens, width, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    inputs = torch.empty(1, tokens, width, device="meta", dtype=dtype, requires_grad=True)
     recorder = Recorder()
     with recorder:
         output = layer(inputs)

@@ -111,6 +111,13 @@ def _pre_quantised_bnb(recipe: Recipe, own: dict[str, Any], notes: list[Note]) -
     return TransformersQuantizer(AutoHfQuantizer.from_config(quantization_config, pre_quantized=True))
 
 
+_KERNELS_OF_PACKED = {
+    "torch": "which of its kernels trains is decided on the GPU: these figures unpack each weight as its torch kernel does "
+    "when nothing is compiled, through one-byte integers, and backward keeps the unpacked weight",
+    "triton": "AutoGPTQ's Triton kernel is assumed, which unpacks each weight once more for backward",
+}
+
+
 def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: list[Note]) -> Quantizer:
     if not _is_trainable(recipe, method, notes):
         return NoQuantizer()
@@ -125,10 +132,10 @@ def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: list[Note])
             accepted="2, 3, 4 or 8 bits",
             remedy="check `bits` in the base model's quantization_config",
         )
+    kernel = recipe.quantisation.gptq_kernel if method == "gptq" else "torch"
     text = (
-        f"{method.upper()} weights lie as gptqmodel registers them ({bits} bits in int32 words, fp16 scales); which of "
-        "its kernels trains is decided on the GPU: these figures unpack each weight as its torch kernel does when nothing "
-        "is compiled, through one-byte integers, and backward keeps the unpacked weight"
+        f"{method.upper()} weights lie as gptqmodel registers them ({bits} bits in int32 words, fp16 scales); "
+        + _KERNELS_OF_PACKED[kernel]
     )
     notes.append(Note(kind="ruled", key="base_model", text=text))
     if method == "gptq":
@@ -140,7 +147,7 @@ def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: list[Note])
     if own.get("dynamic"):
         text = "per-module overrides (`dynamic`) of the checkpoint's GPTQ configuration are not applied"
         notes.append(Note(kind="not_modelled", key="base_model", text=text))
-    packed = PackedFormat("gptq" if method == "gptq" else "awq", bits, group_size)
+    packed = PackedFormat("gptq" if method == "gptq" else "awq", bits, group_size, kernel)
     return PackedQuantizer(method, packed, list(own.get("modules_to_not_convert") or []))
 
 

@@ -21,6 +21,7 @@ class PackedFormat:
     method: Literal["gptq", "awq"]
     bits: int = 4
     group_size: int = 128
+    kernel: Literal["torch", "triton"] = "torch"
 
     def groups(self, in_features: int) -> int:
         """Rows of `scales` and `qzeros`."""
@@ -60,9 +61,13 @@ class PackedLinear(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Unpack, then multiply: autograd keeps the unpacked weight for the input's gradient.
 
-        Source: gptqmodel `nn_modules/qlinear/torch.py` `TorchQuantLinear._forward`, `dequantize_weight`.
+        Source: gptqmodel `nn_modules/qlinear/torch.py` `TorchQuantLinear._forward`, `dequantize_weight`. With
+        `kernel="triton"`: `TritonMatmul`.
         """
-        out = torch.matmul(hidden, self._unpack().to(hidden.dtype))
+        if self.packed.kernel == "triton":
+            out = TritonMatmul.apply(hidden, self.qweight, (self.in_features, self.out_features))
+        else:
+            out = torch.matmul(hidden, self._unpack().to(hidden.dtype))
         return out if self.bias is None else out + self.bias
 
     def _unpack(self) -> torch.Tensor:
@@ -78,6 +83,28 @@ class PackedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Shape and format, as `nn.Linear` shows its own."""
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.packed}"
+
+
+class TritonMatmul(torch.autograd.Function):
+    """Unpacks into one fp16 weight, keeps the packed one, and unpacks again in backward.
+
+    Source: AutoGPTQ 0.7 `nn_modules/triton_utils/dequant.py` `quant_matmul_248`, `QuantLinearFunction`, which
+    fms-acceleration-peft 0.4 carries along.
+    """
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda")
+    def forward(ctx: Any, hidden: torch.Tensor, qweight: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:  # noqa: D102
+        ctx.save_for_backward(qweight)
+        ctx.shape = shape
+        return hidden @ torch.empty(shape, dtype=torch.float16, device=qweight.device)
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:  # noqa: D102
+        (qweight,) = ctx.saved_tensors
+        weight = torch.empty(ctx.shape, dtype=torch.float16, device=qweight.device)
+        return grad_output @ weight.t(), None, None
 
 
 def replace_with_packed_linear(model: Any, packed: PackedFormat, skip_modules: list[str]) -> None:

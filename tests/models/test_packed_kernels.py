@@ -1,0 +1,59 @@
+"""What GPTQ's two kernels keep of a weight between forward and backward."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from one_layer import run_layer
+from tiny_models import TINY
+
+import axmem_trace
+from axmem_trace.errors import ConfigError
+from axmem_trace.ledger import NEVER
+from axmem_trace.models.quantisation.packed_linear import PackedFormat, PackedLinear
+
+SIZES = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 1024, "num_key_value_heads": 4}
+LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_modules": ["q_proj"]}
+
+
+def estimate(directory: Path, kernel: str, **changes):
+    own = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
+    config = {**TINY["llama"], **SIZES, "quantization_config": own}
+    (directory / "config.json").write_text(json.dumps(config))
+    keys = {
+        "base_model": str(directory), "sequence_len": 64, "micro_batch_size": 1, "fp16": True, "bf16": False,
+        "datasets": [{"path": "x", "type": "alpaca"}], "gptq": True, **LORA, **changes,
+    }  # fmt: skip
+    return axmem_trace.estimate(keys, assumptions=[f"gptq_kernel={kernel}"], hub="never")
+
+
+def test_the_torch_kernel_keeps_the_unpacked_weight_and_the_triton_kernel_the_packed_one(tmp_path: Path):
+    """A layer has q, k, v, o of 256 x 256 and gate, up, down of 256 x 512, with 2 bytes a weight unpacked:
+    (4 * 65,536 + 3 * 131,072) * 2 = 1,310,720, and the gradient passes all of them in both layers, since
+    axolotl lets the embedding's output ask for one."""
+    torch, triton = (estimate(tmp_path, kernel) for kernel in ("torch", "triton"))
+    kept = [report.phases["step_2"].phases["forward"].end_bytes for report in (torch, triton)]
+    assert kept[0] - kept[1] == 2 * 1_310_720
+    assert torch.resident.weights == triton.resident.weights
+
+
+def test_the_triton_kernel_unpacks_again_in_backward():
+    """100 tokens of 256 features to 512: the output is kept, 100 * 512 * 2 = 102,400. In backward lie, beside the
+    output's gradient (102,400): the weight, 256 * 512 * 2 = 262,144, and the input's gradient, 100 * 256 * 2 = 51,200."""
+    packed = PackedFormat("gptq", 4, 128, "triton")
+    with torch.device("meta"):
+        layer = PackedLinear(256, 512, bias=False, packed=packed)
+    run = run_layer(layer, 100, 256, 512, backward=True, dtype=torch.float16)
+    assert run.kept == 102_400
+    mine = [each for each in run.ledger.allocations if each.op != "cuBLAS" and each.phase == "backward"]
+    assert sorted(each.nbytes for each in mine) == [51_200, 102_400, 262_144]
+    weight = max(mine, key=lambda each: each.nbytes)
+    assert weight.died != NEVER
+
+
+def test_another_kernel_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="gptq_kernel"):
+        estimate(tmp_path, "marlin")
