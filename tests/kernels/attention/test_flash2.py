@@ -116,6 +116,12 @@ def test_what_the_kernel_refuses(shape, dtype, capability, message):
         probe(lambda: _flash(*heads), capability=capability, attention="flash_attention_2")
 
 
+def test_a_soft_cap_excludes_dropout():
+    heads = [make_heads(1, 64, 4, 64) for _ in range(3)]
+    with pytest.raises(ConfigError, match="no dropout together with a soft cap"):
+        probe(lambda: _flash(*heads, dropout_p=0.1, softcap=50.0), attention="flash_attention_2")
+
+
 def test_transformers_is_left_as_it_was():
     from transformers import modeling_flash_attention_utils as flash_utils
 

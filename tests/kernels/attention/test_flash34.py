@@ -80,6 +80,52 @@ def test_tiles_by_head_size_and_card():
     assert flash4_tile(80, 80, B200, **causal).head_dim_rounded == 96
 
 
+def test_a_soft_cap_changes_flash3s_tile():
+    """hopper/flash_api.cpp: `is_causal && softcap > 0.0 ? 96 : 128`, `softcap > 0.0 ? 64 : 80`."""
+    whole, causal = {"causal": False, "local": False}, {"causal": True, "local": False}
+    assert flash3_tile(64, 64, H100, **causal, softcap=True).queries == 96
+    assert flash3_tile(64, 64, H100, causal=True, local=True, softcap=True).queries == 128  # a window: not `is_causal`
+    assert flash3_tile(128, 128, H100, **whole, softcap=True).queries == 64
+    heads = [make_heads(1, 1000, 4, 64) for _ in range(3)]
+    seen = probe(lambda: _fixed(*heads, causal=True, softcap=30.0), capability=H100, attention="flash_attention_3")
+    # 1000 queries are 11 tiles of 96, 1056: two sums of 4*1056*4 = 16,896, dq_accum 4*1056*64*4 = 1,081,344,
+    # semaphores 11 * 4 * 4 = 176; dq, dk, dv 1000*4*64*2 = 512,000 each
+    assert seen.backward_peak == 2 * 16_896 + 1_081_344 + 176 + 3 * 512_000
+
+
+def test_flash4_on_consumer_blackwell_has_tiles_of_64():
+    query, key, value = make_heads(1, 1000, 8, 80), make_heads(1, 1000, 2, 80), make_heads(1, 1000, 2, 80)
+    seen = probe(lambda: _fixed(query, key, value, causal=True, release=4), capability=(12, 0),
+                 attention="flash_attention_4")  # fmt: skip
+    # 1024 rows, heads of 96: two sums of 8*1024*4 = 32,768, dq_accum 8*1024*96*4 = 3,145,728, dk_accum and dv_accum
+    # 2*1024*96*4 = 786,432 each; dq 1000*8*80*2 = 1,280,000, dk, dv 320,000 each
+    assert seen.backward_peak == 2 * 32_768 + 3_145_728 + 2 * 786_432 + 1_280_000 + 2 * 320_000
+
+
+@pytest.mark.parametrize(
+    ("release", "capability", "dims", "options", "message"),
+    [
+        (3, A100, (192, 128), {}, "FlashAttention-3 does not take heads of 192 with values of 128"),
+        (3, H100, (128, 64), {}, "FlashAttention-3 does not take heads of 128 with values of 64"),
+        (4, B200, (192, 192), {}, "FlashAttention-4 takes heads of at most 128, of 192 with values of 128, or of 256"),
+        (4, B200, (256, 256), {"softcap": 50.0}, "does not train heads of 256 with a soft cap on Blackwell"),
+        (4, (12, 0), (64, 64), {"learnable_sink": make_heads(4)}, "does not train attention sinks on this card"),
+    ],
+)
+def test_heads_that_a_release_does_not_serve(release, capability, dims, options, message):
+    query, key, value = make_heads(1, 64, 4, dims[0]), make_heads(1, 64, 4, dims[0]), make_heads(1, 64, 4, dims[1])
+    with pytest.raises(ConfigError, match=message):
+        probe(lambda: _fixed(query, key, value, release=release, **options), capability=capability,
+              attention=f"flash_attention_{release}")  # fmt: skip
+
+
+def test_latent_heads_on_hopper_as_they_are():
+    query, key, value = make_heads(1, 512, 4, 192), make_heads(1, 512, 4, 192), make_heads(1, 512, 4, 128)
+    seen = probe(lambda: _fixed(query, key, value, causal=True), capability=H100, attention="flash_attention_3")
+    # out has the values' size: 512*4*128*2 = 524,288; lse 4*512*4 = 8,192
+    assert seen.kept == [524_288, 8_192]
+
+
 def test_sinks_train():
     heads = [make_heads(1, 256, 8, 64) for _ in range(3)]
     sinks = make_heads(8)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kernel_probe import A100, make_heads, probe
+from kernel_probe import A100, H100, T4, make_heads, probe
 
 from axmem_trace.errors import ConfigError
 
@@ -60,26 +60,44 @@ def test_flex_refuses_tiny_heads():
         probe(lambda: _named("flex_attention", *heads), attention="flex_attention")
 
 
-def test_xformers_repeats_grouped_keys_for_flash3():
+@pytest.mark.parametrize("capability", [A100, H100, RTX5090])
+def test_xformers_repeats_grouped_keys_for_flash2_without_rng_state(capability):
+    """xformers 0.0.35 brings no FlashAttention-3."""
     heads = _grouped()
-    seen = probe(lambda: _named("xformers", *heads), capability=A100, attention="xformers")
+    seen = probe(lambda: _named("xformers", *heads), capability=capability, attention="xformers")
     # key and value repeated to 32 heads are kept with out and the logsumexp
-    assert seen.kept == [OUT, OUT, OUT, ROWS]
-
-
-def test_xformers_on_newer_cards_runs_flash2_without_rng_state():
-    heads = _grouped()
-    seen = probe(lambda: _named("xformers", *heads), capability=RTX5090, attention="xformers")
     assert seen.kept == [OUT, OUT, OUT, ROWS]
     # dq, dk, dv of 32 heads each, softmax_d, dq_accum 1024*32*128*4 = 16,777,216
     assert seen.backward_peak == 3 * OUT + ROWS + 16_777_216
 
 
-def test_xformers_falls_back_to_cutlass_for_large_heads():
-    heads = [make_heads(1, 512, 4, 512).transpose(1, 2) for _ in range(3)]
-    seen = probe(lambda: _named("xformers", *heads), attention="xformers")
-    # out 512*4*512*2 = 2,097,152 and in fp32 while it runs; lse 4*512*4 = 8,192
-    assert seen.forward_peak == 2_097_152 + 8_192 + 4_194_304
+@pytest.mark.parametrize(("shape", "capability"), [((1, 512, 4, 512), A100), ((1, 2048, 8, 64), T4)])
+def test_xformers_falls_back_to_cutlass(shape, capability):
+    heads = [make_heads(*shape, dtype=torch.float16).transpose(1, 2) for _ in range(3)]
+    seen = probe(lambda: _named("xformers", *heads), capability=capability, attention="xformers")
+    # large heads: out 512*4*512*2 = 2,097,152, lse 4*512*4 = 8,192, out in fp32 while it runs;
+    # before Ampere: out 2048*8*64*2 = 2,097,152, lse 8*2048*4 = 65,536
+    assert seen.forward_peak == 2_097_152 + (8_192 + 4_194_304 if capability == A100 else 65_536)
+
+
+def test_xformers_with_a_window_makes_one_row_of_all():
+    heads = [make_heads(3, 200, 4, 64).transpose(1, 2) for _ in range(3)]
+    seen = probe(lambda: _named("xformers", *heads, sliding_window=100), attention="xformers")
+    # 600 queries round up to 640 (3 rows of 200 would to 768): softmax_d 4*640*4 = 10,240, dq_accum 640*4*64*4 =
+    # 655,360; dq, dk, dv 600*4*64*2 = 307,200 each
+    assert seen.backward_peak == 3 * 307_200 + 10_240 + 655_360
+
+
+def test_xformers_has_no_kernel_for_large_heads_on_blackwell():
+    heads = [make_heads(1, 4, 64, 512) for _ in range(3)]
+    with pytest.raises(ConfigError, match="xformers has no kernel for heads of 512"):
+        probe(lambda: _named("xformers", *heads), capability=RTX5090, attention="xformers")
+
+
+def test_xformers_cannot_view_values_of_another_size():
+    heads = make_heads(1, 4, 64, 96), make_heads(1, 4, 64, 96), make_heads(1, 4, 64, 64)
+    with pytest.raises(ConfigError, match="views values with the query's head size, 96; this model's are 64"):
+        probe(lambda: _named("xformers", *heads), attention="xformers")
 
 
 def test_sage_keeps_nothing_and_trains_nothing():

@@ -9,6 +9,7 @@ from kernel_probe import A100, A6000, H100, L40S, T4, make_heads, probe
 
 from axmem_trace.tracing.kernels.attention.efficient_sizes import backward_tile, backward_workspace, key_splits
 from axmem_trace.tracing.kernels.attention.sdpa_choice import SdpaCall, choose_backend, priority_order
+from axmem_trace.tracing.kernels.attention.sdpa_math import math_attention
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 B200, RTX5090 = (10, 0), (12, 0)
@@ -58,6 +59,13 @@ MASK = {"mask": (2, 1, 1024, 1024)}
         (_call(256, requires_grad=True), A6000, "flash"),
         (_call(256, requires_grad=True, dropout=0.1), A6000, "efficient"),
         (_call(contiguous_heads=False), A100, "math"),
+        (_call(dropout=0.125), H100, "cudnn"),
+        (_call(dropout=0.1), H100, "flash"),  # cuDNN draws in sixteenths
+        (_call(dropout=0.1, **MASK), H100, "efficient"),
+        (_call(offsets=(0, 100, 0), **MASK), A100, "math"),  # 100 elements in: no multiple of 8
+        (_call(offsets=(0, 100, 0), **MASK, dtype=FP32), A100, "efficient"),  # but of 4
+        (_call(offsets=(0, 100, 0), **MASK, dtype=FP16), T4, "efficient"),
+        (_call(heads=70_000, kv_heads=70_000), H100, "flash"),
         (_call(dtype=torch.float64), A100, "math"),
     ],
 )
@@ -122,24 +130,59 @@ def test_heads_over_128_need_an_fp32_output_and_key_accumulators():
     assert seen.backward_peak == 3 * 8_388_608 + 32_768 + 8 * (2_098_176 + 4_194_304)
 
 
-def test_fp32_backward_multiplies_in_the_open():
+def test_fp32_backward_multiplies_in_the_open_before_it_takes_its_workspace():
     heads = [make_heads(1, 8, 512, 64, dtype=FP32) for _ in range(3)]
     seen = probe(lambda: F.scaled_dot_product_attention(*heads, is_causal=True))
-    # dq, dk, dv and the product grad_out * out 8*512*64*4 = 1,048,576 each; delta 8*512*4 = 16,384;
-    # workspace 8 heads * 8 blocks * (16 + 16,384) = 1,049,600
-    assert seen.backward_peak == 4 * 1_048_576 + 16_384 + 1_049_600
+    # dq, dk, dv 8*512*64*4 = 1,048,576 each. Before the kernel: the product grad_out * out 1,048,576, its sum over heads
+    # 8*512*4 = 16,384 and that laid out anew, 16,384. For the kernel: the latter, and a workspace of 8 heads * 8 blocks
+    # * (16 + 16,384) = 1,049,600: less
+    assert seen.backward_peak == 3 * 1_048_576 + max(1_048_576 + 2 * 16_384, 16_384 + 1_049_600)
+    assert seen.backward_peak == 4 * 1_048_576 + 2 * 16_384
+
+
+def test_latent_heads_need_an_fp32_output_though_their_values_are_of_128():
+    query, key = make_heads(1, 8, 512, 192), make_heads(1, 8, 512, 192)
+    value = make_heads(1, 8, 512, 128)
+    seen = probe(lambda: F.scaled_dot_product_attention(query, key, value, is_causal=True))
+    # out 8*512*128*2 = 1,048,576, in fp32 2,097,152 while it runs: the kernel that keeps it in registers takes neither
+    # keys nor values over 128; logsumexp 8*512*4 = 16,384
+    assert [nbytes for nbytes in seen.kept if nbytes > 8] == [1_048_576, 16_384]
+    assert seen.forward_peak == 1_048_576 + 2_097_152 + 16_384 + 2 * 8
+    # dq, dk 8*512*192*2 = 1,572,864 each, dv 1,048,576; delta 16,384; tiles of 128x64: 4 blocks * 3 columns * 32,784 =
+    # 393,408 a head; dk and dv 512/64 = 8 splits (at most 200 // 8) * 64 * (256 + 128) * 4 = 786,432 a head
+    assert seen.backward_peak == 2 * 1_572_864 + 1_048_576 + 16_384 + 8 * (393_408 + 786_432)
 
 
 def test_small_cards_use_smaller_tiles():
     # 99 KiB of shared memory: 64x64 with dk, dv outside of registers; 4*32 = 128 heads: 200 // 128 = 1 split
-    tile = backward_tile(128, half=True, large_shared_memory=False)
+    tile = backward_tile(128, half=True, capability=RTX5090)
     assert (tile.queries, tile.keys, tile.accumulates_keys) == (64, 64, True)
     assert key_splits(tile, batch=4, heads=32, keys=1024) == 1
     # per head: 16 blocks * 2 columns * 16,400 = 524,800, and 64 * (128 + 128) * 4 = 65,536
     sizes = {"batch": 4, "heads": 32, "queries": 1024, "keys": 1024, "head_dim": 128, "value_dim": 128}
     assert backward_workspace(tile, **sizes) == 128 * (524_800 + 65_536)
     # A100: 128x128, all in registers but dq: 8 blocks * 1 column * (16 + 65,536)
-    assert backward_workspace(backward_tile(128, half=True, large_shared_memory=True), **sizes) == 128 * 8 * 65_552
+    assert backward_workspace(backward_tile(128, half=True, capability=A100), **sizes) == 128 * 8 * 65_552
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "half", "capability", "dropout", "tile"),
+    [
+        (256, True, L40S, False, (128, 64)),  # 60,928 bytes of 101,376
+        (256, False, L40S, False, (64, 64)),  # not 121,344
+        (256, False, A100, False, (128, 64)),
+        (96, True, A6000, False, (128, 64)),  # 91,648
+        (96, True, A6000, True, (64, 64)),  # which has no dropout; nor 152,064 for 128x128
+        (96, True, A100, True, (128, 128)),
+        (96, True, RTX5090, False, (64, 64)),
+        (128, True, T4, False, (128, 64)),  # 54,784 of 65,536
+        (128, False, T4, False, (64, 64)),  # 7.5 has no other in fp32
+        (64, True, H100, False, (64, 64)),
+    ],
+)
+def test_the_tile_that_fits_the_card(head_dim, half, capability, dropout, tile):
+    found = backward_tile(head_dim, half=half, capability=capability, dropout=dropout)
+    assert (found.queries, found.keys) == tile
 
 
 def test_cudnn_on_hopper():
@@ -159,6 +202,28 @@ def test_math_stores_scores_in_fp32():
     # softmax 4*64*64*4 = 65,536; q and k scaled, v in fp32: 4*64*20*4 = 20,480 each; out 4*64*20*2 = 10,240
     assert [nbytes for nbytes in seen.kept if nbytes >= 10_240] == [65_536, 20_480, 20_480, 20_480, 10_240]
     assert "no multiple of 8" in seen.notes["attention.sdpa.math"].text
+
+
+def test_math_drops_with_a_mask_of_bytes():
+    heads = [make_heads(1, 4, 64, 20) for _ in range(3)]
+    mask = make_heads(1, 1, 64, 64, dtype=torch.bool, trains=False)
+    seen = probe(lambda: F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=0.1))
+    # as above, and beside the softmax what is left of it, 65,536, with a byte for each: 4*64*64 = 16,384
+    assert [nbytes for nbytes in seen.kept if nbytes >= 10_240] == [65_536] * 2 + [20_480] * 3 + [16_384, 10_240]
+
+
+def test_our_math_path_is_torchs():
+    query, key, value = make_heads(1, 8, 64, 32), make_heads(1, 2, 64, 32), make_heads(1, 2, 64, 32)
+    options = {"attn_mask": None, "dropout_p": 1e-9, "is_causal": True, "scale": -0.3, "enable_gqa": True}
+
+    def theirs() -> torch.Tensor:
+        return torch.ops.aten._scaled_dot_product_attention_math(
+            query, key, value, None, 0.0, True, None, scale=-0.3, enable_gqa=True
+        )[0]
+
+    ours = probe(lambda: math_attention(query, key, value, **options)).kept
+    # dropout's result and its mask of 8*64*64 bytes are ours alone
+    assert sorted(ours) == sorted([*probe(theirs).kept, 8 * 64 * 64 * 4, 8 * 64 * 64])
 
 
 def test_autocast_casts_before_the_choice():

@@ -15,7 +15,7 @@ from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks, round_up
 _FLOAT = 4
 _ANY_HEAD = 65536
 _HEAD_IN_REGISTERS = 128
-"""Largest value head whose forward keeps its output in registers (cutlassF.h, the `rf` kernels)."""
+"""Largest head whose forward keeps its output in registers (cutlassF.h, the `rf` kernels)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +33,30 @@ class Tile:
         return self.half and self.max_head_dim > self.queries
 
 
-def backward_tile(head_dim: int, *, half: bool, large_shared_memory: bool, mid_heads: bool = False) -> Tile:
+def backward_tile(head_dim: int, *, half: bool, capability: tuple[int, int], dropout: bool = False) -> Tile:
     """The first kernel of cutlassB.h that takes the head size and fits the card's shared memory.
+
+    What each needs is a constant of its launcher (`sizeof(Kernel::SharedStorage)`, bytes): of the half kernels for 8.0
+    and newer, 133,632 to 162,304 for 128x128 and 60,928 for 128x64 of any head; of the fp32 ones 121,344 for 128x64;
+    54,784 for 128x64 on 7.5 and 50,176 on 7.0. A block may have 99 KiB on 8.6, 8.9 and 12.x, at least 163 KiB on the
+    others from 8.0 on, 64 KiB on 7.5 and 96 KiB on 7.0.
 
     Args:
         head_dim: the larger of the query's and the value's.
         half: fp16 or bf16, else fp32.
-        large_shared_memory: the card has over 100 KiB a block (8.0, 9.0, 10.x; not 8.6, 8.9, 12.x).
-        mid_heads: the card is 8.6 or 8.9, which have a kernel for heads up to 96.
+        capability: 8.6 and 8.9 have one more kernel, for heads up to 96 without dropout.
+        dropout: the call has some.
     """
+    roomy = capability >= (8, 0) and capability not in ((8, 6), (8, 9)) and capability[0] != 12
     if head_dim <= 64:
         return Tile(64, 64, 32 if head_dim <= 32 else 64, half)
-    if half and mid_heads and head_dim <= 96:
+    if head_dim > 128:
+        return Tile(128 if half or roomy else 64, 64, _ANY_HEAD, half)
+    if half and capability in ((8, 6), (8, 9)) and head_dim <= 96 and not dropout:
         return Tile(128, 64, 96, half)
-    if head_dim <= 128:
-        if half:
-            return Tile(128, 128, 128, half) if large_shared_memory else Tile(64, 64, 128, half)
-        return Tile(128 if large_shared_memory else 64, 64, 128, half)
-    return Tile(128 if large_shared_memory else 64, 64, _ANY_HEAD, half)
+    if half and capability >= (8, 0):
+        return Tile(128, 128, 128, half) if roomy else Tile(64, 64, 128, half)
+    return Tile(128 if half or roomy else 64, 64, 128, half)
 
 
 def key_splits(tile: Tile, *, batch: int, heads: int, keys: int) -> int:
@@ -77,23 +83,26 @@ def backward_workspace(
 
 def efficient_backward(
     *, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int, half: bool,
-    capability: tuple[int, int],
+    capability: tuple[int, int], dropout: bool = False,
 ) -> Blocks:  # fmt: skip
-    """The workspace, and `delta`, which the half-precision kernels compute themselves; the fp32 ones get it from
-    `(grad_out.float() * out.float()).sum(-1)`, whose product is as large as the output."""
-    large = capability in ((8, 0), (9, 0)) or capability[0] == 10
-    tile = backward_tile(
-        max(head_dim, value_dim), half=half, large_shared_memory=large, mid_heads=capability in ((8, 6), (8, 9))
-    )
+    """The workspace beside `delta`, which the half-precision kernels compute themselves. The fp32 ones get it before
+    the workspace is taken, from `(grad_out * out).sum(-1).transpose(-2, -1).contiguous()`: a product as large as the
+    output, the sum, its copy. What takes more counts."""
+    tile = backward_tile(max(head_dim, value_dim), half=half, capability=capability, dropout=dropout)
     workspace = backward_workspace(
         tile, batch=batch, heads=heads, queries=queries, keys=keys, head_dim=head_dim, value_dim=value_dim
     )
     delta = batch * heads * queries * _FLOAT
-    return delta, workspace
+    preparing = () if half else (delta * value_dim, delta, delta)
+    return max((delta, workspace), preparing, key=sum)
 
 
-def efficient_forward(*, batch: int, heads: int, queries: int, value_dim: int, half: bool) -> Blocks:
-    """`output_accum`: the output once more in fp32, where it does not fit into registers."""
-    if not half or value_dim <= _HEAD_IN_REGISTERS:
+def efficient_forward(*, batch: int, heads: int, queries: int, head_dim: int, value_dim: int, half: bool) -> Blocks:
+    """`output_accum`: the output once more in fp32, where it does not fit into registers.
+
+    The kernels that keep it there take neither keys nor values of more than 128 (attention.cu,
+    `_efficient_attention_forward`: `value.size(3) > Kernel::kMaxK || key.size(3) > Kernel::kMaxK`).
+    """
+    if not half or max(head_dim, value_dim) <= _HEAD_IN_REGISTERS:
         return ()
     return (batch * queries * heads * value_dim * _FLOAT,)

@@ -16,7 +16,7 @@ from axmem_trace.tracing.kernels.attention import flash_sizes
 from axmem_trace.tracing.kernels.attention.card import num_sms
 from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks
 from axmem_trace.tracing.kernels.attention.fused import FusedKernel, Heads, run_fused
-from axmem_trace.tracing.kernels.attention.refusals import check_flash
+from axmem_trace.tracing.kernels.attention.refusals import check_flash, refusal
 from axmem_trace.tracing.kernels.attention.sources import note_source
 from axmem_trace.tracing.kernels.registry import KernelContext
 
@@ -35,6 +35,7 @@ def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         alibi_slopes: torch.Tensor | None = None, deterministic: bool = False, return_attn_probs: bool = False,
     ) -> torch.Tensor:  # fmt: skip
         note_source(context, "flash_attn")
+        _check_softcap(context, softcap, dropout_p)
         return run_flash2(context, _repeated(context, q, k, v), dropout=dropout_p, deterministic=deterministic,
                           window_left=window_size[0])  # fmt: skip
 
@@ -46,10 +47,18 @@ def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         block_table: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         note_source(context, "flash_attn")
+        _check_softcap(context, softcap, dropout_p)
         return run_flash2_varlen(context, _repeated(context, q, k, v), cu_seqlens_q, cu_seqlens_k,
                                  deterministic=deterministic, window_left=window_size[0])  # fmt: skip
 
     return flash_attn_func, flash_attn_varlen_func
+
+
+def _check_softcap(context: KernelContext, softcap: float, dropout: float) -> None:
+    """`mha_fwd`: "Softcapping does not support dropout for now"."""
+    if softcap and dropout:
+        raise refusal(f"{NAME} has no dropout together with a soft cap; this model's configuration sets both "
+                      "`attn_logit_softcapping` and `attention_dropout`", context.attention)  # fmt: skip
 
 
 def _repeated(context: KernelContext, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Heads:

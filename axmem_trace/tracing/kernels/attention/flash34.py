@@ -17,7 +17,7 @@ from axmem_trace.tracing.kernels.attention import hopper_sizes
 from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks
 from axmem_trace.tracing.kernels.attention.fused import FusedKernel, Heads, run_fused
 from axmem_trace.tracing.kernels.attention.hopper_sizes import BackwardTile
-from axmem_trace.tracing.kernels.attention.refusals import check_flash
+from axmem_trace.tracing.kernels.attention.refusals import check_flash, refusal
 from axmem_trace.tracing.kernels.attention.sources import note_source
 from axmem_trace.tracing.kernels.registry import KernelContext
 
@@ -39,7 +39,7 @@ class Release:
 FLASH3 = Release(name="FlashAttention-3", operator="flash_attn_3", make_tile=hopper_sizes.flash3_tile,
                  oldest=(8, 0), newest=(9, 9), semaphores=True)  # fmt: skip
 FLASH4 = Release(name="FlashAttention-4", operator="flash_attn_4", make_tile=hopper_sizes.flash4_tile,
-                 oldest=(9, 0), newest=(11, 9), semaphores=False)  # fmt: skip
+                 oldest=(9, 0), newest=(12, 9), semaphores=False)  # fmt: skip
 
 
 def make_flash3(context: KernelContext) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -52,7 +52,7 @@ def make_flash3(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         s_aux: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         note_source(context, FLASH3.operator)
-        return run_fixed(FLASH3, context, (q, k, v), causal=causal, window=window_size, sink=s_aux)
+        return run_fixed(FLASH3, context, (q, k, v), causal=causal, window=window_size, sink=s_aux, softcap=softcap)
 
     def flash_attn_varlen_func(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
@@ -65,7 +65,7 @@ def make_flash3(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         bounds = (cu_seqlens_q, cu_seqlens_k)
         note_source(context, FLASH3.operator)
         return run_varlen(FLASH3, context, (q, k, v), bounds, max_seqlen_q, causal=causal, window=window_size,
-                          sink=s_aux)  # fmt: skip
+                          sink=s_aux, softcap=softcap)  # fmt: skip
 
     return flash_attn_func, flash_attn_varlen_func
 
@@ -79,7 +79,8 @@ def make_flash4(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False,
     ) -> torch.Tensor:  # fmt: skip
         note_source(context, FLASH4.operator)
-        return run_fixed(FLASH4, context, (q, k, v), causal=causal, window=window_size, sink=learnable_sink)
+        return run_fixed(FLASH4, context, (q, k, v), causal=causal, window=window_size, sink=learnable_sink,
+                         softcap=softcap)  # fmt: skip
 
     def flash_attn_varlen_func(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
@@ -90,17 +91,18 @@ def make_flash4(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         bounds = (cu_seqlens_q, cu_seqlens_k)
         note_source(context, FLASH4.operator)
         return run_varlen(FLASH4, context, (q, k, v), bounds, max_seqlen_q, causal=causal, window=window_size,
-                          sink=learnable_sink)  # fmt: skip
+                          sink=learnable_sink, softcap=softcap)  # fmt: skip
 
     return flash_attn_func, flash_attn_varlen_func
 
 
 def run_fixed(
     release: Release, context: KernelContext, heads: Heads, *, causal: bool, window: Window = (-1, -1),
-    sink: torch.Tensor | None = None,
+    sink: torch.Tensor | None = None, softcap: float = 0.0,
 ) -> torch.Tensor:  # fmt: skip
     """The fixed-length kernel. Heads are (B, S, H, D)."""
-    tile = _tile(release, context, heads, causal, window)
+    _check_release(release, context, heads, softcap=softcap, sink=sink)
+    tile = _tile(release, context, heads, causal, window, softcap)
     kernel = FusedKernel(
         name=f"{release.operator}_func",
         make_outputs=partial(_outputs, packed=False),
@@ -114,10 +116,11 @@ def run_fixed(
 
 def run_varlen(
     release: Release, context: KernelContext, heads: Heads, bounds: Sequence[torch.Tensor], longest: Any, *,
-    causal: bool, window: Window = (-1, -1), sink: torch.Tensor | None = None,
+    causal: bool, window: Window = (-1, -1), sink: torch.Tensor | None = None, softcap: float = 0.0,
 ) -> torch.Tensor:  # fmt: skip
     """The kernel for rows of samples without padding. Heads are (tokens, H, D), the bounds (samples + 1,)."""
-    tile = _tile(release, context, heads, causal, window)
+    _check_release(release, context, heads, softcap=softcap, sink=sink)
+    tile = _tile(release, context, heads, causal, window, softcap)
     samples = bounds[0].numel() - 1
     longest = _number(context, longest, heads[0].shape[0]) if release.semaphores else 0
     kernel = FusedKernel(
@@ -131,11 +134,37 @@ def run_varlen(
     return run_fused(context, kernel, heads, also_kept=bounds, sink=sink)
 
 
-def _tile(release: Release, context: KernelContext, heads: Heads, causal: bool, window: Window) -> BackwardTile:
+def _check_release(
+    release: Release, context: KernelContext, heads: Heads, *, softcap: float, sink: torch.Tensor | None
+) -> None:
+    """What one release refuses beside what all refuse.
+
+    Source: hopper/flash_api.cpp, `mha_fwd` (value heads of another size); flash_attn/cute/interface.py,
+    `_validate_head_dims` and the asserts of `_flash_attn_bwd`.
+    """
     check_flash(context, heads, name=release.name, oldest=release.oldest, newest=release.newest, multiple=8)
+    sizes, major = (heads[0].shape[-1], heads[2].shape[-1]), context.compute_capability[0]
+    if release is FLASH3 and sizes[0] != sizes[1]:
+        served = (128 < sizes[0] <= 192 and 96 < sizes[1] <= 128) or (sizes[0] <= 64 and sizes[1] <= 512)
+        if major != 9 or not served:
+            raise refusal(
+                f"{release.name} does not take heads of {sizes[0]} with values of {sizes[1]}", context.attention
+            )
+    if release is FLASH4 and major in (10, 11) and max(sizes) > 128 and sizes not in ((192, 128), (256, 256)):
+        raise refusal(f"{release.name} takes heads of at most 128, of 192 with values of 128, or of 256 on Blackwell; "
+                      f"this model's are {sizes[0]} and {sizes[1]}", context.attention)  # fmt: skip
+    if release is FLASH4 and major in (10, 11) and sizes == (256, 256) and softcap:
+        raise refusal(f"{release.name} does not train heads of 256 with a soft cap on Blackwell", context.attention)
+    if release is FLASH4 and major == 12 and sink is not None:
+        raise refusal(f"{release.name} does not train attention sinks on this card", context.attention)
+
+
+def _tile(
+    release: Release, context: KernelContext, heads: Heads, causal: bool, window: Window, softcap: float
+) -> BackwardTile:
     local = window[0] not in (None, -1)
     return release.make_tile(heads[0].shape[-1], heads[2].shape[-1], context.compute_capability,
-                             causal=causal, local=local)  # fmt: skip
+                             causal=causal, local=local, softcap=bool(softcap))  # fmt: skip
 
 
 def _left(window: Window) -> int:

@@ -27,13 +27,16 @@ class BackwardTile:
     """Not for FlashAttention-4's own kernel for heads of 256 on Blackwell."""
 
 
-def flash3_tile(head_dim: int, value_dim: int, capability: Capability, *, causal: bool, local: bool) -> BackwardTile:
+def flash3_tile(
+    head_dim: int, value_dim: int, capability: Capability, *, causal: bool, local: bool, softcap: bool = False
+) -> BackwardTile:
     """Source: flash-attention, hopper/flash_api.cpp, `mha_bwd` (`kBlockM_sm90`, `kBlockN_sm90`, ... and
-    `round_up_headdim`), of the releases for 2.8; its C++ is not in the Python package."""
+    `round_up_headdim`), as xformers 0.0.33 carries it (third_party/flash-attention); not in flash-attn's own package."""
     rounded = next(size for size in (64, 96, 128, 192, 256) if max(head_dim, value_dim) <= size)
     if capability >= (9, 0):
-        whole = rounded == 128 and not (causal or local)
-        queries = 128 if rounded <= 64 else 80 if whole else 64
+        whole = rounded == 128 and not (causal or local or softcap)
+        capped = causal and softcap and not local
+        queries = (96 if capped else 128) if rounded <= 64 else 80 if whole else 64
         keys = 128 if rounded <= 128 else 96 if rounded <= 192 else 80
     elif capability in ((8, 6), (8, 9)):
         queries = 64 if rounded <= 192 else 32
@@ -44,8 +47,12 @@ def flash3_tile(head_dim: int, value_dim: int, capability: Capability, *, causal
     return BackwardTile(queries, keys, rounded, rounded)
 
 
-def flash4_tile(head_dim: int, value_dim: int, capability: Capability, *, causal: bool, local: bool) -> BackwardTile:
+def flash4_tile(
+    head_dim: int, value_dim: int, capability: Capability, *, causal: bool, local: bool, softcap: bool = False
+) -> BackwardTile:
     """Source: flash-attn-4 4.0.0b36, flash_attn/cute/interface.py, `_flash_attn_bwd`, `_tile_size_bwd_sm90`."""
+    if capability[0] == 12:
+        return BackwardTile(64, 64, round_up(head_dim, 32), round_up(value_dim, 32))
     if capability[0] == 9:
         queries = 128 if head_dim <= 64 else 80 if 96 < head_dim <= 128 and not (causal or local) else 64
         keys = 128 if head_dim <= 128 else 96 if head_dim <= 192 else 48

@@ -8,7 +8,7 @@ from axmem_trace.errors import ConfigError
 from axmem_trace.tracing.kernels.attention.fused import Heads
 from axmem_trace.tracing.kernels.registry import KernelContext
 
-_GENERATIONS = {8: "Ampere", 9: "Hopper", 11: "Blackwell"}
+_GENERATIONS = {8: "Ampere", 9: "Hopper", 12: "Blackwell"}
 _REMEDY = "use `attn_implementation: sdpa`, which falls back to another kernel, or `eager`"
 
 
@@ -32,19 +32,20 @@ def check_flash(
             else (f"{_GENERATIONS[oldest[0]]} or newer")
         )
         major, minor = context.compute_capability
-        raise _refusal(f"{name} needs a GPU of generation {generations}; this one has compute capability "
+        raise refusal(f"{name} needs a GPU of generation {generations}; this one has compute capability "
                        f"{major}.{minor}", kernel)  # fmt: skip
     if query.dtype not in (torch.float16, torch.bfloat16) or not query.dtype == key.dtype == value.dtype:
         dtypes = ", ".join(str(each.dtype).removeprefix("torch.") for each in heads)
-        raise _refusal(f"{name} takes fp16 and bf16 only; query, key and value are {dtypes}", kernel,
+        raise refusal(f"{name} takes fp16 and bf16 only; query, key and value are {dtypes}", kernel,
                        remedy="set `bf16: auto`, or use `attn_implementation: sdpa`")  # fmt: skip
     if head_dim > max_head_dim:
-        raise _refusal(f"{name} takes heads of at most {max_head_dim}; this model's are {head_dim}", kernel)
+        raise refusal(f"{name} takes heads of at most {max_head_dim}; this model's are {head_dim}", kernel)
     if head_dim % multiple or value.shape[-1] % multiple:
-        raise _refusal(f"{name} takes heads of a multiple of {multiple}; this model's are {head_dim}", kernel)
+        raise refusal(f"{name} takes heads of a multiple of {multiple}; this model's are {head_dim}", kernel)
     if query.shape[-2] % key.shape[-2]:
-        raise _refusal(f"{name} needs a multiple of {key.shape[-2]} query heads; there are {query.shape[-2]}", kernel)
+        raise refusal(f"{name} needs a multiple of {key.shape[-2]} query heads; there are {query.shape[-2]}", kernel)
 
 
-def _refusal(problem: str, kernel: str, remedy: str = _REMEDY) -> ConfigError:
+def refusal(problem: str, kernel: str, remedy: str = _REMEDY) -> ConfigError:
+    """The error for a call that the kernel named by `attn_implementation` would refuse."""
     return ConfigError(problem, key="attn_implementation", value=kernel, remedy=remedy)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention.sdpa_choice import SdpaCall, choose_backend
+from axmem_trace.tracing.kernels.attention.sdpa_math import math_attention
 from axmem_trace.tracing.kernels.registry import KernelContext, function_rule
 
 aten = torch.ops.aten
@@ -38,6 +39,8 @@ def scaled_dot_product_attention(
         return _efficient(**call)
     if choice.backend == "cudnn":
         return _cudnn(**call)
+    if call["dropout_p"]:
+        return math_attention(**call)
     return aten._scaled_dot_product_attention_math(
         query, key, value, call["attn_mask"], call["dropout_p"], call["is_causal"], None, scale=call["scale"],
         enable_gqa=call["enable_gqa"],
@@ -69,6 +72,7 @@ def _describe(
         requires_grad=_trains(*heads),
         contiguous_heads=all(tensor.stride(-1) == 1 for tensor in heads),
         contiguous_mask=attn_mask is None or attn_mask.stride(-1) == 1,
+        offsets=tuple(int(tensor.storage_offset()) for tensor in heads),
     )
 
 

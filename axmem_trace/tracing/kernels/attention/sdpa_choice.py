@@ -36,6 +36,8 @@ class SdpaCall:
     contiguous_heads: bool = True
     """The last dimension of query, key and value has stride 1."""
     contiguous_mask: bool = True
+    offsets: tuple[int, ...] = (0, 0, 0)
+    """Where query, key and value begin in their storages, in elements."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +98,7 @@ def refused_by_efficient(call: SdpaCall, capability: Capability) -> str:
         or _refused_card(capability, _OLDEST_EFFICIENT)
         or _refused_shapes(call)
         or (f"the head size is no multiple of {alignment}" if odd else "")
+        or _refused_offsets(call, alignment, capability)
         or _refused_strides(call)
         or _refused_heads(call, supports_gqa=False)
         or _refused_dtype(call, dtypes)
@@ -103,7 +106,7 @@ def refused_by_efficient(call: SdpaCall, capability: Capability) -> str:
 
 
 def refused_by_cudnn(call: SdpaCall, capability: Capability) -> str:
-    """`can_use_cudnn_attention`, for cuDNN 9.19 and 9.20."""
+    """`can_use_cudnn_attention`, for cuDNN 9.19 and 9.20. `check_cudnn_dropout` (multiples of 1/16 only) is torch 2.13's."""
     limit = 128
     if capability == (9, 0):
         limit = 256
@@ -118,13 +121,15 @@ def refused_by_cudnn(call: SdpaCall, capability: Capability) -> str:
         or ("a head size is no multiple of 8" if head_dims[0] % 8 or head_dims[1] % 8 else "")
         or ("there is one key only" if call.key[-2] == 1 else "")
         or ("there is one query only, with dropout" if call.query[-2] == 1 and call.dropout else "")
+        or ("the dropout is no multiple of 1/16" if call.dropout * 16 % 1 else "")
+        or ("the batch or the heads are over 65535" if max(call.query[:2]) > 65535 else "")
         or ("deterministic algorithms are asked for" if deterministic else "")
         or _refused_dtype(call, _HALF)
         or ("the mask trains" if call.mask_requires_grad else "")
         or ("the mask's shape is not broadcastable" if not _is_plain_mask(call) else "")
         or _refused_card(capability, _OLDEST_FLASH)
         or _refused_strides(call)
-        or _refused_heads(call, supports_gqa=True)
+        or _refused_heads(call, supports_gqa=True, same_kv_heads=False)
     )
 
 
@@ -158,12 +163,14 @@ def _refused_dtype(call: SdpaCall, accepted: tuple[torch.dtype, ...]) -> str:
     return "" if call.dtypes[0] in accepted else f"the dtype is {call.dtypes[0]}"
 
 
-def _refused_heads(call: SdpaCall, *, supports_gqa: bool) -> str:
+def _refused_heads(call: SdpaCall, *, supports_gqa: bool, same_kv_heads: bool = True) -> str:
     """`check_batch_size_and_num_heads_dense`."""
     if not call.query[0] == call.key[0] == call.value[0]:
         return "query, key and value differ in batch size"
     heads, kv_heads, value_heads = call.query[1], call.key[1], call.value[1]
     if call.enable_gqa and supports_gqa:
+        if same_kv_heads and kv_heads != value_heads:
+            return "key and value differ in number of heads"
         return "the query heads are no multiple of the key heads" if heads % kv_heads or heads % value_heads else ""
     return "" if heads == kv_heads == value_heads else "query, key and value differ in number of heads"
 
@@ -173,6 +180,12 @@ def _refused_strides(call: SdpaCall) -> str:
     if not call.contiguous_heads:
         return "the last dimension is not contiguous"
     return "" if not call.mask or call.contiguous_mask else "the mask's last dimension is not contiguous"
+
+
+def _refused_offsets(call: SdpaCall, alignment: int, capability: Capability) -> str:
+    """`check_data_ptr_alignment_mem_efficient` (torch 2.13): views that begin between aligned addresses."""
+    misaligned = capability >= (8, 0) and any(offset % alignment for offset in call.offsets)
+    return f"query, key or value does not begin at a multiple of {alignment} elements" if misaligned else ""
 
 
 def _refused_backward(call: SdpaCall, capability: Capability) -> str:

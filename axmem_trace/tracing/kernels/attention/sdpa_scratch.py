@@ -53,23 +53,21 @@ def seed_on_the_host(context: KernelContext, op: Any, args: tuple[Any, ...], kwa
 
 @workspace_rule(aten._scaled_dot_product_efficient_attention.default)
 def efficient_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
-    """An fp32 output for value heads over 128. Source: kernel_forward.h, `kNeedsOutputAccumulatorBuffer`."""
-    batch, heads, queries, _ = args[0].shape
-    return efficient_sizes.efficient_forward(batch=batch, heads=heads, queries=queries, value_dim=args[2].shape[-1],
-                                             half=args[0].dtype in _HALF)  # fmt: skip
+    """An fp32 output for heads over 128. Source: kernel_forward.h, `kNeedsOutputAccumulatorBuffer`."""
+    batch, heads, queries, head_dim = args[0].shape
+    return efficient_sizes.efficient_forward(batch=batch, heads=heads, queries=queries, head_dim=head_dim,
+                                             value_dim=args[2].shape[-1], half=args[0].dtype in _HALF)  # fmt: skip
 
 
 @workspace_rule(aten._scaled_dot_product_efficient_attention_backward.default)
 def efficient_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
     """Source: attention_backward.cu, `_efficient_attention_backward`."""
-    query, key, value, out = args[1], args[2], args[3], args[5]
+    query, key, value = args[1], args[2], args[3]
     batch, heads, queries, head_dim = query.shape
-    half = query.dtype in _HALF
-    blocks = efficient_sizes.efficient_backward(
+    return efficient_sizes.efficient_backward(
         batch=batch, heads=heads, queries=queries, keys=key.shape[2], head_dim=head_dim, value_dim=value.shape[-1],
-        half=half, capability=context.compute_capability,
+        half=query.dtype in _HALF, capability=context.compute_capability, dropout=bool(args[9]),
     )  # fmt: skip
-    return blocks if half else (*blocks, out.numel() * 4)
 
 
 @workspace_rule(aten._scaled_dot_product_cudnn_attention_backward.default)

@@ -12,8 +12,8 @@ _SOURCES = {
     "flash_attn_3": "FlashAttention-3: as FlashAttention-2, with dk, dv of grouped queries accumulated in fp32 per key "
     "head (flash-attention, hopper/flash_api.cpp)",
     "flash_attn_4": "FlashAttention-4: as FlashAttention-3 (flash-attn-4 4.0.0b36, flash_attn/cute/interface.py)",
-    "xformers": "xformers: the flash kernel that it dispatches to, with keys and values repeated for grouped queries "
-    "(xformers 0.0.33, ops/fmha/dispatch.py; axolotl monkeypatch/attention/xformers.py)",
+    "xformers": "xformers: FlashAttention-2, which it dispatches to, or else torch's CUTLASS kernel, with keys and values "
+    "repeated for grouped queries (xformers 0.0.35, ops/fmha/dispatch.py; axolotl monkeypatch/attention/xformers.py)",
     "flex_attention": "flex attention, compiled: keeps query, key, value, output and an fp32 logsumexp; the mask only "
     "by blocks of 128 (torch/_inductor/kernel/flex/flex_attention.py)",
     "sage": "SageAttention: int8 copies of query and key while it runs, nothing kept (SageAttention 2, core.py)",

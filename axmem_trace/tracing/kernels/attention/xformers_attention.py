@@ -1,9 +1,10 @@
 """xformers' memory-efficient attention, as axolotl calls it.
 
-Source: axolotl 0.19, monkeypatch/attention/xformers.py; xformers 0.0.33, xformers/ops/fmha/__init__.py (`_fMHA`),
-dispatch.py, flash.py, flash3.py, cutlass.py. The wheel brings FlashAttention-3, which serves cards from Ampere to
-Hopper; newer ones get FlashAttention-2, heads over 256 the CUTLASS kernel. `_fMHA` keeps query, key, value, output and
-logsumexp, and the RNG state only with dropout.
+Source: axolotl 0.19, monkeypatch/attention/xformers.py; xformers 0.0.35 (the release for torch 2.10 and newer),
+xformers/ops/fmha/__init__.py (`_fMHA`), dispatch.py, flash.py, cutlass.py. That wheel brings no FlashAttention of its
+own: FlashAttention-2 comes from flash-attn, or from torch, which has the same plan, and FlashAttention-3 from a package
+that axolotl doesn't install. What the flash kernel refuses goes to torch's CUTLASS kernel. `_fMHA` keeps query, key,
+value, output and logsumexp, and the RNG state only with dropout.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from typing import Any
 
 import torch
 
+from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
-from axmem_trace.tracing.kernels.attention import efficient_sizes, flash2, flash34
+from axmem_trace.tracing.kernels.attention import efficient_sizes, flash2
 from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks, round_up
 from axmem_trace.tracing.kernels.attention.fused import FusedKernel, Heads, run_fused
 from axmem_trace.tracing.kernels.attention.sources import note_source
 from axmem_trace.tracing.kernels.registry import KernelContext
 
 _MAX_FLASH_HEAD_DIM = 256
-_LEAST_FLASH3_HEAD_DIM = 32
-"""`SUPPORTED_MIN_K` (flash3.py, `FwOp`)."""
+_OLDEST_FLASH, _NEWEST_CUTLASS = (8, 0), (9, 0)
+"""`CUDA_MINIMUM_COMPUTE_CAPABILITY` of flash.py, `CUDA_MAXIMUM_COMPUTE_CAPABILITY` of cutlass.py."""
+_HALF = (torch.float16, torch.bfloat16)
 _PADDED = Note(
     kind="warning",
     key="attn_implementation",
@@ -36,21 +39,36 @@ def make_xformers(context: KernelContext) -> Callable[..., tuple[torch.Tensor, N
 
     def forward(
         module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-        attention_mask: torch.Tensor | None = None, position_ids: torch.Tensor | None = None, **kwargs: Any,
+        attention_mask: torch.Tensor | None = None, position_ids: torch.Tensor | None = None,
+        sliding_window: int | None = None, **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:  # fmt: skip
         note_source(context, "xformers")
         batch, groups = query.shape[0], query.shape[1] // key.shape[1]
+        in_one_row = sliding_window is not None and sliding_window < query.shape[2] and module.training
         query, key, value = (each.transpose(1, 2) for each in (query, key, value))
         if position_ids is not None and _is_packed(position_ids):
             out = _run_packed(context, (query, key, value), groups, position_ids)
         elif attention_mask is not None:
             return _run_unpadded(context, (query, key, value), groups, attention_mask), None
         else:
-            key, value = _repeat_by_reshape(key, groups), _repeat_by_reshape(value, groups)
-            out = _run_kernel(context, (query, key, value), ())
+            _check_value(query, value)
+            heads = query, _repeat_by_reshape(key, groups), _repeat_by_reshape(value, groups)
+            if in_one_row:  # axolotl's way with windows: all rows as one
+                query, key, value = (each.reshape(1, -1, *each.shape[-2:]) for each in heads)
+                heads = query, key, value
+            out = _run_kernel(context, heads, ())
         return out.view(batch, -1, out.shape[-2], out.shape[-1]), None
 
     return forward
+
+
+def _check_value(query: torch.Tensor, value: torch.Tensor) -> None:
+    if query.shape[-1] != value.shape[-1]:
+        raise ConfigError(
+            f"axolotl's xformers attention views values with the query's head size, {query.shape[-1]}; this model's "
+            f"are {value.shape[-1]}", key="attn_implementation", value="xformers",
+            remedy="use `attn_implementation: sdpa`",
+        )  # fmt: skip
 
 
 def _is_packed(positions: torch.Tensor) -> bool:
@@ -89,39 +107,56 @@ def _run_unpadded(context: KernelContext, heads: Heads, groups: int, mask: torch
 
 def _run_kernel(context: KernelContext, heads: Heads, bounds: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """The operator that xformers dispatches to; with bounds, heads are (tokens, H, D)."""
-    if heads[0].shape[-1] > _MAX_FLASH_HEAD_DIM:
+    query, _, value = heads
+    flash = query.shape[-1] == value.shape[-1] <= _MAX_FLASH_HEAD_DIM and query.dtype in _HALF
+    if not flash or context.compute_capability < _OLDEST_FLASH:
         return _run_cutlass(context, heads, bounds)
-    if (8, 0) <= context.compute_capability <= (9, 0) and heads[0].shape[-1] >= _LEAST_FLASH3_HEAD_DIM:
-        if bounds:
-            return flash34.run_varlen(flash34.FLASH3, context, heads, bounds, None, causal=True)
-        return flash34.run_fixed(flash34.FLASH3, context, heads, causal=True)
     if bounds:
         return flash2.run_flash2_varlen(context, heads, *bounds, name="xformers", pads=False, keeps_rng=False)
     return flash2.run_flash2(context, heads, name="xformers", pads=False, keeps_rng=False)
 
 
 def _run_cutlass(context: KernelContext, heads: Heads, bounds: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """`xformers/ops/fmha/cutlass.py`: torch's own memory-efficient operator."""
+    """`xformers/ops/fmha/cutlass.py`: torch's own memory-efficient operator. With bounds it has one row of logsumexp and
+    of workspace for each sample, all as long as the longest."""
     capability = context.compute_capability
+    if capability > _NEWEST_CUTLASS:
+        raise ConfigError(
+            f"xformers has no kernel for heads of {heads[0].shape[-1]} on a GPU of compute capability "
+            f"{capability[0]}.{capability[1]}", key="attn_implementation", value="xformers",
+            remedy="use `attn_implementation: sdpa`",
+        )  # fmt: skip
+    samples, longest = _samples(context, bounds, heads[0].shape[0])
 
     def sizes(query: torch.Tensor) -> dict[str, Any]:
-        batch = 1 if bounds else query.shape[0]
-        half = query.dtype in (torch.float16, torch.bfloat16)
-        return {"batch": batch, "heads": query.shape[-2], "queries": query.shape[-3], "half": half}
+        batch, queries = (samples, longest) if bounds else (query.shape[0], query.shape[1])
+        return {"batch": batch, "heads": query.shape[-2], "queries": queries, "half": query.dtype in _HALF}
 
     def outputs(each: Heads) -> tuple[torch.Tensor, ...]:
-        size = sizes(each[0])
+        query, _, value = each
+        size = sizes(query)
         shape = (size["batch"], size["heads"], round_up(size["queries"], 32))
-        return torch.empty_like(each[0]), torch.empty(shape, dtype=torch.float32, device=each[0].device)
+        out = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        return out, torch.empty(shape, dtype=torch.float32, device=query.device)
 
     def forward_scratch(each: Heads) -> Blocks:
-        return efficient_sizes.efficient_forward(**sizes(each[0]), value_dim=each[2].shape[-1])
+        query, _, value = each
+        size = {**sizes(query), "batch": 1, "queries": query.numel() // (query.shape[-2] * query.shape[-1])}
+        return efficient_sizes.efficient_forward(**size, head_dim=query.shape[-1], value_dim=value.shape[-1])
 
     def backward_scratch(each: Heads) -> Blocks:
-        query, key, value = each
-        return efficient_sizes.efficient_backward(**sizes(query), keys=key.shape[-3], head_dim=query.shape[-1],
-                                                  value_dim=value.shape[-1], capability=capability)  # fmt: skip
+        query, _, value = each
+        size = sizes(query)
+        return efficient_sizes.efficient_backward(
+            **size, keys=size["queries"], head_dim=query.shape[-1], value_dim=value.shape[-1], capability=capability
+        )
 
     kernel = FusedKernel(name="xformers.cutlass", make_outputs=outputs, forward_scratch=forward_scratch,
                          backward_scratch=backward_scratch)  # fmt: skip
     return run_fused(context, kernel, heads, also_kept=bounds)
+
+
+def _samples(context: KernelContext, bounds: tuple[torch.Tensor, ...], tokens: int) -> tuple[int, int]:
+    """How many there are, and the longest one's length; where that is not known, one as long as all tokens."""
+    known = context.recorder.known(bounds[0]) if bounds else None
+    return (1, tokens) if known is None else (known.numel() - 1, int(known.diff().max()))
