@@ -22,6 +22,12 @@ HUB_KERNELS = {
     "kernels-community/sage-attention": "sage",
 }
 """Kernels of the Hugging Face Hub that axolotl knows to support packing, and what they are."""
+OTHER_HUB_KERNELS = {
+    "kernels-community/vllm-flash-attn3": "flash_attention_3",
+    "kernels-community/flash-attn4": "flash_attention_4",
+}
+"""Kernels of the Hub that transformers knows (`FLASH_ATTN_KERNEL_FALLBACK`, gpt-oss's
+`_compatible_flash_implementations`) and axolotl doesn't: packed rows keep their mask."""
 PACKING_KERNELS = frozenset(
     {"flash_attention_2", "flash_attention_3", "flash_attention_4", "flash_attention_torch", "flex_attention",
      "xformers", "sage", *HUB_KERNELS}
@@ -92,7 +98,8 @@ def _check_name(draft: Draft, asked: str | None) -> None:
 
 
 def _hub_kernel(draft: Draft, kernel: str) -> str:
-    known = HUB_KERNELS.get(base_name(kernel) or "")
+    name = base_name(kernel) or ""
+    known = HUB_KERNELS.get(name) or OTHER_HUB_KERNELS.get(name)
     if known is None:
         text = f"the Hub kernel {kernel} is not known here: estimated as flash_attention_2"
         draft.note("not_modelled", "attn_implementation", text)

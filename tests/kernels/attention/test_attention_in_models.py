@@ -120,6 +120,13 @@ def test_gpt_oss_sinks():
     assert 2 * 4 * 256 * 257 * 2 in kept_by(eager)
 
 
+@pytest.mark.parametrize("kernel", ["xformers", "sage"])
+def test_sinks_that_a_kernel_leaves_out_are_told(kernel):
+    _, context = _trace("gpt_oss", kernel, PLAIN, H100)
+    assert "leaves the model's attention sinks out" in context.notes["attn_implementation.sinks"].text
+    assert "attn_implementation.sinks" not in _trace("llama", kernel, PLAIN)[1].notes
+
+
 def test_latent_attention_pads_values_for_flash():
     ledger, _ = _trace("deepseek_v3", FLASH_2, PLAIN)
     # heads of 64 for query and key, 32 for value, padded to 64: 2*256*4*64*2

@@ -15,7 +15,7 @@ import torch
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention.fused import Heads
-from axmem_trace.tracing.kernels.attention.sources import note_source
+from axmem_trace.tracing.kernels.attention.sources import note_lost_sinks, note_source
 from axmem_trace.tracing.kernels.registry import KernelContext
 
 _HEAD_DIMS = (64, 96, 128)
@@ -45,6 +45,7 @@ def make_sage(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]
 
         _check(query, value, dropout)
         note_source(context, "sage")
+        note_lost_sinks(context, kwargs.get("s_aux"))
         context.note(_NO_BACKWARD)
         groups = getattr(module, "num_key_value_groups", 1)
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)

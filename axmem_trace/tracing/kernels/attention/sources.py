@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.registry import KernelContext
 
@@ -18,6 +20,18 @@ _SOURCES = {
     "by blocks of 128 (torch/_inductor/kernel/flex/flex_attention.py)",
     "sage": "SageAttention: int8 copies of query and key while it runs, nothing kept (SageAttention 2, core.py)",
 }
+
+
+_SINKS = (
+    "this kernel, as axolotl calls it, leaves the model's attention sinks out: they get no gradient, and the model is "
+    "not the one that was trained before"
+)
+
+
+def note_lost_sinks(context: KernelContext, sinks: torch.Tensor | None) -> None:
+    """For functions that take what they don't know (`s_aux` of gpt-oss) and do nothing with it."""
+    if sinks is not None:
+        context.note(Note(kind="warning", key="attn_implementation.sinks", text=_SINKS))
 
 
 def note_source(context: KernelContext, kernel: str) -> None:

@@ -19,7 +19,7 @@ from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention import efficient_sizes, flash2
 from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks, round_up
 from axmem_trace.tracing.kernels.attention.fused import FusedKernel, Heads, run_fused
-from axmem_trace.tracing.kernels.attention.sources import note_source
+from axmem_trace.tracing.kernels.attention.sources import note_lost_sinks, note_source
 from axmem_trace.tracing.kernels.registry import KernelContext
 
 _MAX_FLASH_HEAD_DIM = 256
@@ -43,6 +43,7 @@ def make_xformers(context: KernelContext) -> Callable[..., tuple[torch.Tensor, N
         sliding_window: int | None = None, **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:  # fmt: skip
         note_source(context, "xformers")
+        note_lost_sinks(context, kwargs.get("s_aux"))
         batch, groups = query.shape[0], query.shape[1] // key.shape[1]
         in_one_row = sliding_window is not None and sliding_window < query.shape[2] and module.training
         query, key, value = (each.transpose(1, 2) for each in (query, key, value))
