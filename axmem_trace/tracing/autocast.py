@@ -67,19 +67,26 @@ class Autocast:
         cacheable = (
             dtype == torch.get_autocast_dtype("cuda") and tensor.dtype == torch.float32 and tensor.requires_grad
             and tensor.is_leaf and not tensor._is_view() and torch.is_autocast_cache_enabled()
+            and not torch.is_inference_mode_enabled()
         )  # fmt: skip
         if not cacheable:
             return tensor.to(dtype)
         found = self._weights.get(id(tensor))
         if found is not None and found[0]() is tensor:
             return found[1]
-        cast = tensor.to(dtype)
+        with torch.enable_grad():  # what a pass without gradients has cast serves the next one, which wants them
+            cast = tensor.to(dtype)
         self._weights[id(tensor)] = (weakref.ref(tensor), cast)
         return cast
 
     def _cast_all(self, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> _Call:
-        call: _Call = tree_map_only(torch.Tensor, lambda tensor: self.cast(tensor, dtype), (args, kwargs))
-        return call
+        """From the last argument to the first, as PyTorch's binaries do (GCC evaluates the arguments of a call from right
+        to left; autocast_mode.h, `WrapFunction_`): of a linear layer the weight, then its input. The autograd engine takes
+        what was recorded last first, so in backward the gradient of the input is cast back before that of the weight."""
+        values = [*args, *kwargs.values()]
+        for place in reversed(range(len(values))):
+            values[place] = tree_map_only(torch.Tensor, lambda tensor: self.cast(tensor, dtype), values[place])
+        return tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=True))
 
 
 def _is_eligible(tensor: torch.Tensor) -> bool:

@@ -247,3 +247,24 @@ def test_custom_functions_get_their_inputs_cast_and_no_autocast_inside() -> None
 
     count_casts(lambda x, weight: Product.apply(x), backward=True)
     assert dtypes == [FP32, FP32, FP32]
+
+
+def test_arguments_are_cast_from_the_last_to_the_first():
+    """As PyTorch's binaries do: seen in the allocator's history of its CUDA build, where the weight's copy comes before
+    the input's, and in backward the gradient of the input before that of the weight."""
+    order = []
+
+    class Noting(autocast.Autocast):
+        def cast(self, tensor, dtype):
+            order.append(tuple(tensor.shape))
+            return super().cast(tensor, dtype)
+
+    inputs, weight = torch.empty(4, 8, device="meta"), torch.empty(16, 8, device="meta")
+    bias = torch.empty(16, device="meta")
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        (first, second), kwargs = Noting().apply(F.linear, (inputs, weight), {"bias": bias})
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert order == [(16,), (16, 8), (4, 8)]
+    assert (first.shape, second.shape, kwargs["bias"].shape) == ((4, 8), (16, 8), (16,))
