@@ -35,12 +35,13 @@ PROMOTE = "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put 
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 _OTHER_NAMES = {
-    "matmul": ("__matmul__", "__rmatmul__"), "pow": ("__pow__", "__rpow__"), "linalg_vector_norm": ("vector_norm",),
+    "matmul": ("__matmul__", "__rmatmul__"), "pow": ("__pow__", "__rpow__", "square"), "linalg_vector_norm": ("vector_norm",),
     "linalg_matrix_norm": ("matrix_norm",), "linalg_vecdot": ("vecdot",), "linalg_multi_dot": ("multi_dot",),
     "reciprocal": ("__rdiv__", "__rtruediv__"), "upsample_bilinear2d": ("interpolate",),
     "grid_sampler": ("grid_sample",),
 }  # fmt: skip
-"""Python functions that do little else than call the operator: `1 / x` multiplies by a reciprocal."""
+"""Python functions that do little else than call the operator: `1 / x` multiplies by a reciprocal, `square` is a power
+(aten/src/ATen/native/UnaryOps.cpp)."""
 
 
 class Autocast:
@@ -123,7 +124,7 @@ def _homes(name: str) -> list[Callable[..., Any]]:
     """Every Python function under which an operator is called."""
     found: list[Callable[..., Any]] = []
     for alias in (name, *_OTHER_NAMES.get(name, ())):
-        for home in (torch, torch.Tensor, F, torch._C._nn, torch.linalg):
+        for home in (torch, torch.Tensor, F, torch._C._nn, torch.linalg, torch.special):
             function = getattr(home, alias, None)
             if callable(function) and function not in found:
                 found.append(function)

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from axmem_trace.tracing.autocast import Autocast
 from axmem_trace.tracing.kernels.registry import FUNCTION_RULES, KernelContext
 
-_COMPOSITE = frozenset({F.multi_head_attention_forward, F.normalize})
+_COMPOSITE = frozenset({F.multi_head_attention_forward, F.normalize, F.softmin, F.gumbel_softmax})
 """Python functions that call several others inside: those must meet the mode too."""
 
 

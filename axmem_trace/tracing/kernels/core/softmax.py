@@ -15,8 +15,8 @@ aten = torch.ops.aten
 _KERNELS = {
     function: kernel
     for kernel, functions in (
-        (aten._softmax, (F.softmax, torch.softmax, torch.Tensor.softmax)),
-        (aten._log_softmax, (F.log_softmax, torch.log_softmax, torch.Tensor.log_softmax)),
+        (aten._softmax, (F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax)),
+        (aten._log_softmax, (F.log_softmax, torch.log_softmax, torch.Tensor.log_softmax, torch.special.log_softmax)),
     )
     for function in functions
 }
