@@ -35,8 +35,8 @@ PROMOTE = "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put 
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 _OTHER_NAMES = {
-    "matmul": ("__matmul__", "__rmatmul__"), "pow": ("__pow__", "__rpow__", "square"), "linalg_vector_norm": ("vector_norm",),
-    "linalg_matrix_norm": ("matrix_norm",), "linalg_vecdot": ("vecdot",), "linalg_multi_dot": ("multi_dot",),
+    "matmul": ("__matmul__", "__rmatmul__"), "pow": ("__pow__", "__rpow__", "square"),
+    "linalg_vector_norm": ("vector_norm",), "linalg_matrix_norm": ("matrix_norm",), "linalg_vecdot": ("vecdot",), "linalg_multi_dot": ("multi_dot",),
     "reciprocal": ("__rdiv__", "__rtruediv__"), "upsample_bilinear2d": ("interpolate",),
     "grid_sampler": ("grid_sample",),
 }  # fmt: skip
