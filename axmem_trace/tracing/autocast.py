@@ -36,7 +36,8 @@ PROMOTE = "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 _OTHER_NAMES = {
     "matmul": ("__matmul__", "__rmatmul__"), "pow": ("__pow__", "__rpow__", "square"),
-    "linalg_vector_norm": ("vector_norm",), "linalg_matrix_norm": ("matrix_norm",), "linalg_vecdot": ("vecdot",), "linalg_multi_dot": ("multi_dot",),
+    "linalg_vector_norm": ("vector_norm",), "linalg_matrix_norm": ("matrix_norm",), "linalg_vecdot": ("vecdot",),
+    "linalg_multi_dot": ("multi_dot",),
     "reciprocal": ("__rdiv__", "__rtruediv__"), "upsample_bilinear2d": ("interpolate",),
     "grid_sampler": ("grid_sample",),
 }  # fmt: skip
@@ -51,9 +52,10 @@ class Autocast:
         self._weights: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
 
     def apply(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        """The arguments as the function's policy wants them; the same objects where it has none."""
+        """The arguments as the function's policy wants them; the same objects where it has none, as overloads that
+        write into `out` have none."""
         policy = _POLICIES.get(function)
-        if policy is None or not torch.is_autocast_enabled("cuda"):
+        if policy is None or not torch.is_autocast_enabled("cuda") or kwargs.get("out") is not None:
             return args, kwargs
         return policy(self, args, kwargs)
 
@@ -106,7 +108,8 @@ def _to_fp32(autocast: Autocast, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 def _set_dtype_fp32(autocast: Autocast, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
     """`dtype=torch.float32` unless the call names one; the input is left to the kernel to convert."""
     named = kwargs.get("dtype") is not None or any(isinstance(argument, torch.dtype) for argument in args)
-    if named or not args or not isinstance(args[0], torch.Tensor) or not _is_eligible(args[0]):
+    tensor = args[0] if args else kwargs.get("input")
+    if named or not isinstance(tensor, torch.Tensor) or not _is_eligible(tensor):
         return args, kwargs
     return args, {**kwargs, "dtype": torch.float32}
 
