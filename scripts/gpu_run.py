@@ -7,33 +7,30 @@ Used by `measure_on_gpu.py`.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from gpu_model import build_on_device
 from torch import nn
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.models.build import change_loaded
-from axmem_trace.models.built import BuiltModel
-from axmem_trace.models.checkpointing import enable_checkpointing
-from axmem_trace.models.model_class import find_model_class
-from axmem_trace.models.model_config import build_model_config
-from axmem_trace.models.quantisation import choose_quantizer
-from axmem_trace.models.skeleton import build_skeleton
-from axmem_trace.models.walk import record_facts
-from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.training.optimizers import build_optimizer
+from axmem_trace.training.optimizers.bnb import BNB_NAMES
+from axmem_trace.training.optimizers.names import ALIASES
+from axmem_trace.training.optimizers.traced import TracedOptimizer
+from axmem_trace.training.record import garbage_on_demand
 from axmem_trace.training.step import Run
 
-INITIAL_DEVIATION = 0.02
-REAL_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
-"""Those of which the estimate steps torch's own class; of others it steps a stand-in, which would measure itself."""
-REAL_LOSSES = ("native", "shifted_copy", "upcast_shifted_copy", "half_shifted_copy", "none")
+REAL_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", "adafactor", *BNB_NAMES)
+"""Those of which the estimate steps the library's own class; of others it steps a stand-in, which would measure itself."""
+REAL_LOSSES = ("native", "none")
 ATTENTION_PACKAGES = {"sdpa": "", "eager": "", "flash_attention_2": "flash_attn", "flex_attention": ""}
+REAL_EXPERTS = ("", "eager", "grouped_mm", "batched_mm")
 
 
 def check_runnable(recipe: Recipe) -> None:
@@ -42,78 +39,50 @@ def check_runnable(recipe: Recipe) -> None:
     Raises:
         ConfigError: with what to change.
     """
-    kernel = recipe.attention.kernel
-    refusals = (
-        (recipe.optimizer.name not in REAL_OPTIMIZERS, "optimizer", recipe.optimizer.name, ", ".join(REAL_OPTIMIZERS)),
-        (recipe.loss.path not in REAL_LOSSES or recipe.loss.cross_entropy != "torch", "loss", recipe.loss.path,
-         "the model's own loss: no fused or chunked cross-entropy"),
-        (bool(recipe.kernels.liger), "plugins", "Liger", "no Liger kernels"),
-        (bool(recipe.kernels.lora), "lora_kernels", ", ".join(sorted(recipe.kernels.lora)),
-         "no fused LoRA kernels (--assume lora_kernels=false)"),
-        (recipe.kernels.tiled_mlp or recipe.kernels.torch_compile, "tiled_mlp, torch_compile", True, "neither"),
-        (kernel not in ATTENTION_PACKAGES, "attention", kernel, ", ".join(ATTENTION_PACKAGES)),
-        (recipe.quantisation.method not in ("none", "bnb_4bit", "bnb_8bit"), "quantisation",
-         recipe.quantisation.method, "none, or bitsandbytes in 4 or 8 bit"),
-        (recipe.checkpointing.offload != "none" or recipe.checkpointing.layer_offloading, "offloading", True, "none"),
-    )  # fmt: skip
-    for refused, key, value, accepted in refusals:
+    for refused, key, value, accepted in _list_refusals(recipe):
         if refused:
             raise ConfigError(problem="this can be estimated, but not run here for real", key=key, value=value,
                               accepted=accepted)  # fmt: skip
+    kernel = recipe.attention.kernel
     package = ATTENTION_PACKAGES[kernel]
-    if package:
-        from importlib.util import find_spec
-
-        if find_spec(package) is None:
-            raise ConfigError(problem=f"{kernel} needs the package {package}", key="attention", value=kernel,
-                              remedy="install it, or set sdp_attention: true")  # fmt: skip
+    if package and find_spec(package) is None:
+        raise ConfigError(problem=f"{kernel} needs the package {package}, which is not installed", key="attention",
+                          value=kernel, remedy=f"install it, or set sdp_attention: true in place of {kernel}")  # fmt: skip
 
 
-def build_on_device(recipe: Recipe, device: str) -> BuiltModel:
-    """`axmem_trace.models.build_model`, in the same order, with real tensors on `device`; quantised where asked for."""
-    notes: list[Note] = []
-    config = build_model_config(recipe, notes)
-    model_class, config = find_model_class(recipe, config, notes)
-    quantizer = choose_quantizer(recipe, config, notes)
-    dtype = quantizer.load_dtype(getattr(torch, recipe.precision.load_dtype))
-    with torch.device(device):
-        model = build_skeleton(
-            model_class, config, recipe, dtype, device, notes, lambda model: quantizer.replace_modules(model, dtype)
-        )
-    materialise(model, dtype, device)
-    if hasattr(quantizer, "hf_quantizer"):
-        quantizer.hf_quantizer.postprocess_model(model)
-    model = change_loaded(model, recipe, notes, experts_quantised=False).to(device)
-    enable_checkpointing(model, recipe, notes)
-    model.train()
-    facts = record_facts(model, (), recipe)
-    return BuiltModel(module=model, config=model.config, facts=facts, state_tensors=(), notes=notes)
-
-
-def materialise(model: nn.Module, dtype: torch.dtype, device: str) -> None:
-    """Random values for what a quantizer left on meta; bitsandbytes quantises its weights when they reach the GPU.
-
-    Weights go one by one, so that the whole model is never there unquantised.
-    """
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            quantised = hasattr(parameter, "quant_type") or hasattr(parameter, "has_fp16_weights")
-            if parameter is None or not (parameter.is_meta or quantised):
-                continue
-            shape = (module.out_features, module.in_features) if quantised else parameter.shape
-            values = torch.empty(shape, dtype=dtype if quantised else parameter.dtype, device=device)
-            values.normal_(std=INITIAL_DEVIATION)
-            if quantised:
-                settings = {key: value for key, value in parameter.__dict__.items() if not key.startswith("_")}
-                settings |= {"requires_grad": False}
-                for unset in ("quant_state", "bnb_quantized", "CB", "SCB"):
-                    settings.pop(unset, None)
-                module._parameters[name] = type(parameter)(values, **settings).to(device)
-            else:
-                module._parameters[name] = nn.Parameter(values, requires_grad=parameter.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta:
-                module._buffers[name] = torch.zeros_like(buffer, device=device)
+def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:
+    """(whether it is refused, key, value, what is accepted)."""
+    optimizer = ALIASES.get(recipe.optimizer.name, recipe.optimizer.name)
+    kernels, quantisation, parallelism = recipe.kernels, recipe.quantisation, recipe.parallelism
+    ranks = (parallelism.num_gpus, parallelism.tensor, parallelism.context, parallelism.expert)
+    old = (recipe.attention.repeats_kv, quantisation.keeps_inputs, recipe.model.loading != "current",
+           recipe.model.experts_layout != "fused")  # fmt: skip
+    placement = recipe.placement
+    on_host = placement.on_host_first or placement.on_host or placement.max_memory
+    return (
+        (optimizer not in REAL_OPTIMIZERS, "optimizer", recipe.optimizer.name, ", ".join(REAL_OPTIMIZERS)),
+        (recipe.loss.path not in REAL_LOSSES or recipe.loss.cross_entropy != "torch", "loss", recipe.loss.path,
+         "the model's own loss: no fused or chunked cross-entropy"),
+        (bool(kernels.liger), "plugins", "Liger", "no Liger kernels"),
+        (bool(kernels.lora), "lora_kernels", ", ".join(sorted(kernels.lora)),
+         "no fused LoRA kernels (--assume lora_kernels=false)"),
+        (kernels.tiled_mlp or kernels.torch_compile, "tiled_mlp, torch_compile", True, "neither"),
+        (recipe.attention.kernel not in ATTENTION_PACKAGES or recipe.attention.fused_attn_kernel
+         or recipe.attention.gemma4_hybrid, "attention", recipe.attention.kernel, ", ".join(ATTENTION_PACKAGES)),
+        (recipe.model.experts_implementation not in REAL_EXPERTS, "experts_implementation",
+         recipe.model.experts_implementation, ", ".join(filter(None, REAL_EXPERTS))),
+        (quantisation.method not in ("none", "bnb_4bit", "bnb_8bit") or quantisation.quantise_moe_experts,
+         "quantisation", quantisation.method, "none, or linear layers by bitsandbytes in 4 or 8 bit"),
+        (recipe.fake_quantisation is not None, "qat", True, "none"),
+        (recipe.checkpointing.offload != "none" or recipe.checkpointing.layer_offloading
+         or recipe.checkpointing.selective_offload, "offloading", True, "none"),
+        (bool(on_host) or recipe.adapter.on_cpu, "device_map", "weights on the host", "the whole model on the GPU"),
+        (max(ranks) > 1 or bool(parallelism.deepspeed_stage or parallelism.fsdp_version), "num_gpus", max(ranks), "one GPU"),
+        (recipe.allocator.backend != "native", "allocator", recipe.allocator.backend, "PyTorch's own allocator"),
+        (any(old), "assume", "code of older libraries", "what the installed libraries do"),
+        (recipe.evaluation.generated_rows > 0 or bool(recipe.adapter.relora_steps) or recipe.loss.teacher_tokens > 0,
+         "trainer", "generation, ReLoRA or distillation", "plain steps and evaluation"),
+    )  # fmt: skip
 
 
 class GpuRecorder:
@@ -164,6 +133,24 @@ class GpuRecorder:
         torch.cuda.reset_peak_memory_stats()
 
 
+class RealScaler:
+    """`torch.amp.GradScaler` itself, where the trace has its tensors."""
+
+    def __init__(self, optimizer: TracedOptimizer, device: str) -> None:
+        self.optimizer, self.scaler = optimizer, torch.amp.GradScaler(device)
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        scaled: torch.Tensor = self.scaler.scale(loss)
+        return scaled
+
+    def unscale(self, parameters: Iterable[nn.Parameter]) -> None:
+        for optimizer in self.optimizer.optimizers:
+            self.scaler.unscale_(optimizer)
+
+    def update(self) -> None:
+        self.scaler.update()
+
+
 def read_allocator() -> dict[str, int]:
     """Bytes at the end of a phase, and the most during it."""
     torch.cuda.synchronize()
@@ -176,16 +163,28 @@ def read_allocator() -> dict[str, int]:
     }
 
 
+def make_run(recipe: Recipe, device: str) -> Run:
+    """The model, the optimizer and the loop of a real run; nothing has moved yet."""
+    recorder: Any = GpuRecorder(device)
+    built = build_on_device(recipe, device)
+    optimizer = build_optimizer(recipe, built.module)
+    optimizer.around_step = nullcontext  # what the trace answers for CUDA's driver, the driver answers
+    run = Run(recipe, built, optimizer, recorder, offloading=lambda: nullcontext(nullcontext), repeat=False)
+    if run._scaler is not None and torch.device(device).type == "cuda":
+        scaler: Any = RealScaler(optimizer, device)
+        run._scaler = scaler
+    return run
+
+
 def run_recipe(recipe: Recipe, *, history: bool = False) -> tuple[dict[str, int], list[dict[str, Any]], Any]:
     """What is allocated after load, what each phase took, and with `history` the allocator's own snapshot."""
     if history:
         torch.cuda.memory._record_memory_history(max_entries=1_000_000, stacks="python")
-    built = build_on_device(recipe, "cuda")
+    run = make_run(recipe, "cuda")
     gc.collect()
-    torch.cuda.empty_cache()
+    recorder: Any = run.recorder
     after_load = read_allocator()
-    optimizer = build_optimizer(recipe, built.module)
-    recorder: Any = GpuRecorder("cuda")
-    Run(recipe, built, optimizer, recorder, offloading=lambda: nullcontext(nullcontext), repeat=False).record()
-    recorder.close()
+    with garbage_on_demand():
+        run.record()
+        recorder.close()  # while the run still holds its last batch
     return after_load, recorder.phases, torch.cuda.memory._snapshot() if history else None

@@ -1,45 +1,71 @@
-"""Run a configuration for real on a CUDA GPU, with random weights, and write what it took beside the prediction.
+"""Run configurations for real on a CUDA GPU, with random weights, and write what they took beside the prediction.
 
-    python scripts/measure_on_gpu.py CONFIG.yml [--set key=value]... [--assume key=value]... [-o FILE] [--history]
+    python scripts/measure_on_gpu.py CONFIG.yml... [--set key=value]... [--assume key=value]... [-o FILE] [--history]
+    python scripts/measure_on_gpu.py --recipes [NAME,...] [-o DIRECTORY] [--history]
 
-Needs no weights and no Hub. What the estimate only imitates (fused kernels, optimizers of other packages) is refused.
-Commit the output under `tests/measured/`: the tests there hold the estimate to it from then on, without a GPU.
+Needs no weights and no Hub: torch, transformers, peft, accelerate, bitsandbytes and PyYAML are enough. What the estimate
+only imitates (fused kernels, optimizers of other packages) is refused. Each configuration runs in a process of its own,
+with the allocator's settings that the estimate has, and one that fails does not stop the others. `--recipes` runs the
+ready ones of `gpu_recipes.py` and writes a file for each to `tests/measured/`: the tests there hold the estimate to
+them from then on, without a GPU.
 
-exit codes: 0 measured; 2 there is no GPU, or the configuration can't be run
+exit codes: 0 measured; 1 a run failed; 2 there is no GPU, or a configuration can't be run
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 SCRIPTS = Path(__file__).resolve().parent
 for place in (SCRIPTS, SCRIPTS.parent):
     if str(place) not in sys.path:
         sys.path.insert(0, str(place))
 
+from gpu_figures import compare, find_peak_by_code, summarise_phases, summarise_report  # noqa: E402
+from gpu_recipes import RECIPES, write_recipe  # noqa: E402
+
 from axmem_trace.cli import key_value  # noqa: E402
 from axmem_trace.errors import ConfigError  # noqa: E402
 
 SCHEMA_VERSION = 1
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "flash_attn")
-NUM_FRAMES = 30
-"""How many places of the code the breakdown tells."""
+MEASURED = SCRIPTS.parent / "tests" / "measured"
+CHANGES_MEMORY = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING", "CUBLAS_WORKSPACE_CONFIG",
+                  "CUBLASLT_WORKSPACE_SIZE", "TORCH_CUBLASLT_UNIFIED_WORKSPACE",
+                  "TORCH_CUDNN_SDPA_DEPRIORITIZED")  # fmt: skip
+"""Environment variables that a run must not inherit: the estimate takes none of them to be set."""
+
+
+class Job(NamedTuple):
+    """One configuration to run, and where its JSON goes; None: to standard output."""
+
+    name: str
+    config: Path
+    assumptions: Sequence[str]
+    output: Path | None
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("config", metavar="CONFIG.yml")
+    add("configs", metavar="CONFIG.yml", nargs="*")
+    add("--recipes", metavar="NAME,...", nargs="?", const="all",
+        help=f"run the ready recipes, all or some of: {', '.join(RECIPES)}")  # fmt: skip
     add("--set", metavar="key=value", action="append", default=[], type=key_value, dest="overrides")
     add("--assume", metavar="key=value", action="append", default=[], type=key_value, dest="assumptions")
-    add("-o", "--output", type=Path, metavar="FILE", help="write the JSON there instead of to standard output")
+    add("-o", "--output", type=Path, metavar="FILE",
+        help="write the JSON there instead of to standard output; a directory where several are run")  # fmt: skip
     add("--history", action="store_true", help="record the allocator's history: where the bytes of the peak came from")
+    add("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -54,43 +80,92 @@ def find_refusal() -> str:
     return ""
 
 
+def list_jobs(parsed: argparse.Namespace, place: Path) -> Iterator[Job]:
+    """What is asked for; ready recipes are written to `place` as configurations.
+
+    Raises:
+        ConfigError: nothing is asked for, or no such recipe.
+    """
+    names = [] if parsed.recipes is None else list(RECIPES) if parsed.recipes == "all" else parsed.recipes.split(",")
+    unknown = [name for name in names if name not in RECIPES]
+    if unknown or not (names or parsed.configs):
+        raise ConfigError(problem=f"no ready recipe {unknown[0]!r}" if unknown else "nothing to run was named",
+                          accepted=f"a configuration, or --recipes with any of {', '.join(RECIPES)}")  # fmt: skip
+    is_directory = bool(names) or len(parsed.configs) > 1
+    directory = (parsed.output or (MEASURED if names else None)) if is_directory else None
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        yield Job(name, write_recipe(name, place), RECIPES[name].assumptions, directory and directory / f"{name}.json")
+    for config in map(Path, parsed.configs):
+        output = directory / f"{config.stem}.json" if directory else parsed.output
+        yield Job(config.name, config, (), output)
+
+
+def run_apart(job: Job, parsed: argparse.Namespace) -> int:
+    """The job in a process of its own: a card that is empty, and an allocator with settings of its own."""
+    command = [sys.executable, str(Path(__file__).resolve()), str(job.config), "--in-this-process"]
+    for option, values in (("--set", parsed.overrides), ("--assume", [*job.assumptions, *parsed.assumptions])):
+        command += [part for value in values for part in (option, value)]
+    command += ["-o", str(job.output)] if job.output else []
+    command += ["--history"] if parsed.history else []
+    return subprocess.run(command, check=False).returncode
+
+
 def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *, history: bool) -> dict[str, Any]:
-    """Predicts, then runs; the JSON's content."""
+    """Predicts, then runs; the JSON's content. To be called before torch is imported.
+
+    Raises:
+        ConfigError: the configuration can't be read, estimated or run.
+    """
+    from axmem_trace.recipe import read_recipe
+
+    settings = read_recipe(config, overrides=overrides, assumptions=assumptions).allocator.settings
+    assumptions = [*assumptions, f"allocator={settings or 'default'}"]  # whatever this machine's environment said
+    prepare_environment(settings)
     import torch
     from gpu_run import check_runnable, run_recipe
 
     from axmem_trace import estimate
-    from axmem_trace.recipe import read_recipe
 
     card = torch.cuda.get_device_properties(0)
-    gpu = name_of_card(card.name, card.total_memory)
+    gpu = name_of_card(card.name, card.total_memory, (card.major, card.minor))
     recipe = read_recipe(config, overrides=overrides, assumptions=assumptions, gpu=gpu)
     check_runnable(recipe)
-    report = estimate(config, overrides=overrides, assumptions=assumptions, gpu=gpu)
+    predicted = summarise_report(estimate(config, overrides=overrides, assumptions=assumptions, gpu=gpu))
     after_load, phases, snapshot = run_recipe(recipe, history=history)
     measured = summarise_phases(after_load, phases)
-    predicted = summarise_report(report)
     return {
         "schema_version": SCHEMA_VERSION,
         "config": Path(config).name, "content": Path(config).read_text(encoding="utf-8"),
-        "overrides": list(overrides), "assumptions": list(assumptions),
+        "overrides": list(overrides), "assumptions": assumptions,
         "gpu": {"name": card.name, "asked_for": gpu, "memory_bytes": card.total_memory,
                 "compute_capability": [card.major, card.minor]},
         "versions": find_versions(),
-        "measured": {**measured, "phases": phases}, "predicted": predicted, "comparison": compare(predicted, measured),
-        "peak_by_code": find_peak_by_code(snapshot) if snapshot else [],
+        "measured": {**measured, "load": after_load, "phases": phases}, "predicted": predicted,
+        "comparison": compare(predicted, measured), "peak_by_code": find_peak_by_code(snapshot) if snapshot else [],
     }  # fmt: skip
 
 
-def name_of_card(name: str, memory_bytes: int) -> str:
-    """The card as the estimate knows it; its size alone where it does not know the name."""
-    from axmem_trace.gpus import find_gpu
+def prepare_environment(settings: str) -> None:
+    """PyTorch reads these once, when its CUDA library is loaded."""
+    for variable in CHANGES_MEMORY:
+        os.environ.pop(variable, None)
+    os.environ["PYTORCH_ALLOC_CONF"] = settings
+
+
+def name_of_card(name: str, memory_bytes: int, capability: tuple[int, int]) -> str:
+    """The card as the estimate knows it; a name it does not know stands for the nearest card of the generation, which
+    has the same kernels, and where there is none of it, for its size alone."""
+    from axmem_trace.gpus import CARDS, find_gpu
 
     try:
         find_gpu(name)
         return name
     except ConfigError:
-        return f"{memory_bytes / (1 << 30):.2f}GiB"
+        gib = memory_bytes / (1 << 30)
+        alike = [card for card in CARDS if card.capability == capability]
+        return min(alike, key=lambda card: abs(card.gib - gib)).name if alike else f"{gib:.2f}GiB"
 
 
 def find_versions() -> dict[str, str]:
@@ -103,85 +178,53 @@ def find_versions() -> dict[str, str]:
     return found
 
 
-QUANTITIES = ("after_load", "after_forward", "step_1", "step_2", "end", "reserved")
-"""What is compared: bytes after loading and at the end of the first forward, the peaks of both steps, what is left at
-the end (all of them live), and the most that was reserved."""
-
-
-def summarise_phases(after_load: Mapping[str, int], phases: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """The quantities of a real run, of what was read at the end of each phase."""
-    steps = {step: [phase for phase in phases if phase["step"] == step] for step in (1, 2)}
-    forward = next(phase for phase in steps[1] if phase["phase"] == "forward")
-    return {
-        "after_load": after_load["end_bytes"], "after_forward": forward["end_bytes"],
-        "step_1": max(phase["allocated_bytes"] for phase in steps[1]),
-        "step_2": max(phase["allocated_bytes"] for phase in steps[2]),
-        "end": phases[-1]["end_bytes"], "reserved": max(phase["reserved_bytes"] for phase in phases),
-    }  # fmt: skip
-
-
-def summarise_report(report: Any) -> dict[str, int]:
-    """The same quantities of an estimate."""
-    phases = report.phases
-    return {
-        "after_load": phases["load"].counted_end_bytes,
-        "after_forward": phases["step_1"].phases["forward"].counted_end_bytes,
-        "step_1": phases["step_1"].counted_bytes, "step_2": phases["step_2"].counted_bytes,
-        "end": phases["step_2"].counted_end_bytes, "reserved": report.peak.reserved_bytes,
-    }  # fmt: skip
-
-
-def compare(predicted: Mapping[str, int], measured: Mapping[str, int]) -> dict[str, float]:
-    """Signed relative errors: positive where too much was predicted."""
-    return {quantity: predicted[quantity] / measured[quantity] - 1 for quantity in QUANTITIES}
-
-
-def find_peak_by_code(snapshot: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What was alive when most was, by the innermost Python line outside of torch that asked for it."""
-    live: dict[int, tuple[int, str]] = {}
-    total, most, at_peak = 0, 0, {}
-    for entry in snapshot["device_traces"][0]:
-        if entry["action"] == "alloc":
-            live[entry["addr"]] = (entry["size"], place_of(entry.get("frames", ())))
-            total += entry["size"]
-            if total > most:
-                most, at_peak = total, dict(live)
-        elif entry["action"] == "free_completed" and entry["addr"] in live:
-            total -= live.pop(entry["addr"])[0]
-    by_place: dict[str, int] = {}
-    for size, place in at_peak.values():
-        by_place[place] = by_place.get(place, 0) + size
-    ordered = sorted(by_place.items(), key=lambda item: -item[1])
-    return [{"code": place, "bytes": size} for place, size in ordered[:NUM_FRAMES]]
-
-
-def place_of(frames: Sequence[Mapping[str, Any]]) -> str:
-    """`package/file.py:line function` of the innermost frame outside of torch, or of all where there is none."""
-    python = [frame for frame in frames if frame["filename"].endswith(".py")]
-    for frame in [*(frame for frame in python if "/torch/" not in frame["filename"]), *frames]:
-        return f"{'/'.join(Path(frame['filename']).parts[-2:])}:{frame['line']} {frame['name']}"
-    return "unknown"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parsed = build_parser().parse_args(arguments)
-    refusal = find_refusal()
-    if refusal:
-        print(f"measure_on_gpu: {refusal}", file=sys.stderr)
-        return 2
+def main_here(parsed: argparse.Namespace) -> int:
+    """Measures one configuration in this process."""
+    (config,) = parsed.configs
     try:
-        found = measure(parsed.config, parsed.overrides, parsed.assumptions, history=parsed.history)
+        found = measure(config, parsed.overrides, parsed.assumptions, history=parsed.history)
     except ConfigError as error:
         print(f"measure_on_gpu: {error}", file=sys.stderr)
         return 2
+    except Exception as error:  # one of several runs: the others go on; the traceback says where
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(f"measure_on_gpu: {Path(config).name} does not fit on this card: {error}", file=sys.stderr)
+        return 1
     text = json.dumps(found, indent=1)
     if parsed.output:
         parsed.output.write_text(text + "\n", encoding="utf-8")
     else:
         print(text)
-    for quantity, error in found["comparison"].items():
-        print(f"{quantity:14} {error:+.2%}", file=sys.stderr)
+    for quantity, deviation in found["comparison"].items():
+        print(f"{quantity:14} {deviation:+.2%}", file=sys.stderr)
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parsed = build_parser().parse_args(arguments)
+    if parsed.in_this_process:
+        return main_here(parsed)
+    refusal = find_refusal()
+    if refusal:
+        print(f"measure_on_gpu: {refusal}", file=sys.stderr)
+        return 2
+    codes = []
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            jobs = list(list_jobs(parsed, Path(place)))
+        except ConfigError as error:
+            print(f"measure_on_gpu: {error}", file=sys.stderr)
+            return 2
+        for job in jobs:
+            if len(jobs) > 1:
+                print(f"{job.name}:", file=sys.stderr, flush=True)
+            codes.append(run_apart(job, parsed))
+    failed = [job.name for job, code in zip(jobs, codes, strict=True) if code]
+    if len(jobs) > 1:
+        print(f"{len(jobs) - len(failed)} of {len(jobs)} measured" + (f"; not: {', '.join(failed)}" if failed else ""),
+              file=sys.stderr)  # fmt: skip
+    return codes[0] if len(jobs) == 1 else min(len(failed), 1)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def estimate_again(path: Path) -> dict[str, float]:
     """Signed relative errors of today's estimate."""
     if str(SCRIPTS) not in sys.path:
         sys.path.insert(0, str(SCRIPTS))
-    from measure_on_gpu import compare, summarise_report
+    from gpu_figures import compare, summarise_report
 
     from axmem_trace import estimate
 

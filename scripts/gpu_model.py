@@ -1,0 +1,122 @@
+"""A recipe's model with real tensors: built on meta and brought to the card as transformers' `from_pretrained` does it,
+with random weights in place of a checkpoint's.
+
+Used by `gpu_run.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.models.build import change_loaded
+from axmem_trace.models.built import BuiltModel
+from axmem_trace.models.checkpointing import enable_checkpointing, refuse_unsupported_checkpointing
+from axmem_trace.models.model_class import find_model_class
+from axmem_trace.models.model_config import build_model_config
+from axmem_trace.models.quantisation import choose_quantizer
+from axmem_trace.models.skeleton import build_skeleton
+from axmem_trace.models.walk import record_facts
+from axmem_trace.notes import Note
+from axmem_trace.recipe.types import Recipe
+from axmem_trace.training.loading import _merged_names
+
+INITIAL_DEVIATION = 0.02
+
+
+def build_on_device(recipe: Recipe, device: str, loaded: Callable[[], None] = lambda: None) -> BuiltModel:
+    """`axmem_trace.models.build_model`, in the same order, with real tensors on `device`; quantised where asked for.
+
+    Args:
+        loaded: called when the weights are there and axolotl has not yet touched them.
+    """
+    notes: list[Note] = []
+    config = build_model_config(recipe, notes)
+    model_class, config = find_model_class(recipe, config, notes)
+    quantizer = choose_quantizer(recipe, config, notes)
+    dtype = quantizer.load_dtype(getattr(torch, recipe.precision.load_dtype))
+    model = build_skeleton(
+        model_class, config, recipe, dtype, "meta", notes, lambda model: quantizer.replace_modules(model, dtype)
+    )
+    refuse_unsupported_checkpointing(model, recipe)
+    hf_quantizer = getattr(quantizer, "hf_quantizer", None)
+    warm_up(model, device, hf_quantizer)
+    materialise(model, dtype, device)
+    if hf_quantizer is not None:
+        hf_quantizer.postprocess_model(model)
+    loaded()
+    model = change_loaded(model, recipe, notes, experts_quantised=False).to(device)
+    enable_checkpointing(model, recipe, notes)
+    model.train()
+    facts = record_facts(model, (), recipe)
+    return BuiltModel(module=model, config=model.config, facts=facts, state_tensors=(), notes=notes)
+
+
+def warm_up(model: nn.Module, device: str, hf_quantizer: Any) -> None:
+    """transformers' own `caching_allocator_warmup`: one block as large as the model, given back at once."""
+    from transformers import modeling_utils
+
+    if torch.device(device).type == "cuda":
+        names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+        modeling_utils.caching_allocator_warmup(model, dict.fromkeys(names, torch.device(device, 0)), hf_quantizer)
+
+
+@torch.no_grad()
+def materialise(model: Any, dtype: torch.dtype, device: str) -> None:
+    """Random values on `device` for everything on meta, module by module as they are loaded; ties stay ties.
+
+    A weight that bitsandbytes packs is there unpacked first, alone, as it is when a checkpoint is read; beside fused
+    experts lie, as long, the experts that they are put together from. Buffers get the values that the model's own
+    initialisation gives them (rotary frequencies, say).
+    """
+    placed: dict[int, nn.Parameter] = {}
+    is_merged = _merged_names(model)
+    for prefix, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or not (parameter.is_meta or id(parameter) in placed):
+                continue
+            if id(parameter) not in placed:
+                merged = is_merged(f"{prefix}.{name}" if prefix else name)
+                parts = torch.empty(parameter.shape if merged else 0, dtype=parameter.dtype, device=device)
+                placed[id(parameter)] = _make_parameter(module, parameter, dtype, device)
+                del parts
+            module._parameters[name] = placed[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.zeros_like(buffer, device=device)
+    _initialise_buffers(model)
+
+
+def _make_parameter(module: Any, parameter: nn.Parameter, dtype: torch.dtype, device: str) -> nn.Parameter:
+    """The same parameter off meta; as transformers `integrations/bitsandbytes.py` `Bnb4bitQuantize`, `Bnb8bitQuantize`."""
+    kind = type(parameter).__name__
+    if kind not in ("Params4bit", "Int8Params"):
+        values = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+        return nn.Parameter(_fill(values), requires_grad=parameter.requires_grad)
+    values = _fill(torch.empty((module.out_features, module.in_features), dtype=dtype, device=device))
+    settings = {key: value for key, value in parameter.__dict__.items() if not key.startswith("_")}
+    if kind == "Int8Params":  # quantised on the way from the host to the card, and on no other
+        settings = {"has_fp16_weights": settings.get("has_fp16_weights", False)}
+        return type(parameter)(values.to("cpu"), requires_grad=False, **settings).to(device)
+    settings = {key: value for key, value in settings.items() if key not in ("quant_state", "bnb_quantized")}
+    return type(parameter)(values, **{**settings, "requires_grad": False}).to(device)
+
+
+def _fill(values: torch.Tensor) -> torch.Tensor:
+    """Matrices at random, vectors with ones: norms scale by them."""
+    if not values.is_floating_point():
+        return values.zero_()
+    return values.normal_(std=INITIAL_DEVIATION) if values.dim() > 1 else values.fill_(1)
+
+
+def _initialise_buffers(model: Any) -> None:
+    """`PreTrainedModel.initialize_weights` with every parameter said to be there already, as after loading."""
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True
+    for module in model.modules():
+        module._is_hf_initialized = next(module.buffers(), None) is None
+    if hasattr(model, "initialize_weights"):
+        model.initialize_weights()

@@ -1,0 +1,77 @@
+"""Ready recipes for `measure_on_gpu.py --recipes`: what a GPU shall confirm, each in well under a minute on an H100.
+
+Base models are those of the bundled catalogue, cut to a few layers where they are large: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+WITHOUT_KERNELS = ("lora_kernels=false",)
+"""axolotl's fused LoRA kernels are not here to be run."""
+
+
+class GpuRecipe(NamedTuple):
+    """What is asked for over `COMMON`, and what is assumed."""
+
+    keys: dict[str, Any]
+    assumptions: tuple[str, ...] = ()
+
+
+COMMON: dict[str, Any] = {
+    "base_model": "meta-llama/Llama-3.2-1B", "sequence_len": 2048, "micro_batch_size": 2, "bf16": True,
+    "gradient_accumulation_steps": 1, "optimizer": "adamw_torch_fused", "learning_rate": 1e-4, "val_set_size": 0,
+    "sdp_attention": True, "datasets": [{"path": "any", "type": "alpaca"}],
+}  # fmt: skip
+LORA: dict[str, Any] = {"adapter": "lora", "lora_r": 16, "lora_alpha": 32, "lora_target_linear": True}
+QLORA: dict[str, Any] = {**LORA, "adapter": "qlora", "load_in_4bit": True}
+
+
+def _cut(layers: int, **fields: Any) -> dict[str, Any]:
+    """The first layers of a model."""
+    return {"overrides_of_model_config": {"num_hidden_layers": layers, **fields}}
+
+
+def _checkpointed(reentrant: bool) -> dict[str, Any]:
+    return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+
+
+RECIPES: dict[str, GpuRecipe] = {
+    "full-fused": GpuRecipe({}),
+    "full-foreach-accumulated": GpuRecipe({"optimizer": "adamw_torch", "gradient_accumulation_steps": 3}),
+    "full-bnb8-checkpointed": GpuRecipe({"optimizer": "adamw_bnb_8bit", **_checkpointed(False)}),
+    "full-paged-reentrant": GpuRecipe({"optimizer": "paged_adamw_8bit", **_checkpointed(True)}),
+    "full-eager-sgd": GpuRecipe({"sdp_attention": False, "attn_implementation": "eager", "optimizer": "sgd",
+                                 "sequence_len": 1024}),
+    "full-packed": GpuRecipe({"sample_packing": True, "micro_batch_size": 1, "sdp_attention": False,
+                              "attn_implementation": "eager", "sequence_len": 1024}),
+    "full-evaluated": GpuRecipe({"val_set_size": 0.1, "eval_strategy": "steps", "eval_steps": 2, "eval_batch_size": 4,
+                                 **_checkpointed(True)}),
+    "full-not-expandable": GpuRecipe({"torch_empty_cache_steps": 1},
+                                     ("allocator=expandable_segments:False,roundup_power2_divisions:16",)),
+    "lora": GpuRecipe({**LORA, "lora_dropout": 0.05}, WITHOUT_KERNELS),
+    "lora-fp16-scaler": GpuRecipe({**LORA, "bf16": False, "fp16": True, "optimizer": "adamw_torch"}, WITHOUT_KERNELS),
+    "lora-saved-modules": GpuRecipe(
+        {**LORA, "base_model": "TinyLlama/TinyLlama_v1.1", "lora_modules_to_save": ["embed_tokens", "lm_head"]},
+        WITHOUT_KERNELS),
+    "dora-rank-64": GpuRecipe({**LORA, "peft_use_dora": True, "lora_r": 64}, WITHOUT_KERNELS),
+    "qlora-8b": GpuRecipe({**QLORA, "base_model": "NousResearch/Meta-Llama-3.1-8B", **_checkpointed(True)},
+                          WITHOUT_KERNELS),
+    "qlora-paged": GpuRecipe({**QLORA, "optimizer": "paged_adamw_32bit", **_checkpointed(False)}, WITHOUT_KERNELS),
+    "int8-lora": GpuRecipe({**LORA, "load_in_8bit": True, **_checkpointed(False)}, WITHOUT_KERNELS),
+    "gemma2": GpuRecipe({"base_model": "google/gemma-2-2b", "sdp_attention": False, "attn_implementation": "eager",
+                         "sequence_len": 1024, **_cut(6)}),
+    "gemma3": GpuRecipe({"base_model": "google/gemma-3-1b-pt", **_checkpointed(False)}),
+    "qwen3": GpuRecipe({"base_model": "Qwen/Qwen3-0.6B", "micro_batch_size": 4}),
+    "moe": GpuRecipe({"base_model": "Qwen/Qwen3-30B-A3B", **_cut(3), **_checkpointed(False)}),
+}  # fmt: skip
+
+
+def write_recipe(name: str, directory: Path) -> Path:
+    """One of `RECIPES` as a configuration file in `directory`."""
+    path = directory / f"{name}.yml"
+    path.write_text(yaml.safe_dump({**COMMON, **RECIPES[name].keys}, sort_keys=False), encoding="utf-8")
+    return path
