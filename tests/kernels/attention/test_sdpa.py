@@ -65,6 +65,8 @@ MASK = {"mask": (2, 1, 1024, 1024)}
         (_call(offsets=(0, 100, 0), **MASK), A100, "math"),  # 100 elements in: no multiple of 8
         (_call(offsets=(0, 100, 0), **MASK, dtype=FP32), A100, "efficient"),  # but of 4
         (_call(offsets=(0, 100, 0), **MASK, dtype=FP16), T4, "efficient"),
+        (_call(99, dtype=FP32, **MASK), T4, "efficient"),
+        (_call(99, dtype=FP32, **MASK), A100, "math"),
         (_call(heads=70_000, kv_heads=70_000), H100, "flash"),
         (_call(dtype=torch.float64), A100, "math"),
     ],
@@ -193,6 +195,8 @@ def test_cudnn_on_hopper():
     assert seen.kept == [8_388_608, 131_072, 8, 8]
     # dq 8,388,608; dk, dv 2,097,152 each; dq in fp32 16,777,216 and softmax_sum 131,072 in one workspace
     assert seen.backward_peak == 8_388_608 + 2 * 2_097_152 + 16_777_216 + 131_072
+    # what it may take beyond, dk and dv of 32 heads: 2 * 1024*32*128*2
+    assert seen.notes["attention.sdpa.cudnn.grouped"].bytes == 16_777_216
 
 
 def test_math_stores_scores_in_fp32():

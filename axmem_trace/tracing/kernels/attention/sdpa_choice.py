@@ -91,7 +91,7 @@ def refused_by_flash(call: SdpaCall, capability: Capability) -> str:
 def refused_by_efficient(call: SdpaCall, capability: Capability) -> str:
     """`can_use_mem_efficient_attention`."""
     dtypes = (*_HALF, torch.float32) if capability >= (8, 0) else (torch.float16, torch.float32)
-    alignment = 8 if call.dtypes[0] in _HALF else 4
+    alignment = 8 if call.dtypes[0] in _HALF else 4 if capability >= (8, 0) else 1  # `minimum_gemm_alignment`
     odd = call.query[-1] % alignment or call.value[-1] % alignment
     return (
         ("it is disabled" if not torch.backends.cuda.mem_efficient_sdp_enabled() else "")

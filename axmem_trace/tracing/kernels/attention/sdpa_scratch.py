@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention import efficient_sizes, flash_sizes
 from axmem_trace.tracing.kernels.attention.card import num_sms
 from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks
@@ -75,9 +76,18 @@ def cudnn_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[s
     """One workspace: dq in fp32 and the sums `dO * O`.
 
     Source: cudnn-frontend 1.32, include/cudnn_frontend/node/scaled_dot_product_flash_attention.h,
-    `CompositeSDPABackwardNode` (`dQ_accum`, `softmax_sum`). What the closed library adds to it is not known.
+    `CompositeSDPABackwardNode` (`dQ_accum`, `softmax_sum`). What the closed library adds to it is not known. Of grouped
+    queries its graph has dk and dv per query head, as tensors without memory of their own (`dK_fullhead`, virtual).
     """
-    batch, heads, queries, head_dim = args[1].shape
+    query, key, value = args[1:4]
+    batch, heads, queries, head_dim = query.shape
+    if key.shape[1] != heads:
+        size = batch * heads * key.shape[2] * (head_dim + value.shape[-1]) * query.element_size()
+        text = (
+            "cuDNN's backward of grouped queries is taken to add up dk and dv of a group's query heads without room for "
+            f"each, as its published graph allows; the library is closed, and may take up to {size:,} bytes more"
+        )
+        context.note(Note(kind="assumed", key="attention.sdpa.cudnn.grouped", text=text, bytes=size))
     return ((batch * heads * queries * (head_dim + 1)) * 4,)
 
 
