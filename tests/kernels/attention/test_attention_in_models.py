@@ -120,6 +120,13 @@ def test_gpt_oss_sinks():
     assert 2 * 4 * 256 * 257 * 2 in kept_by(eager)
 
 
+@pytest.mark.parametrize(("kernel", "key"), [("xformers", ""), ("sage", ".sage_padding")])
+def test_padded_batches_at_which_axolotls_code_stops_are_told(kernel, key):
+    """`_upad_input` of transformers 5 wants `unpad_input_func`; axolotl's two functions give five arguments."""
+    _, context = _trace("llama", kernel, PADDED)
+    assert "without its last argument" in context.notes[f"attn_implementation{key}"].text
+
+
 @pytest.mark.parametrize("kernel", ["xformers", "sage"])
 def test_sinks_that_a_kernel_leaves_out_are_told(kernel):
     _, context = _trace("gpt_oss", kernel, PLAIN, H100)

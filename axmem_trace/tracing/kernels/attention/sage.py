@@ -32,6 +32,12 @@ _PACKED = Note(
     text="axolotl's packed SageAttention imports `prepare_fa2_from_position_ids`, which transformers 5 no longer has: "
     "the run would stop there. Estimated as if it were still there",
 )
+_PADDED = Note(
+    kind="warning",
+    key="attn_implementation.sage_padding",
+    text="axolotl's SageAttention calls `_upad_input` of transformers 5 without its last argument where a batch is "
+    "padded, and the run would stop there: pad none. Estimated as if it unpadded them",
+)
 
 
 def make_sage(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]]:
@@ -83,6 +89,7 @@ def _run_packed(context: KernelContext, heads: Heads) -> torch.Tensor:
 def _run_unpadded(context: KernelContext, heads: Heads, mask: torch.Tensor) -> torch.Tensor:
     from transformers import modeling_flash_attention_utils as flash_utils
 
+    context.note(_PADDED)
     batch, _, tokens, _ = heads[0].shape
     rows = [each.transpose(1, 2) for each in heads]
     query, key, value, indices, _, _ = flash_utils._upad_input(*rows, mask, tokens, flash_utils._unpad_input)
