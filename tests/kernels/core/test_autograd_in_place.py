@@ -44,6 +44,8 @@ CASES = {
     "masked_fill, where": lambda x, i: x.masked_fill(x > 0.5, 0.0) + torch.where(x > 0.5, x, 0.0),
     "pad, repeat": lambda x, i: F.pad(x, (0, 8)).repeat_interleave(2, 0),
     "powers": lambda x, i: x.pow(2) * x.rsqrt() + x.sqrt(),
+    "linear with a bias": lambda x, i: F.linear(x.view(8, 8, 128), x[:32], x[0, :32]),
+    "linear of a transposed input": lambda x, i: F.linear(x.view(8, 8, 128).transpose(0, 1), x[:32], x[0, :32]),
     "activations": lambda x, i: F.gelu(x) + F.softplus(x) + F.gelu(x, approximate="tanh"),
     "checkpointed, reentrant": lambda x, i: _checkpoint(x * 1, True) + x,
     "checkpointed, not reentrant": lambda x, i: _checkpoint(x * 1, False) + x,
@@ -99,4 +101,4 @@ def record_meta(run: Any, *, with_rules: bool = True) -> Counter[int]:
         _engine_run_backward((out,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True)
         del out, gradient
         allocations = recorder.make_ledger().allocations
-    return Counter(each.nbytes for each in allocations if each.nbytes >= LARGE)
+    return Counter(each.nbytes for each in allocations if each.nbytes >= LARGE and each.op != "cuBLAS")

@@ -7,14 +7,16 @@ on, and autograd then takes out-of-place paths. A run without a mode does not, o
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from axmem_trace.tracing.kernels.registry import KernelContext, dispatch_rule
+from axmem_trace.tracing.kernels.registry import KernelContext, dispatch_rule, function_rule
 
 aten = torch.ops.aten
 
@@ -41,6 +43,26 @@ def accumulate(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: d
         return context.recorder.run(op, args, kwargs)
     others = any(seen > alone for seen, alone in zip(_references(old), _REFERENCES_OF_BUFFER, strict=True))
     return context.recorder.run(op, args, kwargs) if others or not _is_dense(old) else old
+
+
+@function_rule(F.linear)
+def linear(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Where the input has more than two dimensions and gaps, the bias is added to the product in place.
+
+    Source: aten/src/ATen/native/Linear.cpp, `linear`; all other inputs go through `addmm`.
+    """
+    tensor, weight, bias = _bind_linear(*args, **kwargs)
+    plain = all(type(each) in _PLAIN for each in (tensor, weight, bias))
+    if not plain or not tensor.is_meta or tensor.dim() <= 2 or tensor.is_contiguous():
+        return function(*args, **kwargs)
+    return torch.matmul(tensor, weight.t()).add_(bias)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _bind_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+    return input, weight, bias
 
 
 @dispatch_rule(*_IN_PLACE)
