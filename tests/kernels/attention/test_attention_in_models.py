@@ -127,6 +127,15 @@ def test_padded_batches_at_which_axolotls_code_stops_are_told(kernel, key):
     assert "without its last argument" in context.notes[f"attn_implementation{key}"].text
 
 
+def test_axolotls_own_llama_attention_for_xformers_is_told():
+    """patch_manager.py `_patch_llama_derived_model`: Llama without packing."""
+    assert not hasattr(build("llama", "xformers").model.layers[0].self_attn, "num_heads")
+    told = "attn_implementation.xformers_llama"
+    assert told in _trace("llama", "xformers", PLAIN)[1].notes
+    assert told not in _trace("llama", "xformers", PACKED)[1].notes
+    assert told not in _trace("mistral", "xformers", PLAIN)[1].notes
+
+
 @pytest.mark.parametrize("kernel", ["xformers", "sage"])
 def test_sinks_that_a_kernel_leaves_out_are_told(kernel):
     _, context = _trace("gpt_oss", kernel, PLAIN, H100)

@@ -32,6 +32,13 @@ _PADDED = Note(
     text="axolotl's xformers attention calls `_upad_input` of transformers 5 without its last argument where a batch "
     "is padded, and the run would stop there: pack the samples or pad none. Estimated as if it unpadded them",
 )
+_LLAMA = Note(
+    kind="warning",
+    key="attn_implementation.xformers_llama",
+    text="without sample packing axolotl replaces Llama's attention by its own (llama_attn_hijack_xformers.py), which asks "
+    "for `num_heads`, and transformers 5 has none: the run would stop there: pack the samples. Estimated as if it called "
+    "xformers as for other models",
+)
 
 
 def make_xformers(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]]:
@@ -49,15 +56,17 @@ def make_xformers(context: KernelContext) -> Callable[..., tuple[torch.Tensor, N
         query, key, value = (each.transpose(1, 2) for each in (query, key, value))
         if position_ids is not None and _is_packed(position_ids):
             out = _run_packed(context, (query, key, value), groups, position_ids)
-        elif attention_mask is not None:
+            return out.view(batch, -1, out.shape[-2], out.shape[-1]), None
+        if type(module).__name__ == "LlamaAttention":
+            context.note(_LLAMA)
+        if attention_mask is not None:
             return _run_unpadded(context, (query, key, value), groups, attention_mask), None
-        else:
-            _check_value(query, value)
-            heads = query, _repeat_by_reshape(key, groups), _repeat_by_reshape(value, groups)
-            if in_one_row:  # axolotl's way with windows: all rows as one
-                query, key, value = (each.reshape(1, -1, *each.shape[-2:]) for each in heads)
-                heads = query, key, value
-            out = _run_kernel(context, heads, ())
+        _check_value(query, value)
+        heads = query, _repeat_by_reshape(key, groups), _repeat_by_reshape(value, groups)
+        if in_one_row:  # axolotl's way with windows: all rows as one
+            query, key, value = (each.reshape(1, -1, *each.shape[-2:]) for each in heads)
+            heads = query, key, value
+        out = _run_kernel(context, heads, ())
         return out.view(batch, -1, out.shape[-2], out.shape[-1]), None
 
     return forward
