@@ -23,8 +23,8 @@ _HUB_RELEASES = {
 def attention_without_packages(kernel: str, notes: list[Note]) -> Iterator[None]:
     """While open, transformers accepts `kernel` for a model that supports it, without asking for its package.
 
-    `sdpa` stays transformers' own choice: `eager` where the model has no SDPA path. What the model class itself
-    refuses (`_supports_flash_attn`, `_supports_flex_attn`) is still refused, with transformers' own ValueError.
+    What the model class itself refuses (`_supports_sdpa`, `_supports_flash_attn`, `_supports_flex_attn`) is still
+    refused, with transformers' own ValueError.
 
     Source: transformers `modeling_utils.py` `_check_and_adjust_attn_implementation`, `_flash_attn_can_dispatch`.
     """
@@ -47,9 +47,15 @@ def attention_without_packages(kernel: str, notes: list[Note]) -> Iterator[None]
         PreTrainedModel._check_and_adjust_attn_implementation = original
 
 
-def request_attention(config: Any, kernel: str) -> None:
-    """Ask for `kernel` on the configuration and its sub-configurations; axolotl's unset value is `sdpa`, softly."""
-    config._attn_implementation = None if kernel == "sdpa" else _BEHIND.get(kernel, kernel)
+def request_attention(config: Any, kernel: str, *, asked: bool = False) -> None:
+    """Ask for `kernel` on the configuration and its sub-configurations.
+
+    Where nothing was `asked` for, `sdpa` is transformers' own default, which gives way to `eager` where a class has no
+    SDPA path (gpt-oss). By name it is refused there.
+
+    Source: transformers `modeling_utils.py` `get_correct_attn_implementation`; axolotl `_set_attention_config`.
+    """
+    config._attn_implementation = None if kernel == "sdpa" and not asked else _BEHIND.get(kernel, kernel)
 
 
 def _refuse_unsupported(model: Any, kernel: str) -> None:

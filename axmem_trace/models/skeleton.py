@@ -39,7 +39,8 @@ def build_skeleton(
     """
     try:
         _set_dtype(config, dtype)
-        request_attention(config, recipe.attention.kernel)  # HRM-Text's configuration refuses FlashAttention here
+        asked = "attention.kernel" in recipe.reasons and recipe.reasons["attention.kernel"].origin != "default"
+        request_attention(config, recipe.attention.kernel, asked=asked)  # HRM-Text refuses FlashAttention here
         _request_experts(config, recipe.model.experts_implementation)
         with attention_without_packages(recipe.attention.kernel, notes), _creation_context(dtype, device):
             model = model_class(config)
@@ -153,6 +154,9 @@ def _unbuildable(recipe: Recipe, model_class: Any, error: Exception) -> ConfigEr
     elif recipe.attention.kernel in str(error):
         key = "attn_implementation"
         remedy = "choose another `attn_implementation`; sdpa works for most models"
+    elif "through torch.nn.functional.scaled_dot_product_attention" in str(error):
+        key = "attn_implementation"
+        remedy = "write `attn_implementation: eager`, or leave it out, which comes to the same here"
     else:
         remedy = "check the base model's config.json and `overrides_of_model_config`; a newer transformers may help"
     return ConfigError(
