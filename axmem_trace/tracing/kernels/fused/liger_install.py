@@ -6,11 +6,14 @@ geglu}.py` for the forwards.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from axmem_trace.models.model_config import text_part
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention.card import sms_of
 from axmem_trace.tracing.kernels.fused import liger_layers, liger_losses
@@ -33,7 +36,7 @@ def install_liger(site: Site) -> None:
     wants_loss = loss in ("liger_cross_entropy", "liger_fused_linear")
     if not site.recipe.kernels.liger and not wants_loss:
         return
-    support = LIGER.get(site.model_type)
+    support = _find_support(site)
     if support is None or site.model_type in UNSUPPORTED:
         _install_generic(site)
         return
@@ -49,6 +52,17 @@ def install_liger(site: Site) -> None:
         _install_cross_entropy(site, support)
     elif loss == "liger_fused_linear":
         _install_fused_linear(site, support.fused_loss)
+
+
+def _find_support(site: Site) -> Support | None:
+    """The table's entry; PaliGemma's text model, Gemma or Gemma 2, gets that one's layers
+    (`apply_liger_kernel_to_paligemma` calls both functions)."""
+    found = LIGER.get(site.model_type)
+    text = LIGER.get(text_part(site.base.config).model_type) if site.model_type == "paligemma" else None
+    if found is None or text is None:
+        return found
+    return replace(found, module=text.module, rope=text.rope, norms=text.norms, norms_in_place=text.norms_in_place,
+                   glu=text.glu)  # fmt: skip
 
 
 def _install_generic(site: Site) -> None:
@@ -90,10 +104,18 @@ def _install_rms_norm(site: Site, support: Support) -> bool:
         out: torch.Tensor = liger_layers.RmsNorm.apply(hidden_states, self.weight, support.norms_in_place, num_sms)
         return out
 
-    found = [norm for norm in site.instances(support.norms) if getattr(norm, "weight", None) is not None]
+    norms = set(site.instances(support.norms))
+    found = [norm for norm in _named_later(site, support) if norm in norms and getattr(norm, "weight", None) is not None]
     for norm in found:
         site.replace_forward(norm, forward)
     return bool(found)
+
+
+def _named_later(site: Site, support: Support) -> Iterator[nn.Module]:
+    """Modules whose class is looked up when the model is built, so that a replaced name tells."""
+    for name, module in site.model.named_modules():
+        if name.rpartition(".")[2] not in support.in_table:
+            yield module
 
 
 def _install_gated_norm(site: Site, support: Support) -> bool:
@@ -117,7 +139,8 @@ def _install_layer_norm(site: Site, support: Support) -> bool:
         out: torch.Tensor = liger_layers.LayerNorm.apply(hidden_states, self.weight, self.bias, num_sms)
         return out
 
-    found = [norm for norm in site.model.modules() if type(norm) is nn.LayerNorm and norm.bias is not None]
+    norms = [norm for norm in _named_later(site, support) if type(norm) is nn.LayerNorm]
+    found = [norm for norm in norms if norm.bias is not None]
     if not support.layer_norm:
         return False
     for norm in found:

@@ -32,6 +32,8 @@ class Support:
     """Model classes that get a fused linear cross-entropy."""
     cross_entropy: CrossEntropyHome = "function"
     squared_relu: bool = False
+    in_table: tuple[str, ...] = ()
+    """Attributes that are made from a table of classes which the file fills at import: they keep the old class."""
 
 
 def _llama_like(module: str, prefix: str, *, glu: bool = True, rope: RopeKind = "text", in_place: bool = True,
@@ -93,7 +95,8 @@ LIGER: dict[str, Support] = {
     "hunyuan_v1_dense": _llama_like("hunyuan_v1_dense", "HunYuanDenseV1"),
     "hunyuan_v1_moe": _llama_like("hunyuan_v1_moe", "HunYuanMoEV1", glu=False, experts="HunYuanMoEV1Experts"),
     "internvl": Support(module="internvl", rope="none", norms=("InternVLVisionRMSNorm",), layer_norm=True,
-                        fused_loss=("InternVLForConditionalGeneration",)),
+                        fused_loss=("InternVLForConditionalGeneration",),
+                        in_table=("layernorm_before", "layernorm_after")),
     "jamba": Support(module="jamba", norms=("JambaRMSNorm",), glu=("JambaMLP",), layer_norm=True,
                      fused_loss=("JambaForCausalLM",)),
     "llama": _llama_like("llama", "Llama"),
