@@ -105,7 +105,9 @@ def _install_rms_norm(site: Site, support: Support) -> bool:
         return out
 
     norms = set(site.instances(support.norms))
-    found = [norm for norm in _named_later(site, support) if norm in norms and getattr(norm, "weight", None) is not None]
+    found = [
+        norm for norm in _named_later(site, support) if norm in norms and getattr(norm, "weight", None) is not None
+    ]
     for norm in found:
         site.replace_forward(norm, forward)
     return bool(found)
