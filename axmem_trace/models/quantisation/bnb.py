@@ -48,7 +48,7 @@ def pack_bnb_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """
     import bitsandbytes as bnb
 
-    with _unchanged_code_tables():
+    with unchanged_code_tables():
         for name, module in model.named_modules():
             is_quantised = isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt))
             if is_quantised and not isinstance(module.weight, (bnb.nn.Params4bit, bnb.nn.Int8Params)):
@@ -137,7 +137,7 @@ def _quant_state_tensors(prefix: str, module_name: str, state: Any) -> Iterator[
 
 
 @contextmanager
-def _unchanged_code_tables() -> Iterator[None]:
+def unchanged_code_tables() -> Iterator[None]:
     """bitsandbytes keeps its code tables on the device of their first use: a meta one would break later real use."""
     from bitsandbytes import functional
 

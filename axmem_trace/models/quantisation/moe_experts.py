@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from axmem_trace.models.quantisation.bnb import unchanged_code_tables
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 
@@ -64,12 +65,13 @@ def quantise_fused_experts(model: nn.Module, recipe: Recipe, notes: list[Note]) 
 def _pack_4bit(module: nn.Module, name: str, recipe: Recipe) -> None:
     from bitsandbytes.nn.parametrize import replace_parameter_4bit
 
-    replace_parameter_4bit(
-        module,
-        name,
-        compress_statistics=recipe.quantisation.double_quant,
-        quant_type=recipe.quantisation.quant_type,
-    )
+    with unchanged_code_tables():
+        replace_parameter_4bit(
+            module,
+            name,
+            compress_statistics=recipe.quantisation.double_quant,
+            quant_type=recipe.quantisation.quant_type,
+        )
 
 
 def _pack_8bit(module: nn.Module, name: str, parameter: torch.Tensor) -> None:
