@@ -60,6 +60,14 @@ SETTINGS = (
     ("expandable_segments:False,garbage_collection_threshold:0.6,max_split_size_mb:30,per_process_memory_fraction:0.5",
      2500),
     ("expandable_segments:False,garbage_collection_threshold:0.3", 2500),
+    ("expandable_segments:False,per_process_memory_fraction:0.7", 700),
+    ("expandable_segments:True,roundup_power2_divisions:[256:1,512:2,>:4],per_process_memory_fraction:0.7", 700),
+    ("expandable_segments:False,large_segment_size_mb:32,max_split_size_mb:100", 5000),
+    ("expandable_segments:True,large_segment_size_mb:64,max_split_size_mb:128", 5000),
+    ("expandable_segments:True,roundup_power2_divisions:[16:16,128:8,>:2],max_split_size_mb:64,"
+     "garbage_collection_threshold:0.8,per_process_memory_fraction:0.95", 900),
+    ("expandable_segments:False,roundup_power2_divisions:[1:8,2:4,4:2,>:1],max_split_size_mb:32,"
+     "garbage_collection_threshold:0.6,per_process_memory_fraction:0.9,max_non_split_rounding_mb:21", 700),
 )  # fmt: skip
 """What is tried, on a card of so many MiB."""
 
@@ -85,6 +93,10 @@ STRINGS = (*"""
  pinned_num_register_threads:4 pinned_num_register_threads:3 pinned_num_register_threads:128
  pinned_num_register_threads:256 pinned_num_register_threads:0 pinned_reserve_segment_size_mb:10
  pinned_max_cached_size_mb:4 pinned_max_round_threshold_mb:3 pinned_free_catch_all:True
+ max_split_size_mb:18446744073709551616 max_split_size_mb:18446744073709551615 max_split_size_mb:0x40
+ roundup_power2_divisions:[256:1,,512:2] roundup_power2_divisions:[0:1] roundup_power2_divisions:[256:1,>:0,>:4]
+ per_process_memory_fraction:0x1p-1 garbage_collection_threshold:0x1p-2 garbage_collection_threshold:nan
+ garbage_collection_threshold:1e-3 per_process_memory_fraction:-0.1 expandable_segments:[True] : ,
  release_lock_on_cudamalloc:True release_lock_on_hipmalloc:True pinned_use_cuda_host_register:True
  pinned_use_hip_host_register:True graph_capture_record_stream_reuse:True throw_on_cudamalloc_oom:True
 """.split(), "", "expandable_segments: True", "expandable_segments:True expandable_segments:False",
@@ -191,11 +203,18 @@ def _run(*command: str) -> str:
 
 
 def run_real(program: Path, lib: Path, text: str, capacity_bytes: int, moves: Sequence[Move]) -> list[State] | None:
-    """What PyTorch does; None where it refuses the settings."""
+    """What PyTorch does; None where it refuses the settings.
+
+    Raises:
+        RuntimeError: it met another CUDA than ours, or did not start.
+    """
     environment = {**os.environ, "LD_LIBRARY_PATH": f"{program.parent}:{lib}", "PYTORCH_ALLOC_CONF": text,
+                   "LD_PRELOAD": str(program.parent / "libcudart.so.13"),
                    "FAKE_CUDA_BYTES": str(capacity_bytes)}  # fmt: skip
     lines = "\n".join({"a": f"a {which} {nbytes}", "f": f"f {which}", "e": "e"}[kind] for kind, which, nbytes in moves)
     done = subprocess.run([str(program)], input=lines, capture_output=True, text=True, env=environment, check=False)
+    if "CUDA error" in done.stderr or "shared libraries" in done.stderr:
+        raise RuntimeError(done.stderr)
     if done.returncode:
         return None
     rows = (line.split() for line in done.stdout.splitlines())

@@ -64,7 +64,7 @@ def parse_alloc_conf(text: str) -> Allocator:
         garbage_collection_threshold=found.get("garbage_collection_threshold", 0.0),
         settings=text,
         large_segment_bytes=large_segment_mb * MIB,
-        max_non_split_rounding_bytes=found.get("max_non_split_rounding_mb", 20) * MIB,
+        max_non_split_rounding_bytes=found.get("max_non_split_rounding_mb", large_segment_mb) * MIB,
         per_process_memory_fraction=found.get("per_process_memory_fraction", 1.0),
         backend=found.get("backend", "native"),
     )
@@ -116,13 +116,16 @@ def _read_bool(value: str) -> bool:
 def _read_count(value: str) -> int:
     """As C++'s `stoull`: leading digits count, the rest is dropped, and a negative number wraps to a huge one."""
     match = re.match(r"([+-]?)(\d+)", value)
-    if match is None:
+    if match is None or int(match[2]) >= 1 << 64:
         raise ValueError("a whole number")
     return int(match[2]) if match[1] != "-" else (1 << 64) - int(match[2])
 
 
 def _read_float(value: str) -> float:
-    """As C++'s `stod`: a leading number counts, the rest is dropped."""
+    """As C++'s `stod`: a leading number counts, also a hexadecimal one; the rest is dropped."""
+    hexadecimal = re.match(r"[+-]?0[xX][\da-fA-F]+(\.[\da-fA-F]*)?([pP][+-]?\d+)?", value)
+    if hexadecimal is not None:
+        return float.fromhex(hexadecimal[0])
     match = re.match(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value)
     if match is None:
         raise ValueError("a number")
@@ -170,7 +173,8 @@ def _read_divisions(value: str) -> dict[int, int] | int:
             raise ValueError("a power of 2, or a list such as [256:1,512:2,>:4]")
         return number
     divisions, last, first = [0] * NUM_SIZE_CLASSES, 0, True
-    for item in filter(None, value.strip("[]").split(",")):
+    items = value.strip("[]").split(",")
+    for item in items if items[-1] else items[:-1]:  # one comma may follow the last, as at the end of all
         boundary, colon, parts = item.partition(":")
         number = _read_count(parts) if colon else -1
         if number != 0 and not _is_power_of_2(number):

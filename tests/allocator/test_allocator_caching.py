@@ -317,3 +317,10 @@ def test_history_has_what_was_asked_for():
     # sizes of alloc and free are those asked for (PyTorch records orig_size), of segments the driver's
     assert [entry.size for entry in caching.accounts.history] == [2 * MIB, 1000, 1000, 1000, 2 * MIB]
     assert [entry.owner for entry in caching.accounts.history] == [7, 7, 7, 7, -1]
+
+
+def test_the_share_of_the_card_is_rounded_to_the_nearest_byte():
+    """0.7 * 700 MiB is 490 MiB, which in binary is a hair less: 480 and 10 fit, as in PyTorch, and 2 more don't."""
+    caching = make(capacity_mib=700, per_process_memory_fraction=0.7)
+    assert [caching.malloc(size * MIB) is not None for size in (480, 10, 2)] == [True, True, False]
+    assert caching.accounts.reserved_bytes == 490 * MIB

@@ -144,3 +144,19 @@ def test_one_variable_of_the_environment_counts(cuda, every, expandable, monkeyp
     config = {"base_model": str(write_tiny_model("llama", tmp_path)), "micro_batch_size": 1, "learning_rate": 1e-4,
               "datasets": [{"path": "x", "type": "alpaca"}]}  # fmt: skip
     assert read_recipe(config, hub="never").allocator.expandable_segments is expandable
+
+
+def test_what_is_not_said_follows_the_large_segment():
+    """PyTorch's own answer (`scripts/real_allocator.py`): a larger segment also allows an oversize block to be so much
+    larger than what is asked for."""
+    assert parse_alloc_conf("large_segment_size_mb:32").max_non_split_rounding_bytes == 32 * MIB
+    both = parse_alloc_conf("large_segment_size_mb:32,max_non_split_rounding_mb:40")
+    assert both.max_non_split_rounding_bytes == 40 * MIB
+    assert parse_alloc_conf("max_split_size_mb:40").max_non_split_rounding_bytes == 20 * MIB
+
+
+def test_numbers_as_cpp_reads_them():
+    assert parse_alloc_conf("per_process_memory_fraction:0x1p-1").per_process_memory_fraction == 0.5
+    for refused in ("max_split_size_mb:18446744073709551616", "roundup_power2_divisions:[256:1,,512:2]"):
+        with pytest.raises(ConfigError, match="refuses"):
+            parse_alloc_conf(refused)
