@@ -14,6 +14,7 @@ from torch import nn
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.fused.forward_patches import Site, class_prefix
 from axmem_trace.tracing.kernels.fused.sources import note_source
+from axmem_trace.tracing.kernels.modeling_files import modeling_module
 
 KEY = "tiled_mlp"
 
@@ -23,12 +24,14 @@ class TiledMlp(torch.autograd.Function):
     which each slice's is added."""
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, num_tiles: int,
-                trained: list[nn.Parameter]) -> torch.Tensor:  # fmt: skip
+    def forward(ctx: Any, run: Callable[[torch.Tensor], Any], x: torch.Tensor, num_tiles: int,
+                trained: list[nn.Parameter]) -> Any:  # fmt: skip
         ctx.run, ctx.num_tiles, ctx.trained = run, num_tiles, trained
         ctx.save_for_backward(x)
         with torch.no_grad():
             outputs = [run(tile) for tile in x.chunk(num_tiles, dim=1)]
+        if isinstance(outputs[0], tuple):  # with the router's logits, which have no rows
+            return tuple(torch.cat(each, dim=dim) for each, dim in zip(zip(*outputs, strict=True), (1, 0), strict=True))
         return torch.cat(outputs, dim=1)
 
     @staticmethod
@@ -47,7 +50,8 @@ class TiledMlp(torch.autograd.Function):
             tile.grad = _slice_as(x_grad, offset, tile)
             with torch.enable_grad():
                 output = ctx.run(tile)
-            torch.autograd.backward(output, _slice_as(grad_outputs[0], offset, tile))
+            first = output[0] if isinstance(output, tuple) else output
+            torch.autograd.backward(first, _slice_as(grad_outputs[0], offset, tile))
             latest = _collect(ctx.trained, sums)  # its name is bound until the next tile's gradients are there
             offset += tile.numel()
         del latest
@@ -73,15 +77,15 @@ def _collect(parameters: list[nn.Parameter], sums: list[torch.Tensor]) -> torch.
 
 
 def install_tiled_mlp(site: Site) -> None:
-    """On every `<Prefix>MLP` (or `<Prefix>TextMLP`) of the model's type."""
+    """On every `<Prefix>MLP` (or `<Prefix>TextMLP`) of the model's type; with ScatterMoE on its blocks of experts, router
+    and all."""
     kernels = site.recipe.kernels
     if not kernels.tiled_mlp:
         return
-    prefix = class_prefix(site.model_type)
-    mlps = list(site.instances((f"{prefix}MLP",), site.model_type))
-    mlps = mlps or list(site.instances((f"{prefix}TextMLP",), site.model_type))
+    name = _tiled_class(site)
+    mlps = list(site.instances((name,), site.model_type))
     if not mlps:
-        text = f"there is no {prefix}MLP of {site.model_type} in this model: the MLP runs in one piece"
+        text = f"there is no {name} of {site.model_type} in this model: the MLP runs in one piece"
         site.note(Note(kind="warning", key=KEY, text=text))
     for mlp in mlps:
         site.replace_forward(mlp, _make_forward(mlp, kernels.tiled_mlp_shards))
@@ -91,12 +95,19 @@ def install_tiled_mlp(site: Site) -> None:
         site.note(Note(kind="warning", key=KEY, text=text))
 
 
-def _make_forward(mlp: nn.Module, num_tiles: int) -> Callable[..., torch.Tensor]:
+def _tiled_class(site: Site) -> str:
+    """The first class of these names that the model's file has (`_resolve_moe_block_cls`, `patch_tiled_mlp`)."""
+    prefix, modeling = class_prefix(site.model_type), modeling_module(site.model_type)
+    blocks = ("SparseMoeBlock", "MoeMLP", "MoE") if site.recipe.model.experts_implementation == "scattermoe" else ()
+    names = [f"{prefix}{suffix}" for suffix in (*blocks, "MLP", "TextMLP")]
+    return next((name for name in names if hasattr(modeling, name)), f"{prefix}MLP")
+
+
+def _make_forward(mlp: nn.Module, num_tiles: int) -> Callable[..., Any]:
     run = mlp.forward
 
-    def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def forward(self: nn.Module, x: torch.Tensor) -> Any:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        out: torch.Tensor = TiledMlp.apply(run, x, num_tiles, trained)
-        return out
+        return TiledMlp.apply(run, x, num_tiles, trained)
 
     return forward
