@@ -105,6 +105,9 @@ def derive_kernels(draft: Draft, base: BaseModel, row_tokens: int) -> Kernels:
         text = "`tiled_mlp_num_shards`" if shards else f"one tile per {TOKENS_PER_TILE} tokens of a row"
         draft.reason("kernels.tiled_mlp_shards", shards or default, text, key="tiled_mlp_num_shards" if shards else "")
         shards = shards or default
+        if draft.get("tiled_mlp_use_original_mlp") is False:
+            text = "a compiled MLP runs inside the tiles; here the plain one: it keeps more while a tile is computed"
+            draft.note("not_modelled", "tiled_mlp_use_original_mlp", text)
     return Kernels(
         liger=_liger(draft, base),
         lora=_lora(draft, base),

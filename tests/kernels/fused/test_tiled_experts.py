@@ -71,3 +71,9 @@ def test_several_rows_stop_in_the_model_s_own_code(rows: int, tmp_path: Path) ->
     # a tile of several rows has gaps, and the block asks for a view
     with pytest.raises(Exception, match="view size is not compatible"):
         kept(tmp_path, **SCATTERMOE, **TILES, micro_batch_size=rows)
+
+
+@pytest.mark.parametrize(("original", "told"), [({}, False), ({"tiled_mlp_use_original_mlp": False}, True)])
+def test_a_compiled_mlp_inside_the_tiles_is_told(original: dict[str, Any], told: bool, tmp_path: Path) -> None:
+    recipe = read_recipe(configure("llama", tmp_path, tiled_mlp=True, **original), hub="never")
+    assert any(note.key == "tiled_mlp_use_original_mlp" for note in recipe.notes) == told
