@@ -140,6 +140,8 @@ def _make_settings(allocator: Allocator) -> dict[str, Any]:
         "release_lock_on_cudamalloc": False,
         "pinned_use_cuda_host_register": False,
         "graph_capture_record_stream_reuse": False,
+        "max_round_threshold": -1,  # the pinned host memory's, without a limit
+        "max_cached_size": -1,
         "roundup_power2_divisions": {str(1 << index): number for index, number in enumerate(divisions)},
     }
 

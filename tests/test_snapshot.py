@@ -200,3 +200,41 @@ def test_the_file_holds_plain_data_that_the_web_page_can_read(tmp_path):
 def test_an_empty_ledger():
     snapshot = make_snapshot(Ledger(allocations=(), marks=(), ticks=0), parse_alloc_conf(""))
     assert (snapshot["segments"], snapshot["device_traces"]) == ([], [[]])
+
+
+ENTRY = {"action": "str", "size": "int", "stream": "int", "time_us": "int", "compile_context": "str", "user_metadata": "str",
+         "pool_id": "tuple", "frames": "list"}  # fmt: skip
+REAL = {
+    "segment": {"device": "int", "address": "int", "total_size": "int", "allocated_size": "int", "active_size": "int",
+                "requested_size": "int", "stream": "int", "segment_type": "str", "segment_pool_id": "tuple",
+                "is_expandable": "bool", "frames": "list", "blocks": "list"},
+    "block": {"address": "int", "size": "int", "requested_size": "int", "state": "str", "frames": "list"},
+    "entry": {**ENTRY, "addr": "int"},
+    "oom": {**ENTRY, "device_free": "int"},
+    "settings": {
+        "PYTORCH_CUDA_ALLOC_CONF": "str", "max_split_size": "int", "garbage_collection_threshold": "float",
+        "expandable_segments": "bool", "pinned_num_register_threads": "int", "release_lock_on_cudamalloc": "bool",
+        "pinned_use_cuda_host_register": "bool", "graph_capture_record_stream_reuse": "bool",
+        "roundup_power2_divisions": "dict", "max_round_threshold": "int", "max_cached_size": "int"},
+    "annotation": {"device": "int", "time_us": "int", "name": "str", "stage": "str"},
+}  # fmt: skip
+"""Keys and types of `torch.cuda.memory._snapshot()`, as torch 2.13's CUDA build gave them (`cuda_without_gpu.py`)."""
+
+
+def test_every_key_is_there_and_of_the_real_type():
+    def types(mapping):
+        return {key: type(value).__name__ for key, value in mapping.items()}
+
+    snapshot = make_snapshot(LEDGER, parse_alloc_conf("expandable_segments:True"))
+    assert types(snapshot) == {"segments": "list", "device_traces": "list", "allocator_settings": "dict",
+                               "external_annotations": "list"}  # fmt: skip
+    assert types(snapshot["allocator_settings"]) == REAL["settings"]
+    assert all(types(annotation) == REAL["annotation"] for annotation in snapshot["external_annotations"])
+    for segment in snapshot["segments"]:
+        assert types(segment) == REAL["segment"]
+        assert all(types(block) == REAL["block"] for block in segment["blocks"])
+    for entry in snapshot["device_traces"][0]:
+        entry.pop("category", None)  # ours alone
+        assert types(entry) == REAL["entry"]
+    (failure,) = entries(make_snapshot(LEDGER, parse_alloc_conf(""), capacity_bytes=3 * MIB), "oom")
+    assert types(failure) == REAL["oom"]
