@@ -62,7 +62,10 @@ def describe_pass(
 ) -> dict[str, Any]:
     """`logits.float()` of transformers early in 2024, `logits.mean()` for a loss, no autocast, adapters in the base's
     bf16 (peft before 0.12), the logits' name bound until the end; bitsandbytes before 0.43.2, without double
-    quantisation (0.876e9 bytes after load say so). `use_reentrant` is None without checkpointing."""
+    quantisation (0.876e9 bytes after load say so); PyTorch 2.1 (its bytes after forward say so).
+
+    `use_reentrant` is None without checkpointing.
+    """
     if adapter and not (rank and targets):
         raise CannotExpress("neither the adapter's rank nor its layers are known")
     checkpointing = use_reentrant is not None
@@ -83,6 +86,6 @@ def describe_pass(
         "autocast": False, "output_dtype": "float32", "loss_path": "none", "upcast_before": False,
         "kbit_preparation": False, "adapter_dtype": "base", "attention_mask": False, "allocator": "default",
         "lora_kernels": False, "holds_outputs": True, "use_cache": not checkpointing, "bnb_keeps_inputs": adapter == "qlora",
-        "loading": "before_4_50",
+        "loading": "before_4_50", "mean_keeps_input": True,
     }  # fmt: skip
     return {"config": config, "assumptions": assumptions}

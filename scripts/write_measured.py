@@ -37,7 +37,6 @@ QUANTITIES = {
 EXPLANATIONS = (
     (r"fms-liger-L1(18|19|20|21)", "allocated", "foak keeps three dropped copies of the input of q, k and v: see above"),
     (r"probe.*", "load", "24 rotary caches of 1 MiB, and the cuBLAS workspaces of cells before: see above"),
-    (r"probe.* no GC .*", "after_forward", "8,192 bytes a token for each RMSNorm: see above; **why is unexplained**"),
     (r"peft-mmqa-rank32-torch.*", "", "no test: the length of the longest batch is taken from this run"),
     (r"msswift24.*", "", "**unexplained**; lengths and checkpointing are loose: measured memory grows three times as fast "
      "with the length as logits and checkpoints do"),

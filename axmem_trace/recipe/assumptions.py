@@ -138,6 +138,9 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     "loading": Assumption(
         "'current'|'before_4_50'", "the order in which weights come to the card (before_4_50: transformers before that)",
         _set("model.loading"), ("model.loading",)),
+    "mean_keeps_input": Assumption(
+        "bool", "backward of a mean keeps what was averaged, as PyTorch's before 2.2 (every RMSNorm has one)",
+        _set("kernels.mean_keeps_input"), ("kernels.mean_keeps_input",)),
     "holds_outputs": Assumption(
         "bool", "the loop keeps the model's outputs until the next forward has returned", _set("loss.holds_outputs"),
         ("loss.holds_outputs",)),

@@ -85,6 +85,8 @@ class Kernels:
     tiled_mlp: bool = False
     tiled_mlp_shards: int = 0
     torch_compile: bool = False
+    mean_keeps_input: bool = False
+    """PyTorch before 2.2: backward of a mean keeps what was averaged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

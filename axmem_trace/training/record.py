@@ -105,6 +105,7 @@ def make_recorder(recipe: Recipe) -> Recorder:
             "batch": recipe.batch,
             "int8_outliers": recipe.quantisation.int8_outliers,
             "repeats_kv": recipe.attention.repeats_kv,
+            "mean_keeps_input": recipe.kernels.mean_keeps_input,
         },
     )
     return recorder
