@@ -3,8 +3,10 @@
     python scripts/compare_published.py DIRECTORY [--source fms]... [--match REGEX] [--limit N] [--format text|json]
 
 DIRECTORY holds `runs.json` and, where there are, `activation_probes.json` and `out_of_memory.json`. Runs that can't be
-expressed are listed with the reason. Each estimate takes some seconds; `--cache DIR` remembers them for as long as
-neither the package nor the translation of the run changes, `--jobs N` runs N at a time.
+expressed, or whose record lacks what is needed, are listed with the reason. Each estimate takes some seconds; `--cache
+DIR` remembers them for as long as neither the package nor the translation of the run changes, `--jobs N` runs N at a time.
+
+exit codes: 0 compared; 1 an estimate stopped by an error of ours; 2 the files can't be read
 """
 
 from __future__ import annotations
@@ -28,11 +30,12 @@ for place in (SCRIPTS, SCRIPTS.parent):
     if str(place) not in sys.path:
         sys.path.insert(0, str(place))
 
-from published_case import Case  # noqa: E402
+from published_case import Case, read_record  # noqa: E402
 from published_figures import GIB, Row, differences, fit_lines, group_rows, summarise  # noqa: E402
 from published_notebook import read_probe  # noqa: E402
 from published_runs import read_out_of_memory, read_run  # noqa: E402
 
+STOPPED = "the estimate stopped:"
 CARD_BYTES = 80 * GIB
 """What the cards of `out_of_memory.json` hold at most."""
 
@@ -52,20 +55,32 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_cases(directory: Path, *, only_out_of_memory: bool = False) -> list[Case]:
-    """Every case of a directory's files, or of one file of runs."""
+    """Every case of a directory's files, or of one file of runs.
+
+    Raises:
+        OSError, ValueError: a file can't be read, or is no JSON.
+    """
     if directory.is_file():
-        return [read_run(run) for run in json.loads(directory.read_text(encoding="utf-8"))]
-
-    def load(name: str) -> Any:
-        path = directory / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-
-    did_not_fit = [read_out_of_memory(record) for record in load("out_of_memory.json")]
+        return [read_record(read_run, run) for run in _records(directory, "runs")]
+    did_not_fit = [
+        read_record(read_out_of_memory, record, "fms-oom-run") for record in _records(directory / "out_of_memory.json")
+    ]
     if only_out_of_memory:
         return did_not_fit
-    probes = load("activation_probes.json")
-    points = [read_probe(point) for point in probes["points"]] if probes else []
-    return [*(read_run(run) for run in load("runs.json")), *points, *did_not_fit]
+    points = [
+        read_record(read_probe, point, "probe") for point in _records(directory / "activation_probes.json", "points")
+    ]
+    runs = [read_record(read_run, run) for run in _records(directory / "runs.json", "runs")]
+    return [*runs, *points, *did_not_fit]
+
+
+def _records(path: Path, key: str = "runs") -> list[Any]:
+    """The list that a file is, or that it has under `key`; none where there is no file."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    records = content.get(key) if isinstance(content, dict) else content
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: neither a list nor an object with a list of {key}")
+    return records
 
 
 def select(cases: Iterable[Case], sources: Sequence[str], match: str, limit: int) -> Iterator[Case]:
@@ -92,6 +107,8 @@ def predict(case: Case) -> dict[str, Any]:
         report = estimate(case.config, assumptions=case.assumptions, gpu=case.gpu, hub="never")
     except ConfigError as error:
         return {"reason": " ".join(str(error).split())[:160]}
+    except Exception as error:  # one of many: the others are still compared, and the exit code tells
+        return {"reason": f"{STOPPED} {type(error).__name__}: {' '.join(str(error).split())[:120]}"}
     step = report.phases["step_1"]
     return {
         "allocated": report.peak.counted_bytes, "reserved": report.peak.reserved_bytes,
@@ -106,8 +123,8 @@ def predict(case: Case) -> dict[str, Any]:
 def predict_all(cases: Sequence[Case], *, jobs: int, cache: Path | None) -> Iterator[dict[str, Any]]:
     """A prediction for each case, in order; from the cache where it has one."""
     state = _state_of_package() if cache else ""
-    known = {case.id: _read_cache(cache, state, case) for case in cases}
-    missing = [case for case in cases if known[case.id] is None]
+    known = [_read_cache(cache, state, case) for case in cases]
+    missing = [case for case, found in zip(cases, known, strict=True) if found is None]
     if jobs > 1:
         # a fresh interpreter each: the trace patches torch while it runs
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -117,13 +134,13 @@ def predict_all(cases: Sequence[Case], *, jobs: int, cache: Path | None) -> Iter
 
 
 def _in_order(
-    cases: Sequence[Case], known: dict[str, Any], fresh: Iterator[dict[str, Any]], cache: Path | None, state: str
+    cases: Sequence[Case], known: Sequence[Any], fresh: Iterator[dict[str, Any]], cache: Path | None, state: str
 ) -> Iterator[dict[str, Any]]:
-    for case in cases:
-        found = known[case.id]
+    for case, remembered in zip(cases, known, strict=True):
+        found = remembered
         if found is None:
             found = next(fresh)
-            if cache is not None:
+            if cache is not None and not found.get("reason", "").startswith(STOPPED):
                 cache.mkdir(parents=True, exist_ok=True)
                 _cache_file(cache, state, case).write_text(json.dumps(found), encoding="utf-8")
         yield found
@@ -152,7 +169,7 @@ def _read_cache(cache: Path | None, state: str, case: Case) -> dict[str, Any] | 
 def make_rows(case: Case, predicted: dict[str, Any]) -> Iterator[Row]:
     """One row for each quantity that was measured."""
     reason = case.cannot or predicted.get("reason", "")
-    for quantity, measured in case.measured.items():
+    for quantity, measured in (case.measured or {"nothing": 0.0}).items():
         yield Row(
             id=case.id, source=case.source, quality=case.quality, num_gpus=case.num_gpus, quantity=quantity,
             measured=measured, predicted=predicted.get(quantity, 0), line=case.line, rows=case.rows,
@@ -188,8 +205,8 @@ def render_text(rows: Sequence[Row]) -> Iterator[str]:
                 verdict = "does not fit" if row.predicted > CARD_BYTES else "WOULD FIT"
                 yield f"{row.id:40} {row.predicted / GIB:10.3f} {verdict}"
     yield "\nnot estimated"
-    for row in dict.fromkeys((row.id, row.reason) for row in rows if not row.predicted):
-        yield f"{row[0]:40} {row[1]}"
+    for name, reason in dict.fromkeys((row.id, row.reason) for row in rows if not row.predicted):
+        yield f"{name:40} {reason}"
 
 
 def render_json(rows: Sequence[Row]) -> str:
@@ -212,7 +229,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not parsed.directory.exists():
         print(f"{parsed.directory}: no such file or directory", file=sys.stderr)
         return 2
-    cases = read_cases(parsed.directory, only_out_of_memory=parsed.out_of_memory)
+    try:
+        cases = read_cases(parsed.directory, only_out_of_memory=parsed.out_of_memory)
+    except (OSError, ValueError) as error:
+        print(f"compare_published: {error}", file=sys.stderr)
+        return 2
     chosen = list(select(cases, parsed.source, parsed.match, parsed.limit))
     able = [case for case in chosen if not case.cannot]
     rows = [row for case in chosen if case.cannot for row in make_rows(case, {})]
@@ -221,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{case.id}: {found.get('reason', 'estimated')}", file=sys.stderr)
     for text in [render_json(rows)] if parsed.format == "json" else render_text(rows):
         print(text)
-    return 0
+    return int(any(row.reason.startswith(STOPPED) for row in rows))
 
 
 if __name__ == "__main__":

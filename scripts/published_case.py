@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +11,21 @@ GIB = 1 << 30
 DATASET = [{"path": "any", "type": "alpaca"}]
 
 
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+"""What a record raises that lacks a field, or holds something else in it; `CannotExpress` is one of them."""
+
+
 class CannotExpress(ValueError):
     """A run that no configuration and no assumption describes; the message says why."""
+
+
+def explain(error: Exception) -> str:
+    """Why a record is no case, for the list of those that were not estimated."""
+    if isinstance(error, CannotExpress):
+        return str(error)
+    if isinstance(error, KeyError):
+        return f"the record does not tell {error.args[0]}"
+    return f"the record can't be read: {type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,3 +46,19 @@ class Case:
     rows: int = 0
     cannot: str = ""
     """Why it can't be expressed; empty where it can."""
+
+
+def read_record(read: Callable[[Any], Case], record: Any, kind: str = "run") -> Case:
+    """What `read` makes of a record of a file; where it can't, a case that says why and asks for nothing."""
+    try:
+        case = read(record)
+        if not case.measured or not all(0 < float(value) < math.inf for value in case.measured.values()):
+            raise CannotExpress("no figure was measured")
+        if not isinstance(case.rows, int):
+            raise CannotExpress(f"{case.rows!r} is no number of rows")
+        return case
+    except UNREADABLE as error:
+        told = record if isinstance(record, Mapping) else {}
+        name = str(told.get("id") or told.get("variant") or f"{kind} of line {told.get('line', '?')}")
+        return Case(id=name, source=name.split("-")[0], quality=str(told.get("quality", "?")), metric="?", num_gpus=0,
+                    measured={}, cannot=explain(error))  # fmt: skip

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from published_case import DATASET, GIB, CannotExpress, Case
+from published_case import DATASET, GIB, UNREADABLE, CannotExpress, Case, explain
 from published_notebook import translate_notebook_run
 
 QUANTITIES = {
@@ -24,17 +24,23 @@ QUANTITIES = {
 
 
 def read_run(run: Mapping[str, Any]) -> Case:
-    """A record of `runs.json` as a case."""
-    source = run["id"].split("-")[0]
-    gigabytes = {QUANTITIES[run["metric"]]: run["measured_gib"]}
-    end = run.get("extra", {}).get("allocated_end_gib")
-    if end:
-        gigabytes["end"] = end
-    settings = run["axolotl_like_config"]
+    """A record of `runs.json` as a case.
+
+    Raises:
+        KeyError, TypeError, ValueError: the record has no id, or nothing in it can be compared (see `read_record`).
+    """
+    source, metric = run["id"].split("-")[0], run.get("metric", "unknown")
+    if metric not in QUANTITIES:
+        raise CannotExpress(f"the metric {metric} is none that is estimated")
+    gigabytes = {QUANTITIES[metric]: run["measured_gib"], "end": (run.get("extra") or {}).get("allocated_end_gib")}
+    measured = {key: float(value) * GIB for key, value in gigabytes.items() if value}
+    if QUANTITIES[metric] not in measured or min(measured.values()) <= 0:
+        raise CannotExpress("no figure was measured")
+    settings = run.get("axolotl_like_config") or {}
     case: dict[str, Any] = {
-        "id": run["id"], "source": source, "quality": run["quality"], "metric": run["metric"],
-        "num_gpus": run["n_gpus"], "measured": {key: value * GIB for key, value in gigabytes.items()},
-        "rows": settings.get("micro_batch_size") or 0, "gpu": _card(run["gpu"]),
+        "id": run["id"], "source": source, "quality": str(run.get("quality", "?")), "metric": metric,
+        "num_gpus": run.get("n_gpus") or 0, "measured": measured, "rows": settings.get("micro_batch_size") or 0,
+        "gpu": _card(str(run.get("gpu", ""))),
     }  # fmt: skip
     try:
         if run["n_gpus"] != 1:
@@ -43,8 +49,8 @@ def read_run(run: Mapping[str, Any]) -> Case:
         if translate is None:
             raise CannotExpress(OWN_MODEL_CODE.get(source, f"no translation for runs of {source}"))
         case.update(translate(run))
-    except CannotExpress as reason:
-        case["cannot"] = str(reason)
+    except UNREADABLE as error:
+        case["cannot"] = explain(error)
     return Case(**case)
 
 
@@ -95,7 +101,7 @@ def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
     settings, framework = run["axolotl_like_config"], run["framework"].split()[-1]
     if framework not in FMS_FRAMEWORKS:
         raise CannotExpress(f"what {framework} of fms-acceleration does is not known here")
-    old_bigcode, version = "gpt_bigcode" in settings["base_model"], run["versions"]["transformers"]
+    old_bigcode, version = "gpt_bigcode" in settings["base_model"], _release(run["versions"]["transformers"])
     config: dict[str, Any] = {
         "base_model": settings["base_model"], "datasets": DATASET, "bf16": not settings["fp16"],
         "fp16": settings["fp16"], "micro_batch_size": settings["micro_batch_size"], "gradient_accumulation_steps": 1,
@@ -112,10 +118,10 @@ def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
         "autocast": dtype if settings["autocast"] else False, "load_dtype": settings["model_load_dtype"],
         "attention_mask": False, "allocator": "default", "optimizer_implementation": "foreach", "upcast_before": False,
         "kbit_preparation": False, "lora_kernels": False, "loss_path": _loss_path(version, old_bigcode),
-        "loading": "before_4_50", "use_cache": old_bigcode,
-        "repeats_kv": "Mistral" in settings["base_model"] and version < "4.48",
+        "loading": "before_4_50" if version < (4, 50) else "current", "use_cache": old_bigcode and version < (4, 50),
+        "repeats_kv": "Mistral" in settings["base_model"] and version < (4, 48),
     }  # fmt: skip
-    if "Mixtral" in settings["base_model"]:
+    if "Mixtral" in settings["base_model"] and version < (5, 0):
         assumptions["experts_layout"] = "linear"
     if "foak" in framework:
         assumptions["cross_entropy"] = "in_place"
@@ -130,13 +136,21 @@ def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
         assumptions["gptq_kernel"] = "triton"
     if framework == "baseline-peft-bnb":
         assumptions |= {"kbit_preparation": True, "cast_back": False, "embedding_dtype": "bfloat16"}
-    line = f"{settings['base_model'].split('/')[-1]} {framework} {config.get('adapter', 'full')} {version}"
+    name, release = settings["base_model"].split("/")[-1], run["versions"]["transformers"]
+    line = f"{name} {framework} {config.get('adapter', 'full')} {release}"
     return {"config": config, "assumptions": assumptions, "line": line}
 
 
-def _loss_path(version: str, old_bigcode: bool) -> str:
+def _release(version: str) -> tuple[int, ...]:
+    """Such as (4, 48) of `4.48.1` or `4.48.dev0`."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is None:
+        raise CannotExpress(f"what transformers {version} is cannot be told")
+    return int(found[1]), int(found[2])
+
+
+def _loss_path(release: tuple[int, ...], old_bigcode: bool) -> str:
     """transformers `modeling_*.py` and `loss/loss_utils.py` of the version."""
-    release = tuple(int(part) for part in version.split(".")[:2])
     if old_bigcode and release < (4, 50):
         return "half_shifted_copy"
     if release < (4, 46):
@@ -169,7 +183,7 @@ def _peft(run: Mapping[str, Any]) -> dict[str, Any]:
     assumptions = {
         "autocast": False, "adapter_dtype": "float32", "upcast_before": False, "attention_mask": True, "padded": True,
         "allocator": "default", "optimizer_implementation": "foreach", "lora_kernels": False,
-        "loss_path": _loss_path(run["versions"]["transformers"], False), "use_cache": True,
+        "loss_path": _loss_path(_release(run["versions"]["transformers"]), False), "use_cache": True,
         "row_tokens": LONGEST_OF_PEFT,
     }  # fmt: skip
     return {"config": config, "assumptions": assumptions, "line": ""}

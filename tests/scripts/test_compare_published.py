@@ -199,3 +199,119 @@ def test_missing_directory_is_told(capsys, tmp_path):
 
     assert compare_published.main([str(tmp_path / "nothing")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def without(record, *path):
+    """A copy that lacks one field."""
+    record = json.loads(json.dumps(record))
+    *outer, last = path
+    for name in outer:
+        record = record[name]
+    del record[last]
+    return record
+
+
+LACKING = [
+    ("metric unknown", make_run(metric="peak of nvtop"), "metric peak of nvtop"),
+    ("no figure", without(make_run(), "measured_gib"), "does not tell measured_gib"),
+    ("a figure of nothing", make_run(measured_gib=0), "no figure"),
+    ("a figure that is no number", make_run(measured_gib=float("nan")), "no figure"),
+    ("no number of GPUs", without(make_run(), "n_gpus"), "does not tell n_gpus"),
+    ("two GPUs", make_run(n_gpus=2), "2 GPUs"),
+    ("no versions", without(make_run(), "versions"), "does not tell versions"),
+    ("no such version", make_run(versions={"transformers": "main"}), "transformers main"),
+    ("no length", make_run(settings={"sequence_len": None}), ""),
+    ("no settings", without(make_run(), "axolotl_like_config"), "does not tell axolotl_like_config"),
+    ("another source", make_run(id="colossalai-7b"), "no translation for runs of colossalai"),
+    ("another framework", make_run(framework="trl galore"), "galore"),
+    ("no framework", without(make_run(), "framework"), "does not tell framework"),
+    ("no id", without(make_run(), "id"), "does not tell id"),
+    ("no record", None, "can't be read"),
+    ("peft's other methods", make_run(id="peft-ia3", settings={"adapter": "ia3"}), "adapter ia3"),
+]
+
+
+@pytest.mark.parametrize(("record", "reason"), [case[1:] for case in LACKING], ids=[case[0] for case in LACKING])
+def test_what_a_record_lacks_is_the_reason(tmp_path, record, reason):
+    """No record stops the others: each becomes a case, and the row says why."""
+    from compare_published import make_rows, read_cases, render_json, render_text
+
+    path = tmp_path / "runs.json"
+    records = [record, without(make_run(quality="E", id="fms-2"), "extra")]
+    for content in ([], {"runs": records}, records):
+        path.write_text(json.dumps(content), encoding="utf-8")
+        cases = read_cases(tmp_path)
+    assert reason in cases[0].cannot
+    assert cases[1].cannot == ""
+    found = {"allocated": 16 * GIB, "reserved": 17 * GIB}
+    rows = [row for case in cases for row in make_rows(case, {} if case.cannot else found)]
+    assert "fms E allocated" in json.loads(render_json(rows))["groups"]
+    assert not reason or any(reason in line for line in render_text(rows))
+
+
+def test_records_of_the_other_files_may_lack_fields_too(tmp_path):
+    from compare_published import make_rows, read_cases, render_text
+
+    full = {"file": "a100_80gb.csv", "line": 18, "model": "mistralai/Mistral-7B-v0.1", "framework": "none", "n_gpus": 1,
+            "method": "full", "per_device_bs": 4, "nvidia_smi_peak_mib": "81166"}  # fmt: skip
+    point = {"variant": "full, no GC", "seq": 512, "batch": 1, "allocated_gb_1e9": {"model": 2.3}}
+    (tmp_path / "out_of_memory.json").write_text(json.dumps([without(full, key) for key in full] + [full]))
+    (tmp_path / "activation_probes.json").write_text(json.dumps({"points": [without(point, key) for key in point]}))
+    cases = read_cases(tmp_path)
+    assert [case.cannot for case in cases if "-oom-" in case.id][-1] == ""
+    assert {case.cannot for case in cases if case.cannot} >= {
+        f"the record does not tell {key}" for key in ("file", "model", "variant", "seq", "allocated_gb_1e9")
+    }
+    rows = [row for case in cases for row in make_rows(case, {"device": 90 * GIB})]
+    assert any("does not fit" in line for line in render_text(rows))
+
+
+@pytest.mark.parametrize(("version", "loading", "repeats"), [
+    ("4.37.2", "before_4_50", True), ("4.48.1", "before_4_50", False), ("4.52.4", "current", False),
+    ("5.3", "current", False),
+])  # fmt: skip
+def test_what_older_versions_did_is_said_of_them_alone(version, loading, repeats):
+    from published_runs import read_run
+
+    assumptions = read_run(make_run(versions={"transformers": version})).assumptions
+    assert (assumptions["loading"], assumptions["repeats_kv"]) == (loading, repeats)
+
+
+def test_an_estimate_that_stops_is_told_and_stops_no_other(tmp_path, monkeypatch, capsys):
+    import compare_published
+
+    import axmem_trace
+
+    def estimate(config, **_):
+        raise RuntimeError("a hole")
+
+    monkeypatch.setattr(axmem_trace, "estimate", estimate)
+    (tmp_path / "runs.json").write_text(json.dumps([make_run(), make_run(id="fms-2")]))
+    assert compare_published.main([str(tmp_path), "--cache", str(tmp_path / "cache")]) == 1
+    assert capsys.readouterr().out.count("the estimate stopped: RuntimeError: a hole") == 2
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("content", ["{", '{"other": []}', "3"])
+def test_files_that_cannot_be_read_are_told(tmp_path, capsys, content):
+    import compare_published
+
+    (tmp_path / "runs.json").write_text(content)
+    assert compare_published.main([str(tmp_path)]) == 2
+    assert "compare_published:" in capsys.readouterr().err
+
+
+def test_two_runs_of_one_id_are_two(tmp_path):
+    """The cache goes by what is asked for."""
+    from compare_published import Case, predict_all
+
+    def case(rows):
+        return Case(id="same", source="x", quality="A", metric="?", num_gpus=1, measured={}, config={"rows": rows})
+
+    import compare_published
+
+    cases = [case(1), case(2)]
+    state = compare_published._state_of_package()
+    for one in cases:
+        compare_published._cache_file(tmp_path, state, one).write_text(json.dumps({"allocated": one.config["rows"]}))
+    assert [found["allocated"] for found in predict_all(cases, jobs=1, cache=tmp_path)] == [1, 2]
