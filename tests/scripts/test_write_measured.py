@@ -34,7 +34,8 @@ def blocks():
 
 def test_a_deviation_over_five_per_cent_is_explained_or_marked(blocks):
     assert "| fms-a | A | max_allocated | 10.000 | 10.100 | -0.99 % |  |" in blocks["fms"]
-    assert "-10.00 % | 8,192 bytes a token for each RMSNorm" in blocks["notebook"]
+    assert "-10.00 % | **unexplained** |" in blocks["notebook"]
+    assert "+0.00 % | 24 rotary caches of 1 MiB" in blocks["notebook"]
     assert SCRIPT.explain(make_row("litgpt-x", 1, 2)) == "**unexplained**"
     assert SCRIPT.explain(make_row("litgpt-x", 1.99, 2)) == ""
     assert SCRIPT.explain(make_row("axolotl-x", 20, 20, "reserved")) == ""
