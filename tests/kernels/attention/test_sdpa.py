@@ -96,8 +96,13 @@ def test_flash_keeps_output_logsumexp_and_seeds():
     # out 32*1024*128*2 = 8,388,608; logsumexp 32*1024*4 = 131,072; rng state 2*8, unused offset 8
     assert seen.kept == [8_388_608, 131_072, 16, 8]
     # as flash-attn's own mha_bwd: dq 8,388,608; dk, dv 2,097,152 each; softmax_d 131,072; dq_accum 16,777,216;
-    # dk, dv per query head 8,388,608 each
-    assert seen.backward_peak == 8_388_608 + 2 * 2_097_152 + 131_072 + 16_777_216 + 2 * 8_388_608
+    # dk, dv per query head 8,388,608 each. Heads here come as (B, H, S, D) in memory, and the output in their layout:
+    # it and its gradient are copied for the kernel, which wants (B, S, H, D), 8,388,608 each
+    expected = 8_388_608 + 2 * 2_097_152 + 131_072 + 16_777_216 + 2 * 8_388_608
+    assert seen.backward_peak == expected + 2 * 8_388_608
+    query, key, value = (make_heads(1, 1024, each, 128).transpose(1, 2) for each in (32, 8, 8))
+    seen = probe(lambda: F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True))
+    assert seen.backward_peak == expected
     assert "attention.sdpa.flash" in seen.notes
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention.sdpa_choice import SdpaCall, choose_backend
-from axmem_trace.tracing.kernels.attention.sdpa_math import math_attention
+from axmem_trace.tracing.kernels.attention.sdpa_math import as_additive, math_attention
 from axmem_trace.tracing.kernels.registry import KernelContext, function_rule
 
 aten = torch.ops.aten
@@ -27,24 +27,11 @@ def scaled_dot_product_attention(
     Source: torch 2.13, aten/src/ATen/native/transformers/attention.cpp, `scaled_dot_product_attention`.
     """
     call = _bind(*args, **kwargs)
-    query, key, value = call["query"], call["key"], call["value"]
-    if not query.is_meta:
+    if not call["query"].is_meta:
         return function(*args, **kwargs)
     choice = choose_backend(_describe(**call), context.compute_capability)
     _note_choice(context, choice.backend, choice.refused)
-    call["attn_mask"] = _as_additive(call["attn_mask"], query.dtype)
-    if choice.backend == "flash":
-        return _flash(**call)
-    if choice.backend == "efficient":
-        return _efficient(**call)
-    if choice.backend == "cudnn":
-        return _cudnn(**call)
-    if call["dropout_p"]:
-        return math_attention(**call)
-    return aten._scaled_dot_product_attention_math(
-        query, key, value, call["attn_mask"], call["dropout_p"], call["is_causal"], None, scale=call["scale"],
-        enable_gqa=call["enable_gqa"],
-    )[0]  # fmt: skip
+    return _KERNELS[choice.backend](**call)
 
 
 def _bind(
@@ -81,13 +68,6 @@ def _trains(*tensors: torch.Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _as_additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """`convert_boolean_attn_mask`: every call makes its own additive copy of a boolean mask."""
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    return torch.where(mask, 0.0, torch.scalar_tensor(-math.inf, dtype=dtype, device=mask.device))
-
-
 def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout_p: float, is_causal: bool,
            scale: float | None, **_: Any) -> torch.Tensor:  # fmt: skip
     """Heads are padded to a multiple of 8 outside of autograd's formula, so the padded copies are kept."""
@@ -104,8 +84,10 @@ def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout_
 
 def _efficient(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None,
                dropout_p: float, is_causal: bool, scale: float | None, **_: Any) -> torch.Tensor:  # fmt: skip
+    attn_mask = as_additive(attn_mask, query.dtype)
     if attn_mask is not None:
-        attn_mask = _aligned(attn_mask).expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+        attn_mask = _aligned(attn_mask)
+        attn_mask = attn_mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     out: torch.Tensor = aten._scaled_dot_product_efficient_attention(
         query, key, value, attn_mask, _trains(query, key, value), dropout_p, is_causal, scale=scale
     )[0]
@@ -122,6 +104,7 @@ def _aligned(mask: torch.Tensor) -> torch.Tensor:
 
 def _cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None,
            dropout_p: float, is_causal: bool, scale: float | None, **_: Any) -> torch.Tensor:  # fmt: skip
+    attn_mask = as_additive(attn_mask, query.dtype)
     if attn_mask is not None:
         attn_mask = attn_mask.expand(query.shape[0], -1 if attn_mask.dim() == 4 else 1, query.shape[2], key.shape[2])
     out: torch.Tensor = aten._scaled_dot_product_cudnn_attention(
@@ -130,6 +113,9 @@ def _cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mas
     return out
 
 
+_KERNELS: dict[str, Callable[..., torch.Tensor]] = {
+    "flash": _flash, "efficient": _efficient, "cudnn": _cudnn, "math": math_attention,
+}  # fmt: skip
 _KERNEL_NAMES = {
     "flash": "the FlashAttention-2 kernel",
     "efficient": "the memory-efficient kernel (CUTLASS)",

@@ -30,15 +30,22 @@ def flash_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[st
 
 @workspace_rule(aten._scaled_dot_product_flash_attention_backward.default)
 def flash_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
-    """torch's copy of FlashAttention-2. Source: flash_api.cpp, `mha_bwd`."""
+    """torch's copy of FlashAttention-2, given the output and its gradient without gaps in (B, S, H, D).
+
+    Source: flash_api.cpp, `mha_bwd`; attention_backward.cu, `_flash_attention_backward`: `grad_out.contiguous()`,
+    `out.contiguous()`.
+    """
     query, key = args[1], args[2]
     batch, heads, queries, head_dim = query.shape
     splits = 1
     if torch.are_deterministic_algorithms_enabled():
         splits = flash_sizes.deterministic_splits(num_sms(context), batch, heads)
-    return flash_sizes.flash2_backward(batch=batch, heads=heads, kv_heads=key.shape[1], queries=queries,
-                                       keys=key.shape[2], head_dim=head_dim, itemsize=query.element_size(),
-                                       deterministic_splits=splits)  # fmt: skip
+    blocks = flash_sizes.flash2_backward(
+        batch=batch, heads=heads, kv_heads=key.shape[1], queries=queries, keys=key.shape[2], head_dim=head_dim,
+        itemsize=query.element_size(), deterministic_splits=splits,
+    )  # fmt: skip
+    gaps = [each for each in (args[0], args[4]) if not each.transpose(1, 2).is_contiguous()]
+    return (*blocks, *(each.numel() * each.element_size() for each in gaps))
 
 
 @dispatch_rule(aten._scaled_dot_product_efficient_attention.default)
@@ -93,9 +100,9 @@ def cudnn_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[s
 
 @workspace_rule(aten._safe_softmax.default)
 def safe_softmax(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
-    """The plain softmax, a mask of the scores that are -inf, and which rows are all masked.
+    """A mask of the scores that are -inf, which rows are all masked, and the zero that these get in place.
 
     Source: aten/src/ATen/native/SoftMax.cpp, `_safe_softmax`: below autograd it is made of these operators.
     """
     rows = result.numel() // max(result.shape[-1], 1)
-    return result.numel() * result.element_size(), result.numel(), rows
+    return result.numel(), rows, result.element_size()

@@ -78,11 +78,25 @@ def softmax_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dic
     return _copies(args[0])
 
 
-@workspace_rule(aten._softmax_backward_data.default, aten._log_softmax_backward_data.default)
+@workspace_rule(aten._softmax_backward_data.default)
 def softmax_backward_workspace(
     context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> list[int]:
-    """The same of gradient and output. Source: SoftMax.cu, `host_softmax_backward`."""
+    """`grad * output`, in the gradient's layout, and a copy of it and of the output where they are not contiguous.
+
+    Source: aten/src/ATen/native/cuda/SoftMax.cu, `softmax_backward_cuda_out`, `host_softmax_backward`; the bytes by
+    PyTorch's CUDA build itself.
+    """
+    grad, output = args[0], args[1]
+    product = output.numel() * torch.promote_types(grad.dtype, output.dtype).itemsize
+    return [product, *([] if grad.is_contiguous() else [product]), *_copies(output)]
+
+
+@workspace_rule(aten._log_softmax_backward_data.default)
+def log_softmax_backward_workspace(
+    context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> list[int]:
+    """Copies of gradient and output where they are not contiguous. Source: SoftMax.cu, `host_softmax_backward`."""
     return _copies(args[0]) + _copies(args[1])
 
 
