@@ -55,7 +55,8 @@ def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:
     optimizer = ALIASES.get(recipe.optimizer.name, recipe.optimizer.name)
     kernels, quantisation, parallelism = recipe.kernels, recipe.quantisation, recipe.parallelism
     ranks = (parallelism.num_gpus, parallelism.tensor, parallelism.context, parallelism.expert)
-    old = (recipe.attention.repeats_kv, quantisation.keeps_inputs, recipe.model.loading != "current",
+    old = (recipe.attention.repeats_kv, quantisation.keeps_inputs, kernels.mean_keeps_input,
+           recipe.model.loading != "current",
            recipe.model.experts_layout != "fused")  # fmt: skip
     placement = recipe.placement
     on_host = placement.on_host_first or placement.on_host or placement.max_memory
