@@ -224,7 +224,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   p->maxGridSize[0] = 2147483647, p->maxGridSize[1] = p->maxGridSize[2] = 65535;
   p->totalConstMem = 65536, p->textureAlignment = 512, p->concurrentKernels = 1, p->unifiedAddressing = 1;
   p->l2CacheSize = 52428800, p->maxThreadsPerMultiProcessor = 2048, p->sharedMemPerMultiprocessor = 233472;
-  p->regsPerMultiprocessor = 65536, p->managedMemory = 1, p->cooperativeLaunch = 1, p->sharedMemPerBlockOptin = 232448;
+  p->regsPerMultiprocessor = 65536, p->managedMemory = 1, p->cooperativeLaunch = 1, p->sharedMemPerBlockOptin = setting("FAKE_CUDA_SHARED", 232448);
   p->maxBlocksPerMultiProcessor = 32, p->reservedSharedMemPerBlock = 1024, p->clusterLaunch = 1;
   p->memPitch = 2147483647, p->canMapHostMemory = 1, p->concurrentManagedAccess = 1, p->pageableMemoryAccess = 0;
   return cudaSuccess;
@@ -247,7 +247,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrComputeCapabilityMajor: *value = p.major; break;
     case cudaDevAttrComputeCapabilityMinor: *value = p.minor; break;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = 233472; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 232448; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = p.sharedMemPerBlockOptin; break;
     case cudaDevAttrReservedSharedMemoryPerBlock: *value = 1024; break;
     case cudaDevAttrMaxBlocksPerMultiprocessor: *value = 32; break;
     case cudaDevAttrManagedMemory: case cudaDevAttrConcurrentManagedAccess: case cudaDevAttrCooperativeLaunch:

@@ -83,16 +83,20 @@ def backward_workspace(
 
 def efficient_backward(
     *, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int, half: bool,
-    capability: tuple[int, int], dropout: bool = False,
+    capability: tuple[int, int], dropout: bool = False, tokens: int = 0,
 ) -> Blocks:  # fmt: skip
     """The workspace beside `delta`, which the half-precision kernels compute themselves. The fp32 ones get it before
     the workspace is taken, from `(grad_out * out).sum(-1).transpose(-2, -1).contiguous()`: a product as large as the
-    output, the sum, its copy. What takes more counts."""
+    output, the sum, its copy. What takes more counts.
+
+    Args:
+        tokens: of all samples, where `queries` and `keys` are those of the longest in a row without padding.
+    """
     tile = backward_tile(max(head_dim, value_dim), half=half, capability=capability, dropout=dropout)
     workspace = backward_workspace(
         tile, batch=batch, heads=heads, queries=queries, keys=keys, head_dim=head_dim, value_dim=value_dim
     )
-    delta = batch * heads * queries * _FLOAT
+    delta = (tokens or batch * queries) * heads * _FLOAT
     preparing = () if half else (delta * value_dim, delta, delta)
     return max((delta, workspace), preparing, key=sum)
 

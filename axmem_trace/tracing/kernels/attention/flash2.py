@@ -77,7 +77,7 @@ def _repeated(context: KernelContext, q: torch.Tensor, k: torch.Tensor, v: torch
 
 def run_flash2(
     context: KernelContext, heads: Heads, *, dropout: float = 0.0, deterministic: bool = False, name: str = NAME,
-    pads: bool = True, keeps_rng: bool = True, window_left: int | None = None,
+    pads: bool = True, keeps_rng: bool = True, window_left: int | None = None, returns_lse: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """The fixed-length kernel. Heads are (B, S, H, D).
 
@@ -85,6 +85,7 @@ def run_flash2(
         pads: head sizes that are no multiple of 8 are padded by the Python around the kernel, else refused.
         keeps_rng: the RNG state is kept even without dropout.
         window_left: what flash-attn's own operator is given; None: another library's kernel, which no dispatcher sees.
+        returns_lse: logsumexp and RNG state, where kept, are outputs too: autograd makes zeros for their gradients.
     """
     check_flash(context, heads, name=name, multiple=1 if pads else 8)
     sms = num_sms(context)
@@ -92,7 +93,9 @@ def run_flash2(
         name="flash_attn_func",
         make_outputs=partial(_fixed_outputs, keeps_rng=keeps_rng),
         forward_scratch=partial(_fixed_forward_scratch, sms=0 if dropout else sms),
-        backward_scratch=partial(_fixed_backward_scratch, sms=sms if deterministic else 0),
+        backward_scratch=partial(
+            _fixed_backward_scratch, sms=sms if deterministic else 0, zeros=_zeros(heads, returns_lse, keeps_rng)
+        ),
         padding=-heads[0].shape[-1] % 8,
         dispatched=window_left is not None,
         window_left=-1 if window_left is None else window_left,
@@ -103,7 +106,7 @@ def run_flash2(
 def run_flash2_varlen(
     context: KernelContext, heads: Heads, bounds_q: torch.Tensor, bounds_k: torch.Tensor, *,
     deterministic: bool = False, name: str = NAME, pads: bool = True, keeps_rng: bool = True,
-    window_left: int | None = None,
+    window_left: int | None = None, returns_lse: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """The kernel for rows of samples without padding. Heads are (tokens, H, D), the bounds (samples + 1,)."""
     check_flash(context, heads, name=name, multiple=1 if pads else 8)
@@ -111,7 +114,10 @@ def run_flash2_varlen(
         name="flash_attn_varlen_func",
         make_outputs=partial(_varlen_outputs, keeps_rng=keeps_rng),
         backward_scratch=partial(
-            _varlen_backward_scratch, samples=bounds_q.numel() - 1, sms=num_sms(context) if deterministic else 0
+            _varlen_backward_scratch,
+            samples=bounds_q.numel() - 1,
+            sms=num_sms(context) if deterministic else 0,
+            zeros=_zeros(heads, returns_lse, keeps_rng),
         ),
         padding=-heads[0].shape[-1] % 8,
         dispatched=window_left is not None,
@@ -150,20 +156,25 @@ def _fixed_forward_scratch(heads: Heads, *, sms: int) -> Blocks:
     return flash_sizes.split_scratch(splits=splits, batch=batch, heads=num_heads, queries=queries, head_dim=head_dim)
 
 
-def _fixed_backward_scratch(heads: Heads, *, sms: int) -> Blocks:
+def _zeros(heads: Heads, returns_lse: bool, keeps_rng: bool) -> Blocks:
+    lse = heads[0].numel() // heads[0].shape[-1] * 4
+    return () if not returns_lse else (lse, 16) if keeps_rng else (lse,)
+
+
+def _fixed_backward_scratch(heads: Heads, *, sms: int, zeros: Blocks) -> Blocks:
     query, key, _ = heads
     batch, queries, num_heads, head_dim = query.shape
-    return flash_sizes.flash2_backward(
+    return zeros + flash_sizes.flash2_backward(
         batch=batch, heads=num_heads, kv_heads=key.shape[2], queries=queries, keys=key.shape[1], head_dim=head_dim,
         itemsize=query.element_size(),
         deterministic_splits=flash_sizes.deterministic_splits(sms, batch, num_heads) if sms else 1,
     )  # fmt: skip
 
 
-def _varlen_backward_scratch(heads: Heads, *, samples: int, sms: int) -> Blocks:
+def _varlen_backward_scratch(heads: Heads, *, samples: int, sms: int, zeros: Blocks) -> Blocks:
     query, key, _ = heads
     tokens, num_heads, head_dim = query.shape
-    return flash_sizes.flash2_varlen_backward(
+    return zeros + flash_sizes.flash2_varlen_backward(
         samples=samples, heads=num_heads, kv_heads=key.shape[1], total_queries=tokens, total_keys=key.shape[0],
         head_dim=head_dim, itemsize=query.element_size(),
         deterministic_splits=flash_sizes.deterministic_splits(sms, samples, num_heads) if sms else 1,

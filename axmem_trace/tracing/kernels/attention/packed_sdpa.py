@@ -79,7 +79,8 @@ def _run_varlen(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     (bounds_q, bounds_k), _ = prepare_fa_kwargs_from_position_ids(positions)
     flat = tuple(each.transpose(1, 2).reshape(batch * tokens, num_heads, head_dim) for each in (query, key, value))
-    out = run_flash2_varlen(context, (flat[0], flat[1], flat[2]), bounds_q, bounds_k, name=NAME, pads=False)
+    out = run_flash2_varlen(context, (flat[0], flat[1], flat[2]), bounds_q, bounds_k, name=NAME, pads=False,
+                            returns_lse=True)  # fmt: skip
     return out.reshape(batch, tokens, num_heads, head_dim)
 
 

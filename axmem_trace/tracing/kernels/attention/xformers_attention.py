@@ -4,7 +4,8 @@ Source: axolotl 0.19, monkeypatch/attention/xformers.py; xformers 0.0.35 (the re
 xformers/ops/fmha/__init__.py (`_fMHA`), dispatch.py, flash.py, cutlass.py. That wheel brings no FlashAttention of its
 own: FlashAttention-2 comes from flash-attn, or from torch, which has the same plan, and FlashAttention-3 from a package
 that axolotl doesn't install. What the flash kernel refuses goes to torch's CUTLASS kernel. `_fMHA` keeps query, key,
-value, output and logsumexp, and the RNG state only with dropout.
+value, output and logsumexp, and the RNG state only with dropout; it returns the logsumexp too, so autograd makes zeros
+for its gradient.
 """
 
 from __future__ import annotations
@@ -122,8 +123,9 @@ def _run_kernel(context: KernelContext, heads: Heads, bounds: tuple[torch.Tensor
     if not flash or context.compute_capability < _OLDEST_FLASH:
         return _run_cutlass(context, heads, bounds)
     if bounds:
-        return flash2.run_flash2_varlen(context, heads, *bounds, name="xformers", pads=False, keeps_rng=False)
-    return flash2.run_flash2(context, heads, name="xformers", pads=False, keeps_rng=False)
+        return flash2.run_flash2_varlen(context, heads, *bounds, name="xformers", pads=False, keeps_rng=False,
+                                        returns_lse=True)  # fmt: skip
+    return flash2.run_flash2(context, heads, name="xformers", pads=False, keeps_rng=False, returns_lse=True)
 
 
 def _run_cutlass(context: KernelContext, heads: Heads, bounds: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -156,10 +158,12 @@ def _run_cutlass(context: KernelContext, heads: Heads, bounds: tuple[torch.Tenso
 
     def backward_scratch(each: Heads) -> Blocks:
         query, _, value = each
-        size = sizes(query)
-        return efficient_sizes.efficient_backward(
-            **size, keys=size["queries"], head_dim=query.shape[-1], value_dim=value.shape[-1], capability=capability
-        )
+        size, tokens = sizes(query), query.numel() // (query.shape[-2] * query.shape[-1])
+        blocks = efficient_sizes.efficient_backward(
+            **size, keys=size["queries"], head_dim=query.shape[-1], value_dim=value.shape[-1], capability=capability,
+            tokens=tokens,
+        )  # fmt: skip
+        return (*blocks, 4 * size["batch"] * size["heads"] * round_up(size["queries"], 32))  # zeros for the logsumexp
 
     kernel = FusedKernel(name="xformers.cutlass", make_outputs=outputs, forward_scratch=forward_scratch,
                          backward_scratch=backward_scratch)  # fmt: skip
