@@ -1,0 +1,100 @@
+"""transformers' eager loop over experts against what Liger's authors measured on an H100 (`shared/measured/
+loss_and_kernel_memory.json`, kernel `fused_moe`, provider `huggingface`): Qwen 3's experts alone, in bf16.
+
+Their routing is random and ours balanced, so experts' shares differ by a few tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+from axmem_trace.ledger import block_bytes
+from axmem_trace.tracing.kernels import import_rules
+from axmem_trace.tracing.kernels.experts import install_experts
+from axmem_trace.tracing.kernels.registry import KernelContext
+from axmem_trace.tracing.recorder import Recorder
+
+MEASURED = Path(__file__).parents[4] / "shared" / "measured" / "loss_and_kernel_memory.json"
+MIB = 2**20
+WIDTH, INNER, TOP_K = 2048, 768, 8
+OUTSIDE = 64 * MIB
+"""An H100's two cuBLAS workspaces."""
+
+
+def measurements() -> list[tuple[str, int, int, float]]:
+    """Mode, tokens, experts, MiB; of the sweep over tokens its end."""
+    if not MEASURED.exists():
+        return []
+    found = []
+    for row in json.loads(MEASURED.read_text())["rows"]:
+        if (row["kernel_name"], row["kernel_provider"]) != ("fused_moe", "huggingface"):
+            continue
+        value, mode = int(row["x_value"]), row["kernel_operation_mode"]
+        tokens, experts = (value, 128) if row["x_name"] == "T" else (8192, value)
+        if mode != "backward" and (row["x_name"] == "E" or value == 32768):
+            found.append((mode, tokens, experts, float(row["y_value_50"])))
+    return found
+
+
+@pytest.mark.parametrize(("mode", "tokens", "num_experts", "measured"), measurements())
+def test_the_eager_loop_takes_what_it_took_on_a_gpu(mode: str, tokens: int, num_experts: int, measured: float) -> None:
+    # The benchmark holds the weights of Liger's experts too (9 MiB each), keeps its graph, and the gradients of the
+    # iteration before. In forward, kept of each routed token: its row (4,096 bytes), gate and up (3,072), the activation
+    # and the product (1,536 each), the output, and the output times its score (4,096 each): 18,432.
+    allocations = run(tokens, num_experts, backward=mode == "full")
+    peak = peak_bytes(allocations) + 9 * MIB * num_experts + OUTSIDE
+    assert peak / MIB == pytest.approx(measured, rel=0.0015)
+
+
+def run(tokens: int, num_experts: int, *, backward: bool) -> Any:
+    import_rules()
+    config = Qwen3MoeConfig(hidden_size=WIDTH, moe_intermediate_size=INNER, num_experts=num_experts,
+                            num_experts_per_tok=TOP_K)  # fmt: skip
+    config._experts_implementation = "eager"
+    with torch.device("meta"):
+        experts = Qwen3MoeExperts(config).to(torch.bfloat16)
+        x = torch.empty(tokens, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+        scores = torch.empty(tokens, num_experts)
+        weights = torch.empty(tokens, TOP_K, dtype=torch.bfloat16, requires_grad=True)
+    recorder = Recorder()
+    recorder.context = KernelContext(recorder=recorder, compute_capability=(9, 0))
+    with install_experts(experts, recorder.context, "eager"), recorder:
+        for tensor in (*experts.parameters(), x, weights):
+            recorder.register(tensor, role="input")
+        index = torch.topk(scores, TOP_K, -1)[1]
+        gradient = None
+        for _ in range(2):
+            recorder.mark("forward", 1)
+            out = experts(x, index, weights)
+            recorder.mark("backward", 1)
+            if backward:
+                gradient = torch.empty_like(out) if gradient is None else gradient
+                torch.autograd.backward(out, gradient, retain_graph=True)
+            del out
+    return [each for each in recorder.make_ledger().on_gpu if each.op != "cuBLAS"]
+
+
+def peak_bytes(allocations: Any) -> int:
+    changes = sorted(
+        (tick, change)
+        for each in allocations
+        for tick, change in ((each.born, block_bytes(each.nbytes)), (each.died, -block_bytes(each.nbytes)))
+    )
+    alive = peak = 0
+    for _, change in changes:
+        alive += change
+        peak = max(peak, alive)
+    return peak
+
+
+def test_the_measurements_are_there_or_nothing_is_compared() -> None:
+    if not MEASURED.exists():
+        pytest.skip("no published measurements here")
+    assert len(measurements()) == 12
