@@ -18,6 +18,7 @@ from gpu_model import build_on_device
 from torch import nn
 
 from axmem_trace.errors import ConfigError
+from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.optimizers.bnb import BNB_NAMES
@@ -31,6 +32,8 @@ REAL_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmspro
 REAL_LOSSES = ("native", "none")
 ATTENTION_PACKAGES = {"sdpa": "", "eager": "", "flash_attention_2": "flash_attn", "flex_attention": ""}
 REAL_EXPERTS = ("", "eager", "grouped_mm", "batched_mm")
+KERNEL_PACKAGES = {"mamba-ssm": "mamba_ssm", "flash-linear-attention": "fla", "rwkv": "kernels"}
+"""By the key of the note with which the estimate says that it counts on a package's kernels: what to import."""
 
 
 def check_runnable(recipe: Recipe) -> None:
@@ -48,6 +51,20 @@ def check_runnable(recipe: Recipe) -> None:
     if package and find_spec(package) is None:
         raise ConfigError(problem=f"{kernel} needs the package {package}, which is not installed", key="attention",
                           value=kernel, remedy=f"install it, or set sdp_attention: true in place of {kernel}")  # fmt: skip
+
+
+def check_kernels(notes: Iterable[Note]) -> None:
+    """Refuses a model whose layers run otherwise here than the estimate has them: without the package, transformers
+    falls back to a loop in torch, which takes several times as much.
+
+    Raises:
+        ConfigError: with what to install.
+    """
+    for note in notes:
+        package = KERNEL_PACKAGES.get(note.key)
+        if package and find_spec(package) is None:
+            raise ConfigError(problem=f"the estimate counts on {note.key}, which is not installed here", key="base_model",
+                              details=(note.text,), remedy=f"install {note.key}")  # fmt: skip
 
 
 def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:

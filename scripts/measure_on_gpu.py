@@ -124,7 +124,7 @@ def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *
     assumptions = [*assumptions, f"allocator={settings or 'default'}"]  # whatever this machine's environment said
     prepare_environment(settings)
     import torch
-    from gpu_run import check_runnable, run_recipe
+    from gpu_run import check_kernels, check_runnable, run_recipe
 
     from axmem_trace import estimate
 
@@ -132,7 +132,9 @@ def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *
     gpu = name_of_card(card.name, card.total_memory, (card.major, card.minor))
     recipe = read_recipe(config, overrides=overrides, assumptions=assumptions, gpu=gpu)
     check_runnable(recipe)
-    predicted = summarise_report(estimate(config, overrides=overrides, assumptions=assumptions, gpu=gpu))
+    report = estimate(config, overrides=overrides, assumptions=assumptions, gpu=gpu)
+    check_kernels(report.notes)
+    predicted = summarise_report(report)
     after_load, phases, snapshot = run_recipe(recipe, history=history)
     measured = summarise_phases(after_load, phases)
     return {

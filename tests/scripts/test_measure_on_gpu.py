@@ -71,6 +71,21 @@ def test_stand_ins_are_refused(changes, match):
         gpu_run.check_runnable(read_tiny(**changes))
 
 
+def test_kernels_that_are_not_installed_are_named(monkeypatch):
+    """Without mamba-ssm transformers runs its own scan: three times the memory, and no deviation of the estimate."""
+    import gpu_run
+
+    from axmem_trace.errors import ConfigError
+    from axmem_trace.notes import Note
+
+    note = Note(kind="ruled", key="mamba-ssm", text="state-space layers as mamba-ssm keeps memory")
+    monkeypatch.setattr(gpu_run, "find_spec", lambda package: None)
+    with pytest.raises(ConfigError, match="mamba-ssm, which is not installed"):
+        gpu_run.check_kernels([note])
+    monkeypatch.setattr(gpu_run, "find_spec", lambda package: package == "mamba_ssm" or None)
+    gpu_run.check_kernels([note, Note(kind="traced", key="causal-conv1d", text="in torch")])
+
+
 def test_plain_runs_are_not_refused():
     import gpu_run
 
