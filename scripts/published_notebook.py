@@ -86,6 +86,6 @@ def describe_pass(
         "autocast": False, "output_dtype": "float32", "loss_path": "none", "upcast_before": False,
         "kbit_preparation": False, "adapter_dtype": "base", "attention_mask": False, "allocator": "default",
         "lora_kernels": False, "holds_outputs": True, "use_cache": not checkpointing, "bnb_keeps_inputs": adapter == "qlora",
-        "loading": "before_4_50", "mean_keeps_input": True,
+        "loading": "before_4_50", "mean_keeps_input": True, "input_gradients": False,
     }  # fmt: skip
     return {"config": config, "assumptions": assumptions}

@@ -92,6 +92,9 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
         _DTYPES, "dtype of the loaded model", _set("precision.load_dtype"), ("precision.load_dtype",)),
     "adapter_dtype": Assumption(
         f"'autocast'|'base'|{_DTYPES}", "dtype of the adapter's weights", _set("adapter.dtype"), ("adapter.dtype",)),
+    "input_gradients": Assumption(
+        "bool", "the embedding's output asks for a gradient (axolotl: under every adapter)",
+        _set("adapter.input_gradients"), ("adapter.input_gradients",)),
     "norm_dtype": Assumption(
         f"'as_loaded'|{_DTYPES}", "dtype of the norms", _set("precision.norm_dtype"), ("precision.norm_dtype",)),
     "embedding_dtype": Assumption(

@@ -173,6 +173,8 @@ class Adapter:
     """Of `loftq_config`: 4 (nf4) or 8."""
     dtype: Literal["autocast", "base", "float32", "bfloat16", "float16"] = "autocast"
     """`autocast`: peft casts half-precision A/B to fp32 (its default); `base`: they stay in the base's dtype."""
+    input_gradients: bool = True
+    """The embedding's output asks for a gradient, as reentrant checkpointing needs it: axolotl sees to it always."""
     on_cpu: bool = False
     loraplus: bool = False
     bias: str = "none"

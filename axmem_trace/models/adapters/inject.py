@@ -30,7 +30,8 @@ def add_adapter(model: Any, recipe: Recipe, notes: list[Note]) -> Any:
     if recipe.adapter.kind == "llama-adapter":
         raise _llama_adapter_error()
     check_initialisation(recipe)
-    model.enable_input_require_grads()
+    if recipe.adapter.input_gradients:
+        model.enable_input_require_grads()
     lora_config = _checked(lambda: make_lora_config(model, recipe, notes), model, recipe)
     with peft_as_axolotl_changes_it(model, lora_config, notes), initialised_here(lora_config, recipe):
         peft_model = _checked(lambda: _inject(model, lora_config, recipe), model, recipe)
