@@ -38,30 +38,18 @@ def build(place: Path, packages: Path, cuda_include: Path) -> str:
     wanted = list_wanted(packages)
     for library, file in LIBRARIES.items():
         source = FAKE_CUDA / ("runtime.cpp" if library == "cudart" else "libraries.c")
-        given = set(re.findall(r"\b(_*cu\w+) ?\(", source.read_text(encoding="utf-8")))
         # what the runtime lacks has no answer and must not be called; of the others every function succeeds
         body = "abort(); return 0;" if library == "cudart" else "return 0;"
         stubs = place / f"{library}.c"
-        lines = [f"int {name}(void) {{ {body} }}" for name in sorted(wanted[library] - given)]
+        lines = [f"__attribute__((weak)) int {name}(void) {{ {body} }}" for name in sorted(wanted[library])]
         stubs.write_text("\n".join(["#include <stdlib.h>", *lines, ""]), encoding="utf-8")
         versions = place / f"{library}.versions"
         versions.write_text(f"{file} {{ global: cu*; __cuda*; local: *; }};\n", encoding="utf-8")
-        made = [place / f"{library}.stubs.o", place / f"{library}.o"]
-        _run("gcc", "-w", "-c", "-fPIC", "-O1", str(stubs), "-o", str(made[0]))
-        compiler = "g++" if source.suffix == ".cpp" else "gcc"
-        _run(
-            compiler,
-            "-w",
-            "-c",
-            "-fPIC",
-            "-O1",
-            f"-DLIB_{library}",
-            f"-I{cuda_include}",
-            str(source),
-            "-o",
-            str(made[1]),
-        )
-        _run("g++", "-shared", *map(str, made), f"-Wl,--version-script={versions}", f"-Wl,-soname,{file}", "-o",
+        made = [str(place / f"{library}.stubs.o"), str(place / f"{library}.o")]
+        options = ("-w", "-c", "-fPIC", "-O1", f"-DLIB_{library}", f"-I{cuda_include}")
+        _run("gcc", *options, str(stubs), "-o", made[0])
+        _run("g++" if source.suffix == ".cpp" else "gcc", *options, str(source), "-o", made[1])
+        _run("g++", "-shared", *made, f"-Wl,--version-script={versions}", f"-Wl,-soname,{file}", "-o",
              str(place / file))  # fmt: skip
     management = place / "libnvidia-ml.so.1"
     _run("gcc", "-w", "-shared", "-fPIC", str(FAKE_CUDA / "management.c"), f"-Wl,-soname,{management.name}", "-o",

@@ -1,75 +1,16 @@
 // CUDA's runtime, driver and management library as far as c10_cuda of torch 2.13 calls them: memory, and nothing else.
-// Addresses go up and are never used again; FAKE_CUDA_BYTES is what the card holds. What must never be called aborts
-// (`stubs.c`, made by real_allocator.py).
-#include <cuda.h>
-#include <cuda_runtime_api.h>
+// Addresses go up and are never used again. What must never be called aborts (`stubs.c`, made by real_allocator.py).
+#include "memory.h"
 
-#include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <map>
-#include <string>
 
 namespace {
-std::uint64_t used_bytes = 0, next_address = 0x300000000000, next_handle = 1;
-std::map<std::uint64_t, std::uint64_t> segments, pages;
-
-std::uint64_t capacity_bytes() {
-  static const std::uint64_t value = std::strtoull(std::getenv("FAKE_CUDA_BYTES"), nullptr, 10);
-  return value;
-}
-
-bool take(std::uint64_t nbytes) {
-  if (used_bytes + nbytes > capacity_bytes()) return false;
-  used_bytes += nbytes;
-  return true;
-}
-
-void give_back(std::map<std::uint64_t, std::uint64_t>& held, std::uint64_t key) {
-  auto found = held.find(key);
-  if (found == held.end()) std::abort();
-  used_bytes -= found->second;
-  held.erase(found);
-}
+std::uint64_t next_address = 0x300000000000;
 
 CUresult reserve(CUdeviceptr* address, size_t nbytes, size_t, CUdeviceptr, unsigned long long) {
   *address = next_address;
   next_address += nbytes;
   return CUDA_SUCCESS;
-}
-
-CUresult create(CUmemGenericAllocationHandle* handle, size_t nbytes, const CUmemAllocationProp*, unsigned long long) {
-  if (!take(nbytes)) return CUDA_ERROR_OUT_OF_MEMORY;
-  *handle = next_handle;
-  pages[next_handle++] = nbytes;
-  return CUDA_SUCCESS;
-}
-
-CUresult release(CUmemGenericAllocationHandle handle) {
-  give_back(pages, handle);
-  return CUDA_SUCCESS;
-}
-
-CUresult granularity(size_t* nbytes, const CUmemAllocationProp*, CUmemAllocationGranularity_flags) {
-  *nbytes = 2 << 20;
-  return CUDA_SUCCESS;
-}
-
-CUresult zero(int* value) {
-  *value = 0;
-  return CUDA_SUCCESS;
-}
-
-CUresult succeed() { return CUDA_SUCCESS; }
-CUresult refuse() { return CUDA_ERROR_NOT_SUPPORTED; }
-
-const std::map<std::string, void*>& driver_functions() {
-  static const std::map<std::string, void*> table = {
-      {"cuMemAddressReserve", (void*)reserve}, {"cuMemCreate", (void*)create}, {"cuMemRelease", (void*)release},
-      {"cuMemGetAllocationGranularity", (void*)granularity}, {"cuDeviceGetAttribute", (void*)zero},
-      {"cuDeviceGet", (void*)zero}, {"cuMemMap", (void*)succeed}, {"cuMemUnmap", (void*)succeed},
-      {"cuMemSetAccess", (void*)succeed}, {"cuMemAddressFree", (void*)succeed}};
-  return table;
 }
 }  // namespace
 
@@ -88,48 +29,10 @@ cudaError_t cudaFree(void* address) {
   return cudaSuccess;
 }
 
-cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
-  *total_bytes = capacity_bytes();
-  *free_bytes = *total_bytes - used_bytes;
-  return cudaSuccess;
-}
-
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   std::memset(properties, 0, sizeof(*properties));
   properties->totalGlobalMem = capacity_bytes();
   properties->major = 9;
   return cudaSuccess;
 }
-
-cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,
-                                             cudaDriverEntryPointQueryResult* result) {
-  auto found = driver_functions().find(name);
-  *function = found == driver_functions().end() ? (void*)refuse : found->second;
-  if (result) *result = cudaDriverEntryPointSuccess;
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  *status = cudaStreamCaptureStatusNone;
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status, unsigned long long*, cudaGraph_t*,
-                                     const cudaGraphNode_t**, const cudaGraphEdgeData**, size_t*) {
-  *status = cudaStreamCaptureStatusNone;
-  return cudaSuccess;
-}
-
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-const char* cudaGetErrorString(cudaError_t) { return "fake"; }
-const char* cudaGetErrorName(cudaError_t) { return "fake"; }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
-cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) { return *least = *greatest = 0, cudaSuccess; }
-cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
-cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 0, cudaSuccess; }
 }

@@ -2,42 +2,20 @@
 // zeros, taken when touched), kernels do nothing. What PyTorch allocates is what it would allocate on a card; values on the
 // card are nobody's. FAKE_CUDA_BYTES is what the card holds, FAKE_CUDA_BYTE what a program finds where it reads one byte
 // back (whether a mask is all ones, say), FAKE_CUDA_LOG a file to write the names of launched kernels to.
-#include <cuda.h>
-#include <cuda_runtime_api.h>
+#include "memory.h"
+
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <map>
-#include <mutex>
-#include <string>
 #include <unordered_map>
 
 namespace {
-std::recursive_mutex lock;
-std::uint64_t used_bytes = 0, next_address = 0x200000000000, next_handle = 1;
-std::map<std::uint64_t, std::uint64_t> segments, pages, ranges, pinned;
+std::uint64_t next_address = 0x200000000000;
+std::map<std::uint64_t, std::uint64_t> ranges, pinned;
 std::unordered_map<const void*, std::string> kernels;
 std::FILE* log_file = nullptr;
-
-std::uint64_t setting(const char* name, std::uint64_t otherwise) {
-  const char* text = std::getenv(name);
-  return text ? std::strtoull(text, nullptr, 10) : otherwise;
-}
-
-std::uint64_t capacity_bytes() {
-  static const std::uint64_t value = setting("FAKE_CUDA_BYTES", 84929347584ull);  // 79.1 GiB
-  return value;
-}
-
-bool take(std::uint64_t nbytes) {
-  if (used_bytes + nbytes > capacity_bytes()) return false;
-  used_bytes += nbytes;
-  return true;
-}
 
 void* map_memory(std::uint64_t nbytes) {
   std::uint64_t rounded = (nbytes + (2ull << 20) - 1) / (2ull << 20) * (2ull << 20);
@@ -64,42 +42,6 @@ CUresult reserve(CUdeviceptr* address, size_t nbytes, size_t, CUdeviceptr, unsig
   *address = (CUdeviceptr)map_memory(nbytes);
   return CUDA_SUCCESS;
 }
-CUresult create(CUmemGenericAllocationHandle* handle, size_t nbytes, const CUmemAllocationProp*, unsigned long long) {
-  std::lock_guard<std::recursive_mutex> guard(lock);
-  if (!take(nbytes)) return CUDA_ERROR_OUT_OF_MEMORY;
-  *handle = next_handle;
-  pages[next_handle++] = nbytes;
-  return CUDA_SUCCESS;
-}
-CUresult release(CUmemGenericAllocationHandle handle) {
-  std::lock_guard<std::recursive_mutex> guard(lock);
-  auto found = pages.find(handle);
-  if (found == pages.end()) std::abort();
-  used_bytes -= found->second;
-  pages.erase(found);
-  return CUDA_SUCCESS;
-}
-CUresult granularity(size_t* nbytes, const CUmemAllocationProp*, CUmemAllocationGranularity_flags) {
-  *nbytes = 2 << 20;
-  return CUDA_SUCCESS;
-}
-CUresult zero(int* value) {
-  *value = 0;
-  return CUDA_SUCCESS;
-}
-CUresult succeed() { return CUDA_SUCCESS; }
-CUresult refuse() { return CUDA_ERROR_NOT_SUPPORTED; }
-
-const std::map<std::string, void*>& driver_functions() {
-  static const std::map<std::string, void*> table = {
-      {"cuMemAddressReserve", (void*)reserve}, {"cuMemCreate", (void*)create}, {"cuMemRelease", (void*)release},
-      {"cuMemGetAllocationGranularity", (void*)granularity}, {"cuDeviceGetAttribute", (void*)zero},
-      {"cuDeviceGet", (void*)zero}, {"cuMemMap", (void*)succeed}, {"cuMemUnmap", (void*)succeed},
-      {"cuMemSetAccess", (void*)succeed}, {"cuMemAddressFree", (void*)succeed},
-      {"cuTensorMapEncodeTiled", (void*)succeed}, {"cuCtxGetCurrent", (void*)succeed}, {"cuDevicePrimaryCtxGetState", (void*)succeed}};
-  return table;
-}
-
 cudaError_t launched(const void* function, dim3 grid, dim3 block) {
   if (!log_file) return cudaSuccess;
   auto found = kernels.find(function);
@@ -158,10 +100,8 @@ cudaError_t cudaMalloc(void** address, size_t nbytes) {
 cudaError_t cudaFree(void* address) {
   std::lock_guard<std::recursive_mutex> guard(lock);
   if (!address) return cudaSuccess;
-  auto found = segments.find((std::uint64_t)address);
-  if (found == segments.end()) return cudaErrorInvalidValue;
-  used_bytes -= found->second;
-  segments.erase(found);
+  if (!segments.count((std::uint64_t)address)) return cudaErrorInvalidValue;
+  give_back(segments, (std::uint64_t)address);
   munmap(address, ranges[(std::uint64_t)address]);
   ranges.erase((std::uint64_t)address);
   return cudaSuccess;
@@ -185,11 +125,6 @@ cudaError_t cudaFreeHost(void* address) {
 }
 cudaError_t cudaHostRegister(void*, size_t, unsigned) { return cudaSuccess; }
 cudaError_t cudaHostUnregister(void*) { return cudaSuccess; }
-cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
-  *total_bytes = capacity_bytes();
-  *free_bytes = *total_bytes - used_bytes;
-  return cudaSuccess;
-}
 cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind) { std::lock_guard<std::recursive_mutex> g(lock); return copy(to, from, n), cudaSuccess; }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind, cudaStream_t) { std::lock_guard<std::recursive_mutex> g(lock); return copy(to, from, n), cudaSuccess; }
 cudaError_t cudaMemcpy2DAsync(void* to, size_t tp, const void* from, size_t fp, size_t w, size_t h, cudaMemcpyKind, cudaStream_t) {
@@ -274,26 +209,11 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, const
   return cudaOccupancyMaxActiveBlocksPerMultiprocessor(n, f, b, s);
 }
 
-cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,
-                                             cudaDriverEntryPointQueryResult* result) {
-  auto found = driver_functions().find(name);
-  *function = found == driver_functions().end() ? (void*)refuse : found->second;
-  if (result) *result = cudaDriverEntryPointSuccess;
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* s) { *s = cudaStreamCaptureStatusNone; return cudaSuccess; }
-cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* s, unsigned long long*, cudaGraph_t*,
-                                     const cudaGraphNode_t**, const cudaGraphEdgeData**, size_t*) {
-  *s = cudaStreamCaptureStatusNone;
-  return cudaSuccess;
-}
 cudaError_t cudaStreamCreate(cudaStream_t* s) { return *s = (cudaStream_t)(next_handle++ << 8), cudaSuccess; }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return cudaStreamCreate(s); }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned, int) { return cudaStreamCreate(s); }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 cudaError_t cudaStreamGetPriority(cudaStream_t, int* p) { return *p = 0, cudaSuccess; }
 cudaError_t cudaStreamAddCallback(cudaStream_t s, cudaStreamCallback_t f, void* d, unsigned) { f(s, cudaSuccess, d); return cudaSuccess; }
@@ -305,18 +225,7 @@ cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaEventRecordWithFlags(cudaEvent_t, cudaStream_t, unsigned) { return cudaSuccess; }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 cudaError_t cudaEventElapsedTime(float* t, cudaEvent_t, cudaEvent_t) { return *t = 1, cudaSuccess; }
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
-const char* cudaGetErrorString(cudaError_t) { return "fake"; }
-const char* cudaGetErrorName(cudaError_t) { return "fake"; }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
-cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) { return *least = 0, *greatest = -5, cudaSuccess; }
-cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
-cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 0, cudaSuccess; }
 cudaError_t cudaDeviceGetPCIBusId(char* text, int n, int) { return std::snprintf(text, n, "0000:01:00.0"), cudaSuccess; }
 }
