@@ -22,7 +22,7 @@ from axmem_trace.models.skeleton import build_skeleton
 from axmem_trace.models.walk import record_facts
 from axmem_trace.notes import Note
 from axmem_trace.recipe.types import Recipe
-from axmem_trace.training.loading import _merged_names
+from axmem_trace.training.loading import merged_names
 
 INITIAL_DEVIATION = 0.02
 
@@ -73,7 +73,7 @@ def materialise(model: Any, dtype: torch.dtype, device: str) -> None:
     initialisation gives them (rotary frequencies, say).
     """
     placed: dict[int, nn.Parameter] = {}
-    is_merged = _merged_names(model)
+    is_merged = merged_names(model)
     for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is None or not (parameter.is_meta or id(parameter) in placed):

@@ -188,9 +188,9 @@ def make_run(recipe: Recipe, device: str) -> Run:
     optimizer = build_optimizer(recipe, built.module)
     optimizer.around_step = nullcontext  # what the trace answers for CUDA's driver, the driver answers
     run = Run(recipe, built, optimizer, recorder, offloading=lambda: nullcontext(nullcontext), repeat=False)
-    if run._scaler is not None and torch.device(device).type == "cuda":
+    if run.scaler is not None and torch.device(device).type == "cuda":
         scaler: Any = RealScaler(optimizer, device)
-        run._scaler = scaler
+        run.scaler = scaler
     return run
 
 

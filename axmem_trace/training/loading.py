@@ -87,7 +87,7 @@ class LoadRecorder:
         if self.recipe.model.loading == "before_4_50" and self.recipe.quantisation.method != "none":
             self._place_weights_of_old(model)
             return
-        merged = _merged_names(model)
+        merged = merged_names(model)
         for name, module in model.named_modules():
             for own_name in module._parameters:
                 self._place(name, module, own_name, merged)
@@ -170,7 +170,7 @@ def _own_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]
                 yield module, parameter
 
 
-def _merged_names(model: Any) -> Any:
+def merged_names(model: Any) -> Any:
     """Tells whether a parameter is put together from several of the checkpoint's tensors."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter

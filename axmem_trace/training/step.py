@@ -65,7 +65,7 @@ class Run:
         self._owners = {id(parameter): name.rpartition(".")[0] for name, parameter in self.model.named_parameters()}
         self._takes_loss_kwargs = _takes_loss_kwargs(self.model)
         self._average = GradientAverage(recorder) if recipe.optimizer.grokfast else None
-        self._scaler = GradientScaler() if recipe.precision.grad_scaler else None
+        self.scaler = GradientScaler() if recipe.precision.grad_scaler else None
         self._held: dict[str, Any] = {}
         self._passes: _Passes | None = None
         self._offloading = offloading
@@ -200,23 +200,23 @@ class Run:
         batch = self.recipe.batch
         if not self._takes_loss_kwargs:
             loss = loss / batch.gradient_accumulation_steps
-        if self._scaler is not None:
-            loss = self._scaler.scale(loss)
+        if self.scaler is not None:
+            loss = self.scaler.scale(loss)
         loss.backward()
         self.optimizer.after_backward()
 
     def _optimize(self) -> None:
         parameters = self.optimizer.parameters
-        if self._scaler is not None:
-            self._scaler.unscale(parameters)
+        if self.scaler is not None:
+            self.scaler.unscale(parameters)
         if not self.optimizer.releases_gradients:
             trainable = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
             self._held["grad_norm"] = clip_gradients(trainable, self.recipe.optimizer.max_grad_norm)
         if self._average is not None:
             self._average.amplify(self.model)
         self.optimizer.step()
-        if self._scaler is not None:
-            self._scaler.update()
+        if self.scaler is not None:
+            self.scaler.update()
         self._register_optimizer_state()
         if self.optimizer.replaces_parameters:
             self._register_model()
