@@ -39,7 +39,8 @@ def build_skeleton(
     """
     try:
         _set_dtype(config, dtype)
-        asked = "attention.kernel" in recipe.reasons and recipe.reasons["attention.kernel"].origin != "default"
+        reason = recipe.reasons.get("attention.kernel")
+        asked = reason is not None and reason.origin != "default"
         request_attention(config, recipe.attention.kernel, asked=asked)  # HRM-Text refuses FlashAttention here
         _request_experts(config, recipe.model.experts_implementation)
         with attention_without_packages(recipe.attention.kernel, notes), _creation_context(dtype, device):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from axmem_trace.tracing.kernels.registry import KernelContext
 
+HALF = (torch.float16, torch.bfloat16)
+"""What attention kernels are made for; of SDPA's, some take fp32 too."""
 _SMS = {
     (7, 0): 80, (7, 5): 40, (8, 0): 108, (8, 6): 84, (8, 7): 16, (8, 9): 142, (9, 0): 132, (10, 0): 148, (10, 3): 148,
     (12, 0): 188, (12, 1): 48,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from axmem_trace.tracing.kernels.attention.card import HALF
 from axmem_trace.tracing.kernels.attention.flash2 import run_flash2_varlen
 from axmem_trace.tracing.kernels.attention.sources import note_source
 from axmem_trace.tracing.kernels.registry import KernelContext
@@ -61,7 +62,7 @@ def _is_packed(positions: torch.Tensor) -> bool:
 def _can_serve(query: torch.Tensor, mask: torch.Tensor | None, dropout: float, scaling: float | None) -> bool:
     head_dim = query.shape[-1]
     usual_scale = scaling is None or abs(scaling - head_dim**-0.5) < 1e-9
-    half = query.dtype in (torch.float16, torch.bfloat16)
+    half = query.dtype in HALF
     return mask is None and not dropout and usual_scale and half and head_dim <= _MAX_HEAD_DIM
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from axmem_trace.errors import ConfigError
+from axmem_trace.tracing.kernels.attention.card import HALF
 from axmem_trace.tracing.kernels.attention.fused import Heads
 from axmem_trace.tracing.kernels.registry import KernelContext
 
@@ -33,11 +32,11 @@ def check_flash(
         )
         major, minor = context.compute_capability
         raise refusal(f"{name} needs a GPU of generation {generations}; this one has compute capability "
-                       f"{major}.{minor}", kernel)  # fmt: skip
-    if query.dtype not in (torch.float16, torch.bfloat16) or not query.dtype == key.dtype == value.dtype:
+                      f"{major}.{minor}", kernel)  # fmt: skip
+    if query.dtype not in HALF or not query.dtype == key.dtype == value.dtype:
         dtypes = ", ".join(str(each.dtype).removeprefix("torch.") for each in heads)
         raise refusal(f"{name} takes fp16 and bf16 only; query, key and value are {dtypes}", kernel,
-                       remedy="set `bf16: auto`, or use `attn_implementation: sdpa`")  # fmt: skip
+                      remedy="set `bf16: auto`, or use `attn_implementation: sdpa`")  # fmt: skip
     if head_dim > max_head_dim:
         raise refusal(f"{name} takes heads of at most {max_head_dim}; this model's are {head_dim}", kernel)
     if head_dim % multiple or value.shape[-1] % multiple:

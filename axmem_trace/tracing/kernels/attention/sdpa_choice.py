@@ -12,10 +12,11 @@ from typing import Literal
 
 import torch
 
+from axmem_trace.tracing.kernels.attention.card import HALF
+
 Backend = Literal["flash", "efficient", "cudnn", "math"]
 Capability = tuple[int, int]
 
-_HALF = (torch.float16, torch.bfloat16)
 _OLDEST_FLASH, _OLDEST_EFFICIENT, _NEWEST = (8, 0), (5, 0), (12, 1)
 
 
@@ -82,7 +83,7 @@ def refused_by_flash(call: SdpaCall, capability: Capability) -> str:
         or _refused_card(capability, _OLDEST_FLASH)
         or _refused_backward(call, capability)
         or ("it is causal, and queries and keys differ in number" if _is_causal_rectangle(call) else "")
-        or _refused_dtype(call, _HALF)
+        or _refused_dtype(call, HALF)
         or _refused_heads(call, supports_gqa=True)
         or _refused_strides(call)
     )
@@ -90,8 +91,8 @@ def refused_by_flash(call: SdpaCall, capability: Capability) -> str:
 
 def refused_by_efficient(call: SdpaCall, capability: Capability) -> str:
     """`can_use_mem_efficient_attention`."""
-    dtypes = (*_HALF, torch.float32) if capability >= (8, 0) else (torch.float16, torch.float32)
-    alignment = 8 if call.dtypes[0] in _HALF else 4 if capability >= (8, 0) else 1  # `minimum_gemm_alignment`
+    dtypes = (*HALF, torch.float32) if capability >= (8, 0) else (torch.float16, torch.float32)
+    alignment = 8 if call.dtypes[0] in HALF else 4 if capability >= (8, 0) else 1  # `minimum_gemm_alignment`
     odd = call.query[-1] % alignment or call.value[-1] % alignment
     return (
         ("it is disabled" if not torch.backends.cuda.mem_efficient_sdp_enabled() else "")
@@ -124,7 +125,7 @@ def refused_by_cudnn(call: SdpaCall, capability: Capability) -> str:
         or ("the dropout is no multiple of 1/16" if call.dropout * 16 % 1 else "")
         or ("the batch or the heads are over 65535" if max(call.query[:2]) > 65535 else "")
         or ("deterministic algorithms are asked for" if deterministic else "")
-        or _refused_dtype(call, _HALF)
+        or _refused_dtype(call, HALF)
         or ("the mask trains" if call.mask_requires_grad else "")
         or ("the mask's shape is not broadcastable" if not _is_plain_mask(call) else "")
         or _refused_card(capability, _OLDEST_FLASH)

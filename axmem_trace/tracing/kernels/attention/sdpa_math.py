@@ -6,8 +6,9 @@ import math
 
 import torch
 
+from axmem_trace.tracing.kernels.attention.card import HALF
+
 aten = torch.ops.aten
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def as_additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
@@ -31,7 +32,7 @@ def math_attention(
     """
     dtype, root = query.dtype, math.sqrt(1 / math.sqrt(query.shape[-1]) if scale is None else abs(scale))
     attn_mask = as_additive(attn_mask, dtype)
-    if dtype in _HALF and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed():
+    if dtype in HALF and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed():
         query, key, value = query.float(), key.float(), value.float()  # these live until the end, as below
     scaled = query * (-root if scale is not None and scale < 0 else root)
     if is_causal:

@@ -8,12 +8,11 @@ import torch
 
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention import efficient_sizes, flash_sizes
-from axmem_trace.tracing.kernels.attention.card import num_sms
+from axmem_trace.tracing.kernels.attention.card import HALF, num_sms
 from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks
 from axmem_trace.tracing.kernels.registry import KernelContext, dispatch_rule, workspace_rule
 
 aten = torch.ops.aten
-_HALF = (torch.float16, torch.bfloat16)
 
 
 @workspace_rule(aten._scaled_dot_product_flash_attention.default)
@@ -64,7 +63,7 @@ def efficient_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dic
     """An fp32 output for heads over 128. Source: kernel_forward.h, `kNeedsOutputAccumulatorBuffer`."""
     batch, heads, queries, head_dim = args[0].shape
     return efficient_sizes.efficient_forward(batch=batch, heads=heads, queries=queries, head_dim=head_dim,
-                                             value_dim=args[2].shape[-1], half=args[0].dtype in _HALF)  # fmt: skip
+                                             value_dim=args[2].shape[-1], half=args[0].dtype in HALF)  # fmt: skip
 
 
 @workspace_rule(aten._scaled_dot_product_efficient_attention_backward.default)
@@ -74,7 +73,7 @@ def efficient_backward(context: KernelContext, args: tuple[Any, ...], kwargs: di
     batch, heads, queries, head_dim = query.shape
     return efficient_sizes.efficient_backward(
         batch=batch, heads=heads, queries=queries, keys=key.shape[2], head_dim=head_dim, value_dim=value.shape[-1],
-        half=query.dtype in _HALF, capability=context.compute_capability, dropout=bool(args[9]),
+        half=query.dtype in HALF, capability=context.compute_capability, dropout=bool(args[9]),
     )  # fmt: skip
 
 

@@ -15,18 +15,19 @@ from typing import Any
 
 import torch
 
-from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention import efficient_sizes, flash2
+from axmem_trace.tracing.kernels.attention.card import HALF
 from axmem_trace.tracing.kernels.attention.flash_sizes import Blocks, round_up
 from axmem_trace.tracing.kernels.attention.fused import FusedKernel, Heads, run_fused
+from axmem_trace.tracing.kernels.attention.refusals import refusal
 from axmem_trace.tracing.kernels.attention.sources import note_lost_sinks, note_source
 from axmem_trace.tracing.kernels.registry import KernelContext
 
 _MAX_FLASH_HEAD_DIM = 256
 _OLDEST_FLASH, _NEWEST_CUTLASS = (8, 0), (9, 0)
 """`CUDA_MINIMUM_COMPUTE_CAPABILITY` of flash.py, `CUDA_MAXIMUM_COMPUTE_CAPABILITY` of cutlass.py."""
-_HALF = (torch.float16, torch.bfloat16)
+_REMEDY = "use `attn_implementation: sdpa`"
 _PADDED = Note(
     kind="warning",
     key="attn_implementation",
@@ -75,11 +76,8 @@ def make_xformers(context: KernelContext) -> Callable[..., tuple[torch.Tensor, N
 
 def _check_value(query: torch.Tensor, value: torch.Tensor) -> None:
     if query.shape[-1] != value.shape[-1]:
-        raise ConfigError(
-            f"axolotl's xformers attention views values with the query's head size, {query.shape[-1]}; this model's "
-            f"are {value.shape[-1]}", key="attn_implementation", value="xformers",
-            remedy="use `attn_implementation: sdpa`",
-        )  # fmt: skip
+        raise refusal(f"axolotl's xformers attention views values with the query's head size, {query.shape[-1]}; this "
+                      f"model's are {value.shape[-1]}", "xformers", remedy=_REMEDY)  # fmt: skip
 
 
 def _is_packed(positions: torch.Tensor) -> bool:
@@ -119,7 +117,7 @@ def _run_unpadded(context: KernelContext, heads: Heads, groups: int, mask: torch
 def _run_kernel(context: KernelContext, heads: Heads, bounds: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """The operator that xformers dispatches to; with bounds, heads are (tokens, H, D)."""
     query, _, value = heads
-    flash = query.shape[-1] == value.shape[-1] <= _MAX_FLASH_HEAD_DIM and query.dtype in _HALF
+    flash = query.shape[-1] == value.shape[-1] <= _MAX_FLASH_HEAD_DIM and query.dtype in HALF
     if not flash or context.compute_capability < _OLDEST_FLASH:
         return _run_cutlass(context, heads, bounds)
     if bounds:
@@ -133,16 +131,14 @@ def _run_cutlass(context: KernelContext, heads: Heads, bounds: tuple[torch.Tenso
     of workspace for each sample, all as long as the longest."""
     capability = context.compute_capability
     if capability > _NEWEST_CUTLASS:
-        raise ConfigError(
-            f"xformers has no kernel for heads of {heads[0].shape[-1]} on a GPU of compute capability "
-            f"{capability[0]}.{capability[1]}", key="attn_implementation", value="xformers",
-            remedy="use `attn_implementation: sdpa`",
-        )  # fmt: skip
+        raise refusal(f"xformers has no kernel for heads of {heads[0].shape[-1]} on a GPU of compute capability "
+                      f"{capability[0]}.{capability[1]}", "xformers", remedy=_REMEDY)  # fmt: skip
     samples, longest = _samples(context, bounds, heads[0].shape[0])
+    tokens = heads[0].numel() // (heads[0].shape[-2] * heads[0].shape[-1])
 
     def sizes(query: torch.Tensor) -> dict[str, Any]:
         batch, queries = (samples, longest) if bounds else (query.shape[0], query.shape[1])
-        return {"batch": batch, "heads": query.shape[-2], "queries": queries, "half": query.dtype in _HALF}
+        return {"batch": batch, "heads": query.shape[-2], "queries": queries, "half": query.dtype in HALF}
 
     def outputs(each: Heads) -> tuple[torch.Tensor, ...]:
         query, _, value = each
@@ -153,12 +149,12 @@ def _run_cutlass(context: KernelContext, heads: Heads, bounds: tuple[torch.Tenso
 
     def forward_scratch(each: Heads) -> Blocks:
         query, _, value = each
-        size = {**sizes(query), "batch": 1, "queries": query.numel() // (query.shape[-2] * query.shape[-1])}
+        size = {**sizes(query), "batch": 1, "queries": tokens}
         return efficient_sizes.efficient_forward(**size, head_dim=query.shape[-1], value_dim=value.shape[-1])
 
     def backward_scratch(each: Heads) -> Blocks:
         query, _, value = each
-        size, tokens = sizes(query), query.numel() // (query.shape[-2] * query.shape[-1])
+        size = sizes(query)
         blocks = efficient_sizes.efficient_backward(
             **size, keys=size["queries"], head_dim=query.shape[-1], value_dim=value.shape[-1], capability=capability,
             tokens=tokens,
