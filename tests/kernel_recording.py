@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch.autograd.graph import _engine_run_backward
@@ -18,8 +19,12 @@ def run_backward(out: torch.Tensor) -> None:
     _engine_run_backward((out,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
-def peak_bytes(allocations: Sequence[Allocation]) -> int:
-    """The most bytes of these that were alive at once."""
-    return max(
-        (sum(other.nbytes for other in allocations if other.alive(each.born)) for each in allocations), default=0
+def peak_bytes(allocations: Sequence[Allocation], *, in_blocks: bool = False) -> int:
+    """The most bytes of these that were alive at once, as asked for or in the allocator's blocks."""
+    changes = sorted(
+        change
+        for each in allocations
+        for nbytes in (each.block_bytes if in_blocks else each.nbytes,)
+        for change in ((each.born, nbytes), (each.died, -nbytes))
     )
+    return max(accumulate((nbytes for _, nbytes in changes), initial=0))

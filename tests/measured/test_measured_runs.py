@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
+from again import LIVE, estimate_again
+from load_script import load_script
 
-HERE = Path(__file__).parent
-SCRIPTS = HERE.parents[1] / "scripts"
-FILES = sorted(HERE.glob("*.json"))
-LIVE = ("after_load", "after_forward", "step_1", "step_2", "end")
+FILES = sorted(Path(__file__).parent.glob("*.json"))
 
 
 @cache
@@ -26,20 +23,10 @@ def read(path: Path) -> dict:
 
 
 @cache
-def estimate_again(path: Path) -> dict[str, float]:
+def find_errors(path: Path) -> dict[str, float]:
     """Signed relative errors of today's estimate."""
-    if str(SCRIPTS) not in sys.path:
-        sys.path.insert(0, str(SCRIPTS))
-    from gpu_figures import compare, summarise_report
-
-    from axmem_trace import estimate
-
     run = read(path)
-    report = estimate(
-        yaml.safe_load(run["content"]), overrides=run["overrides"], assumptions=run["assumptions"],
-        gpu=run["gpu"]["asked_for"], hub="never",
-    )  # fmt: skip
-    return compare(summarise_report(report), run["measured"])
+    return load_script("gpu_figures").compare(estimate_again(run), run["measured"])
 
 
 def test_there_are_measured_runs():
@@ -50,18 +37,18 @@ def test_there_are_measured_runs():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_live_bytes(path):
-    errors = estimate_again(path)
+    errors = find_errors(path)
     assert {quantity: errors[quantity] for quantity in LIVE if abs(errors[quantity]) > 0.03} == {}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_reserved_bytes(path):
-    assert abs(estimate_again(path)["reserved"]) <= 0.10
+    assert abs(find_errors(path)["reserved"]) <= 0.10
 
 
 def test_medians():
     if not FILES:
         pytest.skip("no run of ours was measured yet: no GPU was at hand")
-    errors = [estimate_again(path) for path in FILES]
+    errors = [find_errors(path) for path in FILES]
     assert statistics.median(abs(found[quantity]) for found in errors for quantity in LIVE) <= 0.01
     assert statistics.median(abs(found["reserved"]) for found in errors) <= 0.03

@@ -51,7 +51,7 @@ def wait_until_free(idle: int) -> None:
 def measure_call(call: Call, idle: int) -> dict[str, Any]:
     wait_until_free(idle)
     query, key, value, mask = make_call(call, "cuda")
-    options = {"attn_mask": mask, "dropout_p": call.dropout, "is_causal": call.causal, "enable_gqa": call.grouped}
+    options = call.options(mask)
     choice = torch._fused_sdp_choice(query, key, value, **options)
     figures = measure((query, key, value), lambda: F.scaled_dot_product_attention(query, key, value, **options))
     return {"backend": BACKENDS[choice], **figures}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -27,6 +28,10 @@ class Call:
     grouped: bool = False
     transposed: bool = True
     """(B, S, H, D) in memory, as projections leave heads."""
+
+    def options(self, mask: torch.Tensor | None) -> dict[str, Any]:
+        """What `scaled_dot_product_attention` is called with beside the heads."""
+        return {"attn_mask": mask, "dropout_p": self.dropout, "is_causal": self.causal, "enable_gqa": self.grouped}
 
 
 def make_call(call: Call, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:

@@ -39,7 +39,7 @@ def test_the_kernel_and_its_bytes(card):
     assert len(RECORDED[card]["calls"]) == len(CALLS)
     for call, wanted in zip(CALLS, RECORDED[card]["calls"], strict=True):
         query, key, value, mask = make_call(call, "meta")
-        options = {"attn_mask": mask, "dropout_p": call.dropout, "is_causal": call.causal, "enable_gqa": call.grouped}
+        options = call.options(mask)
         figures, context = _record(card, lambda context: F.scaled_dot_product_attention(query, key, value, **options))  # noqa: B023
         assert f"attention.sdpa.{wanted['backend']}" in context.notes, call
         _compare(figures, wanted, call)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_recording import peak_bytes
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-from axmem_trace.ledger import block_bytes
 from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.kernels.experts import install_experts
 from axmem_trace.tracing.kernels.registry import KernelContext
@@ -49,7 +49,7 @@ def test_the_eager_loop_takes_what_it_took_on_a_gpu(mode: str, tokens: int, num_
     # iteration before. In forward, kept of each routed token: its row (4,096 bytes), gate and up (3,072), the activation
     # and the product (1,536 each), the output, and the output times its score (4,096 each): 18,432.
     allocations = run(tokens, num_experts, backward=mode == "full")
-    peak = peak_bytes(allocations) + 9 * MIB * num_experts + OUTSIDE
+    peak = peak_bytes(allocations, in_blocks=True) + 9 * MIB * num_experts + OUTSIDE
     assert peak / MIB == pytest.approx(measured, rel=0.0015)
 
 
@@ -79,19 +79,6 @@ def run(tokens: int, num_experts: int, *, backward: bool) -> Any:
                 torch.autograd.backward(out, gradient, retain_graph=True)
             del out
     return [each for each in recorder.make_ledger().on_gpu if each.op != "cuBLAS"]
-
-
-def peak_bytes(allocations: Any) -> int:
-    changes = sorted(
-        (tick, change)
-        for each in allocations
-        for tick, change in ((each.born, block_bytes(each.nbytes)), (each.died, -block_bytes(each.nbytes)))
-    )
-    alive = peak = 0
-    for _, change in changes:
-        alive += change
-        peak = max(peak, alive)
-    return peak
 
 
 def test_the_measurements_are_there_or_nothing_is_compared() -> None:

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_recording import peak_bytes
 from lives import targets, tensor
 from torch import nn
 
-from axmem_trace.ledger import block_bytes
 from axmem_trace.tracing.kernels.fused.cut_cross_entropy import cut_causal_lm_loss
 from axmem_trace.tracing.kernels.fused.liger_experts import FusedExperts
 from axmem_trace.tracing.kernels.fused.liger_layers import GatedActivation, LayerNorm, Rope
@@ -73,18 +73,7 @@ def benchmark(inputs: list[torch.Tensor], run: Callable[[], Any], *, backward: b
                     trained = [each for each in inputs if each.requires_grad]
                     torch.autograd.grad(outputs, trained, grads, retain_graph=retain_graph)
             del outputs
-    ledger = recorder.make_ledger()
-    changes = sorted(
-        (tick, change)
-        for each in ledger.on_gpu
-        for tick, change in ((each.born, block_bytes(each.nbytes)), (each.died, -block_bytes(each.nbytes)))
-        if tick <= ledger.ticks
-    )
-    alive = peak = outside
-    for _, change in changes:
-        alive += change
-        peak = max(peak, alive)
-    return peak / 2**20
+    return (outside + peak_bytes(recorder.make_ledger().on_gpu, in_blocks=True)) / MIB
 
 
 @pytest.mark.parametrize(("vocabulary", "config", "measured", "sms"), rows("cross_entropy", "liger"))
