@@ -40,8 +40,8 @@ TINY: dict[str, dict[str, Any]] = {
 """By a short name of the family."""
 
 
-def write_tiny_model(family: str, directory: Path) -> str:
-    """Writes the family's `config.json` there and returns the directory, as `base_model` wants it."""
+def write_tiny_model(family: str, directory: Path, **changes: Any) -> str:
+    """Writes the family's `config.json` there, with the changes, and returns the directory, as `base_model` wants it."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(TINY[family]))
+    (directory / "config.json").write_text(json.dumps({**TINY[family], **changes}))
     return str(directory)

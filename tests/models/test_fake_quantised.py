@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import whole_runs
 from one_layer import run_layer
-from tiny_models import write_tiny_model
 from torch import nn
 
 import axmem_trace
@@ -64,11 +64,8 @@ def test_int4_weights_pass_through_float8():
 
 
 def make_config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
-    return {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "sequence_len": 64,
-        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}],
-        "attn_implementation": "flash_attention_2", **keys,
-    }  # fmt: skip
+    common = {"sequence_len": 64, "attn_implementation": "flash_attention_2"}
+    return whole_runs.make_config(tmp_path, **{**common, **keys})
 
 
 FLOAT8 = {"qat": {"weight_dtype": "fp8", "activation_dtype": "fp8"}}

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import whole_runs
 from one_layer import LayerRun, run_layer
-from tiny_models import write_tiny_model
 from torch import nn
 
 import axmem_trace
@@ -80,11 +80,8 @@ def test_the_weights_gradient_may_stay_in_high_precision():
 
 
 def make_config(tmp_path: Path, family: str = "llama", **keys: Any) -> dict[str, Any]:
-    return {
-        "base_model": write_tiny_model(family, tmp_path / family), "micro_batch_size": 1, "sequence_len": 64,
-        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}],
-        "attn_implementation": "flash_attention_2", **keys,
-    }  # fmt: skip
+    common = {"sequence_len": 64, "attn_implementation": "flash_attention_2"}
+    return whole_runs.make_config(tmp_path, family, **{**common, **keys})
 
 
 def converted(tmp_path: Path, family: str = "llama", **keys: Any) -> set[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from tiny_models import TINY
+from tiny_models import write_tiny_model
+from whole_runs import make_config
 
 import axmem_trace
 
@@ -14,11 +14,9 @@ def test_the_first_layer_keeps_what_its_input_needs(tmp_path: Path):
     """LoRA on q alone, 64 tokens of 256 features. With it: the embedding's output in bf16, 64 * 256 * 2 = 32,768, which
     autograd holds for its gradient; of the first norm the input in fp32, 64 * 256 * 4 = 65,536, and a root for each
     token, 64 * 4 = 256 in a block of 512."""
-    (tmp_path / "config.json").write_text(json.dumps({**TINY["llama"], "hidden_size": 256, "intermediate_size": 512}))
-    keys = {
-        "base_model": str(tmp_path), "sequence_len": 64, "micro_batch_size": 1, "bf16": True, "adapter": "lora",
-        "lora_r": 8, "lora_alpha": 16, "lora_target_modules": ["q_proj"], "datasets": [{"path": "x", "type": "alpaca"}],
-    }  # fmt: skip
+    model = write_tiny_model("llama", tmp_path, hidden_size=256, intermediate_size=512)
+    keys = make_config(tmp_path, base_model=model, sequence_len=64, bf16=True, adapter="lora", lora_r=8, lora_alpha=16,
+                       lora_target_modules=["q_proj"])  # fmt: skip
     kept = []
     for wanted in ("true", "false"):
         assumptions = ["upcast_before=false", "autocast=false", "adapter_dtype=base", f"input_gradients={wanted}"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from one_layer import run_layer
-from tiny_models import TINY
+from tiny_models import write_tiny_model
+from whole_runs import make_config
 
 import axmem_trace
 from axmem_trace.errors import ConfigError
@@ -19,14 +19,10 @@ SIZES = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 1024, "num_
 LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_modules": ["q_proj"]}
 
 
-def estimate(directory: Path, kernel: str, **changes):
+def estimate(directory: Path, kernel: str):
     own = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
-    config = {**TINY["llama"], **SIZES, "quantization_config": own}
-    (directory / "config.json").write_text(json.dumps(config))
-    keys = {
-        "base_model": str(directory), "sequence_len": 64, "micro_batch_size": 1, "fp16": True, "bf16": False,
-        "datasets": [{"path": "x", "type": "alpaca"}], "gptq": True, **LORA, **changes,
-    }  # fmt: skip
+    model = write_tiny_model("llama", directory, **SIZES, quantization_config=own)
+    keys = make_config(directory, base_model=model, sequence_len=64, fp16=True, bf16=False, gptq=True, **LORA)
     return axmem_trace.estimate(keys, assumptions=[f"gptq_kernel={kernel}"], hub="never")
 
 

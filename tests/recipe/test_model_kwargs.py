@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import write_tiny_model
+import whole_runs
 
 import axmem_trace
 from axmem_trace.recipe import read_recipe
@@ -14,10 +14,7 @@ from axmem_trace.recipe.types import Recipe
 
 
 def make_config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
-    return {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "sequence_len": 64,
-        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}], **keys,
-    }  # fmt: skip
+    return whole_runs.make_config(tmp_path, sequence_len=64, **keys)
 
 
 def read(tmp_path: Path, override: dict[str, Any], **keys: Any) -> Recipe:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import TINY
+from tiny_models import write_tiny_model
 from torch import nn
 
 from axmem_trace.ledger import Ledger
@@ -27,9 +27,8 @@ LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": 
 
 
 def record(tmp_path: Path, **keys: Any) -> Recording:
-    tmp_path.joinpath("config.json").write_text(json.dumps({**TINY["llama"], "num_hidden_layers": LAYERS}))
     config = {
-        "base_model": str(tmp_path),
+        "base_model": write_tiny_model("llama", tmp_path, num_hidden_layers=LAYERS),
         "sequence_len": 64,
         "micro_batch_size": 2,
         "learning_rate": 1e-4,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from tiny_models import TINY
+from tiny_models import write_tiny_model
 
 from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
@@ -22,10 +21,9 @@ def build(
     directory: Path, keys: dict[str, Any], *, family: str = "llama", gpu: str = "", **changes: Any
 ) -> BuiltModel:  # fmt: skip
     """The model that `keys` make of a small one of the family; `changes` are those of its `config.json`."""
-    (directory / "config.json").write_text(json.dumps({**TINY[family], **SIZES, **changes}))
     config = {
-        "base_model": str(directory), "sequence_len": 64, "micro_batch_size": 1, "learning_rate": 1e-4, "bf16": True,
-        "datasets": [{"path": "x", "type": "alpaca"}], **keys,
+        "base_model": write_tiny_model(family, directory, **{**SIZES, **changes}), "sequence_len": 64,
+        "micro_batch_size": 1, "learning_rate": 1e-4, "bf16": True, "datasets": [{"path": "x", "type": "alpaca"}], **keys,
     }  # fmt: skip
     return build_model(read_recipe(config, hub="never", gpu=gpu))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from small_models import LORA, SIZES
-from tiny_models import TINY
+from tiny_models import write_tiny_model
 
 import axmem_trace
 from axmem_trace.catalogue import table
@@ -25,10 +25,10 @@ TENSOR_WISE = {"quant_method": "fp8", "activation_scheme": "static", "weight_blo
 @pytest.mark.parametrize("gpu", ["A100", "H100"])
 @pytest.mark.parametrize("own", [*KINDS.values(), LLM_INT8, TENSOR_WISE], ids=[*KINDS, "int8", "fp8, one scale"])
 def test_a_step_is_recorded(own: dict[str, Any], gpu: str, tmp_path: Path):
-    (tmp_path / "config.json").write_text(json.dumps({**TINY["llama"], **SIZES, "quantization_config": own}))
     config = {
-        "base_model": str(tmp_path), "sequence_len": 64, "micro_batch_size": 1, "learning_rate": 1e-4, "bf16": True,
-        "datasets": [{"path": "x", "type": "alpaca"}], "gptq": own["quant_method"] == "gptq", **LORA,
+        "base_model": write_tiny_model("llama", tmp_path, **SIZES, quantization_config=own), "sequence_len": 64,
+        "micro_batch_size": 1, "learning_rate": 1e-4, "bf16": True, "datasets": [{"path": "x", "type": "alpaca"}],
+        "gptq": own["quant_method"] == "gptq", **LORA,
     }  # fmt: skip
     report = axmem_trace.estimate(config, gpu=gpu)
     assert report.peak.allocated_bytes > report.resident.weights > 1_048_576  # more than embedding and head
