@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from axmem_trace import __version__
 from axmem_trace.allocator import replay
 from axmem_trace.recipe import read_recipe
-from axmem_trace.recipe.places import errors_in_place
+from axmem_trace.recipe.lines import errors_in_place
 from axmem_trace.report import Report, make_report
 
 if TYPE_CHECKING:
     from axmem_trace.allocator import Reservation
     from axmem_trace.ledger import Ledger
-    from axmem_trace.recipe.types import Recipe
+    from axmem_trace.recipe.recipe import Recipe
 
 TRACED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 Progress = Callable[[str], None]

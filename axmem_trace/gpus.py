@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.recipe.types import Gpu
+from axmem_trace.recipe.recipe import Gpu
 from axmem_trace.units import GIB, MIB, parse_bytes
 
 MIN_CARD_BYTES = GIB // 2

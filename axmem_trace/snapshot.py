@@ -23,7 +23,7 @@ from axmem_trace.allocator.caching import CachingAllocator
 from axmem_trace.allocator.replay import Replay
 from axmem_trace.allocator.sizes import list_divisions
 from axmem_trace.ledger import Allocation, Ledger
-from axmem_trace.recipe.types import Allocator
+from axmem_trace.recipe.recipe import Allocator
 
 PICKLE_PROTOCOL = 4
 """The newest that PyTorch's viewer reads (torch/utils/viz/MemoryViz.js, `unpickle`)."""

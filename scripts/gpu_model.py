@@ -21,7 +21,7 @@ from axmem_trace.models.quantisation import choose_quantizer
 from axmem_trace.models.skeleton import build_skeleton
 from axmem_trace.models.walk import record_facts
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.training.loading import merged_names
 
 INITIAL_DEVIATION = 0.02

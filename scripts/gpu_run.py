@@ -19,7 +19,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.optimizers.bnb import BNB_NAMES
 from axmem_trace.training.optimizers.names import ALIASES

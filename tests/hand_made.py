@@ -13,7 +13,7 @@ from typing import Any
 from axmem_trace.facts import ModelFacts, ModuleFact, TensorFact
 from axmem_trace.ledger import Allocation, Ledger, Mark
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import (
+from axmem_trace.recipe.recipe import (
     Adapter,
     BaseModel,
     Batch,

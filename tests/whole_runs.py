@@ -11,7 +11,7 @@ from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.recipe import read_recipe
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.loading import LoadRecorder
 from axmem_trace.training.optimizers import build_optimizer

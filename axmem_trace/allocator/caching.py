@@ -24,7 +24,7 @@ from axmem_trace.allocator.sizes import (
     round_size,
     segment_size,
 )
-from axmem_trace.recipe.types import Allocator
+from axmem_trace.recipe.recipe import Allocator
 
 
 class CachingAllocator:

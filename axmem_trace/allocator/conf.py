@@ -14,7 +14,7 @@ from typing import Any
 from axmem_trace.allocator.sizes import MIN_LARGE_BYTES, NUM_SIZE_CLASSES, size_class
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Allocator
+from axmem_trace.recipe.recipe import Allocator
 from axmem_trace.units import MIB
 
 MAX_REGISTER_THREADS = 128

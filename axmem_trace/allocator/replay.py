@@ -8,7 +8,7 @@ from axmem_trace.allocator.blocks import Block
 from axmem_trace.allocator.caching import CachingAllocator
 from axmem_trace.allocator.reservation import OutOfMemory, Reservation
 from axmem_trace.ledger import NEVER, Ledger, Mark, Phase
-from axmem_trace.recipe.types import Allocator
+from axmem_trace.recipe.recipe import Allocator
 
 
 def replay(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int = 0) -> Reservation:

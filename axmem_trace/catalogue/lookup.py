@@ -9,7 +9,7 @@ from typing import Any, Literal
 from axmem_trace.catalogue.places import Look, hub_is_offline, is_hub_id, look_in_cache, look_in_directory, look_on_hub
 from axmem_trace.catalogue.table import find_in_catalogue, nearest_ids
 from axmem_trace.errors import ConfigError
-from axmem_trace.recipe.types import BaseModel
+from axmem_trace.recipe.recipe import BaseModel
 
 HubUse = Literal["never", "fallback", "first"]
 MAX_NAME_LENGTH = 4096

@@ -31,7 +31,7 @@ from axmem_trace.models.untrained_tokens import fix_untrained_tokens
 from axmem_trace.models.vocabulary import resize_vocabulary
 from axmem_trace.models.walk import record_facts
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 WatchLoading = Callable[[Any], AbstractContextManager[None]]
 """Called with the model when its weights are there; open while axolotl casts, adapts and freezes it."""

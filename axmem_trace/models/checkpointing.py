@@ -9,7 +9,7 @@ from axmem_trace.errors import ConfigError
 from axmem_trace.models.built import unwrapped
 from axmem_trace.models.selective import make_context_function, note_selective
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 
 def enable_checkpointing(model: Any, recipe: Recipe, notes: list[Note]) -> None:

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from axmem_trace.recipe.types import Precision, Recipe
+from axmem_trace.recipe.recipe import Precision, Recipe
 
 _EMBEDDING_NAMES = {
     "gpt_neox": ("embed_in", "embed_out"),

@@ -17,7 +17,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import FakeQuantisation, Recipe
+from axmem_trace.recipe.recipe import FakeQuantisation, Recipe
 
 _Quantise = Callable[[torch.Tensor], torch.Tensor]
 _E4M3 = torch.float8_e4m3fn

@@ -19,7 +19,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 _ROUTERS = {"gate", "router"}
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2

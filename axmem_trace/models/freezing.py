@@ -9,7 +9,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 MULTIMODAL_PARTS = frozenset({"vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector",
                               "visual", "audio_tower", "audio_model", "embed_audio"})  # fmt: skip

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 _GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
 _NAMES = {"mixtral": ("w1", "w3", "w2")}

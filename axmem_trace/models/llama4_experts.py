@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 
 class LinearisedLlama4Experts(nn.Module):

@@ -9,7 +9,7 @@ from axmem_trace.errors import ConfigError
 from axmem_trace.models.model_class import AUTO_CLASS_OF_TASK, import_faults_named
 from axmem_trace.models.remote_code import check_allowed, own_code, place_of, run_own_class
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Model, Recipe
+from axmem_trace.recipe.recipe import Model, Recipe
 
 _NOT_FOR_CONFIG_CLASSES = ("transformers_version", "_commit_hash")
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 _BLOCK = 256
 """Values to a partial result of both kernels."""

@@ -16,7 +16,7 @@ from torch import nn
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.quiet import errors_alone
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.units import format_bytes
 
 _MARK = "_axmem_on_host"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.recipe.types import Model
+from axmem_trace.recipe.recipe import Model
 
 
 def own_code(model: Model) -> dict[str, str]:

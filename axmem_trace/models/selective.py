@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Checkpointing
+from axmem_trace.recipe.recipe import Checkpointing
 
 _OTHER_ATTENTION = ("aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention")
 """Kernels whose names don't say flash."""

@@ -12,7 +12,7 @@ from torch import nn
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.attention import attention_without_packages, request_attention
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 
 def build_skeleton(

@@ -8,7 +8,7 @@ from typing import Any
 from axmem_trace.facts import ModelFacts, TensorFact
 from axmem_trace.models.model_config import text_part
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Adapter, Recipe
+from axmem_trace.recipe.recipe import Adapter, Recipe
 from axmem_trace.units import format_bytes
 
 _PACKED_DTYPES = ("uint8", "int8", "int32")

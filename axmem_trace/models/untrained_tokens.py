@@ -12,7 +12,7 @@ import torch
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 _KEY = "fix_untrained_tokens"
 

@@ -13,7 +13,7 @@ import torch
 
 from axmem_trace.models.quiet import errors_alone
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 TOKENIZER_FILE = "tokenizer.json"
 

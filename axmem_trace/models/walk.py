@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from axmem_trace.facts import ModelFacts, ModuleFact, TensorFact
 from axmem_trace.models.built import StateTensor, unwrapped
 from axmem_trace.models.placement import is_on_host
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 Role = Literal["weight", "adapter"]
 _SCALE_SUFFIXES = ("_scale_inv", "activation_scale")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from axmem_trace.recipe.draft import Draft
+from axmem_trace.recipe.recipe import Adapter, Freezing
 from axmem_trace.recipe.relora import restart_steps
 from axmem_trace.recipe.saved_adapter import SavedAdapter, read_saved_adapter
-from axmem_trace.recipe.types import Adapter, Freezing
 
 
 def derive_adapter(draft: Draft) -> Adapter:

@@ -12,7 +12,7 @@ from typing import Any
 from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.coercion import coerce, describe
 from axmem_trace.recipe.overrides import Settings, parse_settings
-from axmem_trace.recipe.types import Reason, Recipe
+from axmem_trace.recipe.recipe import Reason, Recipe
 from axmem_trace.units import parse_bytes
 
 _DTYPES = "'bfloat16'|'float16'|'float32'"

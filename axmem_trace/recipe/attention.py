@@ -9,7 +9,7 @@ from typing import Any
 from axmem_trace.recipe.draft import Draft
 from axmem_trace.recipe.model_kwargs import KEY as MODEL_KWARGS
 from axmem_trace.recipe.model_kwargs import attention_override
-from axmem_trace.recipe.types import Attention, BaseModel, Dtype
+from axmem_trace.recipe.recipe import Attention, BaseModel, Dtype
 
 CANONICAL_KERNELS = (
     "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flash_attention_torch",

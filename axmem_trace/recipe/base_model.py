@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.draft import Draft
-from axmem_trace.recipe.types import BaseModel
+from axmem_trace.recipe.recipe import BaseModel
 
 
 def derive_base_model(draft: Draft, *, hub: Literal["never", "fallback", "first"]) -> BaseModel:

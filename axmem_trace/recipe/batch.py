@@ -8,7 +8,7 @@ import math
 
 from axmem_trace.recipe.attention import decontaminates_packing, supports_packing
 from axmem_trace.recipe.draft import Draft
-from axmem_trace.recipe.types import Batch, Evaluation, Model
+from axmem_trace.recipe.recipe import Batch, Evaluation, Model
 
 DEFAULT_PAD_MULTIPLE = 64
 MAX_TOKENS = 1 << 27

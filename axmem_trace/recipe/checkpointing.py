@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from axmem_trace.recipe.draft import Draft
-from axmem_trace.recipe.types import BaseModel, Checkpointing
+from axmem_trace.recipe.recipe import BaseModel, Checkpointing
 
 NON_REENTRANT_TYPES = ("gemma4", "gemma4_unified")
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note, NoteKind
 from axmem_trace.recipe.key_table import KEYS
-from axmem_trace.recipe.types import Reason
+from axmem_trace.recipe.recipe import Reason
 
 Origin = Literal["config", "default", "derived", "assume", "override"]
 

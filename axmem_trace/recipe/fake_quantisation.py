@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from axmem_trace.recipe.draft import Draft
-from axmem_trace.recipe.types import FakeQuantisation
+from axmem_trace.recipe.recipe import FakeQuantisation
 
 _FLOAT8 = ("float8_e4m3fn", "fp8", "float8")
 DEFAULT_GROUP_SIZE = 32

@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 
 from axmem_trace.recipe.draft import Draft
-from axmem_trace.recipe.types import Allocator, Gpu
+from axmem_trace.recipe.recipe import Allocator, Gpu
 
 AXOLOTL_ALLOC_CONF = "expandable_segments:True"
 """What axolotl sets with torch 2.9 and later, unless the user has set the variable."""

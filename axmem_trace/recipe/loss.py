@@ -8,7 +8,7 @@ import math
 from typing import Literal
 
 from axmem_trace.recipe.draft import Draft
-from axmem_trace.recipe.types import BaseModel, Kernels, Loss
+from axmem_trace.recipe.recipe import BaseModel, Kernels, Loss
 
 LIGER_KEYS = {
     "liger_rope": "rope",

@@ -7,7 +7,7 @@ import difflib
 from typing import Any, Literal
 
 from axmem_trace.recipe.draft import Draft
-from axmem_trace.recipe.types import Optimizer
+from axmem_trace.recipe.recipe import Optimizer
 
 TORCH_FOREACH = ("adamw_torch", "sgd", "adagrad", "rmsprop", "adopt_adamw", "adamc")
 """Optimizers that step with torch's `foreach` kernels on CUDA, as torch chooses by itself."""

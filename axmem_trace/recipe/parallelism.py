@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from axmem_trace.recipe.draft import Draft
-from axmem_trace.recipe.types import Parallelism
+from axmem_trace.recipe.recipe import Parallelism
 
 MAX_JSON_BYTES = 1 << 20
 

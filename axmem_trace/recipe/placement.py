@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from axmem_trace.recipe.draft import Draft
+from axmem_trace.recipe.recipe import Placement
 from axmem_trace.recipe.rejections.rule import fsdp
-from axmem_trace.recipe.types import Placement
 
 _AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
 _CPU_LIMIT = "256GiB"

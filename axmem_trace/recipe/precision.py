@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from axmem_trace.recipe.draft import Draft
 from axmem_trace.recipe.parallelism import uses_fsdp
-from axmem_trace.recipe.types import Dtype, Gpu, Precision
+from axmem_trace.recipe.recipe import Dtype, Gpu, Precision
 
 ATTENTION_WITHOUT_DTYPE_CAST = ("eager", "sdpa")
 """`ATTN_IMPLS_WITHOUT_DTYPE_CAST` of axolotl's enums.py: for any other kernel norms and embeddings are cast back."""

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.draft import Draft
 from axmem_trace.recipe.parallelism import deepspeed_stage, uses_fsdp
+from axmem_trace.recipe.recipe import BaseModel, Precision, Quantisation
 from axmem_trace.recipe.task import is_moe
-from axmem_trace.recipe.types import BaseModel, Precision, Quantisation
 
 FP32_STORAGE_TYPES = ("jamba", "qwen2_moe", "nemotron_h")
 """axolotl stores their nf4 weights as fp32 words, except under DeepSpeed and FSDP."""

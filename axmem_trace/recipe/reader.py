@@ -28,10 +28,10 @@ from axmem_trace.recipe.parallelism import derive_parallelism
 from axmem_trace.recipe.placement import derive_placement
 from axmem_trace.recipe.precision import derive_precision
 from axmem_trace.recipe.quantisation import derive_quantisation
+from axmem_trace.recipe.recipe import BaseModel, Gpu, Recipe
 from axmem_trace.recipe.rejections import reject, reject_on_base, reject_on_gpu
 from axmem_trace.recipe.task import derive_model
 from axmem_trace.recipe.traps import note_traps
-from axmem_trace.recipe.types import BaseModel, Gpu, Recipe
 from axmem_trace.recipe.yaml_reader import read_document
 
 HubUse = Literal["never", "fallback", "first"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from axmem_trace.recipe.draft import Draft
-from axmem_trace.recipe.types import BaseModel, Model
+from axmem_trace.recipe.recipe import BaseModel, Model
 
 Task = Literal["causal-lm", "image-text-to-text", "sequence-classification", "token-classification"]
 

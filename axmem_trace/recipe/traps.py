@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from axmem_trace.recipe.attention import PACKING_KERNELS, base_name
 from axmem_trace.recipe.draft import Draft
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 
 def note_traps(draft: Draft, recipe: Recipe) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from axmem_trace.facts import ModelFacts
 from axmem_trace.ledger import BUCKETS, Device, Ledger
 from axmem_trace.notes import Note
-from axmem_trace.recipe.places import notes_in_place
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.lines import notes_in_place
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report.evaluation import note_costly_evaluation
 from axmem_trace.report.modules import make_module_rows
 from axmem_trace.report.moments import ReservedBytes, Survey, make_phases, make_timeline, most_alive, survey

@@ -232,7 +232,7 @@ class OutOfMemory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """A value in force, and why it is what it is (see `axmem_trace.recipe.types.Reason`)."""
+    """A value in force, and why it is what it is (see `axmem_trace.recipe.recipe.Reason`)."""
 
     value: str
     text: str

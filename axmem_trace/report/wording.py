@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 
 def describe_run(recipe: Recipe) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.training.media import make_media, reads_media
 from axmem_trace.training.media.types import SEPARATOR, Media
 

@@ -19,7 +19,7 @@ from axmem_trace.ledger import Device
 from axmem_trace.models.placement import is_on_host
 from axmem_trace.models.quantisation import iterate_bnb_states
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.units import format_bytes

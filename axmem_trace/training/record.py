@@ -11,7 +11,7 @@ from functools import partial
 from axmem_trace.ledger import Ledger
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.cuda_mode import CudaMode
 from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.kernels.attention import install_attention

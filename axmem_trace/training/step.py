@@ -17,7 +17,7 @@ import torch
 
 from axmem_trace.models.built import BuiltModel, unwrapped
 from axmem_trace.models.placement import is_on_host
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.callbacks import GradientAverage, restart_relora
 from axmem_trace.training.diffusion import compute_diffusion_loss

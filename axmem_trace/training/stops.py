@@ -11,7 +11,7 @@ from types import TracebackType
 
 from axmem_trace.errors import AxmemError, ConfigError
 from axmem_trace.models.built import BuiltModel, unwrapped
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 _OURS = Path(__file__).parents[1]
 _PASSED_THROUGH = tuple(

@@ -3,7 +3,7 @@
 import pytest
 
 from axmem_trace.allocator.caching import CachingAllocator
-from axmem_trace.recipe.types import Allocator
+from axmem_trace.recipe.recipe import Allocator
 
 KIB, MIB = 1 << 10, 1 << 20
 

@@ -4,7 +4,7 @@ import pytest
 
 from axmem_trace.allocator import OutOfMemory, replay
 from axmem_trace.ledger import NEVER, Allocation, Ledger, Mark
-from axmem_trace.recipe.types import Allocator
+from axmem_trace.recipe.recipe import Allocator
 
 MIB = 1 << 20
 PLAIN = Allocator(expandable_segments=False)

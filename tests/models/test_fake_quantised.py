@@ -20,7 +20,7 @@ from axmem_trace.models.fake_quantised import (
     prepare_fake_quantisation,
 )
 from axmem_trace.recipe import read_recipe
-from axmem_trace.recipe.types import BaseModel, FakeQuantisation, Model, Recipe
+from axmem_trace.recipe.recipe import BaseModel, FakeQuantisation, Model, Recipe
 
 TOKENS, IN, OUT = 64, 512, 1024
 W, X, Y = IN * OUT, TOKENS * IN, TOKENS * OUT

@@ -15,7 +15,7 @@ from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.placement import is_on_host
 from axmem_trace.recipe import read_recipe
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 # The tiny Llama in bf16: embedding and head 6144 bytes each, a layer 15,488 (four projections 6144, MLP 9216, two norms
 # 128), the last norm 64; with the fp32 rotary table 43,344 in all. accelerate keeps room for the largest layer.

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from axmem_trace.ledger import NEVER, Allocation, Ledger
 from axmem_trace.recipe import read_recipe
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.optimizers import TracedOptimizer, build_optimizer
 

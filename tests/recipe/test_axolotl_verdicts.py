@@ -15,7 +15,7 @@ import yaml
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.reader import read_recipe
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 RECORD = json.loads((Path(__file__).parent / "axolotl_verdicts.json").read_text(encoding="utf-8"))
 CASES: dict[str, dict[str, Any]] = RECORD["cases"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from axmem_trace.recipe.reader import read_recipe
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 
 def _recipe(tmp_path: Path, kernel: str) -> Recipe:

@@ -10,7 +10,7 @@ import whole_runs
 
 import axmem_trace
 from axmem_trace.recipe import read_recipe
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 
 def make_config(tmp_path: Path, **keys: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from whole_runs import load, make_recipe
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.ledger import Ledger
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 SAVED = {
     "peft_type": "LORA",

@@ -10,7 +10,7 @@ import pytest
 from whole_runs import make_recipe, record
 
 from axmem_trace.ledger import NEVER, Ledger
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 GROKFAST = {"plugins": ["axolotl.integrations.grokfast.GrokfastPlugin"]}
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["down_proj"]}

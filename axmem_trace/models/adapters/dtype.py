@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 
 def cast_adapter(peft_model: nn.Module, recipe: Recipe) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 _BY_PEFT = ("pissa", "olora", "mica", "corda")
 _ON_PLAIN_WEIGHTS = ("pissa", "mica", "corda", "loftq")

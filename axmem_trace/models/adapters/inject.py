@@ -14,7 +14,7 @@ from axmem_trace.models.adapters.lora_config import make_lora_config
 from axmem_trace.models.adapters.peft_changes import peft_as_axolotl_changes_it
 from axmem_trace.models.adapters.targets import head_adapted_error, no_target_error
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 
 def add_adapter(model: Any, recipe: Recipe, notes: list[Note]) -> Any:

@@ -9,7 +9,7 @@ from torch import nn
 from axmem_trace.models.adapters.initialise import init_keys
 from axmem_trace.models.adapters.targets import expand_parametrised_targets, find_linear_names
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Adapter, Recipe
+from axmem_trace.recipe.recipe import Adapter, Recipe
 
 
 def make_lora_config(model: nn.Module, recipe: Recipe, notes: list[Note]) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.built import StateTensor
-from axmem_trace.recipe.types import Quantisation
+from axmem_trace.recipe.recipe import Quantisation
 
 
 def make_bnb_quantizer(quantisation: Quantisation) -> Any:

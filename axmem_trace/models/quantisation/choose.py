@@ -14,7 +14,7 @@ from axmem_trace.models.quantisation.bnb import make_bnb_quantizer
 from axmem_trace.models.quantisation.packed_linear import PackedFormat
 from axmem_trace.models.quantisation.quantizers import NoQuantizer, PackedQuantizer, Quantizer, TransformersQuantizer
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 FP8_CAPABILITY = (8, 9)
 """Below it transformers turns fp8 weights into bf16 (`quantizer_finegrained_fp8.py` `validate_environment`)."""

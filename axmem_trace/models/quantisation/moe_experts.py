@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from axmem_trace.models.quantisation.bnb import unchanged_code_tables
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 
 class Int8Rows(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from axmem_trace.recipe.draft import Draft
-from axmem_trace.recipe.types import BaseModel
+from axmem_trace.recipe.recipe import BaseModel
 
 EMBEDDING_LAYERS = {
     "gpt_neox": ("embed_in", "embed_out"),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from axmem_trace.recipe.draft import Draft
-from axmem_trace.recipe.types import Gpu
+from axmem_trace.recipe.recipe import Gpu
 from axmem_trace.units import parse_bytes
 
 FP8_CAPABILITY = (9, 0)

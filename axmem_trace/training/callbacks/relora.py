@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 

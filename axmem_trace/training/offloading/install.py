@@ -13,7 +13,7 @@ from torch import nn
 from axmem_trace.models.checkpointing import switch_on
 from axmem_trace.models.selective import make_policy
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.offloading.layers import LayerOffload, find_decoder_layers
 from axmem_trace.training.offloading.placed import placed_modules

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.training.optimizers import (
     apollo,
     bnb,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 _UNDECAYED_PATTERNS = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 """transformers/trainer.py, `Trainer.get_decay_parameter_names` (the same in 5.16 and 5.23)."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note, NoteKind
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.training.optimizers.groups import make_param_groups
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 

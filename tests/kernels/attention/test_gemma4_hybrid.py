@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from axmem_trace.recipe.types import Attention, BaseModel, Model, Recipe
+from axmem_trace.recipe.recipe import Attention, BaseModel, Model, Recipe
 from axmem_trace.tracing.kernels.attention import gemma4_hybrid
 from axmem_trace.tracing.recorder import Recorder
 

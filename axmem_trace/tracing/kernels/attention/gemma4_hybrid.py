@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.kernels.modeling_files import modeling_module
 from axmem_trace.tracing.kernels.registry import KernelContext
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from axmem_trace.models.built import unwrapped
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 Forward = Callable[..., Any]
 

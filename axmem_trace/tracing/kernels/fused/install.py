@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.kernels.fused.cut_cross_entropy import install_cut_cross_entropy
 from axmem_trace.tracing.kernels.fused.forward_patches import Site
 from axmem_trace.tracing.kernels.fused.fused_attention import install_fused_attention

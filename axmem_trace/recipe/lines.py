@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
-from axmem_trace.recipe.types import Recipe
+from axmem_trace.recipe.recipe import Recipe
 
 
 @contextmanager

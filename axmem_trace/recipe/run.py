@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from axmem_trace.recipe.model_types import empty_mapping
+from axmem_trace.recipe.model import empty_mapping
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

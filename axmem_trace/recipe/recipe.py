@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from axmem_trace.notes import Note
-from axmem_trace.recipe.model_types import (
+from axmem_trace.recipe.model import (
     EMPTY,
     Adapter,
     BaseModel,
@@ -25,7 +25,7 @@ from axmem_trace.recipe.model_types import (
     Quantisation,
     empty_mapping,
 )
-from axmem_trace.recipe.run_types import (
+from axmem_trace.recipe.run import (
     Allocator,
     Attention,
     Batch,
