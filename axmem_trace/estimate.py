@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from axmem_trace import __version__
 from axmem_trace.allocator import replay
-from axmem_trace.recipe import read_recipe
+from axmem_trace.config import read_recipe
 from axmem_trace.recipe.lines import errors_in_place
 from axmem_trace.report import Report, make_report
 

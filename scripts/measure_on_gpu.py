@@ -118,7 +118,7 @@ def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *
     Raises:
         ConfigError: the configuration can't be read, estimated or run.
     """
-    from axmem_trace.recipe import read_recipe
+    from axmem_trace.config import read_recipe
 
     settings = read_recipe(config, overrides=overrides, assumptions=assumptions).allocator.settings
     assumptions = [*assumptions, f"allocator={settings or 'default'}"]  # whatever this machine's environment said

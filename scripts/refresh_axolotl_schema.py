@@ -5,7 +5,7 @@
 AXOLOTL is a directory that holds the package (an unpacked wheel, a checkout), or a JSON file of fields; left out,
 the installed axolotl is read. Its source is parsed, never imported: neither torch nor pydantic is needed.
 
-`scripts/axolotl_fields.json` holds the fields of the release that `axmem_trace/recipe/keys.json` was written for.
+`scripts/axolotl_fields.json` holds the fields of the release that `axmem_trace/config/document/keys.json` was written for.
 `--write` puts the fields read in its place, when each of them has its verdict in `keys.json`.
 
 Exit code 0: no drift; 1: drift, which is printed; 2: no axolotl there.
@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).resolve().parent / "axolotl_fields.json"
-KEYS = ROOT / "axmem_trace" / "recipe" / "keys.json"
+KEYS = ROOT / "axmem_trace" / "config" / "document" / "keys.json"
 ROOT_MODEL = "AxolotlInputConfig"
 REQUIRED = "(required)"
 COMPUTED = "(computed)"

@@ -205,8 +205,8 @@ def _import_libraries() -> None:
     from oracle import record_step  # noqa: F401
     from shrunken_models import write_small_model
 
+    from axmem_trace.config import read_recipe
     from axmem_trace.models import build_model
-    from axmem_trace.recipe import read_recipe
     from axmem_trace.training.optimizers import build_optimizer
     from axmem_trace.training.record import make_recorder
 

@@ -73,7 +73,7 @@ def write_code_llama() -> str:
 
 def write_assumptions() -> str:
     """The keys of `--assume`."""
-    from axmem_trace.recipe.assumptions import ASSUMPTIONS
+    from axmem_trace.config.assumptions import ASSUMPTIONS
 
     table = ["| key | values | meaning |", "| --- | --- | --- |"]
     for name, assumption in ASSUMPTIONS.items():

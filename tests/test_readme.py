@@ -13,7 +13,7 @@ import pytest
 from load_script import load_script
 
 from axmem_trace.cli import build_parser
-from axmem_trace.recipe.assumptions import ASSUMPTIONS
+from axmem_trace.config.assumptions import ASSUMPTIONS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

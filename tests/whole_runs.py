@@ -7,10 +7,10 @@ from typing import Any
 
 from tiny_models import write_tiny_model
 
+from axmem_trace.config import read_recipe
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
-from axmem_trace.recipe import read_recipe
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.loading import LoadRecorder

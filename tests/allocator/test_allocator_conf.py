@@ -7,8 +7,8 @@ import pytest
 from tiny_models import write_tiny_model
 
 from axmem_trace.allocator import describe_settings, parse_alloc_conf
+from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
-from axmem_trace.recipe import read_recipe
 
 MIB = 1 << 20
 ACCEPTED = (

@@ -51,7 +51,7 @@ def test_keys_are_axolotls(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_keys_are_in_the_packages_own_table(name):
-    table = json.loads((ROOT / "axmem_trace" / "recipe" / "keys.json").read_text(encoding="utf-8"))["keys"]
+    table = json.loads((ROOT / "axmem_trace" / "config" / "document" / "keys.json").read_text(encoding="utf-8"))["keys"]
     assert [key for key in load(name) if key not in table] == []
 
 

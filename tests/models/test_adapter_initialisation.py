@@ -11,11 +11,11 @@ import torch
 from tiny_models import write_tiny_model
 from whole_runs import load, make_recipe
 
+from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.adapters import initialise
-from axmem_trace.recipe import read_recipe
 from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.recorder import Recorder
 

@@ -12,6 +12,7 @@ from one_layer import run_layer
 from torch import nn
 
 import axmem_trace
+from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
 from axmem_trace.models import build_model
 from axmem_trace.models.fake_quantised import (
@@ -19,7 +20,6 @@ from axmem_trace.models.fake_quantised import (
     FakeQuantisedLinear,
     prepare_fake_quantisation,
 )
-from axmem_trace.recipe import read_recipe
 from axmem_trace.recipe.recipe import BaseModel, FakeQuantisation, Model, Recipe
 
 TOKENS, IN, OUT = 64, 512, 1024

@@ -10,10 +10,10 @@ import pytest
 from tiny_models import write_tiny_model
 
 from axmem_trace import estimate
+from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
 from axmem_trace.models import build_model
 from axmem_trace.notes import Note
-from axmem_trace.recipe import read_recipe
 
 LORA = {"lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
 

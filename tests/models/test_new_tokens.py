@@ -12,12 +12,12 @@ import torch
 from whole_runs import load, make_config
 
 import axmem_trace
+from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.vocabulary import resize_vocabulary
-from axmem_trace.recipe import read_recipe
 from axmem_trace.tracing.recorder import Recorder
 
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj"]}

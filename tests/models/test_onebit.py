@@ -11,9 +11,9 @@ from tiny_models import write_tiny_model
 from torch import nn
 
 import axmem_trace
+from axmem_trace.config import read_recipe
 from axmem_trace.models import build_model
 from axmem_trace.models.onebit import BitNetLinear
-from axmem_trace.recipe import read_recipe
 
 TOKENS, IN, OUT = 64, 512, 1024
 X, W, Y = 2 * TOKENS * IN, 2 * IN * OUT, 2 * TOKENS * OUT

@@ -8,7 +8,7 @@ import pytest
 from tiny_models import write_tiny_model
 
 from axmem_trace import estimate
-from axmem_trace.recipe import read_recipe
+from axmem_trace.config import read_recipe
 
 KEYS = {"sequence_len": 32, "micro_batch_size": 2, "learning_rate": 1e-4, "optimizer": "adamw_torch",
         "datasets": [{"path": "x", "type": "bradley_terry.chat_template"}]}  # fmt: skip

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tiny_models import write_tiny_model
 
+from axmem_trace.config import read_recipe
 from axmem_trace.models import build_model
-from axmem_trace.recipe import read_recipe
 from axmem_trace.training.optimizers import TracedOptimizer, build_optimizer
 from axmem_trace.training.record import Recording, record_run
 

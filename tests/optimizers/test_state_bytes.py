@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from toy_steps import SHAPES, make_llama, on_meta, recipe_of
 
+from axmem_trace.config.derive.optimizer import OPTIMIZER_NAMES
 from axmem_trace.errors import ConfigError
-from axmem_trace.recipe.optimizer import OPTIMIZER_NAMES
 from axmem_trace.training.optimizers import build_optimizer, known_optimizers
 
 LORA_SHAPES = {"down_proj.lora_A": (8, 129), "down_proj.lora_B": (64, 8), "q_proj.lora_A": (8, 64),

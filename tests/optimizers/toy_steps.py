@@ -14,8 +14,8 @@ from tiny_models import write_tiny_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from axmem_trace.config import read_recipe
 from axmem_trace.ledger import NEVER, Allocation, Ledger
-from axmem_trace.recipe import read_recipe
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.optimizers import TracedOptimizer, build_optimizer

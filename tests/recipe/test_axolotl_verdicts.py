@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from axmem_trace.config.reader import read_recipe
 from axmem_trace.errors import ConfigError
-from axmem_trace.recipe.reader import read_recipe
 from axmem_trace.recipe.recipe import Recipe
 
 RECORD = json.loads((Path(__file__).parent / "axolotl_verdicts.json").read_text(encoding="utf-8"))
@@ -74,7 +74,7 @@ def recipes() -> dict[str, Recipe]:
 
 
 def test_the_record_is_of_the_release_that_the_table_is_for():
-    from axmem_trace.recipe.key_table import AXOLOTL_VERSION
+    from axmem_trace.config.document.key_table import AXOLOTL_VERSION
 
     assert RECORD["axolotl_version"] == AXOLOTL_VERSION
     assert len(READ) > 250

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from axmem_trace.recipe.reader import read_recipe
+from axmem_trace.config.reader import read_recipe
 from axmem_trace.recipe.recipe import Recipe
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from load_script import load_script
 
-from axmem_trace.recipe.coercion import coerce
-from axmem_trace.recipe.key_table import AXOLOTL_VERSION, KEYS, PLUGINS, nearest_key
+from axmem_trace.config.document.coercion import coerce
+from axmem_trace.config.document.key_table import AXOLOTL_VERSION, KEYS, PLUGINS, nearest_key
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT.parent / "shared" / "axolotl-0.19.0-schema.json"
@@ -140,7 +140,7 @@ def test_new_gone_and_changed_fields_are_drift(script):
         "default of c in keys.json: 1, axolotl's is 2",
         "gone: d",
         "new: e: str = 'x'",
-        "no verdict: e: add it to axmem_trace/recipe/keys.json",
+        "no verdict: e: add it to axmem_trace/config/document/keys.json",
     ]
 
 

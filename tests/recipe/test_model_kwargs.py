@@ -9,7 +9,7 @@ import pytest
 import whole_runs
 
 import axmem_trace
-from axmem_trace.recipe import read_recipe
+from axmem_trace.config import read_recipe
 from axmem_trace.recipe.recipe import Recipe
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from axmem_trace.config.reader import read_recipe
 from axmem_trace.errors import ConfigError
-from axmem_trace.recipe.reader import read_recipe
 
 LLAMA = "base_model: meta-llama/Llama-3.1-8B\nmicro_batch_size: 2\nsequence_len: 2048\nlearning_rate: 0.0001\n"
 LORA = "adapter: lora\nlora_r: 8\nlora_target_linear: true\n"

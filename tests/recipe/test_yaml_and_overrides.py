@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from axmem_trace.config.assumptions import ASSUMPTIONS
+from axmem_trace.config.document.key_table import KEYS
+from axmem_trace.config.document.overrides import apply_overrides
+from axmem_trace.config.document.yaml_reader import MAX_BYTES, parse_document, read_document
+from axmem_trace.config.reader import read_recipe
 from axmem_trace.errors import ConfigError
-from axmem_trace.recipe.assumptions import ASSUMPTIONS
-from axmem_trace.recipe.key_table import KEYS
-from axmem_trace.recipe.overrides import apply_overrides
-from axmem_trace.recipe.reader import read_recipe
-from axmem_trace.recipe.yaml_reader import MAX_BYTES, parse_document, read_document
 
 BASE: dict[str, Any] = {
     "base_model": "meta-llama/Llama-3.2-1B",

@@ -98,7 +98,7 @@ def test_what_cannot_be_expressed_says_why(changes, match):
 def test_every_published_run_is_translated_or_refused_with_a_reason():
     from compare_published import read_cases
 
-    from axmem_trace.recipe import ASSUMPTIONS
+    from axmem_trace.config import ASSUMPTIONS
 
     cases = read_cases(SHARED)
     runs = json.loads((SHARED / "runs.json").read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ def _scripts_on_path(monkeypatch):
 
 
 def read_tiny(**changes):
-    from axmem_trace.recipe import read_recipe
+    from axmem_trace.config import read_recipe
 
     assumptions = {"autocast": False, "upcast_before": False, "lora_kernels": False}
     return read_recipe({**TINY, **changes}, hub="never", assumptions=assumptions)
@@ -318,7 +318,7 @@ def test_ready_recipes_can_be_run(tmp_path):
     import gpu_run
     from gpu_recipes import RECIPES, write_recipe
 
-    from axmem_trace.recipe import read_recipe
+    from axmem_trace.config import read_recipe
 
     for name, ready in RECIPES.items():
         path = write_recipe(name, tmp_path)

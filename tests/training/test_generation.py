@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tiny_models import write_tiny_model
 
+from axmem_trace.config import read_recipe
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
-from axmem_trace.recipe import read_recipe
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.record import record_run
 

@@ -13,9 +13,9 @@ import torch
 from tiny_models import write_tiny_model
 from torch import nn
 
+from axmem_trace.config import read_recipe
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
-from axmem_trace.recipe import read_recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.offloading.saved_tensors import ActivationOffload
 from axmem_trace.training.optimizers import build_optimizer

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tiny_models import TINY
 
+from axmem_trace.config import read_recipe
 from axmem_trace.models import build_model
-from axmem_trace.recipe import read_recipe
 from axmem_trace.training.offloading import selective
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.record import Recording, record_run

@@ -11,10 +11,10 @@ import pytest
 from moe_models import MOE
 from oracle import describe, one_hot_as_on_cuda, record_step, route
 
+from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
 from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
-from axmem_trace.recipe import read_recipe
 
 LINEAR = ["experts_layout=linear"]
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}

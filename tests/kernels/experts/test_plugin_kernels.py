@@ -18,10 +18,10 @@ from lives import Lives, live
 from moe_models import MOE
 
 import axmem_trace
+from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
-from axmem_trace.recipe import read_recipe
 from axmem_trace.tracing.kernels.experts import routing as routing_module
 from axmem_trace.tracing.kernels.experts import scattermoe
 from axmem_trace.tracing.kernels.experts.scattered import Routed

@@ -11,8 +11,8 @@ import pytest
 import torch
 from moe_models import MOE
 
+from axmem_trace.config import read_recipe
 from axmem_trace.models import build_model
-from axmem_trace.recipe import read_recipe
 from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.kernels.experts import routing as routing_module
 from axmem_trace.tracing.kernels.experts.routing import Assignment, Routing, find_tables

@@ -7,9 +7,9 @@ from typing import Any
 
 from tiny_models import write_tiny_model
 
+from axmem_trace.config import read_recipe
 from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
-from axmem_trace.recipe import read_recipe
 
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 1024}
 LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_modules": ["q_proj"]}

@@ -1,0 +1,14 @@
+"""YAML to `Recipe`: the only package that reads YAML, and it never imports torch.
+
+document/     the file: its text, keys, values and the line of each
+derive/       one file for each part of the recipe
+refusals/     what axolotl refuses
+reader        `read_recipe`: all of it in order
+warn          what the run will do and its author may not expect
+assumptions   `--assume`
+"""
+
+from axmem_trace.config.assumptions import ASSUMPTIONS
+from axmem_trace.config.reader import read_recipe
+
+__all__ = ["ASSUMPTIONS", "read_recipe"]

@@ -1,0 +1,198 @@
+"""The adapter and what is frozen. Source: axolotl `loaders/adapter.py` `_build_peft_lora_config`, `load_lora`,
+`load_llama_adapter`; `train.py` (`unfrozen_parameters`); `utils/callbacks/lisa.py`; `integrations/spectrum`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from axmem_trace.config.derive.relora import restart_steps
+from axmem_trace.config.derive.saved_adapter import SavedAdapter, read_saved_adapter
+from axmem_trace.config.document.draft import Draft
+from axmem_trace.recipe.recipe import Adapter, Freezing
+
+
+def derive_adapter(draft: Draft) -> Adapter:
+    """`Adapter` from the keys.
+
+    Raises:
+        ConfigError: keys without which peft stops (`lora_r`, targets).
+    """
+    kind = draft.get("adapter")
+    if not kind:
+        _note_orphans(draft)
+        draft.reason("adapter.kind", "none", "no `adapter`: a full fine-tune", origin="default")
+        return Adapter()
+    draft.reason("adapter.kind", kind, "`adapter`", key="adapter")
+    if kind == "llama-adapter":
+        return _llama_adapter(draft)
+    if kind not in ("lora", "qlora"):
+        text = f"`adapter: {kind}` is built by a plugin: estimated as a LoRA of the same rank and targets"
+        draft.note("not_modelled", "adapter", text)
+    return _lora(draft, "qlora" if kind == "qlora" else "lora", read_saved_adapter(draft))
+
+
+def derive_freezing(draft: Draft) -> Freezing:
+    """`Freezing` from the keys."""
+    lisa = draft.get("lisa_n_layers") or 0 if draft.get("lisa_step_interval") else 0
+    if draft.get("lisa_n_layers") and not lisa:
+        text = "`lisa_n_layers` has no effect without `lisa_step_interval`"
+        draft.note("warning", "lisa_n_layers", text)
+    spectrum = draft.get("spectrum_top_fraction") if "spectrum" in draft.plugins else 0.0
+    return Freezing(
+        unfrozen=tuple(draft.get("unfrozen_parameters") or ()),
+        lisa_layers=lisa,
+        spectrum_top_fraction=float(spectrum or 0.0),
+    )
+
+
+def _lora(draft: Draft, kind: Literal["lora", "qlora"], saved: SavedAdapter) -> Adapter:
+    rank = saved.asked(draft, "r", "lora_r")
+    if rank is None and not saved.governs:
+        raise draft.error(
+            f"`adapter: {kind}` needs `lora_r`: peft has no rank to work with",
+            "lora_r",
+            remedy="set lora_r, such as 16",
+        )
+    rank = 8 if rank is None else rank
+    if not isinstance(rank, int) or rank < 1:
+        raise draft.error("peft needs a rank of at least 1", "lora_r", accepted="a whole number above 0")
+    targets = saved.asked(draft, "target_modules", "lora_target_modules") or ()
+    parameters = saved.asked(draft, "target_parameters", "lora_target_parameters") or ()
+    linear = bool(draft.get("lora_target_linear")) and not saved.governs
+    if not (targets or parameters or linear or saved.governs):
+        raise draft.error(
+            f"`adapter: {kind}` names nothing to adapt: peft stops",
+            "lora_target_modules",
+            remedy="set `lora_target_linear: true`, or list lora_target_modules",
+        )
+    autocast = draft.get("peft_autocast_adapter_dtype")
+    text = "peft keeps adapters in fp32 (its default)" if autocast is not False else "`peft_autocast_adapter_dtype`"
+    draft.reason(
+        "adapter.dtype", "autocast" if autocast is not False else "base", text, key="peft_autocast_adapter_dtype"
+    )
+    alpha = saved.asked(draft, "lora_alpha", "lora_alpha")
+    if alpha is None:
+        draft.note("warning", "lora_alpha", "`lora_alpha` is missing: peft will stop; it has no effect on memory")
+    return Adapter(
+        kind=kind,
+        rank=rank,
+        alpha=int(alpha) if alpha is not None else rank,
+        dropout=_dropout(draft, saved),
+        target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
+        target_linear=linear,
+        target_parameters=(parameters,) if isinstance(parameters, str) else tuple(parameters),
+        modules_to_save=tuple(_as_list(saved.asked(draft, "modules_to_save", "lora_modules_to_save"))),
+        rank_pattern=_pattern(draft, saved, "rank_pattern"),
+        alpha_pattern=_pattern(draft, saved, "alpha_pattern"),
+        layers_to_transform=tuple(_as_list(saved.asked(draft, "layers_to_transform", "peft_layers_to_transform"))),
+        layers_pattern=tuple(_as_list(saved.asked(draft, "layers_pattern", "peft_layers_pattern"))),
+        layer_replication=_replication(draft, saved),
+        trainable_token_indices=_token_indices(draft, saved),
+        dora=bool(saved.asked(draft, "use_dora", "peft_use_dora")),
+        rslora=bool(saved.asked(draft, "use_rslora", "peft_use_rslora")),
+        fan_in_fan_out=bool(saved.asked(draft, "fan_in_fan_out", "lora_fan_in_fan_out")),
+        ensure_weight_tying=bool(saved.asked(draft, "ensure_weight_tying", "peft_ensure_weight_tying")),
+        init=_init(draft, saved),
+        loftq_bits=_loftq_bits(draft),
+        bias=str(saved.config.get("bias", "none")),
+        exclude_modules=_names(saved.config.get("exclude_modules")),
+        from_file=draft.has("lora_model_dir"),
+        file_tensor_bytes=saved.tensor_bytes,
+        dtype="base" if autocast is False else "autocast",
+        on_cpu=bool(draft.get("lora_on_cpu")),
+        loraplus=bool(draft.get("loraplus_lr_ratio")),
+        relora_steps=restart_steps(draft),
+        relora_cpu_offload=bool(draft.get("relora_cpu_offload")),
+        relora_prunes_at_random=draft.get("relora_prune_method") in ("random", "reset"),
+    )
+
+
+def _dropout(draft: Draft, saved: SavedAdapter) -> float:
+    dropout = float(saved.asked(draft, "lora_dropout", "lora_dropout") or 0.0)
+    if not 0 <= dropout < 1:
+        raise draft.error("a dropout is a probability", "lora_dropout", accepted="a number from 0 to below 1")
+    return dropout
+
+
+def _init(draft: Draft, saved: SavedAdapter) -> str:
+    """`peft_init_lora_weights` where it is a name, else LoftQ where its block is given. A saved adapter has its own."""
+    if saved.governs:
+        named = saved.config.get("init_lora_weights")
+        return named if isinstance(named, str) else ""
+    named = draft.get("peft_init_lora_weights")
+    loftq = isinstance(draft.sub("peft").get("loftq_config"), Mapping)
+    if named == "loftq" and not loftq:
+        remedy = "add `peft: {loftq_config: {loftq_bits: 4}}`"
+        raise draft.error("peft needs a loftq_config for this initialisation", "peft_init_lora_weights", remedy=remedy)
+    if isinstance(named, str) and named:
+        return named
+    return "loftq" if loftq and _loftq_bits(draft) else ""
+
+
+def _loftq_bits(draft: Draft) -> int:
+    loftq = draft.sub("peft").get("loftq_config")
+    return int(loftq.get("loftq_bits", 4) or 0) if isinstance(loftq, Mapping) else 4
+
+
+def _pattern(draft: Draft, saved: SavedAdapter, name: str) -> dict[str, int]:
+    key = f"lora_{name}"
+    given = saved.asked(draft, name, key)
+    given = given if isinstance(given, Mapping) else {}
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise draft.error(f"{name!r} has no whole number above 0", key, accepted="a mapping of names to ranks")
+    return {str(name): int(value) for name, value in given.items()}
+
+
+def _names(value: object) -> tuple[str, ...] | str:
+    return value if isinstance(value, str) else tuple(_as_list(value))
+
+
+def _as_list(value: object) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _replication(draft: Draft, saved: SavedAdapter) -> tuple[tuple[int, int], ...]:
+    pairs = saved.asked(draft, "layer_replication", "peft_layer_replication") or []
+    checked = []
+    for pair in pairs:
+        if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(part, int) for part in pair)):
+            raise draft.error(
+                "each item is a pair of layer numbers", "peft_layer_replication", accepted="[[0, 4], [2, 5]]"
+            )
+        checked.append((pair[0], pair[1]))
+    return tuple(checked)
+
+
+def _token_indices(draft: Draft, saved: SavedAdapter) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+    given = saved.asked(draft, "trainable_token_indices", "peft_trainable_token_indices") or ()
+    if isinstance(given, Mapping):
+        return {str(name): tuple(_as_list(indices)) for name, indices in given.items()}
+    return tuple(given)
+
+
+def _llama_adapter(draft: Draft) -> Adapter:
+    """axolotl reads `peft_adapter.layers` and `.len`, which 0.19 has no field for: validation drops them."""
+    given = draft.dropped.get("peft_adapter")
+    layers = given.get("layers") if isinstance(given, Mapping) else None
+    length = given.get("len") if isinstance(given, Mapping) else None
+    if not isinstance(layers, int) or not isinstance(length, int):
+        raise draft.error(
+            "axolotl 0.19 cannot start `llama-adapter`: it reads `peft_adapter`, which is no field any more",
+            "adapter",
+            remedy="use `adapter: lora`; or give `peft_adapter: {layers: 30, len: 10}` to estimate an older axolotl",
+        )
+    text = "axolotl 0.19 drops `peft_adapter` and then stops; the figures are for an axolotl that keeps it"
+    draft.note("warning", "adapter", text)
+    return Adapter(kind="llama-adapter", adapter_layers=layers, adapter_len=length)
+
+
+def _note_orphans(draft: Draft) -> None:
+    """LoRA keys in a full fine-tune are a trap only where they look meant."""
+    keys = [key for key in ("lora_r", "lora_target_modules", "lora_target_linear") if draft.get(key)]
+    if keys:
+        text = f"`{keys[0]}` has no effect: without `adapter: lora` this is a full fine-tune"
+        draft.note("warning", keys[0], text)

@@ -1,0 +1,281 @@
+"""What one GPU sees in one forward, in training and in evaluation. Source: axolotl `core/builders/causal.py` `build`,
+`build_collator`; `core/trainers/base.py` `_create_multipack_sampler`; `utils/data/streaming.py`;
+`utils/config/__init__.py` `normalize_config`; `core/builders/base.py` `_configure_save_and_eval_strategy`."""
+
+from __future__ import annotations
+
+import math
+
+from axmem_trace.config.derive.attention import decontaminates_packing, supports_packing
+from axmem_trace.config.document.draft import Draft
+from axmem_trace.recipe.recipe import Batch, Evaluation, Model
+
+DEFAULT_PAD_MULTIPLE = 64
+MAX_TOKENS = 1 << 27
+"""Beyond this, a batch is a typing error and not a wish."""
+
+
+def derive_batch(draft: Draft, model: Model) -> Batch:
+    """`Batch` from the keys: the longest batch that the run can meet.
+
+    Raises:
+        ConfigError: sizes that are no sizes.
+    """
+    micro, accumulation = _batch_sizes(draft)
+    length = _positive(draft, "sequence_len")
+    packed = False
+    if draft.get("reward_model"):
+        rows, row_tokens = 2 * micro, _padded_length(draft, length)
+        mask, padded, samples = True, True, 1
+        text = "`reward_model`: the chosen and the rejected text of each pair (trl `DataCollatorForPreference`)"
+        draft.reason("batch.rows", rows, text, key="reward_model", origin="derived")
+    elif draft.get("sample_packing"):
+        rows, row_tokens = _packed_shape(draft, micro, length)
+        mask = not decontaminates_packing(draft)
+        padded, packed = mask, True
+        samples = max(2, micro // rows)
+    else:
+        rows, row_tokens = micro, _padded_length(draft, length)
+        mask, padded, samples = True, micro > 1 or row_tokens > length or bool(draft.get("pad_to_sequence_len")), 1
+        packed = _flattens(draft, micro)
+        if packed:
+            rows, row_tokens, mask, padded, samples = 1, micro * length, False, False, micro
+            draft.reason("batch.rows", 1, "`batch_flattening` joins the batch into one row", key="batch_flattening")
+        else:
+            _explain_rows(draft, rows, row_tokens, length)
+    if rows * row_tokens > MAX_TOKENS:
+        raise draft.error(
+            f"{rows} rows of {row_tokens} tokens are no batch", "sequence_len", remedy="correct the sizes"
+        )
+    images, audio = _media(draft, model)
+    return Batch(
+        rows=rows,
+        row_tokens=row_tokens,
+        packed=packed,
+        samples_per_row=samples,
+        attention_mask=mask,
+        padded=padded,
+        gradient_accumulation_steps=accumulation,
+        neftune=bool(draft.get("neftune_noise_alpha")),
+        image_size=_image_size(draft),
+        images_per_row=images,
+        audio_seconds_per_row=audio,
+        processor_options=draft.sub("processor_kwargs"),
+    )
+
+
+def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
+    """`Evaluation`: axolotl evaluates before the first step whenever it evaluates at all (`eval_on_start`).
+
+    The Trainer keeps no logits (`prediction_loss_only`), since axolotl sets no `compute_metrics`.
+    """
+    enabled, why, key = _evaluates(draft)
+    draft.reason("evaluation.enabled", enabled, why, key=key, origin="derived")
+    if not enabled:
+        return Evaluation()
+    micro = draft.get("micro_batch_size") or 1
+    pairs = bool(draft.get("reward_model"))
+    packing = False if pairs else draft.get("eval_sample_packing")
+    if packing is None:
+        packing = bool(draft.get("sample_packing")) and not draft.get("eval_table_size")
+    rows = (draft.get("eval_batch_size") or micro) * (1 + pairs)
+    length = draft.get("eval_sequence_len") or draft.get("sequence_len") or 512
+    if packing and draft.get("sample_packing"):
+        rows, row_tokens, packed = batch.rows, batch.row_tokens, True
+    elif packing:
+        # only the collator packs: it joins the samples of a batch into one row (`build_collator`)
+        rows, row_tokens, packed = 1, _padded_length(draft, rows * length), True
+    else:
+        row_tokens, packed = _padded_length(draft, length), False
+    given = next((key for key in ("eval_batch_size", "eval_sequence_len") if draft.has(key)), "")
+    text = f"`{given}`" if given else "as many as in training"
+    draft.reason("evaluation.rows", rows, text, key=given, origin=None if given else "derived")
+    generated_rows, generated_tokens = _generated(draft, rows, row_tokens)
+    return Evaluation(
+        enabled=True,
+        before_training=True,
+        rows=rows,
+        row_tokens=row_tokens,
+        packed=packed,
+        generated_rows=generated_rows,
+        generated_tokens=generated_tokens,
+    )
+
+
+def _generated(draft: Draft, rows: int, row_tokens: int) -> tuple[int, int]:
+    """Rows at once and tokens of each: axolotl `utils/callbacks/__init__.py` `CausalLMBenchEvalCallback`, whose prompts
+    are at the most a row, and `utils/generation/sft.py` `generate_samples`, which takes a part of one row."""
+    if draft.get("do_causal_lm_eval"):
+        new = draft.get("eval_max_new_tokens") or 128
+        text = "prompts are taken to be as long as a row; the key-value cache and the last logits are counted"
+        draft.note("assumed", "do_causal_lm_eval", text)
+        return rows, row_tokens + int(new)
+    if draft.get("generate_samples"):
+        new, share = draft.get("generation_max_new_tokens") or 50, draft.get("generation_prompt_ratio")
+        text = "one row is generated at a time; its key-value cache and the last logits are counted"
+        draft.note("assumed", "generate_samples", text)
+        return 1, int(row_tokens * (0.5 if share is None else share)) + int(new)
+    return 0, 0
+
+
+def _batch_sizes(draft: Draft) -> tuple[int, int]:
+    micro = draft.get("micro_batch_size")
+    if micro is None:
+        raise draft.error(
+            "axolotl needs micro_batch_size", "micro_batch_size", remedy="set it, or remove the empty line"
+        )
+    micro = _positive(draft, "micro_batch_size")
+    accumulation = draft.get("gradient_accumulation_steps")
+    if accumulation is None:
+        accumulation = _accumulation_of_batch_size(draft, micro)
+    elif draft.get("batch_size") and "gradient_accumulation_steps" not in draft.values:
+        text = (
+            "`batch_size` has no effect: gradient_accumulation_steps is 1 by default, and axolotl divides batch_size "
+            "only where `gradient_accumulation_steps:` is left empty"
+        )
+        draft.note("warning", "batch_size", text)
+    if accumulation < 1:
+        raise draft.error("gradient accumulation counts from 1", "gradient_accumulation_steps", accepted="1 or more")
+    return micro, accumulation
+
+
+def _accumulation_of_batch_size(draft: Draft, micro: int) -> int:
+    """`normalize_config`: an empty `gradient_accumulation_steps:` is `batch_size` over the micro batch."""
+    whole = draft.get("batch_size")
+    if not whole:
+        raise draft.error(
+            "axolotl stops at an empty value without batch_size",
+            "gradient_accumulation_steps",
+            remedy="remove the line to get 1",
+        )
+    accumulation: int = max(1, whole // micro)
+    text = f"`batch_size: {whole}` over micro_batch_size {micro}"
+    draft.reason("batch.gradient_accumulation_steps", accumulation, text, key="batch_size", origin="derived")
+    return accumulation
+
+
+def _positive(draft: Draft, key: str) -> int:
+    value = draft.get(key)
+    if not isinstance(value, int) or value < 1:
+        raise draft.error("the value must be at least 1", key, accepted="a whole number above 0")
+    return value
+
+
+def _pad_multiple(draft: Draft) -> int:
+    multiple = draft.get("pad_to_multiple_of") or DEFAULT_PAD_MULTIPLE
+    if multiple < 1:
+        raise draft.error("the value must be at least 1", "pad_to_multiple_of", accepted="a whole number above 0")
+    return multiple
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return multiple * math.ceil(number / multiple)
+
+
+def _padded_length(draft: Draft, length: int) -> int:
+    """Longest row after the collator: `pad_to_multiple_of` is 64, the sequence length under `pad_to_sequence_len`."""
+    pad = _pads_to_sequence_len(draft)
+    if pad:
+        whole = _round_up(draft.get("sequence_len"), _pad_multiple(draft))
+        return _round_up(length, whole)
+    return length if pad is False else _round_up(length, _pad_multiple(draft))
+
+
+def _pads_to_sequence_len(draft: Draft) -> bool | None:
+    """`hint_sample_packing_padding` and `hint_reward_model_pad` switch it on where nothing is said."""
+    pad: bool | None = draft.get("pad_to_sequence_len")
+    if pad is None and (draft.get("sample_packing") or draft.get("reward_model")):
+        return True
+    return pad
+
+
+def _packed_shape(draft: Draft, micro: int, length: int) -> tuple[int, int]:
+    """One long row for kernels that know packing, `micro_batch_size` rows for sdpa, eager and nothing asked for."""
+    streams = draft.get("pretraining_dataset") or draft.get("streaming")
+    real = draft.get("multipack_real_batches")
+    key = "multipack_real_batches" if real is not None else "sample_packing"
+    if streams:
+        text = "streamed and packed: one row of micro_batch_size * sequence_len tokens"
+        draft.reason("batch.rows", 1, text, key="sample_packing", origin="derived")
+        return 1, _round_up(micro * length, length)
+    if real is None:
+        real = not supports_packing(draft)
+    if real:
+        kernel = draft.get("attn_implementation") or "default"
+        text = f"`{key}`" if key != "sample_packing" else f"packed rows are kept apart under {kernel} attention"
+        draft.reason("batch.rows", micro, text, key=key, origin="derived")
+        return micro, _padded_length(draft, length)
+    text = "packing joins micro_batch_size * sequence_len tokens into one row"
+    draft.reason("batch.rows", 1, text, key=key, origin="derived")
+    if _pads_to_sequence_len(draft) is False:
+        return 1, micro * length
+    return 1, _round_up(micro * length, _round_up(length, _pad_multiple(draft)))
+
+
+def _flattens(draft: Draft, micro: int) -> bool:
+    """`check_batch_flattening_fa`: `auto` turns on where a packing kernel meets several rows."""
+    asked = draft.get("batch_flattening")
+    if asked is True:
+        return not draft.get("processor_type")
+    if asked == "auto":
+        return (
+            supports_packing(draft)
+            and not draft.get("sample_packing")
+            and micro > 1
+            and not draft.get("processor_type")
+        )
+    return False
+
+
+def _explain_rows(draft: Draft, rows: int, row_tokens: int, length: int) -> None:
+    if draft.get("pad_to_sequence_len") or draft.get("pretraining_dataset"):
+        draft.reason("batch.row_tokens", row_tokens, "rows of the full sequence_len", key="sequence_len")
+        return
+    text = (
+        f"rows are padded to the longest sample of a batch; taken as {rows} x {row_tokens} tokens, the longest that "
+        f"`sequence_len: {length}` allows. Shorter data needs less: say so with --assume row_tokens=N"
+    )
+    draft.reason("batch.row_tokens", row_tokens, "the longest row that sequence_len allows", key="sequence_len")
+    draft.note("assumed", "sequence_len", text)
+
+
+def _media(draft: Draft, model: Model) -> tuple[int, float]:
+    """One image a row where a processor is asked for: nobody can know without the data."""
+    if not draft.get("processor_type") or model.task != "image-text-to-text":
+        return 0, 0.0
+    if "vision_config" in model.base.config:
+        text = "each row is taken to hold one image; say otherwise with --assume images_per_row=N"
+        draft.note("assumed", "processor_type", text)
+        return 1, 0.0
+    if "audio_config" in model.base.config:
+        text = "each row is taken to hold 30 seconds of audio; say otherwise with --assume audio_seconds_per_row=N"
+        draft.note("assumed", "processor_type", text)
+        return 0, 30.0
+    return 0, 0.0
+
+
+def _image_size(draft: Draft) -> tuple[int, ...]:
+    """Height and width; one number is a square, two are width and height."""
+    size = draft.get("image_size")
+    if size is None:
+        return ()
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise draft.error("an image has a width and a height", "image_size", accepted="512 or [512, 384]")
+    return (sides[1], sides[0])
+
+
+def _evaluates(draft: Draft) -> tuple[bool, str, str]:
+    has_data = bool(draft.get("val_set_size") or draft.get("test_datasets"))
+    if not has_data:
+        return False, "no val_set_size and no test_datasets", ""
+    if draft.get("eval_steps"):
+        return True, "`eval_steps`; the first evaluation comes before step 1", "eval_steps"
+    per_epoch, strategy = draft.get("evals_per_epoch"), draft.get("eval_strategy")
+    if per_epoch and 1.0 / (per_epoch * (draft.get("num_epochs") or 1.0)) < 1.0:
+        return True, "`evals_per_epoch`; the first evaluation comes before step 1", "evals_per_epoch"
+    if per_epoch and not strategy:
+        return False, "`evals_per_epoch` times num_epochs is not above 1: axolotl skips evaluation", "evals_per_epoch"
+    if strategy and strategy != "no":
+        return True, "`eval_strategy`; the first evaluation comes before step 1", "eval_strategy"
+    return False, "neither eval_steps, evals_per_epoch nor eval_strategy is set: the Trainer never evaluates", ""

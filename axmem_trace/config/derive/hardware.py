@@ -1,0 +1,51 @@
+"""The target GPU and the caching allocator's settings. Source of the defaults: axolotl `utils/__init__.py`
+`set_pytorch_cuda_alloc_conf`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from axmem_trace.config.document.draft import Draft
+from axmem_trace.recipe.recipe import Allocator, Gpu
+
+AXOLOTL_ALLOC_CONF = "expandable_segments:True"
+"""What axolotl sets with torch 2.9 and later, unless the user has set the variable."""
+
+
+def derive_gpu(gpu: str, num_gpus: int) -> Gpu:
+    """The card asked for, by name or size; without one, a nameless card of no size and the usual generation.
+
+    Raises:
+        ConfigError: no such card.
+    """
+    from axmem_trace.gpus import UNNAMED_GPU, find_gpu
+
+    return replace(find_gpu(gpu) if gpu else UNNAMED_GPU, count=max(1, num_gpus))
+
+
+def derive_allocator(draft: Draft) -> Allocator:
+    """Settings that the environment gives, else axolotl's.
+
+    `PYTORCH_CUDA_ALLOC_CONF` wins over `PYTORCH_ALLOC_CONF`, which axolotl sets where it is not set
+    (c10/cuda/CUDAAllocatorConfig.h); set to nothing, either means PyTorch's defaults.
+
+    Raises:
+        ConfigError: the variable holds what PyTorch would refuse.
+    """
+    from axmem_trace.allocator.conf import parse_alloc_conf
+
+    settings, origin = AXOLOTL_ALLOC_CONF, "axolotl sets it (torch 2.9 and later)"
+    for variable in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        value = os.environ.get(variable)
+        if value is not None:
+            settings, origin = value, f"the environment variable {variable}, as it is here"
+            break
+    draft.reason(
+        "allocator.settings",
+        settings or "default",
+        origin,
+        origin="default" if settings == AXOLOTL_ALLOC_CONF else "derived",
+    )
+    steps, collect = draft.get("torch_empty_cache_steps") or 0, draft.get("gc_collect_steps") or 0
+    return replace(parse_alloc_conf(settings), empty_cache_steps=max(0, steps), collect_steps=collect)

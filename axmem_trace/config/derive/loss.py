@@ -1,0 +1,154 @@
+"""The loss path, and the fused kernels that axolotl patches in. Source: axolotl `integrations/{liger,cut_cross_entropy,
+kd}`, `monkeypatch/loss`, `utils/schemas/config.py` `check_auto_enable_lora_kernels`, `utils/config/__init__.py`,
+`monkeypatch/tiled_mlp/patch.py`."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from axmem_trace.config.document.draft import Draft
+from axmem_trace.recipe.recipe import BaseModel, Kernels, Loss
+
+LIGER_KEYS = {
+    "liger_rope": "rope",
+    "liger_rms_norm": "rms_norm",
+    "liger_rms_norm_gated": "rms_norm_gated",
+    "liger_layer_norm": "layer_norm",
+    "liger_glu_activation": "glu_activation",
+}
+LORA_KERNEL_KEYS = {
+    "lora_mlp_kernel": "mlp",
+    "lora_qkv_kernel": "qkv",
+    "lora_o_kernel": "o",
+    "lora_embedding_kernel": "embedding",
+}
+NO_LORA_KERNEL_TYPES = ("paddleocr_vl", "muse_glimmer", "qwen4_exp", "qwen4_exp_text")
+"""Architectures that declare the fused LoRA kernels unsupported (axolotl `model_support/*`)."""
+LIGER_ROPE_BY_DEFAULT = ("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen3_vl", "qwen3_vl_text")
+TOKENS_PER_TILE = 32768
+
+_LossPath = Literal["native", "liger_cross_entropy", "liger_fused_linear", "cut_cross_entropy", "chunked", "eaft", "kd"]
+_LOSS_KEYS: tuple[tuple[str, _LossPath], ...] = (
+    ("kd_trainer", "kd"),
+    ("use_eaft", "eaft"),
+    ("liger_fused_linear_cross_entropy", "liger_fused_linear"),
+    ("cut_cross_entropy", "cut_cross_entropy"),
+    ("chunked_cross_entropy", "chunked"),
+    ("liger_cross_entropy", "liger_cross_entropy"),
+)
+
+
+def derive_loss(draft: Draft, base: BaseModel) -> Loss:
+    """`Loss` from the keys and the listed plugins."""
+    chunks = draft.get("chunked_cross_entropy_num_chunks") or 8
+    if "diffusion" in draft.plugins:
+        return _diffusion(draft)
+    for key, path in _LOSS_KEYS:
+        if draft.get(key):
+            given = key in draft.values
+            text = f"`{key}`" if given else f"on by itself, because the plugin of `{key}` is listed"
+            draft.reason(
+                "loss.path", path, text, key=key if given else "plugins", origin="config" if given else "derived"
+            )
+            scaling = path == "liger_fused_linear" and bool(draft.get("liger_use_token_scaling"))
+            online = path == "kd" and draft.get("kd_online_server_base_url")
+            teacher_tokens = int(draft.get("kd_online_topk") or 0) if online else 0
+            return Loss(path=path, num_chunks=chunks, token_scaling=scaling, teacher_tokens=teacher_tokens)
+    draft.reason("loss.path", "native", "no fused or chunked cross-entropy is on: transformers' own", origin="default")
+    return Loss(num_chunks=chunks, cross_entropy="flash" if _flash(draft, base) else "torch")
+
+
+def _flash(draft: Draft, base: BaseModel) -> bool:
+    """`_patch_loss_llama` (loaders/patch_manager.py): for what axolotl takes for a Llama, where flash-attn is there."""
+    key = "flash_attn_cross_entropy"
+    if not draft.get(key):
+        return False
+    names = (str(draft.get("base_model")), str(draft.get("type_of_model") or ""))
+    derived = base.model_type in ("llama", "mllama_text_model") or draft.get("is_llama_derived_model")
+    if not (derived or any("llama" in name.lower() for name in names)):
+        draft.note("ignored", key, f"`{key}` has no effect on {base.model_type}: axolotl patches Llama models alone")
+        return False
+    draft.note("assumed", key, "flash-attn is taken to be installed: without it axolotl leaves the loss as it is")
+    return True
+
+
+def _diffusion(draft: Draft) -> Loss:
+    """The plugin brings a trainer of its own, which gives the model no labels: no fused loss comes to work.
+
+    Raises:
+        ConfigError: FlashAttention, which transformers would let unpad by a mask of four dimensions.
+    """
+    draft.reason("loss.path", "diffusion", "the diffusion plugin's trainer", key="plugins", origin="derived")
+    kernel = str(draft.get("attn_implementation") or "")
+    if kernel.startswith("flash_attention"):
+        raise draft.error(
+            "the run stops in its first forward: diffusion training passes a mask of rows x 1 x tokens x tokens, and "
+            "transformers' flash attention unpads by a mask of rows x tokens",
+            "attn_implementation",
+            remedy="set `attn_implementation: sdpa`, or eager",
+        )
+    text = (
+        "diffusion masks a random part of each row: the figures are of a step in which all tokens are masked, which a "
+        "long run comes near; a mask token that the tokenizer lacks, and the samples it generates, are not counted"
+    )
+    draft.note("assumed", "plugins", text)
+    return Loss(path="diffusion")
+
+
+def derive_kernels(draft: Draft, base: BaseModel, row_tokens: int) -> Kernels:
+    """`Kernels` from the keys, with what axolotl switches on by itself."""
+    shards = draft.get("tiled_mlp_num_shards") or 0
+    tiled = bool(draft.get("tiled_mlp"))
+    if tiled:
+        default = max(1, math.ceil(row_tokens / TOKENS_PER_TILE))
+        text = "`tiled_mlp_num_shards`" if shards else f"one tile per {TOKENS_PER_TILE} tokens of a row"
+        draft.reason("kernels.tiled_mlp_shards", shards or default, text, key="tiled_mlp_num_shards" if shards else "")
+        shards = shards or default
+        if draft.get("tiled_mlp_use_original_mlp") is False:
+            text = "a compiled MLP runs inside the tiles; here the plain one: it keeps more while a tile is computed"
+            draft.note("not_modelled", "tiled_mlp_use_original_mlp", text)
+    return Kernels(
+        liger=_liger(draft, base),
+        lora=_lora(draft, base),
+        tiled_mlp=tiled,
+        tiled_mlp_shards=shards if tiled else 0,
+        torch_compile=bool(draft.get("torch_compile")),
+    )
+
+
+def _liger(draft: Draft, base: BaseModel) -> frozenset[str]:
+    on = {kernel for key, kernel in LIGER_KEYS.items() if draft.get(key)}
+    if "liger" in draft.plugins and draft.get("liger_rope") is None and base.model_type in LIGER_ROPE_BY_DEFAULT:
+        draft.reason("kernels.liger", "rope", f"the Liger plugin turns its rotary kernel on for {base.model_type}")
+        on.add("rope")
+    return frozenset(on)
+
+
+def _lora(draft: Draft, base: BaseModel) -> frozenset[str]:
+    """Asked for, or switched on by axolotl where nothing was said."""
+    adapter = draft.get("adapter")
+    asked = {kernel for key, kernel in LORA_KERNEL_KEYS.items() if draft.get(key)}
+    if adapter not in ("lora", "qlora"):
+        return frozenset()
+    said = [key for key in LORA_KERNEL_KEYS if draft.has(key)]
+    why_not = ""
+    if base.model_type in NO_LORA_KERNEL_TYPES:
+        asked, why_not = set(), f"axolotl has none for {base.model_type}"
+    elif said:
+        draft.reason("kernels.lora", sorted(asked) or "none", f"`{said[0]}`", key=said[0])
+        return frozenset(asked)
+    elif draft.get("rl"):
+        why_not = "not in preference training"
+    elif draft.get("nvfp4_merge_aware"):
+        why_not = "not with nvfp4_merge_aware"
+    elif adapter == "lora" and draft.get("load_in_8bit"):
+        why_not = "not with an int8 base"
+    elif draft.get("trust_remote_code"):
+        why_not = "not with trust_remote_code"
+    if why_not:
+        draft.reason("kernels.lora", "none", f"axolotl's fused LoRA kernels: {why_not}", origin="derived")
+        return frozenset()
+    text = "axolotl switches its fused LoRA kernels on by itself; `lora_mlp_kernel: false` and so on turn them off"
+    draft.reason("kernels.lora", "embedding, mlp, o, qkv", text, origin="derived")
+    return frozenset(LORA_KERNEL_KEYS.values())

@@ -1,0 +1,114 @@
+"""Dtypes of loading and of the step. Source: axolotl `utils/config/__init__.py` `resolve_dtype`,
+`core/builders/base.py` `_configure_precision_settings`, `loaders/model.py` `_configure_embedding_dtypes`; accelerate
+`Accelerator.prepare_model`."""
+
+from __future__ import annotations
+
+from axmem_trace.config.derive.parallelism import uses_fsdp
+from axmem_trace.config.document.draft import Draft
+from axmem_trace.recipe.recipe import Dtype, Gpu, Precision
+
+ATTENTION_WITHOUT_DTYPE_CAST = ("eager", "sdpa")
+"""`ATTN_IMPLS_WITHOUT_DTYPE_CAST` of axolotl's enums.py: for any other kernel norms and embeddings are cast back."""
+BF16_CAPABILITY = (8, 0)
+
+
+def derive_precision(draft: Draft, gpu: Gpu) -> Precision:
+    """`Precision` from the keys and the target GPU (never this machine's)."""
+    bf16, fp16 = _resolve_half(draft, gpu)
+    load_dtype = _load_dtype(draft, bf16, fp16)
+    autocast, autocast_dtype = _autocast(draft, bf16, fp16)
+    if draft.get("fp8"):  # accelerate's `fp8` is bf16 autocast and no gradient scaler (`accelerator.py`)
+        autocast, autocast_dtype = True, "bfloat16"
+    upcast = not uses_fsdp(draft)
+    cast_back, why = _cast_back(draft)
+    if upcast:
+        draft.reason("precision.upcast_before", True, "axolotl casts norms, `*.gate` modules and embeddings to fp32")
+        draft.reason("precision.cast_back", cast_back, why)
+    keep_embeddings = bool(draft.get("load_in_4bit") and draft.get("embeddings_skip_upcast"))
+    return Precision(
+        load_dtype=load_dtype,
+        autocast=autocast,
+        autocast_dtype=autocast_dtype,
+        grad_scaler=autocast and autocast_dtype == "float16",
+        output_dtype="float32" if autocast else "same",
+        upcast_before=upcast,
+        upcast_embeddings=not keep_embeddings,
+        cast_back=cast_back,
+        fp32_norms=bool(draft.get("fp32_norms")),
+        fp32_norm_classes=tuple(draft.get("fp32_norm_classes") or ()) if draft.get("fp32_norms") else (),
+        fp8=bool(draft.get("fp8")),
+        fp8_recipe=draft.sub("fp8_config").get("recipe") or "tensorwise",
+    )
+
+
+def _resolve_half(draft: Draft, gpu: Gpu) -> tuple[bool, bool]:
+    """`bf16` and `fp16` after `resolve_dtype`."""
+    bf16, fp16 = draft.get("bf16"), draft.get("fp16")
+    supported = gpu.compute_capability >= BF16_CAPABILITY
+    if bf16 == "auto" and fp16:
+        bf16 = False
+    elif bf16 == "auto":
+        bf16 = supported
+        if not supported and fp16 is None and not draft.get("float16"):
+            fp16 = True
+        card = gpu.name or "a GPU with bf16 support (name one with --gpu)"
+        text = f"`bf16: auto` on {card}" + ("" if supported else ", which has no bf16: axolotl takes fp16")
+        draft.reason("precision.load_dtype", "bfloat16" if supported else "float16", text, key="bf16", origin="derived")
+    if (bf16 or draft.get("bfloat16")) and not supported:
+        text = f"bf16 is asked for, but {gpu.name or 'this GPU'} has no bf16: training will fail there"
+        draft.note("warning", "bf16" if bf16 else "bfloat16", text)
+    return bool(bf16), bool(fp16) and not bf16
+
+
+def _load_dtype(draft: Draft, bf16: bool, fp16: bool) -> Dtype:
+    dtype: Dtype = "float32"
+    if bf16 or draft.get("bfloat16"):
+        dtype = "bfloat16"
+    elif draft.get("load_in_8bit") or fp16 or draft.get("float16"):
+        dtype = "float16"
+    if "precision.load_dtype" not in draft.reasons:
+        given = [key for key in ("bf16", "bfloat16", "fp16", "float16") if draft.values.get(key)]
+        if given:
+            draft.reason("precision.load_dtype", dtype, f"`{given[0]}`", key=given[0])
+        elif dtype == "float16":
+            text = "`load_in_8bit` without bf16 or fp16 loads in fp16"
+            draft.reason("precision.load_dtype", dtype, text, key="load_in_8bit", origin="derived")
+        else:
+            text = "none of bf16, fp16, bfloat16, float16 is on"
+            draft.reason("precision.load_dtype", dtype, text, key="bf16", origin="derived")
+    return dtype
+
+
+def _autocast(draft: Draft, bf16: bool, fp16: bool) -> tuple[bool, Dtype]:
+    if bf16 or draft.get("bfloat16"):
+        key = "bf16" if bf16 else "bfloat16"
+        text = f"`{key}` makes the Trainer run under bf16 autocast"
+        if key == "bfloat16":
+            text += ", although axolotl documents it as 'no AMP'"
+        draft.reason("precision.autocast", "bfloat16", text, key=key, origin="derived")
+        return True, "bfloat16"
+    if fp16:
+        text = "fp16 makes the Trainer run under fp16 autocast, with a gradient scaler"
+        draft.reason("precision.autocast", "float16", text, key="fp16", origin="derived")
+        return True, "float16"
+    draft.reason("precision.autocast", "off", "neither bf16 nor fp16 is on", origin="derived")
+    return False, "bfloat16"
+
+
+def _cast_back(draft: Draft) -> tuple[bool, str]:
+    """`should_convert` in `_configure_embedding_dtypes`, and why."""
+    kernel = draft.get("attn_implementation")
+    needs_cast = kernel is not None and kernel not in ATTENTION_WITHOUT_DTYPE_CAST
+    qlora_fsdp = uses_fsdp(draft) and draft.get("adapter") == "qlora"
+    if draft.get("cut_cross_entropy"):
+        return True, "Cut Cross Entropy needs norms and embeddings in half precision"
+    if qlora_fsdp:
+        return False, "QLoRA with FSDP casts nothing"
+    if draft.get("adapter"):
+        return True, "with an adapter, norms and embeddings go back to the load dtype"
+    if uses_fsdp(draft):
+        return True, "with FSDP, norms and embeddings go to the load dtype"
+    if needs_cast:
+        return True, f"`attn_implementation: {kernel}` needs half-precision inputs: norms and embeddings go back"
+    return False, "a full fine-tune with sdpa or eager attention leaves norms and embeddings in fp32"

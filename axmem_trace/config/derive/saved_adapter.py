@@ -1,0 +1,99 @@
+"""`lora_model_dir`: a saved adapter, whose own configuration governs (axolotl `loaders/adapter.py` `load_lora`, peft
+`peft_model.py` `PeftModel.from_pretrained`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from axmem_trace.catalogue.config_file import ADAPTER_FILE
+from axmem_trace.config.document.draft import Draft
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+MAX_JSON_BYTES = 1 << 20
+MAX_HEADER_BYTES = 100 << 20
+"""What the safetensors format allows for the header."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedAdapter:
+    """What `lora_model_dir` holds. Without the key, or where the directory is not here, `config` is empty."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tensor_bytes: tuple[int, ...] = ()
+    """Of each tensor in the weights' file, where that is a safetensors file that can be read."""
+
+    @property
+    def governs(self) -> bool:
+        """The configuration was found: axolotl's own lora_* keys count no more."""
+        return bool(self.config)
+
+    def asked(self, draft: Draft, name: str, key: str) -> Any:
+        """The value of a field of peft's by `name`: the saved adapter's, or else the one of axolotl's `key`."""
+        return self.config.get(name) if self.governs else draft.get(key)
+
+
+def read_saved_adapter(draft: Draft) -> SavedAdapter:
+    """The adapter that `lora_model_dir` names, where it is a directory on this machine.
+
+    Raises:
+        ConfigError: it is no LoRA, or its configuration can't be read.
+    """
+    name = draft.get("lora_model_dir")
+    if not name:
+        return SavedAdapter()
+    for place in _places(draft, str(name)):
+        file = place / ADAPTER_FILE
+        if file.is_file():
+            config = _read_config(draft, file)
+            draft.reason("adapter.rank", config.get("r"), f"{file} governs the adapter", key="lora_model_dir")
+            return SavedAdapter(config, _tensor_bytes(place / WEIGHTS_FILE))
+    text = (
+        f"`lora_model_dir: {name}` is not here: its {ADAPTER_FILE} governs rank and targets; the figures use this "
+        "file's lora_* keys"
+    )
+    draft.note("assumed", "lora_model_dir", text)
+    return SavedAdapter()
+
+
+def _places(draft: Draft, name: str) -> Iterator[Path]:
+    yield Path(name).expanduser()
+    if draft.directory:
+        yield draft.directory / name
+
+
+def _read_config(draft: Draft, file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError("it is too large for one")
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no mapping")
+    except (OSError, ValueError, RecursionError) as error:
+        raise draft.error(f"{file} can't be read as an adapter's configuration: {error}", "lora_model_dir") from None
+    kind = content.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise draft.error(
+            f"{file} is an adapter of type {kind}: axolotl would load it, and it is not modelled",
+            "lora_model_dir",
+            accepted="a LoRA adapter",
+            remedy="remove lora_model_dir to estimate a LoRA of your own lora_* keys",
+        )
+    return content
+
+
+def _tensor_bytes(file: Path) -> tuple[int, ...]:
+    """From the header of a safetensors file: its length in 8 bytes, then JSON with the offsets of each tensor."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= MAX_HEADER_BYTES:
+                return ()
+            header = json.loads(stream.read(length))
+        offsets = [row["data_offsets"] for name, row in header.items() if name != "__metadata__"]
+        return tuple(int(end) - int(start) for start, end in offsets)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return ()

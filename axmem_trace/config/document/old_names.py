@@ -1,0 +1,186 @@
+"""Old names and old values, understood or refused as axolotl 0.19 does. Source: axolotl `utils/schemas/{deprecated,
+config,validation,training}.py` and `integrations/liger/args.py`, 0.19.0."""
+
+from __future__ import annotations
+
+from axmem_trace.config.document.draft import Draft
+
+TOP_LEVEL_ALIASES = {
+    "model_config": "overrides_of_model_config",
+    "model_kwargs": "overrides_of_model_kwargs",
+    "model_type": "type_of_model",
+    "model_revision": "revision_of_model",
+}
+"""pydantic aliases of `RemappedParameters`; both names are accepted; the alias wins, as pydantic looks for it first."""
+
+ATTENTION_FLAGS = {
+    "xformers_attention": "xformers",
+    "sage_attention": "sage",
+    "flex_attention": "flex_attention",
+    "flash_attention": "flash_attention_2",
+    "sdp_attention": "sdpa",
+    "eager_attention": "eager",
+}
+"""Old booleans in order of priority (`LEGACY_ATTN_FLAG_TO_IMPL`)."""
+
+GONE_KEYS = {
+    "gptq_groupsize": "the checkpoint's own quantization_config says it",
+    "gptq_model_v1": "the checkpoint's own quantization_config says it",
+    "gptq_disable_exllama": "it is read but no longer a field, so validation drops it",
+    "load_4bit": "use load_in_4bit",
+    "lora_out_dir": "use output_dir",
+    "lora_exclude_modules": "it is read but not a field, so validation drops it",
+    "landmark_attention": "landmark attention was removed",
+    "xpos_rope": "xPos was removed",
+    "s2_attention": "shifted-sparse attention was removed",
+    "push_to_hub_model_id": "use hub_model_id",
+    "log_sweep_min_lr": "the sweep scheduler was removed",
+    "log_sweep_max_lr": "the sweep scheduler was removed",
+    "flash_attn_fuse_qkv": "the fused projection was removed",
+    "flash_attn_cross_entropy_loss": "it is read for Mistral but no longer a field, so validation drops it",
+    "rl_adapter_ref_model": "it is read but not a field, so validation drops it: an adapter never loads a reference",
+    "debug": "use AXOLOTL_LOG_LEVEL in the environment",
+}
+"""Names of the last three years that no field answers to any more."""
+
+REFUSED_KEYS = {
+    "max_packed_sequence_len": "axolotl no longer supports it: use `sample_packing: true` with `sequence_len`",
+    "rope_scaling": "axolotl no longer supports it at the top level: put it under `overrides_of_model_config`",
+    "s2_attention": "axolotl no longer supports shifted-sparse attention: remove it",
+    "flash_attn_rms_norm": "axolotl no longer supports it: use `liger_rms_norm: true` with the Liger plugin",
+}
+"""Removed keys that axolotl refuses when they are on."""
+REFUSED_WHEN_GIVEN = {
+    "dpo_use_logits_to_keep": "TRL removed it",
+    "dpo_generate_during_eval": "TRL removed it",
+    "dpo_norm_loss": "TRL changed it",
+    "rpo_alpha": "TRL removed it",
+}
+UNSLOTH_KEYS = (
+    "unsloth_cross_entropy_loss",
+    "unsloth_lora_mlp",
+    "unsloth_lora_qkv",
+    "unsloth_lora_o",
+    "unsloth_rms_norm",
+    "unsloth_rope",
+)
+
+
+def rename_aliases(draft: Draft) -> None:
+    """`model_type` -> `type_of_model` and the like, before anything looks at the keys."""
+    lines = dict(draft.lines)
+    for alias, name in TOP_LEVEL_ALIASES.items():
+        if alias not in draft.values:
+            continue
+        value = draft.values.pop(alias)
+        if name in draft.overridden and alias not in draft.overridden:
+            continue
+        if name in draft.values:
+            draft.note("ignored", name, f"`{name}` is given twice: `{alias}`, its other name, wins")
+        draft.values[name] = value
+        for line_key in [key for key in lines if key == alias or key.startswith(alias + ".")]:
+            lines[name + line_key[len(alias) :]] = lines[line_key]
+        if alias in draft.overridden:
+            draft.overridden |= {name}
+    draft.lines = lines
+
+
+def refuse_removed(draft: Draft) -> None:
+    """Raises for keys and values that axolotl 0.19 refuses because they are gone."""
+    for key, text in REFUSED_KEYS.items():
+        if draft.get(key):
+            raise draft.error(text, key, remedy="change the configuration as said")
+    for key, text in REFUSED_WHEN_GIVEN.items():
+        if draft.has(key):
+            raise draft.error(f"axolotl no longer supports it: {text}", key, remedy="remove the key")
+    for key in UNSLOTH_KEYS:
+        if draft.dropped.get(key):
+            remedy = "use lora_mlp_kernel, lora_qkv_kernel, lora_o_kernel instead"
+            raise draft.error("axolotl removed its Unsloth integration", key, remedy=remedy)
+    if draft.get("save_safetensors") is False:
+        raise draft.error("transformers 5 always saves safetensors", "save_safetensors", remedy="remove the key")
+    for index, dataset in enumerate(draft.get("datasets") or []):
+        kind = dataset.get("type") if isinstance(dataset, dict) else None
+        if isinstance(kind, str) and kind.startswith("sharegpt"):
+            error = draft.error("axolotl no longer supports `type: sharegpt`", "datasets", remedy="use `chat_template`")
+            error.line = draft.line(f"datasets.{index}.type") or error.line
+            error.value = kind
+            raise error
+
+
+def understand_old_names(draft: Draft) -> None:
+    """Old keys that axolotl 0.19 still maps to new ones; the new one is set and the old one is gone."""
+    _attention_flags(draft)
+    if draft.get("noisy_embedding_alpha"):  # zero is no noise, and stays where nothing reads it (`check_neftune`)
+        _move(draft, "noisy_embedding_alpha", "neftune_noise_alpha", conflict=bool(draft.get("neftune_noise_alpha")))
+    _move(draft, "evaluation_strategy", "eval_strategy")
+    _move(draft, "liger_swiglu", "liger_glu_activation", conflict=True)
+    _move(draft, "sequence_parallel_degree", "context_parallel_size")
+    _move(draft, "dpo_beta", "rl_beta")
+    _gc_steps(draft)
+    _fsdp_version(draft)
+    mode = draft.get("gradient_checkpointing")
+    if mode in ("offload", "offload_disk"):
+        offload = "disk" if mode == "offload_disk" else True
+        draft.values["gradient_checkpointing"], draft.values["activation_offloading"] = True, offload
+        draft.lines = {**draft.lines, "activation_offloading": draft.line("gradient_checkpointing")}
+        text = f"`gradient_checkpointing: {mode}` is the old way to say it"
+        draft.reason("checkpointing.offload", offload, text, key="gradient_checkpointing")
+
+
+def _attention_flags(draft: Draft) -> None:
+    """`normalize_attn_implementation` of axolotl's config.py."""
+    given = [flag for flag in ATTENTION_FLAGS if draft.get(flag)]
+    kernel = draft.get("attn_implementation")
+    if draft.get("gemma4_hybrid_attn_impl"):
+        if kernel and kernel != "flash_attention_2":
+            text = "gemma4_hybrid_attn_impl needs attn_implementation: flash_attention_2"
+            raise draft.error(text, "attn_implementation")
+        if not kernel and not given:
+            draft.values["attn_implementation"] = "flash_attention_2"
+            draft.lines = {**draft.lines, "attn_implementation": draft.line("gemma4_hybrid_attn_impl")}
+    if kernel and given:
+        raise draft.error(
+            f"attn_implementation cannot be combined with the old {', '.join(given)}",
+            "attn_implementation",
+            remedy="keep only attn_implementation",
+        )
+    if given:
+        flag = given[0]
+        draft.values["attn_implementation"] = ATTENTION_FLAGS[flag]
+        draft.lines = {**draft.lines, "attn_implementation": draft.line(flag)}
+        text = f"`{flag}: true`, the old name of `attn_implementation: {ATTENTION_FLAGS[flag]}`"
+        draft.reason("attention.kernel", ATTENTION_FLAGS[flag], text, key=flag)
+    for flag in ATTENTION_FLAGS:
+        draft.values.pop(flag, None)
+
+
+def _move(draft: Draft, old: str, new: str, *, conflict: bool = False) -> None:
+    if not draft.has(old):
+        return
+    if draft.has(new):
+        if conflict:
+            raise draft.error(f"`{old}` is the old name of `{new}`; both are given", old, remedy=f"remove `{old}`")
+        return
+    draft.values[new] = draft.values.pop(old)
+    draft.lines = {**draft.lines, new: draft.line(old)}
+    if old in draft.overridden:
+        draft.overridden |= {new}
+
+
+def _gc_steps(draft: Draft) -> None:
+    """`migrate_gc_steps`: the old key sets both new ones, unless one of them is given."""
+    steps = draft.get("gc_steps")
+    if steps is None or draft.has("torch_empty_cache_steps") or draft.has("gc_collect_steps"):
+        return
+    draft.values["gc_collect_steps"] = steps
+    if steps > 0:
+        draft.values["torch_empty_cache_steps"] = steps
+        draft.lines = {**draft.lines, "torch_empty_cache_steps": draft.line("gc_steps")}
+
+
+def _fsdp_version(draft: Draft) -> None:
+    """`check_fsdp_version_in_fsdp_config`: FSDP1 where no version is said."""
+    config = draft.sub("fsdp_config")
+    if config and not draft.get("fsdp_version"):
+        draft.values["fsdp_version"] = config.get("fsdp_version") or 1

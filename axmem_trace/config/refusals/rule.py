@@ -1,0 +1,53 @@
+"""What a rule of refusal is, and the questions that several rules ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from axmem_trace.config.document.draft import Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`key` is to blame when `broken` holds."""
+
+    key: str
+    broken: Callable[[Draft], object]
+    problem: str
+    remedy: str
+
+
+def given(draft: Draft, key: str) -> object:
+    """The value as written, dropped plugin keys included: axolotl's `before` validators see the raw mapping."""
+    return draft.values.get(key, draft.dropped.get(key))
+
+
+def reentrant(draft: Draft) -> object:
+    """`use_reentrant` as given."""
+    return draft.sub("gradient_checkpointing_kwargs").get("use_reentrant")
+
+
+def is_lora(draft: Draft) -> bool:
+    """A LoRA adapter, quantised or not."""
+    return draft.get("adapter") in ("lora", "qlora")
+
+
+def bits(draft: Draft) -> bool:
+    """bitsandbytes is asked for."""
+    return bool(draft.get("load_in_8bit") or draft.get("load_in_4bit"))
+
+
+def lora_kernels(draft: Draft) -> bool:
+    """One of the fused LoRA kernels is asked for."""
+    return any(draft.get(key) for key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"))
+
+
+def fsdp(draft: Draft) -> bool:
+    """FSDP of either version."""
+    return bool(draft.get("fsdp") or draft.get("fsdp_config"))
+
+
+def fsdp2(draft: Draft) -> bool:
+    """FSDP2: validators compare the version as text."""
+    return str(draft.get("fsdp_version")) == "2"

@@ -1,0 +1,87 @@
+"""What a run will do and its author may not expect, told with the line of the key."""
+
+from __future__ import annotations
+
+from axmem_trace.config.derive.attention import PACKING_KERNELS, base_name
+from axmem_trace.config.document.draft import Draft
+from axmem_trace.recipe.recipe import Recipe
+
+
+def note_traps(draft: Draft, recipe: Recipe) -> None:
+    """Adds a note for each trap that the configuration steps into."""
+    _unquantised_4bit(draft, recipe)
+    _fp32_residual(draft, recipe)
+    _packing(draft, recipe)
+    _fp16_full_finetune(draft, recipe)
+    _frozen_ranges(draft, recipe)
+    _ignored_evaluation(draft, recipe)
+
+
+def _unquantised_4bit(draft: Draft, recipe: Recipe) -> None:
+    if draft.get("adapter") == "lora" and draft.get("load_in_4bit") and not draft.get("load_in_8bit"):
+        text = (
+            "`adapter: lora` with `load_in_4bit: true` is not quantised: axolotl quantises to 4 bit for "
+            "`adapter: qlora` only"
+        )
+        if recipe.quantisation.method == "none" and recipe.quantisation.kbit_preparation:
+            text += ", and then peft's preparation casts every weight to fp32 (4 bytes each)"
+        elif recipe.quantisation.method != "none":
+            return
+        draft.note("warning", "load_in_4bit", text + ". Use `adapter: qlora`")
+
+
+def _fp32_residual(draft: Draft, recipe: Recipe) -> None:
+    precision = recipe.precision
+    full = recipe.adapter.kind == "none"
+    if full and precision.upcast_before and not precision.cast_back and precision.load_dtype != "float32":
+        text = (
+            "a full fine-tune with this attention keeps embeddings, head and norms in fp32, and with them the residual "
+            "stream: about a fifth more activations, and 16 bytes per embedding weight. "
+            "`attn_implementation: flash_attention_2` makes it all half precision"
+        )
+        draft.note(
+            "warning", "attn_implementation", text, line=draft.line("attn_implementation") or draft.line("base_model")
+        )
+
+
+def _packing(draft: Draft, recipe: Recipe) -> None:
+    if not draft.get("sample_packing"):
+        return
+    asked = draft.get("attn_implementation")
+    if asked is None:
+        text = (
+            "`sample_packing` with no attn_implementation: samples of a row are not kept apart, and a row keeps its "
+            "padding mask. Set `attn_implementation: flash_attention_2` (or `sdpa`)"
+        )
+        draft.note("warning", "sample_packing", text)
+    elif recipe.attention.kernel in ("sdpa", "eager") and base_name(asked) not in PACKING_KERNELS:
+        text = (
+            f"packed rows under {recipe.attention.kernel} attention need a mask of sequence x sequence: "
+            "`attn_implementation: flash_attention_2` needs none"
+        )
+        draft.note("warning", "sample_packing", text)
+
+
+def _fp16_full_finetune(draft: Draft, recipe: Recipe) -> None:
+    precision = recipe.precision
+    if recipe.adapter.kind == "none" and precision.grad_scaler and precision.load_dtype == "float16":
+        text = "a full fine-tune with fp16 weights stops at the first step: torch unscales no fp16 gradients. Use bf16"
+        draft.note("warning", "fp16", text)
+
+
+def _frozen_ranges(draft: Draft, recipe: Recipe) -> None:
+    ranged = [
+        pattern for pattern in recipe.freezing.unfrozen if pattern.endswith("]") and "[" in pattern and ":" in pattern
+    ]
+    if ranged:
+        text = (
+            f"the range in {ranged[0]!r} saves no memory: gradients and optimizer states of the whole parameter are "
+            "kept, and the frozen part is zeroed"
+        )
+        draft.note("warning", "unfrozen_parameters", text)
+
+
+def _ignored_evaluation(draft: Draft, recipe: Recipe) -> None:
+    if draft.get("val_set_size") and not recipe.evaluation.enabled and draft.get("evals_per_epoch"):
+        text = recipe.reasons["evaluation.enabled"].text
+        draft.note("warning", "evals_per_epoch", text)
