@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
-from axmem_trace.facts import ModelFacts, ModuleFact, TensorFact
 from axmem_trace.ledger import Allocation, Ledger, Mark
+from axmem_trace.model_facts import ModelFacts, ModuleFact, TensorFact
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import (
     Adapter,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from axmem_trace.catalogue.gpus import CARDS, CONTEXT_BYTES_BY_GENERATION, _fold, find_gpu, supports_bf16
 from axmem_trace.config.derive.hardware import derive_gpu
 from axmem_trace.errors import ConfigError
-from axmem_trace.gpus import CARDS, CONTEXT_BYTES_BY_GENERATION, _fold, find_gpu, supports_bf16
 from axmem_trace.units import GIB
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from axmem_trace.catalogue.places import Look, hub_is_offline, is_hub_id, look_in_cache, look_in_directory, look_on_hub
+from axmem_trace.catalogue.sources import Look, hub_is_offline, is_hub_id, look_in_cache, look_in_directory, look_on_hub
 from axmem_trace.catalogue.table import find_in_catalogue, nearest_ids
 from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.recipe import BaseModel

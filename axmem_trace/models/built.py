@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from axmem_trace.facts import ModelFacts
+from axmem_trace.model_facts import ModelFacts
 from axmem_trace.notes import Note
 
 

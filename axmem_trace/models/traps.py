@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from axmem_trace.facts import ModelFacts, TensorFact
+from axmem_trace.model_facts import ModelFacts, TensorFact
 from axmem_trace.models.model_config import text_part
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Adapter, Recipe

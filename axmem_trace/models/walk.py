@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from axmem_trace.facts import ModelFacts, ModuleFact, TensorFact
+from axmem_trace.model_facts import ModelFacts, ModuleFact, TensorFact
 from axmem_trace.models.built import StateTensor, unwrapped
 from axmem_trace.models.placement import is_on_host
 from axmem_trace.recipe.recipe import Recipe

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from axmem_trace.facts import ModelFacts
 from axmem_trace.ledger import BUCKETS, Device, Ledger
+from axmem_trace.model_facts import ModelFacts
 from axmem_trace.notes import Note
 from axmem_trace.recipe.lines import notes_in_place
 from axmem_trace.recipe.recipe import Recipe

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from axmem_trace.catalogue import find_base_model, lookup, places
-from axmem_trace.catalogue.places import Look
+from axmem_trace.catalogue import find_base_model, lookup, sources
+from axmem_trace.catalogue.sources import Look
 from axmem_trace.errors import ConfigError
 
 TINY = {"model_type": "llama", "hidden_size": 8, "vocab_size": 16}
@@ -199,7 +199,7 @@ def test_an_unreachable_hub_is_told_at_once(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nothing listens
     for key in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(key, raising=False)
-    look = places.look_on_hub("org/model", "")
+    look = sources.look_on_hub("org/model", "")
     assert look.config is None
     assert "127.0.0.1 can't be reached" in look.outcome
 
@@ -210,14 +210,14 @@ def test_what_the_hub_raises_becomes_an_outcome(monkeypatch):
     def refuse(name, revision):
         raise errors.OfflineModeIsEnabled("offline")
 
-    monkeypatch.setattr(places, "_why_unreachable", lambda: "")
-    monkeypatch.setattr(places, "_download_config", refuse)
-    assert places.look_on_hub("org/model", "").outcome == "HF_HUB_OFFLINE forbids it"
+    monkeypatch.setattr(sources, "_why_unreachable", lambda: "")
+    monkeypatch.setattr(sources, "_download_config", refuse)
+    assert sources.look_on_hub("org/model", "").outcome == "HF_HUB_OFFLINE forbids it"
 
 
 def test_what_the_hub_sends_is_read_and_named(monkeypatch, tmp_path):
     path = write_config(tmp_path / "downloaded")
-    monkeypatch.setattr(places, "_why_unreachable", lambda: "")
-    monkeypatch.setattr(places, "_download_config", lambda name, revision: str(path))
-    look = places.look_on_hub("org/model", "v2")
+    monkeypatch.setattr(sources, "_why_unreachable", lambda: "")
+    monkeypatch.setattr(sources, "_download_config", lambda name, revision: str(path))
+    look = sources.look_on_hub("org/model", "v2")
     assert (look.config, look.source) == (TINY, "hub org/model@v2")

@@ -154,7 +154,7 @@ def test_loading_takes_a_blink():
 
 
 def test_lookup_imports_no_torch():
-    program = ("import sys; from axmem_trace.catalogue import find_base_model; import axmem_trace.gpus;"
+    program = ("import sys; from axmem_trace.catalogue import find_base_model; import axmem_trace.catalogue.gpus;"
                "find_base_model('tiiuae/falcon-7b', hub='never');"
                "print([name for name in ('torch', 'transformers', 'huggingface_hub') if name in sys.modules])")  # fmt: skip
     assert subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).strip() == "[]"

@@ -18,8 +18,8 @@ from hand_made import (
 )
 
 from axmem_trace.allocator import replay
-from axmem_trace.facts import ModuleFact
 from axmem_trace.ledger import Allocation, Ledger, Mark
+from axmem_trace.model_facts import ModuleFact
 from axmem_trace.report import make_report
 from axmem_trace.report.make import assert_adds_up
 from axmem_trace.report.types import Buckets

@@ -19,7 +19,7 @@ def derive_gpu(gpu: str, num_gpus: int) -> Gpu:
     Raises:
         ConfigError: no such card.
     """
-    from axmem_trace.gpus import UNNAMED_GPU, find_gpu
+    from axmem_trace.catalogue.gpus import UNNAMED_GPU, find_gpu
 
     return replace(find_gpu(gpu) if gpu else UNNAMED_GPU, count=max(1, num_gpus))
 
