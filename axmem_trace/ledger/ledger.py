@@ -14,94 +14,21 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-BLOCK_BYTES = 512
-"""CUDA's caching allocator hands out multiples of this (`kMinBlockSize`, c10/cuda/CUDACachingAllocator.cpp), and
-`torch.cuda.memory_allocated` counts whole blocks."""
-
-Phase = Literal["load", "forward", "backward", "optimizer", "eval"]
-Role = Literal["", "weight", "adapter", "gradient", "optimizer", "input", "workspace"]
-Bucket = Literal["weights", "adapters", "gradients", "optimizer", "activations", "workspace"]
-BUCKETS: tuple[Bucket, ...] = ("weights", "adapters", "gradients", "optimizer", "activations", "workspace")
-Device = Literal["gpu", "cpu", "managed"]
-
-NEVER = 1 << 62
-"""`Allocation.died` of a storage that outlived the recording."""
+from axmem_trace.ledger.allocation import (
+    BEFORE_ALL,
+    BLOCK_BYTES,
+    BUCKETS,
+    NEVER,
+    Allocation,
+    Bucket,
+    Mark,
+    Phase,
+    block_bytes,
+)
 
 K = TypeVar("K", bound=Hashable)
-
-
-def block_bytes(nbytes: int) -> int:
-    """`nbytes` rounded up to whole allocator blocks."""
-    return -(-nbytes // BLOCK_BYTES) * BLOCK_BYTES
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Allocation:
-    """The life of one storage.
-
-    Attributes:
-        nbytes: size asked for, before the allocator rounds it.
-        born, died: ticks; `died` is `NEVER` for what outlived the recording.
-        phase, step: where it was born; step 0 is loading, 1 the first optimizer step.
-        module: dotted name of the module whose code ran (`""`: the root, or none).
-        op: the operator that made it, as `aten.mm.default`.
-        role: what it was registered as; `""` for what merely came out of an operator.
-        device: `gpu` (the caching allocator), `cpu` (host memory), `managed` (CUDA managed memory, as paged optimizers
-            use).
-        recomputed: born while a checkpointed region ran again in backward.
-        kept: born in forward and alive when backward began: an activation, in the sense of the word.
-        output: the forward of some module returned it (the root's inputs and recomputations do not count).
-    """
-
-    nbytes: int
-    born: int
-    died: int = NEVER
-    phase: Phase = "forward"
-    step: int = 1
-    module: str = ""
-    op: str = ""
-    role: Role = ""
-    device: Device = "gpu"
-    recomputed: bool = False
-    kept: bool = False
-    output: bool = False
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes that `torch.cuda.memory_allocated` counts for it."""
-        return block_bytes(self.nbytes)
-
-    @property
-    def bucket(self) -> Bucket:
-        """Where the report counts it. The role given at registration wins; then what forward keeps for backward is an
-        activation; everything else, recomputed tensors included, is workspace."""
-        return _BUCKET_OF_ROLE.get(self.role) or ("activations" if self.kept else "workspace")
-
-    def alive(self, tick: int) -> bool:
-        """Whether the storage exists after everything that happens at `tick`."""
-        return self.born <= tick < self.died
-
-
-_BUCKET_OF_ROLE: dict[str, Bucket] = {
-    "weight": "weights", "adapter": "adapters", "gradient": "gradients", "optimizer": "optimizer",
-    "input": "activations", "workspace": "workspace",
-}  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mark:
-    """A moment of the run: from `tick` on, and until the next mark, this was going on."""
-
-    tick: int
-    phase: Phase
-    step: int
-    micro_batch: int = 0
-
-
-_BEFORE_ALL = Mark(tick=0, phase="load", step=0)
-"""What goes on before the first mark."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,7 +103,7 @@ class Ledger:
     def mark_at(self, tick: int) -> Mark:
         """The phase going on at `tick`."""
         position = bisect_right(self._marks, tick, key=lambda mark: mark.tick)
-        return self._marks[position - 1] if position else _BEFORE_ALL
+        return self._marks[position - 1] if position else BEFORE_ALL
 
     @cached_property
     def _marks(self) -> list[Mark]:
@@ -197,7 +124,7 @@ class Ledger:
     @cached_property
     def timeline(self) -> tuple[Moment, ...]:
         """Live GPU bytes after each birth or death. An object for each: prefer `levels` where bytes are enough."""
-        moments, position, mark, marks = [], 0, _BEFORE_ALL, self._marks
+        moments, position, mark, marks = [], 0, BEFORE_ALL, self._marks
         for (tick, index, _), live in zip(self.moves(), self.levels[1], strict=True):
             while position < len(marks) and marks[position].tick <= tick:
                 mark, position = marks[position], position + 1
@@ -222,7 +149,7 @@ class Ledger:
         """The highest moment of each stretch between two marks in order of time, those merely inherited last."""
         (ticks, levels), order = self.levels, self._order
         found, inherited, start = [], [], 0
-        marks = [_BEFORE_ALL, *self._marks]
+        marks = [BEFORE_ALL, *self._marks]
         for mark, following in zip(marks, [*marks[1:], None], strict=True):
             end = len(ticks) if following is None else bisect_left(ticks, following.tick, start)
             if start and mark.tick:

@@ -1,0 +1,36 @@
+"""The facts of a run: every storage's life, and the queries over them. No torch here.
+
+allocation   one storage: size, first and last tick, where it was allocated, its role and bucket
+ledger       `Ledger`: all of them in order, the marks of the phases, and the queries
+"""
+
+from axmem_trace.ledger.allocation import (
+    BLOCK_BYTES,
+    BUCKETS,
+    NEVER,
+    Allocation,
+    Bucket,
+    Device,
+    Mark,
+    Phase,
+    Role,
+    block_bytes,
+)
+from axmem_trace.ledger.ledger import Event, Ledger, Moment, sum_by
+
+__all__ = [
+    "BLOCK_BYTES",
+    "BUCKETS",
+    "NEVER",
+    "Allocation",
+    "Bucket",
+    "Device",
+    "Event",
+    "Ledger",
+    "Mark",
+    "Moment",
+    "Phase",
+    "Role",
+    "block_bytes",
+    "sum_by",
+]
