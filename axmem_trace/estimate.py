@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from axmem_trace import __version__
 from axmem_trace.allocator import replay
 from axmem_trace.config import read_recipe
+from axmem_trace.progress import Progress, Stopwatch
 from axmem_trace.recipe.lines import errors_in_place
 from axmem_trace.report import Report, make_report
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from axmem_trace.recipe.recipe import Recipe
 
 TRACED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
-Progress = Callable[[str], None]
 
 
 def estimate(
@@ -106,24 +104,3 @@ def _write_snapshot(path: str | Path, recipe: Recipe, ledger: Ledger) -> None:
     from axmem_trace.snapshot import write_snapshot
 
     write_snapshot(path, ledger, recipe.allocator, capacity_bytes=_capacity_bytes(recipe))
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by stage; tells each stage's beginning to `progress`."""
-
-    progress: Progress
-    seconds: dict[str, float] = field(default_factory=dict)
-    _stage: str = ""
-    _since: float = 0.0
-
-    def start(self, stage: str, text: str) -> None:
-        """Ends the stage before, if there is one."""
-        self.stop()
-        self._stage, self._since = stage, time.perf_counter()
-        self.progress(text)
-
-    def stop(self) -> None:
-        """Ends the stage."""
-        if self._stage:
-            self.seconds[self._stage] = round(time.perf_counter() - self._since, 3)

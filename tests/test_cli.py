@@ -17,7 +17,7 @@ from hand_made import make_hand_made_report
 
 import axmem_trace
 from axmem_trace.__main__ import main
-from axmem_trace.cli import build_models_parser, build_parser
+from axmem_trace.cli.parser import build_models_parser, build_parser
 from axmem_trace.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent

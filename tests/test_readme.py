@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from load_script import load_script
 
-from axmem_trace.cli import build_parser
+from axmem_trace.cli.parser import build_parser
 from axmem_trace.config.assumptions import ASSUMPTIONS
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from axmem_trace.report.folding import group_repeated
+from axmem_trace.report.row_folding import group_repeated
 from axmem_trace.units import format_bytes, gib
 
 if TYPE_CHECKING:

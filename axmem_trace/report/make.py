@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from axmem_trace.ledger import BUCKETS, Device, Ledger
+from axmem_trace.ledger.spans import Survey, most_alive, survey
 from axmem_trace.model_facts import ModelFacts
 from axmem_trace.notes import Note
 from axmem_trace.recipe.lines import notes_in_place
 from axmem_trace.recipe.recipe import Recipe
-from axmem_trace.report.evaluation import note_costly_evaluation
 from axmem_trace.report.modules import make_module_rows
-from axmem_trace.report.moments import ReservedBytes, Survey, make_phases, make_timeline, most_alive, survey
+from axmem_trace.report.phases import ReservedBytes, make_phases, make_timeline
 from axmem_trace.report.report import Report
 from axmem_trace.report.types import (
     AfterLoad,
     BatchShape,
+    Buckets,
     Choice,
     DtypeRow,
     Elsewhere,
@@ -26,6 +27,7 @@ from axmem_trace.report.types import (
     Resident,
     TargetGpu,
 )
+from axmem_trace.report.warn import note_costly_evaluation
 from axmem_trace.report.wording import describe_run
 
 
@@ -50,7 +52,7 @@ def make_report(
     """
     found = survey(ledger)
     peak = _make_peak(recipe, found, reservation)
-    buckets, resident = found.peak.buckets, _make_resident(facts, ledger)
+    buckets, resident = Buckets(**found.peak.buckets), _make_resident(facts, ledger)
     phases = make_phases(found, reservation)
     failure = _make_out_of_memory(ledger, reservation)
     memory_bytes = recipe.gpu.memory_bytes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from axmem_trace.ledger import Allocation, Ledger, sum_by
+from axmem_trace.ledger.spans import last_forward_end, most_alive
 from axmem_trace.model_facts import ModelFacts
-from axmem_trace.report.moments import last_forward_end, most_alive
 from axmem_trace.report.types import ModuleRow
 
 

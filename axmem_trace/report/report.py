@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from axmem_trace.notes import Note
 from axmem_trace.report.codec import decode_report, encode
-from axmem_trace.report.folding import fold_modules
+from axmem_trace.report.row_folding import fold_modules
 from axmem_trace.report.types import (
     AfterLoad,
     BatchShape,
@@ -101,7 +101,7 @@ class Report:
             ImportError: pandas is not installed (`pip install axmem_trace[notebook]`).
             ValueError: there is no such table.
         """
-        from axmem_trace.report.frames import make_frame
+        from axmem_trace.render.frames import make_frame
 
         return make_frame(self, table)
 
@@ -122,6 +122,6 @@ class Report:
         return render_text(self)
 
     def _repr_html_(self) -> str:
-        from axmem_trace.render.html import render_html
+        from axmem_trace.render.html.page import render_html
 
         return render_html(self)

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from hand_made import make_hand_made_report
 
 from axmem_trace.notes import Note
-from axmem_trace.render.html import render_html
+from axmem_trace.render.html.page import render_html
 from axmem_trace.report.types import Choice
 
 VOID = {"br", "line", "polygon", "polyline"}

@@ -1,4 +1,4 @@
-"""One pass over the ledger's births and deaths: peaks, phases and the timeline. Blocks throughout.
+"""One pass over the ledger's births and deaths: the peak of each phase of each step. Blocks throughout.
 
 A phase's peak includes what was alive when it began, as `torch.cuda.max_memory_allocated` does after
 `reset_peak_memory_stats` (which sets the peak to the current level).
@@ -6,63 +6,15 @@ A phase's peak includes what was alive when it began, as `torch.cuda.max_memory_
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from axmem_trace.ledger import BUCKETS, NEVER, Allocation, Ledger, Mark, Phase
-from axmem_trace.report.types import Buckets, PhaseUse, TimelinePoint
+from axmem_trace.ledger.allocation import BUCKETS, NEVER, Allocation, Bucket, Mark, Phase
+from axmem_trace.ledger.ledger import Ledger
 
-NUM_TIMELINE_POINTS = 600
-"""The timeline is thinned to about as many points as a wide screen has columns of pixels."""
 SpanKey = tuple[Phase, int]
-
-
-class FailedRequest(Protocol):
-    """What the report needs of the allocator's `OutOfMemory`: when, which allocation of the ledger, how much."""
-
-    @property
-    def tick(self) -> int:
-        """When."""
-
-    @property
-    def index(self) -> int:
-        """Position of the allocation in `Ledger.allocations`."""
-
-    @property
-    def requested_bytes(self) -> int:
-        """What was asked for."""
-
-
-class ReservedBytes(Protocol):
-    """What the report needs of a `Reservation`: see `axmem_trace.allocator`."""
-
-    @property
-    def out_of_memory(self) -> FailedRequest | None:
-        """The request at which a card of the given size ended the run."""
-
-    @property
-    def peak_allocated_bytes(self) -> int:
-        """High-water mark of allocated blocks, with what the allocator could not split off them."""
-
-    @property
-    def peak_reserved_bytes(self) -> int:
-        """High-water mark of all that the caching allocator held."""
-
-    @property
-    def peaks(self) -> Mapping[SpanKey, int]:
-        """High-water mark within each (phase, step)."""
-
-    @property
-    def allocated_peaks(self) -> Mapping[SpanKey, int]:
-        """The same of allocated blocks, with what the allocator could not split off them."""
-
-    @property
-    def allocated_ends(self) -> Mapping[SpanKey, int]:
-        """Such blocks when each (phase, step) had ended."""
-
-    def reserved_at(self, tick: int) -> int:
-        """What the caching allocator held after a tick."""
+"""A phase and its step."""
 
 
 @dataclass
@@ -85,9 +37,9 @@ class Span:
         return self.phase, self.step
 
     @property
-    def buckets(self) -> Buckets:
-        """What was alive at its peak."""
-        return Buckets(**dict(zip(BUCKETS, self.peak_live, strict=True)))
+    def buckets(self) -> dict[Bucket, int]:
+        """Block bytes alive at its peak, of each bucket."""
+        return dict(zip(BUCKETS, self.peak_live, strict=True))
 
 
 class Level(NamedTuple):
@@ -145,56 +97,6 @@ def survey(ledger: Ledger) -> Survey:
     for mark in marks[position:]:
         enter(mark)
     return found
-
-
-def make_phases(found: Survey, reservation: ReservedBytes) -> dict[str, PhaseUse]:
-    """`load`, `step_1`, ..., `eval` in order of time, each step with its parts."""
-    groups: dict[str, list[Span]] = {}
-    for span in found.spans.values():
-        name = span.phase if span.phase in ("load", "eval") else f"step_{span.step}"
-        groups.setdefault(name, []).append(span)
-    return {name: _phase_use(name, spans, reservation) for name, spans in groups.items()}
-
-
-def _phase_use(name: str, spans: list[Span], reservation: ReservedBytes) -> PhaseUse:
-    highest = max(spans, key=lambda span: span.peak_bytes)
-    reached = highest.peak_allocation
-    parts: dict[str, PhaseUse] = {}
-    if name.startswith("step_"):
-        parts = {span.phase: _phase_use("", [span], reservation) for span in spans}
-    return PhaseUse(
-        allocated_bytes=highest.peak_bytes,
-        reserved_bytes=max(reservation.peaks.get(span.key, 0) for span in spans),
-        end_bytes=spans[-1].end_bytes,
-        counted_bytes=max(highest.peak_bytes, *(reservation.allocated_peaks.get(span.key, 0) for span in spans)),
-        counted_end_bytes=max(spans[-1].end_bytes, reservation.allocated_ends.get(spans[-1].key, 0)),
-        module=reached.module if reached else "",
-        op=reached.op if reached else "",
-        buckets=highest.buckets,
-        phases=parts,
-    )
-
-
-def make_timeline(found: Survey, reservation: ReservedBytes) -> tuple[TimelinePoint, ...]:
-    """The levels, thinned: of each stretch of equally many events the first highest one, and the last of all."""
-    stretch = -(-len(found.levels) // NUM_TIMELINE_POINTS) or 1
-    points = []
-    for start in range(0, len(found.levels), stretch):
-        points.append(max(found.levels[start : start + stretch], key=lambda level: level.live_bytes))
-    if points and points[-1] is not found.levels[-1]:
-        points.append(found.levels[-1])
-    return tuple(
-        TimelinePoint(
-            tick=level.tick,
-            allocated_bytes=level.live_bytes,
-            reserved_bytes=reservation.reserved_at(level.tick),
-            phase=level.span.phase,
-            step=level.span.step,
-            module=level.allocation.module,
-            op=level.allocation.op,
-        )
-        for level in points
-    )
 
 
 def most_alive(allocations: Iterable[Allocation]) -> tuple[int, tuple[Allocation, ...]]:

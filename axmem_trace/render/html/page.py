@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
+from axmem_trace.render.html.timeline import draw_timeline
 from axmem_trace.render.tables import (
     Table,
     choice_lines,
@@ -16,12 +17,10 @@ from axmem_trace.render.tables import (
     make_tables,
     note_lines,
 )
-from axmem_trace.units import format_bytes
 
 if TYPE_CHECKING:
     from axmem_trace.report.report import Report
 
-CHART_WIDTH, CHART_HEIGHT = 720, 160
 STYLE = """\
 .axmem-trace{font-family:system-ui,sans-serif;font-size:13px;line-height:1.45;max-width:60rem}
 .axmem-trace table{border-collapse:collapse;margin:.3em 0 1em}
@@ -48,7 +47,7 @@ def _parts(report: Report, depth: int | None) -> Iterator[str]:
                    for figure, what in headline(report))  # fmt: skip
     yield f"<table><tbody>{rows}</tbody></table>"
     yield f"<p>peak: {escape(describe_peak(report))}<br>fits: <b>{escape(describe_fit(report))}</b></p>"
-    yield _chart(report)
+    yield draw_timeline(report)
     for table in make_tables(report, depth):
         yield _table(table)
     for title, lines in note_lines(report):
@@ -69,36 +68,3 @@ def _table(table: Table) -> str:
     foot = f"<tfoot><tr>{cells(table.total, 'td')}</tr></tfoot>" if table.total else ""
     note = f"<small>{escape(table.footnote)}</small>" if table.footnote else ""
     return f"<table><caption>{escape(table.title)}</caption>{head}<tbody>{body}</tbody>{foot}</table>{note}"
-
-
-def _chart(report: Report) -> str:
-    """Live (filled) and reserved (line) bytes over the ticks of the run."""
-    points = report.timeline
-    if not points:
-        return ""
-    last_tick = max(points[-1].tick, 1)
-    top = max(max(point.reserved_bytes, point.allocated_bytes) for point in points) or 1
-
-    def at(tick: int, nbytes: int) -> str:
-        return f"{CHART_WIDTH * tick / last_tick:.1f},{CHART_HEIGHT * (1 - nbytes / top):.1f}"
-
-    live = " ".join(at(point.tick, point.allocated_bytes) for point in points)
-    reserved = " ".join(at(point.tick, point.reserved_bytes) for point in points)
-    marks, before = "", ""
-    for point in points:
-        moment = f"{point.phase} {point.step}"
-        if moment != before:
-            x = CHART_WIDTH * point.tick / last_tick
-            line = (
-                f"<line x1='{x:.1f}' x2='{x:.1f}' y1='0' y2='{CHART_HEIGHT}' stroke='currentColor' stroke-opacity='.2'>"
-            )
-            marks += f"{line}<title>{escape(moment)}</title></line>"
-        before = moment
-    return (
-        f"<svg viewBox='0 0 {CHART_WIDTH} {CHART_HEIGHT}' style='width:100%;max-width:{CHART_WIDTH}px' role='img' "
-        f"aria-label='live bytes over time, at most {format_bytes(report.peak.allocated_bytes)}'>"
-        f"<polygon points='0,{CHART_HEIGHT} {live} {CHART_WIDTH},{CHART_HEIGHT}' fill='#4c78a8' fill-opacity='.6'/>"
-        f"<polyline points='{reserved}' fill='none' stroke='#e45756'/>{marks}</svg><br>"
-        f"<small>live bytes (filled) and reserved bytes (line) from loading to the end; "
-        f"top: {format_bytes(top)}; thin lines: phases</small>"
-    )

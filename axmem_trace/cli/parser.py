@@ -1,22 +1,11 @@
-"""The command line's arguments, and what surrounds an estimate on a terminal. `__main__` tells the story."""
+"""The arguments of each command."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from axmem_trace import __version__
-from axmem_trace.errors import AxmemError
-
-Progress = Callable[[str], None]
 
 DESCRIPTION = "Predict the GPU memory of an axolotl fine-tuning run, with no GPU, no weights and no network."
 EPILOG = """\
@@ -24,14 +13,6 @@ EPILOG = """\
 
 exit codes: 0 estimated; 1 a bug of axmem_trace (please report the traceback);
 2 the configuration cannot be estimated; 3 estimated, but it does not fit the --gpu given"""
-QUIET_ENVIRONMENT = {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "BITSANDBYTES_NOWELCOME": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -150,76 +131,3 @@ def positive_int(text: str) -> int:
     if not number:
         raise argparse.ArgumentTypeError("at least 1 is needed")
     return number
-
-
-def check_writable(path: Path | None) -> None:
-    """Refuses a path that cannot be written to before minutes are spent on what would go there.
-
-    Raises:
-        AxmemError: with the reason.
-    """
-    if path is None:
-        return
-    folder = path.parent
-    if path.is_dir():
-        raise AxmemError(f"{path}: cannot be written: it is a directory")
-    if not folder.is_dir():
-        raise AxmemError(f"{path}: cannot be written: {folder} is not a directory")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise AxmemError(f"{path}: cannot be written: permission denied")
-
-
-def write_output(text: str, path: Path | None) -> None:
-    """Writes the report to a file (UTF-8), or to standard output, whose reader may have gone away (`| head`).
-
-    Raises:
-        AxmemError: the file cannot be written.
-    """
-    if path is None:
-        try:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        except BrokenPipeError:  # Python flushes once more when it exits: give it somewhere to flush to
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise AxmemError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keeps what the traced libraries print, log and warn off the terminal; after an exception it is shown after all.
-
-    Everything a user must know is in the report as a note; a library's "no GPU found" would only mislead here.
-    """
-    for name, value in QUIET_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    said = io.StringIO()
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            warnings.simplefilter("ignore")
-            yield
-    except AxmemError:
-        raise
-    except Exception:
-        sys.stderr.write(said.getvalue())
-        raise
-    finally:
-        logging.disable(disabled)
-
-
-@contextlib.contextmanager
-def show_progress(stream: TextIO) -> Iterator[Progress | None]:
-    """A spinner with the current stage on a terminal; None where `stream` is none (a file, a pipe, CI)."""
-    if not stream.isatty() or os.environ.get("TERM") == "dumb":
-        yield None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-
-    with Console(file=stream).status("reading") as status:
-        yield lambda stage: status.update(escape(stage))

@@ -1,0 +1,6 @@
+"""The command line: arguments, commands, and what surrounds an estimate on a terminal.
+
+parser     arguments of each command
+commands   what each command does
+terminal   progress, files and standard output
+"""

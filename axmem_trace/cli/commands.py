@@ -1,0 +1,64 @@
+"""What each command does: arguments in, exit code out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from axmem_trace.cli.terminal import check_writable, show_progress, write_output
+from axmem_trace.errors import EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED
+from axmem_trace.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from axmem_trace.report import Report
+
+
+def run_estimate(options: argparse.Namespace) -> int:
+    """Estimates one configuration, writes the report, and says whether it fits."""
+    check_writable(options.output)
+    check_writable(options.snapshot)
+    with show_progress(sys.stderr) as progress, quiet_libraries():
+        from axmem_trace.estimate import estimate
+
+        report = estimate(
+            options.config,
+            overrides=tuple(options.overrides),
+            assumptions=tuple(options.assumptions),
+            gpu=options.gpu,
+            num_gpus=options.num_gpus,
+            hub=options.hub,
+            trust_remote_code=options.trust_remote_code,
+            strict=options.strict,
+            progress=progress,
+            snapshot=options.snapshot,
+        )
+    write_output(render(report, options), options.output)
+    return EXIT_DOES_NOT_FIT if report.fits is False else EXIT_ESTIMATED
+
+
+def render(report: Report, options: argparse.Namespace) -> str:
+    """The report in the format asked for."""
+    if options.format == "json":
+        from axmem_trace.render.json import render_json
+
+        return render_json(report, depth=options.depth)
+    if options.format == "html":
+        from axmem_trace.render.html.page import render_html
+
+        return render_html(report, depth=options.depth)
+    from axmem_trace.render.text import render_for_stream
+
+    return render_for_stream(report, None if options.output else sys.stdout, depth=options.depth)
+
+
+def list_models(options: argparse.Namespace) -> int:
+    """Prints the bundled base models; a pattern that matches none is an error."""
+    from axmem_trace.render.catalogue import find_models, render_models
+
+    entries = find_models(options.pattern)
+    if not entries:
+        print(f"axmem_trace: no bundled base model matches {options.pattern!r}", file=sys.stderr)
+        return EXIT_CONFIG
+    write_output(render_models(entries, options.format), None)
+    return EXIT_ESTIMATED

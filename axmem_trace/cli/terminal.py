@@ -1,0 +1,62 @@
+"""What surrounds a command on a terminal: progress, files that can be written, standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from axmem_trace.errors import AxmemError
+from axmem_trace.progress import Progress
+
+
+def check_writable(path: Path | None) -> None:
+    """Refuses a path that cannot be written to before minutes are spent on what would go there.
+
+    Raises:
+        AxmemError: with the reason.
+    """
+    if path is None:
+        return
+    folder = path.parent
+    if path.is_dir():
+        raise AxmemError(f"{path}: cannot be written: it is a directory")
+    if not folder.is_dir():
+        raise AxmemError(f"{path}: cannot be written: {folder} is not a directory")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise AxmemError(f"{path}: cannot be written: permission denied")
+
+
+def write_output(text: str, path: Path | None) -> None:
+    """Writes the report to a file (UTF-8), or to standard output, whose reader may have gone away (`| head`).
+
+    Raises:
+        AxmemError: the file cannot be written.
+    """
+    if path is None:
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:  # Python flushes once more when it exits: give it somewhere to flush to
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise AxmemError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def show_progress(stream: TextIO) -> Iterator[Progress | None]:
+    """A spinner with the current stage on a terminal; None where `stream` is none (a file, a pipe, CI)."""
+    if not stream.isatty() or os.environ.get("TERM") == "dumb":
+        yield None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(file=stream).status("reading") as status:
+        yield lambda stage: status.update(escape(stage))

@@ -1,0 +1,31 @@
+"""Progress of an estimate: the name of each stage as it begins, and its seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+Progress = Callable[[str], None]
+"""Called with the name of each stage as it begins."""
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage; reports the beginning of each stage to `progress`."""
+
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+    _stage: str = ""
+    _since: float = 0.0
+
+    def start(self, stage: str, text: str) -> None:
+        """Ends the stage before, if there is one."""
+        self.stop()
+        self._stage, self._since = stage, time.perf_counter()
+        self.progress(text)
+
+    def stop(self) -> None:
+        """Ends the stage."""
+        if self._stage:
+            self.seconds[self._stage] = round(time.perf_counter() - self._since, 3)

@@ -1,0 +1,1 @@
+"""The report as HTML: one fragment with its own style, no script, nothing loaded."""

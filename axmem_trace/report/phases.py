@@ -1,0 +1,113 @@
+"""The phases of a run and its timeline, from the spans of a ledger. Blocks throughout.
+
+A phase's peak includes what was alive when it began, as `torch.cuda.max_memory_allocated` does after
+`reset_peak_memory_stats` (which sets the peak to the current level).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from axmem_trace.ledger.spans import Span, SpanKey, Survey
+from axmem_trace.report.types import Buckets, PhaseUse, TimelinePoint
+
+NUM_TIMELINE_POINTS = 600
+"""The timeline is thinned to about as many points as a wide screen has columns of pixels."""
+
+
+class FailedRequest(Protocol):
+    """What the report needs of the allocator's `OutOfMemory`: when, which allocation of the ledger, how much."""
+
+    @property
+    def tick(self) -> int:
+        """When."""
+
+    @property
+    def index(self) -> int:
+        """Position of the allocation in `Ledger.allocations`."""
+
+    @property
+    def requested_bytes(self) -> int:
+        """What was asked for."""
+
+
+class ReservedBytes(Protocol):
+    """What the report needs of a `Reservation`: see `axmem_trace.allocator`."""
+
+    @property
+    def out_of_memory(self) -> FailedRequest | None:
+        """The request at which a card of the given size ended the run."""
+
+    @property
+    def peak_allocated_bytes(self) -> int:
+        """High-water mark of allocated blocks, with what the allocator could not split off them."""
+
+    @property
+    def peak_reserved_bytes(self) -> int:
+        """High-water mark of all that the caching allocator held."""
+
+    @property
+    def peaks(self) -> Mapping[SpanKey, int]:
+        """High-water mark within each (phase, step)."""
+
+    @property
+    def allocated_peaks(self) -> Mapping[SpanKey, int]:
+        """The same of allocated blocks, with what the allocator could not split off them."""
+
+    @property
+    def allocated_ends(self) -> Mapping[SpanKey, int]:
+        """Such blocks when each (phase, step) had ended."""
+
+    def reserved_at(self, tick: int) -> int:
+        """What the caching allocator held after a tick."""
+
+
+def make_phases(found: Survey, reservation: ReservedBytes) -> dict[str, PhaseUse]:
+    """`load`, `step_1`, ..., `eval` in order of time, each step with its parts."""
+    groups: dict[str, list[Span]] = {}
+    for span in found.spans.values():
+        name = span.phase if span.phase in ("load", "eval") else f"step_{span.step}"
+        groups.setdefault(name, []).append(span)
+    return {name: _phase_use(name, spans, reservation) for name, spans in groups.items()}
+
+
+def _phase_use(name: str, spans: list[Span], reservation: ReservedBytes) -> PhaseUse:
+    highest = max(spans, key=lambda span: span.peak_bytes)
+    reached = highest.peak_allocation
+    parts: dict[str, PhaseUse] = {}
+    if name.startswith("step_"):
+        parts = {span.phase: _phase_use("", [span], reservation) for span in spans}
+    return PhaseUse(
+        allocated_bytes=highest.peak_bytes,
+        reserved_bytes=max(reservation.peaks.get(span.key, 0) for span in spans),
+        end_bytes=spans[-1].end_bytes,
+        counted_bytes=max(highest.peak_bytes, *(reservation.allocated_peaks.get(span.key, 0) for span in spans)),
+        counted_end_bytes=max(spans[-1].end_bytes, reservation.allocated_ends.get(spans[-1].key, 0)),
+        module=reached.module if reached else "",
+        op=reached.op if reached else "",
+        buckets=Buckets(**highest.buckets),
+        phases=parts,
+    )
+
+
+def make_timeline(found: Survey, reservation: ReservedBytes) -> tuple[TimelinePoint, ...]:
+    """The levels, thinned: of each stretch of equally many events the first highest one, and the last of all."""
+    stretch = -(-len(found.levels) // NUM_TIMELINE_POINTS) or 1
+    points = []
+    for start in range(0, len(found.levels), stretch):
+        points.append(max(found.levels[start : start + stretch], key=lambda level: level.live_bytes))
+    if points and points[-1] is not found.levels[-1]:
+        points.append(found.levels[-1])
+    return tuple(
+        TimelinePoint(
+            tick=level.tick,
+            allocated_bytes=level.live_bytes,
+            reserved_bytes=reservation.reserved_at(level.tick),
+            phase=level.span.phase,
+            step=level.span.step,
+            module=level.allocation.module,
+            op=level.allocation.op,
+        )
+        for level in points
+    )
