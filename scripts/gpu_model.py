@@ -15,10 +15,10 @@ from torch import nn
 from axmem_trace.models.build import change_loaded
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.checkpointing import enable_checkpointing, refuse_unsupported_checkpointing
-from axmem_trace.models.model_class import find_model_class
-from axmem_trace.models.model_config import build_model_config
 from axmem_trace.models.quantisation import choose_quantizer
-from axmem_trace.models.skeleton import build_skeleton
+from axmem_trace.models.skeleton.model_class import find_model_class
+from axmem_trace.models.skeleton.model_config import build_model_config
+from axmem_trace.models.skeleton.skeleton import build_skeleton
 from axmem_trace.models.walk import record_facts
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe

@@ -14,22 +14,22 @@ from axmem_trace.errors import ConfigError
 from axmem_trace.models.adapters import add_adapter
 from axmem_trace.models.built import BuiltModel, StateTensor
 from axmem_trace.models.checkpointing import enable_checkpointing, refuse_unsupported_checkpointing
+from axmem_trace.models.device_map import note_adapter_on_host, place_modules
 from axmem_trace.models.dtypes import cast_as_axolotl
-from axmem_trace.models.fake_quantised import prepare_fake_quantisation
-from axmem_trace.models.float8 import convert_to_float8
+from axmem_trace.models.experts.linear_experts import old_expert_names, unfuse_experts
+from axmem_trace.models.experts.llama4_experts import linearised_llama4_experts
 from axmem_trace.models.freezing import freeze_parameters
-from axmem_trace.models.linear_experts import old_expert_names, unfuse_experts
-from axmem_trace.models.llama4_experts import linearised_llama4_experts
-from axmem_trace.models.model_class import find_model_class
-from axmem_trace.models.model_config import build_model_config
-from axmem_trace.models.onebit import replace_linears
-from axmem_trace.models.placement import note_adapter_on_host, place_modules
 from axmem_trace.models.quantisation import NoQuantizer, choose_quantizer, iterate_bnb_states, quantise_fused_experts
-from axmem_trace.models.skeleton import build_skeleton
-from axmem_trace.models.traps import note_learned_positions, note_traps
+from axmem_trace.models.quantisation.fake_quantised import prepare_fake_quantisation
+from axmem_trace.models.quantisation.float8 import convert_to_float8
+from axmem_trace.models.quantisation.onebit import replace_linears
+from axmem_trace.models.skeleton.model_class import find_model_class
+from axmem_trace.models.skeleton.model_config import build_model_config
+from axmem_trace.models.skeleton.skeleton import build_skeleton
 from axmem_trace.models.untrained_tokens import fix_untrained_tokens
 from axmem_trace.models.vocabulary import resize_vocabulary
 from axmem_trace.models.walk import record_facts
+from axmem_trace.models.warn import note_learned_positions, note_traps
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 

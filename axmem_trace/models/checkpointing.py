@@ -7,7 +7,7 @@ from typing import Any
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.built import unwrapped
-from axmem_trace.models.selective import make_context_function, note_selective
+from axmem_trace.models.selective_checkpointing import make_context_function, note_selective
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import torch
 
-from axmem_trace.models.quiet import errors_alone
+from axmem_trace.models.skeleton.quiet import errors_alone
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from axmem_trace.model_facts import ModelFacts, ModuleFact, TensorFact
 from axmem_trace.models.built import StateTensor, unwrapped
-from axmem_trace.models.placement import is_on_host
+from axmem_trace.models.device_map import is_on_host
 from axmem_trace.recipe.recipe import Recipe
 
 Role = Literal["weight", "adapter"]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from axmem_trace.ledger import Device
-from axmem_trace.models.placement import is_on_host
+from axmem_trace.models.device_map import is_on_host
 from axmem_trace.models.quantisation import iterate_bnb_states
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from axmem_trace.models.built import BuiltModel, unwrapped
-from axmem_trace.models.placement import is_on_host
+from axmem_trace.models.device_map import is_on_host
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.callbacks import GradientAverage, restart_relora

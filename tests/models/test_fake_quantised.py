@@ -15,7 +15,7 @@ import axmem_trace
 from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
 from axmem_trace.models import build_model
-from axmem_trace.models.fake_quantised import (
+from axmem_trace.models.quantisation.fake_quantised import (
     FakeQuantisedEmbedding,
     FakeQuantisedLinear,
     prepare_fake_quantisation,

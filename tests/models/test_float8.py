@@ -15,7 +15,7 @@ import axmem_trace
 from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
 from axmem_trace.models import build_model
-from axmem_trace.models.float8 import Float8Linear
+from axmem_trace.models.quantisation.float8 import Float8Linear
 
 TOKENS, IN, OUT = 256, 512, 1536
 X, W, Y = TOKENS * IN, IN * OUT, TOKENS * OUT

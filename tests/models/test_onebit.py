@@ -13,7 +13,7 @@ from torch import nn
 import axmem_trace
 from axmem_trace.config import read_recipe
 from axmem_trace.models import build_model
-from axmem_trace.models.onebit import BitNetLinear
+from axmem_trace.models.quantisation.onebit import BitNetLinear
 
 TOKENS, IN, OUT = 64, 512, 1024
 X, W, Y = 2 * TOKENS * IN, 2 * IN * OUT, 2 * TOKENS * OUT

@@ -14,7 +14,7 @@ from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
-from axmem_trace.models.placement import is_on_host
+from axmem_trace.models.device_map import is_on_host
 from axmem_trace.recipe.recipe import Recipe
 
 # The tiny Llama in bf16: embedding and head 6144 bytes each, a layer 15,488 (four projections 6144, MLP 9216, two norms

@@ -10,7 +10,7 @@ import torch
 from multimodal_models import write_multimodal_model
 
 from axmem_trace.config import read_recipe
-from axmem_trace.models.model_config import build_model_config
+from axmem_trace.models.skeleton.model_config import build_model_config
 from axmem_trace.training.inputs import MadeBatch, make_batch
 from axmem_trace.training.media.patch_grids import smart_resize
 from axmem_trace.training.media.tile_choice import best_resolution, canvas_without_loss, closest_grid

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.models.model_config import text_part
 from axmem_trace.models.quantisation.bnb import make_bnb_quantizer
 from axmem_trace.models.quantisation.packed_linear import PackedFormat
 from axmem_trace.models.quantisation.quantizers import NoQuantizer, PackedQuantizer, Quantizer, TransformersQuantizer
+from axmem_trace.models.skeleton.model_config import text_part
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from axmem_trace.models.checkpointing import switch_on
-from axmem_trace.models.selective import make_policy
+from axmem_trace.models.selective_checkpointing import make_policy
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from axmem_trace.models.placement import is_on_host
+from axmem_trace.models.device_map import is_on_host
 from axmem_trace.tracing.recorder import Recorder
 
 

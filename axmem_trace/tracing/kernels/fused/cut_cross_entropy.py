@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from axmem_trace.models.model_config import text_part
+from axmem_trace.models.skeleton.model_config import text_part
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.fused.causal_lm import replace_causal_lm_loss
 from axmem_trace.tracing.kernels.fused.forward_patches import Site

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from axmem_trace.models.model_config import text_part
+from axmem_trace.models.skeleton.model_config import text_part
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.attention.card import sms_of
 from axmem_trace.tracing.kernels.fused import liger_layers, liger_losses

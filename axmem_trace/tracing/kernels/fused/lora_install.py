@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from axmem_trace.models.model_config import text_part
+from axmem_trace.models.skeleton.model_config import text_part
 from axmem_trace.notes import Note
 from axmem_trace.tracing.kernels.fused.forward_patches import Site, class_prefix
 from axmem_trace.tracing.kernels.fused.lora_embedding import run_embedding

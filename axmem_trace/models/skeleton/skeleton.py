@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.models.attention import attention_without_packages, request_attention
+from axmem_trace.models.skeleton.attention_request import attention_without_packages, request_attention
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 

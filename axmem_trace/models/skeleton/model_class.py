@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.models.remote_code import own_code, place_of, run_own_class
+from axmem_trace.models.skeleton.remote_code import own_code, place_of, run_own_class
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 

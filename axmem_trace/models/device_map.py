@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.models.quiet import errors_alone
+from axmem_trace.models.skeleton.quiet import errors_alone
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.units import format_bytes

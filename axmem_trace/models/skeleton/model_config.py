@@ -6,8 +6,8 @@ import copy
 from typing import Any
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.models.model_class import AUTO_CLASS_OF_TASK, import_faults_named
-from axmem_trace.models.remote_code import check_allowed, own_code, place_of, run_own_class
+from axmem_trace.models.skeleton.model_class import AUTO_CLASS_OF_TASK, import_faults_named
+from axmem_trace.models.skeleton.remote_code import check_allowed, own_code, place_of, run_own_class
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Model, Recipe
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from axmem_trace.model_facts import ModelFacts, TensorFact
-from axmem_trace.models.model_config import text_part
+from axmem_trace.models.skeleton.model_config import text_part
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Adapter, Recipe
 from axmem_trace.units import format_bytes
