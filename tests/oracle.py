@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from axmem_trace.config import read_recipe
+from axmem_trace.kernels.experts.eager_loop import scattered_one_hot
+from axmem_trace.kernels.experts.install import count_experts
+from axmem_trace.kernels.experts.routing import Routing, find_tables
 from axmem_trace.ledger import Allocation, Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
-from axmem_trace.tracing.kernels.experts.eager_loop import scattered_one_hot
-from axmem_trace.tracing.kernels.experts.install import count_experts
-from axmem_trace.tracing.kernels.experts.routing import Routing, find_tables
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.record import garbage_on_demand

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from axmem_trace.tracing.autocast import Autocast
-from axmem_trace.tracing.kernels.registry import FUNCTION_RULES, KernelContext
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.rules import FUNCTION_RULES
 
 _COMPOSITE = frozenset({F.multi_head_attention_forward, F.normalize, F.softmin, F.gumbel_softmax})
 """Python functions that call several others inside: those must meet the mode too."""

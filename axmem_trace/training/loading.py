@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from axmem_trace.kernels import import_rules
 from axmem_trace.ledger import Device
 from axmem_trace.models.device_map import is_on_host
 from axmem_trace.models.quantisation import iterate_bnb_states
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
-from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.units import format_bytes
 

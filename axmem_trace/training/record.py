@@ -8,18 +8,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from axmem_trace.kernels import import_rules
+from axmem_trace.kernels.attention import install_attention
+from axmem_trace.kernels.axolotl.gemma4_hybrid import install_gemma4_hybrid
+from axmem_trace.kernels.experts import install_experts
+from axmem_trace.kernels.install import install_fused_kernels
+from axmem_trace.kernels.scans import install_scans
 from axmem_trace.ledger import Ledger
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.kernels import import_rules
-from axmem_trace.tracing.kernels.attention import install_attention
-from axmem_trace.tracing.kernels.attention.gemma4_hybrid import install_gemma4_hybrid
-from axmem_trace.tracing.kernels.experts import install_experts
-from axmem_trace.tracing.kernels.fused import install_fused_kernels
-from axmem_trace.tracing.kernels.registry import KernelContext
-from axmem_trace.tracing.kernels.scans import install_scans
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.offloading import install_offloading
 from axmem_trace.training.optimizers.traced import TracedOptimizer

@@ -80,8 +80,8 @@ def _place(trace: TracebackType | None) -> str:
 
 
 def _is_passed_through(frame: traceback.FrameSummary) -> bool:
-    in_tracing = Path(frame.filename).is_relative_to(_OURS / "tracing")
-    return frame.filename.startswith(_PASSED_THROUGH) or (in_tracing and bool(_ASKED_FOR.search(frame.line or "")))
+    in_rules = any(Path(frame.filename).is_relative_to(_OURS / package) for package in ("tracing", "kernels"))
+    return frame.filename.startswith(_PASSED_THROUGH) or (in_rules and bool(_ASKED_FOR.search(frame.line or "")))
 
 
 def _is_plumbing(filename: str) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from axmem_trace.kernels import import_rules
 from axmem_trace.ledger import Ledger
-from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.recorder import Recorder
 
 

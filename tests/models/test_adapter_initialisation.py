@@ -13,10 +13,10 @@ from whole_runs import load, make_recipe
 
 from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
+from axmem_trace.kernels import import_rules
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.adapters import initialise
-from axmem_trace.tracing.kernels import import_rules
 from axmem_trace.tracing.recorder import Recorder
 
 SVD, CAST, PRODUCT = "aten._linalg_svd.default", "aten._to_copy.default", "aten.mm.default"

@@ -21,10 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
+from axmem_trace.kernels import import_rules
 from axmem_trace.tracing import autocast
+from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.kernels import import_rules
-from axmem_trace.tracing.kernels.registry import KernelContext
 from axmem_trace.tracing.recorder import Recorder
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

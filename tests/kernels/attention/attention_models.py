@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch.autograd.graph import _engine_run_backward
 
+from axmem_trace.kernels import import_rules
+from axmem_trace.kernels.attention import install_attention
 from axmem_trace.ledger import Ledger
 from axmem_trace.models.skeleton.attention_request import attention_without_packages, request_attention
+from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.kernels import import_rules
-from axmem_trace.tracing.kernels.attention import install_attention
-from axmem_trace.tracing.kernels.registry import KernelContext
 from axmem_trace.tracing.recorder import Recorder
 
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from kernel_recording import peak_bytes, run_backward
 
+from axmem_trace.kernels import import_rules
+from axmem_trace.kernels.attention import install_attention
 from axmem_trace.ledger import Allocation
 from axmem_trace.notes import Note
+from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.kernels import import_rules
-from axmem_trace.tracing.kernels.attention import install_attention
-from axmem_trace.tracing.kernels.registry import KernelContext
 from axmem_trace.tracing.recorder import Recorder
 
 A100, A6000, L40S, H100, T4 = (8, 0), (8, 6), (8, 9), (9, 0), (7, 5)

@@ -7,7 +7,7 @@ import torch
 from kernel_probe import A100, T4, make_heads, probe
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.tracing.kernels.attention.flash_sizes import num_splits
+from axmem_trace.kernels.attention.flash_sizes import num_splits
 
 
 def _flash(*args, **kwargs):

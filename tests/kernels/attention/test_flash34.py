@@ -7,7 +7,7 @@ import torch
 from kernel_probe import A100, H100, make_heads, probe
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.tracing.kernels.attention.hopper_sizes import flash3_tile, flash4_tile
+from axmem_trace.kernels.attention.hopper_sizes import flash3_tile, flash4_tile
 
 B200 = (10, 0)
 

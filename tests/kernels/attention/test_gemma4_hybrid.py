@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from axmem_trace.kernels.axolotl import gemma4_hybrid
 from axmem_trace.recipe.recipe import Attention, BaseModel, Model, Recipe
-from axmem_trace.tracing.kernels.attention import gemma4_hybrid
 from axmem_trace.tracing.recorder import Recorder
 
 TOKENS = 64
@@ -61,7 +61,7 @@ def test_what_the_mask_takes():
 def test_large_heads_repeat_keys_and_values(head, grouped):
     from transformers.integrations import sdpa_attention
 
-    from axmem_trace.tracing.kernels.registry import KernelContext
+    from axmem_trace.tracing.context import KernelContext
 
     model = torch.nn.Module()
     key = torch.empty(1, 1, 8, head)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from kernel_probe import A100, A6000, H100, L40S, T4, make_heads, probe
 
-from axmem_trace.tracing.kernels.attention.efficient_sizes import backward_tile, backward_workspace, key_splits
-from axmem_trace.tracing.kernels.attention.sdpa_choice import SdpaCall, choose_backend, priority_order
-from axmem_trace.tracing.kernels.attention.sdpa_math import math_attention
+from axmem_trace.kernels.attention.efficient_sizes import backward_tile, backward_workspace, key_splits
+from axmem_trace.kernels.attention.sdpa_choice import SdpaCall, choose_backend, priority_order
+from axmem_trace.kernels.attention.sdpa_math import math_attention
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 B200, RTX5090 = (10, 0), (12, 0)

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from kernel_recording import peak_bytes, run_backward
 from sdpa_calls import CALLS, PACKED, make_call
 
+from axmem_trace.kernels import import_rules
+from axmem_trace.kernels.attention.flash2 import run_flash2_varlen
+from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.kernels import import_rules
-from axmem_trace.tracing.kernels.attention.flash2 import run_flash2_varlen
-from axmem_trace.tracing.kernels.registry import KernelContext
 from axmem_trace.tracing.recorder import Recorder
 
 RECORDED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "sdpa_on_cuda.json").read_text("utf-8"))

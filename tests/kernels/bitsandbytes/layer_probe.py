@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from kernel_recording import peak_bytes, run_backward
 
+from axmem_trace.kernels import import_rules
 from axmem_trace.ledger import NEVER, Allocation
 from axmem_trace.models.quantisation.bnb import pack_bnb_weights
 from axmem_trace.notes import Note
+from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.kernels import import_rules
-from axmem_trace.tracing.kernels.registry import KernelContext
 from axmem_trace.tracing.recorder import Recorder
 
 A100 = (8, 0)

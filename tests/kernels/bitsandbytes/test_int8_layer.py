@@ -8,9 +8,9 @@ from collections import Counter
 import torch
 from layer_probe import make_8bit, probe
 
-from axmem_trace.tracing.kernels.bitsandbytes.cuda_backend import _cuda_kernels
-from axmem_trace.tracing.kernels.bitsandbytes.rules import int8_vectorwise_quant
-from axmem_trace.tracing.kernels.registry import KernelContext
+from axmem_trace.kernels.bitsandbytes.cuda_backend import _cuda_kernels
+from axmem_trace.kernels.bitsandbytes.rules import int8_vectorwise_quant
+from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.recorder import Recorder
 
 INPUT, OUTPUT = 512_000, 1_024_000  # bf16: 1000 * 256 * 2 and 1000 * 512 * 2

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from kernel_recording import run_backward
 
+from axmem_trace.kernels import import_rules
 from axmem_trace.ledger import Allocation
+from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.kernels import import_rules
-from axmem_trace.tracing.kernels.registry import KernelContext
 from axmem_trace.tracing.recorder import Recorder
 
 A100, L40S, H100, B200, RTX5090 = (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)

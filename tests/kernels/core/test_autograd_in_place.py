@@ -16,9 +16,9 @@ from torch.autograd.graph import _engine_run_backward
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
+from axmem_trace.kernels import import_rules
+from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.kernels import import_rules
-from axmem_trace.tracing.kernels.registry import KernelContext
 from axmem_trace.tracing.recorder import Recorder
 
 LARGE = 4096

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from core_probe import leaf, record, sizes
 
-from axmem_trace.tracing.kernels.core.embedding import embedding_workspace
+from axmem_trace.kernels.core.embedding import embedding_workspace
 
 LONG, BOOL = torch.int64, torch.bool
 

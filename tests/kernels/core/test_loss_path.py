@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from core_probe import leaf
 from torch.autograd.graph import _engine_run_backward
 
+from axmem_trace.kernels import import_rules
+from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.kernels import import_rules
-from axmem_trace.tracing.kernels.registry import KernelContext
 from axmem_trace.tracing.recorder import Recorder
 
 TOKENS, VOCABULARY = 256, 1000

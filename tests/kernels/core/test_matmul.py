@@ -6,7 +6,7 @@ import pytest
 import torch
 from core_probe import A100, B200, H100, L40S, RTX5090, leaf, record
 
-from axmem_trace.tracing.kernels.core.matmul import cublas_workspace_bytes
+from axmem_trace.kernels.core.matmul import cublas_workspace_bytes
 
 
 @pytest.mark.parametrize(

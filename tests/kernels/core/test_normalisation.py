@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from core_probe import BF16, FP16, FP32, leaf, record, sizes
 
-from axmem_trace.tracing.kernels.core.normalisation import partial_gradient_bytes
+from axmem_trace.kernels.core.normalisation import partial_gradient_bytes
 
 
 def test_rms_norm_keeps_one_number_per_row():

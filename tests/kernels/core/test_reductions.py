@@ -6,7 +6,7 @@ import pytest
 import torch
 from core_probe import FP32, L40S, leaf, record, sizes
 
-from axmem_trace.tracing.kernels.core.reductions import _Threads, partial_result_bytes
+from axmem_trace.kernels.core.reductions import _Threads, partial_result_bytes
 
 A100, L40S_THREADS = _Threads(108, 2048), _Threads(142, 1536)
 

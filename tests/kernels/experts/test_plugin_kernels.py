@@ -20,14 +20,14 @@ from moe_models import MOE
 import axmem_trace
 from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
+from axmem_trace.kernels.experts import routing as routing_module
+from axmem_trace.kernels.experts import scattermoe
+from axmem_trace.kernels.experts.scattered import Routed
+from axmem_trace.kernels.experts.scattermoe import run_scattermoe
+from axmem_trace.kernels.experts.scattermoe_lora import Adapter, ScatterMoELoRA, by_expert
+from axmem_trace.kernels.experts.sonicmoe import run_sonicmoe
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
-from axmem_trace.tracing.kernels.experts import routing as routing_module
-from axmem_trace.tracing.kernels.experts import scattermoe
-from axmem_trace.tracing.kernels.experts.scattered import Routed
-from axmem_trace.tracing.kernels.experts.scattermoe import run_scattermoe
-from axmem_trace.tracing.kernels.experts.scattermoe_lora import Adapter, ScatterMoELoRA, by_expert
-from axmem_trace.tracing.kernels.experts.sonicmoe import run_sonicmoe
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.record import record_run
 

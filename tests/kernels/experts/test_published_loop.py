@@ -16,9 +16,9 @@ from kernel_recording import peak_bytes
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-from axmem_trace.tracing.kernels import import_rules
-from axmem_trace.tracing.kernels.experts import install_experts
-from axmem_trace.tracing.kernels.registry import KernelContext
+from axmem_trace.kernels import import_rules
+from axmem_trace.kernels.experts import install_experts
+from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.recorder import Recorder
 
 MEASURED = Path(__file__).parents[4] / "shared" / "measured" / "loss_and_kernel_memory.json"

@@ -12,10 +12,10 @@ import torch
 from moe_models import MOE
 
 from axmem_trace.config import read_recipe
+from axmem_trace.kernels import import_rules
+from axmem_trace.kernels.experts import routing as routing_module
+from axmem_trace.kernels.experts.routing import Assignment, Routing, find_tables
 from axmem_trace.models import build_model
-from axmem_trace.tracing.kernels import import_rules
-from axmem_trace.tracing.kernels.experts import routing as routing_module
-from axmem_trace.tracing.kernels.experts.routing import Assignment, Routing, find_tables
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.record import record_run

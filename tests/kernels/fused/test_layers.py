@@ -13,9 +13,9 @@ import pytest
 import torch
 from lives import Lives, live, tensor
 
-from axmem_trace.tracing.kernels.fused.fused_attention import norm_and_rotate
-from axmem_trace.tracing.kernels.fused.liger_experts import FusedExperts
-from axmem_trace.tracing.kernels.fused.liger_layers import (
+from axmem_trace.kernels.axolotl.fused_attention import norm_and_rotate
+from axmem_trace.kernels.liger.experts import FusedExperts
+from axmem_trace.kernels.liger.layers import (
     GatedActivation,
     GatedRmsNorm,
     LayerNorm,

@@ -15,8 +15,8 @@ import pytest
 from multimodal_models import _TEXT, _VIT
 
 from axmem_trace.config import read_recipe
+from axmem_trace.kernels.install import install_fused_kernels
 from axmem_trace.models import build_model
-from axmem_trace.tracing.kernels.fused import install_fused_kernels
 
 LAYERS = ("liger_rope", "liger_rms_norm", "liger_layer_norm", "liger_glu_activation")
 _SIGLIP = {**_VIT, "model_type": "siglip_vision_model", "vision_use_head": False}

@@ -13,10 +13,10 @@ from lives import Lives, live, tensor
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from axmem_trace.tracing.kernels.fused.lora_embedding import run_embedding
-from axmem_trace.tracing.kernels.fused.lora_functions import run_projections
-from axmem_trace.tracing.kernels.fused.lora_mlp import run_mlp
-from axmem_trace.tracing.kernels.fused.tiled_mlp import TiledMlp
+from axmem_trace.kernels.axolotl.tiled_mlp import TiledMlp
+from axmem_trace.kernels.lora.embedding import run_embedding
+from axmem_trace.kernels.lora.functions import run_projections
+from axmem_trace.kernels.lora.mlp import run_mlp
 
 ROWS, TOKENS, WIDTH, INNER, RANK = 2, 32, 256, 512, 8
 PROJECTIONS = {"q_proj": (256, 256), "k_proj": (256, 128), "v_proj": (256, 128), "o_proj": (256, 256),

@@ -6,14 +6,14 @@ import pytest
 import torch
 from lives import Lives, live, targets, tensor
 
-from axmem_trace.tracing.kernels.fused.cut_cross_entropy import cut_causal_lm_loss
-from axmem_trace.tracing.kernels.fused.liger_losses import (
+from axmem_trace.kernels.liger.losses import (
     CrossEntropy,
     FusedLinearCrossEntropy,
     cross_entropy,
     next_power_of_2,
 )
-from axmem_trace.tracing.kernels.fused.loss_paths import eaft_loss
+from axmem_trace.kernels.losses.cut_cross_entropy import cut_causal_lm_loss
+from axmem_trace.kernels.losses.logit_losses import eaft_loss
 
 TOKENS, WIDTH, VOCABULARY = 128, 96, 1000
 HIDDEN = TOKENS * WIDTH * 2

@@ -23,11 +23,11 @@ from kernel_recording import peak_bytes
 from lives import targets, tensor
 from torch import nn
 
-from axmem_trace.tracing.kernels.fused.cut_cross_entropy import cut_causal_lm_loss
-from axmem_trace.tracing.kernels.fused.liger_experts import FusedExperts
-from axmem_trace.tracing.kernels.fused.liger_layers import GatedActivation, LayerNorm, Rope
-from axmem_trace.tracing.kernels.fused.liger_losses import CrossEntropy, FusedLinearCrossEntropy
-from axmem_trace.tracing.kernels.fused.tiled_mlp import TiledMlp
+from axmem_trace.kernels.axolotl.tiled_mlp import TiledMlp
+from axmem_trace.kernels.liger.experts import FusedExperts
+from axmem_trace.kernels.liger.layers import GatedActivation, LayerNorm, Rope
+from axmem_trace.kernels.liger.losses import CrossEntropy, FusedLinearCrossEntropy
+from axmem_trace.kernels.losses.cut_cross_entropy import cut_causal_lm_loss
 from axmem_trace.tracing.recorder import Recorder
 
 MEASURED = Path(__file__).parents[4] / "shared" / "measured" / "loss_and_kernel_memory.json"

@@ -13,8 +13,8 @@ from torch import nn
 
 from axmem_trace import estimate
 from axmem_trace.config import read_recipe
+from axmem_trace.kernels.axolotl.tiled_mlp import TiledMlp
 from axmem_trace.models import build_model
-from axmem_trace.tracing.kernels.fused.tiled_mlp import TiledMlp
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.record import record_run
 

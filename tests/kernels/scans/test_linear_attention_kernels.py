@@ -9,12 +9,12 @@ import pytest
 import torch
 from scan_probe import leaf, leaf32, probe
 
-from axmem_trace.tracing.kernels.registry import KernelContext
-from axmem_trace.tracing.kernels.scans.fla_blocks import Chunks, widest_tile
-from axmem_trace.tracing.kernels.scans.gated_delta import chunk_gated_delta_rule
-from axmem_trace.tracing.kernels.scans.kda import chunk_kda
-from axmem_trace.tracing.kernels.scans.rwkv import rwkv_linear_attention
-from axmem_trace.tracing.kernels.scans.short_conv import causal_conv1d
+from axmem_trace.kernels.scans.fla_blocks import Chunks, widest_tile
+from axmem_trace.kernels.scans.gated_delta import chunk_gated_delta_rule
+from axmem_trace.kernels.scans.kda import chunk_kda
+from axmem_trace.kernels.scans.rwkv import rwkv_linear_attention
+from axmem_trace.kernels.scans.short_conv import causal_conv1d
+from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.recorder import Recorder
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from scan_probe import leaf, leaf32, probe
 
-from axmem_trace.tracing.kernels.scans.causal_conv import causal_conv1d_fn
-from axmem_trace.tracing.kernels.scans.mamba_inner import mamba_inner_fn
-from axmem_trace.tracing.kernels.scans.selective_scan import selective_scan_fn
-from axmem_trace.tracing.kernels.scans.ssd import mamba_chunk_scan_combined
-from axmem_trace.tracing.kernels.scans.ssd_split import mamba_split_conv1d_scan_combined
+from axmem_trace.kernels.scans.causal_conv import causal_conv1d_fn
+from axmem_trace.kernels.scans.mamba_inner import mamba_inner_fn
+from axmem_trace.kernels.scans.selective_scan import selective_scan_fn
+from axmem_trace.kernels.scans.ssd import mamba_chunk_scan_combined
+from axmem_trace.kernels.scans.ssd_split import mamba_split_conv1d_scan_combined
 
 
 def test_the_convolution_keeps_no_copy_of_its_input() -> None:

@@ -1,0 +1,112 @@
+"""Scratch memory of the memory-efficient (CUTLASS) kernels, in bytes.
+
+Letters as in `flash_sizes`. Sources: torch 2.13, torch/include/ATen/native/transformers/cuda/mem_eff_attention/
+kernel_backward.h (`Params::workspace_size`), kernels/cutlassB.h (which tiles exist, in what order), kernel_forward.h
+(`kNeedsOutputAccumulatorBuffer`), and aten/src/ATen/native/transformers/cuda/attention_backward.cu (which tile is
+launched, how keys are split). xformers' CUTLASS operator is the same code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from axmem_trace.kernels.attention.flash_sizes import Blocks, round_up
+
+_FLOAT = 4
+_ANY_HEAD = 65536
+_HEAD_IN_REGISTERS = 128
+"""Largest head whose forward keeps its output in registers (cutlassF.h, the `rf` kernels)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """`AttentionBackwardKernel<..., kBlockSizeI, kBlockSizeJ, kMaxK>`."""
+
+    queries: int
+    keys: int
+    max_head_dim: int
+    half: bool
+
+    @property
+    def accumulates_keys(self) -> bool:
+        """`kNeedsAccumGradK`: dk and dv do not fit into registers and are not fp32 themselves."""
+        return self.half and self.max_head_dim > self.queries
+
+
+def backward_tile(head_dim: int, *, half: bool, capability: tuple[int, int], dropout: bool = False) -> Tile:
+    """The first kernel of cutlassB.h that takes the head size and fits the card's shared memory.
+
+    What each needs is a constant of its launcher (`sizeof(Kernel::SharedStorage)`, bytes): of the half kernels for 8.0
+    and newer, 133,632 to 162,304 for 128x128 and 60,928 for 128x64 of any head; of the fp32 ones 121,344 for 128x64;
+    54,784 for 128x64 on 7.5 and 50,176 on 7.0. A block may have 99 KiB on 8.6, 8.9 and 12.x, at least 163 KiB on the
+    others from 8.0 on, 64 KiB on 7.5 and 96 KiB on 7.0.
+
+    Args:
+        head_dim: the larger of the query's and the value's.
+        half: fp16 or bf16, else fp32.
+        capability: 8.6 and 8.9 have one more kernel, for heads up to 96 without dropout.
+        dropout: the call has some.
+    """
+    roomy = capability >= (8, 0) and capability not in ((8, 6), (8, 9)) and capability[0] != 12
+    if head_dim <= 64:
+        return Tile(64, 64, 32 if head_dim <= 32 else 64, half)
+    if head_dim > 128:
+        return Tile(128 if half or roomy else 64, 64, _ANY_HEAD, half)
+    if half and capability in ((8, 6), (8, 9)) and head_dim <= 96 and not dropout:
+        return Tile(128, 64, 96, half)
+    if half and capability >= (8, 0):
+        return Tile(128, 128, 128, half) if roomy else Tile(64, 64, 128, half)
+    return Tile(128 if half or roomy else 64, 64, 128, half)
+
+
+def key_splits(tile: Tile, *, batch: int, heads: int, keys: int) -> int:
+    """`num_splits_key` as the launcher chooses it."""
+    splits = -(-keys // tile.keys)
+    if batch * heads >= 256 and keys <= 2 * tile.keys:
+        splits = 1
+    if tile.accumulates_keys:
+        splits = min(splits, 200 // (batch * heads))
+    return max(splits, 1)
+
+
+def backward_workspace(
+    tile: Tile, *, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int
+) -> int:
+    """`workspace_size`: an fp32 tile of dq per block of queries with a lock, and dk, dv per split of the keys."""
+    tile_bytes = 16 + tile.queries * tile.keys * _FLOAT
+    floats = -(-queries // tile.queries) * -(-head_dim // tile.keys) * tile_bytes // _FLOAT
+    if tile.accumulates_keys:
+        columns = round_up(head_dim, tile.queries) + round_up(value_dim, tile.queries)
+        floats += key_splits(tile, batch=batch, heads=heads, keys=keys) * tile.keys * columns
+    return batch * heads * round_up(floats, 4) * _FLOAT
+
+
+def efficient_backward(
+    *, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int, half: bool,
+    capability: tuple[int, int], dropout: bool = False, tokens: int = 0,
+) -> Blocks:  # fmt: skip
+    """The workspace beside `delta`, which the half-precision kernels compute themselves. The fp32 ones get it before
+    the workspace is taken, from `(grad_out * out).sum(-1).transpose(-2, -1).contiguous()`: a product as large as the
+    output, the sum, its copy. What takes more counts.
+
+    Args:
+        tokens: of all samples, where `queries` and `keys` are those of the longest in a row without padding.
+    """
+    tile = backward_tile(max(head_dim, value_dim), half=half, capability=capability, dropout=dropout)
+    workspace = backward_workspace(
+        tile, batch=batch, heads=heads, queries=queries, keys=keys, head_dim=head_dim, value_dim=value_dim
+    )
+    delta = (tokens or batch * queries) * heads * _FLOAT
+    preparing = () if half else (delta * value_dim, delta, delta)
+    return max((delta, workspace), preparing, key=sum)
+
+
+def efficient_forward(*, batch: int, heads: int, queries: int, head_dim: int, value_dim: int, half: bool) -> Blocks:
+    """`output_accum`: the output once more in fp32, where it does not fit into registers.
+
+    The kernels that keep it there take neither keys nor values of more than 128 (attention.cu,
+    `_efficient_attention_forward`: `value.size(3) > Kernel::kMaxK || key.size(3) > Kernel::kMaxK`).
+    """
+    if not half or max(head_dim, value_dim) <= _HEAD_IN_REGISTERS:
+        return ()
+    return (batch * queries * heads * value_dim * _FLOAT,)

@@ -1,0 +1,205 @@
+"""FlashAttention-3 (package `flash_attn_interface`, or the Hub's build with attention sinks) and FlashAttention-4.
+
+Sources: flash-attn 2.8.3, hopper/flash_attn_interface.py (`FlashAttnFunc`, `FlashAttnVarlenFunc`); flash-attn-4
+4.0.0b36, flash_attn/cute/interface.py. Both keep query, key, value, output and an fp32 logsumexp, and pad nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from axmem_trace.kernels.attention import hopper_sizes
+from axmem_trace.kernels.attention.flash_sizes import Blocks
+from axmem_trace.kernels.attention.fused import FusedKernel, Heads, run_fused
+from axmem_trace.kernels.attention.hopper_sizes import BackwardTile
+from axmem_trace.kernels.attention.refusals import check_flash, refusal
+from axmem_trace.kernels.attention.sources import note_source
+from axmem_trace.tracing.context import KernelContext
+
+Window = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """What sets one release apart from the other."""
+
+    name: str
+    operator: str
+    make_tile: Callable[..., BackwardTile]
+    oldest: tuple[int, int]
+    newest: tuple[int, int]
+    semaphores: bool
+
+
+FLASH3 = Release(name="FlashAttention-3", operator="flash_attn_3", make_tile=hopper_sizes.flash3_tile,
+                 oldest=(8, 0), newest=(9, 9), semaphores=True)  # fmt: skip
+FLASH4 = Release(name="FlashAttention-4", operator="flash_attn_4", make_tile=hopper_sizes.flash4_tile,
+                 oldest=(9, 0), newest=(12, 9), semaphores=False)  # fmt: skip
+
+
+def make_flash3(context: KernelContext) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`flash_attn_func` and `flash_attn_varlen_func`; transformers reads what they support from their parameters."""
+
+    def flash_attn_func(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float | None = None, causal: bool = False,
+        qv: torch.Tensor | None = None, window_size: Window = (-1, -1), attention_chunk: int = 0, softcap: float = 0.0,
+        num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False, sm_margin: int = 0,
+        s_aux: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        note_source(context, FLASH3.operator)
+        return run_fixed(FLASH3, context, (q, k, v), causal=causal, window=window_size, sink=s_aux, softcap=softcap)
+
+    def flash_attn_varlen_func(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
+        max_seqlen_q: Any, max_seqlen_k: Any, seqused_q: torch.Tensor | None = None,
+        seqused_k: torch.Tensor | None = None, softmax_scale: float | None = None, causal: bool = False,
+        qv: torch.Tensor | None = None, window_size: Window = (-1, -1), attention_chunk: int = 0, softcap: float = 0.0,
+        num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False, sm_margin: int = 0,
+        s_aux: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        bounds = (cu_seqlens_q, cu_seqlens_k)
+        note_source(context, FLASH3.operator)
+        return run_varlen(FLASH3, context, (q, k, v), bounds, max_seqlen_q, causal=causal, window=window_size,
+                          sink=s_aux, softcap=softcap)  # fmt: skip
+
+    return flash_attn_func, flash_attn_varlen_func
+
+
+def make_flash4(context: KernelContext) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The same of `flash_attn.cute`."""
+
+    def flash_attn_func(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float | None = None, causal: bool = False,
+        window_size: Window = (None, None), learnable_sink: torch.Tensor | None = None, softcap: float = 0.0,
+        num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        note_source(context, FLASH4.operator)
+        return run_fixed(FLASH4, context, (q, k, v), causal=causal, window=window_size, sink=learnable_sink,
+                         softcap=softcap)  # fmt: skip
+
+    def flash_attn_varlen_func(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
+        max_seqlen_q: Any = None, max_seqlen_k: Any = None, softmax_scale: float | None = None, causal: bool = False,
+        window_size: Window = (None, None), learnable_sink: torch.Tensor | None = None, softcap: float = 0.0,
+        num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        bounds = (cu_seqlens_q, cu_seqlens_k)
+        note_source(context, FLASH4.operator)
+        return run_varlen(FLASH4, context, (q, k, v), bounds, max_seqlen_q, causal=causal, window=window_size,
+                          sink=learnable_sink, softcap=softcap)  # fmt: skip
+
+    return flash_attn_func, flash_attn_varlen_func
+
+
+def run_fixed(
+    release: Release, context: KernelContext, heads: Heads, *, causal: bool, window: Window = (-1, -1),
+    sink: torch.Tensor | None = None, softcap: float = 0.0,
+) -> torch.Tensor:  # fmt: skip
+    """The fixed-length kernel. Heads are (B, S, H, D)."""
+    _check_release(release, context, heads, softcap=softcap, sink=sink)
+    tile = _tile(release, context, heads, causal, window, softcap)
+    kernel = FusedKernel(
+        name=f"{release.operator}_func",
+        make_outputs=partial(_outputs, packed=False),
+        forward_scratch=partial(_forward_scratch, release=release, samples=0),
+        backward_scratch=partial(_fixed_scratch, tile=tile, semaphores=release.semaphores),
+        dispatched=release is FLASH3,
+        window_left=_left(window),
+    )
+    return run_fused(context, kernel, heads, sink=sink)
+
+
+def run_varlen(
+    release: Release, context: KernelContext, heads: Heads, bounds: Sequence[torch.Tensor], longest: Any, *,
+    causal: bool, window: Window = (-1, -1), sink: torch.Tensor | None = None, softcap: float = 0.0,
+) -> torch.Tensor:  # fmt: skip
+    """The kernel for rows of samples without padding. Heads are (tokens, H, D), the bounds (samples + 1,)."""
+    _check_release(release, context, heads, softcap=softcap, sink=sink)
+    tile = _tile(release, context, heads, causal, window, softcap)
+    samples = bounds[0].numel() - 1
+    longest = _number(context, longest, heads[0].shape[0]) if release.semaphores else 0
+    kernel = FusedKernel(
+        name=f"{release.operator}_varlen_func",
+        make_outputs=partial(_outputs, packed=True),
+        forward_scratch=partial(_forward_scratch, release=release, samples=samples),
+        backward_scratch=partial(_varlen_scratch, tile=tile, samples=samples, longest=longest),
+        dispatched=release is FLASH3,
+        window_left=_left(window),
+    )
+    return run_fused(context, kernel, heads, also_kept=bounds, sink=sink)
+
+
+def _check_release(
+    release: Release, context: KernelContext, heads: Heads, *, softcap: float, sink: torch.Tensor | None
+) -> None:
+    """What one release refuses beside what all refuse.
+
+    Source: hopper/flash_api.cpp, `mha_fwd` (value heads of another size); flash_attn/cute/interface.py,
+    `_validate_head_dims` and the asserts of `_flash_attn_bwd`.
+    """
+    check_flash(context, heads, name=release.name, oldest=release.oldest, newest=release.newest, multiple=8)
+    sizes, major = (heads[0].shape[-1], heads[2].shape[-1]), context.compute_capability[0]
+    if release is FLASH3 and sizes[0] != sizes[1]:
+        served = (128 < sizes[0] <= 192 and 96 < sizes[1] <= 128) or (sizes[0] <= 64 and sizes[1] <= 512)
+        if major != 9 or not served:
+            raise refusal(
+                f"{release.name} does not take heads of {sizes[0]} with values of {sizes[1]}", context.attention
+            )
+    if release is FLASH4 and major in (10, 11) and max(sizes) > 128 and sizes not in ((192, 128), (256, 256)):
+        raise refusal(f"{release.name} takes heads of at most 128, of 192 with values of 128, or of 256 on Blackwell; "
+                      f"this model's are {sizes[0]} and {sizes[1]}", context.attention)  # fmt: skip
+    if release is FLASH4 and major in (10, 11) and sizes == (256, 256) and softcap:
+        raise refusal(f"{release.name} does not train heads of 256 with a soft cap on Blackwell", context.attention)
+    if release is FLASH4 and major == 12 and sink is not None:
+        raise refusal(f"{release.name} does not train attention sinks on this card", context.attention)
+
+
+def _tile(
+    release: Release, context: KernelContext, heads: Heads, causal: bool, window: Window, softcap: float
+) -> BackwardTile:
+    local = window[0] not in (None, -1)
+    return release.make_tile(heads[0].shape[-1], heads[2].shape[-1], context.compute_capability,
+                             causal=causal, local=local, softcap=bool(softcap))  # fmt: skip
+
+
+def _left(window: Window) -> int:
+    return -1 if window[0] is None else window[0]
+
+
+def _number(context: KernelContext, value: Any, otherwise: int) -> int:
+    """A length that transformers may pass as a tensor."""
+    if isinstance(value, torch.Tensor):
+        known = context.recorder.known(value)
+        return otherwise if known is None else int(known)
+    return otherwise if value is None else int(value)
+
+
+def _outputs(heads: Heads, *, packed: bool) -> tuple[torch.Tensor, ...]:
+    query, _, value = heads
+    shape = (query.shape[1], query.shape[0]) if packed else (query.shape[0], query.shape[2], query.shape[1])
+    lse = torch.empty(shape, dtype=torch.float32, device=query.device)
+    return query.new_empty((*query.shape[:-1], value.shape[-1])), lse
+
+
+def _forward_scratch(heads: Heads, *, release: Release, samples: int) -> Blocks:
+    """FlashAttention-3's tile counter, and for samples their splits (`tile_count_semaphore`, int32)."""
+    return (4 * (1 + samples),) if release is FLASH3 else ()
+
+
+def _fixed_scratch(heads: Heads, *, tile: BackwardTile, semaphores: bool) -> Blocks:
+    query, key, _ = heads
+    return hopper_sizes.backward_scratch(tile, batch=query.shape[0], heads=query.shape[2], kv_heads=key.shape[2],
+                                         queries=query.shape[1], keys=key.shape[1], semaphores=semaphores)  # fmt: skip
+
+
+def _varlen_scratch(heads: Heads, *, tile: BackwardTile, samples: int, longest: int) -> Blocks:
+    query, key, _ = heads
+    return hopper_sizes.varlen_backward_scratch(
+        tile, samples=samples, heads=query.shape[1], kv_heads=key.shape[1], total_queries=query.shape[0],
+        total_keys=key.shape[0], longest=longest,
+    )  # fmt: skip

@@ -1,0 +1,123 @@
+"""`flex_attention` as torch.compile runs it on a GPU, and the block mask that goes with it.
+
+Source: torch 2.13, torch/_inductor/kernel/flex/flex_attention.py (lowerings of `flex_attention` and
+`flex_attention_backward`), torch/nn/attention/flex_attention.py (`BlockMask`, `create_block_mask`,
+`_finalize_outputs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.kernels.attention.fused import FusedKernel, Heads, run_fused
+from axmem_trace.kernels.attention.sources import note_source
+from axmem_trace.tracing.context import KernelContext
+
+_FLOAT = 4
+_LEAST_HEAD_DIM = 16
+
+
+@contextmanager
+def flex_without_compiler(context: KernelContext) -> Iterator[None]:
+    """While open, transformers' flex attention runs on meta what the compiled one would allocate on a GPU."""
+    from transformers import masking_utils
+    from transformers.integrations import flex_attention as integration
+
+    with (
+        patch.object(integration, "compile_friendly_flex_attention", make_flex(context)),
+        patch.object(integration, "create_block_mask", make_block_mask),
+        patch.object(masking_utils, "create_block_mask", make_block_mask),
+    ):
+        yield
+
+
+def make_flex(context: KernelContext) -> Callable[..., Any]:
+    """Stands for `compile_friendly_flex_attention`; heads are (B, H, S, D)."""
+
+    def flex_attention(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, training: bool = False, *,
+        block_mask: Any = None, return_aux: Any = None, return_lse: bool = False, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        if min(query.shape[-1], value.shape[-1]) < _LEAST_HEAD_DIM:
+            raise ConfigError(
+                f"flex attention takes heads of at least {_LEAST_HEAD_DIM}; this model's are {query.shape[-1]}",
+                key="attn_implementation", value="flex_attention", remedy="use `attn_implementation: sdpa`",
+            )  # fmt: skip
+        note_source(context, "flex_attention")
+        out = run_fused(context, _KERNEL, (query, key, value), also_kept=_tensors_of(block_mask))
+        lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)  # in base e, beside the kept one
+        if return_aux is not None:
+            from torch.nn.attention.flex_attention import AuxOutput
+
+            return out, AuxOutput(lse=lse)
+        return (out, lse) if return_lse else out
+
+    return flex_attention
+
+
+def make_block_mask(
+    mask_mod: Callable[..., Any], B: int | None, H: int | None, Q_LEN: int, KV_LEN: int,
+    device: Any = "cuda", BLOCK_SIZE: int | tuple[int, int] = 128, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """The compiled `create_block_mask`: what it leaves is eight int32 tensors, counts and indices of the partly and the
+    wholly visible blocks, by queries and by keys. The mask in full, S x S, is never stored: inductor fuses it away."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    sizes = BLOCK_SIZE if isinstance(BLOCK_SIZE, tuple) else (BLOCK_SIZE, BLOCK_SIZE)
+    rows, columns = -(-Q_LEN // sizes[0]), -(-KV_LEN // sizes[1])
+    batch = (B or 1, H or 1)
+
+    def make(*shape: int) -> torch.Tensor:
+        return torch.empty((*batch, *shape), dtype=torch.int32, device=device)
+
+    return BlockMask(
+        seq_lengths=(Q_LEN, KV_LEN), kv_num_blocks=make(rows), kv_indices=make(rows, columns),
+        full_kv_num_blocks=make(rows), full_kv_indices=make(rows, columns), q_num_blocks=make(columns),
+        q_indices=make(columns, rows), full_q_num_blocks=make(columns), full_q_indices=make(columns, rows),
+        BLOCK_SIZE=sizes, mask_mod=mask_mod,
+    )  # fmt: skip
+
+
+def _tensors_of(block_mask: Any) -> tuple[torch.Tensor, ...]:
+    if block_mask is None:
+        return ()
+    names = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices",
+             "full_q_num_blocks", "full_q_indices")  # fmt: skip
+    found = (getattr(block_mask, name, None) for name in names)
+    return tuple(tensor for tensor in found if tensor is not None)
+
+
+def _outputs(heads: Heads) -> tuple[torch.Tensor, ...]:
+    """The output in the query's layout, and the logsumexp (B, H, S) in base 2, which is the one that is kept."""
+    query, _, value = heads
+    out = torch.empty_like(query)
+    if value.shape[-1] != query.shape[-1]:
+        out = query.new_empty((*query.shape[:-1], value.shape[-1]))
+    return out, torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
+
+
+def _row_bytes(heads: Heads) -> int:
+    batch, num_heads, queries, _ = heads[0].shape
+    return batch * num_heads * queries * _FLOAT
+
+
+def _forward_scratch(heads: Heads) -> tuple[int, ...]:
+    """`max_scores`, as large as the logsumexp, whether asked for or not."""
+    return (_row_bytes(heads),)
+
+
+def _backward_scratch(heads: Heads) -> tuple[int, ...]:
+    """`delta`, the gradient of the returned logsumexp (zeros, where no loss looks at it), and that in base 2. Gradients
+    of grouped keys are summed in the kernel."""
+    return (_row_bytes(heads),) * 3
+
+
+_KERNEL = FusedKernel(
+    name="flex_attention", make_outputs=_outputs, forward_scratch=_forward_scratch, backward_scratch=_backward_scratch
+)

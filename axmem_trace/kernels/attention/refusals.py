@@ -1,0 +1,50 @@
+"""What flash kernels refuse, told before the run does."""
+
+from __future__ import annotations
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.kernels.attention.fused import Heads
+from axmem_trace.kernels.card import HALF
+from axmem_trace.tracing.context import KernelContext
+
+_GENERATIONS = {8: "Ampere", 9: "Hopper", 12: "Blackwell"}
+_REMEDY = "use `attn_implementation: sdpa`, which falls back to another kernel, or `eager`"
+
+
+def check_flash(
+    context: KernelContext, heads: Heads, *, name: str, oldest: tuple[int, int] = (8, 0),
+    newest: tuple[int, int] = (99, 0), multiple: int = 1, max_head_dim: int = 256,
+) -> None:  # fmt: skip
+    """The checks that every FlashAttention release makes at the beginning of its forward.
+
+    Source: flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp, `mha_fwd` and `mha_varlen_fwd` (`TORCH_CHECK`s).
+
+    Raises:
+        ConfigError: the kernel would refuse the call.
+    """
+    query, key, value = heads
+    head_dim, kernel = query.shape[-1], context.attention
+    if not oldest <= context.compute_capability <= newest:
+        generations = (
+            f"{_GENERATIONS[oldest[0]]} to {_GENERATIONS[newest[0]]}"
+            if newest[0] in _GENERATIONS
+            else (f"{_GENERATIONS[oldest[0]]} or newer")
+        )
+        major, minor = context.compute_capability
+        raise refusal(f"{name} needs a GPU of generation {generations}; this one has compute capability "
+                      f"{major}.{minor}", kernel)  # fmt: skip
+    if query.dtype not in HALF or not query.dtype == key.dtype == value.dtype:
+        dtypes = ", ".join(str(each.dtype).removeprefix("torch.") for each in heads)
+        raise refusal(f"{name} takes fp16 and bf16 only; query, key and value are {dtypes}", kernel,
+                      remedy="set `bf16: auto`, or use `attn_implementation: sdpa`")  # fmt: skip
+    if head_dim > max_head_dim:
+        raise refusal(f"{name} takes heads of at most {max_head_dim}; this model's are {head_dim}", kernel)
+    if head_dim % multiple or value.shape[-1] % multiple:
+        raise refusal(f"{name} takes heads of a multiple of {multiple}; this model's are {head_dim}", kernel)
+    if query.shape[-2] % key.shape[-2]:
+        raise refusal(f"{name} needs a multiple of {key.shape[-2]} query heads; there are {query.shape[-2]}", kernel)
+
+
+def refusal(problem: str, kernel: str, remedy: str = _REMEDY) -> ConfigError:
+    """The error for a call that the kernel named by `attn_implementation` would refuse."""
+    return ConfigError(problem, key="attn_implementation", value=kernel, remedy=remedy)

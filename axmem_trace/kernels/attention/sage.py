@@ -1,0 +1,111 @@
+"""SageAttention, as axolotl calls it: int8 scores, forward only.
+
+Source: axolotl 0.19, monkeypatch/attention/sage_attn.py; SageAttention 2 (thu-ml/SageAttention), sageattention/core.py
+(`sageattn`, `sageattn_varlen`) and quant.py. The kernel has no backward: its output does not train, so nothing is kept
+and the projections of query, key and value get no gradient through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.kernels.attention.fused import Heads
+from axmem_trace.kernels.attention.sources import note_lost_sinks, note_source
+from axmem_trace.notes import Note
+from axmem_trace.tracing.context import KernelContext
+
+_HEAD_DIMS = (64, 96, 128)
+_BLOCK = 64
+_NO_BACKWARD = Note(
+    kind="warning",
+    key="attn_implementation",
+    text="SageAttention has no backward kernel: its output carries no gradient, so q, k and v projections (and "
+    "adapters on them) are not trained through attention",
+)
+_PACKED = Note(
+    kind="warning",
+    key="attn_implementation.sage_packing",
+    text="axolotl's packed SageAttention imports `prepare_fa2_from_position_ids`, which transformers 5 no longer has: "
+    "the run would stop there. Estimated as if it were still there",
+)
+_PADDED = Note(
+    kind="warning",
+    key="attn_implementation.sage_padding",
+    text="axolotl's SageAttention calls `_upad_input` of transformers 5 without its last argument where a batch is "
+    "padded, and the run would stop there: pad none. Estimated as if it unpadded them",
+)
+
+
+def make_sage(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]]:
+    """The attention function. Heads come as (B, H, S, D) and leave as (B, S, H, D)."""
+
+    def forward(
+        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None, dropout: float = 0.0, **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:  # fmt: skip
+        from transformers.integrations.sdpa_attention import repeat_kv
+
+        _check(query, value, dropout)
+        note_source(context, "sage")
+        note_lost_sinks(context, kwargs.get("s_aux"))
+        context.note(_NO_BACKWARD)
+        groups = getattr(module, "num_key_value_groups", 1)
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        positions = kwargs.get("position_ids")
+        if positions is not None and not bool((torch.diff(positions, dim=-1) >= 0).all()):
+            context.note(_PACKED)
+            return _run_packed(context, (query, key, value)), None
+        if attention_mask is not None:
+            return _run_unpadded(context, (query, key, value), attention_mask), None
+        out = _run_kernel(context, (query, key, value), smooths_keys=True)
+        return out.transpose(1, 2).contiguous(), None
+
+    return forward
+
+
+def _check(query: torch.Tensor, value: torch.Tensor, dropout: float) -> None:
+    problem = ""
+    if query.shape[-1] > max(_HEAD_DIMS):
+        problem = f"SageAttention takes heads of at most {max(_HEAD_DIMS)}; this model's are {query.shape[-1]}"
+    elif query.shape[-1] != value.shape[-1]:
+        problem = f"SageAttention takes heads of one size; this model's are {query.shape[-1]} and {value.shape[-1]}"
+    elif dropout:
+        problem = "SageAttention has no dropout; this model's configuration sets `attention_dropout`"
+    if problem:
+        raise ConfigError(problem, key="attn_implementation", value="sage", remedy="use `attn_implementation: sdpa`")
+
+
+def _run_packed(context: KernelContext, heads: Heads) -> torch.Tensor:
+    batch, num_heads, _, head_dim = heads[0].shape
+    flat = tuple(each.transpose(1, 2).contiguous().view(-1, num_heads, head_dim) for each in heads)
+    out = _run_kernel(context, (flat[0], flat[1], flat[2]), smooths_keys=False)
+    return out.view(batch, -1, num_heads, head_dim)
+
+
+def _run_unpadded(context: KernelContext, heads: Heads, mask: torch.Tensor) -> torch.Tensor:
+    from transformers import modeling_flash_attention_utils as flash_utils
+
+    context.note(_PADDED)
+    batch, _, tokens, _ = heads[0].shape
+    rows = [each.transpose(1, 2) for each in heads]
+    query, key, value, indices, _, _ = flash_utils._upad_input(*rows, mask, tokens, flash_utils._unpad_input)
+    out = _run_kernel(context, (query, key, value), smooths_keys=True)
+    padded: torch.Tensor = flash_utils._pad_input(out, indices, batch, tokens)
+    return padded
+
+
+@torch.no_grad()
+def _run_kernel(context: KernelContext, heads: Heads, *, smooths_keys: bool) -> torch.Tensor:
+    """int8 query and key with an fp32 scale a block of 64 rows, the value in fp16 (fp8 from compute capability 8.9)."""
+    query, key, value = heads
+    key = key - key.mean(dim=-2, keepdim=True) if smooths_keys else key
+    out = torch.empty_like(query)
+    value_bytes = 1 if context.compute_capability >= (8, 9) else 2
+    scales = 4 * ((query.numel() + key.numel()) // (query.shape[-1] * _BLOCK))
+    sizes = [query.numel(), key.numel(), value.numel() * value_bytes, scales]
+    context.recorder.workspace(sizes, "sageattn")
+    return out

@@ -1,0 +1,108 @@
+"""What the kernels behind `scaled_dot_product_attention` take while they run, and what meta's shapes get wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from axmem_trace.kernels.attention import efficient_sizes, flash_sizes
+from axmem_trace.kernels.attention.flash_sizes import Blocks
+from axmem_trace.kernels.card import HALF, num_sms
+from axmem_trace.notes import Note
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.rules import dispatch_rule, workspace_rule
+
+aten = torch.ops.aten
+
+
+@workspace_rule(aten._scaled_dot_product_flash_attention.default)
+def flash_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
+    """Split keys, where queries are too few to fill the card. Source: flash_api.cpp, `set_params_splitkv`."""
+    batch, heads, queries, head_dim = args[0].shape
+    dropout = args[3] if len(args) > 3 else kwargs.get("dropout_p", 0.0)
+    if dropout:
+        return ()
+    splits = flash_sizes.num_splits(batch=batch, heads=heads, queries=queries, keys=args[1].shape[2],
+                                    head_dim=head_dim, num_sms=num_sms(context))  # fmt: skip
+    return flash_sizes.split_scratch(splits=splits, batch=batch, heads=heads, queries=queries, head_dim=head_dim)
+
+
+@workspace_rule(aten._scaled_dot_product_flash_attention_backward.default)
+def flash_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
+    """torch's copy of FlashAttention-2, given the output and its gradient without gaps in (B, S, H, D).
+
+    Source: flash_api.cpp, `mha_bwd`; attention_backward.cu, `_flash_attention_backward`: `grad_out.contiguous()`,
+    `out.contiguous()`.
+    """
+    query, key = args[1], args[2]
+    batch, heads, queries, head_dim = query.shape
+    splits = 1
+    if torch.are_deterministic_algorithms_enabled():
+        splits = flash_sizes.deterministic_splits(num_sms(context), batch, heads)
+    blocks = flash_sizes.flash2_backward(
+        batch=batch, heads=heads, kv_heads=key.shape[1], queries=queries, keys=key.shape[2], head_dim=head_dim,
+        itemsize=query.element_size(), deterministic_splits=splits,
+    )  # fmt: skip
+    gaps = [each for each in (args[0], args[4]) if not each.transpose(1, 2).is_contiguous()]
+    return (*blocks, *(each.numel() * each.element_size() for each in gaps))
+
+
+@dispatch_rule(aten._scaled_dot_product_efficient_attention.default)
+def seed_on_the_host(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Outside of CUDA graphs the seed and offset of this kernel's dropout are tensors on the CPU.
+
+    Source: aten/src/ATen/native/transformers/cuda/attention.cu, `_efficient_attention_forward`, Note [Seed and Offset
+    Device].
+    """
+    out, logsumexp, _, _ = op(*args, **kwargs)
+    return out, logsumexp, torch.empty((), dtype=torch.long), torch.empty((), dtype=torch.long)
+
+
+@workspace_rule(aten._scaled_dot_product_efficient_attention.default)
+def efficient_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
+    """An fp32 output for heads over 128. Source: kernel_forward.h, `kNeedsOutputAccumulatorBuffer`."""
+    batch, heads, queries, head_dim = args[0].shape
+    return efficient_sizes.efficient_forward(batch=batch, heads=heads, queries=queries, head_dim=head_dim,
+                                             value_dim=args[2].shape[-1], half=args[0].dtype in HALF)  # fmt: skip
+
+
+@workspace_rule(aten._scaled_dot_product_efficient_attention_backward.default)
+def efficient_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
+    """Source: attention_backward.cu, `_efficient_attention_backward`."""
+    query, key, value = args[1], args[2], args[3]
+    batch, heads, queries, head_dim = query.shape
+    return efficient_sizes.efficient_backward(
+        batch=batch, heads=heads, queries=queries, keys=key.shape[2], head_dim=head_dim, value_dim=value.shape[-1],
+        half=query.dtype in HALF, capability=context.compute_capability, dropout=bool(args[9]),
+    )  # fmt: skip
+
+
+@workspace_rule(aten._scaled_dot_product_cudnn_attention_backward.default)
+def cudnn_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
+    """One workspace: dq in fp32 and the sums `dO * O`.
+
+    Source: cudnn-frontend 1.32, include/cudnn_frontend/node/scaled_dot_product_flash_attention.h,
+    `CompositeSDPABackwardNode` (`dQ_accum`, `softmax_sum`). What the closed library adds to it is not known. Of grouped
+    queries its graph has dk and dv per query head, as tensors without memory of their own (`dK_fullhead`, virtual).
+    """
+    query, key, value = args[1:4]
+    batch, heads, queries, head_dim = query.shape
+    if key.shape[1] != heads:
+        size = batch * heads * key.shape[2] * (head_dim + value.shape[-1]) * query.element_size()
+        text = (
+            "cuDNN's backward of grouped queries is taken to add up dk and dv of a group's query heads without room for "
+            f"each, as its published graph allows; the library is closed, and may take up to {size:,} bytes more"
+        )
+        context.note(Note(kind="assumed", key="attention.sdpa.cudnn.grouped", text=text, bytes=size))
+    return ((batch * heads * queries * (head_dim + 1)) * 4,)
+
+
+@workspace_rule(aten._safe_softmax.default)
+def safe_softmax(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
+    """A mask of the scores that are -inf, which rows are all masked, and the zero that these get in place.
+
+    Source: aten/src/ATen/native/SoftMax.cpp, `_safe_softmax`: below autograd it is made of these operators.
+    """
+    rows = result.numel() // max(result.shape[-1], 1)
+    return result.numel(), rows, result.element_size()

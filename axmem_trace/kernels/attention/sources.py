@@ -1,0 +1,41 @@
+"""One note per attention kernel that ran: that its memory is a rule of ours, and where the rule is written."""
+
+from __future__ import annotations
+
+import torch
+
+from axmem_trace.notes import Note
+from axmem_trace.tracing.context import KernelContext
+
+_SOURCES = {
+    "flash_attn": "FlashAttention-2: keeps query, key, value, output and an fp32 logsumexp; backward accumulates dq in "
+    "fp32 and makes dk, dv per query head for grouped queries (flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp)",
+    "varlen_attn": "torch's varlen_attn: as FlashAttention-2 (torch/nn/attention/varlen.py)",
+    "flash_attn_3": "FlashAttention-3: as FlashAttention-2, with dk, dv of grouped queries accumulated in fp32 per key "
+    "head (flash-attention, hopper/flash_api.cpp)",
+    "flash_attn_4": "FlashAttention-4: as FlashAttention-3 (flash-attn-4 4.0.0b36, flash_attn/cute/interface.py)",
+    "xformers": "xformers: FlashAttention-2, which it dispatches to, or else torch's CUTLASS kernel, with keys and values "
+    "repeated for grouped queries (xformers 0.0.35, ops/fmha/dispatch.py; axolotl monkeypatch/attention/xformers.py)",
+    "flex_attention": "flex attention, compiled: keeps query, key, value, output and an fp32 logsumexp; the mask only "
+    "by blocks of 128 (torch/_inductor/kernel/flex/flex_attention.py)",
+    "sage": "SageAttention: int8 copies of query and key while it runs, nothing kept (SageAttention 2, core.py)",
+}
+
+
+_SINKS = (
+    "this kernel, as axolotl calls it, leaves the model's attention sinks out: they get no gradient, and the model is "
+    "not the one that was trained before"
+)
+
+
+def note_lost_sinks(context: KernelContext, sinks: torch.Tensor | None) -> None:
+    """For functions that take what they don't know (`s_aux` of gpt-oss) and do nothing with it."""
+    if sinks is not None:
+        context.note(Note(kind="warning", key="attn_implementation.sinks", text=_SINKS))
+
+
+def note_source(context: KernelContext, kernel: str) -> None:
+    """Adds the kernel's note, once."""
+    key = f"attention.{kernel}"
+    if key not in context.notes:
+        context.note(Note(kind="ruled", key=key, text=_SOURCES[kernel]))

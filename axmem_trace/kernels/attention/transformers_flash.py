@@ -1,0 +1,54 @@
+"""transformers' own FlashAttention wrapper, given kernels that run on meta."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from axmem_trace.kernels.attention.flash2 import make_flash2
+from axmem_trace.kernels.attention.flash34 import make_flash3, make_flash4
+from axmem_trace.kernels.modeling_files import loaded_modeling_files
+from axmem_trace.tracing.context import KernelContext
+
+_LAZY_STATE = ("_loaded_implementation", "_flash_fn", "_flash_varlen_fn", "_flash_with_kvcache_fn", "_pad_fn",
+               "_unpad_fn", "_process_flash_kwargs_fn")  # fmt: skip
+
+_FORWARD = "_flash_attention_forward"
+
+
+@contextmanager
+def flash_without_package(context: KernelContext) -> Iterator[None]:
+    """While open, transformers finds the flash kernels installed, whatever version it asks for.
+
+    Everything around the kernel (unpadding by the mask, samples found in position ids, casts of fp32 heads, padded
+    value heads) is transformers' own code. Source: transformers 5, modeling_flash_attention_utils.py, `_lazy_imports`,
+    `lazy_import_flash_attention`, `_flash_attention_forward`. Falcon, GPT-J and GPT-Neo import the last by name, where
+    flash-attn is installed.
+    """
+    from transformers import modeling_flash_attention_utils as flash_utils
+
+    def lazy_imports(implementation: str | None, *args: Any, **kwargs: Any) -> tuple[Callable[..., Any] | None, ...]:
+        fixed, varlen = _make_functions(context, implementation or context.attention)
+        return fixed, varlen, None, flash_utils._pad_input, flash_utils._unpad_input
+
+    with ExitStack() as stack:
+        for name in _LAZY_STATE:
+            stack.enter_context(patch.object(flash_utils, name, None))
+        stack.enter_context(patch.object(flash_utils, "_lazy_imports", lazy_imports))
+        if context.attention.startswith("flash_attention"):  # as `_check_and_adjust_attn_implementation` does
+            flash_utils.lazy_import_flash_attention(context.attention)
+        for module in loaded_modeling_files():
+            if hasattr(module, "is_flash_attn_available") and not hasattr(module, _FORWARD):
+                forward = getattr(flash_utils, _FORWARD)
+                stack.enter_context(patch.object(module, _FORWARD, forward, create=True))
+        yield
+
+
+def _make_functions(context: KernelContext, implementation: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    if "4" in implementation:
+        return make_flash4(context)
+    if "3" in implementation:
+        return make_flash3(context)
+    return make_flash2(context)

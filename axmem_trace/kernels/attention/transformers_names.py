@@ -1,0 +1,33 @@
+"""The attention functions and masks that axolotl registers with transformers under names of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+from axmem_trace.kernels.attention.packed_sdpa import make_packed_sdpa, packed_sdpa_mask
+from axmem_trace.kernels.attention.sage import make_sage
+from axmem_trace.kernels.attention.xformers_attention import make_xformers
+from axmem_trace.tracing.context import KernelContext
+
+
+@contextmanager
+def registered_names(context: KernelContext) -> Iterator[None]:
+    """While open, transformers knows `xformers` and `sage` (with flash's masks), and packed SDPA is behind `sdpa`.
+
+    Source: axolotl 0.19, monkeypatch/attention/__init__.py, `register_xformers_attn`, `register_sage_attn`;
+    sdpa_varlen.py, `patch_sdpa_varlen`.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    functions = {"xformers": make_xformers(context), "sage": make_sage(context)}
+    masks = {"xformers": flash_attention_mask, "sage": flash_attention_mask}
+    if context.attention == "varlen":
+        functions["sdpa"], masks["sdpa"] = make_packed_sdpa(context), packed_sdpa_mask
+    with (
+        patch.dict(ALL_ATTENTION_FUNCTIONS._global_mapping, functions),
+        patch.dict(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, masks),
+    ):
+        yield

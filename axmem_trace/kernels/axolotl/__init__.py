@@ -1,0 +1,1 @@
+"""Kernels and patches that are axolotl's own."""

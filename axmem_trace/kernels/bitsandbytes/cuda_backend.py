@@ -1,0 +1,156 @@
+"""bitsandbytes' CUDA backend without its C library: the Python of its kernels, allocating as on a GPU.
+
+Source: bitsandbytes 0.50 `backends/cuda/ops.py` and, where CUDA has no kernel of its own, `backends/default/ops.py`.
+Each kernel allocates its outputs and temporaries with torch and hands their addresses to a C function, which knows
+nothing of torch's allocator.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from axmem_trace.kernels.card import num_sms
+from axmem_trace.tracing.autocast import Autocast
+from axmem_trace.tracing.context import KernelContext
+
+Kernel = Callable[..., Any]
+_AUTOCAST_DTYPE = "bitsandbytes_autocast_dtype"
+
+
+class _NoLibrary:
+    """Every C function does nothing and reports success (0)."""
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        def do_nothing(*args: Any) -> int:
+            return 0
+
+        return do_nothing
+
+
+class _AutocastInside(TorchFunctionMode):
+    """Autocast reaches torch functions inside a custom operator's CUDA kernel: nothing there switches it off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._autocast = Autocast()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = self._autocast.apply(func, args, kwargs or {})
+        return func(*args, **kwargs)
+
+
+class _WholeOps(TorchDispatchMode):
+    """Takes composite operators (`to`, `linear`) apart: below autograd, where kernels run, nothing else does."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if _is_composite(func):
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+@contextmanager
+def recorded_inside(context: KernelContext) -> Iterator[None]:
+    """While open within a dispatch rule, what torch is asked for is recorded as if no rule were at work."""
+    with context.recorder, _WholeOps():
+        yield
+
+
+def run_cuda_kernel(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A dispatch rule: the operator's CUDA kernel, under the recorder."""
+    kernels, module = _cuda_kernels()
+    module._gpu_dispatch_props = lambda index: (num_sms(context), *context.compute_capability)  # type: ignore[attr-defined]
+    with recorded_inside(context), _autocast_inside(context):
+        return kernels[op._schema.name](*args, **kwargs)
+
+
+def has_cuda_kernel(name: str) -> bool:
+    """Whether the installed bitsandbytes has such an operator, and a kernel that CUDA would run for it."""
+    return f"bitsandbytes::{name}" in _cuda_kernels()[0]
+
+
+def remember_autocast(
+    context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A function rule: below autograd, where kernels run, torch no longer tells whether autocast is on."""
+    before = context.options.get(_AUTOCAST_DTYPE)
+    context.options[_AUTOCAST_DTYPE] = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+    try:
+        return function(*args, **kwargs)
+    finally:
+        context.options[_AUTOCAST_DTYPE] = before
+
+
+@contextmanager
+def _autocast_inside(context: KernelContext) -> Iterator[None]:
+    dtype = context.options.get(_AUTOCAST_DTYPE)
+    if dtype is None:
+        yield
+        return
+    with torch._C._EnableTorchFunction(), torch.autocast("cuda", dtype=dtype), _AutocastInside():
+        yield
+
+
+@cache
+def _is_composite(op: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"))
+
+
+@cache
+def _cuda_kernels() -> tuple[dict[str, Kernel], ModuleType]:
+    """What CUDA runs for each operator, by its qualified name, and the module of the CUDA kernels."""
+    kernels, _ = _load("default")
+    of_cuda, module = _load("cuda")
+    module.lib = _NoLibrary()  # type: ignore[attr-defined]
+    module._cuda_device_of = lambda tensor: nullcontext()  # type: ignore[attr-defined]
+    module._get_raw_stream = lambda index: 0  # type: ignore[attr-defined]
+    context = SimpleNamespace(get_context=lambda device: 0)
+    module.CUBLAS_Context = SimpleNamespace(get_instance=lambda: context)  # type: ignore[attr-defined]
+    choose = getattr(module, "_gemm_4bit_use_custom_fn", None)
+    if choose is not None:  # the answers it would keep are those of one card
+        module._gemm_4bit_use_custom_fn = choose.__wrapped__  # type: ignore[attr-defined]
+    return {**kernels, **of_cuda}, module
+
+
+def _load(backend: str) -> tuple[dict[str, Kernel], ModuleType]:
+    """A private copy of a backend's module: its kernels are collected, and nothing is registered with torch."""
+    import bitsandbytes
+
+    found: dict[str, Kernel] = {}
+
+    def collect(name: str, device_types: str) -> Callable[[Kernel], Kernel]:
+        def keep(kernel: Kernel) -> Kernel:
+            found[name] = kernel
+            return kernel
+
+        return keep
+
+    spec = importlib.util.find_spec(f"bitsandbytes.backends.{backend}.ops")
+    assert spec is not None, f"bitsandbytes has no {backend} backend"
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(bitsandbytes._ops, "register_kernel", collect))
+        stack.enter_context(patch.object(bitsandbytes.cextension, "lib", _NoLibrary()))
+        if not hasattr(torch._C, "_cuda_getCurrentRawStream"):
+            stack.enter_context(patch.object(torch._C, "_cuda_getCurrentRawStream", None, create=True))
+        spec.loader.exec_module(module)
+    return found, module

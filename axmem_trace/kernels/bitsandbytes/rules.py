@@ -1,0 +1,102 @@
+"""Which operators of bitsandbytes are run as CUDA runs them, and how many outlier columns they meet."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from axmem_trace.kernels.bitsandbytes.cuda_backend import (
+    has_cuda_kernel,
+    recorded_inside,
+    remember_autocast,
+    run_cuda_kernel,
+)
+from axmem_trace.notes import Note
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.rules import DISPATCH_RULES, FUNCTION_RULES, DispatchRule
+
+_AS_ON_CUDA = ("int8_scaled_mm", "int8_linear_matmul", "int8_mm_dequant", "int8_vectorwise_dequant", "gemm_4bit")
+"""Operators whose CUDA kernels allocate more than bitsandbytes' meta functions tell."""
+_LOGGERS = ("bitsandbytes.autograd._functions", "bitsandbytes.nn.modules")
+"""They warn at every call of a layer; a dry run need not repeat what the real one will say."""
+
+
+def register() -> None:
+    """Registers the rules of all operators that the installed bitsandbytes has."""
+    rules: dict[str, DispatchRule] = dict.fromkeys(_AS_ON_CUDA, run_cuda_kernel)
+    rules |= {"int8_vectorwise_quant": int8_vectorwise_quant, "int8_mixed_scaled_mm": int8_mixed_scaled_mm}
+    for name, rule in rules.items():
+        if has_cuda_kernel(name):
+            op = getattr(torch.ops.bitsandbytes, name).default
+            DISPATCH_RULES.setdefault(op, rule)
+            FUNCTION_RULES.setdefault(op, remember_autocast)
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_outside_recording)
+
+
+def _outside_recording(record: logging.LogRecord) -> bool:
+    from axmem_trace.tracing.recorder import Recorder
+
+    return not any(isinstance(mode, Recorder) for mode in _get_current_dispatch_mode_stack())
+
+
+def int8_vectorwise_quant(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Rows of fp16 to int8 with one fp32 scale each, and a stated number of outlier columns.
+
+    Source: bitsandbytes 0.50 `backends/cuda/ops.py`, `int8_vectorwise_quant`: where the threshold is positive, the
+    absolute values (2 bytes) and their comparison (1 byte) live beside the result. How many columns hold a value
+    beyond the threshold only real weights and data tell: `options["int8_outliers"]`.
+    """
+    values, threshold = args[0], _threshold(args, kwargs)
+    columns = values.shape[-1]
+    with recorded_inside(context):
+        row_stats = torch.empty(values.numel() // columns, dtype=torch.float32, device=values.device)
+        rows = torch.empty(values.shape, dtype=torch.int8, device=values.device)
+        if threshold <= 0.0:
+            return rows, row_stats, None
+        outliers = values.abs() >= threshold
+        outliers.any()
+        num_found = _num_outliers(context, columns)
+        if num_found:
+            outliers.any(dim=0)
+        found = torch.empty(num_found, dtype=torch.int64, device=values.device)
+        if row_stats.numel() > 1:
+            rows[:, found] = 0
+        del outliers
+    return rows, row_stats, found
+
+
+def int8_mixed_scaled_mm(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The product with its outlier columns apart, as CUDA runs it; input of four dimensions is taken as a matrix.
+
+    Source: bitsandbytes 0.50 `backends/cuda/ops.py`, `_int8_linear_matmul_impl` ("Only two or three dimensional
+    matrices are supported"): a model meets it whose attention unpacks keys per head (GLM-4.7-Flash in transformers 5).
+    """
+    values, quantised = args[0], args[1]
+    if quantised.ndim <= 3:
+        return run_cuda_kernel(context, op, args, kwargs)
+    text = (
+        f"bitsandbytes' 8-bit layers refuse input of {quantised.ndim} dimensions, which this model gives them: the run "
+        "would stop with an error. The figures take the input as a matrix (load_in_4bit with qlora does run)"
+    )
+    context.note(Note(kind="warning", key="load_in_8bit.dimensions", text=text))
+    flat = (values.flatten(0, -2), quantised.flatten(0, -2), *args[2:])
+    product, outliers = run_cuda_kernel(context, op, flat, kwargs)
+    return product.view(*values.shape[:-1], product.shape[-1]), outliers
+
+
+def _threshold(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    return float(args[1] if len(args) > 1 else kwargs.get("threshold", 0.0))
+
+
+def _num_outliers(context: KernelContext, columns: int) -> int:
+    stated = int(context.options.get("int8_outliers", 0))
+    text = (
+        f"8-bit layers: {stated} outlier columns (|x| >= the threshold) in each layer's input. The number depends on "
+        "weights and data; each keeps 2 bytes per token and layer for backward (--assume int8_outliers=N)"
+    )
+    context.note(Note(kind="assumed", key="load_in_8bit", text=text))
+    return min(stated, columns)

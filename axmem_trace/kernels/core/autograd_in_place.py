@@ -1,0 +1,125 @@
+"""Where autograd works in place unless somebody watches: a dispatch mode, such as the recorder, makes it copy.
+
+`isTensorSubclassLike` (aten/src/ATen/TensorSubclassLikeUtils.h) answers yes for every tensor while a dispatch mode is
+on, and autograd then takes out-of-place paths. A run without a mode does not, on CPU or GPU; these rules put it right.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.graph import _engine_run_backward
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.rules import dispatch_rule, function_rule
+
+aten = torch.ops.aten
+
+_current_node: Any = torch._C._current_autograd_node
+_use_count: Any = torch.Tensor._use_count  # type: ignore[attr-defined]
+_storage_use_count: Any = torch._C._storage_Use_Count
+_ENGINE: CodeType = _engine_run_backward.__code__
+_IN_PLACE = {
+    aten.index_put.default: aten.index_put_.default, aten.index_add.default: aten.index_add_.default,
+    aten.scatter_add.default: aten.scatter_add_.default, aten.scatter.src: aten.scatter_.src,
+}  # fmt: skip
+
+
+@dispatch_rule(aten.add.Tensor)
+def accumulate(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Gradients of a tensor with several uses are added up in the first one's memory, if nobody else holds it.
+
+    Source: torch/csrc/autograd/input_buffer.cpp, `accumulate`, `can_accumulate_inplace`.
+    """
+    if kwargs or context.recorder.phase != "backward" or torch.is_grad_enabled() or not _called_by_engine():
+        return context.recorder.run(op, args, kwargs)
+    old, new = args
+    if not isinstance(new, torch.Tensor) or old.shape != new.shape or old.dtype != new.dtype:
+        return context.recorder.run(op, args, kwargs)
+    others = any(seen > alone for seen, alone in zip(_references(old), _REFERENCES_OF_BUFFER, strict=True))
+    return context.recorder.run(op, args, kwargs) if others or not _is_dense(old) else old
+
+
+@function_rule(F.linear)
+def linear(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Where the input has more than two dimensions and gaps, the bias is added to the product in place.
+
+    Source: aten/src/ATen/native/Linear.cpp, `linear`; all other inputs go through `addmm`.
+    """
+    tensor, weight, bias = _bind_linear(*args, **kwargs)
+    plain = all(type(each) in _PLAIN for each in (tensor, weight, bias))
+    if not plain or not tensor.is_meta or tensor.dim() <= 2 or tensor.is_contiguous():
+        return function(*args, **kwargs)
+    return torch.matmul(tensor, weight.t()).add_(bias)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _bind_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+    return input, weight, bias
+
+
+@dispatch_rule(*_IN_PLACE)
+def scatter_gradient(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Backward of indexing, gathering and selecting fills the zeros that it has just made.
+
+    Source: torch/csrc/autograd/FunctionsManual.cpp, `index_backward`, `gather_backward`,
+    `value_selecting_reduction_backward_symint`; aten/src/ATen/native/TensorAdvancedIndexing.cpp,
+    `index_select_backward_symint`.
+    """
+    if context.recorder.phase != "backward" or torch.is_grad_enabled() or not _called_by_engine():
+        return context.recorder.run(op, args, kwargs)
+    return _IN_PLACE[op](*args, **kwargs)
+
+
+def _called_by_engine() -> bool:
+    """No Python code stands between the autograd engine and the operator: it is a built-in formula's, or the
+    engine's own."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not _ENGINE:
+        if not frame.f_code.co_filename.endswith(_OWN_FRAMES):
+            return False
+        frame = frame.f_back
+    return frame is not None
+
+
+_OWN_FRAMES = (
+    "kernels/core/autograd_in_place.py", "axmem_trace/tracing/recorder.py", "torch/_compile.py",
+    "torch/_dynamo/eval_frame.py",
+)  # fmt: skip
+
+
+def _references(tensor: torch.Tensor) -> tuple[int, int]:
+    """How many hold the tensor, and its storage, as seen from a dispatch rule."""
+    return _use_count(tensor), _storage_use_count(tensor.untyped_storage()._cdata)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    return torch._prims_common.is_non_overlapping_and_dense_or_false(tensor)
+
+
+class _SeeAccumulation(TorchDispatchMode):
+    references = (0, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is aten.add.Tensor and _current_node() is not None:
+            self.references = _references(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _count_references_of_buffer() -> tuple[int, int]:
+    """What `_references` says of a gradient that only the engine holds; the binding's own references are among them."""
+    with _disable_current_modes(), torch.enable_grad(), _SeeAccumulation() as seen:
+        leaf = torch.zeros(2, requires_grad=True)
+        torch.autograd.grad(leaf * 2 + leaf * 3, leaf, torch.ones(2))
+    return seen.references
+
+
+_REFERENCES_OF_BUFFER = _count_references_of_buffer()

@@ -1,0 +1,30 @@
+"""Convolutions run in cuDNN, a closed library, which also takes a workspace that only it knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from axmem_trace.notes import Note
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.rules import workspace_rule
+
+aten = torch.ops.aten
+
+
+@workspace_rule(aten.convolution.default, aten.convolution_backward.default)
+def convolution(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
+    """Nothing is counted, and the report says so.
+
+    Source: aten/src/ATen/native/cudnn/Conv_v8.cpp, `run_conv_plan`: `at::empty` of the plan's own workspace size.
+    """
+    context.note(
+        Note(
+            kind="not_modelled",
+            key="workspace.cudnn",
+            text="the model has convolutions, which run in cuDNN; the workspace that it takes while each runs is not "
+            "counted (torch Conv_v8.cpp, `run_conv_plan`)",
+        )
+    )
+    return []

@@ -1,0 +1,48 @@
+"""The gradient of an embedding on a GPU: tokens are sorted, and their rows added up in fp32 in segments of ten."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.rules import workspace_rule
+
+aten = torch.ops.aten
+
+_UNSORTED = 3072
+"""Up to so many tokens, one kernel adds rows without sorting."""
+_ROWS_PER_THREAD = 10
+"""`NROWS_PER_THREAD` (EmbeddingBackwardKernel.cu)."""
+
+
+@workspace_rule(aten.embedding_dense_backward.default)
+def embedding_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
+    """What lives beside the gradient; see `embedding_workspace`."""
+    return embedding_workspace(
+        args[1].numel(), args[1].element_size(), result.shape[0], result.shape[1], result.element_size(), bool(args[4])
+    )
+
+
+def embedding_workspace(
+    num_tokens: int, index_bytes: int, vocabulary: int, width: int, itemsize: int, by_frequency: bool = False
+) -> list[int]:
+    """Tokens sorted, where they came from, their segments, and partial sums of every segment.
+
+    No size is read back from the GPU, so there are as many segments as there could be: one per token, at most the
+    vocabulary, and one more per ten tokens.
+
+    Source: torch 2.13, aten/src/ATen/native/cuda/Embedding.cu, `embedding_dense_backward_cuda`;
+    EmbeddingBackwardKernel.cu, `embedding_backward_cuda_kernel`. Its order of allocations was read off the compiled
+    function in the CUDA 13 wheel: offsets, a count, segments' lengths, their offsets, a count, parts' offsets, sums.
+    """
+    if num_tokens <= _UNSORTED and not by_frequency:
+        return []
+    segments = min(num_tokens, vocabulary)
+    parts = num_tokens // _ROWS_PER_THREAD + segments
+    counts = [num_tokens * index_bytes] if by_frequency else []
+    return [
+        *[num_tokens * index_bytes] * 2, *counts, num_tokens * index_bytes, 8, segments * index_bytes,
+        segments * index_bytes, 8, parts * index_bytes, parts * width * max(itemsize, 4),
+    ]  # fmt: skip

@@ -1,0 +1,57 @@
+"""cuBLAS's workspace: one block per thread that multiplies, taken at its first product and never given back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from axmem_trace.notes import Note
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.rules import workspace_rule
+
+aten = torch.ops.aten
+
+_LARGE_BYTES, _DEFAULT_BYTES = 32 << 20, 2 * (4096 << 10) + 8 * (16 << 10)
+_LARGE_SINCE = (9, 10, 12)
+
+
+def cublas_workspace_bytes(compute_capability: tuple[int, int]) -> int:
+    """`:4096:2:16:8`, 8.125 MiB; 32 MiB on Hopper and Blackwell.
+
+    Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, `parseChosenWorkspaceSize`; read off the compiled
+    function in the CUDA 13 wheel too: 0x820000, and 0x2000000 where the major version is 9, 10 or 12. cuBLASLt
+    (products with a bias) uses the same block, for `TORCH_CUBLASLT_UNIFIED_WORKSPACE` is on by default
+    (`unified_cublas_and_lt_workspaces`; torch/backends/cuda/__init__.py, `blas_workspace_size`).
+    """
+    return _LARGE_BYTES if compute_capability[0] in _LARGE_SINCE else _DEFAULT_BYTES
+
+
+@workspace_rule(
+    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.addmm_.default, aten.mv.default,
+    aten.addmv.default, aten.addbmm.default, aten.dot.default, aten.vdot.default, aten._addmm_activation.default,
+    aten._scaled_mm.default, aten._int_mm.default, aten.mm.out, aten.addmm.out, aten.bmm.out, aten.baddbmm.out,
+    aten.baddbmm_.default, aten.addmv_.default,
+)  # fmt: skip
+def cublas_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
+    """The first product of each thread: cuBLAS handles belong to threads, workspaces to handle and stream.
+
+    Forward, evaluation and optimizer run in the main thread, backward (with what it recomputes) in the autograd
+    engine's thread of the device (torch/csrc/autograd/engine.cpp; a nested backward stays in it).
+
+    Source: CublasHandlePool.cpp, `getCurrentCUDABlasHandle`, `cublas_handle_stream_to_workspace`.
+    """
+    thread = "autograd" if context.recorder.phase == "backward" else "main"
+    nbytes = cublas_workspace_bytes(context.compute_capability)
+    if not result.is_meta or not context.hold_once(f"cuBLAS, {thread}", nbytes, "cuBLAS"):
+        return []
+    context.note(
+        Note(
+            kind="ruled",
+            key="workspace.cublas",
+            text=f"cuBLAS keeps a workspace of {nbytes / (1 << 20):g} MiB for each thread that multiplies: the main "
+            "one and autograd's. Source: torch CublasHandlePool.cpp, `parseChosenWorkspaceSize`",
+            bytes=nbytes,
+        )
+    )
+    return []

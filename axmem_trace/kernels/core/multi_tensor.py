@@ -1,0 +1,48 @@
+"""Kernels of optimizers and gradient clipping that a GPU runs and meta cannot, or runs otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.rules import dispatch_rule, workspace_rule
+
+_CHUNK_ELEMENTS = 65536
+"""`kChunkSize` (aten/src/ATen/native/cuda/ForeachFunctors.cuh and MultiTensorApply.cuh): elements one block handles."""
+
+aten = torch.ops.aten
+
+
+@dispatch_rule(
+    aten._fused_adam_.default, aten._fused_adam_.tensor_lr, aten._fused_adamw_.default, aten._fused_adamw_.tensor_lr,
+    aten._fused_sgd_.default, aten._fused_sgd_.tensor_lr, aten._amp_foreach_non_finite_check_and_unscale_.default,
+    aten._amp_update_scale_.default,
+)  # fmt: skip
+def in_place_multi_tensor(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Kernels that update lists of tensors in place and allocate nothing.
+
+    Source: aten/src/ATen/native/cuda/FusedAdamWKernel.cu, FusedSgdKernel.cu (`multi_tensor_apply_for_fused_optimizer`:
+    tensor addresses travel in the kernel's arguments) and AmpKernels.cu. Meta has no kernel for some of them.
+    """
+    return args[0] if op is aten._amp_update_scale_.default else None
+
+
+def foreach_norm_workspace(tensors: list[torch.Tensor], dtype: torch.dtype | None = None) -> int:
+    """Bytes of the partial norms that CUDA's multi-tensor norm keeps while it runs.
+
+    Source: aten/src/ATen/native/cuda/ForeachReduceOp.cu, `foreach_tensor_norm_cuda`: `output_per_tensor` has one
+    element of the accumulation type (fp32 for half types) per tensor and per chunk *of the largest tensor*.
+    """
+    chunks = max((-(-tensor.numel() // _CHUNK_ELEMENTS) for tensor in tensors), default=0)
+    result = dtype or tensors[0].dtype
+    itemsize = 8 if result in (torch.float64, torch.complex128) else 4
+    return len(tensors) * chunks * itemsize
+
+
+@workspace_rule(aten._foreach_norm.Scalar)
+def foreach_norm(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    """`torch._foreach_norm` on CUDA; see `foreach_norm_workspace`."""
+    dtype = kwargs.get("dtype") or (args[2] if len(args) > 2 else None)
+    return foreach_norm_workspace(args[0], dtype)

@@ -1,0 +1,105 @@
+"""Softmax and cross entropy as CUDA runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.rules import function_rule, workspace_rule
+
+aten = torch.ops.aten
+
+_KERNELS = {
+    function: kernel
+    for kernel, functions in (
+        (aten._softmax, (F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax)),
+        (aten._log_softmax, (F.log_softmax, torch.log_softmax, torch.Tensor.log_softmax, torch.special.log_softmax)),
+    )
+    for function in functions
+}
+
+
+@function_rule(*_KERNELS)
+def softmax(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """From fp16 to fp32 within the kernel. Every other conversion is a copy that is kept, on CUDA as on meta.
+
+    Source: aten/src/ATen/native/SoftMax.cpp, `softmax`, `log_softmax`: `is_cuda() && Half && dtype == Float`.
+    """
+    tensor = args[0] if args else kwargs["input"]
+    if not tensor.is_meta or tensor.dtype is not torch.float16:
+        return function(*args, **kwargs)
+    dim, dtype = _dim_and_dtype(*args[1:], **kwargs)
+    if dtype is not torch.float32 or dim is None:
+        return function(*args, **kwargs)
+    return _KERNELS[function](tensor, dim, True)
+
+
+def _dim_and_dtype(*args: Any, dim: int | None = None, dtype: torch.dtype | None = None, **_: Any) -> Any:
+    """Whichever way they are given: `(dim, dtype)`, or `(dim, _stacklevel, dtype)` in `torch.nn.functional`."""
+    named = next((argument for argument in args if isinstance(argument, torch.dtype)), dtype)
+    return args[0] if args and type(args[0]) is int else dim, named
+
+
+@function_rule(F.cross_entropy)
+def cross_entropy(
+    context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Under autocast, half logits go through a log-softmax in their own dtype, of which `nll_loss` has an fp32 copy.
+
+    Autocast acts on what this function calls inside: `log_softmax` is given a dtype there, so it is left alone.
+
+    Source: aten/src/ATen/native/LossNLL.cpp, `cross_entropy_loss_symint`; autocast_mode.h.
+    """
+    call = _bind_loss(*args, **kwargs)
+    logits, target = call["input"], call["target"]
+    whole = logits.shape == target.shape or call["label_smoothing"] or logits.dtype is torch.float32
+    if whole or not logits.is_meta or not torch.is_autocast_enabled("cuda"):
+        return function(*args, **kwargs)
+    dim = 0 if logits.dim() == 1 else 1
+    logarithms = aten._log_softmax(logits, dim, False).float()
+    return F.nll_loss(
+        logarithms, target, call["weight"], ignore_index=call["ignore_index"], reduction=call["reduction"]
+    )
+
+
+def _bind_loss(
+    input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, size_average: bool | None = None,
+    ignore_index: int = -100, reduce: bool | None = None, reduction: str = "mean", label_smoothing: float = 0.0,
+) -> dict[str, Any]:  # fmt: skip
+    return dict(locals())
+
+
+@workspace_rule(aten._softmax.default, aten._log_softmax.default)
+def softmax_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
+    """A copy of an input that is not contiguous. Source: aten/src/ATen/native/cuda/SoftMax.cu, `host_softmax`."""
+    return _copies(args[0])
+
+
+@workspace_rule(aten._softmax_backward_data.default)
+def softmax_backward_workspace(
+    context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> list[int]:
+    """`grad * output`, in the gradient's layout, and a copy of it and of the output where they are not contiguous.
+
+    Source: aten/src/ATen/native/cuda/SoftMax.cu, `softmax_backward_cuda_out`, `host_softmax_backward`; the bytes by
+    PyTorch's CUDA build itself.
+    """
+    grad, output = args[0], args[1]
+    product = output.numel() * torch.promote_types(grad.dtype, output.dtype).itemsize
+    return [product, *([] if grad.is_contiguous() else [product]), *_copies(output)]
+
+
+@workspace_rule(aten._log_softmax_backward_data.default)
+def log_softmax_backward_workspace(
+    context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> list[int]:
+    """Copies of gradient and output where they are not contiguous. Source: SoftMax.cu, `host_softmax_backward`."""
+    return _copies(args[0]) + _copies(args[1])
+
+
+def _copies(tensor: torch.Tensor) -> list[int]:
+    return [] if tensor.is_contiguous() else [tensor.numel() * tensor.element_size()]

@@ -1,0 +1,106 @@
+"""The eager loop over experts, packed experts, and load-balancing losses: operators that ask the routing for values.
+
+Small masks have known values, which follow from the routing. A mask of tokens x top_k x experts is soon too large to
+follow; then its answers come from the routing itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from axmem_trace.kernels.experts.routing import Assignment, Routing
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.rules import dispatch_rule, function_rule
+
+aten = torch.ops.aten
+
+
+def scattered_one_hot(tensor: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """int64 zeros with ones scattered into them: `F.one_hot` as CUDA computes it.
+
+    Source: aten/src/ATen/native/Onehot.cpp `one_hot`: only on meta (and for the compiler) it compares with an
+    `arange`, which makes a boolean tensor of the result's shape on the way; only on a CPU it looks for wrong classes.
+    """
+    out = torch.zeros((*tensor.shape, num_classes), dtype=tensor.dtype, device=tensor.device)
+    return out.scatter_(-1, tensor.unsqueeze(-1), 1)
+
+
+@function_rule(F.one_hot)
+def one_hot(context: KernelContext, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """On meta as on CUDA; without `num_classes` the classes are counted in the values, which only real ones have."""
+    tensor = args[0] if args else kwargs["input"]
+    num_classes = args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
+    if not tensor.is_meta or num_classes <= 0:
+        return function(*args, **kwargs)
+    return scattered_one_hot(tensor, num_classes)
+
+
+@dispatch_rule(aten.nonzero.default)
+def nonzero(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """Of a mask that was too large to be followed: which experts are used, or which tokens are one expert's.
+
+    transformers' loop (`integrations/moe.py`) permutes the one-hot mask to [experts, top_k, tokens] and asks for
+    one expert's slice, which therefore starts that many elements into the mask's storage. transformers 5.23's masks
+    have one class more than there are experts, for tokens that are another rank's.
+    """
+    mask, routing = args[0], context.options.get("routing")
+    latest = routing.latest if isinstance(routing, Routing) else None
+    if latest is None:
+        return op(*args, **kwargs)
+    if mask.ndim == 1 and mask.shape[0] in _classes(latest):
+        with context.recorder.paused():
+            used = torch.arange(latest.used_experts()).unsqueeze(1)
+        return _known(context, used)
+    if _is_slice_of_one_hot(mask, latest):
+        tokens = latest.tokens_of(mask.storage_offset())
+        # CUDA's nonzero returns a transposed [ndim, n] buffer (aten/src/ATen/native/cuda/Nonzero.cu)
+        return torch.empty((mask.ndim, tokens), dtype=torch.int64, device=mask.device).t()
+    return op(*args, **kwargs)
+
+
+@dispatch_rule(aten._unique2.default)
+def unique(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    """Of the chosen experts, too many to be followed: those that are used (`get_active_experts` of ScatterMoE)."""
+    index, routing = args[0], context.options.get("routing")
+    latest = routing.latest if isinstance(routing, Routing) else None
+    if latest is None or index.dtype != torch.int64 or index.numel() != latest.tokens * latest.top_k or any(args[2:4]):
+        return tuple(op(*args, **kwargs))
+    with context.recorder.paused():
+        used = torch.arange(latest.used_experts())
+    nothing = torch.empty(0, dtype=torch.int64, device=index.device)
+    return _known(context, used), nothing, nothing
+
+
+def _classes(latest: Assignment) -> tuple[int, int]:
+    return latest.num_experts, latest.num_experts + 1
+
+
+def _is_slice_of_one_hot(mask: torch.Tensor, latest: Assignment) -> bool:
+    return (
+        tuple(mask.shape) == (latest.top_k, latest.tokens)
+        and mask.stride() in [(classes, latest.top_k * classes) for classes in _classes(latest)]
+        and mask.storage_offset() < latest.num_experts
+    )
+
+
+def _known(context: KernelContext, value: torch.Tensor) -> torch.Tensor:
+    tensor = torch.empty_like(value, device="meta")
+    context.recorder.values.learn(tensor, value)
+    return tensor
+
+
+@dispatch_rule(aten.bincount.default)
+def bincount(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """Of indices too many to be followed: one count per class, of which there are `minlength`.
+
+    Load-balancing losses count the experts of all layers' tokens (`load_balancing_loss_func` in transformers' models).
+    """
+    minlength = args[2] if len(args) > 2 else kwargs.get("minlength", 0)
+    if minlength <= 0:
+        return op(*args, **kwargs)
+    weights = args[1] if len(args) > 1 else kwargs.get("weights")
+    dtype = torch.int64 if weights is None else torch.float32 if weights.dtype is torch.float32 else torch.float64
+    return torch.empty(minlength, dtype=dtype, device=args[0].device)

@@ -1,0 +1,71 @@
+"""`torch.nn.functional.grouped_mm` as CUDA runs it, in every dtype that it takes there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.rules import dispatch_rule
+
+aten = torch.ops.aten
+_ALIGNMENT_BYTES = 16
+
+
+@dispatch_rule(aten._grouped_mm.default)
+def grouped_mm(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """The output and nothing else, whichever way it is computed.
+
+    Source: aten/src/ATen/native/GroupedMMUtils.h (shipped in torch/include): `_grouped_mm_validate_inputs` takes bf16,
+    fp16 and fp32 (meta's kernel only bf16), `create_grouped_gemm_output_tensor` pads rows to 16 bytes. CUDA's
+    `_grouped_mm_cuda` (cuda/GroupedBlas.cpp) runs CUTLASS for bf16 on Hopper and Blackwell, and else
+    `_grouped_mm_fallback`: one `mm_out` per expert into a slice of the output.
+    """
+    a, b = args[0], args[1]
+    offsets = args[2] if len(args) > 2 else kwargs.get("offs")
+    out_dtype = (args[4] if len(args) > 4 else kwargs.get("out_dtype")) or a.dtype
+    _check(a, b, offsets)
+    return _empty_output(a, b, offsets, out_dtype)
+
+
+def _check(a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor | None) -> None:
+    """`_grouped_mm_validate_inputs`: what a GPU refuses is refused here."""
+    for matrix in (a, b):
+        if matrix.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+            raise RuntimeError(f"grouped_mm takes fp32, bf16 or fp16 matrices, not {matrix.dtype}")
+        _check_strides(matrix)
+    if not (a.ndim == b.ndim == 2) and a.shape[-1] != b.shape[-2]:
+        raise RuntimeError("contraction dimension of mat_a and mat_b must match")
+    if (offsets is not None) != (a.ndim == 2 or b.ndim == 2):
+        raise RuntimeError("grouped_mm takes offsets exactly if a matrix is 2-D")
+
+
+def _check_strides(matrix: torch.Tensor) -> None:
+    """`check_valid_strides_and_return_transposed`."""
+    (rows, columns), (by_row, by_column) = matrix.shape[-2:], matrix.stride()[-2:]
+    if by_row == 1 and by_column >= max(1, rows):
+        leading = by_column
+    elif by_column == 1 and by_row >= max(1, columns):
+        leading = by_row
+    else:
+        raise RuntimeError(f"grouped_mm refuses strides {matrix.stride()} for sizes {tuple(matrix.shape)}")
+    if leading * matrix.element_size() % _ALIGNMENT_BYTES:
+        raise RuntimeError("grouped_mm wants strides that are a multiple of 16 bytes")
+
+
+def _empty_output(a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """`create_grouped_gemm_output_tensor`."""
+    if a.ndim == 2 and b.ndim == 2:
+        assert offsets is not None
+        shape: tuple[int, ...] = (offsets.shape[0], a.shape[0], b.shape[1])
+    elif a.ndim == 2:
+        shape = (a.shape[0], b.shape[-1])
+    elif b.ndim == 2:
+        shape = (a.shape[1], b.shape[1])
+    else:
+        shape = (a.shape[0], a.shape[1], b.shape[-1])
+    per_unit = _ALIGNMENT_BYTES // dtype.itemsize
+    padded = -(-shape[-1] // per_unit) * per_unit
+    strides = (padded, 1) if len(shape) == 2 else (shape[1] * padded, padded, 1)
+    return torch.empty_strided(shape, strides, dtype=dtype, device=a.device)

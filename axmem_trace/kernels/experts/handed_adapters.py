@@ -1,0 +1,69 @@
+"""LoRA on experts' fused weights under axolotl's expert kernels: handed to the experts instead of merged by peft.
+
+Source: axolotl 0.19, `integrations/kernels/libs/scattermoe_lora/experts_lora_fastpath.py` and
+`libs/sonicmoe/experts_lora_fastpath.py` (`patch_paramwrapper_fastpath`). A wrapper with more than one active adapter, or
+around other modules than experts, is left to peft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from axmem_trace.kernels.experts.scattermoe_lora import by_expert
+
+MakeAdapter = Callable[[torch.Tensor, torch.Tensor, float, int], Any]
+
+
+def in_ranks(lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, num_experts: int) -> Any:
+    """As peft has them: what sonicmoe takes."""
+    return lora_a, lora_b, scaling
+
+
+ORDERS: dict[str, MakeAdapter] = {"scattermoe": by_expert, "sonicmoe": in_ranks}
+
+
+@contextmanager
+def hand_adapters_over(implementation: str) -> Iterator[None]:
+    """While open, experts that run as `implementation` get their adapters in `handed_adapters`."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    original, make = ParamWrapper.forward, ORDERS[implementation]
+
+    def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        wrappers, base = _unwrap(self)
+        runs = getattr(getattr(base, "config", None), "_experts_implementation", None) == implementation
+        if not (runs and hasattr(base, "gate_up_proj") and all(_is_plain(each) for each in wrappers.values())):
+            return original(self, x, *args, **kwargs)
+        base.handed_adapters = {name: _cast(each, x.dtype, base.num_experts, make) for name, each in wrappers.items()}
+        try:
+            return base(x, *args, **kwargs)
+        finally:
+            base.handed_adapters = None
+
+    with patch.object(ParamWrapper, "forward", forward):
+        yield
+
+
+def _unwrap(wrapper: Any) -> tuple[dict[str, Any], Any]:
+    """One wrapper for each parameter, and what they are around."""
+    wrappers, base = {}, wrapper
+    while hasattr(base, "base_layer") and hasattr(base, "lora_A"):
+        wrappers[base.parameter_name] = base
+        base = base.base_layer
+    return wrappers, base
+
+
+def _is_plain(wrapper: Any) -> bool:
+    return not wrapper.disable_adapters and not wrapper.merged and len(wrapper.active_adapters) == 1
+
+
+def _cast(wrapper: Any, dtype: torch.dtype, num_experts: int, make: MakeAdapter) -> Any:
+    """fp32 weights become the tokens' dtype first."""
+    (name,) = wrapper.active_adapters
+    lora_a, lora_b = wrapper.lora_A[name].weight.to(dtype), wrapper.lora_B[name].weight.to(dtype)
+    return make(lora_a, lora_b, wrapper.scaling[name], num_experts)

@@ -1,0 +1,113 @@
+"""The door of this package: `install_experts`, opened around the trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+from unittest.mock import patch
+
+from torch import nn
+
+from axmem_trace.kernels.experts.handed_adapters import hand_adapters_over
+from axmem_trace.kernels.experts.routing import Routing, find_tables
+from axmem_trace.kernels.experts.scattermoe import run_scattermoe
+from axmem_trace.kernels.experts.sonicmoe import run_sonicmoe
+from axmem_trace.notes import Note
+from axmem_trace.tracing.context import KernelContext
+
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts", "n_experts",
+           "num_router_classes")  # fmt: skip
+"""What models and their configurations call the number of routed experts (ZAYA's router has a class for none of them)."""
+
+
+_PLUGIN_KERNELS = {"scattermoe": run_scattermoe, "sonicmoe": run_sonicmoe}
+"""What axolotl's kernels plugin registers in transformers' interface before loading."""
+_USUAL_LOOP = ("DbrxExperts", "LinearExperts")
+"""Experts outside transformers' interface whose loop asks for the same masks."""
+
+
+@contextmanager
+def install_experts(module: nn.Module, context: KernelContext, asked: str = "") -> Iterator[None]:
+    """While open, routers of the built model choose as the recipe assumes, and experts run as on the context's card.
+
+    Args:
+        asked: the recipe's experts implementation; empty where transformers chooses.
+    """
+    counts = count_experts(module)
+    if not counts:
+        yield
+        return
+    running = _choose(module, asked)
+    router: Literal["balanced", "worst"] = "worst" if context.router == "worst" else "balanced"
+    routing = Routing(counts, router, always_known=not running and not _has_usual_loop(module),
+                      tables=find_tables(module))  # fmt: skip
+    routing.attach(context.recorder)
+    context.options["routing"] = routing
+    context.note(_routing_note(routing))
+    for note in _implementation_notes(running, asked, context.compute_capability):
+        context.note(note)
+    from transformers.integrations import moe
+
+    def can_use_grouped_mm(*args: Any) -> bool:
+        return context.compute_capability >= (8, 0)  # as the original asks of a CUDA device
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(moe, "_can_use_grouped_mm", can_use_grouped_mm))
+        if asked in running and asked in _PLUGIN_KERNELS:
+            stack.enter_context(patch.dict(moe.ExpertsInterface._global_mapping, {asked: _PLUGIN_KERNELS[asked]}))
+            stack.enter_context(hand_adapters_over(asked))
+        yield
+
+
+def count_experts(module: nn.Module) -> frozenset[int]:
+    """The numbers of experts that the model's routers choose among, from modules and their configurations."""
+    found: set[int] = set()
+    for part in module.modules():
+        for source in (part, getattr(part, "config", None)):
+            for name in _COUNTS:
+                value = getattr(source, name, None)
+                values = value if isinstance(value, list | tuple) else (value,)
+                found.update(each for each in values if isinstance(each, int) and each > 1)
+    return frozenset(found)
+
+
+def _choose(module: nn.Module, asked: str) -> frozenset[str]:
+    """What experts under transformers' interface (`use_experts_implementation`) run, which is what is asked for where
+    it is a kernel of axolotl's plugin; empty where there are none."""
+    running = set()
+    for part in module.modules():
+        if hasattr(part, "_apply_gate") and hasattr(part, "is_transposed") and hasattr(part, "config"):
+            config: Any = part.config
+            if asked in _PLUGIN_KERNELS:
+                config._experts_implementation = asked
+            running.add(str(getattr(config, "_experts_implementation", None) or "eager"))
+    return frozenset(running)
+
+
+def _has_usual_loop(module: nn.Module) -> bool:
+    return any(type(part).__name__ in _USUAL_LOOP for part in module.modules())
+
+
+def _implementation_notes(running: frozenset[str], asked: str, compute_capability: tuple[int, int]) -> Iterator[Note]:
+    key = "experts_implementation"
+    if not running:
+        if asked in _PLUGIN_KERNELS:
+            text = f"{asked}: this model's experts are outside transformers' interface and run their own code"
+            yield Note(kind="ignored", key=key, text=text)
+        return
+    names = ", ".join(sorted(running))
+    if asked == "sonicmoe" and compute_capability < (9, 0):
+        text = "axolotl refuses sonicmoe on cards before Hopper (`_check_sonicmoe_gpu_compat`); the figures are of one"
+        yield Note(kind="warning", key="use_sonicmoe", text=text)
+    why = "asked for" if asked else "transformers' default, `get_correct_experts_implementation` (modeling_utils.py)"
+    yield Note(kind="traced", key=key, text=f"experts run as {names}: {why}")
+
+
+def _routing_note(routing: Routing) -> Note:
+    counts = " or ".join(str(count) for count in sorted(routing.expert_counts))
+    if routing.router == "worst":
+        how = "every token takes the same experts, so that these get all tokens and the others none"
+    else:
+        how = "tokens are spread evenly (`--assume router=worst` for the other extreme)"
+    return Note(kind="assumed", key="router", text=f"routing to {counts} experts: {how}")

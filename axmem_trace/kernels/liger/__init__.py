@@ -1,0 +1,1 @@
+"""Liger's kernels: what its autograd functions keep and allocate."""

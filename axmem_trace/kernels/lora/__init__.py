@@ -1,0 +1,1 @@
+"""axolotl's fused LoRA kernels: projections, MLP and embedding."""

@@ -1,0 +1,232 @@
+"""Installing axolotl's LoRA kernels into a peft model, layer by layer, under the conditions that axolotl checks.
+
+Source: axolotl 0.19 `monkeypatch/lora_kernels.py` (`apply_lora_kernel_patches`, `patch_self_attn_lora`,
+`get_attention_cls_from_config`, `find_self_attn_in_layer`, `find_linear_attn_in_layer`, `find_mlp_in_layer`,
+`get_layers`).
+
+axolotl rewrites the source of the attention's forward so that q, k and v come from one call. Here q's projection makes
+all of them at the moment it is called, and k's and v's hand over what it made, which is the same to the memory.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.kernels.lora.embedding import run_embedding
+from axmem_trace.kernels.lora.functions import Order, run_projections
+from axmem_trace.kernels.lora.mlp import run_mlp
+from axmem_trace.kernels.lora.projection import DORA_CACHE
+from axmem_trace.kernels.modeling_files import modeling_module
+from axmem_trace.kernels.site import Site, class_prefix
+from axmem_trace.kernels.sources import note_source
+from axmem_trace.models.skeleton.model_config import text_part
+from axmem_trace.notes import Note
+
+KEYS = {"mlp": "lora_mlp_kernel", "qkv": "lora_qkv_kernel", "o": "lora_o_kernel", "embedding": "lora_embedding_kernel"}
+IN_PROJECTIONS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
+_QKV_LINES = (
+    """\
+query_states = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+key_states = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+""",
+    """\
+query_states = self.q_norm(self.q_proj(hidden_states).view(hidden_shape)).transpose(1, 2)
+key_states = self.k_norm(self.k_proj(hidden_states).view(hidden_shape)).transpose(1, 2)
+""",
+    "self.q_proj(hidden_states).view(*input_shape, -1, self.head_dim * 2), 2, dim=-1",
+)
+"""One of these marks an attention whose forward axolotl can rewrite (`QKV_PATCHES`)."""
+_O_LINE = "attn_output = self.o_proj(attn_output)"
+_ATTENTION = {
+    "qwen3_vl": ("qwen3_vl", "Qwen3VLTextAttention"), "mllama": ("mllama", "MllamaTextSelfAttention"),
+    "llama4": ("llama4", "Llama4TextAttention"), "mistral3": ("mistral", "MistralAttention"),
+    "gemma3_text": ("gemma3", "Gemma3Attention"),
+}  # fmt: skip
+"""Attention classes that axolotl names; any other is `<Prefix>Attention` (`get_attention_cls_from_config`)."""
+_REWRITTEN_OTHERWISE = ("gemma4", "gemma4_text")
+"""axolotl's own attention forward for these calls the kernels."""
+_GATED_DELTA = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
+
+
+def install_lora_kernels(site: Site) -> None:
+    """Replaces the forwards of the layers that qualify; a note says which do not, and why."""
+    wanted = site.recipe.kernels.lora
+    if not wanted & {"mlp", "qkv", "o"} or not hasattr(site.model, "peft_config"):
+        return
+    if site.recipe.quantisation.method == "bnb_8bit":
+        _skip(site, wanted, "they cannot read int8 weights")
+        return
+    if getattr(site.model, "quantization_method", None) in ("gptq", "awq"):
+        why = "it multiplies by `weight`, and packed layers have none: the run would stop. Set the key to false"
+        _skip(site, wanted, why)
+        return
+    layers = _find_layers(site)
+    if layers is None:
+        _skip(site, wanted, "axolotl does not find the layers of this architecture, and stops")
+        return
+    site.stack.callback(_forget_norms, site.model)
+    if wanted & {"qkv", "o"} and not _can_rewrite(site, layers):
+        wanted = wanted - {"qkv", "o"}
+    for layer in layers:
+        _install_attention(site, layer, wanted)
+        _install_linear_attention(site, layer, wanted)
+        _install_mlp(site, layer, wanted)
+    if "embedding" in wanted:
+        _install_embedding(site)
+
+
+def _find_layers(site: Site) -> list[nn.Module] | None:
+    """`get_layers`: `model.layers` of the language model."""
+    base = site.base
+    for path in (("language_model",), ("model", "language_model"), ("model",)):
+        parent: Any = base
+        for name in path:
+            parent = getattr(parent, name, None)
+        if parent is not None:
+            found = getattr(parent, "layers", None)
+            return None if found is None else list(found)
+    return None
+
+
+# -- attention --------------------------------------------------------------------------------------------------------
+
+
+def _install_attention(site: Site, layer: nn.Module, wanted: frozenset[str]) -> None:
+    attention: Any = getattr(layer, "self_attn", None)
+    if attention is None or not all(hasattr(attention, f"{name}_proj") for name in "qkvo"):
+        return
+    names = [name for name in ("q_proj", "k_proj", "v_proj") if getattr(attention, name) is not None]
+    if "qkv" in wanted and _have_adapters(site, [getattr(attention, name) for name in names], "qkv"):
+        _install_group(site, attention, names, "qkv")
+        note_source(site, KEYS["qkv"])
+    if "o" in wanted and _have_adapters(site, [attention.o_proj], "o"):
+        _install_group(site, attention, ["o_proj"], "o")
+        note_source(site, KEYS["o"])
+
+
+def _can_rewrite(site: Site, layers: list[nn.Module]) -> bool:
+    """Whether axolotl's `patch_self_attn_lora` finds its lines in the forward of the attention class that it looks up;
+    otherwise it stops. It may also rewrite a class that the model does not use, which changes nothing."""
+    if site.model_type in _REWRITTEN_OTHERWISE:
+        return True
+    module, name = _ATTENTION.get(site.model_type, (site.model_type, f"{class_prefix(site.model_type)}Attention"))
+    kind = getattr(modeling_module(module), name, None)
+    if site.model_type.startswith("gemma4_unified"):
+        text = "axolotl attaches the QKV and O kernels to this architecture with fused_attn_kernel only"
+    elif kind is None:
+        text = f"axolotl finds no attention class {name}, and stops: set lora_qkv_kernel and lora_o_kernel to false"
+    elif not _has_lines(inspect.getsource(kind.forward)):
+        text = f"axolotl cannot rewrite {name}.forward, and stops: set lora_qkv_kernel and lora_o_kernel to false"
+    elif not any(isinstance(module, kind) for layer in layers for module in layer.children()):
+        text = f"axolotl rewrites {name}.forward, which this model does not use: q, k, v and o run as they are"
+    else:
+        return True
+    site.note(Note(kind="warning", key=KEYS["qkv"], text=text))
+    return False
+
+
+def _has_lines(source: str) -> bool:
+    source = "\n".join(line.strip() for line in textwrap.dedent(source).splitlines())
+    return any(lines in source for lines in _QKV_LINES) and _O_LINE in source
+
+
+def _install_group(site: Site, owner: Any, names: list[str], order: Order) -> None:
+    """The first projection computes all of the group; each other one hands over its output when it is called."""
+    waiting: dict[str, torch.Tensor] = {}
+
+    def compute_all(self: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        layers = [getattr(owner, name) for name in names]
+        first, *others = run_projections(layers, x, training=owner.training, order=order)
+        waiting.update(zip(names[1:], others, strict=True))
+        del others
+        output: torch.Tensor = first
+        return output
+
+    def make_handing_over(name: str) -> Any:
+        return lambda self, x, *args, **kwargs: waiting.pop(name)
+
+    site.replace_forward(getattr(owner, names[0]), compute_all)
+    for name in names[1:]:
+        site.replace_forward(getattr(owner, name), make_handing_over(name))
+
+
+def _install_linear_attention(site: Site, layer: nn.Module, wanted: frozenset[str]) -> None:
+    """Gated delta nets, in axolotl's own forward for packed rows of Qwen3.5 (`models/qwen3_5/modeling.py`)."""
+    mixer: Any = getattr(layer, "linear_attn", None)
+    if mixer is None or not (site.recipe.batch.packed and site.model_type in _GATED_DELTA):
+        return
+    if not all(hasattr(mixer, name) for name in (*IN_PROJECTIONS, "out_proj")):
+        return
+    if "qkv" in wanted and any(hasattr(getattr(mixer, name), "lora_A") for name in IN_PROJECTIONS):
+        _install_group(site, mixer, list(IN_PROJECTIONS), "one by one")
+    if "o" in wanted and hasattr(mixer.out_proj, "lora_A"):
+        _install_group(site, mixer, ["out_proj"], "o")
+
+
+# -- MLP and embedding ------------------------------------------------------------------------------------------------
+
+
+def _install_mlp(site: Site, layer: nn.Module, wanted: frozenset[str]) -> None:
+    mlp: Any = getattr(layer, "mlp", None)
+    parts = ("gate_proj", "up_proj", "down_proj")
+    if "mlp" not in wanted or mlp is None or not all(hasattr(mlp, name) for name in parts):
+        return
+    activation = _activation(site.base.config)
+    if activation not in ("silu", "gelu"):
+        _skip(site, frozenset({"mlp"}), f"the activation {activation!r} is not supported: axolotl stops")
+    elif _have_adapters(site, [getattr(mlp, name) for name in parts], "mlp"):
+        site.replace_forward(mlp, run_mlp)
+        note_source(site, KEYS["mlp"])
+
+
+def _activation(config: Any) -> str:
+    text = text_part(config)
+    for name in ("hidden_act", "hidden_activation", "mlp_hidden_act"):
+        if hasattr(text, name):
+            found = str(getattr(text, name))
+            return "gelu" if "gelu" in found else found
+    return ""
+
+
+def _install_embedding(site: Site) -> None:
+    """`_patch_embedding_layers`: an embedding that carries an adapter of its own."""
+    for embedding in _embeddings(site.base):
+        if hasattr(embedding, "lora_embedding_A"):
+            site.replace_forward(embedding, run_embedding)
+            note_source(site, KEYS["embedding"])
+
+
+def _embeddings(base: Any) -> Iterator[Any]:
+    decoder = getattr(base, "model", None)
+    for parent in (decoder, getattr(decoder, "language_model", None)):
+        found = getattr(parent, "embed_tokens", None)
+        if found is not None:
+            yield found
+
+
+# -- conditions -------------------------------------------------------------------------------------------------------
+
+
+def _have_adapters(site: Site, layers: list[nn.Module], kernel: str) -> bool:
+    if all(hasattr(layer, "lora_A") for layer in layers):
+        return True
+    text = f"{KEYS[kernel]} needs LoRA on every projection that it fuses: some layers keep their own forward"
+    site.note(Note(kind="warning", key=KEYS[kernel], text=text))
+    return False
+
+
+def _skip(site: Site, wanted: frozenset[str], why: str) -> None:
+    for kernel in sorted(wanted):
+        site.note(Note(kind="warning", key=KEYS[kernel], text=f"the LoRA kernel is not installed: {why}"))
+
+
+def _forget_norms(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        if hasattr(parameter, DORA_CACHE):
+            delattr(parameter, DORA_CACHE)

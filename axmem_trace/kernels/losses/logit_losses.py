@@ -1,0 +1,255 @@
+"""The loss paths that start from logits: transformers 4's shifted copies, chunked cross-entropy, EAFT; distillation.
+
+Nothing is installed for `native`: then the loss is what the installed transformers does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+
+from axmem_trace.kernels.losses import flash_loss
+from axmem_trace.kernels.losses.distillation import distillation_loss
+from axmem_trace.kernels.older.losses import (
+    half_shifted_copy,
+    in_place_cross_entropy,
+    upcast_shifted_copy,
+)
+from axmem_trace.kernels.site import Site, head_weight
+from axmem_trace.notes import Note
+
+IGNORE = -100
+EAFT_TOP_K = 20
+"""`eaft_k`'s default (axolotl `core/builders/causal.py`)."""
+
+
+def install_loss_path(site: Site) -> None:
+    """Replaces the loss function, or the model's forward, as `recipe.loss.path` asks."""
+    if site.recipe.loss.cross_entropy == "in_place":
+        site.replace_attribute(F, "cross_entropy", in_place_cross_entropy)
+    elif site.recipe.loss.cross_entropy == "flash":
+        _install_flash(site)
+    install = _INSTALLERS.get(site.recipe.loss.path)
+    if install is not None:
+        install(site)
+
+
+def _install_flash(site: Site) -> None:
+    from transformers.loss import loss_utils
+
+    site.replace_attribute(loss_utils, "fixed_cross_entropy", flash_loss.fixed_cross_entropy)
+    text = (
+        "flash-attn 2.8's cross-entropy keeps the fp32 logits and makes their gradient beside them; no softmax is kept"
+    )
+    site.note(Note(kind="ruled", key="flash_attn_cross_entropy", text=text))
+
+
+# -- functions in transformers' loss mapping --------------------------------------------------------------------------
+
+
+def shifted_copy_loss(
+    logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, num_items_in_batch: Any = None,
+    ignore_index: int = IGNORE, **kwargs: Any,
+) -> torch.Tensor:  # fmt: skip
+    """`ForCausalLMLoss` of transformers 4.46 to 4.50 (`loss/loss_utils.py`): all logits in fp32, then a contiguous copy
+    of them without the last token. logits [batch, tokens, vocabulary] to a scalar."""
+    from transformers.loss.loss_utils import fixed_cross_entropy
+
+    logits = logits.float()
+    shifted = logits[..., :-1, :].contiguous()
+    targets = labels[..., 1:].contiguous()
+    shifted = shifted.view(-1, vocab_size)
+    loss: torch.Tensor = fixed_cross_entropy(shifted, targets.view(-1), num_items_in_batch, ignore_index)
+    return loss
+
+
+def make_chunked_loss(num_chunks: int) -> Callable[..., torch.Tensor]:
+    """axolotl 0.19 `monkeypatch/loss/chunked.py` (`for_causal_lm_chunked_loss`): chunks along the tokens.
+
+    With more than one row a chunk's rows are not contiguous, so `reshape` copies every chunk before the first loss.
+    """
+
+    def chunked_loss(
+        logits: torch.Tensor, labels: torch.Tensor, vocab_size: int | None = None, num_items_in_batch: Any = None,
+        ignore_index: int = IGNORE, shift_labels: torch.Tensor | None = None, **kwargs: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        if shift_labels is None:
+            labels = F.pad(labels, (0, 1), value=ignore_index)
+            shift_labels = labels[..., 1:].contiguous()
+        num_valid = (shift_labels != ignore_index).sum()
+        targets = [chunk.reshape(-1) for chunk in shift_labels.chunk(num_chunks, dim=1)]
+        chunks = [chunk.reshape(-1, chunk.size(-1)) for chunk in logits.chunk(num_chunks, dim=1)]
+        total: Any = 0.0
+        for chunk, target in zip(chunks, targets, strict=True):
+            total = total + CompiledChunkLoss.apply(chunk, target, ignore_index)
+        scaled: torch.Tensor = total / (num_valid if num_items_in_batch is None else num_items_in_batch)
+        return scaled
+
+    return chunked_loss
+
+
+class CompiledChunkLoss(torch.autograd.Function):
+    """`F.cross_entropy(logits.float(), ...)` through torch.compile: one kernel reads the logits as they are and keeps
+    two fp32 numbers per row, maximum and logarithm of the sum; backward makes the gradient in the logits' dtype.
+
+    Inductor fuses the upcast, and its partitioner recomputes the softmax from the two (torch
+    `_functorch/partitioners.py` `min_cut_rematerialization_partition`).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor, ignore_index: int) -> torch.Tensor:
+        maximum, log_sum = (torch.empty(logits.shape[0], 1, dtype=torch.float32, device=logits.device) for _ in "12")
+        ctx.save_for_backward(logits, target, maximum, log_sum)
+        return torch.zeros((), dtype=torch.float32, device=logits.device)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        logits, *_ = ctx.saved_tensors
+        return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device), None, None
+
+
+def _replace_loss_functions(site: Site, loss: Callable[..., torch.Tensor], *names: str) -> None:
+    from transformers.loss import loss_utils
+
+    present = {name: loss for name in names if name in loss_utils.LOSS_MAPPING}
+    site.stack.enter_context(patch.dict(loss_utils.LOSS_MAPPING, present))
+    used = getattr(site.base, "loss_type", None)
+    if used is not None and used not in present:
+        text = f"{type(site.base).__name__} computes its loss as {used}, which this loss path does not replace"
+        site.note(Note(kind="warning", key="loss_path", text=text))
+
+
+def _install_shifted_copy(site: Site) -> None:
+    _replace_loss_functions(site, shifted_copy_loss, "ForCausalLM", "ForConditionalGeneration")
+
+
+def _install_upcast_shifted_copy(site: Site) -> None:
+    _install_loss_in_forward(site, upcast_shifted_copy)
+
+
+def _install_half_shifted_copy(site: Site) -> None:
+    _install_loss_in_forward(site, half_shifted_copy)
+
+
+def _install_loss_in_forward(site: Site, run: Callable[..., Any]) -> None:
+    """A loss that the model's own forward computed, where the last hidden states are still bound to a name."""
+    hidden: list[torch.Tensor] = []
+    head = site.base.get_output_embeddings()
+    site.stack.callback(head.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0])).remove)
+
+    def run_holding_hidden(*arguments: Any) -> Any:
+        try:
+            return run(*arguments)
+        finally:
+            hidden.clear()
+
+    _replace_forward(site, run_holding_hidden)
+
+
+def _install_chunked(site: Site) -> None:
+    _replace_loss_functions(site, make_chunked_loss(site.recipe.loss.num_chunks), "ForCausalLM")
+
+
+# -- losses outside of the model --------------------------------------------------------------------------------------
+
+
+def eaft_loss(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """axolotl 0.19 `monkeypatch/loss/eaft.py`: shifted copy, rows with labels picked out twice, each a full copy.
+
+    logits [batch, tokens, vocabulary], fp32 where accelerate has converted them. Every token is taken to have a label.
+    """
+    shifted = logits[..., :-1, :].contiguous()
+    targets = labels[..., 1:].contiguous().view(-1)
+    rows = shifted.view(-1, shifted.size(-1))
+    mask = targets != IGNORE
+    with torch.no_grad():
+        picked = rows.index_select(0, _indices(mask)).float()
+        top, _ = torch.topk(picked, k=min(EAFT_TOP_K, rows.size(-1)), dim=-1)
+        del picked
+        probabilities = F.softmax(top, dim=-1)
+        entropy = -(probabilities * torch.log(probabilities + 1e-10)).sum(dim=-1)
+        weights = torch.pow(entropy, 1.0)
+    chosen = rows.index_select(0, _indices(mask))
+    per_token = F.cross_entropy(chosen, targets.index_select(0, _indices(mask)), reduction="none")
+    del chosen
+    weighted = per_token * weights
+    return weighted.mean() if num_items_in_batch is None else weighted.sum() / num_items_in_batch
+
+
+def _indices(mask: torch.Tensor) -> torch.Tensor:
+    """What `tensor[mask]` looks up with: the int64 result of `nonzero`, here for a mask without zeros."""
+    return torch.arange(mask.numel(), device=mask.device)
+
+
+def _replace_forward(site: Site, run: Callable[..., Any]) -> None:
+    """`run(original, labels, num_items, kwargs)` takes the place of the model's forward where labels are given."""
+    original = site.base.forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        labels = kwargs.pop("labels", None)
+        num_items = kwargs.pop("num_items_in_batch", None)
+        if labels is None:
+            return original(*args, **kwargs)
+        return run(original, labels, num_items, kwargs)
+
+    site.replace_forward(site.base, forward)
+
+
+def _install_eaft(site: Site) -> None:
+    def run(original: Callable[..., Any], labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any]) -> Any:
+        outputs = _as_accelerate(site, original(**kwargs))
+        with torch.autocast("cuda", enabled=False):
+            loss = eaft_loss(outputs["logits"], labels, num_items)
+        return _with_loss(outputs, loss)
+
+    _replace_forward(site, run)
+
+
+def _install_distillation(site: Site) -> None:
+    """`AxolotlKDTrainer.compute_loss`: all hidden states are put out, and by accelerate copied to fp32."""
+
+    def run(original: Callable[..., Any], labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any]) -> Any:
+        outputs = _as_accelerate(site, original(**kwargs, output_hidden_states=True, logits_to_keep=1))
+        weight = head_weight(site.base.get_output_embeddings())
+        with torch.autocast("cuda", enabled=False):
+            hidden = outputs["hidden_states"][-1].to(weight.dtype)
+            loss = distillation_loss(hidden, weight, labels)
+        return _with_loss(outputs, loss if num_items is None else loss / num_items)
+
+    text = "the teacher's top-k tensors of a batch (some 20 bytes per token and k) are not in the figures"
+    site.note(Note(kind="not_modelled", key="kd_trainer", text=text))
+    _replace_forward(site, run)
+
+
+def _install_none(site: Site) -> None:
+    """No loss: the caller goes backward from the logits themselves."""
+
+    def run(original: Callable[..., Any], labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any]) -> Any:
+        outputs = original(**kwargs)
+        return _with_loss(outputs, outputs["logits"].new_zeros(()))
+
+    _replace_forward(site, run)
+
+
+def _as_accelerate(site: Site, outputs: Any) -> Any:
+    """accelerate wraps the model's forward, so a loss outside of the model sees fp32 outputs."""
+    if site.recipe.precision.output_dtype != "float32":
+        return outputs
+    from accelerate.utils.operations import convert_to_fp32
+
+    return convert_to_fp32(outputs)
+
+
+def _with_loss(outputs: Any, loss: torch.Tensor) -> Any:
+    return type(outputs)(**{**outputs, "loss": loss})
+
+
+_INSTALLERS: dict[str, Callable[[Site], None]] = {
+    "shifted_copy": _install_shifted_copy, "chunked": _install_chunked, "eaft": _install_eaft,
+    "kd": _install_distillation, "none": _install_none, "upcast_shifted_copy": _install_upcast_shifted_copy,
+    "half_shifted_copy": _install_half_shifted_copy,
+}  # fmt: skip

@@ -1,0 +1,36 @@
+"""What PyTorch before 2.2 kept of a mean: `--assume mean_keeps_input=true`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.rules import function_rule
+
+
+@function_rule(torch.mean, torch.Tensor.mean)
+def mean(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The input, whole, for the number of its elements alone: in an RMSNorm a second copy in fp32.
+
+    Source: torch 2.1 `MeanBackward1` has `_saved_self`, as `derivatives.yaml` asks `mean_backward` for
+    `self.sym_numel()` and code generation knew no better; from 2.2 on it has `_saved_self_sym_numel`.
+    """
+    result = function(*args, **kwargs)
+    averaged = args[0] if args else kwargs["input"]
+    if not context.options.get("mean_keeps_input") or not result.requires_grad:
+        return result
+    return _Kept.apply(result, averaged)
+
+
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, result: torch.Tensor, averaged: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(averaged)
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
+        return grad_output, None

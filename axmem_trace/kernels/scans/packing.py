@@ -1,0 +1,93 @@
+"""How axolotl tells the scans where packed samples end.
+
+transformers' own modules pass no bounds on: state would leak from sample to sample. axolotl 0.19 replaces their
+forwards (`monkeypatch/models/*/modeling.py`): each layer works the bounds out from the position ids, and its kernels
+keep them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.notes import Note
+from axmem_trace.tracing.context import KernelContext
+
+_BY_INDEX = frozenset({"NemotronHBlock"})
+"""Layers of Mamba-2, whose kernels take `seq_idx`: each token's sample (`monkeypatch/models/mamba_utils.py`)."""
+_BY_BOUNDS = frozenset({"Qwen3NextDecoderLayer", "Qwen3_5DecoderLayer", "Qwen3_5MoeDecoderLayer"})
+"""Layers of the gated delta rule, whose kernels take `cu_seqlens` (`get_cu_seqlens`)."""
+_CANNOT_PACK = {"falcon_h1": "FalconH1DecoderLayer", "granitemoehybrid": "GraniteMoeHybridDecoderLayer"}
+"""axolotl 0.19's patches of these look for what transformers 5.16 no longer has (`is_fast_path_available`,
+`GraniteMoeHybridMambaLayer.cuda_kernels_forward`): `monkeypatch/models/falcon_h1/modeling.py`, `granitemoehybrid/`."""
+
+
+@dataclass(slots=True)
+class PackedSamples:
+    """What the layer that runs now has worked out; None where rows hold one sample each."""
+
+    index: torch.Tensor | None = None
+    bounds: torch.Tensor | None = None
+
+
+@contextmanager
+def packed_samples(context: KernelContext, model: nn.Module) -> Iterator[PackedSamples]:
+    """While open, each layer that axolotl patches for packing leaves its bounds for its kernels."""
+    samples = PackedSamples()
+    with ExitStack() as stack:
+        if getattr(context.options.get("batch"), "packed", False):
+            for layer in model.modules():
+                _watch(stack, layer, samples)
+            _note_those_that_cannot(context, model)
+        yield samples
+
+
+def _watch(stack: ExitStack, layer: nn.Module, samples: PackedSamples) -> None:
+    name = type(layer).__name__
+    if name not in _BY_INDEX | _BY_BOUNDS or not _is_linear(layer):
+        return
+
+    def work_out(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            return
+        if name in _BY_INDEX:
+            samples.index = _index_of(positions)
+        else:
+            samples.bounds = _bounds_of(positions)
+
+    def forget(*args: Any) -> None:
+        samples.index = samples.bounds = None
+
+    stack.callback(layer.register_forward_pre_hook(work_out, with_kwargs=True).remove)
+    stack.callback(layer.register_forward_hook(forget, always_call=True).remove)
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    return "linear_attention" in (getattr(layer, "block_type", ""), getattr(layer, "layer_type", ""))
+
+
+def _index_of(positions: torch.Tensor) -> torch.Tensor:
+    starts = torch.cumsum((positions == 0).int(), dim=-1)
+    return (starts - starts[..., :1]).to(torch.int32)
+
+
+def _bounds_of(positions: torch.Tensor) -> torch.Tensor:
+    flat = (positions[0] if positions.ndim == 3 else positions).reshape(-1)
+    starts = (flat == flat.min()).nonzero().view(-1).to(torch.int32)
+    return torch.cat((starts, torch.tensor([len(flat)], dtype=torch.int32, device=flat.device)))
+
+
+def _note_those_that_cannot(context: KernelContext, model: nn.Module) -> None:
+    classes = {type(module).__name__ for module in model.modules()}
+    for model_type, layer in _CANNOT_PACK.items():
+        if layer in classes:
+            text = f"axolotl 0.19's patch for packed {model_type} samples looks for names that transformers 5.16 no "
+            text += "longer has, so this run would stop before its first step; the figures are those without bounds "
+            text += "between samples. Set `sample_packing: false`"
+            context.note(Note(kind="warning", key="sample_packing", text=text))

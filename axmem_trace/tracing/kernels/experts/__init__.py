@@ -1,5 +1,0 @@
-"""Mixture of experts: where tokens are routed to, and the kernels that compute the experts."""
-
-from axmem_trace.tracing.kernels.experts.install import install_experts
-
-__all__ = ["install_experts"]
