@@ -60,7 +60,7 @@ def estimate(
     from axmem_trace.models import build_model
     from axmem_trace.training.loading import LoadRecorder
     from axmem_trace.training.optimizers import build_optimizer
-    from axmem_trace.training.record import make_recorder, record_run
+    from axmem_trace.training.trace import make_recorder, record_run
 
     clock.start("build", f"building {recipe.model.base.name}")
     with errors_in_place(recipe):

@@ -1,5 +1,5 @@
 """A recipe run for real on a CUDA GPU, with random weights: the model as `axmem_trace` builds it, stepped by the same
-loop (`axmem_trace/training/step.py`), under a recorder that asks CUDA's allocator instead of keeping a ledger.
+loop (`axmem_trace/training/run.py`), under a recorder that asks CUDA's allocator instead of keeping a ledger.
 
 Used by `measure_on_gpu.py`.
 """
@@ -24,8 +24,8 @@ from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.optimizers.bnb import BNB_NAMES
 from axmem_trace.training.optimizers.names import ALIASES
 from axmem_trace.training.optimizers.traced import TracedOptimizer
-from axmem_trace.training.record import garbage_on_demand
-from axmem_trace.training.step import Run
+from axmem_trace.training.run import Run
+from axmem_trace.training.trace import garbage_on_demand
 
 REAL_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", "adafactor", *BNB_NAMES)
 """Those of which the estimate steps the library's own class; of others it steps a stand-in, which would measure itself."""

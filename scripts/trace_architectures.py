@@ -208,7 +208,7 @@ def _import_libraries() -> None:
     from axmem_trace.config import read_recipe
     from axmem_trace.models import build_model
     from axmem_trace.training.optimizers import build_optimizer
-    from axmem_trace.training.record import make_recorder
+    from axmem_trace.training.trace import make_recorder
 
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()

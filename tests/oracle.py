@@ -22,8 +22,8 @@ from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.record import garbage_on_demand
-from axmem_trace.training.step import Run
+from axmem_trace.training.run import Run
+from axmem_trace.training.trace import garbage_on_demand
 
 ASSUMPTIONS = ["autocast=false", "adapter_dtype=base", "optimizer_implementation=foreach"]
 """All in one dtype, so that a CPU can run it without autocast; transformers still computes softmax, norms and loss in

@@ -15,7 +15,7 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.loading import LoadRecorder
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.record import make_recorder, record_run
+from axmem_trace.training.trace import make_recorder, record_run
 
 
 def make_config(directory: Path, family: str = "llama", **keys: Any) -> dict[str, Any]:

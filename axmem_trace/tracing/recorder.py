@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from axmem_trace.ledger import Role
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.known_values import DATA_DEPENDENT, KnownValues, worth_knowing
-from axmem_trace.tracing.life_record import LifeRecord, tensors_in
 from axmem_trace.tracing.literal_tensors import literals_known
 from axmem_trace.tracing.masked_index import INDEXES, picked_indices
 from axmem_trace.tracing.result_memo import ResultMemo, can_remember
 from axmem_trace.tracing.rules import DISPATCH_RULES, WORKSPACE_RULES
+from axmem_trace.tracing.storage_record import LifeRecord, tensors_in
 
 aten = torch.ops.aten
 _MOVES_STORAGE = frozenset({aten.resize_.default, aten.set_.source_Storage_storage_offset, aten.set_.source_Tensor})

@@ -11,7 +11,7 @@ from tiny_models import write_tiny_model
 from axmem_trace.config import read_recipe
 from axmem_trace.models import build_model
 from axmem_trace.training.optimizers import TracedOptimizer, build_optimizer
-from axmem_trace.training.record import Recording, record_run
+from axmem_trace.training.trace import Recording, record_run
 
 
 def record(tmp_path: Path, **keys: Any) -> tuple[TracedOptimizer, Recording]:

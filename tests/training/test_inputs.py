@@ -11,9 +11,9 @@ from multimodal_models import write_multimodal_model
 
 from axmem_trace.config import read_recipe
 from axmem_trace.models.skeleton.model_config import build_model_config
-from axmem_trace.training.inputs import MadeBatch, make_batch
-from axmem_trace.training.media.patch_grids import smart_resize
-from axmem_trace.training.media.tile_choice import best_resolution, canvas_without_loss, closest_grid
+from axmem_trace.training.batches.media.patch_grids import smart_resize
+from axmem_trace.training.batches.media.tile_choice import best_resolution, canvas_without_loss, closest_grid
+from axmem_trace.training.batches.text import MadeBatch, make_batch
 
 # The tiny models: patches of 7 pixels, towers of 28 (16 patches), squares of 14 where patches are merged.
 PLACEHOLDERS = {

@@ -19,7 +19,7 @@ from axmem_trace.models import build_model
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.loading import LoadRecorder
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.record import make_recorder, record_run
+from axmem_trace.training.trace import make_recorder, record_run
 
 FROM_PRETRAINED, WARM_UP = "transformers.from_pretrained", "transformers.caching_allocator_warmup"
 

@@ -19,7 +19,7 @@ from axmem_trace.models import build_model
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.offloading.saved_tensors import ActivationOffload
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.record import Recording, record_run
+from axmem_trace.training.trace import Recording, record_run
 
 LAYERS, INPUT = 6, 2 * 64 * 32 * 2
 """Layers of the model, and bytes of what each is given: 2 rows of 64 tokens of 32 bf16 numbers."""

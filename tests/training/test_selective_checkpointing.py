@@ -12,9 +12,9 @@ from tiny_models import TINY
 
 from axmem_trace.config import read_recipe
 from axmem_trace.models import build_model
-from axmem_trace.training.offloading import selective
+from axmem_trace.training.offloading import selective_checkpointing
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.record import Recording, record_run
+from axmem_trace.training.trace import Recording, record_run
 
 ROWS, TOKENS, HEADS, WIDTH, LAYERS = 1, 64, 4, 32, 2
 OUTPUT = ROWS * TOKENS * WIDTH * 2
@@ -94,7 +94,7 @@ FA2 = {"attn_implementation": "flash_attention_2", "selective_checkpointing": Tr
 
 
 def test_offloaded_outputs_wait_in_host_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(selective, "MIN_BYTES", LOGSUMEXP)
+    monkeypatch.setattr(selective_checkpointing, "MIN_BYTES", LOGSUMEXP)
     saved, offloaded = record(tmp_path, **FA2), record(tmp_path, **OFFLOAD)
     assert runs(offloaded, "flash_attn_func") == (LAYERS, 0), "nothing is computed again"
     # Output and log-sum-exp of each layer go; the latest two, which are the last layer's, are there until two more come.
@@ -105,7 +105,7 @@ def test_offloaded_outputs_wait_in_host_memory(tmp_path, monkeypatch):
 
 
 def test_offloaded_outputs_come_back_one_layer_ahead(tmp_path, monkeypatch):
-    monkeypatch.setattr(selective, "MIN_BYTES", LOGSUMEXP)
+    monkeypatch.setattr(selective_checkpointing, "MIN_BYTES", LOGSUMEXP)
     ledger = record(tmp_path, **OFFLOAD).ledger
     start = next(mark.tick for mark in ledger.marks if mark.phase == "backward" and mark.step == 1)
     back = [each for each in ledger.allocations if each.op == "aten.clone.default" and each.born > start]

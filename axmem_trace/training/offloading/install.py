@@ -15,10 +15,10 @@ from axmem_trace.models.selective_checkpointing import make_policy
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.offloading.host_modules import placed_modules
 from axmem_trace.training.offloading.layers import LayerOffload, find_decoder_layers
-from axmem_trace.training.offloading.placed import placed_modules
 from axmem_trace.training.offloading.saved_tensors import ActivationOffload, CheckpointInputOffload
-from axmem_trace.training.offloading.selective import SelectiveOffload
+from axmem_trace.training.offloading.selective_checkpointing import SelectiveOffload
 
 StepContext = Callable[[], AbstractContextManager[None]]
 """Makes the context of one micro-batch's forward and backward."""

@@ -9,7 +9,6 @@ import torch
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.training.optimizers.galore import note_decomposition
-from axmem_trace.training.optimizers.loop import DECAY, EPS, LR, RebuiltOptimizer
 from axmem_trace.training.optimizers.low_rank import (
     check_projection,
     low_rank_groups,
@@ -18,6 +17,7 @@ from axmem_trace.training.optimizers.low_rank import (
     side_of,
     step_in_backward,
 )
+from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
 from axmem_trace.training.optimizers.request import Request, builds
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 

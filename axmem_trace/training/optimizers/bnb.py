@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from axmem_trace.training.optimizers.groups import uses_axolotl_groups
-from axmem_trace.training.optimizers.memory import empty_offstage
+from axmem_trace.training.optimizers.offstage import empty_offstage
 from axmem_trace.training.optimizers.request import Request, builds
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from axmem_trace.training.optimizers.loop import DECAY, EPS, LR, RebuiltOptimizer
 from axmem_trace.training.optimizers.low_rank import project, project_back
+from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
 from axmem_trace.training.optimizers.request import Request, builds
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 

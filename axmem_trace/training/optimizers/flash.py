@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.training.optimizers.loop import LR, RebuiltOptimizer
+from axmem_trace.training.optimizers.rebuilt import LR, RebuiltOptimizer
 from axmem_trace.training.optimizers.request import ParamGroups, Request, builds, to_bool
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from axmem_trace.training.optimizers.loop import DECAY, EPS, LR, RebuiltOptimizer
+from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
 from axmem_trace.training.optimizers.request import Request, builds
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 

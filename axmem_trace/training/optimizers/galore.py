@@ -10,7 +10,6 @@ import torch
 from axmem_trace.errors import ConfigError
 from axmem_trace.training.optimizers.bnb import managed_memory_on_meta, own_registries
 from axmem_trace.training.optimizers.factored import GaLoreAdafactor
-from axmem_trace.training.optimizers.loop import DECAY, EPS, LR, RebuiltOptimizer
 from axmem_trace.training.optimizers.low_rank import (
     check_projection,
     low_rank_groups,
@@ -20,6 +19,7 @@ from axmem_trace.training.optimizers.low_rank import (
     singular_basis,
     step_in_backward,
 )
+from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
 from axmem_trace.training.optimizers.request import ParamGroups, Request, builds, to_bool
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 

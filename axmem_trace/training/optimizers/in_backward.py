@@ -9,7 +9,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.training.optimizers.factored import inverse_root, root_mean_square
-from axmem_trace.training.optimizers.loop import DECAY, EPS, LR, RebuiltOptimizer
+from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
 from axmem_trace.training.optimizers.request import Request, builds
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 

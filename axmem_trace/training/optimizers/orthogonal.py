@@ -10,7 +10,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.training.optimizers.groups import decay_parameter_names
-from axmem_trace.training.optimizers.loop import DECAY, EPS, LR, RebuiltOptimizer
+from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
 from axmem_trace.training.optimizers.request import ParamGroups, Request, builds
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 

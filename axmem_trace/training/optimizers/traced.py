@@ -12,8 +12,8 @@ from torch import nn
 
 from axmem_trace.ledger import Device
 from axmem_trace.notes import Note
-from axmem_trace.training.optimizers.memory import device_of
 from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
+from axmem_trace.training.optimizers.offstage import device_of
 
 StateTensor = tuple["nn.Parameter | None", torch.Tensor, Device]
 """A state tensor, the parameter that owns it (`None`: shared by several, or by none), and the memory it lives in."""

@@ -29,7 +29,7 @@ from axmem_trace.kernels.experts.sonicmoe import run_sonicmoe
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.record import record_run
+from axmem_trace.training.trace import record_run
 
 TOKENS, WIDTH, INNER, EXPERTS, TOP_K, RANK = 64, 32, 24, 8, 2, 4
 ROUTED = TOKENS * TOP_K

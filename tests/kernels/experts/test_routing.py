@@ -18,7 +18,7 @@ from axmem_trace.kernels.experts.routing import Assignment, Routing, find_tables
 from axmem_trace.models import build_model
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.record import record_run
+from axmem_trace.training.trace import record_run
 
 
 @pytest.mark.parametrize("router", ["balanced", "worst"])

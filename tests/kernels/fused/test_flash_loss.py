@@ -12,7 +12,7 @@ from axmem_trace.config import read_recipe
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.record import record_run
+from axmem_trace.training.trace import record_run
 
 ROWS, TOKENS, VOCABULARY = 2, 64, 96
 LOGITS = ROWS * TOKENS * VOCABULARY * 4

@@ -12,7 +12,7 @@ from axmem_trace import Report, estimate
 from axmem_trace.config import read_recipe
 from axmem_trace.models import build_model
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.record import record_run
+from axmem_trace.training.trace import record_run
 
 LIGER = ["axolotl.integrations.liger.LigerPlugin"]
 CCE = ["axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"]

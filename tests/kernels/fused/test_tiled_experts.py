@@ -16,7 +16,7 @@ from axmem_trace.config import read_recipe
 from axmem_trace.kernels.axolotl.tiled_mlp import TiledMlp
 from axmem_trace.models import build_model
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.record import record_run
+from axmem_trace.training.trace import record_run
 
 SCATTERMOE: dict[str, Any] = {"plugins": ["axolotl.integrations.kernels.KernelsPlugin"], "use_scattermoe": True}
 TILES: dict[str, Any] = {"tiled_mlp": True, "tiled_mlp_num_shards": 4}

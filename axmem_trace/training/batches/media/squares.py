@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from axmem_trace.training.media.types import SEPARATOR, Media, Question, image_token, pixels, side_of
+from axmem_trace.training.batches.media.types import SEPARATOR, Media, Question, image_token, pixels, side_of
 
 
 def llava(question: Question) -> Media:

@@ -21,10 +21,10 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.failures import model_stops_told
 from axmem_trace.training.offloading import install_offloading
 from axmem_trace.training.optimizers.traced import TracedOptimizer
-from axmem_trace.training.step import Run
-from axmem_trace.training.stops import model_stops_told
+from axmem_trace.training.run import Run
 
 
 @dataclass(frozen=True, slots=True)

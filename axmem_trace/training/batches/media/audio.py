@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from axmem_trace.training.media.types import SEPARATOR, Media, Question, pixels
+from axmem_trace.training.batches.media.types import SEPARATOR, Media, Question, pixels
 
 WINDOW_SECONDS = 30
 """Whisper's window: transformers `feature_extraction_whisper.py`, `chunk_length`; Voxtral pads to whole ones."""

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from axmem_trace.training.media.tile_choice import canvas_without_loss, closest_grid
-from axmem_trace.training.media.types import SEPARATOR, Media, Question, image_token, pixels, side_of
+from axmem_trace.training.batches.media.tile_choice import canvas_without_loss, closest_grid
+from axmem_trace.training.batches.media.types import SEPARATOR, Media, Question, image_token, pixels, side_of
 
 
 def llama4(question: Question) -> Media:

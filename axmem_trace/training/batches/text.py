@@ -9,8 +9,8 @@ import torch
 
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
-from axmem_trace.training.media import make_media, reads_media
-from axmem_trace.training.media.types import SEPARATOR, Media
+from axmem_trace.training.batches.media import make_media, reads_media
+from axmem_trace.training.batches.media.types import SEPARATOR, Media
 
 Inputs = dict[str, torch.Tensor]
 _ORDINARY_TOKEN = 10

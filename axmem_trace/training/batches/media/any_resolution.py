@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from axmem_trace.training.media.tile_choice import best_resolution
-from axmem_trace.training.media.types import Media, Question, image_token, pixels, side_of
+from axmem_trace.training.batches.media.tile_choice import best_resolution
+from axmem_trace.training.batches.media.types import Media, Question, image_token, pixels, side_of
 
 ONEVISION_MOST_TILES = 9
 """transformers `processing_llava_onevision.py`: `vision_aspect_ratio` is `anyres_max_9`."""

@@ -19,10 +19,10 @@ from axmem_trace.models.built import BuiltModel, unwrapped
 from axmem_trace.models.device_map import is_on_host
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.batches.text import Inputs, make_batch
 from axmem_trace.training.callbacks import GradientAverage, restart_relora
-from axmem_trace.training.diffusion import compute_diffusion_loss
 from axmem_trace.training.generation import generate
-from axmem_trace.training.inputs import Inputs, make_batch
+from axmem_trace.training.objectives.diffusion import compute_diffusion_loss
 from axmem_trace.training.offloading import StepContext
 from axmem_trace.training.optimizers.clipping import GradientScaler, clip_gradients
 from axmem_trace.training.optimizers.traced import TracedOptimizer

@@ -8,8 +8,8 @@ from typing import Any
 
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
-from axmem_trace.training.media import any_resolution, audio, free_sizes, patch_grids, squares, tiles
-from axmem_trace.training.media.types import Media, Question
+from axmem_trace.training.batches.media import any_resolution, audio, free_sizes, patch_grids, squares, tiles
+from axmem_trace.training.batches.media.types import Media, Question
 
 Rule = Callable[[Question], Media]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from axmem_trace.training.media.types import SEPARATOR, Media, Question, image_token, pixels
+from axmem_trace.training.batches.media.types import SEPARATOR, Media, Question, image_token, pixels
 
 QWEN_MIN_PIXELS, QWEN_MAX_PIXELS = 56 * 56, 28 * 28 * 1280
 """transformers `image_processing_qwen2_vl.py`, `Qwen2VLImageProcessor.size`."""
