@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-TABLE = ROOT / "tests" / "architectures" / "table.json"
+TABLE = ROOT / "tests" / "models" / "architectures" / "table.json"
 COLUMNS = ("full", "lora", "oracle")
 TOKENS = 32
 MANY_TOKENS = 512
@@ -53,7 +53,7 @@ SDPA = frozenset({"qwen4_exp", "qwen4_exp_text"})
 """Their indexer counts in the mask, whose values are followed as bool, and not as floats, which eager attention has."""
 Row = dict[str, str]
 
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "architectures")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 
 def list_types() -> list[str]:
@@ -65,7 +65,7 @@ def list_types() -> list[str]:
 
 def trace(model_type: str, columns: tuple[str, ...] = COLUMNS, *, limit: int = 0, tracebacks: bool = False) -> Row:
     """`yes`, or the reason why not, by column. `limit`: seconds for each; 0: none."""
-    from shrunken_models import count_positions, write_small_model
+    from support.shrunken_models import count_positions, write_small_model
 
     with tempfile.TemporaryDirectory(prefix="small-") as home:  # "tmpt" has "mpt" in it, which axolotl has rules for
         try:
@@ -123,7 +123,7 @@ def estimate(config: dict[str, Any]) -> None:
 def compare_with_cpu(*configs: dict[str, Any]) -> None:
     """In fp32, as the CPU's bf16 kernels keep other statistics than meta and CUDA; experts in transformers' loop, as
     meta has no grouped product of fp32 matrices; both under one decided routing."""
-    from oracle import HostCopies, differences, one_hot_as_on_cuda, record_step, route
+    from support.cpu_oracle import HostCopies, differences, one_hot_as_on_cuda, record_step, route
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     for config in configs:
@@ -145,7 +145,7 @@ def compare_with_cpu(*configs: dict[str, Any]) -> None:
 
 
 def _first(only: Counter[Any], allocations: Any) -> str:
-    from oracle import all_but_time
+    from support.cpu_oracle import all_but_time
 
     for each in allocations:
         if all_but_time(each) in only:
@@ -202,8 +202,8 @@ def _trace_apart(sender: Any, model_type: str, columns: tuple[str, ...], limit: 
 def _import_libraries() -> None:
     """Once, for all processes to come. No step is taken: after a backward pass torch forbids to fork."""
     import transformers
-    from oracle import record_step  # noqa: F401
-    from shrunken_models import write_small_model
+    from support.cpu_oracle import record_step  # noqa: F401
+    from support.shrunken_models import write_small_model
 
     from axmem_trace.config import read_recipe
     from axmem_trace.models import build_model

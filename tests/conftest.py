@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-
-TESTS = Path(__file__).parent
-if str(TESTS) not in sys.path:
-    sys.path.insert(0, str(TESTS))  # `hand_made` and its like, from every folder of tests
+from support.paths import TESTS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
-from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "IPython")
 LIGHT_ROOMS = ("recipe", "catalogue", "allocator", "report", "render")
 LIGHT_FILES = ("__init__", "__main__", "cli", "errors", "facts", "gpus", "ledger", "notes", "snapshot", "units")
@@ -62,9 +60,3 @@ def test_light_rooms_never_name_torch_outside_functions_and_type_checking():
         source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
         for line in source.splitlines():
             assert not line.startswith(tuple(f"{verb} {heavy}" for heavy in HEAVY for verb in ("import", "from"))), name
-
-
-def test_no_two_files_of_the_tests_share_a_name():
-    """pytest imports them as top-level modules: the second would be the first."""
-    names = Counter(path.name for path in Path(__file__).parent.rglob("*.py"))
-    assert [name for name, count in names.items() if count > 1] == []

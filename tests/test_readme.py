@@ -7,15 +7,14 @@ import shlex
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
-from load_script import load_script
+from support.paths import ROOT
+from support.scripts import load_script
 
 from axmem_trace.cli.parser import build_parser
 from axmem_trace.config.assumptions import ASSUMPTIONS
 
-ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PINS = dict(re.findall(r"^(\w+)==(\S+)$", (ROOT / ".ci" / "pins.txt").read_text(), re.MULTILINE))
 pinned = pytest.mark.skipif(

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_models import write_tiny_model
+from support.tiny_models import write_tiny_model
 
 from axmem_trace.allocator import describe_settings, parse_alloc_conf
 from axmem_trace.config import read_recipe

@@ -1,7 +1,7 @@
 """What holds of any life, under any settings: random ledgers, every block looked at."""
 
 import pytest
-from soundness import MIB, assert_sound, make_ledger
+from support.allocator_soundness import MIB, assert_sound, make_ledger
 
 from axmem_trace.allocator import parse_alloc_conf, replay
 from axmem_trace.allocator.caching import CachingAllocator

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
-from load_script import load_script
+from support.scripts import load_script
 
 from axmem_trace.allocator import parse_alloc_conf
 from axmem_trace.errors import ConfigError

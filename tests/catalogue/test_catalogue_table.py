@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from load_script import load_script
+from support.paths import ROOT
+from support.scripts import load_script
 
 from axmem_trace.catalogue import find_base_model, list_base_models
 from axmem_trace.catalogue.table import load_aliases, load_models, nearest_ids
 
-ROOT = Path(__file__).parents[2]
 SHARED_CONFIGS = ROOT.parent / "shared" / "model_configs"
 needs_shared = pytest.mark.skipif(not SHARED_CONFIGS.is_dir(), reason="../shared/model_configs is not here")
 

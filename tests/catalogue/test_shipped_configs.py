@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.paths import ROOT
 
 from axmem_trace.catalogue import find_base_model
 from axmem_trace.catalogue.table import load_models
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yml"))
 SCHEMA = ROOT.parent / "shared" / "axolotl-0.19.0-schema.json"
 NAMES = [str(path.relative_to(ROOT / "configs")) for path in CONFIGS]

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from again import LIVE, estimate_again
-from load_script import load_script
+from support.measured_again import LIVE, estimate_again
+from support.scripts import load_script
 
 FILES = sorted(Path(__file__).parent.glob("*.json"))
 

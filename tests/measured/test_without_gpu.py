@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from again import LIVE, estimate_again
-from load_script import load_script
+from support.measured_again import LIVE, estimate_again
+from support.scripts import load_script
 
 FILES = sorted((Path(__file__).parent / "without_gpu").glob("*.json"))
 FAST = ("full-fused", "lora-fp16-scaler", "qlora-paged", "full-evaluated")

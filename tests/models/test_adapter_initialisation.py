@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import write_tiny_model
-from whole_runs import load, make_recipe
+from support.tiny_models import write_tiny_model
+from support.whole_runs import load, make_recipe
 
 from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-import whole_runs
-from one_layer import run_layer
+from support import whole_runs
+from support.one_layer import run_layer
 from torch import nn
 
 import axmem_trace

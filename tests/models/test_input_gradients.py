@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny_models import write_tiny_model
-from whole_runs import make_config
+from support.tiny_models import write_tiny_model
+from support.whole_runs import make_config
 
 import axmem_trace
 

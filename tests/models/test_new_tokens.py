@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from whole_runs import load, make_config
+from support.whole_runs import load, make_config
 
 import axmem_trace
 from axmem_trace.config import read_recipe

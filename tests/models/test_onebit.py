@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from one_layer import run_layer
-from tiny_models import write_tiny_model
+from support.one_layer import run_layer
+from support.tiny_models import write_tiny_model
 from torch import nn
 
 import axmem_trace

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from one_layer import run_layer
-from tiny_models import write_tiny_model
-from whole_runs import make_config
+from support.one_layer import run_layer
+from support.tiny_models import write_tiny_model
+from support.whole_runs import make_config
 
 import axmem_trace
 from axmem_trace.errors import ConfigError

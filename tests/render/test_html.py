@@ -6,7 +6,7 @@ import dataclasses
 import re
 from html.parser import HTMLParser
 
-from hand_made import make_hand_made_report
+from support.hand_made_run import make_hand_made_report
 
 from axmem_trace.notes import Note
 from axmem_trace.render.html.page import render_html

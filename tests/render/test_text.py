@@ -6,7 +6,7 @@ import io
 import re
 
 import pytest
-from hand_made import make_hand_made_report
+from support.hand_made_run import make_hand_made_report
 
 from axmem_trace.notes import NoteKind
 from axmem_trace.render.tables import NOTE_TITLES, describe_fit, format_count

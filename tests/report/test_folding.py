@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hand_made import make_hand_made_report
+from support.hand_made_run import make_hand_made_report
 
 from axmem_trace.report.row_folding import SUMMED, depth_of, fold_modules, group_repeated
 from axmem_trace.report.types import ModuleRow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from hand_made import make_hand_made_report
+from support.hand_made_run import make_hand_made_report
 
 
 def test_without_pandas_the_error_says_what_to_install(monkeypatch):

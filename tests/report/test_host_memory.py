@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tiny_models import write_tiny_model
+from support.tiny_models import write_tiny_model
 
 import axmem_trace
 from axmem_trace.report import Report

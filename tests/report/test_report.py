@@ -6,7 +6,7 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
-from hand_made import (
+from support.hand_made_run import (
     CONTEXT_BYTES,
     NOTES,
     SEGMENT,

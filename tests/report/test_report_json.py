@@ -7,7 +7,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from hand_made import make_hand_made_report
+from support.hand_made_run import make_hand_made_report
 
 import axmem_trace
 from axmem_trace.report import Report

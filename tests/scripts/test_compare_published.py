@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
+from support.paths import SCRIPTS, SHARED
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-SHARED = Path(__file__).parents[3] / "shared" / "measured"
+MEASURED = SHARED / "measured"
 GIB = 1 << 30
 
 
@@ -94,14 +93,14 @@ def test_what_cannot_be_expressed_says_why(changes, match):
     assert match in read_run(make_run(**changes)).cannot
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the measured runs lie beside the checkout")
+@pytest.mark.skipif(not MEASURED.exists(), reason="the measured runs lie beside the checkout")
 def test_every_published_run_is_translated_or_refused_with_a_reason():
     from compare_published import read_cases
 
     from axmem_trace.config import ASSUMPTIONS
 
-    cases = read_cases(SHARED)
-    runs = json.loads((SHARED / "runs.json").read_text(encoding="utf-8"))
+    cases = read_cases(MEASURED)
+    runs = json.loads((MEASURED / "runs.json").read_text(encoding="utf-8"))
     assert len(cases) > len(runs)
     assert all(bool(case.cannot) != bool(case.config) for case in cases)
     assert all(set(case.assumptions) <= set(ASSUMPTIONS) for case in cases)

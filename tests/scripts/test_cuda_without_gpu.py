@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from load_script import SCRIPTS, load_script
+from support.scripts import SCRIPTS, load_script
 
 SCRIPT = load_script("cuda_without_gpu")
 needs_compiler = pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("nm")), reason="needs gcc and nm")

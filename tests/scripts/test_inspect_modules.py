@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
+from support.paths import SCRIPTS
 
-NOTEBOOK = Path(__file__).parents[2] / "scripts" / "inspect_modules.ipynb"
+NOTEBOOK = SCRIPTS / "inspect_modules.ipynb"
 
 
 def code_cells() -> list[str]:

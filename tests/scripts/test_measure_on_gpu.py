@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
+from support.paths import SCRIPTS
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 TINY = {
     "base_model": "NousResearch/Llama-2-7b-hf", "sequence_len": 32, "micro_batch_size": 2, "bf16": True,
     "gradient_accumulation_steps": 1, "optimizer": "adamw_torch_fused", "val_set_size": 0, "sdp_attention": True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from load_script import load_script
+from support.scripts import load_script
 
 SCRIPT = load_script("write_measured")
 GIB = 1 << 30

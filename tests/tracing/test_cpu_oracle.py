@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oracle import describe, record_step
-from tiny_models import TINY, write_tiny_model
+from support.cpu_oracle import describe, record_step
+from support.tiny_models import TINY, write_tiny_model
 
 from axmem_trace.ledger import Ledger
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from multimodal_models import MULTIMODAL, write_multimodal_model
-from oracle import describe, record_step
+from support.cpu_oracle import describe, record_step
+from support.multimodal_models import MULTIMODAL, write_multimodal_model
 
 from axmem_trace.ledger import Allocation
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import write_tiny_model
+from support.tiny_models import write_tiny_model
 
 from axmem_trace.config import read_recipe
 from axmem_trace.ledger import Ledger

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_runs import make_recipe, record
+from support.whole_runs import make_recipe, record
 
 from axmem_trace.ledger import NEVER, Ledger
 from axmem_trace.recipe.recipe import Recipe

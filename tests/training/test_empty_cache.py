@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_runs import make_config, make_recipe, record
+from support.whole_runs import make_config, make_recipe, record
 
 import axmem_trace
 

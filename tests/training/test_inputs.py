@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from multimodal_models import write_multimodal_model
+from support.multimodal_models import write_multimodal_model
 
 from axmem_trace.config import read_recipe
 from axmem_trace.models.skeleton.model_config import build_model_config

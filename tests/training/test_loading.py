@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import write_tiny_model
+from support.tiny_models import write_tiny_model
 
 import axmem_trace
 from axmem_trace.config import read_recipe

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import write_tiny_model
+from support.tiny_models import write_tiny_model
 from torch import nn
 
 from axmem_trace.config import read_recipe

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tiny_models import write_tiny_model
+from support.tiny_models import write_tiny_model
 
 from axmem_trace.config import read_recipe
 from axmem_trace.ledger import Ledger

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sdpa_calls import BACKENDS, CALLS, PACKED, Call, make_call
+from support.sdpa_calls import BACKENDS, CALLS, PACKED, Call, make_call
 from torch.nn.attention.varlen import varlen_attn
 
 HERE = Path(__file__).parent

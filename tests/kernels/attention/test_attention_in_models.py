@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_models import build, kept_by, make_inputs, operators, trace
+from support.attention_models import build, kept_by, make_inputs, operators, trace
 
 from axmem_trace.errors import ConfigError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_probe import A100, H100, make_heads, probe
+from support.attention_probe import A100, H100, make_heads, probe
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.kernels.attention.hopper_sizes import flash3_tile, flash4_tile

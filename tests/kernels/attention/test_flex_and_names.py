@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kernel_probe import A100, H100, T4, make_heads, probe
+from support.attention_probe import A100, H100, T4, make_heads, probe
 
 from axmem_trace.errors import ConfigError
 

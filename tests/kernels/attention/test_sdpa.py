@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_probe import A100, A6000, H100, L40S, T4, make_heads, probe
+from support.attention_probe import A100, A6000, H100, L40S, T4, make_heads, probe
 
 from axmem_trace.kernels.attention.efficient_sizes import backward_tile, backward_workspace, key_splits
 from axmem_trace.kernels.attention.sdpa_choice import SdpaCall, choose_backend, priority_order

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_recording import peak_bytes, run_backward
-from sdpa_calls import CALLS, PACKED, make_call
+from support.kernel_recording import peak_bytes, run_backward
+from support.sdpa_calls import CALLS, PACKED, make_call
 
 from axmem_trace.kernels import import_rules
 from axmem_trace.kernels.attention.flash2 import run_flash2_varlen

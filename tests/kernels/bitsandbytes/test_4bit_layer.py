@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layer_probe import make_4bit, probe
+from support.bnb_layer_probe import make_4bit, probe
 
 H100 = (9, 0)
 INPUT, OUTPUT = 1_024_000, 2_048_000  # bf16: 2000 * 256 * 2 and 2000 * 512 * 2

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
-from layer_probe import make_8bit, probe
+from support.bnb_layer_probe import make_8bit, probe
 
 from axmem_trace.kernels.bitsandbytes.cuda_backend import _cuda_kernels
 from axmem_trace.kernels.bitsandbytes.rules import int8_vectorwise_quant

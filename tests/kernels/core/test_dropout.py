@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from core_probe import leaf, record, sizes
+from support.core_probe import leaf, record, sizes
 from torch import nn
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from core_probe import leaf, record, sizes
+from support.core_probe import leaf, record, sizes
 
 from axmem_trace.kernels.core.embedding import embedding_workspace
 

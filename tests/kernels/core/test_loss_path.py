@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from core_probe import leaf
+from support.core_probe import leaf
 from torch.autograd.graph import _engine_run_backward
 
 from axmem_trace.kernels import import_rules

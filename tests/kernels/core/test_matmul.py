@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from core_probe import A100, B200, H100, L40S, RTX5090, leaf, record
+from support.core_probe import A100, B200, H100, L40S, RTX5090, leaf, record
 
 from axmem_trace.kernels.core.matmul import cublas_workspace_bytes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from core_probe import BF16, FP16, FP32, leaf, record, sizes
+from support.core_probe import BF16, FP16, FP32, leaf, record, sizes
 
 from axmem_trace.kernels.core.normalisation import partial_gradient_bytes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from core_probe import FP32, L40S, leaf, record, sizes
+from support.core_probe import FP32, L40S, leaf, record, sizes
 
 from axmem_trace.kernels.core.reductions import _Threads, partial_result_bytes
 

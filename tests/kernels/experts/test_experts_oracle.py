@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moe_models import MOE
-from oracle import describe, one_hot_as_on_cuda, record_step, route
+from support.cpu_oracle import describe, one_hot_as_on_cuda, record_step, route
+from support.moe_models import MOE
 
 from axmem_trace.ledger import Allocation, Ledger
 

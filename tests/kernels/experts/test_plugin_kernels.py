@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from lives import Lives, live
-from moe_models import MOE
+from support.kernel_lifetimes import Lives, live
+from support.moe_models import MOE
 
 import axmem_trace
 from axmem_trace.config import read_recipe

@@ -7,12 +7,12 @@ Their routing is random and ours balanced, so experts' shares differ by a few to
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kernel_recording import peak_bytes
+from support.kernel_recording import peak_bytes
+from support.paths import SHARED
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
@@ -21,7 +21,7 @@ from axmem_trace.kernels.experts import install_experts
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.recorder import Recorder
 
-MEASURED = Path(__file__).parents[4] / "shared" / "measured" / "loss_and_kernel_memory.json"
+MEASURED = SHARED / "measured" / "loss_and_kernel_memory.json"
 MIB = 2**20
 WIDTH, INNER, TOP_K = 2048, 768, 8
 OUTSIDE = 64 * MIB

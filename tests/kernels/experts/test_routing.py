@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from moe_models import MOE
+from support.moe_models import MOE
 
 from axmem_trace.config import read_recipe
 from axmem_trace.kernels import import_rules

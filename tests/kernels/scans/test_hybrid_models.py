@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hybrid_models import HYBRIDS, write_hybrid
+from support.hybrid_models import HYBRIDS, write_hybrid
 
 import axmem_trace
 from axmem_trace.report.report import Report

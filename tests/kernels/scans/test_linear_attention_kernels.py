@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scan_probe import leaf, leaf32, probe
+from support.scan_probe import leaf, leaf32, probe
 
 from axmem_trace.kernels.scans.fla_blocks import Chunks, widest_tile
 from axmem_trace.kernels.scans.gated_delta import chunk_gated_delta_rule

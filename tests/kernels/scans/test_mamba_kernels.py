@@ -7,7 +7,7 @@ kernels doing nothing.
 from __future__ import annotations
 
 import torch
-from scan_probe import leaf, leaf32, probe
+from support.scan_probe import leaf, leaf32, probe
 
 from axmem_trace.kernels.scans.causal_conv import causal_conv1d_fn
 from axmem_trace.kernels.scans.mamba_inner import mamba_inner_fn

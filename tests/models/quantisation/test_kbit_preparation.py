@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_models import INT8, LORA, QLORA, build, dtypes_of
+from support.quantised_models import INT8, LORA, QLORA, build, dtypes_of
 
 KBIT = {"4bit": QLORA, "8bit": INT8}
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")

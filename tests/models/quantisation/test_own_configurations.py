@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_models import LORA, SIZES
-from tiny_models import write_tiny_model
+from support.quantised_models import LORA, SIZES
+from support.tiny_models import write_tiny_model
 
 import axmem_trace
 from axmem_trace.catalogue import table

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import INT8, LORA, QLORA, build, dtypes_of, weight_bytes
+from support.quantised_models import INT8, LORA, QLORA, build, dtypes_of, weight_bytes
 
 from axmem_trace.errors import ConfigError
 

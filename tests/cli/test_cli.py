@@ -1,0 +1,315 @@
+"""The command line: its surface, its exit codes, and what reaches which stream."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from support.hand_made_run import make_hand_made_report
+from support.paths import ROOT
+
+import axmem_trace
+from axmem_trace.__main__ import main
+from axmem_trace.cli.parser import build_models_parser, build_parser
+from axmem_trace.errors import ConfigError
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replaces the estimate by a hand-made report, and keeps the arguments of each call.
+
+    `calls.behaviour` may be set to a function that runs in place of it.
+    """
+
+    class Calls(list):
+        memory_bytes = 0
+        behaviour = None
+
+    made = Calls()
+
+    def estimate(config, **options):
+        made.append((config, options))
+        return made.behaviour() if made.behaviour else make_hand_made_report(made.memory_bytes)
+
+    module = ModuleType("axmem_trace.estimate")
+    module.estimate = estimate
+    monkeypatch.setitem(sys.modules, "axmem_trace.estimate", module)
+    return made
+
+
+def run(*arguments, **options):
+    """The real program in a process of its own."""
+    command = [sys.executable, "-m", "axmem_trace", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, **options)
+
+
+def surface(parser):
+    return {
+        " ".join(action.option_strings) or action.dest: (action.metavar, action.choices, action.default)
+        for action in parser._actions
+    }
+
+
+def test_the_surface_is_frozen():
+    assert surface(build_parser()) == {
+        "-h --help": (None, None, "==SUPPRESS=="),
+        "config": ("CONFIG.yml", None, None),
+        "--set": ("key=value", None, []),
+        "--assume": ("key=value", None, []),
+        "--gpus": ("N", None, 0),
+        "--gpu": ("NAME|24GiB", None, ""),
+        "--format": (None, ("text", "json", "html"), "text"),
+        "-o --output": ("FILE", None, None),
+        "--depth": ("N", None, None),
+        "--offline": (None, None, "fallback"),
+        "--hub": (None, None, "fallback"),
+        "--trust-remote-code": (None, None, False),
+        "--strict": (None, None, False),
+        "--snapshot": ("FILE", None, None),
+        "--version": (None, None, "==SUPPRESS=="),
+    }
+    assert surface(build_models_parser()) == {
+        "-h --help": (None, None, "==SUPPRESS=="),
+        "pattern": ("PATTERN", None, ""),
+        "--format": (None, ("text", "json"), "text"),
+    }
+
+
+def test_arguments_reach_the_estimate(calls, tmp_path):
+    options = ["--set", "a=1", "--set", "b.c=x=y", "--assume", "router=worst", "--gpus", "2", "--gpu", "H100", "--hub",
+               "--trust-remote-code", "--strict", "--snapshot", str(tmp_path / "s.pickle"), "-o",
+               str(tmp_path / "r")]  # fmt: skip
+    assert main(["run.yml", *options]) == 0
+    assert calls == [
+        (
+            "run.yml",
+            {
+                "overrides": ("a=1", "b.c=x=y"),
+                "assumptions": ("router=worst",),
+                "gpu": "H100",
+                "num_gpus": 2,
+                "hub": "first",
+                "trust_remote_code": True,
+                "strict": True,
+                "progress": None,
+                "snapshot": tmp_path / "s.pickle",
+            },
+        )
+    ]
+
+
+def test_defaults_and_offline(calls, capsys):
+    main(["run.yml"])
+    main(["run.yml", "--offline"])
+    assert [options["hub"] for _, options in calls] == ["fallback", "never"]
+
+
+def test_formats(calls, capsys):
+    assert main(["run.yml"]) == 0
+    assert capsys.readouterr().out.startswith("somebody/tiny-<b>: qlora")
+    assert main(["run.yml", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["schema_version"] == 1
+    assert main(["run.yml", "--format", "html"]) == 0
+    assert capsys.readouterr().out.startswith("<div class='axmem-trace'>")
+
+
+@pytest.mark.parametrize("form", ["text", "json", "html"])
+def test_depth_folds_in_every_format(calls, capsys, form):
+    main(["run.yml", "--format", form])
+    assert "lora_A" in capsys.readouterr().out
+    main(["run.yml", "--format", form, "--depth", "1"])
+    out = capsys.readouterr().out
+    assert "lora_A" not in re.sub(r"highest in.*?Parameters|timeline.*", "", out, flags=re.DOTALL)
+
+
+def test_depth_keeps_the_sums_in_json(calls, capsys):
+    main(["run.yml", "--format", "json", "--depth", "1"])
+    contents = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in contents["modules"]] == ["", "model", "lm_head"]
+    resident = contents["resident"]
+    assert sum(row["weight_bytes"] for row in contents["modules"]) == resident["weights"] + resident["adapters"]
+
+
+def test_output_goes_to_the_file_alone(calls, capsys, tmp_path):
+    path = tmp_path / "report.json"
+    assert main(["run.yml", "--format", "json", "-o", str(path)]) == 0
+    assert json.loads(path.read_text())["schema_version"] == 1
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("option", ["-o", "--snapshot"])
+def test_a_path_that_cannot_be_written_is_refused_before_the_work(calls, capsys, tmp_path, option):
+    assert main(["run.yml", option, str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"axmem_trace: {tmp_path}: cannot be written: it is a directory\n"
+    missing = tmp_path / "no" / "file"
+    assert main(["run.yml", option, str(missing)]) == 2
+    assert capsys.readouterr().err == (
+        f"axmem_trace: {missing}: cannot be written: {tmp_path / 'no'} is not a directory\n"
+    )
+    assert calls == []
+
+
+def test_a_disk_that_fails_is_a_message(calls, capsys):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    assert main(["run.yml", "-o", "/dev/full"]) == 2
+    assert capsys.readouterr().err == "axmem_trace: /dev/full: cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(("memory_bytes", "code"), [(0, 0), (1 << 40, 0), (1 << 20, 3)])
+def test_the_exit_code_says_whether_it_fits(calls, capsys, memory_bytes, code):
+    calls.memory_bytes = memory_bytes
+    assert main(["run.yml", "--format", "json"]) == code
+    assert json.loads(capsys.readouterr().out)["fits"] == {0: None, 1 << 40: True, 1 << 20: False}[memory_bytes]
+
+
+def test_a_config_error_is_one_message(calls, capsys):
+    def refuse():
+        raise ConfigError("no such optimizer", file="run.yml", line=3, key="optimizer", value="adawm", remedy="adamw?")
+
+    calls.behaviour = refuse
+    assert main(["run.yml"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == ("axmem_trace: run.yml:3: optimizer: no such optimizer\n  value: 'adawm'\n  what to do: adamw?\n")
+
+
+def test_a_bug_keeps_its_traceback_and_what_the_libraries_said(calls, capsys):
+    def fail():
+        print("a library's last words")
+        raise KeyError("bug")
+
+    calls.behaviour = fail
+    with pytest.raises(KeyError, match="bug"):
+        main(["run.yml"])
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "a library's last words\n")
+
+
+def test_interruption(calls, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    calls.behaviour = interrupt
+    assert main(["run.yml"]) == 130
+    assert capsys.readouterr() == ("", "axmem_trace: interrupted\n")
+
+
+def test_libraries_are_kept_quiet_and_left_as_they_were(calls, capsys):
+    def chatter():
+        print("to stdout")
+        print("to stderr", file=sys.stderr)
+        warnings.warn("a warning", stacklevel=1)
+        logging.getLogger("some.library").warning("a log line")
+        return make_hand_made_report()
+
+    calls.behaviour = chatter
+    disabled = logging.root.manager.disable
+    assert main(["run.yml", "--format", "json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["schema_version"] == 1
+    assert err == ""
+    assert logging.root.manager.disable == disabled
+
+
+def test_progress_is_shown_on_a_terminal_alone(calls, capsys, monkeypatch):
+    main(["run.yml"])
+    assert calls[0][1]["progress"] is None
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    calls.behaviour = lambda: calls[-1][1]["progress"]("tracing [step 1]") or make_hand_made_report()
+    main(["run.yml", "--format", "json"])
+    out, err = capsys.readouterr()
+    assert callable(calls[1][1]["progress"])
+    json.loads(out[out.index("{\n") :])
+    assert err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: CONFIG.yml"),
+        (["a.yml", "--set", "novalue"], "argument --set: 'novalue' is not of the form key=value"),
+        (["a.yml", "--assume", "=1"], "argument --assume: '=1' is not of the form key=value"),
+        (["a.yml", "--gpus", "0"], "argument --gpus: at least 1 is needed"),
+        (["a.yml", "--gpus", "-1"], "argument --gpus: '-1' is not a whole number"),
+        (["a.yml", "--depth", "x"], "argument --depth: 'x' is not a whole number"),
+        (["a.yml", "--format", "xml"], "argument --format: invalid choice: 'xml'"),
+        (["a.yml", "--offline", "--hub"], "argument --hub: not allowed with argument --offline"),
+        (["a.yml", "--off"], "unrecognized arguments: --off"),
+        (["a.yml", "b.yml"], "unrecognized arguments: b.yml"),
+    ],
+)
+def test_wrong_arguments_exit_with_2(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert f"axmem_trace: error: {message}" in capsys.readouterr().err
+
+
+def test_version_and_help_are_instant_and_go_to_stdout():
+    done = run("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"axmem_trace {axmem_trace.__version__}\n", "")
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for option in surface(build_parser()):
+        assert option.split()[-1] in done.stdout or option == "config"
+
+
+def test_models_as_text(capsys):
+    assert main(["models", "llama-3.1-8b"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^meta-llama/Llama-3\.1-8B +8\.03 B  llama ", out, flags=re.MULTILINE)
+    assert re.search(r"^  = NousResearch/", out, flags=re.MULTILINE)
+
+
+def test_models_as_json(capsys):
+    assert main(["models", "--format", "json", "*/llama-3.1-8b"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert "meta-llama/Llama-3.1-8B" in [entry["id"] for entry in entries]
+    assert all(type(entry["parameters"]) is int for entry in entries)
+
+
+def test_all_models(capsys):
+    assert main(["models", "--format", "json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) >= 200
+
+
+def test_no_such_model(capsys):
+    assert main(["models", "no-such-model"]) == 2
+    assert capsys.readouterr() == ("", "axmem_trace: no bundled base model matches 'no-such-model'\n")
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m axmem_trace models | head -n 1; exit ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True, cwd=ROOT, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+
+
+def test_the_function_wins_over_the_module_of_its_name():
+    """`axmem_trace.estimate` is the function, whoever imports the submodule first."""
+    code = "import axmem_trace.estimate, axmem_trace; assert callable(axmem_trace.estimate), axmem_trace.estimate"
+    other = (
+        "import axmem_trace; f = axmem_trace.estimate; import axmem_trace.estimate; assert axmem_trace.estimate is f"
+    )
+    pytest.importorskip("axmem_trace.estimate")
+    for each in (code, other):
+        subprocess.run([sys.executable, "-c", each], check=True, cwd=ROOT, timeout=120)
+
+
+def test_the_package_names_what_it_offers():
+    assert {"estimate", "Report", "ConfigError", "AxmemError"} <= set(dir(axmem_trace))
+    with pytest.raises(AttributeError, match="module 'axmem_trace' has no attribute 'estimates'"):
+        _ = axmem_trace.estimates

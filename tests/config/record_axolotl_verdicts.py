@@ -1,0 +1,111 @@
+"""Record what axolotl's own validator says of each case in `axolotl_verdicts.json`. Needs axolotl installed, no GPU.
+
+    python tests/config/record_axolotl_verdicts.py
+
+Runs `validate_config` and `normalize_config` of the installed axolotl as `axolotl train` does on an
+H100 (one GPU), with the base model's configuration from this project's catalogue. What the tests
+compare with is this record, not our reading of the source.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+RECORD = Path(__file__).parent / "axolotl_verdicts.json"
+CAPABILITIES = {"bf16": True, "fp8": True, "tf32": True, "n_gpu": 1, "compute_capability": "sm_90"}
+KEPT = (
+    "torch_dtype", "fp16", "bf16", "attn_implementation", "optimizer", "gradient_checkpointing",
+    "activation_offloading",
+    "gradient_checkpointing_kwargs", "gradient_accumulation_steps", "micro_batch_size", "sample_packing",
+    "eval_sample_packing", "eval_batch_size", "eval_steps", "eval_strategy", "val_set_size", "batch_flattening",
+    "pad_to_sequence_len", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel", "adapter",
+    "type_of_model", "neftune_noise_alpha", "torch_empty_cache_steps", "liger_glu_activation", "cut_cross_entropy",
+)  # fmt: skip
+"""Fields of axolotl's normalised configuration that are compared."""
+
+
+def verdict(text: str) -> dict[str, Any]:
+    """`accepted`, the error of the first step that stopped, and the kept fields."""
+    import axolotl.utils.config as axolotl_config
+    import yaml
+    from axolotl.integrations.base import PluginManager
+    from axolotl.utils.dict import DictDefault
+
+    manager = PluginManager.get_instance()
+    manager.plugins = collections.OrderedDict()
+    try:
+        cfg = DictDefault(yaml.safe_load(text))
+        for plugin in cfg.get("plugins") or []:
+            manager.register(plugin)
+        for plugin in manager.plugins.values():
+            plugin.register(cfg)
+        cfg = axolotl_config.validate_config(
+            cfg, capabilities=dict(CAPABILITIES), env_capabilities={"torch_version": "2.11.0"}
+        )
+        axolotl_config.normalize_config(cfg)
+    except Exception as error:
+        return {"accepted": False, "error": _first_reason(error)}
+    fields = {key: cfg.get(key) for key in KEPT if cfg.get(key) is not None}
+    return {"accepted": True, "fields": json.loads(json.dumps(fields, default=str))}
+
+
+def _first_reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    text = " ".join(lines[1:3]) if "validation error" in lines[0] else lines[0]
+    return f"{type(error).__name__}: {text.split(' [type=')[0]}"[:200]
+
+
+def prepare() -> None:
+    """Puts an H100 and the catalogue in the places where axolotl asks for a GPU and for the Hub."""
+    import axolotl.utils.config as axolotl_config
+    from axolotl.loaders.utils import check_model_config
+    from transformers import AutoConfig
+
+    from axmem_trace.catalogue import find_base_model
+
+    def load_model_config(cfg: Any) -> Any:
+        config = dict(find_base_model(cfg.base_model, hub="never").config)
+        made = AutoConfig.for_model(config.pop("model_type"), **config)
+        for key, value in (cfg.overrides_of_model_config or {}).items():
+            setattr(made, key, value)
+        check_model_config(cfg, made)
+        return made
+
+    def choose_device(cfg: Any) -> None:
+        cfg.device, cfg.device_map = "cuda:0", cfg.device_map or "auto"
+
+    logging.disable(logging.CRITICAL)
+    axolotl_config.load_model_config = load_model_config
+    axolotl_config.choose_device = choose_device
+    axolotl_config.is_torch_bf16_gpu_available = lambda: True
+    axolotl_config.log_gpu_memory_usage = lambda *_: None
+
+
+def main() -> None:
+    prepare()
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    for case in record["cases"].values():
+        case.pop("verdict", None)
+        case["verdict"] = verdict(make_config(record, case))
+    write(record)
+
+
+def make_config(record: dict[str, Any], case: dict[str, Any]) -> str:
+    """The common lines, less those that the case drops, and the case's own."""
+    kept = [line for line in record["common"] if not line.startswith(tuple(case.get("drop", ())) or "\0")]
+    return "\n".join(kept + case["lines"]) + "\n"
+
+
+def write(record: dict[str, Any]) -> None:
+    """One case per line."""
+    cases = ",\n".join(f"  {json.dumps(name)}: {json.dumps(case)}" for name, case in sorted(record["cases"].items()))
+    head = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items() if key != "cases")
+    RECORD.write_text(f'{{\n{head},\n "cases": {{\n{cases}\n }}\n}}\n', encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

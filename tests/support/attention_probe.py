@@ -1,0 +1,73 @@
+"""One attention call on meta, forward and backward, and the bytes that the recorder saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from axmem_trace.kernels import import_rules
+from axmem_trace.kernels.attention import install_attention
+from axmem_trace.ledger import Allocation
+from axmem_trace.notes import Note
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.cuda_mode import CudaMode
+from axmem_trace.tracing.recorder import Recorder
+from support.kernel_recording import peak_bytes, run_backward
+
+A100, A6000, L40S, H100, T4 = (8, 0), (8, 6), (8, 9), (9, 0), (7, 5)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Bytes as asked for, before the allocator rounds them."""
+
+    kept: list[int]
+    """What forward leaves behind for backward, largest first; the output is among it."""
+    forward_peak: int
+    backward_peak: int
+    """Most bytes alive at once in backward, without what forward kept."""
+    gradients: list[int]
+    """What backward leaves behind."""
+    notes: dict[str, Note]
+
+
+def make_heads(*shape: int, dtype: torch.dtype = torch.bfloat16, trains: bool = True) -> torch.Tensor:
+    """A leaf on meta that the recorder does not know: only what the kernel adds is counted."""
+    return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=trains)
+
+
+def probe(
+    run: Callable[[], torch.Tensor], *, capability: tuple[int, int] = A100, attention: str = "sdpa", num_sms: int = 0,
+    autocast: bool = False, repeats_kv: bool = False,
+) -> Probe:  # fmt: skip
+    """Runs a call and its backward, and sums up."""
+    import_rules()
+    recorder = Recorder()
+    recorder.context = KernelContext(recorder=recorder, compute_capability=capability, attention=attention,
+                                     options={"num_sms": num_sms} if num_sms else {})  # fmt: skip
+    recorder.context.options["repeats_kv"] = repeats_kv
+    with install_attention(recorder.context), recorder, CudaMode(recorder.context).opened():
+        recorder.mark("forward", 1)
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
+            out = run()
+        recorder.mark("backward", 1)
+        if out.requires_grad:
+            run_backward(out)
+        ledger = recorder.make_ledger()
+        del out
+    return _sum_up(ledger.allocations, recorder.context.notes)
+
+
+def _sum_up(allocations: tuple[Allocation, ...], notes: dict[str, Note]) -> Probe:
+    forward = [each for each in allocations if each.phase == "forward"]
+    backward = [each for each in allocations if each.phase == "backward"]
+    left = [each.nbytes for each in backward if each.died > 1 << 60]
+    return Probe(
+        kept=sorted((each.nbytes for each in forward if each.kept), reverse=True),
+        forward_peak=peak_bytes(forward),
+        backward_peak=peak_bytes(backward),
+        gradients=sorted(left, reverse=True),
+        notes=notes,
+    )

@@ -1,0 +1,90 @@
+"""One linear layer of bitsandbytes on meta, forward and backward, and the bytes that the recorder saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from axmem_trace.kernels import import_rules
+from axmem_trace.ledger import NEVER, Allocation
+from axmem_trace.models.quantisation.bnb import pack_bnb_weights
+from axmem_trace.notes import Note
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.cuda_mode import CudaMode
+from axmem_trace.tracing.recorder import Recorder
+from support.kernel_recording import peak_bytes, run_backward
+
+A100 = (8, 0)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Bytes as asked for, before the allocator rounds them."""
+
+    kept: list[int]
+    """What forward leaves behind, largest first: its output, and what backward needs."""
+    forward_peak: int
+    backward_peak: int
+    """Most bytes alive at once in backward, without what forward kept."""
+    notes: dict[str, Note]
+
+
+def make_8bit(in_features: int, out_features: int, *, bias: bool = False, threshold: float = 6.0) -> Any:
+    """As transformers makes it (`integrations/bitsandbytes.py`, `replace_with_bnb_linear`), packed."""
+    import bitsandbytes as bnb
+
+    with torch.device("meta"):
+        layer = bnb.nn.Linear8bitLt(in_features, out_features, bias, has_fp16_weights=False, threshold=threshold)
+    pack_bnb_weights(layer, torch.bfloat16)
+    return layer.requires_grad_(False)
+
+
+def make_4bit(
+    in_features: int, out_features: int, *, double_quant: bool = True, quant_type: str = "nf4",
+    compute_dtype: torch.dtype = torch.bfloat16, storage: torch.dtype = torch.bfloat16,
+    loaded: torch.dtype = torch.bfloat16,
+) -> Any:  # fmt: skip
+    import bitsandbytes as bnb
+
+    with torch.device("meta"):
+        layer = bnb.nn.Linear4bit(in_features, out_features, False, compute_dtype, double_quant, quant_type, storage)
+    pack_bnb_weights(layer, loaded)
+    return layer.requires_grad_(False)
+
+
+def probe(
+    layer: torch.nn.Module, *shape: int, dtype: torch.dtype = torch.bfloat16, outliers: int = 0, autocast: bool = False,
+    capability: tuple[int, int] = A100,
+) -> Probe:  # fmt: skip
+    """The layer on an input of that shape which is itself an activation: recorded, and in need of a gradient."""
+    import_rules()
+    recorder = Recorder()
+    context = recorder.context = KernelContext(recorder=recorder, compute_capability=capability,
+                                               options={"int8_outliers": outliers})  # fmt: skip
+    leaf = torch.empty(*shape, dtype=dtype, device="meta", requires_grad=True)
+    with recorder, CudaMode(context).opened():
+        recorder.mark("forward", 1)
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
+            out = layer(leaf.neg())
+        recorder.mark("backward", 1)
+        run_backward(out)
+        ledger = recorder.make_ledger()
+        del out
+    return _sum_up(ledger.allocations, context.notes)
+
+
+def _sum_up(allocations: tuple[Allocation, ...], notes: dict[str, Note]) -> Probe:
+    """cuBLAS's workspaces, which have rules and tests of their own, are left out."""
+    mine = [each for each in allocations if each.role != "workspace"]
+    forward = [each for each in mine if each.phase == "forward"]
+    backward = [each for each in mine if each.phase == "backward"]
+    left = [each.op for each in backward if each.died == NEVER]
+    assert left in ([], ["aten.neg.default"]), left  # only the leaf's own gradient
+    return Probe(
+        kept=sorted((each.nbytes for each in forward if each.kept), reverse=True),
+        forward_peak=peak_bytes(forward),
+        backward_peak=peak_bytes(backward),
+        notes=notes,
+    )

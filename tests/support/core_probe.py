@@ -1,0 +1,49 @@
+"""One call on meta with the rules, forward and backward, and what the recorder saw of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from axmem_trace.kernels import import_rules
+from axmem_trace.ledger import Allocation
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.cuda_mode import CudaMode
+from axmem_trace.tracing.recorder import Recorder
+from support.kernel_recording import run_backward
+
+A100, L40S, H100, B200, RTX5090 = (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def leaf(*shape: int, dtype: torch.dtype = BF16, trains: bool = True) -> torch.Tensor:
+    """On meta and unknown to the recorder."""
+    return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=trains)
+
+
+def record(
+    run: Callable[[], torch.Tensor],
+    *,
+    capability: tuple[int, int] = A100,
+    autocast: torch.dtype | None = None,
+    rules: bool = True,
+) -> tuple[Allocation, ...]:
+    """The allocations of a call and of its backward; the output's gradient is not among them."""
+    import_rules()
+    recorder = Recorder(with_rules=rules)
+    recorder.context = KernelContext(recorder=recorder, compute_capability=capability)
+    with recorder, CudaMode(recorder.context).opened():
+        recorder.mark("forward", 1)
+        with torch.autocast("cuda", dtype=autocast or BF16, enabled=autocast is not None):
+            out = run()
+        recorder.mark("backward", 1)
+        if out.requires_grad:
+            run_backward(out)
+        return recorder.make_ledger().allocations
+
+
+def sizes(allocations: tuple[Allocation, ...], **facts: Any) -> list[int]:
+    """Bytes of those with these facts, in order of birth."""
+    return [each.nbytes for each in allocations if all(getattr(each, key) == value for key, value in facts.items())]

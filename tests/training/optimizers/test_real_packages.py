@@ -1,0 +1,90 @@
+"""Rebuilt optimizers beside the libraries' own, run for real on a CPU.
+
+`optimizer_packages.json` holds what the packages' steps allocated (versions are in it). A rebuilt step has to keep and to
+peak at the very same bytes; where the two machines differ, the difference is worked out here.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from support.optimizer_packages import CASES, DTYPES, FILE, run_case
+from support.optimizer_steps import Steps, make_llama, on_meta
+
+from axmem_trace.training.optimizers import TracedOptimizer
+
+RECORDED: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+COMPILED = {"adamw_torch_8bit", "adamw_torch_4bit", "ao_adamw_fp8", "sinkgd"}
+"""`torch.compile` fuses their update on a GPU: of the real run only what is kept can be compared."""
+TABLES = {
+    # q_proj, o_proj, embedding and head have two 8-bit states each, 256 fp32 entries a table
+    "adamw_torch_8bit": 4 * 2 * 1024,
+    # 16 entries
+    "adamw_torch_4bit": 4 * 2 * 64,
+    # embedding and head: SinkGD has no state for the others
+    "sinkgd": 2 * 2 * 1024,
+    # bitsandbytes shares one signed and one unsigned table among all tensors
+    "adamw_bnb_8bit": 2 * 1024,
+    "ademamix_8bit": 2 * 1024,
+    "galore_adamw_8bit": 2 * 1024,
+    "q_galore_adamw8bit": 2 * 1024,
+    "lion_8bit": 1024,
+    "rmsprop_bnb_8bit": 1024,
+}
+"""Bytes of lookup tables, which `torch.tensor(list)` makes: on a CPU no dispatch mode sees it."""
+ON_HOST = "grokadamw"
+EXACT = [name for name in CASES if name not in COMPILED and name != ON_HOST]
+
+
+@cache
+def rebuilt(name: str, dtype: str) -> tuple[TracedOptimizer, Steps]:
+    return on_meta(make_llama(getattr(torch, dtype), "meta"), optimizer=name.split()[0], **CASES[name].keys)
+
+
+def recorded(name: str, dtype: str) -> Steps:
+    entry = RECORDED[name][dtype]
+    return Steps(kept=tuple(entry["kept"]), peaks=tuple(entry["peaks"]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", EXACT)
+def test_rebuilt_step_allocates_what_the_real_one_does(name, dtype):
+    tables = TABLES.get(name, 0)
+    real = recorded(name, dtype)
+    assert rebuilt(name, dtype)[1] == Steps(
+        kept=(real.kept[0] + tables, real.kept[1] + tables), peaks=(real.peaks[0] + tables, real.peaks[1])
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", sorted(COMPILED))
+def test_compiled_updates_keep_what_the_real_ones_do(name, dtype):
+    kept = {each + TABLES.get(name, 0) for each in recorded(name, dtype).kept}
+    assert set(rebuilt(name, dtype)[1].kept) == kept
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_grokadamw_copies_three_states_of_one_tensor_to_the_gpu(dtype):
+    # On a CPU `.to(p.device)` copies nothing; on a GPU the three states of the largest tensor come on top: 2048 x 64.
+    optimizer, steps = rebuilt(ON_HOST, dtype)
+    copies = 3 * 2048 * 64 * (2 if dtype == "bfloat16" else 4)
+    assert steps.kept == (0, 0)
+    assert steps.peaks == (recorded(ON_HOST, dtype).peaks[1] + copies,) * 2
+    assert optimizer.host_bytes == recorded(ON_HOST, dtype).kept[1]
+
+
+# bitsandbytes compiles its CPU code, which takes minutes: its record is renewed by hand.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.package != "bitsandbytes"])
+def test_record_is_what_the_installed_package_does(name):
+    case = CASES[name]
+    if importlib.util.find_spec(case.module.partition(".")[0]) is None:
+        pytest.skip(f"{case.package} is not installed")
+    version = importlib.metadata.version(case.package)
+    assert recorded(name, "bfloat16") == run_case(name, "bfloat16"), f"{case.package} {version}"
