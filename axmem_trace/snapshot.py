@@ -6,7 +6,8 @@ torch/csrc/cuda/Module.cpp (the rest); torch 2.13. What differs from a real one:
 
 - `frames` hold no Python stack but, innermost first, the operator, the modules that contain it, and phase and step;
 - `time_us` counts births and deaths, not microseconds;
-- `alloc` entries carry a `category`, which is the bucket: the viewer colours by it, as it does for profiles;
+- `alloc` entries carry a `category`, which is the bucket: the viewer colours by it, as it does for profiles; memory
+  that is asked of the driver is in no bucket and has `NO_CATEGORY`;
 - addresses are ours (see `axmem_trace.allocator.caching`).
 """
 
@@ -29,6 +30,9 @@ PICKLE_PROTOCOL = 4
 """The newest that PyTorch's viewer reads (torch/utils/viz/MemoryViz.js, `unpickle`)."""
 POOL_ID = (0, 0)
 """The default memory pool."""
+NO_CATEGORY = "unknown"
+"""What the viewer calls memory without a category. It has to be among the categories of the file: where others are and
+it is not, the viewer stops at a misspelt name and shows a blank page (MemoryViz.js, `annotate_snapshot`)."""
 Frames = list[dict[str, Any]]
 
 
@@ -112,6 +116,8 @@ def _make_entry(entry: TraceEntry, ledger: Ledger) -> dict[str, Any]:
     }
     if entry.action == "alloc" and allocation:
         made["category"] = allocation.bucket
+    elif entry.action in ("segment_alloc", "segment_map"):
+        made["category"] = NO_CATEGORY
     return made
 
 

@@ -1,0 +1,27 @@
+"""A ledger made by hand, with what a snapshot has to show of it."""
+
+from __future__ import annotations
+
+from axmem_trace.ledger import Allocation, Ledger, Mark
+
+MIB = 1 << 20
+LEDGER = Ledger(
+    allocations=(
+        Allocation(nbytes=30 * MIB, born=1, phase="load", step=0, role="weight", module="model.embed", op="aten.empty"),
+        Allocation(nbytes=12 * MIB, born=2, died=7, module="model.layers.0", op="aten.mm.default", kept=True),
+        Allocation(nbytes=1000, born=3, died=5, module="model.layers.0.mlp", op="aten.silu.default"),
+        Allocation(
+            nbytes=30 * MIB, born=6, phase="backward", role="gradient", module="model.embed", op="aten.mm.default"
+        ),
+        Allocation(nbytes=0, born=4, died=8),
+        Allocation(nbytes=5 * MIB, born=4, died=8, device="cpu"),
+    ),
+    marks=(
+        Mark(tick=0, phase="load", step=0),
+        Mark(tick=2, phase="forward", step=1),
+        Mark(tick=6, phase="backward", step=1),
+    ),
+    ticks=12,
+    empty_cache_ticks=(10,),
+)
+SETTINGS = ("expandable_segments:True", "expandable_segments:False", "roundup_power2_divisions:[16:4,>:8]")
