@@ -61,11 +61,11 @@ def _places(name: str, hub: HubUse, revision: str, base_directory: Path | None) 
 def _look_in_catalogue(name: str, revision: str) -> Look:
     found = find_in_catalogue(name)
     if found is None:
-        return Look("catalogue", "not among the bundled models (`python -m axmem_trace models` lists them)")
+        return Look("catalogue", "not among the bundled models (`axmem_trace models` lists them)")
     source = f"catalogue {found.id} ({found.description})"
     if revision and revision != "main":
         source += f", as of main, not revision {revision!r}"
-    return Look("catalogue", found.id, found.config, source=source)
+    return Look("catalogue", found.id, found.config, source=source, caution=found.caution)
 
 
 def _base_model(name: str, look: Look) -> BaseModel:
@@ -75,6 +75,7 @@ def _base_model(name: str, look: Look) -> BaseModel:
         name=look.outcome if look.place == "catalogue" else name,
         config=look.config,
         source=look.source,
+        caution=look.caution,
         directory=look.directory,
         model_type=model_type,
         text_model_type=_text_model_type(look.config) or model_type,

@@ -31,6 +31,7 @@ class Look:
     config: dict[str, Any] | None = field(default=None)
     directory: str = ""
     source: str = ""
+    caution: str = ""
 
 
 def is_hub_id(name: str) -> bool:

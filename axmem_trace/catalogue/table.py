@@ -41,11 +41,15 @@ class CatalogueEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """A bundled configuration: a copy of our own, free to change."""
+    """A bundled configuration: a copy of our own, free to change.
+
+    `caution` says why it may differ from the published file; empty where it is a copy.
+    """
 
     id: str
     config: dict[str, Any]
     description: str
+    caution: str = ""
 
 
 @lru_cache(maxsize=1)
@@ -102,14 +106,19 @@ def find_in_catalogue(name: str) -> Found | None:
     canonical = name if name in models or name in aliases else _by_folded_id().get(name.casefold(), "")
     if canonical in models:
         record = models[canonical]
-        return Found(id=canonical, config=copy.deepcopy(record["config"]), description=_trust_words(record["trust"]))
+        return Found(
+            id=canonical,
+            config=copy.deepcopy(record["config"]),
+            description=_trust_words(record["trust"]),
+            caution=_caution(record, canonical),
+        )
     if canonical in aliases:
         alias = aliases[canonical]
         record = models[alias.of]
         changed = copy.deepcopy(record["config"] | alias.changes)
         config = {key: value for key, value in changed.items() if value is not None or key not in alias.changes}
         words = f"{alias.kind}: {alias.of}'s configuration, {_trust_words(record['trust'])}"
-        return Found(id=canonical, config=config, description=words)
+        return Found(id=canonical, config=config, description=words, caution=_caution(record, alias.of))
     return None
 
 
@@ -137,8 +146,30 @@ def _by_folded_id() -> dict[str, str]:
     return {name.casefold(): name for name in [*load_aliases(), *load_models()]}
 
 
+_TRUST_WORDS = {
+    "exact json": "copy of the published file",
+    "derived": "derived: written from documented fields",
+    "recalled": "recalled: written from memory",
+}
+
+
 def _trust_words(trust: str) -> str:
-    return {"exact json": "copy of the published file", "derived": "written from documented fields"}.get(trust, trust)
+    return _TRUST_WORDS.get(trust, trust)
+
+
+def _caution(record: dict[str, Any], name: str) -> str:
+    """What a user must know of a configuration that is no copy: how it was made, and how its size compares."""
+    if record["trust"] == "exact json":
+        return ""
+    parameters, published = record["parameters"], record["published"]
+    if parameters == published:
+        compared = "exactly as published"
+    else:
+        compared = (
+            f"{abs(parameters / published - 1):.1%} {'more' if parameters > published else 'less'} than published"
+        )
+    return (f"the bundled config.json of {name} is no copy of the published file but {_trust_words(record['trust'])}. The "
+            f"model built from it has {parameters:,} parameters, {compared}; other fields may differ")  # fmt: skip
 
 
 def _load(file: str) -> dict[str, Any]:

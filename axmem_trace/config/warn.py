@@ -9,12 +9,20 @@ from axmem_trace.recipe.recipe import Recipe
 
 def note_traps(draft: Draft, recipe: Recipe) -> None:
     """Adds a note for each trap that the configuration steps into."""
+    _inexact_base_model(draft, recipe)
     _unquantised_4bit(draft, recipe)
     _fp32_residual(draft, recipe)
     _packing(draft, recipe)
     _fp16_full_finetune(draft, recipe)
     _frozen_ranges(draft, recipe)
     _ignored_evaluation(draft, recipe)
+
+
+def _inexact_base_model(draft: Draft, recipe: Recipe) -> None:
+    base = recipe.model.base
+    if base.caution:
+        text = f"{base.caution}. Check with --hub, or name a local directory that has the real config.json"
+        draft.note("warning", "base_model", text)
 
 
 def _unquantised_4bit(draft: Draft, recipe: Recipe) -> None:

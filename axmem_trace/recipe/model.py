@@ -25,6 +25,8 @@ class BaseModel:
     """The file's content, with `overrides_of_model_config` already merged."""
     source: str
     """`directory …`, `cache …`, `catalogue …` or `hub …`."""
+    caution: str = ""
+    """Why the content may differ from the published file, in a sentence; empty where it is that file or a copy."""
     directory: str = ""
     """Local directory with the file (and remote code), where there is one."""
     model_type: str = ""

@@ -35,9 +35,13 @@ def built_parameters(name: str) -> int:
     config = dict(find_base_model(name, hub="never").config)
     config.pop("quantization_config", None)
     config_class = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
-    model_class = getattr(transformers, config["architectures"][0])
+    # a class of remote code (ExaoneForCausalLM): transformers builds the same with a class of its own
+    model_class = getattr(transformers, config["architectures"][0], None)
     with torch.device("meta"):
-        model = model_class._from_config(config_class)
+        if model_class:
+            model = model_class._from_config(config_class)
+        else:
+            model = transformers.AutoModelForCausalLM.from_config(config_class)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -59,6 +63,43 @@ def test_aliases_point_at_entries_and_hide_none():
     for name, alias in load_aliases().items():
         assert alias.of in models, name
         assert name not in models, name
+
+
+def test_a_model_is_in_one_table_alone():
+    tables = [
+        json.loads((ROOT / "axmem_trace" / "catalogue" / name).read_text()) for name in ("models.json", "recalled.json")
+    ]
+    assert not tables[0].keys() & tables[1].keys()
+
+
+def test_ids_differ_by_more_than_letter_case():
+    ids = [*load_models(), *load_aliases()]
+    assert len({name.casefold() for name in ids}) == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("QWEN/qwen3-8B", "Qwen/Qwen3-8B"),
+        ("meta-llama/llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("OpenChat/OpenChat-3.5-0106", "openchat/openchat-3.5-0106"),
+    ],
+)
+def test_letter_case_does_not_matter(written, name):
+    assert find_base_model(written, hub="never").name == name
+
+
+def test_a_configuration_that_is_no_copy_says_so():
+    assert find_base_model("Qwen/Qwen3-8B", hub="never").caution == ""
+    recalled = find_base_model("01-ai/Yi-6B-Chat", hub="never").caution  # an alias of what is recalled
+    # 2 x 64000 x 4096 + 32 x (2 x 4096^2 + 2 x 4096 x 512 + 3 x 4096 x 11008 + 2 x 4096) + 4096 = 6,061,035,520
+    assert "config.json of 01-ai/Yi-6B is no copy" in recalled
+    assert "written from memory" in recalled
+    assert "6,061,035,520 parameters, exactly as published" in recalled
+    # 3,029,337,472 / 3,000,000,000 = 1.0098
+    derived = find_base_model("ai21labs/AI21-Jamba-Reasoning-3B", hub="never").caution
+    assert "documented fields" in derived
+    assert "3,029,337,472 parameters, 1.0% more than published" in derived
 
 
 def test_list_is_sorted_and_carries_aliases():
@@ -106,6 +147,16 @@ def test_counts_of_all_built_models(name):
         ("openlm-research/open_llama_3b_v2", 32000),
         ("Qwen/Qwen2.5-7B-Instruct", 152064),
         ("Qwen/Qwen2.5-3B-Instruct", 151936),
+        # added tokens of fine-tunes: ChatML's two, or more
+        ("openchat/openchat_3.5", 32002),
+        ("NousResearch/Nous-Hermes-2-Mistral-7B-DPO", 32002),
+        ("NousResearch/Hermes-2-Pro-Mistral-7B", 32032),
+        ("cognitivecomputations/dolphin-2.6-mistral-7b", 32001),
+        ("Intel/neural-chat-7b-v3-3", 32000),
+        ("cognitivecomputations/dolphin-2.9-llama3-8b", 128258),
+        ("Sao10K/L3-8B-Stheno-v3.2", 128256),
+        ("tiiuae/Falcon-H1-7B-Base", 130048),
+        ("tiiuae/Falcon-H1-7B-Instruct", 130049),
     ],
 )
 def test_vocabulary(name, vocab_size):

@@ -32,6 +32,8 @@ def notes(tmp_path: Path, text: str, **options) -> list[tuple[str, str, int, str
         (LLAMA + "lora_exclude_modules: [lm_head]\n", "ignored", "lora_exclude_modules", 5, "no effect"),
         (LLAMA + "gradient_chekpointing: true\n", "ignored", "gradient_chekpointing", 5, "gradient_checkpointing"),
         (LLAMA + "trl:\n  btea: 1\n", "ignored", "trl.btea", 6, "trl.beta"),
+        ("base_model: 01-ai/Yi-6B\n", "warning", "base_model", 1, "no copy of the published file"),
+        ("base_model: internlm/internlm3-8b-instruct\n", "warning", "base_model", 1, "Check with --hub"),
         (LLAMA, "warning", "attn_implementation", 1, "residual stream"),
         (LLAMA + PACKED, "warning", "sample_packing", 5, "no attn_implementation"),
         (LLAMA + "unfrozen_parameters: ['lm_head.weight[:9]']\n", "warning", "unfrozen_parameters", 5, "range"),
@@ -48,6 +50,7 @@ def test_trap_is_told_with_its_line(tmp_path, text, kind, key, line, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        (LLAMA, "no copy of the published file"),
         (LLAMA + QLORA, "is not quantised"),
         (LLAMA + LIGER + "liger_rms_norm: true\n", "plugin is not listed"),
         (LLAMA + "attn_implementation: flash_attention_2\n", "residual stream"),
