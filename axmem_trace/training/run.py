@@ -7,22 +7,21 @@ The order of calls, and which variable keeps which tensor alive for how long, is
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from axmem_trace.models.built import BuiltModel, unwrapped
+from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.device_map import is_on_host
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
-from axmem_trace.training.batches.text import Inputs, make_batch
+from axmem_trace.training.batches.batch import Inputs, place_batch, place_number
 from axmem_trace.training.callbacks import GradientAverage, restart_relora
-from axmem_trace.training.generation import generate
-from axmem_trace.training.objectives.diffusion import compute_diffusion_loss
+from axmem_trace.training.evaluation import evaluate
+from axmem_trace.training.objectives import Objective, choose_objective
 from axmem_trace.training.offloading import StepContext
 from axmem_trace.training.optimizers.clipping import GradientScaler, clip_gradients
 from axmem_trace.training.optimizers.traced import TracedOptimizer
@@ -42,6 +41,18 @@ class _Passes:
     gradients: dict[int, int]
 
 
+@dataclass(slots=True)
+class _Held:
+    """Variables of `Trainer._inner_training_loop` and of what it calls: each keeps its tensors until it gets new ones."""
+
+    batch_samples: list[Inputs] = field(default_factory=list)
+    num_items_in_batch: torch.Tensor | None = None
+    tr_loss_step: torch.Tensor | None = None
+    outputs: Any = None
+    """Of a loop that keeps them (`recipe.loss.holds_outputs`)."""
+    grad_norm: Any = None
+
+
 class Run:
     """One training run over a built model. `record()` plays it; everything it does is seen by the recorder.
 
@@ -58,15 +69,16 @@ class Run:
         recorder: Recorder,
         *,
         offloading: Callable[[], AbstractContextManager[StepContext]] = lambda: nullcontext(nullcontext),
+        objective: Objective | None = None,
         repeat: bool = True,
     ) -> None:
         self.recipe, self.built, self.optimizer, self.recorder = recipe, built, optimizer, recorder
         self.model: Any = built.module
         self._owners = {id(parameter): name.rpartition(".")[0] for name, parameter in self.model.named_parameters()}
-        self._takes_loss_kwargs = _takes_loss_kwargs(self.model)
+        self.objective = objective or choose_objective(recipe, built, recorder)
         self._average = GradientAverage(recorder) if recipe.optimizer.grokfast else None
         self.scaler = GradientScaler() if recipe.precision.grad_scaler else None
-        self._held: dict[str, Any] = {}
+        self._held = _Held()
         self._passes: _Passes | None = None
         self._offloading = offloading
         self._training_step: StepContext = nullcontext
@@ -77,6 +89,7 @@ class Run:
     def record(self, progress: Callable[[str], None] = lambda stage: None) -> None:
         """Loads, evaluates where the run evaluates first, and takes `NUM_STEPS` optimizer steps."""
         self._register_model()
+        self._register_extra_models()
         self._register_optimizer_state()
         with self._offloading() as self._training_step:
             self._record_phases(progress)
@@ -86,7 +99,7 @@ class Run:
         if evaluation.enabled and evaluation.before_training:
             self._collect(0)
             progress("tracing evaluation")
-            self._evaluate()
+            evaluate(self.recipe, self.model, self.objective, self.run_model, self.recorder)
         self._collect(0)
         for step in range(1, NUM_STEPS + 1):
             progress(f"tracing step {step} of {NUM_STEPS}")
@@ -95,12 +108,18 @@ class Run:
         if evaluation.enabled and not evaluation.before_training:
             self._collect(0)
             progress("tracing evaluation")
-            self._evaluate()
+            evaluate(self.recipe, self.model, self.objective, self.run_model, self.recorder)
         if self.recipe.adapter.relora_steps:
             self.recorder.mark("optimizer", NUM_STEPS)
             restart_relora(self.model, self.optimizer, self.recipe, self.recorder)
 
     # -- loading ------------------------------------------------------------------------------------------------------
+
+    def _register_extra_models(self) -> None:
+        for name, model in self.objective.extra_models().items():
+            for module_name, module in model.named_modules():
+                for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                    self.recorder.register(tensor, role="weight", module=f"{name}.{module_name}".rstrip("."))
 
     def _register_model(self) -> None:
         tensors = dict(self.model.named_buffers(remove_duplicate=False))
@@ -122,11 +141,13 @@ class Run:
     # -- one optimizer step -------------------------------------------------------------------------------------------
 
     def _step(self, step: int) -> None:
-        batch = self.recipe.batch
+        batch, held = self.recipe.batch, self._held
         self.recorder.mark("forward", step)
-        self._held["batches"] = [self._make_batch() for _ in range(batch.gradient_accumulation_steps)]
-        self._held["teacher"] = [self._place_teacher() for _ in range(batch.gradient_accumulation_steps)]
-        self._held["num_items"] = self._place_number(batch.rows * batch.row_tokens)
+        self.objective.before_step(self.run_model, step)
+        with self.recorder.paused():
+            batches = self.objective.batches(self.recipe)
+        held.batch_samples = [place_batch(self.recorder, each) for each in batches]
+        held.num_items_in_batch = place_number(self.recorder, batch.rows * batch.row_tokens)
         if self._passes is None or not self._may_repeat:
             self._passes = self._accumulate(step)
         else:
@@ -137,18 +158,18 @@ class Run:
     def _accumulate(self, step: int) -> _Passes:
         """Forward and backward of the micro-batches."""
         start = self.recorder.now
-        for micro_batch, inputs in enumerate(self._held["batches"][:MAX_MICRO_BATCHES]):
+        for micro_batch, inputs in enumerate(self._held.batch_samples[:MAX_MICRO_BATCHES]):
             if micro_batch:
                 self.recorder.mark("forward", step, micro_batch)
             with self._training_step():
-                loss = self._forward(inputs, self._held["num_items"])
+                loss = self._forward(inputs)
                 self._empty_cache(step)
                 self.recorder.mark("backward", step, micro_batch)
                 self._backward(loss)
-            self._held["loss"] = loss.detach()
+            self._held.tr_loss_step = loss.detach()
             del loss
             self._register_gradients()
-        del self._held["loss"]
+        self._held.tr_loss_step = None
         gradients = {
             id(parameter): self.recorder.born_at(parameter.grad)
             for parameter in self.model.parameters()
@@ -169,24 +190,16 @@ class Run:
                     gradient.set_(storages[born], 0, gradient.shape, gradient.stride())
                 parameter.grad = gradient
 
-    def _forward(self, inputs: Inputs, num_items: torch.Tensor) -> torch.Tensor:
-        """`Trainer.compute_loss`: the outputs, fp32 logits included, are dropped when it returns."""
-        loss, outputs = self._compute_loss(inputs, num_items)
+    def _forward(self, inputs: Inputs) -> torch.Tensor:
+        """`Trainer.training_step`: the outputs, fp32 logits included, are dropped when it returns."""
+        if self.objective.takes_num_items and self._held.num_items_in_batch is not None:
+            inputs = {**inputs, "num_items_in_batch": self._held.num_items_in_batch}
+        loss, outputs = self.objective.loss(self.run_model, inputs)
         if self.recipe.loss.holds_outputs:
-            self._held["outputs"] = outputs
+            self._held.outputs = outputs
         return loss
 
-    def _compute_loss(self, inputs: Inputs, num_items: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        if self.recipe.loss.path == "diffusion":
-            return compute_diffusion_loss(self._run_model, inputs, self.recorder)
-        kwargs = {"num_items_in_batch": num_items} if self._takes_loss_kwargs else {}
-        outputs = self._run_model(**inputs, **kwargs)
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
-        if self.recipe.loss.path == "none":
-            loss = outputs["logits"].mean()
-        return loss, outputs
-
-    def _run_model(self, **inputs: Any) -> Any:
+    def run_model(self, **inputs: Any) -> Any:
         """The model's forward as accelerate has wrapped it (`prepare_model`)."""
         with self._autocast():
             outputs = self.model(**inputs)
@@ -198,7 +211,7 @@ class Run:
 
     def _backward(self, loss: torch.Tensor) -> None:
         batch = self.recipe.batch
-        if not self._takes_loss_kwargs:
+        if not self.objective.takes_num_items:
             loss = loss / batch.gradient_accumulation_steps
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
@@ -211,7 +224,7 @@ class Run:
             self.scaler.unscale(parameters)
         if not self.optimizer.releases_gradients:
             trainable = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-            self._held["grad_norm"] = clip_gradients(trainable, self.recipe.optimizer.max_grad_norm)
+            self._held.grad_norm = clip_gradients(trainable, self.recipe.optimizer.max_grad_norm)
         if self._average is not None:
             self._average.amplify(self.model)
         self.optimizer.step()
@@ -233,29 +246,6 @@ class Run:
         if every and step % max(every, 1) == 0 and (every > 0 or not step):
             self.recorder.empty_cache()
 
-    # -- evaluation ---------------------------------------------------------------------------------------------------
-
-    def _evaluate(self) -> None:
-        """Two batches: while the second runs, the outputs of the first are still there where logits are gathered."""
-        self.recorder.mark("eval", 0)
-        self.model.eval()
-        kept: Any = None
-        evaluation = self.recipe.evaluation
-        for _ in range(2):
-            inputs = self._place_batch(evaluation.rows, evaluation.row_tokens, evaluation.packed)
-            num_items = self._place_number(evaluation.rows * evaluation.row_tokens)
-            with torch.no_grad():
-                loss, outputs = self._compute_loss(inputs, num_items)
-                loss.detach().mean()
-            if evaluation.gathers_logits:
-                kept = outputs
-            del outputs, inputs
-        del kept
-        if evaluation.generated_rows:
-            generate(self._run_model, self.model, self.recorder, rows=evaluation.generated_rows,
-                     tokens=evaluation.generated_tokens)  # fmt: skip
-        self.model.train()
-
     # -- pieces -------------------------------------------------------------------------------------------------------
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -264,43 +254,3 @@ class Run:
         if not precision.autocast:
             return nullcontext()
         return torch.autocast("cuda", dtype=getattr(torch, precision.autocast_dtype))
-
-    def _make_batch(self) -> Inputs:
-        batch = self.recipe.batch
-        return self._place_batch(batch.rows, batch.row_tokens, batch.packed)
-
-    def _place_teacher(self) -> list[torch.Tensor]:
-        """Tokens, log-probabilities and mask of a teacher, which the loss reads and the model does not (axolotl
-        `integrations/kd/collator.py`)."""
-        batch, width = self.recipe.batch, self.recipe.loss.teacher_tokens
-        shape = (batch.rows, batch.row_tokens, width)
-        with self.recorder.paused():
-            values = [torch.zeros(shape, dtype=dtype) for dtype in (torch.int64, torch.float32, torch.int64)]
-        return [self.recorder.place(value) for value in values if width]
-
-    def _place_number(self, number: int) -> torch.Tensor:
-        with self.recorder.paused():
-            value = torch.tensor(number)
-        return self.recorder.place(value)
-
-    def _place_batch(self, rows: int, row_tokens: int, packed: bool) -> Inputs:
-        """On the GPU; what the collator does on the host is not recorded."""
-        with self.recorder.paused():
-            batch = make_batch(self.recipe, self.built.config, rows=rows, row_tokens=row_tokens, packed=packed)
-        self.recorder.values.num_true.update(batch.num_true)
-        for note in batch.notes:
-            self.recorder.context.note(note)
-        return {name: self.recorder.place(value) for name, value in batch.inputs.items()}
-
-
-def _takes_loss_kwargs(model: Any) -> bool:
-    """transformers `trainer.py`, `Trainer.__init__`, "Model introspection"."""
-    base = unwrapped(model)
-    declared = getattr(base, "accepts_loss_kwargs", None)
-    if declared is not None:
-        return bool(declared)
-    return any(each.kind is inspect.Parameter.VAR_KEYWORD for each in _parameters(base.forward))
-
-
-def _parameters(function: Callable[..., Any]) -> Iterator[inspect.Parameter]:
-    yield from inspect.signature(function).parameters.values()

@@ -11,7 +11,7 @@ from support.multimodal_models import MULTIMODAL
 
 import axmem_trace
 from axmem_trace.errors import ConfigError
-from axmem_trace.training import run
+from axmem_trace.training.objectives import supervised
 
 CTRL = {"model_type": "ctrl", "architectures": ["CTRLLMHeadModel"], "vocab_size": 64, "n_positions": 32, "n_embd": 32,
         "dff": 48, "n_layer": 2, "n_head": 4}  # fmt: skip
@@ -47,7 +47,7 @@ def test_what_a_model_refuses_is_told_with_its_place(tmp_path):
 
 
 def test_a_fault_of_ours_stays_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "make_batch", None)
+    monkeypatch.setattr(supervised, "make_batch", None)
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):
         estimate(tmp_path, LLAMA)
 

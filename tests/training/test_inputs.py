@@ -11,9 +11,10 @@ from support.multimodal_models import write_multimodal_model
 
 from axmem_trace.config import read_recipe
 from axmem_trace.models.skeleton.model_config import build_model_config
+from axmem_trace.training.batches.batch import Batch
 from axmem_trace.training.batches.media.patch_grids import smart_resize
 from axmem_trace.training.batches.media.tile_choice import best_resolution, canvas_without_loss, closest_grid
-from axmem_trace.training.batches.text import MadeBatch, make_batch
+from axmem_trace.training.batches.text import make_batch
 
 # The tiny models: patches of 7 pixels, towers of 28 (16 patches), squares of 14 where patches are merged.
 PLACEHOLDERS = {
@@ -46,9 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def make(
-    family: str, directory: Path, *, rows: int = 2, row_tokens: int = 128, assume: Any = (), **keys: Any
-) -> MadeBatch:
+def make(family: str, directory: Path, *, rows: int = 2, row_tokens: int = 128, assume: Any = (), **keys: Any) -> Batch:
     config = {
         "base_model": write_multimodal_model(family, directory),
         "processor_type": "AutoProcessor",
@@ -63,7 +62,7 @@ def make(
     return make_batch(recipe, model_config, rows=rows, row_tokens=row_tokens, packed=False)
 
 
-def placeholders(batch: MadeBatch) -> torch.Tensor:
+def placeholders(batch: Batch) -> torch.Tensor:
     return batch.inputs["labels"] == -100
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.training.batches.batch import Batch, Inputs
 from axmem_trace.training.batches.media import make_media, reads_media
 from axmem_trace.training.batches.media.types import SEPARATOR, Media
 
-Inputs = dict[str, torch.Tensor]
 _ORDINARY_TOKEN = 10
 """Any token that is neither padding nor an image placeholder would do."""
 _IGNORED = -100
@@ -20,17 +19,7 @@ _PACKED_WITHOUT_MASK = ("gemma3", "gemma4", "gemma4_unified")
 """Their packed rows are told by positions alone: with a mask, transformers would not look for samples."""
 
 
-@dataclass(frozen=True, slots=True)
-class MadeBatch:
-    """A batch, and what is to be known of it."""
-
-    inputs: Inputs
-    num_true: dict[tuple[int, ...], int]
-    """Of masks that the model derives from pixels: by shape, how many elements are true."""
-    notes: tuple[Note, ...] = ()
-
-
-def make_batch(recipe: Recipe, config: Any, *, rows: int, row_tokens: int, packed: bool) -> MadeBatch:
+def make_batch(recipe: Recipe, config: Any, *, rows: int, row_tokens: int, packed: bool) -> Batch:
     """A batch of the run: text, and the images or audio that a multimodal run's rows hold.
 
     Source: axolotl `utils/collators/mm_chat.py` (the processor's own tensors, and labels without placeholders),
@@ -60,7 +49,7 @@ def make_batch(recipe: Recipe, config: Any, *, rows: int, row_tokens: int, packe
         inputs.setdefault("mm_token_type_ids", torch.zeros_like(inputs["input_ids"]))
     if getattr(config, "model_type", "") in _PACKED_WITHOUT_MASK and "position_ids" in inputs:
         inputs.pop("attention_mask", None)
-    return MadeBatch(inputs, num_true, tuple(notes))
+    return Batch(inputs, num_true, tuple(notes))
 
 
 def make_text_batch(

@@ -1,1 +1,6 @@
-"""What is trained for: the loss of a batch, and the models beside the one that is trained."""
+"""What is learned in a step: one module for each training method, and `choose_objective`, which picks it."""
+
+from axmem_trace.training.objectives.choose import choose_objective
+from axmem_trace.training.objectives.objective import Objective, RunModel
+
+__all__ = ["Objective", "RunModel", "choose_objective"]

@@ -7,25 +7,33 @@ each row, uniformly up to all of them: here it is all, which a long run comes ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from axmem_trace.models.built import BuiltModel
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.batches.batch import Inputs
+from axmem_trace.training.objectives.objective import RunModel
+from axmem_trace.training.objectives.supervised import Supervised
 
 _EPS = 1e-3
 
 
-def compute_diffusion_loss(
-    run_model: Callable[..., Any], inputs: dict[str, torch.Tensor], recorder: Recorder
-) -> tuple[torch.Tensor, Any]:
-    """The loss, and the outputs with their fp32 logits. Its names live until it returns.
+class Diffusion(Supervised):
+    """axolotl 0.19 `integrations/diffusion/trainer.py`, `DiffusionTrainer.compute_loss`: the model is given no labels."""
 
-    Args:
-        run_model: the model's forward as accelerate has wrapped it: in autocast, its outputs in fp32.
-    """
+    def __init__(self, built: BuiltModel, recorder: Recorder) -> None:
+        super().__init__(built)
+        self._recorder = recorder
+
+    def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[torch.Tensor, Any]:
+        """The loss, and the outputs with their fp32 logits [batch, tokens, vocabulary]. Its names live until it returns."""
+        return _compute_loss(run_model, inputs, self._recorder)
+
+
+def _compute_loss(run_model: RunModel, inputs: Inputs, recorder: Recorder) -> tuple[torch.Tensor, Any]:
     ids, attention_mask = inputs["input_ids"], inputs.get("attention_mask")
     noisy, p_mask = _add_noise(ids, attention_mask)
     bidirectional_mask = _bidirectional(ids, attention_mask)

@@ -1,0 +1,58 @@
+"""The contract between the training loop and a training method.
+
+The loop (`training/run.py`) does what every `transformers.Trainer` does: it copies batches to the GPU, accumulates
+gradients, clips them and runs the optimizer. An `Objective` says what differs: what a batch holds, how the loss comes
+about, which other models are on the GPU, and what happens before a step.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.training.batches.batch import Batch, Inputs
+
+RunModel = Callable[..., Any]
+"""The trained model's forward as accelerate has wrapped it (`prepare_model`): in autocast, its outputs in fp32."""
+
+
+class Objective(ABC):
+    """One training method: supervised, distillation, diffusion, preference, ..."""
+
+    takes_num_items: bool = False
+    """The loss is divided by the number of labels in all micro-batches of a step: `loss` finds that number in its inputs
+    as `num_items_in_batch`. Otherwise the loop divides each loss by the number of micro-batches
+    (`Trainer.model_accepts_loss_kwargs`)."""
+
+    @abstractmethod
+    def batches(self, recipe: Recipe) -> Sequence[Batch]:
+        """The micro-batches of one optimizer step, `gradient_accumulation_steps` of them. The loop copies all of them to
+        the GPU before the first forward, as `Trainer.get_batch_samples` does."""
+
+    @abstractmethod
+    def evaluation_batch(self, recipe: Recipe) -> Batch:
+        """One batch of the evaluation loop."""
+
+    @abstractmethod
+    def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[torch.Tensor, Any]:
+        """`Trainer.compute_loss`: the loss (a scalar), and the model's outputs.
+
+        What the outputs and local names keep alive is freed when the caller drops them, as in the library's own function.
+
+        Args:
+            run_model: see `RunModel`; it may be called several times, and not only with `inputs`.
+            inputs: a batch of `batches` or `evaluation_batch`, on the GPU.
+        """
+
+    def before_step(self, run_model: RunModel, step: int) -> None:
+        """What happens before the batches of optimizer step `step` (1, 2, ...) exist: rollouts, for example."""
+        return
+
+    def extra_models(self) -> Mapping[str, nn.Module]:
+        """Models on the GPU beside the trained one, by the name that the report gives them: reference, teacher, ..."""
+        return {}
