@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from axmem_trace.cli.commands import list_models, run_estimate
-from axmem_trace.cli.parser import build_models_parser, build_parser
+from axmem_trace.cli.commands import list_gpus, list_models, run_estimate
+from axmem_trace.cli.parser import build_gpus_parser, build_models_parser, build_parser
 from axmem_trace.errors import AxmemError
 
+COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], int]]] = {
+    "estimate": (build_parser, run_estimate),
+    "gpus": (build_gpus_parser, list_gpus),
+    "models": (build_models_parser, list_models),
+}
+"""Each command's arguments, and what it does. The first is meant where none is named."""
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
@@ -20,15 +29,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments[:1] == ["models"]:
-            return list_models(build_models_parser().parse_args(arguments[1:]))
-        return run_estimate(build_parser().parse_args(arguments))
+        name = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "estimate"
+        refuse_misspelt_command(arguments)
+        build, run = COMMANDS[name]
+        return run(build().parse_args(arguments))
     except AxmemError as error:
         print(f"axmem_trace: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("axmem_trace: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def refuse_misspelt_command(arguments: Sequence[str]) -> None:
+    """Refuses a word that is no file and nearly a command.
+
+    Raises:
+        AxmemError: with the command that was meant.
+    """
+    word = arguments[0] if arguments else ""
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.75)
+    if near and not Path(word).exists():
+        raise AxmemError(f"{word}: no such file, and no such command; did you mean `axmem_trace {near[0]}`?")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from axmem_trace.cli.terminal import check_writable, show_progress, write_output
@@ -54,11 +55,31 @@ def render(report: Report, options: argparse.Namespace) -> str:
 
 def list_models(options: argparse.Namespace) -> int:
     """Prints the bundled base models; a pattern that matches none is an error."""
+    from axmem_trace.catalogue.table import nearest_ids
     from axmem_trace.render.catalogue import find_models, render_models
 
     entries = find_models(options.pattern)
     if not entries:
-        print(f"axmem_trace: no bundled base model matches {options.pattern!r}", file=sys.stderr)
-        return EXIT_CONFIG
+        problem = f"no bundled base model matches {options.pattern!r}"
+        return _nothing_found(problem, nearest_ids(options.pattern), "`axmem_trace models` lists all")
     write_output(render_models(entries, options.format), None)
     return EXIT_ESTIMATED
+
+
+def list_gpus(options: argparse.Namespace) -> int:
+    """Prints the cards that are known by name; a pattern that matches none is an error."""
+    from axmem_trace.catalogue.gpus import nearest_names
+    from axmem_trace.render.cards import find_cards, render_cards
+
+    cards = find_cards(options.pattern)
+    if not cards:
+        problem = f"no card matches {options.pattern!r}"
+        return _nothing_found(problem, nearest_names(options.pattern), "`axmem_trace gpus --list` lists all")
+    write_output(render_cards(cards, options.format), None)
+    return EXIT_ESTIMATED
+
+
+def _nothing_found(problem: str, nearest: Sequence[str], remedy: str) -> int:
+    hint = f"nearest: {', '.join(nearest)}" if nearest else remedy
+    print(f"axmem_trace: {problem}; {hint}", file=sys.stderr)
+    return EXIT_CONFIG

@@ -9,7 +9,7 @@ from axmem_trace import __version__
 
 DESCRIPTION = "Predict the GPU memory of an axolotl fine-tuning run, with no GPU, no weights and no network."
 EPILOG = """\
-`axmem_trace models` lists the base models that need no network.
+`axmem_trace models` lists the base models that need no network, `axmem_trace gpus --list` the cards known by name.
 
 exit codes: 0 estimated; 1 a bug of axmem_trace (please report the traceback);
 2 the configuration cannot be estimated; 3 estimated, but it does not fit the --gpu given"""
@@ -47,9 +47,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--gpus", metavar="N", type=positive_int, default=0, dest="num_gpus", help="number of GPUs of the run")
     add(
         "--gpu",
-        metavar="NAME|24GiB",
+        metavar="NAME|SIZE",
         default="",
-        help="the card: a name (H100, RTX 4090) or its memory; says whether it fits",
+        help='the card: a name ("RTX 4090", H100, as nvidia-smi prints it), a MIG slice ("A100-40GB 3g.20gb"), or its '
+        "memory (23.5GiB); says whether it fits",
     )
     add("--format", choices=("text", "json", "html"), default="text", help="default: text")
     add("-o", "--output", metavar="FILE", type=Path, help="write the report there instead of to standard output")
@@ -98,6 +99,18 @@ def build_models_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def build_gpus_parser() -> argparse.ArgumentParser:
+    """The parser of `gpus`."""
+    parser = argparse.ArgumentParser(
+        prog="axmem_trace gpus", description="List the cards and MIG slices that are known by name.", allow_abbrev=False
+    )
+    parser.add_argument("--list", action="store_true", required=True, help="list them, with memory as PyTorch sees it")
+    parser.add_argument("pattern", metavar="PATTERN", nargs="?", default="",
+                        help="only names that contain this, or match it as a shell pattern (*, ?)")  # fmt: skip
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
+    return parser
+
+
 def key_value(text: str) -> str:
     """An argument of the form `key=value`, as it is.
 
@@ -116,9 +129,7 @@ def non_negative_int(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: `text` is anything else.
     """
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
+    return _whole_number(text, at_least=0)
 
 
 def positive_int(text: str) -> int:
@@ -127,7 +138,13 @@ def positive_int(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: `text` is anything else.
     """
-    number = non_negative_int(text)
-    if not number:
-        raise argparse.ArgumentTypeError("at least 1 is needed")
-    return number
+    return _whole_number(text, at_least=1)
+
+
+def _whole_number(text: str, *, at_least: int) -> int:
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    if int(text) < at_least:
+        raise argparse.ArgumentTypeError(f"at least {at_least} is needed, not {text}")
+    return int(text)

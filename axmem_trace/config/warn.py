@@ -9,6 +9,8 @@ from axmem_trace.recipe.recipe import Recipe
 
 def note_traps(draft: Draft, recipe: Recipe) -> None:
     """Adds a note for each trap that the configuration steps into."""
+    for remark in recipe.gpu.remarks:
+        draft.note("warning", "--gpu", remark)
     _inexact_base_model(draft, recipe)
     _unquantised_4bit(draft, recipe)
     _fp32_residual(draft, recipe)

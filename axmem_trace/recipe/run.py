@@ -158,6 +158,8 @@ class Gpu:
     context_bytes: int = 0
     """CUDA context and libraries, outside the allocator: assumed."""
     count: int = 1
+    remarks: tuple[str, ...] = ()
+    """What a user must know of this card: which of several was taken, that its memory is the system's, ..."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from support.paths import ROOT
 
 import axmem_trace
 from axmem_trace.__main__ import main
-from axmem_trace.cli.parser import build_models_parser, build_parser
+from axmem_trace.cli.parser import build_gpus_parser, build_models_parser, build_parser
 from axmem_trace.errors import ConfigError
 
 
@@ -66,7 +66,7 @@ def test_the_surface_is_frozen():
         "--set": ("key=value", None, []),
         "--assume": ("key=value", None, []),
         "--gpus": ("N", None, 0),
-        "--gpu": ("NAME|24GiB", None, ""),
+        "--gpu": ("NAME|SIZE", None, ""),
         "--format": (None, ("text", "json", "html"), "text"),
         "-o --output": ("FILE", None, None),
         "--depth": ("N", None, None),
@@ -76,6 +76,12 @@ def test_the_surface_is_frozen():
         "--strict": (None, None, False),
         "--snapshot": ("FILE", None, None),
         "--version": (None, None, "==SUPPRESS=="),
+    }
+    assert surface(build_gpus_parser()) == {
+        "-h --help": (None, None, "==SUPPRESS=="),
+        "--list": (None, None, False),
+        "pattern": ("PATTERN", None, ""),
+        "--format": (None, ("text", "json"), "text"),
     }
     assert surface(build_models_parser()) == {
         "-h --help": (None, None, "==SUPPRESS=="),
@@ -240,8 +246,10 @@ def test_progress_is_shown_on_a_terminal_alone(calls, capsys, monkeypatch):
         ([], "the following arguments are required: CONFIG.yml"),
         (["a.yml", "--set", "novalue"], "argument --set: 'novalue' is not of the form key=value"),
         (["a.yml", "--assume", "=1"], "argument --assume: '=1' is not of the form key=value"),
-        (["a.yml", "--gpus", "0"], "argument --gpus: at least 1 is needed"),
-        (["a.yml", "--gpus", "-1"], "argument --gpus: '-1' is not a whole number"),
+        (["a.yml", "--gpus", "0"], "argument --gpus: at least 1 is needed, not 0"),
+        (["a.yml", "--gpus", "-2"], "argument --gpus: at least 1 is needed, not -2"),
+        (["a.yml", "--gpus", "two"], "argument --gpus: 'two' is not a whole number"),
+        (["a.yml", "--depth", "-1"], "argument --depth: at least 0 is needed, not -1"),
         (["a.yml", "--depth", "x"], "argument --depth: 'x' is not a whole number"),
         (["a.yml", "--format", "xml"], "argument --format: invalid choice: 'xml'"),
         (["a.yml", "--offline", "--hub"], "argument --hub: not allowed with argument --offline"),
@@ -284,9 +292,70 @@ def test_all_models(capsys):
     assert len(json.loads(capsys.readouterr().out)) >= 200
 
 
-def test_no_such_model(capsys):
-    assert main(["models", "no-such-model"]) == 2
-    assert capsys.readouterr() == ("", "axmem_trace: no bundled base model matches 'no-such-model'\n")
+def test_models_begin_with_what_the_columns_mean(capsys):
+    main(["models", "llama-3.1-8b"])
+    lead, _, table = capsys.readouterr().out.partition("\n\n")
+    assert all(word in lead for word in ("exact json", "derived", "recalled", "--hub"))
+    assert re.match(r"base model +size  model_type +config\.json\n", table)
+    assert max(map(len, lead.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("no-such-model", "`axmem_trace models` lists all"),
+        ("meta-llama/Llama-3.1-8C", "nearest: meta-llama/Llama-3.1-8B"),
+    ],
+)
+def test_no_such_model(capsys, pattern, hint):
+    assert main(["models", pattern]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"axmem_trace: no bundled base model matches {pattern!r}; {hint}")
+
+
+def test_gpus_as_text(capsys):
+    assert main(["gpus", "--list", "a100-40gb"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^card +GB +GiB  compute  known by$", out, flags=re.MULTILINE)
+    assert re.search(r"^A100-40GB +40    39\.39      8\.0  reported$", out, flags=re.MULTILINE)
+    assert re.search(r"^  = A100-SXM4-40GB$", out, flags=re.MULTILINE)
+    assert re.search(r"^  MIG 3g\.20gb +20    19\.50 ", out, flags=re.MULTILINE)
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_gpus_as_json(capsys):
+    assert main(["gpus", "--list", "--format", "json"]) == 0
+    cards = {card["name"]: card for card in json.loads(capsys.readouterr().out)}
+    assert len(cards) > 250
+    # 23.51 x 2^30 = 25,243,670,282.24
+    assert cards["RTX 4090"] == {
+        "name": "RTX 4090", "nominal_gb": 24, "memory_bytes": 25_243_670_282, "compute_capability": [8, 9],
+        "basis": "reported", "other_names": [], "shares_system_memory": False,
+    }  # fmt: skip
+    assert cards["GB10"]["shares_system_memory"]
+
+
+def test_no_such_card(capsys):
+    assert main(["gpus", "--list", "h1000"]) == 2
+    assert capsys.readouterr().err.startswith("axmem_trace: no card matches 'h1000'; nearest: H100")
+    with pytest.raises(SystemExit):
+        main(["gpus"])
+
+
+@pytest.mark.parametrize("word", ["model", "gpu", "estimates"])
+def test_a_misspelt_command(calls, capsys, word):
+    assert main([word]) == 2
+    assert "no such command; did you mean `axmem_trace " in capsys.readouterr().err
+    assert calls == []
+
+
+def test_a_file_may_be_named_nearly_like_a_command(calls, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").touch()
+    assert main(["model"]) == 0
+    assert main(["estimate", "run.yml"]) == 0
+    assert [config for config, _ in calls] == ["model", "run.yml"]
 
 
 def test_a_reader_that_goes_away_is_no_error():
