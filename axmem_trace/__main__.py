@@ -11,6 +11,7 @@ from pathlib import Path
 from axmem_trace.cli.commands import list_gpus, list_models, run_estimate
 from axmem_trace.cli.parser import build_gpus_parser, build_models_parser, build_parser
 from axmem_trace.errors import AxmemError
+from axmem_trace.imports import leave_at_once
 
 COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], int]]] = {
     "estimate": (build_parser, run_estimate),
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("axmem_trace: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    finally:
+        if argv is None:  # the process is the command's own
+            leave_at_once()
 
 
 def refuse_misspelt_command(arguments: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from axmem_trace import __version__
 from axmem_trace.allocator import replay
 from axmem_trace.config import read_recipe
+from axmem_trace.imports import collector_paused, import_libraries, spare_what_is_there
 from axmem_trace.progress import Progress, Stopwatch
 from axmem_trace.recipe.lines import errors_in_place
 from axmem_trace.report import Report, make_report
@@ -56,33 +57,36 @@ def estimate(
     clock.start("read", "reading")
     recipe = read_recipe(config, overrides=overrides, assumptions=assumptions, gpu=gpu, num_gpus=num_gpus, hub=hub,
                          trust_remote_code=trust_remote_code, strict=strict)  # fmt: skip
-    clock.start("import", "importing torch, transformers and peft")
-    from axmem_trace.models import build_model
-    from axmem_trace.training.loading import LoadRecorder
-    from axmem_trace.training.optimizers import build_optimizer
-    from axmem_trace.training.trace import make_recorder, record_run
+    with collector_paused():
+        clock.start("import", "importing torch, transformers and peft")
+        import_libraries()
+        from axmem_trace.models import build_model
+        from axmem_trace.training.loading import LoadRecorder
+        from axmem_trace.training.optimizers import build_optimizer
+        from axmem_trace.training.trace import make_recorder, record_run
 
-    clock.start("build", f"building {recipe.model.base.name}")
-    with errors_in_place(recipe):
-        recorder = make_recorder(recipe)
-        built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
-        optimizer = build_optimizer(recipe, built.module)
-        clock.start("trace", "tracing")
-        recording = record_run(recipe, built, optimizer, recorder=recorder, progress=clock.progress)
-    clock.start("replay", "replaying the allocator")
-    reservation = _replay_on_card(recipe, recording.ledger)
-    if snapshot is not None:
-        _write_snapshot(snapshot, recipe, recording.ledger)
-    clock.stop()
-    return make_report(
-        recipe,
-        built.facts,
-        recording.ledger,
-        reservation,
-        notes=(*built.notes, *optimizer.notes, *recording.notes),
-        versions={"axmem_trace": __version__, **{library: version(library) for library in TRACED_LIBRARIES}},
-        elapsed_seconds=clock.seconds,
-    )
+        spare_what_is_there()
+        clock.start("build", f"building {recipe.model.base.name}")
+        with errors_in_place(recipe):
+            recorder = make_recorder(recipe)
+            built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
+            optimizer = build_optimizer(recipe, built.module)
+            clock.start("trace", "tracing")
+            recording = record_run(recipe, built, optimizer, recorder=recorder, progress=clock.progress)
+        clock.start("replay", "replaying the allocator")
+        reservation = _replay_on_card(recipe, recording.ledger)
+        if snapshot is not None:
+            _write_snapshot(snapshot, recipe, recording.ledger)
+        clock.stop()
+        return make_report(
+            recipe,
+            built.facts,
+            recording.ledger,
+            reservation,
+            notes=(*built.notes, *optimizer.notes, *recording.notes),
+            versions={"axmem_trace": __version__, **{library: version(library) for library in TRACED_LIBRARIES}},
+            elapsed_seconds=clock.seconds,
+        )
 
 
 def _capacity_bytes(recipe: Recipe) -> int:

@@ -10,7 +10,19 @@ from support.paths import ROOT
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "IPython")
 LIGHT_ROOMS = ("recipe", "catalogue", "allocator", "report", "render")
-LIGHT_FILES = ("__init__", "__main__", "cli", "errors", "facts", "gpus", "ledger", "notes", "snapshot", "units")
+LIGHT_FILES = (
+    "__init__",
+    "__main__",
+    "cli",
+    "errors",
+    "facts",
+    "gpus",
+    "imports",
+    "ledger",
+    "notes",
+    "snapshot",
+    "units",
+)
 CODE = """
 import importlib, sys
 for name in sys.argv[1:]:

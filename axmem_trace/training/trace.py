@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from axmem_trace.imports import collector_paused
 from axmem_trace.kernels import import_rules
 from axmem_trace.kernels.attention import install_attention
 from axmem_trace.kernels.axolotl.gemma4_hybrid import install_gemma4_hybrid
@@ -80,16 +81,9 @@ def garbage_on_demand() -> Iterator[None]:
     Left to itself, Python would walk the whole model again and again, and what a cycle holds would live for as long as
     chance has it.
     """
-    was_enabled = gc.isenabled()
     gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
+    with collector_paused():
         yield
-    finally:
-        gc.unfreeze()
-        if was_enabled:
-            gc.enable()
 
 
 def make_recorder(recipe: Recipe) -> Recorder:

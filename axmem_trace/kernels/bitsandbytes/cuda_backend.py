@@ -19,6 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from axmem_trace.imports import compile_when_called
 from axmem_trace.kernels.card import num_sms
 from axmem_trace.tracing.autocast import Autocast
 from axmem_trace.tracing.context import KernelContext
@@ -152,5 +153,6 @@ def _load(backend: str) -> tuple[dict[str, Kernel], ModuleType]:
         stack.enter_context(patch.object(bitsandbytes.cextension, "lib", _NoLibrary()))
         if not hasattr(torch._C, "_cuda_getCurrentRawStream"):
             stack.enter_context(patch.object(torch._C, "_cuda_getCurrentRawStream", None, create=True))
+        stack.enter_context(compile_when_called())
         spec.loader.exec_module(module)
     return found, module

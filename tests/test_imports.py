@@ -1,0 +1,111 @@
+"""Cheap imports leave nothing behind: not in torch, not in Python's collector, and nothing at all where torch was there."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support.paths import ROOT
+from support.whole_runs import make_config
+
+from axmem_trace.imports import collector_paused, compile_when_called
+
+
+def run_fresh(code: str, *arguments: str) -> dict[str, object]:
+    """What a fresh interpreter prints as JSON."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT,
+                          timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+ESTIMATE = """
+import gc, json, sys
+import axmem_trace
+gc_before = gc.isenabled(), gc.get_freeze_count()
+axmem_trace.estimate(json.loads(sys.argv[1]), hub="never")
+import torch
+print(json.dumps({
+    "gc_as_before": (gc.isenabled(), gc.get_freeze_count()) == gc_before,
+    "compile_is_torchs": torch.compile.__module__ == "torch" and torch.compile.__name__ == "compile",
+    "bitsandbytes": "bitsandbytes" in sys.modules,
+    "inductor": "torch._inductor.compile_fx" in sys.modules,
+}))
+"""
+
+
+def test_an_estimate_leaves_torch_and_the_collector_as_they_were(tmp_path: Path):
+    config = make_config(tmp_path, adapter="qlora", load_in_4bit=True, lora_target_linear=True, lora_r=4, lora_alpha=8)
+    found = run_fresh(ESTIMATE, json.dumps(config))
+    assert found == {"gc_as_before": True, "compile_is_torchs": True, "bitsandbytes": True, "inductor": False}
+
+
+BESIDE_TORCH = """
+import json, sys
+import torch
+calls = []
+def own_compile(*args, **kwargs):
+    calls.append(kwargs)
+    return args[0] if args else (lambda function: function)
+torch.compile = own_compile
+from axmem_trace.imports import import_libraries
+import_libraries()
+print(json.dumps({"same": torch.compile is own_compile, "imported": "bitsandbytes" in sys.modules, "calls": len(calls)}))
+"""
+
+
+def test_in_a_process_that_has_torch_nothing_is_imported_or_replaced():
+    assert run_fresh(BESIDE_TORCH) == {"same": True, "imported": False, "calls": 0}
+
+
+def test_what_is_decorated_meanwhile_is_compiled_at_its_first_call_and_once(monkeypatch: pytest.MonkeyPatch):
+    calls: list[dict[str, object]] = []
+
+    def fake_compile(function, **options):
+        calls.append(options)
+        return lambda *args: function(*args) + 100
+
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    with compile_when_called():
+
+        @torch.compile
+        def plain(x):
+            """Adds one."""
+            return x + 1
+
+        @torch.compile(dynamic=False)
+        def with_options(x):
+            return x + 2
+
+        later = torch.compile(lambda x: x + 3, mode="default")
+    assert torch.compile is fake_compile
+    assert calls == []
+    assert (plain(0), plain(1), with_options(0), later(0)) == (101, 102, 102, 103)
+    assert calls == [{}, {"dynamic": False}, {"mode": "default"}]
+    assert (plain.__name__, plain.__doc__) == ("plain", "Adds one.")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_collector_is_as_it_was(enabled: bool, frozen: bool):
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    try:
+        if frozen:
+            gc.freeze()
+        if not enabled:
+            gc.disable()
+        with collector_paused():
+            assert not gc.isenabled()
+            assert gc.get_freeze_count() > 0
+        assert gc.isenabled() is enabled
+        assert (gc.get_freeze_count() > 0) is frozen
+    finally:
+        gc.unfreeze()
+        gc.enable()
