@@ -1,7 +1,8 @@
-"""What the report tells beside the numbers. Every stage may add notes; every note is shown."""
+"""What the report says beside the numbers. Every stage may add notes; every note is shown."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,3 +29,41 @@ class Note:
     bytes: int = 0
     line: int = 0
     """1-based line of `key` in the configuration file; 0 where there is none."""
+
+
+class Notes:
+    """A collection of notes in the order in which they were added: equal ones once, different ones all.
+
+    >>> notes = Notes()
+    >>> for text in ("one", "two", "one"):
+    ...     notes.append(Note(kind="warning", key="bf16", text=text))
+    >>> [note.text for note in notes]
+    ['one', 'two']
+    """
+
+    def __init__(self, notes: Iterable[Note] = ()) -> None:
+        self._notes = dict.fromkeys(notes)
+
+    def append(self, note: Note) -> None:
+        """Adds a note, unless an equal one is there."""
+        self._notes.setdefault(note)
+
+    def extend(self, notes: Iterable[Note]) -> None:
+        """Adds each of them."""
+        self._notes.update(dict.fromkeys(note for note in notes if note not in self._notes))
+
+    def of(self, key: str) -> tuple[Note, ...]:
+        """The notes about a key."""
+        return tuple(note for note in self if note.key == key)
+
+    def __iter__(self) -> Iterator[Note]:
+        return iter(self._notes)
+
+    def __len__(self) -> int:
+        return len(self._notes)
+
+    def __contains__(self, note: object) -> bool:
+        return note in self._notes
+
+    def __repr__(self) -> str:
+        return f"Notes({list(self)})"

@@ -20,7 +20,7 @@ from axmem_trace.models.skeleton.model_class import find_model_class
 from axmem_trace.models.skeleton.model_config import build_model_config
 from axmem_trace.models.skeleton.skeleton import build_skeleton
 from axmem_trace.models.walk import record_facts
-from axmem_trace.notes import Note
+from axmem_trace.notes import Notes
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.training.loading import merged_names
 
@@ -33,7 +33,7 @@ def build_on_device(recipe: Recipe, device: str, loaded: Callable[[], None] = la
     Args:
         loaded: called when the weights are there and axolotl has not yet touched them.
     """
-    notes: list[Note] = []
+    notes = Notes()
     config = build_model_config(recipe, notes)
     model_class, config = find_model_class(recipe, config, notes)
     quantizer = choose_quantizer(recipe, config, notes)

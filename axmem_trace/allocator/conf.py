@@ -13,7 +13,7 @@ from typing import Any
 
 from axmem_trace.allocator.sizes import MIN_LARGE_BYTES, NUM_SIZE_CLASSES, size_class
 from axmem_trace.errors import ConfigError
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Allocator
 from axmem_trace.units import MIB
 
@@ -72,7 +72,7 @@ def parse_alloc_conf(text: str) -> Allocator:
 
 def describe_settings(allocator: Allocator) -> tuple[Note, ...]:
     """What a reader must know about settings that are not modelled or that do nothing."""
-    notes = []
+    notes = Notes()
     if allocator.backend == "cudaMallocAsync":
         text = ("backend:cudaMallocAsync: the driver's own memory pool is not modelled; reserved bytes are those of "
                 "the native allocator without its options")  # fmt: skip

@@ -15,12 +15,12 @@ from axmem_trace.kernels.losses.cut_cross_entropy import install_cut_cross_entro
 from axmem_trace.kernels.losses.logit_losses import install_loss_path
 from axmem_trace.kernels.older.caches import install_older_bitsandbytes, install_older_cache
 from axmem_trace.kernels.site import Site
-from axmem_trace.notes import Note
+from axmem_trace.notes import Notes
 from axmem_trace.recipe.recipe import Recipe
 
 
 @contextmanager
-def install_fused_kernels(module: nn.Module, recipe: Recipe, notes: list[Note]) -> Iterator[None]:
+def install_fused_kernels(module: nn.Module, recipe: Recipe, notes: Notes) -> Iterator[None]:
     """While open, the built model runs the fused kernels that axolotl would have installed for `recipe`.
 
     In axolotl's order (`loaders/patch_manager.py`): plugins and tiled MLP replace classes before the model is loaded,

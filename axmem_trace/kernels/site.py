@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from axmem_trace.models.built import unwrapped
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 
 Forward = Callable[..., Any]
@@ -25,7 +25,7 @@ class Site:
 
     model: nn.Module
     recipe: Recipe
-    notes: list[Note]
+    notes: Notes
     stack: ExitStack
 
     @property
@@ -39,9 +39,8 @@ class Site:
         return self.recipe.model.base.model_type or str(getattr(self.base.config, "model_type", ""))
 
     def note(self, note: Note) -> None:
-        """Adds a note once."""
-        if note not in self.notes:
-            self.notes.append(note)
+        """Adds a note, unless an equal one is there."""
+        self.notes.append(note)
 
     def replace_forward(self, module: nn.Module, forward: Forward) -> None:
         """`module.forward` becomes `forward` bound to it, as a replaced class would have it."""

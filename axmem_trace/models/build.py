@@ -30,7 +30,7 @@ from axmem_trace.models.untrained_tokens import fix_untrained_tokens
 from axmem_trace.models.vocabulary import resize_vocabulary
 from axmem_trace.models.walk import record_facts
 from axmem_trace.models.warn import note_learned_positions, note_traps
-from axmem_trace.notes import Note
+from axmem_trace.notes import Notes
 from axmem_trace.recipe.recipe import Recipe
 
 WatchLoading = Callable[[Any], AbstractContextManager[None]]
@@ -51,7 +51,7 @@ def build_model(recipe: Recipe, *, device: str = "meta", watch: WatchLoading = n
         ConfigError: the model can't be built as the recipe asks; the message says what to do.
     """
     _check_device(recipe, device)
-    notes: list[Note] = []
+    notes = Notes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = build_model_config(recipe, notes)
@@ -70,7 +70,7 @@ def build_model(recipe: Recipe, *, device: str = "meta", watch: WatchLoading = n
     return BuiltModel(module=model, config=model.config, facts=facts, state_tensors=states, notes=notes)
 
 
-def change_loaded(model: Any, recipe: Recipe, notes: list[Note], *, experts_quantised: bool) -> Any:
+def change_loaded(model: Any, recipe: Recipe, notes: Notes, *, experts_quantised: bool) -> Any:
     """What axolotl does to the model that `from_pretrained` returned: vocabulary, casts, adapter, freezing.
 
     Source: axolotl `loaders/model.py` `_apply_post_model_load_setup`, `_load_adapters`, `utils/freeze.py`; `train.py`.
@@ -87,7 +87,7 @@ def change_loaded(model: Any, recipe: Recipe, notes: list[Note], *, experts_quan
     return model
 
 
-def _load(recipe: Recipe, model_class: Any, config: Any, device: str, notes: list[Note]) -> tuple[Any, bool]:
+def _load(recipe: Recipe, model_class: Any, config: Any, device: str, notes: Notes) -> tuple[Any, bool]:
     """What `from_pretrained` returns, and whether fused experts were quantised on the way."""
     quantizer = choose_quantizer(recipe, config, notes)
     if device != "meta" and not isinstance(quantizer, NoQuantizer):
@@ -101,7 +101,7 @@ def _load(recipe: Recipe, model_class: Any, config: Any, device: str, notes: lis
     with linearised_llama4_experts(recipe):
         model = build_skeleton(model_class, config, recipe, dtype, device, notes, replace_modules)
     quantizer.finish(model, dtype)
-    make_canvas = partial(build_skeleton, model_class, config, recipe, dtype, "meta", [], lambda model: None)
+    make_canvas = partial(build_skeleton, model_class, config, recipe, dtype, "meta", Notes(), lambda model: None)
     place_modules(model, recipe, make_canvas, notes)
     return model, quantise_fused_experts(model, recipe, notes)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from axmem_trace.model_facts import ModelFacts
-from axmem_trace.notes import Note
+from axmem_trace.notes import Notes
 
 
 def unwrapped(model: Any) -> Any:
@@ -42,4 +42,4 @@ class BuiltModel:
     config: Any
     facts: ModelFacts
     state_tensors: tuple[StateTensor, ...] = ()
-    notes: list[Note] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)

@@ -8,11 +8,11 @@ from typing import Any
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.built import unwrapped
 from axmem_trace.models.selective_checkpointing import make_context_function, note_selective
-from axmem_trace.notes import Note
+from axmem_trace.notes import Notes
 from axmem_trace.recipe.recipe import Recipe
 
 
-def enable_checkpointing(model: Any, recipe: Recipe, notes: list[Note]) -> None:
+def enable_checkpointing(model: Any, recipe: Recipe, notes: Notes) -> None:
     """Switch checkpointing on with the recipe's arguments: the trainer's call, the last one before training.
 
     Source: axolotl `loaders/model.py` `_configure_embedding_dtypes` (adapters), transformers `trainer.py`

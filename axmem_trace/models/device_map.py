@@ -15,7 +15,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.skeleton.quiet import errors_alone
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.units import format_bytes
 
@@ -30,7 +30,7 @@ def is_on_host(parameter: torch.Tensor) -> bool:
     return bool(getattr(parameter, _MARK, False))
 
 
-def place_modules(model: nn.Module, recipe: Recipe, make_canvas: Callable[[], nn.Module], notes: list[Note]) -> None:
+def place_modules(model: nn.Module, recipe: Recipe, make_canvas: Callable[[], nn.Module], notes: Notes) -> None:
     """Mark the parameters that the recipe's limits, or its map, leave on the host. Buffers stay on the GPU.
 
     Raises:
@@ -54,7 +54,7 @@ def place_modules(model: nn.Module, recipe: Recipe, make_canvas: Callable[[], nn
     notes.append(_note_fate(recipe, blocks, sum(each.nbytes for each in parameters)))
 
 
-def note_adapter_on_host(model: nn.Module, recipe: Recipe, notes: list[Note]) -> None:
+def note_adapter_on_host(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
     """An adapter whose base layer is on the host is moved to where that is: nowhere."""
     if recipe.adapter.kind == "none" or not any(map(is_on_host, model.parameters())):
         return
@@ -110,7 +110,7 @@ def _note_fate(recipe: Recipe, blocks: Iterable[str], nbytes: int) -> Note:
     return Note(kind="warning", key=recipe.placement.key, text=text, bytes=nbytes)
 
 
-def _note_too_large(model: nn.Module, recipe: Recipe, notes: list[Note]) -> None:
+def _note_too_large(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
     free = recipe.gpu.memory_bytes - recipe.gpu.context_bytes
     share = AUTOMATIC_SHARE * (AUTOMATIC_SHARE if recipe.quantisation.method in ("bnb_4bit", "bnb_8bit") else 1)
     nbytes = sum(each.nbytes for each in (*model.parameters(), *model.buffers()))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 
 MULTIMODAL_PARTS = frozenset({"vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector",
@@ -17,7 +17,7 @@ MULTIMODAL_PARTS = frozenset({"vision_tower", "vision_model", "vision_encoder", 
 _RANGE = re.compile(r"(.+)\[\d*(?::\d*)?\]")
 
 
-def freeze_parameters(model: Any, recipe: Recipe, notes: list[Note]) -> None:
+def freeze_parameters(model: Any, recipe: Recipe, notes: Notes) -> None:
     """Freeze as axolotl does after loading: `unfrozen_parameters`, then multimodal parts; LISA and Spectrum.
 
     Source: axolotl `train.py` `setup_model_and_tokenizer`, `utils/freeze.py`, `utils/callbacks/lisa.py`,
@@ -76,7 +76,7 @@ def _freeze_multimodal(model: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
-def _freeze_for_lisa(model: Any, num_layers: int, notes: list[Note]) -> None:
+def _freeze_for_lisa(model: Any, num_layers: int, notes: Notes) -> None:
     """Before the first step LISA freezes all decoder layers but `num_layers` random ones; which ones is not known."""
     layers = next((m for n, m in model.named_modules() if n.endswith("model.layers") or n == "transformer.h"), None)
     if not isinstance(layers, nn.ModuleList):
@@ -92,7 +92,7 @@ def _freeze_for_lisa(model: Any, num_layers: int, notes: list[Note]) -> None:
     notes.append(Note(kind="assumed", key="lisa_n_layers", text=text))
 
 
-def _spectrum_patterns(model: nn.Module, fraction: float, notes: list[Note]) -> tuple[str, ...]:
+def _spectrum_patterns(model: nn.Module, fraction: float, notes: Notes) -> tuple[str, ...]:
     """Spectrum's selection by size: of each kind of linear layer the given fraction, the embedding and the head.
 
     Which layers have the best signal-to-noise ratio is in a file that the plugin downloads; layers of one kind have

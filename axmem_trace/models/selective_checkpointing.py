@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Checkpointing
 
 _OTHER_ATTENTION = ("aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention")
@@ -58,7 +58,7 @@ def make_policy(model: nn.Module, checkpointing: Checkpointing) -> Callable[...,
     return policy
 
 
-def note_selective(checkpointing: Checkpointing, kernel: str, notes: list[Note]) -> None:
+def note_selective(checkpointing: Checkpointing, kernel: str, notes: Notes) -> None:
     """What the policy can't save."""
     key = "selective_checkpointing"
     if tuple(checkpointing.selective_save) == ("attention",) and kernel in _UNSEEN:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 
 _KEY = "fix_untrained_tokens"
 
 
-def fix_untrained_tokens(model: Any, recipe: Recipe, notes: list[Note]) -> None:
+def fix_untrained_tokens(model: Any, recipe: Recipe, notes: Notes) -> None:
     """Replace the weights of embedding and head by new parameters over the same memory.
 
     With an adapter both become trainable, and tied weights become two parameters, each with its gradient and optimizer

@@ -12,13 +12,13 @@ from unittest.mock import patch
 import torch
 
 from axmem_trace.models.skeleton.quiet import errors_alone
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def resize_vocabulary(model: Any, recipe: Recipe, notes: list[Note]) -> None:
+def resize_vocabulary(model: Any, recipe: Recipe, notes: Notes) -> None:
     """Resize embedding and head as axolotl does: to the tokenizer's length, up only unless `shrink_embeddings`.
 
     The tokenizer's length is read from a `tokenizer.json` beside the base model's configuration; without one it is
@@ -85,7 +85,7 @@ def count_tokenizer_tokens(directory: str) -> int:
     return len(tokens)
 
 
-def _note_assumption(model: Any, recipe: Recipe, rows: int, notes: list[Note]) -> None:
+def _note_assumption(model: Any, recipe: Recipe, rows: int, notes: Notes) -> None:
     options = recipe.model
     if options.shrink_embeddings:
         text = "the tokenizer's length is not known here, so the embeddings are not shrunk: no fewer rows are counted"

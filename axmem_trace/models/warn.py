@@ -7,7 +7,7 @@ from typing import Any
 
 from axmem_trace.model_facts import ModelFacts, TensorFact
 from axmem_trace.models.skeleton.model_config import text_part
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Adapter, Recipe
 from axmem_trace.units import format_bytes
 
@@ -16,7 +16,7 @@ _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
 """GPT-2's, GPT-Neo's and GPT-BigCode's; OPT's and BioGPT's; BERT's."""
 
 
-def note_traps(recipe: Recipe, facts: ModelFacts, notes: list[Note]) -> None:
+def note_traps(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None:
     """Warn of layers that quantisation or LoRA does not reach, and of fp32 that k-bit preparation left."""
     experts = [fact for fact in facts.tensors if _is_fused_expert(fact)]
     _note_unquantised_experts(recipe, experts, notes)
@@ -26,7 +26,7 @@ def note_traps(recipe: Recipe, facts: ModelFacts, notes: list[Note]) -> None:
     _note_kept_on_gpu(recipe, notes)
 
 
-def note_learned_positions(model: Any, recipe: Recipe, notes: list[Note]) -> None:
+def note_learned_positions(model: Any, recipe: Recipe, notes: Notes) -> None:
     """Warn of rows that are longer than a table of learned positions: on meta any index is inside.
 
     OPT's table has two more than its positions (`OPTLearnedPositionalEmbedding`). A table of another size (an audio
@@ -63,7 +63,7 @@ def _suffixes(experts: list[TensorFact]) -> list[str]:
     return sorted({re.split(r"\.\d+\.", _plain_name(fact))[-1] for fact in experts})
 
 
-def _note_unquantised_experts(recipe: Recipe, experts: list[TensorFact], notes: list[Note]) -> None:
+def _note_unquantised_experts(recipe: Recipe, experts: list[TensorFact], notes: Notes) -> None:
     method = recipe.quantisation.method
     plain = [fact for fact in experts if fact.dtype not in _PACKED_DTYPES]
     if method in ("gptq", "awq") and plain:
@@ -83,7 +83,7 @@ def _note_unquantised_experts(recipe: Recipe, experts: list[TensorFact], notes: 
     notes.append(Note(kind="warning", key=key, text=text, bytes=nbytes))
 
 
-def _note_unpacked_experts(recipe: Recipe, experts: list[TensorFact], notes: list[Note]) -> None:
+def _note_unpacked_experts(recipe: Recipe, experts: list[TensorFact], notes: Notes) -> None:
     """A GPTQ or AWQ checkpoint has its experts as packed linear layers, which nothing turns into fused ones.
 
     Source: transformers 5 `conversion_mapping.py` (what makes fused experts reads `experts.*.w1.weight`, and a packed
@@ -99,7 +99,7 @@ def _note_unpacked_experts(recipe: Recipe, experts: list[TensorFact], notes: lis
     notes.append(Note(kind="warning", key="base_model", text=text, bytes=nbytes))
 
 
-def _note_other_linears(recipe: Recipe, facts: ModelFacts, notes: list[Note]) -> None:
+def _note_other_linears(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None:
     """transformers replaces a layer whose type is `nn.Linear` itself (`integrations/bitsandbytes.py`
     `replace_with_bnb_linear`, since 5.0): not a model's own subclass, such as `FalconLinear`."""
     if recipe.quantisation.method not in ("bnb_4bit", "bnb_8bit"):
@@ -123,7 +123,7 @@ def _note_other_linears(recipe: Recipe, facts: ModelFacts, notes: list[Note]) ->
     notes.append(Note(kind="warning", key=key, text=text, bytes=nbytes))
 
 
-def _note_lora_of_experts(recipe: Recipe, facts: ModelFacts, experts: list[TensorFact], notes: list[Note]) -> None:
+def _note_lora_of_experts(recipe: Recipe, facts: ModelFacts, experts: list[TensorFact], notes: Notes) -> None:
     """Whether LoRA reaches the fused experts, which are parameters and no linear layers."""
     adapter = recipe.adapter
     if adapter.kind not in ("lora", "qlora"):
@@ -149,9 +149,7 @@ def _note_lora_of_experts(recipe: Recipe, facts: ModelFacts, experts: list[Tenso
         notes.append(Note(kind="warning", key=key, text=text))
 
 
-def _note_unmatched_parameters(
-    adapter: Adapter, facts: ModelFacts, experts: list[TensorFact], notes: list[Note]
-) -> None:
+def _note_unmatched_parameters(adapter: Adapter, facts: ModelFacts, experts: list[TensorFact], notes: Notes) -> None:
     """peft only warns where a target parameter is nowhere (`tuners_utils.py` `inject_adapter`)."""
     names = (
         {_plain_name(fact) for fact in facts.tensors if fact.kind == "parameter"} if adapter.target_parameters else ()
@@ -166,7 +164,7 @@ def _note_unmatched_parameters(
         notes.append(Note(kind="warning", key="lora_target_parameters", text=text))
 
 
-def _note_kbit_without_quantisation(recipe: Recipe, facts: ModelFacts, notes: list[Note]) -> None:
+def _note_kbit_without_quantisation(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None:
     if recipe.quantisation.method != "none" or not recipe.quantisation.kbit_preparation:
         return
     upcast = sum(
@@ -179,7 +177,7 @@ def _note_kbit_without_quantisation(recipe: Recipe, facts: ModelFacts, notes: li
     notes.append(Note(kind="warning", key="load_in_4bit", text=text, bytes=upcast))
 
 
-def _note_kept_on_gpu(recipe: Recipe, notes: list[Note]) -> None:
+def _note_kept_on_gpu(recipe: Recipe, notes: Notes) -> None:
     if recipe.adapter.on_cpu:
         text = "the adapter and the embeddings are counted on the GPU, where the trainer moves them before training"
         notes.append(Note(kind="not_modelled", key="lora_on_cpu", text=text))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 
 
@@ -24,8 +24,7 @@ def errors_in_place(recipe: Recipe) -> Iterator[None]:
 
 def notes_in_place(recipe: Recipe, notes: Iterable[Note]) -> tuple[Note, ...]:
     """The notes, each once and with its key's line."""
-    placed = (note if note.line else replace(note, line=_line(recipe, note.key)) for note in notes)
-    return tuple(dict.fromkeys(placed))
+    return tuple(Notes(note if note.line else replace(note, line=_line(recipe, note.key)) for note in notes))
 
 
 def _line(recipe: Recipe, key: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 
 if TYPE_CHECKING:
     from axmem_trace.tracing.recorder import Recorder
@@ -21,13 +21,13 @@ class KernelContext:
     router: str = "balanced"
     options: dict[str, Any] = field(default_factory=dict)
     """Anything else a rule needs from the recipe or the model: `num_experts`, `int8_outliers`, ..."""
-    notes: dict[str, Note] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
     held: set[str] = field(default_factory=set)
     """What `hold_once` has been told."""
 
     def note(self, note: Note) -> None:
-        """Adds a note once per key."""
-        self.notes.setdefault(note.key, note)
+        """Adds a note, unless an equal one is there."""
+        self.notes.append(note)
 
     def workspace(self, nbytes: int, op: str) -> None:
         """Records a block that lives only for the moment: born and died now."""

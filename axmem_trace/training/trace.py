@@ -55,8 +55,7 @@ def record_run(
     recorder = recorder or make_recorder(recipe)
     context = recorder.context
     mode = CudaMode(context)
-    notes: list[Note] = []
-    offloading = partial(install_offloading, built.module, recipe, recorder, notes)
+    offloading = partial(install_offloading, built.module, recipe, recorder, context.notes)
     run = Run(recipe, built, optimizer, recorder, offloading=offloading, repeat=repeat)
     with ExitStack() as stack:
         stack.enter_context(garbage_on_demand())
@@ -66,12 +65,12 @@ def record_run(
         stack.enter_context(install_gemma4_hybrid(built.module, recipe, context))
         stack.enter_context(install_scans(context, built.module))
         stack.enter_context(install_experts(built.module, context, recipe.model.experts_implementation))
-        stack.enter_context(install_fused_kernels(built.module, recipe, notes))
+        stack.enter_context(install_fused_kernels(built.module, recipe, context.notes))
         stack.enter_context(mode.opened())
         stack.enter_context(model_stops_told(built, recipe))
         run.record(progress or (lambda stage: None))
         ledger = recorder.make_ledger()
-    return Recording(ledger, (*notes, *context.notes.values()))
+    return Recording(ledger, tuple(context.notes))
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def test_limits_are_filled_as_accelerate_fills_them(tmp_path):
     # 36,000 bytes less the largest module, the embedding's 6144 (no class is kept whole), are 29,856: the embedding, the
     # first layer and the second's attention fill 27,776, and the MLP's first projection does not fit any more.
     assert on_host(built) == LAYER - 6144 + NORM + HEAD
-    assert built.notes[-1].key == "max_memory"
+    assert list(built.notes)[-1].key == "max_memory"
 
 
 def test_a_limit_that_holds_the_model_changes_nothing(tmp_path):

@@ -20,6 +20,7 @@ from axmem_trace.models.quantisation.fake_quantised import (
     FakeQuantisedLinear,
     prepare_fake_quantisation,
 )
+from axmem_trace.notes import Notes
 from axmem_trace.recipe.recipe import BaseModel, FakeQuantisation, Model, Recipe
 
 TOKENS, IN, OUT = 64, 512, 1024
@@ -33,7 +34,7 @@ def kept(**asked: Any) -> int:
     layer = nn.Sequential(nn.Linear(IN, OUT, bias=False, device="meta", dtype=torch.bfloat16))
     recipe = Recipe(name="x", model=Model(base=BaseModel(name="x", config={}, source="")),
                     fake_quantisation=FakeQuantisation(**asked))  # fmt: skip
-    prepare_fake_quantisation(layer, recipe, [])
+    prepare_fake_quantisation(layer, recipe, Notes())
     return run_layer(layer, TOKENS, IN, OUT).kept - 2 * Y
 
 

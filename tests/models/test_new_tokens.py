@@ -18,6 +18,7 @@ from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.vocabulary import resize_vocabulary
+from axmem_trace.notes import Notes
 from axmem_trace.tracing.recorder import Recorder
 
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj"]}
@@ -45,7 +46,7 @@ def test_mean_resizing_takes_what_transformers_takes_on_a_cpu(tmp_path, family):
                              hub="never")  # fmt: skip
         recorder = Recorder(traced_device=device, with_rules=False)
         with recorder:
-            resize_vocabulary(copy.copy(model), wanted, [])
+            resize_vocabulary(copy.copy(model), wanted, Notes())
         ledgers.append(recorder.make_ledger())
     on_cpu, on_meta = ledgers
     # On the CPU the answers to transformers' two questions are read from tensors of one byte.

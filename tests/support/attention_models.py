@@ -11,6 +11,7 @@ from axmem_trace.kernels import import_rules
 from axmem_trace.kernels.attention import install_attention
 from axmem_trace.ledger import Ledger
 from axmem_trace.models.skeleton.attention_request import attention_without_packages, request_attention
+from axmem_trace.notes import Notes
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
 from axmem_trace.tracing.recorder import Recorder
@@ -38,7 +39,7 @@ def build(family: str, kernel: str, **changes: Any) -> Any:
     config = AutoConfig.for_model(**{**_COMMON, **CONFIGS[family], **changes})
     config.use_cache = False
     request_attention(config, kernel)
-    with attention_without_packages(kernel, []), init_empty_weights(include_buffers=True):
+    with attention_without_packages(kernel, Notes()), init_empty_weights(include_buffers=True):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     return model.train()
 

@@ -10,7 +10,7 @@ import torch
 from axmem_trace.kernels import import_rules
 from axmem_trace.kernels.attention import install_attention
 from axmem_trace.ledger import Allocation
-from axmem_trace.notes import Note
+from axmem_trace.notes import Notes
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
 from axmem_trace.tracing.recorder import Recorder
@@ -30,7 +30,7 @@ class Probe:
     """Most bytes alive at once in backward, without what forward kept."""
     gradients: list[int]
     """What backward leaves behind."""
-    notes: dict[str, Note]
+    notes: Notes
 
 
 def make_heads(*shape: int, dtype: torch.dtype = torch.bfloat16, trains: bool = True) -> torch.Tensor:
@@ -60,7 +60,7 @@ def probe(
     return _sum_up(ledger.allocations, recorder.context.notes)
 
 
-def _sum_up(allocations: tuple[Allocation, ...], notes: dict[str, Note]) -> Probe:
+def _sum_up(allocations: tuple[Allocation, ...], notes: Notes) -> Probe:
     forward = [each for each in allocations if each.phase == "forward"]
     backward = [each for each in allocations if each.phase == "backward"]
     left = [each.nbytes for each in backward if each.died > 1 << 60]

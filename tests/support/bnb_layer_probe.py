@@ -10,7 +10,7 @@ import torch
 from axmem_trace.kernels import import_rules
 from axmem_trace.ledger import NEVER, Allocation
 from axmem_trace.models.quantisation.bnb import pack_bnb_weights
-from axmem_trace.notes import Note
+from axmem_trace.notes import Notes
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
 from axmem_trace.tracing.recorder import Recorder
@@ -28,7 +28,7 @@ class Probe:
     forward_peak: int
     backward_peak: int
     """Most bytes alive at once in backward, without what forward kept."""
-    notes: dict[str, Note]
+    notes: Notes
 
 
 def make_8bit(in_features: int, out_features: int, *, bias: bool = False, threshold: float = 6.0) -> Any:
@@ -75,7 +75,7 @@ def probe(
     return _sum_up(ledger.allocations, context.notes)
 
 
-def _sum_up(allocations: tuple[Allocation, ...], notes: dict[str, Note]) -> Probe:
+def _sum_up(allocations: tuple[Allocation, ...], notes: Notes) -> Probe:
     """cuBLAS's workspaces, which have rules and tests of their own, are left out."""
     mine = [each for each in allocations if each.role != "workspace"]
     forward = [each for each in mine if each.phase == "forward"]

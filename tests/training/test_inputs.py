@@ -11,6 +11,7 @@ from support.multimodal_models import write_multimodal_model
 
 from axmem_trace.config import read_recipe
 from axmem_trace.models.skeleton.model_config import build_model_config
+from axmem_trace.notes import Notes
 from axmem_trace.training.batches.batch import Batch
 from axmem_trace.training.batches.media.patch_grids import smart_resize
 from axmem_trace.training.batches.media.tile_choice import best_resolution, canvas_without_loss, closest_grid
@@ -58,7 +59,7 @@ def make(family: str, directory: Path, *, rows: int = 2, row_tokens: int = 128, 
         **keys,
     }
     recipe = read_recipe(config, hub="never", assumptions=assume)
-    model_config = build_model_config(recipe, [])
+    model_config = build_model_config(recipe, Notes())
     return make_batch(recipe, model_config, rows=rows, row_tokens=row_tokens, packed=False)
 
 
@@ -137,7 +138,7 @@ def test_packed_rows_of_gemma_3_lose_their_mask(tmp_path: Path, family: str, kep
     }  # fmt: skip
     recipe = read_recipe(config, hub="never")
     assert recipe.batch.attention_mask
-    model_config = build_model_config(recipe, [])
+    model_config = build_model_config(recipe, Notes())
     packed, plain = (
         make_batch(recipe, model_config, rows=1, row_tokens=64, packed=packed).inputs for packed in (True, False)
     )

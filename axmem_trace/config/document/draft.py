@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from axmem_trace.config.document.key_table import KEYS
 from axmem_trace.errors import ConfigError
-from axmem_trace.notes import Note, NoteKind
+from axmem_trace.notes import Note, NoteKind, Notes
 from axmem_trace.recipe.recipe import Reason
 
 Origin = Literal["config", "default", "derived", "assume", "override"]
@@ -31,7 +31,7 @@ class Draft:
     """Names of the listed plugins' packages: `liger`, `kernels`, ..."""
     dropped: dict[str, Any] = field(default_factory=dict)
     """Given keys that axolotl drops after validation: unknown, or of a plugin that is not listed."""
-    notes: list[Note] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
     reasons: dict[str, Reason] = field(default_factory=dict)
 
     def get(self, key: str) -> Any:
@@ -66,10 +66,8 @@ class Draft:
         return "config" if key in self.values else "default"
 
     def note(self, kind: NoteKind, key: str, text: str, *, line: int = 0) -> None:
-        """Adds a note, once."""
-        note = Note(kind=kind, key=key, text=text, line=line or self.line(key))
-        if note not in self.notes:
-            self.notes.append(note)
+        """Adds a note, unless an equal one is there."""
+        self.notes.append(Note(kind=kind, key=key, text=text, line=line or self.line(key)))
 
     def reason(self, field_path: str, value: object, text: str, *, key: str = "", origin: Origin | None = None) -> None:
         """Says why the recipe's field has its value; `key` is the YAML key to blame, where there is one."""

@@ -63,7 +63,7 @@ def note_not_modelled(draft: Draft) -> None:
     for package in sorted(draft.plugins):
         if package in _WHOLE_PLUGINS:
             name, _ = _WHOLE_PLUGINS[package]
-            if not any(note.key == name for note in draft.notes):
+            if not draft.notes.of(name):
                 text = f"the plugin `{PLUGINS[package]}` is not in the figures: {say(KEYS[name])}"
                 draft.note("not_modelled", "plugins", text)
     for index, plugin in enumerate(draft.get("plugins") or []):

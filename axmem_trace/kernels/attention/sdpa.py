@@ -126,11 +126,8 @@ _KERNEL_NAMES = {
 
 
 def _note_choice(context: KernelContext, backend: str, refused: Any) -> None:
-    key = f"attention.sdpa.{backend}"
-    if key in context.notes:
-        return
     text = f"scaled_dot_product_attention runs {_KERNEL_NAMES[backend]} on this card"
     if refused:
         text += " (" + "; ".join(f"not {name}: {reason}" for name, reason in refused.items()) + ")"
     text += ". Source: torch sdp_utils.cpp"
-    context.note(Note(kind="ruled", key=key, text=text))
+    context.note(Note(kind="ruled", key=f"attention.sdpa.{backend}", text=text))

@@ -35,7 +35,5 @@ def note_lost_sinks(context: KernelContext, sinks: torch.Tensor | None) -> None:
 
 
 def note_source(context: KernelContext, kernel: str) -> None:
-    """Adds the kernel's note, once."""
-    key = f"attention.{kernel}"
-    if key not in context.notes:
-        context.note(Note(kind="ruled", key=key, text=_SOURCES[kernel]))
+    """Adds the kernel's note."""
+    context.note(Note(kind="ruled", key=f"attention.{kernel}", text=_SOURCES[kernel]))

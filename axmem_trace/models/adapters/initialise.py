@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 
 _BY_PEFT = ("pissa", "olora", "mica", "corda")
@@ -53,7 +53,7 @@ def check_initialisation(recipe: Recipe) -> None:
         )
 
 
-def init_keys(recipe: Recipe, notes: list[Note]) -> dict[str, Any]:
+def init_keys(recipe: Recipe, notes: Notes) -> dict[str, Any]:
     """`init_lora_weights` for peft's `LoraConfig`; LoftQ is set later, by `initialised_here`."""
     init = recipe.adapter.init
     if init.lower().startswith((*_BY_PEFT, "loftq")):
@@ -75,7 +75,7 @@ def initialised_here(lora_config: Any, recipe: Recipe) -> Iterator[None]:
         yield
 
 
-def _note_solver(init: str, notes: list[Note]) -> None:
+def _note_solver(init: str, notes: Notes) -> None:
     text = (
         f"the {init} initialisation runs one layer at a time while the model is loaded: copies of its weight and the "
         "factors are counted, the scratch space of cuSOLVER (closed source) is not"

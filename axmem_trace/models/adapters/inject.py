@@ -13,11 +13,11 @@ from axmem_trace.models.adapters.initialise import check_initialisation, initial
 from axmem_trace.models.adapters.lora_config import make_lora_config
 from axmem_trace.models.adapters.peft_changes import peft_as_axolotl_changes_it
 from axmem_trace.models.adapters.targets import head_adapted_error, no_target_error
-from axmem_trace.notes import Note
+from axmem_trace.notes import Notes
 from axmem_trace.recipe.recipe import Recipe
 
 
-def add_adapter(model: Any, recipe: Recipe, notes: list[Note]) -> Any:
+def add_adapter(model: Any, recipe: Recipe, notes: Notes) -> Any:
     """Wrap the model in peft's `PeftModel`; without an adapter, return it as it is.
 
     Source: axolotl `loaders/adapter.py` `load_adapter` (which lets the embedding's output require grad), `load_lora`.

@@ -8,11 +8,11 @@ from torch import nn
 
 from axmem_trace.models.adapters.initialise import init_keys
 from axmem_trace.models.adapters.targets import expand_parametrised_targets, find_linear_names
-from axmem_trace.notes import Note
+from axmem_trace.notes import Notes
 from axmem_trace.recipe.recipe import Adapter, Recipe
 
 
-def make_lora_config(model: nn.Module, recipe: Recipe, notes: list[Note]) -> Any:
+def make_lora_config(model: nn.Module, recipe: Recipe, notes: Notes) -> Any:
     """The `LoraConfig` that axolotl builds (`loaders/adapter.py` `_build_peft_lora_config`)."""
     from peft import LoraConfig
 

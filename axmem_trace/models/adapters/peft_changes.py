@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 
 
 @contextmanager
-def peft_as_axolotl_changes_it(model: nn.Module, lora_config: Any, notes: list[Note]) -> Iterator[None]:
+def peft_as_axolotl_changes_it(model: nn.Module, lora_config: Any, notes: Notes) -> Iterator[None]:
     """peft with axolotl's changes: Gemma 4's clippable linears, experts' dropout, and our packed linears."""
     from axmem_trace.models.quantisation.packed_linear import PackedLinear
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from axmem_trace.models.quantisation.bnb import unchanged_code_tables
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 
 
@@ -33,7 +33,7 @@ class Int8Rows(nn.Module):
         return (rows * self.row_stats.view(-1, 1) * (1.0 / 127.0)).reshape(packed.shape)
 
 
-def quantise_fused_experts(model: nn.Module, recipe: Recipe, notes: list[Note]) -> bool:
+def quantise_fused_experts(model: nn.Module, recipe: Recipe, notes: Notes) -> bool:
     """Quantise every 3-D parameter with `expert` in its name; True when there was one.
 
     4-bit through bitsandbytes' own `replace_parameter_4bit` (uint8 storage, blocks of 64), 8-bit row-wise.

@@ -13,7 +13,7 @@ from axmem_trace.models.quantisation.bnb import make_bnb_quantizer
 from axmem_trace.models.quantisation.packed_linear import PackedFormat
 from axmem_trace.models.quantisation.quantizers import NoQuantizer, PackedQuantizer, Quantizer, TransformersQuantizer
 from axmem_trace.models.skeleton.model_config import text_part
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 
 FP8_CAPABILITY = (8, 9)
@@ -28,7 +28,7 @@ _BNB_METHODS = ("bnb_4bit", "bnb_8bit")
 _SAYS_CLASS = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
 
 
-def choose_quantizer(recipe: Recipe, config: Any, notes: list[Note]) -> Quantizer:
+def choose_quantizer(recipe: Recipe, config: Any, notes: Notes) -> Quantizer:
     """The quantizer for this recipe. Where none is used, a leftover `quantization_config` is taken off `config`.
 
     Raises:
@@ -71,7 +71,7 @@ def _drop_own(config: Any) -> None:
             del part.quantization_config
 
 
-def _without_own(recipe: Recipe, requested: str, notes: list[Note]) -> Quantizer:
+def _without_own(recipe: Recipe, requested: str, notes: Notes) -> Quantizer:
     if requested in _BNB_METHODS:
         return TransformersQuantizer(make_bnb_quantizer(recipe.quantisation))
     if requested == "fp8" and not recipe.quantisation.details.get("dequantize"):
@@ -85,7 +85,7 @@ def _without_own(recipe: Recipe, requested: str, notes: list[Note]) -> Quantizer
     return NoQuantizer()
 
 
-def _with_own(recipe: Recipe, config: Any, own: dict[str, Any], method: str, notes: list[Note]) -> Quantizer:
+def _with_own(recipe: Recipe, config: Any, own: dict[str, Any], method: str, notes: Notes) -> Quantizer:
     if method == "bitsandbytes":
         return _pre_quantised_bnb(recipe, own, notes)
     if method in ("gptq", "awq"):
@@ -95,7 +95,7 @@ def _with_own(recipe: Recipe, config: Any, own: dict[str, Any], method: str, not
     return _other(recipe, own, method, notes)
 
 
-def _pre_quantised_bnb(recipe: Recipe, own: dict[str, Any], notes: list[Note]) -> Quantizer:
+def _pre_quantised_bnb(recipe: Recipe, own: dict[str, Any], notes: Notes) -> Quantizer:
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.auto import AutoHfQuantizer
 
@@ -118,7 +118,7 @@ _KERNELS_OF_PACKED = {
 }
 
 
-def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: list[Note]) -> Quantizer:
+def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Quantizer:
     if not _is_trainable(recipe, method, notes):
         return NoQuantizer()
     bits, group_size = (
@@ -151,7 +151,7 @@ def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: list[Note])
     return PackedQuantizer(method, packed, list(own.get("modules_to_not_convert") or []))
 
 
-def _low_float(recipe: Recipe, own: dict[str, Any], method: str, notes: list[Note]) -> Quantizer:
+def _low_float(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Quantizer:
     details = {**own, **recipe.quantisation.details} if recipe.quantisation.method == method else own
     if details.get("dequantize"):
         return NoQuantizer()
@@ -168,7 +168,7 @@ def _low_float(recipe: Recipe, own: dict[str, Any], method: str, notes: list[Not
     return NoQuantizer()
 
 
-def _other(recipe: Recipe, own: dict[str, Any], method: str, notes: list[Note]) -> Quantizer:
+def _other(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Quantizer:
     """bitnet runs through transformers' own quantizer; the rest is built unquantised, and said."""
     if method == "bitnet" and _is_online_bitnet(own):
         from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
@@ -187,7 +187,7 @@ def _is_online_bitnet(own: dict[str, Any]) -> bool:
     return own.get("linear_class") == "autobitlinear" and own.get("quantization_mode") == "online"
 
 
-def _is_trainable(recipe: Recipe, method: str, notes: list[Note]) -> bool:
+def _is_trainable(recipe: Recipe, method: str, notes: Notes) -> bool:
     """A quantised base trains only under an adapter (transformers `trainer_utils.py`, training validation)."""
     if recipe.adapter.kind != "none":
         return True
@@ -197,7 +197,7 @@ def _is_trainable(recipe: Recipe, method: str, notes: list[Note]) -> bool:
     return False
 
 
-def note_bf16_copy(recipe: Recipe, method: str, notes: list[Note], why: str) -> None:
+def note_bf16_copy(recipe: Recipe, method: str, notes: Notes, why: str) -> None:
     """Say that the run as configured would stop, and that the figures are those of an unquantised copy."""
     text = (
         f"{recipe.model.base.name} is quantised with {method!r} and {why}: this run would stop with an error. The "

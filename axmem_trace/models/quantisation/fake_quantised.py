@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import FakeQuantisation, Recipe
 
 _Quantise = Callable[[torch.Tensor], torch.Tensor]
 _E4M3 = torch.float8_e4m3fn
 
 
-def prepare_fake_quantisation(model: nn.Module, recipe: Recipe, notes: list[Note]) -> None:
+def prepare_fake_quantisation(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
     """Swap all linear layers, the head too, and embeddings where they are asked for.
 
     Raises:

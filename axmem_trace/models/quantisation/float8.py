@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 
 _ROUTERS = {"gate", "router"}
@@ -39,7 +39,7 @@ class _Float8:
         return _Float8(self.bits.t(), self.scale.t() if self.by_row else self.scale, self.by_row, self.dtype)
 
 
-def convert_to_float8(model: nn.Module, recipe: Recipe, notes: list[Note]) -> None:
+def convert_to_float8(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
     """Swap linear layers as accelerate's `prepare` does: all but the first, the last, routers and odd sizes.
 
     Raises:

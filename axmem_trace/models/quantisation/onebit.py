@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 
 _BLOCK = 256
 """Values to a partial result of both kernels."""
 
 
-def replace_linears(model: nn.Module, recipe: Recipe, notes: list[Note]) -> None:
+def replace_linears(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
     """Swap every linear layer that is not called `lm_head`; each new one is made beside the old one."""
     if not recipe.model.use_onebitllms:
         return

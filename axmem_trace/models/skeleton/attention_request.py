@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 
 _BEHIND = {"varlen": "sdpa"}
 """axolotl's packed SDPA replaces the function behind `sdpa`; transformers never hears of another name."""
@@ -20,7 +20,7 @@ _HUB_RELEASES = {
 
 
 @contextmanager
-def attention_without_packages(kernel: str, notes: list[Note]) -> Iterator[None]:
+def attention_without_packages(kernel: str, notes: Notes) -> Iterator[None]:
     """While open, transformers accepts `kernel` for a model that supports it, without asking for its package.
 
     What the model class itself refuses (`_supports_sdpa`, `_supports_flash_attn`, `_supports_flex_attn`) is still
@@ -66,13 +66,13 @@ def _refuse_unsupported(model: Any, kernel: str) -> None:
         raise ValueError(f"{name} does not support flex attention")
 
 
-def _compatible_flash_kernel(model: Any, kernel: str, notes: list[Note]) -> str:
+def _compatible_flash_kernel(model: Any, kernel: str, notes: Notes) -> str:
     """The flash kernel that the model's class accepts: its own first choice, by the name of its release."""
     compatible = getattr(model, "_compatible_flash_implementations", None)
     if not kernel.startswith("flash_attention") or not compatible or kernel in compatible:
         return kernel
     release = _HUB_RELEASES.get(compatible[0], compatible[0] if compatible[0].startswith("flash_attention") else kernel)
     text = f"{type(model).__name__} runs {compatible[0]} in place of {kernel} (transformers replaces it by itself)"
-    if release != kernel and all(note.text != text for note in notes):
+    if release != kernel:
         notes.append(Note(kind="assumed", key="attn_implementation", text=text))
     return release

@@ -8,7 +8,7 @@ from typing import Any
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.skeleton.remote_code import own_code, place_of, run_own_class
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 
 AUTO_CLASS_OF_TASK = {
@@ -23,7 +23,7 @@ _NAMED_BY_AXOLOTL = ("voxtral",)
 _MAMBA_SSM_CLASS = "MambaLMHeadModel"
 
 
-def find_model_class(recipe: Recipe, config: Any, notes: list[Note]) -> tuple[Any, Any]:
+def find_model_class(recipe: Recipe, config: Any, notes: Notes) -> tuple[Any, Any]:
     """The class to build and the configuration to build it with (the text part, for text classes of composite types).
 
     Source: axolotl `loaders/model.py` `_set_auto_model_loader`, `_build_model` (a named `type_of_model` is taken from
@@ -56,7 +56,7 @@ def import_faults_named(name: str) -> Iterator[None]:
         ) from error
 
 
-def _find_model_class(recipe: Recipe, config: Any, notes: list[Note]) -> tuple[Any, Any]:
+def _find_model_class(recipe: Recipe, config: Any, notes: Notes) -> tuple[Any, Any]:
     named = recipe.model.type_of_model
     if named == _MAMBA_SSM_CLASS:
         text = "built as transformers' own Mamba class; axolotl would load mamba-ssm's MambaLMHeadModel"
@@ -98,7 +98,7 @@ def _unusable(name: str, why: str) -> ConfigError:
     )
 
 
-def _class_of_auto(recipe: Recipe, auto_class: Any, config: Any, notes: list[Note]) -> tuple[Any, Any]:
+def _class_of_auto(recipe: Recipe, auto_class: Any, config: Any, notes: Notes) -> tuple[Any, Any]:
     mapping = auto_class._model_mapping
     if type(config) in mapping:
         found = mapping[type(config)]
@@ -156,7 +156,7 @@ def _class_of_architectures(config: Any) -> Any:
     return None
 
 
-def _remote_class(recipe: Recipe, reference: str, notes: list[Note]) -> Any:
+def _remote_class(recipe: Recipe, reference: str, notes: Notes) -> Any:
     place = place_of(recipe.model)
     notes.append(Note(kind="assumed", key="trust_remote_code", text=f"ran the model code {reference} of {place}"))
     return run_own_class(reference, place)

@@ -8,13 +8,13 @@ from typing import Any
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.skeleton.model_class import AUTO_CLASS_OF_TASK, import_faults_named
 from axmem_trace.models.skeleton.remote_code import check_allowed, own_code, place_of, run_own_class
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Model, Recipe
 
 _NOT_FOR_CONFIG_CLASSES = ("transformers_version", "_commit_hash")
 
 
-def build_model_config(recipe: Recipe, notes: list[Note]) -> Any:
+def build_model_config(recipe: Recipe, notes: Notes) -> Any:
     """The transformers configuration that `AutoConfig.from_pretrained` would return, with axolotl's changes.
 
     Source: axolotl `loaders/utils.py` `load_model_config`, `check_model_config` (use_cache off, num_labels); the
@@ -45,7 +45,7 @@ def build_model_config(recipe: Recipe, notes: list[Note]) -> Any:
     return config
 
 
-def _config_class(model: Model, notes: list[Note]) -> Any:
+def _config_class(model: Model, notes: Notes) -> Any:
     from transformers import CONFIG_MAPPING
 
     model_type = model.base.model_type or str(model.base.config.get("model_type", ""))

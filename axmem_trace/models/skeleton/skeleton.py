@@ -11,7 +11,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.skeleton.attention_request import attention_without_packages, request_attention
-from axmem_trace.notes import Note
+from axmem_trace.notes import Notes
 from axmem_trace.recipe.recipe import Recipe
 
 
@@ -21,7 +21,7 @@ def build_skeleton(
     recipe: Recipe,
     dtype: torch.dtype,
     device: str,
-    notes: list[Note],
+    notes: Notes,
     replace_modules: Callable[[Any], None],
 ) -> Any:
     """Build `model_class(config)` as `from_pretrained` does before it reads weights, then tie weights.

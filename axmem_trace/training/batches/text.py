@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.training.batches.batch import Batch, Inputs
 from axmem_trace.training.batches.media import make_media, reads_media
@@ -29,7 +29,7 @@ def make_batch(recipe: Recipe, config: Any, *, rows: int, row_tokens: int, packe
     Args:
         config: the built model's configuration.
     """
-    notes: list[Note] = []
+    notes = Notes()
     num_true: dict[tuple[int, ...], int] = {}
     ordinary = _ordinary_token(config)
     inputs = make_text_batch(recipe, rows=rows, row_tokens=row_tokens, packed=packed, token=ordinary)

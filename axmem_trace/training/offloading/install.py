@@ -12,7 +12,7 @@ from torch import nn
 
 from axmem_trace.models.checkpointing import switch_on
 from axmem_trace.models.selective_checkpointing import make_policy
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.offloading.host_modules import placed_modules
@@ -25,9 +25,7 @@ StepContext = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
-def install_offloading(
-    model: nn.Module, recipe: Recipe, recorder: Recorder, notes: list[Note]
-) -> Iterator[StepContext]:
+def install_offloading(model: nn.Module, recipe: Recipe, recorder: Recorder, notes: Notes) -> Iterator[StepContext]:
     """While open, the model is set up for the offloading that the recipe asks for. Yields the steps' context."""
     offload = recipe.checkpointing.offload
     with ExitStack() as stack:
@@ -64,7 +62,7 @@ def _all_of(contexts: list[StepContext]) -> StepContext:
     return opened if contexts else nullcontext
 
 
-def _install_layers(stack: ExitStack, model: nn.Module, recorder: Recorder, notes: list[Note]) -> list[StepContext]:
+def _install_layers(stack: ExitStack, model: nn.Module, recorder: Recorder, notes: Notes) -> list[StepContext]:
     layers = find_decoder_layers(model)
     if layers is None:
         text = "axolotl finds no list of decoder layers in this model and offloads nothing"
@@ -99,7 +97,7 @@ def _install_inputs(stack: ExitStack, recipe: Recipe, recorder: Recorder) -> Ste
 
 
 def _install_activations(
-    stack: ExitStack, model: nn.Module, recipe: Recipe, recorder: Recorder, notes: list[Note]
+    stack: ExitStack, model: nn.Module, recipe: Recipe, recorder: Recorder, notes: Notes
 ) -> StepContext:
     kind = recipe.checkpointing.offload
     adapted = recipe.adapter.kind != "none"

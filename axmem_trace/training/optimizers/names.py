@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 
 ALIASES = {
     "adamw_8bit": "adamw_bnb_8bit",  # transformers/training_args.py, OptimizerNames.ADAMW_8BIT: "just an alias"
@@ -50,6 +50,6 @@ def canonical_name(name: str, known: frozenset[str]) -> str:
     return name
 
 
-def note_on_name(name: str) -> list[Note]:
+def note_on_name(name: str) -> Notes:
     """A warning where the name is of the past."""
-    return [Note(kind="warning", key="optimizer", text=f"{name}: {RETIRED[name]}")] if name in RETIRED else []
+    return Notes([Note(kind="warning", key="optimizer", text=f"{name}: {RETIRED[name]}")] if name in RETIRED else [])

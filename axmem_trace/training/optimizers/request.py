@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.notes import Note, NoteKind
+from axmem_trace.notes import Note, NoteKind, Notes
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.training.optimizers.groups import make_param_groups
 from axmem_trace.training.optimizers.traced import TracedOptimizer
@@ -29,7 +29,7 @@ class Request:
     recipe: Recipe
     module: nn.Module
     name: str
-    notes: list[Note] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
 
     @property
     def args(self) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from axmem_trace.ledger import Device
-from axmem_trace.notes import Note
+from axmem_trace.notes import Notes
 from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
 from axmem_trace.training.optimizers.offstage import device_of
 
@@ -43,7 +43,7 @@ class TracedOptimizer:
     name: str
     module: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
-    notes: list[Note] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
     hooked: Sequence[torch.optim.Optimizer] = ()
     around_step: Callable[[], AbstractContextManager[None]] = nullcontext
     after_backward: Callable[[], None] = _nothing

@@ -124,23 +124,23 @@ def test_gpt_oss_sinks():
 def test_padded_batches_at_which_axolotls_code_stops_are_told(kernel, key):
     """`_upad_input` of transformers 5 wants `unpad_input_func`; axolotl's two functions give five arguments."""
     _, context = _trace("llama", kernel, PADDED)
-    assert "without its last argument" in context.notes[f"attn_implementation{key}"].text
+    assert "without its last argument" in context.notes.of(f"attn_implementation{key}")[0].text
 
 
 def test_axolotls_own_llama_attention_for_xformers_is_told():
     """patch_manager.py `_patch_llama_derived_model`: Llama without packing."""
     assert not hasattr(build("llama", "xformers").model.layers[0].self_attn, "num_heads")
     told = "attn_implementation.xformers_llama"
-    assert told in _trace("llama", "xformers", PLAIN)[1].notes
-    assert told not in _trace("llama", "xformers", PACKED)[1].notes
-    assert told not in _trace("mistral", "xformers", PLAIN)[1].notes
+    assert _trace("llama", "xformers", PLAIN)[1].notes.of(told)
+    assert not _trace("llama", "xformers", PACKED)[1].notes.of(told)
+    assert not _trace("mistral", "xformers", PLAIN)[1].notes.of(told)
 
 
 @pytest.mark.parametrize("kernel", ["xformers", "sage"])
 def test_sinks_that_a_kernel_leaves_out_are_told(kernel):
     _, context = _trace("gpt_oss", kernel, PLAIN, H100)
-    assert "leaves the model's attention sinks out" in context.notes["attn_implementation.sinks"].text
-    assert "attn_implementation.sinks" not in _trace("llama", kernel, PLAIN)[1].notes
+    assert "leaves the model's attention sinks out" in context.notes.of("attn_implementation.sinks")[0].text
+    assert not _trace("llama", kernel, PLAIN)[1].notes.of("attn_implementation.sinks")
 
 
 def test_latent_attention_pads_values_for_flash():
@@ -149,7 +149,7 @@ def test_latent_attention_pads_values_for_flash():
     assert OUT in kept_by(ledger, op="pad")
     # SDPA's flash kernel refuses unequal heads
     _, context = _trace("deepseek_v3", "sdpa", PLAIN)
-    assert "heads differ in size" in context.notes["attention.sdpa.efficient"].text
+    assert "heads differ in size" in context.notes.of("attention.sdpa.efficient")[0].text
 
 
 def test_recomputation_runs_the_same_kernel():
@@ -167,7 +167,7 @@ def test_heads_that_flash_refuses():
     with pytest.raises(ConfigError, match="FlashAttention-2 takes heads of at most 256; this model's are 320"):
         trace(build("llama", FLASH_2, head_dim=320), make_inputs(**PLAIN), kernel=FLASH_2)
     _, context = trace(build("llama", "sdpa", head_dim=320), make_inputs(**PLAIN), kernel="sdpa")
-    assert "the head size 320 is over 256" in context.notes["attention.sdpa.efficient"].text
+    assert "the head size 320 is over 256" in context.notes.of("attention.sdpa.efficient")[0].text
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_heads_that_flash_refuses():
 )
 def test_the_rule_is_told(kernel, key):
     _, context = _trace("llama", kernel, PLAIN)
-    note = context.notes[f"attention.{key}"]
+    (note,) = context.notes.of(f"attention.{key}")
     assert note.kind == "ruled"
 
 

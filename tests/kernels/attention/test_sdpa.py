@@ -103,7 +103,7 @@ def test_flash_keeps_output_logsumexp_and_seeds():
     query, key, value = (make_heads(1, 1024, each, 128).transpose(1, 2) for each in (32, 8, 8))
     seen = probe(lambda: F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True))
     assert seen.backward_peak == expected
-    assert "attention.sdpa.flash" in seen.notes
+    assert seen.notes.of("attention.sdpa.flash")
 
 
 def test_every_masked_call_keeps_its_own_additive_mask():
@@ -201,7 +201,7 @@ def test_cudnn_on_hopper():
     # dq 8,388,608; dk, dv 2,097,152 each; dq in fp32 16,777,216 and softmax_sum 131,072 in one workspace
     assert seen.backward_peak == 8_388_608 + 2 * 2_097_152 + 16_777_216 + 131_072
     # what it may take beyond, dk and dv of 32 heads: 2 * 1024*32*128*2
-    assert seen.notes["attention.sdpa.cudnn.grouped"].bytes == 16_777_216
+    assert seen.notes.of("attention.sdpa.cudnn.grouped")[0].bytes == 16_777_216
 
 
 def test_math_stores_scores_in_fp32():
@@ -210,7 +210,7 @@ def test_math_stores_scores_in_fp32():
     seen = probe(lambda: F.scaled_dot_product_attention(*heads, attn_mask=mask))
     # softmax 4*64*64*4 = 65,536; q and k scaled, v in fp32: 4*64*20*4 = 20,480 each; out 4*64*20*2 = 10,240
     assert [nbytes for nbytes in seen.kept if nbytes >= 10_240] == [65_536, 20_480, 20_480, 20_480, 10_240]
-    assert "no multiple of 8" in seen.notes["attention.sdpa.math"].text
+    assert "no multiple of 8" in seen.notes.of("attention.sdpa.math")[0].text
 
 
 def test_math_drops_with_a_mask_of_bytes():

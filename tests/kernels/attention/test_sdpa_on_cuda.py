@@ -41,7 +41,7 @@ def test_the_kernel_and_its_bytes(card):
         query, key, value, mask = make_call(call, "meta")
         options = call.options(mask)
         figures, context = _record(card, lambda context: F.scaled_dot_product_attention(query, key, value, **options))  # noqa: B023
-        assert f"attention.sdpa.{wanted['backend']}" in context.notes, call
+        assert context.notes.of(f"attention.sdpa.{wanted['backend']}"), call
         _compare(figures, wanted, call)
 
 

@@ -35,7 +35,7 @@ def test_without_threshold_no_outliers_are_looked_for():
     seen = probe(make_8bit(256, 8, threshold=0.0), 1, 1000, 256)
     # the input, its fp16 copy, int8 rows and scales
     assert seen.forward_peak == 2 * INPUT + 256_000 + 4_000
-    assert "load_in_8bit" not in seen.notes
+    assert not seen.notes.of("load_in_8bit")
 
 
 def test_fp16_is_not_cast():
@@ -68,8 +68,8 @@ def test_outlier_columns_are_kept_and_multiplied_apart():
     assert seen.kept == [OUTPUT, INPUT, 16_000, 64]
     # on top of the plain peak: subA, the indices, and the 8 columns of the weight in bf16 (512 * 8 * 2)
     assert seen.forward_peak == INPUT + 256_000 + 4_000 + 2_048_000 + 1_024_000 + 1_024_000 + 16_000 + 64 + 8_192
-    assert "8 outlier columns" in seen.notes["load_in_8bit"].text
-    assert seen.notes["load_in_8bit"].kind == "assumed"
+    assert "8 outlier columns" in seen.notes.of("load_in_8bit")[0].text
+    assert seen.notes.of("load_in_8bit")[0].kind == "assumed"
 
 
 def test_no_layer_has_more_outliers_than_columns():
@@ -79,7 +79,7 @@ def test_no_layer_has_more_outliers_than_columns():
 def test_four_dimensions_are_what_cuda_refuses():
     seen = probe(make_8bit(256, 512), 1, 1, 1000, 256, outliers=8)
     assert seen.kept == [OUTPUT, INPUT, 16_000, 64]
-    assert "refuse input of 4 dimensions" in seen.notes["load_in_8bit.dimensions"].text
+    assert "refuse input of 4 dimensions" in seen.notes.of("load_in_8bit.dimensions")[0].text
 
 
 def test_quantising_rows_allocates_what_the_cuda_kernel_does():

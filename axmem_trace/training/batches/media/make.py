@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.training.batches.media import any_resolution, audio, free_sizes, patch_grids, squares, tiles
 from axmem_trace.training.batches.media.types import Media, Question
@@ -35,7 +35,7 @@ def reads_media(recipe: Recipe) -> bool:
     return bool(recipe.batch.images_per_row or recipe.batch.audio_seconds_per_row)
 
 
-def make_media(recipe: Recipe, config: Any, *, rows: int, room: int, notes: list[Note]) -> tuple[list[Media], int]:
+def make_media(recipe: Recipe, config: Any, *, rows: int, room: int, notes: Notes) -> tuple[list[Media], int]:
     """What stands in each row: media of each kind and how many, or nothing for a family without a rule.
 
     Args:
