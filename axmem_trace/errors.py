@@ -14,6 +14,7 @@ EXIT_ESTIMATED = 0
 EXIT_BUG = 1
 EXIT_CONFIG = 2
 EXIT_DOES_NOT_FIT = 3
+EXIT_CANNOT_SAY = 4
 
 
 class AxmemError(Exception):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 NoteKind = Literal["traced", "ruled", "assumed", "not_modelled", "ignored", "warning"]
+Direction = Literal["", "more", "less", "either"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +30,7 @@ class Note:
     bytes: int = 0
     line: int = 0
     """1-based line of `key` in the configuration file; 0 where there is none."""
+<<<<<<< HEAD
 
 
 class Notes:
@@ -67,3 +69,7 @@ class Notes:
 
     def __repr__(self) -> str:
         return f"Notes({list(self)})"
+=======
+    direction: Direction = ""
+    """Of what is not modelled: the run needs more memory than shown, less, or either may be. Empty: too little to matter."""
+>>>>>>> 68d6cf0 (Say nothing about a card where an unmodelled part could turn it)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from axmem_trace.cli.terminal import check_writable, show_progress, write_output
-from axmem_trace.errors import EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED
+from axmem_trace.errors import EXIT_CANNOT_SAY, EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED
 from axmem_trace.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def run_estimate(options: argparse.Namespace) -> int:
             snapshot=options.snapshot,
         )
     write_output(render(report, options), options.output)
+    if report.why:
+        return EXIT_CANNOT_SAY
     return EXIT_DOES_NOT_FIT if report.fits is False else EXIT_ESTIMATED
 
 

@@ -82,6 +82,8 @@ def describe_peak(report: Report) -> str:
 def describe_fit(report: Report) -> str:
     """The verdict, in a sentence."""
     gpu, failure = report.gpu, report.out_of_memory
+    if report.why:
+        return f"cannot say: {report.why}"
     if report.fits is None or report.headroom_bytes is None:
         return "not asked: name a card with --gpu"
     card = f"{gpu.name} ({format_bytes(gpu.memory_bytes)})" if gpu.name else format_bytes(gpu.memory_bytes)

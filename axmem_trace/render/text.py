@@ -97,7 +97,7 @@ def _parts(report: Report, depth: int | None, width: int, ascii_only: bool) -> I
     for figure, meaning in headline(report):
         yield Text.assemble((figure, "bold cyan"), "  ", clean(meaning))
     yield line(f"peak: {describe_peak(report)}")
-    verdict = {None: "", True: "bold green", False: "bold red"}[report.fits]
+    verdict = {None: "bold yellow" if report.why else "", True: "bold green", False: "bold red"}[report.fits]
     yield line(f"fits: {describe_fit(report)}", verdict)
     for table in make_tables(report, depth):
         yield Text()

@@ -27,6 +27,7 @@ from axmem_trace.report.types import (
     Resident,
     TargetGpu,
 )
+from axmem_trace.report.verdict import judge
 from axmem_trace.report.warn import note_costly_evaluation
 from axmem_trace.report.wording import describe_run
 
@@ -56,13 +57,17 @@ def make_report(
     phases = make_phases(found, reservation)
     failure = _make_out_of_memory(ledger, reservation)
     memory_bytes = recipe.gpu.memory_bytes
+    shown = notes_in_place(recipe, (*recipe.notes, *notes, *note_costly_evaluation(recipe, phases)))
+    figures_fit = (peak.device_bytes <= memory_bytes and failure is None) if memory_bytes else None
+    fits, why = judge(figures_fit, shown)
     report = Report(
         run=describe_run(recipe),
         model=_make_model(facts),
         batch=_make_batch(recipe),
         gpu=_make_gpu(recipe),
         peak=peak,
-        fits=(peak.device_bytes <= memory_bytes and failure is None) if memory_bytes else None,
+        fits=fits,
+        why=why,
         headroom_bytes=memory_bytes - peak.device_bytes if memory_bytes else None,
         out_of_memory=failure,
         after_load=AfterLoad(allocated_bytes=phases["load"].end_bytes if "load" in phases else 0),
@@ -74,7 +79,7 @@ def make_report(
         dtypes=_make_dtypes(facts),
         timeline=make_timeline(found, reservation),
         choices=_make_choices(recipe),
-        notes=notes_in_place(recipe, (*recipe.notes, *notes, *note_costly_evaluation(recipe, phases))),
+        notes=shown,
         versions=dict(versions),
         elapsed_seconds=dict(elapsed_seconds),
     )

@@ -47,7 +47,10 @@ class Report:
     gpu: TargetGpu
     peak: Peak
     fits: bool | None
-    """Whether `peak.device_bytes` is within `gpu.memory_bytes` and no request failed; None without a named card."""
+    """Whether `peak.device_bytes` is within `gpu.memory_bytes` and no request failed. None: no card was named, or what is
+    not modelled could turn the answer (`why` says what)."""
+    why: str = ""
+    """Why nothing can be said although a card was named: what is not in the figures, and whether it needs more or less."""
     headroom_bytes: int | None
     """Memory of the card that is left at the highest point; negative if it does not fit; None without a card."""
     out_of_memory: OutOfMemory | None

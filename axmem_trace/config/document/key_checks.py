@@ -59,17 +59,19 @@ def note_not_modelled(draft: Draft) -> None:
     """Names each key that is set to something that moves memory unseen, and each plugin that acts by being listed."""
     for key, value in _given_keys(draft):
         if key.verdict == "not_modelled" and _moves_memory(key, value):
-            draft.note("not_modelled", key.name, f"`{key.name}: {_short(value)}` is not in the figures: {say(key)}")
+            text = f"`{key.name}: {_short(value)}` is not in the figures: {say(key)}"
+            draft.note("not_modelled", key.name, text, direction=key.direction or "either")
     for package in sorted(draft.plugins):
         if package in _WHOLE_PLUGINS:
             name, _ = _WHOLE_PLUGINS[package]
             if not draft.notes.of(name):
                 text = f"the plugin `{PLUGINS[package]}` is not in the figures: {say(KEYS[name])}"
-                draft.note("not_modelled", "plugins", text)
+                draft.note("not_modelled", "plugins", text, direction=KEYS[name].direction or "either")
     for index, plugin in enumerate(draft.get("plugins") or []):
         if not find_plugins([plugin]):
             text = f"the plugin `{plugin}` is not one of axolotl's own: what it changes is not in the figures"
-            draft.note("not_modelled", "plugins", text, line=draft.line(f"plugins.{index}") or draft.line("plugins"))
+            line = draft.line(f"plugins.{index}") or draft.line("plugins")
+            draft.note("not_modelled", "plugins", text, line=line, direction="either")
 
 
 def say(key: Key) -> str:

@@ -1,0 +1,50 @@
+"""No run is said to fit, or not to fit, where something that is not in the figures could make the opposite true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.tiny_models import write_tiny_model
+
+import axmem_trace
+from axmem_trace.__main__ import main
+from axmem_trace.notes import Direction, Note
+from axmem_trace.render.tables import describe_fit
+from axmem_trace.report.verdict import judge
+
+
+def missing(direction: Direction, line: int = 0) -> Note:
+    return Note(kind="not_modelled", key="rl", text="something", direction=direction, line=line)
+
+
+@pytest.mark.parametrize("figures_fit", [True, False])
+@pytest.mark.parametrize("direction", ["more", "less", "either", ""])
+def test_only_what_could_turn_the_answer_withholds_it(figures_fit: bool, direction: Direction) -> None:
+    turned_by = ("more", "either") if figures_fit else ("less", "either")
+    expected = (None, "something (line 7)") if direction in turned_by else (figures_fit, "")
+    assert judge(figures_fit, [missing(direction, line=7)]) == expected
+
+
+def test_without_a_card_there_is_nothing_to_withhold() -> None:
+    assert judge(None, [missing("either")]) == (None, "")
+
+
+def test_further_reasons_are_counted() -> None:
+    assert judge(True, [missing("more"), missing("less"), missing("either")]) == (None, "something, and 1 more")
+
+
+CONFIG = "micro_batch_size: 2\nsequence_len: 64\nlearning_rate: 0.0001\nplugins:\n  - somebody.elses.Plugin\n"
+
+
+def test_a_run_with_an_unknown_part_fits_no_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.yml"
+    path.write_text(f"base_model: {write_tiny_model('llama', tmp_path / 'llama')}\n{CONFIG}", encoding="utf-8")
+    report = axmem_trace.estimate(path, hub="never", gpu="80GiB")
+    assert report.fits is None
+    assert report.headroom_bytes is not None
+    assert "somebody.elses.Plugin" in report.why
+    assert report.why.endswith("(line 5)")
+    assert describe_fit(report) == f"cannot say: {report.why}"
+    assert main([str(path), "--gpu", "80GiB", "--offline"]) == 4
+    assert "cannot say" in capsys.readouterr().out
