@@ -30,7 +30,8 @@ class Note:
     bytes: int = 0
     line: int = 0
     """1-based line of `key` in the configuration file; 0 where there is none."""
-<<<<<<< HEAD
+    direction: Direction = ""
+    """Of what is not modelled: the run needs more memory than shown, less, or either may be. Empty: too little to matter."""
 
 
 class Notes:
@@ -69,7 +70,3 @@ class Notes:
 
     def __repr__(self) -> str:
         return f"Notes({list(self)})"
-=======
-    direction: Direction = ""
-    """Of what is not modelled: the run needs more memory than shown, less, or either may be. Empty: too little to matter."""
->>>>>>> 68d6cf0 (Say nothing about a card where an unmodelled part could turn it)

@@ -9,11 +9,7 @@ from typing import Any, Literal
 
 from axmem_trace.config.document.key_table import KEYS
 from axmem_trace.errors import ConfigError
-<<<<<<< HEAD
-from axmem_trace.notes import Note, NoteKind, Notes
-=======
-from axmem_trace.notes import Direction, Note, NoteKind
->>>>>>> 68d6cf0 (Say nothing about a card where an unmodelled part could turn it)
+from axmem_trace.notes import Direction, Note, NoteKind, Notes
 from axmem_trace.recipe.recipe import Reason
 
 Origin = Literal["config", "default", "derived", "assume", "override"]
@@ -69,17 +65,9 @@ class Draft:
             return "override"
         return "config" if key in self.values else "default"
 
-<<<<<<< HEAD
-    def note(self, kind: NoteKind, key: str, text: str, *, line: int = 0) -> None:
-        """Adds a note, unless an equal one is there."""
-        self.notes.append(Note(kind=kind, key=key, text=text, line=line or self.line(key)))
-=======
     def note(self, kind: NoteKind, key: str, text: str, *, line: int = 0, direction: Direction = "") -> None:
-        """Adds a note, once."""
-        note = Note(kind=kind, key=key, text=text, line=line or self.line(key), direction=direction)
-        if note not in self.notes:
-            self.notes.append(note)
->>>>>>> 68d6cf0 (Say nothing about a card where an unmodelled part could turn it)
+        """Adds a note, unless an equal one is there."""
+        self.notes.append(Note(kind=kind, key=key, text=text, line=line or self.line(key), direction=direction))
 
     def reason(self, field_path: str, value: object, text: str, *, key: str = "", origin: Origin | None = None) -> None:
         """Says why the recipe's field has its value; `key` is the YAML key to blame, where there is one."""
