@@ -12,6 +12,7 @@ from axmem_trace.allocator import replay
 from axmem_trace.config import read_recipe
 from axmem_trace.imports import collector_paused, import_libraries, spare_what_is_there
 from axmem_trace.progress import Progress, Stopwatch
+from axmem_trace.quiet import aloud, quiet_libraries
 from axmem_trace.recipe.lines import errors_in_place
 from axmem_trace.report import Report, make_report
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 TRACED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
 
+@quiet_libraries()
 def estimate(
     config: str | Path | Mapping[str, Any],
     *,
@@ -37,6 +39,8 @@ def estimate(
     snapshot: str | Path | None = None,
 ) -> Report:
     """Predict the GPU memory of the run that an axolotl configuration asks for.
+
+    The traced libraries' warnings, logs and prints are kept away from the user while it runs.
 
     Args:
         config: a YAML file, or its content as a mapping.
@@ -53,7 +57,7 @@ def estimate(
     Raises:
         ConfigError: the configuration can't be estimated; the message says what to do.
     """
-    clock = Stopwatch(progress or (lambda stage: None))
+    clock = Stopwatch(aloud(progress) if progress else lambda stage: None)
     clock.start("read", "reading")
     recipe = read_recipe(config, overrides=overrides, assumptions=assumptions, gpu=gpu, num_gpus=num_gpus, hub=hub,
                          trust_remote_code=trust_remote_code, strict=strict)  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from axmem_trace.cli.terminal import check_writable, show_progress, write_output
 from axmem_trace.errors import EXIT_CANNOT_SAY, EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED
-from axmem_trace.quiet import quiet_libraries
+from axmem_trace.quiet import set_quiet_environment
 
 if TYPE_CHECKING:
     from axmem_trace.report import Report
@@ -19,7 +19,8 @@ def run_estimate(options: argparse.Namespace) -> int:
     """Estimates one configuration, writes the report, and says whether it fits."""
     check_writable(options.output)
     check_writable(options.snapshot)
-    with show_progress(sys.stderr) as progress, quiet_libraries():
+    set_quiet_environment()
+    with show_progress(sys.stderr) as progress:
         from axmem_trace.estimate import estimate
 
         report = estimate(

@@ -50,6 +50,7 @@ def test_runs_in_jupyter():
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in shown if output.output_type == "error"]
+    assert [output.text for output in shown if output.output_type == "stream" and output.name == "stderr"] == []
     html = "".join(output.data.get("text/html", "") for output in shown if "data" in output)
     assert "class='axmem-trace'" in html
     assert "dataframe" in html

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from axmem_trace.errors import ConfigError
+from axmem_trace.quiet import user_stream
 from axmem_trace.recipe.recipe import Model
 
 
@@ -66,7 +66,7 @@ def run_own_class(reference: str, place: str) -> Any:
     """
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    print(f"axmem_trace: running the code {reference} of {place}", file=sys.__stderr__ or sys.stderr, flush=True)
+    print(f"axmem_trace: running the code {reference} of {place}", file=user_stream("stderr"), flush=True)
     try:
         return get_class_from_dynamic_module(reference, place, local_files_only=True)
     except Exception as error:  # whatever that code raises is its own

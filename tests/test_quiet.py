@@ -1,0 +1,106 @@
+"""What libraries say is kept away from the user, and everything is as it was afterwards."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+import warnings
+
+import pytest
+
+import axmem_trace
+from axmem_trace.errors import ConfigError
+from axmem_trace.quiet import aloud, quiet_libraries, user_stream
+
+
+def chatter():
+    print("to stdout")
+    print("to stderr", file=sys.stderr)
+    warnings.warn("a warning", stacklevel=1)
+    logging.getLogger("some.library").warning("a log line")
+
+
+def test_nothing_is_shown_and_all_is_left_as_it_was(capsys):
+    before = (sys.stdout, sys.stderr, logging.root.manager.disable, list(warnings.filters))
+    with quiet_libraries():
+        chatter()
+    assert capsys.readouterr() == ("", "")
+    assert (sys.stdout, sys.stderr, logging.root.manager.disable, list(warnings.filters)) == before
+    print("seen")
+    assert capsys.readouterr().out == "seen\n"
+
+
+def test_nested(capsys):
+    with quiet_libraries():
+        with quiet_libraries():
+            chatter()
+        chatter()
+        assert user_stream("stdout") is not sys.stdout
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bug_shows_what_was_kept(capsys):
+    def fail():
+        print("a library's last words")
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError), quiet_libraries():
+        fail()
+    assert capsys.readouterr() == ("", "a library's last words\n")
+
+
+def test_a_refusal_shows_nothing_more(capsys):
+    def refuse():
+        chatter()
+        raise ConfigError("no such optimizer")
+
+    with pytest.raises(ConfigError), quiet_libraries():
+        refuse()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_log_that_is_set_aside_by_the_user_stays_so():
+    logging.disable(logging.CRITICAL)
+    try:
+        with quiet_libraries():
+            assert logging.root.manager.disable == logging.CRITICAL
+        assert logging.root.manager.disable == logging.CRITICAL
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_a_handler_that_was_made_meanwhile_speaks_to_the_user_afterwards(capsys):
+    """transformers makes its handler when it is imported, with the `sys.stderr` of that moment."""
+    with quiet_libraries():
+        handler = logging.StreamHandler()
+        handler.emit(logging.makeLogRecord({"msg": "hidden"}))
+    handler.emit(logging.makeLogRecord({"msg": "shown"}))
+    handler.flush()
+    assert capsys.readouterr() == ("", "shown\n")
+
+
+def test_progress_is_heard_all_the_same(capsys):
+    with quiet_libraries(), quiet_libraries():
+        aloud(print)("tracing")
+        print("hidden")
+    assert capsys.readouterr() == ("tracing\n", "")
+
+
+def test_estimate_is_quiet_and_keeps_its_signature(capsys):
+    assert "progress" in inspect.signature(axmem_trace.estimate).parameters
+    with pytest.raises(ConfigError, match="base model"):
+        axmem_trace.estimate({"micro_batch_size": 1}, progress=print)
+    assert capsys.readouterr() == ("reading\n", "")
+
+
+@pytest.mark.parametrize("hub", ["nope", "", None, "Never"])
+def test_a_word_that_is_no_way_to_use_the_hub_is_refused(hub):
+    with pytest.raises(ConfigError, match="no way to use the Hub") as caught:
+        axmem_trace.estimate({"base_model": "Qwen/Qwen3-0.6B", "micro_batch_size": 1, "gradient_accumulation_steps": 1,
+                              "learning_rate": 1e-4, "datasets": [{"path": "d", "type": "alpaca"}]}, hub=hub)  # fmt: skip
+    assert caught.value.accepted == "never, fallback, first"
+
+
+def test_the_package_shows_what_it_offers_and_nothing_else():
+    assert dir(axmem_trace) == ["AxmemError", "ConfigError", "Report", "__version__", "estimate"]
