@@ -3,6 +3,8 @@
     AxmemError                 anything the command line prints as one message, never as a traceback
     └── ConfigError            the configuration cannot be estimated            exit code 2
 
+What can be estimated and can't run all the same has a report with `refusals`; the command line's exit code is 2 as well.
+
 A bug of ours is no `AxmemError`: it keeps its traceback and exits with 1.
 """
 
@@ -35,6 +37,8 @@ class ConfigError(AxmemError):
         value: the value that was found.
         accepted: what would have been accepted.
         remedy: what to do about it.
+        flag: the option of the command line that gave the key, such as `--set`: then there is no line.
+        others: further reasons, each independent of this one.
     """
 
     problem: str
@@ -45,10 +49,21 @@ class ConfigError(AxmemError):
     accepted: str = ""
     remedy: str = ""
     details: tuple[str, ...] = field(default=())
+    flag: str = ""
+    others: tuple[ConfigError, ...] = field(default=())
 
     def __str__(self) -> str:
-        place = self.file + (f":{self.line}" if self.file and self.line else "")
-        head = ": ".join(part for part in (place, self.key, self.problem) if part)
+        if not self.others:
+            return self.describe()
+        every = (self, *self.others)
+        head = f"{len(every)} reasons why this can't run" + (f" ({self.file})" if self.file else "")
+        return "\n".join((head, *(f"{number}. {each.describe()}" for number, each in enumerate(every, start=1))))
+
+    def describe(self) -> str:
+        """This reason alone, on several lines."""
+        place = self.flag or self.file + (f":{self.line}" if self.file and self.line else "")
+        key = f"{place} {self.key}" if self.flag else self.key
+        head = ": ".join(part for part in ("" if self.flag else place, key, self.problem) if part)
         lines = [head]
         if self.key and self.value is not None:
             lines.append(f"  value: {self.value!r}")

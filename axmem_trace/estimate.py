@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from axmem_trace import __version__
 from axmem_trace.allocator import replay
 from axmem_trace.config import read_recipe
+from axmem_trace.errors import AxmemError
 from axmem_trace.imports import collector_paused, import_libraries, spare_what_is_there
 from axmem_trace.progress import Progress, Stopwatch
 from axmem_trace.quiet import aloud, quiet_libraries
@@ -40,22 +41,26 @@ def estimate(
 ) -> Report:
     """Predict the GPU memory of the run that an axolotl configuration asks for.
 
+    A run that can't run (axolotl refuses the configuration, or it is certain to stop later) has figures too, wherever they
+    can be known: look at `report.refusals` before you rent anything.
     The traced libraries' warnings, logs and prints are kept away from the user while it runs.
 
     Args:
-        config: a YAML file, or its content as a mapping.
+        config: a YAML file (`-`: standard input), or its content as a mapping.
         overrides: `key=value`, or a mapping: changes to the configuration; dots nest.
         assumptions: the same for what axolotl would derive by itself (`autocast=false`, `router=worst`, ...).
         gpu: the card, by name (`H100`) or memory (`24GiB`); the report then says whether it fits.
         num_gpus: of the run; 0: what the configuration implies.
         hub: when to ask the Hugging Face Hub for a base model's `config.json`.
         trust_remote_code: allow the base model's own Python code to run, where the configuration asks for it.
-        strict: unknown keys, and keys that are not modelled, are errors.
+        strict: unknown keys, keys given twice, and keys that are not modelled, are errors.
         progress: called with the name of each stage as it begins.
         snapshot: a file to write the predicted history to, for PyTorch's memory viewer.
 
     Raises:
-        ConfigError: the configuration can't be estimated; the message says what to do.
+        ConfigError: what the run would hold can't be known; the message has all reasons, the refusals too, and says what
+            to do.
+        AxmemError: the snapshot can't be written.
     """
     clock = Stopwatch(aloud(progress) if progress else lambda stage: None)
     clock.start("read", "reading")
@@ -111,4 +116,7 @@ def _replay_on_card(recipe: Recipe, ledger: Ledger) -> Reservation:
 def _write_snapshot(path: str | Path, recipe: Recipe, ledger: Ledger) -> None:
     from axmem_trace.snapshot import write_snapshot
 
-    write_snapshot(path, ledger, recipe.allocator, capacity_bytes=_capacity_bytes(recipe))
+    try:
+        write_snapshot(path, ledger, recipe.allocator, capacity_bytes=_capacity_bytes(recipe))
+    except OSError as error:
+        raise AxmemError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-NoteKind = Literal["traced", "ruled", "assumed", "not_modelled", "ignored", "warning"]
+NoteKind = Literal["traced", "ruled", "assumed", "not_modelled", "ignored", "warning", "refused"]
 Direction = Literal["", "more", "less", "either"]
 
 
@@ -21,7 +21,8 @@ class Note:
     - `assumed`: a value nobody can know from the configuration (CUDA context, routing balance);
     - `not_modelled`: a key that moves memory and is not in the figures; `text` says what it would do;
     - `ignored`: a key that has no effect, or that axolotl does not know;
-    - `warning`: the run will not do what its author seems to expect.
+    - `warning`: the run will not do what its author seems to expect;
+    - `refused`: a `RefusalNote`.
     """
 
     kind: NoteKind
@@ -32,6 +33,23 @@ class Note:
     """1-based line of `key` in the configuration file; 0 where there is none."""
     direction: Direction = ""
     """Of what is not modelled: the run needs more memory than shown, less, or either may be. Empty: too little to matter."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefusalNote(Note):
+    """One reason why the run can't run: axolotl refuses the configuration, or it is certain to stop later.
+
+    It does not change the figures, or `text` says what they are of. Any stage may add one to its notes. The report keeps
+    them apart from the other notes (`Report.refusals`), and the exit code is 2.
+    """
+
+    kind: NoteKind = "refused"
+    value: str = ""
+    """What the configuration gives, as text; empty where the key is not in it."""
+    remedy: str = ""
+    """What to do."""
+    flag: str = ""
+    """`--set`, where that gave the key."""
 
 
 class Notes:

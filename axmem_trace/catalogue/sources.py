@@ -98,8 +98,16 @@ def hub_is_offline() -> bool:
 def _local_candidates(name: str, base_directory: Path | None) -> Iterator[Path]:
     path = Path(os.path.expanduser(name))
     yield path
-    if base_directory is not None and not path.is_absolute() and base_directory.resolve() != Path.cwd():
+    if base_directory is not None and not path.is_absolute() and not _is_here(base_directory):
         yield base_directory / path
+
+
+def _is_here(directory: Path) -> bool:
+    """The working directory may be gone."""
+    try:
+        return directory.resolve() == Path.cwd()
+    except (OSError, RuntimeError):
+        return False
 
 
 def _local_look(path: Path) -> Look:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run_estimate(options: argparse.Namespace) -> int:
-    """Estimates one configuration, writes the report, and says whether it fits."""
+    """Estimates one configuration, writes the report, and says whether the run can run, and whether it fits."""
     check_writable(options.output)
     check_writable(options.snapshot)
     set_quiet_environment()
@@ -36,9 +36,22 @@ def run_estimate(options: argparse.Namespace) -> int:
             snapshot=options.snapshot,
         )
     write_output(render(report, options), options.output)
+    if report.refusals:
+        report_refusals(report, in_full=bool(options.output) or options.format != "text")
+        return EXIT_CONFIG
     if report.why:
         return EXIT_CANNOT_SAY
     return EXIT_DOES_NOT_FIT if report.fits is False else EXIT_ESTIMATED
+
+
+def report_refusals(report: Report, *, in_full: bool) -> None:
+    """Says on standard error why the run can't run; `in_full` where the text on standard output does not."""
+    from axmem_trace.render.tables import describe_refusals, refusal_lines
+
+    config = report.run.get("config", "")
+    print(f"axmem_trace: {config}: this run can't run: {describe_refusals(report)}", file=sys.stderr)
+    for line in refusal_lines(report) if in_full else ():
+        print(f"  {line}", file=sys.stderr)
 
 
 def render(report: Report, options: argparse.Namespace) -> str:

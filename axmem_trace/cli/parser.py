@@ -12,7 +12,8 @@ EPILOG = """\
 `axmem_trace models` lists the base models that need no network, `axmem_trace gpus --list` the cards known by name.
 
 exit codes: 0 estimated; 1 a bug of axmem_trace (please report the traceback);
-2 the configuration cannot be estimated; 3 estimated, but it does not fit the --gpu given"""
+2 the run can't run (axolotl refuses the configuration, or it stops later; the report has the reasons
+beside the figures), or it cannot be estimated; 3 estimated, but it does not fit the --gpu given"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("config", metavar="CONFIG.yml", help="an axolotl configuration")
+    add("config", metavar="CONFIG.yml", help="an axolotl configuration; - reads standard input")
     add(
         "--set",
         metavar="key=value",
@@ -33,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         type=key_value,
         dest="overrides",
-        help="change a key of the configuration (dots nest: lora.r=8); may be repeated",
+        help="change a key of the configuration (lora_r=8; dots nest: trl.beta=0.1); may be repeated",
     )
     add(
         "--assume",
@@ -77,7 +78,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="allow a base model's own Python code to run, where the config asks for it",
     )
-    add("--strict", action="store_true", help="unknown keys, and keys that are not modelled, are errors")
+    add(
+        "--strict",
+        action="store_true",
+        help="unknown keys, keys given twice, and keys that are not modelled, are errors",
+    )
     add(
         "--snapshot",
         metavar="FILE",

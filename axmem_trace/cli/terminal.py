@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from axmem_trace.errors import AxmemError
+from axmem_trace.files import shortened_path
 from axmem_trace.progress import Progress
 
 
@@ -21,13 +22,23 @@ def check_writable(path: Path | None) -> None:
     """
     if path is None:
         return
+    try:
+        why = _why_not_writable(path)
+    except (OSError, ValueError) as error:  # a name too long for the file system, a folder that may not be entered
+        why = str(getattr(error, "strerror", None) or error)
+    if why:
+        raise AxmemError(f"{shortened_path(path)}: cannot be written: {why}")
+
+
+def _why_not_writable(path: Path) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        path.lstat()
     folder = path.parent
     if path.is_dir():
-        raise AxmemError(f"{path}: cannot be written: it is a directory")
+        return "it is a directory"
     if not folder.is_dir():
-        raise AxmemError(f"{path}: cannot be written: {folder} is not a directory")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise AxmemError(f"{path}: cannot be written: permission denied")
+        return f"{shortened_path(folder)} is not a directory"
+    return "" if os.access(path if path.exists() else folder, os.W_OK) else "permission denied"
 
 
 def write_output(text: str, path: Path | None) -> None:
@@ -46,7 +57,7 @@ def write_output(text: str, path: Path | None) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise AxmemError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise AxmemError(f"{shortened_path(path)}: cannot be written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

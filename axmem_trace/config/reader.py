@@ -24,15 +24,33 @@ from axmem_trace.config.derive.precision import derive_precision
 from axmem_trace.config.derive.quantisation import derive_quantisation
 from axmem_trace.config.derive.task import derive_model
 from axmem_trace.config.document.draft import Draft
-from axmem_trace.config.document.key_checks import check_types, find_plugins, note_not_modelled
+from axmem_trace.config.document.key_checks import check_types, find_plugins, note_duplicates, note_not_modelled
 from axmem_trace.config.document.old_names import refuse_removed, rename_aliases, understand_old_names
 from axmem_trace.config.document.overrides import Settings, apply_overrides
+from axmem_trace.config.document.written import find_written_keys
 from axmem_trace.config.document.yaml_reader import read_document
-from axmem_trace.config.refusals import reject, reject_on_base, reject_on_gpu
+from axmem_trace.config.refusals import refuse_contradictions, refuse_on_base, refuse_on_gpu
 from axmem_trace.config.warn import note_traps
-from axmem_trace.errors import ConfigError
-from axmem_trace.notes import Note
-from axmem_trace.recipe.recipe import BaseModel, Gpu, Recipe
+from axmem_trace.recipe.recipe import (
+    Adapter,
+    Allocator,
+    Attention,
+    BaseModel,
+    Batch,
+    Checkpointing,
+    Evaluation,
+    Freezing,
+    Gpu,
+    Kernels,
+    Loss,
+    Model,
+    Optimizer,
+    Parallelism,
+    Placement,
+    Precision,
+    Quantisation,
+    Recipe,
+)
 
 HubUse = Literal["never", "fallback", "first"]
 
@@ -64,82 +82,87 @@ def read_recipe(
         ConfigError: the file can't be read, axolotl would refuse it, or the base model is nowhere to be found.
     """
     draft = read_draft(config, overrides)
-    target = derive_gpu(gpu, num_gpus)
-    reject_on_gpu(draft, target)
-    base = derive_base_model(draft, hub=hub)
-    reject_on_base(draft, base)
+    target = draft.attempt(derive_gpu, gpu, num_gpus, default=Gpu(count=max(1, num_gpus)))
+    refuse_on_gpu(draft, target)
+    base = draft.attempt(derive_base_model, draft, hub=hub, default=_UNKNOWN)
+    if base is not _UNKNOWN:
+        draft.attempt(refuse_on_base, draft, base, default=None)
     recipe = _derive(draft, base, target, num_gpus, allow_remote_code=trust_remote_code)
-    note_traps(draft, recipe)
+    if not draft.errors:
+        note_traps(draft, recipe)
     note_model_kwargs(draft)
     note_not_modelled(draft)
-    recipe = replace(recipe, notes=tuple(draft.notes), reasons=dict(draft.reasons), lines=dict(draft.lines))
-    recipe = apply_assumptions(recipe, assumptions)
     if strict:
-        _refuse_notes(recipe)
-    return recipe
+        _fail_on_notes(draft)
+    with draft.collecting():
+        recipe = apply_assumptions(recipe, assumptions)
+    draft.raise_errors()
+    reasons = {**draft.reasons, **recipe.reasons}
+    return replace(recipe, notes=tuple(draft.notes), reasons=reasons, written=dict(draft.written))
+
+
+_UNKNOWN = BaseModel(name="", config={}, source="", directory="", model_type="", text_model_type="")
+"""Stands for a base model that was not found, so that what is wrong beside it is found as well."""
 
 
 def read_draft(config: str | Path | Mapping[str, Any], overrides: Settings = ()) -> Draft:
     """The checked configuration, before anything is derived from it."""
     document = read_document(config)
-    values, touched = apply_overrides(document.values, overrides)
+    values, given = apply_overrides(document.values, overrides)
     draft = Draft(
         name=document.name,
         values=values,
-        lines=document.lines,
+        raw=dict(values),
+        written=find_written_keys(document, values, given),
         directory=document.directory,
-        overridden=touched,
         plugins=find_plugins(values.get("plugins")),
     )
+    note_duplicates(draft, document.duplicates)
     rename_aliases(draft)
     check_types(draft)
     refuse_removed(draft)
     understand_old_names(draft)
-    reject(draft)
+    refuse_contradictions(draft)
     return draft
 
 
 def _derive(draft: Draft, base: BaseModel, gpu: Gpu, num_gpus: int, *, allow_remote_code: bool) -> Recipe:
-    precision = derive_precision(draft, gpu)
-    quantisation = derive_quantisation(draft, base, precision)
-    model = derive_model(draft, base, allow_remote_code=allow_remote_code)
-    batch = derive_batch(draft, model)
+    """Each part for itself: one that fails is reported, and its default stands for it in the parts that depend on it."""
+    attempt = draft.attempt
+    precision = attempt(derive_precision, draft, gpu, default=Precision())
+    quantisation = attempt(derive_quantisation, draft, base, precision, default=Quantisation())
+    model = attempt(derive_model, draft, base, allow_remote_code=allow_remote_code, default=Model(base=base))
+    batch = attempt(derive_batch, draft, model, default=Batch())
+    kbit = quantisation.kbit_preparation
     return Recipe(
         name=draft.name,
         model=model,
         precision=precision,
         quantisation=quantisation,
-        placement=derive_placement(draft, num_gpus),
-        fake_quantisation=derive_fake_quantisation(draft),
-        adapter=derive_adapter(draft),
-        freezing=derive_freezing(draft),
-        checkpointing=derive_checkpointing(draft, base, kbit_preparation=quantisation.kbit_preparation),
-        attention=derive_attention(draft, base, precision.load_dtype),
-        loss=derive_loss(draft, base),
-        kernels=derive_kernels(draft, base, batch.row_tokens),
-        optimizer=derive_optimizer(draft),
+        placement=attempt(derive_placement, draft, num_gpus, default=Placement()),
+        fake_quantisation=attempt(derive_fake_quantisation, draft, default=None),
+        adapter=attempt(derive_adapter, draft, default=Adapter()),
+        freezing=attempt(derive_freezing, draft, default=Freezing()),
+        checkpointing=attempt(derive_checkpointing, draft, base, kbit_preparation=kbit, default=Checkpointing()),
+        attention=attempt(derive_attention, draft, base, precision.load_dtype, default=Attention()),
+        loss=attempt(derive_loss, draft, base, default=Loss()),
+        kernels=attempt(derive_kernels, draft, base, batch.row_tokens, default=Kernels()),
+        optimizer=attempt(derive_optimizer, draft, default=Optimizer()),
         batch=batch,
-        evaluation=derive_evaluation(draft, batch),
+        evaluation=attempt(derive_evaluation, draft, batch, default=Evaluation()),
         gpu=gpu,
-        allocator=derive_allocator(draft),
-        parallelism=derive_parallelism(draft, num_gpus),
+        allocator=attempt(derive_allocator, draft, default=Allocator()),
+        parallelism=attempt(derive_parallelism, draft, num_gpus, default=Parallelism()),
         rl=draft.get("rl") or "",
         reasons=dict(draft.reasons),
     )
 
 
-def _refuse_notes(recipe: Recipe) -> None:
-    refused: list[Note] = [note for note in recipe.notes if note.kind in ("ignored", "not_modelled")]
-    if not refused:
-        return
-    first = refused[0]
-    raise ConfigError(
-        problem=first.text,
-        file=recipe.name,
-        line=first.line,
-        key=first.key,
-        details=tuple(
-            f"also, {f'line {note.line}' if note.line else 'not in the file'}: {note.text}" for note in refused[1:]
-        ),
-        remedy="correct or remove the keys, or run without --strict to get the figures with notes",
-    )
+def _fail_on_notes(draft: Draft) -> None:
+    """`--strict`: each key that is ignored, unknown, given twice or not modelled is an error."""
+    for note in draft.notes:
+        if note.kind in ("ignored", "not_modelled") or note in draft.strict:
+            remedy = "correct or remove the key, or run without --strict to get the figures with notes"
+            error = draft.error(note.text, note.key, remedy=remedy)
+            error.line = note.line or error.line
+            draft.fail(error)

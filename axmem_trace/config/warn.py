@@ -75,8 +75,8 @@ def _packing(draft: Draft, recipe: Recipe) -> None:
 def _fp16_full_finetune(draft: Draft, recipe: Recipe) -> None:
     precision = recipe.precision
     if recipe.adapter.kind == "none" and precision.grad_scaler and precision.load_dtype == "float16":
-        text = "a full fine-tune with fp16 weights stops at the first step: torch unscales no fp16 gradients. Use bf16"
-        draft.note("warning", "fp16", text)
+        text = "a full fine-tune with fp16 weights stops at the first step: torch unscales no fp16 gradients"
+        draft.refuse(text, "fp16", remedy="set `bf16: true`")
 
 
 def _frozen_ranges(draft: Draft, recipe: Recipe) -> None:

@@ -1,31 +1,62 @@
-"""Where in the file a key stands, for faults and notes that are found after the file was read."""
+"""Where the user wrote a key, for errors and notes that are found after the file was read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.notes import Note, Notes
-from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.notes import Note, Notes, RefusalNote
+from axmem_trace.recipe.recipe import Recipe, Written
 
 
 @contextmanager
 def errors_in_place(recipe: Recipe) -> Iterator[None]:
-    """While open, a `ConfigError` about a key leaves with the file and the line that the key has there."""
+    """While open, a `ConfigError` about a key leaves with the file, the line and the name that the key has there, and with
+    the refusals that are known already."""
     try:
         yield
     except ConfigError as error:
         if error.key and not error.file:
-            error.file, error.line = recipe.name, _line(recipe, error.key)
+            place_error(error, recipe.name, recipe.written)
+        error.others += tuple(as_error(refusal, recipe.name) for refusal in notes_in_place(recipe, recipe.refusals))
         raise
 
 
 def notes_in_place(recipe: Recipe, notes: Iterable[Note]) -> tuple[Note, ...]:
-    """The notes, each once and with its key's line."""
-    return tuple(Notes(note if note.line else replace(note, line=_line(recipe, note.key)) for note in notes))
+    """The notes, each once, with its key's line and by the name that the user gave it."""
+    return tuple(Notes(place_note(note, recipe.written) for note in notes))
 
 
-def _line(recipe: Recipe, key: str) -> int:
-    return recipe.lines.get(key) or recipe.lines.get(key.split(".")[0], 0)
+def find_written(written: Mapping[str, Written], key: str) -> Written:
+    """How the user wrote a key; for a key inside a block that is not there itself, where the block is."""
+    if key in written or "." not in key:
+        return written.get(key, Written(key=key))
+    outer, _, inner = key.partition(".")
+    around = written.get(outer, Written(key=outer))
+    return replace(around, key=f"{around.key}.{inner}")
+
+
+def place_error(error: ConfigError, name: str, written: Mapping[str, Written]) -> None:
+    """Gives an error about a key the file's `name`, the line, and the key as it was written."""
+    found = find_written(written, error.key)
+    error.file, error.line, error.key, error.flag = name, found.line, found.key, found.flag
+
+
+def as_error(note: Note, name: str) -> ConfigError:
+    """A placed refusal as an error beside others."""
+    value, remedy = (note.value, note.remedy) if isinstance(note, RefusalNote) else ("", "")
+    flag = note.flag if isinstance(note, RefusalNote) else ""
+    return ConfigError(
+        problem=note.text, file=name, line=note.line, key=note.key, value=value or None, remedy=remedy, flag=flag
+    )
+
+
+def place_note(note: Note, written: Mapping[str, Written]) -> Note:
+    """The note with its key's line, by the name that the user gave the key; a refusal with the value as well."""
+    found = find_written(written, note.key)
+    line = note.line or found.line
+    if not isinstance(note, RefusalNote):
+        return replace(note, line=line, key=found.key)
+    return replace(note, line=line, key=found.key, value=note.value or found.value, flag=found.flag)

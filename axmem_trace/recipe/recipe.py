@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.recipe.model import (
     EMPTY,
     Adapter,
@@ -61,6 +61,7 @@ __all__ = [
     "Quantisation",
     "Reason",
     "Recipe",
+    "Written",
 ]
 
 
@@ -76,6 +77,19 @@ class Reason:
     text: str
     origin: Literal["config", "default", "derived", "assume", "override"]
     line: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """A key as the user wrote it: perhaps by an older name, perhaps on the command line."""
+
+    key: str
+    value: str = ""
+    """As text, shortened where it is long."""
+    line: int = 0
+    """1-based line in the file; 0 where it is not there."""
+    flag: str = ""
+    """`--set`, where that gave the key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,5 +120,10 @@ class Recipe:
     rl: str = ""
     reasons: Mapping[str, Reason] = field(default_factory=empty_mapping)
     notes: tuple[Note, ...] = ()
-    lines: Mapping[str, int] = field(default_factory=empty_mapping)
-    """Where each key stands in the file, dots between the names of nested ones."""
+    written: Mapping[str, Written] = field(default_factory=empty_mapping)
+    """What the user wrote for each key, dots between the names of nested ones."""
+
+    @property
+    def refusals(self) -> tuple[RefusalNote, ...]:
+        """Why the run can't run, as far as the configuration alone shows it."""
+        return tuple(note for note in self.notes if isinstance(note, RefusalNote))

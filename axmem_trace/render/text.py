@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from axmem_trace.render.tables import (
     Table,
+    alert_lines,
     choice_lines,
     describe_fit,
     describe_model,
@@ -99,6 +100,11 @@ def _parts(report: Report, depth: int | None, width: int, ascii_only: bool) -> I
     yield line(f"peak: {describe_peak(report)}")
     verdict = {None: "bold yellow" if report.why else "", True: "bold green", False: "bold red"}[report.fits]
     yield line(f"fits: {describe_fit(report)}", verdict)
+    for title, lines in alert_lines(report):
+        yield Text()
+        yield line(title, "bold red")
+        for text in lines:
+            yield line(text, indent=2)
     for table in make_tables(report, depth):
         yield Text()
         yield line(table.title, "bold")
@@ -107,7 +113,7 @@ def _parts(report: Report, depth: int | None, width: int, ascii_only: bool) -> I
             yield line(table.footnote, "dim")
     for title, lines in note_lines(report):
         yield Text()
-        yield line(title, "bold red" if title == "Warnings" else "bold")
+        yield line(title, "bold")
         for text in lines:
             yield line(text, indent=2)
     if report.choices:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from axmem_trace.ledger import BUCKETS, Device, Ledger
 from axmem_trace.ledger.spans import Survey, most_alive, survey
 from axmem_trace.model_facts import ModelFacts
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.recipe.lines import notes_in_place
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report.modules import make_module_rows
@@ -24,6 +24,7 @@ from axmem_trace.report.types import (
     ModelSummary,
     OutOfMemory,
     Peak,
+    Refusal,
     Resident,
     TargetGpu,
 )
@@ -79,7 +80,8 @@ def make_report(
         dtypes=_make_dtypes(facts),
         timeline=make_timeline(found, reservation),
         choices=_make_choices(recipe),
-        notes=shown,
+        refusals=_make_refusals(shown),
+        notes=tuple(note for note in shown if not isinstance(note, RefusalNote)),
         versions=dict(versions),
         elapsed_seconds=dict(elapsed_seconds),
     )
@@ -153,6 +155,16 @@ def _make_dtypes(facts: ModelFacts) -> tuple[DtypeRow, ...]:
         for (kind, dtype, trainable), (tensors, elements, nbytes) in sums.items()
     ]  # fmt: skip
     return tuple(sorted(rows, key=lambda row: (row.kind == "buffer", not row.trainable, -row.bytes, row.dtype)))
+
+
+def _make_refusals(notes: Sequence[Note]) -> tuple[Refusal, ...]:
+    """In the order of the file's lines; what is in no line comes last."""
+    refusals = [
+        Refusal(key=note.key, line=note.line, value=note.value, reason=note.text, remedy=note.remedy)
+        for note in notes
+        if isinstance(note, RefusalNote)
+    ]
+    return tuple(sorted(dict.fromkeys(refusals), key=lambda each: (each.line == 0, each.line)))
 
 
 def _make_model(facts: ModelFacts) -> ModelSummary:

@@ -22,6 +22,7 @@ from axmem_trace.report.types import (
     OutOfMemory,
     Peak,
     PhaseUse,
+    Refusal,
     Resident,
     TargetGpu,
     TimelinePoint,
@@ -65,6 +66,8 @@ class Report:
     timeline: tuple[TimelinePoint, ...]
     """Thinned: of each stretch of ticks, the moment of most live bytes. The peak is always among them."""
     choices: Mapping[str, Choice]
+    refusals: tuple[Refusal, ...] = ()
+    """Why the run can't run, all reasons. Where there is one, the command line's exit code is 2."""
     notes: tuple[Note, ...]
     versions: Mapping[str, str]
     elapsed_seconds: Mapping[str, float]

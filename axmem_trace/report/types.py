@@ -231,6 +231,21 @@ class OutOfMemory:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """One reason why the run can't run: axolotl refuses the configuration, or it is certain to stop later.
+
+    `key` is as the user wrote it, `value` is what it was given, as text; `line` is 0 where the key is not in the file.
+    The figures are not changed by the reason, or `reason` says what they are of.
+    """
+
+    key: str
+    line: int
+    value: str
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
     """A value in force, and why it is what it is (see `axmem_trace.recipe.recipe.Reason`)."""
 

@@ -12,7 +12,7 @@ from support.paths import ROOT
 from support.scripts import load_script
 
 from axmem_trace.config.document.coercion import coerce
-from axmem_trace.config.document.key_table import AXOLOTL_VERSION, KEYS, PLUGINS, nearest_key
+from axmem_trace.config.document.key_table import AXOLOTL_VERSION, KEYS, PLUGINS
 
 SCHEMA = ROOT.parent / "shared" / "axolotl-0.19.0-schema.json"
 FIELDS = json.loads((ROOT / "scripts" / "axolotl_fields.json").read_text(encoding="utf-8"))
@@ -57,14 +57,6 @@ def test_each_default_is_a_value_of_its_type():
     for name, key in KEYS.items():
         if key.default is not None:
             assert coerce(key.default, key.type) == key.default, name
-
-
-@pytest.mark.parametrize(
-    ("typed", "meant"),
-    [("mirco_batch_size", "micro_batch_size"), ("gradient_checkpoint", "gradient_checkpointing"), ("zzz", "")],
-)
-def test_nearest_key(typed, meant):
-    assert nearest_key(typed) == meant
 
 
 # --- the script -------------------------------------------------------------------------------------------------------

@@ -73,7 +73,8 @@ def _lora(draft: Draft, kind: Literal["lora", "qlora"], saved: SavedAdapter) -> 
     )
     alpha = saved.asked(draft, "lora_alpha", "lora_alpha")
     if alpha is None:
-        draft.note("warning", "lora_alpha", "`lora_alpha` is missing: peft will stop; it has no effect on memory")
+        problem = "the run stops: peft divides by no `lora_alpha`"
+        draft.refuse(problem, "lora_alpha", remedy="add `lora_alpha: 16`, for example")
     return Adapter(
         kind=kind,
         rank=rank,
@@ -185,8 +186,8 @@ def _llama_adapter(draft: Draft) -> Adapter:
             "adapter",
             remedy="use `adapter: lora`; or give `peft_adapter: {layers: 30, len: 10}` to estimate an older axolotl",
         )
-    text = "axolotl 0.19 drops `peft_adapter` and then stops; the figures are for an axolotl that keeps it"
-    draft.note("warning", "adapter", text)
+    problem = "axolotl 0.19 drops `peft_adapter` and then stops (the figures are for an axolotl that keeps it)"
+    draft.refuse(problem, "adapter", remedy="use `adapter: lora`")
     return Adapter(kind="llama-adapter", adapter_layers=layers, adapter_len=length)
 
 

@@ -58,8 +58,8 @@ def derive_attention(draft: Draft, base: BaseModel, load_dtype: Dtype) -> Attent
     Raises:
         ConfigError: a name that axolotl refuses.
     """
+    _check_name(draft, draft.get("attn_implementation"))
     asked = draft.get("attn_implementation")
-    _check_name(draft, asked)
     override = attention_override(draft)
     kernel = asked or override or "sdpa"
     if override:
@@ -88,12 +88,17 @@ def derive_attention(draft: Draft, base: BaseModel, load_dtype: Dtype) -> Attent
 def _check_name(draft: Draft, asked: str | None) -> None:
     if asked is None or asked in CANONICAL_KERNELS or "/" in asked:
         return
-    remedy = f"write `attn_implementation: {SHORT_NAMES[asked]}`" if asked in SHORT_NAMES else "use one of these"
+    problem = "axolotl refuses this: no such attention implementation"
+    if asked in SHORT_NAMES:
+        line = f"attn_implementation: {SHORT_NAMES[asked]}"
+        draft.refuse(f"{problem} (the figures are with `{line}`)", "attn_implementation", remedy=f"write `{line}`")
+        draft.values["attn_implementation"] = SHORT_NAMES[asked]
+        return
     raise draft.error(
-        "axolotl refuses this: no such attention implementation",
+        problem,
         "attn_implementation",
         accepted=", ".join(CANONICAL_KERNELS) + ", or a Hub kernel such as kernels-community/flash-attn2",
-        remedy=remedy,
+        remedy="use one of these",
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.errors import ConfigError
+from axmem_trace.recipe.lines import place_error
 from axmem_trace.recipe.recipe import BaseModel
 
 
@@ -35,7 +36,8 @@ def derive_base_model(draft: Draft, *, hub: Literal["never", "fallback", "first"
             str(name), hub=hub, revision=draft.get("revision_of_model") or "", base_directory=draft.directory
         )
     except ConfigError as error:
-        error.file, error.line, error.key = error.file or draft.name, error.line or draft.line(key), key
+        error.key = key
+        place_error(error, draft.name, draft.written)
         raise
     draft.reason("model.base", base.name, f"config.json from {base.source}", key=key)
     return _with_overrides(draft, base)

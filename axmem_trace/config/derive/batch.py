@@ -135,7 +135,9 @@ def _batch_sizes(draft: Draft) -> tuple[int, int]:
         )
         draft.note("warning", "batch_size", text)
     if accumulation < 1:
-        raise draft.error("gradient accumulation counts from 1", "gradient_accumulation_steps", accepted="1 or more")
+        key = "gradient_accumulation_steps"
+        draft.fail(draft.error("gradient accumulation counts from 1", key, accepted="1 or more"))
+        accumulation = 1
     return micro, accumulation
 
 
@@ -157,14 +159,17 @@ def _accumulation_of_batch_size(draft: Draft, micro: int) -> int:
 def _positive(draft: Draft, key: str) -> int:
     value = draft.get(key)
     if not isinstance(value, int) or value < 1:
-        raise draft.error("the value must be at least 1", key, accepted="a whole number above 0")
+        draft.fail(draft.error("the value must be at least 1", key, accepted="a whole number above 0"))
+        return 1
     return value
 
 
 def _pad_multiple(draft: Draft) -> int:
     multiple = draft.get("pad_to_multiple_of") or DEFAULT_PAD_MULTIPLE
     if multiple < 1:
-        raise draft.error("the value must be at least 1", "pad_to_multiple_of", accepted="a whole number above 0")
+        error = draft.error("the value must be at least 1", "pad_to_multiple_of", accepted="a whole number above 0")
+        draft.fail(error)
+        return DEFAULT_PAD_MULTIPLE
     return multiple
 
 
@@ -176,7 +181,7 @@ def _padded_length(draft: Draft, length: int) -> int:
     """Longest row after the collator: `pad_to_multiple_of` is 64, the sequence length under `pad_to_sequence_len`."""
     pad = _pads_to_sequence_len(draft)
     if pad:
-        whole = _round_up(draft.get("sequence_len"), _pad_multiple(draft))
+        whole = _round_up(max(1, draft.get("sequence_len") or 1), _pad_multiple(draft))
         return _round_up(length, whole)
     return length if pad is False else _round_up(length, _pad_multiple(draft))
 

@@ -56,7 +56,7 @@ def _note_others(draft: Draft, weight: str) -> None:
             "torchao 0.17 knows no fake quantisation for axolotl's NVFP4 configuration (NVFP4WeightOnlyConfig): the run "
             "stops when the model has been loaded. The figures are without fake quantisation"
         )
-        draft.note("warning", "qat", text)
+        draft.refuse(text, "qat", remedy="use another weight_dtype, such as int4")
         return
     text = f"fake quantisation to {weight} is not in the figures: its copies of weights and inputs need more memory"
     draft.note("not_modelled", "qat", text)

@@ -135,6 +135,8 @@ def _lora(draft: Draft, base: BaseModel) -> frozenset[str]:
     why_not = ""
     if base.model_type in NO_LORA_KERNEL_TYPES:
         asked, why_not = set(), f"axolotl has none for {base.model_type}"
+    elif said and draft.get("trust_remote_code") and asked:  # axolotl refuses them together
+        return frozenset()
     elif said:
         draft.reason("kernels.lora", sorted(asked) or "none", f"`{said[0]}`", key=said[0])
         return frozenset(asked)

@@ -26,12 +26,18 @@ OPTIMIZER_NAMES = frozenset(
 )  # fmt: skip
 """Names that can be estimated: transformers' and axolotl's own, and three that older releases had."""
 UNAVAILABLE = {
-    "ao_adamw_4bit": "axolotl lists the name and then fails with `Unhandled optimizer`: use adamw_torch_4bit",
-    "ao_adamw_8bit": "axolotl lists the name and then fails with `Unhandled optimizer`: use adamw_torch_8bit",
-    "adamw_torch_xla": "it runs on TPUs, not on CUDA: use adamw_torch_fused",
-    "adamw_torch_npu_fused": "it runs on Ascend NPUs, not on CUDA: use adamw_torch_fused",
-    "lion_pytorch": "axolotl removed it: use lion_32bit or lion_8bit",
+    "ao_adamw_4bit": ("axolotl lists the name and then fails with `Unhandled optimizer`", "adamw_torch_4bit"),
+    "ao_adamw_8bit": ("axolotl lists the name and then fails with `Unhandled optimizer`", "adamw_torch_8bit"),
+    "adamw_torch_xla": ("it runs on TPUs, not on CUDA", "adamw_torch_fused"),
+    "adamw_torch_npu_fused": ("it runs on Ascend NPUs, not on CUDA", "adamw_torch_fused"),
+    "lion_pytorch": ("axolotl removed it", "lion_32bit"),
 }
+"""Why a run with the name stops, and the optimizer to use in its place."""
+RETIRED = {
+    "adamw_hf": "transformers 5 has dropped its own AdamW, so that axolotl 0.19 fails on the name",
+    "adamw_apex_fused": "transformers 5 has dropped apex's FusedAdam, so that axolotl 0.19 fails on the name",
+}
+"""Names of older releases that are estimated as these had them."""
 EXTRA_KEYS = (
     "adam_beta1", "adam_beta2", "adam_beta3", "adam_epsilon", "adam_epsilon2", "dion_lr", "dion_momentum",
     "dion_rank_fraction", "dion_rank_multiple_of", "qgalore_rank", "qgalore_update_proj_gap", "qgalore_scale",
@@ -70,7 +76,11 @@ def derive_optimizer(draft: Draft) -> Optimizer:
 def _name(draft: Draft) -> str:
     name = draft.get("optimizer")
     if name in UNAVAILABLE:
-        raise draft.error(UNAVAILABLE[name], "optimizer")
+        why, instead = UNAVAILABLE[name]
+        draft.refuse(f"{why} (the figures are with {instead})", "optimizer", remedy=f"use `optimizer: {instead}`")
+        draft.values["optimizer"] = name = instead
+    if name in RETIRED:
+        draft.refuse(RETIRED[name], "optimizer", remedy="use `optimizer: adamw_torch_fused`")
     if name not in OPTIMIZER_NAMES:
         nearest = difflib.get_close_matches(str(name), OPTIMIZER_NAMES, n=3, cutoff=0.4)
         raise draft.error(
@@ -125,9 +135,10 @@ def _target_modules(draft: Draft, name: str) -> tuple[str, ...] | str:
 def _learning_rate(draft: Draft) -> float:
     value = draft.get("learning_rate")
     if value is None:
-        draft.note("warning", "learning_rate", "axolotl needs `learning_rate`; it has no effect on memory")
         return DEFAULT_LEARNING_RATE
     try:
         return float(value)
     except ValueError:
-        raise draft.error("the learning rate is not a number", "learning_rate", accepted="a number") from None
+        problem = "axolotl refuses this: the learning rate is not a number"
+        draft.refuse(problem, "learning_rate", remedy="write a number, such as 2e-4")
+        return DEFAULT_LEARNING_RATE

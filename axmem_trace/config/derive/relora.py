@@ -28,13 +28,13 @@ def restart_steps(draft: Draft) -> int:
         text = (
             f"axolotl stops at ReLoRA's first restart: {name} is not supported, only optimizers with adam in their name"
         )
-        draft.note("warning", "optimizer", text)
+        draft.refuse(text, "optimizer", remedy="use `optimizer: adamw_torch_fused`, for example")
     if draft.get("adapter") == "qlora":
         text = (
             "ReLoRA over 4-bit weights does not get past its first restart: bitsandbytes leaves the merged weights as "
             "they are, in fp32, and the next forward stops. The figures have the restart, with those weights"
         )
-        draft.note("warning", "relora", text)
+        draft.refuse(text, "relora", remedy="use `adapter: lora`")
     if draft.get("relora_cpu_offload") and not (draft.get("load_in_4bit") or draft.get("load_in_8bit")):
         text = "`relora_cpu_offload` acts on quantised base weights only: here the merges run on the GPU"
         draft.note("warning", "relora_cpu_offload", text)

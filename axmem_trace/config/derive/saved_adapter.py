@@ -11,6 +11,7 @@ from typing import Any
 
 from axmem_trace.catalogue.config_file import ADAPTER_FILE
 from axmem_trace.config.document.draft import Draft
+from axmem_trace.files import expanded, is_file
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_JSON_BYTES = 1 << 20
@@ -47,7 +48,7 @@ def read_saved_adapter(draft: Draft) -> SavedAdapter:
         return SavedAdapter()
     for place in _places(draft, str(name)):
         file = place / ADAPTER_FILE
-        if file.is_file():
+        if is_file(file):
             config = _read_config(draft, file)
             draft.reason("adapter.rank", config.get("r"), f"{file} governs the adapter", key="lora_model_dir")
             return SavedAdapter(config, _tensor_bytes(place / WEIGHTS_FILE))
@@ -60,7 +61,7 @@ def read_saved_adapter(draft: Draft) -> SavedAdapter:
 
 
 def _places(draft: Draft, name: str) -> Iterator[Path]:
-    yield Path(name).expanduser()
+    yield expanded(name)
     if draft.directory:
         yield draft.directory / name
 

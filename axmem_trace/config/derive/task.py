@@ -96,7 +96,7 @@ def _mean_resizing(draft: Draft, base: BaseModel) -> bool:
 
 def _task(draft: Draft, base: BaseModel) -> tuple[Task, str, int]:
     """Reward models: `set_reward_model_defaults` of axolotl's validation.py."""
-    named = draft.get("type_of_model") or ""
+    named = _named_class(draft)
     num_labels = int(draft.get("num_labels") or 0)
     if draft.get("reward_model"):
         draft.reason("model.task", "sequence-classification", "`reward_model: true`", key="reward_model")
@@ -116,6 +116,22 @@ def _task(draft: Draft, base: BaseModel) -> tuple[Task, str, int]:
         return "image-text-to-text", named, num_labels
     draft.reason("model.task", "causal-lm", "axolotl's default", origin="default")
     return "causal-lm", named, num_labels
+
+
+def _named_class(draft: Draft) -> str:
+    """`type_of_model`, where axolotl loads the model with it: not with remote code, and not from GPTQ weights.
+
+    Source: axolotl `loaders/model.py` `_build_model`.
+    """
+    named = str(draft.get("type_of_model") or "")
+    if named in ("", "AutoModelForCausalLM"):
+        return named
+    for key in ("trust_remote_code", "gptq"):
+        if draft.get(key):
+            text = f"`{named}` has no effect: with `{key}: true` axolotl loads the model with its Auto class"
+            draft.note("ignored", "type_of_model", text)
+            return ""
+    return named
 
 
 def _added_tokens(draft: Draft) -> int:

@@ -1,18 +1,23 @@
-"""A configuration on its way to a `Recipe`: values with axolotl's defaults, their lines, and what was said of them."""
+"""A configuration on its way to a `Recipe`: values with axolotl's defaults, where they were written, what was said of
+them, and why the run can't run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from axmem_trace.config.document.key_table import KEYS
 from axmem_trace.errors import ConfigError
-from axmem_trace.notes import Direction, Note, NoteKind, Notes
-from axmem_trace.recipe.recipe import Reason
+from axmem_trace.notes import Direction, Note, NoteKind, Notes, RefusalNote
+from axmem_trace.recipe.lines import as_error, find_written, place_note
+from axmem_trace.recipe.recipe import Reason, Written
 
 Origin = Literal["config", "default", "derived", "assume", "override"]
+T = TypeVar("T")
+MAX_VALUE_LENGTH = 60
 
 
 @dataclass
@@ -20,18 +25,27 @@ class Draft:
     """What the configuration says so far.
 
     A key that is given as null is *given*: axolotl's defaults fill in only for keys that are absent (pydantic).
+    What can't be is collected, so that one run reports all of it: `refuse` where the figures are the same all the same,
+    `fail` where they can't be known.
     """
 
     name: str
     values: dict[str, Any]
-    lines: Mapping[str, int] = field(default_factory=dict)
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    """The values as the user wrote them."""
+    written: dict[str, Written] = field(default_factory=dict)
+    """Where each key was written, by the name that it goes by here."""
     directory: Path | None = None
-    overridden: frozenset[str] = frozenset()
     plugins: frozenset[str] = frozenset()
     """Names of the listed plugins' packages: `liger`, `kernels`, ..."""
     dropped: dict[str, Any] = field(default_factory=dict)
     """Given keys that axolotl drops after validation: unknown, or of a plugin that is not listed."""
     notes: Notes = field(default_factory=Notes)
+    strict: list[Note] = field(default_factory=list)
+    """Those of the notes that are errors with `--strict`, beside keys that are ignored or not modelled."""
+    errors: list[ConfigError] = field(default_factory=list)
+    spoiled: dict[str, bool] = field(default_factory=dict)
+    """Keys whose value is missing or of the wrong type, and is gone; true where the figures can't be known for it."""
     reasons: dict[str, Reason] = field(default_factory=dict)
 
     def get(self, key: str) -> Any:
@@ -57,17 +71,28 @@ class Draft:
 
     def line(self, key: str) -> int:
         """Where the key stands in the file; 0 where it does not."""
-        return self.lines.get(key, 0)
+        return self.written[key].line if key in self.written else 0
+
+    def is_overridden(self, key: str) -> bool:
+        """`--set` gave the key."""
+        return key in self.written and bool(self.written[key].flag)
+
+    def rename(self, old: str, new: str) -> None:
+        """From here on `new` is what the user wrote as `old`, with all that is nested in it."""
+        inside = [key for key in self.written if key == old or key.startswith(old + ".")]
+        self.written.update({new + key[len(old) :]: self.written[key] for key in inside})
 
     def origin(self, key: str) -> Origin:
         """Who said it: the command line, the file or nobody."""
-        if key.split(".")[0] in self.overridden:
+        if self.is_overridden(key):
             return "override"
         return "config" if key in self.values else "default"
 
-    def note(self, kind: NoteKind, key: str, text: str, *, line: int = 0, direction: Direction = "") -> None:
+    def note(self, kind: NoteKind, key: str, text: str, *, line: int = 0, direction: Direction = "") -> Note:
         """Adds a note, unless an equal one is there."""
-        self.notes.append(Note(kind=kind, key=key, text=text, line=line or self.line(key), direction=direction))
+        note = Note(kind=kind, key=key, text=text, line=line or self.line(key), direction=direction)
+        self.notes.append(note)
+        return note
 
     def reason(self, field_path: str, value: object, text: str, *, key: str = "", origin: Origin | None = None) -> None:
         """Says why the recipe's field has its value; `key` is the YAML key to blame, where there is one."""
@@ -79,19 +104,80 @@ class Draft:
         given = key in self.values
         self.reason(field_path, value, f"`{key}`" if given else f"axolotl's default for `{key}`", key=key)
 
+    # -- what can't be ------------------------------------------------------------------------------------------------
+
+    def refuse(self, problem: str, key: str, *, remedy: str = "") -> None:
+        """Adds a reason why the run can't run, where the figures are not changed by it, or `problem` says of what they
+        are."""
+        refusal = RefusalNote(key=key, text=problem, remedy=remedy)
+        if find_written(self.written, key).key not in self.spoiled:
+            self.notes.append(refusal)
+
+    def fail(self, error: ConfigError) -> None:
+        """Adds a reason why there are no figures, and goes on, so that further ones are found.
+
+        What follows from a value that was refused already is none.
+        """
+        error.file = error.file or self.name
+        known = any((each.key, each.problem) == (error.key, error.problem) for each in self.errors)
+        if not known and not self.spoiled.get(error.key):
+            self.errors.append(error)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """While open, a `ConfigError` is collected instead of raised."""
+        try:
+            yield
+        except ConfigError as error:
+            self.fail(error)
+
+    def attempt(self, derive: Callable[..., T], *arguments: Any, default: T, **options: Any) -> T:
+        """What `derive` returns; where it fails, the error is collected and `default` stands for the part."""
+        with self.collecting():
+            return derive(*arguments, **options)
+        return default
+
+    def raise_errors(self) -> None:
+        """Raises all that was collected, as one error, if there is one without figures."""
+        if not self.errors:
+            return
+        refusals = [place_note(note, self.written) for note in self.notes if isinstance(note, RefusalNote)]
+        explained = {error.key for error in self.errors} & self.spoiled.keys()
+        refusals = [refusal for refusal in refusals if refusal.key not in explained]
+        first, *others = self.errors
+        first.others += (*others, *(as_error(refusal, self.name) for refusal in refusals))
+        raise first
+
     def error(
         self, problem: str, key: str = "", *, accepted: str = "", remedy: str = "", details: tuple[str, ...] = ()
     ) -> ConfigError:
-        """A `ConfigError` about a key, with its place and value."""
-        top = key.split(".")[0]
-        value = self.values.get(top, self.dropped.get(top)) if top == key else self.sub(top).get(key[len(top) + 1 :])
+        """A `ConfigError` about a key, with its place and value, by the name that the user gave it."""
+        found = find_written(self.written, key) if key else Written(key="")
         return ConfigError(
             problem=problem,
             file=self.name,
-            line=self.line(key) or self.line(top),
-            key=key,
-            value=value,
+            line=found.line,
+            key=found.key,
+            value=self._value_of(key, found),
             accepted=accepted,
             remedy=remedy,
             details=details,
+            flag=found.flag,
         )
+
+    def _value_of(self, key: str, found: Written) -> Any:
+        """As written, else as it stands here by now."""
+        name, *inner = (found.key if found.key.partition(".")[0] in self.raw else key).split(".")
+        value = self.raw.get(name, self.values.get(name, self.dropped.get(name)))
+        for part in inner:
+            if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+                value = value[int(part)]
+            else:
+                value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+
+def shortened(value: Any) -> str:
+    """A value as the YAML has it, cut off where it is long."""
+    text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 3] + "..."

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from axmem_trace.config.document.coercion import coerce, describe
-from axmem_trace.config.document.draft import Draft
-from axmem_trace.config.document.key_table import KEYS, PLUGINS, Key, nearest_key
+from axmem_trace.config.document.draft import Draft, shortened
+from axmem_trace.config.document.foreign_keys import ADVICE, SAME, nearest_key
+from axmem_trace.config.document.key_table import KEYS, PLUGINS, Key, siblings
 from axmem_trace.config.document.old_names import GONE_KEYS
-from axmem_trace.errors import ConfigError
+from axmem_trace.recipe.lines import find_written
 
 _WHOLE_PLUGINS = {
     "llm_compressor": ("llmcompressor", "more"),
@@ -17,6 +18,8 @@ _WHOLE_PLUGINS = {
     "nemo_gym": ("nemo_gym_enabled", "more"),
 }
 """Plugins that act as soon as they are listed, and the key that tells what they do."""
+_WRONG: Any = object()
+"""Stands for a value that was refused."""
 _DIRECTIONS = {"more": "needs more memory than shown", "less": "needs less memory than shown", "either": "differs"}
 
 
@@ -35,10 +38,8 @@ def check_types(draft: Draft) -> None:
     """Turns each value into its schema's type; drops, with a note, what axolotl would drop.
 
     axolotl's pydantic model has no `extra="forbid"`: an unknown key, and a key of a plugin that is not listed, passes
-    validation and is gone after it (`utils/config/__init__.py`, `validate_config`).
-
-    Raises:
-        ConfigError: a value of the wrong type.
+    validation and is gone after it (`utils/config/__init__.py`, `validate_config`). A value of the wrong type is an
+    error, or a refusal where the key moves no memory; axolotl's default then stands for it.
     """
     for name in list(draft.values):
         value = draft.values[name]
@@ -46,7 +47,11 @@ def check_types(draft: Draft) -> None:
         if key is None:
             _drop_unknown(draft, name)
             continue
-        draft.values[name] = _coerced(draft, key, value, name)
+        coerced = _coerced(draft, key, value, name)
+        if coerced is _WRONG:
+            del draft.values[name]
+            continue
+        draft.values[name] = coerced
         if isinstance(draft.values[name], dict):
             draft.values[name] = _check_nested(draft, name, draft.values[name])
         if not draft.is_live(name):
@@ -55,11 +60,22 @@ def check_types(draft: Draft) -> None:
                 _note_missing_plugin(draft, key)
 
 
+def note_duplicates(draft: Draft, duplicates: Mapping[str, tuple[int, ...]]) -> None:
+    """A key that is given twice in its block: the last one counts, as axolotl reads (`cli/config.py`, `yaml.safe_load`)."""
+    for name, lines in duplicates.items():
+        if draft.is_overridden(name):
+            continue
+        *earlier, last = lines
+        overridden = f"line {earlier[0]} is" if len(earlier) == 1 else f"lines {', '.join(map(str, earlier))} are"
+        text = f"`{name}` is given {len(lines)} times: {overridden} overridden by line {last}, which axolotl reads"
+        draft.strict.append(draft.note("warning", name, text, line=last))
+
+
 def note_not_modelled(draft: Draft) -> None:
     """Names each key that is set to something that moves memory unseen, and each plugin that acts by being listed."""
     for key, value in _given_keys(draft):
         if key.verdict == "not_modelled" and _moves_memory(key, value):
-            text = f"`{key.name}: {_short(value)}` is not in the figures: {say(key)}"
+            text = f"`{key.name}: {shortened(value)}` is not in the figures: {say(key)}"
             draft.note("not_modelled", key.name, text, direction=key.direction or "either")
     for package in sorted(draft.plugins):
         if package in _WHOLE_PLUGINS:
@@ -97,16 +113,20 @@ def _coerced(draft: Draft, key: Key, value: Any, name: str) -> Any:
     try:
         return coerce(value, key.type)
     except ValueError:
-        remedy = "remove the line to get the default" if value is None else "correct the value"
-        raise ConfigError(
-            problem="the value has the wrong type" if value is not None else "a value is missing",
-            file=draft.name,
-            line=draft.line(name),
-            key=name,
-            value=value,
-            accepted=describe(key.type),
-            remedy=remedy,
-        ) from None
+        accepted = describe(key.type)
+    fails = value is not None and key.verdict != "none"
+    if value is None:
+        problem = f"axolotl refuses this: a value is missing, {accepted}"
+        if key.default is not None:
+            problem += f" (the figures are with its default, {shortened(key.default)})"
+        draft.refuse(problem, name, remedy="give one, or remove the line")
+    elif not fails:
+        problem = f"axolotl refuses this: the value has the wrong type, it takes {accepted}"
+        draft.refuse(problem, name, remedy="correct the value")
+    else:
+        draft.fail(draft.error("the value has the wrong type", name, accepted=accepted, remedy="correct the value"))
+    draft.spoiled[find_written(draft.written, name).key] = fails
+    return _WRONG
 
 
 def _check_nested(draft: Draft, prefix: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -120,33 +140,48 @@ def _check_nested(draft: Draft, prefix: str, values: dict[str, Any]) -> dict[str
         if prefix == "fsdp_config" and name not in fields:
             name = f"{prefix}.{str(inner).removeprefix('fsdp_')}"
         if name not in fields:
-            _note_unknown(draft, f"{prefix}.{inner}")
+            _report_unknown(draft, f"{prefix}.{inner}", value)
             continue
-        checked[name[len(prefix) + 1 :]] = _coerced(draft, KEYS[name], value, f"{prefix}.{inner}")
-        if isinstance(value, dict):
-            checked[name[len(prefix) + 1 :]] = _check_nested(draft, name, value)
+        coerced = _coerced(draft, KEYS[name], value, f"{prefix}.{inner}")
+        if coerced is not _WRONG:
+            nested = _check_nested(draft, name, coerced) if isinstance(coerced, dict) else coerced
+            checked[name[len(prefix) + 1 :]] = nested
     return checked
 
 
-def _drop_unknown(draft: Draft, name: str) -> None:
-    draft.dropped[name] = draft.values.pop(name)
-    _note_unknown(draft, name)
+def _drop_unknown(draft: Draft, name: Any) -> None:
+    """A key may be a number or a truth value (`1:`, `yes:`)."""
+    value = draft.dropped[str(name)] = draft.values.pop(name)
+    _report_unknown(draft, str(name), value)
 
 
-def _note_unknown(draft: Draft, name: str) -> None:
-    if name in GONE_KEYS:
-        draft.note("ignored", name, f"`{name}` is gone from axolotl and has no effect: {GONE_KEYS[name]}")
+def _report_unknown(draft: Draft, name: str, value: Any) -> None:
+    """An error where `--set` gave the key, a warning where it may move memory, else a note."""
+    nearest = nearest_key(name, siblings(name))
+    advice = GONE_KEYS.get(name) or ADVICE.get(name) or ""
+    if name in SAME:
+        advice = f"axolotl's key for it is `{SAME[name]}`"
+    slipped = bool(nearest) and not advice
+    if slipped:
+        advice = f"did you mean `{nearest}`?"
+    if draft.is_overridden(name):
+        remedy = advice or "check the spelling against axolotl's documentation"
+        draft.fail(draft.error("axolotl knows no such key, and drops it", name, remedy=remedy))
         return
-    nearest = nearest_key(name)
-    hint = f"; did you mean `{nearest}`?" if nearest else ""
-    draft.note("ignored", name, f"axolotl does not know `{name}` and drops it{hint}")
+    gone = name in GONE_KEYS
+    text = (
+        f"`{name}` is gone from axolotl and has no effect" if gone else f"axolotl does not know `{name}` and drops it"
+    )
+    harmless = bool(advice) and not slipped and (not value or not _names_what_moves_memory(advice))
+    note = draft.note("ignored" if harmless else "warning", name, f"{text}: {advice}" if advice else text)
+    draft.strict.append(note)
+
+
+def _names_what_moves_memory(advice: str) -> bool:
+    named = [part.partition(":")[0].strip() for part in advice.split("`")[1::2]]
+    return any(name in KEYS and KEYS[name].verdict != "none" for name in named)
 
 
 def _note_missing_plugin(draft: Draft, key: Key) -> None:
     text = f"`{key.name}` has no effect: its plugin is not listed. Add `{PLUGINS[key.plugin]}` to `plugins:`"
     draft.note("warning", key.name, text)
-
-
-def _short(value: Any) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

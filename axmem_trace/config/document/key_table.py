@@ -9,7 +9,6 @@ A verdict says what this tool does with a key:
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -56,9 +55,7 @@ PLUGINS: dict[str, str] = _table()["plugins"]
 """Package name of each known integration -> its plugin's full name."""
 
 
-def nearest_key(name: str) -> str:
-    """The known key most like `name`, or nothing."""
+def siblings(name: str) -> list[str]:
+    """The known keys of the same block."""
     prefix, _, _ = name.rpartition(".")
-    candidates = [key for key in KEYS if key.rpartition(".")[0] == prefix]
-    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.72)
-    return close[0] if close else ""
+    return [key for key in KEYS if key.rpartition(".")[0] == prefix]

@@ -44,10 +44,16 @@ GONE_KEYS = {
 """Names of the last three years that no field answers to any more."""
 
 REFUSED_KEYS = {
-    "max_packed_sequence_len": "axolotl no longer supports it: use `sample_packing: true` with `sequence_len`",
-    "rope_scaling": "axolotl no longer supports it at the top level: put it under `overrides_of_model_config`",
-    "s2_attention": "axolotl no longer supports shifted-sparse attention: remove it",
-    "flash_attn_rms_norm": "axolotl no longer supports it: use `liger_rms_norm: true` with the Liger plugin",
+    "max_packed_sequence_len": (
+        "it is gone (the figures are without packing)",
+        "use `sample_packing: true` with `sequence_len`",
+    ),
+    "rope_scaling": ("it is gone from the top level", "put it under `overrides_of_model_config`"),
+    "s2_attention": ("shifted-sparse attention is gone", "remove it"),
+    "flash_attn_rms_norm": (
+        "it is gone (the figures are without it)",
+        "use `liger_rms_norm: true` with the Liger plugin",
+    ),
 }
 """Removed keys that axolotl refuses when they are on."""
 REFUSED_WHEN_GIVEN = {
@@ -68,44 +74,33 @@ UNSLOTH_KEYS = (
 
 def rename_aliases(draft: Draft) -> None:
     """`model_type` -> `type_of_model` and the like, before anything looks at the keys."""
-    lines = dict(draft.lines)
     for alias, name in TOP_LEVEL_ALIASES.items():
         if alias not in draft.values:
             continue
         value = draft.values.pop(alias)
-        if name in draft.overridden and alias not in draft.overridden:
+        if draft.is_overridden(name) and not draft.is_overridden(alias):
             continue
         if name in draft.values:
             draft.note("ignored", name, f"`{name}` is given twice: `{alias}`, its other name, wins")
         draft.values[name] = value
-        for line_key in [key for key in lines if key == alias or key.startswith(alias + ".")]:
-            lines[name + line_key[len(alias) :]] = lines[line_key]
-        if alias in draft.overridden:
-            draft.overridden |= {name}
-    draft.lines = lines
+        draft.rename(alias, name)
 
 
 def refuse_removed(draft: Draft) -> None:
-    """Raises for keys and values that axolotl 0.19 refuses because they are gone."""
-    for key, text in REFUSED_KEYS.items():
+    """Reports keys and values that axolotl 0.19 refuses because they are gone; the figures are without them."""
+    for key, (text, remedy) in REFUSED_KEYS.items():
         if draft.get(key):
-            raise draft.error(text, key, remedy="change the configuration as said")
+            draft.refuse(f"axolotl refuses this: {text}", key, remedy=remedy)
     for key, text in REFUSED_WHEN_GIVEN.items():
         if draft.has(key):
-            raise draft.error(f"axolotl no longer supports it: {text}", key, remedy="remove the key")
+            draft.refuse(f"axolotl refuses this: {text}", key, remedy="remove the key")
     for key in UNSLOTH_KEYS:
         if draft.dropped.get(key):
             remedy = "use lora_mlp_kernel, lora_qkv_kernel, lora_o_kernel instead"
-            raise draft.error("axolotl removed its Unsloth integration", key, remedy=remedy)
+            draft.refuse("axolotl refuses this: it removed its Unsloth integration", key, remedy=remedy)
     if draft.get("save_safetensors") is False:
-        raise draft.error("transformers 5 always saves safetensors", "save_safetensors", remedy="remove the key")
-    for index, dataset in enumerate(draft.get("datasets") or []):
-        kind = dataset.get("type") if isinstance(dataset, dict) else None
-        if isinstance(kind, str) and kind.startswith("sharegpt"):
-            error = draft.error("axolotl no longer supports `type: sharegpt`", "datasets", remedy="use `chat_template`")
-            error.line = draft.line(f"datasets.{index}.type") or error.line
-            error.value = kind
-            raise error
+        problem = "axolotl refuses this: transformers 5 always saves safetensors"
+        draft.refuse(problem, "save_safetensors", remedy="remove the key")
 
 
 def understand_old_names(draft: Draft) -> None:
@@ -123,7 +118,7 @@ def understand_old_names(draft: Draft) -> None:
     if mode in ("offload", "offload_disk"):
         offload = "disk" if mode == "offload_disk" else True
         draft.values["gradient_checkpointing"], draft.values["activation_offloading"] = True, offload
-        draft.lines = {**draft.lines, "activation_offloading": draft.line("gradient_checkpointing")}
+        draft.rename("gradient_checkpointing", "activation_offloading")
         text = f"`gradient_checkpointing: {mode}` is the old way to say it"
         draft.reason("checkpointing.offload", offload, text, key="gradient_checkpointing")
 
@@ -134,21 +129,22 @@ def _attention_flags(draft: Draft) -> None:
     kernel = draft.get("attn_implementation")
     if draft.get("gemma4_hybrid_attn_impl"):
         if kernel and kernel != "flash_attention_2":
-            text = "gemma4_hybrid_attn_impl needs attn_implementation: flash_attention_2"
-            raise draft.error(text, "attn_implementation")
+            text = "axolotl refuses this: gemma4_hybrid_attn_impl needs attn_implementation: flash_attention_2"
+            draft.fail(draft.error(text, "attn_implementation", remedy="set it, or remove gemma4_hybrid_attn_impl"))
         if not kernel and not given:
             draft.values["attn_implementation"] = "flash_attention_2"
-            draft.lines = {**draft.lines, "attn_implementation": draft.line("gemma4_hybrid_attn_impl")}
+            draft.rename("gemma4_hybrid_attn_impl", "attn_implementation")
     if kernel and given:
-        raise draft.error(
-            f"attn_implementation cannot be combined with the old {', '.join(given)}",
-            "attn_implementation",
-            remedy="keep only attn_implementation",
-        )
-    if given:
+        problem = f"axolotl refuses this: attn_implementation cannot be combined with the old {', '.join(given)}"
+        remedy = "keep only attn_implementation"
+        if {ATTENTION_FLAGS[flag] for flag in given} == {kernel}:
+            draft.refuse(problem, "attn_implementation", remedy=remedy)
+        else:
+            draft.fail(draft.error(problem, "attn_implementation", remedy=remedy))
+    elif given:
         flag = given[0]
         draft.values["attn_implementation"] = ATTENTION_FLAGS[flag]
-        draft.lines = {**draft.lines, "attn_implementation": draft.line(flag)}
+        draft.rename(flag, "attn_implementation")
         text = f"`{flag}: true`, the old name of `attn_implementation: {ATTENTION_FLAGS[flag]}`"
         draft.reason("attention.kernel", ATTENTION_FLAGS[flag], text, key=flag)
     for flag in ATTENTION_FLAGS:
@@ -160,12 +156,11 @@ def _move(draft: Draft, old: str, new: str, *, conflict: bool = False) -> None:
         return
     if draft.has(new):
         if conflict:
-            raise draft.error(f"`{old}` is the old name of `{new}`; both are given", old, remedy=f"remove `{old}`")
+            problem = f"axolotl refuses this: `{old}` is the old name of `{new}`, and both are given"
+            draft.refuse(f"{problem} (the figures are with `{new}`)", old, remedy=f"remove `{old}`")
         return
     draft.values[new] = draft.values.pop(old)
-    draft.lines = {**draft.lines, new: draft.line(old)}
-    if old in draft.overridden:
-        draft.overridden |= {new}
+    draft.rename(old, new)
 
 
 def _gc_steps(draft: Draft) -> None:
@@ -176,7 +171,7 @@ def _gc_steps(draft: Draft) -> None:
     draft.values["gc_collect_steps"] = steps
     if steps > 0:
         draft.values["torch_empty_cache_steps"] = steps
-        draft.lines = {**draft.lines, "torch_empty_cache_steps": draft.line("gc_steps")}
+        draft.rename("gc_steps", "torch_empty_cache_steps")
 
 
 def _fsdp_version(draft: Draft) -> None:

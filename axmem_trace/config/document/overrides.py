@@ -33,34 +33,51 @@ def parse_settings(settings: Settings, option: str) -> Iterator[tuple[str, Any]]
         try:
             yield key, parse_value(text)
         except ConfigError as error:
-            raise ConfigError(
-                problem=f"the value of {option} {key} is {error.problem}", key=key, value=text, remedy="quote the value"
-            ) from error
+            problem = f"the value is {error.problem}"
+            raise ConfigError(problem=problem, key=key, flag=option, value=text, remedy="quote the value") from error
 
 
 def apply_overrides(values: dict[str, Any], overrides: Settings) -> tuple[dict[str, Any], frozenset[str]]:
-    """A copy of the configuration with `--set` applied (dots nest), and the top-level keys that were touched.
+    """A copy of the configuration with `--set` applied, and the keys that were given so, as they were given.
+
+    Dots nest; a number is an item of a list (`datasets.0.type`).
 
     Raises:
-        ConfigError: a dotted key leads through a value that is no mapping.
+        ConfigError: a dotted key leads through a value that is neither mapping nor list, or to an item that is not there.
     """
-    result, touched = dict(values), set()
+    result, given = dict(values), []
     for key, value in parse_settings(overrides, "--set"):
         parts = key.split(".")
         if not all(parts):
-            raise ConfigError(problem=f"--set {key!r} has an empty part", key=key)
-        target = result
+            raise ConfigError(problem="the key has an empty part", key=key, flag="--set", remedy="write key=value")
+        target: Any = result
         for depth, part in enumerate(parts[:-1]):
-            inner = target.get(part)
-            if inner is not None and not isinstance(inner, Mapping):
-                raise ConfigError(
-                    problem=f"--set {key} goes into `{'.'.join(parts[: depth + 1])}`, which is no mapping",
-                    key=key,
-                    value=inner,
-                    remedy="set the whole key",
-                )
-            target[part] = dict(inner or {})
-            target = target[part]
-        target[parts[-1]] = value
-        touched.add(parts[0])
-    return result, frozenset(touched)
+            target = _enter(target, part, key, ".".join(parts[: depth + 1]))
+        if isinstance(target, list):
+            target[_index(target, parts[-1], key)] = value
+        else:
+            target[parts[-1]] = value
+        given.append(key)
+    return result, frozenset(given)
+
+
+def _enter(target: Any, part: str, key: str, path: str) -> Any:
+    """A fresh copy of what stands at `part`, put in its place."""
+    index: Any = _index(target, part, key) if isinstance(target, list) else part
+    inner = target[index] if isinstance(target, list) else target.get(part)
+    if isinstance(inner, (list, tuple)):
+        target[index] = list(inner)
+    elif inner is None or isinstance(inner, Mapping):
+        target[index] = dict(inner or {})
+    else:
+        problem = f"it leads into `{path}`, which is no mapping and no list"
+        raise ConfigError(problem=problem, key=key, flag="--set", value=inner, remedy="set the whole key")
+    return target[index]
+
+
+def _index(items: list[Any], part: str, key: str) -> int:
+    if part.isascii() and part.isdigit() and int(part) < len(items):
+        return int(part)
+    accepted = f"a number from 0 to {len(items) - 1}" if items else "nothing: the list is empty"
+    problem = f"{part!r} is no item of the list"
+    raise ConfigError(problem=problem, key=key, flag="--set", accepted=accepted, remedy="set the whole list")

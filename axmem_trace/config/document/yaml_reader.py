@@ -6,6 +6,7 @@ nodes that aliases expand to. Whatever is wrong becomes a `ConfigError` with the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 import yaml
 
 from axmem_trace.errors import ConfigError
+from axmem_trace.files import shortened_path
 
+STANDARD_INPUT = "-"
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_NODES = 100_000
@@ -33,12 +36,14 @@ class Document:
     values: dict[str, Any]
     lines: Mapping[str, int] = field(default_factory=dict)
     """1-based line of each key, by dotted path; items of a list by their index (`datasets.0.path`)."""
+    duplicates: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Keys that are given more than once in their block, and where: the last one counts, as `yaml.safe_load` reads."""
     directory: Path | None = None
     """Where the file lies: relative paths in it may start there."""
 
 
 def read_document(config: str | Path | Mapping[str, Any]) -> Document:
-    """Reads a file (given by `str` or `Path`), or takes a mapping as it is.
+    """Reads a file (given by `str` or `Path`) or standard input (`-`), or takes a mapping as it is.
 
     Raises:
         ConfigError: no such file, no YAML, not a mapping, or beyond the bounds above.
@@ -46,6 +51,8 @@ def read_document(config: str | Path | Mapping[str, Any]) -> Document:
     if isinstance(config, Mapping):
         _check_plain(config, depth=0, budget=[MAX_NODES])
         return Document(name="<config>", values={**config})
+    if str(config) == STANDARD_INPUT:
+        return parse_document(_read_standard_input(), name="<stdin>", directory=Path())
     path = Path(config)
     return parse_document(_read_text(path), name=str(config), directory=path.parent)
 
@@ -67,9 +74,12 @@ def parse_document(text: str, *, name: str = "<config>", directory: Path | None 
             line=root.start_mark.line + 1,
             accepted="lines such as `base_model: meta-llama/Llama-3.1-8B`",
         )
-    lines: dict[str, int] = {}
-    _Inspector(name, lines).visit(root, path="", depth=1)
-    return Document(name=name, values=_construct(root, name), lines=lines, directory=directory)
+    inspector = _Inspector(name)
+    inspector.visit(root, path="", depth=1)
+    duplicates = {key: tuple(lines) for key, lines in inspector.duplicates.items()}
+    return Document(
+        name=name, values=_construct(root, name), lines=inspector.lines, duplicates=duplicates, directory=directory
+    )
 
 
 def parse_value(text: str) -> Any:
@@ -81,28 +91,45 @@ def parse_value(text: str) -> Any:
     node = _compose(text, "")
     if node is None:
         return None
-    _Inspector("", {}).visit(node, path="", depth=1)
+    _Inspector("").visit(node, path="", depth=1)
     return _construct(node, "")
 
 
+def _read_standard_input() -> str:
+    binary = getattr(sys.stdin, "buffer", None)  # a test's, or a notebook's, may be text alone
+    content = binary.read(MAX_BYTES + 1) if binary is not None else sys.stdin.read().encode()
+    return _decode(content, "<stdin>")
+
+
 def _read_text(path: Path) -> str:
-    problem, remedy = "", "give the path of an axolotl YAML file"
+    """The content of a file, or of a pipe (`/dev/stdin`, or what `<(...)` of a shell makes)."""
+    name = shortened_path(path)
     try:
         if path.is_dir():
-            problem = "this is a directory, not a file"
-        elif not path.exists():
-            problem, remedy = "no such file", "check the path"
-        elif not path.is_file():
-            problem = "this is not a regular file"
-        elif path.stat().st_size > MAX_BYTES:
-            problem = f"the file has {path.stat().st_size} bytes; a configuration has at most {MAX_BYTES}"
-        else:
-            return path.read_bytes()[: MAX_BYTES + 1].decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        problem = f"the file is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x})"
+            raise _unreadable("this is a directory, not a file", name)
+        if not path.exists():
+            raise _unreadable("no such file", name, remedy="check the path")
+        with path.open("rb") as stream:
+            return _decode(stream.read(MAX_BYTES + 1), name)
     except (OSError, ValueError) as error:
-        problem = f"the file cannot be read: {getattr(error, 'strerror', None) or error}"
-    raise ConfigError(problem=problem, file=str(path), remedy=remedy)
+        why = getattr(error, "strerror", None) or error
+        raise _unreadable(f"the file cannot be read: {why}", name) from None
+
+
+def _decode(content: bytes, name: str) -> str:
+    if len(content) > MAX_BYTES:
+        raise _unreadable(f"the file is too large; a configuration has at most {MAX_BYTES} bytes", name)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start} is {error.object[error.start]:#04x}"
+        raise _unreadable(f"the file is not UTF-8 text ({byte})", name) from None
+
+
+def _unreadable(
+    problem: str, name: str, remedy: str = "give the path of an axolotl YAML file, or - for standard input"
+) -> ConfigError:
+    return ConfigError(problem=problem, file=name, remedy=remedy)
 
 
 def _compose(text: str, name: str) -> yaml.Node | None:
@@ -151,11 +178,12 @@ def _syntax_error(error: yaml.YAMLError, name: str) -> ConfigError:
 
 @dataclass
 class _Inspector:
-    """Walks the node graph as it will be expanded: counts nodes, refuses duplicates and cycles, notes lines."""
+    """Walks the node graph as it will be expanded: counts nodes, refuses cycles, notes lines and duplicates."""
 
     name: str
-    lines: dict[str, int]
+    lines: dict[str, int] = field(default_factory=dict)
     num_nodes: int = 0
+    duplicates: dict[str, list[int]] = field(default_factory=dict)
 
     def visit(self, node: yaml.Node, *, path: str, depth: int) -> None:
         self.num_nodes += 1
@@ -174,28 +202,33 @@ class _Inspector:
 
     def _visit_mapping(self, node: yaml.MappingNode, path: str, depth: int) -> None:
         seen: dict[str, int] = {}
+        merged: list[yaml.Node] = []
         for key, value in node.value:
             line = key.start_mark.line + 1
             if key.tag == _MERGE_TAG:
-                self._visit_merged(value, path, depth)
+                merged.append(value)
                 continue
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError(problem="a key must be a word, not a list or a mapping", file=self.name, line=line)
+            name = _join(path, key.value)
             if key.value in seen:
-                raise ConfigError(
-                    problem=f"the key stands twice, in lines {seen[key.value]} and {line}",
-                    file=self.name,
-                    line=line,
-                    key=_join(path, key.value),
-                    remedy="keep one of them (YAML would silently take the last)",
-                )
+                self._forget(name)
+                self.duplicates.setdefault(name, [seen[key.value]]).append(line)
             seen[key.value] = line
-            self.lines[_join(path, key.value)] = line
-            self.visit(value, path=_join(path, key.value), depth=depth + 1)
+            self.lines[name] = line
+            self.visit(value, path=name, depth=depth + 1)
+        for value in merged:
+            self._visit_merged(value, path, depth)
+
+    def _forget(self, name: str) -> None:
+        """The first of two blocks of one name counts no more, nor what is in it."""
+        for places in (self.lines, self.duplicates):
+            for inner in [key for key in places if key.startswith(name + ".")]:
+                del places[inner]
 
     def _visit_merged(self, value: yaml.Node, path: str, depth: int) -> None:
         """`<<: *anchor`: the anchor's keys, whose lines count only where nothing else set the key."""
-        inner = _Inspector(self.name, {}, self.num_nodes)
+        inner = _Inspector(self.name, num_nodes=self.num_nodes)
         merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
         for node in merged:
             inner.visit(node, path=path, depth=depth + 1)

@@ -16,32 +16,25 @@ EMBEDDING_LAYERS = {
 """`get_linear_embedding_layers`: other model types have `embed_tokens` and `lm_head`."""
 
 
-def reject_on_base(draft: Draft, base: BaseModel) -> None:
-    """Raises for keys that do not go with the model.
-
-    Raises:
-        ConfigError: `gptq` with a model that is none, new tokens that an adapter would not train, tensor parallelism
-            over tied embeddings, or DenseMixer's block.
-    """
+def refuse_on_base(draft: Draft, base: BaseModel) -> None:
+    """Reports keys that do not go with the model: `gptq` with a model that is none, new tokens that an adapter would not
+    train, tensor parallelism over tied embeddings, DenseMixer's block."""
     own = base.config.get("quantization_config")
     method = own.get("quant_method") if isinstance(own, Mapping) else None
     if draft.get("gptq") and method not in ("gptq", "compressed-tensors"):
-        raise draft.error(
-            "axolotl refuses this: the base model's quantization_config is missing or not of GPTQ",
-            "gptq",
-            remedy="point base_model to a GPTQ model, or remove gptq",
-        )
-    _reject_dense_mixer(draft, base)
+        problem = "axolotl refuses this: the base model's quantization_config is missing or not of GPTQ"
+        draft.fail(draft.error(problem, "gptq", remedy="point base_model to a GPTQ model, or remove gptq"))
+    _refuse_dense_mixer(draft, base)
     layers = EMBEDDING_LAYERS.get(base.model_type, ("embed_tokens", "lm_head"))
     saved = draft.get("lora_modules_to_save") or []
     if draft.get("adapter") and draft.get("tokens") and not set(layers) <= set(saved):
-        raise draft.error(
-            "axolotl refuses this: with an adapter, new tokens need their embeddings in lora_modules_to_save",
-            "tokens",
-            remedy=f"add `lora_modules_to_save: [{', '.join(layers)}]`",
-        )
+        needed = list(dict.fromkeys([*saved, *layers]))
+        line = f"lora_modules_to_save: [{', '.join(needed)}]"
+        problem = "axolotl refuses this: with an adapter, new tokens need their embeddings in lora_modules_to_save"
+        draft.refuse(f"{problem} (the figures are with `{line}`)", "tokens", remedy=f"add `{line}`")
+        draft.values["lora_modules_to_save"] = needed
     if (draft.get("tensor_parallel_size") or 1) > 1 and base.config.get("tie_word_embeddings"):
-        raise draft.error(
+        draft.refuse(
             "axolotl refuses this: tensor parallelism is incompatible with tied embeddings",
             "tensor_parallel_size",
             remedy="remove it, or use a model without `tie_word_embeddings`",
@@ -51,18 +44,20 @@ def reject_on_base(draft: Draft, base: BaseModel) -> None:
 DENSE_MIXER_TYPES = ("olmoe", "qwen2_moe", "qwen3_moe")
 
 
-def _reject_dense_mixer(draft: Draft, base: BaseModel) -> None:
+def _refuse_dense_mixer(draft: Draft, base: BaseModel) -> None:
     """axolotl `integrations/densemixer/plugin.py` patches three types of model; densemixer 1.0.1, the last release, calls
     `self.gate(x).to(...)`, and transformers 5's routers return a tuple."""
     if "densemixer" not in draft.plugins or not draft.get("dense_mixer"):
         return
     key = "dense_mixer" if draft.line("dense_mixer") else "plugins"
     if base.model_type in DENSE_MIXER_TYPES:
-        raise draft.error(
+        draft.refuse(
             "the run stops in its first forward: densemixer 1.0.1 is written for transformers 4, whose routers and "
-            "experts are other modules",
+            "experts are other modules (the figures are without it)",
             key,
             remedy="remove the plugin, or set `dense_mixer: false`",
         )
+        draft.values["dense_mixer"] = False
+        return
     text = f"DenseMixer has no effect on {base.model_type}: axolotl patches {', '.join(DENSE_MIXER_TYPES)} alone"
     draft.note("ignored", key, text)

@@ -11,32 +11,29 @@ FP8_CAPABILITY = (9, 0)
 SAGE_CAPABILITIES = ((8, 0), (8, 6), (8, 9), (9, 0), (12, 0))
 
 
-def reject_on_gpu(draft: Draft, gpu: Gpu) -> None:
-    """Raises for what axolotl refuses on the named card; of a nameless one, or a bare size, nothing is known.
+def refuse_on_gpu(draft: Draft, gpu: Gpu) -> None:
+    """Reports what axolotl refuses on the named card; of a nameless one, or a bare size, nothing is known.
 
     axolotl only warns of bf16 on a card without it; that is a note (`derive_precision`).
-
-    Raises:
-        ConfigError: the card has not the compute capability that a key needs.
     """
     if not gpu.name or _is_bare_size(gpu.name):
         return
     capability = ".".join(map(str, gpu.compute_capability))
     kernel = draft.get("attn_implementation")
     if draft.get("fp8") and gpu.compute_capability < FP8_CAPABILITY:
-        raise draft.error(
+        draft.refuse(
             f"axolotl refuses this: fp8 is not supported on {gpu.name} (compute capability {capability}, needs 9.0)",
             "fp8",
             remedy="remove fp8, or name another GPU",
         )
     if kernel == "fp8" and gpu.compute_capability < FP8_CAPABILITY:
-        raise draft.error(
+        draft.refuse(
             f"axolotl refuses this: fp8 attention needs compute capability 9.0, {gpu.name} has {capability}",
             "attn_implementation",
             remedy="use another kernel, or name another GPU",
         )
     if kernel == "sage" and gpu.compute_capability not in SAGE_CAPABILITIES:
-        raise draft.error(
+        draft.refuse(
             f"axolotl refuses this: SageAttention does not run on compute capability {capability} ({gpu.name})",
             "attn_implementation",
             remedy="use another kernel, or name another GPU",

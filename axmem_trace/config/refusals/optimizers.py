@@ -34,12 +34,14 @@ OPTIMIZER_RULES = (
         lambda d: _is(d, "q_galore_adamw8bit") and d.get("adapter"),
         "q_galore_adamw8bit trains full-precision parameters and is incompatible with an adapter",
         "remove the adapter or pick another optimizer",
+        decides_memory=True,
     ),
     Rule(
         "optimizer",
         lambda d: _is(d, "polora") and not is_lora(d),
         "polora only updates LoRA factors and requires adapter: lora or qlora",
         "set the adapter or pick another optimizer",
+        decides_memory=True,
     ),
     Rule(
         "optimizer",

@@ -38,6 +38,7 @@ PARALLELISM_RULES = (
         lambda d: d.get("fsdp_config") and fsdp2(d) and d.get("optimizer") in ("adamw_8bit", "adamw_bnb_8bit"),
         "FSDP2 is not compatible with bitsandbytes' 8-bit AdamW",
         "use adamw_torch_8bit",
+        figures_with={"optimizer": "adamw_torch_8bit"},
     ),
     Rule(
         "fsdp_config",
@@ -94,12 +95,14 @@ PARALLELISM_RULES = (
         lambda d: _context_parallel(d) and base_name(d.get("attn_implementation")) != "flash_attention_2",
         "context_parallel_size above 1 requires attn_implementation: flash_attention_2",
         "set `attn_implementation: flash_attention_2`",
+        decides_memory=True,
     ),
     Rule(
         "micro_batch_size",
         lambda d: _context_parallel(d) and d.get("sample_packing") and (d.get("micro_batch_size") or 1) > 1,
         "micro_batch_size must be 1 with sample_packing and context_parallel_size above 1",
         "set `micro_batch_size: 1`",
+        figures_with={"micro_batch_size": 1},
     ),
     Rule(
         "rl",
@@ -124,6 +127,7 @@ PARALLELISM_RULES = (
         lambda d: d.get("rl") == "ebft" and not d.get("ebft"),
         "rl: ebft needs an ebft section",
         "add `ebft:` with its mode",
+        decides_memory=True,
     ),
     Rule(
         "torch_compile",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from axmem_trace.config.document.draft import Draft
 
@@ -16,6 +17,10 @@ class Rule:
     broken: Callable[[Draft], object]
     problem: str
     remedy: str
+    figures_with: Mapping[str, Any] = field(default_factory=dict)
+    """Keys and values of the way out that the figures are of. Empty: the reason does not change them."""
+    decides_memory: bool = False
+    """What the run would hold is not known before the contradiction is resolved: there are no figures."""
 
 
 def given(draft: Draft, key: str) -> object:

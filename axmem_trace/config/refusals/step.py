@@ -20,18 +20,21 @@ CHECKPOINTING_RULES = (
         lambda d: d.get("unfrozen_parameters") and reentrant(d) is True,
         "use_reentrant must be false with a partially frozen model (unfrozen_parameters)",
         "set `use_reentrant: false`",
+        figures_with={"gradient_checkpointing_kwargs": {"use_reentrant": False}},
     ),
     Rule(
         "activation_offloading",
         lambda d: d.get("activation_offloading") and not d.get("gradient_checkpointing"),
         "activation_offloading requires gradient_checkpointing",
         "set `gradient_checkpointing: true`",
+        figures_with={"gradient_checkpointing": True},
     ),
     Rule(
         "selective_checkpointing",
         lambda d: d.get("selective_checkpointing") and not d.get("gradient_checkpointing"),
         "selective_checkpointing requires gradient_checkpointing",
         "set `gradient_checkpointing: true`",
+        figures_with={"gradient_checkpointing": True},
     ),
     Rule(
         "selective_checkpointing",
@@ -46,12 +49,14 @@ CHECKPOINTING_RULES = (
         ),
         "selective_checkpointing only goes with activation_offloading: hidden_states",
         "remove activation_offloading",
+        figures_with={"activation_offloading": False},
     ),
     Rule(
         "selective_checkpointing",
         lambda d: d.get("adapter") and _matmul_saved(d),
         "selective_checkpointing.save names matmul operators, which an adapter mutates in place",
         "use `save: [attention]`",
+        figures_with={"selective_checkpointing": {"save": ["attention"]}},
     ),
     Rule(
         "gradient_checkpointing",
@@ -65,6 +70,7 @@ CHECKPOINTING_RULES = (
         lambda d: d.get("activation_offloading") == "hidden_states" and reentrant(d) and d.get("unfrozen_parameters"),
         "hidden_states offloading with reentrant checkpointing is incompatible with unfrozen_parameters",
         "set `use_reentrant: false`",
+        figures_with={"gradient_checkpointing_kwargs": {"use_reentrant": False}},
     ),
 )
 
@@ -84,6 +90,7 @@ LOSS_RULES = (
         lambda d: d.get("liger_use_token_scaling") and not d.get("liger_fused_linear_cross_entropy"),
         "liger_use_token_scaling requires liger_fused_linear_cross_entropy",
         "set it too",
+        figures_with={"liger_use_token_scaling": False},
     ),
     Rule(
         "cut_cross_entropy",
@@ -100,12 +107,14 @@ LOSS_RULES = (
         lambda d: "cut_cross_entropy" in d.plugins and d.get("chunked_cross_entropy"),
         "the Cut Cross Entropy plugin does not go with chunked_cross_entropy",
         "remove one of them",
+        decides_memory=True,
     ),
     Rule(
         "use_scattermoe",
         lambda d: d.get("use_scattermoe") and d.get("use_sonicmoe"),
         "use_scattermoe and use_sonicmoe cannot be used together",
         "keep one of them",
+        decides_memory=True,
     ),
 )
 
@@ -117,12 +126,9 @@ _CROSS_ENTROPY = (
 )
 
 
-def reject_cross_entropies(draft: Draft) -> None:
+def refuse_cross_entropies(draft: Draft) -> None:
     """`check_cross_entropy_conflicts`."""
     on = [key for key in _CROSS_ENTROPY if given(draft, key)]
     if len(on) > 1:
-        raise draft.error(
-            f"axolotl refuses this: only one cross-entropy optimisation can be on, found {', '.join(on)}",
-            on[1],
-            remedy="keep one of them",
-        )
+        problem = f"axolotl refuses this: only one cross-entropy optimisation can be on, found {', '.join(on)}"
+        draft.fail(draft.error(problem, on[1], remedy="keep one of them"))

@@ -23,6 +23,7 @@ TRAINING_RULES = (
         ),
         "at least two of micro_batch_size, gradient_accumulation_steps, batch_size must be set",
         "set micro_batch_size and gradient_accumulation_steps",
+        decides_memory=True,
     ),
     Rule(
         "batch_size",
@@ -62,7 +63,12 @@ TRAINING_RULES = (
     ),
     Rule(
         "early_stopping_patience",
-        lambda d: d.get("early_stopping_patience") and d.get("save_steps") % d.get("eval_steps") != 0,
+        lambda d: (
+            d.get("early_stopping_patience")
+            and d.get("save_steps")
+            and d.get("eval_steps")
+            and d.get("save_steps") % d.get("eval_steps") != 0
+        ),
         "early_stopping_patience requires that eval_steps divides save_steps",
         "make save_steps a multiple of eval_steps",
     ),
@@ -71,12 +77,14 @@ TRAINING_RULES = (
         lambda d: d.has("neftune_noise_alpha") and d.get("neftune_noise_alpha") <= 0,
         "neftune_noise_alpha must be above 0",
         "remove it to train without noise",
+        figures_with={"neftune_noise_alpha": None},
     ),
     Rule(
         "sample_packing",
         lambda d: d.get("sample_packing") and d.get("rl"),
         "sample_packing does not work with RLHF training",
         "set `sample_packing: false`",
+        figures_with={"sample_packing": False},
     ),
     Rule(
         "max_steps",
@@ -101,12 +109,14 @@ TRAINING_RULES = (
         lambda d: d.get("batch_flattening") is True and not supports_packing(d),
         "batch_flattening needs a variable-length attention kernel",
         "set `attn_implementation: flash_attention_2`",
+        decides_memory=True,
     ),
     Rule(
         "batch_flattening",
         lambda d: d.get("batch_flattening") is True and d.get("sample_packing"),
         "batch_flattening is not compatible with sample_packing",
         "keep one of them",
+        figures_with={"batch_flattening": False},
     ),
     Rule(
         "include_tokens_per_second",
@@ -125,6 +135,7 @@ TRAINING_RULES = (
         lambda d: d.get("attn_implementation") == "flash_attention_torch",
         "flash_attention_torch needs a newer transformers than the 5.16.1 that axolotl 0.19 installs",
         "use another kernel, such as flash_attention_2",
+        figures_with={"attn_implementation": "flash_attention_2"},
     ),
     Rule(
         "scaling_softmax",
@@ -157,7 +168,11 @@ TRAINING_RULES = (
         "set `torch_compile: true`",
     ),
     Rule(
-        "fsdp", lambda d: d.get("deepspeed") and d.get("fsdp"), "deepspeed and fsdp cannot be used together", "keep one"
+        "fsdp",
+        lambda d: d.get("deepspeed") and d.get("fsdp"),
+        "deepspeed and fsdp cannot be used together",
+        "keep one",
+        decides_memory=True,
     ),
     Rule(
         "deepcompile",
@@ -209,6 +224,7 @@ EVALUATION_RULES = (
         lambda d: d.get("sample_packing") and d.get("eval_table_size") and d.get("eval_sample_packing") is not False,
         "eval_table_size is not supported with packed evaluation",
         "set `eval_sample_packing: false`",
+        figures_with={"eval_sample_packing": False},
     ),
     Rule(
         "do_causal_lm_eval",
@@ -218,5 +234,6 @@ EVALUATION_RULES = (
         ),
         "do_causal_lm_eval needs eval_sample_packing: false",
         "set `eval_sample_packing: false`",
+        figures_with={"eval_sample_packing": False},
     ),
 )

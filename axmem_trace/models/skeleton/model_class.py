@@ -8,7 +8,7 @@ from typing import Any
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.skeleton.remote_code import own_code, place_of, run_own_class
-from axmem_trace.notes import Note, Notes
+from axmem_trace.notes import Note, Notes, RefusalNote
 from axmem_trace.recipe.recipe import Recipe
 
 AUTO_CLASS_OF_TASK = {
@@ -62,15 +62,23 @@ def _find_model_class(recipe: Recipe, config: Any, notes: Notes) -> tuple[Any, A
         text = "built as transformers' own Mamba class; axolotl would load mamba-ssm's MambaLMHeadModel"
         notes.append(Note(kind="assumed", key="type_of_model", text=text))
         named = ""
-    skips_name = recipe.quantisation.method == "gptq" or recipe.model.trust_remote_code
-    if named and named != AUTO_CLASS_OF_TASK["causal-lm"] and not skips_name:
-        found = _named_class(named)
+    auto_class = _named_class(AUTO_CLASS_OF_TASK[recipe.model.task])
+    if named and named != AUTO_CLASS_OF_TASK["causal-lm"]:
+        try:
+            found = _named_class(named)
+        except ConfigError as error:
+            notes.append(_refuse_name(error, auto_class))
+            found = auto_class
         if not hasattr(found, "_model_mapping"):
             return found, _config_for(found, config)
         auto_class = found
-    else:
-        auto_class = _named_class(AUTO_CLASS_OF_TASK[recipe.model.task])
     return _class_of_auto(recipe, auto_class, config, notes)
+
+
+def _refuse_name(error: ConfigError, auto_class: Any) -> RefusalNote:
+    """axolotl asks transformers for the name (`getattr(transformers, self.model_type)`) and stops."""
+    text = f"the run stops: {error.problem}, {error.details[0]} (the figures are with {auto_class.__name__})"
+    return RefusalNote(key=error.key, text=text, remedy=error.remedy)
 
 
 def _named_class(name: str) -> Any:
@@ -94,7 +102,7 @@ def _unusable(name: str, why: str) -> ConfigError:
         value=name,
         accepted="a transformers class, such as AutoModelForCausalLM, LlamaForCausalLM, AutoModelForImageTextToText",
         details=(why,),
-        remedy="drop `type_of_model` so that the class follows from the base model, or correct its name",
+        remedy="remove the key, so that the class follows from the base model, or correct the name",
     )
 
 

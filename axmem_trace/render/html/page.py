@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from axmem_trace.render.html.timeline import draw_timeline
 from axmem_trace.render.tables import (
     Table,
+    alert_lines,
     choice_lines,
     describe_fit,
     describe_model,
@@ -47,6 +48,8 @@ def _parts(report: Report, depth: int | None) -> Iterator[str]:
                    for figure, what in headline(report))  # fmt: skip
     yield f"<table><tbody>{rows}</tbody></table>"
     yield f"<p>peak: {escape(describe_peak(report))}<br>fits: <b>{escape(describe_fit(report))}</b></p>"
+    for title, lines in alert_lines(report):
+        yield f"<h4>{escape(title)}</h4><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
     yield draw_timeline(report)
     for table in make_tables(report, depth):
         yield _table(table)

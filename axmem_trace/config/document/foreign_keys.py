@@ -1,0 +1,289 @@
+"""Keys of other trainers, of libraries' own configurations and of older habits, which axolotl does not know: what to
+write instead. Names of Hugging Face's `TrainingArguments`, `SFTConfig`, `LoraConfig`, `BitsAndBytesConfig` and
+`from_pretrained`, of LLaMA-Factory's, Unsloth's and torchtune's configurations, and of model cards.
+
+A key that no table names gets a suggestion only where it is a slip of the fingers (`nearest_key`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+SAME: dict[str, str] = {
+    # what is trained
+    "model": "base_model", "model_name": "base_model", "model_name_or_path": "base_model", "model_id": "base_model",
+    "model_path": "base_model", "model_dir": "base_model", "pretrained_model_name_or_path": "base_model",
+    "base_model_name": "base_model", "base_model_name_or_path": "base_model", "hf_model": "base_model",
+    "model_revision_id": "revision_of_model", "trust_remote_codes": "trust_remote_code",
+    "resume_from": "resume_from_checkpoint", "finetuning_type": "adapter", "finetune_type": "adapter",
+    "tuner_type": "adapter", "train_type": "adapter", "peft_type": "adapter", "adapter_name_or_path": "lora_model_dir",
+    "adapter_path": "lora_model_dir", "lora_path": "lora_model_dir", "model_config_kwargs": "overrides_of_model_config",
+    # adapters
+    "lora_rank": "lora_r", "rank": "lora_r", "r": "lora_r", "lora_dim": "lora_r", "alpha": "lora_alpha",
+    "lora_target": "lora_target_modules", "target_modules": "lora_target_modules",
+    "lora_targets": "lora_target_modules", "lora_modules": "lora_target_modules",
+    "target_parameters": "lora_target_parameters", "modules_to_save": "lora_modules_to_save",
+    "additional_target": "lora_modules_to_save", "use_dora": "peft_use_dora", "use_rslora": "peft_use_rslora",
+    "lora_use_dora": "peft_use_dora", "lora_use_rslora": "peft_use_rslora", "dora": "peft_use_dora",
+    "rslora": "peft_use_rslora", "init_lora_weights": "peft_init_lora_weights",
+    "layers_to_transform": "peft_layers_to_transform", "layer_replication": "peft_layer_replication",
+    "lora_layers_to_transform": "peft_layers_to_transform", "rank_pattern": "lora_rank_pattern",
+    "alpha_pattern": "lora_alpha_pattern", "fan_in_fan_out": "lora_fan_in_fan_out",
+    "loraplus_ratio": "loraplus_lr_ratio",
+    "freeze_modules": "unfrozen_parameters", "freeze_vision_tower": "freeze_mm_modules",
+    # batch and length
+    "per_device_train_batch_size": "micro_batch_size", "per_gpu_train_batch_size": "micro_batch_size",
+    "train_batch_size": "micro_batch_size", "train_micro_batch_size_per_gpu": "micro_batch_size",
+    "device_batch_size": "micro_batch_size", "per_device_batch_size": "micro_batch_size",
+    "train_micro_batch_size": "micro_batch_size", "microbatch_size": "micro_batch_size",
+    "per_device_eval_batch_size": "eval_batch_size", "per_gpu_eval_batch_size": "eval_batch_size",
+    "val_batch_size": "eval_batch_size", "gradient_accumulation": "gradient_accumulation_steps",
+    "grad_accumulation_steps": "gradient_accumulation_steps", "grad_accum_steps": "gradient_accumulation_steps",
+    "accumulate_grad_batches": "gradient_accumulation_steps", "max_seq_length": "sequence_len",
+    "max_seq_len": "sequence_len", "max_sequence_length": "sequence_len", "sequence_length": "sequence_len",
+    "seq_length": "sequence_len", "seq_len": "sequence_len", "max_length": "sequence_len", "cutoff_len": "sequence_len",
+    "block_size": "sequence_len", "model_max_length": "sequence_len", "max_tokens": "sequence_len",
+    "context_length": "sequence_len", "context_len": "sequence_len", "packing": "sample_packing",
+    "pack_sequences": "sample_packing", "packed": "sample_packing", "neat_packing": "sample_packing",
+    "padding_free": "batch_flattening", "pad_to_max_length": "pad_to_sequence_len",
+    "eval_packing": "eval_sample_packing", "length_grouped": "group_by_length",
+    "train_sampling_strategy": "group_by_length",
+    # optimizer and schedule
+    "optim": "optimizer", "optimizer_type": "optimizer", "optimizer_name": "optimizer", "lr": "learning_rate",
+    "max_lr": "learning_rate", "lr_scheduler_type": "lr_scheduler", "scheduler": "lr_scheduler",
+    "scheduler_type": "lr_scheduler", "epochs": "num_epochs", "num_train_epochs": "num_epochs",
+    "max_epochs": "num_epochs", "max_train_steps": "max_steps", "total_steps": "max_steps", "num_steps": "max_steps",
+    "num_warmup_steps": "warmup_steps", "warmup_proportion": "warmup_ratio", "adam_eps": "adam_epsilon",
+    "beta1": "adam_beta1", "beta2": "adam_beta2", "gradient_clipping": "max_grad_norm", "grad_clip": "max_grad_norm",
+    "clip_grad_norm": "max_grad_norm", "gradient_clip_val": "max_grad_norm", "wd": "weight_decay",
+    "neftune_alpha": "neftune_noise_alpha", "random_state": "seed", "random_seed": "seed",
+    # memory and speed
+    "gradient_checkpoint": "gradient_checkpointing", "use_gradient_checkpointing": "gradient_checkpointing",
+    "grad_checkpointing": "gradient_checkpointing", "activation_checkpointing": "gradient_checkpointing",
+    "enable_activation_checkpointing": "gradient_checkpointing",
+    "enable_activation_offloading": "activation_offloading",
+    "load_8bit": "load_in_8bit", "load_in_8bits": "load_in_8bit", "load_in_4bits": "load_in_4bit",
+    "flash_attn": "attn_implementation", "use_flash_attention": "attn_implementation",
+    "use_flash_attention_2": "attn_implementation", "use_flash_attn": "attn_implementation",
+    "flash_attention_2": "attn_implementation", "flash_attn_2": "attn_implementation", "flash_attention2":
+    "attn_implementation", "attention_implementation": "attn_implementation", "_attn_implementation":
+    "attn_implementation", "use_sdpa": "attn_implementation", "sdpa_attention": "attn_implementation",
+    "attention": "attn_implementation", "compile": "torch_compile", "use_torch_compile": "torch_compile",
+    "use_fp16": "fp16", "use_bf16": "bf16", "half": "fp16", "deepspeed_config": "deepspeed",
+    "ds_config": "deepspeed",
+    # data
+    "dataset": "datasets", "train_dataset": "datasets", "train_datasets": "datasets", "dataset_name": "datasets",
+    "dataset_path": "datasets", "data_path": "datasets", "train_file": "datasets", "data_files": "datasets",
+    "val_dataset": "test_datasets", "val_datasets": "test_datasets", "valid_dataset": "test_datasets",
+    "valid_datasets": "test_datasets", "validation_dataset": "test_datasets", "validation_datasets": "test_datasets",
+    "eval_dataset": "test_datasets", "eval_datasets": "test_datasets", "test_dataset": "test_datasets",
+    "validation_file": "test_datasets", "test_size": "val_set_size", "val_size": "val_set_size",
+    "validation_split": "val_set_size", "validation_split_percentage": "val_set_size", "eval_split": "val_set_size",
+    "preprocessing_num_workers": "dataset_num_proc", "num_proc": "dataset_num_proc", "template": "chat_template",
+    "system_prompt": "default_system_message", "train_on_prompt": "train_on_inputs", "stop_tokens": "eot_tokens",
+    "pad_token": "special_tokens", "bos_token": "special_tokens", "eos_token": "special_tokens",
+    "unk_token": "special_tokens", "add_tokens": "tokens", "additional_special_tokens": "tokens",
+    "new_tokens": "tokens", "resize_vocab": "tokens", "tokenizer": "tokenizer_config",
+    "tokenizer_name": "tokenizer_config", "tokenizer_name_or_path": "tokenizer_config",
+    "num_workers": "dataloader_num_workers",
+    # running, saving, logging
+    "push_to_hub": "hub_model_id", "hub_repo_id": "hub_model_id", "repo_id": "hub_model_id", "hf_repo": "hub_model_id",
+    "hf_hub_repo": "hub_model_id", "push_to_hub_repo_id": "hub_model_id", "hub_model_name": "hub_model_id",
+    "output": "output_dir", "out_dir": "output_dir", "save_dir": "output_dir",
+    "output_path": "output_dir", "save_interval": "save_steps", "checkpoint_every": "save_steps",
+    "save_every": "save_steps", "eval_interval": "eval_steps", "eval_every": "eval_steps", "val_steps": "eval_steps",
+    "log_interval": "logging_steps", "log_every": "logging_steps", "logging_interval": "logging_steps",
+    "log_every_n_steps": "logging_steps", "val_check_interval": "eval_steps", "max_checkpoints": "save_total_limit",
+    "wandb_run_name": "wandb_name", "wandb_team": "wandb_entity", "project_name": "wandb_project",
+    "early_stopping": "early_stopping_patience", "early_stop_patience": "early_stopping_patience",
+    "metric": "metric_for_best_model", "save_best": "load_best_model_at_end", "stage": "rl", "rlhf_type": "rl",
+    "loss_type": "dpo_loss_type", "beta": "rl_beta", "pref_beta": "rl_beta",
+}  # fmt: skip
+"""Foreign key -> axolotl's key for the same matter."""
+
+_LIGER = "list `axolotl.integrations.liger.LigerPlugin` under `plugins`, and turn its kernels on by their own keys"
+_BITS = "write `adapter: qlora` with `load_in_4bit: true`, or `adapter: lora` with `load_in_8bit: true`"
+ADVICE: dict[str, str] = {
+    "use_peft": "the adapter is chosen with `adapter: lora` or `adapter: qlora`; without one all weights train",
+    "use_lora": "write `adapter: lora`",
+    "use_qlora": "write `adapter: qlora` with `load_in_4bit: true`",
+    "lora": "write `adapter: lora`, with `lora_r`, `lora_alpha` and `lora_target_modules` at the top level",
+    "qlora": "write `adapter: qlora` with `load_in_4bit: true`",
+    "lora_config": "write its fields at the top level: `adapter`, `lora_r`, `lora_alpha`, `lora_target_modules`",
+    "peft_config": "write its fields at the top level: `adapter`, `lora_r`, `lora_alpha`, `lora_target_modules`",
+    "lora_bias": "axolotl always trains LoRA without biases",
+    "bias": "axolotl always trains LoRA without biases",
+    "lora_task_type": "the task follows from the base model and `reward_model`",
+    "task_type": "the task follows from the base model and `reward_model`",
+    "full_finetune": "leave out `adapter` to train all weights",
+    "full_finetuning": "leave out `adapter` to train all weights",
+    "quantization_config": "for a GPTQ checkpoint write `gptq: true`; bitsandbytes' options go under "
+    "`bnb_config_kwargs`; a checkpoint that is quantised already needs no key",
+    "bnb_config": "bitsandbytes' options go under `bnb_config_kwargs`",
+    "quantization_bit": _BITS,
+    "quant_bits": _BITS,
+    "quantization_method": _BITS,
+    "load_in_16bit": "without load_in_8bit and load_in_4bit the weights are loaded in 16 bit (`bf16` or `fp16`)",
+    "bnb_4bit_quant_type": "axolotl uses nf4; another type goes under `bnb_config_kwargs`",
+    "bnb_4bit_use_double_quant": "axolotl quantises twice; `bnb_config_kwargs` changes it",
+    "bnb_4bit_compute_dtype": "axolotl computes in the dtype of `bf16` or `fp16`; `bnb_config_kwargs` changes it",
+    "bnb_4bit_quant_storage": "it goes under `bnb_config_kwargs`",
+    "double_quantization": "axolotl quantises twice; `bnb_config_kwargs` changes it",
+    "use_double_quant": "axolotl quantises twice; `bnb_config_kwargs` changes it",
+    "llm_int8_threshold": "it goes under `bnb_config_kwargs`, for qlora alone",
+    "load_in_fp8": "a checkpoint in fp8 needs no key; training in fp8 is `fp8: true`",
+    "torch_dtype": "the dtype follows from `bf16`, `fp16`, `bfloat16` or `float16`",
+    "dtype": "the dtype follows from `bf16`, `fp16`, `bfloat16` or `float16`",
+    "precision": "the dtype follows from `bf16` and `fp16`",
+    "mixed_precision": "write `bf16: true` or `fp16: true`",
+    "bf16_full_eval": "axolotl has no key for the dtype of evaluation",
+    "fp16_full_eval": "axolotl has no key for the dtype of evaluation",
+    "pure_bf16": "write `bf16: true`: the weights are loaded in bf16",
+    "fp16_opt_level": "it was apex's, which transformers 5 no longer has",
+    "half_precision_backend": "transformers 5 has one backend alone",
+    "use_cache": "axolotl switches it off in training",
+    "use_unsloth": "axolotl has no Unsloth: its own kernels are `lora_mlp_kernel`, `lora_qkv_kernel`, `lora_o_kernel`",
+    "unsloth": "axolotl has no Unsloth: its own kernels are `lora_mlp_kernel`, `lora_qkv_kernel`, `lora_o_kernel`",
+    "finetune_vision_layers": "write `freeze_mm_modules: true` to train the language model alone",
+    "finetune_language_layers": "axolotl names what trains with `lora_target_modules` or `unfrozen_parameters`",
+    "use_liger_kernel": _LIGER,
+    "use_liger": _LIGER,
+    "liger_kernel": _LIGER,
+    "enable_liger_kernel": _LIGER,
+    "use_galore": "write `optimizer: galore_adamw` with `optim_target_modules`",
+    "use_apollo": "write `optimizer: apollo_adamw` with `optim_target_modules`",
+    "use_badam": "axolotl has no BAdam",
+    "hub_token": "log in with `hf auth login`, or set HF_TOKEN in the environment",
+    "hf_token": "log in with `hf auth login`, or set HF_TOKEN in the environment",
+    "push_to_hub_token": "log in with `hf auth login`, or set HF_TOKEN in the environment",
+    "use_auth_token": "log in with `hf auth login`, or set HF_TOKEN in the environment",
+    "hub_private_repo": "axolotl has no key for it: make the repository private on the Hub",
+    "hub_always_push": "`hub_strategy` says when the model is pushed",
+    "hub_push": "`hub_model_id` names the repository that the model is pushed to",
+    "report_to": "write `use_wandb`, `use_mlflow`, `use_comet`, `use_swanlab` or `use_tensorboard`",
+    "logging_strategy": "`logging_steps` says how often axolotl logs",
+    "logging_first_step": "axolotl sets it itself",
+    "logging_dir": "axolotl logs under `output_dir`",
+    "log_level": "set AXOLOTL_LOG_LEVEL in the environment",
+    "do_train": "`axolotl train` trains",
+    "do_eval": "`val_set_size` or `test_datasets`, with `eval_steps`, turn evaluation on",
+    "do_predict": "`axolotl inference` generates",
+    "predict_with_generate": "`generate_samples` or `do_causal_lm_eval` generate in training",
+    "eval_accumulation_steps": "axolotl keeps no logits of evaluation",
+    "eval_on_start": "axolotl evaluates before the first step wherever it evaluates",
+    "prediction_loss_only": "axolotl keeps the loss of evaluation alone, without a key",
+    "overwrite_output_dir": "axolotl overwrites `output_dir` by itself",
+    "overwrite_cache": "delete the folder that `dataset_prepared_path` names to tokenise again",
+    "dataloader_persistent_workers": "axolotl has no key for it; it is host memory alone",
+    "dataset_text_field": "the field is named in the item of `datasets` (`field: text` with `type: completion`)",
+    "dataset_kwargs": "the options of a dataset are fields of its item under `datasets`",
+    "dataset_format": "the format is `type:` of the item under `datasets`",
+    "formatting_func": "the format is `type:` of the item under `datasets`",
+    "messages_field": "it is `field_messages` of the item under `datasets`",
+    "split": "it is a field of the item under `datasets`",
+    "max_samples": "`shards` of an item under `datasets`, or a split such as `train[:1000]`, take a part of it",
+    "max_train_samples": "`shards` of an item under `datasets`, or a split such as `train[:1000]`, take a part of it",
+    "max_eval_samples": "a number for `val_set_size` says how many samples evaluation has",
+    "completion_only_loss": "`train_on_inputs: false` is axolotl's default",
+    "assistant_only_loss": "`roles_to_train` of an item under `datasets` says it",
+    "train_on_responses_only": "`roles_to_train` of an item under `datasets` says it",
+    "add_eos_token": "the prompt's `type` and `chat_template` decide it",
+    "add_bos_token": "the prompt's `type` and `chat_template` decide it",
+    "padding": "`pad_to_sequence_len` pads",
+    "padding_side": "axolotl's collators choose the side",
+    "tokenizer_padding_side": "axolotl's collators choose the side",
+    "truncation": "`excess_length_strategy` says what becomes of long samples",
+    "label_smoothing_factor": "axolotl has no key for it",
+    "label_names": "axolotl has no key for it",
+    "data_seed": "`seed` is used for the data as well",
+    "full_determinism": "axolotl has no key for it",
+    "fsdp_offload_params": "it is `offload_params` under `fsdp_config`",
+    "fsdp_sharding_strategy": "under `fsdp_config`: `reshard_after_forward` with `fsdp_version: 2`",
+    "fsdp_auto_wrap_policy": "it is `auto_wrap_policy` under `fsdp_config`",
+    "fsdp_transformer_layer_cls_to_wrap": "it is `transformer_layer_cls_to_wrap` under `fsdp_config`",
+    "zero_stage": "`deepspeed` names a JSON file that says the stage",
+    "zero_optimization": "it belongs into the JSON file that `deepspeed` names",
+    "tp_size": "write `tensor_parallel_size`",
+    "num_gpus": "the launcher decides the number of GPUs; here it is --gpus",
+    "n_gpu": "the launcher decides the number of GPUs; here it is --gpus",
+    "num_processes": "the launcher decides the number of GPUs; here it is --gpus",
+    "num_machines": "the launcher decides the number of machines",
+    "rope_theta": "it goes under `overrides_of_model_config`",
+    "rope_type": "it goes under `overrides_of_model_config`, in `rope_parameters`",
+    "max_position_embeddings": "it goes under `overrides_of_model_config`",
+    "vocab_size": "it follows from the base model and `tokens`",
+    "attention_dropout": "it goes under `overrides_of_model_config`",
+    "max_prompt_length": "write `max_prompt_len`",
+    "max_completion_length": "it goes under `trl`",
+    "num_generations": "it goes under `trl`",
+    "use_vllm": "it goes under `trl`",
+    "reward_funcs": "it goes under `trl`",
+    "version": "axolotl reads no such key",
+    "name": "axolotl reads no such key",
+    "description": "axolotl reads no such key",
+}
+"""Foreign key -> what to do, where no single key means the same."""
+
+SLIPPED_KEYS_NEVER_PROPOSED = frozenset({"push_dataset_to_hub", "trust_remote_code", "hf_use_auth_token"})
+"""They upload data, run code or use a token: nobody should add one because it looks like something else."""
+_SHORT_WORD, _LONG_WORD = 4, 7
+
+
+def nearest_key(name: str, known: Iterable[str]) -> str:
+    """The known key of which `name` is a slip of the fingers, or nothing.
+
+    Both must have the same words but for one letter each (two in words of seven letters and more; none in words of
+    fewer than four, and in words with numbers), or be the same without underscores and capitals.
+
+    >>> nearest_key("micro_batch_sise", ["micro_batch_size"]), nearest_key("learningRate", ["learning_rate"])
+    ('micro_batch_size', 'learning_rate')
+    >>> nearest_key("load_in_16bit", ["load_in_4bit"]), nearest_key("use_peft", ["use_eaft"])
+    ('', '')
+    """
+    candidates = [key for key in known if key not in SLIPPED_KEYS_NEVER_PROPOSED]
+    for key in candidates:
+        if _letters(key) == _letters(name):
+            return key
+    scored = [(distance, key) for key in candidates if (distance := _slips(name, key)) is not None]
+    return min(scored)[1] if scored else ""
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]", "", name.lower())
+
+
+def _slips(name: str, key: str) -> int | None:
+    """How many letters differ; None where they differ by more than slips."""
+    words, others = re.split(r"[_\-.]", name.lower()), key.split("_") if "." not in key else re.split(r"[_.]", key)
+    if len(words) != len(others):
+        return None
+    total = 0
+    for word, other in zip(words, others, strict=True):
+        if word == other:
+            continue
+        length = min(len(word), len(other))
+        allowed = 0 if length < _SHORT_WORD or re.search(r"\d", word + other) else 2 if length >= _LONG_WORD else 1
+        distance = edit_distance(word, other)
+        if distance > allowed:
+            return None
+        total += distance
+    return total
+
+
+def edit_distance(one: str, two: str) -> int:
+    """Letters to add, drop or replace, or neighbours to swap, until the words are equal.
+
+    >>> edit_distance("batch", "batch"), edit_distance("bacth", "batch"), edit_distance("sise", "size")
+    (0, 1, 1)
+    """
+    before: list[int] = []
+    row = list(range(len(two) + 1))
+    for i, letter in enumerate(one, start=1):
+        older, before, row = before, row, [i]
+        for j, other in enumerate(two, start=1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == two[j - 2] and one[i - 2] == other:
+                cost = min(cost, older[j - 2] + 1)
+            row.append(cost)
+    return row[-1]

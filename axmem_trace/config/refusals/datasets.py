@@ -1,0 +1,78 @@
+"""Data and what else a run needs and memory does not. Source: axolotl `utils/schemas/{validation,config,datasets}.py`;
+`utils/data/wrappers.py` `get_dataset_wrapper`, `prompt_strategies/`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from axmem_trace.config.document.draft import Draft
+from axmem_trace.config.refusals.rule import Rule
+
+PROMPT_STRATEGIES = frozenset({
+    "alpaca_chat", "alpaca_instruct", "alpaca_w_system", "bradley_terry", "chat_template", "completion", "context_qa",
+    "creative_acr", "input_output", "llama2_chat", "messages", "metharme", "orcamini", "pretrain", "pygmalion",
+    "stepwise_supervised", "user_defined", "_synthetic",
+    "alpaca", "explainchoice", "concisechoice", "summarizetldr", "jeopardy", "oasst", "gpteacher", "reflection",
+})  # fmt: skip
+"""Modules of `prompt_strategies/`, then `DATASET_HANDLERS`."""
+
+
+def _is_sketch(draft: Draft) -> bool:
+    """A configuration that names no data is not meant to be run as it is: what else it leaves out is no refusal."""
+    return not draft.get("datasets") and not draft.get("pretraining_dataset")
+
+
+DATA_RULES = (
+    Rule(
+        "learning_rate",
+        lambda d: d.get("learning_rate") is None and not _is_sketch(d),
+        "learning_rate is required",
+        "add `learning_rate: 2e-4`, for example",
+    ),
+    Rule(
+        "push_dataset_to_hub",
+        lambda d: d.get("push_dataset_to_hub") and d.get("hf_use_auth_token") is not True,
+        "push_dataset_to_hub requires hf_use_auth_token: true",
+        "add `hf_use_auth_token: true`, or remove push_dataset_to_hub",
+    ),
+    Rule(
+        "chat_template",
+        lambda d: d.get("chat_template") == "jinja" and not d.get("chat_template_jinja"),
+        "chat_template: jinja requires chat_template_jinja",
+        "add chat_template_jinja with the template",
+    ),
+)
+
+
+def refuse_datasets(draft: Draft) -> None:
+    """`deprecate_sharegpt_datasets`, and a jinja template that is not given."""
+    if _is_sketch(draft):
+        text = "the configuration names no data, which axolotl needs: taken as a sketch, whose memory does not depend on it"
+        draft.note("warning", "datasets", text)
+    for key, dataset in _datasets(draft):
+        kind = dataset.get("type")
+        if isinstance(kind, str) and kind.startswith("sharegpt") and key.startswith("datasets."):
+            problem = "axolotl refuses this: `type: sharegpt` is gone"
+            draft.refuse(problem, f"{key}.type", remedy="use `type: chat_template`")
+        elif isinstance(kind, str) and not draft.get("rl"):
+            _note_strategy(draft, f"{key}.type", kind)
+        if dataset.get("chat_template") == "jinja" and not dataset.get("chat_template_jinja"):
+            problem = "axolotl refuses this: chat_template: jinja requires chat_template_jinja"
+            draft.refuse(problem, f"{key}.chat_template", remedy="add chat_template_jinja with the template")
+
+
+def _note_strategy(draft: Draft, key: str, kind: str) -> None:
+    """A name with dots may be a module of the user's own; data that is tokenised already needs no strategy."""
+    name = kind.partition(":")[0]
+    if name and "." not in name and name not in PROMPT_STRATEGIES:
+        text = f"axolotl has no prompt strategy `{kind}`: the run stops unless the data is tokenised already"
+        draft.note("warning", key, text)
+
+
+def _datasets(draft: Draft) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key in ("datasets", "test_datasets"):
+        items = draft.get(key)
+        for index, dataset in enumerate(items if isinstance(items, list) else ()):
+            if isinstance(dataset, dict):
+                yield f"{key}.{index}", dataset

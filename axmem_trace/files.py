@@ -1,0 +1,29 @@
+"""Paths that a user gave, asked without surprises: whatever the file system says of one, it is no such file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MAX_PATH_LENGTH = 200
+
+
+def is_file(path: Path) -> bool:
+    """There is a file of this name. A name too long for the file system, or a folder that may not be entered, has none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def expanded(name: str) -> Path:
+    """The path, with `~` replaced where there is such a user."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
+def shortened_path(path: Path) -> str:
+    """A path for a message: one that is longer than most terminals are wide is cut off."""
+    text = str(path)
+    return text if len(text) <= MAX_PATH_LENGTH else text[: MAX_PATH_LENGTH - 3] + "..."

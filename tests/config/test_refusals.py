@@ -1,0 +1,178 @@
+"""All reasons why a run can't run are reported at once, and most of them leave the figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny_models import write_tiny_model
+
+import axmem_trace
+from axmem_trace.__main__ import main
+from axmem_trace.config.reader import read_recipe
+from axmem_trace.config.refusals import RULES
+from axmem_trace.errors import ConfigError
+from axmem_trace.report import Report
+
+BASE: dict[str, Any] = {
+    "micro_batch_size": 1, "sequence_len": 64, "learning_rate": 1e-4, "adapter": "lora", "lora_r": 4, "lora_alpha": 8,
+    "lora_target_linear": True, "datasets": [{"path": "d", "type": "alpaca"}],
+}  # fmt: skip
+NEUTRAL: dict[str, dict[str, Any]] = {
+    "sharegpt": {"datasets": [{"path": "d", "type": "sharegpt"}, {"path": "e", "type": "sharegpt:chat"}]},
+    "evaluation without data": {"eval_steps": 10, "val_set_size": 0},
+    "patience": {"early_stopping_patience": 3},
+    "saving": {"save_steps": 5, "saves_per_epoch": 1},
+    "warmup": {"warmup_steps": 5, "warmup_ratio": 0.1},
+    "the Hub": {"push_dataset_to_hub": "a/b"},
+    "no template": {"chat_template": "jinja"},
+    "gone": {"rope_scaling": {"type": "linear"}, "unsloth_rope": True, "save_safetensors": False},
+    "an empty learning rate": {"learning_rate": None},
+    "text as a truth value": {"train_on_inputs": "perhaps"},
+}
+"""By a word: keys that axolotl refuses, and that move no memory."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return write_tiny_model("llama", tmp_path_factory.mktemp("model") / "llama")
+
+
+@pytest.fixture(scope="module")
+def plain(model) -> Report:
+    return axmem_trace.estimate({**BASE, "base_model": model}, hub="never")
+
+
+def test_a_plain_run_has_no_refusal(plain):
+    assert plain.refusals == ()
+
+
+@pytest.mark.parametrize("case", NEUTRAL)
+def test_what_moves_no_memory_leaves_the_figures(case, model, plain):
+    report = axmem_trace.estimate({**BASE, "base_model": model, **NEUTRAL[case]}, hub="never")
+    assert report.refusals
+    assert all(refusal.reason and refusal.key for refusal in report.refusals)
+    assert report.peak == plain.peak
+    assert report.buckets == plain.buckets
+
+
+@pytest.mark.parametrize(
+    ("keys", "way_out"),
+    [
+        ({"activation_offloading": True}, {"activation_offloading": True, "gradient_checkpointing": True}),
+        ({"eval_steps": 5, "val_set_size": 0.1, "sample_packing": True, "eval_table_size": 5, "eval_sample_packing": True,
+          "attn_implementation": "flash_attention_2"},
+         {"eval_steps": 5, "val_set_size": 0.1, "sample_packing": True, "eval_table_size": 5, "eval_sample_packing": False,
+          "attn_implementation": "flash_attention_2"}),
+        ({"attn_implementation": "flash"}, {"attn_implementation": "flash_attention_2"}),
+        ({"optimizer": "ao_adamw_8bit"}, {"optimizer": "adamw_torch_8bit"}),
+        ({"adapter": "qlora"}, {"adapter": "qlora", "load_in_4bit": True}),
+        ({"tokens": ["<a>"]}, {"tokens": ["<a>"], "lora_modules_to_save": ["embed_tokens", "lm_head"]}),
+    ],
+)  # fmt: skip
+def test_else_the_figures_are_those_of_the_way_out(keys, way_out, model):
+    refused = axmem_trace.estimate({**BASE, "base_model": model, **keys}, hub="never")
+    resolved = axmem_trace.estimate({**BASE, "base_model": model, **way_out}, hub="never")
+    assert not resolved.refusals
+    assert "the figures are with" in refused.refusals[0].reason
+    assert refused.peak == resolved.peak
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"adapter": None, "load_in_8bit": True},
+        {"adapter": "qlora", "load_in_8bit": True},
+        {"cut_cross_entropy": True, "chunked_cross_entropy": True},
+        {"base_model": "/models/of/somebody"},
+        {"optimizer": "adamm"},
+        {"lora_target_modules": ["q_(proj"]},
+        {"sdp_attention": True, "attn_implementation": "flash_attention_2"},
+        {"micro_batch_size": 0},
+    ],
+)  # fmt: skip
+def test_where_memory_is_not_known_there_is_none_and_all_is_told(keys, model):
+    patience = {"early_stopping_patience": 3, "warmup_steps": 5, "warmup_ratio": 0.1}
+    with pytest.raises(ConfigError) as caught:
+        axmem_trace.estimate({**BASE, "base_model": model, **keys, **patience}, hub="never")
+    told = {error.key for error in (caught.value, *caught.value.others)}
+    assert {"early_stopping_patience", "warmup_ratio"} < told
+    assert str(caught.value).startswith(f"{len(told)} reasons")
+
+
+def test_a_configuration_without_data_is_a_sketch(model):
+    keys = {key: value for key, value in BASE.items() if key not in ("datasets", "learning_rate")}
+    recipe = read_recipe({**keys, "base_model": model}, hub="never")
+    assert not recipe.refusals
+    assert any(note.kind == "warning" and note.key == "datasets" for note in recipe.notes)
+    recipe = read_recipe({**keys, "base_model": model, "datasets": BASE["datasets"]}, hub="never")
+    assert [refusal.key for refusal in recipe.refusals] == ["learning_rate"]
+
+
+def test_what_follows_from_a_reason_is_none(model):
+    with pytest.raises(ConfigError) as caught:
+        read_recipe({**BASE, "base_model": model, "lora_r": "many", "sequence_len": [1]}, hub="never")
+    assert {error.key for error in (caught.value, *caught.value.others)} == {"lora_r", "sequence_len"}
+    assert len(caught.value.others) == 1
+
+
+def test_two_rules_of_one_key_never_stand_in_each_others_way(model):
+    """`early_stopping_patience` divides by what another rule of the same key misses."""
+    for keys in ({"save_steps": 5}, {"eval_steps": 5, "val_set_size": 0.1}, {}):
+        recipe = read_recipe({**BASE, "base_model": model, "early_stopping_patience": 1, **keys}, hub="never")
+        assert [refusal.key for refusal in recipe.refusals] == ["early_stopping_patience"]
+
+
+def test_each_rule_says_what_the_figures_are_of_or_that_there_are_none():
+    for rule in RULES:
+        assert not (rule.figures_with and rule.decides_memory), rule.problem
+        assert len(rule.figures_with) <= 1, rule.problem
+
+
+# --- the command line --------------------------------------------------------------------------------------------------
+
+
+def write(tmp_path: Path, model: str, **keys: Any) -> str:
+    path = tmp_path / "run.yml"
+    path.write_text(
+        "".join(f"{key}: {json.dumps(value)}\n" for key, value in {"base_model": model, **BASE, **keys}.items())
+    )
+    return str(path)
+
+
+def test_json_has_figures_and_reasons_and_the_exit_code_is_2(tmp_path, model, plain, capsys):
+    config = write(tmp_path, model, datasets=[{"path": "d", "type": "sharegpt"}], early_stopping_patience=2)
+    assert main([config, "--offline", "--format", "json", "--gpu", "80GiB"]) == 2
+    captured = capsys.readouterr()
+    contents = json.loads(captured.out)
+    assert contents["peak"]["allocated_bytes"] == plain.peak.allocated_bytes
+    assert contents["fits"] is True
+    first, second = contents["refusals"]
+    assert (first["key"], first["line"], first["value"]) == ("datasets.0.type", 9, "sharegpt")
+    assert (second["key"], second["line"], second["value"]) == ("early_stopping_patience", 10, "2")
+    assert all({"key", "line", "value", "reason"} <= refusal.keys() for refusal in (first, second))
+    assert not [note for note in contents["notes"] if note["kind"] == "refused"]
+    assert "2 reasons (lines 9, 10)" in captured.err
+    assert "sharegpt" in captured.err
+    assert Report.from_json(captured.out).refusals[0].value == "sharegpt"
+
+
+def test_text_has_the_reasons_beside_the_verdict(tmp_path, model, capsys):
+    config = write(tmp_path, model, warmup_steps=2, warmup_ratio=0.1, micro_batch_sise=2)
+    assert main([config, "--offline"]) == 2
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    verdict = next(index for index, line in enumerate(lines) if line.startswith("fits: "))
+    assert lines[verdict + 2].startswith("THIS RUN CAN'T RUN: 1 reason (line 11)")
+    assert lines.index("Warnings") < lines.index("Alive at the peak")
+    assert "did you mean `micro_batch_size`?" in " ".join(captured.out.split())
+    assert captured.err.splitlines() == [f"axmem_trace: {config}: this run can't run: 1 reason (line 11)"]
+
+
+def test_a_card_that_is_too_small_does_not_hide_the_reasons(tmp_path, model, capsys):
+    config = write(tmp_path, model, datasets=[{"path": "d", "type": "sharegpt"}])
+    assert main([config, "--offline", "--gpu", "1GiB", "--assume", "cuda_context_bytes=1020MiB"]) == 2
+    assert "fits: NO" in capsys.readouterr().out
+    assert main([write(tmp_path, model), "--offline", "--gpu", "1GiB", "--assume", "cuda_context_bytes=1020MiB"]) == 3
