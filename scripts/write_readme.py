@@ -30,7 +30,7 @@ ANCESTOR = {"base": "31.2 GiB", "adapter": "207.8 MiB", "gradients": "207.8 MiB"
 
 def run_command(command: str) -> str:
     """What the command prints, as far as the buckets at the peak. Exit codes other than 0 end the script."""
-    arguments = [sys.executable, *shlex.split(command)[1:]]
+    arguments = [sys.executable, "-m", *shlex.split(command)]
     found = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True, env=ENVIRONMENT)
     head = found.stdout.partition("\nIn full")[0].rstrip()
     lines = "\n".join(line.rstrip() for line in head.splitlines())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shlex
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import EntryPoint, version
 
 import pytest
 from support.paths import ROOT
 from support.scripts import load_script
 
+from axmem_trace.__main__ import COMMANDS as COMMAND_NAMES
 from axmem_trace.cli.parser import build_parser
 from axmem_trace.config.assumptions import ASSUMPTIONS
 
@@ -22,7 +24,7 @@ pinned = pytest.mark.skipif(
     reason="the figures in the README are those of the versions that axolotl 0.19 pins",
 )
 SCRIPT = load_script("write_readme")
-COMMANDS = re.findall(r"^\$ (python .+)$", TEXT, re.MULTILINE)
+COMMANDS = re.findall(r"^\$ (axmem_trace .+)$", TEXT, re.MULTILINE)
 
 
 def blocks() -> list[str]:
@@ -31,10 +33,10 @@ def blocks() -> list[str]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(command, tmp_path):
-    arguments = [each.replace("report.json", str(tmp_path / "report.json")) for each in shlex.split(command)[1:]]
+    arguments = [each.replace("report.json", str(tmp_path / "report.json")) for each in shlex.split(command)]
     if "models" not in arguments and "--offline" not in arguments:
         arguments.append("--offline")
-    found = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode in (0, 3), found.stderr
     assert not found.stderr
 
@@ -43,9 +45,10 @@ def test_commands_run(command, tmp_path):
 def test_set_up_lines_name_what_exists(line):
     steps = [shlex.split(step) for step in line.split("&&")]
     assert steps[0] == ["python3", "-m", "venv", ".venv"]
-    assert steps[1][:2] == [".venv/bin/pip", "install"]
-    assert steps[2][0] == ".venv/bin/python"
-    for word in steps[2]:
+    assert steps[1] == [".", ".venv/bin/activate"]
+    assert steps[2][:2] == ["pip", "install"]
+    assert steps[3][0] in ("axmem_trace", "python")
+    for word in steps[3]:
         assert not word.startswith("configs/") or (ROOT / word).exists()
 
 
@@ -61,7 +64,7 @@ def test_the_measured_part_is_the_summary_of_the_long_tables():
 
 def test_every_flag_is_documented():
     flags = {option for action in build_parser()._actions for option in action.option_strings if option[:2] == "--"}
-    undocumented = {flag for flag in flags - {"--help", "--version", "--output", "--gpus"} if flag not in TEXT}
+    undocumented = {flag for flag in flags - {"--help", "--version", "--output"} if flag not in TEXT}
     assert not undocumented
 
 
@@ -79,3 +82,19 @@ def test_the_tree_names_every_room():
 def test_the_ancestors_lines_are_all_there():
     for figure in ("31.2 GiB", "207.8 MiB", "415.5 MiB"):
         assert figure in TEXT
+
+
+def test_the_commands_are_in_the_synopsis():
+    synopsis = TEXT[TEXT.index("## From the shell") :].partition("```\n")[0]
+    for name in COMMAND_NAMES:
+        assert name == "estimate" or f"axmem_trace {name} " in synopsis
+
+
+def test_the_console_command_is_this_program():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["options.entry_points"]["console_scripts"].split("\n")[1:] == [
+        "axmem_trace = axmem_trace.__main__:main"
+    ]
+    point = EntryPoint("axmem_trace", "axmem_trace.__main__:main", "console_scripts")
+    assert point.load()(["models", "Qwen3-8B"]) == 0

@@ -28,7 +28,7 @@ def make_frame(report: Report, table: str) -> pd.DataFrame:
     try:
         import pandas as pd
     except ImportError as error:
-        raise ImportError("to_pandas() needs pandas: pip install pandas, or axmem_trace[notebook]") from error
+        raise ImportError("to_pandas() needs pandas: pip install pandas") from error
     if table == "phases":
         return pd.DataFrame(list(_phase_rows(report))).set_index("phase")
     frame = pd.DataFrame(encode(getattr(report, table)))

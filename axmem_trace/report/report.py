@@ -104,7 +104,7 @@ class Report:
         """One table of the report as a `pandas.DataFrame`; `modules` and `phases` are indexed by name.
 
         Raises:
-            ImportError: pandas is not installed (`pip install axmem_trace[notebook]`).
+            ImportError: pandas is not installed (`pip install pandas`).
             ValueError: there is no such table.
         """
         from axmem_trace.render.frames import make_frame
