@@ -23,5 +23,5 @@ def sms_of(capability: tuple[int, int]) -> int:
 
 
 def num_sms(context: KernelContext) -> int:
-    """`multiProcessorCount`; `options["num_sms"]` overrules the generation's."""
-    return int(context.options.get("num_sms") or sms_of(context.compute_capability))
+    """`multiProcessorCount`; `context.num_sms` overrules the generation's."""
+    return context.num_sms or sms_of(context.compute_capability)

@@ -1,38 +1,72 @@
-"""The door of this package: `install_fused_kernels`, opened around the trace, after the model is built."""
+"""What this package puts around a trace: one table of rules, and installers in the order in which they act."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import sys
+from collections.abc import Callable
 
-from torch import nn
-
+from axmem_trace.kernels.attention import sdpa, sdpa_scratch
+from axmem_trace.kernels.attention.install import install_attention
 from axmem_trace.kernels.axolotl.fused_attention import install_fused_attention
+from axmem_trace.kernels.axolotl.gemma4_hybrid import install_gemma4_hybrid
 from axmem_trace.kernels.axolotl.tiled_mlp import install_tiled_mlp
+from axmem_trace.kernels.core import (
+    autograd_in_place,
+    convolution,
+    dropout,
+    embedding,
+    indexing,
+    linalg,
+    matmul,
+    multi_tensor,
+    normalisation,
+    reductions,
+    softmax,
+)
+from axmem_trace.kernels.experts import eager_loop, grouped_mm
+from axmem_trace.kernels.experts.install import install_experts
 from axmem_trace.kernels.liger.install import install_liger
 from axmem_trace.kernels.lora.install import install_lora_kernels
 from axmem_trace.kernels.losses.cut_cross_entropy import install_cut_cross_entropy
 from axmem_trace.kernels.losses.logit_losses import install_loss_path
+from axmem_trace.kernels.older import mean
 from axmem_trace.kernels.older.caches import install_older_bitsandbytes, install_older_cache
+from axmem_trace.kernels.scans.install import install_scans
 from axmem_trace.kernels.site import Site
-from axmem_trace.notes import Notes
-from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.rules import Rules
+
+_TABLES = (
+    multi_tensor.RULES, sdpa.RULES, sdpa_scratch.RULES, autograd_in_place.RULES, convolution.RULES, dropout.RULES,
+    embedding.RULES, indexing.RULES, linalg.RULES, matmul.RULES, normalisation.RULES, mean.RULES,
+    reductions.RULES, softmax.RULES, eager_loop.RULES, grouped_mm.RULES,
+)  # fmt: skip
+
+INSTALLERS: tuple[Callable[[Site], None], ...] = (
+    install_attention, install_gemma4_hybrid, install_scans, install_experts, install_older_bitsandbytes,
+    install_older_cache, install_loss_path, install_cut_cross_entropy, install_liger, install_fused_attention,
+    install_tiled_mlp, install_lora_kernels,
+)  # fmt: skip
+"""In axolotl's order (`loaders/patch_manager.py`): plugins and tiled MLP replace classes before the model is loaded, the
+LoRA kernels replace the forwards of instances afterwards, so they win over both."""
 
 
-@contextmanager
-def install_fused_kernels(module: nn.Module, recipe: Recipe, notes: Notes) -> Iterator[None]:
-    """While open, the built model runs the fused kernels that axolotl would have installed for `recipe`.
+def gpu_rules() -> Rules:
+    """All rules of a GPU's kernels; those of bitsandbytes once it has been imported, before which its operators do not
+    exist."""
+    rules = Rules(*_TABLES)
+    if "bitsandbytes" in sys.modules:
+        from axmem_trace.kernels.bitsandbytes.rules import make_rules
 
-    In axolotl's order (`loaders/patch_manager.py`): plugins and tiled MLP replace classes before the model is loaded,
-    the LoRA kernels replace the forwards of instances afterwards, so they win over both.
+        rules.include(make_rules())
+    return rules
 
-    Args:
-        module: the model as `build_model` returns it, in a peft wrapper or not.
-        notes: gets what could not be installed, and what axolotl would warn of.
-    """
-    with ExitStack() as stack:
-        site = Site(module, recipe, notes, stack)
-        for install in (install_older_bitsandbytes, install_older_cache, install_loss_path, install_cut_cross_entropy,
-                        install_liger, install_fused_attention, install_tiled_mlp, install_lora_kernels):  # fmt: skip
-            install(site)
-        yield
+
+def install_kernels(site: Site) -> None:
+    """The built model runs the kernels that the recipe's run would run on the context's card, until `site.stack` closes."""
+    site.context.recorder.add_rules(gpu_rules())
+    if "bitsandbytes" in sys.modules:
+        from axmem_trace.kernels.bitsandbytes.rules import install_quiet_bitsandbytes
+
+        install_quiet_bitsandbytes(site)
+    for install in INSTALLERS:
+        install(site)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import MethodType
@@ -13,19 +13,21 @@ import torch
 from torch import nn
 
 from axmem_trace.models.built import unwrapped
-from axmem_trace.notes import Note, Notes
+from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.context import KernelContext
 
 Forward = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What an installer works on: the model, what was asked for, and where to tell what it could not do."""
+    """What every installer is given: the model (in a peft wrapper or not), what was asked for, the rules' context, and
+    the stack that undoes the installer's work when it closes."""
 
     model: nn.Module
     recipe: Recipe
-    notes: Notes
+    context: KernelContext
     stack: ExitStack
 
     @property
@@ -40,7 +42,7 @@ class Site:
 
     def note(self, note: Note) -> None:
         """Adds a note, unless an equal one is there."""
-        self.notes.append(note)
+        self.context.note(note)
 
     def replace_forward(self, module: nn.Module, forward: Forward) -> None:
         """`module.forward` becomes `forward` bound to it, as a replaced class would have it."""
@@ -49,6 +51,14 @@ class Site:
     def replace_attribute(self, target: Any, name: str, value: Any) -> None:
         """An attribute of a Python module, class or object."""
         self.stack.enter_context(patch.object(target, name, value))
+
+    def add_attribute(self, target: Any, name: str, value: Any) -> None:
+        """One that the target does not have."""
+        self.stack.enter_context(patch.object(target, name, value, create=True))
+
+    def replace_items(self, mapping: MutableMapping[str, Any], items: Mapping[str, Any]) -> None:
+        """Items of a dictionary; keys that it does not have are removed again."""
+        self.stack.enter_context(patch.dict(mapping, items))
 
     def instances(self, class_names: tuple[str, ...], module_name: str = "") -> Iterator[nn.Module]:
         """The model's modules of these classes; those of `modeling_<module_name>` where one is named."""

@@ -1,9 +1,9 @@
-"""What a rule may know and do while a run is traced."""
+"""`KernelContext`: what a rule may know and do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from axmem_trace.notes import Note, Notes
 
@@ -13,30 +13,54 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class KernelContext:
-    """What a rule may know and do: the target card, the run's choices, and the recorder to report to."""
+    """The target card, the run's choices, and the recorder to report to.
 
-    recorder: Recorder
+    It is made first and given to one `Recorder`, which it belongs to from then on.
+    """
+
     compute_capability: tuple[int, int] = (8, 0)
+    num_sms: int = 0
+    """Streaming multiprocessors; 0: those of the usual card of the compute capability."""
     attention: str = "sdpa"
-    router: str = "balanced"
-    options: dict[str, Any] = field(default_factory=dict)
-    """Anything else a rule needs from the recipe or the model: `num_experts`, `int8_outliers`, ..."""
+    """The kernel, as transformers names it."""
+    repeats_kv: bool = False
+    """FlashAttention-2 gets keys and values repeated to all query heads."""
+    mean_keeps_input: bool = False
+    """Backward of a mean keeps what was averaged."""
+    int8_outliers: int = 0
+    """Columns of each 8-bit layer's input that hold a value beyond the threshold."""
     notes: Notes = field(default_factory=Notes)
-    held: set[str] = field(default_factory=set)
-    """What `hold_once` has been told."""
+    _held: set[str] = field(default_factory=set)
+    """What `hold_once` has been called with."""
+    _recorder: Recorder | None = None
+
+    @property
+    def recorder(self) -> Recorder:
+        """The recorder that this context was given to."""
+        assert self._recorder is not None, "this context has not been given to a recorder"
+        return self._recorder
+
+    def belong_to(self, recorder: Recorder) -> None:
+        """Called by the recorder, once.
+
+        Raises:
+            AssertionError: it belongs to a recorder already: its notes and what it holds are those of one recording.
+        """
+        assert self._recorder is None, "this context belongs to another recorder"
+        self._recorder = recorder
 
     def note(self, note: Note) -> None:
         """Adds a note, unless an equal one is there."""
         self.notes.append(note)
 
     def workspace(self, nbytes: int, op: str) -> None:
-        """Records a block that lives only for the moment: born and died now."""
+        """Records a block that is allocated and freed now."""
         self.recorder.workspace(nbytes, op)
 
     def hold_once(self, what: str, nbytes: int, op: str) -> bool:
         """Records a block that the process takes the first time it needs it, and keeps. False: it has it already."""
-        if what in self.held:
+        if what in self._held:
             return False
-        self.held.add(what)
+        self._held.add(what)
         self.recorder.hold(nbytes, op)
         return True

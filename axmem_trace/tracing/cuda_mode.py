@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from axmem_trace.tracing.autocast import Autocast
-from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import FUNCTION_RULES
+from axmem_trace.tracing.recorder import Recorder
 
 _COMPOSITE = frozenset({F.multi_head_attention_forward, F.normalize, F.softmin, F.gumbel_softmax})
 """Python functions that call several others inside: those must meet the mode too."""
@@ -27,11 +26,11 @@ class CudaMode(TorchFunctionMode):
     autograd engine is started with the mode put back.
     """
 
-    def __init__(self, context: KernelContext) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         super().__init__()
-        self.context = context
+        self.context = recorder.context
+        self._rules = recorder.rules.functions
         self.autocast = Autocast()
-        self._inside: Callable[..., Any] | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -40,7 +39,7 @@ class CudaMode(TorchFunctionMode):
         if func in _PLAIN:
             return func(*args, **kwargs)
         args, kwargs = self.autocast.apply(func, args, kwargs)
-        rule = FUNCTION_RULES.get(func)
+        rule = self._rules.get(func)
         if rule is not None:
             return rule(self.context, func, args, kwargs)
         if func in _COMPOSITE:

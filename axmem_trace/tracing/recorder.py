@@ -17,11 +17,14 @@ from axmem_trace.tracing.known_values import DATA_DEPENDENT, KnownValues, worth_
 from axmem_trace.tracing.literal_tensors import literals_known
 from axmem_trace.tracing.masked_index import INDEXES, picked_indices
 from axmem_trace.tracing.result_memo import ResultMemo, can_remember
-from axmem_trace.tracing.rules import DISPATCH_RULES, WORKSPACE_RULES
+from axmem_trace.tracing.rules import Rules
 from axmem_trace.tracing.storage_record import LifeRecord, tensors_in
 
 aten = torch.ops.aten
 _MOVES_STORAGE = frozenset({aten.resize_.default, aten.set_.source_Storage_storage_offset, aten.set_.source_Tensor})
+
+
+Decision = Callable[["Recorder", tuple[Any, ...], dict[str, Any], Any], None]
 
 
 @dataclass(slots=True)
@@ -40,28 +43,51 @@ class _Plan:
     indexes: bool
     """It may be given boolean masks to index by."""
     can_remember: bool
-    decide: Callable[..., None] | None
+    decide: Decision | None
 
 
 class Recorder(LifeRecord, TorchDispatchMode):
     """Records storages on `traced_device` (`meta`; `cpu` to check meta against a real run) as GPU memory.
 
     A storage is born when an operator first returns a tensor on it. What existed before the recorder was opened is
-    unknown to it until `register`ed. `with_rules=False` records what meta does by itself.
+    unknown to it until `register`ed. Without rules it records what meta does by itself.
 
     Use it as a context manager around the code to record, and call `make_ledger` afterwards.
     """
 
-    def __init__(self, *, traced_device: str = "meta", with_rules: bool = True) -> None:
+    def __init__(
+        self, context: KernelContext | None = None, *, rules: Rules | None = None, traced_device: str = "meta"
+    ) -> None:
         LifeRecord.__init__(self, traced_device)
         TorchDispatchMode.__init__(self)
-        self._with_rules = with_rules and traced_device == "meta"
+        self.rules = Rules()
+        """Of all kernels that this recorder knows; see `add_rules`."""
+        self.context = context or KernelContext()
+        self.context.belong_to(self)
         self._memo = ResultMemo()
         self.values = KnownValues()
-        self.context = KernelContext(recorder=self)
-        self.decisions: dict[Any, Callable[[Recorder, tuple[Any, ...], dict[str, Any], Any], None]] = {}
-        """By operator: what settles values that nobody can know (see `kernels/experts/routing.py`), with its result."""
+        self._decisions: dict[Any, Decision] = {}
         self._plans: dict[Any, _Plan] = {}
+        self.add_rules(rules or Rules())
+
+    # -- what it is given ---------------------------------------------------------------------------------------------
+
+    def add_rules(self, rules: Rules) -> None:
+        """More rules, in force from now on, for operators that have run already too.
+
+        Raises:
+            AssertionError: it has another rule for the same operator or function, or it records a real run.
+        """
+        assert self.traced_device == "meta" or not rules, "a real run does by itself what rules say of a GPU"
+        if not self.rules.has_all(rules):
+            self.rules.include(rules)
+            self._plans.clear()
+
+    def decide(self, decision: Decision, *ops: Any) -> None:
+        """From now on `decision(recorder, args, kwargs, result)` is called after each of these operators: it decides values
+        that nobody can know (see `kernels/experts/routing.py`)."""
+        self._decisions.update(dict.fromkeys(ops, decision))
+        self._plans.clear()
 
     # -- what the step tells ------------------------------------------------------------------------------------------
 
@@ -145,13 +171,13 @@ class Recorder(LifeRecord, TorchDispatchMode):
             name=str(op),
             fresh=op in _MOVES_STORAGE or any(each.alias_info is None for each in op._schema.returns),
             mutates=op._schema.is_mutable,
-            rule=DISPATCH_RULES.get(op) if self._with_rules else None,
-            workspace=WORKSPACE_RULES.get(op) if self._with_rules else None,
+            rule=self.rules.operators.get(op),
+            workspace=self.rules.workspaces.get(op),
             data_dependent=on_meta and op in DATA_DEPENDENT,
             leaves_gpu=on_meta and op is aten._to_copy.default,
             indexes=on_meta and op in INDEXES,
             can_remember=on_meta and can_remember(op),
-            decide=self.decisions.get(op),
+            decide=self._decisions.get(op),
         )
 
     def _run(self, plan: _Plan, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, followed: bool) -> Any:
@@ -180,7 +206,7 @@ class Recorder(LifeRecord, TorchDispatchMode):
         picked = picked_indices(self.values, args)
         if picked is None:
             return args
-        if self._with_rules:
+        if self.rules:
             self.workspace(picked[1], op)
         return picked[0]
 

@@ -1,4 +1,4 @@
-"""The one way to say that a GPU does something else than meta.
+"""The one way to say that a GPU does something else than meta: tables of rules, which the recorder is given.
 
 Three kinds of rule, by where in the stack the difference lies:
 
@@ -6,7 +6,7 @@ Three kinds of rule, by where in the stack the difference lies:
   kernel would have recorded (attention, dropout, autocast's casts);
 - a *dispatch rule* answers an operator below autograd, where meta cannot (`.item()`, data-dependent shapes) or where its
   decomposition allocates what the kernel does not;
-- a *workspace rule* tells how many bytes an operator's kernel takes while it runs, beside its outputs.
+- a *workspace rule* says how many bytes an operator's kernel takes while it runs, beside its outputs.
 
 Each rule's docstring names its source: library, file, function, version.
 """
@@ -14,7 +14,7 @@ Each rule's docstring names its source: library, file, function, version.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from axmem_trace.tracing.context import KernelContext
 
@@ -24,41 +24,66 @@ DispatchRule = Callable[[KernelContext, Any, tuple[Any, ...], dict[str, Any]], A
 """`rule(context, op, args, kwargs)`, below autograd; it may call `op`."""
 WorkspaceRule = Callable[[KernelContext, tuple[Any, ...], dict[str, Any], Any], "int | Sequence[int]"]
 """`rule(context, args, kwargs, result)` returns the bytes alive together while the kernel runs."""
-
-FUNCTION_RULES: dict[Callable[..., Any], FunctionRule] = {}
-DISPATCH_RULES: dict[Any, DispatchRule] = {}
-WORKSPACE_RULES: dict[Any, WorkspaceRule] = {}
+_Rule = TypeVar("_Rule", bound=Callable[..., Any])
 
 
-def function_rule(*functions: Callable[..., Any]) -> Callable[[FunctionRule], FunctionRule]:
-    """Registers a rule for Python-level torch functions (as `__torch_function__` names them)."""
+class Rules:
+    """A table of rules. Each module of `kernels` that has rules has one; `kernels/install.py` puts them together.
 
-    def register(rule: FunctionRule) -> FunctionRule:
-        return _register(FUNCTION_RULES, functions, rule)
+    >>> RULES = Rules()
+    >>> @RULES.workspace("an operator")
+    ... def scratch(context, args, kwargs, result):
+    ...     return 1024
+    >>> RULES.workspaces["an operator"] is scratch
+    True
+    """
 
-    return register
+    def __init__(self, *tables: Rules) -> None:
+        self.functions: dict[Callable[..., Any], FunctionRule] = {}
+        self.operators: dict[Any, DispatchRule] = {}
+        self.workspaces: dict[Any, WorkspaceRule] = {}
+        for table in tables:
+            self.include(table)
+
+    def function(self, *functions: Callable[..., Any]) -> Callable[[_Rule], _Rule]:
+        """A rule for Python-level torch functions (as `__torch_function__` names them)."""
+        return lambda rule: _add(self.functions, functions, rule)
+
+    def dispatch(self, *ops: Any) -> Callable[[_Rule], _Rule]:
+        """A rule for operator overloads such as `torch.ops.aten.nonzero.default`."""
+        return lambda rule: _add(self.operators, ops, rule)
+
+    def workspace(self, *ops: Any) -> Callable[[_Rule], _Rule]:
+        """The workspace of operator overloads."""
+        return lambda rule: _add(self.workspaces, ops, rule)
+
+    def include(self, other: Rules) -> None:
+        """Adds another table's rules; those that are here already stay.
+
+        Raises:
+            AssertionError: the tables have different rules for one key.
+        """
+        for mine, others in self._pairs(other):
+            for key, rule in others.items():
+                _add(mine, (key,), rule)
+
+    def has_all(self, other: Rules) -> bool:
+        """Whether every rule of the other table is here."""
+        return all(mine.get(key) is rule for mine, others in self._pairs(other) for key, rule in others.items())
+
+    def __bool__(self) -> bool:
+        return bool(self.functions or self.operators or self.workspaces)
+
+    def _pairs(self, other: Rules) -> tuple[tuple[dict[Any, Any], dict[Any, Any]], ...]:
+        return (
+            (self.functions, other.functions),
+            (self.operators, other.operators),
+            (self.workspaces, other.workspaces),
+        )
 
 
-def dispatch_rule(*ops: Any) -> Callable[[DispatchRule], DispatchRule]:
-    """Registers a rule for operator overloads such as `torch.ops.aten.nonzero.default`."""
-
-    def register(rule: DispatchRule) -> DispatchRule:
-        return _register(DISPATCH_RULES, ops, rule)
-
-    return register
-
-
-def workspace_rule(*ops: Any) -> Callable[[WorkspaceRule], WorkspaceRule]:
-    """Registers the workspace of operator overloads."""
-
-    def register(rule: WorkspaceRule) -> WorkspaceRule:
-        return _register(WORKSPACE_RULES, ops, rule)
-
-    return register
-
-
-def _register(table: dict[Any, Any], keys: Iterable[Any], rule: Any) -> Any:
+def _add(table: dict[Any, Any], keys: Iterable[Any], rule: _Rule) -> _Rule:
     for key in keys:
-        assert key not in table, f"two rules for {key}: {table[key].__name__} and {rule.__name__}"
-        table[key] = rule
+        known = table.setdefault(key, rule)
+        assert known is rule, f"two rules for {key}: {known.__name__} and {rule.__name__}"
     return rule

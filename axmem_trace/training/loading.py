@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from axmem_trace.kernels import import_rules
+from axmem_trace.kernels.install import gpu_rules
 from axmem_trace.ledger import Device
 from axmem_trace.models.device_map import is_on_host
 from axmem_trace.models.quantisation import iterate_bnb_states
@@ -37,7 +37,7 @@ class LoadRecorder:
     @contextmanager
     def loaded(self, model: nn.Module) -> Iterator[None]:
         """`model` is as `from_pretrained` returns it. What happens to it while this is open is recorded."""
-        import_rules()  # not earlier: bitsandbytes has operators to have rules for once the model is built
+        self.recorder.add_rules(gpu_rules())  # once more: the model may have needed bitsandbytes, which has operators
         self.recorder.mark("load", 0)
         if self.recipe.placement.on_host_first:  # the run finds the model on the GPU
             yield

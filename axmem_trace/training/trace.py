@@ -9,12 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from axmem_trace.imports import collector_paused
-from axmem_trace.kernels import import_rules
-from axmem_trace.kernels.attention import install_attention
-from axmem_trace.kernels.axolotl.gemma4_hybrid import install_gemma4_hybrid
-from axmem_trace.kernels.experts import install_experts
-from axmem_trace.kernels.install import install_fused_kernels
-from axmem_trace.kernels.scans import install_scans
+from axmem_trace.kernels.install import gpu_rules, install_kernels
+from axmem_trace.kernels.site import Site
 from axmem_trace.ledger import Ledger
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.notes import Note
@@ -51,21 +47,16 @@ def record_run(
         recorder: of `make_recorder`, which has seen the model being loaded; else the model appears all at once.
         repeat: take the second step's passes from the record of the first (see `Run`).
     """
-    import_rules()
     recorder = recorder or make_recorder(recipe)
     context = recorder.context
-    mode = CudaMode(context)
+    mode = CudaMode(recorder)
     offloading = partial(install_offloading, built.module, recipe, recorder, context.notes)
     run = Run(recipe, built, optimizer, recorder, offloading=offloading, repeat=repeat)
     with ExitStack() as stack:
         stack.enter_context(garbage_on_demand())
         stack.enter_context(recorder)
         stack.enter_context(recorder.watch(built.module))
-        stack.enter_context(install_attention(context))
-        stack.enter_context(install_gemma4_hybrid(built.module, recipe, context))
-        stack.enter_context(install_scans(context, built.module))
-        stack.enter_context(install_experts(built.module, context, recipe.model.experts_implementation))
-        stack.enter_context(install_fused_kernels(built.module, recipe, context.notes))
+        install_kernels(Site(built.module, recipe, context, stack))
         stack.enter_context(mode.opened())
         stack.enter_context(model_stops_told(built, recipe))
         run.record(progress or (lambda stage: None))
@@ -87,18 +78,12 @@ def garbage_on_demand() -> Iterator[None]:
 
 def make_recorder(recipe: Recipe) -> Recorder:
     """One recorder for loading and training, which knows the recipe's card from the beginning: a block that the process
-    takes once (cuBLAS's workspace) is taken once in the whole run. The rules are imported before it is opened."""
-    recorder = Recorder()
-    recorder.context = KernelContext(
-        recorder=recorder,
+    takes once (cuBLAS's workspace) is taken once in the whole run."""
+    context = KernelContext(
         compute_capability=recipe.gpu.compute_capability,
         attention=recipe.attention.kernel,
-        router=recipe.router,
-        options={
-            "batch": recipe.batch,
-            "int8_outliers": recipe.quantisation.int8_outliers,
-            "repeats_kv": recipe.attention.repeats_kv,
-            "mean_keeps_input": recipe.kernels.mean_keeps_input,
-        },
+        repeats_kv=recipe.attention.repeats_kv,
+        mean_keeps_input=recipe.kernels.mean_keeps_input,
+        int8_outliers=recipe.quantisation.int8_outliers,
     )
-    return recorder
+    return Recorder(context, rules=gpu_rules())

@@ -57,7 +57,7 @@ def benchmark(inputs: list[torch.Tensor], run: Callable[[], Any], *, backward: b
     """MiB at the peak of two iterations; `outside` bytes are there all the time. Autograd casts a gradient of another
     dtype than the output's."""
     grads: list[torch.Tensor] = []
-    recorder = Recorder(with_rules=False)  # cuBLAS's workspaces are put in by hand
+    recorder = Recorder()  # cuBLAS's workspaces are put in by hand
     with recorder:
         for each in inputs:
             recorder.register(each, role="input")

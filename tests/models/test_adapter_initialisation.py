@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from support.kernel_recording import gpu_recorder
 from support.tiny_models import write_tiny_model
 from support.whole_runs import load, make_recipe
 
 from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
-from axmem_trace.kernels import import_rules
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.adapters import initialise
@@ -52,8 +52,7 @@ def test_at_its_worst_pissa_holds_three_copies_and_both_factors():
     from peft import LoraConfig
     from peft.tuners.lora.layer import Linear
 
-    import_rules()
-    recorder = Recorder()
+    recorder = gpu_recorder()
     with torch.device("meta"):
         base = torch.nn.Linear(1024, 512, bias=False, dtype=torch.bfloat16)
         with recorder:
@@ -90,8 +89,7 @@ def test_loftq_decomposes_what_quantisation_loses(tmp_path, keys):
 
 
 def test_loftq_by_hand():
-    import_rules()
-    recorder = Recorder()
+    recorder = gpu_recorder()
     weight = torch.empty(512, 1024, dtype=torch.bfloat16, device="meta")
     with recorder:
         results = initialise._loftq(weight, 4, 8)
@@ -138,7 +136,7 @@ def test_on_meta_as_peft_runs_on_a_cpu(tmp_path, init):
             "datasets": [{"path": "x", "type": "alpaca"}], "adapter": "lora", "lora_r": 4, "lora_alpha": 8,
             "lora_target_linear": True, "peft_init_lora_weights": init,
         }  # fmt: skip
-        recorder = Recorder(traced_device=device, with_rules=False)
+        recorder = Recorder(traced_device=device)
         build_model(read_recipe(config, hub="never"), device=device, watch=lambda model, opened=recorder: opened)
         ledger = recorder.make_ledger()
         made = [each for each in ledger.allocations if "linalg" in each.op or ".mm" in each.op]

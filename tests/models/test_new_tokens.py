@@ -44,7 +44,7 @@ def test_mean_resizing_takes_what_transformers_takes_on_a_cpu(tmp_path, family):
         model = build_model(plain, device=device).module
         wanted = read_recipe(short_config(tmp_path, family, tokens=["<a>", "<b>"], mean_resizing_embeddings=True),
                              hub="never")  # fmt: skip
-        recorder = Recorder(traced_device=device, with_rules=False)
+        recorder = Recorder(traced_device=device)
         with recorder:
             resize_vocabulary(copy.copy(model), wanted, Notes())
         ledgers.append(recorder.make_ledger())

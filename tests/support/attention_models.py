@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch.autograd.graph import _engine_run_backward
 
-from axmem_trace.kernels import import_rules
-from axmem_trace.kernels.attention import install_attention
+from axmem_trace.kernels.attention.install import install_attention
 from axmem_trace.ledger import Ledger
 from axmem_trace.models.skeleton.attention_request import attention_without_packages, request_attention
 from axmem_trace.notes import Notes
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.recorder import Recorder
+from support.kernel_recording import gpu_recorder, site_of
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "num_key_value_heads": 2},
@@ -60,10 +59,10 @@ def trace(
     model: Any, inputs: dict[str, Any], *, kernel: str, capability: tuple[int, int] = (8, 0)
 ) -> tuple[Ledger, KernelContext]:
     """Forward and backward of one batch; the ledger's phases are `forward` and `backward` of step 1."""
-    import_rules()
-    recorder = Recorder()
-    context = recorder.context = KernelContext(recorder=recorder, compute_capability=capability, attention=kernel)
-    with install_attention(context), recorder, recorder.watch(model), CudaMode(context).opened():
+    recorder = gpu_recorder(compute_capability=capability, attention=kernel)
+    context = recorder.context
+    with site_of(recorder, model) as site, recorder, recorder.watch(model), CudaMode(recorder).opened():
+        install_attention(site)
         recorder.mark("forward", 1)
         placed = {name: recorder.place(value) for name, value in inputs.items()}
         loss = model(**placed, use_cache=False).loss

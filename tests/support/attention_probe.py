@@ -7,14 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from axmem_trace.kernels import import_rules
-from axmem_trace.kernels.attention import install_attention
+from axmem_trace.kernels.attention.install import install_attention
 from axmem_trace.ledger import Allocation
 from axmem_trace.notes import Notes
-from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.recorder import Recorder
-from support.kernel_recording import peak_bytes, run_backward
+from support.kernel_recording import gpu_recorder, peak_bytes, run_backward, site_of
 
 A100, A6000, L40S, H100, T4 = (8, 0), (8, 6), (8, 9), (9, 0), (7, 5)
 
@@ -43,12 +40,9 @@ def probe(
     autocast: bool = False, repeats_kv: bool = False,
 ) -> Probe:  # fmt: skip
     """Runs a call and its backward, and sums up."""
-    import_rules()
-    recorder = Recorder()
-    recorder.context = KernelContext(recorder=recorder, compute_capability=capability, attention=attention,
-                                     options={"num_sms": num_sms} if num_sms else {})  # fmt: skip
-    recorder.context.options["repeats_kv"] = repeats_kv
-    with install_attention(recorder.context), recorder, CudaMode(recorder.context).opened():
+    recorder = gpu_recorder(compute_capability=capability, attention=attention, num_sms=num_sms, repeats_kv=repeats_kv)
+    with site_of(recorder) as site, recorder, CudaMode(recorder).opened():
+        install_attention(site)
         recorder.mark("forward", 1)
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
             out = run()

@@ -7,14 +7,11 @@ from typing import Any
 
 import torch
 
-from axmem_trace.kernels import import_rules
 from axmem_trace.ledger import NEVER, Allocation
 from axmem_trace.models.quantisation.bnb import pack_bnb_weights
 from axmem_trace.notes import Notes
-from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.recorder import Recorder
-from support.kernel_recording import peak_bytes, run_backward
+from support.kernel_recording import gpu_recorder, peak_bytes, run_backward
 
 A100 = (8, 0)
 
@@ -59,12 +56,10 @@ def probe(
     capability: tuple[int, int] = A100,
 ) -> Probe:  # fmt: skip
     """The layer on an input of that shape which is itself an activation: recorded, and in need of a gradient."""
-    import_rules()
-    recorder = Recorder()
-    context = recorder.context = KernelContext(recorder=recorder, compute_capability=capability,
-                                               options={"int8_outliers": outliers})  # fmt: skip
+    recorder = gpu_recorder(compute_capability=capability, int8_outliers=outliers)
+    context = recorder.context
     leaf = torch.empty(*shape, dtype=dtype, device="meta", requires_grad=True)
-    with recorder, CudaMode(context).opened():
+    with recorder, CudaMode(recorder).opened():
         recorder.mark("forward", 1)
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
             out = layer(leaf.neg())

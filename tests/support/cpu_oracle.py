@@ -48,7 +48,7 @@ def record_step(
     recipe = read_recipe(config, hub="never", assumptions=[*ASSUMPTIONS, *assumptions])
     recipe = replace(recipe, precision=replace(recipe.precision, upcast_before=False))
     built = build_model(recipe, device=device)
-    recorder = Recorder(traced_device=device, with_rules=False)
+    recorder = Recorder(traced_device=device)
     prepare(recorder, built)
     run = Run(recipe, built, build_optimizer(recipe, built.module), recorder)
     with garbage_on_demand(), autocast_off_on_meta(), recorder, recorder.watch(built.module), within():
@@ -94,7 +94,7 @@ class HostCopies:
 
     def attach(self, recorder: Recorder) -> None:
         """From now on the recorder's copies are looked at."""
-        recorder.decisions[torch.ops.aten._to_copy.default] = self._see
+        recorder.decide(self._see, torch.ops.aten._to_copy.default)
 
     def _see(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if args[0].device.type == "cpu" and result.is_meta:

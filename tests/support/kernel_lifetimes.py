@@ -30,7 +30,7 @@ def live(inputs: list[Any], run: Callable[..., Any]) -> Lives:
     for each in inputs:
         if isinstance(each, torch.Tensor):
             each.grad = None
-    recorder = Recorder(with_rules=False)  # the kernel alone, without what rules say of cuBLAS
+    recorder = Recorder()  # the kernel alone, without what rules say of cuBLAS
     with recorder:
         recorder.mark("forward", 1)
         outputs = run(*inputs)

@@ -1,15 +1,48 @@
-"""What the probes of kernels share: backward from a gradient that no record has, and the peak of some allocations."""
+"""What the probes of kernels share: a recorder with a GPU's rules, what installers work on, backward from a gradient that
+no record has, and the peak of some allocations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import _disable_current_modes
 
+from axmem_trace.kernels.install import gpu_rules
+from axmem_trace.kernels.site import Site
 from axmem_trace.ledger import Allocation
+from axmem_trace.recipe.model import BaseModel, Model
+from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.recorder import Recorder
+
+PLAIN = Recipe(name="test", model=Model(base=BaseModel(name="test", config={}, source="test")))
+"""A recipe that asks for nothing."""
+
+
+def gpu_recorder(*, functions_alone: bool = False, **card: Any) -> Recorder:
+    """A recorder with the rules of a GPU's kernels.
+
+    Args:
+        functions_alone: no rules below autograd, and so no workspaces.
+        card: fields of `KernelContext`.
+    """
+    rules = gpu_rules()
+    if functions_alone:
+        rules.operators.clear()
+        rules.workspaces.clear()
+    return Recorder(KernelContext(**card), rules=rules)
+
+
+@contextmanager
+def site_of(recorder: Recorder, model: Any = None, recipe: Recipe | None = None) -> Iterator[Site]:
+    """What installers work on; all that they do is undone in the end."""
+    with ExitStack() as stack:
+        yield Site(model or torch.nn.Module(), recipe or PLAIN, recorder.context, stack)
 
 
 def run_backward(out: torch.Tensor) -> None:

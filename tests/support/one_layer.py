@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from axmem_trace.kernels import import_rules
 from axmem_trace.ledger import Ledger
-from axmem_trace.tracing.recorder import Recorder
+from support.kernel_recording import gpu_recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +29,8 @@ def run_layer(
     layer: nn.Module, tokens: int, width: int, out_width: int, *, backward: bool = False, dtype: torch.dtype = torch.bfloat16
 ) -> LayerRun:  # fmt: skip
     """Forward of inputs [1, tokens, width] that require gradients, to [1, tokens, out_width]; then backward."""
-    import_rules()
     inputs = torch.empty(1, tokens, width, device="meta", dtype=dtype, requires_grad=True)
-    recorder = Recorder()
+    recorder = gpu_recorder()
     with recorder:
         output = layer(inputs)
         forward = recorder.now

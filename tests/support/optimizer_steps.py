@@ -66,7 +66,7 @@ def recipe_of(*, assume: tuple[str, ...] = (), **keys: Any) -> Recipe:
 
 def on_meta(module: nn.Module, recipe: Recipe | None = None, **keys: Any) -> tuple[TracedOptimizer, Steps]:
     """Two steps of the optimizer that the keys name."""
-    recorder = Recorder(with_rules=False)
+    recorder = Recorder()
     before = set(module.parameters())
     with recorder:
         optimizer = build_optimizer(recipe or recipe_of(**keys), module)
@@ -82,7 +82,7 @@ def on_meta(module: nn.Module, recipe: Recipe | None = None, **keys: Any) -> tup
 def for_real(module: nn.Module, make: Callable[[nn.Module], Callable[[], Any]], *, second_step: int = 2) -> Steps:
     """Steps on a CPU, the first one and a later one. `make` builds the library's optimizer and returns its `step`."""
     torch.manual_seed(0)
-    recorder = Recorder(traced_device="cpu", with_rules=False)
+    recorder = Recorder(traced_device="cpu")
     with recorder:
         step = make(module)
     return record_steps(recorder, module, step, second_step=second_step)

@@ -15,17 +15,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.kernel_recording import gpu_recorder
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from axmem_trace.kernels import import_rules
 from axmem_trace.tracing import autocast
-from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.recorder import Recorder
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 HEADER = Path(torch.__file__).parent / "include/ATen/autocast_mode.h"
@@ -159,11 +157,9 @@ def log_on_fake_cuda(run: Callable[..., Any], dtype: torch.dtype) -> Any:
 
 
 def log_on_meta(run: Callable[..., Any], dtype: torch.dtype) -> Any:
-    import_rules()
-    recorder = Recorder()
-    recorder.context = KernelContext(recorder=recorder)
+    recorder = gpu_recorder()
     arguments = _arguments("meta", dtype)
-    with torch.no_grad(), _Log() as log, CudaMode(recorder.context).opened(), torch.autocast("cuda", dtype=dtype):
+    with torch.no_grad(), _Log() as log, CudaMode(recorder).opened(), torch.autocast("cuda", dtype=dtype):
         run(*arguments)
     return log.seen
 
@@ -173,12 +169,10 @@ def log_on_meta(run: Callable[..., Any], dtype: torch.dtype) -> Any:
 
 def count_casts(run: Callable[..., Any], *, trains: bool = True, cache: bool = True, backward: bool = False) -> int:
     """Copies of an fp32 weight of 8 by 8 in bf16 that are made in forward, or in backward."""
-    import_rules()
-    recorder = Recorder()
-    recorder.context = KernelContext(recorder=recorder)
+    recorder = gpu_recorder()
     weight = torch.empty(8, 8, device="meta", requires_grad=trains)
     x = torch.empty(4, 8, device="meta", dtype=BF16, requires_grad=True)
-    with recorder, CudaMode(recorder.context).opened():
+    with recorder, CudaMode(recorder).opened():
         recorder.mark("forward", 1)
         with torch.autocast("cuda", dtype=BF16, cache_enabled=cache):
             out = run(x, weight)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import torch
-
-from axmem_trace.tracing.recorder import Recorder
+from support.kernel_recording import gpu_recorder
 
 MASK = torch.tensor([[True, False, True], [False, False, True]])
 
 
 def test_a_known_mask_decides_the_shape() -> None:
-    recorder = Recorder()
+    recorder = gpu_recorder()
     with recorder:
         picked = torch.empty(2, 3, 5, device="meta")[recorder.place(MASK)]
     assert picked.shape == (3, 5)
 
 
 def test_an_expanded_mask_is_counted_through_its_view() -> None:
-    recorder = Recorder()
+    recorder = gpu_recorder()
     with recorder:
         states = torch.empty(2, 3, 1 << 20, device="meta")
         picked = states[recorder.place(MASK).unsqueeze(-1).expand_as(states)]
@@ -25,7 +24,7 @@ def test_an_expanded_mask_is_counted_through_its_view() -> None:
 
 
 def test_the_indices_live_while_the_operator_runs() -> None:
-    recorder = Recorder()
+    recorder = gpu_recorder()
     with recorder:
         torch.empty(2, 3, 5, device="meta")[recorder.place(MASK)]
     # nonzero: 3 elements x 2 dimensions x 8 bytes, dead before the result (3 x 5 fp32) is born
@@ -34,7 +33,7 @@ def test_the_indices_live_while_the_operator_runs() -> None:
 
 
 def test_known_values_reach_the_host() -> None:
-    recorder = Recorder()
+    recorder = gpu_recorder()
     with recorder:
         grid = recorder.place(torch.tensor([[1, 4, 6]]))
         assert (grid.prod(-1) // 4).tolist() == [6]

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.kernel_recording import gpu_recorder
 from support.tiny_models import write_tiny_model
 
 import axmem_trace
 from axmem_trace.config import read_recipe
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
-from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.loading import LoadRecorder
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.trace import make_recorder, record_run
@@ -33,7 +33,7 @@ def load(tmp_path: Path, family: str = "llama", *, assumptions: Any = (), **keys
         **keys,
     }
     recipe = read_recipe(config, assumptions=assumptions, hub="never")
-    recorder = Recorder()
+    recorder = gpu_recorder()
     built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
     for tensor in [*built.module.parameters(), *built.module.buffers(), *(each.tensor for each in built.state_tensors)]:
         assert recorder.born_at(tensor), "everything that is there after loading was seen to come"
@@ -123,7 +123,7 @@ def test_the_warm_up_leaves_room_on_a_small_card(tmp_path):
     recipe = read_recipe(config, hub="never")
     # The card has 1.2 GiB and 1001 bytes: 43,360 are wanted, and an even number of bytes is what fp16 can ask for.
     recipe = replace(recipe, gpu=replace(recipe.gpu, memory_bytes=1_288_490_188 + 1001))
-    recorder = Recorder()
+    recorder = gpu_recorder()
     build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
     assert sizes(recorder.make_ledger(), WARM_UP) == Counter([1000])
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.kernel_recording import gpu_recorder
 from support.tiny_models import write_tiny_model
 from torch import nn
 
 from axmem_trace.config import read_recipe
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
-from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.offloading.saved_tensors import ActivationOffload
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.trace import Recording, record_run
@@ -96,7 +96,7 @@ class Chain(nn.Module):
 @pytest.mark.parametrize(("streams", "left"), [(True, 5), (False, 0)])
 def test_the_stash_keeps_the_latest(streams, left):
     """With streams the five latest outputs stay for the copies' sake; without, none does."""
-    recorder = Recorder()
+    recorder = gpu_recorder()
     offload = ActivationOffload(recorder, streams=streams)
     with recorder:
         x = torch.empty(1024, device="meta", requires_grad=True)
@@ -116,7 +116,7 @@ def test_the_stash_keeps_the_latest(streams, left):
 
 
 def test_small_tensors_parameters_and_spared_storages_stay():
-    recorder = Recorder()
+    recorder = gpu_recorder()
     weight = nn.Parameter(torch.empty(32, 32, device="meta"))
     spared = frozenset({weight.untyped_storage()._cdata})
     with recorder:
@@ -129,7 +129,7 @@ def test_small_tensors_parameters_and_spared_storages_stay():
 
 def test_with_streams_a_transposed_weight_travels_too():
     """axolotl copies what is not contiguous before TRL asks whose storage it is."""
-    recorder = Recorder()
+    recorder = gpu_recorder()
     weight = nn.Parameter(torch.empty(32, 32, device="meta"))
     with recorder:
         x = torch.empty(64, 32, device="meta", requires_grad=True)

@@ -67,7 +67,7 @@ def _repeated(context: KernelContext, q: torch.Tensor, k: torch.Tensor, v: torch
     Source: transformers 4.45 `modeling_mistral.py`, `MistralFlashAttention2.forward`, `repeat_kv`.
     """
     groups = q.shape[-2] // k.shape[-2]
-    if groups == 1 or not context.options.get("repeats_kv"):
+    if groups == 1 or not context.repeats_kv:
         return q, k, v
     *rows, kv_heads, head_dim = k.shape
     size = (*rows, kv_heads, groups, head_dim)

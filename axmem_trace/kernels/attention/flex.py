@@ -7,34 +7,29 @@ Source: torch 2.13, torch/_inductor/kernel/flex/flex_attention.py (lowerings of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.kernels.attention.fused import FusedKernel, Heads, run_fused
 from axmem_trace.kernels.attention.sources import note_source
+from axmem_trace.kernels.site import Site
 from axmem_trace.tracing.context import KernelContext
 
 _FLOAT = 4
 _LEAST_HEAD_DIM = 16
 
 
-@contextmanager
-def flex_without_compiler(context: KernelContext) -> Iterator[None]:
-    """While open, transformers' flex attention runs on meta what the compiled one would allocate on a GPU."""
+def install_flex(site: Site) -> None:
+    """transformers' flex attention runs on meta what the compiled one would allocate on a GPU."""
     from transformers import masking_utils
     from transformers.integrations import flex_attention as integration
 
-    with (
-        patch.object(integration, "compile_friendly_flex_attention", make_flex(context)),
-        patch.object(integration, "create_block_mask", make_block_mask),
-        patch.object(masking_utils, "create_block_mask", make_block_mask),
-    ):
-        yield
+    site.replace_attribute(integration, "compile_friendly_flex_attention", make_flex(site.context))
+    site.replace_attribute(integration, "create_block_mask", make_block_mask)
+    site.replace_attribute(masking_utils, "create_block_mask", make_block_mask)
 
 
 def make_flex(context: KernelContext) -> Callable[..., Any]:

@@ -13,12 +13,13 @@ from axmem_trace.kernels.attention.sdpa_choice import SdpaCall, choose_backend
 from axmem_trace.kernels.attention.sdpa_math import as_additive, math_attention
 from axmem_trace.notes import Note
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import function_rule
+from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
+RULES = Rules()
 
 
-@function_rule(F.scaled_dot_product_attention)
+@RULES.function(F.scaled_dot_product_attention)
 def scaled_dot_product_attention(
     context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:

@@ -11,12 +11,13 @@ from axmem_trace.kernels.attention.flash_sizes import Blocks
 from axmem_trace.kernels.card import HALF, num_sms
 from axmem_trace.notes import Note
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import dispatch_rule, workspace_rule
+from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
+RULES = Rules()
 
 
-@workspace_rule(aten._scaled_dot_product_flash_attention.default)
+@RULES.workspace(aten._scaled_dot_product_flash_attention.default)
 def flash_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
     """Split keys, where queries are too few to fill the card. Source: flash_api.cpp, `set_params_splitkv`."""
     batch, heads, queries, head_dim = args[0].shape
@@ -28,7 +29,7 @@ def flash_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[st
     return flash_sizes.split_scratch(splits=splits, batch=batch, heads=heads, queries=queries, head_dim=head_dim)
 
 
-@workspace_rule(aten._scaled_dot_product_flash_attention_backward.default)
+@RULES.workspace(aten._scaled_dot_product_flash_attention_backward.default)
 def flash_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
     """torch's copy of FlashAttention-2, given the output and its gradient without gaps in (B, S, H, D).
 
@@ -48,7 +49,7 @@ def flash_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[s
     return (*blocks, *(each.numel() * each.element_size() for each in gaps))
 
 
-@dispatch_rule(aten._scaled_dot_product_efficient_attention.default)
+@RULES.dispatch(aten._scaled_dot_product_efficient_attention.default)
 def seed_on_the_host(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Outside of CUDA graphs the seed and offset of this kernel's dropout are tensors on the CPU.
 
@@ -59,7 +60,7 @@ def seed_on_the_host(context: KernelContext, op: Any, args: tuple[Any, ...], kwa
     return out, logsumexp, torch.empty((), dtype=torch.long), torch.empty((), dtype=torch.long)
 
 
-@workspace_rule(aten._scaled_dot_product_efficient_attention.default)
+@RULES.workspace(aten._scaled_dot_product_efficient_attention.default)
 def efficient_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
     """An fp32 output for heads over 128. Source: kernel_forward.h, `kNeedsOutputAccumulatorBuffer`."""
     batch, heads, queries, head_dim = args[0].shape
@@ -67,7 +68,7 @@ def efficient_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dic
                                              value_dim=args[2].shape[-1], half=args[0].dtype in HALF)  # fmt: skip
 
 
-@workspace_rule(aten._scaled_dot_product_efficient_attention_backward.default)
+@RULES.workspace(aten._scaled_dot_product_efficient_attention_backward.default)
 def efficient_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
     """Source: attention_backward.cu, `_efficient_attention_backward`."""
     query, key, value = args[1], args[2], args[3]
@@ -78,7 +79,7 @@ def efficient_backward(context: KernelContext, args: tuple[Any, ...], kwargs: di
     )  # fmt: skip
 
 
-@workspace_rule(aten._scaled_dot_product_cudnn_attention_backward.default)
+@RULES.workspace(aten._scaled_dot_product_cudnn_attention_backward.default)
 def cudnn_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
     """One workspace: dq in fp32 and the sums `dO * O`.
 
@@ -98,7 +99,7 @@ def cudnn_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[s
     return ((batch * heads * queries * (head_dim + 1)) * 4,)
 
 
-@workspace_rule(aten._safe_softmax.default)
+@RULES.workspace(aten._safe_softmax.default)
 def safe_softmax(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
     """A mask of the scores that are -inf, which rows are all masked, and the zero that these get in place.
 

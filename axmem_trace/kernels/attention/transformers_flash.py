@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 from axmem_trace.kernels.attention.flash2 import make_flash2
 from axmem_trace.kernels.attention.flash34 import make_flash3, make_flash4
 from axmem_trace.kernels.modeling_files import loaded_modeling_files
+from axmem_trace.kernels.site import Site
 from axmem_trace.tracing.context import KernelContext
 
 _LAZY_STATE = ("_loaded_implementation", "_flash_fn", "_flash_varlen_fn", "_flash_with_kvcache_fn", "_pad_fn",
@@ -18,9 +17,8 @@ _LAZY_STATE = ("_loaded_implementation", "_flash_fn", "_flash_varlen_fn", "_flas
 _FORWARD = "_flash_attention_forward"
 
 
-@contextmanager
-def flash_without_package(context: KernelContext) -> Iterator[None]:
-    """While open, transformers finds the flash kernels installed, whatever version it asks for.
+def install_flash(site: Site) -> None:
+    """transformers finds the flash kernels installed, whatever version it asks for.
 
     Everything around the kernel (unpadding by the mask, samples found in position ids, casts of fp32 heads, padded
     value heads) is transformers' own code. Source: transformers 5, modeling_flash_attention_utils.py, `_lazy_imports`,
@@ -29,21 +27,20 @@ def flash_without_package(context: KernelContext) -> Iterator[None]:
     """
     from transformers import modeling_flash_attention_utils as flash_utils
 
+    context = site.context
+
     def lazy_imports(implementation: str | None, *args: Any, **kwargs: Any) -> tuple[Callable[..., Any] | None, ...]:
         fixed, varlen = _make_functions(context, implementation or context.attention)
         return fixed, varlen, None, flash_utils._pad_input, flash_utils._unpad_input
 
-    with ExitStack() as stack:
-        for name in _LAZY_STATE:
-            stack.enter_context(patch.object(flash_utils, name, None))
-        stack.enter_context(patch.object(flash_utils, "_lazy_imports", lazy_imports))
-        if context.attention.startswith("flash_attention"):  # as `_check_and_adjust_attn_implementation` does
-            flash_utils.lazy_import_flash_attention(context.attention)
-        for module in loaded_modeling_files():
-            if hasattr(module, "is_flash_attn_available") and not hasattr(module, _FORWARD):
-                forward = getattr(flash_utils, _FORWARD)
-                stack.enter_context(patch.object(module, _FORWARD, forward, create=True))
-        yield
+    for name in _LAZY_STATE:
+        site.replace_attribute(flash_utils, name, None)
+    site.replace_attribute(flash_utils, "_lazy_imports", lazy_imports)
+    if context.attention.startswith("flash_attention"):  # as `_check_and_adjust_attn_implementation` does
+        flash_utils.lazy_import_flash_attention(context.attention)
+    for module in loaded_modeling_files():
+        if hasattr(module, "is_flash_attn_available") and not hasattr(module, _FORWARD):
+            site.add_attribute(module, _FORWARD, getattr(flash_utils, _FORWARD))
 
 
 def _make_functions(context: KernelContext, implementation: str) -> tuple[Callable[..., Any], Callable[..., Any]]:

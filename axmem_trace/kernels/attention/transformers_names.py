@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from unittest.mock import patch
-
 from axmem_trace.kernels.attention.packed_sdpa import make_packed_sdpa, packed_sdpa_mask
 from axmem_trace.kernels.attention.sage import make_sage
 from axmem_trace.kernels.attention.xformers_attention import make_xformers
-from axmem_trace.tracing.context import KernelContext
+from axmem_trace.kernels.site import Site
 
 
-@contextmanager
-def registered_names(context: KernelContext) -> Iterator[None]:
-    """While open, transformers knows `xformers` and `sage` (with flash's masks), and packed SDPA is behind `sdpa`.
+def install_names(site: Site) -> None:
+    """transformers knows `xformers` and `sage` (with flash's masks), and packed SDPA is behind `sdpa`.
 
     Source: axolotl 0.19, monkeypatch/attention/__init__.py, `register_xformers_attn`, `register_sage_attn`;
     sdpa_varlen.py, `patch_sdpa_varlen`.
@@ -22,12 +17,10 @@ def registered_names(context: KernelContext) -> Iterator[None]:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    context = site.context
     functions = {"xformers": make_xformers(context), "sage": make_sage(context)}
     masks = {"xformers": flash_attention_mask, "sage": flash_attention_mask}
     if context.attention == "varlen":
         functions["sdpa"], masks["sdpa"] = make_packed_sdpa(context), packed_sdpa_mask
-    with (
-        patch.dict(ALL_ATTENTION_FUNCTIONS._global_mapping, functions),
-        patch.dict(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, masks),
-    ):
-        yield
+    site.replace_items(ALL_ATTENTION_FUNCTIONS._global_mapping, functions)
+    site.replace_items(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, masks)

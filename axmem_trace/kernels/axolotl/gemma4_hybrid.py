@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
 
 from axmem_trace.kernels.modeling_files import modeling_module
+from axmem_trace.kernels.site import Site
 from axmem_trace.notes import Note
-from axmem_trace.recipe.recipe import Recipe
-from axmem_trace.tracing.context import KernelContext
 
 NAME = "sdpa_global_packed"
 _MODELS = ("gemma4", "gemma4_unified")
@@ -26,36 +23,31 @@ _LARGEST_GROUPED_HEAD = 256
 """Beyond it axolotl repeats keys and values: grouped queries would send SDPA to its math path."""
 
 
-@contextmanager
-def install_gemma4_hybrid(model: nn.Module, recipe: Recipe, context: KernelContext) -> Iterator[None]:
-    """While open, where the recipe asks for it, the global layers of `model` run SDPA, with a mask of the samples where
-    rows are packed."""
-    if not recipe.attention.gemma4_hybrid:
-        yield
+def install_gemma4_hybrid(site: Site) -> None:
+    """Where the recipe asks for it, the model's global layers run SDPA, with a mask of the samples where rows are packed."""
+    if not site.recipe.attention.gemma4_hybrid:
         return
     from transformers.integrations import sdpa_attention
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    with ExitStack() as stack:
-        forward = _make_forward(sdpa_attention.sdpa_attention_forward, packed=recipe.batch.packed)
-        stack.enter_context(patch.dict(ALL_ATTENTION_FUNCTIONS._global_mapping, {NAME: forward}))
-        asks = sdpa_attention.use_gqa_in_sdpa
+    forward = _make_forward(sdpa_attention.sdpa_attention_forward, packed=site.recipe.batch.packed)
+    site.replace_items(ALL_ATTENTION_FUNCTIONS._global_mapping, {NAME: forward})
+    asks = sdpa_attention.use_gqa_in_sdpa
 
-        def use_gqa(mask: Any, key: torch.Tensor, *args: Any, **kwargs: Any) -> bool:
-            return key.shape[-1] <= _LARGEST_GROUPED_HEAD and bool(asks(mask, key, *args, **kwargs))
+    def use_gqa(mask: Any, key: torch.Tensor, *args: Any, **kwargs: Any) -> bool:
+        return key.shape[-1] <= _LARGEST_GROUPED_HEAD and bool(asks(mask, key, *args, **kwargs))
 
-        stack.enter_context(patch.object(sdpa_attention, "use_gqa_in_sdpa", use_gqa))
-        for name in _MODELS:
-            _patch_masks(stack, name)
-        layers = list(_global_attention(model))
-        for attention in layers:
-            stack.enter_context(patch.object(attention, "config", _under(attention.config, NAME)))
-        text = f"{len(layers)} global layers run SDPA, the others FlashAttention-2 (axolotl gemma4_hybrid_mask.py)"
-        context.note(Note(kind="ruled", key="gemma4_hybrid_attn_impl", text=text))
-        yield
+    site.replace_attribute(sdpa_attention, "use_gqa_in_sdpa", use_gqa)
+    for name in _MODELS:
+        _replace_masks(site, name)
+    layers = list(_global_attention(site.model))
+    for attention in layers:
+        site.replace_attribute(attention, "config", _under(attention.config, NAME))
+    text = f"{len(layers)} global layers run SDPA, the others FlashAttention-2 (axolotl gemma4_hybrid_mask.py)"
+    site.note(Note(kind="ruled", key="gemma4_hybrid_attn_impl", text=text))
 
 
-def _patch_masks(stack: ExitStack, name: str) -> None:
+def _replace_masks(site: Site, name: str) -> None:
     """The masks of full attention are made for SDPA, whatever the rest of the model runs."""
     modeling: Any = modeling_module(name)
     if modeling is None:
@@ -67,7 +59,7 @@ def _patch_masks(stack: ExitStack, name: str) -> None:
             config = _under(config, "sdpa")
         return original(config, *args, **kwargs)
 
-    stack.enter_context(patch.object(modeling, "create_causal_mask", create_causal_mask))
+    site.replace_attribute(modeling, "create_causal_mask", create_causal_mask)
 
 
 def _under(config: Any, implementation: str) -> Any:

@@ -3,15 +3,3 @@
 bitsandbytes tells meta only the shapes of its operators' results (`_ops.py`). What a GPU allocates on the way (int32
 accumulators, dequantised weights, outlier columns) is in the Python around its C kernels, which runs on meta too.
 """
-
-from __future__ import annotations
-
-import sys
-
-
-def register_rules() -> None:
-    """Registers the rules once bitsandbytes has been imported; before that its operators do not exist."""
-    if "bitsandbytes" in sys.modules:
-        from axmem_trace.kernels.bitsandbytes.rules import register
-
-        register()

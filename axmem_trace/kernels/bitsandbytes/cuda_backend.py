@@ -25,7 +25,6 @@ from axmem_trace.tracing.autocast import Autocast
 from axmem_trace.tracing.context import KernelContext
 
 Kernel = Callable[..., Any]
-_AUTOCAST_DTYPE = "bitsandbytes_autocast_dtype"
 
 
 class _NoLibrary:
@@ -79,7 +78,7 @@ def run_cuda_kernel(context: KernelContext, op: Any, args: tuple[Any, ...], kwar
     """A dispatch rule: the operator's CUDA kernel, under the recorder."""
     kernels, module = _cuda_kernels()
     module._gpu_dispatch_props = lambda index: (num_sms(context), *context.compute_capability)  # type: ignore[attr-defined]
-    with recorded_inside(context), _autocast_inside(context):
+    with recorded_inside(context), _autocast_inside():
         return kernels[op._schema.name](*args, **kwargs)
 
 
@@ -92,17 +91,20 @@ def remember_autocast(
     context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """A function rule: below autograd, where kernels run, torch no longer tells whether autocast is on."""
-    before = context.options.get(_AUTOCAST_DTYPE)
-    context.options[_AUTOCAST_DTYPE] = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+    _autocast_dtypes.append(torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None)
     try:
         return function(*args, **kwargs)
     finally:
-        context.options[_AUTOCAST_DTYPE] = before
+        _autocast_dtypes.pop()
+
+
+_autocast_dtypes: list[torch.dtype | None] = []
+"""Of the calls of bitsandbytes' operators that are running, the innermost last: autocast's dtype; None: it is off."""
 
 
 @contextmanager
-def _autocast_inside(context: KernelContext) -> Iterator[None]:
-    dtype = context.options.get(_AUTOCAST_DTYPE)
+def _autocast_inside() -> Iterator[None]:
+    dtype = _autocast_dtypes[-1] if _autocast_dtypes else None
     if dtype is None:
         yield
         return

@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from axmem_trace.kernels.bitsandbytes.cuda_backend import (
     has_cuda_kernel,
@@ -14,9 +13,10 @@ from axmem_trace.kernels.bitsandbytes.cuda_backend import (
     remember_autocast,
     run_cuda_kernel,
 )
+from axmem_trace.kernels.site import Site
 from axmem_trace.notes import Note
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import DISPATCH_RULES, FUNCTION_RULES, DispatchRule
+from axmem_trace.tracing.rules import DispatchRule, Rules
 
 _AS_ON_CUDA = ("int8_scaled_mm", "int8_linear_matmul", "int8_mm_dequant", "int8_vectorwise_dequant", "gemm_4bit")
 """Operators whose CUDA kernels allocate more than bitsandbytes' meta functions tell."""
@@ -24,23 +24,29 @@ _LOGGERS = ("bitsandbytes.autograd._functions", "bitsandbytes.nn.modules")
 """They warn at every call of a layer; a dry run need not repeat what the real one will say."""
 
 
-def register() -> None:
-    """Registers the rules of all operators that the installed bitsandbytes has."""
+def make_rules() -> Rules:
+    """The rules of all operators that the installed bitsandbytes has."""
     rules: dict[str, DispatchRule] = dict.fromkeys(_AS_ON_CUDA, run_cuda_kernel)
     rules |= {"int8_vectorwise_quant": int8_vectorwise_quant, "int8_mixed_scaled_mm": int8_mixed_scaled_mm}
+    table = Rules()
     for name, rule in rules.items():
         if has_cuda_kernel(name):
             op = getattr(torch.ops.bitsandbytes, name).default
-            DISPATCH_RULES.setdefault(op, rule)
-            FUNCTION_RULES.setdefault(op, remember_autocast)
+            table.dispatch(op)(rule)
+            table.function(op)(remember_autocast)
+    return table
+
+
+def install_quiet_bitsandbytes(site: Site) -> None:
+    """bitsandbytes' layers write no warnings."""
     for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_outside_recording)
+        logger = logging.getLogger(name)
+        logger.addFilter(_nothing)
+        site.stack.callback(logger.removeFilter, _nothing)
 
 
-def _outside_recording(record: logging.LogRecord) -> bool:
-    from axmem_trace.tracing.recorder import Recorder
-
-    return not any(isinstance(mode, Recorder) for mode in _get_current_dispatch_mode_stack())
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
 
 
 def int8_vectorwise_quant(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -48,7 +54,7 @@ def int8_vectorwise_quant(context: KernelContext, op: Any, args: tuple[Any, ...]
 
     Source: bitsandbytes 0.50 `backends/cuda/ops.py`, `int8_vectorwise_quant`: where the threshold is positive, the
     absolute values (2 bytes) and their comparison (1 byte) live beside the result. How many columns hold a value
-    beyond the threshold only real weights and data tell: `options["int8_outliers"]`.
+    beyond the threshold only real weights and data tell: `context.int8_outliers`.
     """
     values, threshold = args[0], _threshold(args, kwargs)
     columns = values.shape[-1]
@@ -93,7 +99,7 @@ def _threshold(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
 
 
 def _num_outliers(context: KernelContext, columns: int) -> int:
-    stated = int(context.options.get("int8_outliers", 0))
+    stated = context.int8_outliers
     text = (
         f"8-bit layers: {stated} outlier columns (|x| >= the threshold) in each layer's input. The number depends on "
         "weights and data; each keeps 2 bytes per token and layer for backward (--assume int8_outliers=N)"

@@ -17,9 +17,10 @@ from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import dispatch_rule, function_rule
+from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
+RULES = Rules()
 
 _current_node: Any = torch._C._current_autograd_node
 _use_count: Any = torch.Tensor._use_count  # type: ignore[attr-defined]
@@ -31,7 +32,7 @@ _IN_PLACE = {
 }  # fmt: skip
 
 
-@dispatch_rule(aten.add.Tensor)
+@RULES.dispatch(aten.add.Tensor)
 def accumulate(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Gradients of a tensor with several uses are added up in the first one's memory, if nobody else holds it.
 
@@ -46,7 +47,7 @@ def accumulate(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: d
     return context.recorder.run(op, args, kwargs) if others or not _is_dense(old) else old
 
 
-@function_rule(F.linear)
+@RULES.function(F.linear)
 def linear(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Where the input has more than two dimensions and gaps, the bias is added to the product in place.
 
@@ -66,7 +67,7 @@ def _bind_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     return input, weight, bias
 
 
-@dispatch_rule(*_IN_PLACE)
+@RULES.dispatch(*_IN_PLACE)
 def scatter_gradient(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Backward of indexing, gathering and selecting fills the zeros that it has just made.
 

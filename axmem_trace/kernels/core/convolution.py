@@ -8,12 +8,13 @@ import torch
 
 from axmem_trace.notes import Note
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import workspace_rule
+from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
+RULES = Rules()
 
 
-@workspace_rule(aten.convolution.default, aten.convolution_backward.default)
+@RULES.workspace(aten.convolution.default, aten.convolution_backward.default)
 def convolution(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """Nothing is counted, and the report says so.
 

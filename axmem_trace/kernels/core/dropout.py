@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import dispatch_rule, function_rule
+from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
+RULES = Rules()
 
 
-@function_rule(F.dropout, torch.dropout)
+@RULES.function(F.dropout, torch.dropout)
 def dropout(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`native_dropout` where CUDA has it: in training, out of place, 0 < p < 1.
 
@@ -35,7 +36,7 @@ def _bind(
     return input, p, training if train is None else train, inplace
 
 
-@dispatch_rule(aten.native_dropout.default)
+@RULES.dispatch(aten.native_dropout.default)
 def fused_dropout(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An output like the input and a mask of bools. Source: aten/src/ATen/native/cuda/Dropout.cu, `dropout_cuda`."""
     tensor = args[0]

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import workspace_rule
+from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
+RULES = Rules()
 
 _UNSORTED = 3072
 """Up to so many tokens, one kernel adds rows without sorting."""
@@ -17,7 +18,7 @@ _ROWS_PER_THREAD = 10
 """`NROWS_PER_THREAD` (EmbeddingBackwardKernel.cu)."""
 
 
-@workspace_rule(aten.embedding_dense_backward.default)
+@RULES.workspace(aten.embedding_dense_backward.default)
 def embedding_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """What lives beside the gradient; see `embedding_workspace`."""
     return embedding_workspace(

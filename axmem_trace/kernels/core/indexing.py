@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import workspace_rule
+from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
+RULES = Rules()
 
 _INDEX_BYTES = 8
 
 
-@workspace_rule(aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default)
+@RULES.workspace(aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default)
 def index_put(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """Adding up (the gradient of indexing) sorts the indices: linear, sorted, their origins and a range of int64, and
     the sort's second pair of keys and values. Plain assignment needs
@@ -36,7 +37,7 @@ def index_put(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, A
     return [*places, *[count * _INDEX_BYTES] * 4, 2 * count * _INDEX_BYTES]
 
 
-@workspace_rule(aten.index.Tensor)
+@RULES.workspace(aten.index.Tensor)
 def index(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """A boolean mask is turned into the places of its true elements, an int64 per dimension of each.
 
@@ -50,7 +51,7 @@ def index(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any],
     ]
 
 
-@workspace_rule(aten.masked_select.default)
+@RULES.workspace(aten.masked_select.default)
 def masked_select(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """The same as indexing with the mask, expanded to the input's shape. Source: cuda/IndexKernel.cpp,
     `masked_select_out_cuda_impl`."""
@@ -59,7 +60,7 @@ def masked_select(context: KernelContext, args: tuple[Any, ...], kwargs: dict[st
     return [expanded, result.numel() * dims * _INDEX_BYTES]
 
 
-@workspace_rule(aten.masked_scatter.default, aten.masked_scatter_.default)
+@RULES.workspace(aten.masked_scatter.default, aten.masked_scatter_.default)
 def masked_scatter(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """How many elements are masked before each: an int64 per element, and the mask itself where it was expanded.
 
@@ -70,7 +71,7 @@ def masked_scatter(context: KernelContext, args: tuple[Any, ...], kwargs: dict[s
     return [0 if dense else count, count * _INDEX_BYTES]
 
 
-@workspace_rule(aten.sort.default, aten.sort.stable, aten.argsort.default)
+@RULES.workspace(aten.sort.default, aten.sort.stable, aten.argsort.default)
 def sort(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """A range of int64, and the sort's second pair of keys and values, for a long dimension of few rows.
 

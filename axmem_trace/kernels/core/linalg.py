@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import workspace_rule
+from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
+RULES = Rules()
 
 
-@workspace_rule(aten._linalg_svd.default)
+@RULES.workspace(aten._linalg_svd.default)
 def svd_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """A column-major copy of the matrix and one status word for each of a batch.
 

@@ -8,9 +8,10 @@ import torch
 
 from axmem_trace.notes import Note
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import workspace_rule
+from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
+RULES = Rules()
 
 _LARGE_BYTES, _DEFAULT_BYTES = 32 << 20, 2 * (4096 << 10) + 8 * (16 << 10)
 _LARGE_SINCE = (9, 10, 12)
@@ -27,7 +28,7 @@ def cublas_workspace_bytes(compute_capability: tuple[int, int]) -> int:
     return _LARGE_BYTES if compute_capability[0] in _LARGE_SINCE else _DEFAULT_BYTES
 
 
-@workspace_rule(
+@RULES.workspace(
     aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.addmm_.default, aten.mv.default,
     aten.addmv.default, aten.addbmm.default, aten.dot.default, aten.vdot.default, aten._addmm_activation.default,
     aten._scaled_mm.default, aten._int_mm.default, aten.mm.out, aten.addmm.out, aten.bmm.out, aten.baddbmm.out,

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import dispatch_rule, workspace_rule
+from axmem_trace.tracing.rules import Rules
+
+RULES = Rules()
 
 _CHUNK_ELEMENTS = 65536
 """`kChunkSize` (aten/src/ATen/native/cuda/ForeachFunctors.cuh and MultiTensorApply.cuh): elements one block handles."""
@@ -15,7 +17,7 @@ _CHUNK_ELEMENTS = 65536
 aten = torch.ops.aten
 
 
-@dispatch_rule(
+@RULES.dispatch(
     aten._fused_adam_.default, aten._fused_adam_.tensor_lr, aten._fused_adamw_.default, aten._fused_adamw_.tensor_lr,
     aten._fused_sgd_.default, aten._fused_sgd_.tensor_lr, aten._amp_foreach_non_finite_check_and_unscale_.default,
     aten._amp_update_scale_.default,
@@ -41,7 +43,7 @@ def foreach_norm_workspace(tensors: list[torch.Tensor], dtype: torch.dtype | Non
     return len(tensors) * chunks * itemsize
 
 
-@workspace_rule(aten._foreach_norm.Scalar)
+@RULES.workspace(aten._foreach_norm.Scalar)
 def foreach_norm(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
     """`torch._foreach_norm` on CUDA; see `foreach_norm_workspace`."""
     dtype = kwargs.get("dtype") or (args[2] if len(args) > 2 else None)

@@ -11,14 +11,15 @@ import torch.nn.functional as F
 
 from axmem_trace.kernels.card import num_sms
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import function_rule, workspace_rule
+from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
+RULES = Rules()
 
 _MANY_ROWS, _ROWS, _COLUMNS, _MAX_GRID = 64 * 1024, 32, 32, 64 * 1024 // 2
 
 
-@function_rule(F.rms_norm, torch.rms_norm)
+@RULES.function(F.rms_norm, torch.rms_norm)
 def rms_norm(
     context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
@@ -70,7 +71,7 @@ class FusedRmsNorm(torch.autograd.Function):
         return dx, dweight, None, None, None
 
 
-@workspace_rule(aten.native_layer_norm_backward.default)
+@RULES.workspace(aten.native_layer_norm_backward.default)
 def layer_norm_backward(
     context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> list[int]:

@@ -11,9 +11,10 @@ import torch
 
 from axmem_trace.kernels.card import num_sms
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import workspace_rule
+from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
+RULES = Rules()
 
 _MAX_THREADS, _MIN_VALUES, _MAX_VALUES, _WARP = 512, 16, 256, 32
 _THREADS_PER_SM = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}
@@ -32,7 +33,7 @@ class _Threads:
     threads_per_sm: int
 
 
-@workspace_rule(aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default)
+@RULES.workspace(aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default)
 def sum_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """Partial sums, and for integers and bools a copy in the type of the result.
 
@@ -46,20 +47,20 @@ def sum_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[st
     return copies + _partial(context, tensor, _dims(args), accumulated)
 
 
-@workspace_rule(aten.var.correction, aten.std.correction, aten.var_mean.correction, aten.std_mean.correction)
+@RULES.workspace(aten.var.correction, aten.std.correction, aten.var_mean.correction, aten.std_mean.correction)
 def moments_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """Mean, second moment and two counts of 4 bytes. Source: ReduceMomentKernel.cu, `WelfordData<float, int32_t>`."""
     return _partial(context, args[0], _dims(args), 16)
 
 
-@workspace_rule(aten.linalg_vector_norm.default)
+@RULES.workspace(aten.linalg_vector_norm.default)
 def norm_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """Source: ReduceNormKernel.cu, `norm_kernel_cuda_impl`: fp32 for half types."""
     dims = args[2] if len(args) > 2 else kwargs.get("dim")
     return _partial(context, args[0], dims, 8 if args[0].dtype is torch.float64 else 4)
 
 
-@workspace_rule(aten.logsumexp.default)
+@RULES.workspace(aten.logsumexp.default)
 def logsumexp_workspace(
     context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> list[int]:

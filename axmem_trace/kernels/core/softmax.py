@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import function_rule, workspace_rule
+from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
+RULES = Rules()
 
 _KERNELS = {
     function: kernel
@@ -23,7 +24,7 @@ _KERNELS = {
 }
 
 
-@function_rule(*_KERNELS)
+@RULES.function(*_KERNELS)
 def softmax(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """From fp16 to fp32 within the kernel. Every other conversion is a copy that is kept, on CUDA as on meta.
 
@@ -44,7 +45,7 @@ def _dim_and_dtype(*args: Any, dim: int | None = None, dtype: torch.dtype | None
     return args[0] if args and type(args[0]) is int else dim, named
 
 
-@function_rule(F.cross_entropy)
+@RULES.function(F.cross_entropy)
 def cross_entropy(
     context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
@@ -73,13 +74,13 @@ def _bind_loss(
     return dict(locals())
 
 
-@workspace_rule(aten._softmax.default, aten._log_softmax.default)
+@RULES.workspace(aten._softmax.default, aten._log_softmax.default)
 def softmax_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """A copy of an input that is not contiguous. Source: aten/src/ATen/native/cuda/SoftMax.cu, `host_softmax`."""
     return _copies(args[0])
 
 
-@workspace_rule(aten._softmax_backward_data.default)
+@RULES.workspace(aten._softmax_backward_data.default)
 def softmax_backward_workspace(
     context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> list[int]:
@@ -93,7 +94,7 @@ def softmax_backward_workspace(
     return [product, *([] if grad.is_contiguous() else [product]), *_copies(output)]
 
 
-@workspace_rule(aten._log_softmax_backward_data.default)
+@RULES.workspace(aten._log_softmax_backward_data.default)
 def log_softmax_backward_workspace(
     context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> list[int]:

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 
 from axmem_trace.kernels.experts.routing import Assignment, Routing
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import dispatch_rule, function_rule
+from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
+RULES = Rules()
 
 
 def scattered_one_hot(tensor: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -28,7 +29,7 @@ def scattered_one_hot(tensor: torch.Tensor, num_classes: int) -> torch.Tensor:
     return out.scatter_(-1, tensor.unsqueeze(-1), 1)
 
 
-@function_rule(F.one_hot)
+@RULES.function(F.one_hot)
 def one_hot(context: KernelContext, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     """On meta as on CUDA; without `num_classes` the classes are counted in the values, which only real ones have."""
     tensor = args[0] if args else kwargs["input"]
@@ -38,36 +39,45 @@ def one_hot(context: KernelContext, function: Any, args: tuple[Any, ...], kwargs
     return scattered_one_hot(tensor, num_classes)
 
 
-@dispatch_rule(aten.nonzero.default)
-def nonzero(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """Of a mask that was too large to be followed: which experts are used, or which tokens are one expert's.
+def rules_of(routing: Routing) -> Rules:
+    """What is asked of masks and indices that were too large to be followed, answered from the routing's latest decision."""
+    rules = Rules()
+
+    @rules.dispatch(aten.nonzero.default)
+    def nonzero(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        found = None if routing.latest is None else _nonzero(context, args[0], routing.latest)
+        return op(*args, **kwargs) if found is None else found
+
+    @rules.dispatch(aten._unique2.default)
+    def unique(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found = None if routing.latest is None or any(args[2:4]) else _unique(context, args[0], routing.latest)
+        return tuple(op(*args, **kwargs)) if found is None else found
+
+    return rules
+
+
+def _nonzero(context: KernelContext, mask: torch.Tensor, latest: Assignment) -> torch.Tensor | None:
+    """Which experts are used, or which tokens are one expert's; None: the mask is no mask of the routing.
 
     transformers' loop (`integrations/moe.py`) permutes the one-hot mask to [experts, top_k, tokens] and asks for
     one expert's slice, which therefore starts that many elements into the mask's storage. transformers 5.23's masks
     have one class more than there are experts, for tokens that are another rank's.
     """
-    mask, routing = args[0], context.options.get("routing")
-    latest = routing.latest if isinstance(routing, Routing) else None
-    if latest is None:
-        return op(*args, **kwargs)
     if mask.ndim == 1 and mask.shape[0] in _classes(latest):
         with context.recorder.paused():
             used = torch.arange(latest.used_experts()).unsqueeze(1)
         return _known(context, used)
     if _is_slice_of_one_hot(mask, latest):
-        tokens = latest.tokens_of(mask.storage_offset())
+        tokens = latest.tokens_of(int(mask.storage_offset()))
         # CUDA's nonzero returns a transposed [ndim, n] buffer (aten/src/ATen/native/cuda/Nonzero.cu)
         return torch.empty((mask.ndim, tokens), dtype=torch.int64, device=mask.device).t()
-    return op(*args, **kwargs)
+    return None
 
 
-@dispatch_rule(aten._unique2.default)
-def unique(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-    """Of the chosen experts, too many to be followed: those that are used (`get_active_experts` of ScatterMoE)."""
-    index, routing = args[0], context.options.get("routing")
-    latest = routing.latest if isinstance(routing, Routing) else None
-    if latest is None or index.dtype != torch.int64 or index.numel() != latest.tokens * latest.top_k or any(args[2:4]):
-        return tuple(op(*args, **kwargs))
+def _unique(context: KernelContext, index: torch.Tensor, latest: Assignment) -> tuple[torch.Tensor, ...] | None:
+    """Of the chosen experts those that are used (`get_active_experts` of ScatterMoE)."""
+    if index.dtype != torch.int64 or index.numel() != latest.tokens * latest.top_k:
+        return None
     with context.recorder.paused():
         used = torch.arange(latest.used_experts())
     nothing = torch.empty(0, dtype=torch.int64, device=index.device)
@@ -82,7 +92,7 @@ def _is_slice_of_one_hot(mask: torch.Tensor, latest: Assignment) -> bool:
     return (
         tuple(mask.shape) == (latest.top_k, latest.tokens)
         and mask.stride() in [(classes, latest.top_k * classes) for classes in _classes(latest)]
-        and mask.storage_offset() < latest.num_experts
+        and int(mask.storage_offset()) < latest.num_experts
     )
 
 
@@ -92,7 +102,7 @@ def _known(context: KernelContext, value: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-@dispatch_rule(aten.bincount.default)
+@RULES.dispatch(aten.bincount.default)
 def bincount(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     """Of indices too many to be followed: one count per class, of which there are `minlength`.
 

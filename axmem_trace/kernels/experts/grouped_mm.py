@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import dispatch_rule
+from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
+RULES = Rules()
 _ALIGNMENT_BYTES = 16
 
 
-@dispatch_rule(aten._grouped_mm.default)
+@RULES.dispatch(aten._grouped_mm.default)
 def grouped_mm(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     """The output and nothing else, whichever way it is computed.
 

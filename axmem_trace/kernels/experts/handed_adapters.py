@@ -7,14 +7,13 @@ around other modules than experts, is left to peft.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from axmem_trace.kernels.experts.scattermoe_lora import by_expert
+from axmem_trace.kernels.site import Site
 
 MakeAdapter = Callable[[torch.Tensor, torch.Tensor, float, int], Any]
 
@@ -27,9 +26,8 @@ def in_ranks(lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, num_exp
 ORDERS: dict[str, MakeAdapter] = {"scattermoe": by_expert, "sonicmoe": in_ranks}
 
 
-@contextmanager
-def hand_adapters_over(implementation: str) -> Iterator[None]:
-    """While open, experts that run as `implementation` get their adapters in `handed_adapters`."""
+def hand_adapters_over(site: Site, implementation: str) -> None:
+    """Experts that run as `implementation` get their adapters in `handed_adapters`."""
     from peft.tuners.lora.layer import ParamWrapper
 
     original, make = ParamWrapper.forward, ORDERS[implementation]
@@ -45,8 +43,7 @@ def hand_adapters_over(implementation: str) -> Iterator[None]:
         finally:
             base.handed_adapters = None
 
-    with patch.object(ParamWrapper, "forward", forward):
-        yield
+    site.replace_attribute(ParamWrapper, "forward", forward)
 
 
 def _unwrap(wrapper: Any) -> tuple[dict[str, Any], Any]:

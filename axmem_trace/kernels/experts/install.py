@@ -1,20 +1,19 @@
-"""The door of this package: `install_experts`, opened around the trace."""
+"""Routing and experts' kernels of a built model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
-from unittest.mock import patch
+from typing import Any
 
 from torch import nn
 
+from axmem_trace.kernels.experts.eager_loop import rules_of
 from axmem_trace.kernels.experts.handed_adapters import hand_adapters_over
 from axmem_trace.kernels.experts.routing import Routing, find_tables
 from axmem_trace.kernels.experts.scattermoe import run_scattermoe
 from axmem_trace.kernels.experts.sonicmoe import run_sonicmoe
+from axmem_trace.kernels.site import Site
 from axmem_trace.notes import Note
-from axmem_trace.tracing.context import KernelContext
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts", "n_experts",
            "num_router_classes")  # fmt: skip
@@ -27,37 +26,33 @@ _USUAL_LOOP = ("DbrxExperts", "LinearExperts")
 """Experts outside transformers' interface whose loop asks for the same masks."""
 
 
-@contextmanager
-def install_experts(module: nn.Module, context: KernelContext, asked: str = "") -> Iterator[None]:
-    """While open, routers of the built model choose as the recipe assumes, and experts run as on the context's card.
-
-    Args:
-        asked: the recipe's experts implementation; empty where transformers chooses.
-    """
-    counts = count_experts(module)
+def install_experts(site: Site) -> None:
+    """Routers of the built model choose as the recipe assumes, and experts run as on the context's card."""
+    asked, context = site.recipe.model.experts_implementation, site.context
+    counts = count_experts(site.model)
     if not counts:
-        yield
         return
-    running = _choose(module, asked)
-    router: Literal["balanced", "worst"] = "worst" if context.router == "worst" else "balanced"
-    routing = Routing(counts, router, always_known=not running and not _has_usual_loop(module),
-                      tables=find_tables(module))  # fmt: skip
+    running = _choose(site.model, asked)
+    routing = Routing(
+        counts,
+        site.recipe.router,
+        always_known=not running and not _has_usual_loop(site.model),
+        tables=find_tables(site.model),
+    )
     routing.attach(context.recorder)
-    context.options["routing"] = routing
-    context.note(_routing_note(routing))
+    context.recorder.add_rules(rules_of(routing))
+    site.note(_routing_note(routing))
     for note in _implementation_notes(running, asked, context.compute_capability):
-        context.note(note)
+        site.note(note)
     from transformers.integrations import moe
 
     def can_use_grouped_mm(*args: Any) -> bool:
         return context.compute_capability >= (8, 0)  # as the original asks of a CUDA device
 
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(moe, "_can_use_grouped_mm", can_use_grouped_mm))
-        if asked in running and asked in _PLUGIN_KERNELS:
-            stack.enter_context(patch.dict(moe.ExpertsInterface._global_mapping, {asked: _PLUGIN_KERNELS[asked]}))
-            stack.enter_context(hand_adapters_over(asked))
-        yield
+    site.replace_attribute(moe, "_can_use_grouped_mm", can_use_grouped_mm)
+    if asked in running and asked in _PLUGIN_KERNELS:
+        site.replace_items(moe.ExpertsInterface._global_mapping, {asked: _PLUGIN_KERNELS[asked]})
+        hand_adapters_over(site, asked)
 
 
 def count_experts(module: nn.Module) -> frozenset[int]:

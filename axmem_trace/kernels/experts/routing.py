@@ -83,11 +83,11 @@ class Routing:
 
     def attach(self, recorder: Recorder) -> None:
         """From now on the recorder asks here after every operator that may be a router's choice."""
-        recorder.decisions[aten.topk.default] = self._decide_topk
-        recorder.decisions[aten.max.dim] = self._decide_max
-        recorder.decisions[aten.argmax.default] = self._decide_argmax
+        recorder.decide(self._decide_topk, aten.topk.default)
+        recorder.decide(self._decide_max, aten.max.dim)
+        recorder.decide(self._decide_argmax, aten.argmax.default)
         if self.tables:
-            recorder.decisions[aten.index.Tensor] = self._decide_lookup
+            recorder.decide(self._decide_lookup, aten.index.Tensor)
 
     def _decide_topk(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         scores, dim = args[0], args[2] if len(args) > 2 else kwargs.get("dim", -1)

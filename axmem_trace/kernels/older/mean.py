@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.rules import function_rule
+from axmem_trace.tracing.rules import Rules
+
+RULES = Rules()
 
 
-@function_rule(torch.mean, torch.Tensor.mean)
+@RULES.function(torch.mean, torch.Tensor.mean)
 def mean(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The input, whole, for the number of its elements alone: in an RMSNorm a second copy in fp32.
 
@@ -20,7 +22,7 @@ def mean(context: KernelContext, function: Callable[..., Any], args: tuple[Any, 
     """
     result = function(*args, **kwargs)
     averaged = args[0] if args else kwargs["input"]
-    if not context.options.get("mean_keeps_input") or not result.requires_grad:
+    if not context.mean_keeps_input or not result.requires_grad:
         return result
     return _Kept.apply(result, averaged)
 

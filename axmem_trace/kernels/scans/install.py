@@ -5,23 +5,21 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from torch import nn
 
 from axmem_trace.kernels.card import num_sms
 from axmem_trace.kernels.modeling_files import loaded_modeling_files
 from axmem_trace.kernels.scans import causal_conv, gated_delta, kda, short_conv
 from axmem_trace.kernels.scans.mamba_inner import mamba_inner_fn
-from axmem_trace.kernels.scans.packing import PackedSamples, packed_samples
+from axmem_trace.kernels.scans.packing import PackedSamples, watch_packed_samples
 from axmem_trace.kernels.scans.rwkv import rwkv_linear_attention
 from axmem_trace.kernels.scans.selective_scan import selective_scan_fn
 from axmem_trace.kernels.scans.ssd import mamba_chunk_scan_combined
 from axmem_trace.kernels.scans.ssd_split import mamba_split_conv1d_scan_combined
+from axmem_trace.kernels.site import Site
 from axmem_trace.notes import Note
 from axmem_trace.tracing.context import KernelContext
 
@@ -84,22 +82,19 @@ _XLSTM_NOTE = Note(
 )
 
 
-@contextmanager
-def install_scans(context: KernelContext, model: nn.Module) -> Iterator[None]:
-    """While open, every loaded modeling file finds mamba-ssm and flash-linear-attention installed.
+def install_scans(site: Site) -> None:
+    """Every loaded modeling file finds mamba-ssm and flash-linear-attention installed.
 
     Source: transformers 5 `integrations/hub_kernels.py`, `use_kernel_func_from_hub_with_fallback`: the function in the
     modeling file is the package's where the package can be imported, with the keyword arguments that it knows; else it
     is a loop in torch, whose memory is no measure of the kernel's.
     """
-    with ExitStack() as stack:
-        samples = stack.enter_context(packed_samples(context, model))
-        for module in loaded_modeling_files():
-            for name, replacement in _replacements(context, module, samples):
-                stack.enter_context(patch.object(module, name, replacement))
-        if getattr(model.config, "model_type", "") == "xlstm":
-            context.note(_XLSTM_NOTE)
-        yield
+    samples = watch_packed_samples(site)
+    for module in loaded_modeling_files():
+        for name, replacement in _replacements(site.context, module, samples):
+            site.replace_attribute(module, name, replacement)
+    if site.model_type == "xlstm":
+        site.note(_XLSTM_NOTE)
 
 
 def _replacements(

@@ -7,16 +7,15 @@ keep them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from axmem_trace.kernels.site import Site
 from axmem_trace.notes import Note
-from axmem_trace.tracing.context import KernelContext
 
 _BY_INDEX = frozenset({"NemotronHBlock"})
 """Layers of Mamba-2, whose kernels take `seq_idx`: each token's sample (`monkeypatch/models/mamba_utils.py`)."""
@@ -35,16 +34,14 @@ class PackedSamples:
     bounds: torch.Tensor | None = None
 
 
-@contextmanager
-def packed_samples(context: KernelContext, model: nn.Module) -> Iterator[PackedSamples]:
-    """While open, each layer that axolotl patches for packing leaves its bounds for its kernels."""
+def watch_packed_samples(site: Site) -> PackedSamples:
+    """Each layer that axolotl patches for packing leaves its bounds in the result, for its kernels."""
     samples = PackedSamples()
-    with ExitStack() as stack:
-        if getattr(context.options.get("batch"), "packed", False):
-            for layer in model.modules():
-                _watch(stack, layer, samples)
-            _note_those_that_cannot(context, model)
-        yield samples
+    if site.recipe.batch.packed:
+        for layer in site.model.modules():
+            _watch(site.stack, layer, samples)
+        _note_those_that_cannot(site)
+    return samples
 
 
 def _watch(stack: ExitStack, layer: nn.Module, samples: PackedSamples) -> None:
@@ -83,11 +80,11 @@ def _bounds_of(positions: torch.Tensor) -> torch.Tensor:
     return torch.cat((starts, torch.tensor([len(flat)], dtype=torch.int32, device=flat.device)))
 
 
-def _note_those_that_cannot(context: KernelContext, model: nn.Module) -> None:
-    classes = {type(module).__name__ for module in model.modules()}
+def _note_those_that_cannot(site: Site) -> None:
+    classes = {type(module).__name__ for module in site.model.modules()}
     for model_type, layer in _CANNOT_PACK.items():
         if layer in classes:
             text = f"axolotl 0.19's patch for packed {model_type} samples looks for names that transformers 5.16 no "
             text += "longer has, so this run would stop before its first step; the figures are those without bounds "
             text += "between samples. Set `sample_packing: false`"
-            context.note(Note(kind="warning", key="sample_packing", text=text))
+            site.note(Note(kind="warning", key="sample_packing", text=text))

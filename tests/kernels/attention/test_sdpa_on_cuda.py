@@ -11,14 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.kernel_recording import peak_bytes, run_backward
+from support.kernel_recording import gpu_recorder, peak_bytes, run_backward
 from support.sdpa_calls import CALLS, PACKED, make_call
 
-from axmem_trace.kernels import import_rules
 from axmem_trace.kernels.attention.flash2 import run_flash2_varlen
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.recorder import Recorder
 
 RECORDED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "sdpa_on_cuda.json").read_text("utf-8"))
 SEEDS = 64
@@ -28,7 +26,6 @@ SEEDS = 64
 @pytest.fixture(autouse=True)
 def _quick_collections():
     """The recorder collects garbage at each mark; there are hundreds here, and whole libraries to look through."""
-    import_rules()
     gc.freeze()
     yield
     gc.unfreeze()
@@ -57,11 +54,9 @@ def test_packed_rows(card):
 def _record(card: str, run: Callable[[KernelContext], torch.Tensor]) -> tuple[dict[str, int], KernelContext]:
     """Bytes of one call and its backward, without cuBLAS's workspaces, which PyTorch had before."""
     major, minor = (int(each) for each in card.split("."))
-    recorder = Recorder()
-    context = recorder.context = KernelContext(
-        recorder=recorder, compute_capability=(major, minor), options={"num_sms": RECORDED[card]["num_sms"]}
-    )
-    with recorder, CudaMode(context).opened():
+    recorder = gpu_recorder(compute_capability=(major, minor), num_sms=RECORDED[card]["num_sms"])
+    context = recorder.context
+    with recorder, CudaMode(recorder).opened():
         recorder.mark("forward", 1)
         out = run(context)
         recorder.mark("backward", 1)

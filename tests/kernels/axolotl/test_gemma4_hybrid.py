@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.kernel_recording import gpu_recorder, site_of
 
 from axmem_trace.kernels.axolotl import gemma4_hybrid
 from axmem_trace.recipe.recipe import Attention, BaseModel, Model, Recipe
-from axmem_trace.tracing.recorder import Recorder
 
 TOKENS = 64
 HYBRID = Recipe(
@@ -43,7 +43,7 @@ def test_others_keep_what_the_model_gives_them():
 
 
 def test_what_the_mask_takes():
-    recorder = Recorder()
+    recorder = gpu_recorder()
     with recorder:
         positions = torch.arange(TOKENS, device="meta")[None]
         mask = gemma4_hybrid._mask_of_samples(positions, torch.bfloat16)
@@ -61,9 +61,8 @@ def test_what_the_mask_takes():
 def test_large_heads_repeat_keys_and_values(head, grouped):
     from transformers.integrations import sdpa_attention
 
-    from axmem_trace.tracing.context import KernelContext
-
     model = torch.nn.Module()
     key = torch.empty(1, 1, 8, head)
-    with gemma4_hybrid.install_gemma4_hybrid(model, HYBRID, KernelContext(recorder=Recorder())):
+    with site_of(gpu_recorder(), model, HYBRID) as site:
+        gemma4_hybrid.install_gemma4_hybrid(site)
         assert sdpa_attention.use_gqa_in_sdpa(None, key, key) is grouped

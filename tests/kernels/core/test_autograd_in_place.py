@@ -12,14 +12,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.kernel_recording import gpu_recorder
 from torch.autograd.graph import _engine_run_backward
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from axmem_trace.kernels import import_rules
-from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.recorder import Recorder
 
 LARGE = 4096
 """Smaller blocks are a CPU kernel's own notes."""
@@ -90,12 +88,10 @@ def profile_cpu(run: Any) -> Counter[int]:
 
 
 def record_meta(run: Any, *, with_rules: bool = True) -> Counter[int]:
-    import_rules()
-    recorder = Recorder(with_rules=with_rules)
-    recorder.context = KernelContext(recorder=recorder)
+    recorder = gpu_recorder(functions_alone=not with_rules)
     x = torch.empty(64, 128, device="meta", requires_grad=True)
     index = torch.empty(64, device="meta", dtype=torch.int64)
-    with recorder, CudaMode(recorder.context).opened():
+    with recorder, CudaMode(recorder).opened():
         recorder.mark("forward", 1)
         out = run(x, index)
         gradient = torch.ones_like(out)

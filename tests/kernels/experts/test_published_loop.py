@@ -7,19 +7,17 @@ Their routing is random and ours balanced, so experts' shares differ by a few to
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from support.kernel_recording import peak_bytes
+from support.kernel_recording import PLAIN, gpu_recorder, peak_bytes, site_of
 from support.paths import SHARED
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-from axmem_trace.kernels import import_rules
-from axmem_trace.kernels.experts import install_experts
-from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.kernels.experts.install import install_experts
 
 MEASURED = SHARED / "measured" / "loss_and_kernel_memory.json"
 MIB = 2**20
@@ -53,8 +51,10 @@ def test_the_eager_loop_takes_what_it_took_on_a_gpu(mode: str, tokens: int, num_
     assert peak / MIB == pytest.approx(measured, rel=0.0015)
 
 
+EAGER = replace(PLAIN, model=replace(PLAIN.model, experts_implementation="eager"))
+
+
 def run(tokens: int, num_experts: int, *, backward: bool) -> Any:
-    import_rules()
     config = Qwen3MoeConfig(hidden_size=WIDTH, moe_intermediate_size=INNER, num_experts=num_experts,
                             num_experts_per_tok=TOP_K)  # fmt: skip
     config._experts_implementation = "eager"
@@ -63,9 +63,9 @@ def run(tokens: int, num_experts: int, *, backward: bool) -> Any:
         x = torch.empty(tokens, WIDTH, dtype=torch.bfloat16, requires_grad=True)
         scores = torch.empty(tokens, num_experts)
         weights = torch.empty(tokens, TOP_K, dtype=torch.bfloat16, requires_grad=True)
-    recorder = Recorder()
-    recorder.context = KernelContext(recorder=recorder, compute_capability=(9, 0))
-    with install_experts(experts, recorder.context, "eager"), recorder:
+    recorder = gpu_recorder(compute_capability=(9, 0))
+    with site_of(recorder, experts, EAGER) as site, recorder:
+        install_experts(site)
         for tensor in (*experts.parameters(), x, weights):
             recorder.register(tensor, role="input")
         index = torch.topk(scores, TOP_K, -1)[1]

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.kernel_recording import gpu_recorder
 from support.moe_models import MOE
 
 from axmem_trace.config import read_recipe
-from axmem_trace.kernels import import_rules
 from axmem_trace.kernels.experts import routing as routing_module
 from axmem_trace.kernels.experts.routing import Assignment, Routing, find_tables
 from axmem_trace.models import build_model
-from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.trace import record_run
 
@@ -40,7 +39,7 @@ def test_balanced_is_even_and_worst_is_not() -> None:
 
 @pytest.mark.parametrize(("columns", "known"), [(4, True), (5, False)])
 def test_only_a_choice_among_experts_is_decided(columns: int, known: bool) -> None:
-    recorder = Recorder()
+    recorder = gpu_recorder()
     Routing([4]).attach(recorder)
     with recorder:
         index = torch.topk(torch.empty(6, columns, device="meta"), 2).indices
@@ -49,7 +48,7 @@ def test_only_a_choice_among_experts_is_decided(columns: int, known: bool) -> No
 
 def test_gates_of_many_tokens_are_followed() -> None:
     """modeling_jetmoe.py `JetMoeTopKGating.forward` counts tokens in half-precision gates of [tokens, experts]."""
-    recorder = Recorder()
+    recorder = gpu_recorder()
     Routing([8]).attach(recorder)
     with recorder:
         index = torch.topk(torch.empty(2048, 8, device="meta"), 2).indices
@@ -62,7 +61,7 @@ def test_a_table_from_token_ids_to_experts_is_decided_where_it_is_read() -> None
     router = torch.nn.Module()
     router.num_experts = 4
     router.register_buffer("tid2eid", torch.empty(100, 2, dtype=torch.int64, device="meta"))
-    recorder = Recorder()
+    recorder = gpu_recorder()
     Routing([4], tables=find_tables(router)).attach(recorder)
     with recorder:
         experts = router.tid2eid[torch.empty(6, dtype=torch.int64, device="meta")]
@@ -126,8 +125,7 @@ def make_config(directory: Path, **keys: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("trains_weights", [True, False])
 def test_grouped_products_have_a_cpus_layouts(dtype: torch.dtype, trains_weights: bool) -> None:
     """Forward, and the gradients of both; a CPU makes its outputs with the function that CUDA does."""
-    import_rules()
-    recorder = Recorder()
+    recorder = gpu_recorder()
     with recorder:
         on_meta = products("meta", dtype, trains_weights)
     assert on_meta == products("cpu", dtype, trains_weights)
@@ -147,8 +145,7 @@ def products(device: str, dtype: torch.dtype, trains_weights: bool) -> list[Any]
 
 
 def test_what_cuda_refuses_is_refused() -> None:
-    import_rules()
-    with Recorder(), pytest.raises(RuntimeError, match="multiple of 16 bytes"):
+    with gpu_recorder(), pytest.raises(RuntimeError, match="multiple of 16 bytes"):
         torch._grouped_mm(
             torch.empty(6, 10, device="meta", dtype=torch.bfloat16),
             torch.empty(2, 10, 24, device="meta", dtype=torch.bfloat16),

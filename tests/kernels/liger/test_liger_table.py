@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.kernel_recording import gpu_recorder, site_of
 from support.multimodal_models import _TEXT, _VIT
 
 from axmem_trace.config import read_recipe
-from axmem_trace.kernels.install import install_fused_kernels
+from axmem_trace.kernels.liger.install import install_liger
 from axmem_trace.models import build_model
-from axmem_trace.notes import Notes
 
 LAYERS = ("liger_rope", "liger_rms_norm", "liger_layer_norm", "liger_glu_activation")
 _SIGLIP = {**_VIT, "model_type": "siglip_vision_model", "vision_use_head": False}
@@ -32,7 +32,8 @@ def replaced(config: dict[str, Any], directory: Path) -> Counter[str]:
         "plugins": ["axolotl.integrations.liger.LigerPlugin"], **dict.fromkeys(LAYERS, True),
     }, hub="never")  # fmt: skip
     module = build_model(recipe).module
-    with install_fused_kernels(module, recipe, Notes()):
+    with site_of(gpu_recorder(), module, recipe) as site:
+        install_liger(site)
         named = module.named_modules()
         return Counter(name.rpartition(".")[2] for name, each in named if "forward" in vars(each))
 

@@ -28,7 +28,7 @@ def with_gradients() -> list[nn.Parameter]:
 def test_clipping_makes_norms_and_works_in_place(max_norm):
     parameters = with_gradients()
     before = [parameter.grad for parameter in parameters]
-    recorder = Recorder(with_rules=False)
+    recorder = Recorder()
     with recorder:
         norm = clip_gradients(parameters, max_norm)
     made = recorder.make_ledger().allocations
@@ -42,7 +42,7 @@ def test_clipping_makes_norms_and_works_in_place(max_norm):
 
 
 def test_scaler_makes_scalars_alone():
-    scaler, parameters, recorder = GradientScaler(), with_gradients(), Recorder(with_rules=False)
+    scaler, parameters, recorder = GradientScaler(), with_gradients(), Recorder()
     loss = torch.empty((), device="meta")
     with recorder:
         scaled = scaler.scale(loss)
@@ -55,7 +55,7 @@ def test_scaler_makes_scalars_alone():
 
 
 def test_scaler_without_a_scale_has_nothing_to_undo():
-    recorder, parameters = Recorder(with_rules=False), with_gradients()
+    recorder, parameters = Recorder(), with_gradients()
     with recorder:
         GradientScaler().unscale(parameters)
     assert recorder.make_ledger().allocations == ()

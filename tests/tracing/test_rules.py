@@ -1,0 +1,119 @@
+"""Tables of rules, and when a recorder asks them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.kernel_recording import gpu_recorder, site_of
+
+from axmem_trace.kernels.experts.routing import Routing
+from axmem_trace.kernels.install import INSTALLERS, gpu_rules
+from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.cuda_mode import CudaMode
+from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.rules import Rules
+
+aten = torch.ops.aten
+
+
+def one_byte(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    return 1
+
+
+def two_bytes(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    return 2
+
+
+def workspaces(recorder: Recorder) -> list[int]:
+    return [each.nbytes for each in recorder.make_ledger().allocations if each.nbytes < 4]
+
+
+def table(rule: Any) -> Rules:
+    rules = Rules()
+    rules.workspace(aten.sin.default)(rule)
+    return rules
+
+
+def test_a_rule_that_comes_late_is_asked():
+    recorder = Recorder()
+    x = torch.empty(4, device="meta")
+    with recorder:
+        x.sin()
+        recorder.add_rules(table(one_byte))
+        x.sin()
+    assert workspaces(recorder) == [1]
+
+
+def test_a_decision_that_comes_late_is_asked():
+    """Loading and training share a recorder: a model whose initialisation calls `topk` had its routers never decided."""
+    recorder = Recorder()
+    scores = torch.empty(6, 4, device="meta")
+    with recorder:
+        before = torch.topk(scores, 2).indices
+        Routing([4]).attach(recorder)
+        after = torch.topk(scores, 2).indices
+    assert recorder.known(before) is None
+    assert recorder.known(after) is not None
+
+
+def test_a_function_rule_that_comes_late_is_asked():
+    recorder = Recorder()
+    late = Rules()
+    late.function(F.silu)(lambda context, function, args, kwargs: "asked")
+    with recorder, CudaMode(recorder).opened():
+        x = torch.empty(4, device="meta")
+        assert isinstance(F.silu(x), torch.Tensor)
+        recorder.add_rules(late)
+        assert F.silu(x) == "asked"
+
+
+def test_two_different_rules_for_one_operator_are_refused():
+    with pytest.raises(AssertionError, match=r"two rules for aten\.sin\.default: one_byte and two_bytes"):
+        Rules(table(one_byte), table(two_bytes))
+    recorder = Recorder(rules=table(one_byte))
+    recorder.add_rules(table(one_byte))
+    with pytest.raises(AssertionError, match="two rules"):
+        recorder.add_rules(table(two_bytes))
+
+
+def test_a_recorder_has_its_own_table():
+    rules = table(one_byte)
+    Recorder(rules=rules).add_rules(gpu_rules())
+    assert not rules.functions
+
+
+def test_a_real_run_is_given_no_rules():
+    with pytest.raises(AssertionError, match="a real run"):
+        Recorder(rules=gpu_rules(), traced_device="cpu")
+
+
+def test_a_context_belongs_to_one_recorder():
+    context = KernelContext()
+    with pytest.raises(AssertionError, match="not been given"):
+        context.workspace(1, "")
+    assert Recorder(context).context is context
+    with pytest.raises(AssertionError, match="another recorder"):
+        Recorder(context)
+
+
+def test_filters_of_loggers_are_removed_again():
+    pytest.importorskip("bitsandbytes")
+    from axmem_trace.kernels.bitsandbytes.rules import _LOGGERS, install_quiet_bitsandbytes
+
+    def filters() -> list[int]:
+        return [len(logging.getLogger(name).filters) for name in _LOGGERS]
+
+    before = filters()
+    with site_of(gpu_recorder()) as site:
+        install_quiet_bitsandbytes(site)
+        assert filters() == [count + 1 for count in before]
+    assert filters() == before
+
+
+def test_every_installer_takes_a_site_and_returns_nothing():
+    for install in INSTALLERS:
+        assert install.__annotations__ == {"site": "Site", "return": "None"}, install
