@@ -1,34 +1,107 @@
-"""Arrows point one way: these rooms never import torch, so that `--help` and config errors are instant."""
+"""Imports point one way: each package uses those below it, and the light ones never import torch."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support.paths import ROOT
 
-HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "IPython")
-LIGHT_ROOMS = ("recipe", "catalogue", "allocator", "report", "render")
-LIGHT_FILES = (
-    "__init__",
-    "__main__",
-    "cli",
-    "errors",
-    "facts",
-    "gpus",
-    "imports",
-    "ledger",
-    "notes",
-    "snapshot",
-    "units",
-)
+PACKAGE = ROOT / "axmem_trace"
+LEVELS = (
+    "__main__", "cli", "render", "integrations", "advice", "estimate", "training", "config", "kernels", "parallel",
+    "models", "imports", "report", "snapshot", "allocator", "catalogue", "tracing", "recipe", "ledger", "quiet",
+    "progress", "files", "model_facts", "notes", "errors", "units",
+)  # fmt: skip
+"""From the highest to the lowest. A file may import from its own level and from those after it."""
+EXCEPTIONS = {("report.report", "render")}
+"""A report renders itself in a notebook cell and on request."""
+HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "IPython", "rich")
+LIGHT = ("cli", "render", "config", "report", "allocator", "catalogue", "recipe", "ledger",
+         "__main__", "estimate", "snapshot", "quiet", "progress", "imports", "files", "model_facts",
+         "notes", "errors", "units")  # fmt: skip
 CODE = """
 import importlib, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
 print(*[name for name in {heavy} if name in sys.modules])
 """
+
+
+def modules() -> dict[str, Path]:
+    """Every file of the package by the name of its module, without `axmem_trace.`."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        found[name.removesuffix(".__init__") if name != "__init__" else ""] = path
+    return found
+
+
+def imports(path: Path, *, for_types: bool) -> Iterator[str]:
+    """What a file imports of the package, lazily or not, without `axmem_trace.`: `package.module` or `package.name`.
+
+    Args:
+        for_types: with what stands under `if TYPE_CHECKING:`.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    only_types = {
+        id(inside)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for inside in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if id(node) in only_types and not for_types:
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "axmem_trace":
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}".partition(".")[2]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("axmem_trace."))
+
+
+def upward(name: str, path: Path) -> list[str]:
+    """What a file imports from a higher level."""
+    own = name.partition(".")[0]
+    levels = {target.partition(".")[0] for target in imports(path, for_types=True)} & {*LEVELS}
+    return [level for level in sorted(levels)
+            if LEVELS.index(level) < LEVELS.index(own) and (name, level) not in EXCEPTIONS]  # fmt: skip
+
+
+def test_every_file_has_a_level():
+    assert {name.partition(".")[0] for name in modules()} - {""} <= {*LEVELS}
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name])
+def test_no_file_imports_from_a_higher_level(name):
+    assert upward(name, modules()[name]) == []
+
+
+def test_an_upward_import_is_seen(tmp_path):
+    path = tmp_path / "lazy.py"
+    path.write_text("def late():\n    from axmem_trace.training.run import Run\n    import axmem_trace.config\n")
+    assert upward("tracing.lazy", path) == ["config", "training"]
+    assert upward("cli.lazy", path) == []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    files = modules()
+    needs = {}
+    for name, path in files.items():
+        found = {each if each in files else each.rpartition(".")[0] for each in imports(path, for_types=False)}
+        needs[name] = (found & {*files}) - {name, ""}
+    while True:
+        ready = [name for name, lower in needs.items() if not lower & {*needs}]
+        if not ready:
+            break
+        for name in ready:
+            del needs[name]
+    assert needs == {}, "these wait for each other"
 
 
 def heavy_modules_after_importing(*names: str) -> list[str]:
@@ -39,36 +112,21 @@ def heavy_modules_after_importing(*names: str) -> list[str]:
 
 
 def light_modules() -> list[str]:
-    package = ROOT / "axmem_trace"
-    names = [f"axmem_trace.{name}" for name in LIGHT_FILES if (package / f"{name}.py").exists()]
-    for room in LIGHT_ROOMS:
-        for path in sorted((package / room).rglob("*.py")):
-            names.append(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    return [name.removesuffix(".__init__") for name in names]
+    return [name for name in modules() if name.partition(".")[0] in LIGHT]
 
 
-def test_light_rooms_import_nothing_heavy():
+def test_light_packages_import_nothing_heavy():
     names = light_modules()
-    assert {"axmem_trace", "axmem_trace.report.make", "axmem_trace.render.html.page", "axmem_trace.__main__"} <= set(
-        names
-    )
-    assert heavy_modules_after_importing(*names) == []
+    assert {"config.reader", "report.make", "render.html.page", "__main__"} <= {*names}
+    assert heavy_modules_after_importing("axmem_trace", *[f"axmem_trace.{name}" for name in names]) == []
 
 
-def test_the_story_imports_nothing_heavy_before_it_is_told():
-    pytest.importorskip("axmem_trace.estimate")
-    assert heavy_modules_after_importing("axmem_trace.estimate") == []
-
-
-def test_this_test_can_fail():
-    """The same question about a module that does import torch."""
+def test_a_heavy_import_is_seen():
     assert "torch" in heavy_modules_after_importing("torch.nn", "axmem_trace.units")
 
 
-def test_light_rooms_never_name_torch_outside_functions_and_type_checking():
-    """What a lazy import could hide from the test above: no top-level `import torch` in any light file."""
+def test_light_packages_never_name_torch_outside_functions_and_type_checking():
+    """What the test above can't see where a library is missing: no top-level `import torch` in any light file."""
     for name in light_modules():
-        path = ROOT.joinpath(*name.split("."))
-        source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
-        for line in source.splitlines():
+        for line in modules()[name].read_text(encoding="utf-8").splitlines():
             assert not line.startswith(tuple(f"{verb} {heavy}" for heavy in HEAVY for verb in ("import", "from"))), name
