@@ -18,10 +18,10 @@ from axmem_trace.cli.parser import build_parser
 from axmem_trace.config.assumptions import ASSUMPTIONS
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-PINS = dict(re.findall(r"^(\w+)==(\S+)$", (ROOT / ".ci" / "pins.txt").read_text(), re.MULTILINE))
+PINS = dict(re.findall(r"^(\w+)==(\S+)$", (ROOT / ".ci" / "pins-0.21.txt").read_text(), re.MULTILINE))
 pinned = pytest.mark.skipif(
     any(version(name).partition("+")[0] != wanted for name, wanted in PINS.items()),
-    reason="the figures in the README are those of the versions that axolotl 0.19 pins",
+    reason="the figures in the README are those of the versions that axolotl 0.21 pins",
 )
 SCRIPT = load_script("write_readme")
 COMMANDS = re.findall(r"^\$ (axmem_trace .+)$", TEXT, re.MULTILINE)
