@@ -27,7 +27,7 @@ class AxmemError(Exception):
 
 @dataclass(eq=False)
 class ConfigError(AxmemError):
-    """The configuration cannot be estimated as it stands.
+    """The configuration cannot be estimated as it is.
 
     Args:
         problem: what is wrong, in one sentence, in the user's words.

@@ -104,7 +104,7 @@ def _capacity_bytes(recipe: Recipe) -> int:
 
 
 def _replay_on_card(recipe: Recipe, ledger: Ledger) -> Reservation:
-    """On the card asked about; where that is too small, on one without end, so that the report says what is needed."""
+    """On the card asked about; where that is too small, with unlimited memory, so that the report says what is needed."""
     on_card = replay(ledger, recipe.allocator, capacity_bytes=_capacity_bytes(recipe))
     if on_card.out_of_memory is None:
         return on_card

@@ -43,7 +43,7 @@ def compile_when_called() -> Iterator[None]:
 
 
 def _compile_later(model: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """Stands for `torch.compile`, as a function and as a decorator with options."""
+    """Replaces `torch.compile`, as a function and as a decorator with options."""
     if model is None:
         return functools.partial(_compile_later, **options)
     function = model

@@ -12,7 +12,7 @@ class TensorFact:
 
     A quantised weight's state tensors (bitsandbytes' `absmax`, GPTQ's `scales`, ...) are buffers: they live beside the
     parameter and are saved with it. `elements` is what is stored (a packed nf4 weight stores half a byte per logical
-    weight); `logical_elements` is how many weights that stands for (0 for a quantisation state), which is what model
+    weight); `logical_elements` is how many weights that represents (0 for a quantisation state), which is what model
     cards count.
     """
 
@@ -50,7 +50,7 @@ class ModelFacts:
 
     @property
     def parameters(self) -> int:
-        """Logical parameters: packed weights count as the weights they stand for, also where they are buffers (GPTQ)."""
+        """Logical parameters: packed weights count as the weights they represent, also where they are buffers (GPTQ)."""
         return sum(fact.logical_elements for fact in self.tensors)
 
     @property

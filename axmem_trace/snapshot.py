@@ -37,7 +37,7 @@ Frames = list[dict[str, Any]]
 
 
 def make_snapshot(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int = 0) -> dict[str, Any]:
-    """Replays the ledger and tells it as `torch.cuda.memory._snapshot()` would at the end of the recording.
+    """Replays the ledger and returns it as `torch.cuda.memory._snapshot()` would at the end of the recording.
 
     Args:
         ledger, allocator, capacity_bytes: as for `axmem_trace.allocator.replay`. Where the card is too small the

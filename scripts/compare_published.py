@@ -107,7 +107,7 @@ def predict(case: Case) -> dict[str, Any]:
         report = estimate(case.config, assumptions=case.assumptions, gpu=case.gpu, hub="never")
     except ConfigError as error:
         return {"reason": " ".join(str(error).split())[:160]}
-    except Exception as error:  # one of many: the others are still compared, and the exit code tells
+    except Exception as error:  # one of many: the others are still compared, and the exit code says so
         return {"reason": f"{STOPPED} {type(error).__name__}: {' '.join(str(error).split())[:120]}"}
     step = report.phases["step_1"]
     return {

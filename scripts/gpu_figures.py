@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 NUM_FRAMES = 30
-"""How many places of the code the breakdown tells."""
+"""How many places of the code the breakdown lists."""
 QUANTITIES = ("after_load", "after_forward", "step_1", "step_2", "end", "reserved")
 """What is compared: bytes after loading and at the end of the first step's last forward, the peaks of both steps, what is
 left at the end of the second (all of them live), and the most that was reserved."""

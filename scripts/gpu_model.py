@@ -69,7 +69,7 @@ def materialise(model: Any, dtype: torch.dtype, device: str) -> None:
     """Random values on `device` for everything on meta, module by module as they are loaded; ties stay ties.
 
     A weight that bitsandbytes packs is there unpacked first, alone, as it is when a checkpoint is read; beside fused
-    experts lie, as long, the experts that they are put together from. Buffers get the values that the model's own
+    experts are, as long, the experts that they are put together from. Buffers get the values that the model's own
     initialisation gives them (rotary frequencies, say).
     """
     placed: dict[int, nn.Parameter] = {}

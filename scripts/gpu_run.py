@@ -28,7 +28,7 @@ from axmem_trace.training.run import Run
 from axmem_trace.training.trace import garbage_on_demand
 
 REAL_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", "adafactor", *BNB_NAMES)
-"""Those of which the estimate steps the library's own class; of others it steps a stand-in, which would measure itself."""
+"""The estimate steps the library's own class of these; of others it steps a replacement, which would measure itself."""
 REAL_LOSSES = ("native", "none")
 ATTENTION_PACKAGES = {"sdpa": "", "eager": "", "flash_attention_2": "flash_attn", "flex_attention": ""}
 REAL_EXPERTS = ("", "eager", "grouped_mm", "batched_mm")
@@ -37,7 +37,7 @@ KERNEL_PACKAGES = {"mamba-ssm": "mamba_ssm", "flash-linear-attention": "fla", "r
 
 
 def check_runnable(recipe: Recipe) -> None:
-    """Refuses what only stands for a kernel on meta, and would measure a stand-in.
+    """Refuses what only replaces a kernel on meta, and would measure the replacement.
 
     Raises:
         ConfigError: with what to change.
@@ -104,7 +104,7 @@ def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:
 
 
 class GpuRecorder:
-    """Stands where the trace's recorder stands in `Run`: at each mark, what CUDA's allocator says of the phase that
+    """Used in `Run` in place of the trace's recorder: at each mark, what CUDA's allocator says of the phase that
     ends there."""
 
     now = 0

@@ -157,7 +157,7 @@ def prepare_environment(settings: str) -> None:
 
 
 def name_of_card(name: str, memory_bytes: int, capability: tuple[int, int]) -> str:
-    """The card as the estimate knows it; a name it does not know stands for the nearest card of the generation, which
+    """The card as the estimate knows it; a name it does not know means the nearest card of the generation, which
     has the same kernels, and where there is none of it, for its size alone."""
     from axmem_trace.catalogue.gpus import CARDS, find_gpu
 

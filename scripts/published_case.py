@@ -24,7 +24,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, CannotExpress):
         return str(error)
     if isinstance(error, KeyError):
-        return f"the record does not tell {error.args[0]}"
+        return f"the record does not say {error.args[0]}"
     return f"the record can't be read: {type(error).__name__}: {error}"
 
 

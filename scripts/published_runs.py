@@ -55,7 +55,7 @@ def read_run(run: Mapping[str, Any]) -> Case:
 
 
 def _card(name: str) -> str:
-    """Our name of the card; empty where the run does not tell, so that nothing is assumed to be full."""
+    """Our name of the card; empty where the run does not say, so that nothing is assumed to be full."""
     for known, pattern in (("A100-80GB", r"A100.*80 ?GB"), ("A100-40GB", r"A100.*40 ?GB"), ("L40S", r"L40S"),
                            ("A10G", r"A10G"), ("RTX 4090", r"4090"), ("H100", r"H100")):  # fmt: skip
         if re.search(pattern, name):
@@ -145,7 +145,7 @@ def _release(version: str) -> tuple[int, ...]:
     """Such as (4, 48) of `4.48.1` or `4.48.dev0`."""
     found = re.match(r"(\d+)\.(\d+)", version)
     if found is None:
-        raise CannotExpress(f"what transformers {version} is cannot be told")
+        raise CannotExpress(f"what transformers {version} is not known")
     return int(found[1]), int(found[2])
 
 

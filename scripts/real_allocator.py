@@ -3,7 +3,7 @@
     python scripts/real_allocator.py LIB INCLUDE CUDA_INCLUDE [--seeds N] [--moves N] [--record FILE]
 
 LIB holds `libc10.so` and `libc10_cuda.so` of a CUDA wheel of PyTorch, INCLUDE is that wheel's `torch/include`,
-CUDA_INCLUDE the headers of the CUDA toolkit. A driver with memory and nothing else (`fake_cuda/`) stands in for CUDA, so
+CUDA_INCLUDE the headers of the CUDA toolkit. A driver with memory and nothing else (`fake_cuda/`) replaces CUDA, so
 that `c10::cuda::CUDACachingAllocator` runs. Needs g++ and nm. `--record` writes what PyTorch did, for the tests.
 
 exit codes: 0 all equal; 1 a difference; 2 it can't be built
@@ -221,7 +221,7 @@ def run_real(program: Path, lib: Path, text: str, capacity_bytes: int, moves: Se
 
 
 def compare(program: Path, lib: Path, seeds: int, count: int) -> Iterator[dict[str, Any]]:
-    """Every case, as it is recorded; `difference` tells where the two part."""
+    """Every case, as it is recorded; `difference` says where the two differ."""
     cases = [(text, mebibytes, seed, count) for text, mebibytes in SETTINGS for seed in range(seeds)]
     cases += [(text, PLENTY_MIB, 0, 60) for text in STRINGS]
     for text, mebibytes, seed, number in cases:

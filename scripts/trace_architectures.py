@@ -173,7 +173,7 @@ def write_table(table: dict[str, Row], path: Path) -> None:
 
 
 def make_rows(types: list[str], columns: tuple[str, ...], limit: int, *, tracebacks: bool) -> Iterator[tuple[str, Row]]:
-    """A row for each type, told as it is made; a process that ends without one, or not at all, is a row too."""
+    """A row for each type, printed as it is made; a process that ends without one, or not at all, is a row too."""
     context = multiprocessing.get_context("fork")
     for number, model_type in enumerate(types, 1):
         receiver, sender = context.Pipe(duplex=False)

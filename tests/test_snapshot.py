@@ -23,7 +23,7 @@ def entries(snapshot, *actions):
 
 @pytest.mark.parametrize("text", SETTINGS)
 class TestSums:
-    def test_every_allocation_is_told_once(self, text):
+    def test_every_allocation_is_reported_once(self, text):
         snapshot = make_snapshot(LEDGER, parse_alloc_conf(text))
         # what was asked for, not what it was rounded to; 0 bytes and the CPU's take nothing
         assert [entry["size"] for entry in entries(snapshot, "alloc")] == [30 * MIB, 12 * MIB, 1000, 30 * MIB]
@@ -83,9 +83,9 @@ class TestSums:
         assert "Active Memory Timeline" in viz.trace_plot(snapshot)
         assert "Active Cached Memory Timeline" in viz.trace_plot(snapshot, plot_segments=True)
         assert "Allocator State History" in viz.segment_plot(snapshot)
-        told = viz.trace(snapshot)
-        assert f"{len(snapshot['device_traces'][0])} entries" in told
-        assert ("cudaMalloc" in told) == (text != "expandable_segments:True")
+        reported = viz.trace(snapshot)
+        assert f"{len(snapshot['device_traces'][0])} entries" in reported
+        assert ("cudaMalloc" in reported) == (text != "expandable_segments:True")
         # segsum adds requested bytes and gaps up to each segment's size, and raises if they differ
         summary = viz.segsum(snapshot)
         reserved = sum(segment["total_size"] for segment in snapshot["segments"])

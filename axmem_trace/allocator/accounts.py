@@ -29,7 +29,7 @@ class Accounts:
     """What the allocator holds, and what it may hold.
 
     Args:
-        capacity_bytes: what the driver can give to this process; 0: without end.
+        capacity_bytes: what the driver can give to this process; 0: no limit.
         memory_fraction: the part of it that the process may reserve (`per_process_memory_fraction`).
         record_history: keep every action in `history`.
 
@@ -38,7 +38,7 @@ class Accounts:
         high_allocated_bytes, high_reserved_bytes: the most since somebody last lowered them.
         num_segments: segments held: by `cudaMalloc`, or ranges of addresses of expandable segments.
         num_retries: requests that first had to empty the cache.
-        tick, owner: the time, and whom the work is for; they stamp `history` and `changes`.
+        tick, owner: the time, and the allocation that the work is for; `history` and `changes` record both.
         changes: (tick, reserved_bytes) after each change of `reserved_bytes`.
     """
 

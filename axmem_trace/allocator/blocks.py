@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 FIRST_ADDRESS = 0x3000_0000_0000
-"""Where the first segment lies: a 47-bit address, as CUDA's on Linux."""
+"""Address of the first segment: 47 bits, as CUDA's on Linux."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

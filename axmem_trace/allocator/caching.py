@@ -4,7 +4,7 @@ Source: `DeviceCachingAllocator` in c10/cuda/CUDACachingAllocator.cpp (torch 2.1
 it follows. Left out, because one stream of a training step does not reach it: events and `record_stream`, private pools
 (CUDA graphs, `MemPool`), IPC, and the callbacks that free memory before a new segment is asked for.
 
-Addresses are ours: a driver gives out what it likes. Segments lie in order of creation and addresses are not used
+Addresses are ours: a driver may return any. Segments are in order of creation and addresses are not used
 twice; they matter only where two free blocks have the same size (the lower address wins).
 """
 
@@ -32,7 +32,7 @@ class CachingAllocator:
 
     Args:
         settings: as parsed from `PYTORCH_ALLOC_CONF`.
-        capacity_bytes: what the driver can give to this process; 0: without end.
+        capacity_bytes: what the driver can give to this process; 0: no limit.
         record_history: keep every action in `accounts.history`.
     """
 
@@ -186,7 +186,7 @@ class CachingAllocator:
         self.accounts.change_reserved("segment_free", block.address, block.size)
 
     def _release_available_cached_blocks(self, pool: BlockPool, size: int) -> bool:
-        """With `max_split_size`: gives back oversize blocks that make room for the request
+        """With `max_split_size`: frees oversize blocks to make space for the request
         (`release_available_cached_blocks`)."""
         if self._max_split_bytes == UNLIMITED or self.expandable is not None:
             return False
@@ -203,7 +203,7 @@ class CachingAllocator:
         return released >= wanted
 
     def _release_cached_blocks(self) -> None:
-        """Gives back every segment, or page, that is wholly free (`release_cached_blocks`, `release_blocks`)."""
+        """Frees every segment, or page, that is wholly free (`release_cached_blocks`, `release_blocks`)."""
         for pool in (self.large, self.small):
             free = pool.in_order()
             for block in free:
@@ -214,7 +214,7 @@ class CachingAllocator:
                     self.expandable.unmap(block)
 
     def _collect_garbage(self) -> None:
-        """`garbage_collection_threshold`: above it, gives back the free segments that were idle for longest
+        """`garbage_collection_threshold`: above it, frees the free segments that were idle for longest
         (`garbage_collect_cached_blocks`)."""
         target = self.accounts.reserved_bytes - self._garbage_bytes
         if target <= 0:

@@ -10,7 +10,7 @@ from axmem_trace.allocator.accounts import UNLIMITED, Accounts
 from axmem_trace.allocator.blocks import FIRST_ADDRESS, Block, BlockPool, ExpandableSegment
 
 ENDLESS_RANGE_BYTES = 1 << 44
-"""Addresses reserved on a card without end: 16 TiB, or as much as one request needs."""
+"""Addresses reserved where memory is unlimited: 16 TiB, or as much as one request needs."""
 
 
 class ExpandableSegments:

@@ -18,10 +18,10 @@ def replay(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int = 0) -> 
         ledger: what the run allocated; only the GPU's allocations count, and those of 0 bytes take nothing.
         allocator: the allocator's settings. Another backend than `native` is replayed as if it were `native`
             (`describe_settings` says so).
-        capacity_bytes: what the allocator could get: the card's memory less the CUDA context; 0: a card without end.
+        capacity_bytes: what the allocator could get: the card's memory less the CUDA context; 0: unlimited memory.
 
     Returns:
-        The reservation; its `out_of_memory` tells if and where the run ended for want of memory.
+        The reservation; its `out_of_memory` says if and where the run ended for lack of memory.
     """
     return Replay(ledger, CachingAllocator(allocator, capacity_bytes=capacity_bytes)).run()
 

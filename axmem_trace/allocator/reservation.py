@@ -50,7 +50,7 @@ class Reservation:
         peak_reserved_bytes: the high-water mark of all; `peak_tick` is when it was first reached, and
             `allocated_at_peak_bytes`, `num_segments` are what was allocated, and how many segments were held, then.
         num_retries: requests that first had to empty the cache.
-        out_of_memory: None, or the request at which the run ended; everything else then tells of the time before it.
+        out_of_memory: None, or the request at which the run ended; everything else is then of the time before it.
     """
 
     timeline: tuple[tuple[int, int], ...]

@@ -59,7 +59,7 @@ def check_config(config: object, place: str) -> None:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise ConfigError(
-            problem=f"{place} names no `model_type`, so transformers can't tell which architecture it is",
+            problem=f"{place} names no `model_type`, so transformers can't know which architecture it is",
             key="base_model",
             remedy='add "model_type" to it (for example "llama"), as the model\'s page on the Hub shows it',
         )

@@ -1,4 +1,4 @@
-"""The places where a `config.json` may lie: a local directory, the Hugging Face cache, the Hub.
+"""The places where a `config.json` may be: a local directory, the Hugging Face cache, the Hub.
 
 Each look returns a `Look`: what was found, or one line that says why nothing was. A file that is there and broken is an
 error at once: going on to another place would hide it.

@@ -69,7 +69,7 @@ class Alias:
 
 @lru_cache(maxsize=1)
 def load_aliases() -> dict[str, Alias]:
-    """`aliases.json`, turned round: alias to what it stands for."""
+    """`aliases.json`, turned round: alias to the model that it means."""
     table = _load("aliases.json")
     return {
         name: Alias(of=of, kind=kind, changes=table["kinds"][kind])

@@ -102,7 +102,7 @@ def read_recipe(
 
 
 _UNKNOWN = BaseModel(name="", config={}, source="", directory="", model_type="", text_model_type="")
-"""Stands for a base model that was not found, so that what is wrong beside it is found as well."""
+"""Used in place of a base model that was not found, so that what is wrong beside it is found as well."""
 
 
 def read_draft(config: str | Path | Mapping[str, Any], overrides: Settings = ()) -> Draft:
@@ -127,7 +127,7 @@ def read_draft(config: str | Path | Mapping[str, Any], overrides: Settings = ())
 
 
 def _derive(draft: Draft, base: BaseModel, gpu: Gpu, num_gpus: int, *, allow_remote_code: bool) -> Recipe:
-    """Each part for itself: one that fails is reported, and its default stands for it in the parts that depend on it."""
+    """Each part for itself: one that fails is reported, and the parts that depend on it use its default."""
     attempt = draft.attempt
     precision = attempt(derive_precision, draft, gpu, default=Precision())
     quantisation = attempt(derive_quantisation, draft, base, precision, default=Quantisation())

@@ -1,4 +1,4 @@
-"""What a run will do and its author may not expect, told with the line of the key."""
+"""What a run will do and its author may not expect: warnings with the line of the key."""
 
 from __future__ import annotations
 

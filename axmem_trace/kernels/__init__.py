@@ -1,1 +1,1 @@
-"""Where meta lies: one rule for each kernel that a GPU runs otherwise, and what is installed around a trace."""
+"""Where meta differs from a GPU: one rule for each such kernel, and what is installed around a trace."""

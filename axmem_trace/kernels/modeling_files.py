@@ -1,4 +1,4 @@
-"""transformers' modeling files, whose names the rooms of this package replace while a trace is open."""
+"""transformers' modeling files, whose names kernels replace while a trace is open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forwards of a built model replaced, and put back: the one way in which the rooms of this package touch a model."""
+"""Forwards of a built model replaced, and put back: the one way in which kernels change a model."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from axmem_trace.notes import Note
 _LIGER = "liger-kernel 0.8.1, ops/"
 _LORA = "axolotl 0.19, kernels/lora.py"
 _SOURCES = {
-    "liger_rope": f"Liger's rotary kernel: turns q and k where they lie and keeps cos and sin ({_LIGER}rope.py)",
+    "liger_rope": f"Liger's rotary kernel: rotates q and k in place and keeps cos and sin ({_LIGER}rope.py)",
     "liger_rms_norm": f"Liger's RMSNorm: keeps its input and one fp32 number per row ({_LIGER}rms_norm.py)",
     "liger_rms_norm_gated": "axolotl's gated RMSNorm: keeps its input, the gate and one fp32 number per row (axolotl "
     "0.19, kernels/rms_norm_gated.py)",

@@ -86,7 +86,7 @@ def _freeze_for_lisa(model: Any, num_layers: int, notes: Notes) -> None:
     for layer in list(layers)[num_layers:]:
         layer.requires_grad_(False)
     text = (
-        f"the first {min(num_layers, len(layers))} of {len(layers)} layers stand for the random ones of each interval; "
+        f"the first {min(num_layers, len(layers))} of {len(layers)} layers are taken for the random ones of each interval; "
         "layers that trained before keep their optimizer state, which is not in the figures"
     )
     notes.append(Note(kind="assumed", key="lisa_n_layers", text=text))
@@ -103,7 +103,7 @@ def _spectrum_patterns(model: nn.Module, fraction: float, notes: Notes) -> tuple
         if isinstance(module, nn.Linear) and re.search(r"\.\d+\.", name):
             by_kind.setdefault(re.split(r"\.\d+\.", name)[-1], []).append(name)
     chosen = [name for names in by_kind.values() for name in names[: int(len(names) * fraction)]]
-    text = f"the first {fraction:g} of the layers of each kind stand for those with the best signal-to-noise ratio"
+    text = f"the first {fraction:g} of the layers of each kind are taken for those with the best signal-to-noise ratio"
     notes.append(Note(kind="assumed", key="spectrum_top_fraction", text=text))
     return ("^lm_head.weight$", "^model.embed_tokens.weight$", *(f"^{re.escape(name)}[.]" for name in chosen))
 

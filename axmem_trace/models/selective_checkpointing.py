@@ -19,7 +19,7 @@ _LOCAL_LAYERS = ("sliding_attention", "chunked_attention")
 """Layers whose attention is cheap: computed again unless `save_sliding_window` or other types are named."""
 _WINDOW = "window_size_left"
 _UNSEEN = ("eager", "flex_attention", "xformers", "sage", "varlen", "flash_attention_4")
-"""Attention that no operator of a matching name stands for: nothing of it is saved."""
+"""Attention without an operator of a matching name: nothing of it is saved."""
 
 
 def make_context_function(model: nn.Module, checkpointing: Checkpointing) -> Callable[[], Any]:
@@ -37,7 +37,7 @@ def make_context_function(model: nn.Module, checkpointing: Checkpointing) -> Cal
 def make_policy(model: nn.Module, checkpointing: Checkpointing) -> Callable[..., Any]:
     """Which outputs are saved, and hooks on layers that the choice needs.
 
-    It tells local attention by the type of the layer at work, and by the window that flash-attn's operators are given.
+    It recognises local attention by the type of the layer at work, and by the window that flash-attn's operators are given.
     """
     details = checkpointing.selective_details
     saves_local = bool(details.get("save_sliding_window"))
@@ -67,7 +67,7 @@ def note_selective(checkpointing: Checkpointing, kernel: str, notes: Notes) -> N
 
 
 def _matches(op: Any, save: tuple[str, ...]) -> bool:
-    """`attention` stands for the kernels of SDPA and for every flash-attn operator; else a part of the name."""
+    """`attention` means the kernels of SDPA and for every flash-attn operator; else a part of the name."""
     name: str = op.name()
     is_backward = "backward" in name or "bwd" in name
     is_attention = name in _OTHER_ATTENTION or "flash_attn" in name or "flash_attention" in name

@@ -39,7 +39,7 @@ def resize_vocabulary(model: Any, recipe: Recipe, notes: Notes) -> None:
     if wanted > rows or (wanted < rows and options.shrink_embeddings):
         device = model.get_input_embeddings().weight.device
         drawn = _drawn_on_meta(model) if device.type == "meta" else nullcontext()
-        with torch.device(device), drawn, errors_alone("transformers.modeling_utils"):  # it tells how it draws new rows
+        with torch.device(device), drawn, errors_alone("transformers.modeling_utils"):  # it logs how it draws new rows
             model.resize_token_embeddings(wanted, mean_resizing=options.mean_resizing)
 
 

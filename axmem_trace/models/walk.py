@@ -82,9 +82,9 @@ def _fact(
 
 
 def _logical_elements(module: nn.Module, parameter: torch.Tensor) -> int:
-    """The weights that a stored parameter stands for: a packed 4-bit weight tells by its quantisation state.
+    """The weights that a stored parameter represents: for a packed 4-bit weight, its quantisation state says how many.
 
-    The state lies at the parameter (`Params4bit`) or at the parametrisation of a fused expert weight. FP8 block scales
+    The state belongs to the parameter (`Params4bit`) or to the parametrisation of a fused expert weight. FP8 block scales
     are parameters by form and statistics by nature.
     """
     state = getattr(parameter, "quant_state", None)
@@ -96,7 +96,7 @@ def _logical_elements(module: nn.Module, parameter: torch.Tensor) -> int:
 
 
 def _packed_elements(module: nn.Module, name: str) -> int:
-    """Weights that a packed buffer (GPTQ's `qweight`) stands for; 0 for plain buffers."""
+    """Weights that a packed buffer (GPTQ's `qweight`) represents; 0 for plain buffers."""
     return int(getattr(module, "packed_elements", {}).get(name, 0))
 
 

@@ -47,7 +47,7 @@ def note_learned_positions(model: Any, recipe: Recipe, notes: Notes) -> None:
 
 
 def _is_fused_expert(fact: TensorFact) -> bool:
-    """A fused expert weight lies in a module called `experts`, or (DBRX) in one inside it that counts no experts."""
+    """A fused expert weight is in a module called `experts`, or (DBRX) in one inside it that counts no experts."""
     parts = _plain_name(fact).split(".")
     return fact.kind == "parameter" and fact.role == "weight" and "experts" in parts and parts[-1] != "weight"
 

@@ -184,7 +184,7 @@ class Adapter:
     exclude_modules: tuple[str, ...] | str = ()
     """Of a saved adapter."""
     from_file: bool = False
-    """`lora_model_dir`: loaded from a file, which lies on the GPU beside the adapter until it is copied into it."""
+    """`lora_model_dir`: loaded from a file, which is on the GPU beside the adapter until it is copied into it."""
     file_tensor_bytes: tuple[int, ...] = ()
     """Of each tensor in that file, where it could be read."""
     relora_steps: int = 0

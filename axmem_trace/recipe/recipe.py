@@ -1,6 +1,6 @@
 """The recipe: everything a configuration asks for, resolved. Frozen, and without torch.
 
-Every room after `recipe` reads these fields and nothing else; no field is `None` to mean "the default". A value that
+Every package after `config` reads these fields and nothing else; no field is `None` to mean "the default". A value that
 axolotl derives by itself keeps its reason in `Recipe.reasons`, under the field's dotted path (`"attention.kernel"`).
 Dtypes are torch's names without the prefix: `"bfloat16"`.
 """

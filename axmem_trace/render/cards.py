@@ -41,7 +41,7 @@ def render_cards(cards: Sequence[Card], form: str) -> str:
 
 
 def _label(card: Card) -> str:
-    """A slice stands under its card."""
+    """A slice is listed under its card."""
     whole, is_slice, profile = card.name.partition(" MIG ")
     return f"  MIG {profile}" if is_slice else whole
 

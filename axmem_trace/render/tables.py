@@ -24,7 +24,7 @@ NOTE_TITLES: dict[NoteKind, str] = {
     "traced": "Traced: recorded from the libraries' own code",
     "ignored": "Ignored: without effect on memory, or unknown to axolotl",
 }
-"""The kinds of notes that stand after the tables, in the order in which they are shown."""
+"""The kinds of notes that follow the tables, in the order in which they are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def describe_fit(report: Report) -> str:
     if failure is not None:
         place = f" in {failure.module}" if failure.module else ""
         return (f"NO, not on {card}: {format_bytes(failure.requested_bytes)} cannot be had in "
-                f"{_moment(failure.phase, failure.step)}{place}; on a card without end the run takes "
+                f"{_moment(failure.phase, failure.step)}{place}; with unlimited memory the run takes "
                 f"{format_bytes(report.peak.device_bytes)}")  # fmt: skip
     return f"NO, not on {card}: {format_bytes(-report.headroom_bytes)} too much"
 
@@ -136,7 +136,7 @@ def buckets_table(report: Report) -> Table:
 
 
 def resident_table(report: Report) -> Table:
-    """Each in full, on the GPU, and what lies elsewhere."""
+    """Each in full, on the GPU, and what is elsewhere."""
     rows = [(name, *_sized(getattr(report.resident, name))) for name in report.resident.__slots__]
     for device, words in (("cpu", "in host memory"), ("managed", "in managed memory")):
         there = getattr(report.host, device)
@@ -197,7 +197,7 @@ def modules_table(report: Report, depth: int | None = None) -> Table:
                Column("activations", from_width=70), Column("together"))  # fmt: skip
     footnote = "{0-31}: all of these together; --depth N folds, --format json has every module"
     if any(row.name.startswith(PEFT_PREFIX) for row in shown):
-        footnote += f"; names stand inside {PEFT_PREFIX[:-1]}"
+        footnote += f"; names are relative to {PEFT_PREFIX[:-1]}"
     return Table("Modules: what each holds by itself, activations at the peak", columns, tuple(rows),
                  total=_module_cells("sum", "", ranked), footnote=footnote)  # fmt: skip
 
@@ -227,7 +227,7 @@ def _origin(origin: str, line: int) -> str:
 
 
 def alert_lines(report: Report) -> list[tuple[str, list[str]]]:
-    """What stands beside the verdict, a title and its lines each: why the run can't run, and the warnings."""
+    """What is shown beside the verdict, a title and its lines each: why the run can't run, and the warnings."""
     groups = [(f"THIS RUN CAN'T RUN: {describe_refusals(report)}", refusal_lines(report)),
               ("Warnings", _lines_of(report, "warning"))]  # fmt: skip
     return [(title, lines) for title, lines in groups if lines]

@@ -46,7 +46,7 @@ def make_report(
     """Classifies the recorded facts and sums them up.
 
     Args:
-        reservation: of the whole run. Where the card is too small, that is a replay on a card without end, with the
+        reservation: of the whole run. Where the card is too small, that is a replay with unlimited memory, with the
             `out_of_memory` of the replay on the card asked about: the figures then say how much would be needed.
         notes: of every stage; the recipe's own are added where they are missing.
         versions: of the libraries that were traced.

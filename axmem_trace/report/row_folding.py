@@ -23,7 +23,7 @@ def depth_of(name: str) -> int:
 
 
 def fold_modules(rows: Iterable[ModuleRow], depth: int) -> tuple[ModuleRow, ...]:
-    """Adds rows deeper than `depth` to their ancestor at that depth, which stands where it first appeared."""
+    """Adds rows deeper than `depth` to their ancestor at that depth, which is placed where it first appeared."""
     folded: dict[str, list[ModuleRow]] = {}
     for row in rows:
         name = ".".join(row.name.split(".")[:depth]) if depth else ""

@@ -21,7 +21,7 @@ def json_name(name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSummary:
-    """The model as built. `parameters` are logical: a packed 4-bit weight counts as the weights it stands for."""
+    """The model as built. `parameters` are logical: a packed 4-bit weight counts as the weights it represents."""
 
     name: str
     model_type: str

@@ -1,4 +1,4 @@
-"""The recorder: a dispatch mode that writes down the life of every storage that an operator brings forth."""
+"""The recorder: a dispatch mode that records when each storage that an operator returns is allocated and freed."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Recorder(LifeRecord, TorchDispatchMode):
         self._decisions.update(dict.fromkeys(ops, decision))
         self._plans.clear()
 
-    # -- what the step tells ------------------------------------------------------------------------------------------
+    # -- what the step reports ------------------------------------------------------------------------------------------
 
     def place(self, value: torch.Tensor, *, role: Role = "input") -> torch.Tensor:
         """Copies a real tensor to the traced device, remembering a small one's value. Call it inside the recording."""
@@ -146,7 +146,7 @@ class Recorder(LifeRecord, TorchDispatchMode):
         else:
             result = self._run(plan, func, args, kwargs, followed=followed)
         if plan.fresh:
-            self.bear(result, plan.name)
+            self.allocate(result, plan.name)
         if self.traced_device == "meta":
             if plan.workspace is not None:
                 self.workspace(plan.workspace(self.context, args, kwargs, result), plan.name)
@@ -213,7 +213,7 @@ class Recorder(LifeRecord, TorchDispatchMode):
     def _stand_in(self, value: torch.Tensor, op: str) -> torch.Tensor:
         tensor = torch.empty_like(value, device="meta", memory_format=torch.contiguous_format)
         self.values.learn(tensor, value)
-        self._bear(tensor, op)
+        self._allocate(tensor, op)
         return tensor
 
     def _follow(self, plan: _Plan, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:

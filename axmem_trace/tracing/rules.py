@@ -1,6 +1,6 @@
 """The one way to say that a GPU does something else than meta: tables of rules, which the recorder is given.
 
-Three kinds of rule, by where in the stack the difference lies:
+Three kinds of rule, by where in the stack the difference is:
 
 - a *function rule* replaces a Python-level torch function before autograd sees it, so that autograd records what a GPU's
   kernel would have recorded (attention, dropout, autocast's casts);

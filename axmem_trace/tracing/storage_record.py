@@ -19,7 +19,7 @@ from axmem_trace.ledger import NEVER, Allocation, Device, Ledger, Mark, Phase, R
 from axmem_trace.tracing.module_scopes import ModuleScopes
 
 
-class _Life:
+class StorageLife:
     """An `Allocation` in the making."""
 
     __slots__ = ("born", "device", "died", "kept", "micro_batch", "module", "nbytes", "op", "output", "phase",
@@ -35,15 +35,16 @@ class _Life:
         self.recomputed = self.kept = self.output = False
         self.watch: Any = None
 
-    def repeated(self, shift: int, step: int) -> _Life:
+    def repeated(self, shift: int, step: int) -> StorageLife:
         """The same in a later step, still alive."""
-        twin = _Life(self.nbytes, self.born + shift)
+        twin = StorageLife(self.nbytes, self.born + shift)
         for name in ("phase", "micro_batch", "module", "op", "role", "device", "recomputed", "kept", "output"):
             setattr(twin, name, getattr(self, name))
         twin.step = step
         return twin
 
     def freeze(self) -> Allocation:
+        """The finished record of the storage."""
         return Allocation(
             nbytes=self.nbytes,
             born=self.born,
@@ -69,14 +70,14 @@ class LifeRecord:
     def __init__(self, traced_device: str) -> None:
         self.traced_device = traced_device
         self.scopes = ModuleScopes(self._mark_output)
-        self._lives: list[_Life] = []
-        self._living: dict[int, _Life] = {}
+        self._lives: list[StorageLife] = []
+        self._living: dict[int, StorageLife] = {}
         self._marks: list[Mark] = []
         self._empty_cache_ticks: list[int] = []
         self._tick = 0
         self._mark = Mark(tick=0, phase="load", step=0)
 
-    # -- what the step tells ------------------------------------------------------------------------------------------
+    # -- what the step reports ------------------------------------------------------------------------------------------
 
     def mark(self, phase: Phase, step: int, micro_batch: int = 0) -> None:
         """From now on, `phase` of `step` goes on. With backward's beginning, what lives of this forward is kept."""
@@ -92,7 +93,7 @@ class LifeRecord:
 
     def register(self, tensor: torch.Tensor, *, role: Role, module: str = "", device: Device | None = None) -> None:
         """Gives the tensor's storage a role and an owner, now and for its whole life; unseen storages are born now."""
-        life = self._living.get(tensor.untyped_storage()._cdata) or self._bear(tensor, op="")
+        life = self._living.get(tensor.untyped_storage()._cdata) or self._allocate(tensor, op="")
         if life is not None:
             life.role, life.module = role, module
             if device is not None:
@@ -105,7 +106,7 @@ class LifeRecord:
 
     @contextmanager
     def blocks(self, sizes: Sequence[int], op: str = "", *, role: Role = "") -> Iterator[None]:
-        """Blocks that no tensor stands for, alive while this is open."""
+        """Blocks without a tensor, allocated while this is open."""
         lives = [self._start(size, op) for size in sizes if size > 0]
         for life in lives:
             life.role = role
@@ -116,7 +117,7 @@ class LifeRecord:
                 self._end(life)
 
     def hold(self, nbytes: int, op: str, *, role: Role = "workspace") -> None:
-        """A block that no tensor stands for and that nobody gives back, such as cuBLAS's workspace."""
+        """A block without a tensor that is never freed, such as cuBLAS's workspace."""
         life = self._start(nbytes, op)
         life.role, life.module, life.recomputed = role, "", False
 
@@ -142,7 +143,7 @@ class LifeRecord:
         outlive the range; what else outlives it (a cache that was filled) is there already. Marks repeat too.
 
         Returns:
-            For each gradient's storage, by the tick at which the original was born, a stand-in that is alive now:
+            For each gradient's storage, by the tick at which the original was allocated, a tensor that is alive now:
             its death ends the repeated life.
         """
         shift = self._tick - start
@@ -156,19 +157,19 @@ class LifeRecord:
             twin = life.repeated(shift, step)
             self._lives.append(twin)
             if life.died > end:
-                standing[life.born] = self._stand_for(twin)
+                standing[life.born] = self._placeholder_of(twin)
             else:
                 twin.died = life.died + shift
         self._empty_cache_ticks += [tick + shift for tick in self._empty_cache_ticks if start < tick <= end]
         self._tick = end + shift
         return standing
 
-    def _stand_for(self, life: _Life) -> torch.UntypedStorage:
+    def _placeholder_of(self, life: StorageLife) -> torch.UntypedStorage:
         """A storage whose death is the life's."""
         with self.paused():
             storage = torch.empty(life.nbytes, dtype=torch.uint8, device=self.traced_device).untyped_storage()
         key = storage._cdata
-        life.watch = weakref.ref(storage, lambda _: self._bury(key, life))
+        life.watch = weakref.ref(storage, lambda _: self._free(key, life))
         self._living[key] = life
         return storage
 
@@ -184,20 +185,20 @@ class LifeRecord:
         """
         with self.paused():
             copy = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=self.traced_device)
-        life = self._bear(copy, op="to_host")
+        life = self._allocate(copy, op="to_host")
         if life is not None:
             life.device, life.role = "cpu", role
             life.nbytes = 1 << (life.nbytes - 1).bit_length() if life.nbytes else 0
             life.module = module or life.module
         return copy
 
-    def bear(self, made: Any, op: str) -> None:
+    def allocate(self, made: Any, op: str) -> None:
         """An operator has returned this: a tensor, or several. New storages among them are born now."""
         if isinstance(made, torch.Tensor):
-            self._bear(made, op)
+            self._allocate(made, op)
         elif isinstance(made, list | tuple):
             for each in made:
-                self.bear(each, op)
+                self.allocate(each, op)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -216,7 +217,7 @@ class LifeRecord:
 
     # -- births and deaths --------------------------------------------------------------------------------------------
 
-    def _bear(self, tensor: torch.Tensor, op: str) -> _Life | None:
+    def _allocate(self, tensor: torch.Tensor, op: str) -> StorageLife | None:
         storage = tensor.untyped_storage()
         key, nbytes = storage._cdata, storage.nbytes()
         known = self._living.get(key)
@@ -229,25 +230,25 @@ class LifeRecord:
             return None
         life = self._start(nbytes, op)
         life.device = "gpu" if tensor.device.type == self.traced_device else "cpu"
-        life.watch = weakref.ref(storage, lambda _: self._bury(key, life))
+        life.watch = weakref.ref(storage, lambda _: self._free(key, life))
         self._living[key] = life
         return life
 
-    def _start(self, nbytes: int, op: str) -> _Life:
+    def _start(self, nbytes: int, op: str) -> StorageLife:
         self._tick += 1
-        life, mark = _Life(nbytes, self._tick), self._mark
+        life, mark = StorageLife(nbytes, self._tick), self._mark
         life.phase, life.step, life.micro_batch, life.op = mark.phase, mark.step, mark.micro_batch, op
         life.module = self.scopes.current()
         life.recomputed = mark.phase == "backward" and self.scopes.inside
         self._lives.append(life)
         return life
 
-    def _bury(self, key: int, life: _Life) -> None:
+    def _free(self, key: int, life: StorageLife) -> None:
         if self._living.get(key) is life:
             del self._living[key]
             self._end(life)
 
-    def _end(self, life: _Life) -> None:
+    def _end(self, life: StorageLife) -> None:
         self._tick += 1
         life.died = self._tick
 

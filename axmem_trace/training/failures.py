@@ -1,4 +1,4 @@
-"""What a user is told where the model's own code stops in the middle of a trace."""
+"""What a user reads where the model's own code fails in the middle of a trace."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _LEAF = "a leaf Variable that requires grad is being used in an in-place operati
 
 
 @contextmanager
-def model_stops_told(built: BuiltModel, recipe: Recipe) -> Iterator[None]:
-    """While open, an exception that the model's code meets is told as the configuration's, with the place.
+def model_failures_reported(built: BuiltModel, recipe: Recipe) -> Iterator[None]:
+    """While open, an exception that the model's code meets is reported as the configuration's, with file and line.
 
     One that our own code raises is a bug of ours, and passes.
 
@@ -45,7 +45,7 @@ def model_stops_told(built: BuiltModel, recipe: Recipe) -> Iterator[None]:
         place = _place(error.__traceback__)
         if not place:
             raise
-        raise _told(type(unwrapped(built.module)).__name__, place, error, recipe) from error
+        raise _as_config_error(type(unwrapped(built.module)).__name__, place, error, recipe) from error
 
 
 def _reentrant_over_shared_input(class_name: str, error: Exception, recipe: Recipe) -> ConfigError:
@@ -90,7 +90,7 @@ def _is_plumbing(filename: str) -> bool:
     return inside in _LIBRARIES
 
 
-def _told(class_name: str, place: str, error: Exception, recipe: Recipe) -> ConfigError:
+def _as_config_error(class_name: str, place: str, error: Exception, recipe: Recipe) -> ConfigError:
     text = " ".join(str(error).split())
     if "meta tensor" in text or "register_meta" in text or "data-dependent" in text:
         problem = (

@@ -29,7 +29,7 @@ WARM_UP_RESERVE_BYTES = 1_288_490_188
 
 
 class LoadRecorder:
-    """Tells a recorder what `from_pretrained` puts on the card, and opens it for what is done to the model after."""
+    """Reports to a recorder what `from_pretrained` puts on the card, and opens it for what is done to the model after."""
 
     def __init__(self, recorder: Recorder, recipe: Recipe) -> None:
         self.recorder, self.recipe = recorder, recipe
@@ -131,7 +131,7 @@ class LoadRecorder:
 
     @contextmanager
     def _while_arriving(self, parameter: nn.Parameter, is_merged: bool) -> Iterator[None]:
-        """What lies beside the finished weight while it is made from what the checkpoint holds."""
+        """What is allocated beside the finished weight while it is made from the checkpoint's tensors."""
         with self.recorder.blocks(self._source_blocks(parameter, is_merged), "transformers.from_pretrained"):
             yield
 
@@ -171,7 +171,7 @@ def _own_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]
 
 
 def merged_names(model: Any) -> Any:
-    """Tells whether a parameter is put together from several of the checkpoint's tensors."""
+    """Whether a parameter is put together from several of the checkpoint's tensors."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter
 

@@ -34,7 +34,7 @@ MAX_MICRO_BATCHES = 2
 
 @dataclass(frozen=True, slots=True)
 class _Passes:
-    """Forward and backward passes in the record: the ticks they lie between, and when each gradient was born."""
+    """Forward and backward passes in the record: first and last tick of each, and when each gradient was allocated."""
 
     start: int
     end: int

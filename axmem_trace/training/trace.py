@@ -18,7 +18,7 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
 from axmem_trace.tracing.recorder import Recorder
-from axmem_trace.training.failures import model_stops_told
+from axmem_trace.training.failures import model_failures_reported
 from axmem_trace.training.offloading import install_offloading
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 from axmem_trace.training.run import Run
@@ -58,7 +58,7 @@ def record_run(
         stack.enter_context(recorder.watch(built.module))
         install_kernels(Site(built.module, recipe, context, stack))
         stack.enter_context(mode.opened())
-        stack.enter_context(model_stops_told(built, recipe))
+        stack.enter_context(model_failures_reported(built, recipe))
         run.record(progress or (lambda stage: None))
         ledger = recorder.make_ledger()
     return Recording(ledger, tuple(context.notes))

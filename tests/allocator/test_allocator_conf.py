@@ -123,7 +123,7 @@ def test_an_unknown_backend_is_refused():
     assert caught.value.accepted == "native or cudaMallocAsync"
 
 
-def test_a_garbage_threshold_without_a_memory_limit_is_told():
+def test_a_garbage_threshold_without_a_memory_limit_is_reported():
     (note,) = describe_settings(parse_alloc_conf("garbage_collection_threshold:0.8"))
     assert note.kind == "ignored"
     assert describe_settings(parse_alloc_conf("garbage_collection_threshold:0.8,per_process_memory_fraction:0.5")) == ()

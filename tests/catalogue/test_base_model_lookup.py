@@ -100,7 +100,7 @@ def test_cache_variables(tmp_path, monkeypatch, variable):
     assert find_base_model("org/model", hub="never").source.startswith("cache ")
 
 
-def test_letter_case_is_forgiven_and_the_canonical_id_is_told():
+def test_letter_case_is_forgiven_and_the_canonical_id_is_reported():
     found = find_base_model("META-LLAMA/llama-3.1-8b", hub="never")
     assert found.name == "meta-llama/Llama-3.1-8B"
     assert "meta-llama/Llama-3.1-8B" in found.source
@@ -116,7 +116,7 @@ def test_the_text_model_inside():
     assert find_base_model("google/gemma-3-27b-it", hub="never").text_model_type == "gemma3_text"
 
 
-def test_another_revision_than_main_is_told():
+def test_another_revision_than_main_is_reported():
     assert "not revision 'abc'" in find_base_model("Qwen/Qwen3-8B", hub="never", revision="abc").source
 
 
@@ -161,7 +161,7 @@ def test_unsafe_names_are_config_errors(name):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         ("{", "no valid JSON"),
         ("[1]", "array"),
@@ -171,9 +171,9 @@ def test_unsafe_names_are_config_errors(name):
         ('{"model_type": "llama", "a": ' + "9" * 5000 + "}", "can't be read"),
     ],
 )
-def test_broken_files_are_named(tmp_path, content, told):
+def test_broken_files_are_named(tmp_path, content, reported):
     path = write_config(tmp_path / "broken", content)
-    with pytest.raises(ConfigError, match=told) as caught:
+    with pytest.raises(ConfigError, match=reported) as caught:
         find_base_model(str(path.parent), hub="never")
     assert str(path) in str(caught.value)
 
@@ -195,7 +195,7 @@ def test_an_adapter_directory_is_recognised(tmp_path):
         find_base_model(str(tmp_path / "adapter"), hub="never")
 
 
-def test_an_unreachable_hub_is_told_at_once(monkeypatch):
+def test_an_unreachable_hub_is_reported_at_once(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nothing listens
     for key in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(key, raising=False)

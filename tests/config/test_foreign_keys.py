@@ -72,10 +72,10 @@ def test_no_foreign_key_is_answered_with_one_that_uploads_or_runs_code():
     ],
 )
 def test_what_may_move_memory_is_a_warning(tmp_path, text, key, kind, words):
-    found, line, told = note_of(tmp_path, text, key)
+    found, line, reported = note_of(tmp_path, text, key)
     assert (found, line) == (kind, 0 if key == "True" else 4)
-    assert words in told
-    assert "did you mean" not in told or words in told
+    assert words in reported
+    assert "did you mean" not in reported or words in reported
 
 
 @pytest.mark.parametrize("setting", ["micro_batch_sise=4", "lora.r=8", "trl.bata=1", "fsdp_config.nosuch=1", "zzz=1"])

@@ -18,7 +18,7 @@ def _recipe(tmp_path: Path, kernel: str) -> Recipe:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "release", "told"),
+    ("kernel", "release", "reported"),
     [
         ("kernels-community/flash-attn3", "flash_attention_3", False),
         ("kernels-community/vllm-flash-attn3", "flash_attention_3", False),  # axolotl's own gpt-oss examples
@@ -27,10 +27,10 @@ def _recipe(tmp_path: Path, kernel: str) -> Recipe:
         ("somebody/flash-attn9", "flash_attention_2", True),
     ],
 )
-def test_the_release_that_a_hub_kernel_is(tmp_path, kernel, release, told):
+def test_the_release_that_a_hub_kernel_is(tmp_path, kernel, release, reported):
     recipe = _recipe(tmp_path, kernel)
     assert recipe.attention.kernel == release
-    assert any("is not known here" in note.text for note in recipe.notes) is told
+    assert any("is not known here" in note.text for note in recipe.notes) is reported
 
 
 def test_only_the_kernels_that_axolotl_lists_drop_the_mask(tmp_path):

@@ -21,25 +21,25 @@ def read(tmp_path: Path, override: dict[str, Any], **keys: Any) -> Recipe:
     return read_recipe(make_config(tmp_path, overrides_of_model_kwargs=override, **keys), hub="never")
 
 
-def told(recipe: Recipe, name: str) -> list[str]:
+def reported(recipe: Recipe, name: str) -> list[str]:
     return [note.kind for note in recipe.notes if note.key == f"overrides_of_model_kwargs.{name}"]
 
 
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype", "device_map"])
 def test_what_axolotl_sets_itself_has_no_effect(tmp_path, name):
     recipe = read(tmp_path, {name: "float32" if "dtype" in name else "cpu"})
-    assert told(recipe, name) == ["ignored"]
+    assert reported(recipe, name) == ["ignored"]
     assert recipe.precision.load_dtype == "bfloat16"
     assert not recipe.placement.on_host_first
 
 
-def test_a_kernel_is_used_where_axolotl_was_told_of_none(tmp_path):
+def test_a_kernel_is_used_where_axolotl_was_reported_of_none(tmp_path):
     recipe = read(tmp_path, {"attn_implementation": "eager"})
     assert recipe.attention.kernel == "eager"
     assert not recipe.precision.cast_back, "axolotl casts for kernels that it knows of"
     recipe = read(tmp_path, {"attn_implementation": "eager"}, attn_implementation="sdpa")
     assert recipe.attention.kernel == "sdpa"
-    assert told(recipe, "attn_implementation") == ["ignored"]
+    assert reported(recipe, "attn_implementation") == ["ignored"]
 
 
 def test_the_eager_kernel_keeps_scores(tmp_path):
@@ -53,5 +53,5 @@ def test_the_eager_kernel_keeps_scores(tmp_path):
 
 @pytest.mark.parametrize(("name", "value", "kinds"), [("use_cache", False, []), ("revision", "main", []),
                                                       ("max_memory", {0: "1GiB"}, ["not_modelled"])])  # fmt: skip
-def test_the_rest_is_harmless_or_told(tmp_path, name, value, kinds):
-    assert told(read(tmp_path, {name: value}), name) == kinds
+def test_the_rest_is_harmless_or_reported(tmp_path, name, value, kinds):
+    assert reported(read(tmp_path, {name: value}), name) == kinds

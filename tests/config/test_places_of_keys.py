@@ -65,7 +65,7 @@ def test_strict_makes_an_error_of_it(tmp_path):
     assert (caught.value.key, caught.value.line) == ("sequence_len", 5)
 
 
-def test_what_set_overrides_is_not_told(tmp_path):
+def test_what_set_overrides_is_not_reported(tmp_path):
     path = write(tmp_path, "sequence_len: 64\nsequence_len: 128\n")
     recipe = read_recipe(path, overrides=["sequence_len=32"], hub="never", strict=True)
     assert recipe.batch.row_tokens == 64  # padded to a multiple of 64

@@ -93,13 +93,13 @@ def test_else_the_figures_are_those_of_the_way_out(keys, way_out, model):
         {"micro_batch_size": 0},
     ],
 )  # fmt: skip
-def test_where_memory_is_not_known_there_is_none_and_all_is_told(keys, model):
+def test_where_memory_is_not_known_there_is_none_and_all_is_reported(keys, model):
     patience = {"early_stopping_patience": 3, "warmup_steps": 5, "warmup_ratio": 0.1}
     with pytest.raises(ConfigError) as caught:
         axmem_trace.estimate({**BASE, "base_model": model, **keys, **patience}, hub="never")
-    told = {error.key for error in (caught.value, *caught.value.others)}
-    assert {"early_stopping_patience", "warmup_ratio"} < told
-    assert str(caught.value).startswith(f"{len(told)} reasons")
+    reported = {error.key for error in (caught.value, *caught.value.others)}
+    assert {"early_stopping_patience", "warmup_ratio"} < reported
+    assert str(caught.value).startswith(f"{len(reported)} reasons")
 
 
 def test_a_configuration_without_data_is_a_sketch(model):

@@ -1,4 +1,4 @@
-"""What the user may not expect is told, with the line of the key."""
+"""What the user may not expect is reported, with the line of the key."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def notes(tmp_path: Path, text: str, **options) -> list[tuple[str, str, int, str
         (LLAMA + "deepspeed: deepspeed_configs/zero2.json\n", "not_modelled", "deepspeed", 5, "not in the figures"),
     ],
 )  # fmt: skip
-def test_trap_is_told_with_its_line(tmp_path, text, kind, key, line, words):
+def test_trap_is_reported_with_its_line(tmp_path, text, kind, key, line, words):
     found = [note for note in notes(tmp_path, text) if note[:3] == (kind, key, line)]
     assert len(found) == 1
     assert words in found[0][3]
@@ -59,7 +59,7 @@ def test_trap_is_told_with_its_line(tmp_path, text, kind, key, line, words):
         (LLAMA + PACKED + "attn_implementation: flash_attention_2\n", "no attn_implementation"),
     ],
 )
-def test_no_trap_is_told_where_there_is_none(tmp_path, text, words):
+def test_no_trap_is_reported_where_there_is_none(tmp_path, text, words):
     assert not [note for note in notes(tmp_path, text) if words in note[3]]
 
 

@@ -150,7 +150,7 @@ def test_maps_that_put_all_on_the_gpu(tmp_path, value):
     assert (placement.on_host, placement.on_host_first, dict(placement.max_memory)) == ((), False, {})
 
 
-def test_weights_that_fill_the_card_are_told_of(tmp_path):
+def test_weights_that_fill_the_card_are_reported_of(tmp_path):
     config = {"base_model": "meta-llama/Llama-3.1-8B", "micro_batch_size": 1, "learning_rate": 1e-4,
               "datasets": [{"path": "x", "type": "alpaca"}], **LORA}  # fmt: skip
     notes = {}

@@ -1,4 +1,4 @@
-"""What a built model shows that its author may not expect is told."""
+"""What a built model shows that its author may not expect is reported."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def test_target_parameters_reach_them(tmp_path):
     assert not {"lora_target_linear", "lora_target_parameters"} & found.keys()
 
 
-def test_target_parameters_that_are_nowhere_are_told_with_those_that_are(tmp_path):
+def test_target_parameters_that_are_nowhere_are_reported_with_those_that_are(tmp_path):
     asked = ["mlp.experts.gate_up_proj", "experts.w2", "p.experts.down_proj"]
     text = warnings(tmp_path, "qwen3_moe", adapter="lora", lora_target_parameters=asked)["lora_target_parameters"].text
     assert "no parameter is called experts.w2, p.experts.down_proj:" in text
     assert "mlp.experts.down_proj, mlp.experts.gate_up_proj" in text
 
 
-def test_experts_that_peft_finds_by_their_old_names_are_told(tmp_path):
+def test_experts_that_peft_finds_by_their_old_names_are_reported(tmp_path):
     """peft rewrites transformers 4's names of Mixtral's experts into the fused parameters."""
     names = {"lora_target_linear": None, "lora_target_modules": ["q_proj", "w1", "w2", "w3"]}
     text = warnings(tmp_path, "mixtral", adapter="lora", **names)["lora_target_modules"].text
@@ -166,10 +166,10 @@ OPT = {"model_type": "opt", "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_d
 
 
 @pytest.mark.parametrize("shape", [GPT2, OPT], ids=["gpt2", "opt"])
-@pytest.mark.parametrize(("tokens", "told"), [(128, False), (136, True)])
-def test_rows_longer_than_learned_positions(tmp_path, shape, tokens, told):
+@pytest.mark.parametrize(("tokens", "reported"), [(128, False), (136, True)])
+def test_rows_longer_than_learned_positions(tmp_path, shape, tokens, reported):
     (tmp_path / "config.json").write_text(json.dumps(shape))
     config = {"base_model": str(tmp_path), "sequence_len": tokens, "micro_batch_size": 1, "learning_rate": 1e-4,
               "datasets": [{"path": "x", "type": "alpaca"}]}  # fmt: skip
     notes = build_model(read_recipe(config, hub="never")).notes
-    assert any("128 learned positions" in note.text and note.key == "sequence_len" for note in notes) is told
+    assert any("128 learned positions" in note.text and note.key == "sequence_len" for note in notes) is reported

@@ -109,7 +109,7 @@ def test_where_peft_has_wrapped_the_embedding_torch_refuses(tmp_path, keys):
         load_short(tmp_path, **{**LORA, **keys}, fix_untrained_tokens=[5])
 
 
-def test_the_trap_is_told(tmp_path):
+def test_the_trap_is_reported(tmp_path):
     _, built = load_short(tmp_path, **LORA, fix_untrained_tokens=[5])
     found = [note for note in built.notes if note.key == "fix_untrained_tokens"]
     assert [(note.kind, note.bytes) for note in found] == [("warning", 2 * 96 * 32 * 2)]

@@ -86,7 +86,7 @@ def test_allowed_code_is_named_before_it_runs(tmp_path, capfd):
         ({"auto_map": None}, "has no model type 'own_lm'"),
     ],
 )
-def test_broken_maps_are_told(tmp_path, changes, words):
+def test_broken_maps_are_reported(tmp_path, changes, words):
     keys = configure(tmp_path, **changes)
     with pytest.raises(ConfigError, match=words):
         estimate({**keys, "trust_remote_code": True}, hub="never", trust_remote_code=True)

@@ -1,4 +1,4 @@
-"""What a model's configuration or class refuses is the user's to change, and told as such."""
+"""What a model's configuration or class refuses is the user's to change, and reported as such."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation that costs more than training is told by what was recorded, with the line to blame."""
+"""Evaluation that costs more than training is reported by what was recorded, with the line to blame."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def estimate(tmp_path: Path, text: str) -> Report:
     return axmem_trace.estimate(path, hub="never")
 
 
-def told(report: Report) -> list[tuple[str, str, int, int]]:
+def reported(report: Report) -> list[tuple[str, str, int, int]]:
     return [(each.kind, each.key, each.line, each.bytes) for each in report.notes if "more than training" in each.text]
 
 
@@ -37,11 +37,11 @@ def told(report: Report) -> list[tuple[str, str, int, int]]:
         (EVAL + LIGER + WIDE, "liger_fused_linear_cross_entropy", 14),
     ],
 )
-def test_it_is_told_where_evaluations_peak_is_above(tmp_path, text, key, line):
+def test_it_is_reported_where_evaluations_peak_is_above(tmp_path, text, key, line):
     report = estimate(tmp_path, text)
     above = report.phases["eval"].allocated_bytes - max(report.phases[f"step_{n}"].allocated_bytes for n in (1, 2))
     assert above > 0
-    assert told(report) == [("warning", key, line, above)]
+    assert reported(report) == [("warning", key, line, above)]
 
 
 @pytest.mark.parametrize("text", ["", EVAL, EVAL + "eval_batch_size: 2\n", EVAL + WIDE])
@@ -50,4 +50,4 @@ def test_more_tokens_alone_are_no_trap(tmp_path, text):
     report = estimate(tmp_path, text)
     if "eval" in report.phases:
         assert report.phases["eval"].allocated_bytes <= report.phases["step_2"].allocated_bytes
-    assert told(report) == []
+    assert reported(report) == []

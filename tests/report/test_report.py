@@ -80,7 +80,7 @@ def test_resident_counts_raw_bytes_in_full(report):
     }  # fmt: skip
 
 
-def test_step_counters_on_the_cpu_are_told_apart(report):
+def test_step_counters_on_the_cpu_are_reported_apart(report):
     assert report.host.cpu.optimizer == report.host.cpu.peak_bytes == 4 * 4
     assert report.host.managed.peak_bytes == 0
 

@@ -193,7 +193,7 @@ def test_command_line(capsys, tmp_path):
     assert capsys.readouterr().out == first
 
 
-def test_missing_directory_is_told(capsys, tmp_path):
+def test_missing_directory_is_reported(capsys, tmp_path):
     import compare_published
 
     assert compare_published.main([str(tmp_path / "nothing")]) == 2
@@ -259,7 +259,7 @@ def test_records_of_the_other_files_may_lack_fields_too(tmp_path):
     cases = read_cases(tmp_path)
     assert [case.cannot for case in cases if "-oom-" in case.id][-1] == ""
     assert {case.cannot for case in cases if case.cannot} >= {
-        f"the record does not tell {key}" for key in ("file", "model", "variant", "seq", "allocated_gb_1e9")
+        f"the record does not say {key}" for key in ("file", "model", "variant", "seq", "allocated_gb_1e9")
     }
     rows = [row for case in cases for row in make_rows(case, {"device": 90 * GIB})]
     assert any("does not fit" in line for line in render_text(rows))
@@ -276,7 +276,7 @@ def test_what_older_versions_did_is_said_of_them_alone(version, loading, repeats
     assert (assumptions["loading"], assumptions["repeats_kv"]) == (loading, repeats)
 
 
-def test_an_estimate_that_stops_is_told_and_stops_no_other(tmp_path, monkeypatch, capsys):
+def test_an_estimate_that_stops_is_reported_and_stops_no_other(tmp_path, monkeypatch, capsys):
     import compare_published
 
     import axmem_trace
@@ -292,7 +292,7 @@ def test_an_estimate_that_stops_is_told_and_stops_no_other(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("content", ["{", '{"other": []}', "3"])
-def test_files_that_cannot_be_read_are_told(tmp_path, capsys, content):
+def test_files_that_cannot_be_read_are_reported(tmp_path, capsys, content):
     import compare_published
 
     (tmp_path / "runs.json").write_text(content)

@@ -12,7 +12,7 @@ SCRIPT = load_script("cuda_without_gpu")
 needs_compiler = pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("nm")), reason="needs gcc and nm")
 
 
-def test_what_cannot_be_built_is_told(tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_built_is_reported(tmp_path, capsys, monkeypatch):
     def run(*command):
         raise subprocess.CalledProcessError(1, command, stderr="cuda.h: no such file")
 

@@ -42,7 +42,7 @@ def test_refuses_where_there_is_no_gpu(capsys, monkeypatch, tmp_path):
     assert output.err.count("\n") == 1
 
 
-def test_bad_arguments_are_told(capsys):
+def test_bad_arguments_are_reported(capsys):
     import measure_on_gpu
 
     with pytest.raises(SystemExit) as stop:
@@ -305,7 +305,7 @@ def test_each_run_has_a_process_with_its_own_allocator(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--recipes", "nonesuch"]])
-def test_nothing_to_run_is_told(monkeypatch, capsys, arguments):
+def test_nothing_to_run_is_reported(monkeypatch, capsys, arguments):
     import measure_on_gpu
 
     monkeypatch.setattr(measure_on_gpu, "find_refusal", lambda: "")

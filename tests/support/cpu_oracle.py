@@ -77,7 +77,7 @@ def describe(ledger: Ledger, leave_out: Callable[[Allocation], bool] = lambda ea
     """All allocations of loading, forward and backward as a multiset of everything but time.
 
     The optimizer's own tests compare its step with a real one: here its counters, which live on the host, cannot be
-    told from what stands for the GPU.
+    distinguished from what represents the GPU.
     """
     return Counter(
         all_but_time(each)

@@ -32,7 +32,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
 """Every parameter. Embedding and head have more than 1e5 elements, k and v fewer than 4096, q and o just 4096, and the
 MLP's 8256 are not divisible by 256."""
 SCALAR_BYTES = 8
-"""Counters and norms: on a CPU those that live on the host cannot be told from those on the device, so neither side
+"""Counters and norms: on a CPU those that live on the host cannot be distinguished from those on the device, so neither side
 counts them."""
 
 

@@ -1,4 +1,4 @@
-"""Whose work an allocation is, told by the module objects themselves."""
+"""Whose work an allocation is, reported by the module objects themselves."""
 
 from __future__ import annotations
 

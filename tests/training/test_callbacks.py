@@ -110,7 +110,7 @@ def test_relora_in_4_bit_leaves_fp32_weights_and_says_so(tmp_path):
         ({"relora_cpu_offload": True}, "relora_cpu_offload", "quantised base weights only"),
     ],
 )
-def test_relora_traps_are_told(tmp_path, keys, key, words):
+def test_relora_traps_are_reported(tmp_path, keys, key, words):
     found = [note.text for note in read(tmp_path, **LORA, **RELORA, **keys).notes if note.key == key]
     assert len(found) == 1
     assert words in found[0]

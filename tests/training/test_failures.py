@@ -1,4 +1,4 @@
-"""Where a model's own code stops, the user is told so; a fault of ours keeps its traceback."""
+"""Where a model's own code stops, the user is reported so; a fault of ours keeps its traceback."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_embeddings_changed_in_place_under_an_adapter(tmp_path):
     assert "modeling_ctrl.py, line" in str(caught.value)
 
 
-def test_what_a_model_refuses_is_told_with_its_place(tmp_path):
+def test_what_a_model_refuses_is_reported_with_its_place(tmp_path):
     """modeling_dbrx.py: without `clip_qkv`, `clamp` gets neither a minimum nor a maximum."""
     with pytest.raises(ConfigError, match="stops in its own code") as caught:
         estimate(tmp_path, DBRX)

@@ -78,7 +78,7 @@ def test_full_fine_tunes_spare_their_weights(tmp_path):
     assert not any(each.role == "weight" and each.device == "cpu" for each in ledger.allocations)
 
 
-def test_disk_is_told_to_be_memory(tmp_path):
+def test_disk_is_reported_to_be_memory(tmp_path):
     recording = record(tmp_path, **LORA, activation_offloading="disk")
     assert any("runs `disk` as `true`" in note.text for note in recording.notes)
     assert on_host(recording.ledger) == on_host(record(tmp_path, **LORA, activation_offloading=True).ledger)
@@ -156,7 +156,7 @@ def test_three_layers_are_on_the_card_at_most(tmp_path):
     assert frozen == LAYERS * (2 * 2048 + 2 * 1024 + 3 * 4096 + 2 * 64)  # pinned: powers of two
 
 
-def test_a_model_without_decoder_layers_is_told(tmp_path):
+def test_a_model_without_decoder_layers_is_reported(tmp_path):
     tmp_path.joinpath("config.json").write_text(json.dumps({
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 96, "n_embd": 32, "n_layer": 2,
         "n_head": 4, "n_positions": 64,

@@ -80,7 +80,7 @@ def test_a_part_of_a_name_saves_operators(tmp_path):
     assert kept_bytes(selective) - kept_bytes(plain) == LAYERS * ROWS * TOKENS * 48 * 2
 
 
-def test_what_can_not_be_saved_is_told(tmp_path):
+def test_what_can_not_be_saved_is_reported(tmp_path):
     record(tmp_path)
     config = {"base_model": str(tmp_path), "micro_batch_size": 1, "learning_rate": 1e-4, "gradient_checkpointing": True,
               "attn_implementation": "eager", "selective_checkpointing": True,

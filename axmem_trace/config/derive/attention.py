@@ -32,7 +32,7 @@ PACKING_KERNELS = frozenset(
     {"flash_attention_2", "flash_attention_3", "flash_attention_4", "flash_attention_torch", "flex_attention",
      "xformers", "sage", *HUB_KERNELS}
 )  # fmt: skip
-"""`ATTN_IMPLS_SUPPORTING_PACKING`: samples of a packed row are told apart by position ids."""
+"""`ATTN_IMPLS_SUPPORTING_PACKING`: position ids separate the samples of a packed row."""
 MAX_VARLEN_HEAD_DIM = 256
 NO_VARLEN_TYPES = ("bailing_hybrid",)
 
@@ -48,7 +48,7 @@ def supports_packing(draft: Draft) -> bool:
 
 
 def decontaminates_packing(draft: Draft) -> bool:
-    """`attn_decontaminates_packing`: the mask is dropped, and samples are told apart by position ids."""
+    """`attn_decontaminates_packing`: the mask is dropped, and position ids separate the samples."""
     return supports_packing(draft) or draft.get("attn_implementation") in ("sdpa", "eager")
 
 

@@ -26,7 +26,7 @@ def attention_override(draft: Draft) -> Any:
 
 
 def note_model_kwargs(draft: Draft) -> None:
-    """Tells which overrides come to nothing, and which are not in the figures."""
+    """Reports which overrides have no effect, and which are not in the figures."""
     for name, value in draft.sub(KEY).items():
         place = f"{KEY}.{name}"
         line = draft.line(place) or draft.line(KEY)

@@ -1,4 +1,4 @@
-"""What the configuration says of many GPUs. One GPU is estimated; the rest is told."""
+"""What the configuration says of many GPUs. One GPU is estimated; the rest is reported in notes."""
 
 from __future__ import annotations
 

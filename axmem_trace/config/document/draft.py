@@ -70,7 +70,7 @@ class Draft:
         return known is not None and (not known.plugin or known.plugin in self.plugins)
 
     def line(self, key: str) -> int:
-        """Where the key stands in the file; 0 where it does not."""
+        """The key's line in the file; 0 where the file does not have it."""
         return self.written[key].line if key in self.written else 0
 
     def is_overridden(self, key: str) -> bool:
@@ -132,7 +132,7 @@ class Draft:
             self.fail(error)
 
     def attempt(self, derive: Callable[..., T], *arguments: Any, default: T, **options: Any) -> T:
-        """What `derive` returns; where it fails, the error is collected and `default` stands for the part."""
+        """What `derive` returns; where it fails, the error is collected and `default` is used for the part."""
         with self.collecting():
             return derive(*arguments, **options)
         return default
@@ -166,7 +166,7 @@ class Draft:
         )
 
     def _value_of(self, key: str, found: Written) -> Any:
-        """As written, else as it stands here by now."""
+        """As written, else as it is here by now."""
         name, *inner = (found.key if found.key.partition(".")[0] in self.raw else key).split(".")
         value = self.raw.get(name, self.values.get(name, self.dropped.get(name)))
         for part in inner:

@@ -1,4 +1,4 @@
-"""Every key gets its verdict: types checked, unknown keys told, keys that move memory unseen named."""
+"""Every key gets its verdict: types are checked; unknown keys, and keys that are not modelled, are reported."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _WHOLE_PLUGINS = {
     "hatchery": ("hatchery", "less"),
     "nemo_gym": ("nemo_gym_enabled", "more"),
 }
-"""Plugins that act as soon as they are listed, and the key that tells what they do."""
+"""Plugins that act as soon as they are listed, and the key that says what they do."""
 _WRONG: Any = object()
-"""Stands for a value that was refused."""
+"""Used in place of a value that was refused."""
 _DIRECTIONS = {"more": "needs more memory than shown", "less": "needs less memory than shown", "either": "differs"}
 
 
@@ -39,7 +39,7 @@ def check_types(draft: Draft) -> None:
 
     axolotl's pydantic model has no `extra="forbid"`: an unknown key, and a key of a plugin that is not listed, passes
     validation and is gone after it (`utils/config/__init__.py`, `validate_config`). A value of the wrong type is an
-    error, or a refusal where the key moves no memory; axolotl's default then stands for it.
+    error, or a refusal where the key moves no memory; axolotl's default is then used.
     """
     for name in list(draft.values):
         value = draft.values[name]

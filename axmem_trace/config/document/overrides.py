@@ -62,7 +62,7 @@ def apply_overrides(values: dict[str, Any], overrides: Settings) -> tuple[dict[s
 
 
 def _enter(target: Any, part: str, key: str, path: str) -> Any:
-    """A fresh copy of what stands at `part`, put in its place."""
+    """A fresh copy of the value at `part`, which replaces it."""
     index: Any = _index(target, part, key) if isinstance(target, list) else part
     inner = target[index] if isinstance(target, list) else target.get(part)
     if isinstance(inner, (list, tuple)):

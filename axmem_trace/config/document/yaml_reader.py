@@ -29,7 +29,7 @@ _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A configuration as read: plain values, and where they stand."""
+    """A configuration as read: plain values, and the line of each."""
 
     name: str
     """The path as given, or `<config>`."""
@@ -39,7 +39,7 @@ class Document:
     duplicates: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Keys that are given more than once in their block, and where: the last one counts, as `yaml.safe_load` reads."""
     directory: Path | None = None
-    """Where the file lies: relative paths in it may start there."""
+    """The folder of the file: relative paths in it may start there."""
 
 
 def read_document(config: str | Path | Mapping[str, Any]) -> Document:
@@ -83,7 +83,7 @@ def parse_document(text: str, *, name: str = "<config>", directory: Path | None 
 
 
 def parse_value(text: str) -> Any:
-    """One value in YAML's words, as it stands after `key=` on a command line: `2`, `true`, `[q_proj, v_proj]`, `2e-4`.
+    """One value in YAML's words, as it is written after `key=` on a command line: `2`, `true`, `[q_proj, v_proj]`, `2e-4`.
 
     Raises:
         ConfigError: the text is no YAML, or beyond the bounds.

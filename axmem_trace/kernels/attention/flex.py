@@ -33,7 +33,7 @@ def install_flex(site: Site) -> None:
 
 
 def make_flex(context: KernelContext) -> Callable[..., Any]:
-    """Stands for `compile_friendly_flex_attention`; heads are (B, H, S, D)."""
+    """Replaces `compile_friendly_flex_attention`; heads are (B, H, S, D)."""
 
     def flex_attention(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, training: bool = False, *,

@@ -21,7 +21,7 @@ def no_scratch(heads: Heads) -> Sequence[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class FusedKernel:
-    """What one kernel brings forth.
+    """What one kernel returns and keeps.
 
     Attributes:
         name: shown as the operator of its allocations.
@@ -98,13 +98,13 @@ def _run_forward(context: KernelContext, kernel: FusedKernel, heads: Heads) -> S
 
 def _bring_forth(context: KernelContext, kernel: FusedKernel, heads: Heads) -> Sequence[torch.Tensor]:
     outputs = kernel.make_outputs(heads)
-    context.recorder.bear(outputs, kernel.name)
+    context.recorder.allocate(outputs, kernel.name)
     context.recorder.workspace(kernel.forward_scratch(heads), kernel.name)
     return outputs
 
 
 _RUNNING: list[tuple[KernelContext, FusedKernel]] = []
-"""What the operator below stands for at the moment. Its name is what axolotl's policy looks for."""
+"""The kernel that the operator below represents at the moment. Its name is what axolotl's policy looks for."""
 _LIBRARY = torch.library.Library("axmem_trace", "DEF")
 _LIBRARY.define("flash_attn_forward(Tensor query, Tensor key, Tensor value, int window_size_left) -> Tensor[]")
 

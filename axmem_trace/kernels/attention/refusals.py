@@ -1,4 +1,4 @@
-"""What flash kernels refuse, told before the run does."""
+"""What flash kernels refuse, reported before the run would."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def cudnn_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[s
     if key.shape[1] != heads:
         size = batch * heads * key.shape[2] * (head_dim + value.shape[-1]) * query.element_size()
         text = (
-            "cuDNN's backward of grouped queries is taken to add up dk and dv of a group's query heads without room for "
+            "cuDNN's backward of grouped queries is taken to add up dk and dv of a group's query heads without memory for "
             f"each, as its published graph allows; the library is closed, and may take up to {size:,} bytes more"
         )
         context.note(Note(kind="assumed", key="attention.sdpa.cudnn.grouped", text=text, bytes=size))

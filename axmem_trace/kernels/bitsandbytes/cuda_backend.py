@@ -90,7 +90,7 @@ def has_cuda_kernel(name: str) -> bool:
 def remember_autocast(
     context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """A function rule: below autograd, where kernels run, torch no longer tells whether autocast is on."""
+    """A function rule: below autograd, where kernels run, torch no longer knows whether autocast is on."""
     _autocast_dtypes.append(torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None)
     try:
         return function(*args, **kwargs)

@@ -19,7 +19,7 @@ from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.rules import DispatchRule, Rules
 
 _AS_ON_CUDA = ("int8_scaled_mm", "int8_linear_matmul", "int8_mm_dequant", "int8_vectorwise_dequant", "gemm_4bit")
-"""Operators whose CUDA kernels allocate more than bitsandbytes' meta functions tell."""
+"""Operators whose CUDA kernels allocate more than bitsandbytes' meta functions show."""
 _LOGGERS = ("bitsandbytes.autograd._functions", "bitsandbytes.nn.modules")
 """They warn at every call of a layer; a dry run need not repeat what the real one will say."""
 
@@ -54,7 +54,7 @@ def int8_vectorwise_quant(context: KernelContext, op: Any, args: tuple[Any, ...]
 
     Source: bitsandbytes 0.50 `backends/cuda/ops.py`, `int8_vectorwise_quant`: where the threshold is positive, the
     absolute values (2 bytes) and their comparison (1 byte) live beside the result. How many columns hold a value
-    beyond the threshold only real weights and data tell: `context.int8_outliers`.
+    beyond the threshold depend on real weights and data: `context.int8_outliers`.
     """
     values, threshold = args[0], _threshold(args, kwargs)
     columns = values.shape[-1]

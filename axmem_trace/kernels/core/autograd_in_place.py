@@ -81,7 +81,7 @@ def scatter_gradient(context: KernelContext, op: Any, args: tuple[Any, ...], kwa
 
 
 def _called_by_engine() -> bool:
-    """No Python code stands between the autograd engine and the operator: it is a built-in formula's, or the
+    """No Python code is between the autograd engine and the operator: it is a built-in formula's, or the
     engine's own."""
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_code is not _ENGINE:

@@ -88,7 +88,7 @@ def sort_by_expert(index: torch.Tensor, num_experts: int) -> Routed:
 def run_scattermoe(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Stands for `scattermoe_experts_forward`; `handed_adapters` of the module are those of its two weights."""
+    """Replaces `scattermoe_experts_forward`; `handed_adapters` of the module are those of its two weights."""
     gpt_oss = _has_gpt_oss_layout(self)
     if not gpt_oss:
         _check_layout(self)

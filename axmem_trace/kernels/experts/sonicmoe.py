@@ -117,7 +117,7 @@ def _by_expert(
 def run_sonicmoe(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Stands for `sonicmoe_experts_forward_with_lora` over experts that are not packed."""
+    """Replaces `sonicmoe_experts_forward_with_lora` over experts that are not packed."""
     _check(self)
     (tokens, top_k), device = top_k_index.shape, hidden_states.device
     adapters = getattr(self, "handed_adapters", None) or {}

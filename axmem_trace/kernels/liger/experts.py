@@ -75,7 +75,7 @@ def _route(index: torch.Tensor, *, num_experts: int) -> list[torch.Tensor]:
 def run_experts(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Stands for `LigerExperts.forward`: hidden states [..., hidden], index and weights [..., top_k]."""
+    """Replaces `LigerExperts.forward`: hidden states [..., hidden], index and weights [..., top_k]."""
     x = hidden_states.reshape(-1, hidden_states.shape[-1])
     index = top_k_index.view(-1, top_k_index.shape[-1]).to(torch.int32)
     scores = top_k_weights.view(-1, top_k_weights.shape[-1])

@@ -114,7 +114,7 @@ def _install_rms_norm(site: Site, support: Support) -> bool:
 
 
 def _named_later(site: Site, support: Support) -> Iterator[nn.Module]:
-    """Modules whose class is looked up when the model is built, so that a replaced name tells."""
+    """Modules whose class is looked up when the model is built, so that replacing the name has an effect."""
     for name, module in site.model.named_modules():
         if name.rpartition(".")[2] not in support.in_table:
             yield module

@@ -1,7 +1,7 @@
 """Liger's kernels inside a layer: RMSNorm, LayerNorm, gated activations, rotary embedding.
 
 Source: liger-kernel 0.8.1, `liger_kernel/ops/{rms_norm,layer_norm,swiglu,geglu,rope,utils}.py`. Each class names the
-function it stands for. A Triton kernel allocates nothing by itself: what is allocated is what its Python wrapper asks
+function it replaces. A Triton kernel allocates nothing by itself: what is allocated is what its Python wrapper asks
 torch for. On a CPU the outputs hold no meaningful values, only the right shapes.
 """
 
@@ -138,7 +138,7 @@ class SquaredRelu(torch.autograd.Function):
 
 
 class Rope(torch.autograd.Function):
-    """`LigerRopeFunction`: rotates q and k where they lie, if [batch, tokens, heads, head_dim] is contiguous; otherwise
+    """`LigerRopeFunction`: rotates q and k in place, if [batch, tokens, heads, head_dim] is contiguous; otherwise
     in copies. Keeps cos and sin. Backward does the same to the gradients."""
 
     @staticmethod
@@ -156,7 +156,7 @@ class Rope(torch.autograd.Function):
 def rotate(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stands for `liger_rotary_pos_emb(q, k, cos, sin, position_ids, unsqueeze_dim)`; the rest is ignored, as there.
+    """Replaces `liger_rotary_pos_emb(q, k, cos, sin, position_ids, unsqueeze_dim)`; the rest is ignored, as there.
 
     Shapes: q [batch, heads, tokens, head_dim], k [batch, kv_heads, tokens, head_dim], cos and sin [1 or batch, tokens,
     head_dim].
@@ -168,7 +168,7 @@ def rotate(
 def rotate_vision(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stands for `liger_rotary_pos_emb_vision`: the same in fp32, for [tokens, heads, head_dim]."""
+    """Replaces `liger_rotary_pos_emb_vision`: the same in fp32, for [tokens, heads, head_dim]."""
     wide = [each.to(torch.float32).unsqueeze(0).transpose(1, 2) for each in (q, k)]
     turned = rotate(wide[0], wide[1], cos.to(torch.float32), sin.to(torch.float32))
     q_out, k_out = (each.transpose(1, 2).squeeze(0).to(q.dtype) for each in turned)
@@ -178,5 +178,5 @@ def rotate_vision(
 def rotate_multimodal(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mrope_section: Any, unsqueeze_dim: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stands for `liger_multimodal_rotary_pos_emb` (`ops/qwen2vl_mrope.py`): cos and sin have a leading 3."""
+    """Replaces `liger_multimodal_rotary_pos_emb` (`ops/qwen2vl_mrope.py`): cos and sin have a leading 3."""
     return rotate(q, k, cos, sin)

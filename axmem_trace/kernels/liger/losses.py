@@ -43,7 +43,7 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def _check_targets(target: torch.Tensor, ignore_index: int, vocabulary: int) -> torch.Tensor:
-    """The mask of targets that count; that they lie within the vocabulary is checked with two products by it."""
+    """The mask of targets that count; that they are within the vocabulary is checked with two products by it."""
     mask = target != ignore_index
     mask.sum()
     torch.lt((target * mask).max(), vocabulary)
@@ -61,7 +61,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Stands for `liger_cross_entropy`, in the place of `torch.nn.functional.cross_entropy`.
+    """Replaces `liger_cross_entropy`, in the place of `torch.nn.functional.cross_entropy`.
 
     Shapes: input [rows, vocabulary], target [rows]; a loss per row with `reduction="none"`, else a scalar.
     """
@@ -88,7 +88,7 @@ class _UnreducedCrossEntropy(torch.autograd.Function):
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """Stands for `LigerCrossEntropyLoss`, in the place of `torch.nn.CrossEntropyLoss`."""
+    """Replaces `LigerCrossEntropyLoss`, in the place of `torch.nn.CrossEntropyLoss`."""
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return cross_entropy(input, target, ignore_index=self.ignore_index, reduction=self.reduction)
@@ -169,7 +169,7 @@ def fused_causal_lm_loss(
     shift_labels: torch.Tensor | None = None,
     token_scaling: bool = False,
 ) -> torch.Tensor:
-    """Stands for `LigerForCausalLMLoss`: hidden [batch, tokens, width], weight [vocabulary, width], labels [batch,
+    """Replaces `LigerForCausalLMLoss`: hidden [batch, tokens, width], weight [vocabulary, width], labels [batch,
     tokens] to a scalar."""
     if shift_labels is None:
         labels = F.pad(labels, (0, 1), value=ignore_index)

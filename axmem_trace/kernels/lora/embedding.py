@@ -69,7 +69,7 @@ def _transposed(projection: Projection) -> Projection:
 
 
 def run_embedding(self: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Stands for the forward of a peft `lora.Embedding`: ids [batch, tokens]."""
+    """Replaces the forward of a peft `lora.Embedding`: ids [batch, tokens]."""
     table = self.base_layer
     if self.disable_adapters or self.merged:
         plain: torch.Tensor = F.embedding(ids, table.weight, padding_idx=table.padding_idx)

@@ -25,7 +25,7 @@ from axmem_trace.kernels.lora.projection import Frozen, Projection, drop, projec
 
 
 def run_mlp(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """Stands for the MLP's forward: x [batch, tokens, hidden]. One dropout for gate and up, none before down."""
+    """Replaces the MLP's forward: x [batch, tokens, hidden]. One dropout for gate and up, none before down."""
     projections = [read_projection(layer) for layer in (self.gate_proj, self.up_proj, self.down_proj)]
     x_dropped = drop(projections[0], x, self.training)
     tensors = [tensor for each in projections for tensor in each.trained]

@@ -80,7 +80,7 @@ def cut_causal_lm_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
     shift_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Stands for `apply_lce`: hidden [batch, tokens, width], weight [vocabulary, width], labels [batch, tokens]; the
+    """Replaces `apply_lce`: hidden [batch, tokens, width], weight [vocabulary, width], labels [batch, tokens]; the
     shift happens in the kernel's indices. Every token but the last of a row is taken to have a label."""
     target = labels if shift_labels is None else shift_labels
     hidden, target = hidden.contiguous(), target.contiguous()

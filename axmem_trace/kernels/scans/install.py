@@ -1,4 +1,4 @@
-"""The door of this package: the kernels' functions put where transformers looks for them."""
+"""`install_scans`: the kernels' functions, put where transformers looks for them."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _adapted(
     """The kernel, called with the keyword arguments that it knows, and named in the report once it runs.
 
     Args:
-        refused: what to tell where the kernel returns nothing.
+        refused: the note for a kernel that returns nothing.
     """
     known = frozenset(inspect.signature(kernel).parameters)
     fixed: dict[str, Any] = {"num_sms": num_sms(context), "context": context}
@@ -132,9 +132,9 @@ def _adapted(
         given = {"seq_idx": samples.index, "cu_seqlens": samples.bounds}
         kwargs |= {key: value for key, value in given.items() if value is not None}
         out = kernel(*args, **{key: value for key, value in kwargs.items() if key in known}, **fixed)
-        told = refused if out is None else note
-        if told is not None:
-            context.note(told)
+        said = refused if out is None else note
+        if said is not None:
+            context.note(said)
         return out
 
     return run

@@ -1,4 +1,4 @@
-"""How axolotl tells the scans where packed samples end.
+"""How axolotl passes the ends of packed samples to the scans.
 
 transformers' own modules pass no bounds on: state would leak from sample to sample. axolotl 0.19 replaces their
 forwards (`monkeypatch/models/*/modeling.py`): each layer works the bounds out from the position ids, and its kernels

@@ -43,7 +43,7 @@ class SelectiveScan(torch.autograd.Function):
 
 
 def _in_order(gradients: tuple[torch.Tensor | None, ...], z_grad: torch.Tensor | None) -> Any:
-    """As the inputs are given: z stands between D and the bias."""
+    """As the inputs are given: z is between D and the bias."""
     return *gradients[:6], z_grad, gradients[6]
 
 

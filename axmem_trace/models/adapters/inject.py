@@ -42,7 +42,7 @@ def add_adapter(model: Any, recipe: Recipe, notes: Notes) -> Any:
 
 
 def _load_file(peft_model: nn.Module, recipe: Recipe) -> None:
-    """The saved tensors lie on the GPU until all are copied into the adapter (peft `peft_model.py` `load_adapter`).
+    """The saved tensors are on the GPU until all are copied into the adapter (peft `peft_model.py` `load_adapter`).
 
     A file that is not here is taken to hold the adapter as it is.
     """

@@ -33,7 +33,7 @@ def find_linear_names(model: nn.Module, model_type: str) -> list[str]:
 def expand_parametrised_targets(model: nn.Module, targets: Iterable[str]) -> list[str]:
     """`lora_target_parameters` with the full path of each matching parameter that is parametrised (quantised experts).
 
-    peft matches suffixes of plain parameters, and full paths only of parametrised ones; unfused names stand for the
+    peft matches suffixes of plain parameters, and full paths only of parametrised ones; unfused names mean the
     fused parameter there. Source: axolotl `monkeypatch/moe_quant.py` `patch_peft_target_parameters_matching`.
     """
     targets = list(targets)
@@ -52,7 +52,7 @@ def expand_parametrised_targets(model: nn.Module, targets: Iterable[str]) -> lis
 
 
 def no_target_error(model: nn.Module, key: str, value: object, error: Exception) -> ConfigError:
-    """peft found nothing to wrap, or refuses a layer that it found: tell which names there are."""
+    """peft found nothing to wrap, or refuses a layer that it found: list the names there are."""
     linears = _linear_names(model)
     refused = _REFUSED_LAYERS.search(str(error))
     rest = ", ".join(name for name in linears if not refused or name not in refused[1])

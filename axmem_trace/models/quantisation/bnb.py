@@ -1,4 +1,4 @@
-"""bitsandbytes 4-bit and 8-bit weights, packed on meta as they lie on a GPU after loading."""
+"""bitsandbytes 4-bit and 8-bit weights, packed on meta as they are on a GPU after loading."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _pack_8bit(linear: Any) -> None:
 
 
 def iterate_bnb_states(module_name: str, module: nn.Module) -> Iterator[StateTensor]:
-    """What lies beside one module's packed weight: `absmax`, code tables and nested state, or int8's `SCB`.
+    """What is stored beside one module's packed weight: `absmax`, code tables and nested state, or int8's `SCB`.
 
     The second holder of a state is bitsandbytes' parametrisation of fused expert weights (`nn/parametrize.py`).
     """

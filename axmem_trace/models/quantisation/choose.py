@@ -134,7 +134,7 @@ def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Q
         )
     kernel = recipe.quantisation.gptq_kernel if method == "gptq" else "torch"
     text = (
-        f"{method.upper()} weights lie as gptqmodel registers them ({bits} bits in int32 words, fp16 scales); "
+        f"{method.upper()} weights are stored as gptqmodel registers them ({bits} bits in int32 words, fp16 scales); "
         + _KERNELS_OF_PACKED[kernel]
     )
     notes.append(Note(kind="ruled", key="base_model", text=text))

@@ -110,7 +110,7 @@ class TritonMatmul(torch.autograd.Function):
 def replace_with_packed_linear(model: Any, packed: PackedFormat, skip_modules: list[str]) -> None:
     """Swap `nn.Linear` (and GPT-2's `Conv1D`) for `PackedLinear`.
 
-    GPTQ packs what lies inside the decoder layers and is an `nn.Linear` itself, of no class derived from it (optimum
+    GPTQ packs what is inside the decoder layers and is an `nn.Linear` itself, of no class derived from it (optimum
     2.3 `gptq/quantizer.py` `convert_model`, `gptq/utils.py` `get_layers`); AWQ everything but the output head and tied
     weights (transformers `quantizer_awq.py`); both leave `skip_modules` alone.
     """

@@ -17,12 +17,12 @@ def own_code(model: Model) -> dict[str, str]:
 
 
 def place_of(model: Model) -> str:
-    """Where that code lies: the directory, or the repository's name."""
+    """Where that code is: the directory, or the repository's name."""
     return model.base.directory or model.base.name
 
 
 def check_allowed(model: Model, roles: tuple[str, ...]) -> None:
-    """The code of a model type that transformers does not have may run, and lies on this machine.
+    """The code of a model type that transformers does not have may run, and is on this machine.
 
     Args:
         roles: the Auto classes whose code will run.
@@ -74,6 +74,6 @@ def run_own_class(reference: str, place: str) -> Any:
             problem=f"the code {reference!r} of {place} can't be loaded",
             key="trust_remote_code",
             details=(f"{type(error).__name__}: {error}",),
-            remedy="check that the repository's .py files lie beside its config.json and that what they import is "
+            remedy="check that the repository's .py files are beside its config.json and that what they import is "
             "installed",
         ) from error

@@ -16,7 +16,7 @@ _ORDINARY_TOKEN = 10
 """Any token that is neither padding nor an image placeholder would do."""
 _IGNORED = -100
 _PACKED_WITHOUT_MASK = ("gemma3", "gemma4", "gemma4_unified")
-"""Their packed rows are told by positions alone: with a mask, transformers would not look for samples."""
+"""Only positions mark the samples of their packed rows: with a mask, transformers would not look for samples."""
 
 
 def make_batch(recipe: Recipe, config: Any, *, rows: int, row_tokens: int, packed: bool) -> Batch:

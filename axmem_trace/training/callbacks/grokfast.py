@@ -12,7 +12,7 @@ from torch import nn
 from axmem_trace.tracing.recorder import Recorder
 
 _ALPHA, _LAMB = 0.98, 2.0
-"""Stand-ins: numbers move no memory."""
+"""Placeholders: their values move no memory."""
 
 
 class GradientAverage:

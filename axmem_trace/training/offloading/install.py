@@ -1,4 +1,4 @@
-"""The door: what the recipe asks to be moved off the card, set up around the training steps."""
+"""`install_offloading`: what the recipe asks to be moved off the card, set up around the training steps."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _install_selective(model: Any, recipe: Recipe, recorder: Recorder) -> None:
 
 
 def _install_inputs(stack: ExitStack, recipe: Recipe, recorder: Recorder) -> StepContext:
-    """Each checkpointing layer tells which tensor it was given before it is called (axolotl's patch of `__call__`)."""
+    """Each checkpointing layer reports which tensor it was given before it is called (axolotl's patch of `__call__`)."""
     from transformers import GradientCheckpointingLayer
 
     offload = CheckpointInputOffload(recorder, prefetch=recipe.checkpointing.use_reentrant)

@@ -28,7 +28,7 @@ MAX_INPUT_STASH = 2
 
 @dataclass(frozen=True, slots=True)
 class _Away:
-    """Stands in autograd's graph for a tensor in host memory."""
+    """Replaces, in autograd's graph, a tensor that is in host memory."""
 
     number: int
 

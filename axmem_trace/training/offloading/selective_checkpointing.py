@@ -57,7 +57,7 @@ class SelectiveOffload:
         return modes
 
     def pack(self, leaf: Any, region: int) -> Any:
-        """An output's stand-in: itself where it is small."""
+        """An output's placeholder: itself where it is small."""
         if not isinstance(leaf, torch.Tensor):
             return leaf
         leaf = leaf.detach()

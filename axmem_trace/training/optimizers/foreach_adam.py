@@ -56,7 +56,7 @@ class ScheduleFree(RebuiltOptimizer):
 
     `z`, a copy of the weights, beside the second moment (none for SGD). Adam's denominator is a temporary as large as
     the group; the gradient is normalised in place. RAdam makes that temporary only once its average is long enough
-    (from the sixth step on with beta2 = 0.999); here its second step stands for those.
+    (from the sixth step on with beta2 = 0.999); here its second step represents those.
     """
 
     def __init__(self, groups: Any, kind: str) -> None:
@@ -105,7 +105,7 @@ def build_adopt(request: Request) -> TracedOptimizer:
 @builds("adamc")
 def build_adamc(request: Request) -> TracedOptimizer:
     """axolotl, utils/optimizers/adamc.py: AdamW with another decay. Its `_multi_tensor_adamc` runs the operators of
-    torch's multi-tensor AdamW that allocate, so torch's class stands for it; `foreach: false` in `optim_args` loops."""
+    torch's multi-tensor AdamW that allocate, so torch's class is used for it; `foreach: false` in `optim_args` loops."""
     foreach = bool(request.args.get("foreach", True))
     request.note("ruled", "allocates as torch.optim.AdamW does (axolotl, utils/optimizers/adamc.py)")
     return request.traced(torch.optim.AdamW(request.groups, lr=request.lr, foreach=foreach, **request.adam_kwargs))

@@ -167,7 +167,7 @@ def build_dion(request: Request) -> TracedOptimizer:
     fraction = request.arg("rank_fraction", 1.0, float)
     multiple = request.arg("rank_multiple_of", 1, int)
     if not 0 < fraction <= 1 or multiple <= 0:
-        raise ConfigError("Dion's rank_fraction lies above 0 and up to 1, rank_multiple_of above 0", key="optim_args",
+        raise ConfigError("Dion's rank_fraction is above 0 and up to 1, rank_multiple_of above 0", key="optim_args",
                           value=dict(request.args))  # fmt: skip
     for key in ("dion_rank_fraction", "dion_rank_multiple_of"):
         if request.extra.get(key) not in (None, 1, 1.0):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 LR, DECAY, EPS = 1e-3, 0.9, 1e-8
-"""Stand-ins for learning rate, betas and epsilon."""
+"""Placeholders for learning rate, betas and epsilon."""
 
 
 class RebuiltOptimizer(torch.optim.Optimizer):

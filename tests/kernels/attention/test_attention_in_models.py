@@ -121,23 +121,23 @@ def test_gpt_oss_sinks():
 
 
 @pytest.mark.parametrize(("kernel", "key"), [("xformers", ""), ("sage", ".sage_padding")])
-def test_padded_batches_at_which_axolotls_code_stops_are_told(kernel, key):
+def test_padded_batches_at_which_axolotls_code_stops_are_reported(kernel, key):
     """`_upad_input` of transformers 5 wants `unpad_input_func`; axolotl's two functions give five arguments."""
     _, context = _trace("llama", kernel, PADDED)
     assert "without its last argument" in context.notes.of(f"attn_implementation{key}")[0].text
 
 
-def test_axolotls_own_llama_attention_for_xformers_is_told():
+def test_axolotls_own_llama_attention_for_xformers_is_reported():
     """patch_manager.py `_patch_llama_derived_model`: Llama without packing."""
     assert not hasattr(build("llama", "xformers").model.layers[0].self_attn, "num_heads")
-    told = "attn_implementation.xformers_llama"
-    assert _trace("llama", "xformers", PLAIN)[1].notes.of(told)
-    assert not _trace("llama", "xformers", PACKED)[1].notes.of(told)
-    assert not _trace("mistral", "xformers", PLAIN)[1].notes.of(told)
+    reported = "attn_implementation.xformers_llama"
+    assert _trace("llama", "xformers", PLAIN)[1].notes.of(reported)
+    assert not _trace("llama", "xformers", PACKED)[1].notes.of(reported)
+    assert not _trace("mistral", "xformers", PLAIN)[1].notes.of(reported)
 
 
 @pytest.mark.parametrize("kernel", ["xformers", "sage"])
-def test_sinks_that_a_kernel_leaves_out_are_told(kernel):
+def test_sinks_that_a_kernel_leaves_out_are_reported(kernel):
     _, context = _trace("gpt_oss", kernel, PLAIN, H100)
     assert "leaves the model's attention sinks out" in context.notes.of("attn_implementation.sinks")[0].text
     assert not _trace("llama", kernel, PLAIN)[1].notes.of("attn_implementation.sinks")
@@ -174,7 +174,7 @@ def test_heads_that_flash_refuses():
     ("kernel", "key"),
     [("sdpa", "sdpa.flash"), (FLASH_2, "flash_attn"), ("flex_attention", "flex_attention"), ("xformers", "xformers")],
 )
-def test_the_rule_is_told(kernel, key):
+def test_the_rule_is_reported(kernel, key):
     _, context = _trace("llama", kernel, PLAIN)
     (note,) = context.notes.of(f"attention.{key}")
     assert note.kind == "ruled"

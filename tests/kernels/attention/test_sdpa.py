@@ -80,7 +80,7 @@ def test_cudnn_comes_first_on_data_centre_hopper_and_blackwell_only():
     assert [capability for capability, backend in first.items() if backend == "cudnn"] == [H100, B200]
 
 
-def test_each_refusal_is_told():
+def test_each_refusal_is_reported():
     refused = choose_backend(_call(kv_heads=8, enable_gqa=True, **MASK), A100).refused
     assert refused == {"flash": "there is a mask", "efficient": "query, key and value differ in number of heads"}
 

@@ -73,7 +73,7 @@ def test_several_rows_stop_in_the_model_s_own_code(rows: int, tmp_path: Path) ->
         kept(tmp_path, **SCATTERMOE, **TILES, micro_batch_size=rows)
 
 
-@pytest.mark.parametrize(("original", "told"), [({}, False), ({"tiled_mlp_use_original_mlp": False}, True)])
-def test_a_compiled_mlp_inside_the_tiles_is_told(original: dict[str, Any], told: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("original", "reported"), [({}, False), ({"tiled_mlp_use_original_mlp": False}, True)])
+def test_a_compiled_mlp_inside_the_tiles_is_reported(original: dict[str, Any], reported: bool, tmp_path: Path) -> None:
     recipe = read_recipe(configure("llama", tmp_path, tiled_mlp=True, **original), hub="never")
-    assert any(note.key == "tiled_mlp_use_original_mlp" for note in recipe.notes) == told
+    assert any(note.key == "tiled_mlp_use_original_mlp" for note in recipe.notes) == reported

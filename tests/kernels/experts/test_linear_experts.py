@@ -62,7 +62,7 @@ def test_packed_experts_of_a_gptq_checkpoint(tmp_path: Path) -> None:
     assert facts.parameters - facts.trainable_parameters == unpacked
 
 
-def test_fused_experts_of_a_gptq_checkpoint_are_told_to_be_random(tmp_path: Path) -> None:
+def test_fused_experts_of_a_gptq_checkpoint_are_reported_to_be_random(tmp_path: Path) -> None:
     config = configure("mixtral", tmp_path, GPTQ, gptq=True, lora_target_modules=["q_proj"], **LORA)
     notes = {note.key: note for note in build(config, []).notes if note.kind == "warning"}
     assert "with random weights" in notes["base_model"].text

@@ -74,7 +74,7 @@ def test_the_fused_kernel_keeps_less_than_the_separate_ones(tmp_path: Path) -> N
     assert "mamba-ssm.quantised" not in {note.key for note in separate.notes}
 
 
-def test_a_quantised_projection_that_nobody_guards_is_told(tmp_path: Path) -> None:
+def test_a_quantised_projection_that_nobody_guards_is_reported(tmp_path: Path) -> None:
     qlora = _LORA.replace("adapter: lora", "adapter: qlora\nload_in_4bit: true")
     report = _estimate(tmp_path, "bamba", 128, qlora)
     assert "mamba-ssm.quantised" in {note.key for note in report.notes if note.kind == "warning"}
@@ -88,7 +88,7 @@ def test_packed_samples_take_fla_s_convolution(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["falcon_h1", "granitemoehybrid"])
-def test_packing_that_axolotl_cannot_patch_is_told(family: str, tmp_path: Path) -> None:
+def test_packing_that_axolotl_cannot_patch_is_reported(family: str, tmp_path: Path) -> None:
     report = _estimate(tmp_path, family, 128, "sample_packing: true\n")
     warnings = [note for note in report.notes if note.kind == "warning" and note.key == "sample_packing"]
     assert any("transformers 5.16" in note.text for note in warnings)

@@ -236,7 +236,7 @@ def test_adalomo_keeps_factors_of_frozen_weights_too():
 
 
 @pytest.mark.parametrize("name", ["flash_adamw", "flash_adam", "flash_lion", "flash_sgd", "flash_sgdw"])
-def test_flash_refuses_fp32_unless_told_not_to_correct(name):
+def test_flash_refuses_fp32_unless_reported_not_to_correct(name):
     with pytest.raises(ConfigError, match="master_weight_bits"):
         on_meta(make_lora(), optimizer=name)
     optimizer, _ = on_meta(make_lora(), optimizer=name, optim_args={"master_weight_bits": None})

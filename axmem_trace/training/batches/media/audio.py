@@ -1,4 +1,4 @@
-"""Audio: log-mel frames in windows of a fixed length, and the tokens that stand for them."""
+"""Audio: log-mel frames in windows of a fixed length, and the placeholder tokens for them in the text."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def reads_media(recipe: Recipe) -> bool:
 
 
 def make_media(recipe: Recipe, config: Any, *, rows: int, room: int, notes: Notes) -> tuple[list[Media], int]:
-    """What stands in each row: media of each kind and how many, or nothing for a family without a rule.
+    """What is in each row: media of each kind and how many, or nothing for a family without a rule.
 
     Args:
         config: the built model's configuration.

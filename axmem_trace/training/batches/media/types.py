@@ -49,7 +49,7 @@ class Media:
     """What the processor makes of it."""
 
     span: tuple[int, ...]
-    """Token ids that stand for it in a row: placeholders, and `SEPARATOR` for any other token."""
+    """Its token ids in a row: placeholders, and `SEPARATOR` for any other token."""
     inputs: dict[str, torch.Tensor]
     """The batch's tensors beside `input_ids`, for all rows."""
     placeholder: int
