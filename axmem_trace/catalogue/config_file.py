@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.units import MIB
+from axmem_trace.units import MIB, format_bytes
 
 CONFIG_FILE = "config.json"
 ADAPTER_FILE = "adapter_config.json"
@@ -24,7 +24,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise _broken(path, f"is larger than {MAX_CONFIG_BYTES // MIB} MiB: no model configuration is")
+            raise _broken(path, f"is larger than {format_bytes(MAX_CONFIG_BYTES)}: no model configuration is")
         config = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
     except json.JSONDecodeError as error:
         raise _broken(path, f"is no valid JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None

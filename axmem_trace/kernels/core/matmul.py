@@ -9,6 +9,7 @@ import torch
 from axmem_trace.notes import Note
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.rules import Rules
+from axmem_trace.units import format_bytes
 
 aten = torch.ops.aten
 RULES = Rules()
@@ -50,7 +51,7 @@ def cublas_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict
         Note(
             kind="ruled",
             key="workspace.cublas",
-            text=f"cuBLAS keeps a workspace of {nbytes / (1 << 20):g} MiB for each thread that multiplies: the main "
+            text=f"cuBLAS keeps a workspace of {format_bytes(nbytes)} for each thread that multiplies: the main "
             "one and autograd's. Source: torch CublasHandlePool.cpp, `parseChosenWorkspaceSize`",
             bytes=nbytes,
         )
