@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from support.paths import TESTS
 
 
 @pytest.fixture(autouse=True, scope="module")
-def libraries_are_frozen() -> Iterator[None]:
+def libraries_are_frozen() -> None:
     """Keeps the garbage collector from walking all of torch and transformers again in every trace.
 
     A trace collects garbage before it begins; with all that a test run has loaded, that was half of its time. What the
@@ -19,7 +19,6 @@ def libraries_are_frozen() -> Iterator[None]:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
-    yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
