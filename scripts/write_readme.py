@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the parts of README.md that are output of this package, between `<!-- begin: … -->` and `<!-- end -->`.
+"""Writes the parts of the README and of docs/ that are output of this package, between
+`<!-- begin: … -->` and `<!-- end -->`.
 
 Run it after anything that changes a figure; with `--check` it only says whether they still hold.
 """
@@ -21,7 +22,10 @@ if str(SCRIPTS) not in sys.path:
 
 import marked_blocks  # noqa: E402
 
-README = ROOT / "README.md"
+FILES = tuple(
+    ROOT / name for name in ("README.md", "docs/assumptions.md", "docs/accuracy.md", "configs/code-llama/README.md")
+)
+"""What has generated parts."""
 WIDTH = 96
 """Columns of the report that is shown."""
 ENVIRONMENT = {**os.environ, "COLUMNS": str(WIDTH), "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
@@ -87,8 +91,21 @@ def write_measured() -> str:
     return marked_blocks.read((ROOT / "tests/measured/README.md").read_text(encoding="utf-8"), "summary")
 
 
+def write_trust() -> str:
+    """That summary with plainer headings."""
+    table = ["| compared with | figures | half within | nine of ten within | worst | predicted too low |"]
+    table += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+    for line in write_measured().splitlines():
+        cells = [cell.strip() for cell in line.strip("| \n").split("|")]
+        if len(cells) == 7 and cells[0] != "runs" and not cells[0].startswith("---"):
+            runs, figures, _, half, most, low, worst = cells
+            table.append(f"| {runs} | {figures} | {half} | {most} | {worst} | {low} |")
+    return "\n".join(table) + "\n"
+
+
 WRITERS: dict[str, Callable[[], str]] = {
     "code-llama": write_code_llama, "assumptions": write_assumptions, "measured": write_measured,
+    "trust": write_trust,
 }  # fmt: skip
 
 
@@ -108,12 +125,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where the text is stale")
     options = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    fresh = rewrite(text)
+    stale = []
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        fresh = rewrite(text)
+        if text != fresh:
+            stale.append(path.name)
+            if not options.check:
+                path.write_text(fresh, encoding="utf-8")
     if options.check:
-        print("README.md is up to date" if text == fresh else "README.md is stale: run scripts/write_readme.py")
-        return int(text != fresh)
-    README.write_text(fresh, encoding="utf-8")
+        print(f"stale: {', '.join(stale)}; run scripts/write_readme.py" if stale else "all parts are up to date")
+        return int(bool(stale))
     return 0
 
 
