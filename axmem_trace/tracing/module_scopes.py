@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
 import torch
@@ -40,10 +41,39 @@ class ModuleScopes:
         before = register_module_forward_pre_hook(self._enter)
         after = register_module_forward_hook(self._leave, always_call=True)
         try:
-            yield
+            with self.follow_recomputation(root):
+                yield
         finally:
             before.remove()
             after.remove()
+
+    @contextmanager
+    def follow_recomputation(self, root: nn.Module) -> Iterator[None]:
+        """While open, a checkpointed layer counts as at work whenever its function runs, in backward too.
+
+        transformers 5.24 checkpoints a layer's `forward`, so that its hooks do not run again in backward; releases up
+        to 5.20 checkpoint the call, hooks included (`modeling_layers.py`, `GradientCheckpointingLayer`).
+        """
+        with ExitStack() as stack:
+            for module in root.modules():
+                checkpoint = vars(module).get("_gradient_checkpointing_func")
+                if checkpoint is not None:
+                    replacement = self._in_scope(module, checkpoint)
+                    stack.enter_context(patch.object(module, "_gradient_checkpointing_func", replacement))
+            yield
+
+    def _in_scope(self, module: nn.Module, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        def checkpoint_in_scope(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                self._enter(module, args)
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    self._leave(module, args, None)
+
+            return checkpoint(run, *args, **kwargs)
+
+        return checkpoint_in_scope
 
     @property
     def inside(self) -> bool:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from axmem_trace.tracing.module_scopes import ModuleScopes
 
@@ -46,3 +50,33 @@ def test_a_module_that_came_later_is_not_taken_for_one_that_went():
         assert Asking.found == "kept"
         root["replacing"](torch.ones(1))
         assert Asking.found == "replacing"
+
+
+class Layer(nn.Module):
+    """Checkpoints its forward, as `GradientCheckpointingLayer` of transformers 5.24 does: its hooks run but once."""
+
+    def __init__(self, scopes: ModuleScopes, **options: bool) -> None:
+        super().__init__()
+        self.first, self.scopes, self.at_work = nn.Linear(2, 2), scopes, []
+        self._gradient_checkpointing_func = partial(checkpoint, **options)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._gradient_checkpointing_func(self.compute, x)
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).exp()
+        self.at_work.append(self.scopes.current())
+        return x.sin()
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_checkpointed_layer_is_at_work_while_it_is_recomputed(use_reentrant):
+    scopes = ModuleScopes(lambda output: None)
+    root = nn.ModuleDict({"layer": Layer(scopes, use_reentrant=use_reentrant), "head": nn.Linear(2, 1)})
+    original = root["layer"]._gradient_checkpointing_func
+    with scopes.watch(root):
+        loss = root["head"](root["layer"](torch.ones(1, 2, requires_grad=True))).sum()
+        loss.backward()
+        assert not scopes.inside
+    assert root["layer"].at_work == ["layer", "layer"]
+    assert root["layer"]._gradient_checkpointing_func is original

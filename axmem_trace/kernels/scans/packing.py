@@ -7,6 +7,7 @@ keep them.
 
 from __future__ import annotations
 
+import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ _BY_INDEX = frozenset({"NemotronHBlock"})
 """Layers of Mamba-2, whose kernels take `seq_idx`: each token's sample (`monkeypatch/models/mamba_utils.py`)."""
 _BY_BOUNDS = frozenset({"Qwen3NextDecoderLayer", "Qwen3_5DecoderLayer", "Qwen3_5MoeDecoderLayer"})
 """Layers of the gated delta rule, whose kernels take `cu_seqlens` (`get_cu_seqlens`)."""
+_SCANS = {**dict.fromkeys(_BY_INDEX, "mixer"), **dict.fromkeys(_BY_BOUNDS, "linear_attn")}
+"""By the layer's class: the part of it that asks for the bounds."""
 _CANNOT_PACK = {"falcon_h1": "FalconH1DecoderLayer", "granitemoehybrid": "GraniteMoeHybridDecoderLayer"}
 """axolotl 0.19's patches of these look for what transformers 5.16 no longer has (`is_fast_path_available`,
 `GraniteMoeHybridMambaLayer.cuda_kernels_forward`): `monkeypatch/models/falcon_h1/modeling.py`, `granitemoehybrid/`."""
@@ -45,12 +48,22 @@ def watch_packed_samples(site: Site) -> PackedSamples:
 
 
 def _watch(stack: ExitStack, layer: nn.Module, samples: PackedSamples) -> None:
+    """The layer is given the position ids, and its scan works the bounds out of them.
+
+    A layer's own hooks run once where transformers checkpoints its `forward` (5.24), and with each call where it
+    checkpoints the call (5.20); those of the scan inside run in recomputation too.
+    """
     name = type(layer).__name__
     if name not in _BY_INDEX | _BY_BOUNDS or not _is_linear(layer):
         return
+    given: list[weakref.ref[torch.Tensor]] = []
 
-    def work_out(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def remember(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         positions = kwargs.get("position_ids")
+        given[:] = [] if positions is None else [weakref.ref(positions)]
+
+    def work_out(scan: nn.Module, args: Any) -> None:
+        positions = given[0]() if given else None
         if positions is None:
             return
         if name in _BY_INDEX:
@@ -61,8 +74,10 @@ def _watch(stack: ExitStack, layer: nn.Module, samples: PackedSamples) -> None:
     def forget(*args: Any) -> None:
         samples.index = samples.bounds = None
 
-    stack.callback(layer.register_forward_pre_hook(work_out, with_kwargs=True).remove)
-    stack.callback(layer.register_forward_hook(forget, always_call=True).remove)
+    scan = layer.get_submodule(_SCANS[name])
+    stack.callback(layer.register_forward_pre_hook(remember, with_kwargs=True).remove)
+    stack.callback(scan.register_forward_pre_hook(work_out).remove)
+    stack.callback(scan.register_forward_hook(forget, always_call=True).remove)
 
 
 def _is_linear(layer: nn.Module) -> bool:

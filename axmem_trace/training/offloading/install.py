@@ -37,7 +37,7 @@ def install_offloading(model: nn.Module, recipe: Recipe, recorder: Recorder, not
         elif offload != "none":
             contexts.append(_install_activations(stack, model, recipe, recorder, notes))
         if recipe.checkpointing.selective_offload:
-            _install_selective(model, recipe, recorder)
+            _install_selective(stack, model, recipe, recorder)
         stack.enter_context(placed_modules(model, recorder))
         if recipe.checkpointing.moves_tensors:
             text = "copies run on a stream of their own, whose blocks the allocator keeps apart: reserved may be higher"
@@ -73,11 +73,12 @@ def _install_layers(stack: ExitStack, model: nn.Module, recorder: Recorder, note
     return [offload.training_step]
 
 
-def _install_selective(model: Any, recipe: Recipe, recorder: Recorder) -> None:
+def _install_selective(stack: ExitStack, model: Any, recipe: Recipe, recorder: Recorder) -> None:
     """Checkpointing is switched on once more, with a `context_fn` that knows the recorder."""
     checkpointing = recipe.checkpointing
     offload = SelectiveOffload(recorder, make_policy(model, checkpointing))
     switch_on(model, {**checkpointing.kwargs, "use_reentrant": False, "context_fn": offload.make_contexts})
+    stack.enter_context(recorder.scopes.follow_recomputation(model))
 
 
 def _install_inputs(stack: ExitStack, recipe: Recipe, recorder: Recorder) -> StepContext:
