@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from torch import nn
 
@@ -23,10 +24,30 @@ def peft_as_axolotl_changes_it(model: nn.Module, lora_config: Any, notes: Notes)
         lora_config._register_custom_module({PackedLinear: GPTQLoraLinear})
     with ExitStack() as stack:
         stack.enter_context(_inside_clippable_linear())
+        stack.enter_context(_parameters_in_given_order(lora_config))
         if lora_config.lora_dropout and _will_target_parameters(model, lora_config):
             stack.enter_context(_experts_without_dropout())
             text = "LoRA of fused experts has no dropout (peft's ParamWrapper can't); the other LoRA layers have it"
             notes.append(Note(kind="warning", key="lora_dropout", text=text))
+        yield
+
+
+@contextmanager
+def _parameters_in_given_order(lora_config: Any) -> Iterator[None]:
+    """Wrap packed experts' parameters in the order of `target_parameters`, where peft sorts them by name.
+
+    Source: axolotl `monkeypatch/moe_quant.py` (`expert_param_order`); peft `tuners/tuners_utils.py`
+    (`_inject_parameters`), which takes plain parameters in the order of their definition by itself.
+    """
+    from peft.tuners import tuners_utils
+
+    given = list(lora_config.target_parameters or [])
+
+    def sort(names: Iterable[Any], **kwargs: Any) -> list[Any]:
+        names = list(names)
+        return given if not kwargs and given and set(names) == set(given) else sorted(names, **kwargs)
+
+    with patch.object(tuners_utils, "sorted", sort, create=True):
         yield
 
 

@@ -34,21 +34,23 @@ def expand_parametrised_targets(model: nn.Module, targets: Iterable[str]) -> lis
     """`lora_target_parameters` with the full path of each matching parameter that is parametrised (quantised experts).
 
     peft matches suffixes of plain parameters, and full paths only of parametrised ones; unfused names mean the
-    fused parameter there. Source: axolotl `monkeypatch/moe_quant.py` `patch_peft_target_parameters_matching`.
+    fused parameter there. In each module in the order of its definition, which is the order in which the adapters nest.
+    Source: axolotl `monkeypatch/moe_quant.py` `patch_peft_target_parameters_matching`.
     """
     targets = list(targets)
-    expanded = dict.fromkeys(targets)
+    expanded: dict[str, None] = {}
     for module_name, module in model.named_modules():
-        if not hasattr(module, "parametrizations"):
+        chains: Any = getattr(module, "parametrizations", None)
+        if chains is None:
             continue
-        for target in targets:
-            path, _, name = target.rpartition(".")
-            if module_name != path and not module_name.endswith(f".{path}"):
-                continue
-            name = name if name in module.parametrizations else _FUSED_NAMES.get(name, name)
-            if name in module.parametrizations:
-                expanded[f"{module_name}.{name}"] = None
-    return list(expanded)
+        asked = {target.rpartition(".")[2] for target in targets if _has_path(module_name, target.rpartition(".")[0])}
+        asked |= {_FUSED_NAMES[name] for name in asked if name in _FUSED_NAMES and name not in chains}
+        expanded |= dict.fromkeys(f"{module_name}.{name}" for name in chains if name in asked)
+    return list(expanded | dict.fromkeys(targets))
+
+
+def _has_path(module_name: str, path: str) -> bool:
+    return module_name == path or module_name.endswith(f".{path}")
 
 
 def no_target_error(model: nn.Module, key: str, value: object, error: Exception) -> ConfigError:

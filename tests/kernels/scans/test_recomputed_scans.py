@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hybrid_models import write_hybrid
-from whole_runs import record
+from support.hybrid_models import write_hybrid
+from support.whole_runs import record
 
-from axmem_trace.recipe import read_recipe
+from axmem_trace.config import read_recipe
 
 _SCANS = {"qwen3_5": "linear_attn", "qwen3_5_moe": "linear_attn", "qwen3_next": "linear_attn", "nemotron_h": "mixer"}
 _LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj", "in_proj_qkv"]}

@@ -1,0 +1,64 @@
+"""LoRA on experts that `quantize_moe_experts` packs: peft's wrapper as axolotl changes it.
+
+Source: axolotl 0.21 `monkeypatch/moe_quant.py` (`patch_peft_target_parameters_matching`; 0.19 has its first half).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+_PROXIES = ("_LoraParameterProxy", "_LoraFactorsProxy")
+"""peft's parametrisations that add the adapter to a weight (`tuners/lora/layer.py`); the second came with 0.21."""
+
+
+@contextmanager
+def adapters_of_quantised_experts(model: nn.Module) -> Iterator[None]:
+    """While open, the adapter of each packed expert weight is seen by its reader, and gone after it.
+
+    - Two wrappers around one module: the outer one opens torch's cache of parametrised weights, and what the inner one
+      reads while it registers its adapter would stay there without the adapter. axolotl drops that entry.
+    - peft 0.21 leaves its `_LoraFactorsProxy` on a weight that has another parametrisation, here bitsandbytes' one:
+      each forward would add the adapter once more, and the next micro-batch ends with an error. axolotl removes it.
+    """
+    from peft.tuners.lora import layer as lora
+
+    if not any(isinstance(module, lora.ParamWrapper) and _is_packed(module) for module in model.modules()):
+        yield
+        return
+    activate = lora.ParamWrapper._activate_lora
+    proxies = tuple(getattr(lora, name) for name in _PROXIES if hasattr(lora, name))
+
+    @contextmanager
+    def activate_and_forget(self: Any, active_adapters: list[str]) -> Iterator[None]:
+        with activate(self, active_adapters):
+            key = (id(self.get_base_layer()), self.parameter_name)
+            parametrize._cache.pop(key, None)
+            try:
+                yield
+            finally:
+                parametrize._cache.pop(key, None)
+
+    def remove(self: Any) -> None:
+        base, name = self.get_base_layer(), self.parameter_name
+        chain: Any = base.parametrizations[name]
+        if len(chain) == 1:
+            parametrize.remove_parametrizations(base, name, leave_parametrized=False)
+            return
+        last = max(index for index, each in enumerate(chain) if isinstance(each, proxies))
+        del chain[last]
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(lora.ParamWrapper, "_activate_lora", activate_and_forget))
+        if len(proxies) == len(_PROXIES):
+            stack.enter_context(patch.object(lora.ParamWrapper, "_remove_parametrizations", remove))
+        yield
+
+
+def _is_packed(wrapper: Any) -> bool:
+    return wrapper.parameter_name in getattr(wrapper.get_base_layer(), "parametrizations", ())
