@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
-from unittest.mock import patch
+
+from axmem_trace.tracing.patching import replaced
 
 
 def import_libraries() -> None:
@@ -38,7 +39,7 @@ def compile_when_called() -> Iterator[None]:
     """
     import torch
 
-    with patch.object(torch, "compile", _compile_later):
+    with replaced(torch, "compile", _compile_later):
         yield
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+from support.left_behind import left_behind
 from support.paths import TESTS
 
 
@@ -38,3 +39,11 @@ def assert_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8")
 
     return check
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """After each test libraries, torch's mode stacks and its global hooks are as they were."""
+    yield
+    found = left_behind()
+    assert not found, f"left behind: {'; '.join(found)}"

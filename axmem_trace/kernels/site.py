@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -16,6 +14,7 @@ from axmem_trace.models.built import unwrapped
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.patching import replaced, replaced_forward, replaced_items
 
 Forward = Callable[..., Any]
 
@@ -46,19 +45,19 @@ class Site:
 
     def replace_forward(self, module: nn.Module, forward: Forward) -> None:
         """`module.forward` becomes `forward` bound to it, as a replaced class would have it."""
-        self.stack.enter_context(patch.object(module, "forward", MethodType(forward, module), create=True))
+        self.stack.enter_context(replaced_forward(module, forward))
 
     def replace_attribute(self, target: Any, name: str, value: Any) -> None:
         """An attribute of a Python module, class or object."""
-        self.stack.enter_context(patch.object(target, name, value))
+        self.stack.enter_context(replaced(target, name, value))
 
     def add_attribute(self, target: Any, name: str, value: Any) -> None:
         """One that the target does not have."""
-        self.stack.enter_context(patch.object(target, name, value, create=True))
+        self.stack.enter_context(replaced(target, name, value, new=True))
 
     def replace_items(self, mapping: MutableMapping[str, Any], items: Mapping[str, Any]) -> None:
         """Items of a dictionary; keys that it does not have are removed again."""
-        self.stack.enter_context(patch.dict(mapping, items))
+        self.stack.enter_context(replaced_items(mapping, items))
 
     def instances(self, class_names: tuple[str, ...], module_name: str = "") -> Iterator[nn.Module]:
         """The model's modules of these classes; those of `modeling_<module_name>` where one is named."""

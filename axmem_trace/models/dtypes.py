@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
 
 from axmem_trace.recipe.recipe import Precision, Recipe
+from axmem_trace.tracing.patching import replaced
 
 _EMBEDDING_NAMES = {
     "gpt_neox": ("embed_in", "embed_out"),
@@ -96,7 +96,7 @@ def _prepare_for_kbit(model: Any, recipe: Recipe) -> Any:
 
     with ExitStack() as stack:
         if not recipe.precision.upcast_embeddings:
-            stack.enter_context(patch.object(model, "parameters", without_embeddings))
+            stack.enter_context(replaced(model, "parameters", without_embeddings))
         return prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.checkpointing.enabled)
 
 

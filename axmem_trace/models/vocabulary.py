@@ -7,13 +7,13 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from axmem_trace.models.skeleton.quiet import errors_alone
 from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.patching import replaced
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -45,7 +45,7 @@ def resize_vocabulary(model: Any, recipe: Recipe, notes: Notes) -> None:
 
 def _drawn_on_meta(model: Any) -> AbstractContextManager[Any]:
     """transformers asks two questions of the covariance's values, which meta can't answer."""
-    return patch.object(type(model), "_init_added_embeddings_weights_with_mean", _draw_rows)
+    return replaced(type(model), "_init_added_embeddings_weights_with_mean", _draw_rows)
 
 
 def _draw_rows(model: Any, old_embeddings: Any, new_embeddings: Any, old_num_tokens: int, added: int) -> None:

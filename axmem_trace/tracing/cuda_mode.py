@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from axmem_trace.tracing.autocast import Autocast
+from axmem_trace.tracing.patching import replaced, replaced_all
 from axmem_trace.tracing.recorder import Recorder
 
 _COMPOSITE = frozenset({F.multi_head_attention_forward, F.normalize, F.softmin, F.gumbel_softmax})
@@ -52,7 +52,7 @@ class CudaMode(TorchFunctionMode):
         """The mode, with libraries' own questions about devices and autocast answered as on a GPU."""
         with ExitStack() as stack:
             for target, name, replacement in (*self._torch_answers(), *_transformers_answers()):
-                stack.enter_context(patch.object(target, name, replacement))
+                stack.enter_context(replaced(target, name, replacement))
             stack.enter_context(self)
             stack.callback(self.autocast.clear)
             yield
@@ -92,9 +92,8 @@ class CudaMode(TorchFunctionMode):
 @contextmanager
 def _bodies_run() -> Iterator[None]:
     """`torch.nn.functional` thinks that nothing overrides its functions, and runs them."""
-    with ExitStack() as stack:
-        for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
-            stack.enter_context(patch.object(F, name, lambda *tensors: False))
+    names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    with replaced_all(F, dict.fromkeys(names, lambda *tensors: False)):
         yield
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from axmem_trace.tracing.known_values import KnownValues, worth_knowing
+from axmem_trace.tracing.patching import replaced
 
 
 @contextmanager
@@ -32,5 +32,5 @@ def literals_known(values: KnownValues) -> Iterator[None]:
                     values.learn(made, original(real, device="cpu", dtype=made.dtype))
         return made
 
-    with patch.object(torch, "tensor", tensor):
+    with replaced(torch, "tensor", tensor):
         yield

@@ -6,12 +6,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from axmem_trace.tracing.patching import replaced
 
 _next_sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr
 _current_node: Callable[[], Any] = torch._C._current_autograd_node
@@ -59,7 +60,7 @@ class ModuleScopes:
                 checkpoint = vars(module).get("_gradient_checkpointing_func")
                 if checkpoint is not None:
                     replacement = self._in_scope(module, checkpoint)
-                    stack.enter_context(patch.object(module, "_gradient_checkpointing_func", replacement))
+                    stack.enter_context(replaced(module, "_gradient_checkpointing_func", replacement))
             yield
 
     def _in_scope(self, module: nn.Module, checkpoint: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -23,6 +22,7 @@ from axmem_trace.imports import compile_when_called
 from axmem_trace.kernels.card import num_sms
 from axmem_trace.tracing.autocast import Autocast
 from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.patching import replaced
 
 Kernel = Callable[..., Any]
 
@@ -151,10 +151,10 @@ def _load(backend: str) -> tuple[dict[str, Kernel], ModuleType]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with ExitStack() as stack:
-        stack.enter_context(patch.object(bitsandbytes._ops, "register_kernel", collect))
-        stack.enter_context(patch.object(bitsandbytes.cextension, "lib", _NoLibrary()))
+        stack.enter_context(replaced(bitsandbytes._ops, "register_kernel", collect))
+        stack.enter_context(replaced(bitsandbytes.cextension, "lib", _NoLibrary()))
         if not hasattr(torch._C, "_cuda_getCurrentRawStream"):
-            stack.enter_context(patch.object(torch._C, "_cuda_getCurrentRawStream", None, create=True))
+            stack.enter_context(replaced(torch._C, "_cuda_getCurrentRawStream", None, new=True))
         stack.enter_context(compile_when_called())
         spec.loader.exec_module(module)
     return found, module

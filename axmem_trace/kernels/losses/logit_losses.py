@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +115,7 @@ def _replace_loss_functions(site: Site, loss: Callable[..., torch.Tensor], *name
     from transformers.loss import loss_utils
 
     present = {name: loss for name in names if name in loss_utils.LOSS_MAPPING}
-    site.stack.enter_context(patch.dict(loss_utils.LOSS_MAPPING, present))
+    site.replace_items(loss_utils.LOSS_MAPPING, present)
     used = getattr(site.base, "loss_type", None)
     if used is not None and used not in present:
         text = f"{type(site.base).__name__} computes its loss as {used}, which this loss path does not replace"

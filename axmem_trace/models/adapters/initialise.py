@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.patching import replaced
 
 _BY_PEFT = ("pissa", "olora", "mica", "corda")
 _ON_PLAIN_WEIGHTS = ("pissa", "mica", "corda", "loftq")
@@ -71,7 +71,7 @@ def initialised_here(lora_config: Any, recipe: Recipe) -> Iterator[None]:
     if recipe.adapter.init.lower() == "loftq":
         lora_config.init_lora_weights = "loftq"
         lora_config.loftq_config = {"loftq_bits": recipe.adapter.loftq_bits, "loftq_iter": 1}
-    with patch.object(layer, "loftq_init", _loftq), patch.object(layer.LoraLayer, "mica_init", _mica):
+    with replaced(layer, "loftq_init", _loftq), replaced(layer.LoraLayer, "mica_init", _mica):
         yield
 
 

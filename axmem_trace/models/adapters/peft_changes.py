@@ -11,6 +11,7 @@ from unittest.mock import patch
 from torch import nn
 
 from axmem_trace.notes import Note, Notes
+from axmem_trace.tracing.patching import replaced
 
 
 @contextmanager
@@ -72,11 +73,8 @@ def _inside_clippable_linear() -> Iterator[None]:
         else:
             original(self, lora, name, target, target_name, parent, **kwargs)
 
-    LoraModel._create_and_replace = create
-    try:
+    with replaced(LoraModel, "_create_and_replace", create):
         yield
-    finally:
-        LoraModel._create_and_replace = original
 
 
 @contextmanager
@@ -94,11 +92,8 @@ def _experts_without_dropout() -> Iterator[None]:
         config.lora_dropout = 0.0
         original(self, base_layer, adapter_name, parameter_name, config=config, **kwargs)
 
-    ParamWrapper.__init__ = init
-    try:
+    with replaced(ParamWrapper, "__init__", init):
         yield
-    finally:
-        ParamWrapper.__init__ = original
 
 
 def _will_target_parameters(model: nn.Module, lora_config: Any) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.patching import replaced
 
 _GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
 _NAMES = {"mixtral": ("w1", "w3", "w2")}
@@ -91,5 +91,5 @@ def old_expert_names(recipe: Recipe) -> Iterator[None]:
         return
     from peft.utils import transformers_weight_conversion as conversion
 
-    with patch.object(conversion, "convert_peft_config_for_transformers", lambda *args, **kwargs: None):
+    with replaced(conversion, "convert_peft_config_for_transformers", lambda *args, **kwargs: None):
         yield

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.patching import replaced
 
 
 class LinearisedLlama4Experts(nn.Module):
@@ -51,9 +52,5 @@ def linearised_llama4_experts(recipe: Recipe) -> Iterator[None]:
         return
     from transformers.models.llama4 import modeling_llama4
 
-    original = modeling_llama4.Llama4TextExperts
-    modeling_llama4.Llama4TextExperts = LinearisedLlama4Experts
-    try:
+    with replaced(modeling_llama4, "Llama4TextExperts", LinearisedLlama4Experts):
         yield
-    finally:
-        modeling_llama4.Llama4TextExperts = original

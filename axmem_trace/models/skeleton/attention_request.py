@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from axmem_trace.notes import Note, Notes
+from axmem_trace.tracing.patching import replaced
 
 _BEHIND = {"varlen": "sdpa"}
 """axolotl's packed SDPA replaces the function behind `sdpa`; transformers never hears of another name."""
@@ -40,11 +41,8 @@ def attention_without_packages(kernel: str, notes: Notes) -> Iterator[None]:
         _refuse_unsupported(self, attn_implementation)
         return _compatible_flash_kernel(self, attn_implementation, notes)
 
-    PreTrainedModel._check_and_adjust_attn_implementation = check
-    try:
+    with replaced(PreTrainedModel, "_check_and_adjust_attn_implementation", check):
         yield
-    finally:
-        PreTrainedModel._check_and_adjust_attn_implementation = original
 
 
 def request_attention(config: Any, kernel: str, *, asked: bool = False) -> None:

@@ -13,6 +13,7 @@ from axmem_trace.errors import ConfigError
 from axmem_trace.models.skeleton.attention_request import attention_without_packages, request_attention
 from axmem_trace.notes import Notes
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.patching import replaced_all
 
 
 def build_skeleton(
@@ -93,18 +94,13 @@ _INITIALISERS = ("uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "
 @contextmanager
 def _no_initialisation() -> Iterator[None]:
     """While open, the functions of `torch.nn.init` leave their tensor alone: on meta they do nothing, slowly."""
-    originals = {name: getattr(torch.nn.init, name) for name in _INITIALISERS if hasattr(torch.nn.init, name)}
 
     def leave_alone(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return tensor
 
-    for name in originals:
-        setattr(torch.nn.init, name, leave_alone)
-    try:
+    names = [name for name in _INITIALISERS if hasattr(torch.nn.init, name)]
+    with replaced_all(torch.nn.init, dict.fromkeys(names, leave_alone)):
         yield
-    finally:
-        for name, original in originals.items():
-            setattr(torch.nn.init, name, original)
 
 
 def _set_dtype(config: Any, dtype: torch.dtype) -> None:

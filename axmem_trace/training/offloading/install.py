@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from axmem_trace.models.checkpointing import switch_on
 from axmem_trace.models.selective_checkpointing import make_policy
 from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.patching import replaced
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.offloading.host_modules import placed_modules
 from axmem_trace.training.offloading.layers import LayerOffload, find_decoder_layers
@@ -93,7 +93,7 @@ def _install_inputs(stack: ExitStack, recipe: Recipe, recorder: Recorder) -> Ste
             offload.mark(args[0] if args else kwargs.get("hidden_states"))
         return original(self, *args, **kwargs)
 
-    stack.enter_context(patch.object(GradientCheckpointingLayer, "__call__", call))
+    stack.enter_context(replaced(GradientCheckpointingLayer, "__call__", call))
     return offload.training_step
 
 

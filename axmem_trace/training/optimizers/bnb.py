@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from axmem_trace.tracing.patching import replaced, replaced_all
 from axmem_trace.training.optimizers.groups import uses_axolotl_groups
 from axmem_trace.training.optimizers.offstage import empty_offstage
 from axmem_trace.training.optimizers.request import Request, builds
@@ -89,14 +90,8 @@ def own_registries() -> Iterator[Any]:
     from bitsandbytes.functional import GlobalPageManager
     from bitsandbytes.optim import GlobalOptimManager
 
-    found = [(registry, registry._instance) for registry in (GlobalOptimManager, GlobalPageManager)]
-    try:
-        for registry, _ in found:
-            registry._instance = None
+    with replaced(GlobalOptimManager, "_instance", None), replaced(GlobalPageManager, "_instance", None):
         yield GlobalOptimManager.get_instance()
-    finally:
-        for registry, instance in found:
-            registry._instance = instance
 
 
 @contextmanager
@@ -117,11 +112,5 @@ def managed_memory_on_meta() -> Iterator[None]:
         return None
 
     answers = {"get_paged": get_paged, "fill": nothing, "prefetch_tensor": nothing}
-    found = {name: getattr(functional, name) for name in answers}
-    try:
-        for name, answer in answers.items():
-            setattr(functional, name, answer)
+    with replaced_all(functional, answers):
         yield
-    finally:
-        for name, function in found.items():
-            setattr(functional, name, function)

@@ -7,8 +7,10 @@ torch picks `foreach` and allows `fused` by looking a device's type up in two li
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
+
+from axmem_trace.tracing.patching import replaced
 
 _LISTS = ("_get_foreach_kernels_supported_devices", "_get_fused_kernels_supported_devices")
 _PLACES = (import_module("torch.utils._foreach_utils"), import_module("torch.optim.optimizer"))
@@ -23,11 +25,8 @@ def _with_meta(supported_devices: Callable[[], list[str]]) -> Callable[[], list[
 def meta_as_cuda() -> Iterator[None]:
     """While it is open, `foreach=None` chooses the multi-tensor code for meta parameters, `fused=True` is accepted for
     them, and `torch.nn.utils.clip_grad_norm_` takes its foreach path. May be nested; restores what it found."""
-    found = [(place, name, getattr(place, name)) for place in _PLACES for name in _LISTS]
-    try:
-        for place, name, function in found:
-            setattr(place, name, _with_meta(function))
+    with ExitStack() as stack:
+        for place in _PLACES:
+            for name in _LISTS:
+                stack.enter_context(replaced(place, name, _with_meta(getattr(place, name))))
         yield
-    finally:
-        for place, name, function in found:
-            setattr(place, name, function)

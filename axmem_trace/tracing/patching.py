@@ -1,0 +1,107 @@
+"""The one way to replace what libraries have: attributes, forwards and items of dictionaries, each put back on closing.
+
+What is replaced at the moment can be asked for, so that a test can assert that nothing stays replaced. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from types import FunctionType, MethodType, ModuleType
+from typing import Any, Final
+
+_MISSING: Final = object()
+_open: list[str] = []
+_originals: dict[tuple[int, str], tuple[Any, Any]] = {}
+"""Of modules and classes: the target and its own function, when it was replaced for the first time in this process."""
+
+
+def open_replacements() -> tuple[str, ...]:
+    """What is replaced at the moment, the latest last."""
+    return tuple(_open)
+
+
+def changed_functions() -> tuple[str, ...]:
+    """Functions that have been replaced in this process and are not what they were before; empty while none is."""
+    return tuple(
+        f"{_name_of(target)}.{name}"
+        for (_, name), (target, original) in _originals.items()
+        if vars(target).get(name) is not original
+    )
+
+
+@contextmanager
+def replaced(target: Any, name: str, value: Any, *, new: bool = False) -> Iterator[None]:
+    """While open, the attribute of a module, class or object is `value`.
+
+    Args:
+        new: the target may have no such attribute, and then has none again afterwards.
+
+    Raises:
+        AttributeError: the target has no such attribute, so the library is not the one that this was written for.
+    """
+    own = getattr(target, "__dict__", {}).get(name, _MISSING)  # of a class: the static method, not its function
+    inherited = getattr(target, name, _MISSING)
+    if own is _MISSING:
+        if inherited is _MISSING and not new:
+            raise AttributeError(f"{_name_of(target)} has no attribute {name!r} to replace")
+    elif isinstance(target, ModuleType | type) and isinstance(own, FunctionType):
+        _originals.setdefault((id(target), name), (target, own))
+    with _listed(f"{_name_of(target)}.{name}"):
+        setattr(target, name, value)
+        try:
+            yield
+        finally:
+            if own is not _MISSING:
+                setattr(target, name, own)
+            else:
+                delattr(target, name)
+                if inherited is not _MISSING and not hasattr(target, name):  # a proxy, which passed it on
+                    setattr(target, name, inherited)
+
+
+@contextmanager
+def replaced_all(target: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    """While open, several attributes of one target have these values."""
+    if not values:
+        yield
+        return
+    (name, value), *others = values.items()
+    with replaced(target, name, value), replaced_all(target, dict(others)):
+        yield
+
+
+@contextmanager
+def replaced_forward(module: Any, forward: Any) -> Iterator[None]:
+    """While open, `module.forward` is the function `forward` bound to the module, as a replaced class would have it."""
+    with replaced(module, "forward", MethodType(forward, module)):
+        yield
+
+
+@contextmanager
+def replaced_items(mapping: MutableMapping[Any, Any], items: Mapping[Any, Any]) -> Iterator[None]:
+    """While open, the mapping has these items; those that it had are put back, those that it had not are removed."""
+    before = {key: mapping.get(key, _MISSING) for key in items}
+    with _listed(f"items {', '.join(map(str, items))}"):
+        mapping.update(items)
+        try:
+            yield
+        finally:
+            for key, value in before.items():
+                if value is _MISSING:
+                    mapping.pop(key, None)
+                else:
+                    mapping[key] = value
+
+
+@contextmanager
+def _listed(what: str) -> Iterator[None]:
+    _open.append(what)
+    try:
+        yield
+    finally:
+        _open.remove(what)
+
+
+def _name_of(target: Any) -> str:
+    return str(getattr(target, "__qualname__", None) or getattr(target, "__name__", None) or type(target).__name__)

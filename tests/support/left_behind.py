@@ -1,0 +1,40 @@
+"""What a test must not leave behind: replaced functions of libraries, modes on torch's stacks, global hooks."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+
+
+def left_behind() -> list[str]:
+    """One line for each thing that is not as it was before the first test; imports nothing."""
+    return [*_replacements(), *_torch(), *([] if gc.isenabled() else ["the garbage collector is off"])]
+
+
+def _replacements() -> Iterator[str]:
+    patching = sys.modules.get("axmem_trace.tracing.patching")
+    if patching is not None:
+        yield from (f"{what} is still replaced" for what in patching.open_replacements())
+        yield from (f"{what} is not what it was" for what in patching.changed_functions())
+
+
+def _torch() -> Iterator[str]:
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "overrides"):
+        return
+    from torch.nn.modules import module
+    from torch.overrides import _get_current_function_mode_stack
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    yield from (f"{mode} is on the dispatch modes' stack" for mode in _get_current_dispatch_mode_stack())
+    yield from (f"{mode} is on the function modes' stack" for mode in _get_current_function_mode_stack())
+    for name, hooks in vars(module).items():
+        if name.startswith("_global_") and name.endswith("_hooks") and hooks:
+            yield f"torch.nn.modules.module.{name} has {len(hooks)}"
+    if not torch.is_grad_enabled():
+        yield "gradients are off"
+    if torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu"):
+        yield "autocast is on"
+    if torch.get_default_dtype() is not torch.float32:
+        yield f"the default dtype is {torch.get_default_dtype()}"
