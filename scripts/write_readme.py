@@ -26,19 +26,18 @@ FILES = tuple(
     ROOT / name for name in ("README.md", "docs/assumptions.md", "docs/accuracy.md", "configs/code-llama/README.md")
 )
 """What has generated parts."""
-WIDTH = 96
+WIDTH = 80
 """Columns of the report that is shown."""
 ENVIRONMENT = {**os.environ, "COLUMNS": str(WIDTH), "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
 ANCESTOR = {"base": "31.2 GiB", "adapter": "207.8 MiB", "gradients": "207.8 MiB", "optimizer": "415.5 MiB"}
 
 
 def run_command(command: str) -> str:
-    """What the command prints, as far as the buckets at the peak. Exit codes other than 0 end the script."""
+    """What the command prints. Exit codes other than 0 end the script."""
     arguments = [sys.executable, "-m", *shlex.split(command)]
     found = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True, env=ENVIRONMENT)
-    head = found.stdout.partition("\nIn full")[0].rstrip()
-    lines = "\n".join(line.rstrip() for line in head.splitlines())
-    return f"```console\n$ {command}\n{lines}\n…\n```\n"
+    lines = "\n".join(line.rstrip() for line in found.stdout.rstrip().splitlines())
+    return f"```console\n$ {command}\n{lines}\n```\n"
 
 
 def write_code_llama() -> str:

@@ -37,7 +37,7 @@ def run_estimate(options: argparse.Namespace) -> int:
         )
     write_output(render(report, options), options.output)
     if report.refusals:
-        report_refusals(report, in_full=bool(options.output) or options.format != "text")
+        report_refusals(report, in_full=bool(options.output) or options.format != "text" or not wants_all(options))
         return EXIT_CONFIG
     if report.why:
         return EXIT_CANNOT_SAY
@@ -66,7 +66,13 @@ def render(report: Report, options: argparse.Namespace) -> str:
         return render_html(report, depth=options.depth)
     from axmem_trace.render.text import render_for_stream
 
-    return render_for_stream(report, None if options.output else sys.stdout, depth=options.depth)
+    stream = None if options.output else sys.stdout
+    return render_for_stream(report, stream, full=wants_all(options), depth=options.depth)
+
+
+def wants_all(options: argparse.Namespace) -> bool:
+    """Whether the whole report is asked for: `--depth` asks for its table of modules."""
+    return options.full or options.depth is not None
 
 
 def list_models(options: argparse.Namespace) -> int:

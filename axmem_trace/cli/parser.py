@@ -55,7 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--format", choices=("text", "json", "html"), default="text", help="default: text")
     add("-o", "--output", metavar="FILE", type=Path, help="write the report there instead of to standard output")
-    add("--depth", metavar="N", type=non_negative_int, help="fold modules deeper than N parts of their name")
+    add("--full", action="store_true", help="all tables, notes and values in force, not the first screen alone")
+    add("--depth", metavar="N", type=non_negative_int, help="fold modules deeper than N parts of their name (--full)")
     hub = parser.add_mutually_exclusive_group()
     hub.add_argument(
         "--offline",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from axmem_trace.report.types import Choice, DtypeRow, ModuleRow, PhaseUse
 
 NUM_TOP_MODULES = 12
+DEFAULT_DEPTH = 5
+"""Parts of a module's name that are shown where no depth is asked for: `base_model.model.model.layers.3`."""
 PEFT_PREFIX = "base_model.model."
 """peft's wrappers, outside every module of the base model: left out of the printed names."""
 NOTE_TITLES: dict[NoteKind, str] = {
@@ -75,7 +78,7 @@ def describe_peak(report: Report) -> str:
     peak = report.peak
     place = f" in {peak.module}" if peak.module else ""
     op = f" ({peak.op})" if peak.op else ""
-    return f"{_moment(peak.phase, peak.step)}{place}{op}"
+    return f"{describe_moment(peak.phase, peak.step)}{place}{op}"
 
 
 def describe_fit(report: Report) -> str:
@@ -91,7 +94,7 @@ def describe_fit(report: Report) -> str:
     if failure is not None:
         place = f" in {failure.module}" if failure.module else ""
         return (f"NO, not on {card}: {format_bytes(failure.requested_bytes)} cannot be had in "
-                f"{_moment(failure.phase, failure.step)}{place}; with unlimited memory the run takes "
+                f"{describe_moment(failure.phase, failure.step)}{place}; with unlimited memory the run takes "
                 f"{format_bytes(report.peak.device_bytes)}")  # fmt: skip
     return f"NO, not on {card}: {format_bytes(-report.headroom_bytes)} too much"
 
@@ -117,7 +120,8 @@ def format_count(number: int) -> str:
     return str(number)
 
 
-def _moment(phase: str, step: int) -> str:
+def describe_moment(phase: str, step: int) -> str:
+    """`backward of step 2`, `loading`, `evaluation`."""
     return {"load": "loading", "eval": "evaluation"}.get(phase, f"{phase} of step {step}")
 
 
@@ -173,19 +177,30 @@ def dtypes_table(report: Report) -> Table:
         Column("kind", number=False),
         Column("dtype", number=False),
         Column("trains", number=False, from_width=50),
-        Column("tensors", from_width=70),
+        Column("tensors", from_width=96),
         Column("elements", from_width=80),
         Column("size"),
-        Column("bytes", from_width=60),
+        Column("bytes", from_width=96),
     )
-    rows = tuple((row.kind, row.dtype, "yes" if row.trainable else "no", *numbers([row])) for row in report.dtypes)
+    base = report.run.get("base", "").partition(",")[0]
+    rows = tuple(
+        (row.kind, _stored(row, base), "yes" if row.trainable else "no", *numbers([row])) for row in report.dtypes
+    )
     total = ("sum", "", "", *numbers(report.dtypes))
     return Table("Parameters and buffers on the GPU, as stored", columns, rows, total)
 
 
+def _stored(row: DtypeRow, base: str) -> str:
+    """The dtype; where several weights are packed into one element, what they are: `nf4 in uint8`."""
+    if row.logical_elements <= row.elements:
+        return row.dtype
+    return f"{base if base in ('nf4', 'fp4') else 'packed'} in {row.dtype}"
+
+
 def modules_table(report: Report, depth: int | None = None) -> Table:
     """The modules that hold most; repeated layers share a row. A `depth` asks for all modules down to there."""
-    grouped = [row for row in group_repeated(report.by_module(depth)) if row.held_bytes]
+    folded = report.by_module(DEFAULT_DEPTH if depth is None else depth)
+    grouped = [row for row in group_repeated(folded) if row.held_bytes]
     ranked = grouped if depth is not None else sorted(grouped, key=lambda row: -row.held_bytes)
     shown = ranked if depth is not None else ranked[:NUM_TOP_MODULES]
     rest = ranked[len(shown) :]
@@ -193,9 +208,12 @@ def modules_table(report: Report, depth: int | None = None) -> Table:
     if rest:
         rows.append(_module_cells(f"({len(rest)} more)", "", rest))
     columns = (Column("module", number=False), Column("class", number=False, from_width=130),
-               Column("weights", from_width=70), Column("gradients", from_width=70), Column("optimizer", from_width=70),
-               Column("activations", from_width=70), Column("together"))  # fmt: skip
-    footnote = "{0-31}: all of these together; --depth N folds, --format json has every module"
+               Column("weights", from_width=60), Column("gradients", from_width=96), Column("optimizer", from_width=96),
+               Column("activations", from_width=60), Column("together"))  # fmt: skip
+    footnote = "--depth N shows deeper modules, --format json has every one"
+    span = next((span for row in shown for span in re.findall(r"\{.*?\}", row.name)), "")
+    if span:
+        footnote = f"{span}: all of these together; {footnote}"
     if any(row.name.startswith(PEFT_PREFIX) for row in shown):
         footnote += f"; names are relative to {PEFT_PREFIX[:-1]}"
     return Table("Modules: what each holds by itself, activations at the peak", columns, tuple(rows),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
+from axmem_trace.render.first_screen import write_first_screen
 from axmem_trace.render.tables import (
     Table,
     alert_lines,
@@ -33,6 +35,7 @@ MAX_WIDTH = 200
 def render_text(
     report: Report,
     *,
+    full: bool = False,
     depth: int | None = None,
     width: int = DEFAULT_WIDTH,
     color: bool = False,
@@ -41,6 +44,7 @@ def render_text(
     """The report as lines of at most `width` columns (40 to 200), ending in a newline.
 
     Args:
+        full: all tables, notes and values in force; else the first screen.
         depth: shows all modules down to this depth instead of the largest.
         color: writes escape codes for colour and weight.
         ascii_only: draws with ASCII and replaces other characters.
@@ -51,13 +55,13 @@ def render_text(
     sink = io.StringIO()
     console = Console(file=sink, width=width, force_terminal=color, color_system="standard" if color else None,
                       highlight=False, emoji=False, markup=False, legacy_windows=False, _environ={})  # fmt: skip
-    for part in _parts(report, depth, width, ascii_only):
+    for part in _parts(report, depth, width, ascii_only) if full else _first_screen(report, width, ascii_only):
         console.print(part)
     lines = "\n".join(line.rstrip() for line in sink.getvalue().splitlines()) + "\n"
     return lines.encode("ascii", "replace").decode() if ascii_only else lines
 
 
-def render_for_stream(report: Report, stream: TextIO | None, *, depth: int | None = None) -> str:
+def render_for_stream(report: Report, stream: TextIO | None, *, full: bool = False, depth: int | None = None) -> str:
     """The report as it suits a stream: its width and colours if it is a terminal, its encoding always; None: a file.
 
     `NO_COLOR` (https://no-color.org) and `TERM=dumb` turn colours off; `COLUMNS` sets the width.
@@ -68,7 +72,9 @@ def render_for_stream(report: Report, stream: TextIO | None, *, depth: int | Non
     columns = shutil.get_terminal_size(fallback).columns if terminal or os.environ.get("COLUMNS") else DEFAULT_WIDTH
     color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     encoding = (getattr(stream, "encoding", None) or "utf-8") if stream is not None else "utf-8"
-    return render_text(report, depth=depth, width=columns, color=color, ascii_only=not _draws_boxes(encoding))
+    return render_text(
+        report, full=full, depth=depth, width=columns, color=color, ascii_only=not _draws_boxes(encoding)
+    )
 
 
 def _draws_boxes(encoding: str) -> bool:
@@ -82,6 +88,13 @@ def _draws_boxes(encoding: str) -> bool:
 def clean(text: str) -> str:
     """`text` on one line and without control characters: a key of a configuration must not steer the terminal."""
     return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
+
+
+def _first_screen(report: Report, width: int, ascii_only: bool) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    for text, style in write_first_screen(report, width, ascii_only=ascii_only):
+        yield Text(clean(text), style=style)
 
 
 def _parts(report: Report, depth: int | None, width: int, ascii_only: bool) -> Iterator[RenderableType]:
@@ -144,9 +157,30 @@ def _rich_table(table: Table, width: int, ascii_only: bool) -> RenderableType:
             no_wrap=column.number,
             overflow="fold",
         )
+    room = _room_for_words(table, shown, width)
     for row in table.rows:
-        drawn.add_row(*(Text(clean(row[index])) for index in shown))
+        cells = (clean(row[index]) for index in shown)
+        drawn.add_row(*(Text(_break_names(cell, room)) for cell in cells))
     return drawn
+
+
+def _room_for_words(table: Table, shown: list[int], width: int) -> int:
+    """What the widest column of words may have, once the other columns and the gaps between them have theirs."""
+    rows = [*table.rows, tuple(column.label for column in table.columns), *([table.total] if table.total else [])]
+    widths = {index: max(len(row[index]) for row in rows) for index in shown}
+    words = [widths[index] for index in shown if not table.columns[index].number]
+    rest = sum(widths.values()) - max(words, default=0)
+    return max(16, width - rest - 3 * (len(shown) - 1))
+
+
+def _break_names(text: str, room: int) -> str:
+    """Dotted names that are longer than `room` go on in the next line after a dot, never within a word."""
+    lines = [""]
+    for part in re.split(r"(?<=[. ])", text):
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > room:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _footer(report: Report) -> str:

@@ -10,6 +10,7 @@ from axmem_trace.model_facts import ModelFacts
 from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.recipe.lines import notes_in_place
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.report.holders import list_holders, name_holder
 from axmem_trace.report.modules import make_module_rows
 from axmem_trace.report.phases import ReservedBytes, make_phases, make_timeline
 from axmem_trace.report.report import Report
@@ -28,7 +29,7 @@ from axmem_trace.report.types import (
     Resident,
     TargetGpu,
 )
-from axmem_trace.report.verdict import judge
+from axmem_trace.report.verdict import judge, name_verdict
 from axmem_trace.report.warn import note_costly_evaluation
 from axmem_trace.report.wording import describe_run
 
@@ -53,14 +54,15 @@ def make_report(
         elapsed_seconds: by stage.
     """
     found = survey(ledger)
-    peak = _make_peak(recipe, found, reservation)
+    peak = _make_peak(recipe, facts, found, reservation)
     buckets, resident = Buckets(**found.peak.buckets), _make_resident(facts, ledger)
     phases = make_phases(found, reservation)
-    failure = _make_out_of_memory(ledger, reservation)
+    failure = _make_out_of_memory(facts, ledger, reservation)
     memory_bytes = recipe.gpu.memory_bytes
     shown = notes_in_place(recipe, (*recipe.notes, *notes, *note_costly_evaluation(recipe, phases)))
     figures_fit = (peak.device_bytes <= memory_bytes and failure is None) if memory_bytes else None
     fits, why = judge(figures_fit, shown)
+    headroom_bytes = memory_bytes - peak.device_bytes if memory_bytes else None
     report = Report(
         run=describe_run(recipe),
         model=_make_model(facts),
@@ -69,11 +71,13 @@ def make_report(
         peak=peak,
         fits=fits,
         why=why,
-        headroom_bytes=memory_bytes - peak.device_bytes if memory_bytes else None,
+        verdict=name_verdict(fits, why, headroom_bytes, memory_bytes, recipe.allocator),
+        headroom_bytes=headroom_bytes,
         out_of_memory=failure,
         after_load=AfterLoad(allocated_bytes=phases["load"].end_bytes if "load" in phases else 0),
         phases=phases,
         buckets=buckets,
+        holders=list_holders(facts, ledger, peak_tick=peak.tick),
         resident=resident,
         host=Host(cpu=_make_elsewhere(ledger, "cpu"), managed=_make_elsewhere(ledger, "managed")),
         modules=make_module_rows(facts, ledger, peak_tick=peak.tick),
@@ -94,6 +98,7 @@ def assert_adds_up(report: Report, ledger: Ledger) -> None:
     peak, resident, rows = report.peak, report.resident, report.modules
     totals = {
         "buckets and the allocated peak": (report.buckets.total, peak.allocated_bytes),
+        "holders and the allocated peak": (sum(holder.bytes for holder in report.holders), peak.allocated_bytes),
         "the peak and what is alive then": (peak.allocated_bytes, ledger.allocated_at(peak.tick)),
         "the peak and the ledger's own": (peak.allocated_bytes, ledger.peak().allocated_bytes),
         "dtypes and resident weights": (sum(row.bytes for row in report.dtypes), resident.weights + resident.adapters),
@@ -108,7 +113,7 @@ def assert_adds_up(report: Report, ledger: Ledger) -> None:
         assert found == expected, f"{what} do not agree: {found} and {expected}"
 
 
-def _make_peak(recipe: Recipe, found: Survey, reservation: ReservedBytes) -> Peak:
+def _make_peak(recipe: Recipe, facts: ModelFacts, found: Survey, reservation: ReservedBytes) -> Peak:
     span = found.peak
     reached, context_bytes = span.peak_allocation, recipe.gpu.context_bytes
     return Peak(
@@ -123,6 +128,7 @@ def _make_peak(recipe: Recipe, found: Survey, reservation: ReservedBytes) -> Pea
         module=reached.module if reached else "",
         op=reached.op if reached else "",
         tick=span.peak_tick if reached else 0,
+        holder=name_holder(reached, facts) if reached else "",
     )
 
 
@@ -144,15 +150,17 @@ def _make_elsewhere(ledger: Ledger, device: Device) -> Elsewhere:
 
 def _make_dtypes(facts: ModelFacts) -> tuple[DtypeRow, ...]:
     """The walk of what is on the GPU: parameters before buffers, what trains first, then the largest."""
-    sums: dict[tuple[str, str, bool], list[int]] = {}
+    sums: dict[tuple[str, str, bool, bool], list[int]] = {}
     for fact in facts.tensors:
         if fact.device == "gpu":
-            row = sums.setdefault((fact.kind, fact.dtype, fact.trainable), [0, 0, 0])
-            row[0], row[1], row[2] = row[0] + 1, row[1] + fact.elements, row[2] + fact.nbytes
+            packed = fact.logical_elements > fact.elements
+            row = sums.setdefault((fact.kind, fact.dtype, fact.trainable, packed), [0, 0, 0, 0])
+            for index, number in enumerate((1, fact.elements, fact.nbytes, fact.logical_elements)):
+                row[index] += number
     rows = [
         DtypeRow(kind="parameter" if kind == "parameter" else "buffer", dtype=dtype, trainable=trainable,
-                 tensors=tensors, elements=elements, bytes=nbytes)
-        for (kind, dtype, trainable), (tensors, elements, nbytes) in sums.items()
+                 tensors=tensors, elements=elements, bytes=nbytes, logical_elements=logical)
+        for (kind, dtype, trainable, _), (tensors, elements, nbytes, logical) in sums.items()
     ]  # fmt: skip
     return tuple(sorted(rows, key=lambda row: (row.kind == "buffer", not row.trainable, -row.bytes, row.dtype)))
 
@@ -201,7 +209,7 @@ def _make_choices(recipe: Recipe) -> dict[str, Choice]:
     }
 
 
-def _make_out_of_memory(ledger: Ledger, reservation: ReservedBytes) -> OutOfMemory | None:
+def _make_out_of_memory(facts: ModelFacts, ledger: Ledger, reservation: ReservedBytes) -> OutOfMemory | None:
     failure = reservation.out_of_memory
     if failure is None:
         return None
@@ -213,4 +221,5 @@ def _make_out_of_memory(ledger: Ledger, reservation: ReservedBytes) -> OutOfMemo
         step=wanted.step,
         module=wanted.module,
         op=wanted.op,
+        holder=name_holder(wanted, facts),
     )

@@ -16,6 +16,7 @@ from axmem_trace.report.types import (
     Buckets,
     Choice,
     DtypeRow,
+    Holder,
     Host,
     ModelSummary,
     ModuleRow,
@@ -27,6 +28,7 @@ from axmem_trace.report.types import (
     TargetGpu,
     TimelinePoint,
 )
+from axmem_trace.report.verdict import Verdict
 from axmem_trace.units import format_bytes
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class Report:
     not modelled could turn the answer (`why` says what)."""
     why: str = ""
     """Why nothing can be said although a card was named: what is not in the figures, and whether it needs more or less."""
+    verdict: Verdict = ""
+    """`fits` in words; empty where no card was named."""
     headroom_bytes: int | None
     """Memory of the card that is left at the highest point; negative if it does not fit; None without a card."""
     out_of_memory: OutOfMemory | None
@@ -59,6 +63,8 @@ class Report:
     phases: Mapping[str, PhaseUse]
     """`load`, `step_1`, `step_2` and, where recorded, `eval`, in order of time."""
     buckets: Buckets
+    holders: tuple[Holder, ...] = ()
+    """What is alive at the peak by names that a user knows, the largest first."""
     resident: Resident
     host: Host
     modules: tuple[ModuleRow, ...]

@@ -113,6 +113,16 @@ class Peak:
     module: str
     op: str
     tick: int
+    holder: str = ""
+    """What the last allocation before the peak was for: the name of a `Holder`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holder:
+    """What holds memory at the peak, by a name that a user knows (`logits and loss`), in blocks. All add up to it."""
+
+    name: str
+    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,6 +192,8 @@ class DtypeRow:
     tensors: int
     elements: int
     bytes: int
+    logical_elements: int = 0
+    """Weights that the elements stand for: twice as many where 4-bit weights are packed into bytes; 0 for buffers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,6 +240,8 @@ class OutOfMemory:
     step: int
     module: str = ""
     op: str = ""
+    holder: str = ""
+    """What was asked for: the name of a `Holder`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from axmem_trace.notes import Note
+from axmem_trace.recipe.recipe import Allocator
+
+Verdict = Literal["", "fits with room", "fits", "tight", "does not fit", "cannot say"]
+ROOM_SHARE = 0.10
+"""`fits with room`: at least this share of the card is left."""
+MEASURED_ERROR = 0.014
+"""Nine of ten published single-GPU runs of others are within this share of what is predicted (README, "Checked against
+what", `max_allocated`); with expandable segments, axolotl's default, reserved memory is as near."""
+MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS = 0.21
+"""The worst of the same runs for reserved memory of PyTorch's default allocator, which fragments as the run goes on."""
 
 _TURNS = {True: ("more", "either"), False: ("less", "either")}
 """Directions of what is not modelled that could make the opposite true."""
@@ -32,3 +43,25 @@ def judge(figures_fit: bool | None, notes: Iterable[Note]) -> tuple[bool | None,
     line = f" (line {doubts[0].line})" if doubts[0].line else ""
     others = f", and {len(doubts) - 1} more" if len(doubts) > 1 else ""
     return None, f"{doubts[0].text}{line}{others}"
+
+
+def name_verdict(
+    fits: bool | None, why: str, headroom_bytes: int | None, memory_bytes: int, allocator: Allocator
+) -> Verdict:
+    """The verdict in words. `tight`: less is left than predictions of such runs have been wrong by.
+
+    Args:
+        fits, why: as `judge` has them.
+        headroom_bytes: of the card, at the highest point; None where no card was named.
+        memory_bytes: of the card.
+    """
+    if why:
+        return "cannot say"
+    if fits is None or headroom_bytes is None:
+        return ""
+    if not fits:
+        return "does not fit"
+    error = MEASURED_ERROR if allocator.expandable_segments else MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS
+    if headroom_bytes < error * (memory_bytes - headroom_bytes):
+        return "tight"
+    return "fits with room" if headroom_bytes >= ROOM_SHARE * memory_bytes else "fits"

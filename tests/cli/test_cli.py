@@ -67,6 +67,7 @@ def test_the_surface_is_frozen():
         "--gpu": ("NAME|SIZE", None, ""),
         "--format": (None, ("text", "json", "html"), "text"),
         "-o --output": ("FILE", None, None),
+        "--full": (None, None, False),
         "--depth": ("N", None, None),
         "--offline": (None, None, "fallback"),
         "--hub": (None, None, "fallback"),
@@ -119,6 +120,8 @@ def test_defaults_and_offline(calls, capsys):
 
 def test_formats(calls, capsys):
     assert main(["run.yml"]) == 0
+    assert capsys.readouterr().out.startswith("needs 402.0 MiB; name a card")
+    assert main(["run.yml", "--full"]) == 0
     assert capsys.readouterr().out.startswith("somebody/tiny-<b>: qlora")
     assert main(["run.yml", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["schema_version"] == 1
@@ -128,7 +131,7 @@ def test_formats(calls, capsys):
 
 @pytest.mark.parametrize("form", ["text", "json", "html"])
 def test_depth_folds_in_every_format(calls, capsys, form):
-    main(["run.yml", "--format", form])
+    main(["run.yml", "--format", form, "--full"])
     assert "lora_A" in capsys.readouterr().out
     main(["run.yml", "--format", form, "--depth", "1"])
     out = capsys.readouterr().out

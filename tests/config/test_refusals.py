@@ -161,7 +161,7 @@ def test_json_has_figures_and_reasons_and_the_exit_code_is_2(tmp_path, model, pl
 
 def test_text_has_the_reasons_beside_the_verdict(tmp_path, model, capsys):
     config = write(tmp_path, model, warmup_steps=2, warmup_ratio=0.1, micro_batch_sise=2)
-    assert main([config, "--offline"]) == 2
+    assert main([config, "--offline", "--full"]) == 2
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     verdict = next(index for index, line in enumerate(lines) if line.startswith("fits: "))
@@ -174,5 +174,5 @@ def test_text_has_the_reasons_beside_the_verdict(tmp_path, model, capsys):
 def test_a_card_that_is_too_small_does_not_hide_the_reasons(tmp_path, model, capsys):
     config = write(tmp_path, model, datasets=[{"path": "d", "type": "sharegpt"}])
     assert main([config, "--offline", "--gpu", "1GiB", "--assume", "cuda_context_bytes=1020MiB"]) == 2
-    assert "fits: NO" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines()[0] == "THIS RUN CAN'T RUN: 1 reason (line 9)"
     assert main([write(tmp_path, model), "--offline", "--gpu", "1GiB", "--assume", "cuda_context_bytes=1020MiB"]) == 3

@@ -35,25 +35,25 @@ def last_number(line: str) -> int:
 
 @pytest.mark.parametrize("width", [40, 72, 100, 160])
 def test_golden(width, assert_golden):
-    assert_golden(f"hand_made_{width}.out", render_text(make_hand_made_report(24 << 30), width=width))
+    assert_golden(f"hand_made_{width}.out", render_text(make_hand_made_report(24 << 30), full=True, width=width))
 
 
 @pytest.mark.parametrize("title", ["Alive at the peak", "Parameters and buffers on the GPU, as stored"])
 def test_printed_bytes_add_up(title):
-    rows, total = rows_and_sum(section(render_text(make_hand_made_report(), width=100), title))
+    rows, total = rows_and_sum(section(render_text(make_hand_made_report(), full=True, width=100), title))
     assert len(rows) >= 4
     assert sum(map(last_number, rows)) == last_number(total)
 
 
 def test_the_printed_peak_is_the_reports():
     report = make_hand_made_report()
-    _, total = rows_and_sum(section(render_text(report), "Alive at the peak"))
+    _, total = rows_and_sum(section(render_text(report, full=True), "Alive at the peak"))
     assert last_number(total) == report.peak.allocated_bytes
 
 
 def test_printed_modules_add_up_as_far_as_they_are_rounded():
     """Each printed size is off by at most half a unit of its last digit: 0.05 KiB here."""
-    text = render_text(make_hand_made_report(), width=160)
+    text = render_text(make_hand_made_report(), full=True, width=160)
     rows, total = rows_and_sum(section(text, "Modules: what each holds by itself, activations at the peak"))
 
     def sizes(line: str) -> list[float]:
@@ -67,16 +67,18 @@ def test_printed_modules_add_up_as_far_as_they_are_rounded():
 def test_only_the_largest_modules_are_shown_and_the_rest_is_summed(monkeypatch):
     monkeypatch.setattr("axmem_trace.render.tables.NUM_TOP_MODULES", 2)
     title = "Modules: what each holds by itself, activations at the peak"
-    rows, total = rows_and_sum(section(render_text(make_hand_made_report(), width=160), title))
+    rows, total = rows_and_sum(section(render_text(make_hand_made_report(), full=True, width=160), title))
     assert [row.split()[0] for row in rows] == ["lm_head", "model.layers.{0-1}.proj.lora_A", "(5"]
     assert total.endswith("115.0 KiB")
-    all_rows, same_total = rows_and_sum(section(render_text(make_hand_made_report(), width=160, depth=9), title))
+    all_rows, same_total = rows_and_sum(
+        section(render_text(make_hand_made_report(), full=True, width=160, depth=9), title)
+    )
     assert len(all_rows) == 7
     assert same_total.split() == total.split()
 
 
 def test_depth_folds():
-    rows, _ = rows_and_sum(section(render_text(make_hand_made_report(), depth=1),
+    rows, _ = rows_and_sum(section(render_text(make_hand_made_report(), full=True, depth=1),
                                    "Modules: what each holds by itself, activations at the peak"))  # fmt: skip
     assert [row.split()[0] for row in rows] == ["(root)", "model", "lm_head"]
 
@@ -84,26 +86,26 @@ def test_depth_folds():
 @pytest.mark.parametrize("ascii_only", [False, True])
 @pytest.mark.parametrize("width", range(40, 201, 20))
 def test_no_line_is_wider_than_the_terminal(width, ascii_only):
-    text = render_text(make_hand_made_report(24 << 30), width=width, ascii_only=ascii_only)
+    text = render_text(make_hand_made_report(24 << 30), full=True, width=width, ascii_only=ascii_only)
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text
     assert text.isascii() or not ascii_only
 
 
 def test_absurd_widths_are_bounded():
-    assert max(map(len, render_text(make_hand_made_report(), width=1).splitlines())) <= 40
-    assert max(map(len, render_text(make_hand_made_report(), width=10_000).splitlines())) <= 200
+    assert max(map(len, render_text(make_hand_made_report(), full=True, width=1).splitlines())) <= 40
+    assert max(map(len, render_text(make_hand_made_report(), full=True, width=10_000).splitlines())) <= 200
 
 
 def test_colour_changes_no_letter():
-    plain, coloured = (render_text(make_hand_made_report(), color=color) for color in (False, True))
+    plain, coloured = (render_text(make_hand_made_report(), full=True, color=color) for color in (False, True))
     assert "\x1b[" in coloured
     uncoloured = re.sub(r"\x1b\[[\d;]*m", "", coloured)
     assert [line.rstrip() for line in uncoloured.splitlines()] == plain.splitlines()
 
 
 def test_texts_of_the_configuration_are_printed_as_they_are():
-    text = render_text(make_hand_made_report())
+    text = render_text(make_hand_made_report(), full=True)
     assert "[red]no[/red] such module" in text
     assert "wandb_project (line 9): no effect on <memory>" in text
 
@@ -141,6 +143,8 @@ def test_streams(monkeypatch):
     assert render_for_stream(report, Stream(terminal=False, encoding="latin-1")).isascii()
     monkeypatch.setenv("COLUMNS", "60")
     assert render_for_stream(report, Stream(terminal=False)) == render_text(report, width=60)
+    full = render_for_stream(report, Stream(terminal=False), full=True)
+    assert full == render_text(report, full=True, width=60)
 
 
 @pytest.mark.usefixtures("_plain_environment")

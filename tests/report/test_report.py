@@ -198,7 +198,7 @@ def test_a_request_that_failed_does_not_fit():
     assert report.fits is False
     assert dataclasses.asdict(report.out_of_memory) == {
         "tick": 13, "requested_bytes": 20000, "phase": "forward", "step": 1,
-        "module": "model.layers.1.proj", "op": "dequantize_4bit",
+        "module": "model.layers.1.proj", "op": "dequantize_4bit", "holder": "dequantised weights",
     }  # fmt: skip
 
 

@@ -47,4 +47,4 @@ def test_a_run_with_an_unknown_part_fits_no_card(tmp_path: Path, capsys: pytest.
     assert report.why.endswith("(line 5)")
     assert describe_fit(report) == f"cannot say: {report.why}"
     assert main([str(path), "--gpu", "80GiB", "--offline"]) == 4
-    assert "cannot say" in capsys.readouterr().out
+    assert "CANNOT SAY" in capsys.readouterr().out

@@ -1,0 +1,182 @@
+"""The first screen: the verdict and what decides it, in at most 24 lines of a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from axmem_trace.render.hints import PLAIN_DTYPES, list_hints
+from axmem_trace.render.tables import alert_lines, describe_moment, describe_refusals
+from axmem_trace.report.holders import LAYER_WEIGHTS
+from axmem_trace.report.verdict import MEASURED_ERROR
+from axmem_trace.units import format_bytes, gib
+
+if TYPE_CHECKING:
+    from axmem_trace.report.report import Report
+
+MAX_LINES = 24
+"""What a terminal shows without scrolling."""
+_SIZES = ((5, 2, 3), (5, 1, 3), (4, 1, 3), (3, 1, 3), (3, 0, 3), (3, 0, 2), (2, 0, 1))
+"""Holders, hints, and lines of warnings at least: fewer and fewer until all has its place."""
+SHOWN_HOST_BYTES = 1 << 30
+"""Less host memory than this is not worth a line."""
+NARROW = 72
+_STYLES = {"fits with room": "bold green", "fits": "bold green", "tight": "bold yellow", "does not fit": "bold red",
+           "cannot say": "bold yellow", "": "bold"}  # fmt: skip
+_GLYPHS = "█▓▒░·"
+_ASCII_GLYPHS = "#=+-."
+
+
+class Line(NamedTuple):
+    """One line, already short enough, and how it looks (a style of rich)."""
+
+    text: str
+    style: str = ""
+
+
+def write_first_screen(report: Report, width: int, *, ascii_only: bool = False) -> list[Line]:
+    """At most `MAX_LINES` lines of at most `width` columns (from 80 on; a narrower terminal may need more).
+
+    What has no place is left out from the end of a list, warnings last; the full report has it all.
+    """
+    head = [*_verdict(report, width), *_bar(report, width, _ASCII_GLYPHS if ascii_only else _GLYPHS), Line("")]
+    logged, sureness = [*_logged(report, width), Line("")], _sureness(report, width)
+    for num_holders, num_hints, min_alerts in _SIZES:
+        body = [*head, *logged, *_peak(report, width, num_holders), Line("")]
+        tail = [*_hints(report, width, num_hints), *sureness]
+        room = MAX_LINES - len(body) - len(tail)
+        alerts = _alerts(report, width, max(room, min_alerts))
+        if len(alerts) <= room:
+            break
+    return [*body, *alerts, *tail]
+
+
+def _wrap(text: str, width: int, style: str = "", *, indent: str = "", most: int = 0) -> list[Line]:
+    """The text on lines; with `most`, on no more than that, the last ending in `…`."""
+    lines = textwrap.wrap(text, width, subsequent_indent=indent, max_lines=most or None, placeholder=" …")
+    return [Line(line, style) for line in lines]
+
+
+def _verdict(report: Report, width: int) -> Iterator[Line]:
+    if report.refusals:
+        yield from _wrap(f"THIS RUN CAN'T RUN: {describe_refusals(report)}", width, "bold red")
+    yield from _wrap(_verdict_words(report), width, _STYLES[report.verdict])
+    if report.why:
+        yield from _wrap(report.why, width, indent="  ", most=2)
+    failure = report.out_of_memory
+    if failure is not None:
+        moment = describe_moment(failure.phase, failure.step)
+        words = f"an allocation of {format_bytes(failure.requested_bytes)} fails in {moment} ({failure.holder})"
+        yield from _wrap(words, width, indent="  ", most=2)
+    run = report.run
+    what = f"{report.model.name}: {run.get('method', '')}, base {run.get('base', '')}, {run.get('batch', '')}"
+    yield from _wrap(what, width, "dim", indent="  ", most=2)
+
+
+def _verdict_words(report: Report) -> str:
+    gpu, need = report.gpu, format_bytes(report.peak.device_bytes)
+    each = " on each GPU" if gpu.count > 1 else ""
+    if not gpu.memory_bytes or report.headroom_bytes is None:
+        return f"needs {need}{each}; name a card to see whether that fits (--gpu, gpu=)"
+    size = format_bytes(gpu.memory_bytes)
+    card = f"{gpu.name} ({size})" if gpu.name and gpu.name != size else size
+    cards = f"{gpu.count} x {card}" if gpu.count > 1 else card
+    left = report.headroom_bytes
+    rest = f"{format_bytes(left)} left" if left >= 0 else f"{format_bytes(-left)} too much"
+    return f"{report.verdict.upper()} on {cards}: needs {need}{each}, {rest}"
+
+
+def _bar(report: Report, width: int, glyphs: str) -> Iterator[Line]:
+    """What the card holds at its fullest, to scale; where the need is larger, `|` is the end of the card.
+
+    `states` are adapters, gradients and optimizer states; `activations` temporaries as well; `cached` is what the
+    allocator holds beside that, and the CUDA context.
+    """
+    peak, buckets, card = report.peak, report.buckets, report.gpu.memory_bytes
+    parts = [
+        ("weights", buckets.weights),
+        ("states", buckets.adapters + buckets.gradients + buckets.optimizer),
+        ("activations", buckets.activations + buckets.workspace),
+        ("cached", peak.device_bytes - buckets.total),
+    ]
+    scale = max(card, peak.device_bytes)
+    filled = "".join(
+        glyph * (_column(end, scale, width) - _column(end - size, scale, width))
+        for glyph, size, end in zip(glyphs, (size for _, size in parts), _running_sums(parts), strict=False)
+    )
+    bar = filled + glyphs[-1] * (width - len(filled)) if card else filled
+    if card and peak.device_bytes > card:
+        end = min(_column(card, scale, width), width - 1)
+        bar = f"{bar[:end]}|{bar[end + 1 :]}"
+    yield Line(bar[:width], _STYLES[report.verdict].removeprefix("bold "))
+    legend = [f"{glyph} {name} {gib(size):.2f}" for glyph, (name, size) in zip(glyphs, parts, strict=False)]
+    if card > peak.device_bytes:
+        legend.append(f"{glyphs[-1]} free {gib(card - peak.device_bytes):.2f}")
+    yield from _wrap("  ".join(legend), width, "dim")
+
+
+def _running_sums(parts: Sequence[tuple[str, int]]) -> Iterator[int]:
+    total = 0
+    for _, size in parts:
+        total += size
+        yield total
+
+
+def _column(nbytes: int, scale: int, width: int) -> int:
+    return round(nbytes * width / scale) if scale else 0
+
+
+def _logged(report: Report, width: int) -> Iterator[Line]:
+    """The lines that axolotl logs; it resets the peaks when the model is loaded, and whenever it has logged."""
+    label_width, gap, names, widths = 24, "  ", ("max_active", "max_allocated", "device_reserved"), (10, 13, 15)
+    if width < NARROW:
+        label_width, gap, names, widths = 13, " ", ("active", "allocated", "reserved"), (7, 9, 8)
+    heads = gap.join(f"{name:>{size}}" for name, size in zip(names, widths, strict=True))
+    yield Line(f"{'axolotl will log (GiB)' if width >= NARROW else 'axolotl: GiB':{label_width}}{heads}", "bold")
+    for label, name in (("first step", "step_1"), ("later steps", "step_2"), ("evaluation", "eval")):
+        use = report.phases.get(name)
+        if use is not None:
+            figures = (use.counted_bytes, use.counted_bytes, use.reserved_bytes)
+            cells = gap.join(f"{gib(figure):>{size}.2f}" for figure, size in zip(figures, widths, strict=True))
+            yield Line(f"  {label:{label_width - 2}}{cells}")
+    if report.host.cpu.peak_bytes >= SHOWN_HOST_BYTES:
+        yield Line(f"beside the GPU: {format_bytes(report.host.cpu.peak_bytes)} of host memory")
+
+
+def _peak(report: Report, width: int, num_holders: int) -> Iterator[Line]:
+    peak = report.peak
+    when = describe_moment(peak.phase, peak.step)
+    words = f" ({peak.holder})" if peak.holder else ""
+    yield from _wrap(f"highest in {when}{words}: {format_bytes(peak.allocated_bytes)} allocated, of it", width, "bold")
+    for holder in report.holders[:num_holders]:
+        base = report.run.get("base", "")
+        packed = f" ({base})" if holder.name == LAYER_WEIGHTS and base not in PLAIN_DTYPES else ""
+        yield from _wrap(f"{format_bytes(holder.bytes):>10}  {holder.name}{packed}", width, indent=" " * 12)
+
+
+def _alerts(report: Report, width: int, room: int) -> list[Line]:
+    """Why the run can't run, and the warnings, as far as there are lines for them; the rest is counted."""
+    alerts = [line for _, lines in alert_lines(report) for line in lines]
+    shown: list[Line] = []
+    for index, text in enumerate(alerts):
+        left = room - len(shown) - (1 if index + 1 < len(alerts) else 0)
+        if left < 1:
+            shown.append(Line(f"and {len(alerts) - index} more: --full", "bold red"))
+            break
+        shown += _wrap(f"! {text}", width, "red", indent="  ", most=min(2, left))
+    return shown
+
+
+def _hints(report: Report, width: int, most: int) -> Iterator[Line]:
+    for hint in list_hints(report)[:most]:
+        yield from _wrap(f"try {hint}", width, indent="  ", most=2)
+
+
+def _sureness(report: Report, width: int) -> list[Line]:
+    """How far the figures can be trusted, and where the rest is."""
+    assumed, unmodelled = (len(report.by_kind.get(kind, ())) for kind in ("assumed", "not_modelled"))
+    parts = [f"{assumed} assumed, {unmodelled} not modelled"]
+    if not unmodelled and report.gpu.count == 1 and "expandable_segments:True" in report.run.get("allocator", ""):
+        parts.insert(0, f"9 of 10 published one-GPU runs are within {MEASURED_ERROR:.1%}")
+    return _wrap(f"{'; '.join(parts)}; all the rest: --full", width, "dim", indent="  ")

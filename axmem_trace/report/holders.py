@@ -1,0 +1,131 @@
+"""What holds the memory at the peak, by names that a user knows: logits and loss, layer weights, optimizer states, ...
+
+Each allocation that is alive then belongs to one name, so the holders add up to the allocated peak.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from axmem_trace.ledger import Allocation, Ledger, sum_by
+from axmem_trace.model_facts import ModelFacts
+from axmem_trace.report.types import Holder
+
+LOGITS = "logits and loss"
+LAYER_INPUTS = "inputs of the layers, kept for backward"
+IN_LAYERS = "activations inside the layers"
+LAYER_WEIGHTS = "layer weights"
+OPTIMIZER_STATES = "optimizer states"
+_HEADS = ("lm_head", "embed_out", "output_projection", "score", "classifier")
+"""Names of output layers in transformers' models."""
+_BY_BUCKET = {"adapters": "adapter weights", "gradients": "gradients", "optimizer": OPTIMIZER_STATES}
+_BY_OPERATOR = (
+    ("cublas", "cuBLAS workspace"),
+    ("all_gather", "gathered parameters"),
+    ("reduce_scatter", "gradients being reduced"),
+    ("all_reduce", "gradients being reduced"),
+    ("dequant", "dequantised weights"),
+)
+"""Words in an operator's name that say what a temporary is."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the parts of a model are, by the names of its modules."""
+
+    head: str
+    """The output layer; empty where there is none by a known name."""
+    wrappers: frozenset[str]
+    """The modules around the output layer, whose own code is the loss."""
+    embeddings: frozenset[str]
+    stack: str
+    """The numbered list that holds most weights: `model.layers`."""
+
+
+def list_holders(facts: ModelFacts, ledger: Ledger, *, peak_tick: int) -> tuple[Holder, ...]:
+    """Blocks alive at `peak_tick` by holder, the largest first."""
+    places = _find_places(facts)
+    alive = (each for each in ledger.on_gpu if each.alive(peak_tick))
+    sums = sum_by((_name(each, places), each.block_bytes) for each in alive)
+    return tuple(Holder(name=name, bytes=nbytes) for name, nbytes in sorted(sums.items(), key=lambda item: -item[1]))
+
+
+def name_holder(allocation: Allocation, facts: ModelFacts) -> str:
+    """What one allocation is for."""
+    return _name(allocation, _find_places(facts))
+
+
+def _find_places(facts: ModelFacts) -> _Places:
+    head = next((each.name for each in facts.modules if each.name.rpartition(".")[2] in _HEADS), "")
+    weights: defaultdict[str, int] = defaultdict(int)
+    for fact in facts.tensors:
+        weights[_stack_of(fact.module)] += fact.nbytes
+    weights.pop("", None)
+    return _Places(
+        head=head,
+        wrappers=frozenset({"", *_ancestors(head)}),
+        embeddings=frozenset(
+            each.name for each in facts.modules if "Embedding" in each.class_name and "Rotary" not in each.class_name
+        ),
+        stack=max(weights, key=lambda name: weights[name], default=""),
+    )
+
+
+def _ancestors(module: str) -> Iterable[str]:
+    parts = module.split(".")
+    return (".".join(parts[:length]) for length in range(1, len(parts)))
+
+
+def _layer_of(module: str) -> str:
+    """The module as far as its first number: `model.layers.3` of `model.layers.3.mlp`; empty without a number."""
+    parts = module.split(".")
+    number = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
+    return "" if number is None else ".".join(parts[: number + 1])
+
+
+def _stack_of(module: str) -> str:
+    return _layer_of(module).rpartition(".")[0]
+
+
+def _name(allocation: Allocation, places: _Places) -> str:
+    bucket, module = allocation.bucket, allocation.module
+    if bucket in _BY_BUCKET:
+        return _BY_BUCKET[bucket]
+    if bucket == "weights":
+        return _name_weights(module, places)
+    in_head = bool(places.head) and (module == places.head or module.startswith(f"{places.head}."))
+    if (
+        allocation.role == ""
+        and (in_head or module in places.wrappers)
+        and allocation.phase not in ("load", "optimizer")
+    ):
+        return LOGITS
+    if bucket == "activations":
+        layer = _layer_of(module)
+        return LAYER_INPUTS if layer and module == layer else IN_LAYERS if layer else "other activations"
+    return _name_workspace(allocation)
+
+
+def _name_weights(module: str, places: _Places) -> str:
+    stack = _stack_of(module)
+    if stack:
+        return LAYER_WEIGHTS if stack == places.stack else f"weights of {stack.removeprefix('base_model.model.')}"
+    if places.head and (module == places.head or module.startswith(f"{places.head}.")):
+        return "output layer's weights"
+    if any(module == name or module.startswith(f"{name}.") for name in places.embeddings):
+        return "embedding weights"
+    return "other weights"
+
+
+def _name_workspace(allocation: Allocation) -> str:
+    operator = allocation.op.lower()
+    for word, name in _BY_OPERATOR:
+        if word in operator:
+            return name
+    if allocation.recomputed:
+        return "one layer's activations, computed again"
+    return {"load": "copies made while loading", "optimizer": "optimizer's temporaries"}.get(
+        allocation.phase, f"temporaries of {'evaluation' if allocation.phase == 'eval' else allocation.phase}"
+    )
