@@ -19,6 +19,32 @@ EXIT_DOES_NOT_FIT = 3
 EXIT_CANNOT_SAY = 4
 
 
+def in_one_line(text: object, most: int = 400) -> str:
+    """`text` on one line. Of more than `most` characters the middle is left out, as libraries print whole modules there,
+    with what they accept behind them.
+
+    >>> in_one_line("Target module Block(" + "(layer): Linear() " * 99 + ") is not supported", most=90)
+    'Target module Block((layer): [...] (layer): Linear() (layer): Linear() ) is not supported'
+    """
+    words = str(text).split()
+    if len(" ".join(words)) <= most:
+        return " ".join(words)
+    head = _fitting(words, most // 3)
+    tail = _fitting(words[::-1], most - most // 3)[::-1]
+    return " ".join((*head, "[...]", *tail))
+
+
+def _fitting(words: list[str], most: int) -> list[str]:
+    """The first words that have together no more than `most` characters, with the spaces between them."""
+    kept: list[str] = []
+    for word in words:
+        most -= len(word) + 1
+        if most < -1:
+            break
+        kept.append(word)
+    return kept
+
+
 class AxmemError(Exception):
     """Something the user can act on. `exit_code` is what the shell sees."""
 

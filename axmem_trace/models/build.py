@@ -16,8 +16,8 @@ from axmem_trace.models.built import BuiltModel, StateTensor
 from axmem_trace.models.checkpointing import enable_checkpointing, refuse_unsupported_checkpointing
 from axmem_trace.models.device_map import note_adapter_on_host, place_modules
 from axmem_trace.models.dtypes import cast_as_axolotl
-from axmem_trace.models.experts.linear_experts import old_expert_names, unfuse_experts
 from axmem_trace.models.experts.llama4_experts import linearised_llama4_experts
+from axmem_trace.models.experts.separate_experts import old_expert_names, route_by_linear_gates, unfuse_experts
 from axmem_trace.models.freezing import freeze_parameters
 from axmem_trace.models.quantisation import NoQuantizer, choose_quantizer, iterate_bnb_states, quantise_fused_experts
 from axmem_trace.models.quantisation.fake_quantised import prepare_fake_quantisation
@@ -81,6 +81,7 @@ def change_loaded(model: Any, recipe: Recipe, notes: Notes, *, experts_quantised
     prepare_fake_quantisation(model, recipe, notes)
     with old_expert_names(recipe):
         model = add_adapter(model, recipe, notes)
+    route_by_linear_gates(model)
     freeze_parameters(model, recipe, notes)
     fix_untrained_tokens(model, recipe, notes)
     note_adapter_on_host(model, recipe, notes)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from axmem_trace.errors import AxmemError, ConfigError
+from axmem_trace.errors import AxmemError, ConfigError, in_one_line
 from axmem_trace.models.built import BuiltModel, unwrapped
 from axmem_trace.recipe.recipe import Recipe
 
@@ -59,7 +59,7 @@ def _reentrant_over_shared_input(class_name: str, error: Exception, recipe: Reci
         "input that requires gradients",
         key="gradient_checkpointing_kwargs" if recipe.checkpointing.kwargs else "gradient_checkpointing",
         value="use_reentrant: true",
-        details=(" ".join(str(error).split())[:120],),
+        details=(in_one_line(error),),
         remedy="set `gradient_checkpointing_kwargs: {use_reentrant: false}`",
     )
 
@@ -115,6 +115,6 @@ def _as_config_error(class_name: str, place: str, error: Exception, recipe: Reci
     return ConfigError(
         problem=f"{recipe.model.base.name}: {problem}",
         key="base_model",
-        details=(f"{type(error).__name__}: {text}", f"at {place}"),
+        details=(f"{type(error).__name__}: {in_one_line(text, 1000)}", f"at {place}"),
         remedy=remedy,
     )

@@ -23,7 +23,7 @@ _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_expe
 
 _PLUGIN_KERNELS = {"scattermoe": run_scattermoe, "sonicmoe": run_sonicmoe}
 """What axolotl's kernels plugin registers in transformers' interface before loading."""
-_USUAL_LOOP = ("DbrxExperts", "LinearExperts")
+_USUAL_LOOP = ("DbrxExperts", "SeparateExperts")
 """Experts outside transformers' interface whose loop asks for the same masks."""
 
 

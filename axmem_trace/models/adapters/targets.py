@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from axmem_trace.errors import ConfigError
+from axmem_trace.errors import ConfigError, in_one_line
 from axmem_trace.models.dtypes import embedding_names
 
 _NOT_LINEAR = "LlamaLinearScalingRotaryEmbedding"
@@ -66,7 +66,7 @@ def no_target_error(model: nn.Module, key: str, value: object, error: Exception)
         key=key,
         value=value,
         accepted="linear layers of this model: " + ", ".join(linears),
-        details=(f"{type(error).__name__}: {_first_line(error)}",),
+        details=(f"{type(error).__name__}: {in_one_line(error)}",),
         remedy=remedy,
     )
 
@@ -83,7 +83,7 @@ def head_adapted_error(model: nn.Module, key: str, value: object, error: Excepti
         "lora_modules_to_save)",
         key=key,
         value=value,
-        details=(f"{type(error).__name__}: {_first_line(error)}",),
+        details=(f"{type(error).__name__}: {in_one_line(error)}",),
         remedy=f"leave that layer out: `lora_target_modules: [{rest}]`, without lora_target_linear",
     )
 
@@ -107,7 +107,3 @@ def _linear_names(model: nn.Module) -> list[str]:
 def _is_linear(module: nn.Module) -> bool:
     cls = type(module).__name__
     return isinstance(module, nn.Linear) or ("Linear" in cls and cls != _NOT_LINEAR)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:400]

@@ -13,7 +13,7 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.patching import replaced
 
 
-class LinearisedLlama4Experts(nn.Module):
+class SeparateLlama4Experts(nn.Module):
     """Experts with one `nn.Linear` per expert and projection; names as in checkpoints that were made for it.
 
     Source: axolotl `monkeypatch/models/llama4/modeling.py`: the experts run one after the other on equal slices of
@@ -52,5 +52,5 @@ def linearised_llama4_experts(recipe: Recipe) -> Iterator[None]:
         return
     from transformers.models.llama4 import modeling_llama4
 
-    with replaced(modeling_llama4, "Llama4TextExperts", LinearisedLlama4Experts):
+    with replaced(modeling_llama4, "Llama4TextExperts", SeparateLlama4Experts):
         yield

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ from typing import Any
 import pytest
 from support.cpu_oracle import describe, one_hot_as_on_cuda, record_step, route
 from support.moe_models import MOE
+from torch import nn
 
+import axmem_trace
 from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
 from axmem_trace.models import build_model
@@ -75,6 +79,37 @@ def test_lora_takes_them_by_their_own_names(tmp_path: Path) -> None:
     adapters = [fact for fact in build(config, LINEAR).facts.tensors if fact.role == "adapter"]
     # Rank 4 on three layers, 32 + 48 features each, of four experts in two layers.
     assert sum(fact.elements for fact in adapters) == 2 * 4 * 3 * 4 * (32 + 48)
+
+
+@pytest.mark.parametrize(
+    ("family", "projections"),
+    [("mixtral", ["w1", "w2", "w3"]), ("qwen3_moe", ["down_proj", "gate_proj", "up_proj"])],
+)
+@pytest.mark.parametrize("keys", [{"adapter": "lora"}, {"adapter": "qlora", "load_in_4bit": True}])
+def test_all_linear_layers_are_those_of_transformers_4(family, projections, keys, tmp_path: Path) -> None:
+    built = build(configure(family, tmp_path, lora_target_linear=True, **{**LORA, **keys}), LINEAR)
+    adapted = {name.rpartition(".lora_A")[0].rpartition(".")[2] for name, _ in built.module.named_parameters()
+               if ".lora_A." in name}  # fmt: skip
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate", *projections}
+    axmem_trace.estimate(configure(family, tmp_path, lora_target_linear=True, **{**LORA, **keys}), assumptions=LINEAR)
+
+
+def test_a_router_whose_logits_are_asked_for_stays(tmp_path: Path) -> None:
+    config = configure("mixtral", tmp_path, {}, overrides_of_model_config={"output_router_logits": True})
+    report = axmem_trace.estimate(config, assumptions=LINEAR)
+    assert report.phases["step_2"].allocated_bytes > 0
+
+
+def test_no_class_of_ours_is_taken_for_a_linear_layer() -> None:
+    """axolotl and `find_linear_names` go by the name: what is called so must be one."""
+    for info in pkgutil.walk_packages(axmem_trace.__path__, "axmem_trace."):
+        if info.name.endswith("__main__"):
+            continue
+        module = importlib.import_module(info.name)
+        for kind in vars(module).values():
+            if isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == info.name:
+                is_linear = issubclass(kind, nn.Linear) or "PackedLinear" in kind.__name__
+                assert ("Linear" in kind.__name__) <= is_linear, kind
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "dbrx"])

@@ -1,9 +1,13 @@
-"""Experts as transformers 4 had them: a linear layer for each expert and projection, one expert after the other."""
+"""Experts as transformers 4 had them: a linear layer for each expert and projection, one expert after the other.
+
+No class here has `Linear` in its name: axolotl takes each that has for a linear layer (`find_all_linear_names`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +21,11 @@ from axmem_trace.tracing.patching import replaced
 _GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
 _NAMES = {"mixtral": ("w1", "w3", "w2")}
 """Of gate, up and down projection, where they have others than most."""
+_LINEAR_GATES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+"""Types whose router was a linear layer named `gate` in transformers 4: it was quantised, and a target of LoRA."""
 
 
-class LinearExpert(nn.Module):
+class SeparateExpert(nn.Module):
     """One expert. Source: transformers 4.48 `modeling_mixtral.py` `MixtralBlockSparseTop2MLP`."""
 
     def __init__(self, hidden: int, inner: int, act_fn: Any, names: tuple[str, str, str]) -> None:
@@ -35,12 +41,12 @@ class LinearExpert(nn.Module):
         return out
 
 
-class LinearExperts(nn.ModuleList):
+class SeparateExperts(nn.ModuleList):
     """The loop of transformers 4.48 `modeling_mixtral.py` `MixtralSparseMoeBlock.forward`, which calls every expert."""
 
     def __init__(self, fused: Any, names: tuple[str, str, str]) -> None:
         count, twice, hidden = fused.gate_up_proj.shape
-        super().__init__(LinearExpert(hidden, twice // 2, fused.act_fn, names) for _ in range(count))
+        super().__init__(SeparateExpert(hidden, twice // 2, fused.act_fn, names) for _ in range(count))
         self.num_experts = count
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -74,7 +80,41 @@ def unfuse_experts(model: nn.Module, recipe: Recipe) -> None:
             remedy="drop `--assume experts_layout`",
         )
     for name in fused:
-        model.set_submodule(name, LinearExperts(model.get_submodule(name), names))
+        model.set_submodule(name, SeparateExperts(model.get_submodule(name), names))
+        if recipe.model.base.model_type in _LINEAR_GATES and not getattr(model.config, "output_router_logits", False):
+            _make_gate_linear(model.get_submodule(name.rpartition(".")[0]))
+
+
+def _make_gate_linear(block: Any) -> None:
+    """The block's router becomes the linear layer that it was; `route_by_linear_gates` does the rest of its work.
+
+    Where a run asks for the routers' logits, transformers 5 collects them by the routers' class: it stays.
+    """
+    router = block.gate
+    experts, hidden = router.weight.shape
+    block.top_k, block.normalises = router.top_k, getattr(router, "norm_topk_prob", True)
+    block.gate = nn.Linear(hidden, experts, bias=False)
+
+
+def route_by_linear_gates(model: nn.Module) -> None:
+    """Linear gates, packed and adapted by now, choose experts as the blocks of transformers 5 expect it.
+
+    Source: transformers 4.48 `modeling_mixtral.py` `MixtralSparseMoeBlock.forward`, `modeling_qwen2_moe.py`
+    `Qwen2MoeSparseMoeBlock.forward`: softmax in fp32 over the logits [tokens, experts], the largest `top_k`, normalised
+    (Mixtral always, the others by `norm_topk_prob`).
+    """
+    block: Any
+    for block in model.modules():
+        if isinstance(getattr(block, "experts", None), SeparateExperts) and hasattr(block, "normalises"):
+            block.gate.register_forward_hook(partial(_choose_experts, block.top_k, block.normalises))
+
+
+def _choose_experts(top_k: int, normalises: bool, gate: nn.Module, args: Any, logits: torch.Tensor) -> Any:
+    probabilities = F.softmax(logits, dim=1, dtype=torch.float)
+    weights, index = torch.topk(probabilities, top_k, dim=-1)
+    if normalises:
+        weights /= weights.sum(dim=-1, keepdim=True)
+    return logits, weights.to(logits.dtype), index
 
 
 def _is_fused(module: nn.Module) -> bool:
