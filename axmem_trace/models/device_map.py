@@ -15,7 +15,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.skeleton.quiet import errors_alone
-from axmem_trace.notes import Note, Notes
+from axmem_trace.notes import Note, Notes, RefusalNote
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.units import format_bytes
 
@@ -64,10 +64,11 @@ def note_adapter_on_host(model: nn.Module, recipe: Recipe, notes: Notes) -> None
               and any(map(is_on_host, module.get_base_layer().parameters()))]  # fmt: skip
     if layers:
         text = (
-            f"this run stops in its first backward: {len(layers)} adapted layers are in host memory, and peft puts their "
-            "adapters on the meta device with them. The figures have those adapters on the GPU"
+            f"the run stops in its first backward: {len(layers)} adapted layers are in host memory, and peft puts their "
+            "adapters on the meta device with them (the figures have those adapters on the GPU)"
         )
-        notes.append(Note(kind="warning", key=recipe.placement.key, text=text))
+        remedy = "give the GPU more memory, or adapt only layers that are on it"
+        notes.append(RefusalNote(key=recipe.placement.key, text=text, remedy=remedy))
 
 
 def _blocks_on_host(recipe: Recipe, make_canvas: Callable[[], nn.Module]) -> tuple[str, ...]:

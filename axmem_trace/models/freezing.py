@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.notes import Note, Notes
+from axmem_trace.notes import Note, Notes, RefusalNote
 from axmem_trace.recipe.recipe import Recipe
 
 MULTIMODAL_PARTS = frozenset({"vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector",
@@ -80,8 +80,10 @@ def _freeze_for_lisa(model: Any, num_layers: int, notes: Notes) -> None:
     """Before the first step LISA freezes all decoder layers but `num_layers` random ones; which ones is not known."""
     layers = next((m for n, m in model.named_modules() if n.endswith("model.layers") or n == "transformer.h"), None)
     if not isinstance(layers, nn.ModuleList):
-        text = "LISA looks for `model.layers`, which this model does not have: axolotl would stop with an error"
-        notes.append(Note(kind="warning", key="lisa_n_layers", text=text))
+        text = (
+            "the run stops: LISA looks for `model.layers`, which this model does not have (the figures are without it)"
+        )
+        notes.append(RefusalNote(key="lisa_n_layers", text=text, remedy="remove the lisa_* keys"))
         return
     for layer in list(layers)[num_layers:]:
         layer.requires_grad_(False)

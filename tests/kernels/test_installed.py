@@ -55,7 +55,23 @@ def test_lora_kernels_come_by_themselves(family: str, tmp_path: Path) -> None:
 def test_phi3_has_no_lines_to_rewrite(tmp_path: Path) -> None:
     report = run("phi3", tmp_path, **LORA)
     assert ruled(report) == set()
-    assert "cannot rewrite Phi3Attention.forward, and stops" in warned(report)["lora_qkv_kernel"]
+    (refusal,) = report.refusals
+    assert "cannot rewrite Phi3Attention.forward" in refusal.reason
+    assert "switches them on by itself" in refusal.reason
+    assert (refusal.key, refusal.remedy) == ("lora_o_kernel", "set `lora_o_kernel: false`, `lora_qkv_kernel: false`")
+    assert not run("phi3", tmp_path, **LORA, lora_qkv_kernel=False).refusals
+
+
+@pytest.mark.parametrize(("family", "why"), [("gpt_neox", "does not find the layers"), ("phi3", "cannot rewrite")])
+def test_lora_kernels_that_an_architecture_lacks_are_refused_by_the_users_key(family: str, why: str, tmp_path: Path):
+    keys = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True, "lora_qkv_kernel": True}
+    report = run(family, tmp_path, **keys)
+    (refusal,) = report.refusals
+    assert why in refusal.reason
+    assert (refusal.key, refusal.value) == ("lora_qkv_kernel", "true")
+    plain = run(family, tmp_path, **{**keys, "lora_qkv_kernel": False})
+    assert not plain.refusals
+    assert plain.peak == report.peak
 
 
 def test_lora_kernels_need_an_adapter_on_each_projection(tmp_path: Path) -> None:

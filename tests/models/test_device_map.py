@@ -113,7 +113,7 @@ def test_a_pair_that_differs_in_the_limit_moves_weights_to_the_host(tmp_path):
 def test_an_adapter_over_the_host_stops_in_its_first_backward(tmp_path):
     recipe = read(tmp_path, **LORA, **MAP)
     _, built = record(recipe)
-    assert any("first backward" in note.text and note.kind == "warning" for note in built.notes)
+    assert any("first backward" in note.text and note.kind == "refused" for note in built.notes)
     _, built = record(read(tmp_path, **LORA, **MAP, peft_layers_to_transform=[0]))
     assert not any("first backward" in note.text for note in built.notes)
 

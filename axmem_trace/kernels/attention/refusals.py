@@ -1,10 +1,11 @@
-"""What flash kernels refuse, reported before the run would."""
+"""What attention kernels refuse, reported before the run would."""
 
 from __future__ import annotations
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.kernels.attention.fused import Heads
 from axmem_trace.kernels.card import HALF
+from axmem_trace.notes import RefusalNote
 from axmem_trace.tracing.context import KernelContext
 
 _GENERATIONS = {8: "Ampere", 9: "Hopper", 12: "Blackwell"}
@@ -19,8 +20,10 @@ def check_flash(
 
     Source: flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp, `mha_fwd` and `mha_varlen_fwd` (`TORCH_CHECK`s).
 
+    A card or a dtype that it does not take is a refusal beside the figures, which are as if it took them.
+
     Raises:
-        ConfigError: the kernel would refuse the call.
+        ConfigError: heads that it does not take.
     """
     query, key, value = heads
     head_dim, kernel = query.shape[-1], context.attention
@@ -31,18 +34,24 @@ def check_flash(
             else (f"{_GENERATIONS[oldest[0]]} or newer")
         )
         major, minor = context.compute_capability
-        raise refusal(f"{name} needs a GPU of generation {generations}; this one has compute capability "
-                      f"{major}.{minor}", kernel)  # fmt: skip
+        note_refusal(context, f"{name} needs a GPU of generation {generations}; this one has compute capability "
+                     f"{major}.{minor}")  # fmt: skip
     if query.dtype not in HALF or not query.dtype == key.dtype == value.dtype:
         dtypes = ", ".join(str(each.dtype).removeprefix("torch.") for each in heads)
-        raise refusal(f"{name} takes fp16 and bf16 only; query, key and value are {dtypes}", kernel,
-                      remedy="set `bf16: auto`, or use `attn_implementation: sdpa`")  # fmt: skip
+        note_refusal(context, f"{name} takes fp16 and bf16 only; query, key and value are {dtypes}",
+                     remedy="set `bf16: auto`, or use `attn_implementation: sdpa`")  # fmt: skip
     if head_dim > max_head_dim:
         raise refusal(f"{name} takes heads of at most {max_head_dim}; this model's are {head_dim}", kernel)
     if head_dim % multiple or value.shape[-1] % multiple:
         raise refusal(f"{name} takes heads of a multiple of {multiple}; this model's are {head_dim}", kernel)
     if query.shape[-2] % key.shape[-2]:
         raise refusal(f"{name} needs a multiple of {key.shape[-2]} query heads; there are {query.shape[-2]}", kernel)
+
+
+def note_refusal(context: KernelContext, problem: str, remedy: str = _REMEDY) -> None:
+    """Adds the reason why a call stops the run; it is recorded as if the kernel took it."""
+    text = f"the run stops: {problem} (the figures are as if it took them)"
+    context.note(RefusalNote(key="attn_implementation", text=text, remedy=remedy))
 
 
 def refusal(problem: str, kernel: str, remedy: str = _REMEDY) -> ConfigError:

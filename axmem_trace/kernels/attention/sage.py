@@ -15,7 +15,7 @@ import torch
 from axmem_trace.errors import ConfigError
 from axmem_trace.kernels.attention.fused import Heads
 from axmem_trace.kernels.attention.sources import note_lost_sinks, note_source
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.tracing.context import KernelContext
 
 _HEAD_DIMS = (64, 96, 128)
@@ -26,17 +26,17 @@ _NO_BACKWARD = Note(
     text="SageAttention has no backward kernel: its output carries no gradient, so q, k and v projections (and "
     "adapters on them) are not trained through attention",
 )
-_PACKED = Note(
-    kind="warning",
-    key="attn_implementation.sage_packing",
-    text="axolotl's packed SageAttention imports `prepare_fa2_from_position_ids`, which transformers 5 no longer has: "
-    "the run would stop there. Estimated as if it were still there",
+_PACKED = RefusalNote(
+    key="attn_implementation",
+    text="the run stops: axolotl's packed SageAttention imports `prepare_fa2_from_position_ids`, which transformers 5 no "
+    "longer has (the figures are as if it were still there)",
+    remedy="set `attn_implementation: flash_attention_2`",
 )
-_PADDED = Note(
-    kind="warning",
-    key="attn_implementation.sage_padding",
-    text="axolotl's SageAttention calls `_upad_input` of transformers 5 without its last argument where a batch is "
-    "padded, and the run would stop there: pad none. Estimated as if it unpadded them",
+_PADDED = RefusalNote(
+    key="attn_implementation",
+    text="the run stops: axolotl's SageAttention calls `_upad_input` of transformers 5 without its last argument where a "
+    "batch is padded (the figures are as if it unpadded them)",
+    remedy="set `attn_implementation: flash_attention_2`",
 )
 
 

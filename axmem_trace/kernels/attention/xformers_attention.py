@@ -21,25 +21,25 @@ from axmem_trace.kernels.attention.fused import FusedKernel, Heads, run_fused
 from axmem_trace.kernels.attention.refusals import refusal
 from axmem_trace.kernels.attention.sources import note_lost_sinks, note_source
 from axmem_trace.kernels.card import HALF
-from axmem_trace.notes import Note
+from axmem_trace.notes import RefusalNote
 from axmem_trace.tracing.context import KernelContext
 
 _MAX_FLASH_HEAD_DIM = 256
 _OLDEST_FLASH, _NEWEST_CUTLASS = (8, 0), (9, 0)
 """`CUDA_MINIMUM_COMPUTE_CAPABILITY` of flash.py, `CUDA_MAXIMUM_COMPUTE_CAPABILITY` of cutlass.py."""
 _REMEDY = "use `attn_implementation: sdpa`"
-_PADDED = Note(
-    kind="warning",
+_PADDED = RefusalNote(
     key="attn_implementation",
-    text="axolotl's xformers attention calls `_upad_input` of transformers 5 without its last argument where a batch "
-    "is padded, and the run would stop there: pack the samples or pad none. Estimated as if it unpadded them",
+    text="the run stops: axolotl's xformers attention calls `_upad_input` of transformers 5 without its last argument "
+    "where a batch is padded (the figures are as if it unpadded them)",
+    remedy="set `sample_packing: true`, or `attn_implementation: sdpa`",
 )
-_LLAMA = Note(
-    kind="warning",
-    key="attn_implementation.xformers_llama",
-    text="without sample packing axolotl replaces Llama's attention by its own (llama_attn_hijack_xformers.py), which asks "
-    "for `num_heads`, and transformers 5 has none: the run would stop there: pack the samples. Estimated as if it called "
-    "xformers as for other models",
+_LLAMA = RefusalNote(
+    key="attn_implementation",
+    text="the run stops: without sample packing axolotl replaces Llama's attention by its own "
+    "(llama_attn_hijack_xformers.py), which asks for `num_heads`, and transformers 5 has none (the figures are as if it "
+    "called xformers as for other models)",
+    remedy="set `sample_packing: true`, or `attn_implementation: sdpa`",
 )
 
 

@@ -14,7 +14,7 @@ from axmem_trace.kernels.bitsandbytes.cuda_backend import (
     run_cuda_kernel,
 )
 from axmem_trace.kernels.site import Site
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.rules import DispatchRule, Rules
 
@@ -85,10 +85,11 @@ def int8_mixed_scaled_mm(context: KernelContext, op: Any, args: tuple[Any, ...],
     if quantised.ndim <= 3:
         return run_cuda_kernel(context, op, args, kwargs)
     text = (
-        f"bitsandbytes' 8-bit layers refuse input of {quantised.ndim} dimensions, which this model gives them: the run "
-        "would stop with an error. The figures take the input as a matrix (load_in_4bit with qlora does run)"
+        f"the run stops: bitsandbytes' 8-bit layers refuse input of {quantised.ndim} dimensions, which this model gives "
+        "them (the figures take the input as a matrix)"
     )
-    context.note(Note(kind="warning", key="load_in_8bit.dimensions", text=text))
+    remedy = "use `adapter: qlora` with `load_in_4bit: true`, which runs"
+    context.note(RefusalNote(key="load_in_8bit", text=text, remedy=remedy))
     flat = (values.flatten(0, -2), quantised.flatten(0, -2), *args[2:])
     product, outliers = run_cuda_kernel(context, op, flat, kwargs)
     return product.view(*values.shape[:-1], product.shape[-1]), outliers

@@ -14,7 +14,7 @@ from axmem_trace.kernels.experts.routing import Routing, find_tables
 from axmem_trace.kernels.experts.scattermoe import run_scattermoe
 from axmem_trace.kernels.experts.sonicmoe import run_sonicmoe
 from axmem_trace.kernels.site import Site
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, RefusalNote
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts", "n_experts",
            "num_router_classes")  # fmt: skip
@@ -95,8 +95,8 @@ def _implementation_notes(running: frozenset[str], asked: str, compute_capabilit
         return
     names = ", ".join(sorted(running))
     if asked == "sonicmoe" and compute_capability < (9, 0):
-        text = "axolotl refuses sonicmoe on cards before Hopper (`_check_sonicmoe_gpu_compat`); the figures are of one"
-        yield Note(kind="warning", key="use_sonicmoe", text=text)
+        text = "axolotl refuses sonicmoe on cards before Hopper (`_check_sonicmoe_gpu_compat`; the figures are of one)"
+        yield RefusalNote(key="use_sonicmoe", text=text, remedy="set `use_sonicmoe: false`, or name a newer card")
     why = "asked for" if asked else "transformers' default, `get_correct_experts_implementation` (modeling_utils.py)"
     yield Note(kind="traced", key=key, text=f"experts run as {names}: {why}")
 

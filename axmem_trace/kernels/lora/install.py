@@ -26,7 +26,7 @@ from axmem_trace.kernels.modeling_files import modeling_module
 from axmem_trace.kernels.site import Site, class_prefix
 from axmem_trace.kernels.sources import note_source
 from axmem_trace.models.skeleton.model_config import text_part
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, RefusalNote
 
 KEYS = {"mlp": "lora_mlp_kernel", "qkv": "lora_qkv_kernel", "o": "lora_o_kernel", "embedding": "lora_embedding_kernel"}
 IN_PROJECTIONS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
@@ -42,6 +42,8 @@ key_states = self.k_norm(self.k_proj(hidden_states).view(hidden_shape)).transpos
     "self.q_proj(hidden_states).view(*input_shape, -1, self.head_dim * 2), 2, dim=-1",
 )
 """One of these marks an attention whose forward axolotl can rewrite (`QKV_PATCHES`)."""
+_REWRITES = frozenset({"qkv", "o"})
+"""The kernels for which axolotl rewrites the attention's forward."""
 _O_LINE = "attn_output = self.o_proj(attn_output)"
 _ATTENTION = {
     "qwen3_vl": ("qwen3_vl", "Qwen3VLTextAttention"), "mllama": ("mllama", "MllamaTextSelfAttention"),
@@ -63,12 +65,12 @@ def install_lora_kernels(site: Site) -> None:
         _skip(site, wanted, "they cannot read int8 weights")
         return
     if getattr(site.model, "quantization_method", None) in ("gptq", "awq"):
-        why = "it multiplies by `weight`, and packed layers have none: the run would stop. Set the key to false"
+        why = "it multiplies by `weight`, which most packed layers do not have: set the key to false"
         _skip(site, wanted, why)
         return
     layers = _find_layers(site)
     if layers is None:
-        _skip(site, wanted, "axolotl does not find the layers of this architecture, and stops")
+        _refuse(site, wanted, "axolotl does not find the layers of this architecture for its LoRA kernels")
         return
     site.stack.callback(_forget_norms, site.model)
     if wanted & {"qkv", "o"} and not _can_rewrite(site, layers):
@@ -120,9 +122,11 @@ def _can_rewrite(site: Site, layers: list[nn.Module]) -> bool:
     if site.model_type.startswith("gemma4_unified"):
         text = "axolotl attaches the QKV and O kernels to this architecture with fused_attn_kernel only"
     elif kind is None:
-        text = f"axolotl finds no attention class {name}, and stops: set lora_qkv_kernel and lora_o_kernel to false"
+        _refuse(site, _REWRITES, f"axolotl finds no attention class {name} for its LoRA kernels")
+        return False
     elif not _has_lines(inspect.getsource(kind.forward)):
-        text = f"axolotl cannot rewrite {name}.forward, and stops: set lora_qkv_kernel and lora_o_kernel to false"
+        _refuse(site, _REWRITES, f"axolotl cannot rewrite {name}.forward for its LoRA kernels")
+        return False
     elif not any(isinstance(module, kind) for layer in layers for module in layer.children()):
         text = f"axolotl rewrites {name}.forward, which this model does not use: q, k, v and o run as they are"
     else:
@@ -179,7 +183,7 @@ def _install_mlp(site: Site, layer: nn.Module, wanted: frozenset[str]) -> None:
         return
     activation = _activation(site.base.config)
     if activation not in ("silu", "gelu"):
-        _skip(site, frozenset({"mlp"}), f"the activation {activation!r} is not supported: axolotl stops")
+        _refuse(site, frozenset({"mlp"}), f"axolotl's LoRA kernel does not support the activation {activation!r}")
     elif _have_adapters(site, [getattr(mlp, name) for name in parts], "mlp"):
         site.replace_forward(mlp, run_mlp)
         note_source(site, KEYS["mlp"])
@@ -224,6 +228,18 @@ def _have_adapters(site: Site, layers: list[nn.Module], kernel: str) -> bool:
 def _skip(site: Site, wanted: frozenset[str], why: str) -> None:
     for kernel in sorted(wanted):
         site.note(Note(kind="warning", key=KEYS[kernel], text=f"the LoRA kernel is not installed: {why}"))
+
+
+def _refuse(site: Site, kernels: frozenset[str], problem: str) -> None:
+    """axolotl stops while it patches the model. Source: `patch_self_attn_lora` (two asserts), `get_layers` and
+    `apply_lora_kernel_patches` (NotImplementedError)."""
+    asked = [KEYS[kernel] for kernel in sorted(site.recipe.kernels.lora & kernels)]
+    in_file = [key for key in asked if key in site.recipe.written]
+    if not in_file:
+        problem += "; it switches them on by itself where the configuration has none of their keys"
+    names = ", ".join(f"`{key}: false`" for key in asked)
+    text = f"the run stops: {problem} (the figures are without {', '.join(asked)})"
+    site.note(RefusalNote(key=(in_file or asked)[0], text=text, remedy=f"set {names}"))
 
 
 def _forget_norms(model: nn.Module) -> None:

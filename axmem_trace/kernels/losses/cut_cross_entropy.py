@@ -17,7 +17,7 @@ from axmem_trace.kernels.modeling_files import modeling_module
 from axmem_trace.kernels.site import Site
 from axmem_trace.kernels.sources import note_source
 from axmem_trace.models.skeleton.model_config import text_part
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, RefusalNote
 
 KEY = "cut_cross_entropy"
 ROWS_PER_LOCK = 128
@@ -103,18 +103,22 @@ def install_cut_cross_entropy(site: Site) -> None:
         return
     kind = site.model_type
     if kind in REFUSED:
-        site.note(Note(kind="warning", key=KEY, text=f"axolotl refuses Cut Cross Entropy for {kind}"))
+        site.note(_refuse(f"axolotl refuses Cut Cross Entropy for {kind}"))
         return
     if kind not in SUPPORTED:
-        generic = modeling_module(kind) is not None and hasattr(site.base, "model")
-        text = (f"Cut Cross Entropy has no patch of its own for {kind}: axolotl tries a generic one" if generic else
-                f"Cut Cross Entropy does not know {kind}: axolotl stops")  # fmt: skip
-        site.note(Note(kind="warning", key=KEY, text=text))
-        if not generic:
+        if modeling_module(kind) is None or not hasattr(site.base, "model"):
+            site.note(_refuse(f"the run stops: Cut Cross Entropy does not know {kind}"))
             return
+        text = f"Cut Cross Entropy has no patch of its own for {kind}: axolotl tries a generic one"
+        site.note(Note(kind="warning", key=KEY, text=text))
     scale = _logit_scale(site.base.config)
     if replace_causal_lm_loss(site, cut_causal_lm_loss, in_evaluation=True, key=KEY, scale=scale):
         note_source(site, KEY)
+
+
+def _refuse(problem: str) -> RefusalNote:
+    text = f"{problem} (the figures are with the model's own loss, which makes logits)"
+    return RefusalNote(key=KEY, text=text, remedy="set `cut_cross_entropy: false`, or remove its plugin")
 
 
 def _logit_scale(config: Any) -> Any:

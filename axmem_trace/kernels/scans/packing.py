@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from axmem_trace.kernels.site import Site
-from axmem_trace.notes import Note
+from axmem_trace.notes import RefusalNote
 
 _BY_INDEX = frozenset({"NemotronHBlock"})
 """Layers of Mamba-2, whose kernels take `seq_idx`: each token's sample (`monkeypatch/models/mamba_utils.py`)."""
@@ -99,7 +99,8 @@ def _note_those_that_cannot(site: Site) -> None:
     classes = {type(module).__name__ for module in site.model.modules()}
     for model_type, layer in _CANNOT_PACK.items():
         if layer in classes:
-            text = f"axolotl 0.19's patch for packed {model_type} samples looks for names that transformers 5.16 no "
-            text += "longer has, so this run would stop before its first step; the figures are those without bounds "
-            text += "between samples. Set `sample_packing: false`"
-            site.note(Note(kind="warning", key="sample_packing", text=text))
+            text = (
+                f"the run stops before its first step: axolotl 0.19's patch for packed {model_type} samples looks for "
+                "names that transformers 5.16 no longer has (the figures are without bounds between samples)"
+            )
+            site.note(RefusalNote(key="sample_packing", text=text, remedy="set `sample_packing: false`"))

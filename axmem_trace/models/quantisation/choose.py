@@ -13,7 +13,7 @@ from axmem_trace.models.quantisation.bnb import make_bnb_quantizer
 from axmem_trace.models.quantisation.packed_linear import PackedFormat
 from axmem_trace.models.quantisation.quantizers import NoQuantizer, PackedQuantizer, Quantizer, TransformersQuantizer
 from axmem_trace.models.skeleton.model_config import text_part
-from axmem_trace.notes import Note, Notes
+from axmem_trace.notes import Note, Notes, RefusalNote
 from axmem_trace.recipe.recipe import Recipe
 
 FP8_CAPABILITY = (8, 9)
@@ -200,7 +200,7 @@ def _is_trainable(recipe: Recipe, method: str, notes: Notes) -> bool:
 def note_bf16_copy(recipe: Recipe, method: str, notes: Notes, why: str) -> None:
     """Say that the run as configured would stop, and that the figures are those of an unquantised copy."""
     text = (
-        f"{recipe.model.base.name} is quantised with {method!r} and {why}: this run would stop with an error. The "
-        f"figures are those of an unquantised copy loaded in {recipe.precision.load_dtype}"
+        f"the run stops: {recipe.model.base.name} is quantised with {method!r} and {why} (the figures are those of an "
+        f"unquantised copy loaded in {recipe.precision.load_dtype})"
     )
-    notes.append(Note(kind="warning", key="base_model", text=text))
+    notes.append(RefusalNote(key="base_model", text=text, remedy="use an unquantised copy of the base model"))

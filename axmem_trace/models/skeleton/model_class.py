@@ -122,10 +122,10 @@ def _class_of_auto(recipe: Recipe, auto_class: Any, config: Any, notes: Notes) -
     if config.model_type in _NAMED_BY_AXOLOTL:
         return fallback, _config_for(fallback, config)
     text = (
-        f"{auto_class.__name__} has no class for {config.model_type!r}: built as {fallback.__name__}, which the base "
-        "model's config.json names. axolotl needs `processor_type: AutoProcessor` to load it"
+        f"the run stops: {auto_class.__name__} has no class for {config.model_type!r} (the figures are with "
+        f"{fallback.__name__}, which the base model's config.json names)"
     )
-    notes.append(Note(kind="warning", key="processor_type", text=text))
+    notes.append(RefusalNote(key="processor_type", text=text, remedy="add `processor_type: AutoProcessor`"))
     return fallback, _config_for(fallback, config)
 
 

@@ -8,6 +8,7 @@ from support.attention_probe import A100, T4, make_heads, probe
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.kernels.attention.flash_sizes import num_splits
+from axmem_trace.notes import RefusalNote
 
 
 def _flash(*args, **kwargs):
@@ -105,15 +106,23 @@ def test_few_queries_split_the_keys():
 @pytest.mark.parametrize(
     ("shape", "dtype", "capability", "message"),
     [
-        ((1, 64, 4, 512), torch.bfloat16, A100, "takes heads of at most 256; this model's are 512"),
         ((1, 64, 4, 64), torch.float32, A100, "takes fp16 and bf16 only"),
         ((1, 64, 4, 64), torch.float16, T4, "needs a GPU of generation Ampere or newer"),
     ],
 )
-def test_what_the_kernel_refuses(shape, dtype, capability, message):
+def test_what_the_kernel_refuses_of_card_and_dtype_is_recorded_as_if_it_ran(shape, dtype, capability, message):
     heads = [make_heads(*shape, dtype=dtype) for _ in range(3)]
-    with pytest.raises(ConfigError, match=message):
-        probe(lambda: _flash(*heads), capability=capability, attention="flash_attention_2")
+    seen = probe(lambda: _flash(*heads), capability=capability, attention="flash_attention_2")
+    (refusal,) = [note for note in seen.notes if isinstance(note, RefusalNote)]
+    assert message in refusal.text
+    # out 64*4*64 elements, logsumexp 4*64*4, and the state of the random numbers in 16 bytes
+    assert seen.forward_peak == 64 * 4 * 64 * dtype.itemsize + 1024 + 16
+
+
+def test_heads_that_the_kernel_does_not_take_are_refused():
+    heads = [make_heads(1, 64, 4, 512, dtype=torch.bfloat16) for _ in range(3)]
+    with pytest.raises(ConfigError, match="takes heads of at most 256; this model's are 512"):
+        probe(lambda: _flash(*heads), capability=A100, attention="flash_attention_2")
 
 
 def test_a_soft_cap_excludes_dropout():

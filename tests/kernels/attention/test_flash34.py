@@ -8,6 +8,7 @@ from support.attention_probe import A100, H100, make_heads, probe
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.kernels.attention.hopper_sizes import flash3_tile, flash4_tile
+from axmem_trace.notes import RefusalNote
 
 B200 = (10, 0)
 
@@ -142,8 +143,10 @@ def test_sinks_train():
 )
 def test_cards_that_a_release_does_not_serve(release, capability, message):
     heads = [make_heads(1, 64, 4, 64) for _ in range(3)]
-    with pytest.raises(ConfigError, match=message):
-        probe(lambda: _fixed(*heads, release=release), capability=capability, attention=f"flash_attention_{release}")
+    seen = probe(lambda: _fixed(*heads, release=release), capability=capability, attention=f"flash_attention_{release}")
+    (refusal,) = [note for note in seen.notes if isinstance(note, RefusalNote)]
+    assert message in refusal.text
+    assert seen.forward_peak > 0
 
 
 def test_odd_heads_are_refused():

@@ -152,7 +152,7 @@ def test_a_model_runs_them(family: str, kernel: str, tmp_path: Path) -> None:
 def test_sonicmoe_says_that_it_wants_a_hopper(tmp_path: Path) -> None:
     for gpu, reported in (("A100", True), ("H100", False)):
         report = estimate(tmp_path, MOE["qwen3_moe"], gpu=gpu, use_sonicmoe=True)
-        assert any("before Hopper" in note.text for note in report.notes) is reported
+        assert any("before Hopper" in refusal.reason for refusal in report.refusals) is reported
 
 
 def test_experts_outside_the_interface_run_their_own_code(tmp_path: Path) -> None:

@@ -90,5 +90,5 @@ def test_packed_samples_take_fla_s_convolution(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["falcon_h1", "granitemoehybrid"])
 def test_packing_that_axolotl_cannot_patch_is_reported(family: str, tmp_path: Path) -> None:
     report = _estimate(tmp_path, family, 128, "sample_packing: true\n")
-    warnings = [note for note in report.notes if note.kind == "warning" and note.key == "sample_packing"]
-    assert any("transformers 5.16" in note.text for note in warnings)
+    (refusal,) = [refusal for refusal in report.refusals if refusal.key == "sample_packing"]
+    assert "transformers 5.16" in refusal.reason

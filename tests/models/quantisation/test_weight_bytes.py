@@ -129,7 +129,7 @@ def test_a_width_that_nobody_packs_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("gpu", "kind", "why"), [("A100", "assumed", "below 8.9"), ("H100", "warning", "refuses to train")]
+    ("gpu", "kind", "why"), [("A100", "assumed", "below 8.9"), ("H100", "refused", "refuses to train")]
 )
 def test_fp8_is_dequantised_by_an_old_card_and_refused_by_transformers_on_a_new_one(
     gpu: str, kind: str, why: str, tmp_path: Path
@@ -145,7 +145,7 @@ def test_fp8_is_dequantised_by_an_old_card_and_refused_by_transformers_on_a_new_
 def test_mxfp4_is_dequantised_for_training(tmp_path: Path):
     built = build(tmp_path, LORA, **_own(quant_method="mxfp4"))
     assert weight_bytes(built) == REST + LINEAR * 2
-    assert [note.kind for note in built.notes if note.key == "base_model"] == ["warning"]
+    assert [note.kind for note in built.notes if note.key == "base_model"] == ["refused"]
 
 
 @pytest.mark.parametrize("method", ["compressed-tensors", "modelopt", "hqq", "aqlm"])
