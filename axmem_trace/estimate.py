@@ -16,10 +16,13 @@ from axmem_trace.progress import Progress, Stopwatch
 from axmem_trace.quiet import aloud, quiet_libraries
 from axmem_trace.recipe.lines import errors_in_place
 from axmem_trace.report import Report, make_report
+from axmem_trace.report.alternatives import compare_alternatives
 
 if TYPE_CHECKING:
     from axmem_trace.allocator import Reservation
     from axmem_trace.ledger import Ledger
+    from axmem_trace.model_facts import ModelFacts
+    from axmem_trace.notes import Note
     from axmem_trace.recipe.recipe import Recipe
 
 TRACED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
@@ -69,33 +72,51 @@ def estimate(
     with collector_paused():
         clock.start("import", "importing torch, transformers and peft")
         import_libraries()
-        from axmem_trace.models import build_model
-        from axmem_trace.training.loading import LoadRecorder
-        from axmem_trace.training.optimizers import build_optimizer
-        from axmem_trace.training.trace import make_recorder, record_run
-
         spare_what_is_there()
-        clock.start("build", f"building {recipe.model.base.name}")
-        with errors_in_place(recipe):
-            recorder = make_recorder(recipe)
-            built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
-            optimizer = build_optimizer(recipe, built.module)
-            clock.start("trace", "tracing")
-            recording = record_run(recipe, built, optimizer, recorder=recorder, progress=clock.progress)
+        facts, ledger, notes = _trace(recipe, clock)
         clock.start("replay", "replaying the allocator")
-        reservation = _replay_on_card(recipe, recording.ledger)
+        reservation = _replay_on_card(recipe, ledger)
         if snapshot is not None:
-            _write_snapshot(snapshot, recipe, recording.ledger)
+            _write_snapshot(snapshot, recipe, ledger)
+        if recipe.alternatives:
+            clock.start("compare", "estimating what older releases did, or a way out")
+            recipe = compare_alternatives(recipe, reservation.peak_reserved_bytes, _reserved_bytes)
         clock.stop()
         return make_report(
             recipe,
-            built.facts,
-            recording.ledger,
+            facts,
+            ledger,
             reservation,
-            notes=(*built.notes, *optimizer.notes, *recording.notes),
+            notes=notes,
             versions={"axmem_trace": __version__, **{library: version(library) for library in TRACED_LIBRARIES}},
             elapsed_seconds=clock.seconds,
         )
+
+
+def _trace(recipe: Recipe, clock: Stopwatch) -> tuple[ModelFacts, Ledger, tuple[Note, ...]]:
+    """The model as built, the record of its run, and what there is to say of both.
+
+    Raises:
+        ConfigError: the run can't be recorded; with the refusals that are known already.
+    """
+    from axmem_trace.models import build_model
+    from axmem_trace.training.loading import LoadRecorder
+    from axmem_trace.training.optimizers import build_optimizer
+    from axmem_trace.training.trace import make_recorder, record_run
+
+    clock.start("build", f"building {recipe.model.base.name}")
+    with errors_in_place(recipe):
+        recorder = make_recorder(recipe)
+        built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
+        optimizer = build_optimizer(recipe, built.module)
+        clock.start("trace", "tracing")
+        recording = record_run(recipe, built, optimizer, recorder=recorder, progress=clock.progress)
+    return built.facts, recording.ledger, (*built.notes, *optimizer.notes, *recording.notes)
+
+
+def _reserved_bytes(recipe: Recipe) -> int:
+    """What the allocator would hold at the most, with unlimited memory."""
+    return replay(_trace(recipe, Stopwatch(lambda stage: None))[1], recipe.allocator).peak_reserved_bytes
 
 
 def _capacity_bytes(recipe: Recipe) -> int:

@@ -128,14 +128,22 @@ def _not_found(name: str, looks: list[Look]) -> ConfigError:
         key="base_model",
         value=name,
         details=tuple(details),
-        remedy=_remedy(could_be_id, looks),
+        remedy=_remedy(could_be_id, looks, nearest[:1]),
     )
 
 
-def _remedy(could_be_id: bool, looks: list[Look]) -> str:
-    directory = "give a local directory that has the model's config.json (weights are not needed)"
+def _remedy(could_be_id: bool, looks: list[Look], nearest: list[str]) -> str:
+    """A fine-tune has the memory of the model that it was made from."""
+    example = f"`--set base_model={nearest[0]}`" if nearest else "`--set base_model=ID`"
+    made_from = (
+        f"a fine-tune needs the memory of the model that it was made from, so name that one: {example}, for example "
+        "(`axmem_trace models` lists the ids that need no network)"
+    )
+    directory = "or give a local directory that has the model's config.json (weights are not needed)"
     if not could_be_id:
-        return f"check the path, or {directory}"
-    if any(look.place == "hub" for look in looks):
-        return f"check the spelling; log in for gated or private models (`hf auth login` or HF_TOKEN); or {directory}"
-    return f"check the spelling; drop --offline so that the Hub is asked; or {directory}"
+        check = "check the path"
+    elif any(look.place == "hub" for look in looks):
+        check = "check the spelling; log in for gated or private models (`hf auth login` or HF_TOKEN)"
+    else:
+        check = "check the spelling; drop --offline so that the Hub is asked"
+    return f"{check}; {made_from}; {directory}"

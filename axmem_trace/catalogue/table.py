@@ -125,7 +125,7 @@ def find_in_catalogue(name: str) -> Found | None:
 def nearest_ids(name: str, count: int = 5) -> list[str]:
     """Bundled ids that look most like `name`, by the part after the slash, then whole."""
     ids = [*load_models(), *load_aliases()]
-    wanted = name.casefold()
+    wanted = name.casefold().replace("\\", "/").rstrip("/")
     wanted_part = wanted.rpartition("/")[2]
 
     def likeness(candidate: str) -> tuple[float, float]:

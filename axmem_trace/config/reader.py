@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from axmem_trace.config.alternatives import find_alternatives
 from axmem_trace.config.assumptions import apply_assumptions
 from axmem_trace.config.derive.adapter import derive_adapter, derive_freezing
 from axmem_trace.config.derive.attention import derive_attention
@@ -26,9 +27,9 @@ from axmem_trace.config.derive.task import derive_model
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.config.document.key_checks import check_types, find_plugins, note_duplicates, note_not_modelled
 from axmem_trace.config.document.old_names import refuse_removed, rename_aliases, understand_old_names
-from axmem_trace.config.document.overrides import Settings, apply_overrides
+from axmem_trace.config.document.overrides import Settings, apply_overrides, merge_settings
 from axmem_trace.config.document.written import find_written_keys
-from axmem_trace.config.document.yaml_reader import read_document
+from axmem_trace.config.document.yaml_reader import Document, read_document
 from axmem_trace.config.refusals import refuse_contradictions, refuse_on_base, refuse_on_gpu
 from axmem_trace.config.warn import note_traps
 from axmem_trace.recipe.recipe import (
@@ -81,7 +82,20 @@ def read_recipe(
     Raises:
         ConfigError: the file can't be read, axolotl would refuse it, or the base model is nowhere to be found.
     """
-    draft = read_draft(config, overrides)
+    document = read_document(config)
+
+    def read(further: Mapping[str, Any], assumed: Mapping[str, Any]) -> Recipe:
+        draft = read_draft(document, merge_settings(overrides, further, "--set"))
+        settings = merge_settings(assumptions, assumed, "--assume")
+        return _resolve(draft, settings, gpu, num_gpus, hub, trust_remote_code=trust_remote_code, strict=strict)
+
+    recipe = read({}, {})
+    return replace(recipe, alternatives=tuple(find_alternatives(recipe, read)))
+
+
+def _resolve(
+    draft: Draft, assumptions: Settings, gpu: str, num_gpus: int, hub: HubUse, *, trust_remote_code: bool, strict: bool
+) -> Recipe:
     target = draft.attempt(derive_gpu, gpu, num_gpus, default=Gpu(count=max(1, num_gpus)))
     refuse_on_gpu(draft, target)
     base = draft.attempt(derive_base_model, draft, hub=hub, default=_UNKNOWN)
@@ -105,9 +119,8 @@ _UNKNOWN = BaseModel(name="", config={}, source="", directory="", model_type="",
 """Used in place of a base model that was not found, so that what is wrong beside it is found as well."""
 
 
-def read_draft(config: str | Path | Mapping[str, Any], overrides: Settings = ()) -> Draft:
+def read_draft(document: Document, overrides: Settings = ()) -> Draft:
     """The checked configuration, before anything is derived from it."""
-    document = read_document(config)
     values, given = apply_overrides(document.values, overrides)
     draft = Draft(
         name=document.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from axmem_trace.config.alternatives import UNQUANTISED
 from axmem_trace.config.derive.attention import PACKING_KERNELS, base_name
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.recipe import Recipe
@@ -29,15 +30,12 @@ def _inexact_base_model(draft: Draft, recipe: Recipe) -> None:
 
 def _unquantised_4bit(draft: Draft, recipe: Recipe) -> None:
     if draft.get("adapter") == "lora" and draft.get("load_in_4bit") and not draft.get("load_in_8bit"):
-        text = (
-            "`adapter: lora` with `load_in_4bit: true` is not quantised: axolotl quantises to 4 bit for "
-            "`adapter: qlora` only"
-        )
+        text = f"{UNQUANTISED}: since 0.13 axolotl quantises to 4 bit for `adapter: qlora` only"
         if recipe.quantisation.method == "none" and recipe.quantisation.kbit_preparation:
             text += ", and then peft's preparation casts every weight to fp32 (4 bytes each)"
         elif recipe.quantisation.method != "none":
             return
-        draft.note("warning", "load_in_4bit", text + ". Use `adapter: qlora`")
+        draft.note("warning", "load_in_4bit", f"{text}. Until 0.12 it was loaded in 4 bit")
 
 
 def _fp32_residual(draft: Draft, recipe: Recipe) -> None:

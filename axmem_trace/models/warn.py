@@ -165,7 +165,9 @@ def _note_unmatched_parameters(adapter: Adapter, facts: ModelFacts, experts: lis
 
 
 def _note_kbit_without_quantisation(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None:
-    if recipe.quantisation.method != "none" or not recipe.quantisation.kbit_preparation:
+    """Of `adapter: lora` with `load_in_4bit: true` the reader has warned."""
+    said = any(note.key == "load_in_4bit" and note.kind == "warning" for note in recipe.notes)
+    if said or recipe.quantisation.method != "none" or not recipe.quantisation.kbit_preparation:
         return
     upcast = sum(
         f.nbytes for f in facts.tensors if f.role == "weight" and f.dtype == "float32" and f.kind == "parameter"

@@ -42,6 +42,7 @@ __all__ = [
     "EMPTY",
     "Adapter",
     "Allocator",
+    "Alternative",
     "Attention",
     "BaseModel",
     "Batch",
@@ -122,8 +123,20 @@ class Recipe:
     notes: tuple[Note, ...] = ()
     written: Mapping[str, Written] = field(default_factory=empty_mapping)
     """What the user wrote for each key, dots between the names of nested ones."""
+    alternatives: tuple[Alternative, ...] = ()
 
     @property
     def refusals(self) -> tuple[RefusalNote, ...]:
         """Why the run can't run, as far as the configuration alone shows it."""
         return tuple(note for note in self.notes if isinstance(note, RefusalNote))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """The same configuration run otherwise: as older releases ran it, or by a way out. Its figure is compared."""
+
+    recipe: Recipe
+    note: Note
+    """What there is to say of the difference. It may be among the run's notes; the figure then goes into that one."""
+    words: str
+    """What is done otherwise: "`adapter: qlora`"."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.tiny_models import write_tiny_model
+from support.whole_runs import make_recipe
 
 from axmem_trace import estimate
 from axmem_trace.config import read_recipe
@@ -43,10 +44,12 @@ def test_plain_linears_are_no_trap(tmp_path):
 
 
 def test_four_bits_without_qlora_are_fp32(tmp_path):
-    note = warnings(tmp_path, "llama", adapter="lora", load_in_4bit=True)["load_in_4bit"]
-    assert "nothing is quantised" in note.text
+    """The reader has said so, with the figure of `adapter: qlora`: it is told once."""
+    built = build_model(make_recipe(tmp_path, **LORA, adapter="lora", load_in_4bit=True))
+    assert not [note for note in built.notes if note.key == "load_in_4bit"]
     # The linears of both layers; embeddings and norms are cast back.
-    assert note.bytes == 2 * (2 * 1024 + 2 * 512 + 3 * 1536) * 4
+    linears = [fact for fact in built.facts.tensors if fact.dtype == "float32" and fact.role == "weight"]
+    assert sum(fact.nbytes for fact in linears if fact.kind == "parameter") == 2 * (2 * 1024 + 2 * 512 + 3 * 1536) * 4
 
 
 def test_fused_experts_are_reached_by_neither(tmp_path):

@@ -37,6 +37,11 @@ def parse_settings(settings: Settings, option: str) -> Iterator[tuple[str, Any]]
             raise ConfigError(problem=problem, key=key, flag=option, value=text, remedy="quote the value") from error
 
 
+def merge_settings(settings: Settings, further: Mapping[str, Any], option: str) -> Settings:
+    """Both, where the further ones win."""
+    return {**dict(parse_settings(settings, option)), **further} if further else settings
+
+
 def apply_overrides(values: dict[str, Any], overrides: Settings) -> tuple[dict[str, Any], frozenset[str]]:
     """A copy of the configuration with `--set` applied, and the keys that were given so, as they were given.
 

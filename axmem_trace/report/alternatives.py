@@ -1,0 +1,35 @@
+"""Figures of a recipe's alternatives beside its own, in its notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.notes import Notes
+from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.units import format_bytes
+
+LEAST_DIFFERENCE = 0.1
+"""Of the recipe's own figure; less is not worth a sentence."""
+
+
+def compare_alternatives(recipe: Recipe, reserved_bytes: int, estimate_bytes: Callable[[Recipe], int]) -> Recipe:
+    """The recipe with the alternatives' figures in its notes.
+
+    Args:
+        reserved_bytes: the recipe's own figure.
+        estimate_bytes: the same figure of another recipe; one that can't be estimated is left out.
+    """
+    notes = Notes(recipe.notes)
+    for alternative in recipe.alternatives:
+        try:
+            other = estimate_bytes(alternative.recipe)
+        except ConfigError:
+            continue
+        if abs(other - reserved_bytes) > LEAST_DIFFERENCE * reserved_bytes:
+            figures = f"{format_bytes(other)} reserved, where this run has {format_bytes(reserved_bytes)}"
+            text = f"{alternative.note.text}. With {alternative.words}: {figures}"
+            notes = Notes(note for note in notes if note != alternative.note)
+            notes.append(replace(alternative.note, text=text))
+    return replace(recipe, notes=tuple(notes))

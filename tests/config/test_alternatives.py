@@ -1,0 +1,61 @@
+"""What older releases did, and ways out: told with a figure, which is that of a run of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from support.tiny_models import write_tiny_model
+
+import axmem_trace
+from axmem_trace.config.reader import read_recipe
+from axmem_trace.units import format_bytes
+
+LORA: dict[str, Any] = {
+    "micro_batch_size": 1, "sequence_len": 64, "learning_rate": 1e-4, "lora_r": 4, "lora_alpha": 8,
+    "datasets": [{"path": "d", "type": "alpaca"}], "bf16": True,
+}  # fmt: skip
+WIDE = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_hidden_layers": 4}
+ATTENTION = {"lora_target_modules": ["q_proj", "v_proj"]}
+
+
+def reserved(config: dict[str, Any], **options: Any) -> str:
+    return format_bytes(axmem_trace.estimate(config, hub="never", **options).peak.reserved_bytes)
+
+
+def test_lora_with_4_bit_is_told_once_with_the_figure_of_qlora(tmp_path: Path):
+    model = write_tiny_model("llama", tmp_path / "llama", **WIDE)
+    config = {**LORA, **ATTENTION, "base_model": model, "adapter": "lora", "load_in_4bit": True}
+    report = axmem_trace.estimate(config, hub="never")
+    (note,) = [note for note in report.notes if note.key == "load_in_4bit"]
+    assert note.kind == "warning"
+    assert "Until 0.12 it was loaded in 4 bit" in note.text
+    figure = reserved({**config, "adapter": "qlora"})
+    assert f"With `adapter: qlora`: {figure} reserved, where this run has {reserved(config)}" in note.text
+    assert not report.refusals
+
+
+def test_experts_that_transformers_4_quantised(tmp_path: Path):
+    model = write_tiny_model("qwen3_moe", tmp_path / "moe", hidden_size=256, moe_intermediate_size=512, num_experts=8)
+    config = {**LORA, **ATTENTION, "base_model": model, "adapter": "qlora", "load_in_4bit": True}
+    notes = axmem_trace.estimate(config, hub="never").notes
+    (note,) = [note for note in notes if "until axolotl 0.13" in note.text]
+    figure = reserved({**config, "quantize_moe_experts": True})
+    assert f"With `quantize_moe_experts: true`: {figure} reserved" in note.text
+
+
+def test_a_difference_of_less_than_a_tenth_is_not_told(tmp_path: Path):
+    model = write_tiny_model("qwen3_moe", tmp_path / "moe")
+    config = {**LORA, **ATTENTION, "base_model": model, "adapter": "qlora", "load_in_4bit": True}
+    assert len(read_recipe(config, hub="never").alternatives) == 1
+    assert not [note for note in axmem_trace.estimate(config, hub="never").notes if "until axolotl" in note.text]
+
+
+def test_what_changes_nothing_has_no_alternative(tmp_path: Path):
+    model = write_tiny_model("llama", tmp_path / "llama")
+    for keys in (
+        {"adapter": "qlora", "load_in_4bit": True},
+        {"adapter": "lora"},
+        {"adapter": "lora", "load_in_8bit": True},
+    ):
+        assert read_recipe({**LORA, **ATTENTION, "base_model": model, **keys}, hub="never").alternatives == ()
