@@ -21,7 +21,7 @@ LEVELS = (
 EXCEPTIONS = {("report.report", "render")}
 """A report renders itself in a notebook cell and on request."""
 HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "IPython", "rich")
-LIGHT = ("cli", "render", "config", "report", "allocator", "catalogue", "recipe", "ledger",
+LIGHT = ("cli", "render", "advice", "config", "report", "allocator", "catalogue", "recipe", "ledger",
          "__main__", "estimate", "snapshot", "quiet", "progress", "imports", "files", "model_facts",
          "notes", "errors", "units")  # fmt: skip
 CODE = """

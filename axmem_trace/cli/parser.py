@@ -27,6 +27,43 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("config", metavar="CONFIG.yml", help="an axolotl configuration; - reads standard input")
+    _add_run_arguments(parser)
+    add("--format", choices=("text", "json", "html"), default="text", help="default: text")
+    add("-o", "--output", metavar="FILE", type=Path, help="write the report there instead of to standard output")
+    add("--full", action="store_true", help="all tables, notes and values in force, not the first screen alone")
+    add("--depth", metavar="N", type=non_negative_int, help="fold modules deeper than N parts of their name (--full)")
+    add(
+        "--snapshot",
+        metavar="FILE",
+        type=Path,
+        help="write the predicted history for PyTorch's memory viewer (torch.cuda.memory format)",
+    )
+    add("--version", action="version", version=f"axmem_trace {__version__}")
+    return parser
+
+
+def build_compare_parser() -> argparse.ArgumentParser:
+    """The parser of `compare`."""
+    parser = argparse.ArgumentParser(
+        prog="axmem_trace compare",
+        description="Compare runs: what differs in their settings, and what that does to their memory.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+",
+        help="a configuration (.yml), a report saved with --format json (.json), a snapshot of PyTorch's allocator "
+        "(.pickle) or a log of axolotl (.log, .txt); the first is the baseline")  # fmt: skip
+    add("--try", metavar="'key=value ...'", action="append", default=[], dest="tries",
+        help="the first configuration once more with these keys changed; may be repeated")  # fmt: skip
+    _add_run_arguments(parser)
+    add("--format", choices=("text", "markdown", "json"), default="text", help="default: text")
+    add("-o", "--output", metavar="FILE", type=Path, help="write the comparison there instead of to standard output")
+    return parser
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What changes a run, or how it is looked up: the same for each command that estimates."""
+    add = parser.add_argument
     add(
         "--set",
         metavar="key=value",
@@ -53,10 +90,6 @@ def build_parser() -> argparse.ArgumentParser:
         help='the card: a name ("RTX 4090", H100, as nvidia-smi prints it), a MIG slice ("A100-40GB 3g.20gb"), or its '
         "memory (23.5GiB); says whether it fits",
     )
-    add("--format", choices=("text", "json", "html"), default="text", help="default: text")
-    add("-o", "--output", metavar="FILE", type=Path, help="write the report there instead of to standard output")
-    add("--full", action="store_true", help="all tables, notes and values in force, not the first screen alone")
-    add("--depth", metavar="N", type=non_negative_int, help="fold modules deeper than N parts of their name (--full)")
     hub = parser.add_mutually_exclusive_group()
     hub.add_argument(
         "--offline",
@@ -84,14 +117,6 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="unknown keys, keys given twice, and keys that are not modelled, are errors",
     )
-    add(
-        "--snapshot",
-        metavar="FILE",
-        type=Path,
-        help="write the predicted history for PyTorch's memory viewer (torch.cuda.memory format)",
-    )
-    add("--version", action="version", version=f"axmem_trace {__version__}")
-    return parser
 
 
 def build_models_parser() -> argparse.ArgumentParser:

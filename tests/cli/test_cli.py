@@ -16,7 +16,7 @@ from support.paths import ROOT
 
 import axmem_trace
 from axmem_trace.__main__ import main
-from axmem_trace.cli.parser import build_gpus_parser, build_models_parser, build_parser
+from axmem_trace.cli.parser import build_compare_parser, build_gpus_parser, build_models_parser, build_parser
 from axmem_trace.errors import ConfigError
 
 
@@ -75,6 +75,15 @@ def test_the_surface_is_frozen():
         "--strict": (None, None, False),
         "--snapshot": ("FILE", None, None),
         "--version": (None, None, "==SUPPRESS=="),
+    }
+    run_options = ("--set", "--assume", "--gpus", "--gpu", "--offline", "--hub", "--trust-remote-code", "--strict")
+    assert surface(build_compare_parser()) == {
+        "-h --help": (None, None, "==SUPPRESS=="),
+        "runs": ("RUN", None, None),
+        "--try": ("'key=value ...'", None, []),
+        **{option: surface(build_parser())[option] for option in run_options},
+        "--format": (None, ("text", "markdown", "json"), "text"),
+        "-o --output": ("FILE", None, None),
     }
     assert surface(build_gpus_parser()) == {
         "-h --help": (None, None, "==SUPPRESS=="),

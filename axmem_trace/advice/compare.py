@@ -1,0 +1,159 @@
+"""Runs side by side: which settings differ, and what that does to figures, holders, phases and modules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from axmem_trace.report import Report
+from axmem_trace.report.row_folding import group_repeated
+
+MODULE_DEPTH = 5
+_IN_WORDS = ("model.base", "optimizer.name", "checkpointing.", "attention.kernel", "loss.path", "precision.autocast",
+             "adapter.kind", "evaluation.enabled", "allocator.settings", "quantisation.")  # fmt: skip
+"""Values in force that the words of the run say too."""
+MIN_FIGURE_BYTES = 1 << 20
+"""A figure that is smaller in every run (a step counter in host memory) is left out."""
+NUM_ROWS = 8
+"""Rows of a long section (holders, modules): those that differ most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One run: an estimate, or what was measured (then most sections are empty).
+
+    Attributes:
+        sections: title of a section to its rows, name to bytes.
+        settings: values in force by name, as text.
+        facts: what else decides figures and may differ unseen: versions, the card, the base model's configuration.
+        verdict: whether it fits, in words; empty where no card was named.
+    """
+
+    label: str
+    sections: Mapping[str, Mapping[str, int]]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    verdict: str = ""
+    measured: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One name with its value in each column; None where a column has none."""
+
+    name: str
+    values: tuple[int | None, ...]
+
+    @property
+    def spread(self) -> int:
+        """How far the values are from that of the first column, at most."""
+        base = self.values[0] or 0
+        return max(abs((value or 0) - base) for value in self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All columns against the first, the baseline.
+
+    Attributes:
+        changed: settings that differ: name to its value in each column (empty: not there).
+        sections: title to rows; long ones keep the rows that differ most.
+        hidden: facts that differ although nobody asked for it, as sentences.
+    """
+
+    columns: tuple[Column, ...]
+    changed: Mapping[str, tuple[str, ...]]
+    sections: Mapping[str, tuple[Row, ...]]
+    hidden: tuple[str, ...]
+
+
+def make_column(label: str, report: Report) -> Column:
+    """What a comparison shows of an estimate."""
+    peak = report.peak
+    figures = {
+        "max_allocated": peak.counted_bytes,
+        "device_reserved": peak.reserved_bytes,
+        "nvidia-smi": peak.device_bytes,
+        "after loading": report.after_load.allocated_bytes,
+        "host memory": report.host.cpu.peak_bytes,
+    }
+    phases = {name.replace("_", " "): use.allocated_bytes for name, use in report.phases.items()}
+    modules = {row.name or "(root)": row.held_bytes for row in group_repeated(report.by_module(MODULE_DEPTH))}
+    sections = {
+        "figures": figures,
+        "alive at the peak": {name: getattr(report.buckets, name) for name in report.buckets.__slots__},
+        "largest holders": {holder.name: holder.bytes for holder in report.holders},
+        "phases, allocated": phases,
+        "modules": {name: nbytes for name, nbytes in modules.items() if nbytes},
+    }
+    gpu = report.gpu
+    facts = {**report.versions, "card": gpu.name or "none named", "GPUs": str(gpu.count),
+             "config.json": report.model.config_source}  # fmt: skip
+    return Column(
+        label=label,
+        sections=sections,
+        settings=_settings(report),
+        facts=facts,
+        verdict=report.verdict,
+    )
+
+
+def _settings(report: Report) -> dict[str, str]:
+    """What was asked for in words, and the values in force that those words don't have already."""
+    words = {name: text for name, text in report.run.items() if name != "config"}
+    values = {path: choice.value for path, choice in report.choices.items() if not path.startswith(_IN_WORDS)}
+    return {"base model": report.model.name, **words, **values}
+
+
+def compare(columns: Sequence[Column]) -> Comparison:
+    """Everything that differs between the columns, and the figures in any case.
+
+    Raises:
+        ValueError: fewer than two columns.
+    """
+    if len(columns) < 2:
+        raise ValueError("a comparison needs two runs")
+    counted = Counter(title for column in columns for title in column.sections)
+    titles = [title for title, number in counted.items() if number > 1]
+    return Comparison(
+        columns=tuple(columns),
+        changed=_differences(columns, lambda column: column.settings),
+        sections={title: _rows(columns, title) for title in titles},
+        hidden=tuple(_hidden(columns)),
+    )
+
+
+def _differences(
+    columns: Sequence[Column], values_of: Callable[[Column], Mapping[str, str]]
+) -> dict[str, tuple[str, ...]]:
+    """Names whose values differ among the columns that say anything at all."""
+    speaking = [index for index, column in enumerate(columns) if values_of(column)]
+    names = dict.fromkeys(name for column in columns for name in values_of(column))
+    found = {name: tuple(values_of(column).get(name, "") for column in columns) for name in names}
+    return {name: values for name, values in found.items() if len({values[index] for index in speaking}) > 1}
+
+
+def _rows(columns: Sequence[Column], title: str) -> tuple[Row, ...]:
+    names = dict.fromkeys(name for column in columns for name in column.sections.get(title, {}))
+    rows = [
+        Row(name=name, values=tuple(_value(column, title, name) for column in columns))
+        for name in names
+    ]  # fmt: skip
+    if title == "figures":
+        return tuple(row for row in rows if max(value or 0 for value in row.values) >= MIN_FIGURE_BYTES)
+    changed = sorted((row for row in rows if row.spread), key=lambda row: -row.spread)
+    return tuple(changed[:NUM_ROWS])
+
+
+def _value(column: Column, title: str, name: str) -> int | None:
+    """0 where an estimate has the section and not the row: it holds nothing of the kind. None where nothing is known."""
+    section = column.sections.get(title)
+    return None if section is None else section.get(name, None if column.measured else 0)
+
+
+def _hidden(columns: Sequence[Column]) -> list[str]:
+    differing = _differences(columns, lambda column: column.facts)
+    return [
+        f"{name} differs: {', '.join(value or 'unknown' for value in values)}" for name, values in differing.items()
+    ]
