@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from axmem_trace.tracing.autocast import Autocast
+from axmem_trace.tracing.originals import call_original, stands_in
 from axmem_trace.tracing.patching import replaced, replaced_all
 from axmem_trace.tracing.recorder import Recorder
 
@@ -32,27 +33,28 @@ class CudaMode(TorchFunctionMode):
         self._rules = recorder.rules.functions
         self.autocast = Autocast()
 
+    @stands_in
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func in _PLAIN:
-            return func(*args, **kwargs)
+            return call_original(func, args, kwargs)
         args, kwargs = self.autocast.apply(func, args, kwargs)
         rule = self._rules.get(func)
         if rule is not None:
             return rule(self.context, func, args, kwargs)
         if func in _COMPOSITE:
             with _bodies_run(), self:
-                return func(*args, **kwargs)
-        return func(*args, **kwargs)
+                return call_original(func, args, kwargs)
+        return call_original(func, args, kwargs)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """The mode, with libraries' own questions about devices and autocast answered as on a GPU."""
         with ExitStack() as stack:
             for target, name, replacement in (*self._torch_answers(), *_transformers_answers()):
-                stack.enter_context(replaced(target, name, replacement))
+                stack.enter_context(replaced(target, name, stands_in(replacement)))
             stack.enter_context(self)
             stack.callback(self.autocast.clear)
             yield
@@ -63,16 +65,16 @@ class CudaMode(TorchFunctionMode):
 
         def run_backward_in_mode(*args: Any, **kwargs: Any) -> Any:
             if self in torch.overrides._get_current_function_mode_stack():
-                return run_backward(*args, **kwargs)
+                return call_original(run_backward, args, kwargs)
             with self:
-                return run_backward(*args, **kwargs)
+                return call_original(run_backward, args, kwargs)
 
         def clear_both_caches() -> None:
             self.autocast.clear()
             clear_cache()
 
         def init_for_cuda(autocast: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
-            init_autocast(autocast, _as_cuda(device_type), *args, **kwargs)
+            call_original(init_autocast, (autocast, _as_cuda(device_type), *args), kwargs)
 
         def cast_as_cuda(value: Any, device_type: str, dtype: torch.dtype) -> Any:
             return cast_inputs(value, "meta" if device_type == "cuda" else device_type, dtype)
@@ -103,7 +105,8 @@ def _as_cuda(device_type: str) -> str:
 
 def _with_cuda_for_meta(function: Callable[..., Any]) -> Callable[..., Any]:
     def ask(*args: Any, **kwargs: Any) -> Any:
-        return function(*(_as_cuda(each) for each in args), **{key: _as_cuda(each) for key, each in kwargs.items()})
+        asked = {key: _as_cuda(each) for key, each in kwargs.items()}
+        return call_original(function, tuple(_as_cuda(each) for each in args), asked)
 
     return ask
 
@@ -116,7 +119,7 @@ def _transformers_answers() -> Iterator[tuple[Any, str, Any]]:
         return
 
     def maybe_autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
-        return original(_as_cuda(device_type), *args, **kwargs)
+        return call_original(original, (_as_cuda(device_type), *args), kwargs)
 
     for name, module in list(sys.modules.items()):
         if name.startswith("transformers") and getattr(module, "__dict__", {}).get("maybe_autocast") is original:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_any_only, tree_leaves, tree_map_only
 
+from axmem_trace.tracing.originals import call_original
+
 aten = torch.ops.aten
 
 MAX_ELEMENTS = 1 << 20
@@ -67,7 +69,7 @@ class KnownValues:
         real_args, real_kwargs = tree_map_only(torch.device, lambda _: torch.device("cpu"), values)
         if op is aten.histc.default and not real_args[0].dtype.is_floating_point:  # on a CPU there is none of integers
             return op(real_args[0].double(), *real_args[1:], **real_kwargs).to(real_args[0].dtype)
-        return op(*real_args, **real_kwargs)
+        return call_original(op, real_args, real_kwargs)
 
     def may_follow(self, args: tuple[Any, ...]) -> bool:
         """A cheap first look: whether the first tensor among the arguments is known, or there is none."""

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from axmem_trace.tracing.known_values import KnownValues, worth_knowing
+from axmem_trace.tracing.originals import call_original, stands_in
 from axmem_trace.tracing.patching import replaced
 
 
@@ -23,8 +24,9 @@ def literals_known(values: KnownValues) -> Iterator[None]:
     """
     original = torch.tensor
 
+    @stands_in
     def tensor(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        made = original(data, *args, **kwargs)
+        made = call_original(original, (data, *args), kwargs)
         if made.is_meta and worth_knowing(made):
             real = tree_map_only(torch.Tensor, values.value_of, data)
             if not any(each is None for each in tree_leaves(real)):

@@ -16,6 +16,7 @@ from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.known_values import DATA_DEPENDENT, KnownValues, worth_knowing
 from axmem_trace.tracing.literal_tensors import literals_known
 from axmem_trace.tracing.masked_index import INDEXES, picked_indices
+from axmem_trace.tracing.originals import call_original, stands_in
 from axmem_trace.tracing.result_memo import ResultMemo, can_remember
 from axmem_trace.tracing.rules import Rules
 from axmem_trace.tracing.storage_record import LifeRecord, tensors_in
@@ -119,6 +120,7 @@ class Recorder(LifeRecord, TorchDispatchMode):
 
     # -- what operators do --------------------------------------------------------------------------------------------
 
+    @stands_in
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -182,13 +184,13 @@ class Recorder(LifeRecord, TorchDispatchMode):
 
     def _run(self, plan: _Plan, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, followed: bool) -> Any:
         if not plan.can_remember or (followed and args):
-            return func(*args, **kwargs)
+            return call_original(func, args, kwargs)
         key = self._memo.key(func, args, kwargs)
         if key is None:
-            return func(*args, **kwargs)
+            return call_original(func, args, kwargs)
         result = self._memo.recall(key, args)
         if result is None:
-            result = func(*args, **kwargs)
+            result = call_original(func, args, kwargs)
             self._memo.remember(key, args, result)
         return result
 

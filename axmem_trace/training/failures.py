@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,16 +10,8 @@ from types import TracebackType
 from axmem_trace.errors import AxmemError, ConfigError, in_one_line
 from axmem_trace.models.built import BuiltModel, unwrapped
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.originals import library_frame
 
-_OURS = Path(__file__).parents[1]
-_PASSED_THROUGH = tuple(
-    str(_OURS / "tracing" / name)
-    for name in ("recorder.py", "cuda_mode.py", "autocast.py", "module_scopes.py", "known_values.py")
-)
-"""Ours, and on the way from the model to each operator: what stops in them, the model asked for."""
-_ASKED_FOR = re.compile(r"\b(function|func|op|original)\(\*args, \*\*kwargs\)|recorder\.run\(op, ")
-"""So a rule lets a function be."""
-_LIBRARIES = ("torch", "contextlib.py", "functools.py")
 _SECOND_BACKWARD = "Trying to backward through the graph a second time"
 _LEAF = "a leaf Variable that requires grad is being used in an in-place operation"
 
@@ -65,29 +55,14 @@ def _reentrant_over_shared_input(class_name: str, error: Exception, recipe: Reci
 
 
 def _place(trace: TracebackType | None) -> str:
-    """File, line and function of the library whose code met the exception; empty where it is ours."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(trace)
-        if not _is_passed_through(frame) and not _is_plumbing(frame.filename)
-    ]
-    if not frames or Path(frames[-1].filename).is_relative_to(_OURS):
+    """File, line and function of the library whose request failed; empty where the failure is ours."""
+    found = library_frame(trace)
+    if found is None:
         return ""
-    last = frames[-1]
-    parts = Path(last.filename).parts
+    code = found.tb_frame.f_code
+    parts = Path(code.co_filename).parts
     inside = parts[parts.index("site-packages") + 1 :] if "site-packages" in parts else parts[-2:]
-    return f"{'/'.join(inside)}, line {last.lineno}, in {last.name}"
-
-
-def _is_passed_through(frame: traceback.FrameSummary) -> bool:
-    in_rules = any(Path(frame.filename).is_relative_to(_OURS / package) for package in ("tracing", "kernels"))
-    return frame.filename.startswith(_PASSED_THROUGH) or (in_rules and bool(_ASKED_FOR.search(frame.line or "")))
-
-
-def _is_plumbing(filename: str) -> bool:
-    parts = Path(filename).parts
-    inside = parts[parts.index("site-packages") + 1] if "site-packages" in parts else parts[-1]
-    return inside in _LIBRARIES
+    return f"{'/'.join(inside)}, line {found.tb_lineno}, in {code.co_name}"
 
 
 def _as_config_error(class_name: str, place: str, error: Exception, recipe: Recipe) -> ConfigError:

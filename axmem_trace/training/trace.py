@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from axmem_trace.imports import collector_paused
+from axmem_trace.kernels.core.autograd_in_place import assert_seen_from_engine
 from axmem_trace.kernels.install import gpu_rules, install_kernels
 from axmem_trace.kernels.site import Site
 from axmem_trace.ledger import Ledger
@@ -54,6 +55,7 @@ def record_run(
     run = Run(recipe, built, optimizer, recorder, offloading=offloading, repeat=repeat)
     with ExitStack() as stack:
         stack.enter_context(garbage_on_demand())
+        assert_seen_from_engine()
         stack.enter_context(recorder)
         stack.enter_context(recorder.watch(built.module))
         install_kernels(Site(built.module, recipe, context, stack))

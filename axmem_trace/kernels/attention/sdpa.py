@@ -13,6 +13,7 @@ from axmem_trace.kernels.attention.sdpa_choice import SdpaCall, choose_backend
 from axmem_trace.kernels.attention.sdpa_math import as_additive, math_attention
 from axmem_trace.notes import Note
 from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.originals import call_original
 from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
@@ -30,7 +31,7 @@ def scaled_dot_product_attention(
     """
     call = _bind(*args, **kwargs)
     if not call["query"].is_meta:
-        return function(*args, **kwargs)
+        return call_original(function, args, kwargs)
     choice = choose_backend(_describe(**call), context.compute_capability)
     _note_choice(context, choice.backend, choice.refused)
     return _KERNELS[choice.backend](**call)

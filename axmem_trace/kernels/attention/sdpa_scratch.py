@@ -11,6 +11,7 @@ from axmem_trace.kernels.attention.flash_sizes import Blocks
 from axmem_trace.kernels.card import HALF, num_sms
 from axmem_trace.notes import Note
 from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.originals import call_original
 from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
@@ -56,7 +57,7 @@ def seed_on_the_host(context: KernelContext, op: Any, args: tuple[Any, ...], kwa
     Source: aten/src/ATen/native/transformers/cuda/attention.cu, `_efficient_attention_forward`, Note [Seed and Offset
     Device].
     """
-    out, logsumexp, _, _ = op(*args, **kwargs)
+    out, logsumexp, _, _ = call_original(op, args, kwargs)
     return out, logsumexp, torch.empty((), dtype=torch.long), torch.empty((), dtype=torch.long)
 
 

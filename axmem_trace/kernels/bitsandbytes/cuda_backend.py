@@ -22,6 +22,7 @@ from axmem_trace.imports import compile_when_called
 from axmem_trace.kernels.card import num_sms
 from axmem_trace.tracing.autocast import Autocast
 from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.originals import call_original, stands_in
 from axmem_trace.tracing.patching import replaced
 
 Kernel = Callable[..., Any]
@@ -44,23 +45,25 @@ class _AutocastInside(TorchFunctionMode):
         super().__init__()
         self._autocast = Autocast()
 
+    @stands_in
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         args, kwargs = self._autocast.apply(func, args, kwargs or {})
-        return func(*args, **kwargs)
+        return call_original(func, args, kwargs)
 
 
 class _WholeOps(TorchDispatchMode):
     """Takes composite operators (`to`, `linear`) apart: below autograd, where kernels run, nothing else does."""
 
+    @stands_in
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if _is_composite(func):
             with self:
                 return func.decompose(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return call_original(func, args, kwargs or {})
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -93,7 +96,7 @@ def remember_autocast(
     """A function rule: below autograd, where kernels run, torch no longer knows whether autocast is on."""
     _autocast_dtypes.append(torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None)
     try:
-        return function(*args, **kwargs)
+        return call_original(function, args, kwargs)
     finally:
         _autocast_dtypes.pop()
 

@@ -17,6 +17,8 @@ from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.originals import call_original
+from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
@@ -56,7 +58,7 @@ def linear(context: KernelContext, function: Callable[..., Any], args: tuple[Any
     tensor, weight, bias = _bind_linear(*args, **kwargs)
     plain = all(type(each) in _PLAIN for each in (tensor, weight, bias))
     if not plain or not tensor.is_meta or tensor.dim() <= 2 or tensor.is_contiguous():
-        return function(*args, **kwargs)
+        return call_original(function, args, kwargs)
     return torch.matmul(tensor, weight.t()).add_(bias)
 
 
@@ -81,20 +83,42 @@ def scatter_gradient(context: KernelContext, op: Any, args: tuple[Any, ...], kwa
 
 
 def _called_by_engine() -> bool:
-    """No Python code is between the autograd engine and the operator: it is a built-in formula's, or the
-    engine's own."""
+    """No Python code is between the autograd engine and the operator but this file's and the recorder's: it is a built-in
+    formula's, or the engine's own."""
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_code is not _ENGINE:
-        if not frame.f_code.co_filename.endswith(_OWN_FRAMES):
+        if frame.f_code not in _OWN_CODE and frame.f_globals.get("__name__") not in _WRAPPERS:
             return False
         frame = frame.f_back
     return frame is not None
 
 
-_OWN_FRAMES = (
-    "kernels/core/autograd_in_place.py", "axmem_trace/tracing/recorder.py", "torch/_compile.py",
-    "torch/_dynamo/eval_frame.py",
-)  # fmt: skip
+_OWN_CODE = frozenset(
+    function.__code__ for function in (accumulate, scatter_gradient, Recorder._record, Recorder.__torch_dispatch__)
+)
+_WRAPPERS = ("torch._compile", "torch._dynamo.eval_frame")
+"""Modules of torch whose functions call a mode's handler."""
+
+
+def assert_seen_from_engine() -> None:
+    """The rules of this file take effect with the installed torch: called at the beginning of each trace.
+
+    Two gradients of one tensor are added up, and one is filled by an index, under a recorder of its own.
+
+    Raises:
+        AssertionError: a frame between engine and rule is not known, or a gradient is held in more ways than it was
+            when this file was imported; each sum of gradients would count as another tensor.
+    """
+    recorder = Recorder(rules=RULES)
+    with _disable_current_modes(), torch.enable_grad(), recorder:
+        leaf = torch.zeros(4, requires_grad=True, device="meta")
+        loss = (leaf * 2 + leaf * 3).sum() + leaf[:2].sum()
+        recorder.mark("backward", 1)
+        torch.autograd.grad(loss, leaf)
+    made = [each.op for each in recorder.make_ledger().allocations if each.op == str(aten.add.Tensor) and each.step]
+    assert not made, (
+        f"gradients are no longer added up in place: {len(made)} sums were allocated; see autograd_in_place.py"
+    )
 
 
 def _references(tensor: torch.Tensor) -> tuple[int, int]:

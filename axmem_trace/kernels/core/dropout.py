@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.originals import call_original
 from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
@@ -26,7 +27,7 @@ def dropout(context: KernelContext, function: Callable[..., Any], args: tuple[An
     """
     tensor, p, training, inplace = _bind(*args, **kwargs)
     if inplace or not training or not 0 < p < 1 or not tensor.is_meta or not tensor.numel():
-        return function(*args, **kwargs)
+        return call_original(function, args, kwargs)
     return aten.native_dropout(tensor, p, True)[0]
 
 

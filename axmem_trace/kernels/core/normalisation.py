@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from axmem_trace.kernels.card import num_sms
 from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.originals import call_original
 from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
@@ -29,7 +30,7 @@ def rms_norm(
     """
     tensor, shape, weight = _bind(*args, **kwargs)
     if not tensor.is_meta or (weight is not None and weight.dtype != tensor.dtype):
-        return function(*args, **kwargs)
+        return call_original(function, args, kwargs)
     return FusedRmsNorm.apply(tensor, weight, math.prod(shape), num_sms(context), context)
 
 

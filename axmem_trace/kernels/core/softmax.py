@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.originals import call_original
 from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
@@ -32,10 +33,10 @@ def softmax(context: KernelContext, function: Callable[..., Any], args: tuple[An
     """
     tensor = args[0] if args else kwargs["input"]
     if not tensor.is_meta or tensor.dtype is not torch.float16:
-        return function(*args, **kwargs)
+        return call_original(function, args, kwargs)
     dim, dtype = _dim_and_dtype(*args[1:], **kwargs)
     if dtype is not torch.float32 or dim is None:
-        return function(*args, **kwargs)
+        return call_original(function, args, kwargs)
     return _KERNELS[function](tensor, dim, True)
 
 
@@ -59,7 +60,7 @@ def cross_entropy(
     logits, target = call["input"], call["target"]
     whole = logits.shape == target.shape or call["label_smoothing"] or logits.dtype is torch.float32
     if whole or not logits.is_meta or not torch.is_autocast_enabled("cuda"):
-        return function(*args, **kwargs)
+        return call_original(function, args, kwargs)
     dim = 0 if logits.dim() == 1 else 1
     logarithms = aten._log_softmax(logits, dim, False).float()
     return F.nll_loss(

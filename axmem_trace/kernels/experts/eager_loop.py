@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from axmem_trace.kernels.experts.routing import Assignment, Routing
 from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.originals import call_original
 from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
@@ -35,7 +36,7 @@ def one_hot(context: KernelContext, function: Any, args: tuple[Any, ...], kwargs
     tensor = args[0] if args else kwargs["input"]
     num_classes = args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
     if not tensor.is_meta or num_classes <= 0:
-        return function(*args, **kwargs)
+        return call_original(function, args, kwargs)
     return scattered_one_hot(tensor, num_classes)
 
 
@@ -46,12 +47,12 @@ def rules_of(routing: Routing) -> Rules:
     @rules.dispatch(aten.nonzero.default)
     def nonzero(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         found = None if routing.latest is None else _nonzero(context, args[0], routing.latest)
-        return op(*args, **kwargs) if found is None else found
+        return call_original(op, args, kwargs) if found is None else found
 
     @rules.dispatch(aten._unique2.default)
     def unique(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found = None if routing.latest is None or any(args[2:4]) else _unique(context, args[0], routing.latest)
-        return tuple(op(*args, **kwargs)) if found is None else found
+        return tuple(call_original(op, args, kwargs)) if found is None else found
 
     return rules
 
@@ -110,7 +111,7 @@ def bincount(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dic
     """
     minlength = args[2] if len(args) > 2 else kwargs.get("minlength", 0)
     if minlength <= 0:
-        return op(*args, **kwargs)
+        return call_original(op, args, kwargs)
     weights = args[1] if len(args) > 1 else kwargs.get("weights")
     dtype = torch.int64 if weights is None else torch.float32 if weights.dtype is torch.float32 else torch.float64
     return torch.empty(minlength, dtype=dtype, device=args[0].device)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest.mock import patch
 
 from torch import nn
 from torch.nn.utils import parametrize
+
+from axmem_trace.tracing.patching import replaced
 
 _PROXIES = ("_LoraParameterProxy", "_LoraFactorsProxy")
 """peft's parametrisations that add the adapter to a weight (`tuners/lora/layer.py`); the second came with 0.21."""
@@ -54,9 +55,9 @@ def adapters_of_quantised_experts(model: nn.Module) -> Iterator[None]:
         del chain[last]
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(lora.ParamWrapper, "_activate_lora", activate_and_forget))
+        stack.enter_context(replaced(lora.ParamWrapper, "_activate_lora", activate_and_forget))
         if len(proxies) == len(_PROXIES):
-            stack.enter_context(patch.object(lora.ParamWrapper, "_remove_parametrizations", remove))
+            stack.enter_context(replaced(lora.ParamWrapper, "_remove_parametrizations", remove))
         yield
 
 

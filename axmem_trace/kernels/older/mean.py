@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from axmem_trace.tracing.context import KernelContext
+from axmem_trace.tracing.originals import call_original
 from axmem_trace.tracing.rules import Rules
 
 RULES = Rules()
@@ -20,7 +21,7 @@ def mean(context: KernelContext, function: Callable[..., Any], args: tuple[Any, 
     Source: torch 2.1 `MeanBackward1` has `_saved_self`, as `derivatives.yaml` asks `mean_backward` for
     `self.sym_numel()` and code generation knew no better; from 2.2 on it has `_saved_self_sym_numel`.
     """
-    result = function(*args, **kwargs)
+    result = call_original(function, args, kwargs)
     averaged = args[0] if args else kwargs["input"]
     if not context.mean_keeps_input or not result.requires_grad:
         return result

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest.mock import patch
 
 from torch import nn
 
@@ -48,7 +47,7 @@ def _parameters_in_given_order(lora_config: Any) -> Iterator[None]:
         names = list(names)
         return given if not kwargs and given and set(names) == set(given) else sorted(names, **kwargs)
 
-    with patch.object(tuners_utils, "sorted", sort, create=True):
+    with replaced(tuners_utils, "sorted", sort, new=True):
         yield
 
 

@@ -17,6 +17,7 @@ from torch.autograd.graph import _engine_run_backward
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
+from axmem_trace.kernels.core import autograd_in_place
 from axmem_trace.tracing.cuda_mode import CudaMode
 
 LARGE = 4096
@@ -100,3 +101,12 @@ def record_meta(run: Any, *, with_rules: bool = True) -> Counter[int]:
         del out, gradient
         allocations = recorder.make_ledger().allocations
     return Counter(each.nbytes for each in allocations if each.nbytes >= LARGE and each.op != "cuBLAS")
+
+
+@pytest.mark.parametrize(("name", "value"), [("_OWN_CODE", frozenset()), ("_REFERENCES_OF_BUFFER", (0, 0))])
+def test_a_trace_begins_with_a_check_that_fails(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> None:
+    """Another frame on the way from the engine, or another count of references, once changed figures in silence."""
+    autograd_in_place.assert_seen_from_engine()
+    monkeypatch.setattr(autograd_in_place, name, value)
+    with pytest.raises(AssertionError, match="no longer added up in place"):
+        autograd_in_place.assert_seen_from_engine()
