@@ -11,6 +11,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.skeleton.attention_request import attention_without_packages, request_attention
+from axmem_trace.models.skeleton.pinned_attention import attention_support_of_pins
 from axmem_trace.notes import Notes
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.patching import replaced_all
@@ -42,9 +43,10 @@ def build_skeleton(
         _set_dtype(config, dtype)
         reason = recipe.reasons.get("attention.kernel")
         asked = reason is not None and reason.origin != "default"
+        support = attention_support_of_pins(model_class, recipe.attention.kernel, notes)
         request_attention(config, recipe.attention.kernel, asked=asked)  # HRM-Text refuses FlashAttention here
         _request_experts(config, recipe.model.experts_implementation)
-        with attention_without_packages(recipe.attention.kernel, notes), _creation_context(dtype, device):
+        with support, attention_without_packages(recipe.attention.kernel, notes), _creation_context(dtype, device):
             model = model_class(config)
             replace_modules(model)
     except ConfigError:

@@ -1,0 +1,93 @@
+"""Which attention a model's class accepts, in the transformers that axolotl pins and not in the one installed here.
+
+A release may take a kernel away from a class, or give it one: axolotl runs with the release that it pins. Compared:
+`_supports_flash_attn`, `_supports_sdpa` and `_supports_flex_attn` of every model class of transformers 5.16.1 (axolotl
+0.19), 5.20.1 (axolotl 0.21) and 5.24.0. Listed is where the first two agree and the third differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from axmem_trace.notes import Note, Notes
+from axmem_trace.tracing.patching import replaced
+
+_FLASH, _SDPA, _FLEX = "_supports_flash_attn", "_supports_sdpa", "_supports_flex_attn"
+_DIFFUSION_GEMMA = ("DecoderModel", "EncoderModel", "EncoderTextModel", "ForBlockDiffusion", "Model", "PreTrainedModel")
+_MLLAMA = ("ForCausalLM", "ForConditionalGeneration", "Model", "PreTrainedModel", "TextModel", "VisionModel")
+_HEADS = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "Model", "PreTrainedModel")
+_T5GEMMA = ("Decoder", "Encoder", "EncoderModel", "ForConditionalGeneration", "ForSequenceClassification",
+            "ForTokenClassification", "Model", "PreTrainedModel")  # fmt: skip
+_GPTJ = ("ForCausalLM", "ForQuestionAnswering", "ForSequenceClassification", "Model", "PreTrainedModel")
+_CODEGEN = ("ForCausalLM", "Model", "PreTrainedModel")
+
+
+def _named(family: str, parts: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(family + part for part in parts)
+
+
+_IMAGE_AND_TEXT = ("ForConditionalGeneration", "Model")
+_ACCEPTED = {
+    _FLASH: frozenset().union(
+        *(_named(family, _IMAGE_AND_TEXT) for family in ("Gemma3", "Gemma4", "Gemma4Unified", "PI0", "PaliGemma")),
+        _named("Mllama", _MLLAMA),
+        _named("DiffusionGemma", _DIFFUSION_GEMMA),
+    ),
+    _SDPA: _named("Gemma2", _HEADS) | _named("VaultGemma", _HEADS) | _named("T5Gemma", _T5GEMMA),
+}
+"""By flag, the classes that have it in the pinned releases alone."""
+_NOT_ACCEPTED = {
+    _FLASH: _named("CodeGen", _CODEGEN),
+    _SDPA: _named("CodeGen", _CODEGEN) | _named("GPTJ", _GPTJ),
+    _FLEX: _named("CodeGen", _CODEGEN) | _named("GPTJ", _GPTJ),
+}
+"""By flag, the classes that have it in later releases alone."""
+
+
+@contextmanager
+def attention_support_of_pins(model_class: Any, kernel: str, notes: Notes) -> Iterator[None]:
+    """While open, each class accepts what it accepts in axolotl's transformers; a note where that decides on `kernel`."""
+    from transformers import PreTrainedModel
+
+    changes = [
+        (kind, flag, value)
+        for kind in {model_class, *_below(PreTrainedModel)}
+        for flag, value in _flags_of(kind.__name__)
+        if bool(getattr(kind, flag, value)) is not value
+    ]
+    with ExitStack() as stack:
+        for kind, flag, value in changes:
+            stack.enter_context(replaced(kind, flag, value))
+            if kind is model_class and flag == _flag_of(kernel):
+                notes.append(_note(model_class.__name__, kernel, accepted=value))
+        yield
+
+
+def _below(kind: Any) -> Iterator[Any]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from _below(each)
+
+
+def _flags_of(name: str) -> Iterator[tuple[str, bool]]:
+    for table, value in ((_ACCEPTED, True), (_NOT_ACCEPTED, False)):
+        for flag, names in table.items():
+            if name in names:
+                yield flag, value
+
+
+def _flag_of(kernel: str) -> str:
+    if kernel.startswith(("flash_attention", "kernels-community/")):
+        return _FLASH
+    return {"sdpa": _SDPA, "varlen": _SDPA, "flex_attention": _FLEX}.get(kernel, "")
+
+
+def _note(name: str, kernel: str, *, accepted: bool) -> Note:
+    import transformers
+
+    has, lacks = ("accept", "does not") if accepted else ("do not accept", "does")
+    text = f"{name}: the transformers that axolotl pins (5.16.1, 5.20.1) {has} {kernel} for it, the installed "
+    text += f"{transformers.__version__} {lacks}; the figures are those of axolotl's"
+    return Note(kind="assumed", key="attn_implementation", text=text)
