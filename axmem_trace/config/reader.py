@@ -32,6 +32,7 @@ from axmem_trace.config.document.written import find_written_keys
 from axmem_trace.config.document.yaml_reader import Document, read_document
 from axmem_trace.config.refusals import refuse_contradictions, refuse_on_base, refuse_on_gpu
 from axmem_trace.config.warn import note_traps
+from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.recipe import (
     Adapter,
     Allocator,
@@ -82,6 +83,10 @@ def read_recipe(
     Raises:
         ConfigError: the file can't be read, axolotl would refuse it, or the base model is nowhere to be found.
     """
+    if hub not in ("never", "fallback", "first"):
+        raise ConfigError(
+            f"hub={hub!r} is none of never, fallback and first", remedy="leave it out, or give one of these"
+        )
     document = read_document(config)
 
     def read(further: Mapping[str, Any], assumed: Mapping[str, Any]) -> Recipe:

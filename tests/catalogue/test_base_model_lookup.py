@@ -184,7 +184,7 @@ def test_no_utf8_and_too_large(tmp_path):
     with pytest.raises(ConfigError, match="UTF-8"):
         find_base_model(str(path), hub="never")
     path.write_bytes(b" " * (17 << 20))
-    with pytest.raises(ConfigError, match="larger than 16.0 MiB"):
+    with pytest.raises(ConfigError, match=r"larger than 16\.0 MiB"):
         find_base_model(str(path), hub="never")
 
 

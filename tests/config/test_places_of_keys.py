@@ -49,7 +49,7 @@ def test_nested_and_whole_blocks():
 
 def test_lines_of_a_list_that_is_overridden_are_gone():
     document = parse_document("d:\n  - k: 1\n  - k: 2\nd:\n  - k: 3\n")
-    assert document.lines == {"d": 4, "d.0.k": 5}
+    assert document.lines == {"d": 4, "d.0": 5, "d.0.k": 5}
 
 
 def test_a_merged_block_may_name_what_the_other_names():

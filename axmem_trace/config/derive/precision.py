@@ -56,7 +56,7 @@ def _resolve_half(draft: Draft, gpu: Gpu) -> tuple[bool, bool]:
         text = f"`bf16: auto` on {card}" + ("" if supported else ", which has no bf16: axolotl takes fp16")
         draft.reason("precision.load_dtype", "bfloat16" if supported else "float16", text, key="bf16", origin="derived")
     if (bf16 or draft.get("bfloat16")) and not supported:
-        text = f"bf16 is asked for, but {gpu.name or 'this GPU'} has no bf16: training will fail there"
+        text = f"bf16 is asked for, but {gpu.name or 'this GPU'} computes none: torch emulates it, slowly"
         draft.note("warning", "bf16" if bf16 else "bfloat16", text)
     return bool(bf16), bool(fp16) and not bf16
 

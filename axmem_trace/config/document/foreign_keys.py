@@ -103,6 +103,7 @@ SAME: dict[str, str] = {
 """Foreign key -> axolotl's key for the same matter."""
 
 _LIGER = "list `axolotl.integrations.liger.LigerPlugin` under `plugins`, and turn its kernels on by their own keys"
+_SHARDING = "it shards everything; FSDP2 says otherwise with `fsdp_config.reshard_after_forward`"
 _BITS = "write `adapter: qlora` with `load_in_4bit: true`, or `adapter: lora` with `load_in_8bit: true`"
 ADVICE: dict[str, str] = {
     "use_peft": "the adapter is chosen with `adapter: lora` or `adapter: qlora`; without one all weights train",
@@ -201,6 +202,11 @@ ADVICE: dict[str, str] = {
     "fsdp_offload_params": "it is `offload_params` under `fsdp_config`",
     "fsdp_sharding_strategy": "under `fsdp_config`: `reshard_after_forward` with `fsdp_version: 2`",
     "fsdp_auto_wrap_policy": "it is `auto_wrap_policy` under `fsdp_config`",
+    "fsdp_config.sharding_strategy": _SHARDING,
+    "fsdp_config.fsdp_sharding_strategy": _SHARDING,
+    "fsdp_config.limit_all_gathers": "FSDP always limits them",
+    "fsdp_config.fsdp_limit_all_gathers": "FSDP always limits them",
+    "eta_min": "write `cosine_min_lr_ratio`, or give it under `lr_scheduler_kwargs`",
     "fsdp_transformer_layer_cls_to_wrap": "it is `transformer_layer_cls_to_wrap` under `fsdp_config`",
     "zero_stage": "`deepspeed` names a JSON file that says the stage",
     "zero_optimization": "it belongs into the JSON file that `deepspeed` names",

@@ -196,6 +196,7 @@ class _Inspector:
             )
         if isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):
+                self.lines[_join(path, str(index))] = item.start_mark.line + 1
                 self.visit(item, path=_join(path, str(index)), depth=depth + 1)
         elif isinstance(node, yaml.MappingNode):
             self._visit_mapping(node, path, depth)

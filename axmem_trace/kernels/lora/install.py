@@ -233,7 +233,7 @@ def _skip(site: Site, wanted: frozenset[str], why: str) -> None:
 def _refuse(site: Site, kernels: frozenset[str], problem: str) -> None:
     """axolotl stops while it patches the model. Source: `patch_self_attn_lora` (two asserts), `get_layers` and
     `apply_lora_kernel_patches` (NotImplementedError)."""
-    asked = [KEYS[kernel] for kernel in sorted(site.recipe.kernels.lora & kernels)]
+    asked = [KEYS[kernel] for kernel in ("qkv", "o", "mlp") if kernel in site.recipe.kernels.lora & kernels]
     in_file = [key for key in asked if key in site.recipe.written]
     if not in_file:
         problem += "; it switches them on by itself where the configuration has none of their keys"

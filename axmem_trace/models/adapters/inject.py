@@ -12,7 +12,7 @@ from axmem_trace.models.adapters.dtype import cast_adapter
 from axmem_trace.models.adapters.initialise import check_initialisation, initialised_here
 from axmem_trace.models.adapters.lora_config import make_lora_config
 from axmem_trace.models.adapters.peft_changes import peft_as_axolotl_changes_it
-from axmem_trace.models.adapters.targets import head_adapted_error, no_target_error
+from axmem_trace.models.adapters.targets import head_adapted_error, no_target_error, note_unmatched_targets
 from axmem_trace.notes import Notes
 from axmem_trace.recipe.recipe import Recipe
 
@@ -32,9 +32,11 @@ def add_adapter(model: Any, recipe: Recipe, notes: Notes) -> Any:
     check_initialisation(recipe)
     if recipe.adapter.input_gradients:
         model.enable_input_require_grads()
+    names = [name for name, _ in model.named_modules()]
     lora_config = _checked(lambda: make_lora_config(model, recipe, notes), model, recipe)
     with peft_as_axolotl_changes_it(model, lora_config, notes), initialised_here(lora_config, recipe):
         peft_model = _checked(lambda: _inject(model, lora_config, recipe), model, recipe)
+    note_unmatched_targets(names, peft_model, recipe, notes)
     cast_adapter(peft_model, recipe)
     if recipe.adapter.from_file:
         _load_file(peft_model, recipe)

@@ -10,6 +10,8 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError, in_one_line
 from axmem_trace.models.dtypes import embedding_names
+from axmem_trace.notes import Note, Notes
+from axmem_trace.recipe.recipe import Recipe
 
 _NOT_LINEAR = "LlamaLinearScalingRotaryEmbedding"
 _FUSED_NAMES = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
@@ -51,6 +53,26 @@ def expand_parametrised_targets(model: nn.Module, targets: Iterable[str]) -> lis
 
 def _has_path(module_name: str, path: str) -> bool:
     return module_name == path or module_name.endswith(f".{path}")
+
+
+def note_unmatched_targets(names: Iterable[str], peft_model: Any, recipe: Recipe, notes: Notes) -> None:
+    """Warn of each entry of `lora_target_modules` that no module is called by: peft passes over it without a word.
+
+    Args:
+        names: of the model's modules before peft wrapped them.
+        peft_model: whose configuration no longer holds what peft has rewritten (names of experts in transformers 4).
+    """
+    names = tuple(names)
+    left = peft_model.peft_config[peft_model.active_adapter].target_modules or ()
+    given = recipe.adapter.target_modules
+    for target in () if isinstance(given, str) or isinstance(left, str) else given:
+        if target not in left or any(f".{name}".endswith(f".{target}") for name in names):
+            continue
+        places = [found for name, found in recipe.written.items() if name.startswith("lora_target_modules.")]
+        line = next((found.line for found in places if found.value == target), 0)
+        text = f"no module is called `{target}`: peft passes over it. Linear layers of this model: "
+        text += ", ".join(_linear_names(peft_model))
+        notes.append(Note(kind="warning", key="lora_target_modules", text=text, line=line))
 
 
 def no_target_error(model: nn.Module, key: str, value: object, error: Exception) -> ConfigError:
