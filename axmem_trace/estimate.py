@@ -99,15 +99,14 @@ def _trace(recipe: Recipe, clock: Stopwatch) -> tuple[ModelFacts, Ledger, tuple[
     Raises:
         ConfigError: the run can't be recorded; with the refusals that are known already.
     """
-    from axmem_trace.models import build_model
-    from axmem_trace.training.loading import LoadRecorder
+    from axmem_trace.training.loading import load_models
     from axmem_trace.training.optimizers import build_optimizer
     from axmem_trace.training.trace import make_recorder, record_run
 
     clock.start("build", f"building {recipe.model.base.name}")
     with errors_in_place(recipe):
         recorder = make_recorder(recipe)
-        built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
+        built = load_models(recipe, recorder)
         optimizer = build_optimizer(recipe, built.module)
         clock.start("trace", "tracing")
         recording = record_run(recipe, built, optimizer, recorder=recorder, progress=clock.progress)

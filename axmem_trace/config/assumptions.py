@@ -81,6 +81,32 @@ def _lora_kernels(recipe: Recipe, value: Any) -> Recipe:
     return _replace(recipe, "kernels", lora=frozenset(names))
 
 
+def _completion_tokens(recipe: Recipe, value: int) -> Recipe:
+    """Rows stay as long as they are, unless they are generated."""
+    _require_completions(recipe)
+    if recipe.objective.rollouts is not None:
+        return _rows_of(_replace(recipe, "objective", completion_tokens=value))
+    if value >= recipe.batch.row_tokens:
+        raise ValueError(f"a row has {recipe.batch.row_tokens} tokens, of which one at least is prompt")
+    return _replace(recipe, "objective", completion_tokens=value, prompt_tokens=recipe.batch.row_tokens - value)
+
+
+def _prompt_tokens(recipe: Recipe, value: int) -> Recipe:
+    """Rows are as long as both together."""
+    _require_completions(recipe)
+    return _rows_of(_replace(recipe, "objective", prompt_tokens=value))
+
+
+def _require_completions(recipe: Recipe) -> None:
+    if recipe.objective.method in ("supervised", "reward", "process_reward"):
+        raise ValueError("only preference and GRPO training tell prompts from completions")
+
+
+def _rows_of(recipe: Recipe) -> Recipe:
+    tokens = recipe.objective.prompt_tokens + recipe.objective.completion_tokens
+    return _replace(_replace(recipe, "batch", row_tokens=tokens), "evaluation", row_tokens=tokens)
+
+
 ASSUMPTIONS: Mapping[str, Assumption] = {
     "autocast": Assumption(f"bool|{_DTYPES}", "mixed precision of the step", _autocast, ("precision.autocast",)),
     "output_dtype": Assumption(
@@ -149,6 +175,15 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
         ("loss.holds_outputs",)),
     "rows": Assumption(_COUNT, "rows of a batch", _set("batch.rows"), ("batch.rows",)),
     "row_tokens": Assumption(_COUNT, "tokens of a row", _set("batch.row_tokens"), ("batch.row_tokens",)),
+    "completion_tokens": Assumption(
+        _COUNT, "tokens of the longest completion (preference and GRPO training)", _completion_tokens,
+        ("objective.completion_tokens",)),
+    "prompt_tokens": Assumption(
+        _COUNT, "tokens of the longest prompt; rows are then prompt and completion long", _prompt_tokens,
+        ("objective.prompt_tokens",)),
+    "loss_helpers": Assumption(
+        "'trl'|'torch'", "whose code makes log-probabilities of logits (torch: TRL's, where there is no Triton)",
+        _set("objective.helpers"), ("objective.helpers",)),
     "samples_per_row": Assumption(
         _COUNT, "samples in a packed row", _set("batch.samples_per_row"), ("batch.samples_per_row",)),
     "attention_mask": Assumption(

@@ -19,6 +19,7 @@ from axmem_trace.config.derive.fake_quantisation import derive_fake_quantisation
 from axmem_trace.config.derive.hardware import derive_allocator, derive_gpu
 from axmem_trace.config.derive.loss import derive_kernels, derive_loss
 from axmem_trace.config.derive.model_kwargs import note_model_kwargs
+from axmem_trace.config.derive.objective import LABELLED, adapter_of_trainer, derive_objective, note_objective
 from axmem_trace.config.derive.optimizer import derive_optimizer
 from axmem_trace.config.derive.parallelism import derive_parallelism
 from axmem_trace.config.derive.precision import derive_precision
@@ -46,6 +47,7 @@ from axmem_trace.recipe.recipe import (
     Kernels,
     Loss,
     Model,
+    Objective,
     Optimizer,
     Parallelism,
     Placement,
@@ -109,6 +111,7 @@ def _resolve(
     recipe = _derive(draft, base, target, num_gpus, allow_remote_code=trust_remote_code)
     if not draft.errors:
         note_traps(draft, recipe)
+        note_objective(draft, recipe.objective)
     note_model_kwargs(draft)
     note_not_modelled(draft)
     if strict:
@@ -152,6 +155,7 @@ def _derive(draft: Draft, base: BaseModel, gpu: Gpu, num_gpus: int, *, allow_rem
     model = attempt(derive_model, draft, base, allow_remote_code=allow_remote_code, default=Model(base=base))
     batch = attempt(derive_batch, draft, model, default=Batch())
     kbit = quantisation.kbit_preparation
+    objective = attempt(derive_objective, draft, batch.row_tokens, num_gpus, default=Objective())
     return Recipe(
         name=draft.name,
         model=model,
@@ -159,11 +163,12 @@ def _derive(draft: Draft, base: BaseModel, gpu: Gpu, num_gpus: int, *, allow_rem
         quantisation=quantisation,
         placement=attempt(derive_placement, draft, num_gpus, default=Placement()),
         fake_quantisation=attempt(derive_fake_quantisation, draft, default=None),
-        adapter=attempt(derive_adapter, draft, default=Adapter()),
+        adapter=adapter_of_trainer(attempt(derive_adapter, draft, default=Adapter()), objective, quantisation),
         freezing=attempt(derive_freezing, draft, default=Freezing()),
         checkpointing=attempt(derive_checkpointing, draft, base, kbit_preparation=kbit, default=Checkpointing()),
         attention=attempt(derive_attention, draft, base, precision.load_dtype, default=Attention()),
-        loss=attempt(derive_loss, draft, base, default=Loss()),
+        loss=attempt(derive_loss, draft, base, default=Loss()) if objective.method in LABELLED else Loss(),
+        objective=objective,
         kernels=attempt(derive_kernels, draft, base, batch.row_tokens, default=Kernels()),
         optimizer=attempt(derive_optimizer, draft, default=Optimizer()),
         batch=batch,
@@ -171,7 +176,6 @@ def _derive(draft: Draft, base: BaseModel, gpu: Gpu, num_gpus: int, *, allow_rem
         gpu=gpu,
         allocator=attempt(derive_allocator, draft, default=Allocator()),
         parallelism=attempt(derive_parallelism, draft, num_gpus, default=Parallelism()),
-        rl=draft.get("rl") or "",
         reasons=dict(draft.reasons),
     )
 

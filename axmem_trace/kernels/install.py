@@ -70,3 +70,9 @@ def install_kernels(site: Site) -> None:
         install_quiet_bitsandbytes(site)
     for install in INSTALLERS:
         install(site)
+
+
+def install_on_second_model(site: Site) -> None:
+    """What axolotl's patches of classes mean for another model of the same classes: a reference."""
+    for install in (install_gemma4_hybrid, install_liger, install_fused_attention, install_tiled_mlp):
+        install(site)

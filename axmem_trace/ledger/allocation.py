@@ -10,9 +10,11 @@ BLOCK_BYTES = 512
 `torch.cuda.memory_allocated` counts whole blocks."""
 
 Phase = Literal["load", "forward", "backward", "optimizer", "eval"]
-Role = Literal["", "weight", "adapter", "gradient", "optimizer", "input", "workspace"]
-Bucket = Literal["weights", "adapters", "gradients", "optimizer", "activations", "workspace"]
-BUCKETS: tuple[Bucket, ...] = ("weights", "adapters", "gradients", "optimizer", "activations", "workspace")
+Role = Literal["", "weight", "adapter", "reference", "gradient", "optimizer", "input", "workspace"]
+Bucket = Literal["weights", "adapters", "reference", "gradients", "optimizer", "activations", "workspace"]
+BUCKETS: tuple[Bucket, ...] = (
+    "weights", "adapters", "reference", "gradients", "optimizer", "activations", "workspace",
+)  # fmt: skip
 Device = Literal["gpu", "cpu", "managed"]
 
 NEVER = 1 << 62
@@ -72,8 +74,8 @@ class Allocation:
 
 
 _BUCKET_OF_ROLE: dict[str, Bucket] = {
-    "weight": "weights", "adapter": "adapters", "gradient": "gradients", "optimizer": "optimizer",
-    "input": "activations", "workspace": "workspace",
+    "weight": "weights", "adapter": "adapters", "reference": "reference", "gradient": "gradients",
+    "optimizer": "optimizer", "input": "activations", "workspace": "workspace",
 }  # fmt: skip
 
 

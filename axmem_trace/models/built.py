@@ -43,3 +43,5 @@ class BuiltModel:
     facts: ModelFacts
     state_tensors: tuple[StateTensor, ...] = ()
     notes: Notes = field(default_factory=Notes)
+    reference: nn.Module | None = None
+    """A second model that the run compares with, frozen."""

@@ -25,6 +25,7 @@ from axmem_trace.recipe.model import (
     Quantisation,
     empty_mapping,
 )
+from axmem_trace.recipe.objective import Objective
 from axmem_trace.recipe.run import (
     Allocator,
     Attention,
@@ -55,6 +56,7 @@ __all__ = [
     "Kernels",
     "Loss",
     "Model",
+    "Objective",
     "Optimizer",
     "Parallelism",
     "Placement",
@@ -118,7 +120,7 @@ class Recipe:
     allocator: Allocator = Allocator()
     parallelism: Parallelism = Parallelism()
     router: Literal["balanced", "worst"] = "balanced"
-    rl: str = ""
+    objective: Objective = Objective()
     reasons: Mapping[str, Reason] = field(default_factory=empty_mapping)
     notes: tuple[Note, ...] = ()
     written: Mapping[str, Written] = field(default_factory=empty_mapping)

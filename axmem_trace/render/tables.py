@@ -13,7 +13,7 @@ from axmem_trace.units import format_bytes, gib
 if TYPE_CHECKING:
     from axmem_trace.notes import NoteKind
     from axmem_trace.report.report import Report
-    from axmem_trace.report.types import Choice, DtypeRow, ModuleRow, PhaseUse
+    from axmem_trace.report.types import Buckets, Choice, DtypeRow, ModuleRow, PhaseUse, Resident
 
 NUM_TOP_MODULES = 12
 DEFAULT_DEPTH = 5
@@ -129,19 +129,24 @@ def _sized(nbytes: int) -> tuple[str, str]:
     return format_bytes(nbytes), f"{nbytes:,}"
 
 
+def _shown(sizes: Buckets | Resident) -> list[str]:
+    """All names but that of a reference that is not there."""
+    return [name for name in sizes.__slots__ if name != "reference" or sizes.reference]
+
+
 _SIZE_COLUMNS = (Column("size"), Column("bytes", from_width=50))
 
 
 def buckets_table(report: Report) -> Table:
     """Blocks alive at the peak."""
-    rows = tuple((name, *_sized(getattr(report.buckets, name))) for name in report.buckets.__slots__)
+    rows = tuple((name, *_sized(getattr(report.buckets, name))) for name in _shown(report.buckets))
     return Table("Alive at the peak", (Column("bucket", number=False), *_SIZE_COLUMNS), rows,
                  total=("sum", *_sized(report.buckets.total)))  # fmt: skip
 
 
 def resident_table(report: Report) -> Table:
     """Each in full, on the GPU, and what is elsewhere."""
-    rows = [(name, *_sized(getattr(report.resident, name))) for name in report.resident.__slots__]
+    rows = [(name, *_sized(getattr(report.resident, name))) for name in _shown(report.resident)]
     for device, words in (("cpu", "in host memory"), ("managed", "in managed memory")):
         there = getattr(report.host, device)
         if there.peak_bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from axmem_trace.ledger import BUCKETS, Device, Ledger
+from axmem_trace.ledger import BUCKETS, NEVER, Device, Ledger
 from axmem_trace.ledger.spans import Survey, most_alive, survey
 from axmem_trace.model_facts import ModelFacts
 from axmem_trace.notes import Note, RefusalNote
@@ -137,6 +137,7 @@ def _make_resident(facts: ModelFacts, ledger: Ledger) -> Resident:
     return Resident(
         weights=sum(fact.nbytes for fact in on_gpu if fact.role == "weight"),
         adapters=sum(fact.nbytes for fact in on_gpu if fact.role == "adapter"),
+        reference=sum(each.nbytes for each in ledger.on_gpu if each.role == "reference" and each.died == NEVER),
         gradients=most_alive(each for each in ledger.on_gpu if each.role == "gradient")[0],
         optimizer=most_alive(each for each in ledger.on_gpu if each.role == "optimizer")[0],
     )

@@ -37,6 +37,8 @@ class Buckets:
 
     weights: int = 0
     adapters: int = 0
+    reference: int = 0
+    """A second model, of which nothing trains."""
     gradients: int = 0
     optimizer: int = 0
     activations: int = 0
@@ -52,20 +54,21 @@ class Buckets:
 class Resident:
     """Raw bytes on the GPU of each, in full, whenever it was alive; they need not be alive together.
 
-    Weights and adapters are the walk of parameters and buffers (`dtypes` adds up to their sum). Gradients and optimizer
-    are the most raw bytes of that role that were alive at one time: an optimizer that frees each gradient at once never
-    holds them all.
+    Weights and adapters are the walk of parameters and buffers (`dtypes` adds up to their sum). The reference is what a
+    second model holds in training. Gradients and optimizer are the most raw bytes of that role that were alive at one
+    time: an optimizer that frees each gradient at once never holds them all.
     """
 
     weights: int = 0
     adapters: int = 0
+    reference: int = 0
     gradients: int = 0
     optimizer: int = 0
 
     @property
     def total(self) -> int:
-        """The sum of all four."""
-        return self.weights + self.adapters + self.gradients + self.optimizer
+        """The sum of all five."""
+        return self.weights + self.adapters + self.reference + self.gradients + self.optimizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +77,7 @@ class Elsewhere:
 
     weights: int = 0
     adapters: int = 0
+    reference: int = 0
     gradients: int = 0
     optimizer: int = 0
     activations: int = 0

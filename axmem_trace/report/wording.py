@@ -15,7 +15,7 @@ def describe_run(recipe: Recipe) -> dict[str, str]:
         "optimizer": f"{recipe.optimizer.name} ({recipe.optimizer.implementation})",
         "attention": recipe.attention.kernel,
         "checkpointing": _checkpointing(recipe),
-        "loss": recipe.loss.path,
+        "loss": _loss(recipe),
         "batch": _batch(recipe),
         "evaluation": f"{recipe.evaluation.rows} x {recipe.evaluation.row_tokens} tokens"
         if recipe.evaluation.enabled
@@ -24,7 +24,24 @@ def describe_run(recipe: Recipe) -> dict[str, str]:
     }
 
 
+_TRAINED_FOR = {"dpo": "DPO", "ipo": "IPO", "simpo": "SimPO", "orpo": "ORPO", "kto": "KTO", "grpo": "GRPO", "gdpo": "GDPO",
+                "ebft": "EBFT", "reward": "reward model", "process_reward": "process reward model"}  # fmt: skip
+
+
 def _method(recipe: Recipe) -> str:
+    what = _TRAINED_FOR.get(recipe.objective.method)
+    return f"{what}, {_what_trains(recipe)}" if what else _what_trains(recipe)
+
+
+def _loss(recipe: Recipe) -> str:
+    objective = recipe.objective
+    if not objective.is_preference or objective.method == "process_reward":
+        return recipe.loss.path
+    names = " + ".join(objective.loss_types) or objective.method
+    return f"{names}, in tiles" if objective.chunked else names
+
+
+def _what_trains(recipe: Recipe) -> str:
     adapter = recipe.adapter
     if adapter.kind == "none":
         return "partial fine-tune" if recipe.freezing.unfrozen else "full fine-tune"

@@ -37,9 +37,12 @@ class ModuleScopes:
         self._owners: list[str] = [""]
 
     @contextmanager
-    def watch(self, root: nn.Module) -> Iterator[None]:
-        """While open, calls of `root` and its submodules are followed. Hooks are global: nothing is left in modules."""
+    def watch(self, root: nn.Module, **others: nn.Module) -> Iterator[None]:
+        """While open, calls of `root` and its submodules are followed, and those of other models under their names. Hooks
+        are global: nothing is left in modules."""
         self._names = WeakKeyDictionary({module: name for name, module in root.named_modules()})
+        for own_name, other in others.items():
+            self._names.update({module: f"{own_name}.{name}".rstrip(".") for name, module in other.named_modules()})
         before = register_module_forward_pre_hook(self._enter)
         after = register_module_forward_hook(self._leave, always_call=True)
         try:

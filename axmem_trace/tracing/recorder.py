@@ -108,9 +108,9 @@ class Recorder(LifeRecord, TorchDispatchMode):
         return self.values.value_of(tensor)
 
     @contextmanager
-    def watch(self, root: nn.Module) -> Iterator[None]:
-        """While open, allocations are attributed to the modules of `root`."""
-        with self.scopes.watch(root), literals_known(self.values):
+    def watch(self, root: nn.Module, **others: nn.Module) -> Iterator[None]:
+        """While open, allocations are attributed to the modules of `root`, and of other models by their names."""
+        with self.scopes.watch(root, **others), literals_known(self.values):
             yield
 
     @classmethod

@@ -91,6 +91,14 @@ class LifeRecord:
                 if not life.role and born_in == ("forward", step, micro_batch):
                     life.kept = True
 
+    @contextmanager
+    def interlude(self, phase: Phase) -> Iterator[None]:
+        """While open, `phase` goes on; then what went on before goes on."""
+        before = self._mark
+        self.mark(phase, before.step, before.micro_batch)
+        yield
+        self.mark(before.phase, before.step, before.micro_batch)
+
     def register(self, tensor: torch.Tensor, *, role: Role, module: str = "", device: Device | None = None) -> None:
         """Gives the tensor's storage a role and an owner, now and for its whole life; unseen storages are born now."""
         life = self._living.get(tensor.untyped_storage()._cdata) or self._allocate(tensor, op="")

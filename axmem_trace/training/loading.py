@@ -10,15 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from axmem_trace.kernels.install import gpu_rules
-from axmem_trace.ledger import Device
+from axmem_trace.ledger import Device, Role
+from axmem_trace.models.build import WatchLoading, build_model
+from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.device_map import is_on_host
 from axmem_trace.models.quantisation import iterate_bnb_states
+from axmem_trace.models.reference import build_reference
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
@@ -28,11 +32,25 @@ WARM_UP_RESERVE_BYTES = 1_288_490_188
 """1.2 * 1024^3: what `caching_allocator_warmup` leaves free of the card, at least."""
 
 
+def load_models(recipe: Recipe, recorder: Recorder) -> BuiltModel:
+    """The model to train and, where the run has one, its reference, as they come to the card one after the other.
+
+    Raises:
+        ConfigError: as `build_model`.
+    """
+    built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
+
+    def watch(own: Recipe) -> WatchLoading:
+        return LoadRecorder(recorder, own, role="reference").loaded
+
+    return replace(built, reference=build_reference(recipe, watch=watch))
+
+
 class LoadRecorder:
     """Reports to a recorder what `from_pretrained` puts on the card, and opens it for what is done to the model after."""
 
-    def __init__(self, recorder: Recorder, recipe: Recipe) -> None:
-        self.recorder, self.recipe = recorder, recipe
+    def __init__(self, recorder: Recorder, recipe: Recipe, role: Role = "weight") -> None:
+        self.recorder, self.recipe, self.role = recorder, recipe, role
 
     @contextmanager
     def loaded(self, model: nn.Module) -> Iterator[None]:
@@ -47,6 +65,10 @@ class LoadRecorder:
             self._warm_up(model)
             self._place_weights(model)
             yield
+            if (
+                self.role == "reference"
+            ):  # what casts have replaced; the trained model's roles are given when it is whole
+                self._register_all(model)
 
     def _note_mapped(self, model: nn.Module) -> None:
         """safetensors maps the checkpoint's files, and each tensor is copied from there to the GPU
@@ -125,9 +147,15 @@ class LoadRecorder:
             for state in iterate_bnb_states(name, module):
                 self._register(name, state.tensor)
 
+    def _register_all(self, model: nn.Module) -> None:
+        for name, module in model.named_modules():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    self._register(name, tensor)
+
     def _register(self, module: str, tensor: torch.Tensor) -> None:
         device: Device = "cpu" if is_on_host(tensor) else "gpu"
-        self.recorder.register(tensor, role="weight", module=module, device=device)
+        self.recorder.register(tensor, role=self.role, module=module, device=device)
 
     @contextmanager
     def _while_arriving(self, parameter: nn.Parameter, is_merged: bool) -> Iterator[None]:

@@ -25,6 +25,7 @@ from axmem_trace.training.objectives import Objective, choose_objective
 from axmem_trace.training.offloading import StepContext
 from axmem_trace.training.optimizers.clipping import GradientScaler, clip_gradients
 from axmem_trace.training.optimizers.traced import TracedOptimizer
+from axmem_trace.training.prepared import prepared_forward
 
 NUM_STEPS = 2
 """In the first step the optimizer has no state during forward; the second is like all that follow."""
@@ -119,7 +120,7 @@ class Run:
         for name, model in self.objective.extra_models().items():
             for module_name, module in model.named_modules():
                 for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                    self.recorder.register(tensor, role="weight", module=f"{name}.{module_name}".rstrip("."))
+                    self.recorder.register(tensor, role="reference", module=f"{name}.{module_name}".rstrip("."))
 
     def _register_model(self) -> None:
         tensors = dict(self.model.named_buffers(remove_duplicate=False))
@@ -201,13 +202,7 @@ class Run:
 
     def run_model(self, **inputs: Any) -> Any:
         """The model's forward as accelerate has wrapped it (`prepare_model`)."""
-        with self._autocast():
-            outputs = self.model(**inputs)
-        if self.recipe.precision.output_dtype == "float32":
-            from accelerate.utils.operations import convert_to_fp32
-
-            outputs = convert_to_fp32(outputs)
-        return outputs
+        return prepared_forward(self.model, self.recipe.precision)(**inputs)
 
     def _backward(self, loss: torch.Tensor) -> None:
         batch = self.recipe.batch
@@ -245,12 +240,3 @@ class Run:
         every = self.recipe.allocator.collect_steps
         if every and step % max(every, 1) == 0 and (every > 0 or not step):
             self.recorder.empty_cache()
-
-    # -- pieces -------------------------------------------------------------------------------------------------------
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        """accelerate `utils/modeling.py`, `get_mixed_precision_context_manager`."""
-        precision = self.recipe.precision
-        if not precision.autocast:
-            return nullcontext()
-        return torch.autocast("cuda", dtype=getattr(torch, precision.autocast_dtype))

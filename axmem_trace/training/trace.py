@@ -10,7 +10,7 @@ from functools import partial
 
 from axmem_trace.imports import collector_paused
 from axmem_trace.kernels.core.autograd_in_place import assert_seen_from_engine
-from axmem_trace.kernels.install import gpu_rules, install_kernels
+from axmem_trace.kernels.install import gpu_rules, install_kernels, install_on_second_model
 from axmem_trace.kernels.site import Site
 from axmem_trace.ledger import Ledger
 from axmem_trace.models.built import BuiltModel
@@ -57,8 +57,10 @@ def record_run(
         stack.enter_context(garbage_on_demand())
         assert_seen_from_engine()
         stack.enter_context(recorder)
-        stack.enter_context(recorder.watch(built.module))
+        stack.enter_context(recorder.watch(built.module, **run.objective.extra_models()))
         install_kernels(Site(built.module, recipe, context, stack))
+        if built.reference is not None and recipe.objective.reference.dtype == "policy":
+            install_on_second_model(Site(built.reference, recipe, context, stack))
         stack.enter_context(mode.opened())
         stack.enter_context(model_failures_reported(built, recipe))
         run.record(progress or (lambda stage: None))

@@ -137,8 +137,10 @@ def test_checkpointing(recipes):
 
 
 def texts_of(name):
-    """A reward's rows are pairs, chosen and rejected."""
-    return 2 if "reward_model: true" in CASES[name]["lines"] else 1
+    """Rows of a sample: a reward's and a preference's are pairs, chosen and rejected."""
+    lines = CASES[name]["lines"]
+    paired = "reward_model: true" in lines or any(f"rl: {rl}" in lines for rl in ("dpo", "ipo", "simpo", "orpo"))
+    return 2 if paired else 1
 
 
 def test_batch_and_accumulation(recipes):

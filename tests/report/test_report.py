@@ -76,7 +76,7 @@ def test_counted_bytes_follow_the_allocators_own_count():
 def test_resident_counts_raw_bytes_in_full(report):
     # weights: 2 * 12800 + 2 * (2048 + 260) = 30216; adapters and their gradients: 4 * 2048; optimizer: 4 * 4100
     assert dataclasses.asdict(report.resident) == {
-        "weights": 30216, "adapters": 8192, "gradients": 8192, "optimizer": 16400,
+        "weights": 30216, "adapters": 8192, "reference": 0, "gradients": 8192, "optimizer": 16400,
     }  # fmt: skip
 
 

@@ -20,7 +20,9 @@ from axmem_trace.kernels.experts.routing import Routing, find_tables
 from axmem_trace.ledger import Allocation, Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
+from axmem_trace.models.reference import build_reference
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.objectives import Objective, choose_objective
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.run import Run
 from axmem_trace.training.trace import garbage_on_demand
@@ -37,6 +39,7 @@ def record_step(
     prepare: Callable[[Recorder, BuiltModel], None] = lambda recorder, built: None,
     within: Callable[[], AbstractContextManager[Any]] = nullcontext,
     assumptions: Sequence[str] = (),
+    change_objective: Callable[[Objective, BuiltModel], Objective] = lambda objective, built: objective,
 ) -> Ledger:
     """Two steps on the device, with no rule for any GPU kernel.
 
@@ -44,13 +47,16 @@ def record_step(
         prepare: called with the recorder before it is opened.
         within: a context around the run.
         assumptions: more of them.
+        change_objective: what is trained in the place of the recipe's objective.
     """
     recipe = read_recipe(config, hub="never", assumptions=[*ASSUMPTIONS, *assumptions])
     recipe = replace(recipe, precision=replace(recipe.precision, upcast_before=False))
     built = build_model(recipe, device=device)
+    built = replace(built, reference=build_reference(recipe, device=device))
     recorder = Recorder(traced_device=device)
     prepare(recorder, built)
-    run = Run(recipe, built, build_optimizer(recipe, built.module), recorder)
+    objective = change_objective(choose_objective(recipe, built, recorder), built)
+    run = Run(recipe, built, build_optimizer(recipe, built.module), recorder, objective=objective)
     with garbage_on_demand(), autocast_off_on_meta(), recorder, recorder.watch(built.module), within():
         run.record()
     return recorder.make_ledger()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 
 from axmem_trace.config.derive.attention import decontaminates_packing, supports_packing
+from axmem_trace.config.derive.objective import is_paired
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.recipe import Batch, Evaluation, Model
 
@@ -24,11 +25,9 @@ def derive_batch(draft: Draft, model: Model) -> Batch:
     micro, accumulation = _batch_sizes(draft)
     length = _positive(draft, "sequence_len")
     packed = False
-    if draft.get("reward_model"):
-        rows, row_tokens = 2 * micro, _padded_length(draft, length)
-        mask, padded, samples = True, True, 1
-        text = "`reward_model`: the chosen and the rejected text of each pair (trl `DataCollatorForPreference`)"
-        draft.reason("batch.rows", rows, text, key="reward_model", origin="derived")
+    if is_paired(draft) or draft.get("rl"):
+        rows, row_tokens = _rows_of_trl(draft, micro), _row_tokens_of_trl(draft, length)
+        mask, padded, samples = True, rows > 1, 1
     elif draft.get("sample_packing"):
         rows, row_tokens = _packed_shape(draft, micro, length)
         mask = not decontaminates_packing(draft)
@@ -64,6 +63,26 @@ def derive_batch(draft: Draft, model: Model) -> Batch:
     )
 
 
+def _rows_of_trl(draft: Draft, micro: int) -> int:
+    """Pairs are two rows each (trl `DataCollatorForPreference`, `DPODataCollatorWithPadding`)."""
+    key = "rl" if draft.get("rl") else "reward_model"
+    if not is_paired(draft):
+        draft.reason_of_key("batch.rows", micro, "micro_batch_size")
+        return micro
+    text = "the chosen and the rejected text of each pair are two rows"
+    draft.reason("batch.rows", 2 * micro, text, key=key, origin="derived")
+    return 2 * micro
+
+
+def _row_tokens_of_trl(draft: Draft, length: int) -> int:
+    """TRL's collators pad to the longest row, ORPO's and SimPO's to a multiple that is asked for (axolotl
+    `utils/collators/dpo.py`); a reward model's rows are always as long as the next multiple of `sequence_len`."""
+    if not draft.get("rl"):
+        return _padded_length(draft, length)
+    multiple = draft.get("pad_to_multiple_of") if draft.get("rl") in ("orpo", "simpo") else 0
+    return _round_up(length, int(multiple)) if multiple else length
+
+
 def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
     """`Evaluation`: axolotl evaluates before the first step whenever it evaluates at all (`eval_on_start`).
 
@@ -74,8 +93,8 @@ def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
     if not enabled:
         return Evaluation()
     micro = draft.get("micro_batch_size") or 1
-    pairs = bool(draft.get("reward_model"))
-    packing = False if pairs else draft.get("eval_sample_packing")
+    pairs, own_rows = is_paired(draft), bool(draft.get("rl"))
+    packing = False if pairs or own_rows else draft.get("eval_sample_packing")
     if packing is None:
         packing = bool(draft.get("sample_packing")) and not draft.get("eval_table_size")
     rows = (draft.get("eval_batch_size") or micro) * (1 + pairs)
@@ -86,7 +105,7 @@ def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
         # only the collator packs: it joins the samples of a batch into one row (`build_collator`)
         rows, row_tokens, packed = 1, _padded_length(draft, rows * length), True
     else:
-        row_tokens, packed = _padded_length(draft, length), False
+        row_tokens, packed = _row_tokens_of_trl(draft, length) if own_rows else _padded_length(draft, length), False
     given = next((key for key in ("eval_batch_size", "eval_sequence_len") if draft.has(key)), "")
     text = f"`{given}`" if given else "as many as in training"
     draft.reason("evaluation.rows", rows, text, key=given, origin=None if given else "derived")

@@ -6,13 +6,31 @@ from axmem_trace.models.built import BuiltModel
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.objectives.diffusion import Diffusion
+from axmem_trace.training.objectives.direct_preference import DirectPreference
 from axmem_trace.training.objectives.distillation import Distillation
+from axmem_trace.training.objectives.kahneman_tversky import KahnemanTversky
 from axmem_trace.training.objectives.objective import Objective
+from axmem_trace.training.objectives.odds_ratio import OddsRatio, SimplePreference
+from axmem_trace.training.objectives.preference import Preference
+from axmem_trace.training.objectives.reward import RewardModel
 from axmem_trace.training.objectives.supervised import LogitsMean, Supervised
+
+_TRAINERS: dict[str, type[Preference]] = {
+    "dpo": DirectPreference,
+    "ipo": DirectPreference,
+    "simpo": SimplePreference,
+    "orpo": OddsRatio,
+    "kto": KahnemanTversky,
+    "reward": RewardModel,
+}
+"""By `Objective.method`: the trainers of TRL. Process reward models are supervised: the model has the loss."""
 
 
 def choose_objective(recipe: Recipe, built: BuiltModel, recorder: Recorder) -> Objective:
     """The training method that the recipe asks for."""
+    kind = _TRAINERS.get(recipe.objective.method)
+    if kind is not None:
+        return kind(recipe, built)
     if recipe.loss.path == "diffusion":
         return Diffusion(built, recorder)
     if recipe.loss.path == "none":

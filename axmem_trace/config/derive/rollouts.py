@@ -1,0 +1,92 @@
+"""Generation in training: how many rows, by what, how long. Source: axolotl 0.21 `core/trainers/grpo/__init__.py`; TRL
+1.14.1 `trainer/grpo_config.py` (defaults, `__post_init__`), `trainer/grpo_trainer.py`."""
+
+from __future__ import annotations
+
+from axmem_trace.config.document.draft import Draft
+from axmem_trace.recipe.objective import Engine, Rollouts
+
+NUM_GENERATIONS = 8
+"""TRL's default."""
+TOKENS_WITHOUT_LIMIT = 20
+"""axolotl passes an unset `max_completion_length` on as None, and `generate` then adds 20 tokens (transformers 5.20
+`generation/utils.py` `_prepare_generated_length`)."""
+COLOCATED_SHARE = 0.3
+"""TRL's `vllm_gpu_memory_utilization`."""
+
+
+def derive_rollouts(draft: Draft, num_gpus: int) -> Rollouts:
+    """`Rollouts` from the `trl:` and `vllm:` blocks.
+
+    Raises:
+        ConfigError: sizes that TRL refuses.
+    """
+    trl = draft.sub("trl")
+    steps, iterations = _steps_per_generation(draft, num_gpus), int(trl.get("num_iterations") or 1)
+    engine, share = _engine(draft)
+    corrects = engine != "transformers" and trl.get("vllm_importance_sampling_correction") is not False
+    accumulation = int(draft.get("gradient_accumulation_steps") or 1)
+    return Rollouts(
+        engine=engine,
+        engine_share=share,
+        engine_sleeps=bool(trl.get("vllm_enable_sleep_mode")) and engine == "vllm_colocate",
+        steps_per_generation=steps,
+        iterations=iterations,
+        num_generations=int(trl.get("num_generations") or NUM_GENERATIONS),
+        scores_old_policy=corrects or accumulation % (steps * iterations) != 0,
+        corrects_sampling=corrects,
+        temperature=float(trl.get("temperature") or 1.0),
+        top_k=int(trl.get("top_k") or 0),
+        top_p=float(trl.get("top_p") or 1.0),
+        loss_type=str(trl.get("loss_type") or "dapo"),
+        entropy_trains=bool(trl.get("entropy_coef") or trl.get("use_adaptive_entropy")),
+        reward_models=tuple(name for name in trl.get("reward_funcs") or () if "/" in str(name)),
+    )
+
+
+def completion_of_rollouts(draft: Draft) -> int:
+    """The longest completion."""
+    given = draft.sub("trl").get("max_completion_length")
+    if given:
+        return int(given)
+    text = (
+        f"without `trl.max_completion_length`, completions end after {TOKENS_WITHOUT_LIMIT} tokens: axolotl passes null "
+        "on, and TRL's default is lost"
+    )
+    draft.note("warning", "trl.max_completion_length", text, line=draft.line("trl"))
+    return TOKENS_WITHOUT_LIMIT
+
+
+def _steps_per_generation(draft: Draft, num_gpus: int) -> int:
+    """Gradient accumulation steps, unless `generation_batch_size` says otherwise."""
+    trl, micro = draft.sub("trl"), int(draft.get("micro_batch_size") or 1)
+    accumulation = int(draft.get("gradient_accumulation_steps") or 1)
+    together = micro * max(1, num_gpus)
+    size = int(trl.get("generation_batch_size") or together * accumulation)
+    if size % together:
+        raise draft.error(
+            f"a generation batch must be a multiple of micro_batch_size x GPUs, {together}",
+            "trl.generation_batch_size",
+            remedy="change one of them",
+        )
+    generations = int(trl.get("num_generations") or NUM_GENERATIONS)
+    if size % generations:
+        raise draft.error(
+            f"TRL stops: {size} rows are generated at once (micro_batch_size x gradient_accumulation_steps x GPUs), which "
+            f"is no multiple of the {generations} completions of each prompt",
+            "trl.num_generations",
+            remedy="make the product a multiple of trl.num_generations (8 where it is not set)",
+        )
+    return size // together
+
+
+def _engine(draft: Draft) -> tuple[Engine, float]:
+    trl = draft.sub("trl")
+    if not trl.get("use_vllm"):
+        return "transformers", 0.0
+    if trl.get("vllm_mode") != "colocate":
+        text = "completions come from a vLLM server on other GPUs: what it takes there is not part of the figures"
+        draft.note("ruled", "trl.vllm_mode", text, line=draft.line("trl.vllm_mode") or draft.line("trl"))
+        return "vllm_server", 0.0
+    share = draft.sub("vllm").get("gpu_memory_utilization")
+    return "vllm_colocate", COLOCATED_SHARE if share is None else float(share)

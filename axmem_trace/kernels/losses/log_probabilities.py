@@ -1,0 +1,150 @@
+"""Log-probabilities of given tokens, and entropies: TRL's Triton kernel, and its plain PyTorch code.
+
+`selective_log_softmax` and its relatives choose the Triton kernel on a GPU and fall back to PyTorch elsewhere without a
+word, so a trace of TRL on meta would follow the wrong path. Source: TRL 1.14.1 `kernels/logprob_entropy.py`
+(`_LogProbEntropyFunction`), `trainer/utils.py` (`_supports_trl_loss_kernel`, `selective_log_softmax`,
+`entropy_from_logits`, `selective_log_softmax_and_entropy`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from axmem_trace.recipe.objective import Objective
+
+ENTROPY_ROWS = 128
+"""TRL `entropy_from_logits`, `chunk_size`: tokens whose softmax is there at once."""
+
+
+class LogProbabilities(Protocol):
+    """Logits [rows, tokens, vocabulary] and labels [rows, tokens] to fp32 values [rows, tokens].
+
+    Where the mask is zero, the value is zero.
+    """
+
+    def select(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
+        """Each label's log-probability; the logits are divided by the temperature first."""
+        ...
+
+    def select_with_entropy(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        *,
+        entropy_trains: bool = False,
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Each label's log-probability, and the entropy of its logits."""
+        ...
+
+
+class TritonLogProbabilities:
+    """TRL's kernel: one pass over the logits gives both values, and divides by the temperature on the way."""
+
+    def select(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
+        """See `LogProbabilities`."""
+        return _FusedLogProbEntropy.apply(logits, labels, mask)[0]
+
+    def select_with_entropy(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        *,
+        entropy_trains: bool = False,
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """See `LogProbabilities`."""
+        values, entropies = _FusedLogProbEntropy.apply(logits, labels, mask)
+        return values, entropies if entropy_trains else entropies.detach()
+
+
+class _FusedLogProbEntropy(torch.autograd.Function):
+    """Memory of TRL's kernel; its values are not computed.
+
+    Four fp32 numbers for each token, of which two are returned. Backward needs the logits as they were given (a view is
+    not copied), and writes one dense gradient of their dtype.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        values = torch.empty(logits.shape[:-1], device=logits.device, dtype=torch.float32)
+        entropies, log_sums, means = (torch.empty_like(values) for _ in range(3))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, labels, log_sums, means, mask)
+        return values, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        logits = ctx.saved_tensors[0]
+        made = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.contiguous()
+        return made, None, None
+
+
+class TorchLogProbabilities:
+    """TRL's own PyTorch code, as it runs where there is no Triton."""
+
+    def select(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
+        """See `LogProbabilities`."""
+        logits = _cooled(logits, temperature)
+        indices = labels.unsqueeze(-1)
+        if logits.dtype in (torch.float32, torch.float64):
+            picked = torch.gather(logits, dim=-1, index=indices)
+            sums = torch.stack([torch.logsumexp(row, dim=-1) for row in logits])
+            values = picked - sums.unsqueeze(-1)
+        else:
+            values = torch.stack([_log_softmax_of(row, index) for row, index in zip(logits, indices, strict=True)])
+        values = values.squeeze(-1)
+        return values if mask is None else values.masked_fill(mask == 0, 0.0)
+
+    def select_with_entropy(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        *,
+        entropy_trains: bool = False,
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """See `LogProbabilities`."""
+        logits = _cooled(logits, temperature)
+        values = self.select(logits, labels, mask)
+        with torch.set_grad_enabled(entropy_trains and torch.is_grad_enabled()):
+            entropies = entropy_in_parts(logits)
+        return values, entropies if mask is None else entropies.masked_fill(mask == 0, 0.0)
+
+
+def _cooled(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def _log_softmax_of(row: Tensor, index: Tensor) -> Tensor:
+    values = F.log_softmax(row, dim=-1)
+    return values.gather(dim=-1, index=index)
+
+
+def entropy_in_parts(logits: Tensor) -> Tensor:
+    """[rows, tokens] of logits [rows, tokens, vocabulary], `ENTROPY_ROWS` tokens at a time.
+
+    Logits that are not dense, as those without the last position are not, are copied whole by `reshape`.
+    """
+    flat = logits.reshape(-1, logits.shape[-1])
+    parts = []
+    for chunk in flat.split(ENTROPY_ROWS, dim=0):
+        values = F.log_softmax(chunk, dim=-1)
+        part = -(torch.exp(values) * values).sum(-1)
+        parts.append(part)
+    return torch.cat(parts, dim=0).reshape(logits.shape[:-1])
+
+
+def choose_log_probabilities(objective: Objective) -> LogProbabilities:
+    """The code that the recipe asks for."""
+    return TorchLogProbabilities() if objective.helpers == "torch" else TritonLogProbabilities()

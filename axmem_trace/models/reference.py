@@ -1,0 +1,66 @@
+"""The second model that some training methods load: the reference, and a copy that nothing uses.
+
+Source: axolotl 0.21 `train.py` `setup_reference_model` (another `ModelLoader.load`, after the policy's); TRL 1.14.1
+`trainer/utils.py` `create_model_from_path` (fp32, nothing of axolotl's casts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from axmem_trace.models.build import WatchLoading, build_model
+from axmem_trace.recipe.model import Adapter, Freezing, Quantisation
+from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.recipe.run import Attention, Checkpointing, Kernels
+
+Watch = Callable[[Recipe], WatchLoading]
+"""From the recipe of a model to what sees it being loaded."""
+
+
+def _unwatched(recipe: Recipe) -> WatchLoading:
+    def watch(model: Any) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    return watch
+
+
+def build_reference(recipe: Recipe, *, device: str = "meta", watch: Watch = _unwatched) -> nn.Module | None:
+    """The second model that stays on the GPU, None where there is none. One that does not stay is seen by `watch`.
+
+    Args:
+        device: as of `build_model`.
+        watch: called with the recipe of each model that is loaded.
+    """
+    asked = recipe.objective.reference
+    if not (asked.resident_model or asked.unused_copy):
+        return None
+    plain = replace(
+        recipe, adapter=Adapter(), freezing=Freezing(), checkpointing=Checkpointing(), fake_quantisation=None
+    )
+    copies = [build_model(plain, device=device, watch=watch(plain)).module]
+    if asked.resident_model and asked.dtype == "float32":
+        own = as_trl_loads_it(plain)
+        copies.append(build_model(own, device=device, watch=watch(own)).module)
+    return copies[-1].requires_grad_(False) if asked.resident_model else None
+
+
+def as_trl_loads_it(recipe: Recipe) -> Recipe:
+    """fp32, attention as transformers chooses it, and none of axolotl's changes to dtypes and vocabulary."""
+    precision = replace(
+        recipe.precision, load_dtype="float32", upcast_before=False, cast_back=False, fp32_norms=False, fp8=False
+    )
+    model = replace(recipe.model, added_tokens=0, resize_embeddings_to_32x=False, shrink_embeddings=False)
+    kept = recipe.quantisation.method == "checkpoint"
+    return replace(
+        recipe,
+        precision=precision,
+        quantisation=recipe.quantisation if kept else Quantisation(),
+        model=model,
+        attention=Attention(),
+        kernels=Kernels(),
+    )

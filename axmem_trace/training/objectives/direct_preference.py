@@ -1,0 +1,139 @@
+"""DPO and IPO. Source: TRL 1.14.1 `trainer/dpo_trainer.py` `DataCollatorForPreference`, `_compute_loss`.
+
+A pair is two rows; a micro-batch has all chosen rows first. What one loss holds, in units of one byte for each element of
+the logits (rows x tokens x vocabulary), with TRL's Triton kernel:
+
+- forward: the policy's fp32 logits 4; while the reference's become fp32, 2 + 4 more: **10**. Then 4 + 4, and the
+  completion tokens' logits of one side, copied for a mean: up to 2.
+- backward begins with **4**: the kernel keeps the policy's logits, of which it was given a view.
+- backward: their gradient 4 beside them, **8**.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.training.batches.batch import Batch, Inputs
+from axmem_trace.training.objectives.objective import RunModel
+from axmem_trace.training.objectives.pair_losses import PAIR_LOSSES, Pairs
+from axmem_trace.training.objectives.preference import Preference, completion_rows, halves
+from axmem_trace.training.objectives.scoring import Scored
+
+
+class DirectPreference(Preference):
+    """`rl: dpo` and `rl: ipo`."""
+
+    def make_batch(self, recipe: Recipe, rows: int, row_tokens: int) -> Batch:
+        """Chosen rows, then rejected ones; with precomputed references, one fp32 number for each row."""
+        inputs = completion_rows(recipe, rows, row_tokens)
+        if self.settings.reference.kind == "precomputed":
+            for side in ("chosen", "rejected"):
+                inputs[f"ref_{side}_logps"] = torch.zeros(rows // 2)
+        return Batch(inputs)
+
+    def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[Tensor, Any]:
+        """Both models' outputs are local names: their logits live until this returns."""
+        mask = inputs["completion_mask"]
+        call: dict[str, Any] = {
+            "input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False,
+        }  # fmt: skip
+        router = {"output_router_logits": True} if self.router_loss else {}
+        scored = self.score(run_model, self.reference.policy, {**call, **router}, mask)
+        chosen, rejected = halves(self._sum(scored.values, mask[..., 1:]))
+        if self.settings.reference.kind == "precomputed":
+            reference = (inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
+        else:
+            with self.reference.ready(run_model) as run_reference:
+                scored_reference = self.score(run_reference, self.reference.scored, call, mask, entropy=False)
+            reference = halves(self._sum(scored_reference.values, mask[..., 1:]))
+        pairs = self._pairs(chosen, rejected, reference, mask)
+        loss = self._weigh(pairs, scored, inputs["input_ids"][..., 1:], mask[..., 1:])
+        if self.router_loss:
+            loss = loss + self.router_loss * scored.outputs.aux_loss
+        _log_metrics(pairs, scored, inputs["input_ids"][..., 1:], mask[..., 1:])
+        return loss, scored.outputs
+
+    def _sum(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Log-probability of each row's completion. LD-DPO weighs what is longer than the other side's less."""
+        if self.settings.length_bias is None:
+            return values.sum(dim=1)
+        positions = mask.cumsum(dim=1)
+        lengths = mask.sum(dim=1).long()
+        shared = torch.minimum(*halves(lengths))
+        shared = torch.cat([shared, shared], dim=0).unsqueeze(1)
+        in_both = (positions > 0) & (positions <= shared)
+        beyond = positions > shared
+        return (values * in_both).sum(dim=1) + self.settings.length_bias * (values * beyond).sum(dim=1)
+
+    def _pairs(self, chosen: Tensor, rejected: Tensor, reference: tuple[Tensor, Tensor], mask: Tensor) -> Pairs:
+        chosen_ratio, rejected_ratio = chosen - reference[0], rejected - reference[1]
+        return Pairs(
+            chosen=chosen_ratio, rejected=rejected_ratio, delta=chosen_ratio - rejected_ratio, chosen_logps=chosen,
+            rejected_logps=rejected, chosen_reference=reference[0], rejected_reference=reference[1],
+            completion_mask=mask, beta=self.settings.beta, smoothing=self.settings.label_smoothing,
+        )  # fmt: skip
+
+    def _weigh(self, pairs: Pairs, scored: Scored, labels: Tensor, mask: Tensor) -> Tensor:
+        """The sum of the losses asked for, each with its weight: a scalar."""
+        names = self.settings.loss_types or ("sigmoid",)
+        total: Any = 0.0
+        for name, weight in zip(names, self.settings.loss_weights or (1.0,) * len(names), strict=True):
+            if name == "sft":
+                each = _likelihood(scored, labels, mask)
+            else:
+                each = PAIR_LOSSES[name](pairs)
+            if self.settings.weighted:
+                each *= _weights(scored, mask)
+            total = total + each.mean() * weight
+        assert isinstance(total, Tensor)
+        return total
+
+
+def _likelihood(scored: Scored, labels: Tensor, mask: Tensor) -> Tensor:
+    """Negative log-likelihood of the chosen completions; one equal number for each pair. Logits are copied out for it."""
+    kept = halves(mask)[0]
+    if scored.logits is None:
+        chosen = halves(scored.values)[0]
+        return (-chosen[kept.bool()].mean()).expand(chosen.shape[0])
+    chosen, labels = halves(scored.logits)[0], halves(labels)[0]
+    return F.cross_entropy(chosen[kept.bool()], labels[kept.bool()]).expand(chosen.shape[0])
+
+
+def _weights(scored: Scored, mask: Tensor) -> Tensor:
+    """WPO: two sums over the whole vocabulary, for which the logits are doubled. TRL refuses it without logits."""
+    assert scored.logits is not None
+    lengths = mask.sum(dim=1).clamp_min(1)
+    with torch.no_grad():
+        once = torch.logsumexp(scored.logits, dim=-1)
+        twice = torch.logsumexp(2.0 * scored.logits, dim=-1)
+        aligned = (scored.values - (twice - 2.0 * once)) * mask
+    chosen, rejected = halves(torch.exp(aligned.sum(dim=1) / lengths))
+    return chosen * rejected
+
+
+def _log_metrics(pairs: Pairs, scored: Scored, labels: Tensor, mask: Tensor) -> None:
+    """Of what the trainer logs, the tensors: entropy, means of the completions' logits, accuracies, rewards."""
+    assert scored.entropies is not None
+    (scored.entropies * mask).sum()
+    if scored.logits is not None:
+        chosen_logits, rejected_logits = halves(scored.logits.detach())
+        chosen_mask, rejected_mask = halves(mask)
+        chosen_logits[chosen_mask.bool()].mean(-1).sum()
+        rejected_logits[rejected_mask.bool()].mean(-1).sum()
+        predictions = chosen_logits.argmax(dim=-1)
+        kept = mask[: len(mask) // 2].bool()
+        _correct = (predictions == labels[: len(labels) // 2]) & kept
+    log_rewards(pairs.beta * pairs.chosen.detach(), pairs.beta * pairs.rejected.detach())
+    pairs.chosen_logps.mean(), pairs.rejected_logps.mean()
+
+
+def log_rewards(chosen: Tensor, rejected: Tensor) -> None:
+    """Means of both, how often the chosen one is better, and by how much."""
+    chosen.mean(), rejected.mean()
+    (chosen > rejected).float().mean()
+    (chosen - rejected).mean()

@@ -1,0 +1,32 @@
+"""A model's forward as accelerate's `prepare_model` wraps it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from axmem_trace.recipe.model import Precision
+
+
+def autocast(precision: Precision) -> AbstractContextManager[Any]:
+    """accelerate `utils/modeling.py`, `get_mixed_precision_context_manager`."""
+    if not precision.autocast:
+        return nullcontext()
+    return torch.autocast("cuda", dtype=getattr(torch, precision.autocast_dtype))
+
+
+def prepared_forward(model: Any, precision: Precision) -> Any:
+    """The forward in autocast, its floating outputs converted to fp32 where the recipe says so."""
+
+    def run(**inputs: Any) -> Any:
+        with autocast(precision):
+            outputs = model(**inputs)
+        if precision.output_dtype == "float32":
+            from accelerate.utils.operations import convert_to_fp32
+
+            outputs = convert_to_fp32(outputs)
+        return outputs
+
+    return run

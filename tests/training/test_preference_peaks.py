@@ -1,0 +1,132 @@
+"""What preference losses hold at their peaks, counted by hand: the tensors of logits size, to the byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny_models import write_tiny_model
+
+from axmem_trace.config import read_recipe
+from axmem_trace.ledger import Ledger
+from axmem_trace.training.loading import load_models
+from axmem_trace.training.optimizers import build_optimizer
+from axmem_trace.training.trace import make_recorder, record_run
+
+MICRO, TOKENS, COMPLETION, VOCABULARY = 2, 64, 32, 16384
+ROW = TOKENS * VOCABULARY
+"""Elements of a row's logits."""
+SHIFTED = (TOKENS - 1) * VOCABULARY
+"""Without the last position."""
+LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj", "v_proj"]}
+
+
+def record(tmp_path: Path, *assumed: str, **keys: Any) -> Ledger:
+    config = {
+        "base_model": write_tiny_model("llama", tmp_path / "llama", vocab_size=VOCABULARY), "micro_batch_size": MICRO,
+        "sequence_len": TOKENS, "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "chatml.intel"}], "bf16": True,
+        "attn_implementation": "flash_attention_2", "gradient_checkpointing": True, **LORA, **keys,
+    }  # fmt: skip
+    recipe = read_recipe(config, hub="never", assumptions=assumed)
+    recorder = make_recorder(recipe)
+    built = load_models(recipe, recorder)
+    return record_run(recipe, built, build_optimizer(recipe, built.module), recorder=recorder).ledger
+
+
+def large(ledger: Ledger, tick: int) -> list[int]:
+    """Bytes of what is alive and has the size of logits, the largest first: more than a quarter of a row's in bf16.
+
+    Nothing else is that large here: embedding and head are registered as weights.
+    """
+    found = [each.nbytes for each in ledger.alive_at(tick) if each.role == "" and each.nbytes > ROW // 2]
+    return sorted(found, reverse=True)
+
+
+def peaks(ledger: Ledger) -> tuple[list[int], list[int], list[int]]:
+    """At the peak of the first forward, when backward begins, at the peak of backward."""
+    start = next(mark.tick for mark in ledger.marks if mark.phase == "backward")
+    forward, backward = (ledger.peak(phase=phase, step=1).tick for phase in ("forward", "backward"))
+    return large(ledger, forward), large(ledger, start), large(ledger, backward)
+
+
+PAIRS = 2 * MICRO * ROW
+"""Elements of the logits of a micro-batch of pairs."""
+SHIFTED_PAIRS = 2 * MICRO * SHIFTED
+
+
+def test_dpo(tmp_path: Path) -> None:
+    # forward: the policy's fp32 logits; the reference's in bf16 while they become fp32. 4 + 4 + 2 bytes an element.
+    # backward begins with the policy's, and makes their gradient beside them: dense, without the last position.
+    forward, start, backward = peaks(record(tmp_path, rl="dpo"))
+    assert forward == [4 * PAIRS, 4 * PAIRS, 2 * PAIRS]
+    assert start == [4 * PAIRS]
+    assert backward == [4 * PAIRS, 4 * SHIFTED_PAIRS]
+
+
+def test_dpo_with_precomputed_references(tmp_path: Path) -> None:
+    # the policy's logits become fp32: 4 + 2.
+    forward, start, backward = peaks(record(tmp_path, rl="dpo", precompute_ref_log_probs=True))
+    assert forward == [4 * PAIRS, 2 * PAIRS]
+    assert (start, backward) == ([4 * PAIRS], [4 * PAIRS, 4 * SHIFTED_PAIRS])
+
+
+def test_dpo_without_triton(tmp_path: Path) -> None:
+    # TRL's PyTorch code copies the logits for the entropy: policy 4, reference 4 and 2 are as high as policy 4, copy 4
+    # and, of 128 tokens at once, a log-softmax. Here 2 x 63 x 2 = 252 tokens make two parts of 128 and 124.
+    ledger = record(tmp_path, "loss_helpers=torch", rl="dpo")
+    start = next(mark.tick for mark in ledger.marks if mark.phase == "backward")
+    assert large(ledger, start) == [4 * PAIRS]
+    # backward: the logits, each row's gradient of its sum of exponentials, and all of them stacked. The picked ones are
+    # scattered in place into zeros later, when no row's is left (torch `gather_backward`).
+    backward = large(ledger, ledger.peak(phase="backward", step=1).tick)
+    assert backward == [4 * PAIRS, 4 * SHIFTED_PAIRS] + [4 * SHIFTED] * 2 * MICRO
+
+
+def test_orpo(tmp_path: Path) -> None:
+    # forward: logits 4; of the chosen half a dense copy and its log-softmax, 2 + 2.
+    # backward: the gradient of all rows; that of the chosen ones, at first as large as they are, then spread over all.
+    # Both are added in place.
+    chosen = MICRO * SHIFTED
+    forward, start, backward = peaks(record(tmp_path, rl="orpo"))
+    assert forward == [4 * PAIRS, 4 * chosen, 4 * chosen]
+    assert start == [4 * PAIRS, 4 * chosen]
+    assert backward == [4 * PAIRS, 4 * PAIRS, 4 * MICRO * ROW]
+
+
+def test_simpo_without_the_likelihood(tmp_path: Path) -> None:
+    forward, start, backward = peaks(record(tmp_path, rl="simpo", simpo_gamma=0.5, cpo_alpha=0.0))
+    assert forward == [4 * PAIRS, 2 * PAIRS]
+    assert start == [4 * PAIRS]
+    assert backward == [4 * PAIRS, 4 * SHIFTED_PAIRS]
+
+
+def test_kto(tmp_path: Path) -> None:
+    # rows are samples here. Both models' logits 4 + 4, the wanted rows and the others picked out, 2 + 2, and of one kind
+    # the completion's: 32 of 63 positions of half of the rows.
+    rows = MICRO * ROW
+    forward, start, backward = peaks(record(tmp_path, rl="kto", remove_unused_columns=False))
+    picked = MICRO // 2 * SHIFTED
+    assert forward == [4 * rows, 4 * rows, 4 * picked, 4 * picked, 4 * MICRO // 2 * COMPLETION * VOCABULARY]
+    assert (start, backward) == ([4 * rows], [4 * rows, 4 * MICRO * SHIFTED])
+
+
+def test_a_full_run_of_kto_has_a_reference_in_fp32(tmp_path: Path) -> None:
+    ledger = record(tmp_path, rl="kto", remove_unused_columns=False, adapter=None)
+    weights = sum(each.nbytes for each in ledger.alive_at(ledger.ticks) if each.role == "weight")
+    reference = sum(each.nbytes for each in ledger.alive_at(ledger.ticks) if each.role == "reference")
+    # the policy's bf16 and the reference's fp32, buffers (fp32 in both) left out: 4 to 2.
+    assert reference == pytest.approx(2 * weights, rel=0.001)
+    # axolotl's copy, in bf16, is there too while TRL loads its own.
+    loading = max(sum(each.nbytes for each in ledger.alive_at(each.born) if each.role in ("weight", "reference"))
+                  for each in ledger.allocations if each.step == 0 and each.role == "reference")  # fmt: skip
+    assert loading == pytest.approx(weights + weights + 2 * weights, rel=0.001)
+
+
+def test_the_tiles_of_the_liger_key_hold_no_logits(tmp_path: Path) -> None:
+    # 2 x 2 x 32 = 128 completion tokens fit one tile; 16,384 words are two of 8192. In forward: the product in bf16, its
+    # fp32 copy, two exponentials (the tile before keeps its own until this one's is there) and their product.
+    forward, start, _ = peaks(record(tmp_path, rl="dpo", dpo_use_liger_kernel=True))
+    tile = (2 * MICRO * COMPLETION - 1) * 8192
+    assert forward == [4 * tile] * 4 + [2 * tile]
+    assert start == []

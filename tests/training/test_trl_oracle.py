@@ -1,0 +1,134 @@
+"""Our step allocates what TRL's does: the same storages, on the CPU and on meta, for every method.
+
+Needs `trl` of the release that the objectives are written after (the test extra); skipped without it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from support.cpu_oracle import describe, record_step
+from support.tiny_models import write_tiny_model
+
+from axmem_trace.kernels.losses import tiled_log_probabilities
+from axmem_trace.ledger import Allocation, Ledger
+from axmem_trace.models import reference
+from axmem_trace.recipe.run import Attention
+
+trl = pytest.importorskip("trl", minversion="1.14")
+
+from support.trl_losses import TrlObjective, triton_wrapper  # noqa: E402 (after the skip)
+
+LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
+METHODS: dict[str, dict[str, Any]] = {
+    "dpo": {"rl": "dpo", "dpo_loss_type": ["sigmoid", "sft", "ipo"]},
+    "dpo weighted": {"rl": "dpo", "dpo_use_weighting": True, "dpo_ld_alpha": 0.5},
+    "dpo precomputed": {"rl": "dpo", "precompute_ref_log_probs": True},
+    "ipo": {"rl": "ipo"},
+    "kto": {"rl": "kto", "remove_unused_columns": False},
+    "orpo": {"rl": "orpo"},
+    "simpo": {"rl": "simpo", "simpo_gamma": 0.5},
+    "simpo without likelihood": {"rl": "simpo", "simpo_gamma": 0.5, "cpo_alpha": 0.0},
+    "reward": {"reward_model": True, "center_rewards_coefficient": 0.01},
+}
+OTHERS = ["exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down",
+          "discopop", "hinge", "sigmoid_norm"]  # fmt: skip
+
+
+def make_config(tmp_path: Path, family: str = "llama", **keys: Any) -> dict[str, Any]:
+    return {
+        "base_model": write_tiny_model(family, tmp_path / family), "sequence_len": 24, "micro_batch_size": 4,
+        "gradient_accumulation_steps": 2, "learning_rate": 1e-4, "optimizer": "adamw_torch", "bf16": True,
+        "attn_implementation": "eager", "lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False,
+        "datasets": [{"path": "x", "type": "chatml.intel"}], **keys,
+    }  # fmt: skip
+
+
+def tensors(ledger: Ledger) -> Counter[Any]:
+    """All but single numbers, of which the trainer makes and drops some on its way into the log."""
+    return describe(ledger, leave_out=lambda each: each.nbytes <= 8)
+
+
+@pytest.fixture(autouse=True)
+def eager_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reference that TRL loads has SDPA, whose kernel is another on a CPU."""
+    monkeypatch.setattr(reference, "Attention", partial(Attention, kernel="eager"))
+
+
+def compare(config: dict[str, Any], helpers: str) -> tuple[Ledger, Ledger]:
+    """TRL's record and ours, both on the CPU, after ours on meta has been found to be the same."""
+    assumed = ["output_dtype=float32", f"loss_helpers={helpers}"]
+    ours, on_meta = (record_step(config, device, assumptions=assumed) for device in ("cpu", "meta"))
+    assert tensors(ours) == tensors(on_meta)
+    theirs = record_step(
+        config, "cpu", assumptions=assumed, change_objective=TrlObjective,
+        within=triton_wrapper if helpers == "trl" else nullcontext,
+    )  # fmt: skip
+    return theirs, ours
+
+
+@pytest.mark.parametrize("helpers", ["trl", "torch"])
+@pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_step_allocates_what_trl_does(method: str, adapter: dict[str, Any], helpers: str, tmp_path: Path) -> None:
+    theirs, ours = compare(make_config(tmp_path, **METHODS[method], **adapter), helpers)
+    assert tensors(theirs) == tensors(ours)
+    assert_peaks_agree(theirs, ours)
+
+
+def assert_peaks_agree(theirs: Ledger, ours: Ledger) -> None:
+    """But for vectors of a number for each row or token that one holds a line longer than the other."""
+    for phase in ("forward", "backward"):
+        found, expected = (each.peak(phase=phase, step=1).allocated_bytes for each in (ours, theirs))
+        assert abs(found - expected) <= 4096, (phase, found, expected)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_losses_of_pairs(name: str, tmp_path: Path) -> None:
+    config = make_config(tmp_path, rl="dpo", dpo_loss_type=[name], dpo_label_smoothing=0.1, **LORA)
+    theirs, ours = compare(config, "trl")
+    few = [len(tensors(each) - tensors(other)) for each, other in ((theirs, ours), (ours, theirs))]
+    rows = 8 * 4  # bytes of a number for each row: how often one is made is all that may differ
+    assert all(
+        key[0] <= rows for each, other in ((theirs, ours), (ours, theirs)) for key in tensors(each) - tensors(other)
+    )
+    assert max(few) <= 6
+
+
+@pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_the_tiles_of_the_liger_keys(method: str, adapter: dict[str, Any], tmp_path: Path) -> None:
+    """With tiles that a tiny model fills more than once."""
+    import trl.trainer.dpo_trainer as dpo_trainer
+    import trl.trainer.kto_trainer as kto_trainer
+    import trl.trainer.utils as helpers
+
+    config = make_config(tmp_path, **METHODS[method], **adapter)
+    with (
+        patch.object(tiled_log_probabilities, "TOKENS_OF_TILE", 7),
+        patch.object(tiled_log_probabilities, "VOCABULARY_OF_TILE", 40),
+        patch.object(helpers, "_CHUNKED_LOGPROB_TOKEN_CHUNK_SIZE", 7),
+        patch.object(dpo_trainer, "_CHUNKED_LOGPROB_CHUNK_SIZE", 40),
+        patch.object(kto_trainer, "_CHUNKED_LOGPROB_CHUNK_SIZE", 40),
+        patch("axmem_trace.config.derive.objective.CHUNKED", {method: "dpo_use_liger_kernel"}),
+    ):
+        theirs, ours = compare({**config, "dpo_use_liger_kernel": True}, "trl")
+    assert tensors(theirs) == tensors(ours)
+    assert_peaks_agree(theirs, ours)
+
+
+def test_the_routers_loss_is_part_of_it(tmp_path: Path) -> None:
+    """A mixture of experts: router logits and their balancing loss, whether the configuration asks for them or not."""
+    theirs, ours = compare(make_config(tmp_path, "qwen3_moe", rl="dpo", **LORA), "trl")
+    assert tensors(theirs) == tensors(ours)
+    assert any(_is_one_hot(each) for each in ours.allocations)
+
+
+def _is_one_hot(each: Allocation) -> bool:
+    return each.op == "aten.scatter_.value" or "one_hot" in each.op or each.op == "aten.zeros.default"
