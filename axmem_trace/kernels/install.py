@@ -31,6 +31,7 @@ from axmem_trace.kernels.losses.cut_cross_entropy import install_cut_cross_entro
 from axmem_trace.kernels.losses.logit_losses import install_loss_path
 from axmem_trace.kernels.older import mean
 from axmem_trace.kernels.older.caches import install_older_bitsandbytes, install_older_cache
+from axmem_trace.kernels.repaired import repair_llama4
 from axmem_trace.kernels.scans.install import install_scans
 from axmem_trace.kernels.site import Site
 from axmem_trace.tracing.rules import Rules
@@ -44,7 +45,7 @@ _TABLES = (
 INSTALLERS: tuple[Callable[[Site], None], ...] = (
     install_attention, install_gemma4_hybrid, install_scans, install_experts, install_older_bitsandbytes,
     install_older_cache, install_loss_path, install_cut_cross_entropy, install_liger, install_fused_attention,
-    install_tiled_mlp, install_lora_kernels,
+    install_tiled_mlp, install_lora_kernels, repair_llama4,
 )  # fmt: skip
 """In axolotl's order (`loaders/patch_manager.py`): plugins and tiled MLP replace classes before the model is loaded, the
 LoRA kernels replace the forwards of instances afterwards, so they win over both."""
