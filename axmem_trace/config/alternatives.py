@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from axmem_trace.config.derive.task import is_moe
+from axmem_trace.config.derive.task import EXPERT_COUNTS, is_moe, text_config
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Alternative, Recipe
@@ -18,12 +18,17 @@ from axmem_trace.recipe.recipe import Alternative, Recipe
 Change = Mapping[str, Any]
 ReadWith = Callable[[Change, Change], Recipe]
 """The same configuration with further overrides and assumptions."""
+MOST_LINEAR_EXPERTS = 512
+"""Mixtral 8x7B has 256, whose trace as linear layers takes some seconds; Qwen3-30B-A3B has 6,144."""
 UNQUANTISED = "`adapter: lora` with `load_in_4bit: true` is not quantised"
 
 
 def find_alternatives(recipe: Recipe, read: ReadWith) -> Iterator[Alternative]:
     """Those whose figures may differ; one that can't be read is left out."""
     for note, words, overrides, assumptions in _candidates(recipe):
+        if assumptions and _num_experts(recipe) > MOST_LINEAR_EXPERTS:
+            yield Alternative(recipe=None, note=note, words=words)
+            continue
         try:
             other = read(overrides, assumptions)
         except ConfigError:
@@ -35,13 +40,27 @@ def _candidates(recipe: Recipe) -> Iterator[tuple[Note, str, Change, Change]]:
     for note in recipe.notes:
         if note.key == "load_in_4bit" and note.text.startswith(UNQUANTISED):
             yield note, "`adapter: qlora`", {"adapter": "qlora"}, {}
-    quantisation, model = recipe.quantisation, recipe.model
-    bits = {"bnb_4bit": "load_in_4bit", "bnb_8bit": "load_in_8bit"}.get(quantisation.method)
-    if bits is None or quantisation.quantise_moe_experts or model.experts_layout == "linear" or not is_moe(model.base):
+    quantisation, model, adapter = recipe.quantisation, recipe.model, recipe.adapter
+    if quantisation.quantise_moe_experts or model.experts_layout == "linear" or not is_moe(model.base):
         return
-    text = "until axolotl 0.13 (transformers 4) experts were linear layers, and quantised with the rest"
-    note = Note(kind="warning", key=bits, text=text, line=recipe.written[bits].line if bits in recipe.written else 0)
-    if recipe.adapter.target_linear:  # which quantize_moe_experts does not go with
-        yield note, "`--assume experts_layout=linear`", {}, {"experts_layout": "linear"}
-    else:
-        yield note, "`quantize_moe_experts: true`", {"quantize_moe_experts": True}, {}
+    bits = {"bnb_4bit": "load_in_4bit", "bnb_8bit": "load_in_8bit"}.get(quantisation.method, "")
+    if adapter.target_linear:  # which quantize_moe_experts does not go with
+        key, what = bits or "lora_target_linear", "reached by lora_target_linear" + (", and quantised" if bits else "")
+        yield _note(recipe, key, what), "`--assume experts_layout=linear`", {}, {"experts_layout": "linear"}
+    elif bits:
+        way_out = {"quantize_moe_experts": True}
+        yield _note(recipe, bits, "quantised with the rest"), "`quantize_moe_experts: true`", way_out, {}
+
+
+def _note(recipe: Recipe, key: str, what: str) -> Note:
+    text = f"until axolotl 0.13 (transformers 4) experts were linear layers, {what}"
+    return Note(kind="warning", key=key, text=text, line=recipe.written[key].line if key in recipe.written else 0)
+
+
+def _num_experts(recipe: Recipe) -> int:
+    """Of all layers, each counted for itself."""
+    config = text_config(recipe.model.base)
+    counts = [config.get(name) for name in EXPERT_COUNTS]
+    experts = max((count for count in counts if isinstance(count, int)), default=0)
+    layers = config.get("num_hidden_layers")
+    return experts * layers if isinstance(layers, int) else experts

@@ -137,7 +137,8 @@ class Recipe:
 class Alternative:
     """The same configuration run otherwise: as older releases ran it, or by a way out. Its figure is compared."""
 
-    recipe: Recipe
+    recipe: Recipe | None
+    """None: it would take too long to estimate beside the run."""
     note: Note
     """What there is to say of the difference. It may be among the run's notes; the figure then goes into that one."""
     words: str

@@ -23,6 +23,9 @@ def compare_alternatives(recipe: Recipe, reserved_bytes: int, estimate_bytes: Ca
     """
     notes = Notes(recipe.notes)
     for alternative in recipe.alternatives:
+        if alternative.recipe is None:
+            notes.append(replace(alternative.note, text=f"{alternative.note.text}. {alternative.words} estimates that"))
+            continue
         try:
             other = estimate_bytes(alternative.recipe)
         except ConfigError:

@@ -9,6 +9,8 @@ from support.tiny_models import write_tiny_model
 
 import axmem_trace
 from axmem_trace.config.reader import read_recipe
+from axmem_trace.errors import ConfigError
+from axmem_trace.report.alternatives import compare_alternatives
 from axmem_trace.units import format_bytes
 
 LORA: dict[str, Any] = {
@@ -49,6 +51,32 @@ def test_a_difference_of_less_than_a_tenth_is_not_told(tmp_path: Path):
     config = {**LORA, **ATTENTION, "base_model": model, "adapter": "qlora", "load_in_4bit": True}
     assert len(read_recipe(config, hub="never").alternatives) == 1
     assert not [note for note in axmem_trace.estimate(config, hub="never").notes if "until axolotl" in note.text]
+
+
+def test_too_many_experts_are_told_without_a_figure():
+    config = {**LORA, "base_model": "Qwen/Qwen3-30B-A3B", "adapter": "lora", "lora_target_linear": True}
+    recipe = read_recipe(config, hub="never")
+    (alternative,) = recipe.alternatives
+    assert alternative.recipe is None
+    recipe = compare_alternatives(recipe, 1 << 30, lambda other: 0)
+    (note,) = [note for note in recipe.notes if "until axolotl 0.13" in note.text]
+    assert note.text.endswith("reached by lora_target_linear. `--assume experts_layout=linear` estimates that")
+
+
+def test_an_alternative_that_cannot_be_estimated_is_left_out(tmp_path: Path):
+    model = write_tiny_model("llama", tmp_path / "llama")
+    config = {**LORA, **ATTENTION, "base_model": model, "adapter": "lora", "load_in_4bit": True}
+    recipe = read_recipe(config, hub="never")
+
+    def fail(other):
+        raise ConfigError("no")
+
+    assert compare_alternatives(recipe, 1 << 30, fail).notes == recipe.notes
+    figures = compare_alternatives(recipe, 100 << 20, lambda other: 80 << 20).notes
+    assert any(
+        "With `adapter: qlora`: 80.0 MiB reserved, where this run has 100.0 MiB" in note.text for note in figures
+    )
+    assert compare_alternatives(recipe, 100 << 20, lambda other: 91 << 20).notes == recipe.notes
 
 
 def test_what_changes_nothing_has_no_alternative(tmp_path: Path):

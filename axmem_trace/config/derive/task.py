@@ -31,7 +31,7 @@ IMAGE_TEXT_TO_TEXT_TYPES = frozenset(
 """Model types that axolotl loads with `AutoModelForImageTextToText` even for text alone: transformers'
 `MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES` (5.16.1 and 5.23) and axolotl's `loaders/constants.py`."""
 
-_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
 
 
 def text_config(base: BaseModel) -> Mapping[str, Any]:
@@ -46,7 +46,7 @@ def text_config(base: BaseModel) -> Mapping[str, Any]:
 def is_moe(base: BaseModel) -> bool:
     """Whether the configuration counts experts. transformers 5 keeps them as fused 3-D parameters."""
     for config in (text_config(base), base.config):
-        for name in _EXPERT_COUNTS:
+        for name in EXPERT_COUNTS:
             count = config.get(name)
             if isinstance(count, int) and count > 1:
                 return True
