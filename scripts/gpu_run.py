@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
-from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.recipe.recipe import Older, Recipe
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.optimizers.bnb import BNB_NAMES
 from axmem_trace.training.optimizers.names import ALIASES
@@ -72,9 +73,7 @@ def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:
     optimizer = ALIASES.get(recipe.optimizer.name, recipe.optimizer.name)
     kernels, quantisation, parallelism = recipe.kernels, recipe.quantisation, recipe.parallelism
     ranks = (parallelism.num_gpus, parallelism.tensor, parallelism.context, parallelism.expert)
-    old = (recipe.attention.repeats_kv, quantisation.keeps_inputs, kernels.mean_keeps_input,
-           recipe.model.loading != "current",
-           recipe.model.experts_layout != "fused")  # fmt: skip
+    is_old = replace(recipe.older, use_cache=False) != Older()
     placement = recipe.placement
     on_host = placement.on_host_first or placement.on_host or placement.max_memory
     return (
@@ -97,7 +96,7 @@ def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:
         (bool(on_host) or recipe.adapter.on_cpu, "device_map", "weights on the host", "the whole model on the GPU"),
         (max(ranks) > 1 or bool(parallelism.deepspeed_stage or parallelism.fsdp_version), "num_gpus", max(ranks), "one GPU"),
         (recipe.allocator.backend != "native", "allocator", recipe.allocator.backend, "PyTorch's own allocator"),
-        (any(old), "assume", "code of older libraries", "what the installed libraries do"),
+        (is_old, "assume", "code of older libraries", "what the installed libraries do"),
         (recipe.evaluation.generated_rows > 0 or bool(recipe.adapter.relora_steps) or recipe.loss.teacher_tokens > 0,
          "trainer", "generation, ReLoRA or distillation", "plain steps and evaluation"),
     )  # fmt: skip

@@ -40,8 +40,8 @@ def _candidates(recipe: Recipe) -> Iterator[tuple[Note, str, Change, Change]]:
     for note in recipe.notes:
         if note.key == "load_in_4bit" and note.text.startswith(UNQUANTISED):
             yield note, "`adapter: qlora`", {"adapter": "qlora"}, {}
-    quantisation, model, adapter = recipe.quantisation, recipe.model, recipe.adapter
-    if quantisation.quantise_moe_experts or model.experts_layout == "linear" or not is_moe(model.base):
+    quantisation, adapter = recipe.quantisation, recipe.adapter
+    if quantisation.quantise_moe_experts or recipe.older.experts_layout == "linear" or not is_moe(recipe.model.base):
         return
     bits = {"bnb_4bit": "load_in_4bit", "bnb_8bit": "load_in_8bit"}.get(quantisation.method, "")
     if adapter.target_linear:  # which quantize_moe_experts does not go with

@@ -139,7 +139,7 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
         ("quantisation.int8_outliers",)),
     "bnb_keeps_inputs": Assumption(
         "bool", "the graph keeps the inputs of 4-bit layers, as with bitsandbytes before 0.43.2",
-        _set("quantisation.keeps_inputs"), ("quantisation.keeps_inputs",)),
+        _set("older.bnb_keeps_inputs"), ("older.bnb_keeps_inputs",)),
     "gptq_kernel": Assumption(
         "'torch'|'triton'", "what multiplies with GPTQ weights (triton: AutoGPTQ's kernel, which keeps them packed)",
         _set("quantisation.gptq_kernel"), ("quantisation.gptq_kernel",)),
@@ -160,16 +160,16 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
         _set("loss.cross_entropy"), ("loss.cross_entropy",)),
     "use_cache": Assumption(
         "bool", "the forward keeps its keys and values, where the model's code does so in training",
-        _set("model.use_cache"), ("model.use_cache",)),
+        _set("older.use_cache"), ("older.use_cache",)),
     "repeats_kv": Assumption(
         "bool", "keys and values are repeated to all heads for FlashAttention-2, as Mistral's were before transformers 4.48",
-        _set("attention.repeats_kv"), ("attention.repeats_kv",)),
+        _set("older.repeats_kv"), ("older.repeats_kv",)),
     "loading": Assumption(
         "'current'|'before_4_50'", "the order in which weights come to the card (before_4_50: transformers before that)",
-        _set("model.loading"), ("model.loading",)),
+        _set("older.loading"), ("older.loading",)),
     "mean_keeps_input": Assumption(
         "bool", "backward of a mean keeps what was averaged, as PyTorch's before 2.2 (every RMSNorm has one)",
-        _set("kernels.mean_keeps_input"), ("kernels.mean_keeps_input",)),
+        _set("older.mean_keeps_input"), ("older.mean_keeps_input",)),
     "holds_outputs": Assumption(
         "bool", "the loop keeps the model's outputs until the next forward has returned", _set("loss.holds_outputs"),
         ("loss.holds_outputs",)),
@@ -200,7 +200,7 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
         _COUNT, "rows that the tokenizer adds to the vocabulary", _set("model.added_tokens"), ("model.added_tokens",)),
     "experts_layout": Assumption(
         "'fused'|'linear'", "experts are fused parameters, or a linear layer each as before transformers 5",
-        _set("model.experts_layout"), ("model.experts_layout",)),
+        _set("older.experts_layout"), ("older.experts_layout",)),
     "router": Assumption("'balanced'|'worst'", "how tokens spread over experts", _router, ("router",)),
     "allocator": Assumption(
         "str", "a PYTORCH_ALLOC_CONF, or `default` for PyTorch's own", _allocator, ("allocator.settings",)),

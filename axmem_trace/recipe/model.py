@@ -56,13 +56,7 @@ class Model:
     """`eager`, `grouped_mm`, `batched_mm`, `scattermoe`, `sonicmoe`; empty: what transformers picks."""
     freeze_multimodal: bool = False
     llama4_linearized_experts: bool = False
-    experts_layout: Literal["fused", "linear"] = "fused"
-    """`linear`: a layer per expert and projection, as before transformers 5."""
     use_onebitllms: bool = False
-    use_cache: bool = False
-    """Keys and values of the forward are kept in its outputs. axolotl never does."""
-    loading: Literal["current", "before_4_50"] = "current"
-    """How weights come to the card: as transformers does it now, or as releases before 4.50 did."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,8 +105,6 @@ class Quantisation:
     """Columns of each 8-bit layer's input that hold a value beyond the threshold: known on real data only."""
     kbit_preparation: bool = False
     """peft's `prepare_model_for_kbit_training` runs: what is not quantised becomes fp32."""
-    keeps_inputs: bool = False
-    """bitsandbytes until 0.43.1: the graph keeps the input of every 4-bit layer that backward passes through."""
     gptq_kernel: Literal["torch", "triton"] = "torch"
     """What multiplies with GPTQ's packed weights: gptqmodel's torch code, or AutoGPTQ's Triton kernel."""
     quantise_moe_experts: bool = False

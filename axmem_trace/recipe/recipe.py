@@ -26,6 +26,7 @@ from axmem_trace.recipe.model import (
     empty_mapping,
 )
 from axmem_trace.recipe.objective import Objective
+from axmem_trace.recipe.older import Older
 from axmem_trace.recipe.run import (
     Allocator,
     Attention,
@@ -57,6 +58,7 @@ __all__ = [
     "Loss",
     "Model",
     "Objective",
+    "Older",
     "Optimizer",
     "Parallelism",
     "Placement",
@@ -118,6 +120,7 @@ class Recipe:
     evaluation: Evaluation = Evaluation()
     gpu: Gpu = Gpu()
     allocator: Allocator = Allocator()
+    older: Older = Older()
     parallelism: Parallelism = Parallelism()
     router: Literal["balanced", "worst"] = "balanced"
     objective: Objective = Objective()

@@ -45,8 +45,6 @@ class Attention:
     fused_attn_kernel: bool = False
     gemma4_hybrid: bool = False
     """Gemma 4's global layers run SDPA though the kernel is FlashAttention-2."""
-    repeats_kv: bool = False
-    """FlashAttention-2 gets keys and values repeated to all query heads: Mistral's code before transformers 4.48."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,8 +83,6 @@ class Kernels:
     tiled_mlp: bool = False
     tiled_mlp_shards: int = 0
     torch_compile: bool = False
-    mean_keeps_input: bool = False
-    """PyTorch before 2.2: backward of a mean keeps what was averaged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

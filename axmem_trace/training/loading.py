@@ -88,7 +88,7 @@ class LoadRecorder:
         axolotl switches it off where it quantises experts on the way (`monkeypatch/moe_quant.py`); transformers has it
         from 4.50 on.
         """
-        if self.recipe.quantisation.quantise_moe_experts or self.recipe.model.loading == "before_4_50":
+        if self.recipe.quantisation.quantise_moe_experts or self.recipe.older.loading == "before_4_50":
             return
         nbytes = sum(
             self._counted_bytes(module, parameter)
@@ -106,7 +106,7 @@ class LoadRecorder:
         return int(torch.Size(state.shape).numel()) // 2 if state is not None else parameter.nbytes
 
     def _place_weights(self, model: nn.Module) -> None:
-        if self.recipe.model.loading == "before_4_50" and self.recipe.quantisation.method != "none":
+        if self.recipe.older.loading == "before_4_50" and self.recipe.quantisation.method != "none":
             self._place_weights_of_old(model)
             return
         merged = merged_names(model)

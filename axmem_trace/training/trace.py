@@ -86,8 +86,8 @@ def make_recorder(recipe: Recipe) -> Recorder:
     context = KernelContext(
         compute_capability=recipe.gpu.compute_capability,
         attention=recipe.attention.kernel,
-        repeats_kv=recipe.attention.repeats_kv,
-        mean_keeps_input=recipe.kernels.mean_keeps_input,
+        repeats_kv=recipe.older.repeats_kv,
+        mean_keeps_input=recipe.older.mean_keeps_input,
         int8_outliers=recipe.quantisation.int8_outliers,
     )
     return Recorder(context, rules=gpu_rules())

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from axmem_trace.kernels.losses.replacing import IGNORE
+
 
 def next_power_of_2(number: int) -> int:
     """The smallest power of two that is not less (`triton.next_power_of_2`).
@@ -56,7 +58,7 @@ def cross_entropy(
     target: torch.Tensor,
     weight: torch.Tensor | None = None,
     size_average: bool | None = None,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE,
     reduce: bool | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
@@ -165,7 +167,7 @@ def fused_causal_lm_loss(
     weight: torch.Tensor,
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE,
     shift_labels: torch.Tensor | None = None,
     token_scaling: bool = False,
 ) -> torch.Tensor:

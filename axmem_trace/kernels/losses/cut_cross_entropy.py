@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from axmem_trace.kernels.losses.causal_lm import replace_causal_lm_loss
+from axmem_trace.kernels.losses.replacing import IGNORE
 from axmem_trace.kernels.modeling_files import modeling_module
 from axmem_trace.kernels.site import Site
 from axmem_trace.kernels.sources import note_source
@@ -91,7 +92,7 @@ def cut_causal_lm_loss(
 
 def _flat_valids(target: torch.Tensor) -> torch.Tensor:
     """`_build_flat_valids`: a mask, its indices as int64 pairs, as int32 pairs, and summed."""
-    mask = target != -100
+    mask = target != IGNORE
     pairs = torch.empty(target.numel(), target.ndim, dtype=torch.int64, device=target.device).to(torch.int32)
     del mask
     return pairs.sum(1)

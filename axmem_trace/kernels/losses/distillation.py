@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from axmem_trace.kernels.losses.replacing import IGNORE
+
 CHUNK_TOKENS = 1024
 
 
@@ -22,7 +24,7 @@ class FusedLinearDistillation(torch.autograd.Function):
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         grad_weight = torch.zeros_like(weight)
         flat = hidden.reshape(-1, hidden.shape[-1])
-        targets = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:].contiguous()
+        targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORE)[:, 1:].contiguous()
         pieces = [_chunk(each, weight, grad_weight) for each in flat.chunk(max(1, flat.shape[0] // CHUNK_TOKENS))]
         grad_hidden = torch.cat(pieces)
         del pieces, targets

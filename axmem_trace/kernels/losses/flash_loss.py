@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from axmem_trace.kernels.losses.replacing import IGNORE
+
 
 class FlashCrossEntropy(torch.autograd.Function):
     """Keeps the logits that it was given and one fp32 number a row; no softmax is made. The gradient is a new matrix."""
@@ -32,7 +34,11 @@ class FlashCrossEntropy(torch.autograd.Function):
 
 
 def fixed_cross_entropy(
-    source: torch.Tensor, target: torch.Tensor, num_items_in_batch: Any = None, ignore_index: int = -100, **kwargs: Any
+    source: torch.Tensor,
+    target: torch.Tensor,
+    num_items_in_batch: Any = None,
+    ignore_index: int = IGNORE,
+    **kwargs: Any,
 ) -> torch.Tensor:
     """source [rows, vocabulary], target [rows] to a scalar."""
     losses, _ = FlashCrossEntropy.apply(source, target)

@@ -13,15 +13,11 @@ import torch.nn.functional as F
 
 from axmem_trace.kernels.losses import flash_loss
 from axmem_trace.kernels.losses.distillation import distillation_loss
-from axmem_trace.kernels.older.losses import (
-    half_shifted_copy,
-    in_place_cross_entropy,
-    upcast_shifted_copy,
-)
+from axmem_trace.kernels.losses.replacing import IGNORE, replace_loss, replace_loss_functions, with_loss
+from axmem_trace.kernels.older.losses import OLDER_LOSSES, in_place_cross_entropy
 from axmem_trace.kernels.site import Site, head_weight
 from axmem_trace.notes import Note
 
-IGNORE = -100
 EAFT_TOP_K = 20
 """`eaft_k`'s default (axolotl `core/builders/causal.py`)."""
 
@@ -48,22 +44,6 @@ def _install_flash(site: Site) -> None:
 
 
 # -- functions in transformers' loss mapping --------------------------------------------------------------------------
-
-
-def shifted_copy_loss(
-    logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, num_items_in_batch: Any = None,
-    ignore_index: int = IGNORE, **kwargs: Any,
-) -> torch.Tensor:  # fmt: skip
-    """`ForCausalLMLoss` of transformers 4.46 to 4.50 (`loss/loss_utils.py`): all logits in fp32, then a contiguous copy
-    of them without the last token. logits [batch, tokens, vocabulary] to a scalar."""
-    from transformers.loss.loss_utils import fixed_cross_entropy
-
-    logits = logits.float()
-    shifted = logits[..., :-1, :].contiguous()
-    targets = labels[..., 1:].contiguous()
-    shifted = shifted.view(-1, vocab_size)
-    loss: torch.Tensor = fixed_cross_entropy(shifted, targets.view(-1), num_items_in_batch, ignore_index)
-    return loss
 
 
 def make_chunked_loss(num_chunks: int) -> Callable[..., torch.Tensor]:
@@ -111,46 +91,8 @@ class CompiledChunkLoss(torch.autograd.Function):
         return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device), None, None
 
 
-def _replace_loss_functions(site: Site, loss: Callable[..., torch.Tensor], *names: str) -> None:
-    from transformers.loss import loss_utils
-
-    present = {name: loss for name in names if name in loss_utils.LOSS_MAPPING}
-    site.replace_items(loss_utils.LOSS_MAPPING, present)
-    used = getattr(site.base, "loss_type", None)
-    if used is not None and used not in present:
-        text = f"{type(site.base).__name__} computes its loss as {used}, which this loss path does not replace"
-        site.note(Note(kind="warning", key="loss_path", text=text))
-
-
-def _install_shifted_copy(site: Site) -> None:
-    _replace_loss_functions(site, shifted_copy_loss, "ForCausalLM", "ForConditionalGeneration")
-
-
-def _install_upcast_shifted_copy(site: Site) -> None:
-    _install_loss_in_forward(site, upcast_shifted_copy)
-
-
-def _install_half_shifted_copy(site: Site) -> None:
-    _install_loss_in_forward(site, half_shifted_copy)
-
-
-def _install_loss_in_forward(site: Site, run: Callable[..., Any]) -> None:
-    """A loss that the model's own forward computed, where the last hidden states are still bound to a name."""
-    hidden: list[torch.Tensor] = []
-    head = site.base.get_output_embeddings()
-    site.stack.callback(head.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0])).remove)
-
-    def run_holding_hidden(*arguments: Any) -> Any:
-        try:
-            return run(*arguments)
-        finally:
-            hidden.clear()
-
-    _replace_forward(site, run_holding_hidden)
-
-
 def _install_chunked(site: Site) -> None:
-    _replace_loss_functions(site, make_chunked_loss(site.recipe.loss.num_chunks), "ForCausalLM")
+    replace_loss_functions(site, make_chunked_loss(site.recipe.loss.num_chunks), "ForCausalLM")
 
 
 # -- losses outside of the model --------------------------------------------------------------------------------------
@@ -184,28 +126,14 @@ def _indices(mask: torch.Tensor) -> torch.Tensor:
     return torch.arange(mask.numel(), device=mask.device)
 
 
-def _replace_forward(site: Site, run: Callable[..., Any]) -> None:
-    """`run(original, labels, num_items, kwargs)` takes the place of the model's forward where labels are given."""
-    original = site.base.forward
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        labels = kwargs.pop("labels", None)
-        num_items = kwargs.pop("num_items_in_batch", None)
-        if labels is None:
-            return original(*args, **kwargs)
-        return run(original, labels, num_items, kwargs)
-
-    site.replace_forward(site.base, forward)
-
-
 def _install_eaft(site: Site) -> None:
     def run(original: Callable[..., Any], labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any]) -> Any:
         outputs = _as_accelerate(site, original(**kwargs))
         with torch.autocast("cuda", enabled=False):
             loss = eaft_loss(outputs["logits"], labels, num_items)
-        return _with_loss(outputs, loss)
+        return with_loss(outputs, loss)
 
-    _replace_forward(site, run)
+    replace_loss(site, run)
 
 
 def _install_distillation(site: Site) -> None:
@@ -217,11 +145,11 @@ def _install_distillation(site: Site) -> None:
         with torch.autocast("cuda", enabled=False):
             hidden = outputs["hidden_states"][-1].to(weight.dtype)
             loss = distillation_loss(hidden, weight, labels)
-        return _with_loss(outputs, loss if num_items is None else loss / num_items)
+        return with_loss(outputs, loss if num_items is None else loss / num_items)
 
     text = "the teacher's top-k tensors of a batch (some 20 bytes per token and k) are not in the figures"
     site.note(Note(kind="not_modelled", key="kd_trainer", text=text))
-    _replace_forward(site, run)
+    replace_loss(site, run)
 
 
 def _install_none(site: Site) -> None:
@@ -229,9 +157,9 @@ def _install_none(site: Site) -> None:
 
     def run(original: Callable[..., Any], labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any]) -> Any:
         outputs = original(**kwargs)
-        return _with_loss(outputs, outputs["logits"].new_zeros(()))
+        return with_loss(outputs, outputs["logits"].new_zeros(()))
 
-    _replace_forward(site, run)
+    replace_loss(site, run)
 
 
 def _as_accelerate(site: Site, outputs: Any) -> Any:
@@ -243,12 +171,10 @@ def _as_accelerate(site: Site, outputs: Any) -> Any:
     return convert_to_fp32(outputs)
 
 
-def _with_loss(outputs: Any, loss: torch.Tensor) -> Any:
-    return type(outputs)(**{**outputs, "loss": loss})
-
-
 _INSTALLERS: dict[str, Callable[[Site], None]] = {
-    "shifted_copy": _install_shifted_copy, "chunked": _install_chunked, "eaft": _install_eaft,
-    "kd": _install_distillation, "none": _install_none, "upcast_shifted_copy": _install_upcast_shifted_copy,
-    "half_shifted_copy": _install_half_shifted_copy,
-}  # fmt: skip
+    "chunked": _install_chunked,
+    "eaft": _install_eaft,
+    "kd": _install_distillation,
+    "none": _install_none,
+    **OLDER_LOSSES,
+}

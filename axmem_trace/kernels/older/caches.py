@@ -23,7 +23,7 @@ query, key and value at once. What is cached is a view, so the whole output of t
 def install_older_cache(site: Site) -> None:
     """The outputs get `past_key_values` as they had then, and lose them when the caller drops the outputs."""
     projection = PROJECTIONS.get(site.model_type)
-    if not site.recipe.model.use_cache or not site.recipe.checkpointing.enabled or projection is None:
+    if not site.recipe.older.use_cache or not site.recipe.checkpointing.enabled or projection is None:
         return
     original = site.base.forward
     cached: list[list[torch.Tensor]] = []
@@ -51,7 +51,7 @@ def install_older_bitsandbytes(site: Site) -> None:
     """The inputs of 4-bit layers stay for as long as the graph does: bitsandbytes until 0.43.1 kept them as an attribute
     of the node (`autograd/_functions.py`, `MatMul4Bit.forward`: `ctx.tensors = (A, B)`), which neither checkpointing
     without reentry nor the end of backward lets go."""
-    if not site.recipe.quantisation.keeps_inputs or site.recipe.quantisation.method != "bnb_4bit":
+    if not site.recipe.older.bnb_keeps_inputs or site.recipe.quantisation.method != "bnb_4bit":
         return
     from bitsandbytes.autograd import _functions
 

@@ -5,12 +5,15 @@ For `--assume loss_path=...` and `--assume cross_entropy=in_place`: a run of axo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-IGNORE = -100
+from axmem_trace.kernels.losses.replacing import IGNORE, replace_loss, replace_loss_functions, with_loss
+from axmem_trace.kernels.site import Site
+
 MAX_FUSED_SIZE = 65536
 """Entries of a vocabulary that one program of the in-place kernel reduces."""
 
@@ -63,8 +66,7 @@ def half_shifted_copy(original: Any, labels: torch.Tensor, num_items: Any, kwarg
     """A forward that never upcasts its logits: GPT-BigCode and other old models until transformers 4.49
     (`modeling_gpt_bigcode.py`, `GPTBigCodeForCausalLM.forward`)."""
     outputs = original(**kwargs)
-    loss = shifted_loss(outputs["logits"], labels, num_items)
-    return type(outputs)(**{**outputs, "loss": loss})
+    return with_loss(outputs, shifted_loss(outputs["logits"], labels, num_items))
 
 
 def upcast_shifted_copy(original: Any, labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any]) -> Any:
@@ -72,5 +74,55 @@ def upcast_shifted_copy(original: Any, labels: torch.Tensor, num_items: Any, kwa
     `LlamaForCausalLM.forward`: `logits = logits.float()`): the half-precision ones are gone when the loss begins."""
     outputs = original(**kwargs)
     outputs["logits"] = outputs["logits"].float()
-    loss = shifted_loss(outputs["logits"], labels, num_items)
-    return type(outputs)(**{**outputs, "loss": loss})
+    return with_loss(outputs, shifted_loss(outputs["logits"], labels, num_items))
+
+
+def shifted_copy_loss(
+    logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, num_items_in_batch: Any = None,
+    ignore_index: int = IGNORE, **kwargs: Any,
+) -> torch.Tensor:  # fmt: skip
+    """`ForCausalLMLoss` of transformers 4.46 to 4.50 (`loss/loss_utils.py`): all logits in fp32, then a contiguous copy
+    of them without the last token. logits [batch, tokens, vocabulary] to a scalar."""
+    from transformers.loss.loss_utils import fixed_cross_entropy
+
+    logits = logits.float()
+    shifted = logits[..., :-1, :].contiguous()
+    targets = labels[..., 1:].contiguous()
+    shifted = shifted.view(-1, vocab_size)
+    loss: torch.Tensor = fixed_cross_entropy(shifted, targets.view(-1), num_items_in_batch, ignore_index)
+    return loss
+
+
+def _install_shifted_copy(site: Site) -> None:
+    replace_loss_functions(site, shifted_copy_loss, "ForCausalLM", "ForConditionalGeneration")
+
+
+def _install_upcast_shifted_copy(site: Site) -> None:
+    _install_loss_in_forward(site, upcast_shifted_copy)
+
+
+def _install_half_shifted_copy(site: Site) -> None:
+    _install_loss_in_forward(site, half_shifted_copy)
+
+
+def _install_loss_in_forward(site: Site, run: Callable[..., Any]) -> None:
+    """A loss that the model's own forward computed, where the last hidden states are still bound to a name."""
+    hidden: list[torch.Tensor] = []
+    head = site.base.get_output_embeddings()
+    site.stack.callback(head.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0])).remove)
+
+    def run_holding_hidden(*arguments: Any) -> Any:
+        try:
+            return run(*arguments)
+        finally:
+            hidden.clear()
+
+    replace_loss(site, run_holding_hidden)
+
+
+OLDER_LOSSES: dict[str, Callable[[Site], None]] = {
+    "shifted_copy": _install_shifted_copy,
+    "upcast_shifted_copy": _install_upcast_shifted_copy,
+    "half_shifted_copy": _install_half_shifted_copy,
+}
+"""By `loss.path`."""

@@ -67,7 +67,7 @@ def unfuse_experts(model: nn.Module, recipe: Recipe) -> None:
     Raises:
         ConfigError: the model has none, or such as have biases or another layout.
     """
-    if recipe.model.experts_layout == "fused":
+    if recipe.older.experts_layout == "fused":
         return
     names = _NAMES.get(recipe.model.base.model_type, _GATE_UP_DOWN)
     fused = [name for name, module in model.named_modules() if _is_fused(module)]
@@ -75,7 +75,7 @@ def unfuse_experts(model: nn.Module, recipe: Recipe) -> None:
         raise ConfigError(
             problem=f"{type(model).__name__} has no fused experts of gate, up and down projection without biases",
             key="experts_layout",
-            value=recipe.model.experts_layout,
+            value=recipe.older.experts_layout,
             accepted="fused",
             remedy="drop `--assume experts_layout`",
         )
@@ -126,7 +126,7 @@ def _is_fused(module: nn.Module) -> bool:
 @contextmanager
 def old_expert_names(recipe: Recipe) -> Iterator[None]:
     """While open, peft takes the names of linear experts as they are, and not for those of fused ones."""
-    if recipe.model.experts_layout == "fused":
+    if recipe.older.experts_layout == "fused":
         yield
         return
     from peft.utils import transformers_weight_conversion as conversion

@@ -38,7 +38,7 @@ def build_model_config(recipe: Recipe, notes: Notes) -> Any:
             remedy="check the base model's config.json and `overrides_of_model_config` against transformers' "
             f"{config_class.__name__}",
         ) from error
-    _switch_cache(config, on=recipe.model.use_cache)
+    _switch_cache(config, on=recipe.older.use_cache)
     if model.task == "sequence-classification":
         _set_padding(config)
     config.name_or_path = model.base.name

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from axmem_trace.kernels.losses.replacing import IGNORE
 from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.training.batches.batch import Batch, Inputs
@@ -14,7 +15,6 @@ from axmem_trace.training.batches.media.types import SEPARATOR, Media
 
 _ORDINARY_TOKEN = 10
 """Any token that is neither padding nor an image placeholder would do."""
-_IGNORED = -100
 _PACKED_WITHOUT_MASK = ("gemma3", "gemma4", "gemma4_unified")
 """Only positions mark the samples of their packed rows: with a mask, transformers would not look for samples."""
 
@@ -117,7 +117,7 @@ def _mark_placeholders(inputs: Inputs, found: list[Media]) -> None:
     for media in found:
         placed = ids == media.placeholder
         if inputs["labels"].shape == ids.shape:
-            inputs["labels"][placed] = _IGNORED
+            inputs["labels"][placed] = IGNORE
         if media.token_types:
             inputs[media.token_types] = placed.to(torch.int64)
         if "aspect_ratio_mask" in inputs:

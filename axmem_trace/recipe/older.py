@@ -1,0 +1,28 @@
+"""What only older releases of the libraries do: said by assumptions alone, for runs that were measured with them.
+
+The code is in `kernels/older/`, but for experts as linear layers (`models/experts/separate_experts.py`) and the order of
+loading (`training/loading.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Older:
+    """Everything at its default is what today's releases do. Older losses are values of `loss.path`."""
+
+    mean_keeps_input: bool = False
+    """PyTorch before 2.2: backward of a mean keeps what was averaged."""
+    repeats_kv: bool = False
+    """FlashAttention-2 gets keys and values repeated to all query heads: Mistral's code before transformers 4.48."""
+    bnb_keeps_inputs: bool = False
+    """bitsandbytes until 0.43.1: the graph keeps the input of every 4-bit layer that backward passes through."""
+    use_cache: bool = False
+    """Keys and values of the forward are kept in its outputs. axolotl never does."""
+    loading: Literal["current", "before_4_50"] = "current"
+    """How weights come to the card: as transformers does it now, or as releases before 4.50 did."""
+    experts_layout: Literal["fused", "linear"] = "fused"
+    """`linear`: a layer per expert and projection, as before transformers 5."""
