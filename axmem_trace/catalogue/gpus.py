@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 from functools import lru_cache
 
-from axmem_trace.catalogue.cards import CARDS, DATA_CENTRE, DESKTOP, Card
+from axmem_trace.catalogue.cards import CARDS, DATA_CENTRE, DESKTOP, WORKSTATION, Card
 from axmem_trace.catalogue.mig import Profile, cards_with, cut, list_slices, parse_profile
 from axmem_trace.catalogue.other_makers import refuse_other_makers
 from axmem_trace.errors import ConfigError
@@ -21,6 +21,7 @@ from axmem_trace.units import GIB, MIB, format_bytes, parse_bytes
 
 MIN_CARD_BYTES = GIB // 2
 MAX_CARD_BYTES = 2048 * GIB
+USUAL_GB = 8
 
 CONTEXT_BYTES_BY_GENERATION = {
     (6, 0): 300 * MIB,
@@ -85,6 +86,13 @@ def find_gpu(text: str) -> Gpu:
 def list_cards() -> list[Card]:
     """Every card of the table, each followed by its MIG slices."""
     return [each for card in CARDS for each in (card, *list_slices(card))]
+
+
+def list_usual_cards() -> list[Card]:
+    """Cards to choose from for training: no laptops, no small systems, no card that PyTorch's wheels don't run on, and
+    at least `USUAL_GB` of memory; each with its MIG slices."""
+    return [each for card in (*DATA_CENTRE, *DESKTOP, *WORKSTATION) for each in (card, *list_slices(card))
+            if each.capability >= OLDEST_IN_WHEELS and each.nominal_gb >= USUAL_GB]  # fmt: skip
 
 
 def supports_bf16(gpu: Gpu) -> bool:

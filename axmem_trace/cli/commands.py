@@ -83,25 +83,13 @@ def list_models(options: argparse.Namespace) -> int:
     entries = find_models(options.pattern)
     if not entries:
         problem = f"no bundled base model matches {options.pattern!r}"
-        return _nothing_found(problem, nearest_ids(options.pattern), "`axmem_trace models` lists all")
+        return report_nothing_found(problem, nearest_ids(options.pattern), "`axmem_trace models` lists all")
     write_output(render_models(entries, options.format), None)
     return EXIT_ESTIMATED
 
 
-def list_gpus(options: argparse.Namespace) -> int:
-    """Prints the cards that are known by name; a pattern that matches none is an error."""
-    from axmem_trace.catalogue.gpus import nearest_names
-    from axmem_trace.render.cards import find_cards, render_cards
-
-    cards = find_cards(options.pattern)
-    if not cards:
-        problem = f"no card matches {options.pattern!r}"
-        return _nothing_found(problem, nearest_names(options.pattern), "`axmem_trace gpus --list` lists all")
-    write_output(render_cards(cards, options.format), None)
-    return EXIT_ESTIMATED
-
-
-def _nothing_found(problem: str, nearest: Sequence[str], remedy: str) -> int:
+def report_nothing_found(problem: str, nearest: Sequence[str], remedy: str) -> int:
+    """Says on standard error that a pattern matches nothing, with the nearest names, else `remedy`."""
     hint = f"nearest: {', '.join(nearest)}" if nearest else remedy
     print(f"axmem_trace: {problem}; {hint}", file=sys.stderr)
     return EXIT_CONFIG

@@ -61,7 +61,7 @@ def build_compare_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_run_arguments(parser: argparse.ArgumentParser, *, card: bool = True) -> None:
     """What changes a run, or how it is looked up: the same for each command that estimates."""
     add = parser.add_argument
     add(
@@ -83,13 +83,14 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="change what axolotl would derive by itself (autocast=false, router=worst, ...); may be repeated",
     )
     add("--gpus", metavar="N", type=positive_int, default=0, dest="num_gpus", help="number of GPUs of the run")
-    add(
-        "--gpu",
-        metavar="NAME|SIZE",
-        default="",
-        help='the card: a name ("RTX 4090", H100, as nvidia-smi prints it), a MIG slice ("A100-40GB 3g.20gb"), or its '
-        "memory (23.5GiB); says whether it fits",
-    )
+    if card:
+        add(
+            "--gpu",
+            metavar="NAME|SIZE",
+            default="",
+            help='the card: a name ("RTX 4090", H100, as nvidia-smi prints it), a MIG slice ("A100-40GB 3g.20gb"), or its '
+            "memory (23.5GiB); says whether it fits",
+        )
     hub = parser.add_mutually_exclusive_group()
     hub.add_argument(
         "--offline",
@@ -133,12 +134,22 @@ def build_models_parser() -> argparse.ArgumentParser:
 def build_gpus_parser() -> argparse.ArgumentParser:
     """The parser of `gpus`."""
     parser = argparse.ArgumentParser(
-        prog="axmem_trace gpus", description="List the cards and MIG slices that are known by name.", allow_abbrev=False
+        prog="axmem_trace gpus",
+        description="Which cards and MIG slices a run fits, the smallest first; or the list of cards known by name.",
+        epilog="exit codes: as of an estimate; 3 where the run fits no card",
+        allow_abbrev=False,
     )
-    parser.add_argument("--list", action="store_true", required=True, help="list them, with memory as PyTorch sees it")
-    parser.add_argument("pattern", metavar="PATTERN", nargs="?", default="",
-                        help="only names that contain this, or match it as a shell pattern (*, ?)")  # fmt: skip
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
+    add = parser.add_argument
+    add("config", metavar="CONFIG.yml|PATTERN", nargs="?", default="",
+        help="an axolotl configuration; with --list a pattern: names that contain it, or match its *, ? or [")  # fmt: skip
+    add("--list", action="store_true", help="list the cards, with memory as PyTorch sees it; no estimate")
+    add(
+        "--all",
+        action="store_true",
+        help="laptops, small systems and old cards too, and those that the run does not fit",
+    )
+    _add_run_arguments(parser, card=False)
+    add("--format", choices=("text", "json"), default="text", help="default: text")
     return parser
 
 

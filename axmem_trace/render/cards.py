@@ -1,17 +1,22 @@
-"""The table of NVIDIA cards, as text or JSON."""
+"""The table of NVIDIA cards, and which of them a run fits, as text or JSON."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from axmem_trace.advice.cards import smallest
 from axmem_trace.catalogue.pattern import make_matcher
-from axmem_trace.units import GIB
+from axmem_trace.units import GIB, gib
 
 if TYPE_CHECKING:
+    from axmem_trace.advice.cards import CardFit
     from axmem_trace.catalogue.cards import Card
 
+NUM_FITTING = 20
+"""Sizes of cards that are shown of those that the run fits: larger ones fit as well."""
 LEAD = """\
 GiB: memory that CUDA gives a process (PyTorch's total_memory), less than the
 GB on the box. reported: PyTorch prints it in public messages; assumed: no such
@@ -38,6 +43,67 @@ def render_cards(cards: Sequence[Card], form: str) -> str:
         lines.append(f"{_label(card):{width}}  {card.nominal_gb:>4}  {card.gib:>7.2f}  {compute:>7}  {card.basis}")
         lines += [f"  = {name}" for name in card.other_names]
     return LEAD + "\n" + "\n".join(lines) + "\n"
+
+
+def render_fits(fits: Sequence[CardFit], form: str, *, everything: bool = False) -> str:
+    """Which cards the run fits, smallest first: as aligned lines (`text`), or as a JSON list (`json`).
+
+    Args:
+        everything: every card on a line of its own, with those that it does not fit; else equal ones share a line, and
+            the rest is counted.
+    """
+    if form == "json":
+        return json.dumps([_fit_to_dict(fit) for fit in fits], indent=2) + "\n"
+    fitting = _merge_equal([fit for fit in fits if fit.fits])
+    shown = fits if everything else fitting[:NUM_FITTING]
+    names = [_name(fit, fits) if not everything else fit.card.name for fit in shown]
+    width = max([len("card"), *map(len, names)])
+    lines = [f"{'card':{width}}  {'GiB':>7}  {'needs':>7}  {'left':>7}  verdict"] if shown else []
+    first = smallest(fits)
+    for name, fit in zip(names, shown, strict=True):
+        mark = "  <- smallest" if fit is first else ""
+        figures = f"{gib(fit.need_bytes):7.2f}  {gib(fit.left_bytes):7.2f}" if fit.need_bytes else f"{'-':>7}  {'-':>7}"
+        words = fit.verdict or f"can't run: {fit.reason}"
+        lines.append(f"{name:{width}}  {fit.card.gib:7.2f}  {figures}  {words}{mark}")
+    rest = [] if everything else _left_out(fits, len(fitting) - len(shown))
+    return "\n".join([*lines, *rest]) + "\n"
+
+
+def _key(fit: CardFit) -> tuple[float, int]:
+    return fit.card.gib, fit.need_bytes
+
+
+def _merge_equal(fits: Sequence[CardFit]) -> list[CardFit]:
+    """The first of the cards that have the same memory and the same need."""
+    return [*{_key(fit): fit for fit in reversed(fits)}.values()][::-1]
+
+
+def _name(fit: CardFit, fits: Sequence[CardFit]) -> str:
+    """The card's name, and how many others are just like it here."""
+    others = sum(_key(other) == _key(fit) for other in fits) - 1
+    return f"{fit.card.name} (and {others} like it)" if others else fit.card.name
+
+
+def _left_out(fits: Sequence[CardFit], num_larger: int) -> list[str]:
+    """What is not shown, a line for each reason."""
+    reasons = Counter(f"can't run: {fit.reason}" if not fit.verdict else fit.verdict for fit in fits if not fit.fits)
+    lines = [f"{number} cards: {reason}" for reason, number in reasons.items()]
+    if num_larger:
+        lines.insert(0, f"and {num_larger} sizes larger")
+    return [*lines, "--all shows every card"] if lines else []
+
+
+def _fit_to_dict(fit: CardFit) -> dict[str, Any]:
+    return {
+        "card": fit.card.name,
+        "memory_bytes": round(fit.card.gib * GIB),
+        "compute_capability": list(fit.card.capability),
+        "verdict": fit.verdict,
+        "fits": fit.fits if fit.verdict and fit.verdict != "cannot say" else None,
+        "need_bytes": fit.need_bytes,
+        "left_bytes": fit.left_bytes,
+        "reason": fit.reason,
+    }
 
 
 def _label(card: Card) -> str:

@@ -28,8 +28,8 @@ def render_comparison(comparison: Comparison, form: str) -> str:
     runs = zip(letters, comparison.columns, strict=False)
     parts = ["".join(f"{mark}{letter}  {_describe(column)}\n" for letter, column in runs)]
     if comparison.changed:
-        rows = [[name, *(value or "-" for value in values)] for name, values in comparison.changed.items()]
-        parts.append(draw("changed settings", heads, rows, numbers=False))
+        settings = [[name, *(value or "-" for value in values)] for name, values in comparison.changed.items()]
+        parts.append(draw("changed settings", heads, settings, numbers=False))
     for title, rows in comparison.sections.items():
         if rows:
             parts.append(draw(title, heads, [_cells(row) for row in rows], numbers=True))

@@ -71,7 +71,9 @@ def make_report(
         peak=peak,
         fits=fits,
         why=why,
-        verdict=name_verdict(fits, why, headroom_bytes, memory_bytes, recipe.allocator),
+        verdict=name_verdict(
+            fits, why, headroom_bytes, memory_bytes, expandable_segments=recipe.allocator.expandable_segments
+        ),
         headroom_bytes=headroom_bytes,
         out_of_memory=failure,
         after_load=AfterLoad(allocated_bytes=phases["load"].end_bytes if "load" in phases else 0),

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Literal
 
 from axmem_trace.notes import Note
-from axmem_trace.recipe.recipe import Allocator
 
 Verdict = Literal["", "fits with room", "fits", "tight", "does not fit", "cannot say"]
 ROOM_SHARE = 0.10
@@ -46,7 +45,7 @@ def judge(figures_fit: bool | None, notes: Iterable[Note]) -> tuple[bool | None,
 
 
 def name_verdict(
-    fits: bool | None, why: str, headroom_bytes: int | None, memory_bytes: int, allocator: Allocator
+    fits: bool | None, why: str, headroom_bytes: int | None, memory_bytes: int, *, expandable_segments: bool
 ) -> Verdict:
     """The verdict in words. `tight`: less is left than predictions of such runs have been wrong by.
 
@@ -54,6 +53,7 @@ def name_verdict(
         fits, why: as `judge` has them.
         headroom_bytes: of the card, at the highest point; None where no card was named.
         memory_bytes: of the card.
+        expandable_segments: whether the allocator has them, as axolotl sets it.
     """
     if why:
         return "cannot say"
@@ -61,7 +61,7 @@ def name_verdict(
         return ""
     if not fits:
         return "does not fit"
-    error = MEASURED_ERROR if allocator.expandable_segments else MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS
+    error = MEASURED_ERROR if expandable_segments else MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS
     if headroom_bytes < error * (memory_bytes - headroom_bytes):
         return "tight"
     return "fits with room" if headroom_bytes >= ROOM_SHARE * memory_bytes else "fits"

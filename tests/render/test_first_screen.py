@@ -10,7 +10,6 @@ from support.hand_made_run import make_hand_made_report
 from support.paths import ROOT
 
 from axmem_trace.notes import Note
-from axmem_trace.recipe.recipe import Allocator
 from axmem_trace.render.first_screen import MAX_LINES, write_first_screen
 from axmem_trace.render.hints import list_hints
 from axmem_trace.report.holders import IN_LAYERS, LAYER_WEIGHTS, LOGITS, OPTIMIZER_STATES
@@ -139,10 +138,10 @@ def test_ascii():
 )
 def test_verdicts(headroom_gib, memory_gib, expandable, verdict):
     headroom = round(headroom_gib * GIB)
-    allocator = Allocator(expandable_segments=expandable)
-    assert name_verdict(headroom >= 0, "", headroom, memory_gib * GIB, allocator) == verdict
-    assert name_verdict(None, "`rl` is not in the figures", headroom, memory_gib * GIB, allocator) == "cannot say"
-    assert name_verdict(None, "", None, 0, allocator) == ""
+    allocator = {"expandable_segments": expandable}
+    assert name_verdict(headroom >= 0, "", headroom, memory_gib * GIB, **allocator) == verdict
+    assert name_verdict(None, "`rl` is not in the figures", headroom, memory_gib * GIB, **allocator) == "cannot say"
+    assert name_verdict(None, "", None, 0, **allocator) == ""
 
 
 def test_the_error_is_that_of_the_published_runs():

@@ -1,0 +1,86 @@
+"""Which cards a run fits: every card and MIG slice, with one estimate for each generation wherever that decides it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from axmem_trace.catalogue.cards import Card
+from axmem_trace.errors import ConfigError
+from axmem_trace.report import Report
+from axmem_trace.report.verdict import Verdict, judge, name_verdict
+from axmem_trace.units import GIB
+
+EstimateOn = Callable[[str], Report]
+"""The run's report on the card of a name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CardFit:
+    """A card, and what the run does on it.
+
+    Attributes:
+        verdict: as in a report; empty where the run can't be estimated on this card (`reason`).
+        need_bytes: of the whole card, CUDA context included.
+        left_bytes: negative where it does not fit.
+        reason: why the run can't run on cards of this generation, or why nothing can be said.
+    """
+
+    card: Card
+    verdict: Verdict
+    need_bytes: int = 0
+    left_bytes: int = 0
+    reason: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run fits, be it tightly."""
+        return self.verdict in ("fits with room", "fits", "tight")
+
+
+def fit_cards(cards: Iterable[Card], estimate_on: EstimateOn) -> list[CardFit]:
+    """All cards by memory, smallest first.
+
+    What a run needs depends on the card's compute capability (its kernels) and, where the allocator runs full, on its
+    memory. So the largest card of each capability is estimated; another card of it is estimated by itself only where
+    live bytes would fit and the cached ones of the larger card would not.
+    """
+    groups: dict[tuple[int, int], list[Card]] = {}
+    for card in cards:
+        groups.setdefault(card.capability, []).append(card)
+    found = [fit for group in groups.values() for fit in _fit_group(group, estimate_on)]
+    return sorted(found, key=lambda fit: (fit.card.gib, fit.card.capability))
+
+
+def smallest(fits: Sequence[CardFit]) -> CardFit | None:
+    """The card with the least memory that the run fits."""
+    return next((fit for fit in fits if fit.fits), None)
+
+
+def _fit_group(cards: list[Card], estimate_on: EstimateOn) -> list[CardFit]:
+    largest = max(cards, key=lambda card: card.gib)
+    try:
+        report = estimate_on(largest.name)
+    except ConfigError as error:
+        return [CardFit(card=card, verdict="", reason=error.problem) for card in cards]
+    live_bytes = report.peak.counted_bytes + report.peak.context_bytes
+    fits = []
+    for card in cards:
+        memory_bytes = round(card.gib * GIB)
+        undecided = live_bytes <= memory_bytes < report.peak.device_bytes
+        fits.append(_fit(card, estimate_on(card.name) if undecided and card is not largest else report))
+    return fits
+
+
+def _fit(card: Card, report: Report) -> CardFit:
+    if report.refusals:
+        return CardFit(card=card, verdict="", reason=report.refusals[0].reason)
+    memory_bytes = round(card.gib * GIB)
+    need_bytes = report.peak.device_bytes
+    fails = report.out_of_memory is not None and report.gpu.memory_bytes <= memory_bytes
+    fits, why = judge(need_bytes <= memory_bytes and not fails, report.notes)
+    verdict = name_verdict(
+        fits, why, memory_bytes - need_bytes, memory_bytes,
+        expandable_segments="expandable_segments:True" in report.run.get("allocator", ""),
+    )  # fmt: skip
+    return CardFit(card=card, verdict=verdict, need_bytes=need_bytes, left_bytes=memory_bytes - need_bytes, reason=why)

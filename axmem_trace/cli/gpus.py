@@ -1,0 +1,67 @@
+"""`axmem_trace gpus`: which cards a run fits, and the table of cards."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from axmem_trace.cli.commands import report_nothing_found
+from axmem_trace.cli.terminal import show_progress, write_output
+from axmem_trace.errors import EXIT_DOES_NOT_FIT, EXIT_ESTIMATED, AxmemError
+from axmem_trace.quiet import set_quiet_environment
+
+if TYPE_CHECKING:
+    from axmem_trace.progress import Progress
+    from axmem_trace.report import Report
+
+
+def run_gpus(options: argparse.Namespace) -> int:
+    """Lists cards, or estimates a configuration on them; exit code 3 where it fits none."""
+    if options.list:
+        return list_gpus(options)
+    if not options.config:
+        raise AxmemError("gpus: name a configuration, or list the cards with --list")
+    from axmem_trace.advice.cards import fit_cards, smallest
+    from axmem_trace.catalogue.gpus import list_cards, list_usual_cards
+    from axmem_trace.render.cards import render_fits
+
+    set_quiet_environment()
+    cards = list_cards() if options.all else list_usual_cards()
+    with show_progress(sys.stderr) as progress:
+        fits = fit_cards(cards, lambda name: _estimate_on(name, options, progress))
+    write_output(render_fits(fits, options.format, everything=options.all), None)
+    return EXIT_ESTIMATED if smallest(fits) else EXIT_DOES_NOT_FIT
+
+
+def list_gpus(options: argparse.Namespace) -> int:
+    """Prints the cards that are known by name; a pattern that matches none is an error."""
+    from axmem_trace.catalogue.gpus import nearest_names
+    from axmem_trace.render.cards import find_cards, render_cards
+
+    cards = find_cards(options.config)
+    if not cards:
+        problem = f"no card matches {options.config!r}"
+        return report_nothing_found(problem, nearest_names(options.config), "`axmem_trace gpus --list` lists all")
+    write_output(render_cards(cards, options.format), None)
+    return EXIT_ESTIMATED
+
+
+def _estimate_on(name: str, options: argparse.Namespace, progress: Progress | None) -> Report:
+    from axmem_trace.estimate import estimate
+
+    def report_stage(stage: str) -> None:
+        if progress:
+            progress(f"{name}: {stage}")
+
+    return estimate(
+        options.config,
+        overrides=tuple(options.overrides),
+        assumptions=tuple(options.assumptions),
+        gpu=name,
+        num_gpus=options.num_gpus,
+        hub=options.hub,
+        trust_remote_code=options.trust_remote_code,
+        strict=options.strict,
+        progress=report_stage,
+    )

@@ -1,0 +1,122 @@
+"""Which cards a run fits, with as few estimates as decide it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from support.hand_made_run import make_hand_made_report
+
+from axmem_trace.__main__ import main
+from axmem_trace.advice.cards import fit_cards, smallest
+from axmem_trace.catalogue.cards import Card
+from axmem_trace.catalogue.gpus import find_gpu, list_usual_cards
+from axmem_trace.errors import ConfigError
+from axmem_trace.notes import Note
+from axmem_trace.render.cards import render_fits
+from axmem_trace.report.types import Refusal
+from axmem_trace.units import GIB
+
+
+def card(name, gib, capability=(8, 0)):
+    return Card(name=name, nominal_gb=round(gib), gib=gib, capability=capability, basis="assumed")
+
+
+class Run:
+    """10 GiB live and 12 reserved where there is room, 0.5 GiB of context; a card between them gives cached blocks back."""
+
+    def __init__(self, cards, **changes):
+        self.cards, self.changes, self.asked = {each.name: each for each in cards}, changes, []
+
+    def __call__(self, name):
+        self.asked.append(name)
+        memory = round(self.cards[name].gib * GIB)
+        reserved = min(12 * GIB, max(memory - GIB // 2, 10 * GIB))
+        report = make_hand_made_report(memory)
+        peak = replace(report.peak, counted_bytes=10 * GIB, reserved_bytes=reserved, device_bytes=reserved + GIB // 2,
+                       context_bytes=GIB // 2)  # fmt: skip
+        return replace(report, peak=peak, notes=(), run={**report.run, "allocator": "expandable_segments:True"},
+                       **self.changes)  # fmt: skip
+
+
+CARDS = [card("huge", 80), card("tiny", 8), card("enough", 14), card("nearly", 11), card("other", 24, (9, 0))]
+
+
+def test_one_estimate_for_each_generation_and_for_what_is_undecided():
+    run = Run(CARDS)
+    fits = fit_cards(CARDS, run)
+    # "nearly" has room for what is live, not for what a larger card caches beside it
+    assert run.asked == ["huge", "nearly", "other"]
+    assert [(fit.card.name, fit.verdict) for fit in fits] == [
+        ("tiny", "does not fit"), ("nearly", "tight"), ("enough", "fits with room"), ("other", "fits with room"),
+        ("huge", "fits with room")]  # fmt: skip
+    assert smallest(fits).card.name == "nearly"
+    assert [fit.left_bytes for fit in fits[:3]] == [round(-4.5 * GIB), 0, round(1.5 * GIB)]
+
+
+def test_a_generation_that_the_run_cannot_run_on_has_the_reason():
+    def estimate_on(name):
+        if name == "other":
+            raise ConfigError("needs Ampere")
+        return Run(CARDS)(name)
+
+    found = {fit.card.name: fit for fit in fit_cards(CARDS, estimate_on)}
+    assert (found["other"].verdict, found["other"].reason, found["other"].fits) == ("", "needs Ampere", False)
+    refused = Run(
+        CARDS, refusals=(Refusal(key="attn_implementation", line=1, value="", reason="no kernel", remedy=""),)
+    )
+    assert {fit.reason for fit in fit_cards(CARDS, refused)} == {"no kernel"}
+    assert smallest(fit_cards(CARDS, refused)) is None
+
+
+def test_what_is_not_modelled_withholds_the_verdict_only_where_it_could_turn_it():
+    note = Note(kind="not_modelled", key="rl", text="rl is not in the figures", direction="more")
+    found = {
+        fit.card.name: fit.verdict for fit in fit_cards(CARDS, lambda name: replace(Run(CARDS)(name), notes=(note,)))
+    }
+    assert found == {"huge": "cannot say", "enough": "cannot say", "nearly": "cannot say", "other": "cannot say",
+                     "tiny": "does not fit"}  # fmt: skip
+
+
+def test_the_table():
+    cards = [*CARDS, card("twin", 14)]
+    text = render_fits(fit_cards(cards, Run(cards)), "text")
+    assert "enough (and 1 like it)    14.00    12.50     1.50  fits with room" in text
+    assert "<- smallest" in next(line for line in text.splitlines() if line.startswith("nearly"))
+    assert text.endswith("1 cards: does not fit\n--all shows every card\n")
+    every = render_fits(fit_cards(cards, Run(cards)), "text", everything=True)
+    assert len(every.splitlines()) == 1 + len(cards)
+
+
+def test_json():
+    found = {each["card"]: each for each in json.loads(render_fits(fit_cards(CARDS, Run(CARDS)), "json"))}
+    assert found["enough"]["fits"] is True
+    assert found["enough"]["left_bytes"] == round(1.5 * GIB)
+    assert found["tiny"]["fits"] is False
+
+
+def test_the_usual_cards():
+    names = [each.name for each in list_usual_cards()]
+    assert {"RTX 4090", "H100-80GB", "A100-80GB MIG 3g.40gb"} <= set(names)
+    assert not [name for name in names if "Laptop" in name or "V100" in name or "GB10" in name]
+    assert all(find_gpu(name).memory_bytes for name in names)
+
+
+def test_on_the_command_line(capsys, monkeypatch):
+    every = {each.name: each for each in list_usual_cards()}
+    run = Run(every.values())
+    monkeypatch.setattr("axmem_trace.cli.gpus._estimate_on", lambda name, options, progress: run(name))
+    assert main(["gpus", "run.yml"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("<- smallest") == 1
+    assert len(out.splitlines()) < 30
+    run.changes = {"refusals": (Refusal(key="x", line=1, value="", reason="no", remedy=""),)}
+    assert main(["gpus", "run.yml"]) == 3
+    assert f"{len(every)} cards: can't run: no" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["gpus"], ["gpus", "--all"]])
+def test_nothing_to_do(capsys, arguments):
+    assert main(arguments) == 2
+    assert "name a configuration" in capsys.readouterr().err
