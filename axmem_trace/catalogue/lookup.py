@@ -128,15 +128,14 @@ def _not_found(name: str, looks: list[Look]) -> ConfigError:
         key="base_model",
         value=name,
         details=tuple(details),
-        remedy=_remedy(could_be_id, looks, nearest[:1]),
+        remedy=_remedy(could_be_id, looks),
     )
 
 
-def _remedy(could_be_id: bool, looks: list[Look], nearest: list[str]) -> str:
+def _remedy(could_be_id: bool, looks: list[Look]) -> str:
     """A fine-tune has the memory of the model that it was made from."""
-    example = f"`--set base_model={nearest[0]}`" if nearest else "`--set base_model=ID`"
     made_from = (
-        f"a fine-tune needs the memory of the model that it was made from, so name that one: {example}, for example "
+        "a fine-tune needs the memory of the model that it was made from, so name that one with `--set base_model=ID` "
         "(`axmem_trace models` lists the ids that need no network)"
     )
     directory = "or give a local directory that has the model's config.json (weights are not needed)"

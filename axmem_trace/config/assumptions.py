@@ -232,7 +232,7 @@ def apply_assumptions(recipe: Recipe, assumptions: Settings) -> Recipe:
             raise _bad_value(key, assumption, given[key], str(error)) from error
         except ConfigError as error:
             raise ConfigError(
-                problem=error.problem, key=f"--assume {key}", value=given[key], accepted=error.accepted
+                problem=error.problem, key=key, flag="--assume", value=given[key], accepted=error.accepted
             ) from error
         reasons[assumption.fields[0]] = Reason(value=str(value), text=f"--assume {key}", origin="assume")
     return replace(recipe, reasons=reasons)
@@ -255,14 +255,15 @@ def _value(key: str, assumption: Assumption, given: Any) -> Any:
 
 def _bad_value(key: str, assumption: Assumption, given: Any, why: str = "not a value of this key") -> ConfigError:
     accepted = f"{describe(assumption.type)} ({assumption.meaning})"
-    return ConfigError(problem=why, key=f"--assume {key}", value=given, accepted=accepted)
+    return ConfigError(problem=why, key=key, flag="--assume", value=given, accepted=accepted)
 
 
 def _unknown(key: str) -> ConfigError:
     near = difflib.get_close_matches(key, ASSUMPTIONS, n=1, cutoff=0.5)
     return ConfigError(
         problem="nothing of this name can be assumed",
-        key=f"--assume {key}",
+        key=key,
+        flag="--assume",
         accepted=", ".join(ASSUMPTIONS),
         remedy=f"did you mean `{near[0]}`?" if near else "use --set for keys of the configuration",
     )

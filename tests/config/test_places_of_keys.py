@@ -101,6 +101,32 @@ def test_an_error_of_set_names_the_flag_and_no_line(tmp_path, setting, start):
     assert str(path) not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "start"),
+    [
+        ({"gpu": "RTX 4091"}, "--gpu RTX 4091: "),
+        ({"assumptions": ["rwos=1"]}, "--assume rwos: nothing of this name"),
+        ({"assumptions": {"rows": "x"}}, "--assume rows: not a value of this key"),
+    ],
+)
+def test_an_error_of_another_option_names_that_one(tmp_path, options, start):
+    path = write(tmp_path, "micro_batch_size: 2\n")
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(path, hub="never", **options)
+    assert str(caught.value).startswith(start)
+    assert str(path) not in str(caught.value)
+
+
+def test_all_options_are_checked_at_once(tmp_path):
+    path = write(tmp_path, "micro_batch_size: 0\n")
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(path, overrides=["nosuch=1"], assumptions=["rows=x"], gpu="RTX 4091", hub="never")
+    text = str(caught.value)
+    assert text.startswith("4 reasons")
+    for part in ("--set nosuch: ", "--gpu RTX 4091: ", "--assume rows: ", f"{path}:4: micro_batch_size: "):
+        assert part in text
+
+
 def test_values_in_force_have_no_line_where_set_gave_them(tmp_path):
     path = write(tmp_path, "optimizer: sgd\n")
     reason = read_recipe(path, overrides=["optimizer=adamw_torch"], hub="never").reasons["optimizer.name"]

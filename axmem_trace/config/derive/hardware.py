@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 
 from axmem_trace.config.document.draft import Draft
+from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.recipe import Allocator, Gpu
 
 AXOLOTL_ALLOC_CONF = "expandable_segments:True"
@@ -21,7 +22,12 @@ def derive_gpu(gpu: str, num_gpus: int) -> Gpu:
     """
     from axmem_trace.catalogue.gpus import UNNAMED_GPU, find_gpu
 
-    return replace(find_gpu(gpu) if gpu else UNNAMED_GPU, count=max(1, num_gpus))
+    try:
+        found = find_gpu(gpu) if gpu else UNNAMED_GPU
+    except ConfigError as error:
+        error.key, error.flag = gpu, "--gpu"
+        raise
+    return replace(found, count=max(1, num_gpus))
 
 
 def derive_allocator(draft: Draft) -> Allocator:

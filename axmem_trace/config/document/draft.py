@@ -118,7 +118,8 @@ class Draft:
 
         What follows from a value that was refused already is none.
         """
-        error.file = error.file or self.name
+        if not error.flag and error.key.partition(".")[0] in {*KEYS, *self.raw}:
+            error.file = error.file or self.name
         known = any((each.key, each.problem) == (error.key, error.problem) for each in self.errors)
         if not known and not self.spoiled.get(error.key):
             self.errors.append(error)
