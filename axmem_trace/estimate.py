@@ -36,6 +36,7 @@ def estimate(
     assumptions: Sequence[str] | Mapping[str, Any] = (),
     gpu: str = "",
     num_gpus: int = 0,
+    num_nodes: int = 1,
     hub: Literal["never", "fallback", "first"] = "fallback",
     trust_remote_code: bool = False,
     strict: bool = False,
@@ -52,8 +53,9 @@ def estimate(
         config: a YAML file (`-`: standard input), or its content as a mapping.
         overrides: `key=value`, or a mapping: changes to the configuration; dots nest.
         assumptions: the same for what axolotl would derive by itself (`autocast=false`, `router=worst`, ...).
-        gpu: the card, by name (`H100`) or memory (`24GiB`); the report then says whether it fits.
-        num_gpus: of the run; 0: what the configuration implies.
+        gpu: the card, by name (`H100`) or memory (`24GiB`), and how many (`4 x H100`); the report then says whether it fits.
+        num_gpus: of each machine; 0: as `gpu` says, else the fewest that the configuration needs.
+        num_nodes: machines.
         hub: when to ask the Hugging Face Hub for a base model's `config.json`.
         trust_remote_code: allow the base model's own Python code to run, where the configuration asks for it.
         strict: unknown keys, keys given twice, and keys that are not modelled, are errors.
@@ -67,8 +69,8 @@ def estimate(
     """
     clock = Stopwatch(aloud(progress) if progress else lambda stage: None)
     clock.start("read", "reading")
-    recipe = read_recipe(config, overrides=overrides, assumptions=assumptions, gpu=gpu, num_gpus=num_gpus, hub=hub,
-                         trust_remote_code=trust_remote_code, strict=strict)  # fmt: skip
+    recipe = read_recipe(config, overrides=overrides, assumptions=assumptions, gpu=gpu, num_gpus=num_gpus,
+                         num_nodes=num_nodes, hub=hub, trust_remote_code=trust_remote_code, strict=strict)  # fmt: skip
     with collector_paused():
         clock.start("import", "importing torch, transformers and peft")
         import_libraries()
@@ -94,23 +96,26 @@ def estimate(
 
 
 def _trace(recipe: Recipe, clock: Stopwatch) -> tuple[ModelFacts, Ledger, tuple[Note, ...]]:
-    """The model as built, the record of its run, and what there is to say of both.
+    """The model as one rank has it, the record of its run, and what there is to say of both.
 
     Raises:
         ConfigError: the run can't be recorded; with the refusals that are known already.
     """
+    from axmem_trace.parallel.install import open_ranks
     from axmem_trace.training.loading import load_models
     from axmem_trace.training.optimizers import build_optimizer
     from axmem_trace.training.trace import make_recorder, record_run
 
     clock.start("build", f"building {recipe.model.base.name}")
-    with errors_in_place(recipe):
-        recorder = make_recorder(recipe)
+    recorder = make_recorder(recipe)
+    with errors_in_place(recipe), open_ranks(recipe, recorder) as divide:
         built = load_models(recipe, recorder)
+        spread = divide(built)
         optimizer = build_optimizer(recipe, built.module)
         clock.start("trace", "tracing")
-        recording = record_run(recipe, built, optimizer, recorder=recorder, progress=clock.progress)
-    return built.facts, recording.ledger, (*built.notes, *optimizer.notes, *recording.notes)
+        recording = record_run(recipe, built, optimizer, recorder=recorder, progress=clock.progress, spread=spread)
+    facts = spread.facts if spread is not None else built.facts
+    return facts, recording.ledger, (*built.notes, *optimizer.notes, *recording.notes)
 
 
 def _reserved_bytes(recipe: Recipe) -> int:

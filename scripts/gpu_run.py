@@ -71,8 +71,7 @@ def check_kernels(notes: Iterable[Note]) -> None:
 def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:
     """(whether it is refused, key, value, what is accepted)."""
     optimizer = ALIASES.get(recipe.optimizer.name, recipe.optimizer.name)
-    kernels, quantisation, parallelism = recipe.kernels, recipe.quantisation, recipe.parallelism
-    ranks = (parallelism.num_gpus, parallelism.tensor, parallelism.context, parallelism.expert)
+    kernels, quantisation, num_gpus = recipe.kernels, recipe.quantisation, recipe.parallel.num_gpus
     is_old = replace(recipe.older, use_cache=False) != Older()
     placement = recipe.placement
     on_host = placement.on_host_first or placement.on_host or placement.max_memory
@@ -94,7 +93,7 @@ def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:
         (recipe.checkpointing.offload != "none" or recipe.checkpointing.layer_offloading
          or recipe.checkpointing.selective_offload, "offloading", True, "none"),
         (bool(on_host) or recipe.adapter.on_cpu, "device_map", "weights on the host", "the whole model on the GPU"),
-        (max(ranks) > 1 or bool(parallelism.deepspeed_stage or parallelism.fsdp_version), "num_gpus", max(ranks), "one GPU"),
+        (num_gpus > 1, "num_gpus", num_gpus, "one GPU"),
         (recipe.allocator.backend != "native", "allocator", recipe.allocator.backend, "PyTorch's own allocator"),
         (is_old, "assume", "code of older libraries", "what the installed libraries do"),
         (recipe.evaluation.generated_rows > 0 or bool(recipe.adapter.relora_steps) or recipe.loss.teacher_tokens > 0,

@@ -35,7 +35,8 @@ class Accounts:
 
     Attributes:
         allocated_bytes, reserved_bytes: as `torch.cuda.memory_allocated` and `memory_reserved` have it.
-        high_allocated_bytes, high_reserved_bytes: the most since somebody last lowered them.
+        busy_bytes: freed by the program, but another stream still works on them; allocated and busy ones are `active`.
+        high_allocated_bytes, high_active_bytes, high_reserved_bytes: the most since somebody last lowered them.
         num_segments: segments held: by `cudaMalloc`, or ranges of addresses of expandable segments.
         num_retries: requests that first had to empty the cache.
         tick, owner: the time, and the allocation that the work is for; `history` and `changes` record both.
@@ -48,7 +49,8 @@ class Accounts:
         # to the nearest byte, found by `scripts/real_allocator.py`: 0.35 of 360 MiB is 126 MiB, not a byte less
         self.allowed_bytes = int(memory_fraction * capacity_bytes + 0.5) if limited else UNLIMITED
         self.allocated_bytes = self.reserved_bytes = 0
-        self.high_allocated_bytes = self.high_reserved_bytes = 0
+        self.busy_bytes = 0
+        self.high_allocated_bytes = self.high_active_bytes = self.high_reserved_bytes = 0
         self.num_segments = self.num_retries = 0
         self.tick, self.owner = 0, -1
         self.changes: list[tuple[int, int]] = []
@@ -62,12 +64,21 @@ class Accounts:
     def reset_highs(self) -> None:
         """As `torch.cuda.reset_peak_memory_stats` does: the peaks become the present levels."""
         self.high_allocated_bytes, self.high_reserved_bytes = self.allocated_bytes, self.reserved_bytes
+        self.high_active_bytes = self.allocated_bytes + self.busy_bytes
 
     def change_allocated(self, delta: int) -> None:
         """The only place where allocated bytes change."""
         self.allocated_bytes += delta
         if self.allocated_bytes > self.high_allocated_bytes:
             self.high_allocated_bytes = self.allocated_bytes
+        if self.allocated_bytes + self.busy_bytes > self.high_active_bytes:
+            self.high_active_bytes = self.allocated_bytes + self.busy_bytes
+
+    def change_busy(self, delta: int) -> None:
+        """Blocks that were freed while another stream worked on them, and those that it is done with."""
+        self.busy_bytes += delta
+        if self.allocated_bytes + self.busy_bytes > self.high_active_bytes:
+            self.high_active_bytes = self.allocated_bytes + self.busy_bytes
 
     def change_reserved(self, action: Action, address: int, size: int) -> None:
         """The only place where reserved bytes change: the driver gave (`segment_alloc`, `segment_map`) or took."""

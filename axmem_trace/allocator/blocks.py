@@ -1,7 +1,8 @@
 """Blocks, the pools of free ones, and the segments that can grow.
 
 Sources: `Block`, `BlockPool`, `ExpandableSegment`, `BlockComparatorSize` in c10/cuda/CUDACachingAllocator.cpp
-(torch 2.13). One stream, so blocks are not ordered by stream.
+(torch 2.13). PyTorch orders a pool's free blocks by stream first and never gives a block to another stream; here each
+stream has pools of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Block:
 
     `prev` and `next` are its neighbours in the same segment. `size` is what `torch.cuda.memory_allocated` counts while
     the block is allocated; `requested_bytes` is what was asked for, `owner` whose it is. `idle_since` is the pool's
-    count of searches when the block became free, which `garbage_collection_threshold` goes by.
+    count of searches when the block became free, which `garbage_collection_threshold` goes by. A block that was freed
+    while another stream worked on it stays `allocated` until that stream is done.
     """
 
     __slots__ = ("address", "allocated", "idle_since", "mapped", "next", "owner", "pool", "prev", "requested_bytes",
@@ -79,23 +81,25 @@ class Block:
 
 
 class BlockPool:
-    """The free blocks of one pool, ordered by size and then by address, and its unmapped ranges by address."""
+    """The free blocks of one pool and stream, ordered by size and then by address, and its unmapped ranges by address."""
 
-    __slots__ = ("free", "is_small", "keys", "num_searches", "page_bytes", "unmapped", "unmapped_addresses")
+    __slots__ = ("free", "is_small", "keys", "page_bytes", "searches", "stream", "unmapped", "unmapped_addresses")
 
-    def __init__(self, *, is_small: bool, page_bytes: int) -> None:
+    def __init__(self, *, is_small: bool, page_bytes: int, stream: int = 0, searches: list[int] | None = None) -> None:
         self.is_small = is_small
         self.page_bytes = page_bytes
+        self.stream = stream
         self.keys: list[tuple[int, int]] = []
         """(size, address) of each free block, sorted."""
         self.free: dict[int, Block] = {}
         self.unmapped_addresses: list[int] = []
         self.unmapped: dict[int, Block] = {}
-        self.num_searches = 0
+        self.searches = [0] if searches is None else searches
+        """How often a block was looked for: one number for the pools of all streams (`get_free_blocks_call_count`)."""
 
     def insert(self, block: Block) -> None:
         """Takes in a block that became free."""
-        block.idle_since = self.num_searches
+        block.idle_since = self.searches[0]
         insort(self.keys, (block.size, block.address))
         self.free[block.address] = block
 

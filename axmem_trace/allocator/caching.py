@@ -1,8 +1,9 @@
-"""`CachingAllocator`: what `c10::cuda::CUDACachingAllocator` does on one device with one stream.
+"""`CachingAllocator`: what `c10::cuda::CUDACachingAllocator` does on one device.
 
 Source: `DeviceCachingAllocator` in c10/cuda/CUDACachingAllocator.cpp (torch 2.13); each method names the function that
-it follows. Left out, because one stream of a training step does not reach it: events and `record_stream`, private pools
-(CUDA graphs, `MemPool`), IPC, and the callbacks that free memory before a new segment is asked for.
+it follows. Left out, because a training step does not reach it: private pools (CUDA graphs, `MemPool`), IPC, and the
+callbacks that free memory before a new segment is asked for. Events are the caller's business: a block that another stream
+works on is freed with `busy=True`, and `finish` says when that stream is done.
 
 Addresses are ours: a driver may return any. Segments are in order of creation and addresses are not used
 twice; they matter only where two free blocks have the same size (the lower address wins).
@@ -47,18 +48,21 @@ class CachingAllocator:
         self._max_non_split_rounding_bytes = settings.max_non_split_rounding_bytes
         self._collects_garbage = settings.garbage_collection_threshold > 0 and self.accounts.allowed_bytes < UNLIMITED
         self._garbage_bytes = int(settings.garbage_collection_threshold * self.accounts.allowed_bytes)
+        self._pools = {0: (self.small, self.large)}
+        self._busy: dict[int, Block] = {}
         self._next_address = FIRST_ADDRESS
         self._rounded: dict[int, int] = {}
 
     # -- what the program asks for --------------------------------------------------------------------------------
 
-    def malloc(self, nbytes: int, owner: int = -1) -> Block | None:
-        """A block for `nbytes` > 0, or None where the card is full (`malloc`, `alloc_found_block`)."""
+    def malloc(self, nbytes: int, owner: int = -1, stream: int = 0) -> Block | None:
+        """A block for `nbytes` > 0 on a stream, or None where the card is full (`malloc`, `alloc_found_block`)."""
         size = self._rounded.get(nbytes)
         if size is None:
             size = self._rounded[nbytes] = round_size(nbytes, self._divisions)
         self.accounts.owner = owner
-        pool = self.small if size <= SMALL_BYTES else self.large
+        small, large = self._pools.get(stream) or self._add_stream(stream)
+        pool = small if size <= SMALL_BYTES else large
         block = self._find_free_block(pool, size) or self._make_room(pool, size)
         if block is None:
             self.accounts.record("oom", self.accounts.free_bytes, nbytes)
@@ -73,13 +77,31 @@ class CachingAllocator:
             self.accounts.record("alloc", block.address, nbytes)
         return block
 
-    def free(self, block: Block) -> None:
-        """Takes a block back and joins it with its free neighbours (`free`, `free_block`)."""
-        block.allocated = False
+    def free(self, block: Block, *, busy: bool = False) -> None:
+        """Takes a block back. `busy`: another stream still works on it, so it stays active until `finish` (`free`)."""
         self.accounts.change_allocated(-block.size)
         if self.accounts.history is not None:
             self.accounts.owner = block.owner
             self.accounts.record("free_requested", block.address, block.requested_bytes)
+        if busy:
+            self._busy[block.address] = block
+            self.accounts.change_busy(block.size)
+        else:
+            self._free_block(block)
+
+    def finish(self, block: Block) -> None:
+        """The other streams are done with a block that was freed `busy` (`process_events`). It may be free already: before
+        the cache is emptied the host waits for all streams."""
+        if self._busy.get(block.address) is block:
+            del self._busy[block.address]
+            self.accounts.change_busy(-block.size)
+            self._free_block(block)
+
+    def _free_block(self, block: Block) -> None:
+        """Joins a block with its free neighbours (`free_block`)."""
+        block.allocated = False
+        if self.accounts.history is not None:
+            self.accounts.owner = block.owner
             self.accounts.record("free_completed", block.address, block.requested_bytes)
         pool = block.pool
         if block.prev is not None:
@@ -100,19 +122,33 @@ class CachingAllocator:
             in_use: the blocks that `malloc` gave out and that have not been freed.
         """
         segments: list[list[Block]] = []
-        for block in sorted((*in_use, *self.large.free.values(), *self.small.free.values()), key=lambda b: b.address):
+        free = [block for pools in self._pools.values() for pool in pools for block in pool.free.values()]
+        for block in sorted((*in_use, *free), key=lambda b: b.address):
             if block.prev is not None and block.prev.mapped:
                 segments[-1].append(block)
             else:
                 segments.append([block])
         return segments
 
+    def _add_stream(self, stream: int) -> tuple[BlockPool, BlockPool]:
+        """Pools for a stream that asks for its first block."""
+        small, large = (
+            BlockPool(is_small=pool.is_small, page_bytes=pool.page_bytes, stream=stream, searches=pool.searches)
+            for pool in (self.small, self.large)
+        )
+        self._pools[stream] = (small, large)
+        return small, large
+
+    def _all(self, *, small: bool) -> list[BlockPool]:
+        """The pools of all streams, by stream."""
+        return [self._pools[stream][0 if small else 1] for stream in sorted(self._pools)]
+
     # -- finding a block ------------------------------------------------------------------------------------------
 
     def _find_free_block(self, pool: BlockPool, size: int) -> Block | None:
         """The smallest free block that is large enough, out of its pool (`get_free_block`)."""
         if self._collects_garbage:
-            pool.num_searches += 1
+            pool.searches[0] += 1
         keys, position = pool.keys, bisect_left(pool.keys, (size,))
         if position == len(keys):
             return None
@@ -204,7 +240,9 @@ class CachingAllocator:
 
     def _release_cached_blocks(self) -> None:
         """Frees every segment, or page, that is wholly free (`release_cached_blocks`, `release_blocks`)."""
-        for pool in (self.large, self.small):
+        for block in list(self._busy.values()):  # `synchronize_and_free_events`
+            self.finish(block)
+        for pool in (*self._all(small=False), *self._all(small=True)):
             free = pool.in_order()
             for block in free:
                 if block.segment is None and not block.is_split:
@@ -219,13 +257,13 @@ class CachingAllocator:
         target = self.accounts.reserved_bytes - self._garbage_bytes
         if target <= 0:
             return
-        pool, reclaimed = self.large, 0
-        idle = [block for block in pool.in_order() if not block.is_split]
-        total_age = sum(pool.num_searches - block.idle_since for block in idle)
+        searches, reclaimed = self.large.searches[0], 0
+        idle = [block for pool in self._all(small=False) for block in pool.in_order() if not block.is_split]
+        total_age = sum(searches - block.idle_since for block in idle)
         while idle and reclaimed < target:
             mean_age, kept = total_age / len(idle), []
             for block in idle:
-                age = pool.num_searches - block.idle_since
+                age = searches - block.idle_since
                 if age < mean_age or block.segment is not None:
                     kept.append(block)
                     continue

@@ -10,6 +10,10 @@ from axmem_trace.allocator.reservation import OutOfMemory, Reservation
 from axmem_trace.ledger import NEVER, Ledger, Mark, Phase
 from axmem_trace.recipe.recipe import Allocator
 
+Item = tuple[int, int, "Mark | int | None"]
+"""Of the agenda: when, what comes first at one tick, and a new phase, the position of an allocation that other streams are
+done with, or None for `empty_cache`."""
+
 
 def replay(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int = 0) -> Reservation:
     """What CUDA's caching allocator would have held over the recording.
@@ -30,7 +34,8 @@ def replay(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int = 0) -> 
 class Replay:
     """One replay: the allocator, the blocks in use by position in the ledger, and the peaks found so far.
 
-    What happens at one tick happens in this order: `empty_cache`, then the mark of a new phase, then births and deaths.
+    What happens at one tick happens in this order: streams finish, then `empty_cache`, then the mark of a new phase, then
+    births and deaths.
     """
 
     ledger: Ledger
@@ -38,8 +43,11 @@ class Replay:
     blocks: dict[int, Block] = field(default_factory=dict)
     peaks: dict[tuple[Phase, int], int] = field(default_factory=dict)
     allocated_peaks: dict[tuple[Phase, int], int] = field(default_factory=dict)
+    active_peaks: dict[tuple[Phase, int], int] = field(default_factory=dict)
     allocated_ends: dict[tuple[Phase, int], int] = field(default_factory=dict)
     out_of_memory: OutOfMemory | None = None
+    _busy: dict[int, Block] = field(default_factory=dict)
+    """Freed blocks that another stream works on, by position in the ledger."""
     _span: tuple[Phase, int] | None = None
     """The (phase, step) going on; None before the first mark, which counts as loading."""
     _peak: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -55,14 +63,12 @@ class Replay:
                 due = self._attend(agenda)
             accounts.tick = tick
             if dies:
-                block = blocks.pop(index, None)
-                if block is not None:
-                    caching.free(block)
+                self._free(index)
                 continue
             nbytes = allocations[index].nbytes
             if nbytes == 0:
                 continue
-            block = caching.malloc(nbytes, index)
+            block = caching.malloc(nbytes, index, allocations[index].stream)
             if accounts.high_reserved_bytes > self._peak[0]:
                 high = accounts.high_reserved_bytes
                 self._peak = (high, tick, accounts.allocated_bytes, accounts.num_segments)
@@ -75,22 +81,35 @@ class Replay:
         self._close_span()
         return self._make_reservation()
 
-    def _make_agenda(self) -> list[tuple[int, int, Mark | None]]:
-        """What else happens: (tick, rank, mark, or None for `empty_cache`), the last first, closed by a never."""
-        agenda: list[tuple[int, int, Mark | None]] = [(tick, -1, None) for tick in self.ledger.empty_cache_ticks]
+    def _free(self, index: int) -> None:
+        """At once, or, where another stream works on the block, when that is done: `_attend` says so."""
+        block, is_busy = self.blocks.pop(index, None), self.ledger.allocations[index].busy_until > 0
+        if block is not None:
+            self.caching.free(block, busy=is_busy)
+            if is_busy:
+                self._busy[index] = block
+
+    def _make_agenda(self) -> list[Item]:
+        """What else happens, the last first, closed by a never."""
+        agenda: list[Item] = [(tick, -1, None) for tick in self.ledger.empty_cache_ticks]
+        agenda += [
+            (each.busy_until, -2, index) for index, each in enumerate(self.ledger.allocations) if each.busy_until
+        ]
         agenda += [(mark.tick, rank, mark) for rank, mark in enumerate(self.ledger.marks)]
         agenda.append((NEVER, 0, None))
         return sorted(agenda, key=lambda item: item[:2], reverse=True)
 
-    def _attend(self, agenda: list[tuple[int, int, Mark | None]]) -> int:
+    def _attend(self, agenda: list[Item]) -> int:
         """Does what is next on the agenda; returns the tick of what follows it."""
-        tick, _, mark = agenda.pop()
+        tick, _, what = agenda.pop()
         self.caching.accounts.tick = tick
-        if mark is None:
+        if what is None:
             self.caching.empty_cache()
-        else:
+        elif isinstance(what, Mark):
             self._close_span()
-            self._span = (mark.phase, mark.step)
+            self._span = (what.phase, what.step)
+        elif what in self._busy:
+            self.caching.finish(self._busy.pop(what))
         return agenda[-1][0]
 
     def _close_span(self) -> None:
@@ -99,6 +118,7 @@ class Replay:
         if self._span is None and not accounts.high_reserved_bytes:
             return
         for peaks, high in ((self.peaks, accounts.high_reserved_bytes),
+                            (self.active_peaks, accounts.high_active_bytes),
                             (self.allocated_peaks, accounts.high_allocated_bytes)):  # fmt: skip
             peaks[span] = max(peaks.get(span, 0), high)
         self.allocated_ends[span] = accounts.allocated_bytes
@@ -122,9 +142,11 @@ class Replay:
             timeline=tuple(accounts.changes),
             peaks=self.peaks,
             allocated_peaks=self.allocated_peaks,
+            active_peaks=self.active_peaks,
             allocated_ends=self.allocated_ends,
             peak_reserved_bytes=peak_reserved_bytes,
             peak_allocated_bytes=max(self.allocated_peaks.values(), default=0),
+            peak_active_bytes=max(self.active_peaks.values(), default=0),
             peak_tick=peak_tick,
             allocated_at_peak_bytes=allocated_at_peak_bytes,
             num_segments=num_segments,

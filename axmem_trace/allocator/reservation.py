@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from axmem_trace.ledger import Phase
 
@@ -38,13 +38,13 @@ class Reservation:
     `peak_allocated_bytes` (which is what `torch.cuda.max_memory_allocated` would say) can exceed the ledger's peak;
     with expandable segments and no such rounding they are equal.
 
-    With a single stream a freed block is free at once, so "active" bytes (allocated, or freed but still in use by
-    another stream: `torch.cuda.memory_stats()["active_bytes.all.peak"]`, axolotl's `memory/max_active`) equal
-    allocated bytes.
+    "Active" bytes (`torch.cuda.memory_stats()["active_bytes.all.peak"]`, axolotl's `memory/max_active`) are those allocated,
+    and those freed while another stream still worked on them. With a single stream they are the allocated ones.
 
     Attributes:
         timeline: (tick, reserved bytes) wherever they changed, in order of time.
-        peaks, allocated_peaks: high-water marks of reserved and of allocated bytes within each (phase, step); as after
+        peaks, allocated_peaks, active_peaks: high-water marks of reserved, allocated and active bytes within each (phase,
+            step); as after
             `torch.cuda.reset_peak_memory_stats`, a phase begins with what is held when it begins.
         allocated_ends: allocated bytes when each (phase, step) ended for the last time: `torch.cuda.memory_allocated`.
         peak_reserved_bytes: the high-water mark of all; `peak_tick` is when it was first reached, and
@@ -62,6 +62,8 @@ class Reservation:
     peak_tick: int
     allocated_at_peak_bytes: int
     num_segments: int
+    active_peaks: Mapping[tuple[Phase, int], int] = field(default_factory=dict)
+    peak_active_bytes: int = 0
     num_retries: int = 0
     out_of_memory: OutOfMemory | None = None
 

@@ -82,6 +82,7 @@ def _estimate(
         assumptions=tuple(options.assumptions),
         gpu=options.gpu,
         num_gpus=options.num_gpus,
+        num_nodes=options.num_nodes,
         hub=options.hub,
         trust_remote_code=options.trust_remote_code,
         strict=options.strict,

@@ -60,6 +60,7 @@ def _estimate_on(name: str, options: argparse.Namespace, progress: Progress | No
         assumptions=tuple(options.assumptions),
         gpu=name,
         num_gpus=options.num_gpus,
+        num_nodes=options.num_nodes,
         hub=options.hub,
         trust_remote_code=options.trust_remote_code,
         strict=options.strict,

@@ -82,11 +82,13 @@ def _add_run_arguments(parser: argparse.ArgumentParser, *, card: bool = True) ->
         dest="assumptions",
         help="change what axolotl would derive by itself (autocast=false, router=worst, ...); may be repeated",
     )
-    add("--gpus", metavar="N", type=positive_int, default=0, dest="num_gpus", help="number of GPUs of the run")
+    add("--gpus", metavar="N", type=positive_int, default=0, dest="num_gpus",
+        help="GPUs of each machine; without it, the fewest that the configuration needs")  # fmt: skip
+    add("--nodes", metavar="N", type=positive_int, default=1, dest="num_nodes", help="machines; default: 1")
     if card:
         add(
             "--gpu",
-            metavar="NAME|SIZE",
+            metavar="[N x] NAME|SIZE",
             default="",
             help='the card: a name ("RTX 4090", H100, as nvidia-smi prints it), a MIG slice ("A100-40GB 3g.20gb"), or its '
             "memory (23.5GiB); says whether it fits",

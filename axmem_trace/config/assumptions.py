@@ -42,6 +42,10 @@ def _replace(recipe: Recipe, group: str, **changes: Any) -> Recipe:
     return replace(recipe, **{group: replace(getattr(recipe, group), **changes)})
 
 
+def _fsdp(name: str) -> Callable[[Recipe, Any], Recipe]:
+    return lambda recipe, value: _replace(recipe, "parallel", fsdp=replace(recipe.parallel.fsdp, **{name: value}))
+
+
 def _autocast(recipe: Recipe, value: Any) -> Recipe:
     """Off also means no fp32 copy of the outputs and no gradient scaler: accelerate does all three together."""
     if value is False:
@@ -201,6 +205,12 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     "experts_layout": Assumption(
         "'fused'|'linear'", "experts are fused parameters, or a linear layer each as before transformers 5",
         _set("older.experts_layout"), ("older.experts_layout",)),
+    "fsdp_prefetch": Assumption(
+        "'none'|'pre'|'post'", "FSDP1's backward_prefetch, which axolotl can't set", _fsdp("prefetch"),
+        ("parallel.fsdp.prefetch",)),
+    "fsdp_adapters": Assumption(
+        "'layer'|'own'|'ignored'", "adapters are in their layer's FSDP unit, units of their own, or whole on each GPU",
+        _fsdp("adapters"), ("parallel.fsdp.adapters",)),
     "router": Assumption("'balanced'|'worst'", "how tokens spread over experts", _router, ("router",)),
     "allocator": Assumption(
         "str", "a PYTORCH_ALLOC_CONF, or `default` for PyTorch's own", _allocator, ("allocator.settings",)),

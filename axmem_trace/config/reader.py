@@ -16,12 +16,12 @@ from axmem_trace.config.derive.batch import derive_batch, derive_evaluation
 from axmem_trace.config.derive.checkpointing import derive_checkpointing
 from axmem_trace.config.derive.device_map import derive_placement
 from axmem_trace.config.derive.fake_quantisation import derive_fake_quantisation
-from axmem_trace.config.derive.hardware import derive_allocator, derive_gpu
+from axmem_trace.config.derive.hardware import derive_allocator, derive_gpu, read_count
 from axmem_trace.config.derive.loss import derive_kernels, derive_loss
 from axmem_trace.config.derive.model_kwargs import note_model_kwargs
 from axmem_trace.config.derive.objective import LABELLED, adapter_of_trainer, derive_objective, note_objective
 from axmem_trace.config.derive.optimizer import derive_optimizer
-from axmem_trace.config.derive.parallelism import derive_parallelism
+from axmem_trace.config.derive.parallelism import derive_parallel
 from axmem_trace.config.derive.precision import derive_precision
 from axmem_trace.config.derive.quantisation import derive_quantisation
 from axmem_trace.config.derive.task import derive_model
@@ -34,6 +34,7 @@ from axmem_trace.config.document.yaml_reader import Document, read_document
 from axmem_trace.config.refusals import refuse_contradictions, refuse_on_base, refuse_on_gpu
 from axmem_trace.config.warn import note_traps
 from axmem_trace.errors import ConfigError
+from axmem_trace.recipe.parallel import Parallel
 from axmem_trace.recipe.recipe import (
     Adapter,
     Allocator,
@@ -49,7 +50,6 @@ from axmem_trace.recipe.recipe import (
     Model,
     Objective,
     Optimizer,
-    Parallelism,
     Placement,
     Precision,
     Quantisation,
@@ -66,6 +66,7 @@ def read_recipe(
     assumptions: Settings = (),
     gpu: str = "",
     num_gpus: int = 0,
+    num_nodes: int = 1,
     hub: HubUse = "fallback",
     trust_remote_code: bool = False,
     strict: bool = False,
@@ -76,8 +77,9 @@ def read_recipe(
         config: path of an axolotl YAML file, or its content as a mapping.
         overrides: `--set`: `key=value` with dots for nesting and YAML values, or a mapping.
         assumptions: `--assume`: likewise; the keys are those of `ASSUMPTIONS`.
-        gpu: the target card, by name or size; empty: a nameless one that computes in bf16.
-        num_gpus: how many of them; only one is estimated, more is noted.
+        gpu: the target card, by name or size, and how many (`4 x A100-40GB`); empty: a nameless one that computes in bf16.
+        num_gpus: how many of them each machine has; 0: as `gpu` says, else the fewest that the configuration needs.
+        num_nodes: how many machines.
         hub: when the Hugging Face Hub may be asked for the base model's `config.json`.
         trust_remote_code: allows the base model's own Python code, if the configuration asks for it too.
         strict: unknown keys, and keys that move memory unseen, become an error.
@@ -93,22 +95,31 @@ def read_recipe(
 
     def read(further: Mapping[str, Any], assumed: Mapping[str, Any]) -> Recipe:
         draft = read_draft(document, merge_settings(overrides, further, "--set"))
+        count, card = draft.attempt(read_count, gpu, num_gpus, default=(num_gpus, ""))
+        parallel = draft.attempt(derive_parallel, draft, count, num_nodes, default=Parallel())
         settings = merge_settings(assumptions, assumed, "--assume")
-        return _resolve(draft, settings, gpu, num_gpus, hub, trust_remote_code=trust_remote_code, strict=strict)
+        return _resolve(draft, settings, card, parallel, hub, trust_remote_code=trust_remote_code, strict=strict)
 
     recipe = read({}, {})
     return replace(recipe, alternatives=tuple(find_alternatives(recipe, read)))
 
 
 def _resolve(
-    draft: Draft, assumptions: Settings, gpu: str, num_gpus: int, hub: HubUse, *, trust_remote_code: bool, strict: bool
+    draft: Draft,
+    assumptions: Settings,
+    gpu: str,
+    parallel: Parallel,
+    hub: HubUse,
+    *,
+    trust_remote_code: bool,
+    strict: bool,
 ) -> Recipe:
-    target = draft.attempt(derive_gpu, gpu, num_gpus, default=Gpu(count=max(1, num_gpus)))
+    target = draft.attempt(derive_gpu, gpu, parallel.num_gpus, default=Gpu(count=parallel.num_gpus))
     refuse_on_gpu(draft, target)
     base = draft.attempt(derive_base_model, draft, hub=hub, default=_UNKNOWN)
     if base is not _UNKNOWN:
         draft.attempt(refuse_on_base, draft, base, default=None)
-    recipe = _derive(draft, base, target, num_gpus, allow_remote_code=trust_remote_code)
+    recipe = _derive(draft, base, target, parallel, allow_remote_code=trust_remote_code)
     if not draft.errors:
         note_traps(draft, recipe)
         note_objective(draft, recipe.objective)
@@ -147,21 +158,21 @@ def read_draft(document: Document, overrides: Settings = ()) -> Draft:
     return draft
 
 
-def _derive(draft: Draft, base: BaseModel, gpu: Gpu, num_gpus: int, *, allow_remote_code: bool) -> Recipe:
+def _derive(draft: Draft, base: BaseModel, gpu: Gpu, parallel: Parallel, *, allow_remote_code: bool) -> Recipe:
     """Each part for itself: one that fails is reported, and the parts that depend on it use its default."""
     attempt = draft.attempt
-    precision = attempt(derive_precision, draft, gpu, default=Precision())
+    precision = attempt(derive_precision, draft, gpu, parallel.engine, default=Precision())
     quantisation = attempt(derive_quantisation, draft, base, precision, default=Quantisation())
     model = attempt(derive_model, draft, base, allow_remote_code=allow_remote_code, default=Model(base=base))
     batch = attempt(derive_batch, draft, model, default=Batch())
     kbit = quantisation.kbit_preparation
-    objective = attempt(derive_objective, draft, batch.row_tokens, num_gpus, default=Objective())
+    objective = attempt(derive_objective, draft, batch.row_tokens, parallel.num_gpus, default=Objective())
     return Recipe(
         name=draft.name,
         model=model,
         precision=precision,
         quantisation=quantisation,
-        placement=attempt(derive_placement, draft, num_gpus, default=Placement()),
+        placement=attempt(derive_placement, draft, parallel.num_gpus, default=Placement()),
         fake_quantisation=attempt(derive_fake_quantisation, draft, default=None),
         adapter=adapter_of_trainer(attempt(derive_adapter, draft, default=Adapter()), objective, quantisation),
         freezing=attempt(derive_freezing, draft, default=Freezing()),
@@ -175,7 +186,7 @@ def _derive(draft: Draft, base: BaseModel, gpu: Gpu, num_gpus: int, *, allow_rem
         evaluation=attempt(derive_evaluation, draft, batch, default=Evaluation()),
         gpu=gpu,
         allocator=attempt(derive_allocator, draft, default=Allocator()),
-        parallelism=attempt(derive_parallelism, draft, num_gpus, default=Parallelism()),
+        parallel=parallel,
         reasons=dict(draft.reasons),
     )
 

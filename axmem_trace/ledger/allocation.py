@@ -42,6 +42,8 @@ class Allocation:
         recomputed: born while a checkpointed region ran again in backward.
         kept: born in forward and alive when backward began: an activation, in the sense of the word.
         output: the forward of some module returned it (the root's inputs and recomputations do not count).
+        stream: the one that it was allocated on; 0 is the stream that compute runs on.
+        busy_until: the tick until which another stream worked on it after it was freed (`Tensor.record_stream`); 0: none.
     """
 
     nbytes: int
@@ -56,6 +58,8 @@ class Allocation:
     recomputed: bool = False
     kept: bool = False
     output: bool = False
+    stream: int = 0
+    busy_until: int = 0
 
     @property
     def block_bytes(self) -> int:

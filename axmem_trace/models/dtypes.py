@@ -72,6 +72,12 @@ def _fp32_norm_classes(precision: Precision) -> tuple[str, ...]:
     return precision.fp32_norm_classes or _DEFAULT_FP32_NORM_CLASSES
 
 
+def fp32_norm_modules(model: nn.Module, precision: Precision) -> list[nn.Module]:
+    """The modules that `fp32_norms` keeps in fp32."""
+    classes = _fp32_norm_classes(precision)
+    return [module for module in model.modules() if classes and _has_class(module, classes)]
+
+
 def _has_class(module: nn.Module, patterns: tuple[str, ...]) -> bool:
     """A pattern with a dot is the class's full path; without, the end of its name (axolotl `utils/fp32_norms.py`)."""
     cls = type(module)

@@ -27,6 +27,7 @@ from axmem_trace.recipe.model import (
 )
 from axmem_trace.recipe.objective import Objective
 from axmem_trace.recipe.older import Older
+from axmem_trace.recipe.parallel import Parallel
 from axmem_trace.recipe.run import (
     Allocator,
     Attention,
@@ -37,7 +38,6 @@ from axmem_trace.recipe.run import (
     Kernels,
     Loss,
     Optimizer,
-    Parallelism,
 )
 
 __all__ = [
@@ -60,7 +60,7 @@ __all__ = [
     "Objective",
     "Older",
     "Optimizer",
-    "Parallelism",
+    "Parallel",
     "Placement",
     "Precision",
     "Quantisation",
@@ -121,7 +121,7 @@ class Recipe:
     gpu: Gpu = Gpu()
     allocator: Allocator = Allocator()
     older: Older = Older()
-    parallelism: Parallelism = Parallelism()
+    parallel: Parallel = Parallel()
     router: Literal["balanced", "worst"] = "balanced"
     objective: Objective = Objective()
     reasons: Mapping[str, Reason] = field(default_factory=empty_mapping)

@@ -180,15 +180,3 @@ class Allocator:
     per_process_memory_fraction: float = 1.0
     """Below 1: the part of the card that the process may reserve; only then garbage is collected."""
     backend: Literal["native", "cudaMallocAsync"] = "native"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Parallelism:
-    """What the configuration says of many GPUs. Only one GPU is estimated so far; the rest is noted."""
-
-    num_gpus: int = 1
-    deepspeed_stage: int = 0
-    fsdp_version: int = 0
-    tensor: int = 1
-    context: int = 1
-    expert: int = 1

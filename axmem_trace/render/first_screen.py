@@ -70,6 +70,8 @@ def _verdict(report: Report, width: int) -> Iterator[Line]:
         words = f"an allocation of {format_bytes(failure.requested_bytes)} fails in {moment} ({failure.holder})"
         yield from _wrap(words, width, indent="  ", most=2)
     run = report.run
+    if "ranks" in run:
+        yield from _wrap(run["ranks"], width, indent="  ", most=2)
     what = f"{report.model.name}: {run.get('method', '')}, base {run.get('base', '')}, {run.get('batch', '')}"
     yield from _wrap(what, width, "dim", indent="  ", most=2)
 
@@ -137,7 +139,7 @@ def _logged(report: Report, width: int) -> Iterator[Line]:
     for label, name in (("first step", "step_1"), ("later steps", "step_2"), ("evaluation", "eval")):
         use = report.phases.get(name)
         if use is not None:
-            figures = (use.counted_bytes, use.counted_bytes, use.reserved_bytes)
+            figures = (max(use.active_bytes, use.counted_bytes), use.counted_bytes, use.reserved_bytes)
             cells = gap.join(f"{gib(figure):>{size}.2f}" for figure, size in zip(figures, widths, strict=True))
             yield Line(f"  {label:{label_width - 2}}{cells}")
     if report.host.cpu.peak_bytes >= SHOWN_HOST_BYTES:

@@ -66,7 +66,7 @@ def headline(report: Report) -> tuple[tuple[str, str], ...]:
     peak = report.peak
     context = f"reserved + {format_bytes(peak.context_bytes)} of CUDA context (assumed)"
     return (
-        (f"{gib(peak.counted_bytes):8.2f}", "memory/max_active (GiB)"),
+        (f"{gib(peak.active_bytes):8.2f}", "memory/max_active (GiB)"),
         (f"{gib(peak.counted_bytes):8.2f}", "memory/max_allocated (GiB)"),
         (f"{gib(peak.reserved_bytes):8.2f}", "memory/device_reserved (GiB)"),
         (f"{gib(peak.device_bytes):8.2f}", f"nvidia-smi (GiB): {context}"),

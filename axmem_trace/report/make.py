@@ -120,7 +120,7 @@ def _make_peak(recipe: Recipe, facts: ModelFacts, found: Survey, reservation: Re
     reached, context_bytes = span.peak_allocation, recipe.gpu.context_bytes
     return Peak(
         allocated_bytes=max(span.peak_bytes, 0),
-        active_bytes=max(span.peak_bytes, 0),
+        active_bytes=max(reservation.peak_active_bytes, reservation.peak_allocated_bytes, span.peak_bytes, 0),
         counted_bytes=max(reservation.peak_allocated_bytes, span.peak_bytes, 0),
         reserved_bytes=reservation.peak_reserved_bytes,
         device_bytes=reservation.peak_reserved_bytes + context_bytes,

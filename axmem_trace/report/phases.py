@@ -44,6 +44,10 @@ class ReservedBytes(Protocol):
         """High-water mark of allocated blocks, with what the allocator could not split off them."""
 
     @property
+    def peak_active_bytes(self) -> int:
+        """High-water mark of allocated blocks and of those that wait for another stream."""
+
+    @property
     def peak_reserved_bytes(self) -> int:
         """High-water mark of all that the caching allocator held."""
 
@@ -54,6 +58,10 @@ class ReservedBytes(Protocol):
     @property
     def allocated_peaks(self) -> Mapping[SpanKey, int]:
         """The same of allocated blocks, with what the allocator could not split off them."""
+
+    @property
+    def active_peaks(self) -> Mapping[SpanKey, int]:
+        """The same with blocks that wait for another stream."""
 
     @property
     def allocated_ends(self) -> Mapping[SpanKey, int]:
@@ -78,11 +86,13 @@ def _phase_use(name: str, spans: list[Span], reservation: ReservedBytes) -> Phas
     parts: dict[str, PhaseUse] = {}
     if name.startswith("step_"):
         parts = {span.phase: _phase_use("", [span], reservation) for span in spans}
+    counted = max(highest.peak_bytes, *(reservation.allocated_peaks.get(span.key, 0) for span in spans))
     return PhaseUse(
         allocated_bytes=highest.peak_bytes,
+        active_bytes=max(counted, *(reservation.active_peaks.get(span.key, 0) for span in spans)),
         reserved_bytes=max(reservation.peaks.get(span.key, 0) for span in spans),
         end_bytes=spans[-1].end_bytes,
-        counted_bytes=max(highest.peak_bytes, *(reservation.allocated_peaks.get(span.key, 0) for span in spans)),
+        counted_bytes=counted,
         counted_end_bytes=max(spans[-1].end_bytes, reservation.allocated_ends.get(spans[-1].key, 0)),
         module=reached.module if reached else "",
         op=reached.op if reached else "",

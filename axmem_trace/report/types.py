@@ -98,8 +98,8 @@ class Host:
 class Peak:
     """The moment of most live bytes (blocks), and what the card needs.
 
-    `active_bytes` equals `allocated_bytes`: they differ only by blocks that wait for another stream, and a single-GPU
-    step uses one. `counted_bytes` is what `torch.cuda.max_memory_allocated` would say: the same with expandable
+    `active_bytes` is `counted_bytes` and the blocks that wait for another stream: none on a single GPU, whose step uses
+    one stream. `counted_bytes` is what `torch.cuda.max_memory_allocated` would say: the same with expandable
     segments (axolotl's default); without, PyTorch also counts rests of up to 1 MiB that stay with a large block, and
     what `roundup_power2_divisions` adds. `reserved_bytes` is the high-water mark of what the caching allocator holds,
     whenever that was. `device_bytes` is reserved plus the CUDA context, as `nvidia-smi` shows it; the context is
@@ -148,6 +148,8 @@ class PhaseUse:
     reserved_bytes: int
     end_bytes: int
     """Blocks alive when it ended."""
+    active_bytes: int = 0
+    """The most of `counted_bytes` and of blocks that wait for another stream."""
     counted_bytes: int = 0
     counted_end_bytes: int = 0
     """What `torch.cuda.max_memory_allocated` and `memory_allocated` would say: see `Peak.counted_bytes`."""

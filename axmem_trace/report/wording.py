@@ -10,6 +10,7 @@ def describe_run(recipe: Recipe) -> dict[str, str]:
     return {
         "config": recipe.name,
         "method": _method(recipe),
+        **({"ranks": describe_ranks(recipe)} if recipe.parallel.num_gpus > 1 else {}),
         "base": _base(recipe),
         "precision": _precision(recipe),
         "optimizer": f"{recipe.optimizer.name} ({recipe.optimizer.implementation})",
@@ -26,6 +27,23 @@ def describe_run(recipe: Recipe) -> dict[str, str]:
 
 _TRAINED_FOR = {"dpo": "DPO", "ipo": "IPO", "simpo": "SimPO", "orpo": "ORPO", "kto": "KTO", "grpo": "GRPO", "gdpo": "GDPO",
                 "ebft": "EBFT", "reward": "reward model", "process_reward": "process reward model"}  # fmt: skip
+
+
+def describe_ranks(recipe: Recipe) -> str:
+    """How many GPUs, how they are arranged, and whose figures these are."""
+    parallel = recipe.parallel
+    text = f"{parallel.num_gpus} GPUs"
+    if parallel.count_is_assumed:
+        text += " (assumed, the fewest that this needs)"
+    if parallel.num_nodes > 1:
+        text += f" on {parallel.num_nodes} machines"
+    if not parallel.is_modelled:
+        return f"{text}; the figures are of one GPU alone"
+    if parallel.engine == "ddp":
+        return f"{text}, DDP: the figures are of each rank"
+    copies = f", {parallel.mesh.replicate} copies" if parallel.mesh.replicate > 1 else ""
+    shards = f"{parallel.engine.upper()}, {parallel.mesh.num_shards} shards{copies}"
+    return f"{text}, {shards}: the figures are of rank 0, the fullest"
 
 
 def _method(recipe: Recipe) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from axmem_trace.ledger import Role
@@ -45,6 +46,8 @@ class _Plan:
     """It may be given boolean masks to index by."""
     can_remember: bool
     decide: Decision | None
+    collective: bool
+    """It exchanges with other ranks."""
 
 
 class Recorder(LifeRecord, TorchDispatchMode):
@@ -69,6 +72,8 @@ class Recorder(LifeRecord, TorchDispatchMode):
         self.values = KnownValues()
         self._decisions: dict[Any, Decision] = {}
         self._plans: dict[Any, _Plan] = {}
+        self.on_collective: Callable[[], None] | None = None
+        """Called with each exchange among ranks."""
         self.add_rules(rules or Rules())
 
     # -- what it is given ---------------------------------------------------------------------------------------------
@@ -124,6 +129,8 @@ class Recorder(LifeRecord, TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if any(issubclass(each, DTensor) for each in types):
+            return NotImplemented  # its own dispatch leads to the local operators, which come here again
         with torch._C.DisableTorchFunction():  # nothing below autograd is for a function mode to see
             return self._record(func, args, kwargs or {})
 
@@ -149,6 +156,8 @@ class Recorder(LifeRecord, TorchDispatchMode):
             result = self._run(plan, func, args, kwargs, followed=followed)
         if plan.fresh:
             self.allocate(result, plan.name)
+        if plan.collective and self.on_collective is not None:
+            self.on_collective()
         if self.traced_device == "meta":
             if plan.workspace is not None:
                 self.workspace(plan.workspace(self.context, args, kwargs, result), plan.name)
@@ -180,6 +189,7 @@ class Recorder(LifeRecord, TorchDispatchMode):
             indexes=on_meta and op in INDEXES,
             can_remember=on_meta and can_remember(op),
             decide=self._decisions.get(op),
+            collective=op.namespace in ("c10d", "_c10d_functional"),
         )
 
     def _run(self, plan: _Plan, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, followed: bool) -> Any:

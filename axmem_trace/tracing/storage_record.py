@@ -22,8 +22,8 @@ from axmem_trace.tracing.module_scopes import ModuleScopes
 class StorageLife:
     """An `Allocation` in the making."""
 
-    __slots__ = ("born", "device", "died", "kept", "micro_batch", "module", "nbytes", "op", "output", "phase",
-                 "recomputed", "role", "step", "watch")  # fmt: skip
+    __slots__ = ("born", "busy_until", "device", "died", "kept", "micro_batch", "module", "nbytes", "op", "output", "phase",
+                 "recomputed", "role", "step", "stream", "used_on", "watch")  # fmt: skip
 
     def __init__(self, nbytes: int, born: int) -> None:
         self.nbytes, self.born, self.died = nbytes, born, NEVER
@@ -33,12 +33,26 @@ class StorageLife:
         self.role: Role = ""
         self.device: Device = "gpu"
         self.recomputed = self.kept = self.output = False
+        self.stream = self.busy_until = 0
+        self.used_on: set[int] | None = None
+        """Streams that work on it beside its own."""
         self.watch: Any = None
 
     def repeated(self, shift: int, step: int) -> StorageLife:
         """The same in a later step, still alive."""
         twin = StorageLife(self.nbytes, self.born + shift)
-        for name in ("phase", "micro_batch", "module", "op", "role", "device", "recomputed", "kept", "output"):
+        for name in (
+            "phase",
+            "micro_batch",
+            "module",
+            "op",
+            "role",
+            "device",
+            "recomputed",
+            "kept",
+            "output",
+            "stream",
+        ):
             setattr(twin, name, getattr(self, name))
         twin.step = step
         return twin
@@ -58,6 +72,8 @@ class StorageLife:
             recomputed=self.recomputed,
             kept=self.kept,
             output=self.output,
+            stream=self.stream,
+            busy_until=self.busy_until,
         )
 
 
@@ -76,6 +92,54 @@ class LifeRecord:
         self._empty_cache_ticks: list[int] = []
         self._tick = 0
         self._mark = Mark(tick=0, phase="load", step=0)
+        self._stream = 0
+        self._role: Role = ""
+        self._in_use: list[StorageLife] = []
+        """Freed, but another stream than their own may still be at work on them."""
+
+    # -- streams, and storages that change in place ---------------------------------------------------------------------
+
+    def use_stream(self, number: int) -> None:
+        """From now on, blocks are allocated on this stream."""
+        self._stream = number
+
+    def use_on(self, tensor: torch.Tensor, stream: int) -> None:
+        """Another stream works with the tensor (`Tensor.record_stream`)."""
+        life = self._living.get(local_part(tensor).untyped_storage()._cdata)
+        if life is not None and stream != life.stream:
+            life.used_on = (life.used_on or set()) | {stream}
+
+    def finish_stream(self, stream: int, moment: int) -> None:
+        """The host has waited for what was given to a stream until `moment`."""
+        waiting = []
+        for life in self._in_use:
+            if life.died <= moment and life.used_on:
+                life.used_on.discard(stream)
+                if not life.used_on:
+                    self._tick += 1
+                    life.busy_until = self._tick
+                    continue
+            waiting.append(life)
+        self._in_use = waiting
+
+    def finish_streams(self) -> None:
+        """The host has waited for everything."""
+        for stream in {each for life in self._in_use for each in life.used_on or ()}:
+            self.finish_stream(stream, self._tick)
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage has grown or shrunk in place (`UntypedStorage.resize_`)."""
+        if storage.device.type == self.traced_device or storage._cdata in self._living:
+            self._allocate_storage(storage, "resize_")
+
+    @contextmanager
+    def as_role(self, role: Role) -> Iterator[None]:
+        """While open, what is allocated has this role."""
+        before, self._role = self._role, role
+        try:
+            yield
+        finally:
+            self._role = before
 
     # -- what the step reports ------------------------------------------------------------------------------------------
 
@@ -101,6 +165,7 @@ class LifeRecord:
 
     def register(self, tensor: torch.Tensor, *, role: Role, module: str = "", device: Device | None = None) -> None:
         """Gives the tensor's storage a role and an owner, now and for its whole life; unseen storages are born now."""
+        tensor = local_part(tensor)
         life = self._living.get(tensor.untyped_storage()._cdata) or self._allocate(tensor, op="")
         if life is not None:
             life.role, life.module = role, module
@@ -183,7 +248,7 @@ class LifeRecord:
 
     def born_at(self, tensor: torch.Tensor) -> int:
         """The tick at which the tensor's storage was born; 0 where it is unknown."""
-        life = self._living.get(tensor.untyped_storage()._cdata)
+        life = self._living.get(local_part(tensor).untyped_storage()._cdata)
         return life.born if life is not None else 0
 
     def copy_to_host(self, tensor: torch.Tensor, *, role: Role = "", module: str = "") -> torch.Tensor:
@@ -226,7 +291,9 @@ class LifeRecord:
     # -- births and deaths --------------------------------------------------------------------------------------------
 
     def _allocate(self, tensor: torch.Tensor, op: str) -> StorageLife | None:
-        storage = tensor.untyped_storage()
+        return self._allocate_storage(tensor.untyped_storage(), op)
+
+    def _allocate_storage(self, storage: torch.UntypedStorage, op: str) -> StorageLife | None:
         key, nbytes = storage._cdata, storage.nbytes()
         known = self._living.get(key)
         if known is not None:
@@ -237,7 +304,7 @@ class LifeRecord:
         if not nbytes:
             return None
         life = self._start(nbytes, op)
-        life.device = "gpu" if tensor.device.type == self.traced_device else "cpu"
+        life.device = "gpu" if storage.device.type == self.traced_device else "cpu"
         life.watch = weakref.ref(storage, lambda _: self._free(key, life))
         self._living[key] = life
         return life
@@ -247,6 +314,7 @@ class LifeRecord:
         life, mark = StorageLife(nbytes, self._tick), self._mark
         life.phase, life.step, life.micro_batch, life.op = mark.phase, mark.step, mark.micro_batch, op
         life.module = self.scopes.current()
+        life.stream, life.role = self._stream, self._role
         life.recomputed = mark.phase == "backward" and self.scopes.inside
         self._lives.append(life)
         return life
@@ -259,6 +327,9 @@ class LifeRecord:
     def _end(self, life: StorageLife) -> None:
         self._tick += 1
         life.died = self._tick
+        if life.used_on:
+            life.busy_until = NEVER
+            self._in_use.append(life)
 
     def _mark_output(self, output: Any) -> None:
         if self._mark.phase == "backward":
@@ -267,6 +338,12 @@ class LifeRecord:
             life = self._living.get(tensor.untyped_storage()._cdata)
             if life is not None:
                 life.output = True
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor that is divided among ranks (a DTensor); any other tensor as it is."""
+    part: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
+    return part
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

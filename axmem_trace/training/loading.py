@@ -57,7 +57,7 @@ class LoadRecorder:
         """`model` is as `from_pretrained` returns it. What happens to it while this is open is recorded."""
         self.recorder.add_rules(gpu_rules())  # once more: the model may have needed bitsandbytes, which has operators
         self.recorder.mark("load", 0)
-        if self.recipe.placement.on_host_first:  # the run finds the model on the GPU
+        if self.recipe.placement.on_host_first or _loads_on_host(self.recipe):  # it comes to the GPU later, as a whole
             yield
             return
         self._note_mapped(model)
@@ -181,6 +181,13 @@ class LoadRecorder:
                 is_fp16 = self.recipe.precision.load_dtype == "float16"
                 return [parameter.numel() * itemsize, *([] if is_fp16 else [parameter.numel() * 2])]
         return [parameter.nbytes] if is_merged and not is_on_host(parameter) else []
+
+
+def _loads_on_host(recipe: Recipe) -> bool:
+    """With FSDP there is no device map, so the weights are read on the host; QLoRA's go to each GPU (axolotl
+    `loaders/model.py` `_set_device_map_config`), and bitsandbytes packs 8-bit ones there."""
+    sharded = recipe.parallel.engine in ("fsdp1", "fsdp2")
+    return sharded and recipe.quantisation.method not in ("bnb_4bit", "bnb_8bit")
 
 
 def _num_weights(parameter: nn.Parameter) -> int:

@@ -16,6 +16,9 @@ import torch
 
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.device_map import is_on_host
+from axmem_trace.parallel.residents import local_tensors
+from axmem_trace.parallel.spread import Spread
+from axmem_trace.parallel.units import plain_name
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.batches.batch import Inputs, place_batch, place_number
@@ -31,6 +34,8 @@ NUM_STEPS = 2
 """In the first step the optimizer has no state during forward; the second is like all that follow."""
 MAX_MICRO_BATCHES = 2
 """Gradients exist from the second micro-batch on; later ones only repeat it."""
+MAX_UNSYNCED_MICRO_BATCHES = 3
+"""Where the last alone reduces gradients among ranks: one that begins without any, one that adds to them, and the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +77,14 @@ class Run:
         offloading: Callable[[], AbstractContextManager[StepContext]] = lambda: nullcontext(nullcontext),
         objective: Objective | None = None,
         repeat: bool = True,
+        spread: Spread | None = None,
     ) -> None:
         self.recipe, self.built, self.optimizer, self.recorder = recipe, built, optimizer, recorder
         self.model: Any = built.module
-        self._owners = {id(parameter): name.rpartition(".")[0] for name, parameter in self.model.named_parameters()}
+        self._spread = spread
+        self._owners = {
+            id(parameter): plain_name(name).rpartition(".")[0] for name, parameter in self.model.named_parameters()
+        }
         self.objective = objective or choose_objective(recipe, built, recorder)
         self._average = GradientAverage(recorder) if recipe.optimizer.grokfast else None
         self.scaler = GradientScaler() if recipe.precision.grad_scaler else None
@@ -85,7 +94,7 @@ class Run:
         self._training_step: StepContext = nullcontext
         moves = recipe.checkpointing.moves_tensors or any(map(is_on_host, self.model.parameters()))
         differ = recipe.loss.holds_outputs or recipe.allocator.empty_cache_steps > 1
-        self._may_repeat = repeat and not (optimizer.hooked or moves or differ)
+        self._may_repeat = repeat and not (optimizer.hooked or moves or differ or spread)
 
     def record(self, progress: Callable[[str], None] = lambda stage: None) -> None:
         """Loads, evaluates where the run evaluates first, and takes `NUM_STEPS` optimizer steps."""
@@ -123,11 +132,14 @@ class Run:
                     self.recorder.register(tensor, role="reference", module=f"{name}.{module_name}".rstrip("."))
 
     def _register_model(self) -> None:
-        tensors = dict(self.model.named_buffers(remove_duplicate=False))
-        tensors.update(self.model.named_parameters(remove_duplicate=False))
+        tensors = local_tensors(self.model)
         tensors.update((state.name, state.tensor) for state in self.built.state_tensors)
-        for fact in self.built.facts.tensors:
-            self.recorder.register(tensors[fact.name], role=fact.role, module=fact.module, device=fact.device)
+        facts = self._spread.facts if self._spread is not None else self.built.facts
+        for fact in facts.tensors:
+            if fact.name in tensors:
+                self.recorder.register(tensors[fact.name], role=fact.role, module=fact.module, device=fact.device)
+        for shard in self._spread.shards if self._spread is not None else ():
+            self.recorder.register(shard.tensor, role=shard.role, module=shard.module)
 
     def _register_optimizer_state(self) -> None:
         for owner, tensor, device in self.optimizer.state_tensors():
@@ -159,16 +171,18 @@ class Run:
     def _accumulate(self, step: int) -> _Passes:
         """Forward and backward of the micro-batches."""
         start = self.recorder.now
-        for micro_batch, inputs in enumerate(self._held.batch_samples[:MAX_MICRO_BATCHES]):
+        batches = self._held.batch_samples[: self._num_micro_batches]
+        for micro_batch, inputs in enumerate(batches):
             if micro_batch:
                 self.recorder.mark("forward", step, micro_batch)
-            with self._training_step():
+            with self._syncing(is_last=inputs is batches[-1]), self._training_step():
                 loss = self._forward(inputs)
                 self._empty_cache(step)
                 self.recorder.mark("backward", step, micro_batch)
                 self._backward(loss)
             self._held.tr_loss_step = loss.detach()
             del loss
+            self.recorder.finish_streams()  # the Trainer looks whether the loss is a number (`logging_nan_inf_filter`)
             self._register_gradients()
         self._held.tr_loss_step = None
         gradients = {
@@ -177,6 +191,19 @@ class Run:
             if parameter.grad is not None
         }
         return _Passes(start, self.recorder.now, gradients)
+
+    @property
+    def _num_micro_batches(self) -> int:
+        """As many as differ from one another."""
+        unsynced = self._spread is not None and not self.recipe.parallel.syncs_each_batch
+        return MAX_UNSYNCED_MICRO_BATCHES if unsynced else MAX_MICRO_BATCHES
+
+    def _syncing(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        """Ranks reduce their gradients after the last micro-batch, unless asked to do it after each
+        (transformers `trainer.py`, `_run_epoch`, `sync_context`)."""
+        if self._spread is None or is_last or self.recipe.parallel.syncs_each_batch:
+            return nullcontext()
+        return self._spread.without_sync()
 
     def _accumulate_again(self, passes: _Passes, step: int) -> None:
         """The same passes once more: only the optimizer's states are new, and no pass looks at them."""
@@ -202,7 +229,8 @@ class Run:
 
     def run_model(self, **inputs: Any) -> Any:
         """The model's forward as accelerate has wrapped it (`prepare_model`)."""
-        return prepared_forward(self.model, self.recipe.precision)(**inputs)
+        call = self._spread.call if self._spread is not None else self.model
+        return prepared_forward(call, self.recipe.precision)(**inputs)
 
     def _backward(self, loss: torch.Tensor) -> None:
         batch = self.recipe.batch
@@ -219,7 +247,8 @@ class Run:
             self.scaler.unscale(parameters)
         if not self.optimizer.releases_gradients:
             trainable = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-            self._held.grad_norm = clip_gradients(trainable, self.recipe.optimizer.max_grad_norm)
+            clip = (self._spread.clip if self._spread is not None else None) or clip_gradients
+            self._held.grad_norm = clip(trainable, self.recipe.optimizer.max_grad_norm)
         if self._average is not None:
             self._average.amplify(self.model)
         self.optimizer.step()

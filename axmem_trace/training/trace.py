@@ -15,6 +15,7 @@ from axmem_trace.kernels.site import Site
 from axmem_trace.ledger import Ledger
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.notes import Note
+from axmem_trace.parallel.spread import Spread
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
@@ -41,18 +42,20 @@ def record_run(
     recorder: Recorder | None = None,
     progress: Callable[[str], None] | None = None,
     repeat: bool = True,
+    spread: Spread | None = None,
 ) -> Recording:
     """Plays the run on meta as a GPU would run it: evaluation where it comes first, and two optimizer steps.
 
     Args:
         recorder: of `make_recorder`, which has seen the model being loaded; else the model appears all at once.
         repeat: take the second step's passes from the record of the first (see `Run`).
+        spread: the model is one rank's part of a distributed one (see `parallel/install.py`).
     """
     recorder = recorder or make_recorder(recipe)
     context = recorder.context
     mode = CudaMode(recorder)
     offloading = partial(install_offloading, built.module, recipe, recorder, context.notes)
-    run = Run(recipe, built, optimizer, recorder, offloading=offloading, repeat=repeat)
+    run = Run(recipe, built, optimizer, recorder, offloading=offloading, repeat=repeat, spread=spread)
     with ExitStack() as stack:
         stack.enter_context(garbage_on_demand())
         assert_seen_from_engine()

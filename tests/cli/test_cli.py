@@ -64,7 +64,8 @@ def test_the_surface_is_frozen():
         "--set": ("key=value", None, []),
         "--assume": ("key=value", None, []),
         "--gpus": ("N", None, 0),
-        "--gpu": ("NAME|SIZE", None, ""),
+        "--nodes": ("N", None, 1),
+        "--gpu": ("[N x] NAME|SIZE", None, ""),
         "--format": (None, ("text", "json", "html"), "text"),
         "-o --output": ("FILE", None, None),
         "--full": (None, None, False),
@@ -76,7 +77,17 @@ def test_the_surface_is_frozen():
         "--snapshot": ("FILE", None, None),
         "--version": (None, None, "==SUPPRESS=="),
     }
-    run_options = ("--set", "--assume", "--gpus", "--gpu", "--offline", "--hub", "--trust-remote-code", "--strict")
+    run_options = (
+        "--set",
+        "--assume",
+        "--gpus",
+        "--nodes",
+        "--gpu",
+        "--offline",
+        "--hub",
+        "--trust-remote-code",
+        "--strict",
+    )
     assert surface(build_compare_parser()) == {
         "-h --help": (None, None, "==SUPPRESS=="),
         "runs": ("RUN", None, None),
@@ -113,6 +124,7 @@ def test_arguments_reach_the_estimate(calls, tmp_path):
                 "assumptions": ("router=worst",),
                 "gpu": "H100",
                 "num_gpus": 2,
+                "num_nodes": 1,
                 "hub": "first",
                 "trust_remote_code": True,
                 "strict": True,

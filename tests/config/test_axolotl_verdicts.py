@@ -120,6 +120,8 @@ def test_fused_lora_kernels_that_axolotl_switches_on(recipes):
     for name, recipe in recipes.items():
         fields = fields_of(name)
         wanted = {kernel for kernel in LORA_KERNELS if fields.get(f"lora_{kernel}_kernel")}
+        if name == "old_fsdp_list_lora":  # FSDP1 on several GPUs has none; axolotl's verdict is of a machine with one
+            wanted = set()
         if fields.get("adapter") in ("lora", "qlora"):
             assert recipe.kernels.lora == wanted, name
         else:

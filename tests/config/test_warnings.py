@@ -39,7 +39,7 @@ def notes(tmp_path: Path, text: str, **options) -> list[tuple[str, str, int, str
         (LLAMA + PACKED, "warning", "sample_packing", 5, "no attn_implementation"),
         (LLAMA + "unfrozen_parameters: ['lm_head.weight[:9]']\n", "warning", "unfrozen_parameters", 5, "range"),
         (LLAMA + "batch_size: 8\n", "warning", "batch_size", 5, "has no effect"),
-        (LLAMA + "deepspeed: deepspeed_configs/zero2.json\n", "not_modelled", "deepspeed", 5, "not in the figures"),
+        (LLAMA + "deepspeed: deepspeed_configs/zero2.json\n", "not_modelled", "deepspeed", 5, "not modelled yet"),
     ],
 )  # fmt: skip
 def test_trap_is_reported_with_its_line(tmp_path, text, kind, key, line, words):

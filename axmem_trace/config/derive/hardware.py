@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 
 from axmem_trace.config.document.draft import Draft
@@ -12,6 +13,30 @@ from axmem_trace.recipe.recipe import Allocator, Gpu
 
 AXOLOTL_ALLOC_CONF = "expandable_segments:True"
 """What axolotl sets with torch 2.9 and later, unless the user has set the variable."""
+
+
+def read_count(gpu: str, num_gpus: int) -> tuple[int, str]:
+    """How many cards, and which: `4 x A100-40GB` says both.
+
+    >>> read_count("4 x A100-40GB", 0)
+    (4, 'A100-40GB')
+
+    Raises:
+        ConfigError: `num_gpus` says another number.
+    """
+    found = re.match(r"\s*(\d+)\s*[x*\u00d7]\s*(?=\S)(.*)", gpu, re.IGNORECASE)
+    if found is None:
+        return num_gpus, gpu
+    count, name = int(found[1]), found[2]
+    if count < 1 or num_gpus not in (0, count):
+        raise ConfigError(
+            problem=f"--gpu {gpu} and --gpus {num_gpus} say different numbers"
+            if count
+            else f"--gpu {gpu}: at least 1 is needed",
+            key="--gpu",
+            remedy="say the number once",
+        )
+    return count, name
 
 
 def derive_gpu(gpu: str, num_gpus: int) -> Gpu:

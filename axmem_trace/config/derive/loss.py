@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from axmem_trace.config.derive.fsdp import fsdp_version
+from axmem_trace.config.derive.parallelism import uses_fsdp
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.recipe import BaseModel, Kernels, Loss
 
@@ -142,6 +144,8 @@ def _lora(draft: Draft, base: BaseModel) -> frozenset[str]:
         return frozenset(asked)
     elif draft.get("rl"):
         why_not = "not in preference training"
+    elif uses_fsdp(draft) and fsdp_version(draft) == 1:
+        why_not = "not with FSDP1"
     elif draft.get("nvfp4_merge_aware"):
         why_not = "not with nvfp4_merge_aware"
     elif adapter == "lora" and draft.get("load_in_8bit"):

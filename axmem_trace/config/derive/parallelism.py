@@ -1,16 +1,24 @@
-"""What the configuration says of many GPUs. One GPU is estimated; the rest is reported in notes."""
+"""How many GPUs, in which arrangement, and which engine spreads the run over them.
+
+Source: axolotl 0.19 and 0.21 `utils/trainer.py` `prepare_optim_env`, `setup_parallelism_envs`, `utils/distributed.py`,
+`utils/config/__init__.py` `normalize_config`; accelerate 1.15 `state.py`, `parallelism_config.py`.
+"""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
-from pathlib import Path
-
+from axmem_trace.config.derive.deepspeed import derive_zero
+from axmem_trace.config.derive.fsdp import derive_fsdp, fsdp_version
 from axmem_trace.config.document.draft import Draft
-from axmem_trace.recipe.recipe import Parallelism
+from axmem_trace.recipe.parallel import Ddp, Engine, Fsdp, Mesh, Parallel, Zero
 
-MAX_JSON_BYTES = 1 << 20
+AXES = {
+    "dp_replicate_size": "replicate",
+    "dp_shard_size": "shard",
+    "context_parallel_size": "context",
+    "expert_parallel_size": "expert",
+    "tensor_parallel_size": "tensor",
+}
+"""Key of the configuration -> size of the mesh."""
 
 
 def uses_fsdp(draft: Draft) -> bool:
@@ -18,43 +26,138 @@ def uses_fsdp(draft: Draft) -> bool:
     return draft.has("fsdp") or draft.has("fsdp_config")
 
 
-def derive_parallelism(draft: Draft, num_gpus: int) -> Parallelism:
-    """`Parallelism` from the keys; a note where more than one GPU is meant."""
-    if num_gpus > 1:
-        text = (
-            f"{num_gpus} GPUs: the figures are of one GPU alone. Without FSDP or DeepSpeed each GPU holds the same, "
-            "plus gradient buckets of data parallelism (a second copy of the trainable gradients)"
+def derive_parallel(draft: Draft, gpus: int, nodes: int = 1) -> Parallel:
+    """`Parallel` from the keys and from how many GPUs the command line says.
+
+    Args:
+        gpus: on each machine; 0: nobody said.
+        nodes: machines.
+
+    Raises:
+        ConfigError: sizes that do not multiply to the number of GPUs, or that no engine takes.
+    """
+    zero = derive_zero(draft)
+    named = _named_engine(draft, zero)
+    sizes = {axis: draft.get(key) or 1 for key, axis in AXES.items() if draft.is_live(key)}
+    num_ranks = _count(draft, gpus * nodes, named, Mesh(**sizes))
+    engine: Engine = "none" if num_ranks == 1 else named
+    _refuse_kernels(draft, engine)
+    mesh = _make_mesh(draft, engine, num_ranks, Mesh(**sizes))
+    parallel = Parallel(
+        engine=engine,
+        num_gpus=num_ranks,
+        num_nodes=nodes,
+        count_is_assumed=num_ranks > 1 and not gpus,
+        mesh=mesh,
+        fsdp=derive_fsdp(draft, fsdp_version(draft)) if uses_fsdp(draft) else Fsdp(),
+        ddp=_derive_ddp(draft),
+        zero=zero,
+        syncs_each_batch=_syncs_each_batch(draft),
+    )
+    _say(draft, parallel, named)
+    return parallel
+
+
+def _named_engine(draft: Draft, zero: Zero) -> Engine:
+    """The engine with more than one GPU: FSDP before DeepSpeed (`prepare_optim_env`), DDP where neither is named."""
+    if uses_fsdp(draft):
+        return "fsdp1" if fsdp_version(draft) == 1 else "fsdp2"
+    by_stage: dict[int, Engine] = {1: "zero1", 2: "zero2", 3: "zero3"}
+    return by_stage.get(zero.stage, "ddp")
+
+
+def _count(draft: Draft, said: int, engine: Engine, mesh: Mesh) -> int:
+    """GPUs of the run: as many as were said, else the fewest that the configuration makes sense with."""
+    if said:
+        return said
+    return max(mesh.num_ranks, 2 if engine != "ddp" or draft.get("ddp") else 1)
+
+
+def _make_mesh(draft: Draft, engine: Engine, num_ranks: int, said: Mesh) -> Mesh:
+    """accelerate's mesh: sizes that are not set are 1, and their product must be the number of ranks; without any size
+    the engine takes all ranks."""
+    if engine == "none":
+        return Mesh()
+    if said.num_ranks == 1:
+        return Mesh(replicate=num_ranks) if engine == "ddp" else Mesh(shard=num_ranks)
+    given = [key for key, axis in AXES.items() if getattr(said, axis) > 1]
+    if said.shard > 1 and not uses_fsdp(draft):
+        raise draft.error(
+            "dp_shard_size needs an fsdp_config", "dp_shard_size", remedy="add one, or remove dp_shard_size"
         )
-        draft.note("not_modelled", "--gpus", text)
-    return Parallelism(
-        num_gpus=max(1, num_gpus),
-        deepspeed_stage=deepspeed_stage(draft),
-        fsdp_version=int(draft.get("fsdp_version") or 1) if uses_fsdp(draft) else 0,
-        tensor=draft.get("tensor_parallel_size") or 1,
-        context=draft.get("context_parallel_size") or 1,
-        expert=draft.get("expert_parallel_size") or 1,
+    if engine == "fsdp2" and given == ["dp_replicate_size"]:
+        raise draft.error(
+            "accelerate refuses FSDP2 with dp_replicate_size alone",
+            "dp_replicate_size",
+            remedy="add `dp_shard_size`, so that both multiply to the number of GPUs",
+        )
+    if said.num_ranks != num_ranks and engine in ("fsdp2", "ddp"):
+        raise draft.error(
+            f"{' x '.join(given)} = {said.num_ranks}, but the run has {num_ranks} GPUs: accelerate refuses to start",
+            given[0],
+            remedy=f"run on {said.num_ranks} GPUs, or change the sizes so that they multiply to {num_ranks}",
+        )
+    return said
+
+
+def _refuse_kernels(draft: Draft, engine: Engine) -> None:
+    """`check_multigpu_lora_kernels` of axolotl 0.19."""
+    asked = [key for key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel") if draft.get(key)]
+    if engine == "fsdp1" and asked:
+        raise draft.error(
+            "axolotl's LoRA kernels are not compatible with FSDP1", asked[0], remedy="set `fsdp_version: 2`"
+        )
+
+
+def _derive_ddp(draft: Draft) -> Ddp:
+    """`ddp_find_unused_parameters` is false unless it is said (`core/builders/causal.py`)."""
+    broadcasts = draft.get("ddp_broadcast_buffers")
+    return Ddp(
+        bucket_cap_mb=draft.get("ddp_bucket_cap_mb") or 0,
+        finds_unused=bool(draft.get("ddp_find_unused_parameters")),
+        broadcasts_buffers=broadcasts if broadcasts is not None else True,
     )
 
 
-def deepspeed_stage(draft: Draft) -> int:
-    """ZeRO's stage: from the mapping, the JSON file, or the name of an axolotl stock file (`zero3_bf16.json`)."""
-    value = draft.get("deepspeed")
-    if isinstance(value, str) and value:
-        named = re.search(r"zero_?([0-3])", Path(value).name)
-        value = _read_json(value, draft.directory) or ({"zero_optimization": {"stage": int(named[1])}} if named else {})
-    if not isinstance(value, Mapping):
-        return 0
-    zero = value.get("zero_optimization")
-    stage = zero.get("stage") if isinstance(zero, Mapping) else 0
-    return stage if isinstance(stage, int) else 0
+def _syncs_each_batch(draft: Draft) -> bool:
+    """`accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}`."""
+    kwargs = draft.sub("accelerator_config").get("gradient_accumulation_kwargs")
+    return bool(isinstance(kwargs, dict) and kwargs.get("sync_each_batch"))
 
 
-def _read_json(name: str, directory: Path | None) -> Mapping[str, object] | None:
-    for place in (Path(name), *((directory / name,) if directory else ())):
-        try:
-            if place.is_file() and place.stat().st_size <= MAX_JSON_BYTES:
-                content = json.loads(place.read_text(encoding="utf-8"))
-                return content if isinstance(content, Mapping) else None
-        except (OSError, ValueError, RecursionError):
-            continue
-    return None
+_NAMES = {"ddp": "DistributedDataParallel", "fsdp1": "FSDP1", "fsdp2": "FSDP2", "zero1": "DeepSpeed ZeRO-1",
+          "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3"}  # fmt: skip
+
+
+def engine_name(engine: Engine) -> str:
+    """As a user knows it.
+
+    >>> engine_name("zero3")
+    'DeepSpeed ZeRO-3'
+    """
+    return _NAMES.get(engine, "one GPU")
+
+
+def _say(draft: Draft, parallel: Parallel, named: Engine) -> None:
+    """Reasons, and notes on what the figures leave out."""
+    key = "fsdp_config" if uses_fsdp(draft) else "deepspeed" if draft.has("deepspeed") else ""
+    if parallel.engine == "none":
+        if key:
+            draft.note("warning", key, f"{engine_name(named)} has no effect on one GPU: say how many with --gpus")
+        return
+    text = f"`{key}`" if key else "several GPUs and neither fsdp_config nor deepspeed"
+    draft.reason("parallel.engine", parallel.engine, text, key=key, origin=None if key else "derived")
+    if parallel.count_is_assumed:
+        text = f"nobody said how many GPUs: {parallel.num_gpus} is the least for this configuration (--gpus says it)"
+        draft.reason("parallel.num_gpus", parallel.num_gpus, text, origin="derived")
+        draft.note("assumed", "--gpus", text)
+    if draft.get("rl") and parallel.engine in ("fsdp1", "fsdp2"):
+        draft.note(
+            "not_modelled", "rl", "a reference model is not divided among the GPUs here: each is taken to hold it whole"
+        )
+    if not parallel.is_modelled:
+        text = (
+            f"{engine_name(parallel.engine)} is not modelled yet: the figures are of one GPU that holds everything, without "
+            "the engine's buckets and fp32 copies"
+        )
+        draft.note("not_modelled", key, text)

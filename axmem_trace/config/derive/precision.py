@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from axmem_trace.config.derive.parallelism import uses_fsdp
 from axmem_trace.config.document.draft import Draft
+from axmem_trace.recipe.parallel import Engine
 from axmem_trace.recipe.recipe import Dtype, Gpu, Precision
 
 ATTENTION_WITHOUT_DTYPE_CAST = ("eager", "sdpa")
@@ -13,13 +14,22 @@ ATTENTION_WITHOUT_DTYPE_CAST = ("eager", "sdpa")
 BF16_CAPABILITY = (8, 0)
 
 
-def derive_precision(draft: Draft, gpu: Gpu) -> Precision:
-    """`Precision` from the keys and the target GPU (never this machine's)."""
+ENGINES_WITHOUT_AUTOCAST = ("fsdp2",)
+"""accelerate `_prepare_fsdp2` never comes to `prepare_model`, which puts autocast around the forward."""
+
+
+def derive_precision(draft: Draft, gpu: Gpu, engine: Engine = "none") -> Precision:
+    """`Precision` from the keys, the target GPU (never this machine's) and the engine that spreads the run."""
     bf16, fp16 = _resolve_half(draft, gpu)
     load_dtype = _load_dtype(draft, bf16, fp16)
     autocast, autocast_dtype = _autocast(draft, bf16, fp16)
     if draft.get("fp8"):  # accelerate's `fp8` is bf16 autocast and no gradient scaler (`accelerator.py`)
         autocast, autocast_dtype = True, "bfloat16"
+    if engine in ENGINES_WITHOUT_AUTOCAST and autocast:
+        draft.reason(
+            "precision.autocast", "off", "FSDP2 casts parameters and outputs itself, without autocast", origin="derived"
+        )
+        autocast = False
     upcast = not uses_fsdp(draft)
     cast_back, why = _cast_back(draft)
     if upcast:
@@ -30,7 +40,7 @@ def derive_precision(draft: Draft, gpu: Gpu) -> Precision:
         load_dtype=load_dtype,
         autocast=autocast,
         autocast_dtype=autocast_dtype,
-        grad_scaler=autocast and autocast_dtype == "float16",
+        grad_scaler=autocast_dtype == "float16" and (autocast or engine in ENGINES_WITHOUT_AUTOCAST),
         output_dtype="float32" if autocast else "same",
         upcast_before=upcast,
         upcast_embeddings=not keep_embeddings,

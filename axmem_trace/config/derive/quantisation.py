@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from axmem_trace.config.derive.parallelism import deepspeed_stage, uses_fsdp
+from axmem_trace.config.derive.deepspeed import deepspeed_stage
+from axmem_trace.config.derive.parallelism import uses_fsdp
 from axmem_trace.config.derive.task import is_moe
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.errors import ConfigError

@@ -12,6 +12,7 @@ from torch import nn
 
 from axmem_trace.ledger import Device
 from axmem_trace.notes import Notes
+from axmem_trace.tracing.storage_record import local_part
 from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
 from axmem_trace.training.optimizers.offstage import device_of
 
@@ -77,7 +78,7 @@ class TracedOptimizer:
         found: dict[int, tuple[torch.Tensor, list[Any]]] = {}
         for optimizer in (*self.optimizers, *self.hooked):
             for owner, values in optimizer.state.items():
-                for tensor in tensors_in(values):
+                for tensor in map(local_part, tensors_in(values)):
                     _, owners = found.setdefault(tensor.untyped_storage()._cdata, (tensor, []))
                     if len(owners) < 2 and all(owner is not known for known in owners):
                         owners.append(owner)

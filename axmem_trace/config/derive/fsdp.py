@@ -1,0 +1,58 @@
+"""What FSDP is told. Source: axolotl 0.19 and 0.21 `utils/schemas/fsdp.py`, `utils/trainer.py` `setup_fsdp_envs`,
+`monkeypatch/accelerate/fsdp2.py`; accelerate 1.15 `utils/dataclasses.py` `FullyShardedDataParallelPlugin`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from axmem_trace.config.document.draft import Draft
+from axmem_trace.recipe.model import Dtype
+from axmem_trace.recipe.parallel import Fsdp
+
+
+def fsdp_version(draft: Draft) -> int:
+    """The version that is said, or was filled in with the old names; axolotl's own default where none is."""
+    return int(draft.get("fsdp_version") or draft.sub("fsdp_config").get("fsdp_version") or 2)
+
+
+def derive_fsdp(draft: Draft, version: int) -> Fsdp:
+    """`Fsdp` from `fsdp_config`; mixed precision follows bf16 and fp16, and nothing else.
+
+    FSDP1 is always FULL_SHARD in axolotl: neither its strategy nor its prefetch can be said (`setup_fsdp_envs`).
+    """
+    config = draft.sub("fsdp_config")
+    dtype = _half(draft)
+    reshard = config.get("reshard_after_forward")
+    loads_on_host = bool(config.get("cpu_ram_efficient_loading"))
+    if loads_on_host and draft.get("load_in_4bit"):
+        text = "loading is taken to put the whole 4-bit model on each GPU first; staging it through the host needs less"
+        draft.note("assumed", "fsdp_config.cpu_ram_efficient_loading", text)
+        loads_on_host = False
+    return Fsdp(
+        wrap=_wrap(config.get("auto_wrap_policy")),
+        wrap_classes=_names(config.get("transformer_layer_cls_to_wrap")),
+        min_num_params=config.get("min_num_params") or 0,
+        reshard_after_forward=True if reshard is None else bool(reshard),
+        offload_params=bool(config.get("offload_params")),
+        pins_offloaded=config.get("cpu_offload_pin_memory") is not False,
+        loads_on_host=loads_on_host,
+        activation_checkpointing=bool(config.get("activation_checkpointing")),
+        param_dtype=dtype,
+        reduce_dtype=dtype,
+        output_dtype=dtype if version == 2 else "",
+    )
+
+
+def _half(draft: Draft) -> Dtype | Literal[""]:
+    """accelerate `set_mixed_precision`: the Trainer's mixed precision. Without any, parameters stay as stored."""
+    if draft.get("bf16") or draft.get("bfloat16"):
+        return "bfloat16"
+    return "float16" if draft.get("fp16") else ""
+
+
+def _wrap(policy: object) -> Literal["transformer", "size"]:
+    return "size" if policy == "SIZE_BASED_WRAP" else "transformer"
+
+
+def _names(value: object) -> tuple[str, ...]:
+    return tuple(name.strip() for name in str(value).split(",") if name.strip()) if value else ()

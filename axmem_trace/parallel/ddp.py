@@ -1,0 +1,75 @@
+"""DistributedDataParallel: PyTorch's own class and its reducer on meta.
+
+Source: accelerate 1.15 `accelerator.py` `prepare_model`; torch 2.14 `nn/parallel/distributed.py`,
+torch/csrc/distributed/c10d/reducer.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from axmem_trace.recipe.parallel import Ddp
+
+
+def wrap_model(model: nn.Module, ddp: Ddp) -> Any:
+    """The model inside DDP, as accelerate wraps it."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    options: dict[str, Any] = {}
+    if ddp.bucket_cap_mb:
+        options["bucket_cap_mb"] = ddp.bucket_cap_mb
+    wrapped = DistributedDataParallel(
+        model, find_unused_parameters=ddp.finds_unused, broadcast_buffers=ddp.broadcasts_buffers, **options
+    )
+    if torch.distributed.get_backend() == "fake":
+        wrapped.register_comm_hook(None, lambda state, bucket: _finished(bucket.buffer()))
+    return wrapped
+
+
+def _finished(bucket: torch.Tensor) -> Any:
+    """A bucket is reduced in place, so that what comes back is the bucket itself (reducer.cpp, `run_allreduce_hook`); the
+    `fake` group gives no work object to wait for."""
+    future: Any = torch.futures.Future()
+    future.set_result(bucket)
+    return future
+
+
+@contextmanager
+def ddp_runs_on_meta() -> Iterator[None]:
+    """Ranks compare the shapes of their parameters when DDP is made, and the order of the buckets after the first step:
+    here both are what this rank has."""
+    from torch.nn.parallel import DistributedDataParallel, distributed
+
+    pre_forward = DistributedDataParallel._pre_forward
+
+    def pre_forward_alone(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _HostKeepsItsValues():
+            return pre_forward(self, *args, **kwargs)
+
+    with (
+        patch.object(distributed, "_verify_param_shape_across_processes", _send_shapes),
+        patch.object(DistributedDataParallel, "_pre_forward", pre_forward_alone),
+    ):
+        yield
+
+
+def _send_shapes(process_group: Any, parameters: Any, logger: Any = None) -> None:
+    """Sizes and strides of all parameters, which go to the GPU to be sent (reducer.cpp,
+    `verify_params_across_processes`)."""
+    torch.empty(2 * sum(parameter.dim() for parameter in parameters), dtype=torch.int64, device=parameters[0].device)
+
+
+class _HostKeepsItsValues(TorchDispatchMode):
+    """A copy from meta to the host changes nothing there: what came back is what this rank had sent."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.copy_.default and args[0].device.type == "cpu" and args[1].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,122 @@
+"""FSDP1: PyTorch's own `FullyShardedDataParallel` on meta, with the preparation that accelerate and transformers make.
+
+Source: accelerate 1.13 and 1.15 `accelerator.py` `prepare_model`, `utils/dataclasses.py`; transformers 5.16
+`distributed/fsdp.py` `update_fsdp_plugin_peft`; peft 0.20 `utils/other.py` `fsdp_auto_wrap_policy`; torch 2.14
+`distributed/fsdp/fully_sharded_data_parallel.py`, `_init_utils.py`, `_flat_param.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+from axmem_trace.parallel.units import make_wrap_policy
+from axmem_trace.recipe.parallel import Fsdp
+from axmem_trace.recipe.recipe import Recipe
+
+
+def wrap_model(model: nn.Module, recipe: Recipe, *, device: torch.device, arrives: Callable[[nn.Module], None]) -> Any:
+    """The model inside FSDP1, its layers inside units of their own.
+
+    Args:
+        device: where the flat parameters are.
+        arrives: called with each module whose parameters are about to be flattened, to bring them to the GPU.
+    """
+    from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, ShardingStrategy
+
+    fsdp = recipe.parallel.fsdp
+    dtype = getattr(torch, fsdp.param_dtype) if fsdp.param_dtype else None
+    wrapped = FullyShardedDataParallel(
+        model,
+        sharding_strategy=ShardingStrategy[fsdp.sharding_strategy],
+        auto_wrap_policy=_make_policy(model, fsdp),
+        mixed_precision=MixedPrecision(param_dtype=dtype, reduce_dtype=dtype, buffer_dtype=dtype) if dtype else None,
+        backward_prefetch=_prefetch(fsdp),
+        use_orig_params=True,
+        device_id=device,
+        param_init_fn=arrives,
+        ignored_modules=list(_adapters(model)) if fsdp.adapters == "ignored" else None,
+    )
+    if dtype is not None:
+        upcast_trained(wrapped)
+    return wrapped
+
+
+def upcast_trained(wrapped: Any) -> None:
+    """Under mixed precision the trained shards are kept in fp32 (`prepare_model`, "Upcasted low precision parameters")."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    units: list[Any] = FullyShardedDataParallel.fsdp_modules(wrapped)
+    for unit in units:
+        parameter = unit._flat_param if unit._has_params else None
+        if parameter is not None and parameter.dtype != torch.float32 and parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+            unit._handle._orig_param_dtype = torch.float32
+
+
+def _make_policy(model: nn.Module, fsdp: Fsdp) -> Callable[..., bool]:
+    """Which modules become units; with adapters, also every leaf that trains (peft `fsdp_auto_wrap_policy`)."""
+    from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
+
+    if fsdp.wrap == "size":
+        return partial(size_based_auto_wrap_policy, min_num_params=fsdp.min_num_params)
+    is_unit, has_adapter = make_wrap_policy(model, fsdp), hasattr(model, "peft_config")
+
+    def policy(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+        return recurse or is_unit(module) or (has_adapter and _is_trained_leaf(module))
+
+    return policy
+
+
+def _is_trained_leaf(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return weight is not None and weight.requires_grad and next(module.children(), None) is None
+
+
+def _prefetch(fsdp: Fsdp) -> Any:
+    from torch.distributed.fsdp import BackwardPrefetch
+
+    return {"none": None, "pre": BackwardPrefetch.BACKWARD_PRE, "post": BackwardPrefetch.BACKWARD_POST}[fsdp.prefetch]
+
+
+def _adapters(model: nn.Module) -> Iterator[nn.Module]:
+    """The factors of all adapted layers."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            for name in module.adapter_layer_names:
+                part = getattr(module, name, None)
+                if isinstance(part, nn.Module):
+                    yield part
+
+
+@contextmanager
+def fsdp1_runs_on_meta() -> Iterator[None]:
+    """FSDP1 compares addresses to see whether two tensors are one, and whether memory is there (`_same_storage`,
+    `_data_ptr_allocated`, `_catch_all_reshard`). Meta tensors have no address: the storage's own stands for it."""
+    from torch.distributed.fsdp import _flat_param
+
+    data_ptr = torch.Tensor.data_ptr
+
+    def address(tensor: torch.Tensor) -> int:
+        if not tensor.is_meta:
+            return data_ptr(tensor)
+        storage = tensor.untyped_storage()
+        return storage._cdata + tensor.storage_offset() * tensor.element_size() if storage.nbytes() else 0
+
+    def is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
+        return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+
+    with (
+        patch.object(torch.Tensor, "data_ptr", address),
+        patch.object(_flat_param, "_same_storage", is_same),
+        patch.object(_flat_param, "_data_ptr_allocated", lambda tensor: tensor.untyped_storage().nbytes() > 0),
+    ):
+        yield

@@ -1,0 +1,197 @@
+"""FSDP2: PyTorch's own `fully_shard` on meta, with the preparation that axolotl and accelerate make.
+
+Source: axolotl 0.21 and 0.19 `monkeypatch/accelerate/fsdp2.py` `fsdp2_prepare_model`, `monkeypatch/fsdp2_qlora.py`,
+`utils/fp32_norms.py` `shard_norms_fp32`; accelerate 1.15 `accelerator.py` `_prepare_fsdp2`; torch 2.14
+`distributed/fsdp/_fully_shard/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from axmem_trace.models.dtypes import fp32_norm_modules
+from axmem_trace.parallel.carve_out import adapters_apart
+from axmem_trace.parallel.units import bottom_up, make_wrap_policy
+from axmem_trace.recipe.parallel import Mesh
+from axmem_trace.recipe.recipe import Recipe
+
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
+def shard_model(model: nn.Module, recipe: Recipe, *, device_type: str = "meta") -> None:
+    """Makes FSDP2 units of the model's layers, and one of the rest, in place.
+
+    Args:
+        device_type: `meta`; `cpu` shards real tensors among real processes.
+
+    Raises:
+        ConfigError: the model has no layer of a class that is asked for.
+    """
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    fsdp = recipe.parallel.fsdp
+    is_unit = make_wrap_policy(model, fsdp)
+    if fsdp.activation_checkpointing:
+        checkpoint_layers(model, is_unit)
+    options = _options(recipe, make_mesh(recipe.parallel.mesh, device_type))
+    _shard_norms(model, recipe, options)
+    for module in bottom_up(model):
+        if isinstance(module, _CONTAINERS):
+            continue
+        if fsdp.adapters == "own":
+            _shard_adapter(module, options)
+        if is_unit(module) and not isinstance(module, FSDPModule):
+            for part in adapters_apart(module):
+                fully_shard(part, **options)
+            fully_shard(module, **options)
+    for part in adapters_apart(model):
+        fully_shard(part, **options)
+    fully_shard(model, **options)
+
+
+def make_mesh(mesh: Mesh, device_type: str) -> DeviceMesh:
+    """The ranks that share one copy of the parameters, and, where there are several copies, the copies."""
+    if mesh.replicate > 1:
+        return init_device_mesh(device_type, (mesh.replicate, mesh.num_shards), mesh_dim_names=("replicate", "shard"))
+    return init_device_mesh(device_type, (mesh.num_shards,), mesh_dim_names=("shard",))
+
+
+def checkpoint_layers(model: nn.Module, is_unit: Callable[[nn.Module], bool]) -> None:
+    """FSDP's own activation checkpointing: each layer in a wrapper that is not reentrant (`fsdp2_apply_ac`)."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
+
+    layers = [(name, module) for name, module in model.named_modules() if name and is_unit(module)]
+    for name, module in layers:
+        model.set_submodule(name, checkpoint_wrapper(module, checkpoint_impl=CheckpointImpl.NO_REENTRANT))
+
+
+def _options(recipe: Recipe, mesh: DeviceMesh) -> dict[str, Any]:
+    """What accelerate hands to `fully_shard`. Offloading is not modelled: the shards stay on the GPU."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    fsdp = recipe.parallel.fsdp
+    policy = MixedPrecisionPolicy(
+        param_dtype=_dtype(fsdp.param_dtype),
+        reduce_dtype=_dtype(fsdp.reduce_dtype),
+        output_dtype=_dtype(fsdp.output_dtype),
+    )
+    return {
+        "mesh": mesh,
+        "mp_policy": policy,
+        "reshard_after_forward": fsdp.reshard_after_forward,
+    }
+
+
+def _dtype(name: str) -> torch.dtype | None:
+    dtype: torch.dtype | None = getattr(torch, name) if name else None
+    return dtype
+
+
+def _shard_norms(model: nn.Module, recipe: Recipe, options: Mapping[str, Any]) -> None:
+    """`fp32_norms`: each a unit of its own that computes in fp32."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    if not recipe.precision.fp32_norms:
+        return
+    policy = MixedPrecisionPolicy(torch.float32, torch.float32, options["mp_policy"].param_dtype)
+    for module in fp32_norm_modules(model, recipe.precision):
+        fully_shard(module, **{**options, "mp_policy": policy})
+
+
+def _shard_adapter(module: nn.Module, options: Mapping[str, Any]) -> None:
+    """axolotl 0.19 `_process_lora_module_for_fsdp`: A, B and the magnitude of each adapted layer are units; an adapted
+    embedding is one as a whole."""
+    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    if not isinstance(module, LoraLayer) or isinstance(module, ParamWrapper):
+        return
+    for holder in (module.lora_A, module.lora_B, module.lora_magnitude_vector):
+        for part in holder.values():
+            fully_shard(part, **options)
+    if (module.lora_embedding_A or module.lora_embedding_B) and not isinstance(module, FSDPModule):
+        fully_shard(module, **options)
+
+
+@contextmanager
+def fsdp2_runs_on_meta() -> Iterator[None]:
+    """FSDP2 takes meta parameters for ones that are yet to be filled, and refuses to run with them; and it makes plain
+    parameters of bitsandbytes' packed ones, which axolotl mends (`monkeypatch/fsdp2_qlora.py`)."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group, _fully_shard
+
+    group, parameter = _fsdp_param_group.FSDPParamGroup, _fsdp_param.FSDPParam
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(group, "_validate_no_meta_params", lambda self: None))
+        stack.enter_context(patch.object(group, "_validate_cpu_offload_params", lambda self: None))
+        stack.enter_context(
+            patch.object(_fully_shard, "_get_device_from_mesh", lambda mesh: torch.device(mesh.device_type))
+        )
+        for name in ("_init_sharded_param", "init_unsharded_param", "init_dtype_attrs"):
+            stack.enter_context(patch.object(parameter, name, _with_packed(getattr(parameter, name), name)))
+        yield
+
+
+def _with_packed(original: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """`original`, for packed weights too: they keep their states, and no dtype but their own."""
+
+    def init_sharded_param(self: Any, param: nn.Parameter, *args: Any, **kwargs: Any) -> Any:
+        self.axmem_packed = param if hasattr(param, "quant_state") or hasattr(param, "SCB") else None
+        return original(self, param, *args, **kwargs)
+
+    def init_unsharded_param(self: Any) -> Any:
+        original(self)
+        packed = self.axmem_packed
+        if packed is not None and not isinstance(self._unsharded_param, type(packed)):
+            self._unsharded_param = _repacked(packed, self._unsharded_param)
+
+    def init_dtype_attrs(self: Any, mp_policy: Any) -> Any:
+        original(self, mp_policy)
+        if not self.sharded_param.dtype.is_floating_point:
+            self.param_dtype = None
+
+    replacements: dict[str, Callable[..., Any]] = {
+        "_init_sharded_param": init_sharded_param,
+        "init_unsharded_param": init_unsharded_param,
+        "init_dtype_attrs": init_dtype_attrs,
+    }
+    return replacements[name]
+
+
+def _repacked(packed: Any, data: torch.Tensor) -> nn.Parameter:
+    import bitsandbytes as bnb
+
+    if isinstance(packed, bnb.nn.Params4bit):
+        return bnb.nn.Params4bit(
+            data,
+            requires_grad=False,
+            quant_state=packed.quant_state,
+            blocksize=packed.blocksize,
+            compress_statistics=packed.compress_statistics,
+            quant_type=packed.quant_type,
+            quant_storage=packed.quant_storage,
+            module=packed.module,
+            bnb_quantized=True,
+        )
+    return bnb.nn.Int8Params(data, requires_grad=False, has_fp16_weights=False, CB=data, SCB=packed.SCB)
+
+
+def load_shards(model: nn.Module) -> None:
+    """Each tensor comes to the GPU whole, and this rank keeps its part (`fsdp2_load_full_state_dict`)."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    loaded: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        part: torch.Tensor = whole
+        if isinstance(tensor, DTensor):
+            part = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=0)
+        loaded[name] = nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
+        del whole
+    model.load_state_dict(loaded, assign=True, strict=True)

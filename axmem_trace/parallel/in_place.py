@@ -1,0 +1,83 @@
+"""What a recorder has to be told where many ranks share a model: storages that change their size in place, and work that
+is done on paper alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from axmem_trace.tracing.recorder import Recorder
+
+
+@contextmanager
+def resizes_recorded(recorder: Recorder) -> Iterator[None]:
+    """FSDP frees and allocates gathered parameters by `UntypedStorage.resize_`, which is no operator."""
+    resize = torch.UntypedStorage.resize_
+
+    def resize_and_record(storage: torch.UntypedStorage, size: int) -> Any:
+        result = resize(storage, size)
+        recorder.resized(storage)
+        return result
+
+    with patch.object(torch.UntypedStorage, "resize_", resize_and_record):
+        yield
+
+
+@contextmanager
+def shapes_planned_unseen(recorder: Recorder) -> Iterator[None]:
+    """DTensor works out shapes with fake tensors of the global size, which no GPU ever holds (torch/distributed/tensor/
+    _sharding_prop.py, `_propagate_tensor_meta_non_cached`)."""
+    from torch.distributed.tensor._sharding_prop import ShardingPropagator
+
+    plan = ShardingPropagator._propagate_tensor_meta_non_cached
+
+    def plan_unseen(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with recorder.paused():
+            return plan(self, *args, **kwargs)
+
+    with patch.object(ShardingPropagator, "_propagate_tensor_meta_non_cached", plan_unseen):
+        yield
+
+
+@contextmanager
+def gathers_recorded(recorder: Recorder) -> Iterator[None]:
+    """Gathered parameters, and DDP's buckets, are workspace, whichever phase they are allocated in."""
+    from torch.distributed.fsdp._flat_param import FlatParamHandle
+    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+    from torch.nn.parallel import DistributedDataParallel
+
+    def as_workspace(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with recorder.as_role("workspace"):
+                return method(*args, **kwargs)
+
+        return call
+
+    methods = (
+        (FSDPParamGroup, "unshard"), (FSDPParamGroup, "wait_for_unshard"), (FlatParamHandle, "pre_unshard"),
+        (FlatParamHandle, "unshard"), (DistributedDataParallel, "__init__"), (DistributedDataParallel, "_pre_forward"),
+    )  # fmt: skip
+    with ExitStack() as stack:
+        for owner, name in methods:
+            stack.enter_context(patch.object(owner, name, as_workspace(getattr(owner, name))))
+        yield
+
+
+@contextmanager
+def streams_recorded(recorder: Recorder) -> Iterator[None]:
+    """FSDP1 says which stream works on a tensor for tensors of GPUs alone (torch/distributed/fsdp/_common_utils.py,
+    `_no_dispatch_record_stream`); here meta is one."""
+    from torch.distributed.fsdp import _flat_param, _runtime_utils
+
+    def record_stream(tensor: torch.Tensor, stream: Any) -> None:
+        recorder.use_on(tensor, stream.number)
+
+    with ExitStack() as stack:
+        for module in (_flat_param, _runtime_utils):
+            stack.enter_context(patch.object(module, "_no_dispatch_record_stream", record_stream))
+        stack.enter_context(patch.object(torch.Tensor, "record_stream", record_stream))
+        yield

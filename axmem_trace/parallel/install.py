@@ -1,0 +1,144 @@
+"""`open_ranks`: one rank of a distributed run, from the process group to the wrapped model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.models.built import BuiltModel
+from axmem_trace.parallel import ddp, fsdp1, fsdp2
+from axmem_trace.parallel.in_place import gathers_recorded, resizes_recorded, shapes_planned_unseen, streams_recorded
+from axmem_trace.parallel.process_group import open_process_group
+from axmem_trace.parallel.residents import describe_rank, flat_shards, local_tensors
+from axmem_trace.parallel.spread import Spread
+from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.recorder import Recorder
+
+Prepare = Callable[[BuiltModel], "Spread | None"]
+
+
+@contextmanager
+def open_ranks(recipe: Recipe, recorder: Recorder, *, rank: int = 0) -> Iterator[Prepare]:
+    """While open, this process is one rank of the run; what is given divides a built model among the ranks.
+
+    With an engine that is not modelled, and with one GPU, nothing is opened and nothing is divided.
+    """
+    parallel = recipe.parallel
+    if parallel.engine not in ENGINES:
+        yield lambda built: None
+        return
+    with ExitStack() as stack:
+        stack.enter_context(open_process_group(recorder, rank=rank, num_ranks=parallel.num_gpus))
+        stack.enter_context(records_ranks(recorder))
+        stack.enter_context(streams_recorded(recorder))
+        stack.enter_context(fsdp1.fsdp1_runs_on_meta())
+        stack.enter_context(fsdp2.fsdp2_runs_on_meta())
+        stack.enter_context(ddp.ddp_runs_on_meta())
+        yield lambda built: divide(recipe, recorder, built)
+
+
+@contextmanager
+def records_ranks(recorder: Recorder) -> Iterator[None]:
+    """The recorder sees what the engines do below PyTorch's operators."""
+    with resizes_recorded(recorder), shapes_planned_unseen(recorder), gathers_recorded(recorder):
+        yield
+
+
+def divide(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread:
+    """Wraps the model as accelerate's `prepare` does, and records that as the end of loading."""
+    recorder.mark("load", 0)
+    with warnings.catch_warnings(), recorder, recorder.watch(built.module):
+        warnings.simplefilter("ignore")
+        return ENGINES[recipe.parallel.engine](recipe, recorder, built)
+
+
+def _with_ddp(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread:
+    _register_whole(recorder, built)
+    wrapped = ddp.wrap_model(built.module, recipe.parallel.ddp)
+    return Spread(
+        call=wrapped,
+        facts=built.facts,
+        without_sync=wrapped.no_sync,
+    )
+
+
+def _with_fsdp2(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread:
+    model: Any = built.module
+    fsdp = recipe.parallel.fsdp
+    if not fsdp.loads_on_host:
+        _register_whole(recorder, built)
+    whole = [] if fsdp.loads_on_host else [each.data for each in model.parameters()]  # `original_sd` keeps them
+    with recorder.paused() if fsdp.loads_on_host else nullcontext():
+        fsdp2.shard_model(model, recipe, device_type=recorder.traced_device)
+    whole.clear()
+    if fsdp.loads_on_host:
+        fsdp2.load_shards(model)
+    tensors = local_tensors(model)
+    return Spread(
+        call=model,
+        facts=describe_rank(built.facts, tensors),
+        without_sync=lambda: _unsynced(model),
+    )
+
+
+@contextmanager
+def _unsynced(model: Any) -> Iterator[None]:
+    """accelerate `Accelerator.no_sync` for FSDP2."""
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+def _with_fsdp1(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread:
+    model = built.module
+    device = torch.device(recorder.traced_device)
+    if not recipe.parallel.fsdp.loads_on_host:
+        _register_whole(recorder, built)
+    wrapped = fsdp1.wrap_model(model, recipe, device=device, arrives=_arrival(recipe, recorder))
+    tensors, shards = local_tensors(model), tuple(flat_shards(model, wrapped))
+
+    def clip(parameters: Sequence[nn.Parameter], max_norm: float) -> torch.Tensor:
+        norm: torch.Tensor = wrapped.clip_grad_norm_(max_norm if max_norm > 0 else float("inf"))
+        return norm
+
+    return Spread(
+        call=wrapped,
+        facts=describe_rank(built.facts, tensors, shards),
+        without_sync=wrapped.no_sync,
+        clip=clip,
+        shards=shards,
+    )
+
+
+def _arrival(recipe: Recipe, recorder: Recorder) -> Callable[[nn.Module], None]:
+    """What brings a module's parameters to the GPU, just before they are flattened: nothing if they are there already."""
+
+    def arrive(module: nn.Module) -> None:
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                recorder.register(tensor, role="weight")
+
+    return arrive if recipe.parallel.fsdp.loads_on_host else lambda module: None
+
+
+def _register_whole(recorder: Recorder, built: BuiltModel) -> None:
+    """The whole model is on this rank's GPU."""
+    tensors = local_tensors(built.module)
+    tensors.update((state.name, state.tensor) for state in built.state_tensors)
+    for fact in built.facts.tensors:
+        recorder.register(tensors[fact.name], role=fact.role, module=fact.module, device=fact.device)
+
+
+ENGINES: dict[str, Callable[[Recipe, Recorder, BuiltModel], Spread]] = {
+    "ddp": _with_ddp,
+    "fsdp1": _with_fsdp1,
+    "fsdp2": _with_fsdp2,
+}
+"""Those that are modelled."""

@@ -1,0 +1,88 @@
+"""What one rank holds between steps: the facts of a model whose tensors are divided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from axmem_trace.model_facts import ModelFacts, TensorFact
+from axmem_trace.parallel.units import plain_name
+from axmem_trace.tracing.storage_record import local_part
+
+
+@dataclass(frozen=True, slots=True)
+class FlatShard:
+    """FSDP1's shard of one unit: a part of all its parameters, one after the other."""
+
+    module: str
+    role: Literal["weight", "adapter"]
+    tensor: torch.Tensor
+    parts: Mapping[str, int]
+    """Elements of it that belong to each parameter, by plain name."""
+
+
+def local_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """This rank's part of each parameter and buffer, by plain name."""
+    named = (*model.named_buffers(remove_duplicate=False), *model.named_parameters(remove_duplicate=False))
+    return {plain_name(name): local_part(tensor) for name, tensor in named}
+
+
+def flat_shards(model: nn.Module, wrapped: Any) -> Iterator[FlatShard]:
+    """FSDP1's units (torch 2.14 `distributed/fsdp/_flat_param.py`, `_ShardParamInfo`)."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    names = {module: plain_name(name) for name, module in model.named_modules()}
+    for unit in FullyShardedDataParallel.fsdp_modules(wrapped):
+        if not unit._has_params:
+            continue
+        flat: Any = unit._flat_param
+        unit_name = names.get(unit, "")
+        parts: dict[str, int] = {}
+        for name, info in zip(flat._fqns, flat._shard_param_infos, strict=True):
+            full_name = plain_name(f"{unit_name}.{name}" if unit_name else name)
+            parts[full_name] = info.numel_in_shard or 0
+        is_adapter = bool(parts) and all("lora_" in name for name in parts)
+        yield FlatShard(unit_name, "adapter" if is_adapter else "weight", flat, parts)
+
+
+def describe_rank(
+    facts: ModelFacts, tensors: Mapping[str, torch.Tensor], shards: Sequence[FlatShard] = ()
+) -> ModelFacts:
+    """The facts of the whole model with this rank's bytes and elements; the weights that a tensor stands for stay those of
+    the whole.
+
+    Args:
+        facts: of the model before it was divided.
+        tensors: this rank's, by plain name; for FSDP1 the flat shards count instead.
+        shards: FSDP1's flat ones. What pads them is a row of its own.
+    """
+    parts = {name: (shard, count) for shard in shards for name, count in shard.parts.items()}
+    rows: list[TensorFact] = []
+    for fact in facts.tensors:
+        if fact.name in parts:
+            shard, elements = parts[fact.name]
+            rows.append(_as_on_rank(fact, shard.tensor, elements, elements * shard.tensor.element_size()))
+        else:
+            tensor = tensors[fact.name]
+            rows.append(_as_on_rank(fact, tensor, tensor.numel(), tensor.untyped_storage().nbytes()))
+    rows.extend(_padding(shards))
+    return replace(facts, tensors=tuple(rows))
+
+
+def _as_on_rank(fact: TensorFact, tensor: torch.Tensor, elements: int, nbytes: int) -> TensorFact:
+    return replace(fact, dtype=str(tensor.dtype).removeprefix("torch."), elements=elements, nbytes=nbytes)
+
+
+def _padding(shards: Sequence[FlatShard]) -> Iterator[TensorFact]:
+    for shard in shards:
+        elements = shard.tensor.numel() - sum(shard.parts.values())
+        nbytes = shard.tensor.untyped_storage().nbytes() - sum(shard.parts.values()) * shard.tensor.element_size()
+        if nbytes:
+            name = f"{shard.module}.(padding)".lstrip(".")
+            yield TensorFact(name=name, module=shard.module, kind="parameter", role=shard.role,
+                             dtype=str(shard.tensor.dtype).removeprefix("torch."), trainable=shard.tensor.requires_grad,
+                             elements=elements, logical_elements=0, nbytes=nbytes)  # fmt: skip

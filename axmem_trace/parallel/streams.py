@@ -1,0 +1,177 @@
+"""Streams and events for meta tensors. Nothing runs on them; they say which stream a block is allocated on.
+
+PyTorch's distributed code asks the device's module for streams (`torch.cuda` on a GPU; `_get_device_handle`,
+torch/distributed/device_mesh.py). For meta tensors `DeviceModule` takes that place. The host is taken to run far ahead of
+the GPU, as it does in training: work on a stream is done for certain only once the host has waited for an event that
+was recorded after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+DEFAULT_STREAM = 0
+"""The number of the stream that compute runs on."""
+
+
+class Stream:
+    """A stream, by its number."""
+
+    def __init__(self, streams: Streams, number: int) -> None:
+        self._streams = streams
+        self.number = number
+
+    def wait_stream(self, other: Stream) -> None:
+        """What is given to this stream from now on starts when the other's work so far is done."""
+        self._streams.order(self.number, other.number, self._streams.now())
+
+    def wait_event(self, event: Event) -> None:
+        """What is given to this stream from now on starts when the event's moment has come."""
+        self._streams.order(self.number, event.stream, event.moment)
+
+    def record_event(self, event: Event | None = None) -> Event:
+        """An event after all work given to this stream so far."""
+        return (event or Event(self._streams)).record(self)
+
+    def synchronize(self) -> None:
+        """The host waits for this stream."""
+        self._streams.wait(self.number, self._streams.now())
+
+
+class Event:
+    """A moment in the work of a stream."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self.stream, self.moment = DEFAULT_STREAM, 0
+
+    def record(self, stream: Stream | None = None) -> Event:
+        """The moment is after all work given to the stream so far."""
+        self.stream = (stream or self._streams.current).number
+        self.moment = self._streams.now()
+        return self
+
+    def wait(self, stream: Stream | None = None) -> None:
+        """The stream, or the current one, waits for this moment."""
+        (stream or self._streams.current).wait_event(self)
+
+    def synchronize(self) -> None:
+        """The host waits until the moment has come."""
+        self._streams.wait(self.stream, self.moment)
+
+    def query(self) -> bool:
+        """Whether the work is done: the host never finds it undone, so no library waits in a loop."""
+        return True
+
+
+class Streams:
+    """All streams of a process, and which waits for which.
+
+    Args:
+        now: the record's clock.
+        on_switch: called with the number of the stream that becomes the current one.
+        finished: called with a stream's number and a moment: work given to it until then is done.
+    """
+
+    def __init__(
+        self, now: Callable[[], int], on_switch: Callable[[int], None], finished: Callable[[int, int], None]
+    ) -> None:
+        self.now, self._finished, self._on_switch = now, finished, on_switch
+        self.default = Stream(self, DEFAULT_STREAM)
+        self.current = self.default
+        self._count = 0
+        self._waits: dict[int, list[tuple[int, int, int]]] = {}
+        """By stream: from which moment on it waits for which other stream's work until which moment."""
+        self._done: dict[int, int] = {}
+        self._last_collective: tuple[int, int] | None = None
+
+    def make_stream(self, *args: Any, **kwargs: Any) -> Stream:
+        """A new stream. Its priority is of no interest."""
+        self._count += 1
+        return Stream(self, self._count)
+
+    def make_event(self, *args: Any, **kwargs: Any) -> Event:
+        """A new event."""
+        return Event(self)
+
+    def order(self, stream: int, other: int, moment: int) -> None:
+        """From now on, `stream` works only when the other's work until `moment` is done."""
+        if stream != other and moment > self._done.get(other, 0):
+            self._waits.setdefault(stream, []).append((self.now(), other, moment))
+
+    def start_collective(self) -> None:
+        """The current stream exchanges with other ranks. A communicator does one thing after another, on whichever stream
+        it is asked (NCCL: src/enqueue.cc, `ncclStrongStream`)."""
+        if self._last_collective is not None:
+            self.order(self.current.number, *self._last_collective)
+        self._last_collective = (self.current.number, self.now())
+
+    def wait(self, stream: int, moment: int) -> None:
+        """The host waits: work given to the stream until then is done, and so is what that waited for."""
+        if moment <= self._done.get(stream, 0):
+            return
+        self._done[stream] = moment
+        self._finished(stream, moment)
+        waits = self._waits.get(stream, [])
+        self._waits[stream] = [each for each in waits if each[0] > moment]
+        for since, other, until in waits:
+            if since <= moment:
+                self.wait(other, until)
+
+    @contextmanager
+    def on(self, stream: Stream | None) -> Iterator[None]:
+        """While open, blocks are allocated on `stream` (`torch.cuda.stream`)."""
+        before = self.current
+        self._switch(before if stream is None else stream)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def _switch(self, stream: Stream) -> None:
+        self.current = stream
+        self._on_switch(stream.number)
+
+
+class DeviceModule:
+    """What `torch.cuda` is for CUDA tensors, for meta tensors."""
+
+    def __init__(self, streams: Streams, num_devices: int) -> None:
+        self._streams, self._num_devices = streams, num_devices
+        self.Stream, self.Event, self.stream = streams.make_stream, streams.make_event, streams.on
+
+    def current_device(self) -> torch.device:
+        """The only device."""
+        return torch.device("meta")
+
+    def device_count(self) -> int:
+        """GPUs of this machine."""
+        return self._num_devices
+
+    def set_device(self, device: Any) -> None:
+        """There is but one."""
+
+    def is_available(self) -> bool:
+        """Always."""
+        return True
+
+    def is_initialized(self) -> bool:
+        """Always."""
+        return True
+
+    def current_stream(self, device: Any = None) -> Stream:
+        """The stream in use."""
+        return self._streams.current
+
+    def default_stream(self, device: Any = None) -> Stream:
+        """The stream that compute runs on."""
+        return self._streams.default
+
+    def synchronize(self, device: Any = None) -> None:
+        """The host waits for everything."""
+        for number in range(self._streams._count + 1):
+            self._streams.wait(number, self._streams.now())

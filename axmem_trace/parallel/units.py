@@ -1,0 +1,73 @@
+"""What FSDP makes a unit of: the modules whose parameters are gathered and given up together.
+
+Source: accelerate 1.15 `utils/fsdp_utils.py` `fsdp2_prepare_auto_wrap_policy`, `utils/dataclasses.py`
+`set_auto_wrap_policy`, `utils/other.py` `get_module_children_bottom_up`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.models.built import unwrapped
+from axmem_trace.recipe.parallel import Fsdp
+
+CHECKPOINT_PREFIX, FSDP1_PREFIX = "_checkpoint_wrapped_module", "_fsdp_wrapped_module"
+WRAPPERS = (CHECKPOINT_PREFIX, FSDP1_PREFIX)
+"""Names that wrappers put into the path of what they wrap (torch/distributed/algorithms/_checkpoint/
+checkpoint_wrapper.py, torch/distributed/fsdp/_common_utils.py)."""
+
+
+def plain_name(name: str) -> str:
+    """A dotted name without the parts that wrappers add.
+
+    >>> plain_name("model.layers.0._fsdp_wrapped_module.mlp")
+    'model.layers.0.mlp'
+    """
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def bottom_up(model: nn.Module) -> list[nn.Module]:
+    """Every module below `model`, children before their parents, in accelerate's order."""
+    ordered: list[nn.Module] = []
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        ordered.append(module)
+        waiting.extend(module.children())
+    return ordered[:0:-1]
+
+
+def make_wrap_policy(model: nn.Module, fsdp: Fsdp) -> Callable[[nn.Module], bool]:
+    """Tells whether a module becomes a unit of its own. The rest of the model is one unit, the root's.
+
+    Raises:
+        ConfigError: the model has no layer of a class that is asked for.
+    """
+    if fsdp.wrap == "none":
+        return lambda module: False
+    if fsdp.wrap == "size":
+        return lambda module: sum(each.numel() for each in module.parameters()) > fsdp.min_num_params
+    names = fsdp.wrap_classes or own_layer_classes(model)
+    classes = tuple(_find_class(model, name, fsdp) for name in names)
+    return lambda module: bool(classes) and isinstance(getattr(module, CHECKPOINT_PREFIX, module), classes)
+
+
+def own_layer_classes(model: nn.Module) -> tuple[str, ...]:
+    """The layers that the model's class wants in one piece (`_no_split_modules`)."""
+    return tuple(getattr(unwrapped(model), "_no_split_modules", None) or ())
+
+
+def _find_class(model: nn.Module, name: str, fsdp: Fsdp) -> type[Any]:
+    for module in model.modules():
+        if type(module).__name__ == name:
+            return type(module)
+    raise ConfigError(
+        problem=f"the model has no layer of the class {name}: the run would stop when FSDP wraps it",
+        key="fsdp_config.transformer_layer_cls_to_wrap" if fsdp.wrap_classes else "fsdp_config",
+        value=name,
+        remedy=f"its own layers are {', '.join(own_layer_classes(model)) or 'unknown'}",
+    )

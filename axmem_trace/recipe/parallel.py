@@ -1,0 +1,157 @@
+"""How a run is spread over GPUs: how many, in which arrangement, and which engine shards what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from axmem_trace.recipe.model import Dtype
+
+Engine = Literal["none", "ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
+"""Who spreads the run: nobody (one GPU), PyTorch's DistributedDataParallel, its two FSDPs, or DeepSpeed's ZeRO."""
+
+MODELLED_ENGINES: tuple[Engine, ...] = ("none", "ddp", "fsdp1", "fsdp2")
+"""Those whose ranks are estimated as they are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mesh:
+    """The arrangement of the ranks; the product of the sizes is their number.
+
+    Attributes:
+        replicate: groups of ranks that each hold a whole copy of the shards (`dp_replicate_size`).
+        shard: ranks among which FSDP or ZeRO divides the parameters (`dp_shard_size`).
+        context: ranks that share one row's tokens (`context_parallel_size`).
+        expert: ranks among which experts are divided (`expert_parallel_size`).
+        tensor: ranks among which layers are divided (`tensor_parallel_size`).
+    """
+
+    replicate: int = 1
+    shard: int = 1
+    context: int = 1
+    expert: int = 1
+    tensor: int = 1
+
+    @property
+    def num_ranks(self) -> int:
+        """All of them."""
+        return self.replicate * self.shard * self.context * self.expert * self.tensor
+
+    @property
+    def num_shards(self) -> int:
+        """Parts that FSDP divides a parameter into: axolotl shards over the context axis too (accelerate
+        `parallelism_config.py` `fsdp_dim_names`: `dp_shard_cp`)."""
+        return self.shard * self.context
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fsdp:
+    """What FSDP of either version is told.
+
+    Attributes:
+        wrap: what becomes a unit of its own: `transformer` layers, modules of at least some `size`, or nothing.
+        wrap_classes: class names of those layers; empty: what the model names itself (`_no_split_modules`).
+        min_num_params: with `size`: modules with more parameters than this.
+        reshard_after_forward: parameters are gathered for forward and again for backward; else once for both.
+        offload_params: shards, their gradients and the optimizer wait in host memory.
+        pins_offloaded: that host memory is pinned.
+        loads_on_host: only rank 0 reads the weights, on the host, and sends them parameter by parameter
+            (`cpu_ram_efficient_loading`).
+        activation_checkpointing: FSDP's own, by wrapping layers.
+        param_dtype, reduce_dtype, output_dtype: of mixed precision; empty: as stored.
+        sharding_strategy: FSDP1's: `FULL_SHARD` (after forward and backward), `SHARD_GRAD_OP` (after backward).
+        prefetch: FSDP1's `backward_prefetch`: `none`, `pre` or `post`.
+        adapters: they belong to the unit of their `layer`, are units of their `own`, or are `ignored`: each rank holds
+            them whole.
+    """
+
+    wrap: Literal["transformer", "size", "none"] = "transformer"
+    wrap_classes: tuple[str, ...] = ()
+    min_num_params: int = 0
+    reshard_after_forward: bool = True
+    offload_params: bool = False
+    pins_offloaded: bool = True
+    loads_on_host: bool = False
+    activation_checkpointing: bool = False
+    param_dtype: Dtype | Literal[""] = ""
+    reduce_dtype: Dtype | Literal[""] = ""
+    output_dtype: Dtype | Literal[""] = ""
+    sharding_strategy: Literal["FULL_SHARD", "SHARD_GRAD_OP"] = "FULL_SHARD"
+    prefetch: Literal["none", "pre", "post"] = "none"
+    adapters: Literal["layer", "own", "ignored"] = "layer"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ddp:
+    """What DistributedDataParallel is told.
+
+    Attributes:
+        bucket_cap_mb: `ddp_bucket_cap_mb`; 0: PyTorch's own, 1 MiB for the first bucket and 25 MiB for the others.
+        finds_unused: `ddp_find_unused_parameters`.
+        broadcasts_buffers: `ddp_broadcast_buffers`.
+    """
+
+    bucket_cap_mb: int = 0
+    finds_unused: bool = False
+    broadcasts_buffers: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Zero:
+    """What DeepSpeed is told (`zero_optimization` of its JSON). Sizes of -1 are "auto": they follow the model.
+
+    Attributes:
+        stage: 1, 2 or 3.
+        reduce_bucket_elements: gradients are reduced so many at a time.
+        prefetch_bucket_elements, persistence_elements: ZeRO-3: parameters fetched ahead, and those that stay whole.
+        max_live_elements, max_reuse_elements: ZeRO-3: gathered parameters kept, and the distance at which they stay.
+        sub_group_elements: ZeRO-3: the optimizer steps over so many at a time.
+        overlaps: `overlap_comm`: a second bucket is filled while the first is reduced.
+        contiguous_gradients: gradients are copied into the bucket as they come.
+        offload_optimizer, offload_params: `cpu`, `nvme` or empty.
+        pins_offloaded: that host memory is pinned.
+        source: where the settings are from: a file's name, the name of a stock file, or the configuration itself.
+    """
+
+    stage: int = 0
+    reduce_bucket_elements: int = 500_000_000
+    prefetch_bucket_elements: int = 50_000_000
+    persistence_elements: int = 100_000
+    max_live_elements: int = 1_000_000_000
+    max_reuse_elements: int = 1_000_000_000
+    sub_group_elements: int = 1_000_000_000
+    overlaps: bool = False
+    contiguous_gradients: bool = True
+    offload_optimizer: Literal["", "cpu", "nvme"] = ""
+    offload_params: Literal["", "cpu", "nvme"] = ""
+    pins_offloaded: bool = False
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parallel:
+    """The whole of it.
+
+    Attributes:
+        engine: who spreads the run.
+        num_gpus: ranks, one to a GPU.
+        num_nodes: machines that hold them, as many on each.
+        count_is_assumed: nobody said how many GPUs: `num_gpus` is the least that the configuration needs.
+        syncs_each_batch: gradients are reduced after each micro-batch, not after the last alone
+            (`accelerator_config.gradient_accumulation_kwargs.sync_each_batch`).
+    """
+
+    engine: Engine = "none"
+    num_gpus: int = 1
+    num_nodes: int = 1
+    count_is_assumed: bool = False
+    mesh: Mesh = Mesh()
+    fsdp: Fsdp = Fsdp()
+    ddp: Ddp = Ddp()
+    zero: Zero = Zero()
+    syncs_each_batch: bool = False
+
+    @property
+    def is_modelled(self) -> bool:
+        """The figures are of a rank of this engine, and not of one GPU that holds everything."""
+        return self.engine in MODELLED_ENGINES

@@ -1,0 +1,80 @@
+"""Streams: each has blocks of its own, and what another stream still works on is not given out again. By hand, in MiB."""
+
+from __future__ import annotations
+
+from axmem_trace.allocator import replay
+from axmem_trace.allocator.caching import CachingAllocator
+from axmem_trace.ledger import NEVER, Allocation, Ledger, Mark
+from axmem_trace.recipe.recipe import Allocator
+
+MIB = 1 << 20
+PLAIN = Allocator(expandable_segments=False)
+
+
+def test_a_free_block_serves_its_own_stream_alone() -> None:
+    caching = CachingAllocator(PLAIN)
+    caching.free(caching.malloc(32 * MIB, stream=1))
+    # stream 0 gets a segment of its own; stream 1 its old one back
+    assert caching.malloc(32 * MIB, stream=0) is not None
+    assert caching.accounts.reserved_bytes == 64 * MIB
+    assert caching.malloc(32 * MIB, stream=1) is not None
+    assert caching.accounts.reserved_bytes == 64 * MIB
+
+
+def test_expandable_segments_are_each_of_one_stream() -> None:
+    caching = CachingAllocator(Allocator())
+    first, second = caching.malloc(30 * MIB, stream=0), caching.malloc(30 * MIB, stream=2)
+    assert caching.accounts.num_segments == 2
+    # pages of 20 MiB: 40 each
+    assert caching.accounts.reserved_bytes == 80 * MIB
+    caching.free(first)
+    caching.free(second)
+    caching.empty_cache()
+    assert (caching.accounts.reserved_bytes, caching.accounts.num_segments) == (0, 0)
+
+
+def test_a_busy_block_is_active_and_not_allocated() -> None:
+    caching = CachingAllocator(PLAIN)
+    block = caching.malloc(32 * MIB)
+    caching.free(block, busy=True)
+    accounts = caching.accounts
+    assert (accounts.allocated_bytes, accounts.busy_bytes) == (0, 32 * MIB)
+    caching.malloc(32 * MIB)  # the busy one is not given out
+    assert (accounts.reserved_bytes, accounts.high_active_bytes) == (64 * MIB, 64 * MIB)
+    caching.finish(block)
+    assert caching.malloc(32 * MIB) is block
+    assert accounts.reserved_bytes == 64 * MIB
+
+
+def test_before_the_cache_is_emptied_the_host_waits_for_all_streams() -> None:
+    caching = CachingAllocator(PLAIN, capacity_bytes=40 * MIB)
+    block = caching.malloc(32 * MIB)
+    caching.free(block, busy=True)
+    assert caching.malloc(36 * MIB) is not None  # after a retry that gave the busy block back
+    assert caching.accounts.num_retries == 1
+    caching.finish(block)  # nothing is left to do
+    assert caching.accounts.busy_bytes == 0
+
+
+def test_a_replay_gives_a_block_out_again_when_the_other_stream_is_done() -> None:
+    # 0 is freed at 3, while another stream works on it until 5: 1, born at 4, can't have it; 2, born at 6, can
+    allocations = (
+        Allocation(nbytes=32 * MIB, born=2, died=3, busy_until=5),
+        Allocation(nbytes=32 * MIB, born=4),
+        Allocation(nbytes=32 * MIB, born=6),
+    )
+    marks = (Mark(tick=1, phase="forward", step=1),)
+    found = replay(Ledger(allocations=allocations, marks=marks, ticks=7), PLAIN)
+    assert found.peak_reserved_bytes == found.peak_active_bytes == 64 * MIB
+    assert found.peak_allocated_bytes == 64 * MIB
+    assert found.active_peaks[("forward", 1)] == 64 * MIB
+
+
+def test_active_exceeds_allocated_by_what_another_stream_works_on() -> None:
+    allocations = (
+        Allocation(nbytes=32 * MIB, born=2, died=3, busy_until=NEVER),
+        Allocation(nbytes=MIB, born=4, stream=3),
+    )
+    marks = (Mark(tick=1, phase="forward", step=1),)
+    found = replay(Ledger(allocations=allocations, marks=marks, ticks=5), PLAIN)
+    assert (found.peak_allocated_bytes, found.peak_active_bytes) == (32 * MIB, 33 * MIB)

@@ -1,0 +1,144 @@
+"""How many GPUs, in which arrangement, and which engine: from the keys and the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny_models import write_tiny_model
+
+from axmem_trace.config import read_recipe
+from axmem_trace.config.derive.deepspeed import STOCK
+from axmem_trace.errors import ConfigError
+from axmem_trace.recipe.parallel import Mesh, Parallel, Zero
+from axmem_trace.recipe.recipe import Recipe
+
+
+def read(tmp_path: Path, *, gpus: int = 0, nodes: int = 1, gpu: str = "", **keys: Any) -> Recipe:
+    config = {
+        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "bf16": True,
+        "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}], **keys,
+    }  # fmt: skip
+    return read_recipe(config, hub="never", num_gpus=gpus, num_nodes=nodes, gpu=gpu)
+
+
+def test_one_gpu_has_no_engine(tmp_path: Path) -> None:
+    assert read(tmp_path).parallel == Parallel()
+    assert read(tmp_path, gpus=1).parallel == Parallel()
+
+
+def test_several_gpus_without_an_engine_are_ddp(tmp_path: Path) -> None:
+    parallel = read(tmp_path, gpus=8).parallel
+    assert (parallel.engine, parallel.num_gpus, parallel.mesh) == ("ddp", 8, Mesh(replicate=8))
+    assert not parallel.count_is_assumed
+
+
+def test_gpus_are_those_of_each_machine(tmp_path: Path) -> None:
+    parallel = read(tmp_path, gpus=8, nodes=2).parallel
+    assert (parallel.num_gpus, parallel.num_nodes) == (16, 2)
+
+
+@pytest.mark.parametrize("text", ["4 x A100-40GB", "4xA100-40GB", "4 \u00d7 A100-40GB", "4 * A100-40GB"])
+def test_the_card_may_say_how_many(tmp_path: Path, text: str) -> None:
+    recipe = read(tmp_path, gpu=text)
+    assert (recipe.gpu.name, recipe.gpu.count, recipe.parallel.engine) == ("A100-40GB", 4, "ddp")
+
+
+def test_a_size_of_memory_is_no_count(tmp_path: Path) -> None:
+    assert read(tmp_path, gpu="24GiB").parallel.num_gpus == 1
+
+
+def test_two_counts_must_agree(tmp_path: Path) -> None:
+    assert read(tmp_path, gpu="4 x H100", gpus=4).parallel.num_gpus == 4
+    with pytest.raises(ConfigError, match="different numbers"):
+        read(tmp_path, gpu="4 x H100", gpus=8)
+
+
+def test_an_engine_without_a_count_gets_the_fewest_gpus(tmp_path: Path) -> None:
+    recipe = read(tmp_path, fsdp_version=2, fsdp_config={"reshard_after_forward": True})
+    assert (recipe.parallel.num_gpus, recipe.parallel.count_is_assumed) == (2, True)
+    assert any(note.key == "--gpus" and note.kind == "assumed" for note in recipe.notes)
+
+
+def test_the_mesh_says_the_fewest(tmp_path: Path) -> None:
+    recipe = read(tmp_path, fsdp_version=2, fsdp_config={}, dp_shard_size=4, dp_replicate_size=2)
+    assert recipe.parallel.num_gpus == 8
+    assert recipe.parallel.mesh == Mesh(shard=4, replicate=2)
+    assert recipe.parallel.mesh.num_shards == 4
+
+
+def test_shards_span_the_context_axis(tmp_path: Path) -> None:
+    """axolotl's mesh: `dp_shard_cp` (accelerate `parallelism_config.py` `fsdp_dim_names`)."""
+    keys = {"dp_shard_size": 2, "context_parallel_size": 2, "attn_implementation": "flash_attention_2"}
+    recipe = read(tmp_path, gpus=4, fsdp_version=2, fsdp_config={}, **keys)
+    assert recipe.parallel.mesh.num_shards == 4
+    assert any(note.kind == "not_modelled" and note.key == "context_parallel_size" for note in recipe.notes)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"dp_shard_size": 4, "fsdp_version": 2, "fsdp_config": {}},  # 4 of 8 ranks
+        {"dp_shard_size": 8},  # nothing that shards
+        {"dp_replicate_size": 8, "fsdp_version": 2, "fsdp_config": {}},  # nothing is sharded
+    ],
+)
+def test_a_mesh_that_accelerate_refuses_is_refused(tmp_path: Path, keys: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="dp_"):
+        read(tmp_path, gpus=8, **keys)
+
+
+def test_fsdp_is_told_what_the_file_says(tmp_path: Path) -> None:
+    config = {
+        "reshard_after_forward": False, "cpu_ram_efficient_loading": True, "activation_checkpointing": True,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": "LlamaDecoderLayer, LlamaMLP",
+    }  # fmt: skip
+    fsdp = read(tmp_path, gpus=4, fsdp_version=2, fsdp_config=config).parallel.fsdp
+    assert fsdp.wrap_classes == ("LlamaDecoderLayer", "LlamaMLP")
+    assert (fsdp.reshard_after_forward, fsdp.loads_on_host, fsdp.activation_checkpointing) == (False, True, True)
+    assert (fsdp.param_dtype, fsdp.reduce_dtype, fsdp.output_dtype) == ("bfloat16",) * 3
+
+
+def test_fsdp_has_no_effect_on_one_gpu(tmp_path: Path) -> None:
+    recipe = read(tmp_path, gpus=1, fsdp_version=2, fsdp_config={"reshard_after_forward": True})
+    assert recipe.parallel.engine == "none"
+    assert any(note.kind == "warning" and "one GPU" in note.text for note in recipe.notes)
+
+
+def test_fsdp2_runs_without_autocast(tmp_path: Path) -> None:
+    """accelerate `_prepare_fsdp2` never calls `prepare_model`, so there is no fp32 copy of the logits either."""
+    sharded = read(tmp_path, gpus=2, fsdp_version=2, fsdp_config={"reshard_after_forward": True}).precision
+    replicated = read(tmp_path, gpus=2).precision
+    assert (sharded.autocast, sharded.output_dtype) == (False, "same")
+    assert (replicated.autocast, replicated.output_dtype) == (True, "float32")
+
+
+def test_stock_files_are_known_by_name(tmp_path: Path) -> None:
+    parallel = read(tmp_path, gpus=8, deepspeed="deepspeed_configs/zero2.json").parallel
+    assert (parallel.engine, parallel.zero.reduce_bucket_elements) == ("zero2", 500_000_000)
+    assert parallel.zero.offload_optimizer == "cpu"
+    assert read(tmp_path, gpus=8, deepspeed="zero3_bf16_cpuoffload_params.json").parallel.zero.offload_params == "cpu"
+    assert set(STOCK) >= {"zero1", "zero2", "zero3", "zero3_bf16", "zero3_bf16_cpuoffload_all"}
+
+
+def test_a_file_of_ones_own_counts_and_auto_follows_the_model(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    settings = {"stage": 3, "overlap_comm": True, "reduce_bucket_size": "auto", "stage3_max_live_parameters": 1e8}
+    file.write_text(json.dumps({"zero_optimization": settings}))
+    zero = read(tmp_path, gpus=8, deepspeed=str(file)).parallel.zero
+    assert (zero.stage, zero.reduce_bucket_elements, zero.max_live_elements) == (3, -1, 100_000_000)
+    assert zero.source == str(file)
+
+
+def test_a_mapping_counts_too(tmp_path: Path) -> None:
+    recipe = read(tmp_path, gpus=2, deepspeed={"zero_optimization": {"stage": 1, "overlap_comm": True}})
+    assert recipe.parallel.zero == Zero(stage=1, overlaps=True, source="the configuration")
+    assert not recipe.parallel.is_modelled
+    assert any(note.kind == "not_modelled" and note.key == "deepspeed" for note in recipe.notes)
+
+
+def test_a_file_that_nobody_knows_is_said(tmp_path: Path) -> None:
+    recipe = read(tmp_path, gpus=2, deepspeed="somewhere/else.json")
+    assert any(note.kind == "not_modelled" and "is not here" in note.text for note in recipe.notes)

@@ -1,0 +1,101 @@
+"""Reports for many GPUs: what a rank holds, by arithmetic by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from support.tiny_models import write_tiny_model
+
+from axmem_trace import estimate
+from axmem_trace.report import Report
+
+# the tiny llama: vocabulary 96, hidden 32, MLP 48, 2 layers, 4 heads of 8, 2 of them for keys and values.
+# A layer: q 32 x 32, k and v 16 x 32, o 32 x 32, gate and up 48 x 32, down 32 x 48, two norms of 32
+LAYER = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32
+# embedding, head, norm
+ROOT = 2 * 96 * 32 + 32
+PARAMETERS = 2 * LAYER + ROOT  # 21,664; every first dimension is a multiple of 8
+ROTARY = 2 * 4 * 4
+"""Bytes of the rotary table and its original, which every rank holds: 4 fp32 frequencies each."""
+
+
+def report_of(tmp_path: Path, gpus: int, **keys: Any) -> Report:
+    config = {
+        "base_model": write_tiny_model("llama", tmp_path / "llama"), "sequence_len": 24, "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "optimizer": "adamw_torch_fused", "bf16": True,
+        "attn_implementation": "flash_attention_2", "datasets": [{"path": "x", "type": "alpaca"}],
+        "pad_to_sequence_len": True, **keys,
+    }  # fmt: skip
+    return estimate(config, num_gpus=gpus, hub="never")
+
+
+@pytest.mark.parametrize("gpus", [2, 8])
+def test_fsdp2_divides_weights_gradients_and_states(tmp_path: Path, gpus: int) -> None:
+    report = report_of(tmp_path, gpus, fsdp_version=2, fsdp_config={"reshard_after_forward": True})
+    # bf16 parameters, gradients and two states, each 1 / gpus
+    assert report.resident.weights == 2 * PARAMETERS // gpus + ROTARY
+    assert report.resident.gradients == 2 * PARAMETERS // gpus
+    assert report.resident.optimizer >= 2 * 2 * PARAMETERS // gpus  # and a step counter for each tensor
+    assert report.resident.optimizer - 2 * 2 * PARAMETERS // gpus <= 21 * 4
+    assert report.model.parameters == PARAMETERS
+    assert f"{gpus} GPUs, FSDP2, {gpus} shards" in report.run["ranks"]
+
+
+def test_fsdp1_keeps_what_it_trains_in_fp32(tmp_path: Path) -> None:
+    report = report_of(tmp_path, 4, fsdp_version=1, fsdp_config={"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"})
+    # every unit's size is a multiple of 4 and of 16 bytes: no padding. fp32: 4 + 4 + 8 bytes a parameter
+    assert report.resident.weights == 4 * PARAMETERS // 4 + ROTARY  # buffers become bf16 in the first forward
+    assert report.resident.gradients == 4 * PARAMETERS // 4
+    assert report.model.parameters == PARAMETERS
+
+
+def test_ddp_keeps_buckets_beside_the_gradients(tmp_path: Path) -> None:
+    alone, ddp = report_of(tmp_path, 1), report_of(tmp_path, 2)
+    assert ddp.resident == alone.resident
+    first = ddp.phases["step_1"].phases["optimizer"].end_bytes - alone.phases["step_1"].phases["optimizer"].end_bytes
+    # one bucket of all bf16 gradients, rounded up to 512 bytes
+    assert first == -(-2 * PARAMETERS // 512) * 512
+
+
+def test_without_a_share_of_the_load_each_gpu_holds_the_whole_model(tmp_path: Path) -> None:
+    whole = report_of(tmp_path, 8, fsdp_version=2, fsdp_config={"reshard_after_forward": True}).phases["load"]
+    parts = report_of(tmp_path, 8, fsdp_version=2, fsdp_config={"cpu_ram_efficient_loading": True}).phases["load"]
+    assert whole.allocated_bytes > 2 * PARAMETERS * 9 // 8  # the whole in bf16, and the shards
+    # shards so far, one embedding whole and its part
+    assert parts.allocated_bytes < 2 * PARAMETERS // 8 + 2 * 96 * 32 * 9 // 8 + 40 * 512
+
+
+def test_accumulation_keeps_whole_gradients_until_they_are_reduced(tmp_path: Path) -> None:
+    keys = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}, "gradient_accumulation_steps": 4}
+    kept = report_of(tmp_path, 8, **keys)
+    synced = report_of(
+        tmp_path, 8, accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}}, **keys
+    )
+    forward = kept.phases["step_2"].phases["forward"].allocated_bytes
+    reduced = synced.phases["step_2"].phases["forward"].allocated_bytes
+    # bf16 gradients of all parameters, against an eighth of them
+    assert forward - reduced == pytest.approx(2 * PARAMETERS * 7 / 8, rel=0.3)
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    before = (torch.UntypedStorage.resize_, torch.Tensor.data_ptr, torch.Tensor.record_stream)
+    report_of(tmp_path, 2, fsdp_version=2, fsdp_config={"reshard_after_forward": True})
+    assert before == (torch.UntypedStorage.resize_, torch.Tensor.data_ptr, torch.Tensor.record_stream)
+    assert not hasattr(torch, "meta")
+    assert not dist.is_initialized()
+
+
+def test_offloading_is_said_to_be_missing(tmp_path: Path) -> None:
+    report = report_of(tmp_path, 8, fsdp_version=2, fsdp_config={"offload_params": True})
+    assert report.resident.weights == 2 * PARAMETERS // 8 + ROTARY
+    assert any(note.kind == "not_modelled" and note.key == "fsdp_config.offload_params" for note in report.notes)
+
+
+def test_zero_is_said_to_be_missing(tmp_path: Path) -> None:
+    report = report_of(tmp_path, 8, deepspeed="deepspeed_configs/zero2.json")
+    assert "one GPU alone" in report.run["ranks"]
+    assert any(note.kind == "not_modelled" and "ZeRO-2" in note.text for note in report.notes)

@@ -1,0 +1,115 @@
+"""The fake process group on meta against two real processes on the CPU, which exchange by gloo: allocation by allocation.
+
+A wrong stream, a gather freed too late or a bucket of another size shows here. The optimizer's step is compared with a
+real one elsewhere: on a CPU torch steps one parameter at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cpu_oracle import all_but_time
+from support.real_ranks import Case, record_for_real, record_on_meta
+from support.tiny_models import write_tiny_model
+
+from axmem_trace.ledger import Allocation, Ledger, Phase
+
+LORA = {"adapter": "lora", "lora_r": 3, "lora_alpha": 8, "lora_target_linear": True}
+"""Rank 3 among two: one of A's rows is padding."""
+FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
+FSDP1 = {"fsdp_version": 1, "fsdp_config": {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+CHECKPOINTED = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "ddp": ({}, {}),
+    "ddp, accumulating": ({"gradient_accumulation_steps": 3}, {}),
+    "ddp, lora": ({**LORA, "ddp_bucket_cap_mb": 1}, {}),
+    "fsdp2": (FSDP2, {}),
+    "fsdp2, accumulating": ({**FSDP2, "gradient_accumulation_steps": 3}, {}),
+    "fsdp2, kept between passes": ({"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": False}}, {}),
+    "fsdp2, checkpointed": ({**FSDP2, **CHECKPOINTED}, {}),
+    "fsdp2, reentrant": ({**FSDP2, **REENTRANT}, {}),
+    "fsdp2, its own checkpointing": (
+        {"fsdp_version": 2, "fsdp_config": {"activation_checkpointing": True}, "gradient_checkpointing": False}, {},
+    ),
+    "fsdp2, lora": ({**FSDP2, **LORA}, {}),
+    "fsdp2, lora apart": ({**FSDP2, **LORA}, {"adapters": "own"}),
+    "fsdp2, by size": (
+        {"fsdp_version": 2, "fsdp_config": {"auto_wrap_policy": "SIZE_BASED_WRAP", "min_num_params": 3000}}, {},
+    ),
+    "fsdp1": (FSDP1, {}),
+    "fsdp1, accumulating": ({**FSDP1, "gradient_accumulation_steps": 3}, {}),
+    "fsdp1, checkpointed": ({**FSDP1, **CHECKPOINTED}, {}),
+    "fsdp1, prefetching": (FSDP1, {"prefetch": "pre"}),
+    "fsdp1, kept between passes": (FSDP1, {"sharding_strategy": "SHARD_GRAD_OP"}),
+    "fsdp1, lora": ({**FSDP1, **LORA}, {"param_dtype": ""}),
+}  # fmt: skip
+"""Keys of the configuration, and fields that no key sets."""
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """An odd vocabulary: the shards of the embedding differ between the ranks."""
+    folder: Path = tmp_path_factory.mktemp("models")
+    common = {
+        "base_model": write_tiny_model("llama", folder / "llama", vocab_size=97), "sequence_len": 24,
+        "micro_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "optimizer": "adamw_torch",
+        "attn_implementation": "eager", "bf16": True, "lora_mlp_kernel": False, "lora_qkv_kernel": False,
+        "lora_o_kernel": False, "datasets": [{"path": "x", "type": "alpaca"}], "gradient_checkpointing": False,
+    }  # fmt: skip
+    # FSDP1 keeps adapters in fp32 and gathers them in bf16, which needs autocast: here all is bf16
+    return {
+        name: Case({**common, **config}, changes, "base" if name.startswith("fsdp1") else "float32")
+        for name, (config, changes) in CASES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def for_real(cases: dict[str, Case]) -> dict[str, list[Ledger]]:
+    """Every case in the same two processes."""
+    return dict(zip(cases, record_for_real(list(cases.values()), 2), strict=True))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("name", CASES)
+def test_meta_allocates_what_real_ranks_do(
+    name: str, rank: int, cases: dict[str, Case], for_real: dict[str, list[Ledger]]
+) -> None:
+    on_meta = record_on_meta(cases[name], 2, rank=rank)
+    real = for_real[name][rank]
+    only_meta, only_real = _describe(on_meta) - _describe(real), _describe(real) - _describe(on_meta)
+    assert (only_meta, only_real) == (Counter(), Counter())
+    # a gloo thread may hold what it has exchanged a little longer than the step does
+    late = max(each.nbytes for each in real.allocations if _counts(each) and each.role == "workspace")
+    for phase in ("forward", "backward"):
+        for step in (1, 2):
+            expected, found = _peak(on_meta, phase, step), _peak(real, phase, step)
+            assert expected <= found <= expected + late
+
+
+def _describe(ledger: Ledger) -> Counter[Any]:
+    """Numbers are left out: which of them live on the host cannot be told on a CPU."""
+    return Counter((each.step, *all_but_time(each)) for each in ledger.allocations if _counts(each))
+
+
+def _counts(each: Allocation) -> bool:
+    if each.phase == "load" and each.op == "aten.empty.memory_format" and each.nbytes < 1024:
+        return False  # DDP compares shapes (`_send_shapes`): on a GPU in one block, here a host's block counts too
+    return each.phase != "optimizer" and each.nbytes > 8
+
+
+def _peak(ledger: Ledger, phase: Phase, step: int) -> int:
+    """The most bytes alive at a time in a phase of a step, of those born since the step began."""
+    start = min(mark.tick for mark in ledger.marks if mark.step == step)
+    changes = [(each.born, each.nbytes) for each in ledger.allocations if each.born >= start and _counts(each)]
+    changes += [(each.died, -each.nbytes) for each in ledger.allocations if each.born >= start and _counts(each)]
+    live = most = 0
+    for tick, change in sorted(changes):
+        live += change
+        mark = ledger.mark_at(tick)
+        if (mark.phase, mark.step) == (phase, step):
+            most = max(most, live)
+    return most

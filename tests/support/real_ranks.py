@@ -1,0 +1,119 @@
+"""The same step in real processes on the CPU, which exchange by gloo: what each rank really allocates.
+
+It is the oracle of the fake process group on meta: everything below PyTorch's operators is real there.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from axmem_trace.ledger import Ledger
+
+ASSUMPTIONS = ("autocast=false", "optimizer_implementation=foreach")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A configuration, fields of `recipe.parallel.fsdp` that no key sets, and the dtype of adapters."""
+
+    config: dict[str, Any]
+    changes: dict[str, Any] = field(default_factory=dict)
+    adapter_dtype: str = "float32"
+
+
+def record_for_real(cases: Sequence[Case], num_ranks: int) -> list[list[Ledger]]:
+    """Two steps of each case in the same `num_ranks` processes; the records by case, then by rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        context = multiprocessing.get_context("spawn")
+        ranks = [context.Process(target=_run_rank, args=(cases, rank, num_ranks, folder)) for rank in range(num_ranks)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        assert [process.exitcode for process in ranks] == [0] * num_ranks
+        by_rank = [pickle.loads((Path(folder) / f"rank{rank}").read_bytes()) for rank in range(num_ranks)]
+    return [list(records) for records in zip(*by_rank, strict=True)]
+
+
+def record_on_meta(case: Case, num_ranks: int, *, rank: int = 0) -> Ledger:
+    """The same on meta, as one rank of a fake group."""
+    from axmem_trace.parallel.install import open_ranks
+    from axmem_trace.tracing.recorder import Recorder
+
+    recipe = _read(case, num_ranks)
+    recorder = Recorder()
+    with open_ranks(recipe, recorder, rank=rank) as divide:
+        return _record(recipe, recorder, "meta", divide)
+
+
+def _run_rank(cases: Sequence[Case], rank: int, num_ranks: int, folder: str) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
+    ledgers = [_run_for_real(_read(case, num_ranks)) for case in cases]
+    (Path(folder) / f"rank{rank}").write_bytes(pickle.dumps(ledgers))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _run_for_real(recipe: Any) -> Ledger:
+    from axmem_trace.parallel.install import divide, records_ranks
+    from axmem_trace.tracing.recorder import Recorder
+
+    recorder = Recorder(traced_device="cpu")
+    with records_ranks(recorder):
+        return _record(recipe, recorder, "cpu", lambda built: divide(recipe, recorder, built))
+
+
+def _read(case: Case, num_ranks: int) -> Any:
+    from axmem_trace.config import read_recipe
+
+    recipe = read_recipe(
+        case.config, hub="never", assumptions=(*ASSUMPTIONS, f"adapter_dtype={case.adapter_dtype}"), num_gpus=num_ranks
+    )
+    recipe = replace(
+        recipe, precision=replace(recipe.precision, upcast_before=False, autocast=False, output_dtype="same")
+    )
+    fsdp = replace(recipe.parallel.fsdp, **case.changes)
+    return replace(recipe, parallel=replace(recipe.parallel, fsdp=fsdp))
+
+
+def _record(recipe: Any, recorder: Any, device: str, divide: Any) -> Ledger:
+    from axmem_trace.models import build_model
+    from axmem_trace.training.optimizers import build_optimizer
+    from axmem_trace.training.run import Run
+    from axmem_trace.training.trace import garbage_on_demand
+    from support.cpu_oracle import autocast_off_on_meta
+
+    built = build_model(recipe, device=device)
+    with garbage_on_demand(), autocast_off_on_meta(), _summed():
+        spread = divide(built)
+        run = Run(recipe, built, build_optimizer(recipe, built.module), recorder, spread=spread)
+        with recorder, recorder.watch(built.module):
+            run.record()
+    return recorder.make_ledger()
+
+
+@contextmanager
+def _summed() -> Iterator[None]:
+    """gloo can't average while it reduces: FSDP2 divides in place instead, on both sides."""
+    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+
+    init = FSDPParamGroup.__init__
+
+    def init_summed(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.force_sum_reduction_for_comms = True
+
+    with patch.object(FSDPParamGroup, "__init__", init_summed):
+        yield
