@@ -9,20 +9,18 @@ Importing the package is instant; what it offers is imported when it is first us
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from axmem_trace.errors import AxmemError, ConfigError
-    from axmem_trace.estimate import estimate
+    from axmem_trace.estimation import estimate
     from axmem_trace.report import Report
 
 __version__ = "0.1.0"
 __all__ = ["AxmemError", "ConfigError", "Report", "__version__", "estimate"]
 
 _HOMES = {
-    "estimate": "axmem_trace.estimate",
+    "estimate": "axmem_trace.estimation",
     "Report": "axmem_trace.report",
     "ConfigError": "axmem_trace.errors",
     "AxmemError": "axmem_trace.errors",
@@ -37,15 +35,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """Keeps `axmem_trace.estimate` the function: importing the submodule of that name would put the module there."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "estimate" and isinstance(value, ModuleType):
-            value = value.estimate
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -13,7 +13,7 @@ from support.paths import ROOT
 
 PACKAGE = ROOT / "axmem_trace"
 LEVELS = (
-    "__main__", "cli", "render", "integrations", "advice", "estimate", "training", "config", "kernels", "parallel",
+    "__main__", "cli", "render", "integrations", "advice", "estimation", "training", "config", "kernels", "parallel",
     "models", "imports", "report", "snapshot", "allocator", "catalogue", "tracing", "recipe", "ledger", "quiet",
     "progress", "files", "model_facts", "notes", "errors", "units",
 )  # fmt: skip
@@ -22,7 +22,7 @@ EXCEPTIONS = {("report.report", "render")}
 """A report renders itself in a notebook cell and on request."""
 HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "IPython", "rich")
 LIGHT = ("cli", "render", "advice", "config", "report", "allocator", "catalogue", "recipe", "ledger",
-         "__main__", "estimate", "snapshot", "quiet", "progress", "imports", "files", "model_facts",
+         "__main__", "estimation", "snapshot", "quiet", "progress", "imports", "files", "model_facts",
          "notes", "errors", "units")  # fmt: skip
 CODE = """
 import importlib, sys

@@ -21,7 +21,7 @@ def run_estimate(options: argparse.Namespace) -> int:
     check_writable(options.snapshot)
     set_quiet_environment()
     with show_progress(sys.stderr) as progress:
-        from axmem_trace.estimate import estimate
+        from axmem_trace.estimation import estimate
 
         report = estimate(
             options.config,

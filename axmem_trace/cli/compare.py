@@ -93,6 +93,6 @@ def _estimate(
 
 def _find_estimate() -> Callable[..., Report]:
     """`estimate`, imported when the first configuration is estimated: saved reports need no torch."""
-    from axmem_trace.estimate import estimate
+    from axmem_trace.estimation import estimate
 
     return estimate

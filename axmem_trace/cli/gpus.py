@@ -48,7 +48,7 @@ def list_gpus(options: argparse.Namespace) -> int:
 
 
 def _estimate_on(name: str, options: argparse.Namespace, progress: Progress | None) -> Report:
-    from axmem_trace.estimate import estimate
+    from axmem_trace.estimation import estimate
 
     def report_stage(stage: str) -> None:
         if progress:
