@@ -23,6 +23,7 @@ from axmem_trace.kernels.core import (
     reductions,
     softmax,
 )
+from axmem_trace.kernels.core.fp8_linear import install_fp8_linear
 from axmem_trace.kernels.experts import eager_loop, grouped_mm
 from axmem_trace.kernels.experts.install import install_experts
 from axmem_trace.kernels.liger.install import install_liger
@@ -45,7 +46,7 @@ _TABLES = (
 INSTALLERS: tuple[Callable[[Site], None], ...] = (
     install_attention, install_gemma4_hybrid, install_scans, install_experts, install_older_bitsandbytes,
     install_older_cache, install_loss_path, install_cut_cross_entropy, install_liger, install_fused_attention,
-    install_tiled_mlp, install_lora_kernels, repair_llama4,
+    install_tiled_mlp, install_lora_kernels, repair_llama4, install_fp8_linear,
 )  # fmt: skip
 """In axolotl's order (`loaders/patch_manager.py`): plugins and tiled MLP replace classes before the model is loaded, the
 LoRA kernels replace the forwards of instances afterwards, so they win over both."""

@@ -108,6 +108,10 @@ class Quantisation:
     gptq_kernel: Literal["torch", "triton"] = "torch"
     """What multiplies with GPTQ's packed weights: gptqmodel's torch code, or AutoGPTQ's Triton kernel."""
     quantise_moe_experts: bool = False
+    guard_relaxed: bool = False
+    """axolotl's kernels plugin lets an adapter train over FP8 and MXFP4 weights, which transformers refuses."""
+    hub_kernels: bool = False
+    """`use_kernels`, which has transformers dequantise MXFP4."""
     details: Mapping[str, Any] = field(default_factory=empty_mapping)
     """`model_quantization_config_kwargs`, or the checkpoint's `quantization_config`."""
 

@@ -62,7 +62,24 @@ def _model_quantization_config(draft: Draft, own_method: str) -> Quantisation:
             "model_quantization_config",
             remedy="remove model_quantization_config, or use an unquantised base model",
         )
-    return Quantisation(method="mxfp4" if name == "Mxfp4Config" else "fp8", details=details)
+    method: Literal["mxfp4", "fp8"] = "mxfp4" if name == "Mxfp4Config" else "fp8"
+    return Quantisation(
+        method=method, details=details, guard_relaxed=_relaxes_guard(draft), hub_kernels=_uses_hub(draft)
+    )
+
+
+def _relaxes_guard(draft: Draft) -> bool:
+    """axolotl `integrations/kernels/plugin.py` `pre_model_load`, `quant_training_guard.py`: ScatterMoE and SonicMoE,
+    and a model with an adapter."""
+    backend = str(draft.get("expert_backend") or "").lower()
+    named = draft.get("use_scattermoe") or draft.get("use_sonicmoe") or backend in ("scattermoe", "sonicmoe")
+    return bool("kernels" in draft.plugins and named and draft.get("adapter"))
+
+
+def _uses_hub(draft: Draft) -> bool:
+    """`use_kernels`, which the kernels plugin switches on where it is not given (`args.py` `check_use_kernels`)."""
+    given = draft.get("use_kernels")
+    return bool(given) if given is not None else "kernels" in draft.plugins
 
 
 def _refuse_conflict(draft: Draft, own_method: str, key: str) -> None:
@@ -83,7 +100,13 @@ def _of_checkpoint(
     kbit = _kbit_preparation(draft, base)
     if own_method != "bitsandbytes":
         method: Literal["gptq", "awq", "mxfp4", "fp8", "checkpoint"] = _METHODS.get(own_method, "checkpoint")
-        return Quantisation(method=method, details=dict(own), kbit_preparation=kbit)
+        return Quantisation(
+            method=method,
+            details=dict(own),
+            kbit_preparation=kbit,
+            guard_relaxed=_relaxes_guard(draft),
+            hub_kernels=_uses_hub(draft),
+        )
     if own.get("load_in_8bit"):
         return Quantisation(
             method="bnb_8bit",

@@ -10,6 +10,7 @@ from typing import Any
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.quantisation.bnb import make_bnb_quantizer
+from axmem_trace.models.quantisation.low_float import Fp8Quantizer, Mxfp4Quantizer
 from axmem_trace.models.quantisation.packed_linear import PackedFormat
 from axmem_trace.models.quantisation.quantizers import NoQuantizer, PackedQuantizer, Quantizer, TransformersQuantizer
 from axmem_trace.models.skeleton.model_config import text_part
@@ -19,8 +20,8 @@ from axmem_trace.recipe.recipe import Recipe
 FP8_CAPABILITY = (8, 9)
 """Below it transformers turns fp8 weights into bf16 (`quantizer_finegrained_fp8.py` `validate_environment`)."""
 FP8_REFUSAL = (
-    "transformers refuses to train FP8 weights (their products have no gradient; axolotl's kernels plugin lifts that for "
-    "adapters, and keeps one byte a weight, which is not modelled)"
+    "transformers refuses to train FP8 weights (axolotl's kernels plugin lifts that for adapters, and keeps one byte a "
+    "weight)"
 )
 """transformers `quantizer_finegrained_fp8.py` `is_trainable`, `trainer_utils.py` `validate_quantization_for_training`;
 axolotl `integrations/kernels/quant_training_guard.py`."""
@@ -163,9 +164,38 @@ def _low_float(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -
         )
         notes.append(Note(kind="assumed", key="base_model", text=text))
         return NoQuantizer()
+    if recipe.quantisation.guard_relaxed:
+        return _kept_low_float(recipe, own, method, notes)
     why = FP8_REFUSAL if method == "fp8" else "transformers refuses to train MXFP4 weights"
     note_bf16_copy(recipe, method, notes, why)
     return NoQuantizer()
+
+
+def _kept_low_float(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Quantizer:
+    """What axolotl's kernels plugin lets train under an adapter."""
+    if method == "fp8":
+        text = "fp8 weights stay as they are (axolotl's kernels plugin lifts transformers' refusal for adapters): one byte "
+        text += "each, and an fp32 scale for each block. Releases before 5.24 have no backward for their products; the "
+        text += "figures have that of 5.24, through the unpacked weight"
+        notes.append(Note(kind="ruled", key="base_model", text=text))
+        return Fp8Quantizer(own)
+    if recipe.quantisation.hub_kernels:
+        dtype = recipe.precision.load_dtype
+        text = (
+            f"MXFP4 weights become {dtype}, also with `dequantize: false`: axolotl passes `use_kernels: true` on, with "
+        )
+        text += (
+            "which transformers dequantises them on a GPU (quantizer_mxfp4.py, `_process_model_before_weight_loading`, "
+        )
+        text += "5.16.1 to 5.24.0). `use_kernels: false` keeps the experts packed, 17 bytes for 32 weights"
+        notes.append(Note(kind="warning", key="use_kernels", text=text))
+        return NoQuantizer()
+    text = (
+        "MXFP4 experts stay packed and run OpenAI's Triton kernels, whose products keep nothing and have no backward: "
+    )
+    text += "no gradient passes through the experts. Their working memory is assumed from the shapes of their results"
+    notes.append(Note(kind="assumed", key="base_model", text=text))
+    return Mxfp4Quantizer()
 
 
 def _other(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Quantizer:

@@ -1,0 +1,85 @@
+"""FP8 and MXFP4 bases kept as they are, under an adapter and axolotl's kernels plugin.
+
+Source: axolotl 0.19 `integrations/kernels/plugin.py` (ScatterMoE and SonicMoE call `relax_quantized_training_guard`),
+`quant_training_guard.py` (models with adapters pass transformers' check); transformers 5.16.1
+`quantizers/quantizer_finegrained_fp8.py`, `quantizers/quantizer_mxfp4.py`, `integrations/mxfp4.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.models.quantisation.quantizers import Quantizer
+
+WEIGHTS_PER_BYTE = 2
+WEIGHTS_PER_SCALE = 32
+"""MXFP4: two e2m1 values in a byte, and one e8m0 scale (a byte) for 32 of them: 17 bytes for 32 weights."""
+
+
+class Fp8Quantizer(Quantizer):
+    """transformers' own: `FP8Linear` with one byte a weight and one fp32 scale for each block of it."""
+
+    def __init__(self, own: dict[str, Any]) -> None:
+        from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
+
+        self.hf_quantizer = AutoHfQuantizer.from_config(AutoQuantizationConfig.from_dict(own), pre_quantized=True)
+
+    def replace_modules(self, model: Any, dtype: torch.dtype) -> None:  # noqa: D102
+        model.hf_quantizer = self.hf_quantizer
+        self.hf_quantizer.preprocess_model(model=model, dtype=dtype, device_map={"": 0})
+
+    def finish(self, model: Any, dtype: torch.dtype) -> None:  # noqa: D102
+        self.hf_quantizer.postprocess_model(model)
+
+
+class Mxfp4Quantizer(Quantizer):
+    """gpt-oss' experts as they lie in the checkpoint; all else in the load dtype."""
+
+    def replace_modules(self, model: Any, dtype: torch.dtype) -> None:  # noqa: D102
+        for name, module in list(model.named_modules()):
+            if type(module).__name__ == "GptOssExperts":
+                model.set_submodule(name, Mxfp4Experts(module))
+
+    def finish(self, model: Any, dtype: torch.dtype) -> None:  # noqa: D102
+        model.is_quantized = True
+        model.quantization_method = "mxfp4"
+
+
+class Mxfp4Experts(nn.Module):
+    """`Mxfp4GptOssExperts`: blocks and scales as bytes, biases in fp32.
+
+    Its products are Triton functions without a backward (`matmul_ogs` of the Hub's gpt-oss-triton-kernels): nothing is
+    kept, and gradients pass by the experts on the residual.
+    """
+
+    def __init__(self, plain: Any) -> None:
+        super().__init__()
+        experts, hidden, twice = plain.gate_up_proj.shape
+        self.num_experts, self.hidden_size, self.intermediate_size = experts, hidden, twice // 2
+        for name, out, width in (("gate_up_proj", twice, hidden), ("down_proj", hidden, twice // 2)):
+            blocks = (experts, out, width // WEIGHTS_PER_SCALE, WEIGHTS_PER_SCALE // WEIGHTS_PER_BYTE)
+            device = plain.gate_up_proj.device
+            self.register_parameter(name, _bytes(blocks, device))
+            self.register_parameter(f"{name}_scales", _bytes(blocks[:-1], device))
+            bias = torch.empty(experts, out, dtype=torch.float32, device=device)
+            self.register_parameter(f"{name}_bias", nn.Parameter(bias, requires_grad=False))
+
+    @torch.no_grad()
+    def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Tokens [tokens, hidden], each one's experts [tokens, top_k] and their weights: [tokens, hidden].
+
+        The first product writes the activation alone, the second a row for each choice, which are summed by token.
+        """
+        rows = index.numel()
+        inner = hidden.new_empty(rows, self.intermediate_size)
+        by_choice = hidden.new_empty(rows, self.hidden_size)
+        out = torch.empty_like(hidden)
+        del inner, by_choice
+        return out
+
+
+def _bytes(shape: tuple[int, ...], device: torch.device) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=torch.uint8, device=device), requires_grad=False)
