@@ -23,6 +23,12 @@ class Note:
     - `ignored`: a key that has no effect, or that axolotl does not know;
     - `warning`: the run will not do what its author seems to expect;
     - `refused`: a `RefusalNote`.
+
+    Attributes:
+        kind: as above.
+        key: of the configuration, or a name of ours for what is in no key (`host.loading`).
+        text: the statement.
+        bytes: what it is about; 0: no size belongs to it.
     """
 
     kind: NoteKind

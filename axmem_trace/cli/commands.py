@@ -60,7 +60,7 @@ def render(report: Report, options: argparse.Namespace) -> str:
     if options.format == "json":
         from axmem_trace.render.json import render_json
 
-        return render_json(report, depth=options.depth)
+        return render_json(report, brief=not wants_all(options), depth=options.depth)
     if options.format == "html":
         from axmem_trace.render.html.page import render_html
 

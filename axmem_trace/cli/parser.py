@@ -30,7 +30,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_arguments(parser)
     add("--format", choices=("text", "json", "html"), default="text", help="default: text")
     add("-o", "--output", metavar="FILE", type=Path, help="write the report there instead of to standard output")
-    add("--full", action="store_true", help="all tables, notes and values in force, not the first screen alone")
+    add(
+        "--full",
+        action="store_true",
+        help="all tables, notes and values in force, not the first screen alone; with json all modules and the timeline",
+    )
     add("--depth", metavar="N", type=non_negative_int, help="fold modules deeper than N parts of their name (--full)")
     add(
         "--snapshot",

@@ -92,12 +92,12 @@ def _verdict_words(report: Report) -> str:
 def _bar(report: Report, width: int, glyphs: str) -> Iterator[Line]:
     """What the card holds at its fullest, to scale; where the need is larger, `|` is the end of the card.
 
-    `states` are adapters, gradients and optimizer states; `activations` temporaries as well; `cached` is what the
-    allocator holds beside that, and the CUDA context.
+    `weights` are a reference model's too; `states` are adapters, gradients and optimizer states; `activations` are
+    temporaries too; `cached` is what the allocator holds beside that, and the CUDA context.
     """
     peak, buckets, card = report.peak, report.buckets, report.gpu.memory_bytes
     parts = [
-        ("weights", buckets.weights),
+        ("weights", buckets.weights + buckets.reference),
         ("states", buckets.adapters + buckets.gradients + buckets.optimizer),
         ("activations", buckets.activations + buckets.workspace),
         ("cached", peak.device_bytes - buckets.total),

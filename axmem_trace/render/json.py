@@ -6,14 +6,27 @@ import json
 from typing import TYPE_CHECKING
 
 from axmem_trace.report.codec import encode
+from axmem_trace.report.row_folding import group_repeated
 
 if TYPE_CHECKING:
     from axmem_trace.report.report import Report
 
 
-def render_json(report: Report, *, depth: int | None = None) -> str:
-    """The report as JSON text, ASCII only, one trailing newline; `depth` folds the deeper modules, sums unchanged."""
+BRIEF_DEPTH = 5
+"""Parts of a module's name in the brief form: as far as the layers."""
+
+
+def render_json(report: Report, *, brief: bool = False, depth: int | None = None) -> str:
+    """The report as JSON text, ASCII only, one trailing newline, as `report.schema.json` in this package describes it.
+
+    Args:
+        brief: modules folded to `BRIEF_DEPTH`, repeated layers in one row (`layers.{0-31}`), and no timeline; sums stay.
+        depth: folds modules that are deeper than this; sums stay.
+    """
     contents = report.to_dict()
     if depth is not None:
         contents["modules"] = encode(report.by_module(depth))
+    elif brief:
+        contents["modules"] = encode(group_repeated(report.by_module(BRIEF_DEPTH)))
+        contents["timeline"] = []
     return json.dumps(contents, indent=2, allow_nan=False) + "\n"

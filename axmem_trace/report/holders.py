@@ -20,7 +20,8 @@ LAYER_WEIGHTS = "layer weights"
 OPTIMIZER_STATES = "optimizer states"
 _HEADS = ("lm_head", "embed_out", "output_projection", "score", "classifier")
 """Names of output layers in transformers' models."""
-_BY_BUCKET = {"adapters": "adapter weights", "gradients": "gradients", "optimizer": OPTIMIZER_STATES}
+_BY_BUCKET = {"adapters": "adapter weights", "reference": "reference model's weights", "gradients": "gradients",
+              "optimizer": OPTIMIZER_STATES}  # fmt: skip
 _BY_OPERATOR = (
     ("cublas", "cuBLAS workspace"),
     ("all_gather", "gathered parameters"),

@@ -43,6 +43,7 @@ class Report:
     """Everything an estimate has to say. Made by `make_report`; reads back from its own JSON unchanged."""
 
     schema_version: int = SCHEMA_VERSION
+    """Raised when a field changes its meaning or goes away; new fields don't raise it."""
     run: Mapping[str, str]
     """What was asked for, in words: `config`, `adapter`, `quantisation`, `optimizer`, ..."""
     model: ModelSummary
@@ -59,6 +60,7 @@ class Report:
     headroom_bytes: int | None
     """Memory of the card that is left at the highest point; negative if it does not fit; None without a card."""
     out_of_memory: OutOfMemory | None
+    """The request that failed on this card; None where none did."""
     after_load: AfterLoad
     phases: Mapping[str, PhaseUse]
     """`load`, `step_1`, `step_2` and, where recorded, `eval`, in order of time."""
@@ -72,11 +74,14 @@ class Report:
     timeline: tuple[TimelinePoint, ...]
     """Thinned: of each stretch of ticks, the moment of most live bytes. The peak is always among them."""
     choices: Mapping[str, Choice]
+    """Values in force by their place in the recipe (`checkpointing.enabled`), and why."""
     refusals: tuple[Refusal, ...] = ()
     """Why the run can't run, all reasons. Where there is one, the command line's exit code is 2."""
     notes: tuple[Note, ...]
     versions: Mapping[str, str]
+    """Of this package and of the libraries that were traced."""
     elapsed_seconds: Mapping[str, float]
+    """By stage of the estimate."""
 
     def by_module(self, depth: int | None = None) -> tuple[ModuleRow, ...]:
         """The modules, with those deeper than `depth` folded into their ancestors; sums stay. None folds nothing.

@@ -21,7 +21,15 @@ def json_name(name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSummary:
-    """The model as built. `parameters` are logical: a packed 4-bit weight counts as the weights it represents."""
+    """The model as built. `parameters` are logical: a packed 4-bit weight counts as the weights it represents.
+
+    Attributes:
+        name: as `base_model` names it.
+        model_type: of `config.json`.
+        class_name: the class that was built.
+        config_source: where `config.json` came from.
+        parameters, trainable_parameters: numbers of weights.
+    """
 
     name: str
     model_type: str
@@ -104,6 +112,12 @@ class Peak:
     what `roundup_power2_divisions` adds. `reserved_bytes` is the high-water mark of what the caching allocator holds,
     whenever that was. `device_bytes` is reserved plus the CUDA context, as `nvidia-smi` shows it; the context is
     assumed.
+
+    Attributes:
+        active_bytes: with blocks that wait for another stream.
+        counted_bytes: what axolotl logs as `memory/max_allocated`.
+        reserved_bytes: what axolotl logs as `memory/device_reserved`.
+        device_bytes: what `nvidia-smi` shows, and what has to fit.
     """
 
     allocated_bytes: int
@@ -123,7 +137,12 @@ class Peak:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
-    """What holds memory at the peak, by a name that a user knows (`logits and loss`), in blocks. All add up to it."""
+    """What holds memory at the peak, by a name that a user knows (`logits and loss`), in blocks. All add up to it.
+
+    Attributes:
+        name: such as `logits and loss`, `layer weights`, `optimizer states`.
+        bytes: whole blocks.
+    """
 
     name: str
     bytes: int
@@ -142,6 +161,9 @@ class PhaseUse:
 
     `module`, `op` and `buckets` belong to the moment of the most live bytes. `phases` are the parts of a step
     (`forward`, `backward`, `optimizer`), all micro-batches together; a part has no parts.
+
+    Attributes:
+        phases: parts by name.
     """
 
     allocated_bytes: int
@@ -167,6 +189,15 @@ class ModuleRow:
     totals, `activation_bytes` (blocks) to the activations bucket at the peak. `kept_bytes` (blocks) is what was kept
     for backward when the last forward of the last step had ended. `output_bytes` (raw) is what the module's own code
     allocated in that forward and a module returned.
+
+    Attributes:
+        name: dotted; empty for the root.
+        class_name: of the module.
+        parameters, trainable_parameters: numbers of weights.
+        weight_bytes, gradient_bytes, optimizer_bytes: raw bytes, in full.
+        activation_bytes: blocks alive at the peak.
+        kept_bytes: blocks kept for backward when the last forward had ended.
+        output_bytes: raw bytes that forward returned.
     """
 
     name: str
@@ -190,7 +221,15 @@ class ModuleRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DtypeRow:
-    """Parameters or buffers on the GPU of one dtype. Raw bytes; all rows add up to resident weights + adapters."""
+    """Parameters or buffers on the GPU of one dtype. Raw bytes; all rows add up to resident weights + adapters.
+
+    Attributes:
+        kind: parameters or buffers.
+        dtype: as stored.
+        trainable: whether they train.
+        tensors, elements: how many, as stored.
+        bytes: raw.
+    """
 
     kind: Literal["parameter", "buffer"]
     dtype: str
@@ -217,7 +256,14 @@ class TimelinePoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchShape:
-    """What one GPU sees in one forward."""
+    """What one GPU sees in one forward.
+
+    Attributes:
+        rows, row_tokens: of one forward.
+        packed: several samples share a row.
+        samples_per_row: in a packed row.
+        gradient_accumulation_steps: forwards for each optimizer step.
+    """
 
     rows: int
     row_tokens: int
@@ -228,7 +274,13 @@ class BatchShape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetGpu:
-    """The card asked about; `memory_bytes` 0 means that none was named."""
+    """The card asked about; `memory_bytes` 0 means that none was named.
+
+    Attributes:
+        name: as the table of cards has it, or the size that was given.
+        memory_bytes: PyTorch's `total_memory`.
+        count: GPUs of the run.
+    """
 
     name: str
     memory_bytes: int
@@ -256,6 +308,11 @@ class Refusal:
 
     `key` is as the user wrote it, `value` is what it was given, as text; `line` is 0 where the key is not in the file.
     The figures are not changed by the reason, or `reason` says what they are of.
+
+    Attributes:
+        value: what the configuration gives.
+        reason: why the run can't run.
+        remedy: what to do.
     """
 
     key: str
@@ -267,7 +324,14 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """A value in force, and why it is what it is (see `axmem_trace.recipe.recipe.Reason`)."""
+    """A value in force, and why it is what it is (see `axmem_trace.recipe.recipe.Reason`).
+
+    Attributes:
+        value: as text.
+        text: the reason.
+        origin: `config`, `default`, `derived`, `assume` or `override`.
+        line: of the configuration; 0: in no line.
+    """
 
     value: str
     text: str

@@ -1,0 +1,76 @@
+"""The schema of the JSON: made from the report's classes, documented, and kept by what is written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.hand_made_run import make_hand_made_report
+from support.scripts import load_script
+
+from axmem_trace.render.json import render_json
+
+SCRIPT = load_script("write_schema")
+SCHEMA = json.loads(SCRIPT.SCHEMA.read_text(encoding="utf-8"))
+
+
+def validate(text: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is in the `test` extra")
+    jsonschema.Draft202012Validator(SCHEMA).validate(json.loads(text))
+
+
+def test_the_file_is_what_the_script_writes():
+    assert SCRIPT.SCHEMA.read_text(encoding="utf-8") == SCRIPT.render(), "run scripts/write_schema.py"
+
+
+def test_every_field_is_documented():
+    assert SCRIPT.undocumented() == []
+
+
+def test_the_schema_is_one():
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 24 << 30, 1 << 20])
+@pytest.mark.parametrize("options", [{}, {"brief": True}, {"depth": 1}])
+def test_what_is_written_keeps_the_schema(memory_bytes, options):
+    validate(render_json(make_hand_made_report(memory_bytes), **options))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [(("peak", "allocated_bytes"), "many"), (("fits",), "yes"), (("verdict",), "maybe"), (("buckets", "weights"), 1.5),
+     (("notes", 0, "kind"), "rumour"), (("phases", "step_1", "phases", "forward"), 3), (("model", "class"), None)],
+)  # fmt: skip
+def test_the_schema_refuses_what_is_no_report(path, value):
+    jsonschema = pytest.importorskip("jsonschema")
+    contents = json.loads(render_json(make_hand_made_report(24 << 30)))
+    inner = contents
+    for part in path[:-1]:
+        inner = inner[part]
+    inner[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        validate(json.dumps(contents))
+
+
+def test_a_missing_part_is_refused():
+    jsonschema = pytest.importorskip("jsonschema")
+    contents = json.loads(render_json(make_hand_made_report()))
+    del contents["peak"]
+    with pytest.raises(jsonschema.ValidationError, match="peak"):
+        validate(json.dumps(contents))
+
+
+def test_brief_keeps_the_sums_and_folds_the_layers():
+    report = make_hand_made_report()
+    brief, full = (json.loads(render_json(report, brief=brief)) for brief in (True, False))
+    assert brief["timeline"] == []
+    assert full["timeline"]
+    names = [row["name"] for row in brief["modules"]]
+    assert "model.layers.{0-1}.proj" in names
+    assert len(names) < len(full["modules"])
+    for column in ("weight_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "num_modules"):
+        assert sum(row[column] for row in brief["modules"]) == sum(row[column] for row in full["modules"])
+    same = brief.keys() - {"modules", "timeline"}
+    assert {name: brief[name] for name in same} == {name: full[name] for name in same}
