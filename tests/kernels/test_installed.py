@@ -139,3 +139,15 @@ def test_lora_kernels_keep_less(tmp_path: Path) -> None:
     # peft keeps an fp32 copy of each projection's input and each A's output; the kernels keep inputs as they are
     on, off = (kept("llama", tmp_path, **LORA, **keys) for keys in ({}, OFF))
     assert off - on > LAYERS * 3 * TOKENS * WIDTH * 4
+
+
+def test_liger_is_refused_where_axolotl_declares_it_unsupported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {**LORA, "plugins": ["axolotl.integrations.liger.LigerPlugin"], "lora_qkv_kernel": False}
+    plain = run("llama", tmp_path, **keys)
+    monkeypatch.setattr("axmem_trace.kernels.liger.install.UNSUPPORTED", ("llama",))
+    report = run("llama", tmp_path, **keys, liger_rms_norm=True)
+    (refusal,) = report.refusals
+    assert (refusal.key, refusal.value) == ("liger_rms_norm", "true")
+    assert report.peak == plain.peak

@@ -22,7 +22,7 @@ from axmem_trace.kernels.modeling_files import modeling_module
 from axmem_trace.kernels.site import Site
 from axmem_trace.kernels.sources import note_source
 from axmem_trace.models.skeleton.model_config import text_part
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, RefusalNote
 
 KEYS = {"rope": "liger_rope", "rms_norm": "liger_rms_norm", "rms_norm_gated": "liger_rms_norm_gated",
         "layer_norm": "liger_layer_norm", "glu_activation": "liger_glu_activation"}  # fmt: skip
@@ -36,8 +36,11 @@ def install_liger(site: Site) -> None:
     wants_loss = loss in ("liger_cross_entropy", "liger_fused_linear")
     if not site.recipe.kernels.liger and not wants_loss:
         return
+    if site.model_type in UNSUPPORTED:
+        _refuse(site)
+        return
     support = _find_support(site)
-    if support is None or site.model_type in UNSUPPORTED:
+    if support is None:
         _install_generic(site)
         return
     for kernel in sorted(site.recipe.kernels.liger):
@@ -65,9 +68,18 @@ def _find_support(site: Site) -> Support | None:
                    glu=text.glu)  # fmt: skip
 
 
+def _refuse(site: Site) -> None:
+    """axolotl `integrations/liger/plugin.py` `pre_model_load`, `model_support/base.py` `check_capability`."""
+    asked = [key for key in site.recipe.written if key.startswith("liger_")]
+    text = f"axolotl refuses Liger for {site.model_type} (the figures are without it)"
+    site.note(
+        RefusalNote(key=asked[0] if asked else "plugins", text=text, remedy="turn Liger's keys off for this model")
+    )
+
+
 def _install_generic(site: Site) -> None:
     """axolotl `models/base.py` `patch_lce_forward`: the fused loss alone, for types that Liger does not know."""
-    if site.recipe.loss.path == "liger_fused_linear" and site.model_type not in UNSUPPORTED:
+    if site.recipe.loss.path == "liger_fused_linear":
         _install_fused_linear(site, (type(site.base).__name__,))
         text = f"Liger does not know {site.model_type}: axolotl installs its generic fused linear cross-entropy only"
     else:
