@@ -9,7 +9,7 @@ import torch
 
 from axmem_trace.kernels.attention.install import install_attention
 from axmem_trace.ledger import Allocation
-from axmem_trace.notes import Notes
+from axmem_trace.notes import Notes, RefusalNote
 from axmem_trace.tracing.cuda_mode import CudaMode
 from support.kernel_recording import gpu_recorder, peak_bytes, run_backward, site_of
 
@@ -52,6 +52,11 @@ def probe(
         ledger = recorder.make_ledger()
         del out
     return _sum_up(ledger.allocations, recorder.context.notes)
+
+
+def refused(notes: Notes) -> str:
+    """Why the kernel would not take the call, all reasons."""
+    return " ".join(note.text for note in notes if isinstance(note, RefusalNote))
 
 
 def _sum_up(allocations: tuple[Allocation, ...], notes: Notes) -> Probe:

@@ -15,7 +15,7 @@ import torch
 from axmem_trace.kernels.attention import flash_sizes
 from axmem_trace.kernels.attention.flash_sizes import Blocks
 from axmem_trace.kernels.attention.fused import FusedKernel, Heads, run_fused
-from axmem_trace.kernels.attention.refusals import check_flash, refusal
+from axmem_trace.kernels.attention.refusals import check_flash, note_refusal
 from axmem_trace.kernels.attention.sources import note_source
 from axmem_trace.kernels.card import num_sms
 from axmem_trace.tracing.context import KernelContext
@@ -57,8 +57,8 @@ def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
 def _check_softcap(context: KernelContext, softcap: float, dropout: float) -> None:
     """`mha_fwd`: "Softcapping does not support dropout for now"."""
     if softcap and dropout:
-        raise refusal(f"{NAME} has no dropout together with a soft cap; this model's configuration sets both "
-                      "`attn_logit_softcapping` and `attention_dropout`", context.attention)  # fmt: skip
+        note_refusal(context, f"{NAME} has no dropout together with a soft cap; this model's configuration sets both "
+                     "`attn_logit_softcapping` and `attention_dropout`")  # fmt: skip
 
 
 def _repeated(context: KernelContext, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Heads:

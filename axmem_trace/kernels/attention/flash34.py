@@ -17,7 +17,7 @@ from axmem_trace.kernels.attention import hopper_sizes
 from axmem_trace.kernels.attention.flash_sizes import Blocks
 from axmem_trace.kernels.attention.fused import FusedKernel, Heads, run_fused
 from axmem_trace.kernels.attention.hopper_sizes import BackwardTile
-from axmem_trace.kernels.attention.refusals import check_flash, refusal
+from axmem_trace.kernels.attention.refusals import check_flash, note_refusal, refusal
 from axmem_trace.kernels.attention.sources import note_source
 from axmem_trace.tracing.context import KernelContext
 
@@ -151,12 +151,12 @@ def _check_release(
                 f"{release.name} does not take heads of {sizes[0]} with values of {sizes[1]}", context.attention
             )
     if release is FLASH4 and major in (10, 11) and max(sizes) > 128 and sizes not in ((192, 128), (256, 256)):
-        raise refusal(f"{release.name} takes heads of at most 128, of 192 with values of 128, or of 256 on Blackwell; "
-                      f"this model's are {sizes[0]} and {sizes[1]}", context.attention)  # fmt: skip
+        note_refusal(context, f"{release.name} takes heads of at most 128, of 192 with values of 128, or of 256 on "
+                     f"Blackwell; this model's are {sizes[0]} and {sizes[1]}")  # fmt: skip
     if release is FLASH4 and major in (10, 11) and sizes == (256, 256) and softcap:
-        raise refusal(f"{release.name} does not train heads of 256 with a soft cap on Blackwell", context.attention)
+        note_refusal(context, f"{release.name} does not train heads of 256 with a soft cap on Blackwell")
     if release is FLASH4 and major == 12 and sink is not None:
-        raise refusal(f"{release.name} does not train attention sinks on this card", context.attention)
+        note_refusal(context, f"{release.name} does not train attention sinks on this card")
 
 
 def _tile(

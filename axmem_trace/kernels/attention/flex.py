@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from axmem_trace.errors import ConfigError
 from axmem_trace.kernels.attention.fused import FusedKernel, Heads, run_fused
+from axmem_trace.kernels.attention.refusals import note_refusal
 from axmem_trace.kernels.attention.sources import note_source
 from axmem_trace.kernels.site import Site
 from axmem_trace.tracing.context import KernelContext
@@ -40,10 +40,8 @@ def make_flex(context: KernelContext) -> Callable[..., Any]:
         block_mask: Any = None, return_aux: Any = None, return_lse: bool = False, **kwargs: Any,
     ) -> Any:  # fmt: skip
         if min(query.shape[-1], value.shape[-1]) < _LEAST_HEAD_DIM:
-            raise ConfigError(
-                f"flex attention takes heads of at least {_LEAST_HEAD_DIM}; this model's are {query.shape[-1]}",
-                key="attn_implementation", value="flex_attention", remedy="use `attn_implementation: sdpa`",
-            )  # fmt: skip
+            problem = f"flex attention takes heads of at least {_LEAST_HEAD_DIM}; this model's are {query.shape[-1]}"
+            note_refusal(context, problem, "use `attn_implementation: sdpa`")
         note_source(context, "flex_attention")
         out = run_fused(context, _KERNEL, (query, key, value), also_kept=_tensors_of(block_mask))
         lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)  # in base e, beside the kept one

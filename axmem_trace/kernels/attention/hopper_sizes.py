@@ -32,7 +32,8 @@ def flash3_tile(
 ) -> BackwardTile:
     """Source: flash-attention, hopper/flash_api.cpp, `mha_bwd` (`kBlockM_sm90`, `kBlockN_sm90`, ... and
     `round_up_headdim`), as xformers 0.0.33 carries it (third_party/flash-attention); not in flash-attn's own package."""
-    rounded = next(size for size in (64, 96, 128, 192, 256) if max(head_dim, value_dim) <= size)
+    largest = max(head_dim, value_dim)
+    rounded = next((size for size in (64, 96, 128, 192, 256) if largest <= size), round_up(largest, 64))
     if capability >= (9, 0):
         whole = rounded == 128 and not (causal or local or softcap)
         capped = causal and softcap and not local

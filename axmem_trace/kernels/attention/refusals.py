@@ -20,10 +20,10 @@ def check_flash(
 
     Source: flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp, `mha_fwd` and `mha_varlen_fwd` (`TORCH_CHECK`s).
 
-    A card or a dtype that it does not take is a refusal beside the figures, which are as if it took them.
+    What it does not take is a refusal beside the figures, which are as if it did.
 
     Raises:
-        ConfigError: heads that it does not take.
+        ConfigError: numbers of heads that have no grouping.
     """
     query, key, value = heads
     head_dim, kernel = query.shape[-1], context.attention
@@ -41,16 +41,16 @@ def check_flash(
         note_refusal(context, f"{name} takes fp16 and bf16 only; query, key and value are {dtypes}",
                      remedy="set `bf16: auto`, or use `attn_implementation: sdpa`")  # fmt: skip
     if head_dim > max_head_dim:
-        raise refusal(f"{name} takes heads of at most {max_head_dim}; this model's are {head_dim}", kernel)
+        note_refusal(context, f"{name} takes heads of at most {max_head_dim}; this model's are {head_dim}")
     if head_dim % multiple or value.shape[-1] % multiple:
-        raise refusal(f"{name} takes heads of a multiple of {multiple}; this model's are {head_dim}", kernel)
+        note_refusal(context, f"{name} takes heads of a multiple of {multiple}; this model's are {head_dim}")
     if query.shape[-2] % key.shape[-2]:
         raise refusal(f"{name} needs a multiple of {key.shape[-2]} query heads; there are {query.shape[-2]}", kernel)
 
 
 def note_refusal(context: KernelContext, problem: str, remedy: str = _REMEDY) -> None:
     """Adds the reason why a call stops the run; it is recorded as if the kernel took it."""
-    text = f"the run stops: {problem} (the figures are as if it took them)"
+    text = f"the run stops: {problem} (the figures are as if it ran)"
     context.note(RefusalNote(key="attn_implementation", text=text, remedy=remedy))
 
 

@@ -14,6 +14,7 @@ import torch
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.kernels.attention.fused import Heads
+from axmem_trace.kernels.attention.refusals import note_refusal
 from axmem_trace.kernels.attention.sources import note_lost_sinks, note_source
 from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.tracing.context import KernelContext
@@ -49,7 +50,7 @@ def make_sage(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]
     ) -> tuple[torch.Tensor, None]:  # fmt: skip
         from transformers.integrations.sdpa_attention import repeat_kv
 
-        _check(query, value, dropout)
+        _check(context, query, value, dropout)
         note_source(context, "sage")
         note_lost_sinks(context, kwargs.get("s_aux"))
         context.note(_NO_BACKWARD)
@@ -67,16 +68,17 @@ def make_sage(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]
     return forward
 
 
-def _check(query: torch.Tensor, value: torch.Tensor, dropout: float) -> None:
-    problem = ""
+def _check(context: KernelContext, query: torch.Tensor, value: torch.Tensor, dropout: float) -> None:
+    remedy = "use `attn_implementation: sdpa`"
+    if query.shape[-1] != value.shape[-1]:
+        problem = f"SageAttention takes heads of one size; this model's are {query.shape[-1]} and {value.shape[-1]}"
+        raise ConfigError(problem, key="attn_implementation", value="sage", remedy=remedy)
     if query.shape[-1] > max(_HEAD_DIMS):
         problem = f"SageAttention takes heads of at most {max(_HEAD_DIMS)}; this model's are {query.shape[-1]}"
-    elif query.shape[-1] != value.shape[-1]:
-        problem = f"SageAttention takes heads of one size; this model's are {query.shape[-1]} and {value.shape[-1]}"
-    elif dropout:
+        note_refusal(context, problem, remedy)
+    if dropout:
         problem = "SageAttention has no dropout; this model's configuration sets `attention_dropout`"
-    if problem:
-        raise ConfigError(problem, key="attn_implementation", value="sage", remedy="use `attn_implementation: sdpa`")
+        note_refusal(context, problem, remedy)
 
 
 def _run_packed(context: KernelContext, heads: Heads) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch
 from axmem_trace.kernels.attention import efficient_sizes, flash2
 from axmem_trace.kernels.attention.flash_sizes import Blocks, round_up
 from axmem_trace.kernels.attention.fused import FusedKernel, Heads, run_fused
-from axmem_trace.kernels.attention.refusals import refusal
+from axmem_trace.kernels.attention.refusals import note_refusal, refusal
 from axmem_trace.kernels.attention.sources import note_lost_sinks, note_source
 from axmem_trace.kernels.card import HALF
 from axmem_trace.notes import RefusalNote
@@ -131,8 +131,8 @@ def _run_cutlass(context: KernelContext, heads: Heads, bounds: tuple[torch.Tenso
     of workspace for each sample, all as long as the longest."""
     capability = context.compute_capability
     if capability > _NEWEST_CUTLASS:
-        raise refusal(f"xformers has no kernel for heads of {heads[0].shape[-1]} on a GPU of compute capability "
-                      f"{capability[0]}.{capability[1]}", "xformers", remedy=_REMEDY)  # fmt: skip
+        note_refusal(context, f"xformers has no kernel for heads of {heads[0].shape[-1]} on a GPU of compute capability "
+                     f"{capability[0]}.{capability[1]}", _REMEDY)  # fmt: skip
     samples, longest = _samples(context, bounds, heads[0].shape[0])
     tokens = heads[0].numel() // (heads[0].shape[-2] * heads[0].shape[-1])
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.attention_probe import A100, H100, T4, make_heads, probe
+from support.attention_probe import A100, H100, T4, make_heads, probe, refused
 
 from axmem_trace.errors import ConfigError
 
@@ -56,8 +56,8 @@ def test_block_mask_is_eight_small_tensors():
 
 def test_flex_refuses_tiny_heads():
     heads = [make_heads(1, 4, 64, 8) for _ in range(3)]
-    with pytest.raises(ConfigError, match="flex attention takes heads of at least 16; this model's are 8"):
-        probe(lambda: _named("flex_attention", *heads), attention="flex_attention")
+    seen = probe(lambda: _named("flex_attention", *heads), attention="flex_attention")
+    assert "flex attention takes heads of at least 16; this model's are 8" in refused(seen.notes)
 
 
 @pytest.mark.parametrize("capability", [A100, H100, RTX5090])
@@ -90,8 +90,8 @@ def test_xformers_with_a_window_makes_one_row_of_all():
 
 def test_xformers_has_no_kernel_for_large_heads_on_blackwell():
     heads = [make_heads(1, 4, 64, 512) for _ in range(3)]
-    with pytest.raises(ConfigError, match="xformers has no kernel for heads of 512"):
-        probe(lambda: _named("xformers", *heads), capability=RTX5090, attention="xformers")
+    seen = probe(lambda: _named("xformers", *heads), capability=RTX5090, attention="xformers")
+    assert "xformers has no kernel for heads of 512" in refused(seen.notes)
 
 
 def test_xformers_cannot_view_values_of_another_size():
@@ -110,5 +110,5 @@ def test_sage_keeps_nothing_and_trains_nothing():
 
 def test_sage_refuses_large_heads():
     heads = [make_heads(1, 4, 64, 256) for _ in range(3)]
-    with pytest.raises(ConfigError, match="SageAttention takes heads of at most 128; this model's are 256"):
-        probe(lambda: _named("sage", *heads), attention="sage")
+    seen = probe(lambda: _named("sage", *heads), attention="sage")
+    assert "SageAttention takes heads of at most 128; this model's are 256" in refused(seen.notes)
