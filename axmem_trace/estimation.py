@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from axmem_trace import __version__
 from axmem_trace.allocator import replay
+from axmem_trace.catalogue.lookup import HubUse
 from axmem_trace.config import read_recipe
 from axmem_trace.errors import AxmemError
 from axmem_trace.imports import collector_paused, import_libraries, spare_what_is_there
@@ -37,7 +38,7 @@ def estimate(
     gpu: str = "",
     num_gpus: int = 0,
     num_nodes: int = 1,
-    hub: Literal["never", "fallback", "first"] = "fallback",
+    hub: HubUse = "fallback",
     trust_remote_code: bool = False,
     strict: bool = False,
     progress: Progress | None = None,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+WeightRole = Literal["weight", "adapter"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorFact:
@@ -19,7 +21,7 @@ class TensorFact:
     name: str
     module: str
     kind: Literal["parameter", "buffer"]
-    role: Literal["weight", "adapter"]
+    role: WeightRole
     dtype: str
     trainable: bool
     elements: int

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from axmem_trace.config.derive.task import EXPERT_COUNTS, is_moe, text_config
+from axmem_trace.config.derive.task import is_moe, text_config
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
+from axmem_trace.recipe.model import EXPERT_COUNTS
 from axmem_trace.recipe.recipe import Alternative, Recipe
 
 Change = Mapping[str, Any]

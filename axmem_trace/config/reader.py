@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from axmem_trace.catalogue.lookup import HubUse
 from axmem_trace.config.alternatives import find_alternatives
 from axmem_trace.config.assumptions import apply_assumptions
 from axmem_trace.config.derive.adapter import derive_adapter, derive_freezing
@@ -55,8 +56,6 @@ from axmem_trace.recipe.recipe import (
     Quantisation,
     Recipe,
 )
-
-HubUse = Literal["never", "fallback", "first"]
 
 
 def read_recipe(

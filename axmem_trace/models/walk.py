@@ -8,12 +8,11 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from axmem_trace.model_facts import ModelFacts, ModuleFact, TensorFact
+from axmem_trace.model_facts import ModelFacts, ModuleFact, TensorFact, WeightRole
 from axmem_trace.models.built import StateTensor, unwrapped
 from axmem_trace.models.device_map import is_on_host
 from axmem_trace.recipe.recipe import Recipe
 
-Role = Literal["weight", "adapter"]
 _SCALE_SUFFIXES = ("_scale_inv", "activation_scale")
 """Names that transformers gives fp8 scales (`integrations/finegrained_fp8.py`)."""
 
@@ -26,7 +25,7 @@ def record_facts(model: nn.Module, state_tensors: tuple[StateTensor, ...], recip
     adapter_modules = _adapter_module_names(model)
     for module_name, module in model.named_modules():
         modules.append(ModuleFact(name=module_name, class_name=type(module).__name__))
-        role: Role = "adapter" if module_name in adapter_modules else "weight"
+        role: WeightRole = "adapter" if module_name in adapter_modules else "weight"
         for name, parameter in module._parameters.items():
             if parameter is not None and _is_new(parameter, seen):
                 is_scale = name.endswith(_SCALE_SUFFIXES)
@@ -63,7 +62,7 @@ def _fact(
     module: str,
     name: str,
     kind: Literal["parameter", "buffer"],
-    role: Role,
+    role: WeightRole,
     tensor: torch.Tensor,
     logical_elements: int,
 ) -> TensorFact:

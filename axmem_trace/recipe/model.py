@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 EMPTY: Mapping[str, Any] = MappingProxyType({})
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
+"""What configurations call the number of routed experts."""
 
 
 def empty_mapping() -> Mapping[str, Any]:

@@ -70,6 +70,10 @@ __all__ = [
 ]
 
 
+Origin = Literal["config", "default", "derived", "assume", "override"]
+"""Who said a value; see `Reason`."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reason:
     """Why a value is what it is.
@@ -80,7 +84,7 @@ class Reason:
 
     value: str
     text: str
-    origin: Literal["config", "default", "derived", "assume", "override"]
+    origin: Origin
     line: int = 0
 
 

@@ -8,6 +8,26 @@ from typing import Any, Literal
 
 from axmem_trace.recipe.model import empty_mapping
 
+Offload = Literal["none", "activations", "legacy", "disk", "hidden_states"]
+"""What activation offloading moves to the host, and how."""
+Implementation = Literal["fused", "foreach", "for-loop", "library"]
+"""How an optimizer steps."""
+LIGER_KEYS = {
+    "rope": "liger_rope",
+    "rms_norm": "liger_rms_norm",
+    "rms_norm_gated": "liger_rms_norm_gated",
+    "layer_norm": "liger_layer_norm",
+    "glu_activation": "liger_glu_activation",
+}
+"""Of Liger's layers (`Kernels.liger`), the configuration's key for each."""
+LORA_KERNEL_KEYS = {
+    "mlp": "lora_mlp_kernel",
+    "qkv": "lora_qkv_kernel",
+    "o": "lora_o_kernel",
+    "embedding": "lora_embedding_kernel",
+}
+"""The same of axolotl's fused LoRA kernels (`Kernels.lora`)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpointing:
@@ -16,7 +36,7 @@ class Checkpointing:
     enabled: bool = False
     use_reentrant: bool = True
     kwargs: Mapping[str, Any] = field(default_factory=empty_mapping)
-    offload: Literal["none", "activations", "legacy", "disk", "hidden_states"] = "none"
+    offload: Offload = "none"
     selective_save: tuple[str, ...] = ()
     """Non-empty: `selective_checkpointing`, the operators whose outputs are kept (`attention`, ...)."""
     selective_details: Mapping[str, Any] = field(default_factory=empty_mapping)
@@ -90,7 +110,7 @@ class Optimizer:
     """The optimizer, by axolotl's name."""
 
     name: str = "adamw_torch_fused"
-    implementation: Literal["fused", "foreach", "for-loop", "library"] = "fused"
+    implementation: Implementation = "fused"
     """How a torch optimizer steps; `library`: as the optimizer's own package does."""
     args: Mapping[str, Any] = field(default_factory=empty_mapping)
     target_modules: tuple[str, ...] | str = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from axmem_trace.allocator.reservation import Reservation
 from axmem_trace.ledger import BUCKETS, NEVER, Device, Ledger
 from axmem_trace.ledger.spans import Survey, most_alive, survey
 from axmem_trace.model_facts import ModelFacts
@@ -12,7 +13,7 @@ from axmem_trace.recipe.lines import notes_in_place
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report.holders import list_holders, name_holder
 from axmem_trace.report.modules import make_module_rows
-from axmem_trace.report.phases import ReservedBytes, make_phases, make_timeline
+from axmem_trace.report.phases import make_phases, make_timeline
 from axmem_trace.report.report import Report
 from axmem_trace.report.types import (
     AfterLoad,
@@ -38,7 +39,7 @@ def make_report(
     recipe: Recipe,
     facts: ModelFacts,
     ledger: Ledger,
-    reservation: ReservedBytes,
+    reservation: Reservation,
     *,
     notes: Sequence[Note],
     versions: Mapping[str, str],
@@ -115,7 +116,7 @@ def assert_adds_up(report: Report, ledger: Ledger) -> None:
         assert found == expected, f"{what} do not agree: {found} and {expected}"
 
 
-def _make_peak(recipe: Recipe, facts: ModelFacts, found: Survey, reservation: ReservedBytes) -> Peak:
+def _make_peak(recipe: Recipe, facts: ModelFacts, found: Survey, reservation: Reservation) -> Peak:
     span = found.peak
     reached, context_bytes = span.peak_allocation, recipe.gpu.context_bytes
     return Peak(
@@ -212,7 +213,7 @@ def _make_choices(recipe: Recipe) -> dict[str, Choice]:
     }
 
 
-def _make_out_of_memory(facts: ModelFacts, ledger: Ledger, reservation: ReservedBytes) -> OutOfMemory | None:
+def _make_out_of_memory(facts: ModelFacts, ledger: Ledger, reservation: Reservation) -> OutOfMemory | None:
     failure = reservation.out_of_memory
     if failure is None:
         return None

@@ -6,72 +6,15 @@ A phase's peak includes what was alive when it began, as `torch.cuda.max_memory_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
-
-from axmem_trace.ledger.spans import Span, SpanKey, Survey
+from axmem_trace.allocator.reservation import Reservation
+from axmem_trace.ledger.spans import Span, Survey
 from axmem_trace.report.types import Buckets, PhaseUse, TimelinePoint
 
 NUM_TIMELINE_POINTS = 600
 """The timeline is thinned to about as many points as a wide screen has columns of pixels."""
 
 
-class FailedRequest(Protocol):
-    """What the report needs of the allocator's `OutOfMemory`: when, which allocation of the ledger, how much."""
-
-    @property
-    def tick(self) -> int:
-        """When."""
-
-    @property
-    def index(self) -> int:
-        """Position of the allocation in `Ledger.allocations`."""
-
-    @property
-    def requested_bytes(self) -> int:
-        """What was asked for."""
-
-
-class ReservedBytes(Protocol):
-    """What the report needs of a `Reservation`: see `axmem_trace.allocator`."""
-
-    @property
-    def out_of_memory(self) -> FailedRequest | None:
-        """The request at which a card of the given size ended the run."""
-
-    @property
-    def peak_allocated_bytes(self) -> int:
-        """High-water mark of allocated blocks, with what the allocator could not split off them."""
-
-    @property
-    def peak_active_bytes(self) -> int:
-        """High-water mark of allocated blocks and of those that wait for another stream."""
-
-    @property
-    def peak_reserved_bytes(self) -> int:
-        """High-water mark of all that the caching allocator held."""
-
-    @property
-    def peaks(self) -> Mapping[SpanKey, int]:
-        """High-water mark within each (phase, step)."""
-
-    @property
-    def allocated_peaks(self) -> Mapping[SpanKey, int]:
-        """The same of allocated blocks, with what the allocator could not split off them."""
-
-    @property
-    def active_peaks(self) -> Mapping[SpanKey, int]:
-        """The same with blocks that wait for another stream."""
-
-    @property
-    def allocated_ends(self) -> Mapping[SpanKey, int]:
-        """Such blocks when each (phase, step) had ended."""
-
-    def reserved_at(self, tick: int) -> int:
-        """What the caching allocator held after a tick."""
-
-
-def make_phases(found: Survey, reservation: ReservedBytes) -> dict[str, PhaseUse]:
+def make_phases(found: Survey, reservation: Reservation) -> dict[str, PhaseUse]:
     """`load`, `step_1`, ..., `eval` in order of time, each step with its parts."""
     groups: dict[str, list[Span]] = {}
     for span in found.spans.values():
@@ -80,7 +23,7 @@ def make_phases(found: Survey, reservation: ReservedBytes) -> dict[str, PhaseUse
     return {name: _phase_use(name, spans, reservation) for name, spans in groups.items()}
 
 
-def _phase_use(name: str, spans: list[Span], reservation: ReservedBytes) -> PhaseUse:
+def _phase_use(name: str, spans: list[Span], reservation: Reservation) -> PhaseUse:
     highest = max(spans, key=lambda span: span.peak_bytes)
     reached = highest.peak_allocation
     parts: dict[str, PhaseUse] = {}
@@ -101,7 +44,7 @@ def _phase_use(name: str, spans: list[Span], reservation: ReservedBytes) -> Phas
     )
 
 
-def make_timeline(found: Survey, reservation: ReservedBytes) -> tuple[TimelinePoint, ...]:
+def make_timeline(found: Survey, reservation: Reservation) -> tuple[TimelinePoint, ...]:
     """The levels, thinned: of each stretch of equally many events the first highest one, and the last of all."""
     stretch = -(-len(found.levels) // NUM_TIMELINE_POINTS) or 1
     points = []

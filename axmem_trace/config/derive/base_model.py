@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
+from axmem_trace.catalogue.lookup import HubUse
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.lines import place_error
 from axmem_trace.recipe.recipe import BaseModel
 
 
-def derive_base_model(draft: Draft, *, hub: Literal["never", "fallback", "first"]) -> BaseModel:
+def derive_base_model(draft: Draft, *, hub: HubUse) -> BaseModel:
     """Looks up `base_model` (or `base_model_config`, which axolotl reads the configuration from) and merges
     `overrides_of_model_config` into it.
 

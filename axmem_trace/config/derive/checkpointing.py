@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.recipe import BaseModel, Checkpointing
+from axmem_trace.recipe.run import Offload
 
 NON_REENTRANT_TYPES = ("gemma4", "gemma4_unified")
-
-Offload = Literal["none", "activations", "legacy", "disk", "hidden_states"]
 
 
 def derive_checkpointing(draft: Draft, base: BaseModel, *, kbit_preparation: bool) -> Checkpointing:

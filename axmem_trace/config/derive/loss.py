@@ -11,20 +11,8 @@ from axmem_trace.config.derive.fsdp import fsdp_version
 from axmem_trace.config.derive.parallelism import uses_fsdp
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.recipe import BaseModel, Kernels, Loss
+from axmem_trace.recipe.run import LIGER_KEYS, LORA_KERNEL_KEYS
 
-LIGER_KEYS = {
-    "liger_rope": "rope",
-    "liger_rms_norm": "rms_norm",
-    "liger_rms_norm_gated": "rms_norm_gated",
-    "liger_layer_norm": "layer_norm",
-    "liger_glu_activation": "glu_activation",
-}
-LORA_KERNEL_KEYS = {
-    "lora_mlp_kernel": "mlp",
-    "lora_qkv_kernel": "qkv",
-    "lora_o_kernel": "o",
-    "lora_embedding_kernel": "embedding",
-}
 NO_LORA_KERNEL_TYPES = ("paddleocr_vl", "muse_glimmer", "qwen4_exp", "qwen4_exp_text")
 """Architectures that declare the fused LoRA kernels unsupported (axolotl `model_support/*`)."""
 LIGER_ROPE_BY_DEFAULT = ("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen3_vl", "qwen3_vl_text")
@@ -120,7 +108,7 @@ def derive_kernels(draft: Draft, base: BaseModel, row_tokens: int) -> Kernels:
 
 
 def _liger(draft: Draft, base: BaseModel) -> frozenset[str]:
-    on = {kernel for key, kernel in LIGER_KEYS.items() if draft.get(key)}
+    on = {kernel for kernel, key in LIGER_KEYS.items() if draft.get(key)}
     if "liger" in draft.plugins and draft.get("liger_rope") is None and base.model_type in LIGER_ROPE_BY_DEFAULT:
         draft.reason("kernels.liger", "rope", f"the Liger plugin turns its rotary kernel on for {base.model_type}")
         on.add("rope")
@@ -130,10 +118,10 @@ def _liger(draft: Draft, base: BaseModel) -> frozenset[str]:
 def _lora(draft: Draft, base: BaseModel) -> frozenset[str]:
     """Asked for, or switched on by axolotl where nothing was said."""
     adapter = draft.get("adapter")
-    asked = {kernel for key, kernel in LORA_KERNEL_KEYS.items() if draft.get(key)}
+    asked = {kernel for kernel, key in LORA_KERNEL_KEYS.items() if draft.get(key)}
     if adapter not in ("lora", "qlora"):
         return frozenset()
-    said = [key for key in LORA_KERNEL_KEYS if draft.has(key)]
+    said = [key for key in LORA_KERNEL_KEYS.values() if draft.has(key)]
     why_not = ""
     if base.model_type in NO_LORA_KERNEL_TYPES:
         asked, why_not = set(), f"axolotl has none for {base.model_type}"
@@ -157,4 +145,4 @@ def _lora(draft: Draft, base: BaseModel) -> frozenset[str]:
         return frozenset()
     text = "axolotl switches its fused LoRA kernels on by itself; `lora_mlp_kernel: false` and so on turn them off"
     draft.reason("kernels.lora", "embedding, mlp, o, qkv", text, origin="derived")
-    return frozenset(LORA_KERNEL_KEYS.values())
+    return frozenset(LORA_KERNEL_KEYS)

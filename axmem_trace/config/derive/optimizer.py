@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal
+from typing import Any
 
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.recipe import Optimizer
+from axmem_trace.recipe.run import Implementation
 
 TORCH_FOREACH = ("adamw_torch", "sgd", "adagrad", "rmsprop", "adopt_adamw", "adamc")
 """Optimizers that step with torch's `foreach` kernels on CUDA, as torch chooses by itself."""
@@ -46,8 +47,6 @@ EXTRA_KEYS = (
     "loraplus_lr_embedding",
 )  # fmt: skip
 DEFAULT_LEARNING_RATE = 2e-4
-
-Implementation = Literal["fused", "foreach", "for-loop", "library"]
 
 
 def derive_optimizer(draft: Draft) -> Optimizer:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from axmem_trace.config.document.draft import Draft
+from axmem_trace.recipe.model import EXPERT_COUNTS
 from axmem_trace.recipe.recipe import BaseModel, Model
 
 Task = Literal["causal-lm", "image-text-to-text", "sequence-classification", "token-classification"]
@@ -30,8 +31,6 @@ IMAGE_TEXT_TO_TEXT_TYPES = frozenset(
 )  # fmt: skip
 """Model types that axolotl loads with `AutoModelForImageTextToText` even for text alone: transformers'
 `MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES` (5.16.1 and 5.23) and axolotl's `loaders/constants.py`."""
-
-EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
 
 
 def text_config(base: BaseModel) -> Mapping[str, Any]:

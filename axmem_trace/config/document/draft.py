@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from axmem_trace.config.document.key_table import KEYS
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Direction, Note, NoteKind, Notes, RefusalNote
 from axmem_trace.recipe.lines import as_error, find_written, place_note
-from axmem_trace.recipe.recipe import Reason, Written
+from axmem_trace.recipe.recipe import Origin, Reason, Written
 
-Origin = Literal["config", "default", "derived", "assume", "override"]
 T = TypeVar("T")
 MAX_VALUE_LENGTH = 60
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from axmem_trace.kernels.card import num_sms
+from axmem_trace.kernels.card import HALF, num_sms
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.rules import Rules
 
@@ -20,7 +20,6 @@ _MAX_THREADS, _MIN_VALUES, _MAX_VALUES, _WARP = 512, 16, 256, 32
 _THREADS_PER_SM = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}
 """`maxThreadsPerMultiProcessor` (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"); 2048
 on the data-centre cards 7.0, 8.0, 9.0, 10.0 and 10.3."""
-_HALF = (torch.float16, torch.bfloat16)
 _Dims = tuple[tuple[int, int], ...]
 """Sizes and strides in elements, fastest first."""
 
@@ -41,7 +40,7 @@ def sum_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[st
     ReduceSumProdKernel.cu, ReduceMomentKernel.cu: partial sums in the accumulation type, fp32 for half types.
     """
     tensor = args[0]
-    converts = tensor.dtype != result.dtype and not (tensor.dtype in _HALF and result.dtype is torch.float32)
+    converts = tensor.dtype != result.dtype and not (tensor.dtype in HALF and result.dtype is torch.float32)
     copies = [tensor.numel() * result.element_size()] if converts else []
     accumulated = 8 if result.dtype in (torch.float64, torch.int64) else 4
     return copies + _partial(context, tensor, _dims(args), accumulated)

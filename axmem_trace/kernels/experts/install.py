@@ -15,10 +15,10 @@ from axmem_trace.kernels.experts.scattermoe import run_scattermoe
 from axmem_trace.kernels.experts.sonicmoe import run_sonicmoe
 from axmem_trace.kernels.site import Site
 from axmem_trace.notes import Note, RefusalNote
+from axmem_trace.recipe.model import EXPERT_COUNTS
 
-_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts", "n_experts",
-           "num_router_classes")  # fmt: skip
-"""What models and their configurations call the number of routed experts (ZAYA's router has a class for none of them)."""
+_COUNTS = (*EXPERT_COUNTS, "n_experts", "num_router_classes")
+"""What modules and configurations call it (ZAYA's router has a class for none of the experts)."""
 
 
 _PLUGIN_KERNELS = {"scattermoe": run_scattermoe, "sonicmoe": run_sonicmoe}

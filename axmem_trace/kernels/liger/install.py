@@ -23,9 +23,8 @@ from axmem_trace.kernels.site import Site
 from axmem_trace.kernels.sources import note_source
 from axmem_trace.models.skeleton.model_config import text_part
 from axmem_trace.notes import Note, RefusalNote
+from axmem_trace.recipe.run import LIGER_KEYS
 
-KEYS = {"rope": "liger_rope", "rms_norm": "liger_rms_norm", "rms_norm_gated": "liger_rms_norm_gated",
-        "layer_norm": "liger_layer_norm", "glu_activation": "liger_glu_activation"}  # fmt: skip
 UNSUPPORTED = ("paddleocr_vl", "qwen4_exp", "qwen4_exp_text")
 """Architectures for which axolotl refuses Liger (`model_support/*`, capability `liger`)."""
 
@@ -45,10 +44,10 @@ def install_liger(site: Site) -> None:
         return
     for kernel in sorted(site.recipe.kernels.liger):
         if _LAYER_INSTALLERS[kernel](site, support):
-            note_source(site, KEYS[kernel])
+            note_source(site, LIGER_KEYS[kernel])
         else:
             text = f"Liger has no such kernel for {site.model_type}: nothing is replaced"
-            site.note(Note(kind="warning", key=KEYS[kernel], text=text))
+            site.note(Note(kind="warning", key=LIGER_KEYS[kernel], text=text))
     if support.squared_relu:
         _install_squared_relu(site)
     if loss == "liger_cross_entropy":

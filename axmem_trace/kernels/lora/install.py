@@ -27,8 +27,8 @@ from axmem_trace.kernels.site import Site, class_prefix
 from axmem_trace.kernels.sources import note_source
 from axmem_trace.models.skeleton.model_config import text_part
 from axmem_trace.notes import Note, RefusalNote
+from axmem_trace.recipe.run import LORA_KERNEL_KEYS
 
-KEYS = {"mlp": "lora_mlp_kernel", "qkv": "lora_qkv_kernel", "o": "lora_o_kernel", "embedding": "lora_embedding_kernel"}
 IN_PROJECTIONS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
 _QKV_LINES = (
     """\
@@ -106,10 +106,10 @@ def _install_attention(site: Site, layer: nn.Module, wanted: frozenset[str]) -> 
     names = [name for name in ("q_proj", "k_proj", "v_proj") if getattr(attention, name) is not None]
     if "qkv" in wanted and _have_adapters(site, [getattr(attention, name) for name in names], "qkv"):
         _install_group(site, attention, names, "qkv")
-        note_source(site, KEYS["qkv"])
+        note_source(site, LORA_KERNEL_KEYS["qkv"])
     if "o" in wanted and _have_adapters(site, [attention.o_proj], "o"):
         _install_group(site, attention, ["o_proj"], "o")
-        note_source(site, KEYS["o"])
+        note_source(site, LORA_KERNEL_KEYS["o"])
 
 
 def _can_rewrite(site: Site, layers: list[nn.Module]) -> bool:
@@ -131,7 +131,7 @@ def _can_rewrite(site: Site, layers: list[nn.Module]) -> bool:
         text = f"axolotl rewrites {name}.forward, which this model does not use: q, k, v and o run as they are"
     else:
         return True
-    site.note(Note(kind="warning", key=KEYS["qkv"], text=text))
+    site.note(Note(kind="warning", key=LORA_KERNEL_KEYS["qkv"], text=text))
     return False
 
 
@@ -186,7 +186,7 @@ def _install_mlp(site: Site, layer: nn.Module, wanted: frozenset[str]) -> None:
         _refuse(site, frozenset({"mlp"}), f"axolotl's LoRA kernel does not support the activation {activation!r}")
     elif _have_adapters(site, [getattr(mlp, name) for name in parts], "mlp"):
         site.replace_forward(mlp, run_mlp)
-        note_source(site, KEYS["mlp"])
+        note_source(site, LORA_KERNEL_KEYS["mlp"])
 
 
 def _activation(config: Any) -> str:
@@ -203,7 +203,7 @@ def _install_embedding(site: Site) -> None:
     for embedding in _embeddings(site.base):
         if hasattr(embedding, "lora_embedding_A"):
             site.replace_forward(embedding, run_embedding)
-            note_source(site, KEYS["embedding"])
+            note_source(site, LORA_KERNEL_KEYS["embedding"])
 
 
 def _embeddings(base: Any) -> Iterator[Any]:
@@ -220,20 +220,22 @@ def _embeddings(base: Any) -> Iterator[Any]:
 def _have_adapters(site: Site, layers: list[nn.Module], kernel: str) -> bool:
     if all(hasattr(layer, "lora_A") for layer in layers):
         return True
-    text = f"{KEYS[kernel]} needs LoRA on every projection that it fuses: some layers keep their own forward"
-    site.note(Note(kind="warning", key=KEYS[kernel], text=text))
+    text = (
+        f"{LORA_KERNEL_KEYS[kernel]} needs LoRA on every projection that it fuses: some layers keep their own forward"
+    )
+    site.note(Note(kind="warning", key=LORA_KERNEL_KEYS[kernel], text=text))
     return False
 
 
 def _skip(site: Site, wanted: frozenset[str], why: str) -> None:
     for kernel in sorted(wanted):
-        site.note(Note(kind="warning", key=KEYS[kernel], text=f"the LoRA kernel is not installed: {why}"))
+        site.note(Note(kind="warning", key=LORA_KERNEL_KEYS[kernel], text=f"the LoRA kernel is not installed: {why}"))
 
 
 def _refuse(site: Site, kernels: frozenset[str], problem: str) -> None:
     """axolotl stops while it patches the model. Source: `patch_self_attn_lora` (two asserts), `get_layers` and
     `apply_lora_kernel_patches` (NotImplementedError)."""
-    asked = [KEYS[kernel] for kernel in ("qkv", "o", "mlp") if kernel in site.recipe.kernels.lora & kernels]
+    asked = [LORA_KERNEL_KEYS[kernel] for kernel in ("qkv", "o", "mlp") if kernel in site.recipe.kernels.lora & kernels]
     in_file = [key for key in asked if key in site.recipe.written]
     if not in_file:
         problem += "; it switches them on by itself where the configuration has none of their keys"

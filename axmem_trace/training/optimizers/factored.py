@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from axmem_trace.kernels.card import HALF
 from axmem_trace.training.optimizers.low_rank import project, project_back
 from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
 from axmem_trace.training.optimizers.request import Request, builds
 from axmem_trace.training.optimizers.traced import TracedOptimizer
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def root_mean_square(tensor: torch.Tensor) -> torch.Tensor:
@@ -52,7 +51,7 @@ class Came(RebuiltOptimizer):
         for group, parameter, state in self._with_gradient():
             gradient = parameter.grad
             assert gradient is not None
-            if gradient.dtype in _HALF:
+            if gradient.dtype in HALF:
                 gradient = gradient.float()
             factored = gradient.ndim >= 2
             if not state:
@@ -94,7 +93,7 @@ class GaLoreAdafactor(RebuiltOptimizer):
         for group, parameter, state in self._with_gradient():
             gradient = parameter.grad
             assert gradient is not None
-            if gradient.dtype in _HALF:
+            if gradient.dtype in HALF:
                 gradient = gradient.float()
             if "rank" in group:
                 gradient = project(gradient, state, group)
@@ -105,7 +104,7 @@ class GaLoreAdafactor(RebuiltOptimizer):
                 else:
                     state["exp_avg_sq"] = torch.zeros_like(gradient)
             weight: torch.Tensor = parameter
-            if parameter.dtype in _HALF:
+            if parameter.dtype in HALF:
                 weight = weight.float()
             state["RMS"] = root_mean_square(weight)
             update = (gradient**2) + EPS
@@ -122,7 +121,7 @@ class GaLoreAdafactor(RebuiltOptimizer):
             if group["weight_decay"] != 0:
                 weight.add_(weight, alpha=-group["weight_decay"] * LR)
             weight.add_(-update)
-            if parameter.dtype in _HALF:
+            if parameter.dtype in HALF:
                 parameter.copy_(weight)
 
 

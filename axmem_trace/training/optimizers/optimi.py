@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
+from axmem_trace.kernels.card import HALF
 from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
 from axmem_trace.training.optimizers.request import Request, builds
 from axmem_trace.training.optimizers.traced import TracedOptimizer
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class _Optimi(RebuiltOptimizer):
@@ -26,7 +25,7 @@ class _Optimi(RebuiltOptimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter)
             if self.stable:
                 state["eps_sq"] = torch.tensor(EPS, dtype=parameter.dtype, device=parameter.device)
-            if group["kahan"] and parameter.dtype in _HALF:
+            if group["kahan"] and parameter.dtype in HALF:
                 state["kahan_comp"] = torch.zeros_like(parameter)
         return state
 

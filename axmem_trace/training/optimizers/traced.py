@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 
 from axmem_trace.ledger import Device
 from axmem_trace.notes import Notes
-from axmem_trace.tracing.storage_record import local_part
+from axmem_trace.tracing.storage_record import local_part, tensors_in
 from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
 from axmem_trace.training.optimizers.offstage import device_of
 
@@ -95,15 +95,3 @@ class TracedOptimizer:
     def host_bytes(self) -> int:
         """Bytes of state in ordinary host memory: step counters of torch's unfused optimizers, GrokAdamW's states."""
         return self.state_bytes("cpu")
-
-
-def tensors_in(value: object) -> Iterator[torch.Tensor]:
-    """The tensors of a nest of mappings, lists and tuples."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
-        for item in value:
-            yield from tensors_in(item)
