@@ -27,7 +27,7 @@ PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(N
 TITLE = "Report of axmem_trace"
 BRIEF = "`--format json` folds `modules` and leaves `timeline` empty; `--full` and `Report.to_json()` have all."
 COMMON = {
-    "phase": "What went on: `load`, `forward`, `backward`, `optimizer` or `eval`.",
+    "phase": "What went on: `load`, `generate`, `score`, `forward`, `backward`, `optimizer` or `eval`.",
     "step": "0 is loading, 1 the first optimizer step.",
     "module": "Dotted name of the module whose code made the allocation; empty for the root, or for none.",
     "op": "The operator that made the allocation.",

@@ -44,7 +44,7 @@ def test_a_run_with_an_unknown_part_fits_no_card(tmp_path: Path, capsys: pytest.
     assert report.fits is None
     assert report.headroom_bytes is not None
     assert "somebody.elses.Plugin" in report.why
-    assert report.why.endswith("(line 5)")
+    assert report.why.endswith("(line 6)")
     assert describe_fit(report) == f"cannot say: {report.why}"
     assert main([str(path), "--gpu", "80GiB", "--offline"]) == 4
     assert "CANNOT SAY" in capsys.readouterr().out

@@ -145,6 +145,36 @@ def _reward(ours: Any, model: Any) -> Compute:
     return lambda inputs: me.compute_loss(model, dict(inputs))
 
 
+def _grpo(ours: Any, model: Any) -> Compute:
+    from trl import GRPOTrainer
+
+    settings, rollouts = ours.settings, ours.rollouts
+    attributes = _attributes(ours, model)
+    attributes["beta"] = settings.beta if settings.reference.kind != "none" else 0.0
+    attributes["args"] = SimpleNamespace(use_bias_correction_kl=False, delta=None,
+                                         steps_per_generation=rollouts.steps_per_generation)  # fmt: skip
+    forward = model.get_base_model().forward if hasattr(model, "get_base_model") else type(model).forward
+    me = SimpleNamespace(
+        **attributes, temperature=rollouts.temperature, top_entropy_quantile=1.0, off_policy_mask_threshold=None,
+        importance_sampling_level="token", loss_type=rollouts.loss_type, epsilon_low=0.2, epsilon_high=0.2,
+        use_vllm=False, vllm_importance_sampling_correction=False, current_gradient_accumulation_steps=2,
+        _entropy_bonus_enabled=False, max_completion_length=settings.completion_tokens,
+        model_kwarg_keys=inspect.signature(forward).parameters,
+    )  # fmt: skip
+    _bound(GRPOTrainer, me, "_full_logits_logps", "_chunked_logps", "_get_per_token_logps_and_entropies",
+           "_compute_loss")  # fmt: skip
+
+    def score(run_model: Any, which: Any, ids: torch.Tensor, mask: torch.Tensor, rows: int) -> torch.Tensor:
+        found: torch.Tensor = me._get_per_token_logps_and_entropies(
+            which, ids, mask, settings.completion_tokens, batch_size=rows
+        )[0]
+        return found
+
+    ours._score_in_chunks = score
+    return lambda inputs: me._compute_loss(model, ours.next_inputs(model))
+
+
 _TRAINERS: dict[str, Callable[[Any, Any], Compute]] = {
     "dpo": _dpo, "ipo": _dpo, "kto": _kto, "orpo": _orpo, "simpo": _simpo, "reward": _reward,
+    "grpo": _grpo, "gdpo": _grpo,
 }  # fmt: skip

@@ -130,3 +130,52 @@ def test_the_tiles_of_the_liger_key_hold_no_logits(tmp_path: Path) -> None:
     tile = (2 * MICRO * COMPLETION - 1) * 8192
     assert forward == [4 * tile] * 4 + [2 * tile]
     assert start == []
+
+
+GENERATED = {"rl": "grpo", "trl": {"beta": 0.1, "num_generations": 2, "max_completion_length": COMPLETION}}
+
+
+def test_grpo(tmp_path: Path) -> None:
+    # logits of the completion's 32 positions and one more. Training: 2 + 4 bytes while they become fp32; then 4; then the
+    # gradient of 32 positions beside them, 4.
+    ledger = record(tmp_path, gradient_accumulation_steps=2, **GENERATED)
+    one, kept = MICRO * (COMPLETION + 1) * VOCABULARY, MICRO * COMPLETION * VOCABULARY
+    forward, start, backward = peaks(ledger)
+    assert forward == [4 * one, 2 * one]
+    assert (start, backward) == ([4 * one], [4 * one, 4 * kept])
+    # Scoring by the reference, two chunks: the first one's fp32 logits are still named while the second's are made.
+    assert large(ledger, ledger.peak(phase="score", step=1).tick) == [4 * one, 4 * one, 2 * one]
+
+
+def test_generation_holds_the_whole_cache(tmp_path: Path) -> None:
+    # Prompts of 64 - 32 = 32 tokens. 2 x 2 rows are generated at once. The last pass leaves keys and values of 32 + 31
+    # tokens in each of 2 layers: 2 x rows x 2 heads x 63 x 8 x 2 bytes, and while a layer's are lengthened, its old ones.
+    ledger = record(tmp_path, gradient_accumulation_steps=2, **GENERATED)
+    rows, new = 2 * MICRO, 2 * 2 * MICRO * 2 * 63 * 8 * 2 // 2
+    cached = [each for each in ledger.allocations if each.phase == "generate" and each.step == 1 and each.nbytes == new]
+    assert [each.op for each in cached] == ["aten.cat.default"] * 4
+    last = max(each.born for each in cached)
+    assert all(each.alive(last) for each in cached)
+    # Sampling: the head's bf16 logits of one position, an fp32 copy, its softmax, and exponential numbers to draw by.
+    draws = [each for each in ledger.allocations if each.op == "aten.multinomial.default" and each.phase == "generate"]
+    drawn = max(each.born for each in draws if each.step == 1 and each.nbytes == rows * VOCABULARY * 4)
+    sizes = [each.nbytes for each in ledger.alive_at(drawn)]
+    assert sizes.count(rows * VOCABULARY * 4) == 3
+    assert sizes.count(rows * VOCABULARY * 2) == 1
+
+
+def test_the_second_step_generates_too(tmp_path: Path) -> None:
+    ledger = record(tmp_path, gradient_accumulation_steps=2, **GENERATED)
+    assert {(mark.phase, mark.step) for mark in ledger.marks} >= {("generate", 1), ("generate", 2), ("score", 2)}
+
+
+def test_a_copy_of_the_adapter_is_frozen_and_stays(tmp_path: Path) -> None:
+    with_reference = record(tmp_path, gradient_accumulation_steps=2, **GENERATED)
+    plain = {**GENERATED, "trl": {**GENERATED["trl"], "beta": 0.0}}  # type: ignore[dict-item]
+    without = record(tmp_path, gradient_accumulation_steps=2, **plain)
+    adapters = [sum(each.nbytes for each in ledger.alive_at(ledger.ticks) if each.role == "adapter")
+                for ledger in (with_reference, without)]  # fmt: skip
+    states = [sum(each.nbytes for each in ledger.alive_at(ledger.ticks) if each.role == "optimizer")
+              for ledger in (with_reference, without)]  # fmt: skip
+    assert adapters[0] == 2 * adapters[1]
+    assert states[0] == states[1]
