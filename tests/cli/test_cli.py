@@ -378,7 +378,6 @@ def test_what_the_package_offers_is_no_module():
     assert not modules & set(axmem_trace.__all__), "a submodule would take the place of what the package offers"
 
 
-
 def test_the_package_names_what_it_offers():
     assert {"estimate", "Report", "ConfigError", "AxmemError"} <= set(dir(axmem_trace))
     with pytest.raises(AttributeError, match="module 'axmem_trace' has no attribute 'estimates'"):

@@ -88,3 +88,14 @@ def test_a_key_of_set_that_axolotl_does_not_know_is_an_error(tmp_path, setting):
     assert text.startswith("--set " + ("lora" if setting.startswith("lora") else setting.partition("=")[0]))
     assert str(path) not in text
     assert "no such key" in text
+
+
+def test_fields_of_a_dataset(tmp_path):
+    path = tmp_path / "c.yml"
+    path.write_text(PLAIN.replace("type: alpaca", "type: alpaca, splits: train, lang: de"), encoding="utf-8")
+    notes = {note.key: note for note in read_recipe(path, hub="never").notes}
+    assert notes["datasets.0.splits"].kind == "warning"
+    assert "did you mean `split`?" in notes["datasets.0.splits"].text
+    assert (notes["datasets.0.lang"].kind, notes["datasets.0.lang"].line) == ("ignored", 2)
+    with pytest.raises(ConfigError, match=r"^--set datasets\.0\.tpye: axolotl knows no such field"):
+        read_recipe(path, overrides=["datasets.0.tpye=alpaca"], hub="never")
