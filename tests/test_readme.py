@@ -11,10 +11,12 @@ from importlib.metadata import EntryPoint, version
 from pathlib import Path
 
 import pytest
+import yaml
 from support.paths import ROOT
 from support.scripts import load_script
 
 from axmem_trace.__main__ import COMMANDS as COMMAND_NAMES
+from axmem_trace.catalogue.gpus import find_gpu
 from axmem_trace.cli.parser import build_parser
 from axmem_trace.config.assumptions import ASSUMPTIONS
 
@@ -108,3 +110,14 @@ def test_the_console_command_is_this_program():
     ]
     point = EntryPoint("axmem_trace", "axmem_trace.__main__:main", "console_scripts")
     assert point.load()(["models", "Qwen3-8B"]) == 0
+
+
+def test_the_workflow_and_the_hook_call_what_exists():
+    (workflow,) = [block for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL) if "runs-on" in block]
+    (job,) = yaml.safe_load(workflow)["jobs"].values()
+    (line,) = [step["run"] for step in job["steps"] if step.get("run", "").startswith("axmem_trace ")]
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    for words in (shlex.split(line), [*shlex.split(hook["entry"]), "--gpu", "A100-80GB", "configs/a.yml"]):
+        assert words[0] == "axmem_trace"
+        build, _ = COMMAND_NAMES[words[1]]
+        assert find_gpu(build().parse_args(words[2:]).gpu).name == "A100-80GB"

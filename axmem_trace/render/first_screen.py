@@ -61,7 +61,7 @@ def _wrap(text: str, width: int, style: str = "", *, indent: str = "", most: int
 def _verdict(report: Report, width: int) -> Iterator[Line]:
     if report.refusals:
         yield from _wrap(f"THIS RUN CAN'T RUN: {describe_refusals(report)}", width, "bold red")
-    yield from _wrap(_verdict_words(report), width, _STYLES[report.verdict])
+    yield from _wrap(describe_verdict(report), width, _STYLES[report.verdict])
     if report.why:
         yield from _wrap(report.why, width, indent="  ", most=2)
     if report.engine is not None:
@@ -78,7 +78,8 @@ def _verdict(report: Report, width: int) -> Iterator[Line]:
     yield from _wrap(what, width, "dim", indent="  ", most=2)
 
 
-def _verdict_words(report: Report) -> str:
+def describe_verdict(report: Report) -> str:
+    """The verdict, the need and what is left, in a sentence."""
     gpu, need = report.gpu, format_bytes(report.peak.device_bytes)
     each = " on each GPU" if gpu.count > 1 else ""
     if not gpu.memory_bytes or report.headroom_bytes is None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 from support.hand_made_run import make_hand_made_report
@@ -145,7 +147,9 @@ def test_variants_of_one_configuration(tmp_path, capsys, monkeypatch):
         asked.append((config, options["overrides"]))
         return make_hand_made_report()
 
-    monkeypatch.setattr("axmem_trace.cli.compare._find_estimate", lambda: estimate)
+    module = ModuleType("axmem_trace.estimation")
+    module.estimate = estimate
+    monkeypatch.setitem(sys.modules, "axmem_trace.estimation", module)
     assert main(["compare", "run.yml", "--set", "x=1", "--try", "a=1 b='[2, 3]'", "--try", "c=4"]) == 0
     assert asked == [("run.yml", ("x=1",)), ("run.yml", ("x=1", "a=1", "b=[2, 3]")), ("run.yml", ("x=1", "c=4"))]
     assert "B  a=1 b='[2, 3]'" in capsys.readouterr().out

@@ -16,7 +16,13 @@ from support.paths import ROOT
 
 import axmem_trace
 from axmem_trace.__main__ import main
-from axmem_trace.cli.parser import build_compare_parser, build_gpus_parser, build_models_parser, build_parser
+from axmem_trace.cli.parser import (
+    build_check_parser,
+    build_compare_parser,
+    build_gpus_parser,
+    build_models_parser,
+    build_parser,
+)
 from axmem_trace.errors import ConfigError
 
 
@@ -88,6 +94,11 @@ def test_the_surface_is_frozen():
         "--trust-remote-code",
         "--strict",
     )
+    assert surface(build_check_parser()) == {
+        "-h --help": (None, None, "==SUPPRESS=="),
+        "configs": ("CONFIG.yml", None, None),
+        **{option: surface(build_parser())[option] for option in run_options},
+    }
     assert surface(build_compare_parser()) == {
         "-h --help": (None, None, "==SUPPRESS=="),
         "runs": ("RUN", None, None),
@@ -343,6 +354,34 @@ def test_gpus_as_json(capsys):
 def test_no_such_card(capsys):
     assert main(["gpus", "--list", "h1000"]) == 2
     assert capsys.readouterr().err.startswith("axmem_trace: no card matches 'h1000'; nearest: H100")
+
+
+@pytest.mark.parametrize(
+    ("files", "code"),
+    [(["fits"], 0), (["fits", "too-large"], 3), (["too-large", "refused", "fits"], 2), (["refused"], 2)],
+)
+def test_check_says_a_line_of_each_file_and_has_the_gravest_code(calls, capsys, monkeypatch, files, code):
+    def estimate(config, **options):
+        assert options["num_gpus"] == 2
+        if config == "refused":
+            raise ConfigError("no such optimizer", remedy="another")
+        return make_hand_made_report(1 << 20 if config == "too-large" else 1 << 40)
+
+    monkeypatch.setattr(sys.modules["axmem_trace.estimation"], "estimate", estimate)
+    assert main(["check", *files, "--gpus", "2"]) == code
+    lines = capsys.readouterr().out.splitlines()
+    words = {"fits": "FITS WITH ROOM on ", "too-large": "DOES NOT FIT on ", "refused": "no such optimizer"}
+    assert len(lines) == len(files)
+    assert all(line.startswith(f"{name}: {words[name]}") for name, line in zip(files, lines, strict=True))
+
+
+def test_what_a_command_offers_for_a_run_reaches_the_estimate(calls, capsys):
+    """An option that is offered and not handed on would be ignored without a word."""
+    offered = {action.dest for action in build_check_parser()._actions} - {"help", "configs"}
+    assert main(["check", "run.yml", "--nodes", "3", "--gpu", "H100"]) == 0
+    ((_, options),) = calls
+    assert offered <= options.keys()
+    assert (options["num_nodes"], options["gpu"]) == (3, "H100")
 
 
 @pytest.mark.parametrize("word", ["model", "gpu", "estimates"])
