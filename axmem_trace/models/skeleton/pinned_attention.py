@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from axmem_trace.models.pins import PINNED_TRANSFORMERS
 from axmem_trace.notes import Note, Notes
 from axmem_trace.tracing.patching import replaced
 
@@ -87,7 +88,8 @@ def _flag_of(kernel: str) -> str:
 def _note(name: str, kernel: str, *, accepted: bool) -> Note:
     import transformers
 
+    releases = ", ".join(PINNED_TRANSFORMERS.values())
     has, lacks = ("accept", "does not") if accepted else ("do not accept", "does")
-    text = f"{name}: the transformers that axolotl pins (5.16.1, 5.20.1) {has} {kernel} for it, the installed "
+    text = f"{name}: the transformers that axolotl pins ({releases}) {has} {kernel} for it, the installed "
     text += f"{transformers.__version__} {lacks}; the figures are those of axolotl's"
     return Note(kind="assumed", key="attn_implementation", text=text)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from axmem_trace.errors import ConfigError
+from axmem_trace.models.pins import hint_at_pins
 from axmem_trace.models.skeleton.attention_request import attention_without_packages, request_attention
 from axmem_trace.models.skeleton.pinned_attention import attention_support_of_pins
 from axmem_trace.notes import Notes
@@ -152,12 +153,15 @@ def _unbuildable(recipe: Recipe, model_class: Any, error: Exception) -> ConfigEr
         remedy = f"install what {name} needs (named above); for towers of images: pip install 'axmem_trace[vision]'"
     elif recipe.attention.kernel in str(error):
         key = "attn_implementation"
-        remedy = "choose another `attn_implementation`; sdpa works for most models"
+        remedy = "choose another `attn_implementation`; sdpa works for most models" + hint_at_pins()
+        if recipe.attention.gemma4_hybrid:  # axolotl refuses it with any other kernel
+            remedy = f"drop `gemma4_hybrid_attn_impl`, and write `attn_implementation: sdpa`{hint_at_pins()}"
     elif "through torch.nn.functional.scaled_dot_product_attention" in str(error):
         key = "attn_implementation"
         remedy = "write `attn_implementation: eager`, or leave it out, which comes to the same here"
     else:
         remedy = "check the base model's config.json and `overrides_of_model_config`; a newer transformers may help"
+        remedy += hint_at_pins()
     return ConfigError(
         problem=f"transformers {transformers.__version__} can't build {name} for {recipe.model.base.name}",
         key=key,
