@@ -8,15 +8,23 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from axmem_trace.cli.check import run_check
 from axmem_trace.cli.commands import list_models, run_estimate
 from axmem_trace.cli.compare import run_compare
 from axmem_trace.cli.gpus import run_gpus
-from axmem_trace.cli.parser import build_compare_parser, build_gpus_parser, build_models_parser, build_parser
+from axmem_trace.cli.parser import (
+    build_check_parser,
+    build_compare_parser,
+    build_gpus_parser,
+    build_models_parser,
+    build_parser,
+)
 from axmem_trace.errors import AxmemError
 from axmem_trace.imports import leave_at_once
 
 COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], int]]] = {
     "estimate": (build_parser, run_estimate),
+    "check": (build_check_parser, run_check),
     "compare": (build_compare_parser, run_compare),
     "gpus": (build_gpus_parser, run_gpus),
     "models": (build_models_parser, list_models),

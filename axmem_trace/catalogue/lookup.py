@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from axmem_trace.catalogue.sources import Look, hub_is_offline, is_hub_id, look_in_cache, look_in_directory, look_on_hub
 from axmem_trace.catalogue.table import find_in_catalogue, nearest_ids
@@ -35,8 +35,6 @@ def find_base_model(
         ConfigError: found nowhere (with each place and its outcome, and the nearest ids), or the file is broken.
     """
     _check_name(name)
-    if hub not in get_args(HubUse):
-        raise ConfigError(problem=f"hub={hub!r} is no way to use the Hub", accepted=", ".join(get_args(HubUse)))
     looks: list[Look] = []
     for look_there in _places(name, hub, revision, base_directory):
         look = look_there()

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from axmem_trace.cli.run_options import estimate_run
 from axmem_trace.cli.terminal import check_writable, show_progress, write_output
 from axmem_trace.errors import EXIT_CANNOT_SAY, EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED
 from axmem_trace.quiet import set_quiet_environment
@@ -21,21 +22,7 @@ def run_estimate(options: argparse.Namespace) -> int:
     check_writable(options.snapshot)
     set_quiet_environment()
     with show_progress(sys.stderr) as progress:
-        from axmem_trace.estimation import estimate
-
-        report = estimate(
-            options.config,
-            overrides=tuple(options.overrides),
-            assumptions=tuple(options.assumptions),
-            gpu=options.gpu,
-            num_gpus=options.num_gpus,
-            num_nodes=options.num_nodes,
-            hub=options.hub,
-            trust_remote_code=options.trust_remote_code,
-            strict=options.strict,
-            progress=progress,
-            snapshot=options.snapshot,
-        )
+        report = estimate_run(options.config, options, progress, snapshot=options.snapshot)
     write_output(render(report, options), options.output)
     if report.refusals:
         report_refusals(report, in_full=bool(options.output) or options.format != "text" or not wants_all(options))

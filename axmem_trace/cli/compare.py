@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from axmem_trace.cli.run_options import estimate_run
 from axmem_trace.cli.terminal import check_writable, show_progress, write_output
 from axmem_trace.errors import EXIT_ESTIMATED, AxmemError, ConfigError
 from axmem_trace.quiet import set_quiet_environment
@@ -76,23 +77,4 @@ def _estimate(
 ) -> Column:
     from axmem_trace.advice.compare import make_column
 
-    report = _find_estimate()(
-        config,
-        overrides=(*options.overrides, *overrides),
-        assumptions=tuple(options.assumptions),
-        gpu=options.gpu,
-        num_gpus=options.num_gpus,
-        num_nodes=options.num_nodes,
-        hub=options.hub,
-        trust_remote_code=options.trust_remote_code,
-        strict=options.strict,
-        progress=progress,
-    )
-    return make_column(label, report)
-
-
-def _find_estimate() -> Callable[..., Report]:
-    """`estimate`, imported when the first configuration is estimated: saved reports need no torch."""
-    from axmem_trace.estimation import estimate
-
-    return estimate
+    return make_column(label, estimate_run(config, options, progress, overrides=overrides))

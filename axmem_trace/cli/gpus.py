@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from axmem_trace.cli.commands import report_nothing_found
+from axmem_trace.cli.run_options import estimate_run
 from axmem_trace.cli.terminal import show_progress, write_output
 from axmem_trace.errors import EXIT_DOES_NOT_FIT, EXIT_ESTIMATED, AxmemError
 from axmem_trace.quiet import set_quiet_environment
@@ -48,21 +49,8 @@ def list_gpus(options: argparse.Namespace) -> int:
 
 
 def _estimate_on(name: str, options: argparse.Namespace, progress: Progress | None) -> Report:
-    from axmem_trace.estimation import estimate
-
     def report_stage(stage: str) -> None:
         if progress:
             progress(f"{name}: {stage}")
 
-    return estimate(
-        options.config,
-        overrides=tuple(options.overrides),
-        assumptions=tuple(options.assumptions),
-        gpu=name,
-        num_gpus=options.num_gpus,
-        num_nodes=options.num_nodes,
-        hub=options.hub,
-        trust_remote_code=options.trust_remote_code,
-        strict=options.strict,
-        progress=report_stage,
-    )
+    return estimate_run(options.config, options, report_stage, gpu=name)

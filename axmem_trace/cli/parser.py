@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("config", metavar="CONFIG.yml", help="an axolotl configuration; - reads standard input")
-    _add_run_arguments(parser)
+    add_run_arguments(parser)
     add("--format", choices=("text", "json", "html"), default="text", help="default: text")
     add("-o", "--output", metavar="FILE", type=Path, help="write the report there instead of to standard output")
     add(
@@ -46,6 +46,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def build_check_parser() -> argparse.ArgumentParser:
+    """The parser of `check`."""
+    parser = argparse.ArgumentParser(
+        prog="axmem_trace check",
+        description="Say of each configuration, in a line, what it needs and whether it fits.",
+        epilog="exit codes: that of the gravest file: 2 can't run or be estimated, 3 does not fit, 4 cannot say, else 0",
+        allow_abbrev=False,
+    )
+    parser.add_argument("configs", metavar="CONFIG.yml", nargs="+", help="axolotl configurations")
+    add_run_arguments(parser)
+    return parser
+
+
 def build_compare_parser() -> argparse.ArgumentParser:
     """The parser of `compare`."""
     parser = argparse.ArgumentParser(
@@ -59,13 +72,13 @@ def build_compare_parser() -> argparse.ArgumentParser:
         "(.pickle) or a log of axolotl (.log, .txt); the first is the baseline")  # fmt: skip
     add("--try", metavar="'key=value ...'", action="append", default=[], dest="tries",
         help="the first configuration once more with these keys changed; may be repeated")  # fmt: skip
-    _add_run_arguments(parser)
+    add_run_arguments(parser)
     add("--format", choices=("text", "markdown", "json"), default="text", help="default: text")
     add("-o", "--output", metavar="FILE", type=Path, help="write the comparison there instead of to standard output")
     return parser
 
 
-def _add_run_arguments(parser: argparse.ArgumentParser, *, card: bool = True) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser, *, card: bool = True) -> None:
     """What changes a run, or how it is looked up: the same for each command that estimates."""
     add = parser.add_argument
     add(
@@ -154,7 +167,7 @@ def build_gpus_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="laptops, small systems and old cards too, and those that the run does not fit",
     )
-    _add_run_arguments(parser, card=False)
+    add_run_arguments(parser, card=False)
     add("--format", choices=("text", "json"), default="text", help="default: text")
     return parser
 

@@ -20,7 +20,13 @@ from axmem_trace.config.derive.fake_quantisation import derive_fake_quantisation
 from axmem_trace.config.derive.hardware import derive_allocator, derive_gpu, read_count
 from axmem_trace.config.derive.loss import derive_kernels, derive_loss
 from axmem_trace.config.derive.model_kwargs import note_model_kwargs
-from axmem_trace.config.derive.objective import LABELLED, adapter_of_trainer, derive_objective, note_objective
+from axmem_trace.config.derive.objective import (
+    LABELLED,
+    adapter_of_trainer,
+    derive_objective,
+    note_objective,
+    rows_of_objective,
+)
 from axmem_trace.config.derive.optimizer import derive_optimizer
 from axmem_trace.config.derive.parallelism import derive_parallel
 from axmem_trace.config.derive.precision import derive_precision
@@ -181,8 +187,8 @@ def _derive(draft: Draft, base: BaseModel, gpu: Gpu, parallel: Parallel, *, allo
         objective=objective,
         kernels=attempt(derive_kernels, draft, base, batch.row_tokens, default=Kernels()),
         optimizer=attempt(derive_optimizer, draft, default=Optimizer()),
-        batch=batch,
-        evaluation=attempt(derive_evaluation, draft, batch, default=Evaluation()),
+        batch=rows_of_objective(batch, objective),
+        evaluation=rows_of_objective(attempt(derive_evaluation, draft, batch, default=Evaluation()), objective),
         gpu=gpu,
         allocator=attempt(derive_allocator, draft, default=Allocator()),
         parallel=parallel,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from axmem_trace.render.hints import PLAIN_DTYPES, list_hints
-from axmem_trace.render.tables import alert_lines, describe_moment, describe_refusals
+from axmem_trace.render.tables import alert_lines, describe_engine, describe_moment, describe_refusals
 from axmem_trace.report.holders import LAYER_WEIGHTS
 from axmem_trace.report.verdict import MEASURED_ERROR
 from axmem_trace.units import format_bytes, gib
@@ -61,9 +61,11 @@ def _wrap(text: str, width: int, style: str = "", *, indent: str = "", most: int
 def _verdict(report: Report, width: int) -> Iterator[Line]:
     if report.refusals:
         yield from _wrap(f"THIS RUN CAN'T RUN: {describe_refusals(report)}", width, "bold red")
-    yield from _wrap(_verdict_words(report), width, _STYLES[report.verdict])
+    yield from _wrap(describe_verdict(report), width, _STYLES[report.verdict])
     if report.why:
         yield from _wrap(report.why, width, indent="  ", most=2)
+    if report.engine is not None:
+        yield from _wrap(describe_engine(report.engine), width, indent="  ", most=2)
     failure = report.out_of_memory
     if failure is not None:
         moment = describe_moment(failure.phase, failure.step)
@@ -76,7 +78,8 @@ def _verdict(report: Report, width: int) -> Iterator[Line]:
     yield from _wrap(what, width, "dim", indent="  ", most=2)
 
 
-def _verdict_words(report: Report) -> str:
+def describe_verdict(report: Report) -> str:
+    """The verdict, the need and what is left, in a sentence."""
     gpu, need = report.gpu, format_bytes(report.peak.device_bytes)
     each = " on each GPU" if gpu.count > 1 else ""
     if not gpu.memory_bytes or report.headroom_bytes is None:
@@ -86,7 +89,8 @@ def _verdict_words(report: Report) -> str:
     cards = f"{gpu.count} x {card}" if gpu.count > 1 else card
     left = report.headroom_bytes
     rest = f"{format_bytes(left)} left" if left >= 0 else f"{format_bytes(-left)} too much"
-    return f"{report.verdict.upper()} on {cards}: needs {need}{each}, {rest}"
+    beside = f" for training and {format_bytes(report.engine.bytes)} for {report.engine.name}" if report.engine else ""
+    return f"{report.verdict.upper()} on {cards}: needs {need}{beside}{each}, {rest}"
 
 
 def _bar(report: Report, width: int, glyphs: str) -> Iterator[Line]:
@@ -130,12 +134,15 @@ def _column(nbytes: int, scale: int, width: int) -> int:
 
 
 def _logged(report: Report, width: int) -> Iterator[Line]:
-    """The lines that axolotl logs; it resets the peaks when the model is loaded, and whenever it has logged."""
+    """The lines that axolotl logs; it resets the peaks when the model is loaded, and whenever it has logged. TRL's
+    trainers log nothing of memory (axolotl `core/trainers/base.py` `log` is that of supervised training)."""
     label_width, gap, names, widths = 24, "  ", ("max_active", "max_allocated", "device_reserved"), (10, 13, 15)
     if width < NARROW:
         label_width, gap, names, widths = 13, " ", ("active", "allocated", "reserved"), (7, 9, 8)
     heads = gap.join(f"{name:>{size}}" for name, size in zip(names, widths, strict=True))
-    yield Line(f"{'axolotl will log (GiB)' if width >= NARROW else 'axolotl: GiB':{label_width}}{heads}", "bold")
+    logs = report.run.get("log") != "none"
+    wide, narrow = ("axolotl will log (GiB)", "axolotl: GiB") if logs else ("GiB (nothing logs it)", "GiB")
+    yield Line(f"{wide if width >= NARROW else narrow:{label_width}}{heads}", "bold")
     for label, name in (("first step", "step_1"), ("later steps", "step_2"), ("evaluation", "eval")):
         use = report.phases.get(name)
         if use is not None:

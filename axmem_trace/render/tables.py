@@ -13,7 +13,7 @@ from axmem_trace.units import format_bytes, gib
 if TYPE_CHECKING:
     from axmem_trace.notes import NoteKind
     from axmem_trace.report.report import Report
-    from axmem_trace.report.types import Buckets, Choice, DtypeRow, ModuleRow, PhaseUse, Resident
+    from axmem_trace.report.types import Buckets, Choice, DtypeRow, Engine, ModuleRow, PhaseUse, Resident
 
 NUM_TOP_MODULES = 12
 DEFAULT_DEPTH = 5
@@ -86,6 +86,9 @@ def describe_fit(report: Report) -> str:
     gpu, failure = report.gpu, report.out_of_memory
     if report.why:
         return f"cannot say: {report.why}"
+    if report.engine is not None and report.fits is False:
+        need = f"{format_bytes(report.peak.device_bytes)} for training"
+        return f"NO: {describe_engine(report.engine)} ({need})"
     if report.fits is None or report.headroom_bytes is None:
         return "not asked: name a card with --gpu"
     card = f"{gpu.name} ({format_bytes(gpu.memory_bytes)})" if gpu.name else format_bytes(gpu.memory_bytes)
@@ -97,6 +100,15 @@ def describe_fit(report: Report) -> str:
                 f"{describe_moment(failure.phase, failure.step)}{place}; with unlimited memory the run takes "
                 f"{format_bytes(report.peak.device_bytes)}")  # fmt: skip
     return f"NO, not on {card}: {format_bytes(-report.headroom_bytes)} too much"
+
+
+def describe_engine(engine: Engine) -> str:
+    """Its share of the card, and whether it can start."""
+    share = f"{engine.name} asks for {engine.share:g} of the card, {format_bytes(engine.bytes)}"
+    if not engine.starts:
+        return f"the engine won't start: {share}, and {format_bytes(engine.free_at_start_bytes)} is free when it starts"
+    rest = "it gives it back while training (sleep mode)" if engine.sleeps else "beside the figures of training"
+    return f"{share}, {rest}"
 
 
 def describe_model(report: Report) -> str:
@@ -122,7 +134,11 @@ def format_count(number: int) -> str:
 
 def describe_moment(phase: str, step: int) -> str:
     """`backward of step 2`, `loading`, `evaluation`."""
-    return {"load": "loading", "eval": "evaluation"}.get(phase, f"{phase} of step {step}")
+    named = {"load": "loading", "generate": "generation", "score": "scoring"}
+    what = named.get(phase, phase)
+    if not step:
+        return "evaluation" if phase == "eval" else what if phase == "load" else f"{what} in evaluation"
+    return "loading" if phase == "load" else f"{what} of step {step}"
 
 
 def _sized(nbytes: int) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from axmem_trace.model_facts import ModelFacts
 from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.recipe.lines import notes_in_place
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.report.engine import make_engine
 from axmem_trace.report.holders import list_holders, name_holder
 from axmem_trace.report.modules import make_module_rows
 from axmem_trace.report.phases import make_phases, make_timeline
@@ -61,9 +62,12 @@ def make_report(
     failure = _make_out_of_memory(facts, ledger, reservation)
     memory_bytes = recipe.gpu.memory_bytes
     shown = notes_in_place(recipe, (*recipe.notes, *notes, *note_costly_evaluation(recipe, phases)))
-    figures_fit = (peak.device_bytes <= memory_bytes and failure is None) if memory_bytes else None
+    engine = make_engine(recipe, peak, phases)
+    needed_bytes = engine.together_bytes if engine else peak.device_bytes
+    can_run = failure is None and (engine is None or engine.starts)
+    figures_fit = (needed_bytes <= memory_bytes and can_run) if memory_bytes else None
     fits, why = judge(figures_fit, shown)
-    headroom_bytes = memory_bytes - peak.device_bytes if memory_bytes else None
+    headroom_bytes = memory_bytes - needed_bytes if memory_bytes else None
     report = Report(
         run=describe_run(recipe),
         model=_make_model(facts),
@@ -77,6 +81,7 @@ def make_report(
         ),
         headroom_bytes=headroom_bytes,
         out_of_memory=failure,
+        engine=engine,
         after_load=AfterLoad(allocated_bytes=phases["load"].end_bytes if "load" in phases else 0),
         phases=phases,
         buckets=buckets,

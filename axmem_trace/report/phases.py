@@ -18,9 +18,17 @@ def make_phases(found: Survey, reservation: Reservation) -> dict[str, PhaseUse]:
     """`load`, `step_1`, ..., `eval` in order of time, each step with its parts."""
     groups: dict[str, list[Span]] = {}
     for span in found.spans.values():
-        name = span.phase if span.phase in ("load", "eval") else f"step_{span.step}"
+        name = "load" if span.phase == "load" else f"step_{span.step}" if span.step else "eval"
         groups.setdefault(name, []).append(span)
     return {name: _phase_use(name, spans, reservation) for name, spans in groups.items()}
+
+
+_PARTS = ("generate", "score", "forward", "backward", "optimizer")
+"""Of a step, in order of time: a rollout begins inside of the first forward's mark."""
+
+
+def _place_in_step(span: Span) -> int:
+    return _PARTS.index(span.phase)
 
 
 def _phase_use(name: str, spans: list[Span], reservation: Reservation) -> PhaseUse:
@@ -28,7 +36,7 @@ def _phase_use(name: str, spans: list[Span], reservation: Reservation) -> PhaseU
     reached = highest.peak_allocation
     parts: dict[str, PhaseUse] = {}
     if name.startswith("step_"):
-        parts = {span.phase: _phase_use("", [span], reservation) for span in spans}
+        parts = {span.phase: _phase_use("", [span], reservation) for span in sorted(spans, key=_place_in_step)}
     counted = max(highest.peak_bytes, *(reservation.allocated_peaks.get(span.key, 0) for span in spans))
     return PhaseUse(
         allocated_bytes=highest.peak_bytes,

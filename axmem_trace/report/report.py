@@ -16,6 +16,7 @@ from axmem_trace.report.types import (
     Buckets,
     Choice,
     DtypeRow,
+    Engine,
     Holder,
     Host,
     ModelSummary,
@@ -61,6 +62,8 @@ class Report:
     """Memory of the card that is left at the highest point; negative if it does not fit; None without a card."""
     out_of_memory: OutOfMemory | None
     """The request that failed on this card; None where none did."""
+    engine: Engine | None = None
+    """An engine that generates on the same card; None where there is none, or no card was named."""
     after_load: AfterLoad
     phases: Mapping[str, PhaseUse]
     """`load`, `step_1`, `step_2` and, where recorded, `eval`, in order of time."""

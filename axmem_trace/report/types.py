@@ -289,6 +289,26 @@ class TargetGpu:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """An inference engine in the trainer's own process, which takes a share of the card beside all other figures."""
+
+    name: str
+    """Of the software: `vLLM`."""
+    share: float
+    """Of the card that it may take."""
+    bytes: int
+    """That share; none of it is in `peak`."""
+    sleeps: bool
+    """It gives weights and key-value cache back while the trainer trains."""
+    free_at_start_bytes: int
+    """Of the card when it starts: the models are loaded by then."""
+    starts: bool
+    """Whether its share is free then; vLLM stops with an error where it is not."""
+    together_bytes: int
+    """The most that trainer and engine hold at one time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OutOfMemory:
     """The first request that the card could not serve, even after cached blocks were given back."""
 

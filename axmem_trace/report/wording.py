@@ -7,6 +7,7 @@ from axmem_trace.recipe.recipe import Recipe
 
 def describe_run(recipe: Recipe) -> dict[str, str]:
     """Phrases by matter, in the order in which a reader wants them."""
+    silent = {"log": "none"} if recipe.objective.is_preference else {}
     return {
         "config": recipe.name,
         "method": _method(recipe),
@@ -22,6 +23,7 @@ def describe_run(recipe: Recipe) -> dict[str, str]:
         if recipe.evaluation.enabled
         else "none",
         "allocator": recipe.allocator.settings or "PyTorch's defaults",
+        **silent,
     }
 
 

@@ -7,20 +7,22 @@ Source: axolotl 0.21 `core/builders/rl.py`, `core/trainers/dpo/__init__.py`, `tr
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from axmem_trace.config.derive.rollouts import completion_of_rollouts, derive_rollouts
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.model import Adapter, Quantisation
 from axmem_trace.recipe.objective import Method, Objective, Reference
+from axmem_trace.recipe.run import Batch, Evaluation
 
+Sized = TypeVar("Sized", Batch, Evaluation)
 PAIRED = ("dpo", "ipo", "simpo", "orpo")
 """Values of `rl` whose samples are a chosen and a rejected text."""
 GENERATING = ("grpo", "gdpo")
 CHUNKED = {"dpo": "dpo_use_liger_kernel", "ipo": "dpo_use_liger_kernel"}
 DROPOUT_OFF = (*PAIRED, "kto", "reward", "process_reward")
 """TRL's `disable_dropout` is on by default (`trainer/utils.py` `disable_dropout_in_model`); in GRPO it is off."""
-LABELLED = ("supervised", "process_reward", "grpo", "gdpo", "ebft")
+LABELLED = ("supervised", "process_reward", "ebft")
 """Methods whose model is given labels and computes the loss."""
 BFLOAT16_ADAPTERS = ("dpo", "ipo", "kto", "grpo", "gdpo", "reward", "process_reward")
 """TRL casts whatever trains on a 4-bit or 8-bit base to bf16 (`dpo_trainer.py`, `_is_quantized_model`). ORPO and SimPO
@@ -82,6 +84,13 @@ def adapter_of_trainer(adapter: Adapter, objective: Objective, quantisation: Qua
     if adapter.kind != "none" and quantisation.method != "none" and objective.method in BFLOAT16_ADAPTERS:
         adapter = replace(adapter, dtype="bfloat16")
     return adapter
+
+
+def rows_of_objective(batch: Sized, objective: Objective) -> Sized:
+    """Generated rows are as long as a prompt and a completion."""
+    if objective.rollouts is None:
+        return batch
+    return replace(batch, row_tokens=objective.prompt_tokens + objective.completion_tokens)
 
 
 def _method_key(draft: Draft) -> str:
@@ -185,6 +194,10 @@ def note_objective(draft: Draft, objective: Objective) -> None:
     if reference.kind == "precomputed" and reference.resident_model:
         text = "the reference model stays on the GPU all the same: axolotl hands it to the trainer"
         draft.note("warning", "precompute_ref_log_probs", text)
+    if objective.rollouts is not None and objective.rollouts.reward_models:
+        names = ", ".join(objective.rollouts.reward_models)
+        text = f"a model that rewards completions is not in the figures: {names} (the run needs more memory than shown)"
+        draft.note("not_modelled", "trl.reward_funcs", text, line=draft.line("trl.reward_funcs"), direction="more")
     if method == "simpo" and objective.likelihood and draft.get("cpo_alpha") is None:
         text = (
             "a log-likelihood of the chosen texts is part of SimPO's loss unless `cpo_alpha: 0` is set: two more copies"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from axmem_trace.config.document.draft import Draft
+from axmem_trace.config.document.foreign_keys import nearest_key
 from axmem_trace.config.refusals.rule import Rule
 
 PROMPT_STRATEGIES = frozenset({
@@ -16,6 +17,18 @@ PROMPT_STRATEGIES = frozenset({
     "alpaca", "explainchoice", "concisechoice", "summarizetldr", "jeopardy", "oasst", "gpteacher", "reflection",
 })  # fmt: skip
 """Modules of `prompt_strategies/`, then `DATASET_HANDLERS`."""
+DATASET_FIELDS = frozenset({
+    "path", "split", "type", "input_transform", "shards", "shards_idx", "preprocess_shards", "conversation",
+    "chat_template", "chat_template_jinja", "data_files", "input_format", "name", "ds_type", "field", "field_human",
+    "field_model", "field_messages", "field_tools", "field_thinking", "template_thinking_key", "message_field_role",
+    "message_field_content", "message_property_mappings", "message_field_training", "message_field_training_detail",
+    "split_thinking", "logprobs_field", "temperature", "roles_to_train", "train_on_eos", "train_on_eot", "roles",
+    "drop_system_message", "trust_remote_code", "revision", "weight", "text_column", "skip", "field_chosen",
+    "field_rejected", "step_separator", "max_completion_length", "train_on_last_step_only", "length",
+    "sequence_length", "min_input_id", "max_input_id", "seed", "min_turns", "max_turns", "min_turn_length",
+    "input_fraction",
+})  # fmt: skip
+"""Fields of an item of `datasets`, of every kind (`utils/schemas/datasets.py`, 0.19 and 0.21)."""
 
 
 def _is_sketch(draft: Draft) -> bool:
@@ -51,6 +64,9 @@ def refuse_datasets(draft: Draft) -> None:
         text = "the configuration names no data, which axolotl needs: taken as a sketch, whose memory does not depend on it"
         draft.note("warning", "datasets", text)
     for key, dataset in _datasets(draft):
+        for name in dataset:
+            if name not in DATASET_FIELDS:
+                _report_field(draft, f"{key}.{name}", str(name))
         kind = dataset.get("type")
         if isinstance(kind, str) and kind.startswith("sharegpt") and key.startswith("datasets."):
             problem = "axolotl refuses this: `type: sharegpt` is gone"
@@ -60,6 +76,18 @@ def refuse_datasets(draft: Draft) -> None:
         if dataset.get("chat_template") == "jinja" and not dataset.get("chat_template_jinja"):
             problem = "axolotl refuses this: chat_template: jinja requires chat_template_jinja"
             draft.refuse(problem, f"{key}.chat_template", remedy="add chat_template_jinja with the template")
+
+
+def _report_field(draft: Draft, key: str, name: str) -> None:
+    nearest = nearest_key(name, DATASET_FIELDS)
+    advice = f"did you mean `{nearest}`?" if nearest else ""
+    if draft.is_overridden(key):
+        remedy = advice or f"it knows {', '.join(sorted(DATASET_FIELDS))}"
+        draft.fail(draft.error("axolotl knows no such field of a dataset, and drops it", key, remedy=remedy))
+        return
+    text = f"axolotl knows no field `{name}` of a dataset and drops it"
+    note = draft.note("warning" if advice else "ignored", key, f"{text}: {advice}" if advice else text)
+    draft.strict.append(note)
 
 
 def _note_strategy(draft: Draft, key: str, kind: str) -> None:

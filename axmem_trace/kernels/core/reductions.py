@@ -46,6 +46,17 @@ def sum_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[st
     return copies + _partial(context, tensor, _dims(args), accumulated)
 
 
+@RULES.workspace(aten.multinomial.default)
+def multinomial_workspace(
+    context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> list[int]:
+    """One draw for each row is the largest of the probabilities over exponentially distributed numbers.
+
+    Source: Distributions.cpp, `multinomial_out`: `at::empty_like(self).exponential_()`, then divided in place.
+    """
+    return [args[0].numel() * args[0].element_size()]
+
+
 @RULES.workspace(aten.var.correction, aten.std.correction, aten.var_mean.correction, aten.std_mean.correction)
 def moments_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """Mean, second moment and two counts of 4 bytes. Source: ReduceMomentKernel.cu, `WelfordData<float, int32_t>`."""

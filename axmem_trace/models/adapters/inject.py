@@ -40,7 +40,17 @@ def add_adapter(model: Any, recipe: Recipe, notes: Notes) -> Any:
     cast_adapter(peft_model, recipe)
     if recipe.adapter.from_file:
         _load_file(peft_model, recipe)
+    if recipe.objective.reference.kind == "adapter_copy":
+        _add_frozen_copy(peft_model, lora_config)
     return peft_model
+
+
+def _add_frozen_copy(peft_model: Any, lora_config: Any) -> None:
+    """The adapter `ref`: TRL copies an adapter that it finds, and compares with the copy (TRL 1.14.1
+    `trainer/grpo_trainer.py` `__init__`). It keeps peft's dtype, fp32, on a quantised base too."""
+    is_meta = next(peft_model.parameters()).is_meta
+    with torch.device("meta" if is_meta else "cpu"):
+        peft_model.add_adapter("ref", lora_config, low_cpu_mem_usage=is_meta)
 
 
 def _load_file(peft_model: nn.Module, recipe: Recipe) -> None:

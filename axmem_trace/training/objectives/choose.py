@@ -8,6 +8,7 @@ from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.objectives.diffusion import Diffusion
 from axmem_trace.training.objectives.direct_preference import DirectPreference
 from axmem_trace.training.objectives.distillation import Distillation
+from axmem_trace.training.objectives.group_relative import GroupRelative
 from axmem_trace.training.objectives.kahneman_tversky import KahnemanTversky
 from axmem_trace.training.objectives.objective import Objective
 from axmem_trace.training.objectives.odds_ratio import OddsRatio, SimplePreference
@@ -28,6 +29,8 @@ _TRAINERS: dict[str, type[Preference]] = {
 
 def choose_objective(recipe: Recipe, built: BuiltModel, recorder: Recorder) -> Objective:
     """The training method that the recipe asks for."""
+    if recipe.objective.rollouts is not None:
+        return GroupRelative(recipe, built, recorder)
     kind = _TRAINERS.get(recipe.objective.method)
     if kind is not None:
         return kind(recipe, built)

@@ -1,0 +1,44 @@
+"""`axmem_trace check`: a line for each of several configurations, for a pre-commit hook or CI."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from axmem_trace.cli.run_options import estimate_run
+from axmem_trace.cli.terminal import show_progress, write_output
+from axmem_trace.errors import EXIT_CANNOT_SAY, EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED, AxmemError
+from axmem_trace.quiet import set_quiet_environment
+
+if TYPE_CHECKING:
+    from axmem_trace.progress import Progress
+
+SEVERITY = (EXIT_ESTIMATED, EXIT_CANNOT_SAY, EXIT_DOES_NOT_FIT, EXIT_CONFIG)
+"""Exit codes from the mildest to the gravest: that of the gravest file is the command's."""
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Checks each configuration, whatever becomes of the others."""
+    set_quiet_environment()
+    codes = [EXIT_ESTIMATED]
+    for config in options.configs:
+        with show_progress(sys.stderr) as progress:
+            code, line = _check(config, options, progress)
+        codes.append(code)
+        write_output(f"{config}: {line}\n", None)
+    return max(codes, key=SEVERITY.index)
+
+
+def _check(config: str, options: argparse.Namespace, progress: Progress | None) -> tuple[int, str]:
+    """The exit code of one configuration, and what there is to say of it."""
+    from axmem_trace.render.first_screen import describe_verdict
+
+    try:
+        report = estimate_run(config, options, progress)
+    except AxmemError as error:
+        return error.exit_code, str(error).partition("\n")[0]
+    if report.refusals:
+        return EXIT_CONFIG, f"can't run: {report.refusals[0].key}: {report.refusals[0].reason}"
+    code = EXIT_CANNOT_SAY if report.why else EXIT_DOES_NOT_FIT if report.fits is False else EXIT_ESTIMATED
+    return code, describe_verdict(report) + (f" ({report.why})" if report.why else "")

@@ -1,0 +1,41 @@
+"""An estimate as a command's options ask for it: the same for each command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from axmem_trace.progress import Progress
+    from axmem_trace.report import Report
+
+
+def estimate_run(
+    config: str,
+    options: argparse.Namespace,
+    progress: Progress | None,
+    *,
+    overrides: Sequence[str] = (),
+    **others: Any,
+) -> Report:
+    """`estimate` with the options that `add_run_arguments` made.
+
+    Args:
+        overrides: further changes to the configuration, after those of `--set`.
+        others: arguments of `estimate` that this command has of its own; they win.
+    """
+    from axmem_trace.estimation import estimate
+
+    asked = {
+        "overrides": (*options.overrides, *overrides),
+        "assumptions": tuple(options.assumptions),
+        "gpu": getattr(options, "gpu", ""),
+        "num_gpus": options.num_gpus,
+        "num_nodes": options.num_nodes,
+        "hub": options.hub,
+        "trust_remote_code": options.trust_remote_code,
+        "strict": options.strict,
+        "progress": progress,
+    }
+    return estimate(config, **(asked | others))

@@ -1,0 +1,42 @@
+"""A vLLM engine in the trainer's own process: its share of the card, beside the figures of training.
+
+Source: TRL 1.14.1 `generation/vllm_generation.py` `_init_vllm` (when: after policy and reference are loaded;
+`gpu_memory_utilization`; `sleep(level=2)` after each generation, which gives weights and key-value cache back). vLLM takes
+that share of the card whatever the model needs: what weights leave of it becomes key-value cache, and it refuses to start
+where less of the card is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.report.types import Engine, Peak, PhaseUse
+
+ENGINE_PHASES = ("generate",)
+"""Of a step: when a sleeping engine is awake."""
+
+
+def make_engine(recipe: Recipe, peak: Peak, phases: Mapping[str, PhaseUse]) -> Engine | None:
+    """The engine's figures on the card that was named; None where there is no engine beside the trainer, or no card."""
+    rollouts, memory_bytes = recipe.objective.rollouts, recipe.gpu.memory_bytes
+    if rollouts is None or rollouts.engine != "vllm_colocate" or not memory_bytes:
+        return None
+    share_bytes = int(rollouts.engine_share * memory_bytes)
+    taken = recipe.gpu.context_bytes + (phases["load"].reserved_bytes if "load" in phases else 0)
+    free_bytes = max(0, memory_bytes - taken)
+    beside = peak.device_bytes
+    if rollouts.engine_sleeps:
+        awake = [
+            use.reserved_bytes for step in phases.values() for name, use in step.phases.items() if name in ENGINE_PHASES
+        ]
+        beside = recipe.gpu.context_bytes + max(awake, default=0)
+    return Engine(
+        name="vLLM",
+        share=rollouts.engine_share,
+        bytes=share_bytes,
+        sleeps=rollouts.engine_sleeps,
+        free_at_start_bytes=free_bytes,
+        starts=share_bytes <= free_bytes,
+        together_bytes=max(peak.device_bytes, beside + share_bytes),
+    )

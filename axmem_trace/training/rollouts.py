@@ -1,0 +1,95 @@
+"""Text generated in training by transformers' `generate`: its longest passes, the first and the last.
+
+Source: transformers 5.20 `generation/utils.py` `_prefill`, `_sample`, `generation/logits_process.py`, `cache_utils.py`
+`DynamicLayer.update`; TRL 1.14.1 `trainer/grpo_trainer.py` `_generate_single_turn`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from axmem_trace.models.built import unwrapped
+from axmem_trace.recipe.objective import Rollouts
+from axmem_trace.tracing.recorder import Recorder
+
+
+@torch.no_grad()
+def generate_completions(
+    forward: Callable[..., Any],
+    model: Any,
+    recorder: Recorder,
+    settings: Rollouts,
+    *,
+    rows: int,
+    prompt_tokens: int,
+    completion_tokens: int,
+) -> None:
+    """The prompts' pass and the pass that gives the last token, each with its sampling.
+
+    Every pass puts a longer copy of a layer's keys and values in the place of the old ones, one layer after the other;
+    so the last pass holds the most, and those between are left out: the cache is made as long as they would leave it.
+
+    Args:
+        forward: the model as `generate` calls it.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=unwrapped(model).config.get_text_config())
+    ids, mask = (recorder.place(torch.ones(rows, prompt_tokens, dtype=torch.int64)) for _ in range(2))
+    options = _accepted(model, logits_to_keep=1, use_cache=True, past_key_values=cache)
+    _sample(forward(input_ids=ids, attention_mask=mask, **options), settings)
+    if completion_tokens < 2:
+        return
+    lengthen(cache, prompt_tokens + completion_tokens - 2)
+    mask = recorder.place(torch.ones(rows, prompt_tokens + completion_tokens - 1, dtype=torch.int64))
+    token = recorder.place(torch.ones(rows, 1, dtype=torch.int64))
+    position = recorder.place(torch.full((1, 1), prompt_tokens + completion_tokens - 2))
+    options |= _accepted(model, position_ids=position)
+    _sample(forward(input_ids=token, attention_mask=mask, **options), settings)
+
+
+def lengthen(cache: Any, tokens: int) -> None:
+    """Keys and values of `tokens` tokens, or of as many as a layer with a window keeps."""
+    for layer in cache.layers:
+        keys = getattr(layer, "keys", None)
+        if not isinstance(keys, Tensor) or keys.ndim != 4:
+            continue
+        window = getattr(layer, "sliding_window", None)
+        length = min(tokens, window - 1) if window else tokens
+        shapes = [(*each.shape[:2], length, each.shape[3]) for each in (layer.keys, layer.values)]
+        layer.keys = layer.values = None
+        layer.keys, layer.values = (keys.new_zeros(shape) for shape in shapes)
+        if hasattr(layer, "cumulative_length"):
+            layer.cumulative_length = tokens
+
+
+def _sample(outputs: Any, settings: Rollouts) -> None:
+    """A token for each row: an fp32 copy of the last position's logits, filters, their softmax and a draw."""
+    scores = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+    if settings.temperature != 1.0:
+        scores = scores / settings.temperature
+    if settings.top_k:
+        least = torch.topk(scores, min(settings.top_k, scores.shape[-1]))[0][..., -1, None]
+        scores = scores.masked_fill(scores < least, -float("inf"))
+    if settings.top_p < 1.0:
+        scores = _of_largest_share(scores, settings.top_p)
+    chances = torch.nn.functional.softmax(scores, dim=-1)
+    torch.multinomial(chances, num_samples=1)
+
+
+def _of_largest_share(scores: Tensor, share: float) -> Tensor:
+    """`TopPLogitsWarper`: what lies beyond the likeliest tokens that make up the share is masked."""
+    values, indices = torch.sort(scores, descending=False)
+    unlikely = values.softmax(dim=-1).cumsum(dim=-1) <= (1 - share)
+    return scores.masked_fill(unlikely.scatter(1, indices, unlikely), -float("inf"))
+
+
+def _accepted(model: Any, **options: Any) -> dict[str, Any]:
+    """The options that the model's forward knows."""
+    parameters = inspect.signature(unwrapped(model).forward).parameters
+    return {name: value for name, value in options.items() if name in parameters}
