@@ -13,9 +13,10 @@ from axmem_trace.config.assumptions import apply_assumptions
 from axmem_trace.config.derive.adapter import derive_adapter, derive_freezing
 from axmem_trace.config.derive.attention import derive_attention
 from axmem_trace.config.derive.base_model import derive_base_model
-from axmem_trace.config.derive.batch import derive_batch, derive_evaluation
+from axmem_trace.config.derive.batch import derive_batch
 from axmem_trace.config.derive.checkpointing import derive_checkpointing
 from axmem_trace.config.derive.device_map import derive_placement
+from axmem_trace.config.derive.evaluation import derive_evaluation
 from axmem_trace.config.derive.fake_quantisation import derive_fake_quantisation
 from axmem_trace.config.derive.hardware import derive_allocator, derive_gpu, read_count
 from axmem_trace.config.derive.loss import derive_kernels, derive_loss

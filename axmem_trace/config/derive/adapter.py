@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from axmem_trace.config.derive.relora import restart_steps
@@ -47,6 +48,23 @@ def derive_freezing(draft: Draft) -> Freezing:
 
 
 def _lora(draft: Draft, kind: Literal["lora", "qlora"], saved: SavedAdapter) -> Adapter:
+    rank = _rank(draft, kind, saved)
+    adapter = _with_targets(draft, saved, Adapter(kind=kind, rank=rank))
+    adapter = replace(adapter, dtype=_dtype(draft), alpha=_alpha(draft, saved, rank), dropout=_dropout(draft, saved))
+    adapter = _with_variant(draft, saved, _with_layers(draft, saved, adapter))
+    return replace(
+        adapter,
+        from_file=draft.has("lora_model_dir"),
+        file_tensor_bytes=saved.tensor_bytes,
+        on_cpu=bool(draft.get("lora_on_cpu")),
+        loraplus=bool(draft.get("loraplus_lr_ratio")),
+        relora_steps=restart_steps(draft),
+        relora_cpu_offload=bool(draft.get("relora_cpu_offload")),
+        relora_prunes_at_random=draft.get("relora_prune_method") in ("random", "reset"),
+    )
+
+
+def _rank(draft: Draft, kind: str, saved: SavedAdapter) -> int:
     rank = saved.asked(draft, "r", "lora_r")
     if rank is None and not saved.governs:
         raise draft.error(
@@ -57,32 +75,48 @@ def _lora(draft: Draft, kind: Literal["lora", "qlora"], saved: SavedAdapter) -> 
     rank = 8 if rank is None else rank
     if not isinstance(rank, int) or rank < 1:
         raise draft.error("peft needs a rank of at least 1", "lora_r", accepted="a whole number above 0")
+    return rank
+
+
+def _with_targets(draft: Draft, saved: SavedAdapter, adapter: Adapter) -> Adapter:
     targets = saved.asked(draft, "target_modules", "lora_target_modules") or ()
     parameters = saved.asked(draft, "target_parameters", "lora_target_parameters") or ()
     linear = bool(draft.get("lora_target_linear")) and not saved.governs
     if not (targets or parameters or linear or saved.governs):
         raise draft.error(
-            f"`adapter: {kind}` names nothing to adapt: peft stops",
+            f"`adapter: {adapter.kind}` names nothing to adapt: peft stops",
             "lora_target_modules",
             remedy="set `lora_target_linear: true`, or list lora_target_modules",
         )
-    autocast = draft.get("peft_autocast_adapter_dtype")
-    text = "peft keeps adapters in fp32 (its default)" if autocast is not False else "`peft_autocast_adapter_dtype`"
-    draft.reason(
-        "adapter.dtype", "autocast" if autocast is not False else "base", text, key="peft_autocast_adapter_dtype"
+    return replace(
+        adapter,
+        target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
+        target_linear=linear,
+        target_parameters=(parameters,) if isinstance(parameters, str) else tuple(parameters),
     )
+
+
+def _dtype(draft: Draft) -> Literal["autocast", "base"]:
+    autocast = draft.get("peft_autocast_adapter_dtype") is not False
+    text = "peft keeps adapters in fp32 (its default)" if autocast else "`peft_autocast_adapter_dtype`"
+    dtype: Literal["autocast", "base"] = "autocast" if autocast else "base"
+    draft.reason("adapter.dtype", dtype, text, key="peft_autocast_adapter_dtype")
+    return dtype
+
+
+def _alpha(draft: Draft, saved: SavedAdapter, rank: int) -> int:
     alpha = saved.asked(draft, "lora_alpha", "lora_alpha")
     if alpha is None:
         problem = "the run stops: peft divides by no `lora_alpha`"
         draft.refuse(problem, "lora_alpha", remedy="add `lora_alpha: 16`, for example")
-    return Adapter(
-        kind=kind,
-        rank=rank,
-        alpha=int(alpha) if alpha is not None else rank,
-        dropout=_dropout(draft, saved),
-        target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
-        target_linear=linear,
-        target_parameters=(parameters,) if isinstance(parameters, str) else tuple(parameters),
+        return rank
+    return int(alpha)
+
+
+def _with_layers(draft: Draft, saved: SavedAdapter, adapter: Adapter) -> Adapter:
+    """Which layers it is in, with what rank each, and what trains as a whole."""
+    return replace(
+        adapter,
         modules_to_save=tuple(_as_list(saved.asked(draft, "modules_to_save", "lora_modules_to_save"))),
         rank_pattern=_pattern(draft, saved, "rank_pattern"),
         alpha_pattern=_pattern(draft, saved, "alpha_pattern"),
@@ -90,6 +124,14 @@ def _lora(draft: Draft, kind: Literal["lora", "qlora"], saved: SavedAdapter) -> 
         layers_pattern=tuple(_as_list(saved.asked(draft, "layers_pattern", "peft_layers_pattern"))),
         layer_replication=_replication(draft, saved),
         trainable_token_indices=_token_indices(draft, saved),
+        exclude_modules=_names(saved.config.get("exclude_modules")),
+    )
+
+
+def _with_variant(draft: Draft, saved: SavedAdapter, adapter: Adapter) -> Adapter:
+    """DoRA, scaling, initialisation, bias."""
+    return replace(
+        adapter,
         dora=bool(saved.asked(draft, "use_dora", "peft_use_dora")),
         rslora=bool(saved.asked(draft, "use_rslora", "peft_use_rslora")),
         fan_in_fan_out=bool(saved.asked(draft, "fan_in_fan_out", "lora_fan_in_fan_out")),
@@ -97,15 +139,6 @@ def _lora(draft: Draft, kind: Literal["lora", "qlora"], saved: SavedAdapter) -> 
         init=_init(draft, saved),
         loftq_bits=_loftq_bits(draft),
         bias=str(saved.config.get("bias", "none")),
-        exclude_modules=_names(saved.config.get("exclude_modules")),
-        from_file=draft.has("lora_model_dir"),
-        file_tensor_bytes=saved.tensor_bytes,
-        dtype="base" if autocast is False else "autocast",
-        on_cpu=bool(draft.get("lora_on_cpu")),
-        loraplus=bool(draft.get("loraplus_lr_ratio")),
-        relora_steps=restart_steps(draft),
-        relora_cpu_offload=bool(draft.get("relora_cpu_offload")),
-        relora_prunes_at_random=draft.get("relora_prune_method") in ("random", "reset"),
     )
 
 

@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from axmem_trace.config.derive.attention import decontaminates_packing, supports_packing
 from axmem_trace.config.derive.objective import is_paired
 from axmem_trace.config.document.draft import Draft
-from axmem_trace.recipe.recipe import Batch, Evaluation, Model
+from axmem_trace.recipe.recipe import Batch, Model
 
 DEFAULT_PAD_MULTIPLE = 64
 MAX_TOKENS = 1 << 27
@@ -24,36 +25,14 @@ def derive_batch(draft: Draft, model: Model) -> Batch:
     """
     micro, accumulation = _batch_sizes(draft)
     length = _positive(draft, "sequence_len")
-    packed = False
-    if is_paired(draft) or draft.get("rl"):
-        rows, row_tokens = _rows_of_trl(draft, micro), _row_tokens_of_trl(draft, length)
-        mask, padded, samples = True, rows > 1, 1
-    elif draft.get("sample_packing"):
-        rows, row_tokens = _packed_shape(draft, micro, length)
-        mask = not decontaminates_packing(draft)
-        padded, packed = mask, True
-        samples = max(2, micro // rows)
-    else:
-        rows, row_tokens = micro, _padded_length(draft, length)
-        mask, padded, samples = True, micro > 1 or row_tokens > length or bool(draft.get("pad_to_sequence_len")), 1
-        packed = _flattens(draft, micro)
-        if packed:
-            rows, row_tokens, mask, padded, samples = 1, micro * length, False, False, micro
-            draft.reason("batch.rows", 1, "`batch_flattening` joins the batch into one row", key="batch_flattening")
-        else:
-            _explain_rows(draft, rows, row_tokens, length)
-    if rows * row_tokens > MAX_TOKENS:
+    batch = _shape(draft, micro, length)
+    if batch.rows * batch.row_tokens > MAX_TOKENS:
         raise draft.error(
-            f"{rows} rows of {row_tokens} tokens are no batch", "sequence_len", remedy="correct the sizes"
+            f"{batch.rows} rows of {batch.row_tokens} tokens are no batch", "sequence_len", remedy="correct the sizes"
         )
     images, audio = _media(draft, model)
-    return Batch(
-        rows=rows,
-        row_tokens=row_tokens,
-        packed=packed,
-        samples_per_row=samples,
-        attention_mask=mask,
-        padded=padded,
+    return replace(
+        batch,
         gradient_accumulation_steps=accumulation,
         neftune=bool(draft.get("neftune_noise_alpha")),
         image_size=_image_size(draft),
@@ -61,6 +40,43 @@ def derive_batch(draft: Draft, model: Model) -> Batch:
         audio_seconds_per_row=audio,
         processor_options=draft.sub("processor_kwargs"),
     )
+
+
+def _shape(draft: Draft, micro: int, length: int) -> Batch:
+    """Rows, their length and the mask, for each way in which a batch is made."""
+    if is_paired(draft) or draft.get("rl"):
+        return _rows_of_preferences(draft, micro, length)
+    if draft.get("sample_packing"):
+        return _packed_rows(draft, micro, length)
+    if _flattens(draft, micro):
+        return _flattened_row(draft, micro, length)
+    return _padded_rows(draft, micro, length)
+
+
+def _rows_of_preferences(draft: Draft, micro: int, length: int) -> Batch:
+    rows = _rows_of_trl(draft, micro)
+    return Batch(rows=rows, row_tokens=row_tokens_of_trl(draft, length), padded=rows > 1)
+
+
+def _packed_rows(draft: Draft, micro: int, length: int) -> Batch:
+    rows, row_tokens = _packed_shape(draft, micro, length)
+    mask = not decontaminates_packing(draft)
+    samples = max(2, micro // rows)
+    return Batch(
+        rows=rows, row_tokens=row_tokens, packed=True, samples_per_row=samples, attention_mask=mask, padded=mask
+    )
+
+
+def _flattened_row(draft: Draft, micro: int, length: int) -> Batch:
+    draft.reason("batch.rows", 1, "`batch_flattening` joins the batch into one row", key="batch_flattening")
+    return Batch(rows=1, row_tokens=micro * length, packed=True, samples_per_row=micro, attention_mask=False)
+
+
+def _padded_rows(draft: Draft, micro: int, length: int) -> Batch:
+    row_tokens = padded_length(draft, length)
+    _explain_rows(draft, micro, row_tokens, length)
+    padded = micro > 1 or row_tokens > length or bool(draft.get("pad_to_sequence_len"))
+    return Batch(rows=micro, row_tokens=row_tokens, padded=padded)
 
 
 def _rows_of_trl(draft: Draft, micro: int) -> int:
@@ -74,67 +90,13 @@ def _rows_of_trl(draft: Draft, micro: int) -> int:
     return 2 * micro
 
 
-def _row_tokens_of_trl(draft: Draft, length: int) -> int:
+def row_tokens_of_trl(draft: Draft, length: int) -> int:
     """TRL's collators pad to the longest row, ORPO's and SimPO's to a multiple that is asked for (axolotl
     `utils/collators/dpo.py`); a reward model's rows are always as long as the next multiple of `sequence_len`."""
     if not draft.get("rl"):
-        return _padded_length(draft, length)
+        return padded_length(draft, length)
     multiple = draft.get("pad_to_multiple_of") if draft.get("rl") in ("orpo", "simpo") else 0
     return _round_up(length, int(multiple)) if multiple else length
-
-
-def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
-    """`Evaluation`: axolotl evaluates before the first step whenever it evaluates at all (`eval_on_start`).
-
-    The Trainer keeps no logits (`prediction_loss_only`), since axolotl sets no `compute_metrics`.
-    """
-    enabled, why, key = _evaluates(draft)
-    draft.reason("evaluation.enabled", enabled, why, key=key, origin="derived")
-    if not enabled:
-        return Evaluation()
-    micro = draft.get("micro_batch_size") or 1
-    pairs, own_rows = is_paired(draft), bool(draft.get("rl"))
-    packing = False if pairs or own_rows else draft.get("eval_sample_packing")
-    if packing is None:
-        packing = bool(draft.get("sample_packing")) and not draft.get("eval_table_size")
-    rows = (draft.get("eval_batch_size") or micro) * (1 + pairs)
-    length = draft.get("eval_sequence_len") or draft.get("sequence_len") or 512
-    if packing and draft.get("sample_packing"):
-        rows, row_tokens, packed = batch.rows, batch.row_tokens, True
-    elif packing:
-        # only the collator packs: it joins the samples of a batch into one row (`build_collator`)
-        rows, row_tokens, packed = 1, _padded_length(draft, rows * length), True
-    else:
-        row_tokens, packed = _row_tokens_of_trl(draft, length) if own_rows else _padded_length(draft, length), False
-    given = next((key for key in ("eval_batch_size", "eval_sequence_len") if draft.has(key)), "")
-    text = f"`{given}`" if given else "as many as in training"
-    draft.reason("evaluation.rows", rows, text, key=given, origin=None if given else "derived")
-    generated_rows, generated_tokens = _generated(draft, rows, row_tokens)
-    return Evaluation(
-        enabled=True,
-        before_training=True,
-        rows=rows,
-        row_tokens=row_tokens,
-        packed=packed,
-        generated_rows=generated_rows,
-        generated_tokens=generated_tokens,
-    )
-
-
-def _generated(draft: Draft, rows: int, row_tokens: int) -> tuple[int, int]:
-    """Rows at once and tokens of each: axolotl `utils/callbacks/__init__.py` `CausalLMBenchEvalCallback`, whose prompts
-    are at the most a row, and `utils/generation/sft.py` `generate_samples`, which takes a part of one row."""
-    if draft.get("do_causal_lm_eval"):
-        new = draft.get("eval_max_new_tokens") or 128
-        text = "prompts are taken to be as long as a row; the key-value cache and the last logits are counted"
-        draft.note("assumed", "do_causal_lm_eval", text)
-        return rows, row_tokens + int(new)
-    if draft.get("generate_samples"):
-        new, share = draft.get("generation_max_new_tokens") or 50, draft.get("generation_prompt_ratio")
-        text = "one row is generated at a time; its key-value cache and the last logits are counted"
-        draft.note("assumed", "generate_samples", text)
-        return 1, int(row_tokens * (0.5 if share is None else share)) + int(new)
-    return 0, 0
 
 
 def _batch_sizes(draft: Draft) -> tuple[int, int]:
@@ -196,7 +158,7 @@ def _round_up(number: int, multiple: int) -> int:
     return multiple * math.ceil(number / multiple)
 
 
-def _padded_length(draft: Draft, length: int) -> int:
+def padded_length(draft: Draft, length: int) -> int:
     """Longest row after the collator: `pad_to_multiple_of` is 64, the sequence length under `pad_to_sequence_len`."""
     pad = _pads_to_sequence_len(draft)
     if pad:
@@ -228,7 +190,7 @@ def _packed_shape(draft: Draft, micro: int, length: int) -> tuple[int, int]:
         kernel = draft.get("attn_implementation") or "default"
         text = f"`{key}`" if key != "sample_packing" else f"packed rows are kept apart under {kernel} attention"
         draft.reason("batch.rows", micro, text, key=key, origin="derived")
-        return micro, _padded_length(draft, length)
+        return micro, padded_length(draft, length)
     text = "packing joins micro_batch_size * sequence_len tokens into one row"
     draft.reason("batch.rows", 1, text, key=key, origin="derived")
     if _pads_to_sequence_len(draft) is False:
@@ -287,19 +249,3 @@ def _image_size(draft: Draft) -> tuple[int, ...]:
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise draft.error("an image has a width and a height", "image_size", accepted="512 or [512, 384]")
     return (sides[1], sides[0])
-
-
-def _evaluates(draft: Draft) -> tuple[bool, str, str]:
-    has_data = bool(draft.get("val_set_size") or draft.get("test_datasets"))
-    if not has_data:
-        return False, "no val_set_size and no test_datasets", ""
-    if draft.get("eval_steps"):
-        return True, "`eval_steps`; the first evaluation comes before step 1", "eval_steps"
-    per_epoch, strategy = draft.get("evals_per_epoch"), draft.get("eval_strategy")
-    if per_epoch and 1.0 / (per_epoch * (draft.get("num_epochs") or 1.0)) < 1.0:
-        return True, "`evals_per_epoch`; the first evaluation comes before step 1", "evals_per_epoch"
-    if per_epoch and not strategy:
-        return False, "`evals_per_epoch` times num_epochs is not above 1: axolotl skips evaluation", "evals_per_epoch"
-    if strategy and strategy != "no":
-        return True, "`eval_strategy`; the first evaluation comes before step 1", "eval_strategy"
-    return False, "neither eval_steps, evals_per_epoch nor eval_strategy is set: the Trainer never evaluates", ""

@@ -10,6 +10,11 @@ from axmem_trace.recipe.model import Dtype
 from axmem_trace.recipe.parallel import Fsdp
 
 
+def asks_for_fsdp(draft: Draft) -> bool:
+    """FSDP of either version, as axolotl's validators see it; `uses_fsdp` is what its loader sees."""
+    return bool(draft.get("fsdp") or draft.get("fsdp_config"))
+
+
 def fsdp_version(draft: Draft) -> int:
     """The version that is said, or was filled in with the old names; axolotl's own default where none is."""
     return int(draft.get("fsdp_version") or draft.sub("fsdp_config").get("fsdp_version") or 2)

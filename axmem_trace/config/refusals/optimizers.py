@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from axmem_trace.config.derive.fsdp import asks_for_fsdp
 from axmem_trace.config.document.draft import Draft
-from axmem_trace.config.refusals.rule import Rule, fsdp, fsdp2, is_lora
+from axmem_trace.config.refusals.rule import Rule, fsdp2, is_lora
 
 _POLORA_UNTRAINED = (
     "lora_modules_to_save", "unfrozen_parameters", "peft_use_dora", "peft_trainable_token_indices",
@@ -20,7 +21,7 @@ def _is(draft: Draft, name: str) -> bool:
 
 def _needs_fsdp2(draft: Draft) -> bool:
     name = str(draft.get("optimizer"))
-    return (name in _FSDP2_ONLY or name.startswith("flash_")) and fsdp(draft) and not fsdp2(draft)
+    return (name in _FSDP2_ONLY or name.startswith("flash_")) and asks_for_fsdp(draft) and not fsdp2(draft)
 
 
 def _excludes_deepspeed(draft: Draft) -> bool:

@@ -48,11 +48,6 @@ def lora_kernels(draft: Draft) -> bool:
     return any(draft.get(key) for key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"))
 
 
-def fsdp(draft: Draft) -> bool:
-    """FSDP of either version."""
-    return bool(draft.get("fsdp") or draft.get("fsdp_config"))
-
-
 def fsdp2(draft: Draft) -> bool:
     """FSDP2: validators compare the version as text."""
     return str(draft.get("fsdp_version")) == "2"
