@@ -11,6 +11,7 @@ from pathlib import Path
 from axmem_trace.cli.check import run_check
 from axmem_trace.cli.commands import list_models, run_estimate
 from axmem_trace.cli.compare import run_compare
+from axmem_trace.cli.completion import build_completion_parser, run_completion
 from axmem_trace.cli.gpus import run_gpus
 from axmem_trace.cli.parser import (
     build_check_parser,
@@ -28,6 +29,10 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argpa
     "compare": (build_compare_parser, run_compare),
     "gpus": (build_gpus_parser, run_gpus),
     "models": (build_models_parser, list_models),
+    "completion": (
+        build_completion_parser,
+        lambda options: run_completion(options, {name: build for name, (build, _) in COMMANDS.items()}),
+    ),
 }
 """Each command's arguments, and what it does. The first is meant where none is named."""
 EXIT_INTERRUPTED = 130
