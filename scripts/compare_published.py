@@ -104,14 +104,17 @@ def predict(case: Case) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     try:
-        report = estimate(case.config, assumptions=case.assumptions, gpu=case.gpu, hub="never")
+        num_gpus = case.num_gpus if case.num_gpus > 1 else 0
+        report = estimate(case.config, assumptions=case.assumptions, gpu=case.gpu, num_gpus=num_gpus, hub="never")
     except ConfigError as error:
         return {"reason": " ".join(str(error).split())[:160]}
     except Exception as error:  # one of many: the others are still compared, and the exit code says so
         return {"reason": f"{STOPPED} {type(error).__name__}: {' '.join(str(error).split())[:120]}"}
     step = report.phases["step_1"]
+    training = max(report.phases[name].counted_bytes for name in ("step_1", "step_2"))
     return {
-        "allocated": report.peak.counted_bytes, "reserved": report.peak.reserved_bytes,
+        # on several GPUs each may load the whole model first: what the Trainer measures begins after that
+        "allocated": training if num_gpus else report.peak.counted_bytes, "reserved": report.peak.reserved_bytes,
         "device": report.peak.device_bytes, "end": report.phases["step_2"].counted_end_bytes,
         "load": report.phases["load"].counted_end_bytes, "after_forward": step.phases["forward"].counted_end_bytes,
         "after_backward": step.phases["backward"].counted_end_bytes,
@@ -155,7 +158,7 @@ def _state_of_package() -> str:
 
 
 def _cache_file(cache: Path, state: str, case: Case) -> Path:
-    asked = json.dumps([state, case.config, case.assumptions, case.gpu], sort_keys=True)
+    asked = json.dumps([state, case.config, case.assumptions, case.gpu, case.num_gpus], sort_keys=True)
     return cache / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
 
 

@@ -79,6 +79,8 @@ def group_rows(rows: Iterable[Row]) -> dict[str, list[Row]]:
             groups.setdefault(f"{row.source} {row.quality} {row.quantity}", []).append(row)
             if row.quality in ("A", "B") and row.num_gpus == 1 and row.quantity in ("allocated", "passes"):
                 groups.setdefault("A and B, max_allocated, one GPU", []).append(row)
+            if row.quality in ("A", "B") and row.num_gpus > 1 and row.quantity == "allocated":
+                groups.setdefault("A and B, max_allocated, several GPUs", []).append(row)
     return dict(sorted(groups.items()))
 
 

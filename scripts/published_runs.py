@@ -43,9 +43,9 @@ def read_run(run: Mapping[str, Any]) -> Case:
         "gpu": _card(str(run.get("gpu", ""))),
     }  # fmt: skip
     try:
-        if run["n_gpus"] != 1:
-            raise CannotExpress(f"{run['n_gpus']} GPUs: only what one GPU holds alone is estimated so far")
         translate = TRANSLATIONS.get(source)
+        if run["n_gpus"] != 1 and source not in ON_MANY_GPUS:
+            raise CannotExpress(f"{run['n_gpus']} GPUs: how this trainer spreads a run is not said here yet")
         if translate is None:
             raise CannotExpress(OWN_MODEL_CODE.get(source, f"no translation for runs of {source}"))
         case.update(translate(run))
@@ -85,6 +85,32 @@ FMS_FRAMEWORKS = (
     "none", "foak-fast-kernels", "foak-fast-kernels-liger", "baseline-peft-bnb",
     *(f"accelerated-peft-{kind}{kernels}" for kind in ("bnb", "autogptq") for kernels in ("", "-foak", "-foak-liger")),
 )  # fmt: skip
+
+
+def _fms_on_many(settings: Mapping[str, Any], framework: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """More of a configuration and of the assumptions: FSDP1 as `scripts/benchmarks/accelerate.yaml` has it.
+
+    The `foak` kernels leave the adapters of a quantised base to each rank, whole, as they can't run with divided ones
+    (fms-acceleration-foak 0.7.4 `utils.py` `lora_adapters_switch_ddp_from_fsdp`). With FSDP the base is packed in words of
+    the load dtype; TRL 0.13 then makes adapters in the base's dtype and prepares nothing (`SFTTrainer.__init__`,
+    `is_sharded_qlora`).
+    """
+    if not settings.get("fsdp"):
+        raise CannotExpress("several GPUs without FSDP")
+    if settings.get("gptq"):
+        raise CannotExpress("fms-acceleration makes parameters of AutoGPTQ's packed buffers, so that FSDP divides them")
+    config = {"fsdp_version": 1, "fsdp_config": {"cpu_ram_efficient_loading": True,
+                                                 "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}  # fmt: skip
+    assumptions: dict[str, Any] = {
+        "fsdp_prefetch": "pre",
+        "fsdp_dtype": "bfloat16" if settings["autocast"] else "stored",
+    }
+    assumptions["checkpoints_units"] = True
+    if "foak" in framework and settings.get("load_in_4bit"):
+        assumptions["fsdp_adapters"] = "ignored"
+    if framework == "baseline-peft-bnb":
+        assumptions |= {"kbit_preparation": False, "adapter_dtype": "base"}
+    return config, assumptions
 
 
 def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,8 +162,12 @@ def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
         assumptions["gptq_kernel"] = "triton"
     if framework == "baseline-peft-bnb":
         assumptions |= {"kbit_preparation": True, "cast_back": False, "embedding_dtype": "bfloat16"}
+    if run["n_gpus"] > 1:
+        more, further = _fms_on_many(settings, framework)
+        config |= more
+        assumptions |= further
     name, release = settings["base_model"].split("/")[-1], run["versions"]["transformers"]
-    line = f"{name} {framework} {config.get('adapter', 'full')} {release}"
+    line = f"{name} {framework} {config.get('adapter', 'full')} {release}" + f" x {run['n_gpus']}" * (run["n_gpus"] > 1)
     return {"config": config, "assumptions": assumptions, "line": line}
 
 
@@ -218,6 +248,8 @@ def _msswift24(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"config": config, "assumptions": assumptions, "line": f"{settings['base_model']} {config.get('adapter')}"}
 
 
+ON_MANY_GPUS = ("fms",)
+"""Sources whose runs on several GPUs are translated too."""
 TRANSLATIONS = {
     "fms": _fms,
     "peft": _peft,

@@ -46,6 +46,13 @@ def _fsdp(name: str) -> Callable[[Recipe, Any], Recipe]:
     return lambda recipe, value: _replace(recipe, "parallel", fsdp=replace(recipe.parallel.fsdp, **{name: value}))
 
 
+def _fsdp_dtype(recipe: Recipe, value: str) -> Recipe:
+    dtype = "" if value == "stored" else value
+    fsdp = replace(recipe.parallel.fsdp, param_dtype=dtype, reduce_dtype=dtype)
+    output = dtype if recipe.parallel.engine == "fsdp2" else ""
+    return _replace(recipe, "parallel", fsdp=replace(fsdp, output_dtype=output))
+
+
 def _autocast(recipe: Recipe, value: Any) -> Recipe:
     """Off also means no fp32 copy of the outputs and no gradient scaler: accelerate does all three together."""
     if value is False:
@@ -205,9 +212,15 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     "experts_layout": Assumption(
         "'fused'|'linear'", "experts are fused parameters, or a linear layer each as before transformers 5",
         _set("older.experts_layout"), ("older.experts_layout",)),
+    "checkpoints_units": Assumption(
+        "bool", "an FSDP1 unit is checkpointed as a whole, gathers included, as before transformers 4.53",
+        _set("older.checkpoints_units"), ("older.checkpoints_units",)),
     "fsdp_prefetch": Assumption(
         "'none'|'pre'|'post'", "FSDP1's backward_prefetch, which axolotl can't set", _fsdp("prefetch"),
         ("parallel.fsdp.prefetch",)),
+    "fsdp_dtype": Assumption(
+        f"'stored'|{_DTYPES}", "FSDP's mixed precision (stored: none, parameters are used as they are stored)", _fsdp_dtype,
+        ("parallel.fsdp.param_dtype",)),
     "fsdp_adapters": Assumption(
         "'layer'|'own'|'ignored'", "adapters are in their layer's FSDP unit, units of their own, or whole on each GPU",
         _fsdp("adapters"), ("parallel.fsdp.adapters",)),

@@ -45,7 +45,29 @@ def wrap_model(model: nn.Module, recipe: Recipe, *, device: torch.device, arrive
     )
     if dtype is not None:
         upcast_trained(wrapped)
+    if recipe.older.checkpoints_units:
+        checkpoint_units(wrapped)
     return wrapped
+
+
+def checkpoint_units(wrapped: Any) -> None:
+    """Checkpointing runs around a unit, as it did when a model's forward called it with each of its layers
+    (`self._gradient_checkpointing_func(layer.__call__, ...)`, transformers until 4.52). Then a unit's hooks hold on to the
+    inputs that the recomputation detaches."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    class CheckpointedUnit(FullyShardedDataParallel):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            function = partial(FullyShardedDataParallel.__call__, self, **kwargs)
+            return self.checkpoint(function, *args) if self.training else function(*args)
+
+    units: list[Any] = FullyShardedDataParallel.fsdp_modules(wrapped)
+    for unit in units:
+        layer = unit.module
+        if getattr(layer, "gradient_checkpointing", False) and hasattr(layer, "_gradient_checkpointing_func"):
+            layer.gradient_checkpointing = False
+            unit.checkpoint = layer._gradient_checkpointing_func
+            unit.__class__ = CheckpointedUnit
 
 
 def upcast_trained(wrapped: Any) -> None:

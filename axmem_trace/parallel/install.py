@@ -78,7 +78,7 @@ def _with_fsdp2(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread
     whole.clear()
     if fsdp.loads_on_host:
         fsdp2.load_shards(model)
-    tensors = local_tensors(model)
+    tensors = _tensors_of_rank(built)
     return Spread(
         call=model,
         facts=describe_rank(built.facts, tensors),
@@ -102,7 +102,7 @@ def _with_fsdp1(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread
     if not recipe.parallel.fsdp.loads_on_host:
         _register_whole(recorder, built)
     wrapped = fsdp1.wrap_model(model, recipe, device=device, arrives=_arrival(recipe, recorder))
-    tensors, shards = local_tensors(model), tuple(flat_shards(model, wrapped))
+    tensors, shards = _tensors_of_rank(built), tuple(flat_shards(model, wrapped))
 
     def clip(parameters: Sequence[nn.Parameter], max_norm: float) -> torch.Tensor:
         norm: torch.Tensor = wrapped.clip_grad_norm_(max_norm if max_norm > 0 else float("inf"))
@@ -128,10 +128,14 @@ def _arrival(recipe: Recipe, recorder: Recorder) -> Callable[[nn.Module], None]:
     return arrive if recipe.parallel.fsdp.loads_on_host else lambda module: None
 
 
+def _tensors_of_rank(built: BuiltModel) -> dict[str, torch.Tensor]:
+    """By name; quantisation states are whole on each rank."""
+    return local_tensors(built.module) | {state.name: state.tensor for state in built.state_tensors}
+
+
 def _register_whole(recorder: Recorder, built: BuiltModel) -> None:
     """The whole model is on this rank's GPU."""
-    tensors = local_tensors(built.module)
-    tensors.update((state.name, state.tensor) for state in built.state_tensors)
+    tensors = _tensors_of_rank(built)
     for fact in built.facts.tensors:
         recorder.register(tensors[fact.name], role=fact.role, module=fact.module, device=fact.device)
 

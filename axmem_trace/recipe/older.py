@@ -1,7 +1,7 @@
 """What only older releases of the libraries do: said by assumptions alone, for runs that were measured with them.
 
 The code is in `kernels/older/`, but for experts as linear layers (`models/experts/separate_experts.py`) and the order of
-loading (`training/loading.py`).
+loading (`training/loading.py`), and FSDP1's units (`parallel/fsdp1.py`).
 """
 
 from __future__ import annotations
@@ -24,5 +24,7 @@ class Older:
     """Keys and values of the forward are kept in its outputs. axolotl never does."""
     loading: Literal["current", "before_4_50"] = "current"
     """How weights come to the card: as transformers does it now, or as releases before 4.50 did."""
+    checkpoints_units: bool = False
+    """transformers before 4.53: an FSDP1 unit is checkpointed as a whole, its gathers too; now what it wraps is."""
     experts_layout: Literal["fused", "linear"] = "fused"
     """`linear`: a layer per expert and projection, as before transformers 5."""

@@ -89,6 +89,22 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     assert not dist.is_initialized()
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_quantised_weights_are_divided_and_their_states_are_not(tmp_path: Path, version: int) -> None:
+    """With n ranks a rank holds D / n + R, so from 2 to 4 to 8 ranks the differences halve."""
+    keys = {
+        "adapter": "qlora", "load_in_4bit": True, "lora_r": 8, "lora_alpha": 8, "lora_target_linear": True,
+        "fsdp_version": version, "fsdp_config": {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"},
+    }  # fmt: skip
+    reports = [report_of(tmp_path, gpus, **keys) for gpus in (2, 4, 8)]
+    two, four, eight = (report.resident.weights for report in reports)
+    assert two - four == 2 * (four - eight)
+    # nested absmax: a byte for each block of 64 of the 2 * (3,072 + 4,608) weights of linears, and its own states
+    replicated = two - 2 * (two - four)
+    assert replicated >= 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32) // 64
+    assert {report.model.parameters for report in reports} == {reports[0].model.parameters}
+
+
 def test_offloading_is_said_to_be_missing(tmp_path: Path) -> None:
     report = report_of(tmp_path, 8, fsdp_version=2, fsdp_config={"offload_params": True})
     assert report.resident.weights == 2 * PARAMETERS // 8 + ROTARY

@@ -42,6 +42,21 @@ def test_run_becomes_a_case():
     assert case.gpu == "A100-80GB"
 
 
+def test_a_run_on_several_gpus_is_fsdp1():
+    from published_runs import read_run
+
+    settings = {"fsdp": ["full_shard", "auto_wrap"]}
+    case = read_run(make_run(n_gpus=2, settings=settings))
+    assert (case.cannot, case.num_gpus, case.config["fsdp_version"]) == ("", 2, 1)
+    assert case.assumptions["fsdp_dtype"] == "bfloat16"
+    assert case.assumptions["checkpoints_units"]
+    assert "fsdp_adapters" not in case.assumptions
+    foak = read_run(make_run(n_gpus=2, settings=settings, framework="HF Trainer config accelerated-peft-bnb-foak"))
+    assert foak.assumptions["fsdp_adapters"] == "ignored"
+    packed = read_run(make_run(n_gpus=2, settings={**settings, "gptq": True}))
+    assert "packed buffers" in packed.cannot
+
+
 @pytest.mark.parametrize(
     ("version", "base_model", "path"),
     [
@@ -81,7 +96,7 @@ def test_trls_own_preparation_leaves_norms_in_fp32():
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"n_gpus": 2}, "2 GPUs"),
+        ({"n_gpus": 2}, "without FSDP"),
         ({"id": "litgpt-1"}, "own model code"),
         ({"id": "nobody-1"}, "no translation for runs of nobody"),
         ({"framework": "x accelerated-moe-scatter"}, "accelerated-moe-scatter of fms-acceleration"),
@@ -104,7 +119,7 @@ def test_every_published_run_is_translated_or_refused_with_a_reason():
     assert len(cases) > len(runs)
     assert all(bool(case.cannot) != bool(case.config) for case in cases)
     assert all(set(case.assumptions) <= set(ASSUMPTIONS) for case in cases)
-    assert sum(case.source == "fms" and not case.cannot and "-oom-" not in case.id for case in cases) == 51
+    assert sum(case.source == "fms" and not case.cannot and "-oom-" not in case.id for case in cases) == 100
 
 
 def test_figures():
@@ -212,19 +227,19 @@ def without(record, *path):
 
 LACKING = [
     ("metric unknown", make_run(metric="peak of nvtop"), "metric peak of nvtop"),
-    ("no figure", without(make_run(), "measured_gib"), "does not tell measured_gib"),
+    ("no figure", without(make_run(), "measured_gib"), "does not say measured_gib"),
     ("a figure of nothing", make_run(measured_gib=0), "no figure"),
     ("a figure that is no number", make_run(measured_gib=float("nan")), "no figure"),
-    ("no number of GPUs", without(make_run(), "n_gpus"), "does not tell n_gpus"),
-    ("two GPUs", make_run(n_gpus=2), "2 GPUs"),
-    ("no versions", without(make_run(), "versions"), "does not tell versions"),
+    ("no number of GPUs", without(make_run(), "n_gpus"), "does not say n_gpus"),
+    ("two GPUs", make_run(n_gpus=2), "without FSDP"),
+    ("no versions", without(make_run(), "versions"), "does not say versions"),
     ("no such version", make_run(versions={"transformers": "main"}), "transformers main"),
     ("no length", make_run(settings={"sequence_len": None}), ""),
-    ("no settings", without(make_run(), "axolotl_like_config"), "does not tell axolotl_like_config"),
+    ("no settings", without(make_run(), "axolotl_like_config"), "does not say axolotl_like_config"),
     ("another source", make_run(id="colossalai-7b"), "no translation for runs of colossalai"),
     ("another framework", make_run(framework="trl galore"), "galore"),
-    ("no framework", without(make_run(), "framework"), "does not tell framework"),
-    ("no id", without(make_run(), "id"), "does not tell id"),
+    ("no framework", without(make_run(), "framework"), "does not say framework"),
+    ("no id", without(make_run(), "id"), "does not say id"),
     ("no record", None, "can't be read"),
     ("peft's other methods", make_run(id="peft-ia3", settings={"adapter": "ia3"}), "adapter ia3"),
 ]
