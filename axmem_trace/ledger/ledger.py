@@ -14,7 +14,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from axmem_trace.ledger.allocation import (
     BEFORE_ALL,
@@ -52,6 +52,14 @@ class Moment:
     step: int
     module: str = ""
     op: str = ""
+
+
+class Stretch(NamedTuple):
+    """The births and deaths between two marks, by their positions in `Ledger.moves`: from `start` to before `end`."""
+
+    mark: Mark
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +130,15 @@ class Ledger:
         return ticks, levels
 
     @cached_property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """From each mark to the next, in order of time; what happens at a mark's tick is part of its stretch."""
+        ticks, marks = self.levels[0], self._marks
+        if not marks or marks[0].tick > 0:
+            marks = [BEFORE_ALL, *marks]
+        starts = [0, *(bisect_left(ticks, mark.tick) for mark in marks[1:])]
+        return tuple(map(Stretch, marks, starts, [*starts[1:], len(ticks)]))
+
+    @cached_property
     def timeline(self) -> tuple[Moment, ...]:
         """Live GPU bytes after each birth or death. An object for each: prefer `levels` where bytes are enough."""
         moments, position, mark, marks = [], 0, BEFORE_ALL, self._marks
@@ -148,10 +165,8 @@ class Ledger:
     def _peaks(self) -> tuple[Moment, ...]:
         """The highest moment of each stretch between two marks in order of time, those merely inherited last."""
         (ticks, levels), order = self.levels, self._order
-        found, inherited, start = [], [], 0
-        marks = [BEFORE_ALL, *self._marks]
-        for mark, following in zip(marks, [*marks[1:], None], strict=True):
-            end = len(ticks) if following is None else bisect_left(ticks, following.tick, start)
+        found, inherited = [], []
+        for mark, start, end in self.stretches:
             if start and mark.tick:
                 inherited.append(Moment(tick=mark.tick - 1, allocated_bytes=levels[start - 1],
                                         phase=mark.phase, step=mark.step))  # fmt: skip
@@ -161,7 +176,6 @@ class Ledger:
                 allocation = self.allocations[order[position] % (2 * len(self.allocations)) >> 1]
                 found.append(Moment(tick=ticks[position], allocated_bytes=high, phase=mark.phase, step=mark.step,
                                     module=allocation.module, op=allocation.op))  # fmt: skip
-            start = end
         return (*found, *inherited)
 
     def alive_at(self, tick: int) -> tuple[Allocation, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from axmem_trace.ledger.allocation import BUCKETS, NEVER, Allocation, Bucket, Mark, Phase
@@ -69,10 +70,7 @@ def survey(ledger: Ledger) -> Survey:
     """Walks the ledger's GPU allocations once, keeping live bytes per bucket."""
     found, live, live_bytes = Survey(), [0] * len(BUCKETS), 0
     column = {bucket: index for index, bucket in enumerate(BUCKETS)}
-    marks = sorted(ledger.marks, key=lambda mark: mark.tick)
-    if not marks or marks[0].tick > 0:
-        marks.insert(0, Mark(tick=0, phase="load", step=0))
-    position, span = 0, Span(phase="load", step=0)
+    moves = ledger.moves()
 
     def enter(mark: Mark) -> Span:
         entered = found.spans.setdefault((mark.phase, mark.step), Span(phase=mark.phase, step=mark.step))
@@ -82,20 +80,18 @@ def survey(ledger: Ledger) -> Survey:
         entered.end_bytes = live_bytes
         return entered
 
-    for tick, index, dies in ledger.moves():
-        while position < len(marks) and marks[position].tick <= tick:
-            span, position = enter(marks[position]), position + 1
-        allocation = ledger.allocations[index]
-        delta = -allocation.block_bytes if dies else allocation.block_bytes
-        live[column[allocation.bucket]] += delta
-        live_bytes += delta
-        span.end_bytes = live_bytes
-        if live_bytes > span.peak_bytes:
-            span.peak_bytes, span.peak_live = live_bytes, tuple(live)
-            span.peak_tick, span.peak_allocation = tick, allocation
-        found.levels.append(Level(tick, live_bytes, allocation, span))
-    for mark in marks[position:]:
-        enter(mark)
+    for mark, start, end in ledger.stretches:
+        span = enter(mark)
+        for tick, index, dies in islice(moves, end - start):
+            allocation = ledger.allocations[index]
+            delta = -allocation.block_bytes if dies else allocation.block_bytes
+            live[column[allocation.bucket]] += delta
+            live_bytes += delta
+            span.end_bytes = live_bytes
+            if live_bytes > span.peak_bytes:
+                span.peak_bytes, span.peak_live = live_bytes, tuple(live)
+                span.peak_tick, span.peak_allocation = tick, allocation
+            found.levels.append(Level(tick, live_bytes, allocation, span))
     return found
 
 
@@ -116,9 +112,10 @@ def most_alive(allocations: Iterable[Allocation]) -> tuple[int, tuple[Allocation
 
 def last_forward_end(ledger: Ledger) -> tuple[int, int]:
     """First and last tick of the last forward of the last step; `(0, -1)` where no forward was recorded."""
-    marks = sorted(ledger.marks, key=lambda mark: mark.tick)
-    for position in range(len(marks) - 1, -1, -1):
-        if marks[position].phase == "forward":
-            end = marks[position + 1].tick if position + 1 < len(marks) else ledger.ticks + 1
-            return marks[position].tick, end - 1
+    stretches = ledger.stretches
+    for position in range(len(stretches) - 1, -1, -1):
+        if stretches[position].mark.phase == "forward":
+            is_last = position + 1 == len(stretches)
+            end = ledger.ticks + 1 if is_last else stretches[position + 1].mark.tick
+            return stretches[position].mark.tick, end - 1
     return 0, -1

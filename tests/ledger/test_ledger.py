@@ -156,3 +156,18 @@ def test_fast_queries_say_what_the_plain_definition_says():
             peak = ledger.peak(phase=phase, step=step)
             assert peak.allocated_bytes == expected
             assert ledger.allocated_at(peak.tick) == expected
+
+
+def test_stretches_share_all_births_and_deaths():
+    """Before the first mark it is loading; what happens at a mark's tick comes after the mark; marks may be empty."""
+    allocations = tuple(Allocation(nbytes=512, born=tick, died=tick + 3) for tick in (1, 2, 5))
+    marks = [
+        Mark(tick=tick, phase=phase, step=1) for tick, phase in ((2, "forward"), (6, "backward"), (7, "optimizer"))
+    ]
+    ledger = Ledger(allocations=allocations, marks=(marks[1], marks[2], marks[0]), ticks=9)
+    # Moves: births at 1, 2 and 5, deaths at 4, 5 and 8.
+    found = [(mark.phase, start, end) for mark, start, end in ledger.stretches]
+    assert found == [("load", 0, 1), ("forward", 1, 5), ("backward", 5, 5), ("optimizer", 5, 6)]
+    first = Ledger(allocations=allocations, marks=(Mark(tick=0, phase="forward", step=1),), ticks=9)
+    assert [(mark.phase, start, end) for mark, start, end in first.stretches] == [("forward", 0, 6)]
+    assert [mark.phase for mark, _, _ in Ledger(allocations=(), marks=(), ticks=0).stretches] == ["load"]
