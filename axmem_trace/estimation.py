@@ -102,21 +102,11 @@ def _trace(recipe: Recipe, clock: Stopwatch) -> tuple[ModelFacts, Ledger, tuple[
     Raises:
         ConfigError: the run can't be recorded; with the refusals that are known already.
     """
-    from axmem_trace.parallel.install import open_ranks
-    from axmem_trace.training.loading import load_models
-    from axmem_trace.training.optimizers import build_optimizer
-    from axmem_trace.training.trace import make_recorder, record_run
+    from axmem_trace.training.traced import trace_run
 
-    clock.start("build", f"building {recipe.model.base.name}")
-    recorder = make_recorder(recipe)
-    with errors_in_place(recipe), open_ranks(recipe, recorder) as divide:
-        built = load_models(recipe, recorder)
-        spread = divide(built)
-        optimizer = build_optimizer(recipe, built.module)
-        clock.start("trace", "tracing")
-        recording = record_run(recipe, built, optimizer, recorder=recorder, progress=clock.progress, spread=spread)
-    facts = spread.facts if spread is not None else built.facts
-    return facts, recording.ledger, (*built.notes, *optimizer.notes, *recording.notes)
+    with errors_in_place(recipe):
+        run = trace_run(recipe, clock.start)
+    return run.facts, run.ledger, run.notes
 
 
 def _reserved_bytes(recipe: Recipe) -> int:

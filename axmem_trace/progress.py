@@ -12,7 +12,7 @@ Progress = Callable[[str], None]
 
 @dataclass
 class Stopwatch:
-    """Seconds by stage; reports the beginning of each stage to `progress`."""
+    """Seconds by stage, of all its parts where it is begun again; reports the beginning of each stage to `progress`."""
 
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
@@ -28,4 +28,6 @@ class Stopwatch:
     def stop(self) -> None:
         """Ends the stage."""
         if self._stage:
-            self.seconds[self._stage] = round(time.perf_counter() - self._since, 3)
+            elapsed = self.seconds.get(self._stage, 0.0) + time.perf_counter() - self._since
+            self.seconds[self._stage] = round(elapsed, 3)
+            self._stage = ""

@@ -52,7 +52,7 @@ def build_on_device(recipe: Recipe, device: str, loaded: Callable[[], None] = la
     enable_checkpointing(model, recipe, notes)
     model.train()
     facts = record_facts(model, (), recipe)
-    return BuiltModel(module=model, config=model.config, facts=facts, state_tensors=(), notes=notes)
+    return BuiltModel(module=model, config=model.config, facts=facts, whole_facts=facts, notes=notes)
 
 
 def warm_up(model: nn.Module, device: str, hf_quantizer: Any) -> None:

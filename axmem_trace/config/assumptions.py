@@ -67,6 +67,10 @@ def _router(recipe: Recipe, value: Any) -> Recipe:
     return replace(recipe, router=value)
 
 
+def _fold(recipe: Recipe, value: bool) -> Recipe:
+    return replace(recipe, fold=value)
+
+
 def _allocator(recipe: Recipe, value: str) -> Recipe:
     from axmem_trace.allocator.conf import parse_alloc_conf
 
@@ -225,6 +229,9 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
         "'layer'|'own'|'ignored'", "adapters are in their layer's FSDP unit, units of their own, or whole on each GPU",
         _fsdp("adapters"), ("parallel.fsdp.adapters",)),
     "router": Assumption("'balanced'|'worst'", "how tokens spread over experts", _router, ("router",)),
+    "fold": Assumption(
+        "bool", "layers that repeat are traced once and unfolded (false: every layer is traced; slower, the same figures)",
+        _fold, ("fold",)),
     "allocator": Assumption(
         "str", "a PYTORCH_ALLOC_CONF, or `default` for PyTorch's own", _allocator, ("allocator.settings",)),
     "cuda_context_bytes": Assumption(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, TypeVar
@@ -27,6 +27,7 @@ from axmem_trace.ledger.allocation import (
     Phase,
     block_bytes,
 )
+from axmem_trace.ledger.columns import Allocations, Columns, make_columns
 
 K = TypeVar("K", bound=Hashable)
 
@@ -66,11 +67,16 @@ class Stretch(NamedTuple):
 class Ledger:
     """Every allocation of a recording, in order of birth, and the marks of its phases."""
 
-    allocations: tuple[Allocation, ...]
+    allocations: Sequence[Allocation]
     marks: tuple[Mark, ...]
     ticks: int
     empty_cache_ticks: tuple[int, ...] = field(default=())
     """Ticks at which the run calls `torch.cuda.empty_cache()`."""
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The allocations as arrays."""
+        return self.allocations.columns if isinstance(self.allocations, Allocations) else make_columns(self.allocations)
 
     @cached_property
     def on_gpu(self) -> tuple[Allocation, ...]:

@@ -19,6 +19,7 @@ from axmem_trace.models.dtypes import cast_as_axolotl
 from axmem_trace.models.experts.llama4_experts import linearised_llama4_experts
 from axmem_trace.models.experts.separate_experts import old_expert_names, route_by_linear_gates, unfuse_experts
 from axmem_trace.models.freezing import freeze_parameters
+from axmem_trace.models.layer_folding import Folding, NoFolding
 from axmem_trace.models.quantisation import NoQuantizer, choose_quantizer, iterate_bnb_states, quantise_fused_experts
 from axmem_trace.models.quantisation.fake_quantised import prepare_fake_quantisation
 from axmem_trace.models.quantisation.float8 import convert_to_float8
@@ -37,7 +38,9 @@ WatchLoading = Callable[[Any], AbstractContextManager[None]]
 """Called with the model when its weights are there; open while axolotl casts, adapts and freezes it."""
 
 
-def build_model(recipe: Recipe, *, device: str = "meta", watch: WatchLoading = nullcontext) -> BuiltModel:
+def build_model(
+    recipe: Recipe, *, device: str = "meta", watch: WatchLoading = nullcontext, folding: Folding | None = None
+) -> BuiltModel:
     """Build the model that axolotl would hand to the trainer.
 
     The order is that of axolotl `loaders/model.py` `ModelLoader.load` and `train.py` `setup_model_and_tokenizer`.
@@ -46,17 +49,19 @@ def build_model(recipe: Recipe, *, device: str = "meta", watch: WatchLoading = n
         device: `meta` allocates nothing, whatever the model's size; `cpu` makes real tensors of a small,
             unquantised model along the same path.
         watch: sees the loaded model, and is open around what happens to it then.
+        folding: leaves repeated layers out of the model; None: all of them are built.
 
     Raises:
         ConfigError: the model can't be built as the recipe asks; the message says what to do.
     """
     _check_device(recipe, device)
+    folding = folding or NoFolding()
     notes = Notes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = build_model_config(recipe, notes)
         model_class, config = find_model_class(recipe, config, notes)
-        model, experts_quantised = _load(recipe, model_class, config, device, notes)
+        model, experts_quantised = _load(recipe, model_class, config, device, notes, folding)
         refuse_unsupported_checkpointing(model, recipe)
         with watch(model):
             model = change_loaded(model, recipe, notes, experts_quantised=experts_quantised)
@@ -65,9 +70,11 @@ def build_model(recipe: Recipe, *, device: str = "meta", watch: WatchLoading = n
     model.train()
     states = _state_tensors(model)
     facts = record_facts(model, states, recipe)
-    note_traps(recipe, facts, notes)
+    whole_facts = folding.complete(facts)
+    note_traps(recipe, whole_facts, notes)
     note_learned_positions(model, recipe, notes)
-    return BuiltModel(module=model, config=model.config, facts=facts, state_tensors=states, notes=notes)
+    return BuiltModel(module=model, config=model.config, facts=facts, whole_facts=whole_facts,
+                      state_tensors=states, notes=notes)  # fmt: skip
 
 
 def change_loaded(model: Any, recipe: Recipe, notes: Notes, *, experts_quantised: bool) -> Any:
@@ -88,7 +95,9 @@ def change_loaded(model: Any, recipe: Recipe, notes: Notes, *, experts_quantised
     return model
 
 
-def _load(recipe: Recipe, model_class: Any, config: Any, device: str, notes: Notes) -> tuple[Any, bool]:
+def _load(
+    recipe: Recipe, model_class: Any, config: Any, device: str, notes: Notes, folding: Folding
+) -> tuple[Any, bool]:
     """What `from_pretrained` returns, and whether fused experts were quantised on the way."""
     quantizer = choose_quantizer(recipe, config, notes)
     if device != "meta" and not isinstance(quantizer, NoQuantizer):
@@ -96,6 +105,7 @@ def _load(recipe: Recipe, model_class: Any, config: Any, device: str, notes: Not
     dtype = quantizer.load_dtype(getattr(torch, recipe.precision.load_dtype))
 
     def replace_modules(model: Any) -> None:
+        folding.shorten(model)
         unfuse_experts(model, recipe)
         quantizer.replace_modules(model, dtype)
 
@@ -103,7 +113,7 @@ def _load(recipe: Recipe, model_class: Any, config: Any, device: str, notes: Not
         model = build_skeleton(model_class, config, recipe, dtype, device, notes, replace_modules)
     quantizer.finish(model, dtype)
     make_canvas = partial(build_skeleton, model_class, config, recipe, dtype, "meta", Notes(), lambda model: None)
-    place_modules(model, recipe, make_canvas, notes)
+    place_modules(model, recipe, make_canvas, notes, folding.stands_for)
     return model, quantise_fused_experts(model, recipe, notes)
 
 

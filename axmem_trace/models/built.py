@@ -41,6 +41,8 @@ class BuiltModel:
     module: nn.Module
     config: Any
     facts: ModelFacts
+    whole_facts: ModelFacts
+    """`facts`, with those of repeated layers that were left out of `module`."""
     state_tensors: tuple[StateTensor, ...] = ()
     notes: Notes = field(default_factory=Notes)
     reference: nn.Module | None = None

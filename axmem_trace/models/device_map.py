@@ -30,7 +30,10 @@ def is_on_host(parameter: torch.Tensor) -> bool:
     return bool(getattr(parameter, _MARK, False))
 
 
-def place_modules(model: nn.Module, recipe: Recipe, make_canvas: Callable[[], nn.Module], notes: Notes) -> None:
+def place_modules(
+    model: nn.Module, recipe: Recipe, make_canvas: Callable[[], nn.Module], notes: Notes,
+    stands_for: Callable[[str], int],
+) -> None:  # fmt: skip
     """Mark the parameters that the recipe's limits, or its map, leave on the host. Buffers stay on the GPU.
 
     Raises:
@@ -40,7 +43,7 @@ def place_modules(model: nn.Module, recipe: Recipe, make_canvas: Callable[[], nn
     if placement.on_host_first and quantised:
         raise _refused(recipe, "accelerate refuses to train a quantised model that was loaded on the CPU")
     if placement.automatic:
-        _note_too_large(model, recipe, notes)
+        _note_too_large(model, recipe, notes, stands_for)
     blocks = _blocks_on_host(recipe, make_canvas) if placement.max_memory else placement.on_host
     parameters = _parameters_of(model, blocks)
     if not parameters:
@@ -111,10 +114,11 @@ def _note_fate(recipe: Recipe, blocks: Iterable[str], nbytes: int) -> Note:
     return Note(kind="warning", key=recipe.placement.key, text=text, bytes=nbytes)
 
 
-def _note_too_large(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
+def _note_too_large(model: nn.Module, recipe: Recipe, notes: Notes, stands_for: Callable[[str], int]) -> None:
     free = recipe.gpu.memory_bytes - recipe.gpu.context_bytes
     share = AUTOMATIC_SHARE * (AUTOMATIC_SHARE if recipe.quantisation.method in ("bnb_4bit", "bnb_8bit") else 1)
-    nbytes = sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    nbytes = sum(each.nbytes * stands_for(name) for name, each in tensors)
     if recipe.gpu.memory_bytes and nbytes > share * free:
         text = (
             f"the weights ({format_bytes(nbytes)}) are more than {share:.0%} of the card's free memory: `device_map: "

@@ -128,6 +128,8 @@ class Recipe:
     parallel: Parallel = Parallel()
     router: Literal["balanced", "worst"] = "balanced"
     objective: Objective = Objective()
+    fold: bool = True
+    """Layers that repeat are traced once, where nothing tells them apart. The figures are the same."""
     reasons: Mapping[str, Reason] = field(default_factory=empty_mapping)
     notes: tuple[Note, ...] = ()
     written: Mapping[str, Written] = field(default_factory=empty_mapping)

@@ -138,6 +138,8 @@ class Recorder(LifeRecord, TorchDispatchMode):
         plan = self._plans.get(func)
         if plan is None:
             plan = self._plans[func] = self._make_plan(func)
+        if self.layers is not None:
+            self.layers.take_operands(func, args, self._living)
         followed = self.traced_device == "meta" and self.values.may_follow(args)
         if plan.data_dependent and followed:
             result = self._answer(func, args, kwargs)
@@ -169,6 +171,8 @@ class Recorder(LifeRecord, TorchDispatchMode):
             self.values.settle(result)
         if plan.decide is not None:
             plan.decide(self, args, kwargs, result)
+        if self.layers is not None:
+            self.layers.drop_operands()
         return result
 
     def run(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

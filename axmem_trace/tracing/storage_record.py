@@ -15,15 +15,19 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from axmem_trace.ledger import NEVER, Allocation, Device, Ledger, Mark, Phase, Role
+from axmem_trace.folding.repetition import Repetition
+from axmem_trace.folding.sections import EventLayers
+from axmem_trace.ledger import NEVER, Device, Ledger, Mark, Phase, Role
+from axmem_trace.ledger.columns import Allocations, make_columns
+from axmem_trace.tracing.event_layers import LayerWatch
 from axmem_trace.tracing.module_scopes import ModuleScopes
 
 
 class StorageLife:
     """An `Allocation` in the making."""
 
-    __slots__ = ("born", "busy_until", "device", "died", "kept", "micro_batch", "module", "nbytes", "op", "output", "phase",
-                 "recomputed", "role", "step", "stream", "used_on", "watch")  # fmt: skip
+    __slots__ = ("born", "busy_until", "device", "died", "kept", "layer", "micro_batch", "module", "nbytes", "op", "output",
+                 "phase", "recomputed", "role", "step", "stream", "used_on", "watch")  # fmt: skip
 
     def __init__(self, nbytes: int, born: int) -> None:
         self.nbytes, self.born, self.died = nbytes, born, NEVER
@@ -37,6 +41,7 @@ class StorageLife:
         self.used_on: set[int] | None = None
         """Streams that work on it beside its own."""
         self.watch: Any = None
+        self.layer: int | None = None
 
     def repeated(self, shift: int, step: int) -> StorageLife:
         """The same in a later step, still alive."""
@@ -52,29 +57,11 @@ class StorageLife:
             "kept",
             "output",
             "stream",
+            "layer",
         ):
             setattr(twin, name, getattr(self, name))
         twin.step = step
         return twin
-
-    def freeze(self) -> Allocation:
-        """The finished record of the storage."""
-        return Allocation(
-            nbytes=self.nbytes,
-            born=self.born,
-            died=self.died,
-            phase=self.phase,
-            step=self.step,
-            module=self.module,
-            op=self.op,
-            role=self.role,
-            device=self.device,
-            recomputed=self.recomputed,
-            kept=self.kept,
-            output=self.output,
-            stream=self.stream,
-            busy_until=self.busy_until,
-        )
 
 
 class LifeRecord:
@@ -86,6 +73,7 @@ class LifeRecord:
     def __init__(self, traced_device: str) -> None:
         self.traced_device = traced_device
         self.scopes = ModuleScopes(self._mark_output)
+        self.layers: LayerWatch | None = None
         self._lives: list[StorageLife] = []
         self._living: dict[int, StorageLife] = {}
         self._marks: list[Mark] = []
@@ -235,6 +223,8 @@ class LifeRecord:
                 twin.died = life.died + shift
         self._empty_cache_ticks += [tick + shift for tick in self._empty_cache_ticks if start < tick <= end]
         self._tick = end + shift
+        if self.layers is not None:
+            self.layers.repeat(start, end, shift)
         return standing
 
     def _placeholder_of(self, life: StorageLife) -> torch.UntypedStorage:
@@ -282,11 +272,20 @@ class LifeRecord:
     def make_ledger(self) -> Ledger:
         """The facts so far. Storages still alive never die in it."""
         return Ledger(
-            allocations=tuple([life.freeze() for life in self._lives]),
+            allocations=Allocations(make_columns(self._lives)),
             marks=tuple(self._marks),
             ticks=self._tick + 1,
             empty_cache_ticks=tuple(self._empty_cache_ticks),
         )
+
+    def watch_layers(self, repetition: Repetition) -> None:
+        """From now on, the layer of each event is noted; `event_layers` has them."""
+        self.layers = LayerWatch(repetition, self.scopes)
+
+    def event_layers(self) -> EventLayers:
+        """In which layer each event happened."""
+        assert self.layers is not None, "nobody watched the layers"
+        return self.layers.make(self._lives)
 
     # -- births and deaths --------------------------------------------------------------------------------------------
 
@@ -317,6 +316,8 @@ class LifeRecord:
         life.stream, life.role = self._stream, self._role
         life.recomputed = mark.phase == "backward" and self.scopes.inside
         self._lives.append(life)
+        if self.layers is not None:
+            life.layer = self.layers.birth(self._tick)
         return life
 
     def _free(self, key: int, life: StorageLife) -> None:
@@ -330,6 +331,8 @@ class LifeRecord:
         if life.used_on:
             life.busy_until = NEVER
             self._in_use.append(life)
+        if self.layers is not None:
+            self.layers.death(self._tick)
 
     def _mark_output(self, output: Any) -> None:
         if self._mark.phase == "backward":

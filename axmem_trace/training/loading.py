@@ -21,6 +21,7 @@ from axmem_trace.ledger import Device, Role
 from axmem_trace.models.build import WatchLoading, build_model
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.device_map import is_on_host
+from axmem_trace.models.layer_folding import Folding, NoFolding
 from axmem_trace.models.quantisation import iterate_bnb_states
 from axmem_trace.models.reference import build_reference
 from axmem_trace.notes import Note
@@ -32,13 +33,16 @@ WARM_UP_RESERVE_BYTES = 1_288_490_188
 """1.2 * 1024^3: what `caching_allocator_warmup` leaves free of the card, at least."""
 
 
-def load_models(recipe: Recipe, recorder: Recorder) -> BuiltModel:
+def load_models(recipe: Recipe, recorder: Recorder, folding: Folding | None = None) -> BuiltModel:
     """The model to train and, where the run has one, its reference, as they come to the card one after the other.
+
+    Args:
+        folding: leaves repeated layers out of the model to train.
 
     Raises:
         ConfigError: as `build_model`.
     """
-    built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
+    built = build_model(recipe, watch=LoadRecorder(recorder, recipe, folding=folding).loaded, folding=folding)
 
     def watch(own: Recipe) -> WatchLoading:
         return LoadRecorder(recorder, own, role="reference").loaded
@@ -49,13 +53,18 @@ def load_models(recipe: Recipe, recorder: Recorder) -> BuiltModel:
 class LoadRecorder:
     """Reports to a recorder what `from_pretrained` puts on the card, and opens it for what is done to the model after."""
 
-    def __init__(self, recorder: Recorder, recipe: Recipe, role: Role = "weight") -> None:
-        self.recorder, self.recipe, self.role = recorder, recipe, role
+    def __init__(
+        self, recorder: Recorder, recipe: Recipe, role: Role = "weight", folding: Folding | None = None
+    ) -> None:
+        self.recorder, self.recipe, self.role, self._folding = recorder, recipe, role, folding or NoFolding()
+        self._stands_for = self._folding.stands_for
 
     @contextmanager
     def loaded(self, model: nn.Module) -> Iterator[None]:
         """`model` is as `from_pretrained` returns it. What happens to it while this is open is recorded."""
         self.recorder.add_rules(gpu_rules())  # once more: the model may have needed bitsandbytes, which has operators
+        if self._folding.repetition is not None:
+            self.recorder.watch_layers(self._folding.repetition)
         self.recorder.mark("load", 0)
         if self.recipe.placement.on_host_first or _loads_on_host(self.recipe):  # it comes to the GPU later, as a whole
             yield
@@ -74,7 +83,9 @@ class LoadRecorder:
         """safetensors maps the checkpoint's files, and each tensor is copied from there to the GPU
         (`core_model_loading.py` `_materialize_copy`)."""
         itemsize = getattr(torch, self.recipe.precision.load_dtype).itemsize
-        nbytes = sum(_num_weights(parameter) * itemsize for _, parameter in _own_parameters(model))
+        nbytes = sum(
+            _num_weights(parameter) * itemsize * self._stands_for(name) for name, _, parameter in _own_parameters(model)
+        )
         text = (
             f"loading maps the checkpoint's files: up to {format_bytes(nbytes)} of page cache (in "
             f"{self.recipe.precision.load_dtype}), which the system takes back as it needs; no other copy of the weights "
@@ -91,11 +102,11 @@ class LoadRecorder:
         if self.recipe.quantisation.quantise_moe_experts or self.recipe.older.loading == "before_4_50":
             return
         nbytes = sum(
-            self._counted_bytes(module, parameter)
-            for module, parameter in _own_parameters(model)
+            self._counted_bytes(module, parameter) * self._stands_for(name)
+            for name, module, parameter in _own_parameters(model)
             if not is_on_host(parameter)
         )
-        nbytes += sum(buffer.nbytes for buffer in model.buffers())
+        nbytes += sum(buffer.nbytes * self._stands_for(name) for name, buffer in model.named_buffers())
         if self.recipe.gpu.memory_bytes:
             nbytes = min(nbytes, self.recipe.gpu.memory_bytes - WARM_UP_RESERVE_BYTES)
         self.recorder.workspace(nbytes // 2 * 2, "transformers.caching_allocator_warmup")
@@ -195,14 +206,14 @@ def _num_weights(parameter: nn.Parameter) -> int:
     return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
 
 
-def _own_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
-    """Each parameter once, with the first module that holds it."""
+def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+    """Each parameter once, with the first module that holds it and that module's name."""
     seen: set[int] = set()
-    for module in model.modules():
+    for name, module in model.named_modules():
         for parameter in module._parameters.values():
             if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield module, parameter
+                yield name, module, parameter
 
 
 def merged_names(model: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from axmem_trace.errors import ConfigError
+from axmem_trace.folding.repetition import CannotFold
 from axmem_trace.models.pins import hint_at_pins
 from axmem_trace.models.skeleton.attention_request import attention_without_packages, request_attention
 from axmem_trace.models.skeleton.pinned_attention import attention_support_of_pins
@@ -50,7 +51,7 @@ def build_skeleton(
         with support, attention_without_packages(recipe.attention.kernel, notes), _creation_context(dtype, device):
             model = model_class(config)
             replace_modules(model)
-    except ConfigError:
+    except (ConfigError, CannotFold):
         raise
     except Exception as error:
         raise _unbuildable(recipe, model_class, error) from error

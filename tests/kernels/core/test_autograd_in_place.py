@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from axmem_trace.kernels.core import autograd_in_place
 from axmem_trace.tracing.cuda_mode import CudaMode
+from axmem_trace.tracing.recorder import Recorder
 
 LARGE = 4096
 """Smaller blocks are a CPU kernel's own notes."""
@@ -108,5 +109,14 @@ def test_a_trace_begins_with_a_check_that_fails(monkeypatch: pytest.MonkeyPatch,
     """Another frame on the way from the engine, or another count of references, once changed figures in silence."""
     autograd_in_place.assert_seen_from_engine()
     monkeypatch.setattr(autograd_in_place, name, value)
+    with pytest.raises(AssertionError, match="no longer added up in place"):
+        autograd_in_place.assert_seen_from_engine()
+
+
+@pytest.mark.parametrize("name", ["_record", "__torch_dispatch__"])
+def test_a_wrapper_around_the_recorder_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Its frame lies between autograd's engine and the rule: each sum of gradients would be another tensor."""
+    original = getattr(Recorder, name)
+    monkeypatch.setattr(Recorder, name, lambda *args, **kwargs: original(*args, **kwargs))
     with pytest.raises(AssertionError, match="no longer added up in place"):
         autograd_in_place.assert_seen_from_engine()

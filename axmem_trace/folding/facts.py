@@ -1,0 +1,73 @@
+"""The facts of a whole model from those of a short one. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from axmem_trace.folding.repetition import CannotFold, Repetition
+from axmem_trace.folding.unfold import MODEL
+from axmem_trace.model_facts import ModelFacts
+
+Row = TypeVar("Row")
+
+
+def unfold_facts(facts: ModelFacts, repetition: Repetition) -> ModelFacts:
+    """Tensors and modules with those of the missing layers put in, where a walk through the whole model meets them."""
+
+    def name_of(row: object) -> str:
+        return str(getattr(row, "name"))  # noqa: B009
+
+    tensors = _unfold(facts.tensors, repetition, name_of, lambda row, layer: replace(
+        row, name=repetition.renamed(row.name, layer), module=repetition.renamed(row.module, layer)))  # fmt: skip
+    modules = _unfold(facts.modules, repetition, name_of, lambda row, layer: replace(
+        row, name=repetition.renamed(row.name, layer)))  # fmt: skip
+    return replace(facts, tensors=tensors, modules=modules)
+
+
+def _unfold(rows: Sequence[Row], repetition: Repetition, name_of: Callable[[Row], str],
+            renamed: Callable[[Row, int], Row]) -> tuple[Row, ...]:  # fmt: skip
+    """Each stretch of rows in repeated layers, with copies of its second period."""
+    result: list[Row] = []
+    position, behind = 0, repetition.period * repetition.missing
+    while position < len(rows):
+        layer = repetition.layer_of(name_of(rows[position]))
+        if not repetition.is_repeated(layer):
+            row = rows[position]
+            result.append(renamed(row, layer + behind) if layer is not None and layer >= repetition.last else row)
+            position += 1
+            continue
+        end = position
+        while end < len(rows) and repetition.is_repeated(repetition.layer_of(name_of(rows[end]))):
+            end += 1
+        result.extend(_unfold_stretch(rows[position:end], repetition, name_of, renamed))
+        position = end
+    return tuple(result)
+
+
+def _unfold_stretch(rows: Sequence[Row], repetition: Repetition, name_of: Callable[[Row], str],
+                    renamed: Callable[[Row, int], Row]) -> list[Row]:  # fmt: skip
+    periods: list[list[Row]] = [[] for _ in range(repetition.periods)]
+    order: list[int] = []
+    for row in rows:
+        layer = repetition.layer_of(name_of(row))
+        assert layer is not None
+        order.append((layer - repetition.first) // repetition.period)
+        periods[order[-1]].append(row)
+    if order != sorted(order):
+        raise CannotFold("the model's tensors do not lie layer by layer")
+    result = [row for period in periods[: MODEL + 1] for row in period]
+    for times in range(1, repetition.missing + 1):
+        result += [_shifted(row, times * repetition.period, repetition, name_of, renamed) for row in periods[MODEL]]
+    for period in periods[MODEL + 1 :]:
+        behind = repetition.missing * repetition.period
+        result += [_shifted(row, behind, repetition, name_of, renamed) for row in period]
+    return result
+
+
+def _shifted(row: Row, by: int, repetition: Repetition, name_of: Callable[[Row], str],
+             renamed: Callable[[Row, int], Row]) -> Row:  # fmt: skip
+    layer = repetition.layer_of(name_of(row))
+    assert layer is not None
+    return renamed(row, layer + by)

@@ -1,0 +1,105 @@
+"""Which recipes treat all layers alike. No torch here.
+
+A list of what is known to, so that a field nobody has thought of, when it is set, means that layers are not folded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from axmem_trace.folding.repetition import CannotFold
+
+_ANY = frozenset({"*"})
+_ALIKE: Mapping[str, frozenset[str]] = {
+    "name": _ANY,
+    "model": frozenset({"base", "task", "type_of_model", "num_labels", "added_tokens", "resize_embeddings_to_32x",
+                        "shrink_embeddings", "mean_resizing", "fix_untrained_tokens", "experts_implementation",
+                        "freeze_multimodal"}),
+    "precision": frozenset({"load_dtype", "autocast", "autocast_dtype", "grad_scaler", "output_dtype", "upcast_before",
+                            "upcast_embeddings", "cast_back", "norm_dtype", "embedding_dtype", "fp32_norms",
+                            "fp32_norm_classes"}),
+    "quantisation": frozenset({"method", "quant_type", "double_quant", "storage_dtype", "compute_dtype",
+                               "skip_modules", "int8_threshold", "int8_outliers", "kbit_preparation",
+                               "details"}),
+    "placement": frozenset({"automatic", "key"}),
+    "adapter": frozenset({"kind", "rank", "alpha", "dropout", "target_modules", "target_linear", "target_parameters",
+                          "modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices", "dora",
+                          "rslora", "fan_in_fan_out", "ensure_weight_tying", "init", "dtype", "input_gradients",
+                          "loraplus", "relora_steps", "relora_prunes_at_random"}),
+    "freezing": frozenset({"unfrozen"}),
+    "checkpointing": frozenset({"enabled", "use_reentrant", "kwargs"}),
+    "attention": frozenset({"kernel"}),
+    "loss": _ANY,
+    "kernels": frozenset({"liger", "lora", "tiled_mlp", "tiled_mlp_shards"}),
+    "optimizer": _ANY,
+    "batch": _ANY,
+    "evaluation": frozenset({"enabled", "before_training", "rows", "row_tokens", "packed", "gathers_logits"}),
+    "gpu": _ANY,
+    "allocator": _ANY,
+    "router": _ANY,
+    "reasons": _ANY,
+    "notes": _ANY,
+    "written": _ANY,
+    "alternatives": _ANY,
+}  # fmt: skip
+_NAMES_MODULES = ("quantisation.skip_modules", "quantisation.details", "adapter.target_parameters",
+                  "adapter.modules_to_save", "adapter.rank_pattern", "adapter.alpha_pattern", "freezing.unfrozen",
+                  "optimizer.args", "optimizer.target_modules", "optimizer.extra")  # fmt: skip
+"""Fields with names of modules in them. `adapter.target_modules` is looked at with the model (`layer_folding.py`)."""
+_NO_LAYER = re.compile(r"(?:[A-Za-z_]\w*|\*)(?:\.(?:[A-Za-z_]\w*|\*))*")
+"""A dotted name without a number, and without another pattern than `*` for one, means the same in every layer."""
+_CHECKPOINT_LISTS = "quantization_config"
+"""Of the base model's `config.json`: its lists of what is not quantised may name layers."""
+
+
+def refuse_recipe(recipe: Any) -> None:
+    """Raises `CannotFold`, with the field, where the recipe could tell layers apart."""
+    for group in fields(recipe):
+        value, alike = getattr(recipe, group.name), _ALIKE.get(group.name, frozenset())
+        if alike is _ANY:
+            continue
+        if not is_dataclass(value):
+            if value != _default(group):
+                raise CannotFold(f"{group.name} may treat layers differently")
+            continue
+        for field in fields(value):
+            if field.name not in alike and getattr(value, field.name) != _default(field):
+                raise CannotFold(f"{group.name}.{field.name} may treat layers differently")
+    for path in _NAMES_MODULES:
+        part, name = path.split(".")
+        for text in _texts(getattr(getattr(recipe, part), name)):
+            if not names_no_layer(text):
+                raise CannotFold(f"{path} may name layers: {text}")
+    for text in _texts(recipe.model.base.config.get(_CHECKPOINT_LISTS)):
+        if re.search(r"(^|\.)\d+(\.|$)|[\[\\*^$]", text):
+            raise CannotFold(f"the base model's {_CHECKPOINT_LISTS} may name layers: {text}")
+    kinds = ("none", "lora", "qlora")
+    if recipe.adapter.kind not in kinds:
+        raise CannotFold(f"an adapter of kind {recipe.adapter.kind} may treat layers differently")
+
+
+def names_no_layer(text: str) -> bool:
+    """Whether a name, or a number or other plain value as text, can pick no single layer."""
+    return bool(_NO_LAYER.fullmatch(text))
+
+
+def _default(field: Any) -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings in nested lists and mappings, keys included; numbers name nothing."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _texts(key)
+            yield from _texts(each)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for each in value:
+            yield from _texts(each)

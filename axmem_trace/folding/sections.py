@@ -1,0 +1,234 @@
+"""What happened in a short model, as stretches that happened once and sweeps over layers that repeat. No torch here.
+
+Forward goes up through the layers, backward goes down, and each list of the optimizer goes up once more. In every such
+sweep the periods that are kept must have done the same: the same sizes, operators, roles and modules in the same order,
+and each end must be that of the same allocation of the same layer, or of one as many layers away. Any difference, and
+nothing is folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from axmem_trace.folding.repetition import CannotFold, Repetition
+from axmem_trace.ledger import NEVER, Ledger
+from axmem_trace.ledger.columns import Columns
+
+
+class Event(NamedTuple):
+    """What happened at a tick: an allocation began or ended, a mark, an emptied cache, or nothing that counts."""
+
+    kind: Literal["birth", "death", "mark", "empty_cache", "nothing"]
+    number: int = -1
+    """Position of the allocation, or of the mark."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventLayers:
+    """Where things happened.
+
+    Attributes:
+        at_tick: the layer at work; `OUTSIDE` where some module was, but none in the list; absent: no module at all.
+        of_allocation: the layer that each allocation belongs to; None: to none.
+    """
+
+    at_tick: Mapping[int, int]
+    of_allocation: Sequence[int | None]
+
+
+OUTSIDE = -1
+
+
+@dataclass
+class Stretch:
+    """Events that happened once."""
+
+    events: list[Event]
+
+
+@dataclass
+class Sweep:
+    """Events of each period, in the order of the periods; `direction` is 1 where it went up, -1 where it went down."""
+
+    direction: int
+    periods: list[list[Event]]
+
+
+class Home(NamedTuple):
+    """An allocation made in a sweep: which sweep, which period, and the position of its birth in the period."""
+
+    sweep: int
+    period: int
+    position: int
+
+
+@dataclass
+class Sections:
+    """A ledger taken apart; `homes` has the allocations that were made in sweeps."""
+
+    items: list[Stretch | Sweep]
+    homes: dict[int, Home] = field(default_factory=dict)
+
+
+def find_sections(ledger: Ledger, layers: EventLayers, repetition: Repetition) -> Sections:
+    """Takes a ledger apart.
+
+    Raises:
+        CannotFold: periods differ.
+    """
+    if any(kind.stream or kind.busy_until for kind in ledger.columns.kinds):
+        raise CannotFold("several streams are at work")
+    runs = _join_returns(_split_by_layer(list_events(ledger), layers))
+    sections = Sections(_find_sweeps(runs, repetition))
+    for number, item in enumerate(sections.items):
+        if isinstance(item, Sweep):
+            for period, events in enumerate(item.periods):
+                for position, event in enumerate(events):
+                    if event.kind == "birth":
+                        sections.homes[event.number] = Home(number, period, position)
+    _compare_periods(sections, ledger.columns, repetition)
+    return sections
+
+
+def list_events(ledger: Ledger) -> list[Event]:
+    """What happened at each tick from 1 on.
+
+    Raises:
+        CannotFold: two things happened at one tick, as no recording has it.
+    """
+    columns = ledger.columns
+    happened: list[tuple[int, Event]] = []
+    for number, (born, died) in enumerate(zip(columns.born.tolist(), columns.died.tolist(), strict=True)):
+        happened.append((born, Event("birth", number)))
+        if died != NEVER:
+            happened.append((died, Event("death", number)))
+    happened += [(mark.tick, Event("mark", number)) for number, mark in enumerate(ledger.marks)]
+    happened += [(tick, Event("empty_cache")) for tick in ledger.empty_cache_ticks]
+    events = [Event("nothing")] * ledger.ticks
+    for tick, event in happened:
+        if events[tick].kind != "nothing":
+            raise CannotFold(f"two things happened at tick {tick}")
+        events[tick] = event
+    return events[1:]
+
+
+_Run = tuple["int | None", "list[Event]"]
+
+
+def _split_by_layer(events: list[Event], layers: EventLayers) -> list[_Run]:
+    """Events of one layer that follow one another; what is of no layer stays with what was going on."""
+    runs: list[_Run] = []
+    for tick, event in enumerate(events, start=1):
+        if event.kind in ("mark", "empty_cache"):
+            runs.append((None, [event]))
+            continue
+        layer = layers.at_tick.get(tick)
+        if layer is None and event.kind != "nothing":
+            layer = layers.of_allocation[event.number]
+        elif layer == OUTSIDE:
+            layer = None
+        if runs and (layer is None or layer == runs[-1][0]):
+            runs[-1][1].append(event)
+        else:
+            runs.append((layer, [event]))
+    return runs
+
+
+def _join_returns(runs: list[_Run]) -> list[_Run]:
+    """What another layer made may end while this one is at work (it allocates): that is no turn back to the other."""
+    joined: list[_Run] = []
+    for run in runs:
+        ends_only = len(joined) > 1 and all(event.kind in ("death", "nothing") for event in joined[-1][1])
+        at_work = ends_only and any(event.kind == "birth" for event in (*joined[-2][1], *run[1]))
+        if at_work and run[0] is not None and joined[-2][0] == run[0]:
+            between = joined.pop()
+            joined[-1][1].extend([*between[1], *run[1]])
+        else:
+            joined.append(run)
+    return joined
+
+
+def _find_sweeps(runs: list[_Run], repetition: Repetition) -> list[Stretch | Sweep]:
+    items: list[Stretch | Sweep] = []
+    start = 0
+    while start < len(runs):
+        if not repetition.is_repeated(runs[start][0]):
+            items.append(Stretch(runs[start][1]))
+            start += 1
+            continue
+        end = start
+        while end < len(runs) and repetition.is_repeated(runs[end][0]):
+            end += 1
+        items.append(_make_sweep(runs[start:end], repetition))
+        start = end
+    return items
+
+
+def _make_sweep(runs: list[_Run], repetition: Repetition) -> Sweep:
+    """Runs over all kept periods, one period after the other.
+
+    Raises:
+        CannotFold: they do not divide into periods that lie one period apart.
+    """
+    each, rest = divmod(len(runs), repetition.periods)
+    numbers = [layer for layer, _ in runs if layer is not None]
+    if rest:
+        raise CannotFold(f"{len(runs)} turns of layers are no whole number of periods: {numbers}")
+    steps = {later - earlier for earlier, later in zip(numbers, numbers[each:], strict=False)}
+    if len(steps) != 1 or abs(step := steps.pop()) != repetition.period:
+        raise CannotFold(f"the layers do not come one period after the other: {numbers}")
+    parts = [runs[start : start + each] for start in range(0, len(runs), each)]
+    periods = [[event for _, events in part for event in events] for part in parts]
+    direction = 1 if step > 0 else -1
+    first = min(numbers[:each] if direction > 0 else numbers[-each:])
+    if first != repetition.first:
+        raise CannotFold(f"a sweep begins at layer {first}, not at {repetition.first}: {numbers}")
+    return Sweep(direction, periods if direction > 0 else periods[::-1])
+
+
+# -- are the periods equal? -------------------------------------------------------------------------------------------
+
+
+def _compare_periods(sections: Sections, columns: Columns, repetition: Repetition) -> None:
+    """Raises `CannotFold` where they are not."""
+    names = [_relative_name(name, repetition) for name in columns.modules]
+    facts = list(zip(columns.nbytes.tolist(), columns.kind.tolist(), columns.module.tolist(), strict=True))
+
+    def describe(event: Event, period: int) -> tuple[object, ...]:
+        if event.number < 0:
+            return (event.kind,)
+        nbytes, kind, module = facts[event.number]
+        name, layer = names[module]
+        return event.kind, nbytes, kind, name, None if layer is None else layer - period * repetition.period
+
+    for item in sections.items:
+        if not isinstance(item, Sweep):
+            continue
+        model = [(describe(event, 1), _end_of(event, 1, sections)) for event in item.periods[1]]
+        if any(event.kind == "death" and end is None for event, (_, end) in zip(item.periods[1], model, strict=True)):
+            raise CannotFold("a repeated layer ends what no repeated layer made")
+        for period, events in enumerate(item.periods):
+            if len(events) != len(model):
+                raise CannotFold(f"{len(model)} events in one period and {len(events)} in another")
+            for event, (facts_1, end_1) in zip(events, model, strict=True):
+                # an end of what another layer made says less: that layer may have been made under another name
+                found = describe(event, period)
+                if found != facts_1 and not (event.kind == "death" and found[1:3] == facts_1[1:3]):
+                    raise CannotFold(f"{facts_1} in one period is {found} in another")
+                end = _end_of(event, period, sections)
+                leaves = end is None and end_1 is not None and not 0 <= period + end_1.period < repetition.periods
+                if end != end_1 and not leaves:
+                    raise CannotFold(f"{facts_1} ends what lies at {end_1} in one period, and at {end} in another")
+
+
+def _end_of(event: Event, period: int, sections: Sections) -> Home | None:
+    """For the end of an allocation that a sweep made: where it was made, its period relative to this one."""
+    home = sections.homes.get(event.number) if event.kind == "death" else None
+    return home and home._replace(period=home.period - period)
+
+
+def _relative_name(name: str, repetition: Repetition) -> tuple[str, int | None]:
+    layer = repetition.layer_of(name)
+    return (name, None) if layer is None else (repetition.renamed(name, 0), layer)

@@ -1,0 +1,143 @@
+"""The allocations of a ledger in columns: five arrays instead of an object for each. No torch here.
+
+What a recording says of an allocation beside its size, its life and its module is said of hundreds of others too
+(`kinds`), and so is the module's name. A question about an attribute is answered once for each kind, and the answers
+are spread over the allocations by one array operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, overload
+
+from axmem_trace.ledger.allocation import Allocation
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+KIND_FIELDS = tuple(each.name for each in fields(Allocation) if each.name not in ("nbytes", "born", "died", "module"))
+"""What two allocations of one kind have in common."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Columns:
+    """One entry per allocation in each array, in order of birth.
+
+    Attributes:
+        nbytes, born, died: int64.
+        module: position in `modules`, int32.
+        kind: position in `kinds`, int32.
+        modules: names, each once.
+        kinds: what else is known, as allocations of no bytes and no module.
+    """
+
+    nbytes: NDArray[np.int64]
+    born: NDArray[np.int64]
+    died: NDArray[np.int64]
+    module: NDArray[np.int32]
+    kind: NDArray[np.int32]
+    modules: tuple[str, ...]
+    kinds: tuple[Allocation, ...]
+
+    def __len__(self) -> int:
+        return len(self.nbytes)
+
+    @property
+    def block_bytes(self) -> NDArray[np.int64]:
+        """Bytes of each that `torch.cuda.memory_allocated` counts."""
+        from axmem_trace.ledger.allocation import BLOCK_BYTES
+
+        return -(-self.nbytes // BLOCK_BYTES) * BLOCK_BYTES
+
+    def where(self, question: Callable[[Allocation], bool]) -> NDArray[np.bool_]:
+        """Of which allocations something is true that depends on their kind alone: `where(lambda a: a.role == "x")`."""
+        import numpy as np
+
+        return np.fromiter(map(question, self.kinds), dtype=bool, count=len(self.kinds))[self.kind]
+
+    def codes(self, question: Callable[[Allocation], int]) -> NDArray[np.int64]:
+        """A number of each allocation that depends on its kind alone."""
+        import numpy as np
+
+        return np.fromiter(map(question, self.kinds), dtype=np.int64, count=len(self.kinds))[self.kind]
+
+    def make(self, index: int) -> Allocation:
+        """One allocation as an object."""
+        return replace(
+            self.kinds[self.kind[index]],
+            nbytes=int(self.nbytes[index]),
+            born=int(self.born[index]),
+            died=int(self.died[index]),
+            module=self.modules[self.module[index]],
+        )
+
+
+def make_columns(items: Iterable[Any]) -> Columns:
+    """Of allocations, or of anything with their attributes."""
+    import numpy as np
+
+    nbytes, born, died, module, kind = [], [], [], [], []
+    modules: dict[str, int] = {}
+    kinds: dict[tuple[Any, ...], int] = {}
+    kind_of = attrgetter(*KIND_FIELDS)
+    for item in items:
+        nbytes.append(item.nbytes)
+        born.append(item.born)
+        died.append(item.died)
+        module.append(modules.setdefault(item.module, len(modules)))
+        kind.append(kinds.setdefault(kind_of(item), len(kinds)))
+    return Columns(
+        nbytes=np.array(nbytes, dtype=np.int64),
+        born=np.array(born, dtype=np.int64),
+        died=np.array(died, dtype=np.int64),
+        module=np.array(module, dtype=np.int32),
+        kind=np.array(kind, dtype=np.int32),
+        modules=tuple(modules),
+        kinds=tuple(Allocation(nbytes=0, born=0, **dict(zip(KIND_FIELDS, each, strict=True))) for each in kinds),
+    )
+
+
+class Allocations(Sequence[Allocation]):
+    """Columns, read as a sequence of `Allocation`s that are made when they are asked for."""
+
+    __slots__ = ("columns",)
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    @overload
+    def __getitem__(self, index: int) -> Allocation: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Allocation]: ...
+    def __getitem__(self, index: int | slice) -> Allocation | Sequence[Allocation]:
+        if isinstance(index, slice):
+            return tuple(self.columns.make(each) for each in range(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.columns.make(index)
+
+    def __iter__(self) -> Iterator[Allocation]:
+        columns = self.columns
+        numbers = (columns.nbytes.tolist(), columns.born.tolist(), columns.died.tolist())
+        known = [{name: getattr(kind, name) for name in KIND_FIELDS} for kind in columns.kinds]
+        for nbytes, born, died, module, kind in zip(
+            *numbers, columns.module.tolist(), columns.kind.tolist(), strict=True
+        ):
+            yield Allocation(nbytes=nbytes, born=born, died=died, module=columns.modules[module], **known[kind])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"Allocations({len(self)})"

@@ -1,0 +1,188 @@
+"""Which layers of a model are alike, and the model with fewer of them.
+
+Seen from a model as its class has just made it: classes, attributes, shapes and dtypes of everything inside a layer.
+What only a class's code could tell apart, by the layer's number, `layer_numbers.py` looks for in its source.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.folding.repetition import CannotFold, Repetition
+from axmem_trace.models.layer_numbers import refuse_uses_of_numbers
+
+MIN_LAYERS = 8
+MAX_PERIOD = 6
+KEPT_PERIODS = 3
+"""In the shorter of the two models that are traced."""
+WORTH_FOLDING = 0.75
+"""Both models together must have fewer layers than this part of the whole one's."""
+_PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
+_OWN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
+"""Attributes of every module that are looked at otherwise."""
+
+
+def find_repetition(model: nn.Module) -> Repetition:
+    """The longest range of layers in which each is like the one a period before.
+
+    Raises:
+        CannotFold: there is none that is worth it, or something could tell its layers apart.
+    """
+    path, layers = _longest_list(model)
+    numbers = _number_names(layers)
+    listed = [
+        value for config in _configs(model) for value in vars(config).values() if _is_per_layer(value, len(layers))
+    ]
+    prints = [
+        (_fingerprint(layer, numbers), tuple(_describe(value[number]) for value in listed))
+        for number, layer in enumerate(layers)
+    ]
+    found = _longest_range(prints)
+    if found is None:
+        raise CannotFold("no range of equal layers is long enough")
+    start, end, period = found
+    first = start + 1  # one layer before, and at least one behind: what reaches into a neighbour meets a layer alike
+    missing = (end - 1 - first - KEPT_PERIODS * period) // period
+    repetition = Repetition(path=path, length=len(layers), first=first, period=period, periods=KEPT_PERIODS,
+                            missing=missing)  # fmt: skip
+    traced = len(repetition.kept) + len(repetition.with_periods(KEPT_PERIODS + 1).kept)
+    if missing < 1 or traced > WORTH_FOLDING * len(layers):
+        raise CannotFold(f"two models with {traced} layers together are no less work than one with {len(layers)}")
+    _refuse_sharing(model, layers, path)
+    refuse_uses_of_numbers(model, path, layers, numbers)
+    return repetition
+
+
+def shorten(model: nn.Module, repetition: Repetition) -> None:
+    """Leaves the repetition's missing periods out of the model, and numbers the rest anew.
+
+    Lists in the configuration that have an entry for each layer are cut with it.
+    """
+    layers = list_of_layers(model, repetition)
+    numbers = _number_names(layers)
+    kept = repetition.kept
+    chosen = [layers[number] for number in kept]
+    for number, layer in enumerate(chosen):
+        for module in layer.modules():
+            for name in numbers & vars(module).keys():
+                setattr(module, name, number)
+    parent, _, own = repetition.path.rpartition(".")
+    setattr(model.get_submodule(parent), own, nn.ModuleList(chosen))
+    for config in _configs(model):
+        for name, value in list(vars(config).items()):
+            if _is_per_layer(value, repetition.length):
+                setattr(config, name, [value[number] for number in kept])
+            elif name.endswith("num_hidden_layers") and value == repetition.length:
+                setattr(config, name, len(kept))
+
+
+def list_of_layers(model: nn.Module, repetition: Repetition) -> nn.ModuleList:
+    """The list that the repetition is about."""
+    layers = model.get_submodule(repetition.path)
+    assert isinstance(layers, nn.ModuleList), f"{repetition.path} is no list of layers"
+    return layers
+
+
+def _is_per_layer(value: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length
+
+
+def _configs(model: nn.Module) -> Iterator[Any]:
+    seen: set[int] = set()
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and id(config) not in seen:
+            seen.add(id(config))
+            yield config
+
+
+def _longest_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    lists = [(name, module) for name, module in model.named_modules() if type(module) is nn.ModuleList]
+    if not lists or len(longest := max(lists, key=lambda pair: len(pair[1]))[1]) < MIN_LAYERS:
+        raise CannotFold(f"no list of {MIN_LAYERS} layers or more")
+    found = [(name, module) for name, module in lists if len(module) == len(longest)]
+    if len(found) > 1:
+        raise CannotFold(f"several lists have {len(longest)} layers: {', '.join(name for name, _ in found)}")
+    return found[0]
+
+
+def _number_names(layers: nn.ModuleList) -> frozenset[str]:
+    """Attributes that hold the number of the layer they are in, in every layer that has them."""
+    names: set[str] = set()
+    wrong: set[str] = set()
+    for number, layer in enumerate(layers):
+        for module in layer.modules():
+            for name, value in vars(module).items():
+                if type(value) is int:
+                    (names if value == number else wrong).add(name)
+    return frozenset(names - wrong)
+
+
+def _longest_range(prints: Sequence[Hashable]) -> tuple[int, int, int] | None:
+    """(start, end, period) of the longest periodic range, of equals the one with the shortest period."""
+    best: tuple[int, int, int] | None = None
+    for period in range(1, MAX_PERIOD + 1):
+        alike = [prints[i] == prints[i + period] for i in range(len(prints) - period)]
+        position = 0
+        for same, group in itertools.groupby(alike):
+            length = len(list(group))
+            if same and (best is None or length + period > best[1] - best[0]):
+                best = (position, position + length + period, period)
+            position += length
+    return best
+
+
+def _fingerprint(layer: nn.Module, numbers: frozenset[str]) -> Hashable:
+    """Two layers with equal fingerprints do the same, unless code asks for their number."""
+    parts: list[Hashable] = []
+    for name, module in layer.named_modules(remove_duplicate=False):
+        attributes = [
+            (key, "its number" if key in numbers else _describe(value))
+            for key, value in sorted(vars(module).items())
+            if key not in _OWN
+        ]
+        tensors = [
+            (key, tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.requires_grad, tensor.device, type(tensor))
+            for key, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None
+        ]
+        hidden = tuple(sorted(module._non_persistent_buffers_set))
+        parts.append((name, type(module), tuple(attributes), tuple(tensors), hidden))
+    return tuple(parts)
+
+
+def _describe(value: Any) -> Hashable:
+    """A value that is equal where nothing can tell two attributes apart; an object counts as itself alone."""
+    if isinstance(value, _PLAIN):
+        return type(value), value
+    if isinstance(value, list | tuple):
+        return type(value), tuple(_describe(each) for each in value)
+    if isinstance(value, dict):
+        return type(value), tuple((_describe(key), _describe(each)) for key, each in value.items())
+    if isinstance(value, functools.partial):
+        return _describe((value.func, value.args, value.keywords))
+    if isinstance(value, set | frozenset):
+        return type(value), frozenset(_describe(each) for each in value)
+    return type(value), id(value)
+
+
+def _refuse_sharing(model: nn.Module, layers: nn.ModuleList, path: str) -> None:
+    """Raises `CannotFold` where layers share modules or tensors, or a tensor of theirs is tied to another."""
+    seen: set[int] = set()
+    for layer in layers:
+        own = {id(module) for module in layer.modules()}
+        own |= {id(tensor) for tensor in (*layer.parameters(), *layer.buffers())}
+        if own & seen:
+            raise CannotFold("layers share modules or weights")
+        seen |= own
+    tied = getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ()
+    pairs = tied.items() if isinstance(tied, dict) else ((name, "") for name in tied)
+    own_name = path.rpartition(".")[2]
+    if any(f"{own_name}." in each or f"{own_name}\\." in each for pair in pairs for each in pair):
+        raise CannotFold("weights of layers are tied")

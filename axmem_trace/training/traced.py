@@ -1,0 +1,115 @@
+"""`trace_run`: recipe to facts, ledger and notes, with layers that repeat traced once where nothing tells them apart.
+
+1. The model is made in full and its layers are compared (`models/repeated_layers.py`), then it is cut short.
+2. The short model's recording is taken apart (`folding/sections.py`): the layers that were kept must have done the same.
+3. A model with one period more is recorded too. The prediction for it must be what was recorded, event by event.
+4. The missing periods are put in (`folding/unfold.py`); facts and notes of both models must be the same by then.
+
+Whatever could tell layers apart stops this, and all layers are traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from axmem_trace.folding.refuse_recipe import refuse_recipe
+from axmem_trace.folding.repetition import CannotFold
+from axmem_trace.folding.sections import find_sections
+from axmem_trace.folding.unfold import Unfolding, growing_sizes
+from axmem_trace.ledger import Ledger
+from axmem_trace.model_facts import ModelFacts
+from axmem_trace.models.layer_folding import Folding, NoFolding
+from axmem_trace.notes import Note
+from axmem_trace.parallel.install import open_ranks
+from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.loading import load_models
+from axmem_trace.training.optimizers import build_optimizer
+from axmem_trace.training.trace import make_recorder, record_run
+
+GROW_WITH_DEPTH = ("aten.stack.default", "aten._foreach_norm.Scalar")
+"""What takes a number of bytes for each gradient when they are clipped: the stack of their norms, and the parts of
+norms that a multi-tensor kernel writes first. The size of anything else does not depend on the number of layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class TracedRun:
+    """What is known of a run: the model in plain numbers, its history, and what there is to say about it."""
+
+    facts: ModelFacts
+    ledger: Ledger
+    notes: tuple[Note, ...]
+    not_folded: str = ""
+    """Why every layer was traced; empty: those that repeat were traced once."""
+
+
+def trace_run(recipe: Recipe, start: Callable[[str, str], None] = lambda stage, text: None) -> TracedRun:
+    """Builds the model and plays its run on meta.
+
+    Args:
+        start: called with each stage (`build`, `trace`) as it begins, and a text for the reader.
+
+    Raises:
+        ConfigError: the model can't be built, or the run can't be played, as the recipe asks.
+    """
+    why = "--assume fold=false"
+    if recipe.fold:
+        try:
+            return _trace_folded(recipe, start)
+        except CannotFold as reason:
+            why = str(reason)
+        except Exception as error:  # what is wrong with the whole model is said of the whole model, below
+            why = f"{type(error).__name__} in a short model: {error}"
+    part = _trace(recipe, NoFolding(), start)
+    return TracedRun(part.facts, part.ledger, part.notes, not_folded=why)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A traced model, whole or short."""
+
+    recorder: Recorder
+    facts: ModelFacts
+    ledger: Ledger
+    notes: tuple[Note, ...]
+
+
+def _trace(recipe: Recipe, folding: Folding, start: Callable[[str, str], None]) -> _Part:
+    start("build", f"building {recipe.model.base.name}")
+    recorder = make_recorder(recipe)
+    with open_ranks(recipe, recorder) as divide:
+        built = load_models(recipe, recorder, folding)
+        spread = divide(built)
+        optimizer = build_optimizer(recipe, built.module)
+        start("trace", "tracing")
+        recording = record_run(recipe, built, optimizer, recorder=recorder, spread=spread,
+                               progress=lambda text: start("trace", text))  # fmt: skip
+    facts = spread.facts if spread is not None else built.whole_facts
+    return _Part(recorder, facts, recording.ledger, (*built.notes, *optimizer.notes, *recording.notes))
+
+
+def _trace_folded(recipe: Recipe, start: Callable[[str, str], None]) -> TracedRun:
+    refuse_recipe(recipe)
+    folding = Folding(recipe)
+    part = _trace(recipe, folding, start)
+    repetition = folding.repetition
+    assert repetition is not None, "the model was cut"
+    sections = find_sections(part.ledger, part.recorder.event_layers(), repetition)
+    longer = _trace(recipe, Folding(recipe, repetition.with_periods(repetition.periods + 1)), start)
+    growth = growing_sizes(part.ledger, sections, repetition, longer.ledger)
+    for index in growth:
+        if part.ledger.allocations[index].op not in GROW_WITH_DEPTH:
+            raise CannotFold(f"the size of {part.ledger.allocations[index]} depends on the number of layers")
+    if part.facts != longer.facts:
+        raise CannotFold("what is known of the model depends on how many layers are left out")
+    if part.notes != longer.notes:
+        raise CannotFold(
+            f"a note depends on how many layers are left out: {_first_difference(part.notes, longer.notes)}"
+        )
+    ledger = Unfolding(part.ledger, sections, repetition, repetition.missing, growth).make()
+    return TracedRun(part.facts, ledger, part.notes)
+
+
+def _first_difference(one: tuple[Note, ...], other: tuple[Note, ...]) -> str:
+    return next((note.text for note in one if note not in other), "one is missing")

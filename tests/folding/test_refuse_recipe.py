@@ -1,0 +1,64 @@
+"""A recipe in which something is set that nobody knows to treat all layers alike is not folded. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, make_dataclass, replace
+from pathlib import Path
+
+import pytest
+from support.tiny_models import write_tiny_model
+
+from axmem_trace.config import read_recipe
+from axmem_trace.folding.refuse_recipe import _ALIKE, names_no_layer, refuse_recipe
+from axmem_trace.folding.repetition import CannotFold
+
+
+@pytest.fixture
+def recipe(tmp_path: Path):
+    config = {"base_model": write_tiny_model("llama", tmp_path), "micro_batch_size": 1, "learning_rate": 1e-4,
+              "datasets": [{"path": "x", "type": "alpaca"}]}  # fmt: skip
+    return read_recipe(config, hub="never")
+
+
+def test_a_plain_recipe_is_folded(recipe):
+    refuse_recipe(recipe)
+
+
+def test_every_field_that_is_known_exists(recipe):
+    for group, names in _ALIKE.items():
+        part = getattr(recipe, group)
+        assert {name for name in names if name != "*" and not hasattr(part, name)} == set(), group
+
+
+@dataclass(frozen=True)
+class _Tower:
+    first_layers: int = 0
+
+
+@pytest.mark.parametrize(("value", "is_refused"), [(_Tower(), False), (_Tower(first_layers=3), True)])
+def test_a_part_of_the_recipe_that_nobody_has_thought_of_is_refused_once_it_is_set(recipe, value, is_refused):
+    later = make_dataclass("Later", [("tower", _Tower, _Tower())], bases=(type(recipe),), frozen=True, kw_only=True)
+    newer = later(**{name: getattr(recipe, name) for name in recipe.__dataclass_fields__}, tower=value)
+    if is_refused:
+        with pytest.raises(CannotFold, match=r"tower\.first_layers"):
+            refuse_recipe(newer)
+    else:
+        refuse_recipe(newer)
+
+
+def test_a_checkpoint_that_names_layers_is_refused(recipe):
+    base = recipe.model.base
+    lists = {"quantization_config": {"llm_int8_skip_modules": ["lm_head", "model.layers.3.mlp"]}}
+    named = replace(recipe, model=replace(recipe.model, base=replace(base, config={**base.config, **lists})))
+    with pytest.raises(CannotFold, match=r"model\.layers\.3\.mlp"):
+        refuse_recipe(named)
+
+
+@pytest.mark.parametrize("text", ["q_proj", "w1", "self_attn.q_proj", "model.layers.*.self_attn", "lm_head"])
+def test_names_that_mean_the_same_in_every_layer(text):
+    assert names_no_layer(text)
+
+
+@pytest.mark.parametrize("text", ["layers.3.mlp", "3", r"model\.layers\.[0-9].*", "layers...mlp", "mlp|self_attn", ""])
+def test_names_and_patterns_that_may_pick_layers(text):
+    assert not names_no_layer(text)

@@ -1,0 +1,174 @@
+"""A ledger written by hand for a model of five layers, unfolded to seven; and what may not be folded. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from axmem_trace.folding.facts import unfold_facts
+from axmem_trace.folding.repetition import CannotFold, Repetition
+from axmem_trace.folding.sections import OUTSIDE, EventLayers, Stretch, Sweep, find_sections
+from axmem_trace.folding.unfold import Unfolding, growing_sizes
+from axmem_trace.ledger import NEVER, Allocation, Ledger, Mark
+from axmem_trace.model_facts import ModelFacts, ModuleFact, TensorFact
+
+
+def repetition_of(layers: int, missing: int) -> Repetition:
+    """One layer before, the kept periods, one layer behind."""
+    return Repetition(path="model.layers", length=layers + missing, first=1, period=1, periods=layers - 2,
+                      missing=missing)  # fmt: skip
+
+
+class Writer:
+    """Writes what a run over `layers` layers does, and notes in which layer it does it."""
+
+    def __init__(self) -> None:
+        self.allocations: list[Allocation] = []
+        self.marks: list[Mark] = []
+        self.at_tick: dict[int, int] = {}
+        self.tick = 0
+
+    def mark(self, phase: str) -> None:
+        self.tick += 1
+        self.marks.append(Mark(tick=self.tick, phase=phase, step=1))  # type: ignore[arg-type]
+
+    def born(self, nbytes: int, layer: int, op: str = "op", *, inside: bool = True) -> int:
+        self._tick(layer if inside else None)
+        module = f"model.layers.{layer}.mlp" if layer >= 0 else "model.head"
+        self.allocations.append(Allocation(nbytes=nbytes, born=self.tick, module=module, op=op))
+        return len(self.allocations) - 1
+
+    def died(self, number: int, layer: int | None) -> None:
+        self._tick(layer)
+        self.allocations[number] = replace(self.allocations[number], died=self.tick)
+
+    def _tick(self, layer: int | None) -> None:
+        self.tick += 1
+        if layer is not None:
+            self.at_tick[self.tick] = layer
+
+    def ledger(self) -> Ledger:
+        return Ledger(allocations=tuple(self.allocations), marks=tuple(self.marks), ticks=self.tick + 1)
+
+    def layers(self) -> EventLayers:
+        own = [int(each.module.split(".")[2]) if "layers" in each.module else None for each in self.allocations]
+        return EventLayers(self.at_tick, own)
+
+
+def play(layers: int, size: Callable[[int], int] = lambda layer: 1000) -> Writer:
+    """Forward keeps one block a layer and frees the one before's scratch; backward frees them on its way down; the
+    optimizer, where no module is at work, goes up once; a table outside grows by 4 bytes a layer."""
+    run = Writer()
+    run.mark("forward")
+    table = run.born(100 + 4 * layers, OUTSIDE)
+    kept, scratch = [], None
+    for layer in range(layers):
+        kept.append(run.born(size(layer), layer))
+        if scratch is not None:
+            run.died(scratch, layer)
+        scratch = run.born(64, layer, "scratch")
+    assert scratch is not None
+    run.died(scratch, OUTSIDE)
+    run.mark("backward")
+    gradients = {}
+    for layer in reversed(range(layers)):
+        gradients[layer] = run.born(500, layer, "mm")
+        run.died(kept[layer], layer)
+    run.mark("optimizer")
+    for layer in range(layers):
+        run.born(300, layer, "zeros", inside=False)
+        run.died(gradients[layer], None)
+    run.died(table, None)
+    return run
+
+
+def test_a_ledger_of_five_layers_becomes_that_of_nine():
+    short, whole = play(5), play(9).ledger()
+    repetition = repetition_of(5, 4)
+    sections = find_sections(short.ledger(), short.layers(), repetition)
+    growth = growing_sizes(short.ledger(), sections, repetition, play(6).ledger())
+    assert growth == {0: 4}  # the table, 4 bytes a layer
+    unfolded = Unfolding(short.ledger(), sections, repetition, 4, growth).make()
+    assert unfolded.allocations == whole.allocations
+    assert (unfolded.marks, unfolded.ticks) == (whole.marks, whole.ticks)
+    assert unfolded.peak() == whole.peak()
+
+
+def test_sweeps_go_up_down_and_up():
+    short = play(5)
+    items = find_sections(short.ledger(), short.layers(), repetition_of(5, 4)).items
+    assert [each.direction for each in items if isinstance(each, Sweep)] == [1, -1, 1]
+    assert (
+        sum(len(each.events) for each in items if isinstance(each, Stretch))
+        + sum(len(period) for each in items if isinstance(each, Sweep) for period in each.periods)
+        == short.tick
+    )
+
+
+def test_a_layer_of_another_size_is_not_folded():
+    short = play(5, lambda layer: 1000 + (layer == 2))
+    with pytest.raises(CannotFold, match="in one period is"):
+        find_sections(short.ledger(), short.layers(), repetition_of(5, 4))
+
+
+def test_a_size_that_depends_on_depth_inside_layers_is_not_folded():
+    """All layers of the short model are alike, and so are those of the longer one; only the two together show it."""
+    short, longer = play(5, lambda layer: 5000), play(6, lambda layer: 6000)
+    repetition = repetition_of(5, 4)
+    sections = find_sections(short.ledger(), short.layers(), repetition)
+    with pytest.raises(CannotFold, match="depends on the number of layers"):
+        growing_sizes(short.ledger(), sections, repetition, longer.ledger())
+
+
+def test_a_layer_that_ends_what_is_no_layers_is_not_folded():
+    short = play(5)
+    victim = next(number for number, each in enumerate(short.allocations) if each.nbytes == 120)
+    last = short.allocations[victim].died
+    other = next(number for number, each in enumerate(short.allocations) if each.op == "mm" and ".2." in each.module)
+    at = short.allocations[other].died
+    short.allocations[victim] = replace(short.allocations[victim], died=at)
+    short.allocations[other] = replace(short.allocations[other], died=last)
+    with pytest.raises(CannotFold):
+        find_sections(short.ledger(), short.layers(), repetition_of(5, 4))
+
+
+def test_two_things_at_one_tick_are_no_recording():
+    ledger = Ledger(allocations=(Allocation(nbytes=1, born=1), Allocation(nbytes=1, born=1)), marks=(), ticks=3)
+    with pytest.raises(CannotFold, match="two things happened at tick 1"):
+        find_sections(ledger, EventLayers({}, [None, None]), repetition_of(5, 4))
+
+
+def test_what_outlives_the_recording_does_so_in_every_layer():
+    short, repetition = play(5), repetition_of(5, 4)
+    sections = find_sections(short.ledger(), short.layers(), repetition)
+    unfolded = Unfolding(short.ledger(), sections, repetition, 4).make()
+    assert sum(each.died == NEVER for each in unfolded.allocations) == 9  # one optimizer state a layer
+
+
+def tensor(name: str) -> TensorFact:
+    return TensorFact(name=f"{name}.weight", module=name, kind="parameter", role="weight", dtype="bfloat16",
+                      trainable=True, elements=6, logical_elements=6, nbytes=12)  # fmt: skip
+
+
+def facts_of(layers: int) -> ModelFacts:
+    names = ["model.embed", *(f"model.layers.{layer}.mlp" for layer in range(layers)), "model.head"]
+    return ModelFacts(name="m", model_type="t", class_name="C", config_source="s",
+                      tensors=tuple(tensor(name) for name in names),
+                      modules=tuple(ModuleFact(name=name, class_name="M") for name in ["", *names]))  # fmt: skip
+
+
+def test_facts_of_five_layers_become_those_of_nine():
+    assert unfold_facts(facts_of(5), repetition_of(5, 4)) == facts_of(9)
+
+
+def test_names_with_an_adapter_around_are_in_the_same_layers():
+    repetition = repetition_of(5, 4)
+    assert repetition.layer_of("base_model.model.model.layers.3.mlp.up_proj.lora_A.default") == 3
+    assert repetition.layer_of("model.layers.3") == 3
+    assert repetition.layer_of("vision.model.layers.3") is None
+    assert repetition.layer_of("model.layers") is None
+    assert repetition.renamed("model.layers.3.mlp.3.x", 11) == "model.layers.11.mlp.3.x"
+    assert repetition.kept == [0, 1, 2, 3, 8]
+    assert [repetition.stands_for(f"model.layers.{n}.x") for n in range(5)] == [1, 1, 5, 1, 1]

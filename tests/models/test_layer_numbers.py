@@ -1,0 +1,136 @@
+"""Code that treats a layer by its number is found in its source."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from axmem_trace.folding.repetition import CannotFold
+from axmem_trace.models.layer_numbers import _look_for_numbers, _look_for_positions
+from axmem_trace.models.repeated_layers import find_repetition, shorten
+
+MAY = [
+    "k, v = past_key_values.update(k, v, self.layer_idx, kwargs=kwargs)",
+    "k = cache.layers[self.layer_idx].keys",
+    "n = past_key_value.get_seq_length(layer_idx=self.layer_idx)",
+    "self.layer_idx = 3",
+]
+MAY_NOT = [
+    "if self.layer_idx == 5: pass",
+    "x = x * self.layer_idx",
+    "x = self.scales[self.layer_idx]",
+    "x = helper(self.layer_idx)",
+    "n = self.layer_idx",
+]
+LOOPS_MAY = [
+    "for layer in self.layers: x = layer(x)",
+    "for layer in self.layers[: self.config.num_hidden_layers]: x = layer(x)",
+    "for i, layer in enumerate(self.layers): x = layer(x)",
+    "for i, layer in enumerate(self.layers): x = layer(x, masks[self.config.layer_types[i]])",
+    "for i, layer in enumerate(self.layers): x = layer(x, past_key_values[i])",
+]
+LOOPS_MAY_NOT = [
+    "for i, layer in enumerate(self.layers): x = layer(x) if i < 3 else x",
+    "for i, layer in enumerate(self.layers): x = layer(x, extra[:, i])",
+    "for i, layer in enumerate(self.layers): x = layer(x, self.kinds[i])",
+    "x = self.layers[3](x)",
+    "for i in range(len(self.layers)): x = self.layers[i](x)",
+    "pairs = enumerate(self.layers)",
+]
+
+
+def method_with(line: str) -> ast.FunctionDef:
+    tree = ast.parse("def forward(self, x):\n" + textwrap.indent(line, "    "))
+    assert isinstance(tree.body[0], ast.FunctionDef)
+    return tree.body[0]
+
+
+@pytest.mark.parametrize("line", MAY)
+def test_a_number_may_find_the_layers_cache(line: str):
+    _look_for_numbers(object, method_with(line), frozenset({"layer_idx"}))
+
+
+@pytest.mark.parametrize("line", MAY_NOT)
+def test_any_other_use_of_a_number_is_refused(line: str):
+    with pytest.raises(CannotFold, match="uses the number of a layer"):
+        _look_for_numbers(object, method_with(line), frozenset({"layer_idx"}))
+
+
+@pytest.mark.parametrize("line", LOOPS_MAY)
+def test_a_loop_may_go_through_the_layers(line: str):
+    _look_for_positions(object, method_with(line), "layers")
+
+
+@pytest.mark.parametrize("line", LOOPS_MAY_NOT)
+def test_a_loop_that_uses_positions_is_refused(line: str):
+    with pytest.raises(CannotFold, match="uses the number of a layer"):
+        _look_for_positions(object, method_with(line), "layers")
+
+
+def llama(**changes: object) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=20, num_attention_heads=2,
+                         num_key_value_heads=1, **changes)  # fmt: skip
+    with torch.device("meta"):
+        return LlamaForCausalLM(config)
+
+
+def test_equal_layers_are_found_and_cut():
+    model = llama()
+    found = find_repetition(model)
+    assert (found.path, found.length, found.first, found.period, found.periods) == ("model.layers", 20, 1, 1, 3)
+    assert found.kept == [0, 1, 2, 3, 19]
+    shorten(model, found)
+    layers = model.get_submodule("model.layers")
+    assert [layer.self_attn.layer_idx for layer in layers] == [0, 1, 2, 3, 4]
+    assert model.config.num_hidden_layers == 5
+
+
+@pytest.mark.parametrize("change", [
+    lambda layer: setattr(layer.mlp.up_proj, "marked", True),
+    lambda layer: layer.mlp.up_proj.weight.requires_grad_(False),
+    lambda layer: setattr(layer.mlp, "up_proj", nn.Linear(8, 9, device="meta")),
+    lambda layer: layer.mlp.register_forward_hook(lambda *args: None),
+    lambda layer: layer.mlp.register_buffer("scale", torch.ones(1, device="meta")),
+    lambda layer: layer.mlp.to(torch.float16),
+    lambda layer: setattr(layer.mlp, "act_fn", nn.ReLU()),
+])  # fmt: skip
+def test_a_layer_that_differs_ends_the_range(change):
+    model = llama()
+    change(model.model.layers[18])
+    assert find_repetition(model).kept == [0, 1, 2, 3, 17, 18, 19]
+    change(model.model.layers[9])
+    with pytest.raises(CannotFold, match="no less work"):
+        find_repetition(model)
+
+
+def test_a_layer_with_a_wrong_number_leaves_nothing_to_compare():
+    model = llama()
+    model.model.layers[5].self_attn.layer_idx = 99
+    with pytest.raises(CannotFold, match="no range of equal layers"):
+        find_repetition(model)
+
+
+def test_layers_that_share_weights_are_refused():
+    model = llama()
+    model.model.layers[5].mlp.up_proj.weight = model.model.layers[6].mlp.up_proj.weight
+    with pytest.raises(CannotFold, match="share"):
+        find_repetition(model)
+
+
+class Own(nn.Module):
+    """Not one of transformers' classes: nobody read its source."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(2, 2, device="meta") for _ in range(20))
+
+
+def test_code_of_ones_own_is_refused():
+    with pytest.raises(CannotFold, match="not one of transformers"):
+        find_repetition(Own())

@@ -1,0 +1,90 @@
+"""A report with repeated layers traced once is the report with every layer traced, made in another process.
+
+Each case says whether it folds. Where something could tell layers apart it must not, and the figures are right all the
+same: that is what the adversarial half is for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.folded_runs import LORA, NUM_LAYERS, QLORA, make_config, report_of, unfolded_reports
+
+from axmem_trace.training import traced
+
+MOE = {"family": "qwen3_moe"}
+FOLDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "full, not checkpointed, foreach": {"gradient_checkpointing": False, "optimizer": "adamw_torch"},
+    "full, not reentrant, adafactor": {"gradient_checkpointing_kwargs": {"use_reentrant": False},
+                                       "optimizer": "adafactor"},
+    "full, float16 with a scaler": {"bf16": False, "fp16": True},
+    "lora": {**LORA},
+    "lora by names, dropout": {**LORA, "lora_target_linear": False, "lora_target_modules": ["q_proj", "down_proj"],
+                               "lora_dropout": 0.1},
+    "lora by a pattern of all layers": {**LORA, "lora_target_linear": False, "lora_target_modules":
+                                        r"model\.layers\.[\d]+\.(mlp|self_attn)\.(up|down|q)_proj"},
+    "qlora, paged": {**QLORA, "optimizer": "paged_adamw_32bit"},
+    "8-bit weights and optimizer": {**LORA, "load_in_8bit": True, "optimizer": "adamw_bnb_8bit"},
+    "evaluation": {"val_set_size": 0.1, "eval_sample_packing": False},
+    "sliding and full attention in turns": {"family": "gemma2", "attn_implementation": "eager"},
+    "experts, two dense layers first": {**MOE, "model": {"mlp_only_layers": [0, 1]}},
+    "experts in every other layer": {**MOE, "model": {"decoder_sparse_step": 2}},
+}  # fmt: skip
+TELLS_APART: dict[str, dict[str, Any]] = {
+    "peft_layers_to_transform": {**LORA, "peft_layers_to_transform": [0, 1, 2, 3]},
+    "targets of single layers": {**LORA, "lora_target_linear": False,
+                                 "lora_target_modules": ["v_proj", "layers.5.self_attn.q_proj"]},
+    "a pattern of single layers": {**LORA, "lora_target_linear": False,
+                                   "lora_target_modules": r"model\.layers\.([0-9]|1[0-3])\.self_attn\.[qv]_proj"},
+    "a pattern of layers far behind": {**LORA, "lora_target_linear": False,
+                                       "lora_target_modules": r".*\.(2\d|0)\.mlp\.up_proj"},
+    "unfrozen_parameters": {"unfrozen_parameters": [r"^model\.layers\.1[0-9].*", "lm_head"]},
+    "lisa": {"lisa_n_layers": 4, "lisa_step_interval": 20, "lisa_layers_attribute": "model.layers"},
+    "a list of what is not quantised": {**QLORA, "bnb_config_kwargs":
+                                        {"llm_int8_skip_modules": ["model.layers.3.mlp.up_proj", "lm_head"]}},
+    "layer_offloading": {**LORA, "layer_offloading": True},
+    "checkpoints on the host": {"gradient_checkpointing": "offload"},
+    "sliding attention in the last half": {"family": "qwen2", "model": {
+        "layer_types": ["full_attention"] * 12 + ["sliding_attention"] * 12, "sliding_window": 8,
+        "use_sliding_window": True}},
+    "one layer of experts in the middle": {**MOE, "model": {"mlp_only_layers": [n for n in range(24) if n != 12]}},
+    "eight layers": {"model": {"num_hidden_layers": 8}},
+}  # fmt: skip
+CASES = {**FOLDS, **TELLS_APART}
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
+    """Of the cases that this session tests."""
+    directory = tmp_path_factory.mktemp("models")
+    asked = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
+    return {name: make_config(directory, name, case) for name, case in CASES.items() if name in asked}
+
+
+@pytest.fixture(scope="module")
+def unfolded(configs: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return unfolded_reports(configs, tmp_path_factory.mktemp("unfolded"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_report_is_that_of_every_layer(name: str, configs: Any, unfolded: Any, monkeypatch: pytest.MonkeyPatch):
+    runs: list[traced.TracedRun] = []
+    original = traced.trace_run
+
+    def keep(*args: Any, **kwargs: Any) -> traced.TracedRun:
+        runs.append(original(*args, **kwargs))
+        return runs[-1]
+
+    monkeypatch.setattr(traced, "trace_run", keep)
+    found, expected = report_of(configs[name], fold=True), unfolded[name]
+    for part in expected:
+        assert found[part] == expected[part], part
+    assert len(found) == len(expected)
+
+    (run,) = runs
+    assert (not run.not_folded) is (name in FOLDS), run.not_folded
+    assert "in a short model" not in run.not_folded, run.not_folded  # an error where a refusal was due
+    layers = {fact.name.split("layers.")[1].split(".")[0] for fact in run.facts.modules if "layers." in fact.name}
+    assert len(layers) == (8 if name == "eight layers" else NUM_LAYERS)
