@@ -43,6 +43,7 @@ def estimate(
     strict: bool = False,
     progress: Progress | None = None,
     snapshot: str | Path | None = None,
+    alternatives: bool = True,
 ) -> Report:
     """Predict the GPU memory of the run that an axolotl configuration asks for.
 
@@ -62,6 +63,7 @@ def estimate(
         strict: unknown keys, keys given twice, and keys that are not modelled, are errors.
         progress: called with the name of each stage as it begins.
         snapshot: a file to write the predicted history to, for PyTorch's memory viewer.
+        alternatives: where older releases ran the configuration otherwise, estimate that too, and say so in a note.
 
     Raises:
         ConfigError: what the run would hold can't be known; the message has all reasons, the refusals too, and says what
@@ -81,7 +83,7 @@ def estimate(
         reservation = _replay_on_card(recipe, ledger)
         if snapshot is not None:
             _write_snapshot(snapshot, recipe, ledger)
-        if recipe.alternatives:
+        if alternatives and recipe.alternatives:
             clock.start("compare", "estimating what older releases did, or a way out")
             recipe = compare_alternatives(recipe, reservation.peak_reserved_bytes, _reserved_bytes)
         clock.stop()

@@ -77,4 +77,4 @@ def _estimate(
 ) -> Column:
     from axmem_trace.advice.compare import make_column
 
-    return make_column(label, estimate_run(config, options, progress, overrides=overrides))
+    return make_column(label, estimate_run(config, options, progress, overrides=overrides, alternatives=False))

@@ -53,4 +53,4 @@ def _estimate_on(name: str, options: argparse.Namespace, progress: Progress | No
         if progress:
             progress(f"{name}: {stage}")
 
-    return estimate_run(options.config, options, report_stage, gpu=name)
+    return estimate_run(options.config, options, report_stage, gpu=name, alternatives=False)

@@ -10,14 +10,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.files import shortened_path
 
-STANDARD_INPUT = "-"
+STANDARD_INPUT = ("-", "/dev/stdin")
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_NODES = 100_000
@@ -51,7 +51,7 @@ def read_document(config: str | Path | Mapping[str, Any]) -> Document:
     if isinstance(config, Mapping):
         _check_plain(config, depth=0, budget=[MAX_NODES])
         return Document(name="<config>", values={**config})
-    if str(config) == STANDARD_INPUT:
+    if str(config) in STANDARD_INPUT:
         return parse_document(_read_standard_input(), name="<stdin>", directory=Path())
     path = Path(config)
     return parse_document(_read_text(path), name=str(config), directory=path.parent)
@@ -95,10 +95,17 @@ def parse_value(text: str) -> Any:
     return _construct(node, "")
 
 
+_read_before: tuple[TextIO, bytes] | None = None
+"""A stream gives its content once, and a command may estimate a configuration several times."""
+
+
 def _read_standard_input() -> str:
-    binary = getattr(sys.stdin, "buffer", None)  # a test's, or a notebook's, may be text alone
-    content = binary.read(MAX_BYTES + 1) if binary is not None else sys.stdin.read().encode()
-    return _decode(content, "<stdin>")
+    global _read_before
+    if _read_before is None or _read_before[0] is not sys.stdin:
+        binary = getattr(sys.stdin, "buffer", None)  # a test's, or a notebook's, may be text alone
+        content = binary.read(MAX_BYTES + 1) if binary is not None else sys.stdin.read().encode()
+        _read_before = (sys.stdin, content)
+    return _decode(_read_before[1], "<stdin>")
 
 
 def _read_text(path: Path) -> str:
