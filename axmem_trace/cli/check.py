@@ -39,6 +39,8 @@ def _check(config: str, options: argparse.Namespace, progress: Progress | None) 
     except AxmemError as error:
         return error.exit_code, str(error).partition("\n")[0]
     if report.refusals:
-        return EXIT_CONFIG, f"can't run: {report.refusals[0].key}: {report.refusals[0].reason}"
+        first, *others = report.refusals
+        rest = f", and {len(others)} more" if others else ""
+        return EXIT_CONFIG, f"can't run: {first.key}: {first.reason}{rest}"
     code = EXIT_CANNOT_SAY if report.why else EXIT_DOES_NOT_FIT if report.fits is False else EXIT_ESTIMATED
     return code, describe_verdict(report) + (f" ({report.why})" if report.why else "")
