@@ -73,7 +73,7 @@ def _verdict(report: Report, width: int) -> Iterator[Line]:
         yield from _wrap(words, width, indent="  ", most=2)
     run = report.run
     if "ranks" in run:
-        yield from _wrap(run["ranks"], width, indent="  ", most=2)
+        yield from _wrap(run["ranks"], width, most=1)
     what = f"{report.model.name}: {run.get('method', '')}, base {run.get('base', '')}, {run.get('batch', '')}"
     yield from _wrap(what, width, "dim", indent="  ", most=2)
 
@@ -159,7 +159,7 @@ def _peak(report: Report, width: int, num_holders: int) -> Iterator[Line]:
     words = f" ({peak.holder})" if peak.holder else ""
     yield from _wrap(f"highest in {when}{words}: {format_bytes(peak.allocated_bytes)} allocated, of it", width, "bold")
     for holder in report.holders[:num_holders]:
-        base = report.run.get("base", "")
+        base = report.run.get("base", "").replace(" (", ", ").removesuffix(")")
         packed = f" ({base})" if holder.name == LAYER_WEIGHTS and base not in PLAIN_DTYPES else ""
         yield from _wrap(f"{format_bytes(holder.bytes):>10}  {holder.name}{packed}", width, indent=" " * 12)
 

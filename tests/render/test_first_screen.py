@@ -102,6 +102,7 @@ def test_never_more_than_one_screen(width, num_alerts, refused, fails, why):
         refusals=(Refusal(key="datasets", line=3, value="x", reason=LONG, remedy=LONG),) * (2 * refused),
     )  # fmt: skip
     report = replace(report, model=replace(report.model, name="somebody/" + "long-name-" * 20),
+                     run={**report.run, "ranks": LONG},
                      host=replace(report.host, cpu=replace(report.host.cpu, peak_bytes=GIB)))  # fmt: skip
     shown = lines(report, width)
     assert len(shown) <= MAX_LINES
