@@ -32,7 +32,7 @@ def compare_alternatives(recipe: Recipe, reserved_bytes: int, estimate_bytes: Ca
             continue
         if abs(other - reserved_bytes) > LEAST_DIFFERENCE * reserved_bytes:
             figures = f"{format_bytes(other)} reserved, where this run has {format_bytes(reserved_bytes)}"
-            text = f"{alternative.note.text}. With {alternative.words}: {figures}"
+            text = f"With {alternative.words}: {figures}. {alternative.note.text}"  # the first screen cuts off what is long
             notes = Notes(note for note in notes if note != alternative.note)
             notes.append(replace(alternative.note, text=text))
     return replace(recipe, notes=tuple(notes))
