@@ -26,6 +26,8 @@ from axmem_trace.config.derive.objective import (
     adapter_of_trainer,
     derive_objective,
     note_objective,
+    note_shared_reference,
+    refuse_in_trl,
     rows_of_objective,
 )
 from axmem_trace.config.derive.optimizer import derive_optimizer
@@ -129,6 +131,8 @@ def _resolve(
     if not draft.errors:
         note_traps(draft, recipe)
         note_objective(draft, recipe.objective)
+        note_shared_reference(draft, recipe)
+        refuse_in_trl(draft, recipe.objective)
     note_model_kwargs(draft)
     note_not_modelled(draft)
     if strict:

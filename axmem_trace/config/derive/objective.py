@@ -13,6 +13,7 @@ from axmem_trace.config.derive.rollouts import completion_of_rollouts, derive_ro
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.model import Adapter, Quantisation
 from axmem_trace.recipe.objective import Method, Objective, Reference
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.recipe.run import Batch, Evaluation
 
 Sized = TypeVar("Sized", Batch, Evaluation)
@@ -203,6 +204,41 @@ def note_objective(draft: Draft, objective: Objective) -> None:
             "a log-likelihood of the chosen texts is part of SimPO's loss unless `cpo_alpha: 0` is set: two more copies"
         )
         draft.note("warning", "rl", text + " of the chosen rows' logits")
+
+
+def note_shared_reference(draft: Draft, recipe: Recipe) -> None:
+    """TRL shards a second model as the policy is (`models/utils.py` `prepare_fsdp`); here each rank holds it whole."""
+    if recipe.objective.reference.resident_model and recipe.parallel.engine in ("fsdp1", "fsdp2"):
+        text = (
+            "the reference is divided among the ranks, which is not in the figures: each holds it whole (the run needs "
+        )
+        draft.note("not_modelled", "rl", text + "less memory than shown)", direction="less")
+
+
+def refuse_in_trl(draft: Draft, objective: Objective) -> None:
+    """What is certain to stop in the trainer: the figures are shown beside it."""
+    method, micro = objective.method, draft.get("micro_batch_size") or 1
+    if method == "kto" and micro < 2:
+        problem = "TRL stops: KTO compares with the completion of another row, and a micro batch of 1 has none"
+        draft.refuse(problem, "micro_batch_size", remedy="set `micro_batch_size: 2` or more")
+    if method == "simpo" and draft.get("simpo_gamma") is None:
+        problem = "the first loss fails: axolotl passes an unset simpo_gamma on as null, and TRL divides it by beta"
+        draft.refuse(problem, "rl", remedy="set simpo_gamma, such as 0.5")
+    if method == "simpo" and draft.get("warmup_ratio"):
+        problem = "axolotl refuses this: warmup_ratio is not supported with rl: simpo"
+        draft.refuse(problem, "warmup_ratio", remedy="set warmup_steps")
+    if objective.weighted and objective.chunked:
+        problem = "TRL stops: weighted DPO needs logits, which the tiles of dpo_use_liger_kernel do not make"
+        draft.refuse(problem, "dpo_use_weighting", remedy="remove one of them")
+    if "exo_pair" in objective.loss_types and not objective.label_smoothing:
+        problem = "TRL stops: exo_pair needs label smoothing above 0"
+        draft.refuse(problem, "dpo_loss_type", remedy="set dpo_label_smoothing, such as 0.001")
+    if method in ("dpo", "ipo") and draft.get("pad_to_multiple_of"):
+        text = "axolotl's collator reads other columns than TRL writes for DPO: the first batch is likely to fail"
+        draft.note("warning", "pad_to_multiple_of", text)
+    if method in ("dpo", "ipo", "kto") and draft.get("lora_model_dir"):
+        text = f"with `rl: {method}` the adapter in lora_model_dir is not loaded: a new one is trained"
+        draft.note("warning", "lora_model_dir", text)
 
 
 def _without_effect(draft: Draft, objective: Objective) -> list[tuple[str, str]]:

@@ -71,7 +71,7 @@ def _steps_per_generation(draft: Draft, num_gpus: int) -> int:
         )
     generations = int(trl.get("num_generations") or NUM_GENERATIONS)
     if size % generations:
-        raise draft.error(
+        draft.refuse(
             f"TRL stops: {size} rows are generated at once (micro_batch_size x gradient_accumulation_steps x GPUs), which "
             f"is no multiple of the {generations} completions of each prompt",
             "trl.num_generations",

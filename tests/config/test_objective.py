@@ -1,0 +1,120 @@
+"""What a run is trained for, as the keys of axolotl say: rows, references, lengths, and what stops in TRL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from axmem_trace.config import read_recipe
+from axmem_trace.errors import ConfigError
+from axmem_trace.recipe.objective import Reference
+from axmem_trace.recipe.recipe import Recipe
+
+LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 8, "lora_target_linear": True}
+QLORA = {**LORA, "adapter": "qlora", "load_in_4bit": True}
+
+
+def read(*assumed: str, **keys: Any) -> Recipe:
+    config = {
+        "base_model": "Qwen/Qwen2.5-0.5B", "sequence_len": 1024, "micro_batch_size": 2, "learning_rate": 1e-5,
+        "gradient_accumulation_steps": 4, "datasets": [{"path": "x"}], "bf16": True, **keys,
+    }  # fmt: skip
+    return read_recipe(config, hub="never", assumptions=assumed)
+
+
+KTO = {"rl": "kto", "remove_unused_columns": False}
+SECOND = Reference(kind="model", resident_model=True)
+LOADED_BY_TRL = Reference(kind="model", dtype="float32", resident_model=True, unused_copy=True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "rows", "reference"),
+    [
+        ({"rl": "dpo"}, 4, SECOND),
+        ({"rl": "dpo", **LORA}, 4, Reference(kind="adapters_off")),
+        ({"rl": "ipo", **LORA}, 4, Reference(kind="adapters_off")),
+        ({"rl": "dpo", "precompute_ref_log_probs": True}, 4, Reference(kind="precomputed", resident_model=True)),
+        ({"rl": "dpo", "precompute_ref_log_probs": True, **LORA}, 4, Reference(kind="precomputed")),
+        ({"rl": "orpo"}, 4, Reference()),
+        ({"rl": "simpo", "simpo_gamma": 0.5}, 4, Reference(unused_copy=True)),
+        (KTO, 2, LOADED_BY_TRL),
+        ({**KTO, **LORA}, 2, Reference(kind="adapters_off")),
+        ({"rl": "grpo"}, 2, Reference(unused_copy=True)),
+        ({"rl": "grpo", "trl": {"beta": 0.1}}, 2, LOADED_BY_TRL),
+        ({"rl": "gdpo", "rl_beta": 0.1, **LORA}, 2, Reference(kind="adapter_copy")),
+        ({"rl": "grpo", **LORA}, 2, Reference()),
+        ({"reward_model": True}, 4, Reference()),
+        ({}, 2, Reference()),
+    ],
+)
+def test_rows_and_references(keys: dict[str, Any], rows: int, reference: Reference) -> None:
+    recipe = read(**keys)
+    assert recipe.batch.rows == rows
+    assert recipe.objective.reference == reference
+
+
+@pytest.mark.parametrize(
+    ("keys", "dtype"),
+    [
+        ({"rl": "dpo"}, "bfloat16"),
+        (KTO, "bfloat16"),
+        ({"rl": "grpo"}, "bfloat16"),
+        ({"rl": "orpo"}, "autocast"),
+        ({}, "autocast"),
+    ],
+)
+def test_trl_casts_adapters_on_a_quantised_base(keys: dict[str, Any], dtype: str) -> None:
+    recipe = read(**keys, **QLORA, lora_dropout=0.1)
+    assert recipe.adapter.dtype == dtype
+    assert recipe.adapter.dropout == (0.1 if keys in ({"rl": "grpo"}, {}) else 0.0)
+    assert read(**keys, **LORA).adapter.dtype == "autocast"
+
+
+def test_lengths_are_assumptions() -> None:
+    assert (read(rl="dpo").objective.prompt_tokens, read(rl="dpo").objective.completion_tokens) == (512, 512)
+    said = read("prompt_tokens=100", "completion_tokens=300", rl="dpo")
+    assert (said.batch.row_tokens, said.objective.completion_tokens) == (400, 300)
+    assert read("completion_tokens=300", rl="dpo").batch.row_tokens == 1024
+    generated = read("prompt_tokens=200", rl="grpo", trl={"max_completion_length": 256})
+    assert (generated.batch.row_tokens, generated.objective.completion_tokens) == (456, 256)
+    with pytest.raises(ConfigError, match="only preference and GRPO training"):
+        read("completion_tokens=300")
+    with pytest.raises(ConfigError, match="a row has 1024 tokens"):
+        read("completion_tokens=1024", rl="orpo")
+
+
+def test_a_generation_serves_the_accumulated_micro_batches() -> None:
+    rollouts = read(rl="grpo").objective.rollouts
+    assert rollouts is not None
+    assert (rollouts.steps_per_generation, rollouts.scores_old_policy) == (4, False)
+    twice = read(rl="grpo", trl={"generation_batch_size": 16}).objective.rollouts
+    assert twice is not None
+    assert (twice.steps_per_generation, twice.scores_old_policy) == (8, True)  # 4 steps are no multiple of 8
+    again = read(rl="grpo", trl={"num_iterations": 2}).objective.rollouts
+    assert again is not None
+    assert again.scores_old_policy
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({**KTO, "micro_batch_size": 1}, "KTO compares with the completion of another row"),
+        ({"rl": "simpo"}, "unset simpo_gamma"),
+        ({"rl": "simpo", "simpo_gamma": 0.5, "warmup_ratio": 0.1}, "warmup_ratio is not supported"),
+        ({"rl": "dpo", "dpo_use_weighting": True, "dpo_use_liger_kernel": True}, "weighted DPO needs logits"),
+        ({"rl": "dpo", "dpo_loss_type": ["exo_pair"]}, "exo_pair needs label smoothing"),
+        ({"rl": "grpo", "trl": {"num_generations": 3}}, "no multiple of the 3 completions"),
+        ({"rl": "dpo", "lora_model_dir": "/nowhere", **LORA}, "is not loaded: a new one is trained"),
+        ({"rl": "dpo", "max_prompt_len": 100}, "`max_prompt_len` has no effect"),
+        ({"rl": "dpo", "lora_dropout": 0.1, **LORA}, "`lora_dropout` has no effect"),
+        ({"rl": "grpo"}, "completions end after 20 tokens"),
+        (
+            {"rl": "grpo", "trl": {"reward_funcs": ["org/reward-model"]}},
+            "a model that rewards completions is not in the figures",
+        ),
+        (KTO, "4 bytes per weight"),
+    ],
+)
+def test_what_the_author_may_not_expect(keys: dict[str, Any], said: str) -> None:
+    assert any(said in note.text for note in read(**keys).notes)
