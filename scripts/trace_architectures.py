@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Traces every causal language model of the installed transformers, made small, and writes a table.
+"""Traces every causal language model of the installed transformers, made small, and writes the table of that release.
 
 For each type of `MODEL_FOR_CAUSAL_LM_MAPPING_NAMES`: a full fine-tune and a LoRA run on meta, the latter of longer rows
-(what a model asks of short masks may be too much of long ones), and the CPU oracle (both, of short rows, for real must
-allocate the same, byte for byte). Where one of them can't be, the table has the reason. Each
-type is traced in a process of its own, within a time limit; the table is written after each.
+(what a model asks of short masks may be too much of long ones); both with gradient checkpointing, the full one
+non-reentrant and the LoRA one reentrant (as they are where the class has none); and the CPU oracle (both, of short rows,
+for real must allocate the same, byte for byte). Where one of them can't be, the table has the reason. Each type is traced
+in a process of its own, within a time limit; the table is written after each.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-TABLE = ROOT / "tests" / "models" / "architectures" / "table.json"
-COLUMNS = ("full", "lora", "oracle")
+TABLES = ROOT / "tests" / "models" / "architectures"
+COLUMNS = ("full", "lora", "full_checkpointed", "lora_checkpointed", "oracle")
 TOKENS = 32
 MANY_TOKENS = 512
 KEYS = {
@@ -76,9 +77,12 @@ def trace(model_type: str, columns: tuple[str, ...] = COLUMNS, *, limit: int = 0
         if model_type in SDPA:
             config["attn_implementation"] = "sdpa"
         lora = config | LORA | {"lora_target_modules": TARGETS.get(model_type, LORA["lora_target_modules"])}
+        longer = lora | {"sequence_len": min(MANY_TOKENS, count_positions(base) // 2)}
         steps: dict[str, Callable[[], None]] = {
             "full": lambda: estimate(config),
-            "lora": lambda: estimate(lora | {"sequence_len": min(MANY_TOKENS, count_positions(base) // 2)}),
+            "lora": lambda: estimate(longer),
+            "full_checkpointed": lambda: estimate_checkpointed(config, use_reentrant=False),
+            "lora_checkpointed": lambda: estimate_checkpointed(longer, use_reentrant=True),
             "oracle": lambda: compare_with_cpu(config, *([] if model_type in NO_ADAPTER else [lora])),
         }
         return {name: _attempt(steps[name], limit, tracebacks=tracebacks) for name in columns}
@@ -120,6 +124,19 @@ def estimate(config: dict[str, Any]) -> None:
     assert report.resident.gradients > 0, "no gradients"
 
 
+def estimate_checkpointed(config: dict[str, Any], *, use_reentrant: bool) -> None:
+    """With gradient checkpointing, where the class has it."""
+    from axmem_trace.errors import ConfigError
+
+    arguments = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
+    try:
+        estimate(config | arguments)
+    except ConfigError as error:
+        if "can't checkpoint activations" not in error.problem:
+            raise
+        estimate(config)
+
+
 def compare_with_cpu(*configs: dict[str, Any]) -> None:
     """In fp32, as the CPU's bf16 kernels keep other statistics than meta and CUDA; experts in transformers' loop, as
     meta has no grouped product of fp32 matrices; both under one decided routing."""
@@ -153,23 +170,20 @@ def _first(only: Counter[Any], allocations: Any) -> str:
     return ""
 
 
-def read_table() -> dict[str, Row]:
-    """The table as committed."""
-    table: dict[str, Row] = json.loads(TABLE.read_text(encoding="utf-8"))["types"]
+def read_tables() -> dict[str, dict[str, Row]]:
+    """The tables as committed, by the release of transformers that they are of."""
+    return {path.stem: _read_table(path) for path in sorted(TABLES.glob("5.*.json"))}
+
+
+def _read_table(path: Path) -> dict[str, Row]:
+    table: dict[str, Row] = json.loads(path.read_text(encoding="utf-8"))
     return table
 
 
-def read_release() -> str:
-    """The transformers that the table is of."""
-    return str(json.loads(TABLE.read_text(encoding="utf-8"))["transformers"])
-
-
 def write_table(table: dict[str, Row], path: Path) -> None:
-    """Sorted, beside the release it is of."""
-    import transformers
-
-    content = {"transformers": transformers.__version__, "types": dict(sorted(table.items()))}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    """A line for each type, sorted."""
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(table.items()))
+    path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 def make_rows(types: list[str], columns: tuple[str, ...], limit: int, *, tracebacks: bool) -> Iterator[tuple[str, Row]]:
@@ -226,16 +240,19 @@ def main() -> int:
     parser.add_argument("--only", choices=COLUMNS, action="append", help="only this column (repeat for several)")
     parser.add_argument("--limit", type=int, default=120, help="seconds for each column of each type (default 120)")
     parser.add_argument("--tracebacks", action="store_true", help="print where a type fails")
-    parser.add_argument("--table", type=Path, default=TABLE, help="the file to write")
+    parser.add_argument("--table", type=Path, help="the file to write; default: that of the installed transformers")
     options = parser.parse_args()
     _import_libraries()
-    keeps = (options.types or options.resume or options.only) and options.table.exists()
-    table: dict[str, Row] = json.loads(options.table.read_text(encoding="utf-8"))["types"] if keeps else {}
+    import transformers
+
+    path = options.table or TABLES / f"{transformers.__version__}.json"
+    keeps = (options.types or options.resume or options.only) and path.exists()
+    table = _read_table(path) if keeps else {}
     types = [each for each in options.types or list_types() if not (options.resume and each in table)]
     columns = tuple(options.only or COLUMNS)
     for model_type, row in make_rows(types, columns, options.limit, tracebacks=options.tracebacks):
         table[model_type] = {**table.get(model_type, {}), **row}
-        write_table(table, options.table)
+        write_table(table, path)
     for column in COLUMNS:
         print(f"{column}: {sum(row.get(column) == 'yes' for row in table.values())} of {len(table)}")
     return 0
