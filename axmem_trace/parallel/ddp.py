@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from axmem_trace.recipe.parallel import Ddp
+from axmem_trace.tracing.originals import call_original, stands_in
+from axmem_trace.tracing.patching import replaced
 
 
 def wrap_model(model: nn.Module, ddp: Ddp) -> Any:
@@ -54,8 +55,8 @@ def ddp_runs_on_meta() -> Iterator[None]:
             return pre_forward(self, *args, **kwargs)
 
     with (
-        patch.object(distributed, "_verify_param_shape_across_processes", _send_shapes),
-        patch.object(DistributedDataParallel, "_pre_forward", pre_forward_alone),
+        replaced(distributed, "_verify_param_shape_across_processes", _send_shapes),
+        replaced(DistributedDataParallel, "_pre_forward", pre_forward_alone),
     ):
         yield
 
@@ -69,7 +70,8 @@ def _send_shapes(process_group: Any, parameters: Any, logger: Any = None) -> Non
 class _HostKeepsItsValues(TorchDispatchMode):
     """A copy from meta to the host changes nothing there: what came back is what this rank had sent."""
 
+    @stands_in
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.copy_.default and args[0].device.type == "cpu" and args[1].is_meta:
             return args[0]
-        return func(*args, **(kwargs or {}))
+        return call_original(func, args, kwargs or {})

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from torch import nn
 from axmem_trace.parallel.units import make_wrap_policy
 from axmem_trace.recipe.parallel import Fsdp
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.patching import replaced
 
 
 def wrap_model(model: nn.Module, recipe: Recipe, *, device: torch.device, arrives: Callable[[nn.Module], None]) -> Any:
@@ -137,8 +137,8 @@ def fsdp1_runs_on_meta() -> Iterator[None]:
         return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
 
     with (
-        patch.object(torch.Tensor, "data_ptr", address),
-        patch.object(_flat_param, "_same_storage", is_same),
-        patch.object(_flat_param, "_data_ptr_allocated", lambda tensor: tensor.untyped_storage().nbytes() > 0),
+        replaced(torch.Tensor, "data_ptr", address),
+        replaced(_flat_param, "_same_storage", is_same),
+        replaced(_flat_param, "_data_ptr_allocated", lambda tensor: tensor.untyped_storage().nbytes() > 0),
     ):
         yield

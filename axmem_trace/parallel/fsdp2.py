@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -21,6 +20,7 @@ from axmem_trace.parallel.carve_out import adapters_apart
 from axmem_trace.parallel.units import bottom_up, make_wrap_policy
 from axmem_trace.recipe.parallel import Mesh
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.patching import replaced
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
@@ -128,13 +128,13 @@ def fsdp2_runs_on_meta() -> Iterator[None]:
 
     group, parameter = _fsdp_param_group.FSDPParamGroup, _fsdp_param.FSDPParam
     with ExitStack() as stack:
-        stack.enter_context(patch.object(group, "_validate_no_meta_params", lambda self: None))
-        stack.enter_context(patch.object(group, "_validate_cpu_offload_params", lambda self: None))
+        stack.enter_context(replaced(group, "_validate_no_meta_params", lambda self: None))
+        stack.enter_context(replaced(group, "_validate_cpu_offload_params", lambda self: None))
         stack.enter_context(
-            patch.object(_fully_shard, "_get_device_from_mesh", lambda mesh: torch.device(mesh.device_type))
+            replaced(_fully_shard, "_get_device_from_mesh", lambda mesh: torch.device(mesh.device_type))
         )
         for name in ("_init_sharded_param", "init_unsharded_param", "init_dtype_attrs"):
-            stack.enter_context(patch.object(parameter, name, _with_packed(getattr(parameter, name), name)))
+            stack.enter_context(replaced(parameter, name, _with_packed(getattr(parameter, name), name)))
         yield
 
 

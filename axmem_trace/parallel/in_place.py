@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
+from axmem_trace.tracing.patching import replaced
 from axmem_trace.tracing.recorder import Recorder
 
 
@@ -23,7 +23,7 @@ def resizes_recorded(recorder: Recorder) -> Iterator[None]:
         recorder.resized(storage)
         return result
 
-    with patch.object(torch.UntypedStorage, "resize_", resize_and_record):
+    with replaced(torch.UntypedStorage, "resize_", resize_and_record):
         yield
 
 
@@ -39,7 +39,7 @@ def shapes_planned_unseen(recorder: Recorder) -> Iterator[None]:
         with recorder.paused():
             return plan(self, *args, **kwargs)
 
-    with patch.object(ShardingPropagator, "_propagate_tensor_meta_non_cached", plan_unseen):
+    with replaced(ShardingPropagator, "_propagate_tensor_meta_non_cached", plan_unseen):
         yield
 
 
@@ -63,7 +63,7 @@ def gathers_recorded(recorder: Recorder) -> Iterator[None]:
     )  # fmt: skip
     with ExitStack() as stack:
         for owner, name in methods:
-            stack.enter_context(patch.object(owner, name, as_workspace(getattr(owner, name))))
+            stack.enter_context(replaced(owner, name, as_workspace(getattr(owner, name))))
         yield
 
 
@@ -78,6 +78,6 @@ def streams_recorded(recorder: Recorder) -> Iterator[None]:
 
     with ExitStack() as stack:
         for module in (_flat_param, _runtime_utils):
-            stack.enter_context(patch.object(module, "_no_dispatch_record_stream", record_stream))
-        stack.enter_context(patch.object(torch.Tensor, "record_stream", record_stream))
+            stack.enter_context(replaced(module, "_no_dispatch_record_stream", record_stream))
+        stack.enter_context(replaced(torch.Tensor, "record_stream", record_stream))
         yield

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 
 from axmem_trace.parallel.streams import DeviceModule, Streams
+from axmem_trace.tracing.patching import replaced
 from axmem_trace.tracing.recorder import Recorder
 
 
@@ -38,7 +38,7 @@ def open_process_group(recorder: Recorder, *, rank: int, num_ranks: int) -> Iter
         raise RuntimeError("a process group is open already; an estimate for many GPUs needs one of its own")
     streams = Streams(lambda: recorder.now, recorder.use_stream, recorder.finish_stream)
     with ExitStack() as stack:
-        stack.enter_context(patch.object(torch, "meta", DeviceModule(streams, num_ranks), create=True))
+        stack.enter_context(replaced(torch, "meta", DeviceModule(streams, num_ranks), new=True))
         stack.enter_context(collectives_recorded(recorder, streams.start_collective))
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_ranks)
         stack.callback(dist.destroy_process_group)
