@@ -112,7 +112,7 @@ def test_by_bucket():
     found = LEDGER.by_bucket(4)
     assert tuple(found) == BUCKETS
     assert found == {"weights": 10_240, "adapters": 0, "gradients": 10_240, "optimizer": 0, "activations": 5_120,
-                     "workspace": 3_072}  # fmt: skip
+                     "workspace": 3_072, "reference": 0}  # fmt: skip
     assert sum(found.values()) == LEDGER.allocated_at(4)
 
 

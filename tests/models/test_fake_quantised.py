@@ -121,7 +121,7 @@ def test_a_group_size_that_divides_no_width_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("nvfp4", "warning"), ("mxfp4", "not_modelled"), ("ternary", "not_modelled")]
+    ("name", "kind"), [("nvfp4", "refused"), ("mxfp4", "not_modelled"), ("ternary", "not_modelled")]
 )
 def test_other_formats_are_reported(tmp_path, name, kind):
     recipe = read_recipe(make_config(tmp_path, qat={"weight_dtype": name}), hub="never")

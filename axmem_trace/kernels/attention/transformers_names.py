@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 from axmem_trace.kernels.attention.packed_sdpa import make_packed_sdpa, packed_sdpa_mask
 from axmem_trace.kernels.attention.sage import make_sage
 from axmem_trace.kernels.attention.xformers_attention import make_xformers
@@ -22,5 +26,21 @@ def install_names(site: Site) -> None:
     masks = {"xformers": flash_attention_mask, "sage": flash_attention_mask}
     if context.attention == "varlen":
         functions["sdpa"], masks["sdpa"] = make_packed_sdpa(context), packed_sdpa_mask
+    else:
+        functions["sdpa"] = without_softcap(ALL_ATTENTION_FUNCTIONS["sdpa"])
     site.replace_items(ALL_ATTENTION_FUNCTIONS._global_mapping, functions)
     site.replace_items(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, masks)
+
+
+def without_softcap(sdpa: Callable[..., Any]) -> Callable[..., Any]:
+    """transformers' function for SDPA, which leaves the cap on scores out, as in the releases that axolotl pins.
+
+    Source: transformers 5.16 and 5.20 `integrations/sdpa_attention.py`, `sdpa_attention_forward` takes `softcap` (Gemma 2)
+    among other keywords and ignores it; 5.24 refuses it.
+    """
+
+    @functools.wraps(sdpa)
+    def forward(*args: Any, softcap: float | None = None, **kwargs: Any) -> Any:
+        return sdpa(*args, **kwargs)
+
+    return forward
