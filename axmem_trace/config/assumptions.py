@@ -46,10 +46,10 @@ def _fsdp(name: str) -> Callable[[Recipe, Any], Recipe]:
     return lambda recipe, value: _replace(recipe, "parallel", fsdp=replace(recipe.parallel.fsdp, **{name: value}))
 
 
-def _fsdp_dtype(recipe: Recipe, value: str) -> Recipe:
-    dtype = "" if value == "stored" else value
+def _fsdp_dtype(recipe: Recipe, value: Any) -> Recipe:
+    dtype: Any = "" if value == "stored" else value
     fsdp = replace(recipe.parallel.fsdp, param_dtype=dtype, reduce_dtype=dtype)
-    output = dtype if recipe.parallel.engine == "fsdp2" else ""
+    output: Any = dtype if recipe.parallel.engine == "fsdp2" else ""
     return _replace(recipe, "parallel", fsdp=replace(fsdp, output_dtype=output))
 
 

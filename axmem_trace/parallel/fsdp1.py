@@ -56,7 +56,7 @@ def checkpoint_units(wrapped: Any) -> None:
     inputs that the recomputation detaches."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    class CheckpointedUnit(FullyShardedDataParallel):  # type: ignore[misc]
+    class CheckpointedUnit(FullyShardedDataParallel):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             function = partial(FullyShardedDataParallel.__call__, self, **kwargs)
             return self.checkpoint(function, *args) if self.training else function(*args)
