@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from axmem_trace.errors import ConfigError
 from axmem_trace.models.quantisation.quantizers import Quantizer
 
 WEIGHTS_PER_BYTE = 2
@@ -30,9 +31,22 @@ class Fp8Quantizer(Quantizer):
     def replace_modules(self, model: Any, dtype: torch.dtype) -> None:  # noqa: D102
         model.hf_quantizer = self.hf_quantizer
         self.hf_quantizer.preprocess_model(model=model, dtype=dtype, device_map={"": 0})
+        _refuse_experts(model)
 
     def finish(self, model: Any, dtype: torch.dtype) -> None:  # noqa: D102
         self.hf_quantizer.postprocess_model(model)
+
+
+def _refuse_experts(model: Any) -> None:
+    """transformers looks FP8 experts up in an interface of their own (`ALL_FP8_EXPERTS_FUNCTIONS`), and axolotl registers
+    its kernels in that of plain ones (`libs/scattermoe_lora/experts.py` `register_scattermoe_experts`)."""
+    if any(type(module).__name__ == "FP8Experts" for module in model.modules()):
+        raise ConfigError(
+            problem=f"the experts of {type(model).__name__} are FP8, for which axolotl registers neither scattermoe nor "
+            "sonicmoe: the run stops in its first forward (KeyError, transformers `integrations/moe.py` `get_interface`)",
+            key="base_model",
+            remedy="name an unquantised copy of the base model (`load_in_4bit` and `quantize_moe_experts` pack it)",
+        )
 
 
 class Mxfp4Quantizer(Quantizer):

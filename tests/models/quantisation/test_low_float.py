@@ -13,6 +13,7 @@ from support.tiny_models import write_tiny_model
 from support.whole_runs import record
 
 from axmem_trace.config import read_recipe
+from axmem_trace.errors import ConfigError
 from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
 
@@ -39,6 +40,11 @@ def test_fp8_weights_stay_under_the_plugin(plugin, tmp_path: Path):
 def test_else_they_are_unpacked(keys: dict[str, Any], gpu: str, tmp_path: Path):
     full = 1_051_136 if "adapter" not in keys else 0  # embedding, head and norms of a full fine-tune are fp32
     assert weight_bytes(build(tmp_path, keys, gpu=gpu, **FP8)) == REST + LINEAR * 2 + full
+
+
+def test_fp8_experts_are_refused_with_the_reason(tmp_path: Path):
+    with pytest.raises(ConfigError, match="registers neither scattermoe nor sonicmoe"):
+        build(tmp_path, {**LORA, **PLUGIN}, family="qwen3_moe", gpu="H100", **FP8)
 
 
 def _fp8_run(directory: Path, **keys: Any) -> Any:
