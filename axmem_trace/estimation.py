@@ -118,7 +118,7 @@ def _reserved_bytes(recipe: Recipe) -> int:
 
 def _capacity_bytes(recipe: Recipe) -> int:
     """What the allocator may reserve of the card; 0 where no card was named."""
-    return max(0, recipe.gpu.memory_bytes - recipe.gpu.context_bytes)
+    return max(0, recipe.gpu.memory_bytes - recipe.gpu.outside_bytes)
 
 
 def _replay_on_card(recipe: Recipe, ledger: Ledger) -> Reservation:

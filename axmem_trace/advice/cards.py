@@ -63,7 +63,7 @@ def _fit_group(cards: list[Card], estimate_on: EstimateOn) -> list[CardFit]:
         report = estimate_on(largest.name)
     except ConfigError as error:
         return [CardFit(card=card, verdict="", reason=error.problem) for card in cards]
-    live_bytes = report.peak.counted_bytes + report.peak.context_bytes
+    live_bytes = report.peak.counted_bytes + report.peak.context_bytes + report.peak.nccl_bytes
     fits = []
     for card in cards:
         memory_bytes = round(card.gib * GIB)

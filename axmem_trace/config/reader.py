@@ -21,6 +21,7 @@ from axmem_trace.config.derive.fake_quantisation import derive_fake_quantisation
 from axmem_trace.config.derive.hardware import derive_allocator, derive_gpu, read_count
 from axmem_trace.config.derive.loss import derive_kernels, derive_loss
 from axmem_trace.config.derive.model_kwargs import note_model_kwargs
+from axmem_trace.config.derive.nccl import derive_nccl_bytes
 from axmem_trace.config.derive.objective import (
     LABELLED,
     adapter_of_trainer,
@@ -123,6 +124,7 @@ def _resolve(
     strict: bool,
 ) -> Recipe:
     target = draft.attempt(derive_gpu, gpu, parallel.num_gpus, default=Gpu(count=parallel.num_gpus))
+    target = replace(target, nccl_bytes=derive_nccl_bytes(draft, target, parallel))
     refuse_on_gpu(draft, target)
     base = draft.attempt(derive_base_model, draft, hub=hub, default=_UNKNOWN)
     if base is not _UNKNOWN:

@@ -115,7 +115,7 @@ def _note_fate(recipe: Recipe, blocks: Iterable[str], nbytes: int) -> Note:
 
 
 def _note_too_large(model: nn.Module, recipe: Recipe, notes: Notes, stands_for: Callable[[str], int]) -> None:
-    free = recipe.gpu.memory_bytes - recipe.gpu.context_bytes
+    free = recipe.gpu.memory_bytes - recipe.gpu.outside_bytes
     share = AUTOMATIC_SHARE * (AUTOMATIC_SHARE if recipe.quantisation.method in ("bnb_4bit", "bnb_8bit") else 1)
     tensors = (*model.named_parameters(), *model.named_buffers())
     nbytes = sum(each.nbytes * stands_for(name) for name, each in tensors)

@@ -173,9 +173,16 @@ class Gpu:
     compute_capability: tuple[int, int] = (8, 0)
     context_bytes: int = 0
     """CUDA context and libraries, outside the allocator: assumed."""
+    nccl_bytes: int = 0
+    """Of NCCL's communicators, where there are several GPUs; outside the allocator: assumed."""
     count: int = 1
     remarks: tuple[str, ...] = ()
     """What a user must know of this card: which of several was taken, that its memory is the system's, ..."""
+
+    @property
+    def outside_bytes(self) -> int:
+        """All that the process takes outside PyTorch's allocator."""
+        return self.context_bytes + self.nccl_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -64,7 +64,8 @@ def make_tables(report: Report, depth: int | None = None) -> list[Table]:
 def headline(report: Report) -> tuple[tuple[str, str], ...]:
     """The figures that axolotl logs and what `nvidia-smi` would show, in GiB, with what each is."""
     peak = report.peak
-    context = f"reserved + {format_bytes(peak.context_bytes)} of CUDA context (assumed)"
+    nccl = f" and {format_bytes(peak.nccl_bytes)} of NCCL's buffers" if peak.nccl_bytes else ""
+    context = f"reserved + {format_bytes(peak.context_bytes)} of CUDA context{nccl} (assumed)"
     return (
         (f"{gib(peak.active_bytes):8.2f}", "memory/max_active (GiB)"),
         (f"{gib(peak.counted_bytes):8.2f}", "memory/max_allocated (GiB)"),

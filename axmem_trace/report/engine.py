@@ -23,14 +23,14 @@ def make_engine(recipe: Recipe, peak: Peak, phases: Mapping[str, PhaseUse]) -> E
     if rollouts is None or rollouts.engine != "vllm_colocate" or not memory_bytes:
         return None
     share_bytes = int(rollouts.engine_share * memory_bytes)
-    taken = recipe.gpu.context_bytes + (phases["load"].reserved_bytes if "load" in phases else 0)
+    taken = recipe.gpu.outside_bytes + (phases["load"].reserved_bytes if "load" in phases else 0)
     free_bytes = max(0, memory_bytes - taken)
     beside = peak.device_bytes
     if rollouts.engine_sleeps:
         awake = [
             use.reserved_bytes for step in phases.values() for name, use in step.phases.items() if name in ENGINE_PHASES
         ]
-        beside = recipe.gpu.context_bytes + max(awake, default=0)
+        beside = recipe.gpu.outside_bytes + max(awake, default=0)
     return Engine(
         name="vLLM",
         share=rollouts.engine_share,

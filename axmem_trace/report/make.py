@@ -123,14 +123,15 @@ def assert_adds_up(report: Report, ledger: Ledger) -> None:
 
 def _make_peak(recipe: Recipe, facts: ModelFacts, found: Survey, reservation: Reservation) -> Peak:
     span = found.peak
-    reached, context_bytes = span.peak_allocation, recipe.gpu.context_bytes
+    reached = span.peak_allocation
     return Peak(
         allocated_bytes=max(span.peak_bytes, 0),
         active_bytes=max(reservation.peak_active_bytes, reservation.peak_allocated_bytes, span.peak_bytes, 0),
         counted_bytes=max(reservation.peak_allocated_bytes, span.peak_bytes, 0),
         reserved_bytes=reservation.peak_reserved_bytes,
-        device_bytes=reservation.peak_reserved_bytes + context_bytes,
-        context_bytes=context_bytes,
+        device_bytes=reservation.peak_reserved_bytes + recipe.gpu.outside_bytes,
+        context_bytes=recipe.gpu.context_bytes,
+        nccl_bytes=recipe.gpu.nccl_bytes,
         phase=span.phase,
         step=span.step,
         module=reached.module if reached else "",

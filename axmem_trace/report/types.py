@@ -110,14 +110,15 @@ class Peak:
     one stream. `counted_bytes` is what `torch.cuda.max_memory_allocated` would say: the same with expandable
     segments (axolotl's default); without, PyTorch also counts rests of up to 1 MiB that stay with a large block, and
     what `roundup_power2_divisions` adds. `reserved_bytes` is the high-water mark of what the caching allocator holds,
-    whenever that was. `device_bytes` is reserved plus the CUDA context, as `nvidia-smi` shows it; the context is
-    assumed.
+    whenever that was. `device_bytes` is reserved plus the CUDA context and NCCL's buffers, as `nvidia-smi` shows it; both
+    are assumed.
 
     Attributes:
         active_bytes: with blocks that wait for another stream.
         counted_bytes: what axolotl logs as `memory/max_allocated`.
         reserved_bytes: what axolotl logs as `memory/device_reserved`.
         device_bytes: what `nvidia-smi` shows, and what has to fit.
+        nccl_bytes: what NCCL takes for exchanges among GPUs; 0 on one.
     """
 
     allocated_bytes: int
@@ -126,6 +127,7 @@ class Peak:
     reserved_bytes: int
     device_bytes: int
     context_bytes: int
+    nccl_bytes: int = 0
     phase: str
     step: int
     module: str

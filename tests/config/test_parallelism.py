@@ -142,3 +142,15 @@ def test_a_mapping_counts_too(tmp_path: Path) -> None:
 def test_a_file_that_nobody_knows_is_said(tmp_path: Path) -> None:
     recipe = read(tmp_path, gpus=2, deepspeed="somewhere/else.json")
     assert any(note.kind == "not_modelled" and "is not here" in note.text for note in recipe.notes)
+
+
+def test_nccl_takes_memory_outside_the_allocator(tmp_path: Path) -> None:
+    # H100: 24 channels of 10 + 2 MiB, and 256 MiB for the switch's own sums
+    assert read(tmp_path, gpus=8, gpu="H100").gpu.nccl_bytes == (24 * 12 + 256) << 20
+    # A100: the channels alone
+    assert read(tmp_path, gpus=8, gpu="A100-80GB").gpu.nccl_bytes == 24 * 12 << 20
+    # shards, copies, and all ranks: three communicators
+    keys = {"fsdp_version": 2, "fsdp_config": {}, "dp_shard_size": 4, "dp_replicate_size": 2}
+    assert read(tmp_path, gpus=8, gpu="A100-80GB", **keys).gpu.nccl_bytes == 3 * (24 * 12 << 20)
+    assert read(tmp_path, gpu="H100").gpu.nccl_bytes == 0
+    assert read(tmp_path, gpus=8, gpu="RTX 4090").gpu.nccl_bytes < 24 * 12 << 20

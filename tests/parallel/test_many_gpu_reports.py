@@ -105,6 +105,12 @@ def test_quantised_weights_are_divided_and_their_states_are_not(tmp_path: Path, 
     assert {report.model.parameters for report in reports} == {reports[0].model.parameters}
 
 
+def test_nccl_is_in_nvidia_smi_alone(tmp_path: Path) -> None:
+    peak = report_of(tmp_path, 2).peak
+    assert peak.nccl_bytes > 0
+    assert peak.device_bytes == peak.reserved_bytes + peak.context_bytes + peak.nccl_bytes
+
+
 def test_offloading_is_said_to_be_missing(tmp_path: Path) -> None:
     report = report_of(tmp_path, 8, fsdp_version=2, fsdp_config={"offload_params": True})
     assert report.resident.weights == 2 * PARAMETERS // 8 + ROTARY

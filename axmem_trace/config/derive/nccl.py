@@ -1,0 +1,56 @@
+"""What NCCL takes on each GPU, outside PyTorch's allocator: buffers of each communicator, from its first exchange on.
+
+By NCCL 2.30 (`src/init.cc`, `src/transport/p2p.cc`, `src/transport/nvls.cc`): a ring's channel has buffers of 9.2 MiB in
+all, mapped as 10 MiB to receive and 2 MiB to send; cards that are joined by an NVSwitch get 24 channels. From Hopper on, the
+switch adds up itself (NVLS), which takes 256 MiB more. Trees, other algorithms and `NCCL_*` variables change it, and so do
+versions: what is added here is assumed, and is never part of what PyTorch counts.
+"""
+
+from __future__ import annotations
+
+from axmem_trace.config.document.draft import Draft
+from axmem_trace.recipe.parallel import Parallel
+from axmem_trace.recipe.recipe import Gpu
+from axmem_trace.units import format_bytes
+
+MIB = 1 << 20
+CHANNEL_BYTES, SWITCH_CHANNELS, NVLS_BYTES = 12 * MIB, 24, 256 * MIB
+ON_PCIE_BYTES = 150 * MIB
+"""Cards without a switch: fewer channels."""
+WITH_NVLS = ((9, 0), (10, 0), (10, 3))
+WITH_SWITCH = ((7, 0), (8, 0), *WITH_NVLS)
+"""Compute capabilities of cards that are mostly sold in machines with an NVSwitch: V100, A100, H100, H200, B200, B300."""
+
+
+def derive_nccl_bytes(draft: Draft, gpu: Gpu, parallel: Parallel) -> int:
+    """Bytes on each GPU; 0 where there is but one."""
+    if parallel.num_gpus < 2:
+        return 0
+    each, count = bytes_of_communicator(gpu), count_communicators(parallel)
+    text = (
+        f"NCCL's buffers: {format_bytes(each)} on each GPU for each of {count} communicator(s), by this card's usual links; "
+        "in nvidia-smi, not in what PyTorch counts. NCCL_NVLS_ENABLE=0 and fewer channels (NCCL_MAX_NCHANNELS) lower it"
+    )
+    draft.note("assumed", "nccl", text)
+    return each * count
+
+
+def bytes_of_communicator(gpu: Gpu) -> int:
+    """Of one communicator.
+
+    >>> bytes_of_communicator(Gpu(compute_capability=(9, 0))) >> 20  # 24 channels of 12 MiB, and NVLS
+    544
+    """
+    if gpu.compute_capability not in WITH_SWITCH:
+        return ON_PCIE_BYTES
+    nvls = NVLS_BYTES if gpu.compute_capability in WITH_NVLS else 0
+    return SWITCH_CHANNELS * CHANNEL_BYTES + nvls
+
+
+def count_communicators(parallel: Parallel) -> int:
+    """Groups of ranks that exchange: all of them, and those of each axis of a mesh beside it; DeepSpeed clones the first
+    (`deepspeed/utils/groups.py`, `_clone_world_group`)."""
+    mesh = parallel.mesh
+    axes = [mesh.replicate, mesh.num_shards, mesh.expert, mesh.tensor, mesh.context]
+    divided = [size for size in axes if 1 < size < parallel.num_gpus]
+    return 1 + len(divided) + parallel.engine.startswith("zero")
