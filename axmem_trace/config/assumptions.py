@@ -197,7 +197,8 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
         _COUNT, "tokens of the longest prompt; rows are then prompt and completion long", _prompt_tokens,
         ("objective.prompt_tokens",)),
     "loss_helpers": Assumption(
-        "'trl'|'torch'", "whose code makes log-probabilities of logits (torch: TRL's, where there is no Triton)",
+        "'trl'|'axolotl'|'torch'",
+        "whose code makes log-probabilities of logits (axolotl: its own kernels, until 0.19; torch: TRL's without Triton)",
         _set("objective.helpers"), ("objective.helpers",)),
     "samples_per_row": Assumption(
         _COUNT, "samples in a packed row", _set("batch.samples_per_row"), ("batch.samples_per_row",)),

@@ -83,6 +83,22 @@ def test_dpo_without_triton(tmp_path: Path) -> None:
     assert backward == [4 * PAIRS, 4 * SHIFTED_PAIRS] + [4 * SHIFTED] * 2 * MICRO
 
 
+def test_dpo_with_the_kernels_of_axolotl_0_19(tmp_path: Path) -> None:
+    # Each model's logits lack the last position of every row, and are copied flat: policy 4, its copy 4 (kept),
+    # reference 4 and its copy 4. Backward begins with the copy and makes its gradient; then that of all positions.
+    forward, start, backward = peaks(record(tmp_path, "loss_helpers=axolotl", rl="dpo"))
+    assert forward == [4 * PAIRS, 4 * PAIRS, 4 * SHIFTED_PAIRS, 4 * SHIFTED_PAIRS]
+    assert start == [4 * SHIFTED_PAIRS]
+    assert backward == [4 * PAIRS, 4 * SHIFTED_PAIRS]
+
+
+def test_orpo_with_the_kernels_of_axolotl_0_19(tmp_path: Path) -> None:
+    # logits 4, the chosen half's log-softmax 2, the flat copy 4.
+    forward, start, _ = peaks(record(tmp_path, "loss_helpers=axolotl", rl="orpo"))
+    assert forward == [4 * PAIRS, 4 * SHIFTED_PAIRS, 4 * MICRO * SHIFTED]
+    assert start == [4 * SHIFTED_PAIRS, 4 * MICRO * SHIFTED]
+
+
 def test_orpo(tmp_path: Path) -> None:
     # forward: logits 4; of the chosen half a dense copy and its log-softmax, 2 + 2.
     # backward: the gradient of all rows; that of the chosen ones, at first as large as they are, then spread over all.
@@ -179,3 +195,15 @@ def test_a_copy_of_the_adapter_is_frozen_and_stays(tmp_path: Path) -> None:
               for ledger in (with_reference, without)]  # fmt: skip
     assert adapters[0] == 2 * adapters[1]
     assert states[0] == states[1]
+
+
+def test_grpo_with_the_kernels_of_axolotl_0_19(tmp_path: Path) -> None:
+    # The logits are divided by the temperature in place, and copied flat. Forward: logits 4 and the copy 4; backward begins
+    # with the copy, since the division keeps nothing, and has at its highest the gradient of the copy, and the division's:
+    # zeros for all positions, and its own result before it is put into them.
+    ledger = record(tmp_path, "loss_helpers=axolotl", gradient_accumulation_steps=2, **GENERATED)
+    one, kept = MICRO * (COMPLETION + 1) * VOCABULARY, MICRO * COMPLETION * VOCABULARY
+    forward, start, backward = peaks(ledger)
+    assert forward == [4 * one, 4 * kept]
+    assert start == [4 * kept]
+    assert sum(backward) >= 4 * one + 2 * 4 * kept

@@ -89,6 +89,55 @@ class _FusedLogProbEntropy(torch.autograd.Function):
         return made, None, None
 
 
+class AxolotlLogProbabilities:
+    """axolotl 0.19's own Triton kernels, which it puts in the place of TRL 1.9's functions: logits that are not dense, as
+    those without the last position of several rows are not, are copied, and the copy is kept for backward.
+
+    Source: axolotl 0.19.0 `monkeypatch/trainer/utils.py`, `selective_log_softmax`, `_SelectiveLogSoftmaxTriton`,
+    `entropy_from_logits` (which copies nothing), put there by `loaders/patch_manager.py`.
+    """
+
+    def select(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
+        """See `LogProbabilities`."""
+        size = logits.shape[-1]
+        flat = logits.view(-1, size) if logits.is_contiguous() else logits.reshape(-1, size).contiguous()
+        found = _AxolotlSelect.apply(flat, labels.reshape(-1, 1).contiguous())
+        values = found.reshape(labels.shape)
+        return values if mask is None else values.masked_fill(mask == 0, 0.0)
+
+    def select_with_entropy(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        *,
+        entropy_trains: bool = False,
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """See `LogProbabilities`. The entropy's operator has no gradient."""
+        values = self.select(logits, labels, mask)
+        entropies = torch.empty(labels.numel(), device=logits.device, dtype=torch.float32)
+        return values, entropies.reshape(labels.shape)
+
+
+class _AxolotlSelect(torch.autograd.Function):
+    """Memory of the kernel: fp32 values [N, 1] and sums [N]; backward writes a gradient as large as the flat logits."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, labels: Tensor) -> Tensor:
+        values = torch.empty(labels.shape, device=flat.device, dtype=torch.float32)
+        sums = torch.empty(flat.shape[0], device=flat.device, dtype=torch.float32)
+        ctx.save_for_backward(flat, labels, sums)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        flat = ctx.saved_tensors[0]
+        made = torch.empty_like(flat)
+        gradients[0].contiguous()
+        return made, None
+
+
 class TorchLogProbabilities:
     """TRL's own PyTorch code, as it runs where there is no Triton."""
 
@@ -147,4 +196,5 @@ def entropy_in_parts(logits: Tensor) -> Tensor:
 
 def choose_log_probabilities(objective: Objective) -> LogProbabilities:
     """The code that the recipe asks for."""
-    return TorchLogProbabilities() if objective.helpers == "torch" else TritonLogProbabilities()
+    kinds = {"trl": TritonLogProbabilities, "axolotl": AxolotlLogProbabilities, "torch": TorchLogProbabilities}
+    return kinds[objective.helpers]()

@@ -150,7 +150,7 @@ class GroupRelative(Preference):
         for start in range(0, min(ids.shape[0], MAX_CHUNKS * rows), rows):
             chunk, mask = ids[start : start + rows], attention_mask[start : start + rows]
             outputs = run_model(input_ids=chunk, attention_mask=mask, logits_to_keep=tokens + 1, use_cache=False)
-            logits = outputs.logits[:, :-1, :][:, -tokens:, :]
+            logits = self._cool(outputs.logits[:, :-1, :][:, -tokens:, :])
             found.append(
                 self.helpers.select(
                     logits, chunk[:, -tokens:], mask[:, -tokens:], temperature=self.rollouts.temperature
@@ -174,13 +174,17 @@ class GroupRelative(Preference):
         outputs = run_model(
             input_ids=ids, attention_mask=attention_mask, logits_to_keep=tokens + 1, use_cache=False, **router
         )
-        logits = outputs.logits[:, :-1, :][:, -tokens:, :]
+        logits = self._cool(outputs.logits[:, :-1, :][:, -tokens:, :])
         values, entropies = self.helpers.select_with_entropy(
             logits, ids[:, -tokens:], attention_mask[:, -tokens:],
             entropy_trains=self.rollouts.entropy_trains, temperature=self.rollouts.temperature,
         )  # fmt: skip
         router_loss = torch.stack([outputs.aux_loss]).mean() if self.router_loss else None
         return torch.cat([values], dim=0), torch.cat([entropies], dim=0), router_loss
+
+    def _cool(self, logits: Tensor) -> Tensor:
+        """TRL 1.9 divides by the temperature in place, always; TRL 1.14 does so in its kernel."""
+        return logits.div_(self.rollouts.temperature) if self.settings.helpers == "axolotl" else logits
 
     def _score_tiles(self, model: Any, ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         inner, tokens = unwrapped(model), self.settings.completion_tokens
