@@ -44,6 +44,7 @@ from axmem_trace.config.document.written import find_written_keys
 from axmem_trace.config.document.yaml_reader import Document, read_document
 from axmem_trace.config.refusals import refuse_contradictions, refuse_on_base, refuse_on_gpu
 from axmem_trace.config.warn import note_traps
+from axmem_trace.config.warn_ranks import note_traps_of_ranks
 from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.parallel import Parallel
 from axmem_trace.recipe.recipe import (
@@ -132,6 +133,7 @@ def _resolve(
     recipe = _derive(draft, base, target, parallel, allow_remote_code=trust_remote_code)
     if not draft.errors:
         note_traps(draft, recipe)
+        note_traps_of_ranks(draft, recipe)
         note_objective(draft, recipe.objective)
         note_shared_reference(draft, recipe)
         refuse_in_trl(draft, recipe.objective)

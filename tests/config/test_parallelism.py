@@ -154,3 +154,27 @@ def test_nccl_takes_memory_outside_the_allocator(tmp_path: Path) -> None:
     assert read(tmp_path, gpus=8, gpu="A100-80GB", **keys).gpu.nccl_bytes == 3 * (24 * 12 << 20)
     assert read(tmp_path, gpu="H100").gpu.nccl_bytes == 0
     assert read(tmp_path, gpus=8, gpu="RTX 4090").gpu.nccl_bytes < 24 * 12 << 20
+
+
+def warnings_of(recipe: Recipe) -> list[str]:
+    return [note.text for note in recipe.notes if note.kind == "warning"]
+
+
+def test_whole_gradients_and_whole_models_are_warned_of(tmp_path: Path) -> None:
+    keys = {"fsdp_version": 2, "gradient_accumulation_steps": 4}
+    costly = warnings_of(read(tmp_path, gpus=8, fsdp_config={"reshard_after_forward": True}, **keys))
+    assert any("sync_each_batch" in text for text in costly)
+    assert any("cpu_ram_efficient_loading" in text for text in costly)
+    synced = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    config = {"cpu_ram_efficient_loading": True}
+    cheap = warnings_of(read(tmp_path, gpus=8, fsdp_config=config, accelerator_config=synced, **keys))
+    assert not any("sync_each_batch" in text or "cpu_ram_efficient" in text for text in cheap)
+
+
+def test_fsdp1s_fp32_copies_are_warned_of(tmp_path: Path) -> None:
+    config = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
+    first, second = (
+        warnings_of(read(tmp_path, gpus=2, fsdp_version=version, fsdp_config=config)) for version in (1, 2)
+    )
+    assert any("16 bytes" in text for text in first)
+    assert not any("16 bytes" in text for text in second)

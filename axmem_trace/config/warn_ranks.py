@@ -1,0 +1,33 @@
+"""What a run on several GPUs will do and its author may not expect."""
+
+from __future__ import annotations
+
+from axmem_trace.config.document.draft import Draft
+from axmem_trace.recipe.recipe import Recipe
+
+
+def note_traps_of_ranks(draft: Draft, recipe: Recipe) -> None:
+    """Adds a note for each trap of FSDP that the configuration steps into."""
+    parallel = recipe.parallel
+    if parallel.engine not in ("fsdp1", "fsdp2"):
+        return
+    steps = recipe.batch.gradient_accumulation_steps
+    if steps > 1 and not parallel.syncs_each_batch:
+        text = (
+            f"with {steps} accumulation steps each GPU keeps whole gradients of all that trains, not its part, until the "
+            "last of them: the Trainer reduces them once. `accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: "
+            "true}}` keeps parts only, for more exchange"
+        )
+        draft.note("warning", "gradient_accumulation_steps", text)
+    if not parallel.fsdp.loads_on_host and recipe.quantisation.method == "none":
+        text = (
+            "each GPU holds the whole model while it is loaded: `cpu_ram_efficient_loading: true` under fsdp_config sends "
+            "it in parts"
+        )
+        draft.note("warning", "fsdp_config", text)
+    if parallel.engine == "fsdp1" and recipe.adapter.kind == "none" and parallel.fsdp.param_dtype:
+        text = (
+            "FSDP1 trains fp32 copies of half-precision weights: 16 bytes a parameter over all GPUs, where FSDP2 "
+            "(`fsdp_version: 2`) takes 8, all in half precision"
+        )
+        draft.note("warning", "fsdp_config", text)
