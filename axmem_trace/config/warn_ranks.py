@@ -15,8 +15,8 @@ def note_traps_of_ranks(draft: Draft, recipe: Recipe) -> None:
     if steps > 1 and not parallel.syncs_each_batch:
         text = (
             f"with {steps} accumulation steps each GPU keeps whole gradients of all that trains, not its part, until the "
-            "last of them: the Trainer reduces them once. `accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: "
-            "true}}` keeps parts only, for more exchange"
+            "last of them: the Trainer reduces them once. Parts alone, for more exchange, with `accelerator_config: "
+            "{gradient_accumulation_kwargs: {sync_each_batch: true}}`"
         )
         draft.note("warning", "gradient_accumulation_steps", text)
     if not parallel.fsdp.loads_on_host and recipe.quantisation.method == "none":
