@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from axmem_trace.allocator.blocks import Block
 from axmem_trace.allocator.caching import CachingAllocator
@@ -56,7 +57,8 @@ class Replay:
     def run(self) -> Reservation:
         """Replays the whole ledger, or as far as the card's memory goes."""
         accounts, caching, blocks = self.caching.accounts, self.caching, self.blocks
-        allocations, agenda = self.ledger.allocations, self._make_agenda()
+        columns, agenda = self.ledger.columns, self._make_agenda()
+        sizes, streams = columns.nbytes.tolist(), columns.codes(lambda kind: kind.stream).tolist()
         due = agenda[-1][0]
         for tick, index, dies in self.ledger.moves():
             while tick >= due:
@@ -65,10 +67,10 @@ class Replay:
             if dies:
                 self._free(index)
                 continue
-            nbytes = allocations[index].nbytes
+            nbytes = sizes[index]
             if nbytes == 0:
                 continue
-            block = caching.malloc(nbytes, index, allocations[index].stream)
+            block = caching.malloc(nbytes, index, streams[index])
             if accounts.high_reserved_bytes > self._peak[0]:
                 high = accounts.high_reserved_bytes
                 self._peak = (high, tick, accounts.allocated_bytes, accounts.num_segments)
@@ -83,18 +85,22 @@ class Replay:
 
     def _free(self, index: int) -> None:
         """At once, or, where another stream works on the block, when that is done: `_attend` says so."""
-        block, is_busy = self.blocks.pop(index, None), self.ledger.allocations[index].busy_until > 0
+        block, is_busy = self.blocks.pop(index, None), index in self._busy_until
         if block is not None:
             self.caching.free(block, busy=is_busy)
             if is_busy:
                 self._busy[index] = block
 
+    @cached_property
+    def _busy_until(self) -> dict[int, int]:
+        """By position in the ledger: when other streams are done with a block that has been freed."""
+        ticks = self.ledger.columns.codes(lambda kind: kind.busy_until).tolist()
+        return {index: tick for index, tick in enumerate(ticks) if tick}
+
     def _make_agenda(self) -> list[Item]:
         """What else happens, the last first, closed by a never."""
         agenda: list[Item] = [(tick, -1, None) for tick in self.ledger.empty_cache_ticks]
-        agenda += [
-            (each.busy_until, -2, index) for index, each in enumerate(self.ledger.allocations) if each.busy_until
-        ]
+        agenda += [(tick, -2, index) for index, tick in self._busy_until.items()]
         agenda += [(mark.tick, rank, mark) for rank, mark in enumerate(self.ledger.marks)]
         agenda.append((NEVER, 0, None))
         return sorted(agenda, key=lambda item: item[:2], reverse=True)

@@ -103,10 +103,11 @@ def make_columns(items: Iterable[Any]) -> Columns:
 class Allocations(Sequence[Allocation]):
     """Columns, read as a sequence of `Allocation`s that are made when they are asked for."""
 
-    __slots__ = ("columns",)
+    __slots__ = ("_made", "columns")
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
+        self._made: tuple[Allocation, ...] = ()
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -116,13 +117,19 @@ class Allocations(Sequence[Allocation]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Allocation]: ...
     def __getitem__(self, index: int | slice) -> Allocation | Sequence[Allocation]:
-        if isinstance(index, slice):
-            return tuple(self.columns.make(each) for each in range(*index.indices(len(self))))
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self.columns.make(index)
+        return self.made[index]
+
+    @property
+    def made(self) -> tuple[Allocation, ...]:
+        """All of them as objects, made once."""
+        if len(self._made) != len(self.columns):
+            self._made = tuple(self._make_all())
+        return self._made
 
     def __iter__(self) -> Iterator[Allocation]:
+        return iter(self.made)
+
+    def _make_all(self) -> Iterator[Allocation]:
         columns = self.columns
         numbers = (columns.nbytes.tolist(), columns.born.tolist(), columns.died.tolist())
         known = [{name: getattr(kind, name) for name in KIND_FIELDS} for kind in columns.kinds]

@@ -18,7 +18,6 @@ from typing import NamedTuple, TypeVar
 
 from axmem_trace.ledger.allocation import (
     BEFORE_ALL,
-    BLOCK_BYTES,
     BUCKETS,
     NEVER,
     Allocation,
@@ -87,13 +86,14 @@ class Ledger:
     def _order(self) -> list[int]:
         """Births and deaths on the GPU in order of time, each as one number, which sorts in a fraction of the time that
         objects would need: tick * width + 2 * index + (1 for a death). At one tick, the order of the ledger."""
-        width, order = 2 * len(self.allocations), []
-        for index, allocation in enumerate(self.allocations):
-            if allocation.device == "gpu":
-                order.append(allocation.born * width + 2 * index)
-                if allocation.died != NEVER:
-                    order.append(allocation.died * width + 2 * index + 1)
-        order.sort()
+        import numpy as np
+
+        columns = self.columns
+        on_gpu = columns.where(lambda kind: kind.device == "gpu")
+        births, deaths = np.flatnonzero(on_gpu), np.flatnonzero(on_gpu & (columns.died != NEVER))
+        width = 2 * len(columns)
+        codes = [columns.born[births] * width + 2 * births, columns.died[deaths] * width + 2 * deaths + 1]
+        order: list[int] = np.sort(np.concatenate(codes)).tolist()
         return order
 
     def moves(self) -> Iterator[tuple[int, int, int]]:
@@ -126,14 +126,12 @@ class Ledger:
     @cached_property
     def levels(self) -> tuple[array[int], array[int]]:
         """Ticks of the births and deaths on the GPU, and the live bytes after each: the curve to draw."""
-        allocations, live = self.allocations, 0
-        ticks, levels = array("q"), array("q")
-        for tick, index, dies in self.moves():
-            size = -(-allocations[index].nbytes // BLOCK_BYTES) * BLOCK_BYTES
-            live += -size if dies else size
-            ticks.append(tick)
-            levels.append(live)
-        return ticks, levels
+        import numpy as np
+
+        ticks, rest = np.divmod(np.array(self._order, dtype=np.int64), max(1, 2 * len(self.columns)))
+        sizes = self.columns.block_bytes[rest >> 1]
+        levels = np.cumsum(np.where(rest & 1, -sizes, sizes), dtype=np.int64)
+        return array("q", ticks.tobytes()), array("q", levels.tobytes())
 
     @cached_property
     def stretches(self) -> tuple[Stretch, ...]:
