@@ -11,6 +11,7 @@ from axmem_trace import __version__
 from axmem_trace.allocator import replay
 from axmem_trace.catalogue.lookup import HubUse
 from axmem_trace.config import read_recipe
+from axmem_trace.config.axolotl.changed_figures import note_changed_figures
 from axmem_trace.errors import AxmemError
 from axmem_trace.imports import collector_paused, import_libraries, spare_what_is_there
 from axmem_trace.progress import Progress, Stopwatch
@@ -41,6 +42,7 @@ def estimate(
     hub: HubUse = "fallback",
     trust_remote_code: bool = False,
     strict: bool = False,
+    axolotl: str = "",
     progress: Progress | None = None,
     snapshot: str | Path | None = None,
     alternatives: bool = True,
@@ -73,7 +75,8 @@ def estimate(
     clock = Stopwatch(aloud(progress) if progress else lambda stage: None)
     clock.start("read", "reading")
     recipe = read_recipe(config, overrides=overrides, assumptions=assumptions, gpu=gpu, num_gpus=num_gpus,
-                         num_nodes=num_nodes, hub=hub, trust_remote_code=trust_remote_code, strict=strict)  # fmt: skip
+                         num_nodes=num_nodes, hub=hub, trust_remote_code=trust_remote_code, strict=strict,
+                         axolotl=axolotl)  # fmt: skip
     with collector_paused():
         clock.start("import", "importing torch, transformers and peft")
         import_libraries()
@@ -92,7 +95,7 @@ def estimate(
             facts,
             ledger,
             reservation,
-            notes=notes,
+            notes=(*notes, *note_changed_figures(recipe, facts, ledger.peak().allocated_bytes)),
             versions={"axmem_trace": __version__, **{library: version(library) for library in TRACED_LIBRARIES}},
             elapsed_seconds=clock.seconds,
         )

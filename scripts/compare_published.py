@@ -38,6 +38,8 @@ from published_runs import read_out_of_memory, read_run  # noqa: E402
 STOPPED = "the estimate stopped:"
 CARD_BYTES = 80 * GIB
 """What the cards of `out_of_memory.json` hold at most."""
+AXOLOTL = "0.19.0"
+"""The runs are of other trainers, or of an older axolotl: the oldest release that is known is the nearest to all of them."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -105,7 +107,9 @@ def predict(case: Case) -> dict[str, Any]:
     logging.disable(logging.WARNING)
     try:
         num_gpus = case.num_gpus if case.num_gpus > 1 else 0
-        report = estimate(case.config, assumptions=case.assumptions, gpu=case.gpu, num_gpus=num_gpus, hub="never")
+        report = estimate(
+            case.config, assumptions=case.assumptions, gpu=case.gpu, num_gpus=num_gpus, hub="never", axolotl=AXOLOTL
+        )
     except ConfigError as error:
         return {"reason": " ".join(str(error).split())[:160]}
     except Exception as error:  # one of many: the others are still compared, and the exit code says so

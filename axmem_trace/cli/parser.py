@@ -133,6 +133,12 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, card: bool = True) -> 
         help="allow a base model's own Python code to run, where the config asks for it",
     )
     add(
+        "--axolotl",
+        metavar="VERSION",
+        default="",
+        help="the release of axolotl whose rules hold (0.19.0); else the one installed here, else the newest known",
+    )
+    add(
         "--strict",
         action="store_true",
         help="unknown keys, keys given twice, and keys that are not modelled, are errors",

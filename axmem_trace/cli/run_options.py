@@ -36,6 +36,7 @@ def estimate_run(
         "hub": options.hub,
         "trust_remote_code": options.trust_remote_code,
         "strict": options.strict,
+        "axolotl": options.axolotl,
         "progress": progress,
     }
     return estimate(config, **(asked | others))

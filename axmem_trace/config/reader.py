@@ -10,6 +10,7 @@ from typing import Any
 from axmem_trace.catalogue.lookup import HubUse
 from axmem_trace.config.alternatives import find_alternatives
 from axmem_trace.config.assumptions import apply_assumptions
+from axmem_trace.config.axolotl import choose_release
 from axmem_trace.config.derive.adapter import derive_adapter, derive_freezing
 from axmem_trace.config.derive.attention import derive_attention
 from axmem_trace.config.derive.base_model import derive_base_model
@@ -46,11 +47,13 @@ from axmem_trace.config.refusals import refuse_contradictions, refuse_on_base, r
 from axmem_trace.config.warn import note_traps
 from axmem_trace.config.warn_ranks import note_traps_of_ranks
 from axmem_trace.errors import ConfigError
+from axmem_trace.notes import Notes
 from axmem_trace.recipe.parallel import Parallel
 from axmem_trace.recipe.recipe import (
     Adapter,
     Allocator,
     Attention,
+    Axolotl,
     BaseModel,
     Batch,
     Checkpointing,
@@ -80,8 +83,9 @@ def read_recipe(
     hub: HubUse = "fallback",
     trust_remote_code: bool = False,
     strict: bool = False,
+    axolotl: str = "",
 ) -> Recipe:
-    """Everything that a run is made of, as axolotl 0.19 would derive it.
+    """Everything that a run is made of, as axolotl would derive it.
 
     Args:
         config: path of an axolotl YAML file, or its content as a mapping.
@@ -93,6 +97,7 @@ def read_recipe(
         hub: when the Hugging Face Hub may be asked for the base model's `config.json`.
         trust_remote_code: allows the base model's own Python code, if the configuration asks for it too.
         strict: unknown keys, and keys that move memory unseen, become an error.
+        axolotl: the release whose rules hold; empty: the one that is installed here, else the newest known.
 
     Raises:
         ConfigError: the file can't be read, axolotl would refuse it, or the base model is nowhere to be found.
@@ -104,7 +109,7 @@ def read_recipe(
     document = read_document(config)
 
     def read(further: Mapping[str, Any], assumed: Mapping[str, Any]) -> Recipe:
-        draft = read_draft(document, merge_settings(overrides, further, "--set"))
+        draft = read_draft(document, merge_settings(overrides, further, "--set"), axolotl)
         count, card = draft.attempt(read_count, gpu, num_gpus, default=(num_gpus, ""))
         parallel = draft.attempt(derive_parallel, draft, count, num_nodes, default=Parallel())
         settings = merge_settings(assumptions, assumed, "--assume")
@@ -152,16 +157,21 @@ _UNKNOWN = BaseModel(name="", config={}, source="", directory="", model_type="",
 """Used in place of a base model that was not found, so that what is wrong beside it is found as well."""
 
 
-def read_draft(document: Document, overrides: Settings = ()) -> Draft:
+def read_draft(document: Document, overrides: Settings = (), axolotl: str = "") -> Draft:
     """The checked configuration, before anything is derived from it."""
+    chosen = choose_release(axolotl)
+    release = chosen.release
     values, given = apply_overrides(document.values, overrides)
     draft = Draft(
         name=document.name,
         values=values,
         raw=dict(values),
+        release=release,
         written=find_written_keys(document, values, given),
         directory=document.directory,
-        plugins=find_plugins(values.get("plugins")),
+        plugins=find_plugins(values.get("plugins"), release) | release.behaviour.always_listed_plugins,
+        notes=Notes(chosen.notes),
+        reasons={"axolotl.version": chosen.reason},
     )
     note_duplicates(draft, document.duplicates)
     rename_aliases(draft)
@@ -175,7 +185,7 @@ def read_draft(document: Document, overrides: Settings = ()) -> Draft:
 def _derive(draft: Draft, base: BaseModel, gpu: Gpu, parallel: Parallel, *, allow_remote_code: bool) -> Recipe:
     """Each part for itself: one that fails is reported, and the parts that depend on it use its default."""
     attempt = draft.attempt
-    precision = attempt(derive_precision, draft, gpu, parallel.engine, default=Precision())
+    precision = attempt(derive_precision, draft, gpu, base, parallel.engine, default=Precision())
     quantisation = attempt(derive_quantisation, draft, base, precision, default=Quantisation())
     model = attempt(derive_model, draft, base, allow_remote_code=allow_remote_code, default=Model(base=base))
     batch = attempt(derive_batch, draft, model, default=Batch())
@@ -201,6 +211,7 @@ def _derive(draft: Draft, base: BaseModel, gpu: Gpu, parallel: Parallel, *, allo
         gpu=gpu,
         allocator=attempt(derive_allocator, draft, default=Allocator()),
         parallel=parallel,
+        axolotl=Axolotl(version=draft.release.version, pins=draft.release.pins),
         reasons=dict(draft.reasons),
     )
 

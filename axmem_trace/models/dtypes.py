@@ -12,20 +12,7 @@ from torch import nn
 from axmem_trace.recipe.recipe import Precision, Recipe
 from axmem_trace.tracing.patching import replaced
 
-_EMBEDDING_NAMES = {
-    "gpt_neox": ("embed_in", "embed_out"),
-    "falcon": ("word_embeddings", "lm_head"),
-    "nemotron_h": ("embeddings", "lm_head"),
-    "bailing_hybrid": ("word_embeddings", "lm_head"),
-}
-"""Substrings of embedding and head names by model type (axolotl `loaders/utils.py` `get_linear_embedding_layers`)."""
 _DEFAULT_FP32_NORM_CLASSES = ("RMSNorm", "LayerNorm")
-
-
-def embedding_names(model_type: str) -> tuple[str, str]:
-    """What input embedding and output head are called (axolotl `loaders/utils.py` `get_linear_embedding_layers`)."""
-    first, second = _EMBEDDING_NAMES.get(model_type, ("embed_tokens", "lm_head"))
-    return first, second
 
 
 def cast_as_axolotl(model: Any, recipe: Recipe, *, experts_quantised: bool) -> Any:
@@ -51,7 +38,7 @@ def _cast_norms_and_embeddings(model: nn.Module, recipe: Recipe, dtype: torch.dt
     Norms are modules with `norm` anywhere in their dotted name; gates (`*.gate`) are cast on the first pass only, and
     are the reason that routers stay in fp32.
     """
-    names = embedding_names(recipe.model.base.model_type) if recipe.precision.upcast_embeddings else ()
+    names = () if first_pass and not recipe.precision.upcast_embeddings else recipe.model.embedding_names
     norm_classes = _fp32_norm_classes(recipe.precision)
     for name, module in model.named_modules():
         if norm_classes and _has_class(module, norm_classes):
@@ -90,18 +77,18 @@ def _has_class(module: nn.Module, patterns: tuple[str, ...]) -> bool:
 def _prepare_for_kbit(model: Any, recipe: Recipe) -> Any:
     """peft's own `prepare_model_for_kbit_training`: freezes, and casts what is not packed to fp32.
 
-    With `embeddings_skip_upcast` axolotl rewrites its loop over the parameters so that embeddings and head keep their
-    dtype (`monkeypatch/peft/utils.py`).
+    Where `Precision.kbit_skips` has names, axolotl rewrites its loop over the parameters so that embeddings and head
+    keep their dtype (`monkeypatch/peft/utils.py`).
     """
     from peft import prepare_model_for_kbit_training
 
     def without_embeddings() -> Iterator[nn.Parameter]:
         for name, parameter in model.named_parameters():
-            if not any(part in name for part in ("embed_tokens", "lm_head")):
+            if not any(part in name for part in recipe.precision.kbit_skips):
                 yield parameter
 
     with ExitStack() as stack:
-        if not recipe.precision.upcast_embeddings:
+        if recipe.precision.kbit_skips:
             stack.enter_context(replaced(model, "parameters", without_embeddings))
         return prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.checkpointing.enabled)
 

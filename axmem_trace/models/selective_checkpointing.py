@@ -61,7 +61,10 @@ def make_policy(model: nn.Module, checkpointing: Checkpointing) -> Callable[...,
 def note_selective(checkpointing: Checkpointing, kernel: str, notes: Notes) -> None:
     """What the policy can't save."""
     key = "selective_checkpointing"
-    if tuple(checkpointing.selective_save) == ("attention",) and kernel in _UNSEEN:
+    if kernel == "varlen" and "attention" in checkpointing.selective_save and checkpointing.selective_sees_varlen:
+        text = "the output of packed SDPA and a number per token and head are saved: in the figures they are not"
+        notes.append(Note(kind="not_modelled", key=key, text=text, direction="more"))
+    elif tuple(checkpointing.selective_save) == ("attention",) and kernel in _UNSEEN:
         text = f"no operator of {kernel} attention is seen by the policy: all of a layer is computed again"
         notes.append(Note(kind="warning", key=key, text=text))
 

@@ -59,6 +59,8 @@ class Model:
     freeze_multimodal: bool = False
     llama4_linearized_experts: bool = False
     use_onebitllms: bool = False
+    embedding_names: tuple[str, str] = ("embed_tokens", "lm_head")
+    """Parts of the names by which axolotl finds the input embedding and the output head."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +76,9 @@ class Precision:
     upcast_before: bool = True
     """Norms, `*.gate` modules and embeddings are cast to fp32 after loading (not under FSDP)."""
     upcast_embeddings: bool = True
-    """False with `embeddings_skip_upcast`."""
+    """The first cast to fp32 takes embeddings and head too."""
+    kbit_skips: tuple[str, ...] = ()
+    """Parts of the names of parameters that peft's k-bit preparation leaves in their dtype."""
     cast_back: bool = False
     """Norms and embeddings are cast back to `load_dtype` after k-bit preparation."""
     norm_dtype: Dtype | Literal["as_loaded"] = "as_loaded"
@@ -110,6 +114,8 @@ class Quantisation:
     gptq_kernel: Literal["torch", "triton"] = "torch"
     """What multiplies with GPTQ's packed weights: gptqmodel's torch code, or AutoGPTQ's Triton kernel."""
     quantise_moe_experts: bool = False
+    double_quant_experts: bool = True
+    """The scales of 4-bit experts are quantised as well."""
     guard_relaxed: bool = False
     """axolotl's kernels plugin lets an adapter train over FP8 and MXFP4 weights, which transformers refuses."""
     hub_kernels: bool = False

@@ -31,6 +31,7 @@ from axmem_trace.recipe.parallel import Parallel
 from axmem_trace.recipe.run import (
     Allocator,
     Attention,
+    Axolotl,
     Batch,
     Checkpointing,
     Evaluation,
@@ -46,6 +47,7 @@ __all__ = [
     "Allocator",
     "Alternative",
     "Attention",
+    "Axolotl",
     "BaseModel",
     "Batch",
     "Checkpointing",
@@ -128,6 +130,7 @@ class Recipe:
     parallel: Parallel = Parallel()
     router: Literal["balanced", "worst"] = "balanced"
     objective: Objective = Objective()
+    axolotl: Axolotl = Axolotl()
     fold: bool = True
     """Layers that repeat are traced once, where nothing tells them apart. The figures are the same."""
     reasons: Mapping[str, Reason] = field(default_factory=empty_mapping)

@@ -40,6 +40,8 @@ class Checkpointing:
     selective_save: tuple[str, ...] = ()
     """Non-empty: `selective_checkpointing`, the operators whose outputs are kept (`attention`, ...)."""
     selective_details: Mapping[str, Any] = field(default_factory=empty_mapping)
+    selective_sees_varlen: bool = False
+    """`attention` stands for packed SDPA too."""
     layer_offloading: bool = False
 
     @property
@@ -100,6 +102,10 @@ class Kernels:
     """Any of `rope`, `rms_norm`, `rms_norm_gated`, `layer_norm`, `glu_activation`."""
     lora: frozenset[str] = frozenset()
     """Any of `mlp`, `qkv`, `o`, `embedding`: axolotl's fused LoRA kernels."""
+    lora_gradients: Literal["step", "parameter"] = "parameter"
+    """The dtype in which these kernels return the gradients of A and B: the step's, or the parameter's."""
+    liger_loss: Literal["0.8.1", "0.8.4"] = "0.8.4"
+    """The release of liger-kernel whose fused linear loss runs."""
     tiled_mlp: bool = False
     tiled_mlp_shards: int = 0
     torch_compile: bool = False
@@ -207,3 +213,12 @@ class Allocator:
     per_process_memory_fraction: float = 1.0
     """Below 1: the part of the card that the process may reserve; only then garbage is collected."""
     backend: Literal["native", "cudaMallocAsync"] = "native"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Axolotl:
+    """The release of axolotl whose rules hold."""
+
+    version: str = ""
+    pins: Mapping[str, str] = field(default_factory=empty_mapping)
+    """Library -> what this release requires of it, as in `==5.20.1`."""

@@ -133,6 +133,10 @@ def _column(nbytes: int, scale: int, width: int) -> int:
     return round(nbytes * width / scale) if scale else 0
 
 
+MAX_VERSION = 6
+"""Characters of axolotl's version that the label has space for (`0.21.0`)."""
+
+
 def _logged(report: Report, width: int) -> Iterator[Line]:
     """The lines that axolotl logs; it resets the peaks when the model is loaded, and whenever it has logged. TRL's
     trainers log nothing of memory (axolotl `core/trainers/base.py` `log` is that of supervised training)."""
@@ -141,7 +145,9 @@ def _logged(report: Report, width: int) -> Iterator[Line]:
         label_width, gap, names, widths = 13, " ", ("active", "allocated", "reserved"), (7, 9, 8)
     heads = gap.join(f"{name:>{size}}" for name, size in zip(names, widths, strict=True))
     logs = report.run.get("log") != "none"
-    wide, narrow = ("axolotl will log (GiB)", "axolotl: GiB") if logs else ("GiB (nothing logs it)", "GiB")
+    version = report.axolotl.version
+    heading = f"axolotl {version} logs GiB" if version and len(version) <= MAX_VERSION else "axolotl will log (GiB)"
+    wide, narrow = (heading, "axolotl: GiB") if logs else ("GiB (nothing logs it)", "GiB")
     yield Line(f"{wide if width >= NARROW else narrow:{label_width}}{heads}", "bold")
     for label, name in (("first step", "step_1"), ("later steps", "step_2"), ("evaluation", "eval")):
         use = report.phases.get(name)

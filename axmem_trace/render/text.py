@@ -186,4 +186,7 @@ def _break_names(text: str, room: int) -> str:
 def _footer(report: Report) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     seconds = ", ".join(f"{stage} {elapsed:.1f}" for stage, elapsed in report.elapsed_seconds.items())
-    return "; ".join(part for part in (versions, f"seconds: {seconds}" if seconds else "") if part)
+    axolotl = (
+        f"figures as of axolotl {report.axolotl.version} ({report.axolotl.reason})" if report.axolotl.version else ""
+    )
+    return "; ".join(part for part in (axolotl, versions, f"seconds: {seconds}" if seconds else "") if part)

@@ -10,6 +10,7 @@ from axmem_trace.ledger.spans import Survey, most_alive, survey
 from axmem_trace.model_facts import ModelFacts
 from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.recipe.lines import notes_in_place
+from axmem_trace.recipe.pins import find_other_libraries
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report.engine import make_engine
 from axmem_trace.report.holders import list_holders, name_holder
@@ -18,6 +19,7 @@ from axmem_trace.report.phases import make_phases, make_timeline
 from axmem_trace.report.report import Report
 from axmem_trace.report.types import (
     AfterLoad,
+    AxolotlRelease,
     BatchShape,
     Buckets,
     Choice,
@@ -32,7 +34,7 @@ from axmem_trace.report.types import (
     TargetGpu,
 )
 from axmem_trace.report.verdict import judge, name_verdict
-from axmem_trace.report.warn import note_costly_evaluation
+from axmem_trace.report.warn import note_costly_evaluation, note_other_libraries
 from axmem_trace.report.wording import describe_run
 
 
@@ -61,7 +63,8 @@ def make_report(
     phases = make_phases(found, reservation)
     failure = _make_out_of_memory(facts, ledger, reservation)
     memory_bytes = recipe.gpu.memory_bytes
-    shown = notes_in_place(recipe, (*recipe.notes, *notes, *note_costly_evaluation(recipe, phases)))
+    late = (*note_costly_evaluation(recipe, phases), *note_other_libraries(recipe.axolotl, versions))
+    shown = notes_in_place(recipe, (*recipe.notes, *notes, *late))
     engine = make_engine(recipe, peak, phases)
     needed_bytes = engine.together_bytes if engine else peak.device_bytes
     can_run = failure is None and (engine is None or engine.starts)
@@ -96,6 +99,7 @@ def make_report(
         notes=tuple(note for note in shown if not isinstance(note, RefusalNote)),
         versions=dict(versions),
         elapsed_seconds=dict(elapsed_seconds),
+        axolotl=_make_axolotl(recipe, versions),
     )
     assert_adds_up(report, ledger)
     return report
@@ -210,6 +214,16 @@ def _make_batch(recipe: Recipe) -> BatchShape:
 def _make_gpu(recipe: Recipe) -> TargetGpu:
     gpu = recipe.gpu
     return TargetGpu(name=gpu.name, memory_bytes=gpu.memory_bytes, context_bytes=gpu.context_bytes, count=gpu.count)
+
+
+def _make_axolotl(recipe: Recipe, versions: Mapping[str, str]) -> AxolotlRelease:
+    reason = recipe.reasons.get("axolotl.version")
+    return AxolotlRelease(
+        version=recipe.axolotl.version,
+        reason=reason.text if reason else "",
+        origin=reason.origin if reason else "",
+        other_libraries=find_other_libraries(recipe.axolotl.pins, versions),
+    )
 
 
 def _make_choices(recipe: Recipe) -> dict[str, Choice]:

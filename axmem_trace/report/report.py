@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +12,7 @@ from axmem_trace.report.codec import decode_report, encode
 from axmem_trace.report.row_folding import fold_modules
 from axmem_trace.report.types import (
     AfterLoad,
+    AxolotlRelease,
     BatchShape,
     Buckets,
     Choice,
@@ -85,6 +86,8 @@ class Report:
     """Of this package and of the libraries that were traced."""
     elapsed_seconds: Mapping[str, float]
     """By stage of the estimate."""
+    axolotl: AxolotlRelease = field(default_factory=AxolotlRelease)
+    """The release of axolotl whose rules the figures follow."""
 
     def by_module(self, depth: int | None = None) -> tuple[ModuleRow, ...]:
         """The modules, with those deeper than `depth` folded into their ancestors; sums stay. None folds nothing.

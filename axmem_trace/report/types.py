@@ -40,6 +40,20 @@ class ModelSummary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AxolotlRelease:
+    """The release of axolotl whose rules the figures follow, and why that one."""
+
+    version: str = ""
+    """As in `0.21.0`."""
+    reason: str = ""
+    """Why this one, in words."""
+    origin: str = ""
+    """`override` (`--axolotl`), `derived` (it is installed here) or `default` (the newest that is known)."""
+    other_libraries: Mapping[str, str] = field(default_factory=dict)
+    """Traced libraries that are not those that this release requires: name -> what it requires."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Buckets:
     """Blocks alive at one moment, by what they are for. They add up to that moment's allocated bytes."""
 

@@ -1,11 +1,12 @@
-"""Evaluation that costs more than training: decided by the recorded peaks of both."""
+"""Notes that only the whole run tells: evaluation that costs more than training, and libraries of another version."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from axmem_trace.notes import Note
-from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.recipe.pins import find_other_libraries
+from axmem_trace.recipe.recipe import Axolotl, Recipe
 from axmem_trace.report.types import PhaseUse
 from axmem_trace.units import format_bytes
 
@@ -23,6 +24,16 @@ def note_costly_evaluation(recipe: Recipe, phases: Mapping[str, PhaseUse]) -> tu
         f"beside {format_bytes(max(steps))}), and comes before step 1: {remedy}"
     )
     return (Note(kind="warning", key=key, text=text, bytes=difference, line=line),)
+
+
+def note_other_libraries(axolotl: Axolotl, versions: Mapping[str, str]) -> tuple[Note, ...]:
+    """The traced libraries that are not the ones that this axolotl requires."""
+    others = find_other_libraries(axolotl.pins, versions)
+    if not others:
+        return ()
+    listed = ", ".join(f"{name} {versions[name]} (axolotl: {pin.removeprefix('==')})" for name, pin in others.items())
+    text = f"not the libraries that axolotl {axolotl.version} installs, and the figures are those of the ones here: {listed}"
+    return (Note(kind="assumed", key="--axolotl", text=text),)
 
 
 def _blame(recipe: Recipe) -> tuple[str, int, str]:

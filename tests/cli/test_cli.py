@@ -79,6 +79,7 @@ def test_the_surface_is_frozen():
         "--offline": (None, None, "fallback"),
         "--hub": (None, None, "fallback"),
         "--trust-remote-code": (None, None, False),
+        "--axolotl": ("VERSION", None, ""),
         "--strict": (None, None, False),
         "--snapshot": ("FILE", None, None),
         "--version": (None, None, "==SUPPRESS=="),
@@ -92,6 +93,7 @@ def test_the_surface_is_frozen():
         "--offline",
         "--hub",
         "--trust-remote-code",
+        "--axolotl",
         "--strict",
     )
     assert surface(build_check_parser()) == {
@@ -124,7 +126,7 @@ def test_the_surface_is_frozen():
 
 def test_arguments_reach_the_estimate(calls, tmp_path):
     options = ["--set", "a=1", "--set", "b.c=x=y", "--assume", "router=worst", "--gpus", "2", "--gpu", "H100", "--hub",
-               "--trust-remote-code", "--strict", "--snapshot", str(tmp_path / "s.pickle"), "-o",
+               "--trust-remote-code", "--strict", "--axolotl", "0.20", "--snapshot", str(tmp_path / "s.pickle"), "-o",
                str(tmp_path / "r")]  # fmt: skip
     assert main(["run.yml", *options]) == 0
     assert calls == [
@@ -139,6 +141,7 @@ def test_arguments_reach_the_estimate(calls, tmp_path):
                 "hub": "first",
                 "trust_remote_code": True,
                 "strict": True,
+                "axolotl": "0.20",
                 "progress": None,
                 "snapshot": tmp_path / "s.pickle",
             },

@@ -1,10 +1,13 @@
-"""Record what axolotl's own validator says of each case in `axolotl_verdicts.json`. Needs axolotl installed, no GPU.
+"""Record what axolotl's own validator says of each case of `axolotl_cases.json`. Needs axolotl installed, no GPU.
 
     python tests/config/record_axolotl_verdicts.py
 
-Runs `validate_config` and `normalize_config` of the installed axolotl as `axolotl train` does on an
-H100 (one GPU), with the base model's configuration from this project's catalogue. What the tests
-compare with is this record, not our reading of the source.
+Runs `prepare_plugins`, `validate_config` and `normalize_config` of the installed axolotl as `axolotl train` does on an
+H100 (one GPU), with the base model's configuration from this project's catalogue, and writes
+`axolotl_verdicts/VERSION.json`. What the tests compare with is this record, not our reading of the source.
+
+axolotl 0.20 and newer need Python 3.12. The validator needs few of axolotl's own requirements: an environment with
+torch, transformers, peft, trl, datasets, liger-kernel and what an import then asks for will do.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-RECORD = Path(__file__).parent / "axolotl_verdicts.json"
+HERE = Path(__file__).parent
 CAPABILITIES = {"bf16": True, "fp8": True, "tf32": True, "n_gpu": 1, "compute_capability": "sm_90"}
+TORCH_VERSION = "2.13.0"
+"""Within the range of all releases that are recorded."""
 KEPT = (
     "torch_dtype", "fp16", "bf16", "attn_implementation", "optimizer", "gradient_checkpointing",
     "activation_offloading",
@@ -24,6 +29,7 @@ KEPT = (
     "eval_sample_packing", "eval_batch_size", "eval_steps", "eval_strategy", "val_set_size", "batch_flattening",
     "pad_to_sequence_len", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel", "adapter",
     "type_of_model", "neftune_noise_alpha", "torch_empty_cache_steps", "liger_glu_activation", "cut_cross_entropy",
+    "fsdp_version", "eval_on_start",
 )  # fmt: skip
 """Fields of axolotl's normalised configuration that are compared."""
 
@@ -35,16 +41,12 @@ def verdict(text: str) -> dict[str, Any]:
     from axolotl.integrations.base import PluginManager
     from axolotl.utils.dict import DictDefault
 
-    manager = PluginManager.get_instance()
-    manager.plugins = collections.OrderedDict()
+    PluginManager.get_instance().plugins = collections.OrderedDict()  # as in a new process
     try:
         cfg = DictDefault(yaml.safe_load(text))
-        for plugin in cfg.get("plugins") or []:
-            manager.register(plugin)
-        for plugin in manager.plugins.values():
-            plugin.register(cfg)
+        axolotl_config.prepare_plugins(cfg)
         cfg = axolotl_config.validate_config(
-            cfg, capabilities=dict(CAPABILITIES), env_capabilities={"torch_version": "2.11.0"}
+            cfg, capabilities=dict(CAPABILITIES), env_capabilities={"torch_version": TORCH_VERSION}
         )
         axolotl_config.normalize_config(cfg)
     except Exception as error:
@@ -86,12 +88,12 @@ def prepare() -> None:
 
 
 def main() -> None:
+    import axolotl
+
     prepare()
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
-    for case in record["cases"].values():
-        case.pop("verdict", None)
-        case["verdict"] = verdict(make_config(record, case))
-    write(record)
+    record = json.loads((HERE / "axolotl_cases.json").read_text(encoding="utf-8"))
+    verdicts = {name: verdict(make_config(record, case)) for name, case in record["cases"].items()}
+    write(axolotl.__version__, verdicts)
 
 
 def make_config(record: dict[str, Any], case: dict[str, Any]) -> str:
@@ -100,11 +102,10 @@ def make_config(record: dict[str, Any], case: dict[str, Any]) -> str:
     return "\n".join(kept + case["lines"]) + "\n"
 
 
-def write(record: dict[str, Any]) -> None:
+def write(version: str, verdicts: dict[str, Any]) -> None:
     """One case per line."""
-    cases = ",\n".join(f"  {json.dumps(name)}: {json.dumps(case)}" for name, case in sorted(record["cases"].items()))
-    head = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items() if key != "cases")
-    RECORD.write_text(f'{{\n{head},\n "cases": {{\n{cases}\n }}\n}}\n', encoding="utf-8")
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(verdict)}" for name, verdict in sorted(verdicts.items()))
+    (HERE / "axolotl_verdicts" / f"{version}.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

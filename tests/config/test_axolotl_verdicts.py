@@ -1,25 +1,33 @@
-"""Beside axolotl's own validator: what it accepted, refused and derived for each case of `axolotl_verdicts.json`.
+"""Beside axolotl's own validator: what each release accepted, refused and derived for each case of `axolotl_cases.json`.
 
-The record is made by `record_axolotl_verdicts.py`, which runs axolotl 0.19.0 itself.
+The records are made by `record_axolotl_verdicts.py`, which runs axolotl itself.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from axmem_trace.config.axolotl import RELEASES
 from axmem_trace.config.reader import read_recipe
 from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.lines import as_error
 from axmem_trace.recipe.recipe import Recipe
 
-RECORD = json.loads((Path(__file__).parent / "axolotl_verdicts.json").read_text(encoding="utf-8"))
+HERE = Path(__file__).parent
+RECORD = json.loads((HERE / "axolotl_cases.json").read_text(encoding="utf-8"))
 CASES: dict[str, dict[str, Any]] = RECORD["cases"]
+VERDICTS: dict[str, dict[str, dict[str, Any]]] = {
+    path.stem: json.loads(path.read_text(encoding="utf-8"))
+    for path in sorted((HERE / "axolotl_verdicts").glob("*.json"))
+}
+"""By release and case."""
 LORA_KERNELS = ("mlp", "qkv", "o", "embedding")
 
 FAILS_LATER = {
@@ -44,81 +52,131 @@ FAILS_LATER = {
     "old_lionpt": "removed",
     "old_adamw_torch_npu": "Ascend NPUs",
     "old_optim_args_bad": "not of the form key=value",
+    "release_qat": "no fake quantisation of int8 weights",
+    "release_scatter_quantised": "names nothing to adapt",
+    "release_mixlora_gc": "names nothing to adapt",
+    "release_mixlora_plugin": "names nothing to adapt",
 }
 """Accepted by axolotl's validator, refused here: the run stops later, in peft, the Trainer or the data loader."""
-NOT_ASKED = {"plug_mod", "old_datasets_null", "old_l8_false_str"}
+_NO_MIXLORA = dict.fromkeys(
+    ("experts_0", "fuse", "gc", "no_alpha", "no_r", "plugin", "rl", "top_k"), "no plugin registers it"
+)
+_NO_MUON_8BIT = {
+    "release_muon_8bit": "knows this optimizer",
+    "release_muon_8bit_deepspeed": "incompatible with DeepSpeed",
+    "release_muon_8bit_fsdp": "knows this optimizer",
+}
+FAILS_LATER_IN: dict[str, dict[str, str]] = {
+    "0.19.0": {
+        **{f"release_mixlora_{name}": why for name, why in _NO_MIXLORA.items()},
+        **_NO_MUON_8BIT,
+        "release_muon_8bit_fsdp": "only compatible with FSDP2",
+        "release_scao": "knows this optimizer",
+        "release_scao_lora": "knows this optimizer",
+    },
+    "0.20.0": _NO_MUON_8BIT,
+}
+"""The same, of one release."""
+NOT_ASKED = {"old_datasets_null", "old_l8_false_str"}
 """Refused by axolotl for what memory does not depend on, or because a rule sees the text `'false'` before it is parsed."""
-RUNTIME_REENTRANT = {"gc_offload", "gc_offload_disk", "ao_true", "ao_legacy", "ao_disk", "sel", "sel_map", "gck_str"}
-"""axolotl decides the variant after its configuration: it wraps the layers itself, or reads `'false'` as true."""
+NOT_ASKED_IN: dict[str, set[str]] = {
+    "0.19.0": {"release_cp_flash", "release_cp_ring_func", "release_grpo_colocate_cp", "release_sp_old",
+               "release_use_dft_cp", "release_use_eaft_cp"},
+    "0.20.0": {"release_fsdp_fp8_gather"},
+    "0.21.0": {"release_fsdp_fp8_gather", "release_plugin_missing"},
+}  # fmt: skip
+"""Refused by axolotl for what was not installed where it was recorded: ring_flash_attn, torchao, a plugin's package."""
 
 
-def read(name: str) -> Recipe:
+def read(release: str, name: str) -> Recipe:
     case = CASES[name]
     kept = [line for line in RECORD["common"] if not line.startswith(tuple(case.get("drop", ())) or "\0")]
     values = yaml.safe_load("\n".join(kept + case["lines"]))
-    return read_recipe(values, hub="never", gpu="H100", trust_remote_code=True)
+    return read_recipe(values, hub="never", gpu="H100", trust_remote_code=True, axolotl=release)
 
 
-def reasons_of(name: str) -> list[ConfigError]:
+def reasons_of(release: str, name: str) -> list[ConfigError]:
     """Why the case can't run, with figures or without."""
     try:
-        return [as_error(note, "<config>") for note in read(name).refusals]
+        return [as_error(note, "<config>") for note in read(release, name).refusals]
     except ConfigError as error:
         others, error.others = error.others, ()
         return [error, *others]
 
 
-def fields_of(name: str) -> Mapping[str, Any]:
-    fields: Mapping[str, Any] = CASES[name]["verdict"]["fields"]
-    return fields
+def fails_later(release: str, name: str) -> bool:
+    return name in FAILS_LATER or name in FAILS_LATER_IN.get(release, {})
 
 
-ACCEPTED = [name for name, case in CASES.items() if case["verdict"]["accepted"]]
-REFUSED = [name for name, case in CASES.items() if not case["verdict"]["accepted"]]
-READ = [name for name in ACCEPTED if name not in FAILS_LATER]
+def names_of(release: str, *, accepted: bool) -> list[str]:
+    return [name for name, verdict in VERDICTS[release].items() if verdict["accepted"] is accepted]
 
 
-@pytest.fixture(scope="module")
-def recipes() -> dict[str, Recipe]:
-    return {name: read(name) for name in READ}
+REFUSED = [(release, name) for release in VERDICTS for name in names_of(release, accepted=False)]
+STOPPED = [
+    (release, name) for release in VERDICTS for name in names_of(release, accepted=True) if fails_later(release, name)
+]
 
 
-def test_the_record_is_of_the_release_that_the_table_is_for():
-    from axmem_trace.config.document.key_table import AXOLOTL_VERSION
+@dataclass(frozen=True)
+class Read:
+    """What one release accepts: our recipe of each case, and axolotl's fields."""
 
-    assert RECORD["axolotl_version"] == AXOLOTL_VERSION
-    assert len(READ) > 250
-    assert len(REFUSED) > 100
+    release: str
+    recipes: dict[str, Recipe]
+
+    def __iter__(self) -> Iterator[tuple[str, Recipe, Mapping[str, Any]]]:
+        for name, recipe in self.recipes.items():
+            yield name, recipe, VERDICTS[self.release][name]["fields"]
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_axolotl_refuses_is_refused(name):
-    if name in NOT_ASKED:
-        read(name)
+@pytest.fixture(scope="module", params=VERDICTS)
+def read_cases(request: pytest.FixtureRequest) -> Read:
+    release = request.param
+    names = [name for name in names_of(release, accepted=True) if not fails_later(release, name)]
+    return Read(release, {name: read(release, name) for name in names})
+
+
+def test_every_release_is_recorded_with_every_case(read_cases):
+    assert list(VERDICTS) == [release.version for release in RELEASES]
+    assert VERDICTS[read_cases.release].keys() == CASES.keys()
+    assert len(read_cases.recipes) > 400
+    assert len(names_of(read_cases.release, accepted=False)) > 150
+
+
+@pytest.mark.parametrize(("release", "name"), REFUSED)
+def test_what_axolotl_refuses_is_refused(release, name):
+    if name in NOT_ASKED or name in NOT_ASKED_IN.get(release, ()):
+        read(release, name)
         return
-    reasons = reasons_of(name)
+    reasons = reasons_of(release, name)
     assert reasons
     for reason in reasons:
         assert reason.key, "the key to blame is named"
         assert len(str(reason).splitlines()) >= 2, "and what is accepted, or what to do"
 
 
-@pytest.mark.parametrize("name", FAILS_LATER)
-def test_what_stops_after_validation_is_refused_too(name):
-    assert name in ACCEPTED
-    assert any(FAILS_LATER[name] in reason.problem for reason in reasons_of(name))
+@pytest.mark.parametrize(("release", "name"), STOPPED)
+def test_what_stops_after_validation_is_refused_too(release, name):
+    why = FAILS_LATER_IN.get(release, {}).get(name) or FAILS_LATER[name]
+    assert any(why in reason.problem for reason in reasons_of(release, name))
 
 
-def test_load_dtype_and_gradient_scaler(recipes):
-    for name, recipe in recipes.items():
-        fields = fields_of(name)
+def test_what_axolotl_accepts_is_not_refused(read_cases):
+    for name, recipe, _ in read_cases:
+        assert not [note for note in recipe.refusals if note.text.startswith("axolotl refuses this")], name
+
+
+def test_load_dtype_and_gradient_scaler(read_cases):
+    for name, recipe, fields in read_cases:
         assert f"torch.{recipe.precision.load_dtype}" == fields["torch_dtype"], name
         assert recipe.precision.grad_scaler == bool(fields.get("fp16")), name
 
 
-def test_fused_lora_kernels_that_axolotl_switches_on(recipes):
-    for name, recipe in recipes.items():
-        fields = fields_of(name)
+def test_fused_lora_kernels_that_axolotl_switches_on(read_cases):
+    for name, recipe, fields in read_cases:
+        if read_cases.release == "0.19.0" and any("fsdp" in line for line in CASES[name]["lines"]):
+            continue  # recorded with one GPU; with more, FSDP1 has none
         wanted = {kernel for kernel in LORA_KERNELS if fields.get(f"lora_{kernel}_kernel")}
         if name == "old_fsdp_list_lora":  # FSDP1 on several GPUs has none; axolotl's verdict is of a machine with one
             wanted = set()
@@ -128,12 +186,18 @@ def test_fused_lora_kernels_that_axolotl_switches_on(recipes):
             assert not recipe.kernels.lora, name
 
 
-def test_checkpointing(recipes):
-    for name, recipe in recipes.items():
-        fields = fields_of(name)
+def decides_later(name: str) -> bool:
+    """axolotl decides the variant after its configuration: for selective checkpointing, and where it reads `'false'` as
+    true. So it does for offloaded activations: it wraps the layers itself, or peft's k-bit preparation comes last."""
+    return name == "gck_str" or any("selective_checkpointing" in line for line in CASES[name]["lines"])
+
+
+def test_checkpointing(read_cases):
+    for name, recipe, fields in read_cases:
         assert recipe.checkpointing.enabled == bool(fields.get("gradient_checkpointing")), name
         kwargs = fields.get("gradient_checkpointing_kwargs") or {}
-        if recipe.checkpointing.enabled and "use_reentrant" in kwargs and name not in RUNTIME_REENTRANT:
+        moved = decides_later(name) or recipe.checkpointing.offload in ("activations", "legacy", "disk")
+        if recipe.checkpointing.enabled and "use_reentrant" in kwargs and not moved:
             assert recipe.checkpointing.use_reentrant == bool(kwargs["use_reentrant"]), name
         assert (recipe.checkpointing.offload != "none") == bool(fields.get("activation_offloading")), name
 
@@ -145,9 +209,8 @@ def texts_of(name):
     return 2 if paired else 1
 
 
-def test_batch_and_accumulation(recipes):
-    for name, recipe in recipes.items():
-        fields = fields_of(name)
+def test_batch_and_accumulation(read_cases):
+    for name, recipe, fields in read_cases:
         assert recipe.batch.gradient_accumulation_steps == fields["gradient_accumulation_steps"], name
         flattened = bool(fields.get("batch_flattening"))
         assert recipe.batch.packed == (bool(fields.get("sample_packing")) or flattened), name
@@ -156,11 +219,12 @@ def test_batch_and_accumulation(recipes):
         assert recipe.batch.neftune == bool(fields.get("neftune_noise_alpha")), name
 
 
-def test_evaluation(recipes):
-    for name, recipe in recipes.items():
-        fields = fields_of(name)
+def test_evaluation(read_cases):
+    for name, recipe, fields in read_cases:
         has_data = bool(fields.get("val_set_size")) or any("test_datasets" in line for line in CASES[name]["lines"])
         runs = bool(fields.get("eval_steps")) or (fields.get("eval_strategy") or "no") != "no"
+        if fields.get("eval_strategy") == "no":  # 0.19 and 0.20 set `eval_on_start` for it (`core/builders/base.py`)
+            runs = read_cases.release < "0.21.0"
         assert recipe.evaluation.enabled == (has_data and runs), name
         if recipe.evaluation.enabled:
             assert recipe.evaluation.packed == bool(fields.get("eval_sample_packing")), name
@@ -168,23 +232,23 @@ def test_evaluation(recipes):
             assert recipe.evaluation.rows == fields["eval_batch_size"] * texts_of(name), name
 
 
-def test_optimizer_and_empty_cache(recipes):
-    for name, recipe in recipes.items():
-        fields = fields_of(name)
+def test_optimizer_and_empty_cache(read_cases):
+    for name, recipe, fields in read_cases:
         assert recipe.optimizer.name == fields["optimizer"], name
         assert recipe.allocator.empty_cache_steps == (fields.get("torch_empty_cache_steps") or 0), name
 
 
-def test_attention(recipes):
+def test_attention(read_cases):
     other = {"kernels-community/flash-attn3": "flash_attention_3", "org/unknown": "flash_attention_2", "fp8": "sdpa"}
-    for name, recipe in recipes.items():
-        asked = fields_of(name).get("attn_implementation") or "sdpa"
+    for name, recipe, fields in read_cases:
+        asked = fields.get("attn_implementation") or "sdpa"
         wanted = {other.get(asked, asked)}
         if asked == "sdpa" and recipe.batch.packed:
             wanted.add("varlen")  # installed after validation
         assert recipe.attention.kernel in wanted, name
 
 
-def test_class_of_the_model_by_its_other_name(recipes):
+def test_class_of_the_model_by_its_other_name(read_cases):
     """pydantic looks for the alias first: `model_type` wins over `type_of_model`."""
-    assert fields_of("mtype2")["type_of_model"] == "LlamaForCausalLM" == recipes["mtype2"].model.type_of_model
+    taken = VERDICTS[read_cases.release]["mtype2"]["fields"]["type_of_model"]
+    assert taken == "LlamaForCausalLM" == read_cases.recipes["mtype2"].model.type_of_model

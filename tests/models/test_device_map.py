@@ -60,11 +60,15 @@ def test_copies_come_for_each_forward_and_autograd_keeps_them(tmp_path):
     assert sum(each.nbytes for each in copies) == LAYER + NORM + HEAD
 
 
-def test_checkpointed_copies_are_given_back(tmp_path):
-    ledger, _ = record(read(tmp_path, **MAP, gradient_checkpointing=True))
+@pytest.mark.parametrize(("reentrant", "kept"), [(True, NORM + HEAD), (False, LAYER + NORM + HEAD)])
+def test_checkpointed_copies_are_given_back_by_the_reentrant_variant_alone(tmp_path, reentrant, kept):
+    """Reentrant, a layer's forward builds no graph. Non-reentrant, it does, and the graph's leaves own their weights:
+    what checkpointing drops are the tensors that operators save."""
+    kwargs = {"use_reentrant": reentrant}
+    ledger, _ = record(read(tmp_path, **MAP, gradient_checkpointing=True, gradient_checkpointing_kwargs=kwargs))
     start = next(mark.tick for mark in ledger.marks if mark.phase == "backward" and mark.step == 1)
     copies = [each for each in ledger.alive_at(start) if each.role == "weight" and each.phase == "forward"]
-    assert sum(each.nbytes for each in copies) == NORM + HEAD, "reentrant: the layer's forward keeps nothing"
+    assert sum(each.nbytes for each in copies) == kept
 
 
 def test_what_is_on_the_host_is_never_trained(tmp_path):

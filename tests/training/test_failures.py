@@ -52,14 +52,14 @@ def test_a_fault_of_ours_stays_one(tmp_path, monkeypatch):
         estimate(tmp_path, LLAMA)
 
 
-@pytest.mark.parametrize("kwargs", [None, {"use_reentrant": False}])
-def test_reentrant_checkpointing_over_an_input_that_layers_share(tmp_path, kwargs):
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_reentrant_checkpointing_over_an_input_that_layers_share(tmp_path, reentrant):
     """Llama 3.2: both layers cross-attend to the tower's output, which requires gradients. A CPU's torch stops too."""
     model = {**MULTIMODAL["mllama"], "text_config": {**MULTIMODAL["mllama"]["text_config"],
              "cross_attention_layers": [0, 1]}}  # fmt: skip
     keys = {"processor_type": "AutoProcessor", "sequence_len": 96, "gradient_checkpointing": True, "bf16": False,
-            "gradient_checkpointing_kwargs": kwargs}  # fmt: skip
-    if kwargs:
+            "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}  # fmt: skip
+    if not reentrant:
         estimate(tmp_path, model, **keys)
         return
     with pytest.raises(ConfigError, match="use_reentrant: false") as caught:

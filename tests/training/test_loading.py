@@ -24,7 +24,7 @@ from axmem_trace.training.trace import make_recorder, record_run
 FROM_PRETRAINED, WARM_UP = "transformers.from_pretrained", "transformers.caching_allocator_warmup"
 
 
-def load(tmp_path: Path, family: str = "llama", *, assumptions: Any = (), **keys: Any) -> Ledger:
+def load(tmp_path: Path, family: str = "llama", *, assumptions: Any = (), axolotl: str = "", **keys: Any) -> Ledger:
     config = {
         "base_model": write_tiny_model(family, tmp_path / family),
         "micro_batch_size": 1,
@@ -32,7 +32,7 @@ def load(tmp_path: Path, family: str = "llama", *, assumptions: Any = (), **keys
         "datasets": [{"path": "x", "type": "alpaca"}],
         **keys,
     }
-    recipe = read_recipe(config, assumptions=assumptions, hub="never")
+    recipe = read_recipe(config, assumptions=assumptions, hub="never", axolotl=axolotl)
     recorder = gpu_recorder()
     built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
     for tensor in [*built.module.parameters(), *built.module.buffers(), *(each.tensor for each in built.state_tensors)]:
@@ -45,7 +45,7 @@ def sizes(ledger: Ledger, op: str) -> Counter[int]:
 
 
 def test_a_full_fine_tune_loads_what_it_keeps_and_warms_the_cache_with_as_much(tmp_path):
-    ledger = load(tmp_path, attn_implementation="flash_attention_2")
+    ledger = load(tmp_path, attn_implementation="flash_attention_2", axolotl="0.19.0")
     # Two untied 96 x 32 embeddings; a layer: q, o 32 x 32, k, v 16 x 32, three of 48 x 32, two norms of 32; last norm:
     # 2 x 3072 + 2 x (2 x 1024 + 2 x 512 + 3 x 1536 + 64) + 32 = 21,664 weights in bf16; two fp32 rotary tables of 4.
     assert sizes(ledger, WARM_UP) == Counter([21_664 * 2 + 2 * 4 * 4])
@@ -57,6 +57,21 @@ def test_a_full_fine_tune_loads_what_it_keeps_and_warms_the_cache_with_as_much(t
     assert end == sum(each.block_bytes for each in ledger.alive_at(ledger.ticks))
     # At the most, at the head's cast: the embedding and five norms are fp32, and both of the head's are there.
     assert ledger.peak().allocated_bytes == end + (12_288 - 6_144) + 12_288
+
+
+def test_from_0_20_on_embeddings_are_not_cast_there_and_back(tmp_path):
+    ledger = load(tmp_path, attn_implementation="flash_attention_2", axolotl="0.20.0")
+    assert sizes(ledger, "aten._to_copy.default") == Counter({32 * 4: 5, 32 * 2: 5}), "five norms, fp32 and bf16 again"
+    # At the most, at the first norm's cast back: five norms are fp32 (512-byte blocks, as in bf16), and one bf16 beside.
+    assert ledger.peak().allocated_bytes == ledger.allocated_at(ledger.ticks) + 512
+
+
+@pytest.mark.parametrize(("release", "cast"), [("0.19.0", 2), ("0.20.0", 0), ("0.21.0", 0)])
+def test_kbit_preparation_leaves_embeddings_alone_from_0_20_on(tmp_path, release, cast):
+    keys = {"adapter": "qlora", "load_in_4bit": True, "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
+    ledger = load(tmp_path, axolotl=release, **keys)
+    # embedding and head, 96 x 32, in fp32: 12,288 each (in 0.19 by axolotl's own first cast, which peft finds done)
+    assert sizes(ledger, "aten._to_copy.default")[12_288] == cast
 
 
 def test_sdpa_leaves_norms_and_embeddings_in_fp32(tmp_path):

@@ -1,4 +1,4 @@
-"""What one GPU sees in one forward, in training and in evaluation. Source: axolotl `core/builders/causal.py` `build`,
+"""What one GPU sees in one forward of training. Source: axolotl `core/builders/causal.py` `build`,
 `build_collator`; `core/trainers/base.py` `_create_multipack_sampler`; `utils/data/streaming.py`;
 `utils/config/__init__.py` `normalize_config`; `core/builders/base.py` `_configure_save_and_eval_strategy`."""
 
@@ -176,26 +176,32 @@ def _pads_to_sequence_len(draft: Draft) -> bool | None:
 
 
 def _packed_shape(draft: Draft, micro: int, length: int) -> tuple[int, int]:
-    """One long row for kernels that know packing, `micro_batch_size` rows for sdpa, eager and nothing asked for."""
+    rows, row_tokens, text, key = packed_sizes(draft, micro, length)
+    draft.reason("batch.rows", rows, text, key=key, origin="derived")
+    return rows, row_tokens
+
+
+def packed_sizes(draft: Draft, micro: int, length: int) -> tuple[int, int, str, str]:
+    """Rows and tokens of each, why, and the key to blame.
+
+    One long row for kernels that know packing, `micro` rows for sdpa, eager and nothing asked for.
+    """
     streams = draft.get("pretraining_dataset") or draft.get("streaming")
     real = draft.get("multipack_real_batches")
     key = "multipack_real_batches" if real is not None else "sample_packing"
     if streams:
         text = "streamed and packed: one row of micro_batch_size * sequence_len tokens"
-        draft.reason("batch.rows", 1, text, key="sample_packing", origin="derived")
-        return 1, _round_up(micro * length, length)
+        return 1, _round_up(micro * length, length), text, "sample_packing"
     if real is None:
         real = not supports_packing(draft)
     if real:
         kernel = draft.get("attn_implementation") or "default"
         text = f"`{key}`" if key != "sample_packing" else f"packed rows are kept apart under {kernel} attention"
-        draft.reason("batch.rows", micro, text, key=key, origin="derived")
-        return micro, padded_length(draft, length)
+        return micro, padded_length(draft, length), text, key
     text = "packing joins micro_batch_size * sequence_len tokens into one row"
-    draft.reason("batch.rows", 1, text, key=key, origin="derived")
     if _pads_to_sequence_len(draft) is False:
-        return 1, micro * length
-    return 1, _round_up(micro * length, _round_up(length, _pad_multiple(draft)))
+        return 1, micro * length, text, key
+    return 1, _round_up(micro * length, _round_up(length, _pad_multiple(draft))), text, key
 
 
 def _flattens(draft: Draft, micro: int) -> bool:

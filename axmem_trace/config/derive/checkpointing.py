@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from axmem_trace.config.derive.deepspeed import deepspeed_stage
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.recipe import BaseModel, Checkpointing
 from axmem_trace.recipe.run import Offload
@@ -39,6 +40,7 @@ def derive_checkpointing(draft: Draft, base: BaseModel, *, kbit_preparation: boo
         offload=offload,
         selective_save=selective,
         selective_details=details,
+        selective_sees_varlen=draft.release.behaviour.selective_sees_varlen,
         layer_offloading=layer_offloading,
     )
 
@@ -55,7 +57,7 @@ def _use_reentrant(draft: Draft, base: BaseModel, offload: Offload, kbit: bool) 
     """The variant that runs in the end, and why. Cases in the order in which the later one wins."""
     given = draft.get("gradient_checkpointing_kwargs")
     asked = given.get("use_reentrant") if isinstance(given, dict) else None
-    if draft.get("selective_checkpointing"):
+    if draft.get("selective_checkpointing") not in (None, False):
         return False, "selective checkpointing is non-reentrant"
     if base.model_type in NON_REENTRANT_TYPES:
         return False, f"axolotl forces non-reentrant checkpointing for {base.model_type}"
@@ -69,20 +71,25 @@ def _use_reentrant(draft: Draft, base: BaseModel, offload: Offload, kbit: bool) 
         return True, "peft's k-bit preparation switches it on last, with torch's default"
     if asked is not None:
         return bool(asked), "`use_reentrant`"
-    if isinstance(given, dict):
+    by_default = draft.release.behaviour.reentrant_checkpointing
+    if isinstance(given, dict) and (by_default or draft.has("unfrozen_parameters") or draft.get("rl")):
         return True, "`gradient_checkpointing_kwargs` without use_reentrant: torch's default"
     if draft.get("unfrozen_parameters"):
         return False, "axolotl's default for a partially frozen model"
     if draft.get("rl"):
         return False, "axolotl's default for preference training"
-    return True, "axolotl's default"
+    if not by_default and deepspeed_stage(draft) == 3:
+        return True, "axolotl's default under ZeRO-3"
+    return by_default, f"the default of axolotl {draft.release.version}"
 
 
 def _selective(draft: Draft) -> tuple[tuple[str, ...], dict[str, Any]]:
     value = draft.get("selective_checkpointing")
-    if not value:
+    if value is None or value is False:
         return (), {}
     details = dict(value) if isinstance(value, dict) else {}
-    save = details.pop("save", None) or ["attention"]
+    save = details.pop("save", None)
+    if save is None or not (save or draft.release.behaviour.selective_empty_saves_nothing):
+        save = ["attention"]
     draft.reason("checkpointing.selective_save", save, "`selective_checkpointing`", key="selective_checkpointing")
     return tuple(save), details

@@ -1,16 +1,17 @@
-"""Evaluation: whether, when and on what. Source: axolotl `core/builders/base.py` `_configure_save_and_eval_strategy`,
-`core/builders/causal.py` `build_collator`, `utils/callbacks/__init__.py`."""
+"""Whether, when and on what the run evaluates. Source: axolotl `core/builders/base.py`
+`_configure_save_and_eval_strategy`, `core/builders/causal.py` `build_collator`, `core/trainers/base.py`
+`_create_multipack_sampler`, `utils/config/__init__.py` `normalize_config`."""
 
 from __future__ import annotations
 
-from axmem_trace.config.derive.batch import padded_length, row_tokens_of_trl
+from axmem_trace.config.derive.batch import packed_sizes, padded_length, row_tokens_of_trl
 from axmem_trace.config.derive.objective import is_paired
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.recipe import Batch, Evaluation
 
 
 def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
-    """`Evaluation`: axolotl evaluates before the first step whenever it evaluates at all (`eval_on_start`).
+    """`Evaluation`: axolotl evaluates before the first step whenever it evaluates at all, unless `eval_on_start` is false.
 
     The Trainer keeps no logits (`prediction_loss_only`), since axolotl sets no `compute_metrics`.
     """
@@ -26,7 +27,7 @@ def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
     rows = (draft.get("eval_batch_size") or micro) * (1 + pairs)
     length = draft.get("eval_sequence_len") or draft.get("sequence_len") or 512
     if packing and draft.get("sample_packing"):
-        rows, row_tokens, packed = batch.rows, batch.row_tokens, True
+        rows, row_tokens, packed = *_packed_evaluation(draft, batch, rows), True
     elif packing:
         # only the collator packs: it joins the samples of a batch into one row (`build_collator`)
         rows, row_tokens, packed = 1, padded_length(draft, rows * length), True
@@ -38,7 +39,7 @@ def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
     generated_rows, generated_tokens = _generated(draft, rows, row_tokens)
     return Evaluation(
         enabled=True,
-        before_training=True,
+        before_training=_starts_with_evaluation(draft),
         rows=rows,
         row_tokens=row_tokens,
         packed=packed,
@@ -63,17 +64,36 @@ def _generated(draft: Draft, rows: int, row_tokens: int) -> tuple[int, int]:
     return 0, 0
 
 
+def _packed_evaluation(draft: Draft, batch: Batch, rows: int) -> tuple[int, int]:
+    """Rows and tokens of each. Until 0.20.0 the training batch's; then those of `rows` samples of `sequence_len`."""
+    if draft.release.behaviour.packed_evaluation_uses_train_batch:
+        return batch.rows, batch.row_tokens
+    return packed_sizes(draft, rows, draft.get("sequence_len") or 512)[:2]
+
+
+def _starts_with_evaluation(draft: Draft) -> bool:
+    """The key is one of 0.21.0; older releases drop it and begin with an evaluation always."""
+    return draft.get("eval_on_start") is not False
+
+
 def _evaluates(draft: Draft) -> tuple[bool, str, str]:
-    has_data = bool(draft.get("val_set_size") or draft.get("test_datasets"))
-    if not has_data:
+    """Whether the run evaluates at all, why, and the key to blame."""
+    behaviour, strategy = draft.release.behaviour, draft.get("eval_strategy")
+    if not (draft.get("val_set_size") or draft.get("test_datasets")):
         return False, "no val_set_size and no test_datasets", ""
+    if strategy == "no" and not behaviour.evaluates_at_start_always:
+        return False, "`eval_strategy: no`", "eval_strategy"
+    first = "before step 1" if _starts_with_evaluation(draft) else "after the first steps (`eval_on_start: false`)"
     if draft.get("eval_steps"):
-        return True, "`eval_steps`; the first evaluation comes before step 1", "eval_steps"
-    per_epoch, strategy = draft.get("evals_per_epoch"), draft.get("eval_strategy")
+        return True, f"`eval_steps`; the first evaluation comes {first}", "eval_steps"
+    per_epoch = draft.get("evals_per_epoch")
     if per_epoch and 1.0 / (per_epoch * (draft.get("num_epochs") or 1.0)) < 1.0:
-        return True, "`evals_per_epoch`; the first evaluation comes before step 1", "evals_per_epoch"
+        return True, f"`evals_per_epoch`; the first evaluation comes {first}", "evals_per_epoch"
     if per_epoch and not strategy:
         return False, "`evals_per_epoch` times num_epochs is not above 1: axolotl skips evaluation", "evals_per_epoch"
-    if strategy and strategy != "no":
-        return True, "`eval_strategy`; the first evaluation comes before step 1", "eval_strategy"
+    if strategy == "no":
+        text = f"axolotl {draft.release.version} evaluates before step 1 with `eval_strategy: no` too (`eval_on_start`)"
+        return True, text, "eval_strategy"
+    if strategy:
+        return True, f"`eval_strategy`; the first evaluation comes {first}", "eval_strategy"
     return False, "neither eval_steps, evals_per_epoch nor eval_strategy is set: the Trainer never evaluates", ""

@@ -17,7 +17,8 @@ def asks_for_fsdp(draft: Draft) -> bool:
 
 def fsdp_version(draft: Draft) -> int:
     """The version that is said, or was filled in with the old names; axolotl's own default where none is."""
-    return int(draft.get("fsdp_version") or draft.sub("fsdp_config").get("fsdp_version") or 2)
+    default = draft.release.behaviour.default_fsdp_version
+    return int(draft.get("fsdp_version") or draft.sub("fsdp_config").get("fsdp_version") or default)
 
 
 def derive_fsdp(draft: Draft, version: int) -> Fsdp:

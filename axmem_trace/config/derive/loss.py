@@ -101,6 +101,8 @@ def derive_kernels(draft: Draft, base: BaseModel, row_tokens: int) -> Kernels:
     return Kernels(
         liger=_liger(draft, base),
         lora=_lora(draft, base),
+        lora_gradients="parameter" if draft.release.behaviour.lora_kernels_keep_gradient_dtype else "step",
+        liger_loss="0.8.1" if draft.release.behaviour.liger_head_gradient_is_added else "0.8.4",
         tiled_mlp=tiled,
         tiled_mlp_shards=shards if tiled else 0,
         torch_compile=bool(draft.get("torch_compile")),
@@ -134,7 +136,7 @@ def _lora(draft: Draft, base: BaseModel) -> frozenset[str]:
         why_not = "not in preference training"
     elif uses_fsdp(draft) and fsdp_version(draft) == 1:
         why_not = "not with FSDP1"
-    elif draft.get("nvfp4_merge_aware"):
+    elif draft.get("nvfp4_merge_aware") or draft.dropped.get("nvfp4_merge_aware"):  # 0.19 reads it unlisted too
         why_not = "not with nvfp4_merge_aware"
     elif adapter == "lora" and draft.get("load_in_8bit"):
         why_not = "not with an int8 base"

@@ -23,9 +23,12 @@ OPTIMIZER_NAMES = frozenset(
         "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw", "apollo_adamw_layerwise",
         "stable_adamw", "optimi_adamw", "ao_adamw_fp8", "adopt_adamw", "adamc", "came_pytorch", "muon", "dion",
         "sinkgd", "polora", "flash_adamw", "flash_adam", "flash_sgd", "flash_sgdw", "flash_lion", "q_galore_adamw8bit",
+        "muon_8bit", "scao",
     )
 )  # fmt: skip
 """Names that can be estimated: transformers' and axolotl's own, and three that older releases had."""
+NEW_OPTIMIZERS = {"scao": "0.20.0", "muon_8bit": "0.21.0"}
+"""The first release that has them (`utils/schemas/enums.py` `CustomSupportedOptimizers`)."""
 UNAVAILABLE = {
     "ao_adamw_4bit": ("axolotl lists the name and then fails with `Unhandled optimizer`", "adamw_torch_4bit"),
     "ao_adamw_8bit": ("axolotl lists the name and then fails with `Unhandled optimizer`", "adamw_torch_8bit"),
@@ -80,15 +83,22 @@ def _name(draft: Draft) -> str:
         draft.values["optimizer"] = name = instead
     if name in RETIRED:
         draft.refuse(RETIRED[name], "optimizer", remedy="use `optimizer: adamw_torch_fused`")
-    if name not in OPTIMIZER_NAMES:
-        nearest = difflib.get_close_matches(str(name), OPTIMIZER_NAMES, n=3, cutoff=0.4)
+    known = {each for each in OPTIMIZER_NAMES if not draft.release.is_before(NEW_OPTIMIZERS.get(each, "0"))}
+    if name not in known:
+        nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
         raise draft.error(
             "neither axolotl nor transformers knows this optimizer" if name else "the optimizer is empty",
             "optimizer",
-            accepted=", ".join(nearest or sorted(OPTIMIZER_NAMES)),
+            accepted=", ".join(nearest or sorted(known)),
             remedy="use one of these, or remove the line to get adamw_torch_fused",
         )
     draft.reason_of_key("optimizer.name", name, "optimizer")
+    if name == "muon_8bit":
+        text = (
+            "`optimizer: muon_8bit` is not in the figures: they are with muon, whose momentum has the gradient's dtype; "
+            "muon_8bit keeps it as 1 byte per weight between steps (axolotl 0.21 `utils/optimizers/muon_8bit.py`)"
+        )
+        draft.note("not_modelled", "optimizer", text, direction="less")
     return str(name)
 
 

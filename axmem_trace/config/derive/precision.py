@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+from axmem_trace.config.axolotl.embeddings import LLAMA_NAMES, embedding_names
 from axmem_trace.config.derive.parallelism import uses_fsdp
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.parallel import Engine
-from axmem_trace.recipe.recipe import Dtype, Gpu, Precision
+from axmem_trace.recipe.recipe import BaseModel, Dtype, Gpu, Precision
 
 ATTENTION_WITHOUT_DTYPE_CAST = ("eager", "sdpa")
 """`ATTN_IMPLS_WITHOUT_DTYPE_CAST` of axolotl's enums.py: for any other kernel norms and embeddings are cast back."""
@@ -18,7 +19,7 @@ ENGINES_WITHOUT_AUTOCAST = ("fsdp2",)
 """accelerate `_prepare_fsdp2` never comes to `prepare_model`, which puts autocast around the forward."""
 
 
-def derive_precision(draft: Draft, gpu: Gpu, engine: Engine = "none") -> Precision:
+def derive_precision(draft: Draft, gpu: Gpu, base: BaseModel, engine: Engine = "none") -> Precision:
     """`Precision` from the keys, the target GPU (never this machine's) and the engine that spreads the run."""
     bf16, fp16 = _resolve_half(draft, gpu)
     load_dtype = _load_dtype(draft, bf16, fp16)
@@ -30,12 +31,13 @@ def derive_precision(draft: Draft, gpu: Gpu, engine: Engine = "none") -> Precisi
             "precision.autocast", "off", "FSDP2 casts parameters and outputs itself, without autocast", origin="derived"
         )
         autocast = False
-    upcast = not uses_fsdp(draft)
     cast_back, why = _cast_back(draft)
+    embeddings = _upcasts_embeddings(draft, cast_back)
+    upcast = not uses_fsdp(draft) or (embeddings and not draft.release.behaviour.upcasts_embeddings_always)
     if upcast:
-        draft.reason("precision.upcast_before", True, "axolotl casts norms, `*.gate` modules and embeddings to fp32")
+        what = "norms, `*.gate` modules and embeddings" if embeddings else "norms and `*.gate` modules"
+        draft.reason("precision.upcast_before", True, f"axolotl casts {what} to fp32")
         draft.reason("precision.cast_back", cast_back, why)
-    keep_embeddings = bool(draft.get("load_in_4bit") and draft.get("embeddings_skip_upcast"))
     return Precision(
         load_dtype=load_dtype,
         autocast=autocast,
@@ -43,13 +45,31 @@ def derive_precision(draft: Draft, gpu: Gpu, engine: Engine = "none") -> Precisi
         grad_scaler=autocast_dtype == "float16" and (autocast or engine in ENGINES_WITHOUT_AUTOCAST),
         output_dtype="float32" if autocast else "same",
         upcast_before=upcast,
-        upcast_embeddings=not keep_embeddings,
+        upcast_embeddings=embeddings,
+        kbit_skips=_kbit_skips(draft, base, cast_back),
         cast_back=cast_back,
         fp32_norms=bool(draft.get("fp32_norms")),
         fp32_norm_classes=tuple(draft.get("fp32_norm_classes") or ()) if draft.get("fp32_norms") else (),
         fp8=bool(draft.get("fp8")),
         fp8_recipe=draft.sub("fp8_config").get("recipe") or "tensorwise",
     )
+
+
+def _upcasts_embeddings(draft: Draft, cast_back: bool) -> bool:
+    """Whether the first cast takes embeddings and head: from 0.20.0 on not where the cast back would follow."""
+    if draft.get("load_in_4bit") and draft.get("embeddings_skip_upcast"):
+        return False
+    return draft.release.behaviour.upcasts_embeddings_always or not cast_back
+
+
+def _kbit_skips(draft: Draft, base: BaseModel, cast_back: bool) -> tuple[str, ...]:
+    """axolotl 0.20.0 `should_skip_peft_embedding_upcast`; in 0.19.0 the key alone decides."""
+    behaviour, asked = draft.release.behaviour, draft.get("embeddings_skip_upcast")
+    skips = bool(asked) if asked is not None or behaviour.upcasts_embeddings_always else cast_back
+    if not (draft.get("adapter") and skips):
+        return ()
+    by_type = behaviour.embeddings_by_model_type_in_kbit
+    return embedding_names(base.model_type, draft.release) if by_type else LLAMA_NAMES
 
 
 def _resolve_half(draft: Draft, gpu: Gpu) -> tuple[bool, bool]:

@@ -124,6 +124,7 @@ def _of_checkpoint(
         skip_modules=tuple(own.get("llm_int8_skip_modules") or ()),
         kbit_preparation=kbit,
         quantise_moe_experts=bool(draft.get("quantize_moe_experts")),
+        double_quant_experts=_double_quant_experts(draft),
         details=dict(own),
     )
 
@@ -155,6 +156,7 @@ def _bnb_4bit(draft: Draft, base: BaseModel, precision: Precision) -> Quantisati
         int8_threshold=_number(draft, given.get("llm_int8_threshold", 6.0)),
         kbit_preparation=_kbit_preparation(draft, base),
         quantise_moe_experts=bool(draft.get("quantize_moe_experts")),
+        double_quant_experts=_double_quant_experts(draft),
         details=given,
     )
 
@@ -167,7 +169,14 @@ def _bnb_8bit(draft: Draft, base: BaseModel) -> Quantisation:
         skip_modules=skip,
         kbit_preparation=_kbit_preparation(draft, base),
         quantise_moe_experts=bool(draft.get("quantize_moe_experts")),
+        double_quant_experts=_double_quant_experts(draft),
     )
+
+
+def _double_quant_experts(draft: Draft) -> bool:
+    """Until 0.20.0 axolotl looks for the key where the schema drops it, so the answer is always yes."""
+    asked = draft.sub("bnb_config_kwargs").get("bnb_4bit_use_double_quant", True)
+    return bool(asked) or not draft.release.behaviour.experts_obey_double_quant
 
 
 def _kbit_preparation(draft: Draft, base: BaseModel) -> bool:

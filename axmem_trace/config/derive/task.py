@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from axmem_trace.config.axolotl.embeddings import embedding_names
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.model import EXPERT_COUNTS
 from axmem_trace.recipe.recipe import BaseModel, Model
@@ -84,6 +85,7 @@ def derive_model(draft: Draft, base: BaseModel, *, allow_remote_code: bool) -> M
         freeze_multimodal=bool(draft.get("freeze_mm_modules")),
         llama4_linearized_experts=bool(draft.get("llama4_linearized_experts")),
         use_onebitllms=bool(draft.get("use_onebitllms")),
+        embedding_names=embedding_names(base.model_type, draft.release),
     )
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from axmem_trace.config.document.key_table import KEYS
+from axmem_trace.config.axolotl.releases import NEWEST, Release
+from axmem_trace.config.document.key_table import Key, keys_of, plugins_of
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Direction, Note, NoteKind, Notes, RefusalNote
 from axmem_trace.recipe.lines import as_error, find_written, place_note
@@ -34,9 +35,11 @@ class Draft:
     """The values as the user wrote them."""
     written: dict[str, Written] = field(default_factory=dict)
     """Where each key was written, by the name that it goes by here."""
+    release: Release = NEWEST
+    """The axolotl whose rules hold."""
     directory: Path | None = None
     plugins: frozenset[str] = frozenset()
-    """Names of the listed plugins' packages: `liger`, `kernels`, ..."""
+    """Packages of the plugins that live, listed or not: `liger`, `kernels`, ..."""
     dropped: dict[str, Any] = field(default_factory=dict)
     """Given keys that axolotl drops after validation: unknown, or of a plugin that is not listed."""
     notes: Notes = field(default_factory=Notes)
@@ -47,11 +50,21 @@ class Draft:
     """Keys whose value is missing or of the wrong type, and is gone; true where the figures can't be known for it."""
     reasons: dict[str, Reason] = field(default_factory=dict)
 
+    @property
+    def keys(self) -> Mapping[str, Key]:
+        """The keys that this release of axolotl knows."""
+        return keys_of(self.release.version)
+
+    @property
+    def plugin_names(self) -> Mapping[str, str]:
+        """Package of each plugin that this release of axolotl has -> its full name."""
+        return plugins_of(self.release.version)
+
     def get(self, key: str) -> Any:
         """The value of a top-level key: as given (null is None), else axolotl's default, else None."""
         if key in self.values:
             return self.values[key]
-        known = KEYS.get(key)
+        known = self.keys.get(key)
         return known.default if known and self.is_live(key) else None
 
     def sub(self, key: str) -> dict[str, Any]:
@@ -65,7 +78,7 @@ class Draft:
 
     def is_live(self, key: str) -> bool:
         """False for a key of a plugin that `plugins` does not list."""
-        known = KEYS.get(key)
+        known = self.keys.get(key)
         return known is not None and (not known.plugin or known.plugin in self.plugins)
 
     def line(self, key: str) -> int:
@@ -117,7 +130,7 @@ class Draft:
 
         What follows from a value that was refused already is none.
         """
-        if not error.flag and error.key.partition(".")[0] in {*KEYS, *self.raw}:
+        if not error.flag and error.key.partition(".")[0] in {*self.keys, *self.raw}:
             error.file = error.file or self.name
         known = any((each.key, each.problem) == (error.key, error.problem) for each in self.errors)
         if not known and not self.spoiled.get(error.key):

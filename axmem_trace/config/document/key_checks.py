@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from axmem_trace.config.axolotl.releases import NEWEST, Release
 from axmem_trace.config.document.coercion import coerce, describe
 from axmem_trace.config.document.draft import Draft, shortened
 from axmem_trace.config.document.foreign_keys import ADVICE, SAME, nearest_key
-from axmem_trace.config.document.key_table import KEYS, PLUGINS, Key, siblings
+from axmem_trace.config.document.key_table import Key, plugins_of, siblings
 from axmem_trace.config.document.old_names import GONE_KEYS
 from axmem_trace.recipe.lines import find_written
 
@@ -23,15 +24,27 @@ _WRONG: Any = object()
 _DIRECTIONS = {"more": "needs more memory than shown", "less": "needs less memory than shown", "either": "differs"}
 
 
-def find_plugins(names: object) -> frozenset[str]:
-    """Packages of the listed plugins: `axolotl.integrations.liger.LigerPlugin` -> `liger`."""
+def find_plugins(names: object, release: Release = NEWEST) -> frozenset[str]:
+    """Packages of the listed plugins: `axolotl.integrations.liger.LigerPlugin` -> `liger`.
+
+    `liger.LigerPlugin` is the same (axolotl `integrations/base.py` `load_plugin`), and so is
+    `axolotl.integrations.liger:LigerPlugin` in the releases that know this form.
+    """
     listed = names if isinstance(names, (list, tuple)) else []
+    full = [_full_plugin_name(name, release) for name in listed if isinstance(name, str)]
     return frozenset(
         package
-        for package, full_name in PLUGINS.items()
-        for name in listed
-        if isinstance(name, str) and (name == full_name or name.startswith(full_name.rpartition(".")[0] + "."))
+        for package, known in plugins_of(release.version).items()
+        for name in full
+        if name == known or name.startswith(known.rpartition(".")[0] + ".")
     )
+
+
+def _full_plugin_name(name: str, release: Release) -> str:
+    if release.behaviour.plugins_may_have_a_colon:
+        name = name.replace(":", ".", 1)
+    top = name.partition(".")[0]
+    return f"axolotl.integrations.{name}" if top in plugins_of(release.version) else name
 
 
 def check_types(draft: Draft) -> None:
@@ -43,7 +56,7 @@ def check_types(draft: Draft) -> None:
     """
     for name in list(draft.values):
         value = draft.values[name]
-        key = KEYS.get(name)
+        key = draft.keys.get(name)
         if key is None:
             _drop_unknown(draft, name)
             continue
@@ -81,10 +94,10 @@ def note_not_modelled(draft: Draft) -> None:
         if package in _WHOLE_PLUGINS:
             name, _ = _WHOLE_PLUGINS[package]
             if not draft.notes.of(name):
-                text = f"the plugin `{PLUGINS[package]}` is not in the figures: {say(KEYS[name])}"
-                draft.note("not_modelled", "plugins", text, direction=KEYS[name].direction or "either")
+                text = f"the plugin `{draft.plugin_names[package]}` is not in the figures: {say(draft.keys[name])}"
+                draft.note("not_modelled", "plugins", text, direction=draft.keys[name].direction or "either")
     for index, plugin in enumerate(draft.get("plugins") or []):
-        if not find_plugins([plugin]):
+        if not find_plugins([plugin], draft.release):
             text = f"the plugin `{plugin}` is not one of axolotl's own: what it changes is not in the figures"
             line = draft.line(f"plugins.{index}") or draft.line("plugins")
             draft.note("not_modelled", "plugins", text, line=line, direction="either")
@@ -97,10 +110,10 @@ def say(key: Key) -> str:
 
 def _given_keys(draft: Draft) -> Iterator[tuple[Key, Any]]:
     for name, value in draft.values.items():
-        yield KEYS[name], value
+        yield draft.keys[name], value
         if isinstance(value, Mapping):
             for inner, inner_value in value.items():
-                nested = KEYS.get(f"{name}.{inner}")
+                nested = draft.keys.get(f"{name}.{inner}")
                 if nested is not None:
                     yield nested, inner_value
 
@@ -131,7 +144,7 @@ def _coerced(draft: Draft, key: Key, value: Any, name: str) -> Any:
 
 def _check_nested(draft: Draft, prefix: str, values: dict[str, Any]) -> dict[str, Any]:
     """The same for the fields of a nested block, where the table lists them."""
-    fields = {name for name in KEYS if name.startswith(prefix + ".")}
+    fields = {name for name in draft.keys if name.startswith(prefix + ".")}
     if not fields:
         return values
     checked: dict[str, Any] = {}
@@ -142,7 +155,7 @@ def _check_nested(draft: Draft, prefix: str, values: dict[str, Any]) -> dict[str
         if name not in fields:
             _report_unknown(draft, f"{prefix}.{inner}", value)
             continue
-        coerced = _coerced(draft, KEYS[name], value, f"{prefix}.{inner}")
+        coerced = _coerced(draft, draft.keys[name], value, f"{prefix}.{inner}")
         if coerced is not _WRONG:
             nested = _check_nested(draft, name, coerced) if isinstance(coerced, dict) else coerced
             checked[name[len(prefix) + 1 :]] = nested
@@ -157,7 +170,7 @@ def _drop_unknown(draft: Draft, name: Any) -> None:
 
 def _report_unknown(draft: Draft, name: str, value: Any) -> None:
     """An error where `--set` gave the key, a warning where it may move memory, else a note."""
-    nearest = nearest_key(name, siblings(name))
+    nearest = nearest_key(name, siblings(name, draft.keys))
     advice = GONE_KEYS.get(name) or ADVICE.get(name) or ""
     if name in SAME:
         advice = f"axolotl's key for it is `{SAME[name]}`"
@@ -172,16 +185,16 @@ def _report_unknown(draft: Draft, name: str, value: Any) -> None:
     text = (
         f"`{name}` is gone from axolotl and has no effect" if gone else f"axolotl does not know `{name}` and drops it"
     )
-    harmless = bool(advice) and not slipped and (not value or not _names_what_moves_memory(advice))
+    harmless = bool(advice) and not slipped and (not value or not _names_what_moves_memory(draft.keys, advice))
     note = draft.note("ignored" if harmless else "warning", name, f"{text}: {advice}" if advice else text)
     draft.strict.append(note)
 
 
-def _names_what_moves_memory(advice: str) -> bool:
+def _names_what_moves_memory(keys: Mapping[str, Key], advice: str) -> bool:
     named = [part.partition(":")[0].strip() for part in advice.split("`")[1::2]]
-    return any(name in KEYS and KEYS[name].verdict != "none" for name in named)
+    return any(name in keys and keys[name].verdict != "none" for name in named)
 
 
 def _note_missing_plugin(draft: Draft, key: Key) -> None:
-    text = f"`{key.name}` has no effect: its plugin is not listed. Add `{PLUGINS[key.plugin]}` to `plugins:`"
+    text = f"`{key.name}` has no effect: its plugin is not listed. Add `{draft.plugin_names[key.plugin]}` to `plugins:`"
     draft.note("warning", key.name, text)

@@ -5,15 +5,21 @@ A verdict says what this tool does with a key:
 - `modelled`: it becomes a field of the recipe and moves the figures;
 - `none`: it has no effect on GPU memory (or axolotl refuses it, or it only names what other keys use);
 - `not_modelled`: it moves memory and the figures don't show it; `effect` and `direction` say how.
+
+A row is that of the newest release of axolotl. What older ones have otherwise stands beside it: `since` (the first
+release that knows the key), `until` (the last one), and `was` (release -> what differs in it and in those before).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
+
+from packaging.version import Version
 
 Verdict = Literal["modelled", "none", "not_modelled"]
 
@@ -42,20 +48,46 @@ def _table() -> dict[str, Any]:
     return table
 
 
-def _keys() -> dict[str, Key]:
+@cache
+def keys_of(version: str) -> Mapping[str, Key]:
+    """The keys of one release of axolotl, in the order of the table."""
     rows = {}
     for name, row in _table()["keys"].items():
-        rows[name] = Key(name=name, **{**row, "quiet": tuple(row.get("quiet", ()))})
+        fields = _row_of(row, Version(version))
+        if fields is not None:
+            rows[name] = Key(name=name, **{**fields, "quiet": tuple(fields.get("quiet", ()))})
     return rows
 
 
-KEYS: dict[str, Key] = _keys()
+def _row_of(row: dict[str, Any], version: Version) -> dict[str, Any] | None:
+    """The row as a release has it; None where it does not know the key."""
+    fields = dict(row)
+    since, until, was = fields.pop("since", ""), fields.pop("until", ""), fields.pop("was", {})
+    if (since and version < Version(since)) or (until and version > Version(until)):
+        return None
+    for last, older in sorted(was.items(), key=lambda item: Version(item[0]), reverse=True):
+        if version <= Version(last):
+            fields.update(older)
+    return fields
+
+
+@cache
+def plugins_of(version: str) -> Mapping[str, str]:
+    """Package of each integration that a release has -> its plugin's full name."""
+    since = _table()["plugins_since"]
+    return {
+        package: name
+        for package, name in _table()["plugins"].items()
+        if Version(version) >= Version(since.get(package, "0"))
+    }
+
+
 AXOLOTL_VERSION: str = _table()["axolotl_version"]
-PLUGINS: dict[str, str] = _table()["plugins"]
-"""Package name of each known integration -> its plugin's full name."""
+KEYS: Mapping[str, Key] = keys_of(AXOLOTL_VERSION)
+"""Of the newest release."""
 
 
-def siblings(name: str) -> list[str]:
+def siblings(name: str, keys: Mapping[str, Key] = KEYS) -> list[str]:
     """The known keys of the same block."""
     prefix, _, _ = name.rpartition(".")
-    return [key for key in KEYS if key.rpartition(".")[0] == prefix]
+    return [key for key in keys if key.rpartition(".")[0] == prefix]

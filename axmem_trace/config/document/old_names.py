@@ -175,7 +175,7 @@ def _gc_steps(draft: Draft) -> None:
 
 
 def _fsdp_version(draft: Draft) -> None:
-    """`check_fsdp_version_in_fsdp_config`: FSDP1 where no version is said."""
+    """`check_fsdp_version_in_fsdp_config`: where no version is said, the release's default."""
     config = draft.sub("fsdp_config")
-    if config and not draft.get("fsdp_version"):
-        draft.values["fsdp_version"] = config.get("fsdp_version") or 1
+    if config and not draft.values.get("fsdp_version"):
+        draft.values["fsdp_version"] = config.get("fsdp_version") or draft.release.behaviour.default_fsdp_version

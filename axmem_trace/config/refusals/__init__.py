@@ -1,5 +1,5 @@
-"""What axolotl 0.19 refuses, with its reason: rules that are really in axolotl. Source: axolotl
-`utils/schemas/{validation,config,peft}.py` and `integrations/*/args.py`, 0.19.0.
+"""What axolotl refuses, with its reason: rules that are really in axolotl. Source: axolotl
+`utils/schemas/{validation,config,peft}.py` and `integrations/*/args.py`. A rule that not all releases have says so.
 
 All that is broken is reported, not the first alone. Most of it moves no memory, and the figures are shown beside it.
 A configuration without data is a sketch: it gets a warning.
@@ -13,10 +13,15 @@ from axmem_trace.config.document.draft import Draft, shortened
 from axmem_trace.config.refusals.adapters import ADAPTER_RULES, QUANTISATION_RULES
 from axmem_trace.config.refusals.base_model import refuse_on_base
 from axmem_trace.config.refusals.datasets import DATA_RULES, refuse_datasets
+from axmem_trace.config.refusals.fsdp2 import FSDP2_RULES
 from axmem_trace.config.refusals.hardware import refuse_on_gpu
 from axmem_trace.config.refusals.optimizers import OPTIMIZER_RULES
+from axmem_trace.config.refusals.parallel_plugins import PARALLEL_PLUGIN_RULES
 from axmem_trace.config.refusals.parallelism import PARALLELISM_RULES
+from axmem_trace.config.refusals.plugins import refuse_plugins
 from axmem_trace.config.refusals.rule import Rule
+from axmem_trace.config.refusals.since_0_20 import RULES_OF_0_20
+from axmem_trace.config.refusals.since_0_21 import RULES_OF_0_21
 from axmem_trace.config.refusals.step import CHECKPOINTING_RULES, LOSS_RULES, refuse_cross_entropies
 from axmem_trace.config.refusals.training import EVALUATION_RULES, TRAINING_RULES
 
@@ -32,19 +37,24 @@ RULES = (
     *LOSS_RULES,
     *PARALLELISM_RULES,
     *DATA_RULES,
+    *FSDP2_RULES,
+    *RULES_OF_0_20,
+    *RULES_OF_0_21,
+    *PARALLEL_PLUGIN_RULES,
 )
 """In the order in which they are tried."""
 
 
 def refuse_contradictions(draft: Draft) -> None:
     """Reports each broken rule; where the figures are those of a way out, the draft takes it."""
-    broken = [rule for rule in RULES if rule.broken(draft)]
+    broken = [rule for rule in RULES if rule.holds_in(draft.release.version) and rule.broken(draft)]
     for rule in broken:
         _report(draft, rule)
     for rule in broken:
         draft.values.update(rule.figures_with)
     refuse_cross_entropies(draft)
     refuse_datasets(draft)
+    refuse_plugins(draft)
     _refuse_regexes(draft)
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from axmem_trace.config.axolotl.embeddings import embedding_names
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.recipe import BaseModel
 
-EMBEDDING_LAYERS = {
-    "gpt_neox": ("embed_in", "embed_out"),
-    "falcon": ("word_embeddings", "lm_head"),
-    "nemotron_h": ("embeddings", "lm_head"),
-    "bailing_hybrid": ("word_embeddings", "lm_head"),
-}
-"""`get_linear_embedding_layers`: other model types have `embed_tokens` and `lm_head`."""
+NATIVE_DIFFUSION_TYPES = (
+    "Dream", "diffusion_gemma", "nemotron_labs_diffusion", "nemotron_labs_diffusion_vlm", "nemotron_twotower",
+)  # fmt: skip
+"""Models that axolotl 0.21.0 trains as diffusion models (`model_support/*`, `DiffusionSpec`)."""
+PACKING_UNSUPPORTED_TYPES = ("inkling", "jamba", "minimax", "olmo_hybrid", "zamba", "zamba2")
+"""Recurrent layers that see no bounds of packed samples: refused from 0.20.0 on (`monkeypatch/models/
+recurrent_support.py` `PACKING_UNSUPPORTED`)."""
 
 
 def refuse_on_base(draft: Draft, base: BaseModel) -> None:
@@ -25,7 +26,9 @@ def refuse_on_base(draft: Draft, base: BaseModel) -> None:
         problem = "axolotl refuses this: the base model's quantization_config is missing or not of GPTQ"
         draft.fail(draft.error(problem, "gptq", remedy="point base_model to a GPTQ model, or remove gptq"))
     _refuse_dense_mixer(draft, base)
-    layers = EMBEDDING_LAYERS.get(base.model_type, ("embed_tokens", "lm_head"))
+    _refuse_packing(draft, base)
+    _refuse_diffusion(draft, base)
+    layers = embedding_names(base.model_type, draft.release)
     saved = draft.get("lora_modules_to_save") or []
     if draft.get("adapter") and draft.get("tokens") and not set(layers) <= set(saved):
         needed = list(dict.fromkeys([*saved, *layers]))
@@ -39,6 +42,30 @@ def refuse_on_base(draft: Draft, base: BaseModel) -> None:
             "tensor_parallel_size",
             remedy="remove it, or use a model without `tie_word_embeddings`",
         )
+
+
+def _refuse_diffusion(draft: Draft, base: BaseModel) -> None:
+    """axolotl 0.21.0 `utils/config/__init__.py` `_validate_diffusion_lm_target`."""
+    block = draft.get("diffusion_lm")
+    if block is None or draft.sub("diffusion_lm").get("from_causal_lm") or base.model_type in NATIVE_DIFFUSION_TYPES:
+        return
+    draft.refuse(
+        f"axolotl refuses this: {base.model_type} is no diffusion model, so diffusion_lm would be without effect",
+        "diffusion_lm",
+        remedy="set `from_causal_lm: true` in it and list `axolotl.integrations.diffusion.DiffusionPlugin`",
+    )
+
+
+def _refuse_packing(draft: Draft, base: BaseModel) -> None:
+    key = next((key for key in ("sample_packing", "batch_flattening") if draft.get(key) is True), "")
+    if key and base.model_type in PACKING_UNSUPPORTED_TYPES and not draft.release.is_before("0.20.0"):
+        draft.refuse(
+            f"axolotl refuses this: the state of {base.model_type}'s recurrent layers would leak from one packed sample "
+            f"to the next (the figures are with `{key}: false`)",
+            key,
+            remedy=f"set `{key}: false`",
+        )
+        draft.values[key] = False
 
 
 DENSE_MIXER_TYPES = ("olmoe", "qwen2_moe", "qwen3_moe")

@@ -12,7 +12,7 @@ _POLORA_UNTRAINED = (
     "lisa_step_interval", "reward_model", "process_reward_model",
 )  # fmt: skip
 _POLORA_IGNORED = ("loraplus_lr_ratio", "lr_groups", "embedding_lr", "embedding_lr_scale")
-_FSDP2_ONLY = ("muon", "polora", "q_galore_adamw8bit")
+_FSDP2_ONLY = ("muon", "muon_8bit", "polora", "q_galore_adamw8bit")
 
 
 def _is(draft: Draft, name: str) -> bool:
@@ -62,7 +62,13 @@ OPTIMIZER_RULES = (
         "this optimizer is incompatible with DeepSpeed",
         "remove deepspeed or pick another optimizer",
     ),
-    Rule("optimizer", _needs_fsdp2, "this optimizer is only compatible with FSDP2", "set `fsdp_version: 2`"),
+    Rule(
+        "optimizer",
+        _needs_fsdp2,
+        "this optimizer is only compatible with FSDP2",
+        "set `fsdp_version: 2`",
+        until="0.19.0",
+    ),
     Rule(
         "optimizer",
         lambda d: (

@@ -33,6 +33,7 @@ PARALLELISM_RULES = (
         ),
         "FSDP1 with offload_params is not compatible with an 8-bit optimizer",
         "pick another optimizer, or set `offload_params: false`",
+        until="0.19.0",
     ),
     Rule(
         "optimizer",
@@ -46,6 +47,7 @@ PARALLELISM_RULES = (
         lambda d: fsdp2(d) and _fsdp_option(d, "cpu_ram_efficient_loading") and d.get("load_in_4bit"),
         "FSDP2 does not support cpu_ram_efficient_loading with load_in_4bit",
         "set `cpu_ram_efficient_loading: false` under fsdp_config",
+        until="0.19.0",
     ),
     Rule(
         "fsdp_config",
@@ -60,6 +62,7 @@ PARALLELISM_RULES = (
         lambda d: _fsdp_option(d, "cpu_offload_pin_memory") is False and not fsdp2(d),
         "FSDP1 does not support cpu_offload_pin_memory: false",
         "set `fsdp_version: 2`",
+        until="0.19.0",
     ),
     Rule(
         "fsdp_config",
@@ -97,6 +100,7 @@ PARALLELISM_RULES = (
         "context_parallel_size above 1 requires attn_implementation: flash_attention_2",
         "set `attn_implementation: flash_attention_2`",
         decides_memory=True,
+        until="0.19.0",
     ),
     Rule(
         "micro_batch_size",
@@ -104,12 +108,14 @@ PARALLELISM_RULES = (
         "micro_batch_size must be 1 with sample_packing and context_parallel_size above 1",
         "set `micro_batch_size: 1`",
         figures_with={"micro_batch_size": 1},
+        until="0.19.0",
     ),
     Rule(
         "rl",
         lambda d: d.get("rl") in ("dpo", "kto", "orpo", "ipo") and fsdp2(d) and bits(d),
         "FSDP2 does not support load_in_8bit or load_in_4bit in preference training",
         "use DeepSpeed, or set `fsdp_version: 1`",
+        until="0.19.0",
     ),
     Rule(
         "remove_unused_columns",
@@ -122,6 +128,22 @@ PARALLELISM_RULES = (
         lambda d: (d.has("dpo_loss_type") or d.has("dpo_loss_weights")) and d.get("rl") != "dpo",
         "dpo_loss_type and dpo_loss_weights are for rl: dpo only",
         "remove them",
+    ),
+    Rule(
+        "fp8_enable_fsdp_float8_all_gather",
+        lambda d: d.get("fp8_enable_fsdp_float8_all_gather") and not fsdp2(d),
+        "fp8_enable_fsdp_float8_all_gather requires FSDP2 (fsdp_version: 2)",
+        "remove it on one GPU",
+        until="0.19.0",
+    ),
+    Rule(
+        "dpo_use_liger_kernel",
+        lambda d: (
+            d.get("dpo_use_liger_kernel") and (d.get("rl") == "ipo" or (d.get("dpo_loss_type") or [""])[0] == "ipo")
+        ),
+        "dpo_use_liger_kernel does not support the loss ipo",
+        "remove it, or use another loss",
+        until="0.20.0",
     ),
     Rule(
         "ebft",

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from packaging.version import Version
+
 from axmem_trace.config.document.draft import Draft
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`key` is to blame when `broken` holds."""
+    """`key` is to blame when `broken` holds. `since` and `until`: the first and the last release that refuses it."""
 
     key: str
     broken: Callable[[Draft], object]
@@ -21,6 +23,13 @@ class Rule:
     """Keys and values of the way out that the figures are of. Empty: the reason does not change them."""
     decides_memory: bool = False
     """What the run would hold is not known before the contradiction is resolved: there are no figures."""
+    since: str = ""
+    until: str = ""
+
+    def holds_in(self, version: str) -> bool:
+        """Whether this release of axolotl has the rule."""
+        asked = Version(version)
+        return not (self.since and asked < Version(self.since)) and not (self.until and asked > Version(self.until))
 
 
 def given(draft: Draft, key: str) -> object:
@@ -31,6 +40,11 @@ def given(draft: Draft, key: str) -> object:
 def reentrant(draft: Draft) -> object:
     """`use_reentrant` as given."""
     return draft.sub("gradient_checkpointing_kwargs").get("use_reentrant")
+
+
+def is_selective(draft: Draft) -> bool:
+    """Selective checkpointing is asked for: `true`, or a block, be it empty."""
+    return draft.get("selective_checkpointing") not in (None, False)
 
 
 def is_lora(draft: Draft) -> bool:
@@ -46,6 +60,26 @@ def bits(draft: Draft) -> bool:
 def lora_kernels(draft: Draft) -> bool:
     """One of the fused LoRA kernels is asked for."""
     return any(draft.get(key) for key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"))
+
+
+def lora_kernel_is_on(draft: Draft, key: str) -> bool:
+    """Asked for, or what axolotl switches on by itself (0.20.0 `validation.py` `_lora_kernel_enabled`)."""
+    if draft.has(key):
+        return bool(draft.get(key)) and bool(draft.get("adapter"))
+    return switches_lora_kernels_on(draft)
+
+
+def switches_lora_kernels_on(draft: Draft) -> bool:
+    """`lora_kernels_auto_enable`, without the model's part: types that have none are found later."""
+    keys = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+    return not (
+        draft.get("rl")
+        or given(draft, "nvfp4_merge_aware")
+        or not is_lora(draft)
+        or any(draft.has(key) for key in keys)
+        or (draft.get("adapter") == "lora" and draft.get("load_in_8bit"))
+        or draft.get("trust_remote_code")
+    )
 
 
 def fsdp2(draft: Draft) -> bool:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from axmem_trace.config.document.draft import Draft
-from axmem_trace.config.refusals.rule import Rule, given, reentrant
+from axmem_trace.config.refusals.rule import Rule, given, is_selective, reentrant
 
 
 def _matmul_saved(draft: Draft) -> bool:
@@ -31,22 +31,20 @@ CHECKPOINTING_RULES = (
     ),
     Rule(
         "selective_checkpointing",
-        lambda d: d.get("selective_checkpointing") and not d.get("gradient_checkpointing"),
+        lambda d: is_selective(d) and not d.get("gradient_checkpointing"),
         "selective_checkpointing requires gradient_checkpointing",
         "set `gradient_checkpointing: true`",
         figures_with={"gradient_checkpointing": True},
     ),
     Rule(
         "selective_checkpointing",
-        lambda d: d.get("selective_checkpointing") and reentrant(d),
+        lambda d: is_selective(d) and reentrant(d),
         "selective_checkpointing requires non-reentrant checkpointing",
         "set `use_reentrant: false` under gradient_checkpointing_kwargs",
     ),
     Rule(
         "selective_checkpointing",
-        lambda d: (
-            d.get("selective_checkpointing") and d.get("activation_offloading") not in (None, False, "hidden_states")
-        ),
+        lambda d: is_selective(d) and d.get("activation_offloading") not in (None, False, "hidden_states"),
         "selective_checkpointing only goes with activation_offloading: hidden_states",
         "remove activation_offloading",
         figures_with={"activation_offloading": False},
@@ -57,6 +55,7 @@ CHECKPOINTING_RULES = (
         "selective_checkpointing.save names matmul operators, which an adapter mutates in place",
         "use `save: [attention]`",
         figures_with={"selective_checkpointing": {"save": ["attention"]}},
+        until="0.19.0",
     ),
     Rule(
         "gradient_checkpointing",
@@ -108,6 +107,23 @@ LOSS_RULES = (
         "the Cut Cross Entropy plugin does not go with chunked_cross_entropy",
         "remove one of them",
         decides_memory=True,
+    ),
+    Rule(
+        "nvfp4_merge_aware",
+        lambda d: d.get("nvfp4_merge_aware") and (not d.get("use_sonicmoe") or d.get("adapter") != "lora"),
+        "nvfp4_merge_aware requires use_sonicmoe: true and adapter: lora",
+        "set both, or remove nvfp4_merge_aware",
+        until="0.19.0",
+    ),
+    Rule(
+        "nvfp4_merge_aware",
+        lambda d: (
+            d.get("nvfp4_merge_aware")
+            and any(d.get(key) is True for key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"))
+        ),
+        "nvfp4_merge_aware is incompatible with the fused LoRA kernels",
+        "remove the kernels' keys",
+        until="0.19.0",
     ),
     Rule(
         "use_scattermoe",

@@ -16,6 +16,7 @@ from torch import nn
 from axmem_trace.kernels.card import sms_of
 from axmem_trace.kernels.liger import layers, losses
 from axmem_trace.kernels.liger.experts import run_experts
+from axmem_trace.kernels.liger.fused_linear import FusedLinearCrossEntropy
 from axmem_trace.kernels.liger.table import LIGER, Support
 from axmem_trace.kernels.losses.causal_lm import replace_causal_lm_loss
 from axmem_trace.kernels.modeling_files import modeling_module
@@ -235,9 +236,19 @@ def _install_fused_linear(site: Site, class_names: tuple[str, ...]) -> None:
     """In training no logits are made; evaluation runs the model as it is, with its logits."""
 
     def compute(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return losses.fused_causal_lm_loss(hidden, weight, labels, kwargs.get("num_items_in_batch"),
-                                                 shift_labels=kwargs.get("shift_labels"),
-                                                 token_scaling=site.recipe.loss.token_scaling)  # fmt: skip
+        return losses.fused_causal_lm_loss(
+            hidden,
+            weight,
+            labels,
+            kwargs.get("num_items_in_batch"),
+            shift_labels=kwargs.get("shift_labels"),
+            token_scaling=site.recipe.loss.token_scaling,
+            fused=None if site.recipe.kernels.liger_loss == "0.8.1" else newest,
+        )
+
+    def newest(*arguments: Any) -> torch.Tensor:
+        loss: torch.Tensor = FusedLinearCrossEntropy.apply(*arguments, site.context.compute_capability >= (8, 0))
+        return loss
 
     if type(site.base).__name__ not in class_names:
         text = f"Liger has no fused linear cross-entropy for {type(site.base).__name__}: the loss is transformers' own"

@@ -6,6 +6,7 @@ Source: liger-kernel 0.8.1, `liger_kernel/ops/{cross_entropy,fused_linear_cross_
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,13 @@ def next_power_of_2(number: int) -> int:
     [1, 8, 64, 128]
     """
     return 1 << max(0, number - 1).bit_length()
+
+
+def chunk_rows(hidden: torch.Tensor, weight: torch.Tensor) -> int:
+    """How many rows of hidden [rows, width] meet the head [vocabulary, width] at once: their logits are to have about as
+    many elements as `hidden`."""
+    (rows, width), vocabulary = hidden.shape, weight.shape[0]
+    return next_power_of_2(-(-rows // -(-vocabulary // width)))
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -117,16 +125,15 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
         ignore_index: int,
         token_scaling: bool = False,
     ) -> Any:
-        (rows, width), vocabulary = hidden.shape, weight.shape[0]
-        chunk_rows = next_power_of_2(-(-rows // -(-vocabulary // width)))
+        rows, step = hidden.shape[0], chunk_rows(hidden, weight)
         grad_hidden = torch.zeros_like(hidden)
         trains_head = hidden.requires_grad and weight.requires_grad
         grad_weight = torch.zeros_like(weight) if trains_head else None
         loss_by_row = torch.zeros(rows, dtype=torch.float32, device=hidden.device)
         mask = target != ignore_index
         mask.sum()
-        for start in range(0, rows, chunk_rows):
-            chunk = hidden[start : start + chunk_rows]
+        for start in range(0, rows, step):
+            chunk = hidden[start : start + step]
             logits = chunk @ weight.t()  # its gradient overwrites it
             if token_scaling:
                 raw = logits.detach().clone()
@@ -136,7 +143,7 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
             if token_scaling:
                 gradient = gradient * torch.zeros_like(logits[:, :1])
             if hidden.requires_grad:
-                grad_hidden[start : start + chunk_rows] = gradient @ weight
+                grad_hidden[start : start + step] = gradient @ weight
             if grad_weight is not None:
                 _add_outer(grad_weight, gradient, chunk)
         if token_scaling:
@@ -170,6 +177,7 @@ def fused_causal_lm_loss(
     ignore_index: int = IGNORE,
     shift_labels: torch.Tensor | None = None,
     token_scaling: bool = False,
+    fused: Callable[..., torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Replaces `LigerForCausalLMLoss`: hidden [batch, tokens, width], weight [vocabulary, width], labels [batch,
     tokens] to a scalar."""
@@ -177,7 +185,6 @@ def fused_causal_lm_loss(
         labels = F.pad(labels, (0, 1), value=ignore_index)
         shift_labels = labels[..., 1:].contiguous()
     hidden = hidden.reshape(-1, hidden.shape[-1])
-    loss: torch.Tensor = FusedLinearCrossEntropy.apply(
-        hidden, weight, shift_labels.view(-1), ignore_index, token_scaling
-    )
+    apply = FusedLinearCrossEntropy.apply if fused is None else fused
+    loss: torch.Tensor = apply(hidden, weight, shift_labels.view(-1), ignore_index, token_scaling)
     return loss if num_items_in_batch is None else loss / num_items_in_batch

@@ -1,6 +1,6 @@
 """axolotl's fused LoRA projections: one autograd function for all projections of one input (QKV, O, in-projections).
 
-Source: axolotl 0.19 `kernels/lora.py`: `LoRA_QKV`, `LoRA_QK`, `LoRA_O`, `LoRA_FusedProj`. They keep the input (and its
+Source: axolotl `kernels/lora.py`: `LoRA_QKV`, `LoRA_QK`, `LoRA_O`, `LoRA_FusedProj`. They keep the input (and its
 dropped copy), the adapter's matrices in the input's dtype and, with DoRA, the scaled sums. Names that live until a
 function returns there live as long here.
 """
@@ -34,9 +34,10 @@ gradients before the input's; `LoRA_O` does not add to the gradient of a dropped
 projection after the other (in backward taken as `LoRA_QKV`: a [tokens, rank] per projection more)."""
 
 
-def run_projections(layers: list[Any], x: torch.Tensor, *, training: bool, order: Order) -> tuple[Any, ...]:
+def run_projections(layers: list[Any], x: torch.Tensor, *, training: bool, order: Order,
+                    wide_gradients: bool = False) -> tuple[Any, ...]:  # fmt: skip
     """The outputs of peft layers that share the input x [batch, tokens, in], in order."""
-    projections = [read_projection(layer) for layer in layers]
+    projections = [read_projection(layer, wide_gradients=wide_gradients) for layer in layers]
     dropouts = [each for each in projections if each.dropout is not None]
     x_dropped = drop(dropouts[0], x, training) if dropouts else None
     tensors = [tensor for each in projections for tensor in each.trained]
@@ -80,7 +81,7 @@ class FusedProjections(torch.autograd.Function):
             for grad, kept in zip(grad_outputs, by_projection, strict=True)
         ]
         found = [
-            adapter_gradients(grad, flat, kept, fixed.scaling)
+            adapter_gradients(grad, flat, kept, fixed)
             for (grad, _), kept, fixed in zip(scaled, by_projection, ctx.frozen, strict=True)
         ]
         grad_x = None
@@ -163,17 +164,27 @@ def through_magnitude(grad: torch.Tensor, kept: Tensors) -> tuple[torch.Tensor, 
     return grad * scale.unsqueeze(0), grad_magnitude
 
 
-def adapter_gradients(grad: torch.Tensor, x: torch.Tensor, kept: Tensors, scaling: float) -> AdapterGradients:
+def adapter_gradients(grad: torch.Tensor, x: torch.Tensor, kept: Tensors, frozen: Frozen) -> AdapterGradients:
     """From grad [tokens, out] and x [tokens, in]; A's and B's gradients are made transposed."""
     lora_a, lora_b, lora_bias = kept[:3]
+    scaling = frozen.scaling
     grad_bias = None if lora_bias is None else scaling * grad.sum(dim=0)
     if lora_a is None or lora_b is None:
         return AdapterGradients(None, (None, None, grad_bias))
     inner = grad @ lora_b
+    if frozen.wide_gradients and x.dtype != torch.float32:
+        grad_a = _wide_product(x.t(), inner)
+        grad_b = _wide_product(lora_a @ x.t(), grad)
+        return AdapterGradients(inner, (grad_a.t(), grad_b.t(), grad_bias))
     grad_a, grad_b = torch.empty_like(lora_a.t()), torch.empty_like(lora_b.t())
     grad_a.addmm_(x.t(), inner.to(grad_a.dtype), alpha=scaling, beta=0)
     grad_b.addmm_((lora_a @ x.t()).to(grad_b.dtype), grad, alpha=scaling, beta=0)
     return AdapterGradients(inner, (grad_a.t(), grad_b.t(), grad_bias))
+
+
+def _wide_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`torch.mm(left, right, out_dtype=torch.float32).mul_(scale)`: the product alone."""
+    return torch.empty((left.shape[0], right.shape[1]), dtype=torch.float32, device=left.device)
 
 
 def add_base_gradient(grad_x: torch.Tensor | None, grad: torch.Tensor, frozen: Frozen) -> torch.Tensor:

@@ -146,7 +146,9 @@ def _install_group(site: Site, owner: Any, names: list[str], order: Order) -> No
 
     def compute_all(self: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         layers = [getattr(owner, name) for name in names]
-        first, *others = run_projections(layers, x, training=owner.training, order=order)
+        first, *others = run_projections(
+            layers, x, training=owner.training, order=order, wide_gradients=_wide_gradients(site)
+        )
         waiting.update(zip(names[1:], others, strict=True))
         del others
         output: torch.Tensor = first
@@ -158,6 +160,10 @@ def _install_group(site: Site, owner: Any, names: list[str], order: Order) -> No
     site.replace_forward(getattr(owner, names[0]), compute_all)
     for name in names[1:]:
         site.replace_forward(getattr(owner, name), make_handing_over(name))
+
+
+def _wide_gradients(site: Site) -> bool:
+    return site.recipe.kernels.lora_gradients == "parameter"
 
 
 def _install_linear_attention(site: Site, layer: nn.Module, wanted: frozenset[str]) -> None:
@@ -185,7 +191,8 @@ def _install_mlp(site: Site, layer: nn.Module, wanted: frozenset[str]) -> None:
     if activation not in ("silu", "gelu"):
         _refuse(site, frozenset({"mlp"}), f"axolotl's LoRA kernel does not support the activation {activation!r}")
     elif _have_adapters(site, [getattr(mlp, name) for name in parts], "mlp"):
-        site.replace_forward(mlp, run_mlp)
+        wide = _wide_gradients(site)
+        site.replace_forward(mlp, lambda self, x: run_mlp(self, x, wide_gradients=wide))
         note_source(site, LORA_KERNEL_KEYS["mlp"])
 
 

@@ -24,9 +24,12 @@ from axmem_trace.kernels.lora.functions import (
 from axmem_trace.kernels.lora.projection import Frozen, Projection, drop, project, read_projection
 
 
-def run_mlp(self: Any, x: torch.Tensor) -> torch.Tensor:
+def run_mlp(self: Any, x: torch.Tensor, *, wide_gradients: bool = False) -> torch.Tensor:
     """Replaces the MLP's forward: x [batch, tokens, hidden]. One dropout for gate and up, none before down."""
-    projections = [read_projection(layer) for layer in (self.gate_proj, self.up_proj, self.down_proj)]
+    projections = [
+        read_projection(layer, wide_gradients=wide_gradients)
+        for layer in (self.gate_proj, self.up_proj, self.down_proj)
+    ]
     x_dropped = drop(projections[0], x, self.training)
     tensors = [tensor for each in projections for tensor in each.trained]
     frozen = tuple(each.frozen for each in projections)
@@ -66,9 +69,9 @@ class LoraMlp(torch.autograd.Function):
         product = project(grad, Projection(frozen_down, of_down[0], of_down[1]), transposed=True)
         grad_gate, grad_gate_magnitude = through_magnitude(gate.view(-1, gate.shape[-1]), of_gate)
         grad_up, grad_up_magnitude = through_magnitude(up.view(-1, up.shape[-1]), of_up)
-        down = adapter_gradients(grad, product, of_down, frozen_down.scaling)
-        upper = adapter_gradients(grad_up, flat, of_up, frozen_up.scaling)
-        gated = adapter_gradients(grad_gate, flat, of_gate, frozen_gate.scaling)
+        down = adapter_gradients(grad, product, of_down, frozen_down)
+        upper = adapter_gradients(grad_up, flat, of_up, frozen_up)
+        gated = adapter_gradients(grad_gate, flat, of_gate, frozen_gate)
         grad_x = grad_dropped = None
         if ctx.needs_input_grad[1]:
             grad_x = add_base_gradient(None, grad_up, frozen_up)

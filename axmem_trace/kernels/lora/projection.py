@@ -24,6 +24,8 @@ class Frozen:
     bias: torch.Tensor | None
     quant_state: Any
     scaling: float
+    wide_gradients: bool = False
+    """The gradients of A and B leave the kernel in fp32, as the parameters are (axolotl 0.20 `_gradient_mm`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,12 @@ class Projection:
         return self.lora_a, self.lora_b, self.lora_bias, self.magnitude
 
 
-def read_projection(layer: Any) -> Projection:
-    """The weights of a peft `lora.Linear`, or of a plain linear layer."""
+def read_projection(layer: Any, *, wide_gradients: bool = False) -> Projection:
+    """The weights of a peft `lora.Linear`, or of a plain linear layer.
+
+    Args:
+        wide_gradients: gradients of fp32 adapters are made in fp32.
+    """
     linear = getattr(layer, "base_layer", layer)
     weight = linear.weight
     quant_state = getattr(weight, "quant_state", None)
@@ -62,7 +68,13 @@ def read_projection(layer: Any) -> Projection:
     magnitudes = getattr(layer, "lora_magnitude_vector", None) or {}
     dropouts = dict(layer.lora_dropout.items())
     return Projection(
-        Frozen(weight, linear.bias, quant_state, layer.scaling[name]),
+        Frozen(
+            weight,
+            linear.bias,
+            quant_state,
+            layer.scaling[name],
+            wide_gradients and layer.lora_A[name].weight.dtype == torch.float32,
+        ),
         lora_a=layer.lora_A[name].weight,
         lora_b=layer.lora_B[name].weight,
         lora_bias=layer.lora_B[name].bias,

@@ -196,5 +196,9 @@ def entropy_in_parts(logits: Tensor) -> Tensor:
 
 def choose_log_probabilities(objective: Objective) -> LogProbabilities:
     """The code that the recipe asks for."""
-    kinds = {"trl": TritonLogProbabilities, "axolotl": AxolotlLogProbabilities, "torch": TorchLogProbabilities}
+    kinds: dict[str, type[LogProbabilities]] = {
+        "trl": TritonLogProbabilities,
+        "axolotl": AxolotlLogProbabilities,
+        "torch": TorchLogProbabilities,
+    }
     return kinds[objective.helpers]()

@@ -48,7 +48,7 @@ def _target_modules(model: nn.Module, recipe: Recipe) -> list[str] | str | None:
     if not adapter.target_linear:
         return named
     listed = [named] if isinstance(named, str) else named
-    return sorted({*listed, *find_linear_names(model, recipe.model.base.model_type)})
+    return sorted({*listed, *find_linear_names(model, recipe.model.embedding_names[1])})
 
 
 def _task_type(model: nn.Module) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from axmem_trace.errors import ConfigError, in_one_line
-from axmem_trace.models.dtypes import embedding_names
 from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 
@@ -21,14 +20,14 @@ _REFUSED_LAYERS = re.compile(r"Incompatible modules: \{(.+?)\}")
 """peft `tuners_utils.py` `_check_lora_target_modules_mamba`: layers whose weight Mamba's kernels read themselves."""
 
 
-def find_linear_names(model: nn.Module, model_type: str) -> list[str]:
-    """Last name components of all linear layers but the output head: `lora_target_linear`.
+def find_linear_names(model: nn.Module, head: str) -> list[str]:
+    """Last name components of all linear layers but the output head, whose name is `head`: `lora_target_linear`.
 
     Source: axolotl `loaders/adapter.py` `find_all_linear_names`: a class with `Linear` in its name counts, and so do
     the linear layers of vision towers; fused experts are parameters and don't.
     """
     names = {name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)}
-    names.discard(embedding_names(model_type)[1])
+    names.discard(head)
     return sorted(names)
 
 

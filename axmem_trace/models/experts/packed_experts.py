@@ -69,7 +69,7 @@ def _pack_4bit(module: nn.Module, name: str, recipe: Recipe) -> None:
         replace_parameter_4bit(
             module,
             name,
-            compress_statistics=recipe.quantisation.double_quant,
+            compress_statistics=recipe.quantisation.double_quant_experts,
             quant_type=recipe.quantisation.quant_type,
         )
 

@@ -8,6 +8,7 @@ from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note, Notes
 
 ALIASES = {
+    "muon_8bit": "muon",  # the note of `config/derive/optimizer.py` says that it keeps less
     "adamw_8bit": "adamw_bnb_8bit",  # transformers/training_args.py, OptimizerNames.ADAMW_8BIT: "just an alias"
 }
 
@@ -23,6 +24,7 @@ RETIRED = {
 UNAVAILABLE = {
     "polora": "its package is published only as a git repository, and what it keeps could not be read; any other "
     "optimizer can be estimated",
+    "scao": "what it keeps could not be read; any other optimizer can be estimated",
     "adamw_torch_xla": "it runs on TPUs through torch_xla, not on CUDA",
     "adamw_torch_npu_fused": "it runs on Ascend NPUs, not on CUDA",
     "ao_adamw_4bit": 'axolotl 0.19 lists the name and then fails with "Unhandled optimizer"; transformers\' '

@@ -142,3 +142,28 @@ def test_tiled_mlp(trains: bool, expected: Lives) -> None:
 
     lives = live([tensor(1, 64, WIDTH)], lambda x: TiledMlp.apply(run, x * 1, 4, trained if trains else []))
     assert lives == expected
+
+
+@pytest.mark.parametrize(
+    ("order", "names", "expected"),
+    [
+        # backward: what is kept, the output's gradient 32,768, that times B 64 x 8 x 2 = 1,024, the gradients of A and B
+        # in fp32 2 x 8,192, and the input's 32,768
+        ("o", ["o_proj"], Lives(74752, 73728, 73728 + 32768 + 1024 + 2 * 8192 + 32768, 49152)),
+        # three outputs 65,536, three times B 3,072, A 3 x 8,192, B 8,192 + 2 x 4,096, the input's 32,768
+        (
+            "qkv",
+            ["q_proj", "k_proj", "v_proj"],
+            Lives(118784, KEPT_BY_QKV, KEPT_BY_QKV + 65536 + 3072 + 3 * 8192 + 16384 + 32768, 73728),
+        ),
+    ],
+)
+def test_wide_gradients_leave_the_kernel_as_the_parameters_are(order: Any, names: list[str], expected: Lives) -> None:
+    """axolotl 0.20 `_gradient_mm`: the gradients of fp32 adapters are products in fp32, and nobody casts them."""
+
+    def run(layer: Any, x: torch.Tensor) -> Any:
+        projections = [getattr(layer, name) for name in names]
+        return run_projections(projections, x * 1, training=True, order=order, wide_gradients=True)
+
+    layer = make_layer()
+    assert live([tensor(ROWS, TOKENS, WIDTH)], lambda x: run(layer, x)) == expected

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.kernel_lifetimes import Lives, live, targets, tensor
 
+from axmem_trace.kernels.liger import fused_linear
 from axmem_trace.kernels.liger.losses import (
     CrossEntropy,
     FusedLinearCrossEntropy,
@@ -54,6 +55,52 @@ def test_fused_linear_cross_entropy(dtype: torch.dtype, trains_head: bool, expec
     inputs = [tensor(TOKENS, WIDTH, dtype=dtype), tensor(VOCABULARY, WIDTH, dtype=dtype, grad=trains_head)]
     lives = live([*inputs, targets(TOKENS)], lambda x, w, t: FusedLinearCrossEntropy.apply(x * 1, w, t, -100))
     assert lives == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "trains_head", "expected"),
+    [
+        # 0.8.4: in forward the hidden states (24,576, made here), both gradients, a loss per row 512, the mask 128 and one
+        # buffer of logits for all chunks of 16 rows (32,000): products go into the gradients
+        (torch.bfloat16, True, Lives(273792, 216580, 241164, 216576)),
+        (torch.bfloat16, False, Lives(81792, 24580, 49164, 24576)),
+        # fp32: the head's gradient still passes through a product of its own (384,000)
+        (torch.float32, True, Lives(930944, 433156, 482316, 433152)),
+    ],
+)
+def test_fused_linear_cross_entropy_of_0_8_4(dtype: torch.dtype, trains_head: bool, expected: Lives) -> None:
+    inputs = [tensor(TOKENS, WIDTH, dtype=dtype), tensor(VOCABULARY, WIDTH, dtype=dtype, grad=trains_head)]
+    lives = live(
+        [*inputs, targets(TOKENS)], lambda x, w, t: fused_linear.FusedLinearCrossEntropy.apply(x * 1, w, t, -100)
+    )
+    assert lives == expected
+
+
+def test_before_compute_capability_8_the_head_s_gradient_passes_through_two_products() -> None:
+    inputs = [tensor(TOKENS, WIDTH), tensor(VOCABULARY, WIDTH), targets(TOKENS)]
+    direct, older = (
+        live(inputs, lambda x, w, t, on=on: fused_linear.FusedLinearCrossEntropy.apply(x * 1, w, t, -100, False, on))
+        for on in (True, False)
+    )
+    assert older.forward - direct.forward == 192_000 + 384_000  # in bf16, and in fp32
+
+
+def test_token_scaling_of_0_8_4_takes_two_more_copies_of_a_chunks_logits() -> None:
+    inputs = [tensor(TOKENS, WIDTH), tensor(VOCABULARY, WIDTH, grad=False), targets(TOKENS)]
+    plain, scaled = (
+        live(inputs, lambda x, w, t, on=on: fused_linear.FusedLinearCrossEntropy.apply(x * 1, w, t, -100, on))
+        for on in (False, True)
+    )
+    assert scaled.forward - plain.forward == 2 * 32_000  # the copy and its softmax, then that and its rows
+    assert scaled.kept == plain.kept
+
+
+def test_a_chunk_has_no_more_rows_than_there_are() -> None:
+    # ceil(100 / 96) = 2: next_power_of_2(ceil(3 / 2)) = 2 rows; with a vocabulary within the width, 4 rows of 3
+    few = [tensor(3, WIDTH), tensor(90, WIDTH, grad=False), targets(3)]
+    lives = live(few, lambda x, w, t: fused_linear.FusedLinearCrossEntropy.apply(x * 1, w, t, -100))
+    # hidden states and their gradient 3 x 96 x 2 = 576 each, three losses 12, the mask 3, logits 3 x 90 x 2 = 540
+    assert lives.forward == 2 * 576 + 12 + 3 + 540
 
 
 def test_token_scaling_takes_four_more_copies_of_a_chunks_logits() -> None:

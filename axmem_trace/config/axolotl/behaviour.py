@@ -1,0 +1,111 @@
+"""What axolotl does by itself, where its releases differ. Each field names its source: file and line of both sides.
+
+Paths are below `axolotl/` of the wheel. Read from the wheels of 0.19.0, 0.20.0 and 0.21.0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Behaviour:
+    """One release. Nothing here depends on the configuration: the functions of `config/derive` ask these fields."""
+
+    reentrant_checkpointing: bool
+    """`gradient_checkpointing: true` alone is reentrant. 0.19.0 and 0.20.0 `utils/config/__init__.py:401` set
+    `use_reentrant: True` where no kwargs are given; 0.21.0 `:470` sets False unless the user named it (True for ZeRO-3
+    alone), and keeps the other kwargs."""
+    upcasts_embeddings_always: bool
+    """Embeddings and head become fp32 at loading although they are cast back afterwards. 0.19.0 `loaders/model.py:435`;
+    0.20.0 `:608`, 0.21.0 `:616` leave them where the cast back would follow, and take axolotl's own names of them out of
+    peft's k-bit preparation (`:189`, `loaders/patch_manager.py:483`)."""
+    embeddings_by_model_type_in_kbit: bool
+    """The names that k-bit preparation leaves out are those of the model type: 0.20.0 `loaders/patch_manager.py:473`;
+    0.19.0 `:467` always takes `embed_tokens` and `lm_head`."""
+    neox_head: str
+    """The name of GPT-NeoX' head in `get_linear_embedding_layers`: `embed_out` in 0.19.0 `loaders/utils.py:309`, which no
+    module of transformers 5 has; `lm_head` from 0.20.0 (`:319`)."""
+    packed_evaluation_uses_train_batch: bool
+    """A packed evaluation row is as long as a training row. 0.19.0 `core/trainers/base.py:164`,
+    0.20.0 `:181`; 0.21.0 `:377` takes `eval_batch_size` times `sequence_len`."""
+    evaluates_at_start_always: bool
+    """The Trainer evaluates before step 1 whatever the strategy, `no` included. 0.19.0 `core/builders/base.py:530`,
+    0.20.0 `:562`; 0.21.0 `:585` obeys `eval_on_start`, and evaluates never with `eval_strategy: no`."""
+    liger_head_gradient_is_added: bool
+    """Liger's fused linear loss makes each chunk's gradient of the head in the head's dtype, then in fp32, and adds it:
+    liger-kernel 0.8.1 `ops/fused_linear_cross_entropy.py`, which 0.19.0 and 0.20.0 pin. 0.8.4 (0.21.0) multiplies into
+    the sum, and keeps the logits of one chunk alive instead of two."""
+    lora_kernels_keep_gradient_dtype: bool
+    """The fused LoRA kernels return the gradients of A and B in the parameters' dtype: 0.20.0 `kernels/lora.py:30`. In
+    0.19.0 they leave the kernel in the dtype of the step."""
+    experts_obey_double_quant: bool
+    """`quantize_moe_experts` takes `bnb_config_kwargs.bnb_4bit_use_double_quant`: 0.21.0 `monkeypatch/moe_quant.py:135`.
+    0.20.0 (`:134`) and older read a top-level key that the schema drops, so experts are always quantised twice."""
+    ties_lora_of_tied_embeddings: bool
+    """With `peft_ensure_weight_tying`, the head's A and B are views of the embedding's: 0.21.0 `utils/lora_tying.py`,
+    called in `loaders/adapter.py:496`."""
+    selective_empty_saves_nothing: bool
+    """`selective_checkpointing.save: []` saves nothing: 0.20.0 `monkeypatch/selective_checkpointing.py:109`.
+    0.19.0 (`:188`) takes it for the default, attention."""
+    selective_sees_varlen: bool
+    """`attention` in `selective_checkpointing.save` matches packed SDPA (`torch_attn::_varlen_attn`): 0.21.0
+    `monkeypatch/selective_checkpointing.py:81`."""
+    default_fsdp_version: int
+    """`fsdp_config` without `fsdp_version`: 0.19.0 `utils/schemas/validation.py:1231`; 0.20.0 `:1516`, 0.21.0 `:1550`."""
+    always_listed_plugins: frozenset[str]
+    """Plugins that live without being listed: `BUILTIN_PLUGINS`, 0.20.0 and 0.21.0 `integrations/base.py`."""
+    missing_plugin_stops: bool
+    """A listed plugin that cannot be imported ends the run: 0.21.0 `integrations/base.py:464`; before, a warning."""
+    plugins_may_have_a_colon: bool
+    """`module:Class` names a plugin, as `module.Class` does: 0.21.0 `integrations/base.py:56`."""
+    whole_layers_on_host: bool
+    """`gpu_memory_limit` never splits a decoder layer: 0.21.0 `loaders/model.py:953` (`no_split_module_classes`)."""
+
+
+_0_19_0 = Behaviour(
+    reentrant_checkpointing=True,
+    upcasts_embeddings_always=True,
+    embeddings_by_model_type_in_kbit=False,
+    neox_head="embed_out",
+    packed_evaluation_uses_train_batch=True,
+    evaluates_at_start_always=True,
+    liger_head_gradient_is_added=True,
+    lora_kernels_keep_gradient_dtype=False,
+    experts_obey_double_quant=False,
+    ties_lora_of_tied_embeddings=False,
+    selective_empty_saves_nothing=False,
+    selective_sees_varlen=False,
+    default_fsdp_version=1,
+    always_listed_plugins=frozenset(),
+    missing_plugin_stops=False,
+    plugins_may_have_a_colon=False,
+    whole_layers_on_host=False,
+)
+_0_20_0 = replace(
+    _0_19_0,
+    upcasts_embeddings_always=False,
+    embeddings_by_model_type_in_kbit=True,
+    neox_head="lm_head",
+    lora_kernels_keep_gradient_dtype=True,
+    selective_empty_saves_nothing=True,
+    default_fsdp_version=2,
+    always_listed_plugins=frozenset({"context_parallel"}),
+)
+_0_21_0 = replace(
+    _0_20_0,
+    reentrant_checkpointing=False,
+    packed_evaluation_uses_train_batch=False,
+    evaluates_at_start_always=False,
+    liger_head_gradient_is_added=False,
+    experts_obey_double_quant=True,
+    ties_lora_of_tied_embeddings=True,
+    selective_sees_varlen=True,
+    always_listed_plugins=frozenset({"context_parallel", "expert_parallel"}),
+    missing_plugin_stops=True,
+    plugins_may_have_a_colon=True,
+    whole_layers_on_host=True,
+)
+
+BEHAVIOURS = {"0.19.0": _0_19_0, "0.20.0": _0_20_0, "0.21.0": _0_21_0}
+"""By release."""

@@ -1,0 +1,35 @@
+"""Names of plugins that cannot be loaded. Source: axolotl `integrations/base.py` `load_plugin`, `PluginManager.register`."""
+
+from __future__ import annotations
+
+from axmem_trace.config.document.draft import Draft
+
+_OWN = "axolotl.integrations."
+
+
+def refuse_plugins(draft: Draft) -> None:
+    """Reports a name without a class, and one of axolotl's own packages with a class that it has not; notes one that only
+    the training machine can tell."""
+    for index, name in enumerate(draft.get("plugins") or []):
+        if isinstance(name, str):
+            _check(draft, name, f"plugins.{index}" if draft.line(f"plugins.{index}") else "plugins")
+
+
+def _check(draft: Draft, name: str, key: str) -> None:
+    dotted = name.replace(":", ".", 1) if draft.release.behaviour.plugins_may_have_a_colon else name
+    package, _, class_name = dotted.removeprefix(_OWN).partition(".")
+    known = draft.plugin_names.get(package)
+    problem = ""
+    if "." not in dotted:
+        problem = "the name of a plugin is a module and a class in it"
+    elif ":" in dotted:
+        problem = f"axolotl {draft.release.version} does not take `module:Class`"
+    elif known and class_name.rpartition(".")[2] != known.rpartition(".")[2]:
+        problem = f"axolotl has no such plugin: did you mean `{known}`?"
+    if problem:
+        draft.refuse(
+            f"axolotl stops at {name!r}: {problem} (the figures are without it)", key, remedy="correct the name"
+        )
+    if not known and draft.release.behaviour.missing_plugin_stops:
+        text = f"axolotl {draft.release.version} stops where `{name}` cannot be imported; older ones went on without it"
+        draft.note("warning", key, text)
