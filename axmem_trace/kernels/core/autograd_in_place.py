@@ -1,7 +1,7 @@
-"""Where autograd works in place unless somebody watches: a dispatch mode, such as the recorder, makes it copy.
+"""Where autograd works in place, but makes a copy as soon as a dispatch mode (such as the recorder) is on.
 
 `isTensorSubclassLike` (aten/src/ATen/TensorSubclassLikeUtils.h) answers yes for every tensor while a dispatch mode is
-on, and autograd then takes out-of-place paths. A run without a mode does not, on CPU or GPU; these rules put it right.
+on, and autograd then takes out-of-place paths. A run without a mode does not, on CPU or GPU; these rules correct that.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _IN_PLACE = {
 
 @RULES.dispatch(aten.add.Tensor)
 def accumulate(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Gradients of a tensor with several uses are added up in the first one's memory, if nobody else holds it.
+    """Gradients of a tensor with several uses are added up in the memory of the first, if nothing else refers to it.
 
     Source: torch/csrc/autograd/input_buffer.cpp, `accumulate`, `can_accumulate_inplace`.
     """
@@ -51,7 +51,7 @@ def accumulate(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: d
 
 @RULES.function(F.linear)
 def linear(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Where the input has more than two dimensions and gaps, the bias is added to the product in place.
+    """If the input has more than two dimensions and is not contiguous, the bias is added to the product in place.
 
     Source: aten/src/ATen/native/Linear.cpp, `linear`; all other inputs go through `addmm`.
     """
@@ -71,7 +71,7 @@ def _bind_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
 
 @RULES.dispatch(*_IN_PLACE)
 def scatter_gradient(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Backward of indexing, gathering and selecting fills the zeros that it has just made.
+    """Backward of indexing, gathering and selecting writes into the tensor of zeros that it has just allocated.
 
     Source: torch/csrc/autograd/FunctionsManual.cpp, `index_backward`, `gather_backward`,
     `value_selecting_reduction_backward_symint`; aten/src/ATen/native/TensorAdvancedIndexing.cpp,
@@ -83,8 +83,8 @@ def scatter_gradient(context: KernelContext, op: Any, args: tuple[Any, ...], kwa
 
 
 def _called_by_engine() -> bool:
-    """No Python code is between the autograd engine and the operator but this file's and the recorder's: it is a built-in
-    formula's, or the engine's own."""
+    """True if the autograd engine calls the operator without Python code in between, except this file's and the
+    recorder's: the call comes from a built-in formula, or from the engine itself."""
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_code is not _ENGINE:
         if frame.f_code not in _OWN_CODE and frame.f_globals.get("__name__") not in _WRAPPERS:
@@ -97,17 +97,17 @@ _OWN_CODE = frozenset(
     function.__code__ for function in (accumulate, scatter_gradient, Recorder._record, Recorder.__torch_dispatch__)
 )
 _WRAPPERS = ("torch._compile", "torch._dynamo.eval_frame")
-"""Modules of torch whose functions call a mode's handler."""
+"""Modules of torch whose functions call the handler of a dispatch mode."""
 
 
 def assert_seen_from_engine() -> None:
-    """The rules of this file take effect with the installed torch: called at the beginning of each trace.
+    """Check that this file's rules take effect with the installed torch; called at the beginning of each trace.
 
-    Two gradients of one tensor are added up, and one is filled by an index, under a recorder of its own.
+    The check adds two gradients of one tensor, and fills one by an index, under a separate recorder.
 
     Raises:
-        AssertionError: a frame between engine and rule is not known, or a gradient is held in more ways than it was
-            when this file was imported; each sum of gradients would count as another tensor.
+        AssertionError: a frame between engine and rule is not known, or a gradient has more references than when
+            this file was imported; then each sum of gradients would be counted as one more tensor.
     """
     recorder = Recorder(rules=RULES)
     with _disable_current_modes(), torch.enable_grad(), recorder:
@@ -122,7 +122,7 @@ def assert_seen_from_engine() -> None:
 
 
 def _references(tensor: torch.Tensor) -> tuple[int, int]:
-    """How many hold the tensor, and its storage, as seen from a dispatch rule."""
+    """The number of references to the tensor and to its storage, as seen from a dispatch rule."""
     return _use_count(tensor), _storage_use_count(tensor.untyped_storage()._cdata)
 
 
@@ -140,7 +140,7 @@ class _SeeAccumulation(TorchDispatchMode):
 
 
 def _count_references_of_buffer() -> tuple[int, int]:
-    """What `_references` says of a gradient that only the engine holds; the binding's own references are among them."""
+    """What `_references` returns for a gradient that only the engine refers to; it includes Python's own references."""
     with _disable_current_modes(), torch.enable_grad(), _SeeAccumulation() as seen:
         leaf = torch.zeros(2, requires_grad=True)
         torch.autograd.grad(leaf * 2 + leaf * 3, leaf, torch.ones(2))

@@ -1,4 +1,4 @@
-"""Convolutions run in cuDNN, a closed library, which also takes a workspace that only it knows."""
+"""Convolutions run in cuDNN, a closed library, which also allocates a workspace of unpublished size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RULES = Rules()
 
 @RULES.workspace(aten.convolution.default, aten.convolution_backward.default)
 def convolution(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
-    """Nothing is counted, and the report says so.
+    """The workspace is not counted, and the report has a note about it.
 
     Source: aten/src/ATen/native/cudnn/Conv_v8.cpp, `run_conv_plan`: `at::empty` of the plan's own workspace size.
     """
@@ -24,7 +24,7 @@ def convolution(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str,
         Note(
             kind="not_modelled",
             key="workspace.cudnn",
-            text="the model has convolutions, which run in cuDNN; the workspace that it takes while each runs is not "
+            text="the model has convolutions, which run in cuDNN; the workspace that each allocates while it runs is not "
             "counted (torch Conv_v8.cpp, `run_conv_plan`)",
         )
     )

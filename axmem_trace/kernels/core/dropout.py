@@ -18,10 +18,10 @@ RULES = Rules()
 
 @RULES.function(F.dropout, torch.dropout)
 def dropout(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`native_dropout` where CUDA has it: in training, out of place, 0 < p < 1.
+    """`native_dropout` where CUDA uses it: in training, out of place, 0 < p < 1.
 
-    What meta does by itself keeps the noise in the input's dtype, as CUDA does in place, and for the variants that
-    drop channels or keep the mean (`alpha_dropout`, `dropout2d`).
+    Without this rule, meta keeps the noise in the input's dtype. CUDA does that only for dropout in place, and for
+    the variants that drop channels or keep the mean (`alpha_dropout`, `dropout2d`).
 
     Source: aten/src/ATen/native/Dropout.cpp, `dropout`, `is_fused_kernel_acceptable`.
     """

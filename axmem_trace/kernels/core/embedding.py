@@ -13,14 +13,14 @@ aten = torch.ops.aten
 RULES = Rules()
 
 _UNSORTED = 3072
-"""Up to so many tokens, one kernel adds rows without sorting."""
+"""Up to this many tokens, one kernel adds the rows without sorting."""
 _ROWS_PER_THREAD = 10
 """`NROWS_PER_THREAD` (EmbeddingBackwardKernel.cu)."""
 
 
 @RULES.workspace(aten.embedding_dense_backward.default)
 def embedding_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
-    """What lives beside the gradient; see `embedding_workspace`."""
+    """Temporary memory while the gradient is computed; see `embedding_workspace`."""
     return embedding_workspace(
         args[1].numel(), args[1].element_size(), result.shape[0], result.shape[1], result.element_size(), bool(args[4])
     )
@@ -29,14 +29,14 @@ def embedding_backward(context: KernelContext, args: tuple[Any, ...], kwargs: di
 def embedding_workspace(
     num_tokens: int, index_bytes: int, vocabulary: int, width: int, itemsize: int, by_frequency: bool = False
 ) -> list[int]:
-    """Tokens sorted, where they came from, their segments, and partial sums of every segment.
+    """Bytes of the sorted tokens, their original positions, their segments, and the partial sums of every segment.
 
     No size is read back from the GPU, so there are as many segments as there could be: one per token, at most the
     vocabulary, and one more per ten tokens.
 
     Source: torch 2.13, aten/src/ATen/native/cuda/Embedding.cu, `embedding_dense_backward_cuda`;
     EmbeddingBackwardKernel.cu, `embedding_backward_cuda_kernel`. Its order of allocations was read off the compiled
-    function in the CUDA 13 wheel: offsets, a count, segments' lengths, their offsets, a count, parts' offsets, sums.
+    function in the CUDA 13 wheel: offsets, a count, segment lengths, their offsets, a count, offsets of parts, sums.
     """
     if num_tokens <= _UNSORTED and not by_frequency:
         return []

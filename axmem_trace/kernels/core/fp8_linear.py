@@ -2,7 +2,7 @@
 
 Source: transformers 5.24 `integrations/finegrained_fp8.py` (`FP8LinearFunction`, `_dequantize_fp8_weight`), which earlier
 releases lack: their kernel has no backward of its own. DeepGEMM's product quantises its input first
-(`integrations/deepgemm.py`), Triton's as it reads it; the former takes more and is assumed.
+(`integrations/deepgemm.py`), Triton's while it reads it. DeepGEMM's takes more memory and is assumed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from axmem_trace.kernels.site import Site
 
 _BLOCK = 128
-"""Inputs have a scale for each 128 values of a row."""
+"""Inputs have one scale for each 128 values of a row."""
 
 
 def install_fp8_linear(site: Site) -> None:
-    """The product without its package; with a backward where the installed release has none."""
+    """The product, without the package that has the kernel; with a backward if the installed release has none."""
     module: Any = sys.modules.get("transformers.integrations.finegrained_fp8")
     if module is None or not any(type(each).__name__ == "FP8Linear" for each in site.model.modules()):
         return
@@ -50,7 +50,7 @@ class _Fp8Linear(torch.autograd.Function):
 
 
 def _product(input: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
-    """Rows times [out, in] weights: the input's bytes and scales beside the result, in the input's dtype."""
+    """Rows times weights [out, in]: the result in the input's dtype, and the quantised input with its scales."""
     packed = torch.empty_like(input, dtype=weight.dtype)
     scales = input.new_empty((*input.shape[:-1], -(-input.shape[-1] // _BLOCK)), dtype=torch.float32)
     out = input.new_empty((*input.shape[:-1], weight.shape[0]))
@@ -59,7 +59,7 @@ def _product(input: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tens
 
 
 def _unpacked(weight: torch.Tensor, scale: torch.Tensor, block: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The weight in `dtype`, multiplied in place by its scales, which are spread over its rows."""
+    """The weight in `dtype`, multiplied in place by its scales, which are expanded over its rows."""
     unpacked, scale = weight.to(dtype), scale.to(dtype)
     if block is not None:
         scale = scale.repeat_interleave(block[0], dim=-2)[: weight.shape[0]]

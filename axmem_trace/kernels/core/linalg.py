@@ -1,4 +1,4 @@
-"""Decompositions: cuSOLVER destroys the matrix that it is given, so it is given a copy."""
+"""Decompositions: cuSOLVER overwrites its input matrix, so it gets a copy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def svd_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[st
     """A column-major copy of the matrix and one status word for each of a batch.
 
     Source: BatchLinearAlgebra.cpp `_linalg_svd_out` (`info`), cuda/linalg/BatchLinearAlgebraLib.cpp `svd_cusolver`
-    (`cloneBatchedColumnMajor`). What `cusolverDnSgesvdj_bufferSize` answers is published nowhere, and not counted.
+    (`cloneBatchedColumnMajor`). The result of `cusolverDnSgesvdj_bufferSize` is not published, and not counted.
     """
     matrix = args[0]
     batch = matrix.shape[:-2].numel()

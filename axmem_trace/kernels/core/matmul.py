@@ -1,4 +1,4 @@
-"""cuBLAS's workspace: one block per thread that multiplies, taken at its first product and never given back."""
+"""cuBLAS's workspace: one block per thread that multiplies, allocated at its first product and never freed."""
 
 from __future__ import annotations
 

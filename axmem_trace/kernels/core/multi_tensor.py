@@ -1,4 +1,4 @@
-"""Kernels of optimizers and gradient clipping that a GPU runs and meta cannot, or runs otherwise."""
+"""Kernels of optimizers and gradient clipping that meta does not have, or runs differently from a GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def in_place_multi_tensor(context: KernelContext, op: Any, args: tuple[Any, ...]
     """Kernels that update lists of tensors in place and allocate nothing.
 
     Source: aten/src/ATen/native/cuda/FusedAdamWKernel.cu, FusedSgdKernel.cu (`multi_tensor_apply_for_fused_optimizer`:
-    tensor addresses travel in the kernel's arguments) and AmpKernels.cu. Meta has no kernel for some of them.
+    tensor addresses are passed in the kernel's arguments) and AmpKernels.cu. Meta has no kernel for some of them.
     """
     return args[0] if op is aten._amp_update_scale_.default else None
 

@@ -1,4 +1,4 @@
-"""Normalisation on a GPU: `rms_norm` is one kernel that keeps a reciprocal per row; weights' gradients of many rows."""
+"""Normalisation on a GPU: `rms_norm` as one kernel that keeps a reciprocal per row, and partial weight gradients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MANY_ROWS, _ROWS, _COLUMNS, _MAX_GRID = 64 * 1024, 32, 32, 64 * 1024 // 2
 def rms_norm(
     context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """The fused kernel, unless the weight's dtype is another than the input's; meta has the open formula only.
+    """The fused kernel, unless weight and input differ in dtype; meta only has the formula of several operators.
 
     Source: torch 2.13, aten/src/ATen/native/layer_norm.cpp, `rms_norm_symint`.
     """

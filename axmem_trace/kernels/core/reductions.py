@@ -1,4 +1,4 @@
-"""What CUDA's reductions keep aside while several blocks work on one output (Reduce.cuh)."""
+"""The temporary memory of CUDA's reductions while several blocks work on one output (Reduce.cuh)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Dims = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class _Threads:
-    """How a card's threads are counted."""
+    """The sizes of a card that decide how a reduction is divided into blocks."""
 
     num_sms: int
     threads_per_sm: int
@@ -36,7 +36,7 @@ class _Threads:
 def sum_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """Partial sums, and for integers and bools a copy in the type of the result.
 
-    Source: ReduceOps.cpp, `make_reduction` (half to fp32 is converted by the kernel, all else by a copy);
+    Source: ReduceOps.cpp, `make_reduction` (the kernel itself converts half to fp32; anything else is copied);
     ReduceSumProdKernel.cu, ReduceMomentKernel.cu: partial sums in the accumulation type, fp32 for half types.
     """
     tensor = args[0]
@@ -50,7 +50,7 @@ def sum_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[st
 def multinomial_workspace(
     context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> list[int]:
-    """One draw for each row is the largest of the probabilities over exponentially distributed numbers.
+    """One sample per row: the index of the largest quotient of probability and an exponentially distributed number.
 
     Source: Distributions.cpp, `multinomial_out`: `at::empty_like(self).exponential_()`, then divided in place.
     """
@@ -74,7 +74,7 @@ def norm_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[s
 def logsumexp_workspace(
     context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> list[int]:
-    """The maxima, and the input once more for its exponentials.
+    """The maxima, and one more tensor like the input for its exponentials.
 
     Source: aten/src/ATen/native/ReduceOps.cpp, `logsumexp_out_impl`: `sum_out(result, (self - maxes).exp_(), dims)`.
     """
@@ -82,7 +82,7 @@ def logsumexp_workspace(
 
 
 def _dims(args: tuple[Any, ...]) -> Sequence[int] | None:
-    """The dimensions named, None where all are."""
+    """The reduced dimensions; None: all of them."""
     dims = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else None
     return dims or None
 
@@ -101,9 +101,9 @@ def _partial(context: KernelContext, tensor: torch.Tensor, dims: Sequence[int] |
 def partial_result_bytes(
     shape: tuple[int, ...], strides: tuple[int, ...], kept: frozenset[int], itemsize: int, card: _Threads
 ) -> tuple[int, ...]:
-    """Bytes of the partial results and of the blocks' counters; nothing where each output has one block.
+    """Bytes of the partial results and of the counters of blocks; none if each output has one block.
 
-    The first is larger than what is used by the width of a block: `global_memory_size` multiplies all outputs by it.
+    More is allocated for partial results than is used: `global_memory_size` multiplies by the width of a block too.
 
     Source: torch 2.13, torch/include/ATen/native/cuda/Reduce.cuh, `setReduceConfig`,
     `ReduceConfig::global_memory_size`, `semaphore_size`.
@@ -153,7 +153,7 @@ def _block(reduced: _Dims, outputs: _Dims, on_fastest: bool) -> tuple[int, int, 
 
 
 def _output_vector(reduced: _Dims, outputs: _Dims) -> int:
-    """`get_output_vec_size`: 4, 2 or 1, as sizes and strides divide."""
+    """`get_output_vec_size`: the largest of 4, 2 and 1 that divides sizes and strides."""
     vector = 4
     for number in (outputs[0][0], *(stride for _, stride in (*reduced, *outputs[1:]))):
         while number % vector:

@@ -27,7 +27,7 @@ _KERNELS = {
 
 @RULES.function(*_KERNELS)
 def softmax(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """From fp16 to fp32 within the kernel. Every other conversion is a copy that is kept, on CUDA as on meta.
+    """The kernel itself converts fp16 to fp32. Every other conversion makes a copy that is kept, on CUDA as on meta.
 
     Source: aten/src/ATen/native/SoftMax.cpp, `softmax`, `log_softmax`: `is_cuda() && Half && dtype == Float`.
     """
@@ -41,7 +41,7 @@ def softmax(context: KernelContext, function: Callable[..., Any], args: tuple[An
 
 
 def _dim_and_dtype(*args: Any, dim: int | None = None, dtype: torch.dtype | None = None, **_: Any) -> Any:
-    """Whichever way they are given: `(dim, dtype)`, or `(dim, _stacklevel, dtype)` in `torch.nn.functional`."""
+    """Dimension and dtype, from arguments `(dim, dtype)` or `(dim, _stacklevel, dtype)` (`torch.nn.functional`)."""
     named = next((argument for argument in args if isinstance(argument, torch.dtype)), dtype)
     return args[0] if args and type(args[0]) is int else dim, named
 
@@ -52,7 +52,7 @@ def cross_entropy(
 ) -> Any:
     """Under autocast, half logits go through a log-softmax in their own dtype, of which `nll_loss` has an fp32 copy.
 
-    Autocast acts on what this function calls inside: `log_softmax` is given a dtype there, so it is left alone.
+    Autocast acts on the calls inside of this function: `log_softmax` gets a dtype there, so autocast leaves it as it is.
 
     Source: aten/src/ATen/native/LossNLL.cpp, `cross_entropy_loss_symint`; autocast_mode.h.
     """
@@ -85,10 +85,10 @@ def softmax_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dic
 def softmax_backward_workspace(
     context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> list[int]:
-    """`grad * output`, in the gradient's layout, and a copy of it and of the output where they are not contiguous.
+    """`grad * output` in the gradient's layout, and copies of the gradient and the output if they are not contiguous.
 
-    Source: aten/src/ATen/native/cuda/SoftMax.cu, `softmax_backward_cuda_out`, `host_softmax_backward`; the bytes by
-    PyTorch's CUDA build itself.
+    Source: aten/src/ATen/native/cuda/SoftMax.cu, `softmax_backward_cuda_out`, `host_softmax_backward`; the bytes are
+    those of PyTorch's CUDA build.
     """
     grad, output = args[0], args[1]
     product = output.numel() * torch.promote_types(grad.dtype, output.dtype).itemsize
