@@ -1,4 +1,4 @@
-"""Scratch memory of the memory-efficient (CUTLASS) kernels, in bytes.
+"""Temporary memory of the memory-efficient (CUTLASS) kernels, in bytes.
 
 Letters as in `flash_sizes`. Sources: torch 2.13, torch/include/ATen/native/transformers/cuda/mem_eff_attention/
 kernel_backward.h (`Params::workspace_size`), kernels/cutlassB.h (which tiles exist, in what order), kernel_forward.h
@@ -36,16 +36,16 @@ class Tile:
 def backward_tile(head_dim: int, *, half: bool, capability: tuple[int, int], dropout: bool = False) -> Tile:
     """The first kernel of cutlassB.h that takes the head size and fits the card's shared memory.
 
-    What each needs is a constant of its launcher (`sizeof(Kernel::SharedStorage)`, bytes): of the half kernels for 8.0
-    and newer, 133,632 to 162,304 for 128x128 and 60,928 for 128x64 of any head; of the fp32 ones 121,344 for 128x64;
-    54,784 for 128x64 on 7.5 and 50,176 on 7.0. A block may have 99 KiB on 8.6, 8.9 and 12.x, at least 163 KiB on the
+    The need of each kernel is a constant of its launcher (`sizeof(Kernel::SharedStorage)`, bytes). Half precision on
+    8.0 and newer: 133,632 to 162,304 for 128x128, and 60,928 for 128x64 with any head; fp32: 121,344 for 128x64. For
+    128x64, 54,784 on 7.5 and 50,176 on 7.0. A block may have 99 KiB on 8.6, 8.9 and 12.x, at least 163 KiB on the
     others from 8.0 on, 64 KiB on 7.5 and 96 KiB on 7.0.
 
     Args:
         head_dim: the larger of the query's and the value's.
         half: fp16 or bf16, else fp32.
         capability: 8.6 and 8.9 have one more kernel, for heads up to 96 without dropout.
-        dropout: the call has some.
+        dropout: the call uses dropout.
     """
     roomy = capability >= (8, 0) and capability not in ((8, 6), (8, 9)) and capability[0] != 12
     if head_dim <= 64:
@@ -85,12 +85,12 @@ def efficient_backward(
     *, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int, half: bool,
     capability: tuple[int, int], dropout: bool = False, tokens: int = 0,
 ) -> Blocks:  # fmt: skip
-    """The workspace beside `delta`, which the half-precision kernels compute themselves. The fp32 ones get it before
-    the workspace is taken, from `(grad_out * out).sum(-1).transpose(-2, -1).contiguous()`: a product as large as the
-    output, the sum, its copy. What takes more counts.
+    """The workspace, and `delta`, which the half-precision kernels compute themselves. For the fp32 ones `delta` is
+    computed before the workspace is allocated, by `(grad_out * out).sum(-1).transpose(-2, -1).contiguous()`: a
+    product as large as the output, the sum, its copy. The larger of both stages counts.
 
     Args:
-        tokens: of all samples, where `queries` and `keys` are those of the longest in a row without padding.
+        tokens: of all samples; in a row without padding, `queries` and `keys` are those of the longest sample.
     """
     tile = backward_tile(max(head_dim, value_dim), half=half, capability=capability, dropout=dropout)
     workspace = backward_workspace(
@@ -102,9 +102,9 @@ def efficient_backward(
 
 
 def efficient_forward(*, batch: int, heads: int, queries: int, head_dim: int, value_dim: int, half: bool) -> Blocks:
-    """`output_accum`: the output once more in fp32, where it does not fit into registers.
+    """`output_accum`: one more copy of the output, in fp32, if it does not fit into registers.
 
-    The kernels that keep it there take neither keys nor values of more than 128 (attention.cu,
+    The kernels that keep it in registers take keys and values of at most 128 (attention.cu,
     `_efficient_attention_forward`: `value.size(3) > Kernel::kMaxK || key.size(3) > Kernel::kMaxK`).
     """
     if not half or max(head_dim, value_dim) <= _HEAD_IN_REGISTERS:

@@ -62,7 +62,7 @@ def _check_softcap(context: KernelContext, softcap: float, dropout: float) -> No
 
 
 def _repeated(context: KernelContext, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Heads:
-    """With `--assume repeats_kv=true` keys and values once for each query head, which is what the kernel then keeps.
+    """With `--assume repeats_kv=true`, keys and values repeated for each query head; the kernel then keeps these.
 
     Source: transformers 4.45 `modeling_mistral.py`, `MistralFlashAttention2.forward`, `repeat_kv`.
     """
@@ -82,10 +82,10 @@ def run_flash2(
     """The fixed-length kernel. Heads are (B, S, H, D).
 
     Args:
-        pads: head sizes that are no multiple of 8 are padded by the Python around the kernel, else refused.
+        pads: the Python code around the kernel pads head sizes that are no multiple of 8; without it they are refused.
         keeps_rng: the RNG state is kept even without dropout.
-        window_left: what flash-attn's own operator is given; None: another library's kernel, which no dispatcher sees.
-        returns_lse: logsumexp and RNG state, where kept, are outputs too: autograd makes zeros for their gradients.
+        window_left: of flash-attn's own operator; None: another library's kernel, which the dispatcher does not see.
+        returns_lse: logsumexp and RNG state, if kept, are outputs too, so autograd makes zeros for their gradients.
     """
     check_flash(context, heads, name=name, multiple=1 if pads else 8)
     sms = num_sms(context)

@@ -26,7 +26,7 @@ Window = tuple[int | None, int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """What sets one release apart from the other."""
+    """What differs between the two releases."""
 
     name: str
     operator: str
@@ -43,7 +43,7 @@ FLASH4 = Release(name="FlashAttention-4", operator="flash_attn_4", make_tile=hop
 
 
 def make_flash3(context: KernelContext) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`flash_attn_func` and `flash_attn_varlen_func`; transformers reads what they support from their parameters."""
+    """`flash_attn_func` and `flash_attn_varlen_func`; transformers reads from their parameters what they support."""
 
     def flash_attn_func(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float | None = None, causal: bool = False,
@@ -137,7 +137,7 @@ def run_varlen(
 def _check_release(
     release: Release, context: KernelContext, heads: Heads, *, softcap: float, sink: torch.Tensor | None
 ) -> None:
-    """What one release refuses beside what all refuse.
+    """What this release refuses, in addition to what all refuse.
 
     Source: hopper/flash_api.cpp, `mha_fwd` (value heads of another size); flash_attn/cute/interface.py,
     `_validate_head_dims` and the asserts of `_flash_attn_bwd`.
@@ -172,7 +172,7 @@ def _left(window: Window) -> int:
 
 
 def _number(context: KernelContext, value: Any, otherwise: int) -> int:
-    """A length that transformers may pass as a tensor."""
+    """A length as a number; transformers may pass it as a tensor."""
     if isinstance(value, torch.Tensor):
         known = context.recorder.known(value)
         return otherwise if known is None else int(known)
@@ -187,7 +187,7 @@ def _outputs(heads: Heads, *, packed: bool) -> tuple[torch.Tensor, ...]:
 
 
 def _forward_scratch(heads: Heads, *, release: Release, samples: int) -> Blocks:
-    """FlashAttention-3's tile counter, and for samples their splits (`tile_count_semaphore`, int32)."""
+    """FlashAttention-3's tile counter, and the splits of each sample (`tile_count_semaphore`, int32)."""
     return (4 * (1 + samples),) if release is FLASH3 else ()
 
 

@@ -1,4 +1,4 @@
-"""Scratch memory of the flash kernels, in bytes: what they take beside their inputs and outputs while they run.
+"""Temporary memory of the flash kernels, in bytes: what they allocate while they run, without inputs and outputs.
 
 Letters: B batch, H query heads, G key/value heads, S queries, T keys, D head size.
 
@@ -14,7 +14,7 @@ Blocks = tuple[int, ...]
 
 
 def round_up(value: int, multiple: int) -> int:
-    """The least multiple that is not below `value`."""
+    """`value`, rounded up to a multiple."""
     return -(-value // multiple) * multiple
 
 
@@ -24,7 +24,7 @@ def rounded_head_dim(head_dim: int) -> int:
 
 
 def num_splits(*, batch: int, heads: int, queries: int, keys: int, head_dim: int, num_sms: int) -> int:
-    """Into how many parts the fixed-length forward cuts the keys to fill a card that the queries leave idle.
+    """Into how many parts the fixed-length forward divides the keys, if the queries are too few to use the whole card.
 
     Source: flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp, `set_params_splitkv` and `num_splits_heuristic`; torch's
     copy (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp) is the same.
@@ -45,7 +45,7 @@ def num_splits(*, batch: int, heads: int, queries: int, keys: int, head_dim: int
 
 
 def split_scratch(*, splits: int, batch: int, heads: int, queries: int, head_dim: int) -> Blocks:
-    """`softmax_lse_accum` and `out_accum`, both fp32 per split; nothing where the keys are not split."""
+    """`softmax_lse_accum` and `out_accum`, both fp32 per split; nothing if the keys are not split."""
     if splits <= 1:
         return ()
     rows = splits * batch * heads * queries

@@ -23,7 +23,7 @@ _LEAST_HEAD_DIM = 16
 
 
 def install_flex(site: Site) -> None:
-    """transformers' flex attention runs on meta what the compiled one would allocate on a GPU."""
+    """Make transformers' flex attention allocate on meta what the compiled one allocates on a GPU."""
     from transformers import masking_utils
     from transformers.integrations import flex_attention as integration
 
@@ -59,7 +59,7 @@ def make_block_mask(
     device: Any = "cuda", BLOCK_SIZE: int | tuple[int, int] = 128, **kwargs: Any,
 ) -> Any:  # fmt: skip
     """The compiled `create_block_mask`: what it leaves is eight int32 tensors, counts and indices of the partly and the
-    wholly visible blocks, by queries and by keys. The mask in full, S x S, is never stored: inductor fuses it away."""
+    fully visible blocks, by queries and by keys. The full mask, S x S, is never stored: inductor fuses it away."""
     from torch.nn.attention.flex_attention import BlockMask
 
     sizes = BLOCK_SIZE if isinstance(BLOCK_SIZE, tuple) else (BLOCK_SIZE, BLOCK_SIZE)
@@ -87,7 +87,7 @@ def _tensors_of(block_mask: Any) -> tuple[torch.Tensor, ...]:
 
 
 def _outputs(heads: Heads) -> tuple[torch.Tensor, ...]:
-    """The output in the query's layout, and the logsumexp (B, H, S) in base 2, which is the one that is kept."""
+    """The output in the query's layout, and the logsumexp (B, H, S) in base 2: this is the one that is kept."""
     query, _, value = heads
     out = torch.empty_like(query)
     if value.shape[-1] != query.shape[-1]:
@@ -101,13 +101,13 @@ def _row_bytes(heads: Heads) -> int:
 
 
 def _forward_scratch(heads: Heads) -> tuple[int, ...]:
-    """`max_scores`, as large as the logsumexp, whether asked for or not."""
+    """`max_scores`, as large as the logsumexp; allocated even if the caller does not ask for it."""
     return (_row_bytes(heads),)
 
 
 def _backward_scratch(heads: Heads) -> tuple[int, ...]:
-    """`delta`, the gradient of the returned logsumexp (zeros, where no loss looks at it), and that in base 2. Gradients
-    of grouped keys are summed in the kernel."""
+    """`delta`, the gradient of the returned logsumexp (zeros if the loss does not use it), and that gradient in base 2.
+    Gradients of grouped keys are summed in the kernel."""
     return (_row_bytes(heads),) * 3
 
 

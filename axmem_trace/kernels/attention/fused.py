@@ -1,4 +1,4 @@
-"""A fused attention kernel on meta: one autograd function that keeps and takes what the kernel keeps and takes."""
+"""A fused attention kernel on meta: one autograd function that keeps and allocates what the kernel does."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from axmem_trace.tracing.context import KernelContext
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Query, key and value, in the layout that the kernel takes."""
+"""Query, key and value, in the layout that the kernel expects."""
 
 
 def no_scratch(heads: Heads) -> Sequence[int]:
-    """For a kernel that takes nothing beside its inputs and outputs."""
+    """For a kernel without temporary memory."""
     return ()
 
 
@@ -27,9 +27,9 @@ class FusedKernel:
         name: shown as the operator of its allocations.
         make_outputs: the output first, then what else is kept for backward (logsumexp, RNG state, ...).
         forward_scratch, backward_scratch: bytes of the blocks that are alive together while it runs.
-        padding: zeros to add to the head size, which then are part of what is kept.
-        dispatched: the forward is an operator that PyTorch's dispatcher sees, as flash-attn registers its own: selective
-            checkpointing can then save its outputs.
+        padding: zeros to add to the head size; the padded tensors are kept.
+        dispatched: the forward is an operator that PyTorch's dispatcher sees, as flash-attn's own is: then selective
+            checkpointing can save its outputs.
         window_left: the operator's `window_size_left`; -1: no window.
         make_gradient: how the gradient of one input is allocated.
     """
@@ -51,7 +51,7 @@ def run_fused(
     """The kernel's output, attached to autograd.
 
     Args:
-        also_kept: inputs without gradient that the kernel keeps too, such as the samples' bounds.
+        also_kept: inputs without gradient that the kernel keeps too, such as where samples begin.
         sink: attention sinks, one per head, which train.
     """
     out: torch.Tensor = _Fused.apply(context, kernel, tuple(also_kept), *heads, sink)
@@ -59,7 +59,7 @@ def run_fused(
 
 
 class _Fused(torch.autograd.Function):
-    """Keeps query, key, value (padded, where the kernel pads), output and the kernel's own tensors."""
+    """Keeps query, key, value (padded if the kernel pads), output and the kernel's own tensors."""
 
     @staticmethod
     def forward(

@@ -1,7 +1,7 @@
-"""Scratch memory of FlashAttention-3 and -4, in bytes. Letters as in `flash_sizes`.
+"""Temporary memory of FlashAttention-3 and -4, in bytes. Letters as in `flash_sizes`.
 
-Their backwards share one plan: fp32 accumulators of dq, and for grouped queries of dk and dv per *key* head, the rows
-rounded up to the kernel's tile; the sums `dO * O` and the logsumexp in base 2 beside them.
+Both backwards allocate alike: fp32 accumulators of dq, and for grouped queries of dk and dv per *key* head, the rows
+rounded up to the kernel's tile; also the sums `dO * O` and the logsumexp in base 2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Capability = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class BackwardTile:
-    """Rows of a tile of queries and of keys, the multiple or list that head sizes are rounded to, blocks a cluster."""
+    """Rows of a tile of queries and of keys, the multiple or list that head sizes are rounded to, blocks per cluster."""
 
     queries: int
     keys: int
@@ -78,7 +78,7 @@ def varlen_backward_scratch(
     tile: BackwardTile, *, samples: int, heads: int, kv_heads: int, total_queries: int, total_keys: int,
     longest: int = 0,
 ) -> Blocks:  # fmt: skip
-    """Rows of samples without padding: a spare tile for each. `longest`: queries of the longest, for semaphores."""
+    """Rows of samples without padding: one spare tile per sample. `longest`: queries of the longest, for semaphores."""
     rows = round_up(total_queries + samples * tile.queries, tile.queries)
     cluster_keys = tile.keys * tile.cluster
     columns = round_up(total_keys + samples * cluster_keys, cluster_keys)

@@ -1,4 +1,4 @@
-"""Every attention kernel that axolotl can name runs on meta as it would on the context's card."""
+"""Make every attention kernel that axolotl can name run on meta as on the context's card."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from axmem_trace.kernels.site import Site
 
 
 def install_attention(site: Site) -> None:
-    """transformers finds the packages of the kernels installed, and axolotl's own names registered."""
+    """While open, transformers finds the kernels' packages installed and axolotl's own names registered."""
     for install in (install_flash, install_flex, install_names):
         install(site)

@@ -21,7 +21,7 @@ NAME = "torch's varlen_attn"
 
 
 def make_packed_sdpa(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]]:
-    """The attention function: the varlen kernel for packed rows that it can serve, else plain SDPA."""
+    """The attention function: the varlen kernel for packed rows that it supports, else plain SDPA."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     def forward(
@@ -44,7 +44,7 @@ def make_packed_sdpa(context: KernelContext) -> Callable[..., tuple[torch.Tensor
 
 
 def packed_sdpa_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """No mask where the batch brings none: the samples' bounds do its work."""
+    """No mask if the batch has none: the bounds of the samples replace it."""
     from transformers.masking_utils import sdpa_mask
 
     return None if kwargs.get("attention_mask") is None else sdpa_mask(*args, **kwargs)
@@ -55,7 +55,7 @@ def _rows(positions: torch.Tensor) -> torch.Tensor:
 
 
 def _is_packed(positions: torch.Tensor) -> bool:
-    """More samples begin than there are rows."""
+    """True if there are more samples than rows."""
     return int((positions == 0).sum()) > positions.shape[0]
 
 
@@ -86,7 +86,7 @@ def _run_varlen(
 
 
 def _block_diagonal(positions: torch.Tensor) -> torch.Tensor:
-    """(B, 1, S, S), True where a token may look: its own sample's past."""
+    """(B, 1, S, S), True where a token may attend: earlier tokens of its own sample."""
     sample = (positions == 0).cumsum(-1)
     index = torch.arange(positions.shape[-1], device=positions.device)
     same_sample = sample[:, :, None] == sample[:, None, :]

@@ -20,10 +20,10 @@ def check_flash(
 
     Source: flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp, `mha_fwd` and `mha_varlen_fwd` (`TORCH_CHECK`s).
 
-    What it does not take is a refusal beside the figures, which are as if it did.
+    A call that the kernel does not take is reported as a refusal; the figures are as if the kernel took it.
 
     Raises:
-        ConfigError: numbers of heads that have no grouping.
+        ConfigError: the number of query heads is no multiple of the number of key heads.
     """
     query, key, value = heads
     head_dim, kernel = query.shape[-1], context.attention
@@ -49,7 +49,7 @@ def check_flash(
 
 
 def note_refusal(context: KernelContext, problem: str, remedy: str = _REMEDY) -> None:
-    """Adds the reason why a call stops the run; it is recorded as if the kernel took it."""
+    """Adds the reason why the call stops the run; the call is recorded as if the kernel took it."""
     text = f"the run stops: {problem} (the figures are as if it ran)"
     context.note(RefusalNote(key="attn_implementation", text=text, remedy=remedy))
 

@@ -102,7 +102,7 @@ def _run_unpadded(context: KernelContext, heads: Heads, mask: torch.Tensor) -> t
 
 @torch.no_grad()
 def _run_kernel(context: KernelContext, heads: Heads, *, smooths_keys: bool) -> torch.Tensor:
-    """int8 query and key with an fp32 scale a block of 64 rows, the value in fp16 (fp8 from compute capability 8.9)."""
+    """int8 query and key with one fp32 scale per 64 rows, the value in fp16 (fp8 from compute capability 8.9)."""
     query, key, value = heads
     key = key - key.mean(dim=-2, keepdim=True) if smooths_keys else key
     out = torch.empty_like(query)

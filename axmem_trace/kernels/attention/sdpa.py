@@ -1,4 +1,4 @@
-"""`F.scaled_dot_product_attention` as CUDA runs it: the kernel it picks, with what that kernel keeps and takes."""
+"""`F.scaled_dot_product_attention` on CUDA: which kernel runs, what it keeps for backward and what it allocates."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ RULES = Rules()
 def scaled_dot_product_attention(
     context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Routes the call to the operator that a CUDA card would run, for each of which meta has a shape and autograd a
-    formula. On meta itself, torch would pick the math path and store all scores.
+    """Calls the operator that a CUDA card would run; meta has a shape and autograd a formula for each of them. Without
+    this, torch on meta would choose the math path and store all scores.
 
     Source: torch 2.13, aten/src/ATen/native/transformers/attention.cpp, `scaled_dot_product_attention`.
     """
@@ -73,7 +73,7 @@ def _trains(*tensors: torch.Tensor | None) -> bool:
 
 def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout_p: float, is_causal: bool,
            scale: float | None, **_: Any) -> torch.Tensor:  # fmt: skip
-    """Heads are padded to a multiple of 8 outside of autograd's formula, so the padded copies are kept."""
+    """Heads are padded to a multiple of 8 before the operator that autograd sees, so the padded copies are kept."""
     head_dim = query.shape[-1]
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
     padding = -head_dim % 8
@@ -122,7 +122,7 @@ _KERNELS: dict[str, Callable[..., torch.Tensor]] = {
 _KERNEL_NAMES = {
     "flash": "the FlashAttention-2 kernel",
     "efficient": "the memory-efficient kernel (CUTLASS)",
-    "cudnn": "cuDNN's kernel, counted without what the closed library takes beyond its published workspace",
+    "cudnn": "cuDNN's kernel, counted without what the closed library allocates beyond its published workspace",
     "math": "the math path, which stores all scores",
 }
 

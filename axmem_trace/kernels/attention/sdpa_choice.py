@@ -22,7 +22,7 @@ _OLDEST_FLASH, _OLDEST_EFFICIENT, _NEWEST = (8, 0), (5, 0), (12, 1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SdpaCall:
-    """What the choice looks at. Sizes are (B, H, S, D); `mask` is the mask's size, `()` without one."""
+    """What the choice depends on. Sizes are (B, H, S, D); `mask` is the mask's size, `()` without one."""
 
     query: tuple[int, ...]
     key: tuple[int, ...]
@@ -38,7 +38,7 @@ class SdpaCall:
     """The last dimension of query, key and value has stride 1."""
     contiguous_mask: bool = True
     offsets: tuple[int, ...] = (0, 0, 0)
-    """Where query, key and value begin in their storages, in elements."""
+    """Offsets of query, key and value in their storages, in elements."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ class Choice:
 def priority_order(capability: Capability) -> tuple[Backend, ...]:
     """cuDNN comes first on the data-centre Hopper and Blackwell cards (9.0, 10.0 and 10.3) and last elsewhere.
 
-    `check_prefer_cudnn_attention`: cuDNN newer than 9.15.0 (torch 2.11 brings 9.19, 2.12 and 2.13 bring 9.20) and
+    `check_prefer_cudnn_attention`: cuDNN newer than 9.15.0 (torch 2.11 comes with 9.19, 2.12 and 2.13 with 9.20) and
     `TORCH_CUDNN_SDPA_DEPRIORITIZED` not set.
     """
     if capability[0] in (9, 10) and capability[1] in (0, 3):

@@ -1,4 +1,4 @@
-"""SDPA's math path, and the additive masks that every path of SDPA makes of boolean ones."""
+"""SDPA's math path, and the additive masks that every path of SDPA makes from boolean ones."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def math_attention(
 ) -> torch.Tensor:  # fmt: skip
     """What torch's operator does, step by step.
 
-    The operator itself is made of others below Python. Under a dispatch mode it adds the mask in another tensor, where
-    a GPU adds it in place, and on meta its `at::dropout` keeps noise of four bytes an element in place of a mask of one.
+    The operator itself calls others below Python. Under a dispatch mode it adds the mask out of place, where a GPU adds
+    it in place; and on meta its `at::dropout` keeps noise of four bytes per element, not a mask of one byte.
 
     Source: torch 2.13, aten/src/ATen/native/transformers/attention.cpp, `_scaled_dot_product_attention_math`; half
     precision is computed in fp32 unless `torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp` was called.

@@ -1,4 +1,4 @@
-"""What the kernels behind `scaled_dot_product_attention` take while they run, and what meta's shapes get wrong."""
+"""Temporary memory of the kernels of `scaled_dot_product_attention`, and corrections of meta's shapes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RULES = Rules()
 
 @RULES.workspace(aten._scaled_dot_product_flash_attention.default)
 def flash_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
-    """Split keys, where queries are too few to fill the card. Source: flash_api.cpp, `set_params_splitkv`."""
+    """Partial results of split keys, if queries are too few for the card. Source: flash_api.cpp, `set_params_splitkv`."""
     batch, heads, queries, head_dim = args[0].shape
     dropout = args[3] if len(args) > 3 else kwargs.get("dropout_p", 0.0)
     if dropout:
@@ -85,8 +85,8 @@ def cudnn_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[s
     """One workspace: dq in fp32 and the sums `dO * O`.
 
     Source: cudnn-frontend 1.32, include/cudnn_frontend/node/scaled_dot_product_flash_attention.h,
-    `CompositeSDPABackwardNode` (`dQ_accum`, `softmax_sum`). What the closed library adds to it is not known. Of grouped
-    queries its graph has dk and dv per query head, as tensors without memory of their own (`dK_fullhead`, virtual).
+    `CompositeSDPABackwardNode` (`dQ_accum`, `softmax_sum`). What the closed library adds to it is not known. For grouped
+    queries its graph has dk and dv per query head, as tensors without memory (`dK_fullhead`, virtual).
     """
     query, key, value = args[1:4]
     batch, heads, queries, head_dim = query.shape
@@ -102,9 +102,9 @@ def cudnn_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[s
 
 @RULES.workspace(aten._safe_softmax.default)
 def safe_softmax(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
-    """A mask of the scores that are -inf, which rows are all masked, and the zero that these get in place.
+    """A mask of the scores that are -inf, a mask of fully masked rows, and the zeros that are written into these rows.
 
-    Source: aten/src/ATen/native/SoftMax.cpp, `_safe_softmax`: below autograd it is made of these operators.
+    Source: aten/src/ATen/native/SoftMax.cpp, `_safe_softmax`: below autograd it calls these operators.
     """
     rows = result.numel() // max(result.shape[-1], 1)
     return result.numel(), rows, result.element_size()

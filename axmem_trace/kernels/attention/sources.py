@@ -1,4 +1,4 @@
-"""One note per attention kernel that ran: that its memory is a rule of ours, and where the rule is written."""
+"""One note per attention kernel that ran: its memory is calculated by a rule here, and the rule's source."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SINKS = (
 
 
 def note_lost_sinks(context: KernelContext, sinks: torch.Tensor | None) -> None:
-    """For functions that take what they don't know (`s_aux` of gpt-oss) and do nothing with it."""
+    """For functions that accept unknown arguments (`s_aux` of gpt-oss) and ignore them."""
     if sinks is not None:
         context.note(Note(kind="warning", key="attn_implementation.sinks", text=_SINKS))
 

@@ -1,4 +1,4 @@
-"""transformers' own FlashAttention wrapper, given kernels that run on meta."""
+"""transformers' own FlashAttention wrapper, with kernels that run on meta."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _FORWARD = "_flash_attention_forward"
 
 
 def install_flash(site: Site) -> None:
-    """transformers finds the flash kernels installed, whatever version it asks for.
+    """While open, transformers finds the flash kernels installed, for each version that it asks for.
 
-    Everything around the kernel (unpadding by the mask, samples found in position ids, casts of fp32 heads, padded
+    Everything around the kernel (unpadding by the mask, samples found from position ids, casts of fp32 heads, padded
     value heads) is transformers' own code. Source: transformers 5, modeling_flash_attention_utils.py, `_lazy_imports`,
     `lazy_import_flash_attention`, `_flash_attention_forward`. Falcon, GPT-J and GPT-Neo import the last by name, where
     flash-attn is installed.

@@ -1,4 +1,4 @@
-"""The attention functions and masks that axolotl registers with transformers under names of its own."""
+"""The attention functions and masks that axolotl registers with transformers under its own names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from axmem_trace.kernels.site import Site
 
 
 def install_names(site: Site) -> None:
-    """transformers knows `xformers` and `sage` (with flash's masks), and packed SDPA is behind `sdpa`.
+    """Register `xformers` and `sage` (with flash's masks) with transformers, and packed SDPA as `sdpa`.
 
     Source: axolotl 0.19, monkeypatch/attention/__init__.py, `register_xformers_attn`, `register_sage_attn`;
     sdpa_varlen.py, `patch_sdpa_varlen`.

@@ -1,11 +1,11 @@
 """xformers' memory-efficient attention, as axolotl calls it.
 
 Source: axolotl 0.19, monkeypatch/attention/xformers.py; xformers 0.0.35 (the release for torch 2.10 and newer),
-xformers/ops/fmha/__init__.py (`_fMHA`), dispatch.py, flash.py, cutlass.py. That wheel brings no FlashAttention of its
-own: FlashAttention-2 comes from flash-attn, or from torch, which has the same plan, and FlashAttention-3 from a package
-that axolotl doesn't install. What the flash kernel refuses goes to torch's CUTLASS kernel. `_fMHA` keeps query, key,
-value, output and logsumexp, and the RNG state only with dropout; it returns the logsumexp too, so autograd makes zeros
-for its gradient.
+xformers/ops/fmha/__init__.py (`_fMHA`), dispatch.py, flash.py, cutlass.py. That wheel contains no
+FlashAttention: FlashAttention-2 comes from flash-attn, or from torch, which allocates alike, and FlashAttention-3 from a
+package that axolotl doesn't install. Calls that the flash kernel refuses go to torch's CUTLASS kernel. `_fMHA` keeps
+query, key, value, output and logsumexp, and the RNG state only with dropout; it returns the logsumexp too, so autograd
+makes zeros for its gradient.
 """
 
 from __future__ import annotations
@@ -167,6 +167,6 @@ def _run_cutlass(context: KernelContext, heads: Heads, bounds: tuple[torch.Tenso
 
 
 def _samples(context: KernelContext, bounds: tuple[torch.Tensor, ...], tokens: int) -> tuple[int, int]:
-    """How many there are, and the longest one's length; where that is not known, one as long as all tokens."""
+    """The number of samples and the longest one's length; if that is not known, one sample of all tokens."""
     known = context.recorder.known(bounds[0]) if bounds else None
     return (1, tokens) if known is None else (known.numel() - 1, int(known.diff().max()))
