@@ -1,1 +1,1 @@
-"""From logits or hidden states to a loss: fused linear losses, chunked losses, distillation."""
+"""Losses from logits or hidden states: fused linear losses, chunked losses, distillation."""

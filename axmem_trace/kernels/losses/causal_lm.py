@@ -1,5 +1,5 @@
-"""A causal language model whose loss is taken from the hidden states, without logits: the forward that Liger and Cut
-Cross Entropy put in the place of transformers' own.
+"""A causal language model whose loss is computed from the hidden states, without logits: the forward by which Liger and
+Cut Cross Entropy replace transformers' own.
 
 Source: liger-kernel 0.8.1 `transformers/model/llama.py` (`lce_forward`); cut-cross-entropy `transformers/llama.py`
 (`cce_forward`): the decoder runs, its first output goes to the loss with `lm_head.weight`, `logits` stays empty.
@@ -24,10 +24,10 @@ _LOSS_KWARGS = ("num_items_in_batch", "shift_labels")
 def replace_causal_lm_loss(
     site: Site, compute: HiddenLoss, *, in_evaluation: bool, key: str, scale: Callable[..., torch.Tensor] | None = None
 ) -> bool:
-    """The model's forward computes its loss from hidden states whenever there are labels; False where it cannot.
+    """Make the model's forward compute its loss from hidden states if there are labels; returns False if it cannot.
 
     Args:
-        in_evaluation: also where the model is not in training; else its own forward runs there, logits and all.
+        in_evaluation: also in evaluation; if False, the model's own forward runs there, which makes logits.
         key: the configuration's key, for notes.
         scale: applied to the hidden states first, where an architecture scales its logits.
     """
@@ -35,7 +35,7 @@ def replace_causal_lm_loss(
     head = base.get_output_embeddings()
     decoder = base.base_model
     if head is None or decoder is base:
-        text = f"{type(base).__name__} has no decoder and head of its own: the fused loss is not installed"
+        text = f"{type(base).__name__} has no separate decoder and head: the fused loss is not installed"
         site.note(Note(kind="warning", key=key, text=text))
         return False
     if hasattr(head, "lora_A"):

@@ -1,9 +1,9 @@
-"""Cut Cross Entropy: the loss from hidden states and head, block by block in fast memory, with no logits at all.
+"""Cut Cross Entropy: the loss from hidden states and head, block by block in shared memory; logits are never stored.
 
 Source: cut-cross-entropy 25.1.1 `cce.py` (`LinearCrossEntropyFunction`, `cce_linear_cross_entropy`),
 `cce_lse_forward.py`, `indexed_dot.py`, `cce_backward.py`, `utils.py` (`_build_flat_valids`); axolotl 0.19
-`integrations/cut_cross_entropy/__init__.py`. axolotl installs a fork pinned by commit that is on no package index; the
-published package is what was read, and the fork shares its kernels.
+`integrations/cut_cross_entropy/__init__.py`. axolotl installs a fork, pinned by commit, that is on no package index. The
+source that was read is the published package; the fork has the same kernels.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ SUPPORTED = frozenset({
     "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "qwen3_vl", "qwen3_vl_moe", "qwen4_exp", "qwen4_exp_text",
     "seed_oss", "smollm3", "step3p5", "step3p7", "voxtral",
 })  # fmt: skip
-"""axolotl `integrations/cut_cross_entropy/README.md`: types with a patch of their own. Others get a generic one, which
+"""axolotl `integrations/cut_cross_entropy/README.md`: types that have a patch. Others get a generic one, which
 needs a class `<Prefix>ForCausalLM` with a decoder called `model`, as Llama has."""
 REFUSED = ("paddleocr_vl",)
 
 
 class CutCrossEntropy(torch.autograd.Function):
     """Keeps hidden states and head (no copies), an fp32 logsumexp per token, targets, the indices of valid tokens and
-    an fp32 mean logit per vocabulary entry; backward makes both gradients at once, with int32 locks beside them."""
+    an fp32 mean logit per vocabulary entry; backward makes both gradients together, and int32 locks."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> Any:
@@ -82,7 +82,7 @@ def cut_causal_lm_loss(
     shift_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Replaces `apply_lce`: hidden [batch, tokens, width], weight [vocabulary, width], labels [batch, tokens]; the
-    shift happens in the kernel's indices. Every token but the last of a row is taken to have a label."""
+    shift happens in the kernel's indices. Every token except the last of a row is assumed to have a label."""
     target = labels if shift_labels is None else shift_labels
     hidden, target = hidden.contiguous(), target.contiguous()
     valid = _flat_valids(target if shift_labels is not None else target[..., 1:])
@@ -110,7 +110,7 @@ def install_cut_cross_entropy(site: Site) -> None:
         if modeling_module(kind) is None or not hasattr(site.base, "model"):
             site.note(_refuse(f"the run stops: Cut Cross Entropy does not know {kind}"))
             return
-        text = f"Cut Cross Entropy has no patch of its own for {kind}: axolotl tries a generic one"
+        text = f"Cut Cross Entropy has no patch for {kind}: axolotl tries a generic one"
         site.note(Note(kind="warning", key=KEY, text=text))
     scale = _logit_scale(site.base.config)
     if replace_causal_lm_loss(site, cut_causal_lm_loss, in_evaluation=True, key=KEY, scale=scale):
@@ -123,7 +123,7 @@ def _refuse(problem: str) -> RefusalNote:
 
 
 def _logit_scale(config: Any) -> Any:
-    """Cohere and Granite scale their logits; with no logits to scale, the hidden states are."""
+    """The factor by which Cohere and Granite scale their logits; without logits, it is applied to the hidden states."""
     text = text_part(config)
     factor = getattr(text, "logit_scale", None) or getattr(text, "logits_scaling", None)
     if not isinstance(factor, int | float) or factor == 1:

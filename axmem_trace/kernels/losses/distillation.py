@@ -1,4 +1,4 @@
-"""axolotl's distillation loss: hidden states and head to a loss, in chunks of tokens, gradients made in forward.
+"""axolotl's distillation loss: from hidden states and head to a loss, in chunks of tokens; forward makes the gradients.
 
 Source: axolotl 0.19 `integrations/kd/kernels/liger.py` (`LigerFusedLinearKLTopKLogprobFunction`, compiled, chunks of
 1024 tokens) over liger-kernel's `chunked_loss/fused_linear_distillation.py`.
@@ -16,9 +16,9 @@ CHUNK_TOKENS = 1024
 
 
 class FusedLinearDistillation(torch.autograd.Function):
-    """Keeps the gradients of hidden states and head. The head's is made whether it trains or not, and once more for
-    each chunk before it is added. A chunk's logits are there in the head's dtype, as fp32 for the gradient that the
-    teacher's few tokens are scattered into, and once more as the gradient."""
+    """Keeps the gradients of hidden states and head. The head's gradient is made even if the head does not train, and
+    once more for each chunk before it is added. A chunk's logits exist three times: in the head's dtype, in fp32 for
+    the gradient into which the teacher's few tokens are scattered, and as the gradient."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""`flash_attn_cross_entropy`: flash-attn's Triton cross-entropy in the place of transformers' `fixed_cross_entropy`.
+"""`flash_attn_cross_entropy`: flash-attn's Triton cross-entropy instead of transformers' `fixed_cross_entropy`.
 
 Source: flash-attn 2.8.3 `ops/triton/cross_entropy.py` (`CrossEntropyLoss`, with `inplace_backward=False`); axolotl 0.19
 `monkeypatch/llama_attn_hijack_flash.py` `patch_fa_llama_cross_entropy`.
@@ -14,7 +14,7 @@ from axmem_trace.kernels.losses.replacing import IGNORE
 
 
 class FlashCrossEntropy(torch.autograd.Function):
-    """Keeps the logits that it was given and one fp32 number a row; no softmax is made. The gradient is a new matrix."""
+    """Keeps its input logits and one fp32 number per row; no softmax is made. The gradient is a new matrix."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

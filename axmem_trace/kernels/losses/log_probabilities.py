@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens, and entropies: TRL's Triton kernel, and its plain PyTorch code.
 
-`selective_log_softmax` and its relatives choose the Triton kernel on a GPU and fall back to PyTorch elsewhere without a
-word, so a trace of TRL on meta would follow the wrong path. Source: TRL 1.14.1 `kernels/logprob_entropy.py`
+`selective_log_softmax` and the functions like it choose the Triton kernel on a GPU and silently use PyTorch elsewhere,
+so a trace of TRL on meta would follow the wrong path. Source: TRL 1.14.1 `kernels/logprob_entropy.py`
 (`_LogProbEntropyFunction`), `trainer/utils.py` (`_supports_trl_loss_kernel`, `selective_log_softmax`,
 `entropy_from_logits`, `selective_log_softmax_and_entropy`).
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from axmem_trace.recipe.objective import Objective
 
 ENTROPY_ROWS = 128
-"""TRL `entropy_from_logits`, `chunk_size`: tokens whose softmax is there at once."""
+"""TRL `entropy_from_logits`, `chunk_size`: tokens whose softmax exists at the same time."""
 
 
 class LogProbabilities(Protocol):
@@ -44,7 +44,7 @@ class LogProbabilities(Protocol):
 
 
 class TritonLogProbabilities:
-    """TRL's kernel: one pass over the logits gives both values, and divides by the temperature on the way."""
+    """TRL's kernel: one pass over the logits divides by the temperature and returns both values."""
 
     def select(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
         """See `LogProbabilities`."""
@@ -67,8 +67,8 @@ class TritonLogProbabilities:
 class _FusedLogProbEntropy(torch.autograd.Function):
     """Memory of TRL's kernel; its values are not computed.
 
-    Four fp32 numbers for each token, of which two are returned. Backward needs the logits as they were given (a view is
-    not copied), and writes one dense gradient of their dtype.
+    Four fp32 numbers for each token, of which two are returned. Backward keeps the input logits (a view is not copied)
+    and writes one dense gradient in their dtype.
     """
 
     @staticmethod
@@ -139,7 +139,7 @@ class _AxolotlSelect(torch.autograd.Function):
 
 
 class TorchLogProbabilities:
-    """TRL's own PyTorch code, as it runs where there is no Triton."""
+    """TRL's own PyTorch code, which runs without Triton."""
 
     def select(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
         """See `LogProbabilities`."""
@@ -183,7 +183,7 @@ def _log_softmax_of(row: Tensor, index: Tensor) -> Tensor:
 def entropy_in_parts(logits: Tensor) -> Tensor:
     """[rows, tokens] of logits [rows, tokens, vocabulary], `ENTROPY_ROWS` tokens at a time.
 
-    Logits that are not dense, as those without the last position are not, are copied whole by `reshape`.
+    `reshape` copies logits that are not dense, such as those without the last position.
     """
     flat = logits.reshape(-1, logits.shape[-1])
     parts = []
