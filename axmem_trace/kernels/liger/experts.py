@@ -1,4 +1,4 @@
-"""Liger's fused mixture of experts, which takes the place of transformers' fused experts with `liger_glu_activation`.
+"""Liger's fused mixture of experts, which replaces transformers' fused experts with `liger_glu_activation`.
 
 Source: liger-kernel 0.8.1, `liger_kernel/ops/fused_moe.py` (`LigerFusedMoEFunction`, `compute_routing_metadata`),
 `transformers/swiglu.py` (`LigerExperts`).
@@ -17,10 +17,10 @@ BLOCK_TOKENS = 64
 
 
 class FusedExperts(torch.autograd.Function):
-    """Keeps x, both weights, gate and up of every routed token before the activation, and the routing.
+    """Keeps x, both weights, the routing, and for every routed token gate and up before the activation.
 
     Forward makes, for each routed token, gate-up [2 * intermediate], the product [intermediate] and the output
-    [hidden], before they are summed. Backward makes the weights' gradients whether they train or not.
+    [hidden], before they are summed. Backward makes the weights' gradients even if the weights do not train.
     """
 
     @staticmethod
@@ -57,7 +57,7 @@ class FusedExperts(torch.autograd.Function):
 
 
 def _route(index: torch.Tensor, *, num_experts: int) -> list[torch.Tensor]:
-    """The int32 tensors of `compute_routing_metadata` that are kept. Tiles are counted for balanced routing."""
+    """The int32 tensors of `compute_routing_metadata` that are kept. The number of tiles is that of balanced routing."""
     (tokens, top_k), device = index.shape, index.device
     routed = tokens * top_k
     counts = torch.empty(num_experts, -(-tokens // max(1, 1024 // next_power_of_2(top_k))), dtype=torch.int32,

@@ -31,7 +31,7 @@ UNSUPPORTED = ("paddleocr_vl", "qwen4_exp", "qwen4_exp_text")
 
 
 def install_liger(site: Site) -> None:
-    """Liger's layers and losses, where the recipe asks for them and the architecture has them."""
+    """Install Liger's layers and losses, if the recipe asks for them and the architecture has them."""
     loss = site.recipe.loss.path
     wants_loss = loss in ("liger_cross_entropy", "liger_fused_linear")
     if not site.recipe.kernels.liger and not wants_loss:
@@ -58,7 +58,7 @@ def install_liger(site: Site) -> None:
 
 
 def _find_support(site: Site) -> Support | None:
-    """The table's entry; PaliGemma's text model, Gemma or Gemma 2, gets that one's layers
+    """The table's entry. PaliGemma's also contains the layers of its text model, Gemma or Gemma 2
     (`apply_liger_kernel_to_paligemma` calls both functions)."""
     found = LIGER.get(site.model_type)
     text = LIGER.get(text_part(site.base.config).model_type) if site.model_type == "paligemma" else None
@@ -78,7 +78,7 @@ def _refuse(site: Site) -> None:
 
 
 def _install_generic(site: Site) -> None:
-    """axolotl `models/base.py` `patch_lce_forward`: the fused loss alone, for types that Liger does not know."""
+    """axolotl `models/base.py` `patch_lce_forward`: only the fused loss, for types that Liger does not know."""
     if site.recipe.loss.path == "liger_fused_linear":
         _install_fused_linear(site, (type(site.base).__name__,))
         text = f"Liger does not know {site.model_type}: axolotl installs its generic fused linear cross-entropy only"
@@ -146,7 +146,7 @@ def _install_gated_norm(site: Site, support: Support) -> bool:
 
 
 def _install_layer_norm(site: Site, support: Support) -> bool:
-    """`torch.nn.LayerNorm` is replaced while the model is built; a norm without bias would get one, so it is left."""
+    """`torch.nn.LayerNorm` is replaced while the model is built; not a norm without bias, which would get a bias."""
     num_sms = sms_of(site.recipe.gpu.compute_capability)
 
     def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -185,7 +185,7 @@ def _run_glu(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _run_fused_glu(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """`LigerPhi3SwiGLUMLP`: halves of one projection, which the kernel wants contiguous."""
+    """`LigerPhi3SwiGLUMLP`: the kernel needs contiguous copies of both halves of one projection."""
     up = self.gate_up_proj(x)
     gate, up = up.chunk(2, dim=-1)
     out: torch.Tensor = self.down_proj(layers.GatedActivation.apply(gate, up, False))
@@ -233,7 +233,7 @@ def _warn_no_effect(site: Site, replaced: str) -> None:
 
 
 def _install_fused_linear(site: Site, class_names: tuple[str, ...]) -> None:
-    """In training no logits are made; evaluation runs the model as it is, with its logits."""
+    """No logits in training; evaluation runs the unchanged model, which makes logits."""
 
     def compute(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return losses.fused_causal_lm_loss(

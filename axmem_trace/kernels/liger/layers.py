@@ -1,8 +1,8 @@
 """Liger's kernels inside a layer: RMSNorm, LayerNorm, gated activations, rotary embedding.
 
 Source: liger-kernel 0.8.1, `liger_kernel/ops/{rms_norm,layer_norm,swiglu,geglu,rope,utils}.py`. Each class names the
-function it replaces. A Triton kernel allocates nothing by itself: what is allocated is what its Python wrapper asks
-torch for. On a CPU the outputs hold no meaningful values, only the right shapes.
+function it replaces. A Triton kernel allocates nothing; only its Python wrapper allocates, through torch. On a CPU
+the outputs have the right shapes, but no meaningful values.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def contiguous(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 class RmsNorm(torch.autograd.Function):
     """`LigerRMSNormFunction`: keeps x, the weight and one fp32 reciprocal per row.
 
-    Backward writes dx over dy (`in_place`) or into zeros of its own, and sums the weight's gradient from one fp32 row
-    per streaming multiprocessor.
+    Backward writes dx over dy (`in_place`) or into a new tensor of zeros, and sums the weight's gradient from one fp32
+    row per streaming multiprocessor.
     """
 
     @staticmethod
@@ -100,7 +100,7 @@ class GatedActivation(torch.autograd.Function):
 
 class GatedRmsNorm(torch.autograd.Function):
     """axolotl's `FusedRMSNormGatedFunction` (`kernels/rms_norm_gated.py`, 0.19): keeps x, gate, weight and one fp32
-    reciprocal per row; its backward makes dx and the gate's gradient anew."""
+    reciprocal per row; its backward allocates dx and the gate's gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, num_sms: int) -> torch.Tensor:
@@ -123,7 +123,7 @@ class GatedRmsNorm(torch.autograd.Function):
 
 
 class SquaredRelu(torch.autograd.Function):
-    """`LigerReLUSquaredFunction`: keeps its input alone."""
+    """`LigerReLUSquaredFunction`: only keeps its input."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -156,7 +156,7 @@ class Rope(torch.autograd.Function):
 def rotate(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replaces `liger_rotary_pos_emb(q, k, cos, sin, position_ids, unsqueeze_dim)`; the rest is ignored, as there.
+    """Replaces `liger_rotary_pos_emb(q, k, cos, sin, position_ids, unsqueeze_dim)`; the last two are ignored, as there.
 
     Shapes: q [batch, heads, tokens, head_dim], k [batch, kv_heads, tokens, head_dim], cos and sin [1 or batch, tokens,
     head_dim].

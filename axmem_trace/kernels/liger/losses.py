@@ -17,7 +17,7 @@ from axmem_trace.kernels.losses.replacing import IGNORE
 
 
 def next_power_of_2(number: int) -> int:
-    """The smallest power of two that is not less (`triton.next_power_of_2`).
+    """The smallest power of two that is at least `n` (`triton.next_power_of_2`).
 
     >>> [next_power_of_2(n) for n in (1, 5, 64, 65)]
     [1, 8, 64, 128]
@@ -53,7 +53,7 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def _check_targets(target: torch.Tensor, ignore_index: int, vocabulary: int) -> torch.Tensor:
-    """The mask of targets that count; that they are within the vocabulary is checked with two products by it."""
+    """The mask of targets that count. Two products with the mask check that targets are within the vocabulary."""
     mask = target != ignore_index
     mask.sum()
     torch.lt((target * mask).max(), vocabulary)
@@ -71,7 +71,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Replaces `liger_cross_entropy`, in the place of `torch.nn.functional.cross_entropy`.
+    """Replaces `liger_cross_entropy`, which is called instead of `torch.nn.functional.cross_entropy`.
 
     Shapes: input [rows, vocabulary], target [rows]; a loss per row with `reduction="none"`, else a scalar.
     """
@@ -98,7 +98,7 @@ class _UnreducedCrossEntropy(torch.autograd.Function):
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """Replaces `LigerCrossEntropyLoss`, in the place of `torch.nn.CrossEntropyLoss`."""
+    """Replaces `LigerCrossEntropyLoss`, which is used instead of `torch.nn.CrossEntropyLoss`."""
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return cross_entropy(input, target, ignore_index=self.ignore_index, reduction=self.reduction)
@@ -108,11 +108,11 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
     """`LigerFusedLinearCrossEntropyFunction`: logits exist for one chunk of rows at a time; the gradients of hidden
     states and head are made in forward and kept.
 
-    With token scaling each token's probability comes from a copy of the chunk's logits, its softmax and the rows of that
-    which count; the scaled gradient is another copy.
+    With token scaling, each token's probability is computed with a copy of the chunk's logits, their softmax, and the
+    softmax's rows that count; the scaled gradient is another copy.
 
-    The gradient of the hidden states is allocated in evaluation too. A chunk's logits are still there while the next
-    chunk's are computed, since the Python name is bound to them until then.
+    The gradient of the hidden states is allocated in evaluation too. A chunk's logits are not freed before the next
+    chunk's are computed, because the Python name refers to them until then.
     """
 
     @staticmethod

@@ -12,7 +12,7 @@ from typing import Literal
 
 CrossEntropyHome = Literal["function", "class", "name", "nowhere"]
 """What `liger_cross_entropy` replaces: `torch.nn.functional.cross_entropy`, `torch.nn.CrossEntropyLoss`, or the name
-`CrossEntropyLoss` in the model's own module, where few models look today."""
+`CrossEntropyLoss` in the model's own module, which few models use today."""
 RopeKind = Literal["text", "text and vision", "multimodal", "llama4", "refused", "none"]
 
 
@@ -33,7 +33,7 @@ class Support:
     cross_entropy: CrossEntropyHome = "function"
     squared_relu: bool = False
     in_table: tuple[str, ...] = ()
-    """Attributes that are made from a table of classes which the file fills at import: they keep the old class."""
+    """Attributes made from a table of classes, which the file fills at import: they keep the old class."""
 
 
 def _llama_like(module: str, prefix: str, *, glu: bool = True, rope: RopeKind = "text", in_place: bool = True,
