@@ -26,12 +26,13 @@ from axmem_trace.kernels.lora.projection import (
 TRAINED = 4
 """Tensors of a projection that autograd sees: A, B, the adapter's bias, DoRA's magnitude."""
 KEPT = 6
-"""Tensors of a projection that are kept: A and B cast, the adapter's bias, and with DoRA magnitude, scale and sum."""
+"""Tensors of a projection that are kept: A and B after the cast, the adapter's bias; with DoRA magnitude, scale, sum."""
 Tensors = tuple[torch.Tensor | None, ...]
 Order = Literal["qkv", "o", "one by one"]
-"""Whose ways to follow. `LoRA_QKV` and `LoRA_QK` make all outputs before they keep anything, and all adapters'
-gradients before the input's; `LoRA_O` does not add to the gradient of a dropped input; `LoRA_FusedProj` works one
-projection after the other (in backward taken as `LoRA_QKV`: a [tokens, rank] per projection more)."""
+"""The function whose order of allocations to follow. `LoRA_QKV` and `LoRA_QK` make all outputs before they keep
+anything, and all adapters' gradients before the input's. `LoRA_O` does not add to the gradient of an input after
+dropout. `LoRA_FusedProj` computes one projection after the other; its backward is treated like `LoRA_QKV`'s, which is
+one more [tokens, rank] per projection."""
 
 
 def run_projections(layers: list[Any], x: torch.Tensor, *, training: bool, order: Order,
@@ -107,7 +108,7 @@ class FusedProjections(torch.autograd.Function):
 @dataclass(frozen=True, slots=True)
 class Made:
     """One projection's forward; with DoRA also the magnitude, its scale, and the parts from base and adapter, which the
-    real function's names hold until it returns."""
+    names of the original function keep alive until it returns."""
 
     output: torch.Tensor
     magnitude: torch.Tensor | None = None
@@ -117,8 +118,8 @@ class Made:
     combined: torch.Tensor | None = None
 
     def keep(self) -> Tensors:
-        """What DoRA keeps: magnitude, scale and sum. Where the output was made from a sum without a name, the sum is
-        made once more."""
+        """What DoRA keeps: magnitude, scale and sum. If the output was made from a sum without a name, the sum is
+        computed once more."""
         if self.base is None or self.adapter is None:
             return None, None, None
         combined = self.base + self.adapter if self.combined is None else self.combined
@@ -155,7 +156,7 @@ def project_forward(projection: Projection, x: torch.Tensor, x_dropped: torch.Te
 
 
 def through_magnitude(grad: torch.Tensor, kept: Tensors) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """With DoRA, the gradient [tokens, out] scaled, and the magnitude's; else the gradient as it is."""
+    """With DoRA, the scaled gradient [tokens, out] and the magnitude's gradient; else the gradient unchanged."""
     magnitude, scale, combined = kept[3:]
     if magnitude is None or scale is None or combined is None:
         return grad, None

@@ -4,8 +4,8 @@ Source: axolotl 0.19 `monkeypatch/lora_kernels.py` (`apply_lora_kernel_patches`,
 `get_attention_cls_from_config`, `find_self_attn_in_layer`, `find_linear_attn_in_layer`, `find_mlp_in_layer`,
 `get_layers`).
 
-axolotl rewrites the source of the attention's forward so that q, k and v come from one call. Here q's projection makes
-all of them at the moment it is called, and k's and v's hand over what it made, which is the same to the memory.
+axolotl rewrites the source of the attention's forward, so that one call computes q, k and v. Here q's projection
+computes all three when it is called, and k's and v's projections return its results. Memory is the same.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def _install_attention(site: Site, layer: nn.Module, wanted: frozenset[str]) -> 
 
 
 def _can_rewrite(site: Site, layers: list[nn.Module]) -> bool:
-    """Whether axolotl's `patch_self_attn_lora` finds its lines in the forward of the attention class that it looks up;
-    otherwise it stops. It may also rewrite a class that the model does not use, which changes nothing."""
+    """True if axolotl's `patch_self_attn_lora` finds its lines in the forward of the attention class that it looks up;
+    otherwise it fails. It may also rewrite a class that the model does not use, which changes nothing."""
     if site.model_type in _REWRITTEN_OTHERWISE:
         return True
     module, name = _ATTENTION.get(site.model_type, (site.model_type, f"{class_prefix(site.model_type)}Attention"))
@@ -141,7 +141,7 @@ def _has_lines(source: str) -> bool:
 
 
 def _install_group(site: Site, owner: Any, names: list[str], order: Order) -> None:
-    """The first projection computes all of the group; each other one hands over its output when it is called."""
+    """The first projection computes the outputs of the whole group; each other one returns its output when called."""
     waiting: dict[str, torch.Tensor] = {}
 
     def compute_all(self: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -206,7 +206,7 @@ def _activation(config: Any) -> str:
 
 
 def _install_embedding(site: Site) -> None:
-    """`_patch_embedding_layers`: an embedding that carries an adapter of its own."""
+    """`_patch_embedding_layers`: an embedding that has its own adapter."""
     for embedding in _embeddings(site.base):
         if hasattr(embedding, "lora_embedding_A"):
             site.replace_forward(embedding, run_embedding)
@@ -245,7 +245,7 @@ def _refuse(site: Site, kernels: frozenset[str], problem: str) -> None:
     asked = [LORA_KERNEL_KEYS[kernel] for kernel in ("qkv", "o", "mlp") if kernel in site.recipe.kernels.lora & kernels]
     in_file = [key for key in asked if key in site.recipe.written]
     if not in_file:
-        problem += "; it switches them on by itself where the configuration has none of their keys"
+        problem += "; it switches them on automatically if the configuration has none of their keys"
     names = ", ".join(f"`{key}: false`" for key in asked)
     text = f"the run stops: {problem} (the figures are without {', '.join(asked)})"
     site.note(RefusalNote(key=(in_file or asked)[0], text=text, remedy=f"set {names}"))

@@ -1,8 +1,8 @@
 """axolotl's fused LoRA MLP: gate, up, activation and down in one autograd function.
 
 Source: axolotl 0.19 `kernels/lora.py` (`LoRA_MLP`, `apply_lora_mlp_swiglu`, `apply_lora_mlp_geglu`),
-`kernels/swiglu.py` and `geglu.py`: the activation's backward writes the product over the incoming gradient, and the
-gradients of gate and up over what was kept of them.
+`kernels/swiglu.py` and `geglu.py`: the activation's backward overwrites the incoming gradient with the product, and the
+kept gate and up with their gradients.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run_mlp(self: Any, x: torch.Tensor, *, wide_gradients: bool = False) -> torc
 
 
 class LoraMlp(torch.autograd.Function):
-    """Keeps the input, its dropped copy, gate, up, and the adapters' matrices in the input's dtype."""
+    """Keeps the input, its copy after dropout, gate, up, and the adapters' matrices in the input's dtype."""
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda")

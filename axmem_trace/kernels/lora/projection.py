@@ -1,4 +1,4 @@
-"""What axolotl's LoRA kernels are made of: a projection's weights, dequantisation, and the product with its adapter.
+"""The parts of axolotl's LoRA kernels: a projection's weights, dequantisation, and the product with its adapter.
 
 Source: axolotl 0.19 `kernels/lora.py` (`get_lora_parameters`, `matmul_lora`, `_lora_only`, `_compute_dora_scale`),
 `kernels/quantize.py` (`dequantize`, `_ctypes_nf4_dequant`), `kernels/dora.py` (`triton_dora_scale`).
@@ -18,7 +18,7 @@ DORA_CACHE = "_axmem_dora_norm"
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """The part of a projection that autograd never sees: base weight, bias, quantisation state, LoRA scaling."""
+    """The part of a projection that autograd does not see: base weight, bias, quantisation state, LoRA scaling."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -41,7 +41,7 @@ class Projection:
 
     @classmethod
     def of(cls, frozen: Frozen, trained: tuple[torch.Tensor | None, ...]) -> Projection:
-        """From what `trained` gives."""
+        """The projection of a frozen part and the tuple that `trained` returns."""
         lora_a, lora_b, lora_bias, magnitude = trained
         return cls(frozen, lora_a, lora_b, lora_bias, magnitude)
 
@@ -84,7 +84,7 @@ def read_projection(layer: Any, *, wide_gradients: bool = False) -> Projection:
 
 
 def drop(projection: Projection, x: torch.Tensor, training: bool) -> torch.Tensor | None:
-    """The input of the adapter where it differs from the input: one dropout for all projections of a kernel."""
+    """The adapter's input, if it differs from the kernel's input: one dropout for all projections of a kernel."""
     if projection.dropout is None or isinstance(projection.dropout, nn.Identity) or not training:
         return None
     dropped: torch.Tensor = projection.dropout(x)
@@ -92,8 +92,8 @@ def drop(projection: Projection, x: torch.Tensor, training: bool) -> torch.Tenso
 
 
 def dequantise(weight: torch.Tensor, quant_state: Any) -> torch.Tensor:
-    """The weight in its compute dtype. A doubly quantised one passes through fp32 scales, made anew each time; nothing
-    is cached from call to call. A packed weight that comes transposed ([1, n]) leaves transposed."""
+    """The weight in its compute dtype. For double quantisation the fp32 scales are computed again in each call; nothing
+    is cached between calls. A packed weight that is given transposed ([1, n]) is returned transposed."""
     if quant_state is None:
         return weight
     if weight.dtype == torch.float8_e4m3fn:
@@ -125,8 +125,8 @@ def project(x: torch.Tensor, projection: Projection, x_dropped: torch.Tensor | N
     """`matmul_lora`: x [..., in] to [..., out], base and adapter in one tensor.
 
     Args:
-        with_adapter: False for the base alone, without bias, as DoRA needs it.
-        transposed: the gradient's way, [..., out] to [..., in].
+        with_adapter: False for only the base without bias, as DoRA needs it.
+        transposed: the direction of the gradient, [..., out] to [..., in].
     """
     frozen = projection.frozen
     lora_a, lora_b = projection.lora_a, projection.lora_b
@@ -149,7 +149,7 @@ def project(x: torch.Tensor, projection: Projection, x_dropped: torch.Tensor | N
 
 
 def adapter_output(x: torch.Tensor, projection: Projection) -> torch.Tensor:
-    """`_lora_only`: the adapter's part alone."""
+    """`_lora_only`: only the adapter's part."""
     lora_a, lora_b = projection.lora_a, projection.lora_b
     assert lora_a is not None
     assert lora_b is not None
@@ -164,7 +164,7 @@ def adapter_output(x: torch.Tensor, projection: Projection) -> torch.Tensor:
 def dora_scale(projection: Projection, dtype: torch.dtype) -> torch.Tensor:
     """`_compute_dora_scale` with its Triton kernel: magnitude over the norm of base and adapter, [out].
 
-    The norms stay on the magnitude until the adapter's weights change, so that a recomputation finds them.
+    The norms are stored on the magnitude until the adapter's weights change, so a recomputation uses them again.
     """
     frozen, lora_a, lora_b, magnitude = projection.frozen, projection.lora_a, projection.lora_b, projection.magnitude
     assert lora_a is not None
