@@ -3,8 +3,8 @@
 Source: axolotl 0.19 `kernels/gemma4_fused_rope.py` (`fused_rms_norm_rope`), `monkeypatch/models/qwen3*/fused_attn.py`,
 `loaders/patch_manager.py` (`_FUSED_ATTN_KERNEL_SUPPORTED`).
 
-The norms' forwards hand their input on, and the rotation, which comes right after them, runs the kernel with their
-weights.
+The forwards of the norms return their input, and the rotation, which is called directly after them, runs the kernel
+with their weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from axmem_trace.notes import Note
 
 KEY = "fused_attn_kernel"
 BLOCKS_PER_SM = 8
-"""`_BWD_BLOCKS_PER_SM`: programs of the backward kernel, each with a row of the weight's gradient."""
+"""`_BWD_BLOCKS_PER_SM`: programs of the backward kernel; each has one row of the weight's gradient."""
 _ATTENTION = {
     "qwen3": ("qwen3", "Qwen3Attention"), "qwen3_moe": ("qwen3_moe", "Qwen3MoeAttention"),
     "qwen3_vl": ("qwen3_vl", "Qwen3VLTextAttention"), "qwen3_vl_text": ("qwen3_vl", "Qwen3VLTextAttention"),
@@ -69,7 +69,7 @@ def norm_and_rotate(x: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, si
 
 
 def install_fused_attention(site: Site) -> None:
-    """For Qwen 3 and 3.5; a note for Gemma 4, where it is always on, and for types without it."""
+    """Install the kernel for Qwen 3 and 3.5; add a note for Gemma 4, which always uses it, and for types without it."""
     asked = site.recipe.attention.fused_attn_kernel
     if site.model_type in _GEMMA4:
         text = "axolotl runs Gemma 4's norms and rotation in fused kernels; here transformers' own are traced"

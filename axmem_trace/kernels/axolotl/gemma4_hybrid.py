@@ -20,11 +20,11 @@ from axmem_trace.notes import Note
 NAME = "sdpa_global_packed"
 _MODELS = ("gemma4", "gemma4_unified")
 _LARGEST_GROUPED_HEAD = 256
-"""Beyond it axolotl repeats keys and values: grouped queries would send SDPA to its math path."""
+"""For longer heads axolotl repeats keys and values: with grouped queries SDPA would choose its math path."""
 
 
 def install_gemma4_hybrid(site: Site) -> None:
-    """Where the recipe asks for it, the model's global layers run SDPA, with a mask of the samples where rows are packed."""
+    """If the recipe asks for it, the model's global layers run SDPA, with a mask of the samples if rows are packed."""
     if not site.recipe.attention.gemma4_hybrid:
         return
     from transformers.integrations import sdpa_attention
@@ -48,7 +48,7 @@ def install_gemma4_hybrid(site: Site) -> None:
 
 
 def _replace_masks(site: Site, name: str) -> None:
-    """The masks of full attention are made for SDPA, whatever the rest of the model runs."""
+    """The masks of full attention are made for SDPA, even if the rest of the model runs another kernel."""
     modeling: Any = modeling_module(name)
     if modeling is None:
         return
@@ -91,7 +91,7 @@ def _make_forward(sdpa: Callable[..., Any], *, packed: bool) -> Callable[..., An
 
 
 def _mask_of_samples(positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Additive [rows, 1, tokens, tokens]: each layer makes its own, by way of three boolean matrices."""
+    """Additive mask [rows, 1, tokens, tokens]: each layer makes its own, with three boolean matrices on the way."""
     positions = positions[None] if positions.dim() == 1 else positions
     rows, tokens = positions.shape
     sample = (positions == 0).cumsum(-1)

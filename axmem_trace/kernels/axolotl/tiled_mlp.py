@@ -20,8 +20,8 @@ KEY = "tiled_mlp"
 
 
 class TiledMlp(torch.autograd.Function):
-    """Keeps the input alone. Backward takes zeros for the input's gradient and for every trained parameter's, into
-    which each slice's is added."""
+    """Only keeps the input. Backward allocates zeros for the gradients of the input and of every trained parameter, and
+    adds each slice's gradients to them."""
 
     @staticmethod
     def forward(ctx: Any, run: Callable[[torch.Tensor], Any], x: torch.Tensor, num_tiles: int,
@@ -52,7 +52,7 @@ class TiledMlp(torch.autograd.Function):
                 output = ctx.run(tile)
             first = output[0] if isinstance(output, tuple) else output
             torch.autograd.backward(first, _slice_as(grad_outputs[0], offset, tile))
-            latest = _collect(ctx.trained, sums)  # its name is bound until the next tile's gradients are there
+            latest = _collect(ctx.trained, sums)  # its name refers to it until the next tile's gradients are computed
             offset += tile.numel()
         del latest
         for parameter, before, total in zip(ctx.trained, earlier, sums, strict=True):
@@ -66,7 +66,7 @@ def _slice_as(whole: torch.Tensor, offset: int, tile: torch.Tensor) -> torch.Ten
 
 
 def _collect(parameters: list[nn.Parameter], sums: list[torch.Tensor]) -> torch.Tensor | None:
-    """Moves a slice's parameter gradients into their sums; returns the last, which axolotl's own loop holds on to."""
+    """Adds a slice's parameter gradients to their sums; returns the last one, to which a name of axolotl's loop refers."""
     latest = None
     for parameter, total in zip(parameters, sums, strict=True):
         if parameter.grad is not None:
@@ -77,8 +77,8 @@ def _collect(parameters: list[nn.Parameter], sums: list[torch.Tensor]) -> torch.
 
 
 def install_tiled_mlp(site: Site) -> None:
-    """On every `<Prefix>MLP` (or `<Prefix>TextMLP`) of the model's type; with ScatterMoE on its blocks of experts, router
-    and all."""
+    """Install on every `<Prefix>MLP` (or `<Prefix>TextMLP`) of the model's type; with ScatterMoE on its blocks of experts,
+    including the router."""
     kernels = site.recipe.kernels
     if not kernels.tiled_mlp:
         return
