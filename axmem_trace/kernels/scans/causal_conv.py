@@ -1,8 +1,8 @@
-"""causal-conv1d's depthwise convolution: keeps its input alone, where `F.conv1d` with padding keeps three tensors.
+"""causal-conv1d's depthwise convolution: only keeps its input, where `F.conv1d` with padding keeps three tensors.
 
 Source: causal-conv1d 1.7.0 `causal_conv1d_interface.py` (`CausalConv1dFn`), `cpp_functions.py`, and
-`csrc/causal_conv1d.cpp`, which takes no workspace (it does under `torch.use_deterministic_algorithms`, which axolotl
-never asks for).
+`csrc/causal_conv1d.cpp`, which allocates no workspace (except under `torch.use_deterministic_algorithms`, which
+axolotl does not use).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def conv_gradients(
 
     Args:
         grad_out: alive while the kernel runs.
-        x_grad: memory that the caller has taken for the input's gradient.
+        x_grad: memory that the caller has allocated for the input's gradient.
     """
     x_grad = torch.empty_like(x) if x_grad is None else x_grad
     weight_grad = torch.empty_like(weight, dtype=torch.float32)

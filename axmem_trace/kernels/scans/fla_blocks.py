@@ -31,13 +31,13 @@ def widest_tile(context: KernelContext) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """How the tokens of a call fall into chunks, sample by sample.
+    """How the tokens of a call are divided into chunks, sample by sample.
 
     Attributes:
         count: chunks of one row.
         sequences: rows, or samples where they are packed.
         bounds: `cu_seqlens`.
-        indices: which sample and which chunk of it, kept for backward where samples are packed.
+        indices: sample and chunk within it, kept for backward if samples are packed.
     """
 
     count: int
@@ -61,13 +61,13 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a chunked kernel starts from, alive while its forward runs."""
+    """The prepared inputs of a chunked kernel, alive while its forward runs."""
 
     given: tuple[torch.Tensor, ...]
     """Query, key, value, gate and beta, contiguous (`input_guard`)."""
     query: torch.Tensor
     key: torch.Tensor
-    """Both normed, where the kernel norms them."""
+    """Query and key, normalised if the kernel does that."""
     query_norm: torch.Tensor | None
     key_norm: torch.Tensor | None
     chunks: Chunks
@@ -76,7 +76,7 @@ class Prepared:
 def prepare(
     context: KernelContext, given: tuple[torch.Tensor, ...], bounds: torch.Tensor | None, *, norms: bool
 ) -> Prepared:
-    """The inputs made contiguous, then query and key normed, then the chunks found."""
+    """Makes the inputs contiguous, then normalises query and key, then finds the chunks."""
     given = tuple(each.contiguous() for each in given)
     query, key, *_ = given
     query_norm, key_norm = None, None
@@ -102,7 +102,7 @@ def make_chunked(function: type[torch.autograd.Function]) -> Callable[..., tuple
 
 
 def normalised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`l2norm_fwd`: the normed tensor, and one fp32 value per row, both kept."""
+    """`l2norm_fwd`: the normalised tensor, and one fp32 value per row, both kept."""
     return torch.empty_like(x), fp32(x, *x.shape[:-1])
 
 
@@ -119,7 +119,7 @@ def pass_states(
 def pass_gradients(
     chunks: Chunks, q: torch.Tensor, value_grad: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """`chunk_gated_delta_rule_bwd_dhu`: the states' gradients, and those of the new values once more."""
+    """`chunk_gated_delta_rule_bwd_dhu`: the states' gradients, and a second tensor for those of the new values."""
     states = q.new_empty((q.shape[0], chunks.count, value_grad.shape[2], q.shape[3], value_grad.shape[3]))
     return states, torch.empty_like(value_grad)
 

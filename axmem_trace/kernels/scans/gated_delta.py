@@ -1,7 +1,7 @@
 """The gated delta rule of Qwen3-Next, Qwen3.5 and OLMo-Hybrid, by chunks of 64 tokens.
 
-It keeps its inputs (query and key normed), the sums of the gate and a 64-wide triangle per token and head; the states
-of the chunks live only while it runs. Source: fla-core 0.5.2 `ops/gated_delta_rule/chunk.py`
+It keeps its inputs (query and key normalised), the sums of the gate and a 64-wide triangle per token and head; the
+states of the chunks are freed when it returns. Source: fla-core 0.5.2 `ops/gated_delta_rule/chunk.py`
 (`ChunkGatedDeltaRuleFunction`), `chunk_fwd.py`, `wy_fast.py`, `ops/common/chunk_delta_h.py`, `ops/common/chunk_o.py`.
 """
 

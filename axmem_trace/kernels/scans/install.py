@@ -1,4 +1,4 @@
-"""`install_scans`: the kernels' functions, put where transformers looks for them."""
+"""`install_scans`: puts the kernels' functions where transformers looks for them."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ _PACKED_CONV_NOTE = Note(
 _QUANTISED_NOTE = Note(
     kind="warning",
     key="mamba-ssm.quantised",
-    text="mamba-ssm's fused training kernel multiplies by the projections' weights itself, which quantised ones cannot "
-    "serve. The layer is traced as separate convolution and scan, as axolotl 0.19 arranges it for Nemotron-H alone: "
+    text="mamba-ssm's fused training kernel multiplies by the projections' weights itself, and cannot read quantised ones. "
+    "The layer is traced as separate convolution and scan, as axolotl 0.19 does it for Nemotron-H only: "
     "with mamba-ssm installed this run would stop at its first layer; keep the state-space layers' projections out of "
     "the quantisation",
 )
@@ -83,11 +83,11 @@ _XLSTM_NOTE = Note(
 
 
 def install_scans(site: Site) -> None:
-    """Every loaded modeling file finds mamba-ssm and flash-linear-attention installed.
+    """While open, every loaded modeling file finds mamba-ssm and flash-linear-attention installed.
 
     Source: transformers 5 `integrations/hub_kernels.py`, `use_kernel_func_from_hub_with_fallback`: the function in the
-    modeling file is the package's where the package can be imported, with the keyword arguments that it knows; else it
-    is a loop in torch, whose memory is no measure of the kernel's.
+    modeling file is the package's if the package can be imported, with the keyword arguments that it knows; else it
+    is a loop in torch, whose memory is very different.
     """
     samples = watch_packed_samples(site)
     for module in loaded_modeling_files():

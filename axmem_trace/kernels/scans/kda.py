@@ -23,7 +23,7 @@ from axmem_trace.kernels.scans.layouts import fp32, num_chunks
 from axmem_trace.tracing.context import KernelContext
 
 _DIAGONAL = 16
-"""Side of the diagonal blocks that the triangle's solution starts from."""
+"""Width of the diagonal blocks with which solving the triangle begins."""
 _TILE = 32
 """Key channels per partial sum of beta's gradient (`BK` in `chunk_kda_bwd_intra`)."""
 
@@ -85,7 +85,7 @@ def _gradients(
     chunks: Chunks, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sums: torch.Tensor, beta: torch.Tensor,
     grad_out: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    """`chunk_kda_bwd`, block by block: everything is made again, and the gradients are summed in fp32."""
+    """`chunk_kda_bwd`, block by block: everything is recomputed, and the gradients are summed in fp32."""
     per_value_head = (*v.shape[:3], k.shape[3])
     w, u, gated_keys = _keys_and_values(k, v)
     gated_queries = k.new_empty(per_value_head)

@@ -1,4 +1,4 @@
-"""What the kernels of this package ask of their inputs' layout, and copy where they do not find it."""
+"""The layouts that the kernels of this package need; an input with another layout is copied."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def last_dim_dense(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy where the last dimension is strided, as the kernels' host code makes it."""
+    """A copy if the last dimension is strided, as the kernels' host code makes it."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
@@ -16,7 +16,7 @@ def dense_along(tensor: torch.Tensor, *dims: int) -> torch.Tensor:
 
 
 def dense_or_none(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """A contiguous copy of what is strided; nothing of nothing."""
+    """A contiguous copy of a strided tensor; None stays None."""
     return None if tensor is None else tensor.contiguous()
 
 
@@ -26,10 +26,10 @@ def fp32(like: torch.Tensor, *shape: int) -> torch.Tensor:
 
 
 def num_chunks(length: int, chunk: int) -> int:
-    """Pieces of `chunk` in `length`, the last one partly filled."""
+    """The number of pieces of size `chunk` in `length`; the last one may be partly filled."""
     return -(-length // chunk)
 
 
 def is_packed(weight: torch.Tensor | None) -> bool:
-    """Whether bitsandbytes holds this weight quantised, in whatever dtype it stores the bits."""
+    """True if bitsandbytes holds this weight quantised, in any storage dtype."""
     return weight is not None and (not weight.is_floating_point() or getattr(weight, "quant_state", None) is not None)

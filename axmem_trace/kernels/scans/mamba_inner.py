@@ -1,7 +1,7 @@
 """Mamba-1's training kernel: convolution, projections, scan and output projection as one function.
 
-It keeps the projected input, B, C, the states and the scan's output; the convolution and the time steps are made again
-in backward. Source: mamba-ssm 2.3.2 `ops/selective_scan_interface.py` (`MambaInnerFn`, at its checkpoint level 1).
+It keeps the projected input, B, C, the states and the scan's output; backward recomputes the convolution and the time
+steps. Source: mamba-ssm 2.3.2 `ops/selective_scan_interface.py` (`MambaInnerFn`, at its checkpoint level 1).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Norms:
 
 
 class MambaInner(torch.autograd.Function):
-    """Weights are cast by the function itself where autocast is on, and kept as cast."""
+    """With autocast on, the function itself casts the weights, and keeps the casts."""
 
     @staticmethod
     def forward(
@@ -126,19 +126,19 @@ def _state_first(rows: torch.Tensor, batch: int) -> torch.Tensor:
 
 
 def _rows_of_state(tensor: torch.Tensor) -> torch.Tensor:
-    """The way back, contiguous."""
+    """The inverse, as a contiguous tensor."""
     return tensor.squeeze(1).transpose(1, 2).reshape(-1, tensor.shape[2]).contiguous()
 
 
 def _normed_state(tensor: torch.Tensor) -> torch.Tensor:
-    """To rows, normed (`rms_norm_forward`), and back again."""
+    """As rows, normalised (`rms_norm_forward`), and in the original layout again."""
     rows = _rows_of_state(tensor)
     normed, _ = torch.empty_like(rows), fp32(rows, len(rows))
     return _state_first(normed, len(tensor))
 
 
 def _normed_steps(rows: torch.Tensor, batch: int) -> torch.Tensor:
-    """The time steps, one row per token, normed and put back as [batch, channels, length]."""
+    """The time steps, one row per token, normalised, and as [batch, channels, length] again."""
     normed, statistics = torch.empty_like(rows), fp32(rows, len(rows))
     del statistics
     return normed.unflatten(0, (batch, -1)).transpose(1, 2).contiguous()
@@ -153,8 +153,8 @@ def mamba_inner_fn(
 ) -> torch.Tensor | None:  # fmt: skip
     """As `mamba_ssm.ops.selective_scan_interface.mamba_inner_fn` with B and C made from the input.
 
-    None, as from a kernel that is not installed, where a projection is quantised: the kernel multiplies by the weights
-    itself, which packed ones cannot serve.
+    Returns None if a projection is quantised, as if the kernel were not installed: the kernel itself multiplies by the
+    weights, and cannot read packed ones.
     """
     if any(is_packed(weight) for weight in (x_proj_weight, delta_proj_weight, out_proj_weight)):
         return None

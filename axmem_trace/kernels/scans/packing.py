@@ -1,8 +1,8 @@
 """How axolotl passes the ends of packed samples to the scans.
 
-transformers' own modules pass no bounds on: state would leak from sample to sample. axolotl 0.19 replaces their
-forwards (`monkeypatch/models/*/modeling.py`): each layer works the bounds out from the position ids, and its kernels
-keep them.
+transformers' own modules pass no bounds to the kernels: state would leak from sample to sample. axolotl 0.19 replaces
+their forwards (`monkeypatch/models/*/modeling.py`): each layer computes the bounds from the position ids, and its
+kernels keep them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BY_INDEX = frozenset({"NemotronHBlock"})
 _BY_BOUNDS = frozenset({"Qwen3NextDecoderLayer", "Qwen3_5DecoderLayer", "Qwen3_5MoeDecoderLayer"})
 """Layers of the gated delta rule, whose kernels take `cu_seqlens` (`get_cu_seqlens`)."""
 _SCANS = {**dict.fromkeys(_BY_INDEX, "mixer"), **dict.fromkeys(_BY_BOUNDS, "linear_attn")}
-"""By the layer's class: the part of it that asks for the bounds."""
+"""By the layer's class: the submodule that needs the bounds."""
 _CANNOT_PACK = {"falcon_h1": "FalconH1DecoderLayer", "granitemoehybrid": "GraniteMoeHybridDecoderLayer"}
 """axolotl 0.19's patches of these look for what transformers 5.16 no longer has (`is_fast_path_available`,
 `GraniteMoeHybridMambaLayer.cuda_kernels_forward`): `monkeypatch/models/falcon_h1/modeling.py`, `granitemoehybrid/`."""
@@ -31,14 +31,14 @@ _CANNOT_PACK = {"falcon_h1": "FalconH1DecoderLayer", "granitemoehybrid": "Granit
 
 @dataclass(slots=True)
 class PackedSamples:
-    """What the layer that runs now has worked out; None where rows hold one sample each."""
+    """The bounds that the running layer has computed; None if each row is one sample."""
 
     index: torch.Tensor | None = None
     bounds: torch.Tensor | None = None
 
 
 def watch_packed_samples(site: Site) -> PackedSamples:
-    """Each layer that axolotl patches for packing leaves its bounds in the result, for its kernels."""
+    """Each layer that axolotl patches for packing stores its bounds in the returned object, where its kernels find them."""
     samples = PackedSamples()
     if site.recipe.batch.packed:
         for layer in site.model.modules():
@@ -48,10 +48,10 @@ def watch_packed_samples(site: Site) -> PackedSamples:
 
 
 def _watch(stack: ExitStack, layer: nn.Module, samples: PackedSamples) -> None:
-    """The layer is given the position ids, and its scan works the bounds out of them.
+    """The layer gets the position ids, and its scan computes the bounds from them.
 
     A layer's own hooks run once where transformers checkpoints its `forward` (5.24), and with each call where it
-    checkpoints the call (5.20); those of the scan inside run in recomputation too.
+    checkpoints the call (5.20); the hooks of the scan inside run in recomputation too.
     """
     name = type(layer).__name__
     if name not in _BY_INDEX | _BY_BOUNDS or not _is_linear(layer):

@@ -1,4 +1,4 @@
-"""RWKV-4's `wkv` kernel, which transformers loads where it finds a GPU and a compiler.
+"""RWKV-4's `wkv` kernel, which transformers loads if it finds a GPU and a compiler.
 
 Source: transformers 5.16 `models/rwkv/modeling_rwkv.py` (`RwkvLinearAttention`).
 """
@@ -44,6 +44,6 @@ def rwkv_linear_attention(
     time_decay: torch.Tensor, time_first: torch.Tensor, key: torch.Tensor, value: torch.Tensor, state: Any = None,
     return_state: bool = False,
 ) -> tuple[torch.Tensor, Any]:  # fmt: skip
-    """As the function of that name in the modeling file, on a GPU."""
+    """The function of that name in the modeling file, as it runs on a GPU."""
     out, final = Wkv.apply(time_decay, time_first, key, value, return_state or state is not None)
     return out, None if final is None else [each.squeeze(2) for each in final.chunk(3, dim=2)]

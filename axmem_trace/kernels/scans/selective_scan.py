@@ -43,7 +43,7 @@ class SelectiveScan(torch.autograd.Function):
 
 
 def _in_order(gradients: tuple[torch.Tensor | None, ...], z_grad: torch.Tensor | None) -> Any:
-    """As the inputs are given: z is between D and the bias."""
+    """In the order of the inputs: z is between D and the bias."""
     return *gradients[:6], z_grad, gradients[6]
 
 
@@ -62,7 +62,7 @@ def scan_gradients(
     u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor, D: torch.Tensor | None,
     delta_bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
-    """What `selective_scan_bwd` allocates beside dz: the gradients of B and C are summed in fp32 and then cast."""
+    """What `selective_scan_bwd` allocates, without dz: the gradients of B and C are summed in fp32 and then cast."""
     u_grad, delta_grad, a_grad = torch.empty_like(u), torch.empty_like(delta), torch.empty_like(A)
     b_sum, c_sum = torch.empty_like(B, dtype=torch.float32), torch.empty_like(C, dtype=torch.float32)
     d_grad = None if D is None else torch.empty_like(D)

@@ -1,4 +1,4 @@
-"""flash-linear-attention's short convolution, which axolotl takes for packed samples: it stops at their bounds.
+"""flash-linear-attention's short convolution, which axolotl uses for packed samples: it does not cross their bounds.
 
 Source: fla-core 0.5.2 `modules/conv/triton/ops.py` (`CausalConv1dFunction`).
 """
@@ -15,8 +15,8 @@ from axmem_trace.tracing.context import KernelContext
 
 
 class ShortConv(torch.autograd.Function):
-    """Keeps its input as it is; backward makes the convolution again where an activation follows it, and sums the
-    weight's gradient once per chunk."""
+    """Keeps its unchanged input. Backward recomputes the convolution if an activation follows it, and has one partial sum
+    of the weight's gradient per chunk."""
 
     @staticmethod
     def forward(

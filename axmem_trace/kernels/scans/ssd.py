@@ -1,8 +1,8 @@
-"""Mamba-2's chunked scan (SSD): keeps inputs, output and the decay's sums; chunk states live only while it runs.
+"""Mamba-2's chunked scan (SSD): keeps inputs, output and the decay's sums; chunk states are freed when it returns.
 
 Source: mamba-ssm 2.3.2 `ops/triton/ssd_combined.py` (`_mamba_chunk_scan_combined_fwd` and `_bwd`,
 `MambaChunkScanCombinedFn`) with the allocations of `ssd_chunk_state.py`, `ssd_state_passing.py`, `ssd_bmm.py` and
-`ssd_chunk_scan.py`. Blocks are taken in the order of that code and given back where its variables are.
+`ssd_chunk_scan.py`. Blocks are allocated in the order of that code and freed where its variables end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from axmem_trace.kernels.scans.layouts import dense_along, fp32, last_dim_dense, num_chunks
 
 _MIN_BLOCK = 32
-"""Rows per partial sum of the gradients of D and of the decay, before autotuning has its say."""
+"""Rows per partial sum of the gradients of D and of the decay, before autotuning chooses."""
 _STATE_BLOCK = 64
 """State elements per partial sum in `_state_passing_bwd`."""
 
@@ -54,7 +54,7 @@ class Sizes:
         return self.batch, self.chunks, self.heads, self.head_dim, self.state
 
     def splits(self, num_sms: int) -> int:
-        """Partial sums over the heads of a group, so that every multiprocessor has work."""
+        """The number of partial sums over the heads of a group, chosen so that every multiprocessor has work."""
         ratio = self.heads // self.groups
         heads_per_program = max(min(-(-self.batch * self.chunks * self.heads // num_sms), ratio), 1)
         return num_chunks(ratio, heads_per_program)
@@ -63,8 +63,8 @@ class Sizes:
 def scan_forward(
     sizes: Sizes, x: torch.Tensor, B: torch.Tensor, C: torch.Tensor, z: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
-    """Output, output before the gate (None without one), and what the caller's frame holds until it returns: the sums
-    of the decay first, the time steps, states and final states after."""
+    """Output, output before the gate (None without one), and what the caller's frame refers to until it returns: first
+    the sums of the decay, then the time steps, states and final states."""
     B, C, x = last_dim_dense(B), last_dim_dense(C), dense_along(x, -1, 1)
     z = None if z is None else dense_along(z, -1, 1)
     decay, steps = fp32(x, *sizes.per_token), fp32(x, *sizes.per_token)
@@ -81,7 +81,7 @@ def scan_forward(
 
 @dataclass(slots=True)
 class Given:
-    """Memory that the caller of the backward has taken for gradients; None: the kernel takes it."""
+    """Memory that the caller of the backward has allocated for gradients; None: the kernel allocates it."""
 
     x: torch.Tensor | None = None
     dt: torch.Tensor | None = None
@@ -92,7 +92,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
-    """What `_mamba_chunk_scan_combined_bwd` returns; `gated`: the output made again, where that was asked for."""
+    """What `_mamba_chunk_scan_combined_bwd` returns; `gated`: the recomputed output, if that was asked for."""
 
     x: torch.Tensor
     dt: torch.Tensor
@@ -158,7 +158,7 @@ def _gate_gradient(
     sizes: Sizes, x: torch.Tensor, z: torch.Tensor, grad_out: torch.Tensor, D: torch.Tensor | None,
     z_grad: torch.Tensor | None, recompute_output: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
-    """`_chunk_scan_bwd_dz`: the gradients of z, of the output before the gate and of D, and the output once more."""
+    """`_chunk_scan_bwd_dz`: the gradients of z, of the output before the gate and of D, and the recomputed output."""
     d_sum = None if D is None else _partial_sums_of_d(sizes, D)
     z_grad = torch.empty_like(z) if z_grad is None else z_grad
     gated = torch.empty_like(x) if recompute_output else None
@@ -196,7 +196,7 @@ def _split_sum(sizes: Sizes, x: torch.Tensor, splits: int) -> torch.Tensor:
 
 
 class ChunkScan(torch.autograd.Function):
-    """Keeps x, dt, B, C, D, z and the output as they are, and the fp32 sums of the decay."""
+    """Keeps x, dt, B, C, D, z and the output unchanged, and the fp32 sums of the decay."""
 
     @staticmethod
     def forward(

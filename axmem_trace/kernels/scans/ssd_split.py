@@ -1,6 +1,6 @@
 """Mamba-2's training kernel: convolution, scan, gated norm and output projection as one function.
 
-It keeps the projected input and the scan's output, and makes everything between them again in backward.
+It keeps the projected input and the scan's output; backward recomputes everything between them.
 Source: mamba-ssm 2.3.2 `ops/triton/ssd_combined.py` (`MambaSplitConv1dScanCombinedFn`) and
 `ops/triton/layernorm_gated.py`.
 """
@@ -20,7 +20,7 @@ from axmem_trace.kernels.scans.ssd import Given, Sizes, scan_forward, scan_gradi
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What is fixed about a layer: how the projected input is divided, and how it is normed."""
+    """The constants of a layer: how the projected input is divided, and how it is normalised."""
 
     heads: int
     head_dim: int
@@ -128,7 +128,7 @@ def _stride_of_eight(tensor: torch.Tensor) -> torch.Tensor:
 def _autocast(
     out: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The function casts by itself, and keeps the casts."""
+    """The function itself casts, and keeps the casts."""
     if not torch.is_autocast_enabled("cuda"):
         return out, weight, bias
     dtype = torch.get_autocast_dtype("cuda")
@@ -136,7 +136,7 @@ def _autocast(
 
 
 def _norm_gradients(layer: Layer, kept: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_layer_norm_bwd`: dz and the output made again go to memory that is there; one partial sum per program."""
+    """`_layer_norm_bwd`: dz and the recomputed output are written into existing memory; one partial sum per program."""
     grad = torch.empty_like(kept)
     group_size = layer.dim // layer.groups
     block = 1 << (group_size - 1).bit_length()
@@ -156,8 +156,8 @@ def mamba_split_conv1d_scan_combined(
 ) -> torch.Tensor | None:  # fmt: skip
     """As `mamba_ssm.ops.triton.ssd_combined.mamba_split_conv1d_scan_combined`, without MLP channels in the input.
 
-    None, as from a kernel that is not installed, where the output projection is quantised: the kernel multiplies by
-    `out_proj.weight` itself, which packed weights cannot serve (axolotl 0.19 guards it so for Nemotron-H,
+    Returns None if the output projection is quantised, as if the kernel were not installed: the kernel itself multiplies
+    by `out_proj.weight`, and cannot read packed weights (axolotl 0.19 does this for Nemotron-H,
     `monkeypatch/models/nemotron_h/modeling.py`, `guard_nemotron_h_fused_scan`).
     """
     if is_packed(outproj_weight):
