@@ -1,7 +1,7 @@
-"""The eager loop over experts, packed experts, and load-balancing losses: operators that ask the routing for values.
+"""The eager loop over experts, packed experts, and load-balancing losses: operators that need values of the routing.
 
 Small masks have known values, which follow from the routing. A mask of tokens x top_k x experts is soon too large to
-follow; then its answers come from the routing itself.
+follow; then these rules calculate the values from the routing itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def scattered_one_hot(tensor: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 @RULES.function(F.one_hot)
 def one_hot(context: KernelContext, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """On meta as on CUDA; without `num_classes` the classes are counted in the values, which only real ones have."""
+    """On meta as on CUDA. Without `num_classes`, torch counts the classes in the values, which meta tensors don't have."""
     tensor = args[0] if args else kwargs["input"]
     num_classes = args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
     if not tensor.is_meta or num_classes <= 0:
@@ -41,7 +41,7 @@ def one_hot(context: KernelContext, function: Any, args: tuple[Any, ...], kwargs
 
 
 def rules_of(routing: Routing) -> Rules:
-    """What is asked of masks and indices that were too large to be followed, answered from the routing's latest decision."""
+    """Values of masks and indices that were too large to be followed, calculated from the routing's latest decision."""
     rules = Rules()
 
     @rules.dispatch(aten.nonzero.default)
@@ -61,8 +61,8 @@ def _nonzero(context: KernelContext, mask: torch.Tensor, latest: Assignment) -> 
     """Which experts are used, or which tokens are one expert's; None: the mask is no mask of the routing.
 
     transformers' loop (`integrations/moe.py`) permutes the one-hot mask to [experts, top_k, tokens] and asks for
-    one expert's slice, which therefore starts that many elements into the mask's storage. transformers 5.23's masks
-    have one class more than there are experts, for tokens that are another rank's.
+    one expert's slice; its offset in the mask's storage is therefore that many elements. transformers 5.23's masks have
+    one more class than there are experts, for tokens of another rank.
     """
     if mask.ndim == 1 and mask.shape[0] in _classes(latest):
         with context.recorder.paused():
@@ -76,7 +76,7 @@ def _nonzero(context: KernelContext, mask: torch.Tensor, latest: Assignment) -> 
 
 
 def _unique(context: KernelContext, index: torch.Tensor, latest: Assignment) -> tuple[torch.Tensor, ...] | None:
-    """Of the chosen experts those that are used (`get_active_experts` of ScatterMoE)."""
+    """Those of the chosen experts that are used (`get_active_experts` of ScatterMoE)."""
     if index.dtype != torch.int64 or index.numel() != latest.tokens * latest.top_k:
         return None
     with context.recorder.paused():
@@ -105,7 +105,7 @@ def _known(context: KernelContext, value: torch.Tensor) -> torch.Tensor:
 
 @RULES.dispatch(aten.bincount.default)
 def bincount(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """Of indices too many to be followed: one count per class, of which there are `minlength`.
+    """For indices too many to be followed: one count per class; there are `minlength` classes.
 
     Load-balancing losses count the experts of all layers' tokens (`load_balancing_loss_func` in transformers' models).
     """

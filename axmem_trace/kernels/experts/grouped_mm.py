@@ -1,4 +1,4 @@
-"""`torch.nn.functional.grouped_mm` as CUDA runs it, in every dtype that it takes there."""
+"""`torch.nn.functional.grouped_mm` as CUDA runs it, in every dtype that CUDA accepts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ALIGNMENT_BYTES = 16
 
 @RULES.dispatch(aten._grouped_mm.default)
 def grouped_mm(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """The output and nothing else, whichever way it is computed.
+    """Only the output is allocated, by each of its implementations.
 
     Source: aten/src/ATen/native/GroupedMMUtils.h (shipped in torch/include): `_grouped_mm_validate_inputs` takes bf16,
     fp16 and fp32 (meta's kernel only bf16), `create_grouped_gemm_output_tensor` pads rows to 16 bytes. CUDA's
@@ -31,7 +31,7 @@ def grouped_mm(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: d
 
 
 def _check(a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor | None) -> None:
-    """`_grouped_mm_validate_inputs`: what a GPU refuses is refused here."""
+    """`_grouped_mm_validate_inputs`: refuses what a GPU refuses."""
     for matrix in (a, b):
         if matrix.dtype not in (torch.bfloat16, torch.float16, torch.float32):
             raise RuntimeError(f"grouped_mm takes fp32, bf16 or fp16 matrices, not {matrix.dtype}")
@@ -52,7 +52,7 @@ def _check_strides(matrix: torch.Tensor) -> None:
     else:
         raise RuntimeError(f"grouped_mm refuses strides {matrix.stride()} for sizes {tuple(matrix.shape)}")
     if leading * matrix.element_size() % _ALIGNMENT_BYTES:
-        raise RuntimeError("grouped_mm wants strides that are a multiple of 16 bytes")
+        raise RuntimeError("grouped_mm needs strides that are a multiple of 16 bytes")
 
 
 def _empty_output(a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:

@@ -19,7 +19,7 @@ MakeAdapter = Callable[[torch.Tensor, torch.Tensor, float, int], Any]
 
 
 def in_ranks(lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, num_experts: int) -> Any:
-    """As peft has them: what sonicmoe takes."""
+    """A and B in peft's layout, which sonicmoe takes."""
     return lora_a, lora_b, scaling
 
 
@@ -27,7 +27,7 @@ ORDERS: dict[str, MakeAdapter] = {"scattermoe": by_expert, "sonicmoe": in_ranks}
 
 
 def hand_adapters_over(site: Site, implementation: str) -> None:
-    """Experts that run as `implementation` get their adapters in `handed_adapters`."""
+    """Experts that run as `implementation` get their adapters in the attribute `handed_adapters`."""
     from peft.tuners.lora.layer import ParamWrapper
 
     original, make = ParamWrapper.forward, ORDERS[implementation]

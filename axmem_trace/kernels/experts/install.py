@@ -1,4 +1,4 @@
-"""Routing and experts' kernels of a built model."""
+"""Install the routing and the experts' kernels in a built model."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.recipe.model import EXPERT_COUNTS
 
 _COUNTS = (*EXPERT_COUNTS, "n_experts", "num_router_classes")
-"""What modules and configurations call it (ZAYA's router has a class for none of the experts)."""
+"""Names of the number of experts in modules and configurations (ZAYA's router has one more class: no expert)."""
 
 
 _PLUGIN_KERNELS = {"scattermoe": run_scattermoe, "sonicmoe": run_sonicmoe}
 """What axolotl's kernels plugin registers in transformers' interface before loading."""
 _USUAL_LOOP = ("DbrxExperts", "SeparateExperts")
-"""Experts outside transformers' interface whose loop asks for the same masks."""
+"""Experts outside transformers' interface whose loop uses the same masks."""
 
 
 def install_experts(site: Site) -> None:
-    """Routers of the built model choose as the recipe assumes, and experts run as on the context's card."""
+    """Make the built model's routers choose as the recipe assumes, and its experts run as on the context's card."""
     asked, context = site.recipe.model.experts_implementation, site.context
     counts = count_experts(site.model)
     if not counts:
@@ -48,7 +48,7 @@ def install_experts(site: Site) -> None:
     from transformers.integrations import moe
 
     def can_use_grouped_mm(*args: Any) -> bool:
-        return context.compute_capability >= (8, 0)  # as the original asks of a CUDA device
+        return context.compute_capability >= (8, 0)  # the original's condition for a CUDA device
 
     site.stack.enter_context(adapters_of_quantised_experts(site.model))
     site.replace_attribute(moe, "_can_use_grouped_mm", can_use_grouped_mm)
@@ -70,8 +70,8 @@ def count_experts(module: nn.Module) -> frozenset[int]:
 
 
 def _choose(module: nn.Module, asked: str) -> frozenset[str]:
-    """What experts under transformers' interface (`use_experts_implementation`) run, which is what is asked for where
-    it is a kernel of axolotl's plugin; empty where there are none."""
+    """The implementations of experts under transformers' interface (`use_experts_implementation`): a kernel of axolotl's
+    plugin if that is asked for; empty if the model has no such experts."""
     running = set()
     for part in module.modules():
         if hasattr(part, "_apply_gate") and hasattr(part, "is_transposed") and hasattr(part, "config"):
@@ -104,7 +104,7 @@ def _implementation_notes(running: frozenset[str], asked: str, compute_capabilit
 def _routing_note(routing: Routing) -> Note:
     counts = " or ".join(str(count) for count in sorted(routing.expert_counts))
     if routing.router == "worst":
-        how = "every token takes the same experts, so that these get all tokens and the others none"
+        how = "every token goes to the same experts, so these get all tokens and the others none"
     else:
         how = "tokens are spread evenly (`--assume router=worst` for the other extreme)"
     return Note(kind="assumed", key="router", text=f"routing to {counts} experts: {how}")

@@ -20,7 +20,7 @@ _PROXIES = ("_LoraParameterProxy", "_LoraFactorsProxy")
 
 @contextmanager
 def adapters_of_quantised_experts(model: nn.Module) -> Iterator[None]:
-    """While open, the adapter of each packed expert weight is seen by its reader, and gone after it.
+    """While open, code that reads a packed expert weight gets it with its adapter, and nothing stays behind afterwards.
 
     - Two wrappers around one module: the outer one opens torch's cache of parametrised weights, and what the inner one
       reads while it registers its adapter would stay there without the adapter. axolotl drops that entry.

@@ -1,4 +1,4 @@
-"""Where tokens are routed to: nobody can know it from a configuration, so it is assumed, and said.
+"""Where tokens are routed to: a configuration does not show it, so it is assumed, and the report says so.
 
 A router scores every token against every expert and keeps the best `top_k` with `torch.topk` (or, one at a time, with
 `max`). The scores of a trace have no values. `Routing` decides the indices that come out; they are known values from
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 _TABLES = ("tid2eid",)
 """Buffers that give each token id its experts, with values that come with the weights: `DeepseekV4HashRouter`."""
 MAX_ONE_HOT = 1 << 16
-"""Up to here a one-hot mask of the routing is cheap to follow; beyond, the rules of `eager_loop` answer from shapes."""
+"""Elements of a one-hot mask up to which its values are followed; for larger ones `eager_loop` has rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Assignment:
     """The experts of `tokens` tokens, `top_k` different ones each.
 
     Balanced: token t's slots are experts t * top_k, t * top_k + 1, ... modulo the number of experts, so that experts
-    get the same number of tokens to within one. Worst: every token takes the same `top_k` experts; more than all
-    tokens no expert can get.
+    get the same number of tokens to within one. Worst: every token goes to the same `top_k` experts; an expert cannot get
+    more than all tokens.
     """
 
     tokens: int
@@ -53,7 +53,7 @@ class Assignment:
         return share + (expert < rest)
 
     def used_experts(self) -> int:
-        """How many experts get any token; they are the first ones."""
+        """How many experts get at least one token; they are the first ones."""
         return self.top_k if self.router == "worst" else min(self.num_experts, self.tokens * self.top_k)
 
 
@@ -74,15 +74,15 @@ class Routing:
     ) -> None:
         self.expert_counts = frozenset(expert_counts)
         self.always_known = always_known
-        """Indices have known values however many they are; needed where a model asks for more than the usual loop."""
+        """Indices always have known values, even if they are many; needed if a model uses more than the usual loop does."""
         self.router: Literal["balanced", "worst"] = router
         self.tables = tables or {}
-        """By storage: how many experts a table chooses among that gives each token id its experts."""
+        """For each table that maps token ids to experts, by its storage: how many experts it chooses among."""
         self.latest: Assignment | None = None
         """The last decision; None before the first."""
 
     def attach(self, recorder: Recorder) -> None:
-        """From now on the recorder asks here after every operator that may be a router's choice."""
+        """From now on the recorder calls this object after every operator that may be a router's choice."""
         recorder.decide(self._decide_topk, aten.topk.default)
         recorder.decide(self._decide_max, aten.max.dim)
         recorder.decide(self._decide_argmax, aten.argmax.default)
@@ -108,7 +108,7 @@ class Routing:
             self._settle(recorder, result, top_k=result.shape[-1], num_experts=num_experts)
 
     def _is_choice(self, scores: torch.Tensor, dim: int | None) -> bool:
-        """A choice along the last dimension, which counts experts."""
+        """A choice along the last dimension, whose size is the number of experts."""
         if dim is None or not scores.ndim or dim not in (-1, scores.ndim - 1):
             return False
         return scores.dtype.is_floating_point and scores.shape[-1] in self.expert_counts
@@ -126,7 +126,7 @@ class Routing:
 
 
 def find_tables(module: nn.Module) -> dict[int, int]:
-    """By the storage of each table that gives token ids their experts: how many experts it chooses among."""
+    """For each table that maps token ids to experts, by its storage: how many experts it chooses among."""
     return {
         buffer.untyped_storage()._cdata: int(vars(part)["num_experts"])
         for part in module.modules()

@@ -1,7 +1,7 @@
-"""Rows scattered over experts: what ScatterMoE's kernels take and make.
+"""Rows scattered over experts: what ScatterMoE's kernels read and allocate.
 
 Source: axolotl 0.19, `integrations/kernels/libs/scattermoe_lora/kernels/ops.py` (`scatter2scatter`, `group`). The
-Triton kernels take no memory beside their outputs.
+Triton kernels only allocate their outputs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 
 class Routed(NamedTuple):
-    """Of each routed row in order of experts: its expert and its place by token; and the end of each expert's rows."""
+    """For each routed row, in order of experts: its expert and its position by token; and where each expert's rows end."""
 
     experts: torch.Tensor
     places: torch.Tensor
@@ -30,7 +30,7 @@ def in_dtype_of(x: torch.Tensor, tensor: torch.Tensor | None) -> Any:
 
 
 def summed_by_token(output: torch.Tensor, gates: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """With gates [tokens, top_k] the rows weighed and summed, and all rows before the sum; else the output as it is."""
+    """With gates [tokens, top_k]: the weighted sum of the rows, and all rows before the sum; else the unchanged output."""
     if gates is None:
         return output, None
     expanded = output.view(gates.size(0), gates.size(1), output.size(-1))

@@ -2,7 +2,8 @@
 
 Source: axolotl 0.19, `integrations/kernels/libs/scattermoe_lora/`: `experts.py` (`scattermoe_experts_forward`,
 `_scattermoe_gptoss_forward`), `parallel_experts.py` (`flatten_sort_count`, `ParallelLinear`) and `kernels/ops.py`
-(`scatter2scatter`, `group`, `group_bwd_W`). Names that live until a function returns there live as long here.
+(`scatter2scatter`, `group`, `group_bwd_W`). Where a local name there keeps a tensor alive until the function returns,
+the same is done here.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from axmem_trace.kernels.experts.scattermoe_lora import Adapter, ScatterMoELoRA
 
 
 class Projection(NamedTuple):
-    """Weights [experts, in, out] with what goes with them; `remake` makes them again in backward where they are a copy
-    that the adapter's function does not keep."""
+    """Weights [experts, in, out] with their bias and adapter; `remake` computes them again in backward if they are a
+    copy that the adapter's function does not keep."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
@@ -36,7 +37,7 @@ class Projection(NamedTuple):
     remake: Callable[[], torch.Tensor] | None = None
 
     def __call__(self, x: torch.Tensor, k: int, routed: Routed, gates: torch.Tensor | None = None) -> torch.Tensor:
-        """Rows by token times weights, rows by expert out; with `gates` the other way round, summed by token."""
+        """Rows by token times weights gives rows by expert; with `gates`, rows by expert give sums by token."""
         grouped_in = gates is not None
         out: torch.Tensor
         if self.adapter is None:
@@ -49,7 +50,7 @@ class Projection(NamedTuple):
 
 class ParallelLinear(torch.autograd.Function):
     """Keeps x, the weights (a copy where their dtype is not x's), the routing, and with gates all rows before the sum.
-    Backward makes the weights' gradients whether they train or not."""
+    Backward makes the weights' gradients even if the weights do not train."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, k: int, routed: Routed, bias: torch.Tensor | None,

@@ -24,7 +24,7 @@ from axmem_trace.kernels.experts.scattered import (
 
 SPLIT_FROM_WEIGHTS = 20_000_000
 SPLIT_UP_TO_EXPERTS = 32
-"""Few experts of many weights each (Mixtral) take three products instead of the fused one."""
+"""For few experts with many weights each (Mixtral), three products are used instead of the fused one."""
 
 
 class Adapter(NamedTuple):
@@ -43,7 +43,7 @@ def by_expert(lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, num_ex
 
 
 class ScatterMoELoRA(torch.autograd.Function):
-    """Keeps x, A, B, the routing, and with gates all rows before the sum; of the weights only what is there anyway."""
+    """Keeps x, A, B, the routing, and with gates all rows before the sum; weights only if they are no copy."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, k: int, routed: Routed, lora_a: torch.Tensor,

@@ -1,4 +1,4 @@
-"""SonicMoE: experts as two grouped products in CuTe, routed rows gathered while they are read.
+"""SonicMoE: experts as two grouped products in CuTe; routed rows are gathered while they are read.
 
 Sources: sonic-moe 0.1.2.post1 (which the Hub's `kernels-community/sonic-moe` builds), `sonicmoe/functional/__init__.py`
 (`moe_general_routing_inputs`, `_UpProjection`, `_DownProjection`), `functional/backward.py`
@@ -21,8 +21,8 @@ ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_tanh")
 
 
 class Metadata(NamedTuple):
-    """Of the routing, int32 each, and kept for backward: starts of the experts' rows, the token of each row, rows by
-    token and back, starts of the tokens' rows."""
+    """The routing, as int32 tensors that are kept for backward: starts of the experts' rows, the token of each row, rows
+    by token and the inverse, starts of the tokens' rows."""
 
     starts: torch.Tensor
     gather: torch.Tensor
@@ -33,7 +33,7 @@ class Metadata(NamedTuple):
 
 class _UpProjection(torch.autograd.Function):
     """Keeps x and the weights; its output before the activation is kept by the down projection. Backward makes the
-    weights' gradient whether they train or not."""
+    weights' gradient even if the weights do not train."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, meta: Metadata) -> Any:
@@ -58,7 +58,7 @@ class _UpProjection(torch.autograd.Function):
 
 
 class _DownProjection(torch.autograd.Function):
-    """Keeps what came out of the up projection before the activation, the weights and the scores."""
+    """Keeps the output of the up projection before the activation, the weights and the scores."""
 
     @staticmethod
     def forward(ctx: Any, activated: torch.Tensor, before: torch.Tensor, weight: torch.Tensor,
