@@ -1,8 +1,8 @@
 """bitsandbytes' CUDA backend without its C library: the Python of its kernels, allocating as on a GPU.
 
 Source: bitsandbytes 0.50 `backends/cuda/ops.py` and, where CUDA has no kernel of its own, `backends/default/ops.py`.
-Each kernel allocates its outputs and temporaries with torch and hands their addresses to a C function, which knows
-nothing of torch's allocator.
+Each kernel allocates its outputs and temporary tensors with torch and passes their addresses to a C function, which
+does not use torch's allocator.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _NoLibrary:
 
 
 class _AutocastInside(TorchFunctionMode):
-    """Autocast reaches torch functions inside a custom operator's CUDA kernel: nothing there switches it off."""
+    """Autocast also acts on torch functions inside a custom operator's CUDA kernel: it is not switched off there."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _AutocastInside(TorchFunctionMode):
 
 
 class _WholeOps(TorchDispatchMode):
-    """Takes composite operators (`to`, `linear`) apart: below autograd, where kernels run, nothing else does."""
+    """Splits composite operators (`to`, `linear`) into basic ones: below autograd, where kernels run, torch does not."""
 
     @stands_in
     def __torch_dispatch__(
@@ -72,7 +72,7 @@ class _WholeOps(TorchDispatchMode):
 
 @contextmanager
 def recorded_inside(context: KernelContext) -> Iterator[None]:
-    """While open within a dispatch rule, what torch is asked for is recorded as if no rule were at work."""
+    """While open inside a dispatch rule, torch's allocations are recorded as if no rule were running."""
     with context.recorder, _WholeOps():
         yield
 
@@ -86,7 +86,7 @@ def run_cuda_kernel(context: KernelContext, op: Any, args: tuple[Any, ...], kwar
 
 
 def has_cuda_kernel(name: str) -> bool:
-    """Whether the installed bitsandbytes has such an operator, and a kernel that CUDA would run for it."""
+    """True if the installed bitsandbytes has this operator, and a kernel that CUDA would run for it."""
     return f"bitsandbytes::{name}" in _cuda_kernels()[0]
 
 
@@ -102,7 +102,7 @@ def remember_autocast(
 
 
 _autocast_dtypes: list[torch.dtype | None] = []
-"""Of the calls of bitsandbytes' operators that are running, the innermost last: autocast's dtype; None: it is off."""
+"""Autocast's dtype for each running call of a bitsandbytes operator, the innermost last; None: autocast is off."""
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def _is_composite(op: Any) -> bool:
 
 @cache
 def _cuda_kernels() -> tuple[dict[str, Kernel], ModuleType]:
-    """What CUDA runs for each operator, by its qualified name, and the module of the CUDA kernels."""
+    """The function that CUDA runs for each operator, by its qualified name, and the module of the CUDA kernels."""
     kernels, _ = _load("default")
     of_cuda, module = _load("cuda")
     module.lib = _NoLibrary()  # type: ignore[attr-defined]
@@ -131,7 +131,7 @@ def _cuda_kernels() -> tuple[dict[str, Kernel], ModuleType]:
     context = SimpleNamespace(get_context=lambda device: 0)
     module.CUBLAS_Context = SimpleNamespace(get_instance=lambda: context)  # type: ignore[attr-defined]
     choose = getattr(module, "_gemm_4bit_use_custom_fn", None)
-    if choose is not None:  # the answers it would keep are those of one card
+    if choose is not None:  # its cached results would be those of one card
         module._gemm_4bit_use_custom_fn = choose.__wrapped__  # type: ignore[attr-defined]
     return {**kernels, **of_cuda}, module
 
