@@ -1,4 +1,4 @@
-"""What older libraries kept although layers were checkpointed: GPT-BigCode's cache, and the inputs of 4-bit layers.
+"""What older libraries kept in spite of checkpointing: GPT-BigCode's cache, and the inputs of 4-bit layers.
 
 For `--assume use_cache=true`, with which other trainers run a model whose configuration says so (axolotl switches the
 cache off: `loaders/utils.py` `check_model_config`), and `--assume bnb_keeps_inputs=true`.
@@ -21,7 +21,7 @@ query, key and value at once. What is cached is a view, so the whole output of t
 
 
 def install_older_cache(site: Site) -> None:
-    """The outputs get `past_key_values` as they had then, and lose them when the caller drops the outputs."""
+    """The outputs get `past_key_values`, as in those releases; they are freed when the caller drops the outputs."""
     projection = PROJECTIONS.get(site.model_type)
     if not site.recipe.older.use_cache or not site.recipe.checkpointing.enabled or projection is None:
         return
@@ -48,9 +48,9 @@ def install_older_cache(site: Site) -> None:
 
 
 def install_older_bitsandbytes(site: Site) -> None:
-    """The inputs of 4-bit layers stay for as long as the graph does: bitsandbytes until 0.43.1 kept them as an attribute
-    of the node (`autograd/_functions.py`, `MatMul4Bit.forward`: `ctx.tensors = (A, B)`), which neither checkpointing
-    without reentry nor the end of backward lets go."""
+    """The inputs of 4-bit layers stay alive as long as the graph: bitsandbytes until 0.43.1 kept them as an attribute of
+    the node (`autograd/_functions.py`, `MatMul4Bit.forward`: `ctx.tensors = (A, B)`). Non-reentrant checkpointing does
+    not free it, and the end of backward does not either."""
     if not site.recipe.older.bnb_keeps_inputs or site.recipe.quantisation.method != "bnb_4bit":
         return
     from bitsandbytes.autograd import _functions

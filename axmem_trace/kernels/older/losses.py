@@ -1,4 +1,4 @@
-"""How transformers 4 made a loss of logits, by version, and the in-place kernel that other trainers put into it.
+"""How transformers 4 computed a loss from logits, by version, and the in-place kernel that other trainers use for it.
 
 For `--assume loss_path=...` and `--assume cross_entropy=in_place`: a run of axolotl 0.19 has neither.
 """
@@ -45,7 +45,7 @@ def in_place_cross_entropy(
     input: torch.Tensor, target: torch.Tensor, weight: Any = None, size_average: Any = None, ignore_index: int = IGNORE,
     reduce: Any = None, reduction: str = "mean", label_smoothing: float = 0.0,
 ) -> torch.Tensor:  # fmt: skip
-    """In the place of `torch.nn.functional.cross_entropy`: input [rows, vocabulary], target [rows], to a scalar."""
+    """Replaces `torch.nn.functional.cross_entropy`: input [rows, vocabulary], target [rows], to a scalar."""
     losses = InPlaceCrossEntropy.apply(input, target)
     total: torch.Tensor = losses.sum()
     return total / torch.count_nonzero(target != ignore_index) if reduction == "mean" else total
@@ -70,8 +70,8 @@ def half_shifted_copy(original: Any, labels: torch.Tensor, num_items: Any, kwarg
 
 
 def upcast_shifted_copy(original: Any, labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any]) -> Any:
-    """A forward that puts out fp32 logits, as transformers until 4.45 did (`modeling_llama.py`,
-    `LlamaForCausalLM.forward`: `logits = logits.float()`): the half-precision ones are gone when the loss begins."""
+    """A forward that returns fp32 logits, as transformers until 4.45 did (`modeling_llama.py`,
+    `LlamaForCausalLM.forward`: `logits = logits.float()`): the half-precision ones are freed before the loss begins."""
     outputs = original(**kwargs)
     outputs["logits"] = outputs["logits"].float()
     return with_loss(outputs, shifted_loss(outputs["logits"], labels, num_items))
@@ -106,7 +106,7 @@ def _install_half_shifted_copy(site: Site) -> None:
 
 
 def _install_loss_in_forward(site: Site, run: Callable[..., Any]) -> None:
-    """A loss that the model's own forward computed, where the last hidden states are still bound to a name."""
+    """A loss that the model's own forward computes while a name still refers to the last hidden states."""
     hidden: list[torch.Tensor] = []
     head = site.base.get_output_embeddings()
     site.stack.callback(head.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0])).remove)

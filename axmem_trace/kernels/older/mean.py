@@ -16,10 +16,10 @@ RULES = Rules()
 
 @RULES.function(torch.mean, torch.Tensor.mean)
 def mean(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The input, whole, for the number of its elements alone: in an RMSNorm a second copy in fp32.
+    """The full input, although only its number of elements is needed: in an RMSNorm a second copy in fp32.
 
     Source: torch 2.1 `MeanBackward1` has `_saved_self`, as `derivatives.yaml` asks `mean_backward` for
-    `self.sym_numel()` and code generation knew no better; from 2.2 on it has `_saved_self_sym_numel`.
+    `self.sym_numel()` and code generation saved the tensor for it; from 2.2 on it has `_saved_self_sym_numel`.
     """
     result = call_original(function, args, kwargs)
     averaged = args[0] if args else kwargs["input"]
