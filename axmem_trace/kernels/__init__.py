@@ -1,1 +1,1 @@
-"""Where meta differs from a GPU: one rule for each such kernel, and what is installed around a trace."""
+"""Kernels for which meta differs from a GPU: one rule for each, and what is installed around a trace."""

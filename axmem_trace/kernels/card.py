@@ -1,4 +1,4 @@
-"""What attention kernels ask of the card."""
+"""Properties of the card that attention kernels need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from axmem_trace.tracing.context import KernelContext
 
 HALF = (torch.float16, torch.bfloat16)
-"""What attention kernels are made for; of SDPA's, some take fp32 too."""
+"""Dtypes of attention kernels; some of SDPA's take fp32 too."""
 _SMS = {
     (6, 0): 56, (6, 1): 30, (7, 0): 80, (7, 5): 40, (8, 0): 108, (8, 6): 84, (8, 7): 16, (8, 9): 142, (9, 0): 132,
     (10, 0): 148, (10, 3): 148, (11, 0): 20, (12, 0): 188, (12, 1): 48,

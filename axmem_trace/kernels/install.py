@@ -1,4 +1,4 @@
-"""What this package puts around a trace: one table of rules, and installers in the order in which they act."""
+"""What this package installs around a trace: one table of rules, and the installers in their order."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ LoRA kernels replace the forwards of instances afterwards, so they win over both
 
 
 def gpu_rules() -> Rules:
-    """All rules of a GPU's kernels; those of bitsandbytes once it has been imported, before which its operators do not
-    exist."""
+    """All rules of a GPU's kernels; those of bitsandbytes only after it has been imported: before that, its operators do
+    not exist."""
     rules = Rules(*_TABLES)
     if "bitsandbytes" in sys.modules:
         from axmem_trace.kernels.bitsandbytes.rules import make_rules
@@ -64,7 +64,7 @@ def gpu_rules() -> Rules:
 
 
 def install_kernels(site: Site) -> None:
-    """The built model runs the kernels that the recipe's run would run on the context's card, until `site.stack` closes."""
+    """Make the built model run the kernels that the recipe's run uses on the context's card, until `site.stack` closes."""
     site.context.recorder.add_rules(gpu_rules())
     if "bitsandbytes" in sys.modules:
         from axmem_trace.kernels.bitsandbytes.rules import install_quiet_bitsandbytes
@@ -75,6 +75,6 @@ def install_kernels(site: Site) -> None:
 
 
 def install_on_second_model(site: Site) -> None:
-    """What axolotl's patches of classes mean for another model of the same classes: a reference."""
+    """The effect of axolotl's patches of classes on another model of the same classes, such as a reference model."""
     for install in (install_gemma4_hybrid, install_liger, install_fused_attention, install_tiled_mlp):
         install(site)

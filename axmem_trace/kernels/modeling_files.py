@@ -16,7 +16,7 @@ def modeling_module(name: str) -> ModuleType | None:
 
 
 def loaded_modeling_files() -> list[ModuleType]:
-    """Those that are loaded: the model has been built."""
+    """The loaded modeling files; call it after the model has been built."""
     return [
         module
         for name, module in list(sys.modules.items())

@@ -1,4 +1,4 @@
-"""What one release of transformers gets wrong, put right as the releases that axolotl pins have it."""
+"""Errors of one release of transformers, corrected as in the releases that axolotl pins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from axmem_trace.notes import Note
 
 def repair_llama4(site: Site) -> None:
     """transformers 5.24 `modeling_llama4.py`, `Llama4ForConditionalGeneration.forward` reads `image_outputs` of what its
-    language model returns, a `MoeCausalLMOutputWithPast`, which has none: every step stops after the loss."""
+    language model returns, a `MoeCausalLMOutputWithPast`, which has none: every step fails after the loss."""
     modeling = sys.modules.get("transformers.models.llama4.modeling_llama4")
     output = getattr(modeling, "MoeCausalLMOutputWithPast", None)
     wanted = getattr(modeling, "Llama4CausalLMOutputWithPast", None)
@@ -22,6 +22,8 @@ def repair_llama4(site: Site) -> None:
         return
     site.add_attribute(output, "image_outputs", None)
     if type(site.base).__name__ == "Llama4ForConditionalGeneration":
-        text = "the installed transformers stops in Llama 4's forward for want of `image_outputs`; the figures are those of "
-        text += "the releases that axolotl pins, which have no such fault"
+        text = (
+            "the installed transformers fails in Llama 4's forward because `image_outputs` is missing; the figures are "
+        )
+        text += "those of the releases that axolotl pins, which do not have this error"
         site.note(Note(kind="warning", key="base_model", text=text))

@@ -1,4 +1,4 @@
-"""Forwards of a built model replaced, and put back: the one way in which kernels change a model."""
+"""Replace forwards of a built model, and restore them: the only way in which kernels change a model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Forward = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What every installer is given: the model (in a peft wrapper or not), what was asked for, the rules' context, and
-    the stack that undoes the installer's work when it closes."""
+    """What every installer gets: the model (with or without a peft wrapper), the recipe, the rules' context, and the
+    stack that undoes the installer's changes when it closes."""
 
     model: nn.Module
     recipe: Recipe
@@ -44,23 +44,23 @@ class Site:
         self.context.note(note)
 
     def replace_forward(self, module: nn.Module, forward: Forward) -> None:
-        """`module.forward` becomes `forward` bound to it, as a replaced class would have it."""
+        """Replace `module.forward` by `forward` bound to the module, as if its class were replaced."""
         self.stack.enter_context(replaced_forward(module, forward))
 
     def replace_attribute(self, target: Any, name: str, value: Any) -> None:
-        """An attribute of a Python module, class or object."""
+        """Replace an attribute of a Python module, class or object."""
         self.stack.enter_context(replaced(target, name, value))
 
     def add_attribute(self, target: Any, name: str, value: Any) -> None:
-        """One that the target does not have."""
+        """Add an attribute that the target does not have."""
         self.stack.enter_context(replaced(target, name, value, new=True))
 
     def replace_items(self, mapping: MutableMapping[str, Any], items: Mapping[str, Any]) -> None:
-        """Items of a dictionary; keys that it does not have are removed again."""
+        """Replace items of a dictionary; keys that it did not have are removed at the end."""
         self.stack.enter_context(replaced_items(mapping, items))
 
     def instances(self, class_names: tuple[str, ...], module_name: str = "") -> Iterator[nn.Module]:
-        """The model's modules of these classes; those of `modeling_<module_name>` where one is named."""
+        """The model's modules of these classes; if `module_name` is given, only those of `modeling_<module_name>`."""
         suffix = f".modeling_{module_name}" if module_name else ""
         for module in self.model.modules():
             kind = type(module)
@@ -81,6 +81,6 @@ def class_prefix(model_type: str) -> str:
 
 
 def head_weight(head: nn.Module) -> torch.Tensor:
-    """The weight that a fused loss reads: `lm_head.weight`; in a peft wrapper the base's, or the saved copy's."""
+    """The weight that a fused loss reads: `lm_head.weight`; in a peft wrapper that of the base or of the saved copy."""
     weight: torch.Tensor = head.weight  # type: ignore[assignment]
     return weight

@@ -1,4 +1,4 @@
-"""One note per fused kernel that was installed: that its memory is a rule of ours, and where the rule is written."""
+"""One note per installed fused kernel: its memory is calculated by a rule here, and the rule's source."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SOURCES = {
     "liger_rms_norm_gated": "axolotl's gated RMSNorm: keeps its input, the gate and one fp32 number per row (axolotl "
     "0.19, kernels/rms_norm_gated.py)",
     "liger_layer_norm": f"Liger's LayerNorm: keeps its input, mean and reciprocal per row ({_LIGER}layer_norm.py)",
-    "liger_glu_activation": "Liger's gated activation: keeps gate and up alone, over which backward writes their "
+    "liger_glu_activation": "Liger's gated activation: keeps only gate and up, and backward overwrites them with their "
     f"gradients ({_LIGER}swiglu.py, geglu.py; experts: fused_moe.py)",
     "liger_cross_entropy": f"Liger's cross-entropy: the gradient overwrites the logits ({_LIGER}cross_entropy.py)",
-    "liger_fused_linear_cross_entropy": "Liger's fused linear cross-entropy: in training logits by chunks of tokens, "
+    "liger_fused_linear_cross_entropy": "Liger's fused linear cross-entropy: in training, logits by chunks of tokens, "
     f"and the gradients of hidden states and head made in forward ({_LIGER}fused_linear_cross_entropy.py)",
     "cut_cross_entropy": "Cut Cross Entropy: no logits; an fp32 number per token and per vocabulary entry "
     "(cut-cross-entropy 25.1.1, cce.py; axolotl installs a fork of it that is on no package index)",
