@@ -1,4 +1,4 @@
-"""The allocator's books: bytes allocated and reserved, the limits, and the history."""
+"""The allocator's counters: bytes allocated and reserved, the limits, and the history."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Action = Literal["alloc", "free_requested", "free_completed", "segment_alloc", "
 class TraceEntry(NamedTuple):
     """One line of the allocator's history, as `torch.cuda.memory._record_memory_history` keeps it.
 
-    `size` of `alloc`, `free_*` and `oom` is what was asked for, of `segment_*` what the driver gave or took back.
+    `size` of `alloc`, `free_*` and `oom` is what was requested, of `segment_*` what the driver mapped or unmapped.
     `address` of `oom` is the free memory of the card, as in PyTorch. `owner` is the index in the ledger of the
-    allocation that was served or freed; -1 where the program emptied the cache.
+    allocation that was allocated or freed; -1 if the program emptied the cache.
     """
 
     action: Action
@@ -26,7 +26,7 @@ class TraceEntry(NamedTuple):
 
 
 class Accounts:
-    """What the allocator holds, and what it may hold.
+    """How much the allocator holds, and how much it may hold.
 
     Args:
         capacity_bytes: what the driver can give to this process; 0: no limit.
@@ -34,10 +34,10 @@ class Accounts:
         record_history: keep every action in `history`.
 
     Attributes:
-        allocated_bytes, reserved_bytes: as `torch.cuda.memory_allocated` and `memory_reserved` have it.
+        allocated_bytes, reserved_bytes: as `torch.cuda.memory_allocated` and `memory_reserved` return them.
         busy_bytes: freed by the program, but another stream still works on them; allocated and busy ones are `active`.
-        high_allocated_bytes, high_active_bytes, high_reserved_bytes: the most since somebody last lowered them.
-        num_segments: segments held: by `cudaMalloc`, or ranges of addresses of expandable segments.
+        high_allocated_bytes, high_active_bytes, high_reserved_bytes: the maxima since the last `lower_peaks`.
+        num_segments: segments held: from `cudaMalloc`, or address ranges of expandable segments.
         num_retries: requests that first had to empty the cache.
         tick, owner: the time, and the allocation that the work is for; `history` and `changes` record both.
         changes: (tick, reserved_bytes) after each change of `reserved_bytes`.
@@ -58,7 +58,7 @@ class Accounts:
 
     @property
     def free_bytes(self) -> int:
-        """What the card has left, as `cudaMemGetInfo` would say."""
+        """Free bytes of the card, as `cudaMemGetInfo` would return them."""
         return self.capacity_bytes - self.reserved_bytes
 
     def reset_highs(self) -> None:
@@ -75,13 +75,13 @@ class Accounts:
             self.high_active_bytes = self.allocated_bytes + self.busy_bytes
 
     def change_busy(self, delta: int) -> None:
-        """Blocks that were freed while another stream worked on them, and those that it is done with."""
+        """Count blocks that were freed while another stream worked on them (positive), or are no longer busy (negative)."""
         self.busy_bytes += delta
         if self.allocated_bytes + self.busy_bytes > self.high_active_bytes:
             self.high_active_bytes = self.allocated_bytes + self.busy_bytes
 
     def change_reserved(self, action: Action, address: int, size: int) -> None:
-        """The only place where reserved bytes change: the driver gave (`segment_alloc`, `segment_map`) or took."""
+        """The only place where reserved bytes change: memory was mapped (`segment_alloc`, `segment_map`) or unmapped."""
         self.reserved_bytes += size if action in ("segment_alloc", "segment_map") else -size
         if self.reserved_bytes > self.high_reserved_bytes:
             self.high_reserved_bytes = self.reserved_bytes
@@ -89,6 +89,6 @@ class Accounts:
         self.record(action, address, size)
 
     def record(self, action: Action, address: int, size: int) -> None:
-        """Appends to the history, where one is kept."""
+        """Appends to the history, if one is recorded."""
         if self.history is not None:
             self.history.append(TraceEntry(action, address, size, self.tick, self.owner))

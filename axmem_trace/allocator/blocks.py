@@ -1,8 +1,8 @@
 """Blocks, the pools of free ones, and the segments that can grow.
 
 Sources: `Block`, `BlockPool`, `ExpandableSegment`, `BlockComparatorSize` in c10/cuda/CUDACachingAllocator.cpp
-(torch 2.13). PyTorch orders a pool's free blocks by stream first and never gives a block to another stream; here each
-stream has pools of its own.
+(torch 2.13). PyTorch orders a pool's free blocks by stream first and never uses a block for another stream; here each
+stream has its own pools.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Block:
     """A range of addresses with one use: allocated, free, or (in an expandable segment) not mapped.
 
     `prev` and `next` are its neighbours in the same segment. `size` is what `torch.cuda.memory_allocated` counts while
-    the block is allocated; `requested_bytes` is what was asked for, `owner` whose it is. `idle_since` is the pool's
-    count of searches when the block became free, which `garbage_collection_threshold` goes by. A block that was freed
-    while another stream worked on it stays `allocated` until that stream is done.
+    the block is allocated; `requested_bytes` is what was requested, `owner` the allocation that it holds. `idle_since` is
+    the pool's number of searches when the block became free; `garbage_collection_threshold` uses it. A block that was
+    freed while another stream worked on it stays `allocated` until that stream is done.
     """
 
     __slots__ = ("address", "allocated", "idle_since", "mapped", "next", "owner", "pool", "prev", "requested_bytes",
@@ -72,7 +72,7 @@ class Block:
         return self.size if following is None or following.mapped else self.size + following.size
 
     def insert_between(self, before: Block | None, after: Block | None) -> None:
-        """Becomes the neighbour of both (`splice`)."""
+        """Inserts the block between two neighbours (`splice`)."""
         self.prev, self.next = before, after
         if before is not None:
             before.next = self
@@ -95,26 +95,26 @@ class BlockPool:
         self.unmapped_addresses: list[int] = []
         self.unmapped: dict[int, Block] = {}
         self.searches = [0] if searches is None else searches
-        """How often a block was looked for: one number for the pools of all streams (`get_free_blocks_call_count`)."""
+        """Number of searches for a block: one counter for the pools of all streams (`get_free_blocks_call_count`)."""
 
     def insert(self, block: Block) -> None:
-        """Takes in a block that became free."""
+        """Adds a block that became free."""
         block.idle_since = self.searches[0]
         insort(self.keys, (block.size, block.address))
         self.free[block.address] = block
 
     def remove(self, block: Block) -> None:
-        """Gives out a free block."""
+        """Removes a free block, which will be used."""
         del self.keys[bisect_left(self.keys, (block.size, block.address))]
         del self.free[block.address]
 
     def insert_unmapped(self, block: Block) -> None:
-        """Takes in a range without pages."""
+        """Adds a range without pages."""
         insort(self.unmapped_addresses, block.address)
         self.unmapped[block.address] = block
 
     def remove_unmapped(self, block: Block) -> None:
-        """Gives out a range without pages."""
+        """Removes a range without pages."""
         del self.unmapped_addresses[bisect_left(self.unmapped_addresses, block.address)]
         del self.unmapped[block.address]
 

@@ -2,10 +2,10 @@
 
 Source: `DeviceCachingAllocator` in c10/cuda/CUDACachingAllocator.cpp (torch 2.13); each method names the function that
 it follows. Left out, because a training step does not reach it: private pools (CUDA graphs, `MemPool`), IPC, and the
-callbacks that free memory before a new segment is asked for. Events are the caller's business: a block that another stream
-works on is freed with `busy=True`, and `finish` says when that stream is done.
+callbacks that free memory before a new segment is requested. The caller keeps track of events: a block that another
+stream works on is freed with `busy=True`, and the caller calls `finish` when that stream is done.
 
-Addresses are ours: a driver may return any. Segments are in order of creation and addresses are not used
+Addresses are invented here: a driver may return any. Segments are in order of creation and addresses are not used
 twice; they matter only where two free blocks have the same size (the lower address wins).
 """
 
@@ -29,7 +29,7 @@ from axmem_trace.recipe.recipe import Allocator
 
 
 class CachingAllocator:
-    """The state of the allocator, and the three things that a program does with it.
+    """The state of the allocator, and the operations that a program can do: `malloc`, `free`, `empty_cache`.
 
     Args:
         settings: as parsed from `PYTORCH_ALLOC_CONF`.
@@ -56,7 +56,7 @@ class CachingAllocator:
     # -- what the program asks for --------------------------------------------------------------------------------
 
     def malloc(self, nbytes: int, owner: int = -1, stream: int = 0) -> Block | None:
-        """A block for `nbytes` > 0 on a stream, or None where the card is full (`malloc`, `alloc_found_block`)."""
+        """A block for `nbytes` > 0 on a stream, or None if the card is full (`malloc`, `alloc_found_block`)."""
         size = self._rounded.get(nbytes)
         if size is None:
             size = self._rounded[nbytes] = round_size(nbytes, self._divisions)
@@ -111,7 +111,7 @@ class CachingAllocator:
         pool.insert(block)
 
     def empty_cache(self) -> None:
-        """`torch.cuda.empty_cache`: gives every segment back that is wholly free (`release_cached_blocks`)."""
+        """`torch.cuda.empty_cache`: frees every segment that has no block in use (`release_cached_blocks`)."""
         self.accounts.owner = -1
         self._release_cached_blocks()
 
@@ -119,7 +119,7 @@ class CachingAllocator:
         """Every stretch of neighbouring blocks with memory, by address: what a snapshot calls a segment (`snapshot`).
 
         Args:
-            in_use: the blocks that `malloc` gave out and that have not been freed.
+            in_use: the blocks that `malloc` returned and that have not been freed.
         """
         segments: list[list[Block]] = []
         free = [block for pools in self._pools.values() for pool in pools for block in pool.free.values()]
@@ -131,7 +131,7 @@ class CachingAllocator:
         return segments
 
     def _add_stream(self, stream: int) -> tuple[BlockPool, BlockPool]:
-        """Pools for a stream that asks for its first block."""
+        """Creates the pools of a stream when it requests its first block."""
         small, large = (
             BlockPool(is_small=pool.is_small, page_bytes=pool.page_bytes, stream=stream, searches=pool.searches)
             for pool in (self.small, self.large)
@@ -146,7 +146,7 @@ class CachingAllocator:
     # -- finding a block ------------------------------------------------------------------------------------------
 
     def _find_free_block(self, pool: BlockPool, size: int) -> Block | None:
-        """The smallest free block that is large enough, out of its pool (`get_free_block`)."""
+        """Removes the smallest free block that is large enough from its pool and returns it (`get_free_block`)."""
         if self._collects_garbage:
             pool.searches[0] += 1
         keys, position = pool.keys, bisect_left(pool.keys, (size,))
@@ -169,7 +169,7 @@ class CachingAllocator:
         return block
 
     def _make_room(self, pool: BlockPool, size: int) -> Block | None:
-        """A block of new memory; where the card is full, after giving back what is cached (`malloc`)."""
+        """A block of new memory; if the card is full, cached memory is freed first (`malloc`)."""
         if self._collects_garbage:
             self._collect_garbage()
         block = self._allocate_segment(pool, size)
@@ -239,7 +239,7 @@ class CachingAllocator:
         return released >= wanted
 
     def _release_cached_blocks(self) -> None:
-        """Frees every segment, or page, that is wholly free (`release_cached_blocks`, `release_blocks`)."""
+        """Frees every segment, or page, without a block in use (`release_cached_blocks`, `release_blocks`)."""
         for block in list(self._busy.values()):  # `synchronize_and_free_events`
             self.finish(block)
         for pool in (*self._all(small=False), *self._all(small=True)):

@@ -71,14 +71,14 @@ def parse_alloc_conf(text: str) -> Allocator:
 
 
 def describe_settings(allocator: Allocator) -> tuple[Note, ...]:
-    """What a reader must know about settings that are not modelled or that do nothing."""
+    """Warnings about settings that are not modelled or that have no effect."""
     notes = Notes()
     if allocator.backend == "cudaMallocAsync":
         text = ("backend:cudaMallocAsync: the driver's own memory pool is not modelled; reserved bytes are those of "
                 "the native allocator without its options")  # fmt: skip
         notes.append(Note(kind="not_modelled", key="PYTORCH_ALLOC_CONF", text=text))
     if allocator.garbage_collection_threshold > 0 and allocator.per_process_memory_fraction >= 1.0:
-        text = ("garbage_collection_threshold does nothing unless the process's memory is limited "
+        text = ("garbage_collection_threshold has no effect unless the process's memory is limited "
                 "(per_process_memory_fraction below 1, or torch.cuda.set_per_process_memory_fraction)")  # fmt: skip
         notes.append(Note(kind="ignored", key="PYTORCH_ALLOC_CONF", text=text))
     return tuple(notes)
@@ -91,7 +91,7 @@ def _split_options(text: str) -> Iterator[tuple[str, str]]:
         match = re.match(r"([^,:\[\]]+):(\[[^\[\]]*\]|[^,:\[\]]+)(,|$)", rest)
         if match is None:
             raise ConfigError(f"cannot read {rest!r}", key="PYTORCH_ALLOC_CONF", value=text,
-                              accepted="option:value,option:value, a list being [a:1,b:2]")  # fmt: skip
+                              accepted="option:value,option:value; a list is written [a:1,b:2]")  # fmt: skip
         yield match[1], match[2]
         rest = rest[match.end() :]
 
@@ -103,7 +103,7 @@ def _refuse(text: str, key: str, value: str, accepted: str) -> ConfigError:
 
 
 def _mebibytes(count: int) -> int:
-    """MiB to bytes; what no card can have is no limit."""
+    """MiB to bytes; a number larger than any card means no limit."""
     return count * MIB if count < 1 << 32 else 0
 
 
@@ -165,7 +165,7 @@ def _is_power_of_2(number: int) -> bool:
 def _read_divisions(value: str) -> dict[int, int] | int:
     """`4`, or `[256:1,512:2,>:4]`: divisions by the lower bound in MiB of each size class, all classes listed.
 
-    Up to the first boundary its own value holds; a boundary between two that are not neighbours keeps 0 (off).
+    Sizes up to the first boundary take its value. A size class between two listed ones that is not listed is 0 (off).
     """
     if not value.startswith("["):
         number = _read_count(value)
@@ -178,12 +178,12 @@ def _read_divisions(value: str) -> dict[int, int] | int:
         boundary, colon, parts = item.partition(":")
         number = _read_count(parts) if colon else -1
         if number != 0 and not _is_power_of_2(number):
-            raise ValueError("in a list: boundary:divisions, the divisions being a power of 2, or 0 to switch off")
+            raise ValueError("in a list: boundary:divisions; the divisions are a power of 2, or 0 to switch off")
         if boundary == ">":
             divisions[last + 1 :] = [number] * (NUM_SIZE_CLASSES - last - 1)
             continue
         if not _is_power_of_2(_read_count(boundary)):
-            raise ValueError("in a list: boundaries in MiB that are powers of 2, or > for all above")
+            raise ValueError("in a list: boundaries in MiB that are powers of 2, or > for all larger sizes")
         last = size_class(_read_count(boundary))
         if first:
             divisions[:last], first = [number] * last, False

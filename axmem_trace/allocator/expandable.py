@@ -21,7 +21,7 @@ class ExpandableSegments:
         self._next_address = FIRST_ADDRESS
 
     def allocate(self, pool: BlockPool, size: int) -> Block | None:
-        """A free block of at least `size`, mapping what it lacks, out of its pool; None where pages run out.
+        """A free block of at least `size`, removed from its pool; pages that it lacks are mapped. None if pages run out.
 
         Pages mapped before they ran out stay with the pool, as they do in PyTorch (`try_allocate_expandable_block`).
         """
@@ -33,12 +33,12 @@ class ExpandableSegments:
             assert following is not None, "the chain found is long enough"
             if not self._map(following, min(size - block.size, following.size)):
                 return None
-            block = following  # which has taken in the block before it
+            block = following  # merged with the block before it
         pool.remove(block)
         return block
 
     def unmap(self, block: Block) -> None:
-        """Gives the whole pages inside a free block back to the driver (`unmap_block`)."""
+        """Unmaps the full pages inside a free block (`unmap_block`)."""
         segment, pool = block.segment, block.pool
         assert segment is not None, "only blocks of expandable segments have pages"
         begin, end = segment.next_page(block.address), segment.last_page(block.address + block.size)

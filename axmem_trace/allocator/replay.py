@@ -1,4 +1,4 @@
-"""`replay`: the ledger's births and deaths, one after the other, through the caching allocator."""
+"""`replay`: the ledger's allocations and frees, one after the other, through the caching allocator."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from axmem_trace.ledger import NEVER, Ledger, Mark, Phase
 from axmem_trace.recipe.recipe import Allocator
 
 Item = tuple[int, int, "Mark | int | None"]
-"""Of the agenda: when, what comes first at one tick, and a new phase, the position of an allocation that other streams are
-done with, or None for `empty_cache`."""
+"""An entry of the agenda: the tick, a rank for the order within one tick, and what happens: a new phase, the position of
+an allocation that other streams are done with, or None for `empty_cache`."""
 
 
 def replay(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int = 0) -> Reservation:
-    """What CUDA's caching allocator would have held over the recording.
+    """What CUDA's caching allocator would have held during the recording.
 
     Args:
-        ledger: what the run allocated; only the GPU's allocations count, and those of 0 bytes take nothing.
+        ledger: what the run allocated; only the GPU's allocations count, and those of 0 bytes need no memory.
         allocator: the allocator's settings. Another backend than `native` is replayed as if it were `native`
             (`describe_settings` says so).
         capacity_bytes: what the allocator could get: the card's memory less the CUDA context; 0: unlimited memory.
 
     Returns:
-        The reservation; its `out_of_memory` says if and where the run ended for lack of memory.
+        The reservation; its `out_of_memory` says if and where the run ended because memory was not enough.
     """
     return Replay(ledger, CachingAllocator(allocator, capacity_bytes=capacity_bytes)).run()
 
@@ -35,8 +35,8 @@ def replay(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int = 0) -> 
 class Replay:
     """One replay: the allocator, the blocks in use by position in the ledger, and the peaks found so far.
 
-    What happens at one tick happens in this order: streams finish, then `empty_cache`, then the mark of a new phase, then
-    births and deaths.
+    The order within one tick: streams finish, then `empty_cache`, then the mark of a new phase, then allocations and
+    frees.
     """
 
     ledger: Ledger
@@ -50,12 +50,12 @@ class Replay:
     _busy: dict[int, Block] = field(default_factory=dict)
     """Freed blocks that another stream works on, by position in the ledger."""
     _span: tuple[Phase, int] | None = None
-    """The (phase, step) going on; None before the first mark, which counts as loading."""
+    """The current (phase, step); None before the first mark, which counts as loading."""
     _peak: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Reserved bytes at their highest, the tick, allocated bytes and number of segments then."""
+    """The peak of reserved bytes; the tick, allocated bytes and number of segments at that time."""
 
     def run(self) -> Reservation:
-        """Replays the whole ledger, or as far as the card's memory goes."""
+        """Replays the whole ledger, or stops where the card's memory is not enough."""
         accounts, caching, blocks = self.caching.accounts, self.caching, self.blocks
         columns, agenda = self.ledger.columns, self._make_agenda()
         sizes, streams = columns.nbytes.tolist(), columns.codes(lambda kind: kind.stream).tolist()
@@ -98,7 +98,7 @@ class Replay:
         return {index: tick for index, tick in enumerate(ticks) if tick}
 
     def _make_agenda(self) -> list[Item]:
-        """What else happens, the last first, closed by a never."""
+        """All other events, the last one first; the list begins with an event that never happens."""
         agenda: list[Item] = [(tick, -1, None) for tick in self.ledger.empty_cache_ticks]
         agenda += [(tick, -2, index) for index, tick in self._busy_until.items()]
         agenda += [(mark.tick, rank, mark) for rank, mark in enumerate(self.ledger.marks)]
@@ -106,7 +106,7 @@ class Replay:
         return sorted(agenda, key=lambda item: item[:2], reverse=True)
 
     def _attend(self, agenda: list[Item]) -> int:
-        """Does what is next on the agenda; returns the tick of what follows it."""
+        """Does the next event of the agenda; returns the tick of the one after it."""
         tick, _, what = agenda.pop()
         self.caching.accounts.tick = tick
         if what is None:
@@ -119,7 +119,7 @@ class Replay:
         return agenda[-1][0]
 
     def _close_span(self) -> None:
-        """Books the peaks since the last mark and what is left, and lowers the peaks to the present level."""
+        """Stores the peaks since the last mark and the bytes left, and resets the peaks to the current level."""
         accounts, span = self.caching.accounts, self._span or ("load", 0)
         if self._span is None and not accounts.high_reserved_bytes:
             return

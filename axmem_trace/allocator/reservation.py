@@ -11,13 +11,13 @@ from axmem_trace.ledger import Phase
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutOfMemory:
-    """The request that the card could not serve, even after everything cached had been given back.
+    """The request for which the card had not enough memory, even after everything cached had been freed.
 
     Attributes:
         tick: when.
         index: the allocation, by its position in the ledger.
-        requested_bytes: what was asked for.
-        allocated_bytes, reserved_bytes: what was in use and what was held then.
+        requested_bytes: what was requested.
+        allocated_bytes, reserved_bytes: what was in use and what was held at that time.
         capacity_bytes: the most that could have been held.
     """
 
@@ -31,11 +31,11 @@ class OutOfMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Reservation:
-    """Reserved bytes over time, and what goes with them.
+    """Reserved bytes over time, and further figures of the allocator.
 
     A block can be larger than the 512-byte rounding of what it holds: without expandable segments a rest of up to 1 MiB
     stays with a large block, and `roundup_power2_divisions` rounds further. PyTorch counts whole blocks, so
-    `peak_allocated_bytes` (which is what `torch.cuda.max_memory_allocated` would say) can exceed the ledger's peak;
+    `peak_allocated_bytes` (what `torch.cuda.max_memory_allocated` would return) can exceed the ledger's peak;
     with expandable segments and no such rounding they are equal.
 
     "Active" bytes (`torch.cuda.memory_stats()["active_bytes.all.peak"]`, axolotl's `memory/max_active`) are those allocated,
@@ -44,13 +44,12 @@ class Reservation:
     Attributes:
         timeline: (tick, reserved bytes) wherever they changed, in order of time.
         peaks, allocated_peaks, active_peaks: high-water marks of reserved, allocated and active bytes within each (phase,
-            step); as after
-            `torch.cuda.reset_peak_memory_stats`, a phase begins with what is held when it begins.
+            step); as after `torch.cuda.reset_peak_memory_stats`, a phase begins with what is held at its beginning.
         allocated_ends: allocated bytes when each (phase, step) ended for the last time: `torch.cuda.memory_allocated`.
         peak_reserved_bytes: the high-water mark of all; `peak_tick` is when it was first reached, and
-            `allocated_at_peak_bytes`, `num_segments` are what was allocated, and how many segments were held, then.
+            `allocated_at_peak_bytes`, `num_segments` are the allocated bytes and the number of segments at that time.
         num_retries: requests that first had to empty the cache.
-        out_of_memory: None, or the request at which the run ended; everything else is then of the time before it.
+        out_of_memory: None, or the request at which the run ended; all other figures are then those before it.
     """
 
     timeline: tuple[tuple[int, int], ...]
@@ -69,10 +68,10 @@ class Reservation:
 
     @property
     def fragmentation_bytes(self) -> int:
-        """Bytes reserved and not allocated when the most was reserved: fragments, and caches for other sizes."""
+        """Bytes reserved but not allocated at the peak of reserved bytes: fragments, and caches for other sizes."""
         return self.peak_reserved_bytes - self.allocated_at_peak_bytes
 
     def reserved_at(self, tick: int) -> int:
-        """Bytes held after everything that happened at `tick`."""
+        """Reserved bytes after everything that happened at `tick`."""
         position = bisect_right(self.timeline, (tick, float("inf")))
         return self.timeline[position - 1][1] if position else 0

@@ -1,4 +1,4 @@
-"""Sizes: how the caching allocator rounds a request, and how much it asks of the driver.
+"""Sizes: how the caching allocator rounds a request, and how much it requests from the driver.
 
 Sources: `c10/core/AllocatorConfig.h` (constants) and `DeviceCachingAllocator::round_size`, `get_allocation_size`
 (c10/cuda/CUDACachingAllocator.cpp), `AcceleratorAllocatorConfig::roundup_power2_divisions`
@@ -18,7 +18,7 @@ SMALL_BYTES = 1 * MIB
 SMALL_SEGMENT_BYTES = 2 * MIB
 """`kSmallBuffer`: a segment of the small pool, and a page of its expandable segment."""
 MIN_LARGE_BYTES = 10 * MIB
-"""`kMinLargeAlloc`: from here on a request gets a segment of its own size."""
+"""`kMinLargeAlloc`: from this size on, a request gets a segment of exactly its size."""
 ROUND_LARGE_BYTES = 2 * MIB
 """`kRoundLarge`: such segments are multiples of it."""
 NUM_SIZE_CLASSES = 16
@@ -29,9 +29,9 @@ def list_divisions(setting: Mapping[int, int] | int) -> tuple[int, ...]:
     """Divisions of each size class, smallest class first; 0 switches the rounding off.
 
     Args:
-        setting: one number for all classes, or divisions by class, a class being named by its lower bound in MiB
-            (a power of two). Classes below the smallest one named take its value, others that are not named take 0,
-            as the list form of PyTorch's option does.
+        setting: one number for all classes, or divisions by class; the lower bound in MiB (a power of two) names a
+            class. Classes below the smallest one named take its value, others that are not named take 0, as in the
+            list form of PyTorch's option.
     """
     if not isinstance(setting, Mapping):
         return (int(setting),) * NUM_SIZE_CLASSES
@@ -45,13 +45,13 @@ def list_divisions(setting: Mapping[int, int] | int) -> tuple[int, ...]:
 
 
 def size_class(mebibytes: int) -> int:
-    """Index of the size class that begins at, or holds, so many MiB."""
+    """Index of the size class that begins at this many MiB, or contains it."""
     return min(max(mebibytes.bit_length() - 1, 0), NUM_SIZE_CLASSES - 1)
 
 
 def round_size(nbytes: int, divisions: tuple[int, ...]) -> int:
-    """Size of the block that serves a request of `nbytes` > 0: whole 512-byte blocks, or, where divisions are set for
-    the size, the next of so many equal steps between two powers of two.
+    """Size of the block for a request of `nbytes` > 0: a multiple of 512 bytes; if divisions are set for the size, the
+    next of that many equal steps between two powers of two.
 
     >>> round_size(1, (0,) * 16), round_size(513, (0,) * 16)
     (512, 1024)
@@ -70,7 +70,7 @@ def round_size(nbytes: int, divisions: tuple[int, ...]) -> int:
 
 
 def segment_size(size: int, large_segment_bytes: int) -> int:
-    """Bytes that the driver is asked for when no cached block can serve a block of `size` bytes."""
+    """Bytes requested from the driver if no cached block is large enough for a block of `size` bytes."""
     if size <= SMALL_BYTES:
         return SMALL_SEGMENT_BYTES
     if size < MIN_LARGE_BYTES:

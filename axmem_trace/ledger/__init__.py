@@ -1,4 +1,4 @@
-"""The facts of a run: every storage's life, and the queries over them. No torch here.
+"""The facts of a run: when each storage is allocated and freed, and the queries. No torch here.
 
 allocation   one storage: size, first and last tick, where it was allocated, its role and bucket
 ledger       `Ledger`: all of them in order, the marks of the phases, and the queries

@@ -1,4 +1,4 @@
-"""One storage's life, and the words for it: phases, roles, buckets. No torch here."""
+"""`Allocation`, one storage from its allocation until it is freed; phases, roles, buckets. No torch here."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Allocation:
     """The life of one storage.
 
     Attributes:
-        nbytes: size asked for, before the allocator rounds it.
-        born, died: ticks; `died` is `NEVER` for what outlived the recording.
-        phase, step: where it was born; step 0 is loading, 1 the first optimizer step.
+        nbytes: requested size, before the allocator rounds it.
+        born, died: ticks at which it was allocated and freed; `died` is `NEVER` if it outlived the recording.
+        phase, step: when it was allocated; step 0 is loading, 1 the first optimizer step.
         module: dotted name of the module whose code ran (`""`: the root, or none).
         op: the operator that made it, as `aten.mm.default`.
-        role: what it was registered as; `""` for what merely came out of an operator.
+        role: what it was registered as; `""` for other results of operators.
         device: `gpu` (the caching allocator), `cpu` (host memory), `managed` (CUDA managed memory, as paged optimizers
             use).
-        recomputed: born while a checkpointed region ran again in backward.
-        kept: born in forward and alive when backward began: an activation, in the sense of the word.
+        recomputed: allocated while a checkpointed region ran again in backward.
+        kept: allocated in forward and alive when backward began: an activation in the strict sense.
         output: the forward of some module returned it (the root's inputs and recomputations do not count).
         stream: the one that it was allocated on; 0 is the stream that compute runs on.
         busy_until: the tick until which another stream worked on it after it was freed (`Tensor.record_stream`); 0: none.
@@ -68,8 +68,8 @@ class Allocation:
 
     @property
     def bucket(self) -> Bucket:
-        """Where the report counts it. The role given at registration wins; then what forward keeps for backward is an
-        activation; everything else, recomputed tensors included, is workspace."""
+        """The part of the report in which it counts: that of its role; else activations, if forward keeps it for backward;
+        else workspace, which includes recomputed tensors."""
         return _BUCKET_OF_ROLE.get(self.role) or ("activations" if self.kept else "workspace")
 
     def alive(self, tick: int) -> bool:
@@ -85,7 +85,7 @@ _BUCKET_OF_ROLE: dict[str, Bucket] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
-    """A moment of the run: from `tick` on, and until the next mark, this was going on."""
+    """A point of the run: this phase begins at `tick` and lasts until the next mark."""
 
     tick: int
     phase: Phase
@@ -94,4 +94,4 @@ class Mark:
 
 
 BEFORE_ALL = Mark(tick=0, phase="load", step=0)
-"""What goes on before the first mark."""
+"""The phase before the first mark."""

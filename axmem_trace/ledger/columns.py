@@ -1,8 +1,8 @@
 """The allocations of a ledger in columns: five arrays instead of an object for each. No torch here.
 
-What a recording says of an allocation beside its size, its life and its module is said of hundreds of others too
-(`kinds`), and so is the module's name. A question about an attribute is answered once for each kind, and the answers
-are spread over the allocations by one array operation.
+Hundreds of allocations have everything in common except size, ticks and module (a kind, in `kinds`), and many have the
+same module. A query about an attribute is computed once for each kind, and one array operation gives the results to
+all allocations.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ KIND_FIELDS = tuple(each.name for each in fields(Allocation) if each.name not in
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Columns:
-    """One entry per allocation in each array, in order of birth.
+    """One entry per allocation in each array, in order of allocation.
 
     Attributes:
         nbytes, born, died: int64.
         module: position in `modules`, int32.
         kind: position in `kinds`, int32.
         modules: names, each once.
-        kinds: what else is known, as allocations of no bytes and no module.
+        kinds: everything else, as allocations of no bytes and no module.
     """
 
     nbytes: NDArray[np.int64]
@@ -53,13 +53,13 @@ class Columns:
         return -(-self.nbytes // BLOCK_BYTES) * BLOCK_BYTES
 
     def where(self, question: Callable[[Allocation], bool]) -> NDArray[np.bool_]:
-        """Of which allocations something is true that depends on their kind alone: `where(lambda a: a.role == "x")`."""
+        """For each allocation, whether something is true that only depends on its kind: `where(lambda a: a.role == "x")`."""
         import numpy as np
 
         return np.fromiter(map(question, self.kinds), dtype=bool, count=len(self.kinds))[self.kind]
 
     def codes(self, question: Callable[[Allocation], int]) -> NDArray[np.int64]:
-        """A number of each allocation that depends on its kind alone."""
+        """A number for each allocation that only depends on its kind."""
         import numpy as np
 
         return np.fromiter(map(question, self.kinds), dtype=np.int64, count=len(self.kinds))[self.kind]
@@ -76,7 +76,7 @@ class Columns:
 
 
 def make_columns(items: Iterable[Any]) -> Columns:
-    """Of allocations, or of anything with their attributes."""
+    """Columns of allocations, or of any objects with their attributes."""
     import numpy as np
 
     nbytes, born, died, module, kind = [], [], [], [], []
@@ -101,7 +101,7 @@ def make_columns(items: Iterable[Any]) -> Columns:
 
 
 class Allocations(Sequence[Allocation]):
-    """Columns, read as a sequence of `Allocation`s that are made when they are asked for."""
+    """Columns, read as a sequence of `Allocation`s, each made when it is read."""
 
     __slots__ = ("_made", "columns")
 

@@ -1,10 +1,10 @@
-"""The facts of a run: every storage's life, and the queries over them. No torch here.
+"""The facts of a run: when each storage is allocated and freed, and the queries. No torch here.
 
 The recorder writes `Allocation`s; nothing in them is interpreted. Buckets, timelines and peaks are pure functions of a
 frozen `Ledger`, so they can be tested on five allocations made by hand.
 
-Time is counted in *ticks*: each birth and each death is one tick, in the order in which they happened. Nothing here
-knows seconds.
+Time is counted in *ticks*: each allocation and each free is one tick, in the order in which they happened. There are no
+seconds here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """A birth (`delta` > 0) or death (`delta` < 0) of block bytes."""
+    """Block bytes allocated (`delta` > 0) or freed (`delta` < 0)."""
 
     tick: int
     delta: int
@@ -55,7 +55,7 @@ class Moment:
 
 
 class Stretch(NamedTuple):
-    """The births and deaths between two marks, by their positions in `Ledger.moves`: from `start` to before `end`."""
+    """The events between two marks, by their positions in `Ledger.moves`: from `start` to before `end`."""
 
     mark: Mark
     start: int
@@ -64,7 +64,7 @@ class Stretch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """Every allocation of a recording, in order of birth, and the marks of its phases."""
+    """Every allocation of a recording, in order of allocation, and the marks of its phases."""
 
     allocations: Sequence[Allocation]
     marks: tuple[Mark, ...]
@@ -79,7 +79,7 @@ class Ledger:
 
     @cached_property
     def on_gpu(self) -> tuple[Allocation, ...]:
-        """What the caching allocator serves."""
+        """The allocations of the caching allocator."""
         return tuple(allocation for allocation in self.allocations if allocation.device == "gpu")
 
     @cached_property
@@ -97,7 +97,7 @@ class Ledger:
         return order
 
     def moves(self) -> Iterator[tuple[int, int, int]]:
-        """Births and deaths on the GPU in order of time: (tick, position of the allocation, 1 if it dies).
+        """Allocations and frees on the GPU in order of time: (tick, position of the allocation, 1 if it is freed).
 
         The same as `events`, without an object for each.
         """
@@ -107,7 +107,7 @@ class Ledger:
             yield tick, rest >> 1, rest & 1
 
     def events(self) -> Iterator[Event]:
-        """Births and deaths on the GPU in order of time."""
+        """Allocations and frees on the GPU in order of time."""
         allocations = self.allocations
         for tick, index, dies in self.moves():
             allocation = allocations[index]
@@ -115,7 +115,7 @@ class Ledger:
             yield Event(tick=tick, delta=-size if dies else size, allocation=allocation, index=index)
 
     def mark_at(self, tick: int) -> Mark:
-        """The phase going on at `tick`."""
+        """The phase at `tick`."""
         position = bisect_right(self._marks, tick, key=lambda mark: mark.tick)
         return self._marks[position - 1] if position else BEFORE_ALL
 
@@ -144,7 +144,7 @@ class Ledger:
 
     @cached_property
     def timeline(self) -> tuple[Moment, ...]:
-        """Live GPU bytes after each birth or death. An object for each: prefer `levels` where bytes are enough."""
+        """Live GPU bytes after each allocation or free, as objects; `levels` is faster if bytes are enough."""
         moments, position, mark, marks = [], 0, BEFORE_ALL, self._marks
         for (tick, index, _), live in zip(self.moves(), self.levels[1], strict=True):
             while position < len(marks) and marks[position].tick <= tick:
@@ -155,10 +155,10 @@ class Ledger:
         return tuple(moments)
 
     def peak(self, *, phase: Phase | None = None, step: int | None = None) -> Moment:
-        """The moment of most live bytes, in all of the recording or in one phase or step; the first of equals.
+        """The point with the most live bytes, in the whole recording or in one phase or step; the first of equal ones.
 
         A phase begins with what is alive when it begins (at the tick before its mark, in no module), as after
-        `torch.cuda.reset_peak_memory_stats`; of equals, a moment at which something happened is preferred.
+        `torch.cuda.reset_peak_memory_stats`; of equal ones, a point at which something happened is preferred.
         """
         moments = [m for m in self._peaks if phase in (None, m.phase) and step in (None, m.step)]
         if not moments:
@@ -167,7 +167,7 @@ class Ledger:
 
     @cached_property
     def _peaks(self) -> tuple[Moment, ...]:
-        """The highest moment of each stretch between two marks in order of time, those merely inherited last."""
+        """The highest point between each two marks, in order of time; last, those that are the level at the beginning."""
         (ticks, levels), order = self.levels, self._order
         found, inherited = [], []
         for mark, start, end in self.stretches:
@@ -193,7 +193,7 @@ class Ledger:
         return levels[position - 1] if position else 0
 
     def by(self, key: Callable[[Allocation], K], *, tick: int) -> dict[K, int]:
-        """Block bytes alive at `tick`, summed by any question: `by(lambda a: a.bucket, tick=peak.tick)`."""
+        """Block bytes alive at `tick`, summed by any key: `by(lambda a: a.bucket, tick=peak.tick)`."""
         return sum_by((key(allocation), allocation.block_bytes) for allocation in self.alive_at(tick))
 
     def by_bucket(self, tick: int) -> dict[Bucket, int]:

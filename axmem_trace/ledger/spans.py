@@ -1,4 +1,4 @@
-"""One pass over the ledger's births and deaths: the peak of each phase of each step. Blocks throughout.
+"""One pass over the ledger's allocations and frees: the peak of each phase of each step. All bytes are block bytes.
 
 A phase's peak includes what was alive when it began, as `torch.cuda.max_memory_allocated` does after
 `reset_peak_memory_stats` (which sets the peak to the current level).
@@ -27,9 +27,9 @@ class Span:
     peak_bytes: int = -1
     peak_live: tuple[int, ...] = (0,) * len(BUCKETS)
     peak_tick: int = NEVER
-    """`NEVER`: the most live bytes were those it began with."""
+    """`NEVER`: the peak is the level at its beginning."""
     peak_allocation: Allocation | None = None
-    """What was born when the peak was reached."""
+    """The allocation with which the peak was reached."""
     end_bytes: int = 0
 
     @property
@@ -44,7 +44,7 @@ class Span:
 
 
 class Level(NamedTuple):
-    """Live bytes after a birth or death."""
+    """Live bytes after an allocation or a free."""
 
     tick: int
     live_bytes: int
@@ -61,7 +61,7 @@ class Survey:
 
     @property
     def peak(self) -> Span:
-        """The span with the most live bytes; of equals the one that reached them first."""
+        """The span with the most live bytes; of equal ones, the first that reached them."""
         ranked = sorted(self.spans.values(), key=lambda span: (-span.peak_bytes, span.peak_tick))
         return ranked[0] if ranked else Span(phase="load", step=0)
 
@@ -96,22 +96,22 @@ def survey(ledger: Ledger) -> Survey:
 
 
 def most_alive(allocations: Iterable[Allocation]) -> tuple[int, tuple[Allocation, ...]]:
-    """The most raw bytes of these allocations alive at one time, and those allocations; the first of equal moments."""
+    """The most raw bytes of these allocations alive at one time, and the allocations; the first of equal points."""
     chosen = tuple(allocations)
     changes = [(each.born, each.nbytes) for each in chosen]
     changes += [(each.died, -each.nbytes) for each in chosen if each.died != NEVER]
     live_bytes = most_bytes = best_tick = 0
-    for tick, delta in sorted(changes):  # at one tick deaths (negative) come first, as `Allocation.alive` has it
+    for tick, delta in sorted(changes):  # at one tick frees (negative) come first, as in `Allocation.alive`
         live_bytes += delta
         if live_bytes > most_bytes:
             most_bytes, best_tick = live_bytes, tick
     alive = tuple(each for each in chosen if each.alive(best_tick)) if most_bytes else ()
-    assert sum(each.nbytes for each in alive) == most_bytes, "what is alive at the moment does not add up"
+    assert sum(each.nbytes for each in alive) == most_bytes, "the live allocations do not add up"
     return most_bytes, alive
 
 
 def last_forward_end(ledger: Ledger) -> tuple[int, int]:
-    """First and last tick of the last forward of the last step; `(0, -1)` where no forward was recorded."""
+    """First and last tick of the last forward of the last step; `(0, -1)` if no forward was recorded."""
     stretches = ledger.stretches
     for position in range(len(stretches) - 1, -1, -1):
         if stretches[position].mark.phase == "forward":

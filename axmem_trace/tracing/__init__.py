@@ -1,1 +1,1 @@
-"""Recording a training step on meta: every storage's birth and death, as a GPU would see them."""
+"""Record a training step on meta: when each storage is allocated and freed, as on a GPU."""

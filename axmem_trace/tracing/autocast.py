@@ -1,7 +1,7 @@
 """CUDA's autocast, applied to tensors on meta: which functions cast what, and the cache of cast weights.
 
-`torch.autocast("cuda")` acts in the dispatcher on tensors of CUDA devices. Meta tensors pass it by, so the same casts
-are made here one level higher, on the Python functions, above autograd, which then records them as a GPU run would.
+`torch.autocast("cuda")` acts in the dispatcher, only on tensors of CUDA devices. For meta tensors the same casts are
+made here one level higher, on the Python functions and above autograd, which then records them as in a GPU run.
 The lists are those of torch 2.11 to 2.13, torch/include/ATen/autocast_mode.h (`AT_FORALL_*`); a test compares them.
 """
 
@@ -41,7 +41,7 @@ _OTHER_NAMES = {
     "reciprocal": ("__rdiv__", "__rtruediv__"), "upsample_bilinear2d": ("interpolate",),
     "grid_sampler": ("grid_sample",),
 }  # fmt: skip
-"""Python functions that do little else than call the operator: `1 / x` multiplies by a reciprocal, `square` is a power
+"""Python functions that little more than call the operator: `1 / x` multiplies by a reciprocal, `square` is a power
 (aten/src/ATen/native/UnaryOps.cpp)."""
 
 
@@ -52,8 +52,8 @@ class Autocast:
         self._weights: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
 
     def apply(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        """The arguments as the function's policy wants them; the same objects where it has none, as overloads that
-        write into `out` have none."""
+        """The arguments, cast by the function's policy; the same objects if it has none. Overloads that write into `out`
+        have none."""
         policy = _POLICIES.get(function)
         if policy is None or not torch.is_autocast_enabled("cuda") or kwargs.get("out") is not None:
             return args, kwargs
@@ -77,15 +77,15 @@ class Autocast:
         found = self._weights.get(id(tensor))
         if found is not None and found[0]() is tensor:
             return found[1]
-        with torch.enable_grad():  # what a pass without gradients has cast serves the next one, which wants them
+        with torch.enable_grad():  # a cast made without gradients is used again by the next pass with gradients
             cast = tensor.to(dtype)
         self._weights[id(tensor)] = (weakref.ref(tensor), cast)
         return cast
 
     def _cast_all(self, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> _Call:
         """From the last argument to the first, as PyTorch's binaries do (GCC evaluates the arguments of a call from right
-        to left; autocast_mode.h, `WrapFunction_`): of a linear layer the weight, then its input. The autograd engine takes
-        what was recorded last first, so in backward the gradient of the input is cast back before that of the weight."""
+        to left; autocast_mode.h, `WrapFunction_`): for a linear layer the weight, then its input. The autograd engine
+        starts with what was recorded last, so backward casts the input's gradient back before the weight's."""
         values = [*args, *kwargs.values()]
         for place in reversed(range(len(values))):
             values[place] = tree_map_only(torch.Tensor, lambda tensor: self.cast(tensor, dtype), values[place])
@@ -106,7 +106,7 @@ def _to_fp32(autocast: Autocast, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _set_dtype_fp32(autocast: Autocast, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-    """`dtype=torch.float32` unless the call names one; the input is left to the kernel to convert."""
+    """`dtype=torch.float32` unless the call has one; the kernel itself converts the input."""
     named = kwargs.get("dtype") is not None or any(isinstance(argument, torch.dtype) for argument in args)
     tensor = args[0] if args else kwargs.get("input")
     if named or not isinstance(tensor, torch.Tensor) or not _is_eligible(tensor):
@@ -124,7 +124,7 @@ def _promote(autocast: Autocast, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _homes(name: str) -> list[Callable[..., Any]]:
-    """Every Python function under which an operator is called."""
+    """Every Python function that calls the operator of this name."""
     found: list[Callable[..., Any]] = []
     for alias in (name, *_OTHER_NAMES.get(name, ())):
         for home in (torch, torch.Tensor, F, torch._C._nn, torch.linalg, torch.special):

@@ -1,4 +1,4 @@
-"""`KernelContext`: what a rule may know and do."""
+"""`KernelContext`: what a rule can read and do."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class KernelContext:
-    """The target card, the run's choices, and the recorder to report to.
+    """The target card, the run's settings, and the recorder that gets allocations and notes.
 
-    It is made first and given to one `Recorder`, which it belongs to from then on.
+    It is made first, and then belongs to the one `Recorder` that it is given to.
     """
 
     compute_capability: tuple[int, int] = (8, 0)
@@ -31,7 +31,7 @@ class KernelContext:
     """Columns of each 8-bit layer's input that hold a value beyond the threshold."""
     notes: Notes = field(default_factory=Notes)
     _held: set[str] = field(default_factory=set)
-    """What `hold_once` has been called with."""
+    """The names with which `hold_once` has been called."""
     _recorder: Recorder | None = None
 
     @property
@@ -44,7 +44,7 @@ class KernelContext:
         """Called by the recorder, once.
 
         Raises:
-            AssertionError: it belongs to a recorder already: its notes and what it holds are those of one recording.
+            AssertionError: it belongs to a recorder already: its notes and blocks are those of one recording.
         """
         assert self._recorder is None, "this context belongs to another recorder"
         self._recorder = recorder
@@ -54,11 +54,11 @@ class KernelContext:
         self.notes.append(note)
 
     def workspace(self, nbytes: int, op: str) -> None:
-        """Records a block that is allocated and freed now."""
+        """Records a block that is allocated and freed immediately."""
         self.recorder.workspace(nbytes, op)
 
     def hold_once(self, what: str, nbytes: int, op: str) -> bool:
-        """Records a block that the process takes the first time it needs it, and keeps. False: it has it already."""
+        """Records a block that the process allocates at its first use and keeps. Returns False if it exists already."""
         if what in self._held:
             return False
         self._held.add(what)

@@ -1,4 +1,4 @@
-"""`CudaMode`: while it is open, torch functions do to meta tensors what they would do to tensors on a GPU."""
+"""`CudaMode`: while it is open, torch functions treat meta tensors like tensors on a GPU."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from axmem_trace.tracing.patching import replaced, replaced_all
 from axmem_trace.tracing.recorder import Recorder
 
 _COMPOSITE = frozenset({F.multi_head_attention_forward, F.normalize, F.softmin, F.gumbel_softmax})
-"""Python functions that call several others inside: those must meet the mode too."""
+"""Python functions that call several others inside: the mode must see these calls too."""
 
 
 class CudaMode(TorchFunctionMode):
     """Applies autocast's casts and the function rules, in forward, backward and recomputation.
 
-    torch takes a function mode away while it handles an overridable function, and `Tensor.backward` is one; so the
-    autograd engine is started with the mode put back.
+    torch switches a function mode off while it handles an overridable function, and `Tensor.backward` is one; so the
+    mode is switched on again before the autograd engine starts.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -51,7 +51,7 @@ class CudaMode(TorchFunctionMode):
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """The mode, with libraries' own questions about devices and autocast answered as on a GPU."""
+        """Open the mode, and let functions of libraries that ask about devices and autocast return the same as on a GPU."""
         with ExitStack() as stack:
             for target, name, replacement in (*self._torch_answers(), *_transformers_answers()):
                 stack.enter_context(replaced(target, name, stands_in(replacement)))
@@ -93,7 +93,7 @@ class CudaMode(TorchFunctionMode):
 
 @contextmanager
 def _bodies_run() -> Iterator[None]:
-    """`torch.nn.functional` thinks that nothing overrides its functions, and runs them."""
+    """Make `torch.nn.functional` run its functions as if nothing overrides them."""
     names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
     with replaced_all(F, dict.fromkeys(names, lambda *tensors: False)):
         yield
@@ -112,7 +112,7 @@ def _with_cuda_for_meta(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _transformers_answers() -> Iterator[tuple[Any, str, Any]]:
-    """`maybe_autocast` does nothing on meta by its own decision; models import it by name."""
+    """transformers' `maybe_autocast` does nothing on meta, so it is replaced; models import it by name."""
     generic = sys.modules.get("transformers.utils.generic")
     original = getattr(generic, "maybe_autocast", None)
     if original is None:
@@ -131,4 +131,4 @@ _PLAIN = frozenset(
     for name in ("shape", "dtype", "device", "is_meta", "requires_grad", "grad", "data", "is_leaf", "grad_fn", "layout",
                  "ndim", "T", "mT", "is_sparse", "is_nested", "is_cpu", "is_cuda", "is_quantized")
 )  # fmt: skip
-"""Attributes: asked for on every line, and of interest to no rule."""
+"""Attributes that code reads in every line and that no rule needs."""

@@ -1,7 +1,7 @@
-"""In which layer of a list each birth and death of a recording happened.
+"""The layer in which each allocation and each free of a recording happened.
 
-Inside a module's forward, or in the backward of what it did, that is the layer of the module at work. Elsewhere (the
-optimizer, clipping) it is the layer of what the operator was given, one by one where it was given lists.
+Inside a module's forward, and in its backward, that is the layer of the running module. Elsewhere (the optimizer,
+clipping) it is the layer of the operator's arguments; for lists of tensors, the layer of each item.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _current_node: Callable[[], Any] = torch._C._current_autograd_node
 
 
 class LayerWatch:
-    """Notes the layer of every event, as the record tells it of them."""
+    """Stores the layer of every event; the record calls its methods."""
 
     def __init__(self, repetition: Repetition, scopes: ModuleScopes) -> None:
         self._repetition, self._scopes = repetition, scopes
@@ -28,7 +28,7 @@ class LayerWatch:
         self._num_born = 0
 
     def take_operands(self, func: Any, args: tuple[Any, ...], living: Mapping[int, Any]) -> None:
-        """An operator begins: outside all modules, what it returns belongs to the layers of what it was given.
+        """An operator begins: outside all modules, its results belong to the layers of its arguments.
 
         Args:
             living: storages that are alive, by address; each has a `module` and a `layer`.
@@ -42,7 +42,9 @@ class LayerWatch:
             if any(layer is not None for layer in found):
                 returns = func._schema.returns
                 is_list = bool(returns) and returns[0].type.kind() == "ListType"
-                self._given = found if len(found) == 1 or is_list else []  # stack and cat: of no layer
+                self._given = (
+                    found if len(found) == 1 or is_list else []
+                )  # stack and cat: the result belongs to no layer
                 return
 
     def drop_operands(self) -> None:
@@ -50,7 +52,7 @@ class LayerWatch:
         self._given = []
 
     def birth(self, tick: int) -> int | None:
-        """An allocation begins; returns the layer that it belongs to where no module says it."""
+        """An allocation begins; returns its layer if no module is running."""
         layer = self._note(tick)
         if layer not in (None, OUTSIDE) or not self._given:
             return None
@@ -64,12 +66,12 @@ class LayerWatch:
         self._note(tick)
 
     def repeat(self, start: int, end: int, shift: int) -> None:
-        """What happened after `start` up to `end` happened again, `shift` ticks later."""
+        """Events after `start` and up to `end` are repeated, `shift` ticks later."""
         again = {tick + shift: layer for tick, layer in self._at_tick.items() if start < tick <= end}
         self._at_tick.update(again)
 
     def make(self, lives: Iterable[Any]) -> EventLayers:
-        """What has been noted; `lives` are all allocations, each with a `module` and a `layer`."""
+        """The result; `lives` are all allocations, each with a `module` and a `layer`."""
         return EventLayers(self._at_tick, [self._own_layer(life) for life in lives])
 
     def _own_layer(self, life: Any) -> int | None:

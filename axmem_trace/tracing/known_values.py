@@ -1,8 +1,8 @@
-"""The true values of small tensors on meta, as far as they follow from the inputs.
+"""The true values of small tensors on meta, if they follow from the inputs.
 
-Libraries ask tensors for values: is the padding mask all ones, where do packed samples begin, which tokens are images?
-On meta there are none, but the inputs are ours, so a real copy of their storages is kept on the CPU, and every operator
-whose tensor arguments are all known is run on the copies too. Model activations are never known.
+Libraries read values of tensors: is the padding mask all ones, where do packed samples begin, which tokens are images?
+Meta tensors have no values. But the inputs are made here, so a real copy of their storages is kept on the CPU, and every
+operator whose tensor arguments are all known runs on the copies too. Model activations are never known.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DATA_DEPENDENT = frozenset({
     aten.unique_dim.default, aten.unique_consecutive.default, aten.bincount.default, aten.repeat_interleave.Tensor,
     aten.equal.default, aten.is_nonzero.default, aten.histc.default,
 })  # fmt: skip
-"""Operators whose result cannot even be shaped without values."""
+"""Operators whose result has an unknown shape without values."""
 
 
 class KnownValues:
@@ -37,7 +37,7 @@ class KnownValues:
         self._copies: dict[int, torch.Tensor] = {}
         self._keepers: dict[int, weakref.ref[Any]] = {}
         self.num_true: dict[tuple[int, ...], int] = {}
-        """Of masks that depend on pixels, and so are not followed: by their shape, how many elements are true."""
+        """For masks that depend on pixels, and therefore are not followed: by shape, how many elements are true."""
 
     def learn(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
         """`tensor` (on meta, dense from its storage's start) holds `value`."""
@@ -59,7 +59,7 @@ class KnownValues:
         return None if copy is None else _view(copy, tensor)
 
     def run(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The operator's result on real values, or None where an argument is unknown or the work too large.
+        """The operator's result on real values, or None if an argument is unknown or too large to compute.
 
         In-place operators change the copies, as they change the tensors.
         """
@@ -72,7 +72,7 @@ class KnownValues:
         return call_original(op, real_args, real_kwargs)
 
     def may_follow(self, args: tuple[Any, ...]) -> bool:
-        """A cheap first look: whether the first tensor among the arguments is known, or there is none."""
+        """A cheap first check: True if the first tensor among the arguments is known, or if there is no tensor."""
         for argument in args:
             if isinstance(argument, torch.Tensor):
                 return not argument.is_meta or argument.untyped_storage()._cdata in self._copies
@@ -81,14 +81,14 @@ class KnownValues:
         return True
 
     def settle(self, result: Any) -> None:
-        """A mask that is not followed, but known to be true everywhere, is known from here on."""
+        """From now on the value of a mask is known that was not followed, but is known to be true everywhere."""
         if not isinstance(result, torch.Tensor) or result.dtype is not torch.bool or not result.is_meta:
             return
         if self.num_true.get(tuple(result.shape)) == result.numel() and self.value_of(result) is None:
             self.learn(result, torch.ones(result.shape, dtype=torch.bool))
 
     def forget(self, tensor: torch.Tensor) -> None:
-        """What was known of the tensor's storage no longer holds."""
+        """Forgets the value of the tensor's storage."""
         self._forget(tensor.untyped_storage()._cdata)
 
     def _forget(self, key: int) -> None:
@@ -105,7 +105,7 @@ class KnownValues:
 
 
 def worth_knowing(result: Any) -> bool:
-    """Whether an operator's result is small enough, and of a kind, to be followed."""
+    """True if the values of an operator's result can be followed: it is small, and of a supported kind."""
     tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
     return bool(tensors) and all(tensor.numel() <= MAX_ELEMENTS for tensor in tensors)
 

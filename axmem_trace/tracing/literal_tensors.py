@@ -1,4 +1,4 @@
-"""`torch.tensor` with a meta device: the one factory that no dispatch mode sees, so that its value would be lost."""
+"""`torch.tensor` with a meta device: the only factory that dispatch modes do not see, so its value would be lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from axmem_trace.tracing.patching import replaced
 def literals_known(values: KnownValues) -> Iterator[None]:
     """While open, the values of small tensors that `torch.tensor` makes on meta are known.
 
-    Sizes that models copy to the GPU to reckon with (the merge size of a patch grid) come about so. torch
+    Models make sizes in this way to calculate with them on the GPU (the merge size of a patch grid). torch
     `csrc/utils/tensor_new.cpp` `internal_new_from_data` makes meta tensors without a copy, which a GPU would make.
     """
     original = torch.tensor

@@ -16,11 +16,11 @@ _BYTES_OF_INDEX = 8
 
 
 def picked_indices(values: KnownValues, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], int] | None:
-    """The arguments with integer indices in the place of boolean masks whose values are known, and the bytes of those.
+    """The arguments with integer indices instead of boolean masks whose values are known, and the bytes of the indices.
 
     `tensor[mask]` is `tensor[mask.nonzero().unbind(1)]` (torch aten/src/ATen/native/IndexingUtils.h, `expandTensors`):
-    one int64 [picked, dimensions] tensor, which lives while the operator runs. Nothing else depends on the values, so
-    only the number is worked out, through the view of a mask that is expanded over the hidden size too.
+    one int64 [picked, dimensions] tensor, alive while the operator runs. Only the number of picked elements is needed;
+    it is computed also for a mask that is a view, expanded over the hidden size.
     """
     source, indices = args[0], args[1]
     if not source.is_meta or not any(_is_mask(index) for index in indices):

@@ -1,4 +1,4 @@
-"""Which module is at work: forward hooks push and pop names; backward finds the forward by autograd's numbers."""
+"""Which module is running: forward hooks push and pop names; backward finds the forward by autograd's numbers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from axmem_trace.tracing.patching import replaced
 _next_sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr
 _current_node: Callable[[], Any] = torch._C._current_autograd_node
 _ACCUMULATE = (1 << 64) - 1
-"""`AccumulateGrad` nodes have no place in the order of the forward (torch/csrc/autograd/function.h, `sequence_nr`)."""
+"""`AccumulateGrad` nodes are not in the order of the forward (torch/csrc/autograd/function.h, `sequence_nr`)."""
 
 
 class ModuleScopes:
-    """The stack of modules whose `forward` runs, and a memory of who built which autograd node.
+    """The stack of modules whose `forward` runs, and a table of which module made which autograd node.
 
     Autograd numbers its nodes in the order in which forward makes them, so the module that made a node is the one that
     was on top of the stack when that number was given out. A recomputation inside backward pushes modules again.
@@ -32,14 +32,14 @@ class ModuleScopes:
         self.stack: list[str] = []
         self._on_output = on_output
         self._names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-        """Some models replace a part of theirs in their first forward (BigBird its attention): ids would be reused."""
+        """Some models replace a submodule in their first forward (BigBird its attention): Python would reuse its id."""
         self._starts: list[int] = [0]
         self._owners: list[str] = [""]
 
     @contextmanager
     def watch(self, root: nn.Module, **others: nn.Module) -> Iterator[None]:
-        """While open, calls of `root` and its submodules are followed, and those of other models under their names. Hooks
-        are global: nothing is left in modules."""
+        """While open, calls of `root` and its submodules are followed, and those of other models under their names. The
+        hooks are global: nothing is stored in modules."""
         self._names = WeakKeyDictionary({module: name for name, module in root.named_modules()})
         for own_name, other in others.items():
             self._names.update({module: f"{own_name}.{name}".rstrip(".") for name, module in other.named_modules()})
@@ -54,7 +54,7 @@ class ModuleScopes:
 
     @contextmanager
     def follow_recomputation(self, root: nn.Module) -> Iterator[None]:
-        """While open, a checkpointed layer counts as at work whenever its function runs, in backward too.
+        """While open, a checkpointed layer counts as running whenever its function runs, in backward too.
 
         transformers 5.24 checkpoints a layer's `forward`, so that its hooks do not run again in backward; releases up
         to 5.20 checkpoint the call, hooks included (`modeling_layers.py`, `GradientCheckpointingLayer`).
@@ -88,7 +88,7 @@ class ModuleScopes:
         return bool(self.stack)
 
     def current(self) -> str:
-        """The module at work: on top of the stack, or, in backward, the one that made the node which runs."""
+        """The running module: the top of the stack, or, in backward, the module that made the running node."""
         if self.stack:
             return self.stack[-1]
         node = _current_node()

@@ -1,7 +1,8 @@
-"""Calls that a library made and we pass on, marked so that a failure in them is not taken for one of ours.
+"""Marks calls of a library that code here passes on, so that an error in them is not reported as an error of this code.
 
-A model asks for an operator; the recorder, a mode or a rule answers, and often calls what was asked for. Where that
-fails, the model's request is at fault. Where our code fails on the way, or in an operator that it calls by itself, we are.
+A model calls an operator; the recorder, a mode or a rule handles the call, and often calls the original operator. If
+that raises, the model's call is wrong. If code here raises, or an operator that it calls for another reason, the
+error is in this package.
 """
 
 from __future__ import annotations
@@ -13,26 +14,26 @@ from typing import Any, TypeVar
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _OUR_PACKAGE = __name__.partition(".")[0]
 _PASSED_ON = ("torch", "contextlib", "functools")
-"""Packages whose frames are between a model and an operator: they are not at fault themselves."""
+"""Packages whose frames are between a model and an operator: they are not the cause of an error."""
 _STAND_INS: set[CodeType] = set()
 
 
 def stands_in(function: _Function) -> _Function:
-    """Marks a function of ours that libraries call in place of their own: a mode's handler, a replaced function."""
+    """Marks a function of this package that libraries call: a mode's handler, or a replacement of a library's function."""
     _STAND_INS.add(function.__code__)
     return function
 
 
 def call_original(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Calls what the library asked for, with what it gave or what a rule makes of that."""
+    """Calls the library's original function, with its arguments or with those that a rule made from them."""
     return function(*args, **kwargs)
 
 
 def library_frame(trace: TracebackType | None) -> TracebackType | None:
-    """Where the library whose request failed made it; None: the failure is one of our own code.
+    """The library's frame whose call failed; None: the error is in this package.
 
-    From the innermost frame outwards: the first that is of neither torch nor ours. Frames of ours are passed by only
-    between `call_original` and the stand-in that was asked.
+    From the innermost frame outwards: the first that is neither torch's nor of this package. Frames of this package are
+    skipped only between `call_original` and the marked replacement.
     """
     links: list[TracebackType] = []
     while trace is not None:

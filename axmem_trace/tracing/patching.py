@@ -1,6 +1,6 @@
-"""The one way to replace what libraries have: attributes, forwards and items of dictionaries, each put back on closing.
+"""The only way to replace parts of libraries: attributes, forwards and items of dictionaries, restored on closing.
 
-What is replaced at the moment can be asked for, so that a test can assert that nothing stays replaced. No torch here.
+A test can read what is currently replaced, and assert that nothing stays replaced. No torch here.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any, Final
 _MISSING: Final = object()
 _open: list[str] = []
 _originals: dict[tuple[int, str], tuple[Any, Any]] = {}
-"""Of modules and classes: the target and its own function, when it was replaced for the first time in this process."""
+"""For modules and classes: the target and its original function when it was first replaced in this process."""
 
 
 def open_replacements() -> tuple[str, ...]:
-    """What is replaced at the moment, the latest last."""
+    """What is currently replaced, the latest last."""
     return tuple(_open)
 
 
 def changed_functions() -> tuple[str, ...]:
-    """Functions that have been replaced in this process and are not what they were before; empty while none is."""
+    """Functions that were replaced in this process and are not the original ones now; empty if all are restored."""
     return tuple(
         f"{_name_of(target)}.{name}"
         for (_, name), (target, original) in _originals.items()
@@ -35,7 +35,7 @@ def replaced(target: Any, name: str, value: Any, *, new: bool = False) -> Iterat
     """While open, the attribute of a module, class or object is `value`.
 
     Args:
-        new: the target may have no such attribute, and then has none again afterwards.
+        new: the target may lack the attribute; then it is removed at the end.
 
     Raises:
         AttributeError: the target has no such attribute, so the library is not the one that this was written for.
@@ -80,7 +80,7 @@ def replaced_forward(module: Any, forward: Any) -> Iterator[None]:
 
 @contextmanager
 def replaced_items(mapping: MutableMapping[Any, Any], items: Mapping[Any, Any]) -> Iterator[None]:
-    """While open, the mapping has these items; those that it had are put back, those that it had not are removed."""
+    """While open, the mapping has these items. At the end, items that it had are restored, and new ones are removed."""
     before = {key: mapping.get(key, _MISSING) for key in items}
     with _listed(f"items {', '.join(map(str, items))}"):
         mapping.update(items)

@@ -31,11 +31,11 @@ Decision = Callable[["Recorder", tuple[Any, ...], dict[str, Any], Any], None]
 
 @dataclass(slots=True)
 class _Plan:
-    """What is to be done for an operator, worked out once."""
+    """What the recorder does for an operator, determined once."""
 
     name: str
     fresh: bool
-    """It may return a storage that it was not given."""
+    """It may return a storage that is not one of its arguments'."""
     mutates: bool
     rule: Callable[..., Any] | None
     workspace: Callable[..., Any] | None
@@ -43,7 +43,7 @@ class _Plan:
     leaves_gpu: bool
     """It may copy to the host, as `tolist` does."""
     indexes: bool
-    """It may be given boolean masks to index by."""
+    """Its arguments may contain boolean masks as indices."""
     can_remember: bool
     decide: Decision | None
     collective: bool
@@ -53,8 +53,8 @@ class _Plan:
 class Recorder(LifeRecord, TorchDispatchMode):
     """Records storages on `traced_device` (`meta`; `cpu` to check meta against a real run) as GPU memory.
 
-    A storage is born when an operator first returns a tensor on it. What existed before the recorder was opened is
-    unknown to it until `register`ed. Without rules it records what meta does by itself.
+    A storage is allocated when an operator first returns a tensor with it. Storages from before the recorder was opened
+    are unknown until `register` is called. Without rules it records what the meta kernels do.
 
     Use it as a context manager around the code to record, and call `make_ledger` afterwards.
     """
@@ -65,7 +65,7 @@ class Recorder(LifeRecord, TorchDispatchMode):
         LifeRecord.__init__(self, traced_device)
         TorchDispatchMode.__init__(self)
         self.rules = Rules()
-        """Of all kernels that this recorder knows; see `add_rules`."""
+        """The rules of all kernels that this recorder knows; see `add_rules`."""
         self.context = context or KernelContext()
         self.context.belong_to(self)
         self._memo = ResultMemo()
@@ -79,12 +79,14 @@ class Recorder(LifeRecord, TorchDispatchMode):
     # -- what it is given ---------------------------------------------------------------------------------------------
 
     def add_rules(self, rules: Rules) -> None:
-        """More rules, in force from now on, for operators that have run already too.
+        """Adds rules, which apply from now on, also to operators that have run already.
 
         Raises:
             AssertionError: it has another rule for the same operator or function, or it records a real run.
         """
-        assert self.traced_device == "meta" or not rules, "a real run does by itself what rules say of a GPU"
+        assert self.traced_device == "meta" or not rules, (
+            "a real run needs no rules: its operators do what the rules describe"
+        )
         if not self.rules.has_all(rules):
             self.rules.include(rules)
             self._plans.clear()
@@ -176,8 +178,8 @@ class Recorder(LifeRecord, TorchDispatchMode):
         return result
 
     def run(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What meta says of an operator, remembered by layouts where it may be. A rule that lets an operator be calls
-        this from inside it."""
+        """The result of the meta kernel, from the memo of layouts if possible. A rule that does not change the operator
+        calls this."""
         return self._run(self._plans[op], op, args, kwargs, followed=self.values.may_follow(args))
 
     def _make_plan(self, op: Any) -> _Plan:
@@ -218,7 +220,7 @@ class Recorder(LifeRecord, TorchDispatchMode):
         return tuple(self._stand_in(each, str(func)) for each in value)
 
     def _index_by_number(self, args: tuple[Any, ...], op: str) -> tuple[Any, ...]:
-        """Masks whose values are known, as integer indices; a GPU makes these for the moment."""
+        """Masks whose values are known, as integer indices; a GPU allocates these while the operator runs."""
         picked = picked_indices(self.values, args)
         if picked is None:
             return args
@@ -233,7 +235,7 @@ class Recorder(LifeRecord, TorchDispatchMode):
         return tensor
 
     def _follow(self, plan: _Plan, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """Keeps what is known of values in step with what the operator did."""
+        """Updates the known values after the operator."""
         if not plan.fresh and not plan.mutates:  # a view: its storage is known, or not, already
             return
         value = self.values.run(func, args, kwargs) if worth_knowing(result) else None

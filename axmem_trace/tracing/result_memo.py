@@ -1,8 +1,8 @@
 """Results of operators on meta, remembered by the shapes that went in.
 
-Meta runs many operators as Python decompositions (0.2 ms for a product in torch 2.13), and a model asks for the same
-few over and over: what comes out depends on nothing but shapes, strides, dtypes and plain arguments. A remembered
-result is made anew as fresh storages of the same layout, which is all that a recorder sees of it.
+Meta runs many operators as Python decompositions (0.2 ms for a product in torch 2.13), and a model calls the same few
+again and again: the result depends only on shapes, strides, dtypes and plain arguments. For a remembered result, new
+storages of the same layout are made; a recorder sees no difference.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ResultMemo:
         self._layouts: dict[Any, Any] = {}
 
     def key(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the result's layout depends on; None where an argument defies comparison or is no plain meta tensor."""
+        """What the result's layout depends on; None if an argument cannot be compared or is no plain meta tensor."""
         parts: list[Any] = [op]
         for argument in args:
             part = _describe(argument)
@@ -53,7 +53,7 @@ class ResultMemo:
         return _make(found)
 
     def remember(self, key: Any, args: tuple[Any, ...], result: Any) -> None:
-        """Keeps the layout of a result, if it is one or several fresh tensors, each filling a storage of its own.
+        """Keeps the layout of a result, if it is one or several new tensors, each with its own storage and filling it.
 
         Some operators share storage with an argument though their schema does not say so (`_unsafe_view`).
         """
@@ -110,7 +110,7 @@ def _is_plain(tensor: Any) -> bool:
 
 
 def _fills_storage(tensor: torch.Tensor) -> bool:
-    """As `empty_strided` would make it: from the start, and no larger than its extent."""
+    """True if the tensor is like one of `empty_strided`: it begins at the storage's start and fills the storage."""
     if tensor.storage_offset() or tensor.is_conj() or tensor.is_neg():
         return False
     extent = (

@@ -1,12 +1,12 @@
-"""The one way to say that a GPU does something else than meta: tables of rules, which the recorder is given.
+"""The only way to describe that a GPU differs from meta: tables of rules, which are passed to the recorder.
 
 Three kinds of rule, by where in the stack the difference is:
 
 - a *function rule* replaces a Python-level torch function before autograd sees it, so that autograd records what a GPU's
   kernel would have recorded (attention, dropout, autocast's casts);
-- a *dispatch rule* answers an operator below autograd, where meta cannot (`.item()`, data-dependent shapes) or where its
+- a *dispatch rule* replaces an operator below autograd that meta cannot run (`.item()`, data-dependent shapes), or whose
   decomposition allocates what the kernel does not;
-- a *workspace rule* says how many bytes an operator's kernel takes while it runs, beside its outputs.
+- a *workspace rule* returns how many bytes an operator's kernel allocates while it runs, without its outputs.
 
 Each rule's docstring names its source: library, file, function, version.
 """
@@ -58,7 +58,7 @@ class Rules:
         return lambda rule: _add(self.workspaces, ops, rule)
 
     def include(self, other: Rules) -> None:
-        """Adds another table's rules; those that are here already stay.
+        """Adds another table's rules; rules that are here already stay.
 
         Raises:
             AssertionError: the tables have different rules for one key.
@@ -68,7 +68,7 @@ class Rules:
                 _add(mine, (key,), rule)
 
     def has_all(self, other: Rules) -> bool:
-        """Whether every rule of the other table is here."""
+        """True if every rule of the other table is here."""
         return all(mine.get(key) is rule for mine, others in self._pairs(other) for key, rule in others.items())
 
     def __bool__(self) -> bool:

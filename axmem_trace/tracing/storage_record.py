@@ -1,6 +1,6 @@
-"""The record itself: the lives of storages, from birth to death, and the marks of what went on.
+"""The record itself: when each storage is allocated and freed, and the marks of the phases.
 
-One clock counts births, deaths and marks. What brings storages forth is the recorder's business (`recorder.py`).
+One clock counts allocations, frees and marks. `recorder.py` finds the storages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from axmem_trace.tracing.module_scopes import ModuleScopes
 
 
 class StorageLife:
-    """An `Allocation` in the making."""
+    """An `Allocation` that is not complete yet."""
 
     __slots__ = ("born", "busy_until", "device", "died", "kept", "layer", "micro_batch", "module", "nbytes", "op", "output",
                  "phase", "recomputed", "role", "step", "stream", "used_on", "watch")  # fmt: skip
@@ -39,12 +39,12 @@ class StorageLife:
         self.recomputed = self.kept = self.output = False
         self.stream = self.busy_until = 0
         self.used_on: set[int] | None = None
-        """Streams that work on it beside its own."""
+        """Other streams that work on it."""
         self.watch: Any = None
         self.layer: int | None = None
 
     def repeated(self, shift: int, step: int) -> StorageLife:
-        """The same in a later step, still alive."""
+        """The same storage in a later step, still alive."""
         twin = StorageLife(self.nbytes, self.born + shift)
         for name in (
             "phase",
@@ -67,7 +67,7 @@ class StorageLife:
 class LifeRecord:
     """Storages on `traced_device` as GPU memory, on others as host memory.
 
-    A storage dies when Python's last reference to the storage object goes.
+    A storage is freed when Python's last reference to the storage object ends.
     """
 
     def __init__(self, traced_device: str) -> None:
@@ -83,7 +83,7 @@ class LifeRecord:
         self._stream = 0
         self._role: Role = ""
         self._in_use: list[StorageLife] = []
-        """Freed, but another stream than their own may still be at work on them."""
+        """Freed, but a stream other than their own may still work on them."""
 
     # -- streams, and storages that change in place ---------------------------------------------------------------------
 
@@ -98,7 +98,7 @@ class LifeRecord:
             life.used_on = (life.used_on or set()) | {stream}
 
     def finish_stream(self, stream: int, moment: int) -> None:
-        """The host has waited for what was given to a stream until `moment`."""
+        """The host has waited for all work that was put on a stream before `moment`."""
         waiting = []
         for life in self._in_use:
             if life.died <= moment and life.used_on:
@@ -132,7 +132,7 @@ class LifeRecord:
     # -- what the step reports ------------------------------------------------------------------------------------------
 
     def mark(self, phase: Phase, step: int, micro_batch: int = 0) -> None:
-        """From now on, `phase` of `step` goes on. With backward's beginning, what lives of this forward is kept."""
+        """`phase` of `step` begins. When backward begins, storages of this forward that are alive are marked as kept."""
         gc.collect()
         self._tick += 1
         self._mark = Mark(tick=self._tick, phase=phase, step=step, micro_batch=micro_batch)
@@ -145,14 +145,14 @@ class LifeRecord:
 
     @contextmanager
     def interlude(self, phase: Phase) -> Iterator[None]:
-        """While open, `phase` goes on; then what went on before goes on."""
+        """While open, the phase is `phase`; afterwards the former phase continues."""
         before = self._mark
         self.mark(phase, before.step, before.micro_batch)
         yield
         self.mark(before.phase, before.step, before.micro_batch)
 
     def register(self, tensor: torch.Tensor, *, role: Role, module: str = "", device: Device | None = None) -> None:
-        """Gives the tensor's storage a role and an owner, now and for its whole life; unseen storages are born now."""
+        """Sets the role and owner of the tensor's storage for its whole life; an unknown storage is allocated now."""
         tensor = local_part(tensor)
         life = self._living.get(tensor.untyped_storage()._cdata) or self._allocate(tensor, op="")
         if life is not None:
@@ -161,7 +161,7 @@ class LifeRecord:
                 life.device = device
 
     def workspace(self, nbytes: int | Sequence[int], op: str = "", *, role: Role = "") -> None:
-        """Blocks that are alive together for the moment and gone when this returns."""
+        """Allocates blocks together and frees them before this returns."""
         with self.blocks([nbytes] if isinstance(nbytes, int) else nbytes, op, role=role):
             pass
 
@@ -189,7 +189,7 @@ class LifeRecord:
 
     @property
     def phase(self) -> Phase:
-        """What goes on now."""
+        """The current phase."""
         return self._mark.phase
 
     @property
@@ -198,14 +198,15 @@ class LifeRecord:
         return self._tick
 
     def repeat(self, start: int, end: int, *, step: int) -> dict[int, torch.UntypedStorage]:
-        """What happened after tick `start` up to `end` happens once more, in `step`, without being run.
+        """Repeats the events after tick `start` up to `end` in `step`, without running them.
 
-        Storages that were born then and have died since live as long once more, as do those of gradients, which
-        outlive the range; what else outlives it (a cache that was filled) is there already. Marks repeat too.
+        Storages that were allocated in this range and freed since are allocated again for the same number of ticks;
+        those of gradients too, which outlive the range. Anything else that outlives it (a filled cache) exists already
+        and is not repeated. Marks are repeated too.
 
         Returns:
             For each gradient's storage, by the tick at which the original was allocated, a tensor that is alive now:
-            its death ends the repeated life.
+            when it is freed, the repeated storage is freed.
         """
         shift = self._tick - start
         standing: dict[int, torch.UntypedStorage] = {}
@@ -228,7 +229,7 @@ class LifeRecord:
         return standing
 
     def _placeholder_of(self, life: StorageLife) -> torch.UntypedStorage:
-        """A storage whose death is the life's."""
+        """A storage; when it is freed, the recorded one is freed."""
         with self.paused():
             storage = torch.empty(life.nbytes, dtype=torch.uint8, device=self.traced_device).untyped_storage()
         key = storage._cdata
@@ -237,14 +238,14 @@ class LifeRecord:
         return storage
 
     def born_at(self, tensor: torch.Tensor) -> int:
-        """The tick at which the tensor's storage was born; 0 where it is unknown."""
+        """The tick at which the tensor's storage was allocated; 0 if it is unknown."""
         life = self._living.get(local_part(tensor).untyped_storage()._cdata)
         return life.born if life is not None else 0
 
     def copy_to_host(self, tensor: torch.Tensor, *, role: Role = "", module: str = "") -> torch.Tensor:
-        """A tensor of the same layout that counts as pinned host memory for as long as it lives.
+        """A tensor of the same layout that counts as pinned host memory while it is alive.
 
-        PyTorch hands pinned memory out in powers of two (2.13, ATen/core/CachingHostAllocator.h, `allocate`).
+        PyTorch allocates pinned memory in powers of two (2.13, ATen/core/CachingHostAllocator.h, `allocate`).
         """
         with self.paused():
             copy = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=self.traced_device)
@@ -256,7 +257,7 @@ class LifeRecord:
         return copy
 
     def allocate(self, made: Any, op: str) -> None:
-        """An operator has returned this: a tensor, or several. New storages among them are born now."""
+        """An operator has returned this: one or several tensors. New storages among them are allocated now."""
         if isinstance(made, torch.Tensor):
             self._allocate(made, op)
         elif isinstance(made, list | tuple):
@@ -265,12 +266,12 @@ class LifeRecord:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is made while open is not recorded, and no other mode sees it either."""
+        """Tensors made while this is open are not recorded, and no other mode sees them either."""
         with _disable_current_modes():
             yield
 
     def make_ledger(self) -> Ledger:
-        """The facts so far. Storages still alive never die in it."""
+        """The ledger so far. Storages that are still alive are never freed in it."""
         return Ledger(
             allocations=Allocations(make_columns(self._lives)),
             marks=tuple(self._marks),
@@ -279,15 +280,15 @@ class LifeRecord:
         )
 
     def watch_layers(self, repetition: Repetition) -> None:
-        """From now on, the layer of each event is noted; `event_layers` has them."""
+        """From now on, the layer of each event is stored; `event_layers` returns them."""
         self.layers = LayerWatch(repetition, self.scopes)
 
     def event_layers(self) -> EventLayers:
         """In which layer each event happened."""
-        assert self.layers is not None, "nobody watched the layers"
+        assert self.layers is not None, "`watch_layers` was not called"
         return self.layers.make(self._lives)
 
-    # -- births and deaths --------------------------------------------------------------------------------------------
+    # -- allocating and freeing ----------------------------------------------------------------------------------------
 
     def _allocate(self, tensor: torch.Tensor, op: str) -> StorageLife | None:
         return self._allocate_storage(tensor.untyped_storage(), op)
