@@ -36,7 +36,7 @@ class Accounts:
     Attributes:
         allocated_bytes, reserved_bytes: as `torch.cuda.memory_allocated` and `memory_reserved` return them.
         busy_bytes: freed by the program, but another stream still works on them; allocated and busy ones are `active`.
-        high_allocated_bytes, high_active_bytes, high_reserved_bytes: the maxima since the last `lower_peaks`.
+        high_allocated_bytes, high_active_bytes, high_reserved_bytes: the maxima since the last `reset_highs`.
         num_segments: segments held: from `cudaMalloc`, or address ranges of expandable segments.
         num_retries: requests that first had to empty the cache.
         tick, owner: the time, and the allocation that the work is for; `history` and `changes` record both.

@@ -41,14 +41,14 @@ WatchLoading = Callable[[Any], AbstractContextManager[None]]
 def build_model(
     recipe: Recipe, *, device: str = "meta", watch: WatchLoading = nullcontext, folding: Folding | None = None
 ) -> BuiltModel:
-    """Build the model that axolotl would hand to the trainer.
+    """Build the model that axolotl would pass to the trainer.
 
     The order is that of axolotl `loaders/model.py` `ModelLoader.load` and `train.py` `setup_model_and_tokenizer`.
 
     Args:
-        device: `meta` allocates nothing, whatever the model's size; `cpu` makes real tensors of a small,
-            unquantised model along the same path.
-        watch: sees the loaded model, and is open around what happens to it then.
+        device: `meta` allocates nothing for a model of any size; `cpu` makes real tensors of a small, unquantised
+            model by the same code.
+        watch: called with the loaded model; open while the model is then changed.
         folding: leaves repeated layers out of the model; None: all of them are built.
 
     Raises:
@@ -98,7 +98,7 @@ def change_loaded(model: Any, recipe: Recipe, notes: Notes, *, experts_quantised
 def _load(
     recipe: Recipe, model_class: Any, config: Any, device: str, notes: Notes, folding: Folding
 ) -> tuple[Any, bool]:
-    """What `from_pretrained` returns, and whether fused experts were quantised on the way."""
+    """What `from_pretrained` returns, and whether fused experts were quantised while loading."""
     quantizer = choose_quantizer(recipe, config, notes)
     if device != "meta" and not isinstance(quantizer, NoQuantizer):
         raise ConfigError(problem="quantised weights are built on meta only", remedy="build on meta")

@@ -1,4 +1,4 @@
-"""What `build_model` hands on."""
+"""What `build_model` returns."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def unwrapped(model: Any) -> Any:
 class StateTensor:
     """A tensor that a module keeps outside its parameters and buffers, such as bitsandbytes' `absmax`.
 
-    `name` is the tensor's own dotted name, `module` the dotted name of the module that owns it; `tensor` is given so
-    that a recorder can register its storage as weights.
+    `name` is the tensor's own dotted name, `module` the dotted name of the module that owns it. A recorder registers the
+    storage of `tensor` as weights.
     """
 
     name: str
@@ -32,7 +32,7 @@ class StateTensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltModel:
-    """The model as axolotl would hand it to the trainer: loaded, quantised, cast, adapted, frozen, in training mode.
+    """The model as axolotl would pass it to the trainer: loaded, quantised, cast, adapted, frozen, in training mode.
 
     `module` is a `PeftModel` when there is an adapter. `state_tensors` lists what lives outside `parameters()` and
     `buffers()`; `facts` counts all three, each storage once.
@@ -42,7 +42,7 @@ class BuiltModel:
     config: Any
     facts: ModelFacts
     whole_facts: ModelFacts
-    """`facts`, with those of repeated layers that were left out of `module`."""
+    """`facts`, completed by those of repeated layers that were left out of `module`."""
     state_tensors: tuple[StateTensor, ...] = ()
     notes: Notes = field(default_factory=Notes)
     reference: nn.Module | None = None

@@ -1,4 +1,4 @@
-"""Gradient checkpointing switched on in the model, as axolotl and the trainer leave it."""
+"""Switch gradient checkpointing on in the model, with the settings that axolotl and the trainer use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def enable_checkpointing(model: Any, recipe: Recipe, notes: Notes) -> None:
         return
     kwargs = {**checkpointing.kwargs, "use_reentrant": checkpointing.use_reentrant}
     if checkpointing.selective_save:
-        if not checkpointing.selective_offload:  # that one needs the recorder: see `training/offloading`
+        if not checkpointing.selective_offload:  # offloading needs the recorder: see `training/offloading`
             kwargs["context_fn"] = make_context_function(model, checkpointing)
         note_selective(checkpointing, recipe.attention.kernel, notes)
     try:
@@ -36,7 +36,7 @@ def enable_checkpointing(model: Any, recipe: Recipe, notes: Notes) -> None:
 
 
 def switch_on(model: Any, kwargs: dict[str, Any]) -> None:
-    """`gradient_checkpointing_enable`, without its advice."""
+    """`gradient_checkpointing_enable`, without its warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)

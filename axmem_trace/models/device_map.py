@@ -1,4 +1,4 @@
-"""Modules that loading leaves in host memory, and what becomes of a run that has such modules.
+"""Modules that loading leaves in host memory, and how a run with such modules continues or fails.
 
 Source: axolotl 0.19 `loaders/model.py` `_set_device_map_config` (an empty model and accelerate's
 `infer_auto_device_map`, with no class kept in one piece); transformers 5.16 `quantizers/quantizer_bnb_{4,8}bit.py`
@@ -21,12 +21,12 @@ from axmem_trace.units import format_bytes
 
 _MARK = "_axmem_on_host"
 AUTOMATIC_SHARE = 0.9
-"""Of the free memory, what `device_map: auto` fills on a single GPU (`get_balanced_memory`); for bitsandbytes nine
-tenths of that (`adjust_max_memory`)."""
+"""The part of the free memory that `device_map: auto` fills on a single GPU (`get_balanced_memory`); for bitsandbytes
+nine tenths of that (`adjust_max_memory`)."""
 
 
 def is_on_host(parameter: torch.Tensor) -> bool:
-    """It waits in host memory, and a copy comes to the GPU for each forward of its module."""
+    """True if it is in host memory, and is copied to the GPU for each forward of its module."""
     return bool(getattr(parameter, _MARK, False))
 
 
@@ -58,7 +58,7 @@ def place_modules(
 
 
 def note_adapter_on_host(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
-    """An adapter whose base layer is on the host is moved to where that is: nowhere."""
+    """An adapter is moved to its base layer's device; for one on the host that is the meta device, without memory."""
     if recipe.adapter.kind == "none" or not any(map(is_on_host, model.parameters())):
         return
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -106,11 +106,11 @@ def _parameters_of(model: nn.Module, blocks: Iterable[str]) -> list[nn.Parameter
 
 def _note_fate(recipe: Recipe, blocks: Iterable[str], nbytes: int) -> Note:
     text = (
-        f"{_short(blocks)} stay in host memory ({format_bytes(nbytes)}): each comes to the GPU for its forward, and stays "
-        "for as long as autograd keeps it"
+        f"{_short(blocks)} stay in host memory ({format_bytes(nbytes)}): each is copied to the GPU for its forward, "
+        "and the copy stays as long as autograd keeps it"
     )
     if recipe.adapter.kind == "none":
-        text += "; they are never trained, since the gradients belong to the copies"
+        text += "; they are never trained, because the gradients belong to the copies"
     return Note(kind="warning", key=recipe.placement.key, text=text, bytes=nbytes)
 
 
@@ -122,8 +122,8 @@ def _note_too_large(model: nn.Module, recipe: Recipe, notes: Notes, stands_for: 
     if recipe.gpu.memory_bytes and nbytes > share * free:
         text = (
             f"the weights ({format_bytes(nbytes)}) are more than {share:.0%} of the card's free memory: `device_map: "
-            "auto` would leave modules on the CPU, and the run stops or does not train them. The figures have all of "
-            "the model on the GPU"
+            "auto` would leave modules on the CPU, and the run stops or does not train them. In the figures all of "
+            "the model is on the GPU"
         )
         notes.append(Note(kind="warning", key="device_map", text=text, bytes=nbytes))
 

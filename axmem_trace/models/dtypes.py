@@ -35,8 +35,8 @@ def cast_as_axolotl(model: Any, recipe: Recipe, *, experts_quantised: bool) -> A
 def _cast_norms_and_embeddings(model: nn.Module, recipe: Recipe, dtype: torch.dtype, *, first_pass: bool) -> None:
     """Source: axolotl `loaders/model.py` `_convert_embedding_modules_dtype`.
 
-    Norms are modules with `norm` anywhere in their dotted name; gates (`*.gate`) are cast on the first pass only, and
-    are the reason that routers stay in fp32.
+    Norms are modules with `norm` anywhere in their dotted name. Gates (`*.gate`) are cast in the first pass only;
+    because of that, routers stay in fp32.
     """
     names = () if first_pass and not recipe.precision.upcast_embeddings else recipe.model.embedding_names
     norm_classes = _fp32_norm_classes(recipe.precision)

@@ -1,4 +1,4 @@
-"""What trains in a full fine-tune, and which towers stay frozen."""
+"""Which parameters train in a full fine-tune, and which towers stay frozen."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def freeze_parameters(model: Any, recipe: Recipe, notes: Notes) -> None:
 
 
 def freeze_all_but(model: nn.Module, patterns: tuple[str, ...]) -> None:
-    """Freeze every parameter whose name no pattern matches from its start on.
+    """Freeze every parameter unless a pattern matches the beginning of its name.
 
     A dot in a pattern is a dot (`.+` is not supported by axolotl either: only a dot before `+` keeps its meaning). A
-    trailing range (`name[0:1000]`) limits the update by a gradient hook and not the memory: the whole parameter has a
-    gradient and optimizer state.
+    range at the end (`name[0:1000]`) limits the update by a gradient hook, but not the memory: the whole parameter has
+    a gradient and optimizer state.
     """
     compiled = [_compile(pattern) for pattern in patterns]
     for name, parameter in model.named_parameters():
@@ -77,7 +77,7 @@ def _freeze_multimodal(model: nn.Module) -> None:
 
 
 def _freeze_for_lisa(model: Any, num_layers: int, notes: Notes) -> None:
-    """Before the first step LISA freezes all decoder layers but `num_layers` random ones; which ones is not known."""
+    """Before the first step LISA freezes all decoder layers except `num_layers` random ones; which, is not known."""
     layers = next((m for n, m in model.named_modules() if n.endswith("model.layers") or n == "transformer.h"), None)
     if not isinstance(layers, nn.ModuleList):
         text = (
@@ -88,14 +88,14 @@ def _freeze_for_lisa(model: Any, num_layers: int, notes: Notes) -> None:
     for layer in list(layers)[num_layers:]:
         layer.requires_grad_(False)
     text = (
-        f"the first {min(num_layers, len(layers))} of {len(layers)} layers are taken for the random ones of each interval; "
+        f"the first {min(num_layers, len(layers))} of {len(layers)} layers are used for the random ones of each interval; "
         "layers that trained before keep their optimizer state, which is not in the figures"
     )
     notes.append(Note(kind="assumed", key="lisa_n_layers", text=text))
 
 
 def _spectrum_patterns(model: nn.Module, fraction: float, notes: Notes) -> tuple[str, ...]:
-    """Spectrum's selection by size: of each kind of linear layer the given fraction, the embedding and the head.
+    """Spectrum's selection: the given fraction of each kind of linear layer, the embedding and the head.
 
     Which layers have the best signal-to-noise ratio is in a file that the plugin downloads; layers of one kind have
     one shape, so the bytes don't depend on it.
@@ -105,20 +105,20 @@ def _spectrum_patterns(model: nn.Module, fraction: float, notes: Notes) -> tuple
         if isinstance(module, nn.Linear) and re.search(r"\.\d+\.", name):
             by_kind.setdefault(re.split(r"\.\d+\.", name)[-1], []).append(name)
     chosen = [name for names in by_kind.values() for name in names[: int(len(names) * fraction)]]
-    text = f"the first {fraction:g} of the layers of each kind are taken for those with the best signal-to-noise ratio"
+    text = f"the first {fraction:g} of the layers of each kind are used for those with the best signal-to-noise ratio"
     notes.append(Note(kind="assumed", key="spectrum_top_fraction", text=text))
     return ("^lm_head.weight$", "^model.embed_tokens.weight$", *(f"^{re.escape(name)}[.]" for name in chosen))
 
 
 def _note_nothing_trains(model: nn.Module, recipe: Recipe) -> Note:
-    """The embeddings' outputs require gradients, so backward runs, and reaches no parameter.
+    """Make the embeddings' outputs require gradients: backward then runs, but reaches no parameter.
 
     axolotl only logs "All parameters are frozen. Model will not be trained." (`freeze_layers_except`).
     """
     example = next(name for name, _ in reversed(list(model.named_parameters())))
     text = (
-        f"nothing trains: no parameter's name begins as a pattern of {list(recipe.freezing.unfrozen)} asks (they are "
-        f"named like {example}). axolotl logs a warning and goes on: the figures hold no gradients, no optimizer state"
+        f"nothing trains: no parameter's name matches a pattern of {list(recipe.freezing.unfrozen)} (names are "
+        f"like {example}). axolotl logs a warning and continues: the figures have no gradients and no optimizer state"
     )
     return Note(kind="warning", key="unfrozen_parameters" if recipe.freezing.unfrozen else "adapter", text=text)
 

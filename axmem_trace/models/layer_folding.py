@@ -1,11 +1,11 @@
-"""A layer that repeats is traced once: two short models, of which the longer one proves what the shorter one predicts.
+"""Trace repeated layers once, with two short models: the longer one checks what is predicted from the shorter one.
 
-1. The model is made in full and its layers are compared (`models/repeated_layers.py`), then it is cut short.
-2. The short model's recording is taken apart (`folding/sections.py`): the layers that were kept must have done the same.
-3. A model with one period more is recorded too. The prediction for it must be what was recorded, event by event.
-4. The missing periods are put in (`folding/unfold.py`), and so are their tensors and modules in the facts.
+1. The full model is made and its layers are compared (`models/repeated_layers.py`), then layers are removed.
+2. The short model's recording is divided (`folding/sections.py`): its repeated layers must have allocated alike.
+3. A model with one more period is recorded too. The prediction for it must equal its recording, event by event.
+4. The missing periods are inserted (`folding/unfold.py`), and their tensors and modules are added to the facts.
 
-Whatever could tell layers apart stops this, and the model is traced in full: `CannotFold` says what it was.
+If anything could make layers different, `CannotFold` is raised with the reason, and the full model is traced.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from axmem_trace.recipe.recipe import Recipe
 
 
 class Folding:
-    """What cuts a model short while it is built, and completes what is said of it.
+    """Removes repeated layers from a model while it is built, and completes its facts.
 
     Args:
-        repetition: which layers to leave out; None: found in the first model that is shown.
+        repetition: which layers to leave out; None: determined from the first model.
     """
 
     def __init__(self, recipe: Recipe, repetition: Repetition | None = None) -> None:
@@ -50,10 +50,10 @@ class Folding:
             _refuse_targets(model, self.recipe, self.repetition)
         shorten(model, self.repetition)
         if _count_parameters(model, self.stands_for) != whole:
-            raise CannotFold("the layers that are left do not stand for all parameters of the model")
+            raise CannotFold("the remaining layers do not represent all parameters of the model")
 
     def stands_for(self, name: str) -> int:
-        """How many modules or tensors of the whole model one of the short model stands for."""
+        """How many modules or tensors of the whole model one of the short model represents."""
         return self._known.stands_for(name)
 
     def complete(self, facts: ModelFacts) -> ModelFacts:
@@ -62,13 +62,13 @@ class Folding:
 
 
 class NoFolding(Folding):
-    """The whole model, as it is."""
+    """The whole model, unchanged."""
 
     def __init__(self) -> None:
         self.repetition = None
 
     def shorten(self, model: nn.Module) -> None:
-        """Leaves the model as it is."""
+        """Leaves the model unchanged."""
 
     def stands_for(self, name: str) -> int:
         """Each for itself."""
@@ -84,7 +84,7 @@ def _count_parameters(model: nn.Module, times: Callable[[str], int]) -> int:
 
 
 def _refuse_targets(model: nn.Module, recipe: Recipe, repetition: Repetition) -> None:
-    """Raises `CannotFold` where the adapter's targets are not the same in all layers.
+    """Raises `CannotFold` if the adapter's targets are not the same in all layers.
 
     peft matches a list's names as endings, and a text as a regular expression (`tuners_utils.py`
     `check_target_module_exists`).
@@ -99,7 +99,7 @@ def _refuse_targets(model: nn.Module, recipe: Recipe, repetition: Repetition) ->
 
 
 def _refuse_selection(model: nn.Module, repetition: Repetition, selects: Callable[[str], bool]) -> None:
-    """Raises `CannotFold` where a rule by names picks different parts of repeated layers, or picks by their number."""
+    """Raises `CannotFold` if a rule by names selects different parts of repeated layers, or uses their number."""
     layers = list_of_layers(model, repetition)
     inside = [{name for name, _ in layer.named_modules()} for layer in layers]
 

@@ -1,7 +1,7 @@
-"""Code that asks for a layer's number could treat layers differently that look alike: it is looked for in the source.
+"""Find code that uses a layer's number in the source: it could treat layers differently that look alike.
 
-A number may be handed to a cache of keys and values (there is none in training), or pick an entry of a list in the
-configuration that has one for each layer. Anything else, and layers are not taken for equal.
+A number may be passed to a cache of keys and values (there is none in training), or be the index into a list of the
+configuration with one entry per layer. With any other use, layers are not treated as equal.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import nn
 from axmem_trace.folding.repetition import CannotFold
 
 _TRUSTED = "transformers.models."
-"""Where the source of model classes is read. A base class elsewhere in transformers or torch knows no layers."""
+"""Where the source of model classes is read. Base classes elsewhere in transformers or torch do not use layers."""
 
 
 def refuse_uses_of_numbers(model: nn.Module, path: str, layers: nn.ModuleList, numbers: frozenset[str]) -> None:
-    """Raises `CannotFold` where a layer's code uses its number, or the code around the list uses a position in it."""
+    """Raises `CannotFold` if a layer's code uses its number, or the code around the list uses a position in it."""
     for class_ in {type(module) for layer in layers for module in layer.modules()}:
         for each in _classes_of_models(class_):
             for method in _methods(each):
@@ -37,10 +37,10 @@ def refuse_uses_of_numbers(model: nn.Module, path: str, layers: nn.ModuleList, n
 
 
 def _classes_of_models(class_: type) -> Iterator[type]:
-    """A module's class and its bases whose source counts.
+    """A module's class and those of its bases whose source is searched.
 
     Raises:
-        CannotFold: it is none of the libraries' own.
+        CannotFold: the class is not from transformers.
     """
     for each in class_.__mro__:
         if each.__module__.startswith(_TRUSTED):
@@ -60,7 +60,7 @@ def _classes_in(module: str) -> dict[str, ast.ClassDef]:
 
 
 def _methods(class_: type) -> Iterator[ast.FunctionDef]:
-    """What runs after the model was made."""
+    """The code that runs after the model was made."""
     node = _classes_in(class_.__module__).get(class_.__name__)
     if node is None:
         raise CannotFold(f"{class_.__name__} is not in its module's source")
@@ -78,7 +78,7 @@ def _look_for_numbers(class_: type, method: ast.FunctionDef, numbers: frozenset[
 
 
 def _look_for_positions(class_: type, method: ast.FunctionDef, own: str) -> None:
-    """A loop over the list that counts, and an entry picked out of it."""
+    """True for a loop over the list with a counter, or an index into the list."""
     parents = _parents(method)
     for node in ast.walk(method):
         if not (isinstance(node, ast.Attribute) and node.attr == own):
@@ -103,7 +103,7 @@ def _look_for_positions(class_: type, method: ast.FunctionDef, own: str) -> None
 
 
 def _may_use(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
-    """It is given to a method of a cache, picks an entry of a cache, or one of a list in the configuration."""
+    """True if it is passed to a method of a cache, or is an index into a cache or into a list in the configuration."""
     parent = parents[node]
     if isinstance(parent, ast.keyword):
         parent = parents[parent]

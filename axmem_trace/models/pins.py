@@ -1,4 +1,4 @@
-"""The transformers that axolotl pins, and what a failure says where another one is installed."""
+"""The transformers releases that axolotl pins, and the hint in errors if another one is installed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def describe_pins() -> str:
 
 
 def hint_at_pins() -> str:
-    """For the end of a remedy: a run has another transformers than the one that failed here; empty where it has not."""
+    """The end of an advice: the run has another transformers than the one that failed here; empty if it has the same."""
     import transformers
 
     if transformers.__version__ in PINNED_TRANSFORMERS.values():
         return ""
-    found = f"; the installed transformers {transformers.__version__} is none that axolotl pins: a run has "
+    found = f"; axolotl does not pin the installed transformers {transformers.__version__}: a run has "
     return f"{found}{describe_pins()}, with which this may work"

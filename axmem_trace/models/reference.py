@@ -1,4 +1,4 @@
-"""The second model that some training methods load: the reference, and a copy that nothing uses.
+"""The second model that some training methods load: the reference, or a copy that is never used.
 
 Source: axolotl 0.21 `train.py` `setup_reference_model` (another `ModelLoader.load`, after the policy's); TRL 1.14.1
 `trainer/utils.py` `create_model_from_path` (fp32, nothing of axolotl's casts).
@@ -19,7 +19,7 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.recipe.run import Attention, Checkpointing, Kernels
 
 Watch = Callable[[Recipe], WatchLoading]
-"""From the recipe of a model to what sees it being loaded."""
+"""From the recipe of a model to a context that is open while the model is loaded."""
 
 
 def _unwatched(recipe: Recipe) -> WatchLoading:
@@ -30,7 +30,7 @@ def _unwatched(recipe: Recipe) -> WatchLoading:
 
 
 def build_reference(recipe: Recipe, *, device: str = "meta", watch: Watch = _unwatched) -> nn.Module | None:
-    """The second model that stays on the GPU, None where there is none. One that does not stay is seen by `watch`.
+    """The second model that stays on the GPU; None if there is none. `watch` also sees one that does not stay.
 
     Args:
         device: as of `build_model`.
@@ -50,7 +50,7 @@ def build_reference(recipe: Recipe, *, device: str = "meta", watch: Watch = _unw
 
 
 def as_trl_loads_it(recipe: Recipe) -> Recipe:
-    """fp32, attention as transformers chooses it, and none of axolotl's changes to dtypes and vocabulary."""
+    """The recipe with fp32, transformers' choice of attention, and none of axolotl's changes to dtypes and vocabulary."""
     precision = replace(
         recipe.precision, load_dtype="float32", upcast_before=False, cast_back=False, fp32_norms=False, fp8=False
     )

@@ -1,7 +1,7 @@
 """Which layers of a model are alike, and the model with fewer of them.
 
-Seen from a model as its class has just made it: classes, attributes, shapes and dtypes of everything inside a layer.
-What only a class's code could tell apart, by the layer's number, `layer_numbers.py` looks for in its source.
+The model is compared as its class has just made it: classes, attributes, shapes and dtypes of everything inside a layer.
+Code that behaves differently by the layer's number is found by `layer_numbers.py`, in the source.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from axmem_trace.models.layer_numbers import refuse_uses_of_numbers
 MIN_LAYERS = 8
 MAX_PERIOD = 6
 KEPT_PERIODS = 3
-"""In the shorter of the two models that are traced."""
+"""Periods in the shorter of the two models that are traced."""
 WORTH_FOLDING = 0.75
-"""Both models together must have fewer layers than this part of the whole one's."""
+"""Both models together must have fewer layers than this fraction of the whole model's."""
 _PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 _OWN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
-"""Attributes of every module that are looked at otherwise."""
+"""Attributes of every module that are compared in another way."""
 
 
 def find_repetition(model: nn.Module) -> Repetition:
     """The longest range of layers in which each is like the one a period before.
 
     Raises:
-        CannotFold: there is none that is worth it, or something could tell its layers apart.
+        CannotFold: no range saves work, or something could make its layers different.
     """
     path, layers = _longest_list(model)
     numbers = _number_names(layers)
@@ -47,7 +47,9 @@ def find_repetition(model: nn.Module) -> Repetition:
     if found is None:
         raise CannotFold("no range of equal layers is long enough")
     start, end, period = found
-    first = start + 1  # one layer before, and at least one behind: what reaches into a neighbour meets a layer alike
+    first = (
+        start + 1
+    )  # one layer before and at least one after: allocations that reach into a neighbour find an equal layer there
     missing = (end - 1 - first - KEPT_PERIODS * period) // period
     repetition = Repetition(path=path, length=len(layers), first=first, period=period, periods=KEPT_PERIODS,
                             missing=missing)  # fmt: skip
@@ -60,9 +62,9 @@ def find_repetition(model: nn.Module) -> Repetition:
 
 
 def shorten(model: nn.Module, repetition: Repetition) -> None:
-    """Leaves the repetition's missing periods out of the model, and numbers the rest anew.
+    """Removes the repetition's missing periods from the model, and renumbers the remaining layers.
 
-    Lists in the configuration that have an entry for each layer are cut with it.
+    Lists in the configuration with an entry for each layer are shortened too.
     """
     layers = list_of_layers(model, repetition)
     numbers = _number_names(layers)
@@ -83,7 +85,7 @@ def shorten(model: nn.Module, repetition: Repetition) -> None:
 
 
 def list_of_layers(model: nn.Module, repetition: Repetition) -> nn.ModuleList:
-    """The list that the repetition is about."""
+    """The list of layers that the repetition describes."""
     layers = model.get_submodule(repetition.path)
     assert isinstance(layers, nn.ModuleList), f"{repetition.path} is no list of layers"
     return layers
@@ -113,7 +115,7 @@ def _longest_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def _number_names(layers: nn.ModuleList) -> frozenset[str]:
-    """Attributes that hold the number of the layer they are in, in every layer that has them."""
+    """Attributes whose value is the number of their layer, in every layer that has them."""
     names: set[str] = set()
     wrong: set[str] = set()
     for number, layer in enumerate(layers):
@@ -125,7 +127,7 @@ def _number_names(layers: nn.ModuleList) -> frozenset[str]:
 
 
 def _longest_range(prints: Sequence[Hashable]) -> tuple[int, int, int] | None:
-    """(start, end, period) of the longest periodic range, of equals the one with the shortest period."""
+    """(start, end, period) of the longest periodic range; of equal ones, that with the shortest period."""
     best: tuple[int, int, int] | None = None
     for period in range(1, MAX_PERIOD + 1):
         alike = [prints[i] == prints[i + period] for i in range(len(prints) - period)]
@@ -139,7 +141,7 @@ def _longest_range(prints: Sequence[Hashable]) -> tuple[int, int, int] | None:
 
 
 def _fingerprint(layer: nn.Module, numbers: frozenset[str]) -> Hashable:
-    """Two layers with equal fingerprints do the same, unless code asks for their number."""
+    """Two layers with equal fingerprints do the same, unless code uses their number."""
     parts: list[Hashable] = []
     for name, module in layer.named_modules(remove_duplicate=False):
         attributes = [
@@ -158,7 +160,7 @@ def _fingerprint(layer: nn.Module, numbers: frozenset[str]) -> Hashable:
 
 
 def _describe(value: Any) -> Hashable:
-    """A value that is equal where nothing can tell two attributes apart; an object counts as itself alone."""
+    """A value that is equal if two attributes cannot be distinguished; an object is only equal to itself."""
     if isinstance(value, _PLAIN):
         return type(value), value
     if isinstance(value, list | tuple):
@@ -173,7 +175,7 @@ def _describe(value: Any) -> Hashable:
 
 
 def _refuse_sharing(model: nn.Module, layers: nn.ModuleList, path: str) -> None:
-    """Raises `CannotFold` where layers share modules or tensors, or a tensor of theirs is tied to another."""
+    """Raises `CannotFold` if layers share modules or tensors, or one of their tensors is tied to another."""
     seen: set[int] = set()
     for layer in layers:
         own = {id(module) for module in layer.modules()}

@@ -1,4 +1,4 @@
-"""Selective checkpointing: torch's own, with axolotl's choice of what is saved instead of computed again.
+"""Selective checkpointing: torch's own, with axolotl's choice of what is saved instead of recomputed.
 
 Source: axolotl 0.19 `monkeypatch/selective_checkpointing.py`.
 """
@@ -14,16 +14,16 @@ from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Checkpointing
 
 _OTHER_ATTENTION = ("aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention")
-"""Kernels whose names don't say flash."""
+"""Kernels without `flash` in their names."""
 _LOCAL_LAYERS = ("sliding_attention", "chunked_attention")
-"""Layers whose attention is cheap: computed again unless `save_sliding_window` or other types are named."""
+"""Layers whose attention is cheap: recomputed, unless `save_sliding_window` or other types are set."""
 _WINDOW = "window_size_left"
 _UNSEEN = ("eager", "flex_attention", "xformers", "sage", "varlen", "flash_attention_4")
 """Attention without an operator of a matching name: nothing of it is saved."""
 
 
 def make_context_function(model: nn.Module, checkpointing: Checkpointing) -> Callable[[], Any]:
-    """The `context_fn` that axolotl hands to `torch.utils.checkpoint`."""
+    """The `context_fn` that axolotl passes to `torch.utils.checkpoint`."""
     policy = make_policy(model, checkpointing)
 
     def make_contexts() -> Any:
@@ -37,7 +37,7 @@ def make_context_function(model: nn.Module, checkpointing: Checkpointing) -> Cal
 def make_policy(model: nn.Module, checkpointing: Checkpointing) -> Callable[..., Any]:
     """Which outputs are saved, and hooks on layers that the choice needs.
 
-    It recognises local attention by the type of the layer at work, and by the window that flash-attn's operators are given.
+    It recognises local attention by the type of the running layer, and by the window of flash-attn's operators.
     """
     details = checkpointing.selective_details
     saves_local = bool(details.get("save_sliding_window"))
@@ -70,7 +70,7 @@ def note_selective(checkpointing: Checkpointing, kernel: str, notes: Notes) -> N
 
 
 def _matches(op: Any, save: tuple[str, ...]) -> bool:
-    """`attention` means the kernels of SDPA and for every flash-attn operator; else a part of the name."""
+    """`attention` means the kernels of SDPA and every flash-attn operator; anything else is a part of the name."""
     name: str = op.name()
     is_backward = "backward" in name or "bwd" in name
     is_attention = name in _OTHER_ATTENTION or "flash_attn" in name or "flash_attention" in name

@@ -1,7 +1,7 @@
-"""`fix_untrained_tokens`: before it looks for untrained rows it makes embedding and head parameters of their own.
+"""`fix_untrained_tokens`: before it looks for untrained rows, it makes new parameters of embedding and head.
 
 Source: axolotl `train.py` `handle_untrained_tokens_fix`; axolotl-contribs-lgpl 0.0.7 `unsloth.py`
-`get_embedding_mean`. A fresh `torch.nn.Parameter` trains, whatever it was before.
+`get_embedding_mean`. A new `torch.nn.Parameter` trains, even if the old one was frozen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def fix_untrained_tokens(model: Any, recipe: Recipe, notes: Notes) -> None:
     """Replace the weights of embedding and head by new parameters over the same memory.
 
     With an adapter both become trainable, and tied weights become two parameters, each with its gradient and optimizer
-    states. The rows that are repaired are few; what that takes is not counted.
+    states. The repaired rows are few; their memory is not counted.
 
     Raises:
         ConfigError: peft has wrapped one of the two, so that torch refuses the new parameter; or there is no head.
@@ -42,7 +42,7 @@ def fix_untrained_tokens(model: Any, recipe: Recipe, notes: Notes) -> None:
     if trained_before < 2:
         text = (
             "`fix_untrained_tokens` makes new parameters of embedding and head, which train: each has its own gradient "
-            "and optimizer states, adapter or tied weights or not"
+            "and optimizer states, also with an adapter or tied weights"
         )
         nbytes = embedding.weight.nbytes + head.weight.nbytes
         notes.append(Note(kind="warning", key=_KEY, text=text, bytes=nbytes))

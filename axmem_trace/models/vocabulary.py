@@ -1,4 +1,4 @@
-"""Rows that added tokens bring to the embedding and the head."""
+"""Rows that added tokens add to the embedding and the head."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 def resize_vocabulary(model: Any, recipe: Recipe, notes: Notes) -> None:
-    """Resize embedding and head as axolotl does: to the tokenizer's length, up only unless `shrink_embeddings`.
+    """Resize embedding and head as axolotl does: to the tokenizer's length, but never smaller without `shrink_embeddings`.
 
-    The tokenizer's length is read from a `tokenizer.json` beside the base model's configuration; without one it is
-    assumed to fill the vocabulary, so that each added token is a new row.
+    The tokenizer's length is read from a `tokenizer.json` in the directory of the base model's configuration. Without
+    one it is assumed to fill the vocabulary, so each added token is a new row.
 
     Source: axolotl `loaders/model.py` `_resize_token_embeddings`.
     """
@@ -39,12 +39,16 @@ def resize_vocabulary(model: Any, recipe: Recipe, notes: Notes) -> None:
     if wanted > rows or (wanted < rows and options.shrink_embeddings):
         device = model.get_input_embeddings().weight.device
         drawn = _drawn_on_meta(model) if device.type == "meta" else nullcontext()
-        with torch.device(device), drawn, errors_alone("transformers.modeling_utils"):  # it logs how it draws new rows
+        with (
+            torch.device(device),
+            drawn,
+            errors_alone("transformers.modeling_utils"),
+        ):  # it logs how it initialises new rows
             model.resize_token_embeddings(wanted, mean_resizing=options.mean_resizing)
 
 
 def _drawn_on_meta(model: Any) -> AbstractContextManager[Any]:
-    """transformers asks two questions of the covariance's values, which meta can't answer."""
+    """transformers makes two checks of the covariance's values, which meta tensors don't have."""
     return replaced(type(model), "_init_added_embeddings_weights_with_mean", _draw_rows)
 
 
@@ -65,13 +69,13 @@ def _draw_rows(model: Any, old_embeddings: Any, new_embeddings: Any, old_num_tok
 
 
 def _check_positive_definite(matrix: torch.Tensor) -> None:
-    """What the constraint computes: symmetric to 1e-6, and with a Cholesky decomposition."""
+    """What the constraint computes: symmetric to 1e-6, and has a Cholesky decomposition."""
     torch.isclose(matrix, matrix.mT, atol=1e-6).all(-2).all(-1)
     torch.linalg.cholesky_ex(matrix).info.eq(0)
 
 
 def count_tokenizer_tokens(directory: str) -> int:
-    """`len(tokenizer)` by a local `tokenizer.json`: its vocabulary and added tokens, each once; 0 where there is none."""
+    """`len(tokenizer)` from a local `tokenizer.json`: its vocabulary and added tokens, each once; 0 without the file."""
     path = Path(directory or ".") / TOKENIZER_FILE
     if not directory or not path.is_file():
         return 0
@@ -88,14 +92,14 @@ def count_tokenizer_tokens(directory: str) -> int:
 def _note_assumption(model: Any, recipe: Recipe, rows: int, notes: Notes) -> None:
     options = recipe.model
     if options.shrink_embeddings:
-        text = "the tokenizer's length is not known here, so the embeddings are not shrunk: no fewer rows are counted"
+        text = "the tokenizer's length is not known here, so the embeddings are not shrunk: all rows are counted"
         notes.append(Note(kind="not_modelled", key="shrink_embeddings", text=text))
     if not options.added_tokens:
         return
     weight = model.get_input_embeddings().weight
     row_bytes = weight.shape[-1] * weight.element_size()
     text = (
-        f"{options.added_tokens} added tokens are counted as new rows beside the {rows} of the vocabulary: the "
+        f"{options.added_tokens} added tokens are counted as new rows after the {rows} of the vocabulary: the "
         "tokenizer's length is not known here, and spare rows of a padded vocabulary would be used first"
     )
     notes.append(Note(kind="assumed", key="special_tokens", text=text, bytes=options.added_tokens * row_bytes))

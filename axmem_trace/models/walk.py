@@ -18,7 +18,7 @@ _SCALE_SUFFIXES = ("_scale_inv", "activation_scale")
 
 
 def record_facts(model: nn.Module, state_tensors: tuple[StateTensor, ...], recipe: Recipe) -> ModelFacts:
-    """Plain facts of a built model. A storage with several names (tied weights) is counted at the first one."""
+    """Facts of a built model. A storage with several names (tied weights) is counted under the first one."""
     seen: set[int] = set()
     tensors: list[TensorFact] = []
     modules: list[ModuleFact] = []
@@ -84,7 +84,7 @@ def _logical_elements(module: nn.Module, parameter: torch.Tensor) -> int:
     """The weights that a stored parameter represents: for a packed 4-bit weight, its quantisation state says how many.
 
     The state belongs to the parameter (`Params4bit`) or to the parametrisation of a fused expert weight. FP8 block scales
-    are parameters by form and statistics by nature.
+    are stored as parameters, but they are statistics.
     """
     state = getattr(parameter, "quant_state", None)
     if state is None and isinstance(module, ParametrizationList):

@@ -1,4 +1,4 @@
-"""What the built model shows that its author may not expect."""
+"""Warnings about the built model: things that its author may not expect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
 
 
 def note_traps(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None:
-    """Warn of layers that quantisation or LoRA does not reach, and of fp32 that k-bit preparation left."""
+    """Warn of layers that are not quantised or get no LoRA, and of fp32 weights after k-bit preparation."""
     experts = [fact for fact in facts.tensors if _is_fused_expert(fact)]
     _note_unquantised_experts(recipe, experts, notes)
     _note_other_linears(recipe, facts, notes)
@@ -27,10 +27,10 @@ def note_traps(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None:
 
 
 def note_learned_positions(model: Any, recipe: Recipe, notes: Notes) -> None:
-    """Warn of rows that are longer than a table of learned positions: on meta any index is inside.
+    """Warn of rows that are longer than a table of learned positions: meta does not check indices.
 
-    OPT's table has two more than its positions (`OPTLearnedPositionalEmbedding`). A table of another size (an audio
-    tower's) counts something else.
+    OPT's table has two rows more than positions (`OPTLearnedPositionalEmbedding`). A table of another size (an audio
+    tower's) has another purpose.
     """
     positions = getattr(text_part(model.config), "max_position_embeddings", None)
     longest = max(recipe.batch.row_tokens, recipe.evaluation.row_tokens if recipe.evaluation.enabled else 0)
@@ -47,7 +47,7 @@ def note_learned_positions(model: Any, recipe: Recipe, notes: Notes) -> None:
 
 
 def _is_fused_expert(fact: TensorFact) -> bool:
-    """A fused expert weight is in a module called `experts`, or (DBRX) in one inside it that counts no experts."""
+    """A fused expert weight is in a module called `experts`, or (DBRX) in one inside it that is not a list of experts."""
     parts = _plain_name(fact).split(".")
     return fact.kind == "parameter" and fact.role == "weight" and "experts" in parts and parts[-1] != "weight"
 
@@ -59,7 +59,7 @@ def _plain_name(fact: TensorFact) -> str:
 
 
 def _suffixes(experts: list[TensorFact]) -> list[str]:
-    """What follows the layer's number: as `lora_target_parameters` names a parameter of every layer."""
+    """The name after the layer's number, by which `lora_target_parameters` names a parameter of every layer."""
     return sorted({re.split(r"\.\d+\.", _plain_name(fact))[-1] for fact in experts})
 
 
@@ -77,18 +77,18 @@ def _note_unquantised_experts(recipe: Recipe, experts: list[TensorFact], notes: 
         f"({format_bytes(nbytes)}). "
     )
     reached = all(_plain_name(fact).split(".")[-2] == "experts" for fact in plain)
-    advice = "packs them" if reached else "packs 3-D parameters, which these are not"
+    advice = "packs them" if reached else "packs 3-D parameters only, and these are not 3-D"
     text += f"`quantize_moe_experts: true` {advice}"
     key = "load_in_4bit" if method == "bnb_4bit" else "load_in_8bit"
     notes.append(Note(kind="warning", key=key, text=text, bytes=nbytes))
 
 
 def _note_unpacked_experts(recipe: Recipe, experts: list[TensorFact], notes: Notes) -> None:
-    """A GPTQ or AWQ checkpoint has its experts as packed linear layers, which nothing turns into fused ones.
+    """A GPTQ or AWQ checkpoint has its experts as packed linear layers, which transformers 5 does not convert to fused ones.
 
     Source: transformers 5 `conversion_mapping.py` (what makes fused experts reads `experts.*.w1.weight`, and a packed
-    layer has `qweight`), `modeling_utils.py` `from_pretrained` (what is missing is initialised, what is left over not
-    read); optimum 2.3 `gptq/quantizer.py` `convert_model` (linear layers alone are replaced).
+    layer has `qweight`), `modeling_utils.py` `from_pretrained` (missing weights are initialised, surplus ones are not
+    read); optimum 2.3 `gptq/quantizer.py` `convert_model` (only linear layers are replaced).
     """
     nbytes = sum(fact.nbytes for fact in experts)
     text = (
@@ -100,8 +100,8 @@ def _note_unpacked_experts(recipe: Recipe, experts: list[TensorFact], notes: Not
 
 
 def _note_other_linears(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None:
-    """transformers replaces a layer whose type is `nn.Linear` itself (`integrations/bitsandbytes.py`
-    `replace_with_bnb_linear`, since 5.0): not a model's own subclass, such as `FalconLinear`."""
+    """transformers only replaces layers of exactly the type `nn.Linear` (`integrations/bitsandbytes.py`
+    `replace_with_bnb_linear`, since 5.0), not of a model's own subclass such as `FalconLinear`."""
     if recipe.quantisation.method not in ("bnb_4bit", "bnb_8bit"):
         return
     classes = {module.name: module.class_name for module in facts.modules}
@@ -124,7 +124,7 @@ def _note_other_linears(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None
 
 
 def _note_lora_of_experts(recipe: Recipe, facts: ModelFacts, experts: list[TensorFact], notes: Notes) -> None:
-    """Whether LoRA reaches the fused experts, which are parameters and no linear layers."""
+    """Warn if LoRA adapts fused experts unexpectedly, or does not: they are parameters and no linear layers."""
     adapter = recipe.adapter
     if adapter.kind not in ("lora", "qlora"):
         return
@@ -136,21 +136,21 @@ def _note_lora_of_experts(recipe: Recipe, facts: ModelFacts, experts: list[Tenso
     suffixes = _suffixes(experts)
     if wrapped and not adapter.target_parameters:
         text = (
-            f"peft takes these targets for the fused experts too ({', '.join(_suffixes(wrapped))}; "
+            f"peft applies these targets to the fused experts too ({', '.join(_suffixes(wrapped))}; "
             "`convert_peft_config_for_transformers`): their adapters make up most of what trains. "
-            "Name attention's layers alone in lora_target_modules to leave the experts out"
+            "Name only attention's layers in lora_target_modules to leave the experts out"
         )
         notes.append(Note(kind="warning", key=key, text=text))
     if not wrapped and not adapter.target_parameters:
         text = (
-            "LoRA does not reach the fused experts, which are parameters and no linear layers: "
+            "LoRA does not adapt the fused experts, which are parameters and no linear layers: "
             f"`lora_target_parameters: [{', '.join(suffixes)}]` adapts them"
         )
         notes.append(Note(kind="warning", key=key, text=text))
 
 
 def _note_unmatched_parameters(adapter: Adapter, facts: ModelFacts, experts: list[TensorFact], notes: Notes) -> None:
-    """peft only warns where a target parameter is nowhere (`tuners_utils.py` `inject_adapter`)."""
+    """peft only warns if a target parameter does not exist (`tuners_utils.py` `inject_adapter`)."""
     names = (
         {_plain_name(fact) for fact in facts.tensors if fact.kind == "parameter"} if adapter.target_parameters else ()
     )
@@ -165,7 +165,7 @@ def _note_unmatched_parameters(adapter: Adapter, facts: ModelFacts, experts: lis
 
 
 def _note_kbit_without_quantisation(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None:
-    """Of `adapter: lora` with `load_in_4bit: true` the reader has warned."""
+    """Not for `adapter: lora` with `load_in_4bit: true`: the reader warns of that."""
     said = any(note.key == "load_in_4bit" and note.kind == "warning" for note in recipe.notes)
     if said or recipe.quantisation.method != "none" or not recipe.quantisation.kbit_preparation:
         return
@@ -173,7 +173,7 @@ def _note_kbit_without_quantisation(recipe: Recipe, facts: ModelFacts, notes: No
         f.nbytes for f in facts.tensors if f.role == "weight" and f.dtype == "float32" and f.kind == "parameter"
     )
     text = (
-        f"nothing is quantised, yet k-bit preparation runs and casts the weights to fp32 ({format_bytes(upcast)}): "
+        f"nothing is quantised, but k-bit preparation runs and casts the weights to fp32 ({format_bytes(upcast)}): "
         "load_in_4bit needs `adapter: qlora`, load_in_8bit needs `adapter: lora`"
     )
     notes.append(Note(kind="warning", key="load_in_4bit", text=text, bytes=upcast))

@@ -1,7 +1,7 @@
 """`trace_run`: recipe to facts, ledger and notes, with layers that repeat traced once where nothing tells them apart.
 
-1. The model is made in full and its layers are compared (`models/repeated_layers.py`), then it is cut short.
-2. The short model's recording is taken apart (`folding/sections.py`): the layers that were kept must have done the same.
+1. The full model is made and its layers are compared (`models/repeated_layers.py`), then layers are removed.
+2. The short model's recording is divided (`folding/sections.py`): its repeated layers must have allocated alike.
 3. A model with one period more is recorded too. The prediction for it must be what was recorded, event by event.
 4. The missing periods are put in (`folding/unfold.py`); facts and notes of both models must be the same by then.
 

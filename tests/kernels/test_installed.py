@@ -57,7 +57,7 @@ def test_phi3_has_no_lines_to_rewrite(tmp_path: Path) -> None:
     assert ruled(report) == set()
     (refusal,) = report.refusals
     assert "cannot rewrite Phi3Attention.forward" in refusal.reason
-    assert "switches them on by itself" in refusal.reason
+    assert "switches them on automatically" in refusal.reason
     assert (refusal.key, refusal.remedy) == ("lora_qkv_kernel", "set `lora_qkv_kernel: false`, `lora_o_kernel: false`")
     assert not run("phi3", tmp_path, **LORA, lora_qkv_kernel=False).refusals
 

@@ -36,5 +36,5 @@ def test_a_model_that_stops_in_its_code_names_them(tmp_path, monkeypatch):
     monkeypatch.setattr(LlamaMLP, "forward", names["forward"])
     with pytest.raises(ConfigError) as caught:
         axmem_trace.estimate(make_config(tmp_path, "llama", sequence_len=32), hub="never")
-    assert f"the installed transformers {transformers.__version__} is none that axolotl pins" in caught.value.remedy
+    assert f"axolotl does not pin the installed transformers {transformers.__version__}" in caught.value.remedy
     assert "9.9.9 (axolotl 0.8), with which this may work" in caught.value.remedy

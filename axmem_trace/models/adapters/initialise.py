@@ -1,9 +1,9 @@
-"""Initialisations that compute the adapter from the base weights: peft's own code does, on whatever device they are.
+"""Initialisations that compute the adapter from the base weights, by peft's own code, on the device of the weights.
 
-PiSSA and OLoRA run as they are. MiCA leaves meta weights out, and LoftQ names its device and asks for scipy: both are
-written out here, operator by operator, as peft 0.20 `tuners/lora/layer.py` `mica_init` and `utils/loftq_utils.py`
-`loftq_init` have them. EVA and LoRA-GA need a pass over data that axolotl never runs, so that peft falls back on its
-default; `orthogonal` computes on the host.
+PiSSA and OLoRA run unchanged. MiCA skips meta weights, and LoftQ has a fixed device and needs scipy: both are written
+here again, operator by operator, from peft 0.20 `tuners/lora/layer.py` `mica_init` and `utils/loftq_utils.py`
+`loftq_init`. EVA and LoRA-GA need a pass over data that axolotl never runs, so peft uses its default instead;
+`orthogonal` computes on the host.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from axmem_trace.tracing.patching import replaced
 
 _BY_PEFT = ("pissa", "olora", "mica", "corda")
 _ON_PLAIN_WEIGHTS = ("pissa", "mica", "corda", "loftq")
-"""Those that take the stored weight for the weight itself."""
+"""Initialisations that treat the stored weight as if it were not packed."""
 
 
 def check_initialisation(recipe: Recipe) -> None:
-    """Raises for what stops a run before or at its first step.
+    """Raises an error for an adapter with which the run stops before or at its first step.
 
-    A 4-bit weight is one column of packed bytes, stored as bf16: PiSSA and LoftQ would factor that column, and their
-    matrices do not fit the layer's input. peft itself refuses it where the storage is of integers.
+    A 4-bit weight is one column of packed bytes, stored as bf16: PiSSA and LoftQ would factorise that column, and their
+    matrices do not fit the layer's input. peft itself refuses a storage of integers.
 
     Raises:
         ConfigError: an initialisation from plain weights over a 4-bit base, or of an odd rank.
@@ -78,7 +78,7 @@ def initialised_here(lora_config: Any, recipe: Recipe) -> Iterator[None]:
 def _note_solver(init: str, notes: Notes) -> None:
     text = (
         f"the {init} initialisation runs one layer at a time while the model is loaded: copies of its weight and the "
-        "factors are counted, the scratch space of cuSOLVER (closed source) is not"
+        "factors are counted, the workspace of cuSOLVER (closed source) is not"
     )
     notes.append(Note(kind="ruled", key="peft_init_lora_weights", text=text))
 
@@ -94,8 +94,8 @@ def _mica(layer: Any, adapter_name: str) -> None:
 
 @torch.no_grad()
 def _loftq(weight: torch.Tensor, num_bits: int, reduced_rank: int, num_iter: int = 1) -> tuple[torch.Tensor, ...]:
-    """One round, as axolotl asks for it; which names live how long is `loftq_init`'s. The residue goes to the host and
-    back before it is quantised."""
+    """One round, as axolotl requests it; tensors are freed where they are in `loftq_init`. The residue is copied to the
+    host and back before it is quantised."""
     dtype = weight.dtype
     weight = weight.to(torch.float32)
     res = weight.clone()
@@ -124,7 +124,7 @@ def _through_4bit(res: torch.Tensor) -> tuple[Any, torch.Tensor]:
 
 
 def _through_int8(res: torch.Tensor) -> tuple[Any, torch.Tensor]:
-    """`Int8Params(res.to("cpu")).to(device)`: in fp16, one scale a row (`Int8Params._quantize`)."""
+    """`Int8Params(res.to("cpu")).to(device)`: in fp16, one scale per row (`Int8Params._quantize`)."""
     arrived = torch.empty_like(res, dtype=torch.float16)
     packed = torch.empty_like(res, dtype=torch.int8), torch.empty(res.shape[0], dtype=torch.float32, device=res.device)
     del arrived

@@ -1,4 +1,4 @@
-"""The adapter, injected by peft itself."""
+"""Add the adapter with peft's own code."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from axmem_trace.recipe.recipe import Recipe
 
 
 def add_adapter(model: Any, recipe: Recipe, notes: Notes) -> Any:
-    """Wrap the model in peft's `PeftModel`; without an adapter, return it as it is.
+    """Wrap the model in peft's `PeftModel`; without an adapter, return it unchanged.
 
-    Source: axolotl `loaders/adapter.py` `load_adapter` (which lets the embedding's output require grad), `load_lora`.
+    Source: axolotl `loaders/adapter.py` `load_adapter` (which makes the embedding's output require grad), `load_lora`.
 
     Raises:
         ConfigError: peft refuses the configuration: no module matches, or options that exclude each other.
@@ -56,7 +56,7 @@ def _add_frozen_copy(peft_model: Any, lora_config: Any) -> None:
 def _load_file(peft_model: nn.Module, recipe: Recipe) -> None:
     """The saved tensors are on the GPU until all are copied into the adapter (peft `peft_model.py` `load_adapter`).
 
-    A file that is not here is taken to hold the adapter as it is.
+    A file that is not here is assumed to hold an adapter of the same sizes and dtypes.
     """
     adapter = [each for each in peft_model.parameters() if each.requires_grad]
     sizes = recipe.adapter.file_tensor_bytes or [each.nbytes for each in adapter]
@@ -78,7 +78,7 @@ def _inject(model: nn.Module, lora_config: Any, recipe: Recipe) -> Any:
 
 
 def _checked(step: Any, model: nn.Module, recipe: Recipe) -> Any:
-    """Run a step of peft; what it refuses is the configuration's fault."""
+    """Run a step of peft; its errors become errors of the configuration."""
     adapter = recipe.adapter
     try:
         return step()

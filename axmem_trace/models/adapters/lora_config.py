@@ -1,4 +1,4 @@
-"""Recipe to peft's `LoraConfig`: every LoRA key of axolotl in peft's words."""
+"""Recipe to peft's `LoraConfig`: every LoRA key of axolotl as peft's argument."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def make_lora_config(model: nn.Module, recipe: Recipe, notes: Notes) -> Any:
 
 
 def _target_modules(model: nn.Module, recipe: Recipe) -> list[str] | str | None:
-    """Source: axolotl `_build_peft_lora_config`: `lora_target_linear` adds to the named ones. None, which only a saved
-    adapter may have, is peft's choice by model type."""
+    """The target modules; `lora_target_linear` adds to the named ones. None means peft's default for the model type;
+    only a saved adapter can have that. Source: axolotl `_build_peft_lora_config`."""
     adapter = recipe.adapter
     if adapter.from_file and not (adapter.target_modules or adapter.target_linear or adapter.target_parameters):
         return None
@@ -62,7 +62,7 @@ def _task_type(model: nn.Module) -> str:
 
 
 def _optional_keys(adapter: Adapter) -> dict[str, Any]:
-    """Keys that axolotl passes only where they are set."""
+    """Keys that axolotl only passes if they are set."""
     keys: dict[str, Any] = {}
     if adapter.layer_replication:
         keys["layer_replication"] = [list(pair) for pair in adapter.layer_replication]

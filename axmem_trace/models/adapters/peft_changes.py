@@ -1,4 +1,4 @@
-"""What axolotl changes in peft while an adapter is added, as contexts that undo themselves."""
+"""axolotl's changes to peft while an adapter is added, as context managers that undo them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from axmem_trace.tracing.patching import replaced
 
 @contextmanager
 def peft_as_axolotl_changes_it(model: nn.Module, lora_config: Any, notes: Notes) -> Iterator[None]:
-    """peft with axolotl's changes: Gemma 4's clippable linears, experts' dropout, and our packed linears."""
+    """peft with axolotl's changes: Gemma 4's clippable linears, experts' dropout, and packed linears of this package."""
     from axmem_trace.models.quantisation.packed_linear import PackedLinear
 
     if any(isinstance(module, PackedLinear) for module in model.modules()):
@@ -34,10 +34,10 @@ def peft_as_axolotl_changes_it(model: nn.Module, lora_config: Any, notes: Notes)
 
 @contextmanager
 def _parameters_in_given_order(lora_config: Any) -> Iterator[None]:
-    """Wrap packed experts' parameters in the order of `target_parameters`, where peft sorts them by name.
+    """Wrap packed experts' parameters in the order of `target_parameters`; peft sorts them by name.
 
     Source: axolotl `monkeypatch/moe_quant.py` (`expert_param_order`); peft `tuners/tuners_utils.py`
-    (`_inject_parameters`), which takes plain parameters in the order of their definition by itself.
+    (`_inject_parameters`), which already takes plain parameters in the order of their definition.
     """
     from peft.tuners import tuners_utils
 
@@ -96,7 +96,7 @@ def _experts_without_dropout() -> Iterator[None]:
 
 
 def _will_target_parameters(model: nn.Module, lora_config: Any) -> bool:
-    """Whether peft rewrites old expert names (`w1`, ...) in `target_modules` into fused parameters by itself.
+    """True if peft itself rewrites old expert names (`w1`, ...) in `target_modules` into fused parameters.
 
     Source: axolotl `loaders/adapter.py` `_peft_will_auto_convert_target_params`, which probes a copy the same way.
     """
@@ -109,6 +109,6 @@ def _will_target_parameters(model: nn.Module, lora_config: Any) -> bool:
         conversion.convert_peft_config_for_transformers(
             probe, model=model, conversions=conversion.get_model_conversion_mapping(model)
         )
-    except Exception:  # peft raises what it likes here; axolotl's probe takes any failure for "no"
+    except Exception:  # peft raises various errors here; axolotl's check treats each of them as "no"
         return False
     return bool(probe.target_parameters)

@@ -1,4 +1,4 @@
-"""Which modules an adapter may wrap, by axolotl's and peft's rules, and what to say when none matches."""
+"""Which modules an adapter can wrap, by axolotl's and peft's rules, and the errors if none matches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FUSED_NAMES = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
 """Names of one expert's projections in transformers 4, and of the fused parameter that holds them in 5."""
 _CLASSIFIER_HEADS = ("classifier", "score")
 _REFUSED_LAYERS = re.compile(r"Incompatible modules: \{(.+?)\}")
-"""peft `tuners_utils.py` `_check_lora_target_modules_mamba`: layers whose weight Mamba's kernels read themselves."""
+"""peft `tuners_utils.py` `_check_lora_target_modules_mamba`: layers whose weight Mamba's kernels read directly."""
 
 
 def find_linear_names(model: nn.Module, head: str) -> list[str]:
@@ -34,8 +34,8 @@ def find_linear_names(model: nn.Module, head: str) -> list[str]:
 def expand_parametrised_targets(model: nn.Module, targets: Iterable[str]) -> list[str]:
     """`lora_target_parameters` with the full path of each matching parameter that is parametrised (quantised experts).
 
-    peft matches suffixes of plain parameters, and full paths only of parametrised ones; unfused names mean the
-    fused parameter there. In each module in the order of its definition, which is the order in which the adapters nest.
+    peft matches plain parameters by suffix, but parametrised ones only by full path; unfused names mean the fused
+    parameter. In each module, the order is that of the definition, in which the adapters are nested.
     Source: axolotl `monkeypatch/moe_quant.py` `patch_peft_target_parameters_matching`.
     """
     targets = list(targets)
@@ -55,7 +55,7 @@ def _has_path(module_name: str, path: str) -> bool:
 
 
 def note_unmatched_targets(names: Iterable[str], peft_model: Any, recipe: Recipe, notes: Notes) -> None:
-    """Warn of each entry of `lora_target_modules` that no module is called by: peft passes over it without a word.
+    """Warn of each entry of `lora_target_modules` that matches no module: peft ignores it silently.
 
     Args:
         names: of the model's modules before peft wrapped them.
@@ -69,19 +69,19 @@ def note_unmatched_targets(names: Iterable[str], peft_model: Any, recipe: Recipe
             continue
         places = [found for name, found in recipe.written.items() if name.startswith("lora_target_modules.")]
         line = next((found.line for found in places if found.value == target), 0)
-        text = f"no module is called `{target}`: peft passes over it. Linear layers of this model: "
+        text = f"no module is called `{target}`: peft ignores it. Linear layers of this model: "
         text += ", ".join(_linear_names(peft_model))
         notes.append(Note(kind="warning", key="lora_target_modules", text=text, line=line))
 
 
 def no_target_error(model: nn.Module, key: str, value: object, error: Exception) -> ConfigError:
-    """peft found nothing to wrap, or refuses a layer that it found: list the names there are."""
+    """peft found nothing to wrap, or refuses a layer that it found: list the names that the model has."""
     linears = _linear_names(model)
     refused = _REFUSED_LAYERS.search(str(error))
     rest = ", ".join(name for name in linears if not refused or name not in refused[1])
     remedy = "name some of these in lora_target_modules, or set lora_target_linear: true"
     if refused or key == "lora_target_linear":
-        remedy = f"peft adapts these alone: `lora_target_modules: [{rest}]`, without lora_target_linear"
+        remedy = f"peft can adapt only these: `lora_target_modules: [{rest}]`, without lora_target_linear"
     return ConfigError(
         problem="the adapter's targets can't be used with this model",
         key=key,
@@ -93,14 +93,14 @@ def no_target_error(model: nn.Module, key: str, value: object, error: Exception)
 
 
 def head_adapted_error(model: nn.Module, key: str, value: object, error: Exception) -> ConfigError:
-    """peft trains a token classifier's head in full, and can't where the head has LoRA as well.
+    """peft trains a token classifier's head in full, and fails if the head has LoRA as well.
 
     Source: peft `peft_model.py`: `PeftModelForTokenClassification` adapts before it adds the head to `modules_to_save`,
     which `PeftModelForSequenceClassification` does first.
     """
     rest = ", ".join(name for name in _linear_names(model) if name not in _CLASSIFIER_HEADS)
     return ConfigError(
-        problem="the targets take in a layer that peft trains in full (a classifier's head, or one of "
+        problem="the targets include a layer that peft trains in full (a classifier's head, or one of "
         "lora_modules_to_save)",
         key=key,
         value=value,
@@ -110,10 +110,10 @@ def head_adapted_error(model: nn.Module, key: str, value: object, error: Excepti
 
 
 def _linear_names(model: nn.Module) -> list[str]:
-    """Last name components of what peft can adapt but the output head, also where it has wrapped some already.
+    """Last name components of the modules that peft can adapt, except the output head; wrapped ones too.
 
-    Not all that is called `Linear` is one: OLMo-Hybrid's decoder layers are `...LinearAttentionDecoderLayer`, and all
-    of Kimi-Linear is. A number (in an `nn.Sequential`) is the name of whole layers, too.
+    `Linear` in a name does not prove a linear layer: OLMo-Hybrid's decoder layers are `...LinearAttentionDecoderLayer`,
+    and all classes of Kimi-Linear have it. A number (in an `nn.Sequential`) can also be the name of a decoder layer.
     """
     find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = find_head()

@@ -1,1 +1,1 @@
-"""Experts of a mixture as other code than transformers' lays them out: a linear layer each, or packed."""
+"""Experts in other layouts than transformers': a linear layer for each, or packed."""

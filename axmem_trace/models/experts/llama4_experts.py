@@ -1,4 +1,4 @@
-"""Llama 4's experts as separate linear layers (`llama4_linearized_experts`), so that they quantise and take LoRA."""
+"""Llama 4's experts as separate linear layers (`llama4_linearized_experts`), which can be quantised and get LoRA."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SeparateLlama4Experts(nn.Module):
     """Experts with one `nn.Linear` per expert and projection; names as in checkpoints that were made for it.
 
     Source: axolotl `monkeypatch/models/llama4/modeling.py`: the experts run one after the other on equal slices of
-    their input and write into one output tensor.
+    the input and write into one output tensor.
     """
 
     def __init__(self, config: Any) -> None:
@@ -46,7 +46,7 @@ class SeparateLlama4Experts(nn.Module):
 
 @contextmanager
 def linearised_llama4_experts(recipe: Recipe) -> Iterator[None]:
-    """While open, Llama 4 models are built with linearised experts, where the recipe asks for them."""
+    """While open, Llama 4 models are built with linearised experts, if the recipe asks for them."""
     if not recipe.model.llama4_linearized_experts or not recipe.model.base.model_type.startswith("llama4"):
         yield
         return

@@ -87,7 +87,7 @@ def _pack_8bit(module: nn.Module, name: str, parameter: torch.Tensor) -> None:
 
 
 def _open_cache(module: nn.Module, inputs: Any) -> None:
-    """One unpacked copy per forward of the experts, however often the weight is read."""
+    """One unpacked copy per forward of the experts, even if the weight is read several times."""
     parametrize._cache_enabled += 1
 
 

@@ -1,6 +1,6 @@
 """Experts as transformers 4 had them: a linear layer for each expert and projection, one expert after the other.
 
-No class here has `Linear` in its name: axolotl takes each that has for a linear layer (`find_all_linear_names`).
+No class here has `Linear` in its name: axolotl treats every such class as a linear layer (`find_all_linear_names`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from axmem_trace.tracing.patching import replaced
 
 _GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
 _NAMES = {"mixtral": ("w1", "w3", "w2")}
-"""Of gate, up and down projection, where they have others than most."""
+"""Names of gate, up and down projection by model type, if they are not the usual ones."""
 _LINEAR_GATES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 """Types whose router was a linear layer named `gate` in transformers 4: it was quantised, and a target of LoRA."""
 
@@ -62,10 +62,10 @@ class SeparateExperts(nn.ModuleList):
 
 
 def unfuse_experts(model: nn.Module, recipe: Recipe) -> None:
-    """Put linear experts in the place of fused ones, where the recipe assumes them.
+    """Replace fused experts by linear ones, if the recipe assumes them.
 
     Raises:
-        ConfigError: the model has none, or such as have biases or another layout.
+        ConfigError: the model has no fused experts, or they have biases or another layout.
     """
     if recipe.older.experts_layout == "fused":
         return
@@ -86,9 +86,9 @@ def unfuse_experts(model: nn.Module, recipe: Recipe) -> None:
 
 
 def _make_gate_linear(block: Any) -> None:
-    """The block's router becomes the linear layer that it was; `route_by_linear_gates` does the rest of its work.
+    """The block's router becomes the linear layer that it was; `route_by_linear_gates` does the routing.
 
-    Where a run asks for the routers' logits, transformers 5 collects them by the routers' class: it stays.
+    If a run needs the routers' logits, the router stays: transformers 5 collects the logits by the routers' class.
     """
     router = block.gate
     experts, hidden = router.weight.shape
@@ -97,7 +97,7 @@ def _make_gate_linear(block: Any) -> None:
 
 
 def route_by_linear_gates(model: nn.Module) -> None:
-    """Linear gates, packed and adapted by now, choose experts as the blocks of transformers 5 expect it.
+    """Make linear gates, which may be packed and adapted now, choose experts as the blocks of transformers 5 expect it.
 
     Source: transformers 4.48 `modeling_mixtral.py` `MixtralSparseMoeBlock.forward`, `modeling_qwen2_moe.py`
     `Qwen2MoeSparseMoeBlock.forward`: softmax in fp32 over the logits [tokens, experts], the largest `top_k`, normalised
@@ -125,7 +125,7 @@ def _is_fused(module: nn.Module) -> bool:
 
 @contextmanager
 def old_expert_names(recipe: Recipe) -> Iterator[None]:
-    """While open, peft takes the names of linear experts as they are, and not for those of fused ones."""
+    """While open, peft does not convert the names of linear experts to those of fused ones."""
     if recipe.older.experts_layout == "fused":
         yield
         return

@@ -15,7 +15,7 @@ from axmem_trace.recipe.recipe import Quantisation
 
 
 def make_bnb_quantizer(quantisation: Quantisation) -> Any:
-    """transformers' own quantizer for a bitsandbytes recipe (nf4/fp4 or int8), as `from_pretrained` would pick it."""
+    """transformers' own quantizer for a bitsandbytes recipe (nf4/fp4 or int8), as `from_pretrained` would choose it."""
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
     from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
@@ -40,11 +40,11 @@ def make_bnb_quantizer(quantisation: Quantisation) -> Any:
 def pack_bnb_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace the weights of `Linear4bit` and `Linear8bitLt` modules by packed ones on meta.
 
-    `dtype` is what the weights are loaded in before they are quantised: `QuantState.dtype`, which is what they
-    become again in the forward pass (bitsandbytes `functional.py` `dequantize_4bit`).
+    `dtype` is that of the weights before they are quantised: `QuantState.dtype`, to which the forward pass dequantises
+    them (bitsandbytes `functional.py` `dequantize_4bit`).
 
     Raises:
-        ConfigError: a quantised layer shares its weight with the embedding, which stays as it is.
+        ConfigError: a quantised layer shares its weight with the embedding, which is not quantised.
     """
     import bitsandbytes as bnb
 
@@ -60,9 +60,9 @@ def pack_bnb_weights(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _tied_error(name: str) -> ConfigError:
-    """The layer became a quantised one, and then got the embedding's plain weight.
+    """The error for a quantised layer that then got the embedding's plain weight.
 
-    A skip list of one's own replaces the default one, which has the tied head (transformers `quantizers/base.py`
+    The user's skip list replaces the default one, which contains the tied head (transformers `quantizers/base.py`
     `get_modules_to_not_convert`); in its first forward bitsandbytes finds no quantisation state (`nn/modules.py`
     `fix_4bit_weight_quant_state_from_module`), or no `CB`.
     """
@@ -111,7 +111,7 @@ def _pack_8bit(linear: Any) -> None:
 
 
 def iterate_bnb_states(module_name: str, module: nn.Module) -> Iterator[StateTensor]:
-    """What is stored beside one module's packed weight: `absmax`, code tables and nested state, or int8's `SCB`.
+    """The tensors stored with one module's packed weight: `absmax`, code tables and nested state, or int8's `SCB`.
 
     The second holder of a state is bitsandbytes' parametrisation of fused expert weights (`nn/parametrize.py`).
     """

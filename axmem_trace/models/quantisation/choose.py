@@ -1,7 +1,7 @@
-"""Which quantizer: the recipe's request against the checkpoint's own `quantization_config`, as transformers weighs them.
+"""Choose the quantizer from the recipe and the checkpoint's own `quantization_config`, as transformers does.
 
 Source: transformers `quantizers/auto.py` `get_hf_quantizer`, `merge_quantization_configs`; axolotl `loaders/model.py`
-`_set_quantization_config` (a checkpoint's own gptq, awq or bitsandbytes configuration goes before bitsandbytes keys).
+`_set_quantization_config` (a checkpoint's own gptq, awq or bitsandbytes configuration is used before bitsandbytes keys).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SAYS_CLASS = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
 
 
 def choose_quantizer(recipe: Recipe, config: Any, notes: Notes) -> Quantizer:
-    """The quantizer for this recipe. Where none is used, a leftover `quantization_config` is taken off `config`.
+    """The quantizer for this recipe. If none is used, `quantization_config` is removed from `config`.
 
     Raises:
         ConfigError: `gptq: true` or a `model_quantization_config` that the checkpoint can't be loaded with.
@@ -105,7 +105,7 @@ def _pre_quantised_bnb(recipe: Recipe, own: dict[str, Any], notes: Notes) -> Qua
     if own.get("load_in_4bit"):
         text = (
             f"the 4-bit checkpoint's weights unpack to {recipe.precision.load_dtype} in backward; the checkpoint itself, "
-            "whose quantisation state is not in its configuration, has the last word"
+            "whose quantisation state is not in its configuration, decides in the end"
         )
         notes.append(Note(kind="assumed", key="base_model", text=text))
     quantization_config = BitsAndBytesConfig.from_dict(own)
@@ -141,7 +141,7 @@ def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Q
     notes.append(Note(kind="ruled", key="base_model", text=text))
     if method == "gptq":
         text = (
-            "axolotl 0.19 pins optimum 1.16.2, and transformers 5 loads GPTQ with optimum 1.24 or newer alone (and "
+            "axolotl 0.19 pins optimum 1.16.2, and transformers 5 loads GPTQ only with optimum 1.24 or newer (and "
             "gptqmodel 1.4.3): install these, or the run stops while it loads the model"
         )
         notes.append(Note(kind="warning", key="gptq", text=text))
@@ -172,7 +172,7 @@ def _low_float(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -
 
 
 def _kept_low_float(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Quantizer:
-    """What axolotl's kernels plugin lets train under an adapter."""
+    """A note about what axolotl's kernels plugin allows to train under an adapter."""
     if method == "fp8":
         text = "fp8 weights stay as they are (axolotl's kernels plugin lifts transformers' refusal for adapters): one byte "
         text += "each, and an fp32 scale for each block. Releases before 5.24 have no backward for their products; the "
@@ -193,13 +193,13 @@ def _kept_low_float(recipe: Recipe, own: dict[str, Any], method: str, notes: Not
     text = (
         "MXFP4 experts stay packed and run OpenAI's Triton kernels, whose products keep nothing and have no backward: "
     )
-    text += "no gradient passes through the experts. Their working memory is assumed from the shapes of their results"
+    text += "no gradient passes through the experts. Their temporary memory is assumed from the shapes of their results"
     notes.append(Note(kind="assumed", key="base_model", text=text))
     return Mxfp4Quantizer()
 
 
 def _other(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Quantizer:
-    """bitnet runs through transformers' own quantizer; the rest is built unquantised, and said."""
+    """bitnet uses transformers' own quantizer; other methods are built unquantised, with a note."""
     if method == "bitnet" and _is_online_bitnet(own):
         from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 
@@ -228,7 +228,7 @@ def _is_trainable(recipe: Recipe, method: str, notes: Notes) -> bool:
 
 
 def note_bf16_copy(recipe: Recipe, method: str, notes: Notes, why: str) -> None:
-    """Say that the run as configured would stop, and that the figures are those of an unquantised copy."""
+    """Report that the configured run would stop, and that the figures are those of an unquantised copy."""
     text = (
         f"the run stops: {recipe.model.base.name} is quantised with {method!r} and {why} (the figures are those of an "
         f"unquantised copy loaded in {recipe.precision.load_dtype})"

@@ -1,4 +1,4 @@
-"""`qat`: linear layers (and embeddings) that quantise and dequantise weights and inputs on the way.
+"""`qat`: linear layers (and embeddings) that quantise and dequantise weights and inputs in their forward.
 
 Source: torchao 0.17 `quantization/qat/{linear,embedding,fake_quantizer}.py`, `quant_primitives.py`
 (`_do_fake_quantize_affine`, `_choose_scale_float8`, `_quantize_affine_float8`, `_dequantize_affine_float8`,
@@ -24,7 +24,7 @@ _E4M3 = torch.float8_e4m3fn
 
 
 def prepare_fake_quantisation(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
-    """Swap all linear layers, the head too, and embeddings where they are asked for.
+    """Replace all linear layers, the head too, and embeddings if they are asked for.
 
     Raises:
         ConfigError: a layer's width is no multiple of the group size: its weight has no view by groups.
@@ -56,12 +56,12 @@ class FakeQuantisedLinear(nn.Linear):
 
 
 class FakeQuantisedEmbedding(nn.Embedding):
-    """The whole table is quantised and dequantised, whichever rows are wanted."""
+    """The whole table is quantised and dequantised, even if only a few rows are needed."""
 
     quantise_weight: _Quantise
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The rows of the table that has been there and back."""
+        """The rows of the table that was quantised and dequantised."""
         table = self.quantise_weight(self.weight)
         return F.embedding(input, table, self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq)
 
@@ -69,7 +69,7 @@ class FakeQuantisedEmbedding(nn.Embedding):
 def _swap(
     module: Any, cls: type, name: str, asked: FakeQuantisation, *, weight: _Quantise, inputs: _Quantise | None
 ) -> None:
-    """torchao makes the new layer in full on the GPU before it gives it the old weight."""
+    """torchao makes the complete new layer on the GPU before it assigns the old weight to it."""
     if asked.weight == "int4" and module.weight.shape[-1] % asked.group_size:
         raise ConfigError(
             problem=f"the width of {name}, {module.weight.shape[-1]}, is no multiple of the group size: the run stops "
@@ -141,7 +141,7 @@ def _from_float8(bits: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) ->
 
 
 def _int8_by_token(tensor: torch.Tensor) -> torch.Tensor:
-    """`IntxFakeQuantizer`, asymmetric, one scale a token."""
+    """`IntxFakeQuantizer`, asymmetric, one scale per token."""
     with torch.no_grad():
         low, high = tensor.amin(dim=-1), tensor.amax(dim=-1)
         low, high = torch.min(low, torch.zeros_like(low)), torch.max(high, torch.zeros_like(high))

@@ -5,8 +5,8 @@ Source: torchao 0.17 `float8/float8_linear.py` (`matmul_with_hp_or_float8_args`,
 `addmm_float8_unwrapped`), `config.py` (`from_recipe_name`); accelerate 1.13 `utils/ao.py`, `accelerator.py`
 `_prepare_ao`; axolotl 0.19 `core/fp8.py`, `monkeypatch/accelerate/float8_moe_filter.py`.
 
-What the graph keeps is the input and the weight as they were: no less than without fp8. The casts are made anew in
-backward, and each passes through two fp32 copies.
+The graph keeps the input and the weight in high precision, no less than without fp8. Backward makes the casts again,
+each with two fp32 copies on the way.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Float8:
 
 
 def convert_to_float8(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
-    """Swap linear layers as accelerate's `prepare` does: all but the first, the last, routers and odd sizes.
+    """Replace linear layers as accelerate's `prepare` does: all except the first, the last, routers and odd sizes.
 
     Raises:
         ConfigError: the base is quantised: torchao would multiply packed weights.
@@ -49,7 +49,7 @@ def convert_to_float8(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
         return
     if recipe.quantisation.method != "none":
         raise ConfigError(
-            problem=f"fp8 training swaps linear layers for ones that multiply plain weights, and the base model's are "
+            problem=f"fp8 training replaces linear layers by ones that multiply plain weights, and the base model's are "
             f"packed ({recipe.quantisation.method}): the run stops in its first forward",
             key="fp8",
             remedy="remove fp8, or load the base model unquantised",
@@ -84,7 +84,7 @@ class Float8Linear(nn.Linear):
 
 
 class _Float8Product(torch.autograd.Function):
-    """The names live as long as they do in torchao's function: until it returns."""
+    """Local names keep tensors alive as long as in torchao's function: until it returns."""
 
     @staticmethod
     def forward(ctx: Any, input_hp: torch.Tensor, weight_hp_t: torch.Tensor, recipe: str) -> torch.Tensor:
@@ -121,7 +121,7 @@ def _flat(tensor: _Float8) -> _Float8:
 
 
 def _to_float8(tensor: torch.Tensor, dtype: torch.dtype, dim: int | None) -> _Float8:
-    """`hp_tensor_to_float8_dynamic`: the scale, then the fp32 product with it, that clamped, and its bits."""
+    """`hp_tensor_to_float8_dynamic`: the scale, the fp32 product with it, the clamped product, and its bits."""
     scale = _scale_of(tensor, dtype, dim)
     scaled = tensor.to(torch.float32) * scale
     return _Float8(_saturated(scaled, dtype), scale, dim is not None, tensor.dtype)
@@ -141,8 +141,8 @@ def _saturated(scaled: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _multiply(a: _Float8, b: _Float8, *, fast: bool = False) -> torch.Tensor:
-    """cuBLAS wants the first operand by rows and the second by columns; row scales without fast accumulation are
-    multiplied in afterwards, from a full fp32 matrix of them."""
+    """cuBLAS needs the first operand by rows and the second by columns. Without fast accumulation, row scales are
+    multiplied in afterwards, as a full fp32 matrix."""
     a_bits = a.bits if _row_major(a.bits) else a.bits.contiguous()
     b_bits = b.bits.t().contiguous().t() if _row_major(b.bits) else b.bits
     a_scale, b_scale = _same_granularity(a, b, a_bits, b_bits)

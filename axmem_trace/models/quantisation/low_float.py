@@ -38,8 +38,8 @@ class Fp8Quantizer(Quantizer):
 
 
 def _refuse_experts(model: Any) -> None:
-    """transformers looks FP8 experts up in an interface of their own (`ALL_FP8_EXPERTS_FUNCTIONS`), and axolotl registers
-    its kernels in that of plain ones (`libs/scattermoe_lora/experts.py` `register_scattermoe_experts`)."""
+    """transformers finds FP8 experts in a separate interface (`ALL_FP8_EXPERTS_FUNCTIONS`), and axolotl registers its
+    kernels only in that of plain experts (`libs/scattermoe_lora/experts.py` `register_scattermoe_experts`)."""
     if any(type(module).__name__ == "FP8Experts" for module in model.modules()):
         raise ConfigError(
             problem=f"the experts of {type(model).__name__} are FP8, for which axolotl registers neither scattermoe nor "
@@ -50,7 +50,7 @@ def _refuse_experts(model: Any) -> None:
 
 
 class Mxfp4Quantizer(Quantizer):
-    """gpt-oss' experts as they lie in the checkpoint; all else in the load dtype."""
+    """gpt-oss' experts as stored in the checkpoint; everything else in the load dtype."""
 
     def replace_modules(self, model: Any, dtype: torch.dtype) -> None:  # noqa: D102
         for name, module in list(model.named_modules()):
@@ -66,7 +66,7 @@ class Mxfp4Experts(nn.Module):
     """`Mxfp4GptOssExperts`: blocks and scales as bytes, biases in fp32.
 
     Its products are Triton functions without a backward (`matmul_ogs` of the Hub's gpt-oss-triton-kernels): nothing is
-    kept, and gradients pass by the experts on the residual.
+    kept, and gradients only pass through the residual connection, not through the experts.
     """
 
     def __init__(self, plain: Any) -> None:
@@ -85,7 +85,7 @@ class Mxfp4Experts(nn.Module):
     def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Tokens [tokens, hidden], each one's experts [tokens, top_k] and their weights: [tokens, hidden].
 
-        The first product writes the activation alone, the second a row for each choice, which are summed by token.
+        The first product writes only the activation, the second a row for each choice; the rows are summed by token.
         """
         rows = index.numel()
         inner = hidden.new_empty(rows, self.intermediate_size)

@@ -16,11 +16,11 @@ from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 
 _BLOCK = 256
-"""Values to a partial result of both kernels."""
+"""Values per partial result of both kernels."""
 
 
 def replace_linears(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
-    """Swap every linear layer that is not called `lm_head`; each new one is made beside the old one."""
+    """Replace every linear layer that is not called `lm_head`; the new one is made while the old one is alive."""
     if not recipe.model.use_onebitllms:
         return
     for name, module in model.named_modules():
@@ -36,7 +36,7 @@ def replace_linears(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
 
 
 class BitNetLinear(nn.Linear):
-    """Both sums are tensors of their own: the product keeps them, and the weight and the input are kept beside."""
+    """Both sums are new tensors: the product keeps them, and the weight and the input are kept too."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As in `BitNetLinear.forward`."""

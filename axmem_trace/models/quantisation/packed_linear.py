@@ -11,7 +11,7 @@ from torch import nn
 
 WORD_BITS = 32
 DECODER_LAYER_LISTS = ("transformer.h", "model.decoder.layers", "gpt_neox.layers", "model.layers")
-"""Where GPTQ looks for blocks (optimum `gptq/constants.py` `BLOCK_PATTERNS`)."""
+"""Names under which GPTQ looks for blocks (optimum `gptq/constants.py` `BLOCK_PATTERNS`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class PackedLinear(nn.Module):
         return scales * (weight - zeros)
 
     def extra_repr(self) -> str:
-        """Shape and format, as `nn.Linear` shows its own."""
+        """Shape and format, in the style of `nn.Linear`."""
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.packed}"
 
 
@@ -89,7 +89,7 @@ class TritonMatmul(torch.autograd.Function):
     """Unpacks into one fp16 weight, keeps the packed one, and unpacks again in backward.
 
     Source: AutoGPTQ 0.7 `nn_modules/triton_utils/dequant.py` `quant_matmul_248`, `QuantLinearFunction`, which
-    fms-acceleration-peft 0.4 carries along.
+    fms-acceleration-peft 0.4 contains too.
     """
 
     @staticmethod
@@ -108,11 +108,11 @@ class TritonMatmul(torch.autograd.Function):
 
 
 def replace_with_packed_linear(model: Any, packed: PackedFormat, skip_modules: list[str]) -> None:
-    """Swap `nn.Linear` (and GPT-2's `Conv1D`) for `PackedLinear`.
+    """Replace `nn.Linear` (and GPT-2's `Conv1D`) by `PackedLinear`.
 
-    GPTQ packs what is inside the decoder layers and is an `nn.Linear` itself, of no class derived from it (optimum
-    2.3 `gptq/quantizer.py` `convert_model`, `gptq/utils.py` `get_layers`); AWQ everything but the output head and tied
-    weights (transformers `quantizer_awq.py`); both leave `skip_modules` alone.
+    GPTQ packs layers inside the decoder layers that are exactly `nn.Linear`, no class derived from it (optimum
+    2.3 `gptq/quantizer.py` `convert_model`, `gptq/utils.py` `get_layers`); AWQ everything except the output head and tied
+    weights (transformers `quantizer_awq.py`); neither packs `skip_modules`.
     """
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import get_keys_to_not_convert

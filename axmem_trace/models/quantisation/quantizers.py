@@ -1,4 +1,4 @@
-"""What a quantizer does to a skeleton: transformers' own for most methods, packed layouts of ours for the rest."""
+"""How a quantizer changes a skeleton: transformers' own for most methods, packed layouts of this package for others."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Quantizer:
         return dtype
 
     def replace_modules(self, model: Any, dtype: torch.dtype) -> None:
-        """Swap layers of the skeleton, before weights are tied."""
+        """Replace layers of the skeleton, before weights are tied."""
 
     def finish(self, model: Any, dtype: torch.dtype) -> None:
-        """Give the swapped layers their packed weights, and the model the flags that peft and the trainer ask for."""
+        """Set the packed weights of the replaced layers, and the model's flags that peft and the trainer read."""
 
 
 class NoQuantizer(Quantizer):

@@ -1,1 +1,1 @@
-"""From a recipe to an empty model: its configuration, class and attention, built on the meta device."""
+"""From a recipe to an empty model on the meta device: its configuration, class and attention."""

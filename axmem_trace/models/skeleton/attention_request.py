@@ -1,4 +1,4 @@
-"""The attention kernel's name on every part of the model, whether or not its package is installed here."""
+"""Set the attention kernel's name on every part of the model, even if its package is not installed here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from axmem_trace.notes import Note, Notes
 from axmem_trace.tracing.patching import replaced
 
 _BEHIND = {"varlen": "sdpa"}
-"""axolotl's packed SDPA replaces the function behind `sdpa`; transformers never hears of another name."""
+"""axolotl's packed SDPA replaces the function named `sdpa`; transformers only gets this name."""
 
 _HUB_RELEASES = {
     "kernels-community/flash-attn2": "flash_attention_2",
@@ -22,9 +22,9 @@ _HUB_RELEASES = {
 
 @contextmanager
 def attention_without_packages(kernel: str, notes: Notes) -> Iterator[None]:
-    """While open, transformers accepts `kernel` for a model that supports it, without asking for its package.
+    """While open, transformers accepts `kernel` for a model that supports it, without its package.
 
-    What the model class itself refuses (`_supports_sdpa`, `_supports_flash_attn`, `_supports_flex_attn`) is still
+    A kernel that the model class itself refuses (`_supports_sdpa`, `_supports_flash_attn`, `_supports_flex_attn`) is still
     refused, with transformers' own ValueError.
 
     Source: transformers `modeling_utils.py` `_check_and_adjust_attn_implementation`, `_flash_attn_can_dispatch`.
@@ -48,8 +48,8 @@ def attention_without_packages(kernel: str, notes: Notes) -> Iterator[None]:
 def request_attention(config: Any, kernel: str, *, asked: bool = False) -> None:
     """Ask for `kernel` on the configuration and its sub-configurations.
 
-    Where nothing was `asked` for, `sdpa` is transformers' own default, which gives way to `eager` where a class has no
-    SDPA path (gpt-oss). By name it is refused there.
+    If nothing was `asked` for, `sdpa` is transformers' own default, and `eager` for a class without SDPA (gpt-oss). If
+    `sdpa` is requested by name, such a class refuses it.
 
     Source: transformers `modeling_utils.py` `get_correct_attn_implementation`; axolotl `_set_attention_config`.
     """
@@ -65,12 +65,12 @@ def _refuse_unsupported(model: Any, kernel: str) -> None:
 
 
 def _compatible_flash_kernel(model: Any, kernel: str, notes: Notes) -> str:
-    """The flash kernel that the model's class accepts: its own first choice, by the name of its release."""
+    """The flash kernel that the model's class accepts: the first of its list, by the name of its release."""
     compatible = getattr(model, "_compatible_flash_implementations", None)
     if not kernel.startswith("flash_attention") or not compatible or kernel in compatible:
         return kernel
     release = _HUB_RELEASES.get(compatible[0], compatible[0] if compatible[0].startswith("flash_attention") else kernel)
-    text = f"{type(model).__name__} runs {compatible[0]} in place of {kernel} (transformers replaces it by itself)"
+    text = f"{type(model).__name__} runs {compatible[0]} instead of {kernel} (transformers replaces it automatically)"
     if release != kernel:
         notes.append(Note(kind="assumed", key="attn_implementation", text=text))
     return release

@@ -17,9 +17,9 @@ AUTO_CLASS_OF_TASK = {
     "sequence-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
 }
-"""What loads a model by the task that it is trained for."""
+"""The Auto class that loads a model, by training task."""
 _NAMED_BY_AXOLOTL = ("voxtral",)
-"""Types that axolotl's own mapping gives a class, where the Auto class has none (`loaders/constants.py`)."""
+"""Types for which axolotl's own mapping has a class and the Auto class has none (`loaders/constants.py`)."""
 _MAMBA_SSM_CLASS = "MambaLMHeadModel"
 
 
@@ -38,10 +38,11 @@ def find_model_class(recipe: Recipe, config: Any, notes: Notes) -> tuple[Any, An
 
 @contextmanager
 def import_faults_named(name: str) -> Iterator[None]:
-    """While open, transformers' code for a model may be imported, and with it packages that don't work here.
+    """While open, transformers' code for a model is imported, which may need packages that don't work here.
 
     Raises:
-        ConfigError: it can't: `transformers.utils.import_utils` says ModuleNotFoundError and keeps the reason as cause.
+        ConfigError: the import fails; `transformers.utils.import_utils` raises ModuleNotFoundError, with the reason as
+            its cause.
     """
     try:
         yield
@@ -51,7 +52,7 @@ def import_faults_named(name: str) -> Iterator[None]:
             problem=f"transformers' code for {name} can't be imported in this environment",
             key="base_model",
             details=(str(error), f"because of {type(cause).__name__}: {cause}"),
-            remedy="repair or remove the package that this names (torchvision, timm and others must fit the installed "
+            remedy="repair or remove the package named above (torchvision, timm and others must fit the installed "
             "torch); `pip check` lists what does not fit",
         ) from error
 
@@ -76,7 +77,7 @@ def _find_model_class(recipe: Recipe, config: Any, notes: Notes) -> tuple[Any, A
 
 
 def _refuse_name(error: ConfigError, auto_class: Any) -> RefusalNote:
-    """axolotl asks transformers for the name (`getattr(transformers, self.model_type)`) and stops."""
+    """axolotl reads the name from transformers (`getattr(transformers, self.model_type)`) and stops."""
     text = f"the run stops: {error.problem}, {error.details[0]} (the figures are with {auto_class.__name__})"
     return RefusalNote(key=error.key, text=text, remedy=error.remedy)
 
@@ -130,7 +131,7 @@ def _class_of_auto(recipe: Recipe, auto_class: Any, config: Any, notes: Notes) -
 
 
 def _preferred(classes: Any, config: Any) -> Any:
-    """Of several classes for one configuration type, the one that `architectures` names; else the first.
+    """Of several classes for one configuration type, the one in `architectures`; else the first.
 
     Source: transformers `auto_factory.py` `_get_model_class`.
     """
@@ -142,7 +143,7 @@ def _preferred(classes: Any, config: Any) -> Any:
 
 
 def _config_for(model_class: Any, config: Any) -> Any:
-    """The text configuration, where the class is a text model of a composite type (`from_config` of the Auto classes)."""
+    """The text configuration, if the class is a text model of a composite type (`from_config` of the Auto classes)."""
     text_config_class = (getattr(config, "sub_configs", None) or {}).get("text_config")
     if text_config_class is None or getattr(model_class, "config_class", None) != text_config_class:
         return config

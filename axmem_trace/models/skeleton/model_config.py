@@ -75,9 +75,9 @@ def _switch_cache(config: Any, *, on: bool) -> None:
 
 
 def _set_padding(config: Any) -> None:
-    """The tokenizer's padding token, which classifiers need and the trainers set: the end of text where nobody chose one.
+    """The tokenizer's padding token, which classifiers need and the trainers set; the end of text if none is set.
 
-    Which id it is moves no memory. Source: trl `reward_trainer.py` `RewardTrainer.__init__`; transformers `trainer.py`
+    The id itself does not change memory. Source: trl `reward_trainer.py` `RewardTrainer.__init__`; transformers `trainer.py`
     `align_special_tokens`.
     """
     part = text_part(config)
@@ -87,7 +87,7 @@ def _set_padding(config: Any) -> None:
 
 
 def text_part(config: Any) -> Any:
-    """The language model's configuration; of several texts' (MusicGen's encoder and decoder) the decoder's."""
+    """The language model's configuration; if there are several (MusicGen's encoder and decoder), the decoder's."""
     try:
         return config.get_text_config()
     except ValueError:
@@ -95,7 +95,7 @@ def text_part(config: Any) -> Any:
 
 
 def _thaw(value: Any) -> Any:
-    """Plain dictionaries and lists: the recipe's may be read-only, and configuration classes change what they get."""
+    """Plain dictionaries and lists: the recipe's may be read-only, and configuration classes change their arguments."""
     if hasattr(value, "items"):
         return {key: _thaw(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,8 +1,8 @@
-"""Which attention a model's class accepts, in the transformers that axolotl pins and not in the one installed here.
+"""Which attention a model's class accepts in the transformers that axolotl pins, if the installed one differs.
 
-A release may take a kernel away from a class, or give it one: axolotl runs with the release that it pins. Compared:
+A release may remove a kernel from a class, or add one: axolotl runs with the release that it pins. Compared:
 `_supports_flash_attn`, `_supports_sdpa` and `_supports_flex_attn` of every model class of transformers 5.16.1 (axolotl
-0.19), 5.20.1 (axolotl 0.21) and 5.24.0. Listed is where the first two agree and the third differs.
+0.19), 5.20.1 (axolotl 0.21) and 5.24.0. Listed are the classes for which the first two agree and the third differs.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ _ACCEPTED = {
     ),
     _SDPA: _named("Gemma2", _HEADS) | _named("VaultGemma", _HEADS) | _named("T5Gemma", _T5GEMMA),
 }
-"""By flag, the classes that have it in the pinned releases alone."""
+"""By flag, the classes that have it only in the pinned releases."""
 _NOT_ACCEPTED = {
     _FLASH: _named("CodeGen", _CODEGEN),
     _SDPA: _named("CodeGen", _CODEGEN) | _named("GPTJ", _GPTJ),
     _FLEX: _named("CodeGen", _CODEGEN) | _named("GPTJ", _GPTJ),
 }
-"""By flag, the classes that have it in later releases alone."""
+"""By flag, the classes that have it only in later releases."""
 
 
 @contextmanager
 def attention_support_of_pins(model_class: Any, kernel: str, notes: Notes) -> Iterator[None]:
-    """While open, each class accepts what it accepts in axolotl's transformers; a note where that decides on `kernel`."""
+    """While open, each class accepts what it accepts in axolotl's transformers; adds a note if that matters for `kernel`."""
     from transformers import PreTrainedModel
 
     changes = [

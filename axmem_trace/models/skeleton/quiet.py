@@ -1,4 +1,4 @@
-"""Advice of libraries that the report's reader has no use for."""
+"""Hide messages of libraries that do not help the reader of a report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def errors_alone(name: str) -> Iterator[None]:
-    """While open, the logger of this name says nothing below an error."""
+    """While open, the logger of this name only shows errors."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -17,18 +17,18 @@ def own_code(model: Model) -> dict[str, str]:
 
 
 def place_of(model: Model) -> str:
-    """Where that code is: the directory, or the repository's name."""
+    """The place of that code: a directory, or the repository's name."""
     return model.base.directory or model.base.name
 
 
 def check_allowed(model: Model, roles: tuple[str, ...]) -> None:
-    """The code of a model type that transformers does not have may run, and is on this machine.
+    """Check that the code of a model type that transformers does not have may run, and is on this machine.
 
     Args:
         roles: the Auto classes whose code will run.
 
     Raises:
-        ConfigError: it may not (the message names what would run), or it is not here.
+        ConfigError: it may not run (the message names what would run), or it is not here.
     """
     code = own_code(model)
     wanted = [code[role] for role in roles if role in code]
@@ -59,7 +59,7 @@ def check_allowed(model: Model, roles: tuple[str, ...]) -> None:
 
 
 def run_own_class(reference: str, place: str) -> Any:
-    """Import `file.Class` from `place`, and say so first, past anything that keeps libraries quiet.
+    """Import `file.Class` from `place`, after a message about it, which is shown even while libraries are quiet.
 
     Raises:
         ConfigError: the code can't be loaded.
@@ -69,7 +69,7 @@ def run_own_class(reference: str, place: str) -> Any:
     print(f"axmem_trace: running the code {reference} of {place}", file=user_stream("stderr"), flush=True)
     try:
         return get_class_from_dynamic_module(reference, place, local_files_only=True)
-    except Exception as error:  # whatever that code raises is its own
+    except Exception as error:  # that code may raise any error
         raise ConfigError(
             problem=f"the code {reference!r} of {place} can't be loaded",
             key="trust_remote_code",

@@ -1,4 +1,4 @@
-"""An uninitialised model of the right class and dtypes: on meta nothing is allocated, whatever its size."""
+"""An uninitialised model of the right class and dtypes; on meta nothing is allocated for a model of any size."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def build_skeleton(
 
     The contexts are those of transformers' `modeling_utils.py` `get_init_context` (default dtype, no tying yet) under
     `accelerate.init_empty_weights(include_buffers=True)`. `replace_modules` (a quantizer's) runs where
-    `from_pretrained` calls `preprocess_model`: inside them, before tying. Parameters keep the dtype that their module
-    gave them, except those of `_keep_in_fp32_modules(_strict)`.
+    `from_pretrained` calls `preprocess_model`: inside these contexts, before tying. Parameters keep the dtype that their
+    module sets, except those of `_keep_in_fp32_modules(_strict)`.
 
     Args:
         device: `meta`, or `cpu` for real, initialised tensors.
@@ -97,7 +97,7 @@ _INITIALISERS = ("uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "
 
 @contextmanager
 def _no_initialisation() -> Iterator[None]:
-    """While open, the functions of `torch.nn.init` leave their tensor alone: on meta they do nothing, slowly."""
+    """While open, the functions of `torch.nn.init` return at once: on meta they have no effect, but take time."""
 
     def leave_alone(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return tensor
@@ -117,7 +117,7 @@ def _set_dtype(config: Any, dtype: torch.dtype) -> None:
 
 
 def _request_experts(config: Any, implementation: str) -> None:
-    """Ask for the implementation of fused experts, where it is one of transformers' own.
+    """Set the implementation of fused experts, if it is one of transformers' own.
 
     `scattermoe` and `sonicmoe` are functions that axolotl's plugins register after loading.
     """
@@ -126,7 +126,7 @@ def _request_experts(config: Any, implementation: str) -> None:
 
 
 def _keep_in_fp32(model: Any, dtype: torch.dtype) -> None:
-    """Parameters of modules that their class keeps in fp32, matched as `core_model_loading.py` matches them."""
+    """Parameters of modules that the model's class keeps in fp32, matched as in `core_model_loading.py`."""
     plan = model._get_dtype_plan(dtype)
     if not plan:
         return
@@ -159,7 +159,7 @@ def _unbuildable(recipe: Recipe, model_class: Any, error: Exception) -> ConfigEr
             remedy = f"drop `gemma4_hybrid_attn_impl`, and write `attn_implementation: sdpa`{hint_at_pins()}"
     elif "through torch.nn.functional.scaled_dot_product_attention" in str(error):
         key = "attn_implementation"
-        remedy = "write `attn_implementation: eager`, or leave it out, which comes to the same here"
+        remedy = "write `attn_implementation: eager`, or remove the key, which has the same effect here"
     else:
         remedy = "check the base model's config.json and `overrides_of_model_config`; a newer transformers may help"
         remedy += hint_at_pins()
