@@ -1,8 +1,8 @@
-"""Optimizers: from a recipe and a module to something that steps on meta.
+"""Optimizers: from a recipe and a module to an optimizer that steps on meta.
 
-`build_optimizer` hands back the run's optimizer: the library's own class where it runs on meta (torch, transformers,
-bitsandbytes), otherwise one of ours that allocates what the library's source allocates, in its order. Everything that
-the step allocates comes out of torch operators, so a dispatch mode sees it.
+`build_optimizer` returns the run's optimizer: the library's own class if it runs on meta (torch, transformers,
+bitsandbytes), otherwise a class of this package that allocates what the library's source allocates, in its order.
+Everything that the step allocates is the result of a torch operator, so a dispatch mode sees it.
 """
 
 from axmem_trace.training.optimizers.build import build_optimizer, known_optimizers

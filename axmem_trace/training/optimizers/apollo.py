@@ -1,4 +1,4 @@
-"""APOLLO: AdamW's scaling factors from a low-rank image of the gradient."""
+"""APOLLO: AdamW's scaling factors from a low-rank projection of the gradient."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 The update itself is one CUDA kernel that works in place and takes no workspace (bitsandbytes/backends/cuda/ops.py,
 `_optimizer_update_32bit_impl`, `_optimizer_update_8bit_blockwise_impl`); bitsandbytes registers a fake kernel for it,
-so meta runs it. What is left to do here: managed memory, which needs a GPU's driver, and bitsandbytes' process-wide
-registries, which must not carry one run's parameters into the next.
+so meta runs it. This file replaces two other parts: managed memory, which needs a GPU's driver, and bitsandbytes'
+process-wide registries, which must not keep one run's parameters for the next.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def build_bnb(request: Request) -> TracedOptimizer:
     `Trainer.create_optimizer`.
 
     8-bit state is one byte per element plus one fp32 `absmax` per block of 256, except that tensors of fewer than 4096
-    elements and the weights of `nn.Embedding` keep fp32 state. axolotl's own `create_optimizer` (in force with
+    elements and the weights of `nn.Embedding` keep fp32 state. axolotl's own `create_optimizer` (used with
     `embedding_lr`, `lr_groups` or LoRA+) looks for a class called `Adam8bit`, which transformers never passes, so there
     embeddings get 8-bit state too.
     """
@@ -83,7 +83,7 @@ def _keep_embeddings_in_fp32(request: Request, manager: Any) -> None:
 
 @contextmanager
 def own_registries() -> Iterator[Any]:
-    """A `GlobalOptimManager` and a `GlobalPageManager` for the optimizers built meanwhile; yields the first.
+    """While open, new `GlobalOptimManager` and `GlobalPageManager` objects for the optimizers; yields the first.
 
     bitsandbytes keeps one of each per process: overrides by `id(parameter)` and every paged tensor, forever.
     """
@@ -96,10 +96,10 @@ def own_registries() -> Iterator[Any]:
 
 @contextmanager
 def managed_memory_on_meta() -> Iterator[None]:
-    """Answers bitsandbytes' calls into the CUDA driver for paged state.
+    """Replaces bitsandbytes' calls into the CUDA driver for paged state.
 
-    `get_paged` gives a meta tensor marked as paged, made unseen by any recorder: managed memory isn't the caching
-    allocator's. `fill` and `prefetch_tensor` allocate nothing.
+    `get_paged` returns a meta tensor marked as paged, which no recorder sees: managed memory does not belong to the
+    caching allocator. `fill` and `prefetch_tensor` allocate nothing.
     """
     import bitsandbytes.functional as functional
 

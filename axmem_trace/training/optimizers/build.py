@@ -31,7 +31,7 @@ _ROOMS = (
     apollo, bnb, factored, flash, foreach_adam, galore, grokadamw, in_backward, optimi, orthogonal, retired,
     torch_native, torchao,
 )  # fmt: skip
-"""Imported for what they register."""
+"""Imported because they register builders."""
 
 
 def known_optimizers() -> tuple[str, ...]:
@@ -51,7 +51,7 @@ def build_optimizer(recipe: Recipe, module: nn.Module) -> TracedOptimizer:
     """
     name = canonical_name(recipe.optimizer.name, frozenset(BUILDERS))
     trains = any(parameter.requires_grad for parameter in module.parameters())
-    if not trains and not getattr(module, "_require_grads_hooks", None):  # with them, backward runs all the same
+    if not trains and not getattr(module, "_require_grads_hooks", None):  # with them, backward still runs
         raise ConfigError("nothing to train: no parameter requires a gradient", key="optimizer", value=name,
                           remedy="check `adapter` and `unfrozen_parameters`")  # fmt: skip
     request = Request(recipe=recipe, module=module, name=name, notes=note_on_name(name))

@@ -14,7 +14,7 @@ from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
     """Clips as `Accelerator.clip_grad_norm_` does on one GPU: `torch.nn.utils.clip_grad_norm_`, with foreach.
 
-    With `max_norm` 0 or infinity transformers still takes the norm, to log it (transformers/trainer.py,
+    With `max_norm` 0 or infinity transformers still computes the norm, to log it (transformers/trainer.py,
     `_get_grad_norm`), and multiplies by a coefficient of one.
 
     Returns:
@@ -25,7 +25,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch
 
 
 class GradientScaler:
-    """The tensors of `torch.amp.GradScaler` on CUDA, which refuses to work where there is no GPU.
+    """The tensors of `torch.amp.GradScaler` on CUDA, which refuses to work without a GPU.
 
     Source: torch/amp/grad_scaler.py. The scale and the growth tracker are made by the first `scale`; `unscale` makes
     the inverse in double and in float, and one `found_inf` per optimizer and device, kept until `update`.

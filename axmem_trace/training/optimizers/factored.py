@@ -37,15 +37,15 @@ def add_factors(state: dict[str, torch.Tensor], name: str, like: torch.Tensor) -
 
 
 def update_factors(state: dict[str, torch.Tensor], name: str, square: torch.Tensor) -> torch.Tensor:
-    """Averages `square`'s means into the factors; returns `inverse_root` of them."""
+    """Updates the factors by the means of `square`; returns their `inverse_root`."""
     state[f"{name}_row"].mul_(DECAY).add_(square.mean(dim=-1), alpha=1 - DECAY)
     state[f"{name}_col"].mul_(DECAY).add_(square.mean(dim=-2), alpha=1 - DECAY)
     return inverse_root(state[f"{name}_row"], state[f"{name}_col"])
 
 
 class Came(RebuiltOptimizer):
-    """came_pytorch 0.1.3, CAME.py, `CAME.step`: an fp32 first moment in full, second moment and instability factored;
-    every temporary in fp32, tensor by tensor."""
+    """came_pytorch 0.1.3, CAME.py, `CAME.step`: a full fp32 first moment, factored second moment and instability;
+    all temporaries in fp32, tensor by tensor."""
 
     def _update(self) -> None:
         for group, parameter, state in self._with_gradient():

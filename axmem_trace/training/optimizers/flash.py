@@ -18,7 +18,7 @@ _GROUP = 32
 class FlashOptimizer(RebuiltOptimizer):
     """flashoptim 0.1.4, optimizers.py, `FlashOptimizer._ensure_state_initialized` and `_do_step`.
 
-    Each state is made in full, quantised and dropped in the first step. The fused kernels take no workspace; SGD
+    In the first step each state is made in full precision, quantised and dropped. The fused kernels have no workspace; SGD
     without momentum has none and works on fp32 copies.
     """
 
@@ -78,7 +78,7 @@ def build_flash(request: Request) -> TracedOptimizer:
     if bits is not None and all(parameter.dtype == torch.float32 for _, parameter in request.trainable):
         raise ConfigError(f"{request.name} refuses parameters that are all fp32 (LoRA adapters are, by default) unless "
                           "master_weight_bits is null", key="optimizer", value=request.name,
-                          remedy="set optim_args: {master_weight_bits: null}, or pick another optimizer")  # fmt: skip
+                          remedy="set optim_args: {master_weight_bits: null}, or choose another optimizer")  # fmt: skip
     states = {"adam": ("exp_avg", "exp_avg_sq"), "lion": ("exp_avg",)}.get(request.name[6:10], ())
     if "sgd" in request.name and request.arg("momentum", 0.0, float) > 0:
         states = ("momentum_buffer",)

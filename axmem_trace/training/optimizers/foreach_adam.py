@@ -13,7 +13,7 @@ from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 class Adopt(RebuiltOptimizer):
     """axolotl, utils/optimizers/adopt.py, `_multi_tensor_adopt`: two states; from the second step on two temporaries as
-    large as the group (the root of the second moment and the normed gradient)."""
+    large as the group (the root of the second moment and the normalised gradient)."""
 
     def _update(self) -> None:
         for group in self.param_groups:
@@ -54,7 +54,7 @@ class Adopt(RebuiltOptimizer):
 class ScheduleFree(RebuiltOptimizer):
     """schedulefree 1.4.1, {adamw,sgd,radam}_schedulefree.py, `step` with `foreach=True`, its default.
 
-    `z`, a copy of the weights, beside the second moment (none for SGD). Adam's denominator is a temporary as large as
+    `z`, a copy of the weights, and the second moment (not for SGD). Adam's denominator is a temporary as large as
     the group; the gradient is normalised in place. RAdam makes that temporary only once its average is long enough
     (from the sixth step on with beta2 = 0.999); here its second step represents those.
     """

@@ -25,8 +25,8 @@ from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 
 class GaLoreAdamW(RebuiltOptimizer):
-    """galore_torch 1.0, adamw.py, `AdamW.step`: two low-rank states in the gradient's dtype, the basis beside them, and
-    a full-size update (the product and a scaled copy of it) per tensor."""
+    """galore_torch 1.0, adamw.py, `AdamW.step`: two low-rank states in the gradient's dtype, the basis, and a full-size
+    update (the product and a scaled copy of it) per tensor."""
 
     def _update(self) -> None:
         for group, parameter, state in self._with_gradient():
@@ -55,17 +55,17 @@ def quantised_basis(state: dict[str, Any]) -> torch.Tensor:
 
 
 def quantise_basis(basis: torch.Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
-    """q_galore_projector.py, `_quantize`: one byte per element whatever `proj_bits` says, with a scale and a zero point
-    per group in the basis' dtype.
+    """q_galore_projector.py, `_quantize`: one byte per element for each value of `proj_bits`, with a scale and a zero
+    point per group in the basis' dtype.
 
     Raises:
-        ConfigError: the basis cannot be cut into groups, which the library refuses.
+        ConfigError: the basis cannot be divided into groups; the library refuses it.
     """
     size = group["quant_group_size"]
     state["basis_shape"] = basis.shape
     if size > 0:
         if basis.nelement() % size:
-            raise ConfigError(f"a projection of {tuple(basis.shape)} cannot be cut into groups of {size}",
+            raise ConfigError(f"a projection of {tuple(basis.shape)} cannot be divided into groups of {size}",
                               key="qgalore_proj_group_size", value=size)  # fmt: skip
         basis = basis.reshape(-1, size)
     highest, lowest = basis.amax(dim=1, keepdim=True), basis.amin(dim=1, keepdim=True)
@@ -102,7 +102,7 @@ def project_back_quantised(update: torch.Tensor, state: dict[str, Any], group: d
 @lru_cache(maxsize=1)
 def projected_adamw_8bit() -> Any:
     """bitsandbytes' blockwise AdamW on projected gradients: galore_torch 1.0, adamw8bit.py, and q_galore_torch 1.0,
-    q_galore_adamw8bit.py, `AdamW8bit.step`. The weight itself makes way for a low-rank tensor meanwhile and gets a new
+    q_galore_adamw8bit.py, `AdamW8bit.step`. During the step a low-rank tensor replaces the weight, which gets a new
     storage in each step."""
     from bitsandbytes.optim.optimizer import Optimizer2State
 
@@ -135,7 +135,7 @@ def projected_adamw_8bit() -> Any:
                             parameter.data.add_(parameter.data, alpha=-LR)
 
         def update_step(self, group: Any, parameter: Any, gindex: int, pindex: int) -> None:
-            """Meta cannot give the kernel the weight's norm, so it is taken, for its temporaries, and not passed."""
+            """The weight's norm is computed for its temporaries; its value, which meta does not have, is not passed."""
             limit, self.args.max_unorm = self.args.max_unorm, 0.0
             if limit > 0 and self.state[parameter]["state1"].dtype == torch.float32:
                 torch.norm(parameter.data.float())
@@ -185,7 +185,7 @@ def _in_own_registries(make: Any) -> Any:
 
 
 def note_decomposition(request: Request) -> None:
-    """What is ruled, and what is left out, of steps that decompose a gradient."""
+    """Notes on steps that decompose a gradient: what is a rule, and what is left out."""
     request.note("ruled", "projects and steps as galore_torch 1.0 (q_galore_torch 1.0 for Q-GaLore); the first step "
                  "decomposes each gradient in fp32, as every update_proj_gap-th does")  # fmt: skip
     request.note("not_modelled", "cuSOLVER's own workspace during the singular value decomposition is not in the "

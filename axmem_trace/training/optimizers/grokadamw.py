@@ -1,4 +1,4 @@
-"""GrokAdamW, whose states live on the host."""
+"""GrokAdamW, whose states are in host memory."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def decay_parameter_names(module: nn.Module) -> set[str]:
 
 
 def uses_axolotl_groups(recipe: Recipe, *, custom: bool) -> bool:
-    """Whether axolotl's own grouping takes the place of transformers' (axolotl, core/trainers/mixins/optimizer.py,
+    """True if axolotl's own grouping replaces transformers' (axolotl, core/trainers/mixins/optimizer.py,
     `OptimizerMixin.create_optimizer`)."""
     extra = recipe.optimizer.extra
     keys = ("loraplus_lr_ratio", "embedding_lr_scale", "embedding_lr", "lr_groups")
@@ -33,13 +33,13 @@ def uses_axolotl_groups(recipe: Recipe, *, custom: bool) -> bool:
 
 
 def make_param_groups(recipe: Recipe, module: nn.Module, *, custom: bool) -> list[dict[str, Any]]:
-    """The groups that the run's optimizer gets, empty ones left out.
+    """The groups of the run's optimizer, without empty ones.
 
     Args:
         recipe: the run; `optimizer.extra` may hold `embedding_lr`, `embedding_lr_scale`, `lr_groups`,
             `loraplus_lr_ratio`, `loraplus_lr_embedding`.
         module: its trainable parameters are grouped.
-        custom: the optimizer is one that axolotl builds itself.
+        custom: True if axolotl itself builds the optimizer.
     """
     if recipe.adapter.loraplus or recipe.optimizer.extra.get("loraplus_lr_ratio") is not None:
         groups = _loraplus_groups(recipe, module)
@@ -61,8 +61,8 @@ def _transformers_groups(recipe: Recipe, module: nn.Module) -> list[dict[str, An
 
 
 def _axolotl_groups(recipe: Recipe, module: nn.Module) -> list[dict[str, Any]]:
-    """axolotl, core/trainers/mixins/optimizer.py, `create_optimizer_grouped_parameters`: embeddings and heads
-    apart, and one more group for each entry of `lr_groups`."""
+    """axolotl, core/trainers/mixins/optimizer.py, `create_optimizer_grouped_parameters`: a group for embeddings
+    and heads, and one more for each entry of `lr_groups`."""
     extra, base = recipe.optimizer.extra, recipe.optimizer.learning_rate
     decayed = decay_parameter_names(module)
     lr_groups = extra.get("lr_groups") or ()

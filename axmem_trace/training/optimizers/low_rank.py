@@ -40,7 +40,7 @@ def project(gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any]
 
 
 def project_back(update: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> torch.Tensor:
-    """A low-rank update in full (`GaLoreProjector.project_back`): the product, then a scaled copy of it."""
+    """The full-size form of a low-rank update (`GaLoreProjector.project_back`): the product, then a scaled copy of it."""
     basis, kind = state["ortho_matrix"], group["proj_type"]
     if kind == "full":
         return (torch.matmul(basis[0], update) @ basis[1]) * 1.0
@@ -91,7 +91,7 @@ def low_rank_groups(request: Request, projection: dict[str, Any]) -> ParamGroups
     if not targets:
         raise ConfigError(f"{request.name} needs optim_target_modules", key="optim_target_modules",
                           accepted="module names, a regular expression, or all_linear",
-                          remedy="name the linear layers whose gradients shall be projected")  # fmt: skip
+                          remedy="name the linear layers whose gradients are projected")  # fmt: skip
     names = {f"{name}.weight" for name in _targeted_linears(request.module, targets)}
     if not names:
         raise ConfigError(f"no linear layer matches optim_target_modules, which {request.name} projects",
@@ -132,7 +132,7 @@ def step_in_backward(request: Request, groups: ParamGroups, make: Any) -> list[t
 
     Args:
         request: checked for gradient accumulation.
-        groups: each parameter gets a group with the keys of its own here.
+        groups: each parameter gets its own group, with the keys of its group here.
         make: from a list of one group to an optimizer.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Makes torch treat meta tensors as it treats CUDA tensors when it chooses an optimizer's implementation.
+"""Makes torch treat meta tensors like CUDA tensors when it chooses an optimizer's implementation.
 
-torch picks `foreach` and allows `fused` by looking a device's type up in two lists (torch/utils/_foreach_utils.py,
+torch chooses `foreach` and allows `fused` by looking a device's type up in two lists (torch/utils/_foreach_utils.py,
 `_get_foreach_kernels_supported_devices` and `_get_fused_kernels_supported_devices`), which hold "cuda" and not "meta".
 """
 
@@ -14,7 +14,7 @@ from axmem_trace.tracing.patching import replaced
 
 _LISTS = ("_get_foreach_kernels_supported_devices", "_get_fused_kernels_supported_devices")
 _PLACES = (import_module("torch.utils._foreach_utils"), import_module("torch.optim.optimizer"))
-"""`torch.optim.optimizer` holds its own reference to both functions, and is no attribute of `torch.optim`."""
+"""`torch.optim.optimizer` has its own reference to both functions, and is no attribute of `torch.optim`."""
 
 
 def _with_meta(supported_devices: Callable[[], list[str]]) -> Callable[[], list[str]]:
@@ -24,7 +24,7 @@ def _with_meta(supported_devices: Callable[[], list[str]]) -> Callable[[], list[
 @contextmanager
 def meta_as_cuda() -> Iterator[None]:
     """While it is open, `foreach=None` chooses the multi-tensor code for meta parameters, `fused=True` is accepted for
-    them, and `torch.nn.utils.clip_grad_norm_` takes its foreach path. May be nested; restores what it found."""
+    them, and `torch.nn.utils.clip_grad_norm_` takes its foreach path. May be nested; restores the former state."""
     with ExitStack() as stack:
         for place in _PLACES:
             for name in _LISTS:

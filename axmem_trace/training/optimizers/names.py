@@ -19,10 +19,10 @@ RETIRED = {
     "apex steps",
     "adamw_anyprecision": "needs the package torchdistx, whose development has ended",
 }
-"""Names of older releases, and what is true of them now."""
+"""Names of older releases, and their status now."""
 
 UNAVAILABLE = {
-    "polora": "its package is published only as a git repository, and what it keeps could not be read; any other "
+    "polora": "its package is published only as a git repository, and its states could not be read; any other "
     "optimizer can be estimated",
     "scao": "what it keeps could not be read; any other optimizer can be estimated",
     "adamw_torch_xla": "it runs on TPUs through torch_xla, not on CUDA",
@@ -39,7 +39,7 @@ def canonical_name(name: str, known: frozenset[str]) -> str:
     """The name under which an optimizer is built.
 
     Raises:
-        ConfigError: nobody knows the name (with the nearest names), or it cannot run on a CUDA GPU.
+        ConfigError: the name is unknown (with the nearest names), or it cannot run on a CUDA GPU.
     """
     name = ALIASES.get(name, name)
     if name in UNAVAILABLE:
@@ -53,5 +53,5 @@ def canonical_name(name: str, known: frozenset[str]) -> str:
 
 
 def note_on_name(name: str) -> Notes:
-    """A warning where the name is of the past."""
+    """A warning for a name of an older release."""
     return Notes([Note(kind="warning", key="optimizer", text=f"{name}: {RETIRED[name]}")] if name in RETIRED else [])

@@ -1,4 +1,4 @@
-"""State that lives outside the GPU's caching allocator."""
+"""State outside the GPU's caching allocator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PLACE = "_axmem_place"
 
 
 def empty_offstage(shape: Sequence[int], dtype: torch.dtype, place: Device) -> torch.Tensor:
-    """A meta tensor that represents managed or host memory. No recorder sees it being made; `device_of` knows it."""
+    """A meta tensor that represents managed or host memory. No recorder records it; `device_of` knows it."""
     with _disable_current_modes():
         tensor = torch.empty(tuple(shape), dtype=dtype, device="meta")
     setattr(tensor, _PLACE, place)
@@ -21,6 +21,6 @@ def empty_offstage(shape: Sequence[int], dtype: torch.dtype, place: Device) -> t
 
 
 def device_of(tensor: torch.Tensor) -> Device:
-    """Which memory a state tensor takes on a real run: a meta tensor represents the GPU unless it was made offstage."""
+    """The memory of a state tensor in a real run: a meta tensor represents the GPU unless it was made by this file."""
     place: Device = getattr(tensor, _PLACE, "gpu" if tensor.is_meta else "cpu")
     return place

@@ -61,7 +61,7 @@ class OptimiAdamW(_Optimi):
 
 class StableAdamW(_Optimi):
     """optimi/stableadamw.py, `_foreach_stableadamw`: one temporary as large as the group (the clamped second moment);
-    the gradients' memory serves for the rest. A squared epsilon per parameter lives on the GPU."""
+    other temporaries use the gradients' memory. A squared epsilon per parameter is on the GPU."""
 
     stable = True
 
@@ -115,8 +115,8 @@ def build_optimi_adamw(request: Request) -> TracedOptimizer:
 
 @builds("stable_adamw")
 def build_stable_adamw(request: Request) -> TracedOptimizer:
-    """transformers/trainer_optimizer.py, `_get_stable_adamw`; it reads `kahan_sum` with `bool()`, and axolotl has
-    made text of every value: any is true."""
+    """transformers/trainer_optimizer.py, `_get_stable_adamw`; it reads `kahan_sum` with `bool()`, and axolotl
+    has converted every value to text: any text is true."""
     request.note("ruled", "steps as torch-optimi 0.2.1, optimi/stableadamw.py, _foreach_stableadamw")
     return request.traced(
         StableAdamW(request.groups, kahan=request.arg("kahan_sum", True, lambda value: bool(str(value))))

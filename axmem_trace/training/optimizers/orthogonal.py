@@ -14,9 +14,7 @@ from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptim
 from axmem_trace.training.optimizers.request import ParamGroups, Request, builds
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
-_COMPILED = (
-    "matrix products allocate their results, elementwise work between them is taken as fused in place (torch.compile)"
-)
+_COMPILED = "matrix products allocate their results; elementwise work is assumed to be fused in place (torch.compile)"
 
 
 def newton_schulz(gradient: torch.Tensor, steps: int = 5) -> torch.Tensor:
@@ -52,7 +50,7 @@ class Muon(RebuiltOptimizer):
             update = newton_schulz(gradient)
             parameter.data.mul_(DECAY)
             parameter.data.add_(update, alpha=-LR)
-        for group, parameter, state in members:  # the last matrix' `update` lives on, as it does in the original
+        for group, parameter, state in members:  # the last matrix' `update` stays alive, as in the original
             gradient = parameter.grad
             if group["use_muon"] or gradient is None:
                 continue
@@ -138,7 +136,7 @@ def is_embedding(name: str) -> bool:
 
 @builds("muon")
 def build_muon(request: Request) -> TracedOptimizer:
-    """axolotl-contribs-mit 0.0.6, muon/muon.py, `MuonOptimizerFactory`: vectors (norms, biases) are left out and never
+    """axolotl-contribs-mit 0.0.6, muon/muon.py, `MuonOptimizerFactory`: vectors (norms, biases) are left out and not
     trained.
 
     Raises:
@@ -161,8 +159,8 @@ def build_muon(request: Request) -> TracedOptimizer:
 def build_dion(request: Request) -> TracedOptimizer:
     """axolotl-contribs-mit 0.0.6, dion/axolotl_.py, `DionOptimizerFactory`.
 
-    axolotl never hands `dion_rank_fraction` and `dion_rank_multiple_of` to Dion (core/builders/base.py,
-    `_configure_optimizer`), so the rank is full unless `optim_args` holds `rank_fraction`.
+    axolotl does not pass `dion_rank_fraction` and `dion_rank_multiple_of` to Dion (core/builders/base.py,
+    `_configure_optimizer`), so the rank is full unless `optim_args` has `rank_fraction`.
     """
     fraction = request.arg("rank_fraction", 1.0, float)
     multiple = request.arg("rank_multiple_of", 1, int)
@@ -171,7 +169,7 @@ def build_dion(request: Request) -> TracedOptimizer:
                           value=dict(request.args))  # fmt: skip
     for key in ("dion_rank_fraction", "dion_rank_multiple_of"):
         if request.extra.get(key) not in (None, 1, 1.0):
-            request.note("ignored", f"axolotl doesn't pass {key} on to Dion; {key[5:]} in optim_args would reach it",
+            request.note("ignored", f"axolotl doesn't pass {key} to Dion; {key[5:]} in optim_args is passed",
                          key=key)  # fmt: skip
     decayed = decay_parameter_names(request.module)
     groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
@@ -193,5 +191,5 @@ def _check_matrix(request: Request, name: str, parameter: torch.Tensor) -> None:
             f"{request.name} fails on parameters of {parameter.ndim} dimensions, as {name} is",
             key="optimizer",
             value=request.name,
-            remedy="freeze them or pick another optimizer",
+            remedy="freeze them or choose another optimizer",
         )

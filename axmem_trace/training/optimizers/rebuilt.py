@@ -1,8 +1,8 @@
 """The base of optimizers that are rebuilt here because their packages are no dependency.
 
-Each rebuilt class runs the operators that the package's `step` runs, in its order, over the same local variables: a
-temporary lives until its name is bound again, in the next turn of the loop, and that is part of the peak. So their
-loops are written out flat, as the originals are. Numbers play no part: hyperparameters that move no memory are
+Each rebuilt class runs the operators that the package's `step` runs, in its order, with the same local variables: a
+temporary is alive until its name is assigned again, in the next iteration of the loop, and that is part of the peak. So
+the loops are written out flat, as in the originals. Values do not matter: hyperparameters that do not change memory are
 constants.
 """
 
@@ -26,7 +26,7 @@ class RebuiltOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step on the gradients as they are."""
+        """One step with the current gradients."""
         self._update()
 
     def _update(self) -> None:

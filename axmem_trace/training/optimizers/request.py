@@ -1,4 +1,4 @@
-"""What an optimizer's builder may ask of the recipe: hyperparameters, and the Trainer's parameter groups."""
+"""What an optimizer's builder reads from the recipe: hyperparameters, and the Trainer's parameter groups."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ ParamGroups = list[dict[str, Any]]
 
 @dataclass
 class Request:
-    """A recipe's wish for one optimizer, and the module whose trainable parameters it shall update.
+    """The optimizer that a recipe asks for, and the module whose trainable parameters it updates.
 
-    `name` is the canonical name (aliases resolved). Hyperparameters that move no memory keep the library's defaults.
+    `name` is the canonical name (aliases resolved). Hyperparameters that do not change memory keep the library's defaults.
     """
 
     recipe: Recipe
@@ -38,7 +38,7 @@ class Request:
 
     @property
     def extra(self) -> Mapping[str, Any]:
-        """Configuration keys beside `optim_args`, under axolotl's own names: `adam_beta1`, `qgalore_rank`, ..."""
+        """Configuration keys other than `optim_args`, under axolotl's names: `adam_beta1`, `qgalore_rank`, ..."""
         return self.recipe.optimizer.extra
 
     @property
@@ -59,7 +59,7 @@ class Request:
 
     @cached_property
     def groups(self) -> ParamGroups:
-        """Parameter groups as the Trainer would hand them to the optimizer."""
+        """Parameter groups as the Trainer would pass them to the optimizer."""
         return make_param_groups(self.recipe, self.module, custom=self.name in CUSTOM_NAMES)
 
     @property
@@ -87,11 +87,11 @@ class Request:
         self.notes.append(Note(kind=kind, key=key, text=text))
 
     def traced(self, optimizer: torch.optim.Optimizer, **kwargs: Any) -> TracedOptimizer:
-        """The builder's answer: one optimizer, and the notes gathered so far."""
+        """The builder's result: one optimizer, and the notes so far."""
         return TracedOptimizer(name=self.name, module=self.module, optimizers=[optimizer], notes=self.notes, **kwargs)
 
     def hooked(self, optimizers: Sequence[torch.optim.Optimizer], **kwargs: Any) -> TracedOptimizer:
-        """The builder's answer where backward hooks step the optimizers and free the gradients."""
+        """The builder's result if backward hooks step the optimizers and free the gradients."""
         return TracedOptimizer(name=self.name, module=self.module, optimizers=(), hooked=optimizers,
                                notes=self.notes, releases_gradients=True, **kwargs)  # fmt: skip
 
@@ -101,7 +101,7 @@ CUSTOM_NAMES = frozenset({
     "dion", "sinkgd", "polora", "flash_adamw", "flash_adam", "flash_sgd", "flash_sgdw", "flash_lion",
     "q_galore_adamw8bit",
 })  # fmt: skip
-"""Optimizers that axolotl builds itself, around transformers (utils/schemas/enums.py, `CustomSupportedOptimizers`)."""
+"""Optimizers that axolotl builds itself, without transformers (utils/schemas/enums.py, `CustomSupportedOptimizers`)."""
 
 Builder = Callable[[Request], TracedOptimizer]
 BUILDERS: dict[str, Builder] = {}

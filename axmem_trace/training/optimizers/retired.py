@@ -1,4 +1,4 @@
-"""AdamW of older times: transformers 4's own, apex's fused one, torchdistx's AnyPrecision."""
+"""Older versions of AdamW: transformers 4's own, apex's fused one, torchdistx's AnyPrecision."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class ApexFusedAdam(RebuiltOptimizer):
 
 
 class AnyPrecisionAdamW(RebuiltOptimizer):
-    """torchdistx/optimizers/anyprecision_optimizer.py, `AnyPrecisionAdamW.step`: states in dtypes of their own, and a
-    compensation buffer with Kahan summation."""
+    """torchdistx/optimizers/anyprecision_optimizer.py, `AnyPrecisionAdamW.step`: states in separately chosen dtypes, and
+    a compensation buffer with Kahan summation."""
 
     def _update(self) -> None:
         for group, parameter, state in self._with_gradient():
@@ -75,7 +75,7 @@ class AnyPrecisionAdamW(RebuiltOptimizer):
 
 @builds("adamw_hf")
 def build_adamw_hf(request: Request) -> TracedOptimizer:
-    """transformers 4's AdamW; torch's where `--assume optimizer_implementation` says how it shall step."""
+    """transformers 4's AdamW; torch's if `--assume optimizer_implementation` is set."""
     reason = request.recipe.reasons.get("optimizer.implementation")
     if reason is not None and reason.origin == "assume":
         return build_adamw(request)

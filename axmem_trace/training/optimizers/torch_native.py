@@ -17,7 +17,7 @@ def implementation_of(request: Request) -> Implementation:
     """How a torch optimizer steps on a GPU.
 
     `adamw_torch_fused` is fused (transformers/trainer_optimizer.py, `_get_adamw_torch`); every other class gets nothing
-    and takes `foreach` on CUDA (torch/optim/optimizer.py, `_default_to_fused_or_foreach`). `--assume
+    and uses `foreach` on CUDA (torch/optim/optimizer.py, `_default_to_fused_or_foreach`). `--assume
     optimizer_implementation` overrules that, as does an implementation in the recipe other than its default.
     """
     wanted = request.recipe.optimizer.implementation
@@ -29,7 +29,7 @@ def implementation_of(request: Request) -> Implementation:
 
 
 def implementation_kwargs(request: Request) -> dict[str, Any]:
-    """`foreach` and `fused` as the constructor takes them."""
+    """`foreach` and `fused` as arguments of the constructor."""
     implementation = implementation_of(request)
     request.note("traced", f"torch.optim steps with its {implementation} code", key="optimizer.implementation")
     by_implementation: dict[Implementation, dict[str, Any]] = {
@@ -83,7 +83,7 @@ def build_rmsprop(request: Request) -> TracedOptimizer:
 
 
 def _construct(request: Request, optimizer_class: type[torch.optim.Optimizer], **kwargs: Any) -> torch.optim.Optimizer:
-    """The class on the recipe's groups; what torch refuses becomes a message for the user."""
+    """The class with the recipe's groups; torch's errors become a message for the user."""
     try:
         return optimizer_class(request.groups, lr=request.lr, **kwargs)  # type: ignore[call-arg]
     except ValueError as error:

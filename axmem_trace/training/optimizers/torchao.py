@@ -1,8 +1,8 @@
-"""torchao's low-bit AdamW, and axolotl's SinkGD, which falls back on it.
+"""torchao's low-bit AdamW, and axolotl's SinkGD, which uses it for some parameters.
 
 Both compile their update per parameter (`torch.compile(fullgraph=True)`). Elementwise work and block reductions are
-then fused into kernels that write the states in place: of the fp32 copies in their Python none is allocated, only the
-new block scales. That is a rule, not a trace: where Inductor splits the graph, a buffer of one tensor can come on top.
+then fused into kernels that write the states in place: none of the fp32 copies in their Python code is allocated, only
+the new block scales. That is a rule, not a trace: if Inductor splits the graph, one more buffer of a tensor is possible.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class SinkGD(LowBitAdamW):
     """axolotl, utils/optimizers/sinkgd.py, `SinkGD.step`: matrices are stateless (a power-iteration vector with
     `sinkgd_spectral_norm`, and a norm with `sinkgd_md_sphere`), the rest steps with 8-bit AdamW.
 
-    A matrix' update alternates row and column norms over copies of the gradient in its dtype: the copy read and the
-    copy written. The Triton kernels (`sinkgd_fused_kernel`) work in one buffer, with fp32 vectors beside it.
+    A matrix' update alternates row and column norms over copies of the gradient in its dtype: one copy is read and
+    one is written. The Triton kernels (`sinkgd_fused_kernel`) work in one buffer, with fp32 vectors beside it.
     """
 
     def __init__(self, groups: ParamGroups, *, iterations: int, spectral: bool, sphere: bool, fused_from: int) -> None:
@@ -124,7 +124,7 @@ def build_torchao(request: Request) -> TracedOptimizer:
         raise ConfigError("transformers passes block_size to torchao as text, and torchao fails on it",
                           key="optim_args.block_size", value=request.args["block_size"],
                           remedy="leave it out: blocks are of 256 elements")  # fmt: skip
-    request.note("ruled", "states as torchao 0.17.0 makes them; its compiled update is taken as fused, so up to one "
+    request.note("ruled", "states as torchao 0.17.0 makes them; its compiled update is assumed to be fused, so up to one "
                  "fp32 copy of the largest tensor can come on top")  # fmt: skip
     return request.traced(LowBitAdamW(request.groups, kinds[request.name], block_size))
 
@@ -151,6 +151,6 @@ def build_sinkgd(request: Request) -> TracedOptimizer:
         sphere=request.arg("sinkgd_md_sphere", False, to_bool),
         fused_from=request.arg("sinkgd_fused_min_numel", 1 << 25, int) if fused else -1,
     )
-    request.note("ruled", "steps as axolotl's utils/optimizers/sinkgd.py; its compiled update is taken to hold two "
+    request.note("ruled", "steps as axolotl's utils/optimizers/sinkgd.py; its compiled update is assumed to hold two "
                  "copies of one gradient at a time")  # fmt: skip
     return request.traced(optimizer)

@@ -1,4 +1,4 @@
-"""`TracedOptimizer`: what the step needs of an optimizer, whatever library it comes from."""
+"""`TracedOptimizer`: what the step needs of an optimizer, the same for all libraries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
 from axmem_trace.training.optimizers.offstage import device_of
 
 StateTensor = tuple["nn.Parameter | None", torch.Tensor, Device]
-"""A state tensor, the parameter that owns it (`None`: shared by several, or by none), and the memory it lives in."""
+"""A state tensor, the parameter that owns it (`None`: shared by several, or by none), and the kind of memory."""
 
 
 def _nothing() -> None:
@@ -26,13 +26,13 @@ def _nothing() -> None:
 
 @dataclass
 class TracedOptimizer:
-    """One or several real (or faithfully rebuilt) optimizers over meta parameters.
+    """One or several real (or rebuilt) optimizers over meta parameters.
 
     Attributes:
         name: axolotl's name of the optimizer.
-        module: the model; `zero_grad` drops all its gradients, those that nobody optimises included.
+        module: the model; `zero_grad` drops all its gradients, also those of parameters without an optimizer.
         optimizers: stepped in this order; empty where the step happens in backward hooks.
-        notes: how the figures came about.
+        notes: how the figures were calculated.
         hooked: optimizers that hooks step during backward; `step()` doesn't, but their state is reported.
         around_step: opened while the optimizers step, for libraries that call into a driver.
         after_backward: to be called after each backward pass; does something for LOMO alone.
