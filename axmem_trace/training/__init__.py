@@ -1,1 +1,1 @@
-"""What one training run does after the model is built: inputs, optimizer, and the steps themselves."""
+"""The training run after the model is built: inputs, optimizer, and the steps themselves."""

@@ -14,7 +14,7 @@ from axmem_trace.training.objectives import Objective, RunModel
 
 
 def evaluate(recipe: Recipe, model: Any, objective: Objective, run_model: RunModel, recorder: Recorder) -> None:
-    """Two batches: while the second runs, the outputs of the first are still there where logits are gathered."""
+    """Two batches: if logits are gathered, the first batch's outputs are alive while the second runs."""
     recorder.mark("eval", 0)
     model.eval()
     kept: Any = None

@@ -1,4 +1,4 @@
-"""What a user reads where the model's own code fails in the middle of a trace."""
+"""The errors that a user gets if the model's own code fails during a trace."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _LEAF = "a leaf Variable that requires grad is being used in an in-place operati
 
 @contextmanager
 def model_failures_reported(built: BuiltModel, recipe: Recipe) -> Iterator[None]:
-    """While open, an exception that the model's code meets is reported as the configuration's, with file and line.
+    """While open, an exception in the model's code becomes an error of the configuration, with file and line.
 
-    One that our own code raises is a bug of ours, and passes.
+    An exception in this package's own code is a bug, and is not changed.
 
     Raises:
-        ConfigError: the model's code can't be run on this configuration, or asks for values that a trace has not.
+        ConfigError: the model's code can't run with this configuration, or reads values that a trace does not have.
     """
     try:
         yield
@@ -40,7 +40,7 @@ def model_failures_reported(built: BuiltModel, recipe: Recipe) -> Iterator[None]
 
 
 def _reentrant_over_shared_input(class_name: str, error: Exception, recipe: Recipe) -> ConfigError:
-    """Llama 3.2's layers all read the tower's output; each one's own backward reaches through it into the tower.
+    """All layers of Llama 3.2 read the tower's output; the backward of each one continues through it into the tower.
 
     Source: torch `utils/checkpoint.py` `CheckpointFunction` (only its positional tensors are detached), transformers
     `modeling_layers.py` `GradientCheckpointingLayer` (keyword arguments are bound before).
@@ -56,7 +56,7 @@ def _reentrant_over_shared_input(class_name: str, error: Exception, recipe: Reci
 
 
 def _place(trace: TracebackType | None) -> str:
-    """File, line and function of the library whose request failed; empty where the failure is ours."""
+    """File, line and function of the library whose call failed; empty if the error is in this package."""
     found = library_frame(trace)
     if found is None:
         return ""
@@ -70,7 +70,7 @@ def _as_config_error(class_name: str, place: str, error: Exception, recipe: Reci
     text = " ".join(str(error).split())
     if "meta tensor" in text or "register_meta" in text or "data-dependent" in text:
         problem = (
-            f"{class_name} asks for values of tensors that a trace has not: sizes in it follow from what it computes"
+            f"{class_name} reads values of tensors that a trace does not have: sizes in it depend on what it computes"
         )
         remedy = (
             "none is known (of masks, only the values of the largest are not followed: try `attn_implementation: sdpa` "
@@ -78,7 +78,7 @@ def _as_config_error(class_name: str, place: str, error: Exception, recipe: Reci
         remedy += "or a smaller `sequence_len`)"
     elif _LEAF in text:
         problem = f"{class_name} changes its embeddings in place, which torch refuses where they require gradients"
-        remedy = "a run stops here too: axolotl has the embeddings' output require gradients for every adapter. "
+        remedy = "a run stops here too: axolotl makes the embeddings' output require gradients for every adapter. "
         remedy += "Train this model without one"
     else:
         problem = f"{class_name} stops in its own code with this configuration"

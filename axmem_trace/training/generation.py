@@ -1,4 +1,4 @@
-"""Text generated after evaluation: what its longest pass takes.
+"""Text generated after evaluation: the memory of its longest pass.
 
 Source: axolotl 0.19 `utils/callbacks/__init__.py` `CausalLMBenchEvalCallback`, `utils/generation/sft.py`; transformers
 5.16 `generation/utils.py`.
@@ -18,8 +18,8 @@ from axmem_trace.tracing.recorder import Recorder
 
 @torch.no_grad()
 def generate(run_model: Callable[..., Any], model: Any, recorder: Recorder, *, rows: int, tokens: int) -> None:
-    """A pass over as many tokens as prompt and answer have, with a key-value cache; logits of the last one alone, as
-    `generate` asks for them.
+    """A pass over as many tokens as prompt and answer have, with a key-value cache; logits only of the last token, as in
+    `generate`.
 
     Args:
         run_model: the model's forward as accelerate has wrapped it.

@@ -1,4 +1,4 @@
-"""Loading, as the card sees it: weights arrive one by one, are packed, and then axolotl's casts and the adapter follow.
+"""Loading on the GPU: weights are copied one by one, packed, and then axolotl's casts and the adapter follow.
 
 Source: transformers 5.16 `modeling_utils.py` (`caching_allocator_warmup`, `get_total_byte_count`) and
 `core_model_loading.py` (`convert_and_load_state_dict_in_model`, `MergeModulelist`, `Concatenate`); bitsandbytes 0.50
@@ -30,11 +30,11 @@ from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.units import format_bytes
 
 WARM_UP_RESERVE_BYTES = 1_288_490_188
-"""1.2 * 1024^3: what `caching_allocator_warmup` leaves free of the card, at least."""
+"""1.2 * 1024^3: the bytes of the card that `caching_allocator_warmup` leaves free, at least."""
 
 
 def load_models(recipe: Recipe, recorder: Recorder, folding: Folding | None = None) -> BuiltModel:
-    """The model to train and, where the run has one, its reference, as they come to the card one after the other.
+    """The model to train and, if the run has one, its reference, loaded one after the other.
 
     Args:
         folding: leaves repeated layers out of the model to train.
@@ -51,7 +51,7 @@ def load_models(recipe: Recipe, recorder: Recorder, folding: Folding | None = No
 
 
 class LoadRecorder:
-    """Reports to a recorder what `from_pretrained` puts on the card, and opens it for what is done to the model after."""
+    """Reports to a recorder what `from_pretrained` puts on the card, and records the changes to the model afterwards."""
 
     def __init__(
         self, recorder: Recorder, recipe: Recipe, role: Role = "weight", folding: Folding | None = None
@@ -61,12 +61,12 @@ class LoadRecorder:
 
     @contextmanager
     def loaded(self, model: nn.Module) -> Iterator[None]:
-        """`model` is as `from_pretrained` returns it. What happens to it while this is open is recorded."""
-        self.recorder.add_rules(gpu_rules())  # once more: the model may have needed bitsandbytes, which has operators
+        """`model` is what `from_pretrained` returns. Changes to it while this is open are recorded."""
+        self.recorder.add_rules(gpu_rules())  # again: the model may have imported bitsandbytes, which has operators
         if self._folding.repetition is not None:
             self.recorder.watch_layers(self._folding.repetition)
         self.recorder.mark("load", 0)
-        if self.recipe.placement.on_host_first or _loads_on_host(self.recipe):  # it comes to the GPU later, as a whole
+        if self.recipe.placement.on_host_first or _loads_on_host(self.recipe):  # the whole model comes to the GPU later
             yield
             return
         self._note_mapped(model)
@@ -74,9 +74,7 @@ class LoadRecorder:
             self._warm_up(model)
             self._place_weights(model)
             yield
-            if (
-                self.role == "reference"
-            ):  # what casts have replaced; the trained model's roles are given when it is whole
+            if self.role == "reference":  # replaced by casts; the trained model's roles are set when it is complete
                 self._register_all(model)
 
     def _note_mapped(self, model: nn.Module) -> None:
@@ -88,15 +86,15 @@ class LoadRecorder:
         )
         text = (
             f"loading maps the checkpoint's files: up to {format_bytes(nbytes)} of page cache (in "
-            f"{self.recipe.precision.load_dtype}), which the system takes back as it needs; no other copy of the weights "
+            f"{self.recipe.precision.load_dtype}), which the system frees as it needs; no other copy of the weights "
             "is made in host memory"
         )
         self.recorder.context.note(Note(kind="ruled", key="host.loading", text=text, bytes=nbytes))
 
     def _warm_up(self, model: nn.Module) -> None:
-        """One block as large as the model, given back at once: the cache that the weights are then cut from.
+        """One block as large as the model, freed directly: the weights are then allocated from this cache.
 
-        axolotl switches it off where it quantises experts on the way (`monkeypatch/moe_quant.py`); transformers has it
+        axolotl switches it off if it quantises experts while loading (`monkeypatch/moe_quant.py`); transformers has it
         from 4.50 on.
         """
         if self.recipe.quantisation.quantise_moe_experts or self.recipe.older.loading == "before_4_50":
@@ -112,7 +110,7 @@ class LoadRecorder:
         self.recorder.workspace(nbytes // 2 * 2, "transformers.caching_allocator_warmup")
 
     def _counted_bytes(self, module: nn.Module, parameter: nn.Parameter) -> int:
-        """What transformers' quantizers count (`param_element_size`): half a byte a weight for 4-bit linears."""
+        """The size by transformers' quantizers (`param_element_size`): half a byte per weight for 4-bit linears."""
         state = getattr(parameter, "quant_state", None)
         return int(torch.Size(state.shape).numel()) // 2 if state is not None else parameter.nbytes
 
@@ -127,10 +125,10 @@ class LoadRecorder:
             self._place_rest(name, module)
 
     def _place_weights_of_old(self, model: nn.Module) -> None:
-        """In the order of a safetensors file, which is that of the names, and the buffers after all weights.
+        """In the order of a safetensors file, which is sorted by name; the buffers after all weights.
 
         transformers 4.48 `modeling_utils.py` `_load_state_dict_into_meta_model`, then accelerate's `dispatch_model`.
-        Without a quantizer the model came to the card as a whole.
+        Without a quantizer the whole model was moved to the card at once.
         """
         modules = dict(model.named_modules())
         for full_name in sorted(name for name, _ in model.named_parameters()):
@@ -140,7 +138,7 @@ class LoadRecorder:
             self._place_rest(name, module)
 
     def _place(self, name: str, module: nn.Module, own_name: str, merged: Callable[[str], bool]) -> None:
-        """One parameter, with what bitsandbytes keeps beside it."""
+        """One parameter, with the state that bitsandbytes keeps for it."""
         parameter = module._parameters[own_name]
         if parameter is None:
             return
@@ -150,7 +148,7 @@ class LoadRecorder:
                 self._register(name, state.tensor)
 
     def _place_rest(self, name: str, module: nn.Module) -> None:
-        """The buffers, and what bitsandbytes keeps of experts that are no linear layers."""
+        """The buffers, and the states that bitsandbytes keeps for experts that are no linear layers."""
         for buffer in module._buffers.values():
             if buffer is not None:
                 self._register(name, buffer)
@@ -170,16 +168,16 @@ class LoadRecorder:
 
     @contextmanager
     def _while_arriving(self, parameter: nn.Parameter, is_merged: bool) -> Iterator[None]:
-        """What is allocated beside the finished weight while it is made from the checkpoint's tensors."""
+        """Temporary memory while a weight is made from the checkpoint's tensors."""
         with self.recorder.blocks(self._source_blocks(parameter, is_merged), "transformers.from_pretrained"):
             yield
 
     def _source_blocks(self, parameter: nn.Parameter, is_merged: bool) -> list[int]:
         """Bytes of each.
 
-        A 4-bit weight: the one in the load dtype, and the fp32 `absmax` with its copy less the mean under double
-        quantisation. An 8-bit one: the load dtype's, and an fp16 copy where that is another dtype. Fused experts:
-        parts of the same size in sum (`MergeModulelist` and `Concatenate` drop each part once it is copied).
+        A 4-bit weight: the weight in the load dtype; with double quantisation also the fp32 `absmax` and its copy minus
+        the mean. An 8-bit weight: the weight in the load dtype, and an fp16 copy if that is another dtype. Fused
+        experts: parts with the same total size (`MergeModulelist` and `Concatenate` drop each part after its copy).
         """
         if self.recipe.quantisation.method in ("bnb_4bit", "bnb_8bit"):
             itemsize = getattr(torch, self.recipe.precision.load_dtype).itemsize
@@ -195,8 +193,8 @@ class LoadRecorder:
 
 
 def _loads_on_host(recipe: Recipe) -> bool:
-    """With FSDP there is no device map, so the weights are read on the host; QLoRA's go to each GPU (axolotl
-    `loaders/model.py` `_set_device_map_config`), and bitsandbytes packs 8-bit ones there."""
+    """True if the weights stay on the host. With FSDP there is no device map, so they are read there; QLoRA's go to each
+    GPU (axolotl `loaders/model.py` `_set_device_map_config`), and bitsandbytes packs 8-bit ones on the GPU."""
     sharded = recipe.parallel.engine in ("fsdp1", "fsdp2")
     return sharded and recipe.quantisation.method not in ("bnb_4bit", "bnb_8bit")
 
@@ -217,7 +215,7 @@ def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Param
 
 
 def merged_names(model: Any) -> Any:
-    """Whether a parameter is put together from several of the checkpoint's tensors."""
+    """True if a parameter is made from several of the checkpoint's tensors."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter
 

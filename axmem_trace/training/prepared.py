@@ -18,7 +18,7 @@ def autocast(precision: Precision) -> AbstractContextManager[Any]:
 
 
 def prepared_forward(model: Any, precision: Precision) -> Any:
-    """The forward in autocast, its floating outputs converted to fp32 where the recipe says so."""
+    """The forward in autocast; its floating outputs are converted to fp32 if the recipe says so."""
 
     def run(**inputs: Any) -> Any:
         with autocast(precision):

@@ -1,4 +1,4 @@
-"""Text generated in training by transformers' `generate`: its longest passes, the first and the last.
+"""Text generated in training by transformers' `generate`: the first pass, and the last, which is the largest.
 
 Source: transformers 5.20 `generation/utils.py` `_prefill`, `_sample`, `generation/logits_process.py`, `cache_utils.py`
 `DynamicLayer.update`; TRL 1.14.1 `trainer/grpo_trainer.py` `_generate_single_turn`.
@@ -29,10 +29,10 @@ def generate_completions(
     prompt_tokens: int,
     completion_tokens: int,
 ) -> None:
-    """The prompts' pass and the pass that gives the last token, each with its sampling.
+    """The prompts' pass and the pass for the last token, each with its sampling.
 
-    Every pass puts a longer copy of a layer's keys and values in the place of the old ones, one layer after the other;
-    so the last pass holds the most, and those between are left out: the cache is made as long as they would leave it.
+    Every pass replaces a layer's keys and values by a longer copy, one layer after the other. So the last pass holds the
+    most. The passes between are not run; the cache is made as long as it would be after them.
 
     Args:
         forward: the model as `generate` calls it.
@@ -83,7 +83,7 @@ def _sample(outputs: Any, settings: Rollouts) -> None:
 
 
 def _of_largest_share(scores: Tensor, share: float) -> Tensor:
-    """`TopPLogitsWarper`: what lies beyond the likeliest tokens that make up the share is masked."""
+    """`TopPLogitsWarper`: masks all tokens except the most likely ones, whose probabilities add up to `top_p`."""
     values, indices = torch.sort(scores, descending=False)
     unlikely = values.softmax(dim=-1).cumsum(dim=-1) <= (1 - share)
     return scores.masked_fill(unlikely.scatter(1, indices, unlikely), -float("inf"))

@@ -1,4 +1,4 @@
-"""The run as the Hugging Face Trainer drives it: evaluation, then optimizer steps, under the recorder.
+"""The run as the Hugging Face Trainer does it: evaluation, then optimizer steps, under the recorder.
 
 The order of calls, and which variable keeps which tensor alive for how long, is that of transformers 5 `trainer.py`
 (`_inner_training_loop`, `training_step`, `compute_loss`, `evaluation_loop`) and accelerate `accelerator.py`
@@ -31,11 +31,11 @@ from axmem_trace.training.optimizers.traced import TracedOptimizer
 from axmem_trace.training.prepared import prepared_forward
 
 NUM_STEPS = 2
-"""In the first step the optimizer has no state during forward; the second is like all that follow."""
+"""In the first step the optimizer has no state during forward; the second step is like all later ones."""
 MAX_MICRO_BATCHES = 2
 """Gradients exist from the second micro-batch on; later ones only repeat it."""
 MAX_UNSYNCED_MICRO_BATCHES = 3
-"""Where the last alone reduces gradients among ranks: one that begins without any, one that adds to them, and the last."""
+"""If only the last reduces gradients among ranks: the first, one that adds gradients, and the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +49,22 @@ class _Passes:
 
 @dataclass(slots=True)
 class _Held:
-    """Variables of `Trainer._inner_training_loop` and of what it calls: each keeps its tensors until it gets new ones."""
+    """Variables of `Trainer._inner_training_loop` and its calls: each keeps its tensors until it is assigned again."""
 
     batch_samples: list[Inputs] = field(default_factory=list)
     num_items_in_batch: torch.Tensor | None = None
     tr_loss_step: torch.Tensor | None = None
     outputs: Any = None
-    """Of a loop that keeps them (`recipe.loss.holds_outputs`)."""
+    """Outputs of the last pass, if the loop keeps them (`recipe.loss.holds_outputs`)."""
     grad_norm: Any = None
 
 
 class Run:
-    """One training run over a built model. `record()` plays it; everything it does is seen by the recorder.
+    """One training run over a built model. `record()` runs it; the recorder sees everything that it does.
 
-    With `repeat`, the second step's passes are the first's, repeated in the record instead of run again: forward and
-    backward do the same whatever the optimizer keeps. Where hooks step inside backward, or something is moved
-    to the host and back, they are run.
+    With `repeat`, the second step's passes are those of the first, repeated in the record instead of run again: forward
+    and backward do not depend on the optimizer's states. They are run again if hooks step inside backward, or if
+    something is moved to the host and back.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Run:
         self._may_repeat = repeat and not (optimizer.hooked or moves or differ or spread)
 
     def record(self, progress: Callable[[str], None] = lambda stage: None) -> None:
-        """Loads, evaluates where the run evaluates first, and takes `NUM_STEPS` optimizer steps."""
+        """Loads, evaluates if the run evaluates first, and runs `NUM_STEPS` optimizer steps."""
         self._register_model()
         self._register_extra_models()
         self._register_optimizer_state()
@@ -182,7 +182,7 @@ class Run:
                 self._backward(loss)
             self._held.tr_loss_step = loss.detach()
             del loss
-            self.recorder.finish_streams()  # the Trainer looks whether the loss is a number (`logging_nan_inf_filter`)
+            self.recorder.finish_streams()  # the Trainer looks for NaN (`logging_nan_inf_filter`)
             self._register_gradients()
         self._held.tr_loss_step = None
         gradients = {
@@ -194,7 +194,7 @@ class Run:
 
     @property
     def _num_micro_batches(self) -> int:
-        """As many as differ from one another."""
+        """As many micro-batches as differ from each other."""
         unsynced = self._spread is not None and not self.recipe.parallel.syncs_each_batch
         return MAX_UNSYNCED_MICRO_BATCHES if unsynced else MAX_MICRO_BATCHES
 
@@ -206,7 +206,7 @@ class Run:
         return self._spread.without_sync()
 
     def _accumulate_again(self, passes: _Passes, step: int) -> None:
-        """The same passes once more: only the optimizer's states are new, and no pass looks at them."""
+        """Repeats the passes of the first step: only the optimizer's states are new, and the passes do not use them."""
         storages = self.recorder.repeat(passes.start, passes.end, step=step)
         with self.recorder.paused(), torch.no_grad():
             for parameter in self.model.parameters():

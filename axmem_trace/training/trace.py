@@ -28,7 +28,7 @@ from axmem_trace.training.run import Run
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What a trace yields: the facts, and what the kernels' rules had to say."""
+    """The result of a trace: the ledger, and the notes of the kernels' rules."""
 
     ledger: Ledger
     notes: tuple[Note, ...]
@@ -44,11 +44,11 @@ def record_run(
     repeat: bool = True,
     spread: Spread | None = None,
 ) -> Recording:
-    """Plays the run on meta as a GPU would run it: evaluation where it comes first, and two optimizer steps.
+    """Runs on meta what a GPU would run: evaluation, if it comes first, and two optimizer steps.
 
     Args:
-        recorder: of `make_recorder`, which has seen the model being loaded; else the model appears all at once.
-        repeat: take the second step's passes from the record of the first (see `Run`).
+        recorder: of `make_recorder`, which has recorded loading; without it the whole model is allocated at once.
+        repeat: copy the second step's passes from the record of the first (see `Run`).
         spread: the model is one rank's part of a distributed one (see `parallel/install.py`).
     """
     recorder = recorder or make_recorder(recipe)
@@ -75,8 +75,7 @@ def record_run(
 def garbage_on_demand() -> Iterator[None]:
     """Reference cycles are collected where the recorder marks a phase and nowhere else.
 
-    Left to itself, Python would walk the whole model again and again, and what a cycle holds would live for as long as
-    chance has it.
+    Otherwise Python would walk the whole model again and again, and tensors in a cycle would be freed at random times.
     """
     gc.collect()
     with collector_paused():
@@ -85,7 +84,7 @@ def garbage_on_demand() -> Iterator[None]:
 
 def make_recorder(recipe: Recipe) -> Recorder:
     """One recorder for loading and training, which knows the recipe's card from the beginning: a block that the process
-    takes once (cuBLAS's workspace) is taken once in the whole run."""
+    allocates once (cuBLAS's workspace) is allocated once in the whole run."""
     context = KernelContext(
         compute_capability=recipe.gpu.compute_capability,
         attention=recipe.attention.kernel,

@@ -1,11 +1,11 @@
-"""`trace_run`: recipe to facts, ledger and notes, with layers that repeat traced once where nothing tells them apart.
+"""`trace_run`: recipe to facts, ledger and notes; repeated layers are traced once if they are equal.
 
 1. The full model is made and its layers are compared (`models/repeated_layers.py`), then layers are removed.
 2. The short model's recording is divided (`folding/sections.py`): its repeated layers must have allocated alike.
-3. A model with one period more is recorded too. The prediction for it must be what was recorded, event by event.
-4. The missing periods are put in (`folding/unfold.py`); facts and notes of both models must be the same by then.
+3. A model with one more period is recorded too. The prediction for it must equal its recording, event by event.
+4. The missing periods are inserted (`folding/unfold.py`); then facts and notes of both models must be equal.
 
-Whatever could tell layers apart stops this, and all layers are traced.
+If anything could make layers different, all layers are traced.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.trace import make_recorder, record_run
 
 GROW_WITH_DEPTH = ("aten.stack.default", "aten._foreach_norm.Scalar")
-"""What takes a number of bytes for each gradient when they are clipped: the stack of their norms, and the parts of
-norms that a multi-tensor kernel writes first. The size of anything else does not depend on the number of layers."""
+"""Operators of clipping whose size depends on the number of gradients: the stack of their norms, and the partial norms
+that a multi-tensor kernel writes first. No other size depends on the number of layers."""
 
 
 @dataclass(frozen=True, slots=True)
 class TracedRun:
-    """What is known of a run: the model in plain numbers, its history, and what there is to say about it."""
+    """The result for a run: the facts of the model, the ledger, and the notes."""
 
     facts: ModelFacts
     ledger: Ledger
     notes: tuple[Note, ...]
     not_folded: str = ""
-    """Why every layer was traced; empty: those that repeat were traced once."""
+    """Why every layer was traced; empty if repeated layers were traced once."""
 
 
 def trace_run(recipe: Recipe, start: Callable[[str, str], None] = lambda stage, text: None) -> TracedRun:
-    """Builds the model and plays its run on meta.
+    """Builds the model and traces its run on meta.
 
     Args:
         start: called with each stage (`build`, `trace`) as it begins, and a text for the reader.
 
     Raises:
-        ConfigError: the model can't be built, or the run can't be played, as the recipe asks.
+        ConfigError: the model can't be built, or the run can't be traced, as the recipe asks.
     """
     why = "--assume fold=false"
     if recipe.fold:
@@ -59,7 +59,7 @@ def trace_run(recipe: Recipe, start: Callable[[str, str], None] = lambda stage, 
             return _trace_folded(recipe, start)
         except CannotFold as reason:
             why = str(reason)
-        except Exception as error:  # what is wrong with the whole model is said of the whole model, below
+        except Exception as error:  # an error of the whole model is reported for the whole model, below
             why = f"{type(error).__name__} in a short model: {error}"
     part = _trace(recipe, NoFolding(), start)
     return TracedRun(part.facts, part.ledger, part.notes, not_folded=why)

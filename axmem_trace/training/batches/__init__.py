@@ -1,1 +1,1 @@
-"""What a batch is made of: token ids and masks, and the images and audio beside them."""
+"""The parts of a batch: token ids and masks, images and audio."""

@@ -15,12 +15,12 @@ Inputs = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """CPU tensors with the values that libraries look at."""
+    """CPU tensors with the values that libraries read."""
 
     inputs: Inputs
-    """By the names that the collator uses; a training method may read some that the model does not."""
+    """Tensors under the collator's names; a training method may read some that the model does not use."""
     num_true: Mapping[tuple[int, ...], int] = field(default_factory=dict)
-    """Of masks that the model derives from pixels: by shape, how many elements are true."""
+    """For masks that the model derives from pixels: by shape, how many elements are true."""
     notes: tuple[Note, ...] = ()
 
 

@@ -1,4 +1,4 @@
-"""The batches that a data collator would hand to the trainer, as real CPU tensors with values that libraries look at."""
+"""The batches that a data collator would return to the trainer, as CPU tensors with the values that libraries read."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from axmem_trace.training.batches.media import make_media, reads_media
 from axmem_trace.training.batches.media.types import SEPARATOR, Media
 
 _ORDINARY_TOKEN = 10
-"""Any token that is neither padding nor an image placeholder would do."""
+"""Any token that is neither padding nor an image placeholder."""
 _PACKED_WITHOUT_MASK = ("gemma3", "gemma4", "gemma4_unified")
-"""Only positions mark the samples of their packed rows: with a mask, transformers would not look for samples."""
+"""Models whose packed rows get positions but no mask: with a mask, transformers would not look for samples."""
 
 
 def make_batch(recipe: Recipe, config: Any, *, rows: int, row_tokens: int, packed: bool) -> Batch:
     """A batch of the run: text, and the images or audio that a multimodal run's rows hold.
 
     Source: axolotl `utils/collators/mm_chat.py` (the processor's own tensors, and labels without placeholders),
-    `core/trainers/base.py` `compute_loss` (Gemma 4's token types, which text alone has too; Gemma 3's and 4's packed rows
+    `core/trainers/base.py` `compute_loss` (Gemma 4's token types, also for text only; Gemma 3's and 4's packed rows
     lose their mask).
 
     Args:
@@ -57,9 +57,9 @@ def make_text_batch(
 ) -> Inputs:
     """`input_ids`, `labels` and what the collator adds, all int64 of shape [rows, row_tokens].
 
-    Every row is full, as the longest would be, except that a padded batch has its last row one token shorter: what
-    matters to kernels is that the mask has a zero. Packed rows hold `samples_per_row` samples of equal length, numbered
-    1, 2, ... in the mask, with positions that begin anew in each.
+    Every row has full length. In a padded batch the last row is one token shorter, because kernels only depend on
+    whether the mask has a zero. Packed rows hold `samples_per_row` samples of equal length, numbered 1, 2, ... in the
+    mask, with positions that start at 0 in each.
 
     Source: axolotl `utils/collators/batching.py`, `DataCollatorForSeq2Seq`, `V2BatchSamplerDataCollatorForSeq2Seq`.
     """
@@ -90,7 +90,7 @@ def _make_labels(recipe: Recipe, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _ordinary_token(config: Any) -> int:
-    """The first id from 10 on that the configuration gives no meaning (Mistral 3's image token is 10)."""
+    """The first id from 10 on that is no special token of the configuration (Mistral 3's image token is 10)."""
     parts = (config, getattr(config, "text_config", None))
     named = {
         value
@@ -103,7 +103,7 @@ def _ordinary_token(config: Any) -> int:
 
 
 def _write_spans(inputs: Inputs, spans: list[tuple[int, ...]], ordinary: int) -> None:
-    """Spans from the second token on, a token of text before each."""
+    """Spans from the second token on, with one text token before each."""
     ids, at = inputs["input_ids"], 1
     for span in spans:
         written = torch.tensor(span)
@@ -138,6 +138,6 @@ def _cross_attention_mask(ids: torch.Tensor, tiles: torch.Tensor) -> torch.Tenso
 def _note_longer_rows(needed: int, row_tokens: int) -> Note:
     text = (
         f"the images or audio take {needed} tokens, more than the {row_tokens} of a row: axolotl's multimodal collator "
-        "cuts no rows, so each is taken to be that long"
+        "cuts no rows, so each is counted with that length"
     )
     return Note(kind="warning", key="sequence_len", text=text)

@@ -1,7 +1,7 @@
-"""Grokfast: before each optimizer step gradients are amplified by a moving average of them, which stays.
+"""Grokfast: before each optimizer step, gradients are amplified by their moving average, which is kept.
 
 Source: axolotl 0.19 `integrations/grokfast/__init__.py` (`on_pre_optimizer_step`, after clipping) and `optimizer.py`
-`gradfilter_ema`. It acts as soon as its plugin is listed.
+`gradfilter_ema`. It is active if its plugin is listed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import nn
 from axmem_trace.tracing.recorder import Recorder
 
 _ALPHA, _LAMB = 0.98, 2.0
-"""Placeholders: their values move no memory."""
+"""Placeholders: their values do not change memory."""
 
 
 class GradientAverage:
@@ -24,7 +24,7 @@ class GradientAverage:
 
     @torch.no_grad()
     def amplify(self, model: nn.Module) -> None:
-        """`gradfilter_ema`: at first the averages are the gradients themselves, which live until their turn comes."""
+        """`gradfilter_ema`: at first the averages are the gradients themselves, which stay alive until they are replaced."""
         named = [
             (name, each) for name, each in model.named_parameters() if each.requires_grad and each.grad is not None
         ]

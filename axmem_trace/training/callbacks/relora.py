@@ -1,8 +1,8 @@
-"""ReLoRA's restart: every `jagged_restart_steps` the adapter is merged into the base weights and made anew, and most
-values of its optimizer states are set to zero.
+"""ReLoRA's restart: every `jagged_restart_steps` the adapter is merged into the base weights and initialised again, and
+most values of its optimizer states are set to zero.
 
 Source: axolotl 0.19 `monkeypatch/relora.py` (`ReLoRACallback.on_step_begin`, `merge_and_save`, `update_weights`,
-`reset_optimizer`). It comes when a step begins: weights, adapter and optimizer states are there, gradients are not.
+`reset_optimizer`). It runs when a step begins: weights, adapter and optimizer states exist, gradients do not.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _merge_in_place(layers: list[tuple[str, Any]]) -> None:
-    """The product of B and A, and a scaled copy of it, while the layer before's is still bound to the name."""
+    """The product of B and A, and a scaled copy of it, while the name still refers to that of the layer before."""
     for _, layer in layers:
         update = layer.get_delta_weight(_adapter(layer)).detach()
         layer.weight.data += update
 
 
 def _merge_on_checkpoint(name: str, layer: Any, recipe: Recipe, recorder: Recorder) -> None:
-    """The original weight comes from the checkpoint, and the sum goes through the host on its way back.
+    """The original weight is read from the checkpoint, and the sum is copied to the host and back.
 
-    A 4-bit weight is not packed again: bitsandbytes takes it for packed already (`Params4bit.to`).
+    A 4-bit weight is not packed again: bitsandbytes treats it as packed already (`Params4bit.to`).
     """
     on_cpu = recipe.adapter.relora_cpu_offload
     out_features, in_features = layer.out_features, layer.in_features

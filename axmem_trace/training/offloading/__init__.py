@@ -1,4 +1,4 @@
-"""What axolotl moves between card and host during a step: saved activations, checkpointed inputs, frozen layers."""
+"""Data that axolotl moves between card and host in a step: saved activations, checkpointed inputs, frozen layers."""
 
 from axmem_trace.training.offloading.install import StepContext, install_offloading
 

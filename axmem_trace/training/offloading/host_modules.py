@@ -1,4 +1,4 @@
-"""Modules that loading left in host memory: a copy of their parameters comes for each forward.
+"""Modules that loading left in host memory: their parameters are copied to the GPU for each forward.
 
 Source: accelerate 1.13 `hooks.py` `AlignDevicesHook.pre_forward`, `post_forward` (`offload=True`), `utils/modeling.py`
 `set_module_tensor_to_device` (a new parameter on the GPU, which trains if the old one did).

@@ -1,4 +1,4 @@
-"""`install_offloading`: what the recipe asks to be moved off the card, set up around the training steps."""
+"""`install_offloading`: set up the offloading that the recipe asks for, around the training steps."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def install_offloading(model: nn.Module, recipe: Recipe, recorder: Recorder, not
             _install_selective(stack, model, recipe, recorder)
         stack.enter_context(placed_modules(model, recorder))
         if recipe.checkpointing.moves_tensors:
-            text = "copies run on a stream of their own, whose blocks the allocator keeps apart: reserved may be higher"
+            text = "copies run on a second stream, whose blocks the allocator keeps separately: reserved may be higher"
             notes.append(Note(kind="assumed", key=_key(recipe), text=text))
         yield _all_of(contexts)
 
@@ -82,7 +82,7 @@ def _install_selective(stack: ExitStack, model: Any, recipe: Recipe, recorder: R
 
 
 def _install_inputs(stack: ExitStack, recipe: Recipe, recorder: Recorder) -> StepContext:
-    """Each checkpointing layer reports which tensor it was given before it is called (axolotl's patch of `__call__`)."""
+    """Each checkpointing layer reports its input tensor before it is called (axolotl's patch of `__call__`)."""
     from transformers import GradientCheckpointingLayer
 
     offload = CheckpointInputOffload(recorder, prefetch=recipe.checkpointing.use_reentrant)
@@ -114,7 +114,7 @@ def _install_activations(
 
 
 def _find_head(model: Any) -> nn.Module | None:
-    """What the offload steps around, as `get_act_offloading_ctx_manager` looks for it."""
+    """The modules that are not offloaded, as `get_act_offloading_ctx_manager` finds them."""
     inner = model.base_model if hasattr(model, "peft_config") else model
     for name in ("output", "lm_head"):
         found = getattr(inner, name, None)

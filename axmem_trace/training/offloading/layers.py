@@ -1,4 +1,4 @@
-"""`layer_offloading`: frozen weights of decoder layers wait in host memory and come one layer ahead of their use.
+"""`layer_offloading`: frozen weights of decoder layers are in host memory and are copied one layer before their use.
 
 Source: axolotl 0.19 `core/trainers/mixins/layer_offloading.py` (`LayerOffloadManager`, one layer prefetched).
 """
@@ -16,7 +16,7 @@ from axmem_trace.tracing.recorder import Recorder
 
 
 class LayerOffload:
-    """Moves each layer's frozen parameters; states of quantisation stay on the card, as they are no parameters."""
+    """Moves each layer's frozen parameters; quantisation states stay on the card, because they are no parameters."""
 
     def __init__(self, recorder: Recorder, model: nn.Module, layers: nn.ModuleList) -> None:
         self.recorder, self.layers = recorder, list(layers)
@@ -45,13 +45,13 @@ class LayerOffload:
 
     @contextmanager
     def training_step(self) -> Iterator[None]:
-        """Before and after it, only the first layer is on the card."""
+        """Before and after the step, only the first layer is on the card."""
         self._begin_again()
         yield
         self._begin_again()
 
     def _restore(self) -> None:
-        """The model is given back as it was, which is no part of the run."""
+        """Restores the model; this is no part of the run."""
         with self.recorder.paused():
             for index in set(range(len(self.layers))) - self._loaded:
                 for _, parameter in self._frozen[index]:
@@ -110,7 +110,7 @@ class LayerOffload:
 
 
 def find_decoder_layers(model: nn.Module) -> nn.ModuleList | None:
-    """The first list of layers, in breadth, whose class is called a decoder layer (`_find_decoder_layers`)."""
+    """The first list, in breadth-first order, of layers whose class is a decoder layer (`_find_decoder_layers`)."""
     queue = [model]
     while queue:
         for child in queue.pop(0).children():

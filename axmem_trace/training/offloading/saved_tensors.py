@@ -1,4 +1,4 @@
-"""Saved tensors that wait in host memory: TRL's `OffloadActivations`, and axolotl's offload of checkpointed inputs.
+"""Saved tensors that are kept in host memory: TRL's `OffloadActivations`, and axolotl's offload of checkpointed inputs.
 
 Source: trl 1.9 `models/activation_offloading.py`; axolotl 0.19 `core/trainers/mixins/activation_checkpointing.py`,
 `monkeypatch/checkpoint_activation_offload.py` (`CheckpointHiddenStatesOffload`) and
@@ -21,7 +21,7 @@ from axmem_trace.tracing.recorder import Recorder
 MIN_BYTES = 1024
 """`min_offload_size`: smaller tensors stay on the card."""
 MAX_STASH = 5
-"""`max_fwd_stash_size`: so many of the latest tensors are kept on the card while they are copied away."""
+"""`max_fwd_stash_size`: how many of the latest tensors stay on the card while they are copied to the host."""
 MAX_INPUT_STASH = 2
 """The same of axolotl's offload of checkpointed inputs."""
 
@@ -36,13 +36,13 @@ class _Away:
 class ActivationOffload:
     """Every saved tensor of at least `MIN_BYTES` goes to the host in forward and comes back in backward.
 
-    The hooks are open during the whole training step, so what a recomputation saves goes the same way.
+    The hooks are open during the whole training step, so tensors that a recomputation saves are offloaded too.
 
     Args:
-        streams: copies run beside the computation, so that the latest `MAX_STASH` tensors stay alive for a while; and
-            a tensor that came back lives until the next node of backward has run.
-        spared: storages (by `_cdata`) that stay where they are: TRL names the model's weights, axolotl's variant for
-            adapters does not, so that transposed weights that a product saves travel too.
+        streams: copies run in parallel to the computation, so the latest `MAX_STASH` tensors stay alive for a while;
+            and a tensor that was copied back is alive until the next node of backward has run.
+        spared: storages (by `_cdata`) that are not offloaded: TRL excludes the model's weights, axolotl's variant for
+            adapters does not, so transposed weights that a product saves are offloaded too.
     """
 
     def __init__(self, recorder: Recorder, *, streams: bool, spared: frozenset[int] = frozenset()) -> None:
@@ -57,8 +57,8 @@ class ActivationOffload:
 
     @contextmanager
     def training_step(self) -> Iterator[None]:
-        """Forward and backward of one micro-batch. TRL empties the allocator's cache first where bitsandbytes is in
-        the process, which peft sees to."""
+        """Forward and backward of one micro-batch. TRL empties the allocator's cache first if bitsandbytes is imported,
+        and peft imports it."""
         self._clear()
         self.recorder.empty_cache()
         try:
@@ -76,7 +76,7 @@ class ActivationOffload:
         if not tensor.is_meta or isinstance(tensor, nn.Parameter | nn.Buffer):
             return tensor
         if self.streams and (not tensor.is_contiguous() or tensor.storage_offset()):
-            tensor = tensor.clone(memory_format=torch.contiguous_format)  # axolotl's patch, before anything is asked
+            tensor = tensor.clone(memory_format=torch.contiguous_format)  # axolotl's patch, before any other condition
         self._next += 1
         key = (tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.dtype)
         too_small = tensor.element_size() * tensor.nelement() < MIN_BYTES
@@ -115,9 +115,9 @@ class ActivationOffload:
         return tensor
 
     def _register_release(self, node: Any, number: int, tensor: torch.Tensor, earlier: list[int]) -> None:
-        """Once the node has run: drop what is left of forward's stash, and what earlier nodes had brought back.
+        """After the node has run: drop the rest of forward's stash, and what was copied back for earlier nodes.
 
-        A tensor that something else came to hold meanwhile is dropped here and lives on there (TRL's `record_stream`).
+        A tensor to which something else refers now is dropped here and stays alive there (TRL's `record_stream`).
         """
         storage = tensor.untyped_storage()._cdata
         uses = torch._C._storage_Use_Count(storage)
@@ -134,10 +134,10 @@ class ActivationOffload:
 
 
 class CheckpointInputOffload:
-    """`activation_offloading: hidden_states`: only what each checkpointed layer was given goes to the host.
+    """`activation_offloading: hidden_states`: only the input of each checkpointed layer is copied to the host.
 
     Args:
-        prefetch: reentrant checkpointing, where axolotl's manager brings the next layer's input back one ahead.
+        prefetch: reentrant checkpointing, for which axolotl's manager copies the next layer's input back in advance.
     """
 
     def __init__(self, recorder: Recorder, *, prefetch: bool) -> None:
@@ -159,7 +159,7 @@ class CheckpointInputOffload:
             self._clear()
 
     def mark(self, hidden_states: Any) -> None:
-        """The next time that this tensor is saved, it goes away."""
+        """The next time that this tensor is saved, it is offloaded."""
         if isinstance(hidden_states, torch.Tensor):
             self._marked[id(hidden_states)] = self._marked.get(id(hidden_states), 0) + 1
 

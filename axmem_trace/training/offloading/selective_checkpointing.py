@@ -1,4 +1,4 @@
-"""`selective_checkpointing: {offload: true}`: what is saved instead of computed again waits in pinned host memory.
+"""`selective_checkpointing: {offload: true}`: outputs that are saved instead of recomputed are in pinned host memory.
 
 Source: axolotl 0.19 `monkeypatch/selective_checkpointing_offload.py` (`SacOffloadEngine`, `_OffloadCachingMode`,
 `_OffloadCachedMode`).
@@ -23,7 +23,7 @@ from axmem_trace.tracing.recorder import Recorder
 MIN_BYTES = 1 << 20
 """`min_offload_bytes`: smaller outputs stay on the card."""
 MAX_STASH = 2
-"""`max_fwd_stash_size`: the latest outputs, on the card while they are copied away, until two later ones have come."""
+"""`max_fwd_stash_size`: how many of the latest outputs stay on the card while they are copied to the host."""
 MAX_POOLED = 128
 """`max_cpu_buffer_pool_size`: host buffers that are kept to be used again."""
 
@@ -32,7 +32,7 @@ _Key = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
 @dataclass(eq=False, slots=True)
 class _Away:
-    """An output in host memory, and on the card again once it was fetched."""
+    """An output in host memory, and its copy on the card after it was fetched."""
 
     region: int
     host: torch.Tensor
@@ -40,7 +40,7 @@ class _Away:
 
 
 class SelectiveOffload:
-    """The engine. A region is one call of a checkpointed layer; they are counted on from step to step."""
+    """The engine. A region is one call of a checkpointed layer; their numbers continue from step to step."""
 
     def __init__(self, recorder: Recorder, policy: Callable[..., Any]) -> None:
         self.recorder, self.policy = recorder, policy
@@ -58,7 +58,7 @@ class SelectiveOffload:
         return modes
 
     def pack(self, leaf: Any, region: int) -> Any:
-        """An output's placeholder: itself where it is small."""
+        """An output's placeholder; the output itself if it is small."""
         if not isinstance(leaf, torch.Tensor):
             return leaf
         leaf = leaf.detach()
@@ -74,13 +74,13 @@ class SelectiveOffload:
         return away
 
     def fetch(self, region: int) -> None:
-        """Brings all of a region back."""
+        """Copies all outputs of a region back to the card."""
         for away in self._away.get(region, ()):
             if away.back is None:
                 away.back = away.host.clone()
 
     def unpack(self, leaf: Any) -> Any:
-        """The output again; its host buffer goes back to the pool."""
+        """Returns the output; its host buffer goes back to the pool."""
         if not isinstance(leaf, _Away):
             return leaf
         if leaf.back is None:
@@ -117,7 +117,7 @@ class _Forward(_Mode):
 class _Recomputation(_Mode):
     def __enter__(self) -> Any:
         self.offload.fetch(self.region)
-        self.offload.fetch(self.region - 1)  # one layer ahead
+        self.offload.fetch(self.region - 1)  # one layer in advance
         return super().__enter__()
 
     @stands_in

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT and LLaVA-OneVision: a grid of tiles without its padding, one newline token a line, and the whole image."""
+"""LLaVA-NeXT and LLaVA-OneVision: a grid of tiles without padding, a newline token per line, and the whole image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def llava_next(question: Question) -> Media:
 
 
 def llava_onevision(question: Question) -> Media:
-    """As LLaVA-NeXT, and what exceeds nine tiles is interpolated down; several images in a row are one tile each.
+    """As LLaVA-NeXT, but more than nine tiles are interpolated down; several images in a row are one tile each.
 
     Source: transformers `processing_llava_onevision.py`, `expand_image_tokens`, `_get_unpadded_features`.
     """
@@ -72,7 +72,7 @@ def _any_resolution(question: Question, tokens: int, *, most_tiles: int) -> Medi
 
 
 def _unpadded(height: int, width: int, lines: int, columns: int) -> tuple[int, int]:
-    """Patches that hold a part of the image, where it does not fill the grid."""
+    """Lines and columns of patches that show a part of the image, if it does not fill the grid."""
     if width / height > columns / lines:
         kept = int(round(height * (columns / width), 7))
         return lines - (lines - kept) // 2 * 2, columns

@@ -1,4 +1,4 @@
-"""Families whose tower takes an image near its own size and shape: Pixtral, Mistral 3, Gemma 4, LFM2-VL."""
+"""Families whose tower takes an image in about its original size and shape: Pixtral, Mistral 3, Gemma 4, LFM2-VL."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ GEMMA4_SOFT_TOKENS = 280
 
 
 def gemma4(question: Question) -> Media:
-    """Gemma 4: every image is brought to about `max_soft_tokens` squares of pooled patches, and padded to that."""
+    """Gemma 4: every image is resized to about `max_soft_tokens` squares of pooled patches, and padded to that number."""
     vision = question.vision
     most = _soft_tokens(question)
     lines, columns = _gemma4_grid(question, most)
@@ -80,7 +80,7 @@ def _gemma4_grid(question: Question, most: int) -> tuple[int, int]:
 
 
 def _padded_positions(lines: int, columns: int, length: int) -> torch.Tensor:
-    """(x, y) of each patch, line after line; -1 where there is none."""
+    """(x, y) of each patch, line after line; -1 for padding."""
     grid = torch.cartesian_prod(torch.arange(lines), torch.arange(columns)).reshape(-1, 2).flip(-1)
     return torch.cat([grid, torch.full((length - len(grid), 2), -1)])
 
@@ -148,7 +148,7 @@ def lfm2_vl(question: Question) -> Media:
 
 
 def _lfm2_grid(height: int, width: int, square: int, fewest: int, most: int) -> tuple[int, int]:
-    """Lines and columns of the whole image made small: `smart_resize`."""
+    """Lines and columns of the thumbnail of the whole image: `smart_resize`."""
     lines, columns = max(1, round(height / square)), max(1, round(width / square))
     if lines * columns > most:
         scale = math.sqrt(height * width / (most * square**2))

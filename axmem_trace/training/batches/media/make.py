@@ -1,4 +1,4 @@
-"""The media of a batch: which family's rule, for an image of which size."""
+"""Make the media of a batch: chooses the family's rule and the image size."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ IMAGE_RULES: dict[str, Rule] = {
 AUDIO_RULES: dict[str, Rule] = {"voxtral": audio.voxtral}
 """By `model_type`."""
 _STEP = 28
-"""By how much the default image shrinks until the row has room for it."""
+"""The factor by which the default image shrinks in each try, until it fits into the row."""
 
 
 def reads_media(recipe: Recipe) -> bool:
-    """Whether the run's rows hold images or audio."""
+    """True if the run's rows contain images or audio."""
     return bool(recipe.batch.images_per_row or recipe.batch.audio_seconds_per_row)
 
 
 def make_media(recipe: Recipe, config: Any, *, rows: int, room: int, notes: Notes) -> tuple[list[Media], int]:
-    """What is in each row: media of each kind and how many, or nothing for a family without a rule.
+    """The media in each row, with their number; empty for a family without a rule.
 
     Args:
         config: the built model's configuration.
-        room: tokens of a row, which the images share.
+        room: tokens of a row, for all images together.
 
     Returns:
         The media, each once, and how many images a row holds.
@@ -83,7 +83,7 @@ def _question(recipe: Recipe, config: Any, rows: int) -> Question:
 
 
 def _fitting(rule: Rule, question: Question, room: int) -> Media:
-    """An image whose size nobody gave is the largest square the processor keeps that leaves the row a token of text."""
+    """An image without a given size is the largest square that the processor keeps and that leaves one text token."""
     media = largest = rule(question)
     if question.height:
         return media
@@ -99,7 +99,7 @@ def _note_images(recipe: Recipe, media: Media) -> Note:
     if recipe.batch.image_size:
         size = "`image_size: {1}x{0}` (width x height)".format(*recipe.batch.image_size)
     else:
-        size = "no `image_size` given: the largest square that the processor keeps whole and a row has room for"
+        size = "no `image_size` given: the largest square that the processor does not shrink and that fits into a row"
     text = (
         f"{media.num_tokens * count} image tokens in each row: {count} image{'s' * (count != 1)} of {media.num_tokens} "
         f"tokens, {media.rule}; {size}. Set `image_size`, `processor_kwargs` or --assume images_per_row=N"
@@ -117,7 +117,7 @@ def _note_audio(recipe: Recipe, media: Media) -> Note:
 
 def _no_rule(model_type: str, what: str, key: str) -> Note:
     text = (
-        f"no rule for the {what} of {model_type!r}: the rows are taken to be text alone, so the tower's activations are "
+        f"no rule for the {what} of {model_type!r}: the rows are counted as text only, so the tower's activations are "
         f"not in the figures (its weights are); --assume {key}=0 says that this is meant"
     )
     return Note(kind="not_modelled", key=key, text=text)

@@ -1,4 +1,4 @@
-"""Families that keep an image's own resolution and hand over a grid of flattened patches."""
+"""Families that keep an image's resolution and return a grid of flattened patches."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def llava(question: Question) -> Media:
 def gemma3(question: Question) -> Media:
     """Gemma 3 and 3n: a fixed number of pooled tokens between markers and blank lines.
 
-    Pan-and-scan crops are off, as in the processors that were published. Source: transformers `processing_gemma3.py`,
+    Pan-and-scan crops are off, as in the published processors. Source: transformers `processing_gemma3.py`,
     `processing_gemma3n.py`: `full_image_sequence`.
     """
     config, vision = question.config, question.vision
@@ -42,7 +42,7 @@ def gemma3(question: Question) -> Media:
         inputs={"pixel_values": pixels(question.total, 3, side, side)},
         placeholder=placeholder,
         token_types="token_type_ids",
-        rule=f"{tokens} pooled tokens an image, whatever its size (config.json)",
+        rule=f"{tokens} pooled tokens for an image of any size (config.json)",
         height=side,
         width=side,
     )

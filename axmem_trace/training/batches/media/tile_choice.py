@@ -1,10 +1,10 @@
-"""Which grid of tiles an image is cut into. Grids are (width, height) or (height, width), as their source has them."""
+"""The grid of tiles into which an image is cut. Grids are (width, height) or (height, width), as in their source."""
 
 from __future__ import annotations
 
 
 def closest_grid(height: int, width: int, tile: int, fewest: int, most: int) -> tuple[int, int]:
-    """(across, down) with the aspect ratio nearest to the image's; among equals the larger, while the image fills half.
+    """(across, down) with the aspect ratio nearest to the image's; of equal ones the larger, if the image fills half of it.
 
     Source: transformers `image_processing_got_ocr2.py` `get_optimal_tiled_canvas` (InternVL),
     `image_processing_lfm2_vl.py` `find_closest_aspect_ratio`.
@@ -21,8 +21,8 @@ def closest_grid(height: int, width: int, tile: int, fewest: int, most: int) -> 
 
 
 def canvas_without_loss(height: int, width: int, tile: int, most: int) -> tuple[int, int]:
-    """(down, across) of the canvas that enlarges the image least, or, where none is large enough, shrinks it least;
-    among equals the smallest.
+    """(down, across) of the canvas that enlarges the image least, or, if none is large enough, shrinks it least; of
+    equal ones the smallest.
 
     Source: transformers `image_processing_llama4.py` `get_best_fit`, `image_processing_mllama.py`
     `get_optimal_tiled_canvas`.

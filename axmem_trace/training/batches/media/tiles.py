@@ -11,7 +11,7 @@ from axmem_trace.training.batches.media.types import SEPARATOR, Media, Question,
 
 
 def llama4(question: Question) -> Media:
-    """Llama 4: tiles line by line with separators, and the whole image once more.
+    """Llama 4: tiles line by line with separators, and one more tile for the whole image.
 
     Source: transformers `image_processing_llama4.py` (`max_patches` 16, pixels in bf16), `processing_llama4.py`
     `_prompt_split_image`.
@@ -37,7 +37,7 @@ def llama4(question: Question) -> Media:
 
 
 def mllama(question: Question) -> Media:
-    """Llama 3.2 Vision: one token an image; the tower always runs `max_num_tiles` tiles, which cross-attention reads.
+    """Llama 3.2 Vision: one token per image; the tower always runs `max_num_tiles` tiles, which cross-attention reads.
 
     Source: transformers `image_processing_mllama.py` `pad_batches_and_tiles`, `convert_aspect_ratios_to_ids`;
     `processing_mllama.py` `convert_sparse_cross_attention_mask_to_dense` (its mask is added with the tokens).
@@ -98,8 +98,8 @@ IDEFICS3_TILES_A_SIDE = 4
 
 
 def idefics3(question: Question) -> Media:
-    """Idefics3 and SmolVLM: the longer side is brought to `size`, whatever it was, and cut into tiles of the tower's size;
-    the whole image follows once more.
+    """Idefics3 and SmolVLM: the longer side of every image is resized to `size` and cut into tiles of the tower's size;
+    one more tile shows the whole image.
 
     Source: transformers `image_processing_smolvlm.py` `get_resize_output_image_size`, `resize_for_vision_encoder`,
     `split_images`; `processing_smolvlm.py` `_prompt_split_image`.

@@ -1,4 +1,4 @@
-"""What a family's rule is asked, and what it answers."""
+"""The arguments and the result of a family's rule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 SEPARATOR = -1
-"""In a span: a token of its own (tile separator, begin of image, line break) that is no placeholder."""
+"""In a span: a special token (tile separator, begin of image, line break) that is no placeholder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,10 +23,10 @@ class Question:
     """Images in a row; all are of one size."""
     height: int = 0
     width: int = 0
-    """Of the image that the processor is given; 0: the family's own default."""
+    """Pixels of the image that the processor gets; 0: the family's default."""
     seconds: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
-    """`processor_kwargs`: what overrules the processor's own settings."""
+    """`processor_kwargs`: they override the processor's own settings."""
 
     @property
     def vision(self) -> Any:
@@ -39,27 +39,27 @@ class Question:
         return self.rows * self.per_row
 
     def option(self, name: str, default: Any) -> Any:
-        """What `processor_kwargs` says of it, or the default."""
+        """The setting in `processor_kwargs`, or the default."""
         value = self.options.get(name)
         return default if value is None else value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Media:
-    """What the processor makes of it."""
+    """What the processor makes from one image or audio."""
 
     span: tuple[int, ...]
     """Its token ids in a row: placeholders, and `SEPARATOR` for any other token."""
     inputs: dict[str, torch.Tensor]
-    """The batch's tensors beside `input_ids`, for all rows."""
+    """The batch's tensors without `input_ids`, for all rows."""
     placeholder: int
-    """The token whose embeddings the tower's outputs take the place of."""
+    """The token whose embeddings are replaced by the tower's outputs."""
     token_types: str = ""
     """Name of the input that is 1 at placeholders and 0 elsewhere; empty: there is none."""
     num_true: dict[tuple[int, ...], int] = field(default_factory=dict)
     """Of masks that the model derives from pixels or positions: by shape, how many elements are true."""
     rule: str
-    """How the count comes about, with its source."""
+    """How the number is calculated, with its source."""
     height: int = 0
     width: int = 0
 
@@ -70,7 +70,7 @@ class Media:
 
 
 def pixels(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """A tensor of this shape that takes no memory; its values are of no interest, but none is zero."""
+    """A tensor of this shape that needs no memory; its values do not matter, but none is zero."""
     return torch.ones((), dtype=dtype).expand(shape)
 
 
