@@ -84,7 +84,7 @@ class Replay:
         return self._make_reservation()
 
     def _free(self, index: int) -> None:
-        """At once, or, where another stream works on the block, when that is done: `_attend` says so."""
+        """Frees the block now; if another stream works on it, `_attend` does it when that stream is done."""
         block, is_busy = self.blocks.pop(index, None), index in self._busy_until
         if block is not None:
             self.caching.free(block, busy=is_busy)

@@ -84,8 +84,8 @@ class Ledger:
 
     @cached_property
     def _order(self) -> list[int]:
-        """Births and deaths on the GPU in order of time, each as one number, which sorts in a fraction of the time that
-        objects would need: tick * width + 2 * index + (1 for a death). At one tick, the order of the ledger."""
+        """Allocations and frees on the GPU in order of time, each as one number: tick * width + 2 * index + (1 for a
+        free). Numbers sort much faster than objects. Within one tick, the order is that of the ledger."""
         import numpy as np
 
         columns = self.columns
@@ -125,7 +125,7 @@ class Ledger:
 
     @cached_property
     def levels(self) -> tuple[array[int], array[int]]:
-        """Ticks of the births and deaths on the GPU, and the live bytes after each: the curve to draw."""
+        """Ticks of the allocations and frees on the GPU, and the live bytes after each: the curve to draw."""
         import numpy as np
 
         ticks, rest = np.divmod(np.array(self._order, dtype=np.int64), max(1, 2 * len(self.columns)))

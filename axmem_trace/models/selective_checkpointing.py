@@ -65,7 +65,7 @@ def note_selective(checkpointing: Checkpointing, kernel: str, notes: Notes) -> N
         text = "the output of packed SDPA and a number per token and head are saved: in the figures they are not"
         notes.append(Note(kind="not_modelled", key=key, text=text, direction="more"))
     elif tuple(checkpointing.selective_save) == ("attention",) and kernel in _UNSEEN:
-        text = f"no operator of {kernel} attention is seen by the policy: all of a layer is computed again"
+        text = f"the policy sees no operator of {kernel} attention: all of a layer is recomputed"
         notes.append(Note(kind="warning", key=key, text=text))
 
 

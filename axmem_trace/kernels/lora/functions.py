@@ -1,8 +1,8 @@
 """axolotl's fused LoRA projections: one autograd function for all projections of one input (QKV, O, in-projections).
 
 Source: axolotl `kernels/lora.py`: `LoRA_QKV`, `LoRA_QK`, `LoRA_O`, `LoRA_FusedProj`. They keep the input (and its
-dropped copy), the adapter's matrices in the input's dtype and, with DoRA, the scaled sums. Names that live until a
-function returns there live as long here.
+copy after dropout), the adapter's matrices in the input's dtype and, with DoRA, the scaled sums. Where a local name
+there keeps a tensor alive until the function returns, the same is done here.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def through_magnitude(grad: torch.Tensor, kept: Tensors) -> tuple[torch.Tensor, 
 
 
 def adapter_gradients(grad: torch.Tensor, x: torch.Tensor, kept: Tensors, frozen: Frozen) -> AdapterGradients:
-    """From grad [tokens, out] and x [tokens, in]; A's and B's gradients are made transposed."""
+    """A's and B's gradients, computed transposed, from grad [tokens, out] and x [tokens, in]."""
     lora_a, lora_b, lora_bias = kept[:3]
     scaling = frozen.scaling
     grad_bias = None if lora_bias is None else scaling * grad.sum(dim=0)
