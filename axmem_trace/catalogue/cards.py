@@ -1,15 +1,15 @@
 """The table of NVIDIA cards: names, memory, compute capability.
 
-`Card.gib` is what CUDA gives a process (`torch.cuda.get_device_properties(0).total_memory`), which is less than the
-number on the box: the driver and ECC keep a part. Each row says how its figure in GiB is known:
+`Card.gib` is the memory that a process can use (`torch.cuda.get_device_properties(0).total_memory`). It is less than the
+number on the box: the driver and ECC use a part. Each row says how its figure in GiB is known:
 
 - `reported`: the "total capacity" that PyTorch prints on this card in public out-of-memory messages and environment
-  reports ("GPU 0 has a total capacity of 79.10 GiB"), remembered and not re-read here; it moves by some 0.2 GiB with
-  the driver, and the smaller of several is taken;
-- `assumed`: no such figure known to us; the nominal size less the share that reported cards of its generation lose.
+  reports ("GPU 0 has a total capacity of 79.10 GiB"), from memory and not read again; it differs by about 0.2 GiB
+  between drivers, and the smallest figure is used;
+- `assumed`: no such figure is known; the nominal size minus the share that reported cards of its generation lose.
 
-Several cards may go by one name (`A100`: 80 GB and 40 GB). The first of them in this table is meant; `find_gpu` says
-which one it took.
+Several cards may have the same name (`A100`: 80 GB and 40 GB). Then the first one in this table is used; `find_gpu`
+reports which one.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class Card:
     """One row.
 
     Attributes:
-        name: no other card has it.
+        name: unique in this table.
         nominal_gb: the number on the box.
         gib: usable memory in GiB, as PyTorch prints it.
         capability: compute capability, major and minor.
         basis: how `gib` is known.
-        other_names: what `nvidia-smi` and shops call it, without `NVIDIA`, `Tesla` and `GeForce`.
-        shared: the memory is the system's, and the host's programs take part of it.
+        other_names: names in `nvidia-smi` and in shops, without `NVIDIA`, `Tesla` and `GeForce`.
+        shared: it is the system's memory, and programs of the host use a part of it.
     """
 
     name: str
@@ -260,4 +260,4 @@ LAPTOP: tuple[Card, ...] = (
 # fmt: on
 
 CARDS: tuple[Card, ...] = (*DATA_CENTRE, *DESKTOP, *WORKSTATION, *SMALL_SYSTEMS, *LAPTOP)
-"""Every card. Where several share a name, the first is the one that the name means."""
+"""Every card. If several have the same name, the name means the first."""

@@ -1,4 +1,4 @@
-"""Reading one `config.json`: bounded, checked, and blamed by its path where it is broken."""
+"""Read one `config.json`, with a limit on its size and with checks; errors name its path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from axmem_trace.units import MIB, format_bytes
 CONFIG_FILE = "config.json"
 ADAPTER_FILE = "adapter_config.json"
 MAX_CONFIG_BYTES = 16 * MIB
-"""The largest published `config.json` has some tens of KiB; label maps of classifiers reach a few MiB."""
+"""The largest published `config.json` has tens of KiB; label maps of classifiers have up to a few MiB."""
 _FLOAT_TAG = "__float__"
 
 
@@ -42,8 +42,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def _special_float(found: dict[str, Any]) -> Any:
-    """A number that JSON has no word for, as transformers 5 saves it (`{"__float__": "Infinity"}`, Mamba 2's limit of
-    time steps); any other object stays as it is.
+    """A number that JSON cannot write, as transformers 5 saves it (`{"__float__": "Infinity"}`, Mamba 2's limit of time
+    steps); any other object is not changed.
 
     Source: transformers `configuration_utils.py`, `PreTrainedConfig._decode_special_floats`.
     """
@@ -53,13 +53,13 @@ def _special_float(found: dict[str, Any]) -> Any:
 
 
 def check_config(config: object, place: str) -> None:
-    """Raise `ConfigError` unless `config` is a mapping with a `model_type`, by which transformers picks the class."""
+    """Raise `ConfigError` unless `config` is a mapping with a `model_type`, by which transformers chooses the class."""
     if not isinstance(config, dict):
         raise _broken(Path(place), f"holds a JSON {_json_name(config)}, not an object of configuration fields")
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise ConfigError(
-            problem=f"{place} names no `model_type`, so transformers can't know which architecture it is",
+            problem=f"{place} has no `model_type`, so transformers can't know which architecture it is",
             key="base_model",
             remedy='add "model_type" to it (for example "llama"), as the model\'s page on the Hub shows it',
         )

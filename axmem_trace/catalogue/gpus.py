@@ -1,4 +1,4 @@
-"""The card that a user names: by what `nvidia-smi` prints, by a short name, as a MIG slice, or by its memory alone.
+"""The card that a user names: as `nvidia-smi` prints it, by a short name, as a MIG slice, or only by its memory.
 
 `context_bytes` is memory outside PyTorch's allocator: the CUDA context, loaded kernel modules (loaded lazily since CUDA
 11.7) and cuBLAS handles. It depends on driver, libraries and the number of SMs (the context holds local-memory stacks
@@ -39,21 +39,21 @@ CONTEXT_BYTES_BY_GENERATION = {
     (12, 0): 480 * MIB,
     (12, 1): 480 * MIB,
 }
-"""Assumed. A CUDA context with cuBLAS and PyTorch's kernels loaded lazily shows as some 250-600 MiB in `nvidia-smi`."""
+"""Assumed. `nvidia-smi` shows about 250-600 MiB for a CUDA context with cuBLAS and lazily loaded PyTorch kernels."""
 DEFAULT_CAPABILITY = (8, 0)
-"""Of a card given by its size alone, or not at all: Ampere, so that `bf16: auto` means bf16, as on every card rented
-for training."""
+"""For a card given only by its size, or not at all: Ampere, so `bf16: auto` means bf16, as on every card rented for
+training."""
 OLDEST_IN_WHEELS = (7, 5)
-"""The oldest cards that PyTorch's wheels of today have kernels for: `torch.cuda.get_arch_list()` of 2.14.1+cu130 begins
-with sm_75. The wheels for CUDA 12.6 went back to sm_50."""
+"""The oldest cards for which PyTorch's current wheels have kernels: `torch.cuda.get_arch_list()` of 2.14.1+cu130 begins
+with sm_75. The wheels for CUDA 12.6 begin with sm_50."""
 UNNAMED_GPU = Gpu(compute_capability=DEFAULT_CAPABILITY, context_bytes=CONTEXT_BYTES_BY_GENERATION[DEFAULT_CAPABILITY])
-"""No card was named: nothing can be said about fitting."""
+"""No card was named: whether the run fits is not known."""
 
 _COUNTED = re.compile(r"\s*(?P<count>[1-9]\d{0,5})\s*[x*\u00d7]\s*(?P<name>\S.*)", re.IGNORECASE)
 
 
 def split_count(text: str) -> tuple[int, str]:
-    """Number of cards and name: `4 x A100-40GB`, `4xA100`, `8*H100`; 1 and the whole text where no number leads it.
+    """Number of cards and name: `4 x A100-40GB`, `4xA100`, `8*H100`; 1 and the text if no number leads it.
 
     >>> split_count("4 x A100-40GB"), split_count("2xA100"), split_count("4090")
     ((4, 'A100-40GB'), (2, 'A100'), (1, '4090'))
@@ -66,8 +66,8 @@ def find_gpu(text: str) -> Gpu:
     """One card by name (`A100-80GB`, `rtx4090`, `NVIDIA H100 80GB HBM3`), a MIG slice (`H100 1g.10gb`) or a bare size
     (`24GiB`, `80GB`).
 
-    Case, spaces, dashes, `NVIDIA`, `GeForce` and `Laptop GPU` beside `Laptop` don't matter. Where several cards have the
-    name, the first of the table is taken, and `Gpu.remarks` says so. A size is taken literally as usable memory, on a
+    Case, spaces, dashes, `NVIDIA`, `GeForce` and `Laptop GPU` for `Laptop` don't matter. If several cards have the name,
+    the first of the table is used, and `Gpu.remarks` says so. A size is used literally as usable memory, on a
     card of compute capability `DEFAULT_CAPABILITY`. bf16 is supported from compute capability 8.0 on.
 
     Raises:
@@ -96,7 +96,7 @@ def list_usual_cards() -> list[Card]:
 
 
 def supports_bf16(gpu: Gpu) -> bool:
-    """Whether the card computes in bfloat16, which `bf16: auto` asks (compute capability 8.0, Ampere, and later)."""
+    """True if the card computes in bfloat16, which `bf16: auto` needs (compute capability 8.0, Ampere, and later)."""
     return gpu.compute_capability >= (8, 0)
 
 
@@ -111,22 +111,22 @@ def _gpu(card: Card, remarks: tuple[str, ...]) -> Gpu:
 
 
 def _which(text: str, cards: list[Card]) -> tuple[str, ...]:
-    """Which of several cards of a name was taken; nothing is said where there is one."""
+    """A remark that says which of several cards with the name was used; empty if there is only one."""
     if len(cards) < 2:
         return ()
     others = ", ".join(f"{card.name} ({card.gib:.2f} GiB)" for card in cards[1:])
     taken = f"{cards[0].name} ({cards[0].gib:.2f} GiB)"
-    return (f"{text.strip()!r} is the name of several cards: {taken} was taken; name another if yours is: {others}",)
+    return (f"{text.strip()!r} is the name of several cards: {taken} is used; if yours is another, name it: {others}",)
 
 
 def _remarks_on(card: Card) -> tuple[str, ...]:
     remarks = []
     if card.shared:
-        remarks.append(f"{card.name} has no memory of its own: the system, the data loader and page cache take their part "
+        remarks.append(f"{card.name} has no separate memory: the system, the data loader and page cache use a part "
                        f"of these {card.gib:.1f} GiB")  # fmt: skip
     if card.capability < OLDEST_IN_WHEELS:
         major, minor = card.capability
-        remarks.append(f"{card.name} has compute capability {major}.{minor}: PyTorch's wheels of today (CUDA 13) have no "
+        remarks.append(f"{card.name} has compute capability {major}.{minor}: PyTorch's current wheels (CUDA 13) have no "
                        "kernels for it, so the run needs a PyTorch built for CUDA 12.6 or older")  # fmt: skip
     return tuple(remarks)
 
@@ -140,7 +140,7 @@ def _find_slice(text: str, rest: str, profile: Profile) -> Gpu:
     if not slices:
         raise _no_slice(text, whole[0].name, profile)
     distinct: dict[tuple[float, tuple[int, int]], Card] = {}
-    for each in slices:  # the same memory and generation: the same answer, whichever it is
+    for each in slices:  # the same memory and generation: any of them gives the same result
         distinct.setdefault((each.gib, each.capability), each)
     return _gpu(slices[0], _which(text, list(distinct.values())))
 
@@ -154,7 +154,7 @@ def _no_slice(text: str, name: str, profile: Profile) -> ConfigError:
 
 
 def _cards_named(text: str) -> list[Card]:
-    """Cards of a name; a size behind a name (`V100 32GB`, `L4 24GB`) picks among them."""
+    """Cards of a name; a size after the name (`V100 32GB`, `L4 24GB`) chooses among them."""
     table = _cards_by_folded_name()
     found = table.get(_fold(text))
     if found:
@@ -194,7 +194,7 @@ def _no_unit(text: str) -> ConfigError:
     return ConfigError(
         problem=problem,
         accepted=f"{text}GiB (as nvidia-smi and PyTorch count), {text}GB (1000-based: {decimal}), or a name",
-        remedy=f"a card sold with {text} GB has less for you; name it: {', '.join(boxed)}" if boxed else "",
+        remedy=f"a card sold with {text} GB has less usable memory; name it: {', '.join(boxed)}" if boxed else "",
     )
 
 
@@ -223,7 +223,7 @@ def _fold(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _cards_by_folded_name() -> dict[str, list[Card]]:
-    """Every spelling of every name; a card's own name means that card alone."""
+    """Every spelling of every name; a card's own name means only that card."""
     shared: dict[str, list[Card]] = {}
     for card in CARDS:
         for name in dict.fromkeys((_fold(card.name), *map(_fold, card.other_names))):

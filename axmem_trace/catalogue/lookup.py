@@ -21,18 +21,18 @@ def find_base_model(
 ) -> BaseModel:
     """The configuration of a base model, and where it was found.
 
-    Looked for in this order: a local directory with `config.json` (or the path of that file), the Hugging Face cache,
-    the bundled catalogue, the Hub. Weights are never fetched.
+    The order of the search: a local directory with `config.json` (or the path of that file), the Hugging Face cache,
+    the bundled catalogue, the Hub. Weights are never downloaded.
 
     Args:
         name: `base_model` of the configuration: a Hub id or a path.
-        hub: `never` asks no network, `fallback` asks the Hub last, `first` asks it before the catalogue and the cache
+        hub: `never` uses no network, `fallback` asks the Hub last, `first` asks it before the catalogue and the cache
             (which may be out of date). `HF_HUB_OFFLINE` means `never`.
-        revision: branch, tag or commit of the Hub repository; the catalogue knows `main` only and says so.
+        revision: branch, tag or commit of the Hub repository; the catalogue only knows `main`, and reports it.
         base_directory: directory that a relative path may also start from: that of the configuration file.
 
     Raises:
-        ConfigError: found nowhere (with each place and its outcome, and the nearest ids), or the file is broken.
+        ConfigError: not found (with each place and its result, and the nearest ids), or the file is broken.
     """
     _check_name(name)
     looks: list[Look] = []
@@ -131,7 +131,7 @@ def _not_found(name: str, looks: list[Look]) -> ConfigError:
 
 
 def _remedy(could_be_id: bool, looks: list[Look]) -> str:
-    """A fine-tune has the memory of the model that it was made from."""
+    """The advice for an unknown id: a fine-tune needs as much memory as the model that it was made from."""
     made_from = (
         "a fine-tune needs the memory of the model that it was made from, so name that one with `--set base_model=ID` "
         "(`axmem_trace models` lists the ids that need no network)"

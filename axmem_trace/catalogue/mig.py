@@ -1,8 +1,8 @@
 """MIG slices: a card cut into instances, each with its own memory (`A100-SXM4-40GB MIG 3g.20gb`, `H100 1g.10gb`).
 
-`Kg.Mgb` is K compute slices with M GB. The memory is cut into eighths (A30 and RTX PRO: quarters), and a profile gets
-1, 2, 4 or 8 of them; the driver keeps a part of each instance. Source: NVIDIA's MIG user guide, "Supported MIG
-profiles" (fraction of memory), and what `nvidia-smi mig -lgip` prints there, remembered and not re-read here.
+`Kg.Mgb` is K compute slices with M GB. The memory is divided into eighths (A30 and RTX PRO: quarters), and a profile
+gets 1, 2, 4 or 8 of them; the driver uses a part of each instance. Source: NVIDIA's MIG user guide, "Supported MIG
+profiles" (fraction of memory), and the output of `nvidia-smi mig -lgip` there, from memory and not read again.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from axmem_trace.catalogue.cards import CARDS, Card
 
 PROFILE = re.compile(r"(?:MIG[\s:_-]*)?\b(?P<compute>[1-7])G\.(?P<gb>\d{1,3})GB(?P<extra>\+[A-Z.+]+)?", re.IGNORECASE)
-"""A profile's name; `+me` adds media engines and `-me` takes them away, neither moves memory."""
+"""A profile's name; `+me` adds media engines and `-me` removes them; neither changes memory."""
 
 _EIGHTHS = {1: (1, 2), 2: (2,), 3: (4,), 4: (4,), 7: (8,)}
 _QUARTERS = {1: (1,), 2: (2,), 4: (4,)}
-"""Compute slices of a profile, and the memory slices that it may have."""
+"""Compute slices of a profile, and the numbers of memory slices that it can have."""
 _IN_QUARTERS = ("A30", "RTX PRO 5000 Blackwell", "RTX PRO 5000 72GB Blackwell", "RTX PRO 6000 Blackwell")
 _IN_EIGHTHS = ("A100-80GB", "A100-40GB", "A100-64GB", "A800-80GB", "A800-40GB", "H100-80GB", "H100 PCIe", "H100 NVL",
                "H100-96GB", "H100-64GB", "H800", "H200", "H20-96GB", "H20-141GB", "GH200-96GB", "GH200-144GB",
@@ -29,11 +29,11 @@ _REPORTED = {
     **dict.fromkeys(("A100-40GB", "A800-40GB"), _SLICES_OF_40GB),
     **dict.fromkeys(("A100-80GB", "A800-80GB", "H100-80GB", "H100 PCIe", "H800"), _SLICES_OF_80GB),
 }
-"""GiB by memory slices, the smaller where drivers differ."""
+"""GiB by memory slices; the smaller figure if drivers differ."""
 ROUNDING = 0.03
 """Share of its GB: NVIDIA rounds the GB of a profile's name in several ways (B300: 1g.34gb, 2g.67gb)."""
 _KEPT_SHARE = 0.085
-"""Assumed of other cards: what an H200's smallest slice loses, the largest share known (16.00 of 139.81 / 8 GiB)."""
+"""Assumed for other cards: the share that an H200's smallest slice loses, the largest known (16.00 of 139.81 / 8 GiB)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Profile:
 
 
 def parse_profile(text: str) -> tuple[str, Profile] | None:
-    """What is left of `text` beside a profile, and the profile; None where it names none.
+    """`text` without the profile, and the profile; None if it names none.
 
     >>> parse_profile("NVIDIA A100-SXM4-40GB MIG 3g.20gb")
     ('NVIDIA A100-SXM4-40GB', Profile(compute=3, gb=20))
@@ -61,7 +61,7 @@ def parse_profile(text: str) -> tuple[str, Profile] | None:
 
 
 def cut(card: Card, profile: Profile) -> Card | None:
-    """The slice as a card of its own; None where this card has no such profile."""
+    """The slice as a separate card; None if this card has no such profile."""
     for offered, parts in _profiles(card):
         if offered.compute == profile.compute and abs(offered.gb - profile.gb) <= ROUNDING * profile.gb:
             return _slice(card, profile, parts)
@@ -69,12 +69,12 @@ def cut(card: Card, profile: Profile) -> Card | None:
 
 
 def list_slices(card: Card) -> list[Card]:
-    """All slices of a card, smallest first, the whole card left out."""
+    """All slices of a card, smallest first, without the whole card."""
     return [_slice(card, profile, parts) for profile, parts in _profiles(card) if profile.compute < _whole(card)]
 
 
 def cards_with(profile: Profile) -> list[Card]:
-    """The cards that can be cut so."""
+    """The cards that have this profile."""
     return [card for card in CARDS if cut(card, profile)]
 
 
@@ -83,7 +83,7 @@ def _whole(card: Card) -> int:
 
 
 def _profiles(card: Card) -> Iterator[tuple[Profile, int]]:
-    """Each profile with its number of memory slices. Its GB are the share of the nominal size, rounded."""
+    """Each profile with its number of memory slices. Its GB are the rounded share of the nominal size."""
     if card.name in _IN_EIGHTHS:
         for compute, choices in _EIGHTHS.items():
             for parts in choices:
@@ -95,7 +95,7 @@ def _profiles(card: Card) -> Iterator[tuple[Profile, int]]:
 
 
 def _rounded(gb: int, parts: int) -> int:
-    """To the nearest whole number, halves up: 141 / 8 is 18, 2 x 141 / 8 is 35."""
+    """Rounds to the nearest integer, halves up: 141 / 8 is 18, 2 x 141 / 8 is 35."""
     return (2 * gb + parts) // (2 * parts)
 
 

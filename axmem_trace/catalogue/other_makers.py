@@ -27,12 +27,12 @@ def refuse_other_makers(text: str) -> None:
     """Refuses a name that is an AMD, Intel, Apple, Google or another accelerator.
 
     Raises:
-        ConfigError: it is one; the message says why it can't be predicted, and what can be asked instead.
+        ConfigError: it is one; the message says why it can't be predicted, and what to use instead.
     """
     folded = re.sub(r"[^A-Z0-9]", "", text.upper())
     for maker, pattern, reason in _MAKERS:
         if re.fullmatch(pattern, folded):
             raise ConfigError(
-                problem=f"{text.strip()!r} is no CUDA GPU but one of {maker}: {reason}",
-                remedy="name an NVIDIA card, or give a size such as 192GiB to compare with its memory alone",
+                problem=f"{text.strip()!r} is no CUDA GPU; it is made by {maker}: {reason}",
+                remedy="name an NVIDIA card, or give a size such as 192GiB to compare only with its memory",
             )

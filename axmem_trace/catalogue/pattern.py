@@ -1,4 +1,4 @@
-"""Which names a user's pattern means."""
+"""Match names with a user's pattern."""
 
 from __future__ import annotations
 

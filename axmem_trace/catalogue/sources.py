@@ -1,7 +1,7 @@
 """The places where a `config.json` may be: a local directory, the Hugging Face cache, the Hub.
 
-Each look returns a `Look`: what was found, or one line that says why nothing was. A file that is there and broken is an
-error at once: going on to another place would hide it.
+Each search returns a `Look`: what was found, or one line that says why nothing was found. A broken file is an error
+immediately, because a search in further places would hide it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HUB_ID = re.compile(r"(?:[\w.-]{1,96}/)?[\w.-]{1,96}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The outcome of looking in one place. `config` is `None` where nothing was found; then `outcome` says why."""
+    """The result of a search in one place. `config` is `None` if nothing was found; then `outcome` says why."""
 
     place: str
     outcome: str
@@ -35,7 +35,7 @@ class Look:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether the Hub could have a repository of this name (huggingface_hub `validate_repo_id`)."""
+    """True if the Hub could have a repository of this name (huggingface_hub `validate_repo_id`)."""
     parts = name.split("/")
     plain = all(part and part[0] not in "-." and part[-1] not in "-." for part in parts)
     return bool(_HUB_ID.fullmatch(name)) and plain and "--" not in name and ".." not in name
@@ -77,20 +77,20 @@ def look_in_cache(name: str, revision: str) -> Look:
 
 
 def look_on_hub(name: str, revision: str) -> Look:
-    """The Hub: `config.json` alone, with the user's token, and never longer than a few seconds without an answer."""
+    """The Hub: only `config.json`, with the user's token; waits at most a few seconds for an answer."""
     unreachable = _why_unreachable()
     if unreachable:
         return Look("hub", unreachable)
     try:
         path = Path(_download_config(name, revision))
-    except Exception as error:  # whatever the network or its libraries raise is an outcome here, never a traceback
+    except Exception as error:  # every error of the network or its libraries becomes an outcome, never a traceback
         return Look("hub", _explain_hub_error(error))
     at = f"@{revision}" if revision else ""
     return Look("hub", "found", read_config_file(path), str(path.parent), f"hub {name}{at}")
 
 
 def hub_is_offline() -> bool:
-    """Whether the environment forbids the Hub (`HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`, as huggingface_hub reads)."""
+    """True if the environment forbids the Hub (`HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`, as huggingface_hub reads)."""
     values = (os.environ.get(key, "") for key in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
     return any(value.upper() in {"1", "ON", "YES", "TRUE"} for value in values)
 
@@ -103,7 +103,7 @@ def _local_candidates(name: str, base_directory: Path | None) -> Iterator[Path]:
 
 
 def _is_here(directory: Path) -> bool:
-    """The working directory may be gone."""
+    """The working directory; empty if it was deleted."""
     try:
         return directory.resolve() == Path.cwd()
     except (OSError, RuntimeError):
@@ -133,19 +133,19 @@ def _cache_roots() -> Iterator[Path]:
 def _cached_config(repository: Path, revision: str) -> Path | None:
     snapshots = repository / "snapshots"
     reference = repository / "refs" / (revision or "main")
-    # The revision comes from the YAML: it must not lead out of the repository's own folder.
+    # The revision comes from the YAML: it must not point outside the repository's folder.
     if ".." in Path(revision).parts or Path(revision).is_absolute() or "\0" in revision:
         return None
     commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
     if commit:
         path = snapshots / commit / CONFIG_FILE
         return path if path.is_file() else None
-    found = list(snapshots.glob(f"*/{CONFIG_FILE}"))  # downloaded by commit only: the newest one there is
+    found = list(snapshots.glob(f"*/{CONFIG_FILE}"))  # downloaded by commit only: the newest one
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _why_unreachable() -> str:
-    """One connection attempt before huggingface_hub's own six, which take over twenty seconds without a network."""
+    """One connection attempt first: huggingface_hub's own six take more than twenty seconds without a network."""
     endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     proxies = {} if proxy_bypass(endpoint.hostname or "") else getproxies()
     proxy = proxies.get(endpoint.scheme) or proxies.get("all")

@@ -3,7 +3,7 @@
 `models.json` and `recalled.json` map an id to `{config, parameters, published, trust, source, note}`; `parameters` is
 what transformers builds on the meta device, `published` what the Hub or the model card says. `aliases.json` has ids
 that share another one's shapes: `aliases` maps that id to lists by kind; `kinds` says which fields a kind replaces (a
-dtype, a `quantization_config`, a vocabulary; null takes a field away).
+dtype, a `quantization_config`, a vocabulary; null removes a field).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from importlib import resources
 from typing import Any
 
 _SAME_BASE = 0.95
-"""How like each other two names are, one of which is the other with a suffix (`-Instruct`, `-bnb-4bit`)."""
+"""The similarity of two names, one of which is the other with a suffix (`-Instruct`, `-bnb-4bit`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogueEntry:
-    """One bundled architecture with what is known of it.
+    """One bundled architecture and its origin.
 
     `trust` is `exact json` (a copy of the published file), `derived` (written from documented fields) or `recalled`
-    (known by heart; taken in only where the built model has the published number of parameters, or `note` says what
-    else speaks for it).
+    (written from memory; included only if the built model has the published number of parameters, or if `note` gives
+    other evidence).
     """
 
     id: str
@@ -41,9 +41,9 @@ class CatalogueEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """A bundled configuration: a copy of our own, free to change.
+    """A bundled configuration, as a copy that may be changed.
 
-    `caution` says why it may differ from the published file; empty where it is a copy.
+    `caution` says why it may differ from the published file; empty if it is a copy of that file.
     """
 
     id: str
@@ -60,7 +60,7 @@ def load_models() -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alias:
-    """An id with the shapes of `of`; `changes` replaces fields of that configuration (`None` takes one away)."""
+    """An id with the shapes of `of`; `changes` replaces fields of that configuration (`None` removes one)."""
 
     of: str
     kind: str
@@ -69,7 +69,7 @@ class Alias:
 
 @lru_cache(maxsize=1)
 def load_aliases() -> dict[str, Alias]:
-    """`aliases.json`, turned round: alias to the model that it means."""
+    """`aliases.json`, inverted: alias to the model that it means."""
     table = _load("aliases.json")
     return {
         name: Alias(of=of, kind=kind, changes=table["kinds"][kind])
@@ -101,7 +101,7 @@ def list_base_models() -> list[CatalogueEntry]:
 
 
 def find_in_catalogue(name: str) -> Found | None:
-    """The bundled configuration of an id; letter case is forgiven where no id matches exactly."""
+    """The bundled configuration of an id; upper and lower case are ignored if no id matches exactly."""
     models, aliases = load_models(), load_aliases()
     canonical = name if name in models or name in aliases else _by_folded_id().get(name.casefold(), "")
     if canonical in models:
@@ -123,7 +123,7 @@ def find_in_catalogue(name: str) -> Found | None:
 
 
 def nearest_ids(name: str, count: int = 5) -> list[str]:
-    """Bundled ids that look most like `name`, by the part after the slash, then whole."""
+    """Bundled ids that are most similar to `name`, by the part after the slash, then by the whole name."""
     ids = [*load_models(), *load_aliases()]
     wanted = name.casefold().replace("\\", "/").rstrip("/")
     wanted_part = wanted.rpartition("/")[2]
@@ -158,7 +158,7 @@ def _trust_words(trust: str) -> str:
 
 
 def _caution(record: dict[str, Any], name: str) -> str:
-    """What a user must know of a configuration that is no copy: how it was made, and how its size compares."""
+    """The caution for a configuration that is no copy: how it was made, and how its size compares."""
     if record["trust"] == "exact json":
         return ""
     parameters, published = record["parameters"], record["published"]
@@ -168,7 +168,7 @@ def _caution(record: dict[str, Any], name: str) -> str:
         compared = (
             f"{abs(parameters / published - 1):.1%} {'more' if parameters > published else 'less'} than published"
         )
-    return (f"the bundled config.json of {name} is no copy of the published file but {_trust_words(record['trust'])}. The "
+    return (f"the bundled config.json of {name} is no copy of the published file, but {_trust_words(record['trust'])}. The "
             f"model built from it has {parameters:,} parameters, {compared}; other fields may differ")  # fmt: skip
 
 

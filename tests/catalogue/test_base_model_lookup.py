@@ -1,4 +1,4 @@
-"""Where a base model is looked for, in which order, and what is said when it is nowhere."""
+"""Where a base model is looked for, in which order, and the message if it is not found."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_aliases_point_at_entries_and_hide_none():
         assert name not in models, name
 
 
-def test_a_model_is_in_one_table_alone():
+def test_a_model_is_in_one_table_only():
     tables = [
         json.loads((ROOT / "axmem_trace" / "catalogue" / name).read_text()) for name in ("models.json", "recalled.json")
     ]

@@ -109,8 +109,8 @@ def test_an_ambiguous_name_says_which_card_was_taken(text, taken, other):
     gpu = find_gpu(text)
     assert gpu.name == taken.partition(" (")[0]
     (remark, *_) = gpu.remarks
-    assert f"{taken} was taken" in remark
-    assert other in remark.partition("was taken")[2]
+    assert f"{taken} is used" in remark
+    assert other in remark.partition("is used")[2]
 
 
 def test_a_name_of_its_own_is_never_ambiguous():
@@ -174,7 +174,7 @@ def test_old_cards_and_shared_memory_are_said():
     assert "no kernels for it" in " ".join(find_gpu("V100-32GB").remarks)
     assert "no kernels for it" in " ".join(find_gpu("P100").remarks)
     assert find_gpu("T4").remarks == ()
-    assert "no memory of its own" in " ".join(find_gpu("GB10").remarks)
+    assert "no separate memory" in " ".join(find_gpu("GB10").remarks)
 
 
 @pytest.mark.parametrize(("text", "nbytes"), [("24GiB", 24 << 30), ("80GB", 80 * 10**9), (" 8 GiB ", 8 << 30)])
@@ -251,11 +251,11 @@ def test_a_number_of_cards(text, count, name):
     ],
 )
 def test_other_makers_are_refused_with_a_reason(text, maker):
-    with pytest.raises(ConfigError, match=f"no CUDA GPU but one of {maker}: .*(allocator|memory)"):
+    with pytest.raises(ConfigError, match=f"no CUDA GPU; it is made by {maker}: .*(allocator|memory)"):
         find_gpu(text)
 
 
-def test_without_a_card_the_context_is_that_of_a_card_known_by_size_alone():
+def test_without_a_card_the_context_is_that_of_a_card_given_by_size():
     unnamed, sized = derive_gpu("", 0), derive_gpu("24GiB", 0)
     assert unnamed.memory_bytes == 0
     assert unnamed.context_bytes == sized.context_bytes == 430 * 2**20
