@@ -1,10 +1,10 @@
-"""YAML to `Recipe`: the only package that reads YAML, and it never imports torch.
+"""YAML to `Recipe`: the only package that reads YAML; it never imports torch.
 
 document/     the file: its text, keys, values and the line of each
 derive/       one file for each part of the recipe
 refusals/     what axolotl refuses
 reader        `read_recipe`: all of it in order
-warn          what the run will do and its author may not expect
+warn          effects of the configuration that its author may not expect
 assumptions   `--assume`
 """
 

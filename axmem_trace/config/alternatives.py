@@ -1,6 +1,6 @@
-"""What older releases made of the same configuration, and the way out today: recipes whose figures are compared.
+"""How older releases ran the same configuration, and alternatives today: recipes whose figures are compared.
 
-axolotl until 0.12 handed `load_in_4bit` to `from_pretrained` with any adapter (0.12.2 `loaders/model.py` 520; gone in
+axolotl until 0.12 passed `load_in_4bit` to `from_pretrained` with any adapter (0.12.2 `loaders/model.py` 520; removed in
 0.13.1). Until 0.13 it ran transformers 4.57, where each expert was a linear layer, which bitsandbytes quantises; 0.14.0
 pins transformers 5.0.0, where experts are fused parameters.
 """
@@ -20,12 +20,12 @@ Change = Mapping[str, Any]
 ReadWith = Callable[[Change, Change], Recipe]
 """The same configuration with further overrides and assumptions."""
 MOST_LINEAR_EXPERTS = 512
-"""Mixtral 8x7B has 256, whose trace as linear layers takes some seconds; Qwen3-30B-A3B has 6,144."""
+"""Mixtral 8x7B has 256, and a trace of them as linear layers takes a few seconds; Qwen3-30B-A3B has 6,144."""
 UNQUANTISED = "`adapter: lora` with `load_in_4bit: true` is not quantised"
 
 
 def find_alternatives(recipe: Recipe, read: ReadWith) -> Iterator[Alternative]:
-    """Those whose figures may differ; one that can't be read is left out."""
+    """Alternatives whose figures may differ; one that can't be read is left out."""
     for note, words, overrides, assumptions in _candidates(recipe):
         if assumptions and _num_experts(recipe) > MOST_LINEAR_EXPERTS:
             yield Alternative(recipe=None, note=note, words=words)
@@ -45,7 +45,7 @@ def _candidates(recipe: Recipe) -> Iterator[tuple[Note, str, Change, Change]]:
     if quantisation.quantise_moe_experts or recipe.older.experts_layout == "linear" or not is_moe(recipe.model.base):
         return
     bits = {"bnb_4bit": "load_in_4bit", "bnb_8bit": "load_in_8bit"}.get(quantisation.method, "")
-    if adapter.target_linear:  # which quantize_moe_experts does not go with
+    if adapter.target_linear:  # quantize_moe_experts can't be combined with it
         key, what = bits or "lora_target_linear", "reached by lora_target_linear" + (", and quantised" if bits else "")
         yield _note(recipe, key, what), "`--assume experts_layout=linear`", {}, {"experts_layout": "linear"}
     elif bits:
@@ -59,7 +59,7 @@ def _note(recipe: Recipe, key: str, what: str) -> Note:
 
 
 def _num_experts(recipe: Recipe) -> int:
-    """Of all layers, each counted for itself."""
+    """The number of experts of all layers together."""
     config = text_config(recipe.model.base)
     counts = [config.get(name) for name in EXPERT_COUNTS]
     experts = max((count for count in counts if isinstance(count, int)), default=0)

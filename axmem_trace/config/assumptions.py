@@ -1,6 +1,6 @@
-"""`--assume key=value`: what axolotl would derive by itself, said otherwise.
+"""`--assume key=value`: replaces a value that would be derived as axolotl does.
 
-So the run of another trainer can be described."""
+With it the run of another trainer can be described."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Assumption:
     meaning: str
     apply: Callable[[Recipe, Any], Recipe]
     fields: tuple[str, ...]
-    """Dotted fields of the recipe, the first of which gets the reason."""
+    """Dotted fields of the recipe; the first one gets the reason."""
 
 
 def _set(path: str) -> Callable[[Recipe, Any], Recipe]:
@@ -54,7 +54,7 @@ def _fsdp_dtype(recipe: Recipe, value: Any) -> Recipe:
 
 
 def _autocast(recipe: Recipe, value: Any) -> Recipe:
-    """Off also means no fp32 copy of the outputs and no gradient scaler: accelerate does all three together."""
+    """Off also means no fp32 copy of the outputs and no gradient scaler: accelerate switches all three together."""
     if value is False:
         return _replace(recipe, "precision", autocast=False, output_dtype="same", grad_scaler=False)
     dtype = recipe.precision.autocast_dtype if value is True else value
@@ -97,24 +97,24 @@ def _lora_kernels(recipe: Recipe, value: Any) -> Recipe:
 
 
 def _completion_tokens(recipe: Recipe, value: int) -> Recipe:
-    """Rows stay as long as they are, unless they are generated."""
+    """The length of rows does not change, unless they are generated."""
     _require_completions(recipe)
     if recipe.objective.rollouts is not None:
         return _rows_of(_replace(recipe, "objective", completion_tokens=value))
     if value >= recipe.batch.row_tokens:
-        raise ValueError(f"a row has {recipe.batch.row_tokens} tokens, of which one at least is prompt")
+        raise ValueError(f"a row has {recipe.batch.row_tokens} tokens, and at least one is prompt")
     return _replace(recipe, "objective", completion_tokens=value, prompt_tokens=recipe.batch.row_tokens - value)
 
 
 def _prompt_tokens(recipe: Recipe, value: int) -> Recipe:
-    """Rows are as long as both together."""
+    """Rows are as long as prompt and completion together."""
     _require_completions(recipe)
     return _rows_of(_replace(recipe, "objective", prompt_tokens=value))
 
 
 def _require_completions(recipe: Recipe) -> None:
     if recipe.objective.method in ("supervised", "reward", "process_reward"):
-        raise ValueError("only preference and GRPO training tell prompts from completions")
+        raise ValueError("only preference and GRPO training have prompts and completions")
 
 
 def _rows_of(recipe: Recipe) -> Recipe:

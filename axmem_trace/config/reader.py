@@ -85,22 +85,22 @@ def read_recipe(
     strict: bool = False,
     axolotl: str = "",
 ) -> Recipe:
-    """Everything that a run is made of, as axolotl would derive it.
+    """All parts of a run, derived as axolotl does.
 
     Args:
         config: path of an axolotl YAML file, or its content as a mapping.
         overrides: `--set`: `key=value` with dots for nesting and YAML values, or a mapping.
         assumptions: `--assume`: likewise; the keys are those of `ASSUMPTIONS`.
-        gpu: the target card, by name or size, and how many (`4 x A100-40GB`); empty: a nameless one that computes in bf16.
-        num_gpus: how many of them each machine has; 0: as `gpu` says, else the fewest that the configuration needs.
+        gpu: the target card, by name or size, and how many (`4 x A100-40GB`); empty: an unnamed one that computes in bf16.
+        num_gpus: how many of them each machine has; 0: as in `gpu`, else the smallest number for the configuration.
         num_nodes: how many machines.
         hub: when the Hugging Face Hub may be asked for the base model's `config.json`.
         trust_remote_code: allows the base model's own Python code, if the configuration asks for it too.
-        strict: unknown keys, and keys that move memory unseen, become an error.
-        axolotl: the release whose rules hold; empty: the one that is installed here, else the newest known.
+        strict: unknown keys, and keys whose effect on memory is not modelled, become an error.
+        axolotl: the release whose rules apply; empty: the one that is installed here, else the newest known.
 
     Raises:
-        ConfigError: the file can't be read, axolotl would refuse it, or the base model is nowhere to be found.
+        ConfigError: the file can't be read, axolotl would refuse it, or the base model is not found.
     """
     if hub not in ("never", "fallback", "first"):
         raise ConfigError(
@@ -154,7 +154,7 @@ def _resolve(
 
 
 _UNKNOWN = BaseModel(name="", config={}, source="", directory="", model_type="", text_model_type="")
-"""Used in place of a base model that was not found, so that what is wrong beside it is found as well."""
+"""Used instead of a base model that was not found, so that further errors are found as well."""
 
 
 def read_draft(document: Document, overrides: Settings = (), axolotl: str = "") -> Draft:
@@ -183,7 +183,7 @@ def read_draft(document: Document, overrides: Settings = (), axolotl: str = "") 
 
 
 def _derive(draft: Draft, base: BaseModel, gpu: Gpu, parallel: Parallel, *, allow_remote_code: bool) -> Recipe:
-    """Each part for itself: one that fails is reported, and the parts that depend on it use its default."""
+    """Derives each part separately: if one fails, it is reported, and parts that depend on it use its default."""
     attempt = draft.attempt
     precision = attempt(derive_precision, draft, gpu, base, parallel.engine, default=Precision())
     quantisation = attempt(derive_quantisation, draft, base, precision, default=Quantisation())

@@ -1,4 +1,4 @@
-"""What a run will do and its author may not expect: warnings with the line of the key."""
+"""Effects of the configuration that its author may not expect: warnings with the line of the key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from axmem_trace.recipe.recipe import Recipe
 
 
 def note_traps(draft: Draft, recipe: Recipe) -> None:
-    """Adds a note for each trap that the configuration steps into."""
+    """Adds a warning for each such effect."""
     for remark in recipe.gpu.remarks:
         draft.note("warning", "--gpu", remark)
     _inexact_base_model(draft, recipe)

@@ -1,4 +1,4 @@
-"""What a run on several GPUs will do and its author may not expect."""
+"""Effects on several GPUs that the author of a configuration may not expect."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from axmem_trace.recipe.recipe import Recipe
 
 
 def note_traps_of_ranks(draft: Draft, recipe: Recipe) -> None:
-    """Adds a note for each trap of FSDP that the configuration steps into."""
+    """Adds a warning for each such effect of FSDP."""
     parallel = recipe.parallel
     if parallel.engine not in ("fsdp1", "fsdp2"):
         return
     steps = recipe.batch.gradient_accumulation_steps
     if steps > 1 and not parallel.syncs_each_batch:
         text = (
-            f"with {steps} accumulation steps each GPU keeps whole gradients of all that trains, not its part, until the "
+            f"with {steps} accumulation steps each GPU keeps full gradients of all trained weights, not its part, until the "
             "last of them: the Trainer reduces them once. Parts alone, for more exchange, with `accelerator_config: "
             "{gradient_accumulation_kwargs: {sync_each_batch: true}}`"
         )
@@ -27,7 +27,7 @@ def note_traps_of_ranks(draft: Draft, recipe: Recipe) -> None:
         draft.note("warning", "fsdp_config", text)
     if parallel.engine == "fsdp1" and recipe.adapter.kind == "none" and parallel.fsdp.param_dtype:
         text = (
-            "FSDP1 trains fp32 copies of half-precision weights: 16 bytes a parameter over all GPUs, where FSDP2 "
+            "FSDP1 trains fp32 copies of half-precision weights: 16 bytes per parameter over all GPUs, where FSDP2 "
             "(`fsdp_version: 2`) takes 8, all in half precision"
         )
         draft.note("warning", "fsdp_config", text)

@@ -1,1 +1,1 @@
-"""The recipe: frozen types that say what a run is. No YAML and no torch here."""
+"""The recipe: frozen types that describe a run. No YAML and no torch here."""

@@ -1,4 +1,4 @@
-"""What older releases did, and ways out: told with a figure, which is that of a run of its own."""
+"""What older releases did, and alternatives: reported with a figure, which is that of a separate run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reserved(config: dict[str, Any], **options: Any) -> str:
     return format_bytes(axmem_trace.estimate(config, hub="never", **options).peak.reserved_bytes)
 
 
-def test_lora_with_4_bit_is_told_once_with_the_figure_of_qlora(tmp_path: Path):
+def test_lora_with_4_bit_is_reported_once_with_the_figure_of_qlora(tmp_path: Path):
     model = write_tiny_model("llama", tmp_path / "llama", **WIDE)
     config = {**LORA, **ATTENTION, "base_model": model, "adapter": "lora", "load_in_4bit": True}
     report = axmem_trace.estimate(config, hub="never")
@@ -46,14 +46,14 @@ def test_experts_that_transformers_4_quantised(tmp_path: Path):
     assert f"With `quantize_moe_experts: true`: {figure} reserved" in note.text
 
 
-def test_a_difference_of_less_than_a_tenth_is_not_told(tmp_path: Path):
+def test_a_difference_of_less_than_a_tenth_is_not_reported(tmp_path: Path):
     model = write_tiny_model("qwen3_moe", tmp_path / "moe")
     config = {**LORA, **ATTENTION, "base_model": model, "adapter": "qlora", "load_in_4bit": True}
     assert len(read_recipe(config, hub="never").alternatives) == 1
     assert not [note for note in axmem_trace.estimate(config, hub="never").notes if "until axolotl" in note.text]
 
 
-def test_too_many_experts_are_told_without_a_figure():
+def test_too_many_experts_are_reported_without_a_figure():
     config = {**LORA, "base_model": "Qwen/Qwen3-30B-A3B", "adapter": "lora", "lora_target_linear": True}
     recipe = read_recipe(config, hub="never")
     (alternative,) = recipe.alternatives

@@ -1,4 +1,4 @@
-"""Beside axolotl's own validator: what each release accepted, refused and derived for each case of `axolotl_cases.json`.
+"""Compared with axolotl's own validator: what each release accepted, refused and derived in `axolotl_cases.json`.
 
 The records are made by `record_axolotl_verdicts.py`, which runs axolotl itself.
 """
@@ -40,22 +40,22 @@ FAILS_LATER = {
     "mbs_zero": "at least 1",
     "seq_zero": "at least 1",
     "neg": "at least 1",
-    "big": "are no batch",
-    "lora_nomod": "names nothing to adapt",
+    "big": "are too large for a batch",
+    "lora_nomod": "has no target modules",
     "lora_nor": "no rank",
     "lora_r_zero": "at least 1",
     "llama_adapter": "cannot start",
-    "ds_l8": "names nothing to adapt",
-    "qme": "names nothing to adapt",
-    "emb": "names nothing to adapt",
+    "ds_l8": "has no target modules",
+    "qme": "has no target modules",
+    "emb": "has no target modules",
     "old_empty_opt": "the optimizer is empty",
     "old_lionpt": "removed",
     "old_adamw_torch_npu": "Ascend NPUs",
     "old_optim_args_bad": "not of the form key=value",
     "release_qat": "no fake quantisation of int8 weights",
-    "release_scatter_quantised": "names nothing to adapt",
-    "release_mixlora_gc": "names nothing to adapt",
-    "release_mixlora_plugin": "names nothing to adapt",
+    "release_scatter_quantised": "has no target modules",
+    "release_mixlora_gc": "has no target modules",
+    "release_mixlora_plugin": "has no target modules",
 }
 """Accepted by axolotl's validator, refused here: the run stops later, in peft, the Trainer or the data loader."""
 _NO_MIXLORA = dict.fromkeys(

@@ -1,4 +1,4 @@
-"""Keys that axolotl does not know: what other trainers call it, and slips of the fingers."""
+"""Keys that axolotl does not know: names of other trainers, and typing errors."""
 
 from __future__ import annotations
 

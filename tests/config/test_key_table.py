@@ -190,7 +190,7 @@ def test_a_changed_function_is_drift_and_a_changed_docstring_is_none(script, mad
     assert "code changed: loaders/model.py::Loader.load: two is as good" in lines
 
 
-def test_new_gone_and_changed_fields_are_drift(script):
+def test_new_removed_and_changed_fields_are_reported(script):
     reference = {"a": row("int", 1), "b": row("int", 1), "c": row("int", 1), "d": row("int", 1)}
     fields = {"a": row("int", 1), "b": row("int | None", 1), "c": row("int", 2), "e": row("str", "x")}
     keys = {name: Key(name=name, type="int", verdict="none", default=1) for name in "abcd"}

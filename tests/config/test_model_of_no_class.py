@@ -1,4 +1,4 @@
-"""`model_type` of no class, targets of no module, a base model that is not here: what the run does, and the user's words."""
+"""`model_type` without a class, targets without a module, a base model that is not here: the run and its messages."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_model_that_is_not_here_may_be_given_by_the_one_that_it_was_made_from(
     assert recipe.model.base.model_type == "llama"
 
 
-def test_an_error_of_building_brings_the_refusals_along(tmp_path: Path):
+def test_an_error_of_building_contains_the_refusals(tmp_path: Path):
     model = write_tiny_model("llama", tmp_path / "llama")
     keys = {**BASE, "base_model": model, "lora_target_linear": False, "lora_target_modules": ["nosuch"],
             "early_stopping_patience": 1}  # fmt: skip

@@ -1,4 +1,4 @@
-"""How many GPUs, in which arrangement, and which engine: from the keys and the command line."""
+"""How many GPUs, their mesh, and the engine: from the keys and the command line."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_mesh_that_accelerate_refuses_is_refused(tmp_path: Path, keys: dict[st
         read(tmp_path, gpus=8, **keys)
 
 
-def test_fsdp_is_told_what_the_file_says(tmp_path: Path) -> None:
+def test_fsdp_gets_the_settings_of_the_file(tmp_path: Path) -> None:
     config = {
         "reshard_after_forward": False, "cpu_ram_efficient_loading": True, "activation_checkpointing": True,
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": "LlamaDecoderLayer, LlamaMLP",
@@ -123,7 +123,7 @@ def test_stock_files_are_known_by_name(tmp_path: Path) -> None:
     assert set(STOCK) >= {"zero1", "zero2", "zero3", "zero3_bf16", "zero3_bf16_cpuoffload_all"}
 
 
-def test_a_file_of_ones_own_counts_and_auto_follows_the_model(tmp_path: Path) -> None:
+def test_a_users_file_is_read_and_auto_follows_the_model(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     settings = {"stage": 3, "overlap_comm": True, "reduce_bucket_size": "auto", "stage3_max_live_parameters": 1e8}
     file.write_text(json.dumps({"zero_optimization": settings}))

@@ -47,7 +47,7 @@ def test_nested_and_whole_blocks():
     assert document.lines == {"a": 6, "a.x": 7, "b": 5, "b.k": 5}
 
 
-def test_lines_of_a_list_that_is_overridden_are_gone():
+def test_lines_of_a_list_that_is_overridden_are_removed():
     document = parse_document("d:\n  - k: 1\n  - k: 2\nd:\n  - k: 3\n")
     assert document.lines == {"d": 4, "d.0": 5, "d.0.k": 5}
 
@@ -177,7 +177,7 @@ BAD_PATHS = (LONG, f"/{LONG}/x", "/" + "a/" * 3000, "~nobody-here/x", "a\0b", "\
 
 @pytest.mark.parametrize("name", BAD_PATHS)
 @pytest.mark.parametrize("key", PATH_KEYS)
-def test_whatever_the_file_system_says_of_a_path_is_no_traceback(key, name):
+def test_an_error_of_the_file_system_is_no_traceback(key, name):
     keys = {"base_model": "meta-llama/Llama-3.2-1B", "learning_rate": 1e-4, "adapter": "lora", "lora_r": 8,
             "lora_alpha": 8, "lora_target_linear": True, "datasets": [{"path": "x", "type": "alpaca"}]}  # fmt: skip
     if not key.startswith("base_model"):

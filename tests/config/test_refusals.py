@@ -118,7 +118,7 @@ def test_what_follows_from_a_reason_is_none(model):
     assert len(caught.value.others) == 1
 
 
-def test_two_rules_of_one_key_never_stand_in_each_others_way(model):
+def test_two_rules_of_one_key_do_not_conflict(model):
     """`early_stopping_patience` divides by what another rule of the same key misses."""
     for keys in ({"save_steps": 5}, {"eval_steps": 5, "val_set_size": 0.1}, {}):
         recipe = read_recipe({**BASE, "base_model": model, "early_stopping_patience": 1, **keys}, hub="never")
@@ -159,7 +159,7 @@ def test_json_has_figures_and_reasons_and_the_exit_code_is_2(tmp_path, model, pl
     assert Report.from_json(captured.out).refusals[0].value == "sharegpt"
 
 
-def test_text_has_the_reasons_beside_the_verdict(tmp_path, model, capsys):
+def test_text_has_the_reasons_with_the_verdict(tmp_path, model, capsys):
     config = write(tmp_path, model, warmup_steps=2, warmup_ratio=0.1, micro_batch_sise=2)
     assert main([config, "--offline", "--full"]) == 2
     captured = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Which release of axolotl holds, and what it changes: each key whose default differs, with the version each way."""
+"""Which release of axolotl applies, and what it changes: each key whose default differs, in both versions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_each_release_has_its_behaviour():
     assert NEWEST is RELEASES[-1]
 
 
-def test_without_a_word_it_is_the_newest_known():
+def test_the_default_is_the_newest_known():
     recipe = read()
     assert recipe.axolotl.version == "0.21.0"
     assert recipe.reasons["axolotl.version"].origin == "default"

@@ -1,4 +1,4 @@
-"""`lora_model_dir`: the saved adapter's own configuration governs."""
+"""`lora_model_dir`: the saved adapter's own configuration is used."""
 
 from __future__ import annotations
 

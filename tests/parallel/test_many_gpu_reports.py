@@ -53,7 +53,7 @@ def test_fsdp1_keeps_what_it_trains_in_fp32(tmp_path: Path) -> None:
     assert report.model.parameters == PARAMETERS
 
 
-def test_ddp_keeps_buckets_beside_the_gradients(tmp_path: Path) -> None:
+def test_ddp_keeps_buckets_in_addition_to_the_gradients(tmp_path: Path) -> None:
     alone, ddp = report_of(tmp_path, 1), report_of(tmp_path, 2)
     assert ddp.resident == alone.resident
     first = ddp.phases["step_1"].phases["optimizer"].end_bytes - alone.phases["step_1"].phases["optimizer"].end_bytes
@@ -105,7 +105,7 @@ def test_quantised_weights_are_divided_and_their_states_are_not(tmp_path: Path, 
     assert {report.model.parameters for report in reports} == {reports[0].model.parameters}
 
 
-def test_nccl_is_in_nvidia_smi_alone(tmp_path: Path) -> None:
+def test_nccl_is_only_in_nvidia_smi(tmp_path: Path) -> None:
     peak = report_of(tmp_path, 2).peak
     assert peak.nccl_bytes > 0
     assert peak.device_bytes == peak.reserved_bytes + peak.context_bytes + peak.nccl_bytes
@@ -119,5 +119,5 @@ def test_offloading_is_said_to_be_missing(tmp_path: Path) -> None:
 
 def test_zero_is_said_to_be_missing(tmp_path: Path) -> None:
     report = report_of(tmp_path, 8, deepspeed="deepspeed_configs/zero2.json")
-    assert "one GPU alone" in report.run["ranks"]
+    assert "a single GPU" in report.run["ranks"]
     assert any(note.kind == "not_modelled" and "ZeRO-2" in note.text for note in report.notes)

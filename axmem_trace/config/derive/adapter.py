@@ -17,7 +17,7 @@ def derive_adapter(draft: Draft) -> Adapter:
     """`Adapter` from the keys.
 
     Raises:
-        ConfigError: keys without which peft stops (`lora_r`, targets).
+        ConfigError: keys are missing without which peft stops (`lora_r`, targets).
     """
     kind = draft.get("adapter")
     if not kind:
@@ -84,7 +84,7 @@ def _with_targets(draft: Draft, saved: SavedAdapter, adapter: Adapter) -> Adapte
     linear = bool(draft.get("lora_target_linear")) and not saved.governs
     if not (targets or parameters or linear or saved.governs):
         raise draft.error(
-            f"`adapter: {adapter.kind}` names nothing to adapt: peft stops",
+            f"`adapter: {adapter.kind}` has no target modules: peft stops",
             "lora_target_modules",
             remedy="set `lora_target_linear: true`, or list lora_target_modules",
         )
@@ -107,14 +107,14 @@ def _dtype(draft: Draft) -> Literal["autocast", "base"]:
 def _alpha(draft: Draft, saved: SavedAdapter, rank: int) -> int:
     alpha = saved.asked(draft, "lora_alpha", "lora_alpha")
     if alpha is None:
-        problem = "the run stops: peft divides by no `lora_alpha`"
+        problem = "the run stops: peft needs `lora_alpha`, which is not set"
         draft.refuse(problem, "lora_alpha", remedy="add `lora_alpha: 16`, for example")
         return rank
     return int(alpha)
 
 
 def _with_layers(draft: Draft, saved: SavedAdapter, adapter: Adapter) -> Adapter:
-    """Which layers it is in, with what rank each, and what trains as a whole."""
+    """The layers that have the adapter, the rank of each, and the modules that train fully."""
     return replace(
         adapter,
         modules_to_save=tuple(_as_list(saved.asked(draft, "modules_to_save", "lora_modules_to_save"))),
@@ -150,7 +150,7 @@ def _dropout(draft: Draft, saved: SavedAdapter) -> float:
 
 
 def _init(draft: Draft, saved: SavedAdapter) -> str:
-    """`peft_init_lora_weights` where it is a name, else LoftQ where its block is given. A saved adapter has its own."""
+    """`peft_init_lora_weights` if it is a name, else LoftQ if its block is given. A saved adapter has its own."""
     if saved.governs:
         named = saved.config.get("init_lora_weights")
         return named if isinstance(named, str) else ""
@@ -209,13 +209,13 @@ def _token_indices(draft: Draft, saved: SavedAdapter) -> tuple[int, ...] | dict[
 
 
 def _llama_adapter(draft: Draft) -> Adapter:
-    """axolotl reads `peft_adapter.layers` and `.len`, which 0.19 has no field for: validation drops them."""
+    """axolotl reads `peft_adapter.layers` and `.len`, but 0.19 has no field for them: validation drops them."""
     given = draft.dropped.get("peft_adapter")
     layers = given.get("layers") if isinstance(given, Mapping) else None
     length = given.get("len") if isinstance(given, Mapping) else None
     if not isinstance(layers, int) or not isinstance(length, int):
         raise draft.error(
-            "axolotl 0.19 cannot start `llama-adapter`: it reads `peft_adapter`, which is no field any more",
+            "axolotl 0.19 cannot start `llama-adapter`: it reads `peft_adapter`, which is no longer a field",
             "adapter",
             remedy="use `adapter: lora`; or give `peft_adapter: {layers: 30, len: 10}` to estimate an older axolotl",
         )
@@ -225,7 +225,7 @@ def _llama_adapter(draft: Draft) -> Adapter:
 
 
 def _note_orphans(draft: Draft) -> None:
-    """LoRA keys in a full fine-tune are a trap only where they look meant."""
+    """Warns of LoRA keys in a full fine-tune, if they look intended."""
     keys = [key for key in ("lora_r", "lora_target_modules", "lora_target_linear") if draft.get(key)]
     if keys:
         text = f"`{keys[0]}` has no effect: without `adapter: lora` this is a full fine-tune"

@@ -21,7 +21,7 @@ HUB_KERNELS = {
     "kernels-community/flash-attn3": "flash_attention_3",
     "kernels-community/sage-attention": "sage",
 }
-"""Kernels of the Hugging Face Hub that axolotl knows to support packing, and what they are."""
+"""Kernels of the Hugging Face Hub for which axolotl knows that they support packing, and the kernel that each is."""
 OTHER_HUB_KERNELS = {
     "kernels-community/vllm-flash-attn3": "flash_attention_3",
     "kernels-community/flash-attn4": "flash_attention_4",
@@ -67,7 +67,7 @@ def derive_attention(draft: Draft, base: BaseModel, load_dtype: Dtype) -> Attent
             "attention.kernel", kernel, f"`{MODEL_KWARGS}`: axolotl itself knows of no kernel", key=MODEL_KWARGS
         )
     elif asked is None:
-        draft.reason("attention.kernel", "sdpa", "nothing asked for: transformers' default", origin="default")
+        draft.reason("attention.kernel", "sdpa", "no key is set: transformers' default", origin="default")
     elif "attention.kernel" not in draft.reasons:
         draft.reason_of_key("attention.kernel", kernel, "attn_implementation")
     if "/" in kernel:
@@ -112,7 +112,7 @@ def _hub_kernel(draft: Draft, kernel: str) -> str:
 
 
 def _sdpa_or_varlen(draft: Draft, base: BaseModel, load_dtype: Dtype) -> str:
-    """axolotl's packed SDPA, where its kernel can serve the model (torch 2.10 and later)."""
+    """axolotl's packed SDPA, if its kernel supports the model (torch 2.10 and later)."""
     if not draft.get("sample_packing") or draft.get("sdpa_varlen") is False:
         return "sdpa"
     if draft.get("attn_implementation") != "sdpa":
@@ -126,7 +126,7 @@ def _sdpa_or_varlen(draft: Draft, base: BaseModel, load_dtype: Dtype) -> str:
     if base.model_type in NO_VARLEN_TYPES:
         obstacle = f"axolotl excludes {base.model_type}"
     if obstacle:
-        text = f"sdpa with a block-diagonal mask (sequence x sequence): varlen can't serve packed rows, {obstacle}"
+        text = f"sdpa with a block-diagonal mask (sequence x sequence): varlen can't run packed rows, {obstacle}"
         draft.reason("attention.kernel", "sdpa", text, origin="derived")
         return "sdpa"
     text = "`attn_implementation: sdpa` with sample_packing: axolotl installs its variable-length SDPA"
@@ -135,7 +135,7 @@ def _sdpa_or_varlen(draft: Draft, base: BaseModel, load_dtype: Dtype) -> str:
 
 
 def _varlen_obstacle(config: Mapping[str, Any]) -> str:
-    """Why the kernel can't serve the model. axolotl looks at the top level of the configuration only."""
+    """Why the kernel does not support the model. axolotl only reads the top level of the configuration."""
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     head_dim = config.get("head_dim")
     if not head_dim and isinstance(hidden, int) and isinstance(heads, int) and heads:

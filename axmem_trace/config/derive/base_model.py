@@ -20,7 +20,7 @@ def derive_base_model(draft: Draft, *, hub: HubUse) -> BaseModel:
     Source: axolotl `loaders/utils.py` `load_model_config`: each override is one `setattr` on the configuration.
 
     Raises:
-        ConfigError: no base model is named, or it is nowhere to be found.
+        ConfigError: no base model is named, or it is not found.
     """
     key = "base_model_config" if draft.get("base_model_config") else "base_model"
     name = draft.get(key)

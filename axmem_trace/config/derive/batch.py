@@ -1,4 +1,4 @@
-"""What one GPU sees in one forward of training. Source: axolotl `core/builders/causal.py` `build`,
+"""The batch of one GPU in one forward of training. Source: axolotl `core/builders/causal.py` `build`,
 `build_collator`; `core/trainers/base.py` `_create_multipack_sampler`; `utils/data/streaming.py`;
 `utils/config/__init__.py` `normalize_config`; `core/builders/base.py` `_configure_save_and_eval_strategy`."""
 
@@ -14,21 +14,23 @@ from axmem_trace.recipe.recipe import Batch, Model
 
 DEFAULT_PAD_MULTIPLE = 64
 MAX_TOKENS = 1 << 27
-"""Beyond this, a batch is a typing error and not a wish."""
+"""A larger batch is treated as a typing error."""
 
 
 def derive_batch(draft: Draft, model: Model) -> Batch:
-    """`Batch` from the keys: the longest batch that the run can meet.
+    """`Batch` from the keys: the longest batch that the run can have.
 
     Raises:
-        ConfigError: sizes that are no sizes.
+        ConfigError: sizes below 1 or too large.
     """
     micro, accumulation = _batch_sizes(draft)
     length = _positive(draft, "sequence_len")
     batch = _shape(draft, micro, length)
     if batch.rows * batch.row_tokens > MAX_TOKENS:
         raise draft.error(
-            f"{batch.rows} rows of {batch.row_tokens} tokens are no batch", "sequence_len", remedy="correct the sizes"
+            f"{batch.rows} rows of {batch.row_tokens} tokens are too large for a batch",
+            "sequence_len",
+            remedy="correct the sizes",
         )
     images, audio = _media(draft, model)
     return replace(
@@ -43,7 +45,7 @@ def derive_batch(draft: Draft, model: Model) -> Batch:
 
 
 def _shape(draft: Draft, micro: int, length: int) -> Batch:
-    """Rows, their length and the mask, for each way in which a batch is made."""
+    """Rows, their length and the mask, for each kind of batch."""
     if is_paired(draft) or draft.get("rl"):
         return _rows_of_preferences(draft, micro, length)
     if draft.get("sample_packing"):
@@ -91,8 +93,8 @@ def _rows_of_trl(draft: Draft, micro: int) -> int:
 
 
 def row_tokens_of_trl(draft: Draft, length: int) -> int:
-    """TRL's collators pad to the longest row, ORPO's and SimPO's to a multiple that is asked for (axolotl
-    `utils/collators/dpo.py`); a reward model's rows are always as long as the next multiple of `sequence_len`."""
+    """TRL's collators pad to the longest row, ORPO's and SimPO's to a configured multiple (axolotl
+    `utils/collators/dpo.py`); a reward model's rows are always padded to the next multiple of `sequence_len`."""
     if not draft.get("rl"):
         return padded_length(draft, length)
     multiple = draft.get("pad_to_multiple_of") if draft.get("rl") in ("orpo", "simpo") else 0
@@ -117,7 +119,7 @@ def _batch_sizes(draft: Draft) -> tuple[int, int]:
         draft.note("warning", "batch_size", text)
     if accumulation < 1:
         key = "gradient_accumulation_steps"
-        draft.fail(draft.error("gradient accumulation counts from 1", key, accepted="1 or more"))
+        draft.fail(draft.error("gradient accumulation needs at least 1 step", key, accepted="1 or more"))
         accumulation = 1
     return micro, accumulation
 
@@ -168,7 +170,7 @@ def padded_length(draft: Draft, length: int) -> int:
 
 
 def _pads_to_sequence_len(draft: Draft) -> bool | None:
-    """`hint_sample_packing_padding` and `hint_reward_model_pad` switch it on where nothing is said."""
+    """`hint_sample_packing_padding` and `hint_reward_model_pad` switch it on if the key is not set."""
     pad: bool | None = draft.get("pad_to_sequence_len")
     if pad is None and (draft.get("sample_packing") or draft.get("reward_model")):
         return True
@@ -182,9 +184,9 @@ def _packed_shape(draft: Draft, micro: int, length: int) -> tuple[int, int]:
 
 
 def packed_sizes(draft: Draft, micro: int, length: int) -> tuple[int, int, str, str]:
-    """Rows and tokens of each, why, and the key to blame.
+    """Rows and tokens of each, the reason, and the key that decides.
 
-    One long row for kernels that know packing, `micro` rows for sdpa, eager and nothing asked for.
+    One long row for kernels that support packing, `micro` rows for sdpa, eager and without a key.
     """
     streams = draft.get("pretraining_dataset") or draft.get("streaming")
     real = draft.get("multipack_real_batches")
@@ -205,7 +207,7 @@ def packed_sizes(draft: Draft, micro: int, length: int) -> tuple[int, int, str, 
 
 
 def _flattens(draft: Draft, micro: int) -> bool:
-    """`check_batch_flattening_fa`: `auto` turns on where a packing kernel meets several rows."""
+    """`check_batch_flattening_fa`: `auto` means on with a packing kernel and several rows."""
     asked = draft.get("batch_flattening")
     if asked is True:
         return not draft.get("processor_type")
@@ -224,23 +226,23 @@ def _explain_rows(draft: Draft, rows: int, row_tokens: int, length: int) -> None
         draft.reason("batch.row_tokens", row_tokens, "rows of the full sequence_len", key="sequence_len")
         return
     text = (
-        f"rows are padded to the longest sample of a batch; taken as {rows} x {row_tokens} tokens, the longest that "
-        f"`sequence_len: {length}` allows. Shorter data needs less: say so with --assume row_tokens=N"
+        f"rows are padded to the longest sample of a batch; assumed: {rows} x {row_tokens} tokens, the longest that "
+        f"`sequence_len: {length}` allows. Shorter data needs less: set --assume row_tokens=N"
     )
     draft.reason("batch.row_tokens", row_tokens, "the longest row that sequence_len allows", key="sequence_len")
     draft.note("assumed", "sequence_len", text)
 
 
 def _media(draft: Draft, model: Model) -> tuple[int, float]:
-    """One image a row where a processor is asked for: nobody can know without the data."""
+    """One image per row if a processor is configured: the real number is only in the data."""
     if not draft.get("processor_type") or model.task != "image-text-to-text":
         return 0, 0.0
     if "vision_config" in model.base.config:
-        text = "each row is taken to hold one image; say otherwise with --assume images_per_row=N"
+        text = "each row is assumed to have one image; change it with --assume images_per_row=N"
         draft.note("assumed", "processor_type", text)
         return 1, 0.0
     if "audio_config" in model.base.config:
-        text = "each row is taken to hold 30 seconds of audio; say otherwise with --assume audio_seconds_per_row=N"
+        text = "each row is assumed to have 30 seconds of audio; change it with --assume audio_seconds_per_row=N"
         draft.note("assumed", "processor_type", text)
         return 0, 30.0
     return 0, 0.0

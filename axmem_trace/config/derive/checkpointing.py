@@ -15,7 +15,7 @@ NON_REENTRANT_TYPES = ("gemma4", "gemma4_unified")
 
 
 def derive_checkpointing(draft: Draft, base: BaseModel, *, kbit_preparation: bool) -> Checkpointing:
-    """`Checkpointing` from the keys; `kbit_preparation` switches checkpointing on again, with arguments of its own."""
+    """`Checkpointing` from the keys; `kbit_preparation` switches checkpointing on again, with other arguments."""
     enabled = bool(draft.get("gradient_checkpointing"))
     key = "gradient_checkpointing"
     draft.reason_of_key("checkpointing.enabled", enabled, key)
@@ -54,7 +54,7 @@ def _offload(draft: Draft) -> Offload:
 
 
 def _use_reentrant(draft: Draft, base: BaseModel, offload: Offload, kbit: bool) -> tuple[bool, str]:
-    """The variant that runs in the end, and why. Cases in the order in which the later one wins."""
+    """The variant that runs in the end, and why. If several cases apply, the last one wins."""
     given = draft.get("gradient_checkpointing_kwargs")
     asked = given.get("use_reentrant") if isinstance(given, dict) else None
     if draft.get("selective_checkpointing") not in (None, False):

@@ -1,4 +1,4 @@
-"""What DeepSpeed is told: a JSON file, one of axolotl's stock files by name, or a mapping.
+"""The settings of DeepSpeed: a JSON file, one of axolotl's standard files by name, or a mapping.
 
 Source: axolotl 0.19 `deepspeed_configs/`; deepspeed 0.18.9 `runtime/zero/config.py` `DeepSpeedZeroConfig` (defaults);
 transformers 5.16 `integrations/deepspeed.py` `trainer_config_finalize` (what "auto" becomes).
@@ -34,13 +34,13 @@ STOCK: Mapping[str, Mapping[str, Any]] = {
     "zero3_bf16_cpuoffload_params": {**_STAGE_3, "offload_param": _PINNED},
     "zero3_bf16_cpuoffload_all": {**_STAGE_3, "offload_param": _PINNED, "offload_optimizer": _PINNED},
 }
-"""`zero_optimization` of the files that `axolotl fetch deepspeed_configs` brings, by their names."""
+"""`zero_optimization` of the files that `axolotl fetch deepspeed_configs` downloads, by their names."""
 
 
 def derive_zero(draft: Draft) -> Zero:
-    """`Zero` from the key `deepspeed`; stage 0 where it is not given, or says nothing of ZeRO.
+    """`Zero` from the key `deepspeed`; stage 0 if it is not given, or has no ZeRO settings.
 
-    A file that is not here, with the name of a stock file, is taken to be that.
+    A file that is not here, with the name of one of axolotl's files, is assumed to be that one.
     """
     value = draft.get("deepspeed")
     if isinstance(value, Mapping):
@@ -55,11 +55,11 @@ def derive_zero(draft: Draft) -> Zero:
         draft.note(
             "not_modelled",
             "deepspeed",
-            f"{value} is not here, and no file of axolotl's has this name: what it says is unknown",
+            f"{value} is not here, and axolotl has no file of this name: its content is unknown",
         )
         return Zero()
     draft.reason(
-        "parallel.zero", Path(value).name, "the file is not here; axolotl's own of this name is taken", key="deepspeed"
+        "parallel.zero", Path(value).name, "the file is not here; axolotl's file of this name is used", key="deepspeed"
     )
     return _make_zero(stock, f"axolotl's {Path(value).name}")
 

@@ -1,4 +1,4 @@
-"""Where the model's modules are put when it is loaded. Source: axolotl 0.19 `loaders/model.py` `_set_device_map_config`,
+"""The device of each module when the model is loaded. Source: axolotl 0.19 `loaders/model.py` `_set_device_map_config`,
 `utils/config/__init__.py` `choose_device`, `normalize_config`; transformers 5.16 `integrations/accelerate.py`
 `check_and_set_device_map`."""
 
@@ -20,7 +20,7 @@ def derive_placement(draft: Draft, num_gpus: int) -> Placement:
     """`Placement` from `gpu_memory_limit`, `max_memory` and `device_map`, in that order.
 
     Raises:
-        ConfigError: a device that a run on one GPU has not.
+        ConfigError: a device that a run on one GPU does not have.
     """
     if asks_for_fsdp(draft) or draft.get("deepspeed") or num_gpus > 1:
         return Placement()

@@ -11,9 +11,9 @@ from axmem_trace.recipe.recipe import Batch, Evaluation
 
 
 def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
-    """`Evaluation`: axolotl evaluates before the first step whenever it evaluates at all, unless `eval_on_start` is false.
+    """`Evaluation`: if axolotl evaluates, it also evaluates before the first step, unless `eval_on_start` is false.
 
-    The Trainer keeps no logits (`prediction_loss_only`), since axolotl sets no `compute_metrics`.
+    The Trainer keeps no logits (`prediction_loss_only`), because axolotl sets no `compute_metrics`.
     """
     enabled, why, key = _evaluates(draft)
     draft.reason("evaluation.enabled", enabled, why, key=key, origin="derived")
@@ -50,10 +50,10 @@ def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
 
 def _generated(draft: Draft, rows: int, row_tokens: int) -> tuple[int, int]:
     """Rows at once and tokens of each: axolotl `utils/callbacks/__init__.py` `CausalLMBenchEvalCallback`, whose prompts
-    are at the most a row, and `utils/generation/sft.py` `generate_samples`, which takes a part of one row."""
+    are at most as long as a row, and `utils/generation/sft.py` `generate_samples`, which uses a part of one row."""
     if draft.get("do_causal_lm_eval"):
         new = draft.get("eval_max_new_tokens") or 128
-        text = "prompts are taken to be as long as a row; the key-value cache and the last logits are counted"
+        text = "prompts are assumed to be as long as a row; the key-value cache and the last logits are counted"
         draft.note("assumed", "do_causal_lm_eval", text)
         return rows, row_tokens + int(new)
     if draft.get("generate_samples"):
@@ -72,12 +72,12 @@ def _packed_evaluation(draft: Draft, batch: Batch, rows: int) -> tuple[int, int]
 
 
 def _starts_with_evaluation(draft: Draft) -> bool:
-    """The key is one of 0.21.0; older releases drop it and begin with an evaluation always."""
+    """`eval_on_start`, a key since 0.21.0; older releases drop it and always begin with an evaluation."""
     return draft.get("eval_on_start") is not False
 
 
 def _evaluates(draft: Draft) -> tuple[bool, str, str]:
-    """Whether the run evaluates at all, why, and the key to blame."""
+    """Whether the run evaluates, why, and the key that decides."""
     behaviour, strategy = draft.release.behaviour, draft.get("eval_strategy")
     if not (draft.get("val_set_size") or draft.get("test_datasets")):
         return False, "no val_set_size and no test_datasets", ""

@@ -1,4 +1,4 @@
-"""`qat`: which combinations of types torchao's fake quantisation takes. Source: axolotl 0.19 `utils/quantization.py`
+"""`qat`: the combinations of types that torchao's fake quantisation supports. Source: axolotl 0.19 `utils/quantization.py`
 `get_quantization_config`, `_make_qat_config`; `utils/schemas/quantization.py`; torchao 0.17
 `quantization/qat/fake_quantize_config.py` `_infer_fake_quantize_configs`."""
 
@@ -15,7 +15,7 @@ def derive_fake_quantisation(draft: Draft) -> FakeQuantisation | None:
     """`FakeQuantisation` from the `qat` block.
 
     Raises:
-        ConfigError: a combination that axolotl or torchao refuses when the model has been loaded.
+        ConfigError: a combination that axolotl or torchao refuses after the model is loaded.
     """
     block = draft.values.get("qat")
     if not isinstance(block, dict):
@@ -37,7 +37,7 @@ def derive_fake_quantisation(draft: Draft) -> FakeQuantisation | None:
     embeddings = bool(block.get("quantize_embedding"))
     if embeddings and weight == "float8":
         raise draft.error(
-            "axolotl refuses this: embeddings have no activations, and fp8 weights alone are no valid combination",
+            "axolotl refuses this: embeddings have no activations, and only fp8 weights is no valid combination",
             "qat.quantize_embedding",
             remedy="set `quantize_embedding: false`",
         )

@@ -1,4 +1,4 @@
-"""What FSDP is told. Source: axolotl 0.19 and 0.21 `utils/schemas/fsdp.py`, `utils/trainer.py` `setup_fsdp_envs`,
+"""The settings of FSDP. Source: axolotl 0.19 and 0.21 `utils/schemas/fsdp.py`, `utils/trainer.py` `setup_fsdp_envs`,
 `monkeypatch/accelerate/fsdp2.py`; accelerate 1.15 `utils/dataclasses.py` `FullyShardedDataParallelPlugin`."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def asks_for_fsdp(draft: Draft) -> bool:
 
 
 def fsdp_version(draft: Draft) -> int:
-    """The version that is said, or was filled in with the old names; axolotl's own default where none is."""
+    """The version in the keys, or the one filled in with the old names; else axolotl's default."""
     default = draft.release.behaviour.default_fsdp_version
     return int(draft.get("fsdp_version") or draft.sub("fsdp_config").get("fsdp_version") or default)
 
@@ -24,14 +24,14 @@ def fsdp_version(draft: Draft) -> int:
 def derive_fsdp(draft: Draft, version: int) -> Fsdp:
     """`Fsdp` from `fsdp_config`; mixed precision follows bf16 and fp16, and nothing else.
 
-    FSDP1 is always FULL_SHARD in axolotl: neither its strategy nor its prefetch can be said (`setup_fsdp_envs`).
+    FSDP1 is always FULL_SHARD in axolotl: its strategy and its prefetch cannot be set (`setup_fsdp_envs`).
     """
     config = draft.sub("fsdp_config")
     dtype = _half(draft)
     reshard = config.get("reshard_after_forward")
     loads_on_host = bool(config.get("cpu_ram_efficient_loading"))
     if loads_on_host and draft.get("load_in_4bit"):
-        text = "loading is taken to put the whole 4-bit model on each GPU first; staging it through the host needs less"
+        text = "loading is assumed to put the whole 4-bit model on each GPU first; loading through the host needs less"
         draft.note("assumed", "fsdp_config.cpu_ram_efficient_loading", text)
         loads_on_host = False
     return Fsdp(

@@ -22,7 +22,7 @@ def read_count(gpu: str, num_gpus: int) -> tuple[int, str]:
     (4, 'A100-40GB')
 
     Raises:
-        ConfigError: `num_gpus` says another number.
+        ConfigError: `num_gpus` is another number.
     """
     found = re.match(r"\s*(\d+)\s*[x*\u00d7]\s*(?=\S)(.*)", gpu, re.IGNORECASE)
     if found is None:
@@ -34,13 +34,13 @@ def read_count(gpu: str, num_gpus: int) -> tuple[int, str]:
             if count
             else f"--gpu {gpu}: at least 1 is needed",
             key="--gpu",
-            remedy="say the number once",
+            remedy="give the number once",
         )
     return count, name
 
 
 def derive_gpu(gpu: str, num_gpus: int) -> Gpu:
-    """The card asked for, by name or size; without one, a nameless card of no size and the usual generation.
+    """The card, by name or size; without one, an unnamed card without a size, of the usual generation.
 
     Raises:
         ConfigError: no such card.
@@ -56,10 +56,10 @@ def derive_gpu(gpu: str, num_gpus: int) -> Gpu:
 
 
 def derive_allocator(draft: Draft) -> Allocator:
-    """Settings that the environment gives, else axolotl's.
+    """The settings in the environment, else axolotl's.
 
-    `PYTORCH_CUDA_ALLOC_CONF` wins over `PYTORCH_ALLOC_CONF`, which axolotl sets where it is not set
-    (c10/cuda/CUDAAllocatorConfig.h); set to nothing, either means PyTorch's defaults.
+    `PYTORCH_CUDA_ALLOC_CONF` wins over `PYTORCH_ALLOC_CONF`, which axolotl sets if it is not set
+    (c10/cuda/CUDAAllocatorConfig.h). An empty value of either means PyTorch's defaults.
 
     Raises:
         ConfigError: the variable holds what PyTorch would refuse.

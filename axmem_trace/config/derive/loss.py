@@ -37,7 +37,7 @@ def derive_loss(draft: Draft, base: BaseModel) -> Loss:
     for key, path in _LOSS_KEYS:
         if draft.get(key):
             given = key in draft.values
-            text = f"`{key}`" if given else f"on by itself, because the plugin of `{key}` is listed"
+            text = f"`{key}`" if given else f"on automatically, because the plugin of `{key}` is listed"
             draft.reason(
                 "loss.path", path, text, key=key if given else "plugins", origin="config" if given else "derived"
             )
@@ -50,24 +50,24 @@ def derive_loss(draft: Draft, base: BaseModel) -> Loss:
 
 
 def _flash(draft: Draft, base: BaseModel) -> bool:
-    """`_patch_loss_llama` (loaders/patch_manager.py): for what axolotl takes for a Llama, where flash-attn is there."""
+    """`_patch_loss_llama` (loaders/patch_manager.py): for models that axolotl treats as Llama, with flash-attn."""
     key = "flash_attn_cross_entropy"
     if not draft.get(key):
         return False
     names = (str(draft.get("base_model")), str(draft.get("type_of_model") or ""))
     derived = base.model_type in ("llama", "mllama_text_model") or draft.get("is_llama_derived_model")
     if not (derived or any("llama" in name.lower() for name in names)):
-        draft.note("ignored", key, f"`{key}` has no effect on {base.model_type}: axolotl patches Llama models alone")
+        draft.note("ignored", key, f"`{key}` has no effect on {base.model_type}: axolotl only patches Llama models")
         return False
-    draft.note("assumed", key, "flash-attn is taken to be installed: without it axolotl leaves the loss as it is")
+    draft.note("assumed", key, "flash-attn is assumed to be installed: without it axolotl does not change the loss")
     return True
 
 
 def _diffusion(draft: Draft) -> Loss:
-    """The plugin brings a trainer of its own, which gives the model no labels: no fused loss comes to work.
+    """The plugin has its own trainer, which passes no labels to the model: no fused loss is used.
 
     Raises:
-        ConfigError: FlashAttention, which transformers would let unpad by a mask of four dimensions.
+        ConfigError: FlashAttention, for which transformers would unpad by a mask of four dimensions.
     """
     draft.reason("loss.path", "diffusion", "the diffusion plugin's trainer", key="plugins", origin="derived")
     kernel = str(draft.get("attn_implementation") or "")
@@ -80,14 +80,14 @@ def _diffusion(draft: Draft) -> Loss:
         )
     text = (
         "diffusion masks a random part of each row: the figures are of a step in which all tokens are masked, which a "
-        "long run comes near; a mask token that the tokenizer lacks, and the samples it generates, are not counted"
+        "long run comes close to; a mask token that the tokenizer lacks, and the generated samples, are not counted"
     )
     draft.note("assumed", "plugins", text)
     return Loss(path="diffusion")
 
 
 def derive_kernels(draft: Draft, base: BaseModel, row_tokens: int) -> Kernels:
-    """`Kernels` from the keys, with what axolotl switches on by itself."""
+    """`Kernels` from the keys, and those that axolotl switches on automatically."""
     shards = draft.get("tiled_mlp_num_shards") or 0
     tiled = bool(draft.get("tiled_mlp"))
     if tiled:
@@ -118,7 +118,7 @@ def _liger(draft: Draft, base: BaseModel) -> frozenset[str]:
 
 
 def _lora(draft: Draft, base: BaseModel) -> frozenset[str]:
-    """Asked for, or switched on by axolotl where nothing was said."""
+    """The kernels in the keys, or those that axolotl switches on if no key is set."""
     adapter = draft.get("adapter")
     asked = {kernel for kernel, key in LORA_KERNEL_KEYS.items() if draft.get(key)}
     if adapter not in ("lora", "qlora"):
@@ -145,6 +145,6 @@ def _lora(draft: Draft, base: BaseModel) -> frozenset[str]:
     if why_not:
         draft.reason("kernels.lora", "none", f"axolotl's fused LoRA kernels: {why_not}", origin="derived")
         return frozenset()
-    text = "axolotl switches its fused LoRA kernels on by itself; `lora_mlp_kernel: false` and so on turn them off"
+    text = "axolotl switches its fused LoRA kernels on automatically; `lora_mlp_kernel: false` and so on turn them off"
     draft.reason("kernels.lora", "embedding, mlp, o, qkv", text, origin="derived")
     return frozenset(LORA_KERNEL_KEYS)

@@ -1,4 +1,4 @@
-"""`overrides_of_model_kwargs`: what `from_pretrained` is given beside axolotl's own arguments, which come later and win.
+"""`overrides_of_model_kwargs`: further arguments of `from_pretrained`; axolotl's own are set later and override them.
 
 Source: axolotl 0.19 `loaders/model.py` `__init__` (the overrides first), `_set_device_map_config` (dtype, device map),
 `_set_attention_config` (only with `attn_implementation`).
@@ -20,8 +20,8 @@ _WITHOUT_MEMORY = frozenset({
 
 
 def attention_override(draft: Draft) -> Any:
-    """The kernel that the model is loaded with where `attn_implementation` is not given; axolotl itself knows of none, so
-    that packing and casts are those of no kernel."""
+    """The kernel with which the model is loaded if `attn_implementation` is not given. axolotl itself does not know it, so
+    packing and casts are those without a kernel."""
     return draft.sub(KEY).get("attn_implementation") if draft.get("attn_implementation") is None else None
 
 
@@ -34,8 +34,8 @@ def note_model_kwargs(draft: Draft) -> None:
             text = f"`{name}` under `{KEY}` has no effect: axolotl sets {_OVERWRITTEN[name]} itself, and later"
             draft.note("ignored", place, text, line=line)
         elif name == "attn_implementation" and draft.get("attn_implementation") is not None:
-            text = f"`{name}` under `{KEY}` has no effect beside `attn_implementation`"
+            text = f"`{name}` under `{KEY}` has no effect together with `attn_implementation`"
             draft.note("ignored", place, text, line=line)
         elif name not in _WITHOUT_MEMORY:
-            text = f"`{name}: {value}` under `{KEY}` goes to from_pretrained as it is, and is not in the figures"
+            text = f"`{name}: {value}` under `{KEY}` is passed to from_pretrained, and is not in the figures"
             draft.note("not_modelled", place, text, line=line)

@@ -1,9 +1,9 @@
-"""What NCCL takes on each GPU, outside PyTorch's allocator: buffers of each communicator, from its first exchange on.
+"""NCCL's memory on each GPU, outside PyTorch's allocator: buffers of each communicator, from its first exchange on.
 
 By NCCL 2.30 (`src/init.cc`, `src/transport/p2p.cc`, `src/transport/nvls.cc`): a ring's channel has buffers of 9.2 MiB in
 all, mapped as 10 MiB to receive and 2 MiB to send; cards that are joined by an NVSwitch get 24 channels. From Hopper on, the
-switch adds up itself (NVLS), which takes 256 MiB more. Trees, other algorithms and `NCCL_*` variables change it, and so do
-versions: what is added here is assumed, and is never part of what PyTorch counts.
+switch itself adds up (NVLS), which needs 256 MiB more. Trees, other algorithms, `NCCL_*` variables and versions change
+it: the bytes added here are assumed, and are never part of what PyTorch counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WITH_SWITCH = ((7, 0), (8, 0), *WITH_NVLS)
 
 
 def derive_nccl_bytes(draft: Draft, gpu: Gpu, parallel: Parallel) -> int:
-    """Bytes on each GPU; 0 where there is but one."""
+    """Bytes on each GPU; 0 for a single GPU."""
     if parallel.num_gpus < 2:
         return 0
     each, count = bytes_of_communicator(gpu), count_communicators(parallel)
@@ -36,7 +36,7 @@ def derive_nccl_bytes(draft: Draft, gpu: Gpu, parallel: Parallel) -> int:
 
 
 def bytes_of_communicator(gpu: Gpu) -> int:
-    """Of one communicator.
+    """Bytes of one communicator.
 
     >>> bytes_of_communicator(Gpu(compute_capability=(9, 0))) >> 20  # 24 channels of 12 MiB, and NVLS
     544
@@ -48,7 +48,7 @@ def bytes_of_communicator(gpu: Gpu) -> int:
 
 
 def count_communicators(parallel: Parallel) -> int:
-    """Groups of ranks that exchange: all of them, and those of each axis of a mesh beside it; DeepSpeed clones the first
+    """The number of groups of ranks: the group of all, and one for each further axis of a mesh; DeepSpeed clones the first
     (`deepspeed/utils/groups.py`, `_clone_world_group`)."""
     mesh = parallel.mesh
     axes = [mesh.replicate, mesh.num_shards, mesh.expert, mesh.tensor, mesh.context]

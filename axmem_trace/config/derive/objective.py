@@ -1,4 +1,4 @@
-"""What the run is trained for, and the reference it needs.
+"""The training objective, and the reference model that it needs.
 
 Source: axolotl 0.21 `core/builders/rl.py`, `core/trainers/dpo/__init__.py`, `train.py` `setup_reference_model`; TRL 1.14.1
 `trainer/{dpo,kto,grpo}_trainer.py` `__init__`.
@@ -24,9 +24,9 @@ CHUNKED = {"dpo": "dpo_use_liger_kernel", "ipo": "dpo_use_liger_kernel"}
 DROPOUT_OFF = (*PAIRED, "kto", "reward", "process_reward")
 """TRL's `disable_dropout` is on by default (`trainer/utils.py` `disable_dropout_in_model`); in GRPO it is off."""
 LABELLED = ("supervised", "process_reward", "ebft")
-"""Methods whose model is given labels and computes the loss."""
+"""Methods whose model gets labels and computes the loss."""
 BFLOAT16_ADAPTERS = ("dpo", "ipo", "kto", "grpo", "gdpo", "reward", "process_reward")
-"""TRL casts whatever trains on a 4-bit or 8-bit base to bf16 (`dpo_trainer.py`, `_is_quantized_model`). ORPO and SimPO
+"""TRL casts all trained weights on a 4-bit or 8-bit base to bf16 (`dpo_trainer.py`, `_is_quantized_model`). ORPO and SimPO
 get no `peft_config`, and do not."""
 
 
@@ -41,7 +41,7 @@ def find_method(draft: Draft) -> Method:
 
 
 def is_paired(draft: Draft) -> bool:
-    """Each sample is two rows of a batch."""
+    """True if each sample is two rows of a batch."""
     return find_method(draft) in (*PAIRED, "reward")
 
 
@@ -49,7 +49,7 @@ def derive_objective(draft: Draft, row_tokens: int, num_gpus: int) -> Objective:
     """`Objective` from the keys.
 
     Args:
-        row_tokens: of a padded row, where rows are not generated.
+        row_tokens: tokens of a padded row, if rows are not generated.
     """
     method = find_method(draft)
     if method == "supervised":
@@ -99,7 +99,7 @@ def _method_key(draft: Draft) -> str:
 
 
 def _beta(draft: Draft, default: float) -> float:
-    """axolotl `core/builders/rl.py` `_build_training_arguments`: one key after the other, whatever the method."""
+    """axolotl `core/builders/rl.py` `_build_training_arguments`: one key after the other, the same for all methods."""
     given = (draft.sub("trl").get("beta"), draft.get("rl_beta"), draft.get("dpo_beta"), draft.get("orpo_alpha"))
     return float(next((value for value in given if value is not None), default))
 
@@ -111,7 +111,7 @@ def _loss_types(draft: Draft, method: Method) -> tuple[str, ...]:
 
 
 def _reference(draft: Draft, method: Method) -> Reference:
-    """Where the reference's log-probabilities come from, and what lies on the GPU for them."""
+    """Where the reference's log-probabilities come from, and what is on the GPU for them."""
     adapter = bool(draft.get("adapter"))
     if method in ("dpo", "ipo"):
         reference = _reference_of_dpo(draft, adapter)
@@ -128,7 +128,7 @@ def _reference(draft: Draft, method: Method) -> Reference:
 
 
 _WHY = {
-    "none": "the method compares with no reference",
+    "none": "the method uses no reference",
     "model": "a full fine-tune needs a second model",
     "adapters_off": "the base model, with the adapters switched off",
     "adapter_copy": "the policy with a frozen copy of its adapter, because TRL finds an adapter that exists already",
@@ -143,19 +143,19 @@ def _describe(reference: Reference) -> str:
 
 
 def _loaded_by_trl() -> Reference:
-    """TRL loads one by itself, in fp32 (`create_model_from_path`); what axolotl loaded before is never used."""
+    """TRL itself loads one in fp32 (`create_model_from_path`); the model that axolotl loaded before is never used."""
     return Reference(kind="model", dtype="float32", resident_model=True, unused_copy=True)
 
 
 def _reference_of_dpo(draft: Draft, adapter: bool) -> Reference:
-    """axolotl hands the trainer its own copy, which stays even where its log-probabilities are precomputed."""
+    """axolotl passes its own copy to the trainer; it stays even if its log-probabilities are precomputed."""
     if draft.get("precompute_ref_log_probs"):
         return Reference(kind="precomputed", resident_model=not adapter)
     return Reference(kind="adapters_off") if adapter else Reference(kind="model", resident_model=True)
 
 
 def _prompt_tokens(draft: Draft, completion: int) -> int:
-    """What `sequence_len` leaves of a row for the prompt; where it leaves nothing, as much as that."""
+    """The tokens that `sequence_len` leaves for the prompt; if it leaves none, `sequence_len` itself."""
     length = int(draft.get("sequence_len") or 512)
     return length - completion if length > completion else length
 
@@ -165,19 +165,19 @@ def _note_lengths(draft: Draft, method: Method, prompt: int, completion: int) ->
         return
     if method in GENERATING:
         text = (
-            f"rows are taken to be prompts of {prompt} tokens and completions of {completion}: the longest prompt of the "
-            "data decides, and no key bounds it. Say what you know: --assume prompt_tokens=... completion_tokens=..."
+            f"rows are assumed to be prompts of {prompt} tokens and completions of {completion}: the longest prompt of the "
+            "data decides, and no key limits it. Set what you know: --assume prompt_tokens=... completion_tokens=..."
         )
     else:
         text = (
-            f"half of each row, {completion} tokens, is taken to be completion: more of it means larger copies of logits "
-            "for what the trainer logs. Say what you know: --assume completion_tokens=..."
+            f"half of each row, {completion} tokens, is assumed to be completion: more of it means larger copies of logits "
+            "for what the trainer logs. Set what you know: --assume completion_tokens=..."
         )
     draft.note("assumed", "rl", text)
 
 
 def note_objective(draft: Draft, objective: Objective) -> None:
-    """What the method does and its author may not expect, and keys that have no effect on it."""
+    """Effects of the method that the author may not expect, and keys that have no effect on it."""
     method = objective.method
     if not objective.is_preference:
         return
@@ -186,14 +186,14 @@ def note_objective(draft: Draft, objective: Objective) -> None:
     reference = objective.reference
     if reference.dtype == "float32":
         text = (
-            f"TRL loads the reference of a full fine-tune with `rl: {method}` by itself, in float32: 4 bytes per weight, "
-            "beside a copy in the training dtype that axolotl loads first and nothing uses"
+            f"TRL itself loads the reference of a full fine-tune with `rl: {method}`, in float32: 4 bytes per weight, "
+            "in addition to a copy in the training dtype that axolotl loads first and that is never used"
         )
         draft.note("warning", "rl", text)
     elif reference.unused_copy:
-        draft.note("warning", "rl", f"axolotl loads a second copy of the model for `rl: {method}`, which nothing uses")
+        draft.note("warning", "rl", f"axolotl loads a second copy of the model for `rl: {method}`, which is never used")
     if reference.kind == "precomputed" and reference.resident_model:
-        text = "the reference model stays on the GPU all the same: axolotl hands it to the trainer"
+        text = "the reference model still stays on the GPU: axolotl passes it to the trainer"
         draft.note("warning", "precompute_ref_log_probs", text)
     if objective.rollouts is not None and objective.rollouts.reward_models:
         names = ", ".join(objective.rollouts.reward_models)
@@ -207,16 +207,16 @@ def note_objective(draft: Draft, objective: Objective) -> None:
 
 
 def note_shared_reference(draft: Draft, recipe: Recipe) -> None:
-    """TRL shards a second model as the policy is (`models/utils.py` `prepare_fsdp`); here each rank holds it whole."""
+    """TRL shards a second model like the policy (`models/utils.py` `prepare_fsdp`); here each rank has all of it."""
     if recipe.objective.reference.resident_model and recipe.parallel.engine in ("fsdp1", "fsdp2"):
         text = (
-            "the reference is divided among the ranks, which is not in the figures: each holds it whole (the run needs "
+            "the reference is divided among the ranks, which is not in the figures: each has all of it (the run needs "
         )
         draft.note("not_modelled", "rl", text + "less memory than shown)", direction="less")
 
 
 def refuse_in_trl(draft: Draft, objective: Objective) -> None:
-    """What is certain to stop in the trainer: the figures are shown beside it."""
+    """Settings with which the trainer certainly stops; the figures are still shown."""
     method, micro = objective.method, draft.get("micro_batch_size") or 1
     if method == "kto" and micro < 2:
         problem = "TRL stops: KTO compares with the completion of another row, and a micro batch of 1 has none"
@@ -253,8 +253,8 @@ def _without_effect(draft: Draft, objective: Objective) -> list[tuple[str, str]]
 
     ignored("max_prompt_len", True, "no trainer gets it")
     ignored("dpo_padding_free", method in ("dpo", "ipo"), "TRL switches it off")
-    ignored("precompute_ref_log_probs", method not in ("dpo", "ipo"), "axolotl passes it to DPO alone")
-    ignored("dpo_use_liger_kernel", method not in ("dpo", "ipo"), "axolotl passes it to DPO alone")
+    ignored("precompute_ref_log_probs", method not in ("dpo", "ipo"), "axolotl passes it to DPO only")
+    ignored("dpo_use_liger_kernel", method not in ("dpo", "ipo"), "axolotl passes it to DPO only")
     of_rl = method not in ("reward", "process_reward")
     ignored("pad_to_sequence_len", of_rl, "the trainer's own collator pads to the longest row")
     switched_off = method in DROPOUT_OFF and bool(draft.get("adapter"))

@@ -11,7 +11,7 @@ from axmem_trace.recipe.recipe import Optimizer
 from axmem_trace.recipe.run import Implementation
 
 TORCH_FOREACH = ("adamw_torch", "sgd", "adagrad", "rmsprop", "adopt_adamw", "adamc")
-"""Optimizers that step with torch's `foreach` kernels on CUDA, as torch chooses by itself."""
+"""Optimizers that step with torch's `foreach` kernels on CUDA, which is torch's own choice."""
 OPTIMIZER_NAMES = frozenset(
     (
         "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "adamw_anyprecision", "adafactor",
@@ -36,12 +36,12 @@ UNAVAILABLE = {
     "adamw_torch_npu_fused": ("it runs on Ascend NPUs, not on CUDA", "adamw_torch_fused"),
     "lion_pytorch": ("axolotl removed it", "lion_32bit"),
 }
-"""Why a run with the name stops, and the optimizer to use in its place."""
+"""Why a run with the name stops, and the optimizer to use instead."""
 RETIRED = {
-    "adamw_hf": "transformers 5 has dropped its own AdamW, so that axolotl 0.19 fails on the name",
-    "adamw_apex_fused": "transformers 5 has dropped apex's FusedAdam, so that axolotl 0.19 fails on the name",
+    "adamw_hf": "transformers 5 has removed its own AdamW, so axolotl 0.19 fails on the name",
+    "adamw_apex_fused": "transformers 5 has removed apex's FusedAdam, so axolotl 0.19 fails on the name",
 }
-"""Names of older releases that are estimated as these had them."""
+"""Names of older releases that are estimated as in these releases."""
 EXTRA_KEYS = (
     "adam_beta1", "adam_beta2", "adam_beta3", "adam_epsilon", "adam_epsilon2", "dion_lr", "dion_momentum",
     "dion_rank_fraction", "dion_rank_multiple_of", "qgalore_rank", "qgalore_update_proj_gap", "qgalore_scale",
@@ -56,7 +56,7 @@ def derive_optimizer(draft: Draft) -> Optimizer:
     """`Optimizer` from the keys.
 
     Raises:
-        ConfigError: a name that nothing knows, or arguments that cannot be read.
+        ConfigError: an unknown name, or arguments that cannot be read.
     """
     name = _name(draft)
     clip = draft.get("max_grad_norm")
@@ -103,7 +103,7 @@ def _name(draft: Draft) -> str:
 
 
 def _extra(draft: Draft, name: str) -> dict[str, Any]:
-    """Keys beside `optim_args`: those that are given, and the defaults of the optimizer's own keys."""
+    """Keys other than `optim_args`: those that are given, and the defaults of the optimizer's own keys."""
     own = {"q_galore_adamw8bit": "qgalore_", "dion": "dion_"}.get(name, "\0")
     values = {key: draft.get(key) for key in EXTRA_KEYS if key in draft.values or key.startswith(own)}
     return {key: value for key, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""How many GPUs, in which arrangement, and which engine spreads the run over them.
+"""How many GPUs, their mesh, and the engine that distributes the run over them.
 
 Source: axolotl 0.19 and 0.21 `utils/trainer.py` `prepare_optim_env`, `setup_parallelism_envs`, `utils/distributed.py`,
 `utils/config/__init__.py` `normalize_config`; accelerate 1.15 `state.py`, `parallelism_config.py`.
@@ -27,14 +27,14 @@ def uses_fsdp(draft: Draft) -> bool:
 
 
 def derive_parallel(draft: Draft, gpus: int, nodes: int = 1) -> Parallel:
-    """`Parallel` from the keys and from how many GPUs the command line says.
+    """`Parallel` from the keys and from the number of GPUs on the command line.
 
     Args:
-        gpus: on each machine; 0: nobody said.
+        gpus: on each machine; 0: not given.
         nodes: machines.
 
     Raises:
-        ConfigError: sizes that do not multiply to the number of GPUs, or that no engine takes.
+        ConfigError: the product of the sizes is not the number of GPUs, or no engine supports them.
     """
     zero = derive_zero(draft)
     named = _named_engine(draft, zero)
@@ -59,7 +59,7 @@ def derive_parallel(draft: Draft, gpus: int, nodes: int = 1) -> Parallel:
 
 
 def _named_engine(draft: Draft, zero: Zero) -> Engine:
-    """The engine with more than one GPU: FSDP before DeepSpeed (`prepare_optim_env`), DDP where neither is named."""
+    """The engine with more than one GPU: FSDP before DeepSpeed (`prepare_optim_env`), DDP if neither is configured."""
     if uses_fsdp(draft):
         return "fsdp1" if fsdp_version(draft) == 1 else "fsdp2"
     by_stage: dict[int, Engine] = {1: "zero1", 2: "zero2", 3: "zero3"}
@@ -67,15 +67,15 @@ def _named_engine(draft: Draft, zero: Zero) -> Engine:
 
 
 def _count(draft: Draft, said: int, engine: Engine, mesh: Mesh) -> int:
-    """GPUs of the run: as many as were said, else the fewest that the configuration makes sense with."""
+    """GPUs of the run: the given number, else the smallest with which the configuration makes sense."""
     if said:
         return said
     return max(mesh.num_ranks, 2 if engine != "ddp" or draft.get("ddp") else 1)
 
 
 def _make_mesh(draft: Draft, engine: Engine, num_ranks: int, said: Mesh) -> Mesh:
-    """accelerate's mesh: sizes that are not set are 1, and their product must be the number of ranks; without any size
-    the engine takes all ranks."""
+    """accelerate's mesh: sizes that are not set are 1, and the product must be the number of ranks; without any size the
+    engine uses all ranks."""
     if engine == "none":
         return Mesh()
     if said.num_ranks == 1:
@@ -87,15 +87,15 @@ def _make_mesh(draft: Draft, engine: Engine, num_ranks: int, said: Mesh) -> Mesh
         )
     if engine == "fsdp2" and given == ["dp_replicate_size"]:
         raise draft.error(
-            "accelerate refuses FSDP2 with dp_replicate_size alone",
+            "accelerate refuses FSDP2 with only dp_replicate_size",
             "dp_replicate_size",
-            remedy="add `dp_shard_size`, so that both multiply to the number of GPUs",
+            remedy="add `dp_shard_size`, so that the product is the number of GPUs",
         )
     if said.num_ranks != num_ranks and engine in ("fsdp2", "ddp"):
         raise draft.error(
             f"{' x '.join(given)} = {said.num_ranks}, but the run has {num_ranks} GPUs: accelerate refuses to start",
             given[0],
-            remedy=f"run on {said.num_ranks} GPUs, or change the sizes so that they multiply to {num_ranks}",
+            remedy=f"run on {said.num_ranks} GPUs, or change the sizes so that their product is {num_ranks}",
         )
     return said
 
@@ -110,7 +110,7 @@ def _refuse_kernels(draft: Draft, engine: Engine) -> None:
 
 
 def _derive_ddp(draft: Draft) -> Ddp:
-    """`ddp_find_unused_parameters` is false unless it is said (`core/builders/causal.py`)."""
+    """`ddp_find_unused_parameters` is false unless it is set (`core/builders/causal.py`)."""
     broadcasts = draft.get("ddp_broadcast_buffers")
     return Ddp(
         bucket_cap_mb=draft.get("ddp_bucket_cap_mb") or 0,
@@ -130,7 +130,7 @@ _NAMES = {"ddp": "DistributedDataParallel", "fsdp1": "FSDP1", "fsdp2": "FSDP2", 
 
 
 def engine_name(engine: Engine) -> str:
-    """As a user knows it.
+    """The engine's name for users.
 
     >>> engine_name("zero3")
     'DeepSpeed ZeRO-3'
@@ -139,25 +139,29 @@ def engine_name(engine: Engine) -> str:
 
 
 def _say(draft: Draft, parallel: Parallel, named: Engine) -> None:
-    """Reasons, and notes on what the figures leave out."""
+    """Adds reasons, and notes on what the figures leave out."""
     key = "fsdp_config" if uses_fsdp(draft) else "deepspeed" if draft.has("deepspeed") else ""
     if parallel.engine == "none":
         if key:
-            draft.note("warning", key, f"{engine_name(named)} has no effect on one GPU: say how many with --gpus")
+            draft.note("warning", key, f"{engine_name(named)} has no effect on one GPU: give the number with --gpus")
         return
     text = f"`{key}`" if key else "several GPUs and neither fsdp_config nor deepspeed"
     draft.reason("parallel.engine", parallel.engine, text, key=key, origin=None if key else "derived")
     if parallel.count_is_assumed:
-        text = f"nobody said how many GPUs: {parallel.num_gpus} is the least for this configuration (--gpus says it)"
+        text = (
+            f"the number of GPUs is not given: {parallel.num_gpus} is the least for this configuration (--gpus sets it)"
+        )
         draft.reason("parallel.num_gpus", parallel.num_gpus, text, origin="derived")
         draft.note("assumed", "--gpus", text)
     if draft.get("rl") and parallel.engine in ("fsdp1", "fsdp2"):
         draft.note(
-            "not_modelled", "rl", "a reference model is not divided among the GPUs here: each is taken to hold it whole"
+            "not_modelled",
+            "rl",
+            "a reference model is not divided among the GPUs here: each is assumed to have all of it",
         )
     if not parallel.is_modelled:
         text = (
-            f"{engine_name(parallel.engine)} is not modelled yet: the figures are of one GPU that holds everything, without "
+            f"{engine_name(parallel.engine)} is not modelled yet: the figures are for one GPU that holds all, without "
             "the engine's buckets and fp32 copies"
         )
         draft.note("not_modelled", key, text)

@@ -16,11 +16,11 @@ BF16_CAPABILITY = (8, 0)
 
 
 ENGINES_WITHOUT_AUTOCAST = ("fsdp2",)
-"""accelerate `_prepare_fsdp2` never comes to `prepare_model`, which puts autocast around the forward."""
+"""accelerate `_prepare_fsdp2` does not call `prepare_model`, which wraps the forward in autocast."""
 
 
 def derive_precision(draft: Draft, gpu: Gpu, base: BaseModel, engine: Engine = "none") -> Precision:
-    """`Precision` from the keys, the target GPU (never this machine's) and the engine that spreads the run."""
+    """`Precision` from the keys, the target GPU (never this machine's) and the engine that distributes the run."""
     bf16, fp16 = _resolve_half(draft, gpu)
     load_dtype = _load_dtype(draft, bf16, fp16)
     autocast, autocast_dtype = _autocast(draft, bf16, fp16)
@@ -56,7 +56,7 @@ def derive_precision(draft: Draft, gpu: Gpu, base: BaseModel, engine: Engine = "
 
 
 def _upcasts_embeddings(draft: Draft, cast_back: bool) -> bool:
-    """Whether the first cast takes embeddings and head: from 0.20.0 on not where the cast back would follow."""
+    """True if the first cast includes embeddings and head: from 0.20.0 on not if they would be cast back."""
     if draft.get("load_in_4bit") and draft.get("embeddings_skip_upcast"):
         return False
     return draft.release.behaviour.upcasts_embeddings_always or not cast_back
@@ -83,10 +83,10 @@ def _resolve_half(draft: Draft, gpu: Gpu) -> tuple[bool, bool]:
         if not supported and fp16 is None and not draft.get("float16"):
             fp16 = True
         card = gpu.name or "a GPU with bf16 support (name one with --gpu)"
-        text = f"`bf16: auto` on {card}" + ("" if supported else ", which has no bf16: axolotl takes fp16")
+        text = f"`bf16: auto` on {card}" + ("" if supported else ", which has no bf16: axolotl uses fp16")
         draft.reason("precision.load_dtype", "bfloat16" if supported else "float16", text, key="bf16", origin="derived")
     if (bf16 or draft.get("bfloat16")) and not supported:
-        text = f"bf16 is asked for, but {gpu.name or 'this GPU'} computes none: torch emulates it, slowly"
+        text = f"bf16 is asked for, but {gpu.name or 'this GPU'} does not support it: torch emulates it, slowly"
         draft.note("warning", "bf16" if bf16 else "bfloat16", text)
     return bool(bf16), bool(fp16) and not bf16
 

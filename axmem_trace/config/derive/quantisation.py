@@ -16,7 +16,7 @@ from axmem_trace.recipe.recipe import BaseModel, Precision, Quantisation
 FP32_STORAGE_TYPES = ("jamba", "qwen2_moe", "nemotron_h")
 """axolotl stores their nf4 weights as fp32 words, except under DeepSpeed and FSDP."""
 OWN_CONFIG_METHODS = ("gptq", "awq", "bitsandbytes")
-"""Checkpoint quantisations that axolotl passes on in place of its own bitsandbytes configuration."""
+"""Checkpoint quantisations that axolotl passes on instead of its own bitsandbytes configuration."""
 _METHODS: dict[str, Literal["gptq", "awq", "mxfp4", "fp8"]] = {
     "gptq": "gptq", "awq": "awq", "mxfp4": "mxfp4", "fp8": "fp8",
 }  # fmt: skip
@@ -77,7 +77,7 @@ def _relaxes_guard(draft: Draft) -> bool:
 
 
 def _uses_hub(draft: Draft) -> bool:
-    """`use_kernels`, which the kernels plugin switches on where it is not given (`args.py` `check_use_kernels`)."""
+    """`use_kernels`, which the kernels plugin switches on if it is not given (`args.py` `check_use_kernels`)."""
     given = draft.get("use_kernels")
     return bool(given) if given is not None else "kernels" in draft.plugins
 
@@ -174,13 +174,13 @@ def _bnb_8bit(draft: Draft, base: BaseModel) -> Quantisation:
 
 
 def _double_quant_experts(draft: Draft) -> bool:
-    """Until 0.20.0 axolotl looks for the key where the schema drops it, so the answer is always yes."""
+    """Until 0.20.0 axolotl reads the key from a block in which the schema drops it, so the result is always true."""
     asked = draft.sub("bnb_config_kwargs").get("bnb_4bit_use_double_quant", True)
     return bool(asked) or not draft.release.behaviour.experts_obey_double_quant
 
 
 def _kbit_preparation(draft: Draft, base: BaseModel) -> bool:
-    """Whether peft's `prepare_model_for_kbit_training` runs; its reason where it is not the plain case."""
+    """Whether peft's `prepare_model_for_kbit_training` runs, and the reason if it is a special case."""
     adapter = draft.get("adapter")
     if adapter not in ("lora", "qlora") or not (draft.get("load_in_8bit") or draft.get("load_in_4bit")):
         return False

@@ -1,4 +1,4 @@
-"""ReLoRA: when it restarts, and which runs stop there. Source: axolotl 0.19 `monkeypatch/relora.py`."""
+"""ReLoRA: when it restarts, and which runs stop at the restart. Source: axolotl 0.19 `monkeypatch/relora.py`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _WITHOUT_ADAM = (
     "galore_adafactor_layerwise", "schedule_free_sgd", "schedule_free_radam", "ademamix", "ademamix_8bit",
     "paged_ademamix_32bit", "paged_ademamix_8bit",
 )  # fmt: skip
-"""transformers' optimizers; those of axolotl's own leave `args.optim` at its default, an Adam."""
+"""transformers' optimizers; axolotl's own leave `args.optim` at its default, an Adam."""
 
 
 def restart_steps(draft: Draft) -> int:
-    """After how many steps the adapter is merged for the first time; 0 where it never is."""
+    """After how many steps the adapter is merged for the first time; 0: never."""
     steps = draft.get("jagged_restart_steps") or 0
     if not (draft.get("relora") and steps):
         return 0

@@ -1,4 +1,4 @@
-"""Generation in training: how many rows, by what, how long. Source: axolotl 0.21 `core/trainers/grpo/__init__.py`; TRL
+"""Generation in training: how many rows, with what, and how long. Source: axolotl 0.21 `core/trainers/grpo/__init__.py`; TRL
 1.14.1 `trainer/grpo_config.py` (defaults, `__post_init__`), `trainer/grpo_trainer.py`."""
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _engine(draft: Draft) -> tuple[Engine, float]:
     if not trl.get("use_vllm"):
         return "transformers", 0.0
     if trl.get("vllm_mode") != "colocate":
-        text = "completions come from a vLLM server on other GPUs: what it takes there is not part of the figures"
+        text = "completions come from a vLLM server on other GPUs: its memory there is not part of the figures"
         draft.note("ruled", "trl.vllm_mode", text, line=draft.line("trl.vllm_mode") or draft.line("trl"))
         return "vllm_server", 0.0
     share = draft.sub("vllm").get("gpu_memory_utilization")

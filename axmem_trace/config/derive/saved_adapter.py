@@ -1,4 +1,4 @@
-"""`lora_model_dir`: a saved adapter, whose own configuration governs (axolotl `loaders/adapter.py` `load_lora`, peft
+"""`lora_model_dir`: a saved adapter, whose own configuration is used (axolotl `loaders/adapter.py` `load_lora`, peft
 `peft_model.py` `PeftModel.from_pretrained`)."""
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from axmem_trace.files import expanded, is_file
 WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_JSON_BYTES = 1 << 20
 MAX_HEADER_BYTES = 100 << 20
-"""What the safetensors format allows for the header."""
+"""The largest header that the safetensors format allows."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedAdapter:
-    """What `lora_model_dir` holds. Without the key, or where the directory is not here, `config` is empty."""
+    """The content of `lora_model_dir`. Without the key, or if the directory is not here, `config` is empty."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
     tensor_bytes: tuple[int, ...] = ()
-    """Of each tensor in the weights' file, where that is a safetensors file that can be read."""
+    """The dtype of each tensor in the weights' file, if that is a readable safetensors file."""
 
     @property
     def governs(self) -> bool:
-        """The configuration was found: axolotl's own lora_* keys count no more."""
+        """The configuration was found: then axolotl's own lora_* keys have no effect."""
         return bool(self.config)
 
     def asked(self, draft: Draft, name: str, key: str) -> Any:
-        """The value of a field of peft's by `name`: the saved adapter's, or else the one of axolotl's `key`."""
+        """The value of peft's field `name`: that of the saved adapter, or else that of axolotl's `key`."""
         return self.config.get(name) if self.governs else draft.get(key)
 
 
 def read_saved_adapter(draft: Draft) -> SavedAdapter:
-    """The adapter that `lora_model_dir` names, where it is a directory on this machine.
+    """The adapter of `lora_model_dir`, if it is a directory on this machine.
 
     Raises:
         ConfigError: it is no LoRA, or its configuration can't be read.
@@ -50,10 +50,10 @@ def read_saved_adapter(draft: Draft) -> SavedAdapter:
         file = place / ADAPTER_FILE
         if is_file(file):
             config = _read_config(draft, file)
-            draft.reason("adapter.rank", config.get("r"), f"{file} governs the adapter", key="lora_model_dir")
+            draft.reason("adapter.rank", config.get("r"), f"{file} decides the adapter", key="lora_model_dir")
             return SavedAdapter(config, _tensor_bytes(place / WEIGHTS_FILE))
     text = (
-        f"`lora_model_dir: {name}` is not here: its {ADAPTER_FILE} governs rank and targets; the figures use this "
+        f"`lora_model_dir: {name}` is not here: its {ADAPTER_FILE} decides rank and targets; the figures use this "
         "file's lora_* keys"
     )
     draft.note("assumed", "lora_model_dir", text)
@@ -81,7 +81,7 @@ def _read_config(draft: Draft, file: Path) -> dict[str, Any]:
             f"{file} is an adapter of type {kind}: axolotl would load it, and it is not modelled",
             "lora_model_dir",
             accepted="a LoRA adapter",
-            remedy="remove lora_model_dir to estimate a LoRA of your own lora_* keys",
+            remedy="remove lora_model_dir to estimate a LoRA with your own lora_* keys",
         )
     return content
 

@@ -30,12 +30,12 @@ IMAGE_TEXT_TO_TEXT_TYPES = frozenset(
         "voxtral",
     )
 )  # fmt: skip
-"""Model types that axolotl loads with `AutoModelForImageTextToText` even for text alone: transformers'
+"""Model types that axolotl loads with `AutoModelForImageTextToText` even for text only: transformers'
 `MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES` (5.16.1 and 5.23) and axolotl's `loaders/constants.py`."""
 
 
 def text_config(base: BaseModel) -> Mapping[str, Any]:
-    """The language model's part of the configuration: the whole of it where the model is text only."""
+    """The language model's part of the configuration; all of it for a text-only model."""
     for name in ("text_config", "llm_config", "language_config", "thinker_config"):
         inner = base.config.get(name)
         if isinstance(inner, Mapping):
@@ -44,7 +44,7 @@ def text_config(base: BaseModel) -> Mapping[str, Any]:
 
 
 def is_moe(base: BaseModel) -> bool:
-    """Whether the configuration counts experts. transformers 5 keeps them as fused 3-D parameters."""
+    """True if the configuration has a number of experts. transformers 5 keeps them as fused 3-D parameters."""
     for config in (text_config(base), base.config):
         for name in EXPERT_COUNTS:
             count = config.get(name)
@@ -67,7 +67,7 @@ def derive_model(draft: Draft, base: BaseModel, *, allow_remote_code: bool) -> M
     trust = bool(draft.get("trust_remote_code"))
     if trust and not allow_remote_code and "auto_map" in base.config:
         text = (
-            "`trust_remote_code: true` alone runs no code here: --trust-remote-code on the command line is needed too"
+            "`trust_remote_code: true` is not enough to run code: --trust-remote-code on the command line is needed too"
         )
         draft.note("ignored", "trust_remote_code", text)
     return Model(
@@ -90,7 +90,7 @@ def derive_model(draft: Draft, base: BaseModel, *, allow_remote_code: bool) -> M
 
 
 def _mean_resizing(draft: Draft, base: BaseModel) -> bool:
-    """An outright null, and LLaVA, leave it to transformers, which does it (`_resize_token_embeddings`)."""
+    """With an explicit null, and for LLaVA, transformers decides, and does it (`_resize_token_embeddings`)."""
     asked = draft.get("mean_resizing_embeddings")
     return True if asked is None or base.model_type == "llava" else bool(asked)
 
@@ -112,7 +112,7 @@ def _task(draft: Draft, base: BaseModel) -> tuple[Task, str, int]:
         draft.reason("model.task", "token-classification", f"`type_of_model: {named}`", key="type_of_model")
         return "token-classification", named, num_labels or 2
     if is_multimodal(draft, base):
-        text = f"axolotl loads {base.model_type} with AutoModelForImageTextToText, for text alone too"
+        text = f"axolotl loads {base.model_type} with AutoModelForImageTextToText, for text only too"
         draft.reason("model.task", "image-text-to-text", text)
         return "image-text-to-text", named, num_labels
     draft.reason("model.task", "causal-lm", "axolotl's default", origin="default")
@@ -120,7 +120,7 @@ def _task(draft: Draft, base: BaseModel) -> tuple[Task, str, int]:
 
 
 def _named_class(draft: Draft) -> str:
-    """`type_of_model`, where axolotl loads the model with it: not with remote code, and not from GPTQ weights.
+    """`type_of_model`, if axolotl loads the model with it: not with remote code, and not from GPTQ weights.
 
     Source: axolotl `loaders/model.py` `_build_model`.
     """
@@ -136,13 +136,13 @@ def _named_class(draft: Draft) -> str:
 
 
 def _added_tokens(draft: Draft) -> int:
-    """New tokens that the configuration names. bos, eos, pad and unk mostly exist already and are not counted."""
+    """New tokens in the configuration. bos, eos, pad and unk usually exist already and are not counted."""
     named = [*(draft.get("tokens") or []), *(draft.sub("special_tokens").get("additional_special_tokens") or [])]
     if named:
         key = "tokens" if draft.get("tokens") else "special_tokens"
         text = (
-            f"{len(named)} tokens are named: taken as new rows of the embeddings beyond the model's vocab_size "
-            "(without the tokenizer nobody can know which of them exist already, or fit into padding rows)"
+            f"{len(named)} tokens are named: counted as new rows of the embeddings after the model's vocab_size "
+            "(without the tokenizer it is not known which of them exist already, or fit into padding rows)"
         )
         draft.note("assumed", key, text)
         draft.reason("model.added_tokens", len(named), f"`{key}`", key=key)
@@ -150,7 +150,7 @@ def _added_tokens(draft: Draft) -> int:
 
 
 def _experts_implementation(draft: Draft, base: BaseModel) -> str:
-    """axolotl `integrations/kernels/args.py` `check_experts_implementation` where the kernels plugin is listed."""
+    """axolotl `integrations/kernels/args.py` `check_experts_implementation`, if the kernels plugin is listed."""
     asked = draft.get("experts_implementation") or ""
     backend = str(draft.get("expert_backend") or "").lower()
     wanted = "scattermoe" if draft.get("use_scattermoe") or backend == "scattermoe" else ""
@@ -168,7 +168,7 @@ def _experts_implementation(draft: Draft, base: BaseModel) -> str:
         chosen = wanted
     if is_moe(base):
         text = (
-            "chosen by the kernels plugin's keys" if wanted else "the kernels plugin pins it where no key asks for more"
+            "chosen by the kernels plugin's keys" if wanted else "the kernels plugin sets it if no key asks for another"
         )
         draft.reason("model.experts_implementation", chosen, text)
     return chosen
