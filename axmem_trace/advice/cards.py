@@ -17,13 +17,13 @@ EstimateOn = Callable[[str], Report]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CardFit:
-    """A card, and what the run does on it.
+    """A card, and the result of the run on it.
 
     Attributes:
         verdict: as in a report; empty where the run can't be estimated on this card (`reason`).
         need_bytes: of the whole card, CUDA context included.
-        left_bytes: negative where it does not fit.
-        reason: why the run can't run on cards of this generation, or why nothing can be said.
+        left_bytes: negative if it does not fit.
+        reason: why the run can't run on cards of this generation, or why there is no verdict.
     """
 
     card: Card
@@ -34,16 +34,16 @@ class CardFit:
 
     @property
     def fits(self) -> bool:
-        """Whether the run fits, be it tightly."""
+        """True if the run fits, also if only just."""
         return self.verdict in ("fits with room", "fits", "tight")
 
 
 def fit_cards(cards: Iterable[Card], estimate_on: EstimateOn) -> list[CardFit]:
     """All cards by memory, smallest first.
 
-    What a run needs depends on the card's compute capability (its kernels) and, where the allocator runs full, on its
-    memory. So the largest card of each capability is estimated; another card of it is estimated by itself only where
-    live bytes would fit and the cached ones of the larger card would not.
+    The needed memory depends on the card's compute capability (its kernels) and, if the allocator reaches the limit, on
+    its memory. So the largest card of each capability is estimated. Another card with this capability is estimated
+    separately only if live bytes would fit, but the cached ones of the larger card would not.
     """
     groups: dict[tuple[int, int], list[Card]] = {}
     for card in cards:

@@ -1,4 +1,4 @@
-"""Runs side by side: which settings differ, and what that does to figures, holders, phases and modules."""
+"""Compare runs: which settings differ, and the effect on figures, holders, phases and modules."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from axmem_trace.report.row_folding import group_repeated
 MODULE_DEPTH = 5
 _IN_WORDS = ("model.base", "optimizer.name", "checkpointing.", "attention.kernel", "loss.path", "precision.autocast",
              "adapter.kind", "evaluation.enabled", "allocator.settings", "quantisation.")  # fmt: skip
-"""Values in force that the words of the run say too."""
+"""Values that are also in the words of the run."""
 MIN_FIGURE_BYTES = 1 << 20
-"""A figure that is smaller in every run (a step counter in host memory) is left out."""
+"""Figures smaller than this in every run (a step counter in host memory) are left out."""
 NUM_ROWS = 8
-"""Rows of a long section (holders, modules): those that differ most."""
+"""The number of rows shown of a long section (holders, modules): those that differ most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One run: an estimate, or what was measured (then most sections are empty).
+    """One run: an estimate, or a measurement (then most sections are empty).
 
     Attributes:
         sections: title of a section to its rows, name to bytes.
-        settings: values in force by name, as text.
-        facts: what else decides figures and may differ unseen: versions, the card, the base model's configuration.
-        verdict: whether it fits, in words; empty where no card was named.
+        settings: values by name, as text.
+        facts: other things that decide figures and may differ unnoticed: versions, card, the base model's configuration.
+        verdict: whether it fits, in words; empty if no card was named.
     """
 
     label: str
@@ -40,26 +40,26 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One name with its value in each column; None where a column has none."""
+    """One name with its value in each column; None if a column has none."""
 
     name: str
     values: tuple[int | None, ...]
 
     @property
     def spread(self) -> int:
-        """How far the values are from that of the first column, at most."""
+        """The largest difference from the value of the first column."""
         base = self.values[0] or 0
         return max(abs((value or 0) - base) for value in self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All columns against the first, the baseline.
+    """All columns, compared with the first, the baseline.
 
     Attributes:
         changed: settings that differ: name to its value in each column (empty: not there).
         sections: title to rows; long ones keep the rows that differ most.
-        hidden: facts that differ although nobody asked for it, as sentences.
+        hidden: facts that differ without an intended change, as sentences.
     """
 
     columns: tuple[Column, ...]
@@ -100,14 +100,14 @@ def make_column(label: str, report: Report) -> Column:
 
 
 def _settings(report: Report) -> dict[str, str]:
-    """What was asked for in words, and the values in force that those words don't have already."""
+    """The words of the run, and the values that are not in these words."""
     words = {name: text for name, text in report.run.items() if name != "config"}
     values = {path: choice.value for path, choice in report.choices.items() if not path.startswith(_IN_WORDS)}
     return {"base model": report.model.name, **words, **values}
 
 
 def compare(columns: Sequence[Column]) -> Comparison:
-    """Everything that differs between the columns, and the figures in any case.
+    """Everything that differs between the columns, and always the figures.
 
     Raises:
         ValueError: fewer than two columns.
@@ -127,7 +127,7 @@ def compare(columns: Sequence[Column]) -> Comparison:
 def _differences(
     columns: Sequence[Column], values_of: Callable[[Column], Mapping[str, str]]
 ) -> dict[str, tuple[str, ...]]:
-    """Names whose values differ among the columns that say anything at all."""
+    """Names whose values differ among the columns that have any."""
     speaking = [index for index, column in enumerate(columns) if values_of(column)]
     names = dict.fromkeys(name for column in columns for name in values_of(column))
     found = {name: tuple(values_of(column).get(name, "") for column in columns) for name in names}
@@ -147,7 +147,7 @@ def _rows(columns: Sequence[Column], title: str) -> tuple[Row, ...]:
 
 
 def _value(column: Column, title: str, name: str) -> int | None:
-    """0 where an estimate has the section and not the row: it holds nothing of the kind. None where nothing is known."""
+    """0 if an estimate has the section but not the row, which means no such memory. None if nothing is known."""
     section = column.sections.get(title)
     return None if section is None else section.get(name, None if column.measured else 0)
 

@@ -1,4 +1,4 @@
-"""What was measured, for a comparison: a snapshot of PyTorch's allocator, or a log of axolotl."""
+"""Read measurements for a comparison: a snapshot of PyTorch's allocator, or a log of axolotl."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _LOG_FIGURE = re.compile(r"memory/(max_allocated|device_reserved)(?: ?\(GiB\))?[
 
 
 class _PlainData(pickle.Unpickler):
-    """A snapshot is dicts, lists, strings and numbers: a pickle that names anything else is not opened."""
+    """A snapshot consists of dicts, lists, strings and numbers: a pickle with anything else is not opened."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Refuses every class and function."""
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a snapshot")
+        raise pickle.UnpicklingError(f"a snapshot must not contain {module}.{name}")
 
 
 def read_snapshot(path: Path) -> Column:
-    """Peaks of what `torch.cuda.memory._dump_snapshot` wrote (axolotl's `profiler_steps` does), on its fullest device.
+    """Peaks in a file of `torch.cuda.memory._dump_snapshot` (axolotl's `profiler_steps` calls it), on the fullest device.
 
-    Allocated bytes are requests rounded up to blocks of 512 bytes. The level before the recording is what is left at
-    its end, less what the recording added.
+    Allocated bytes are requests rounded up to blocks of 512 bytes. The level before the recording is the level at its
+    end minus what the recording added.
 
     Raises:
         ConfigError: the file is no such snapshot.

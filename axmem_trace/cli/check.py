@@ -1,4 +1,4 @@
-"""`axmem_trace check`: a line for each of several configurations, for a pre-commit hook or CI."""
+"""`axmem_trace check`: one line for each configuration, for a pre-commit hook or CI."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from axmem_trace.progress import Progress
 
 SEVERITY = (EXIT_ESTIMATED, EXIT_CANNOT_SAY, EXIT_DOES_NOT_FIT, EXIT_CONFIG)
-"""Exit codes from the mildest to the gravest: that of the gravest file is the command's."""
+"""Exit codes in increasing severity; the command returns the most severe one."""
 
 
 def run_check(options: argparse.Namespace) -> int:
-    """Checks each configuration, whatever becomes of the others."""
+    """Checks each configuration, even if others fail."""
     set_quiet_environment()
     codes = [EXIT_ESTIMATED]
     for config in options.configs:
@@ -31,7 +31,7 @@ def run_check(options: argparse.Namespace) -> int:
 
 
 def _check(config: str, options: argparse.Namespace, progress: Progress | None) -> tuple[int, str]:
-    """The exit code of one configuration, and what there is to say of it."""
+    """The exit code of one configuration, and its line."""
     from axmem_trace.render.first_screen import describe_verdict
 
     try:

@@ -33,7 +33,7 @@ def run_estimate(options: argparse.Namespace) -> int:
 
 
 def report_refusals(report: Report, *, in_full: bool) -> None:
-    """Says on standard error why the run can't run; `in_full` where the text on standard output does not."""
+    """Writes to standard error why the run can't run; `in_full` if the text on standard output does not say it."""
     from axmem_trace.render.tables import describe_refusals, refusal_lines
 
     config = report.run.get("config", "")
@@ -59,7 +59,7 @@ def render(report: Report, options: argparse.Namespace) -> str:
 
 
 def wants_all(options: argparse.Namespace) -> bool:
-    """Whether the whole report is asked for: `--depth` asks for its table of modules."""
+    """True if the full report is asked for; `--depth` asks for its table of modules."""
     return options.full or options.depth is not None
 
 
@@ -77,7 +77,7 @@ def list_models(options: argparse.Namespace) -> int:
 
 
 def report_nothing_found(problem: str, nearest: Sequence[str], remedy: str) -> int:
-    """Says on standard error that a pattern matches nothing, with the nearest names, else `remedy`."""
+    """Writes to standard error that a pattern matches nothing, with the nearest names, else `remedy`."""
     hint = f"nearest: {', '.join(nearest)}" if nearest else remedy
     print(f"axmem_trace: {problem}; {hint}", file=sys.stderr)
     return EXIT_CONFIG

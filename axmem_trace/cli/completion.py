@@ -40,13 +40,13 @@ def run_completion(options: argparse.Namespace, builders: Builders) -> int:
     except ImportError:
         raise AxmemError("completion: shtab makes the script and is not installed: pip install shtab") from None
     script = shtab.complete(build_whole_parser(builders, shtab.FILE), shell=options.shell)
-    # A word that is no command is a configuration: with `default`, bash completes files where nothing else matches.
+    # A word that is no command is a configuration: with `default`, bash completes files if nothing else matches.
     write_output(script.replace("\ncomplete -o ", "\ncomplete -o default -o "), None)
     return EXIT_ESTIMATED
 
 
 def build_whole_parser(builders: Builders, file_completion: Any) -> argparse.ArgumentParser:
-    """All commands in one parser, as shtab wants them; arguments that are files are marked with `file_completion`."""
+    """All commands in one parser, as shtab needs them; arguments that are files are marked with `file_completion`."""
     whole = argparse.ArgumentParser(prog="axmem_trace", add_help=False)
     commands = whole.add_subparsers()
     for name, build in builders.items():

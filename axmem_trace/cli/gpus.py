@@ -1,4 +1,4 @@
-"""`axmem_trace gpus`: which cards a run fits, and the table of cards."""
+"""`axmem_trace gpus`: on which cards a run fits, and the table of cards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run_gpus(options: argparse.Namespace) -> int:
-    """Lists cards, or estimates a configuration on them; exit code 3 where it fits none."""
+    """Lists cards, or estimates a configuration on them; exit code 3 if it fits none."""
     if options.list:
         return list_gpus(options)
     if not options.config:

@@ -79,7 +79,7 @@ def build_compare_parser() -> argparse.ArgumentParser:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, *, card: bool = True) -> None:
-    """What changes a run, or how it is looked up: the same for each command that estimates."""
+    """Arguments that change a run or its lookup; the same for each command that estimates."""
     add = parser.add_argument
     add(
         "--set",
@@ -179,7 +179,7 @@ def build_gpus_parser() -> argparse.ArgumentParser:
 
 
 def key_value(text: str) -> str:
-    """An argument of the form `key=value`, as it is.
+    """An argument of the form `key=value`, unchanged.
 
     Raises:
         argparse.ArgumentTypeError: there is no key, or no `=`.

@@ -1,4 +1,4 @@
-"""An estimate as a command's options ask for it: the same for each command."""
+"""Run an estimate with a command's options; the same for each command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def estimate_run(
 
     Args:
         overrides: further changes to the configuration, after those of `--set`.
-        others: arguments of `estimate` that this command has of its own; they win.
+        others: arguments of `estimate` that only this command has; they override the options.
     """
     from axmem_trace.estimation import estimate
 

@@ -1,4 +1,4 @@
-"""What surrounds a command on a terminal: progress, files that can be written, standard output."""
+"""The terminal around a command: progress, output files, standard output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from axmem_trace.progress import Progress
 
 
 def check_writable(path: Path | None) -> None:
-    """Refuses a path that cannot be written to before minutes are spent on what would go there.
+    """Refuses a path that cannot be written, before the long computation of its content.
 
     Raises:
         AxmemError: with the reason.
@@ -42,7 +42,7 @@ def _why_not_writable(path: Path) -> str:
 
 
 def write_output(text: str, path: Path | None) -> None:
-    """Writes the report to a file (UTF-8), or to standard output, whose reader may have gone away (`| head`).
+    """Writes the report to a file (UTF-8), or to standard output, whose reader may have closed it (`| head`).
 
     Raises:
         AxmemError: the file cannot be written.
@@ -51,7 +51,7 @@ def write_output(text: str, path: Path | None) -> None:
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
-        except BrokenPipeError:  # Python flushes once more when it exits: give it somewhere to flush to
+        except BrokenPipeError:  # Python flushes again at exit, and needs an open file for that
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     try:

@@ -1,1 +1,1 @@
-"""A `Report` to something to read: text, JSON, HTML. Each renderer takes a report and returns a string."""
+"""Write a `Report` as text, JSON or HTML. Each renderer takes a report and returns a string."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from axmem_trace.catalogue.cards import Card
 
 NUM_FITTING = 20
-"""Sizes of cards that are shown of those that the run fits: larger ones fit as well."""
+"""How many card sizes that fit are shown; larger cards fit as well."""
 LEAD = """\
 GiB: memory that CUDA gives a process (PyTorch's total_memory), less than the
 GB on the box. reported: PyTorch prints it in public messages; assumed: no such
@@ -49,7 +49,7 @@ def render_fits(fits: Sequence[CardFit], form: str, *, everything: bool = False)
     """Which cards the run fits, smallest first: as aligned lines (`text`), or as a JSON list (`json`).
 
     Args:
-        everything: every card on a line of its own, with those that it does not fit; else equal ones share a line, and
+        everything: one line for every card, also those that the run does not fit; else equal cards share a line, and
             the rest is counted.
     """
     if form == "json":
@@ -79,13 +79,13 @@ def _merge_equal(fits: Sequence[CardFit]) -> list[CardFit]:
 
 
 def _name(fit: CardFit, fits: Sequence[CardFit]) -> str:
-    """The card's name, and how many others are just like it here."""
+    """The card's name, and how many others have equal figures."""
     others = sum(_key(other) == _key(fit) for other in fits) - 1
     return f"{fit.card.name} (and {others} like it)" if others else fit.card.name
 
 
 def _left_out(fits: Sequence[CardFit], num_larger: int) -> list[str]:
-    """What is not shown, a line for each reason."""
+    """How many cards are not shown, one line for each reason."""
     reasons = Counter(f"can't run: {fit.reason}" if not fit.verdict else fit.verdict for fit in fits if not fit.fits)
     lines = [f"{number} cards: {reason}" for reason, number in reasons.items()]
     if num_larger:

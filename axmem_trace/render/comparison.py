@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 SAME = "~"
-"""Stands where a value equals the baseline's."""
+"""Shown instead of a value that equals the baseline's."""
 
 
 def render_comparison(comparison: Comparison, form: str) -> str:

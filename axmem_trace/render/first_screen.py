@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from axmem_trace.report.report import Report
 
 MAX_LINES = 24
-"""What a terminal shows without scrolling."""
+"""Lines that a terminal shows without scrolling."""
 _SIZES = ((5, 2, 3), (5, 1, 3), (4, 1, 3), (3, 1, 3), (3, 0, 3), (3, 0, 2), (2, 0, 1))
-"""Holders, hints, and lines of warnings at least: fewer and fewer until all has its place."""
+"""Numbers of holders, hints and lines of warnings to try, from most to fewest, until everything fits."""
 SHOWN_HOST_BYTES = 1 << 30
-"""Less host memory than this is not worth a line."""
+"""Less host memory than this is not shown."""
 NARROW = 72
 _STYLES = {"fits with room": "bold green", "fits": "bold green", "tight": "bold yellow", "does not fit": "bold red",
            "cannot say": "bold yellow", "": "bold"}  # fmt: skip
@@ -38,7 +38,7 @@ class Line(NamedTuple):
 def write_first_screen(report: Report, width: int, *, ascii_only: bool = False) -> list[Line]:
     """At most `MAX_LINES` lines of at most `width` columns (from 80 on; a narrower terminal may need more).
 
-    What has no place is left out from the end of a list, warnings last; the full report has it all.
+    If there is not enough space, the ends of lists are left out, warnings last; the full report has everything.
     """
     head = [*_verdict(report, width), *_bar(report, width, _ASCII_GLYPHS if ascii_only else _GLYPHS), Line("")]
     logged, sureness = [*_logged(report, width), Line("")], _sureness(report, width)
@@ -79,7 +79,7 @@ def _verdict(report: Report, width: int) -> Iterator[Line]:
 
 
 def describe_verdict(report: Report) -> str:
-    """The verdict, the need and what is left, in a sentence."""
+    """The verdict, the needed memory and the rest, in one sentence."""
     gpu, need = report.gpu, format_bytes(report.peak.device_bytes)
     each = " on each GPU" if gpu.count > 1 else ""
     if not gpu.memory_bytes or report.headroom_bytes is None:
@@ -94,10 +94,10 @@ def describe_verdict(report: Report) -> str:
 
 
 def _bar(report: Report, width: int, glyphs: str) -> Iterator[Line]:
-    """What the card holds at its fullest, to scale; where the need is larger, `|` is the end of the card.
+    """The card's memory at the peak, to scale; if more is needed, `|` is the end of the card.
 
-    `weights` are a reference model's too; `states` are adapters, gradients and optimizer states; `activations` are
-    temporaries too; `cached` is what the allocator holds beside that, and the CUDA context.
+    `weights` include a reference model; `states` are adapters, gradients and optimizer states; `activations` include
+    temporary tensors; `cached` is what the allocator holds in addition, and the CUDA context.
     """
     peak, buckets, card = report.peak, report.buckets, report.gpu.memory_bytes
     parts = [
@@ -171,7 +171,7 @@ def _peak(report: Report, width: int, num_holders: int) -> Iterator[Line]:
 
 
 def _alerts(report: Report, width: int, room: int) -> list[Line]:
-    """Why the run can't run, and the warnings, as far as there are lines for them; the rest is counted."""
+    """Why the run can't run, and the warnings, as many as fit; the rest is counted."""
     alerts = [line for _, lines in alert_lines(report) for line in lines]
     shown: list[Line] = []
     for index, text in enumerate(alerts):
@@ -189,7 +189,7 @@ def _hints(report: Report, width: int, most: int) -> Iterator[Line]:
 
 
 def _sureness(report: Report, width: int) -> list[Line]:
-    """How far the figures can be trusted, and where the rest is."""
+    """How accurate the figures are, and where to find everything else."""
     assumed, unmodelled = (len(report.by_kind.get(kind, ())) for kind in ("assumed", "not_modelled"))
     parts = [f"{assumed} assumed, {unmodelled} not modelled"]
     if not unmodelled and report.gpu.count == 1 and "expandable_segments:True" in report.run.get("allocator", ""):

@@ -1,4 +1,4 @@
-"""What usually helps against the largest holders, as settings to try. No figures: only an estimate has those."""
+"""Settings to try against the largest uses of memory. Without figures: only an estimate has those."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from axmem_trace.report.report import Report
 
 PLAIN_DTYPES = ("bfloat16", "float16", "float32")
-"""What `run["base"]` says of weights that are not quantised."""
+"""The text of `run["base"]` for weights that are not quantised."""
 NUM_HINTS = 2
 MIN_SHARE = 0.2
-"""Of the peak: what holds less is not worth a hint."""
+"""A share of the peak; smaller uses get no hint."""
 
 
 def list_hints(report: Report) -> list[str]:
-    """Up to two settings for what holds most, where something can be done; none where there is room on the card."""
+    """Up to two settings for the largest uses of memory; none if the run fits with space left."""
     if report.verdict == "fits with room":
         return []
     hints = [
@@ -31,12 +31,12 @@ def list_hints(report: Report) -> list[str]:
 
 
 def _hint_for(holder: str, report: Report) -> tuple[str, str]:
-    """A setting and what it does; empty where the run has it already or nothing simple helps."""
+    """A setting and its effect; empty if the run has it already or nothing simple helps."""
     run = report.run
     if holder == LOGITS and run.get("loss") in ("native", "shifted_copy", "upcast_shifted_copy", "half_shifted_copy"):
-        return "`cut_cross_entropy: true` with its plugin", "a fused loss never holds them all"
+        return "`cut_cross_entropy: true` with its plugin", "a fused loss never holds all of them"
     if holder == IN_LAYERS and run.get("checkpointing") == "none":
-        return "`gradient_checkpointing: true`", "computed again instead of kept"
+        return "`gradient_checkpointing: true`", "recomputed instead of kept"
     if holder == OPTIMIZER_STATES and "8bit" not in run.get("optimizer", ""):
         return "`optimizer: adamw_bnb_8bit`", "one byte each instead of four"
     if holder == LAYER_WEIGHTS and run.get("base") in PLAIN_DTYPES and run.get("method", "").startswith("lora"):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 BRIEF_DEPTH = 5
-"""Parts of a module's name in the brief form: as far as the layers."""
+"""Parts of a module's name in the brief form: down to the layers."""
 
 
 def render_json(report: Report, *, brief: bool = False, depth: int | None = None) -> str:

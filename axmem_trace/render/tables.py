@@ -1,4 +1,4 @@
-"""What the report's tables say, as rows of strings: text and HTML print the same."""
+"""The report's tables as rows of strings; text and HTML print the same ones."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 NUM_TOP_MODULES = 12
 DEFAULT_DEPTH = 5
-"""Parts of a module's name that are shown where no depth is asked for: `base_model.model.model.layers.3`."""
+"""Parts of a module's name that are shown if no depth is given: `base_model.model.model.layers.3`."""
 PEFT_PREFIX = "base_model.model."
 """peft's wrappers, outside every module of the base model: left out of the printed names."""
 NOTE_TITLES: dict[NoteKind, str] = {
-    "not_modelled": "Not modelled: moves memory, and is not in the figures",
+    "not_modelled": "Not modelled: changes memory, and is not in the figures",
     "assumed": "Assumed",
     "ruled": "Ruled: formulas for kernels whose code cannot run here",
     "traced": "Traced: recorded from the libraries' own code",
@@ -41,7 +41,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of as many cells as there are columns; `total` is the row of sums, `()` where nothing is to be added up."""
+    """Rows with one cell per column; `total` is the row of sums, `()` if there are no sums."""
 
     title: str
     columns: tuple[Column, ...]
@@ -62,7 +62,7 @@ def make_tables(report: Report, depth: int | None = None) -> list[Table]:
 
 
 def headline(report: Report) -> tuple[tuple[str, str], ...]:
-    """The figures that axolotl logs and what `nvidia-smi` would show, in GiB, with what each is."""
+    """The figures that axolotl logs and what `nvidia-smi` would show, in GiB, each with an explanation."""
     peak = report.peak
     nccl = f" and {format_bytes(peak.nccl_bytes)} of NCCL's buffers" if peak.nccl_bytes else ""
     context = f"reserved + {format_bytes(peak.context_bytes)} of CUDA context{nccl} (assumed)"
@@ -97,7 +97,7 @@ def describe_fit(report: Report) -> str:
         return f"yes, on {card}: {format_bytes(report.headroom_bytes)} left"
     if failure is not None:
         place = f" in {failure.module}" if failure.module else ""
-        return (f"NO, not on {card}: {format_bytes(failure.requested_bytes)} cannot be had in "
+        return (f"NO, not on {card}: {format_bytes(failure.requested_bytes)} cannot be allocated in "
                 f"{describe_moment(failure.phase, failure.step)}{place}; with unlimited memory the run takes "
                 f"{format_bytes(report.peak.device_bytes)}")  # fmt: skip
     return f"NO, not on {card}: {format_bytes(-report.headroom_bytes)} too much"
@@ -108,7 +108,7 @@ def describe_engine(engine: Engine) -> str:
     share = f"{engine.name} asks for {engine.share:g} of the card, {format_bytes(engine.bytes)}"
     if not engine.starts:
         return f"the engine won't start: {share}, and {format_bytes(engine.free_at_start_bytes)} is free when it starts"
-    rest = "it gives it back while training (sleep mode)" if engine.sleeps else "beside the figures of training"
+    rest = "it frees this while training (sleep mode)" if engine.sleeps else "in addition to the figures of training"
     return f"{share}, {rest}"
 
 
@@ -147,7 +147,7 @@ def _sized(nbytes: int) -> tuple[str, str]:
 
 
 def _shown(sizes: Buckets | Resident) -> list[str]:
-    """All names but that of a reference that is not there."""
+    """All names, without that of a reference if there is none."""
     return [name for name in sizes.__slots__ if name != "reference" or sizes.reference]
 
 
@@ -162,18 +162,18 @@ def buckets_table(report: Report) -> Table:
 
 
 def resident_table(report: Report) -> Table:
-    """Each in full, on the GPU, and what is elsewhere."""
+    """The maximum of each on the GPU, and memory elsewhere."""
     rows = [(name, *_sized(getattr(report.resident, name))) for name in _shown(report.resident)]
     for device, words in (("cpu", "in host memory"), ("managed", "in managed memory")):
         there = getattr(report.host, device)
         if there.peak_bytes:
-            rows.append((f"{words} (beside the GPU)", *_sized(there.peak_bytes)))
-    return Table("In full, whenever alive", (Column("what", number=False), *_SIZE_COLUMNS), tuple(rows),
+            rows.append((f"{words} (not on the GPU)", *_sized(there.peak_bytes)))
+    return Table("Maximum of each, at any time", (Column("what", number=False), *_SIZE_COLUMNS), tuple(rows),
                  footnote="tensor bytes, before the allocator rounds them up to blocks of 512")  # fmt: skip
 
 
 def phases_table(report: Report) -> Table:
-    """The most live bytes of each phase, what the allocator held, and what was left."""
+    """The most live bytes of each phase, the allocator's bytes, and the bytes at the end."""
 
     def row(name: str, use: PhaseUse) -> tuple[str, ...]:
         return (name, format_bytes(use.allocated_bytes), format_bytes(use.reserved_bytes), format_bytes(use.end_bytes),
@@ -189,7 +189,7 @@ def phases_table(report: Report) -> Table:
 
 
 def dtypes_table(report: Report) -> Table:
-    """The walk of parameters and buffers."""
+    """All parameters and buffers."""
 
     def numbers(rows: Sequence[DtypeRow]) -> tuple[str, ...]:
         tensors, elements = sum(row.tensors for row in rows), sum(row.elements for row in rows)
@@ -213,14 +213,14 @@ def dtypes_table(report: Report) -> Table:
 
 
 def _stored(row: DtypeRow, base: str) -> str:
-    """The dtype; where several weights are packed into one element, what they are: `nf4 in uint8`."""
+    """The dtype; if several weights are packed into one element, both: `nf4 in uint8`."""
     if row.logical_elements <= row.elements:
         return row.dtype
     return f"{base if base in ('nf4', 'fp4') else 'packed'} in {row.dtype}"
 
 
 def modules_table(report: Report, depth: int | None = None) -> Table:
-    """The modules that hold most; repeated layers share a row. A `depth` asks for all modules down to there."""
+    """The modules with the most memory; repeated layers share a row. With `depth`, all modules down to it."""
     folded = report.by_module(DEFAULT_DEPTH if depth is None else depth)
     grouped = [row for row in group_repeated(folded) if row.held_bytes]
     ranked = grouped if depth is not None else sorted(grouped, key=lambda row: -row.held_bytes)
@@ -238,7 +238,7 @@ def modules_table(report: Report, depth: int | None = None) -> Table:
         footnote = f"{span}: all of these together; {footnote}"
     if any(row.name.startswith(PEFT_PREFIX) for row in shown):
         footnote += f"; names are relative to {PEFT_PREFIX[:-1]}"
-    return Table("Modules: what each holds by itself, activations at the peak", columns, tuple(rows),
+    return Table("Modules: memory of each without its submodules, activations at the peak", columns, tuple(rows),
                  total=_module_cells("sum", "", ranked), footnote=footnote)  # fmt: skip
 
 
@@ -252,7 +252,7 @@ def _module_cells(name: str, class_name: str, rows: Sequence[ModuleRow]) -> tupl
 
 
 def choice_lines(report: Report) -> list[tuple[str, str]]:
-    """Each value in force (`key = value`) and why."""
+    """Each value that is used (`key = value`) and why."""
 
     def why(choice: Choice) -> str:
         return "; ".join(part for part in (_origin(choice.origin, choice.line), choice.text) if part)
@@ -267,7 +267,7 @@ def _origin(origin: str, line: int) -> str:
 
 
 def alert_lines(report: Report) -> list[tuple[str, list[str]]]:
-    """What is shown beside the verdict, a title and its lines each: why the run can't run, and the warnings."""
+    """Texts near the verdict, each a title and its lines: why the run can't run, and the warnings."""
     groups = [(f"THIS RUN CAN'T RUN: {describe_refusals(report)}", refusal_lines(report)),
               ("Warnings", _lines_of(report, "warning"))]  # fmt: skip
     return [(title, lines) for title, lines in groups if lines]

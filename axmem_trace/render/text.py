@@ -44,7 +44,7 @@ def render_text(
     """The report as lines of at most `width` columns (40 to 200), ending in a newline.
 
     Args:
-        full: all tables, notes and values in force; else the first screen.
+        full: all tables, notes and values; else the first screen.
         depth: shows all modules down to this depth instead of the largest.
         color: writes escape codes for colour and weight.
         ascii_only: draws with ASCII and replaces other characters.
@@ -62,13 +62,13 @@ def render_text(
 
 
 def render_for_stream(report: Report, stream: TextIO | None, *, full: bool = False, depth: int | None = None) -> str:
-    """The report as it suits a stream: its width and colours if it is a terminal, its encoding always; None: a file.
+    """The report for a stream: with its width and colours if it is a terminal, always in its encoding; None: a file.
 
     `NO_COLOR` (https://no-color.org) and `TERM=dumb` turn colours off; `COLUMNS` sets the width.
     """
     terminal = stream is not None and stream.isatty()
     fallback = (DEFAULT_WIDTH, 24)
-    # shutil asks COLUMNS first, then the terminal behind the real stdout: not the one to ask for a file or a pipe.
+    # shutil reads COLUMNS first, then the terminal of the real stdout, which is wrong for a file or a pipe.
     columns = shutil.get_terminal_size(fallback).columns if terminal or os.environ.get("COLUMNS") else DEFAULT_WIDTH
     color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     encoding = (getattr(stream, "encoding", None) or "utf-8") if stream is not None else "utf-8"
@@ -86,7 +86,7 @@ def _draws_boxes(encoding: str) -> bool:
 
 
 def clean(text: str) -> str:
-    """`text` on one line and without control characters: a key of a configuration must not steer the terminal."""
+    """`text` on one line and without control characters: a key of a configuration must not control the terminal."""
     return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
 
 
@@ -131,7 +131,7 @@ def _parts(report: Report, depth: int | None, width: int, ascii_only: bool) -> I
             yield line(text, indent=2)
     if report.choices:
         yield Text()
-        yield line("Values in force, and why", "bold")
+        yield line("Values used, and why", "bold")
         for value, reason in choice_lines(report):
             yield Padding(Text.assemble(clean(value), ("  " + clean(reason), "dim")), (0, 0, 0, 2))
     yield Text()
@@ -165,7 +165,7 @@ def _rich_table(table: Table, width: int, ascii_only: bool) -> RenderableType:
 
 
 def _room_for_words(table: Table, shown: list[int], width: int) -> int:
-    """What the widest column of words may have, once the other columns and the gaps between them have theirs."""
+    """The width that is left for the widest column of words, without the other columns and the gaps between them."""
     rows = [*table.rows, tuple(column.label for column in table.columns), *([table.total] if table.total else [])]
     widths = {index: max(len(row[index]) for row in rows) for index in shown}
     words = [widths[index] for index in shown if not table.columns[index].number]
@@ -174,7 +174,7 @@ def _room_for_words(table: Table, shown: list[int], width: int) -> int:
 
 
 def _break_names(text: str, room: int) -> str:
-    """Dotted names that are longer than `room` go on in the next line after a dot, never within a word."""
+    """Breaks dotted names that are longer than `room` after a dot, never within a word."""
     lines = [""]
     for part in re.split(r"(?<=[. ])", text):
         if lines[-1] and len(lines[-1]) + len(part.rstrip()) > room:

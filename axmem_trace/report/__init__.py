@@ -1,4 +1,4 @@
-"""Facts to numbers: the `Report` and how it is made. Knows no torch, no model and no YAML."""
+"""From facts to numbers: the `Report` and how it is made. No torch, no model and no YAML here."""
 
 from axmem_trace.report.make import make_report
 from axmem_trace.report.report import Report

@@ -1,4 +1,4 @@
-"""Figures of a recipe's alternatives beside its own, in its notes."""
+"""Add the figures of a recipe's alternatives to its notes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.units import format_bytes
 
 LEAST_DIFFERENCE = 0.1
-"""Of the recipe's own figure; less is not worth a sentence."""
+"""A share of the recipe's own figure; a smaller difference is not reported."""
 
 
 def compare_alternatives(recipe: Recipe, reserved_bytes: int, estimate_bytes: Callable[[Recipe], int]) -> Recipe:
@@ -32,7 +32,7 @@ def compare_alternatives(recipe: Recipe, reserved_bytes: int, estimate_bytes: Ca
             continue
         if abs(other - reserved_bytes) > LEAST_DIFFERENCE * reserved_bytes:
             figures = f"{format_bytes(other)} reserved, where this run has {format_bytes(reserved_bytes)}"
-            text = f"With {alternative.words}: {figures}. {alternative.note.text}"  # the first screen cuts off what is long
+            text = f"With {alternative.words}: {figures}. {alternative.note.text}"  # the first screen cuts long texts
             notes = Notes(note for note in notes if note != alternative.note)
             notes.append(replace(alternative.note, text=text))
     return replace(recipe, notes=tuple(notes))

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def encode(value: Any) -> Any:
-    """Dataclasses to dicts (a field's `json` metadata renames it), tuples to lists, the rest as it is."""
+    """Dataclasses to dicts (a field's `json` metadata renames it), tuples to lists, anything else unchanged."""
     if is_dataclass(value):
         return {each.metadata.get("json", each.name): encode(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, Mapping):
@@ -62,7 +62,7 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
 
 @cache
 def _fields_of(kind: Any) -> tuple[tuple[str, str, Any, bool], ...]:
-    """Name, JSON name, annotation and whether it must be there, of each field."""
+    """Name, JSON name, annotation and whether it is required, for each field."""
     hints = get_type_hints(kind)
     return tuple(
         (each.name, each.metadata.get("json", each.name), hints[each.name],

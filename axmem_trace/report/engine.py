@@ -1,9 +1,9 @@
-"""A vLLM engine in the trainer's own process: its share of the card, beside the figures of training.
+"""A vLLM engine in the trainer's process: its share of the card, in addition to the figures of training.
 
 Source: TRL 1.14.1 `generation/vllm_generation.py` `_init_vllm` (when: after policy and reference are loaded;
-`gpu_memory_utilization`; `sleep(level=2)` after each generation, which gives weights and key-value cache back). vLLM takes
-that share of the card whatever the model needs: what weights leave of it becomes key-value cache, and it refuses to start
-where less of the card is free.
+`gpu_memory_utilization`; `sleep(level=2)` after each generation, which frees weights and key-value cache). vLLM uses that
+share of the card for every model: the part that weights do not need becomes key-value cache. It refuses to start if less
+of the card is free.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report.types import Engine, Peak, PhaseUse
 
 ENGINE_PHASES = ("generate",)
-"""Of a step: when a sleeping engine is awake."""
+"""Phases of a step in which a sleeping engine is awake."""
 
 
 def make_engine(recipe: Recipe, peak: Peak, phases: Mapping[str, PhaseUse]) -> Engine | None:
-    """The engine's figures on the card that was named; None where there is no engine beside the trainer, or no card."""
+    """The engine's figures on the named card; None without an engine in the trainer's process, or without a card."""
     rollouts, memory_bytes = recipe.objective.rollouts, recipe.gpu.memory_bytes
     if rollouts is None or rollouts.engine != "vllm_colocate" or not memory_bytes:
         return None

@@ -1,4 +1,4 @@
-"""What holds the memory at the peak, by names that a user knows: logits and loss, layer weights, optimizer states, ...
+"""What uses the memory at the peak, by names that a user knows: logits and loss, layer weights, optimizer states, ...
 
 Each allocation that is alive then belongs to one name, so the holders add up to the allocated peak.
 """
@@ -29,20 +29,20 @@ _BY_OPERATOR = (
     ("all_reduce", "gradients being reduced"),
     ("dequant", "dequantised weights"),
 )
-"""Words in an operator's name that say what a temporary is."""
+"""Parts of an operator's name that show the purpose of a temporary tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Where the parts of a model are, by the names of its modules."""
+    """The names of a model's parts: output layer, loss and layers."""
 
     head: str
-    """The output layer; empty where there is none by a known name."""
+    """The output layer; empty if none has a known name."""
     wrappers: frozenset[str]
     """The modules around the output layer, whose own code is the loss."""
     embeddings: frozenset[str]
     stack: str
-    """The numbered list that holds most weights: `model.layers`."""
+    """The numbered list with the most weights: `model.layers`."""
 
 
 def list_holders(facts: ModelFacts, ledger: Ledger, *, peak_tick: int) -> tuple[Holder, ...]:
@@ -54,7 +54,7 @@ def list_holders(facts: ModelFacts, ledger: Ledger, *, peak_tick: int) -> tuple[
 
 
 def name_holder(allocation: Allocation, facts: ModelFacts) -> str:
-    """What one allocation is for."""
+    """The purpose of one allocation."""
     return _name(allocation, _find_places(facts))
 
 
@@ -80,7 +80,7 @@ def _ancestors(module: str) -> Iterable[str]:
 
 
 def _layer_of(module: str) -> str:
-    """The module as far as its first number: `model.layers.3` of `model.layers.3.mlp`; empty without a number."""
+    """The module's name up to its first number: `model.layers.3` of `model.layers.3.mlp`; empty without a number."""
     parts = module.split(".")
     number = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
     return "" if number is None else ".".join(parts[: number + 1])
@@ -126,7 +126,7 @@ def _name_workspace(allocation: Allocation) -> str:
         if word in operator:
             return name
     if allocation.recomputed:
-        return "one layer's activations, computed again"
+        return "one layer's activations, recomputed"
     return {"load": "copies made while loading", "optimizer": "optimizer's temporaries"}.get(
         allocation.phase, f"temporaries of {'evaluation' if allocation.phase == 'eval' else allocation.phase}"
     )

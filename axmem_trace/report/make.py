@@ -1,4 +1,4 @@
-"""`make_report`: recipe, model facts, ledger and reservation to one `Report`, every sum checked on the way."""
+"""`make_report`: from recipe, model facts, ledger and reservation to one `Report`; every sum is checked."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def make_report(
     """Classifies the recorded facts and sums them up.
 
     Args:
-        reservation: of the whole run. Where the card is too small, that is a replay with unlimited memory, with the
-            `out_of_memory` of the replay on the card asked about: the figures then say how much would be needed.
-        notes: of every stage; the recipe's own are added where they are missing.
+        reservation: of the whole run. If the card is too small, it is a replay with unlimited memory, with the
+            `out_of_memory` of the replay on the named card: then the figures say how much would be needed.
+        notes: of every stage; the recipe's own are added if they are missing.
         versions: of the libraries that were traced.
         elapsed_seconds: by stage.
     """
@@ -106,7 +106,7 @@ def make_report(
 
 
 def assert_adds_up(report: Report, ledger: Ledger) -> None:
-    """Every table against an independent total. A failure is a bug of ours."""
+    """Checks every table against an independent total. A failure is a bug in this package."""
     peak, resident, rows = report.peak, report.resident, report.modules
     totals = {
         "buckets and the allocated peak": (report.buckets.total, peak.allocated_bytes),
@@ -163,7 +163,7 @@ def _make_elsewhere(ledger: Ledger, device: Device) -> Elsewhere:
 
 
 def _make_dtypes(facts: ModelFacts) -> tuple[DtypeRow, ...]:
-    """The walk of what is on the GPU: parameters before buffers, what trains first, then the largest."""
+    """Parameters and buffers on the GPU: parameters first, then trained ones, then the largest."""
     sums: dict[tuple[str, str, bool, bool], list[int]] = {}
     for fact in facts.tensors:
         if fact.device == "gpu":
@@ -180,7 +180,7 @@ def _make_dtypes(facts: ModelFacts) -> tuple[DtypeRow, ...]:
 
 
 def _make_refusals(notes: Sequence[Note]) -> tuple[Refusal, ...]:
-    """In the order of the file's lines; what is in no line comes last."""
+    """In the order of the file's lines; reasons without a line come last."""
     refusals = [
         Refusal(key=note.key, line=note.line, value=note.value, reason=note.text, remedy=note.remedy)
         for note in notes

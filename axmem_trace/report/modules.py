@@ -1,4 +1,4 @@
-"""The per-module table: each byte with the module that owns it, in exactly one row."""
+"""The per-module table: each byte belongs to one module, and is in exactly one row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from axmem_trace.report.types import ModuleRow
 def make_module_rows(facts: ModelFacts, ledger: Ledger, *, peak_tick: int) -> tuple[ModuleRow, ...]:
     """One row per module of the model, in the model's order; the root (`""`) comes first.
 
-    An allocation goes to the module it names, or where the model has no such module to the nearest ancestor it has.
+    An allocation belongs to the module that it names, or, if the model has no such module, to the nearest ancestor.
     """
     classes = {"": facts.class_name} | {module.name: module.class_name for module in facts.modules}
     owner = _owner_of(classes)
@@ -43,7 +43,7 @@ def _activations(allocations: Iterable[Allocation], tick: int) -> Iterable[Alloc
 
 
 def _count_tensors(facts: ModelFacts, owner: Callable[[str], str]) -> dict[str, dict[str, int]]:
-    """Parameters wherever they are; weight bytes (adapters and buffers included) on the GPU alone."""
+    """Parameters on all devices; weight bytes (with adapters and buffers) only on the GPU."""
     parameters = [fact for fact in facts.tensors if fact.kind == "parameter"]
     trainable = [fact for fact in parameters if fact.trainable]
     return {

@@ -1,4 +1,4 @@
-"""The phases of a run and its timeline, from the spans of a ledger. Blocks throughout.
+"""The phases of a run and its timeline, from the spans of a ledger. All bytes are block bytes.
 
 A phase's peak includes what was alive when it began, as `torch.cuda.max_memory_allocated` does after
 `reset_peak_memory_stats` (which sets the peak to the current level).
@@ -24,7 +24,7 @@ def make_phases(found: Survey, reservation: Reservation) -> dict[str, PhaseUse]:
 
 
 _PARTS = ("generate", "score", "forward", "backward", "optimizer")
-"""Of a step, in order of time: a rollout begins inside of the first forward's mark."""
+"""Phases of a step in order of time: a rollout begins after the mark of the first forward."""
 
 
 def _place_in_step(span: Span) -> int:
@@ -53,7 +53,7 @@ def _phase_use(name: str, spans: list[Span], reservation: Reservation) -> PhaseU
 
 
 def make_timeline(found: Survey, reservation: Reservation) -> tuple[TimelinePoint, ...]:
-    """The levels, thinned: of each stretch of equally many events the first highest one, and the last of all."""
+    """Fewer levels: the first highest one of each group of equally many events, and the last of all."""
     stretch = -(-len(found.levels) // NUM_TIMELINE_POINTS) or 1
     points = []
     for start in range(0, len(found.levels), stretch):

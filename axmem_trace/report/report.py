@@ -1,4 +1,4 @@
-"""`Report`: everything an estimate has to say, and the ways to ask it."""
+"""`Report`: all results of an estimate, and the methods to read them."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
-"""Raised when a field of the JSON changes its meaning or goes away; new fields don't raise it."""
+"""Increased when a field of the JSON changes its meaning or is removed; not for new fields."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
-    """Everything an estimate has to say. Made by `make_report`; reads back from its own JSON unchanged."""
+    """All results of an estimate. Made by `make_report`; reading its own JSON gives an equal report."""
 
     schema_version: int = SCHEMA_VERSION
-    """Raised when a field changes its meaning or goes away; new fields don't raise it."""
+    """Increased when a field changes its meaning or is removed; not for new fields."""
     run: Mapping[str, str]
     """What was asked for, in words: `config`, `adapter`, `quantisation`, `optimizer`, ..."""
     model: ModelSummary
@@ -53,46 +53,46 @@ class Report:
     gpu: TargetGpu
     peak: Peak
     fits: bool | None
-    """Whether `peak.device_bytes` is within `gpu.memory_bytes` and no request failed. None: no card was named, or what is
-    not modelled could turn the answer (`why` says what)."""
+    """Whether `peak.device_bytes` is within `gpu.memory_bytes` and no request failed. None: no card was named, or
+    something that is not modelled could change the answer (`why` says what)."""
     why: str = ""
-    """Why nothing can be said although a card was named: what is not in the figures, and whether it needs more or less."""
+    """Why there is no answer although a card was named: what is not in the figures, and whether it needs more or less."""
     verdict: Verdict = ""
     """`fits` in words; empty where no card was named."""
     headroom_bytes: int | None
-    """Memory of the card that is left at the highest point; negative if it does not fit; None without a card."""
+    """Free memory of the card at the peak; negative if the run does not fit; None without a card."""
     out_of_memory: OutOfMemory | None
-    """The request that failed on this card; None where none did."""
+    """The request that failed on this card; None if none failed."""
     engine: Engine | None = None
-    """An engine that generates on the same card; None where there is none, or no card was named."""
+    """An engine that generates on the same card; None without one, or if no card was named."""
     after_load: AfterLoad
     phases: Mapping[str, PhaseUse]
     """`load`, `step_1`, `step_2` and, where recorded, `eval`, in order of time."""
     buckets: Buckets
     holders: tuple[Holder, ...] = ()
-    """What is alive at the peak by names that a user knows, the largest first."""
+    """Memory at the peak by names that a user knows, the largest first."""
     resident: Resident
     host: Host
     modules: tuple[ModuleRow, ...]
     dtypes: tuple[DtypeRow, ...]
     timeline: tuple[TimelinePoint, ...]
-    """Thinned: of each stretch of ticks, the moment of most live bytes. The peak is always among them."""
+    """A reduced number of points: the highest of each range of ticks. The peak is always included."""
     choices: Mapping[str, Choice]
-    """Values in force by their place in the recipe (`checkpointing.enabled`), and why."""
+    """The values that are used, by their field in the recipe (`checkpointing.enabled`), and the reasons."""
     refusals: tuple[Refusal, ...] = ()
-    """Why the run can't run, all reasons. Where there is one, the command line's exit code is 2."""
+    """All reasons why the run can't run. If there is one, the command line's exit code is 2."""
     notes: tuple[Note, ...]
     versions: Mapping[str, str]
-    """Of this package and of the libraries that were traced."""
+    """Versions of this package and of the traced libraries."""
     elapsed_seconds: Mapping[str, float]
-    """By stage of the estimate."""
+    """Seconds by stage of the estimate."""
     axolotl: AxolotlRelease = field(default_factory=AxolotlRelease)
     """The release of axolotl whose rules the figures follow."""
 
     def by_module(self, depth: int | None = None) -> tuple[ModuleRow, ...]:
         """The modules, with those deeper than `depth` folded into their ancestors; sums stay. None folds nothing.
 
-        A module's depth is the number of dots-separated parts of its name; depth 0 is the root alone.
+        A module's depth is the number of parts of its name between dots; depth 0 is only the root.
         """
         return self.modules if depth is None else fold_modules(self.modules, depth)
 
@@ -110,7 +110,7 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """A report from what `to_json` wrote. Fields that this version does not know are passed over.
+        """A report from what `to_json` wrote. Fields that this version does not know are ignored.
 
         Raises:
             ValueError: the text is no report, or one of a newer schema.

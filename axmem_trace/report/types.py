@@ -1,8 +1,8 @@
-"""What a report is made of: numbers and short texts, frozen. All sizes are bytes, as integers.
+"""The parts of a report: numbers and short texts, frozen. All sizes are bytes, as integers.
 
-Two ways of counting appear, and every field says which it uses:
+There are two ways of counting, and every field says which one it uses:
 
-- *blocks*: whole allocator blocks (512 bytes), as `torch.cuda.memory_allocated` counts. Peaks, phases and buckets.
+- *blocks*: full allocator blocks (512 bytes), as `torch.cuda.memory_allocated` counts. Peaks, phases and buckets.
 - *raw*: the bytes of the tensors themselves, as an independent count of parameters gives them. `resident`, `host`,
   `dtypes` and the weights, gradients and optimizer columns of `modules`.
 """
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 
 def json_name(name: str) -> Any:
-    """A dataclass field that goes by another name in JSON (`class` is no Python identifier)."""
+    """A dataclass field that has another name in JSON (`class` is no Python identifier)."""
     return field(metadata={"json": name})
 
 
@@ -55,12 +55,12 @@ class AxolotlRelease:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Buckets:
-    """Blocks alive at one moment, by what they are for. They add up to that moment's allocated bytes."""
+    """Blocks alive at one time, by purpose. They add up to the allocated bytes at that time."""
 
     weights: int = 0
     adapters: int = 0
     reference: int = 0
-    """A second model, of which nothing trains."""
+    """A second model, which does not train."""
     gradients: int = 0
     optimizer: int = 0
     activations: int = 0
@@ -74,11 +74,11 @@ class Buckets:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resident:
-    """Raw bytes on the GPU of each, in full, whenever it was alive; they need not be alive together.
+    """The largest number of raw bytes of each on the GPU; they need not be alive at the same time.
 
-    Weights and adapters are the walk of parameters and buffers (`dtypes` adds up to their sum). The reference is what a
+    Weights and adapters are those of all parameters and buffers (`dtypes` adds up to their sum). The reference is what a
     second model holds in training. Gradients and optimizer are the most raw bytes of that role that were alive at one
-    time: an optimizer that frees each gradient at once never holds them all.
+    time: an optimizer that frees each gradient directly never holds all of them.
     """
 
     weights: int = 0
@@ -95,7 +95,7 @@ class Resident:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Elsewhere:
-    """Raw bytes outside the GPU's caching allocator: the most of each bucket, and of all together, at one time."""
+    """Raw bytes outside the GPU's caching allocator: the maximum of each bucket, and of all together at one time."""
 
     weights: int = 0
     adapters: int = 0
@@ -109,7 +109,7 @@ class Elsewhere:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Host:
-    """Memory off the card: `cpu` is host memory, `managed` is CUDA managed memory (paged optimizers), which
+    """Memory outside the card: `cpu` is host memory, `managed` is CUDA managed memory (paged optimizers), which
     `memory_allocated` never counts and which moves between host and card."""
 
     cpu: Elsewhere = Elsewhere()
@@ -118,21 +118,21 @@ class Host:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Peak:
-    """The moment of most live bytes (blocks), and what the card needs.
+    """The point with the most live bytes (blocks), and what the card needs.
 
-    `active_bytes` is `counted_bytes` and the blocks that wait for another stream: none on a single GPU, whose step uses
-    one stream. `counted_bytes` is what `torch.cuda.max_memory_allocated` would say: the same with expandable
-    segments (axolotl's default); without, PyTorch also counts rests of up to 1 MiB that stay with a large block, and
-    what `roundup_power2_divisions` adds. `reserved_bytes` is the high-water mark of what the caching allocator holds,
-    whenever that was. `device_bytes` is reserved plus the CUDA context and NCCL's buffers, as `nvidia-smi` shows it; both
-    are assumed.
+    `active_bytes` is `counted_bytes` plus the blocks that wait for another stream: none on a single GPU, where a step
+    uses one stream. `counted_bytes` is what `torch.cuda.max_memory_allocated` would return. With expandable segments
+    (axolotl's default) it equals the live bytes; without, PyTorch also counts rests of up to 1 MiB that stay with a
+    large block, and what `roundup_power2_divisions` adds. `reserved_bytes` is the maximum that the caching allocator
+    holds at any time. `device_bytes` is reserved plus the CUDA context and NCCL's buffers, as `nvidia-smi` shows it;
+    both are assumed.
 
     Attributes:
         active_bytes: with blocks that wait for another stream.
         counted_bytes: what axolotl logs as `memory/max_allocated`.
         reserved_bytes: what axolotl logs as `memory/device_reserved`.
-        device_bytes: what `nvidia-smi` shows, and what has to fit.
-        nccl_bytes: what NCCL takes for exchanges among GPUs; 0 on one.
+        device_bytes: what `nvidia-smi` shows, and what must fit.
+        nccl_bytes: NCCL's memory for exchanges among GPUs; 0 on one.
     """
 
     allocated_bytes: int
@@ -148,16 +148,16 @@ class Peak:
     op: str
     tick: int
     holder: str = ""
-    """What the last allocation before the peak was for: the name of a `Holder`."""
+    """The purpose of the last allocation before the peak: the name of a `Holder`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
-    """What holds memory at the peak, by a name that a user knows (`logits and loss`), in blocks. All add up to it.
+    """A use of memory at the peak, by a name that a user knows (`logits and loss`), in blocks. All add up to the peak.
 
     Attributes:
         name: such as `logits and loss`, `layer weights`, `optimizer states`.
-        bytes: whole blocks.
+        bytes: full blocks.
     """
 
     name: str
@@ -166,16 +166,16 @@ class Holder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AfterLoad:
-    """Blocks alive once the model is loaded, before anything else happens."""
+    """Blocks alive after the model is loaded, before anything else happens."""
 
     allocated_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhaseUse:
-    """One stretch of the run: its most live bytes (blocks), the allocator's high-water mark, and what was left.
+    """One phase of the run: its most live bytes (blocks), the allocator's peak, and the bytes at its end.
 
-    `module`, `op` and `buckets` belong to the moment of the most live bytes. `phases` are the parts of a step
+    `module`, `op` and `buckets` belong to the point with the most live bytes. `phases` are the parts of a step
     (`forward`, `backward`, `optimizer`), all micro-batches together; a part has no parts.
 
     Attributes:
@@ -187,10 +187,10 @@ class PhaseUse:
     end_bytes: int
     """Blocks alive when it ended."""
     active_bytes: int = 0
-    """The most of `counted_bytes` and of blocks that wait for another stream."""
+    """The maximum of `counted_bytes` plus the blocks that wait for another stream."""
     counted_bytes: int = 0
     counted_end_bytes: int = 0
-    """What `torch.cuda.max_memory_allocated` and `memory_allocated` would say: see `Peak.counted_bytes`."""
+    """What `torch.cuda.max_memory_allocated` and `memory_allocated` would return: see `Peak.counted_bytes`."""
     module: str = ""
     op: str = ""
     buckets: Buckets = Buckets()
@@ -199,7 +199,7 @@ class PhaseUse:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModuleRow:
-    """One module's own share: what is in a row is in no other row, so each column adds up to a total.
+    """One module's own share: nothing is in two rows, so each column adds up to a total.
 
     `weight_bytes` (raw) to resident weights + adapters, `gradient_bytes` and `optimizer_bytes` (raw) to their resident
     totals, `activation_bytes` (blocks) to the activations bucket at the peak. `kept_bytes` (blocks) is what was kept
@@ -227,7 +227,7 @@ class ModuleRow:
     kept_bytes: int = 0
     output_bytes: int = 0
     num_modules: int = 1
-    """How many modules were folded into this row, itself included."""
+    """How many modules were merged into this row, including itself."""
 
     @property
     def held_bytes(self) -> int:
@@ -254,12 +254,12 @@ class DtypeRow:
     elements: int
     bytes: int
     logical_elements: int = 0
-    """Weights that the elements stand for: twice as many where 4-bit weights are packed into bytes; 0 for buffers."""
+    """Weights that the elements represent: twice as many for 4-bit weights packed into bytes; 0 for buffers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimelinePoint:
-    """Live and reserved bytes at one tick, and what had just been born or died."""
+    """Live and reserved bytes at one tick, and what was allocated or freed at it."""
 
     tick: int
     allocated_bytes: int
@@ -272,7 +272,7 @@ class TimelinePoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchShape:
-    """What one GPU sees in one forward.
+    """The batch of one GPU in one forward.
 
     Attributes:
         rows, row_tokens: of one forward.
@@ -290,10 +290,10 @@ class BatchShape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetGpu:
-    """The card asked about; `memory_bytes` 0 means that none was named.
+    """The target card; `memory_bytes` 0 means that none was named.
 
     Attributes:
-        name: as the table of cards has it, or the size that was given.
+        name: as in the table of cards, or the size that was given.
         memory_bytes: PyTorch's `total_memory`.
         count: GPUs of the run.
     """
@@ -306,27 +306,27 @@ class TargetGpu:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
-    """An inference engine in the trainer's own process, which takes a share of the card beside all other figures."""
+    """An inference engine in the trainer's process, which uses a share of the card in addition to all other figures."""
 
     name: str
-    """Of the software: `vLLM`."""
+    """The software: `vLLM`."""
     share: float
-    """Of the card that it may take."""
+    """The share of the card that it may use."""
     bytes: int
     """That share; none of it is in `peak`."""
     sleeps: bool
-    """It gives weights and key-value cache back while the trainer trains."""
+    """It frees weights and key-value cache while the trainer trains."""
     free_at_start_bytes: int
-    """Of the card when it starts: the models are loaded by then."""
+    """Free bytes of the card when it starts, after the models are loaded."""
     starts: bool
-    """Whether its share is free then; vLLM stops with an error where it is not."""
+    """True if its share is free then; otherwise vLLM stops with an error."""
     together_bytes: int
-    """The most that trainer and engine hold at one time."""
+    """The most bytes that trainer and engine hold at one time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutOfMemory:
-    """The first request that the card could not serve, even after cached blocks were given back."""
+    """The first request for which the card has not enough memory, even after cached blocks were freed."""
 
     tick: int
     requested_bytes: int
@@ -335,15 +335,15 @@ class OutOfMemory:
     module: str = ""
     op: str = ""
     holder: str = ""
-    """What was asked for: the name of a `Holder`."""
+    """The purpose of the request: the name of a `Holder`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
-    """One reason why the run can't run: axolotl refuses the configuration, or it is certain to stop later.
+    """One reason why the run can't run: axolotl refuses the configuration, or the run certainly stops later.
 
-    `key` is as the user wrote it, `value` is what it was given, as text; `line` is 0 where the key is not in the file.
-    The figures are not changed by the reason, or `reason` says what they are of.
+    `key` is as the user wrote it, `value` is its value, as text; `line` is 0 if the key is not in the file. The reason
+    does not change the figures, or `reason` says for which configuration they are.
 
     Attributes:
         value: what the configuration gives.
@@ -360,7 +360,7 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """A value in force, and why it is what it is (see `axmem_trace.recipe.recipe.Reason`).
+    """A value that is used, and the reason for it (see `axmem_trace.recipe.recipe.Reason`).
 
     Attributes:
         value: as text.

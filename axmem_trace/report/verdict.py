@@ -1,4 +1,4 @@
-"""Whether the run fits, where something it asks for is not in the figures."""
+"""Whether the run fits, also if a part of it is not in the figures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS = 0.21
 """The worst of the same runs for reserved memory of PyTorch's default allocator, which fragments as the run goes on."""
 
 _TURNS = {True: ("more", "either"), False: ("less", "either")}
-"""Directions of what is not modelled that could make the opposite true."""
+"""By answer: the directions of unmodelled memory that could make it wrong."""
 
 
 def judge(figures_fit: bool | None, notes: Iterable[Note]) -> tuple[bool | None, str]:
-    """The verdict, and why it is withheld where the figures alone would say something.
+    """The verdict; or None and the reason, if the figures alone are not enough for a verdict.
 
-    A run whose figures fit may still need more than they show, and one whose figures don't fit may need less: neither
-    is said then.
+    A run whose figures fit may need more than they show, and one whose figures don't fit may need less: then there is
+    no verdict.
 
     >>> judge(True, [Note(kind="not_modelled", key="rl", text="`rl: kto` is not in the figures", direction="more")])
     (None, '`rl: kto` is not in the figures')
@@ -32,7 +32,7 @@ def judge(figures_fit: bool | None, notes: Iterable[Note]) -> tuple[bool | None,
     (False, '')
 
     Args:
-        figures_fit: whether the figures are within the card; None where no card was named.
+        figures_fit: whether the figures are within the card; None if no card was named.
     """
     if figures_fit is None:
         return None, ""
@@ -47,11 +47,11 @@ def judge(figures_fit: bool | None, notes: Iterable[Note]) -> tuple[bool | None,
 def name_verdict(
     fits: bool | None, why: str, headroom_bytes: int | None, memory_bytes: int, *, expandable_segments: bool
 ) -> Verdict:
-    """The verdict in words. `tight`: less is left than predictions of such runs have been wrong by.
+    """The verdict in words. `tight`: the free memory is less than the error of predictions for such runs.
 
     Args:
-        fits, why: as `judge` has them.
-        headroom_bytes: of the card, at the highest point; None where no card was named.
+        fits, why: from `judge`.
+        headroom_bytes: free bytes of the card at the peak; None if no card was named.
         memory_bytes: of the card.
         expandable_segments: whether the allocator has them, as axolotl sets it.
     """

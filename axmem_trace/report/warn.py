@@ -1,4 +1,4 @@
-"""Notes that only the whole run tells: evaluation that costs more than training, and libraries of another version."""
+"""Notes about the whole run: evaluation that needs more than training, and libraries of another version."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from axmem_trace.units import format_bytes
 
 
 def note_costly_evaluation(recipe: Recipe, phases: Mapping[str, PhaseUse]) -> tuple[Note, ...]:
-    """A warning where evaluation's peak is above that of every training step, with the line of the key to blame."""
+    """A warning if evaluation's peak is above that of every training step, with the line of the key that causes it."""
     evaluation = phases.get("eval")
     steps = [use.allocated_bytes for name, use in phases.items() if name.startswith("step_")]
     if evaluation is None or not steps or evaluation.allocated_bytes <= max(steps):
@@ -21,18 +21,18 @@ def note_costly_evaluation(recipe: Recipe, phases: Mapping[str, PhaseUse]) -> tu
     key, line, remedy = _blame(recipe)
     text = (
         f"evaluation needs {format_bytes(difference)} more than training ({format_bytes(evaluation.allocated_bytes)} "
-        f"beside {format_bytes(max(steps))}), and comes before step 1: {remedy}"
+        f"and {format_bytes(max(steps))}), and comes before step 1: {remedy}"
     )
     return (Note(kind="warning", key=key, text=text, bytes=difference, line=line),)
 
 
 def note_other_libraries(axolotl: Axolotl, versions: Mapping[str, str]) -> tuple[Note, ...]:
-    """The traced libraries that are not the ones that this axolotl requires."""
+    """The traced libraries whose version this axolotl does not require."""
     others = find_other_libraries(axolotl.pins, versions)
     if not others:
         return ()
     listed = ", ".join(f"{name} {versions[name]} (axolotl: {pin.removeprefix('==')})" for name, pin in others.items())
-    text = f"not the libraries that axolotl {axolotl.version} installs, and the figures are those of the ones here: {listed}"
+    text = f"not the libraries that axolotl {axolotl.version} installs; the figures are for the ones here: {listed}"
     return (Note(kind="assumed", key="--axolotl", text=text),)
 
 

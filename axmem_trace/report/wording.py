@@ -1,4 +1,4 @@
-"""What was asked for, in words: one short phrase per matter, from the recipe alone."""
+"""The settings of a run in words: one short phrase per topic, only from the recipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from axmem_trace.recipe.recipe import Recipe
 
 
 def describe_run(recipe: Recipe) -> dict[str, str]:
-    """Phrases by matter, in the order in which a reader wants them."""
+    """Phrases by topic, in the order of reading."""
     silent = {"log": "none"} if recipe.objective.is_preference else {}
     return {
         "config": recipe.name,
@@ -32,20 +32,20 @@ _TRAINED_FOR = {"dpo": "DPO", "ipo": "IPO", "simpo": "SimPO", "orpo": "ORPO", "k
 
 
 def describe_ranks(recipe: Recipe) -> str:
-    """How many GPUs, how they are arranged, and whose figures these are."""
+    """How many GPUs, their mesh, and for which of them the figures are."""
     parallel = recipe.parallel
     text = f"{parallel.num_gpus} GPUs"
     if parallel.count_is_assumed:
-        text += " (assumed, the fewest that this needs)"
+        text += " (assumed, the smallest number for this)"
     if parallel.num_nodes > 1:
         text += f" on {parallel.num_nodes} machines"
     if not parallel.is_modelled:
-        return f"{text}; the figures are of one GPU alone"
+        return f"{text}; the figures are for a single GPU"
     if parallel.engine == "ddp":
-        return f"{text}, DDP: the figures are of each rank"
+        return f"{text}, DDP: the figures are for each rank"
     copies = f", {parallel.mesh.replicate} copies" if parallel.mesh.replicate > 1 else ""
     shards = f"{parallel.engine.upper()}, {parallel.mesh.num_shards} shards{copies}"
-    return f"{text}, {shards}: the figures are of rank 0, the fullest"
+    return f"{text}, {shards}: the figures are for rank 0, which holds the most"
 
 
 def _method(recipe: Recipe) -> str:

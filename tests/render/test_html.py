@@ -1,4 +1,4 @@
-"""The HTML fragment: well-formed, self-contained, and nothing in it that the report's texts could break."""
+"""The HTML fragment: well-formed, self-contained, and the report's texts cannot break it."""
 
 from __future__ import annotations
 

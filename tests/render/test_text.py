@@ -1,4 +1,4 @@
-"""The text report: golden, added up again, and at home on any terminal."""
+"""The text report: equal to golden files, with correct sums, and readable on any terminal."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_printed_peak_is_the_reports():
 def test_printed_modules_add_up_as_far_as_they_are_rounded():
     """Each printed size is off by at most half a unit of its last digit: 0.05 KiB here."""
     text = render_text(make_hand_made_report(), full=True, width=160)
-    rows, total = rows_and_sum(section(text, "Modules: what each holds by itself, activations at the peak"))
+    rows, total = rows_and_sum(section(text, "Modules: memory of each without its submodules, activations at the peak"))
 
     def sizes(line: str) -> list[float]:
         return [float(number) * UNITS[unit] for number, unit in re.findall(r"([\d.]+) (B|KiB|MiB|GiB)\b", line)]
@@ -66,7 +66,7 @@ def test_printed_modules_add_up_as_far_as_they_are_rounded():
 
 def test_only_the_largest_modules_are_shown_and_the_rest_is_summed(monkeypatch):
     monkeypatch.setattr("axmem_trace.render.tables.NUM_TOP_MODULES", 2)
-    title = "Modules: what each holds by itself, activations at the peak"
+    title = "Modules: memory of each without its submodules, activations at the peak"
     rows, total = rows_and_sum(section(render_text(make_hand_made_report(), full=True, width=160), title))
     assert [row.split()[0] for row in rows] == ["lm_head", "model.layers.{0-1}.proj.lora_A", "(5"]
     assert total.endswith("115.0 KiB")
@@ -79,7 +79,7 @@ def test_only_the_largest_modules_are_shown_and_the_rest_is_summed(monkeypatch):
 
 def test_depth_folds():
     rows, _ = rows_and_sum(section(render_text(make_hand_made_report(), full=True, depth=1),
-                                   "Modules: what each holds by itself, activations at the peak"))  # fmt: skip
+                                   "Modules: memory of each without its submodules, activations at the peak"))  # fmt: skip
     assert [row.split()[0] for row in rows] == ["(root)", "model", "lm_head"]
 
 

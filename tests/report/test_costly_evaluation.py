@@ -45,7 +45,7 @@ def test_it_is_reported_where_evaluations_peak_is_above(tmp_path, text, key, lin
 
 
 @pytest.mark.parametrize("text", ["", EVAL, EVAL + "eval_batch_size: 2\n", EVAL + WIDE])
-def test_more_tokens_alone_are_no_trap(tmp_path, text):
+def test_only_more_tokens_give_no_warning(tmp_path, text):
     """Without gradients, twice the rows may still take less: the recorded peaks say so."""
     report = estimate(tmp_path, text)
     if "eval" in report.phases:

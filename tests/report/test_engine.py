@@ -1,4 +1,4 @@
-"""A vLLM engine beside the trainer: its share of the card is a figure of its own, and decides as well."""
+"""A vLLM engine in the trainer's process: its share of the card is a separate figure, and counts in the verdict."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_an_engine_that_finds_too_little_does_not_start(tmp_path: Path) -> None:
     assert "won't start: vLLM asks for 0.99 of the card" in str(report).replace("\n", " ").replace("  ", " ")
 
 
-def test_a_sleeping_engine_is_awake_in_generation_alone(tmp_path: Path) -> None:
+def test_a_sleeping_engine_is_awake_only_in_generation(tmp_path: Path) -> None:
     awake = estimate(tmp_path, vllm={"gpu_memory_utilization": 0.5}).engine
     asleep = estimate(tmp_path, vllm={"gpu_memory_utilization": 0.5}, vllm_enable_sleep_mode=True).engine
     assert awake is not None

@@ -48,7 +48,7 @@ FACTS = ModelFacts(
         ({"kept": True, "module": "model.layers.0.mlp", "op": "aten.mm.default"}, "activations inside the layers"),
         ({"kept": True, "module": "model", "op": "aten.mul.Tensor"}, "other activations"),
         ({"module": "model.layers.0.mlp", "phase": "backward", "recomputed": True},
-         "one layer's activations, computed again"),
+         "one layer's activations, recomputed"),
         ({"module": "model.layers.0.mlp", "phase": "backward"}, "temporaries of backward"),
         ({"module": "model.layers.0.mlp", "phase": "eval"}, "temporaries of evaluation"),
         ({"module": "model.layers.0", "phase": "optimizer", "op": "aten.sqrt.default"}, "optimizer's temporaries"),

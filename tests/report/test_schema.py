@@ -1,4 +1,4 @@
-"""The schema of the JSON: made from the report's classes, documented, and kept by what is written."""
+"""The schema of the JSON: made from the report's classes, documented, and valid for what is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No run is said to fit, or not to fit, where something that is not in the figures could make the opposite true."""
+"""There is no verdict if something that is not in the figures could make it wrong."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def _parts(report: Report, depth: int | None) -> Iterator[str]:
         yield f"<h4>{escape(title)}</h4><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
     if report.choices:
         items = "".join(f"<li>{escape(value)} <small>{escape(why)}</small></li>" for value, why in choice_lines(report))
-        yield f"<details><summary>Values in force, and why</summary><ul>{items}</ul></details>"
+        yield f"<details><summary>Values used, and why</summary><ul>{items}</ul></details>"
     yield f"<p><small>{escape(', '.join(f'{name} {version}' for name, version in report.versions.items()))}</small></p>"
 
 
