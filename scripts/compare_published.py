@@ -1,4 +1,4 @@
-"""Predict runs that others measured on real GPUs, and print what was predicted beside what was measured.
+"""Predict runs that others measured on real GPUs, and print the predictions with the measurements.
 
     python scripts/compare_published.py DIRECTORY [--source fms]... [--match REGEX] [--limit N] [--format text|json]
 

@@ -1,4 +1,4 @@
-"""Run a program on PyTorch's CUDA build on a machine without a GPU: everything happens but the kernels.
+"""Run a program on PyTorch's CUDA build on a machine without a GPU: everything happens except the kernels.
 
     python scripts/cuda_without_gpu.py SITE_PACKAGES CUDA_INCLUDE COMMAND...
     python scripts/cuda_without_gpu.py VENV/lib/python3.11/site-packages /usr/local/cuda/include \\

@@ -1,4 +1,4 @@
-"""Ready recipes for `measure_on_gpu.py --recipes`: what a GPU shall confirm, each in well under a minute on an H100.
+"""Recipes for `measure_on_gpu.py --recipes`: what a GPU must confirm, each in less than a minute on an H100.
 
 Base models are those of the bundled catalogue, cut to a few layers where they are large: nothing is downloaded.
 """

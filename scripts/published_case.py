@@ -1,4 +1,4 @@
-"""A run that others measured, as `axmem_trace` is asked about it."""
+"""A run that others measured, as arguments of `axmem_trace`."""
 
 from __future__ import annotations
 

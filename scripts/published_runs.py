@@ -1,4 +1,4 @@
-"""Runs that others measured, said in the words of `axmem_trace`: a configuration and what is to be assumed.
+"""Runs that others measured, translated for `axmem_trace`: a configuration and assumptions.
 
 Read by `compare_published.py`. A run of another trainer differs from axolotl in what axolotl derives by itself; each
 translation says with an assumption where, and from which source it is known. What can't be said so is refused with

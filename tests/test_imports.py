@@ -1,4 +1,4 @@
-"""Cheap imports leave nothing behind: not in torch, not in Python's collector, and nothing at all where torch was there."""
+"""Cheap imports change nothing afterwards: not in torch, not in Python's collector, and nothing if torch was imported."""
 
 from __future__ import annotations
 

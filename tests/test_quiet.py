@@ -1,4 +1,4 @@
-"""What libraries say is kept away from the user, and everything is as it was afterwards."""
+"""Messages of libraries are hidden from the user, and everything is restored afterwards."""
 
 from __future__ import annotations
 

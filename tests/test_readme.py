@@ -1,4 +1,4 @@
-"""The README holds: its commands run, its output is what they print, and it names what there is."""
+"""The README is correct: its commands run, its output is what they print, and the things that it names exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file for programs that use the command line: what it names exists."""
+"""The file for programs that use the command line: everything that it names exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which cards a run fits, with as few estimates as decide it."""
+"""Which cards a run fits, with as few estimates as possible."""
 
 from __future__ import annotations
 

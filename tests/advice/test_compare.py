@@ -1,4 +1,4 @@
-"""Runs side by side: what differs, and nothing else."""
+"""Comparisons of runs show what differs, and nothing else."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_one_run_is_nothing_to_compare():
 
 
 @pytest.mark.parametrize("text", SETTINGS)
-def test_a_snapshot_gives_back_the_peaks_of_its_ledger(tmp_path, text):
+def test_a_snapshot_has_the_peaks_of_its_ledger(tmp_path, text):
     allocator = parse_alloc_conf(text)
     write_snapshot(tmp_path / "s.pickle", LEDGER, allocator)
     # 30 MiB of weights, 12 of activations, 30 of gradients

@@ -1,4 +1,4 @@
-"""`PYTORCH_ALLOC_CONF`: as PyTorch reads it, checked with PyTorch's own parser where torch is there."""
+"""`PYTORCH_ALLOC_CONF`: as PyTorch reads it, checked with PyTorch's own parser if torch is installed."""
 
 import subprocess
 import sys

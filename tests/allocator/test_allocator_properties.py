@@ -1,4 +1,4 @@
-"""What holds of any life, under any settings: random ledgers, every block looked at."""
+"""What is true for all allocations, under all settings: random ledgers, with a check of every block."""
 
 import pytest
 from support.allocator_soundness import MIB, assert_sound, make_ledger

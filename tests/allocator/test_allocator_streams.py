@@ -1,4 +1,4 @@
-"""Streams: each has blocks of its own, and what another stream still works on is not given out again. By hand, in MiB."""
+"""Streams: each has its own blocks, and a block that another stream still works on is not used again. By hand, in MiB."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MIB = 1 << 20
 PLAIN = Allocator(expandable_segments=False)
 
 
-def test_a_free_block_serves_its_own_stream_alone() -> None:
+def test_a_free_block_is_used_only_by_its_stream() -> None:
     caching = CachingAllocator(PLAIN)
     caching.free(caching.malloc(32 * MIB, stream=1))
     # stream 0 gets a segment of its own; stream 1 its old one back

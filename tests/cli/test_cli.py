@@ -1,4 +1,4 @@
-"""The command line: its surface, its exit codes, and what reaches which stream."""
+"""The command line: its options, its exit codes, and what is written to which stream."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_depth_keeps_the_sums_in_json(calls, capsys):
     assert sum(row["weight_bytes"] for row in contents["modules"]) == resident["weights"] + resident["adapters"]
 
 
-def test_output_goes_to_the_file_alone(calls, capsys, tmp_path):
+def test_output_goes_only_to_the_file(calls, capsys, tmp_path):
     path = tmp_path / "report.json"
     assert main(["run.yml", "--format", "json", "-o", str(path)]) == 0
     assert json.loads(path.read_text())["schema_version"] == 1
@@ -245,7 +245,7 @@ def test_interruption(calls, capsys):
     assert capsys.readouterr() == ("", "axmem_trace: interrupted\n")
 
 
-def test_progress_is_shown_on_a_terminal_alone(calls, capsys, monkeypatch):
+def test_progress_is_shown_only_on_a_terminal(calls, capsys, monkeypatch):
     main(["run.yml"])
     assert calls[0][1]["progress"] is None
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

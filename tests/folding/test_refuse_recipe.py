@@ -1,4 +1,4 @@
-"""A recipe in which something is set that nobody knows to treat all layers alike is not folded. No torch."""
+"""A recipe is not folded if a setting may treat layers differently. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A configuration's keys to what is installed and what it moves, end to end on tiny models."""
+"""From a configuration's keys to what is installed and its memory, end to end on tiny models."""
 
 from __future__ import annotations
 

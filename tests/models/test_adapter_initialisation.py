@@ -70,7 +70,7 @@ def test_olora_takes_no_copy_for_cusolver(tmp_path):
     assert found == Counter({32 * 32 * 4: 1, 32 * 48 * 4: 1})
 
 
-def test_mica_trains_a_alone(tmp_path):
+def test_mica_trains_only_a(tmp_path):
     ledger, built = load_adapted(tmp_path, peft_init_lora_weights="mica")
     assert sizes(ledger, SVD) == Counter({6144: 2, 4096: 1, 128: 1, 4: 1})
     assert [name for name, each in built.module.named_parameters() if each.requires_grad] == [

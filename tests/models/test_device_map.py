@@ -1,4 +1,4 @@
-"""`gpu_memory_limit`, `max_memory`, `device_map`: what stays on the host, and what becomes of the run."""
+"""`gpu_memory_limit`, `max_memory`, `device_map`: what stays on the host, and how the run continues."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_copies_come_for_each_forward_and_autograd_keeps_them(tmp_path):
 
 
 @pytest.mark.parametrize(("reentrant", "kept"), [(True, NORM + HEAD), (False, LAYER + NORM + HEAD)])
-def test_checkpointed_copies_are_given_back_by_the_reentrant_variant_alone(tmp_path, reentrant, kept):
+def test_only_the_reentrant_variant_frees_checkpointed_copies(tmp_path, reentrant, kept):
     """Reentrant, a layer's forward builds no graph. Non-reentrant, it does, and the graph's leaves own their weights:
     what checkpointing drops are the tensors that operators save."""
     kwargs = {"use_reentrant": reentrant}

@@ -87,7 +87,7 @@ def test_every_linear_layer_is_swapped_and_embeddings_where_asked(tmp_path):
     assert sum(isinstance(each, FakeQuantisedEmbedding) for each in built.module.modules()) == 1
 
 
-def test_a_pair_that_differs_in_qat_alone_keeps_more_activations(tmp_path):
+def test_a_pair_that_differs_only_in_qat_keeps_more_activations(tmp_path):
     # All 15 weights (12,288 + 2 x 7,680 elements less embeddings) and what goes into them: at least 14 bytes a weight.
     weights = 96 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)
     more = activations(tmp_path, **FLOAT8) - activations(tmp_path)
@@ -95,7 +95,7 @@ def test_a_pair_that_differs_in_qat_alone_keeps_more_activations(tmp_path):
     assert activations(tmp_path, **INT4) > activations(tmp_path)
 
 
-def test_checkpointing_keeps_them_for_one_layer_alone(tmp_path):
+def test_checkpointing_keeps_them_for_only_one_layer(tmp_path):
     keys = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     plain = activations(tmp_path, **keys)
     assert activations(tmp_path, **FLOAT8, **keys) - plain < activations(tmp_path, **FLOAT8) - activations(tmp_path)

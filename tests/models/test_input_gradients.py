@@ -1,4 +1,4 @@
-"""What it costs that axolotl lets the embedding's output ask for a gradient."""
+"""The cost of axolotl's gradient for the embedding's output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Code that treats a layer by its number is found in its source."""
+"""Code that uses a layer's number is found in its source."""
 
 from __future__ import annotations
 
@@ -131,6 +131,6 @@ class Own(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(2, 2, device="meta") for _ in range(20))
 
 
-def test_code_of_ones_own_is_refused():
+def test_a_users_own_code_is_refused():
     with pytest.raises(CannotFold, match="not one of transformers"):
         find_repetition(Own())

@@ -76,7 +76,7 @@ def resident(tmp_path: Path, family: str = "llama", **keys: Any) -> Any:
     return axmem_trace.estimate(short_config(tmp_path, family, **keys), hub="never").resident
 
 
-def test_fixing_untrained_tokens_trains_embedding_and_head_beside_an_adapter(tmp_path):
+def test_fixing_untrained_tokens_trains_embedding_and_head_with_an_adapter(tmp_path):
     plain, fixed = (resident(tmp_path, **LORA, **keys) for keys in ({}, {"fix_untrained_tokens": [5]}))
     # 96 x 32 in bf16, twice: a gradient each, and two states each.
     assert fixed.gradients - plain.gradients == 2 * 96 * 32 * 2

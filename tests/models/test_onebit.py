@@ -44,7 +44,7 @@ def test_all_linears_but_the_head_are_swapped(tmp_path):
     assert "lm_head" not in names
 
 
-def test_a_pair_that_differs_in_the_key_alone(tmp_path):
+def test_a_pair_that_differs_only_in_the_key(tmp_path):
     plain, onebit = (axmem_trace.estimate(make_config(tmp_path, **keys), hub="never")
                      for keys in ({}, {"use_onebitllms": True}))  # fmt: skip
     assert onebit.resident == plain.resident, "weights stay what they are"

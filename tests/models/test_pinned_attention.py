@@ -1,4 +1,4 @@
-"""A model accepts the attention that axolotl's transformers has for it, whatever the installed release says."""
+"""A model accepts the attention of axolotl's transformers, even if the installed release differs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What peft refuses is told whole: what was named, and what it accepts."""
+"""peft's refusals are reported completely: what was named, and what it accepts."""
 
 from __future__ import annotations
 

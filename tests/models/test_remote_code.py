@@ -1,4 +1,4 @@
-"""A base model's own code: named before it runs, run only where it was allowed twice."""
+"""A base model's own code: named before it runs, and run only if it was allowed twice."""
 
 from __future__ import annotations
 

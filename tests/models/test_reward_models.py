@@ -1,4 +1,4 @@
-"""Reward models see pairs, and classifiers have a padding token."""
+"""Reward models get pairs, and classifiers have a padding token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's configuration or class refuses is the user's to change, and reported as such."""
+"""What a model's configuration or class refuses is reported as an error that the user can correct."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def test_differences_are_taken_within_one_release():
     assert (found["measured"], found["predicted"]) == (2.0, 3.0)
 
 
-def test_text_tells_errors_groups_and_reasons():
+def test_text_has_errors_groups_and_reasons():
     from compare_published import render_text
 
     rows = [make_row(), make_row(id="b", predicted=0, reason="two GPUs"), make_row(id="fms-oom-x", predicted=90 * GIB)]
@@ -284,7 +284,7 @@ def test_records_of_the_other_files_may_lack_fields_too(tmp_path):
     ("4.37.2", "before_4_50", True), ("4.48.1", "before_4_50", False), ("4.52.4", "current", False),
     ("5.3", "current", False),
 ])  # fmt: skip
-def test_what_older_versions_did_is_said_of_them_alone(version, loading, repeats):
+def test_what_older_versions_did_is_assumed_only_for_them(version, loading, repeats):
     from published_runs import read_run
 
     assumptions = read_run(make_run(versions={"transformers": version})).assumptions

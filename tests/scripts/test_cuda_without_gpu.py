@@ -1,4 +1,4 @@
-"""`scripts/cuda_without_gpu.py`: what can be had without a CUDA wheel of PyTorch."""
+"""`scripts/cuda_without_gpu.py`: what can be tested without a CUDA wheel of PyTorch."""
 
 from __future__ import annotations
 

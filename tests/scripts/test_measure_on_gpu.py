@@ -61,7 +61,7 @@ def test_bad_arguments_are_reported(capsys):
         ({"sample_packing": True}, "attention"),
     ],
 )
-def test_stand_ins_are_refused(changes, match):
+def test_placeholders_are_refused(changes, match):
     import gpu_run
 
     from axmem_trace.errors import ConfigError
@@ -244,7 +244,7 @@ def test_peak_by_code():
     ]
 
 
-def test_cards_of_unknown_names_stand_for_their_like():
+def test_unknown_cards_count_as_similar_ones():
     """The generation decides on kernels, so it goes before the size."""
     import measure_on_gpu
 

@@ -64,7 +64,7 @@ def test_only_the_blocks_are_written(tmp_path, monkeypatch):
     assert "old" not in text
 
 
-def test_the_readme_has_every_block_and_no_deviation_without_a_word(blocks):
+def test_the_readme_has_every_block_and_explains_each_deviation(blocks):
     text = SCRIPT.README.read_text(encoding="utf-8")
     found = {match["name"]: match[0] for match in SCRIPT.marked_blocks.BLOCK.finditer(text)}
     assert set(found) == set(blocks)

@@ -1,4 +1,4 @@
-"""What must hold of the allocator at any time, and random ledgers to try it with."""
+"""What must always be true for the allocator, and random ledgers to test it."""
 
 import random
 from itertools import pairwise

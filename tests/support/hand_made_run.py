@@ -1,6 +1,6 @@
 """A run small enough to follow by hand: two layers, 4-bit weights, LoRA, two steps. No torch.
 
-Every `life(...)` below takes the next tick for its birth; deaths take theirs when they happen. Sizes are chosen so that
+Every `life(...)` below is allocated at the next tick; a free gets its tick when it happens. Sizes are chosen so that
 most are no multiple of 512: blocks and raw bytes differ.
 """
 

@@ -1,4 +1,4 @@
-"""What a test must not leave behind: replaced functions of libraries, modes on torch's stacks, global hooks."""
+"""What must not remain after a test: replaced functions of libraries, modes on torch's stacks, global hooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One layer over half-precision inputs on meta, under a recorder with all rules: what it leaves alive."""
+"""One layer with half-precision inputs on meta, under a recorder with all rules: what stays alive."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def test_what_is_not_a_trained_leaf_is_cast_each_time() -> None:
     assert count_casts(_twice, cache=False) == 2
 
 
-def test_the_cache_is_cleared_by_the_outermost_exit_alone() -> None:
+def test_only_the_outermost_exit_clears_the_cache() -> None:
     def nested(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cuda", dtype=BF16):
             x = F.linear(x, weight)

@@ -1,4 +1,4 @@
-"""Whose work an allocation is, reported by the module objects themselves."""
+"""Which module makes an allocation, reported by the module objects themselves."""
 
 from __future__ import annotations
 

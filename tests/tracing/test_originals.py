@@ -1,4 +1,4 @@
-"""Whose fault a failure is: the library's whose request we passed on, or ours. This file is the library."""
+"""Where the cause of a failure is: in the library that called, or in this package. This file acts as the library."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_fault_in_a_rule_is_ours(kind):
 
 
 @pytest.mark.parametrize("kind", ["function", "dispatch"])
-def test_an_operator_that_a_rule_calls_by_itself_is_ours(kind):
+def test_an_error_in_an_operator_that_a_rule_calls_is_a_bug_here(kind):
     """Its source says `function(*args, **kwargs)` too, which once decided it."""
 
     def call(context: Any, function: Any, args: Any, kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What is replaced is put back, and what is not put back is found."""
+"""What is replaced is restored, and what is not restored is found."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Derived(Base):
     pass
 
 
-def test_an_attribute_is_put_back_after_an_exception():
+def test_an_attribute_is_restored_after_an_exception():
     module = types.ModuleType("library")
     module.function = before = lambda: 1  # type: ignore[attr-defined]
     with suppress(ValueError), replaced(module, "function", None):
@@ -78,14 +78,14 @@ def test_several_attributes_and_nested_replacements():
     assert (Base.inherited, Base().method()) == (1, "base")
 
 
-def test_a_forward_is_bound_and_put_back():
+def test_a_forward_is_bound_and_restored():
     layer = torch.nn.Linear(2, 2)
     with replaced_forward(layer, lambda self, x: (self, x)):
         assert layer(1) == (layer, 1)
     assert "forward" not in vars(layer)
 
 
-def test_items_are_put_back_and_new_ones_removed():
+def test_items_are_restored_and_new_ones_removed():
     mapping: dict[str, Any] = {"kept": 1, "replaced": 2}
     with replaced_items(mapping, {"replaced": 3, "new": 4}):
         assert mapping == {"kept": 1, "replaced": 3, "new": 4}
@@ -93,7 +93,7 @@ def test_items_are_put_back_and_new_ones_removed():
     assert mapping == {"kept": 1, "replaced": 2, "by the library": 5}
 
 
-def test_a_function_that_is_not_put_back_is_found():
+def test_a_function_that_is_not_restored_is_found():
     before = Base.method
     with replaced(Base, "method", None):
         assert "Base.method" in changed_functions()

@@ -32,7 +32,7 @@ def test_a_storage_that_grows_in_place_is_a_new_block_each_time() -> None:
     assert second.died == NEVER
 
 
-def test_a_resize_outside_is_left_alone() -> None:
+def test_a_resize_outside_is_not_recorded() -> None:
     resize = torch.UntypedStorage.resize_
     with resizes_recorded(Recorder()):
         assert torch.UntypedStorage.resize_ is not resize

@@ -69,13 +69,13 @@ def test_every_token_sees_every_other(tmp_path):
     assert forward[("aten.bitwise_and.Tensor", square)] == 1
 
 
-def test_a_pair_that_differs_in_the_plugin_alone_needs_more(tmp_path):
+def test_a_pair_that_differs_only_in_the_plugin_needs_more(tmp_path):
     plain, diffusion = (axmem_trace.estimate(make_config(tmp_path, **keys), hub="never") for keys in ({}, DIFFUSION))
     assert diffusion.phases["step_2"].allocated_bytes > plain.phases["step_2"].allocated_bytes
     assert [note.kind for note in diffusion.notes if "all tokens are masked" in note.text] == ["assumed"]
 
 
-def test_fused_losses_come_to_nothing(tmp_path):
+def test_fused_losses_have_no_effect(tmp_path):
     liger = {"plugins": [*DIFFUSION["plugins"], "axolotl.integrations.liger.LigerPlugin"],
              "liger_fused_linear_cross_entropy": True}  # fmt: skip
     assert read_recipe(make_config(tmp_path, **liger), hub="never").loss.path == "diffusion"

@@ -1,4 +1,4 @@
-"""When the run gives cached memory back: `torch_empty_cache_steps`, `gc_collect_steps` and the old `gc_steps`."""
+"""When the run frees cached memory: `torch_empty_cache_steps`, `gc_collect_steps` and the old `gc_steps`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model's own code stops, the user is reported so; a fault of ours keeps its traceback."""
+"""An error in a model's own code is reported to the user; a bug in this package keeps its traceback."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_what_a_model_refuses_is_reported_with_its_place(tmp_path):
     assert "modeling_dbrx.py, line" in str(caught.value)
 
 
-def test_a_fault_of_ours_stays_one(tmp_path, monkeypatch):
+def test_a_bug_in_this_package_keeps_its_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr(supervised, "make_batch", None)
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):
         estimate(tmp_path, LLAMA)

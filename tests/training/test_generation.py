@@ -52,7 +52,7 @@ def test_keys_and_values_of_all_layers_are_there_at_the_end(tmp_path, kernel, it
     assert alive >= Counter([keys, values] * 2), "of both layers, while the head multiplies"
 
 
-def test_logits_of_the_last_token_alone(tmp_path):
+def test_logits_of_only_the_last_token(tmp_path):
     found = more(tmp_path, do_causal_lm_eval=True, eval_max_new_tokens=NEW)
     assert found[("aten._to_copy.default", ROWS * 96 * 4)] == 1, "accelerate's fp32 copy of 2 x 1 x 96"
 

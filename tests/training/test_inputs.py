@@ -1,4 +1,4 @@
-"""Tokens of an image by hand for each family, and how they lie in the rows."""
+"""Tokens of an image by hand for each family, and their positions in the rows."""
 
 from __future__ import annotations
 

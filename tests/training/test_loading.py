@@ -1,4 +1,4 @@
-"""What loading takes beside the weights themselves: the warm-up, what weights are made from, casts there and back."""
+"""The temporary memory of loading: the warm-up, the parts of fused weights, casts in both directions."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_from_0_20_on_embeddings_are_not_cast_there_and_back(tmp_path):
 
 
 @pytest.mark.parametrize(("release", "cast"), [("0.19.0", 2), ("0.20.0", 0), ("0.21.0", 0)])
-def test_kbit_preparation_leaves_embeddings_alone_from_0_20_on(tmp_path, release, cast):
+def test_kbit_preparation_does_not_change_embeddings_from_0_20_on(tmp_path, release, cast):
     keys = {"adapter": "qlora", "load_in_4bit": True, "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
     ledger = load(tmp_path, axolotl=release, **keys)
     # embedding and head, 96 x 32, in fp32: 12,288 each (in 0.19 by axolotl's own first cast, which peft finds done)

@@ -1,4 +1,4 @@
-"""What goes to the host and comes back: activations, checkpointed inputs, frozen layers."""
+"""What is moved to the host and back: activations, checkpointed inputs, frozen layers."""
 
 from __future__ import annotations
 

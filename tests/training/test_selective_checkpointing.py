@@ -1,4 +1,4 @@
-"""Selective checkpointing: attention's outputs are saved, and not computed again."""
+"""Selective checkpointing: attention's outputs are saved, and not recomputed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distillation from a server: what comes with a batch beside its tokens."""
+"""Distillation from a server: the tensors of a batch in addition to its tokens."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_models_that_import_the_flash_wrapper_only_where_its_package_is(family, 
     assert f"flash_attn_{function}_backward" in operators(ledger)
 
 
-def test_packed_sdpa_leaves_a_model_alone_that_calls_torch_itself():
+def test_packed_sdpa_does_not_change_a_model_that_calls_torch_itself():
     """modeling_falcon.py `FalconAttention.forward` asks whether its kernel is called `sdpa`; its code is no function
     that could be replaced."""
     model = build("falcon", "varlen", multi_query=False)  # one key for all heads would be broadcast: math path
@@ -183,7 +183,7 @@ def test_the_rule_is_reported(kernel, key):
     assert note.kind == "ruled"
 
 
-def test_everything_is_put_back():
+def test_everything_is_restored():
     from transformers import masking_utils, modeling_utils
 
     functions = dict(modeling_utils.ALL_ATTENTION_FUNCTIONS._global_mapping)

@@ -1,4 +1,4 @@
-"""Gemma 4's global layers under SDPA: whose mask they get, and what it takes."""
+"""Gemma 4's global layers under SDPA: their mask, and its memory."""
 
 from __future__ import annotations
 

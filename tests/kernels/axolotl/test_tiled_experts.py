@@ -23,7 +23,7 @@ TILES: dict[str, Any] = {"tiled_mlp": True, "tiled_mlp_num_shards": 4}
 TOKENS, WIDTH, EXPERTS = 64, 32, 8
 
 
-def test_what_a_block_of_experts_puts_out_beside_the_rows() -> None:
+def test_what_a_block_of_experts_returns_in_addition_to_the_rows() -> None:
     # gpt-oss gives back the router's scores, [tokens, experts], too, and no gradient goes through them. The rows that
     # go in (4,096 in bf16), those that come out, and the scores (1,024): the input alone is kept
     with torch.device("meta"):
@@ -59,7 +59,7 @@ def test_scattermoe_s_blocks_are_tiled_and_other_experts_are_not(tmp_path: Path)
     assert "no Qwen3MoeMLP of qwen3_moe in this model" in warned(report)["tiled_mlp"]
 
 
-def test_a_tiled_block_keeps_its_input_alone(tmp_path: Path) -> None:
+def test_a_tiled_block_keeps_only_its_input(tmp_path: Path) -> None:
     # two layers of experts that keep nothing inside: with twice as many experts a token, the same is kept
     few, many = (kept(tmp_path, **SCATTERMOE, **TILES, overrides_of_model_config={"num_experts_per_tok": k})
                  for k in (1, 2))  # fmt: skip
@@ -67,7 +67,7 @@ def test_a_tiled_block_keeps_its_input_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [2])
-def test_several_rows_stop_in_the_model_s_own_code(rows: int, tmp_path: Path) -> None:
+def test_several_rows_stop_in_the_models_code(rows: int, tmp_path: Path) -> None:
     # a tile of several rows has gaps, and the block asks for a view
     with pytest.raises(Exception, match="view size is not compatible"):
         kept(tmp_path, **SCATTERMOE, **TILES, micro_batch_size=rows)

@@ -16,7 +16,7 @@ from axmem_trace.tracing.recorder import Recorder
 INPUT, OUTPUT = 512_000, 1_024_000  # bf16: 1000 * 256 * 2 and 1000 * 512 * 2
 
 
-def test_forward_holds_int32_and_fp16_and_bf16_results_at_once():
+def test_forward_holds_int32_and_fp16_and_bf16_results_together():
     seen = probe(make_8bit(256, 512), 1, 1000, 256)
     # the input, its int8 copy (256,000) and row scales (1000 * 4); then the int32 product (1000 * 512 * 4), its fp16
     # result and the cast to bf16

@@ -1,4 +1,4 @@
-"""What the recorder sees of backward on meta is what a CPU allocates when nobody records.
+"""The recorder's allocations of backward on meta are those of a CPU without any recorder.
 
 The witness is torch's profiler around a run without any mode: it hooks the allocator, so it changes no path of
 autograd. The operators here have CPU kernels that take no memory beside their results.

@@ -61,7 +61,7 @@ def test_softmax_reads_fp16_and_writes_fp32(softmax):
     assert sizes(seen, phase="backward") == ([1_600] if softmax is F.log_softmax else [1_600, 3_200])
 
 
-def test_softmax_backward_has_the_product_of_gradient_and_output_beside_its_own():
+def test_softmax_backward_has_the_product_of_gradient_and_output_too():
     """As PyTorch's CUDA build allocates it: 8 bytes an element at once for fp32, 12 with a gradient in another order."""
     x = leaf(4, 8, 64, dtype=FP32)
     seen = record(lambda: F.softmax(x, -1))

@@ -1,4 +1,4 @@
-"""Decided routing, and the answers that follow from it without a mask's values."""
+"""The decided routing, and what follows from it without a mask's values."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_fused_experts_of_a_gptq_checkpoint_are_reported_to_be_random(tmp_path: 
     assert "optimum 1.24" in notes["gptq"].text
 
 
-def test_lora_takes_them_by_their_own_names(tmp_path: Path) -> None:
+def test_lora_finds_them_by_their_names(tmp_path: Path) -> None:
     config = configure("mixtral", tmp_path, lora_target_modules=["w1", "w2", "w3"], **LORA)
     adapters = [fact for fact in build(config, LINEAR).facts.tensors if fact.role == "adapter"]
     # Rank 4 on three layers, 32 + 48 features each, of four experts in two layers.
@@ -94,13 +94,13 @@ def test_all_linear_layers_are_those_of_transformers_4(family, projections, keys
     axmem_trace.estimate(configure(family, tmp_path, lora_target_linear=True, **{**LORA, **keys}), assumptions=LINEAR)
 
 
-def test_a_router_whose_logits_are_asked_for_stays(tmp_path: Path) -> None:
+def test_a_router_stays_if_its_logits_are_needed(tmp_path: Path) -> None:
     config = configure("mixtral", tmp_path, {}, overrides_of_model_config={"output_router_logits": True})
     report = axmem_trace.estimate(config, assumptions=LINEAR)
     assert report.phases["step_2"].allocated_bytes > 0
 
 
-def test_no_class_of_ours_is_taken_for_a_linear_layer() -> None:
+def test_no_class_here_is_treated_as_a_linear_layer() -> None:
     """axolotl and `find_linear_names` go by the name: what is called so must be one."""
     for info in pkgutil.walk_packages(axmem_trace.__path__, "axmem_trace."):
         if info.name.endswith("__main__"):

@@ -100,7 +100,7 @@ KEPT_BY_QKV = X + 65536 + 20480
         (mlp, {"use_dora": True}, Lives(795648, 402432, 742400, 114176)),
     ],
 )
-def test_as_axolotls_own_code(kernel: Any, changes: dict[str, Any], expected: Lives) -> None:
+def test_the_same_as_axolotls_code(kernel: Any, changes: dict[str, Any], expected: Lives) -> None:
     layer = make_layer(**changes)
     assert live([tensor(ROWS, TOKENS, WIDTH)], lambda x: kernel(layer, x)) == expected
 

@@ -61,7 +61,7 @@ def test_the_peak_is_a_matrix_of_logits_lower(tmp_path):
     assert abs((plain - flash) - logits) < logits // 100
 
 
-def test_other_models_are_left_alone(tmp_path):
+def test_other_models_are_not_changed(tmp_path):
     recipe = read(tmp_path, "mistral", flash_attn_cross_entropy=True)
     assert recipe.loss.cross_entropy == "torch"
     found = [note.kind for note in recipe.notes if note.key == "flash_attn_cross_entropy"]

@@ -55,7 +55,7 @@ def test_a_type_that_is_not_traced_has_a_reason(release):
 
 
 @pytest.mark.parametrize("release", TABLES)
-def test_what_fails_in_one_release_alone_is_named(release):
+def test_what_fails_in_only_one_release_is_named(release):
     assert untraced(TABLES[release]) == (NOWHERE | IN_ONE_RELEASE_ALONE.get(release, frozenset())) & set(
         TABLES[release]
     )

@@ -1,4 +1,4 @@
-"""Which dtypes a quantised base has once axolotl's casts and peft's k-bit preparation are through.
+"""The dtypes of a quantised base after axolotl's casts and peft's k-bit preparation.
 
 Sources: axolotl 0.19 `loaders/model.py` `_configure_embedding_dtypes`, `_prepare_model_for_quantization`; peft 0.20
 `utils/other.py` `prepare_model_for_kbit_training` (every fp16 or bf16 parameter that is no `Params4bit` becomes fp32).
@@ -46,7 +46,7 @@ def test_quantised_experts_switch_the_preparation_off(tmp_path: Path):
     assert dtypes_of(built, "input_layernorm.weight") == {"bfloat16"}
 
 
-def test_skipping_the_upcast_leaves_embeddings_alone(tmp_path: Path):
+def test_skipping_the_upcast_does_not_change_embeddings(tmp_path: Path):
     assert dtypes_of(build(tmp_path, {**QLORA, "embeddings_skip_upcast": True}), "embed_tokens.weight") == {"bfloat16"}
 
 

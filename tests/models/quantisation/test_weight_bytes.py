@@ -83,7 +83,7 @@ def _own(**quantization_config: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("storage", ["uint8", "bfloat16"])
-def test_a_checkpoint_in_nf4_brings_its_own_configuration(storage: str, tmp_path: Path):
+def test_a_checkpoint_in_nf4_has_its_own_configuration(storage: str, tmp_path: Path):
     own = _own(
         quant_method="bitsandbytes",
         load_in_4bit=True,

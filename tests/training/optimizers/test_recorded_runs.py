@@ -1,4 +1,4 @@
-"""Optimizers inside a whole recorded run: the same states, in the phase in which they come about."""
+"""Optimizers inside a recorded run: the same states, in the phase in which they are allocated."""
 
 from __future__ import annotations
 

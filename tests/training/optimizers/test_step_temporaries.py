@@ -1,4 +1,4 @@
-"""What a step allocates for the moment: clipping, unscaling, torch's three ways to step, and parameter groups."""
+"""Temporary memory of a step: clipping, unscaling, torch's three ways to step, and parameter groups."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_clipping_makes_norms_and_works_in_place(max_norm):
     assert sum(each.alive(recorder.now) for each in made) == 1
 
 
-def test_scaler_makes_scalars_alone():
+def test_scaler_makes_only_scalars():
     scaler, parameters, recorder = GradientScaler(), with_gradients(), Recorder()
     loss = torch.empty((), device="meta")
     with recorder:
