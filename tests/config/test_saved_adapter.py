@@ -50,7 +50,7 @@ def test_rank_and_targets_are_the_saved_ones(tmp_path):
     recipe = read(tmp_path, lora_model_dir=save(tmp_path / "a"))
     _, trainable = load_adapter(recipe)
     assert trainable == 2 * 4 * (32 + 32)  # q_proj of two layers, rank 4: not rank 16 on all linears
-    assert "governs" in recipe.reasons["adapter.rank"].text
+    assert "decides the adapter" in recipe.reasons["adapter.rank"].text
     assert not [note for note in recipe.notes if note.key == "lora_model_dir"]
 
 

@@ -120,4 +120,4 @@ def test_what_there_is_to_know_of_the_card_is_a_warning(tmp_path):
     assert [note for note in notes(tmp_path, LLAMA, gpu="A100-80GB") if note[1] == "--gpu"] == []
     (ambiguous,) = [note for note in notes(tmp_path, LLAMA, gpu="A100") if note[1] == "--gpu"]
     assert (ambiguous[0], ambiguous[2]) == ("warning", 0)
-    assert "A100-80GB (79.15 GiB) was taken" in ambiguous[3]
+    assert "A100-80GB (79.15 GiB) is used" in ambiguous[3]

@@ -96,7 +96,7 @@ FA2 = {"attn_implementation": "flash_attention_2", "selective_checkpointing": Tr
 def test_offloaded_outputs_wait_in_host_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(selective_checkpointing, "MIN_BYTES", LOGSUMEXP)
     saved, offloaded = record(tmp_path, **FA2), record(tmp_path, **OFFLOAD)
-    assert runs(offloaded, "flash_attn_func") == (LAYERS, 0), "nothing is computed again"
+    assert runs(offloaded, "flash_attn_func") == (LAYERS, 0), "nothing is recomputed"
     # Output and log-sum-exp of each layer go; the latest two, which are the last layer's, are there until two more come.
     assert kept_bytes(saved) - kept_bytes(offloaded) == (LAYERS - 1) * (OUTPUT + LOGSUMEXP)
     host = [each for each in offloaded.ledger.allocations if each.device == "cpu" and each.op == "to_host"]
