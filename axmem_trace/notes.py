@@ -8,6 +8,7 @@ from typing import Literal
 
 NoteKind = Literal["traced", "ruled", "assumed", "not_modelled", "ignored", "warning", "refused"]
 Direction = Literal["", "more", "less", "either"]
+Touches = Literal["", "activations"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +40,8 @@ class Note:
     """1-based line of `key` in the configuration file; 0 where there is none."""
     direction: Direction = ""
     """Of what is not modelled: the run needs more memory than shown, less, or either may be. Empty: too little to matter."""
+    touches: Touches = ""
+    """Of what is not modelled: all that it can change. Empty: it may change everything."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

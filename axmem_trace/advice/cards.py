@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from axmem_trace.catalogue.cards import Card
 from axmem_trace.errors import ConfigError
 from axmem_trace.report import Report
-from axmem_trace.report.verdict import Verdict, judge, name_verdict
+from axmem_trace.report.verdict import Verdict, bytes_besides_activations, judge, name_verdict
 from axmem_trace.units import GIB
 
 EstimateOn = Callable[[str], Report]
@@ -24,6 +24,7 @@ class CardFit:
         need_bytes: of the whole card, CUDA context included.
         left_bytes: negative if it does not fit.
         reason: why the run can't run on cards of this generation, or why there is no verdict.
+        error: why this card has no figures; None if there are some.
     """
 
     card: Card
@@ -31,6 +32,7 @@ class CardFit:
     need_bytes: int = 0
     left_bytes: int = 0
     reason: str = ""
+    error: ConfigError | None = None
 
     @property
     def fits(self) -> bool:
@@ -44,11 +46,18 @@ def fit_cards(cards: Iterable[Card], estimate_on: EstimateOn) -> list[CardFit]:
     The needed memory depends on the card's compute capability (its kernels) and, if the allocator reaches the limit, on
     its memory. So the largest card of each capability is estimated. Another card with this capability is estimated
     separately only if live bytes would fit, but the cached ones of the larger card would not.
+
+    Raises:
+        ConfigError: no card has figures, and the reason is the same for all: the configuration.
     """
     groups: dict[tuple[int, int], list[Card]] = {}
     for card in cards:
         groups.setdefault(card.capability, []).append(card)
     found = [fit for group in groups.values() for fit in _fit_group(group, estimate_on)]
+    errors = {str(fit.error): fit.error for fit in found}
+    for error in errors.values():
+        if error and len(errors) == 1:
+            raise error
     return sorted(found, key=lambda fit: (fit.card.gib, fit.card.capability))
 
 
@@ -62,7 +71,7 @@ def _fit_group(cards: list[Card], estimate_on: EstimateOn) -> list[CardFit]:
     try:
         report = estimate_on(largest.name)
     except ConfigError as error:
-        return [CardFit(card=card, verdict="", reason=error.problem) for card in cards]
+        return [CardFit(card=card, verdict="", reason=error.problem, error=error) for card in cards]
     live_bytes = report.peak.counted_bytes + report.peak.context_bytes + report.peak.nccl_bytes
     fits = []
     for card in cards:
@@ -78,7 +87,8 @@ def _fit(card: Card, report: Report) -> CardFit:
     memory_bytes = round(card.gib * GIB)
     need_bytes = report.peak.device_bytes
     fails = report.out_of_memory is not None and report.gpu.memory_bytes <= memory_bytes
-    fits, why = judge(need_bytes <= memory_bytes and not fails, report.notes)
+    within = bytes_besides_activations(report.buckets) <= memory_bytes
+    fits, why = judge(need_bytes <= memory_bytes and not fails, report.notes, fits_without_activations=within)
     verdict = name_verdict(
         fits, why, memory_bytes - need_bytes, memory_bytes,
         expandable_segments="expandable_segments:True" in report.run.get("allocator", ""),

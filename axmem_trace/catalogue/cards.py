@@ -203,7 +203,8 @@ WORKSTATION: tuple[Card, ...] = (
     _card("RTX PRO 5000 72GB Blackwell", 72, 70.90, _BLACKWELL_CONSUMER, "assumed", "RTX PRO 5000"),
     _card("RTX PRO 6000 Blackwell", 96, 94.97, _BLACKWELL_CONSUMER, "reported", "RTX PRO 6000", "RTX 6000 Pro",
           "RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000 Blackwell Workstation Edition",
-          "RTX PRO 6000 Blackwell Max-Q Workstation Edition", "RTX PRO 6000 Max-Q", "PRO 6000"),
+          "RTX PRO 6000 Blackwell Max-Q Workstation Edition", "RTX PRO 6000 Blackwell Max-Q", "RTX PRO 6000 Max-Q",
+          "PRO 6000"),
 )
 
 SMALL_SYSTEMS: tuple[Card, ...] = (

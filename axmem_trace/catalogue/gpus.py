@@ -154,12 +154,12 @@ def _no_slice(text: str, name: str, profile: Profile) -> ConfigError:
 
 
 def _cards_named(text: str) -> list[Card]:
-    """Cards of a name; a size after the name (`V100 32GB`, `L4 24GB`) chooses among them."""
+    """Cards of a name; a size after the name (`V100 32GB`, `L4 24GB`, `A100-80`) chooses among them."""
     table = _cards_by_folded_name()
     found = table.get(_fold(text))
     if found:
         return found
-    match = re.fullmatch(r"(?P<name>.*[A-Z0-9])[\s_-]+(?P<gb>\d+)\s*Gi?B", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(?P<name>.*[A-Z0-9])[\s_-]+(?P<gb>\d+)\s*(Gi?B?)?", text.strip(), re.IGNORECASE)
     if match is None:
         return []
     return [card for card in table.get(_fold(match["name"]), []) if card.nominal_gb == int(match["gb"])]

@@ -7,7 +7,8 @@ import re
 from axmem_trace.errors import ConfigError
 
 _MAKERS: tuple[tuple[str, str, str], ...] = (
-    ("AMD", r"(AMD)?(INSTINCT)?MI\d{2,3}[AX]?|.*(RADEON|INSTINCT).*|(AMD)?RX\d{4}.*|(AMD)?W[67]\d00X?|GFX\d+.*",
+    ("AMD", r"(AMD)?(INSTINCT)?MI\d{2,3}[AX]?|.*(RADEON|INSTINCT).*|(AMD)?RX\d{4}.*|(AMD)?[679]\d{3}(XTX?|GRE)|"
+            r"(AMD)?(PRO)?W[67]\d00X?|GFX\d+.*|(AMD)?RYZEN.*|STRIX(HALO|POINT)",
      "ROCm has its own allocator settings, attention kernels and library workspaces"),
     ("Intel", r"(INTEL)?(HABANA)?(GAUDI|HPU).*|(INTEL)?ARC.*|.*(PONTEVECCHIO|DATACENTER(GPU)?(MAX|FLEX)).*|"
               r"(INTEL)?(GPU)?(MAX1\d{3}|FLEX1\d0|IRIS.*|UHD.*)|INTEL.*",
@@ -16,7 +17,7 @@ _MAKERS: tuple[tuple[str, str, str], ...] = (
      "the MPS back end shares the system's memory and has its own allocator; bitsandbytes and FlashAttention are not there"),
     ("Google", r"(GOOGLE)?(CLOUD)?TPU.*|V[2-7](E|P|LITE(POD)?)\d*|TRILLIUM|IRONWOOD",
      "XLA compiles the whole step and plans its memory itself"),
-    ("Amazon", r"(AWS)?(TRAINIUM|INFERENTIA|TRN|INF)\d?.*", "the Neuron compiler plans its memory itself"),
+    ("Amazon", r"(AWS)?((TRAINIUM|INFERENTIA).*|(TRN|INF)\d.*)", "the Neuron compiler plans its memory itself"),
     ("Huawei", r"(HUAWEI)?ASCEND.*|910[A-D]\d?|.*NPU", "torch_npu has its own allocator and kernels"),
     ("another maker", r"(MOORETHREADS)?MTT?S\d+.*|CEREBRAS.*|WSE\d?|GROQ.*|IPU.*|GRAPHCORE.*|CAMBRICON.*|MLU\d+.*|"
                       r"BIREN.*|KUNLUN.*|HYGON.*|DCU.*", "its back end has its own allocator and kernels"),

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from axmem_trace.cli.commands import report_nothing_found
 from axmem_trace.cli.run_options import estimate_run
 from axmem_trace.cli.terminal import show_progress, write_output
-from axmem_trace.errors import EXIT_DOES_NOT_FIT, EXIT_ESTIMATED, AxmemError
+from axmem_trace.errors import EXIT_CANNOT_SAY, EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED, AxmemError
 from axmem_trace.quiet import set_quiet_environment
 
 if TYPE_CHECKING:
+    from axmem_trace.advice.cards import CardFit
     from axmem_trace.progress import Progress
     from axmem_trace.report import Report
 
 
 def run_gpus(options: argparse.Namespace) -> int:
-    """Lists cards, or estimates a configuration on them; exit code 3 if it fits none."""
+    """Lists cards, or estimates a configuration on them.
+
+    Exit codes if it fits none: 4 if there is no verdict for one of them, 3 if it can run but fits none, 2 if it can't run
+    on any.
+    """
     if options.list:
         return list_gpus(options)
     if not options.config:
         raise AxmemError("gpus: name a configuration, or list the cards with --list")
-    from axmem_trace.advice.cards import fit_cards, smallest
+    from axmem_trace.advice.cards import fit_cards
     from axmem_trace.catalogue.gpus import list_cards, list_usual_cards
     from axmem_trace.render.cards import render_fits
 
@@ -32,7 +38,16 @@ def run_gpus(options: argparse.Namespace) -> int:
     with show_progress(sys.stderr) as progress:
         fits = fit_cards(cards, lambda name: _estimate_on(name, options, progress))
     write_output(render_fits(fits, options.format, everything=options.all), None)
-    return EXIT_ESTIMATED if smallest(fits) else EXIT_DOES_NOT_FIT
+    return _exit_code(fits)
+
+
+def _exit_code(fits: Sequence[CardFit]) -> int:
+    verdicts = {fit.verdict for fit in fits}
+    if any(fit.fits for fit in fits):
+        return EXIT_ESTIMATED
+    if "cannot say" in verdicts:
+        return EXIT_CANNOT_SAY
+    return EXIT_DOES_NOT_FIT if "does not fit" in verdicts else EXIT_CONFIG
 
 
 def list_gpus(options: argparse.Namespace) -> int:

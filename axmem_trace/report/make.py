@@ -33,7 +33,7 @@ from axmem_trace.report.types import (
     Resident,
     TargetGpu,
 )
-from axmem_trace.report.verdict import judge, name_verdict
+from axmem_trace.report.verdict import bytes_besides_activations, judge, name_verdict
 from axmem_trace.report.warn import note_costly_evaluation, note_other_libraries
 from axmem_trace.report.wording import describe_run
 
@@ -69,7 +69,8 @@ def make_report(
     needed_bytes = engine.together_bytes if engine else peak.device_bytes
     can_run = failure is None and (engine is None or engine.starts)
     figures_fit = (needed_bytes <= memory_bytes and can_run) if memory_bytes else None
-    fits, why = judge(figures_fit, shown)
+    within = not memory_bytes or bytes_besides_activations(buckets) <= memory_bytes
+    fits, why = judge(figures_fit, shown, fits_without_activations=within)
     headroom_bytes = memory_bytes - needed_bytes if memory_bytes else None
     report = Report(
         run=describe_run(recipe),

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from axmem_trace.notes import Note
+from axmem_trace.report.types import Buckets
 
 Verdict = Literal["", "fits with room", "fits", "tight", "does not fit", "cannot say"]
 ROOM_SHARE = 0.10
@@ -20,11 +21,14 @@ _TURNS = {True: ("more", "either"), False: ("less", "either")}
 """By answer: the directions of unmodelled memory that could make it wrong."""
 
 
-def judge(figures_fit: bool | None, notes: Iterable[Note]) -> tuple[bool | None, str]:
+def judge(
+    figures_fit: bool | None, notes: Iterable[Note], *, fits_without_activations: bool = True
+) -> tuple[bool | None, str]:
     """The verdict; or None and the reason, if the figures alone are not enough for a verdict.
 
     A run whose figures fit may need more than they show, and one whose figures don't fit may need less: then there is
     no verdict.
+    What changes only activations can't make a run fit if its other tensors alone exceed the card.
 
     >>> judge(True, [Note(kind="not_modelled", key="rl", text="`rl: kto` is not in the figures", direction="more")])
     (None, '`rl: kto` is not in the figures')
@@ -33,15 +37,23 @@ def judge(figures_fit: bool | None, notes: Iterable[Note]) -> tuple[bool | None,
 
     Args:
         figures_fit: whether the figures are within the card; None if no card was named.
+        fits_without_activations: whether they are within it without any activations (`bytes_besides_activations`).
     """
     if figures_fit is None:
         return None, ""
     doubts = [note for note in notes if note.kind == "not_modelled" and note.direction in _TURNS[figures_fit]]
+    if not figures_fit and not fits_without_activations:
+        doubts = [note for note in doubts if note.touches != "activations"]
     if not doubts:
         return figures_fit, ""
     line = f" (line {doubts[0].line})" if doubts[0].line else ""
     others = f", and {len(doubts) - 1} more" if len(doubts) > 1 else ""
     return None, f"{doubts[0].text}{line}{others}"
+
+
+def bytes_besides_activations(buckets: Buckets) -> int:
+    """Bytes of the peak that stay however little is kept for backward: models, gradients, optimizer states."""
+    return buckets.total - buckets.activations - buckets.workspace
 
 
 def name_verdict(

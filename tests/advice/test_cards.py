@@ -36,8 +36,8 @@ class Run:
         report = make_hand_made_report(memory)
         peak = replace(report.peak, counted_bytes=10 * GIB, reserved_bytes=reserved, device_bytes=reserved + GIB // 2,
                        context_bytes=GIB // 2)  # fmt: skip
-        return replace(report, peak=peak, notes=(), run={**report.run, "allocator": "expandable_segments:True"},
-                       **self.changes)  # fmt: skip
+        run = {**report.run, "allocator": "expandable_segments:True"}
+        return replace(report, peak=peak, run=run, **{"notes": (), **self.changes})
 
 
 CARDS = [card("huge", 80), card("tiny", 8), card("enough", 14), card("nearly", 11), card("other", 24, (9, 0))]
@@ -112,8 +112,19 @@ def test_on_the_command_line(capsys, monkeypatch):
     assert out.count("<- smallest") == 1
     assert len(out.splitlines()) < 30
     run.changes = {"refusals": (Refusal(key="x", line=1, value="", reason="no", remedy=""),)}
-    assert main(["gpus", "run.yml"]) == 3
+    assert main(["gpus", "run.yml"]) == 2
     assert f"{len(every)} cards: can't run: no" in capsys.readouterr().out
+    note = Note(kind="not_modelled", key="rl", text="rl is not in the figures", direction="more")
+    run.changes = {"notes": (note,)}
+    assert main(["gpus", "run.yml"]) == 4
+
+
+def test_what_the_configuration_alone_is_to_blame_for_is_one_error(capsys, tmp_path):
+    assert main(["gpus", str(tmp_path / "none.yml")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "no such file" in err
+    assert "none.yml" in err
 
 
 @pytest.mark.parametrize("arguments", [["gpus"], ["gpus", "--all"]])

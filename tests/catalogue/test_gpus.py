@@ -239,6 +239,9 @@ def test_a_number_of_cards(text, count, name):
         ("AMD MI250", "AMD"),
         ("Radeon RX 7900", "AMD"),
         ("Radeon Pro W7900", "AMD"),
+        ("7900 XTX", "AMD"),
+        ("9070 XT", "AMD"),
+        ("Strix Halo", "AMD"),
         ("Gaudi2", "Intel"),
         ("Intel Arc B580", "Intel"),
         ("Intel Data Center GPU Max 1550", "Intel"),
@@ -253,6 +256,20 @@ def test_a_number_of_cards(text, count, name):
 def test_other_makers_are_refused_with_a_reason(text, maker):
     with pytest.raises(ConfigError, match=f"no CUDA GPU; it is made by {maker}: .*(allocator|memory)"):
         find_gpu(text)
+
+
+@pytest.mark.parametrize("text", ["inf", "info"])
+def test_a_word_that_only_begins_like_another_maker_is_unknown(text):
+    with pytest.raises(ConfigError, match="no GPU named"):
+        find_gpu(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("a100-80", "A100-80GB"), ("A100 40G", "A100-40GB"), ("RTX 3080 12", "RTX 3080 12GB"),
+                       ("RTX PRO 6000 Blackwell Max-Q", "RTX PRO 6000 Blackwell")]
+)  # fmt: skip
+def test_a_size_behind_a_name_needs_no_unit(text, name):
+    assert find_gpu(text).name == name
 
 
 def test_without_a_card_the_context_is_that_of_a_card_given_by_size():

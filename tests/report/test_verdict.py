@@ -34,6 +34,26 @@ def test_further_reasons_are_counted() -> None:
     assert judge(True, [missing("more"), missing("less"), missing("either")]) == (None, "something, and 1 more")
 
 
+def test_what_changes_activations_alone_withholds_no_answer_that_the_weights_give() -> None:
+    less_kept = Note(kind="not_modelled", key="use_kernels", text="kernels", direction="less", touches="activations")
+    assert judge(False, [less_kept], fits_without_activations=False) == (False, "")
+    assert judge(False, [less_kept], fits_without_activations=True) == (None, "kernels")
+    assert judge(False, [less_kept, missing("less")], fits_without_activations=False) == (None, "something")
+
+
+def test_weights_that_exceed_the_card_do_not_fit_whatever_kernels_keep(tmp_path: Path) -> None:
+    path = tmp_path / "c.yml"
+    kernels = "use_kernels: true\nplugins:\n  - axolotl.integrations.kernels.KernelsPlugin\n"
+    text = f"base_model: Qwen/Qwen2.5-0.5B\n{CONFIG.partition('plugins')[0]}{kernels}"
+    path.write_text(text, encoding="utf-8")
+    # 494,032,768 parameters in fp32 or bf16, their gradients, and two fp32 moments of AdamW: at least 8 bytes each with
+    # the moments alone, 3.7 GiB: more than 3 GiB whatever is kept for backward, and not more than 8 GiB.
+    small = axmem_trace.estimate(path, hub="never", gpu="3GiB")
+    assert (small.fits, small.verdict, small.why) == (False, "does not fit", "")
+    enough = axmem_trace.estimate(path, hub="never", gpu="80GiB")
+    assert enough.fits is True
+
+
 CONFIG = "micro_batch_size: 2\nsequence_len: 64\nlearning_rate: 0.0001\nplugins:\n  - somebody.elses.Plugin\n"
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from axmem_trace.config.axolotl.releases import NEWEST, Release
 from axmem_trace.config.document.key_table import Key, keys_of, plugins_of
 from axmem_trace.errors import ConfigError
-from axmem_trace.notes import Direction, Note, NoteKind, Notes, RefusalNote
+from axmem_trace.notes import Direction, Note, NoteKind, Notes, RefusalNote, Touches
 from axmem_trace.recipe.lines import as_error, find_written, place_note
 from axmem_trace.recipe.recipe import Origin, Reason, Written
 
@@ -100,9 +100,19 @@ class Draft:
             return "override"
         return "config" if key in self.values else "default"
 
-    def note(self, kind: NoteKind, key: str, text: str, *, line: int = 0, direction: Direction = "") -> Note:
+    def note(
+        self,
+        kind: NoteKind,
+        key: str,
+        text: str,
+        *,
+        line: int = 0,
+        direction: Direction = "",
+        touches: Touches = "",
+    ) -> Note:
         """Adds a note, unless an equal one is there."""
-        note = Note(kind=kind, key=key, text=text, line=line or self.line(key), direction=direction)
+        line = line or self.line(key)
+        note = Note(kind=kind, key=key, text=text, line=line, direction=direction, touches=touches)
         self.notes.append(note)
         return note
 

@@ -89,7 +89,7 @@ def note_not_modelled(draft: Draft) -> None:
     for key, value in _given_keys(draft):
         if key.verdict == "not_modelled" and _moves_memory(key, value):
             text = f"`{key.name}: {shortened(value)}` is not in the figures: {say(key)}"
-            draft.note("not_modelled", key.name, text, direction=key.direction or "either")
+            draft.note("not_modelled", key.name, text, direction=key.direction or "either", touches=key.touches)
     for package in sorted(draft.plugins):
         if package in _WHOLE_PLUGINS:
             name, _ = _WHOLE_PLUGINS[package]

@@ -37,6 +37,8 @@ class Key:
     effect: str = ""
     direction: Literal["", "more", "less", "either"] = ""
     """Of `not_modelled`: the run needs more or less GPU memory than the figures say."""
+    touches: Literal["", "activations"] = ""
+    """Of `not_modelled`: all that it can change; empty: it may change everything."""
     quiet: tuple[Any, ...] = ()
     """Values that change nothing, besides null, false and the default."""
 
