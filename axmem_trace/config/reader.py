@@ -39,7 +39,12 @@ from axmem_trace.config.derive.quantisation import derive_quantisation
 from axmem_trace.config.derive.task import derive_model
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.config.document.key_checks import check_types, find_plugins, note_duplicates, note_not_modelled
-from axmem_trace.config.document.old_names import refuse_removed, rename_aliases, understand_old_names
+from axmem_trace.config.document.old_names import (
+    refuse_removed,
+    rename_aliases,
+    understand_old_names,
+    understand_old_values,
+)
 from axmem_trace.config.document.overrides import Settings, apply_overrides, merge_settings
 from axmem_trace.config.document.written import find_written_keys
 from axmem_trace.config.document.yaml_reader import Document, read_document
@@ -175,6 +180,7 @@ def read_draft(document: Document, overrides: Settings = (), axolotl: str = "") 
     )
     note_duplicates(draft, document.duplicates)
     rename_aliases(draft)
+    understand_old_values(draft)
     check_types(draft)
     refuse_removed(draft)
     understand_old_names(draft)

@@ -69,6 +69,7 @@ def test_what_moves_no_memory_leaves_the_figures(case, model, plain):
         ({"attn_implementation": "flash"}, {"attn_implementation": "flash_attention_2"}),
         ({"optimizer": "ao_adamw_8bit"}, {"optimizer": "adamw_torch_8bit"}),
         ({"adapter": "qlora"}, {"adapter": "qlora", "load_in_4bit": True}),
+        ({"gradient_checkpointing": "unsloth"}, {"gradient_checkpointing": "offload"}),
         ({"tokens": ["<a>"]}, {"tokens": ["<a>"], "lora_modules_to_save": ["embed_tokens", "lm_head"]}),
     ],
 )  # fmt: skip
@@ -78,6 +79,48 @@ def test_else_the_figures_are_those_of_the_way_out(keys, way_out, model):
     assert not resolved.refusals
     assert "the figures are with" in refused.refusals[0].reason
     assert refused.peak == resolved.peak
+
+
+def test_lora_kernels_under_fsdp1_leave_the_figures_without_them(model):
+    fsdp = {**BASE, "base_model": model, "fsdp": ["full_shard", "auto_wrap"]}
+    keys = {"lora_mlp_kernel": True, "lora_o_kernel": True}
+    refused = axmem_trace.estimate({**fsdp, **keys}, hub="never", axolotl="0.19.0")
+    resolved = axmem_trace.estimate(fsdp, hub="never", axolotl="0.19.0")
+    (refusal,) = refused.refusals
+    assert "not compatible with FSDP1 (the figures are without them)" in refusal.reason
+    assert (refused.buckets, refused.peak.counted_bytes) == (resolved.buckets, resolved.peak.counted_bytes)
+
+
+def test_accumulation_that_a_layerwise_optimizer_refuses_leaves_the_figures(model):
+    layerwise = {"adapter": None, "optimizer": "galore_adamw_layerwise", "optim_target_modules": ["q_proj"]}
+    accumulated = {**layerwise, "gradient_accumulation_steps": 2}
+    once = axmem_trace.estimate({**BASE, "base_model": model, **layerwise}, hub="never")
+    twice = axmem_trace.estimate({**BASE, "base_model": model, **accumulated}, hub="never")
+    assert not once.refusals
+    (refusal,) = twice.refusals
+    assert refusal.key == "gradient_accumulation_steps"
+    # The second micro-batch is there beside the first: input_ids, attention_mask, labels and positions, int64, 1 x 64.
+    assert twice.peak.allocated_bytes - once.peak.allocated_bytes == 4 * 8 * 64
+    assert twice.buckets.optimizer == once.buckets.optimizer
+    assert twice.buckets.gradients == once.buckets.gradients
+
+
+def test_wrapping_of_earlier_years_is_read_as_the_list_that_it_means(model):
+    text = {"fsdp": "full_shard auto_wrap"}
+    refused = axmem_trace.estimate({**BASE, "base_model": model, **text}, hub="never", axolotl="0.19.0")
+    assert [refusal.key for refusal in refused.refusals] == ["fsdp"]
+    assert "a list (the figures are with `fsdp: [full_shard, auto_wrap]`)" in refused.refusals[0].reason
+    listed = {"fsdp": ["full_shard", "auto_wrap"]}
+    resolved = axmem_trace.estimate({**BASE, "base_model": model, **listed}, hub="never", axolotl="0.19.0")
+    assert (refused.buckets, refused.peak.counted_bytes) == (resolved.buckets, resolved.peak.counted_bytes)
+
+
+def test_a_removed_key_is_a_reason_and_no_warning_beside_it(model):
+    keys = {"unsloth_lora_mlp": True, "unsloth_rope": False}
+    recipe = read_recipe({**BASE, "base_model": model, **keys}, hub="never")
+    assert [note.key for note in recipe.refusals] == ["unsloth_lora_mlp"]
+    assert [note.kind for note in recipe.notes if note.key == "unsloth_lora_mlp"] == ["refused"]
+    assert [note.key for note in recipe.notes if note.kind == "warning" and "unsloth" in note.key] == ["unsloth_rope"]
 
 
 @pytest.mark.parametrize(

@@ -104,9 +104,9 @@ def _refuse_kernels(draft: Draft, engine: Engine) -> None:
     """`check_multigpu_lora_kernels` of axolotl 0.19."""
     asked = [key for key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel") if draft.get(key)]
     if engine == "fsdp1" and asked:
-        raise draft.error(
-            "axolotl's LoRA kernels are not compatible with FSDP1", asked[0], remedy="set `fsdp_version: 2`"
-        )
+        problem = "axolotl's LoRA kernels are not compatible with FSDP1 (the figures are without them)"
+        draft.refuse(problem, asked[0], remedy=f"set `fsdp_version: 2`, or remove {', '.join(asked)}")
+        draft.values.update(dict.fromkeys(asked, False))
 
 
 def _derive_ddp(draft: Draft) -> Ddp:

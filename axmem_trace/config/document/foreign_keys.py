@@ -106,6 +106,9 @@ _LIGER = "list `axolotl.integrations.liger.LigerPlugin` under `plugins`, and tur
 _SHARDING = "it shards everything; FSDP2 says otherwise with `fsdp_config.reshard_after_forward`"
 _BITS = "write `adapter: qlora` with `load_in_4bit: true`, or `adapter: lora` with `load_in_8bit: true`"
 ADVICE: dict[str, str] = {
+    "relora_steps": "write `relora: true` with `jagged_restart_steps`",
+    "relora_warmup_steps": "its key is `jagged_restart_warmup_steps`, with `relora: true`",
+    "relora_anneal_steps": "its key is `jagged_restart_anneal_steps`, with `relora: true`",
     "use_peft": "the adapter is chosen with `adapter: lora` or `adapter: qlora`; without one all weights train",
     "use_lora": "write `adapter: lora`",
     "use_qlora": "write `adapter: qlora` with `load_in_4bit: true`",

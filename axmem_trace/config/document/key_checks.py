@@ -10,7 +10,7 @@ from axmem_trace.config.document.coercion import coerce, describe
 from axmem_trace.config.document.draft import Draft, shortened
 from axmem_trace.config.document.foreign_keys import ADVICE, SAME, nearest_key
 from axmem_trace.config.document.key_table import Key, plugins_of, siblings
-from axmem_trace.config.document.old_names import GONE_KEYS
+from axmem_trace.config.document.old_names import GONE_KEYS, UNSLOTH_KEYS
 from axmem_trace.recipe.lines import find_written
 
 _WHOLE_PLUGINS = {
@@ -165,7 +165,8 @@ def _check_nested(draft: Draft, prefix: str, values: dict[str, Any]) -> dict[str
 def _drop_unknown(draft: Draft, name: Any) -> None:
     """A key may be a number or a truth value (`1:`, `yes:`)."""
     value = draft.dropped[str(name)] = draft.values.pop(name)
-    _report_unknown(draft, str(name), value)
+    if name not in UNSLOTH_KEYS or not value:  # those that are on are refused (`refuse_removed`)
+        _report_unknown(draft, str(name), value)
 
 
 def _report_unknown(draft: Draft, name: str, value: Any) -> None:

@@ -86,6 +86,22 @@ def rename_aliases(draft: Draft) -> None:
         draft.rename(alias, name)
 
 
+def understand_old_values(draft: Draft) -> None:
+    """Values that axolotl took in earlier years and now refuses by their type: the figures are of what they meant."""
+    if draft.values.get("gradient_checkpointing") == "unsloth":
+        problem = "axolotl refuses this: it renamed `unsloth` to `offload` (the figures are with `offload`)"
+        draft.refuse(problem, "gradient_checkpointing", remedy="write `gradient_checkpointing: offload`")
+        draft.values["gradient_checkpointing"] = "offload"
+    wrapped = draft.values.get("fsdp")
+    if isinstance(wrapped, str) and wrapped.split():
+        listed = f"[{', '.join(wrapped.split())}]"
+        problem = f"axolotl refuses this: it takes a list (the figures are with `fsdp: {listed}`)"
+        draft.refuse(
+            problem, "fsdp", remedy=f"write `fsdp: {listed}`, or better `fsdp_version: 2` with an `fsdp_config`"
+        )
+        draft.values["fsdp"] = wrapped.split()
+
+
 def refuse_removed(draft: Draft) -> None:
     """Reports keys and values that axolotl 0.19 refuses because they are gone; the figures are without them."""
     for key, (text, remedy) in REFUSED_KEYS.items():

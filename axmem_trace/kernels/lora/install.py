@@ -65,7 +65,8 @@ def install_lora_kernels(site: Site) -> None:
         _skip(site, wanted, "they cannot read int8 weights")
         return
     if getattr(site.model, "quantization_method", None) in ("gptq", "awq"):
-        why = "it multiplies by `weight`, which most packed layers do not have: set the key to false"
+        why = "they multiply by `weight`, which most packed layers do not have, and the run then stops: set these keys to "
+        why += "false; axolotl switches them on by itself where the configuration has none of them"
         _skip(site, wanted, why)
         return
     layers = _find_layers(site)
@@ -235,8 +236,10 @@ def _have_adapters(site: Site, layers: list[nn.Module], kernel: str) -> bool:
 
 
 def _skip(site: Site, wanted: frozenset[str], why: str) -> None:
-    for kernel in sorted(wanted):
-        site.note(Note(kind="warning", key=LORA_KERNEL_KEYS[kernel], text=f"the LoRA kernel is not installed: {why}"))
+    """One warning for all of them: axolotl may have switched them on by itself."""
+    keys = [LORA_KERNEL_KEYS[kernel] for kernel in sorted(wanted)]
+    text = f"the LoRA kernels ({', '.join(keys)}) are not in the figures: {why}"
+    site.note(Note(kind="warning", key=keys[0], text=text))
 
 
 def _refuse(site: Site, kernels: frozenset[str], problem: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from axmem_trace.errors import ConfigError
+from axmem_trace.notes import RefusalNote
 from axmem_trace.training.optimizers.request import ParamGroups, Request
 
 PROJECTIONS = ("std", "reverse_std", "right", "left", "full")
@@ -135,12 +136,14 @@ def step_in_backward(request: Request, groups: ParamGroups, make: Any) -> list[t
         groups: each parameter gets its own group, with the keys of its group here.
         make: from a list of one group to an optimizer.
 
-    Raises:
-        ConfigError: gradients are accumulated, which transformers refuses.
+    Gradients that are accumulated are a reason why the run can't run, as transformers refuses them
+    (`_setup_low_rank_optimizer`). In the figures each micro-batch steps by itself, as its gradients are dropped at once.
     """
     if request.recipe.batch.gradient_accumulation_steps != 1:
-        raise ConfigError(f"{request.name} does not support gradient accumulation", key="gradient_accumulation_steps",
-                          value=request.recipe.batch.gradient_accumulation_steps, accepted="1")  # fmt: skip
+        text = f"the run stops: transformers refuses {request.name} with gradient accumulation (in the figures each "
+        text += "micro-batch steps by itself)"
+        key = "gradient_accumulation_steps"
+        request.notes.append(RefusalNote(key=key, text=text, remedy=f"set `{key}: 1`"))
     optimizers: list[torch.optim.Optimizer] = []
     for group in groups:
         for parameter in group["params"]:
