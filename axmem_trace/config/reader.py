@@ -38,7 +38,13 @@ from axmem_trace.config.derive.precision import derive_precision
 from axmem_trace.config.derive.quantisation import derive_quantisation
 from axmem_trace.config.derive.task import derive_model
 from axmem_trace.config.document.draft import Draft
-from axmem_trace.config.document.key_checks import check_types, find_plugins, note_duplicates, note_not_modelled
+from axmem_trace.config.document.key_checks import (
+    check_types,
+    drop_notes_on_refused_keys,
+    find_plugins,
+    note_duplicates,
+    note_not_modelled,
+)
 from axmem_trace.config.document.old_names import (
     refuse_removed,
     rename_aliases,
@@ -185,6 +191,7 @@ def read_draft(document: Document, overrides: Settings = (), axolotl: str = "") 
     refuse_removed(draft)
     understand_old_names(draft)
     refuse_contradictions(draft)
+    drop_notes_on_refused_keys(draft)
     return draft
 
 

@@ -123,6 +123,14 @@ def test_a_removed_key_is_a_reason_and_no_warning_beside_it(model):
     assert [note.key for note in recipe.notes if note.kind == "warning" and "unsloth" in note.key] == ["unsloth_rope"]
 
 
+def test_wrapping_is_refused_once_where_axolotl_has_no_list_any_more(model):
+    text = {"fsdp": "full_shard auto_wrap", "fsdp_config": {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+    recipe = read_recipe({**BASE, "base_model": model, **text}, hub="never", axolotl="0.21.0")
+    about = [note for note in recipe.notes if note.key == "fsdp"]
+    assert [note.kind for note in about] == ["refused"]
+    assert "is gone with FSDP1" in about[0].text
+
+
 @pytest.mark.parametrize(
     "keys",
     [

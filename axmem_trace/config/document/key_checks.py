@@ -10,7 +10,8 @@ from axmem_trace.config.document.coercion import coerce, describe
 from axmem_trace.config.document.draft import Draft, shortened
 from axmem_trace.config.document.foreign_keys import ADVICE, SAME, nearest_key
 from axmem_trace.config.document.key_table import Key, plugins_of, siblings
-from axmem_trace.config.document.old_names import GONE_KEYS, UNSLOTH_KEYS
+from axmem_trace.config.document.old_names import GONE_KEYS
+from axmem_trace.notes import Notes, RefusalNote
 from axmem_trace.recipe.lines import find_written
 
 _WHOLE_PLUGINS = {
@@ -19,6 +20,7 @@ _WHOLE_PLUGINS = {
     "nemo_gym": ("nemo_gym_enabled", "more"),
 }
 """Plugins that act as soon as they are listed, and the key that says what they do."""
+_UNKNOWN = "axolotl does not know `{}` and drops it"
 _WRONG: Any = object()
 """Used in place of a value that was refused."""
 _DIRECTIONS = {"more": "needs more memory than shown", "less": "needs less memory than shown", "either": "differs"}
@@ -165,8 +167,7 @@ def _check_nested(draft: Draft, prefix: str, values: dict[str, Any]) -> dict[str
 def _drop_unknown(draft: Draft, name: Any) -> None:
     """A key may be a number or a truth value (`1:`, `yes:`)."""
     value = draft.dropped[str(name)] = draft.values.pop(name)
-    if name not in UNSLOTH_KEYS or not value:  # those that are on are refused (`refuse_removed`)
-        _report_unknown(draft, str(name), value)
+    _report_unknown(draft, str(name), value)
 
 
 def _report_unknown(draft: Draft, name: str, value: Any) -> None:
@@ -183,12 +184,18 @@ def _report_unknown(draft: Draft, name: str, value: Any) -> None:
         draft.fail(draft.error("axolotl knows no such key, and drops it", name, remedy=remedy))
         return
     gone = name in GONE_KEYS
-    text = (
-        f"`{name}` is gone from axolotl and has no effect" if gone else f"axolotl does not know `{name}` and drops it"
-    )
+    text = f"`{name}` is gone from axolotl and has no effect" if gone else _UNKNOWN.format(name)
     harmless = bool(advice) and not slipped and (not value or not _names_what_moves_memory(draft.keys, advice))
     note = draft.note("ignored" if harmless else "warning", name, f"{text}: {advice}" if advice else text)
     draft.strict.append(note)
+
+
+def drop_notes_on_refused_keys(draft: Draft) -> None:
+    """A key that is a reason why the run can't run (a removed one) is not said to be dropped as well."""
+    refused = {note.key for note in draft.notes if isinstance(note, RefusalNote)}
+    draft.notes = Notes(
+        note for note in draft.notes if note.key not in refused or not note.text.startswith(_UNKNOWN.format(note.key))
+    )
 
 
 def _names_what_moves_memory(keys: Mapping[str, Key], advice: str) -> bool:

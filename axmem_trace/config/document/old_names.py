@@ -93,13 +93,13 @@ def understand_old_values(draft: Draft) -> None:
         draft.refuse(problem, "gradient_checkpointing", remedy="write `gradient_checkpointing: offload`")
         draft.values["gradient_checkpointing"] = "offload"
     wrapped = draft.values.get("fsdp")
-    if isinstance(wrapped, str) and wrapped.split():
-        listed = f"[{', '.join(wrapped.split())}]"
-        problem = f"axolotl refuses this: it takes a list (the figures are with `fsdp: {listed}`)"
-        draft.refuse(
-            problem, "fsdp", remedy=f"write `fsdp: {listed}`, or better `fsdp_version: 2` with an `fsdp_config`"
-        )
-        draft.values["fsdp"] = wrapped.split()
+    if not isinstance(wrapped, str) or not wrapped.split():
+        return
+    draft.values["fsdp"] = wrapped.split()
+    if "fsdp" in draft.keys:  # else the list is refused as well
+        listed = f"fsdp: [{', '.join(wrapped.split())}]"
+        problem = f"axolotl refuses this: it takes a list (the figures are with `{listed}`)"
+        draft.refuse(problem, "fsdp", remedy=f"write `{listed}`, or better `fsdp_version: 2` with an `fsdp_config`")
 
 
 def refuse_removed(draft: Draft) -> None:
