@@ -14,7 +14,7 @@ Row = TypeVar("Row")
 
 
 def unfold_facts(facts: ModelFacts, repetition: Repetition) -> ModelFacts:
-    """Tensors and modules with those of the missing layers put in, where a walk through the whole model meets them."""
+    """Tensors and modules, with those of the missing layers inserted, in the order of the whole model."""
 
     def name_of(row: object) -> str:
         return str(getattr(row, "name"))  # noqa: B009
@@ -28,7 +28,7 @@ def unfold_facts(facts: ModelFacts, repetition: Repetition) -> ModelFacts:
 
 def _unfold(rows: Sequence[Row], repetition: Repetition, name_of: Callable[[Row], str],
             renamed: Callable[[Row, int], Row]) -> tuple[Row, ...]:  # fmt: skip
-    """Each stretch of rows in repeated layers, with copies of its second period."""
+    """Each range of rows in repeated layers, with copies of its second period."""
     result: list[Row] = []
     position, behind = 0, repetition.period * repetition.missing
     while position < len(rows):
@@ -56,7 +56,7 @@ def _unfold_stretch(rows: Sequence[Row], repetition: Repetition, name_of: Callab
         order.append((layer - repetition.first) // repetition.period)
         periods[order[-1]].append(row)
     if order != sorted(order):
-        raise CannotFold("the model's tensors do not lie layer by layer")
+        raise CannotFold("the model's tensors are not ordered layer by layer")
     result = [row for period in periods[: MODEL + 1] for row in period]
     for times in range(1, repetition.missing + 1):
         result += [_shifted(row, times * repetition.period, repetition, name_of, renamed) for row in periods[MODEL]]

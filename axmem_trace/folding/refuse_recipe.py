@@ -1,6 +1,6 @@
 """Which recipes treat all layers alike. No torch here.
 
-A list of what is known to, so that a field nobody has thought of, when it is set, means that layers are not folded.
+A list of fields that are known to; if any other field is set, layers are not folded.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ _ALIKE: Mapping[str, frozenset[str]] = {
 _NAMES_MODULES = ("quantisation.skip_modules", "quantisation.details", "adapter.target_parameters",
                   "adapter.modules_to_save", "adapter.rank_pattern", "adapter.alpha_pattern", "freezing.unfrozen",
                   "optimizer.args", "optimizer.target_modules", "optimizer.extra")  # fmt: skip
-"""Fields with names of modules in them. `adapter.target_modules` is looked at with the model (`layer_folding.py`)."""
+"""Fields with names of modules in them. `adapter.target_modules` is checked with the model (`layer_folding.py`)."""
 _NO_LAYER = re.compile(r"(?:[A-Za-z_]\w*|\*)(?:\.(?:[A-Za-z_]\w*|\*))*")
 """A dotted name without a number, and without another pattern than `*` for one, means the same in every layer."""
 _CHECKPOINT_LISTS = "quantization_config"
-"""Of the base model's `config.json`: its lists of what is not quantised may name layers."""
+"""Keys of the base model's `config.json`: its lists of modules that are not quantised may name layers."""
 
 
 def refuse_recipe(recipe: Any) -> None:
-    """Raises `CannotFold`, with the field, where the recipe could tell layers apart."""
+    """Raises `CannotFold`, with the field, if the recipe could treat layers differently."""
     for group in fields(recipe):
         value, alike = getattr(recipe, group.name), _ALIKE.get(group.name, frozenset())
         if alike is _ANY:
@@ -82,7 +82,7 @@ def refuse_recipe(recipe: Any) -> None:
 
 
 def names_no_layer(text: str) -> bool:
-    """Whether a name, or a number or other plain value as text, can pick no single layer."""
+    """True if a name, or another plain value as text, cannot select a single layer."""
     return bool(_NO_LAYER.fullmatch(text))
 
 

@@ -8,15 +8,15 @@ from functools import cached_property
 
 
 class CannotFold(Exception):
-    """Layers can't be traced once for all; the message says why."""
+    """Repeated layers can't be traced once; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repetition:
-    """A list of layers of which a range is periodic, cut short.
+    """A shortened list of layers with a periodic range.
 
-    The layers before `first` stay, and so do `periods` periods from there on and all layers behind them; `missing`
-    periods are left out in between. Layers are numbered as in the short model, unless said otherwise.
+    The layers before `first` stay, then `periods` periods, and all layers after the range; `missing` periods between them
+    are left out. Layers are numbered as in the short model, if not stated otherwise.
 
     Attributes:
         path: dotted name of the list in the model, before an adapter wraps it.
@@ -69,12 +69,12 @@ class Repetition:
         return layer is not None and self.first <= layer < self.last
 
     def stands_for(self, name: str) -> int:
-        """How many things of the whole model a module or tensor of the short one stands for."""
+        """How many modules or tensors of the whole model one of the short model represents."""
         layer = self.layer_of(name)
         copied = layer is not None and self.first + self.period <= layer < self.first + 2 * self.period
         return 1 + self.missing if copied else 1
 
     def renamed(self, name: str, layer: int) -> str:
-        """The name of the same thing in another layer; a name in no layer stays."""
+        """The name of the same module or tensor in another layer; a name outside of layers is not changed."""
         found = self._pattern.match(name)
         return name if found is None else f"{name[: found.start(1)]}{layer}{name[found.end(1) :]}"

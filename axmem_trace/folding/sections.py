@@ -1,8 +1,8 @@
-"""What happened in a short model, as stretches that happened once and sweeps over layers that repeat. No torch here.
+"""The events of a short model, divided into parts that happened once and sweeps over repeated layers. No torch here.
 
-Forward goes up through the layers, backward goes down, and each list of the optimizer goes up once more. In every such
-sweep the periods that are kept must have done the same: the same sizes, operators, roles and modules in the same order,
-and each end must be that of the same allocation of the same layer, or of one as many layers away. Any difference, and
+Forward goes up through the layers, backward goes down, and each list of the optimizer goes up again. In every such sweep
+the kept periods must have done the same: the same sizes, operators, roles and modules in the same order. And each free
+must be that of the same allocation of the same layer, or of one at the same distance in layers. With any difference,
 nothing is folded.
 """
 
@@ -30,7 +30,7 @@ class EventLayers:
     """Where things happened.
 
     Attributes:
-        at_tick: the layer at work; `OUTSIDE` where some module was, but none in the list; absent: no module at all.
+        at_tick: the running layer; `OUTSIDE` for a module outside of the list; absent: no module.
         of_allocation: the layer that each allocation belongs to; None: to none.
     """
 
@@ -57,7 +57,7 @@ class Sweep:
 
 
 class Home(NamedTuple):
-    """An allocation made in a sweep: which sweep, which period, and the position of its birth in the period."""
+    """An allocation made in a sweep: the sweep, the period, and its position in the period."""
 
     sweep: int
     period: int
@@ -66,20 +66,20 @@ class Home(NamedTuple):
 
 @dataclass
 class Sections:
-    """A ledger taken apart; `homes` has the allocations that were made in sweeps."""
+    """A divided ledger; `homes` has the allocations that were made in sweeps."""
 
     items: list[Stretch | Sweep]
     homes: dict[int, Home] = field(default_factory=dict)
 
 
 def find_sections(ledger: Ledger, layers: EventLayers, repetition: Repetition) -> Sections:
-    """Takes a ledger apart.
+    """Divides a ledger.
 
     Raises:
         CannotFold: periods differ.
     """
     if any(kind.stream or kind.busy_until for kind in ledger.columns.kinds):
-        raise CannotFold("several streams are at work")
+        raise CannotFold("several streams are in use")
     runs = _join_returns(_split_by_layer(list_events(ledger), layers))
     sections = Sections(_find_sweeps(runs, repetition))
     for number, item in enumerate(sections.items):
@@ -96,7 +96,7 @@ def list_events(ledger: Ledger) -> list[Event]:
     """What happened at each tick from 1 on.
 
     Raises:
-        CannotFold: two things happened at one tick, as no recording has it.
+        CannotFold: two things happened at one tick, which no recording has.
     """
     columns = ledger.columns
     happened: list[tuple[int, Event]] = []
@@ -118,7 +118,7 @@ _Run = tuple["int | None", "list[Event]"]
 
 
 def _split_by_layer(events: list[Event], layers: EventLayers) -> list[_Run]:
-    """Events of one layer that follow one another; what is of no layer stays with what was going on."""
+    """Groups of successive events of one layer; an event without a layer belongs to the current group."""
     runs: list[_Run] = []
     for tick, event in enumerate(events, start=1):
         if event.kind in ("mark", "empty_cache"):
@@ -137,7 +137,7 @@ def _split_by_layer(events: list[Event], layers: EventLayers) -> list[_Run]:
 
 
 def _join_returns(runs: list[_Run]) -> list[_Run]:
-    """What another layer made may end while this one is at work (it allocates): that is no turn back to the other."""
+    """An allocation of another layer may be freed while this layer runs (it allocates): this does not start a new group."""
     joined: list[_Run] = []
     for run in runs:
         ends_only = len(joined) > 1 and all(event.kind in ("death", "nothing") for event in joined[-1][1])
@@ -170,7 +170,7 @@ def _make_sweep(runs: list[_Run], repetition: Repetition) -> Sweep:
     """Runs over all kept periods, one period after the other.
 
     Raises:
-        CannotFold: they do not divide into periods that lie one period apart.
+        CannotFold: they do not divide into periods at a distance of one period.
     """
     each, rest = divmod(len(runs), repetition.periods)
     numbers = [layer for layer, _ in runs if layer is not None]
@@ -192,7 +192,7 @@ def _make_sweep(runs: list[_Run], repetition: Repetition) -> Sweep:
 
 
 def _compare_periods(sections: Sections, columns: Columns, repetition: Repetition) -> None:
-    """Raises `CannotFold` where they are not."""
+    """Raises `CannotFold` if they are not."""
     names = [_relative_name(name, repetition) for name in columns.modules]
     facts = list(zip(columns.nbytes.tolist(), columns.kind.tolist(), columns.module.tolist(), strict=True))
 
@@ -213,7 +213,7 @@ def _compare_periods(sections: Sections, columns: Columns, repetition: Repetitio
             if len(events) != len(model):
                 raise CannotFold(f"{len(model)} events in one period and {len(events)} in another")
             for event, (facts_1, end_1) in zip(events, model, strict=True):
-                # an end of what another layer made says less: that layer may have been made under another name
+                # a free of another layer's allocation is a weaker check: that layer may have another name
                 found = describe(event, period)
                 if found != facts_1 and not (event.kind == "death" and found[1:3] == facts_1[1:3]):
                     raise CannotFold(f"{facts_1} in one period is {found} in another")
@@ -224,7 +224,7 @@ def _compare_periods(sections: Sections, columns: Columns, repetition: Repetitio
 
 
 def _end_of(event: Event, period: int, sections: Sections) -> Home | None:
-    """For the end of an allocation that a sweep made: where it was made, its period relative to this one."""
+    """For the free of an allocation that a sweep made: where it was made, with its period relative to this one."""
     home = sections.homes.get(event.number) if event.kind == "death" else None
     return home and home._replace(period=home.period - period)
 

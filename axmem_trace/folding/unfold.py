@@ -1,8 +1,8 @@
-"""A short model's ledger unfolded: the periods that were left out happen again, in every sweep. No torch here.
+"""Unfold a short model's ledger: insert the periods that were left out in every sweep. No torch here.
 
-A copy of a middle period differs from it in nothing but its layer's number: what it ends is what the copy of the other
-layer made, as many layers away. The first and the last kept period keep their own ends, which reach into the layers
-around them.
+A copy of a middle period differs from it only in its layer's number: what it frees was allocated by the copy of another
+layer, at the same distance. The first and the last kept period keep their own frees, which concern the layers around
+them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
 
 MODEL = 1
-"""The period that copies are made of: the first one with a kept neighbour on either side."""
+"""The period that is copied: the first one with a kept neighbour on each side."""
 
 
 @dataclass
 class _Plan:
-    """Where an item lies in the unfolded ledger: its first tick and its first birth."""
+    """The position of an item in the unfolded ledger: its first tick and its first allocation."""
 
     tick: int
     birth: int
@@ -37,12 +37,12 @@ class _Plan:
 
 
 class Unfolding:
-    """Repeats `missing` periods in a ledger that has been taken apart.
+    """Repeats `missing` periods in a divided ledger.
 
     Args:
         repetition: of the short model that was recorded.
         missing: how many periods to add.
-        growth: by the position of an allocation outside the sweeps, what its size grows by with each period.
+        growth: by the position of an allocation outside the sweeps, by how much its size grows with each period.
     """
 
     def __init__(self, ledger: Ledger, sections: Sections, repetition: Repetition, missing: int,
@@ -55,9 +55,9 @@ class Unfolding:
         self.periods = repetition.periods + missing
         self._plans, self.ticks, births = self._make_plans()
         self.source = np.zeros(births, dtype=np.int64)
-        """Of each allocation of the result: which one of the short ledger it repeats."""
+        """For each allocation of the result: the one of the short ledger that it repeats."""
         self.shift = np.zeros(births, dtype=np.int64)
-        """Of each, by how many layers it lies further on."""
+        """For each, by how many layers it is shifted."""
         self.born = np.zeros(births, dtype=np.int64)
         self.died = np.full(births, NEVER, dtype=np.int64)
         self._once: dict[int, int] = {}
@@ -94,7 +94,7 @@ class Unfolding:
         return plans, tick, birth
 
     def _rank(self, item: Stretch | Sweep) -> Numbers:
-        """Of each position in a period, how many births come before it."""
+        """For each position in a period, how many allocations come before it."""
         events = item.events if isinstance(item, Stretch) else item.periods[MODEL]
         births = self._np.array([event.kind == "birth" for event in events], dtype=self._np.int64)
         return self._np.cumsum(births) - births
@@ -123,7 +123,7 @@ class Unfolding:
         return self.repetition.layer_of(columns.modules[columns.module[index]])
 
     def _find(self, event: Event) -> int:
-        """The allocation that ends outside the sweeps."""
+        """The allocation that is freed outside the sweeps."""
         home = self.sections.homes.get(event.number)
         if home is None:
             return self._once[event.number]
@@ -199,10 +199,10 @@ class Unfolding:
 
 
 def growing_sizes(ledger: Ledger, sections: Sections, repetition: Repetition, longer: Ledger) -> dict[int, int]:
-    """Compares what unfolding predicts for one period more with the ledger of such a model.
+    """Compares the prediction of unfolding for one more period with the ledger of such a model.
 
     Returns:
-        What the sizes of allocations outside the sweeps grow by with a period, by their position in the short ledger.
+        By how much allocations outside the sweeps grow with each period, by their position in the short ledger.
 
     Raises:
         CannotFold: something else differs; the message says what.
@@ -217,7 +217,7 @@ def growing_sizes(ledger: Ledger, sections: Sections, repetition: Repetition, lo
             f"{len(mine)} allocations and {predicted.ticks} ticks were predicted, {len(theirs)} and {longer.ticks} traced"
         )
     if predicted.marks != longer.marks or predicted.empty_cache_ticks != longer.empty_cache_ticks:
-        raise CannotFold("the marks lie elsewhere")
+        raise CannotFold("the marks are at other ticks")
     kinds = {kind: code for code, kind in enumerate(theirs.kinds)}
     modules = {name: code for code, name in enumerate(theirs.modules)}
     kind = np.array([kinds.get(each, -1) for each in mine.kinds])[mine.kind]

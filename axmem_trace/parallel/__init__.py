@@ -1,5 +1,5 @@
-"""Many GPUs: what one rank of a distributed run holds. The libraries' own wrappers run on meta, in one process.
+"""Many GPUs: the memory of one rank of a distributed run. The libraries' own wrappers run on meta, in one process.
 
 process_group   PyTorch's `fake` process group, and the device module that FSDP asks for streams
-streams         streams and events that keep no time, and say which one is in use
+streams         streams and events without time, which report the stream in use
 """

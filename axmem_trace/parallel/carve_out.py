@@ -1,4 +1,4 @@
-"""Adapters that become FSDP2 units of their own, because a unit's trained parameters must share one dtype.
+"""Adapters that become separate FSDP2 units, because a unit's trained parameters must share one dtype.
 
 Source: axolotl 0.21 `monkeypatch/accelerate/fsdp2_grouping.py` `plan_trainable_dtype_carveout`.
 """
@@ -12,10 +12,10 @@ from torch import nn
 
 
 def adapters_apart(unit: nn.Module) -> list[nn.Module]:
-    """Adapter parts of the unit whose dtype is not the one that the rest of what is trained in it has.
+    """Adapter parts of the unit whose dtype differs from that of its other trained parameters.
 
-    Trained parameters that are no adapter's decide; where there are none, the dtype with the most parameters stays. Empty
-    where there is one dtype, or where taking the adapters out would not leave one.
+    Trained parameters outside adapters decide; if there are none, the dtype with the most parameters stays. Empty if there
+    is only one dtype, or if more than one would remain without the adapters.
     """
     from torch.distributed.fsdp import FSDPModule
 

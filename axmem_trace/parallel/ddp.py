@@ -35,8 +35,8 @@ def wrap_model(model: nn.Module, ddp: Ddp) -> Any:
 
 
 def _finished(bucket: torch.Tensor) -> Any:
-    """A bucket is reduced in place, so that what comes back is the bucket itself (reducer.cpp, `run_allreduce_hook`); the
-    `fake` group gives no work object to wait for."""
+    """A bucket is reduced in place, so the result is the bucket itself (reducer.cpp, `run_allreduce_hook`); the `fake`
+    group returns no work object to wait for."""
     future: Any = torch.futures.Future()
     future.set_result(bucket)
     return future
@@ -68,7 +68,7 @@ def _send_shapes(process_group: Any, parameters: Any, logger: Any = None) -> Non
 
 
 class _HostKeepsItsValues(TorchDispatchMode):
-    """A copy from meta to the host changes nothing there: what came back is what this rank had sent."""
+    """A copy from meta to the host changes nothing there: the result is what this rank had sent."""
 
     @stands_in
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

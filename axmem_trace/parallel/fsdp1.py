@@ -22,11 +22,11 @@ from axmem_trace.tracing.patching import replaced
 
 
 def wrap_model(model: nn.Module, recipe: Recipe, *, device: torch.device, arrives: Callable[[nn.Module], None]) -> Any:
-    """The model inside FSDP1, its layers inside units of their own.
+    """The model inside FSDP1, with its layers as separate units.
 
     Args:
         device: where the flat parameters are.
-        arrives: called with each module whose parameters are about to be flattened, to bring them to the GPU.
+        arrives: called with each module before its parameters are flattened, to move them to the GPU.
     """
     from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, ShardingStrategy
 
@@ -52,7 +52,7 @@ def wrap_model(model: nn.Module, recipe: Recipe, *, device: torch.device, arrive
 
 def checkpoint_units(wrapped: Any) -> None:
     """Checkpointing runs around a unit, as it did when a model's forward called it with each of its layers
-    (`self._gradient_checkpointing_func(layer.__call__, ...)`, transformers until 4.52). Then a unit's hooks hold on to the
+    (`self._gradient_checkpointing_func(layer.__call__, ...)`, transformers until 4.52). Then a unit's hooks keep the
     inputs that the recomputation detaches."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -121,8 +121,8 @@ def _adapters(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def fsdp1_runs_on_meta() -> Iterator[None]:
-    """FSDP1 compares addresses to see whether two tensors are one, and whether memory is there (`_same_storage`,
-    `_data_ptr_allocated`, `_catch_all_reshard`). Meta tensors have no address: the storage's own stands for it."""
+    """FSDP1 compares addresses to see whether two tensors are the same, and whether they have memory (`_same_storage`,
+    `_data_ptr_allocated`, `_catch_all_reshard`). Meta tensors have no address: that of the storage object is used."""
     from torch.distributed.fsdp import _flat_param
 
     data_ptr = torch.Tensor.data_ptr

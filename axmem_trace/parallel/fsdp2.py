@@ -57,7 +57,7 @@ def shard_model(model: nn.Module, recipe: Recipe, *, device_type: str = "meta") 
 
 
 def make_mesh(mesh: Mesh, device_type: str) -> DeviceMesh:
-    """The ranks that share one copy of the parameters, and, where there are several copies, the copies."""
+    """The mesh: the ranks that share one copy of the parameters, and, if there are several copies, these."""
     if mesh.replicate > 1:
         return init_device_mesh(device_type, (mesh.replicate, mesh.num_shards), mesh_dim_names=("replicate", "shard"))
     return init_device_mesh(device_type, (mesh.num_shards,), mesh_dim_names=("shard",))
@@ -73,7 +73,7 @@ def checkpoint_layers(model: nn.Module, is_unit: Callable[[nn.Module], bool]) ->
 
 
 def _options(recipe: Recipe, mesh: DeviceMesh) -> dict[str, Any]:
-    """What accelerate hands to `fully_shard`. Offloading is not modelled: the shards stay on the GPU."""
+    """The arguments that accelerate passes to `fully_shard`. Offloading is not modelled: the shards stay on the GPU."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     fsdp = recipe.parallel.fsdp
@@ -95,7 +95,7 @@ def _dtype(name: str) -> torch.dtype | None:
 
 
 def _shard_norms(model: nn.Module, recipe: Recipe, options: Mapping[str, Any]) -> None:
-    """`fp32_norms`: each a unit of its own that computes in fp32."""
+    """`fp32_norms`: each norm becomes a separate unit that computes in fp32."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     if not recipe.precision.fp32_norms:
@@ -122,8 +122,8 @@ def _shard_adapter(module: nn.Module, options: Mapping[str, Any]) -> None:
 
 @contextmanager
 def fsdp2_runs_on_meta() -> Iterator[None]:
-    """FSDP2 takes meta parameters for ones that are yet to be filled, and refuses to run with them; and it makes plain
-    parameters of bitsandbytes' packed ones, which axolotl mends (`monkeypatch/fsdp2_qlora.py`)."""
+    """FSDP2 treats meta parameters as not filled yet, and refuses to run with them. And it turns bitsandbytes' packed
+    parameters into plain ones, which axolotl corrects (`monkeypatch/fsdp2_qlora.py`)."""
     from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group, _fully_shard
 
     group, parameter = _fsdp_param_group.FSDPParamGroup, _fsdp_param.FSDPParam
@@ -139,7 +139,7 @@ def fsdp2_runs_on_meta() -> Iterator[None]:
 
 
 def _with_packed(original: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """`original`, for packed weights too: they keep their states, and no dtype but their own."""
+    """`original`, for packed weights too: they keep their states and their own dtype."""
 
     def init_sharded_param(self: Any, param: nn.Parameter, *args: Any, **kwargs: Any) -> Any:
         self.axmem_packed = param if hasattr(param, "quant_state") or hasattr(param, "SCB") else None
@@ -183,7 +183,7 @@ def _repacked(packed: Any, data: torch.Tensor) -> nn.Parameter:
 
 
 def load_shards(model: nn.Module) -> None:
-    """Each tensor comes to the GPU whole, and this rank keeps its part (`fsdp2_load_full_state_dict`)."""
+    """Each full tensor is copied to the GPU, and this rank keeps its part (`fsdp2_load_full_state_dict`)."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     loaded: dict[str, torch.Tensor] = {}

@@ -1,5 +1,5 @@
-"""What a recorder has to be told where many ranks share a model: storages that change their size in place, and work that
-is done on paper alone."""
+"""What a recorder must know if many ranks share a model: storages that change their size in place, and operators that only
+calculate shapes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def resizes_recorded(recorder: Recorder) -> Iterator[None]:
 
 @contextmanager
 def shapes_planned_unseen(recorder: Recorder) -> Iterator[None]:
-    """DTensor works out shapes with fake tensors of the global size, which no GPU ever holds (torch/distributed/tensor/
+    """DTensor calculates shapes with fake tensors of the global size, which no GPU ever holds (torch/distributed/tensor/
     _sharding_prop.py, `_propagate_tensor_meta_non_cached`)."""
     from torch.distributed.tensor._sharding_prop import ShardingPropagator
 
@@ -45,7 +45,7 @@ def shapes_planned_unseen(recorder: Recorder) -> Iterator[None]:
 
 @contextmanager
 def gathers_recorded(recorder: Recorder) -> Iterator[None]:
-    """Gathered parameters, and DDP's buckets, are workspace, whichever phase they are allocated in."""
+    """Gathered parameters, and DDP's buckets, are workspace in every phase."""
     from torch.distributed.fsdp._flat_param import FlatParamHandle
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
     from torch.nn.parallel import DistributedDataParallel
@@ -69,8 +69,8 @@ def gathers_recorded(recorder: Recorder) -> Iterator[None]:
 
 @contextmanager
 def streams_recorded(recorder: Recorder) -> Iterator[None]:
-    """FSDP1 says which stream works on a tensor for tensors of GPUs alone (torch/distributed/fsdp/_common_utils.py,
-    `_no_dispatch_record_stream`); here meta is one."""
+    """FSDP1 only records the stream that works on a tensor for tensors on GPUs (torch/distributed/fsdp/_common_utils.py,
+    `_no_dispatch_record_stream`); here meta counts as a GPU."""
     from torch.distributed.fsdp import _flat_param, _runtime_utils
 
     def record_stream(tensor: torch.Tensor, stream: Any) -> None:

@@ -24,7 +24,7 @@ Prepare = Callable[[BuiltModel], "Spread | None"]
 
 @contextmanager
 def open_ranks(recipe: Recipe, recorder: Recorder, *, rank: int = 0) -> Iterator[Prepare]:
-    """While open, this process is one rank of the run; what is given divides a built model among the ranks.
+    """While open, this process is one rank of the run; the yielded function divides a built model among the ranks.
 
     With an engine that is not modelled, and with one GPU, nothing is opened and nothing is divided.
     """
@@ -44,7 +44,7 @@ def open_ranks(recipe: Recipe, recorder: Recorder, *, rank: int = 0) -> Iterator
 
 @contextmanager
 def records_ranks(recorder: Recorder) -> Iterator[None]:
-    """The recorder sees what the engines do below PyTorch's operators."""
+    """Let the recorder see what the engines do below PyTorch's operators."""
     with resizes_recorded(recorder), shapes_planned_unseen(recorder), gathers_recorded(recorder):
         yield
 
@@ -118,7 +118,7 @@ def _with_fsdp1(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread
 
 
 def _arrival(recipe: Recipe, recorder: Recorder) -> Callable[[nn.Module], None]:
-    """What brings a module's parameters to the GPU, just before they are flattened: nothing if they are there already."""
+    """Records that a module's parameters are moved to the GPU before they are flattened; nothing if they are there."""
 
     def arrive(module: nn.Module) -> None:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
@@ -129,7 +129,7 @@ def _arrival(recipe: Recipe, recorder: Recorder) -> Callable[[nn.Module], None]:
 
 
 def _tensors_of_rank(built: BuiltModel) -> dict[str, torch.Tensor]:
-    """By name; quantisation states are whole on each rank."""
+    """Tensors by name; each rank has full quantisation states."""
     return local_tensors(built.module) | {state.name: state.tensor for state in built.state_tensors}
 
 
@@ -145,4 +145,4 @@ ENGINES: dict[str, Callable[[Recipe, Recorder, BuiltModel], Spread]] = {
     "fsdp1": _with_fsdp1,
     "fsdp2": _with_fsdp2,
 }
-"""Those that are modelled."""
+"""The engines that are modelled."""

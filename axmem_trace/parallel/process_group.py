@@ -35,7 +35,7 @@ def open_process_group(recorder: Recorder, *, rank: int, num_ranks: int) -> Iter
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if dist.is_initialized():
-        raise RuntimeError("a process group is open already; an estimate for many GPUs needs one of its own")
+        raise RuntimeError("a process group is open already; an estimate for many GPUs needs its own")
     streams = Streams(lambda: recorder.now, recorder.use_stream, recorder.finish_stream)
     with ExitStack() as stack:
         stack.enter_context(replaced(torch, "meta", DeviceModule(streams, num_ranks), new=True))

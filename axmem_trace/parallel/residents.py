@@ -1,4 +1,4 @@
-"""What one rank holds between steps: the facts of a model whose tensors are divided."""
+"""The memory of one rank between steps: the facts of a model whose tensors are divided."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def flat_shards(model: nn.Module, wrapped: Any) -> Iterator[FlatShard]:
 def describe_rank(
     facts: ModelFacts, tensors: Mapping[str, torch.Tensor], shards: Sequence[FlatShard] = ()
 ) -> ModelFacts:
-    """The facts of the whole model with this rank's bytes and elements; the weights that a tensor stands for stay those of
-    the whole.
+    """The facts of the whole model, with this rank's bytes and elements; the numbers of weights stay those of the whole
+    model.
 
     Args:
         facts: of the model before it was divided.
         tensors: this rank's, by plain name; for FSDP1 the flat shards count instead.
-        shards: FSDP1's flat ones. What pads them is a row of its own.
+        shards: FSDP1's flat ones. Their padding is a separate row.
     """
     parts = {name: (shard, count) for shard in shards for name, count in shard.parts.items()}
     rows: list[TensorFact] = []

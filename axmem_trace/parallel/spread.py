@@ -1,4 +1,4 @@
-"""`Spread`: how a step differs where the model is one rank's part of a distributed one."""
+"""`Spread`: how a step differs if the model is one rank's part of a distributed one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Spread:
         facts: of this rank.
         shards: FSDP1's flat ones, which hold several parameters each.
         without_sync: open during a micro-batch whose gradients are not reduced.
-        clip: clips the gradients (parameters, largest norm) and returns the norm, where the engine has its own way.
+        clip: clips the gradients (parameters, largest norm) and returns the norm; set if the engine has its own function.
     """
 
     call: Callable[..., Any]

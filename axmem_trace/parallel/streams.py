@@ -1,9 +1,9 @@
-"""Streams and events for meta tensors. Nothing runs on them; they say which stream a block is allocated on.
+"""Streams and events for meta tensors. Nothing runs on them; they determine on which stream a block is allocated.
 
 PyTorch's distributed code asks the device's module for streams (`torch.cuda` on a GPU; `_get_device_handle`,
-torch/distributed/device_mesh.py). For meta tensors `DeviceModule` takes that place. The host is taken to run far ahead of
-the GPU, as it does in training: work on a stream is done for certain only once the host has waited for an event that
-was recorded after it.
+torch/distributed/device_mesh.py). For meta tensors `DeviceModule` replaces it. The host is assumed to run far ahead of
+the GPU, as it does in training: work on a stream is certainly done only after the host has waited for an event that was
+recorded after it.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Stream:
         self.number = number
 
     def wait_stream(self, other: Stream) -> None:
-        """What is given to this stream from now on starts when the other's work so far is done."""
+        """Work put on this stream from now on starts after the other stream's work so far is done."""
         self._streams.order(self.number, other.number, self._streams.now())
 
     def wait_event(self, event: Event) -> None:
-        """What is given to this stream from now on starts when the event's moment has come."""
+        """Work put on this stream from now on starts after the event."""
         self._streams.order(self.number, event.stream, event.moment)
 
     def record_event(self, event: Event | None = None) -> Event:
-        """An event after all work given to this stream so far."""
+        """An event after all work put on this stream so far."""
         return (event or Event(self._streams)).record(self)
 
     def synchronize(self) -> None:
@@ -43,28 +43,28 @@ class Stream:
 
 
 class Event:
-    """A moment in the work of a stream."""
+    """A point in the work of a stream."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
         self.stream, self.moment = DEFAULT_STREAM, 0
 
     def record(self, stream: Stream | None = None) -> Event:
-        """The moment is after all work given to the stream so far."""
+        """The event is after all work put on the stream so far."""
         self.stream = (stream or self._streams.current).number
         self.moment = self._streams.now()
         return self
 
     def wait(self, stream: Stream | None = None) -> None:
-        """The stream, or the current one, waits for this moment."""
+        """The stream, or the current one, waits for this event."""
         (stream or self._streams.current).wait_event(self)
 
     def synchronize(self) -> None:
-        """The host waits until the moment has come."""
+        """The host waits for this event."""
         self._streams.wait(self.stream, self.moment)
 
     def query(self) -> bool:
-        """Whether the work is done: the host never finds it undone, so no library waits in a loop."""
+        """Whether the work is done: always true for the host, so no library waits in a loop."""
         return True
 
 
@@ -74,7 +74,7 @@ class Streams:
     Args:
         now: the record's clock.
         on_switch: called with the number of the stream that becomes the current one.
-        finished: called with a stream's number and a moment: work given to it until then is done.
+        finished: called with a stream's number and a tick: work put on it until then is done.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class Streams:
         self.current = self.default
         self._count = 0
         self._waits: dict[int, list[tuple[int, int, int]]] = {}
-        """By stream: from which moment on it waits for which other stream's work until which moment."""
+        """By stream: from which tick on it waits for which other stream's work until which tick."""
         self._done: dict[int, int] = {}
         self._last_collective: tuple[int, int] | None = None
 
     def make_stream(self, *args: Any, **kwargs: Any) -> Stream:
-        """A new stream. Its priority is of no interest."""
+        """A new stream. Its priority is ignored."""
         self._count += 1
         return Stream(self, self._count)
 
@@ -104,14 +104,14 @@ class Streams:
             self._waits.setdefault(stream, []).append((self.now(), other, moment))
 
     def start_collective(self) -> None:
-        """The current stream exchanges with other ranks. A communicator does one thing after another, on whichever stream
-        it is asked (NCCL: src/enqueue.cc, `ncclStrongStream`)."""
+        """The current stream exchanges with other ranks. A communicator does one exchange after the other, even on
+        different streams (NCCL: src/enqueue.cc, `ncclStrongStream`)."""
         if self._last_collective is not None:
             self.order(self.current.number, *self._last_collective)
         self._last_collective = (self.current.number, self.now())
 
     def wait(self, stream: int, moment: int) -> None:
-        """The host waits: work given to the stream until then is done, and so is what that waited for."""
+        """The host waits: work put on the stream until then is done, and also the work that it waited for."""
         if moment <= self._done.get(stream, 0):
             return
         self._done[stream] = moment
@@ -138,7 +138,7 @@ class Streams:
 
 
 class DeviceModule:
-    """What `torch.cuda` is for CUDA tensors, for meta tensors."""
+    """For meta tensors what `torch.cuda` is for CUDA tensors."""
 
     def __init__(self, streams: Streams, num_devices: int) -> None:
         self._streams, self._num_devices = streams, num_devices
@@ -153,7 +153,7 @@ class DeviceModule:
         return self._num_devices
 
     def set_device(self, device: Any) -> None:
-        """There is but one."""
+        """There is only one."""
 
     def is_available(self) -> bool:
         """Always."""

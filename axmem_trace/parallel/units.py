@@ -1,4 +1,4 @@
-"""What FSDP makes a unit of: the modules whose parameters are gathered and given up together.
+"""The units of FSDP: modules whose parameters are gathered and freed together.
 
 Source: accelerate 1.15 `utils/fsdp_utils.py` `fsdp2_prepare_auto_wrap_policy`, `utils/dataclasses.py`
 `set_auto_wrap_policy`, `utils/other.py` `get_module_children_bottom_up`.
@@ -42,7 +42,7 @@ def bottom_up(model: nn.Module) -> list[nn.Module]:
 
 
 def make_wrap_policy(model: nn.Module, fsdp: Fsdp) -> Callable[[nn.Module], bool]:
-    """Tells whether a module becomes a unit of its own. The rest of the model is one unit, the root's.
+    """A function that says whether a module becomes a separate unit. The rest of the model is one unit, that of the root.
 
     Raises:
         ConfigError: the model has no layer of a class that is asked for.
@@ -57,7 +57,7 @@ def make_wrap_policy(model: nn.Module, fsdp: Fsdp) -> Callable[[nn.Module], bool
 
 
 def own_layer_classes(model: nn.Module) -> tuple[str, ...]:
-    """The layers that the model's class wants in one piece (`_no_split_modules`)."""
+    """The layers that the model's class does not allow to split (`_no_split_modules`)."""
     return tuple(getattr(unwrapped(model), "_no_split_modules", None) or ())
 
 

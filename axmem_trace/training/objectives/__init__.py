@@ -1,4 +1,4 @@
-"""What is learned in a step: one module for each training method, and `choose_objective`, which picks it."""
+"""The training objective: one module for each training method, and `choose_objective`, which chooses it."""
 
 from axmem_trace.training.objectives.choose import choose_objective
 from axmem_trace.training.objectives.objective import Objective, RunModel

@@ -24,7 +24,7 @@ _TRAINERS: dict[str, type[Preference]] = {
     "kto": KahnemanTversky,
     "reward": RewardModel,
 }
-"""By `Objective.method`: the trainers of TRL. Process reward models are supervised: the model has the loss."""
+"""TRL's trainers by `Objective.method`. Process reward models are supervised: the model computes the loss."""
 
 
 def choose_objective(recipe: Recipe, built: BuiltModel, recorder: Recorder) -> Objective:

@@ -1,8 +1,8 @@
 """Masked-diffusion training: a bidirectional mask, all logits shifted to their inputs, and a loss over masked tokens.
 
 Source: axolotl 0.19 `integrations/diffusion/trainer.py` (`_forward_process`, `_compute_diffusion_loss`) and `utils.py`
-(`create_bidirectional_attention_mask`, `shift_logits_to_input_positions`). How many tokens are masked is drawn anew for
-each row, uniformly up to all of them: here it is all, which a long run comes near.
+(`create_bidirectional_attention_mask`, `shift_logits_to_input_positions`). The number of masked tokens is random for
+each row, uniform up to all of them: here all are masked, which a long run comes close to.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ _EPS = 1e-3
 
 
 class Diffusion(Supervised):
-    """axolotl 0.19 `integrations/diffusion/trainer.py`, `DiffusionTrainer.compute_loss`: the model is given no labels."""
+    """axolotl 0.19 `integrations/diffusion/trainer.py`, `DiffusionTrainer.compute_loss`: the model gets no labels."""
 
     def __init__(self, built: BuiltModel, recorder: Recorder) -> None:
         super().__init__(built)
         self._recorder = recorder
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[torch.Tensor, Any]:
-        """The loss, and the outputs with their fp32 logits [batch, tokens, vocabulary]. Its names live until it returns."""
+        """The loss, and the outputs with their fp32 logits [batch, tokens, vocabulary]. Local names keep tensors alive until
+        it returns."""
         return _compute_loss(run_model, inputs, self._recorder)
 
 

@@ -5,8 +5,8 @@ the logits (rows x tokens x vocabulary), with TRL's Triton kernel:
 
 - forward: the policy's fp32 logits 4; while the reference's become fp32, 2 + 4 more: **10**. Then 4 + 4, and the
   completion tokens' logits of one side, copied for a mean: up to 2.
-- backward begins with **4**: the kernel keeps the policy's logits, of which it was given a view.
-- backward: their gradient 4 beside them, **8**.
+- backward begins with **4**: the kernel keeps the policy's logits, because it got a view of them.
+- backward: 4 more for their gradient, **8**.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class DirectPreference(Preference):
         return Batch(inputs)
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[Tensor, Any]:
-        """Both models' outputs are local names: their logits live until this returns."""
+        """Both models' outputs are local names: their logits are alive until this returns."""
         mask = inputs["completion_mask"]
         call: dict[str, Any] = {
             "input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False,
@@ -59,7 +59,7 @@ class DirectPreference(Preference):
         return loss, scored.outputs
 
     def _sum(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Log-probability of each row's completion. LD-DPO weighs what is longer than the other side's less."""
+        """Log-probability of each row's completion. LD-DPO gives less weight to tokens beyond the other side's length."""
         if self.settings.length_bias is None:
             return values.sum(dim=1)
         positions = mask.cumsum(dim=1)

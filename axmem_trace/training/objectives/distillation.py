@@ -1,4 +1,4 @@
-"""Distillation from a server: a batch also holds what the teacher said of it.
+"""Distillation from a server: a batch also holds the teacher's tokens and probabilities.
 
 The loss itself is installed in the model's forward (`kernels/losses/logit_losses.py`).
 """
@@ -19,7 +19,7 @@ from axmem_trace.training.objectives.supervised import Supervised
 TEACHER_TENSORS = {
     "target_token_ids": torch.int64, "target_logprobs": torch.float32, "target_mask": torch.int64,
 }  # fmt: skip
-"""Of the teacher's likeliest tokens at each position (axolotl 0.19 `integrations/kd/collator.py`)."""
+"""Fields of the teacher's most likely tokens at each position (axolotl 0.19 `integrations/kd/collator.py`)."""
 
 
 class Distillation(Supervised):
@@ -32,6 +32,6 @@ class Distillation(Supervised):
         return [replace(batch, inputs={**batch.inputs, **teacher}) for batch in super().batches(recipe)]
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[torch.Tensor, Any]:
-        """The model is not given the teacher's tensors; they stay in the batch."""
+        """The model does not get the teacher's tensors; they stay in the batch."""
         given = {name: value for name, value in inputs.items() if name not in TEACHER_TENSORS}
         return super().loss(run_model, given)

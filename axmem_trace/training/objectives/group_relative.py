@@ -5,7 +5,7 @@ Source: TRL 1.14.1 `trainer/grpo_trainer.py` `_prepare_inputs`, `_generate_and_s
 
 One generation serves `steps_per_generation` micro-batches of b rows, so n = b x steps_per_generation rows are generated
 at once; then the old policy and the reference score them in chunks of b rows. In bytes for each element of a chunk's
-logits, b x (C + 1) x V: the chunk's own 2 + 4, and the 4 of the chunk before, whose name still holds them: **10**. A
+logits, b x (C + 1) x V: the chunk's own 2 + 4, and the 4 of the chunk before, to which a name still refers: **10**. A
 training pass has 2 + 4 = **6** in forward; its backward begins with 4 and reaches 8.
 """
 
@@ -31,7 +31,7 @@ from axmem_trace.training.prepared import autocast
 from axmem_trace.training.rollouts import generate_completions
 
 MAX_CHUNKS = 2
-"""From the second chunk on, the logits of the one before are there; later chunks only repeat it."""
+"""From the second chunk on, the logits of the chunk before are alive; later chunks only repeat this."""
 
 
 class GroupRelative(Preference):
@@ -47,7 +47,7 @@ class GroupRelative(Preference):
         self._micro_steps = 0
 
     def batches(self, recipe: Recipe) -> Sequence[Batch]:
-        """The data loader returns text; nothing of it is on the GPU."""
+        """The data loader returns text; nothing is on the GPU."""
         return [Batch({})] * recipe.batch.gradient_accumulation_steps
 
     def evaluation_batch(self, recipe: Recipe) -> Batch:
@@ -55,7 +55,7 @@ class GroupRelative(Preference):
         return Batch({})
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[Tensor, Any]:
-        """Generates first, where it is time to."""
+        """Generates first, if a generation is due."""
         given = self.next_inputs(run_model)
         return self.loss_of_completions(run_model, given), None
 
@@ -200,7 +200,7 @@ class GroupRelative(Preference):
 
 
 def _sampling_weights(made: Inputs) -> Tensor:
-    """How far the engine's probabilities are from the policy's, [n, C]: TRL's correction of what vLLM sampled."""
+    """The ratio of the engine's and the policy's probabilities, [n, C]: TRL's correction of vLLM's samples."""
     difference = (made["old_per_token_logps"] - made["sampling_per_token_logps"]) * made["completion_mask"]
     difference = torch.nan_to_num(difference, nan=0.0)
     return torch.clamp(torch.exp(difference), max=2.0)

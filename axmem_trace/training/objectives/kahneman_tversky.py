@@ -1,12 +1,12 @@
 """KTO: single texts, each marked as wanted or not. Source: TRL 1.14.1 `trainer/kto_trainer.py`
 `DataCollatorForUnpairedPreference`, `_compute_kl_logps`, `_compute_loss`.
 
-Every prompt is there twice, the second time with another sample's completion, for an estimate of the KL divergence. Four
+Every prompt is used twice, the second time with another sample's completion, to estimate the KL divergence. Four
 forwards, one of them with a graph: policy on the strange completions, policy, reference on the strange ones, reference.
 
 In bytes for each element of the logits (rows x tokens x vocabulary), with TRL's Triton kernel: forward the policy's 4 and
-the reference's 4, which both live to the end, the rows of either kind picked out, 4 together, and of one kind the
-completion tokens' copied once more; backward begins with 4 and reaches 8.
+the reference's 4, which are both alive until the end, the selected rows of both kinds, 4 together, and for one kind a
+further copy of the completion tokens' logits; backward begins with 4 and reaches 8.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class KahnemanTversky(Preference):
         return Batch(inputs)
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[Tensor, Any]:
-        """Both models' outputs are local names: their logits live until this returns."""
+        """Both models' outputs are local names: their logits are alive until this returns."""
         mask = inputs["completion_mask"]
         strange = self._strange(run_model, self.reference.policy, inputs)
         call: dict[str, Any] = {
@@ -63,7 +63,7 @@ class KahnemanTversky(Preference):
         return loss, scored.outputs
 
     def _strange(self, run_model: RunModel, model: Any, inputs: Inputs) -> Tensor:
-        """Log-probabilities of the strange completions, [rows]. The logits are gone when it returns."""
+        """Log-probabilities of the other samples' completions, [rows]. The logits are freed when it returns."""
         call = {
             "input_ids": inputs["KL_input_ids"], "attention_mask": inputs["KL_attention_mask"], "use_cache": False,
         }  # fmt: skip

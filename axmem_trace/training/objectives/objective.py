@@ -1,8 +1,8 @@
 """The contract between the training loop and a training method.
 
 The loop (`training/run.py`) does what every `transformers.Trainer` does: it copies batches to the GPU, accumulates
-gradients, clips them and runs the optimizer. An `Objective` says what differs: what a batch holds, how the loss comes
-about, which other models are on the GPU, and what happens before a step.
+gradients, clips them and runs the optimizer. An `Objective` defines what differs: what a batch contains, how the loss is
+computed, which other models are on the GPU, and what happens before a step.
 """
 
 from __future__ import annotations

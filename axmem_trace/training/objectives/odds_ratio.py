@@ -4,7 +4,7 @@ Source: TRL 1.14.1 `experimental/orpo/orpo_trainer.py`, `experimental/cpo/cpo_tr
 `get_batch_logps`, `odds_ratio_loss`, `cpo_loss`, `get_batch_loss_metrics`), `experimental/utils.py`
 `DPODataCollatorWithPadding`.
 
-Chosen and rejected rows come apart and are joined on the GPU. In bytes for each element of the logits of all rows, with
+Chosen and rejected rows are separate and are joined on the GPU. In bytes for each element of the logits of all rows, with
 TRL's Triton kernel: forward 4 + the chosen rows' dense copy 2 + their log-softmax 2 = **8**; backward begins with
 4 + 2 = **6** and reaches **10**: the gradient of all rows, and that of the chosen ones before and after it is spread over
 all. Without the likelihood: 6 (bf16 logits beside the fp32 ones), 4 and 8.
@@ -38,7 +38,7 @@ class JoinedPairs(Preference):
         self.helpers = choose_log_probabilities(self.settings)
 
     def make_batch(self, recipe: Recipe, rows: int, row_tokens: int) -> Batch:
-        """Ids, mask and labels of each side, and the prompt's, which no one reads; int64."""
+        """Ids, mask and labels of each side, and the prompt's, which are never read; int64."""
         pairs = rows // 2
         inputs: Inputs = {}
         for side in ("chosen", "rejected"):
@@ -52,7 +52,7 @@ class JoinedPairs(Preference):
         return Batch(inputs)
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[Tensor, Any]:
-        """The outputs live until this returns; nothing else of their size does."""
+        """The outputs are alive until this returns; nothing else of their size is."""
         ids, attention_mask, labels = (_joined(inputs, name) for name in ("input_ids", "attention_mask", "labels"))
         router = {"output_router_logits": True} if self.router_loss else {}
         outputs = run_model(input_ids=ids, attention_mask=attention_mask, use_cache=False, **router)
@@ -83,7 +83,7 @@ class JoinedPairs(Preference):
         return (values * kept).sum(-1) / kept.sum(-1)
 
     def _without_ignored(self, labels: Tensor) -> Tensor:
-        """Zeros in the place of what is ignored."""
+        """Zeros instead of ignored labels."""
         return torch.where(labels == IGNORED, 0, labels)
 
 

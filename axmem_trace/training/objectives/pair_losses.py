@@ -1,6 +1,6 @@
 """DPO's losses: numbers for each pair of texts. Source: TRL 1.14.1 `trainer/dpo_trainer.py` `_compute_loss`.
 
-Each is a handful of vectors with one number per pair; `sft` alone looks at logits and is not here.
+Each is a few vectors with one number per pair; only `sft` uses logits, and is not here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """What the losses are made of; every tensor has shape [pairs]."""
+    """The inputs of the losses; every tensor has shape [pairs]."""
 
     chosen: Tensor
     """Log-probability of the chosen text under the policy, less that under the reference."""
@@ -118,4 +118,4 @@ PAIR_LOSSES: Mapping[str, Callable[[Pairs], Tensor]] = {
     "nca_pair": _nca_pair, "robust": _robust, "bco_pair": _bco_pair, "sppo_hard": _sppo_hard, "aot": _aot,
     "aot_unpaired": _aot_unpaired, "apo_zero": _apo_zero, "apo_down": _apo_down, "discopop": _discopop,
 }  # fmt: skip
-"""By TRL's name; `sft` beside them."""
+"""The losses by TRL's name, without `sft`."""

@@ -12,7 +12,7 @@ from axmem_trace.recipe.objective import Objective
 from axmem_trace.training.batches.batch import Inputs
 
 EPSILON = 0.2
-"""Of the clipping, below and above (TRL's default); its size moves no memory."""
+"""Bounds of the clipping, below and above (TRL's default); their values do not change memory."""
 
 
 def policy_loss(given: Inputs, values: Tensor, entropies: Tensor, settings: Objective, *, training: bool) -> Tensor:

@@ -18,7 +18,7 @@ from axmem_trace.training.objectives.scoring import Scorer, choose_scorer
 
 
 class Preference(Objective):
-    """A trainer of TRL: it makes its loss of logits itself, and the loop divides it by the number of micro-batches
+    """A trainer of TRL: it computes its loss from logits, and the loop divides it by the number of micro-batches
     (`model_accepts_loss_kwargs = False` in each of them)."""
 
     def __init__(self, recipe: Recipe, built: BuiltModel) -> None:
@@ -28,12 +28,12 @@ class Preference(Objective):
         self.router_loss = router_loss_coefficient(built.config)
 
     def batches(self, recipe: Recipe) -> Sequence[Batch]:
-        """Equal ones, each row as long as the longest may be."""
+        """Equal batches; each row has the largest possible length."""
         batch = recipe.batch
         return [self.make_batch(recipe, batch.rows, batch.row_tokens)] * batch.gradient_accumulation_steps
 
     def evaluation_batch(self, recipe: Recipe) -> Batch:
-        """Of the evaluation's own size."""
+        """A batch of the evaluation's size."""
         return self.make_batch(recipe, recipe.evaluation.rows, recipe.evaluation.row_tokens)
 
     def make_batch(self, recipe: Recipe, rows: int, row_tokens: int) -> Batch:
@@ -41,14 +41,14 @@ class Preference(Objective):
         raise NotImplementedError
 
     def extra_models(self) -> dict[str, Any]:
-        """The reference, where it is a model of its own."""
+        """The reference, if it is a separate model."""
         return {} if self.reference.model is None else {"reference": self.reference.model}
 
 
 def completion_rows(recipe: Recipe, rows: int, row_tokens: int) -> Inputs:
     """`input_ids`, `attention_mask` and `completion_mask`, int64 [rows, row_tokens]: a prompt, then the completion.
 
-    Every row is full, but that the last is a token shorter: the longest of a batch decides, and others are padded.
+    Every row is full, except that the last is one token shorter: the longest of a batch decides, others are padded.
     """
     inputs = make_text_batch(recipe, rows=rows, row_tokens=row_tokens, packed=False)
     del inputs["labels"]
@@ -59,8 +59,8 @@ def completion_rows(recipe: Recipe, rows: int, row_tokens: int) -> Inputs:
 
 
 def router_loss_coefficient(config: Any) -> float:
-    """How much of the routers' balancing loss is added, 0 where there is none: the model's own coefficient, since axolotl
-    names none (TRL 1.14.1 `trainer/dpo_trainer.py`, `aux_loss_enabled`)."""
+    """The factor of the routers' balancing loss, 0 without one: the model's own coefficient, because axolotl sets none (TRL
+    1.14.1 `trainer/dpo_trainer.py`, `aux_loss_enabled`)."""
     text_config = config.get_text_config()
     if not hasattr(text_config, "output_router_logits"):
         return 0.0

@@ -19,7 +19,7 @@ from axmem_trace.training.prepared import prepared_forward
 
 
 class ReferenceModel:
-    """A reference. `model` is None where it is the policy itself, or where there is none."""
+    """A reference. `model` is None if it is the policy itself, or if there is none."""
 
     model: Any = None
 
@@ -39,7 +39,7 @@ class ReferenceModel:
 
     @contextmanager
     def ready(self, run_model: RunModel) -> Iterator[RunModel]:
-        """Without gradients and checkpointing; gives the forward to call.
+        """Without gradients and checkpointing; yields the forward to call.
 
         Args:
             run_model: the policy's.
@@ -74,7 +74,7 @@ class AdapterCopy(ReferenceModel):
 
 
 class SecondModel(ReferenceModel):
-    """A model of its own, in evaluation mode, wrapped by accelerate as the policy is."""
+    """A separate model, in evaluation mode, wrapped by accelerate like the policy."""
 
     def __init__(self, policy: Any, model: Any, recipe: Recipe) -> None:
         super().__init__(policy)
@@ -89,7 +89,7 @@ class SecondModel(ReferenceModel):
 
 
 def make_reference(recipe: Recipe, built: BuiltModel) -> ReferenceModel:
-    """As the recipe says."""
+    """The one that the recipe asks for."""
     kind, policy = recipe.objective.reference.kind, built.module
     if built.reference is not None:
         return SecondModel(policy, built.reference, recipe)
@@ -102,7 +102,7 @@ def make_reference(recipe: Recipe, built: BuiltModel) -> ReferenceModel:
 
 @contextmanager
 def checkpointing_off(model: Any) -> Iterator[None]:
-    """Every layer runs as it is, then checkpoints again."""
+    """While open, layers run without checkpointing."""
     layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     for layer in layers:
         layer.gradient_checkpointing = False

@@ -1,7 +1,7 @@
 """Outcome reward models. Source: TRL 1.14.1 `trainer/reward_trainer.py` `DataCollatorForPreference`, `compute_loss`.
 
-No head over the vocabulary: a number for each position, of which the last is taken, so the loss has no workspace to
-speak of. What peaks is the backbone, in the backward of a layer.
+There is no head over the vocabulary: one number for each position, and the last is used, so the loss has almost no
+temporary memory. The peak is in the backbone, in the backward of a layer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How a trainer of TRL gets log-probabilities out of a model: from logits, or from hidden states in tiles.
 
-Source: TRL 1.14.1 `trainer/dpo_trainer.py` `_get_per_token_logps_and_entropies`, and what stands beside it where
-`use_liger_kernel` is off.
+Source: TRL 1.14.1 `trainer/dpo_trainer.py` `_get_per_token_logps_and_entropies`, and the code next to it for
+`use_liger_kernel: false`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from axmem_trace.training.prepared import autocast
 
 @dataclass(slots=True)
 class Scored:
-    """A batch of rows under one model. Whoever holds it holds the logits."""
+    """A batch of rows under one model. It keeps the logits alive."""
 
     values: Tensor
     """Log-probability of each token, fp32 [rows, tokens - 1], zero outside of the completion."""
@@ -70,7 +70,7 @@ class LogitScorer:
 
 
 class TiledScorer:
-    """The backbone alone, in autocast, and the head's product with the hidden states of completions in tiles."""
+    """Only the backbone, in autocast, and the head's product with the hidden states of completions in tiles."""
 
     def __init__(self, precision: Precision) -> None:
         self.precision = precision
@@ -106,5 +106,5 @@ def score_tiles(
 
 
 def choose_scorer(objective: Objective, precision: Precision) -> Scorer:
-    """As the recipe says."""
+    """The one that the recipe asks for."""
     return TiledScorer(precision) if objective.chunked else LogitScorer(choose_log_probabilities(objective))

@@ -1,4 +1,4 @@
-"""Supervised training: the model is given labels and computes its loss."""
+"""Supervised training: the model gets labels and computes its loss."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Supervised(Objective):
         return [made] * batch.gradient_accumulation_steps
 
     def evaluation_batch(self, recipe: Recipe) -> Batch:
-        """Of the evaluation's own size."""
+        """A batch of the evaluation's size."""
         evaluation = recipe.evaluation
         return make_batch(
             recipe, self.config, rows=evaluation.rows, row_tokens=evaluation.row_tokens, packed=evaluation.packed
