@@ -3,7 +3,7 @@
     import axmem_trace
     report = axmem_trace.estimate("config.yml")
 
-Importing the package is instant; what it offers is imported when it is first used.
+Importing the package is fast; its functions and classes are imported at their first use.
 """
 
 from __future__ import annotations

@@ -34,15 +34,15 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argpa
         lambda options: run_completion(options, {name: build for name, (build, _) in COMMANDS.items()}),
     ),
 }
-"""Each command's arguments, and what it does. The first is meant where none is named."""
+"""Each command's parser and function. The first is used if no command is named."""
 EXIT_INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+"""128 + SIGINT, as in shells."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code (see `axmem_trace.errors`).
 
-    A bug of ours leaves as an exception: Python prints its traceback and exits with 1.
+    A bug in this package is not caught: Python prints its traceback and exits with 1.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -57,12 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("axmem_trace: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
-        if argv is None:  # the process is the command's own
+        if argv is None:  # the process belongs to the command
             leave_at_once()
 
 
 def refuse_misspelt_command(arguments: Sequence[str]) -> None:
-    """Refuses a word that is no file and nearly a command.
+    """Refuses a word that is no file and similar to a command.
 
     Raises:
         AxmemError: with the command that was meant.

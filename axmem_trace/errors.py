@@ -3,9 +3,9 @@
     AxmemError                 anything the command line prints as one message, never as a traceback
     └── ConfigError            the configuration cannot be estimated            exit code 2
 
-What can be estimated and can't run all the same has a report with `refusals`; the command line's exit code is 2 as well.
+A run that can be estimated but can't run has a report with `refusals`; the command line's exit code is 2 as well.
 
-A bug of ours is no `AxmemError`: it keeps its traceback and exits with 1.
+A bug in this package is no `AxmemError`: it keeps its traceback and exits with 1.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ EXIT_CANNOT_SAY = 4
 
 
 def in_one_line(text: object, most: int = 400) -> str:
-    """`text` on one line. Of more than `most` characters the middle is left out, as libraries print whole modules there,
-    with what they accept behind them.
+    """`text` on one line. If it is longer than `most` characters, the middle is left out: libraries print complete modules
+    there, and after them what they accept.
 
     >>> in_one_line("Target module Block(" + "(layer): Linear() " * 99 + ") is not supported", most=90)
     'Target module Block((layer): [...] (layer): Linear() (layer): Linear() ) is not supported'
@@ -35,7 +35,7 @@ def in_one_line(text: object, most: int = 400) -> str:
 
 
 def _fitting(words: list[str], most: int) -> list[str]:
-    """The first words that have together no more than `most` characters, with the spaces between them."""
+    """The first words that are together at most `most` characters long, with the spaces between them."""
     kept: list[str] = []
     for word in words:
         most -= len(word) + 1
@@ -46,7 +46,7 @@ def _fitting(words: list[str], most: int) -> list[str]:
 
 
 class AxmemError(Exception):
-    """Something the user can act on. `exit_code` is what the shell sees."""
+    """An error that the user can correct. `exit_code` is that of the command."""
 
     exit_code = EXIT_CONFIG
 
@@ -59,7 +59,7 @@ class ConfigError(AxmemError):
         problem: what is wrong, in one sentence, in the user's words.
         file: the configuration file, where known.
         line: 1-based line of the key in that file, where known.
-        key: dotted key, where one key is to blame.
+        key: dotted key, if one key is the cause.
         value: the value that was found.
         accepted: what would have been accepted.
         remedy: what to do about it.
@@ -86,7 +86,7 @@ class ConfigError(AxmemError):
         return "\n".join((head, *(f"{number}. {each.describe()}" for number, each in enumerate(every, start=1))))
 
     def describe(self) -> str:
-        """This reason alone, on several lines."""
+        """Only this reason, on several lines."""
         place = self.flag or self.file + (f":{self.line}" if self.file and self.line else "")
         key = f"{place} {self.key}" if self.flag else self.key
         head = ": ".join(part for part in ("" if self.flag else place, key, self.problem) if part)

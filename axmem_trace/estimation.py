@@ -1,4 +1,4 @@
-"""The whole story on one screen: a configuration in, a report out."""
+"""The whole process on one screen: from a configuration to a report."""
 
 from __future__ import annotations
 
@@ -49,27 +49,26 @@ def estimate(
 ) -> Report:
     """Predict the GPU memory of the run that an axolotl configuration asks for.
 
-    A run that can't run (axolotl refuses the configuration, or it is certain to stop later) has figures too, wherever they
-    can be known: look at `report.refusals` before you rent anything.
-    The traced libraries' warnings, logs and prints are kept away from the user while it runs.
+    A run that can't run (axolotl refuses the configuration, or the run certainly stops later) has figures too, if they can
+    be known: look at `report.refusals` before you rent a machine.
+    The traced libraries' warnings, logs and prints are hidden from the user while it runs.
 
     Args:
         config: a YAML file (`-`: standard input), or its content as a mapping.
         overrides: `key=value`, or a mapping: changes to the configuration; dots nest.
-        assumptions: the same for what axolotl would derive by itself (`autocast=false`, `router=worst`, ...).
+        assumptions: the same for values that axolotl would derive (`autocast=false`, `router=worst`, ...).
         gpu: the card, by name (`H100`) or memory (`24GiB`), and how many (`4 x H100`); the report then says whether it fits.
-        num_gpus: of each machine; 0: as `gpu` says, else the fewest that the configuration needs.
+        num_gpus: of each machine; 0: as in `gpu`, else the smallest number for the configuration.
         num_nodes: machines.
         hub: when to ask the Hugging Face Hub for a base model's `config.json`.
         trust_remote_code: allow the base model's own Python code to run, where the configuration asks for it.
         strict: unknown keys, keys given twice, and keys that are not modelled, are errors.
         progress: called with the name of each stage as it begins.
         snapshot: a file to write the predicted history to, for PyTorch's memory viewer.
-        alternatives: where older releases ran the configuration otherwise, estimate that too, and say so in a note.
+        alternatives: if older releases ran the configuration differently, estimate that too, and report it in a note.
 
     Raises:
-        ConfigError: what the run would hold can't be known; the message has all reasons, the refusals too, and says what
-            to do.
+        ConfigError: the memory of the run can't be known; the message has all reasons, also the refusals, and what to do.
         AxmemError: the snapshot can't be written.
     """
     clock = Stopwatch(aloud(progress) if progress else lambda stage: None)
@@ -87,7 +86,7 @@ def estimate(
         if snapshot is not None:
             _write_snapshot(snapshot, recipe, ledger)
         if alternatives and recipe.alternatives:
-            clock.start("compare", "estimating what older releases did, or a way out")
+            clock.start("compare", "estimating what older releases did, or an alternative")
             recipe = compare_alternatives(recipe, reservation.peak_reserved_bytes, _reserved_bytes)
         clock.stop()
         return make_report(
@@ -102,7 +101,7 @@ def estimate(
 
 
 def _trace(recipe: Recipe, clock: Stopwatch) -> tuple[ModelFacts, Ledger, tuple[Note, ...]]:
-    """The model as one rank has it, the record of its run, and what there is to say of both.
+    """The model of one rank, the record of its run, and the notes on both.
 
     Raises:
         ConfigError: the run can't be recorded; with the refusals that are known already.
@@ -115,17 +114,17 @@ def _trace(recipe: Recipe, clock: Stopwatch) -> tuple[ModelFacts, Ledger, tuple[
 
 
 def _reserved_bytes(recipe: Recipe) -> int:
-    """What the allocator would hold at the most, with unlimited memory."""
+    """The most bytes that the allocator would hold with unlimited memory."""
     return replay(_trace(recipe, Stopwatch(lambda stage: None))[1], recipe.allocator).peak_reserved_bytes
 
 
 def _capacity_bytes(recipe: Recipe) -> int:
-    """What the allocator may reserve of the card; 0 where no card was named."""
+    """The bytes of the card that the allocator may reserve; 0 if no card was named."""
     return max(0, recipe.gpu.memory_bytes - recipe.gpu.outside_bytes)
 
 
 def _replay_on_card(recipe: Recipe, ledger: Ledger) -> Reservation:
-    """On the card asked about; where that is too small, with unlimited memory, so that the report says what is needed."""
+    """The reservation on the named card; if that is too small, with unlimited memory, so the report says what is needed."""
     on_card = replay(ledger, recipe.allocator, capacity_bytes=_capacity_bytes(recipe))
     if on_card.out_of_memory is None:
         return on_card

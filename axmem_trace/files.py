@@ -1,4 +1,4 @@
-"""Paths that a user gave, asked without surprises: whatever the file system says of one, it is no such file."""
+"""Paths from a user, checked without exceptions: an error of the file system means that there is no such file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def is_file(path: Path) -> bool:
 
 
 def expanded(name: str) -> Path:
-    """The path, with `~` replaced where there is such a user."""
+    """The path, with `~` replaced if the user exists."""
     try:
         return Path(name).expanduser()
     except RuntimeError:
@@ -24,6 +24,6 @@ def expanded(name: str) -> Path:
 
 
 def shortened_path(path: Path) -> str:
-    """A path for a message: one that is longer than most terminals are wide is cut off."""
+    """A path for a message: one that is longer than most terminals are wide is shortened."""
     text = str(path)
     return text if len(text) <= MAX_PATH_LENGTH else text[: MAX_PATH_LENGTH - 3] + "..."

@@ -1,9 +1,9 @@
-"""The traced libraries' imports at their least cost, and Python's collector of reference cycles kept out of the way.
+"""Import the traced libraries fast, and pause Python's collector of reference cycles.
 
 A plain import of torch, transformers, peft and bitsandbytes spends half its CPU time on two things that no estimate
 needs: bitsandbytes asks for `torch.compile` while it is imported (`backends/default/ops.py`, `_try_torch_compile`),
-which imports Inductor and some 550 modules more; and Python's collector walks what 3,300 modules leave behind, again
-and again, and once more when the process ends. No torch here: this is where it is imported.
+which imports Inductor and about 550 more modules; and Python's collector walks the objects of 3,300 modules again and
+again, and once more when the process ends. No torch here: this is where it is imported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from axmem_trace.tracing.patching import replaced
 def import_libraries() -> None:
     """Imports torch and the libraries that transformers imports with every model.
 
-    In a process that has torch already nothing is replaced, not even for the moment.
+    In a process that has torch already, nothing is replaced, not even temporarily.
     """
     if "torch" in sys.modules:
         return
@@ -35,7 +35,7 @@ def import_libraries() -> None:
 def compile_when_called() -> Iterator[None]:
     """While open, what `torch.compile` decorates is compiled when it is first called, not now.
 
-    A function so decorated does what it would have done; whoever never calls it never imports the compiler.
+    A function decorated in this way does the same as before; the compiler is imported only if it is called.
     """
     import torch
 
@@ -63,9 +63,9 @@ def _compile_later(model: Callable[..., Any] | None = None, **options: Any) -> A
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """While open, Python looks for reference cycles only where it is asked to, and not among what was there before.
+    """While open, Python looks for reference cycles only on request, and only among new objects.
 
-    Afterwards the collector is as it was; objects that somebody had frozen stay frozen.
+    Afterwards the collector is as before; objects that were already frozen stay frozen.
     """
     was_enabled, had_frozen = gc.isenabled(), gc.get_freeze_count() > 0
     gc.disable()
@@ -81,12 +81,12 @@ def collector_paused() -> Iterator[None]:
 
 
 def spare_what_is_there() -> None:
-    """Exempts all that exists now from collection, until `collector_paused` closes: a collection then costs
-    milliseconds, where a walk through the imported libraries costs a third of a second."""
+    """Excludes all existing objects from collection until `collector_paused` closes: then a collection takes
+    milliseconds, while a walk through the imported libraries takes a third of a second."""
     gc.freeze()
 
 
 def leave_at_once() -> None:
-    """The process is about to end: Python need not look for cycles among all that was imported before it does."""
+    """The process will end soon: Python does not need to look for cycles among the imported objects before."""
     gc.disable()
     gc.freeze()

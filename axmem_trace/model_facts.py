@@ -1,4 +1,4 @@
-"""What was built, in plain numbers: the walk of modules, parameters and buffers. No torch here."""
+"""Facts of the built model: its modules, parameters and buffers. No torch here."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ WeightRole = Literal["weight", "adapter"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorFact:
-    """One parameter or buffer of the model, counted once however many names share its storage.
+    """One parameter or buffer of the model, counted once even if several names share its storage.
 
-    A quantised weight's state tensors (bitsandbytes' `absmax`, GPTQ's `scales`, ...) are buffers: they live beside the
+    A quantised weight's state tensors (bitsandbytes' `absmax`, GPTQ's `scales`, ...) are buffers: they belong to the
     parameter and are saved with it. `elements` is what is stored (a packed nf4 weight stores half a byte per logical
     weight); `logical_elements` is how many weights that represents (0 for a quantisation state), which is what model
     cards count.
@@ -40,7 +40,7 @@ class ModuleFact:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFacts:
-    """The model as built: what the report needs once the model itself is gone."""
+    """The facts of the built model that the report needs after the model is freed."""
 
     name: str
     model_type: str
@@ -57,5 +57,5 @@ class ModelFacts:
 
     @property
     def trainable_parameters(self) -> int:
-        """Those of them that train."""
+        """The logical parameters that train."""
         return sum(fact.logical_elements for fact in self.tensors if fact.kind == "parameter" and fact.trainable)

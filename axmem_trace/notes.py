@@ -1,4 +1,4 @@
-"""What the report says beside the numbers. Every stage may add notes; every note is shown."""
+"""The texts of a report. Every stage may add notes; every note is shown."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ Touches = Literal["", "activations"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Note:
-    """One statement about how a figure came about, or about what is not in it.
+    """One statement about how a figure is calculated, or about what is not in it.
 
-    `kind` says what sort of statement it is:
+    `kind` says what kind of statement it is:
 
     - `traced`: recorded from the libraries' own code;
-    - `ruled`: a formula of ours for a kernel whose code cannot run here; `text` names its source;
-    - `assumed`: a value nobody can know from the configuration (CUDA context, routing balance);
-    - `not_modelled`: a key that moves memory and is not in the figures; `text` says what it would do;
+    - `ruled`: a formula for a kernel whose code cannot run here; `text` names its source;
+    - `assumed`: a value that is not known from the configuration (CUDA context, routing balance);
+    - `not_modelled`: a key that changes memory and is not in the figures; `text` says what it would do;
     - `ignored`: a key that has no effect, or that axolotl does not know;
     - `warning`: the run will not do what its author seems to expect;
     - `refused`: a `RefusalNote`.
 
     Attributes:
         kind: as above.
-        key: of the configuration, or a name of ours for what is in no key (`host.loading`).
+        key: of the configuration, or a name for something without a key (`host.loading`).
         text: the statement.
-        bytes: what it is about; 0: no size belongs to it.
+        bytes: the size that it is about; 0: none.
     """
 
     kind: NoteKind
@@ -48,13 +48,13 @@ class Note:
 class RefusalNote(Note):
     """One reason why the run can't run: axolotl refuses the configuration, or it is certain to stop later.
 
-    It does not change the figures, or `text` says what they are of. Any stage may add one to its notes. The report keeps
-    them apart from the other notes (`Report.refusals`), and the exit code is 2.
+    It does not change the figures, or `text` says for which configuration they are. Any stage may add one to its notes. In
+    the report they are separate from the other notes (`Report.refusals`), and the exit code is 2.
     """
 
     kind: NoteKind = "refused"
     value: str = ""
-    """What the configuration gives, as text; empty where the key is not in it."""
+    """The value in the configuration, as text; empty if the key is not in it."""
     remedy: str = ""
     """What to do."""
     flag: str = ""
@@ -62,7 +62,7 @@ class RefusalNote(Note):
 
 
 class Notes:
-    """A collection of notes in the order in which they were added: equal ones once, different ones all.
+    """A collection of notes in the order in which they were added; equal notes are kept once, different ones all.
 
     >>> notes = Notes()
     >>> for text in ("one", "two", "one"):

@@ -12,7 +12,7 @@ Progress = Callable[[str], None]
 
 @dataclass
 class Stopwatch:
-    """Seconds by stage, of all its parts where it is begun again; reports the beginning of each stage to `progress`."""
+    """Seconds by stage, added up if it begins several times; reports the beginning of each stage to `progress`."""
 
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Keeps what the traced libraries print, log and warn away from the user, and leaves streams and logging as they were.
+"""Hides what the traced libraries print, log and warn, and restores streams and logging afterwards.
 
 Everything a user must know is in the report as a note; a library's "no GPU found" would only mislead here.
 """
@@ -23,21 +23,21 @@ QUIET_ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "BITSANDBYTES_NOWELCOME": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",  # what torch's C++ warns of passes by Python's streams
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # warnings of torch's C++ code do not use Python's streams
 }
 
 
 def set_quiet_environment() -> None:
-    """Asks the libraries themselves to be quiet, for the whole process: for a command of ours, not for a notebook."""
+    """Asks the libraries themselves to be quiet, for the whole process: for the command line, not for a notebook."""
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
 class _Held(io.TextIOBase):
-    """Takes the place of a stream: keeps what is written until it is released, and passes it on after that.
+    """Replaces a stream: keeps what is written until it is released, and passes it on after that.
 
-    A library that is imported meanwhile may keep this object for good (`logging.StreamHandler` keeps `sys.stderr`):
-    what it writes later must reach the user's stream.
+    A library that is imported during this time may keep this object permanently (`logging.StreamHandler` keeps
+    `sys.stderr`): what it writes later must reach the user's stream.
     """
 
     def __init__(self, name: Literal["stdout", "stderr"]) -> None:
@@ -74,10 +74,10 @@ class _Held(io.TextIOBase):
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """While open, nothing is shown of warnings, logs below an error, standard output and standard error.
+    """While open, warnings, logs below an error, standard output and standard error are not shown.
 
-    After an exception that is a bug of ours, what was kept is shown after all. It may be nested, and may be used as a
-    decorator. It holds for the whole process, as `contextlib.redirect_stdout` does: other threads are quiet as well.
+    After an exception that is a bug in this package, what was kept is shown. It may be nested, and may be used as a
+    decorator. It applies to the whole process, like `contextlib.redirect_stdout`: other threads are quiet as well.
     """
     out, err = _Held("stdout"), _Held("stderr")
     disabled = logging.root.manager.disable
@@ -98,7 +98,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def aloud(call: Callable[[str], None]) -> Callable[[str], None]:
-    """`call`, with the user's own streams while it runs: what it prints is seen although the libraries are quiet."""
+    """Runs `call` with the user's own streams: what it prints is shown although the libraries are quiet."""
 
     def call_aloud(text: str) -> None:
         out, err = user_stream("stdout"), user_stream("stderr")
@@ -109,7 +109,7 @@ def aloud(call: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def user_stream(name: Literal["stdout", "stderr"]) -> Any:
-    """`sys.stdout` or `sys.stderr` as the user has it, behind all that keeps libraries quiet."""
+    """The user's own `sys.stdout` or `sys.stderr`, without the objects that keep libraries quiet."""
     stream = getattr(sys, name)
     while isinstance(stream, _Held):
         stream = stream.behind

@@ -4,11 +4,11 @@
 writes. Format: `torch.cuda.memory._snapshot` (documented fields) and `THCPModule_memorySnapshot` in
 torch/csrc/cuda/Module.cpp (the rest); torch 2.13. What differs from a real one:
 
-- `frames` hold no Python stack but, innermost first, the operator, the modules that contain it, and phase and step;
-- `time_us` counts births and deaths, not microseconds;
+- `frames` hold no Python stack; they are, innermost first, the operator, the modules that contain it, phase and step;
+- `time_us` counts allocations and frees, not microseconds;
 - `alloc` entries carry a `category`, which is the bucket: the viewer colours by it, as it does for profiles; memory
   that is asked of the driver is in no bucket and has `NO_CATEGORY`;
-- addresses are ours (see `axmem_trace.allocator.caching`).
+- addresses are invented (see `axmem_trace.allocator.caching`).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from axmem_trace.ledger import Allocation, Ledger
 from axmem_trace.recipe.recipe import Allocator
 
 PICKLE_PROTOCOL = 4
-"""The newest that PyTorch's viewer reads (torch/utils/viz/MemoryViz.js, `unpickle`)."""
+"""The newest pickle protocol that PyTorch's viewer reads (torch/utils/viz/MemoryViz.js, `unpickle`)."""
 POOL_ID = (0, 0)
 """The default memory pool."""
 NO_CATEGORY = "unknown"
-"""What the viewer calls memory without a category. It has to be among the categories of the file: where others are and
-it is not, the viewer stops at a misspelt name and shows a blank page (MemoryViz.js, `annotate_snapshot`)."""
+"""The viewer's name for memory without a category. It must be among the categories of the file: if only others are
+there, the viewer fails at a misspelt name and shows a blank page (MemoryViz.js, `annotate_snapshot`)."""
 Frames = list[dict[str, Any]]
 
 
@@ -40,8 +40,8 @@ def make_snapshot(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int =
     """Replays the ledger and returns it as `torch.cuda.memory._snapshot()` would at the end of the recording.
 
     Args:
-        ledger, allocator, capacity_bytes: as for `axmem_trace.allocator.replay`. Where the card is too small the
-            history ends with `oom`, and the segments are those of that moment.
+        ledger, allocator, capacity_bytes: as for `axmem_trace.allocator.replay`. If the card is too small, the
+            history ends with `oom`, and the segments are those at that time.
 
     Returns:
         `segments`, `device_traces` (of one device), `allocator_settings`, `external_annotations` (phases and steps).
@@ -72,7 +72,7 @@ def write_snapshot(path: str | Path, ledger: Ledger, allocator: Allocator, *, ca
 
 
 def _make_segment(blocks: list[Block], ledger: Ledger) -> dict[str, Any]:
-    """A segment, or a stretch of mapped pages of an expandable one."""
+    """A segment, or a range of mapped pages of an expandable one."""
     head = blocks[0]
     allocated_bytes = sum(block.size for block in blocks if block.allocated)
     return {

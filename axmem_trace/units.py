@@ -1,4 +1,4 @@
-"""The one place where bytes become something to read. 1 GiB = 2^30 bytes, as in `nvidia-smi` and axolotl's log."""
+"""The only place where bytes are formatted as text. 1 GiB = 2^30 bytes, as in `nvidia-smi` and axolotl's log."""
 
 from __future__ import annotations
 

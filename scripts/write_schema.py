@@ -39,7 +39,7 @@ COMMON = {
     "gradients": "Of parameters.",
     "optimizer": "The optimizer's states.",
     "activations": "What forward keeps for backward, and the batch.",
-    "workspace": "Temporaries, libraries' workspaces, and what checkpointing computes again.",
+    "workspace": "Temporaries, libraries' workspaces, and what checkpointing recomputes.",
     "allocated_bytes": "Live blocks.",
     "reserved_bytes": "What the caching allocator holds, live or cached.",
     "counted_bytes": "What `torch.cuda.max_memory_allocated` would say.",

@@ -1,4 +1,4 @@
-"""Where the user wrote a key, for errors and notes that are found after the file was read."""
+"""Where the user wrote a key, for errors and notes after the file was read."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from axmem_trace.recipe.recipe import Recipe, Written
 
 @contextmanager
 def errors_in_place(recipe: Recipe) -> Iterator[None]:
-    """While open, a `ConfigError` about a key leaves with the file, the line and the name that the key has there, and with
-    the refusals that are known already."""
+    """While open, a `ConfigError` about a key gets the file, the line and the key's name in the file, and the refusals that
+    are known already."""
     try:
         yield
     except ConfigError as error:
@@ -25,12 +25,12 @@ def errors_in_place(recipe: Recipe) -> Iterator[None]:
 
 
 def notes_in_place(recipe: Recipe, notes: Iterable[Note]) -> tuple[Note, ...]:
-    """The notes, each once, with its key's line and by the name that the user gave it."""
+    """The notes, each once, with the line of its key and the name that the user wrote."""
     return tuple(Notes(place_note(note, recipe.written) for note in notes))
 
 
 def find_written(written: Mapping[str, Written], key: str) -> Written:
-    """How the user wrote a key; for a key inside a block that is not there itself, where the block is."""
+    """How the user wrote a key; for a key that is missing in its block, where the block is."""
     if key in written or "." not in key:
         return written.get(key, Written(key=key))
     outer, _, inner = key.partition(".")
@@ -39,7 +39,7 @@ def find_written(written: Mapping[str, Written], key: str) -> Written:
 
 
 def place_error(error: ConfigError, name: str, written: Mapping[str, Written]) -> None:
-    """Gives an error about a key the file's `name`, the line, and the key as it was written."""
+    """Adds the file's `name`, the line, and the key as written to an error about a key."""
     found = find_written(written, error.key)
     error.file, error.line, error.key, error.flag = name, found.line, found.key, found.flag
 

@@ -1,4 +1,4 @@
-"""What is trained: the base model, its dtypes, how it is packed and placed, its adapter, what is frozen."""
+"""What is trained: the base model, its dtypes, quantisation and devices, its adapter, what is frozen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 Dtype = Literal["bfloat16", "float16", "float32"]
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
-"""What configurations call the number of routed experts."""
+"""Names of the number of routed experts in configurations."""
 
 
 def empty_mapping() -> Mapping[str, Any]:
@@ -28,7 +28,7 @@ class BaseModel:
     source: str
     """`directory …`, `cache …`, `catalogue …` or `hub …`."""
     caution: str = ""
-    """Why the content may differ from the published file, in a sentence; empty where it is that file or a copy."""
+    """Why the content may differ from the published file, in a sentence; empty if it is that file or a copy."""
     directory: str = ""
     """Local directory with the file (and remote code), where there is one."""
     model_type: str = ""
@@ -52,10 +52,10 @@ class Model:
     resize_embeddings_to_32x: bool = False
     shrink_embeddings: bool = False
     mean_resizing: bool = False
-    """New rows are drawn from the distribution of the old ones."""
+    """New rows are sampled from the distribution of the old ones."""
     fix_untrained_tokens: bool = False
     experts_implementation: str = ""
-    """`eager`, `grouped_mm`, `batched_mm`, `scattermoe`, `sonicmoe`; empty: what transformers picks."""
+    """`eager`, `grouped_mm`, `batched_mm`, `scattermoe`, `sonicmoe`; empty: transformers' choice."""
     freeze_multimodal: bool = False
     llama4_linearized_experts: bool = False
     use_onebitllms: bool = False
@@ -82,9 +82,9 @@ class Precision:
     cast_back: bool = False
     """Norms and embeddings are cast back to `load_dtype` after k-bit preparation."""
     norm_dtype: Dtype | Literal["as_loaded"] = "as_loaded"
-    """`--assume norm_dtype=…`: overrules both casts for the norms."""
+    """`--assume norm_dtype=…`: replaces both casts for the norms."""
     embedding_dtype: Dtype | Literal["as_loaded"] = "as_loaded"
-    """`--assume embedding_dtype=…`: overrules both casts for embeddings and heads."""
+    """`--assume embedding_dtype=…`: replaces both casts for embeddings and heads."""
     fp32_norms: bool = False
     fp32_norm_classes: tuple[str, ...] = ()
     fp8: bool = False
@@ -105,10 +105,10 @@ class Quantisation:
     storage_dtype: str = "bfloat16"
     compute_dtype: str = "bfloat16"
     skip_modules: tuple[str, ...] = ()
-    """Empty: what transformers' quantizer skips by itself (output embedding, tied and last modules)."""
+    """Empty: the defaults of transformers' quantizer (output embedding, tied and last modules)."""
     int8_threshold: float = 6.0
     int8_outliers: int = 0
-    """Columns of each 8-bit layer's input that hold a value beyond the threshold: known on real data only."""
+    """Columns of each 8-bit layer's input with a value beyond the threshold; only known with real data."""
     kbit_preparation: bool = False
     """peft's `prepare_model_for_kbit_training` runs: what is not quantised becomes fp32."""
     gptq_kernel: Literal["torch", "triton"] = "torch"
@@ -117,27 +117,27 @@ class Quantisation:
     double_quant_experts: bool = True
     """The scales of 4-bit experts are quantised as well."""
     guard_relaxed: bool = False
-    """axolotl's kernels plugin lets an adapter train over FP8 and MXFP4 weights, which transformers refuses."""
+    """axolotl's kernels plugin allows an adapter over FP8 and MXFP4 weights, which transformers refuses."""
     hub_kernels: bool = False
-    """`use_kernels`, which has transformers dequantise MXFP4."""
+    """`use_kernels`, with which transformers dequantises MXFP4."""
     details: Mapping[str, Any] = field(default_factory=empty_mapping)
     """`model_quantization_config_kwargs`, or the checkpoint's `quantization_config`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Where modules are put when the model is loaded. As it is here: all of them on the GPU."""
+    """The device of each module when the model is loaded. The default here: all of them on the GPU."""
 
     automatic: bool = False
     """`device_map: auto`, axolotl's default: on the GPU while they fill no more than nine tenths of it."""
     max_memory: Mapping[Any, Any] = field(default_factory=empty_mapping)
-    """By GPU or `cpu`, what may be filled, in bytes or as text that accelerate reads."""
+    """The limit of each GPU or `cpu`, in bytes or as text that accelerate reads."""
     on_host: tuple[str, ...] = ()
-    """Modules that `device_map` puts on the CPU or the disk, beside others on the GPU."""
+    """Modules that `device_map` puts on the CPU or the disk, with others on the GPU."""
     on_host_first: bool = False
     """`device_map: cpu`: loaded, cast and adapted there; the trainer moves the model to the GPU."""
     key: str = ""
-    """The YAML key that says so."""
+    """The YAML key that decides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +152,7 @@ class FakeQuantisation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adapter:
-    """The adapter, in peft's words. `kind` is `none` for a full fine-tune."""
+    """The adapter, in peft's terms. `kind` is `none` for a full fine-tune."""
 
     kind: Literal["none", "lora", "qlora", "llama-adapter"] = "none"
     rank: int = 8
@@ -180,7 +180,7 @@ class Adapter:
     dtype: Literal["autocast", "base", "float32", "bfloat16", "float16"] = "autocast"
     """`autocast`: peft casts half-precision A/B to fp32 (its default); `base`: they stay in the base's dtype."""
     input_gradients: bool = True
-    """The embedding's output asks for a gradient, as reentrant checkpointing needs it: axolotl sees to it always."""
+    """The embedding's output requires a gradient, which reentrant checkpointing needs: axolotl always sets it."""
     on_cpu: bool = False
     loraplus: bool = False
     bias: str = "none"
@@ -188,11 +188,11 @@ class Adapter:
     exclude_modules: tuple[str, ...] | str = ()
     """Of a saved adapter."""
     from_file: bool = False
-    """`lora_model_dir`: loaded from a file, which is on the GPU beside the adapter until it is copied into it."""
+    """`lora_model_dir`: loaded from a file, whose tensors are on the GPU until they are copied into the adapter."""
     file_tensor_bytes: tuple[int, ...] = ()
     """Of each tensor in that file, where it could be read."""
     relora_steps: int = 0
-    """`jagged_restart_steps` under `relora`: how often the adapter is merged and made anew; 0: never."""
+    """`jagged_restart_steps` under `relora`: how often the adapter is merged and initialised again; 0: never."""
     relora_cpu_offload: bool = False
     relora_prunes_at_random: bool = False
     """`relora_prune_method`: `random` or `reset`, not by magnitude."""

@@ -1,4 +1,4 @@
-"""What a run is trained for: plain text, preferences, rewards or rollouts. Frozen, and without torch."""
+"""The training objective: plain text, preferences, rewards or rollouts. Frozen, and without torch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Reference:
 
     kind: ReferenceKind = "none"
     dtype: Literal["policy", "float32"] = "policy"
-    """Of a second model: as axolotl loads the policy, or fp32, as TRL loads one by itself."""
+    """The dtype of a second model: that of the policy, if axolotl loads it, or fp32, if TRL loads it."""
     resident_model: bool = False
-    """A second model stays on the GPU. True with `precomputed` too, where axolotl hands one to TRL all the same."""
+    """A second model stays on the GPU. Also true with `precomputed`, if axolotl still passes one to TRL."""
     unused_copy: bool = False
-    """axolotl loads a copy of the model that no trainer uses; it is freed when the trainer has been made."""
+    """axolotl loads a copy of the model that no trainer uses; it is freed after the trainer is made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,14 +37,14 @@ class Rollouts:
     """Of the card, which a colocated engine may take (`gpu_memory_utilization`)."""
     engine_sleeps: bool = False
     steps_per_generation: int = 1
-    """Micro-batches that one generation serves: this many times the micro batch is generated at once."""
+    """Micro-batches of one generation: this many times the micro batch is generated together."""
     iterations: int = 1
     """How often each generated batch is trained on."""
     num_generations: int = 8
     scores_old_policy: bool = False
     """The policy's own log-probabilities are computed once more, in chunks of a micro-batch, before training on them."""
     corrects_sampling: bool = False
-    """The engine's log-probabilities come along, and a weight for each token is made of them."""
+    """The engine also returns log-probabilities, from which a weight for each token is computed."""
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -56,7 +56,7 @@ class Rollouts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
-    """What is minimised, and what one GPU holds for it.
+    """The objective, and what one GPU holds for it.
 
     Source: axolotl `core/builders/rl.py`, `core/trainers/{dpo,grpo,trl.py}`; TRL `trainer/*_trainer.py`.
     """
@@ -64,8 +64,8 @@ class Objective:
     method: Method = "supervised"
     reference: Reference = Reference()
     helpers: LossHelpers = "trl"
-    """Whose code makes log-probabilities of logits: TRL's Triton kernel (from TRL 1.14 on), axolotl's own Triton kernels
-    (axolotl 0.19), or TRL's plain PyTorch code (another trainer, or a card without Triton)."""
+    """Whose code computes log-probabilities from logits: TRL's Triton kernel (from TRL 1.14 on), axolotl's own Triton
+    kernels (axolotl 0.19), or TRL's plain PyTorch code (another trainer, or a card without Triton)."""
     chunked: bool = False
     """The Liger keys: log-probabilities are made from hidden states in tiles; there are no logits."""
     loss_types: tuple[str, ...] = ()

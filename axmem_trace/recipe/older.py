@@ -1,6 +1,6 @@
-"""What only older releases of the libraries do: said by assumptions alone, for runs that were measured with them.
+"""What only older releases of the libraries do: set only by assumptions, for runs that were measured with them.
 
-The code is in `kernels/older/`, but for experts as linear layers (`models/experts/separate_experts.py`) and the order of
+The code is in `kernels/older/`, except for experts as linear layers (`models/experts/separate_experts.py`), the order of
 loading (`training/loading.py`), and FSDP1's units (`parallel/fsdp1.py`).
 """
 
@@ -12,7 +12,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Older:
-    """Everything at its default is what today's releases do. Older losses are values of `loss.path`."""
+    """The defaults are what current releases do. Older losses are values of `loss.path`."""
 
     mean_keeps_input: bool = False
     """PyTorch before 2.2: backward of a mean keeps what was averaged."""
@@ -23,7 +23,7 @@ class Older:
     use_cache: bool = False
     """Keys and values of the forward are kept in its outputs. axolotl never does."""
     loading: Literal["current", "before_4_50"] = "current"
-    """How weights come to the card: as transformers does it now, or as releases before 4.50 did."""
+    """The order in which weights are copied to the card: as in transformers now, or before 4.50."""
     checkpoints_units: bool = False
     """transformers before 4.53: an FSDP1 unit is checkpointed as a whole, its gathers too; now what it wraps is."""
     experts_layout: Literal["fused", "linear"] = "fused"

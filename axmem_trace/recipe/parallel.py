@@ -1,4 +1,4 @@
-"""How a run is spread over GPUs: how many, in which arrangement, and which engine shards what."""
+"""How a run is distributed over GPUs: how many, their mesh, and what the engine shards."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Literal
 from axmem_trace.recipe.model import Dtype
 
 Engine = Literal["none", "ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
-"""Who spreads the run: nobody (one GPU), PyTorch's DistributedDataParallel, its two FSDPs, or DeepSpeed's ZeRO."""
+"""What distributes the run: nothing (one GPU), PyTorch's DistributedDataParallel, its two FSDPs, or DeepSpeed's ZeRO."""
 
 MODELLED_ENGINES: tuple[Engine, ...] = ("none", "ddp", "fsdp1", "fsdp2")
-"""Those whose ranks are estimated as they are."""
+"""The engines whose ranks are modelled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mesh:
-    """The arrangement of the ranks; the product of the sizes is their number.
+    """The mesh of the ranks; the product of the sizes is their number.
 
     Attributes:
         replicate: groups of ranks that each hold a whole copy of the shards (`dp_replicate_size`).
@@ -46,7 +46,7 @@ class Mesh:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fsdp:
-    """What FSDP of either version is told.
+    """The settings of FSDP, both versions.
 
     Attributes:
         wrap: what becomes a unit of its own: `transformer` layers, modules of at least some `size`, or nothing.
@@ -83,7 +83,7 @@ class Fsdp:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ddp:
-    """What DistributedDataParallel is told.
+    """The settings of DistributedDataParallel.
 
     Attributes:
         bucket_cap_mb: `ddp_bucket_cap_mb`; 0: PyTorch's own, 1 MiB for the first bucket and 25 MiB for the others.
@@ -98,7 +98,7 @@ class Ddp:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Zero:
-    """What DeepSpeed is told (`zero_optimization` of its JSON). Sizes of -1 are "auto": they follow the model.
+    """The settings of DeepSpeed (`zero_optimization` of its JSON). Sizes of -1 are "auto": they follow the model.
 
     Attributes:
         stage: 1, 2 or 3.
@@ -130,14 +130,14 @@ class Zero:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parallel:
-    """The whole of it.
+    """The distribution of a run over GPUs.
 
     Attributes:
-        engine: who spreads the run.
+        engine: what distributes the run.
         num_gpus: ranks, one to a GPU.
         num_nodes: machines that hold them, as many on each.
-        count_is_assumed: nobody said how many GPUs: `num_gpus` is the least that the configuration needs.
-        syncs_each_batch: gradients are reduced after each micro-batch, not after the last alone
+        count_is_assumed: the number of GPUs was not given: `num_gpus` is the smallest for the configuration.
+        syncs_each_batch: gradients are reduced after each micro-batch, not only after the last
             (`accelerator_config.gradient_accumulation_kwargs.sync_each_batch`).
     """
 
@@ -153,5 +153,5 @@ class Parallel:
 
     @property
     def is_modelled(self) -> bool:
-        """The figures are of a rank of this engine, and not of one GPU that holds everything."""
+        """True if the figures are for a rank of this engine; otherwise for one GPU that holds everything."""
         return self.engine in MODELLED_ENGINES

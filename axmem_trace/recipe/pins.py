@@ -1,4 +1,4 @@
-"""Which installed libraries are not the ones that a release of axolotl requires."""
+"""Installed libraries whose version a release of axolotl does not require."""
 
 from __future__ import annotations
 

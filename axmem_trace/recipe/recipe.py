@@ -1,7 +1,7 @@
-"""The recipe: everything a configuration asks for, resolved. Frozen, and without torch.
+"""The recipe: all settings of a run, resolved. Frozen, and without torch.
 
 Every package after `config` reads these fields and nothing else; no field is `None` to mean "the default". A value that
-axolotl derives by itself keeps its reason in `Recipe.reasons`, under the field's dotted path (`"attention.kernel"`).
+axolotl derives has its reason in `Recipe.reasons`, under the field's dotted path (`"attention.kernel"`).
 Dtypes are torch's names without the prefix: `"bfloat16"`.
 """
 
@@ -73,12 +73,12 @@ __all__ = [
 
 
 Origin = Literal["config", "default", "derived", "assume", "override"]
-"""Who said a value; see `Reason`."""
+"""The origin of a value; see `Reason`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reason:
-    """Why a value is what it is.
+    """The reason for a value.
 
     `origin` is `config` (the YAML says so), `default` (axolotl's own default), `derived` (axolotl works it out from
     other keys or from the model), `assume` (`--assume`) or `override` (`--set`).
@@ -105,7 +105,7 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One run, wholly resolved."""
+    """One run, with all settings resolved."""
 
     name: str
     """The configuration file's path as given, or `<config>` for a mapping."""
@@ -132,7 +132,7 @@ class Recipe:
     objective: Objective = Objective()
     axolotl: Axolotl = Axolotl()
     fold: bool = True
-    """Layers that repeat are traced once, where nothing tells them apart. The figures are the same."""
+    """Repeated layers are traced once, if they are equal. The figures are the same."""
     reasons: Mapping[str, Reason] = field(default_factory=empty_mapping)
     notes: tuple[Note, ...] = ()
     written: Mapping[str, Written] = field(default_factory=empty_mapping)
@@ -141,17 +141,17 @@ class Recipe:
 
     @property
     def refusals(self) -> tuple[RefusalNote, ...]:
-        """Why the run can't run, as far as the configuration alone shows it."""
+        """Why the run can't run, if the configuration shows it."""
         return tuple(note for note in self.notes if isinstance(note, RefusalNote))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """The same configuration run otherwise: as older releases ran it, or by a way out. Its figure is compared."""
+    """The same configuration, run differently: as in older releases, or by an alternative. Its figure is compared."""
 
     recipe: Recipe | None
-    """None: it would take too long to estimate beside the run."""
+    """None: an estimate in addition to the run would take too long."""
     note: Note
-    """What there is to say of the difference. It may be among the run's notes; the figure then goes into that one."""
+    """The note about the difference. If it is among the run's notes, the figure is added to that one."""
     words: str
-    """What is done otherwise: "`adapter: qlora`"."""
+    """The difference in words: "`adapter: qlora`"."""

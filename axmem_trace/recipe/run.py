@@ -1,4 +1,4 @@
-"""How it is trained, and on what: checkpointing, kernels, loss, optimizer, batches, evaluation, card, allocator."""
+"""How the model is trained, and on what: checkpointing, kernels, loss, optimizer, batches, card, allocator."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ class Checkpointing:
     """Non-empty: `selective_checkpointing`, the operators whose outputs are kept (`attention`, ...)."""
     selective_details: Mapping[str, Any] = field(default_factory=empty_mapping)
     selective_sees_varlen: bool = False
-    """`attention` stands for packed SDPA too."""
+    """`attention` includes packed SDPA."""
     layer_offloading: bool = False
 
     @property
     def selective_offload(self) -> bool:
-        """What selective checkpointing saves waits in host memory."""
+        """Outputs that selective checkpointing saves are in host memory."""
         return bool(self.selective_save and self.selective_details.get("offload"))
 
     @property
     def moves_tensors(self) -> bool:
-        """Something goes to the host and comes back during a step."""
+        """True if something is moved to the host and back during a step."""
         return self.offload != "none" or self.layer_offloading or self.selective_offload
 
 
@@ -74,8 +74,8 @@ class Loss:
     """How logits become a loss.
 
     `native`: what the installed transformers does; `shifted_copy`: `logits.float()` followed by a contiguous shifted
-    copy, as in transformers 4.46 to 4.50; `upcast_shifted_copy`: the same in the model's own forward, which puts out
-    the fp32 logits, as before 4.46; `half_shifted_copy`: the copy alone, as in GPT-BigCode before 4.50; `none`: no loss,
+    copy, as in transformers 4.46 to 4.50; `upcast_shifted_copy`: the same in the model's own forward, which returns
+    the fp32 logits, as before 4.46; `half_shifted_copy`: only the copy, as in GPT-BigCode before 4.50; `none`: no loss,
     the step runs backward from the logits' mean; the others are the fused or chunked kernels that axolotl installs.
     """
 
@@ -91,7 +91,7 @@ class Loss:
     """`flash`: flash-attn's kernel. `in_place`: other trainers' fused kernel (Unsloth's), which writes the gradient over
     the logits it is given."""
     holds_outputs: bool = False
-    """A loop's own variable keeps the outputs of a step, logits included, until those of the next take their place."""
+    """A variable of the loop keeps the outputs of a step, with logits, until those of the next step replace them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,12 +127,12 @@ class Optimizer:
     grokfast: bool = False
     """Gradients are amplified by a moving average of them, which is kept."""
     extra: Mapping[str, Any] = field(default_factory=empty_mapping)
-    """Keys of one optimizer alone: `qgalore_rank`, `dion_rank_fraction`, ..."""
+    """Keys of only one optimizer: `qgalore_rank`, `dion_rank_fraction`, ..."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """The shape of what one GPU sees in one forward."""
+    """The shape of one GPU's batch in one forward."""
 
     rows: int = 1
     row_tokens: int = 512
@@ -155,7 +155,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Evaluation, which axolotl runs before step 1 whenever it runs at all."""
+    """Evaluation; if axolotl evaluates, it also does so before step 1."""
 
     enabled: bool = False
     before_training: bool = False
@@ -172,7 +172,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """The target card. `memory_bytes` 0: none was named, so nothing can be said about fitting."""
+    """The target card. `memory_bytes` 0: none was named, so it is not known whether the run fits."""
 
     name: str = ""
     memory_bytes: int = 0
@@ -183,11 +183,11 @@ class Gpu:
     """Of NCCL's communicators, where there are several GPUs; outside the allocator: assumed."""
     count: int = 1
     remarks: tuple[str, ...] = ()
-    """What a user must know of this card: which of several was taken, that its memory is the system's, ..."""
+    """Remarks on this card: which of several was used, that its memory is the system's, ..."""
 
     @property
     def outside_bytes(self) -> int:
-        """All that the process takes outside PyTorch's allocator."""
+        """All memory of the process outside PyTorch's allocator."""
         return self.context_bytes + self.nccl_bytes
 
 
@@ -217,7 +217,7 @@ class Allocator:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axolotl:
-    """The release of axolotl whose rules hold."""
+    """The release of axolotl whose rules apply."""
 
     version: str = ""
     pins: Mapping[str, str] = field(default_factory=empty_mapping)
