@@ -39,7 +39,7 @@ class Note:
     line: int = 0
     """1-based line of `key` in the configuration file; 0 where there is none."""
     direction: Direction = ""
-    """Of what is not modelled: the run needs more memory than shown, less, or either may be. Empty: too little to matter."""
+    """For `not_modelled`: the run needs more memory than shown, less, or either. Empty: too little to matter."""
     touches: Touches = ""
     """Of what is not modelled: all that it can change. Empty: it may change everything."""
 
