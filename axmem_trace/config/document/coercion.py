@@ -1,4 +1,4 @@
-"""Values to the types that axolotl's schema asks for, with the freedoms that pydantic takes.
+"""Convert values to the types of axolotl's schema, as leniently as pydantic does.
 
 A type is written as in `keys.json`: alternatives between bars, as in `'auto'|bool|null` or `str|list[str]|null`.
 Atoms: `bool int float str any dict list null`, `list[ATOM]`, `dict[ATOM]` (the type of its keys), `str~PATTERN` (text
@@ -57,7 +57,7 @@ def coerce(value: Any, type_name: str) -> Any:
 
 
 def describe(type_name: str) -> str:
-    """A type in a user's words: `true or false, or nothing`."""
+    """A type in words for users: `true or false, or nothing`."""
     atoms = type_name.split("|")
     words = [_DESCRIPTIONS.get(atom, atom.strip("'").removeprefix("str~^")) for atom in atoms if atom != "null"]
     return ", ".join(words[:-1]) + (" or " if len(words) > 1 else "") + words[-1] if words else "nothing"

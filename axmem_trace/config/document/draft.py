@@ -34,12 +34,12 @@ class Draft:
     raw: Mapping[str, Any] = field(default_factory=dict)
     """The values as the user wrote them."""
     written: dict[str, Written] = field(default_factory=dict)
-    """Where each key was written, by the name that it goes by here."""
+    """Where each key was written, by its name here."""
     release: Release = NEWEST
-    """The axolotl whose rules hold."""
+    """The release of axolotl whose rules apply."""
     directory: Path | None = None
     plugins: frozenset[str] = frozenset()
-    """Packages of the plugins that live, listed or not: `liger`, `kernels`, ..."""
+    """Packages of the active plugins, listed or not: `liger`, `kernels`, ..."""
     dropped: dict[str, Any] = field(default_factory=dict)
     """Given keys that axolotl drops after validation: unknown, or of a plugin that is not listed."""
     notes: Notes = field(default_factory=Notes)
@@ -90,12 +90,12 @@ class Draft:
         return key in self.written and bool(self.written[key].flag)
 
     def rename(self, old: str, new: str) -> None:
-        """From here on `new` is what the user wrote as `old`, with all that is nested in it."""
+        """From now on `new` is what the user wrote as `old`, with everything nested in it."""
         inside = [key for key in self.written if key == old or key.startswith(old + ".")]
         self.written.update({new + key[len(old) :]: self.written[key] for key in inside})
 
     def origin(self, key: str) -> Origin:
-        """Who said it: the command line, the file or nobody."""
+        """The origin of a key: the command line, the file or none."""
         if self.is_overridden(key):
             return "override"
         return "config" if key in self.values else "default"
@@ -117,12 +117,12 @@ class Draft:
         return note
 
     def reason(self, field_path: str, value: object, text: str, *, key: str = "", origin: Origin | None = None) -> None:
-        """Says why the recipe's field has its value; `key` is the YAML key to blame, where there is one."""
+        """Adds the reason for the value of a recipe's field; `key` is the YAML key that decides it, if there is one."""
         chosen = origin or (self.origin(key) if key else "derived")
         self.reasons[field_path] = Reason(value=str(value), text=text, origin=chosen, line=self.line(key))
 
     def reason_of_key(self, field_path: str, value: object, key: str) -> None:
-        """The plain case: the field is the key's value, or axolotl's default for it."""
+        """The simple case: the field is the key's value, or axolotl's default for it."""
         given = key in self.values
         self.reason(field_path, value, f"`{key}`" if given else f"axolotl's default for `{key}`", key=key)
 
@@ -161,7 +161,7 @@ class Draft:
         return default
 
     def raise_errors(self) -> None:
-        """Raises all that was collected, as one error, if there is one without figures."""
+        """Raises everything that was collected as one error, if one of the reasons leaves no figures."""
         if not self.errors:
             return
         refusals = [place_note(note, self.written) for note in self.notes if isinstance(note, RefusalNote)]
@@ -189,7 +189,7 @@ class Draft:
         )
 
     def _value_of(self, key: str, found: Written) -> Any:
-        """As written, else as it is here by now."""
+        """The value as written, else the current value."""
         name, *inner = (found.key if found.key.partition(".")[0] in self.raw else key).split(".")
         value = self.raw.get(name, self.values.get(name, self.dropped.get(name)))
         for part in inner:
@@ -201,6 +201,6 @@ class Draft:
 
 
 def shortened(value: Any) -> str:
-    """A value as the YAML has it, cut off where it is long."""
+    """A value as in the YAML, shortened if it is long."""
     text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 3] + "..."

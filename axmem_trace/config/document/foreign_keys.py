@@ -100,7 +100,7 @@ SAME: dict[str, str] = {
     "metric": "metric_for_best_model", "save_best": "load_best_model_at_end", "stage": "rl", "rlhf_type": "rl",
     "loss_type": "dpo_loss_type", "beta": "rl_beta", "pref_beta": "rl_beta",
 }  # fmt: skip
-"""Foreign key -> axolotl's key for the same matter."""
+"""Unknown key -> axolotl's key with the same meaning."""
 
 _LIGER = "list `axolotl.integrations.liger.LigerPlugin` under `plugins`, and turn its kernels on by their own keys"
 _SHARDING = "it shards everything; FSDP2 says otherwise with `fsdp_config.reshard_after_forward`"
@@ -232,15 +232,15 @@ ADVICE: dict[str, str] = {
     "name": "axolotl reads no such key",
     "description": "axolotl reads no such key",
 }
-"""Foreign key -> what to do, where no single key means the same."""
+"""Unknown key -> what to do, if no single key means the same."""
 
 SLIPPED_KEYS_NEVER_PROPOSED = frozenset({"push_dataset_to_hub", "trust_remote_code", "hf_use_auth_token"})
-"""They upload data, run code or use a token: nobody should add one because it looks like something else."""
+"""They upload data, run code or use a token: never suggest one only because its name is similar."""
 _SHORT_WORD, _LONG_WORD = 4, 7
 
 
 def nearest_key(name: str, known: Iterable[str]) -> str:
-    """The known key of which `name` is a slip of the fingers, or nothing.
+    """The known key of which `name` is a typing error, or nothing.
 
     Both must have the same words but for one letter each (two in words of seven letters and more; none in words of
     fewer than four, and in words with numbers), or be the same without underscores and capitals.
@@ -263,7 +263,7 @@ def _letters(name: str) -> str:
 
 
 def _slips(name: str, key: str) -> int | None:
-    """How many letters differ; None where they differ by more than slips."""
+    """How many letters differ; None if it is more than a typing error."""
     words, others = re.split(r"[_\-.]", name.lower()), key.split("_") if "." not in key else re.split(r"[_.]", key)
     if len(words) != len(others):
         return None

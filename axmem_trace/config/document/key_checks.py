@@ -1,4 +1,4 @@
-"""Every key gets its verdict: types are checked; unknown keys, and keys that are not modelled, are reported."""
+"""Check every key: its type; report unknown keys and keys that are not modelled."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _WHOLE_PLUGINS = {
     "hatchery": ("hatchery", "less"),
     "nemo_gym": ("nemo_gym_enabled", "more"),
 }
-"""Plugins that act as soon as they are listed, and the key that says what they do."""
+"""Plugins that are active if they are listed, and the key that describes their effect."""
 _UNKNOWN = "axolotl does not know `{}` and drops it"
 _WRONG: Any = object()
-"""Used in place of a value that was refused."""
+"""Used instead of a value that was refused."""
 _DIRECTIONS = {"more": "needs more memory than shown", "less": "needs less memory than shown", "either": "differs"}
 
 

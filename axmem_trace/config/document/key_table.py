@@ -62,7 +62,7 @@ def keys_of(version: str) -> Mapping[str, Key]:
 
 
 def _row_of(row: dict[str, Any], version: Version) -> dict[str, Any] | None:
-    """The row as a release has it; None where it does not know the key."""
+    """The row of a release; None if it does not know the key."""
     fields = dict(row)
     since, until, was = fields.pop("since", ""), fields.pop("until", ""), fields.pop("was", {})
     if (since and version < Version(since)) or (until and version > Version(until)):

@@ -1,4 +1,4 @@
-"""Old names and old values, understood or refused as axolotl 0.19 does. Source: axolotl `utils/schemas/{deprecated,
+"""Old names and old values, accepted or refused as in axolotl 0.19. Source: axolotl `utils/schemas/{deprecated,
 config,validation,training}.py` and `integrations/liger/args.py`, 0.19.0."""
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GONE_KEYS = {
     "rl_adapter_ref_model": "it is read but not a field, so validation drops it: an adapter never loads a reference",
     "debug": "use AXOLOTL_LOG_LEVEL in the environment",
 }
-"""Names of the last three years that no field answers to any more."""
+"""Names of the last three years that are no longer fields."""
 
 REFUSED_KEYS = {
     "max_packed_sequence_len": (

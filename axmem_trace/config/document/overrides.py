@@ -38,7 +38,7 @@ def parse_settings(settings: Settings, option: str) -> Iterator[tuple[str, Any]]
 
 
 def merge_settings(settings: Settings, further: Mapping[str, Any], option: str) -> Settings:
-    """Both, where the further ones win."""
+    """Both together; the further ones override the first."""
     return {**dict(parse_settings(settings, option)), **further} if further else settings
 
 
@@ -67,7 +67,7 @@ def apply_overrides(values: dict[str, Any], overrides: Settings) -> tuple[dict[s
 
 
 def _enter(target: Any, part: str, key: str, path: str) -> Any:
-    """A fresh copy of the value at `part`, which replaces it."""
+    """Replaces the value at `part` by a copy, and returns it."""
     index: Any = _index(target, part, key) if isinstance(target, list) else part
     inner = target[index] if isinstance(target, list) else target.get(part)
     if isinstance(inner, (list, tuple)):

@@ -21,7 +21,7 @@ STANDARD_INPUT = ("-", "/dev/stdin")
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_NODES = 100_000
-"""Counted after aliases are expanded."""
+"""The limit after aliases are expanded."""
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -229,7 +229,7 @@ class _Inspector:
             self._visit_merged(value, path, depth)
 
     def _forget(self, name: str) -> None:
-        """The first of two blocks of one name counts no more, nor what is in it."""
+        """Of two blocks with one name, the first has no effect, and nothing in it either."""
         for places in (self.lines, self.duplicates):
             for inner in [key for key in places if key.startswith(name + ".")]:
                 del places[inner]

@@ -42,7 +42,7 @@ RULES = (
     *RULES_OF_0_21,
     *PARALLEL_PLUGIN_RULES,
 )
-"""In the order in which they are tried."""
+"""In the order in which they are checked."""
 
 
 def refuse_contradictions(draft: Draft) -> None:

@@ -1,4 +1,4 @@
-"""What the base model's configuration rules out. Source: axolotl `loaders/utils.py` `check_model_config`."""
+"""Settings that the base model's configuration excludes. Source: axolotl `loaders/utils.py` `check_model_config`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the target GPU cannot do. Source: axolotl `utils/schemas/config.py` `check_fp8`,
+"""Settings that the target GPU does not support. Source: axolotl `utils/schemas/config.py` `check_fp8`,
 `check_compute_capability_w_sageattn`, `check_fp8_attention_preflight`."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a rule of refusal is, and the questions that several rules ask."""
+"""`Rule`: what axolotl refuses, and conditions that several rules use."""
 
 from __future__ import annotations
 
