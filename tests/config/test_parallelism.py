@@ -16,12 +16,12 @@ from axmem_trace.recipe.parallel import Mesh, Parallel, Zero
 from axmem_trace.recipe.recipe import Recipe
 
 
-def read(tmp_path: Path, *, gpus: int = 0, nodes: int = 1, gpu: str = "", **keys: Any) -> Recipe:
+def read(tmp_path: Path, *, gpus: int = 0, nodes: int = 1, gpu: str = "", axolotl: str = "", **keys: Any) -> Recipe:
     config = {
         "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "bf16": True,
         "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}], **keys,
     }  # fmt: skip
-    return read_recipe(config, hub="never", num_gpus=gpus, num_nodes=nodes, gpu=gpu)
+    return read_recipe(config, hub="never", num_gpus=gpus, num_nodes=nodes, gpu=gpu, axolotl=axolotl)
 
 
 def test_one_gpu_has_no_engine(tmp_path: Path) -> None:
@@ -174,7 +174,8 @@ def test_whole_gradients_and_whole_models_are_warned_of(tmp_path: Path) -> None:
 def test_fsdp1s_fp32_copies_are_warned_of(tmp_path: Path) -> None:
     config = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
     first, second = (
-        warnings_of(read(tmp_path, gpus=2, fsdp_version=version, fsdp_config=config)) for version in (1, 2)
+        warnings_of(read(tmp_path, gpus=2, fsdp_version=version, fsdp_config=config, axolotl="0.19.0"))
+        for version in (1, 2)
     )
     assert any("16 bytes" in text for text in first)
     assert not any("16 bytes" in text for text in second)
