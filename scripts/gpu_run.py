@@ -143,6 +143,9 @@ class GpuRecorder:
     def empty_cache(self) -> None:
         torch.cuda.empty_cache()
 
+    def finish_streams(self) -> None:
+        """Nothing: each mark waits for the card."""
+
     def _reset(self) -> None:
         gc.collect()
         torch.cuda.synchronize()

@@ -23,14 +23,14 @@ ROTARY = 2 * 4 * 4
 """Bytes of the rotary table and its original, which every rank holds: 4 fp32 frequencies each."""
 
 
-def report_of(tmp_path: Path, gpus: int, **keys: Any) -> Report:
+def report_of(tmp_path: Path, gpus: int, *, axolotl: str = "", **keys: Any) -> Report:
     config = {
         "base_model": write_tiny_model("llama", tmp_path / "llama"), "sequence_len": 24, "micro_batch_size": 2,
         "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "optimizer": "adamw_torch_fused", "bf16": True,
         "attn_implementation": "flash_attention_2", "datasets": [{"path": "x", "type": "alpaca"}],
         "pad_to_sequence_len": True, **keys,
     }  # fmt: skip
-    return estimate(config, num_gpus=gpus, hub="never")
+    return estimate(config, num_gpus=gpus, axolotl=axolotl, hub="never")
 
 
 @pytest.mark.parametrize("gpus", [2, 8])
@@ -46,7 +46,8 @@ def test_fsdp2_divides_weights_gradients_and_states(tmp_path: Path, gpus: int) -
 
 
 def test_fsdp1_keeps_what_it_trains_in_fp32(tmp_path: Path) -> None:
-    report = report_of(tmp_path, 4, fsdp_version=1, fsdp_config={"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"})
+    report = report_of(tmp_path, 4, axolotl="0.19.0", fsdp_version=1,
+                       fsdp_config={"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"})  # fmt: skip
     # every unit's size is a multiple of 4 and of 16 bytes: no padding. fp32: 4 + 4 + 8 bytes a parameter
     assert report.resident.weights == 4 * PARAMETERS // 4 + ROTARY  # buffers become bf16 in the first forward
     assert report.resident.gradients == 4 * PARAMETERS // 4
