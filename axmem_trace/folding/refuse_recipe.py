@@ -30,7 +30,7 @@ _ALIKE: Mapping[str, frozenset[str]] = {
                           "rslora", "fan_in_fan_out", "ensure_weight_tying", "init", "dtype", "input_gradients",
                           "loraplus", "relora_steps", "relora_prunes_at_random"}),
     "freezing": frozenset({"unfrozen"}),
-    "checkpointing": frozenset({"enabled", "use_reentrant", "kwargs"}),
+    "checkpointing": frozenset({"enabled", "use_reentrant", "kwargs", "selective_sees_varlen"}),
     "attention": frozenset({"kernel"}),
     "loss": _ANY,
     "kernels": frozenset({"liger", "lora", "tiled_mlp", "tiled_mlp_shards", "lora_gradients",

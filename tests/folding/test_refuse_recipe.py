@@ -6,9 +6,11 @@ from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 from support.tiny_models import write_tiny_model
 
 from axmem_trace.config import read_recipe
+from axmem_trace.config.axolotl.behaviour import BEHAVIOURS
 from axmem_trace.folding.refuse_recipe import _ALIKE, names_no_layer, refuse_recipe
 from axmem_trace.folding.repetition import CannotFold
 
@@ -22,6 +24,14 @@ def recipe(tmp_path: Path):
 
 def test_a_plain_recipe_is_folded(recipe):
     refuse_recipe(recipe)
+
+
+@pytest.mark.parametrize("release", BEHAVIOURS)
+@pytest.mark.parametrize(
+    "name", ["llama-3.1/8b/qlora", "llama-3.1/8b/lora", "llama-3.1/8b/full", "llama-3.1/70b/qlora"]
+)
+def test_no_release_of_axolotl_tells_layers_apart_by_itself(name, release):
+    refuse_recipe(read_recipe(ROOT / "configs" / f"{name}.yml", hub="never", axolotl=release))
 
 
 def test_every_field_that_is_known_exists(recipe):
