@@ -21,6 +21,13 @@ ReadWith = Callable[[Change, Change], Recipe]
 """The same configuration with further overrides and assumptions."""
 MOST_LINEAR_EXPERTS = 512
 """Mixtral 8x7B has 256, and a trace of them as linear layers takes a few seconds; Qwen3-30B-A3B has 6,144."""
+LINEAR_IN_TRANSFORMERS_4 = frozenset(
+    ("deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "flex_olmo", "glm4_moe", "glm4v_moe", "hunyuan_v1_moe",
+     "jamba", "longcat_flash", "minimax", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next",
+     "qwen3_omni_moe")
+)  # fmt: skip
+"""Model types whose experts were linear layers in transformers 4.57.1 (`models/*/modeling_*.py`: an `nn.ModuleList`). Those
+of aria, dbrx, gpt_oss, granitemoe, jetmoe, llama4 and qwen3_vl_moe were fused already, and later types were not there."""
 UNQUANTISED = "`adapter: lora` with `load_in_4bit: true` is not quantised"
 
 
@@ -42,7 +49,10 @@ def _candidates(recipe: Recipe) -> Iterator[tuple[Note, str, Change, Change]]:
         if note.key == "load_in_4bit" and note.text.startswith(UNQUANTISED):
             yield note, "`adapter: qlora`", {"adapter": "qlora"}, {}
     quantisation, adapter = recipe.quantisation, recipe.adapter
-    if quantisation.quantise_moe_experts or recipe.older.experts_layout == "linear" or not is_moe(recipe.model.base):
+    base = recipe.model.base
+    if quantisation.quantise_moe_experts or recipe.older.experts_layout == "linear" or not is_moe(base):
+        return
+    if not LINEAR_IN_TRANSFORMERS_4 & {base.model_type, base.text_model_type}:
         return
     bits = {"bnb_4bit": "load_in_4bit", "bnb_8bit": "load_in_8bit"}.get(quantisation.method, "")
     if adapter.target_linear:  # quantize_moe_experts can't be combined with it

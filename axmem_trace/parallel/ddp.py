@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -31,7 +31,22 @@ def wrap_model(model: nn.Module, ddp: Ddp) -> Any:
     )
     if torch.distributed.get_backend() == "fake":
         wrapped.register_comm_hook(None, lambda state, bucket: _finished(bucket.buffer()))
+    wrapped.logger = cast(Any, _SilentLogger(wrapped.logger))
     return wrapped
+
+
+class _SilentLogger:
+    """DDP's logger without its times: torch's C++ would warn on the process's stderr that meta has none
+    (torch 2.14, logger.cpp, `set_runtime_stats_and_log`)."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def set_runtime_stats_and_log(self) -> None:
+        """Logs nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._logger, name)
 
 
 def _finished(bucket: torch.Tensor) -> Any:

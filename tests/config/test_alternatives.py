@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.tiny_models import write_tiny_model
 
 import axmem_trace
@@ -61,6 +62,17 @@ def test_too_many_experts_are_reported_without_a_figure():
     recipe = compare_alternatives(recipe, 1 << 30, lambda other: 0)
     (note,) = [note for note in recipe.notes if "until axolotl 0.13" in note.text]
     assert note.text.endswith("reached by lora_target_linear. `--assume experts_layout=linear` estimates that")
+
+
+@pytest.mark.parametrize(
+    ("base_model", "linear"),
+    [("openai/gpt-oss-20b", False), ("meta-llama/Llama-4-Scout-17B-16E-Instruct", False),
+     ("Qwen/Qwen3-VL-30B-A3B-Instruct", False), ("allenai/OLMoE-1B-7B-0924", True),
+     ("deepseek-ai/DeepSeek-V2-Lite", True), ("zai-org/GLM-4.5-Air", True)],
+)  # fmt: skip
+def test_only_experts_that_were_linear_layers_are_said_to_have_been(base_model: str, linear: bool):
+    config = {**LORA, "base_model": base_model, "adapter": "lora", "lora_target_linear": True}
+    assert bool(read_recipe(config, hub="never").alternatives) is linear
 
 
 def test_an_alternative_that_cannot_be_estimated_is_left_out(tmp_path: Path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +125,16 @@ def test_zero_is_said_to_be_missing(tmp_path: Path) -> None:
     report = report_of(tmp_path, 8, deepspeed="deepspeed_configs/zero2.json")
     assert "a single GPU" in report.run["ranks"]
     assert any(note.kind == "not_modelled" and "ZeRO-2" in note.text for note in report.notes)
+
+
+def test_ddp_writes_nothing_to_the_process_s_streams(tmp_path: Path) -> None:
+    # torch's C++ warns once for each process, past Python's streams; torch is there before us, as in a notebook
+    model = write_tiny_model("llama", tmp_path / "llama")
+    code = "import torch, axmem_trace\n"
+    code += (
+        f"config = {{'base_model': {str(model)!r}, 'sequence_len': 24, 'micro_batch_size': 1, 'learning_rate': 1e-4}}\n"
+    )
+    code += "print(axmem_trace.estimate(config, hub='never', num_gpus=2).peak.allocated_bytes > 0)"
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_CPP_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
