@@ -41,7 +41,8 @@ def generate_completions(
 
     cache = DynamicCache(config=unwrapped(model).config.get_text_config())
     ids, mask = (recorder.place(torch.ones(rows, prompt_tokens, dtype=torch.int64)) for _ in range(2))
-    options = _accepted(model, logits_to_keep=1, use_cache=True, past_key_values=cache)
+    # transformers 5.24 renames `past_key_values` to `cache`; a model accepts one of the two.
+    options = _accepted(model, logits_to_keep=1, use_cache=True, past_key_values=cache, cache=cache)
     _sample(forward(input_ids=ids, attention_mask=mask, **options), settings)
     if completion_tokens < 2:
         return
