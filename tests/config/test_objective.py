@@ -118,3 +118,11 @@ def test_a_generation_serves_the_accumulated_micro_batches() -> None:
 )
 def test_what_the_author_may_not_expect(keys: dict[str, Any], said: str) -> None:
     assert any(said in note.text for note in read(**keys).notes)
+
+
+@pytest.mark.parametrize(("axolotl", "helpers"), [("0.19.0", "axolotl"), ("0.20.0", "axolotl"), ("0.21.0", "trl")])
+def test_log_probabilities_come_from_the_kernels_of_the_release(axolotl, helpers):
+    config = {"base_model": "Qwen/Qwen2.5-0.5B", "rl": "dpo", "learning_rate": 1e-5, "datasets": [{"path": "x"}]}
+    assert read_recipe(config, axolotl=axolotl, hub="never").objective.helpers == helpers
+    chosen = read_recipe(config, axolotl=axolotl, assumptions=["loss_helpers=torch"], hub="never")
+    assert chosen.objective.helpers == "torch"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from axmem_trace.recipe.objective import LossHelpers
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Behaviour:
@@ -51,6 +53,10 @@ class Behaviour:
     selective_sees_varlen: bool
     """`attention` in `selective_checkpointing.save` matches packed SDPA (`torch_attn::_varlen_attn`): 0.21.0
     `monkeypatch/selective_checkpointing.py:81`."""
+    loss_helpers: LossHelpers
+    """The Triton kernels for log-probabilities and entropy: axolotl's own, patched into TRL, in 0.19.0
+    `monkeypatch/trainer/utils.py` and 0.20.0 (`loaders/patch_manager.py:1274`); 0.21.0 has none and TRL 1.14.1 has its
+    own (`trl/kernels/logprob_entropy.py`)."""
     default_fsdp_version: int
     """`fsdp_config` without `fsdp_version`: 0.19.0 `utils/schemas/validation.py:1231`; 0.20.0 `:1516`, 0.21.0 `:1550`."""
     always_listed_plugins: frozenset[str]
@@ -76,6 +82,7 @@ _0_19_0 = Behaviour(
     ties_lora_of_tied_embeddings=False,
     selective_empty_saves_nothing=False,
     selective_sees_varlen=False,
+    loss_helpers="axolotl",
     default_fsdp_version=1,
     always_listed_plugins=frozenset(),
     missing_plugin_stops=False,
@@ -101,6 +108,7 @@ _0_21_0 = replace(
     experts_obey_double_quant=True,
     ties_lora_of_tied_embeddings=True,
     selective_sees_varlen=True,
+    loss_helpers="trl",
     always_listed_plugins=frozenset({"context_parallel", "expert_parallel"}),
     missing_plugin_stops=True,
     plugins_may_have_a_colon=True,

@@ -62,6 +62,7 @@ def derive_objective(draft: Draft, row_tokens: int, num_gpus: int) -> Objective:
     return Objective(
         method=method,
         reference=_reference(draft, method),
+        helpers=draft.release.behaviour.loss_helpers,
         chunked=bool(rollouts and draft.sub("trl").get("use_liger_loss")) or bool(draft.get(CHUNKED.get(method, ""))),
         loss_types=_loss_types(draft, method),
         loss_weights=tuple(draft.get("dpo_loss_weights") or ()) if method == "dpo" else (),
