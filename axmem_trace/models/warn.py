@@ -39,8 +39,8 @@ def note_learned_positions(model: Any, recipe: Recipe, notes: Notes) -> None:
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in _POSITION_TABLES and getattr(module, "num_embeddings", 0) - positions in (0, 2):
             text = (
-                f"the model has {positions:,} learned positions ({name}) and rows have {longest:,} tokens: on a GPU the "
-                "run stops there (index out of range)"
+                f"the model has {positions:,} learned positions ({name}) and rows have up to {longest:,} tokens: a row of "
+                "more than that stops the run (index out of range)"
             )
             notes.append(Note(kind="warning", key="sequence_len", text=text))
             return

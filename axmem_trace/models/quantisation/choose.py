@@ -141,7 +141,7 @@ def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Q
     notes.append(Note(kind="ruled", key="base_model", text=text))
     if method == "gptq":
         text = (
-            "axolotl 0.19 pins optimum 1.16.2, and transformers 5 loads GPTQ only with optimum 1.24 or newer (and "
+            "axolotl (0.19 to 0.21) pins optimum 1.16.2, and transformers 5 loads GPTQ only with optimum 1.24 or newer (and "
             "gptqmodel 1.4.3): install these, or the run stops while it loads the model"
         )
         notes.append(Note(kind="warning", key="gptq", text=text))
