@@ -95,11 +95,6 @@ def list_usual_cards() -> list[Card]:
             if each.capability >= OLDEST_IN_WHEELS and each.nominal_gb >= USUAL_GB]  # fmt: skip
 
 
-def supports_bf16(gpu: Gpu) -> bool:
-    """True if the card computes in bfloat16, which `bf16: auto` needs (compute capability 8.0, Ampere, and later)."""
-    return gpu.compute_capability >= (8, 0)
-
-
 def _gpu(card: Card, remarks: tuple[str, ...]) -> Gpu:
     return Gpu(
         name=card.name,

@@ -72,11 +72,13 @@ def test_strict_makes_an_error_of_unknown_and_unmodelled_keys(tmp_path):
 
 
 @pytest.mark.parametrize("gpu", ["T4", "V100"])
-def test_bf16_auto_on_a_card_without_it_is_fp16_with_a_scaler(tmp_path, gpu):
+def test_bf16_auto_is_bf16_on_a_card_that_emulates_it(tmp_path, gpu):
+    """torch's `is_bf16_supported` is true there, so axolotl's `resolve_dtype` turns bf16 on."""
     path = tmp_path / "c.yml"
     path.write_text(LLAMA + LORA + "bf16: auto\n", encoding="utf-8")
     precision = read_recipe(path, hub="never", gpu=gpu).precision
-    assert (precision.load_dtype, precision.autocast_dtype, precision.grad_scaler) == ("float16", "float16", True)
+    assert (precision.load_dtype, precision.autocast_dtype, precision.grad_scaler) == ("bfloat16", "bfloat16", False)
+    assert any(note.key == "bf16" and "emulates" in note.text for note in read_recipe(path, hub="never", gpu=gpu).notes)
     modern = read_recipe(path, hub="never", gpu="A100-80GB").precision
     assert (modern.load_dtype, modern.autocast_dtype, modern.grad_scaler) == ("bfloat16", "bfloat16", False)
 

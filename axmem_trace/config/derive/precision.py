@@ -13,7 +13,7 @@ from axmem_trace.recipe.recipe import BaseModel, Dtype, Gpu, Precision
 ATTENTION_WITHOUT_DTYPE_CAST = ("eager", "sdpa")
 """`ATTN_IMPLS_WITHOUT_DTYPE_CAST` of axolotl's enums.py: for any other kernel norms and embeddings are cast back."""
 BF16_CAPABILITY = (8, 0)
-
+"""Ampere: the first cards that compute in bfloat16."""
 
 ENGINES_WITHOUT_AUTOCAST = ("fsdp2",)
 """accelerate `_prepare_fsdp2` does not call `prepare_model`, which wraps the forward in autocast."""
@@ -73,20 +73,20 @@ def _kbit_skips(draft: Draft, base: BaseModel, cast_back: bool) -> tuple[str, ..
 
 
 def _resolve_half(draft: Draft, gpu: Gpu) -> tuple[bool, bool]:
-    """`bf16` and `fp16` after `resolve_dtype`."""
+    """`bf16` and `fp16` after `resolve_dtype`.
+
+    `auto` is bf16 on every NVIDIA card: `is_torch_bf16_gpu_available` asks torch's `is_bf16_supported`, which counts cards
+    that emulate it (torch 2.13 and 2.14, `cuda/__init__.py`).
+    """
     bf16, fp16 = draft.get("bf16"), draft.get("fp16")
-    supported = gpu.compute_capability >= BF16_CAPABILITY
-    if bf16 == "auto" and fp16:
-        bf16 = False
-    elif bf16 == "auto":
-        bf16 = supported
-        if not supported and fp16 is None and not draft.get("float16"):
-            fp16 = True
-        card = gpu.name or "a GPU with bf16 support (name one with --gpu)"
-        text = f"`bf16: auto` on {card}" + ("" if supported else ", which has no bf16: axolotl uses fp16")
-        draft.reason("precision.load_dtype", "bfloat16" if supported else "float16", text, key="bf16", origin="derived")
-    if (bf16 or draft.get("bfloat16")) and not supported:
-        text = f"bf16 is asked for, but {gpu.name or 'this GPU'} does not support it: torch emulates it, slowly"
+    card = gpu.name or "an NVIDIA card"
+    if bf16 == "auto":
+        bf16 = not fp16
+        if bf16:
+            text = f"`bf16: auto` on {card}: torch reports bf16 as supported"
+            draft.reason("precision.load_dtype", "bfloat16", text, key="bf16", origin="derived")
+    if (bf16 or draft.get("bfloat16")) and gpu.compute_capability < BF16_CAPABILITY:
+        text = f"bf16 runs on {card}, but torch emulates it, slowly; `fp16: true` with `bf16: false` is faster there"
         draft.note("warning", "bf16" if bf16 else "bfloat16", text)
     return bool(bf16), bool(fp16) and not bf16
 
