@@ -9,7 +9,7 @@ from types import TracebackType
 
 from axmem_trace.errors import AxmemError, ConfigError, in_one_line
 from axmem_trace.models.built import BuiltModel, unwrapped
-from axmem_trace.models.pins import hint_at_pins
+from axmem_trace.recipe.pins import hint_at_pin
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.originals import library_frame
 
@@ -67,6 +67,8 @@ def _place(trace: TracebackType | None) -> str:
 
 
 def _as_config_error(class_name: str, place: str, error: Exception, recipe: Recipe) -> ConfigError:
+    import transformers
+
     text = " ".join(str(error).split())
     if "meta tensor" in text or "register_meta" in text or "data-dependent" in text:
         problem = (
@@ -87,7 +89,10 @@ def _as_config_error(class_name: str, place: str, error: Exception, recipe: Reci
         if recipe.quantisation.method == "bnb_4bit":
             remedy += ", and leave a layer whose weight it multiplies by itself unquantised (`bnb_config_kwargs: "
             remedy += "{llm_int8_skip_modules: [its name]}`)"
-        remedy += hint_at_pins() + "; if such a run is known to work, please report it as a bug"
+        remedy += (
+            hint_at_pin(recipe.axolotl, transformers.__version__)
+            + "; if such a run is known to work, please report it as a bug"
+        )
     return ConfigError(
         problem=f"{recipe.model.base.name}: {problem}",
         key="base_model",

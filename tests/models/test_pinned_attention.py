@@ -48,7 +48,7 @@ def test_models_of_images_and_text_run_flash_attention(model_type, tmp_path):
     built = build_model(make(tmp_path, model_type, attn_implementation="flash_attention_2"))
     text = unwrapped(built.module).config.get_text_config()
     assert text._attn_implementation == "flash_attention_2"
-    found = [note for note in built.notes if "the transformers that axolotl pins" in note.text]
+    found = [note for note in built.notes if "the transformers that axolotl pins (5.20.1)" in note.text]
     assert bool(found) != IS_PINNED
     assert not open_replacements()
 
@@ -77,12 +77,12 @@ def test_what_a_later_release_adds_is_refused_as_in_a_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma2ForCausalLM"])
-def test_classes_are_as_they_were_afterwards(name):
+def test_classes_are_as_they_were_afterwards(name, tmp_path):
     kind = getattr(transformers, name)
     flags = [getattr(kind, flag) for flag in ("_supports_flash_attn", "_supports_sdpa", "_supports_flex_attn")]
     before = dict(vars(kind)), dict(vars(PreTrainedModel))
-    notes = Notes()
-    with attention_support_of_pins(kind, "sdpa", notes):
+    notes, recipe = Notes(), make_recipe(tmp_path, "llama", attn_implementation="sdpa")
+    with attention_support_of_pins(kind, recipe, notes):
         assert kind._supports_sdpa
     assert (dict(vars(kind)), dict(vars(PreTrainedModel))) == before
     assert [getattr(kind, flag) for flag in ("_supports_flash_attn", "_supports_sdpa", "_supports_flex_attn")] == flags

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from axmem_trace.models.pins import PINNED_TRANSFORMERS
 from axmem_trace.notes import Note, Notes
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.patching import replaced
 
 _FLASH, _SDPA, _FLEX = "_supports_flash_attn", "_supports_sdpa", "_supports_flex_attn"
@@ -48,8 +48,9 @@ _NOT_ACCEPTED = {
 
 
 @contextmanager
-def attention_support_of_pins(model_class: Any, kernel: str, notes: Notes) -> Iterator[None]:
-    """While open, each class accepts what it accepts in axolotl's transformers; adds a note if that matters for `kernel`."""
+def attention_support_of_pins(model_class: Any, recipe: Recipe, notes: Notes) -> Iterator[None]:
+    """While open, each class accepts what it accepts in axolotl's transformers; adds a note if that matters for the
+    kernel of the recipe."""
     from transformers import PreTrainedModel
 
     changes = [
@@ -61,8 +62,8 @@ def attention_support_of_pins(model_class: Any, kernel: str, notes: Notes) -> It
     with ExitStack() as stack:
         for kind, flag, value in changes:
             stack.enter_context(replaced(kind, flag, value))
-            if kind is model_class and flag == _flag_of(kernel):
-                notes.append(_note(model_class.__name__, kernel, accepted=value))
+            if kind is model_class and flag == _flag_of(recipe.attention.kernel):
+                notes.append(_note(model_class.__name__, recipe, accepted=value))
         yield
 
 
@@ -85,11 +86,11 @@ def _flag_of(kernel: str) -> str:
     return {"sdpa": _SDPA, "varlen": _SDPA, "flex_attention": _FLEX}.get(kernel, "")
 
 
-def _note(name: str, kernel: str, *, accepted: bool) -> Note:
+def _note(name: str, recipe: Recipe, *, accepted: bool) -> Note:
     import transformers
 
-    releases = ", ".join(PINNED_TRANSFORMERS.values())
+    pinned, kernel = recipe.axolotl.pins["transformers"].removeprefix("=="), recipe.attention.kernel
     has, lacks = ("accept", "does not") if accepted else ("do not accept", "does")
-    text = f"{name}: the transformers that axolotl pins ({releases}) {has} {kernel} for it, the installed "
+    text = f"{name}: the transformers that axolotl pins ({pinned}) {has} {kernel} for it, the installed "
     text += f"{transformers.__version__} {lacks}; the figures are those of axolotl's"
     return Note(kind="assumed", key="attn_implementation", text=text)

@@ -11,10 +11,10 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.folding.repetition import CannotFold
-from axmem_trace.models.pins import hint_at_pins
 from axmem_trace.models.skeleton.attention_request import attention_without_packages, request_attention
 from axmem_trace.models.skeleton.pinned_attention import attention_support_of_pins
 from axmem_trace.notes import Notes
+from axmem_trace.recipe.pins import hint_at_pin
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.patching import replaced_all
 
@@ -45,7 +45,7 @@ def build_skeleton(
         _set_dtype(config, dtype)
         reason = recipe.reasons.get("attention.kernel")
         asked = reason is not None and reason.origin != "default"
-        support = attention_support_of_pins(model_class, recipe.attention.kernel, notes)
+        support = attention_support_of_pins(model_class, recipe, notes)
         request_attention(config, recipe.attention.kernel, asked=asked)  # HRM-Text refuses FlashAttention here
         _request_experts(config, recipe.model.experts_implementation)
         with support, attention_without_packages(recipe.attention.kernel, notes), _creation_context(dtype, device):
@@ -145,29 +145,25 @@ def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{prefix}.{name}" if prefix else name, buffer
 
 
-class AttentionRefused(ConfigError):
-    """The model's class does not take the attention kernel that was asked for."""
-
-
 def _unbuildable(recipe: Recipe, model_class: Any, error: Exception) -> ConfigError:
     import transformers
 
     name = getattr(model_class, "__name__", str(model_class))
-    key, kind = "base_model", ConfigError
+    key, hint = "base_model", hint_at_pin(recipe.axolotl, transformers.__version__)
     if isinstance(error, ImportError):
         remedy = f"install what {name} needs (named above); for towers of images: pip install 'axmem_trace[vision]'"
-    elif recipe.attention.kernel in str(error).replace("flex attention", "flex_attention"):
-        key, kind = "attn_implementation", AttentionRefused
-        remedy = "choose another `attn_implementation`; sdpa works for most models" + hint_at_pins()
+    elif recipe.attention.kernel in str(error):
+        key = "attn_implementation"
+        remedy = "choose another `attn_implementation`; sdpa works for most models" + hint
         if recipe.attention.gemma4_hybrid:  # axolotl refuses it with any other kernel
-            remedy = f"drop `gemma4_hybrid_attn_impl`, and write `attn_implementation: sdpa`{hint_at_pins()}"
+            remedy = f"drop `gemma4_hybrid_attn_impl`, and write `attn_implementation: sdpa`{hint}"
     elif "through torch.nn.functional.scaled_dot_product_attention" in str(error):
-        key, kind = "attn_implementation", AttentionRefused
+        key = "attn_implementation"
         remedy = "write `attn_implementation: eager`, or remove the key, which has the same effect here"
     else:
         remedy = "check the base model's config.json and `overrides_of_model_config`; a newer transformers may help"
-        remedy += hint_at_pins()
-    return kind(
+        remedy += hint
+    return ConfigError(
         problem=f"transformers {transformers.__version__} can't build {name} for {recipe.model.base.name}",
         key=key,
         details=(_why(recipe, name, error),),
