@@ -49,17 +49,24 @@ with sm_75. The wheels for CUDA 12.6 begin with sm_50."""
 UNNAMED_GPU = Gpu(compute_capability=DEFAULT_CAPABILITY, context_bytes=CONTEXT_BYTES_BY_GENERATION[DEFAULT_CAPABILITY])
 """No card was named: whether the run fits is not known."""
 
-_COUNTED = re.compile(r"\s*(?P<count>[1-9]\d{0,5})\s*[x*\u00d7]\s*(?P<name>\S.*)", re.IGNORECASE)
+_COUNTED = re.compile(r"\s*(?P<count>\d{1,6})\s*[x*\u00d7]\s*(?P<name>\S.*)", re.IGNORECASE)
 
 
 def split_count(text: str) -> tuple[int, str]:
-    """Number of cards and name: `4 x A100-40GB`, `4xA100`, `8*H100`; 1 and the text if no number leads it.
+    """Number of cards and name: `4 x A100-40GB`, `4xA100`, `8*H100`; 0 and the text if no number leads it.
 
     >>> split_count("4 x A100-40GB"), split_count("2xA100"), split_count("4090")
-    ((4, 'A100-40GB'), (2, 'A100'), (1, '4090'))
+    ((4, 'A100-40GB'), (2, 'A100'), (0, '4090'))
+
+    Raises:
+        ConfigError: the number is 0.
     """
     match = _COUNTED.fullmatch(text)
-    return (int(match["count"]), match["name"].strip()) if match else (1, text)
+    if match is None:
+        return 0, text
+    if not int(match["count"]):
+        raise ConfigError(problem=f"--gpu {text}: at least 1 is needed", key="--gpu", remedy="give the number once")
+    return int(match["count"]), match["name"].strip()
 
 
 def find_gpu(text: str) -> Gpu:

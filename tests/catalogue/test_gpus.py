@@ -214,13 +214,19 @@ def test_a_number_without_a_unit_says_what_was_meant():
         ("8 \u00d7 H100", 8, "H100"),
         ("2x4090", 2, "4090"),
         ("2 x 24GiB", 2, "24GiB"),
-        ("4090", 1, "4090"),
-        ("24GiB", 1, "24GiB"),
-        ("XE 4", 1, "XE 4"),
+        ("4090", 0, "4090"),
+        ("24GiB", 0, "24GiB"),
+        ("XE 4", 0, "XE 4"),
     ],
 )
 def test_a_number_of_cards(text, count, name):
     assert split_count(text) == (count, name)
+
+
+@pytest.mark.parametrize("text", ["0 x A100", "00xH100"])
+def test_no_card_at_all_is_an_error(text):
+    with pytest.raises(ConfigError, match="at least 1 is needed"):
+        split_count(text)
 
 
 @pytest.mark.parametrize(

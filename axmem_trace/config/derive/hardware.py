@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import replace
 
 from axmem_trace.config.document.draft import Draft
@@ -22,20 +21,16 @@ def read_count(gpu: str, num_gpus: int) -> tuple[int, str]:
     (4, 'A100-40GB')
 
     Raises:
-        ConfigError: `num_gpus` is another number.
+        ConfigError: `num_gpus` is another number, or the number in `gpu` is 0.
     """
-    found = re.match(r"\s*(\d+)\s*[x*\u00d7]\s*(?=\S)(.*)", gpu, re.IGNORECASE)
-    if found is None:
+    from axmem_trace.catalogue.gpus import split_count
+
+    count, name = split_count(gpu)
+    if not count:
         return num_gpus, gpu
-    count, name = int(found[1]), found[2]
-    if count < 1 or num_gpus not in (0, count):
-        raise ConfigError(
-            problem=f"--gpu {gpu} and --gpus {num_gpus} say different numbers"
-            if count
-            else f"--gpu {gpu}: at least 1 is needed",
-            key="--gpu",
-            remedy="give the number once",
-        )
+    if num_gpus not in (0, count):
+        problem = f"--gpu {gpu} and --gpus {num_gpus} say different numbers"
+        raise ConfigError(problem=problem, key="--gpu", remedy="give the number once")
     return count, name
 
 
