@@ -15,7 +15,7 @@ import torch
 from axmem_trace.kernels.attention import flash_sizes
 from axmem_trace.kernels.attention.flash_sizes import Blocks
 from axmem_trace.kernels.attention.fused import FusedKernel, Heads, run_fused
-from axmem_trace.kernels.attention.refusals import check_flash, note_refusal
+from axmem_trace.kernels.attention.refuse_call import note_refusal, refuse_flash_call
 from axmem_trace.kernels.attention.sources import note_source
 from axmem_trace.kernels.card import num_sms
 from axmem_trace.tracing.context import KernelContext
@@ -87,7 +87,7 @@ def run_flash2(
         window_left: of flash-attn's own operator; None: another library's kernel, which the dispatcher does not see.
         returns_lse: logsumexp and RNG state, if kept, are outputs too, so autograd makes zeros for their gradients.
     """
-    check_flash(context, heads, name=name, multiple=1 if pads else 8)
+    refuse_flash_call(context, heads, name=name, multiple=1 if pads else 8)
     sms = num_sms(context)
     kernel = FusedKernel(
         name="flash_attn_func",
@@ -109,7 +109,7 @@ def run_flash2_varlen(
     window_left: int | None = None, returns_lse: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """The kernel for rows of samples without padding. Heads are (tokens, H, D), the bounds (samples + 1,)."""
-    check_flash(context, heads, name=name, multiple=1 if pads else 8)
+    refuse_flash_call(context, heads, name=name, multiple=1 if pads else 8)
     kernel = FusedKernel(
         name="flash_attn_varlen_func",
         make_outputs=partial(_varlen_outputs, keeps_rng=keeps_rng),

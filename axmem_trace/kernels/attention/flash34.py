@@ -17,7 +17,7 @@ from axmem_trace.kernels.attention import hopper_sizes
 from axmem_trace.kernels.attention.flash_sizes import Blocks
 from axmem_trace.kernels.attention.fused import FusedKernel, Heads, run_fused
 from axmem_trace.kernels.attention.hopper_sizes import BackwardTile
-from axmem_trace.kernels.attention.refusals import check_flash, note_refusal, refusal
+from axmem_trace.kernels.attention.refuse_call import note_refusal, refusal, refuse_flash_call
 from axmem_trace.kernels.attention.sources import note_source
 from axmem_trace.tracing.context import KernelContext
 
@@ -142,7 +142,7 @@ def _check_release(
     Source: hopper/flash_api.cpp, `mha_fwd` (value heads of another size); flash_attn/cute/interface.py,
     `_validate_head_dims` and the asserts of `_flash_attn_bwd`.
     """
-    check_flash(context, heads, name=release.name, oldest=release.oldest, newest=release.newest, multiple=8)
+    refuse_flash_call(context, heads, name=release.name, oldest=release.oldest, newest=release.newest, multiple=8)
     sizes, major = (heads[0].shape[-1], heads[2].shape[-1]), context.compute_capability[0]
     if release is FLASH3 and sizes[0] != sizes[1]:
         served = (128 < sizes[0] <= 192 and 96 < sizes[1] <= 128) or (sizes[0] <= 64 and sizes[1] <= 512)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from axmem_trace.kernels.attention.fused import FusedKernel, Heads, run_fused
-from axmem_trace.kernels.attention.refusals import note_refusal
+from axmem_trace.kernels.attention.refuse_call import note_refusal
 from axmem_trace.kernels.attention.sources import note_source
 from axmem_trace.kernels.site import Site
 from axmem_trace.tracing.context import KernelContext

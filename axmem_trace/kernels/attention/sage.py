@@ -14,7 +14,7 @@ import torch
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.kernels.attention.fused import Heads
-from axmem_trace.kernels.attention.refusals import note_refusal
+from axmem_trace.kernels.attention.refuse_call import note_refusal
 from axmem_trace.kernels.attention.sources import note_lost_sinks, note_source
 from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.tracing.context import KernelContext

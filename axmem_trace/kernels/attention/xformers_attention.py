@@ -18,7 +18,7 @@ import torch
 from axmem_trace.kernels.attention import efficient_sizes, flash2
 from axmem_trace.kernels.attention.flash_sizes import Blocks, round_up
 from axmem_trace.kernels.attention.fused import FusedKernel, Heads, run_fused
-from axmem_trace.kernels.attention.refusals import note_refusal, refusal
+from axmem_trace.kernels.attention.refuse_call import note_refusal, refusal
 from axmem_trace.kernels.attention.sources import note_lost_sinks, note_source
 from axmem_trace.kernels.card import HALF
 from axmem_trace.notes import RefusalNote

@@ -12,7 +12,7 @@ _GENERATIONS = {8: "Ampere", 9: "Hopper", 12: "Blackwell"}
 _REMEDY = "use `attn_implementation: sdpa`, which falls back to another kernel, or `eager`"
 
 
-def check_flash(
+def refuse_flash_call(
     context: KernelContext, heads: Heads, *, name: str, oldest: tuple[int, int] = (8, 0),
     newest: tuple[int, int] = (99, 0), multiple: int = 1, max_head_dim: int = 256,
 ) -> None:  # fmt: skip
