@@ -16,7 +16,6 @@ from axmem_trace.kernels.core import (
     dropout,
     embedding,
     indexing,
-    linalg,
     matmul,
     multi_tensor,
     normalisation,
@@ -39,7 +38,7 @@ from axmem_trace.tracing.rules import Rules
 
 _TABLES = (
     multi_tensor.RULES, sdpa.RULES, sdpa_scratch.RULES, autograd_in_place.RULES, convolution.RULES, dropout.RULES,
-    embedding.RULES, indexing.RULES, linalg.RULES, matmul.RULES, normalisation.RULES, mean.RULES,
+    embedding.RULES, indexing.RULES, matmul.RULES, normalisation.RULES, mean.RULES,
     reductions.RULES, softmax.RULES, eager_loop.RULES, grouped_mm.RULES,
 )  # fmt: skip
 

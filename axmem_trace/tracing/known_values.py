@@ -3,17 +3,24 @@
 Libraries read values of tensors: is the padding mask all ones, where do packed samples begin, which tokens are images?
 Meta tensors have no values. But the inputs are made here, so a real copy of their storages is kept on the CPU, and every
 operator whose tensor arguments are all known runs on the copies too. Model activations are never known.
+
+Two operators need more: `torch.tensor` with a meta device is no operator that a dispatch mode sees, and the size of
+`tensor[mask]` depends on the mask.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_any_only, tree_leaves, tree_map_only
 
-from axmem_trace.tracing.originals import call_original
+from axmem_trace.tracing.originals import call_original, stands_in
+from axmem_trace.tracing.patching import replaced
 
 aten = torch.ops.aten
 
@@ -28,6 +35,9 @@ DATA_DEPENDENT = frozenset({
     aten.equal.default, aten.is_nonzero.default, aten.histc.default,
 })  # fmt: skip
 """Operators whose result has an unknown shape without values."""
+INDEXES = frozenset({aten.index.Tensor})
+"""Operators that read through a list of indices, their second argument."""
+_BYTES_OF_INDEX = 8
 
 
 class KnownValues:
@@ -113,3 +123,55 @@ def worth_knowing(result: Any) -> bool:
 def _view(copy: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     typed = copy[: copy.numel() // tensor.element_size() * tensor.element_size()].view(tensor.dtype)
     return typed.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+
+@contextmanager
+def literals_known(values: KnownValues) -> Iterator[None]:
+    """While open, the values of small tensors that `torch.tensor` makes on meta are known.
+
+    Models make sizes in this way to calculate with them on the GPU (the merge size of a patch grid). torch
+    `csrc/utils/tensor_new.cpp` `internal_new_from_data` makes meta tensors without a copy, which a GPU would make.
+    """
+    original = torch.tensor
+
+    @stands_in
+    def tensor(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        made = call_original(original, (data, *args), kwargs)
+        if made.is_meta and worth_knowing(made):
+            real = tree_map_only(torch.Tensor, values.value_of, data)
+            if not any(each is None for each in tree_leaves(real)):
+                with _disable_current_modes():
+                    values.learn(made, original(real, device="cpu", dtype=made.dtype))
+        return made
+
+    with replaced(torch, "tensor", tensor):
+        yield
+
+
+def picked_indices(values: KnownValues, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], int] | None:
+    """The arguments with integer indices instead of boolean masks whose values are known, and the bytes of the indices.
+
+    `tensor[mask]` is `tensor[mask.nonzero().unbind(1)]` (torch aten/src/ATen/native/IndexingUtils.h, `expandTensors`):
+    one int64 [picked, dimensions] tensor, alive while the operator runs. Only the number of picked elements is needed;
+    it is computed also for a mask that is a view, expanded over the hidden size.
+    """
+    source, indices = args[0], args[1]
+    if not source.is_meta or not any(_is_mask(index) for index in indices):
+        return None
+    numbered: list[torch.Tensor | None] = []
+    nbytes = 0
+    for index in indices:
+        if not _is_mask(index):
+            numbered.append(index)
+            continue
+        value = values.value_of(index)
+        picked = values.num_true.get(tuple(index.shape)) if value is None else int(torch.count_nonzero(value))
+        if picked is None:
+            return None
+        nbytes += picked * index.ndim * _BYTES_OF_INDEX
+        numbered += [torch.empty(picked, dtype=torch.int64, device="meta") for _ in range(index.ndim)]
+    return (source, numbered, *args[2:]), nbytes
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8)

@@ -14,9 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from axmem_trace.ledger import Role
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.known_values import DATA_DEPENDENT, KnownValues, worth_knowing
-from axmem_trace.tracing.literal_tensors import literals_known
-from axmem_trace.tracing.masked_index import INDEXES, picked_indices
+from axmem_trace.tracing.known_values import (
+    DATA_DEPENDENT,
+    INDEXES,
+    KnownValues,
+    literals_known,
+    picked_indices,
+    worth_knowing,
+)
 from axmem_trace.tracing.originals import call_original, stands_in
 from axmem_trace.tracing.result_memo import ResultMemo, can_remember
 from axmem_trace.tracing.rules import Rules
