@@ -18,7 +18,7 @@ from axmem_trace.training.optimizers.low_rank import (
     step_in_backward,
 )
 from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
-from axmem_trace.training.optimizers.request import Request, builds
+from axmem_trace.training.optimizers.request import Request
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 
@@ -71,7 +71,6 @@ class ApolloAdamW(RebuiltOptimizer):
         return factor.unsqueeze(1) if channel == 1 else factor
 
 
-@builds("apollo_adamw", "apollo_adamw_layerwise")
 def build_apollo(request: Request) -> TracedOptimizer:
     """transformers/trainer_optimizer.py, `_get_apollo_optimizer`."""
     projection = {

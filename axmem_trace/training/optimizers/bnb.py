@@ -17,8 +17,8 @@ from torch import nn
 
 from axmem_trace.tracing.patching import replaced, replaced_all
 from axmem_trace.training.optimizers.groups import uses_axolotl_groups
-from axmem_trace.training.optimizers.offstage import empty_offstage
-from axmem_trace.training.optimizers.request import Request, builds
+from axmem_trace.training.optimizers.outside_gpu import empty_outside_gpu
+from axmem_trace.training.optimizers.request import Request
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 BNB_NAMES = (
@@ -28,7 +28,6 @@ BNB_NAMES = (
 )  # fmt: skip
 
 
-@builds(*BNB_NAMES)
 def build_bnb(request: Request) -> TracedOptimizer:
     """transformers/trainer_optimizer.py, `_get_bitsandbytes_optimizer`, and the override of embeddings in
     `Trainer.create_optimizer`.
@@ -104,7 +103,7 @@ def managed_memory_on_meta() -> Iterator[None]:
     import bitsandbytes.functional as functional
 
     def get_paged(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        buffer = empty_offstage(shape, dtype, "managed")
+        buffer = empty_outside_gpu(shape, dtype, "managed")
         buffer.is_paged, buffer.page_deviceid = True, 0  # type: ignore[attr-defined]
         return buffer
 

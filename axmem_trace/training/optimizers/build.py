@@ -7,31 +7,11 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.recipe import Recipe
-from axmem_trace.training.optimizers import (
-    apollo,
-    bnb,
-    factored,
-    flash,
-    foreach_adam,
-    galore,
-    grokadamw,
-    in_backward,
-    optimi,
-    orthogonal,
-    retired,
-    torch_native,
-    torchao,
-)
 from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
 from axmem_trace.training.optimizers.names import ALIASES, canonical_name, note_on_name
-from axmem_trace.training.optimizers.request import BUILDERS, Request
+from axmem_trace.training.optimizers.request import Request
+from axmem_trace.training.optimizers.table import BUILDERS
 from axmem_trace.training.optimizers.traced import TracedOptimizer
-
-_ROOMS = (
-    apollo, bnb, factored, flash, foreach_adam, galore, grokadamw, in_backward, optimi, orthogonal, retired,
-    torch_native, torchao,
-)  # fmt: skip
-"""Imported because they register builders."""
 
 
 def known_optimizers() -> tuple[str, ...]:

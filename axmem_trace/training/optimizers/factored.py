@@ -7,7 +7,7 @@ import torch
 from axmem_trace.kernels.card import HALF
 from axmem_trace.training.optimizers.low_rank import project, project_back
 from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
-from axmem_trace.training.optimizers.request import Request, builds
+from axmem_trace.training.optimizers.request import Request
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 
@@ -125,7 +125,6 @@ class GaLoreAdafactor(RebuiltOptimizer):
                 parameter.copy_(weight)
 
 
-@builds("came_pytorch")
 def build_came(request: Request) -> TracedOptimizer:
     """axolotl, core/builders/base.py, `_configure_optimizer`."""
     request.note("ruled", "steps as came_pytorch 0.1.3, CAME.py, CAME.step: fp32 states and temporaries")

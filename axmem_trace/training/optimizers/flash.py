@@ -8,7 +8,7 @@ import torch
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.training.optimizers.rebuilt import LR, RebuiltOptimizer
-from axmem_trace.training.optimizers.request import ParamGroups, Request, builds, to_bool
+from axmem_trace.training.optimizers.request import ParamGroups, Request, to_bool
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 _GROUP = 32
@@ -63,7 +63,6 @@ class FlashOptimizer(RebuiltOptimizer):
             state["error_bits"].copy_(torch.empty_like(state["error_bits"]))
 
 
-@builds("flash_adamw", "flash_adam", "flash_sgd", "flash_sgdw", "flash_lion")
 def build_flash(request: Request) -> TracedOptimizer:
     """axolotl, core/builders/base.py, `_configure_optimizer`; arguments as flashoptim 0.1.4's constructors take them.
 

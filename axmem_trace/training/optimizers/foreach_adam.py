@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
-from axmem_trace.training.optimizers.request import Request, builds
+from axmem_trace.training.optimizers.request import Request
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 
@@ -95,14 +95,12 @@ class ScheduleFree(RebuiltOptimizer):
             torch._foreach_sub_(averages, gradients, alpha=LR)
 
 
-@builds("adopt_adamw")
 def build_adopt(request: Request) -> TracedOptimizer:
     """axolotl, core/builders/base.py, `_configure_optimizer`."""
     request.note("ruled", "steps as axolotl's utils/optimizers/adopt.py, _multi_tensor_adopt")
     return request.traced(Adopt(request.groups))
 
 
-@builds("adamc")
 def build_adamc(request: Request) -> TracedOptimizer:
     """axolotl, utils/optimizers/adamc.py: AdamW with another decay. Its `_multi_tensor_adamc` runs the operators of
     torch's multi-tensor AdamW that allocate, so torch's class is used for it; `foreach: false` in `optim_args` loops."""
@@ -111,7 +109,6 @@ def build_adamc(request: Request) -> TracedOptimizer:
     return request.traced(torch.optim.AdamW(request.groups, lr=request.lr, foreach=foreach, **request.adam_kwargs))
 
 
-@builds("schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd")
 def build_schedule_free(request: Request) -> TracedOptimizer:
     """transformers/trainer_optimizer.py, `_get_schedule_free_optimizer`."""
     request.note("ruled", "steps as schedulefree 1.4.1 with foreach=True")

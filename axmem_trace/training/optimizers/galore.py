@@ -20,7 +20,7 @@ from axmem_trace.training.optimizers.low_rank import (
     step_in_backward,
 )
 from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
-from axmem_trace.training.optimizers.request import ParamGroups, Request, builds, to_bool
+from axmem_trace.training.optimizers.request import ParamGroups, Request, to_bool
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 
@@ -145,8 +145,6 @@ def projected_adamw_8bit() -> Any:
     return ProjectedAdamW8bit
 
 
-@builds("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise",
-        "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise")  # fmt: skip
 def build_galore(request: Request) -> TracedOptimizer:
     """transformers/trainer_optimizer.py, `_get_galore_optimizer`.
 
@@ -192,7 +190,6 @@ def note_decomposition(request: Request) -> None:
                  "figures; it would raise the peak of the first step", key="optimizer.svd_workspace")  # fmt: skip
 
 
-@builds("q_galore_adamw8bit")
 def build_q_galore(request: Request) -> TracedOptimizer:
     """axolotl, core/builders/base.py, `_configure_optimizer`, and utils/optimizers/qgalore.py,
     `build_qgalore_param_groups`: 2-D weights whose name contains a target are projected; weights keep their dtype."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from axmem_trace.training.optimizers.offstage import empty_offstage
+from axmem_trace.training.optimizers.outside_gpu import empty_outside_gpu
 from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
-from axmem_trace.training.optimizers.request import Request, builds
+from axmem_trace.training.optimizers.request import Request
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 
@@ -20,7 +20,7 @@ class GrokAdamW(RebuiltOptimizer):
             assert gradient is not None
             if not state:
                 for key in ("exp_avg", "exp_avg_sq", "grok_ema"):
-                    state[key] = empty_offstage(parameter.shape, parameter.dtype, "cpu")
+                    state[key] = empty_outside_gpu(parameter.shape, parameter.dtype, "cpu")
             mean, square = torch.empty_like(parameter), torch.empty_like(parameter)
             average = torch.empty_like(parameter)
             torch.nn.utils.clip_grad_norm_(parameter, 1.0)
@@ -32,7 +32,6 @@ class GrokAdamW(RebuiltOptimizer):
             parameter.addcdiv_(mean, square.sqrt().add_(EPS), value=-LR)
 
 
-@builds("grokadamw")
 def build_grokadamw(request: Request) -> TracedOptimizer:
     """transformers/trainer_optimizer.py, `_get_grokadamw`."""
     request.note("ruled", "GrokAdamW keeps its three states in host memory and copies them to the GPU tensor by tensor "

@@ -10,7 +10,7 @@ from torch import nn
 from axmem_trace.errors import ConfigError
 from axmem_trace.training.optimizers.factored import inverse_root, root_mean_square
 from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
-from axmem_trace.training.optimizers.request import Request, builds
+from axmem_trace.training.optimizers.request import Request
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 
@@ -87,7 +87,6 @@ class AdaLomo(Lomo):
         parameter.data.copy_(weight)
 
 
-@builds("lomo", "adalomo")
 def build_lomo(request: Request) -> TracedOptimizer:
     """transformers/trainer_optimizer.py, `_get_lomo_optimizer`; accelerate, `Accelerator.lomo_backward`.
 

@@ -8,7 +8,7 @@ import torch
 
 from axmem_trace.kernels.card import HALF
 from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
-from axmem_trace.training.optimizers.request import Request, builds
+from axmem_trace.training.optimizers.request import Request
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 
@@ -105,7 +105,6 @@ class StableAdamW(_Optimi):
             torch._foreach_add_(kahan, gradients, alpha=1)
 
 
-@builds("optimi_adamw")
 def build_optimi_adamw(request: Request) -> TracedOptimizer:
     """axolotl, core/builders/base.py, `_configure_optimizer`: `foreach=False`, Kahan summation left to the library."""
     request.note("ruled", "steps as torch-optimi 0.2.1, optimi/adam.py, _single_adam; a third, compensating state for "
@@ -113,7 +112,6 @@ def build_optimi_adamw(request: Request) -> TracedOptimizer:
     return request.traced(OptimiAdamW(request.groups, kahan=request.arg("kahan_sum", True, _left_to_library)))
 
 
-@builds("stable_adamw")
 def build_stable_adamw(request: Request) -> TracedOptimizer:
     """transformers/trainer_optimizer.py, `_get_stable_adamw`; it reads `kahan_sum` with `bool()`, and axolotl
     has converted every value to text: any text is true."""

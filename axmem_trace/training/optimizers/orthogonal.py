@@ -11,7 +11,7 @@ from torch import nn
 from axmem_trace.errors import ConfigError
 from axmem_trace.training.optimizers.groups import decay_parameter_names
 from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
-from axmem_trace.training.optimizers.request import ParamGroups, Request, builds
+from axmem_trace.training.optimizers.request import ParamGroups, Request
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 _COMPILED = "matrix products allocate their results; elementwise work is assumed to be fused in place (torch.compile)"
@@ -134,7 +134,6 @@ def is_embedding(name: str) -> bool:
     return name.endswith("modules_to_save.default.weight") or any(part in name for part in _EMBEDDINGS)
 
 
-@builds("muon")
 def build_muon(request: Request) -> TracedOptimizer:
     """axolotl-contribs-mit 0.0.6, muon/muon.py, `MuonOptimizerFactory`: vectors (norms, biases) are left out and not
     trained.
@@ -155,7 +154,6 @@ def build_muon(request: Request) -> TracedOptimizer:
     return request.traced(Muon([group for group in groups if group["params"]]))
 
 
-@builds("dion")
 def build_dion(request: Request) -> TracedOptimizer:
     """axolotl-contribs-mit 0.0.6, dion/axolotl_.py, `DionOptimizerFactory`.
 

@@ -104,19 +104,7 @@ CUSTOM_NAMES = frozenset({
 """Optimizers that axolotl builds itself, without transformers (utils/schemas/enums.py, `CustomSupportedOptimizers`)."""
 
 Builder = Callable[[Request], TracedOptimizer]
-BUILDERS: dict[str, Builder] = {}
-
-
-def builds(*names: str) -> Callable[[Builder], Builder]:
-    """Registers the function that builds the optimizers of these names."""
-
-    def register(builder: Builder) -> Builder:
-        for name in names:
-            assert name not in BUILDERS, f"two builders for {name}"
-            BUILDERS[name] = builder
-        return builder
-
-    return register
+"""Builds the optimizer of a request; `table.py` has one for each name."""
 
 
 def to_bool(value: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.training.optimizers.rebuilt import DECAY, EPS, LR, RebuiltOptimizer
-from axmem_trace.training.optimizers.request import Request, builds, to_bool
+from axmem_trace.training.optimizers.request import Request, to_bool
 from axmem_trace.training.optimizers.torch_native import build_adamw
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
@@ -73,7 +73,6 @@ class AnyPrecisionAdamW(RebuiltOptimizer):
                 parameter.data.addcdiv_(state["exp_avg"], centred, value=-LR)
 
 
-@builds("adamw_hf")
 def build_adamw_hf(request: Request) -> TracedOptimizer:
     """transformers 4's AdamW; torch's if `--assume optimizer_implementation` is set."""
     reason = request.recipe.reasons.get("optimizer.implementation")
@@ -83,14 +82,12 @@ def build_adamw_hf(request: Request) -> TracedOptimizer:
     return request.traced(TransformersAdamW(request.groups))
 
 
-@builds("adamw_apex_fused")
 def build_apex_fused(request: Request) -> TracedOptimizer:
     """apex's FusedAdam (transformers 4, trainer.py, `get_optimizer_cls_and_kwargs`)."""
     request.note("ruled", "apex keeps fp32 states and steps in place (apex/optimizers/fused_adam.py, FusedAdam)")
     return request.traced(ApexFusedAdam(request.groups))
 
 
-@builds("adamw_anyprecision")
 def build_anyprecision(request: Request) -> TracedOptimizer:
     """transformers/trainer_optimizer.py, `_get_adamw_anyprecision`: fp32 states and no Kahan summation unless
     `optim_args` says otherwise."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.training.optimizers.request import Request, builds, to_bool
+from axmem_trace.training.optimizers.request import Request, to_bool
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 Implementation = Literal["fused", "foreach", "for-loop"]
@@ -40,14 +40,12 @@ def implementation_kwargs(request: Request) -> dict[str, Any]:
     return by_implementation[implementation]
 
 
-@builds("adamw_torch", "adamw_torch_fused")
 def build_adamw(request: Request) -> TracedOptimizer:
     """`torch.optim.AdamW` (transformers/trainer_optimizer.py, `_get_adamw_torch`)."""
     kwargs = implementation_kwargs(request)
     return request.traced(torch.optim.AdamW(request.groups, lr=request.lr, **request.adam_kwargs, **kwargs))
 
 
-@builds("sgd")
 def build_sgd(request: Request) -> TracedOptimizer:
     """`torch.optim.SGD` (transformers/trainer_optimizer.py, `_get_sgd`): no state without `momentum`."""
     kwargs: dict[str, Any] = {key: request.arg(key, 0.0, float) for key in ("momentum", "dampening", "weight_decay")}
@@ -56,7 +54,6 @@ def build_sgd(request: Request) -> TracedOptimizer:
     return request.traced(_construct(request, torch.optim.SGD, **kwargs))
 
 
-@builds("adagrad")
 def build_adagrad(request: Request) -> TracedOptimizer:
     """`torch.optim.Adagrad` (transformers/trainer_optimizer.py, `_get_adagrad`): the sums are made by the constructor,
     so they exist before the first step. It has no fused kernel for CUDA."""
@@ -69,7 +66,6 @@ def build_adagrad(request: Request) -> TracedOptimizer:
     return request.traced(_construct(request, torch.optim.Adagrad, **kwargs))
 
 
-@builds("rmsprop")
 def build_rmsprop(request: Request) -> TracedOptimizer:
     """`torch.optim.RMSprop` (transformers/trainer_optimizer.py, `_get_rmsprop`)."""
     if implementation_of(request) == "fused":
@@ -90,7 +86,6 @@ def _construct(request: Request, optimizer_class: type[torch.optim.Optimizer], *
         raise ConfigError(f"{request.name}: {error}", key="optim_args", value=dict(request.args)) from error
 
 
-@builds("adafactor")
 def build_adafactor(request: Request) -> TracedOptimizer:
     """transformers' `Adafactor` with a fixed learning rate (transformers/trainer_optimizer.py, `_get_adafactor`, which
     ignores `optim_args`). The real class, tensor by tensor: fp32 copies of gradient and weight, and an fp32 update."""

@@ -13,7 +13,7 @@ import torch
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.training.optimizers.rebuilt import LR, RebuiltOptimizer
-from axmem_trace.training.optimizers.request import ParamGroups, Request, builds, to_bool
+from axmem_trace.training.optimizers.request import ParamGroups, Request, to_bool
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 Kind = Literal["4bit", "8bit", "fp8"]
@@ -110,7 +110,6 @@ class SinkGD(LowBitAdamW):
         parameter.add_(written, alpha=-LR)
 
 
-@builds("adamw_torch_4bit", "adamw_torch_8bit", "ao_adamw_fp8")
 def build_torchao(request: Request) -> TracedOptimizer:
     """transformers/trainer_optimizer.py, `_get_torchao_optimizer`: blocks of 256 for 4-bit too, where torchao's own
     default is 128; and axolotl, core/builders/base.py, for fp8.
@@ -132,7 +131,6 @@ def build_torchao(request: Request) -> TracedOptimizer:
 _ADAM_PARTS = ("embed_tokens", "lm_head", "wte", "word_embeddings")
 
 
-@builds("sinkgd")
 def build_sinkgd(request: Request) -> TracedOptimizer:
     """axolotl, utils/optimizers/sinkgd.py, `SinkGDOptimizerFactory` and `_sinkgd_param_groups`."""
     groups: ParamGroups = [{"params": [], "use_sinkgd": True}, {"params": [], "use_sinkgd": False}]

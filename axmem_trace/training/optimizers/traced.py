@@ -14,7 +14,7 @@ from axmem_trace.ledger import Device
 from axmem_trace.notes import Notes
 from axmem_trace.tracing.storage_record import local_part, tensors_in
 from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
-from axmem_trace.training.optimizers.offstage import device_of
+from axmem_trace.training.optimizers.outside_gpu import device_of
 
 StateTensor = tuple["nn.Parameter | None", torch.Tensor, Device]
 """A state tensor, the parameter that owns it (`None`: shared by several, or by none), and the kind of memory."""
@@ -89,7 +89,7 @@ class TracedOptimizer:
 
     def state_bytes(self, device: Device = "gpu") -> int:
         """Bytes of all state in one kind of memory, as asked for (not rounded to allocator blocks)."""
-        return sum(tensor.untyped_storage().nbytes() for _, tensor, place in self.state_tensors() if place == device)
+        return sum(tensor.untyped_storage().nbytes() for _, tensor, memory in self.state_tensors() if memory == device)
 
     @property
     def host_bytes(self) -> int:

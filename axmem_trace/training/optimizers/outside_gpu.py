@@ -9,18 +9,18 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from axmem_trace.ledger import Device
 
-_PLACE = "_axmem_place"
+_DEVICE = "_axmem_device"
 
 
-def empty_offstage(shape: Sequence[int], dtype: torch.dtype, place: Device) -> torch.Tensor:
+def empty_outside_gpu(shape: Sequence[int], dtype: torch.dtype, device: Device) -> torch.Tensor:
     """A meta tensor that represents managed or host memory. No recorder records it; `device_of` knows it."""
     with _disable_current_modes():
         tensor = torch.empty(tuple(shape), dtype=dtype, device="meta")
-    setattr(tensor, _PLACE, place)
+    setattr(tensor, _DEVICE, device)
     return tensor
 
 
 def device_of(tensor: torch.Tensor) -> Device:
     """The memory of a state tensor in a real run: a meta tensor represents the GPU unless it was made by this file."""
-    place: Device = getattr(tensor, _PLACE, "gpu" if tensor.is_meta else "cpu")
-    return place
+    device: Device = getattr(tensor, _DEVICE, "gpu" if tensor.is_meta else "cpu")
+    return device
