@@ -106,7 +106,7 @@ def _trace(recipe: Recipe, clock: Stopwatch) -> tuple[ModelFacts, Ledger, tuple[
     Raises:
         ConfigError: the run can't be recorded; with the refusals that are known already.
     """
-    from axmem_trace.training.traced import trace_run
+    from axmem_trace.training.layer_folding import trace_run
 
     with errors_in_place(recipe):
         run = trace_run(recipe, clock.start)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.folded_runs import LORA, NUM_LAYERS, QLORA, make_config, report_of, unfolded_reports
 
-from axmem_trace.training import traced
+from axmem_trace.training import layer_folding
 
 MOE = {"family": "qwen3_moe"}
 FOLDS: dict[str, dict[str, Any]] = {
@@ -74,14 +74,14 @@ def unfolded(configs: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPa
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_report_is_that_of_every_layer(name: str, configs: Any, unfolded: Any, monkeypatch: pytest.MonkeyPatch):
-    runs: list[traced.TracedRun] = []
-    original = traced.trace_run
+    runs: list[layer_folding.TracedRun] = []
+    original = layer_folding.trace_run
 
-    def keep(*args: Any, **kwargs: Any) -> traced.TracedRun:
+    def keep(*args: Any, **kwargs: Any) -> layer_folding.TracedRun:
         runs.append(original(*args, **kwargs))
         return runs[-1]
 
-    monkeypatch.setattr(traced, "trace_run", keep)
+    monkeypatch.setattr(layer_folding, "trace_run", keep)
     found, expected = report_of(configs[name], fold=True), unfolded[name]
     for part in expected:
         assert found[part] == expected[part], part
