@@ -39,6 +39,7 @@ _ALIKE: Mapping[str, frozenset[str]] = {
     "batch": _ANY,
     "evaluation": frozenset({"enabled", "before_training", "rows", "row_tokens", "packed", "gathers_logits"}),
     "gpu": _ANY,
+    "parallel": _ANY,
     "allocator": _ANY,
     "router": _ANY,
     "axolotl": _ANY,
@@ -47,6 +48,9 @@ _ALIKE: Mapping[str, frozenset[str]] = {
     "written": _ANY,
     "alternatives": _ANY,
 }  # fmt: skip
+_ENGINES = ("none", "fsdp2")
+"""Engines that do the same for each layer. DDP's buckets end anywhere in a layer, and FSDP1's blocks wait for another
+stream until a certain tick."""
 _NAMES_MODULES = ("precision.kbit_skips", "quantisation.skip_modules", "quantisation.details", "adapter.target_parameters",
                   "adapter.modules_to_save", "adapter.rank_pattern", "adapter.alpha_pattern", "freezing.unfrozen",
                   "optimizer.args", "optimizer.target_modules", "optimizer.extra")  # fmt: skip
@@ -59,6 +63,8 @@ _CHECKPOINT_LISTS = "quantization_config"
 
 def refuse_recipe(recipe: Any) -> None:
     """Raises `CannotFold`, with the field, if the recipe could treat layers differently."""
+    if recipe.parallel.engine not in _ENGINES:
+        raise CannotFold(f"parallel.engine {recipe.parallel.engine} may treat layers differently")
     for group in fields(recipe):
         value, alike = getattr(recipe, group.name), _ALIKE.get(group.name, frozenset())
         if alike is _ANY:

@@ -78,8 +78,8 @@ def find_sections(ledger: Ledger, layers: EventLayers, repetition: Repetition) -
     Raises:
         CannotFold: periods differ.
     """
-    if any(kind.stream or kind.busy_until for kind in ledger.columns.kinds):
-        raise CannotFold("several streams are in use")
+    if any(kind.busy_until for kind in ledger.columns.kinds):
+        raise CannotFold("blocks wait for another stream until a certain tick")
     runs = _join_returns(_split_by_layer(list_events(ledger), layers))
     sections = Sections(_find_sweeps(runs, repetition))
     for number, item in enumerate(sections.items):

@@ -28,9 +28,13 @@ from axmem_trace.training.loading import load_models
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.trace import make_recorder, record_run
 
-GROW_WITH_DEPTH = ("aten.stack.default", "aten._foreach_norm.Scalar")
-"""Operators of clipping whose size depends on the number of gradients: the stack of their norms, and the partial norms
-that a multi-tensor kernel writes first. No other size depends on the number of layers."""
+GROW_WITH_DEPTH = (
+    "aten.stack.default", "aten._foreach_norm.Scalar", "aten.pow.Tensor_Scalar", "_c10d_functional.all_reduce.default",
+    "_c10d_functional._wrap_tensor_autograd.default",
+)  # fmt: skip
+"""Operators of clipping whose size depends on the number of gradients: the stack of their norms, the partial norms that a
+multi-tensor kernel writes first, and, among many ranks, the sum of the squared norms of all parts. No other size depends
+on the number of layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ def _trace(recipe: Recipe, folding: Folding, start: Callable[[str, str], None]) 
         start("trace", "tracing")
         recording = record_run(recipe, built, optimizer, recorder=recorder, spread=spread,
                                progress=lambda text: start("trace", text))  # fmt: skip
-    facts = spread.facts if spread is not None else built.whole_facts
+    facts = folding.complete(spread.facts) if spread is not None else built.whole_facts
     return _Part(recorder, facts, recording.ledger, (*built.notes, *optimizer.notes, *recording.notes))
 
 

@@ -14,6 +14,7 @@ from support.folded_runs import LORA, NUM_LAYERS, QLORA, make_config, report_of,
 from axmem_trace.training import layer_folding
 
 MOE = {"family": "qwen3_moe"}
+FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}, "dp_shard_size": 4}
 FOLDS: dict[str, dict[str, Any]] = {
     "full": {},
     "full, not checkpointed, foreach": {"gradient_checkpointing": False, "optimizer": "adamw_torch"},
@@ -32,6 +33,14 @@ FOLDS: dict[str, dict[str, Any]] = {
                                             "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     "experts, two dense layers first": {**MOE, "model": {"mlp_only_layers": [0, 1]}},
     "experts in every other layer": {**MOE, "model": {"decoder_sparse_step": 2}},
+    "fsdp2": {**FSDP2},
+    "fsdp2, lora, not checkpointed, loaded in parts": {
+        **FSDP2, **LORA, "gradient_checkpointing": False, "fsdp_config": {"cpu_ram_efficient_loading": True},
+    },
+    "fsdp2, kept between passes, copies of the shards": {
+        **FSDP2, "fsdp_config": {"reshard_after_forward": False}, "dp_replicate_size": 2, "optimizer": "adamw_torch",
+    },
+    "fsdp2, qlora": {**FSDP2, **QLORA},
 }  # fmt: skip
 TELLS_APART: dict[str, dict[str, Any]] = {
     "peft_layers_to_transform": {**LORA, "peft_layers_to_transform": [0, 1, 2, 3]},
@@ -54,6 +63,7 @@ TELLS_APART: dict[str, dict[str, Any]] = {
     # The last layer's recomputation frees one tensor more than the others: refused, so all layers are traced.
     "sliding and full attention in turns, not reentrant": {"family": "gemma2", "attn_implementation": "eager",
                                                            "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+    "ddp, whose buckets end within layers": {"ddp": True},
     "eight layers": {"model": {"num_hidden_layers": 8}},
 }  # fmt: skip
 CASES = {**FOLDS, **TELLS_APART}
