@@ -18,17 +18,18 @@ from axmem_trace.parallel.residents import describe_rank, flat_shards, local_ten
 from axmem_trace.parallel.spread import Spread
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 
 Prepare = Callable[[BuiltModel], "Spread | None"]
 
 
 @contextmanager
-def open_ranks(recipe: Recipe, recorder: Recorder, *, rank: int = 0) -> Iterator[Prepare]:
+def open_ranks(recipe: Recipe, recording: RecordingMode, *, rank: int = 0) -> Iterator[Prepare]:
     """While open, this process is one rank of the run; the yielded function divides a built model among the ranks.
 
     With an engine that is not modelled, and with one GPU, nothing is opened and nothing is divided.
     """
-    parallel = recipe.parallel
+    parallel, recorder = recipe.parallel, recording.recorder
     if parallel.engine not in ENGINES:
         yield lambda built: None
         return
@@ -39,7 +40,7 @@ def open_ranks(recipe: Recipe, recorder: Recorder, *, rank: int = 0) -> Iterator
         stack.enter_context(fsdp1.fsdp1_runs_on_meta())
         stack.enter_context(fsdp2.fsdp2_runs_on_meta())
         stack.enter_context(ddp.ddp_runs_on_meta())
-        yield lambda built: divide(recipe, recorder, built)
+        yield lambda built: divide(recipe, recording, built)
 
 
 @contextmanager
@@ -49,10 +50,11 @@ def records_ranks(recorder: Recorder) -> Iterator[None]:
         yield
 
 
-def divide(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread:
+def divide(recipe: Recipe, recording: RecordingMode, built: BuiltModel) -> Spread:
     """Wraps the model as accelerate's `prepare` does, and records that as the end of loading."""
+    recorder = recording.recorder
     recorder.mark("load", 0)
-    with warnings.catch_warnings(), recorder, recorder.watch(built.module):
+    with warnings.catch_warnings(), recording, recorder.watch(built.module):
         warnings.simplefilter("ignore")
         return ENGINES[recipe.parallel.engine](recipe, recorder, built)
 

@@ -12,7 +12,7 @@ from axmem_trace.config import read_recipe
 from axmem_trace.ledger import Ledger
 from axmem_trace.training.loading import load_models
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.trace import make_recorder, record_run
+from axmem_trace.training.trace import make_recording, record_run
 
 MICRO, TOKENS, COMPLETION, VOCABULARY = 2, 64, 32, 16384
 ROW = TOKENS * VOCABULARY
@@ -29,9 +29,9 @@ def record(tmp_path: Path, *assumed: str, axolotl: str = "", **keys: Any) -> Led
         "attn_implementation": "flash_attention_2", "gradient_checkpointing": True, **LORA, **keys,
     }  # fmt: skip
     recipe = read_recipe(config, hub="never", assumptions=assumed, axolotl=axolotl)
-    recorder = make_recorder(recipe)
-    built = load_models(recipe, recorder)
-    return record_run(recipe, built, build_optimizer(recipe, built.module), recorder=recorder).ledger
+    recording = make_recording(recipe)
+    built = load_models(recipe, recording)
+    return record_run(recipe, built, build_optimizer(recipe, built.module), recording=recording).ledger
 
 
 def large(ledger: Ledger, tick: int) -> list[int]:
