@@ -39,7 +39,7 @@ class Source:
 
     version: str
     fields: Fields
-    """Dotted name -> `type` and `default` as written, and the integration that brings it (`plugin`)."""
+    """Dotted name -> `type` and `default` as written, and the integration that defines it (`plugin`)."""
     messages: dict[str, str]
     """Text of a refusal, `{}` for what is filled in -> `file::function`."""
     functions: dict[str, str]

@@ -31,7 +31,7 @@ def read_run(run: Mapping[str, Any]) -> Case:
     """
     source, metric = run["id"].split("-")[0], run.get("metric", "unknown")
     if metric not in QUANTITIES:
-        raise CannotExpress(f"the metric {metric} is none that is estimated")
+        raise CannotExpress(f"the metric {metric} is not estimated")
     gigabytes = {QUANTITIES[metric]: run["measured_gib"], "end": (run.get("extra") or {}).get("allocated_end_gib")}
     measured = {key: float(value) * GIB for key, value in gigabytes.items() if value}
     if QUANTITIES[metric] not in measured or min(measured.values()) <= 0:

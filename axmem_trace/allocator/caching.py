@@ -6,7 +6,7 @@ callbacks that free memory before a new segment is requested. The caller keeps t
 stream works on is freed with `busy=True`, and the caller calls `finish` when that stream is done.
 
 Addresses are invented here: a driver may return any. Segments are in order of creation and addresses are not used
-twice; they matter only where two free blocks have the same size (the lower address wins).
+twice; they matter only where two free blocks have the same size (the one at the lower address is taken).
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def read_recipe(
     """
     if hub not in ("never", "fallback", "first"):
         raise ConfigError(
-            f"hub={hub!r} is none of never, fallback and first", remedy="leave it out, or give one of these"
+            f"hub={hub!r} is not one of never, fallback and first", remedy="leave it out, or give one of these"
         )
     document = read_document(config)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 BLOCK_BYTES = 512
-"""CUDA's caching allocator hands out multiples of this (`kMinBlockSize`, c10/cuda/CUDACachingAllocator.cpp), and
+"""CUDA's caching allocator allocates multiples of this (`kMinBlockSize`, c10/cuda/CUDACachingAllocator.cpp), and
 `torch.cuda.memory_allocated` counts whole blocks."""
 
 Phase = Literal["load", "generate", "score", "forward", "backward", "optimizer", "eval"]

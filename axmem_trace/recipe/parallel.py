@@ -49,7 +49,7 @@ class Fsdp:
     """The settings of FSDP, both versions.
 
     Attributes:
-        wrap: what becomes a unit of its own: `transformer` layers, modules of at least some `size`, or nothing.
+        wrap: which modules are units: `transformer` layers, modules of at least some `size`, or nothing.
         wrap_classes: class names of those layers; empty: what the model names itself (`_no_split_modules`).
         min_num_params: with `size`: modules with more parameters than this.
         reshard_after_forward: parameters are gathered for forward and again for backward; else once for both.

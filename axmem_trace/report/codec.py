@@ -34,7 +34,7 @@ def decode(kind: Any, value: Any, where: str = "report") -> Any:
         return _decode_dataclass(kind, value, where)
     if origin is Literal:
         if value not in arguments:
-            raise ValueError(f"{where}: {value!r} is none of {', '.join(map(repr, arguments))}")
+            raise ValueError(f"{where}: {value!r} is not one of {', '.join(map(repr, arguments))}")
         return value
     if origin in (Union, types.UnionType):
         inner = [each for each in arguments if each is not type(None)]

@@ -87,7 +87,7 @@ class ResultMemo:
 
 @cache
 def can_remember(op: Any) -> bool:
-    """Whether an operator's result depends on layouts alone: functional and returning new tensors, or in place."""
+    """Whether an operator's result depends only on layouts: functional and returning new tensors, or in place."""
     schema, name = op._schema, op.overloadpacket.__name__
     if name in _SHAPES or torch.Tag.data_dependent_output in op.tags or torch.Tag.dynamic_output_shape in op.tags:
         return False

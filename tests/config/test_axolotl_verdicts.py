@@ -249,6 +249,6 @@ def test_attention(read_cases):
 
 
 def test_class_of_the_model_by_its_other_name(read_cases):
-    """pydantic looks for the alias first: `model_type` wins over `type_of_model`."""
+    """pydantic looks for the alias first: `model_type` is used, not `type_of_model`."""
     taken = VERDICTS[read_cases.release]["mtype2"]["fields"]["type_of_model"]
     assert taken == "LlamaForCausalLM" == read_cases.recipes["mtype2"].model.type_of_model

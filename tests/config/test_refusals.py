@@ -128,7 +128,7 @@ def test_wrapping_is_refused_once_where_axolotl_has_no_list_any_more(model):
     recipe = read_recipe({**BASE, "base_model": model, **text}, hub="never", axolotl="0.21.0")
     about = [note for note in recipe.notes if note.key == "fsdp"]
     assert [note.kind for note in about] == ["refused"]
-    assert "is gone with FSDP1" in about[0].text
+    assert "was removed together with FSDP1" in about[0].text
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_where_memory_is_not_known_there_is_none_and_all_is_reported(keys, model
     assert str(caught.value).startswith(f"{len(reported)} reasons")
 
 
-def test_a_configuration_without_data_is_a_sketch(model):
+def test_a_configuration_without_data_gets_a_warning(model):
     keys = {key: value for key, value in BASE.items() if key not in ("datasets", "learning_rate")}
     recipe = read_recipe({**keys, "base_model": model}, hub="never")
     assert not recipe.refusals

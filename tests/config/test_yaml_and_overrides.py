@@ -115,7 +115,7 @@ def test_set_refuses(setting, problem):
         apply_overrides({"x": 1}, [setting])
 
 
-def test_set_wins_over_the_alias_in_the_file():
+def test_set_takes_precedence_over_the_alias_in_the_file():
     recipe = read_recipe(
         {**BASE, "model_type": "LlamaForCausalLM"}, overrides=["type_of_model=AutoModelForCausalLM"], hub="never"
     )

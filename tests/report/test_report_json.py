@@ -85,7 +85,7 @@ def test_unknown_fields_are_passed_over_and_missing_ones_are_named():
         ("schema_version", 2, r"schema_version 2 is not one this version reads \(1 to 1\)"),
         ("fits", "yes", r"report\.fits: expected bool, found str"),
         ("gpu", [], r"report\.gpu: expected dict, found list"),
-        ("notes", [{"kind": "gossip", "key": "", "text": ""}], r"report\.notes\[0\]\.kind: 'gossip' is none of"),
+        ("notes", [{"kind": "gossip", "key": "", "text": ""}], r"report\.notes\[0\]\.kind: 'gossip' is not one of"),
     ],
 )
 def test_what_is_no_report_is_refused_with_its_place(path, value, message):

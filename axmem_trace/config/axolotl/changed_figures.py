@@ -66,7 +66,7 @@ CHANGES = (
         "gradient_checkpointing",
         _kept_by_8bit_layers,
         "checkpoints in the non-reentrant variant, in which 8-bit layers keep their inputs of every layer "
-        "(`gradient_checkpointing_kwargs: {use_reentrant: true}` brings the older figure back)",
+        "(`gradient_checkpointing_kwargs: {use_reentrant: true}` gives the older figure)",
         "checkpoints in the reentrant variant, in which 8-bit layers keep nothing",
     ),
     Change(

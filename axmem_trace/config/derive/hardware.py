@@ -53,7 +53,7 @@ def derive_gpu(gpu: str, num_gpus: int) -> Gpu:
 def derive_allocator(draft: Draft) -> Allocator:
     """The settings in the environment, else axolotl's.
 
-    `PYTORCH_CUDA_ALLOC_CONF` wins over `PYTORCH_ALLOC_CONF`, which axolotl sets if it is not set
+    `PYTORCH_CUDA_ALLOC_CONF` takes precedence over `PYTORCH_ALLOC_CONF`, which axolotl sets if it is not set
     (c10/cuda/CUDAAllocatorConfig.h). An empty value of either means PyTorch's defaults.
 
     Raises:

@@ -63,7 +63,7 @@ def _upcasts_embeddings(draft: Draft, cast_back: bool) -> bool:
 
 
 def _kbit_skips(draft: Draft, base: BaseModel, cast_back: bool) -> tuple[str, ...]:
-    """axolotl 0.20.0 `should_skip_peft_embedding_upcast`; in 0.19.0 the key alone decides."""
+    """axolotl 0.20.0 `should_skip_peft_embedding_upcast`; in 0.19.0 only the key decides."""
     behaviour, asked = draft.release.behaviour, draft.get("embeddings_skip_upcast")
     skips = bool(asked) if asked is not None or behaviour.upcasts_embeddings_always else cast_back
     if not (draft.get("adapter") and skips):

@@ -47,7 +47,7 @@ class Draft:
     """Those of the notes that are errors with `--strict`, beside keys that are ignored or not modelled."""
     errors: list[ConfigError] = field(default_factory=list)
     spoiled: dict[str, bool] = field(default_factory=dict)
-    """Keys whose value is missing or of the wrong type, and is gone; true where the figures can't be known for it."""
+    """Keys whose value is missing or of the wrong type, and was removed; true if that leaves no figures."""
     reasons: dict[str, Reason] = field(default_factory=dict)
 
     @property
@@ -138,7 +138,7 @@ class Draft:
     def fail(self, error: ConfigError) -> None:
         """Adds a reason why there are no figures, and goes on, so that further ones are found.
 
-        What follows from a value that was refused already is none.
+        An error that follows from a value that was refused already is not added.
         """
         if not error.flag and error.key.partition(".")[0] in {*self.keys, *self.raw}:
             error.file = error.file or self.name

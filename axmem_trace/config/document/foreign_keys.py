@@ -2,7 +2,7 @@
 write instead. Names of Hugging Face's `TrainingArguments`, `SFTConfig`, `LoraConfig`, `BitsAndBytesConfig` and
 `from_pretrained`, of LLaMA-Factory's, Unsloth's and torchtune's configurations, and of model cards.
 
-A key that no table names gets a suggestion only where it is a slip of the fingers (`nearest_key`).
+A key that no table names gets a suggestion only where it is a typing error (`nearest_key`).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ SAME: dict[str, str] = {
 """Unknown key -> axolotl's key with the same meaning."""
 
 _LIGER = "list `axolotl.integrations.liger.LigerPlugin` under `plugins`, and turn its kernels on by their own keys"
-_SHARDING = "it shards everything; FSDP2 says otherwise with `fsdp_config.reshard_after_forward`"
+_SHARDING = "it shards everything; with FSDP2, `fsdp_config.reshard_after_forward` changes that"
 _BITS = "write `adapter: qlora` with `load_in_4bit: true`, or `adapter: lora` with `load_in_8bit: true`"
 ADVICE: dict[str, str] = {
     "relora_steps": "write `relora: true` with `jagged_restart_steps`",
@@ -135,7 +135,7 @@ ADVICE: dict[str, str] = {
     "bnb_4bit_quant_storage": "it goes under `bnb_config_kwargs`",
     "double_quantization": "axolotl quantises twice; `bnb_config_kwargs` changes it",
     "use_double_quant": "axolotl quantises twice; `bnb_config_kwargs` changes it",
-    "llm_int8_threshold": "it goes under `bnb_config_kwargs`, for qlora alone",
+    "llm_int8_threshold": "it goes under `bnb_config_kwargs`, for qlora only",
     "load_in_fp8": "a checkpoint in fp8 needs no key; training in fp8 is `fp8: true`",
     "torch_dtype": "the dtype follows from `bf16`, `fp16`, `bfloat16` or `float16`",
     "dtype": "the dtype follows from `bf16`, `fp16`, `bfloat16` or `float16`",
@@ -145,11 +145,11 @@ ADVICE: dict[str, str] = {
     "fp16_full_eval": "axolotl has no key for the dtype of evaluation",
     "pure_bf16": "write `bf16: true`: the weights are loaded in bf16",
     "fp16_opt_level": "it was apex's, which transformers 5 no longer has",
-    "half_precision_backend": "transformers 5 has one backend alone",
+    "half_precision_backend": "transformers 5 has only one backend",
     "use_cache": "axolotl switches it off in training",
     "use_unsloth": "axolotl has no Unsloth: its own kernels are `lora_mlp_kernel`, `lora_qkv_kernel`, `lora_o_kernel`",
     "unsloth": "axolotl has no Unsloth: its own kernels are `lora_mlp_kernel`, `lora_qkv_kernel`, `lora_o_kernel`",
-    "finetune_vision_layers": "write `freeze_mm_modules: true` to train the language model alone",
+    "finetune_vision_layers": "write `freeze_mm_modules: true` to train only the language model",
     "finetune_language_layers": "axolotl names what trains with `lora_target_modules` or `unfrozen_parameters`",
     "use_liger_kernel": _LIGER,
     "use_liger": _LIGER,
@@ -163,10 +163,10 @@ ADVICE: dict[str, str] = {
     "push_to_hub_token": "log in with `hf auth login`, or set HF_TOKEN in the environment",
     "use_auth_token": "log in with `hf auth login`, or set HF_TOKEN in the environment",
     "hub_private_repo": "axolotl has no key for it: make the repository private on the Hub",
-    "hub_always_push": "`hub_strategy` says when the model is pushed",
+    "hub_always_push": "`hub_strategy` decides when the model is pushed",
     "hub_push": "`hub_model_id` names the repository that the model is pushed to",
     "report_to": "write `use_wandb`, `use_mlflow`, `use_comet`, `use_swanlab` or `use_tensorboard`",
-    "logging_strategy": "`logging_steps` says how often axolotl logs",
+    "logging_strategy": "`logging_steps` is the number of steps between two log lines",
     "logging_first_step": "axolotl sets it itself",
     "logging_dir": "axolotl logs under `output_dir`",
     "log_level": "set AXOLOTL_LOG_LEVEL in the environment",
@@ -176,10 +176,10 @@ ADVICE: dict[str, str] = {
     "predict_with_generate": "`generate_samples` or `do_causal_lm_eval` generate in training",
     "eval_accumulation_steps": "axolotl keeps no logits of evaluation",
     "eval_on_start": "axolotl evaluates before the first step wherever it evaluates",
-    "prediction_loss_only": "axolotl keeps the loss of evaluation alone, without a key",
+    "prediction_loss_only": "axolotl keeps only the loss of evaluation, without a key",
     "overwrite_output_dir": "axolotl overwrites `output_dir` by itself",
     "overwrite_cache": "delete the folder that `dataset_prepared_path` names to tokenise again",
-    "dataloader_persistent_workers": "axolotl has no key for it; it is host memory alone",
+    "dataloader_persistent_workers": "axolotl has no key for it; it only uses host memory",
     "dataset_text_field": "the field is named in the item of `datasets` (`field: text` with `type: completion`)",
     "dataset_kwargs": "the options of a dataset are fields of its item under `datasets`",
     "dataset_format": "the format is `type:` of the item under `datasets`",
@@ -188,16 +188,16 @@ ADVICE: dict[str, str] = {
     "split": "it is a field of the item under `datasets`",
     "max_samples": "`shards` of an item under `datasets`, or a split such as `train[:1000]`, take a part of it",
     "max_train_samples": "`shards` of an item under `datasets`, or a split such as `train[:1000]`, take a part of it",
-    "max_eval_samples": "a number for `val_set_size` says how many samples evaluation has",
+    "max_eval_samples": "`val_set_size` with a whole number is the number of samples for evaluation",
     "completion_only_loss": "`train_on_inputs: false` is axolotl's default",
-    "assistant_only_loss": "`roles_to_train` of an item under `datasets` says it",
-    "train_on_responses_only": "`roles_to_train` of an item under `datasets` says it",
+    "assistant_only_loss": "it is `roles_to_train` of an item under `datasets`",
+    "train_on_responses_only": "it is `roles_to_train` of an item under `datasets`",
     "add_eos_token": "the prompt's `type` and `chat_template` decide it",
     "add_bos_token": "the prompt's `type` and `chat_template` decide it",
     "padding": "`pad_to_sequence_len` pads",
     "padding_side": "axolotl's collators choose the side",
     "tokenizer_padding_side": "axolotl's collators choose the side",
-    "truncation": "`excess_length_strategy` says what becomes of long samples",
+    "truncation": "`excess_length_strategy` decides what is done with long samples",
     "label_smoothing_factor": "axolotl has no key for it",
     "label_names": "axolotl has no key for it",
     "data_seed": "`seed` is used for the data as well",
@@ -211,8 +211,8 @@ ADVICE: dict[str, str] = {
     "fsdp_config.fsdp_limit_all_gathers": "FSDP always limits them",
     "eta_min": "write `cosine_min_lr_ratio`, or give it under `lr_scheduler_kwargs`",
     "fsdp_transformer_layer_cls_to_wrap": "it is `transformer_layer_cls_to_wrap` under `fsdp_config`",
-    "zero_stage": "`deepspeed` names a JSON file that says the stage",
-    "zero_optimization": "it belongs into the JSON file that `deepspeed` names",
+    "zero_stage": "the stage is in the JSON file that `deepspeed` names",
+    "zero_optimization": "it goes in the JSON file that `deepspeed` names",
     "tp_size": "write `tensor_parallel_size`",
     "num_gpus": "the launcher decides the number of GPUs; here it is --gpus",
     "n_gpu": "the launcher decides the number of GPUs; here it is --gpus",

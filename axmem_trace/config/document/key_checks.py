@@ -53,8 +53,8 @@ def check_types(draft: Draft) -> None:
     """Turns each value into its schema's type; drops, with a note, what axolotl would drop.
 
     axolotl's pydantic model has no `extra="forbid"`: an unknown key, and a key of a plugin that is not listed, passes
-    validation and is gone after it (`utils/config/__init__.py`, `validate_config`). A value of the wrong type is an
-    error, or a refusal where the key moves no memory; axolotl's default is then used.
+    validation and is removed by it (`utils/config/__init__.py`, `validate_config`). A value of the wrong type is an
+    error, or a refusal if the key does not change memory; axolotl's default is then used.
     """
     for name in list(draft.values):
         value = draft.values[name]
@@ -87,7 +87,7 @@ def note_duplicates(draft: Draft, duplicates: Mapping[str, tuple[int, ...]]) -> 
 
 
 def note_not_modelled(draft: Draft) -> None:
-    """Names each key that is set to something that moves memory unseen, and each plugin that acts by being listed."""
+    """Names each key whose value changes memory in a way that is not modelled, and each plugin that acts by being listed."""
     for key, value in _given_keys(draft):
         if key.verdict == "not_modelled" and _moves_memory(key, value):
             text = f"`{key.name}: {shortened(value)}` is not in the figures: {say(key)}"
@@ -171,7 +171,7 @@ def _drop_unknown(draft: Draft, name: Any) -> None:
 
 
 def _report_unknown(draft: Draft, name: str, value: Any) -> None:
-    """An error where `--set` gave the key, a warning where it may move memory, else a note."""
+    """An error where `--set` gave the key, a warning if it may change memory, else a note."""
     nearest = nearest_key(name, siblings(name, draft.keys))
     advice = GONE_KEYS.get(name) or ADVICE.get(name) or ""
     if name in SAME:
@@ -184,7 +184,7 @@ def _report_unknown(draft: Draft, name: str, value: Any) -> None:
         draft.fail(draft.error("axolotl knows no such key, and drops it", name, remedy=remedy))
         return
     gone = name in GONE_KEYS
-    text = f"`{name}` is gone from axolotl and has no effect" if gone else _UNKNOWN.format(name)
+    text = f"`{name}` was removed from axolotl and has no effect" if gone else _UNKNOWN.format(name)
     harmless = bool(advice) and not slipped and (not value or not _names_what_moves_memory(draft.keys, advice))
     note = draft.note("ignored" if harmless else "warning", name, f"{text}: {advice}" if advice else text)
     draft.strict.append(note)

@@ -11,7 +11,7 @@ TOP_LEVEL_ALIASES = {
     "model_type": "type_of_model",
     "model_revision": "revision_of_model",
 }
-"""pydantic aliases of `RemappedParameters`; both names are accepted; the alias wins, as pydantic looks for it first."""
+"""pydantic aliases of `RemappedParameters`; both names are accepted; if both are given, pydantic uses the alias."""
 
 ATTENTION_FLAGS = {
     "xformers_attention": "xformers",
@@ -24,8 +24,8 @@ ATTENTION_FLAGS = {
 """Old booleans in order of priority (`LEGACY_ATTN_FLAG_TO_IMPL`)."""
 
 GONE_KEYS = {
-    "gptq_groupsize": "the checkpoint's own quantization_config says it",
-    "gptq_model_v1": "the checkpoint's own quantization_config says it",
+    "gptq_groupsize": "the checkpoint's own quantization_config has this value",
+    "gptq_model_v1": "the checkpoint's own quantization_config has this value",
     "gptq_disable_exllama": "it is read but no longer a field, so validation drops it",
     "load_4bit": "use load_in_4bit",
     "lora_out_dir": "use output_dir",
@@ -45,13 +45,13 @@ GONE_KEYS = {
 
 REFUSED_KEYS = {
     "max_packed_sequence_len": (
-        "it is gone (the figures are without packing)",
+        "it was removed (the figures are without packing)",
         "use `sample_packing: true` with `sequence_len`",
     ),
-    "rope_scaling": ("it is gone from the top level", "put it under `overrides_of_model_config`"),
-    "s2_attention": ("shifted-sparse attention is gone", "remove it"),
+    "rope_scaling": ("it is no longer a key at the top level", "put it under `overrides_of_model_config`"),
+    "s2_attention": ("shifted-sparse attention was removed", "remove it"),
     "flash_attn_rms_norm": (
-        "it is gone (the figures are without it)",
+        "it was removed (the figures are without it)",
         "use `liger_rms_norm: true` with the Liger plugin",
     ),
 }
@@ -81,7 +81,7 @@ def rename_aliases(draft: Draft) -> None:
         if draft.is_overridden(name) and not draft.is_overridden(alias):
             continue
         if name in draft.values:
-            draft.note("ignored", name, f"`{name}` is given twice: `{alias}`, its other name, wins")
+            draft.note("ignored", name, f"`{name}` is given twice: axolotl uses the value of `{alias}`, its other name")
         draft.values[name] = value
         draft.rename(alias, name)
 
@@ -103,7 +103,7 @@ def understand_old_values(draft: Draft) -> None:
 
 
 def refuse_removed(draft: Draft) -> None:
-    """Reports keys and values that axolotl 0.19 refuses because they are gone; the figures are without them."""
+    """Reports keys and values that axolotl 0.19 refuses because they were removed; the figures are without them."""
     for key, (text, remedy) in REFUSED_KEYS.items():
         if draft.get(key):
             draft.refuse(f"axolotl refuses this: {text}", key, remedy=remedy)
@@ -120,7 +120,7 @@ def refuse_removed(draft: Draft) -> None:
 
 
 def understand_old_names(draft: Draft) -> None:
-    """Old keys that axolotl 0.19 still maps to new ones; the new one is set and the old one is gone."""
+    """Old keys that axolotl 0.19 still maps to new ones; the new one is set and the old one is removed."""
     _attention_flags(draft)
     if draft.get("noisy_embedding_alpha"):  # zero is no noise, and stays where nothing reads it (`check_neftune`)
         _move(draft, "noisy_embedding_alpha", "neftune_noise_alpha", conflict=bool(draft.get("neftune_noise_alpha")))
@@ -135,7 +135,7 @@ def understand_old_names(draft: Draft) -> None:
         offload = "disk" if mode == "offload_disk" else True
         draft.values["gradient_checkpointing"], draft.values["activation_offloading"] = True, offload
         draft.rename("gradient_checkpointing", "activation_offloading")
-        text = f"`gradient_checkpointing: {mode}` is the old way to say it"
+        text = f"`gradient_checkpointing: {mode}` is the old form"
         draft.reason("checkpointing.offload", offload, text, key="gradient_checkpointing")
 
 

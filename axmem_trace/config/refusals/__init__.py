@@ -1,8 +1,8 @@
 """What axolotl refuses, with its reason: rules that are really in axolotl. Source: axolotl
 `utils/schemas/{validation,config,peft}.py` and `integrations/*/args.py`. A rule that not all releases have says so.
 
-All that is broken is reported, not the first alone. Most of it moves no memory, and the figures are shown beside it.
-A configuration without data is a sketch: it gets a warning.
+Every broken rule is reported, not only the first. Most of them don't change memory, and the figures are shown beside them.
+A configuration without data is taken as incomplete on purpose: it gets a warning.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RULES = (
 
 
 def refuse_contradictions(draft: Draft) -> None:
-    """Reports each broken rule; where the figures are those of a way out, the draft takes it."""
+    """Reports each broken rule; if the figures are those of a changed configuration, the draft is changed so."""
     broken = [rule for rule in RULES if rule.holds_in(draft.release.version) and rule.broken(draft)]
     for rule in broken:
         _report(draft, rule)

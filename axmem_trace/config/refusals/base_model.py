@@ -18,7 +18,7 @@ recurrent_support.py` `PACKING_UNSUPPORTED`)."""
 
 
 def refuse_on_base(draft: Draft, base: BaseModel) -> None:
-    """Reports keys that do not go with the model: `gptq` with a model that is none, new tokens that an adapter would not
+    """Reports keys that contradict the model: `gptq` with a model that is not GPTQ, new tokens that an adapter would not
     train, tensor parallelism over tied embeddings, DenseMixer's block."""
     own = base.config.get("quantization_config")
     method = own.get("quant_method") if isinstance(own, Mapping) else None
@@ -50,7 +50,7 @@ def _refuse_diffusion(draft: Draft, base: BaseModel) -> None:
     if block is None or draft.sub("diffusion_lm").get("from_causal_lm") or base.model_type in NATIVE_DIFFUSION_TYPES:
         return
     draft.refuse(
-        f"axolotl refuses this: {base.model_type} is no diffusion model, so diffusion_lm would be without effect",
+        f"axolotl refuses this: {base.model_type} is no diffusion model, so diffusion_lm would have no effect",
         "diffusion_lm",
         remedy="set `from_causal_lm: true` in it and list `axolotl.integrations.diffusion.DiffusionPlugin`",
     )
@@ -86,5 +86,5 @@ def _refuse_dense_mixer(draft: Draft, base: BaseModel) -> None:
         )
         draft.values["dense_mixer"] = False
         return
-    text = f"DenseMixer has no effect on {base.model_type}: axolotl patches {', '.join(DENSE_MIXER_TYPES)} alone"
+    text = f"DenseMixer has no effect on {base.model_type}: axolotl patches only {', '.join(DENSE_MIXER_TYPES)}"
     draft.note("ignored", key, text)

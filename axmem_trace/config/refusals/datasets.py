@@ -31,15 +31,15 @@ DATASET_FIELDS = frozenset({
 """Fields of an item of `datasets`, of every kind (`utils/schemas/datasets.py`, 0.19 and 0.21)."""
 
 
-def _is_sketch(draft: Draft) -> bool:
-    """A configuration that names no data is not meant to be run as it is: what else it leaves out is no refusal."""
+def _is_draft(draft: Draft) -> bool:
+    """A configuration that names no data is not meant to be run as it is: other missing keys are no refusals then."""
     return not draft.get("datasets") and not draft.get("pretraining_dataset")
 
 
 DATA_RULES = (
     Rule(
         "learning_rate",
-        lambda d: d.get("learning_rate") is None and not _is_sketch(d),
+        lambda d: d.get("learning_rate") is None and not _is_draft(d),
         "learning_rate is required",
         "add `learning_rate: 2e-4`, for example",
     ),
@@ -60,8 +60,8 @@ DATA_RULES = (
 
 def refuse_datasets(draft: Draft) -> None:
     """`deprecate_sharegpt_datasets`, and a jinja template that is not given."""
-    if _is_sketch(draft):
-        text = "the configuration names no data, which axolotl needs: taken as a sketch, whose memory does not depend on it"
+    if _is_draft(draft):
+        text = "the configuration names no data, which axolotl needs; the figures do not depend on it"
         draft.note("warning", "datasets", text)
     for key, dataset in _datasets(draft):
         for name in dataset:
@@ -69,7 +69,7 @@ def refuse_datasets(draft: Draft) -> None:
                 _report_field(draft, f"{key}.{name}", str(name))
         kind = dataset.get("type")
         if isinstance(kind, str) and kind.startswith("sharegpt") and key.startswith("datasets."):
-            problem = "axolotl refuses this: `type: sharegpt` is gone"
+            problem = "axolotl refuses this: `type: sharegpt` was removed"
             draft.refuse(problem, f"{key}.type", remedy="use `type: chat_template`")
         elif isinstance(kind, str) and not draft.get("rl"):
             _note_strategy(draft, f"{key}.type", kind)

@@ -1,4 +1,4 @@
-"""FSDP since axolotl 0.20.0, which has FSDP2 alone, and weights that are packed on the CPU.
+"""FSDP since axolotl 0.20.0, which has only FSDP2, and weights that are packed on the CPU.
 
 Source: axolotl 0.20.0 `utils/schemas/validation.py` (`check_fsdp_version`, `STAGED_NF4_CONSTRAINTS`, `check_staged_nf4`,
 `check_bnb_blocksize`).
@@ -14,7 +14,7 @@ from axmem_trace.config.refusals.rule import Rule, bits, given
 from axmem_trace.config.refusals.since_0_20 import SINCE, parallel, reads_the_base
 
 FSDP1_REFUSED = {"sharding_strategy": "reshard_after_forward", "forward_prefetch": ""}
-"""Options of FSDP1 that are refused, and what takes their place (`FSDP1_ONLY_REJECTED_KEYS`)."""
+"""Options of FSDP1 that are refused, and what replaces them (`FSDP1_ONLY_REJECTED_KEYS`)."""
 
 
 def _fsdp1_version(draft: Draft) -> bool:
@@ -73,14 +73,14 @@ FSDP_RULES = (
     Rule(
         "fsdp",
         lambda d: given(d, "fsdp"),
-        "the top-level `fsdp` list is gone with FSDP1",
+        "the top-level `fsdp` list was removed together with FSDP1",
         "write `fsdp_config:` and remove `fsdp`",
         since=SINCE,
     ),
     Rule(
         "fsdp_version",
         _fsdp1_version,
-        "FSDP1 is gone: fsdp_version can only be 2",
+        "FSDP1 was removed: fsdp_version can only be 2",
         "set `fsdp_version: 2`, or name the axolotl that you use with --axolotl 0.19.0",
         figures_with={"fsdp_version": 2},
         since=SINCE,
@@ -88,8 +88,8 @@ FSDP_RULES = (
     Rule(
         "fsdp_config",
         _fsdp1_option,
-        "sharding_strategy and forward_prefetch are options of FSDP1, which is gone",
-        "remove them; reshard_after_forward takes the place of sharding_strategy",
+        "sharding_strategy and forward_prefetch are options of FSDP1, which was removed",
+        "remove them; reshard_after_forward replaces sharding_strategy",
         since=SINCE,
     ),
     Rule(
@@ -148,14 +148,14 @@ STAGED_RULES = (
         key="fsdp_config",
     ),
     _staged(
-        "do not go with DeepSpeed, tensor or context parallelism",
+        "cannot be used with DeepSpeed, tensor or context parallelism",
         lambda d: bool(d.get("deepspeed")) or parallel(d, "tensor", "context"),
         "remove them",
     ),
-    _staged("do not go with expert parallelism", lambda d: parallel(d, "expert"), "remove it", until="0.20.0"),
+    _staged("cannot be used with expert parallelism", lambda d: parallel(d, "expert"), "remove it", until="0.20.0"),
     _staged("need dp_replicate_size 1", lambda d: (d.get("dp_replicate_size") or 1) > 1, "remove dp_replicate_size"),
     _staged(
-        "are nf4 alone",
+        "can only be nf4",
         lambda d: _bnb(d, "bnb_4bit_quant_type", "nf4") != "nf4",
         "set `bnb_4bit_quant_type: nf4`",
         key="bnb_config_kwargs",
@@ -170,12 +170,12 @@ STAGED_RULES = (
         key="bnb_config_kwargs",
     ),
     _staged(
-        "do not go with DoRA or lora_modules_to_save",
+        "cannot be used with DoRA or lora_modules_to_save",
         lambda d: bool(d.get("peft_use_dora") or d.get("lora_modules_to_save")),
         "remove them",
     ),
     _staged(
-        "do not go with an initialisation of LoRA that reads the base weights (pissa, olora, loftq, ...)",
+        "cannot be used with an initialisation of LoRA that reads the base weights (pissa, olora, loftq, ...)",
         reads_the_base,
         "remove peft_init_lora_weights",
         key="peft_init_lora_weights",

@@ -111,7 +111,7 @@ EXPERT_RULES = (
     Rule(
         "activation_offloading",
         lambda d: _recomputes_experts(d) and d.get("activation_offloading") in (True, "legacy", "disk"),
-        "torch's expert parallelism does not go with activation_offloading",
+        "torch's expert parallelism cannot be used with activation_offloading",
         "set `activation_offloading: hidden_states`, or remove it",
         since=SINCE,
     ),
@@ -150,7 +150,7 @@ CONTEXT_RULES = (
     Rule(
         "context_parallel",
         lambda d: d.get("deepspeed") and context_parallel_size(d) > 1 and _not_ulysses(d),
-        "under DeepSpeed, context parallelism is Ulysses alone",
+        "under DeepSpeed, only Ulysses can be used for context parallelism",
         "set `backend: ulysses`, or use FSDP",
         since="0.21.0",
     ),

@@ -13,14 +13,14 @@ from axmem_trace.config.document.draft import Draft
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`key` is to blame when `broken` holds. `since` and `until`: the first and the last release that refuses it."""
+    """If `broken` is true, `key` is the cause. `since` and `until`: the first and the last release that refuses it."""
 
     key: str
     broken: Callable[[Draft], object]
     problem: str
     remedy: str
     figures_with: Mapping[str, Any] = field(default_factory=dict)
-    """Keys and values of the way out that the figures are of. Empty: the reason does not change them."""
+    """Keys and values that resolve the contradiction: the figures are with them. Empty: it does not change the figures."""
     decides_memory: bool = False
     """What the run would hold is not known before the contradiction is resolved: there are no figures."""
     since: str = ""

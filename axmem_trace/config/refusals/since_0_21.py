@@ -83,7 +83,7 @@ TRAINING_RULES = (
     Rule(
         "label_balance_window_optim_steps",
         lambda d: (_window(d) or 1) > 1 and (d.get("streaming") or d.get("pretraining_dataset")),
-        "label_balance_window_optim_steps does not go with streamed data",
+        "label_balance_window_optim_steps cannot be used with streamed data",
         "remove it",
         since=SINCE,
     ),
@@ -121,7 +121,7 @@ RL_RULES = (
     Rule(
         "trl",
         lambda d: _colocated(d) and context_parallel_size(d) > 1,
-        "vllm_mode: colocate does not go with context parallelism",
+        "vllm_mode: colocate cannot be used with context parallelism",
         "use `vllm_mode: server`",
         since=SINCE,
     ),
@@ -135,7 +135,7 @@ RL_RULES = (
     Rule(
         "trl",
         lambda d: _colocated(d) and d.get("adapter") and _rolls_out_asynchronously(d),
-        "vllm_mode: colocate with an adapter does not go with asynchronous rollouts",
+        "vllm_mode: colocate with an adapter cannot be used with asynchronous rollouts",
         "use `vllm_mode: server`",
         since=SINCE,
     ),

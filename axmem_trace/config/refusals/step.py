@@ -45,7 +45,7 @@ CHECKPOINTING_RULES = (
     Rule(
         "selective_checkpointing",
         lambda d: is_selective(d) and d.get("activation_offloading") not in (None, False, "hidden_states"),
-        "selective_checkpointing only goes with activation_offloading: hidden_states",
+        "selective_checkpointing can only be used with activation_offloading: hidden_states",
         "remove activation_offloading",
         figures_with={"activation_offloading": False},
     ),
@@ -104,7 +104,7 @@ LOSS_RULES = (
     Rule(
         "chunked_cross_entropy",
         lambda d: "cut_cross_entropy" in d.plugins and d.get("chunked_cross_entropy"),
-        "the Cut Cross Entropy plugin does not go with chunked_cross_entropy",
+        "the Cut Cross Entropy plugin cannot be used with chunked_cross_entropy",
         "remove one of them",
         decides_memory=True,
     ),

@@ -1,4 +1,4 @@
-"""`flex_attention` as torch.compile runs it on a GPU, and the block mask that goes with it.
+"""`flex_attention` as torch.compile runs it on a GPU, and its block mask.
 
 Source: torch 2.13, torch/_inductor/kernel/flex/flex_attention.py (lowerings of `flex_attention` and
 `flex_attention_backward`), torch/nn/attention/flex_attention.py (`BlockMask`, `create_block_mask`,

@@ -184,7 +184,7 @@ def adapter_gradients(grad: torch.Tensor, x: torch.Tensor, kept: Tensors, frozen
 
 
 def _wide_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """`torch.mm(left, right, out_dtype=torch.float32).mul_(scale)`: the product alone."""
+    """`torch.mm(left, right, out_dtype=torch.float32).mul_(scale)`: only the product."""
     return torch.empty((left.shape[0], right.shape[1]), dtype=torch.float32, device=left.device)
 
 

@@ -35,7 +35,7 @@ class TracedOptimizer:
         notes: how the figures were calculated.
         hooked: optimizers that hooks step during backward; `step()` doesn't, but their state is reported.
         around_step: opened while the optimizers step, for libraries that call into a driver.
-        after_backward: to be called after each backward pass; does something for LOMO alone.
+        after_backward: to be called after each backward pass; only LOMO does something then.
         releases_gradients: hooks free each gradient as soon as backward has made it, so there is nothing to clip.
         replaces_parameters: the step gives parameters new storages (GaLore's 8-bit steps), so weights have to be
             registered anew after it.

@@ -65,7 +65,7 @@ class Media:
 
     @property
     def num_tokens(self) -> int:
-        """Placeholders alone."""
+        """Only placeholders."""
         return self.span.count(self.placeholder)
 
 
