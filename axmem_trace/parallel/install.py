@@ -16,31 +16,34 @@ from axmem_trace.parallel.in_place import gathers_recorded, resizes_recorded, sh
 from axmem_trace.parallel.process_group import open_process_group
 from axmem_trace.parallel.residents import describe_rank, flat_shards, local_tensors
 from axmem_trace.parallel.spread import Spread
+from axmem_trace.parallel.zero.install import with_zero
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
-from axmem_trace.tracing.recording_mode import RecordingMode
 
 Prepare = Callable[[BuiltModel], "Spread | None"]
 
 
 @contextmanager
-def open_ranks(recipe: Recipe, recording: RecordingMode, *, rank: int = 0) -> Iterator[Prepare]:
+def open_ranks(recipe: Recipe, recorder: Recorder, *, rank: int | None = None) -> Iterator[Prepare]:
     """While open, this process is one rank of the run; the yielded function divides a built model among the ranks.
 
     With an engine that is not modelled, and with one GPU, nothing is opened and nothing is divided.
+
+    Args:
+        rank: None: the one that holds the most: ZeRO-1 and 2 choose it, otherwise it is rank 0.
     """
-    parallel, recorder = recipe.parallel, recording.recorder
+    parallel = recipe.parallel
     if parallel.engine not in ENGINES:
         yield lambda built: None
         return
     with ExitStack() as stack:
-        stack.enter_context(open_process_group(recorder, rank=rank, num_ranks=parallel.num_gpus))
+        stack.enter_context(open_process_group(recorder, rank=rank or 0, num_ranks=parallel.num_gpus))
         stack.enter_context(records_ranks(recorder))
         stack.enter_context(streams_recorded(recorder))
         stack.enter_context(fsdp1.fsdp1_runs_on_meta())
         stack.enter_context(fsdp2.fsdp2_runs_on_meta())
         stack.enter_context(ddp.ddp_runs_on_meta())
-        yield lambda built: divide(recipe, recording, built)
+        yield lambda built: divide(recipe, recorder, built, rank=rank)
 
 
 @contextmanager
@@ -50,12 +53,13 @@ def records_ranks(recorder: Recorder) -> Iterator[None]:
         yield
 
 
-def divide(recipe: Recipe, recording: RecordingMode, built: BuiltModel) -> Spread:
+def divide(recipe: Recipe, recorder: Recorder, built: BuiltModel, *, rank: int | None = None) -> Spread:
     """Wraps the model as accelerate's `prepare` does, and records that as the end of loading."""
-    recorder = recording.recorder
     recorder.mark("load", 0)
-    with warnings.catch_warnings(), recording, recorder.watch(built.module):
+    with warnings.catch_warnings(), recorder, recorder.watch(built.module):
         warnings.simplefilter("ignore")
+        if recipe.parallel.zero.stage and recipe.parallel.engine.startswith("zero"):
+            return with_zero(recipe, recorder, built, rank=rank)
         return ENGINES[recipe.parallel.engine](recipe, recorder, built)
 
 
@@ -146,5 +150,7 @@ ENGINES: dict[str, Callable[[Recipe, Recorder, BuiltModel], Spread]] = {
     "ddp": _with_ddp,
     "fsdp1": _with_fsdp1,
     "fsdp2": _with_fsdp2,
+    "zero1": with_zero,
+    "zero2": with_zero,
 }
 """The engines that are modelled."""

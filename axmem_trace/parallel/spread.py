@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from axmem_trace.model_facts import ModelFacts
 from axmem_trace.parallel.residents import FlatShard
+
+
+class Engine(Protocol):
+    """An engine that runs backward and the optimizer itself."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """In place of `loss.backward()`."""
+
+    def step(self) -> torch.Tensor | None:
+        """Clips, steps and drops the gradients. Returns their norm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +33,9 @@ class Spread:
         facts: of this rank.
         shards: FSDP1's flat ones, which hold several parameters each.
         without_sync: open during a micro-batch whose gradients are not reduced.
+        with_optimizer: called with this object and the optimizer once that is made, if the engine changes it; returns the
+            object to use from then on.
+        engine: runs backward and the step, if the engine has functions of its own for that.
         clip: clips the gradients (parameters, largest norm) and returns the norm; set if the engine has its own function.
     """
 
@@ -31,3 +44,5 @@ class Spread:
     without_sync: Callable[[], AbstractContextManager[Any]]
     clip: Callable[[Sequence[nn.Parameter], float], torch.Tensor] | None = None
     shards: tuple[FlatShard, ...] = ()
+    with_optimizer: Callable[[Spread, Any], Spread] | None = None
+    engine: Engine | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ from axmem_trace.recipe.model import Dtype
 Engine = Literal["none", "ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
 """What distributes the run: nothing (one GPU), PyTorch's DistributedDataParallel, its two FSDPs, or DeepSpeed's ZeRO."""
 
-MODELLED_ENGINES: tuple[Engine, ...] = ("none", "ddp", "fsdp1", "fsdp2")
+MODELLED_ENGINES: tuple[Engine, ...] = ("none", "ddp", "fsdp1", "fsdp2", "zero1", "zero2")
 """The engines whose ranks are modelled."""
 
 
@@ -98,34 +99,67 @@ class Ddp:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Zero:
-    """The settings of DeepSpeed (`zero_optimization` of its JSON). Sizes of -1 are "auto": they follow the model.
+    """The settings of DeepSpeed (its JSON). Sizes of -1 are "auto": they follow the model.
 
     Attributes:
         stage: 1, 2 or 3.
+        deepspeed: the release whose defaults and order of operations apply.
         reduce_bucket_elements: gradients are reduced so many at a time.
         prefetch_bucket_elements, persistence_elements: ZeRO-3: parameters fetched ahead, and those that stay whole.
         max_live_elements, max_reuse_elements: ZeRO-3: gathered parameters kept, and the distance at which they stay.
         sub_group_elements: ZeRO-3: the optimizer steps over so many at a time.
+        model_persistence_elements: ZeRO-3: the most elements of all parameters that stay whole.
         overlaps: `overlap_comm`: a second bucket is filled while the first is reduced.
         contiguous_gradients: gradients are copied into the bucket as they come.
+        reduce_scatter: only owners keep reduced gradients; otherwise all ranks reduce the whole bucket.
+        reduces_together: `use_multi_rank_bucket_allreduce`: a bucket is reduced at once, not owner by owner.
+        round_robin: `round_robin_gradients`: neighbouring parameters belong to different ranks.
+        communication_dtype: gradients are reduced in it; empty: in the model's.
+        gradient_clipping: the largest norm; -1: `max_grad_norm`, 0: none.
+        checks_overflow: DeepSpeed looks for infinite gradients in bf16 too.
+        optimizer: DeepSpeed makes this one itself; empty: axolotl's is used.
+        forces_cpu_optimizer: an offloaded optimizer of axolotl is replaced by DeepSpeed's for the CPU.
         offload_optimizer, offload_params: `cpu`, `nvme` or empty.
-        pins_offloaded: that host memory is pinned.
+        pins_optimizer, pins_params: that host memory is pinned.
+        gathers_on_save: `stage3_gather_16bit_weights_on_model_save`.
         source: where the settings are from: a file's name, the name of a stock file, or the configuration itself.
     """
 
     stage: int = 0
+    deepspeed: Literal["0.18.9", "0.19.8"] = "0.19.8"
     reduce_bucket_elements: int = 500_000_000
     prefetch_bucket_elements: int = 50_000_000
     persistence_elements: int = 100_000
     max_live_elements: int = 1_000_000_000
     max_reuse_elements: int = 1_000_000_000
     sub_group_elements: int = 1_000_000_000
+    model_persistence_elements: int = sys.maxsize
     overlaps: bool = False
     contiguous_gradients: bool = True
+    reduce_scatter: bool = True
+    reduces_together: bool = True
+    round_robin: bool = False
+    communication_dtype: Dtype | Literal[""] = ""
+    gradient_clipping: float = 0.0
+    checks_overflow: bool = True
+    optimizer: str = ""
+    forces_cpu_optimizer: bool = True
     offload_optimizer: Literal["", "cpu", "nvme"] = ""
     offload_params: Literal["", "cpu", "nvme"] = ""
-    pins_offloaded: bool = False
+    pins_optimizer: bool = False
+    pins_params: bool = False
+    gathers_on_save: bool = False
     source: str = ""
+
+    @property
+    def checks_elements(self) -> bool:
+        """Infinite gradients are looked for element by element (0.18.9 `_has_inf_or_nan`)."""
+        return self.deepspeed == "0.18.9"
+
+    @property
+    def casts_buffers(self) -> bool:
+        """Buffers take the model's dtype too (0.18.9 `_configure_distributed_model`)."""
+        return self.deepspeed == "0.18.9"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,3 +189,16 @@ class Parallel:
     def is_modelled(self) -> bool:
         """True if the figures are for a rank of this engine; otherwise for one GPU that holds everything."""
         return self.engine in MODELLED_ENGINES
+
+
+_NAMES = {"ddp": "DistributedDataParallel", "fsdp1": "FSDP1", "fsdp2": "FSDP2", "zero1": "DeepSpeed ZeRO-1",
+          "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3"}  # fmt: skip
+
+
+def engine_name(engine: Engine) -> str:
+    """The engine's name for users.
+
+    >>> engine_name("zero3")
+    'DeepSpeed ZeRO-3'
+    """
+    return _NAMES.get(engine, "one GPU")

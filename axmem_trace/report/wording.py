@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from axmem_trace.recipe.parallel import engine_name
 from axmem_trace.recipe.recipe import Recipe
 
 
@@ -44,7 +45,10 @@ def describe_ranks(recipe: Recipe) -> str:
     if parallel.engine == "ddp":
         return f"{text}, DDP: the figures are for each rank"
     copies = f", {parallel.mesh.replicate} copies" if parallel.mesh.replicate > 1 else ""
-    shards = f"{parallel.engine.upper()}, {parallel.mesh.num_shards} shards{copies}"
+    name = engine_name(parallel.engine)
+    if parallel.engine in ("zero1", "zero2"):
+        return f"{text}, {name}: the figures are for the rank that keeps the most gradients"
+    shards = f"{name}, {parallel.mesh.num_shards} shards{copies}"
     return f"{text}, {shards}: the figures are for rank 0, which holds the most"
 
 

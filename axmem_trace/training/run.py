@@ -182,10 +182,8 @@ class Run:
                 self._backward(loss)
             self._held.tr_loss_step = loss.detach()
             del loss
-            self._register_gradients()
-            if self.recipe.objective.empties_cache:
-                self.recorder.empty_cache()
             self.recorder.finish_streams()  # the Trainer looks for NaN (`logging_nan_inf_filter`)
+            self._register_gradients()
         self._held.tr_loss_step = None
         gradients = {
             id(parameter): self.recorder.born_at(parameter.grad)
@@ -197,13 +195,19 @@ class Run:
     @property
     def _num_micro_batches(self) -> int:
         """As many micro-batches as differ from each other."""
-        unsynced = self._spread is not None and not self.recipe.parallel.syncs_each_batch
+        unsynced = self._spread is not None and not self._syncs_each_batch
         return MAX_UNSYNCED_MICRO_BATCHES if unsynced else MAX_MICRO_BATCHES
+
+    @property
+    def _syncs_each_batch(self) -> bool:
+        """DeepSpeed decides itself what it does before the last micro-batch."""
+        has_engine = self._spread is not None and self._spread.engine is not None
+        return self.recipe.parallel.syncs_each_batch and not has_engine
 
     def _syncing(self, *, is_last: bool) -> AbstractContextManager[Any]:
         """Ranks reduce their gradients after the last micro-batch, unless asked to do it after each
         (transformers `trainer.py`, `_run_epoch`, `sync_context`)."""
-        if self._spread is None or is_last or self.recipe.parallel.syncs_each_batch:
+        if self._spread is None or is_last or self._syncs_each_batch:
             return nullcontext()
         return self._spread.without_sync()
 
@@ -240,10 +244,16 @@ class Run:
             loss = loss / batch.gradient_accumulation_steps
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
-        loss.backward()
+        if self._spread is not None and self._spread.engine is not None:
+            self._spread.engine.backward(loss)
+        else:
+            loss.backward()
         self.optimizer.after_backward()
 
     def _optimize(self) -> None:
+        if self._spread is not None and self._spread.engine is not None:
+            self._held.grad_norm = self._spread.engine.step()
+            return
         parameters = self.optimizer.parameters
         if self.scaler is not None:
             self.scaler.unscale(parameters)

@@ -135,8 +135,50 @@ def test_a_users_file_is_read_and_auto_follows_the_model(tmp_path: Path) -> None
 def test_a_mapping_counts_too(tmp_path: Path) -> None:
     recipe = read(tmp_path, gpus=2, deepspeed={"zero_optimization": {"stage": 1, "overlap_comm": True}})
     assert recipe.parallel.zero == Zero(stage=1, overlaps=True, source="the configuration")
-    assert not recipe.parallel.is_modelled
-    assert any(note.kind == "not_modelled" and note.key == "deepspeed" for note in recipe.notes)
+    assert recipe.parallel.is_modelled
+    # without a section "bf16", DeepSpeed takes the model for fp32
+    assert any(note.kind == "not_modelled" and '"bf16"' in note.text for note in recipe.notes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"data_types": {"grad_accum_dtype": "fp32"}}, "fp32"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}, "NVMe"),
+        ({"zero_optimization": {"stage": 2, "zero_quantized_gradients": True}}, "quantised exchange of gradients"),
+        ({"tensor_parallel": {"autotp_size": 2}}, "tensor parallelism"),
+    ],
+)
+def test_what_is_missing_of_deepspeed_is_said(tmp_path: Path, settings: dict[str, Any], what: str) -> None:
+    known = {"zero_optimization": {"stage": 2}, "bf16": {"enabled": "auto"}}
+    assert not [n for n in read(tmp_path, gpus=2, deepspeed=known).notes if n.kind == "not_modelled"]
+    notes = read(tmp_path, gpus=2, deepspeed={**known, **settings}).notes
+    (note,) = [each for each in notes if each.kind == "not_modelled"]
+    assert what in note.text
+    assert note.direction
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"gradient_clipping": 0.5}, {"train_micro_batch_size_per_gpu": 3}, {"gradient_accumulation_steps": 2},
+     {"bf16": {"enabled": False}}],
+)  # fmt: skip
+def test_values_that_the_trainer_does_not_have_stop_the_run(tmp_path: Path, settings: dict[str, Any]) -> None:
+    known = {"zero_optimization": {"stage": 2}, "bf16": {"enabled": "auto"}}
+    notes = read(tmp_path, gpus=2, deepspeed={**known, **settings}).notes
+    assert [note.key for note in notes if note.kind == "refused"] == ["deepspeed"]
+
+
+def test_each_release_has_its_deepspeed(tmp_path: Path) -> None:
+    old = read(tmp_path, gpus=2, axolotl="0.19.0", deepspeed="zero1.json").parallel.zero
+    new = read(tmp_path, gpus=2, axolotl="0.21.0", deepspeed="zero1.json").parallel.zero
+    assert (old.casts_buffers, old.checks_overflow) == (True, False)
+    assert (new.casts_buffers, new.checks_overflow) == (False, True)
+
+
+def test_deepspeed_runs_without_autocast_and_scales_the_loss_itself(tmp_path: Path) -> None:
+    precision = read(tmp_path, gpus=2, deepspeed="zero2.json", bf16=False, fp16=True).precision
+    assert (precision.autocast, precision.output_dtype, precision.grad_scaler) == (False, "same", False)
 
 
 def test_a_file_that_nobody_knows_is_said(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from axmem_trace.tracing.recording_mode import RecordingMode
+from axmem_trace.tracing.recorder import Recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,8 @@ def live(inputs: list[Any], run: Callable[..., Any]) -> Lives:
     for each in inputs:
         if isinstance(each, torch.Tensor):
             each.grad = None
-    recording = RecordingMode()  # the kernel alone, without what rules say of cuBLAS
-    recorder = recording.recorder
-    with recording:
+    recorder = Recorder()  # the kernel alone, without what rules say of cuBLAS
+    with recorder:
         recorder.mark("forward", 1)
         outputs = run(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)

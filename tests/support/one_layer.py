@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from axmem_trace.ledger import Ledger
-from support.kernel_recording import gpu_recording
+from support.kernel_recording import gpu_recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,8 @@ def run_layer(
 ) -> LayerRun:  # fmt: skip
     """Forward of inputs [1, tokens, width] that require gradients, to [1, tokens, out_width]; then backward."""
     inputs = torch.empty(1, tokens, width, device="meta", dtype=dtype, requires_grad=True)
-    recording = gpu_recording()
-    recorder = recording.recorder
-    with recording:
+    recorder = gpu_recorder()
+    with recorder:
         output = layer(inputs)
         forward = recorder.now
         if backward:

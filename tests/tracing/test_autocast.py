@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.kernel_recording import gpu_recording
+from support.kernel_recording import gpu_recorder
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -157,9 +157,9 @@ def log_on_fake_cuda(run: Callable[..., Any], dtype: torch.dtype) -> Any:
 
 
 def log_on_meta(run: Callable[..., Any], dtype: torch.dtype) -> Any:
-    recording = gpu_recording()
+    recorder = gpu_recorder()
     arguments = _arguments("meta", dtype)
-    with torch.no_grad(), _Log() as log, CudaMode(recording).opened(), torch.autocast("cuda", dtype=dtype):
+    with torch.no_grad(), _Log() as log, CudaMode(recorder).opened(), torch.autocast("cuda", dtype=dtype):
         run(*arguments)
     return log.seen
 
@@ -169,11 +169,10 @@ def log_on_meta(run: Callable[..., Any], dtype: torch.dtype) -> Any:
 
 def count_casts(run: Callable[..., Any], *, trains: bool = True, cache: bool = True, backward: bool = False) -> int:
     """Copies of an fp32 weight of 8 by 8 in bf16 that are made in forward, or in backward."""
-    recording = gpu_recording()
-    recorder = recording.recorder
+    recorder = gpu_recorder()
     weight = torch.empty(8, 8, device="meta", requires_grad=trains)
     x = torch.empty(4, 8, device="meta", dtype=BF16, requires_grad=True)
-    with recording, CudaMode(recording).opened():
+    with recorder, CudaMode(recorder).opened():
         recorder.mark("forward", 1)
         with torch.autocast("cuda", dtype=BF16, cache_enabled=cache):
             out = run(x, weight)

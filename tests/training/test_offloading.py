@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.kernel_recording import gpu_recording
+from support.kernel_recording import gpu_recorder
 from support.tiny_models import write_tiny_model
 from torch import nn
 
@@ -96,10 +96,9 @@ class Chain(nn.Module):
 @pytest.mark.parametrize(("streams", "left"), [(True, 5), (False, 0)])
 def test_the_stash_keeps_the_latest(streams, left):
     """With streams the five latest outputs stay for the copies' sake; without, none does."""
-    recording = gpu_recording()
-    recorder = recording.recorder
+    recorder = gpu_recorder()
     offload = ActivationOffload(recorder, streams=streams)
-    with recording:
+    with recorder:
         x = torch.empty(1024, device="meta", requires_grad=True)
         recorder.mark("forward", 1)
         with offload.training_step():
@@ -117,11 +116,10 @@ def test_the_stash_keeps_the_latest(streams, left):
 
 
 def test_small_tensors_parameters_and_spared_storages_stay():
-    recording = gpu_recording()
-    recorder = recording.recorder
+    recorder = gpu_recorder()
     weight = nn.Parameter(torch.empty(32, 32, device="meta"))
     spared = frozenset({weight.untyped_storage()._cdata})
-    with recording:
+    with recorder:
         x = torch.empty(64, 32, device="meta", requires_grad=True)
         recorder.mark("forward", 1)
         with ActivationOffload(recorder, streams=False, spared=spared).training_step():
@@ -131,10 +129,9 @@ def test_small_tensors_parameters_and_spared_storages_stay():
 
 def test_with_streams_a_transposed_weight_travels_too():
     """axolotl copies what is not contiguous before TRL asks whose storage it is."""
-    recording = gpu_recording()
-    recorder = recording.recorder
+    recorder = gpu_recorder()
     weight = nn.Parameter(torch.empty(32, 32, device="meta"))
-    with recording:
+    with recorder:
         x = torch.empty(64, 32, device="meta", requires_grad=True)
         recorder.mark("forward", 1)
         with ActivationOffload(recorder, streams=True).training_step():

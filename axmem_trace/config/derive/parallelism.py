@@ -6,10 +6,10 @@ Source: axolotl 0.19 and 0.21 `utils/trainer.py` `prepare_optim_env`, `setup_par
 
 from __future__ import annotations
 
-from axmem_trace.config.derive.deepspeed import derive_zero
+from axmem_trace.config.derive.deepspeed import derive_zero, note_file
 from axmem_trace.config.derive.fsdp import derive_fsdp, fsdp_version
 from axmem_trace.config.document.draft import Draft
-from axmem_trace.recipe.parallel import Ddp, Engine, Fsdp, Mesh, Parallel, Zero
+from axmem_trace.recipe.parallel import Ddp, Engine, Fsdp, Mesh, Parallel, Zero, engine_name
 
 AXES = {
     "dp_replicate_size": "replicate",
@@ -37,6 +37,7 @@ def derive_parallel(draft: Draft, gpus: int, nodes: int = 1) -> Parallel:
         ConfigError: the product of the sizes is not the number of GPUs, or no engine supports them.
     """
     zero = derive_zero(draft)
+    note_file(draft)
     named = _named_engine(draft, zero)
     sizes = {axis: draft.get(key) or 1 for key, axis in AXES.items() if draft.is_live(key)}
     num_ranks = _count(draft, gpus * nodes, named, Mesh(**sizes))
@@ -123,19 +124,6 @@ def _syncs_each_batch(draft: Draft) -> bool:
     """`accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}`."""
     kwargs = draft.sub("accelerator_config").get("gradient_accumulation_kwargs")
     return bool(isinstance(kwargs, dict) and kwargs.get("sync_each_batch"))
-
-
-_NAMES = {"ddp": "DistributedDataParallel", "fsdp1": "FSDP1", "fsdp2": "FSDP2", "zero1": "DeepSpeed ZeRO-1",
-          "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3"}  # fmt: skip
-
-
-def engine_name(engine: Engine) -> str:
-    """The engine's name for users.
-
-    >>> engine_name("zero3")
-    'DeepSpeed ZeRO-3'
-    """
-    return _NAMES.get(engine, "one GPU")
 
 
 def _say(draft: Draft, parallel: Parallel, named: Engine) -> None:

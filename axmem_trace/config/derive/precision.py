@@ -15,8 +15,9 @@ ATTENTION_WITHOUT_DTYPE_CAST = ("eager", "sdpa")
 BF16_CAPABILITY = (8, 0)
 """Ampere: the first cards that compute in bfloat16."""
 
-ENGINES_WITHOUT_AUTOCAST = ("fsdp2",)
-"""accelerate `_prepare_fsdp2` does not call `prepare_model`, which wraps the forward in autocast."""
+ENGINES_WITHOUT_AUTOCAST = ("fsdp2", "zero1", "zero2", "zero3")
+"""accelerate's `_prepare_fsdp2` and `_prepare_deepspeed` do not call `prepare_model`, which wraps the forward in
+autocast."""
 
 
 def derive_precision(draft: Draft, gpu: Gpu, base: BaseModel, engine: Engine = "none") -> Precision:
@@ -27,9 +28,8 @@ def derive_precision(draft: Draft, gpu: Gpu, base: BaseModel, engine: Engine = "
     if draft.get("fp8"):  # accelerate's `fp8` is bf16 autocast and no gradient scaler (`accelerator.py`)
         autocast, autocast_dtype = True, "bfloat16"
     if engine in ENGINES_WITHOUT_AUTOCAST and autocast:
-        draft.reason(
-            "precision.autocast", "off", "FSDP2 casts parameters and outputs itself, without autocast", origin="derived"
-        )
+        who = "FSDP2 casts parameters and outputs" if engine == "fsdp2" else "DeepSpeed casts the parameters"
+        draft.reason("precision.autocast", "off", f"{who} itself, without autocast", origin="derived")
         autocast = False
     cast_back, why = _cast_back(draft)
     embeddings = _upcasts_embeddings(draft, cast_back)
@@ -42,7 +42,7 @@ def derive_precision(draft: Draft, gpu: Gpu, base: BaseModel, engine: Engine = "
         load_dtype=load_dtype,
         autocast=autocast,
         autocast_dtype=autocast_dtype,
-        grad_scaler=autocast_dtype == "float16" and (autocast or engine in ENGINES_WITHOUT_AUTOCAST),
+        grad_scaler=autocast_dtype == "float16" and (autocast or engine == "fsdp2"),
         output_dtype="float32" if autocast else "same",
         upcast_before=upcast,
         upcast_embeddings=embeddings,

@@ -1,0 +1,139 @@
+"""What DeepSpeed's JSON asks for that is not in the figures, or that stops the run.
+
+Source: deepspeed 0.19.8 `runtime/zero/config.py`, `runtime/config.py`, `runtime/zenflow/`, `runtime/superoffload/`;
+transformers 5.20 `integrations/deepspeed.py` `fill_match`, `trainer_config_finalize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from axmem_trace.config.derive.deepspeed import find_settings, sub
+from axmem_trace.config.document.draft import Draft
+from axmem_trace.notes import Direction
+from axmem_trace.recipe.recipe import Recipe
+
+Settings = Mapping[str, Any]
+
+
+class _Missing(NamedTuple):
+    """A setting that is not modelled; `direction`: what the run needs compared with the figures."""
+
+    is_set: Callable[[Settings], object]
+    text: str
+    direction: Direction
+
+
+def _zero(settings: Settings, key: str) -> Any:
+    return sub(settings, "zero_optimization").get(key)
+
+
+def _accumulates_apart(settings: Settings) -> bool:
+    return str(sub(settings, "data_types").get("grad_accum_dtype")) in ("fp32", "float32")
+
+
+def _offloads_to_disk(settings: Settings) -> bool:
+    parts = (_zero(settings, "offload_optimizer"), _zero(settings, "offload_param"))
+    return any(isinstance(part, Mapping) and part.get("device") == "nvme" for part in parts)
+
+
+def _offloads_a_part(settings: Settings) -> bool:
+    part = _zero(settings, "offload_optimizer")
+    return isinstance(part, Mapping) and float(part.get("ratio", 1.0)) < 1.0
+
+
+_MISSING = (
+    _Missing(_accumulates_apart, "`data_types.grad_accum_dtype: fp32` keeps gradients in fp32", "more"),
+    _Missing(_offloads_to_disk, "offloading to NVMe: its buffers on the GPU and the host", "either"),
+    _Missing(_offloads_a_part, "`offload_optimizer.ratio` below 1 leaves a part of the optimizer on the GPU", "more"),
+    _Missing(lambda s: _zero(s, "zenflow"), "ZenFlow", "either"),
+    _Missing(
+        lambda s: sub(sub(s, "zero_optimization"), "offload_optimizer").get("super_offload"), "SuperOffload", "either"
+    ),
+    _Missing(lambda s: (_zero(s, "zero_hpz_partition_size") or 1) > 1, "a second copy of the weights (hpZ)", "more"),
+    _Missing(lambda s: (_zero(s, "mics_shard_size") or -1) > 0, "MiCS divides the weights among fewer ranks", "more"),
+    _Missing(lambda s: _zero(s, "zero_quantized_weights"), "quantised exchange of weights", "either"),
+    _Missing(lambda s: _zero(s, "zero_quantized_nontrainable_weights"), "quantised frozen weights", "either"),
+    _Missing(lambda s: _zero(s, "zero_quantized_gradients"), "quantised exchange of gradients", "either"),
+    _Missing(lambda s: _zero(s, "parameter_alignment"), "`parameter_alignment`", "more"),
+    _Missing(
+        lambda s: sub(s, "bf16").get("bf16_master_weights_and_grads"), "bf16 copies in place of fp32 ones", "less"
+    ),
+    _Missing(
+        lambda s: sub(s, "fp16").get("fp16_master_weights_and_grads"), "fp16 copies in place of fp32 ones", "less"
+    ),
+    _Missing(lambda s: sub(s, "torch_autocast").get("enabled"), "DeepSpeed's own autocast", "either"),
+    _Missing(
+        lambda s: (sub(s, "tensor_parallel").get("autotp_size") or 1) > 1, "DeepSpeed's tensor parallelism", "either"
+    ),
+    _Missing(lambda s: s.get("sparse_gradients"), "sparse gradients", "either"),
+    _Missing(lambda s: sub(s, "compile").get("deepcompile"), "DeepCompile", "either"),
+)
+
+
+def note_deepspeed(draft: Draft, recipe: Recipe) -> None:
+    """Adds a note for each setting that is not modelled, and a refusal for each value that stops the run."""
+    found = find_settings(draft)
+    if found is None or not recipe.parallel.engine.startswith("zero"):
+        return
+    settings = found[0]
+    for missing in _MISSING:
+        if missing.is_set(settings):
+            text = f"{missing.text} (DeepSpeed) is not in the figures"
+            draft.note("not_modelled", "deepspeed", text, direction=missing.direction)
+    _refuse_mismatches(draft, recipe, settings)
+    _note_dtype(draft, recipe, settings)
+    _warn(draft, recipe)
+
+
+def _refuse_mismatches(draft: Draft, recipe: Recipe, settings: Settings) -> None:
+    """Values that are not "auto" must be those of the configuration, or the Trainer stops."""
+    batch = recipe.batch
+    pairs = (
+        (
+            "train_micro_batch_size_per_gpu",
+            settings.get("train_micro_batch_size_per_gpu"),
+            draft.get("micro_batch_size"),
+        ),
+        ("gradient_accumulation_steps", settings.get("gradient_accumulation_steps"), batch.gradient_accumulation_steps),
+        ("gradient_clipping", settings.get("gradient_clipping"), recipe.optimizer.max_grad_norm),
+    )
+    for key, said, ours in pairs:
+        if isinstance(said, int | float) and not isinstance(said, bool) and ours is not None and said != ours:
+            draft.refuse(
+                f"`{key}: {said}` of DeepSpeed's JSON is not the configuration's {ours}: the Trainer stops",
+                "deepspeed",
+                remedy=f'set `"{key}": "auto"` there',
+            )
+
+
+def _note_dtype(draft: Draft, recipe: Recipe, settings: Settings) -> None:
+    """The model's dtype follows the sections bf16 and fp16 of the JSON."""
+    dtype = recipe.precision.load_dtype
+    if dtype == "float32":
+        return
+    section = "bf16" if dtype == "bfloat16" else "fp16"
+    enabled = sub(settings, section).get("enabled")
+    if enabled is False:
+        text = f"`{section}.enabled: false` of DeepSpeed's JSON is not the configuration's: the Trainer stops"
+        draft.refuse(text, "deepspeed", remedy='set it to "auto"')
+    elif enabled is None:
+        text = f'DeepSpeed\'s JSON has no "{section}": it takes the model for fp32, which is not in the figures'
+        draft.note("not_modelled", "deepspeed", text, direction="either")
+
+
+def _warn(draft: Draft, recipe: Recipe) -> None:
+    """Effects that users do not expect."""
+    zero, optimizer = recipe.parallel.zero, recipe.optimizer.name
+    if zero.stage < 3 and zero.reduce_bucket_elements >= 100_000_000 and zero.contiguous_gradients:
+        count = 2 if zero.overlaps else 1
+        gib = count * zero.reduce_bucket_elements * 2 / 2**30
+        text = (
+            f"the buckets that gradients are reduced in take {gib:.1f} GiB on each GPU, whatever is trained "
+            f"({count} x reduce_bucket_size {zero.reduce_bucket_elements:,}): a smaller reduce_bucket_size takes less"
+        )
+        draft.note("warning", "deepspeed", text)
+    if zero.offload_optimizer and zero.forces_cpu_optimizer and not zero.optimizer:
+        text = f"DeepSpeed's optimizer for the CPU steps in place of {optimizer}, because the optimizer is offloaded"
+        draft.note("warning", "optimizer", text)

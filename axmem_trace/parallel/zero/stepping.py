@@ -1,0 +1,122 @@
+"""The optimizer under ZeRO: its groups hold this rank's fp32 partitions instead of the model's parameters.
+
+Source: deepspeed 0.19.8 `runtime/engine.py` `_configure_optimizer`, `_configure_basic_optimizer`,
+`get_optimizer_configuration`; accelerate 1.15 `utils/deepspeed.py` `map_pytorch_optim_to_deepspeed`; transformers 5.20
+`integrations/deepspeed.py` `deepspeed_optim_sched`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.ledger import Device
+from axmem_trace.recipe.parallel import Zero
+from axmem_trace.tracing.recorder import Recorder
+
+
+class Optimizer(Protocol):
+    """What is needed of a traced optimizer (`training/optimizers/traced.py`)."""
+
+    name: str
+    optimizers: Sequence[torch.optim.Optimizer]
+    hooked: Sequence[torch.optim.Optimizer]
+
+    def step(self) -> None:
+        """Steps over the groups of its optimizers."""
+
+    def state_tensors(self) -> Iterator[tuple[nn.Parameter | None, torch.Tensor, Any]]:
+        """What it keeps between steps, and where."""
+
+
+class Stepping:
+    """Steps one group after the other.
+
+    Args:
+        traced: one optimizer that runs on meta. DeepSpeed's own replaces it where the settings say so.
+    """
+
+    def __init__(self, traced: Optimizer, zero: Zero, recorder: Recorder, model: nn.Module) -> None:
+        self._traced, self._zero, self._recorder = traced, zero, recorder
+        if not zero.optimizer:
+            _refuse_special(traced)
+        if zero.optimizer:
+            parameters = [each for each in model.parameters() if each.requires_grad]
+            traced.optimizers = [_own_optimizer(zero.optimizer, [{"params": parameters}])]
+        elif zero.offload_optimizer and zero.forces_cpu_optimizer:
+            (client,) = traced.optimizers
+            traced.optimizers = [_cpu_optimizer(client)]
+        (self._optimizer,) = traced.optimizers
+        self._optimizer.param_groups[:] = [group for group in self._optimizer.param_groups if group["params"]]
+        self._groups: list[dict[str, Any]] = list(self._optimizer.param_groups)
+
+    def trained(self) -> list[list[nn.Parameter]]:
+        """The trained parameters of each group."""
+        return [[each for each in group["params"] if each.requires_grad] for group in self._groups]
+
+    def replace(self, number: int, master: nn.Parameter) -> None:
+        """The group steps on this partition from now on."""
+        self._groups[number]["params"] = [master]
+        if isinstance(self._optimizer, torch.optim.Adagrad):  # its sums are made by the constructor
+            self._optimizer.state.clear()
+            for group in self._groups[: number + 1]:
+                for each in group["params"]:
+                    total = torch.full_like(each, 0.0, memory_format=torch.preserve_format)
+                    self._optimizer.state[each] = {"step": torch.tensor(0.0), "sum": total}
+
+    def step(self, number: int) -> None:
+        """Steps one group, and registers the states that it has made."""
+        self._optimizer.param_groups = [self._groups[number]]
+        self._traced.step()
+        self._optimizer.param_groups = self._groups
+        for _, tensor, device in self._traced.state_tensors():
+            place: Device = "cpu" if self._zero.offload_optimizer else device
+            self._recorder.register(tensor, role="optimizer", device=place)
+
+
+def _refuse_special(traced: Optimizer) -> None:
+    """A flat partition has no matrices, and no layer of its own.
+
+    Raises:
+        ConfigError: the optimizer needs them.
+    """
+    groups = [group for optimizer in traced.optimizers for group in optimizer.param_groups]
+    if len(traced.optimizers) == 1 and not traced.hooked and not any("rank" in group for group in groups):
+        return
+    raise ConfigError(
+        "DeepSpeed makes one flat tensor of the weights: an optimizer that works on matrices or on layers does nothing "
+        "that can be estimated there",
+        key="optimizer",
+        value=traced.name,
+        remedy="use `optimizer: adamw_torch_fused`, or FSDP instead of DeepSpeed",
+    )
+
+
+def _own_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """DeepSpeed's own optimizer of the JSON. Its Adam (FusedAdam, CPUAdam) has two states and no temporaries, as
+    PyTorch's fused AdamW; its Lion has one; others are PyTorch's."""
+    kind = name.lower()
+    if kind in ("adam", "adamw"):
+        return torch.optim.AdamW(groups, fused=True)
+    if kind == "lion":
+        return torch.optim.SGD(groups, lr=1e-4, momentum=0.9, fused=True)
+    if kind == "adagrad":
+        return torch.optim.Adagrad(groups)
+    chosen: type[torch.optim.Optimizer] = getattr(torch.optim, name)
+    return chosen(groups)  # type: ignore[call-arg]
+
+
+def _cpu_optimizer(client: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """`map_pytorch_optim_to_deepspeed`: DeepSpeedCPUAdam in place of any but Adagrad and Lion in 32 bits."""
+    groups: list[dict[str, Any]] = [{"params": list(group["params"])} for group in client.param_groups]
+    name = type(client).__name__
+    is_narrow = getattr(client, "optim_bits", getattr(getattr(client, "args", None), "optim_bits", 32)) != 32
+    if "Adagrad" in name and not is_narrow:
+        return torch.optim.Adagrad(groups)
+    if "Lion" in name and not is_narrow:
+        return _own_optimizer("lion", groups)
+    return _own_optimizer("adamw", groups)

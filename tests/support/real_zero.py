@@ -1,0 +1,161 @@
+"""The same step by DeepSpeed itself in real processes on the CPU, which exchange by gloo: the oracle of `parallel/zero`."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import pickle
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from axmem_trace.ledger import Ledger
+
+ASSUMPTIONS = ("autocast=false", "optimizer_implementation=for-loop")
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroCase:
+    """A configuration; its `deepspeed` key is DeepSpeed's JSON."""
+
+    config: dict[str, Any]
+
+
+def record_with_deepspeed(cases: Sequence[ZeroCase], num_ranks: int) -> list[list[Ledger]]:
+    """Two steps of each case in `num_ranks` processes; the records by case, then by rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        context = multiprocessing.get_context("spawn")
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        ranks = [context.Process(target=_run_rank, args=(cases, rank, num_ranks, folder)) for rank in range(num_ranks)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        assert [process.exitcode for process in ranks] == [0] * num_ranks
+        by_rank = [pickle.loads((Path(folder) / f"rank{rank}").read_bytes()) for rank in range(num_ranks)]
+    return [list(records) for records in zip(*by_rank, strict=True)]
+
+
+def record_zero_on_meta(case: ZeroCase, num_ranks: int, *, rank: int) -> Ledger:
+    """The same by our own engine, as one rank of a fake group."""
+    from axmem_trace.parallel.install import open_ranks
+    from axmem_trace.tracing.recorder import Recorder
+
+    recipe = _read(case, num_ranks)
+    recorder = Recorder()
+    with open_ranks(recipe, recorder, rank=rank) as divide:
+        return _record(recipe, recorder, "meta", divide)
+
+
+def _run_rank(cases: Sequence[ZeroCase], rank: int, num_ranks: int, folder: str) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_SIZE=str(num_ranks))
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
+    import deepspeed  # type: ignore[import-not-found]
+
+    deepspeed.init_distributed(dist_backend="gloo")
+    ledgers = [_run_for_real(case, num_ranks) for case in cases]
+    (Path(folder) / f"rank{rank}").write_bytes(pickle.dumps(ledgers))
+    dist.barrier()
+    os._exit(0)  # DeepSpeed's own groups need no orderly end
+
+
+def _run_for_real(case: ZeroCase, num_ranks: int) -> Ledger:
+    from axmem_trace.tracing.recorder import Recorder
+
+    recipe = _read(case, num_ranks)
+    recorder = Recorder(traced_device="cpu")
+    return _record(recipe, recorder, "cpu", lambda built: _divide(case, recipe, recorder, built))
+
+
+def _read(case: ZeroCase, num_ranks: int) -> Any:
+    from axmem_trace.config import read_recipe
+
+    recipe = read_recipe(case.config, hub="never", assumptions=ASSUMPTIONS, num_gpus=num_ranks)
+    return replace(recipe, precision=replace(recipe.precision, upcast_before=False))
+
+
+def _record(recipe: Any, recorder: Any, device: str, divide: Any) -> Ledger:
+    from axmem_trace.models import build_model
+    from axmem_trace.training.optimizers import build_optimizer
+    from axmem_trace.training.run import Run
+    from axmem_trace.training.trace import garbage_on_demand
+    from support.cpu_oracle import autocast_off_on_meta
+
+    built = build_model(recipe, device=device)
+    with garbage_on_demand(), autocast_off_on_meta():
+        spread = divide(built)
+        optimizer = build_optimizer(recipe, built.module)
+        spread = spread.with_optimizer(spread, optimizer)
+        run = Run(recipe, built, optimizer, recorder, spread=spread)
+        with recorder, recorder.watch(built.module):
+            run.record()
+    return recorder.make_ledger()
+
+
+class _DeepSpeed:
+    """accelerate's `DeepSpeedEngineWrapper`, in the two parts that `Run` marks."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def backward(self, loss: Any) -> None:
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> Any:
+        self._engine.step()
+        return self._engine.get_global_grad_norm()
+
+
+def _divide(case: ZeroCase, recipe: Any, recorder: Any, built: Any) -> Any:
+    from axmem_trace.parallel.spread import Spread
+    from axmem_trace.parallel.zero.install import _tensors
+
+    recorder.mark("load", 0)
+    tensors = _tensors(built)
+    for fact in built.facts.tensors:
+        recorder.register(tensors[fact.name], role=fact.role, module=fact.module, device=fact.device)
+
+    def initialise(spread: Any, optimizer: Any) -> Any:
+        return _initialise(case, recipe, recorder, built, spread, optimizer)
+
+    return Spread(call=built.module, facts=built.facts, without_sync=nullcontext, with_optimizer=initialise)
+
+
+def _initialise(case: ZeroCase, recipe: Any, recorder: Any, built: Any, spread: Any, optimizer: Any) -> Any:
+    import deepspeed
+
+    config = _filled(case, recipe)
+    with recorder, recorder.watch(built.module):
+        engine, *_ = deepspeed.initialize(model=built.module, optimizer=optimizer.optimizers[0], config=config)
+    engine.set_gradient_accumulation_boundary(True)
+
+    @contextmanager
+    def without_boundary() -> Any:
+        engine.set_gradient_accumulation_boundary(False)
+        try:
+            yield
+        finally:
+            engine.set_gradient_accumulation_boundary(True)
+
+    return replace(spread, call=engine, engine=_DeepSpeed(engine), without_sync=without_boundary)
+
+
+def _filled(case: ZeroCase, recipe: Any) -> dict[str, Any]:
+    """The JSON with the values that transformers and accelerate fill in."""
+    return {
+        "train_micro_batch_size_per_gpu": recipe.batch.rows,
+        "gradient_accumulation_steps": recipe.batch.gradient_accumulation_steps,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": True},
+        "steps_per_print": None,
+        **case.config["deepspeed"],
+    }
