@@ -148,9 +148,9 @@ def compare_with_cpu(*configs: dict[str, Any]) -> None:
         config = {**config, "bf16": False, "experts_implementation": "eager"}
         copies = HostCopies()
 
-        def prepare(recorder: Any, built: Any, copies: HostCopies = copies) -> None:
-            route(recorder, built)
-            copies.attach(recorder)
+        def prepare(recording: Any, built: Any, copies: HostCopies = copies) -> None:
+            route(recording, built)
+            copies.attach(recording)
 
         with sdpa_kernel(SDPBackend.MATH):  # which meta takes anyway
             on_meta, for_real = (
@@ -222,14 +222,14 @@ def _import_libraries() -> None:
     from axmem_trace.config import read_recipe
     from axmem_trace.models import build_model
     from axmem_trace.training.optimizers import build_optimizer
-    from axmem_trace.training.trace import make_recorder
+    from axmem_trace.training.trace import make_recording
 
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as home:
         recipe = read_recipe({**KEYS, **LORA, "base_model": write_small_model("llama", Path(home))}, hub="never")
     build_optimizer(recipe, build_model(recipe).module)
-    make_recorder(recipe)
+    make_recording(recipe)
 
 
 def main() -> int:

@@ -27,9 +27,6 @@ from axmem_trace.config.derive.objective import (
     LABELLED,
     adapter_of_trainer,
     derive_objective,
-    note_objective,
-    note_shared_reference,
-    refuse_in_trl,
     rows_of_objective,
 )
 from axmem_trace.config.derive.optimizer import derive_optimizer
@@ -57,6 +54,7 @@ from axmem_trace.config.document.yaml_reader import Document, read_document
 from axmem_trace.config.refusals import refuse_contradictions, refuse_on_base, refuse_on_gpu
 from axmem_trace.config.warn import note_traps
 from axmem_trace.config.warn_deepspeed import note_deepspeed
+from axmem_trace.config.warn_objective import note_objective, note_shared_reference
 from axmem_trace.config.warn_ranks import note_traps_of_ranks
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Notes
@@ -152,9 +150,8 @@ def _resolve(
         note_traps(draft, recipe)
         note_traps_of_ranks(draft, recipe)
         note_deepspeed(draft, recipe)
-        note_objective(draft, recipe.objective)
+        note_objective(draft, recipe)
         note_shared_reference(draft, recipe)
-        refuse_in_trl(draft, recipe.objective)
     note_model_kwargs(draft)
     note_not_modelled(draft)
     if strict:

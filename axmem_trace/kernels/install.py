@@ -64,7 +64,7 @@ def gpu_rules() -> Rules:
 
 def install_kernels(site: Site) -> None:
     """Make the built model run the kernels that the recipe's run uses on the context's card, until `site.stack` closes."""
-    site.context.recorder.add_rules(gpu_rules())
+    site.recording.add_rules(gpu_rules())
     if "bitsandbytes" in sys.modules:
         from axmem_trace.kernels.bitsandbytes.rules import install_quiet_bitsandbytes
 

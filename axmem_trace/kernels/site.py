@@ -15,19 +15,25 @@ from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.patching import replaced, replaced_forward, replaced_items
+from axmem_trace.tracing.recording_mode import RecordingMode
 
 Forward = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What every installer gets: the model (with or without a peft wrapper), the recipe, the rules' context, and the
+    """What every installer gets: the model (with or without a peft wrapper), the recipe, the recording, and the
     stack that undoes the installer's changes when it closes."""
 
     model: nn.Module
     recipe: Recipe
-    context: KernelContext
+    recording: RecordingMode
     stack: ExitStack
+
+    @property
+    def context(self) -> KernelContext:
+        """What rules can read and do."""
+        return self.recording.context
 
     @property
     def base(self) -> Any:

@@ -63,4 +63,5 @@ def as_trl_loads_it(recipe: Recipe) -> Recipe:
         model=model,
         attention=Attention(),
         kernels=Kernels(),
+        older=replace(recipe.older, use_cache=True),  # as in its config.json: axolotl's own model has it switched off
     )

@@ -19,12 +19,13 @@ from axmem_trace.parallel.spread import Spread
 from axmem_trace.parallel.zero.install import with_zero
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 
 Prepare = Callable[[BuiltModel], "Spread | None"]
 
 
 @contextmanager
-def open_ranks(recipe: Recipe, recorder: Recorder, *, rank: int | None = None) -> Iterator[Prepare]:
+def open_ranks(recipe: Recipe, recording: RecordingMode, *, rank: int | None = None) -> Iterator[Prepare]:
     """While open, this process is one rank of the run; the yielded function divides a built model among the ranks.
 
     With an engine that is not modelled, and with one GPU, nothing is opened and nothing is divided.
@@ -32,7 +33,7 @@ def open_ranks(recipe: Recipe, recorder: Recorder, *, rank: int | None = None) -
     Args:
         rank: None: the one that holds the most: ZeRO-1 and 2 choose it, otherwise it is rank 0.
     """
-    parallel = recipe.parallel
+    parallel, recorder = recipe.parallel, recording.recorder
     if parallel.engine not in ENGINES:
         yield lambda built: None
         return
@@ -43,7 +44,7 @@ def open_ranks(recipe: Recipe, recorder: Recorder, *, rank: int | None = None) -
         stack.enter_context(fsdp1.fsdp1_runs_on_meta())
         stack.enter_context(fsdp2.fsdp2_runs_on_meta())
         stack.enter_context(ddp.ddp_runs_on_meta())
-        yield lambda built: divide(recipe, recorder, built, rank=rank)
+        yield lambda built: divide(recipe, recording, built, rank=rank)
 
 
 @contextmanager
@@ -53,13 +54,14 @@ def records_ranks(recorder: Recorder) -> Iterator[None]:
         yield
 
 
-def divide(recipe: Recipe, recorder: Recorder, built: BuiltModel, *, rank: int | None = None) -> Spread:
+def divide(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, rank: int | None = None) -> Spread:
     """Wraps the model as accelerate's `prepare` does, and records that as the end of loading."""
+    recorder = recording.recorder
     recorder.mark("load", 0)
-    with warnings.catch_warnings(), recorder, recorder.watch(built.module):
+    with warnings.catch_warnings(), recording, recorder.watch(built.module):
         warnings.simplefilter("ignore")
         if recipe.parallel.zero.stage and recipe.parallel.engine.startswith("zero"):
-            return with_zero(recipe, recorder, built, rank=rank)
+            return with_zero(recipe, recording, built, rank=rank)
         return ENGINES[recipe.parallel.engine](recipe, recorder, built)
 
 

@@ -33,6 +33,8 @@ class Rollouts:
     """GRPO: completions are generated in training, by the policy itself or by an engine."""
 
     engine: Engine = "transformers"
+    asynchronous: bool = False
+    """axolotl's own trainer, which generates the next rows while it trains, and scores with half-precision logits."""
     engine_share: float = 0.0
     """Of the card, which a colocated engine may take (`gpu_memory_utilization`)."""
     engine_sleeps: bool = False
@@ -62,6 +64,8 @@ class Objective:
     """
 
     method: Method = "supervised"
+    trl: tuple[int, int] = (1, 14)
+    """Major and minor version of TRL whose code runs."""
     reference: Reference = Reference()
     helpers: LossHelpers = "trl"
     """Whose code computes log-probabilities from logits: TRL's Triton kernel (from TRL 1.14 on), axolotl's own Triton
@@ -86,6 +90,16 @@ class Objective:
     centring: float = 0.0
     """Reward models: weight of the term that keeps rewards near zero (`center_rewards_coefficient`)."""
     rollouts: Rollouts | None = None
+    empties_cache: bool = False
+    """The allocator's cache is emptied after each micro-batch (axolotl until 0.20, in DPO)."""
+
+    @property
+    def cooling(self) -> Literal["in_place", "copy", "kernel"]:
+        """How GRPO's logits are divided by the temperature: `div_` (TRL 1.9), a new tensor (1.13), or by the code that
+        makes log-probabilities (1.14)."""
+        if self.trl >= (1, 14) and self.helpers != "axolotl":
+            return "kernel"
+        return "copy" if self.trl == (1, 13) else "in_place"
 
     @property
     def is_preference(self) -> bool:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
-from axmem_trace.notes import Note, Notes
-
-if TYPE_CHECKING:
-    from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.notes import Note
+from axmem_trace.tracing.originals import call_original
+from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.result_memo import ResultMemo, can_remember
 
 
 @dataclass(kw_only=True)
 class KernelContext:
-    """The target card, the run's settings, and the recorder that gets allocations and notes.
+    """The recorder that gets allocations and notes, the target card, and the run's settings."""
 
-    It is made first, and then belongs to the one `Recorder` that it is given to.
-    """
-
+    recorder: Recorder = field(default_factory=Recorder)
     compute_capability: tuple[int, int] = (8, 0)
     num_sms: int = 0
     """Streaming multiprocessors; 0: those of the usual card of the compute capability."""
@@ -29,29 +27,21 @@ class KernelContext:
     """Backward of a mean keeps what was averaged."""
     int8_outliers: int = 0
     """Columns of each 8-bit layer's input that hold a value beyond the threshold."""
-    notes: Notes = field(default_factory=Notes)
-    _held: set[str] = field(default_factory=set)
+    memo: ResultMemo = field(default_factory=ResultMemo)
+    _once: set[str] = field(default_factory=set)
     """The names with which `hold_once` has been called."""
-    _recorder: Recorder | None = None
-
-    @property
-    def recorder(self) -> Recorder:
-        """The recorder that this context was given to."""
-        assert self._recorder is not None, "this context has not been given to a recorder"
-        return self._recorder
-
-    def belong_to(self, recorder: Recorder) -> None:
-        """Called by the recorder, once.
-
-        Raises:
-            AssertionError: it belongs to a recorder already: its notes and blocks are those of one recording.
-        """
-        assert self._recorder is None, "this context belongs to another recorder"
-        self._recorder = recorder
 
     def note(self, note: Note) -> None:
         """Adds a note, unless an equal one is there."""
-        self.notes.append(note)
+        self.recorder.notes.append(note)
+
+    def run(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of the meta kernel, for a rule that does not change the operator; from the memo of layouts if
+        possible."""
+        followed = bool(args) and self.recorder.values.may_follow(args)
+        if followed or not can_remember(op):
+            return call_original(op, args, kwargs)
+        return self.memo.run(op, args, kwargs)
 
     def workspace(self, nbytes: int, op: str) -> None:
         """Records a block that is allocated and freed immediately."""
@@ -59,8 +49,8 @@ class KernelContext:
 
     def hold_once(self, what: str, nbytes: int, op: str) -> bool:
         """Records a block that the process allocates at its first use and keeps. Returns False if it exists already."""
-        if what in self._held:
+        if what in self._once:
             return False
-        self._held.add(what)
+        self._once.add(what)
         self.recorder.hold(nbytes, op)
         return True

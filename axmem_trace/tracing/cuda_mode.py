@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from axmem_trace.tracing.autocast import Autocast
 from axmem_trace.tracing.originals import call_original, stands_in
 from axmem_trace.tracing.patching import replaced, replaced_all
-from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 
 _COMPOSITE = frozenset({F.multi_head_attention_forward, F.normalize, F.softmin, F.gumbel_softmax})
 """Python functions that call several others inside: the mode must see these calls too."""
@@ -27,10 +27,10 @@ class CudaMode(TorchFunctionMode):
     mode is switched on again before the autograd engine starts.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recording: RecordingMode) -> None:
         super().__init__()
-        self.context = recorder.context
-        self._rules = recorder.rules.functions
+        self.context = recording.context
+        self._rules = recording.rules.functions
         self.autocast = Autocast()
 
     @stands_in

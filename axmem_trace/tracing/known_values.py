@@ -68,6 +68,10 @@ class KnownValues:
         copy = self._copies.get(tensor.untyped_storage()._cdata)
         return None if copy is None else _view(copy, tensor)
 
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """True if the value of this tensor on meta is known."""
+        return tensor.untyped_storage()._cdata in self._copies
+
     def run(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The operator's result on real values, or None if an argument is unknown or too large to compute.
 

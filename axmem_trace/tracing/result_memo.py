@@ -7,10 +7,13 @@ storages of the same layout are made; a recorder sees no difference.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
+
+from axmem_trace.tracing.originals import call_original
 
 _UNHASHABLE = object()
 _SHAPES = frozenset({"resize_", "resize_as_", "set_", "t_", "transpose_", "squeeze_", "unsqueeze_", "swapaxes_",
@@ -25,6 +28,17 @@ class ResultMemo:
 
     def __init__(self) -> None:
         self._layouts: dict[Any, Any] = {}
+
+    def run(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operator's result on meta, remembered or made by its meta kernel."""
+        key = self.key(op, args, kwargs)
+        if key is None:
+            return call_original(op, args, kwargs)
+        result = self.recall(key, args)
+        if result is None:
+            result = call_original(op, args, kwargs)
+            self.remember(key, args, result)
+        return result
 
     def key(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the result's layout depends on; None if an argument cannot be compared or is no plain meta tensor."""
@@ -71,6 +85,7 @@ class ResultMemo:
             self._layouts[key] = layouts if several else layouts[0]
 
 
+@cache
 def can_remember(op: Any) -> bool:
     """Whether an operator's result depends only on layouts: functional and returning new tensors, or in place."""
     schema, name = op._schema, op.overloadpacket.__name__

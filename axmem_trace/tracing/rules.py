@@ -42,6 +42,8 @@ class Rules:
         self.functions: dict[Callable[..., Any], FunctionRule] = {}
         self.operators: dict[Any, DispatchRule] = {}
         self.workspaces: dict[Any, WorkspaceRule] = {}
+        self.recorded: set[Any] = set()
+        """Operators whose dispatch rule runs other operators, which are recorded as if no rule were running."""
         for table in tables:
             self.include(table)
 
@@ -49,8 +51,13 @@ class Rules:
         """A rule for Python-level torch functions (as `__torch_function__` names them)."""
         return lambda rule: _add(self.functions, functions, rule)
 
-    def dispatch(self, *ops: Any) -> Callable[[_Rule], _Rule]:
-        """A rule for operator overloads such as `torch.ops.aten.nonzero.default`."""
+    def dispatch(self, *ops: Any, recorded: bool = False) -> Callable[[_Rule], _Rule]:
+        """A rule for operator overloads such as `torch.ops.aten.nonzero.default`.
+
+        Args:
+            recorded: what the rule runs is recorded too, as if no rule were running.
+        """
+        self.recorded.update(ops if recorded else ())
         return lambda rule: _add(self.operators, ops, rule)
 
     def workspace(self, *ops: Any) -> Callable[[_Rule], _Rule]:
@@ -66,6 +73,7 @@ class Rules:
         for mine, others in self._pairs(other):
             for key, rule in others.items():
                 _add(mine, (key,), rule)
+        self.recorded |= other.recorded
 
     def has_all(self, other: Rules) -> bool:
         """True if every rule of the other table is here."""

@@ -1,6 +1,6 @@
 """The record itself: when each storage is allocated and freed, and the marks of the phases.
 
-One clock counts allocations, frees and marks. `recorder.py` finds the storages.
+One clock counts allocations, frees and marks. `recording_mode.py` finds the storages.
 """
 
 from __future__ import annotations
@@ -15,56 +15,14 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from axmem_trace.folding.repetition import Repetition
-from axmem_trace.folding.sections import EventLayers
 from axmem_trace.ledger import NEVER, Device, Ledger, Mark, Phase, Role
 from axmem_trace.ledger.columns import Allocations, make_columns
 from axmem_trace.tracing.event_layers import LayerWatch
 from axmem_trace.tracing.module_scopes import ModuleScopes
+from axmem_trace.tracing.storage_life import StorageLife
 
 
-class StorageLife:
-    """An `Allocation` that is not complete yet."""
-
-    __slots__ = ("born", "busy_until", "device", "died", "kept", "layer", "micro_batch", "module", "nbytes", "op", "output",
-                 "phase", "recomputed", "role", "step", "stream", "used_on", "watch")  # fmt: skip
-
-    def __init__(self, nbytes: int, born: int) -> None:
-        self.nbytes, self.born, self.died = nbytes, born, NEVER
-        self.phase: Phase = "load"
-        self.step = self.micro_batch = 0
-        self.module = self.op = ""
-        self.role: Role = ""
-        self.device: Device = "gpu"
-        self.recomputed = self.kept = self.output = False
-        self.stream = self.busy_until = 0
-        self.used_on: set[int] | None = None
-        """Other streams that work on it."""
-        self.watch: Any = None
-        self.layer: int | None = None
-
-    def repeated(self, shift: int, step: int) -> StorageLife:
-        """The same storage in a later step, still alive."""
-        twin = StorageLife(self.nbytes, self.born + shift)
-        for name in (
-            "phase",
-            "micro_batch",
-            "module",
-            "op",
-            "role",
-            "device",
-            "recomputed",
-            "kept",
-            "output",
-            "stream",
-            "layer",
-        ):
-            setattr(twin, name, getattr(self, name))
-        twin.step = step
-        return twin
-
-
-class LifeRecord:
+class StorageRecord:
     """Storages on `traced_device` as GPU memory, on others as host memory.
 
     A storage is freed when Python's last reference to the storage object ends.
@@ -258,20 +216,6 @@ class LifeRecord:
         life = self._living.get(local_part(tensor).untyped_storage()._cdata)
         return life.born if life is not None else 0
 
-    def copy_to_host(self, tensor: torch.Tensor, *, role: Role = "", module: str = "") -> torch.Tensor:
-        """A tensor of the same layout that counts as pinned host memory while it is alive.
-
-        PyTorch allocates pinned memory in powers of two (2.13, ATen/core/CachingHostAllocator.h, `allocate`).
-        """
-        with self.paused():
-            copy = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=self.traced_device)
-        life = self._allocate(copy, op="to_host")
-        if life is not None:
-            life.device, life.role = "cpu", role
-            life.nbytes = 1 << (life.nbytes - 1).bit_length() if life.nbytes else 0
-            life.module = module or life.module
-        return copy
-
     def allocate(self, made: Any, op: str) -> None:
         """An operator has returned this: one or several tensors. New storages among them are allocated now."""
         if isinstance(made, torch.Tensor):
@@ -294,15 +238,6 @@ class LifeRecord:
             ticks=self._tick + 1,
             empty_cache_ticks=tuple(self._empty_cache_ticks),
         )
-
-    def watch_layers(self, repetition: Repetition) -> None:
-        """From now on, the layer of each event is stored; `event_layers` returns them."""
-        self.layers = LayerWatch(repetition, self.scopes)
-
-    def event_layers(self) -> EventLayers:
-        """In which layer each event happened."""
-        assert self.layers is not None, "`watch_layers` was not called"
-        return self.layers.make(self._lives)
 
     # -- allocating and freeing ----------------------------------------------------------------------------------------
 

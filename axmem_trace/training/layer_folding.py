@@ -26,7 +26,7 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.loading import load_models
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.trace import make_recorder, record_run
+from axmem_trace.training.trace import make_recording, record_run
 
 GROW_WITH_DEPTH = (
     "aten.stack.default", "aten._foreach_norm.Scalar", "aten.pow.Tensor_Scalar", "_c10d_functional.all_reduce.default",
@@ -81,18 +81,18 @@ class _Part:
 
 def _trace(recipe: Recipe, folding: Folding, start: Callable[[str, str], None]) -> _Part:
     start("build", f"building {recipe.model.base.name}")
-    recorder = make_recorder(recipe)
-    with open_ranks(recipe, recorder) as divide:
-        built = load_models(recipe, recorder, folding)
+    recording = make_recording(recipe)
+    with open_ranks(recipe, recording) as divide:
+        built = load_models(recipe, recording, folding)
         spread = divide(built)
         optimizer = build_optimizer(recipe, built.module)
         if spread is not None and spread.with_optimizer is not None:
             spread = spread.with_optimizer(spread, optimizer)
         start("trace", "tracing")
-        recording = record_run(recipe, built, optimizer, recorder=recorder, spread=spread,
-                               progress=lambda text: start("trace", text))  # fmt: skip
+        traced = record_run(recipe, built, optimizer, recording=recording, spread=spread,
+                            progress=lambda text: start("trace", text))  # fmt: skip
     facts = folding.complete(spread.facts) if spread is not None else built.whole_facts
-    return _Part(recorder, facts, recording.ledger, (*built.notes, *optimizer.notes, *recording.notes))
+    return _Part(recording.recorder, facts, traced.ledger, (*built.notes, *optimizer.notes, *traced.notes))
 
 
 def _trace_folded(recipe: Recipe, start: Callable[[str, str], None]) -> TracedRun:

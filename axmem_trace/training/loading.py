@@ -26,14 +26,14 @@ from axmem_trace.models.quantisation import iterate_bnb_states
 from axmem_trace.models.reference import build_reference
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
-from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.units import format_bytes
 
 WARM_UP_RESERVE_BYTES = 1_288_490_188
 """1.2 * 1024^3: the bytes of the card that `caching_allocator_warmup` leaves free, at least."""
 
 
-def load_models(recipe: Recipe, recorder: Recorder, folding: Folding | None = None) -> BuiltModel:
+def load_models(recipe: Recipe, recording: RecordingMode, folding: Folding | None = None) -> BuiltModel:
     """The model to train and, if the run has one, its reference, loaded one after the other.
 
     Args:
@@ -42,10 +42,10 @@ def load_models(recipe: Recipe, recorder: Recorder, folding: Folding | None = No
     Raises:
         ConfigError: as `build_model`.
     """
-    built = build_model(recipe, watch=LoadRecorder(recorder, recipe, folding=folding).loaded, folding=folding)
+    built = build_model(recipe, watch=LoadRecorder(recording, recipe, folding=folding).loaded, folding=folding)
 
     def watch(own: Recipe) -> WatchLoading:
-        return LoadRecorder(recorder, own, role="reference").loaded
+        return LoadRecorder(recording, own, role="reference").loaded
 
     return replace(built, reference=build_reference(recipe, watch=watch))
 
@@ -54,15 +54,16 @@ class LoadRecorder:
     """Reports to a recorder what `from_pretrained` puts on the card, and records the changes to the model afterwards."""
 
     def __init__(
-        self, recorder: Recorder, recipe: Recipe, role: Role = "weight", folding: Folding | None = None
+        self, recording: RecordingMode, recipe: Recipe, role: Role = "weight", folding: Folding | None = None
     ) -> None:
-        self.recorder, self.recipe, self.role, self._folding = recorder, recipe, role, folding or NoFolding()
+        self._recording, self.recorder = recording, recording.recorder
+        self.recipe, self.role, self._folding = recipe, role, folding or NoFolding()
         self._stands_for = self._folding.stands_for
 
     @contextmanager
     def loaded(self, model: nn.Module) -> Iterator[None]:
         """`model` is what `from_pretrained` returns. Changes to it while this is open are recorded."""
-        self.recorder.add_rules(gpu_rules())  # again: the model may have imported bitsandbytes, which has operators
+        self._recording.add_rules(gpu_rules())  # again: the model may have imported bitsandbytes, which has operators
         if self._folding.repetition is not None:
             self.recorder.watch_layers(self._folding.repetition)
         self.recorder.mark("load", 0)
@@ -70,7 +71,7 @@ class LoadRecorder:
             yield
             return
         self._note_mapped(model)
-        with self.recorder:
+        with self._recording:
             self._warm_up(model)
             self._place_weights(model)
             yield
@@ -89,7 +90,7 @@ class LoadRecorder:
             f"{self.recipe.precision.load_dtype}), which the system frees as it needs; no other copy of the weights "
             "is made in host memory"
         )
-        self.recorder.context.note(Note(kind="ruled", key="host.loading", text=text, bytes=nbytes))
+        self.recorder.notes.append(Note(kind="ruled", key="host.loading", text=text, bytes=nbytes))
 
     def _warm_up(self, model: nn.Module) -> None:
         """One block as large as the model, freed directly: the weights are then allocated from this cache.

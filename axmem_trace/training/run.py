@@ -182,8 +182,10 @@ class Run:
                 self._backward(loss)
             self._held.tr_loss_step = loss.detach()
             del loss
-            self.recorder.finish_streams()  # the Trainer looks for NaN (`logging_nan_inf_filter`)
             self._register_gradients()
+            if self.recipe.objective.empties_cache:
+                self.recorder.empty_cache()
+            self.recorder.finish_streams()  # the Trainer looks for NaN (`logging_nan_inf_filter`)
         self._held.tr_loss_step = None
         gradients = {
             id(parameter): self.recorder.born_at(parameter.grad)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from axmem_trace.imports import collector_paused
@@ -19,7 +19,7 @@ from axmem_trace.parallel.spread import Spread
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.training.failures import model_failures_reported
 from axmem_trace.training.offloading import install_offloading
 from axmem_trace.training.optimizers.traced import TracedOptimizer
@@ -39,7 +39,7 @@ def record_run(
     built: BuiltModel,
     optimizer: TracedOptimizer,
     *,
-    recorder: Recorder | None = None,
+    recording: RecordingMode | None = None,
     progress: Callable[[str], None] | None = None,
     repeat: bool = True,
     spread: Spread | None = None,
@@ -47,28 +47,29 @@ def record_run(
     """Runs on meta what a GPU would run: evaluation, if it comes first, and two optimizer steps.
 
     Args:
-        recorder: of `make_recorder`, which has recorded loading; without it the whole model is allocated at once.
+        recording: of `make_recording`, which has recorded loading; without it the whole model is allocated at once.
         repeat: copy the second step's passes from the record of the first (see `Run`).
         spread: the model is one rank's part of a distributed one (see `parallel/install.py`).
     """
-    recorder = recorder or make_recorder(recipe)
-    context = recorder.context
-    mode = CudaMode(recorder)
-    offloading = partial(install_offloading, built.module, recipe, recorder, context.notes)
-    run = Run(recipe, built, optimizer, recorder, offloading=offloading, repeat=repeat, spread=spread)
+    recording = recording or make_recording(recipe)
+    recorder = recording.recorder
+    mode = CudaMode(recording)
     with ExitStack() as stack:
+        site = Site(built.module, recipe, recording, stack)
+        run = Run(recipe, built, optimizer, recorder, offloading=partial(install_offloading, site), repeat=repeat,
+                  spread=spread)  # fmt: skip
         stack.enter_context(garbage_on_demand())
         assert_seen_from_engine()
-        stack.enter_context(recorder)
+        stack.enter_context(recording)
         stack.enter_context(recorder.watch(built.module, **run.objective.extra_models()))
-        install_kernels(Site(built.module, recipe, context, stack))
+        install_kernels(site)
         if built.reference is not None and recipe.objective.reference.dtype == "policy":
-            install_on_second_model(Site(built.reference, recipe, context, stack))
+            install_on_second_model(replace(site, model=built.reference))
         stack.enter_context(mode.opened())
         stack.enter_context(model_failures_reported(built, recipe))
         run.record(progress or (lambda stage: None))
         ledger = recorder.make_ledger()
-    return Recording(ledger, tuple(context.notes))
+    return Recording(ledger, tuple(recorder.notes))
 
 
 @contextmanager
@@ -82,8 +83,8 @@ def garbage_on_demand() -> Iterator[None]:
         yield
 
 
-def make_recorder(recipe: Recipe) -> Recorder:
-    """One recorder for loading and training, which knows the recipe's card from the beginning: a block that the process
+def make_recording(recipe: Recipe) -> RecordingMode:
+    """One recording of loading and training, which knows the recipe's card from the beginning: a block that the process
     allocates once (cuBLAS's workspace) is allocated once in the whole run."""
     context = KernelContext(
         compute_capability=recipe.gpu.compute_capability,
@@ -92,4 +93,4 @@ def make_recorder(recipe: Recipe) -> Recorder:
         mean_keeps_input=recipe.older.mean_keeps_input,
         int8_outliers=recipe.quantisation.int8_outliers,
     )
-    return Recorder(context, rules=gpu_rules())
+    return RecordingMode(context, gpu_rules())

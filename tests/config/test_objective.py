@@ -15,12 +15,12 @@ LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 8, "lora_target_linear": T
 QLORA = {**LORA, "adapter": "qlora", "load_in_4bit": True}
 
 
-def read(*assumed: str, **keys: Any) -> Recipe:
+def read(*assumed: str, axolotl: str = "", **keys: Any) -> Recipe:
     config = {
         "base_model": "Qwen/Qwen2.5-0.5B", "sequence_len": 1024, "micro_batch_size": 2, "learning_rate": 1e-5,
         "gradient_accumulation_steps": 4, "datasets": [{"path": "x"}], "bf16": True, **keys,
     }  # fmt: skip
-    return read_recipe(config, hub="never", assumptions=assumed)
+    return read_recipe(config, hub="never", assumptions=assumed, axolotl=axolotl)
 
 
 KTO = {"rl": "kto", "remove_unused_columns": False}
@@ -114,6 +114,20 @@ def test_a_generation_serves_the_accumulated_micro_batches() -> None:
             "a model that rewards completions is not in the figures",
         ),
         (KTO, "4 bytes per weight"),
+        ({"rl": "kto", "dpo_use_liger_kernel": True}, "`dpo_use_liger_kernel` has no effect"),
+        ({"rl": "ipo", "dpo_loss_type": ["hinge"]}, "`dpo_loss_type` has no effect"),
+        ({"rl": "dpo", "trl": {"sync_ref_model": True}}, "`trl.sync_ref_model` has no effect"),
+        ({"rl": "grpo"}, "8 rows are generated and scored together (2 x 4 micro-batches)"),
+        ({"rl": "grpo"}, "8 completions of each prompt, TRL's default"),
+        ({"rl": "grpo"}, "nothing rewards the completions"),
+        ({"rl": "gdpo", "trl": {"sync_ref_model": True}}, "no reference to synchronise"),
+        ({"rl": "grpo", "trl": {"sync_ref_model": True, "beta": 0.1}, **LORA}, "no separate reference model"),
+        ({"rl": "gdpo", "trl": {"num_generations": 1}}, "needs another completion of the same prompt"),
+        ({"rl": "gdpo", "eval_batch_size": 3, "val_set_size": 0.1, "eval_steps": 5}, "an evaluation batch has 3 rows"),
+        (
+            {"rl": "dpo", "dpo_use_liger_kernel": True, **LORA, "lora_target_modules": ["lm_head"]},
+            "the adapter on lm_head would not be trained",
+        ),
     ],
 )
 def test_what_the_author_may_not_expect(keys: dict[str, Any], said: str) -> None:
@@ -126,3 +140,65 @@ def test_log_probabilities_come_from_the_kernels_of_the_release(axolotl, helpers
     assert read_recipe(config, axolotl=axolotl, hub="never").objective.helpers == helpers
     chosen = read_recipe(config, axolotl=axolotl, assumptions=["loss_helpers=torch"], hub="never")
     assert chosen.objective.helpers == "torch"
+
+
+COLOCATED = {"rl": "grpo", "trl": {"use_vllm": True, "vllm_mode": "colocate"}}
+
+
+@pytest.mark.parametrize(
+    ("axolotl", "share", "empties"), [("0.19.0", 0.9, True), ("0.20.0", 0.9, True), ("0.21.0", 0.3, False)]
+)
+def test_defaults_of_the_releases(axolotl: str, share: float, empties: bool) -> None:
+    """axolotl 0.20.0 `utils/schemas/vllm.py:26` and `core/trainers/dpo/trainer.py:101`, both gone in 0.21.0."""
+    recipe = read(axolotl=axolotl, **COLOCATED)
+    assert recipe.objective.rollouts is not None
+    assert recipe.objective.rollouts.engine_share == share
+    assert read(axolotl=axolotl, rl="dpo").objective.empties_cache is empties
+    assert read(axolotl=axolotl, rl="ipo").objective.empties_cache is empties
+    assert not read(axolotl=axolotl, **KTO).objective.empties_cache
+    stops = [note for note in recipe.notes if "no vllm block" in note.text or "there is none" in note.text]
+    assert bool(stops) is (share == 0.9)
+
+
+@pytest.mark.parametrize(
+    ("axolotl", "kind"), [("0.19.0", "adapters_off"), ("0.20.0", "adapter_copy"), ("0.21.0", "adapter_copy")]
+)
+def test_the_reference_of_an_adapter_on_experts(axolotl: str, kind: str) -> None:
+    """TRL 1.9.0 `grpo_trainer.py:456` makes no copy with `target_parameters`; 1.13.0 does with peft 0.20 and later."""
+    keys = {**LORA, "lora_target_parameters": ["mlp.experts.down_proj"]}
+    assert read(axolotl=axolotl, rl="grpo", rl_beta=0.1, **keys).objective.reference.kind == kind
+    assert read(axolotl=axolotl, rl="grpo", rl_beta=0.1, **LORA).objective.reference.kind == "adapter_copy"
+
+
+@pytest.mark.parametrize(
+    "keys", [{"rl": "dpo", "dpo_use_liger_kernel": True}, {"rl": "grpo", "trl": {"use_liger_loss": True}}]
+)
+def test_losses_of_liger_kernel_are_not_in_the_figures(keys: dict[str, Any]) -> None:
+    assert read(**keys).objective.chunked
+    assert not any(note.kind == "not_modelled" for note in read(**keys).notes)
+    before = read(axolotl="0.20.0", **keys)
+    assert not before.objective.chunked
+    assert [(note.kind, note.direction) for note in before.notes if "a loss of liger-kernel" in note.text] == [
+        ("not_modelled", "either")
+    ]
+    both = read(axolotl="0.19.0", rl="dpo", dpo_use_liger_kernel=True, precompute_ref_log_probs=True)
+    assert any("precomputed references" in note.text for note in both.notes)
+
+
+def test_fused_lora_kernels_stop_older_preference_training() -> None:
+    """axolotl 0.19.0 `monkeypatch/lora_kernels.py:484` raises for a model without an adapter, which TRL adds later."""
+    keys = {"rl": "dpo", "lora_mlp_kernel": True, **LORA}
+    assert not any(note.kind == "refused" for note in read(**keys).notes)
+    assert any(
+        note.kind == "refused" and note.key == "lora_mlp_kernel" for note in read(axolotl="0.20.0", **keys).notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("axolotl", "helpers", "cooling"),
+    [("0.19.0", "axolotl", "in_place"), ("0.19.0", "torch", "in_place"), ("0.20.0", "axolotl", "copy"),
+     ("0.21.0", "trl", "kernel"), ("0.21.0", "torch", "kernel")],
+)  # fmt: skip
+def test_how_logits_are_divided_by_the_temperature(axolotl: str, helpers: str, cooling: str) -> None:
+    """TRL 1.9.0 `grpo_trainer.py:1519` `div_`; 1.13.0 `:1543` a new tensor; 1.14.1 in `selective_log_softmax`."""
+    assert read(f"loss_helpers={helpers}", axolotl=axolotl, rl="grpo").objective.cooling == cooling

@@ -28,7 +28,7 @@ from axmem_trace.kernels.liger.experts import FusedExperts
 from axmem_trace.kernels.liger.layers import GatedActivation, LayerNorm, Rope
 from axmem_trace.kernels.liger.losses import CrossEntropy, FusedLinearCrossEntropy
 from axmem_trace.kernels.losses.cut_cross_entropy import cut_causal_lm_loss
-from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 
 MEASURED = SHARED / "measured" / "loss_and_kernel_memory.json"
 MIB = 2**20
@@ -57,8 +57,9 @@ def benchmark(inputs: list[torch.Tensor], run: Callable[[], Any], *, backward: b
     """MiB at the peak of two iterations; `outside` bytes are there all the time. Autograd casts a gradient of another
     dtype than the output's."""
     grads: list[torch.Tensor] = []
-    recorder = Recorder()  # cuBLAS's workspaces are put in by hand
-    with recorder:
+    recording = RecordingMode()  # cuBLAS's workspaces are put in by hand
+    recorder = recording.recorder
+    with recording:
         for each in inputs:
             recorder.register(each, role="input")
         for _ in range(2):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.kernel_recording import gpu_recorder
+from support.kernel_recording import gpu_recording, recording_on
 from support.tiny_models import write_tiny_model
 from support.whole_runs import load, make_recipe
 
@@ -17,7 +17,6 @@ from axmem_trace.errors import ConfigError
 from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.adapters import initialise
-from axmem_trace.tracing.recorder import Recorder
 
 SVD, CAST, PRODUCT = "aten._linalg_svd.default", "aten._to_copy.default", "aten.mm.default"
 
@@ -52,10 +51,11 @@ def test_at_its_worst_pissa_holds_three_copies_and_both_factors():
     from peft import LoraConfig
     from peft.tuners.lora.layer import Linear
 
-    recorder = gpu_recorder()
+    recording = gpu_recording()
+    recorder = recording.recorder
     with torch.device("meta"):
         base = torch.nn.Linear(1024, 512, bias=False, dtype=torch.bfloat16)
-        with recorder:
+        with recording:
             Linear(base, "default", config=LoraConfig(init_lora_weights="pissa", r=8, lora_alpha=8), r=8, lora_alpha=8)
     workspace = next(each.nbytes for each in recorder.make_ledger().allocations if each.op == "cuBLAS")
     peak = recorder.make_ledger().peak().allocated_bytes - workspace
@@ -89,9 +89,10 @@ def test_loftq_decomposes_what_quantisation_loses(tmp_path, keys):
 
 
 def test_loftq_by_hand():
-    recorder = gpu_recorder()
+    recording = gpu_recording()
+    recorder = recording.recorder
     weight = torch.empty(512, 1024, dtype=torch.bfloat16, device="meta")
-    with recorder:
+    with recording:
         results = initialise._loftq(weight, 4, 8)
     assert [tuple(each.shape) for each in results] == [(512, 1024), (8, 1024), (512, 8)]
     matrix = 512 * 1024 * 4
@@ -136,9 +137,9 @@ def test_on_meta_as_peft_runs_on_a_cpu(tmp_path, init):
             "datasets": [{"path": "x", "type": "alpaca"}], "adapter": "lora", "lora_r": 4, "lora_alpha": 8,
             "lora_target_linear": True, "peft_init_lora_weights": init,
         }  # fmt: skip
-        recorder = Recorder(traced_device=device)
-        build_model(read_recipe(config, hub="never"), device=device, watch=lambda model, opened=recorder: opened)
-        ledger = recorder.make_ledger()
+        recording = recording_on(device)
+        build_model(read_recipe(config, hub="never"), device=device, watch=lambda model, opened=recording: opened)
+        ledger = recording.recorder.make_ledger()
         made = [each for each in ledger.allocations if "linalg" in each.op or ".mm" in each.op]
         found.append(Counter((each.op, each.nbytes) for each in made))
     assert found[0] == found[1]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.kernel_recording import recording_on
 from support.whole_runs import load, make_config
 
 import axmem_trace
@@ -19,7 +20,6 @@ from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.vocabulary import resize_vocabulary
 from axmem_trace.notes import Notes
-from axmem_trace.tracing.recorder import Recorder
 
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj"]}
 
@@ -44,8 +44,9 @@ def test_mean_resizing_takes_what_transformers_takes_on_a_cpu(tmp_path, family):
         model = build_model(plain, device=device).module
         wanted = read_recipe(short_config(tmp_path, family, tokens=["<a>", "<b>"], mean_resizing_embeddings=True),
                              hub="never")  # fmt: skip
-        recorder = Recorder(traced_device=device)
-        with recorder:
+        recording = recording_on(device)
+        recorder = recording.recorder
+        with recording:
             resize_vocabulary(copy.copy(model), wanted, Notes())
         ledgers.append(recorder.make_ledger())
     on_cpu, on_meta = ledgers

@@ -13,7 +13,7 @@ from axmem_trace.models.skeleton.attention_request import attention_without_pack
 from axmem_trace.notes import Notes
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
-from support.kernel_recording import gpu_recorder, site_of
+from support.kernel_recording import gpu_recording, site_of
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "num_key_value_heads": 2},
@@ -59,9 +59,10 @@ def trace(
     model: Any, inputs: dict[str, Any], *, kernel: str, capability: tuple[int, int] = (8, 0)
 ) -> tuple[Ledger, KernelContext]:
     """Forward and backward of one batch; the ledger's phases are `forward` and `backward` of step 1."""
-    recorder = gpu_recorder(compute_capability=capability, attention=kernel)
-    context = recorder.context
-    with site_of(recorder, model) as site, recorder, recorder.watch(model), CudaMode(recorder).opened():
+    recording = gpu_recording(compute_capability=capability, attention=kernel)
+    recorder = recording.recorder
+    context = recording.context
+    with site_of(recording, model) as site, recording, recorder.watch(model), CudaMode(recording).opened():
         install_attention(site)
         recorder.mark("forward", 1)
         placed = {name: recorder.place(value) for name, value in inputs.items()}

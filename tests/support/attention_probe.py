@@ -11,7 +11,7 @@ from axmem_trace.kernels.attention.install import install_attention
 from axmem_trace.ledger import Allocation
 from axmem_trace.notes import Notes, RefusalNote
 from axmem_trace.tracing.cuda_mode import CudaMode
-from support.kernel_recording import gpu_recorder, peak_bytes, run_backward, site_of
+from support.kernel_recording import gpu_recording, peak_bytes, run_backward, site_of
 
 A100, A6000, L40S, H100, T4 = (8, 0), (8, 6), (8, 9), (9, 0), (7, 5)
 
@@ -40,8 +40,11 @@ def probe(
     autocast: bool = False, repeats_kv: bool = False,
 ) -> Probe:  # fmt: skip
     """Runs a call and its backward, and sums up."""
-    recorder = gpu_recorder(compute_capability=capability, attention=attention, num_sms=num_sms, repeats_kv=repeats_kv)
-    with site_of(recorder) as site, recorder, CudaMode(recorder).opened():
+    recording = gpu_recording(
+        compute_capability=capability, attention=attention, num_sms=num_sms, repeats_kv=repeats_kv
+    )
+    recorder = recording.recorder
+    with site_of(recording) as site, recording, CudaMode(recording).opened():
         install_attention(site)
         recorder.mark("forward", 1)
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
@@ -51,7 +54,7 @@ def probe(
             run_backward(out)
         ledger = recorder.make_ledger()
         del out
-    return _sum_up(ledger.allocations, recorder.context.notes)
+    return _sum_up(ledger.allocations, recording.context.notes)
 
 
 def refused(notes: Notes) -> str:

@@ -11,7 +11,7 @@ from axmem_trace.ledger import NEVER, Allocation
 from axmem_trace.models.quantisation.bnb import pack_bnb_weights
 from axmem_trace.notes import Notes
 from axmem_trace.tracing.cuda_mode import CudaMode
-from support.kernel_recording import gpu_recorder, peak_bytes, run_backward
+from support.kernel_recording import gpu_recording, peak_bytes, run_backward
 
 A100 = (8, 0)
 
@@ -56,10 +56,11 @@ def probe(
     capability: tuple[int, int] = A100,
 ) -> Probe:  # fmt: skip
     """The layer on an input of that shape which is itself an activation: recorded, and in need of a gradient."""
-    recorder = gpu_recorder(compute_capability=capability, int8_outliers=outliers)
-    context = recorder.context
+    recording = gpu_recording(compute_capability=capability, int8_outliers=outliers)
+    recorder = recording.recorder
+    context = recording.context
     leaf = torch.empty(*shape, dtype=dtype, device="meta", requires_grad=True)
-    with recorder, CudaMode(recorder).opened():
+    with recording, CudaMode(recording).opened():
         recorder.mark("forward", 1)
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
             out = layer(leaf.neg())
@@ -67,7 +68,7 @@ def probe(
         run_backward(out)
         ledger = recorder.make_ledger()
         del out
-    return _sum_up(ledger.allocations, context.notes)
+    return _sum_up(ledger.allocations, context.recorder.notes)
 
 
 def _sum_up(allocations: tuple[Allocation, ...], notes: Notes) -> Probe:

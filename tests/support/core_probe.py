@@ -9,7 +9,7 @@ import torch
 
 from axmem_trace.ledger import Allocation
 from axmem_trace.tracing.cuda_mode import CudaMode
-from support.kernel_recording import gpu_recorder, run_backward
+from support.kernel_recording import gpu_recording, run_backward
 
 A100, L40S, H100, B200, RTX5090 = (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -28,8 +28,9 @@ def record(
     rules: bool = True,
 ) -> tuple[Allocation, ...]:
     """The allocations of a call and of its backward; the output's gradient is not among them."""
-    recorder = gpu_recorder(functions_alone=not rules, compute_capability=capability)
-    with recorder, CudaMode(recorder).opened():
+    recording = gpu_recording(functions_alone=not rules, compute_capability=capability)
+    recorder = recording.recorder
+    with recording, CudaMode(recording).opened():
         recorder.mark("forward", 1)
         with torch.autocast("cuda", dtype=autocast or BF16, enabled=autocast is not None):
             out = run()

@@ -22,10 +22,12 @@ from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.reference import build_reference
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.training.objectives import Objective, choose_objective
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.run import Run
 from axmem_trace.training.trace import garbage_on_demand
+from support.kernel_recording import recording_on
 
 ASSUMPTIONS = ["autocast=false", "adapter_dtype=base", "optimizer_implementation=foreach"]
 """All in one dtype, so that a CPU can run it without autocast; transformers still computes softmax, norms and loss in
@@ -36,7 +38,7 @@ def record_step(
     config: dict[str, Any],
     device: str,
     *,
-    prepare: Callable[[Recorder, BuiltModel], None] = lambda recorder, built: None,
+    prepare: Callable[[RecordingMode, BuiltModel], None] = lambda recording, built: None,
     within: Callable[[], AbstractContextManager[Any]] = nullcontext,
     assumptions: Sequence[str] = (),
     change_objective: Callable[[Objective, BuiltModel], Objective] = lambda objective, built: objective,
@@ -44,7 +46,7 @@ def record_step(
     """Two steps on the device, with no rule for any GPU kernel.
 
     Args:
-        prepare: called with the recorder before it is opened.
+        prepare: called with the recording before it is opened.
         within: a context around the run.
         assumptions: more of them.
         change_objective: what is trained in the place of the recipe's objective.
@@ -53,11 +55,12 @@ def record_step(
     recipe = replace(recipe, precision=replace(recipe.precision, upcast_before=False))
     built = build_model(recipe, device=device)
     built = replace(built, reference=build_reference(recipe, device=device))
-    recorder = Recorder(traced_device=device)
-    prepare(recorder, built)
+    recording = recording_on(device)
+    recorder = recording.recorder
+    prepare(recording, built)
     objective = change_objective(choose_objective(recipe, built, recorder), built)
     run = Run(recipe, built, build_optimizer(recipe, built.module), recorder, objective=objective)
-    with garbage_on_demand(), autocast_off_on_meta(), recorder, recorder.watch(built.module), within():
+    with garbage_on_demand(), autocast_off_on_meta(), recording, recorder.watch(built.module), within():
         run.record()
     return recorder.make_ledger()
 
@@ -98,9 +101,9 @@ class HostCopies:
     def __init__(self) -> None:
         self.births: set[int] = set()
 
-    def attach(self, recorder: Recorder) -> None:
-        """From now on the recorder's copies are looked at."""
-        recorder.decide(self._see, torch.ops.aten._to_copy.default)
+    def attach(self, recording: RecordingMode) -> None:
+        """From now on the recording's copies are looked at."""
+        recording.decide(self._see, torch.ops.aten._to_copy.default)
 
     def _see(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if args[0].device.type == "cpu" and result.is_meta:
@@ -134,9 +137,9 @@ def _find(counter: Counter[Any], made: tuple[Any, ...]) -> Any:
     return next((key for key, count in counter.items() if count > 0 and key[:4] == made), None)
 
 
-def route(recorder: Recorder, built: BuiltModel, router: Any = "balanced") -> None:
+def route(recording: RecordingMode, built: BuiltModel, router: Any = "balanced") -> None:
     """Both halves decide alike where tokens are routed to: a `prepare` for `record_step`."""
-    Routing(count_experts(built.module), router, tables=find_tables(built.module)).attach(recorder)
+    Routing(count_experts(built.module), router, tables=find_tables(built.module)).attach(recording)
 
 
 class OneHotAsOnCuda(TorchFunctionMode):

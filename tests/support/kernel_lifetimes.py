@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,9 @@ def live(inputs: list[Any], run: Callable[..., Any]) -> Lives:
     for each in inputs:
         if isinstance(each, torch.Tensor):
             each.grad = None
-    recorder = Recorder()  # the kernel alone, without what rules say of cuBLAS
-    with recorder:
+    recording = RecordingMode()  # the kernel alone, without what rules say of cuBLAS
+    recorder = recording.recorder
+    with recording:
         recorder.mark("forward", 1)
         outputs = run(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)

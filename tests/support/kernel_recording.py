@@ -1,4 +1,4 @@
-"""What the probes of kernels share: a recorder with a GPU's rules, what installers work on, backward from a gradient that
+"""What the probes of kernels share: a recording with a GPU's rules, what installers work on, backward from a gradient that
 no record has, and the peak of some allocations."""
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from axmem_trace.recipe.model import BaseModel, Model
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 
 PLAIN = Recipe(name="test", model=Model(base=BaseModel(name="test", config={}, source="test")))
 """A recipe that asks for nothing."""
 
 
-def gpu_recorder(*, functions_alone: bool = False, **card: Any) -> Recorder:
-    """A recorder with the rules of a GPU's kernels.
+def gpu_recording(*, functions_alone: bool = False, **card: Any) -> RecordingMode:
+    """A recording with the rules of a GPU's kernels.
 
     Args:
         functions_alone: no rules below autograd, and so no workspaces.
@@ -35,14 +36,19 @@ def gpu_recorder(*, functions_alone: bool = False, **card: Any) -> Recorder:
     if functions_alone:
         rules.operators.clear()
         rules.workspaces.clear()
-    return Recorder(KernelContext(**card), rules=rules)
+    return RecordingMode(KernelContext(**card), rules)
+
+
+def recording_on(device: str) -> RecordingMode:
+    """A recording without rules: of a run on meta, or of a real one on a CPU."""
+    return RecordingMode(KernelContext(recorder=Recorder(device)))
 
 
 @contextmanager
-def site_of(recorder: Recorder, model: Any = None, recipe: Recipe | None = None) -> Iterator[Site]:
+def site_of(recording: RecordingMode, model: Any = None, recipe: Recipe | None = None) -> Iterator[Site]:
     """What installers work on; all that they do is undone in the end."""
     with ExitStack() as stack:
-        yield Site(model or torch.nn.Module(), recipe or PLAIN, recorder.context, stack)
+        yield Site(model or torch.nn.Module(), recipe or PLAIN, recording, stack)
 
 
 def run_backward(out: torch.Tensor) -> None:

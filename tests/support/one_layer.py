@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from axmem_trace.ledger import Ledger
-from support.kernel_recording import gpu_recorder
+from support.kernel_recording import gpu_recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,9 @@ def run_layer(
 ) -> LayerRun:  # fmt: skip
     """Forward of inputs [1, tokens, width] that require gradients, to [1, tokens, out_width]; then backward."""
     inputs = torch.empty(1, tokens, width, device="meta", dtype=dtype, requires_grad=True)
-    recorder = gpu_recorder()
-    with recorder:
+    recording = gpu_recording()
+    recorder = recording.recorder
+    with recording:
         output = layer(inputs)
         forward = recorder.now
         if backward:

@@ -16,8 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from axmem_trace.config import read_recipe
 from axmem_trace.ledger import NEVER, Allocation, Ledger
 from axmem_trace.recipe.recipe import Recipe
-from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.training.optimizers import TracedOptimizer, build_optimizer
+from support.kernel_recording import recording_on
 from support.tiny_models import write_tiny_model
 
 SIZES: dict[str, Any] = {
@@ -66,9 +67,9 @@ def recipe_of(*, assume: tuple[str, ...] = (), **keys: Any) -> Recipe:
 
 def on_meta(module: nn.Module, recipe: Recipe | None = None, **keys: Any) -> tuple[TracedOptimizer, Steps]:
     """Two steps of the optimizer that the keys name."""
-    recorder = Recorder()
+    recording = RecordingMode()
     before = set(module.parameters())
-    with recorder:
+    with recording:
         optimizer = build_optimizer(recipe or recipe_of(**keys), module)
     assert set(module.parameters()) == before
 
@@ -76,27 +77,29 @@ def on_meta(module: nn.Module, recipe: Recipe | None = None, **keys: Any) -> tup
         optimizer.after_backward()
         optimizer.step()
 
-    return optimizer, record_steps(recorder, module, step)
+    return optimizer, record_steps(recording, module, step)
 
 
 def for_real(module: nn.Module, make: Callable[[nn.Module], Callable[[], Any]], *, second_step: int = 2) -> Steps:
     """Steps on a CPU, the first one and a later one. `make` builds the library's optimizer and returns its `step`."""
     torch.manual_seed(0)
-    recorder = Recorder(traced_device="cpu")
-    with recorder:
+    recording = recording_on("cpu")
+    with recording:
         step = make(module)
-    return record_steps(recorder, module, step, second_step=second_step)
+    return record_steps(recording, module, step, second_step=second_step)
 
 
-def record_steps(recorder: Recorder, module: nn.Module, step: Callable[[], Any], *, second_step: int = 2) -> Steps:
+def record_steps(
+    recording: RecordingMode, module: nn.Module, step: Callable[[], Any], *, second_step: int = 2
+) -> Steps:
     """Gradients are there before each step. Where hooks step, they come out of `backward`, and are recorded."""
-    spans = []
+    spans, recorder = [], recording.recorder
     for _ in range(second_step):
         start = recorder.now
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         with recorder.paused():
             gradients = [torch.ones_like(parameter) * 0.01 for parameter in parameters]
-        with recorder:
+        with recording:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
                     parameter.backward(gradient)

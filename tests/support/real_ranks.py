@@ -46,12 +46,12 @@ def record_for_real(cases: Sequence[Case], num_ranks: int) -> list[list[Ledger]]
 def record_on_meta(case: Case, num_ranks: int, *, rank: int = 0) -> Ledger:
     """The same on meta, as one rank of a fake group."""
     from axmem_trace.parallel.install import open_ranks
-    from axmem_trace.tracing.recorder import Recorder
+    from axmem_trace.tracing.recording_mode import RecordingMode
 
     recipe = _read(case, num_ranks)
-    recorder = Recorder()
-    with open_ranks(recipe, recorder, rank=rank) as divide:
-        return _record(recipe, recorder, "meta", divide)
+    recording = RecordingMode()
+    with open_ranks(recipe, recording, rank=rank) as divide:
+        return _record(recipe, recording, "meta", divide)
 
 
 def _run_rank(cases: Sequence[Case], rank: int, num_ranks: int, folder: str) -> None:
@@ -68,11 +68,11 @@ def _run_rank(cases: Sequence[Case], rank: int, num_ranks: int, folder: str) -> 
 
 def _run_for_real(recipe: Any) -> Ledger:
     from axmem_trace.parallel.install import divide, records_ranks
-    from axmem_trace.tracing.recorder import Recorder
+    from support.kernel_recording import recording_on
 
-    recorder = Recorder(traced_device="cpu")
-    with records_ranks(recorder):
-        return _record(recipe, recorder, "cpu", lambda built: divide(recipe, recorder, built))
+    recording = recording_on("cpu")
+    with records_ranks(recording.recorder):
+        return _record(recipe, recording, "cpu", lambda built: divide(recipe, recording, built))
 
 
 def _read(case: Case, num_ranks: int) -> Any:
@@ -88,7 +88,7 @@ def _read(case: Case, num_ranks: int) -> Any:
     return replace(recipe, parallel=replace(recipe.parallel, fsdp=fsdp))
 
 
-def _record(recipe: Any, recorder: Any, device: str, divide: Any) -> Ledger:
+def _record(recipe: Any, recording: Any, device: str, divide: Any) -> Ledger:
     from axmem_trace.models import build_model
     from axmem_trace.training.optimizers import build_optimizer
     from axmem_trace.training.run import Run
@@ -97,9 +97,9 @@ def _record(recipe: Any, recorder: Any, device: str, divide: Any) -> Ledger:
 
     built = build_model(recipe, device=device)
     with garbage_on_demand(), autocast_off_on_meta(), _summed():
-        spread = divide(built)
+        spread, recorder = divide(built), recording.recorder
         run = Run(recipe, built, build_optimizer(recipe, built.module), recorder, spread=spread)
-        with recorder, recorder.watch(built.module):
+        with recording, recorder.watch(built.module):
             run.record()
     return recorder.make_ledger()
 

@@ -44,12 +44,12 @@ def record_with_deepspeed(cases: Sequence[ZeroCase], num_ranks: int) -> list[lis
 def record_zero_on_meta(case: ZeroCase, num_ranks: int, *, rank: int) -> Ledger:
     """The same by our own engine, as one rank of a fake group."""
     from axmem_trace.parallel.install import open_ranks
-    from axmem_trace.tracing.recorder import Recorder
+    from support.kernel_recording import recording_on
 
     recipe = _read(case, num_ranks)
-    recorder = Recorder()
-    with open_ranks(recipe, recorder, rank=rank) as divide:
-        return _record(recipe, recorder, "meta", divide)
+    recording = recording_on("meta")
+    with open_ranks(recipe, recording, rank=rank) as divide:
+        return _record(recipe, recording, "meta", divide)
 
 
 def _run_rank(cases: Sequence[ZeroCase], rank: int, num_ranks: int, folder: str) -> None:
@@ -69,11 +69,11 @@ def _run_rank(cases: Sequence[ZeroCase], rank: int, num_ranks: int, folder: str)
 
 
 def _run_for_real(case: ZeroCase, num_ranks: int) -> Ledger:
-    from axmem_trace.tracing.recorder import Recorder
+    from support.kernel_recording import recording_on
 
     recipe = _read(case, num_ranks)
-    recorder = Recorder(traced_device="cpu")
-    return _record(recipe, recorder, "cpu", lambda built: _divide(case, recipe, recorder, built))
+    recording = recording_on("cpu")
+    return _record(recipe, recording, "cpu", lambda built: _divide(case, recipe, recording, built))
 
 
 def _read(case: ZeroCase, num_ranks: int) -> Any:
@@ -83,20 +83,20 @@ def _read(case: ZeroCase, num_ranks: int) -> Any:
     return replace(recipe, precision=replace(recipe.precision, upcast_before=False))
 
 
-def _record(recipe: Any, recorder: Any, device: str, divide: Any) -> Ledger:
+def _record(recipe: Any, recording: Any, device: str, divide: Any) -> Ledger:
     from axmem_trace.models import build_model
     from axmem_trace.training.optimizers import build_optimizer
     from axmem_trace.training.run import Run
     from axmem_trace.training.trace import garbage_on_demand
     from support.cpu_oracle import autocast_off_on_meta
 
-    built = build_model(recipe, device=device)
+    built, recorder = build_model(recipe, device=device), recording.recorder
     with garbage_on_demand(), autocast_off_on_meta():
         spread = divide(built)
         optimizer = build_optimizer(recipe, built.module)
         spread = spread.with_optimizer(spread, optimizer)
         run = Run(recipe, built, optimizer, recorder, spread=spread)
-        with recorder, recorder.watch(built.module):
+        with recording, recorder.watch(built.module):
             run.record()
     return recorder.make_ledger()
 
@@ -115,26 +115,27 @@ class _DeepSpeed:
         return self._engine.get_global_grad_norm()
 
 
-def _divide(case: ZeroCase, recipe: Any, recorder: Any, built: Any) -> Any:
+def _divide(case: ZeroCase, recipe: Any, recording: Any, built: Any) -> Any:
     from axmem_trace.parallel.spread import Spread
     from axmem_trace.parallel.zero.install import _tensors
 
+    recorder = recording.recorder
     recorder.mark("load", 0)
     tensors = _tensors(built)
     for fact in built.facts.tensors:
         recorder.register(tensors[fact.name], role=fact.role, module=fact.module, device=fact.device)
 
     def initialise(spread: Any, optimizer: Any) -> Any:
-        return _initialise(case, recipe, recorder, built, spread, optimizer)
+        return _initialise(case, recipe, recording, built, spread, optimizer)
 
     return Spread(call=built.module, facts=built.facts, without_sync=nullcontext, with_optimizer=initialise)
 
 
-def _initialise(case: ZeroCase, recipe: Any, recorder: Any, built: Any, spread: Any, optimizer: Any) -> Any:
+def _initialise(case: ZeroCase, recipe: Any, recording: Any, built: Any, spread: Any, optimizer: Any) -> Any:
     import deepspeed
 
     config = _filled(case, recipe)
-    with recorder, recorder.watch(built.module):
+    with recording, recording.recorder.watch(built.module):
         engine, *_ = deepspeed.initialize(model=built.module, optimizer=optimizer.optimizers[0], config=config)
     engine.set_gradient_accumulation_boundary(True)
 

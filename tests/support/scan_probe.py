@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from axmem_trace.tracing.cuda_mode import CudaMode
-from support.kernel_recording import gpu_recorder, peak_bytes, run_backward
+from support.kernel_recording import gpu_recording, peak_bytes, run_backward
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ def leaf32(*shape: int) -> torch.Tensor:
 
 def probe(run: Callable[[], torch.Tensor]) -> Probe:
     """Runs a call and its backward, and sums up."""
-    recorder = gpu_recorder(functions_alone=True)
-    with recorder, CudaMode(recorder).opened():
+    recording = gpu_recording(functions_alone=True)
+    recorder = recording.recorder
+    with recording, CudaMode(recording).opened():
         recorder.mark("forward", 1)
         out = run()
         recorder.mark("backward", 1)

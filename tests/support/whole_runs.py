@@ -10,10 +10,10 @@ from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.recipe.recipe import Recipe
-from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.training.loading import LoadRecorder
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.trace import make_recorder, record_run
+from axmem_trace.training.trace import make_recording, record_run
 from support.tiny_models import write_tiny_model
 
 
@@ -32,16 +32,16 @@ def make_recipe(directory: Path, family: str = "llama", **keys: Any) -> Recipe:
 
 def load(recipe: Recipe) -> tuple[Ledger, BuiltModel]:
     """The record of loading, and the model."""
-    recorder, built = _loaded(recipe)
-    return recorder.make_ledger(), built
+    recording, built = _loaded(recipe)
+    return recording.recorder.make_ledger(), built
 
 
 def record(recipe: Recipe) -> tuple[Ledger, BuiltModel]:
     """The record of the whole run, and the model."""
-    recorder, built = _loaded(recipe)
-    return record_run(recipe, built, build_optimizer(recipe, built.module), recorder=recorder).ledger, built
+    recording, built = _loaded(recipe)
+    return record_run(recipe, built, build_optimizer(recipe, built.module), recording=recording).ledger, built
 
 
-def _loaded(recipe: Recipe) -> tuple[Recorder, BuiltModel]:
-    recorder = make_recorder(recipe)
-    return recorder, build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
+def _loaded(recipe: Recipe) -> tuple[RecordingMode, BuiltModel]:
+    recording = make_recording(recipe)
+    return recording, build_model(recipe, watch=LoadRecorder(recording, recipe).loaded)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.kernel_recording import gpu_recorder
+from support.kernel_recording import gpu_recording
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -157,9 +157,9 @@ def log_on_fake_cuda(run: Callable[..., Any], dtype: torch.dtype) -> Any:
 
 
 def log_on_meta(run: Callable[..., Any], dtype: torch.dtype) -> Any:
-    recorder = gpu_recorder()
+    recording = gpu_recording()
     arguments = _arguments("meta", dtype)
-    with torch.no_grad(), _Log() as log, CudaMode(recorder).opened(), torch.autocast("cuda", dtype=dtype):
+    with torch.no_grad(), _Log() as log, CudaMode(recording).opened(), torch.autocast("cuda", dtype=dtype):
         run(*arguments)
     return log.seen
 
@@ -169,10 +169,11 @@ def log_on_meta(run: Callable[..., Any], dtype: torch.dtype) -> Any:
 
 def count_casts(run: Callable[..., Any], *, trains: bool = True, cache: bool = True, backward: bool = False) -> int:
     """Copies of an fp32 weight of 8 by 8 in bf16 that are made in forward, or in backward."""
-    recorder = gpu_recorder()
+    recording = gpu_recording()
+    recorder = recording.recorder
     weight = torch.empty(8, 8, device="meta", requires_grad=trains)
     x = torch.empty(4, 8, device="meta", dtype=BF16, requires_grad=True)
-    with recorder, CudaMode(recorder).opened():
+    with recording, CudaMode(recording).opened():
         recorder.mark("forward", 1)
         with torch.autocast("cuda", dtype=BF16, cache_enabled=cache):
             out = run(x, weight)

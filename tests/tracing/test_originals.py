@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.kernel_recording import gpu_recorder
+from support.kernel_recording import gpu_recording
 
 from axmem_trace.tracing.cuda_mode import CudaMode
 from axmem_trace.tracing.originals import call_original, library_frame, stands_in
-from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
@@ -34,10 +34,10 @@ def rules(*, function: Any = None, dispatch: Any = None) -> Rules:
     return table
 
 
-def fault(request: Callable[[], Any], table: Rules | None = None, *, recorder: Recorder | None = None) -> str:
+def fault(request: Callable[[], Any], table: Rules | None = None, *, recording: RecordingMode | None = None) -> str:
     """Name of the library's function whose request failed; empty: the fault is ours."""
-    recorder = recorder or Recorder(rules=table)
-    with pytest.raises(Exception) as caught, recorder, CudaMode(recorder).opened():  # noqa: PT011
+    recording = recording or RecordingMode(rules=table)
+    with pytest.raises(Exception) as caught, recording, CudaMode(recording).opened():  # noqa: PT011
         request()
     found = library_frame(caught.value.__traceback__)
     return found.tb_frame.f_code.co_name if found is not None else ""
@@ -66,7 +66,7 @@ def wrong_values() -> Any:
 
 @pytest.mark.parametrize("request_", [wrong_shapes, wrong_chance, unknown_values, wrong_values])
 def test_what_a_library_asks_for_is_its_fault(request_):
-    assert fault(request_, recorder=gpu_recorder()) == request_.__name__
+    assert fault(request_, recording=gpu_recording()) == request_.__name__
 
 
 def test_a_rule_that_passes_the_request_on_is_not_at_fault():

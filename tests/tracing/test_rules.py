@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.kernel_recording import gpu_recorder, site_of
+from support.kernel_recording import gpu_recording, site_of
 
 from axmem_trace.kernels.experts.routing import Routing
 from axmem_trace.kernels.install import INSTALLERS, gpu_rules
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
@@ -39,65 +40,82 @@ def table(rule: Any) -> Rules:
 
 
 def test_a_rule_that_comes_late_is_asked():
-    recorder = Recorder()
+    recording = RecordingMode()
+    recorder = recording.recorder
     x = torch.empty(4, device="meta")
-    with recorder:
+    with recording:
         x.sin()
-        recorder.add_rules(table(one_byte))
+        recording.add_rules(table(one_byte))
         x.sin()
     assert workspaces(recorder) == [1]
 
 
 def test_a_decision_that_comes_late_is_asked():
     """Loading and training share a recorder: a model whose initialisation calls `topk` had its routers never decided."""
-    recorder = Recorder()
+    recording = RecordingMode()
+    recorder = recording.recorder
     scores = torch.empty(6, 4, device="meta")
-    with recorder:
+    with recording:
         before = torch.topk(scores, 2).indices
-        Routing([4]).attach(recorder)
+        Routing([4]).attach(recording)
         after = torch.topk(scores, 2).indices
     assert recorder.known(before) is None
     assert recorder.known(after) is not None
 
 
 def test_a_function_rule_that_comes_late_is_asked():
-    recorder = Recorder()
+    recording = RecordingMode()
     late = Rules()
     late.function(F.silu)(lambda context, function, args, kwargs: "asked")
-    with recorder, CudaMode(recorder).opened():
+    with recording, CudaMode(recording).opened():
         x = torch.empty(4, device="meta")
         assert isinstance(F.silu(x), torch.Tensor)
-        recorder.add_rules(late)
+        recording.add_rules(late)
         assert F.silu(x) == "asked"
 
 
 def test_two_different_rules_for_one_operator_are_refused():
     with pytest.raises(AssertionError, match=r"two rules for aten\.sin\.default: one_byte and two_bytes"):
         Rules(table(one_byte), table(two_bytes))
-    recorder = Recorder(rules=table(one_byte))
-    recorder.add_rules(table(one_byte))
+    recording = RecordingMode(rules=table(one_byte))
+    recording.add_rules(table(one_byte))
     with pytest.raises(AssertionError, match="two rules"):
-        recorder.add_rules(table(two_bytes))
+        recording.add_rules(table(two_bytes))
 
 
-def test_a_recorder_has_its_own_table():
+def test_a_recording_has_its_own_table():
     rules = table(one_byte)
-    Recorder(rules=rules).add_rules(gpu_rules())
+    RecordingMode(rules=rules).add_rules(gpu_rules())
     assert not rules.functions
 
 
 def test_a_real_run_is_given_no_rules():
     with pytest.raises(AssertionError, match="a real run"):
-        Recorder(rules=gpu_rules(), traced_device="cpu")
+        RecordingMode(KernelContext(recorder=Recorder("cpu")), gpu_rules())
 
 
-def test_a_context_belongs_to_one_recorder():
-    context = KernelContext()
-    with pytest.raises(AssertionError, match="not been given"):
-        context.workspace(1, "")
-    assert Recorder(context).context is context
-    with pytest.raises(AssertionError, match="another recorder"):
-        Recorder(context)
+def test_recorder_and_context_know_nothing_above_them():
+    """One way: the mode has the context, the context has the recorder."""
+    recording = RecordingMode(rules=gpu_rules())
+    with recording:
+        torch.empty(4, 4, device="meta") @ torch.empty(4, 4, device="meta")
+    below = [*vars(recording.recorder).values(), *vars(recording.context).values()]
+    assert recording.context.recorder is recording.recorder
+    assert not any(each is recording or each is recording.context for each in below)
+
+
+def test_what_a_rule_runs_is_recorded_where_its_table_says_so():
+    def add_twice(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args[0] + 1 + 1
+
+    for recorded, count in ((False, 1), (True, 2)):
+        rules = Rules()
+        rules.dispatch(aten.sin.default, recorded=recorded)(add_twice)
+        recording = RecordingMode(rules=rules)
+        x = torch.empty(4, device="meta")
+        with recording:
+            x.sin()
+        assert len(recording.recorder.make_ledger().allocations) == count
 
 
 def test_filters_of_loggers_are_removed_again():
@@ -108,7 +126,7 @@ def test_filters_of_loggers_are_removed_again():
         return [len(logging.getLogger(name).filters) for name in _LOGGERS]
 
     before = filters()
-    with site_of(gpu_recorder()) as site:
+    with site_of(gpu_recording()) as site:
         install_quiet_bitsandbytes(site)
         assert filters() == [count + 1 for count in before]
     assert filters() == before

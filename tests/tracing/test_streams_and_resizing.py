@@ -8,6 +8,7 @@ from axmem_trace.ledger import NEVER, Allocation
 from axmem_trace.parallel.in_place import resizes_recorded
 from axmem_trace.parallel.streams import Streams
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 
 
 def recorded(recorder: Recorder) -> list[Allocation]:
@@ -19,8 +20,9 @@ def streams_of(recorder: Recorder) -> Streams:
 
 
 def test_a_storage_that_grows_in_place_is_a_new_block_each_time() -> None:
-    recorder = Recorder()
-    with resizes_recorded(recorder), recorder:
+    recording = RecordingMode()
+    recorder = recording.recorder
+    with resizes_recorded(recorder), recording:
         tensor = torch.empty(0, device="meta")
         storage = tensor.untyped_storage()
         storage.resize_(1000)
@@ -40,10 +42,11 @@ def test_a_resize_outside_is_not_recorded() -> None:
 
 
 def test_a_block_belongs_to_the_stream_it_was_allocated_on() -> None:
-    recorder = Recorder()
+    recording = RecordingMode()
+    recorder = recording.recorder
     streams = streams_of(recorder)
     other = streams.make_stream()
-    with recorder:
+    with recording:
         here = torch.empty(10, device="meta")
         with streams.on(other):
             there = torch.empty(20, device="meta")
@@ -53,10 +56,11 @@ def test_a_block_belongs_to_the_stream_it_was_allocated_on() -> None:
 
 
 def test_a_freed_block_is_busy_until_the_host_has_waited_for_the_other_stream() -> None:
-    recorder = Recorder()
+    recording = RecordingMode()
+    recorder = recording.recorder
     streams = streams_of(recorder)
     other = streams.make_stream()
-    with recorder:
+    with recording:
         tensor = torch.empty(10, device="meta")
         recorder.use_on(tensor, other.number)
         early = other.record_event()
@@ -70,10 +74,11 @@ def test_a_freed_block_is_busy_until_the_host_has_waited_for_the_other_stream() 
 
 
 def test_waiting_for_one_stream_is_waiting_for_all_that_it_waited_for() -> None:
-    recorder = Recorder()
+    recording = RecordingMode()
+    recorder = recording.recorder
     streams = streams_of(recorder)
     gather, reduce = streams.make_stream(), streams.make_stream()
-    with recorder:
+    with recording:
         tensor = torch.empty(10, device="meta")
         recorder.use_on(tensor, reduce.number)
         del tensor
@@ -88,8 +93,9 @@ def test_waiting_for_one_stream_is_waiting_for_all_that_it_waited_for() -> None:
 
 
 def test_a_role_is_that_of_all_that_is_allocated_meanwhile() -> None:
-    recorder = Recorder()
-    with recorder:
+    recording = RecordingMode()
+    recorder = recording.recorder
+    with recording:
         recorder.mark("forward", 1)
         with recorder.as_role("workspace"):
             inside = torch.empty(10, device="meta")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.kernel_recording import gpu_recorder
+from support.kernel_recording import gpu_recording
 from support.tiny_models import write_tiny_model
 
 import axmem_trace
@@ -19,7 +19,7 @@ from axmem_trace.ledger import Ledger
 from axmem_trace.models import build_model
 from axmem_trace.training.loading import LoadRecorder
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.trace import make_recorder, record_run
+from axmem_trace.training.trace import make_recording, record_run
 
 FROM_PRETRAINED, WARM_UP = "transformers.from_pretrained", "transformers.caching_allocator_warmup"
 
@@ -33,8 +33,9 @@ def load(tmp_path: Path, family: str = "llama", *, assumptions: Any = (), axolot
         **keys,
     }
     recipe = read_recipe(config, assumptions=assumptions, hub="never", axolotl=axolotl)
-    recorder = gpu_recorder()
-    built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
+    recording = gpu_recording()
+    recorder = recording.recorder
+    built = build_model(recipe, watch=LoadRecorder(recording, recipe).loaded)
     for tensor in [*built.module.parameters(), *built.module.buffers(), *(each.tensor for each in built.state_tensors)]:
         assert recorder.born_at(tensor), "everything that is there after loading was seen to come"
     return recorder.make_ledger()
@@ -138,8 +139,9 @@ def test_the_warm_up_leaves_room_on_a_small_card(tmp_path):
     recipe = read_recipe(config, hub="never")
     # The card has 1.2 GiB and 1001 bytes: 43,360 are wanted, and an even number of bytes is what fp16 can ask for.
     recipe = replace(recipe, gpu=replace(recipe.gpu, memory_bytes=1_288_490_188 + 1001))
-    recorder = gpu_recorder()
-    build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
+    recording = gpu_recording()
+    recorder = recording.recorder
+    build_model(recipe, watch=LoadRecorder(recording, recipe).loaded)
     assert sizes(recorder.make_ledger(), WARM_UP) == Counter([1000])
 
 
@@ -172,9 +174,9 @@ def test_two_estimates_in_one_process_are_the_same(tmp_path):
     recipe = read_recipe(config, hub="never")
     peaks = set()
     for _ in range(2):
-        recorder = make_recorder(recipe)
-        built = build_model(recipe, watch=LoadRecorder(recorder, recipe).loaded)
-        ledger = record_run(recipe, built, build_optimizer(recipe, built.module), recorder=recorder).ledger
+        recording = make_recording(recipe)
+        built = build_model(recipe, watch=LoadRecorder(recording, recipe).loaded)
+        ledger = record_run(recipe, built, build_optimizer(recipe, built.module), recording=recording).ledger
         peaks.add(ledger.peak().allocated_bytes)
         workspaces = [each.phase for each in ledger.allocations if each.nbytes == 8_519_680]
         assert workspaces == ["load", "backward"]  # the main thread's and autograd's

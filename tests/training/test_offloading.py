@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.kernel_recording import gpu_recorder
+from support.kernel_recording import gpu_recording
 from support.tiny_models import write_tiny_model
 from torch import nn
 
@@ -96,9 +96,10 @@ class Chain(nn.Module):
 @pytest.mark.parametrize(("streams", "left"), [(True, 5), (False, 0)])
 def test_the_stash_keeps_the_latest(streams, left):
     """With streams the five latest outputs stay for the copies' sake; without, none does."""
-    recorder = gpu_recorder()
+    recording = gpu_recording()
+    recorder = recording.recorder
     offload = ActivationOffload(recorder, streams=streams)
-    with recorder:
+    with recording:
         x = torch.empty(1024, device="meta", requires_grad=True)
         recorder.mark("forward", 1)
         with offload.training_step():
@@ -116,10 +117,11 @@ def test_the_stash_keeps_the_latest(streams, left):
 
 
 def test_small_tensors_parameters_and_spared_storages_stay():
-    recorder = gpu_recorder()
+    recording = gpu_recording()
+    recorder = recording.recorder
     weight = nn.Parameter(torch.empty(32, 32, device="meta"))
     spared = frozenset({weight.untyped_storage()._cdata})
-    with recorder:
+    with recording:
         x = torch.empty(64, 32, device="meta", requires_grad=True)
         recorder.mark("forward", 1)
         with ActivationOffload(recorder, streams=False, spared=spared).training_step():
@@ -129,9 +131,10 @@ def test_small_tensors_parameters_and_spared_storages_stay():
 
 def test_with_streams_a_transposed_weight_travels_too():
     """axolotl copies what is not contiguous before TRL asks whose storage it is."""
-    recorder = gpu_recorder()
+    recording = gpu_recording()
+    recorder = recording.recorder
     weight = nn.Parameter(torch.empty(32, 32, device="meta"))
-    with recorder:
+    with recording:
         x = torch.empty(64, 32, device="meta", requires_grad=True)
         recorder.mark("forward", 1)
         with ActivationOffload(recorder, streams=True).training_step():

@@ -12,7 +12,7 @@ from axmem_trace.config import read_recipe
 from axmem_trace.ledger import Ledger
 from axmem_trace.training.loading import load_models
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.trace import make_recorder, record_run
+from axmem_trace.training.trace import make_recording, record_run
 
 MICRO, TOKENS, COMPLETION, VOCABULARY = 2, 64, 32, 16384
 ROW = TOKENS * VOCABULARY
@@ -22,16 +22,16 @@ SHIFTED = (TOKENS - 1) * VOCABULARY
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj", "v_proj"]}
 
 
-def record(tmp_path: Path, *assumed: str, **keys: Any) -> Ledger:
+def record(tmp_path: Path, *assumed: str, axolotl: str = "", **keys: Any) -> Ledger:
     config = {
         "base_model": write_tiny_model("llama", tmp_path / "llama", vocab_size=VOCABULARY), "micro_batch_size": MICRO,
         "sequence_len": TOKENS, "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "chatml.intel"}], "bf16": True,
         "attn_implementation": "flash_attention_2", "gradient_checkpointing": True, **LORA, **keys,
     }  # fmt: skip
-    recipe = read_recipe(config, hub="never", assumptions=assumed)
-    recorder = make_recorder(recipe)
-    built = load_models(recipe, recorder)
-    return record_run(recipe, built, build_optimizer(recipe, built.module), recorder=recorder).ledger
+    recipe = read_recipe(config, hub="never", assumptions=assumed, axolotl=axolotl)
+    recording = make_recording(recipe)
+    built = load_models(recipe, recording)
+    return record_run(recipe, built, build_optimizer(recipe, built.module), recording=recording).ledger
 
 
 def large(ledger: Ledger, tick: int) -> list[int]:
@@ -207,3 +207,32 @@ def test_grpo_with_the_kernels_of_axolotl_0_19(tmp_path: Path) -> None:
     assert forward == [4 * one, 4 * kept]
     assert start == [4 * kept]
     assert sum(backward) >= 4 * one + 2 * 4 * kept
+
+
+def test_dpo_of_axolotl_0_19_empties_the_cache_after_each_micro_batch(tmp_path: Path) -> None:
+    # Two optimizer steps of two micro-batches each; each empties once, when its loss has been returned.
+    older = record(tmp_path, axolotl="0.19.0", rl="dpo", gradient_accumulation_steps=2)
+    newer = record(tmp_path, rl="dpo", gradient_accumulation_steps=2)
+    started = [mark.tick for mark in older.marks if mark.phase == "forward"]
+    assert len(older.empty_cache_ticks) == len(started) == 4
+    assert all(start < tick for start, tick in zip(started, older.empty_cache_ticks, strict=True))
+    assert newer.empty_cache_ticks == ()
+
+
+def test_the_fp32_reference_of_kto_keeps_a_cache_in_axolotl_0_19(tmp_path: Path) -> None:
+    # TRL 1.9 does not say `use_cache=False` where it scores the other samples' completions, and the reference that it
+    # loads itself has the setting of its config.json: keys and values of both layers, 2 rows x 2 heads x 64 tokens x 8,
+    # until the result is used. Rotation by an fp32 model's angles makes keys fp32, and the cache has one dtype for both:
+    # 4 bytes. axolotl switches the cache of its own model off.
+    keys: dict[str, Any] = {"rl": "kto", "remove_unused_columns": False, "adapter": None}
+    cached = 2 * 2 * TOKENS * 8 * 4
+    alive = []
+    for axolotl in ("0.19.0", "0.21.0"):
+        ledger = record(tmp_path, axolotl=axolotl, **keys)
+        heads = [each.born for each in ledger.allocations if each.nbytes == 2 * MICRO * ROW and each.step == 1
+                 and each.phase == "forward"]  # fmt: skip
+        # the heads' results: policy on other completions, policy, reference on other completions, reference
+        alive.append(
+            [sum(each.nbytes == cached and "cat" in each.op for each in ledger.alive_at(tick)) for tick in heads[:4]]
+        )
+    assert [older - newer for older, newer in zip(*alive, strict=True)] == [0, 0, 2 * 2, 0]

@@ -58,6 +58,12 @@ class Behaviour:
     """The Triton kernels for log-probabilities and entropy: axolotl's own, patched into TRL, in 0.19.0
     `monkeypatch/trainer/utils.py` and 0.20.0 (`loaders/patch_manager.py:1274`); 0.21.0 has none and TRL 1.14.1 has its
     own (`trl/kernels/logprob_entropy.py`)."""
+    dpo_empties_cache: bool
+    """After each micro-batch of DPO, `torch.cuda.empty_cache()`: 0.19.0 and 0.20.0 `core/trainers/dpo/trainer.py:101`."""
+    colocated_share: float
+    """Of the card, which a colocated vLLM engine takes where nothing is set: 0.9, the default of axolotl's
+    `vllm.gpu_memory_utilization` in 0.19.0 and 0.20.0 (`utils/schemas/vllm.py:26`); 0.21.0 has none, and TRL's is 0.3
+    (`grpo_config.py`, `vllm_gpu_memory_utilization`)."""
     default_fsdp_version: int
     """`fsdp_config` without `fsdp_version`: 0.19.0 `utils/schemas/validation.py:1231`; 0.20.0 `:1516`, 0.21.0 `:1550`."""
     deepspeed: Literal["0.18.9", "0.19.8"]
@@ -86,6 +92,8 @@ _0_19_0 = Behaviour(
     selective_empty_saves_nothing=False,
     selective_sees_varlen=False,
     loss_helpers="axolotl",
+    dpo_empties_cache=True,
+    colocated_share=0.9,
     default_fsdp_version=1,
     deepspeed="0.18.9",
     always_listed_plugins=frozenset(),
@@ -114,6 +122,8 @@ _0_21_0 = replace(
     ties_lora_of_tied_embeddings=True,
     selective_sees_varlen=True,
     loss_helpers="trl",
+    dpo_empties_cache=False,
+    colocated_share=0.3,
     always_listed_plugins=frozenset({"context_parallel", "expert_parallel"}),
     missing_plugin_stops=True,
     plugins_may_have_a_colon=True,

@@ -7,13 +7,14 @@ Source: axolotl 0.21 `core/builders/rl.py`, `core/trainers/dpo/__init__.py`, `tr
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from packaging.version import Version
 
 from axmem_trace.config.derive.rollouts import completion_of_rollouts, derive_rollouts
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.model import Adapter, Quantisation
 from axmem_trace.recipe.objective import Method, Objective, Reference
-from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.recipe.run import Batch, Evaluation
 
 Sized = TypeVar("Sized", Batch, Evaluation)
@@ -54,6 +55,7 @@ def derive_objective(draft: Draft, row_tokens: int, num_gpus: int) -> Objective:
     method = find_method(draft)
     if method == "supervised":
         return Objective()
+    trl = trl_version(draft)
     draft.reason("objective.method", method, f"`{_method_key(draft)}`", key=_method_key(draft))
     rollouts = derive_rollouts(draft, num_gpus) if method in GENERATING else None
     completion = completion_of_rollouts(draft) if rollouts else max(1, row_tokens // 2)
@@ -63,7 +65,8 @@ def derive_objective(draft: Draft, row_tokens: int, num_gpus: int) -> Objective:
         method=method,
         reference=_reference(draft, method),
         helpers=draft.release.behaviour.loss_helpers,
-        chunked=bool(rollouts and draft.sub("trl").get("use_liger_loss")) or bool(draft.get(CHUNKED.get(method, ""))),
+        trl=trl,
+        chunked=trl >= (1, 14) and _is_liger(draft, method),
         loss_types=_loss_types(draft, method),
         loss_weights=tuple(draft.get("dpo_loss_weights") or ()) if method == "dpo" else (),
         beta=_beta(draft, 0.0 if rollouts else 0.1),
@@ -76,7 +79,22 @@ def derive_objective(draft: Draft, row_tokens: int, num_gpus: int) -> Objective:
         completion_tokens=completion,
         centring=float(draft.get("center_rewards_coefficient") or 0.0) if method == "reward" else 0.0,
         rollouts=rollouts,
+        empties_cache=draft.release.behaviour.dpo_empties_cache and method in ("dpo", "ipo"),
     )
+
+
+def trl_version(draft: Draft) -> tuple[int, int]:
+    """Major and minor version of the TRL that the release pins."""
+    version = Version(draft.release.pins["trl"].lstrip("="))
+    return version.major, version.minor
+
+
+def _is_liger(draft: Draft, method: Method) -> bool:
+    """Log-probabilities without logits are asked for. Asynchronous GRPO asks its own way, and makes logits."""
+    trl = draft.sub("trl")
+    if method in GENERATING:
+        return bool(trl.get("use_liger_loss")) and not (trl.get("async_prefetch") or trl.get("use_data_producer"))
+    return bool(draft.get(CHUNKED.get(method, "")))
 
 
 def adapter_of_trainer(adapter: Adapter, objective: Objective, quantisation: Quantisation) -> Adapter:
@@ -119,7 +137,7 @@ def _reference(draft: Draft, method: Method) -> Reference:
     elif method == "kto":
         reference = Reference(kind="adapters_off") if adapter else _loaded_by_trl()
     elif method in GENERATING and _beta(draft, 0.0) != 0.0:
-        reference = Reference(kind="adapter_copy") if adapter else _loaded_by_trl()
+        reference = _reference_of_grpo(draft, adapter)
     else:
         unused = method in ("simpo", *GENERATING) and not adapter
         reference = Reference(unused_copy=unused)
@@ -155,6 +173,14 @@ def _reference_of_dpo(draft: Draft, adapter: bool) -> Reference:
     return Reference(kind="adapters_off") if adapter else Reference(kind="model", resident_model=True)
 
 
+def _reference_of_grpo(draft: Draft, adapter: bool) -> Reference:
+    """Before TRL 1.13 there is no copy of an adapter on fused experts (`grpo_trainer.py`, `target_parameters`)."""
+    if not adapter:
+        return _loaded_by_trl()
+    alone = draft.get("lora_target_parameters") and trl_version(draft) < (1, 13)
+    return Reference(kind="adapters_off" if alone else "adapter_copy")
+
+
 def _prompt_tokens(draft: Draft, completion: int) -> int:
     """The tokens that `sequence_len` leaves for the prompt; if it leaves none, `sequence_len` itself."""
     length = int(draft.get("sequence_len") or 512)
@@ -167,7 +193,8 @@ def _note_lengths(draft: Draft, method: Method, prompt: int, completion: int) ->
     if method in GENERATING:
         text = (
             f"rows are assumed to be prompts of {prompt} tokens and completions of {completion}: the longest prompt of the "
-            "data decides, and no key limits it. Set what you know: --assume prompt_tokens=... completion_tokens=..."
+            "data decides, and no key limits it, `sequence_len` neither. Set what you know: --assume prompt_tokens=... "
+            "completion_tokens=..."
         )
     else:
         text = (
@@ -175,98 +202,3 @@ def _note_lengths(draft: Draft, method: Method, prompt: int, completion: int) ->
             "for what the trainer logs. Set what you know: --assume completion_tokens=..."
         )
     draft.note("assumed", "rl", text)
-
-
-def note_objective(draft: Draft, objective: Objective) -> None:
-    """Effects of the method that the author may not expect, and keys that have no effect on it."""
-    method = objective.method
-    if not objective.is_preference:
-        return
-    for key, why in _without_effect(draft, objective):
-        draft.note("ignored", key, f"`{key}` has no effect: {why}")
-    reference = objective.reference
-    if reference.dtype == "float32":
-        text = (
-            f"TRL itself loads the reference of a full fine-tune with `rl: {method}`, in float32: 4 bytes per weight, "
-            "in addition to a copy in the training dtype that axolotl loads first and that is never used"
-        )
-        draft.note("warning", "rl", text)
-    elif reference.unused_copy:
-        draft.note("warning", "rl", f"axolotl loads a second copy of the model for `rl: {method}`, which is never used")
-    if reference.kind == "precomputed" and reference.resident_model:
-        text = "the reference model still stays on the GPU: axolotl passes it to the trainer"
-        draft.note("warning", "precompute_ref_log_probs", text)
-    if objective.rollouts is not None and objective.rollouts.reward_models:
-        names = ", ".join(objective.rollouts.reward_models)
-        text = f"a model that rewards completions is not in the figures: {names} (the run needs more memory than shown)"
-        draft.note("not_modelled", "trl.reward_funcs", text, line=draft.line("trl.reward_funcs"), direction="more")
-    if method == "simpo" and objective.likelihood and draft.get("cpo_alpha") is None:
-        text = (
-            "a log-likelihood of the chosen texts is part of SimPO's loss unless `cpo_alpha: 0` is set: two more copies"
-        )
-        draft.note("warning", "rl", text + " of the chosen rows' logits")
-
-
-def note_shared_reference(draft: Draft, recipe: Recipe) -> None:
-    """TRL shards a second model like the policy (`models/utils.py` `prepare_fsdp`); here each rank has all of it."""
-    if recipe.objective.reference.resident_model and recipe.parallel.engine in ("fsdp1", "fsdp2"):
-        text = (
-            "the reference is divided among the ranks, which is not in the figures: each has all of it (the run needs "
-        )
-        draft.note("not_modelled", "rl", text + "less memory than shown)", direction="less")
-
-
-def refuse_in_trl(draft: Draft, objective: Objective) -> None:
-    """Settings with which the trainer certainly stops; the figures are still shown."""
-    method, micro = objective.method, draft.get("micro_batch_size") or 1
-    if method == "kto" and micro < 2:
-        problem = "TRL stops: KTO compares with the completion of another row, and a micro batch of 1 has none"
-        draft.refuse(problem, "micro_batch_size", remedy="set `micro_batch_size: 2` or more")
-    if method == "simpo" and draft.get("simpo_gamma") is None:
-        problem = "the first loss fails: axolotl passes an unset simpo_gamma on as null, and TRL divides it by beta"
-        draft.refuse(problem, "rl", remedy="set simpo_gamma, such as 0.5")
-    if method == "simpo" and draft.get("warmup_ratio"):
-        problem = "axolotl refuses this: warmup_ratio is not supported with rl: simpo"
-        draft.refuse(problem, "warmup_ratio", remedy="set warmup_steps")
-    if objective.weighted and objective.chunked:
-        problem = "TRL stops: weighted DPO needs logits, which the tiles of dpo_use_liger_kernel do not make"
-        draft.refuse(problem, "dpo_use_weighting", remedy="remove one of them")
-    if "exo_pair" in objective.loss_types and not objective.label_smoothing:
-        problem = "TRL stops: exo_pair needs label smoothing above 0"
-        draft.refuse(problem, "dpo_loss_type", remedy="set dpo_label_smoothing, such as 0.001")
-    if method in ("dpo", "ipo") and draft.get("pad_to_multiple_of"):
-        text = "axolotl's collator reads other columns than TRL writes for DPO: the first batch is likely to fail"
-        draft.note("warning", "pad_to_multiple_of", text)
-    if method in ("dpo", "ipo", "kto") and draft.get("lora_model_dir"):
-        text = f"with `rl: {method}` the adapter in lora_model_dir is not loaded: a new one is trained"
-        draft.note("warning", "lora_model_dir", text)
-
-
-def _without_effect(draft: Draft, objective: Objective) -> list[tuple[str, str]]:
-    method = objective.method
-    found: list[tuple[str, str]] = []
-
-    def ignored(key: str, when: bool, why: str) -> None:
-        top, _, inner = key.partition(".")
-        value: Any = draft.sub(top).get(inner) if inner else draft.values.get(top)
-        if when and value:
-            found.append((key, why))
-
-    ignored("max_prompt_len", True, "no trainer gets it")
-    ignored("dpo_padding_free", method in ("dpo", "ipo"), "TRL switches it off")
-    ignored("precompute_ref_log_probs", method not in ("dpo", "ipo"), "axolotl passes it to DPO only")
-    ignored("dpo_use_liger_kernel", method not in ("dpo", "ipo"), "axolotl passes it to DPO only")
-    of_rl = method not in ("reward", "process_reward")
-    ignored("pad_to_sequence_len", of_rl, "the trainer's own collator pads to the longest row")
-    switched_off = method in DROPOUT_OFF and bool(draft.get("adapter"))
-    ignored("lora_dropout", switched_off, "TRL sets dropout to 0 for this method")
-    ignored("trl.generation_kwargs", method in GENERATING, "axolotl does not pass it on")
-    ignored("trl.chat_template_kwargs", method in GENERATING, "axolotl does not pass it on")
-    for key in (
-        "liger_fused_linear_cross_entropy",
-        "liger_cross_entropy",
-        "cut_cross_entropy",
-        "chunked_cross_entropy",
-    ):
-        ignored(key, of_rl, "the trainer computes its loss from logits itself")
-    return found

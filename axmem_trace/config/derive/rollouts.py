@@ -11,8 +11,6 @@ NUM_GENERATIONS = 8
 TOKENS_WITHOUT_LIMIT = 20
 """axolotl passes an unset `max_completion_length` on as None, and `generate` then adds 20 tokens (transformers 5.20
 `generation/utils.py` `_prepare_generated_length`)."""
-COLOCATED_SHARE = 0.3
-"""TRL's `vllm_gpu_memory_utilization`."""
 
 
 def derive_rollouts(draft: Draft, num_gpus: int) -> Rollouts:
@@ -28,6 +26,7 @@ def derive_rollouts(draft: Draft, num_gpus: int) -> Rollouts:
     accumulation = int(draft.get("gradient_accumulation_steps") or 1)
     return Rollouts(
         engine=engine,
+        asynchronous=bool(trl.get("async_prefetch") or trl.get("use_data_producer")),
         engine_share=share,
         engine_sleeps=bool(trl.get("vllm_enable_sleep_mode")) and engine == "vllm_colocate",
         steps_per_generation=steps,
@@ -86,7 +85,9 @@ def _engine(draft: Draft) -> tuple[Engine, float]:
         return "transformers", 0.0
     if trl.get("vllm_mode") != "colocate":
         text = "completions come from a vLLM server on other GPUs: its memory there is not part of the figures"
+        if not trl.get("vllm_mode"):
+            text += " (`trl.vllm_mode` is not set, and axolotl takes `server`)"
         draft.note("ruled", "trl.vllm_mode", text, line=draft.line("trl.vllm_mode") or draft.line("trl"))
         return "vllm_server", 0.0
     share = draft.sub("vllm").get("gpu_memory_utilization")
-    return "vllm_colocate", COLOCATED_SHARE if share is None else float(share)
+    return "vllm_colocate", draft.release.behaviour.colocated_share if share is None else float(share)

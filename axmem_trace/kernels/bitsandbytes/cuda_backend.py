@@ -53,7 +53,7 @@ class _AutocastInside(TorchFunctionMode):
         return call_original(func, args, kwargs)
 
 
-class _WholeOps(TorchDispatchMode):
+class WholeOps(TorchDispatchMode):
     """Splits composite operators (`to`, `linear`) into basic ones: below autograd, where kernels run, torch does not."""
 
     @stands_in
@@ -70,18 +70,11 @@ class _WholeOps(TorchDispatchMode):
         return False
 
 
-@contextmanager
-def recorded_inside(context: KernelContext) -> Iterator[None]:
-    """While open inside a dispatch rule, torch's allocations are recorded as if no rule were running."""
-    with context.recorder, _WholeOps():
-        yield
-
-
 def run_cuda_kernel(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A dispatch rule: the operator's CUDA kernel, under the recorder."""
+    """A dispatch rule: the operator's CUDA kernel, whose operators are recorded."""
     kernels, module = _cuda_kernels()
     module._gpu_dispatch_props = lambda index: (num_sms(context), *context.compute_capability)  # type: ignore[attr-defined]
-    with recorded_inside(context), _autocast_inside():
+    with WholeOps(), _autocast_inside():
         return kernels[op._schema.name](*args, **kwargs)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from axmem_trace.kernels.bitsandbytes.cuda_backend import (
+    WholeOps,
     has_cuda_kernel,
-    recorded_inside,
     remember_autocast,
     run_cuda_kernel,
 )
@@ -32,7 +32,7 @@ def make_rules() -> Rules:
     for name, rule in rules.items():
         if has_cuda_kernel(name):
             op = getattr(torch.ops.bitsandbytes, name).default
-            table.dispatch(op)(rule)
+            table.dispatch(op, recorded=True)(rule)
             table.function(op)(remember_autocast)
     return table
 
@@ -58,7 +58,7 @@ def int8_vectorwise_quant(context: KernelContext, op: Any, args: tuple[Any, ...]
     """
     values, threshold = args[0], _threshold(args, kwargs)
     columns = values.shape[-1]
-    with recorded_inside(context):
+    with WholeOps():
         row_stats = torch.empty(values.numel() // columns, dtype=torch.float32, device=values.device)
         rows = torch.empty(values.shape, dtype=torch.int8, device=values.device)
         if threshold <= 0.0:

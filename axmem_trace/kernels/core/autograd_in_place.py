@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.originals import call_original
-from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
@@ -41,12 +41,12 @@ def accumulate(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: d
     Source: torch/csrc/autograd/input_buffer.cpp, `accumulate`, `can_accumulate_inplace`.
     """
     if kwargs or context.recorder.phase != "backward" or torch.is_grad_enabled() or not _called_by_engine():
-        return context.recorder.run(op, args, kwargs)
+        return context.run(op, args, kwargs)
     old, new = args
     if not isinstance(new, torch.Tensor) or old.shape != new.shape or old.dtype != new.dtype:
-        return context.recorder.run(op, args, kwargs)
+        return context.run(op, args, kwargs)
     others = any(seen > alone for seen, alone in zip(_references(old), _REFERENCES_OF_BUFFER, strict=True))
-    return context.recorder.run(op, args, kwargs) if others or not _is_dense(old) else old
+    return context.run(op, args, kwargs) if others or not _is_dense(old) else old
 
 
 @RULES.function(F.linear)
@@ -78,7 +78,7 @@ def scatter_gradient(context: KernelContext, op: Any, args: tuple[Any, ...], kwa
     `index_select_backward_symint`.
     """
     if context.recorder.phase != "backward" or torch.is_grad_enabled() or not _called_by_engine():
-        return context.recorder.run(op, args, kwargs)
+        return context.run(op, args, kwargs)
     return _IN_PLACE[op](*args, **kwargs)
 
 
@@ -94,7 +94,8 @@ def _called_by_engine() -> bool:
 
 
 _OWN_CODE = frozenset(
-    function.__code__ for function in (accumulate, scatter_gradient, Recorder._record, Recorder.__torch_dispatch__)
+    function.__code__
+    for function in (accumulate, scatter_gradient, RecordingMode._record, RecordingMode.__torch_dispatch__)
 )
 _WRAPPERS = ("torch._compile", "torch._dynamo.eval_frame")
 """Modules of torch whose functions call the handler of a dispatch mode."""
@@ -109,8 +110,9 @@ def assert_seen_from_engine() -> None:
         AssertionError: a frame between engine and rule is not known, or a gradient has more references than when
             this file was imported; then each sum of gradients would be counted as one more tensor.
     """
-    recorder = Recorder(rules=RULES)
-    with _disable_current_modes(), torch.enable_grad(), recorder:
+    recording = RecordingMode(rules=RULES)
+    recorder = recording.recorder
+    with _disable_current_modes(), torch.enable_grad(), recording:
         leaf = torch.zeros(4, requires_grad=True, device="meta")
         loss = (leaf * 2 + leaf * 3).sum() + leaf[:2].sum()
         recorder.mark("backward", 1)

@@ -40,8 +40,8 @@ def install_experts(site: Site) -> None:
         always_known=not running and not _has_usual_loop(site.model),
         tables=find_tables(site.model),
     )
-    routing.attach(context.recorder)
-    context.recorder.add_rules(rules_of(routing))
+    routing.attach(site.recording)
+    site.recording.add_rules(rules_of(routing))
     site.note(_routing_note(routing))
     for note in _implementation_notes(running, asked, context.compute_capability):
         site.note(note)

@@ -16,6 +16,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 
 aten = torch.ops.aten
 _TABLES = ("tid2eid",)
@@ -81,13 +82,13 @@ class Routing:
         self.latest: Assignment | None = None
         """The last decision; None before the first."""
 
-    def attach(self, recorder: Recorder) -> None:
-        """From now on the recorder calls this object after every operator that may be a router's choice."""
-        recorder.decide(self._decide_topk, aten.topk.default)
-        recorder.decide(self._decide_max, aten.max.dim)
-        recorder.decide(self._decide_argmax, aten.argmax.default)
+    def attach(self, recording: RecordingMode) -> None:
+        """From now on the recording calls this object after every operator that may be a router's choice."""
+        recording.decide(self._decide_topk, aten.topk.default)
+        recording.decide(self._decide_max, aten.max.dim)
+        recording.decide(self._decide_argmax, aten.argmax.default)
         if self.tables:
-            recorder.decide(self._decide_lookup, aten.index.Tensor)
+            recording.decide(self._decide_lookup, aten.index.Tensor)
 
     def _decide_topk(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         scores, dim = args[0], args[2] if len(args) > 2 else kwargs.get("dim", -1)

@@ -19,15 +19,16 @@ from axmem_trace.parallel.zero.stepping import Optimizer, Stepping
 from axmem_trace.recipe.parallel import Zero
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 
 
-def with_zero(recipe: Recipe, recorder: Recorder, built: BuiltModel, *, rank: int | None = None) -> Spread:
+def with_zero(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, rank: int | None = None) -> Spread:
     """The model on the GPU in one dtype. The optimizer comes after it.
 
     Args:
         rank: None: the one that holds the most.
     """
-    tensors = _tensors(built)
+    tensors, recorder = _tensors(built), recording.recorder
     for fact in built.facts.tensors:
         recorder.register(tensors[fact.name], role=fact.role, module=fact.module, device=fact.device)
     del tensors
@@ -37,7 +38,7 @@ def with_zero(recipe: Recipe, recorder: Recorder, built: BuiltModel, *, rank: in
         call=built.module,
         facts=built.facts,
         without_sync=_no_optimizer_yet,
-        with_optimizer=partial(_take_optimizer, recipe, recorder, built, rank),
+        with_optimizer=partial(_take_optimizer, recipe, recording, built, rank),
     )
 
 
@@ -46,12 +47,17 @@ def _no_optimizer_yet() -> Any:
 
 
 def _take_optimizer(
-    recipe: Recipe, recorder: Recorder, built: BuiltModel, rank: int | None, spread: Spread, optimizer: Optimizer
+    recipe: Recipe,
+    recording: RecordingMode,
+    built: BuiltModel,
+    rank: int | None,
+    spread: Spread,
+    optimizer: Optimizer,
 ) -> Spread:
     """`_configure_zero_optimizer`."""
-    zero = recipe.parallel.zero
+    zero, recorder = recipe.parallel.zero, recording.recorder
     device = torch.device(recorder.traced_device)
-    with recorder, recorder.watch(built.module), torch.no_grad():
+    with recording, recorder.watch(built.module), torch.no_grad():
         stepping = Stepping(optimizer, zero, recorder, built.module)
         engine = Stage12(
             recipe,

@@ -28,7 +28,7 @@ def place_batch(recorder: Recorder, batch: Batch) -> Inputs:
     """The batch copied to the GPU."""
     recorder.values.num_true.update(batch.num_true)
     for note in batch.notes:
-        recorder.context.note(note)
+        recorder.notes.append(note)
     return {name: recorder.place(value) for name, value in batch.inputs.items()}
 
 

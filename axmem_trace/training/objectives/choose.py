@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from axmem_trace.models.built import BuiltModel
+from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.objectives.diffusion import Diffusion
@@ -30,10 +31,10 @@ _TRAINERS: dict[str, type[Preference]] = {
 def choose_objective(recipe: Recipe, built: BuiltModel, recorder: Recorder) -> Objective:
     """The training method that the recipe asks for."""
     if recipe.objective.rollouts is not None:
-        return GroupRelative(recipe, built, recorder)
+        return _checked(GroupRelative(recipe, built, recorder), recorder)
     kind = _TRAINERS.get(recipe.objective.method)
     if kind is not None:
-        return kind(recipe, built)
+        return _checked(kind(recipe, built), recorder)
     if recipe.loss.path == "diffusion":
         return Diffusion(built, recorder)
     if recipe.loss.path == "none":
@@ -41,3 +42,28 @@ def choose_objective(recipe: Recipe, built: BuiltModel, recorder: Recorder) -> O
     if recipe.loss.teacher_tokens:
         return Distillation(built)
     return Supervised(built)
+
+
+def _checked(objective: Preference, recorder: Recorder) -> Preference:
+    """Says that the routers' loss is part of the step; without logits there is none, and TRL stops for DPO.
+
+    Source: TRL 1.14.1 `trainer/dpo_trainer.py`, "load-balancing auxiliary loss".
+    """
+    settings = objective.settings
+    if not objective.router_loss or settings.method == "reward":
+        return objective
+    if settings.chunked and settings.rollouts is None:
+        problem = (
+            "TRL stops: the routers' balancing loss of this model needs the logits that dpo_use_liger_kernel avoids"
+        )
+        recorder.notes.append(
+            RefusalNote(key="dpo_use_liger_kernel", text=problem, remedy="set `dpo_use_liger_kernel: false`")
+        )
+        objective.router_loss = 0.0
+        return objective
+    text = (
+        "TRL adds the routers' balancing loss to this training although no key asks for it: the router logits of all layers "
+        "are kept and joined"
+    )
+    recorder.notes.append(Note(kind="warning", key="rl", text=text))
+    return objective

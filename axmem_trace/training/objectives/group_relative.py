@@ -152,9 +152,7 @@ class GroupRelative(Preference):
             outputs = run_model(input_ids=chunk, attention_mask=mask, logits_to_keep=tokens + 1, use_cache=False)
             logits = self._cool(outputs.logits[:, :-1, :][:, -tokens:, :])
             found.append(
-                self.helpers.select(
-                    logits, chunk[:, -tokens:], mask[:, -tokens:], temperature=self.rollouts.temperature
-                )
+                self.helpers.select(logits, chunk[:, -tokens:], mask[:, -tokens:], temperature=self._temperature)
             )
         left = ids.shape[0] - MAX_CHUNKS * rows
         if left > 0:
@@ -177,14 +175,21 @@ class GroupRelative(Preference):
         logits = self._cool(outputs.logits[:, :-1, :][:, -tokens:, :])
         values, entropies = self.helpers.select_with_entropy(
             logits, ids[:, -tokens:], attention_mask[:, -tokens:],
-            entropy_trains=self.rollouts.entropy_trains, temperature=self.rollouts.temperature,
+            entropy_trains=self.rollouts.entropy_trains, temperature=self._temperature,
         )  # fmt: skip
         router_loss = torch.stack([outputs.aux_loss]).mean() if self.router_loss else None
         return torch.cat([values], dim=0), torch.cat([entropies], dim=0), router_loss
 
     def _cool(self, logits: Tensor) -> Tensor:
-        """TRL 1.9 divides by the temperature in place, always; TRL 1.14 does so in its kernel."""
-        return logits.div_(self.rollouts.temperature) if self.settings.helpers == "axolotl" else logits
+        """Divided by the temperature, as far as the code that makes log-probabilities does not do it."""
+        if self.settings.cooling == "in_place":
+            return logits.div_(self.rollouts.temperature)
+        return logits / self.rollouts.temperature if self.settings.cooling == "copy" else logits
+
+    @property
+    def _temperature(self) -> float:
+        """What the code that makes log-probabilities divides by."""
+        return self.rollouts.temperature if self.settings.cooling == "kernel" else 1.0
 
     def _score_tiles(self, model: Any, ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         inner, tokens = unwrapped(model), self.settings.completion_tokens

@@ -64,9 +64,11 @@ class KahnemanTversky(Preference):
 
     def _strange(self, run_model: RunModel, model: Any, inputs: Inputs) -> Tensor:
         """Log-probabilities of the other samples' completions, [rows]. The logits are freed when it returns."""
-        call = {
-            "input_ids": inputs["KL_input_ids"], "attention_mask": inputs["KL_attention_mask"], "use_cache": False,
+        call: dict[str, Any] = {
+            "input_ids": inputs["KL_input_ids"], "attention_mask": inputs["KL_attention_mask"],
         }  # fmt: skip
+        if self.settings.trl >= (1, 14):
+            call["use_cache"] = False
         with torch.no_grad():
             scored = self.score(run_model, model, call, inputs["KL_completion_mask"], entropy=False)
         return scored.values.sum(-1)

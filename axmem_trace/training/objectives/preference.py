@@ -16,6 +16,9 @@ from axmem_trace.training.objectives.objective import Objective
 from axmem_trace.training.objectives.reference import ReferenceModel, make_reference
 from axmem_trace.training.objectives.scoring import Scorer, choose_scorer
 
+ROUTER_LOSS_BEFORE_1_14 = 0.001
+"""TRL 1.9.0 and 1.13.0 `dpo_config.py`, `router_aux_loss_coef`."""
+
 
 class Preference(Objective):
     """A trainer of TRL: it computes its loss from logits, and the loop divides it by the number of micro-batches
@@ -25,7 +28,7 @@ class Preference(Objective):
         self.settings = recipe.objective
         self.score: Scorer = choose_scorer(self.settings, recipe.precision)
         self.reference: ReferenceModel = make_reference(recipe, built)
-        self.router_loss = router_loss_coefficient(built.config)
+        self.router_loss = router_loss_coefficient(built.config, self.settings.trl)
 
     def batches(self, recipe: Recipe) -> Sequence[Batch]:
         """Equal batches; each row has the largest possible length."""
@@ -58,12 +61,14 @@ def completion_rows(recipe: Recipe, rows: int, row_tokens: int) -> Inputs:
     return inputs
 
 
-def router_loss_coefficient(config: Any) -> float:
+def router_loss_coefficient(config: Any, trl: tuple[int, int]) -> float:
     """The factor of the routers' balancing loss, 0 without one: the model's own coefficient, because axolotl sets none (TRL
-    1.14.1 `trainer/dpo_trainer.py`, `aux_loss_enabled`)."""
+    1.14.1 `trainer/dpo_trainer.py`, `aux_loss_enabled`), and before TRL 1.14 always its default."""
     text_config = config.get_text_config()
-    if not hasattr(text_config, "output_router_logits"):
+    if getattr(text_config, "output_router_logits", None) is None:
         return 0.0
+    if trl < (1, 14):
+        return ROUTER_LOSS_BEFORE_1_14
     return float(getattr(text_config, "router_aux_loss_coef", 0.0) or 0.0)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from axmem_trace.kernels.site import Site
 from axmem_trace.models.checkpointing import switch_on
 from axmem_trace.models.selective_checkpointing import make_policy
-from axmem_trace.notes import Note, Notes
+from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.patching import replaced
 from axmem_trace.tracing.recorder import Recorder
@@ -25,23 +26,27 @@ StepContext = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
-def install_offloading(model: nn.Module, recipe: Recipe, recorder: Recorder, notes: Notes) -> Iterator[StepContext]:
-    """While open, the model is set up for the offloading that the recipe asks for. Yields the steps' context."""
+def install_offloading(site: Site) -> Iterator[StepContext]:
+    """While open, the model is set up for the offloading that the recipe asks for. Yields the steps' context.
+
+    It is closed before the site's own stack: what is offloaded then comes back.
+    """
+    model, recipe, recorder = site.model, site.recipe, site.context.recorder
     offload = recipe.checkpointing.offload
     with ExitStack() as stack:
         contexts: list[StepContext] = []
         if recipe.checkpointing.layer_offloading:
-            contexts += _install_layers(stack, model, recorder, notes)
+            contexts += _install_layers(site, stack)
         if offload == "hidden_states":
             contexts.append(_install_inputs(stack, recipe, recorder))
         elif offload != "none":
-            contexts.append(_install_activations(stack, model, recipe, recorder, notes))
+            contexts.append(_install_activations(site, stack))
         if recipe.checkpointing.selective_offload:
             _install_selective(stack, model, recipe, recorder)
         stack.enter_context(placed_modules(model, recorder))
         if recipe.checkpointing.moves_tensors:
             text = "copies run on a second stream, whose blocks the allocator keeps separately: reserved may be higher"
-            notes.append(Note(kind="assumed", key=_key(recipe), text=text))
+            site.note(Note(kind="assumed", key=_key(recipe), text=text))
         yield _all_of(contexts)
 
 
@@ -62,13 +67,13 @@ def _all_of(contexts: list[StepContext]) -> StepContext:
     return opened if contexts else nullcontext
 
 
-def _install_layers(stack: ExitStack, model: nn.Module, recorder: Recorder, notes: Notes) -> list[StepContext]:
-    layers = find_decoder_layers(model)
+def _install_layers(site: Site, stack: ExitStack) -> list[StepContext]:
+    layers = find_decoder_layers(site.model)
     if layers is None:
         text = "axolotl finds no list of decoder layers in this model and offloads nothing"
-        notes.append(Note(kind="warning", key="layer_offloading", text=text))
+        site.note(Note(kind="warning", key="layer_offloading", text=text))
         return []
-    offload = LayerOffload(recorder, model, layers)
+    offload = LayerOffload(site.context.recorder, site.model, layers)
     stack.enter_context(offload.installed())
     return [offload.training_step]
 
@@ -97,16 +102,14 @@ def _install_inputs(stack: ExitStack, recipe: Recipe, recorder: Recorder) -> Ste
     return offload.training_step
 
 
-def _install_activations(
-    stack: ExitStack, model: nn.Module, recipe: Recipe, recorder: Recorder, notes: Notes
-) -> StepContext:
-    kind = recipe.checkpointing.offload
-    adapted = recipe.adapter.kind != "none"
+def _install_activations(site: Site, stack: ExitStack) -> StepContext:
+    model, kind = site.model, site.recipe.checkpointing.offload
+    adapted = site.recipe.adapter.kind != "none"
     if kind == "disk":
         text = "axolotl 0.19 runs `disk` as `true`: its patch for the disk asks for another value and is never applied"
-        notes.append(Note(kind="warning", key="activation_offloading", text=text))
+        site.note(Note(kind="warning", key="activation_offloading", text=text))
     spared = frozenset() if adapted else frozenset(each.untyped_storage()._cdata for each in model.parameters())
-    offload = ActivationOffload(recorder, streams=kind != "legacy", spared=spared)
+    offload = ActivationOffload(site.context.recorder, streams=kind != "legacy", spared=spared)
     head = _find_head(model)
     if head is not None:
         _spare_module(stack, head)

@@ -121,7 +121,7 @@ def test_gpt_oss_sinks():
 
 
 def _refused(context):
-    return " ".join(note.text for note in context.notes if isinstance(note, RefusalNote))
+    return " ".join(note.text for note in context.recorder.notes if isinstance(note, RefusalNote))
 
 
 @pytest.mark.parametrize("kernel", ["xformers", "sage"])
@@ -142,7 +142,7 @@ def test_axolotls_own_llama_attention_for_xformers_is_reported():
 @pytest.mark.parametrize("kernel", ["xformers", "sage"])
 def test_sinks_that_a_kernel_leaves_out_are_reported(kernel):
     _, context = _trace("gpt_oss", kernel, PLAIN, H100)
-    assert "leaves the model's attention sinks out" in context.notes.of("attn_implementation.sinks")[0].text
+    assert "leaves the model's attention sinks out" in context.recorder.notes.of("attn_implementation.sinks")[0].text
     assert not _trace("llama", kernel, PLAIN)[1].notes.of("attn_implementation.sinks")
 
 
@@ -152,7 +152,7 @@ def test_latent_attention_pads_values_for_flash():
     assert OUT in kept_by(ledger, op="pad")
     # SDPA's flash kernel refuses unequal heads
     _, context = _trace("deepseek_v3", "sdpa", PLAIN)
-    assert "heads differ in size" in context.notes.of("attention.sdpa.efficient")[0].text
+    assert "heads differ in size" in context.recorder.notes.of("attention.sdpa.efficient")[0].text
 
 
 def test_recomputation_runs_the_same_kernel():
@@ -170,7 +170,7 @@ def test_heads_that_flash_refuses():
     _, context = trace(build("llama", FLASH_2, head_dim=320), make_inputs(**PLAIN), kernel=FLASH_2)
     assert "FlashAttention-2 takes heads of at most 256; this model's are 320" in _refused(context)
     _, context = trace(build("llama", "sdpa", head_dim=320), make_inputs(**PLAIN), kernel="sdpa")
-    assert "the head size 320 is over 256" in context.notes.of("attention.sdpa.efficient")[0].text
+    assert "the head size 320 is over 256" in context.recorder.notes.of("attention.sdpa.efficient")[0].text
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_heads_that_flash_refuses():
 )
 def test_the_rule_is_reported(kernel, key):
     _, context = _trace("llama", kernel, PLAIN)
-    (note,) = context.notes.of(f"attention.{key}")
+    (note,) = context.recorder.notes.of(f"attention.{key}")
     assert note.kind == "ruled"
 
 

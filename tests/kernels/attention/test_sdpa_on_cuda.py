@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.kernel_recording import gpu_recorder, peak_bytes, run_backward
+from support.kernel_recording import gpu_recording, peak_bytes, run_backward
 from support.sdpa_calls import CALLS, PACKED, make_call
 
 from axmem_trace.kernels.attention.flash2 import run_flash2_varlen
@@ -38,7 +38,7 @@ def test_the_kernel_and_its_bytes(card):
         query, key, value, mask = make_call(call, "meta")
         options = call.options(mask)
         figures, context = _record(card, lambda context: F.scaled_dot_product_attention(query, key, value, **options))  # noqa: B023
-        assert context.notes.of(f"attention.sdpa.{wanted['backend']}"), call
+        assert context.recorder.notes.of(f"attention.sdpa.{wanted['backend']}"), call
         _compare(figures, wanted, call)
 
 
@@ -54,9 +54,10 @@ def test_packed_rows(card):
 def _record(card: str, run: Callable[[KernelContext], torch.Tensor]) -> tuple[dict[str, int], KernelContext]:
     """Bytes of one call and its backward, without cuBLAS's workspaces, which PyTorch had before."""
     major, minor = (int(each) for each in card.split("."))
-    recorder = gpu_recorder(compute_capability=(major, minor), num_sms=RECORDED[card]["num_sms"])
-    context = recorder.context
-    with recorder, CudaMode(recorder).opened():
+    recording = gpu_recording(compute_capability=(major, minor), num_sms=RECORDED[card]["num_sms"])
+    recorder = recording.recorder
+    context = recording.context
+    with recording, CudaMode(recording).opened():
         recorder.mark("forward", 1)
         out = run(context)
         recorder.mark("backward", 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.kernel_recording import gpu_recorder, site_of
+from support.kernel_recording import gpu_recording, site_of
 
 from axmem_trace.kernels.axolotl import gemma4_hybrid
 from axmem_trace.recipe.recipe import Attention, BaseModel, Model, Recipe
@@ -43,8 +43,9 @@ def test_others_keep_what_the_model_gives_them():
 
 
 def test_what_the_mask_takes():
-    recorder = gpu_recorder()
-    with recorder:
+    recording = gpu_recording()
+    recorder = recording.recorder
+    with recording:
         positions = torch.arange(TOKENS, device="meta")[None]
         mask = gemma4_hybrid._mask_of_samples(positions, torch.bfloat16)
     ledger = recorder.make_ledger()
@@ -63,6 +64,6 @@ def test_large_heads_repeat_keys_and_values(head, grouped):
 
     model = torch.nn.Module()
     key = torch.empty(1, 1, 8, head)
-    with site_of(gpu_recorder(), model, HYBRID) as site:
+    with site_of(gpu_recording(), model, HYBRID) as site:
         gemma4_hybrid.install_gemma4_hybrid(site)
         assert sdpa_attention.use_gqa_in_sdpa(None, key, key) is grouped

@@ -7,11 +7,11 @@ from collections import Counter
 
 import torch
 from support.bnb_layer_probe import make_8bit, probe
-from support.kernel_recording import gpu_recorder
+from support.kernel_recording import gpu_recording, recording_on
 
 from axmem_trace.kernels.bitsandbytes.cuda_backend import _cuda_kernels
 from axmem_trace.kernels.bitsandbytes.rules import int8_vectorwise_quant
-from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 
 INPUT, OUTPUT = 512_000, 1_024_000  # bf16: 1000 * 256 * 2 and 1000 * 512 * 2
 
@@ -87,19 +87,21 @@ def test_quantising_rows_allocates_what_the_cuda_kernel_does():
     """The rule against the kernel's own Python, on real numbers with two outlier columns."""
     values = torch.zeros(10, 64, dtype=torch.float16)
     values[3, 5] = values[4, 40] = 7.0
-    for_real = Recorder(traced_device="cpu")
+    for_real = recording_on("cpu")
     kernel = _cuda_kernels()[0]["bitsandbytes::int8_vectorwise_quant"]
     with for_real:
         results = kernel(values, 6.0)
     assert results[2].tolist() == [5, 40]
-    on_meta = gpu_recorder(int8_outliers=2)
+    on_meta = gpu_recording(int8_outliers=2)
     context = on_meta.context
-    ruled = int8_vectorwise_quant(context, None, (values.to("meta"), 6.0), {})
+    on_device = values.to("meta")
+    with on_meta:
+        ruled = int8_vectorwise_quant(context, None, (on_device, 6.0), {})
     assert [tensor.shape for tensor in ruled] == [tensor.shape for tensor in results]
     assert [tensor.dtype for tensor in ruled] == [tensor.dtype for tensor in results]
     assert sizes_of(on_meta) == sizes_of(for_real)
 
 
-def sizes_of(recorder: Recorder) -> Counter[int]:
+def sizes_of(recording: RecordingMode) -> Counter[int]:
     """Without single bytes: the 0 that overwrites outlier columns is a tensor on a device, and none on a CPU."""
-    return Counter(each.nbytes for each in recorder.make_ledger().allocations if each.nbytes > 1)
+    return Counter(each.nbytes for each in recording.recorder.make_ledger().allocations if each.nbytes > 1)

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.kernel_recording import gpu_recorder
+from support.kernel_recording import gpu_recording
 from torch.autograd.graph import _engine_run_backward
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from axmem_trace.kernels.core import autograd_in_place
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 
 LARGE = 4096
 """Smaller blocks are a CPU kernel's own notes."""
@@ -90,10 +90,11 @@ def profile_cpu(run: Any) -> Counter[int]:
 
 
 def record_meta(run: Any, *, with_rules: bool = True) -> Counter[int]:
-    recorder = gpu_recorder(functions_alone=not with_rules)
+    recording = gpu_recording(functions_alone=not with_rules)
+    recorder = recording.recorder
     x = torch.empty(64, 128, device="meta", requires_grad=True)
     index = torch.empty(64, device="meta", dtype=torch.int64)
-    with recorder, CudaMode(recorder).opened():
+    with recording, CudaMode(recording).opened():
         recorder.mark("forward", 1)
         out = run(x, index)
         gradient = torch.ones_like(out)
@@ -114,9 +115,9 @@ def test_a_trace_begins_with_a_check_that_fails(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("name", ["_record", "__torch_dispatch__"])
-def test_a_wrapper_around_the_recorder_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_wrapper_around_the_recording_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Its frame lies between autograd's engine and the rule: each sum of gradients would be another tensor."""
-    original = getattr(Recorder, name)
-    monkeypatch.setattr(Recorder, name, lambda *args, **kwargs: original(*args, **kwargs))
+    original = getattr(RecordingMode, name)
+    monkeypatch.setattr(RecordingMode, name, lambda *args, **kwargs: original(*args, **kwargs))
     with pytest.raises(AssertionError, match="no longer added up in place"):
         autograd_in_place.assert_seen_from_engine()

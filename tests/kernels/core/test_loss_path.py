@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from support.core_probe import leaf
-from support.kernel_recording import gpu_recorder
+from support.kernel_recording import gpu_recording
 from torch.autograd.graph import _engine_run_backward
 
 from axmem_trace.tracing.cuda_mode import CudaMode
@@ -21,10 +21,11 @@ def test_logits_in_bf16_copied_to_fp32_in_the_loss_and_for_the_caller() -> None:
     # transformers 5, `ForCausalLMLoss`: logits 2 B, `.float()` 4, log-softmax 4: 10 at most. accelerate's fp32 outputs: 4
     # beside logits 2 and log-softmax 4 (fp32 logits are gone): 10 again; bf16 logits go with the conversion: 8; outputs
     # go: 4 B. Backward: 4 B of gradient of the log-softmax, 4 of the logits in fp32: 12
-    recorder = gpu_recorder()
+    recording = gpu_recording()
+    recorder = recording.recorder
     hidden, labels = leaf(TOKENS, VOCABULARY), leaf(TOKENS, dtype=torch.int64, trains=False)
     peaks: dict[str, float] = {}
-    with recorder, CudaMode(recorder).opened():
+    with recording, CudaMode(recording).opened():
         recorder.mark("forward", 1)
         logits = hidden * 2
         loss = F.cross_entropy(logits.float(), labels)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.kernel_recording import PLAIN, gpu_recorder, peak_bytes, site_of
+from support.kernel_recording import PLAIN, gpu_recording, peak_bytes, site_of
 from support.paths import SHARED
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
@@ -63,8 +63,9 @@ def run(tokens: int, num_experts: int, *, backward: bool) -> Any:
         x = torch.empty(tokens, WIDTH, dtype=torch.bfloat16, requires_grad=True)
         scores = torch.empty(tokens, num_experts)
         weights = torch.empty(tokens, TOP_K, dtype=torch.bfloat16, requires_grad=True)
-    recorder = gpu_recorder(compute_capability=(9, 0))
-    with site_of(recorder, experts, EAGER) as site, recorder:
+    recording = gpu_recording(compute_capability=(9, 0))
+    recorder = recording.recorder
+    with site_of(recording, experts, EAGER) as site, recording:
         install_experts(site)
         for tensor in (*experts.parameters(), x, weights):
             recorder.register(tensor, role="input")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.kernel_recording import gpu_recorder
+from support.kernel_recording import gpu_recording
 from support.moe_models import MOE
 
 from axmem_trace.config import read_recipe
@@ -39,18 +39,19 @@ def test_balanced_is_even_and_worst_is_not() -> None:
 
 @pytest.mark.parametrize(("columns", "known"), [(4, True), (5, False)])
 def test_only_a_choice_among_experts_is_decided(columns: int, known: bool) -> None:
-    recorder = gpu_recorder()
-    Routing([4]).attach(recorder)
-    with recorder:
+    recording = gpu_recording()
+    recorder = recording.recorder
+    Routing([4]).attach(recording)
+    with recording:
         index = torch.topk(torch.empty(6, columns, device="meta"), 2).indices
         assert (recorder.known(index) is not None) is known
 
 
 def test_gates_of_many_tokens_are_followed() -> None:
     """modeling_jetmoe.py `JetMoeTopKGating.forward` counts tokens in half-precision gates of [tokens, experts]."""
-    recorder = gpu_recorder()
-    Routing([8]).attach(recorder)
-    with recorder:
+    recording = gpu_recording()
+    Routing([8]).attach(recording)
+    with recording:
         index = torch.topk(torch.empty(2048, 8, device="meta"), 2).indices
         gates = torch.zeros(2048, 8, dtype=torch.bfloat16, device="meta").scatter(1, index, 1)
         assert gates.long().sum(0).tolist() == [512] * 8  # 2048 tokens x 2 / 8
@@ -61,9 +62,10 @@ def test_a_table_from_token_ids_to_experts_is_decided_where_it_is_read() -> None
     router = torch.nn.Module()
     router.num_experts = 4
     router.register_buffer("tid2eid", torch.empty(100, 2, dtype=torch.int64, device="meta"))
-    recorder = gpu_recorder()
-    Routing([4], tables=find_tables(router)).attach(recorder)
-    with recorder:
+    recording = gpu_recording()
+    recorder = recording.recorder
+    Routing([4], tables=find_tables(router)).attach(recording)
+    with recording:
         experts = router.tid2eid[torch.empty(6, dtype=torch.int64, device="meta")]
         other = torch.empty(100, 2, dtype=torch.int64, device="meta")[:6]
         assert torch.equal(recorder.known(experts), Assignment(6, 2, 4).indices())
@@ -125,8 +127,8 @@ def make_config(directory: Path, **keys: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("trains_weights", [True, False])
 def test_grouped_products_have_a_cpus_layouts(dtype: torch.dtype, trains_weights: bool) -> None:
     """Forward, and the gradients of both; a CPU makes its outputs with the function that CUDA does."""
-    recorder = gpu_recorder()
-    with recorder:
+    recording = gpu_recording()
+    with recording:
         on_meta = products("meta", dtype, trains_weights)
     assert on_meta == products("cpu", dtype, trains_weights)
     assert on_meta[0] == ((6, 24), (24, 1), dtype)
@@ -145,7 +147,7 @@ def products(device: str, dtype: torch.dtype, trains_weights: bool) -> list[Any]
 
 
 def test_what_cuda_refuses_is_refused() -> None:
-    with gpu_recorder(), pytest.raises(RuntimeError, match="multiple of 16 bytes"):
+    with gpu_recording(), pytest.raises(RuntimeError, match="multiple of 16 bytes"):
         torch._grouped_mm(
             torch.empty(6, 10, device="meta", dtype=torch.bfloat16),
             torch.empty(2, 10, 24, device="meta", dtype=torch.bfloat16),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.kernel_recording import gpu_recorder, site_of
+from support.kernel_recording import gpu_recording, site_of
 from support.multimodal_models import _TEXT, _VIT
 
 from axmem_trace.config import read_recipe
@@ -32,7 +32,7 @@ def replaced(config: dict[str, Any], directory: Path) -> Counter[str]:
         "plugins": ["axolotl.integrations.liger.LigerPlugin"], **dict.fromkeys(LAYERS, True),
     }, hub="never")  # fmt: skip
     module = build_model(recipe).module
-    with site_of(gpu_recorder(), module, recipe) as site:
+    with site_of(gpu_recording(), module, recipe) as site:
         install_liger(site)
         named = module.named_modules()
         return Counter(name.rpartition(".")[2] for name, each in named if "forward" in vars(each))

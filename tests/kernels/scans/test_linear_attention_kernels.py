@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.kernel_recording import gpu_recorder
+from support.kernel_recording import gpu_recording
 from support.scan_probe import leaf, leaf32, probe
 
 from axmem_trace.kernels.scans.fla_blocks import Chunks, widest_tile
@@ -20,7 +20,7 @@ from axmem_trace.tracing.context import KernelContext
 
 @pytest.fixture
 def context() -> KernelContext:
-    return gpu_recorder().context
+    return gpu_recording().context
 
 
 # 1 row, 128 tokens (2 chunks), 2 heads of 32 for query and key, 4 heads of 64 for values
@@ -93,7 +93,7 @@ def test_packed_samples_begin_a_chunk_each(context: KernelContext) -> None:
 
 @pytest.mark.parametrize(("capability", "tile"), [((9, 0), 128), ((8, 0), 64), ((8, 9), 64), ((7, 5), 32)])
 def test_tiles_follow_the_card_s_shared_memory(capability: tuple[int, int], tile: int) -> None:
-    assert widest_tile(gpu_recorder(compute_capability=capability).context) == tile
+    assert widest_tile(gpu_recording(compute_capability=capability).context) == tile
 
 
 def test_rwkv_keeps_key_value_and_output() -> None:

@@ -8,7 +8,7 @@ from support.optimizer_steps import make_llama, on_meta, recipe_of
 from torch import nn
 
 from axmem_trace.errors import ConfigError
-from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.training.optimizers import GradientScaler, build_optimizer, clip_gradients
 
 DECAYING = 2 * (2 * 2048 * 64 + 2 * 64 * 64 + 2 * 32 * 64 + 3 * 129 * 64)
@@ -28,8 +28,9 @@ def with_gradients() -> list[nn.Parameter]:
 def test_clipping_makes_norms_and_works_in_place(max_norm):
     parameters = with_gradients()
     before = [parameter.grad for parameter in parameters]
-    recorder = Recorder()
-    with recorder:
+    recording = RecordingMode()
+    recorder = recording.recorder
+    with recording:
         norm = clip_gradients(parameters, max_norm)
     made = recorder.make_ledger().allocations
     # torch/nn/utils/clip_grad.py: a 0-d bf16 norm per gradient, the three stacked (6 bytes), then 0-d tensors: their
@@ -42,23 +43,23 @@ def test_clipping_makes_norms_and_works_in_place(max_norm):
 
 
 def test_scaler_makes_only_scalars():
-    scaler, parameters, recorder = GradientScaler(), with_gradients(), Recorder()
+    scaler, parameters, recording = GradientScaler(), with_gradients(), RecordingMode()
     loss = torch.empty((), device="meta")
-    with recorder:
+    with recording:
         scaled = scaler.scale(loss)
         scaler.unscale(parameters)
     # torch/amp/grad_scaler.py: the scale (fp32) and the growth tracker (int32), the scaled loss; then the inverse as
     # double, its reciprocal, and as float, and `found_inf`.
-    assert [each.nbytes for each in recorder.make_ledger().allocations] == [4, 4, 4, 8, 8, 4, 4]
+    assert [each.nbytes for each in recording.recorder.make_ledger().allocations] == [4, 4, 4, 8, 8, 4, 4]
     assert scaled.shape == ()
     assert sum(tensor.nbytes for tensor in scaler.state_tensors()) == 8
 
 
 def test_scaler_without_a_scale_has_nothing_to_undo():
-    recorder, parameters = Recorder(), with_gradients()
-    with recorder:
+    recording, parameters = RecordingMode(), with_gradients()
+    with recording:
         GradientScaler().unscale(parameters)
-    assert recorder.make_ledger().allocations == ()
+    assert recording.recorder.make_ledger().allocations == ()
 
 
 def test_foreach_adamw_makes_one_copy_of_its_largest_group():

@@ -1,0 +1,51 @@
+"""`StorageLife`: what a record stores of one storage until it is freed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from axmem_trace.ledger import NEVER, Device, Phase, Role
+
+_REPEATED = (
+    "phase",
+    "micro_batch",
+    "module",
+    "op",
+    "role",
+    "device",
+    "recomputed",
+    "kept",
+    "output",
+    "stream",
+    "layer",
+)
+"""What the same storage of a later step has in common with it."""
+
+
+class StorageLife:
+    """An `Allocation` that is not complete yet."""
+
+    __slots__ = ("born", "busy_until", "device", "died", "kept", "layer", "micro_batch", "module", "nbytes", "op", "output",
+                 "phase", "recomputed", "role", "step", "stream", "used_on", "watch")  # fmt: skip
+
+    def __init__(self, nbytes: int, born: int) -> None:
+        self.nbytes, self.born, self.died = nbytes, born, NEVER
+        self.phase: Phase = "load"
+        self.step = self.micro_batch = 0
+        self.module = self.op = ""
+        self.role: Role = ""
+        self.device: Device = "gpu"
+        self.recomputed = self.kept = self.output = False
+        self.stream = self.busy_until = 0
+        self.used_on: set[int] | None = None
+        """Other streams that work on it."""
+        self.watch: Any = None
+        self.layer: int | None = None
+
+    def repeated(self, shift: int, step: int) -> StorageLife:
+        """The same storage in a later step, still alive."""
+        twin = StorageLife(self.nbytes, self.born + shift)
+        for name in _REPEATED:
+            setattr(twin, name, getattr(self, name))
+        twin.step = step
+        return twin
