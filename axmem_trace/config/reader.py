@@ -54,7 +54,7 @@ from axmem_trace.config.document.yaml_reader import Document, read_document
 from axmem_trace.config.refusals import refuse_contradictions, refuse_on_base, refuse_on_gpu
 from axmem_trace.config.warn import note_traps
 from axmem_trace.config.warn_deepspeed import note_deepspeed
-from axmem_trace.config.warn_objective import note_objective, note_shared_reference
+from axmem_trace.config.warn_objective import note_objective
 from axmem_trace.config.warn_ranks import note_traps_of_ranks
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Notes
@@ -151,7 +151,6 @@ def _resolve(
         note_traps_of_ranks(draft, recipe)
         note_deepspeed(draft, recipe)
         note_objective(draft, recipe)
-        note_shared_reference(draft, recipe)
     note_model_kwargs(draft)
     note_not_modelled(draft)
     if strict:

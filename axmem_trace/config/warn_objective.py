@@ -28,6 +28,7 @@ def note_objective(draft: Draft, recipe: Recipe) -> None:
     for key, why in _without_effect(draft, objective):
         draft.note("ignored", key, f"`{key}` has no effect: {why}")
     _note_reference(draft, objective)
+    _note_shared_reference(draft, recipe)
     _note_loss(draft, objective)
     _refuse_in_trl(draft, objective)
     if objective.rollouts is not None:
@@ -112,13 +113,18 @@ def _note_rollouts(draft: Draft, recipe: Recipe) -> None:
         draft.note("not_modelled", "trl.reward_funcs", text, line=draft.line("trl.reward_funcs"), direction="more")
 
 
-def note_shared_reference(draft: Draft, recipe: Recipe) -> None:
-    """TRL shards a second model like the policy (`models/utils.py` `prepare_fsdp`); here each rank has all of it."""
-    if recipe.objective.reference.resident_model and recipe.parallel.engine in ("fsdp1", "fsdp2"):
+def _note_shared_reference(draft: Draft, recipe: Recipe) -> None:
+    """TRL 1.14.1 `models/utils.py`: `prepare_fsdp` divides a second model, `prepare_deepspeed` only with ZeRO-3."""
+    if not recipe.objective.reference.resident_model:
+        return
+    if recipe.parallel.engine == "fsdp2":
         text = (
-            "the reference is divided among the ranks, which is not in the figures: each has all of it (the run needs "
+            "each GPU keeps its part of the reference, but gathers the whole reference while it scores: TRL makes one FSDP2 "
+            "unit of it"
         )
-        draft.note("not_modelled", "rl", text + "less memory than shown)", direction="less")
+        draft.note("warning", "rl", text)
+    elif recipe.parallel.engine in ("ddp", "zero1", "zero2"):
+        draft.note("warning", "rl", "each GPU keeps the whole reference model")
 
 
 def _refuse_in_trl(draft: Draft, objective: Objective) -> None:
@@ -188,6 +194,12 @@ def _refuse_rollouts(draft: Draft, recipe: Recipe) -> None:
         elif draft.get("adapter"):
             problem = "TRL stops: with an adapter there is no separate reference model to synchronise"
             draft.refuse(problem, "trl.sync_ref_model", remedy="remove it")
+    if recipe.parallel.engine == "fsdp2" and recipe.adapter.kind != "none" and rollouts.engine == "transformers":
+        problem = (
+            "the first generation fails: peft generates with the model inside its own, and FSDP2 gathers embeddings and "
+            "head only when the outer one is called"
+        )
+        draft.refuse(problem, "rl", remedy="generate with vLLM (trl.use_vllm), or train without FSDP")
     if (draft.get("context_parallel_size") or 1) > 1 and recipe.objective.method in GENERATING:
         problem = (
             "the first generation fails: axolotl's trainer for context parallelism reads max_prompt_length, which TRL no "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,3 +48,6 @@ class BuiltModel:
     notes: Notes = field(default_factory=Notes)
     reference: nn.Module | None = None
     """A second model that the run compares with, frozen."""
+    reference_forward: Callable[..., Any] | None = None
+    """How its wrapper is called, if it has one of its own: not in autocast, and its outputs are left as they are. None: as
+    accelerate prepares a model."""

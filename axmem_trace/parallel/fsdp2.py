@@ -40,7 +40,7 @@ def shard_model(model: nn.Module, recipe: Recipe, *, device_type: str = "meta") 
     is_unit = make_wrap_policy(model, fsdp)
     if fsdp.activation_checkpointing:
         checkpoint_layers(model, is_unit)
-    options = _options(recipe, make_mesh(recipe.parallel.mesh, device_type))
+    options = unit_options(recipe, make_mesh(recipe.parallel.mesh, device_type))
     _shard_norms(model, recipe, options)
     for module in bottom_up(model):
         if isinstance(module, _CONTAINERS):
@@ -72,7 +72,7 @@ def checkpoint_layers(model: nn.Module, is_unit: Callable[[nn.Module], bool]) ->
         model.set_submodule(name, checkpoint_wrapper(module, checkpoint_impl=CheckpointImpl.NO_REENTRANT))
 
 
-def _options(recipe: Recipe, mesh: DeviceMesh) -> dict[str, Any]:
+def unit_options(recipe: Recipe, mesh: DeviceMesh) -> dict[str, Any]:
     """The arguments that accelerate passes to `fully_shard`. Offloading is not modelled: the shards stay on the GPU."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -133,9 +133,15 @@ def fsdp2_runs_on_meta() -> Iterator[None]:
         stack.enter_context(
             replaced(_fully_shard, "_get_device_from_mesh", lambda mesh: torch.device(mesh.device_type))
         )
+        stack.enter_context(replaced(torch.accelerator, "current_stream", _current_stream))
         for name in ("_init_sharded_param", "init_unsharded_param", "init_dtype_attrs"):
             stack.enter_context(replaced(parameter, name, _with_packed(getattr(parameter, name), name)))
         yield
+
+
+def _current_stream(device: Any = None) -> Any:
+    """Where a gather was not needed after all, FSDP2 asks here, and not the device's own module, for the stream."""
+    return torch.meta.current_stream()  # type: ignore[attr-defined]
 
 
 def _with_packed(original: Callable[..., Any], name: str) -> Callable[..., Any]:

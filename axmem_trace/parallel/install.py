@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from axmem_trace.models.built import BuiltModel
 from axmem_trace.parallel import ddp, fsdp1, fsdp2
 from axmem_trace.parallel.in_place import gathers_recorded, resizes_recorded, shapes_planned_unseen, streams_recorded
 from axmem_trace.parallel.process_group import open_process_group
+from axmem_trace.parallel.reference import divide_reference
 from axmem_trace.parallel.residents import describe_rank, flat_shards, local_tensors
 from axmem_trace.parallel.spread import Spread
 from axmem_trace.parallel.zero.install import with_zero
@@ -34,7 +36,7 @@ def open_ranks(recipe: Recipe, recording: RecordingMode, *, rank: int | None = N
         rank: None: the one that holds the most: ZeRO-1 and 2 choose it, otherwise it is rank 0.
     """
     parallel, recorder = recipe.parallel, recording.recorder
-    if parallel.engine not in ENGINES:
+    if parallel.engine not in (*ENGINES, *ZERO_ENGINES):
         yield lambda built: None
         return
     with ExitStack() as stack:
@@ -57,12 +59,15 @@ def records_ranks(recorder: Recorder) -> Iterator[None]:
 def divide(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, rank: int | None = None) -> Spread:
     """Wraps the model as accelerate's `prepare` does, and records that as the end of loading."""
     recorder = recording.recorder
+    reference = divide_reference(recipe, recording, built.reference)
     recorder.mark("load", 0)
     with warnings.catch_warnings(), recording, recorder.watch(built.module):
         warnings.simplefilter("ignore")
-        if recipe.parallel.zero.stage and recipe.parallel.engine.startswith("zero"):
-            return with_zero(recipe, recording, built, rank=rank)
-        return ENGINES[recipe.parallel.engine](recipe, recorder, built)
+        if recipe.parallel.engine in ZERO_ENGINES:
+            spread = with_zero(recipe, recording, built, rank=rank)
+        else:
+            spread = ENGINES[recipe.parallel.engine](recipe, recorder, built)
+        return replace(spread, reference=reference)
 
 
 def _with_ddp(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread:
@@ -152,7 +157,7 @@ ENGINES: dict[str, Callable[[Recipe, Recorder, BuiltModel], Spread]] = {
     "ddp": _with_ddp,
     "fsdp1": _with_fsdp1,
     "fsdp2": _with_fsdp2,
-    "zero1": with_zero,
-    "zero2": with_zero,
 }
-"""The engines that are modelled."""
+"""The engines that wrap the model before the optimizer is made."""
+ZERO_ENGINES = ("zero1", "zero2")
+"""Stages of DeepSpeed that are modelled."""

@@ -31,6 +31,7 @@ class Spread:
     Attributes:
         call: the outermost wrapper, whose forward is the model's.
         facts: of this rank.
+        reference: the forward of a second model that has a wrapper of its own; None: it is whole, or there is none.
         shards: FSDP1's flat ones, which hold several parameters each.
         without_sync: open during a micro-batch whose gradients are not reduced.
         with_optimizer: called with this object and the optimizer once that is made, if the engine changes it; returns the
@@ -43,6 +44,7 @@ class Spread:
     facts: ModelFacts
     without_sync: Callable[[], AbstractContextManager[Any]]
     clip: Callable[[Sequence[nn.Parameter], float], torch.Tensor] | None = None
+    reference: Callable[..., Any] | None = None
     shards: tuple[FlatShard, ...] = ()
     with_optimizer: Callable[[Spread, Any], Spread] | None = None
     engine: Engine | None = None

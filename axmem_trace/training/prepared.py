@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -30,3 +31,21 @@ def prepared_forward(model: Any, precision: Precision) -> Any:
         return outputs
 
     return run
+
+
+def through_wrapper(call: Callable[..., Any], module: Any, method: Callable[[], Any]) -> Any:
+    """What `method` returns, run inside the wrapper's forward, so that the wrapper gathers the parameters that `method` uses
+    directly (TRL 1.14.1 `models/utils.py` `_ForwardRedirection`).
+
+    Args:
+        call: the wrapper's forward.
+        module: the model inside the wrapper, whose forward is replaced for this call.
+    """
+    original = module.forward
+
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        module.forward = original
+        return method()
+
+    module.forward = inside
+    return call()

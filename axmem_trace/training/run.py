@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -79,6 +79,8 @@ class Run:
         repeat: bool = True,
         spread: Spread | None = None,
     ) -> None:
+        if spread is not None and spread.reference is not None:
+            built = replace(built, reference_forward=spread.reference)
         self.recipe, self.built, self.optimizer, self.recorder = recipe, built, optimizer, recorder
         self.model: Any = built.module
         self._spread = spread

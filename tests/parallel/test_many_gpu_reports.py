@@ -138,3 +138,51 @@ def test_ddp_writes_nothing_to_the_process_s_streams(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TORCH_CPP_LOG_LEVEL"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
+
+
+@pytest.mark.parametrize(
+    ("keys", "resident"),
+    [
+        # axolotl's copy in bf16: whole under DDP, a part of it under FSDP2
+        ({"rl": "dpo"}, 2 * PARAMETERS + ROTARY),
+        ({"rl": "dpo", **FSDP2}, 2 * PARAMETERS // 2 + ROTARY),
+        # TRL's own in fp32
+        ({"rl": "kto", "remove_unused_columns": False, **FSDP2}, 4 * PARAMETERS // 2 + ROTARY),
+        # the policy itself
+        ({"rl": "dpo", "adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True, **FSDP2}, 0),
+    ],
+)
+def test_the_reference_is_divided_by_fsdp_alone(tmp_path: Path, keys: dict[str, Any], resident: int) -> None:
+    report = report_of(tmp_path, 2, **keys)
+    assert report.resident.reference == resident
+    assert not [note for note in report.notes if note.kind == "not_modelled"]
+    gathers = any("gathers the whole reference" in note.text for note in report.notes)
+    assert gathers is bool(resident and "fsdp_version" in keys)
+
+
+def test_an_fsdp2_reference_is_loaded_whole_and_then_divided(tmp_path: Path) -> None:
+    # fully_shard moves all of it to the GPU first: 2 bytes a parameter and the rotary tables, before the policy comes.
+    # While it is divided, the parts come on top: half. Each of the 21 parameters, and each part, takes blocks of 512 bytes.
+    fsdp = {"reshard_after_forward": True, "cpu_ram_efficient_loading": True}
+    report = report_of(tmp_path, 2, rl="dpo", fsdp_version=2, fsdp_config=fsdp)
+    whole, part = 2 * PARAMETERS, 2 * PARAMETERS // 2
+    assert whole + ROTARY < report.phases["load"].buckets.reference <= whole + part + ROTARY + 2 * 21 * 512
+
+
+def test_generation_with_an_adapter_fails_under_fsdp2(tmp_path: Path) -> None:
+    # peft's `generate` calls the inner model, whose embedding is still divided: torch refuses to look up plain ids in it.
+    # (support/real_ranks.py would show it: "aten.embedding.default got mixed torch.Tensor and DTensor".)
+    lora = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
+    keys = {"rl": "grpo", "micro_batch_size": 4, "trl": {"num_generations": 4, "max_completion_length": 8}, **FSDP2}
+    assert any("the first generation fails" in each.reason for each in report_of(tmp_path, 2, **keys, **lora).refusals)
+    assert not report_of(tmp_path, 2, **keys).refusals
+
+
+def test_deepspeed_casts_the_reference_that_trl_loads_in_fp32(tmp_path: Path) -> None:
+    # TRL's `prepare_deepspeed`: an engine of stage 0 with the bf16 of the run. 2 bytes a parameter on each rank, not 4.
+    zero = {"deepspeed": {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}}
+    report = report_of(tmp_path, 2, rl="kto", remove_unused_columns=False, **zero)
+    assert report.resident.reference == 2 * PARAMETERS + ROTARY

@@ -22,6 +22,8 @@ LORA = {"adapter": "lora", "lora_r": 3, "lora_alpha": 8, "lora_target_linear": T
 FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
 FSDP1 = {"fsdp_version": 1, "fsdp_config": {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
 CHECKPOINTED = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+DPO = {"rl": "dpo"}
+"""A full fine-tune: the reference is a second model, with a wrapper of its own."""
 REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ddp": ({}, {}),
@@ -45,6 +47,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fsdp1, checkpointed": ({**FSDP1, **CHECKPOINTED}, {}),
     "fsdp1, prefetching": (FSDP1, {"prefetch": "pre"}),
     "fsdp1, kept between passes": (FSDP1, {"sharding_strategy": "SHARD_GRAD_OP"}),
+    "ddp, dpo": (DPO, {}),
+    "fsdp2, dpo": ({**FSDP2, **DPO}, {}),
+    "fsdp2, dpo in tiles": ({**FSDP2, **DPO, "dpo_use_liger_kernel": True}, {}),
+    "fsdp2, lora, dpo in tiles": ({**FSDP2, **DPO, **LORA, "dpo_use_liger_kernel": True}, {}),
+    "fsdp1, dpo": ({**FSDP1, **DPO}, {}),
     "fsdp1, lora": ({**FSDP1, **LORA}, {"param_dtype": ""}),
 }  # fmt: skip
 """Keys of the configuration, and fields that no key sets."""

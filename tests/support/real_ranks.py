@@ -90,16 +90,18 @@ def _read(case: Case, num_ranks: int) -> Any:
 
 def _record(recipe: Any, recording: Any, device: str, divide: Any) -> Ledger:
     from axmem_trace.models import build_model
+    from axmem_trace.models.reference import build_reference
     from axmem_trace.training.optimizers import build_optimizer
     from axmem_trace.training.run import Run
     from axmem_trace.training.trace import garbage_on_demand
     from support.cpu_oracle import autocast_off_on_meta
 
     built = build_model(recipe, device=device)
+    built = replace(built, reference=build_reference(recipe, device=device))
     with garbage_on_demand(), autocast_off_on_meta(), _summed():
         spread, recorder = divide(built), recording.recorder
         run = Run(recipe, built, build_optimizer(recipe, built.module), recorder, spread=spread)
-        with recording, recorder.watch(built.module):
+        with recording, recorder.watch(built.module, **run.objective.extra_models()):
             run.record()
     return recorder.make_ledger()
 

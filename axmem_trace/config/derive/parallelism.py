@@ -141,12 +141,6 @@ def _say(draft: Draft, parallel: Parallel, named: Engine) -> None:
         )
         draft.reason("parallel.num_gpus", parallel.num_gpus, text, origin="derived")
         draft.note("assumed", "--gpus", text)
-    if draft.get("rl") and parallel.engine in ("fsdp1", "fsdp2"):
-        draft.note(
-            "not_modelled",
-            "rl",
-            "a reference model is not divided among the GPUs here: each is assumed to have all of it",
-        )
     if not parallel.is_modelled:
         text = (
             f"{engine_name(parallel.engine)} is not modelled yet: the figures are for one GPU that holds all, without "

@@ -23,6 +23,7 @@ from axmem_trace.training.objectives.objective import RunModel
 from axmem_trace.training.objectives.pair_losses import PAIR_LOSSES, Pairs
 from axmem_trace.training.objectives.preference import Preference, completion_rows, halves
 from axmem_trace.training.objectives.scoring import Scored
+from axmem_trace.training.prepared import through_wrapper
 
 
 class DirectPreference(Preference):
@@ -37,6 +38,13 @@ class DirectPreference(Preference):
         return Batch(inputs)
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[Tensor, Any]:
+        """The loss, and the policy's outputs unless they stay inside a wrapper."""
+        if not self.redirects:
+            return self._compute_loss(run_model, inputs)
+        policy = self.reference.policy
+        return through_wrapper(run_model, policy, lambda: self._compute_loss(policy, inputs)[0]), None
+
+    def _compute_loss(self, run_model: RunModel, inputs: Inputs) -> tuple[Tensor, Any]:
         """Both models' outputs are local names: their logits are alive until this returns."""
         mask = inputs["completion_mask"]
         call: dict[str, Any] = {
@@ -44,13 +52,13 @@ class DirectPreference(Preference):
         }  # fmt: skip
         router = {"output_router_logits": True} if self.router_loss else {}
         scored = self.score(run_model, self.reference.policy, {**call, **router}, mask)
-        chosen, rejected = halves(self._sum(scored.values, mask[..., 1:]))
+        masks = self._length_masks(mask[..., 1:])
+        chosen, rejected = halves(self._sum(scored.values, masks))
         if self.settings.reference.kind == "precomputed":
             reference = (inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
         else:
-            with self.reference.ready(run_model) as run_reference:
-                scored_reference = self.score(run_reference, self.reference.scored, call, mask, entropy=False)
-            reference = halves(self._sum(scored_reference.values, mask[..., 1:]))
+            scored_reference = self._score_reference(run_model, call, mask)
+            reference = halves(self._sum(scored_reference.values, masks))
         pairs = self._pairs(chosen, rejected, reference, mask)
         loss = self._weigh(pairs, scored, inputs["input_ids"][..., 1:], mask[..., 1:])
         if self.router_loss:
@@ -58,17 +66,32 @@ class DirectPreference(Preference):
         _log_metrics(pairs, scored, inputs["input_ids"][..., 1:], mask[..., 1:])
         return loss, scored.outputs
 
-    def _sum(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Log-probability of each row's completion. LD-DPO gives less weight to tokens beyond the other side's length."""
+    def _score_reference(self, run_model: RunModel, call: dict[str, Any], mask: Tensor) -> Scored:
+        with self.reference.ready(run_model) as run_reference:
+            model = self.reference.scored
+            if self.redirects and self.reference.has_wrapper:
+                scored: Scored = through_wrapper(
+                    run_reference, model, lambda: self.score(model, model, call, mask, entropy=False)
+                )
+                return scored
+            return self.score(run_reference, model, call, mask, entropy=False)
+
+    def _length_masks(self, mask: Tensor) -> tuple[Tensor, Tensor] | None:
+        """LD-DPO: the tokens up to the shorter side's length, and those beyond it; None without it."""
         if self.settings.length_bias is None:
-            return values.sum(dim=1)
+            return None
         positions = mask.cumsum(dim=1)
         lengths = mask.sum(dim=1).long()
         shared = torch.minimum(*halves(lengths))
         shared = torch.cat([shared, shared], dim=0).unsqueeze(1)
-        in_both = (positions > 0) & (positions <= shared)
-        beyond = positions > shared
-        return (values * in_both).sum(dim=1) + self.settings.length_bias * (values * beyond).sum(dim=1)
+        return (positions > 0) & (positions <= shared), positions > shared
+
+    def _sum(self, values: Tensor, masks: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Log-probability of each row's completion. LD-DPO gives less weight to tokens beyond the other side's length."""
+        if masks is None:
+            return values.sum(dim=1)
+        in_both, beyond = masks
+        return (values * in_both).sum(dim=1) + (self.settings.length_bias or 0.0) * (values * beyond).sum(dim=1)
 
     def _pairs(self, chosen: Tensor, rejected: Tensor, reference: tuple[Tensor, Tensor], mask: Tensor) -> Pairs:
         chosen_ratio, rejected_ratio = chosen - reference[0], rejected - reference[1]

@@ -27,7 +27,7 @@ from axmem_trace.training.objectives.objective import RunModel
 from axmem_trace.training.objectives.policy_losses import policy_loss
 from axmem_trace.training.objectives.preference import Preference
 from axmem_trace.training.objectives.scoring import score_tiles
-from axmem_trace.training.prepared import autocast
+from axmem_trace.training.prepared import autocast, through_wrapper
 from axmem_trace.training.rollouts import generate_completions
 
 MAX_CHUNKS = 2
@@ -73,6 +73,12 @@ class GroupRelative(Preference):
 
     def loss_of_completions(self, run_model: RunModel, given: Inputs) -> Tensor:
         """From generated rows to a scalar."""
+        if self.redirects:
+            loss: Tensor = through_wrapper(run_model, self.model, lambda: self._compute_loss(self.model, given))
+            return loss
+        return self._compute_loss(run_model, given)
+
+    def _compute_loss(self, run_model: RunModel, given: Inputs) -> Tensor:
         ids = torch.cat([given["prompt_ids"], given["completion_ids"]], dim=1)
         attention_mask = torch.cat([given["prompt_mask"], given["completion_mask"]], dim=1)
         values, entropies, router_loss = self._score(run_model, ids, attention_mask, entropy=True)
@@ -108,8 +114,12 @@ class GroupRelative(Preference):
         ]
 
     def _as_generated(self, run_model: RunModel) -> RunModel:
-        """peft's `generate` runs the model inside, which accelerate has not wrapped: no autocast, no fp32 outputs."""
-        return unwrapped(self.model) if hasattr(self.model, "get_base_model") else run_model
+        """peft's `generate` runs the model inside, which accelerate has not wrapped: no autocast, no fp32 outputs. Nor has
+        FSDP2, and then it fails; the figures are of a forward through the wrapper (see `config/warn_objective.py`)."""
+        if not hasattr(self.model, "get_base_model"):
+            return run_model
+        sharded: dict[str, RunModel] = {"fsdp1": run_model, "fsdp2": self.model}
+        return sharded.get(self.recipe.parallel.engine, unwrapped(self.model))
 
     def _place_rows(self, rows: int, prompt: int, completion: int) -> Inputs:
         """Ids and masks, int64 [rows, tokens]: each row is full, except for the last completion's end."""
@@ -144,6 +154,12 @@ class GroupRelative(Preference):
     ) -> Tensor:
         """[n, C]. In tiles, all rows go through the backbone at once."""
         if self.settings.chunked:
+            separate = model is not self.model
+            if self.redirects and (self.reference.has_wrapper or not separate):
+                scored: Tensor = through_wrapper(
+                    run_model, model, lambda: self._score_tiles(model, ids, attention_mask)[0]
+                )
+                return scored
             return self._score_tiles(model, ids, attention_mask)[0]
         tokens = self.settings.completion_tokens
         found = []

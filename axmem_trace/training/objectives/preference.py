@@ -28,6 +28,8 @@ class Preference(Objective):
         self.settings = recipe.objective
         self.score: Scorer = choose_scorer(self.settings, recipe.precision)
         self.reference: ReferenceModel = make_reference(recipe, built)
+        self.redirects = self.settings.chunked and recipe.parallel.engine != "none"
+        """Without logits, the backbone and the head are called directly: among ranks that happens inside the wrapper."""
         self.router_loss = router_loss_coefficient(built.config, self.settings.trl)
 
     def batches(self, recipe: Recipe) -> Sequence[Batch]:

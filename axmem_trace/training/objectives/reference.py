@@ -22,6 +22,8 @@ class ReferenceModel:
     """A reference. `model` is None if it is the policy itself, or if there is none."""
 
     model: Any = None
+    has_wrapper = False
+    """It is a separate model with a wrapper of its own, which gathers its parameters."""
 
     def __init__(self, policy: Any) -> None:
         self.policy = policy
@@ -74,12 +76,14 @@ class AdapterCopy(ReferenceModel):
 
 
 class SecondModel(ReferenceModel):
-    """A separate model, in evaluation mode, wrapped by accelerate like the policy."""
+    """A separate model, in evaluation mode, wrapped by accelerate like the policy, or by FSDP alone."""
 
-    def __init__(self, policy: Any, model: Any, recipe: Recipe) -> None:
+    def __init__(self, policy: Any, built: BuiltModel, recipe: Recipe) -> None:
         super().__init__(policy)
-        self.model = model.eval()
-        self._forward = prepared_forward(model, recipe.precision)
+        assert built.reference is not None
+        self.model = built.reference.eval()
+        self.has_wrapper = built.reference_forward is not None
+        self._forward = built.reference_forward or prepared_forward(self.model, recipe.precision)
 
     @contextmanager
     def ready(self, run_model: RunModel) -> Iterator[RunModel]:
@@ -92,7 +96,7 @@ def make_reference(recipe: Recipe, built: BuiltModel) -> ReferenceModel:
     """The one that the recipe asks for."""
     kind, policy = recipe.objective.reference.kind, built.module
     if built.reference is not None:
-        return SecondModel(policy, built.reference, recipe)
+        return SecondModel(policy, built, recipe)
     if kind == "adapters_off":
         return AdaptersOff(policy)
     if kind == "adapter_copy":
