@@ -112,8 +112,8 @@ class LoadRecorder:
 
     def _counted_bytes(self, module: nn.Module, parameter: nn.Parameter) -> int:
         """The size by transformers' quantizers (`param_element_size`): half a byte per weight for 4-bit linears."""
-        state = getattr(parameter, "quant_state", None)
-        return int(torch.Size(state.shape).numel()) // 2 if state is not None else parameter.nbytes
+        is_packed = getattr(parameter, "quant_state", None) is not None
+        return _num_weights(parameter) // 2 if is_packed else parameter.nbytes
 
     def _place_weights(self, model: nn.Module) -> None:
         if self.recipe.older.loading == "before_4_50" and self.recipe.quantisation.method != "none":
