@@ -92,6 +92,8 @@ def _stack_of(module: str) -> str:
 
 def _name(allocation: Allocation, places: _Places) -> str:
     bucket, module = allocation.bucket, allocation.module
+    if bucket == "reference" and module.startswith("reward_model"):
+        return "reward model's weights"
     if bucket in _BY_BUCKET:
         return _BY_BUCKET[bucket]
     if bucket == "weights":
