@@ -55,6 +55,7 @@ def make_tables(report: Report, depth: int | None = None) -> list[Table]:
     return [
         buckets_table(report),
         resident_table(report),
+        *([ranks_table(report), division_table(report)] if report.ranks else []),
         phases_table(report),
         dtypes_table(report),
         modules_table(report, depth),
@@ -172,6 +173,30 @@ def resident_table(report: Report) -> Table:
                  footnote="tensor bytes, before the allocator rounds them up to blocks of 512")  # fmt: skip
 
 
+def ranks_table(report: Report) -> Table:
+    """The ranks of a run on several GPUs; those with parts of equal sizes share a row."""
+    rows = []
+    for use in report.ranks:
+        name = f"rank{'s' if use.count > 1 else ''} {use.ranks}"
+        words = ["the most"] if use.worst and len(report.ranks) > 1 else []
+        words += ["at most"] if use.basis == "at most" else []
+        sizes = (use.allocated_bytes, use.reserved_bytes, use.device_bytes, use.host_bytes)
+        rows.append((name, *map(format_bytes, sizes), describe_moment(use.phase, use.step), ", ".join(words)))
+    columns = (Column("ranks", number=False), Column("allocated"), Column("reserved"), Column("nvidia-smi"),
+               Column("host memory", from_width=80), Column("highest in", number=False, from_width=90),
+               Column("", number=False, from_width=60))  # fmt: skip
+    return Table("Ranks: those with parts of equal sizes in one row", columns, tuple(rows))
+
+
+def division_table(report: Report) -> Table:
+    """What rank 0 has a part of, what every rank has whole, and what it gathers for a while."""
+    rows = tuple((row.name, *map(format_bytes, (row.sharded_bytes, row.replicated_bytes, row.gathered_bytes)))
+                 for row in report.division)  # fmt: skip
+    columns = (Column("what", number=False), Column("sharded"), Column("replicated"), Column("gathered"))
+    return Table("Maximum of each on a rank: its part, or the whole", columns, rows,
+                 footnote="gathered: whole for a while, by exchange among the ranks")  # fmt: skip
+
+
 def phases_table(report: Report) -> Table:
     """The most live bytes of each phase, the allocator's bytes, and the bytes at the end."""
 
@@ -223,13 +248,15 @@ def modules_table(report: Report, depth: int | None = None) -> Table:
     """The modules with the most memory; repeated layers share a row. With `depth`, all modules down to it."""
     folded = report.by_module(DEFAULT_DEPTH if depth is None else depth)
     grouped = [row for row in group_repeated(folded) if row.held_bytes]
+    shares = bool(report.ranks)
     ranked = grouped if depth is not None else sorted(grouped, key=lambda row: -row.held_bytes)
     shown = ranked if depth is not None else ranked[:NUM_TOP_MODULES]
     rest = ranked[len(shown) :]
-    rows = [_module_cells(_module_label(row.name), row.class_name, [row]) for row in shown]
+    rows = [_module_cells(_module_label(row.name), row.class_name, [row], shares=shares) for row in shown]
     if rest:
-        rows.append(_module_cells(f"({len(rest)} more)", "", rest))
-    columns = (Column("module", number=False), Column("class", number=False, from_width=130),
+        rows.append(_module_cells(f"({len(rest)} more)", "", rest, shares=shares))
+    held_as = (Column("weights are", number=False, from_width=60),) if shares else ()
+    columns = (Column("module", number=False), Column("class", number=False, from_width=130), *held_as,
                Column("weights", from_width=60), Column("gradients", from_width=96), Column("optimizer", from_width=96),
                Column("activations", from_width=60), Column("together"))  # fmt: skip
     footnote = "--depth N shows deeper modules, --format json has every one"
@@ -239,16 +266,28 @@ def modules_table(report: Report, depth: int | None = None) -> Table:
     if any(row.name.startswith(PEFT_PREFIX) for row in shown):
         footnote += f"; names are relative to {PEFT_PREFIX[:-1]}"
     return Table("Modules: memory of each without its submodules, activations at the peak", columns, tuple(rows),
-                 total=_module_cells("sum", "", ranked), footnote=footnote)  # fmt: skip
+                 total=_module_cells("sum", "", ranked, shares=shares), footnote=footnote)  # fmt: skip
 
 
 def _module_label(name: str) -> str:
     return name.removeprefix(PEFT_PREFIX) or "(root)"
 
 
-def _module_cells(name: str, class_name: str, rows: Sequence[ModuleRow]) -> tuple[str, ...]:
+def _module_cells(name: str, class_name: str, rows: Sequence[ModuleRow], *, shares: bool) -> tuple[str, ...]:
+    """A row; on several GPUs (`shares`) with the words for how its weights are divided."""
     columns = ("weight_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "held_bytes")
-    return (name, class_name, *(format_bytes(sum(getattr(row, column) for row in rows)) for column in columns))
+    return (
+        name,
+        class_name,
+        *([_held_as(rows)] if shares else []),
+        *(format_bytes(sum(getattr(row, column) for row in rows)) for column in columns),
+    )
+
+
+def _held_as(rows: Sequence[ModuleRow]) -> str:
+    """Whether a rank has a part of the weights, all of them, or a part of some."""
+    weights, sharded = sum(row.weight_bytes for row in rows), sum(row.sharded_bytes for row in rows)
+    return "" if not weights else "sharded" if sharded == weights else "partly sharded" if sharded else "replicated"
 
 
 def choice_lines(report: Report) -> list[tuple[str, str]]:

@@ -214,6 +214,7 @@ class ModuleRow:
         activation_bytes: blocks alive at the peak.
         kept_bytes: blocks kept for backward when the last forward had ended.
         output_bytes: raw bytes that forward returned.
+        sharded_bytes: those of `weight_bytes` that are this rank's part; each rank holds the others. 0 on one GPU.
     """
 
     name: str
@@ -226,6 +227,7 @@ class ModuleRow:
     activation_bytes: int = 0
     kept_bytes: int = 0
     output_bytes: int = 0
+    sharded_bytes: int = 0
     num_modules: int = 1
     """How many modules were merged into this row, including itself."""
 
