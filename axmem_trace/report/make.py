@@ -18,22 +18,8 @@ from axmem_trace.report.modules import make_module_rows
 from axmem_trace.report.phases import make_phases, make_timeline
 from axmem_trace.report.ranks import RankRun, make_division, make_ranks
 from axmem_trace.report.report import Report
-from axmem_trace.report.types import (
-    AfterLoad,
-    AxolotlRelease,
-    BatchShape,
-    Buckets,
-    Choice,
-    DtypeRow,
-    Elsewhere,
-    Host,
-    ModelSummary,
-    OutOfMemory,
-    Peak,
-    Refusal,
-    Resident,
-    TargetGpu,
-)
+from axmem_trace.report.run_types import AxolotlRelease, BatchShape, Choice, ModelSummary, Refusal, TargetGpu
+from axmem_trace.report.types import AfterLoad, Buckets, DtypeRow, Elsewhere, Host, OutOfMemory, Peak, Resident
 from axmem_trace.report.verdict import bytes_besides_activations, judge, name_verdict
 from axmem_trace.report.warn import note_costly_evaluation, note_other_libraries
 from axmem_trace.report.wording import describe_run

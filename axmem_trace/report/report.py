@@ -11,24 +11,19 @@ from axmem_trace.notes import Note
 from axmem_trace.report.codec import decode_report, encode
 from axmem_trace.report.rank_types import Division, RankUse
 from axmem_trace.report.row_folding import fold_modules
+from axmem_trace.report.run_types import AxolotlRelease, BatchShape, Choice, ModelSummary, Refusal, TargetGpu
 from axmem_trace.report.types import (
     AfterLoad,
-    AxolotlRelease,
-    BatchShape,
     Buckets,
-    Choice,
     DtypeRow,
     Engine,
     Holder,
     Host,
-    ModelSummary,
     ModuleRow,
     OutOfMemory,
     Peak,
     PhaseUse,
-    Refusal,
     Resident,
-    TargetGpu,
     TimelinePoint,
 )
 from axmem_trace.report.verdict import Verdict
