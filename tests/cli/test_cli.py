@@ -14,6 +14,7 @@ from support.hand_made_run import make_hand_made_report
 from support.paths import ROOT
 
 from axmem_trace.__main__ import main
+from axmem_trace.cli.parser import build_check_parser
 from axmem_trace.errors import ConfigError
 
 
