@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from axmem_trace.errors import AxmemError, ConfigError
     from axmem_trace.estimation import estimate
+    from axmem_trace.integrations.axolotl_plugin import MemoryPlugin as MemoryPlugin
     from axmem_trace.report import Report
 
 __version__ = "0.1.0"
@@ -24,7 +25,10 @@ _HOMES = {
     "Report": "axmem_trace.report",
     "ConfigError": "axmem_trace.errors",
     "AxmemError": "axmem_trace.errors",
+    "MemoryPlugin": "axmem_trace.integrations.axolotl_plugin",
 }
+"""Where each is defined. `MemoryPlugin` is axolotl's to import (`plugins: [axmem_trace.MemoryPlugin]`), so it is not in
+`__all__`: without axolotl it can't be imported."""
 
 
 def __getattr__(name: str) -> Any:

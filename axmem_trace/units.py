@@ -33,6 +33,15 @@ def format_bytes(nbytes: int) -> str:
     return f"{nbytes} B"
 
 
+def whole_mib(nbytes: int) -> str:
+    """Rounded down to MiB, as `parse_bytes` reads it.
+
+    >>> whole_mib(24 << 30)
+    '24576MiB'
+    """
+    return f"{nbytes // MIB}MiB"
+
+
 def parse_bytes(text: str | int) -> int:
     """`"24GiB"`, `"80 GB"` (1000-based), `"512M"` or a plain number of bytes, to bytes.
 

@@ -13,7 +13,7 @@ from support.paths import ROOT
 
 PACKAGE = ROOT / "axmem_trace"
 LEVELS = (
-    "__main__", "cli", "render", "integrations", "advice", "estimation", "training", "config", "kernels", "parallel",
+    "integrations", "__main__", "cli", "render", "advice", "estimation", "training", "config", "kernels", "parallel",
     "models", "imports", "report", "snapshot", "allocator", "catalogue", "tracing", "folding", "recipe", "ledger", "quiet",
     "progress", "files", "model_facts", "notes", "errors", "units",
 )  # fmt: skip

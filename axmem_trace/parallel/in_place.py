@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from axmem_trace.ledger import Role
 from axmem_trace.tracing.patching import replaced
 from axmem_trace.tracing.recorder import Recorder
 
@@ -51,21 +50,20 @@ def gathers_recorded(recorder: Recorder) -> Iterator[None]:
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
     from torch.nn.parallel import DistributedDataParallel
 
-    def as_role(method: Callable[..., Any], role: Role) -> Callable[..., Any]:
+    def as_workspace(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            with recorder.as_role(role):
+            with recorder.as_role("workspace"):
                 return method(*args, **kwargs)
 
         return call
 
-    methods: tuple[tuple[Any, str, Role], ...] = (
-        (FSDPParamGroup, "unshard", "gathered"), (FSDPParamGroup, "wait_for_unshard", "gathered"),
-        (FlatParamHandle, "pre_unshard", "gathered"), (FlatParamHandle, "unshard", "gathered"),
-        (DistributedDataParallel, "__init__", "buckets"), (DistributedDataParallel, "_pre_forward", "buckets"),
+    methods = (
+        (FSDPParamGroup, "unshard"), (FSDPParamGroup, "wait_for_unshard"), (FlatParamHandle, "pre_unshard"),
+        (FlatParamHandle, "unshard"), (DistributedDataParallel, "__init__"), (DistributedDataParallel, "_pre_forward"),
     )  # fmt: skip
     with ExitStack() as stack:
-        for owner, name, role in methods:
-            stack.enter_context(replaced(owner, name, as_role(getattr(owner, name), role)))
+        for owner, name in methods:
+            stack.enter_context(replaced(owner, name, as_workspace(getattr(owner, name))))
         yield
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from axmem_trace.config.axolotl.releases import NEWEST, Release
-from axmem_trace.config.document.key_table import Key, keys_of, plugins_of
+from axmem_trace.config.document.key_table import Key, known_keys, known_plugins
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Direction, Note, NoteKind, Notes, RefusalNote, Touches
 from axmem_trace.recipe.lines import as_error, find_written, place_note
@@ -52,13 +52,13 @@ class Draft:
 
     @property
     def keys(self) -> Mapping[str, Key]:
-        """The keys that this release of axolotl knows."""
-        return keys_of(self.release.version)
+        """The keys that this release of axolotl knows, with this package's plugin."""
+        return known_keys(self.release.version)
 
     @property
     def plugin_names(self) -> Mapping[str, str]:
         """Package of each plugin that this release of axolotl has -> its full name."""
-        return plugins_of(self.release.version)
+        return known_plugins(self.release.version)
 
     def get(self, key: str) -> Any:
         """The value of a top-level key: as given (null is None), else axolotl's default, else None."""

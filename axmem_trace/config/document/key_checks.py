@@ -9,7 +9,7 @@ from axmem_trace.config.axolotl.releases import NEWEST, Release
 from axmem_trace.config.document.coercion import coerce, describe
 from axmem_trace.config.document.draft import Draft, shortened
 from axmem_trace.config.document.foreign_keys import ADVICE, SAME, nearest_key
-from axmem_trace.config.document.key_table import Key, plugins_of, siblings
+from axmem_trace.config.document.key_table import Key, known_plugins, siblings
 from axmem_trace.config.document.old_names import GONE_KEYS
 from axmem_trace.notes import Notes, RefusalNote
 from axmem_trace.recipe.lines import find_written
@@ -20,6 +20,7 @@ _WHOLE_PLUGINS = {
     "nemo_gym": ("nemo_gym_enabled", "more"),
 }
 """Plugins that are active if they are listed, and the key that describes their effect."""
+_OWN = "axolotl.integrations."
 _UNKNOWN = "axolotl does not know `{}` and drops it"
 _WRONG: Any = object()
 """Used instead of a value that was refused."""
@@ -36,7 +37,7 @@ def find_plugins(names: object, release: Release = NEWEST) -> frozenset[str]:
     full = [_full_plugin_name(name, release) for name in listed if isinstance(name, str)]
     return frozenset(
         package
-        for package, known in plugins_of(release.version).items()
+        for package, known in known_plugins(release.version).items()
         for name in full
         if name == known or name.startswith(known.rpartition(".")[0] + ".")
     )
@@ -45,8 +46,8 @@ def find_plugins(names: object, release: Release = NEWEST) -> frozenset[str]:
 def _full_plugin_name(name: str, release: Release) -> str:
     if release.behaviour.plugins_may_have_a_colon:
         name = name.replace(":", ".", 1)
-    top = name.partition(".")[0]
-    return f"axolotl.integrations.{name}" if top in plugins_of(release.version) else name
+    known = known_plugins(release.version).get(name.partition(".")[0], "")
+    return f"{_OWN}{name}" if known.startswith(_OWN) else name
 
 
 def check_types(draft: Draft) -> None:

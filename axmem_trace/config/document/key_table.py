@@ -12,14 +12,14 @@ release that knows the key), `until` (the last one), and `was` (release -> what 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from typing import Any, Literal
 
 from packaging.version import Version
-
-from axmem_trace.files import read_table
 
 Verdict = Literal["modelled", "none", "not_modelled"]
 
@@ -43,9 +43,19 @@ class Key:
     """Values that change nothing, besides null, false and the default."""
 
 
+OWN_PLUGIN = "axmem_trace"
+"""This package has a plugin for axolotl as well, whose keys are in no release of axolotl."""
+_OWN_PLUGIN_CLASS = "axmem_trace.MemoryPlugin"
+_OWN_KEYS = {
+    "memory_check": Key(name="memory_check", type="'warn'|'stop'|null", verdict="none", plugin=OWN_PLUGIN),
+}
+
+
 @cache
 def _table() -> dict[str, Any]:
-    return read_table("axmem_trace.config.document", "keys.json")
+    text = resources.files("axmem_trace.config.document").joinpath("keys.json").read_text(encoding="utf-8")
+    table: dict[str, Any] = json.loads(text)
+    return table
 
 
 @cache
@@ -80,6 +90,18 @@ def plugins_of(version: str) -> Mapping[str, str]:
         for package, name in _table()["plugins"].items()
         if Version(version) >= Version(since.get(package, "0"))
     }
+
+
+@cache
+def known_keys(version: str) -> Mapping[str, Key]:
+    """The keys of one release of axolotl, and those of this package's plugin."""
+    return {**keys_of(version), **_OWN_KEYS}
+
+
+@cache
+def known_plugins(version: str) -> Mapping[str, str]:
+    """Package of each integration that a release has, and of this package's plugin -> the plugin's full name."""
+    return {**plugins_of(version), OWN_PLUGIN: _OWN_PLUGIN_CLASS}
 
 
 AXOLOTL_VERSION: str = _table()["axolotl_version"]

@@ -19,17 +19,14 @@ def _is(draft: Draft, name: str) -> bool:
     return bool(draft.get("optimizer") == name)
 
 
-def _runs_with_fsdp2_only(draft: Draft) -> bool:
-    name = str(draft.get("optimizer"))
-    return name in _FSDP2_ONLY or name.startswith("flash_")
-
-
 def _needs_fsdp2(draft: Draft) -> bool:
-    return _runs_with_fsdp2_only(draft) and asks_for_fsdp(draft) and not fsdp2(draft)
+    name = str(draft.get("optimizer"))
+    return (name in _FSDP2_ONLY or name.startswith("flash_")) and asks_for_fsdp(draft) and not fsdp2(draft)
 
 
 def _excludes_deepspeed(draft: Draft) -> bool:
-    return _runs_with_fsdp2_only(draft) and bool(draft.get("deepspeed"))
+    name = str(draft.get("optimizer"))
+    return (name in _FSDP2_ONLY or name.startswith("flash_")) and bool(draft.get("deepspeed"))
 
 
 OPTIMIZER_RULES = (

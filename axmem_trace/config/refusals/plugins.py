@@ -25,7 +25,7 @@ def _check(draft: Draft, name: str, key: str) -> None:
     elif ":" in dotted:
         problem = f"axolotl {draft.release.version} does not take `module:Class`"
     elif known and class_name.rpartition(".")[2] != known.rpartition(".")[2]:
-        problem = f"axolotl has no such plugin: did you mean `{known}`?"
+        problem = f"there is no such plugin: did you mean `{known}`?"
     if problem:
         draft.refuse(
             f"axolotl stops at {name!r}: {problem} (the figures are without it)", key, remedy="correct the name"
