@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace as replace_fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,13 @@ from axmem_trace.quiet import aloud, quiet_libraries
 from axmem_trace.recipe.lines import errors_in_place
 from axmem_trace.report import Report, make_report
 from axmem_trace.report.alternatives import compare_alternatives
+from axmem_trace.report.ranks import RankRun
 
 if TYPE_CHECKING:
     from axmem_trace.allocator import Reservation
     from axmem_trace.ledger import Ledger
-    from axmem_trace.model_facts import ModelFacts
-    from axmem_trace.notes import Note
     from axmem_trace.recipe.recipe import Recipe
+    from axmem_trace.training.layer_folding import TracedRun
 
 TRACED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
@@ -80,9 +81,11 @@ def estimate(
         clock.start("import", "importing torch, transformers and peft")
         import_libraries()
         spare_what_is_there()
-        facts, ledger, notes = _trace(recipe, clock)
+        run = _trace(recipe, clock)
+        facts, ledger, notes = run.facts, run.ledger, run.notes
         clock.start("replay", "replaying the allocator")
         reservation = _replay_on_card(recipe, ledger)
+        rank_runs = _record_ranks(recipe, run, reservation, clock)
         if snapshot is not None:
             _write_snapshot(snapshot, recipe, ledger)
         if alternatives and recipe.alternatives:
@@ -97,10 +100,11 @@ def estimate(
             notes=(*notes, *note_changed_figures(recipe, facts, ledger.peak().allocated_bytes)),
             versions={"axmem_trace": __version__, **{library: version(library) for library in TRACED_LIBRARIES}},
             elapsed_seconds=clock.seconds,
+            rank_runs=rank_runs,
         )
 
 
-def _trace(recipe: Recipe, clock: Stopwatch) -> tuple[ModelFacts, Ledger, tuple[Note, ...]]:
+def _trace(recipe: Recipe, clock: Stopwatch, *, rank: int | None = None) -> TracedRun:
     """The model of one rank, the record of its run, and the notes on both.
 
     Raises:
@@ -109,13 +113,32 @@ def _trace(recipe: Recipe, clock: Stopwatch) -> tuple[ModelFacts, Ledger, tuple[
     from axmem_trace.training.layer_folding import trace_run
 
     with errors_in_place(recipe):
-        run = trace_run(recipe, clock.start)
-    return run.facts, run.ledger, run.notes
+        return trace_run(recipe, clock.start, rank=rank)
+
+
+def _record_ranks(recipe: Recipe, run: TracedRun, reservation: Reservation, clock: Stopwatch) -> list[RankRun]:
+    """All groups of ranks, that of rank 0 first. Ranks with parts of other sizes are recorded too; where that would take
+    too long, they have the figures of the rank with the largest parts."""
+    if not run.groups:
+        every = tuple(range(recipe.parallel.num_gpus))
+        return [RankRun(ranks=every, ledger=run.ledger, reservation=reservation, recorded=False)]
+    runs = {0: RankRun(ranks=(0,), ledger=run.ledger, reservation=reservation)}
+    recorded = [group for group in run.groups if group.recorded]
+    for group in recorded[1:]:
+        ledger = _trace(recipe, clock, rank=group.ranks[0]).ledger
+        clock.start("replay", "replaying the allocator")
+        runs[group.ranks[0]] = RankRun(ranks=(), ledger=ledger, reservation=_replay_on_card(recipe, ledger))
+    rows = [replace_fields(runs[group.ranks[0]], ranks=group.ranks) for group in recorded]
+    others = sorted(rank for group in run.groups if not group.recorded for rank in group.ranks)
+    if others:
+        largest = max(recorded, key=lambda group: group.nbytes)
+        rows.append(replace_fields(runs[largest.ranks[0]], ranks=tuple(others), recorded=False))
+    return rows
 
 
 def _reserved_bytes(recipe: Recipe) -> int:
     """The most bytes that the allocator would hold with unlimited memory."""
-    return replay(_trace(recipe, Stopwatch(lambda stage: None))[1], recipe.allocator).peak_reserved_bytes
+    return replay(_trace(recipe, Stopwatch(lambda stage: None)).ledger, recipe.allocator).peak_reserved_bytes
 
 
 def _capacity_bytes(recipe: Recipe) -> int:
@@ -128,9 +151,7 @@ def _replay_on_card(recipe: Recipe, ledger: Ledger) -> Reservation:
     on_card = replay(ledger, recipe.allocator, capacity_bytes=_capacity_bytes(recipe))
     if on_card.out_of_memory is None:
         return on_card
-    from dataclasses import replace
-
-    return replace(replay(ledger, recipe.allocator), out_of_memory=on_card.out_of_memory)
+    return replace_fields(replay(ledger, recipe.allocator), out_of_memory=on_card.out_of_memory)
 
 
 def _write_snapshot(path: str | Path, recipe: Recipe, ledger: Ledger) -> None:

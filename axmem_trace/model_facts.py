@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 WeightRole = Literal["weight", "adapter"]
+Division = Literal["", "sharded", "replicated"]
+"""Among several GPUs: this rank has a part of the tensor, or all of it; empty on one GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +30,18 @@ class TensorFact:
     logical_elements: int
     nbytes: int
     device: Literal["gpu", "cpu"] = "gpu"
+    division: Division = ""
+    whole_elements: int = 0
+    """Of a sharded tensor: the elements of all ranks together."""
+
+    @property
+    def weights_here(self) -> int:
+        """The logical elements that the elements of this rank represent."""
+        return (
+            self.logical_elements * self.elements // self.whole_elements
+            if self.whole_elements
+            else self.logical_elements
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

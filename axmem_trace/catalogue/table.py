@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 from typing import Any
 
+from axmem_trace.files import read_table
+
+_PACKAGE = "axmem_trace.catalogue"
 _SAME_BASE = 0.95
 """The similarity of two names, one of which is the other with a suffix (`-Instruct`, `-bnb-4bit`)."""
 
@@ -55,7 +56,7 @@ class Found:
 @lru_cache(maxsize=1)
 def load_models() -> dict[str, dict[str, Any]]:
     """`models.json` and `recalled.json`: id to record. About 5 ms."""
-    return {**_load("models.json"), **_load("recalled.json")}
+    return {**read_table(_PACKAGE, "models.json"), **read_table(_PACKAGE, "recalled.json")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +71,7 @@ class Alias:
 @lru_cache(maxsize=1)
 def load_aliases() -> dict[str, Alias]:
     """`aliases.json`, inverted: alias to the model that it means."""
-    table = _load("aliases.json")
+    table = read_table(_PACKAGE, "aliases.json")
     return {
         name: Alias(of=of, kind=kind, changes=table["kinds"][kind])
         for of, by_kind in table["aliases"].items()
@@ -170,9 +171,3 @@ def _caution(record: dict[str, Any], name: str) -> str:
         )
     return (f"the bundled config.json of {name} is no copy of the published file, but {_trust_words(record['trust'])}. The "
             f"model built from it has {parameters:,} parameters, {compared}; other fields may differ")  # fmt: skip
-
-
-def _load(file: str) -> dict[str, Any]:
-    text = resources.files("axmem_trace.catalogue").joinpath(file).read_text(encoding="utf-8")
-    loaded: dict[str, Any] = json.loads(text)
-    return loaded

@@ -34,7 +34,7 @@ def run_estimate(options: argparse.Namespace) -> int:
 
 def report_refusals(report: Report, *, in_full: bool) -> None:
     """Writes to standard error why the run can't run; `in_full` if the text on standard output does not say it."""
-    from axmem_trace.render.tables import describe_refusals, refusal_lines
+    from axmem_trace.render.lines import describe_refusals, refusal_lines
 
     config = report.run.get("config", "")
     print(f"axmem_trace: {config}: this run can't run: {describe_refusals(report)}", file=sys.stderr)

@@ -33,6 +33,7 @@ from axmem_trace.config.derive.optimizer import derive_optimizer
 from axmem_trace.config.derive.parallelism import derive_parallel
 from axmem_trace.config.derive.precision import derive_precision
 from axmem_trace.config.derive.quantisation import derive_quantisation
+from axmem_trace.config.derive.rollouts import find_reward_models
 from axmem_trace.config.derive.task import derive_model
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.config.document.key_checks import (
@@ -146,6 +147,8 @@ def _resolve(
     if base is not _UNKNOWN:
         draft.attempt(refuse_on_base, draft, base, default=None)
     recipe = _derive(draft, base, target, parallel, allow_remote_code=trust_remote_code)
+    rollouts = draft.attempt(find_reward_models, draft, recipe.objective.rollouts, hub, default=None)
+    recipe = replace(recipe, objective=replace(recipe.objective, rollouts=rollouts))
     if not draft.errors:
         note_traps(draft, recipe)
         note_traps_of_ranks(draft, recipe)

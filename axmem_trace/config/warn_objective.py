@@ -107,10 +107,6 @@ def _note_rollouts(draft: Draft, recipe: Recipe) -> None:
         whose = "`vllm.gpu_memory_utilization`" if given else "the default: `vllm.gpu_memory_utilization` is not set"
         text = f"the vLLM engine takes {rollouts.engine_share:g} of the card in addition ({whose})"
         draft.note("ruled", "trl.vllm_mode", text, line=draft.line("trl.vllm_mode"))
-    if rollouts.reward_models:
-        names = ", ".join(rollouts.reward_models)
-        text = f"a model that rewards completions is not in the figures: {names} (the run needs more memory than shown)"
-        draft.note("not_modelled", "trl.reward_funcs", text, line=draft.line("trl.reward_funcs"), direction="more")
 
 
 def _note_shared_reference(draft: Draft, recipe: Recipe) -> None:

@@ -10,7 +10,9 @@ BLOCK_BYTES = 512
 `torch.cuda.memory_allocated` counts whole blocks."""
 
 Phase = Literal["load", "generate", "score", "forward", "backward", "optimizer", "eval"]
-Role = Literal["", "weight", "adapter", "reference", "gradient", "optimizer", "input", "workspace"]
+Role = Literal[
+    "", "weight", "adapter", "reference", "gradient", "optimizer", "input", "workspace", "gathered", "buckets"
+]
 Bucket = Literal["weights", "adapters", "reference", "gradients", "optimizer", "activations", "workspace"]
 BUCKETS: tuple[Bucket, ...] = (
     "weights", "adapters", "reference", "gradients", "optimizer", "activations", "workspace",
@@ -36,7 +38,8 @@ class Allocation:
         phase, step: when it was allocated; step 0 is loading, 1 the first optimizer step.
         module: dotted name of the module whose code ran (`""`: the root, or none).
         op: the operator that made it, as `aten.mm.default`.
-        role: what it was registered as; `""` for other results of operators.
+        role: what it was registered as; `""` for other results of operators. Among several GPUs, `gathered` are parameters
+            that a rank has whole for a while, and `buckets` those of DDP.
         device: `gpu` (the caching allocator), `cpu` (host memory), `managed` (CUDA managed memory, as paged optimizers
             use).
         recomputed: allocated while a checkpointed region ran again in backward.
@@ -80,6 +83,7 @@ class Allocation:
 _BUCKET_OF_ROLE: dict[str, Bucket] = {
     "weight": "weights", "adapter": "adapters", "reference": "reference", "gradient": "gradients",
     "optimizer": "optimizer", "input": "activations", "workspace": "workspace",
+    "gathered": "workspace", "buckets": "workspace",
 }  # fmt: skip
 
 

@@ -48,6 +48,8 @@ class BuiltModel:
     notes: Notes = field(default_factory=Notes)
     reference: nn.Module | None = None
     """A second model that the run compares with, frozen."""
+    reward_models: tuple[nn.Module, ...] = ()
+    """Classifiers that score generated completions, frozen."""
     reference_forward: Callable[..., Any] | None = None
     """How its wrapper is called, if it has one of its own: not in autocast, and its outputs are left as they are. None: as
     accelerate prepares a model."""

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from axmem_trace.models.dtypes import fp32_norm_modules
-from axmem_trace.parallel.carve_out import adapters_apart
+from axmem_trace.parallel.separate_adapters import find_separate_adapters
 from axmem_trace.parallel.units import bottom_up, make_wrap_policy
 from axmem_trace.recipe.parallel import Mesh
 from axmem_trace.recipe.recipe import Recipe
@@ -48,10 +48,10 @@ def shard_model(model: nn.Module, recipe: Recipe, *, device_type: str = "meta") 
         if fsdp.adapters == "own":
             _shard_adapter(module, options)
         if is_unit(module) and not isinstance(module, FSDPModule):
-            for part in adapters_apart(module):
+            for part in find_separate_adapters(module):
                 fully_shard(part, **options)
             fully_shard(module, **options)
-    for part in adapters_apart(model):
+    for part in find_separate_adapters(model):
         fully_shard(part, **options)
     fully_shard(model, **options)
 

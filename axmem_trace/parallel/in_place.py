@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from axmem_trace.ledger import Role
 from axmem_trace.tracing.patching import replaced
 from axmem_trace.tracing.recorder import Recorder
 
@@ -50,20 +51,21 @@ def gathers_recorded(recorder: Recorder) -> Iterator[None]:
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
     from torch.nn.parallel import DistributedDataParallel
 
-    def as_workspace(method: Callable[..., Any]) -> Callable[..., Any]:
+    def as_role(method: Callable[..., Any], role: Role) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            with recorder.as_role("workspace"):
+            with recorder.as_role(role):
                 return method(*args, **kwargs)
 
         return call
 
-    methods = (
-        (FSDPParamGroup, "unshard"), (FSDPParamGroup, "wait_for_unshard"), (FlatParamHandle, "pre_unshard"),
-        (FlatParamHandle, "unshard"), (DistributedDataParallel, "__init__"), (DistributedDataParallel, "_pre_forward"),
+    methods: tuple[tuple[Any, str, Role], ...] = (
+        (FSDPParamGroup, "unshard", "gathered"), (FSDPParamGroup, "wait_for_unshard", "gathered"),
+        (FlatParamHandle, "pre_unshard", "gathered"), (FlatParamHandle, "unshard", "gathered"),
+        (DistributedDataParallel, "__init__", "buckets"), (DistributedDataParallel, "_pre_forward", "buckets"),
     )  # fmt: skip
     with ExitStack() as stack:
-        for owner, name in methods:
-            stack.enter_context(replaced(owner, name, as_workspace(getattr(owner, name))))
+        for owner, name, role in methods:
+            stack.enter_context(replaced(owner, name, as_role(getattr(owner, name), role)))
         yield
 
 

@@ -15,8 +15,9 @@ from axmem_trace.models.built import BuiltModel
 from axmem_trace.parallel import ddp, fsdp1, fsdp2
 from axmem_trace.parallel.in_place import gathers_recorded, resizes_recorded, shapes_planned_unseen, streams_recorded
 from axmem_trace.parallel.process_group import open_process_group
+from axmem_trace.parallel.ranks import all_alike, group_fsdp1, group_fsdp2
 from axmem_trace.parallel.reference import divide_reference
-from axmem_trace.parallel.residents import describe_rank, flat_shards, local_tensors
+from axmem_trace.parallel.residents import describe_rank, flat_shards, local_tensors, sharded_names
 from axmem_trace.parallel.spread import Spread
 from axmem_trace.parallel.zero.install import with_zero
 from axmem_trace.recipe.recipe import Recipe
@@ -75,7 +76,8 @@ def _with_ddp(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread:
     wrapped = ddp.wrap_model(built.module, recipe.parallel.ddp)
     return Spread(
         call=wrapped,
-        facts=built.facts,
+        facts=describe_rank(built.facts, _tensors_of_rank(built)),
+        groups=all_alike(recipe.parallel.num_gpus),
         without_sync=wrapped.no_sync,
     )
 
@@ -94,7 +96,8 @@ def _with_fsdp2(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread
     tensors = _tensors_of_rank(built)
     return Spread(
         call=model,
-        facts=describe_rank(built.facts, tensors),
+        facts=describe_rank(built.facts, tensors, sharded=sharded_names(model)),
+        groups=group_fsdp2(model, recipe.parallel),
         without_sync=lambda: _unsynced(model),
     )
 
@@ -124,6 +127,7 @@ def _with_fsdp1(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread
     return Spread(
         call=wrapped,
         facts=describe_rank(built.facts, tensors, shards),
+        groups=group_fsdp1(wrapped, recipe.parallel),
         without_sync=wrapped.no_sync,
         clip=clip,
         shards=shards,

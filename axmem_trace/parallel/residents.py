@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from axmem_trace.model_facts import ModelFacts, TensorFact
+from axmem_trace.model_facts import Division, ModelFacts, TensorFact
 from axmem_trace.parallel.units import plain_name
 from axmem_trace.tracing.storage_record import local_part
 
@@ -23,12 +23,22 @@ class FlatShard:
     tensor: torch.Tensor
     parts: Mapping[str, int]
     """Elements of it that belong to each parameter, by plain name."""
+    is_part: bool = True
+    """False: every rank has all of it."""
 
 
 def local_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """This rank's part of each parameter and buffer, by plain name."""
     named = (*model.named_buffers(remove_duplicate=False), *model.named_parameters(remove_duplicate=False))
     return {plain_name(name): local_part(tensor) for name, tensor in named}
+
+
+def sharded_names(model: nn.Module) -> frozenset[str]:
+    """Parameters that FSDP2 or tensor parallelism has divided, by plain name."""
+    from torch.distributed.tensor import DTensor
+
+    named = model.named_parameters(remove_duplicate=False)
+    return frozenset(plain_name(name) for name, parameter in named if isinstance(parameter, DTensor))
 
 
 def flat_shards(model: nn.Module, wrapped: Any) -> Iterator[FlatShard]:
@@ -50,7 +60,10 @@ def flat_shards(model: nn.Module, wrapped: Any) -> Iterator[FlatShard]:
 
 
 def describe_rank(
-    facts: ModelFacts, tensors: Mapping[str, torch.Tensor], shards: Sequence[FlatShard] = ()
+    facts: ModelFacts,
+    tensors: Mapping[str, torch.Tensor],
+    shards: Sequence[FlatShard] = (),
+    sharded: frozenset[str] = frozenset(),
 ) -> ModelFacts:
     """The facts of the whole model, with this rank's bytes and elements; the numbers of weights stay those of the whole
     model.
@@ -59,22 +72,28 @@ def describe_rank(
         facts: of the model before it was divided.
         tensors: this rank's, by plain name; for FSDP1 the flat shards count instead.
         shards: FSDP1's flat ones. Their padding is a separate row.
+        sharded: names of the tensors that are parts; every rank has the others whole.
     """
     parts = {name: (shard, count) for shard in shards for name, count in shard.parts.items()}
     rows: list[TensorFact] = []
     for fact in facts.tensors:
         if fact.name in parts:
             shard, elements = parts[fact.name]
-            rows.append(_as_on_rank(fact, shard.tensor, elements, elements * shard.tensor.element_size()))
+            nbytes = elements * shard.tensor.element_size()
+            rows.append(_as_on_rank(fact, shard.tensor, elements, nbytes, "sharded" if shard.is_part else "replicated"))
         else:
             tensor = tensors[fact.name]
-            rows.append(_as_on_rank(fact, tensor, tensor.numel(), tensor.untyped_storage().nbytes()))
+            nbytes = tensor.untyped_storage().nbytes()
+            division: Division = "sharded" if fact.name in sharded else "replicated"
+            rows.append(_as_on_rank(fact, tensor, tensor.numel(), nbytes, division))
     rows.extend(_padding(shards))
     return replace(facts, tensors=tuple(rows))
 
 
-def _as_on_rank(fact: TensorFact, tensor: torch.Tensor, elements: int, nbytes: int) -> TensorFact:
-    return replace(fact, dtype=str(tensor.dtype).removeprefix("torch."), elements=elements, nbytes=nbytes)
+def _as_on_rank(fact: TensorFact, tensor: torch.Tensor, elements: int, nbytes: int, division: Division) -> TensorFact:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    whole = fact.elements if division == "sharded" else 0
+    return replace(fact, dtype=dtype, elements=elements, nbytes=nbytes, division=division, whole_elements=whole)
 
 
 def _padding(shards: Sequence[FlatShard]) -> Iterator[TensorFact]:
@@ -85,4 +104,5 @@ def _padding(shards: Sequence[FlatShard]) -> Iterator[TensorFact]:
             name = f"{shard.module}.(padding)".lstrip(".")
             yield TensorFact(name=name, module=shard.module, kind="parameter", role=shard.role,
                              dtype=str(shard.tensor.dtype).removeprefix("torch."), trainable=shard.tensor.requires_grad,
-                             elements=elements, logical_elements=0, nbytes=nbytes)  # fmt: skip
+                             elements=elements, logical_elements=0, nbytes=nbytes,
+                             division="sharded" if shard.is_part else "replicated")  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from axmem_trace.model_facts import ModelFacts
+from axmem_trace.parallel.ranks import RankGroup
 from axmem_trace.parallel.residents import FlatShard
 
 
@@ -32,6 +33,8 @@ class Spread:
         call: the outermost wrapper, whose forward is the model's.
         facts: of this rank.
         reference: the forward of a second model that has a wrapper of its own; None: it is whole, or there is none.
+        groups: ranks that hold parts of equal sizes, rank 0 in the first group; empty if the recorded rank is the one that
+            holds the most.
         shards: FSDP1's flat ones, which hold several parameters each.
         without_sync: open during a micro-batch whose gradients are not reduced.
         with_optimizer: called with this object and the optimizer once that is made, if the engine changes it; returns the
@@ -46,5 +49,6 @@ class Spread:
     clip: Callable[[Sequence[nn.Parameter], float], torch.Tensor] | None = None
     reference: Callable[..., Any] | None = None
     shards: tuple[FlatShard, ...] = ()
+    groups: tuple[RankGroup, ...] = ()
     with_optimizer: Callable[[Spread, Any], Spread] | None = None
     engine: Engine | None = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from axmem_trace.recipe.model import BaseModel
+
 Method = Literal["supervised", "dpo", "ipo", "simpo", "orpo", "kto", "grpo", "gdpo", "ebft", "reward", "process_reward"]
 LossHelpers = Literal["trl", "axolotl", "torch"]
 Engine = Literal["transformers", "vllm_server", "vllm_colocate"]
@@ -52,8 +54,8 @@ class Rollouts:
     top_p: float = 1.0
     loss_type: str = "dapo"
     entropy_trains: bool = False
-    reward_models: tuple[str, ...] = ()
-    """Base models that score completions."""
+    reward_models: tuple[BaseModel, ...] = ()
+    """Classifiers on the GPU that score completions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

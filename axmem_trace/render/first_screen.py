@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from axmem_trace.render.hints import PLAIN_DTYPES, list_hints
-from axmem_trace.render.tables import alert_lines, describe_engine, describe_moment, describe_refusals
+from axmem_trace.render.lines import alert_lines, describe_refusals
+from axmem_trace.render.tables import describe_engine, describe_moment
 from axmem_trace.report.holders import LAYER_WEIGHTS
 from axmem_trace.report.verdict import MEASURED_ERROR
 from axmem_trace.units import format_bytes, gib

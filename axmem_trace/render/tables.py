@@ -11,23 +11,14 @@ from axmem_trace.report.row_folding import group_repeated
 from axmem_trace.units import format_bytes, gib
 
 if TYPE_CHECKING:
-    from axmem_trace.notes import NoteKind
     from axmem_trace.report.report import Report
-    from axmem_trace.report.types import Buckets, Choice, DtypeRow, Engine, ModuleRow, PhaseUse, Resident
+    from axmem_trace.report.types import Buckets, DtypeRow, Engine, ModuleRow, PhaseUse, Resident
 
 NUM_TOP_MODULES = 12
 DEFAULT_DEPTH = 5
 """Parts of a module's name that are shown if no depth is given: `base_model.model.model.layers.3`."""
 PEFT_PREFIX = "base_model.model."
 """peft's wrappers, outside every module of the base model: left out of the printed names."""
-NOTE_TITLES: dict[NoteKind, str] = {
-    "not_modelled": "Not modelled: changes memory, and is not in the figures",
-    "assumed": "Assumed",
-    "ruled": "Ruled: formulas for kernels whose code cannot run here",
-    "traced": "Traced: recorded from the libraries' own code",
-    "ignored": "Ignored: without effect on memory, or unknown to axolotl",
-}
-"""The kinds of notes that follow the tables, in the order in which they are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +46,7 @@ def make_tables(report: Report, depth: int | None = None) -> list[Table]:
     return [
         buckets_table(report),
         resident_table(report),
+        *([ranks_table(report), division_table(report)] if report.ranks else []),
         phases_table(report),
         dtypes_table(report),
         modules_table(report, depth),
@@ -172,6 +164,30 @@ def resident_table(report: Report) -> Table:
                  footnote="tensor bytes, before the allocator rounds them up to blocks of 512")  # fmt: skip
 
 
+def ranks_table(report: Report) -> Table:
+    """The ranks of a run on several GPUs; those with parts of equal sizes share a row."""
+    rows = []
+    for use in report.ranks:
+        name = f"rank{'s' if use.count > 1 else ''} {use.ranks}"
+        words = ["the most"] if use.worst and len(report.ranks) > 1 else []
+        words += ["at most"] if use.basis == "at most" else []
+        sizes = (use.allocated_bytes, use.reserved_bytes, use.device_bytes, use.host_bytes)
+        rows.append((name, *map(format_bytes, sizes), describe_moment(use.phase, use.step), ", ".join(words)))
+    columns = (Column("ranks", number=False), Column("allocated"), Column("reserved"), Column("nvidia-smi"),
+               Column("host memory", from_width=80), Column("highest in", number=False, from_width=90),
+               Column("", number=False, from_width=60))  # fmt: skip
+    return Table("Ranks: those with parts of equal sizes in one row", columns, tuple(rows))
+
+
+def division_table(report: Report) -> Table:
+    """What rank 0 has a part of, what every rank has whole, and what it gathers for a while."""
+    rows = tuple((row.name, *map(format_bytes, (row.sharded_bytes, row.replicated_bytes, row.gathered_bytes)))
+                 for row in report.division)  # fmt: skip
+    columns = (Column("what", number=False), Column("sharded"), Column("replicated"), Column("gathered"))
+    return Table("Maximum of each on a rank: its part, or the whole", columns, rows,
+                 footnote="gathered: whole for a while, by exchange among the ranks")  # fmt: skip
+
+
 def phases_table(report: Report) -> Table:
     """The most live bytes of each phase, the allocator's bytes, and the bytes at the end."""
 
@@ -223,13 +239,15 @@ def modules_table(report: Report, depth: int | None = None) -> Table:
     """The modules with the most memory; repeated layers share a row. With `depth`, all modules down to it."""
     folded = report.by_module(DEFAULT_DEPTH if depth is None else depth)
     grouped = [row for row in group_repeated(folded) if row.held_bytes]
+    shares = bool(report.ranks)
     ranked = grouped if depth is not None else sorted(grouped, key=lambda row: -row.held_bytes)
     shown = ranked if depth is not None else ranked[:NUM_TOP_MODULES]
     rest = ranked[len(shown) :]
-    rows = [_module_cells(_module_label(row.name), row.class_name, [row]) for row in shown]
+    rows = [_module_cells(_module_label(row.name), row.class_name, [row], shares=shares) for row in shown]
     if rest:
-        rows.append(_module_cells(f"({len(rest)} more)", "", rest))
-    columns = (Column("module", number=False), Column("class", number=False, from_width=130),
+        rows.append(_module_cells(f"({len(rest)} more)", "", rest, shares=shares))
+    held_as = (Column("weights are", number=False, from_width=60),) if shares else ()
+    columns = (Column("module", number=False), Column("class", number=False, from_width=130), *held_as,
                Column("weights", from_width=60), Column("gradients", from_width=96), Column("optimizer", from_width=96),
                Column("activations", from_width=60), Column("together"))  # fmt: skip
     footnote = "--depth N shows deeper modules, --format json has every one"
@@ -239,69 +257,25 @@ def modules_table(report: Report, depth: int | None = None) -> Table:
     if any(row.name.startswith(PEFT_PREFIX) for row in shown):
         footnote += f"; names are relative to {PEFT_PREFIX[:-1]}"
     return Table("Modules: memory of each without its submodules, activations at the peak", columns, tuple(rows),
-                 total=_module_cells("sum", "", ranked), footnote=footnote)  # fmt: skip
+                 total=_module_cells("sum", "", ranked, shares=shares), footnote=footnote)  # fmt: skip
 
 
 def _module_label(name: str) -> str:
     return name.removeprefix(PEFT_PREFIX) or "(root)"
 
 
-def _module_cells(name: str, class_name: str, rows: Sequence[ModuleRow]) -> tuple[str, ...]:
+def _module_cells(name: str, class_name: str, rows: Sequence[ModuleRow], *, shares: bool) -> tuple[str, ...]:
+    """A row; on several GPUs (`shares`) with the words for how its weights are divided."""
     columns = ("weight_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "held_bytes")
-    return (name, class_name, *(format_bytes(sum(getattr(row, column) for row in rows)) for column in columns))
+    return (
+        name,
+        class_name,
+        *([_held_as(rows)] if shares else []),
+        *(format_bytes(sum(getattr(row, column) for row in rows)) for column in columns),
+    )
 
 
-def choice_lines(report: Report) -> list[tuple[str, str]]:
-    """Each value that is used (`key = value`) and why."""
-
-    def why(choice: Choice) -> str:
-        return "; ".join(part for part in (_origin(choice.origin, choice.line), choice.text) if part)
-
-    return [(f"{path} = {choice.value}", why(choice)) for path, choice in report.choices.items()]
-
-
-def _origin(origin: str, line: int) -> str:
-    words = {"config": "the configuration", "default": "default", "derived": "derived", "assume": "--assume",
-             "override": "--set"}.get(origin, origin)  # fmt: skip
-    return f"{words}, line {line}" if line else words
-
-
-def alert_lines(report: Report) -> list[tuple[str, list[str]]]:
-    """Texts near the verdict, each a title and its lines: why the run can't run, and the warnings."""
-    groups = [(f"THIS RUN CAN'T RUN: {describe_refusals(report)}", refusal_lines(report)),
-              ("Warnings", _lines_of(report, "warning"))]  # fmt: skip
-    return [(title, lines) for title, lines in groups if lines]
-
-
-def describe_refusals(report: Report) -> str:
-    """How many reasons there are, and in which lines of the file."""
-    count = len(report.refusals)
-    places = sorted({refusal.line for refusal in report.refusals if refusal.line})
-    text = "1 reason" if count == 1 else f"{count} reasons"
-    return f"{text} (line{'s' if len(places) > 1 else ''} {', '.join(map(str, places))})" if places else text
-
-
-def refusal_lines(report: Report) -> list[str]:
-    """One line for each reason: key, line, value, reason and what to do."""
-    lines = []
-    for refusal in report.refusals:
-        place = f" (line {refusal.line})" if refusal.line else ""
-        value = f" = {refusal.value}" if refusal.value else ""
-        remedy = f". What to do: {refusal.remedy}" if refusal.remedy else ""
-        lines.append(f"{refusal.key}{value}{place}: {refusal.reason}{remedy}")
-    return lines
-
-
-def note_lines(report: Report) -> list[tuple[str, list[str]]]:
-    """The other notes by kind: a title and its lines."""
-    groups = [(title, _lines_of(report, kind)) for kind, title in NOTE_TITLES.items()]
-    return [(title, lines) for title, lines in groups if lines]
-
-
-def _lines_of(report: Report, kind: NoteKind) -> list[str]:
-    lines = []
-    for note in report.by_kind.get(kind, ()):
-        key = f"{note.key} (line {note.line})" if note.line else note.key
-        size = f" [{format_bytes(note.bytes)}]" if note.bytes else ""
-        lines.append(f"{key}: {note.text}{size}" if key else f"{note.text}{size}")
-    return lines
+def _held_as(rows: Sequence[ModuleRow]) -> str:
+    """Whether a rank has a part of the weights, all of them, or a part of some."""
+    weights, sharded = sum(row.weight_bytes for row in rows), sum(row.sharded_bytes for row in rows)
+    return "" if not weights else "sharded" if sharded == weights else "partly sharded" if sharded else "replicated"

@@ -22,6 +22,7 @@ _HEADS = ("lm_head", "embed_out", "output_projection", "score", "classifier")
 """Names of output layers in transformers' models."""
 _BY_BUCKET = {"adapters": "adapter weights", "reference": "reference model's weights", "gradients": "gradients",
               "optimizer": OPTIMIZER_STATES}  # fmt: skip
+_BY_ROLE = {"gathered": "gathered parameters", "buckets": "DDP's buckets of gradients"}
 _BY_OPERATOR = (
     ("cublas", "cuBLAS workspace"),
     ("all_gather", "gathered parameters"),
@@ -92,6 +93,8 @@ def _stack_of(module: str) -> str:
 
 def _name(allocation: Allocation, places: _Places) -> str:
     bucket, module = allocation.bucket, allocation.module
+    if bucket == "reference" and module.startswith("reward_model"):
+        return "reward model's weights"
     if bucket in _BY_BUCKET:
         return _BY_BUCKET[bucket]
     if bucket == "weights":
@@ -121,6 +124,8 @@ def _name_weights(module: str, places: _Places) -> str:
 
 
 def _name_workspace(allocation: Allocation) -> str:
+    if allocation.role in _BY_ROLE:
+        return _BY_ROLE[allocation.role]
     operator = allocation.op.lower()
     for word, name in _BY_OPERATOR:
         if word in operator:

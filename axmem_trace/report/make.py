@@ -16,23 +16,10 @@ from axmem_trace.report.engine import make_engine
 from axmem_trace.report.holders import list_holders, name_holder
 from axmem_trace.report.modules import make_module_rows
 from axmem_trace.report.phases import make_phases, make_timeline
+from axmem_trace.report.ranks import RankRun, make_division, make_ranks
 from axmem_trace.report.report import Report
-from axmem_trace.report.types import (
-    AfterLoad,
-    AxolotlRelease,
-    BatchShape,
-    Buckets,
-    Choice,
-    DtypeRow,
-    Elsewhere,
-    Host,
-    ModelSummary,
-    OutOfMemory,
-    Peak,
-    Refusal,
-    Resident,
-    TargetGpu,
-)
+from axmem_trace.report.run_types import AxolotlRelease, BatchShape, Choice, ModelSummary, Refusal, TargetGpu
+from axmem_trace.report.types import AfterLoad, Buckets, DtypeRow, Elsewhere, Host, OutOfMemory, Peak, Resident
 from axmem_trace.report.verdict import bytes_besides_activations, judge, name_verdict
 from axmem_trace.report.warn import note_costly_evaluation, note_other_libraries
 from axmem_trace.report.wording import describe_run
@@ -47,6 +34,7 @@ def make_report(
     notes: Sequence[Note],
     versions: Mapping[str, str],
     elapsed_seconds: Mapping[str, float],
+    rank_runs: Sequence[RankRun] = (),
 ) -> Report:
     """Classifies the recorded facts and sums them up.
 
@@ -56,6 +44,8 @@ def make_report(
         notes: of every stage; the recipe's own are added if they are missing.
         versions: of the libraries that were traced.
         elapsed_seconds: by stage.
+        rank_runs: on several GPUs the groups of ranks, the first that of rank 0; `ledger` and `reservation` are that
+            rank's.
     """
     found = survey(ledger)
     peak = _make_peak(recipe, facts, found, reservation)
@@ -66,14 +56,16 @@ def make_report(
     late = (*note_costly_evaluation(recipe, phases), *note_other_libraries(recipe.axolotl, versions))
     shown = notes_in_place(recipe, (*recipe.notes, *notes, *late))
     engine = make_engine(recipe, peak, phases)
-    needed_bytes = engine.together_bytes if engine else peak.device_bytes
-    can_run = failure is None and (engine is None or engine.starts)
+    ranks = make_ranks(recipe, rank_runs)
+    needed_bytes = max([engine.together_bytes if engine else peak.device_bytes, *(use.device_bytes for use in ranks)])
+    failed = [run for run in rank_runs if run.reservation.out_of_memory is not None]
+    can_run = failure is None and not failed and (engine is None or engine.starts)
     figures_fit = (needed_bytes <= memory_bytes and can_run) if memory_bytes else None
     within = not memory_bytes or bytes_besides_activations(buckets) <= memory_bytes
     fits, why = judge(figures_fit, shown, fits_without_activations=within)
     headroom_bytes = memory_bytes - needed_bytes if memory_bytes else None
     report = Report(
-        run=describe_run(recipe),
+        run=describe_run(recipe, ranks),
         model=_make_model(facts),
         batch=_make_batch(recipe),
         gpu=_make_gpu(recipe),
@@ -89,6 +81,8 @@ def make_report(
         after_load=AfterLoad(allocated_bytes=phases["load"].end_bytes if "load" in phases else 0),
         phases=phases,
         buckets=buckets,
+        ranks=ranks,
+        division=make_division(recipe, facts, ledger, resident),
         holders=list_holders(facts, ledger, peak_tick=peak.tick),
         resident=resident,
         host=Host(cpu=_make_elsewhere(ledger, "cpu"), managed=_make_elsewhere(ledger, "managed")),
@@ -168,9 +162,9 @@ def _make_dtypes(facts: ModelFacts) -> tuple[DtypeRow, ...]:
     sums: dict[tuple[str, str, bool, bool], list[int]] = {}
     for fact in facts.tensors:
         if fact.device == "gpu":
-            packed = fact.logical_elements > fact.elements
+            packed = fact.weights_here > fact.elements
             row = sums.setdefault((fact.kind, fact.dtype, fact.trainable, packed), [0, 0, 0, 0])
-            for index, number in enumerate((1, fact.elements, fact.nbytes, fact.logical_elements)):
+            for index, number in enumerate((1, fact.elements, fact.nbytes, fact.weights_here)):
                 row[index] += number
     rows = [
         DtypeRow(kind="parameter" if kind == "parameter" else "buffer", dtype=dtype, trainable=trainable,

@@ -46,10 +46,12 @@ def _count_tensors(facts: ModelFacts, owner: Callable[[str], str]) -> dict[str, 
     """Parameters on all devices; weight bytes (with adapters and buffers) only on the GPU."""
     parameters = [fact for fact in facts.tensors if fact.kind == "parameter"]
     trainable = [fact for fact in parameters if fact.trainable]
+    on_gpu = [fact for fact in facts.tensors if fact.device == "gpu"]
     return {
         "parameters": sum_by((owner(fact.module), fact.logical_elements) for fact in facts.tensors),
         "trainable_parameters": sum_by((owner(fact.module), fact.logical_elements) for fact in trainable),
-        "weight_bytes": sum_by((owner(fact.module), fact.nbytes) for fact in facts.tensors if fact.device == "gpu"),
+        "weight_bytes": sum_by((owner(fact.module), fact.nbytes) for fact in on_gpu),
+        "sharded_bytes": sum_by((owner(fact.module), fact.nbytes) for fact in on_gpu if fact.division == "sharded"),
     }
 
 

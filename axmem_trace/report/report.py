@@ -9,25 +9,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from axmem_trace.notes import Note
 from axmem_trace.report.codec import decode_report, encode
+from axmem_trace.report.rank_types import Division, RankUse
 from axmem_trace.report.row_folding import fold_modules
+from axmem_trace.report.run_types import AxolotlRelease, BatchShape, Choice, ModelSummary, Refusal, TargetGpu
 from axmem_trace.report.types import (
     AfterLoad,
-    AxolotlRelease,
-    BatchShape,
     Buckets,
-    Choice,
     DtypeRow,
     Engine,
     Holder,
     Host,
-    ModelSummary,
     ModuleRow,
     OutOfMemory,
     Peak,
     PhaseUse,
-    Refusal,
     Resident,
-    TargetGpu,
     TimelinePoint,
 )
 from axmem_trace.report.verdict import Verdict
@@ -69,6 +65,10 @@ class Report:
     phases: Mapping[str, PhaseUse]
     """`load`, `step_1`, `step_2` and, where recorded, `eval`, in order of time."""
     buckets: Buckets
+    ranks: tuple[RankUse, ...] = ()
+    """On several GPUs: all ranks, those with parts of equal sizes in one row; empty on one GPU."""
+    division: tuple[Division, ...] = ()
+    """On several GPUs: what is divided among them, for rank 0; empty on one GPU."""
     holders: tuple[Holder, ...] = ()
     """Memory at the peak by names that a user knows, the largest first."""
     resident: Resident

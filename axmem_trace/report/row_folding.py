@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from axmem_trace.report.types import ModuleRow
 
 SUMMED = ("parameters", "trainable_parameters", "weight_bytes", "gradient_bytes", "optimizer_bytes",
-          "activation_bytes", "kept_bytes", "output_bytes", "num_modules")  # fmt: skip
+          "activation_bytes", "kept_bytes", "output_bytes", "sharded_bytes",
+          "num_modules")  # fmt: skip
 
 
 def depth_of(name: str) -> int:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from axmem_trace.recipe.parallel import engine_name
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.report.rank_types import RankUse
+from axmem_trace.units import format_bytes
 
 
-def describe_run(recipe: Recipe) -> dict[str, str]:
-    """Phrases by topic, in the order of reading."""
+def describe_run(recipe: Recipe, ranks: Sequence[RankUse] = ()) -> dict[str, str]:
+    """Phrases by topic, in the order of reading.
+
+    Args:
+        ranks: of a run on several GPUs, rank 0 in the first row.
+    """
     silent = {"log": "none"} if recipe.objective.is_preference else {}
     return {
         "config": recipe.name,
         "method": _method(recipe),
-        **({"ranks": describe_ranks(recipe)} if recipe.parallel.num_gpus > 1 else {}),
+        **({"ranks": describe_ranks(recipe, ranks)} if recipe.parallel.num_gpus > 1 else {}),
         "base": _base(recipe),
         "precision": _precision(recipe),
         "optimizer": f"{recipe.optimizer.name} ({recipe.optimizer.implementation})",
@@ -32,7 +40,7 @@ _TRAINED_FOR = {"dpo": "DPO", "ipo": "IPO", "simpo": "SimPO", "orpo": "ORPO", "k
                 "ebft": "EBFT", "reward": "reward model", "process_reward": "process reward model"}  # fmt: skip
 
 
-def describe_ranks(recipe: Recipe) -> str:
+def describe_ranks(recipe: Recipe, ranks: Sequence[RankUse] = ()) -> str:
     """How many GPUs, their mesh, and for which of them the figures are."""
     parallel = recipe.parallel
     text = f"{parallel.num_gpus} GPUs"
@@ -43,13 +51,23 @@ def describe_ranks(recipe: Recipe) -> str:
     if not parallel.is_modelled:
         return f"{text}; the figures are for a single GPU"
     if parallel.engine == "ddp":
-        return f"{text}, DDP: the figures are for each rank"
+        return f"{text}, DDP: the figures are {_whose(ranks)}"
     copies = f", {parallel.mesh.replicate} copies" if parallel.mesh.replicate > 1 else ""
     name = engine_name(parallel.engine)
     if parallel.engine in ("zero1", "zero2"):
         return f"{text}, {name}: the figures are for the rank that keeps the most gradients"
-    shards = f"{name}, {parallel.mesh.num_shards} shards{copies}"
-    return f"{text}, {shards}: the figures are for rank 0, which holds the most"
+    return f"{text}, {name}, {parallel.mesh.num_shards} shards{copies}: the figures are {_whose(ranks)}"
+
+
+def _whose(ranks: Sequence[RankUse]) -> str:
+    """The ranks that the figures are for, and the rank that needs the most, if it is another."""
+    if len(ranks) < 2:
+        return "for each rank"
+    worst = next(use for use in ranks if use.worst)
+    if worst is ranks[0]:
+        return "for rank 0; no other needs more"
+    most = format_bytes(worst.device_bytes)
+    return f"for rank 0, whose figures axolotl logs; rank {worst.ranks} needs the most, {most}"
 
 
 def _method(recipe: Recipe) -> str:

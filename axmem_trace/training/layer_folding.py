@@ -22,6 +22,7 @@ from axmem_trace.model_facts import ModelFacts
 from axmem_trace.models.layer_folding import Folding, NoFolding
 from axmem_trace.notes import Note
 from axmem_trace.parallel.install import open_ranks
+from axmem_trace.parallel.ranks import RankGroup
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.loading import load_models
@@ -46,13 +47,18 @@ class TracedRun:
     notes: tuple[Note, ...]
     not_folded: str = ""
     """Why every layer was traced; empty if repeated layers were traced once."""
+    groups: tuple[RankGroup, ...] = ()
+    """On several GPUs: which ranks hold parts of equal sizes."""
 
 
-def trace_run(recipe: Recipe, start: Callable[[str, str], None] = lambda stage, text: None) -> TracedRun:
+def trace_run(
+    recipe: Recipe, start: Callable[[str, str], None] = lambda stage, text: None, *, rank: int | None = None
+) -> TracedRun:
     """Builds the model and traces its run on meta.
 
     Args:
         start: called with each stage (`build`, `trace`) as it begins, and a text for the reader.
+        rank: of a run on several GPUs; None: the one that holds the most, else 0.
 
     Raises:
         ConfigError: the model can't be built, or the run can't be traced, as the recipe asks.
@@ -60,13 +66,13 @@ def trace_run(recipe: Recipe, start: Callable[[str, str], None] = lambda stage, 
     why = "--assume fold=false"
     if recipe.fold:
         try:
-            return _trace_folded(recipe, start)
+            return _trace_folded(recipe, start, rank)
         except CannotFold as reason:
             why = str(reason)
         except Exception as error:  # an error of the whole model is reported for the whole model, below
             why = f"{type(error).__name__} in a short model: {error}"
-    part = _trace(recipe, NoFolding(), start)
-    return TracedRun(part.facts, part.ledger, part.notes, not_folded=why)
+    part = _trace(recipe, NoFolding(), start, rank)
+    return TracedRun(part.facts, part.ledger, part.notes, why, part.groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +83,13 @@ class _Part:
     facts: ModelFacts
     ledger: Ledger
     notes: tuple[Note, ...]
+    groups: tuple[RankGroup, ...]
 
 
-def _trace(recipe: Recipe, folding: Folding, start: Callable[[str, str], None]) -> _Part:
+def _trace(recipe: Recipe, folding: Folding, start: Callable[[str, str], None], rank: int | None) -> _Part:
     start("build", f"building {recipe.model.base.name}")
     recording = make_recording(recipe)
-    with open_ranks(recipe, recording) as divide:
+    with open_ranks(recipe, recording, rank=rank) as divide:
         built = load_models(recipe, recording, folding)
         spread = divide(built)
         optimizer = build_optimizer(recipe, built.module)
@@ -92,17 +99,18 @@ def _trace(recipe: Recipe, folding: Folding, start: Callable[[str, str], None]) 
         traced = record_run(recipe, built, optimizer, recording=recording, spread=spread,
                             progress=lambda text: start("trace", text))  # fmt: skip
     facts = folding.complete(spread.facts) if spread is not None else built.whole_facts
-    return _Part(recording.recorder, facts, traced.ledger, (*built.notes, *optimizer.notes, *traced.notes))
+    groups = spread.groups if spread is not None else ()
+    return _Part(recording.recorder, facts, traced.ledger, (*built.notes, *optimizer.notes, *traced.notes), groups)
 
 
-def _trace_folded(recipe: Recipe, start: Callable[[str, str], None]) -> TracedRun:
+def _trace_folded(recipe: Recipe, start: Callable[[str, str], None], rank: int | None) -> TracedRun:
     refuse_recipe(recipe)
     folding = Folding(recipe)
-    part = _trace(recipe, folding, start)
+    part = _trace(recipe, folding, start, rank)
     repetition = folding.repetition
     assert repetition is not None, "the model was cut"
     sections = find_sections(part.ledger, part.recorder.event_layers(), repetition)
-    longer = _trace(recipe, Folding(recipe, repetition.with_periods(repetition.periods + 1)), start)
+    longer = _trace(recipe, Folding(recipe, repetition.with_periods(repetition.periods + 1)), start, rank)
     growth = growing_sizes(part.ledger, sections, repetition, longer.ledger)
     for index in growth:
         if part.ledger.allocations[index].op not in GROW_WITH_DEPTH:
@@ -114,7 +122,7 @@ def _trace_folded(recipe: Recipe, start: Callable[[str, str], None]) -> TracedRu
             f"a note depends on how many layers are left out: {_first_difference(part.notes, longer.notes)}"
         )
     ledger = Unfolding(part.ledger, sections, repetition, repetition.missing, growth).make()
-    return TracedRun(part.facts, ledger, part.notes)
+    return TracedRun(part.facts, ledger, part.notes, groups=part.groups)
 
 
 def _first_difference(one: tuple[Note, ...], other: tuple[Note, ...]) -> str:

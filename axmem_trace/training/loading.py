@@ -24,6 +24,7 @@ from axmem_trace.models.device_map import is_on_host
 from axmem_trace.models.layer_folding import Folding, NoFolding
 from axmem_trace.models.quantisation import iterate_bnb_states
 from axmem_trace.models.reference import build_reference
+from axmem_trace.models.reward_models import build_reward_models, reward_name
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recording_mode import RecordingMode
@@ -47,7 +48,22 @@ def load_models(recipe: Recipe, recording: RecordingMode, folding: Folding | Non
     def watch(own: Recipe) -> WatchLoading:
         return LoadRecorder(recording, own, role="reference").loaded
 
-    return replace(built, reference=build_reference(recipe, watch=watch))
+    reference = build_reference(recipe, watch=watch)
+    return replace(built, reference=reference, reward_models=_load_reward_models(recipe, recording))
+
+
+def _load_reward_models(recipe: Recipe, recording: RecordingMode) -> tuple[nn.Module, ...]:
+    """Read on the host and then moved to the GPU, a tensor at a time, after all other models."""
+    models = build_reward_models(recipe)
+    if models:
+        recording.recorder.mark("load", 0)
+    for number, model in enumerate(models):
+        for name, module in model.named_modules():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    owner = f"{reward_name(number)}.{name}".rstrip(".")
+                    recording.recorder.register(tensor, role="reference", module=owner)
+    return models
 
 
 class LoadRecorder:
@@ -112,8 +128,8 @@ class LoadRecorder:
 
     def _counted_bytes(self, module: nn.Module, parameter: nn.Parameter) -> int:
         """The size by transformers' quantizers (`param_element_size`): half a byte per weight for 4-bit linears."""
-        state = getattr(parameter, "quant_state", None)
-        return int(torch.Size(state.shape).numel()) // 2 if state is not None else parameter.nbytes
+        is_packed = getattr(parameter, "quant_state", None) is not None
+        return _num_weights(parameter) // 2 if is_packed else parameter.nbytes
 
     def _place_weights(self, model: nn.Module) -> None:
         if self.recipe.older.loading == "before_4_50" and self.recipe.quantisation.method != "none":

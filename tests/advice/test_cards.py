@@ -15,7 +15,7 @@ from axmem_trace.catalogue.gpus import find_gpu, list_usual_cards
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
 from axmem_trace.render.cards import render_fits
-from axmem_trace.report.types import Refusal
+from axmem_trace.report.run_types import Refusal
 from axmem_trace.units import GIB
 
 

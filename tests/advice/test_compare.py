@@ -18,7 +18,7 @@ from axmem_trace.advice.measured import read_log, read_snapshot
 from axmem_trace.allocator import parse_alloc_conf, replay
 from axmem_trace.errors import ConfigError
 from axmem_trace.render.comparison import render_comparison
-from axmem_trace.report.types import Choice
+from axmem_trace.report.run_types import Choice
 from axmem_trace.snapshot import write_snapshot
 from axmem_trace.units import GIB
 

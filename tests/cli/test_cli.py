@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,15 +13,8 @@ import pytest
 from support.hand_made_run import make_hand_made_report
 from support.paths import ROOT
 
-import axmem_trace
 from axmem_trace.__main__ import main
-from axmem_trace.cli.parser import (
-    build_check_parser,
-    build_compare_parser,
-    build_gpus_parser,
-    build_models_parser,
-    build_parser,
-)
+from axmem_trace.cli.parser import build_check_parser
 from axmem_trace.errors import ConfigError
 
 
@@ -47,81 +39,6 @@ def calls(monkeypatch):
     module.estimate = estimate
     monkeypatch.setitem(sys.modules, "axmem_trace.estimation", module)
     return made
-
-
-def run(*arguments, **options):
-    """The real program in a process of its own."""
-    command = [sys.executable, "-m", "axmem_trace", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, **options)
-
-
-def surface(parser):
-    return {
-        " ".join(action.option_strings) or action.dest: (action.metavar, action.choices, action.default)
-        for action in parser._actions
-    }
-
-
-def test_the_surface_is_frozen():
-    assert surface(build_parser()) == {
-        "-h --help": (None, None, "==SUPPRESS=="),
-        "config": ("CONFIG.yml", None, None),
-        "--set": ("key=value", None, []),
-        "--assume": ("key=value", None, []),
-        "--gpus": ("N", None, 0),
-        "--nodes": ("N", None, 1),
-        "--gpu": ("[N x] NAME|SIZE", None, ""),
-        "--format": (None, ("text", "json", "html"), "text"),
-        "-o --output": ("FILE", None, None),
-        "--full": (None, None, False),
-        "--depth": ("N", None, None),
-        "--offline": (None, None, "fallback"),
-        "--hub": (None, None, "fallback"),
-        "--trust-remote-code": (None, None, False),
-        "--axolotl": ("VERSION", None, ""),
-        "--strict": (None, None, False),
-        "--snapshot": ("FILE", None, None),
-        "--version": (None, None, "==SUPPRESS=="),
-    }
-    run_options = (
-        "--set",
-        "--assume",
-        "--gpus",
-        "--nodes",
-        "--gpu",
-        "--offline",
-        "--hub",
-        "--trust-remote-code",
-        "--axolotl",
-        "--strict",
-    )
-    assert surface(build_check_parser()) == {
-        "-h --help": (None, None, "==SUPPRESS=="),
-        "configs": ("CONFIG.yml", None, None),
-        **{option: surface(build_parser())[option] for option in run_options},
-    }
-    assert surface(build_compare_parser()) == {
-        "-h --help": (None, None, "==SUPPRESS=="),
-        "runs": ("RUN", None, None),
-        "--try": ("'key=value ...'", None, []),
-        **{option: surface(build_parser())[option] for option in run_options},
-        "--format": (None, ("text", "markdown", "json"), "text"),
-        "-o --output": ("FILE", None, None),
-    }
-    assert surface(build_gpus_parser()) == {
-        "-h --help": (None, None, "==SUPPRESS=="),
-        "config": ("CONFIG.yml|PATTERN", None, ""),
-        "--list": (None, None, False),
-        "--all": (None, None, False),
-        **{option: surface(build_parser())[option] for option in run_options if option != "--gpu"},
-        "--format": (None, ("text", "json"), "text"),
-    }
-    assert surface(build_models_parser()) == {
-        "-h --help": (None, None, "==SUPPRESS=="),
-        "pattern": ("PATTERN", None, ""),
-        "--format": (None, ("text", "json"), "text"),
-    }
 
 
 def test_arguments_reach_the_estimate(calls, tmp_path):
@@ -282,83 +199,6 @@ def test_wrong_arguments_exit_with_2(capsys, arguments, message):
     assert f"axmem_trace: error: {message}" in capsys.readouterr().err
 
 
-def test_version_and_help_are_instant_and_go_to_stdout():
-    done = run("--version")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"axmem_trace {axmem_trace.__version__}\n", "")
-    done = run("--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    for option in surface(build_parser()):
-        assert option.split()[-1] in done.stdout or option == "config"
-
-
-def test_models_as_text(capsys):
-    assert main(["models", "llama-3.1-8b"]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"^meta-llama/Llama-3\.1-8B +8\.03 B  llama ", out, flags=re.MULTILINE)
-    assert re.search(r"^  = NousResearch/", out, flags=re.MULTILINE)
-
-
-def test_models_as_json(capsys):
-    assert main(["models", "--format", "json", "*/llama-3.1-8b"]) == 0
-    entries = json.loads(capsys.readouterr().out)
-    assert "meta-llama/Llama-3.1-8B" in [entry["id"] for entry in entries]
-    assert all(type(entry["parameters"]) is int for entry in entries)
-
-
-def test_all_models(capsys):
-    assert main(["models", "--format", "json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)) >= 200
-
-
-def test_models_begin_with_what_the_columns_mean(capsys):
-    main(["models", "llama-3.1-8b"])
-    lead, _, table = capsys.readouterr().out.partition("\n\n")
-    assert all(word in lead for word in ("exact json", "derived", "recalled", "--hub"))
-    assert re.match(r"base model +size  model_type +config\.json\n", table)
-    assert max(map(len, lead.splitlines())) <= 80
-
-
-@pytest.mark.parametrize(
-    ("pattern", "hint"),
-    [
-        ("no-such-model", "`axmem_trace models` lists all"),
-        ("meta-llama/Llama-3.1-8C", "nearest: meta-llama/Llama-3.1-8B"),
-    ],
-)
-def test_no_such_model(capsys, pattern, hint):
-    assert main(["models", pattern]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(f"axmem_trace: no bundled base model matches {pattern!r}; {hint}")
-
-
-def test_gpus_as_text(capsys):
-    assert main(["gpus", "--list", "a100-40gb"]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"^card +GB +GiB  compute  known by$", out, flags=re.MULTILINE)
-    assert re.search(r"^A100-40GB +40    39\.39      8\.0  reported$", out, flags=re.MULTILINE)
-    assert re.search(r"^  = A100-SXM4-40GB$", out, flags=re.MULTILINE)
-    assert re.search(r"^  MIG 3g\.20gb +20    19\.50 ", out, flags=re.MULTILINE)
-    assert max(map(len, out.splitlines())) <= 80
-
-
-def test_gpus_as_json(capsys):
-    assert main(["gpus", "--list", "--format", "json"]) == 0
-    cards = {card["name"]: card for card in json.loads(capsys.readouterr().out)}
-    assert len(cards) > 250
-    # 23.51 x 2^30 = 25,243,670,282.24
-    assert cards["RTX 4090"] == {
-        "name": "RTX 4090", "nominal_gb": 24, "memory_bytes": 25_243_670_282, "compute_capability": [8, 9],
-        "basis": "reported", "other_names": [], "shares_system_memory": False,
-    }  # fmt: skip
-    assert cards["GB10"]["shares_system_memory"]
-
-
-def test_no_such_card(capsys):
-    assert main(["gpus", "--list", "h1000"]) == 2
-    assert capsys.readouterr().err.startswith("axmem_trace: no card matches 'h1000'; nearest: H100")
-
-
 @pytest.mark.parametrize(
     ("files", "code"),
     [(["fits"], 0), (["fits", "too-large"], 3), (["too-large", "refused", "fits"], 2), (["refused"], 2)],
@@ -409,18 +249,3 @@ def test_a_reader_that_goes_away_is_no_error():
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
-
-
-def test_what_the_package_offers_is_no_module():
-    """`axmem_trace.estimate` is the function, whatever has been imported before."""
-    code = "import axmem_trace.estimation, axmem_trace; assert callable(axmem_trace.estimate), axmem_trace.estimate"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
-    package = ROOT / "axmem_trace"
-    modules = {path.name.removesuffix(".py") for path in package.iterdir()}
-    assert not modules & set(axmem_trace.__all__), "a submodule would take the place of what the package offers"
-
-
-def test_the_package_names_what_it_offers():
-    assert {"estimate", "Report", "ConfigError", "AxmemError"} <= set(dir(axmem_trace))
-    with pytest.raises(AttributeError, match="module 'axmem_trace' has no attribute 'estimates'"):
-        _ = axmem_trace.estimates

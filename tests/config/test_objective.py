@@ -111,7 +111,7 @@ def test_a_generation_serves_the_accumulated_micro_batches() -> None:
         ({"rl": "grpo"}, "completions end after 20 tokens"),
         (
             {"rl": "grpo", "trl": {"reward_funcs": ["org/reward-model"]}},
-            "a model that rewards completions is not in the figures",
+            "no configuration of the reward model org/reward-model was found",
         ),
         (KTO, "4 bytes per weight"),
         ({"rl": "kto", "dpo_use_liger_kernel": True}, "`dpo_use_liger_kernel` has no effect"),
@@ -202,3 +202,13 @@ def test_fused_lora_kernels_stop_older_preference_training() -> None:
 def test_how_logits_are_divided_by_the_temperature(axolotl: str, helpers: str, cooling: str) -> None:
     """TRL 1.9.0 `grpo_trainer.py:1519` `div_`; 1.13.0 `:1543` a new tensor; 1.14.1 in `selective_log_softmax`."""
     assert read(f"loss_helpers={helpers}", axolotl=axolotl, rl="grpo").objective.cooling == cooling
+
+
+def test_a_reward_model_is_another_base_model() -> None:
+    """Of `trl.reward_funcs`, names with an owner are models; `module.function` is Python code on the host."""
+    names = ["rewards.length", "Skywork/Skywork-Reward-V2-Qwen3-8B", "org/unknown"]
+    recipe = read(rl="grpo", trl={"reward_funcs": names})
+    assert recipe.objective.rollouts is not None
+    assert [base.name for base in recipe.objective.rollouts.reward_models] == [names[1]]
+    notes = [(note.kind, note.direction) for note in recipe.notes if note.key == "trl.reward_funcs"]
+    assert notes == [("assumed", ""), ("not_modelled", "more")]

@@ -13,7 +13,8 @@ from axmem_trace.notes import Note
 from axmem_trace.render.first_screen import MAX_LINES, write_first_screen
 from axmem_trace.render.hints import list_hints
 from axmem_trace.report.holders import IN_LAYERS, LAYER_WEIGHTS, LOGITS, OPTIMIZER_STATES
-from axmem_trace.report.types import Buckets, Holder, OutOfMemory, PhaseUse, Refusal
+from axmem_trace.report.run_types import Refusal
+from axmem_trace.report.types import Buckets, Holder, OutOfMemory, PhaseUse
 from axmem_trace.report.verdict import MEASURED_ERROR, name_verdict
 from axmem_trace.units import GIB
 

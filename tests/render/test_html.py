@@ -10,7 +10,7 @@ from support.hand_made_run import make_hand_made_report
 
 from axmem_trace.notes import Note
 from axmem_trace.render.html.page import render_html
-from axmem_trace.report.types import Choice
+from axmem_trace.report.run_types import Choice
 
 VOID = {"br", "line", "polygon", "polyline"}
 

@@ -21,6 +21,7 @@ from axmem_trace.ledger import Allocation, Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.reference import build_reference
+from axmem_trace.models.reward_models import build_reward_models
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.training.objectives import Objective, choose_objective
@@ -54,7 +55,11 @@ def record_step(
     recipe = read_recipe(config, hub="never", assumptions=[*ASSUMPTIONS, *assumptions])
     recipe = replace(recipe, precision=replace(recipe.precision, upcast_before=False))
     built = build_model(recipe, device=device)
-    built = replace(built, reference=build_reference(recipe, device=device))
+    built = replace(
+        built,
+        reference=build_reference(recipe, device=device),
+        reward_models=build_reward_models(recipe, device=device),
+    )
     recording = recording_on(device)
     recorder = recording.recorder
     prepare(recording, built)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +237,31 @@ def test_the_fp32_reference_of_kto_keeps_a_cache_in_axolotl_0_19(tmp_path: Path)
             [sum(each.nbytes == cached and "cat" in each.op for each in ledger.alive_at(tick)) for tick in heads[:4]]
         )
     assert [older - newer for older, newer in zip(*alive, strict=True)] == [0, 0, 2 * 2, 0]
+
+
+def reward_model(tmp_path: Path) -> str:
+    """A classifier's checkpoint in bf16."""
+    path = Path(write_tiny_model("llama", tmp_path / "reward", vocab_size=160))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16", "pad_token_id": 0}))
+    return str(path)
+
+
+def test_a_reward_model_stays_and_scores_all_rows_at_once(tmp_path: Path) -> None:
+    # The tiny llama: hidden 32, MLP 48, 4 heads of 8, 2 of them for keys and values. Two layers of
+    # 2 x 32 x 32 + 2 x 16 x 32 + 3 x 48 x 32 + 2 x 32 = 7744 weights, an embedding of 160 x 32, a norm, a head of 32 x 1,
+    # in 2 bytes; two rotary tables of 4 fp32 numbers.
+    named = {**GENERATED, "trl": {**GENERATED["trl"], "reward_funcs": [reward_model(tmp_path)]}}  # type: ignore[dict-item]
+    ledger = record(tmp_path, gradient_accumulation_steps=2, **named)
+    own = [each for each in ledger.allocations if each.module.startswith("reward_model") and each.role == "reference"]
+    assert sum(each.nbytes for each in own) == 2 * (2 * 7744 + 160 * 32 + 32 + 32) + 2 * 4 * 4
+    assert {each.phase for each in own} == {"load"}
+    assert all(each.alive(ledger.ticks) for each in own)
+    # 2 x 2 rows of 64 tokens go through it together; its cache, which its config.json leaves on, keeps keys and values
+    # (2 layers, 4 rows x 2 heads x 64 tokens x 8, bf16) until the forward has returned.
+    scored = [each for each in ledger.allocations if each.module.startswith("reward_model") and each.phase == "score"
+              and each.step == 1]  # fmt: skip
+    assert any(each.nbytes == 4 * 64 * 48 * 2 for each in scored)  # the MLP inside, bf16
+    assert max(each.nbytes for each in scored) <= 4 * 64 * 48 * 4
+    cached = [each for each in scored if "cat" in each.op and each.nbytes == 4 * 2 * 64 * 8 * 2]
+    assert len(cached) >= 2 * 2

@@ -150,3 +150,13 @@ def test_the_routers_loss_is_part_of_it(tmp_path: Path) -> None:
     )
     without = record_step(silent, "cpu", assumptions=["output_dtype=float32", "loss_helpers=trl"])
     assert sum((tensors(ours) - tensors(without)).values()) > sum((tensors(without) - tensors(ours)).values())
+
+
+def test_a_reward_model_scores_on_the_cpu_what_it_does_on_meta(tmp_path: Path) -> None:
+    named = {"beta": 0.0, "num_generations": 4, "max_completion_length": 10}
+    plain = make_config(tmp_path, rl="grpo", trl=named, **LORA)
+    reward = write_tiny_model("qwen2", tmp_path / "reward")
+    _, without = compare(plain, "trl")
+    _, rewarded = compare({**plain, "trl": {**named, "reward_funcs": [reward]}}, "trl")
+    assert sum((tensors(rewarded) - tensors(without)).values()) > 20
+    assert not tensors(without) - tensors(rewarded)

@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+from axmem_trace.catalogue.lookup import HubUse
 from axmem_trace.config.document.draft import Draft
+from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.objective import Engine, Rollouts
 
 NUM_GENERATIONS = 8
@@ -39,8 +44,37 @@ def derive_rollouts(draft: Draft, num_gpus: int) -> Rollouts:
         top_p=float(trl.get("top_p") or 1.0),
         loss_type=str(trl.get("loss_type") or "dapo"),
         entropy_trains=bool(trl.get("entropy_coef") or trl.get("use_adaptive_entropy")),
-        reward_models=tuple(name for name in trl.get("reward_funcs") or () if "/" in str(name)),
     )
+
+
+def find_reward_models(draft: Draft, rollouts: Rollouts | None, hub: HubUse) -> Rollouts | None:
+    """`rollouts` with the models that `trl.reward_funcs` names; one that is not found is reported.
+
+    A name is a model where it is no Python function: an id with an owner, or a directory (axolotl `get_reward_func`).
+    """
+    names = [str(name) for name in draft.sub("trl").get("reward_funcs") or ()]
+    names = [name for name in names if "/" in name or ((draft.directory or Path()) / name).is_dir()]
+    if rollouts is None or not names:
+        return rollouts
+    from axmem_trace.catalogue import find_base_model
+
+    line, found = draft.line("trl.reward_funcs"), []
+    rows = f"{rollouts.steps_per_generation} micro-batches"
+    for name in names:
+        try:
+            found.append(find_base_model(name, hub=hub, base_directory=draft.directory))
+        except ConfigError:
+            text = (
+                f"no configuration of the reward model {name} was found: it is not in the figures (the run needs more)"
+            )
+            draft.note("not_modelled", "trl.reward_funcs", text, line=line, direction="more")
+            continue
+        text = (
+            f"the reward model {name} stays on the GPU, in the dtype of its checkpoint, and scores the rows of {rows} at "
+            "once; its tokenizer is assumed to make as many tokens as the policy's. Its memory is part of `reference`"
+        )
+        draft.note("assumed", "trl.reward_funcs", text, line=line)
+    return replace(rollouts, reward_models=tuple(found))
 
 
 def completion_of_rollouts(draft: Draft) -> int:

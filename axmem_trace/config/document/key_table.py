@@ -12,14 +12,14 @@ release that knows the key), `until` (the last one), and `was` (release -> what 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any, Literal
 
 from packaging.version import Version
+
+from axmem_trace.files import read_table
 
 Verdict = Literal["modelled", "none", "not_modelled"]
 
@@ -53,9 +53,7 @@ _OWN_KEYS = {
 
 @cache
 def _table() -> dict[str, Any]:
-    text = resources.files("axmem_trace.config.document").joinpath("keys.json").read_text(encoding="utf-8")
-    table: dict[str, Any] = json.loads(text)
-    return table
+    return read_table("axmem_trace.config.document", "keys.json")
 
 
 @cache

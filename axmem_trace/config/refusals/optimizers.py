@@ -19,14 +19,17 @@ def _is(draft: Draft, name: str) -> bool:
     return bool(draft.get("optimizer") == name)
 
 
-def _needs_fsdp2(draft: Draft) -> bool:
+def _runs_with_fsdp2_only(draft: Draft) -> bool:
     name = str(draft.get("optimizer"))
-    return (name in _FSDP2_ONLY or name.startswith("flash_")) and asks_for_fsdp(draft) and not fsdp2(draft)
+    return name in _FSDP2_ONLY or name.startswith("flash_")
+
+
+def _needs_fsdp2(draft: Draft) -> bool:
+    return _runs_with_fsdp2_only(draft) and asks_for_fsdp(draft) and not fsdp2(draft)
 
 
 def _excludes_deepspeed(draft: Draft) -> bool:
-    name = str(draft.get("optimizer"))
-    return (name in _FSDP2_ONLY or name.startswith("flash_")) and bool(draft.get("deepspeed"))
+    return _runs_with_fsdp2_only(draft) and bool(draft.get("deepspeed"))
 
 
 OPTIMIZER_RULES = (

@@ -109,7 +109,7 @@ def _shards(model: nn.Module, engine: Stage12) -> list[FlatShard]:
     for group in engine.groups:
         parts = {names[id(each)]: each.numel() for each in group.parameters}
         is_adapter = all("lora_" in name for name in parts)
-        shards.append(FlatShard("", "adapter" if is_adapter else "weight", group.flat, parts))
+        shards.append(FlatShard("", "adapter" if is_adapter else "weight", group.flat, parts, is_part=False))
     return shards
 
 

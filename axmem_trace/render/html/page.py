@@ -7,17 +7,8 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from axmem_trace.render.html.timeline import draw_timeline
-from axmem_trace.render.tables import (
-    Table,
-    alert_lines,
-    choice_lines,
-    describe_fit,
-    describe_model,
-    describe_peak,
-    headline,
-    make_tables,
-    note_lines,
-)
+from axmem_trace.render.lines import alert_lines, choice_lines, note_lines
+from axmem_trace.render.tables import Table, describe_fit, describe_model, describe_peak, headline, make_tables
 
 if TYPE_CHECKING:
     from axmem_trace.report.report import Report

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from axmem_trace.kernels.losses.log_probabilities import choose_log_probabilities
 from axmem_trace.models.built import BuiltModel, unwrapped
+from axmem_trace.models.reward_models import reward_name
 from axmem_trace.recipe.objective import Rollouts
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
@@ -27,7 +28,7 @@ from axmem_trace.training.objectives.objective import RunModel
 from axmem_trace.training.objectives.policy_losses import policy_loss
 from axmem_trace.training.objectives.preference import Preference
 from axmem_trace.training.objectives.scoring import score_tiles
-from axmem_trace.training.prepared import autocast, through_wrapper
+from axmem_trace.training.prepared import autocast, prepared_forward, through_wrapper
 from axmem_trace.training.rollouts import generate_completions
 
 MAX_CHUNKS = 2
@@ -43,6 +44,7 @@ class GroupRelative(Preference):
         self.recipe, self.recorder, self.rollouts = recipe, recorder, self.settings.rollouts
         self.helpers = choose_log_probabilities(self.settings)
         self.model = built.module
+        self.reward_models = {reward_name(number): model for number, model in enumerate(built.reward_models)}
         self._buffer: list[Inputs] = []
         self._micro_steps = 0
 
@@ -87,6 +89,10 @@ class GroupRelative(Preference):
         if router_loss is not None:
             loss = loss + self.router_loss * router_loss
         return loss
+
+    def extra_models(self) -> dict[str, Any]:
+        """The reference, and the models that reward completions."""
+        return {**super().extra_models(), **self.reward_models}
 
     # -- rollouts -----------------------------------------------------------------------------------------------------
 
@@ -148,6 +154,22 @@ class GroupRelative(Preference):
             with self.reference.ready(run_model) as run_reference:
                 model = self.reference.scored
                 made["ref_per_token_logps"] = self._score_in_chunks(run_reference, model, ids, attention_mask, rows)
+        if self.reward_models:
+            self._reward(made)
+
+    def _reward(self, made: Inputs) -> None:
+        """Each reward model scores all rows at once (`_calculate_rewards`): prompt and completion as text again, padded on
+        the right."""
+        rows, tokens = made["prompt_ids"].shape[0], self.settings.prompt_tokens + self.settings.completion_tokens
+        rewards = self.recorder.place(torch.zeros(rows, len(self.reward_models)))
+        for number, model in enumerate(self.reward_models.values()):
+            mask = torch.ones(rows, tokens, dtype=torch.int64)
+            mask[-1, -1] = 0
+            inputs = {"input_ids": torch.full((rows, tokens), 10), "attention_mask": mask}
+            with torch.no_grad():
+                placed = {name: self.recorder.place(value) for name, value in inputs.items()}
+                outputs = prepared_forward(model, self.recipe.precision)(**placed)
+                rewards[:, number] = outputs.logits[:, 0]
 
     def _score_in_chunks(
         self, run_model: RunModel, model: Any, ids: Tensor, attention_mask: Tensor, rows: int

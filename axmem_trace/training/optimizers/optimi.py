@@ -18,6 +18,17 @@ class _Optimi(RebuiltOptimizer):
 
     stable = False
 
+    def _update(self) -> None:
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in parameters:
+                self._states(group, parameter)
+            if parameters:
+                self._update_group(group, parameters)
+
+    def _update_group(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
+        raise NotImplementedError
+
     def _states(self, group: dict[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
         state = self.state[parameter]
         if not state:
@@ -34,13 +45,9 @@ class OptimiAdamW(_Optimi):
     """optimi/adam.py, `_single_adam`, which axolotl asks for (`foreach=False`): one temporary at a time; the gradient's
     memory holds the weight before the step."""
 
-    def _update(self) -> None:
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in parameters:
-                self._states(group, parameter)
-            for parameter in parameters:
-                self._update_one(group, parameter, self.state[parameter])
+    def _update_group(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
+        for parameter in parameters:
+            self._update_one(group, parameter, self.state[parameter])
 
     @staticmethod
     def _update_one(group: dict[str, Any], parameter: torch.Tensor, state: dict[str, Any]) -> None:
@@ -64,14 +71,6 @@ class StableAdamW(_Optimi):
     other temporaries use the gradients' memory. A squared epsilon per parameter is on the GPU."""
 
     stable = True
-
-    def _update(self) -> None:
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in parameters:
-                self._states(group, parameter)
-            if parameters:
-                self._update_group(group, parameters)
 
     def _update_group(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
         states = [self.state[parameter] for parameter in parameters]

@@ -143,7 +143,7 @@ def test_axolotls_own_llama_attention_for_xformers_is_reported():
 def test_sinks_that_a_kernel_leaves_out_are_reported(kernel):
     _, context = _trace("gpt_oss", kernel, PLAIN, H100)
     assert "leaves the model's attention sinks out" in context.recorder.notes.of("attn_implementation.sinks")[0].text
-    assert not _trace("llama", kernel, PLAIN)[1].notes.of("attn_implementation.sinks")
+    assert not _trace("llama", kernel, PLAIN)[1].recorder.notes.of("attn_implementation.sinks")
 
 
 def test_latent_attention_pads_values_for_flash():

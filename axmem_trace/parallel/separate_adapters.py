@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 
-def adapters_apart(unit: nn.Module) -> list[nn.Module]:
+def find_separate_adapters(unit: nn.Module) -> list[nn.Module]:
     """Adapter parts of the unit whose dtype differs from that of its other trained parameters.
 
     Trained parameters outside adapters decide; if there are none, the dtype with the most parameters stays. Empty if there

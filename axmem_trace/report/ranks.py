@@ -1,0 +1,97 @@
+"""The ranks of a run on several GPUs: which hold the same, which needs the most, and what is divided among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from axmem_trace.allocator.reservation import Reservation
+from axmem_trace.ledger import Ledger
+from axmem_trace.ledger.spans import most_alive, survey
+from axmem_trace.model_facts import ModelFacts
+from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.report.rank_types import Division, RankUse
+from axmem_trace.report.types import Resident
+
+_SHARES_TRAINING = {"fsdp1": ("gradients", "optimizer"), "fsdp2": ("gradients", "optimizer"), "zero1": ("optimizer",),
+                    "zero2": ("gradients", "optimizer"), "zero3": ("gradients", "optimizer")}  # fmt: skip
+"""By engine: what each rank has a part of, besides parameters."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankRun:
+    """Ranks with parts of equal sizes, and the recorded run of one of them.
+
+    Attributes:
+        ranks: in order.
+        recorded: False: the run is that of a rank that holds at least as much.
+    """
+
+    ranks: tuple[int, ...]
+    ledger: Ledger
+    reservation: Reservation
+    recorded: bool = True
+
+
+def make_ranks(recipe: Recipe, runs: Sequence[RankRun]) -> tuple[RankUse, ...]:
+    """One row for each group of ranks, that of rank 0 first; empty on one GPU."""
+    if recipe.parallel.num_gpus < 2 or not recipe.parallel.is_modelled:
+        return ()
+    uses = [_make_use(recipe, run) for run in runs]
+    most = max((use.device_bytes for use in uses), default=0)
+    worst = next((index for index, use in enumerate(uses) if use.device_bytes == most), -1)
+    return tuple(replace(use, worst=index == worst) for index, use in enumerate(uses))
+
+
+def _make_use(recipe: Recipe, run: RankRun) -> RankUse:
+    span, reservation = survey(run.ledger).peak, run.reservation
+    allocated = max(span.peak_bytes, 0)
+    counted = max(reservation.peak_allocated_bytes, allocated)
+    return RankUse(
+        ranks=name_ranks(run.ranks),
+        count=len(run.ranks),
+        basis="recorded" if run.recorded else "at most",
+        allocated_bytes=allocated,
+        active_bytes=max(reservation.peak_active_bytes, counted),
+        counted_bytes=counted,
+        reserved_bytes=reservation.peak_reserved_bytes,
+        device_bytes=reservation.peak_reserved_bytes + recipe.gpu.outside_bytes,
+        phase=span.phase,
+        step=span.step,
+        host_bytes=most_alive(each for each in run.ledger.allocations if each.device == "cpu")[0],
+    )
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """Numbers in order, with ranges.
+
+    >>> name_ranks([0, 1, 2, 5, 7, 8])
+    '0-2, 5, 7-8'
+    """
+    spans = [[rank for _, rank in found] for _, found in groupby(enumerate(ranks), lambda pair: pair[1] - pair[0])]
+    return ", ".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
+
+
+def make_division(recipe: Recipe, facts: ModelFacts, ledger: Ledger, resident: Resident) -> tuple[Division, ...]:
+    """What this rank holds a part of, what each rank holds whole, and what is whole for a while; empty on one GPU."""
+    if recipe.parallel.num_gpus < 2 or not recipe.parallel.is_modelled:
+        return ()
+    gathered = most_alive(each for each in ledger.on_gpu if each.role == "gathered")[0]
+    return tuple(row for row in _rows(recipe, facts, resident, gathered)
+                 if row.sharded_bytes or row.replicated_bytes or row.gathered_bytes)  # fmt: skip
+
+
+def _rows(recipe: Recipe, facts: ModelFacts, resident: Resident, gathered: int) -> Iterator[Division]:
+    on_gpu = [fact for fact in facts.tensors if fact.device == "gpu"]
+    for name, role in (("weights", "weight"), ("adapters", "adapter")):
+        sharded = sum(fact.nbytes for fact in on_gpu if fact.role == role and fact.division == "sharded")
+        replicated = sum(fact.nbytes for fact in on_gpu if fact.role == role) - sharded
+        yield Division(name=name, sharded_bytes=sharded, replicated_bytes=replicated)
+    for name in ("gradients", "optimizer"):
+        nbytes = getattr(resident, name)
+        if name in _SHARES_TRAINING.get(recipe.parallel.engine, ()):
+            yield Division(name=name, sharded_bytes=nbytes)
+        else:
+            yield Division(name=name, replicated_bytes=nbytes)
+    yield Division(name="gathered parameters", gathered_bytes=gathered)

@@ -1,0 +1,102 @@
+"""The options of each command, and the program in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from support.paths import ROOT
+
+import axmem_trace
+from axmem_trace.cli.parser import (
+    build_check_parser,
+    build_compare_parser,
+    build_gpus_parser,
+    build_models_parser,
+    build_parser,
+)
+
+
+def run(*arguments, **options):
+    """The real program in a process of its own."""
+    command = [sys.executable, "-m", "axmem_trace", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, **options)
+
+
+def surface(parser):
+    return {
+        " ".join(action.option_strings) or action.dest: (action.metavar, action.choices, action.default)
+        for action in parser._actions
+    }
+
+
+def test_the_surface_is_frozen():
+    assert surface(build_parser()) == {
+        "-h --help": (None, None, "==SUPPRESS=="),
+        "config": ("CONFIG.yml", None, None),
+        "--set": ("key=value", None, []),
+        "--assume": ("key=value", None, []),
+        "--gpus": ("N", None, 0),
+        "--nodes": ("N", None, 1),
+        "--gpu": ("[N x] NAME|SIZE", None, ""),
+        "--format": (None, ("text", "json", "html"), "text"),
+        "-o --output": ("FILE", None, None),
+        "--full": (None, None, False),
+        "--depth": ("N", None, None),
+        "--offline": (None, None, "fallback"),
+        "--hub": (None, None, "fallback"),
+        "--trust-remote-code": (None, None, False),
+        "--axolotl": ("VERSION", None, ""),
+        "--strict": (None, None, False),
+        "--snapshot": ("FILE", None, None),
+        "--version": (None, None, "==SUPPRESS=="),
+    }
+    run_options = (
+        "--set",
+        "--assume",
+        "--gpus",
+        "--nodes",
+        "--gpu",
+        "--offline",
+        "--hub",
+        "--trust-remote-code",
+        "--axolotl",
+        "--strict",
+    )
+    assert surface(build_check_parser()) == {
+        "-h --help": (None, None, "==SUPPRESS=="),
+        "configs": ("CONFIG.yml", None, None),
+        **{option: surface(build_parser())[option] for option in run_options},
+    }
+    assert surface(build_compare_parser()) == {
+        "-h --help": (None, None, "==SUPPRESS=="),
+        "runs": ("RUN", None, None),
+        "--try": ("'key=value ...'", None, []),
+        **{option: surface(build_parser())[option] for option in run_options},
+        "--format": (None, ("text", "markdown", "json"), "text"),
+        "-o --output": ("FILE", None, None),
+    }
+    assert surface(build_gpus_parser()) == {
+        "-h --help": (None, None, "==SUPPRESS=="),
+        "config": ("CONFIG.yml|PATTERN", None, ""),
+        "--list": (None, None, False),
+        "--all": (None, None, False),
+        **{option: surface(build_parser())[option] for option in run_options if option != "--gpu"},
+        "--format": (None, ("text", "json"), "text"),
+    }
+    assert surface(build_models_parser()) == {
+        "-h --help": (None, None, "==SUPPRESS=="),
+        "pattern": ("PATTERN", None, ""),
+        "--format": (None, ("text", "json"), "text"),
+    }
+
+
+def test_version_and_help_are_instant_and_go_to_stdout():
+    done = run("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"axmem_trace {axmem_trace.__version__}\n", "")
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for option in surface(build_parser()):
+        assert option.split()[-1] in done.stdout or option == "config"
