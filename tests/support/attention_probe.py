@@ -54,7 +54,7 @@ def probe(
             run_backward(out)
         ledger = recorder.make_ledger()
         del out
-    return _sum_up(ledger.allocations, recording.context.notes)
+    return _sum_up(ledger.allocations, recorder.notes)
 
 
 def refused(notes: Notes) -> str:
