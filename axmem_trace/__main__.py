@@ -20,6 +20,7 @@ from axmem_trace.cli.parser import (
     build_models_parser,
     build_parser,
 )
+from axmem_trace.cli.scale import build_scale_parser, run_scale
 from axmem_trace.errors import AxmemError
 from axmem_trace.imports import leave_at_once
 
@@ -29,6 +30,7 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argpa
     "compare": (build_compare_parser, run_compare),
     "gpus": (build_gpus_parser, run_gpus),
     "models": (build_models_parser, list_models),
+    "scale": (build_scale_parser, run_scale),
     "completion": (
         build_completion_parser,
         lambda options: run_completion(options, {name: build for name, (build, _) in COMMANDS.items()}),
