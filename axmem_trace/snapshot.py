@@ -83,9 +83,9 @@ def _make_segment(blocks: list[Block], ledger: Ledger) -> dict[str, Any]:
         "active_size": allocated_bytes,
         "requested_size": sum(block.requested_bytes for block in blocks if block.allocated),
         "stream": 0,
-        "segment_type": "small" if head.pool.is_small else "large",
+        "segment_type": "small" if head.pool.settings.is_small else "large",
         "segment_pool_id": POOL_ID,
-        "is_expandable": head.segment is not None,
+        "is_expandable": head.pool.settings.grows,
         "frames": [],
         "blocks": [_make_block(block, ledger) for block in blocks],
     }

@@ -1,7 +1,7 @@
 """The caching allocator: what CUDA's `reserved` bytes would have been. No torch here.
 
 sizes        rounding of requests, sizes of segments
-blocks       blocks, the pools of free ones
+blocks       blocks in use, the pools of free ones
 expandable   segments that grow page by page
 accounts     bytes allocated and reserved, limits, history
 caching      `CachingAllocator`: malloc, free, empty_cache

@@ -36,7 +36,7 @@ class Accounts:
     Attributes:
         allocated_bytes, reserved_bytes: as `torch.cuda.memory_allocated` and `memory_reserved` return them.
         busy_bytes: freed by the program, but another stream still works on them; allocated and busy ones are `active`.
-        high_allocated_bytes, high_active_bytes, high_reserved_bytes: the maxima since the last `reset_highs`.
+        high_reserved_bytes: the most that were ever reserved.
         num_segments: segments held: from `cudaMalloc`, or address ranges of expandable segments.
         num_retries: requests that first had to empty the cache.
         tick, owner: the time, and the allocation that the work is for; `history` and `changes` record both.
@@ -50,7 +50,7 @@ class Accounts:
         self.allowed_bytes = int(memory_fraction * capacity_bytes + 0.5) if limited else UNLIMITED
         self.allocated_bytes = self.reserved_bytes = 0
         self.busy_bytes = 0
-        self.high_allocated_bytes = self.high_active_bytes = self.high_reserved_bytes = 0
+        self.high_reserved_bytes = 0
         self.num_segments = self.num_retries = 0
         self.tick, self.owner = 0, -1
         self.changes: list[tuple[int, int]] = []
@@ -60,25 +60,6 @@ class Accounts:
     def free_bytes(self) -> int:
         """Free bytes of the card, as `cudaMemGetInfo` would return them."""
         return self.capacity_bytes - self.reserved_bytes
-
-    def reset_highs(self) -> None:
-        """As `torch.cuda.reset_peak_memory_stats` does: the peaks become the present levels."""
-        self.high_allocated_bytes, self.high_reserved_bytes = self.allocated_bytes, self.reserved_bytes
-        self.high_active_bytes = self.allocated_bytes + self.busy_bytes
-
-    def change_allocated(self, delta: int) -> None:
-        """The only place where allocated bytes change."""
-        self.allocated_bytes += delta
-        if self.allocated_bytes > self.high_allocated_bytes:
-            self.high_allocated_bytes = self.allocated_bytes
-        if self.allocated_bytes + self.busy_bytes > self.high_active_bytes:
-            self.high_active_bytes = self.allocated_bytes + self.busy_bytes
-
-    def change_busy(self, delta: int) -> None:
-        """Count blocks that were freed while another stream worked on them (positive), or are no longer busy (negative)."""
-        self.busy_bytes += delta
-        if self.allocated_bytes + self.busy_bytes > self.high_active_bytes:
-            self.high_active_bytes = self.allocated_bytes + self.busy_bytes
 
     def change_reserved(self, action: Action, address: int, size: int) -> None:
         """The only place where reserved bytes change: memory was mapped (`segment_alloc`, `segment_map`) or unmapped."""

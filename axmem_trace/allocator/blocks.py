@@ -1,142 +1,229 @@
-"""Blocks, the pools of free ones, and the segments that can grow.
+"""Blocks in use, and the pools of free ones.
 
-Sources: `Block`, `BlockPool`, `ExpandableSegment`, `BlockComparatorSize` in c10/cuda/CUDACachingAllocator.cpp
-(torch 2.13). PyTorch orders a pool's free blocks by stream first and never uses a block for another stream; here each
-stream has its own pools.
+Sources: `Block`, `BlockPool`, `BlockComparatorSize` in c10/cuda/CUDACachingAllocator.cpp (torch 2.13). PyTorch orders a
+pool's free blocks by stream first and never uses a block for another stream; here each stream has its own pools. Free
+blocks are numbers in dictionaries, not objects with neighbours: a replay moves hundreds of thousands of them.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from axmem_trace.allocator.accounts import UNLIMITED
+from axmem_trace.allocator.sizes import MIN_BLOCK_BYTES
 
 FIRST_ADDRESS = 0x3000_0000_0000
 """Address of the first segment: 47 bits, as CUDA's on Linux."""
+ADDRESS_BITS = 56
+"""More bits than an address has. Size and address are one number, `size << ADDRESS_BITS | address`: such keys are in the
+order that PyTorch searches, and numbers are compared faster than pairs."""
+ADDRESS_MASK = (1 << ADDRESS_BITS) - 1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ExpandableSegment:
-    """A range of reserved addresses that physical pages are mapped into, always whole pages.
+@dataclass(slots=True, eq=False)
+class Block:
+    """A range of addresses with one use: allocated, or free.
+
+    `size` is what `torch.cuda.memory_allocated` counts while the block is allocated; `requested_bytes` is what was
+    requested, `owner` the allocation that it holds. A block that was freed while another stream worked on it stays
+    `allocated` until that stream is done.
+    """
+
+    pool: BlockPool
+    address: int
+    size: int
+    requested_bytes: int = 0
+    owner: int = -1
+    allocated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """What all pools of one kind have in common.
 
     Attributes:
-        address: where the range begins.
-        page_bytes: 2 MiB in the small pool, `large_segment_bytes` (20 MiB) in the large one.
+        is_small: whether it serves requests of up to 1 MiB.
+        grows: its segments are expandable.
+        page_bytes: of an expandable segment: 2 MiB in the small pool, `large_segment_bytes` (20 MiB) in the large one.
+        min_rest_bytes: the rest of a block that is larger than needed is cut off if it has as many bytes (`should_split`).
+        max_split_bytes: blocks of this size and more are not split, and requests below it do not get them.
+        max_non_split_rounding_bytes: by how much such a block may exceed a request.
     """
 
-    address: int
+    is_small: bool
+    grows: bool
     page_bytes: int
-
-    def next_page(self, address: int) -> int:
-        """The first page boundary at or after an address (`segmentRight`)."""
-        return self.address - (self.address - address) // self.page_bytes * self.page_bytes
-
-    def last_page(self, address: int) -> int:
-        """The last page boundary at or before an address (`segmentLeft`)."""
-        return self.address + (address - self.address) // self.page_bytes * self.page_bytes
-
-
-class Block:
-    """A range of addresses with one use: allocated, free, or (in an expandable segment) not mapped.
-
-    `prev` and `next` are its neighbours in the same segment. `size` is what `torch.cuda.memory_allocated` counts while
-    the block is allocated; `requested_bytes` is what was requested, `owner` the allocation that it holds. `idle_since` is
-    the pool's number of searches when the block became free; `garbage_collection_threshold` uses it. A block that was
-    freed while another stream worked on it stays `allocated` until that stream is done.
-    """
-
-    __slots__ = ("address", "allocated", "idle_since", "mapped", "next", "owner", "pool", "prev", "requested_bytes",
-                 "segment", "size")  # fmt: skip
-
-    def __init__(self, pool: BlockPool, address: int, size: int, segment: ExpandableSegment | None) -> None:
-        self.pool = pool
-        self.address = address
-        self.size = size
-        self.segment = segment
-        self.allocated = False
-        self.mapped = True
-        self.prev: Block | None = None
-        self.next: Block | None = None
-        self.requested_bytes = 0
-        self.owner = -1
-        self.idle_since = 0
+    min_rest_bytes: int
+    max_split_bytes: int = UNLIMITED
+    max_non_split_rounding_bytes: int = 0
 
     @property
-    def is_split(self) -> bool:
-        """Whether the block is only a part of its segment."""
-        return self.prev is not None or self.next is not None
-
-    @property
-    def expandable_size(self) -> int:
-        """Its size and that of the unmapped range behind it, into which it can grow."""
-        following = self.next
-        return self.size if following is None or following.mapped else self.size + following.size
-
-    def insert_between(self, before: Block | None, after: Block | None) -> None:
-        """Inserts the block between two neighbours (`splice`)."""
-        self.prev, self.next = before, after
-        if before is not None:
-            before.next = self
-        if after is not None:
-            after.prev = self
+    def limits_splits(self) -> bool:
+        """Whether `max_split_size_mb` is set."""
+        return self.max_split_bytes < UNLIMITED
 
 
 class BlockPool:
-    """The free blocks of one pool and stream, ordered by size and then by address, and its unmapped ranges by address."""
+    """The free blocks of one pool and stream, and its ranges of addresses without memory ("gaps").
 
-    __slots__ = ("free", "is_small", "keys", "page_bytes", "searches", "stream", "unmapped", "unmapped_addresses")
+    Attributes:
+        keys: the key of each free block, sorted.
+        sizes: the size of each free block, by its address.
+        starts: the address of each free block, by its end.
+        gaps, gap_starts, gap_addresses: the same of the ranges without pages; the last sorted.
+        segments: size of each segment of the allocator by its address: blocks of two segments are no neighbours.
+        searches: number of searches for a block: one counter for the pools of all streams (`get_free_blocks_call_count`).
+        idle_since: `searches` when a block became free, by its address; None: nobody asks.
+    """
 
-    def __init__(self, *, is_small: bool, page_bytes: int, stream: int = 0, searches: list[int] | None = None) -> None:
-        self.is_small = is_small
-        self.page_bytes = page_bytes
-        self.stream = stream
-        self.keys: list[tuple[int, int]] = []
-        """(size, address) of each free block, sorted."""
-        self.free: dict[int, Block] = {}
-        self.unmapped_addresses: list[int] = []
-        self.unmapped: dict[int, Block] = {}
-        self.searches = [0] if searches is None else searches
-        """Number of searches for a block: one counter for the pools of all streams (`get_free_blocks_call_count`)."""
+    __slots__ = ("_always_cuts", "_limits_splits", "_min_rest_bytes", "gap_addresses", "gap_starts", "gaps", "idle_since",
+                 "keys", "searches", "segments", "settings", "sizes", "starts", "stream")  # fmt: skip
 
-    def insert(self, block: Block) -> None:
-        """Adds a block that became free."""
-        block.idle_since = self.searches[0]
-        insort(self.keys, (block.size, block.address))
-        self.free[block.address] = block
+    def __init__(self, settings: PoolSettings, segments: Mapping[int, int], *, stream: int, searches: list[int],
+                 collects_garbage: bool) -> None:  # fmt: skip
+        self.settings, self.segments, self.stream, self.searches = settings, segments, stream, searches
+        self.idle_since: dict[int, int] | None = {} if collects_garbage else None
+        self._limits_splits, self._min_rest_bytes = settings.limits_splits, settings.min_rest_bytes
+        self._always_cuts = settings.min_rest_bytes == MIN_BLOCK_BYTES and not (
+            settings.limits_splits or collects_garbage
+        )
+        self.keys: list[int] = []
+        self.sizes: dict[int, int] = {}
+        self.starts: dict[int, int] = {}
+        self.gaps: dict[int, int] = {}
+        self.gap_starts: dict[int, int] = {}
+        self.gap_addresses: list[int] = []
 
-    def remove(self, block: Block) -> None:
-        """Removes a free block, which will be used."""
-        del self.keys[bisect_left(self.keys, (block.size, block.address))]
-        del self.free[block.address]
+    # -- free blocks --------------------------------------------------------------------------------------------------
 
-    def insert_unmapped(self, block: Block) -> None:
-        """Adds a range without pages."""
-        insort(self.unmapped_addresses, block.address)
-        self.unmapped[block.address] = block
+    def take(self, size: int) -> tuple[int, int] | None:
+        """Address and size of a block of at least `size`, from the smallest free one (`get_free_block`); None if there is
+        none."""
+        if self.idle_since is not None:
+            self.searches[0] += 1
+        keys = self.keys
+        position = bisect_left(keys, size << ADDRESS_BITS)
+        if position == len(keys):
+            return None
+        key = keys[position]
+        if (key & ADDRESS_MASK) + (key >> ADDRESS_BITS) in self.gaps:
+            position = self._best_of_growing(position)
+        if self._limits_splits and self._is_kept_whole(keys[position] >> ADDRESS_BITS, size):
+            return None
+        return self._cut(position, size)
 
-    def remove_unmapped(self, block: Block) -> None:
-        """Removes a range without pages."""
-        del self.unmapped_addresses[bisect_left(self.unmapped_addresses, block.address)]
-        del self.unmapped[block.address]
+    def cut(self, address: int, size: int) -> tuple[int, int]:
+        """Address and size of a block of at least `size`, from this free one."""
+        return self._cut(bisect_left(self.keys, self.sizes[address] << ADDRESS_BITS | address), size)
 
-    def in_order(self) -> list[Block]:
-        """The free blocks, smallest first; a copy, so that the pool may change meanwhile."""
-        return [self.free[address] for _, address in self.keys]
-
-    def merge(self, block: Block, neighbour: Block | None) -> None:
-        """Joins a free neighbour of the same kind to `block` (`try_merge_blocks`). `block` itself must be in no set."""
-        if neighbour is None or neighbour.allocated or neighbour.mapped != block.mapped:
-            return
-        if neighbour.mapped:
-            self.remove(neighbour)
+    def _cut(self, position: int, size: int) -> tuple[int, int]:
+        """Removes a free block, but for its rest if that is large enough (`alloc_found_block`)."""
+        keys = self.keys
+        key = keys[position]
+        address, found = key & ADDRESS_MASK, key >> ADDRESS_BITS
+        del self.sizes[address]
+        rest, behind = found - size, address + size
+        if rest < self._min_rest_bytes or (self._limits_splits and self._is_never_split(size)):
+            del keys[position]
+            del self.starts[address + found]
+            return address, found
+        self.sizes[behind] = rest
+        self.starts[address + found] = behind
+        key = rest << ADDRESS_BITS | behind
+        if position == 0 or keys[position - 1] < key:
+            keys[position] = key
         else:
-            self.remove_unmapped(neighbour)
-        if block.prev is neighbour:
-            block.address = neighbour.address
-            block.prev = neighbour.prev
-            if block.prev is not None:
-                block.prev.next = block
-        else:
-            block.next = neighbour.next
-            if block.next is not None:
-                block.next.prev = block
-        block.size += neighbour.size
+            del keys[position]
+            insort(keys, key, 0, position)
+        if self.idle_since is not None:
+            self.idle_since[behind] = self.searches[0]
+        return address, size
+
+    def give(self, address: int, size: int) -> None:
+        """Adds a block that became free, joined with its free neighbours (`free_block`, `try_merge_blocks`)."""
+        keys, sizes, starts, end = self.keys, self.sizes, self.starts, address + size
+        more = sizes.get(end)
+        if more is not None and end not in self.segments:
+            del keys[bisect_left(keys, more << ADDRESS_BITS | end)]
+            del sizes[end]
+            size += more
+        before = starts.get(address)
+        if before is not None and address not in self.segments:
+            more = sizes[before]
+            del keys[bisect_left(keys, more << ADDRESS_BITS | before)]
+            del starts[address]
+            address = before
+            size += more
+        sizes[address] = size
+        starts[address + size] = address
+        insort(keys, size << ADDRESS_BITS | address)
+        if self.idle_since is not None:
+            self.idle_since[address] = self.searches[0]
+
+    def remove(self, address: int) -> int:
+        """Removes a free block; returns its size."""
+        size = self.sizes.pop(address)
+        del self.starts[address + size]
+        del self.keys[bisect_left(self.keys, size << ADDRESS_BITS | address)]
+        return size
+
+    def serves(self, size: int) -> bool:
+        """Whether a block of exactly `size` can be taken, so that all is as before when it is given back directly."""
+        keys = self.keys
+        return bool(keys) and keys[-1] >> ADDRESS_BITS >= size and self._always_cuts
+
+    def in_order(self) -> list[tuple[int, int]]:
+        """Address and size of each free block, smallest first; a copy, so that the pool may change meanwhile."""
+        return [(key & ADDRESS_MASK, key >> ADDRESS_BITS) for key in self.keys]
+
+    def is_segment(self, address: int, size: int) -> bool:
+        """Whether a block is a whole segment."""
+        return self.segments.get(address) == size
+
+    def _best_of_growing(self, position: int) -> int:
+        """A block that can grow counts as large as it can become, so a later one may be the better fit."""
+        keys = self.keys
+        while position + 1 < len(keys) and self._grown(keys[position + 1]) < self._grown(keys[position]):
+            position += 1
+        return position
+
+    def _grown(self, key: int) -> int:
+        """Its size and that of the range without pages behind it, into which it can grow."""
+        end = (key & ADDRESS_MASK) + (size := key >> ADDRESS_BITS)
+        return size + (self.gaps.get(end, 0) if end not in self.segments else 0)
+
+    def _is_kept_whole(self, found: int, size: int) -> bool:
+        """Whether `max_split_size_mb` keeps a block of `found` bytes from a request."""
+        settings = self.settings
+        if size < settings.max_split_bytes:
+            return found >= settings.max_split_bytes
+        return found >= size + settings.max_non_split_rounding_bytes
+
+    def _is_never_split(self, size: int) -> bool:
+        settings = self.settings
+        return size >= settings.max_split_bytes and not settings.grows and not settings.is_small
+
+    # -- ranges without pages -----------------------------------------------------------------------------------------
+
+    def insert_gap(self, address: int, size: int) -> int:
+        """Adds a range without pages, joined with such neighbours; returns its address."""
+        end = address + size
+        if end in self.gaps and end not in self.segments:
+            size += self.remove_gap(end)
+        before = self.gap_starts.get(address)
+        if before is not None and address not in self.segments:
+            size += self.remove_gap(before)
+            address = before
+        self.gaps[address] = size
+        self.gap_starts[address + size] = address
+        insort(self.gap_addresses, address)
+        return address
+
+    def remove_gap(self, address: int) -> int:
+        """Removes a range without pages; returns its size."""
+        size = self.gaps.pop(address)
+        del self.gap_starts[address + size]
+        del self.gap_addresses[bisect_left(self.gap_addresses, address)]
+        return size

@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 
 from axmem_trace.allocator.accounts import UNLIMITED, Accounts
-from axmem_trace.allocator.blocks import FIRST_ADDRESS, Block, BlockPool
+from axmem_trace.allocator.blocks import ADDRESS_BITS, ADDRESS_MASK, FIRST_ADDRESS, Block, BlockPool, PoolSettings
 from axmem_trace.allocator.expandable import ExpandableSegments
 from axmem_trace.allocator.sizes import (
     MIN_BLOCK_BYTES,
@@ -40,52 +40,67 @@ class CachingAllocator:
     def __init__(self, settings: Allocator, *, capacity_bytes: int = 0, record_history: bool = False) -> None:
         self.accounts = Accounts(capacity_bytes=capacity_bytes, memory_fraction=settings.per_process_memory_fraction,
                                  record_history=record_history)  # fmt: skip
-        self.small = BlockPool(is_small=True, page_bytes=SMALL_SEGMENT_BYTES)
-        self.large = BlockPool(is_small=False, page_bytes=settings.large_segment_bytes)
-        self.expandable = ExpandableSegments(self.accounts) if settings.expandable_segments else None
+        self.segments: dict[int, int] = {}
+        """The size of each segment by its address."""
+        grows, max_split_bytes = settings.expandable_segments, settings.max_split_size_bytes or UNLIMITED
+        self.expandable = ExpandableSegments(self.accounts, self.segments) if grows else None
+        self._settings = tuple(
+            PoolSettings(
+                is_small=is_small,
+                grows=grows,
+                page_bytes=SMALL_SEGMENT_BYTES if is_small else settings.large_segment_bytes,
+                min_rest_bytes=MIN_BLOCK_BYTES if is_small or grows else SMALL_BYTES + MIN_BLOCK_BYTES,
+                max_split_bytes=max_split_bytes,
+                max_non_split_rounding_bytes=settings.max_non_split_rounding_bytes,
+            )
+            for is_small in (True, False)
+        )
         self._divisions = list_divisions(settings.roundup_power2_divisions)
-        self._max_split_bytes = settings.max_split_size_bytes or UNLIMITED
-        self._max_non_split_rounding_bytes = settings.max_non_split_rounding_bytes
+        self.rounds_further = any(self._divisions)
+        """Whether sizes are rounded to more than whole blocks of 512 bytes."""
+        self._max_split_bytes = max_split_bytes
+        self._large_segment_bytes = settings.large_segment_bytes
         self._collects_garbage = settings.garbage_collection_threshold > 0 and self.accounts.allowed_bytes < UNLIMITED
         self._garbage_bytes = int(settings.garbage_collection_threshold * self.accounts.allowed_bytes)
-        self._pools = {0: (self.small, self.large)}
+        self._searches = ([0], [0])
+        self._pools: dict[int, tuple[BlockPool, BlockPool]] = {}
+        self.small, self.large = self._pools_of(0)
         self._busy: dict[int, Block] = {}
         self._next_address = FIRST_ADDRESS
-        self._rounded: dict[int, int] = {}
 
     # -- what the program asks for --------------------------------------------------------------------------------
 
+    def round(self, nbytes: int) -> int:
+        """The size of the block for a request of `nbytes` > 0 (`round_size`)."""
+        return round_size(nbytes, self._divisions)
+
+    def pool_of(self, size: int, stream: int = 0) -> BlockPool:
+        """The pool that serves blocks of a size on a stream (`get_pool`)."""
+        small, large = self._pools_of(stream)
+        return small if size <= SMALL_BYTES else large
+
     def malloc(self, nbytes: int, owner: int = -1, stream: int = 0) -> Block | None:
-        """A block for `nbytes` > 0 on a stream, or None if the card is full (`malloc`, `alloc_found_block`)."""
-        size = self._rounded.get(nbytes)
-        if size is None:
-            size = self._rounded[nbytes] = round_size(nbytes, self._divisions)
+        """A block for `nbytes` > 0 on a stream, or None if the card is full (`malloc`)."""
+        size = self.round(nbytes)
+        pool = self.pool_of(size, stream)
         self.accounts.owner = owner
-        small, large = self._pools.get(stream) or self._add_stream(stream)
-        pool = small if size <= SMALL_BYTES else large
-        block = self._find_free_block(pool, size) or self._make_room(pool, size)
-        if block is None:
+        taken = pool.take(size) or self.make_room(pool, size)
+        if taken is None:
             self.accounts.record("oom", self.accounts.free_bytes, nbytes)
             return None
-        if self._should_split(block, size):
-            block = self._split(block, size)
-        block.allocated = True
-        block.requested_bytes = nbytes
-        block.owner = owner
-        self.accounts.change_allocated(block.size)
-        if self.accounts.history is not None:
-            self.accounts.record("alloc", block.address, nbytes)
+        block = Block(pool, *taken, nbytes, owner, allocated=True)
+        self.accounts.allocated_bytes += block.size
+        self.accounts.record("alloc", block.address, nbytes)
         return block
 
     def free(self, block: Block, *, busy: bool = False) -> None:
         """Takes a block back. `busy`: another stream still works on it, so it stays active until `finish` (`free`)."""
-        self.accounts.change_allocated(-block.size)
-        if self.accounts.history is not None:
-            self.accounts.owner = block.owner
-            self.accounts.record("free_requested", block.address, block.requested_bytes)
+        self.accounts.allocated_bytes -= block.size
+        self.accounts.owner = block.owner
+        self.accounts.record("free_requested", block.address, block.requested_bytes)
         if busy:
             self._busy[block.address] = block
-            self.accounts.change_busy(block.size)
+            self.accounts.busy_bytes += block.size
         else:
             self._free_block(block)
 
@@ -94,21 +109,14 @@ class CachingAllocator:
         the cache is emptied the host waits for all streams."""
         if self._busy.get(block.address) is block:
             del self._busy[block.address]
-            self.accounts.change_busy(-block.size)
+            self.accounts.busy_bytes -= block.size
             self._free_block(block)
 
     def _free_block(self, block: Block) -> None:
-        """Joins a block with its free neighbours (`free_block`)."""
         block.allocated = False
-        if self.accounts.history is not None:
-            self.accounts.owner = block.owner
-            self.accounts.record("free_completed", block.address, block.requested_bytes)
-        pool = block.pool
-        if block.prev is not None:
-            pool.merge(block, block.prev)
-        if block.next is not None:
-            pool.merge(block, block.next)
-        pool.insert(block)
+        self.accounts.owner = block.owner
+        self.accounts.record("free_completed", block.address, block.requested_bytes)
+        block.pool.give(block.address, block.size)
 
     def empty_cache(self) -> None:
         """`torch.cuda.empty_cache`: frees every segment that has no block in use (`release_cached_blocks`)."""
@@ -122,22 +130,28 @@ class CachingAllocator:
             in_use: the blocks that `malloc` returned and that have not been freed.
         """
         segments: list[list[Block]] = []
-        free = [block for pools in self._pools.values() for pool in pools for block in pool.free.values()]
+        pools = [pool for pools in self._pools.values() for pool in pools]
+        free = [Block(pool, address, size) for pool in pools for address, size in pool.sizes.items()]
+        end = -1
         for block in sorted((*in_use, *free), key=lambda b: b.address):
-            if block.prev is not None and block.prev.mapped:
+            if block.address == end and end not in self.segments:
                 segments[-1].append(block)
             else:
                 segments.append([block])
+            end = block.address + block.size
         return segments
 
-    def _add_stream(self, stream: int) -> tuple[BlockPool, BlockPool]:
-        """Creates the pools of a stream when it requests its first block."""
-        small, large = (
-            BlockPool(is_small=pool.is_small, page_bytes=pool.page_bytes, stream=stream, searches=pool.searches)
-            for pool in (self.small, self.large)
-        )
-        self._pools[stream] = (small, large)
-        return small, large
+    def _pools_of(self, stream: int) -> tuple[BlockPool, BlockPool]:
+        """The small and the large pool of a stream, made when it requests its first block."""
+        pools = self._pools.get(stream)
+        if pools is None:
+            small, large = (
+                BlockPool(settings, self.segments, stream=stream, searches=searches,
+                          collects_garbage=self._collects_garbage)
+                for settings, searches in zip(self._settings, self._searches, strict=True)
+            )  # fmt: skip
+            pools = self._pools[stream] = (small, large)
+        return pools
 
     def _all(self, *, small: bool) -> list[BlockPool]:
         """The pools of all streams, by stream."""
@@ -145,81 +159,48 @@ class CachingAllocator:
 
     # -- finding a block ------------------------------------------------------------------------------------------
 
-    def _find_free_block(self, pool: BlockPool, size: int) -> Block | None:
-        """Removes the smallest free block that is large enough from its pool and returns it (`get_free_block`)."""
-        if self._collects_garbage:
-            pool.searches[0] += 1
-        keys, position = pool.keys, bisect_left(pool.keys, (size,))
-        if position == len(keys):
-            return None
-        block = pool.free[keys[position][1]]
-        if block.segment is not None:
-            # A block that can grow counts as large as it can become, so a later one may be the better fit.
-            while position + 1 < len(keys):
-                following = pool.free[keys[position + 1][1]]
-                if following.expandable_size >= block.expandable_size:
-                    break
-                block, position = following, position + 1
-        if size < self._max_split_bytes <= block.size:
-            return None
-        if size >= self._max_split_bytes and block.size >= size + self._max_non_split_rounding_bytes:
-            return None
-        del keys[position]
-        del pool.free[block.address]
-        return block
+    def make_room(self, pool: BlockPool, size: int) -> tuple[int, int] | None:
+        """Address and size of a block in new memory; if the card is full, cached memory is freed first (`malloc`).
 
-    def _make_room(self, pool: BlockPool, size: int) -> Block | None:
-        """A block of new memory; if the card is full, cached memory is freed first (`malloc`)."""
+        None if even that is not enough.
+        """
         if self._collects_garbage:
             self._collect_garbage()
-        block = self._allocate_segment(pool, size)
-        if block is None and self._release_available_cached_blocks(pool, size):
-            block = self._allocate_segment(pool, size)
-        if block is None:
+        found = self._allocate_segment(pool, size)
+        if found is None and self._release_available_cached_blocks(pool, size):
+            found = self._allocate_segment(pool, size)
+        if found is None:
             self._release_cached_blocks()
             self.accounts.num_retries += 1
-            block = self._allocate_segment(pool, size)
-        return block
-
-    def _should_split(self, block: Block, size: int) -> bool:
-        """Whether the rest of a found block goes back to the pool (`should_split`)."""
-        remaining = block.size - size
-        if block.pool.is_small or self.expandable is not None:
-            return remaining >= MIN_BLOCK_BYTES
-        return size < self._max_split_bytes and remaining > SMALL_BYTES
-
-    def _split(self, remaining: Block, size: int) -> Block:
-        """Cuts a block of `size` off the front; the rest becomes free (`alloc_found_block`)."""
-        pool = remaining.pool
-        block = Block(pool, remaining.address, size, remaining.segment)
-        block.insert_between(remaining.prev, remaining)
-        remaining.address += size
-        remaining.size -= size
-        pool.insert(remaining)
-        return block
+            found = self._allocate_segment(pool, size)
+        return None if found is None else pool.cut(found, size)
 
     # -- segments -------------------------------------------------------------------------------------------------
 
-    def _allocate_segment(self, pool: BlockPool, size: int) -> Block | None:
-        """New memory from the driver: pages of an expandable segment, or a segment by `cudaMalloc` (`alloc_block`)."""
-        nbytes = segment_size(size, self.large.page_bytes)
+    def _allocate_segment(self, pool: BlockPool, size: int) -> int | None:
+        """The address of a free block with new memory from the driver: pages of an expandable segment, or a segment by
+        `cudaMalloc` (`alloc_block`)."""
+        nbytes = segment_size(size, self._large_segment_bytes)
         if self.accounts.reserved_bytes + nbytes > self.accounts.allowed_bytes:
             return None
         if self.expandable is not None:
             return self.expandable.allocate(pool, size)
         if nbytes > self.accounts.free_bytes:
             return None
-        block = Block(pool, self._next_address, nbytes, None)
+        address = self._next_address
         self._next_address += nbytes
+        self.segments[address] = nbytes
         self.accounts.num_segments += 1
-        self.accounts.change_reserved("segment_alloc", block.address, nbytes)
-        return block
+        self.accounts.change_reserved("segment_alloc", address, nbytes)
+        pool.give(address, nbytes)
+        return address
 
-    def _release_block(self, block: Block) -> None:
+    def _release_segment(self, pool: BlockPool, address: int) -> None:
         """`cudaFree` of a segment that is one free block (`release_block`)."""
-        block.pool.remove(block)
+        size = pool.remove(address)
+        del self.segments[address]
         self.accounts.num_segments -= 1
-        self.accounts.change_reserved("segment_free", block.address, block.size)
+        self.accounts.change_reserved("segment_free", address, size)
 
     def _release_available_cached_blocks(self, pool: BlockPool, size: int) -> bool:
         """With `max_split_size`: frees oversize blocks to make space for the request
@@ -227,15 +208,15 @@ class CachingAllocator:
         if self._max_split_bytes == UNLIMITED or self.expandable is not None:
             return False
         wanted = max(size, self._max_split_bytes)
-        position = bisect_left(pool.keys, (wanted,))
+        position = bisect_left(pool.keys, wanted << ADDRESS_BITS)
         if position < len(pool.keys):
-            self._release_block(pool.free[pool.keys[position][1]])
+            self._release_segment(pool, pool.keys[position] & ADDRESS_MASK)
             return True
         released = 0
-        while released < wanted and pool.keys and pool.keys[-1][0] >= self._max_split_bytes:
-            largest = pool.free[pool.keys[-1][1]]
-            released += largest.size
-            self._release_block(largest)
+        while released < wanted and pool.keys and pool.keys[-1] >> ADDRESS_BITS >= self._max_split_bytes:
+            largest = pool.keys[-1]
+            released += largest >> ADDRESS_BITS
+            self._release_segment(pool, largest & ADDRESS_MASK)
         return released >= wanted
 
     def _release_cached_blocks(self) -> None:
@@ -243,33 +224,36 @@ class CachingAllocator:
         for block in list(self._busy.values()):  # `synchronize_and_free_events`
             self.finish(block)
         for pool in (*self._all(small=False), *self._all(small=True)):
-            free = pool.in_order()
-            for block in free:
-                if block.segment is None and not block.is_split:
-                    self._release_block(block)
-            if self.expandable is not None:
-                for block in free:
-                    self.expandable.unmap(block)
+            for address, size in pool.in_order():
+                if self.expandable is not None:
+                    self.expandable.unmap(pool, address)
+                elif pool.is_segment(address, size):
+                    self._release_segment(pool, address)
 
     def _collect_garbage(self) -> None:
         """`garbage_collection_threshold`: above it, frees the free segments that were idle for longest
-        (`garbage_collect_cached_blocks`)."""
+        (`garbage_collect_cached_blocks`). Those that are expandable are spared."""
         target = self.accounts.reserved_bytes - self._garbage_bytes
-        if target <= 0:
+        if target <= 0 or self.expandable is not None:
             return
         searches, reclaimed = self.large.searches[0], 0
-        idle = [block for pool in self._all(small=False) for block in pool.in_order() if not block.is_split]
-        total_age = sum(searches - block.idle_since for block in idle)
+        idle = [
+            (pool, address, size, searches - (pool.idle_since or {})[address])
+            for pool in self._all(small=False)
+            for address, size in pool.in_order()
+            if pool.is_segment(address, size)
+        ]
+        total_age = sum(age for *_, age in idle)
         while idle and reclaimed < target:
             mean_age, kept = total_age / len(idle), []
-            for block in idle:
-                age = searches - block.idle_since
-                if age < mean_age or block.segment is not None:
-                    kept.append(block)
+            for each in idle:
+                pool, address, size, age = each
+                if age < mean_age:
+                    kept.append(each)
                     continue
-                reclaimed += block.size
+                reclaimed += size
                 total_age -= age
-                self._release_block(block)
+                self._release_segment(pool, address)
             if len(kept) == len(idle):
                 break
             idle = kept

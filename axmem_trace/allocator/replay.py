@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from axmem_trace.allocator.blocks import Block
+from axmem_trace.allocator.blocks import Block, BlockPool
 from axmem_trace.allocator.caching import CachingAllocator
 from axmem_trace.allocator.reservation import OutOfMemory, Reservation
-from axmem_trace.ledger import NEVER, Ledger, Mark, Phase
+from axmem_trace.allocator.sizes import SMALL_BYTES
+from axmem_trace.ledger import NEVER, Ledger
+from axmem_trace.ledger.allocation import BEFORE_ALL
+from axmem_trace.ledger.stretches import Stretch, measure_heights, peaks_by_span
 from axmem_trace.recipe.recipe import Allocator
 
-Item = tuple[int, int, "Mark | int | None"]
-"""An entry of the agenda: the tick, a rank for the order within one tick, and what happens: a new phase, the position of
-an allocation that other streams are done with, or None for `empty_cache`."""
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Item = tuple[int, int, "int | None"]
+"""An entry of the agenda: the tick, a rank for the order within one tick, and what happens: the position of an allocation
+that other streams are done with, or None for `empty_cache`."""
 
 
 def replay(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int = 0) -> Reservation:
@@ -33,7 +43,7 @@ def replay(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int = 0) -> 
 
 @dataclass
 class Replay:
-    """One replay: the allocator, the blocks in use by position in the ledger, and the peaks found so far.
+    """One replay: the allocator, the blocks in use by position in the ledger, and what is needed to find the peaks.
 
     The order within one tick: streams finish, then `empty_cache`, then the mark of a new phase, then allocations and
     frees.
@@ -42,120 +52,263 @@ class Replay:
     ledger: Ledger
     caching: CachingAllocator
     blocks: dict[int, Block] = field(default_factory=dict)
-    peaks: dict[tuple[Phase, int], int] = field(default_factory=dict)
-    allocated_peaks: dict[tuple[Phase, int], int] = field(default_factory=dict)
-    active_peaks: dict[tuple[Phase, int], int] = field(default_factory=dict)
-    allocated_ends: dict[tuple[Phase, int], int] = field(default_factory=dict)
+    """Those in use, if a history is recorded or several streams work on a block."""
     out_of_memory: OutOfMemory | None = None
+    _taken: list[int] = field(default_factory=list)
+    """For each allocation, the size of its block."""
+    _addresses: list[int] = field(default_factory=list)
+    """For each allocation, the address of its block while that is in use, else -1; empty if there are `blocks`."""
     _busy: dict[int, Block] = field(default_factory=dict)
     """Freed blocks that another stream works on, by position in the ledger."""
-    _span: tuple[Phase, int] | None = None
-    """The current (phase, step); None before the first mark, which counts as loading."""
-    _peak: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """The peak of reserved bytes; the tick, allocated bytes and number of segments at that time."""
+    _busy_levels: list[int] = field(default_factory=list)
+    """Bytes of such blocks after each move, if there ever are any."""
+    _begun: list[_Beginning] = field(default_factory=list)
+    _num_played: int = 0
+    """Moves before the end of the run."""
+    _peak: tuple[int, int, int] = (0, -1, 0)
+    """The peak of reserved bytes; the allocation with which it was reached, and the number of segments then."""
 
     def run(self) -> Reservation:
         """Replays the whole ledger, or stops where the card's memory is not enough."""
-        accounts, caching, blocks = self.caching.accounts, self.caching, self.blocks
-        columns, agenda = self.ledger.columns, self._make_agenda()
-        sizes, streams = columns.nbytes.tolist(), columns.codes(lambda kind: kind.stream).tolist()
-        due = agenda[-1][0]
-        for tick, index, dies in self.ledger.moves():
-            while tick >= due:
-                due = self._attend(agenda)
-            accounts.tick = tick
-            if dies:
-                self._free(index)
-                continue
-            nbytes = sizes[index]
-            if nbytes == 0:
-                continue
-            block = caching.malloc(nbytes, index, streams[index])
-            if accounts.high_reserved_bytes > self._peak[0]:
-                high = accounts.high_reserved_bytes
-                self._peak = (high, tick, accounts.allocated_bytes, accounts.num_segments)
-            if block is None:
-                self.out_of_memory = self._make_out_of_memory(index, nbytes)
+        count = len(self.ledger.allocations)
+        self._taken, self._addresses = [0] * count, [-1] * count
+        agenda, stretches = self._make_agenda(), self.ledger.stretches
+        ends = [*(stretch.mark.tick for stretch in stretches[1:]), NEVER]
+        for stretch, end_tick in zip(stretches, ends, strict=True):
+            self._begin(stretch)
+            self._play_stretch(stretch, end_tick, agenda)
+            if self.out_of_memory is not None:
                 break
-            blocks[index] = block
-        while due < NEVER and self.out_of_memory is None:
-            due = self._attend(agenda)
-        self._close_span()
         return self._make_reservation()
 
-    def _free(self, index: int) -> None:
-        """Frees the block now; if another stream works on it, `_attend` does it when that stream is done."""
-        block, is_busy = self.blocks.pop(index, None), index in self._busy_until
-        if block is not None:
-            self.caching.free(block, busy=is_busy)
-            if is_busy:
-                self._busy[index] = block
-
-    @cached_property
-    def _busy_until(self) -> dict[int, int]:
-        """By position in the ledger: when other streams are done with a block that has been freed."""
-        ticks = self.ledger.columns.codes(lambda kind: kind.busy_until).tolist()
-        return {index: tick for index, tick in enumerate(ticks) if tick}
-
-    def _make_agenda(self) -> list[Item]:
-        """All other events, the last one first; the list begins with an event that never happens."""
-        agenda: list[Item] = [(tick, -1, None) for tick in self.ledger.empty_cache_ticks]
-        agenda += [(tick, -2, index) for index, tick in self._busy_until.items()]
-        agenda += [(mark.tick, rank, mark) for rank, mark in enumerate(self.ledger.marks)]
-        agenda.append((NEVER, 0, None))
-        return sorted(agenda, key=lambda item: item[:2], reverse=True)
-
-    def _attend(self, agenda: list[Item]) -> int:
-        """Does the next event of the agenda; returns the tick of the one after it."""
-        tick, _, what = agenda.pop()
-        self.caching.accounts.tick = tick
-        if what is None:
-            self.caching.empty_cache()
-        elif isinstance(what, Mark):
-            self._close_span()
-            self._span = (what.phase, what.step)
-        elif what in self._busy:
-            self.caching.finish(self._busy.pop(what))
-        return agenda[-1][0]
-
-    def _close_span(self) -> None:
-        """Stores the peaks since the last mark and the bytes left, and resets the peaks to the current level."""
-        accounts, span = self.caching.accounts, self._span or ("load", 0)
-        if self._span is None and not accounts.high_reserved_bytes:
-            return
-        for peaks, high in ((self.peaks, accounts.high_reserved_bytes),
-                            (self.active_peaks, accounts.high_active_bytes),
-                            (self.allocated_peaks, accounts.high_allocated_bytes)):  # fmt: skip
-            peaks[span] = max(peaks.get(span, 0), high)
-        self.allocated_ends[span] = accounts.allocated_bytes
-        accounts.reset_highs()
-
-    def _make_out_of_memory(self, index: int, nbytes: int) -> OutOfMemory:
+    def _begin(self, stretch: Stretch) -> None:
         accounts = self.caching.accounts
-        return OutOfMemory(
+        self._begun.append(_Beginning(stretch, accounts.reserved_bytes, accounts.busy_bytes, len(accounts.changes)))
+
+    def _play_stretch(self, stretch: Stretch, end_tick: int, agenda: list[Item]) -> None:
+        """The moves of a stretch, and what the agenda has before its last tick and at the next mark's."""
+        start = stretch.start
+        while agenda and agenda[-1][0] <= end_tick:
+            due = max(start, min(stretch.end, int(self.ledger.moved.ticks.searchsorted(agenda[-1][0]))))
+            self._play(start, due)
+            if self.out_of_memory is not None:
+                return
+            start = due
+            self._attend(agenda.pop())
+        self._play(start, stretch.end)
+
+    def _play(self, start: int, end: int) -> None:
+        """Does the moves from `start` to before `end`."""
+        self._num_played = end
+        moves = [column[start:end] for column in self.ledger.moved]
+        if self.caching.accounts.history is not None or self._busy_until:
+            self._play_blocks(zip(*(column.tolist() for column in moves), strict=True))
+        else:
+            kept = ~self._ends_brief[start:end]
+            self._play_addresses(zip(*(column[kept].tolist() for column in moves), strict=True))
+
+    def _play_addresses(self, moves: Iterable[tuple[int, int, bool]]) -> None:
+        """The moves, without an object for each block: what `CachingAllocator.malloc` and `free` do, and no more.
+
+        An allocation that is freed by the next move changes nothing if a free block serves it.
+        """
+        pools, sizes, taken, addresses, brief = self._pools, self._sizes, self._taken, self._addresses, self._brief
+        for tick, index, frees in moves:
+            pool = pools[index]
+            if frees:
+                address = addresses[index]
+                if address >= 0:
+                    pool.give(address, taken[index])
+            elif size := sizes[index]:
+                if brief[index] and pool.serves(size):
+                    taken[index] = size
+                    continue
+                found = pool.take(size) or self._make_room(pool, size, tick, index)
+                if found is None:
+                    return
+                addresses[index], taken[index] = found
+                if brief[index]:
+                    pool.give(*found)
+
+    def _make_room(self, pool: BlockPool, size: int, tick: int, index: int) -> tuple[int, int] | None:
+        accounts = self.caching.accounts
+        accounts.tick, accounts.owner = tick, index
+        found = self.caching.make_room(pool, size)
+        self._note_peak(index)
+        if found is None:
+            self._stop(index)
+        return found
+
+    def _play_blocks(self, moves: Iterable[tuple[int, int, bool]]) -> None:
+        """The moves, with a block for each allocation: the history is recorded, and blocks may be busy."""
+        caching, accounts = self.caching, self.caching.accounts
+        requested, streams = self.ledger.columns.nbytes, self._streams
+        for tick, index, frees in moves:
+            accounts.tick = tick
+            if frees:
+                block = self.blocks.pop(index, None)
+                if block is not None:
+                    caching.free(block, busy=index in self._busy_until)  # `_attend` frees it when the stream is done
+                    if index in self._busy_until:
+                        self._busy[index] = block
+            elif nbytes := int(requested[index]):
+                block = caching.malloc(nbytes, index, streams[index])
+                self._note_peak(index)
+                if block is None:
+                    self._stop(index)
+                    return
+                self.blocks[index], self._taken[index] = block, block.size
+            self._busy_levels.append(accounts.busy_bytes)
+
+    def _note_peak(self, index: int) -> None:
+        accounts = self.caching.accounts
+        if accounts.high_reserved_bytes > self._peak[0]:
+            self._peak = accounts.high_reserved_bytes, index, accounts.num_segments
+
+    def _stop(self, index: int) -> None:
+        """The run ends with an allocation for which there is no memory."""
+        accounts = self.caching.accounts
+        self._num_played = self._position_of(index)
+        levels = self._levels()
+        self.out_of_memory = OutOfMemory(
             tick=accounts.tick,
             index=index,
-            requested_bytes=nbytes,
-            allocated_bytes=accounts.allocated_bytes,
+            requested_bytes=int(self.ledger.columns.nbytes[index]),
+            allocated_bytes=int(levels[-1]) if len(levels) else 0,
             reserved_bytes=accounts.reserved_bytes,
             capacity_bytes=min(accounts.capacity_bytes, accounts.allowed_bytes),
         )
 
+    def _position_of(self, index: int) -> int:
+        """The position of an allocation among the moves."""
+        return int((self.ledger.moved.indices == index).argmax())
+
+    @cached_property
+    def _busy_until(self) -> dict[int, int]:
+        """By position in the ledger: when other streams are done with a block that has been freed."""
+        ticks = self.ledger.columns.codes(lambda kind: kind.busy_until)
+        return {index: int(ticks[index]) for index in ticks.nonzero()[0].tolist()}
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """For each allocation, the size of the block that it needs; 0 for one of 0 bytes."""
+        import numpy as np
+
+        if not self.caching.rounds_further:
+            sizes = self.ledger.columns.block_bytes
+        else:
+            requested, position = np.unique(self.ledger.columns.nbytes, return_inverse=True)
+            rounded = [self.caching.round(each) if each else 0 for each in requested.tolist()]
+            sizes = np.array(rounded, dtype=np.int64)[position]
+        listed: list[int] = sizes.tolist()
+        return listed
+
+    @cached_property
+    def _ends_brief(self) -> NDArray[np.bool_]:
+        """For each move, whether it frees what the move before it allocated, with nothing but a mark between them."""
+        import numpy as np
+
+        ticks, indices, dies = self.ledger.moved
+        ends = np.zeros(len(indices), dtype=bool)
+        ends[1:] = (indices[1:] == indices[:-1]) & dies[1:] & ~dies[:-1]
+        between = ticks.searchsorted([tick for tick, _, _ in self._make_agenda()])
+        ends[between[between < len(ends)]] = False
+        return ends
+
+    @cached_property
+    def _brief(self) -> list[bool]:
+        """For each allocation, whether the very next move frees it."""
+        import numpy as np
+
+        brief = np.zeros(len(self.ledger.allocations), dtype=bool)
+        brief[self.ledger.moved.indices[self._ends_brief]] = True
+        listed: list[bool] = brief.tolist()
+        return listed
+
+    @cached_property
+    def _streams(self) -> list[int]:
+        streams: list[int] = self.ledger.columns.codes(lambda kind: kind.stream).tolist()
+        return streams
+
+    @cached_property
+    def _pools(self) -> list[BlockPool]:
+        """For each allocation, the pool that serves it."""
+        small, large = (
+            {each: self.caching.pool_of(size, each) for each in set(self._streams)} for size in (1, SMALL_BYTES + 1)
+        )
+        if len(small) == 1:  # a single stream
+            (one,), (other,) = small.values(), large.values()
+            return [one if size <= SMALL_BYTES else other for size in self._sizes]
+        return [(small if size <= SMALL_BYTES else large)[stream]
+                for size, stream in zip(self._sizes, self._streams, strict=True)]  # fmt: skip
+
+    def _make_agenda(self) -> list[Item]:
+        """All events that are no moves and no marks, the last one first."""
+        agenda: list[Item] = [(tick, -1, None) for tick in self.ledger.empty_cache_ticks]
+        agenda += [(tick, -2, index) for index, tick in self._busy_until.items()]
+        return sorted((item for item in agenda if item[0] < NEVER), key=lambda item: item[:2], reverse=True)
+
+    def _attend(self, item: Item) -> None:
+        """Does an event of the agenda."""
+        tick, _, index = item
+        self.caching.accounts.tick = tick
+        if index is None:
+            self.caching.empty_cache()
+        elif index in self._busy:
+            self.caching.finish(self._busy.pop(index))
+
     def _make_reservation(self) -> Reservation:
+        import numpy as np
+
         accounts = self.caching.accounts
-        peak_reserved_bytes, peak_tick, allocated_at_peak_bytes, num_segments = self._peak
+        peak_reserved_bytes, peak_index, num_segments = self._peak
+        changes = np.array([reserved_bytes for _, reserved_bytes in accounts.changes], dtype=np.int64)
+        starts = [*(each.num_changes for each in self._begun), len(changes)]
+        if self._begun[0].stretch.mark is BEFORE_ALL and not changes[: starts[1]].any():
+            self._begun, starts = self._begun[1:], starts[1:]  # nothing was reserved before the first mark
+        begun, allocated = self._begun, self._levels()
+        stretches = [each.stretch._replace(end=min(each.stretch.end, self._num_played)) for each in begun]
+        changed = [Stretch(each.stretch.mark, *part) for each, part in zip(begun, pairwise(starts), strict=True)]
+        heights = list(measure_heights(stretches, allocated))
+        peaks = peaks_by_span(measure_heights(changed, changes, [each.reserved_bytes for each in begun]))
+        allocated_peaks = active_peaks = peaks_by_span(heights)
+        if any(self._busy_levels):
+            active = allocated + np.array(self._busy_levels, dtype=np.int64)
+            begins = [height.begin_bytes + each.busy_bytes for height, each in zip(heights, begun, strict=True)]
+            active_peaks = peaks_by_span(measure_heights(stretches, active, begins))
+        ends = {height.stretch.key: int(allocated[height.stretch.end - 1]) if height.stretch.end else 0
+                for height in heights}  # fmt: skip
+        reached = min(self._position_of(peak_index), len(allocated) - 1) if peak_index >= 0 else -1
         return Reservation(
             timeline=tuple(accounts.changes),
-            peaks=self.peaks,
-            allocated_peaks=self.allocated_peaks,
-            active_peaks=self.active_peaks,
-            allocated_ends=self.allocated_ends,
+            peaks=peaks,
+            allocated_peaks=allocated_peaks,
+            active_peaks=active_peaks,
+            allocated_ends=ends,
             peak_reserved_bytes=peak_reserved_bytes,
-            peak_allocated_bytes=max(self.allocated_peaks.values(), default=0),
-            peak_active_bytes=max(self.active_peaks.values(), default=0),
-            peak_tick=peak_tick,
-            allocated_at_peak_bytes=allocated_at_peak_bytes,
+            peak_allocated_bytes=max(allocated_peaks.values(), default=0),
+            peak_active_bytes=max(active_peaks.values(), default=0),
+            peak_tick=int(self.ledger.columns.born[peak_index]) if peak_index >= 0 else 0,
+            allocated_at_peak_bytes=int(allocated[reached]) if reached >= 0 else 0,
             num_segments=num_segments,
             num_retries=accounts.num_retries,
             out_of_memory=self.out_of_memory,
         )
+
+    def _levels(self) -> NDArray[np.int64]:
+        """Bytes of the blocks in use after each move, up to the end of the run."""
+        import numpy as np
+
+        _, indices, dies = (column[: self._num_played] for column in self.ledger.moved)
+        sizes = np.array(self._taken, dtype=np.int64)[indices]
+        return np.cumsum(np.where(dies, -sizes, sizes), dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """What the allocator held when a stretch began, and how often its reserved bytes had changed."""
+
+    stretch: Stretch
+    reserved_bytes: int
+    busy_bytes: int
+    num_changes: int

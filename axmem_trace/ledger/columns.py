@@ -64,6 +64,10 @@ class Columns:
 
         return np.fromiter(map(question, self.kinds), dtype=np.int64, count=len(self.kinds))[self.kind]
 
+    def alive(self, tick: int) -> NDArray[np.bool_]:
+        """For each allocation, `Allocation.alive(tick)`."""
+        return (self.born <= tick) & (tick < self.died)
+
     def make(self, index: int) -> Allocation:
         """One allocation as an object."""
         return replace(
@@ -73,6 +77,30 @@ class Columns:
             died=int(self.died[index]),
             module=self.modules[self.module[index]],
         )
+
+    def sum_by_module(self, indices: NDArray[np.intp], sizes: NDArray[np.int64]) -> dict[str, int]:
+        """The sizes of the allocations at these positions, summed by module; modules without any are left out."""
+        import numpy as np
+
+        sums = np.zeros(len(self.modules), dtype=np.int64)
+        np.add.at(sums, self.module[indices], sizes[indices])
+        return {self.modules[code]: int(sums[code]) for code in sums.nonzero()[0].tolist()}
+
+    def sum_by_example(self, chosen: NDArray[np.bool_]) -> tuple[list[Allocation], list[int]]:
+        """The chosen allocations by kind and module.
+
+        Returns:
+            One allocation of each kind and module, in order of first appearance, and the block bytes of all such ones.
+        """
+        import numpy as np
+
+        indices = chosen.nonzero()[0]
+        pairs = self.module[indices].astype(np.int64) * len(self.kinds) + self.kind[indices]
+        _, first, inverse = np.unique(pairs, return_index=True, return_inverse=True)
+        sums = np.zeros(len(first), dtype=np.int64)
+        np.add.at(sums, inverse.reshape(-1), self.block_bytes[indices])
+        order = np.argsort(first)
+        return [self.make(int(indices[first[each]])) for each in order], sums[order].tolist()
 
 
 def make_columns(items: Iterable[Any]) -> Columns:
@@ -117,7 +145,9 @@ class Allocations(Sequence[Allocation]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Allocation]: ...
     def __getitem__(self, index: int | slice) -> Allocation | Sequence[Allocation]:
-        return self.made[index]
+        if isinstance(index, slice) or self._made:
+            return self.made[index]
+        return self.columns.make(range(len(self))[index])
 
     @property
     def made(self) -> tuple[Allocation, ...]:

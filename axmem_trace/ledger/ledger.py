@@ -10,11 +10,11 @@ seconds here.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from axmem_trace.ledger.allocation import (
     BEFORE_ALL,
@@ -27,6 +27,11 @@ from axmem_trace.ledger.allocation import (
     block_bytes,
 )
 from axmem_trace.ledger.columns import Allocations, Columns, make_columns
+from axmem_trace.ledger.stretches import Stretch, measure_heights
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 K = TypeVar("K", bound=Hashable)
 
@@ -54,12 +59,18 @@ class Moment:
     op: str = ""
 
 
-class Stretch(NamedTuple):
-    """The events between two marks, by their positions in `Ledger.moves`: from `start` to before `end`."""
+class Moves(NamedTuple):
+    """Allocations and frees on the GPU in order of time; of one tick, in the order of the ledger.
 
-    mark: Mark
-    start: int
-    end: int
+    Attributes:
+        ticks: int64.
+        indices: positions of the allocations, int64.
+        dies: whether each is a free, bool.
+    """
+
+    ticks: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    dies: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,28 +94,26 @@ class Ledger:
         return tuple(allocation for allocation in self.allocations if allocation.device == "gpu")
 
     @cached_property
-    def _order(self) -> list[int]:
-        """Allocations and frees on the GPU in order of time, each as one number: tick * width + 2 * index + (1 for a
-        free). Numbers sort much faster than objects. Within one tick, the order is that of the ledger."""
+    def moved(self) -> Moves:
+        """Every allocation and free on the GPU, as arrays."""
         import numpy as np
 
         columns = self.columns
         on_gpu = columns.where(lambda kind: kind.device == "gpu")
         births, deaths = np.flatnonzero(on_gpu), np.flatnonzero(on_gpu & (columns.died != NEVER))
-        width = 2 * len(columns)
+        # one number for each, which sorts fast: tick, then position, then 1 for a free
+        width = max(1, 2 * len(columns))
         codes = [columns.born[births] * width + 2 * births, columns.died[deaths] * width + 2 * deaths + 1]
-        order: list[int] = np.sort(np.concatenate(codes)).tolist()
-        return order
+        ticks, rest = np.divmod(np.sort(np.concatenate(codes)), width)
+        return Moves(ticks, rest >> 1, (rest & 1).astype(bool))
 
     def moves(self) -> Iterator[tuple[int, int, int]]:
         """Allocations and frees on the GPU in order of time: (tick, position of the allocation, 1 if it is freed).
 
         The same as `events`, without an object for each.
         """
-        width = 2 * len(self.allocations)
-        for code in self._order:
-            tick, rest = divmod(code, width)
-            yield tick, rest >> 1, rest & 1
+        ticks, indices, dies = self.moved
+        return zip(ticks.tolist(), indices.tolist(), dies.astype(int).tolist(), strict=True)
 
     def events(self) -> Iterator[Event]:
         """Allocations and frees on the GPU in order of time."""
@@ -124,22 +133,29 @@ class Ledger:
         return sorted(self.marks, key=lambda mark: mark.tick)
 
     @cached_property
-    def levels(self) -> tuple[array[int], array[int]]:
-        """Ticks of the allocations and frees on the GPU, and the live bytes after each: the curve to draw."""
+    def live_bytes(self) -> NDArray[np.int64]:
+        """Live bytes on the GPU after each of `moves`."""
         import numpy as np
 
-        ticks, rest = np.divmod(np.array(self._order, dtype=np.int64), max(1, 2 * len(self.columns)))
-        sizes = self.columns.block_bytes[rest >> 1]
-        levels = np.cumsum(np.where(rest & 1, -sizes, sizes), dtype=np.int64)
-        return array("q", ticks.tobytes()), array("q", levels.tobytes())
+        _, indices, dies = self.moved
+        sizes = self.columns.block_bytes[indices]
+        return np.cumsum(np.where(dies, -sizes, sizes), dtype=np.int64)
+
+    @cached_property
+    def levels(self) -> tuple[array[int], array[int]]:
+        """Ticks of the allocations and frees on the GPU, and the live bytes after each: the curve to draw."""
+        return array("q", self.moved.ticks.tobytes()), array("q", self.live_bytes.tobytes())
 
     @cached_property
     def stretches(self) -> tuple[Stretch, ...]:
-        """From each mark to the next, in order of time; what happens at a mark's tick is part of its stretch."""
-        ticks, marks = self.levels[0], self._marks
+        """From each mark to the next, in order of time; what happens at a mark's tick is part of its stretch.
+
+        Positions are those in `moves`.
+        """
+        ticks, marks = self.moved.ticks, self._marks
         if not marks or marks[0].tick > 0:
             marks = [BEFORE_ALL, *marks]
-        starts = [0, *(bisect_left(ticks, mark.tick) for mark in marks[1:])]
+        starts = [0, *ticks.searchsorted([mark.tick for mark in marks[1:]]).tolist()]
         return tuple(map(Stretch, marks, starts, [*starts[1:], len(ticks)]))
 
     @cached_property
@@ -168,29 +184,27 @@ class Ledger:
     @cached_property
     def _peaks(self) -> tuple[Moment, ...]:
         """The highest point between each two marks, in order of time; last, those that are the level at the beginning."""
-        (ticks, levels), order = self.levels, self._order
         found, inherited = [], []
-        for mark, start, end in self.stretches:
-            if start and mark.tick:
-                inherited.append(Moment(tick=mark.tick - 1, allocated_bytes=levels[start - 1],
-                                        phase=mark.phase, step=mark.step))  # fmt: skip
-            if start < end:
-                high = max(levels[start:end])
-                position = levels.index(high, start)
-                allocation = self.allocations[order[position] % (2 * len(self.allocations)) >> 1]
-                found.append(Moment(tick=ticks[position], allocated_bytes=high, phase=mark.phase, step=mark.step,
-                                    module=allocation.module, op=allocation.op))  # fmt: skip
+        for stretch, begin, high, position in measure_heights(self.stretches, self.live_bytes):
+            mark = stretch.mark
+            if stretch.start and mark.tick:
+                inherited.append(Moment(tick=mark.tick - 1, allocated_bytes=begin, phase=mark.phase, step=mark.step))
+            if position >= 0:
+                reached = self.allocations[int(self.moved.indices[position])]
+                found.append(Moment(tick=int(self.moved.ticks[position]), allocated_bytes=high, phase=mark.phase,
+                                    step=mark.step, module=reached.module, op=reached.op))  # fmt: skip
         return (*found, *inherited)
 
     def alive_at(self, tick: int) -> tuple[Allocation, ...]:
         """What is alive on the GPU at a tick."""
-        return tuple([allocation for allocation in self.on_gpu if allocation.born <= tick < allocation.died])
+        columns = self.columns
+        alive = columns.alive(tick) & columns.where(lambda kind: kind.device == "gpu")
+        return tuple(self.allocations[index] for index in alive.nonzero()[0].tolist())
 
     def allocated_at(self, tick: int) -> int:
         """Block bytes alive on the GPU at a tick."""
-        ticks, levels = self.levels
-        position = bisect_right(ticks, tick)
-        return levels[position - 1] if position else 0
+        position = int(self.moved.ticks.searchsorted(tick, side="right"))
+        return int(self.live_bytes[position - 1]) if position else 0
 
     def by(self, key: Callable[[Allocation], K], *, tick: int) -> dict[K, int]:
         """Block bytes alive at `tick`, summed by any key: `by(lambda a: a.bucket, tick=peak.tick)`."""

@@ -1,4 +1,4 @@
-"""One pass over the ledger's allocations and frees: the peak of each phase of each step. All bytes are block bytes.
+"""The ledger's phases, step by step: the peak of each, with its buckets. All bytes are block bytes.
 
 A phase's peak includes what was alive when it began, as `torch.cuda.max_memory_allocated` does after
 `reset_peak_memory_stats` (which sets the peak to the current level).
@@ -6,16 +6,17 @@ A phase's peak includes what was alive when it began, as `torch.cuda.max_memory_
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-from axmem_trace.ledger.allocation import BUCKETS, NEVER, Allocation, Bucket, Mark, Phase
+from axmem_trace.ledger.allocation import BUCKETS, NEVER, Allocation, Bucket, Phase
+from axmem_trace.ledger.columns import Columns
 from axmem_trace.ledger.ledger import Ledger
+from axmem_trace.ledger.stretches import SpanKey, measure_heights
 
-SpanKey = tuple[Phase, int]
-"""A phase and its step."""
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass
@@ -43,21 +44,12 @@ class Span:
         return dict(zip(BUCKETS, self.peak_live, strict=True))
 
 
-class Level(NamedTuple):
-    """Live bytes after an allocation or a free."""
-
-    tick: int
-    live_bytes: int
-    allocation: Allocation
-    span: Span
-
-
 @dataclass
 class Survey:
-    """The spans in order of first appearance, the highest of them, and every level in order of time."""
+    """The spans in order of first appearance, and the highest of them."""
 
+    ledger: Ledger
     spans: dict[SpanKey, Span] = field(default_factory=dict)
-    levels: list[Level] = field(default_factory=list)
 
     @property
     def peak(self) -> Span:
@@ -67,46 +59,56 @@ class Survey:
 
 
 def survey(ledger: Ledger) -> Survey:
-    """Walks the ledger's GPU allocations once, keeping live bytes per bucket."""
-    found, live, live_bytes = Survey(), [0] * len(BUCKETS), 0
-    column = {bucket: index for index, bucket in enumerate(BUCKETS)}
-    moves = ledger.moves()
-
-    def enter(mark: Mark) -> Span:
-        entered = found.spans.setdefault((mark.phase, mark.step), Span(phase=mark.phase, step=mark.step))
-        if live_bytes > entered.peak_bytes:
-            entered.peak_bytes, entered.peak_live = live_bytes, tuple(live)
-            entered.peak_tick, entered.peak_allocation = NEVER, None
-        entered.end_bytes = live_bytes
-        return entered
-
-    for mark, start, end in ledger.stretches:
-        span = enter(mark)
-        for tick, index, dies in islice(moves, end - start):
-            allocation = ledger.allocations[index]
-            delta = -allocation.block_bytes if dies else allocation.block_bytes
-            live[column[allocation.bucket]] += delta
-            live_bytes += delta
-            span.end_bytes = live_bytes
-            if live_bytes > span.peak_bytes:
-                span.peak_bytes, span.peak_live = live_bytes, tuple(live)
-                span.peak_tick, span.peak_allocation = tick, allocation
-            found.levels.append(Level(tick, live_bytes, allocation, span))
+    """The peak of each phase of each step, and the bytes of each bucket then."""
+    found, reached = Survey(ledger), dict[SpanKey, int]()
+    for stretch, begin, high, position in measure_heights(ledger.stretches, ledger.live_bytes):
+        span = found.spans.setdefault(stretch.key, Span(phase=stretch.mark.phase, step=stretch.mark.step))
+        if begin > span.peak_bytes:
+            span.peak_bytes, span.peak_tick, span.peak_allocation = begin, NEVER, None
+            reached[span.key] = stretch.start
+        if high > span.peak_bytes:
+            span.peak_bytes, span.peak_tick = high, int(ledger.moved.ticks[position])
+            span.peak_allocation = ledger.allocations[int(ledger.moved.indices[position])]
+            reached[span.key] = position + 1
+        span.end_bytes = int(ledger.live_bytes[stretch.end - 1]) if stretch.end else 0
+    for key, live in zip(reached, _live_by_bucket(ledger, list(reached.values())), strict=True):
+        found.spans[key].peak_live = live
     return found
 
 
-def most_alive(allocations: Iterable[Allocation]) -> tuple[int, tuple[Allocation, ...]]:
-    """The most raw bytes of these allocations alive at one time, and the allocations; the first of equal points."""
-    chosen = tuple(allocations)
-    changes = [(each.born, each.nbytes) for each in chosen]
-    changes += [(each.died, -each.nbytes) for each in chosen if each.died != NEVER]
-    live_bytes = most_bytes = best_tick = 0
-    for tick, delta in sorted(changes):  # at one tick frees (negative) come first, as in `Allocation.alive`
-        live_bytes += delta
-        if live_bytes > most_bytes:
-            most_bytes, best_tick = live_bytes, tick
-    alive = tuple(each for each in chosen if each.alive(best_tick)) if most_bytes else ()
-    assert sum(each.nbytes for each in alive) == most_bytes, "the live allocations do not add up"
+def _live_by_bucket(ledger: Ledger, positions: list[int]) -> list[tuple[int, ...]]:
+    """Live bytes of each bucket after the first so many moves, for several numbers of moves."""
+    import numpy as np
+
+    _, indices, dies = ledger.moved
+    buckets = ledger.columns.codes(lambda kind: BUCKETS.index(kind.bucket))[indices]
+    sizes = ledger.columns.block_bytes[indices]
+    changes = np.where(dies, -sizes, sizes)
+    live, done = np.zeros(len(BUCKETS), dtype=np.int64), 0
+    found: dict[int, tuple[int, ...]] = {}
+    for position in sorted(set(positions)):
+        part, which = changes[done:position], buckets[done:position]
+        live = live + np.array([part[which == bucket].sum() for bucket in range(len(BUCKETS))], dtype=np.int64)
+        found[position], done = tuple(live.tolist()), position
+    return [found[position] for position in positions]
+
+
+def most_alive(columns: Columns, chosen: NDArray[np.bool_]) -> tuple[int, NDArray[np.intp]]:
+    """The most raw bytes of chosen allocations alive at one time, and their positions; the first of equal points."""
+    import numpy as np
+
+    indices = np.flatnonzero(chosen)
+    ends = indices[columns.died[indices] != NEVER]
+    ticks = np.concatenate([columns.born[indices], columns.died[ends]])
+    deltas = np.concatenate([columns.nbytes[indices], -columns.nbytes[ends]])
+    order = np.lexsort((deltas, ticks))  # at one tick frees (negative) come first, as in `Allocation.alive`
+    levels = np.cumsum(deltas[order])
+    if not len(levels) or levels.max() <= 0:
+        return 0, indices[:0]
+    best = int(levels.argmax())
+    alive = indices[columns.alive(int(ticks[order[best]]))[indices]]
+    most_bytes = int(levels[best])
+    assert columns.nbytes[alive].sum() == most_bytes, "the live allocations do not add up"
     return most_bytes, alive
 
 

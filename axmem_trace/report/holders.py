@@ -48,9 +48,10 @@ class _Places:
 
 def list_holders(facts: ModelFacts, ledger: Ledger, *, peak_tick: int) -> tuple[Holder, ...]:
     """Blocks alive at `peak_tick` by holder, the largest first."""
-    places = _find_places(facts)
-    alive = (each for each in ledger.on_gpu if each.alive(peak_tick))
-    sums = sum_by((_name(each, places), each.block_bytes) for each in alive)
+    places, columns = _find_places(facts), ledger.columns
+    alive = columns.alive(peak_tick) & columns.where(lambda kind: kind.device == "gpu")
+    examples, sizes = columns.sum_by_example(alive)
+    sums = sum_by((_name(each, places), nbytes) for each, nbytes in zip(examples, sizes, strict=True))
     return tuple(Holder(name=name, bytes=nbytes) for name, nbytes in sorted(sums.items(), key=lambda item: -item[1]))
 
 

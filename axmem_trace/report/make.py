@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from axmem_trace.allocator.reservation import Reservation
-from axmem_trace.ledger import BUCKETS, NEVER, Device, Ledger
+from axmem_trace.ledger import BUCKETS, NEVER, Bucket, Device, Ledger, Role
 from axmem_trace.ledger.spans import Survey, most_alive, survey
 from axmem_trace.model_facts import ModelFacts
 from axmem_trace.notes import Note, RefusalNote
@@ -23,6 +24,10 @@ from axmem_trace.report.types import AfterLoad, Buckets, DtypeRow, Elsewhere, Ho
 from axmem_trace.report.verdict import bytes_besides_activations, judge, name_verdict
 from axmem_trace.report.warn import note_costly_evaluation, note_other_libraries
 from axmem_trace.report.wording import describe_run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def make_report(
@@ -88,7 +93,7 @@ def make_report(
         host=Host(cpu=_make_elsewhere(ledger, "cpu"), managed=_make_elsewhere(ledger, "managed")),
         modules=make_module_rows(facts, ledger, peak_tick=peak.tick),
         dtypes=_make_dtypes(facts),
-        timeline=make_timeline(found, reservation),
+        timeline=make_timeline(ledger, reservation),
         choices=_make_choices(recipe),
         refusals=_make_refusals(shown),
         notes=tuple(note for note in shown if not isinstance(note, RefusalNote)),
@@ -141,20 +146,27 @@ def _make_peak(recipe: Recipe, facts: ModelFacts, found: Survey, reservation: Re
 
 
 def _make_resident(facts: ModelFacts, ledger: Ledger) -> Resident:
-    on_gpu = [fact for fact in facts.tensors if fact.device == "gpu"]
+    on_gpu, columns = [fact for fact in facts.tensors if fact.device == "gpu"], ledger.columns
+
+    def in_role(role: Role) -> NDArray[np.bool_]:
+        return columns.where(lambda kind: kind.device == "gpu" and kind.role == role)
+
     return Resident(
         weights=sum(fact.nbytes for fact in on_gpu if fact.role == "weight"),
         adapters=sum(fact.nbytes for fact in on_gpu if fact.role == "adapter"),
-        reference=sum(each.nbytes for each in ledger.on_gpu if each.role == "reference" and each.died == NEVER),
-        gradients=most_alive(each for each in ledger.on_gpu if each.role == "gradient")[0],
-        optimizer=most_alive(each for each in ledger.on_gpu if each.role == "optimizer")[0],
+        reference=int(columns.nbytes[in_role("reference") & (columns.died == NEVER)].sum()),
+        gradients=most_alive(columns, in_role("gradient"))[0],
+        optimizer=most_alive(columns, in_role("optimizer"))[0],
     )
 
 
 def _make_elsewhere(ledger: Ledger, device: Device) -> Elsewhere:
-    there = [each for each in ledger.allocations if each.device == device]
-    by_bucket = {bucket: most_alive(each for each in there if each.bucket == bucket)[0] for bucket in BUCKETS}
-    return Elsewhere(**by_bucket, peak_bytes=most_alive(there)[0])
+    columns = ledger.columns
+
+    def most_in(buckets: Sequence[Bucket]) -> int:
+        return most_alive(columns, columns.where(lambda kind: kind.device == device and kind.bucket in buckets))[0]
+
+    return Elsewhere(**{bucket: most_in([bucket]) for bucket in BUCKETS}, peak_bytes=most_in(BUCKETS))
 
 
 def _make_dtypes(facts: ModelFacts) -> tuple[DtypeRow, ...]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from axmem_trace.ledger import Allocation, Ledger, sum_by
+from axmem_trace.ledger import Ledger, sum_by
 from axmem_trace.ledger.spans import last_forward_end, most_alive
 from axmem_trace.model_facts import ModelFacts
 from axmem_trace.report.types import ModuleRow
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def make_module_rows(facts: ModelFacts, ledger: Ledger, *, peak_tick: int) -> tuple[ModuleRow, ...]:
@@ -19,27 +24,30 @@ def make_module_rows(facts: ModelFacts, ledger: Ledger, *, peak_tick: int) -> tu
     owner = _owner_of(classes)
     columns: dict[str, dict[str, int]] = _count_tensors(facts, owner)
 
-    def raw(allocations: Iterable[Allocation]) -> dict[str, int]:
-        return sum_by((owner(each.module), each.nbytes) for each in allocations)
-
-    def blocks(allocations: Iterable[Allocation]) -> dict[str, int]:
-        return sum_by((owner(each.module), each.block_bytes) for each in allocations)
-
-    on_gpu = ledger.on_gpu
+    ledger_columns = ledger.columns
     start, end = last_forward_end(ledger)
-    columns["gradient_bytes"] = raw(most_alive(each for each in on_gpu if each.role == "gradient")[1])
-    columns["optimizer_bytes"] = raw(most_alive(each for each in on_gpu if each.role == "optimizer")[1])
-    columns["activation_bytes"] = blocks(_activations(on_gpu, peak_tick))
-    columns["kept_bytes"] = blocks(_activations(on_gpu, end))
-    columns["output_bytes"] = raw(each for each in on_gpu if each.output and start <= each.born <= end)
+
+    def sum_at(indices: NDArray[np.intp], sizes: NDArray[np.int64]) -> dict[str, int]:
+        sums = ledger_columns.sum_by_module(indices, sizes)
+        return sum_by((owner(module), nbytes) for module, nbytes in sums.items())
+
+    def alive_activations(tick: int) -> dict[str, int]:
+        alive = is_activation & ledger_columns.alive(tick)
+        return sum_at(alive.nonzero()[0], ledger_columns.block_bytes)
+
+    is_activation = ledger_columns.where(lambda kind: kind.device == "gpu" and kind.bucket == "activations")
+    for role in ("gradient", "optimizer"):
+        chosen = ledger_columns.where(lambda kind, role=role: kind.device == "gpu" and kind.role == role)  # type: ignore[misc]
+        columns[f"{role}_bytes"] = sum_at(most_alive(ledger_columns, chosen)[1], ledger_columns.nbytes)
+    columns["activation_bytes"] = alive_activations(peak_tick)
+    columns["kept_bytes"] = alive_activations(end)
+    outputs = ledger_columns.where(lambda kind: kind.device == "gpu" and kind.output)
+    outputs &= (start <= ledger_columns.born) & (ledger_columns.born <= end)
+    columns["output_bytes"] = sum_at(outputs.nonzero()[0], ledger_columns.nbytes)
     return tuple(
         ModuleRow(name=name, class_name=class_name, **{column: sums.get(name, 0) for column, sums in columns.items()})
         for name, class_name in classes.items()
     )
-
-
-def _activations(allocations: Iterable[Allocation], tick: int) -> Iterable[Allocation]:
-    return (each for each in allocations if each.alive(tick) and each.bucket == "activations")
 
 
 def _count_tensors(facts: ModelFacts, owner: Callable[[str], str]) -> dict[str, dict[str, int]]:

@@ -7,6 +7,7 @@ A phase's peak includes what was alive when it began, as `torch.cuda.max_memory_
 from __future__ import annotations
 
 from axmem_trace.allocator.reservation import Reservation
+from axmem_trace.ledger import Ledger
 from axmem_trace.ledger.spans import Span, Survey
 from axmem_trace.report.types import Buckets, PhaseUse, TimelinePoint
 
@@ -52,23 +53,27 @@ def _phase_use(name: str, spans: list[Span], reservation: Reservation) -> PhaseU
     )
 
 
-def make_timeline(found: Survey, reservation: Reservation) -> tuple[TimelinePoint, ...]:
+def make_timeline(ledger: Ledger, reservation: Reservation) -> tuple[TimelinePoint, ...]:
     """Fewer levels: the first highest one of each group of equally many events, and the last of all."""
-    stretch = -(-len(found.levels) // NUM_TIMELINE_POINTS) or 1
-    points = []
-    for start in range(0, len(found.levels), stretch):
-        points.append(max(found.levels[start : start + stretch], key=lambda level: level.live_bytes))
-    if points and points[-1] is not found.levels[-1]:
-        points.append(found.levels[-1])
-    return tuple(
-        TimelinePoint(
-            tick=level.tick,
-            allocated_bytes=level.live_bytes,
-            reserved_bytes=reservation.reserved_at(level.tick),
-            phase=level.span.phase,
-            step=level.span.step,
-            module=level.allocation.module,
-            op=level.allocation.op,
+    levels, (ticks, indices, _) = ledger.live_bytes, ledger.moved
+    size = -(-len(levels) // NUM_TIMELINE_POINTS) or 1
+    positions = [start + int(levels[start : start + size].argmax()) for start in range(0, len(levels), size)]
+    if positions and positions[-1] != len(levels) - 1:
+        positions.append(len(levels) - 1)
+    points, stretches, number = [], ledger.stretches, 0
+    for position in positions:
+        while stretches[number].end <= position:
+            number += 1
+        mark, reached, tick = stretches[number].mark, ledger.allocations[int(indices[position])], int(ticks[position])
+        points.append(
+            TimelinePoint(
+                tick=tick,
+                allocated_bytes=int(levels[position]),
+                reserved_bytes=reservation.reserved_at(tick),
+                phase=mark.phase,
+                step=mark.step,
+                module=reached.module,
+                op=reached.op,
+            )
         )
-        for level in points
-    )
+    return tuple(points)

@@ -45,7 +45,7 @@ def make_ranks(recipe: Recipe, runs: Sequence[RankRun]) -> tuple[RankUse, ...]:
 
 
 def _make_use(recipe: Recipe, run: RankRun) -> RankUse:
-    span, reservation = survey(run.ledger).peak, run.reservation
+    span, reservation, columns = survey(run.ledger).peak, run.reservation, run.ledger.columns
     allocated = max(span.peak_bytes, 0)
     counted = max(reservation.peak_allocated_bytes, allocated)
     return RankUse(
@@ -59,7 +59,7 @@ def _make_use(recipe: Recipe, run: RankRun) -> RankUse:
         device_bytes=reservation.peak_reserved_bytes + recipe.gpu.outside_bytes,
         phase=span.phase,
         step=span.step,
-        host_bytes=most_alive(each for each in run.ledger.allocations if each.device == "cpu")[0],
+        host_bytes=most_alive(columns, columns.where(lambda kind: kind.device == "cpu"))[0],
     )
 
 
@@ -77,7 +77,8 @@ def make_division(recipe: Recipe, facts: ModelFacts, ledger: Ledger, resident: R
     """What this rank holds a part of, what each rank holds whole, and what is whole for a while; empty on one GPU."""
     if recipe.parallel.num_gpus < 2 or not recipe.parallel.is_modelled:
         return ()
-    gathered = most_alive(each for each in ledger.on_gpu if each.role == "gathered")[0]
+    columns = ledger.columns
+    gathered, _ = most_alive(columns, columns.where(lambda kind: kind.device == "gpu" and kind.role == "gathered"))
     return tuple(row for row in _rows(recipe, facts, resident, gathered)
                  if row.sharded_bytes or row.replicated_bytes or row.gathered_bytes)  # fmt: skip
 

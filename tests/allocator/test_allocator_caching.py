@@ -48,7 +48,7 @@ class TestSplitting:
         caching = make()
         # 11 MiB - 512 -> segment of 12 MiB; the rest is 1 MiB + 512: split
         assert caching.malloc(11 * MIB - 512).size == 11 * MIB - 512
-        assert caching.large.keys[0][0] == MIB + 512
+        assert caching.large.in_order()[0][1] == MIB + 512
 
     def test_20_mib_are_shared_by_requests_below_10(self):
         caching = make()
@@ -101,7 +101,7 @@ class TestJoining:
         # 20 MiB: 5, 5, 5 and 5 free
         for position in order:
             caching.free(blocks[position])
-        assert caching.large.keys == [(20 * MIB, blocks[0].address)]
+        assert caching.large.in_order() == [(blocks[0].address, 20 * MIB)]
 
     def test_a_block_in_use_keeps_its_neighbours_apart(self):
         caching = make()
@@ -109,7 +109,7 @@ class TestJoining:
         caching.free(left)
         caching.free(right)
         # left 5; right 5 joined with the last 5
-        assert [size for size, _ in caching.large.keys] == [5 * MIB, 10 * MIB]
+        assert [size for _, size in caching.large.in_order()] == [5 * MIB, 10 * MIB]
 
 
 class TestEmptyCache:

@@ -6,6 +6,7 @@ from support.allocator_soundness import MIB, assert_sound, make_ledger
 from axmem_trace.allocator import parse_alloc_conf, replay
 from axmem_trace.allocator.caching import CachingAllocator
 from axmem_trace.allocator.replay import Replay
+from axmem_trace.ledger import Allocation, Ledger
 
 SETTINGS = (
     "expandable_segments:False",
@@ -74,8 +75,9 @@ def test_everything_goes_back(text):
     # ... and can be given back
     assert (caching.accounts.reserved_bytes, caching.accounts.num_segments) == (0, 0)
     assert caching.list_segments(()) == []
-    assert not caching.large.unmapped
-    assert not caching.small.unmapped
+    assert not caching.large.gaps
+    assert not caching.small.gaps
+    assert not caching.segments
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -90,8 +92,7 @@ def test_the_driver_is_asked_only_where_nothing_cached_fits(seed):
         nbytes = ledger.allocations[index].nbytes
         size = -(-nbytes // 512) * 512
         pool = caching.small if size <= MIB else caching.large
-        fitting = [block for block in pool.free.values() if block.size >= size]
-        best = min(((block.size, block.address) for block in fitting), default=None)
+        best = min(((found, address) for address, found in pool.sizes.items() if found >= size), default=None)
         before = caching.accounts.reserved_bytes
         if not nbytes:
             continue
@@ -141,3 +142,26 @@ def test_a_card_of_exactly_the_reserved_size_is_large_enough():
         assert (fitting.num_retries, fitting.timeline) == (0, endless.timeline)
         tight = replay(ledger, settings, capacity_bytes=endless.peak_reserved_bytes - 1)
         assert tight.num_retries > 0 or tight.out_of_memory
+
+
+@pytest.mark.parametrize("text", SETTINGS)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_fast_way_is_the_recorded_one(text, seed):
+    """With a history each block is an object and each move goes through `malloc` and `free`."""
+    ledger, settings = make_ledger(seed), parse_alloc_conf(text)
+    needed = replay(ledger, settings, capacity_bytes=CAPACITY).peak_reserved_bytes
+    ended = set()
+    for capacity_bytes in (CAPACITY, needed, needed * 3 // 4, needed // 2, needed // 5):
+        fast = replay(ledger, settings, capacity_bytes=capacity_bytes)
+        recorded = Replay(ledger, CachingAllocator(settings, capacity_bytes=capacity_bytes, record_history=True)).run()
+        assert fast == recorded
+        ended.add(fast.out_of_memory is not None)
+    assert ended == {True, False}
+
+
+def test_a_brief_allocation_is_in_use_while_the_cache_is_emptied():
+    # 30 MiB are taken from 40 cached ones and freed by the next move; between the two the cache is emptied
+    lives = (Allocation(nbytes=40 * MIB, born=1, died=2), Allocation(nbytes=30 * MIB, born=3, died=5))
+    for text, left in (("expandable_segments:False", 40), ("expandable_segments:True", 40)):
+        ledger = Ledger(allocations=lives, marks=(), ticks=9, empty_cache_ticks=(4,))
+        assert replay(ledger, parse_alloc_conf(text)).timeline[-1] == (1, left * MIB)

@@ -22,19 +22,23 @@ def assert_sound(caching: CachingAllocator, in_use: dict[int, Block]) -> None:
     for segment in segments:
         for left, right in pairwise(segment):
             assert left.address + left.size == right.address
-            assert left.next is right
-            assert right.prev is left
             assert left.allocated or right.allocated, "free neighbours are joined"
-        if segment[0].segment is None:
-            assert segment[0].prev is None
-            assert segment[-1].next is None
-        page_bytes = segment[0].pool.page_bytes if segment[0].segment else 2 * MIB
-        assert sum(block.size for block in segment) % page_bytes == 0
+        settings, nbytes = segment[0].pool.settings, sum(block.size for block in segment)
+        if not settings.grows:
+            assert caching.segments[segment[0].address] == nbytes
+        assert nbytes % (settings.page_bytes if settings.grows else 2 * MIB) == 0
     for pool in (caching.small, caching.large):
-        assert pool.keys == sorted((block.size, address) for address, block in pool.free.items())
-        assert pool.unmapped_addresses == sorted(pool.unmapped)
-        assert all(block.address == address and block.mapped for address, block in pool.free.items())
-        assert not any(block.mapped or block.allocated for block in pool.unmapped.values())
+        by_size = sorted((size, address) for address, size in pool.sizes.items())
+        assert pool.in_order() == [(address, size) for size, address in by_size]
+        assert pool.starts == {address + size: address for address, size in pool.sizes.items()}
+        assert pool.gap_addresses == sorted(pool.gaps)
+        assert pool.gap_starts == {address + size: address for address, size in pool.gaps.items()}
+    ranges = [(b.address, b.address + b.size) for b in blocks]
+    ranges += [(a, a + size) for pool in (caching.small, caching.large) for a, size in pool.gaps.items()]
+    ranges.sort()
+    for (_, end), (start, _) in pairwise(ranges):
+        assert end <= start
+    assert sum(end - start for start, end in ranges) == sum(caching.segments.values())
     assert all(block.size >= block.requested_bytes and block.size % 512 == 0 for block in in_use.values())
 
 
