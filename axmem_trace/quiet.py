@@ -33,7 +33,7 @@ def set_quiet_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-class _Held(io.TextIOBase):
+class _KeptOutput(io.TextIOBase):
     """Replaces a stream: keeps what is written until it is released, and passes it on after that.
 
     A library that is imported during this time may keep this object permanently (`logging.StreamHandler` keeps
@@ -79,7 +79,7 @@ def quiet_libraries() -> Iterator[None]:
     After an exception that is a bug in this package, what was kept is shown. It may be nested, and may be used as a
     decorator. It applies to the whole process, like `contextlib.redirect_stdout`: other threads are quiet as well.
     """
-    out, err = _Held("stdout"), _Held("stderr")
+    out, err = _KeptOutput("stdout"), _KeptOutput("stderr")
     disabled = logging.root.manager.disable
     logging.disable(max(disabled, logging.WARNING))
     try:
@@ -111,6 +111,6 @@ def aloud(call: Callable[[str], None]) -> Callable[[str], None]:
 def user_stream(name: Literal["stdout", "stderr"]) -> Any:
     """The user's own `sys.stdout` or `sys.stderr`, without the objects that keep libraries quiet."""
     stream = getattr(sys, name)
-    while isinstance(stream, _Held):
+    while isinstance(stream, _KeptOutput):
         stream = stream.behind
     return stream

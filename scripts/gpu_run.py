@@ -133,7 +133,7 @@ class GpuRecorder:
     def register(self, tensor: torch.Tensor, **facts: Any) -> None:
         """Nothing: CUDA does not ask what a tensor is for."""
 
-    def born_at(self, tensor: torch.Tensor) -> int:
+    def allocation_tick(self, tensor: torch.Tensor) -> int:
         return 0
 
     @contextmanager

@@ -53,10 +53,10 @@ from axmem_trace.config.document.overrides import Settings, apply_overrides, mer
 from axmem_trace.config.document.written import find_written_keys
 from axmem_trace.config.document.yaml_reader import Document, read_document
 from axmem_trace.config.refusals import refuse_contradictions, refuse_on_base, refuse_on_gpu
-from axmem_trace.config.warn import note_traps
+from axmem_trace.config.warn import note_warnings
 from axmem_trace.config.warn_deepspeed import note_deepspeed
 from axmem_trace.config.warn_objective import note_objective
-from axmem_trace.config.warn_ranks import note_traps_of_ranks
+from axmem_trace.config.warn_ranks import note_warnings_of_ranks
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Notes
 from axmem_trace.recipe.parallel import Parallel
@@ -150,8 +150,8 @@ def _resolve(
     rollouts = draft.attempt(find_reward_models, draft, recipe.objective.rollouts, hub, default=None)
     recipe = replace(recipe, objective=replace(recipe.objective, rollouts=rollouts))
     if not draft.errors:
-        note_traps(draft, recipe)
-        note_traps_of_ranks(draft, recipe)
+        note_warnings(draft, recipe)
+        note_warnings_of_ranks(draft, recipe)
         note_deepspeed(draft, recipe)
         note_objective(draft, recipe)
     note_model_kwargs(draft)

@@ -8,7 +8,7 @@ from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.recipe import Recipe
 
 
-def note_traps(draft: Draft, recipe: Recipe) -> None:
+def note_warnings(draft: Draft, recipe: Recipe) -> None:
     """Adds a warning for each such effect."""
     for remark in recipe.gpu.remarks:
         draft.note("warning", "--gpu", remark)

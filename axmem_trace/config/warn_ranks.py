@@ -6,7 +6,7 @@ from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.recipe import Recipe
 
 
-def note_traps_of_ranks(draft: Draft, recipe: Recipe) -> None:
+def note_warnings_of_ranks(draft: Draft, recipe: Recipe) -> None:
     """Adds a warning for each such effect of FSDP."""
     parallel = recipe.parallel
     if parallel.engine not in ("fsdp1", "fsdp2"):

@@ -30,7 +30,7 @@ from axmem_trace.models.skeleton.skeleton import build_skeleton
 from axmem_trace.models.untrained_tokens import fix_untrained_tokens
 from axmem_trace.models.vocabulary import resize_vocabulary
 from axmem_trace.models.walk import record_facts
-from axmem_trace.models.warn import note_learned_positions, note_traps
+from axmem_trace.models.warn import note_learned_positions, note_warnings
 from axmem_trace.notes import Notes
 from axmem_trace.recipe.recipe import Recipe
 
@@ -71,7 +71,7 @@ def build_model(
     states = _state_tensors(model)
     facts = record_facts(model, states, recipe)
     whole_facts = folding.complete(facts)
-    note_traps(recipe, whole_facts, notes)
+    note_warnings(recipe, whole_facts, notes)
     note_learned_positions(model, recipe, notes)
     return BuiltModel(module=model, config=model.config, facts=facts, whole_facts=whole_facts,
                       state_tensors=states, notes=notes)  # fmt: skip

@@ -16,7 +16,7 @@ _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
 """GPT-2's, GPT-Neo's and GPT-BigCode's; OPT's and BioGPT's; BERT's."""
 
 
-def note_traps(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None:
+def note_warnings(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None:
     """Warn of layers that are not quantised or get no LoRA, and of fp32 weights after k-bit preparation."""
     experts = [fact for fact in facts.tensors if _is_fused_expert(fact)]
     _note_unquantised_experts(recipe, experts, notes)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from axmem_trace.recipe.parallel import Ddp
-from axmem_trace.tracing.originals import call_original, stands_in
+from axmem_trace.tracing.originals import call_original, called_by_libraries
 from axmem_trace.tracing.patching import replaced
 
 
@@ -85,7 +85,7 @@ def _send_shapes(process_group: Any, parameters: Any, logger: Any = None) -> Non
 class _HostKeepsItsValues(TorchDispatchMode):
     """A copy from meta to the host changes nothing there: the result is what this rank had sent."""
 
-    @stands_in
+    @called_by_libraries
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.copy_.default and args[0].device.type == "cpu" and args[1].is_meta:
             return args[0]

@@ -148,14 +148,14 @@ def _rich_table(table: Table, width: int, ascii_only: bool) -> RenderableType:
             no_wrap=column.number,
             overflow="fold",
         )
-    room = _room_for_words(table, shown, width)
+    widest = _width_for_words(table, shown, width)
     for row in table.rows:
         cells = (clean(row[index]) for index in shown)
-        drawn.add_row(*(Text(_break_names(cell, room)) for cell in cells))
+        drawn.add_row(*(Text(_break_names(cell, widest)) for cell in cells))
     return drawn
 
 
-def _room_for_words(table: Table, shown: list[int], width: int) -> int:
+def _width_for_words(table: Table, shown: list[int], width: int) -> int:
     """The width that is left for the widest column of words, without the other columns and the gaps between them."""
     rows = [*table.rows, tuple(column.label for column in table.columns), *([table.total] if table.total else [])]
     widths = {index: max(len(row[index]) for row in rows) for index in shown}
@@ -164,11 +164,11 @@ def _room_for_words(table: Table, shown: list[int], width: int) -> int:
     return max(16, width - rest - 3 * (len(shown) - 1))
 
 
-def _break_names(text: str, room: int) -> str:
-    """Breaks dotted names that are longer than `room` after a dot, never within a word."""
+def _break_names(text: str, widest: int) -> str:
+    """Breaks dotted names that are longer than `widest` after a dot, never within a word."""
     lines = [""]
     for part in re.split(r"(?<=[. ])", text):
-        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > room:
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > widest:
             lines.append("")
         lines[-1] += part
     return "\n".join(line.rstrip() for line in lines)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from axmem_trace.tracing.autocast import Autocast
-from axmem_trace.tracing.originals import call_original, stands_in
+from axmem_trace.tracing.originals import call_original, called_by_libraries
 from axmem_trace.tracing.patching import replaced, replaced_all
 from axmem_trace.tracing.recording_mode import RecordingMode
 
@@ -33,7 +33,7 @@ class CudaMode(TorchFunctionMode):
         self._rules = recording.rules.functions
         self.autocast = Autocast()
 
-    @stands_in
+    @called_by_libraries
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -54,7 +54,7 @@ class CudaMode(TorchFunctionMode):
         """Open the mode, and let functions of libraries that ask about devices and autocast return the same as on a GPU."""
         with ExitStack() as stack:
             for target, name, replacement in (*self._torch_answers(), *_transformers_answers()):
-                stack.enter_context(replaced(target, name, stands_in(replacement)))
+                stack.enter_context(replaced(target, name, called_by_libraries(replacement)))
             stack.enter_context(self)
             stack.callback(self.autocast.clear)
             yield

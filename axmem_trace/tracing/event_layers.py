@@ -25,7 +25,7 @@ class LayerWatch:
         self._repetition, self._scopes = repetition, scopes
         self._at_tick: dict[int, int] = {}
         self._given: list[int | None] = []
-        self._num_born = 0
+        self._num_allocated = 0
 
     def take_operands(self, func: Any, args: tuple[Any, ...], living: Mapping[int, Any]) -> None:
         """An operator begins: outside all modules, its results belong to the layers of its arguments.
@@ -33,7 +33,7 @@ class LayerWatch:
         Args:
             living: storages that are alive, by address; each has a `module` and a `layer`.
         """
-        self._given, self._num_born = [], 0
+        self._given, self._num_allocated = [], 0
         if self._scopes.stack or _current_node() is not None:
             return
         for argument in args:
@@ -51,17 +51,17 @@ class LayerWatch:
         """The operator has returned."""
         self._given = []
 
-    def birth(self, tick: int) -> int | None:
+    def note_allocation(self, tick: int) -> int | None:
         """An allocation begins; returns its layer if no module is running."""
         layer = self._note(tick)
         if layer not in (None, OUTSIDE) or not self._given:
             return None
-        number, self._num_born = self._num_born, self._num_born + 1
+        number, self._num_allocated = self._num_allocated, self._num_allocated + 1
         if len(self._given) == 1:
             return self._given[0]
         return self._given[number] if number < len(self._given) else None
 
-    def death(self, tick: int) -> None:
+    def note_free(self, tick: int) -> None:
         """An allocation ends."""
         self._note(tick)
 

@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_any_only, tree_leaves, tree_map_only
 
-from axmem_trace.tracing.originals import call_original, stands_in
+from axmem_trace.tracing.originals import call_original, called_by_libraries
 from axmem_trace.tracing.patching import replaced
 
 aten = torch.ops.aten
@@ -138,7 +138,7 @@ def literals_known(values: KnownValues) -> Iterator[None]:
     """
     original = torch.tensor
 
-    @stands_in
+    @called_by_libraries
     def tensor(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         made = call_original(original, (data, *args), kwargs)
         if made.is_meta and worth_knowing(made):

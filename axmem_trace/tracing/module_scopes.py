@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from axmem_trace.tracing.originals import call_original, stands_in
+from axmem_trace.tracing.originals import call_original, called_by_libraries
 from axmem_trace.tracing.patching import replaced
 
 _next_sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr
@@ -68,9 +68,9 @@ class ModuleScopes:
             yield
 
     def _in_scope(self, module: nn.Module, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-        @stands_in
+        @called_by_libraries
         def checkpoint_in_scope(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            @stands_in
+            @called_by_libraries
             def run(*args: Any, **kwargs: Any) -> Any:
                 self._enter(module, args)
                 try:

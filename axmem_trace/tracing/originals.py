@@ -15,12 +15,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _OUR_PACKAGE = __name__.partition(".")[0]
 _PASSED_ON = ("torch", "contextlib", "functools")
 """Packages whose frames are between a model and an operator: they are not the cause of an error."""
-_STAND_INS: set[CodeType] = set()
+_CALLED_BY_LIBRARIES: set[CodeType] = set()
 
 
-def stands_in(function: _Function) -> _Function:
+def called_by_libraries(function: _Function) -> _Function:
     """Marks a function of this package that libraries call: a mode's handler, or a replacement of a library's function."""
-    _STAND_INS.add(function.__code__)
+    _CALLED_BY_LIBRARIES.add(function.__code__)
     return function
 
 
@@ -48,7 +48,7 @@ def library_frame(trace: TracebackType | None) -> TracebackType | None:
         elif package == _OUR_PACKAGE:
             if not passed_on:
                 return None
-            passed_on = code not in _STAND_INS
+            passed_on = code not in _CALLED_BY_LIBRARIES
         elif package not in _PASSED_ON:
             return link
     return None

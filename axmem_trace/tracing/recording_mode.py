@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.known_values import DATA_DEPENDENT, INDEXES, picked_indices, worth_knowing
-from axmem_trace.tracing.originals import call_original, stands_in
+from axmem_trace.tracing.originals import call_original, called_by_libraries
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.tracing.result_memo import can_remember
 from axmem_trace.tracing.rules import Rules
@@ -91,7 +91,7 @@ class RecordingMode(TorchDispatchMode):
         """Nothing is compiled here; torch would wrap every single dispatch in a guard against it."""
         return False
 
-    @stands_in
+    @called_by_libraries
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -171,8 +171,8 @@ class RecordingMode(TorchDispatchMode):
         if value is None or not isinstance(value, torch.Tensor | tuple):
             return value
         if isinstance(value, torch.Tensor):
-            return self._stand_in(value, str(func))
-        return tuple(self._stand_in(each, str(func)) for each in value)
+            return self._placeholder(value, str(func))
+        return tuple(self._placeholder(each, str(func)) for each in value)
 
     def _index_by_number(self, args: tuple[Any, ...], op: str) -> tuple[Any, ...]:
         """Masks whose values are known, as integer indices; a GPU allocates these while the operator runs."""
@@ -183,7 +183,7 @@ class RecordingMode(TorchDispatchMode):
             self.recorder.workspace(picked[1], op)
         return picked[0]
 
-    def _stand_in(self, value: torch.Tensor, op: str) -> torch.Tensor:
+    def _placeholder(self, value: torch.Tensor, op: str) -> torch.Tensor:
         tensor = torch.empty_like(value, device="meta", memory_format=torch.contiguous_format)
         self.recorder.values.learn(tensor, value)
         self.recorder.allocate(tensor, op)

@@ -44,8 +44,8 @@ class StorageLife:
 
     def repeated(self, shift: int, step: int) -> StorageLife:
         """The same storage in a later step, still alive."""
-        twin = StorageLife(self.nbytes, self.born + shift)
+        copy = StorageLife(self.nbytes, self.born + shift)
         for name in _REPEATED:
-            setattr(twin, name, getattr(self, name))
-        twin.step = step
-        return twin
+            setattr(copy, name, getattr(self, name))
+        copy.step = step
+        return copy

@@ -179,24 +179,24 @@ class StorageRecord:
             when it is freed, the repeated storage is freed.
         """
         shift = self._tick - start
-        standing: dict[int, torch.UntypedStorage] = {}
+        placeholders: dict[int, torch.UntypedStorage] = {}
         for mark in [mark for mark in self._marks if start < mark.tick <= end]:
             self._mark = replace(mark, tick=mark.tick + shift, step=step)
             self._marks.append(self._mark)
         for life in [life for life in self._lives if start < life.born <= end]:
             if life.died > end and life.role != "gradient":
                 continue
-            twin = life.repeated(shift, step)
-            self._lives.append(twin)
+            copy = life.repeated(shift, step)
+            self._lives.append(copy)
             if life.died > end:
-                standing[life.born] = self._placeholder_of(twin)
+                placeholders[life.born] = self._placeholder_of(copy)
             else:
-                twin.died = life.died + shift
+                copy.died = life.died + shift
         self._empty_cache_ticks += [tick + shift for tick in self._empty_cache_ticks if start < tick <= end]
         self._tick = end + shift
         if self.layers is not None:
             self.layers.repeat(start, end, shift)
-        return standing
+        return placeholders
 
     def _placeholder_of(self, life: StorageLife) -> torch.UntypedStorage:
         """A storage; when it is freed, the recorded one is freed."""
@@ -211,7 +211,7 @@ class StorageRecord:
         """Bytes of the GPU that are allocated now."""
         return sum(life.nbytes for life in self._living.values() if life.device == "gpu")
 
-    def born_at(self, tensor: torch.Tensor) -> int:
+    def allocation_tick(self, tensor: torch.Tensor) -> int:
         """The tick at which the tensor's storage was allocated; 0 if it is unknown."""
         life = self._living.get(local_part(tensor).untyped_storage()._cdata)
         return life.born if life is not None else 0
@@ -269,7 +269,7 @@ class StorageRecord:
         life.recomputed = mark.phase == "backward" and self.scopes.inside
         self._lives.append(life)
         if self.layers is not None:
-            life.layer = self.layers.birth(self._tick)
+            life.layer = self.layers.note_allocation(self._tick)
         return life
 
     def _free(self, key: int, life: StorageLife) -> None:
@@ -284,7 +284,7 @@ class StorageRecord:
             life.busy_until = NEVER
             self._in_use.append(life)
         if self.layers is not None:
-            self.layers.death(self._tick)
+            self.layers.note_free(self._tick)
 
     def _mark_output(self, output: Any) -> None:
         if self._mark.phase == "backward":

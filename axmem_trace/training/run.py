@@ -48,7 +48,7 @@ class _Passes:
 
 
 @dataclass(slots=True)
-class _Held:
+class _TrainerVariables:
     """Variables of `Trainer._inner_training_loop` and its calls: each keeps its tensors until it is assigned again."""
 
     batch_samples: list[Inputs] = field(default_factory=list)
@@ -90,7 +90,7 @@ class Run:
         self.objective = objective or choose_objective(recipe, built, recorder)
         self._average = GradientAverage(recorder) if recipe.optimizer.grokfast else None
         self.scaler = GradientScaler() if recipe.precision.grad_scaler else None
-        self._held = _Held()
+        self._variables = _TrainerVariables()
         self._passes: _Passes | None = None
         self._offloading = offloading
         self._training_step: StepContext = nullcontext
@@ -156,13 +156,13 @@ class Run:
     # -- one optimizer step -------------------------------------------------------------------------------------------
 
     def _step(self, step: int) -> None:
-        batch, held = self.recipe.batch, self._held
+        batch, variables = self.recipe.batch, self._variables
         self.recorder.mark("forward", step)
         self.objective.before_step(self.run_model, step)
         with self.recorder.paused():
             batches = self.objective.batches(self.recipe)
-        held.batch_samples = [place_batch(self.recorder, each) for each in batches]
-        held.num_items_in_batch = place_number(self.recorder, batch.rows * batch.row_tokens)
+        variables.batch_samples = [place_batch(self.recorder, each) for each in batches]
+        variables.num_items_in_batch = place_number(self.recorder, batch.rows * batch.row_tokens)
         if self._passes is None or not self._may_repeat:
             self._passes = self._accumulate(step)
         else:
@@ -173,7 +173,7 @@ class Run:
     def _accumulate(self, step: int) -> _Passes:
         """Forward and backward of the micro-batches."""
         start = self.recorder.now
-        batches = self._held.batch_samples[: self._num_micro_batches]
+        batches = self._variables.batch_samples[: self._num_micro_batches]
         for micro_batch, inputs in enumerate(batches):
             if micro_batch:
                 self.recorder.mark("forward", step, micro_batch)
@@ -182,15 +182,15 @@ class Run:
                 self._empty_cache(step)
                 self.recorder.mark("backward", step, micro_batch)
                 self._backward(loss)
-            self._held.tr_loss_step = loss.detach()
+            self._variables.tr_loss_step = loss.detach()
             del loss
             self._register_gradients()
             if self.recipe.objective.empties_cache:
                 self.recorder.empty_cache()
             self.recorder.finish_streams()  # the Trainer looks for NaN (`logging_nan_inf_filter`)
-        self._held.tr_loss_step = None
+        self._variables.tr_loss_step = None
         gradients = {
-            id(parameter): self.recorder.born_at(parameter.grad)
+            id(parameter): self.recorder.allocation_tick(parameter.grad)
             for parameter in self.model.parameters()
             if parameter.grad is not None
         }
@@ -220,21 +220,21 @@ class Run:
         storages = self.recorder.repeat(passes.start, passes.end, step=step)
         with self.recorder.paused(), torch.no_grad():
             for parameter in self.model.parameters():
-                born = passes.gradients.get(id(parameter))
-                if born is None:
+                tick = passes.gradients.get(id(parameter))
+                if tick is None:
                     continue
                 gradient = torch.empty_like(parameter)
-                if born in storages:
-                    gradient.set_(storages[born], 0, gradient.shape, gradient.stride())
+                if tick in storages:
+                    gradient.set_(storages[tick], 0, gradient.shape, gradient.stride())
                 parameter.grad = gradient
 
     def _forward(self, inputs: Inputs) -> torch.Tensor:
         """`Trainer.training_step`: the outputs, fp32 logits included, are dropped when it returns."""
-        if self.objective.takes_num_items and self._held.num_items_in_batch is not None:
-            inputs = {**inputs, "num_items_in_batch": self._held.num_items_in_batch}
+        if self.objective.takes_num_items and self._variables.num_items_in_batch is not None:
+            inputs = {**inputs, "num_items_in_batch": self._variables.num_items_in_batch}
         loss, outputs = self.objective.loss(self.run_model, inputs)
         if self.recipe.loss.holds_outputs:
-            self._held.outputs = outputs
+            self._variables.outputs = outputs
         return loss
 
     def run_model(self, **inputs: Any) -> Any:
@@ -256,7 +256,7 @@ class Run:
 
     def _optimize(self) -> None:
         if self._spread is not None and self._spread.engine is not None:
-            self._held.grad_norm = self._spread.engine.step()
+            self._variables.grad_norm = self._spread.engine.step()
             return
         parameters = self.optimizer.parameters
         if self.scaler is not None:
@@ -264,7 +264,7 @@ class Run:
         if not self.optimizer.releases_gradients:
             trainable = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
             clip = (self._spread.clip if self._spread is not None else None) or clip_gradients
-            self._held.grad_norm = clip(trainable, self.recipe.optimizer.max_grad_norm)
+            self._variables.grad_norm = clip(trainable, self.recipe.optimizer.max_grad_norm)
         if self._average is not None:
             self._average.amplify(self.model)
         self.optimizer.step()

@@ -104,7 +104,7 @@ class HostCopies:
     """Copies from host memory to the device: a run on meta makes them, and none on a CPU, where both are one memory."""
 
     def __init__(self) -> None:
-        self.births: set[int] = set()
+        self.ticks: set[int] = set()
 
     def attach(self, recording: RecordingMode) -> None:
         """From now on the recording's copies are looked at."""
@@ -112,7 +112,7 @@ class HostCopies:
 
     def _see(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if args[0].device.type == "cpu" and result.is_meta:
-            self.births.add(recorder.born_at(result))
+            self.ticks.add(recorder.allocation_tick(result))
 
 
 def differences(on_meta: Ledger, for_real: Ledger, copies: HostCopies) -> tuple[Counter[Any], Counter[Any]]:
@@ -126,7 +126,7 @@ def differences(on_meta: Ledger, for_real: Ledger, copies: HostCopies) -> tuple[
     for each in on_meta.allocations:
         made = (each.nbytes, each.phase, each.module, each.op)
         found = _find(only_meta, made)
-        if found and each.born in copies.births:
+        if found and each.born in copies.ticks:
             only_meta[found] -= 1
         elif found and each.device == "cpu" and (twin := _find(only_real, made)):
             only_meta[found] -= 1

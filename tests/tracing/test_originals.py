@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from support.kernel_recording import gpu_recording
 
 from axmem_trace.tracing.cuda_mode import CudaMode
-from axmem_trace.tracing.originals import call_original, library_frame, stands_in
+from axmem_trace.tracing.originals import call_original, called_by_libraries, library_frame
 from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.tracing.rules import Rules
 
@@ -113,7 +113,7 @@ def test_a_replaced_function_passes_on_what_it_was_asked():
     def replacement(value: Any) -> Any:
         return call_original(torch.empty, (-1,), {"device": "meta"})
 
-    stand_in = stands_in(ours(replacement))
+    stand_in = called_by_libraries(ours(replacement))
 
     def library() -> Any:
         return stand_in(1)

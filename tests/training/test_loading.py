@@ -37,7 +37,7 @@ def load(tmp_path: Path, family: str = "llama", *, assumptions: Any = (), axolot
     recorder = recording.recorder
     built = build_model(recipe, watch=LoadRecorder(recording, recipe).loaded)
     for tensor in [*built.module.parameters(), *built.module.buffers(), *(each.tensor for each in built.state_tensors)]:
-        assert recorder.born_at(tensor), "everything that is there after loading was seen to come"
+        assert recorder.allocation_tick(tensor), "everything that is there after loading was seen to come"
     return recorder.make_ledger()
 
 

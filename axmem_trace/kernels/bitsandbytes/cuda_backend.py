@@ -22,7 +22,7 @@ from axmem_trace.imports import compile_when_called
 from axmem_trace.kernels.card import num_sms
 from axmem_trace.tracing.autocast import Autocast
 from axmem_trace.tracing.context import KernelContext
-from axmem_trace.tracing.originals import call_original, stands_in
+from axmem_trace.tracing.originals import call_original, called_by_libraries
 from axmem_trace.tracing.patching import replaced
 
 Kernel = Callable[..., Any]
@@ -45,7 +45,7 @@ class _AutocastInside(TorchFunctionMode):
         super().__init__()
         self._autocast = Autocast()
 
-    @stands_in
+    @called_by_libraries
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -56,7 +56,7 @@ class _AutocastInside(TorchFunctionMode):
 class WholeOps(TorchDispatchMode):
     """Splits composite operators (`to`, `linear`) into basic ones: below autograd, where kernels run, torch does not."""
 
-    @stands_in
+    @called_by_libraries
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -60,7 +60,7 @@ class SplitConvScan(torch.autograd.Function):
         convolved = torch.empty_like(_stride_of_eight(convolved).transpose(1, 2)).transpose(1, 2)
         x, B, C = layer.scan_inputs(convolved)
         z = gate.unflatten(-1, (layer.heads, -1)) if norm_weight is None else None
-        out, ungated, held = scan_forward(Sizes.of(x, B, layer.chunk), x, B, C, z)
+        out, ungated, values = scan_forward(Sizes.of(x, B, layer.chunk), x, B, C, z)
         kept, statistics = (out if ungated is None else ungated), None
         out = out.flatten(2)
         if norm_weight is not None:
@@ -71,7 +71,7 @@ class SplitConvScan(torch.autograd.Function):
             out = F.linear(out, out_weight, out_bias)
         parameters = (A, D, dt_bias, seq_idx, norm_weight, statistics, out_weight, out_bias)
         ctx.save_for_backward(zxbcdt, conv_weight, conv_bias, kept, *parameters)
-        del held
+        del values
         return out
 
     @staticmethod

@@ -58,12 +58,12 @@ def build_skeleton(
     if hasattr(model, "tie_weights"):
         model.tie_weights()
     if device == "meta":
-        move_stragglers_to_meta(model)
+        move_real_tensors_to_meta(model)
     _keep_in_fp32(model, dtype)
     return model
 
 
-def move_stragglers_to_meta(model: nn.Module) -> None:
+def move_real_tensors_to_meta(model: nn.Module) -> None:
     """Replace real parameters and buffers (made with an explicit device) by meta ones of the same shape and dtype."""
     for module in model.modules():
         for name, buffer in module._buffers.items():

@@ -34,7 +34,7 @@ def make_batch(recipe: Recipe, config: Any, *, rows: int, row_tokens: int, packe
     ordinary = _ordinary_token(config)
     inputs = make_text_batch(recipe, rows=rows, row_tokens=row_tokens, packed=packed, token=ordinary)
     if reads_media(recipe):
-        found, images = make_media(recipe, config, rows=rows, room=row_tokens, notes=notes)
+        found, images = make_media(recipe, config, rows=rows, max_tokens=row_tokens, notes=notes)
         spans = [media.span for media in found for _ in range(1 if "input_features" in media.inputs else images)]
         needed = 1 + sum(len(span) + 1 for span in spans)
         if found and needed > row_tokens:

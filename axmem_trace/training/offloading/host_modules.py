@@ -17,7 +17,7 @@ from axmem_trace.tracing.recorder import Recorder
 
 
 @contextmanager
-def placed_modules(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+def host_modules_copied(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     """While open, each module with parameters on the host computes with copies of them."""
     hooks: list[Any] = []
     for name, module in model.named_modules():

@@ -16,7 +16,7 @@ from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.patching import replaced
 from axmem_trace.tracing.recorder import Recorder
-from axmem_trace.training.offloading.host_modules import placed_modules
+from axmem_trace.training.offloading.host_modules import host_modules_copied
 from axmem_trace.training.offloading.layers import LayerOffload, find_decoder_layers
 from axmem_trace.training.offloading.saved_tensors import ActivationOffload, CheckpointInputOffload
 from axmem_trace.training.offloading.selective_checkpointing import SelectiveOffload
@@ -43,7 +43,7 @@ def install_offloading(site: Site) -> Iterator[StepContext]:
             contexts.append(_install_activations(site, stack))
         if recipe.checkpointing.selective_offload:
             _install_selective(stack, model, recipe, recorder)
-        stack.enter_context(placed_modules(model, recorder))
+        stack.enter_context(host_modules_copied(model, recorder))
         if recipe.checkpointing.moves_tensors:
             text = "copies run on a second stream, whose blocks the allocator keeps separately: reserved may be higher"
             site.note(Note(kind="assumed", key=_key(recipe), text=text))
@@ -108,11 +108,11 @@ def _install_activations(site: Site, stack: ExitStack) -> StepContext:
     if kind == "disk":
         text = "axolotl 0.19 runs `disk` as `true`: its patch for the disk asks for another value and is never applied"
         site.note(Note(kind="warning", key="activation_offloading", text=text))
-    spared = frozenset() if adapted else frozenset(each.untyped_storage()._cdata for each in model.parameters())
-    offload = ActivationOffload(site.context.recorder, streams=kind != "legacy", spared=spared)
+    kept_on_gpu = frozenset() if adapted else frozenset(each.untyped_storage()._cdata for each in model.parameters())
+    offload = ActivationOffload(site.context.recorder, streams=kind != "legacy", kept_on_gpu=kept_on_gpu)
     head = _find_head(model)
     if head is not None:
-        _spare_module(stack, head)
+        _keep_on_gpu(stack, head)
     return offload.training_step
 
 
@@ -134,7 +134,7 @@ def _find_head(model: Any) -> nn.Module | None:
     return None
 
 
-def _spare_module(stack: ExitStack, module: nn.Module) -> None:
+def _keep_on_gpu(stack: ExitStack, module: nn.Module) -> None:
     """Inside this module saved tensors stay on the card (`NoOpManager`)."""
     open_hooks: list[Any] = []
 

@@ -41,12 +41,12 @@ class ActivationOffload:
     Args:
         streams: copies run in parallel to the computation, so the latest `MAX_STASH` tensors stay alive for a while;
             and a tensor that was copied back is alive until the next node of backward has run.
-        spared: storages (by `_cdata`) that are not offloaded: TRL excludes the model's weights, axolotl's variant for
+        kept_on_gpu: storages (by `_cdata`) that are not offloaded: TRL excludes the model's weights, axolotl's variant for
             adapters does not, so transposed weights that a product saves are offloaded too.
     """
 
-    def __init__(self, recorder: Recorder, *, streams: bool, spared: frozenset[int] = frozenset()) -> None:
-        self.recorder, self.streams, self.spared = recorder, streams, spared
+    def __init__(self, recorder: Recorder, *, streams: bool, kept_on_gpu: frozenset[int] = frozenset()) -> None:
+        self.recorder, self.streams, self.kept_on_gpu = recorder, streams, kept_on_gpu
         self._next = 0
         self._host: dict[int, torch.Tensor] = {}
         self._stash: dict[int, torch.Tensor] = {}
@@ -68,8 +68,8 @@ class ActivationOffload:
             self._clear()
 
     def _clear(self) -> None:
-        for held in (self._host, self._stash, self._stashed_keys, self._returned, self._finished):
-            held.clear()
+        for storages in (self._host, self._stash, self._stashed_keys, self._returned, self._finished):
+            storages.clear()
         self._node = None
 
     def _pack(self, tensor: torch.Tensor) -> Any:
@@ -80,7 +80,7 @@ class ActivationOffload:
         self._next += 1
         key = (tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.dtype)
         too_small = tensor.element_size() * tensor.nelement() < MIN_BYTES
-        if key in self._stashed_keys or too_small or key[0] in self.spared:
+        if key in self._stashed_keys or too_small or key[0] in self.kept_on_gpu:
             return tensor
         if self.streams:
             self._drop_stashed(self._next - MAX_STASH)
@@ -164,8 +164,8 @@ class CheckpointInputOffload:
             self._marked[id(hidden_states)] = self._marked.get(id(hidden_states), 0) + 1
 
     def _clear(self) -> None:
-        for held in (self._marked, self._host, self._stash, self._ahead):
-            held.clear()
+        for storages in (self._marked, self._host, self._stash, self._ahead):
+            storages.clear()
 
     def _pack(self, tensor: torch.Tensor) -> Any:
         marks = self._marked.pop(id(tensor), 0)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import SAC_IGNORED_OPS, CheckpointPolicy
 
-from axmem_trace.tracing.originals import call_original, stands_in
+from axmem_trace.tracing.originals import call_original, called_by_libraries
 from axmem_trace.tracing.recorder import Recorder
 
 MIN_BYTES = 1 << 20
@@ -106,7 +106,7 @@ class _Mode(TorchDispatchMode):
 
 
 class _Forward(_Mode):
-    @stands_in
+    @called_by_libraries
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = call_original(func, args, kwargs or {})
         if func not in SAC_IGNORED_OPS and self._saves(func, args, kwargs or {}):
@@ -120,7 +120,7 @@ class _Recomputation(_Mode):
         self.offload.fetch(self.region - 1)  # one layer in advance
         return super().__enter__()
 
-    @stands_in
+    @called_by_libraries
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in SAC_IGNORED_OPS and self._saves(func, args, kwargs or {}):
             return tree_map(self.offload.unpack, self.saved[func].pop(0))

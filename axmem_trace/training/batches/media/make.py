@@ -35,12 +35,12 @@ def reads_media(recipe: Recipe) -> bool:
     return bool(recipe.batch.images_per_row or recipe.batch.audio_seconds_per_row)
 
 
-def make_media(recipe: Recipe, config: Any, *, rows: int, room: int, notes: Notes) -> tuple[list[Media], int]:
+def make_media(recipe: Recipe, config: Any, *, rows: int, max_tokens: int, notes: Notes) -> tuple[list[Media], int]:
     """The media in each row, with their number; empty for a family without a rule.
 
     Args:
         config: the built model's configuration.
-        room: tokens of a row, for all images together.
+        max_tokens: tokens of a row, for all images together.
 
     Returns:
         The media, each once, and how many images a row holds.
@@ -52,7 +52,7 @@ def make_media(recipe: Recipe, config: Any, *, rows: int, room: int, notes: Note
         if rule is None:
             notes.append(_no_rule(model_type, "images", "images_per_row"))
         else:
-            found.append(_fitting(rule, _question(recipe, config, rows), room))
+            found.append(_fitting(rule, _question(recipe, config, rows), max_tokens))
             notes.append(_note_images(recipe, found[-1]))
     if batch.audio_seconds_per_row:
         rule = AUDIO_RULES.get(model_type)
@@ -82,16 +82,16 @@ def _question(recipe: Recipe, config: Any, rows: int) -> Question:
     )  # fmt: skip
 
 
-def _fitting(rule: Rule, question: Question, room: int) -> Media:
+def _fitting(rule: Rule, question: Question, max_tokens: int) -> Media:
     """An image without a given size is the largest square that the processor keeps and that leaves one text token."""
     media = largest = rule(question)
     if question.height:
         return media
     side = largest.height
-    while len(media.span) * question.per_row + question.per_row >= room and side > _STEP:
+    while len(media.span) * question.per_row + question.per_row >= max_tokens and side > _STEP:
         side -= _STEP
         media = rule(replace(question, height=side, width=side))
-    return media if len(media.span) * question.per_row + question.per_row < room else largest
+    return media if len(media.span) * question.per_row + question.per_row < max_tokens else largest
 
 
 def _note_images(recipe: Recipe, media: Media) -> Note:
