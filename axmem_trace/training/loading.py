@@ -214,7 +214,7 @@ def _loads_on_host(recipe: Recipe) -> bool:
     """True if the weights stay on the host. With FSDP and DeepSpeed there is no device map, so they are read there;
     QLoRA's go to each GPU (axolotl `loaders/model.py` `_set_device_map_config`), and bitsandbytes packs 8-bit ones on
     the GPU."""
-    sharded = recipe.parallel.engine in ("fsdp1", "fsdp2", "zero1", "zero2")
+    sharded = recipe.parallel.engine in ("fsdp1", "fsdp2", "zero1", "zero2", "zero3")
     return sharded and recipe.quantisation.method not in ("bnb_4bit", "bnb_8bit")
 
 

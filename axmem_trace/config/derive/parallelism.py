@@ -143,9 +143,3 @@ def _say(draft: Draft, parallel: Parallel, named: Engine) -> None:
         )
         draft.reason("parallel.num_gpus", parallel.num_gpus, text, origin="derived")
         draft.note("assumed", "--gpus", text)
-    if not parallel.is_modelled:
-        text = (
-            f"{engine_name(parallel.engine)} is not modelled yet: the figures are for one GPU that holds all, without "
-            "the engine's buckets and fp32 copies"
-        )
-        draft.note("not_modelled", key, text)
