@@ -12,16 +12,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from axmem_trace.advice.fitting.fit import Fit, fit
     from axmem_trace.errors import AxmemError, ConfigError
     from axmem_trace.estimation import estimate
     from axmem_trace.integrations.axolotl_plugin import MemoryPlugin as MemoryPlugin
     from axmem_trace.report import Report
 
 __version__ = "0.1.0"
-__all__ = ["AxmemError", "ConfigError", "Report", "__version__", "estimate"]
+__all__ = ["AxmemError", "ConfigError", "Fit", "Report", "__version__", "estimate", "fit"]
 
 _HOMES = {
     "estimate": "axmem_trace.estimation",
+    "fit": "axmem_trace.advice.fitting.fit",
+    "Fit": "axmem_trace.advice.fitting.fit",
     "Report": "axmem_trace.report",
     "ConfigError": "axmem_trace.errors",
     "AxmemError": "axmem_trace.errors",

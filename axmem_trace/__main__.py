@@ -12,10 +12,12 @@ from axmem_trace.cli.check import run_check
 from axmem_trace.cli.commands import list_models, run_estimate
 from axmem_trace.cli.compare import run_compare
 from axmem_trace.cli.completion import build_completion_parser, run_completion
+from axmem_trace.cli.fit import run_fit
 from axmem_trace.cli.gpus import run_gpus
 from axmem_trace.cli.parser import (
     build_check_parser,
     build_compare_parser,
+    build_fit_parser,
     build_gpus_parser,
     build_models_parser,
     build_parser,
@@ -27,6 +29,7 @@ from axmem_trace.imports import leave_at_once
 COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], int]]] = {
     "estimate": (build_parser, run_estimate),
     "check": (build_check_parser, run_check),
+    "fit": (build_fit_parser, run_fit),
     "compare": (build_compare_parser, run_compare),
     "gpus": (build_gpus_parser, run_gpus),
     "models": (build_models_parser, list_models),

@@ -78,6 +78,31 @@ def build_compare_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def build_fit_parser() -> argparse.ArgumentParser:
+    """The parser of `fit`."""
+    parser = argparse.ArgumentParser(
+        prog="axmem_trace fit",
+        description="What makes a run fit its card: each change estimated, the gentlest set that fits as a YAML patch.",
+        epilog="standard output has the patch only; the story is on standard error. exit codes: 0 it fits, as it is or with "
+        "the patch; 2 as of an estimate; 3 nothing that is allowed makes it fit; 4 cannot say",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("config", metavar="CONFIG.yml", help="an axolotl configuration; - reads standard input")
+    add_run_arguments(parser)
+    add("--allow", metavar="WORD,...", action="append", default=[],
+        help="permit what changes the learning (rank, sequence_len, quantised_base, effective_batch), or a key that the "
+        "configuration sets to false")  # fmt: skip
+    add("--keep", metavar="KEY,...", action="append", default=[], help="keys that must not be changed")
+    add(
+        "--margin", metavar="SIZE", default="", help="memory of the card that must stay free, as in 1GiB; default: none"
+    )
+    add("--all", action="store_true", help="estimate slow candidates too where a gentler change fits already")
+    add("--format", choices=("text", "json"), default="text", help="of standard output; text is the YAML patch")
+    add("-o", "--output", metavar="FILE", type=Path, help="write the whole changed configuration there as well")
+    return parser
+
+
 def add_run_arguments(parser: argparse.ArgumentParser, *, card: bool = True) -> None:
     """Arguments that change a run or its lookup; the same for each command that estimates."""
     add = parser.add_argument

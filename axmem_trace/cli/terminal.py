@@ -71,3 +71,24 @@ def show_progress(stream: TextIO) -> Iterator[Progress | None]:
 
     with Console(file=stream).status("reading") as status:
         yield lambda stage: status.update(escape(stage))
+
+
+@contextlib.contextmanager
+def show_current(stream: TextIO) -> Iterator[Progress | None]:
+    """What is done now, on one line of a terminal that is cleared at the end; None where `stream` is no terminal.
+
+    Unlike `show_progress` it starts no thread, so the process can be forked.
+    """
+    if not stream.isatty() or os.environ.get("TERM") == "dumb":
+        yield None
+        return
+    clear = "\r\x1b[K"
+
+    def show(stage: str) -> None:
+        stream.write(clear + stage[: os.get_terminal_size(stream.fileno()).columns - 1])
+        stream.flush()
+
+    try:
+        yield show
+    finally:
+        stream.write(clear)

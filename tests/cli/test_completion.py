@@ -50,6 +50,7 @@ def script():
         (["axmem_trace", "estimate", "--snap"], ["--snapshot"]),
         (["axmem_trace", "estimate", "--format", "j"], ["json"]),
         (["axmem_trace", "compare", "run"], ["run.yml"]),
+        (["axmem_trace", "fit", "--al"], ["--all", "--allow"]),
         (["axmem_trace", "gpus", "--a"], ["--all", "--assume"]),
     ],
 )

@@ -40,6 +40,8 @@ class Document:
     """Keys that are given more than once in their block, and where: the last one counts, as `yaml.safe_load` reads."""
     directory: Path | None = None
     """The folder of the file: relative paths in it may start there."""
+    text: str = ""
+    """The YAML itself; empty for a mapping."""
 
 
 def read_document(config: str | Path | Mapping[str, Any]) -> Document:
@@ -78,7 +80,12 @@ def parse_document(text: str, *, name: str = "<config>", directory: Path | None 
     inspector.visit(root, path="", depth=1)
     duplicates = {key: tuple(lines) for key, lines in inspector.duplicates.items()}
     return Document(
-        name=name, values=_construct(root, name), lines=inspector.lines, duplicates=duplicates, directory=directory
+        name=name,
+        values=_construct(root, name),
+        lines=inspector.lines,
+        duplicates=duplicates,
+        directory=directory,
+        text=text,
     )
 
 

@@ -1,0 +1,34 @@
+"""Activation offloading moves what backward needs to host memory in forward, and back in backward.
+
+`true` moves the tensors that checkpointing keeps, on a stream of its own; `hidden_states` moves each layer's input only.
+Both need gradient checkpointing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from axmem_trace.advice.fitting.candidate import Candidate, Change, Grade, Situation
+
+KINDS = (True, "hidden_states")
+
+
+def propose(situation: Situation) -> Iterator[Change]:
+    """Each kind, if nothing is offloaded."""
+    checkpointing = situation.recipe.checkpointing
+    if checkpointing.offload != "none" or checkpointing.selective_offload:
+        return
+    on = {} if checkpointing.enabled else {"gradient_checkpointing": True}
+    for kind in KINDS:
+        yield Change(settings={**on, "activation_offloading": kind})
+
+
+CANDIDATE = Candidate(
+    name="activation_offloading",
+    about=__doc__,
+    cost="moves activations over PCIe: slower steps",
+    grade=Grade.HOST,
+    group="activation_offloading",
+    propose=propose,
+    slow=True,
+)

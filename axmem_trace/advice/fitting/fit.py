@@ -1,0 +1,216 @@
+"""`fit`: what makes a run fit its card."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from axmem_trace.advice.fitting.candidate import Candidate, Change, Grade
+from axmem_trace.advice.fitting.candidates import CANDIDATES
+from axmem_trace.advice.fitting.changes import describe_change, join
+from axmem_trace.advice.fitting.cures import cure_refusals
+from axmem_trace.advice.fitting.encode import fit_to_dict
+from axmem_trace.advice.fitting.largest import MAX_MICRO_BATCH, MAX_SEQUENCE_LEN, Largest, find_largest
+from axmem_trace.advice.fitting.questions import Answer, Estimate, Questions
+from axmem_trace.advice.fitting.sets import ChangeSet, find_gentlest
+from axmem_trace.advice.fitting.singles import Rules, Say, Single, try_singles
+from axmem_trace.config.document.edit import cut_keys, edit_yaml
+from axmem_trace.config.document.overrides import Settings
+from axmem_trace.errors import ConfigError
+from axmem_trace.report import Report
+from axmem_trace.units import format_bytes, parse_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What makes a run fit its card.
+
+    Attributes:
+        report: of the configuration as it is.
+        as_it_is: the same, with the margin and `cure`.
+        margin_bytes: memory of the card that must stay free.
+        singles: each change by itself.
+        chosen: the gentlest set that fits; None if the run fits as it is, or no set fits.
+        cure: a change without which the run can't run at all; all figures but those of `report` are with it.
+        skipped: candidates that were not estimated, because a gentler set fits.
+        largest: of the run with the set, else as it is: micro batch and sequence.
+        patch: the changed keys in YAML, with their comments; empty if nothing changes.
+        changed_file: the whole configuration with the patch.
+        num_estimates: how many runs were estimated.
+        seconds: wall time.
+    """
+
+    report: Report
+    as_it_is: Answer
+    margin_bytes: int
+    singles: tuple[Single, ...]
+    chosen: ChangeSet | None
+    cure: Change | None
+    skipped: tuple[str, ...]
+    largest: tuple[Largest, ...]
+    patch: str
+    changed_file: str
+    num_estimates: int
+    seconds: float
+
+    @property
+    def fits(self) -> bool | None:
+        """The run fits, as it is or with the patch. None: something that is not modelled decides it."""
+        if self.as_it_is.runs or self.chosen is not None:
+            return True
+        return None if self.as_it_is.why else False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON contract as plain dicts, lists, strings and numbers."""
+        return fit_to_dict(self)
+
+    def __str__(self) -> str:
+        from axmem_trace.render.fit import render_fit
+
+        return render_fit(self)
+
+
+def fit(
+    config: str | Path | Mapping[str, Any],
+    *,
+    gpu: str,
+    allow: Iterable[str] = (),
+    keep: Iterable[str] = (),
+    margin: str = "",
+    everything: bool = False,
+    overrides: Settings = (),
+    progress: Say | None = None,
+    estimate: Estimate | None = None,
+    **options: Any,
+) -> Fit:
+    """What makes a run fit its card: single changes, the gentlest set that fits, and the largest sizes that fit.
+
+    Every figure is an estimate of the changed configuration.
+
+    Args:
+        config: a YAML file (`-`: standard input), or its content as a mapping.
+        gpu: the card, by name or memory.
+        allow: changes of what the run learns that may be used: `rank`, `sequence_len`, `quantised_base`,
+            `effective_batch`; or a key that the user set to false.
+        keep: keys that must not be changed.
+        margin: memory of the card that must stay free, as in `1GiB`.
+        everything: estimate slow candidates too where a gentler set fits.
+        overrides: as for `estimate`.
+        progress: called with the change that is estimated next.
+        estimate: what makes a report; `axmem_trace.estimate` unless given.
+        options: the other arguments of `estimate`.
+
+    Raises:
+        ConfigError: there is no card, the configuration can't be estimated, or an argument can't be read.
+    """
+    started = time.perf_counter()
+    if not gpu:
+        raise ConfigError("fit needs a card", remedy='name one: --gpu "RTX 4090"')
+    say = progress or (lambda words: None)
+    say("the configuration as it is")
+    questions = Questions(
+        config,
+        overrides=overrides,
+        options={"gpu": gpu, **options},
+        estimate=estimate or _estimate,
+        margin_bytes=_read_margin(margin),
+    )
+    rules = Rules(allow=frozenset(allow), keep=frozenset(keep))
+    cure = cure_refusals(questions, rules) if questions.report.refusals else None
+    can_run = cure is not None or not questions.report.refusals
+    singles: list[Single] = []
+    skipped: list[str] = []
+    chosen = None
+    if can_run and not questions.as_it_is.is_safe:
+        singles, chosen, skipped = _look_for_changes(questions, rules, say, everything=everything)
+    change = join(cure or Change(), chosen.change if chosen else Change())
+    fits = chosen is not None or questions.as_it_is.runs
+    largest = _find_largest(questions, chosen.change if chosen else Change(), say) if can_run else []
+    questions.base = Change()
+    patch, changed_file = _write_patch(questions, change, chosen.answer if chosen else questions.as_it_is, fits=fits)
+    return Fit(
+        report=questions.report,
+        as_it_is=questions.as_it_is,
+        margin_bytes=questions.margin_bytes,
+        singles=tuple(singles),
+        chosen=chosen,
+        cure=cure,
+        skipped=tuple(skipped),
+        largest=tuple(largest),
+        patch=patch,
+        changed_file=changed_file,
+        num_estimates=questions.num_estimates,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _estimate(config: Any, **arguments: Any) -> Report:
+    from axmem_trace.estimation import estimate
+
+    return estimate(config, **arguments)
+
+
+def _read_margin(text: str) -> int:
+    try:
+        return parse_bytes(text) if text else 0
+    except ValueError as error:
+        raise ConfigError(str(error), key="--margin") from None
+
+
+def _look_for_changes(
+    questions: Questions, rules: Rules, say: Say, *, everything: bool
+) -> tuple[list[Single], ChangeSet | None, list[str]]:
+    """Single changes, the gentlest set, and the names of candidates that were left out because that is gentler."""
+    later = [] if everything else [each for each in CANDIDATES if each.slow or _only_asks(each, rules)]
+    singles = try_singles(questions, [each for each in CANDIDATES if each not in later], rules, say)
+    chosen = find_gentlest(questions, singles, rules, say)
+    grade = chosen.grade if chosen is not None and chosen.answer.is_safe else Grade.LEARNING
+    needed = [each for each in later if each.grade < grade or chosen is None]
+    if needed:
+        singles += try_singles(questions, needed, rules, say)
+        chosen = find_gentlest(questions, singles, rules, say)
+    if chosen is not None and questions.as_it_is.runs and not chosen.answer.is_safe:
+        chosen = None
+    situation = questions.situation()
+    skipped = [each.name for each in later if each not in needed and any(True for _ in each.propose(situation))]
+    return singles, chosen, skipped
+
+
+def _only_asks(candidate: Candidate, rules: Rules) -> bool:
+    """True for a change of what is learned that the user has not permitted."""
+    return bool(candidate.allow) and candidate.steps and candidate.allow not in rules.allow
+
+
+def _find_largest(questions: Questions, change: Change, say: Say) -> Sequence[Largest]:
+    values = questions.situation(change).values
+    limits = (("micro_batch_size", MAX_MICRO_BATCH), ("sequence_len", MAX_SEQUENCE_LEN))
+    return [
+        find_largest(questions, change, key, value, most, say)
+        for key, most in limits
+        if isinstance(value := values.get(key), int) and value > 0
+    ]
+
+
+def _write_patch(questions: Questions, change: Change, answer: Answer, *, fits: bool) -> tuple[str, str]:
+    """The changed keys, and the whole changed file. What `--set` gave is in both."""
+    values = questions.situation(change).values
+    touched = dict.fromkeys(key.partition(".")[0] for key in (*questions.overrides, *change.settings))
+    text = questions.document.text or edit_yaml("", questions.document.values)
+    changed = edit_yaml(text, {key: values[key] for key in touched})
+    if not fits or change == Change():
+        return "", changed
+    return _head(questions, change, answer) + cut_keys(changed, touched), changed
+
+
+def _head(questions: Questions, change: Change, answer: Answer) -> str:
+    gpu, need = questions.report.gpu, format_bytes(answer.need_bytes)
+    before = format_bytes(questions.report.peak.device_bytes)
+    lines = [f"axmem_trace fit: needs {need} of {format_bytes(gpu.memory_bytes)} on {gpu.name}, before {before}"]
+    lines.append(describe_change(change, questions.situation().values))
+    if change.num_gpus:
+        lines.append(f"on {change.num_gpus} GPUs: --gpus {change.num_gpus}")
+    lines += [f"in the environment: {name}={value}" for name, value in change.environment.items()]
+    return "".join(f"# {line}\n" for line in lines)

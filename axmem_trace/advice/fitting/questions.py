@@ -1,0 +1,281 @@
+"""A changed configuration in, an answer out. All estimates of `fit` are made here; the same run is estimated once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from axmem_trace.advice.fitting.candidate import Change, Situation
+from axmem_trace.advice.fitting.changes import join
+from axmem_trace.config import read_recipe
+from axmem_trace.config.axolotl import choose_release
+from axmem_trace.config.document.key_table import plugins_of
+from axmem_trace.config.document.overrides import Settings, apply_overrides, parse_settings
+from axmem_trace.config.document.yaml_reader import Document, read_document
+from axmem_trace.errors import ConfigError
+from axmem_trace.notes import Note
+from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.report import Report
+from axmem_trace.report.verdict import Verdict
+
+Estimate = Callable[..., Report]
+"""`axmem_trace.estimate`, or what answers like it."""
+UNCHANGED = Change()
+MAX_WORKERS = 4
+"""Processes that estimate at the same time; each needs some 200 MB."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """The result of one estimate, or why there is none.
+
+    Attributes:
+        need_bytes: of the card, all included; 0 without figures.
+        live_bytes: of it, all that a smaller card would need too: tensors, CUDA context, NCCL's buffers.
+        left_bytes: of the card; negative if the run does not fit.
+        fits, verdict, why: as in a report.
+        phase, step, holder: the moment and the purpose of the peak.
+        host_bytes: host memory beside the card.
+        num_gpus: cards of the run.
+        refusal: why the run can't run.
+    """
+
+    need_bytes: int = 0
+    live_bytes: int = 0
+    left_bytes: int = 0
+    fits: bool | None = None
+    verdict: Verdict = ""
+    why: str = ""
+    phase: str = ""
+    step: int = 0
+    holder: str = ""
+    host_bytes: int = 0
+    num_gpus: int = 1
+    refusal: str = ""
+
+    @property
+    def is_safe(self) -> bool:
+        """It runs, and fits with more free memory than the error of our figures."""
+        return self.runs and self.verdict in ("fits", "fits with room")
+
+    @property
+    def runs(self) -> bool:
+        """It runs and fits, also if only just."""
+        return self.fits is True and not self.refusal
+
+
+class Questions:
+    """The runs of one configuration: as it is, and changed.
+
+    Args:
+        config: as for `estimate`.
+        overrides: `--set`.
+        options: the other arguments of `estimate`, the same for each question.
+        estimate: what makes a report.
+        margin_bytes: memory of the card that must stay free.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        overrides: Settings,
+        options: Mapping[str, Any],
+        estimate: Estimate,
+        margin_bytes: int = 0,
+    ) -> None:
+        self.config = config
+        self.document: Document = read_document(config)
+        self.overrides = dict(parse_settings(overrides, "--set"))
+        self._options = dict(options)
+        self._estimate = estimate
+        self.margin_bytes = margin_bytes
+        self._answers: list[tuple[Recipe, Answer]] = []
+        self.base = Change()
+        self.num_estimates = 1
+        self.report, self.as_it_is = self._ask_as_it_is()
+
+    def situation(self, change: Change = UNCHANGED) -> Situation:
+        """The configuration after a change.
+
+        Raises:
+            ConfigError: it can't be read.
+        """
+        whole = join(self.base, change)
+        values, _ = apply_overrides(self.document.values, {**self.overrides, **whole.settings})
+        release = choose_release(self._options.get("axolotl", "")).release
+        return Situation(
+            values=values,
+            recipe=self._read(change),
+            plugin_names=plugins_of(release.version),
+            num_gpus_is_open=not self._options.get("num_gpus") and not whole.num_gpus and not self._counted(),
+        )
+
+    def prefetch(self, changes: Sequence[Change]) -> None:
+        """Estimates several changed runs at the same time, in processes of their own, so that `ask` has the answers.
+
+        Nothing happens where processes can't be forked safely: not on Linux, with other threads, with one processor.
+        """
+        new: dict[int, tuple[Recipe, Change]] = {}
+        for change in changes:
+            essence = self._essence_to_ask(change)
+            if essence is not None and all(essence != known for known, _ in [*self._answers, *new.values()]):
+                new[len(new)] = (essence, change)
+        workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1, len(new))
+        if workers < 2 or threading.active_count() > 1:
+            return
+        answers = _ask_in_processes(self, [change for _, change in new.values()], workers)
+        self.num_estimates += len(answers)
+        self._answers += [(essence, answer) for (essence, _), answer in zip(new.values(), answers, strict=True)]
+
+    def is_permitted(self, change: Change) -> bool:
+        """True if axolotl takes the changed configuration, as far as the configuration itself shows it."""
+        return self._essence_to_ask(change) is not None
+
+    def _essence_to_ask(self, change: Change) -> Recipe | None:
+        """None if the run is not estimated because it can't run, or is not modelled."""
+        try:
+            recipe = self._read(change)
+        except ConfigError:
+            return None
+        return _essence(recipe) if recipe.parallel.is_modelled and not recipe.refusals else None
+
+    def changes_nothing(self, change: Change) -> bool:
+        """True if the run is the same as without the change."""
+        try:
+            return _essence(self._read(change)) == _essence(self._read(Change()))
+        except ConfigError:
+            return False
+
+    def ask(self, change: Change) -> Answer:
+        """The changed run's figures. What axolotl refuses because of the change is not estimated."""
+        try:
+            recipe = self._read(change)
+        except ConfigError as error:
+            return Answer(refusal=error.problem)
+        if recipe.refusals:
+            return Answer(refusal=recipe.refusals[0].text)
+        if not recipe.parallel.is_modelled:
+            return Answer(why=f"{recipe.parallel.engine} is not modelled", num_gpus=recipe.parallel.num_gpus)
+        essence = _essence(recipe)
+        for known, answer in self._answers:
+            if known == essence:
+                return answer
+        self.num_estimates += 1
+        answer = self.ask_anew(change)
+        self._answers.append((essence, answer))
+        return answer
+
+    def report_on(self, change: Change) -> Report:
+        """The full report of a changed run.
+
+        Raises:
+            ConfigError: it can't be estimated.
+        """
+        with _environment(join(self.base, change).environment):
+            return self._estimate(self.config, **self._arguments(change))
+
+    def start_from(self, change: Change) -> Answer:
+        """All further changes are made to the run with this one."""
+        self.base = change
+        self.as_it_is = self.ask(Change())
+        return self.as_it_is
+
+    def _ask_as_it_is(self) -> tuple[Report, Answer]:
+        report = self.report_on(Change())
+        answer = self._make_answer(report)
+        self._answers.append((_essence(self._read(Change())), answer))
+        return report, answer
+
+    def ask_anew(self, change: Change) -> Answer:
+        """An estimate, whether the answer is known or not."""
+        try:
+            report = self.report_on(change)
+        except ConfigError as error:
+            return Answer(refusal=error.problem)
+        return self._make_answer(report)
+
+    def _make_answer(self, report: Report) -> Answer:
+        left = report.headroom_bytes or 0
+        enough = left >= self.margin_bytes
+        return Answer(
+            need_bytes=report.gpu.memory_bytes - left,
+            live_bytes=report.peak.counted_bytes + report.peak.context_bytes + report.peak.nccl_bytes,
+            left_bytes=left,
+            fits=report.fits if enough or report.fits is None else False,
+            verdict=report.verdict if enough or not report.fits else "does not fit",
+            why=report.why,
+            phase=report.peak.phase,
+            step=report.peak.step,
+            holder=report.peak.holder,
+            host_bytes=report.host.cpu.peak_bytes + report.host.managed.peak_bytes,
+            num_gpus=report.gpu.count,
+            refusal=report.refusals[0].reason if report.refusals else "",
+        )
+
+    def _read(self, change: Change) -> Recipe:
+        arguments = self._arguments(change)
+        with _environment(join(self.base, change).environment):
+            return read_recipe(self.config, **{name: arguments[name] for name in _READ if name in arguments})
+
+    def _arguments(self, change: Change) -> dict[str, Any]:
+        whole = join(self.base, change)
+        counted = {"num_gpus": whole.num_gpus} if whole.num_gpus else {}
+        overrides = {**self.overrides, **whole.settings}
+        return {**self._options, **counted, "overrides": overrides, "alternatives": False}
+
+    def _counted(self) -> bool:
+        from axmem_trace.config.derive.hardware import read_count
+
+        return bool(read_count(self._options.get("gpu", ""), 0)[0])
+
+
+_READ = ("overrides", "assumptions", "gpu", "num_gpus", "num_nodes", "hub", "trust_remote_code", "strict", "axolotl")
+"""Arguments of `estimate` that `read_recipe` has too."""
+_asked: tuple[Questions, Sequence[Change]] | None = None
+"""What a forked process finds: it has a copy of everything here."""
+
+
+def _ask_in_processes(questions: Questions, changes: Sequence[Change], workers: int) -> list[Answer]:
+    global _asked
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    _asked = (questions, changes)
+    try:
+        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+            return list(pool.map(_ask_in_process, range(len(changes))))
+    finally:
+        _asked = None
+
+
+def _ask_in_process(index: int) -> Answer:
+    assert _asked is not None
+    questions, changes = _asked
+    return questions.ask_anew(changes[index])
+
+
+def _essence(recipe: Recipe) -> Recipe:
+    """All of a recipe that can change its figures or its verdict."""
+    notes: Iterator[Note] = (note for note in recipe.notes if note.kind in ("not_modelled", "refused"))
+    notes = (replace(note, line=0) for note in notes)
+    return replace(recipe, name="", reasons={}, written={}, alternatives=(), notes=tuple(notes))
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,69 @@
+"""`axmem_trace fit`: what makes a run fit its card. The story is written to standard error, the patch to standard output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+from axmem_trace.cli.terminal import check_writable, show_current, write_output
+from axmem_trace.errors import EXIT_CANNOT_SAY, EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED
+from axmem_trace.quiet import set_quiet_environment
+
+if TYPE_CHECKING:
+    from axmem_trace.advice.fitting.fit import Fit
+
+MAX_WIDTH = 120
+
+
+def run_fit(options: argparse.Namespace) -> int:
+    """Looks for changes, tells the story, and writes the patch, or the changed file with `-o`."""
+    from axmem_trace.advice.fitting.fit import fit
+
+    check_writable(options.output)
+    set_quiet_environment()
+    with show_current(sys.stderr) as progress:
+        found = fit(
+            options.config,
+            gpu=options.gpu,
+            allow=_words(options.allow),
+            keep=_words(options.keep),
+            margin=options.margin,
+            everything=options.all,
+            overrides=tuple(options.overrides),
+            progress=progress,
+            assumptions=tuple(options.assumptions),
+            num_gpus=options.num_gpus,
+            num_nodes=options.num_nodes,
+            hub=options.hub,
+            trust_remote_code=options.trust_remote_code,
+            strict=options.strict,
+            axolotl=options.axolotl,
+        )
+    _write(found, options)
+    return _exit_code(found)
+
+
+def _write(found: Fit, options: argparse.Namespace) -> None:
+    from axmem_trace.render.fit import render_fit
+
+    width = min(MAX_WIDTH, shutil.get_terminal_size((80, 24)).columns)
+    sys.stderr.write(render_fit(found, width))
+    if options.output:
+        write_output(found.changed_file, options.output)
+    write_output(json.dumps(found.to_dict(), indent=2) + "\n" if options.format == "json" else found.patch, None)
+
+
+def _exit_code(found: Fit) -> int:
+    if found.fits:
+        return EXIT_ESTIMATED
+    if found.report.refusals:
+        return EXIT_CONFIG
+    return EXIT_CANNOT_SAY if found.fits is None else EXIT_DOES_NOT_FIT
+
+
+def _words(given: list[str]) -> list[str]:
+    """`a,b` and repeated options are the same."""
+    return [word.strip() for text in given for word in text.split(",") if word.strip()]
