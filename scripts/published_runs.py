@@ -32,7 +32,9 @@ def read_run(run: Mapping[str, Any]) -> Case:
     source, metric = run["id"].split("-")[0], run.get("metric", "unknown")
     if metric not in QUANTITIES:
         raise CannotExpress(f"the metric {metric} is not estimated")
-    gigabytes = {QUANTITIES[metric]: run["measured_gib"], "end": (run.get("extra") or {}).get("allocated_end_gib")}
+    extra = run.get("extra") or {}
+    gigabytes = {"device": extra.get("nvidia_smi_gib"), "end": extra.get("allocated_end_gib"),
+                 QUANTITIES[metric]: run["measured_gib"]}  # fmt: skip
     measured = {key: float(value) * GIB for key, value in gigabytes.items() if value}
     if QUANTITIES[metric] not in measured or min(measured.values()) <= 0:
         raise CannotExpress("no figure was measured")
@@ -113,6 +115,19 @@ def _fms_on_many(settings: Mapping[str, Any], framework: str) -> tuple[dict[str,
     return config, assumptions
 
 
+def _fms_added_tokens(base_model: str) -> int:
+    """Tokens that fms-hf-tuning adds to a tokenizer that lacks them, before training (`tuning/sft_trainer.py`): a padding
+    token, and for Llama 3 one for unknown words; PowerLM's tokenizer has both. The embedding then has 32,001 or 128,258
+    rows.
+
+    The measured bytes show the same: with b rows, allocated at the end and at the peak miss the estimate by the same
+    amount with 32,001 (`fms-base-L38`: 128.5 and 128.0 KiB; L40: 256.5 and 256.0; L80: 33.0 and 33.0), with 128,258
+    (`fms-liger-L10`: 144.0 and 144.0) and with PowerLM's own 49,152 (`fms-granite-L10`: 2467.5 and 2468.0), not with one
+    token more or less: at the peak each is 8 * 4096 * b bytes.
+    """
+    return 0 if "PowerLM" in base_model else 2 if "Llama-3" in base_model else 1
+
+
 def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
     """`scripts/benchmarks/benchmark.py`: rows of exactly `sequence_len` tokens without a mask, fixed-length
     FlashAttention-2, reentrant checkpointing, `adamw_torch` with foreach, PyTorch's own allocator settings.
@@ -145,7 +160,8 @@ def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
         "attention_mask": False, "allocator": "default", "optimizer_implementation": "foreach", "upcast_before": False,
         "kbit_preparation": False, "lora_kernels": False, "loss_path": _loss_path(version, old_bigcode),
         "loading": "before_4_50" if version < (4, 50) else "current", "use_cache": old_bigcode and version < (4, 50),
-        "repeats_kv": "Mistral" in settings["base_model"] and version < (4, 48),
+        "repeats_kv": "Mistral" in settings["base_model"] and version < (4, 48), "whole_slices": True,
+        "added_tokens": _fms_added_tokens(settings["base_model"]),
     }  # fmt: skip
     if "Mixtral" in settings["base_model"] and version < (5, 0):
         assumptions["experts_layout"] = "linear"

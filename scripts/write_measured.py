@@ -54,6 +54,7 @@ GROUPS: tuple[tuple[str, Callable[[Row], bool]], ...] = (
     ("fms-acceleration and Answer.AI, one GPU: `max_allocated`",
      lambda row: row.source in ("fms", "answerai") and row.quantity in ("allocated", "passes")),
     ("fms-acceleration: allocated at the end", lambda row: row.source == "fms" and row.quantity == "end"),
+    ("fms-acceleration: `nvidia-smi`, default allocator", lambda row: row.source == "fms" and row.quantity == "device"),
     ("Answer.AI notebook: allocated after load, forward, backward", lambda row: row.source == "probes"),
     ("the same with checkpointing", lambda row: row.source == "probes" and "no GC" not in row.id),
     ("PEFT method comparison: `max_reserved`", lambda row: row.source == "peft" and "rank32-torch" not in row.id),
@@ -98,7 +99,10 @@ def write_summary(rows: Sequence[Row]) -> str:
     titles = ("runs", "figures", "median", "median, unsigned", "90 % within", "too low", "worst")
     lines = []
     for name, belongs in GROUPS:
-        found = summarise([row.error for row in rows if row.predicted and belongs(row) and "-oom-" not in row.id])
+        errors = [row.error for row in rows if row.predicted and belongs(row) and "-oom-" not in row.id]
+        if not errors:
+            continue
+        found = summarise(errors)
         cells = (f"{found.median:+.2%}", f"{found.median_absolute:.2%}", f"{found.percentile_90:.2%}",
                  f"{found.under_rate:.0%}", f"{found.worst:+.1%}")  # fmt: skip
         lines.append((name, str(found.count), *(cell.replace("%", " %") for cell in cells)))

@@ -185,6 +185,9 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     "mean_keeps_input": Assumption(
         "bool", "backward of a mean keeps what was averaged, as PyTorch's before 2.2 (every RMSNorm has one)",
         _set("older.mean_keeps_input"), ("older.mean_keeps_input",)),
+    "whole_slices": Assumption(
+        "bool", "`:` in an index has a backward of its own, as with PyTorch 2.4 (in the older losses)",
+        _set("older.whole_slices"), ("older.whole_slices",)),
     "holds_outputs": Assumption(
         "bool", "the loop keeps the model's outputs until the next forward has returned", _set("loss.holds_outputs"),
         ("loss.holds_outputs",)),

@@ -24,9 +24,9 @@ from axmem_trace.config.derive.loss import derive_kernels, derive_loss
 from axmem_trace.config.derive.model_kwargs import note_model_kwargs
 from axmem_trace.config.derive.nccl import derive_nccl_bytes
 from axmem_trace.config.derive.objective import (
-    LABELLED,
     adapter_of_trainer,
     derive_objective,
+    is_labelled,
     rows_of_objective,
 )
 from axmem_trace.config.derive.optimizer import derive_optimizer
@@ -216,7 +216,7 @@ def _derive(draft: Draft, base: BaseModel, gpu: Gpu, parallel: Parallel, *, allo
         freezing=attempt(derive_freezing, draft, default=Freezing()),
         checkpointing=attempt(derive_checkpointing, draft, base, kbit_preparation=kbit, default=Checkpointing()),
         attention=attempt(derive_attention, draft, base, precision.load_dtype, default=Attention()),
-        loss=attempt(derive_loss, draft, base, default=Loss()) if objective.method in LABELLED else Loss(),
+        loss=attempt(derive_loss, draft, base, default=Loss()) if is_labelled(objective) else Loss(),
         objective=objective,
         kernels=attempt(derive_kernels, draft, base, batch.row_tokens, default=Kernels()),
         optimizer=attempt(derive_optimizer, draft, default=Optimizer()),

@@ -137,3 +137,36 @@ def _warn(draft: Draft, recipe: Recipe) -> None:
     if zero.offload_optimizer and zero.forces_cpu_optimizer and not zero.optimizer:
         text = f"DeepSpeed's optimizer for the CPU steps in place of {optimizer}, because the optimizer is offloaded"
         draft.note("warning", "optimizer", text)
+    if zero.stage == 3:
+        _warn_of_stage_3(draft, recipe)
+
+
+def _warn_of_stage_3(draft: Draft, recipe: Recipe) -> None:
+    zero, checkpointing = recipe.parallel.zero, recipe.checkpointing
+    if (
+        zero.keeps_recomputed
+        and recipe.adapter.kind != "none"
+        and checkpointing.enabled
+        and checkpointing.use_reentrant
+    ):
+        text = (
+            "with reentrant checkpointing DeepSpeed 0.19 gathers frozen weights for the recomputation and keeps them until "
+            "backward ends: each GPU holds the whole base then. `gradient_checkpointing_kwargs: {use_reentrant: false}` "
+            "frees them layer by layer"
+        )
+        draft.note("warning", "gradient_checkpointing", text)
+    if recipe.quantisation.method != "none":
+        text = "ZeRO-3 loads the whole quantised model on each GPU and divides it after that; quantisation states stay whole"
+        draft.note("warning", "deepspeed", text)
+    if zero.overlaps:
+        text = (
+            "reserved memory: gathered weights are freed before the GPU is done with them, and the CPU is assumed to be far "
+            "ahead, as if no block were reused within a step. It may be less; PyTorch waits where the card is full"
+        )
+        draft.note("assumed", "deepspeed", text)
+    if recipe.objective.method in ("grpo", "gdpo", "ebft"):
+        text = "ZeRO-3 gathers all weights on each GPU to generate (ds3_gather_for_generation): not in the figures"
+        draft.note("not_modelled", "deepspeed", text, direction="more")
+    elif recipe.objective.reference.resident_model:
+        text = "under ZeRO-3 TRL divides the reference model too; here each GPU holds all of it"
+        draft.note("not_modelled", "deepspeed", text, direction="less")

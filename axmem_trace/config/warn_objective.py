@@ -33,6 +33,13 @@ def note_objective(draft: Draft, recipe: Recipe) -> None:
     _refuse_in_trl(draft, objective)
     if objective.rollouts is not None:
         _note_rollouts(draft, recipe)
+    elif objective.method == "ebft":
+        text = (
+            "EBFT's strided mode is not in the figures: it generates by whole forwards and keeps the graphs of all samples; "
+            "the figures are of one supervised step of the same batch shape (the run needs more)"
+        )
+        draft.note("not_modelled", "rl", text, direction="more")
+    if objective.rollouts is not None:
         _refuse_rollouts(draft, recipe)
 
 
@@ -196,6 +203,14 @@ def _refuse_rollouts(draft: Draft, recipe: Recipe) -> None:
             "head only when the outer one is called"
         )
         draft.refuse(problem, "rl", remedy="generate with vLLM (trl.use_vllm), or train without FSDP")
+    if recipe.objective.method == "gdpo" and draft.get("adapter"):
+        problem = (
+            "TRL stops: with rl: gdpo axolotl passes the adapter's settings on together with a model that has the adapter "
+            "already"
+        )
+        draft.refuse(
+            problem, "adapter", remedy="use `rl: grpo` with `trl.multi_objective_aggregation: normalize_then_sum`"
+        )
     if (draft.get("context_parallel_size") or 1) > 1 and recipe.objective.method in GENERATING:
         problem = (
             "the first generation fails: axolotl's trainer for context parallelism reads max_prompt_length, which TRL no "

@@ -50,6 +50,8 @@ class BuiltModel:
     """A second model that the run compares with, frozen."""
     reward_models: tuple[nn.Module, ...] = ()
     """Classifiers that score generated completions, frozen."""
+    feature_network: nn.Module | None = None
+    """A frozen copy of the policy, whose hidden states reward completions (EBFT)."""
     reference_forward: Callable[..., Any] | None = None
     """How its wrapper is called, if it has one of its own: not in autocast, and its outputs are left as they are. None: as
     accelerate prepares a model."""

@@ -7,6 +7,7 @@ Each GPU has all of it, whatever divides the policy.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -60,6 +61,15 @@ def checkpoint_dtype(base: BaseModel) -> Dtype:
     config: dict[str, Any] = dict(base.config)
     named = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     return named if named in get_args(Dtype) else "float32"  # type: ignore[return-value]
+
+
+def copy_policy(recipe: Recipe, policy: nn.Module) -> nn.Module | None:
+    """EBFT's feature network of a run without adapters: a frozen `copy.deepcopy` of the policy; None with adapters, and for
+    other methods (axolotl `core/trainers/ebft/trainer.py` `EBFTMixin.__init__`)."""
+    features = recipe.objective.features
+    if features is None or not features.copy:
+        return None
+    return deepcopy(policy).requires_grad_(False).eval()
 
 
 def reward_name(number: int) -> str:

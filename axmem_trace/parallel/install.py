@@ -20,6 +20,7 @@ from axmem_trace.parallel.reference import divide_reference
 from axmem_trace.parallel.residents import describe_rank, flat_shards, local_tensors, sharded_names
 from axmem_trace.parallel.spread import Spread
 from axmem_trace.parallel.zero.install import with_zero
+from axmem_trace.parallel.zero.linear import linear_may_change
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.tracing.recording_mode import RecordingMode
@@ -47,6 +48,8 @@ def open_ranks(recipe: Recipe, recording: RecordingMode, *, rank: int | None = N
         stack.enter_context(fsdp1.fsdp1_runs_on_meta())
         stack.enter_context(fsdp2.fsdp2_runs_on_meta())
         stack.enter_context(ddp.ddp_runs_on_meta())
+        if parallel.engine == "zero3":
+            stack.enter_context(linear_may_change())
         yield lambda built: divide(recipe, recording, built, rank=rank)
 
 
@@ -163,5 +166,5 @@ ENGINES: dict[str, Callable[[Recipe, Recorder, BuiltModel], Spread]] = {
     "fsdp2": _with_fsdp2,
 }
 """The engines that wrap the model before the optimizer is made."""
-ZERO_ENGINES = ("zero1", "zero2")
+ZERO_ENGINES = ("zero1", "zero2", "zero3")
 """Stages of DeepSpeed that are modelled."""

@@ -27,7 +27,8 @@ def divide_reference(recipe: Recipe, recording: RecordingMode, model: nn.Module 
     """Shards the model among the ranks, as part of loading.
 
     FSDP2: one unit for the whole model, so that a forward gathers all of it. FSDP1: units as of the policy. ZeRO-1 and 2:
-    an engine of stage 0, which only casts the model to the dtype of the run.
+    an engine of stage 0, which only casts the model to the dtype of the run. ZeRO-3, which divides it, is taken for that
+    too; a note says so.
 
     Returns:
         The forward to call; None if the engine leaves the model whole, or there is none.
@@ -39,7 +40,7 @@ def divide_reference(recipe: Recipe, recording: RecordingMode, model: nn.Module 
     recorder.mark("load", 0)
     with warnings.catch_warnings(), recording, torch.no_grad():
         warnings.simplefilter("ignore")
-        if engine in ("zero1", "zero2"):
+        if engine.startswith("zero"):
             dtype = getattr(torch, recipe.precision.load_dtype)
             cast_model(model, dtype, buffers=recipe.parallel.zero.casts_buffers)
             return None

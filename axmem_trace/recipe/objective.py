@@ -59,6 +59,19 @@ class Rollouts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Features:
+    """EBFT: what is taken from the frozen network that scores completions."""
+
+    layers: tuple[float, ...] = (0.25, 0.5, 0.75)
+    """Depths, as shares of the number of layers."""
+    embedding: str = "last_token"
+    """How a row's hidden states become one vector: `last_token`, `mean_pooling`, `completion_mean`, `concat`."""
+    whitens: bool = False
+    copy: bool = False
+    """The network is a copy of the policy; otherwise the policy without its adapters."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
     """The objective, and what one GPU holds for it.
 
@@ -92,6 +105,7 @@ class Objective:
     centring: float = 0.0
     """Reward models: weight of the term that keeps rewards near zero (`center_rewards_coefficient`)."""
     rollouts: Rollouts | None = None
+    features: Features | None = None
     empties_cache: bool = False
     """The allocator's cache is emptied after each micro-batch (axolotl until 0.20, in DPO)."""
 

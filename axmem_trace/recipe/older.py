@@ -16,6 +16,8 @@ class Older:
 
     mean_keeps_input: bool = False
     """PyTorch before 2.2: backward of a mean keeps what was averaged."""
+    whole_slices: bool = False
+    """PyTorch 2.4: `:` in an index is an operator, whose backward copies the gradient. Only in the older losses."""
     repeats_kv: bool = False
     """FlashAttention-2 gets keys and values repeated to all query heads: Mistral's code before transformers 4.48."""
     bnb_keeps_inputs: bool = False

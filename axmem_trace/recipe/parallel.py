@@ -11,9 +11,6 @@ from axmem_trace.recipe.model import Dtype
 Engine = Literal["none", "ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
 """What distributes the run: nothing (one GPU), PyTorch's DistributedDataParallel, its two FSDPs, or DeepSpeed's ZeRO."""
 
-MODELLED_ENGINES: tuple[Engine, ...] = ("none", "ddp", "fsdp1", "fsdp2", "zero1", "zero2")
-"""The engines whose ranks are modelled."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mesh:
@@ -157,6 +154,18 @@ class Zero:
         return self.deepspeed == "0.18.9"
 
     @property
+    def always_changes_linear(self) -> bool:
+        """ZeRO-3's linear layer is used for models too that were not divided while they were loaded (0.19.8
+        `Init.__init__`)."""
+        return self.deepspeed != "0.18.9"
+
+    @property
+    def keeps_recomputed(self) -> bool:
+        """Frozen weights that a recomputation gathers are kept until the backward of a module around it ends (0.19.8
+        `update_recompute_parameters`)."""
+        return self.deepspeed != "0.18.9"
+
+    @property
     def casts_buffers(self) -> bool:
         """Buffers take the model's dtype too (0.18.9 `_configure_distributed_model`)."""
         return self.deepspeed == "0.18.9"
@@ -184,11 +193,6 @@ class Parallel:
     ddp: Ddp = Ddp()
     zero: Zero = Zero()
     syncs_each_batch: bool = False
-
-    @property
-    def is_modelled(self) -> bool:
-        """True if the figures are for a rank of this engine; otherwise for one GPU that holds everything."""
-        return self.engine in MODELLED_ENGINES
 
 
 _NAMES = {"ddp": "DistributedDataParallel", "fsdp1": "FSDP1", "fsdp2": "FSDP2", "zero1": "DeepSpeed ZeRO-1",

@@ -23,6 +23,9 @@ _HEADS = ("lm_head", "embed_out", "output_projection", "score", "classifier")
 _BY_BUCKET = {"adapters": "adapter weights", "reference": "reference model's weights", "gradients": "gradients",
               "optimizer": OPTIMIZER_STATES}  # fmt: skip
 _BY_ROLE = {"gathered": "gathered parameters", "buckets": "DDP's buckets of gradients"}
+_FROZEN = (("reward_model", "reward model's weights"), ("feature_network", "feature network's weights"))
+"""Models other than the reference that only score, by the beginning of their modules' names."""
+_PHASES = {"eval": "evaluation", "generate": "generation", "score": "scoring"}
 _BY_OPERATOR = (
     ("cublas", "cuBLAS workspace"),
     ("all_gather", "gathered parameters"),
@@ -94,8 +97,8 @@ def _stack_of(module: str) -> str:
 
 def _name(allocation: Allocation, places: _Places) -> str:
     bucket, module = allocation.bucket, allocation.module
-    if bucket == "reference" and module.startswith("reward_model"):
-        return "reward model's weights"
+    if bucket == "reference":
+        return next((name for start, name in _FROZEN if module.startswith(start)), _BY_BUCKET[bucket])
     if bucket in _BY_BUCKET:
         return _BY_BUCKET[bucket]
     if bucket == "weights":
@@ -134,5 +137,5 @@ def _name_workspace(allocation: Allocation) -> str:
     if allocation.recomputed:
         return "one layer's activations, recomputed"
     return {"load": "copies made while loading", "optimizer": "optimizer's temporaries"}.get(
-        allocation.phase, f"temporaries of {'evaluation' if allocation.phase == 'eval' else allocation.phase}"
+        allocation.phase, f"temporaries of {_PHASES.get(allocation.phase, allocation.phase)}"
     )

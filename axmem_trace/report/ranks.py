@@ -36,7 +36,7 @@ class RankRun:
 
 def make_ranks(recipe: Recipe, runs: Sequence[RankRun]) -> tuple[RankUse, ...]:
     """One row for each group of ranks, that of rank 0 first; empty on one GPU."""
-    if recipe.parallel.num_gpus < 2 or not recipe.parallel.is_modelled:
+    if recipe.parallel.num_gpus < 2:
         return ()
     uses = [_make_use(recipe, run) for run in runs]
     most = max((use.device_bytes for use in uses), default=0)
@@ -75,7 +75,7 @@ def name_ranks(ranks: Sequence[int]) -> str:
 
 def make_division(recipe: Recipe, facts: ModelFacts, ledger: Ledger, resident: Resident) -> tuple[Division, ...]:
     """What this rank holds a part of, what each rank holds whole, and what is whole for a while; empty on one GPU."""
-    if recipe.parallel.num_gpus < 2 or not recipe.parallel.is_modelled:
+    if recipe.parallel.num_gpus < 2:
         return ()
     columns = ledger.columns
     gathered, _ = most_alive(columns, columns.where(lambda kind: kind.device == "gpu" and kind.role == "gathered"))

@@ -48,8 +48,6 @@ def describe_ranks(recipe: Recipe, ranks: Sequence[RankUse] = ()) -> str:
         text += " (assumed, the smallest number for this)"
     if parallel.num_nodes > 1:
         text += f" on {parallel.num_nodes} machines"
-    if not parallel.is_modelled:
-        return f"{text}; the figures are for a single GPU"
     if parallel.engine == "ddp":
         return f"{text}, DDP: the figures are {_whose(ranks)}"
     copies = f", {parallel.mesh.replicate} copies" if parallel.mesh.replicate > 1 else ""

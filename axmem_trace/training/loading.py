@@ -24,7 +24,7 @@ from axmem_trace.models.device_map import is_on_host
 from axmem_trace.models.layer_folding import Folding, NoFolding
 from axmem_trace.models.quantisation import iterate_bnb_states
 from axmem_trace.models.reference import build_reference
-from axmem_trace.models.reward_models import build_reward_models, reward_name
+from axmem_trace.models.reward_models import build_reward_models, copy_policy, reward_name
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recording_mode import RecordingMode
@@ -49,21 +49,22 @@ def load_models(recipe: Recipe, recording: RecordingMode, folding: Folding | Non
         return LoadRecorder(recording, own, role="reference").loaded
 
     reference = build_reference(recipe, watch=watch)
-    return replace(built, reference=reference, reward_models=_load_reward_models(recipe, recording))
+    rewards, network = build_reward_models(recipe), copy_policy(recipe, built.module)
+    for number, model in enumerate(rewards):
+        _register_frozen(recording, reward_name(number), model)
+    _register_frozen(recording, "feature_network", network)
+    return replace(built, reference=reference, reward_models=rewards, feature_network=network)
 
 
-def _load_reward_models(recipe: Recipe, recording: RecordingMode) -> tuple[nn.Module, ...]:
-    """Read on the host and then moved to the GPU, a tensor at a time, after all other models."""
-    models = build_reward_models(recipe)
-    if models:
-        recording.recorder.mark("load", 0)
-    for number, model in enumerate(models):
-        for name, module in model.named_modules():
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None:
-                    owner = f"{reward_name(number)}.{name}".rstrip(".")
-                    recording.recorder.register(tensor, role="reference", module=owner)
-    return models
+def _register_frozen(recording: RecordingMode, name: str, model: nn.Module | None) -> None:
+    """Puts a frozen model on the GPU, a tensor at a time."""
+    if model is None:
+        return
+    recording.recorder.mark("load", 0)
+    for module_name, module in model.named_modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                recording.recorder.register(tensor, role="reference", module=f"{name}.{module_name}".rstrip("."))
 
 
 class LoadRecorder:
@@ -213,7 +214,7 @@ def _loads_on_host(recipe: Recipe) -> bool:
     """True if the weights stay on the host. With FSDP and DeepSpeed there is no device map, so they are read there;
     QLoRA's go to each GPU (axolotl `loaders/model.py` `_set_device_map_config`), and bitsandbytes packs 8-bit ones on
     the GPU."""
-    sharded = recipe.parallel.engine in ("fsdp1", "fsdp2", "zero1", "zero2")
+    sharded = recipe.parallel.engine in ("fsdp1", "fsdp2", "zero1", "zero2", "zero3")
     return sharded and recipe.quantisation.method not in ("bnb_4bit", "bnb_8bit")
 
 

@@ -135,7 +135,7 @@ def test_a_users_file_is_read_and_auto_follows_the_model(tmp_path: Path) -> None
 def test_a_mapping_counts_too(tmp_path: Path) -> None:
     recipe = read(tmp_path, gpus=2, deepspeed={"zero_optimization": {"stage": 1, "overlap_comm": True}})
     assert recipe.parallel.zero == Zero(stage=1, overlaps=True, source="the configuration")
-    assert recipe.parallel.is_modelled
+    assert recipe.parallel.engine == "zero1"
     # without a section "bf16", DeepSpeed takes the model for fp32
     assert any(note.kind == "not_modelled" and '"bf16"' in note.text for note in recipe.notes)
 

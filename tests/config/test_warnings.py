@@ -39,7 +39,7 @@ def notes(tmp_path: Path, text: str, **options) -> list[tuple[str, str, int, str
         (LLAMA + PACKED, "warning", "sample_packing", 5, "no attn_implementation"),
         (LLAMA + "unfrozen_parameters: ['lm_head.weight[:9]']\n", "warning", "unfrozen_parameters", 5, "range"),
         (LLAMA + "batch_size: 8\n", "warning", "batch_size", 5, "has no effect"),
-        (LLAMA + "deepspeed: deepspeed_configs/zero3.json\n", "not_modelled", "deepspeed", 5, "not modelled yet"),
+        (LLAMA + "deepspeed: elsewhere/mine.json\n", "not_modelled", "deepspeed", 5, "content is unknown"),
     ],
 )  # fmt: skip
 def test_trap_is_reported_with_its_line(tmp_path, text, kind, key, line, words):
@@ -65,7 +65,7 @@ def test_no_trap_is_reported_where_there_is_none(tmp_path, text, words):
 
 def test_strict_makes_an_error_of_unknown_and_unmodelled_keys(tmp_path):
     path = tmp_path / "c.yml"
-    path.write_text(LLAMA + "foo: 1\ndeepspeed: deepspeed_configs/zero3.json\n" + DATA, encoding="utf-8")
+    path.write_text(LLAMA + "foo: 1\ndeepspeed: elsewhere/mine.json\n" + DATA, encoding="utf-8")
     with pytest.raises(ConfigError, match="does not know `foo`") as caught:
         read_recipe(path, hub="never", strict=True)
     assert [error.line for error in (caught.value, *caught.value.others)] == [5, 6]

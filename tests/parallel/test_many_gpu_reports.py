@@ -121,12 +121,6 @@ def test_offloading_is_said_to_be_missing(tmp_path: Path) -> None:
     assert any(note.kind == "not_modelled" and note.key == "fsdp_config.offload_params" for note in report.notes)
 
 
-def test_zero_is_said_to_be_missing(tmp_path: Path) -> None:
-    report = report_of(tmp_path, 8, deepspeed="deepspeed_configs/zero3.json")
-    assert "a single GPU" in report.run["ranks"]
-    assert any(note.kind == "not_modelled" and "ZeRO-3" in note.text for note in report.notes)
-
-
 def test_ddp_writes_nothing_to_the_process_s_streams(tmp_path: Path) -> None:
     # torch's C++ warns once for each process, past Python's streams; torch is there before us, as in a notebook
     model = write_tiny_model("llama", tmp_path / "llama")

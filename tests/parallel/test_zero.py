@@ -1,4 +1,4 @@
-"""ZeRO-1 and 2 without DeepSpeed: partitions, buckets and reports, by arithmetic by hand."""
+"""ZeRO without DeepSpeed: partitions, buckets and reports, by arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.tiny_models import write_tiny_model
 
 from axmem_trace import estimate
@@ -122,3 +123,103 @@ def test_optimizers_that_need_matrices_are_refused(tmp_path: Path) -> None:
 
 def test_there_is_no_autocast_and_no_fp32_copy_of_the_logits(tmp_path: Path) -> None:
     assert "no autocast" in report_of(tmp_path).run["precision"]
+
+
+# ZeRO-3: every tensor of the tiny llama has a number of elements that 4 divides
+
+
+def report_3(tmp_path: Path, json: dict[str, Any] | None = None, **keys: Any) -> Report:
+    settings = {"stage3_param_persistence_threshold": 0, "reduce_bucket_size": 1024, **(json or {})}
+    return report_of(tmp_path, 3, json=settings, **keys)
+
+
+def test_zero3_divides_weights_gradients_and_states(tmp_path: Path) -> None:
+    report = report_3(tmp_path)
+    assert report.resident.weights == 2 * PARAMETERS // GPUS + ROTARY
+    # fp32 copy and two states; two groups, each with a step counter
+    assert report.resident.optimizer == 3 * 4 * PARAMETERS // GPUS + 2 * 4
+    # bf16 sums, always there, and the fp32 gradient of the first group while it steps
+    assert report.resident.gradients == 2 * PARAMETERS // GPUS + 4 * MATRICES // GPUS
+    assert report.model.parameters == PARAMETERS
+    assert f"{GPUS} GPUs, DeepSpeed ZeRO-3" in report.run["ranks"]
+
+
+def test_zero3_loads_module_by_module(tmp_path: Path) -> None:
+    load = report_3(tmp_path).phases["load"]
+    # parts in bf16 and in fp32, sums in bf16, the bucket of 1,024; blocks of 512 bytes for 21 tensors
+    end = 2 * PARAMETERS // GPUS + 4 * PARAMETERS // GPUS + 2 * PARAMETERS // GPUS + 2 * 1024
+    assert 0 <= load.end_bytes - end <= 24 * 512
+    # never the whole model; the fp32 copy of the first group is copied once more
+    assert 0 <= load.allocated_bytes - 2 * PARAMETERS // GPUS - 2 * 4 * MATRICES // GPUS <= 24 * 512
+
+
+def test_small_parameters_stay_whole(tmp_path: Path) -> None:
+    def at_end(threshold: int) -> int:
+        json = {"stage3_param_persistence_threshold": threshold}
+        return report_3(tmp_path, json).phases["step_1"].phases["optimizer"].end_bytes
+
+    # five norms of 32 in bf16, in blocks of 512 bytes
+    assert at_end(32) - at_end(0) == 5 * 512
+    # k and v too: 16 x 32 in each layer, 1,024 bytes each
+    assert at_end(512) - at_end(32) == 4 * 1024
+
+
+def test_parameters_that_are_fetched_ahead_are_whole_together(tmp_path: Path) -> None:
+    def forward(**json: Any) -> int:
+        return report_3(tmp_path, json).phases["step_2"].phases["forward"].allocated_bytes
+
+    ahead = forward(stage3_prefetch_bucket_size=1_000_000, stage3_max_live_parameters=1_000_000)
+    alone = forward(stage3_prefetch_bucket_size=0, max_live_parameters=0, max_reuse_distance=0)
+    # all weights in bf16, against those of one module at a time, at most an embedding
+    assert ahead - alone >= 2 * (PARAMETERS - EMBEDDING)
+
+
+def test_the_head_s_gradient_is_copied_to_be_scattered(tmp_path: Path) -> None:
+    """The loss's backward ends with the head: its weight, its gradient, and a bucket that it does not fit into."""
+    small = report_3(tmp_path).phases["step_1"].phases["backward"]
+    assert small.allocated_bytes >= small.end_bytes + 2 * 2 * EMBEDDING
+
+
+def test_offloaded_parameters_are_on_the_host(tmp_path: Path) -> None:
+    pinned = {"device": "cpu", "pin_memory": True}
+    params = report_3(tmp_path, {"offload_param": pinned})
+    assert params.resident.weights == ROTARY
+    assert params.resident.optimizer == report_3(tmp_path).resident.optimizer
+    # pinned blocks are powers of two. First one for each part: embedding and head 1,536 bytes -> 2,048, q and o 512,
+    # k and v 256, gate, up and down 768 -> 1,024, norms 16
+    parts = 2 * 2048 + 2 * (2 * 512 + 2 * 256 + 3 * 1024) + 5 * 16
+    # then one for each group: 10,752 and 80 bytes
+    assert params.host.cpu.weights == parts + 16384 + 128
+    every = report_3(tmp_path, {"offload_param": pinned, "offload_optimizer": pinned})
+    assert every.resident.optimizer == every.resident.weights - ROTARY == 0
+    assert every.host.cpu.optimizer >= 3 * 4 * PARAMETERS // GPUS
+
+
+def test_adapters_are_fp32_where_the_base_is_divided_while_it_loads(tmp_path: Path) -> None:
+    lora: dict[str, Any] = {"adapter": "lora", "lora_r": 4, "lora_alpha": 4, "lora_target_modules": ["q_proj"]}
+    kernels: dict[str, Any] = dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False)
+    report = report_3(tmp_path, **lora, **kernels)
+    # A and B of two layers: 4 x 32 each; a quarter, fp32
+    assert report.resident.adapters == 4 * (2 * 2 * 4 * 32) // GPUS
+    assert report.resident.weights == 2 * PARAMETERS // GPUS + ROTARY
+
+
+def test_a_quantised_base_is_whole_while_it_loads(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {
+        "adapter": "qlora",
+        "load_in_4bit": True,
+        "lora_r": 4,
+        "lora_alpha": 4,
+        "lora_target_linear": True,
+    }
+    report = report_3(tmp_path, **keys)
+    # embedding and head in bf16, the packed linears, half a byte a weight
+    assert report.phases["load"].allocated_bytes >= 2 * 2 * EMBEDDING + LAYER
+    assert report.resident.weights < report.phases["load"].allocated_bytes
+    assert any(note.kind == "warning" and "whole quantised model" in note.text for note in report.notes)
+
+
+def test_nothing_of_zero_is_left_behind(tmp_path: Path) -> None:
+    linear = torch.nn.functional.linear
+    report_3(tmp_path)
+    assert torch.nn.functional.linear is linear

@@ -21,7 +21,7 @@ from axmem_trace.ledger import Allocation, Ledger
 from axmem_trace.models import build_model
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.reference import build_reference
-from axmem_trace.models.reward_models import build_reward_models
+from axmem_trace.models.reward_models import build_reward_models, copy_policy
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.training.objectives import Objective, choose_objective
@@ -59,6 +59,7 @@ def record_step(
         built,
         reference=build_reference(recipe, device=device),
         reward_models=build_reward_models(recipe, device=device),
+        feature_network=copy_policy(recipe, built.module),
     )
     recording = recording_on(device)
     recorder = recording.recorder

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from axmem_trace.ledger import Ledger
 
@@ -21,9 +22,19 @@ HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 
 @dataclass(frozen=True, slots=True)
 class ZeroCase:
-    """A configuration; its `deepspeed` key is DeepSpeed's JSON."""
+    """A configuration; its `deepspeed` key is DeepSpeed's JSON.
+
+    Attributes:
+        divides_first: ZeRO-3: the base is divided when it is made (`zero.Init`), as without quantisation.
+    """
 
     config: dict[str, Any]
+    divides_first: bool = True
+
+    @property
+    def stage(self) -> int:
+        """ZeRO's."""
+        return int(self.config["deepspeed"]["zero_optimization"]["stage"])
 
 
 def record_with_deepspeed(cases: Sequence[ZeroCase], num_ranks: int) -> list[list[Ledger]]:
@@ -48,7 +59,11 @@ def record_zero_on_meta(case: ZeroCase, num_ranks: int, *, rank: int) -> Ledger:
 
     recipe = _read(case, num_ranks)
     recording = recording_on("meta")
-    with open_ranks(recipe, recording, rank=rank) as divide:
+    first = case.stage == 3 and case.divides_first
+    with (
+        patch("axmem_trace.parallel.zero.install.divides_while_loading", lambda recipe: first),
+        open_ranks(recipe, recording, rank=rank) as divide,
+    ):
         return _record(recipe, recording, "meta", divide)
 
 
@@ -121,6 +136,8 @@ def _divide(case: ZeroCase, recipe: Any, recording: Any, built: Any) -> Any:
 
     recorder = recording.recorder
     recorder.mark("load", 0)
+    if case.stage == 3 and case.divides_first:
+        _divide_base(case, recipe, recording, built)
     tensors = _tensors(built)
     for fact in built.facts.tensors:
         recorder.register(tensors[fact.name], role=fact.role, module=fact.module, device=fact.device)
@@ -129,6 +146,19 @@ def _divide(case: ZeroCase, recipe: Any, recording: Any, built: Any) -> Any:
         return _initialise(case, recipe, recording, built, spread, optimizer)
 
     return Spread(call=built.module, facts=built.facts, without_sync=nullcontext, with_optimizer=initialise)
+
+
+def _divide_base(case: ZeroCase, recipe: Any, recording: Any, built: Any) -> None:
+    """What `zero.Init` has made of the base before adapters come."""
+    import deepspeed
+    from torch import nn
+
+    base = nn.Module()
+    base.all = nn.ParameterList([each for name, each in built.module.named_parameters() if "lora_" not in name])
+    for each in base.all:
+        recording.recorder.register(each, role="weight")
+    with recording:
+        deepspeed.zero.Init(module=base, config_dict_or_path=_filled(case, recipe))
 
 
 def _initialise(case: ZeroCase, recipe: Any, recording: Any, built: Any, spread: Any, optimizer: Any) -> Any:

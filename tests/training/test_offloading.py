@@ -116,15 +116,15 @@ def test_the_stash_keeps_the_latest(streams, left):
     assert all(each.died <= recorder.now for each in returned)
 
 
-def test_small_tensors_parameters_and_spared_storages_stay():
+def test_small_tensors_parameters_and_storages_kept_on_gpu_stay():
     recording = gpu_recording()
     recorder = recording.recorder
     weight = nn.Parameter(torch.empty(32, 32, device="meta"))
-    spared = frozenset({weight.untyped_storage()._cdata})
+    kept_on_gpu = frozenset({weight.untyped_storage()._cdata})
     with recording:
         x = torch.empty(64, 32, device="meta", requires_grad=True)
         recorder.mark("forward", 1)
-        with ActivationOffload(recorder, streams=False, spared=spared).training_step():
+        with ActivationOffload(recorder, streams=False, kept_on_gpu=kept_on_gpu).training_step():
             (x @ weight.t()).narrow(0, 0, 1).sigmoid().sum().backward()  # 32 numbers of 4 bytes: below 1,024
     assert on_host(recorder.make_ledger(), step=1) == Counter({64 * 32 * 4: 1})
 

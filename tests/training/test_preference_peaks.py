@@ -265,3 +265,57 @@ def test_a_reward_model_stays_and_scores_all_rows_at_once(tmp_path: Path) -> Non
     assert max(each.nbytes for each in scored) <= 4 * 64 * 48 * 4
     cached = [each for each in scored if "cat" in each.op and each.nbytes == 4 * 2 * 64 * 8 * 2]
     assert len(cached) >= 2 * 2
+
+
+ASYNCHRONOUS = {"async_prefetch": True, "use_vllm": True, "beta": 0.1, "num_generations": 2}
+
+
+def test_asynchronous_grpo_has_half_precision_logits(tmp_path: Path) -> None:
+    # bf16 logits and their copy without NaN, 2 + 2; both are kept, the first by `nan_to_num`, the second by the kernel.
+    # Backward: the kernel's gradient (32 positions), and while the division in place is undone, zeros for all positions
+    # and its own result; all in bf16.
+    trl = {**ASYNCHRONOUS, "max_completion_length": COMPLETION}
+    ledger = record(tmp_path, gradient_accumulation_steps=2, rl="grpo", trl=trl)
+    one, kept = MICRO * (COMPLETION + 1) * VOCABULARY, MICRO * COMPLETION * VOCABULARY
+    forward, start, backward = peaks(ledger)
+    assert forward == [2 * one, 2 * one]
+    assert start == [2 * one, 2 * one]
+    assert sum(backward) >= 2 * one + 2 * one + 2 * kept
+    assert all(nbytes <= 2 * one for nbytes in backward)
+    # The old policy scores four micro-batches at once, as many as there are: here all 2 x 2 rows. The reference scores in
+    # two chunks of two; while the second's logits are copied, the first's copy is still named.
+    assert large(ledger, ledger.peak(phase="score", step=1).tick) == [2 * 2 * one, 2 * 2 * one]
+    # The cache is emptied before each optimizer step's training.
+    assert len(ledger.empty_cache_ticks) == 2
+
+
+def test_ebft_with_an_adapter_makes_logits_that_nobody_reads(tmp_path: Path) -> None:
+    # All 2 x 2 rows of 64 tokens run through the policy without its adapters: hidden states of 2 layers and the embedding,
+    # 3 x 4 x 64 x 32 x 2 bytes; three of them joined, and joined once more; logits of all positions in bf16.
+    trl = {"num_generations": 2, "max_completion_length": COMPLETION, "use_vllm": True}
+    ledger = record(tmp_path, gradient_accumulation_steps=2, rl="ebft", ebft={"mode": "structured"}, trl=trl)
+    rows = 2 * MICRO
+    scored = [each for each in ledger.allocations if each.phase == "score" and each.step == 1]
+    logits = [each for each in scored if each.nbytes == rows * ROW * 2]
+    assert len(logits) == 1
+    joined = [each for each in scored if each.op == "aten.cat.default" and each.nbytes == rows * TOKENS * 3 * 32 * 2]
+    assert len(joined) == 2
+    # the logits are alive until the features have been joined twice
+    assert all(logits[0].alive(each.born) for each in joined)
+    # the true answers, one for two rows
+    assert sum(each.nbytes == rows // 2 * ROW * 2 for each in scored) == 1
+
+
+def test_ebft_without_an_adapter_copies_the_policy(tmp_path: Path) -> None:
+    # `feature_network`: another copy in the policy's dtype, frozen; its body alone is called, so there are no logits.
+    trl = {"num_generations": 2, "max_completion_length": COMPLETION, "use_vllm": True}
+    ledger = record(
+        tmp_path, gradient_accumulation_steps=2, rl="ebft", ebft={"use_whitening": True}, trl=trl, adapter=None
+    )
+    alive = ledger.alive_at(ledger.ticks)
+    weights, network = (sum(each.nbytes for each in alive if each.role == role) for role in ("weight", "reference"))
+    assert network == weights
+    scored = [each for each in ledger.allocations if each.phase == "score" and each.step == 1]
+    assert not [each for each in scored if each.nbytes >= 2 * MICRO * ROW * 2 and each.role != "workspace"]
+    # Whitening: a matrix of (3 x 32) x (3 x 32) in fp32 for each of the two prompts.
+    assert sum(each.op == "aten.mm.default" and each.nbytes == (3 * 32) ** 2 * 4 for each in scored) == 2

@@ -160,3 +160,29 @@ def test_a_reward_model_scores_on_the_cpu_what_it_does_on_meta(tmp_path: Path) -
     _, rewarded = compare({**plain, "trl": {**named, "reward_funcs": [reward]}}, "trl")
     assert sum((tensors(rewarded) - tensors(without)).values()) > 20
     assert not tensors(without) - tensors(rewarded)
+
+
+OWN: dict[str, dict[str, Any]] = {
+    "asynchronous": {
+        "rl": "grpo",
+        "trl": {"async_prefetch": True, "use_vllm": True, "beta": 0.1, "num_generations": 4, "max_completion_length": 10},
+    },
+    "ebft": {"rl": "ebft", "ebft": {"embed_method": "completion_mean", "use_whitening": True},
+             "trl": {"num_generations": 4, "max_completion_length": 10}},
+    "ebft, asynchronous": {
+        "rl": "ebft", "ebft": {"embed_method": "concat"},
+        "trl": {"async_prefetch": True, "use_vllm": True, "num_generations": 4, "max_completion_length": 10},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("method", OWN)
+def test_the_trainers_of_axolotl_allocate_on_the_cpu_what_they_do_on_meta(
+    method: str, adapter: dict[str, Any], tmp_path: Path
+) -> None:
+    config = make_config(tmp_path, **OWN[method], **adapter)
+    assumed = ["output_dtype=float32", "loss_helpers=trl"]
+    on_cpu, on_meta = (record_step(config, device, assumptions=assumed) for device in ("cpu", "meta"))
+    assert tensors(on_cpu) == tensors(on_meta)
+    assert_peaks_agree(on_cpu, on_meta)

@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from packaging.version import Version
-
-from axmem_trace.config.derive.rollouts import completion_of_rollouts, derive_rollouts
+from axmem_trace.config.derive.rollouts import completion_of_rollouts, derive_rollouts, trl_version
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.model import Adapter, Quantisation
-from axmem_trace.recipe.objective import Method, Objective, Reference
+from axmem_trace.recipe.objective import Features, Method, Objective, Reference
 from axmem_trace.recipe.run import Batch, Evaluation
 
 Sized = TypeVar("Sized", Batch, Evaluation)
@@ -57,7 +55,7 @@ def derive_objective(draft: Draft, row_tokens: int, num_gpus: int) -> Objective:
         return Objective()
     trl = trl_version(draft)
     draft.reason("objective.method", method, f"`{_method_key(draft)}`", key=_method_key(draft))
-    rollouts = derive_rollouts(draft, num_gpus) if method in GENERATING else None
+    rollouts = derive_rollouts(draft, num_gpus) if generates(draft, method) else None
     completion = completion_of_rollouts(draft) if rollouts else max(1, row_tokens // 2)
     prompt = _prompt_tokens(draft, completion) if rollouts else row_tokens - completion
     _note_lengths(draft, method, prompt, completion)
@@ -79,14 +77,30 @@ def derive_objective(draft: Draft, row_tokens: int, num_gpus: int) -> Objective:
         completion_tokens=completion,
         centring=float(draft.get("center_rewards_coefficient") or 0.0) if method == "reward" else 0.0,
         rollouts=rollouts,
+        features=_features(draft) if rollouts and method == "ebft" else None,
         empties_cache=draft.release.behaviour.dpo_empties_cache and method in ("dpo", "ipo"),
     )
 
 
-def trl_version(draft: Draft) -> tuple[int, int]:
-    """Major and minor version of the TRL that the release pins."""
-    version = Version(draft.release.pins["trl"].lstrip("="))
-    return version.major, version.minor
+def generates(draft: Draft, method: Method) -> bool:
+    """TRL's GRPO trainer, or one made of it, trains on completions that it generates."""
+    return method in GENERATING or (method == "ebft" and draft.sub("ebft").get("mode") != "strided")
+
+
+def is_labelled(objective: Objective) -> bool:
+    """The model gets labels and computes the loss."""
+    return objective.method in LABELLED and objective.rollouts is None
+
+
+def _features(draft: Draft) -> Features:
+    """Source: axolotl `core/trainers/ebft/args.py` (defaults)."""
+    ebft = draft.sub("ebft")
+    return Features(
+        layers=tuple(float(each) for each in ebft.get("feature_layers") or (0.25, 0.5, 0.75)),
+        embedding=str(ebft.get("embed_method") or "last_token"),
+        whitens=bool(ebft.get("use_whitening")),
+        copy=not draft.get("adapter"),
+    )
 
 
 def _is_liger(draft: Draft, method: Method) -> bool:
@@ -101,7 +115,8 @@ def adapter_of_trainer(adapter: Adapter, objective: Objective, quantisation: Qua
     """The adapter as the trainer leaves it: its dropout set to 0, its dtype over a quantised base."""
     if objective.method in DROPOUT_OFF:
         adapter = replace(adapter, dropout=0.0)
-    if adapter.kind != "none" and quantisation.method != "none" and objective.method in BFLOAT16_ADAPTERS:
+    cast = objective.method in BFLOAT16_ADAPTERS or objective.features is not None
+    if adapter.kind != "none" and quantisation.method != "none" and cast:
         adapter = replace(adapter, dtype="bfloat16")
     return adapter
 
@@ -136,12 +151,12 @@ def _reference(draft: Draft, method: Method) -> Reference:
         reference = _reference_of_dpo(draft, adapter)
     elif method == "kto":
         reference = Reference(kind="adapters_off") if adapter else _loaded_by_trl()
-    elif method in GENERATING and _beta(draft, 0.0) != 0.0:
+    elif generates(draft, method) and _beta(draft, 0.0) != 0.0:
         reference = _reference_of_grpo(draft, adapter)
     else:
-        unused = method in ("simpo", *GENERATING) and not adapter
+        unused = (method == "simpo" or generates(draft, method)) and not adapter
         reference = Reference(unused_copy=unused)
-    if method in (*PAIRED, "kto", *GENERATING):
+    if method in (*PAIRED, "kto") or generates(draft, method):
         draft.reason("objective.reference", _describe(reference), _WHY[reference.kind], origin="derived")
     return reference
 
@@ -188,9 +203,9 @@ def _prompt_tokens(draft: Draft, completion: int) -> int:
 
 
 def _note_lengths(draft: Draft, method: Method, prompt: int, completion: int) -> None:
-    if method in ("reward", "process_reward", "ebft"):
+    if method in ("reward", "process_reward") or (method == "ebft" and not generates(draft, method)):
         return
-    if method in GENERATING:
+    if generates(draft, method):
         text = (
             f"rows are assumed to be prompts of {prompt} tokens and completions of {completion}: the longest prompt of the "
             "data decides, and no key limits it, `sequence_len` neither. Set what you know: --assume prompt_tokens=... "

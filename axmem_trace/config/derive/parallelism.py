@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from axmem_trace.config.derive.deepspeed import derive_zero, note_file
 from axmem_trace.config.derive.fsdp import derive_fsdp, fsdp_version
+from axmem_trace.config.derive.rank_stops import refuse_certain_stops
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.parallel import Ddp, Engine, Fsdp, Mesh, Parallel, Zero, engine_name
 
@@ -43,6 +44,7 @@ def derive_parallel(draft: Draft, gpus: int, nodes: int = 1) -> Parallel:
     num_ranks = _count(draft, gpus * nodes, named, Mesh(**sizes))
     engine: Engine = "none" if num_ranks == 1 else named
     _refuse_kernels(draft, engine)
+    refuse_certain_stops(draft, engine, num_ranks)
     mesh = _make_mesh(draft, engine, num_ranks, Mesh(**sizes))
     parallel = Parallel(
         engine=engine,
@@ -141,9 +143,3 @@ def _say(draft: Draft, parallel: Parallel, named: Engine) -> None:
         )
         draft.reason("parallel.num_gpus", parallel.num_gpus, text, origin="derived")
         draft.note("assumed", "--gpus", text)
-    if not parallel.is_modelled:
-        text = (
-            f"{engine_name(parallel.engine)} is not modelled yet: the figures are for one GPU that holds all, without "
-            "the engine's buckets and fp32 copies"
-        )
-        draft.note("not_modelled", key, text)

@@ -33,7 +33,11 @@ def derive_precision(draft: Draft, gpu: Gpu, base: BaseModel, engine: Engine = "
         autocast = False
     cast_back, why = _cast_back(draft)
     embeddings = _upcasts_embeddings(draft, cast_back)
-    upcast = not uses_fsdp(draft) or (embeddings and not draft.release.behaviour.upcasts_embeddings_always)
+    # with ZeRO-3 only empty placeholders are cast; the parts keep their dtype
+    divided = engine == "zero3" and not (draft.get("load_in_4bit") or draft.get("load_in_8bit"))
+    upcast = not divided and (
+        not uses_fsdp(draft) or (embeddings and not draft.release.behaviour.upcasts_embeddings_always)
+    )
     if upcast:
         what = "norms, `*.gate` modules and embeddings" if embeddings else "norms and `*.gate` modules"
         draft.reason("precision.upcast_before", True, f"axolotl casts {what} to fp32")

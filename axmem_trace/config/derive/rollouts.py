@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from packaging.version import Version
+
 from axmem_trace.catalogue.lookup import HubUse
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.errors import ConfigError
@@ -13,6 +15,8 @@ from axmem_trace.recipe.objective import Engine, Rollouts
 
 NUM_GENERATIONS = 8
 """TRL's default."""
+COMPLETION_OF_TRL = 512
+"""TRL's default of `max_completion_length`, 256 in TRL 1.9."""
 TOKENS_WITHOUT_LIMIT = 20
 """axolotl passes an unset `max_completion_length` on as None, and `generate` then adds 20 tokens (transformers 5.20
 `generation/utils.py` `_prepare_generated_length`)."""
@@ -27,7 +31,8 @@ def derive_rollouts(draft: Draft, num_gpus: int) -> Rollouts:
     trl = draft.sub("trl")
     steps, iterations = _steps_per_generation(draft, num_gpus), int(trl.get("num_iterations") or 1)
     engine, share = _engine(draft)
-    corrects = engine != "transformers" and trl.get("vllm_importance_sampling_correction") is not False
+    is_grpo = draft.get("rl") != "ebft"  # which passes fewer keys on
+    corrects = engine != "transformers" and not (is_grpo and trl.get("vllm_importance_sampling_correction") is False)
     accumulation = int(draft.get("gradient_accumulation_steps") or 1)
     return Rollouts(
         engine=engine,
@@ -43,7 +48,7 @@ def derive_rollouts(draft: Draft, num_gpus: int) -> Rollouts:
         top_k=int(trl.get("top_k") or 0),
         top_p=float(trl.get("top_p") or 1.0),
         loss_type=str(trl.get("loss_type") or "dapo"),
-        entropy_trains=bool(trl.get("entropy_coef") or trl.get("use_adaptive_entropy")),
+        entropy_trains=is_grpo and bool(trl.get("entropy_coef") or trl.get("use_adaptive_entropy")),
     )
 
 
@@ -77,11 +82,19 @@ def find_reward_models(draft: Draft, rollouts: Rollouts | None, hub: HubUse) -> 
     return replace(rollouts, reward_models=tuple(found))
 
 
+def trl_version(draft: Draft) -> tuple[int, int]:
+    """Major and minor version of the TRL that the release pins."""
+    version = Version(draft.release.pins["trl"].lstrip("="))
+    return version.major, version.minor
+
+
 def completion_of_rollouts(draft: Draft) -> int:
     """The longest completion."""
     given = draft.sub("trl").get("max_completion_length")
     if given:
         return int(given)
+    if draft.get("rl") == "ebft":  # passed on only where it is set (`core/trainers/ebft/__init__.py`)
+        return 256 if trl_version(draft) == (1, 9) else COMPLETION_OF_TRL
     text = (
         f"without `trl.max_completion_length`, completions end after {TOKENS_WITHOUT_LIMIT} tokens: axolotl passes null "
         "on, and TRL's default is lost"
@@ -95,7 +108,8 @@ def _steps_per_generation(draft: Draft, num_gpus: int) -> int:
     trl, micro = draft.sub("trl"), int(draft.get("micro_batch_size") or 1)
     accumulation = int(draft.get("gradient_accumulation_steps") or 1)
     together = micro * max(1, num_gpus)
-    size = int(trl.get("generation_batch_size") or together * accumulation)
+    given = trl.get("generation_batch_size") if draft.get("rl") != "ebft" else None
+    size = int(given or together * accumulation)
     if size % together:
         raise draft.error(
             f"a generation batch must be a multiple of micro_batch_size x GPUs, {together}",

@@ -6,6 +6,7 @@ For `--assume loss_path=...` and `--assume cross_entropy=in_place`: a run of axo
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,42 +52,62 @@ def in_place_cross_entropy(
     return total / torch.count_nonzero(target != ignore_index) if reduction == "mean" else total
 
 
-def shifted_loss(logits: torch.Tensor, labels: torch.Tensor, num_items: Any) -> torch.Tensor:
+def without_last(logits: torch.Tensor, whole_slices: bool) -> torch.Tensor:
+    """`logits[..., :-1, :].contiguous()`: logits [batch, tokens, vocabulary] without the last token.
+
+    With `whole_slices` the last `:` is an operator too. Its backward (`slice_backward`) copies the gradient, in the
+    shape [batch, tokens - 1, vocabulary], before the other slice's backward copies it to [batch, tokens, vocabulary].
+    Source: torch 2.4.1 `csrc/autograd/python_variable_indexing.cpp`, run on its CUDA build without a GPU; torch 2.13 returns
+    the tensor itself for `:`.
+    """
+    shorter = logits[..., :-1, :]
+    if whole_slices:
+        shorter = torch.ops.aten.slice(shorter, logits.dim() - 1, 0, logits.shape[-1])
+    return shorter.contiguous()
+
+
+def shifted_loss(
+    logits: torch.Tensor, labels: torch.Tensor, num_items: Any, *, whole_slices: bool = False
+) -> torch.Tensor:
     """Cross-entropy of a contiguous copy of the logits without the last token, in their own dtype.
 
     logits [batch, tokens, vocabulary], labels [batch, tokens]; `num_items` None: the mean.
     """
-    shifted = logits[..., :-1, :].contiguous().view(-1, logits.shape[-1])
+    shifted = without_last(logits, whole_slices).view(-1, logits.shape[-1])
     targets = labels[..., 1:].contiguous().view(-1)
     loss = F.cross_entropy(shifted, targets, ignore_index=IGNORE, reduction="mean" if num_items is None else "sum")
     return loss if num_items is None else loss / num_items
 
 
-def half_shifted_copy(original: Any, labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any]) -> Any:
+def half_shifted_copy(
+    original: Any, labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any], *, whole_slices: bool = False
+) -> Any:
     """A forward that never upcasts its logits: GPT-BigCode and other old models until transformers 4.49
     (`modeling_gpt_bigcode.py`, `GPTBigCodeForCausalLM.forward`)."""
     outputs = original(**kwargs)
-    return with_loss(outputs, shifted_loss(outputs["logits"], labels, num_items))
+    return with_loss(outputs, shifted_loss(outputs["logits"], labels, num_items, whole_slices=whole_slices))
 
 
-def upcast_shifted_copy(original: Any, labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any]) -> Any:
+def upcast_shifted_copy(
+    original: Any, labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any], *, whole_slices: bool = False
+) -> Any:
     """A forward that returns fp32 logits, as transformers until 4.45 did (`modeling_llama.py`,
     `LlamaForCausalLM.forward`: `logits = logits.float()`): the half-precision ones are freed before the loss begins."""
     outputs = original(**kwargs)
     outputs["logits"] = outputs["logits"].float()
-    return with_loss(outputs, shifted_loss(outputs["logits"], labels, num_items))
+    return with_loss(outputs, shifted_loss(outputs["logits"], labels, num_items, whole_slices=whole_slices))
 
 
 def shifted_copy_loss(
     logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, num_items_in_batch: Any = None,
-    ignore_index: int = IGNORE, **kwargs: Any,
+    ignore_index: int = IGNORE, *, whole_slices: bool = False, **kwargs: Any,
 ) -> torch.Tensor:  # fmt: skip
     """`ForCausalLMLoss` of transformers 4.46 to 4.50 (`loss/loss_utils.py`): all logits in fp32, then a contiguous copy
     of them without the last token. logits [batch, tokens, vocabulary] to a scalar."""
     from transformers.loss.loss_utils import fixed_cross_entropy
 
     logits = logits.float()
-    shifted = logits[..., :-1, :].contiguous()
+    shifted = without_last(logits, whole_slices)
     targets = labels[..., 1:].contiguous()
     shifted = shifted.view(-1, vocab_size)
     loss: torch.Tensor = fixed_cross_entropy(shifted, targets.view(-1), num_items_in_batch, ignore_index)
@@ -94,15 +115,16 @@ def shifted_copy_loss(
 
 
 def _install_shifted_copy(site: Site) -> None:
-    replace_loss_functions(site, shifted_copy_loss, "ForCausalLM", "ForConditionalGeneration")
+    loss = partial(shifted_copy_loss, whole_slices=site.recipe.older.whole_slices)
+    replace_loss_functions(site, loss, "ForCausalLM", "ForConditionalGeneration")
 
 
 def _install_upcast_shifted_copy(site: Site) -> None:
-    _install_loss_in_forward(site, upcast_shifted_copy)
+    _install_loss_in_forward(site, partial(upcast_shifted_copy, whole_slices=site.recipe.older.whole_slices))
 
 
 def _install_half_shifted_copy(site: Site) -> None:
-    _install_loss_in_forward(site, half_shifted_copy)
+    _install_loss_in_forward(site, partial(half_shifted_copy, whole_slices=site.recipe.older.whole_slices))
 
 
 def _install_loss_in_forward(site: Site, run: Callable[..., Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +15,12 @@ from axmem_trace.models.built import BuiltModel, unwrapped
 from axmem_trace.parallel.residents import FlatShard, describe_rank, local_tensors
 from axmem_trace.parallel.spread import Spread
 from axmem_trace.parallel.units import plain_name
-from axmem_trace.parallel.zero.loading import cast_model
+from axmem_trace.parallel.zero.host import HostMemory
+from axmem_trace.parallel.zero.leaves import leaf_test
+from axmem_trace.parallel.zero.linear import use_linear
+from axmem_trace.parallel.zero.loading import cast_model, divide_base, divide_rest
+from axmem_trace.parallel.zero.parts import Part, Parts
+from axmem_trace.parallel.zero.stage3 import Sizes, Stage3
 from axmem_trace.parallel.zero.stage12 import Stage12
 from axmem_trace.parallel.zero.stepping import Optimizer, Stepping
 from axmem_trace.recipe.parallel import Zero
@@ -21,79 +28,160 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.tracing.recording_mode import RecordingMode
 
+Engine = Stage12 | Stage3
+MakeEngine = Callable[[Stepping], tuple[Engine, dict[str, torch.Tensor], list[FlatShard]]]
+"""From the optimizer to the engine, with this rank's tensors by name, and those that hold several parameters."""
+
 
 def with_zero(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, rank: int | None = None) -> Spread:
-    """The model on the GPU in one dtype. The optimizer comes after it.
+    """The model on the GPU, in one dtype or in parts. The optimizer comes after it.
 
     Args:
         rank: None: the one that holds the most.
     """
-    tensors, recorder = _tensors(built), recording.recorder
+    zero, model, recorder = recipe.parallel.zero, built.module, recording.recorder
+    make: MakeEngine
+    if zero.stage == 3:
+        parts = Parts(recorder, HostMemory(recorder, pins=zero.pins_params), offload=bool(zero.offload_params),
+                      device=torch.device(recorder.traced_device))  # fmt: skip
+        if divides_while_loading(recipe):
+            divide_base(built, parts, recorder)
+        else:
+            _register_whole(recipe, recorder, built)
+        make = partial(_make_stage3, recipe, recorder, built, parts)
+    else:
+        _register_whole(recipe, recorder, built)
+        make = partial(_make_stage12, recipe, recorder, built, rank)
+    return Spread(
+        call=model,
+        facts=built.facts,
+        without_sync=_no_optimizer_yet,
+        with_optimizer=partial(_take_optimizer, recipe, recording, built, make),
+    )
+
+
+def divides_while_loading(recipe: Recipe) -> bool:
+    """`zero.Init`: each module is divided when it is made, unless bitsandbytes or another method packs the weights
+    (transformers 5.20 `modeling_utils.py` `get_init_context`)."""
+    return recipe.parallel.zero.stage == 3 and recipe.quantisation.method == "none"
+
+
+def _register_whole(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> None:
+    tensors = _tensors(built)
     for fact in built.facts.tensors:
         recorder.register(tensors[fact.name], role=fact.role, module=fact.module, device=fact.device)
     del tensors
     dtype = getattr(torch, recipe.precision.load_dtype)
     cast_model(built.module, dtype, buffers=recipe.parallel.zero.casts_buffers)
-    return Spread(
-        call=built.module,
-        facts=built.facts,
-        without_sync=_no_optimizer_yet,
-        with_optimizer=partial(_take_optimizer, recipe, recording, built, rank),
-    )
 
 
-def _no_optimizer_yet() -> Any:
+def _no_optimizer_yet() -> AbstractContextManager[Any]:
     raise AssertionError("the engine has no optimizer yet")
 
 
 def _take_optimizer(
-    recipe: Recipe,
-    recording: RecordingMode,
-    built: BuiltModel,
-    rank: int | None,
-    spread: Spread,
-    optimizer: Optimizer,
+    recipe: Recipe, recording: RecordingMode, built: BuiltModel, make: MakeEngine, spread: Spread, optimizer: Optimizer
 ) -> Spread:
     """`_configure_zero_optimizer`."""
-    zero, recorder = recipe.parallel.zero, recording.recorder
-    device = torch.device(recorder.traced_device)
+    recorder = recording.recorder
     with recording, recorder.watch(built.module), torch.no_grad():
-        stepping = Stepping(optimizer, zero, recorder, built.module)
-        engine = Stage12(
-            recipe,
-            recorder,
-            stepping,
-            bucket_elements=bucket_elements(zero, built.module),
-            device=device,
-            free_bytes=partial(_free_bytes, recipe, recorder),
-            rank=rank,
-        )
-    shards = tuple(_shards(built.module, engine))
+        stepping = Stepping(optimizer, recipe.parallel.zero, recorder, built.module)
+        engine, tensors, shards = make(stepping)
+    facts = describe_rank(built.facts, tensors, shards)
+    if recipe.parallel.zero.offload_params:
+        rows = (replace(fact, device="cpu") if fact.kind == "parameter" else fact for fact in facts.tensors)
+        facts = replace(facts, tensors=tuple(rows))
     return replace(
         spread,
-        facts=describe_rank(built.facts, _tensors(built), shards),
-        shards=shards,
+        facts=facts,
+        shards=tuple(shards),
         engine=engine,
         without_sync=engine.without_boundary,
     )
 
 
-def bucket_elements(zero: Zero, model: nn.Module) -> int:
-    """`reduce_bucket_size`; "auto": the hidden size squared (transformers `integrations/deepspeed.py`
+def _make_stage12(
+    recipe: Recipe, recorder: Recorder, built: BuiltModel, rank: int | None, stepping: Stepping
+) -> tuple[Engine, dict[str, torch.Tensor], list[FlatShard]]:
+    engine = Stage12(
+        recipe,
+        recorder,
+        stepping,
+        bucket_elements=resolve_sizes(recipe.parallel.zero, built.module).bucket,
+        device=torch.device(recorder.traced_device),
+        free_bytes=partial(_free_bytes, recipe, recorder),
+        rank=rank,
+    )
+    names = _names(built.module)
+    shards = [_shard(group.flat, {names[id(each)]: each.numel() for each in group.parameters}, is_part=False)
+              for group in engine.groups]  # fmt: skip
+    return engine, _tensors(built), shards
+
+
+def _make_stage3(
+    recipe: Recipe, recorder: Recorder, built: BuiltModel, parts: Parts, stepping: Stepping
+) -> tuple[Engine, dict[str, torch.Tensor], list[FlatShard]]:
+    model = built.module
+    divide_rest(built, parts)
+    engine = Stage3(
+        recipe,
+        recorder,
+        stepping,
+        model,
+        parts,
+        sizes=resolve_sizes(recipe.parallel.zero, model),
+        is_leaf=leaf_test(model),
+        device=torch.device(recorder.traced_device),
+    )
+    if divides_while_loading(recipe) or recipe.parallel.zero.always_changes_linear:
+        use_linear(parts)
+    names = _names(model)
+    held = {names[id(part.parameter)]: part for part in parts.by_id.values()}
+    tensors = _tensors(built) | {name: part.tensor for name, part in held.items() if part.tensor is not None}
+    return engine, tensors, [_shard(flat, _held_in(flat, held), is_part=True) for flat in engine.weights]
+
+
+def _held_in(flat: torch.Tensor, held: Mapping[str, Part]) -> dict[str, int]:
+    """The parameters whose part is in the buffer, and its elements there."""
+    storage = flat.untyped_storage()._cdata
+    return {
+        name: part.elements
+        for name, part in held.items()
+        if part.tensor is not None and part.tensor.untyped_storage()._cdata == storage
+    }
+
+
+def _shard(flat: torch.Tensor, elements: dict[str, int], *, is_part: bool) -> FlatShard:
+    is_adapter = all("lora_" in name for name in elements)
+    return FlatShard("", "adapter" if is_adapter else "weight", flat, elements, is_part=is_part)
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    return {id(parameter): plain_name(name) for name, parameter in model.named_parameters()}
+
+
+def resolve_sizes(zero: Zero, model: nn.Module) -> Sizes:
+    """Sizes that are "auto" follow the hidden size H: H^2, 0.9 H^2 and 10 H (transformers `integrations/deepspeed.py`
     `trainer_config_finalize`)."""
-    return zero.reduce_bucket_elements if zero.reduce_bucket_elements >= 0 else hidden_size(model) ** 2
+    hidden = next(hidden_sizes(model), 0)
+
+    def size(said: int, auto: int) -> int:
+        return said if said >= 0 else auto
+
+    return Sizes(
+        bucket=size(zero.reduce_bucket_elements, hidden * hidden),
+        prefetch=size(zero.prefetch_bucket_elements, int(0.9 * hidden * hidden)),
+        persistence=size(zero.persistence_elements, 10 * hidden),
+    )
 
 
-def hidden_size(model: nn.Module) -> int:
-    """The size that "auto" follows."""
-    config = unwrapped(model).config
+def hidden_sizes(model: nn.Module) -> Iterator[int]:
+    """Hidden sizes of the model's configuration, the deciding one first."""
+    config: Any = unwrapped(model).config
     for holder in (config, getattr(config, "text_config", None)):
-        size = getattr(holder, "hidden_size", None)
-        if size is None:
-            size = max(getattr(holder, "hidden_sizes", None) or (0,))
+        size = getattr(holder, "hidden_size", None) or max(getattr(holder, "hidden_sizes", None) or (0,))
         if size:
-            return int(size)
-    raise AssertionError("a model without a hidden size is refused when its configuration is read")
+            yield int(size)
 
 
 def _free_bytes(recipe: Recipe, recorder: Recorder) -> int:
@@ -101,16 +189,6 @@ def _free_bytes(recipe: Recipe, recorder: Recorder) -> int:
     if not recipe.gpu.memory_bytes:
         return 1 << 62
     return recipe.gpu.memory_bytes - recipe.gpu.outside_bytes - recorder.live_bytes()
-
-
-def _shards(model: nn.Module, engine: Stage12) -> list[FlatShard]:
-    names = {id(parameter): plain_name(name) for name, parameter in model.named_parameters()}
-    shards = []
-    for group in engine.groups:
-        parts = {names[id(each)]: each.numel() for each in group.parameters}
-        is_adapter = all("lora_" in name for name in parts)
-        shards.append(FlatShard("", "adapter" if is_adapter else "weight", group.flat, parts, is_part=False))
-    return shards
 
 
 def _tensors(built: BuiltModel) -> dict[str, torch.Tensor]:

@@ -68,6 +68,17 @@ class Stepping:
                     total = torch.full_like(each, 0.0, memory_format=torch.preserve_format)
                     self._optimizer.state[each] = {"step": torch.tensor(0.0), "sum": total}
 
+    def step_on(self, number: int, master: nn.Parameter) -> None:
+        """Steps one group on this tensor alone."""
+        self._groups[number]["params"] = [master]
+        self.step(number)
+        self._groups[number]["params"] = []
+
+    def clear(self) -> None:
+        """The groups have no parameters until the next `step_on`."""
+        for group in self._groups:
+            group["params"] = []
+
     def step(self, number: int) -> None:
         """Steps one group, and registers the states that it has made."""
         self._optimizer.param_groups = [self._groups[number]]

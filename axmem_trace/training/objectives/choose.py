@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.notes import Note, RefusalNote
+from axmem_trace.recipe.objective import Objective as Settings
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.objectives.asynchronous import AsynchronousGroupRelative
 from axmem_trace.training.objectives.diffusion import Diffusion
 from axmem_trace.training.objectives.direct_preference import DirectPreference
 from axmem_trace.training.objectives.distillation import Distillation
+from axmem_trace.training.objectives.energy_based import AsynchronousEnergyBased, EnergyBased
 from axmem_trace.training.objectives.group_relative import GroupRelative
 from axmem_trace.training.objectives.kahneman_tversky import KahnemanTversky
 from axmem_trace.training.objectives.objective import Objective
@@ -31,7 +34,7 @@ _TRAINERS: dict[str, type[Preference]] = {
 def choose_objective(recipe: Recipe, built: BuiltModel, recorder: Recorder) -> Objective:
     """The training method that the recipe asks for."""
     if recipe.objective.rollouts is not None:
-        return _checked(GroupRelative(recipe, built, recorder), recorder)
+        return _checked(_choose_rollouts(recipe.objective)(recipe, built, recorder), recorder)
     kind = _TRAINERS.get(recipe.objective.method)
     if kind is not None:
         return _checked(kind(recipe, built), recorder)
@@ -42,6 +45,14 @@ def choose_objective(recipe: Recipe, built: BuiltModel, recorder: Recorder) -> O
     if recipe.loss.teacher_tokens:
         return Distillation(built)
     return Supervised(built)
+
+
+def _choose_rollouts(settings: Settings) -> type[GroupRelative]:
+    """Both differences may come together: rewards by features, and axolotl's asynchronous trainer."""
+    assert settings.rollouts is not None
+    if settings.features is None:
+        return AsynchronousGroupRelative if settings.rollouts.asynchronous else GroupRelative
+    return AsynchronousEnergyBased if settings.rollouts.asynchronous else EnergyBased
 
 
 def _checked(objective: Preference, recorder: Recorder) -> Preference:

@@ -38,6 +38,9 @@ MAX_CHUNKS = 2
 class GroupRelative(Preference):
     """`rl: grpo` and `rl: gdpo`, which differ in how rewards become advantages: in numbers on the host."""
 
+    old_policy_chunk = 1
+    """Micro-batches that the old policy scores together."""
+
     def __init__(self, recipe: Recipe, built: BuiltModel, recorder: Recorder) -> None:
         super().__init__(recipe, built)
         assert self.settings.rollouts is not None
@@ -111,6 +114,7 @@ class GroupRelative(Preference):
             self._score_rollouts(run_model, made)
         if not self.model.training:
             return [made]
+        self._after_scoring()
         order = torch.randperm(rows)
         made = {name: value[order] if value.ndim else value for name, value in made.items()}
         size = rows // parts
@@ -147,19 +151,26 @@ class GroupRelative(Preference):
         rows = self.recipe.batch.rows if self.model.training else self.recipe.evaluation.rows
         with self.reference.ready_policy():
             if self.rollouts.scores_old_policy:
-                made["old_per_token_logps"] = self._score_in_chunks(run_model, self.model, ids, attention_mask, rows)
+                together = min(rows * self.old_policy_chunk, ids.shape[0])
+                made["old_per_token_logps"] = self._score_in_chunks(
+                    run_model, self.model, ids, attention_mask, together
+                )
             if self.rollouts.corrects_sampling:
                 made["importance_sampling_ratio"] = _sampling_weights(made)
         if self.settings.reference.kind != "none":
             with self.reference.ready(run_model) as run_reference:
                 model = self.reference.scored
                 made["ref_per_token_logps"] = self._score_in_chunks(run_reference, model, ids, attention_mask, rows)
-        if self.reward_models:
-            self._reward(made)
+        self._reward(made)
+
+    def _after_scoring(self) -> None:
+        """What the trainer does before it trains on the rows: nothing."""
 
     def _reward(self, made: Inputs) -> None:
         """Each reward model scores all rows at once (`_calculate_rewards`): prompt and completion as text again, padded on
         the right."""
+        if not self.reward_models:
+            return
         rows, tokens = made["prompt_ids"].shape[0], self.settings.prompt_tokens + self.settings.completion_tokens
         rewards = self.recorder.place(torch.zeros(rows, len(self.reward_models)))
         for number, model in enumerate(self.reward_models.values()):

@@ -5,8 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from axmem_trace import estimate
+from axmem_trace.kernels.older.losses import without_last
 
 ROWS, TOKENS, VOCABULARY, HIDDEN, LAYERS = 2, 128, 16384, 64, 2
 """Of one row the shifted logits would be contiguous, and no copy; a small vocabulary would leave the peak to cuBLAS."""
@@ -110,3 +113,25 @@ def test_loss_in_the_forward_still_has_the_hidden_states():
     after, before = (forward_peak(loss_path=path, **given) for path in ("shifted_copy", "upcast_shifted_copy"))
     assert ROWS * TOKENS * HIDDEN * 2 == 32 * 1024 > SLACK
     assert after - before == pytest.approx(2 * LOGITS, abs=SLACK)
+
+
+@pytest.mark.parametrize(("whole_slices", "copies"), [(False, [(2, 3, 7)]), (True, [(2, 2, 7), (2, 3, 7)])])
+def test_a_whole_slice_copies_the_gradient_once_more(whole_slices: bool, copies: list[tuple[int, ...]]):
+    """torch 2.4.1, `logits[..., :-1, :].contiguous()` of [2, 3, 7]: its dispatcher shows `slice_backward` to [2, 2, 7] and
+    then to [2, 3, 7]; torch 2.14.1's shows only the second."""
+    found: list[tuple[int, ...]] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.slice_backward.default:
+                found.append(tuple(result.shape))
+            return result
+
+    logits = torch.randn(2, 3, 7, requires_grad=True)
+    total = without_last(logits, whole_slices).sum()
+    with Watch():
+        total.backward()
+    assert found == copies
+    assert logits.grad is not None
+    assert logits.grad.sum() == 2 * 2 * 7
