@@ -138,12 +138,12 @@ class Questions:
         return self._essence_to_ask(change) is not None
 
     def _essence_to_ask(self, change: Change) -> Recipe | None:
-        """None if the run is not estimated because it can't run, or is not modelled."""
+        """None if the run is not estimated, because it can't run."""
         try:
             recipe = self._read(change)
         except ConfigError:
             return None
-        return _essence(recipe) if recipe.parallel.is_modelled and not recipe.refusals else None
+        return None if recipe.refusals else _essence(recipe)
 
     def changes_nothing(self, change: Change) -> bool:
         """True if the run is the same as without the change."""
@@ -160,8 +160,6 @@ class Questions:
             return Answer(refusal=error.problem)
         if recipe.refusals:
             return Answer(refusal=recipe.refusals[0].text)
-        if not recipe.parallel.is_modelled:
-            return Answer(why=f"{recipe.parallel.engine} is not modelled", num_gpus=recipe.parallel.num_gpus)
         essence = _essence(recipe)
         for known, answer in self._answers:
             if known == essence:
