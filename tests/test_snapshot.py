@@ -133,7 +133,7 @@ def test_out_of_memory_ends_the_history(viz):
     # 30 + 12 MiB and a small segment of 2; then 30 of 50 - 44 = 6
     snapshot = make_snapshot(LEDGER, parse_alloc_conf(""), capacity_bytes=50 * MIB)
     last = snapshot["device_traces"][0][-1]
-    # the small block died before: its segment goes before the second try, so 8 MiB are free
+    # the small block freed before: its segment goes before the second try, so 8 MiB are free
     assert (last["action"], last["size"], last["device_free"]) == ("oom", 30 * MIB, 8 * MIB)
     assert "addr" not in last
     assert "raise OutOfMemoryError # 30.0MiB requested, 8.0MiB free in CUDA" in viz.trace(snapshot)
@@ -143,9 +143,9 @@ def test_an_expandable_segment_with_a_hole_is_two():
     # 40, 20 and 20 MiB in pages of 20; the first two die, and emptying the cache unmaps 0-20 and 20-60
     ledger = Ledger(
         allocations=(
-            Allocation(nbytes=20 * MIB, born=1),
-            Allocation(nbytes=40 * MIB, born=2, died=4),
-            Allocation(nbytes=20 * MIB, born=3),
+            Allocation(nbytes=20 * MIB, allocated_tick=1),
+            Allocation(nbytes=40 * MIB, allocated_tick=2, freed_tick=4),
+            Allocation(nbytes=20 * MIB, allocated_tick=3),
         ),
         marks=(), ticks=9, empty_cache_ticks=(5,),
     )  # fmt: skip

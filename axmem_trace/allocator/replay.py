@@ -14,7 +14,7 @@ from axmem_trace.allocator.reservation import OutOfMemory, Reservation
 from axmem_trace.allocator.sizes import SMALL_BYTES
 from axmem_trace.ledger import NEVER, Ledger
 from axmem_trace.ledger.allocation import BEFORE_ALL
-from axmem_trace.ledger.stretches import Stretch, measure_heights, peaks_by_span
+from axmem_trace.ledger.intervals import Interval, measure_heights, peaks_by_span
 from axmem_trace.recipe.recipe import Allocator
 
 if TYPE_CHECKING:
@@ -72,30 +72,30 @@ class Replay:
         """Replays the whole ledger, or stops where the card's memory is not enough."""
         count = len(self.ledger.allocations)
         self._taken, self._addresses = [0] * count, [-1] * count
-        agenda, stretches = self._make_agenda(), self.ledger.stretches
-        ends = [*(stretch.mark.tick for stretch in stretches[1:]), NEVER]
-        for stretch, end_tick in zip(stretches, ends, strict=True):
-            self._begin(stretch)
-            self._play_stretch(stretch, end_tick, agenda)
+        agenda, intervals = self._make_agenda(), self.ledger.intervals
+        ends = [*(interval.mark.tick for interval in intervals[1:]), NEVER]
+        for interval, end_tick in zip(intervals, ends, strict=True):
+            self._begin(interval)
+            self._play_interval(interval, end_tick, agenda)
             if self.out_of_memory is not None:
                 break
         return self._make_reservation()
 
-    def _begin(self, stretch: Stretch) -> None:
+    def _begin(self, interval: Interval) -> None:
         accounts = self.caching.accounts
-        self._begun.append(_Beginning(stretch, accounts.reserved_bytes, accounts.busy_bytes, len(accounts.changes)))
+        self._begun.append(_Beginning(interval, accounts.reserved_bytes, accounts.busy_bytes, len(accounts.changes)))
 
-    def _play_stretch(self, stretch: Stretch, end_tick: int, agenda: list[Item]) -> None:
-        """The moves of a stretch, and what the agenda has before its last tick and at the next mark's."""
-        start = stretch.start
+    def _play_interval(self, interval: Interval, end_tick: int, agenda: list[Item]) -> None:
+        """The moves of a interval, and what the agenda has before its last tick and at the next mark's."""
+        start = interval.start
         while agenda and agenda[-1][0] <= end_tick:
-            due = max(start, min(stretch.end, int(self.ledger.moved.ticks.searchsorted(agenda[-1][0]))))
+            due = max(start, min(interval.end, int(self.ledger.moved.ticks.searchsorted(agenda[-1][0]))))
             self._play(start, due)
             if self.out_of_memory is not None:
                 return
             start = due
             self._attend(agenda.pop())
-        self._play(start, stretch.end)
+        self._play(start, interval.end)
 
     def _play(self, start: int, end: int) -> None:
         """Does the moves from `start` to before `end`."""
@@ -264,19 +264,19 @@ class Replay:
         peak_reserved_bytes, peak_index, num_segments = self._peak
         changes = np.array([reserved_bytes for _, reserved_bytes in accounts.changes], dtype=np.int64)
         starts = [*(each.num_changes for each in self._begun), len(changes)]
-        if self._begun[0].stretch.mark is BEFORE_ALL and not changes[: starts[1]].any():
+        if self._begun[0].interval.mark is BEFORE_ALL and not changes[: starts[1]].any():
             self._begun, starts = self._begun[1:], starts[1:]  # nothing was reserved before the first mark
         begun, allocated = self._begun, self._levels()
-        stretches = [each.stretch._replace(end=min(each.stretch.end, self._num_played)) for each in begun]
-        changed = [Stretch(each.stretch.mark, *part) for each, part in zip(begun, pairwise(starts), strict=True)]
-        heights = list(measure_heights(stretches, allocated))
+        intervals = [each.interval._replace(end=min(each.interval.end, self._num_played)) for each in begun]
+        changed = [Interval(each.interval.mark, *part) for each, part in zip(begun, pairwise(starts), strict=True)]
+        heights = list(measure_heights(intervals, allocated))
         peaks = peaks_by_span(measure_heights(changed, changes, [each.reserved_bytes for each in begun]))
         allocated_peaks = active_peaks = peaks_by_span(heights)
         if any(self._busy_levels):
             active = allocated + np.array(self._busy_levels, dtype=np.int64)
             begins = [height.begin_bytes + each.busy_bytes for height, each in zip(heights, begun, strict=True)]
-            active_peaks = peaks_by_span(measure_heights(stretches, active, begins))
-        ends = {height.stretch.key: int(allocated[height.stretch.end - 1]) if height.stretch.end else 0
+            active_peaks = peaks_by_span(measure_heights(intervals, active, begins))
+        ends = {height.interval.key: int(allocated[height.interval.end - 1]) if height.interval.end else 0
                 for height in heights}  # fmt: skip
         reached = min(self._position_of(peak_index), len(allocated) - 1) if peak_index >= 0 else -1
         return Reservation(
@@ -288,7 +288,7 @@ class Replay:
             peak_reserved_bytes=peak_reserved_bytes,
             peak_allocated_bytes=max(allocated_peaks.values(), default=0),
             peak_active_bytes=max(active_peaks.values(), default=0),
-            peak_tick=int(self.ledger.columns.born[peak_index]) if peak_index >= 0 else 0,
+            peak_tick=int(self.ledger.columns.allocated_tick[peak_index]) if peak_index >= 0 else 0,
             allocated_at_peak_bytes=int(allocated[reached]) if reached >= 0 else 0,
             num_segments=num_segments,
             num_retries=accounts.num_retries,
@@ -306,9 +306,9 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class _Beginning:
-    """What the allocator held when a stretch began, and how often its reserved bytes had changed."""
+    """What the allocator held when a interval began, and how often its reserved bytes had changed."""
 
-    stretch: Stretch
+    interval: Interval
     reserved_bytes: int
     busy_bytes: int
     num_changes: int

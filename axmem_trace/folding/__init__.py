@@ -2,7 +2,7 @@
 
 repetition     which layers repeat, and the names of what is in them
 refuse_recipe  recipes that could tell layers apart
-sections       a short model's ledger, divided into what happened once and sweeps over the layers
+sections       a short model's ledger, divided into what happened once and passes over the layers
 unfold         the ledger of the whole model, and the comparison with a model that is one period longer
 facts          its tensors and modules
 """

@@ -1,6 +1,6 @@
-"""The events of a short model, divided into parts that happened once and sweeps over repeated layers. No torch here.
+"""The events of a short model, divided into parts that happened once and passes over repeated layers. No torch here.
 
-Forward goes up through the layers, backward goes down, and each list of the optimizer goes up again. In every such sweep
+Forward goes up through the layers, backward goes down, and each list of the optimizer goes up again. In every such pass
 the kept periods must have done the same: the same sizes, operators, roles and modules in the same order. And each free
 must be that of the same allocation of the same layer, or of one at the same distance in layers. With any difference,
 nothing is folded.
@@ -20,7 +20,7 @@ from axmem_trace.ledger.columns import Columns
 class Event(NamedTuple):
     """What happened at a tick: an allocation began or ended, a mark, an emptied cache, or nothing that counts."""
 
-    kind: Literal["birth", "death", "mark", "empty_cache", "nothing"]
+    kind: Literal["allocate", "free", "mark", "empty_cache", "nothing"]
     number: int = -1
     """Position of the allocation, or of the mark."""
 
@@ -42,14 +42,14 @@ OUTSIDE = -1
 
 
 @dataclass
-class Stretch:
+class Once:
     """Events that happened once."""
 
     events: list[Event]
 
 
 @dataclass
-class Sweep:
+class LayerPass:
     """Events of each period, in the order of the periods; `direction` is 1 where it went up, -1 where it went down."""
 
     direction: int
@@ -57,18 +57,18 @@ class Sweep:
 
 
 class Home(NamedTuple):
-    """An allocation made in a sweep: the sweep, the period, and its position in the period."""
+    """An allocation made in a pass: the pass, the period, and its position in the period."""
 
-    sweep: int
+    layer_pass: int
     period: int
     position: int
 
 
 @dataclass
 class Sections:
-    """A divided ledger; `homes` has the allocations that were made in sweeps."""
+    """A divided ledger; `homes` has the allocations that were made in passes."""
 
-    items: list[Stretch | Sweep]
+    items: list[Once | LayerPass]
     homes: dict[int, Home] = field(default_factory=dict)
 
 
@@ -81,12 +81,12 @@ def find_sections(ledger: Ledger, layers: EventLayers, repetition: Repetition) -
     if any(kind.busy_until for kind in ledger.columns.kinds):
         raise CannotFold("blocks wait for another stream until a certain tick")
     runs = _join_returns(_split_by_layer(list_events(ledger), layers))
-    sections = Sections(_find_sweeps(runs, repetition))
+    sections = Sections(_find_passes(runs, repetition))
     for number, item in enumerate(sections.items):
-        if isinstance(item, Sweep):
+        if isinstance(item, LayerPass):
             for period, events in enumerate(item.periods):
                 for position, event in enumerate(events):
-                    if event.kind == "birth":
+                    if event.kind == "allocate":
                         sections.homes[event.number] = Home(number, period, position)
     _compare_periods(sections, ledger.columns, repetition)
     return sections
@@ -100,10 +100,12 @@ def list_events(ledger: Ledger) -> list[Event]:
     """
     columns = ledger.columns
     happened: list[tuple[int, Event]] = []
-    for number, (born, died) in enumerate(zip(columns.born.tolist(), columns.died.tolist(), strict=True)):
-        happened.append((born, Event("birth", number)))
-        if died != NEVER:
-            happened.append((died, Event("death", number)))
+    for number, (allocated, freed) in enumerate(
+        zip(columns.allocated_tick.tolist(), columns.freed_tick.tolist(), strict=True)
+    ):
+        happened.append((allocated, Event("allocate", number)))
+        if freed != NEVER:
+            happened.append((freed, Event("free", number)))
     happened += [(mark.tick, Event("mark", number)) for number, mark in enumerate(ledger.marks)]
     happened += [(tick, Event("empty_cache")) for tick in ledger.empty_cache_ticks]
     events = [Event("nothing")] * ledger.ticks
@@ -140,8 +142,8 @@ def _join_returns(runs: list[_Run]) -> list[_Run]:
     """An allocation of another layer may be freed while this layer runs (it allocates): this does not start a new group."""
     joined: list[_Run] = []
     for run in runs:
-        ends_only = len(joined) > 1 and all(event.kind in ("death", "nothing") for event in joined[-1][1])
-        at_work = ends_only and any(event.kind == "birth" for event in (*joined[-2][1], *run[1]))
+        ends_only = len(joined) > 1 and all(event.kind in ("free", "nothing") for event in joined[-1][1])
+        at_work = ends_only and any(event.kind == "allocate" for event in (*joined[-2][1], *run[1]))
         if at_work and run[0] is not None and joined[-2][0] == run[0]:
             between = joined.pop()
             joined[-1][1].extend([*between[1], *run[1]])
@@ -150,23 +152,23 @@ def _join_returns(runs: list[_Run]) -> list[_Run]:
     return joined
 
 
-def _find_sweeps(runs: list[_Run], repetition: Repetition) -> list[Stretch | Sweep]:
-    items: list[Stretch | Sweep] = []
+def _find_passes(runs: list[_Run], repetition: Repetition) -> list[Once | LayerPass]:
+    items: list[Once | LayerPass] = []
     start = 0
     while start < len(runs):
         if not repetition.is_repeated(runs[start][0]):
-            items.append(Stretch(runs[start][1]))
+            items.append(Once(runs[start][1]))
             start += 1
             continue
         end = start
         while end < len(runs) and repetition.is_repeated(runs[end][0]):
             end += 1
-        items.append(_make_sweep(runs[start:end], repetition))
+        items.append(_make_pass(runs[start:end], repetition))
         start = end
     return items
 
 
-def _make_sweep(runs: list[_Run], repetition: Repetition) -> Sweep:
+def _make_pass(runs: list[_Run], repetition: Repetition) -> LayerPass:
     """Runs over all kept periods, one period after the other.
 
     Raises:
@@ -184,8 +186,8 @@ def _make_sweep(runs: list[_Run], repetition: Repetition) -> Sweep:
     direction = 1 if step > 0 else -1
     first = min(numbers[:each] if direction > 0 else numbers[-each:])
     if first != repetition.first:
-        raise CannotFold(f"a sweep begins at layer {first}, not at {repetition.first}: {numbers}")
-    return Sweep(direction, periods if direction > 0 else periods[::-1])
+        raise CannotFold(f"a pass begins at layer {first}, not at {repetition.first}: {numbers}")
+    return LayerPass(direction, periods if direction > 0 else periods[::-1])
 
 
 # -- are the periods equal? -------------------------------------------------------------------------------------------
@@ -204,10 +206,10 @@ def _compare_periods(sections: Sections, columns: Columns, repetition: Repetitio
         return event.kind, nbytes, kind, name, None if layer is None else layer - period * repetition.period
 
     for item in sections.items:
-        if not isinstance(item, Sweep):
+        if not isinstance(item, LayerPass):
             continue
         model = [(describe(event, 1), _end_of(event, 1, sections)) for event in item.periods[1]]
-        if any(event.kind == "death" and end is None for event, (_, end) in zip(item.periods[1], model, strict=True)):
+        if any(event.kind == "free" and end is None for event, (_, end) in zip(item.periods[1], model, strict=True)):
             raise CannotFold("a repeated layer ends what no repeated layer made")
         for period, events in enumerate(item.periods):
             if len(events) != len(model):
@@ -215,7 +217,7 @@ def _compare_periods(sections: Sections, columns: Columns, repetition: Repetitio
             for event, (facts_1, end_1) in zip(events, model, strict=True):
                 # a free of another layer's allocation is a weaker check: that layer may have another name
                 found = describe(event, period)
-                if found != facts_1 and not (event.kind == "death" and found[1:3] == facts_1[1:3]):
+                if found != facts_1 and not (event.kind == "free" and found[1:3] == facts_1[1:3]):
                     raise CannotFold(f"{facts_1} in one period is {found} in another")
                 end = _end_of(event, period, sections)
                 leaves = end is None and end_1 is not None and not 0 <= period + end_1.period < repetition.periods
@@ -224,8 +226,8 @@ def _compare_periods(sections: Sections, columns: Columns, repetition: Repetitio
 
 
 def _end_of(event: Event, period: int, sections: Sections) -> Home | None:
-    """For the free of an allocation that a sweep made: where it was made, with its period relative to this one."""
-    home = sections.homes.get(event.number) if event.kind == "death" else None
+    """For the free of an allocation that a pass made: where it was made, with its period relative to this one."""
+    home = sections.homes.get(event.number) if event.kind == "free" else None
     return home and home._replace(period=home.period - period)
 
 

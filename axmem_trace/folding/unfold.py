@@ -1,4 +1,4 @@
-"""Unfold a short model's ledger: insert the periods that were left out in every sweep. No torch here.
+"""Unfold a short model's ledger: insert the periods that were left out in every pass. No torch here.
 
 A copy of a middle period differs from it only in its layer's number: what it frees was allocated by the copy of another
 layer, at the same distance. The first and the last kept period keep their own frees, which concern the layers around
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from axmem_trace.folding.repetition import CannotFold, Repetition
-from axmem_trace.folding.sections import Event, Sections, Stretch, Sweep
+from axmem_trace.folding.sections import Event, LayerPass, Once, Sections
 from axmem_trace.ledger import NEVER, Ledger, Mark
 from axmem_trace.ledger.columns import Allocations, Columns
 
@@ -31,9 +31,9 @@ class _Plan:
     """The position of an item in the unfolded ledger: its first tick and its first allocation."""
 
     tick: int
-    birth: int
-    births: int
-    """In each period; of a stretch, in all."""
+    first: int
+    num_allocations: int
+    """In each period; of what happened once, in all."""
 
 
 class Unfolding:
@@ -42,7 +42,7 @@ class Unfolding:
     Args:
         repetition: of the short model that was recorded.
         missing: how many periods to add.
-        growth: by the position of an allocation outside the sweeps, by how much its size grows with each period.
+        growth: by the position of an allocation outside the passes, by how much its size grows with each period.
     """
 
     def __init__(self, ledger: Ledger, sections: Sections, repetition: Repetition, missing: int,
@@ -53,13 +53,13 @@ class Unfolding:
         self.ledger, self.sections, self.repetition = ledger, sections, repetition
         self.missing, self.growth = missing, growth or {}
         self.periods = repetition.periods + missing
-        self._plans, self.ticks, births = self._make_plans()
-        self.source = np.zeros(births, dtype=np.int64)
+        self._plans, self.ticks, num_allocations = self._make_plans()
+        self.source = np.zeros(num_allocations, dtype=np.int64)
         """For each allocation of the result: the one of the short ledger that it repeats."""
-        self.shift = np.zeros(births, dtype=np.int64)
+        self.shift = np.zeros(num_allocations, dtype=np.int64)
         """For each, by how many layers it is shifted."""
-        self.born = np.zeros(births, dtype=np.int64)
-        self.died = np.full(births, NEVER, dtype=np.int64)
+        self.allocated_tick = np.zeros(num_allocations, dtype=np.int64)
+        self.freed_tick = np.full(num_allocations, NEVER, dtype=np.int64)
         self._once: dict[int, int] = {}
         self._ranks = [self._rank(item) for item in sections.items]
         self._marks: list[Mark] = []
@@ -68,13 +68,13 @@ class Unfolding:
     def make(self) -> Ledger:
         """The ledger of a model with `missing` periods more."""
         for item, plan in zip(self.sections.items, self._plans, strict=True):
-            if isinstance(item, Stretch):
-                self._place_stretch(item, plan)
+            if isinstance(item, Once):
+                self._place_once(item, plan)
             else:
-                self._place_births(item, plan)
+                self._place_allocations(item, plan)
         for item, plan in zip(self.sections.items, self._plans, strict=True):
-            if isinstance(item, Sweep):
-                self._place_deaths(item, plan)
+            if isinstance(item, LayerPass):
+                self._place_frees(item, plan)
         return Ledger(
             allocations=Allocations(self._make_columns()),
             marks=tuple(self._marks),
@@ -83,36 +83,36 @@ class Unfolding:
         )
 
     def _make_plans(self) -> tuple[list[_Plan], int, int]:
-        plans, tick, birth = [], 1, 0
+        plans, tick, number = [], 1, 0
         for item in self.sections.items:
-            events = item.events if isinstance(item, Stretch) else item.periods[MODEL]
-            times = 1 if isinstance(item, Stretch) else self.periods
-            births = sum(event.kind == "birth" for event in events)
-            plans.append(_Plan(tick, birth, births))
+            events = item.events if isinstance(item, Once) else item.periods[MODEL]
+            times = 1 if isinstance(item, Once) else self.periods
+            num_allocations = sum(event.kind == "allocate" for event in events)
+            plans.append(_Plan(tick, number, num_allocations))
             tick += len(events) * times
-            birth += births * times
-        return plans, tick, birth
+            number += num_allocations * times
+        return plans, tick, number
 
-    def _rank(self, item: Stretch | Sweep) -> Numbers:
+    def _rank(self, item: Once | LayerPass) -> Numbers:
         """For each position in a period, how many allocations come before it."""
-        events = item.events if isinstance(item, Stretch) else item.periods[MODEL]
-        births = self._np.array([event.kind == "birth" for event in events], dtype=self._np.int64)
-        return self._np.cumsum(births) - births
+        events = item.events if isinstance(item, Once) else item.periods[MODEL]
+        allocates = self._np.array([event.kind == "allocate" for event in events], dtype=self._np.int64)
+        return self._np.cumsum(allocates) - allocates
 
     # -- what happened once ---------------------------------------------------------------------------------------
 
-    def _place_stretch(self, item: Stretch, plan: _Plan) -> None:
-        birth = plan.birth
+    def _place_once(self, item: Once, plan: _Plan) -> None:
+        number = plan.first
         behind = self.repetition.period * self.missing
         for tick, event in enumerate(item.events, start=plan.tick):
-            if event.kind == "birth":
-                self._once[event.number] = birth
-                self.source[birth], self.born[birth] = event.number, tick
+            if event.kind == "allocate":
+                self._once[event.number] = number
+                self.source[number], self.allocated_tick[number] = event.number, tick
                 layer = self._layer_of(event.number)
-                self.shift[birth] = behind if layer is not None and layer >= self.repetition.last else 0
-                birth += 1
-            elif event.kind == "death":
-                self.died[self._find(event)] = tick
+                self.shift[number] = behind if layer is not None and layer >= self.repetition.last else 0
+                number += 1
+            elif event.kind == "free":
+                self.freed_tick[self._find(event)] = tick
             elif event.kind == "mark":
                 self._marks.append(replace(self.ledger.marks[event.number], tick=tick))
             elif event.kind == "empty_cache":
@@ -123,19 +123,19 @@ class Unfolding:
         return self.repetition.layer_of(columns.modules[columns.module[index]])
 
     def _find(self, event: Event) -> int:
-        """The allocation that is freed outside the sweeps."""
+        """The allocation that is freed outside the passes."""
         home = self.sections.homes.get(event.number)
         if home is None:
             return self._once[event.number]
         period = home.period if home.period < MODEL else home.period + self.missing
-        return int(self._number(home.sweep, self._np.array([period]), self._np.array([home.position]))[0])
+        return int(self._number(home.layer_pass, self._np.array([period]), self._np.array([home.position]))[0])
 
-    def _number(self, sweep: int, period: Numbers, position: Numbers) -> Numbers:
+    def _number(self, layer_pass: int, period: Numbers, position: Numbers) -> Numbers:
         """Allocations by where they are made: period of the unfolded ledger, position in the period."""
-        item, plan = self.sections.items[sweep], self._plans[sweep]
-        assert isinstance(item, Sweep)
+        item, plan = self.sections.items[layer_pass], self._plans[layer_pass]
+        assert isinstance(item, LayerPass)
         turn = period if item.direction > 0 else self.periods - 1 - period
-        return plan.birth + turn * plan.births + self._ranks[sweep][position]
+        return plan.first + turn * plan.num_allocations + self._ranks[layer_pass][position]
 
     # -- what happened in every period ----------------------------------------------------------------------------
 
@@ -146,35 +146,35 @@ class Unfolding:
         groups.append((MODEL, np.arange(MODEL, MODEL + self.missing + 1)))
         return [*groups, *((period, np.array([period + self.missing])) for period in range(MODEL + 1, kept))]
 
-    def _place_births(self, item: Sweep, plan: _Plan) -> None:
+    def _place_allocations(self, item: LayerPass, plan: _Plan) -> None:
         np, length = self._np, len(item.periods[MODEL])
         for period, targets in self._groups():
             events = item.periods[period]
-            positions = np.array([j for j, event in enumerate(events) if event.kind == "birth"], dtype=np.int64)
+            positions = np.array([j for j, event in enumerate(events) if event.kind == "allocate"], dtype=np.int64)
             sources = np.array([events[j].number for j in positions], dtype=np.int64)
             turns = targets if item.direction > 0 else self.periods - 1 - targets
-            numbers = plan.birth + turns[:, None] * plan.births + np.arange(plan.births)[None, :]
+            numbers = plan.first + turns[:, None] * plan.num_allocations + np.arange(plan.num_allocations)[None, :]
             self.source[numbers] = sources[None, :]
             self.shift[numbers] = (targets[:, None] - period) * self.repetition.period
-            self.born[numbers] = plan.tick + turns[:, None] * length + positions[None, :]
+            self.allocated_tick[numbers] = plan.tick + turns[:, None] * length + positions[None, :]
 
-    def _place_deaths(self, item: Sweep, plan: _Plan) -> None:
+    def _place_frees(self, item: LayerPass, plan: _Plan) -> None:
         np, length = self._np, len(item.periods[MODEL])
         for period, targets in self._groups():
             turns = targets if item.direction > 0 else self.periods - 1 - targets
-            by_sweep: dict[int, list[tuple[int, int, int]]] = {}
+            by_pass: dict[int, list[tuple[int, int, int]]] = {}
             for position, event in enumerate(item.periods[period]):
-                if event.kind != "death":
+                if event.kind != "free":
                     continue
                 home = self.sections.homes.get(event.number)
                 if home is None:  # of the layers around; a middle period has none such
-                    self.died[self._once[event.number]] = plan.tick + int(turns[0]) * length + position
+                    self.freed_tick[self._once[event.number]] = plan.tick + int(turns[0]) * length + position
                 else:
-                    by_sweep.setdefault(home.sweep, []).append((position, home.period - period, home.position))
-            for sweep, ends in by_sweep.items():
+                    by_pass.setdefault(home.layer_pass, []).append((position, home.period - period, home.position))
+            for layer_pass, ends in by_pass.items():
                 position, offset, made_at = (np.array(column, dtype=np.int64) for column in zip(*ends, strict=True))
-                numbers = self._number(sweep, targets[:, None] + offset[None, :], made_at[None, :])
-                self.died[numbers] = plan.tick + turns[:, None] * length + position[None, :]
+                numbers = self._number(layer_pass, targets[:, None] + offset[None, :], made_at[None, :])
+                self.freed_tick[numbers] = plan.tick + turns[:, None] * length + position[None, :]
 
     # -- the result -----------------------------------------------------------------------------------------------
 
@@ -189,7 +189,7 @@ class Unfolding:
         renamed = [self._rename(short.modules[module], int(shift)) for module, shift in pairs.T.tolist()]
         new = np.array([modules.setdefault(name, len(modules)) for name in renamed], dtype=np.int32)
         return Columns(
-            nbytes=nbytes, born=self.born, died=self.died, module=new[inverse.reshape(-1)],
+            nbytes=nbytes, allocated_tick=self.allocated_tick, freed_tick=self.freed_tick, module=new[inverse.reshape(-1)],
             kind=short.kind[self.source], modules=tuple(modules), kinds=short.kinds,
         )  # fmt: skip
 
@@ -202,7 +202,7 @@ def growing_sizes(ledger: Ledger, sections: Sections, repetition: Repetition, lo
     """Compares the prediction of unfolding for one more period with the ledger of such a model.
 
     Returns:
-        By how much allocations outside the sweeps grow with each period, by their position in the short ledger.
+        By how much allocations outside the passes grow with each period, by their position in the short ledger.
 
     Raises:
         CannotFold: something else differs; the message says what.
@@ -223,8 +223,8 @@ def growing_sizes(ledger: Ledger, sections: Sections, repetition: Repetition, lo
     kind = np.array([kinds.get(each, -1) for each in mine.kinds])[mine.kind]
     module = np.array([modules.get(each, -1) for each in mine.modules])[mine.module]
     compared = {
-        "begins": (mine.born, theirs.born),
-        "ends": (mine.died, theirs.died),
+        "begins": (mine.allocated_tick, theirs.allocated_tick),
+        "ends": (mine.freed_tick, theirs.freed_tick),
         "is of another kind": (kind, theirs.kind),
         "is in another module": (module, theirs.module),
     }

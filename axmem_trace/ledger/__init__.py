@@ -2,7 +2,7 @@
 
 allocation   one storage: size, first and last tick, where it was allocated, its role and bucket
 columns      all of them as arrays
-stretches    from one mark to the next, and how high a level was there
+intervals    from one mark to the next, and how high a level was there
 ledger       `Ledger`: all of them in order, the marks of the phases, and the queries
 spans        the peak of each phase of each step, with its buckets
 """

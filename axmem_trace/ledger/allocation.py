@@ -20,7 +20,7 @@ BUCKETS: tuple[Bucket, ...] = (
 Device = Literal["gpu", "cpu", "managed"]
 
 NEVER = 1 << 62
-"""`Allocation.died` of a storage that outlived the recording."""
+"""`Allocation.freed_tick` of a storage that outlived the recording."""
 
 
 def block_bytes(nbytes: int) -> int:
@@ -34,7 +34,7 @@ class Allocation:
 
     Attributes:
         nbytes: requested size, before the allocator rounds it.
-        born, died: ticks at which it was allocated and freed; `died` is `NEVER` if it outlived the recording.
+        allocated_tick, freed_tick: when it was allocated and freed; `freed_tick` is `NEVER` if it outlived the recording.
         phase, step: when it was allocated; step 0 is loading, 1 the first optimizer step.
         module: dotted name of the module whose code ran (`""`: the root, or none).
         op: the operator that made it, as `aten.mm.default`.
@@ -50,8 +50,8 @@ class Allocation:
     """
 
     nbytes: int
-    born: int
-    died: int = NEVER
+    allocated_tick: int
+    freed_tick: int = NEVER
     phase: Phase = "forward"
     step: int = 1
     module: str = ""
@@ -77,7 +77,7 @@ class Allocation:
 
     def alive(self, tick: int) -> bool:
         """Whether the storage exists after everything that happens at `tick`."""
-        return self.born <= tick < self.died
+        return self.allocated_tick <= tick < self.freed_tick
 
 
 _BUCKET_OF_ROLE: dict[str, Bucket] = {

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-KIND_FIELDS = tuple(each.name for each in fields(Allocation) if each.name not in ("nbytes", "born", "died", "module"))
+KIND_FIELDS = tuple(
+    each.name for each in fields(Allocation) if each.name not in ("nbytes", "allocated_tick", "freed_tick", "module")
+)
 """What two allocations of one kind have in common."""
 
 
@@ -27,7 +29,7 @@ class Columns:
     """One entry per allocation in each array, in order of allocation.
 
     Attributes:
-        nbytes, born, died: int64.
+        nbytes, allocated_tick, freed_tick: int64.
         module: position in `modules`, int32.
         kind: position in `kinds`, int32.
         modules: names, each once.
@@ -35,8 +37,8 @@ class Columns:
     """
 
     nbytes: NDArray[np.int64]
-    born: NDArray[np.int64]
-    died: NDArray[np.int64]
+    allocated_tick: NDArray[np.int64]
+    freed_tick: NDArray[np.int64]
     module: NDArray[np.int32]
     kind: NDArray[np.int32]
     modules: tuple[str, ...]
@@ -66,15 +68,15 @@ class Columns:
 
     def alive(self, tick: int) -> NDArray[np.bool_]:
         """For each allocation, `Allocation.alive(tick)`."""
-        return (self.born <= tick) & (tick < self.died)
+        return (self.allocated_tick <= tick) & (tick < self.freed_tick)
 
     def make(self, index: int) -> Allocation:
         """One allocation as an object."""
         return replace(
             self.kinds[self.kind[index]],
             nbytes=int(self.nbytes[index]),
-            born=int(self.born[index]),
-            died=int(self.died[index]),
+            allocated_tick=int(self.allocated_tick[index]),
+            freed_tick=int(self.freed_tick[index]),
             module=self.modules[self.module[index]],
         )
 
@@ -107,24 +109,26 @@ def make_columns(items: Iterable[Any]) -> Columns:
     """Columns of allocations, or of any objects with their attributes."""
     import numpy as np
 
-    nbytes, born, died, module, kind = [], [], [], [], []
+    nbytes, allocated, freed, module, kind = [], [], [], [], []
     modules: dict[str, int] = {}
     kinds: dict[tuple[Any, ...], int] = {}
     kind_of = attrgetter(*KIND_FIELDS)
     for item in items:
         nbytes.append(item.nbytes)
-        born.append(item.born)
-        died.append(item.died)
+        allocated.append(item.allocated_tick)
+        freed.append(item.freed_tick)
         module.append(modules.setdefault(item.module, len(modules)))
         kind.append(kinds.setdefault(kind_of(item), len(kinds)))
     return Columns(
         nbytes=np.array(nbytes, dtype=np.int64),
-        born=np.array(born, dtype=np.int64),
-        died=np.array(died, dtype=np.int64),
+        allocated_tick=np.array(allocated, dtype=np.int64),
+        freed_tick=np.array(freed, dtype=np.int64),
         module=np.array(module, dtype=np.int32),
         kind=np.array(kind, dtype=np.int32),
         modules=tuple(modules),
-        kinds=tuple(Allocation(nbytes=0, born=0, **dict(zip(KIND_FIELDS, each, strict=True))) for each in kinds),
+        kinds=tuple(
+            Allocation(nbytes=0, allocated_tick=0, **dict(zip(KIND_FIELDS, each, strict=True))) for each in kinds
+        ),
     )
 
 
@@ -161,12 +165,14 @@ class Allocations(Sequence[Allocation]):
 
     def _make_all(self) -> Iterator[Allocation]:
         columns = self.columns
-        numbers = (columns.nbytes.tolist(), columns.born.tolist(), columns.died.tolist())
+        numbers = (columns.nbytes.tolist(), columns.allocated_tick.tolist(), columns.freed_tick.tolist())
         known = [{name: getattr(kind, name) for name in KIND_FIELDS} for kind in columns.kinds]
-        for nbytes, born, died, module, kind in zip(
+        for nbytes, allocated, freed, module, kind in zip(
             *numbers, columns.module.tolist(), columns.kind.tolist(), strict=True
         ):
-            yield Allocation(nbytes=nbytes, born=born, died=died, module=columns.modules[module], **known[kind])
+            yield Allocation(
+                nbytes=nbytes, allocated_tick=allocated, freed_tick=freed, module=columns.modules[module], **known[kind]
+            )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):

@@ -27,7 +27,7 @@ from axmem_trace.ledger.allocation import (
     block_bytes,
 )
 from axmem_trace.ledger.columns import Allocations, Columns, make_columns
-from axmem_trace.ledger.stretches import Stretch, measure_heights
+from axmem_trace.ledger.intervals import Interval, measure_heights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,10 +100,13 @@ class Ledger:
 
         columns = self.columns
         on_gpu = columns.where(lambda kind: kind.device == "gpu")
-        births, deaths = np.flatnonzero(on_gpu), np.flatnonzero(on_gpu & (columns.died != NEVER))
+        allocated, freed = np.flatnonzero(on_gpu), np.flatnonzero(on_gpu & (columns.freed_tick != NEVER))
         # one number for each, which sorts fast: tick, then position, then 1 for a free
         width = max(1, 2 * len(columns))
-        codes = [columns.born[births] * width + 2 * births, columns.died[deaths] * width + 2 * deaths + 1]
+        codes = [
+            columns.allocated_tick[allocated] * width + 2 * allocated,
+            columns.freed_tick[freed] * width + 2 * freed + 1,
+        ]
         ticks, rest = np.divmod(np.sort(np.concatenate(codes)), width)
         return Moves(ticks, rest >> 1, (rest & 1).astype(bool))
 
@@ -147,8 +150,8 @@ class Ledger:
         return array("q", self.moved.ticks.tobytes()), array("q", self.live_bytes.tobytes())
 
     @cached_property
-    def stretches(self) -> tuple[Stretch, ...]:
-        """From each mark to the next, in order of time; what happens at a mark's tick is part of its stretch.
+    def intervals(self) -> tuple[Interval, ...]:
+        """From each mark to the next, in order of time; what happens at a mark's tick is part of its interval.
 
         Positions are those in `moves`.
         """
@@ -156,7 +159,7 @@ class Ledger:
         if not marks or marks[0].tick > 0:
             marks = [BEFORE_ALL, *marks]
         starts = [0, *ticks.searchsorted([mark.tick for mark in marks[1:]]).tolist()]
-        return tuple(map(Stretch, marks, starts, [*starts[1:], len(ticks)]))
+        return tuple(map(Interval, marks, starts, [*starts[1:], len(ticks)]))
 
     @cached_property
     def timeline(self) -> tuple[Moment, ...]:
@@ -185,9 +188,9 @@ class Ledger:
     def _peaks(self) -> tuple[Moment, ...]:
         """The highest point between each two marks, in order of time; last, those that are the level at the beginning."""
         found, inherited = [], []
-        for stretch, begin, high, position in measure_heights(self.stretches, self.live_bytes):
-            mark = stretch.mark
-            if stretch.start and mark.tick:
+        for interval, begin, high, position in measure_heights(self.intervals, self.live_bytes):
+            mark = interval.mark
+            if interval.start and mark.tick:
                 inherited.append(Moment(tick=mark.tick - 1, allocated_bytes=begin, phase=mark.phase, step=mark.step))
             if position >= 0:
                 reached = self.allocations[int(self.moved.indices[position])]

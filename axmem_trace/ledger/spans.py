@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from axmem_trace.ledger.allocation import BUCKETS, NEVER, Allocation, Bucket, Phase
 from axmem_trace.ledger.columns import Columns
+from axmem_trace.ledger.intervals import SpanKey, measure_heights
 from axmem_trace.ledger.ledger import Ledger
-from axmem_trace.ledger.stretches import SpanKey, measure_heights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Span:
-    """All stretches of one phase of one step, taken together."""
+    """All intervals of one phase of one step, taken together."""
 
     phase: Phase
     step: int
@@ -61,16 +61,16 @@ class Survey:
 def survey(ledger: Ledger) -> Survey:
     """The peak of each phase of each step, and the bytes of each bucket then."""
     found, reached = Survey(ledger), dict[SpanKey, int]()
-    for stretch, begin, high, position in measure_heights(ledger.stretches, ledger.live_bytes):
-        span = found.spans.setdefault(stretch.key, Span(phase=stretch.mark.phase, step=stretch.mark.step))
+    for interval, begin, high, position in measure_heights(ledger.intervals, ledger.live_bytes):
+        span = found.spans.setdefault(interval.key, Span(phase=interval.mark.phase, step=interval.mark.step))
         if begin > span.peak_bytes:
             span.peak_bytes, span.peak_tick, span.peak_allocation = begin, NEVER, None
-            reached[span.key] = stretch.start
+            reached[span.key] = interval.start
         if high > span.peak_bytes:
             span.peak_bytes, span.peak_tick = high, int(ledger.moved.ticks[position])
             span.peak_allocation = ledger.allocations[int(ledger.moved.indices[position])]
             reached[span.key] = position + 1
-        span.end_bytes = int(ledger.live_bytes[stretch.end - 1]) if stretch.end else 0
+        span.end_bytes = int(ledger.live_bytes[interval.end - 1]) if interval.end else 0
     for key, live in zip(reached, _live_by_bucket(ledger, list(reached.values())), strict=True):
         found.spans[key].peak_live = live
     return found
@@ -98,8 +98,8 @@ def most_alive(columns: Columns, chosen: NDArray[np.bool_]) -> tuple[int, NDArra
     import numpy as np
 
     indices = np.flatnonzero(chosen)
-    ends = indices[columns.died[indices] != NEVER]
-    ticks = np.concatenate([columns.born[indices], columns.died[ends]])
+    ends = indices[columns.freed_tick[indices] != NEVER]
+    ticks = np.concatenate([columns.allocated_tick[indices], columns.freed_tick[ends]])
     deltas = np.concatenate([columns.nbytes[indices], -columns.nbytes[ends]])
     order = np.lexsort((deltas, ticks))  # at one tick frees (negative) come first, as in `Allocation.alive`
     levels = np.cumsum(deltas[order])
@@ -114,10 +114,10 @@ def most_alive(columns: Columns, chosen: NDArray[np.bool_]) -> tuple[int, NDArra
 
 def last_forward_end(ledger: Ledger) -> tuple[int, int]:
     """First and last tick of the last forward of the last step; `(0, -1)` if no forward was recorded."""
-    stretches = ledger.stretches
-    for position in range(len(stretches) - 1, -1, -1):
-        if stretches[position].mark.phase == "forward":
-            is_last = position + 1 == len(stretches)
-            end = ledger.ticks + 1 if is_last else stretches[position + 1].mark.tick
-            return stretches[position].mark.tick, end - 1
+    intervals = ledger.intervals
+    for position in range(len(intervals) - 1, -1, -1):
+        if intervals[position].mark.phase == "forward":
+            is_last = position + 1 == len(intervals)
+            end = ledger.ticks + 1 if is_last else intervals[position + 1].mark.tick
+            return intervals[position].mark.tick, end - 1
     return 0, -1

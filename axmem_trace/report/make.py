@@ -154,7 +154,7 @@ def _make_resident(facts: ModelFacts, ledger: Ledger) -> Resident:
     return Resident(
         weights=sum(fact.nbytes for fact in on_gpu if fact.role == "weight"),
         adapters=sum(fact.nbytes for fact in on_gpu if fact.role == "adapter"),
-        reference=int(columns.nbytes[in_role("reference") & (columns.died == NEVER)].sum()),
+        reference=int(columns.nbytes[in_role("reference") & (columns.freed_tick == NEVER)].sum()),
         gradients=most_alive(columns, in_role("gradient"))[0],
         optimizer=most_alive(columns, in_role("optimizer"))[0],
     )

@@ -42,7 +42,7 @@ def make_module_rows(facts: ModelFacts, ledger: Ledger, *, peak_tick: int) -> tu
     columns["activation_bytes"] = alive_activations(peak_tick)
     columns["kept_bytes"] = alive_activations(end)
     outputs = ledger_columns.where(lambda kind: kind.device == "gpu" and kind.output)
-    outputs &= (start <= ledger_columns.born) & (ledger_columns.born <= end)
+    outputs &= (start <= ledger_columns.allocated_tick) & (ledger_columns.allocated_tick <= end)
     columns["output_bytes"] = sum_at(outputs.nonzero()[0], ledger_columns.nbytes)
     return tuple(
         ModuleRow(name=name, class_name=class_name, **{column: sums.get(name, 0) for column, sums in columns.items()})

@@ -60,11 +60,11 @@ def make_timeline(ledger: Ledger, reservation: Reservation) -> tuple[TimelinePoi
     positions = [start + int(levels[start : start + size].argmax()) for start in range(0, len(levels), size)]
     if positions and positions[-1] != len(levels) - 1:
         positions.append(len(levels) - 1)
-    points, stretches, number = [], ledger.stretches, 0
+    points, intervals, number = [], ledger.intervals, 0
     for position in positions:
-        while stretches[number].end <= position:
+        while intervals[number].end <= position:
             number += 1
-        mark, reached, tick = stretches[number].mark, ledger.allocations[int(indices[position])], int(ticks[position])
+        mark, reached, tick = intervals[number].mark, ledger.allocations[int(indices[position])], int(ticks[position])
         points.append(
             TimelinePoint(
                 tick=tick,

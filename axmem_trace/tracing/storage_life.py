@@ -25,11 +25,11 @@ _REPEATED = (
 class StorageLife:
     """An `Allocation` that is not complete yet."""
 
-    __slots__ = ("born", "busy_until", "device", "died", "kept", "layer", "micro_batch", "module", "nbytes", "op", "output",
-                 "phase", "recomputed", "role", "step", "stream", "used_on", "watch")  # fmt: skip
+    __slots__ = ("allocated_tick", "busy_until", "device", "freed_tick", "kept", "layer", "micro_batch", "module",
+                 "nbytes", "op", "output", "phase", "recomputed", "role", "step", "stream", "used_on", "watch")  # fmt: skip
 
-    def __init__(self, nbytes: int, born: int) -> None:
-        self.nbytes, self.born, self.died = nbytes, born, NEVER
+    def __init__(self, nbytes: int, allocated: int) -> None:
+        self.nbytes, self.allocated_tick, self.freed_tick = nbytes, allocated, NEVER
         self.phase: Phase = "load"
         self.step = self.micro_batch = 0
         self.module = self.op = ""
@@ -44,7 +44,7 @@ class StorageLife:
 
     def repeated(self, shift: int, step: int) -> StorageLife:
         """The same storage in a later step, still alive."""
-        copy = StorageLife(self.nbytes, self.born + shift)
+        copy = StorageLife(self.nbytes, self.allocated_tick + shift)
         for name in _REPEATED:
             setattr(copy, name, getattr(self, name))
         copy.step = step

@@ -60,7 +60,7 @@ class StorageRecord:
         """The host has waited for all work that was put on a stream before `moment`."""
         waiting = []
         for life in self._in_use:
-            if life.died <= moment and life.used_on:
+            if life.freed_tick <= moment and life.used_on:
                 life.used_on.discard(stream)
                 if not life.used_on:
                     self._tick += 1
@@ -183,15 +183,15 @@ class StorageRecord:
         for mark in [mark for mark in self._marks if start < mark.tick <= end]:
             self._mark = replace(mark, tick=mark.tick + shift, step=step)
             self._marks.append(self._mark)
-        for life in [life for life in self._lives if start < life.born <= end]:
-            if life.died > end and life.role != "gradient":
+        for life in [life for life in self._lives if start < life.allocated_tick <= end]:
+            if life.freed_tick > end and life.role != "gradient":
                 continue
             copy = life.repeated(shift, step)
             self._lives.append(copy)
-            if life.died > end:
-                placeholders[life.born] = self._placeholder_of(copy)
+            if life.freed_tick > end:
+                placeholders[life.allocated_tick] = self._placeholder_of(copy)
             else:
-                copy.died = life.died + shift
+                copy.freed_tick = life.freed_tick + shift
         self._empty_cache_ticks += [tick + shift for tick in self._empty_cache_ticks if start < tick <= end]
         self._tick = end + shift
         if self.layers is not None:
@@ -214,7 +214,7 @@ class StorageRecord:
     def allocation_tick(self, tensor: torch.Tensor) -> int:
         """The tick at which the tensor's storage was allocated; 0 if it is unknown."""
         life = self._living.get(local_part(tensor).untyped_storage()._cdata)
-        return life.born if life is not None else 0
+        return life.allocated_tick if life is not None else 0
 
     def allocate(self, made: Any, op: str) -> None:
         """An operator has returned this: one or several tensors. New storages among them are allocated now."""
@@ -279,7 +279,7 @@ class StorageRecord:
 
     def _end(self, life: StorageLife) -> None:
         self._tick += 1
-        life.died = self._tick
+        life.freed_tick = self._tick
         if life.used_on:
             life.busy_until = NEVER
             self._in_use.append(life)

@@ -21,7 +21,7 @@ CAPACITY = 6 << 30
 
 
 def act(caching, ledger):
-    """Replays by hand; yields the blocks in use after each birth or death."""
+    """Replays by hand; yields the blocks in use after each allocation or free."""
     in_use = {}
     for tick, index, dies in ledger.moves():
         caching.accounts.tick = tick
@@ -161,7 +161,10 @@ def test_the_fast_way_is_the_recorded_one(text, seed):
 
 def test_a_brief_allocation_is_in_use_while_the_cache_is_emptied():
     # 30 MiB are taken from 40 cached ones and freed by the next move; between the two the cache is emptied
-    lives = (Allocation(nbytes=40 * MIB, born=1, died=2), Allocation(nbytes=30 * MIB, born=3, died=5))
+    lives = (
+        Allocation(nbytes=40 * MIB, allocated_tick=1, freed_tick=2),
+        Allocation(nbytes=30 * MIB, allocated_tick=3, freed_tick=5),
+    )
     for text, left in (("expandable_segments:False", 40), ("expandable_segments:True", 40)):
         ledger = Ledger(allocations=lives, marks=(), ticks=9, empty_cache_ticks=(4,))
         assert replay(ledger, parse_alloc_conf(text)).timeline[-1] == (1, left * MIB)

@@ -11,8 +11,8 @@ PLAIN = Allocator(expandable_segments=False)
 GROWING = Allocator(expandable_segments=True)
 
 
-def life(nbytes, born, died=NEVER, **facts):
-    return Allocation(nbytes=nbytes, born=born, died=died, **facts)
+def life(nbytes, allocated, freed=NEVER, **facts):
+    return Allocation(nbytes=nbytes, allocated_tick=allocated, freed_tick=freed, **facts)
 
 
 def make_ledger(*allocations, marks=(), empty_cache_ticks=()):
@@ -79,7 +79,7 @@ def test_stretches_of_one_phase_are_one_peak():
     assert replay(ledger, PLAIN).peaks == {("forward", 1): 80 * MIB, ("backward", 1): 30 * MIB}
 
 
-def test_empty_cache_comes_before_the_mark_and_the_births_of_its_tick():
+def test_empty_cache_comes_before_the_mark_and_the_allocations_of_its_tick():
     ledger = make_ledger(
         life(30 * MIB, 1, 2), life(40 * MIB, 3), marks=(Mark(tick=3, phase="backward", step=1),), empty_cache_ticks=(3,)
     )
@@ -105,7 +105,7 @@ def test_an_empty_ledger():
     assert (reservation.peak_reserved_bytes, reservation.peaks, reservation.reserved_at(5)) == (0, {}, 0)
 
 
-def test_a_birth_and_a_death_at_one_tick():
+def test_an_allocation_and_a_free_at_one_tick():
     assert replay(make_ledger(life(MIB, 4, 4)), PLAIN).peak_reserved_bytes == 2 * MIB
 
 

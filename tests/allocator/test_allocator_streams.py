@@ -59,11 +59,11 @@ def test_before_the_cache_is_emptied_the_host_waits_for_all_streams() -> None:
 
 
 def test_a_replay_gives_a_block_out_again_when_the_other_stream_is_done() -> None:
-    # 0 is freed at 3, while another stream works on it until 5: 1, born at 4, can't have it; 2, born at 6, can
+    # 0 is freed at 3, while another stream works on it until 5: 1, allocated at 4, can't have it; 2, allocated at 6, can
     allocations = (
-        Allocation(nbytes=32 * MIB, born=2, died=3, busy_until=5),
-        Allocation(nbytes=32 * MIB, born=4),
-        Allocation(nbytes=32 * MIB, born=6),
+        Allocation(nbytes=32 * MIB, allocated_tick=2, freed_tick=3, busy_until=5),
+        Allocation(nbytes=32 * MIB, allocated_tick=4),
+        Allocation(nbytes=32 * MIB, allocated_tick=6),
     )
     marks = (Mark(tick=1, phase="forward", step=1),)
     found = replay(Ledger(allocations=allocations, marks=marks, ticks=7), PLAIN)
@@ -74,8 +74,8 @@ def test_a_replay_gives_a_block_out_again_when_the_other_stream_is_done() -> Non
 
 def test_active_exceeds_allocated_by_what_another_stream_works_on() -> None:
     allocations = (
-        Allocation(nbytes=32 * MIB, born=2, died=3, busy_until=NEVER),
-        Allocation(nbytes=MIB, born=4, stream=3),
+        Allocation(nbytes=32 * MIB, allocated_tick=2, freed_tick=3, busy_until=NEVER),
+        Allocation(nbytes=MIB, allocated_tick=4, stream=3),
     )
     marks = (Mark(tick=1, phase="forward", step=1),)
     found = replay(Ledger(allocations=allocations, marks=marks, ticks=5), PLAIN)

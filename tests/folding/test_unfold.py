@@ -9,7 +9,7 @@ import pytest
 
 from axmem_trace.folding.facts import unfold_facts
 from axmem_trace.folding.repetition import CannotFold, Repetition
-from axmem_trace.folding.sections import OUTSIDE, EventLayers, Stretch, Sweep, find_sections
+from axmem_trace.folding.sections import OUTSIDE, EventLayers, LayerPass, Once, find_sections
 from axmem_trace.folding.unfold import Unfolding, growing_sizes
 from axmem_trace.ledger import NEVER, Allocation, Ledger, Mark
 from axmem_trace.model_facts import ModelFacts, ModuleFact, TensorFact
@@ -34,15 +34,15 @@ class Writer:
         self.tick += 1
         self.marks.append(Mark(tick=self.tick, phase=phase, step=1))  # type: ignore[arg-type]
 
-    def born(self, nbytes: int, layer: int, op: str = "op", *, inside: bool = True) -> int:
+    def allocate(self, nbytes: int, layer: int, op: str = "op", *, inside: bool = True) -> int:
         self._tick(layer if inside else None)
         module = f"model.layers.{layer}.mlp" if layer >= 0 else "model.head"
-        self.allocations.append(Allocation(nbytes=nbytes, born=self.tick, module=module, op=op))
+        self.allocations.append(Allocation(nbytes=nbytes, allocated_tick=self.tick, module=module, op=op))
         return len(self.allocations) - 1
 
-    def died(self, number: int, layer: int | None) -> None:
+    def free(self, number: int, layer: int | None) -> None:
         self._tick(layer)
-        self.allocations[number] = replace(self.allocations[number], died=self.tick)
+        self.allocations[number] = replace(self.allocations[number], freed_tick=self.tick)
 
     def _tick(self, layer: int | None) -> None:
         self.tick += 1
@@ -62,25 +62,25 @@ def play(layers: int, size: Callable[[int], int] = lambda layer: 1000) -> Writer
     optimizer, where no module is at work, goes up once; a table outside grows by 4 bytes a layer."""
     run = Writer()
     run.mark("forward")
-    table = run.born(100 + 4 * layers, OUTSIDE)
+    table = run.allocate(100 + 4 * layers, OUTSIDE)
     kept, scratch = [], None
     for layer in range(layers):
-        kept.append(run.born(size(layer), layer))
+        kept.append(run.allocate(size(layer), layer))
         if scratch is not None:
-            run.died(scratch, layer)
-        scratch = run.born(64, layer, "scratch")
+            run.free(scratch, layer)
+        scratch = run.allocate(64, layer, "scratch")
     assert scratch is not None
-    run.died(scratch, OUTSIDE)
+    run.free(scratch, OUTSIDE)
     run.mark("backward")
     gradients = {}
     for layer in reversed(range(layers)):
-        gradients[layer] = run.born(500, layer, "mm")
-        run.died(kept[layer], layer)
+        gradients[layer] = run.allocate(500, layer, "mm")
+        run.free(kept[layer], layer)
     run.mark("optimizer")
     for layer in range(layers):
-        run.born(300, layer, "zeros", inside=False)
-        run.died(gradients[layer], None)
-    run.died(table, None)
+        run.allocate(300, layer, "zeros", inside=False)
+        run.free(gradients[layer], None)
+    run.free(table, None)
     return run
 
 
@@ -99,10 +99,10 @@ def test_a_ledger_of_five_layers_becomes_that_of_nine():
 def test_sweeps_go_up_down_and_up():
     short = play(5)
     items = find_sections(short.ledger(), short.layers(), repetition_of(5, 4)).items
-    assert [each.direction for each in items if isinstance(each, Sweep)] == [1, -1, 1]
+    assert [each.direction for each in items if isinstance(each, LayerPass)] == [1, -1, 1]
     assert (
-        sum(len(each.events) for each in items if isinstance(each, Stretch))
-        + sum(len(period) for each in items if isinstance(each, Sweep) for period in each.periods)
+        sum(len(each.events) for each in items if isinstance(each, Once))
+        + sum(len(period) for each in items if isinstance(each, LayerPass) for period in each.periods)
         == short.tick
     )
 
@@ -125,17 +125,19 @@ def test_a_size_that_depends_on_depth_inside_layers_is_not_folded():
 def test_a_layer_that_ends_what_is_no_layers_is_not_folded():
     short = play(5)
     victim = next(number for number, each in enumerate(short.allocations) if each.nbytes == 120)
-    last = short.allocations[victim].died
+    last = short.allocations[victim].freed_tick
     other = next(number for number, each in enumerate(short.allocations) if each.op == "mm" and ".2." in each.module)
-    at = short.allocations[other].died
-    short.allocations[victim] = replace(short.allocations[victim], died=at)
-    short.allocations[other] = replace(short.allocations[other], died=last)
+    at = short.allocations[other].freed_tick
+    short.allocations[victim] = replace(short.allocations[victim], freed_tick=at)
+    short.allocations[other] = replace(short.allocations[other], freed_tick=last)
     with pytest.raises(CannotFold):
         find_sections(short.ledger(), short.layers(), repetition_of(5, 4))
 
 
 def test_two_things_at_one_tick_are_no_recording():
-    ledger = Ledger(allocations=(Allocation(nbytes=1, born=1), Allocation(nbytes=1, born=1)), marks=(), ticks=3)
+    ledger = Ledger(
+        allocations=(Allocation(nbytes=1, allocated_tick=1), Allocation(nbytes=1, allocated_tick=1)), marks=(), ticks=3
+    )
     with pytest.raises(CannotFold, match="two things happened at tick 1"):
         find_sections(ledger, EventLayers({}, [None, None]), repetition_of(5, 4))
 
@@ -144,7 +146,7 @@ def test_what_outlives_the_recording_does_so_in_every_layer():
     short, repetition = play(5), repetition_of(5, 4)
     sections = find_sections(short.ledger(), short.layers(), repetition)
     unfolded = Unfolding(short.ledger(), sections, repetition, 4).make()
-    assert sum(each.died == NEVER for each in unfolded.allocations) == 9  # one optimizer state a layer
+    assert sum(each.freed_tick == NEVER for each in unfolded.allocations) == 9  # one optimizer state a layer
 
 
 def tensor(name: str) -> TensorFact:

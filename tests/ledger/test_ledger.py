@@ -7,16 +7,20 @@ import pytest
 from axmem_trace.ledger import BUCKETS, NEVER, Allocation, Ledger, Mark, Moment, block_bytes
 
 # tick:        0     1         2       3       4       5      6      7
-# weights      |-----born------------------------------------------------>
-# activation                   born------------------died(6)
-# transient                            born----died(5)
-# gradient                                     born(4)--------------------
+# weights      |-----allocated------------------------------------------------>
+# activation                   allocated------------------freed(6)
+# transient                            allocated----freed(5)
+# gradient                                     allocated(4)--------------------
 # on the CPU         (never counts)
-WEIGHT = Allocation(nbytes=10_000, born=1, phase="load", step=0, role="weight", module="embed")
-ACTIVATION = Allocation(nbytes=5_000, born=2, died=6, module="layers.0", op="aten.mm.default", kept=True)
-TRANSIENT = Allocation(nbytes=3_000, born=3, died=5, module="layers.1", op="aten.silu.default")
-GRADIENT = Allocation(nbytes=10_000, born=4, phase="backward", role="gradient", module="embed", op="aten.add.Tensor")
-ON_CPU = Allocation(nbytes=1_000_000, born=1, died=7, device="cpu")
+WEIGHT = Allocation(nbytes=10_000, allocated_tick=1, phase="load", step=0, role="weight", module="embed")
+ACTIVATION = Allocation(
+    nbytes=5_000, allocated_tick=2, freed_tick=6, module="layers.0", op="aten.mm.default", kept=True
+)
+TRANSIENT = Allocation(nbytes=3_000, allocated_tick=3, freed_tick=5, module="layers.1", op="aten.silu.default")
+GRADIENT = Allocation(
+    nbytes=10_000, allocated_tick=4, phase="backward", role="gradient", module="embed", op="aten.add.Tensor"
+)
+ON_CPU = Allocation(nbytes=1_000_000, allocated_tick=1, freed_tick=7, device="cpu")
 MARKS = (
     Mark(tick=0, phase="load", step=0),
     Mark(tick=2, phase="forward", step=1),
@@ -45,8 +49,8 @@ def test_moves_are_the_events():
     assert list(LEDGER.moves()) == moves
 
 
-def test_at_one_tick_the_order_of_the_ledger_holds_and_birth_comes_before_death():
-    twins = tuple(Allocation(nbytes=512, born=3, died=3) for _ in range(2))
+def test_at_one_tick_the_order_of_the_ledger_holds_and_an_allocation_comes_before_its_free():
+    twins = tuple(Allocation(nbytes=512, allocated_tick=3, freed_tick=3) for _ in range(2))
     assert list(Ledger(allocations=twins, marks=(), ticks=4).moves()) == [(3, 0, 0), (3, 0, 1), (3, 1, 0), (3, 1, 1)]
 
 
@@ -65,7 +69,7 @@ def test_allocated_at_any_tick():
 
 def test_alive_at():
     assert LEDGER.alive_at(4) == (WEIGHT, ACTIVATION, TRANSIENT, GRADIENT)
-    assert LEDGER.alive_at(5) == (WEIGHT, ACTIVATION, GRADIENT)  # dead at the tick of its death
+    assert LEDGER.alive_at(5) == (WEIGHT, ACTIVATION, GRADIENT)  # gone at the tick at which it is freed
 
 
 def test_mark_at():
@@ -88,14 +92,17 @@ def test_the_peak_of_a_phase_or_step():
 
 
 def test_a_phase_begins_with_what_is_alive():
-    # Nothing is born or dies in the optimizer: it has what backward left, and the buckets of that tick add up to it.
+    # Nothing is allocated or dies in the optimizer: it has what backward left, and the buckets of that tick add up to it.
     peak = LEDGER.peak(phase="optimizer")
     assert peak == Moment(tick=6, allocated_bytes=20_480, phase="optimizer", step=1)
     assert sum(LEDGER.by_bucket(peak.tick).values()) == peak.allocated_bytes
 
 
 def test_of_equal_peaks_the_first_and_one_that_happened():
-    allocations = (Allocation(nbytes=512, born=1, died=2), Allocation(nbytes=512, born=3, died=5, op="second"))
+    allocations = (
+        Allocation(nbytes=512, allocated_tick=1, freed_tick=2),
+        Allocation(nbytes=512, allocated_tick=3, freed_tick=5, op="second"),
+    )
     marks = (Mark(tick=0, phase="forward", step=1), Mark(tick=4, phase="backward", step=1))
     ledger = Ledger(allocations=allocations, marks=marks, ticks=6)
     assert (ledger.peak().tick, ledger.peak().phase) == (1, "forward")
@@ -134,17 +141,19 @@ def test_fast_queries_say_what_the_plain_definition_says():
     ticks = iter(dice.sample(range(1, 2001), 2000))
     allocations = []
     for _ in range(700):
-        born, died = sorted((next(ticks), next(ticks)))
-        died = dice.choice((died, died, died, NEVER))
-        allocations.append(Allocation(nbytes=dice.randrange(0, 9000), born=born, died=died))
+        allocated, freed = sorted((next(ticks), next(ticks)))
+        freed = dice.choice((freed, freed, freed, NEVER))
+        allocations.append(Allocation(nbytes=dice.randrange(0, 9000), allocated_tick=allocated, freed_tick=freed))
     starts = sorted(dice.sample(range(2, 2000), 9))
     marks = tuple(
         Mark(tick=tick, phase=dice.choice(("forward", "backward")), step=dice.choice((1, 2))) for tick in starts
     )
-    ledger = Ledger(allocations=tuple(sorted(allocations, key=lambda each: each.born)), marks=marks, ticks=2001)
+    ledger = Ledger(
+        allocations=tuple(sorted(allocations, key=lambda each: each.allocated_tick)), marks=marks, ticks=2001
+    )
 
     def level(tick):
-        return sum(each.block_bytes for each in ledger.allocations if each.born <= tick < each.died)
+        return sum(each.block_bytes for each in ledger.allocations if each.allocated_tick <= tick < each.freed_tick)
 
     assert all(ledger.allocated_at(tick) == level(tick) for tick in range(0, 2001, 7))
     spans = [(mark, end) for mark, end in zip(marks, [*starts[1:], 2001], strict=True)]
@@ -158,16 +167,16 @@ def test_fast_queries_say_what_the_plain_definition_says():
             assert ledger.allocated_at(peak.tick) == expected
 
 
-def test_stretches_share_all_births_and_deaths():
+def test_stretches_share_all_allocations_and_frees():
     """Before the first mark it is loading; what happens at a mark's tick comes after the mark; marks may be empty."""
-    allocations = tuple(Allocation(nbytes=512, born=tick, died=tick + 3) for tick in (1, 2, 5))
+    allocations = tuple(Allocation(nbytes=512, allocated_tick=tick, freed_tick=tick + 3) for tick in (1, 2, 5))
     marks = [
         Mark(tick=tick, phase=phase, step=1) for tick, phase in ((2, "forward"), (6, "backward"), (7, "optimizer"))
     ]
     ledger = Ledger(allocations=allocations, marks=(marks[1], marks[2], marks[0]), ticks=9)
-    # Moves: births at 1, 2 and 5, deaths at 4, 5 and 8.
-    found = [(mark.phase, start, end) for mark, start, end in ledger.stretches]
+    # Moves: allocations at 1, 2 and 5, frees at 4, 5 and 8.
+    found = [(mark.phase, start, end) for mark, start, end in ledger.intervals]
     assert found == [("load", 0, 1), ("forward", 1, 5), ("backward", 5, 5), ("optimizer", 5, 6)]
     first = Ledger(allocations=allocations, marks=(Mark(tick=0, phase="forward", step=1),), ticks=9)
-    assert [(mark.phase, start, end) for mark, start, end in first.stretches] == [("forward", 0, 6)]
-    assert [mark.phase for mark, _, _ in Ledger(allocations=(), marks=(), ticks=0).stretches] == ["load"]
+    assert [(mark.phase, start, end) for mark, start, end in first.intervals] == [("forward", 0, 6)]
+    assert [mark.phase for mark, _, _ in Ledger(allocations=(), marks=(), ticks=0).intervals] == ["load"]

@@ -101,7 +101,7 @@ def test_loftq_by_hand():
     expected = 4 * matrix + 512 * 512 * 4 + matrix + 512 * 4 + 512 + 512 * 1024 // 2 + 512 * 1024 // 64 * 4
     ledger = recorder.make_ledger()
     status = next(each for each in ledger.allocations if each.op == SVD and each.nbytes == 4)
-    assert ledger.allocated_at(status.born) == expected
+    assert ledger.allocated_at(status.allocated_tick) == expected
 
 
 @pytest.mark.parametrize("init", ["orthogonal", "eva", "lora_ga", "gaussian"])

@@ -44,11 +44,11 @@ def test_modules_on_the_host_are_missing_from_the_gpu_after_loading(tmp_path):
 
     def after_load(ledger: Ledger) -> int:
         loading = [each for each in ledger.on_gpu if each.role == "weight" and each.phase == "load"]
-        return sum(each.nbytes for each in loading if each.died > ledger.ticks)
+        return sum(each.nbytes for each in loading if each.freed_tick > ledger.ticks)
 
     assert after_load(plain) - after_load(placed) == LAYER + NORM + HEAD
     host = [each for each in placed.allocations if each.device == "cpu" and each.role == "weight"]
-    assert sum(each.nbytes for each in host if each.died > placed.ticks) == LAYER + NORM + HEAD
+    assert sum(each.nbytes for each in host if each.freed_tick > placed.ticks) == LAYER + NORM + HEAD
 
 
 def test_copies_come_for_each_forward_and_autograd_keeps_them(tmp_path):
@@ -76,7 +76,9 @@ def test_what_is_on_the_host_is_never_trained(tmp_path):
     placed, built = record(read(tmp_path, **MAP))
 
     def states(ledger: Ledger) -> int:
-        return sum(each.nbytes for each in ledger.allocations if each.role == "optimizer" and each.died > ledger.ticks)
+        return sum(
+            each.nbytes for each in ledger.allocations if each.role == "optimizer" and each.freed_tick > ledger.ticks
+        )
 
     # Two bf16 states of what is missing, and eleven step counters of 4 bytes.
     assert states(plain) - states(placed) == 2 * (LAYER + NORM + HEAD) + 11 * 4

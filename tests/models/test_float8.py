@@ -40,7 +40,7 @@ def test_forward_at_its_worst_casts_the_weight():
     # The input's bits; the weight in fp32 times its scale, that clamped, and its bits.
     expected = X + 2 * 4 * W + W
     bits = next(each for each in ledger.allocations if each.op == "aten._to_copy.default" and each.nbytes == W)
-    assert 0 <= ledger.allocated_at(bits.born) - expected <= SMALL
+    assert 0 <= ledger.allocated_at(bits.allocated_tick) - expected <= SMALL
 
 
 def test_backward_by_hand():
@@ -51,10 +51,11 @@ def test_backward_by_hand():
     # product's is gone: of the output's gradient and of the input.
     expected = 2 * 2 * Y + 2 * X + 2 * W + 2 * Y + W + X + Y + X
     last = max(
-        (each for each in ledger.allocations if each.op == "aten._scaled_mm.default"), key=lambda each: each.born
+        (each for each in ledger.allocations if each.op == "aten._scaled_mm.default"),
+        key=lambda each: each.allocated_tick,
     )
     assert last.nbytes == 2 * W
-    assert 0 <= ledger.allocated_at(last.born) - expected - workspace <= 2 * SMALL
+    assert 0 <= ledger.allocated_at(last.allocated_tick) - expected - workspace <= 2 * SMALL
 
 
 def test_row_scales_are_multiplied_in_afterwards_from_a_full_matrix():

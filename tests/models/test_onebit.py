@@ -26,7 +26,7 @@ def test_a_layer_keeps_its_quantised_weight_and_input():
     assert run.kept == X + W + Y
     # At the most, while the weight's sum is made: the input's sum, the quantised weight less the weight, and the sum.
     sums = [each for each in run.ledger.allocations if each.op == "aten.add.Tensor" and each.nbytes == W]
-    assert run.ledger.allocated_at(sums[0].born) == X + 2 * W
+    assert run.ledger.allocated_at(sums[0].allocated_tick) == X + 2 * W
 
 
 def make_config(tmp_path: Path, **keys: Any) -> dict[str, Any]:

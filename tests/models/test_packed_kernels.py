@@ -47,7 +47,7 @@ def test_the_triton_kernel_unpacks_again_in_backward():
     mine = [each for each in run.ledger.allocations if each.op != "cuBLAS" and each.phase == "backward"]
     assert sorted(each.nbytes for each in mine) == [51_200, 102_400, 262_144]
     weight = max(mine, key=lambda each: each.nbytes)
-    assert weight.died != NEVER
+    assert weight.freed_tick != NEVER
 
 
 def test_another_kernel_is_refused(tmp_path: Path):

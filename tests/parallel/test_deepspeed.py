@@ -138,8 +138,8 @@ def _counts(each: Allocation) -> bool:
 
 def _peak(ledger: Ledger, phase: Phase, step: int) -> int:
     """The most bytes alive at a time in a phase of a step."""
-    changes = [(each.born, each.nbytes) for each in ledger.allocations if _counts(each)]
-    changes += [(each.died, -each.nbytes) for each in ledger.allocations if _counts(each)]
+    changes = [(each.allocated_tick, each.nbytes) for each in ledger.allocations if _counts(each)]
+    changes += [(each.freed_tick, -each.nbytes) for each in ledger.allocations if _counts(each)]
     live = most = 0
     for tick, change in sorted(changes):
         live += change

@@ -109,10 +109,16 @@ def _counts(each: Allocation) -> bool:
 
 
 def _peak(ledger: Ledger, phase: Phase, step: int) -> int:
-    """The most bytes alive at a time in a phase of a step, of those born since the step began."""
+    """The most bytes alive at a time in a phase of a step, of those allocated since the step began."""
     start = min(mark.tick for mark in ledger.marks if mark.step == step)
-    changes = [(each.born, each.nbytes) for each in ledger.allocations if each.born >= start and _counts(each)]
-    changes += [(each.died, -each.nbytes) for each in ledger.allocations if each.born >= start and _counts(each)]
+    changes = [
+        (each.allocated_tick, each.nbytes)
+        for each in ledger.allocations
+        if each.allocated_tick >= start and _counts(each)
+    ]
+    changes += [
+        (each.freed_tick, -each.nbytes) for each in ledger.allocations if each.allocated_tick >= start and _counts(each)
+    ]
     live = most = 0
     for tick, change in sorted(changes):
         live += change

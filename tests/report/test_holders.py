@@ -61,19 +61,19 @@ FACTS = ModelFacts(
 def test_names(allocation, name):
     inner = allocation["module"]
     module = "base_model.model" + (f".{inner}" if inner else "")
-    made = Allocation(nbytes=1, born=1, **{"op": "aten.mm.default", **allocation, "module": module})
+    made = Allocation(nbytes=1, allocated_tick=1, **{"op": "aten.mm.default", **allocation, "module": module})
     assert name_holder(made, FACTS) == name
 
 
 def test_what_is_alive_at_the_peak_is_summed_in_blocks_the_largest_first():
     ledger = Ledger(
         allocations=(
-            Allocation(nbytes=1000, born=1, phase="load", role="weight", module="base_model.model.model.layers.0"),
-            Allocation(nbytes=100, born=2, kept=True, module="base_model.model.lm_head"),
-            Allocation(nbytes=3000, born=3, died=5, module="base_model.model"),
-            Allocation(nbytes=9000, born=6, module="base_model.model"),  # not yet born
-            Allocation(nbytes=9000, born=3, died=4, module="base_model.model"),  # gone
-            Allocation(nbytes=9000, born=1, device="cpu", module="base_model.model"),
+            Allocation(nbytes=1000, allocated_tick=1, phase="load", role="weight", module="base_model.model.model.layers.0"),
+            Allocation(nbytes=100, allocated_tick=2, kept=True, module="base_model.model.lm_head"),
+            Allocation(nbytes=3000, allocated_tick=3, freed_tick=5, module="base_model.model"),
+            Allocation(nbytes=9000, allocated_tick=6, module="base_model.model"),  # not yet allocated
+            Allocation(nbytes=9000, allocated_tick=3, freed_tick=4, module="base_model.model"),  # gone
+            Allocation(nbytes=9000, allocated_tick=1, device="cpu", module="base_model.model"),
         ),
         marks=(), ticks=9,
     )  # fmt: skip

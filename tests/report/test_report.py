@@ -38,7 +38,7 @@ def make_small_report(ledger, facts=None, **rest):
 
 
 def test_buckets_are_blocks_alive_at_the_peak(report):
-    # The peak: backward of step 2, when the logits' gradient is born and the optimizer state exists.
+    # The peak: backward of step 2, when the logits' gradient is allocated and the optimizer state exists.
     # weights: 2 * 12800 + 2 * (2048 + 512 for 260 bytes of absmax) = 30720
     # adapters: 4 * 2048 = 8192; optimizer: 4 * 4608 (4100 rounded up) = 18432
     # activations: tokens 1024 (800) + hidden 2 * 6656 (6400) + logits 40448 (40000) = 54784
@@ -113,9 +113,9 @@ def test_a_phase_begins_with_what_is_alive():
 def test_evaluation_is_a_phase_of_its_own():
     ledger = Ledger(
         allocations=(
-            Allocation(nbytes=1024, born=0, phase="load", step=0, role="weight"),
-            Allocation(nbytes=4096, born=1, died=2, phase="eval", step=0, module="lm_head"),
-            Allocation(nbytes=512, born=3, died=4, phase="forward", step=1),
+            Allocation(nbytes=1024, allocated_tick=0, phase="load", step=0, role="weight"),
+            Allocation(nbytes=4096, allocated_tick=1, freed_tick=2, phase="eval", step=0, module="lm_head"),
+            Allocation(nbytes=512, allocated_tick=3, freed_tick=4, phase="forward", step=1),
         ),
         marks=(
             Mark(tick=0, phase="load", step=0),
@@ -221,9 +221,10 @@ def test_timeline_has_every_level_of_a_small_run_and_the_peak(report):
 
 
 def test_a_long_timeline_is_thinned_and_keeps_the_peak():
-    # 3000 blocks are born one after the other, then die: the peak is a single moment in 6000.
+    # 3000 blocks are allocated one after the other, then die: the peak is a single moment in 6000.
     allocations = tuple(
-        Allocation(nbytes=512, born=tick, died=6000 - tick, phase="load", step=0) for tick in range(3000)
+        Allocation(nbytes=512, allocated_tick=tick, freed_tick=6000 - tick, phase="load", step=0)
+        for tick in range(3000)
     )
     report = make_small_report(Ledger(allocations=allocations, marks=(), ticks=6001))
     assert len(report.timeline) <= 601
@@ -262,9 +263,9 @@ def test_micro_batches_share_a_phase():
     """The first micro-batch's backward reaches 512 + 1024; the second forward begins at 512 and reaches 512 + 512."""
     ledger = Ledger(
         allocations=(
-            Allocation(nbytes=512, born=0, phase="load", step=0, role="weight"),
-            Allocation(nbytes=1024, born=1, died=2, phase="backward", step=1, module="a"),
-            Allocation(nbytes=512, born=3, died=4, phase="forward", step=1),
+            Allocation(nbytes=512, allocated_tick=0, phase="load", step=0, role="weight"),
+            Allocation(nbytes=1024, allocated_tick=1, freed_tick=2, phase="backward", step=1, module="a"),
+            Allocation(nbytes=512, allocated_tick=3, freed_tick=4, phase="forward", step=1),
         ),
         marks=(
             Mark(tick=0, phase="load", step=0),

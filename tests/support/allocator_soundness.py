@@ -55,19 +55,19 @@ def make_sizes(dice: random.Random) -> int:
 
 
 def make_ledger(seed: int, *, num_allocations: int = 300, all_die: bool = False) -> Ledger:
-    """A random life: births and deaths in turn, four phases of two steps, one `empty_cache` in the middle."""
-    dice, born, died, sizes, alive, tick = random.Random(seed), [], {}, [], [], 0
-    while len(born) < num_allocations or (all_die and alive):
+    """A random life: allocations and frees in turn, four phases of two steps, one `empty_cache` in the middle."""
+    dice, allocated, freed, sizes, alive, tick = random.Random(seed), [], {}, [], [], 0
+    while len(allocated) < num_allocations or (all_die and alive):
         tick += 1
-        if alive and (len(born) == num_allocations or dice.random() < 0.47):
-            died[alive.pop(dice.randrange(len(alive)))] = tick
+        if alive and (len(allocated) == num_allocations or dice.random() < 0.47):
+            freed[alive.pop(dice.randrange(len(alive)))] = tick
         else:
-            alive.append(len(born))
-            born.append(tick)
+            alive.append(len(allocated))
+            allocated.append(tick)
             sizes.append(make_sizes(dice))
-    lives = zip(sizes, born, strict=True)
+    lives = zip(sizes, allocated, strict=True)
     allocations = tuple(
-        Allocation(nbytes=nbytes, born=start, died=died.get(index, NEVER))
+        Allocation(nbytes=nbytes, allocated_tick=start, freed_tick=freed.get(index, NEVER))
         for index, (nbytes, start) in enumerate(lives)
     )
     phases = (("forward", 1), ("backward", 1), ("forward", 2), ("backward", 2))

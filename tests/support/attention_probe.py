@@ -65,7 +65,7 @@ def refused(notes: Notes) -> str:
 def _sum_up(allocations: tuple[Allocation, ...], notes: Notes) -> Probe:
     forward = [each for each in allocations if each.phase == "forward"]
     backward = [each for each in allocations if each.phase == "backward"]
-    left = [each.nbytes for each in backward if each.died > 1 << 60]
+    left = [each.nbytes for each in backward if each.freed_tick > 1 << 60]
     return Probe(
         kept=sorted((each.nbytes for each in forward if each.kept), reverse=True),
         forward_peak=peak_bytes(forward),

@@ -76,7 +76,7 @@ def _sum_up(allocations: tuple[Allocation, ...], notes: Notes) -> Probe:
     mine = [each for each in allocations if each.role != "workspace"]
     forward = [each for each in mine if each.phase == "forward"]
     backward = [each for each in mine if each.phase == "backward"]
-    left = [each.op for each in backward if each.died == NEVER]
+    left = [each.op for each in backward if each.freed_tick == NEVER]
     assert left in ([], ["aten.neg.default"]), left  # only the leaf's own gradient
     return Probe(
         kept=sorted((each.nbytes for each in forward if each.kept), reverse=True),

@@ -41,5 +41,5 @@ def record(
 
 
 def sizes(allocations: tuple[Allocation, ...], **facts: Any) -> list[int]:
-    """Bytes of those with these facts, in order of birth."""
+    """Bytes of those with these facts, in the order in which they were allocated."""
     return [each.nbytes for each in allocations if all(getattr(each, key) == value for key, value in facts.items())]

@@ -127,7 +127,7 @@ def differences(on_meta: Ledger, for_real: Ledger, copies: HostCopies) -> tuple[
     for each in on_meta.allocations:
         made = (each.nbytes, each.phase, each.module, each.op)
         found = _find(only_meta, made)
-        if found and each.born in copies.ticks:
+        if found and each.allocated_tick in copies.ticks:
             only_meta[found] -= 1
         elif found and each.device == "cpu" and (twin := _find(only_real, made)):
             only_meta[found] -= 1

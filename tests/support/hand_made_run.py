@@ -42,17 +42,19 @@ class Writer:
     def mark(self, phase: str, step: int, micro_batch: int = 0) -> None:
         self.marks.append(Mark(tick=self.tick, phase=phase, step=step, micro_batch=micro_batch))
 
-    def born(self, nbytes: int, module: str, op: str, **rest: Any) -> int:
+    def allocate(self, nbytes: int, module: str, op: str, **rest: Any) -> int:
         now = self.marks[-1]
         self.allocations.append(
-            Allocation(nbytes=nbytes, born=self.tick, module=module, op=op, phase=now.phase, step=now.step, **rest)
+            Allocation(
+                nbytes=nbytes, allocated_tick=self.tick, module=module, op=op, phase=now.phase, step=now.step, **rest
+            )
         )
         self.tick += 1
         return len(self.allocations) - 1
 
-    def died(self, *indices: int) -> None:
+    def free(self, *indices: int) -> None:
         for index in indices:
-            self.allocations[index] = replace(self.allocations[index], died=self.tick)
+            self.allocations[index] = replace(self.allocations[index], freed_tick=self.tick)
             self.tick += 1
 
     def ledger(self) -> Ledger:
@@ -114,26 +116,26 @@ def make_ledger() -> Ledger:
     write = Writer()
     write.mark("load", 0)
     for fact in make_facts().tensors:
-        write.born(fact.nbytes, fact.module, "load", role=fact.role)
+        write.allocate(fact.nbytes, fact.module, "load", role=fact.role)
     adapters = [f"{layer}.proj.{half}" for layer in LAYERS for half in ("lora_A", "lora_B")]
     for step in (1, 2):
         write.mark("forward", step)
-        tokens = write.born(800, "", "tokens", role="input")
-        hidden = [write.born(6400, layer, "aten.mm.default", kept=True, output=True) for layer in LAYERS]
-        transient = write.born(20000, "model.layers.1.proj", "dequantize_4bit")
-        write.died(transient)
-        logits = write.born(40000, "lm_head", "aten.mm.default", kept=True, output=True)
+        tokens = write.allocate(800, "", "tokens", role="input")
+        hidden = [write.allocate(6400, layer, "aten.mm.default", kept=True, output=True) for layer in LAYERS]
+        transient = write.allocate(20000, "model.layers.1.proj", "dequantize_4bit")
+        write.free(transient)
+        logits = write.allocate(40000, "lm_head", "aten.mm.default", kept=True, output=True)
         write.mark("backward", step)
-        logits_gradient = write.born(40000, "lm_head", "aten._log_softmax_backward_data.default")
-        write.died(logits)
-        gradients = [write.born(2048, name, "accumulate", role="gradient") for name in reversed(adapters)]
-        write.died(logits_gradient, *hidden)
+        logits_gradient = write.allocate(40000, "lm_head", "aten._log_softmax_backward_data.default")
+        write.free(logits)
+        gradients = [write.allocate(2048, name, "accumulate", role="gradient") for name in reversed(adapters)]
+        write.free(logits_gradient, *hidden)
         write.mark("optimizer", step)
         if step == 1:
             for name in adapters:
-                write.born(4100, name, "state", role="optimizer")
-                write.born(4, name, "step", role="optimizer", device="cpu")
-        write.died(*gradients, tokens)
+                write.allocate(4100, name, "state", role="optimizer")
+                write.allocate(4, name, "step", role="optimizer", device="cpu")
+        write.free(*gradients, tokens)
     return write.ledger()
 
 

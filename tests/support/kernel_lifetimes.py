@@ -50,7 +50,7 @@ def live(inputs: list[Any], run: Callable[..., Any]) -> Lives:
     for tick, change in sorted(
         (tick, change)
         for each in ledger.on_gpu
-        for tick, change in ((each.born, each.nbytes), (each.died, -each.nbytes))
+        for tick, change in ((each.allocated_tick, each.nbytes), (each.freed_tick, -each.nbytes))
         if tick <= ledger.ticks
     ):
         alive += change

@@ -64,6 +64,6 @@ def peak_bytes(allocations: Sequence[Allocation], *, in_blocks: bool = False) ->
         change
         for each in allocations
         for nbytes in (each.block_bytes if in_blocks else each.nbytes,)
-        for change in ((each.born, nbytes), (each.died, -nbytes))
+        for change in ((each.allocated_tick, nbytes), (each.freed_tick, -nbytes))
     )
     return max(accumulate((nbytes for _, nbytes in changes), initial=0))

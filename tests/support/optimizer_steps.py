@@ -130,8 +130,8 @@ def peak_between(ledger: Ledger, start: int, end: int) -> int:
     """The most bytes alive in (start, end], above those alive at `start`."""
     moves: list[tuple[int, int]] = []
     for each in filter(_counts, ledger.allocations):
-        if start < each.born <= end:
-            moves.append((each.born, each.nbytes))
-        if each.died != NEVER and start < each.died <= end:
-            moves.append((each.died, -each.nbytes))
+        if start < each.allocated_tick <= end:
+            moves.append((each.allocated_tick, each.nbytes))
+        if each.freed_tick != NEVER and start < each.freed_tick <= end:
+            moves.append((each.freed_tick, -each.nbytes))
     return max(accumulate((delta for _, delta in sorted(moves)), initial=0))

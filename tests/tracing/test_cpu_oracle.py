@@ -55,7 +55,7 @@ def test_meta_allocates_what_a_real_step_does(family: str, adapter: str, checkpo
 
 
 def curve(ledger: Ledger) -> list[int]:
-    """Live bytes after each birth and death until the first optimizer step begins."""
+    """Live bytes after each allocation and free until the first optimizer step begins."""
     ticks, levels = ledger.levels
     end = next(mark.tick for mark in ledger.marks if mark.phase == "optimizer")
     return [level for tick, level in zip(ticks, levels, strict=True) if tick < end]

@@ -30,8 +30,8 @@ def test_a_storage_that_grows_in_place_is_a_new_block_each_time() -> None:
         storage.resize_(2000)
     first, second = recorded(recorder)
     assert (first.nbytes, second.nbytes) == (1000, 2000)
-    assert first.died < second.born
-    assert second.died == NEVER
+    assert first.freed_tick < second.allocated_tick
+    assert second.freed_tick == NEVER
 
 
 def test_a_resize_outside_is_not_recorded() -> None:
@@ -70,7 +70,7 @@ def test_a_freed_block_is_busy_until_the_host_has_waited_for_the_other_stream() 
         assert recorded(recorder)[0].busy_until == NEVER
         late.synchronize()
     (block,) = recorded(recorder)
-    assert block.died < block.busy_until < NEVER
+    assert block.freed_tick < block.busy_until < NEVER
 
 
 def test_waiting_for_one_stream_is_waiting_for_all_that_it_waited_for() -> None:

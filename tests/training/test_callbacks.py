@@ -29,7 +29,7 @@ def run(tmp_path: Path, **keys: Any) -> Ledger:
 
 
 def kept(ledger: Ledger, role: str) -> int:
-    return sum(each.nbytes for each in ledger.allocations if each.role == role and each.died == NEVER)
+    return sum(each.nbytes for each in ledger.allocations if each.role == role and each.freed_tick == NEVER)
 
 
 def test_grokfast_keeps_a_copy_of_all_gradients(tmp_path):
@@ -54,15 +54,15 @@ def test_grokfast_in_adapters_is_as_small_as_they_are(tmp_path):
 def restart(ledger: Ledger) -> list[Any]:
     """What the restart brings forth: it comes after the last step's optimizer."""
     last = max(mark.tick for mark in ledger.marks)
-    return [each for each in ledger.allocations if each.born > last]
+    return [each for each in ledger.allocations if each.allocated_tick > last]
 
 
 def test_relora_merges_one_layer_at_a_time(tmp_path):
-    born = restart(run(tmp_path, **LORA, **RELORA))
+    allocated = restart(run(tmp_path, **LORA, **RELORA))
     # Two layers: the product of B and A, and its scaled copy, in the adapter's fp32.
-    assert Counter(each.nbytes for each in born if each.op == "aten.mm.default") == Counter({MATRIX * 4: 2})
-    assert Counter(each.nbytes for each in born if each.nbytes == MATRIX * 4) == Counter({MATRIX * 4: 4})
-    assert all(each.died != NEVER for each in born), "and keeps nothing"
+    assert Counter(each.nbytes for each in allocated if each.op == "aten.mm.default") == Counter({MATRIX * 4: 2})
+    assert Counter(each.nbytes for each in allocated if each.nbytes == MATRIX * 4) == Counter({MATRIX * 4: 4})
+    assert all(each.freed_tick != NEVER for each in allocated), "and keeps nothing"
 
 
 def test_relora_at_its_worst_holds_three_products(tmp_path):
@@ -70,7 +70,7 @@ def test_relora_at_its_worst_holds_three_products(tmp_path):
     before = ledger.allocated_at(max(mark.tick for mark in ledger.marks))
     second = [each for each in restart(ledger) if each.op == "aten.mm.default"][1]
     # The first layer's scaled product is still bound when the second layer's is made and scaled.
-    assert ledger.allocated_at(second.born + 1) - before == 3 * MATRIX * 4
+    assert ledger.allocated_at(second.allocated_tick + 1) - before == 3 * MATRIX * 4
 
 
 def test_relora_sorts_states_to_prune_them(tmp_path):
@@ -84,8 +84,8 @@ def test_relora_sorts_states_to_prune_them(tmp_path):
 
 
 def test_relora_in_8_bit_goes_back_to_the_checkpoint(tmp_path):
-    born = restart(run(tmp_path, **LORA, **RELORA, load_in_8bit=True))
-    found = Counter(each.nbytes for each in born if each.op != "aten.sort.default" and each.nbytes >= MATRIX)
+    allocated = restart(run(tmp_path, **LORA, **RELORA, load_in_8bit=True))
+    found = Counter(each.nbytes for each in allocated if each.op != "aten.sort.default" and each.nbytes >= MATRIX)
     # Per layer: in fp32 the product, its scaled copy and the sum; 16 bits of the checkpoint, of the copy that is saved
     # and of the one that comes back; the packed weight.
     assert found == Counter({MATRIX * 4: 6, MATRIX * 2: 6, MATRIX: 2})
@@ -97,7 +97,7 @@ def test_relora_in_8_bit_goes_back_to_the_checkpoint(tmp_path):
 def test_relora_in_4_bit_leaves_fp32_weights_and_says_so(tmp_path):
     keys = {**LORA, **RELORA, "adapter": "qlora", "load_in_4bit": True}
     ledger = run(tmp_path, **keys)
-    left = [each for each in restart(ledger) if each.died == NEVER]
+    left = [each for each in restart(ledger) if each.freed_tick == NEVER]
     assert [(each.nbytes, each.role) for each in left] == [(MATRIX * 4, "weight")] * 2
     assert any("first restart" in note.text for note in read(tmp_path, **keys).notes)
 

@@ -35,13 +35,13 @@ def record(tmp_path: Path, **keys: Any) -> Ledger:
     return record_run(recipe, built, build_optimizer(recipe, built.module)).ledger
 
 
-def born(ledger: Ledger, phase: str) -> Counter[tuple[str, int]]:
+def allocated(ledger: Ledger, phase: str) -> Counter[tuple[str, int]]:
     found = [each for each in ledger.on_gpu if (each.phase, each.step) == (phase, 1) and not each.role]
     return Counter((each.op, each.nbytes) for each in found)
 
 
 def test_logits_are_shifted_and_picked_in_fp32(tmp_path):
-    forward = born(record(tmp_path, **DIFFUSION), "forward")
+    forward = allocated(record(tmp_path, **DIFFUSION), "forward")
     # accelerate's fp32 copy, the shifted one, the masked tokens' (all of them), and the log-softmax that is kept.
     for op in ("aten._to_copy.default", "aten.cat.default", "aten.index.Tensor", "aten._log_softmax.default"):
         assert forward[(op, LOGITS)] == 1, op
@@ -54,7 +54,7 @@ def test_only_the_log_softmax_is_kept_of_them(tmp_path):
 
 
 def test_the_gradient_goes_back_through_a_full_matrix_of_zeros(tmp_path):
-    backward = born(record(tmp_path, **DIFFUSION), "backward")
+    backward = allocated(record(tmp_path, **DIFFUSION), "backward")
     full = {op: number for (op, nbytes), number in backward.items() if nbytes == LOGITS}
     # nll_loss's gradient is made and the log-softmax's, then the picked tokens' are put into zeros.
     assert full["aten._log_softmax_backward_data.default"] == 1
@@ -62,7 +62,7 @@ def test_the_gradient_goes_back_through_a_full_matrix_of_zeros(tmp_path):
 
 
 def test_every_token_sees_every_other(tmp_path):
-    forward = born(record(tmp_path, **DIFFUSION), "forward")
+    forward = allocated(record(tmp_path, **DIFFUSION), "forward")
     square = ROWS * TOKENS * TOKENS
     # `queries == keys`, and both conditions together.
     assert forward[("aten.eq.Tensor", square)] == 1

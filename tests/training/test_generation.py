@@ -47,7 +47,7 @@ def test_keys_and_values_of_all_layers_are_there_at_the_end(tmp_path, kernel, it
     elements = ROWS * 2 * (TOKENS + NEW) * 8
     keys, values = elements * itemsize, elements * (2 if VALUES_KEEP_THEIR_DTYPE else itemsize)
     evaluation = [each for each in ledger.on_gpu if each.phase == "eval"]
-    end = max(each.born for each in evaluation if each.op.startswith("aten.mm"))
+    end = max(each.allocated_tick for each in evaluation if each.op.startswith("aten.mm"))
     alive = Counter(each.nbytes for each in ledger.alive_at(end) if each.phase == "eval")
     assert alive >= Counter([keys, values] * 2), "of both layers, while the head multiplies"
 

@@ -69,7 +69,7 @@ def test_an_input_comes_back_for_its_layer_and_goes(tmp_path):
     back = [each for each in ledger.on_gpu if each.op == "aten.clone.default" and each.nbytes == INPUT]
     back = [each for each in back if each.step == 2 and each.phase == "backward" and "self_attn" not in each.module]
     assert len(back) == LAYERS - 2
-    assert all(earlier.died < later.died for earlier, later in pairwise(back))
+    assert all(earlier.freed_tick < later.freed_tick for earlier, later in pairwise(back))
 
 
 def test_full_fine_tunes_spare_their_weights(tmp_path):
@@ -106,14 +106,14 @@ def test_the_stash_keeps_the_latest(streams, left):
             loss = Chain()(x)
             recorder.mark("backward", 1)
             alive = [each for each in recorder.make_ledger().allocations if each.op == "aten.sigmoid.default"]
-            assert sum(each.died > recorder.now for each in alive) == left
+            assert sum(each.freed_tick > recorder.now for each in alive) == left
             loss.backward()
         ledger = recorder.make_ledger()
     assert on_host(ledger, step=1) == Counter({4096: 10})
     returned = [each for each in ledger.allocations if each.op == "aten.clone.default"]
     # The first node of backward takes its tensor from the stash, which is then emptied.
     assert len(returned) == (9 if streams else 10)
-    assert all(each.died <= recorder.now for each in returned)
+    assert all(each.freed_tick <= recorder.now for each in returned)
 
 
 def test_small_tensors_parameters_and_storages_kept_on_gpu_stay():
@@ -149,7 +149,7 @@ def test_three_layers_are_on_the_card_at_most(tmp_path):
     rest = 2 * 96 * 32 * 2 + 512 + 2 * 512  # embedding, head, last norm, two tables of the rotary embedding
     weights = {mark.phase: 0 for mark in ledger.marks}
     for mark, after in zip(ledger.marks, ledger.marks[1:], strict=False):
-        ticks = [each.born for each in ledger.on_gpu if mark.tick <= each.born < after.tick]
+        ticks = [each.allocated_tick for each in ledger.on_gpu if mark.tick <= each.allocated_tick < after.tick]
         most = max((ledger.by_bucket(tick)["weights"] for tick in ticks), default=0)
         weights[mark.phase] = max(weights[mark.phase], most) if mark.step else weights[mark.phase]
     assert weights["forward"] == rest + 3 * layer  # the one before, the one at work, and the next one

@@ -135,7 +135,7 @@ def test_a_full_run_of_kto_has_a_reference_in_fp32(tmp_path: Path) -> None:
     # the policy's bf16 and the reference's fp32, buffers (fp32 in both) left out: 4 to 2.
     assert reference == pytest.approx(2 * weights, rel=0.001)
     # axolotl's copy, in bf16, is there too while TRL loads its own.
-    loading = max(sum(each.nbytes for each in ledger.alive_at(each.born) if each.role in ("weight", "reference"))
+    loading = max(sum(each.nbytes for each in ledger.alive_at(each.allocated_tick) if each.role in ("weight", "reference"))
                   for each in ledger.allocations if each.step == 0 and each.role == "reference")  # fmt: skip
     assert loading == pytest.approx(weights + weights + 2 * weights, rel=0.001)
 
@@ -171,11 +171,11 @@ def test_generation_holds_the_whole_cache(tmp_path: Path) -> None:
     rows, new = 2 * MICRO, 2 * 2 * MICRO * 2 * 63 * 8 * 2 // 2
     cached = [each for each in ledger.allocations if each.phase == "generate" and each.step == 1 and each.nbytes == new]
     assert [each.op for each in cached] == ["aten.cat.default"] * 4
-    last = max(each.born for each in cached)
+    last = max(each.allocated_tick for each in cached)
     assert all(each.alive(last) for each in cached)
     # Sampling: the head's bf16 logits of one position, an fp32 copy, its softmax, and exponential numbers to draw by.
     draws = [each for each in ledger.allocations if each.op == "aten.multinomial.default" and each.phase == "generate"]
-    drawn = max(each.born for each in draws if each.step == 1 and each.nbytes == rows * VOCABULARY * 4)
+    drawn = max(each.allocated_tick for each in draws if each.step == 1 and each.nbytes == rows * VOCABULARY * 4)
     sizes = [each.nbytes for each in ledger.alive_at(drawn)]
     assert sizes.count(rows * VOCABULARY * 4) == 3
     assert sizes.count(rows * VOCABULARY * 2) == 1
@@ -230,7 +230,7 @@ def test_the_fp32_reference_of_kto_keeps_a_cache_in_axolotl_0_19(tmp_path: Path)
     alive = []
     for axolotl in ("0.19.0", "0.21.0"):
         ledger = record(tmp_path, axolotl=axolotl, **keys)
-        heads = [each.born for each in ledger.allocations if each.nbytes == 2 * MICRO * ROW and each.step == 1
+        heads = [each.allocated_tick for each in ledger.allocations if each.nbytes == 2 * MICRO * ROW and each.step == 1
                  and each.phase == "forward"]  # fmt: skip
         # the heads' results: policy on other completions, policy, reference on other completions, reference
         alive.append(
@@ -301,7 +301,7 @@ def test_ebft_with_an_adapter_makes_logits_that_nobody_reads(tmp_path: Path) -> 
     joined = [each for each in scored if each.op == "aten.cat.default" and each.nbytes == rows * TOKENS * 3 * 32 * 2]
     assert len(joined) == 2
     # the logits are alive until the features have been joined twice
-    assert all(logits[0].alive(each.born) for each in joined)
+    assert all(logits[0].alive(each.allocated_tick) for each in joined)
     # the true answers, one for two rows
     assert sum(each.nbytes == rows // 2 * ROW * 2 for each in scored) == 1
 

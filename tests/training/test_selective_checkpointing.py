@@ -108,11 +108,13 @@ def test_offloaded_outputs_come_back_one_layer_ahead(tmp_path, monkeypatch):
     monkeypatch.setattr(selective_checkpointing, "MIN_BYTES", LOGSUMEXP)
     ledger = record(tmp_path, **OFFLOAD).ledger
     start = next(mark.tick for mark in ledger.marks if mark.phase == "backward" and mark.step == 1)
-    back = [each for each in ledger.allocations if each.op == "aten.clone.default" and each.born > start]
+    back = [each for each in ledger.allocations if each.op == "aten.clone.default" and each.allocated_tick > start]
     back = [each for each in back if each.step == 1 and each.nbytes in (OUTPUT, LOGSUMEXP)]
     assert Counter(each.nbytes for each in back)[LOGSUMEXP] == LAYERS
     first = [each for each in back if each.nbytes == LOGSUMEXP]
-    assert first[1].born < first[0].died, "the layer before's is fetched as the last one's recomputation begins"
+    assert first[1].allocated_tick < first[0].freed_tick, (
+        "the layer before's is fetched as the last one's recomputation begins"
+    )
 
 
 def test_small_outputs_stay(tmp_path):

@@ -49,7 +49,7 @@ def test_what_the_mask_takes():
         positions = torch.arange(TOKENS, device="meta")[None]
         mask = gemma4_hybrid._mask_of_samples(positions, torch.bfloat16)
     ledger = recorder.make_ledger()
-    kept = [each.nbytes for each in ledger.allocations if each.died > recorder.now]
+    kept = [each.nbytes for each in ledger.allocations if each.freed_tick > recorder.now]
     # Positions, int64, and the mask, bf16.
     assert sorted(kept) == sorted([8 * TOKENS, 2 * TOKENS**2])
     # At the most: positions, sample numbers (int64), three boolean matrices (samples, triangle, both) and, of the

@@ -31,7 +31,7 @@ def test_one_for_forward_and_one_for_backward():
         (33_554_432, "forward", "workspace", ""),
         (33_554_432, "backward", "workspace", ""),
     ]
-    assert all(each.died > 1 << 60 for each in seen)
+    assert all(each.freed_tick > 1 << 60 for each in seen)
 
 
 def test_products_with_a_bias_use_the_same_block():

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SpanKey = tuple[Phase, int]
-"""A phase and its step: all stretches with the same key are one span."""
+"""A phase and its step: all intervals with the same key are one span."""
 
 
-class Stretch(NamedTuple):
+class Interval(NamedTuple):
     """What happens between two marks, by positions in a sequence of events: from `start` to before `end`."""
 
     mark: Mark
@@ -32,15 +32,15 @@ class Stretch(NamedTuple):
 
 
 class Height(NamedTuple):
-    """How high a level was in a stretch.
+    """How high a level was in a interval.
 
     Attributes:
-        begin_bytes: when the stretch began.
+        begin_bytes: when the interval began.
         high_bytes: the highest level after an event of it; 0 without events.
         position: the first event with which it was reached; -1 without events.
     """
 
-    stretch: Stretch
+    interval: Interval
     begin_bytes: int
     high_bytes: int
     position: int
@@ -52,27 +52,27 @@ class Height(NamedTuple):
 
 
 def measure_heights(
-    stretches: Iterable[Stretch], levels: NDArray[np.int64], begins: Sequence[int] | None = None
+    intervals: Iterable[Interval], levels: NDArray[np.int64], begins: Sequence[int] | None = None
 ) -> Iterator[Height]:
-    """The heights of a level, stretch by stretch.
+    """The heights of a level, interval by interval.
 
     Args:
         levels: bytes after each event.
-        begins: bytes when each stretch begins; None: those after the event before it.
+        begins: bytes when each interval begins; None: those after the event before it.
     """
-    for number, stretch in enumerate(stretches):
-        _, start, end = stretch
+    for number, interval in enumerate(intervals):
+        _, start, end = interval
         begin = begins[number] if begins is not None else int(levels[start - 1]) if start else 0
         if start == end:
-            yield Height(stretch, begin, 0, -1)
+            yield Height(interval, begin, 0, -1)
             continue
         position = start + int(levels[start:end].argmax())
-        yield Height(stretch, begin, int(levels[position]), position)
+        yield Height(interval, begin, int(levels[position]), position)
 
 
 def peaks_by_span(heights: Iterable[Height]) -> dict[SpanKey, int]:
     """The highest level of each span, in order of first appearance."""
     peaks: dict[SpanKey, int] = {}
     for height in heights:
-        peaks[height.stretch.key] = max(peaks.get(height.stretch.key, 0), height.peak_bytes)
+        peaks[height.interval.key] = max(peaks.get(height.interval.key, 0), height.peak_bytes)
     return peaks
