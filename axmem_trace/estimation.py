@@ -40,6 +40,7 @@ def estimate(
     gpu: str = "",
     num_gpus: int = 0,
     num_nodes: int = 1,
+    margin: str = "",
     hub: HubUse = "fallback",
     trust_remote_code: bool = False,
     strict: bool = False,
@@ -61,6 +62,7 @@ def estimate(
         gpu: the card, by name (`H100`) or memory (`24GiB`), and how many (`4 x H100`); the report then says whether it fits.
         num_gpus: of each machine; 0: as in `gpu`, else the smallest number for the configuration.
         num_nodes: machines.
+        margin: memory of each card that must stay free, or the run does not fit: a size (`1GiB`) or a share (`5%`).
         hub: when to ask the Hugging Face Hub for a base model's `config.json`.
         trust_remote_code: allow the base model's own Python code to run, where the configuration asks for it.
         strict: unknown keys, keys given twice, and keys that are not modelled, are errors.
@@ -75,7 +77,7 @@ def estimate(
     clock = Stopwatch(aloud(progress) if progress else lambda stage: None)
     clock.start("read", "reading")
     recipe = read_recipe(config, overrides=overrides, assumptions=assumptions, gpu=gpu, num_gpus=num_gpus,
-                         num_nodes=num_nodes, hub=hub, trust_remote_code=trust_remote_code, strict=strict,
+                         num_nodes=num_nodes, margin=margin, hub=hub, trust_remote_code=trust_remote_code, strict=strict,
                          axolotl=axolotl)  # fmt: skip
     with collector_paused():
         clock.start("import", "importing torch, transformers and peft")

@@ -42,6 +42,23 @@ def whole_mib(nbytes: int) -> str:
     return f"{nbytes // MIB}MiB"
 
 
+def parse_margin(text: str) -> tuple[int, float]:
+    """`"1GiB"` to bytes and 0.0, `"5%"` to 0 bytes and a share of the card.
+
+    Raises:
+        ValueError: the text is neither a size with its unit nor a percentage from 0 to 100.
+
+    >>> parse_margin("1GiB"), parse_margin("5%")
+    ((1073741824, 0.0), (0, 0.05))
+    """
+    share = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    if share and float(share[1]) <= 100:
+        return 0, float(share[1]) / 100
+    if share or re.fullmatch(r"\s*[\d.]+\s*", text):
+        raise ValueError(f"{text!r} is neither a size with its unit (1GiB) nor a share of the card (5%)")
+    return parse_bytes(text), 0.0
+
+
 def parse_bytes(text: str | int) -> int:
     """`"24GiB"`, `"80 GB"` (1000-based), `"512M"` or a plain number of bytes, to bytes.
 

@@ -87,8 +87,11 @@ def _fit(card: Card, report: Report) -> CardFit:
     memory_bytes = round(card.gib * GIB)
     need_bytes = report.peak.device_bytes
     fails = report.out_of_memory is not None and report.gpu.memory_bytes <= memory_bytes
+    margin_bytes = round(report.gpu.margin_share * memory_bytes) or report.gpu.margin_bytes
     within = bytes_besides_activations(report.buckets) <= memory_bytes
-    fits, why = judge(need_bytes <= memory_bytes and not fails, report.notes, fits_without_activations=within)
+    fits, why = judge(
+        need_bytes + margin_bytes <= memory_bytes and not fails, report.notes, fits_without_activations=within
+    )
     verdict = name_verdict(
         fits, why, memory_bytes - need_bytes, memory_bytes,
         expandable_segments="expandable_segments:True" in report.run.get("allocator", ""),

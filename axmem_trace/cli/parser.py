@@ -13,7 +13,8 @@ EPILOG = """\
 
 exit codes: 0 estimated; 1 a bug of axmem_trace (please report the traceback);
 2 the run can't run (axolotl refuses the configuration, or it stops later; the report has the reasons
-beside the figures), or it cannot be estimated; 3 estimated, but it does not fit the --gpu given"""
+beside the figures), or it cannot be estimated; 3 estimated, but it does not fit the --gpu given, or not with
+the --margin; 4 something that is not in the figures could change whether it fits"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -135,6 +136,12 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, card: bool = True) -> 
             help='the card: a name ("RTX 4090", H100, as nvidia-smi prints it), a MIG slice ("A100-40GB 3g.20gb"), or its '
             "memory (23.5GiB); says whether it fits",
         )
+    add(
+        "--margin",
+        metavar="SIZE|N%",
+        default="",
+        help="memory of each card that must stay free (1GiB, 5%%); with less the run does not fit (exit code 3)",
+    )
     hub = parser.add_mutually_exclusive_group()
     hub.add_argument(
         "--offline",

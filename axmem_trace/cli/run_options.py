@@ -33,6 +33,7 @@ def estimate_run(
         "gpu": getattr(options, "gpu", ""),
         "num_gpus": options.num_gpus,
         "num_nodes": options.num_nodes,
+        "margin": options.margin,
         "hub": options.hub,
         "trust_remote_code": options.trust_remote_code,
         "strict": options.strict,

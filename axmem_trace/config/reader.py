@@ -19,7 +19,7 @@ from axmem_trace.config.derive.checkpointing import derive_checkpointing
 from axmem_trace.config.derive.device_map import derive_placement
 from axmem_trace.config.derive.evaluation import derive_evaluation
 from axmem_trace.config.derive.fake_quantisation import derive_fake_quantisation
-from axmem_trace.config.derive.hardware import derive_allocator, derive_gpu, read_count
+from axmem_trace.config.derive.hardware import derive_allocator, derive_gpu, derive_margin, read_count
 from axmem_trace.config.derive.loss import derive_kernels, derive_loss
 from axmem_trace.config.derive.model_kwargs import note_model_kwargs
 from axmem_trace.config.derive.nccl import derive_nccl_bytes
@@ -91,6 +91,7 @@ def read_recipe(
     gpu: str = "",
     num_gpus: int = 0,
     num_nodes: int = 1,
+    margin: str = "",
     hub: HubUse = "fallback",
     trust_remote_code: bool = False,
     strict: bool = False,
@@ -105,6 +106,7 @@ def read_recipe(
         gpu: the target card, by name or size, and how many (`4 x A100-40GB`); empty: an unnamed one that computes in bf16.
         num_gpus: how many of them each machine has; 0: as in `gpu`, else the smallest number for the configuration.
         num_nodes: how many machines.
+        margin: memory of each card that must stay free, as a size (`1GiB`) or a share (`5%`).
         hub: when the Hugging Face Hub may be asked for the base model's `config.json`.
         trust_remote_code: allows the base model's own Python code, if the configuration asks for it too.
         strict: unknown keys, and keys whose effect on memory is not modelled, become an error.
@@ -124,7 +126,9 @@ def read_recipe(
         count, card = draft.attempt(read_count, gpu, num_gpus, default=(num_gpus, ""))
         parallel = draft.attempt(derive_parallel, draft, count, num_nodes, default=Parallel())
         settings = merge_settings(assumptions, assumed, "--assume")
-        return _resolve(draft, settings, card, parallel, hub, trust_remote_code=trust_remote_code, strict=strict)
+        return _resolve(
+            draft, settings, (card, margin), parallel, hub, trust_remote_code=trust_remote_code, strict=strict
+        )
 
     recipe = read({}, {})
     return replace(recipe, alternatives=tuple(find_alternatives(recipe, read)))
@@ -133,14 +137,16 @@ def read_recipe(
 def _resolve(
     draft: Draft,
     assumptions: Settings,
-    gpu: str,
+    card: tuple[str, str],
     parallel: Parallel,
     hub: HubUse,
     *,
     trust_remote_code: bool,
     strict: bool,
 ) -> Recipe:
+    gpu, margin = card
     target = draft.attempt(derive_gpu, gpu, parallel.num_gpus, default=Gpu(count=parallel.num_gpus))
+    target = draft.attempt(derive_margin, margin, target, default=target)
     target = replace(target, nccl_bytes=derive_nccl_bytes(draft, target, parallel))
     refuse_on_gpu(draft, target)
     base = draft.attempt(derive_base_model, draft, hub=hub, default=_UNKNOWN)

@@ -182,6 +182,10 @@ class Gpu:
     nccl_bytes: int = 0
     """Of NCCL's communicators, where there are several GPUs; outside the allocator: assumed."""
     count: int = 1
+    margin_bytes: int = 0
+    """What must stay free of each card, or the run does not fit (`--margin`)."""
+    margin_share: float = 0.0
+    """The share of the card that `margin_bytes` is, where it was given as one."""
     remarks: tuple[str, ...] = ()
     """Remarks on this card: which of several was used, that its memory is the system's, ..."""
 

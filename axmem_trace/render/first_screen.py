@@ -91,7 +91,8 @@ def describe_verdict(report: Report) -> str:
     left = report.headroom_bytes
     rest = f"{format_bytes(left)} left" if left >= 0 else f"{format_bytes(-left)} too much"
     beside = f" for training and {format_bytes(report.engine.bytes)} for {report.engine.name}" if report.engine else ""
-    return f"{report.verdict.upper()} on {cards}: needs {need}{beside}{each}, {rest}"
+    margin = f" with {format_bytes(gpu.margin_bytes)} to stay free" if gpu.margin_bytes else ""
+    return f"{report.verdict.upper()} on {cards}{margin}: needs {need}{beside}{each}, {rest}"
 
 
 def _bar(report: Report, width: int, glyphs: str) -> Iterator[Line]:

@@ -92,6 +92,9 @@ def describe_fit(report: Report) -> str:
         return (f"NO, not on {card}: {format_bytes(failure.requested_bytes)} cannot be allocated in "
                 f"{describe_moment(failure.phase, failure.step)}{place}; with unlimited memory the run takes "
                 f"{format_bytes(report.peak.device_bytes)}")  # fmt: skip
+    if report.headroom_bytes >= 0:
+        left = format_bytes(report.headroom_bytes)
+        return f"NO, not on {card} with {format_bytes(gpu.margin_bytes)} to stay free: {left} left"
     return f"NO, not on {card}: {format_bytes(-report.headroom_bytes)} too much"
 
 

@@ -65,7 +65,7 @@ def make_report(
     needed_bytes = max([engine.together_bytes if engine else peak.device_bytes, *(use.device_bytes for use in ranks)])
     failed = [run for run in rank_runs if run.reservation.out_of_memory is not None]
     can_run = failure is None and not failed and (engine is None or engine.starts)
-    figures_fit = (needed_bytes <= memory_bytes and can_run) if memory_bytes else None
+    figures_fit = (needed_bytes + recipe.gpu.margin_bytes <= memory_bytes and can_run) if memory_bytes else None
     within = not memory_bytes or bytes_besides_activations(buckets) <= memory_bytes
     fits, why = judge(figures_fit, shown, fits_without_activations=within)
     headroom_bytes = memory_bytes - needed_bytes if memory_bytes else None
@@ -220,7 +220,8 @@ def _make_batch(recipe: Recipe) -> BatchShape:
 
 def _make_gpu(recipe: Recipe) -> TargetGpu:
     gpu = recipe.gpu
-    return TargetGpu(name=gpu.name, memory_bytes=gpu.memory_bytes, context_bytes=gpu.context_bytes, count=gpu.count)
+    return TargetGpu(name=gpu.name, memory_bytes=gpu.memory_bytes, context_bytes=gpu.context_bytes, count=gpu.count,
+                     margin_bytes=gpu.margin_bytes, margin_share=gpu.margin_share)  # fmt: skip
 
 
 def _make_axolotl(recipe: Recipe, versions: Mapping[str, str]) -> AxolotlRelease:

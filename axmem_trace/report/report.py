@@ -49,8 +49,8 @@ class Report:
     gpu: TargetGpu
     peak: Peak
     fits: bool | None
-    """Whether `peak.device_bytes` is within `gpu.memory_bytes` and no request failed. None: no card was named, or
-    something that is not modelled could change the answer (`why` says what)."""
+    """Whether `peak.device_bytes` is within `gpu.memory_bytes` less `gpu.margin_bytes`, and no request failed. None: no card
+    was named, or something that is not modelled could change the answer (`why` says what)."""
     why: str = ""
     """Why there is no answer although a card was named: what is not in the figures, and whether it needs more or less."""
     verdict: Verdict = ""

@@ -81,6 +81,10 @@ class TargetGpu:
     memory_bytes: int
     context_bytes: int
     count: int
+    margin_bytes: int = 0
+    """What must stay free of each card (`--margin`)."""
+    margin_share: float = 0.0
+    """The share of the card that `margin_bytes` is, where it was given as one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.errors import ConfigError
 from axmem_trace.recipe.recipe import Allocator, Gpu
+from axmem_trace.units import parse_margin
 
 AXOLOTL_ALLOC_CONF = "expandable_segments:True"
 """What axolotl sets with torch 2.9 and later, unless the user has set the variable."""
@@ -48,6 +49,24 @@ def derive_gpu(gpu: str, num_gpus: int) -> Gpu:
         error.key, error.flag = gpu, "--gpu"
         raise
     return replace(found, count=max(1, num_gpus))
+
+
+def derive_margin(margin: str, gpu: Gpu) -> Gpu:
+    """The card with the memory that must stay free: a size (`1GiB`) or a share of the card (`5%`); empty: none.
+
+    Raises:
+        ConfigError: it is neither, or no card was named.
+    """
+    if not margin:
+        return gpu
+    try:
+        nbytes, share = parse_margin(margin)
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(problem=str(error), key="--margin", accepted="1GiB, 512MiB, 5%") from None
+    if not gpu.memory_bytes:
+        problem = f"--margin {margin} is memory of a card that must stay free, and no card was named"
+        raise ConfigError(problem=problem, key="--margin", remedy="name the card with --gpu (gpu=)")
+    return replace(gpu, margin_bytes=nbytes or round(share * gpu.memory_bytes), margin_share=share)
 
 
 def derive_allocator(draft: Draft) -> Allocator:
