@@ -61,7 +61,9 @@ def warm_up(model: nn.Module, device: str, hf_quantizer: Any) -> None:
 
     if torch.device(device).type == "cuda":
         names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
-        modeling_utils.caching_allocator_warmup(model, dict.fromkeys(names, torch.device(device, 0)), hf_quantizer)
+        modeling_utils.caching_allocator_warmup(
+            model, dict.fromkeys(names, torch.device(device, torch.cuda.current_device())), hf_quantizer
+        )
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from gpu_model import build_on_device
+from gpu_ranks import check_ranks, divide_for_real, gather, joined, loads_on_host
 from torch import nn
 
 from axmem_trace.errors import ConfigError
@@ -47,6 +48,7 @@ def check_runnable(recipe: Recipe) -> None:
         if refused:
             raise ConfigError(problem="this can be estimated, but not run here for real", key=key, value=value,
                               accepted=accepted)  # fmt: skip
+    check_ranks(recipe)
     kernel = recipe.attention.kernel
     package = ATTENTION_PACKAGES[kernel]
     if package and find_spec(package) is None:
@@ -71,7 +73,7 @@ def check_kernels(notes: Iterable[Note]) -> None:
 def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:
     """(whether it is refused, key, value, what is accepted)."""
     optimizer = ALIASES.get(recipe.optimizer.name, recipe.optimizer.name)
-    kernels, quantisation, num_gpus = recipe.kernels, recipe.quantisation, recipe.parallel.num_gpus
+    kernels, quantisation = recipe.kernels, recipe.quantisation
     is_old = replace(recipe.older, use_cache=False) != Older()
     placement = recipe.placement
     on_host = placement.on_host_first or placement.on_host or placement.max_memory
@@ -93,7 +95,6 @@ def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:
         (recipe.checkpointing.offload != "none" or recipe.checkpointing.layer_offloading
          or recipe.checkpointing.selective_offload, "offloading", True, "none"),
         (bool(on_host) or recipe.adapter.on_cpu, "device_map", "weights on the host", "the whole model on the GPU"),
-        (num_gpus > 1, "num_gpus", num_gpus, "one GPU"),
         (recipe.allocator.backend != "native", "allocator", recipe.allocator.backend, "PyTorch's own allocator"),
         (is_old, "assume", "code of older libraries", "what the installed libraries do"),
         (recipe.evaluation.generated_rows > 0 or bool(recipe.adapter.relora_steps) or recipe.loss.teacher_tokens > 0,
@@ -108,7 +109,7 @@ class GpuRecorder:
     now = 0
 
     def __init__(self, device: str) -> None:
-        self.device = device
+        self.device = self.traced_device = device
         self.phases: list[dict[str, Any]] = []
         self.values = SimpleNamespace(num_true={})
         self.context = SimpleNamespace(note=lambda note: None)
@@ -126,6 +127,21 @@ class GpuRecorder:
         if self._phase is not None:
             self.phases.append({**self._phase, **read_allocator()})
             self._phase = None
+
+    @property
+    def recorder(self) -> GpuRecorder:
+        """Itself: it is in place of the recording mode as well."""
+        return self
+
+    def __enter__(self) -> GpuRecorder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing is open."""
+
+    @contextmanager
+    def watch(self, *models: nn.Module) -> Iterator[None]:
+        yield
 
     def place(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device)
@@ -185,18 +201,28 @@ def read_allocator() -> dict[str, int]:
 def make_run(recipe: Recipe, device: str) -> Run:
     """The model, the optimizer and the loop of a real run; nothing has moved yet."""
     recorder: Any = GpuRecorder(device)
-    built = build_on_device(recipe, device)
+    built = build_on_device(recipe, "cpu" if loads_on_host(recipe) else device)
+    built.module.to(device)
+    spread = divide_for_real(recipe, recorder, built)
     optimizer = build_optimizer(recipe, built.module)
     optimizer.around_step = nullcontext  # what the trace answers for CUDA's driver, the driver answers
-    run = Run(recipe, built, optimizer, recorder, offloading=lambda: nullcontext(nullcontext), repeat=False)
+    run = Run(recipe, built, optimizer, recorder, offloading=lambda: nullcontext(nullcontext), repeat=False,
+              spread=spread)  # fmt: skip
     if run.scaler is not None and torch.device(device).type == "cuda":
         scaler: Any = RealScaler(optimizer, device)
         run.scaler = scaler
     return run
 
 
-def run_recipe(recipe: Recipe, *, history: bool = False) -> tuple[dict[str, int], list[dict[str, Any]], Any]:
-    """What is allocated after load, what each phase took, and with `history` the allocator's own snapshot."""
+def run_recipe(recipe: Recipe, *, history: bool = False) -> tuple[list[Any], Any]:
+    """What is allocated after load and what each phase took, by rank, and with `history` the allocator's own snapshot of
+    this rank."""
+    with joined("cuda"):
+        after_load, phases, snapshot = _run_rank(recipe, history=history)
+        return gather((after_load, phases)), snapshot
+
+
+def _run_rank(recipe: Recipe, *, history: bool) -> tuple[dict[str, int], list[dict[str, Any]], Any]:
     if history:
         torch.cuda.memory._record_memory_history(max_entries=1_000_000, stacks="python")
     run = make_run(recipe, "cuda")

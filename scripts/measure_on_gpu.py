@@ -2,12 +2,14 @@
 
     python scripts/measure_on_gpu.py CONFIG.yml... [--set key=value]... [--assume key=value]... [-o FILE] [--history]
     python scripts/measure_on_gpu.py --recipes [NAME,...] [-o DIRECTORY] [--history]
+    torchrun --nproc-per-node N scripts/measure_on_gpu.py CONFIG.yml [as above]
 
 Needs no weights and no Hub: torch, transformers, peft, accelerate, bitsandbytes and PyYAML are enough. What the estimate
 only imitates (fused kernels, optimizers of other packages) is refused. Each configuration runs in a process of its own,
 with the allocator's settings that the estimate has, and one that fails does not stop the others. `--recipes` runs the
 ready ones of `gpu_recipes.py` and writes a file for each to `tests/measured/`: the tests there hold the estimate to
-them from then on, without a GPU.
+them from then on, without a GPU. With `torchrun` each GPU is a rank of DDP or FSDP, as the configuration says; rank 0
+writes the JSON, with what every rank measured in `ranks`.
 
 exit codes: 0 measured; 1 a run failed; 2 there is no GPU, or a configuration can't be run
 """
@@ -120,7 +122,8 @@ def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *
     """
     from axmem_trace.config import read_recipe
 
-    settings = read_recipe(config, overrides=overrides, assumptions=assumptions).allocator.settings
+    num_gpus = world_size()
+    settings = read_recipe(config, overrides=overrides, assumptions=assumptions, num_gpus=num_gpus).allocator.settings
     assumptions = [*assumptions, f"allocator={settings or 'default'}"]  # whatever this machine's environment said
     prepare_environment(settings)
     import torch
@@ -128,14 +131,15 @@ def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *
 
     from axmem_trace import estimate
 
-    card = torch.cuda.get_device_properties(0)
+    card = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0")))
     gpu = name_of_card(card.name, card.total_memory, (card.major, card.minor))
-    recipe = read_recipe(config, overrides=overrides, assumptions=assumptions, gpu=gpu)
+    recipe = read_recipe(config, overrides=overrides, assumptions=assumptions, gpu=gpu, num_gpus=num_gpus)
     check_runnable(recipe)
-    report = estimate(config, overrides=overrides, assumptions=assumptions, gpu=gpu)
+    report = estimate(config, overrides=overrides, assumptions=assumptions, gpu=gpu, num_gpus=num_gpus)
     check_kernels(report.notes)
     predicted = summarise_report(report)
-    after_load, phases, snapshot = run_recipe(recipe, history=history)
+    by_rank, snapshot = run_recipe(recipe, history=history)
+    after_load, phases = by_rank[0]
     measured = summarise_phases(after_load, phases)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -145,8 +149,14 @@ def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *
                 "compute_capability": [card.major, card.minor]},
         "versions": find_versions(),
         "measured": {**measured, "load": after_load, "phases": phases}, "predicted": predicted,
+        **({"ranks": [summarise_phases(*each) for each in by_rank]} if num_gpus > 1 else {}),
         "comparison": compare(predicted, measured), "peak_by_code": find_peak_by_code(snapshot) if snapshot else [],
     }  # fmt: skip
+
+
+def world_size() -> int:
+    """Processes that torchrun has started; 1 without it. torch must not be imported yet."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def prepare_environment(settings: str) -> None:
@@ -193,6 +203,8 @@ def main_here(parsed: argparse.Namespace) -> int:
             raise
         print(f"measure_on_gpu: {Path(config).name} does not fit on this card: {error}", file=sys.stderr)
         return 1
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     text = json.dumps(found, indent=1)
     if parsed.output:
         parsed.output.write_text(text + "\n", encoding="utf-8")
@@ -211,6 +223,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if refusal:
         print(f"measure_on_gpu: {refusal}", file=sys.stderr)
         return 2
+    if world_size() > 1:
+        if parsed.recipes is not None or len(parsed.configs) != 1:
+            print("measure_on_gpu: torchrun can measure one configuration at a time", file=sys.stderr)
+            return 2
+        return main_here(parsed)
     codes = []
     with tempfile.TemporaryDirectory() as place:
         try:

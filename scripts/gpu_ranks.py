@@ -1,0 +1,90 @@
+"""A real run on several GPUs, one process for each: `torchrun` starts `measure_on_gpu.py` in each of them.
+
+Used by `gpu_run.py`. The wrappers are those that the estimate runs on meta (`axmem_trace/parallel/install.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from axmem_trace.errors import ConfigError
+from axmem_trace.models.built import BuiltModel
+from axmem_trace.parallel.spread import Spread
+from axmem_trace.recipe.recipe import Recipe
+
+REAL_ENGINES = ("none", "ddp", "fsdp1", "fsdp2")
+
+
+def world_size() -> int:
+    """Processes that torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """This process among them; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def check_ranks(recipe: Recipe) -> None:
+    """Refuses what only the estimate can do.
+
+    Raises:
+        ConfigError: with what to change.
+    """
+    parallel = recipe.parallel
+    packed = recipe.quantisation.method != "none"
+    refusals = (
+        (parallel.num_gpus != world_size(), "num_gpus", parallel.num_gpus, f"{world_size()}, or torchrun with as many"),
+        (parallel.engine not in REAL_ENGINES, "engine", parallel.engine, ", ".join(REAL_ENGINES)),
+        (parallel.mesh.tensor > 1 or parallel.mesh.context > 1 or parallel.mesh.expert > 1, "mesh", "tensor, context or "
+         "expert parallelism", "none of them"),
+        (parallel.fsdp.offload_params, "fsdp_config.offload_params", True, "false"),
+        (parallel.fsdp.loads_on_host, "fsdp_config.cpu_ram_efficient_loading", True, "false"),
+        (parallel.engine == "fsdp2" and packed, "fsdp_version", "2 with packed weights", "weights that are not packed"),
+    )  # fmt: skip
+    for refused, key, value, accepted in refusals:
+        if refused:
+            raise ConfigError(problem="this can be estimated, but not run here for real", key=key, value=value,
+                              accepted=accepted)  # fmt: skip
+
+
+def loads_on_host(recipe: Recipe) -> bool:
+    """The weights are read on the host and moved as a whole: FSDP has no device map (axolotl `loaders/model.py`)."""
+    return recipe.parallel.engine in ("fsdp1", "fsdp2") and recipe.quantisation.method == "none"
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """While open, this process belongs to the group that torchrun has started; nothing without torchrun."""
+    if world_size() == 1:
+        yield
+        return
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def divide_for_real(recipe: Recipe, recorder: Any, built: BuiltModel) -> Spread | None:
+    """The model in the engine's wrapper; None on one GPU."""
+    from axmem_trace.parallel.install import divide
+
+    return divide(recipe, recorder, built) if recipe.parallel.engine != "none" else None
+
+
+def gather(value: Any) -> list[Any]:
+    """What every rank has, by rank."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
