@@ -11,7 +11,7 @@ If anything could make layers different, all layers are traced.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from axmem_trace.folding.refuse_recipe import refuse_recipe
 from axmem_trace.folding.repetition import CannotFold
@@ -20,7 +20,8 @@ from axmem_trace.folding.unfold import Unfolding, growing_sizes
 from axmem_trace.ledger import Ledger
 from axmem_trace.model_facts import ModelFacts
 from axmem_trace.models.layer_folding import Folding, NoFolding
-from axmem_trace.notes import Note
+from axmem_trace.models.skeleton.skeleton import AttentionRefused
+from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.parallel.install import open_ranks
 from axmem_trace.parallel.ranks import RankGroup
 from axmem_trace.recipe.recipe import Recipe
@@ -56,6 +57,9 @@ def trace_run(
 ) -> TracedRun:
     """Builds the model and traces its run on meta.
 
+    A model that does not take the recipe's attention kernel can't be trained so: that is reported as a refusal, and the
+    trace is one with `sdpa`, or with `eager` if the model does not take that either.
+
     Args:
         start: called with each stage (`build`, `trace`) as it begins, and a text for the reader.
         rank: of a run on several GPUs; None: the one that holds the most, else 0.
@@ -63,10 +67,32 @@ def trace_run(
     Raises:
         ConfigError: the model can't be built, or the run can't be traced, as the recipe asks.
     """
+    try:
+        return _trace_as_asked(recipe, start, rank)
+    except AttentionRefused as error:
+        refused = error
+    for kernel in ("sdpa", "eager"):
+        attention = replace(recipe.attention, kernel=kernel, gemma4_hybrid=False)
+        try:
+            run = _trace_as_asked(replace(recipe, attention=attention), start, rank)
+        except AttentionRefused:
+            continue
+        return replace(run, notes=(_refusal(refused, kernel), *run.notes))
+    raise refused
+
+
+def _refusal(refused: AttentionRefused, kernel: str) -> RefusalNote:
+    why = "; ".join((refused.problem, *refused.details))
+    return RefusalNote(key=refused.key, text=f"{why} (the figures are with `{kernel}`)", remedy=refused.remedy)
+
+
+def _trace_as_asked(recipe: Recipe, start: Callable[[str, str], None], rank: int | None) -> TracedRun:
     why = "--assume fold=false"
     if recipe.fold:
         try:
             return _trace_folded(recipe, start, rank)
+        except AttentionRefused:
+            raise
         except CannotFold as reason:
             why = str(reason)
         except Exception as error:  # an error of the whole model is reported for the whole model, below

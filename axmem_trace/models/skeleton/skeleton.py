@@ -145,25 +145,29 @@ def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{prefix}.{name}" if prefix else name, buffer
 
 
+class AttentionRefused(ConfigError):
+    """The model's class does not take the attention kernel that was asked for."""
+
+
 def _unbuildable(recipe: Recipe, model_class: Any, error: Exception) -> ConfigError:
     import transformers
 
     name = getattr(model_class, "__name__", str(model_class))
-    key, hint = "base_model", hint_at_pin(recipe.axolotl, transformers.__version__)
+    key, kind, hint = "base_model", ConfigError, hint_at_pin(recipe.axolotl, transformers.__version__)
     if isinstance(error, ImportError):
         remedy = f"install what {name} needs (named above); for towers of images: pip install 'axmem_trace[vision]'"
-    elif recipe.attention.kernel in str(error):
-        key = "attn_implementation"
+    elif recipe.attention.kernel in str(error).replace("flex attention", "flex_attention"):
+        key, kind = "attn_implementation", AttentionRefused
         remedy = "choose another `attn_implementation`; sdpa works for most models" + hint
         if recipe.attention.gemma4_hybrid:  # axolotl refuses it with any other kernel
             remedy = f"drop `gemma4_hybrid_attn_impl`, and write `attn_implementation: sdpa`{hint}"
     elif "through torch.nn.functional.scaled_dot_product_attention" in str(error):
-        key = "attn_implementation"
+        key, kind = "attn_implementation", AttentionRefused
         remedy = "write `attn_implementation: eager`, or remove the key, which has the same effect here"
     else:
         remedy = "check the base model's config.json and `overrides_of_model_config`; a newer transformers may help"
         remedy += hint
-    return ConfigError(
+    return kind(
         problem=f"transformers {transformers.__version__} can't build {name} for {recipe.model.base.name}",
         key=key,
         details=(_why(recipe, name, error),),
