@@ -40,6 +40,7 @@ class StorageRecord:
         self._mark = Mark(tick=0, phase="load", step=0)
         self._stream = 0
         self._role: Role = ""
+        self._purpose = ""
         self._device: Device = "gpu"
         self._in_use: list[StorageLife] = []
         """Freed, but a stream other than their own may still work on them."""
@@ -82,13 +83,14 @@ class StorageRecord:
             self._allocate_storage(storage, "resize_")
 
     @contextmanager
-    def as_role(self, role: Role) -> Iterator[None]:
-        """While open, what is allocated has this role."""
-        before, self._role = self._role, role
+    def as_role(self, role: Role, purpose: str = "") -> Iterator[None]:
+        """While open, what is allocated has this role. `purpose` is put before the names of the operators."""
+        before = self._role, self._purpose
+        self._role, self._purpose = role, purpose
         try:
             yield
         finally:
-            self._role = before
+            self._role, self._purpose = before
 
     @contextmanager
     def on_host(self) -> Iterator[None]:
@@ -266,6 +268,8 @@ class StorageRecord:
         life.phase, life.step, life.micro_batch, life.op = mark.phase, mark.step, mark.micro_batch, op
         life.module = self.scopes.current()
         life.stream, life.role = self._stream, self._role
+        if self._purpose:
+            life.op = f"{self._purpose}({op})"
         life.recomputed = mark.phase == "backward" and self.scopes.inside
         self._lives.append(life)
         if self.layers is not None:

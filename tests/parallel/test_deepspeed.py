@@ -128,7 +128,12 @@ def test_our_engine_allocates_what_deepspeed_does(
 
 def _describe(ledger: Ledger, first: int) -> Counter[Any]:
     counted = (each for each in ledger.allocations if each.step >= first and _counts(each))
-    return Counter((each.step, each.phase, each.op, each.nbytes) for each in counted)
+    return Counter((each.step, each.phase, _operator(each.op), each.nbytes) for each in counted)
+
+
+def _operator(name: str) -> str:
+    """An operator's name without the purpose before it."""
+    return name.partition("(")[2].removesuffix(")") if "(" in name else name
 
 
 def _counts(each: Allocation) -> bool:

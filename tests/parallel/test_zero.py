@@ -223,3 +223,15 @@ def test_nothing_of_zero_is_left_behind(tmp_path: Path) -> None:
     linear = torch.nn.functional.linear
     report_3(tmp_path)
     assert torch.nn.functional.linear is linear
+
+
+def test_what_ranks_read_on_the_host_is_said(tmp_path: Path) -> None:
+    for stage in (2, 3):
+        (note,) = [each for each in report_of(tmp_path, stage).notes if each.key == "host.loading"]
+        assert note.bytes == 2 * PARAMETERS
+
+
+def test_gathered_weights_are_named(tmp_path: Path) -> None:
+    json = {"stage3_prefetch_bucket_size": 1_000_000, "stage3_max_live_parameters": 1_000_000}
+    (gathered,) = [each for each in report_3(tmp_path, json).holders if each.name == "gathered parameters"]
+    assert gathered.bytes >= 2 * EMBEDDING

@@ -100,7 +100,7 @@ class Gradients:
         if self._zero.contiguous_gradients:
             self._bucket.buffers.clear()
             self._bucket.index = 0
-            with self._recorder.as_role("workspace"):
+            with self._recorder.as_role("workspace", "reduce_scatter"):
                 for _ in range(2 if self._zero.overlaps else 1):
                     buffer = torch.empty(self._bucket_elements, dtype=self._dtype, device=self._device)
                     self._bucket.buffers.append(buffer)

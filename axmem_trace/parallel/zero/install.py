@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from axmem_trace.models.built import BuiltModel, unwrapped
+from axmem_trace.notes import Note
 from axmem_trace.parallel.residents import FlatShard, describe_rank, local_tensors
 from axmem_trace.parallel.spread import Spread
 from axmem_trace.parallel.units import plain_name
@@ -27,6 +28,7 @@ from axmem_trace.recipe.parallel import Zero
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.tracing.recording_mode import RecordingMode
+from axmem_trace.units import format_bytes
 
 Engine = Stage12 | Stage3
 MakeEngine = Callable[[Stepping], tuple[Engine, dict[str, torch.Tensor], list[FlatShard]]]
@@ -41,6 +43,7 @@ def with_zero(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, ra
     """
     zero, model, recorder = recipe.parallel.zero, built.module, recording.recorder
     make: MakeEngine
+    _note_host(recipe, recorder, built)
     if zero.stage == 3:
         parts = Parts(recorder, HostMemory(recorder, pins=zero.pins_params), offload=bool(zero.offload_params),
                       device=torch.device(recorder.traced_device))  # fmt: skip
@@ -58,6 +61,20 @@ def with_zero(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, ra
         without_sync=_no_optimizer_yet,
         with_optimizer=partial(_take_optimizer, recipe, recording, built, make),
     )
+
+
+def _note_host(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> None:
+    """Where the checkpoint is before it reaches the GPU; bitsandbytes' weights go there one by one."""
+    if recipe.quantisation.method in ("bnb_4bit", "bnb_8bit"):
+        return
+    itemsize = getattr(torch, recipe.precision.load_dtype).itemsize
+    nbytes = sum(fact.logical_elements for fact in built.facts.tensors if fact.kind == "parameter") * itemsize
+    if divides_while_loading(recipe):
+        how = "each rank reads the whole checkpoint on the host to load the parts"
+    else:
+        how = "each rank has the whole model on the host before it moves it to the GPU"
+    text = f"{how}: up to {format_bytes(nbytes)} a rank; mapped files are shared by the ranks of a machine"
+    recorder.notes.append(Note(kind="ruled", key="host.loading", text=text, bytes=nbytes))
 
 
 def divides_while_loading(recipe: Recipe) -> bool:

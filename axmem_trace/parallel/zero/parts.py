@@ -124,7 +124,7 @@ class Parts:
 
     def _start_one(self, part: Part) -> Callable[[], None]:
         assert part.tensor is not None
-        with self._recorder.as_role("workspace"):
+        with self._recorder.as_role("workspace", "all_gather"):
             buffer = torch.empty(part.elements * self._num_ranks, dtype=part.tensor.dtype, device=self._device)
             _all_gather(buffer, self.sent(part))
         part.parameter.data = buffer.narrow(0, 0, part.numel).view(part.shape)
@@ -138,7 +138,7 @@ class Parts:
         """One buffer for all, from which each parameter is copied."""
         size = sum(part.elements for part in parts)
         assert parts[0].tensor is not None
-        with self._recorder.as_role("workspace"):
+        with self._recorder.as_role("workspace", "all_gather"):
             flat = torch.empty(size * self._num_ranks, dtype=parts[0].tensor.dtype, device=self._device)
             pieces = [flat.narrow(0, size * rank, size) for rank in range(self._num_ranks)]
             own = pieces[dist.get_rank()]
@@ -157,7 +157,7 @@ class Parts:
                     first = rank * part.elements
                     if first < part.numel:
                         taken.append(pieces[rank].narrow(0, begin, min(part.numel - first, part.elements)))
-                with self._recorder.as_role("workspace"):
+                with self._recorder.as_role("workspace", "all_gather"):
                     part.parameter.data = torch.cat(taken).view(part.shape)
                 part.status = AVAILABLE
                 for piece in taken:
@@ -172,7 +172,7 @@ class Parts:
         if not missing:
             return
         sent = [self.sent(part) for part in missing]
-        with self._recorder.as_role("workspace"):
+        with self._recorder.as_role("workspace", "all_gather"):
             buffers = [
                 torch.empty(part.elements * self._num_ranks, dtype=each.dtype, device=self._device)
                 for part, each in zip(missing, sent, strict=True)

@@ -57,7 +57,7 @@ class Scattered:
         self._events: deque[Any] = deque()
         self._buffer: torch.Tensor | None = None
         if zero.contiguous_gradients:
-            with recorder.as_role("workspace"):
+            with recorder.as_role("workspace", "reduce_scatter"):
                 self._buffer = torch.empty(bucket_elements, dtype=communication_dtype, device=device)
         self.micro_step = 0
         self.is_boundary = True
