@@ -40,18 +40,30 @@ def generate_completions(
     from transformers import DynamicCache
 
     cache = DynamicCache(config=unwrapped(model).config.get_text_config())
-    ids, mask = (recorder.place(torch.ones(rows, prompt_tokens, dtype=torch.int64)) for _ in range(2))
     # transformers 5.24 renames `past_key_values` to `cache`; a model accepts one of the two.
     options = _accepted(model, logits_to_keep=1, use_cache=True, past_key_values=cache, cache=cache)
-    _sample(forward(input_ids=ids, attention_mask=mask, **options), settings)
-    if completion_tokens < 2:
-        return
-    lengthen(cache, prompt_tokens + completion_tokens - 2)
-    mask = recorder.place(torch.ones(rows, prompt_tokens + completion_tokens - 1, dtype=torch.int64))
-    token = recorder.place(torch.ones(rows, 1, dtype=torch.int64))
-    position = recorder.place(torch.full((1, 1), prompt_tokens + completion_tokens - 2))
-    options |= _accepted(model, position_ids=position)
-    _sample(forward(input_ids=token, attention_mask=mask, **options), settings)
+    last = prompt_tokens + completion_tokens - 2
+    for is_prompt in (True, False)[: 1 + (completion_tokens > 1)]:
+        if not is_prompt:
+            lengthen(cache, last)
+        positions = torch.arange(prompt_tokens) if is_prompt else torch.tensor([last])
+        placed = _accepted(model, position_ids=recorder.place(positions.repeat(rows, 1)))
+        ids = recorder.place(torch.ones(rows, len(positions), dtype=torch.int64))
+        mask = recorder.place(_left_padded(rows, prompt_tokens if is_prompt else last + 1))
+        outputs = forward(input_ids=ids, attention_mask=mask, **placed, **options)
+        # names of `_sample`: those of a pass are alive until the next one has replaced them
+        logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+        scores = _processed(logits, settings)
+        chances = torch.nn.functional.softmax(scores, dim=-1)
+        torch.multinomial(chances, num_samples=1)
+        del outputs
+
+
+def _left_padded(rows: int, tokens: int) -> Tensor:
+    """A mask [rows, tokens] with one padded place. `generate` drops a mask without any, but prompts differ in length."""
+    mask = torch.ones(rows, tokens, dtype=torch.int64)
+    mask[-1, 0] = 0
+    return mask
 
 
 def lengthen(cache: Any, tokens: int) -> None:
@@ -69,25 +81,30 @@ def lengthen(cache: Any, tokens: int) -> None:
             layer.cumulative_length = tokens
 
 
-def _sample(outputs: Any, settings: Rollouts) -> None:
-    """A token for each row: an fp32 copy of the last position's logits, filters, their softmax and a draw."""
-    scores = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+def _processed(scores: Tensor, settings: Rollouts) -> Tensor:
+    """The processors that the settings ask for, in the library's order; without any the scores themselves."""
     if settings.temperature != 1.0:
         scores = scores / settings.temperature
     if settings.top_k:
-        least = torch.topk(scores, min(settings.top_k, scores.shape[-1]))[0][..., -1, None]
-        scores = scores.masked_fill(scores < least, -float("inf"))
-    if settings.top_p < 1.0:
-        scores = _of_largest_share(scores, settings.top_p)
-    chances = torch.nn.functional.softmax(scores, dim=-1)
-    torch.multinomial(chances, num_samples=1)
+        scores = _of_highest(scores, settings.top_k)
+    return _of_largest_share(scores, settings.top_p) if settings.top_p < 1.0 else scores
+
+
+def _of_highest(scores: Tensor, count: int) -> Tensor:
+    """`TopKLogitsWarper`."""
+    removed = scores < torch.topk(scores, min(count, scores.shape[-1]))[0][..., -1, None]
+    return scores.masked_fill(removed, -float("inf"))
 
 
 def _of_largest_share(scores: Tensor, share: float) -> Tensor:
-    """`TopPLogitsWarper`: masks all tokens except the most likely ones, whose probabilities add up to `top_p`."""
+    """`TopPLogitsWarper`: masks all tokens except the most likely ones, whose probabilities add up to `top_p`. The names
+    live until it returns."""
     values, indices = torch.sort(scores, descending=False)
-    unlikely = values.softmax(dim=-1).cumsum(dim=-1) <= (1 - share)
-    return scores.masked_fill(unlikely.scatter(1, indices, unlikely), -float("inf"))
+    sums = values.softmax(dim=-1).cumsum(dim=-1)
+    unlikely = sums <= (1 - share)
+    unlikely[..., -1:] = 0
+    removed = unlikely.scatter(1, indices, unlikely)
+    return scores.masked_fill(removed, -float("inf"))
 
 
 def _accepted(model: Any, **options: Any) -> dict[str, Any]:
