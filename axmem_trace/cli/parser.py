@@ -95,9 +95,6 @@ def build_fit_parser() -> argparse.ArgumentParser:
         help="permit what changes the learning (rank, sequence_len, quantised_base, effective_batch), or a key that the "
         "configuration sets to false")  # fmt: skip
     add("--keep", metavar="KEY,...", action="append", default=[], help="keys that must not be changed")
-    add(
-        "--margin", metavar="SIZE", default="", help="memory of the card that must stay free, as in 1GiB; default: none"
-    )
     add("--all", action="store_true", help="estimate slow candidates too where a gentler change fits already")
     add("--format", choices=("text", "json"), default="text", help="of standard output; text is the YAML patch")
     add("-o", "--output", metavar="FILE", type=Path, help="write the whole changed configuration there as well")

@@ -164,6 +164,7 @@ def test_a_margin_is_kept_free():
     assert ask(gpu="14GiB").fits
     assert ask(gpu="14GiB").chosen is None
     assert names(ask(gpu="14GiB", margin="1GiB")) == ["cut_cross_entropy"]
+    assert ask(gpu="20GiB", margin="5%").margin_bytes == 1 << 30
     with pytest.raises(ConfigError, match="not a size"):
         ask(margin="much")
 

@@ -17,11 +17,12 @@ from axmem_trace.advice.fitting.largest import MAX_MICRO_BATCH, MAX_SEQUENCE_LEN
 from axmem_trace.advice.fitting.questions import Answer, Estimate, Questions
 from axmem_trace.advice.fitting.sets import ChangeSet, find_gentlest
 from axmem_trace.advice.fitting.singles import Rules, Say, Single, try_singles
+from axmem_trace.config.derive.hardware import derive_gpu, derive_margin, read_count
 from axmem_trace.config.document.edit import cut_keys, edit_yaml
 from axmem_trace.config.document.overrides import Settings
 from axmem_trace.errors import ConfigError
 from axmem_trace.report import Report
-from axmem_trace.units import format_bytes, parse_bytes
+from axmem_trace.units import format_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def fit(
         allow: changes of what the run learns that may be used: `rank`, `sequence_len`, `quantised_base`,
             `effective_batch`; or a key that the user set to false.
         keep: keys that must not be changed.
-        margin: memory of the card that must stay free, as in `1GiB`.
+        margin: memory of the card that must stay free, a size (`1GiB`) or a share of it (`5%`).
         everything: estimate slow candidates too where a gentler set fits.
         overrides: as for `estimate`.
         progress: called with the change that is estimated next.
@@ -116,7 +117,7 @@ def fit(
         overrides=overrides,
         options={"gpu": gpu, **options},
         estimate=estimate or _estimate,
-        margin_bytes=_read_margin(margin),
+        margin_bytes=_read_margin(margin, gpu),
     )
     rules = Rules(allow=frozenset(allow), keep=frozenset(keep))
     cure = cure_refusals(questions, rules) if questions.report.refusals else None
@@ -153,11 +154,8 @@ def _estimate(config: Any, **arguments: Any) -> Report:
     return estimate(config, **arguments)
 
 
-def _read_margin(text: str) -> int:
-    try:
-        return parse_bytes(text) if text else 0
-    except ValueError as error:
-        raise ConfigError(str(error), key="--margin") from None
+def _read_margin(text: str, gpu: str) -> int:
+    return derive_margin(text, derive_gpu(read_count(gpu, 0)[1], 1)).margin_bytes if text else 0
 
 
 def _look_for_changes(
