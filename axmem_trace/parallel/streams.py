@@ -37,6 +37,11 @@ class Stream:
         """An event after all work put on this stream so far."""
         return (event or Event(self._streams)).record(self)
 
+    def is_capturing(self) -> bool:
+        """Whether a CUDA graph is recorded: never. Adam asks on a machine that has a GPU (torch 2.14 `optim/optimizer.py`,
+        `_accelerator_graph_capture_health_check`)."""
+        return False
+
     def synchronize(self) -> None:
         """The host waits for this stream."""
         self._streams.wait(self.number, self._streams.now())

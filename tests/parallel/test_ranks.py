@@ -99,6 +99,18 @@ def test_what_is_sharded_replicated_and_gathered(tmp_path: Path) -> None:
     assert copied["weights"].replicated_bytes == 2 * (21_664 + 2 * 32) + 2 * 4 * 4
 
 
+@pytest.mark.parametrize("keys", [{}, FSDP2])
+def test_a_machine_with_a_gpu_gives_the_same_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]
+) -> None:
+    """There torch's Adam asks the current stream whether a CUDA graph is recorded."""
+    import torch
+
+    without = report_of(tmp_path, 2, **keys)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda"))
+    assert report_of(tmp_path, 2, **keys).peak == without.peak
+
+
 def test_one_gpu_has_no_ranks(tmp_path: Path) -> None:
     report = report_of(tmp_path, 1)
     assert (report.ranks, report.division) == ((), ())
