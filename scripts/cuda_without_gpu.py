@@ -10,6 +10,9 @@ in `fake_cuda/`: memory is the host's, a kernel's launch succeeds and does nothi
 an H100 holds, kept and temporary, with which blocks of its caching allocator. Not so: values (nothing may depend on
 them), time, and what the closed libraries take for themselves. Needs gcc, g++ and nm.
 
+With FAKE_RANKS=N `measure_on_gpu.py` runs rank 0 of N, with PyTorch's `fake` process group: exchanges do nothing, and NCCL
+takes nothing.
+
 FAKE_CUDA_BYTES, FAKE_CUDA_NAME, FAKE_CUDA_MAJOR, FAKE_CUDA_MINOR, FAKE_CUDA_SMS and FAKE_CUDA_SHARED (bytes of shared memory
 that a block may ask for) make it another card, FAKE_CUDA_BYTE=1 says that no mask has a zero in it.
 """

@@ -122,7 +122,7 @@ def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *
     """
     from axmem_trace.config import read_recipe
 
-    num_gpus = world_size()
+    num_gpus = num_ranks()
     settings = read_recipe(config, overrides=overrides, assumptions=assumptions, num_gpus=num_gpus).allocator.settings
     assumptions = [*assumptions, f"allocator={settings or 'default'}"]  # whatever this machine's environment said
     prepare_environment(settings)
@@ -149,7 +149,7 @@ def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *
                 "compute_capability": [card.major, card.minor]},
         "versions": find_versions(),
         "measured": {**measured, "load": after_load, "phases": phases}, "predicted": predicted,
-        **({"ranks": [summarise_phases(*each) for each in by_rank]} if num_gpus > 1 else {}),
+        **({"ranks": [summarise_phases(*each) for each in by_rank]} if len(by_rank) > 1 else {}),
         "comparison": compare(predicted, measured), "peak_by_code": find_peak_by_code(snapshot) if snapshot else [],
     }  # fmt: skip
 
@@ -157,6 +157,11 @@ def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *
 def world_size() -> int:
     """Processes that torchrun has started; 1 without it. torch must not be imported yet."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def num_ranks() -> int:
+    """Ranks of the run: with `FAKE_RANKS` this process is rank 0 of PyTorch's `fake` process group."""
+    return int(os.environ.get("FAKE_RANKS", "0")) or world_size()
 
 
 def prepare_environment(settings: str) -> None:
