@@ -12,6 +12,7 @@ from axmem_trace.cli.check import run_check
 from axmem_trace.cli.commands import list_models, run_estimate
 from axmem_trace.cli.compare import run_compare
 from axmem_trace.cli.completion import build_completion_parser, run_completion
+from axmem_trace.cli.explain import build_explain_parser, run_explain
 from axmem_trace.cli.fit import run_fit
 from axmem_trace.cli.gpus import run_gpus
 from axmem_trace.cli.parser import (
@@ -32,6 +33,7 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argpa
     "fit": (build_fit_parser, run_fit),
     "compare": (build_compare_parser, run_compare),
     "gpus": (build_gpus_parser, run_gpus),
+    "explain": (build_explain_parser, run_explain),
     "models": (build_models_parser, list_models),
     "scale": (build_scale_parser, run_scale),
     "completion": (
@@ -52,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         name = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "estimate"
-        refuse_misspelt_command(arguments)
+        if name != "explain":  # whose words may look like commands
+            refuse_misspelt_command(arguments)
         build, run = COMMANDS[name]
         return run(build().parse_args(arguments))
     except AxmemError as error:
