@@ -51,14 +51,16 @@ def need(recipe) -> int:
 
 def estimate(config, *, gpu, overrides=(), alternatives=True, **options):
     recipe = read_recipe(config, gpu=gpu, overrides=overrides, **options)
+    margin = recipe.gpu.margin_bytes
     too_old = recipe.gpu.compute_capability < (8, 0) and recipe.attention.kernel == "flash_attention_2"
     refusals = [Refusal(key=each.key, line=0, value="", reason=each.text) for each in recipe.refusals]
     refusals += [Refusal(key="attn_implementation", line=0, value="", reason="the card is too old")] * too_old
     report, needed, memory = make_hand_made_report(), need(recipe), recipe.gpu.memory_bytes
     peak = replace(report.peak, counted_bytes=needed, context_bytes=0, nccl_bytes=0, device_bytes=needed)
-    return replace(report, peak=peak, gpu=replace(report.gpu, name=gpu, memory_bytes=memory, count=recipe.gpu.count),
-                   headroom_bytes=memory - needed, fits=needed <= memory, why="",
-                   verdict="fits" if needed <= memory else "does not fit", refusals=tuple(refusals))  # fmt: skip
+    return replace(report, peak=peak, gpu=replace(report.gpu, name=gpu, memory_bytes=memory, margin_bytes=margin,
+                                             count=recipe.gpu.count),
+                   headroom_bytes=memory - needed, fits=needed + margin <= memory, why="",
+                   verdict="fits" if needed + margin <= memory else "does not fit", refusals=tuple(refusals))  # fmt: skip
 
 
 def ask(config=CONFIG, gpu="10GiB", **options):
@@ -165,7 +167,7 @@ def test_a_margin_is_kept_free():
     assert ask(gpu="14GiB").chosen is None
     assert names(ask(gpu="14GiB", margin="1GiB")) == ["cut_cross_entropy"]
     assert ask(gpu="20GiB", margin="5%").margin_bytes == 1 << 30
-    with pytest.raises(ConfigError, match="not a size"):
+    with pytest.raises(ConfigError, match=r"--margin|size"):
         ask(margin="much")
 
 

@@ -17,7 +17,6 @@ from axmem_trace.advice.fitting.largest import MAX_MICRO_BATCH, MAX_SEQUENCE_LEN
 from axmem_trace.advice.fitting.questions import Answer, Estimate, Questions
 from axmem_trace.advice.fitting.sets import ChangeSet, find_gentlest
 from axmem_trace.advice.fitting.singles import Rules, Say, Single, try_singles
-from axmem_trace.config.derive.hardware import derive_gpu, derive_margin, read_count
 from axmem_trace.config.document.edit import cut_keys, edit_yaml
 from axmem_trace.config.document.overrides import Settings
 from axmem_trace.errors import ConfigError
@@ -97,7 +96,7 @@ def fit(
         allow: changes of what the run learns that may be used: `rank`, `sequence_len`, `quantised_base`,
             `effective_batch`; or a key that the user set to false.
         keep: keys that must not be changed.
-        margin: memory of the card that must stay free, a size (`1GiB`) or a share of it (`5%`).
+        margin: memory of the card that must stay free, as in `1GiB` or `5%`.
         everything: estimate slow candidates too where a gentler set fits.
         overrides: as for `estimate`.
         progress: called with the change that is estimated next.
@@ -115,9 +114,8 @@ def fit(
     questions = Questions(
         config,
         overrides=overrides,
-        options={"gpu": gpu, **options},
+        options={"gpu": gpu, "margin": margin, **options},
         estimate=estimate or _estimate,
-        margin_bytes=_read_margin(margin, gpu),
     )
     rules = Rules(allow=frozenset(allow), keep=frozenset(keep))
     cure = cure_refusals(questions, rules) if questions.report.refusals else None
@@ -135,7 +133,7 @@ def fit(
     return Fit(
         report=questions.report,
         as_it_is=questions.as_it_is,
-        margin_bytes=questions.margin_bytes,
+        margin_bytes=questions.report.gpu.margin_bytes,
         singles=tuple(singles),
         chosen=chosen,
         cure=cure,
@@ -152,10 +150,6 @@ def _estimate(config: Any, **arguments: Any) -> Report:
     from axmem_trace.estimation import estimate
 
     return estimate(config, **arguments)
-
-
-def _read_margin(text: str, gpu: str) -> int:
-    return derive_margin(text, derive_gpu(read_count(gpu, 0)[1], 1)).margin_bytes if text else 0
 
 
 def _look_for_changes(

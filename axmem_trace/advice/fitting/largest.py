@@ -56,7 +56,7 @@ def find_largest(questions: Questions, change: Change, key: str, current: int, m
         new = [value for value in values if value not in answers and 0 < value <= most]
         questions.prefetch([join(change, Change(settings={key: value})) for value in new])
 
-    value = _search(ask, prefetch, questions.report.gpu.memory_bytes - questions.margin_bytes, current, most)
+    value = _search(ask, prefetch, questions.report.gpu.memory_bytes - questions.report.gpu.margin_bytes, current, most)
     if not value:
         return Largest(key=key, value=0, next_need_bytes=ask(1).need_bytes, next_refusal=ask(1).refusal)
     if value == most:

@@ -77,7 +77,6 @@ class Questions:
         overrides: `--set`.
         options: the other arguments of `estimate`, the same for each question.
         estimate: what makes a report.
-        margin_bytes: memory of the card that must stay free.
     """
 
     def __init__(
@@ -87,14 +86,12 @@ class Questions:
         overrides: Settings,
         options: Mapping[str, Any],
         estimate: Estimate,
-        margin_bytes: int = 0,
     ) -> None:
         self.config = config
         self.document: Document = read_document(config)
         self.overrides = dict(parse_settings(overrides, "--set"))
         self._options = dict(options)
         self._estimate = estimate
-        self.margin_bytes = margin_bytes
         self._answers: list[tuple[Recipe, Answer]] = []
         self.base = Change()
         self.num_estimates = 1
@@ -200,13 +197,12 @@ class Questions:
 
     def _make_answer(self, report: Report) -> Answer:
         left = report.headroom_bytes or 0
-        enough = left >= self.margin_bytes
         return Answer(
             need_bytes=report.gpu.memory_bytes - left,
             live_bytes=report.peak.counted_bytes + report.peak.context_bytes + report.peak.nccl_bytes,
             left_bytes=left,
-            fits=report.fits if enough or report.fits is None else False,
-            verdict=report.verdict if enough or not report.fits else "does not fit",
+            fits=report.fits,
+            verdict=report.verdict,
             why=report.why,
             phase=report.peak.phase,
             step=report.peak.step,
@@ -233,7 +229,8 @@ class Questions:
         return bool(read_count(self._options.get("gpu", ""), 0)[0])
 
 
-_READ = ("overrides", "assumptions", "gpu", "num_gpus", "num_nodes", "hub", "trust_remote_code", "strict", "axolotl")
+_READ = ("overrides", "assumptions", "gpu", "num_gpus", "num_nodes", "margin", "hub", "trust_remote_code", "strict",
+         "axolotl")  # fmt: skip
 """Arguments of `estimate` that `read_recipe` has too."""
 _asked: tuple[Questions, Sequence[Change]] | None = None
 """What a forked process finds: it has a copy of everything here."""
