@@ -38,6 +38,8 @@ EXPLANATIONS = (
     (r"fms-liger-L1(18|19|20|21)", "allocated", "foak keeps three dropped copies of the input of q, k and v: see above"),
     (r"probe.*", "load", "24 rotary caches of 1 MiB, and the cuBLAS workspaces of cells before: see above"),
     (r"peft-mmqa-rank32-torch.*", "", "no test: the length of the longest batch is taken from this run"),
+    (r"fms-base-L(12|16)|fms-liger-L(11|99)", "device", "the card was full: see above"),
+    (r"fms-base-.*", "device", "**unexplained**: about 1 GiB outside PyTorch in each of these runs, see above"),
     (r"msswift24.*", "", "**unexplained**; lengths and checkpointing are loose: measured memory grows three times as fast "
      "with the length as logits and checkpoints do"),
     (r"axolotl-lfm2.*", "", "8.3 B parameters at 16 bit alone are 15.5 GiB: measured when experts were linear layers and "

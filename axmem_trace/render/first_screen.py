@@ -10,7 +10,7 @@ from axmem_trace.render.hints import PLAIN_DTYPES, list_hints
 from axmem_trace.render.lines import alert_lines, describe_refusals
 from axmem_trace.render.tables import describe_engine, describe_moment
 from axmem_trace.report.holders import LAYER_WEIGHTS
-from axmem_trace.report.verdict import MEASURED_ERROR
+from axmem_trace.report.verdict import MEASURED_ERROR, MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS
 from axmem_trace.units import format_bytes, gib
 
 if TYPE_CHECKING:
@@ -194,6 +194,10 @@ def _sureness(report: Report, width: int) -> list[Line]:
     """How accurate the figures are, and where to find everything else."""
     assumed, unmodelled = (len(report.by_kind.get(kind, ())) for kind in ("assumed", "not_modelled"))
     parts = [f"{assumed} assumed, {unmodelled} not modelled"]
-    if not unmodelled and report.gpu.count == 1 and "expandable_segments:True" in report.run.get("allocator", ""):
-        parts.insert(0, f"9 of 10 published one-GPU runs are within {MEASURED_ERROR:.1%}")
+    if not unmodelled and report.gpu.count == 1:
+        if "expandable_segments:True" in report.run.get("allocator", ""):
+            parts.insert(0, f"9 of 10 published one-GPU runs are within {MEASURED_ERROR:.1%}")
+        else:
+            error = MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS
+            parts.insert(0, f"51 published runs without expandable segments used up to {error:.1%} more")
     return _wrap(f"{'; '.join(parts)}; all the rest: --full", width, "dim", indent="  ")
