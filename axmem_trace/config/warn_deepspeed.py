@@ -143,6 +143,12 @@ def _warn(draft: Draft, recipe: Recipe) -> None:
 
 def _warn_of_stage_3(draft: Draft, recipe: Recipe) -> None:
     zero, checkpointing = recipe.parallel.zero, recipe.checkpointing
+    if zero.deepspeed == "0.18.9":
+        text = (
+            "ZeRO-3 of DeepSpeed 0.18, which this axolotl takes, fetches weights ahead and casts adapters in another way "
+            "than 0.19, whose order the figures follow"
+        )
+        draft.note("not_modelled", "deepspeed", text, direction="either")
     if (
         zero.keeps_recomputed
         and recipe.adapter.kind != "none"

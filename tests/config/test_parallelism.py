@@ -176,6 +176,15 @@ def test_each_release_has_its_deepspeed(tmp_path: Path) -> None:
     assert (new.casts_buffers, new.checks_overflow) == (False, True)
 
 
+def test_zero3_of_an_older_deepspeed_has_no_verdict(tmp_path: Path) -> None:
+    def missing(axolotl: str, file: str) -> list[str]:
+        notes = read(tmp_path, gpus=2, axolotl=axolotl, deepspeed=file).notes
+        return [note.direction for note in notes if note.kind == "not_modelled"]
+
+    assert missing("0.19.0", "zero3_bf16.json") == ["either"]
+    assert missing("0.19.0", "zero2.json") == missing("0.21.0", "zero3_bf16.json") == []
+
+
 def test_deepspeed_runs_without_autocast_and_scales_the_loss_itself(tmp_path: Path) -> None:
     precision = read(tmp_path, gpus=2, deepspeed="zero2.json", bf16=False, fp16=True).precision
     assert (precision.autocast, precision.output_dtype, precision.grad_scaler) == (False, "same", False)
