@@ -96,6 +96,11 @@ def _bound(trainer: Any, me: Any, *names: str) -> None:
         setattr(me, name, function if static else function.__get__(me))
 
 
+def _routers(model: Any) -> dict[str, Any]:
+    """ORPO's and CPO's own names; they ask the model's configuration alone."""
+    return {"aux_loss_coef": getattr(model.config, "router_aux_loss_coef", 0.0)}
+
+
 def _dpo(ours: Any, model: Any) -> Compute:
     from trl import DPOTrainer
 
@@ -120,7 +125,7 @@ def _kto(ours: Any, model: Any) -> Compute:
 def _orpo(ours: Any, model: Any) -> Compute:
     from trl.experimental.orpo import ORPOTrainer
 
-    me = SimpleNamespace(**_attributes(ours, model), is_encoder_decoder=False, padding_value=0)
+    me = SimpleNamespace(**_attributes(ours, model), is_encoder_decoder=False, padding_value=0, **_routers(model))
     _bound(ORPOTrainer, me, "concatenated_inputs", "get_batch_logps", "concatenated_forward", "odds_ratio_loss",
            "get_batch_loss_metrics")  # fmt: skip
     return lambda inputs: me.get_batch_loss_metrics(model, inputs)[0]
@@ -130,7 +135,7 @@ def _simpo(ours: Any, model: Any) -> Compute:
     from trl.experimental.cpo import CPOTrainer
 
     settings = ours.settings
-    me = SimpleNamespace(**_attributes(ours, model), is_encoder_decoder=False, pad_token_id=0, alpha=0.0,
+    me = SimpleNamespace(**_attributes(ours, model), is_encoder_decoder=False, pad_token_id=0, alpha=0.0, **_routers(model),
                          cpo_alpha=float(settings.likelihood), loss_type="simpo", simpo_gamma=settings.gamma)  # fmt: skip
     _bound(CPOTrainer, me, "concatenated_inputs", "get_batch_logps", "concatenated_forward", "cpo_loss",
            "get_batch_loss_metrics")  # fmt: skip

@@ -120,25 +120,51 @@ def test_the_other_losses_of_pairs(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("method", ["dpo", "kto"])
+@pytest.mark.parametrize("method", ["dpo", "ipo", "dpo precomputed", "kto", "grpo"])
 def test_the_tiles_of_the_liger_keys(method: str, adapter: dict[str, Any], tmp_path: Path) -> None:
     """With tiles that a tiny model fills more than once."""
     import trl.trainer.dpo_trainer as dpo_trainer
+    import trl.trainer.grpo_trainer as grpo_trainer
     import trl.trainer.kto_trainer as kto_trainer
     import trl.trainer.utils as helpers
 
-    config = make_config(tmp_path, **METHODS[method], **adapter)
+    keys = METHODS[method]
+    liger = {"trl": {**keys["trl"], "use_liger_loss": True}} if "trl" in keys else {"dpo_use_liger_kernel": True}
+    config = make_config(tmp_path, **{**keys, **liger}, **adapter)
     with (
         patch.object(tiled_log_probabilities, "TOKENS_OF_TILE", 7),
         patch.object(tiled_log_probabilities, "VOCABULARY_OF_TILE", 40),
         patch.object(helpers, "_CHUNKED_LOGPROB_TOKEN_CHUNK_SIZE", 7),
         patch.object(dpo_trainer, "_CHUNKED_LOGPROB_CHUNK_SIZE", 40),
         patch.object(kto_trainer, "_CHUNKED_LOGPROB_CHUNK_SIZE", 40),
-        patch("axmem_trace.config.derive.objective.CHUNKED", {method: "dpo_use_liger_kernel"}),
+        patch.object(grpo_trainer, "_CHUNKED_LOGPROB_CHUNK_SIZE", 40),
+        patch(
+            "axmem_trace.config.derive.objective.CHUNKED", dict.fromkeys(("dpo", "ipo", "kto"), "dpo_use_liger_kernel")
+        ),
     ):
-        theirs, ours = compare({**config, "dpo_use_liger_kernel": True}, "trl")
+        theirs, ours = compare(config, "trl")
     assert tensors(theirs) == tensors(ours)
     assert_peaks_agree(theirs, ours)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "simpo", "grpo", "reward"])
+def test_an_evaluation_allocates_what_trl_does(method: str, tmp_path: Path) -> None:
+    """Two batches without gradients, in evaluation mode, before the first step."""
+    evaluated = {"val_set_size": 0.1, "eval_steps": 5, "eval_batch_size": MICRO, "eval_on_start": True}
+    theirs, ours = compare(make_config(tmp_path, **METHODS[method], **LORA, **evaluated), "trl")
+    assert any(each.phase == "eval" for each in ours.allocations)
+    assert tensors(theirs) == tensors(ours)
+
+
+@pytest.mark.parametrize(
+    ("method", "asked"),
+    [("kto", False), ("grpo", False), ("orpo", False), ("orpo", True), ("simpo", False), ("simpo", True)],
+)
+def test_the_routers_loss_of_other_methods(method: str, asked: bool, tmp_path: Path) -> None:
+    """KTO and GRPO always have it, as DPO below; ORPO and SimPO only where the model's configuration asks for it."""
+    overrides = {"overrides_of_model_config": {"output_router_logits": asked}}
+    theirs, ours = compare(make_config(tmp_path, "qwen3_moe", **METHODS[method], **LORA, **overrides), "trl")
+    assert tensors(theirs) == tensors(ours)
 
 
 def test_the_routers_loss_is_part_of_it(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ class GroupRelative(Preference):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Log-probabilities and entropies [rows, C] of a micro-batch, and the routers' loss."""
         if self.settings.chunked and not self.router_loss:
-            return (*self._score_tiles(self.model, ids, attention_mask), None)
+            return (*self._score_tiles(self.model, ids, attention_mask, entropy=True), None)
         tokens = self.settings.completion_tokens
         router = {"output_router_logits": True} if self.router_loss else {}
         outputs = run_model(
@@ -240,7 +240,9 @@ class GroupRelative(Preference):
         """What the code that makes log-probabilities divides by."""
         return self.rollouts.temperature if self.settings.cooling == "kernel" else 1.0
 
-    def _score_tiles(self, model: Any, ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _score_tiles(
+        self, model: Any, ids: Tensor, attention_mask: Tensor, *, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         inner, tokens = unwrapped(model), self.settings.completion_tokens
         with autocast(self.recipe.precision):
             outputs = inner.base_model(input_ids=ids, attention_mask=attention_mask, use_cache=False)
@@ -250,7 +252,7 @@ class GroupRelative(Preference):
             inner, hidden[kept], ids[:, -tokens:][kept], self.recipe.precision, self.rollouts.temperature
         )
         spread = values.new_zeros(kept.shape).masked_scatter(kept, values)
-        return spread, entropies.new_zeros(kept.shape).masked_scatter(kept, entropies)
+        return spread, entropies.new_zeros(kept.shape).masked_scatter(kept, entropies) if entropy else None
 
 
 def _sampling_weights(made: Inputs) -> Tensor:

@@ -36,6 +36,8 @@ class JoinedPairs(Preference):
     def __init__(self, recipe: Recipe, built: BuiltModel) -> None:
         super().__init__(recipe, built)
         self.helpers = choose_log_probabilities(self.settings)
+        if not getattr(built.config, "output_router_logits", False):
+            self.router_loss = 0.0  # only where the model's configuration asks for it, which DPO does not require
 
     def make_batch(self, recipe: Recipe, rows: int, row_tokens: int) -> Batch:
         """Ids, mask and labels of each side, and the prompt's, which are never read; int64."""
