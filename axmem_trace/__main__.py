@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from axmem_trace.cli.check import run_check
-from axmem_trace.cli.commands import list_models, run_estimate
+from axmem_trace.cli.commands import list_models, run_estimate, run_page
 from axmem_trace.cli.compare import run_compare
 from axmem_trace.cli.completion import build_completion_parser, run_completion
 from axmem_trace.cli.explain import build_explain_parser, run_explain
@@ -21,6 +21,7 @@ from axmem_trace.cli.parser import (
     build_fit_parser,
     build_gpus_parser,
     build_models_parser,
+    build_page_parser,
     build_parser,
 )
 from axmem_trace.cli.scale import build_scale_parser, run_scale
@@ -34,6 +35,7 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argpa
     "compare": (build_compare_parser, run_compare),
     "gpus": (build_gpus_parser, run_gpus),
     "explain": (build_explain_parser, run_explain),
+    "page": (build_page_parser, run_page),
     "models": (build_models_parser, list_models),
     "scale": (build_scale_parser, run_scale),
     "completion": (

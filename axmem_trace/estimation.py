@@ -48,6 +48,7 @@ def estimate(
     progress: Progress | None = None,
     snapshot: str | Path | None = None,
     alternatives: bool = True,
+    moments: bool = True,
 ) -> Report:
     """Predict the GPU memory of the run that an axolotl configuration asks for.
 
@@ -69,6 +70,7 @@ def estimate(
         progress: called with the name of each stage as it begins.
         snapshot: a file to write the predicted history to, for PyTorch's memory viewer.
         alternatives: if older releases ran the configuration differently, estimate that too, and report it in a note.
+        moments: keep what was allocated at each of 160 moments (`Report.moments`), for charts.
 
     Raises:
         ConfigError: the memory of the run can't be known; the message has all reasons, also the refusals, and what to do.
@@ -103,6 +105,7 @@ def estimate(
             versions={"axmem_trace": __version__, **{library: version(library) for library in TRACED_LIBRARIES}},
             elapsed_seconds=clock.seconds,
             rank_runs=rank_runs,
+            moments=moments,
         )
 
 

@@ -25,7 +25,7 @@ from axmem_trace.report import Report
 SCHEMA = Path(__file__).resolve().parent.parent / "axmem_trace" / "report" / "report.schema.json"
 PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 TITLE = "Report of axmem_trace"
-BRIEF = "`--format json` folds `modules` and leaves `timeline` empty; `--full` and `Report.to_json()` have all."
+BRIEF = "`--format json` folds `modules`; `timeline` and `moments` are empty. `--full` and `Report.to_json()` have all."
 COMMON = {
     "phase": "What went on: `load`, `generate`, `score`, `forward`, `backward`, `optimizer` or `eval`.",
     "step": "0 is loading, 1 the first optimizer step.",

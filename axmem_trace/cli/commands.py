@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from axmem_trace.cli.run_options import estimate_run
 from axmem_trace.cli.terminal import check_writable, show_progress, write_output
-from axmem_trace.errors import EXIT_CANNOT_SAY, EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED
+from axmem_trace.errors import EXIT_CANNOT_SAY, EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED, AxmemError
+from axmem_trace.files import shortened_path
 from axmem_trace.quiet import set_quiet_environment
 
 if TYPE_CHECKING:
@@ -22,7 +25,9 @@ def run_estimate(options: argparse.Namespace) -> int:
     check_writable(options.snapshot)
     set_quiet_environment()
     with show_progress(sys.stderr) as progress:
-        report = estimate_run(options.config, options, progress, snapshot=options.snapshot)
+        report = estimate_run(
+            options.config, options, progress, snapshot=options.snapshot, moments=wants_moments(options)
+        )
     write_output(render(report, options), options.output)
     if report.refusals:
         report_refusals(report, in_full=bool(options.output) or options.format != "text" or not wants_all(options))
@@ -49,9 +54,9 @@ def render(report: Report, options: argparse.Namespace) -> str:
 
         return render_json(report, brief=not wants_all(options), depth=options.depth)
     if options.format == "html":
-        from axmem_trace.render.html.page import render_html
+        from axmem_trace.render.html.document import render_page
 
-        return render_html(report, depth=options.depth)
+        return render_page(report, depth=options.depth)
     from axmem_trace.render.text import render_for_stream
 
     stream = None if options.output else sys.stdout
@@ -61,6 +66,36 @@ def render(report: Report, options: argparse.Namespace) -> str:
 def wants_all(options: argparse.Namespace) -> bool:
     """True if the full report is asked for; `--depth` asks for its table of modules."""
     return options.full or options.depth is not None
+
+
+def wants_moments(options: argparse.Namespace) -> bool:
+    """True if the output shows what was allocated at each moment: a page, or JSON from which one can be made."""
+    return options.format == "html" or (options.format == "json" and wants_all(options))
+
+
+def run_page(options: argparse.Namespace) -> int:
+    """Makes a page of a saved report, with nothing but its file."""
+    from axmem_trace.render.html.document import render_page
+    from axmem_trace.report import Report
+
+    check_writable(options.output)
+    try:
+        report = Report.from_json(_read(options.report))
+        fit = json.loads(_read(options.fit)) if options.fit else None
+    except ValueError as error:
+        raise AxmemError(f"{shortened_path(options.report)}: not a report of `--format json`: {error}") from error
+    write_output(render_page(report, fit=fit), options.output)
+    return EXIT_ESTIMATED
+
+
+def _read(path: Path) -> str:
+    """Raises:
+    AxmemError: the file can't be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AxmemError(f"{shortened_path(path)}: cannot be read: {error}") from error
 
 
 def list_models(options: argparse.Namespace) -> int:

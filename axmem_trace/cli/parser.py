@@ -185,6 +185,20 @@ def build_models_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def build_page_parser() -> argparse.ArgumentParser:
+    """The parser of `page`."""
+    parser = argparse.ArgumentParser(
+        prog="axmem_trace page",
+        description="Make one HTML page of a report that was saved with --format json --full.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("report", metavar="REPORT.json", type=Path, help="the saved report")
+    add("--fit", metavar="FIT.json", type=Path, help="the answer of `fit`, saved as JSON, to show its changes too")
+    add("-o", "--output", metavar="FILE", type=Path, help="write the page there instead of to standard output")
+    return parser
+
+
 def build_gpus_parser() -> argparse.ArgumentParser:
     """The parser of `gpus`."""
     parser = argparse.ArgumentParser(

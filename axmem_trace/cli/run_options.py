@@ -39,5 +39,6 @@ def estimate_run(
         "strict": options.strict,
         "axolotl": options.axolotl,
         "progress": progress,
+        "moments": False,
     }
     return estimate(config, **(asked | others))

@@ -28,5 +28,5 @@ def render_json(report: Report, *, brief: bool = False, depth: int | None = None
         contents["modules"] = encode(report.by_module(depth))
     elif brief:
         contents["modules"] = encode(group_repeated(report.by_module(BRIEF_DEPTH)))
-        contents["timeline"] = []
+        contents["timeline"] = contents["moments"] = []
     return json.dumps(contents, indent=2, allow_nan=False) + "\n"

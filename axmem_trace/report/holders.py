@@ -6,7 +6,7 @@ Each allocation that is alive then belongs to one name, so the holders add up to
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from axmem_trace.ledger import Allocation, Ledger, sum_by
@@ -56,6 +56,26 @@ def list_holders(facts: ModelFacts, ledger: Ledger, *, peak_tick: int) -> tuple[
     examples, sizes = columns.sum_by_example(alive)
     sums = sum_by((_name(each, places), nbytes) for each, nbytes in zip(examples, sizes, strict=True))
     return tuple(Holder(name=name, bytes=nbytes) for name, nbytes in sorted(sums.items(), key=lambda item: -item[1]))
+
+
+def bucket_of_holder(name: str) -> str:
+    """The bucket of a holder's bytes, for its colour.
+
+    >>> bucket_of_holder("layer weights"), bucket_of_holder("logits and loss"), bucket_of_holder("cuBLAS workspace")
+    ('weights', 'activations', 'workspace')
+    """
+    named = {holder: bucket for bucket, holder in _BY_BUCKET.items()}
+    if name in named:
+        return named[name]
+    if name in (LOGITS, LAYER_INPUTS, IN_LAYERS, "other activations"):
+        return "activations"
+    return "weights" if "weights" in name and name != "dequantised weights" else "workspace"
+
+
+def make_namer(facts: ModelFacts) -> Callable[[Allocation], str]:
+    """A function that names the purpose of any allocation of this model."""
+    places = _find_places(facts)
+    return lambda allocation: _name(allocation, places)
 
 
 def name_holder(allocation: Allocation, facts: ModelFacts) -> str:

@@ -16,6 +16,7 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report.engine import make_engine
 from axmem_trace.report.holders import list_holders, name_holder
 from axmem_trace.report.modules import make_module_rows
+from axmem_trace.report.moments import make_moments
 from axmem_trace.report.phases import make_phases, make_timeline
 from axmem_trace.report.ranks import RankRun, make_division, make_ranks
 from axmem_trace.report.report import Report
@@ -40,6 +41,7 @@ def make_report(
     versions: Mapping[str, str],
     elapsed_seconds: Mapping[str, float],
     rank_runs: Sequence[RankRun] = (),
+    moments: bool = False,
 ) -> Report:
     """Classifies the recorded facts and sums them up.
 
@@ -49,6 +51,7 @@ def make_report(
         notes: of every stage; the recipe's own are added if they are missing.
         versions: of the libraries that were traced.
         elapsed_seconds: by stage.
+        moments: makes `Report.moments` too.
         rank_runs: on several GPUs the groups of ranks, the first that of rank 0; `ledger` and `reservation` are that
             rank's.
     """
@@ -94,6 +97,7 @@ def make_report(
         modules=make_module_rows(facts, ledger, peak_tick=peak.tick),
         dtypes=_make_dtypes(facts),
         timeline=make_timeline(ledger, reservation),
+        moments=make_moments(ledger, reservation, facts) if moments else (),
         choices=_make_choices(recipe),
         refusals=_make_refusals(shown),
         notes=tuple(note for note in shown if not isinstance(note, RefusalNote)),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from axmem_trace.notes import Note
 from axmem_trace.report.codec import decode_report, encode
+from axmem_trace.report.moments import Moment
 from axmem_trace.report.rank_types import Division, RankUse
 from axmem_trace.report.row_folding import fold_modules
 from axmem_trace.report.run_types import AxolotlRelease, BatchShape, Choice, ModelSummary, Refusal, TargetGpu
@@ -31,6 +32,7 @@ from axmem_trace.units import format_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 SCHEMA_VERSION = 1
 """Increased when a field of the JSON changes its meaning or is removed; not for new fields."""
@@ -77,6 +79,8 @@ class Report:
     dtypes: tuple[DtypeRow, ...]
     timeline: tuple[TimelinePoint, ...]
     """A reduced number of points: the highest of each range of ticks. The peak is always included."""
+    moments: tuple[Moment, ...] = ()
+    """Fewer points than the timeline, each with what was allocated then; empty if they were not asked for."""
     choices: Mapping[str, Choice]
     """The values that are used, by their field in the recipe (`checkpointing.enabled`), and the reasons."""
     refusals: tuple[Refusal, ...] = ()
@@ -127,6 +131,17 @@ class Report:
         from axmem_trace.render.frames import make_frame
 
         return make_frame(self, table)
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Draws the timeline with matplotlib, stacked by purpose: on these axes, or on a new figure.
+
+        Raises:
+            ImportError: matplotlib is not installed (`pip install 'axmem_trace[plot]'`).
+            ValueError: a brief report, which has no timeline.
+        """
+        from axmem_trace.render.plot import plot_timeline
+
+        return plot_timeline(self, axes)
 
     @cached_property
     def by_kind(self) -> dict[str, tuple[Note, ...]]:

@@ -60,6 +60,7 @@ def test_arguments_reach_the_estimate(calls, tmp_path):
                 "strict": True,
                 "axolotl": "0.20",
                 "progress": None,
+                "moments": False,
                 "snapshot": tmp_path / "s.pickle",
             },
         )
@@ -80,7 +81,7 @@ def test_formats(calls, capsys):
     assert main(["run.yml", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["schema_version"] == 1
     assert main(["run.yml", "--format", "html"]) == 0
-    assert capsys.readouterr().out.startswith("<div class='axmem-trace'>")
+    assert capsys.readouterr().out.startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize("form", ["text", "json", "html"])
@@ -89,7 +90,18 @@ def test_depth_folds_in_every_format(calls, capsys, form):
     assert "lora_A" in capsys.readouterr().out
     main(["run.yml", "--format", form, "--depth", "1"])
     out = capsys.readouterr().out
-    assert "lora_A" not in re.sub(r"highest in.*?Parameters|timeline.*", "", out, flags=re.DOTALL)
+    moments = r"highest in.*?Parameters|timeline.*|<h2>Memory over time.*?<h2>At the peak|<script.*?</script>"
+    assert "lora_A" not in re.sub(moments, "", out, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [([], False), (["--full"], False), (["--format", "json"], False), (["--format", "json", "--full"], True),
+     (["--format", "html"], True)],
+)  # fmt: skip
+def test_moments_are_made_only_where_they_are_shown(calls, options, expected):
+    main(["run.yml", *options])
+    assert calls[0][1]["moments"] is expected
 
 
 def test_depth_keeps_the_sums_in_json(calls, capsys):

@@ -14,6 +14,7 @@ from axmem_trace.cli.parser import (
     build_compare_parser,
     build_gpus_parser,
     build_models_parser,
+    build_page_parser,
     build_parser,
 )
 
@@ -41,6 +42,7 @@ def test_the_surface_is_frozen():
         "--gpus": ("N", None, 0),
         "--nodes": ("N", None, 1),
         "--gpu": ("[N x] NAME|SIZE", None, ""),
+        "--margin": ("SIZE|N%", None, ""),
         "--format": (None, ("text", "json", "html"), "text"),
         "-o --output": ("FILE", None, None),
         "--full": (None, None, False),
@@ -59,6 +61,7 @@ def test_the_surface_is_frozen():
         "--gpus",
         "--nodes",
         "--gpu",
+        "--margin",
         "--offline",
         "--hub",
         "--trust-remote-code",
@@ -85,6 +88,12 @@ def test_the_surface_is_frozen():
         "--all": (None, None, False),
         **{option: surface(build_parser())[option] for option in run_options if option != "--gpu"},
         "--format": (None, ("text", "json"), "text"),
+    }
+    assert surface(build_page_parser()) == {
+        "-h --help": (None, None, "==SUPPRESS=="),
+        "report": ("REPORT.json", None, None),
+        "--fit": ("FIT.json", None, None),
+        "-o --output": ("FILE", None, None),
     }
     assert surface(build_models_parser()) == {
         "-h --help": (None, None, "==SUPPRESS=="),

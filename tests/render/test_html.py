@@ -12,7 +12,7 @@ from axmem_trace.notes import Note
 from axmem_trace.render.html.page import render_html
 from axmem_trace.report.run_types import Choice
 
-VOID = {"br", "line", "polygon", "polyline"}
+VOID = {"br"}
 
 
 class Checker(HTMLParser):
@@ -26,7 +26,7 @@ class Checker(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
-        if tag not in VOID or (tag == "line" and not self.get_starttag_text().endswith("/>")):
+        if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):

@@ -67,10 +67,12 @@ def test_brief_keeps_the_sums_and_folds_the_layers():
     brief, full = (json.loads(render_json(report, brief=brief)) for brief in (True, False))
     assert brief["timeline"] == []
     assert full["timeline"]
+    assert brief["moments"] == []
+    assert full["moments"]
     names = [row["name"] for row in brief["modules"]]
     assert "model.layers.{0-1}.proj" in names
     assert len(names) < len(full["modules"])
     for column in ("weight_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "num_modules"):
         assert sum(row[column] for row in brief["modules"]) == sum(row[column] for row in full["modules"])
-    same = brief.keys() - {"modules", "timeline"}
+    same = brief.keys() - {"modules", "timeline", "moments"}
     assert {name: brief[name] for name in same} == {name: full[name] for name in same}

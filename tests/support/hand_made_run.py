@@ -184,4 +184,5 @@ def make_hand_made_report(memory_bytes: int = 0, **reservation: Any) -> Report:
         notes=NOTES,
         versions={"axmem_trace": "0.1.0", "torch": "2.13.0"},
         elapsed_seconds={"import": 1.5, "build": 0.25, "trace": 0.5, "replay": 0.125},
+        moments=True,
     )

@@ -1,1 +1,1 @@
-"""The report as HTML: one fragment with its own style, no script, nothing loaded."""
+"""The report as HTML: a fragment for a notebook cell (`page`), and a whole page with a script (`document`). No requests."""

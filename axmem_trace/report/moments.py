@@ -1,0 +1,156 @@
+"""Selected moments of a run with everything that was allocated then: by purpose, by source and by module.
+
+All bytes are block bytes. Each of the three adds up to what was allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from axmem_trace.allocator.reservation import Reservation
+from axmem_trace.ledger import Allocation, Ledger
+from axmem_trace.model_facts import ModelFacts
+from axmem_trace.report.holders import make_namer
+from axmem_trace.report.types import Buckets, Holder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NUM_MOMENTS = 160
+"""About as many as a chart can tell apart."""
+NUM_SHOWN = 12
+"""Sources and modules of a moment; what is smaller is summed up in the last."""
+REST = "all others"
+ROOT = "(in no part of it: loss, optimizer, inputs)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moment:
+    """What was allocated at one moment: the one with the most bytes of its part of the run.
+
+    Attributes:
+        allocated_bytes, reserved_bytes: then.
+        buckets: by purpose.
+        holders: by source, as `Report.holders`; all add up to `allocated_bytes`.
+        modules: by module, numbers of layers as `*`; all add up to `allocated_bytes`.
+    """
+
+    tick: int
+    phase: str
+    step: int
+    module: str
+    op: str
+    allocated_bytes: int
+    reserved_bytes: int
+    buckets: Buckets
+    holders: tuple[Holder, ...]
+    modules: tuple[Holder, ...]
+
+
+def make_moments(ledger: Ledger, reservation: Reservation, facts: ModelFacts) -> tuple[Moment, ...]:
+    """The highest moment of each of `NUM_MOMENTS` equal parts of the run, and the last one. The peak is among them."""
+    positions = _choose(ledger)
+    examples, numbers = _examples(ledger)
+    name = make_namer(facts)
+    sums = zip(
+        _sums(ledger, positions, [each.bucket for each in examples], numbers),
+        _sums(ledger, positions, [name(each) for each in examples], numbers),
+        _sums(ledger, positions, [group_module(each.module) for each in examples], numbers),
+        strict=True,
+    )
+    found = zip(positions, sums, strict=True)
+    return tuple(_moment(ledger, position, reservation, *parts) for position, parts in found)
+
+
+def _choose(ledger: Ledger) -> list[int]:
+    """Positions in the ledger's moves."""
+    levels = ledger.live_bytes
+    size = -(-len(levels) // NUM_MOMENTS) or 1
+    positions = [start + int(levels[start : start + size].argmax(axis=0)) for start in range(0, len(levels), size)]
+    last = [len(levels) - 1] if positions and positions[-1] != len(levels) - 1 else []
+    return [*positions, *last]
+
+
+def _examples(ledger: Ledger) -> tuple[list[Allocation], NDArray[np.intp]]:
+    """One allocation of each kind and module, and for each move the number of its example."""
+    import numpy as np
+
+    columns, indices = ledger.columns, ledger.moved.indices
+    pairs = columns.kind.astype(np.int64) * max(1, len(columns.modules)) + columns.module
+    distinct, first, numbers = np.unique(pairs[indices], return_index=True, return_inverse=True)
+    assert len(distinct) == len(first)
+    return [columns.make(int(indices[position])) for position in first], numbers
+
+
+def _sums(
+    ledger: Ledger, positions: Sequence[int], labels: Sequence[str], numbers: NDArray[np.intp]
+) -> list[dict[str, int]]:
+    """Bytes of each label after each of the moves at these positions.
+
+    Args:
+        labels: of each example.
+        numbers: for each move the number of its example.
+    """
+    import numpy as np
+
+    names = list(dict.fromkeys(labels))
+    place = {name: index for index, name in enumerate(names)}
+    codes = np.array([place[label] for label in labels], dtype=np.int64)[numbers]
+    _, indices, dies = ledger.moved
+    sizes = ledger.columns.block_bytes[indices]
+    changes = np.where(dies, -sizes, sizes)
+    live, done, found = np.zeros(len(names), dtype=np.int64), 0, []
+    for position in positions:
+        np.add.at(live, codes[done : position + 1], changes[done : position + 1])
+        done = position + 1
+        found.append(dict(zip(names, live.tolist(), strict=True)))
+    return found
+
+
+def _moment(
+    ledger: Ledger,
+    position: int,
+    reservation: Reservation,
+    buckets: dict[str, int],
+    holders: dict[str, int],
+    modules: dict[str, int],
+) -> Moment:
+    tick = int(ledger.moved.ticks[position])
+    mark = next(interval.mark for interval in ledger.intervals if position < interval.end)
+    reached = ledger.allocations[int(ledger.moved.indices[position])]
+    return Moment(
+        tick=tick,
+        phase=mark.phase,
+        step=mark.step,
+        module=reached.module,
+        op=reached.op,
+        allocated_bytes=int(ledger.live_bytes[position]),
+        reserved_bytes=reservation.reserved_at(tick),
+        buckets=Buckets(**buckets),
+        holders=_largest(holders),
+        modules=_largest(modules),
+    )
+
+
+def _largest(sums: dict[str, int]) -> tuple[Holder, ...]:
+    ranked = sorted(((name, nbytes) for name, nbytes in sums.items() if nbytes), key=lambda item: -item[1])
+    rest = sum(nbytes for _, nbytes in ranked[NUM_SHOWN:])
+    shown = [*ranked[:NUM_SHOWN], *([(REST, rest)] if rest else [])]
+    return tuple(Holder(name=name, bytes=nbytes) for name, nbytes in shown)
+
+
+def group_module(module: str) -> str:
+    """The part of the model: numbers become `*`, and what is deeper than one part below a layer is left out.
+
+    >>> group_module("base_model.model.model.layers.3.self_attn.q_proj.lora_A.default"), group_module("lm_head")
+    ('model.layers.*.self_attn', 'lm_head')
+    """
+    if module in ("base_model", "base_model.model"):
+        return ROOT
+    parts = module.removeprefix("base_model.model.").split(".")
+    number = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
+    kept = parts[:3] if number is None else [*parts[:number], "*", *parts[number + 1 : number + 2]]
+    return ".".join(kept) or ROOT
