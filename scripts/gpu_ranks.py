@@ -47,6 +47,7 @@ def check_ranks(recipe: Recipe) -> None:
     packed = recipe.quantisation.method != "none"
     refusals = (
         (parallel.num_gpus != world_size(), "num_gpus", parallel.num_gpus, f"{world_size()}, or torchrun with as many"),
+        (parallel.engine == "ddp" and num_fake_ranks() > 0, "engine", "ddp with FAKE_RANKS", "FSDP; DDP compares ranks"),
         (parallel.engine not in REAL_ENGINES, "engine", parallel.engine, ", ".join(REAL_ENGINES)),
         (parallel.mesh.tensor > 1 or parallel.mesh.context > 1 or parallel.mesh.expert > 1, "mesh", "tensor, context or "
          "expert parallelism", "none of them"),

@@ -102,6 +102,15 @@ def test_what_cannot_run_is_refused(tmp_path: Path, monkeypatch: Any, keys: dict
         gpu_ranks.check_ranks(read(str(write_tiny_model("llama", tmp_path / "llama")), **keys))
 
 
+def test_ddp_needs_real_ranks(tmp_path: Path, monkeypatch: Any) -> None:
+    """It compares the shapes of all ranks when it is made, which the fake group does not answer."""
+    import gpu_ranks
+
+    monkeypatch.setenv("FAKE_RANKS", "2")
+    with pytest.raises(ConfigError, match="ddp with FAKE_RANKS"):
+        gpu_ranks.check_ranks(read(str(write_tiny_model("llama", tmp_path / "llama"))))
+
+
 def test_only_one_configuration_at_a_time(monkeypatch: Any, capsys: Any) -> None:
     import measure_on_gpu
 
