@@ -55,6 +55,7 @@ def test_arguments_reach_the_estimate(calls, tmp_path):
                 "gpu": "H100",
                 "num_gpus": 2,
                 "num_nodes": 1,
+                "margin": "",
                 "hub": "first",
                 "trust_remote_code": True,
                 "strict": True,
@@ -213,7 +214,7 @@ def test_wrong_arguments_exit_with_2(capsys, arguments, message):
 
 @pytest.mark.parametrize(
     ("files", "code"),
-    [(["fits"], 0), (["fits", "too-large"], 3), (["too-large", "refused", "fits"], 2), (["refused"], 2)],
+    [(["roomy"], 0), (["roomy", "too-large"], 3), (["too-large", "refused", "roomy"], 2), (["refused"], 2)],
 )
 def test_check_says_a_line_of_each_file_and_has_the_gravest_code(calls, capsys, monkeypatch, files, code):
     def estimate(config, **options):
@@ -225,7 +226,7 @@ def test_check_says_a_line_of_each_file_and_has_the_gravest_code(calls, capsys, 
     monkeypatch.setattr(sys.modules["axmem_trace.estimation"], "estimate", estimate)
     assert main(["check", *files, "--gpus", "2"]) == code
     lines = capsys.readouterr().out.splitlines()
-    words = {"fits": "FITS WITH ROOM on ", "too-large": "DOES NOT FIT on ", "refused": "no such optimizer"}
+    words = {"roomy": "FITS WITH ROOM on ", "too-large": "DOES NOT FIT on ", "refused": "no such optimizer"}
     assert len(lines) == len(files)
     assert all(line.startswith(f"{name}: {words[name]}") for name, line in zip(files, lines, strict=True))
 
