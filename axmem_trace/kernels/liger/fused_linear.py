@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
+from axmem_trace.kernels.card import HALF
 from axmem_trace.kernels.liger.losses import chunk_rows
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 class FusedLinearCrossEntropy(torch.autograd.Function):

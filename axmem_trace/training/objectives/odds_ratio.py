@@ -20,14 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from axmem_trace.kernels.losses.log_probabilities import choose_log_probabilities
+from axmem_trace.kernels.losses.replacing import IGNORE
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.training.batches.batch import Batch, Inputs
 from axmem_trace.training.objectives.direct_preference import log_rewards
 from axmem_trace.training.objectives.objective import RunModel
 from axmem_trace.training.objectives.preference import Preference, completion_rows
-
-IGNORED = -100
 
 
 class JoinedPairs(Preference):
@@ -47,7 +46,7 @@ class JoinedPairs(Preference):
             made = completion_rows(recipe, pairs, row_tokens)
             inputs[f"{side}_input_ids"] = made["input_ids"]
             inputs[f"{side}_attention_mask"] = made["attention_mask"]
-            inputs[f"{side}_labels"] = made["input_ids"].masked_fill(made["completion_mask"] == 0, IGNORED)
+            inputs[f"{side}_labels"] = made["input_ids"].masked_fill(made["completion_mask"] == 0, IGNORE)
         prompt = max(1, row_tokens - recipe.objective.completion_tokens)
         for name in ("prompt_input_ids", "prompt_attention_mask"):
             inputs[name] = torch.ones(pairs, prompt, dtype=torch.int64)
@@ -79,14 +78,14 @@ class JoinedPairs(Preference):
     def _average(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Average log-probability of each row's completion tokens, [rows]."""
         labels = labels[:, 1:].clone()
-        kept = labels != IGNORED
+        kept = labels != IGNORE
         labels = self._without_ignored(labels)
         values = self.helpers.select(logits[:, :-1, :], labels)
         return (values * kept).sum(-1) / kept.sum(-1)
 
     def _without_ignored(self, labels: Tensor) -> Tensor:
         """Zeros instead of ignored labels."""
-        return torch.where(labels == IGNORED, 0, labels)
+        return torch.where(labels == IGNORE, 0, labels)
 
 
 class OddsRatio(JoinedPairs):
@@ -94,7 +93,7 @@ class OddsRatio(JoinedPairs):
 
     def _likelihood(self, logits: Tensor, ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
         own = ids.clone()
-        own = torch.where(attention_mask == 1, own, IGNORED)
+        own = torch.where(attention_mask == 1, own, IGNORE)
         return _cross_entropy(_sides(logits)[0], _sides(own)[0])
 
     def _loss(self, chosen: Tensor, rejected: Tensor, likelihood: Tensor) -> Tensor:
@@ -116,7 +115,7 @@ class SimplePreference(JoinedPairs):
         return _cross_entropy(_sides(logits)[0], _sides(own)[0])
 
     def _without_ignored(self, labels: Tensor) -> Tensor:
-        labels[labels == IGNORED] = 0
+        labels[labels == IGNORE] = 0
         return labels
 
     def _loss(self, chosen: Tensor, rejected: Tensor, likelihood: Tensor) -> Tensor:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from axmem_trace.errors import ConfigError
+from axmem_trace.recipe.run import Implementation
 from axmem_trace.training.optimizers.request import Request, to_bool
 from axmem_trace.training.optimizers.traced import TracedOptimizer
-
-Implementation = Literal["fused", "foreach", "for-loop"]
 
 
 def implementation_of(request: Request) -> Implementation:
@@ -32,7 +31,7 @@ def implementation_kwargs(request: Request) -> dict[str, Any]:
     """`foreach` and `fused` as arguments of the constructor."""
     implementation = implementation_of(request)
     request.note("traced", f"torch.optim steps with its {implementation} code", key="optimizer.implementation")
-    by_implementation: dict[Implementation, dict[str, Any]] = {
+    by_implementation: dict[str, dict[str, Any]] = {
         "fused": {"fused": True},
         "foreach": {"foreach": None, "fused": None},
         "for-loop": {"foreach": False, "fused": False},
