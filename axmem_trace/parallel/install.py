@@ -15,17 +15,17 @@ from axmem_trace.models.built import BuiltModel
 from axmem_trace.parallel import ddp, fsdp1, fsdp2
 from axmem_trace.parallel.in_place import gathers_recorded, resizes_recorded, shapes_planned_unseen, streams_recorded
 from axmem_trace.parallel.process_group import open_process_group
+from axmem_trace.parallel.rank_facts import describe_rank, flat_shards, local_tensors, sharded_names
+from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.parallel.ranks import all_alike, group_fsdp1, group_fsdp2
 from axmem_trace.parallel.reference import divide_reference
-from axmem_trace.parallel.residents import describe_rank, flat_shards, local_tensors, sharded_names
-from axmem_trace.parallel.spread import Spread
 from axmem_trace.parallel.zero.install import with_zero
 from axmem_trace.parallel.zero.linear import linear_may_change
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.tracing.recording_mode import RecordingMode
 
-Prepare = Callable[[BuiltModel], "Spread | None"]
+Prepare = Callable[[BuiltModel], "RankModel | None"]
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def records_ranks(recorder: Recorder) -> Iterator[None]:
         yield
 
 
-def divide(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, rank: int | None = None) -> Spread:
+def divide(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, rank: int | None = None) -> RankModel:
     """Wraps the model as accelerate's `prepare` does, and records that as the end of loading."""
     recorder = recording.recorder
     reference = divide_reference(recipe, recording, built.reference)
@@ -68,16 +68,16 @@ def divide(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, rank:
     with warnings.catch_warnings(), recording, recorder.watch(built.module):
         warnings.simplefilter("ignore")
         if recipe.parallel.engine in ZERO_ENGINES:
-            spread = with_zero(recipe, recording, built, rank=rank)
+            rank_model = with_zero(recipe, recording, built, rank=rank)
         else:
-            spread = ENGINES[recipe.parallel.engine](recipe, recorder, built)
-        return replace(spread, reference=reference)
+            rank_model = ENGINES[recipe.parallel.engine](recipe, recorder, built)
+        return replace(rank_model, reference=reference)
 
 
-def _with_ddp(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread:
+def _with_ddp(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankModel:
     _register_whole(recorder, built)
     wrapped = ddp.wrap_model(built.module, recipe.parallel.ddp)
-    return Spread(
+    return RankModel(
         call=wrapped,
         facts=describe_rank(built.facts, _tensors_of_rank(built)),
         groups=all_alike(recipe.parallel.num_gpus),
@@ -85,7 +85,7 @@ def _with_ddp(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread:
     )
 
 
-def _with_fsdp2(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread:
+def _with_fsdp2(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankModel:
     model: Any = built.module
     fsdp = recipe.parallel.fsdp
     if not fsdp.loads_on_host:
@@ -97,7 +97,7 @@ def _with_fsdp2(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread
     if fsdp.loads_on_host:
         fsdp2.load_shards(model)
     tensors = _tensors_of_rank(built)
-    return Spread(
+    return RankModel(
         call=model,
         facts=describe_rank(built.facts, tensors, sharded=sharded_names(model)),
         groups=group_fsdp2(model, recipe.parallel),
@@ -115,7 +115,7 @@ def _unsynced(model: Any) -> Iterator[None]:
         model.set_requires_gradient_sync(True)
 
 
-def _with_fsdp1(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread:
+def _with_fsdp1(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankModel:
     model = built.module
     device = torch.device(recorder.traced_device)
     if not recipe.parallel.fsdp.loads_on_host:
@@ -127,7 +127,7 @@ def _with_fsdp1(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> Spread
         norm: torch.Tensor = wrapped.clip_grad_norm_(max_norm if max_norm > 0 else float("inf"))
         return norm
 
-    return Spread(
+    return RankModel(
         call=wrapped,
         facts=describe_rank(built.facts, tensors, shards),
         groups=group_fsdp1(wrapped, recipe.parallel),
@@ -160,7 +160,7 @@ def _register_whole(recorder: Recorder, built: BuiltModel) -> None:
         recorder.register(tensors[fact.name], role=fact.role, module=fact.module, device=fact.device)
 
 
-ENGINES: dict[str, Callable[[Recipe, Recorder, BuiltModel], Spread]] = {
+ENGINES: dict[str, Callable[[Recipe, Recorder, BuiltModel], RankModel]] = {
     "ddp": _with_ddp,
     "fsdp1": _with_fsdp1,
     "fsdp2": _with_fsdp2,

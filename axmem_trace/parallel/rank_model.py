@@ -1,4 +1,4 @@
-"""`Spread`: how a step differs if the model is one rank's part of a distributed one."""
+"""`RankModel`: how a step differs if the model is one rank's part of a distributed one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from axmem_trace.model_facts import ModelFacts
+from axmem_trace.parallel.rank_facts import FlatShard
 from axmem_trace.parallel.ranks import RankGroup
-from axmem_trace.parallel.residents import FlatShard
 
 
 class Engine(Protocol):
@@ -26,7 +26,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Spread:
+class RankModel:
     """What the step needs of an engine.
 
     Attributes:
@@ -50,5 +50,5 @@ class Spread:
     reference: Callable[..., Any] | None = None
     shards: tuple[FlatShard, ...] = ()
     groups: tuple[RankGroup, ...] = ()
-    with_optimizer: Callable[[Spread, Any], Spread] | None = None
+    with_optimizer: Callable[[RankModel, Any], RankModel] | None = None
     engine: Engine | None = None

@@ -117,15 +117,15 @@ def _trace(recipe: Recipe, folding: Folding, start: Callable[[str, str], None], 
     recording = make_recording(recipe)
     with open_ranks(recipe, recording, rank=rank) as divide:
         built = load_models(recipe, recording, folding)
-        spread = divide(built)
+        rank_model = divide(built)
         optimizer = build_optimizer(recipe, built.module)
-        if spread is not None and spread.with_optimizer is not None:
-            spread = spread.with_optimizer(spread, optimizer)
+        if rank_model is not None and rank_model.with_optimizer is not None:
+            rank_model = rank_model.with_optimizer(rank_model, optimizer)
         start("trace", "tracing")
-        traced = record_run(recipe, built, optimizer, recording=recording, spread=spread,
+        traced = record_run(recipe, built, optimizer, recording=recording, rank_model=rank_model,
                             progress=lambda text: start("trace", text))  # fmt: skip
-    facts = folding.complete(spread.facts) if spread is not None else built.whole_facts
-    groups = spread.groups if spread is not None else ()
+    facts = folding.complete(rank_model.facts) if rank_model is not None else built.whole_facts
+    groups = rank_model.groups if rank_model is not None else ()
     return _Part(recording.recorder, facts, traced.ledger, (*built.notes, *optimizer.notes, *traced.notes), groups)
 
 

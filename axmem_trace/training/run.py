@@ -16,8 +16,8 @@ import torch
 
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.device_map import is_on_host
-from axmem_trace.parallel.residents import local_tensors
-from axmem_trace.parallel.spread import Spread
+from axmem_trace.parallel.rank_facts import local_tensors
+from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.parallel.units import plain_name
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
@@ -77,13 +77,13 @@ class Run:
         offloading: Callable[[], AbstractContextManager[StepContext]] = lambda: nullcontext(nullcontext),
         objective: Objective | None = None,
         repeat: bool = True,
-        spread: Spread | None = None,
+        rank_model: RankModel | None = None,
     ) -> None:
-        if spread is not None and spread.reference is not None:
-            built = replace(built, reference_forward=spread.reference)
+        if rank_model is not None and rank_model.reference is not None:
+            built = replace(built, reference_forward=rank_model.reference)
         self.recipe, self.built, self.optimizer, self.recorder = recipe, built, optimizer, recorder
         self.model: Any = built.module
-        self._spread = spread
+        self._rank_model = rank_model
         self._owners = {
             id(parameter): plain_name(name).rpartition(".")[0] for name, parameter in self.model.named_parameters()
         }
@@ -96,7 +96,7 @@ class Run:
         self._training_step: StepContext = nullcontext
         moves = recipe.checkpointing.moves_tensors or any(map(is_on_host, self.model.parameters()))
         differ = recipe.loss.holds_outputs or recipe.allocator.empty_cache_steps > 1
-        self._may_repeat = repeat and not (optimizer.hooked or moves or differ or spread)
+        self._may_repeat = repeat and not (optimizer.hooked or moves or differ or rank_model)
 
     def record(self, progress: Callable[[str], None] = lambda stage: None) -> None:
         """Loads, evaluates if the run evaluates first, and runs `NUM_STEPS` optimizer steps."""
@@ -136,11 +136,11 @@ class Run:
     def _register_model(self) -> None:
         tensors = local_tensors(self.model)
         tensors.update((state.name, state.tensor) for state in self.built.state_tensors)
-        facts = self._spread.facts if self._spread is not None else self.built.facts
+        facts = self._rank_model.facts if self._rank_model is not None else self.built.facts
         for fact in facts.tensors:
             if fact.name in tensors:
                 self.recorder.register(tensors[fact.name], role=fact.role, module=fact.module, device=fact.device)
-        for shard in self._spread.shards if self._spread is not None else ():
+        for shard in self._rank_model.shards if self._rank_model is not None else ():
             self.recorder.register(shard.tensor, role=shard.role, module=shard.module)
 
     def _register_optimizer_state(self) -> None:
@@ -199,21 +199,21 @@ class Run:
     @property
     def _num_micro_batches(self) -> int:
         """As many micro-batches as differ from each other."""
-        unsynced = self._spread is not None and not self._syncs_each_batch
+        unsynced = self._rank_model is not None and not self._syncs_each_batch
         return MAX_UNSYNCED_MICRO_BATCHES if unsynced else MAX_MICRO_BATCHES
 
     @property
     def _syncs_each_batch(self) -> bool:
         """DeepSpeed decides itself what it does before the last micro-batch."""
-        has_engine = self._spread is not None and self._spread.engine is not None
+        has_engine = self._rank_model is not None and self._rank_model.engine is not None
         return self.recipe.parallel.syncs_each_batch and not has_engine
 
     def _syncing(self, *, is_last: bool) -> AbstractContextManager[Any]:
         """Ranks reduce their gradients after the last micro-batch, unless asked to do it after each
         (transformers `trainer.py`, `_run_epoch`, `sync_context`)."""
-        if self._spread is None or is_last or self._syncs_each_batch:
+        if self._rank_model is None or is_last or self._syncs_each_batch:
             return nullcontext()
-        return self._spread.without_sync()
+        return self._rank_model.without_sync()
 
     def _accumulate_again(self, passes: _Passes, step: int) -> None:
         """Repeats the passes of the first step: only the optimizer's states are new, and the passes do not use them."""
@@ -239,7 +239,7 @@ class Run:
 
     def run_model(self, **inputs: Any) -> Any:
         """The model's forward as accelerate has wrapped it (`prepare_model`)."""
-        call = self._spread.call if self._spread is not None else self.model
+        call = self._rank_model.call if self._rank_model is not None else self.model
         return prepared_forward(call, self.recipe.precision)(**inputs)
 
     def _backward(self, loss: torch.Tensor) -> None:
@@ -248,22 +248,22 @@ class Run:
             loss = loss / batch.gradient_accumulation_steps
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
-        if self._spread is not None and self._spread.engine is not None:
-            self._spread.engine.backward(loss)
+        if self._rank_model is not None and self._rank_model.engine is not None:
+            self._rank_model.engine.backward(loss)
         else:
             loss.backward()
         self.optimizer.after_backward()
 
     def _optimize(self) -> None:
-        if self._spread is not None and self._spread.engine is not None:
-            self._variables.grad_norm = self._spread.engine.step()
+        if self._rank_model is not None and self._rank_model.engine is not None:
+            self._variables.grad_norm = self._rank_model.engine.step()
             return
         parameters = self.optimizer.parameters
         if self.scaler is not None:
             self.scaler.unscale(parameters)
         if not self.optimizer.releases_gradients:
             trainable = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-            clip = (self._spread.clip if self._spread is not None else None) or clip_gradients
+            clip = (self._rank_model.clip if self._rank_model is not None else None) or clip_gradients
             self._variables.grad_norm = clip(trainable, self.recipe.optimizer.max_grad_norm)
         if self._average is not None:
             self._average.amplify(self.model)

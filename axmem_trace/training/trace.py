@@ -15,7 +15,7 @@ from axmem_trace.kernels.site import Site
 from axmem_trace.ledger import Ledger
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.notes import Note
-from axmem_trace.parallel.spread import Spread
+from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.cuda_mode import CudaMode
@@ -42,14 +42,14 @@ def record_run(
     recording: RecordingMode | None = None,
     progress: Callable[[str], None] | None = None,
     repeat: bool = True,
-    spread: Spread | None = None,
+    rank_model: RankModel | None = None,
 ) -> Recording:
     """Runs on meta what a GPU would run: evaluation, if it comes first, and two optimizer steps.
 
     Args:
         recording: of `make_recording`, which has recorded loading; without it the whole model is allocated at once.
         repeat: copy the second step's passes from the record of the first (see `Run`).
-        spread: the model is one rank's part of a distributed one (see `parallel/install.py`).
+        rank_model: the model is one rank's part of a distributed one (see `parallel/install.py`).
     """
     recording = recording or make_recording(recipe)
     recorder = recording.recorder
@@ -57,7 +57,7 @@ def record_run(
     with ExitStack() as stack:
         site = Site(built.module, recipe, recording, stack)
         run = Run(recipe, built, optimizer, recorder, offloading=partial(install_offloading, site), repeat=repeat,
-                  spread=spread)  # fmt: skip
+                  rank_model=rank_model)  # fmt: skip
         stack.enter_context(garbage_on_demand())
         assert_seen_from_engine()
         stack.enter_context(recording)

@@ -99,8 +99,8 @@ def _record(recipe: Any, recording: Any, device: str, divide: Any) -> Ledger:
     built = build_model(recipe, device=device)
     built = replace(built, reference=build_reference(recipe, device=device))
     with garbage_on_demand(), autocast_off_on_meta(), _summed():
-        spread, recorder = divide(built), recording.recorder
-        run = Run(recipe, built, build_optimizer(recipe, built.module), recorder, spread=spread)
+        rank_model, recorder = divide(built), recording.recorder
+        run = Run(recipe, built, build_optimizer(recipe, built.module), recorder, rank_model=rank_model)
         with recording, recorder.watch(built.module, **run.objective.extra_models()):
             run.record()
     return recorder.make_ledger()

@@ -107,10 +107,10 @@ def _record(recipe: Any, recording: Any, device: str, divide: Any) -> Ledger:
 
     built, recorder = build_model(recipe, device=device), recording.recorder
     with garbage_on_demand(), autocast_off_on_meta():
-        spread = divide(built)
+        rank_model = divide(built)
         optimizer = build_optimizer(recipe, built.module)
-        spread = spread.with_optimizer(spread, optimizer)
-        run = Run(recipe, built, optimizer, recorder, spread=spread)
+        rank_model = rank_model.with_optimizer(rank_model, optimizer)
+        run = Run(recipe, built, optimizer, recorder, rank_model=rank_model)
         with recording, recorder.watch(built.module):
             run.record()
     return recorder.make_ledger()
@@ -131,7 +131,7 @@ class _DeepSpeed:
 
 
 def _divide(case: ZeroCase, recipe: Any, recording: Any, built: Any) -> Any:
-    from axmem_trace.parallel.spread import Spread
+    from axmem_trace.parallel.rank_model import RankModel
     from axmem_trace.parallel.zero.install import _tensors
 
     recorder = recording.recorder
@@ -142,10 +142,10 @@ def _divide(case: ZeroCase, recipe: Any, recording: Any, built: Any) -> Any:
     for fact in built.facts.tensors:
         recorder.register(tensors[fact.name], role=fact.role, module=fact.module, device=fact.device)
 
-    def initialise(spread: Any, optimizer: Any) -> Any:
-        return _initialise(case, recipe, recording, built, spread, optimizer)
+    def initialise(rank_model: Any, optimizer: Any) -> Any:
+        return _initialise(case, recipe, recording, built, rank_model, optimizer)
 
-    return Spread(call=built.module, facts=built.facts, without_sync=nullcontext, with_optimizer=initialise)
+    return RankModel(call=built.module, facts=built.facts, without_sync=nullcontext, with_optimizer=initialise)
 
 
 def _divide_base(case: ZeroCase, recipe: Any, recording: Any, built: Any) -> None:
@@ -161,7 +161,7 @@ def _divide_base(case: ZeroCase, recipe: Any, recording: Any, built: Any) -> Non
         deepspeed.zero.Init(module=base, config_dict_or_path=_filled(case, recipe))
 
 
-def _initialise(case: ZeroCase, recipe: Any, recording: Any, built: Any, spread: Any, optimizer: Any) -> Any:
+def _initialise(case: ZeroCase, recipe: Any, recording: Any, built: Any, rank_model: Any, optimizer: Any) -> Any:
     import deepspeed
 
     config = _filled(case, recipe)
@@ -177,7 +177,7 @@ def _initialise(case: ZeroCase, recipe: Any, recording: Any, built: Any, spread:
         finally:
             engine.set_gradient_accumulation_boundary(True)
 
-    return replace(spread, call=engine, engine=_DeepSpeed(engine), without_sync=without_boundary)
+    return replace(rank_model, call=engine, engine=_DeepSpeed(engine), without_sync=without_boundary)
 
 
 def _filled(case: ZeroCase, recipe: Any) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from torch import nn
 
 from axmem_trace.models.built import BuiltModel, unwrapped
 from axmem_trace.notes import Note
-from axmem_trace.parallel.residents import FlatShard, describe_rank, local_tensors
-from axmem_trace.parallel.spread import Spread
+from axmem_trace.parallel.rank_facts import FlatShard, describe_rank, local_tensors
+from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.parallel.units import plain_name
 from axmem_trace.parallel.zero.host import HostMemory
 from axmem_trace.parallel.zero.leaves import leaf_test
@@ -35,7 +35,7 @@ MakeEngine = Callable[[Stepping], tuple[Engine, dict[str, torch.Tensor], list[Fl
 """From the optimizer to the engine, with this rank's tensors by name, and those that hold several parameters."""
 
 
-def with_zero(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, rank: int | None = None) -> Spread:
+def with_zero(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, rank: int | None = None) -> RankModel:
     """The model on the GPU, in one dtype or in parts. The optimizer comes after it.
 
     Args:
@@ -55,7 +55,7 @@ def with_zero(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, ra
     else:
         _register_whole(recipe, recorder, built)
         make = partial(_make_stage12, recipe, recorder, built, rank)
-    return Spread(
+    return RankModel(
         call=model,
         facts=built.facts,
         without_sync=_no_optimizer_yet,
@@ -97,8 +97,13 @@ def _no_optimizer_yet() -> AbstractContextManager[Any]:
 
 
 def _take_optimizer(
-    recipe: Recipe, recording: RecordingMode, built: BuiltModel, make: MakeEngine, spread: Spread, optimizer: Optimizer
-) -> Spread:
+    recipe: Recipe,
+    recording: RecordingMode,
+    built: BuiltModel,
+    make: MakeEngine,
+    rank_model: RankModel,
+    optimizer: Optimizer,
+) -> RankModel:
     """`_configure_zero_optimizer`."""
     recorder = recording.recorder
     with recording, recorder.watch(built.module), torch.no_grad():
@@ -109,7 +114,7 @@ def _take_optimizer(
         rows = (replace(fact, device="cpu") if fact.kind == "parameter" else fact for fact in facts.tensors)
         facts = replace(facts, tensors=tuple(rows))
     return replace(
-        spread,
+        rank_model,
         facts=facts,
         shards=tuple(shards),
         engine=engine,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from axmem_trace.models.built import BuiltModel
-from axmem_trace.parallel.residents import local_tensors
+from axmem_trace.parallel.rank_facts import local_tensors
 from axmem_trace.parallel.units import plain_name
 from axmem_trace.parallel.zero.parts import Parts
 from axmem_trace.tracing.recorder import Recorder
