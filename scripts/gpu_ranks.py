@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.built import BuiltModel
-from axmem_trace.parallel.spread import Spread
+from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.recipe.recipe import Recipe
 
 REAL_ENGINES = ("none", "ddp", "fsdp1", "fsdp2")
@@ -87,7 +87,7 @@ def joined(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def divide_for_real(recipe: Recipe, recorder: Any, built: BuiltModel) -> Spread | None:
+def divide_for_real(recipe: Recipe, recorder: Any, built: BuiltModel) -> RankModel | None:
     """The model in the engine's wrapper; None on one GPU."""
     from axmem_trace.parallel.install import divide
 

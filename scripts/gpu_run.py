@@ -203,11 +203,11 @@ def make_run(recipe: Recipe, device: str) -> Run:
     recorder: Any = GpuRecorder(device)
     built = build_on_device(recipe, "cpu" if loads_on_host(recipe) else device)
     built.module.to(device)
-    spread = divide_for_real(recipe, recorder, built)
+    rank_model = divide_for_real(recipe, recorder, built)
     optimizer = build_optimizer(recipe, built.module)
     optimizer.around_step = nullcontext  # what the trace answers for CUDA's driver, the driver answers
     run = Run(recipe, built, optimizer, recorder, offloading=lambda: nullcontext(nullcontext), repeat=False,
-              spread=spread)  # fmt: skip
+              rank_model=rank_model)  # fmt: skip
     if run.scaler is not None and torch.device(device).type == "cuda":
         scaler: Any = RealScaler(optimizer, device)
         run.scaler = scaler
