@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from axmem_trace.estimation import estimate
     from axmem_trace.integrations.axolotl_plugin import MemoryPlugin as MemoryPlugin
     from axmem_trace.report import Report
+    from axmem_trace.session import Session
 
 __version__ = "0.1.0"
-__all__ = ["AxmemError", "ConfigError", "Fit", "Report", "__version__", "estimate", "fit"]
+__all__ = ["AxmemError", "ConfigError", "Fit", "Report", "Session", "__version__", "estimate", "fit"]
 
 _HOMES = {
     "estimate": "axmem_trace.estimation",
     "fit": "axmem_trace.advice.fitting.fit",
     "Fit": "axmem_trace.advice.fitting.fit",
     "Report": "axmem_trace.report",
+    "Session": "axmem_trace.session",
     "ConfigError": "axmem_trace.errors",
     "AxmemError": "axmem_trace.errors",
     "MemoryPlugin": "axmem_trace.integrations.axolotl_plugin",

@@ -13,16 +13,17 @@ from support.paths import ROOT
 
 PACKAGE = ROOT / "axmem_trace"
 LEVELS = (
-    "integrations", "__main__", "cli", "render", "advice", "estimation", "training", "config", "kernels", "parallel",
-    "models", "imports", "report", "snapshot", "allocator", "catalogue", "tracing", "folding", "recipe", "ledger", "quiet",
-    "progress", "files", "model_facts", "notes", "errors", "units",
+    "integrations", "__main__", "cli", "render", "advice", "session", "estimation", "training", "config", "kernels",
+    "parallel",
+    "models", "imports", "report", "snapshot", "allocator", "catalogue", "tracing", "folding", "recipe", "ledger",
+    "quiet", "progress", "files", "model_facts", "notes", "errors", "units",
 )  # fmt: skip
 """From the highest to the lowest. A file may import from its own level and from those after it."""
 EXCEPTIONS = {("report.report", "render"), ("advice.fitting.fit", "render")}
 """A report renders itself in a notebook cell and on request, and so does what `fit` returns."""
 HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "IPython", "rich")
 LIGHT = ("cli", "render", "advice", "config", "report", "allocator", "catalogue", "folding", "recipe", "ledger",
-         "__main__", "estimation", "snapshot", "quiet", "progress", "imports", "files", "model_facts",
+         "__main__", "session", "estimation", "snapshot", "quiet", "progress", "imports", "files", "model_facts",
          "notes", "errors", "units")  # fmt: skip
 CODE = """
 import importlib, sys

@@ -3,7 +3,8 @@
 1. The full model is made and its layers are compared (`models/repeated_layers.py`), then layers are removed.
 2. The short model's recording is divided (`folding/sections.py`): its repeated layers must have allocated alike.
 3. A model with one more period is recorded too. The prediction for it must equal its recording, event by event.
-4. The missing periods are inserted (`folding/unfold.py`); then facts and notes of both models must be equal.
+   Facts and notes of both models must be equal. Other numbers of tokens need no second check (`checked_folds.py`).
+4. The missing periods are inserted (`folding/unfold.py`).
 
 If anything could make layers different, all layers are traced.
 """
@@ -14,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from axmem_trace.folding.refuse_recipe import refuse_recipe
-from axmem_trace.folding.repetition import CannotFold
-from axmem_trace.folding.sections import find_sections
+from axmem_trace.folding.repetition import CannotFold, Repetition
+from axmem_trace.folding.sections import Sections, find_sections
 from axmem_trace.folding.unfold import Unfolding, growing_sizes
 from axmem_trace.ledger import Ledger
 from axmem_trace.model_facts import ModelFacts
@@ -26,6 +27,7 @@ from axmem_trace.parallel.install import open_ranks
 from axmem_trace.parallel.ranks import RankGroup
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.training.checked_folds import CheckedFold, known_growth, remember
 from axmem_trace.training.loading import load_models
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.trace import make_recording, record_run
@@ -135,8 +137,25 @@ def _trace_folded(recipe: Recipe, start: Callable[[str, str], None], rank: int |
     part = _trace(recipe, folding, start, rank)
     repetition = folding.repetition
     assert repetition is not None, "the model was cut"
-    sections = find_sections(part.ledger, part.recorder.event_layers(), repetition)
-    longer = _trace(recipe, Folding(recipe, repetition.with_periods(repetition.periods + 1)), start, rank)
+    layers = part.recorder.event_layers()
+    sections = find_sections(part.ledger, layers, repetition)
+    recorded = CheckedFold(recipe=recipe, rank=rank, repetition=repetition, ledger=part.ledger, layers=layers,
+                           facts=part.facts, notes=part.notes)  # fmt: skip
+    growth = known_growth(recorded)
+    if growth is None:
+        longer = _trace(recipe, Folding(recipe, repetition.with_periods(repetition.periods + 1)), start, rank)
+        growth = _compare(part, longer, sections, repetition)
+        remember(replace(recorded, growth=growth))
+    ledger = Unfolding(part.ledger, sections, repetition, repetition.missing, growth).make()
+    return TracedRun(part.facts, ledger, part.notes, groups=part.groups)
+
+
+def _compare(part: _Part, longer: _Part, sections: Sections, repetition: Repetition) -> dict[int, int]:
+    """The sizes that grow with each period; see `growing_sizes`.
+
+    Raises:
+        CannotFold: the longer model did something else.
+    """
     growth = growing_sizes(part.ledger, sections, repetition, longer.ledger)
     for index in growth:
         if part.ledger.allocations[index].op not in GROW_WITH_DEPTH:
@@ -147,8 +166,7 @@ def _trace_folded(recipe: Recipe, start: Callable[[str, str], None], rank: int |
         raise CannotFold(
             f"a note depends on how many layers are left out: {_first_difference(part.notes, longer.notes)}"
         )
-    ledger = Unfolding(part.ledger, sections, repetition, repetition.missing, growth).make()
-    return TracedRun(part.facts, ledger, part.notes, groups=part.groups)
+    return growth
 
 
 def _first_difference(one: tuple[Note, ...], other: tuple[Note, ...]) -> str:

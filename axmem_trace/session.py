@@ -1,0 +1,55 @@
+"""`Session`: several questions about one configuration in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from axmem_trace.config.document.overrides import Settings, merge_settings, parse_settings
+from axmem_trace.estimation import estimate
+
+if TYPE_CHECKING:
+    from axmem_trace.report import Report
+
+
+class Session:
+    """A configuration to ask several questions about.
+
+        session = Session("config.yml", gpu="24GiB")
+        session.estimate().fits
+        session.estimate(overrides={"sequence_len": 2048}).fits
+
+    The first answer imports the libraries and checks that repeated layers are equal; later ones of the process do neither
+    if only the number of tokens is different. Nothing else is kept: files are read and the run is recorded for each answer,
+    so that no answer is out of date. `axmem_trace.estimate` shares what is kept.
+
+    Args:
+        config: a YAML file, or its content as a mapping.
+        overrides, assumptions: for all questions.
+        settings: other arguments of `estimate`, for all questions: `gpu`, `num_gpus`, `hub`, ...
+    """
+
+    def __init__(
+        self,
+        config: str | Path | Mapping[str, Any],
+        *,
+        overrides: Settings = (),
+        assumptions: Settings = (),
+        **settings: Any,
+    ) -> None:
+        self._config, self._settings = config, settings
+        self._overrides, self._assumptions = overrides, assumptions
+
+    def estimate(self, *, overrides: Settings = (), assumptions: Settings = (), **settings: Any) -> Report:
+        """As `axmem_trace.estimate`, with these in addition to those of the session; of equal keys, these count.
+
+        Raises:
+            ConfigError, AxmemError: as `axmem_trace.estimate`.
+        """
+        return estimate(
+            self._config,
+            overrides=merge_settings(self._overrides, dict(parse_settings(overrides, "--set")), "--set"),
+            assumptions=merge_settings(self._assumptions, dict(parse_settings(assumptions, "--assume")), "--assume"),
+            **{**self._settings, **settings},
+        )

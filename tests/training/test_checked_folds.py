@@ -1,0 +1,116 @@
+"""Several questions in one process: each answer is that of another process in which every layer was traced.
+
+The second short model is left out only where nothing but the number of tokens is different.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.folded_runs import LORA, make_config, report_of, unfolded_reports
+
+from axmem_trace import Session
+from axmem_trace.training import checked_folds, layer_folding
+
+QUESTIONS: tuple[tuple[str, dict[str, Any], bool], ...] = (
+    ("first", {}, False),
+    ("longer rows", {"sequence_len": 6144}, True),
+    ("padded rows", {"sequence_len": 4000}, False),  # no multiple of 64: the mask is not all ones
+    ("three rows", {"micro_batch_size": 3}, False),  # the labels of several rows are copied
+    ("three longer rows", {"sequence_len": 6144, "micro_batch_size": 3}, True),
+    ("another rank, longer", {"lora_r": 6, "sequence_len": 6144}, False),
+    ("no checkpointing", {"gradient_checkpointing": False}, False),
+    ("first again", {}, True),
+)
+"""In this order; whether the check of an earlier one counts."""
+
+
+@pytest.fixture
+def num_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many models each `trace_run` traced."""
+    counts: list[int] = []
+    original, trace = layer_folding.trace_run, layer_folding._trace
+
+    def begin(*args: Any, **kwargs: Any) -> Any:
+        counts.append(0)
+        return original(*args, **kwargs)
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        counts[-1] += 1
+        return trace(*args, **kwargs)
+
+    monkeypatch.setattr(layer_folding, "trace_run", begin)
+    monkeypatch.setattr(layer_folding, "_trace", count)
+    checked_folds.forget_all()
+    yield counts
+    checked_folds.forget_all()
+
+
+def test_each_answer_is_that_of_a_new_process(tmp_path: Path, num_models: list[int]) -> None:
+    base = make_config(tmp_path, "lora", {**LORA, "sequence_len": 4096})
+    configs = {name: {**base, **changes} for name, changes, _ in QUESTIONS}
+    expected = unfolded_reports(configs, tmp_path)
+    for name, _, covered in QUESTIONS:
+        assert report_of(configs[name], fold=True) == expected[name], name
+        assert num_models[-1] == (1 if covered else 2), name
+
+
+def test_a_changed_base_model_is_another_question(tmp_path: Path, num_models: list[int]) -> None:
+    config = make_config(tmp_path, "model", {"sequence_len": 32})
+    report_of(config, fold=True)
+    path = Path(config["base_model"]) / "config.json"
+    for changes in ({"intermediate_size": 96}, {"num_hidden_layers": 30}, {"tie_word_embeddings": True},
+                    {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}):  # fmt: skip
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        expected = unfolded_reports({"changed": config}, tmp_path)
+        assert report_of(config, fold=True) == expected["changed"], changes
+        assert num_models[-1] == 2, changes
+
+
+def test_few_checks_are_kept(tmp_path: Path, num_models: list[int]) -> None:
+    config = make_config(tmp_path, "model", {})
+    report_of(config, fold=True)
+    (kept,) = checked_folds._checked
+    for _ in range(3 * checked_folds.MOST_KEPT):
+        checked_folds.remember(replace(kept, rank=5))
+    assert len(checked_folds._checked) == checked_folds.MOST_KEPT
+
+
+def test_a_check_covers_only_what_it_saw(tmp_path: Path, num_models: list[int]) -> None:
+    report_of(make_config(tmp_path, "model", {"optimizer": "adamw_torch"}), fold=True)
+    (kept,) = checked_folds._checked
+    assert kept.growth, "foreach norms grow with the number of gradients"
+    assert kept.covers(kept)
+    columns = kept.ledger.columns
+    grown = columns.nbytes.copy()
+    grown[next(iter(kept.growth))] += 4
+    died = columns.died.copy()
+    died[-1] -= 1
+
+    def with_columns(**changed: Any) -> checked_folds.CheckedFold:
+        allocations = type(kept.ledger.allocations)(replace(columns, **changed))  # type: ignore[call-arg]
+        return replace(kept, ledger=replace(kept.ledger, allocations=allocations))
+
+    assert kept.covers(with_columns(nbytes=columns.nbytes.copy()))
+    others = (with_columns(nbytes=grown), with_columns(died=died), replace(kept, rank=1), replace(kept, notes=()),
+              replace(kept, facts=replace(kept.facts, tensors=())),
+              replace(kept, layers=replace(kept.layers, at_tick={})),
+              replace(kept, repetition=kept.repetition.with_periods(4)))  # fmt: skip
+    assert not any(kept.covers(other) for other in others)
+
+
+def test_a_session_adds_to_its_settings(tmp_path: Path, num_models: list[int]) -> None:
+    config = make_config(tmp_path, "model", dict(LORA))
+    session = Session(config, overrides=["sequence_len=4096", "lora_r=8"], assumptions={"autocast": False}, hub="never",
+                      gpu="24GiB")  # fmt: skip
+    first, second = session.estimate(), session.estimate(overrides={"sequence_len": 8192})
+    third = session.estimate(overrides=["sequence_len=6144"], gpu="48GiB")
+    assert [report.batch.row_tokens for report in (first, second, third)] == [4096, 8192, 6144]
+    assert [report.gpu.memory_bytes >> 30 for report in (first, second, third)] == [24, 24, 48]
+    assert {report.choices["precision.autocast"].value for report in (first, second, third)} == {"False"}
+    assert num_models == [2, 1, 2]
