@@ -100,6 +100,7 @@ def _same_events(one: Ledger, other: Ledger) -> bool:
         (one.marks, one.ticks, one.empty_cache_ticks) == (other.marks, other.ticks, other.empty_cache_ticks)
         and (mine.modules, mine.kinds) == (theirs.modules, theirs.kinds)
         and all(
-            np.array_equal(getattr(mine, name), getattr(theirs, name)) for name in ("born", "died", "module", "kind")
+            np.array_equal(getattr(mine, name), getattr(theirs, name))
+            for name in ("allocated_tick", "freed_tick", "module", "kind")
         )
     )

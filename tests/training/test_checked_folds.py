@@ -89,15 +89,15 @@ def test_a_check_covers_only_what_it_saw(tmp_path: Path, num_models: list[int]) 
     columns = kept.ledger.columns
     grown = columns.nbytes.copy()
     grown[next(iter(kept.growth))] += 4
-    died = columns.died.copy()
-    died[-1] -= 1
+    freed = columns.freed_tick.copy()
+    freed[-1] -= 1
 
     def with_columns(**changed: Any) -> checked_folds.CheckedFold:
         allocations = type(kept.ledger.allocations)(replace(columns, **changed))  # type: ignore[call-arg]
         return replace(kept, ledger=replace(kept.ledger, allocations=allocations))
 
     assert kept.covers(with_columns(nbytes=columns.nbytes.copy()))
-    others = (with_columns(nbytes=grown), with_columns(died=died), replace(kept, rank=1), replace(kept, notes=()),
+    others = (with_columns(nbytes=grown), with_columns(freed_tick=freed), replace(kept, rank=1), replace(kept, notes=()),
               replace(kept, facts=replace(kept.facts, tensors=())),
               replace(kept, layers=replace(kept.layers, at_tick={})),
               replace(kept, repetition=kept.repetition.with_periods(4)))  # fmt: skip
