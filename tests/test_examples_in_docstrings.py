@@ -11,7 +11,8 @@ import pytest
 from support.paths import ROOT
 
 FILES = sorted((ROOT / "axmem_trace").rglob("*.py"))
-WITH_EXAMPLES = [path for path in FILES if ">>>" in path.read_text(encoding="utf-8")]
+EXAMPLE = re.compile(r"^ *>>> ", re.MULTILINE)
+WITH_EXAMPLES = [path for path in FILES if EXAMPLE.search(path.read_text(encoding="utf-8"))]
 RENDERS = re.compile(r"\{[^{}]*/ ?\(?(1 ?<< ?[123]0|2 ?\*\* ?[123]0|1024|[KMG]IB|1e9)[^{}]*\} ?[KMG]i?B\b")
 """Bytes divided by a unit inside a text, with the unit's name after it."""
 

@@ -66,7 +66,7 @@ def measure_heights(
         if start == end:
             yield Height(interval, begin, 0, -1)
             continue
-        position = start + int(levels[start:end].argmax())
+        position = start + int(levels[start:end].argmax(0))
         yield Height(interval, begin, int(levels[position]), position)
 
 

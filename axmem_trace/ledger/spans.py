@@ -105,7 +105,7 @@ def most_alive(columns: Columns, chosen: NDArray[np.bool_]) -> tuple[int, NDArra
     levels = np.cumsum(deltas[order])
     if not len(levels) or levels.max() <= 0:
         return 0, indices[:0]
-    best = int(levels.argmax())
+    best = int(levels.argmax(0))
     alive = indices[columns.alive(int(ticks[order[best]]))[indices]]
     most_bytes = int(levels[best])
     assert columns.nbytes[alive].sum() == most_bytes, "the live allocations do not add up"

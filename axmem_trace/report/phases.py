@@ -57,7 +57,7 @@ def make_timeline(ledger: Ledger, reservation: Reservation) -> tuple[TimelinePoi
     """Fewer levels: the first highest one of each group of equally many events, and the last of all."""
     levels, (ticks, indices, _) = ledger.live_bytes, ledger.moved
     size = -(-len(levels) // NUM_TIMELINE_POINTS) or 1
-    positions = [start + int(levels[start : start + size].argmax()) for start in range(0, len(levels), size)]
+    positions = [start + int(levels[start : start + size].argmax(0)) for start in range(0, len(levels), size)]
     if positions and positions[-1] != len(levels) - 1:
         positions.append(len(levels) - 1)
     points, intervals, number = [], ledger.intervals, 0
