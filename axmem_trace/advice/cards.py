@@ -94,6 +94,6 @@ def _fit(card: Card, report: Report) -> CardFit:
     )
     verdict = name_verdict(
         fits, why, memory_bytes - need_bytes, memory_bytes,
-        expandable_segments="expandable_segments:True" in report.run.get("allocator", ""),
+        tight_share=report.accuracy.tight_share,
     )  # fmt: skip
     return CardFit(card=card, verdict=verdict, need_bytes=need_bytes, left_bytes=memory_bytes - need_bytes, reason=why)

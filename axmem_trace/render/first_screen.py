@@ -10,7 +10,6 @@ from axmem_trace.render.hints import PLAIN_DTYPES, list_hints
 from axmem_trace.render.lines import alert_lines, describe_refusals
 from axmem_trace.render.tables import describe_engine, describe_moment
 from axmem_trace.report.holders import LAYER_WEIGHTS
-from axmem_trace.report.verdict import MEASURED_ERROR, MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS
 from axmem_trace.units import format_bytes, gib
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 MAX_LINES = 24
 """Lines that a terminal shows without scrolling."""
-_SIZES = ((5, 2, 3), (5, 1, 3), (4, 1, 3), (3, 1, 3), (3, 0, 3), (3, 0, 2), (2, 0, 1))
+_SIZES = ((5, 2, 3), (5, 1, 3), (4, 1, 3), (3, 1, 3), (3, 0, 3), (3, 0, 2), (2, 0, 1), (1, 0, 1), (0, 0, 1))
 """Numbers of holders, hints and lines of warnings to try, from most to fewest, until everything fits."""
 SHOWN_HOST_BYTES = 1 << 30
 """Less host memory than this is not shown."""
@@ -194,10 +193,6 @@ def _sureness(report: Report, width: int) -> list[Line]:
     """How accurate the figures are, and where to find everything else."""
     assumed, unmodelled = (len(report.by_kind.get(kind, ())) for kind in ("assumed", "not_modelled"))
     parts = [f"{assumed} assumed, {unmodelled} not modelled"]
-    if not unmodelled and report.gpu.count == 1:
-        if "expandable_segments:True" in report.run.get("allocator", ""):
-            parts.insert(0, f"9 of 10 published one-GPU runs are within {MEASURED_ERROR:.1%}")
-        else:
-            error = MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS
-            parts.insert(0, f"51 published runs without expandable segments used up to {error:.1%} more")
+    if report.accuracy.text and not (unmodelled and report.accuracy.measured):
+        parts.insert(0, report.accuracy.text)
     return _wrap(f"{'; '.join(parts)}; all the rest: --full", width, "dim", indent="  ")

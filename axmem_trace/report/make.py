@@ -13,6 +13,7 @@ from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.recipe.lines import notes_in_place
 from axmem_trace.recipe.pins import find_other_libraries
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.report.accuracy import find_accuracy, find_kind
 from axmem_trace.report.engine import make_engine
 from axmem_trace.report.holders import list_holders, name_holder
 from axmem_trace.report.modules import make_module_rows
@@ -72,6 +73,7 @@ def make_report(
     within = not memory_bytes or bytes_besides_activations(buckets) <= memory_bytes
     fits, why = judge(figures_fit, shown, fits_without_activations=within)
     headroom_bytes = memory_bytes - needed_bytes if memory_bytes else None
+    accuracy = find_accuracy(find_kind(recipe))
     report = Report(
         run=describe_run(recipe, ranks),
         model=_make_model(facts),
@@ -80,9 +82,8 @@ def make_report(
         peak=peak,
         fits=fits,
         why=why,
-        verdict=name_verdict(
-            fits, why, headroom_bytes, memory_bytes, expandable_segments=recipe.allocator.expandable_segments
-        ),
+        verdict=name_verdict(fits, why, headroom_bytes, memory_bytes, tight_share=accuracy.tight_share),
+        accuracy=accuracy,
         headroom_bytes=headroom_bytes,
         out_of_memory=failure,
         engine=engine,

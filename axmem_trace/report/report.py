@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from axmem_trace.notes import Note
+from axmem_trace.report.accuracy import Accuracy
 from axmem_trace.report.codec import decode_report, encode
 from axmem_trace.report.moments import Moment
 from axmem_trace.report.rank_types import Division, RankUse
@@ -92,6 +93,8 @@ class Report:
     """Seconds by stage of the estimate."""
     axolotl: AxolotlRelease = field(default_factory=AxolotlRelease)
     """The release of axolotl whose rules the figures follow."""
+    accuracy: Accuracy = field(default_factory=Accuracy)
+    """How far measured runs of this kind were from what is predicted for them."""
 
     def by_module(self, depth: int | None = None) -> tuple[ModuleRow, ...]:
         """The modules, with those deeper than `depth` folded into their ancestors; sums stay. None folds nothing.

@@ -13,7 +13,8 @@ ROOM_SHARE = 0.10
 """`fits with room`: at least this share of the card is left."""
 MEASURED_ERROR = 0.014
 """Nine of ten published single-GPU runs of others are within this share of what is predicted (README, "Checked against
-what", `max_allocated`); with expandable segments, axolotl's default, reserved memory is as near."""
+what", `max_allocated`); with expandable segments, axolotl's default, reserved memory is as near.
+`tight` never means less than this."""
 MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS = 0.119
 """The most that `nvidia-smi` showed above the prediction, as a share of it, in 51 of these runs with PyTorch's default
 allocator, which fragments: -10.6 % of the measured figure (tests/measured/README.md, `fms-base-L74`)."""
@@ -58,7 +59,7 @@ def bytes_besides_activations(buckets: Buckets) -> int:
 
 
 def name_verdict(
-    fits: bool | None, why: str, headroom_bytes: int | None, memory_bytes: int, *, expandable_segments: bool
+    fits: bool | None, why: str, headroom_bytes: int | None, memory_bytes: int, *, tight_share: float
 ) -> Verdict:
     """The verdict in words. `tight`: the free memory is less than the error of predictions for such runs.
 
@@ -66,7 +67,7 @@ def name_verdict(
         fits, why: from `judge`.
         headroom_bytes: free bytes of the card at the peak; None if no card was named.
         memory_bytes: of the card.
-        expandable_segments: whether the allocator has them, as axolotl sets it.
+        tight_share: the error of predictions for such runs, as a share of what is needed (`accuracy.tight_share`).
     """
     if why:
         return "cannot say"
@@ -74,7 +75,6 @@ def name_verdict(
         return ""
     if not fits:
         return "does not fit"
-    error = MEASURED_ERROR if expandable_segments else MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS
-    if headroom_bytes < error * (memory_bytes - headroom_bytes):
+    if headroom_bytes < tight_share * (memory_bytes - headroom_bytes):
         return "tight"
     return "fits with room" if headroom_bytes >= ROOM_SHARE * memory_bytes else "fits"

@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from axmem_trace.render.lines import choice_lines, note_lines
-from axmem_trace.report.verdict import MEASURED_ERROR, ROOM_SHARE
+from axmem_trace.report.verdict import ROOM_SHARE
 from axmem_trace.units import format_bytes, gib
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def explain(report: Report) -> str:
         "by source, by module": "Two ways to divide the same bytes. A star stands for all layers.",
         "verdict": f"“Fits with room” leaves {100 * ROOM_SHARE:.0f} % of the card free. “Tight” leaves less than the "
         "error of our own predictions. “Cannot say”: something that is not in the figures could change the answer.",
-        "how exact": f"Nine of ten published runs on one GPU allocate within {100 * MEASURED_ERROR:.1f} % of what is "
-        "predicted. docs/accuracy.md has the measured runs.",
+        "how exact": f"{escape(report.accuracy.text[:1].upper() + report.accuracy.text[1:])}. docs/accuracy.md has the "
+        "measured runs.",
     }
     return f"<dl>{''.join(f'<dt>{word}</dt><dd>{text}</dd>' for word, text in words.items())}</dl>"
 

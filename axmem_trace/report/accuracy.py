@@ -1,0 +1,235 @@
+"""How sure the figures are: our error in the measured runs of the same kind.
+
+`errors.json` is written by `scripts/write_errors.py` from `tests/measured/published/runs.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from functools import cache
+from pathlib import Path
+
+from axmem_trace.recipe.parallel import engine_name
+from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.report.verdict import MEASURED_ERROR, MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS
+
+FILE = Path(__file__).with_name("errors.json")
+ALLOCATED, RESERVED, NVIDIA_SMI = "max_allocated", "max_reserved", "nvidia-smi"
+DEFAULT, EXPANDABLE = "PyTorch's default allocator", "expandable segments"
+
+_PLAIN_LOSSES = ("native", "shifted_copy", "upcast_shifted_copy", "half_shifted_copy", "none")
+_FUSED_LOSSES = ("liger_cross_entropy", "liger_fused_linear", "cut_cross_entropy")
+_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_WEIGHTS = (16, 8, 3, 4, 2, 1)
+"""What a difference in each part of a kind counts when the nearest one is looked for."""
+_ONE_OR_MANY = 8
+"""What it counts in addition if one of them is on one GPU and the other on several."""
+ENOUGH_RUNS = 10
+"""Of fewer runs the worst is named, not nine of ten."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """What runs have in common for which an error is given."""
+
+    engine: str = "one GPU"
+    """`one GPU`, `FSDP1`, `DDP`, ..."""
+    model: str = "text"
+    """`text` (dense), `experts`, `images`, `classifier`."""
+    method: str = "full"
+    """`full`, `partial`, `lora`, `qlora`; with preference training before it: `dpo, lora`."""
+    quantisation: str = "none"
+    """Of the base weights: `none`, `4 bit`, `8 bit`, `gptq`, ..."""
+    kernels: str = "plain"
+    """`plain`; `fused` (Liger, cut cross-entropy, LoRA kernels); `compiled`; or the name of another loss."""
+    allocator: str = EXPANDABLE
+    """`expandable segments` (axolotl's setting) or `PyTorch's default allocator`."""
+
+    def describe(self, *, allocator: bool = False) -> str:
+        """In words.
+
+        >>> Kind(method="lora", quantisation="gptq", kernels="fused").describe()
+        'one GPU, lora on gptq, fused kernels'
+        """
+        model = "" if self.model == "text" else f"{self.model}, "
+        plain = self.quantisation == "none" or self.method.endswith("qlora")
+        method = self.method if plain else f"{self.method} on {self.quantisation}"
+        kernels = self.kernels if self.kernels.endswith("loss") else f"{self.kernels} kernels"
+        return f"{self.engine}, {model}{method}, {kernels}" + (f", {self.allocator}" if allocator else "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuredError:
+    """Our error in the measured runs of one kind and one metric: predicted / measured - 1, as fractions."""
+
+    kind: Kind
+    metric: str
+    """`max_allocated`, `max_reserved` or `nvidia-smi`."""
+    runs: int
+    """How many were measured."""
+    half_within: float
+    """The median of the error without its sign."""
+    nine_of_ten_within: float
+    """Nine of ten runs are at most this far off, in either direction."""
+    worst_low: float
+    """The most that was predicted too low, as a negative number; 0: never."""
+    worst_high: float
+    """The most that was predicted too high; 0: never."""
+    too_low_share: float
+    """The share of the runs that were predicted too low."""
+
+    @property
+    def within(self) -> float:
+        """Nine of ten runs are at most this far off; of fewer than `ENOUGH_RUNS`, all are."""
+        return self.nine_of_ten_within if self.runs >= ENOUGH_RUNS else max(abs(self.worst_low), self.worst_high)
+
+    @property
+    def missing_share(self) -> float:
+        """The most that was missing in a run, as a share of what was predicted: too low by a share e of the measured
+        figure is e / (1 - e) of the predicted one."""
+        return abs(self.worst_low) / (1 - abs(self.worst_low))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accuracy:
+    """How far runs of this kind were from what was predicted."""
+
+    kind: Kind = Kind()
+    """Of this run."""
+    measured: bool = False
+    """Whether a run of this kind was measured."""
+    errors: tuple[MeasuredError, ...] = ()
+    """Of this kind, one for each metric; where nobody measured it, of the nearest kind."""
+    tight_share: float = 0.0
+    """Less room than this share of the needed memory is `tight`."""
+    text: str = ""
+    """All this in one sentence."""
+
+
+def find_kind(recipe: Recipe) -> Kind:
+    """The kind of a run."""
+    return Kind(
+        engine=engine_name(recipe.parallel.engine), model=_model(recipe), method=_method(recipe),
+        quantisation=_quantisation(recipe), kernels=_kernels(recipe),
+        allocator=EXPANDABLE if recipe.allocator.expandable_segments else DEFAULT,
+    )  # fmt: skip
+
+
+def _model(recipe: Recipe) -> str:
+    if recipe.model.task == "image-text-to-text":
+        return "images"
+    if recipe.model.task != "causal-lm":
+        return "classifier"
+    config = recipe.model.base.config
+    parts = [config, config.get("text_config") or {}]
+    counts = [part.get(key) for part in parts for key in _EXPERT_KEYS]
+    return "experts" if any(isinstance(count, int) and count > 1 for count in counts) else "text"
+
+
+def _method(recipe: Recipe) -> str:
+    adapter, objective = recipe.adapter.kind, recipe.objective.method
+    what = adapter if adapter != "none" else "partial" if recipe.freezing.unfrozen else "full"
+    return what if objective == "supervised" else f"{objective}, {what}"
+
+
+def _quantisation(recipe: Recipe) -> str:
+    method = recipe.quantisation.method
+    if method == "checkpoint":
+        return str((recipe.model.base.config.get("quantization_config") or {}).get("quant_method", "quantised"))
+    return {"bnb_4bit": "4 bit", "bnb_8bit": "8 bit"}.get(method, method)
+
+
+def _kernels(recipe: Recipe) -> str:
+    kernels, loss = recipe.kernels, recipe.loss
+    if kernels.torch_compile:
+        return "compiled"
+    if loss.path not in (*_PLAIN_LOSSES, *_FUSED_LOSSES):
+        return f"{loss.path} loss"
+    fused = kernels.liger or kernels.lora or kernels.tiled_mlp or loss.path in _FUSED_LOSSES
+    return "fused" if fused or loss.cross_entropy != "torch" else "plain"
+
+
+@cache
+def read_errors() -> tuple[MeasuredError, ...]:
+    """Every row of the package's table."""
+    rows = json.loads(FILE.read_text(encoding="utf-8"))["errors"]
+    return tuple(MeasuredError(**{**row, "kind": Kind(**row["kind"])}) for row in rows)
+
+
+def find_accuracy(kind: Kind) -> Accuracy:
+    """The measured error of runs of a kind. If nobody measured it, that of the nearest, and `tight_share` is the worst of
+    all kinds (of reserved memory: of those with the same engine, where there are any). It is never less than the error of
+    all one-GPU runs together, so that a few lucky runs don't make it small.
+
+    Tensors do not depend on the allocator, so what is allocated counts for both settings. What is reserved does.
+    """
+    table = read_errors()
+    allocated = [error for error in table if error.metric == ALLOCATED]
+    reserved = [error for error in table if error.metric != ALLOCATED]
+    same = [error for error in allocated if _distance(error.kind, kind) < 2]
+    same_reserved = [error for error in reserved if error.kind == kind]
+    errors = (*(same or _nearest(allocated, kind)), *(same_reserved or _nearest(reserved, kind)))
+    counted = [*(same or allocated), *same_reserved]
+    if not same_reserved and kind.allocator != EXPANDABLE:
+        counted += [error for error in reserved if error.kind.engine == kind.engine] or reserved
+    least = MEASURED_ERROR if kind.allocator == EXPANDABLE else MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS
+    share = max(least, *(error.missing_share for error in counted))
+    measured = bool(same or same_reserved)
+    return Accuracy(
+        kind=kind, measured=measured, errors=errors, tight_share=share,
+        text=_describe(kind, same, same_reserved, errors),
+    )  # fmt: skip
+
+
+def _distance(one: Kind, other: Kind) -> int:
+    """0 for the same kind; 1 if only the allocator differs."""
+    pairs = zip(astuple(one), astuple(other), _WEIGHTS, strict=True)
+    alone = "one GPU"
+    more = _ONE_OR_MANY if (one.engine == alone) != (other.engine == alone) else 0
+    return more + sum(weight for left, right, weight in pairs if left != right)
+
+
+def _nearest(errors: Iterable[MeasuredError], kind: Kind) -> tuple[MeasuredError, ...]:
+    found = min(errors, key=lambda error: (_distance(error.kind, kind), -error.runs))
+    return (found,)
+
+
+def _describe(
+    kind: Kind, same: list[MeasuredError], same_reserved: list[MeasuredError], errors: tuple[MeasuredError, ...]
+) -> str:
+    if same or same_reserved:
+        text = f"runs of this kind ({kind.describe()}): {_figures((*same, *same_reserved))}"
+        return text if same_reserved else f"{text}; reserved not measured with {kind.allocator}"
+    nearest = errors[0]
+    return (
+        f"no measured run of this kind: {kind.describe()}; the nearest is {nearest.kind.describe()}: "
+        f"{_figures((nearest,))}"
+    )
+
+
+_WORDS = {ALLOCATED: "allocated", RESERVED: "reserved", NVIDIA_SMI: "nvidia-smi"}
+
+
+def _figures(errors: Iterable[MeasuredError]) -> str:
+    """Figures of the same number of runs together; rounded up.
+
+    >>> error = MeasuredError(kind=Kind(), metric="nvidia-smi", runs=30, half_within=0.0, nine_of_ten_within=0.0221,
+    ...                       worst_low=-0.031, worst_high=0.0, too_low_share=0.5)
+    >>> from dataclasses import replace
+    >>> _figures([error, replace(error, metric="max_reserved", runs=3)])
+    'nvidia-smi within 2.3 % in nine of ten, 30 runs; reserved within 3.1 % in all 3 runs'
+    """
+    groups: dict[int, list[str]] = {}
+    for error in errors:
+        per_mille = max(math.ceil(round(1000 * error.within, 3)), 1)
+        groups.setdefault(error.runs, []).append(f"{_WORDS[error.metric]} within {per_mille / 10:g} %")
+    return "; ".join(f"{', '.join(figures)} {_of_runs(runs)}" for runs, figures in groups.items())
+
+
+def _of_runs(count: int) -> str:
+    if count >= ENOUGH_RUNS:
+        return f"in nine of ten, {count} runs"
+    return f"in all {count} runs" if count > 1 else "in the only run"
