@@ -173,6 +173,3 @@ def _warn_of_stage_3(draft: Draft, recipe: Recipe) -> None:
     if recipe.objective.method in ("grpo", "gdpo", "ebft"):
         text = "ZeRO-3 gathers all weights on each GPU to generate (ds3_gather_for_generation): not in the figures"
         draft.note("not_modelled", "deepspeed", text, direction="more")
-    elif recipe.objective.reference.resident_model:
-        text = "under ZeRO-3 TRL divides the reference model too; here each GPU holds all of it"
-        draft.note("not_modelled", "deepspeed", text, direction="less")

@@ -120,6 +120,7 @@ def _note_shared_reference(draft: Draft, recipe: Recipe) -> None:
     """TRL 1.14.1 `models/utils.py`: `prepare_fsdp` divides a second model, `prepare_deepspeed` only with ZeRO-3."""
     if not recipe.objective.reference.resident_model:
         return
+    zero = recipe.parallel.zero
     if recipe.parallel.engine == "fsdp2":
         text = (
             "each GPU keeps its part of the reference, but gathers the whole reference while it scores: TRL makes one FSDP2 "
@@ -128,6 +129,12 @@ def _note_shared_reference(draft: Draft, recipe: Recipe) -> None:
         draft.note("warning", "rl", text)
     elif recipe.parallel.engine in ("ddp", "zero1", "zero2"):
         draft.note("warning", "rl", "each GPU keeps the whole reference model")
+    elif recipe.parallel.engine == "zero3" and -1 in (zero.persistence_elements, zero.prefetch_bucket_elements):
+        text = (
+            '"auto" in DeepSpeed\'s JSON follows the model for the policy alone: TRL prepares the reference earlier, with '
+            "DeepSpeed's defaults (50,000,000 elements fetched ahead, parameters of up to 100,000 elements whole)"
+        )
+        draft.note("ruled", "deepspeed", text)
 
 
 def _refuse_in_trl(draft: Draft, objective: Objective) -> None:

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from axmem_trace.parallel import fsdp1, fsdp2
+from axmem_trace.parallel.zero.frozen import divide_frozen
+from axmem_trace.parallel.zero.install import divides_while_loading
 from axmem_trace.parallel.zero.loading import cast_model
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
@@ -27,11 +29,10 @@ def divide_reference(recipe: Recipe, recording: RecordingMode, model: nn.Module 
     """Shards the model among the ranks, as part of loading.
 
     FSDP2: one unit for the whole model, so that a forward gathers all of it. FSDP1: units as of the policy. ZeRO-1 and 2:
-    an engine of stage 0, which only casts the model to the dtype of the run. ZeRO-3, which divides it, is taken for that
-    too; a note says so.
+    an engine of stage 0, which only casts the model to the dtype of the run. ZeRO-3: parts, as of the policy.
 
     Returns:
-        The forward to call; None if the engine leaves the model whole, or there is none.
+        The forward to call; None if it is the model's own, or there is no model.
     """
     engine = recipe.parallel.engine
     if model is None or engine in ("none", "ddp"):
@@ -40,6 +41,9 @@ def divide_reference(recipe: Recipe, recording: RecordingMode, model: nn.Module 
     recorder.mark("load", 0)
     with warnings.catch_warnings(), recording, torch.no_grad():
         warnings.simplefilter("ignore")
+        if engine == "zero3":
+            divide_frozen(recipe, recorder, model, while_loading=divides_while_loading(recipe))
+            return None
         if engine.startswith("zero"):
             dtype = getattr(torch, recipe.precision.load_dtype)
             cast_model(model, dtype, buffers=recipe.parallel.zero.casts_buffers)

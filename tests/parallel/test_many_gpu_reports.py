@@ -180,3 +180,45 @@ def test_deepspeed_casts_the_reference_that_trl_loads_in_fp32(tmp_path: Path) ->
     zero = {"deepspeed": {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}}
     report = report_of(tmp_path, 2, rl="kto", remove_unused_columns=False, **zero)
     assert report.resident.reference == 2 * PARAMETERS + ROTARY
+
+
+def zero3(**settings: Any) -> dict[str, Any]:
+    return {"deepspeed": {"zero_optimization": {"stage": 3, **settings}, "bf16": {"enabled": True}}}
+
+
+DIVIDED: dict[str, dict[str, Any]] = {
+    "dpo": {"rl": "dpo"},  # axolotl's copy, in bf16
+    "kto": {"rl": "kto", "remove_unused_columns": False},  # TRL's own: fp32, which `zero.Init` casts
+}
+
+
+@pytest.mark.parametrize("keys", DIVIDED.values(), ids=DIVIDED)
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_zero3_divides_the_reference(tmp_path: Path, keys: dict[str, Any], gpus: int) -> None:
+    # nothing persists: 2 bytes a parameter, divided; every size is a multiple of the ranks. Rotary tables are whole
+    settings = zero3(stage3_param_persistence_threshold=0, stage3_prefetch_bucket_size=0, overlap_comm=False)
+    report = report_of(tmp_path, gpus, **keys, **settings)
+    assert report.resident.reference == 2 * PARAMETERS // gpus + ROTARY
+    assert not [note for note in report.notes if note.kind == "not_modelled"]
+
+
+def test_auto_means_deepspeed_s_defaults_for_the_reference(tmp_path: Path) -> None:
+    # each parameter of the tiny model has less than 1e5 elements: once gathered, all of the reference stays whole beside
+    # its parts. "auto" for the policy is 10 x 32 elements: only its norms stay. DeepSpeed begins to keep them once it knows
+    # the order of the modules, from the second forward.
+    fixed = {"overlap_comm": False, "stage3_prefetch_bucket_size": 0}
+    peaks = {
+        value: report_of(tmp_path, 2, rl="dpo", **zero3(**fixed, stage3_param_persistence_threshold=value))
+        for value in ("auto", 320)
+    }
+    matrices = PARAMETERS - 5 * 32
+    for step, more in (("step_1", 0), ("step_2", 2 * matrices)):
+        auto, few = peaks["auto"].phases[step], peaks[320].phases[step]
+        assert (auto.allocated_bytes - few.allocated_bytes, auto.end_bytes - few.end_bytes) == (more, more)
+    assert any("50,000,000 elements" in note.text for note in peaks["auto"].notes)
+    assert not any("50,000,000 elements" in note.text for note in peaks[320].notes)
+
+
+def test_adapters_need_no_second_model_under_zero3(tmp_path: Path) -> None:
+    lora = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
+    assert report_of(tmp_path, 2, rl="dpo", **lora, **zero3()).resident.reference == 0

@@ -5,5 +5,6 @@ loading     what DeepSpeed does to a model before its optimizer: the cast to one
 host        tensors in host memory
 gradients   ZeRO-1 and 2: the buckets that gradients are reduced in, and the part that a rank keeps
 stage12     ZeRO-1 and 2: the engine
+frozen      ZeRO-3: a second model that is not trained, divided like the policy
 norms       the norm of the gradients, and the search for infinite ones
 """

@@ -7,9 +7,12 @@ the buffers too), `runtime/zero/partition_parameters.py` `Init`, `GatheredParame
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
+from axmem_trace.ledger import Role
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.parallel.rank_facts import local_tensors
 from axmem_trace.parallel.units import plain_name
@@ -33,28 +36,45 @@ def divide_base(built: BuiltModel, parts: Parts, recorder: Recorder) -> None:
     """`zero.Init`: a module's parameters are made whole on the GPU and divided; then each module is gathered once more
     to receive the checkpoint's weights. Adapters, which come later, are whole."""
     model = built.module
-    facts = {fact.name: fact for fact in built.facts.tensors}
-    for name, module in model.named_modules():
-        own = [
-            (plain_name(f"{name}.{key}".lstrip(".")), each)
-            for key, each in module._parameters.items()
-            if each is not None
-        ]
-        base = [(full, each) for full, each in own if full in facts and facts[full].role == "weight"]
-        new = [(full, each) for full, each in base if parts.of(each) is None]
-        for full, parameter in new:
-            recorder.register(parameter, role="workspace", module=facts[full].module)
-        for full, parameter in new:
-            parts.divide(parameter, module=facts[full].module)
+    modules = {fact.name: fact.module for fact in built.facts.tensors if fact.role == "weight"}
+    divide_made(model, modules, parts, recorder)
+    tensors = local_tensors(model)
+    for fact in built.facts.tensors:
+        if fact.name in tensors:
+            recorder.register(tensors[fact.name], role=fact.role, module=fact.module)
+
+
+def divide_made(
+    model: nn.Module,
+    names: Mapping[str, str],
+    parts: Parts,
+    recorder: Recorder,
+    *,
+    role: Role = "weight",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Each module's parameters are made, divided, and gathered once more for the checkpoint's weights.
+
+    Args:
+        names: which parameters, each with the module that the ledger names.
+        role: what the parts are in the ledger.
+        dtype: `zero.Init` casts what is made in another dtype to it; None: it stays as it is.
+    """
+    for prefix, module in model.named_modules():
+        own = [(plain_name(f"{prefix}.{key}".lstrip(".")), each) for key, each in module._parameters.items()
+               if each is not None]  # fmt: skip
+        new = [(name, each) for name, each in own if name in names and parts.of(each) is None]
+        for name, parameter in new:
+            recorder.register(parameter, role="workspace", module=names[name])
+            if dtype is not None and parameter.dtype in _CASTABLE and parameter.dtype != dtype:
+                parameter.data = parameter.data.to(dtype)
+        for name, parameter in new:
+            parts.divide(parameter, role=role, module=names[name])
     for module in model.modules():
         own_parts = [part for each in module.parameters(recurse=False) if (part := parts.of(each)) is not None]
         parts.gather_now(own_parts)
         for part in own_parts:
             parts.release(part)
-    tensors = local_tensors(model)
-    for fact in built.facts.tensors:
-        if fact.name in tensors:
-            recorder.register(tensors[fact.name], role=fact.role, module=fact.module)
 
 
 def divide_rest(built: BuiltModel, parts: Parts) -> None:

@@ -87,7 +87,7 @@ class Stage3:
         )
         self._parts, self._accelerator = parts, torch.meta  # type: ignore[attr-defined]
         self._host = HostMemory(recorder, pins=zero.pins_optimizer)
-        self.persistent = _mark_persistent(model, parts, zero, sizes.persistence)
+        self.persistent = mark_persistent(model, parts, zero, sizes.persistence)
         externals: dict[int, dict[int, nn.Parameter]] = {}
         accelerator: Any = self._accelerator
         self._coordinator = Coordinator(
@@ -357,7 +357,7 @@ def _cut(parts: Sequence[Part], most: int) -> list[list[Part]]:
     return groups
 
 
-def _mark_persistent(model: nn.Module, parts: Parts, zero: Zero, most: int) -> list[Part]:
+def mark_persistent(model: nn.Module, parts: Parts, zero: Zero, most: int) -> list[Part]:
     """Parameters with few elements stay whole between steps."""
     found, total = [], 0
     for parameter in model.parameters():

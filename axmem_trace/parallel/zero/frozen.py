@@ -1,0 +1,78 @@
+"""A frozen second model under ZeRO-3: divided like the policy, gathered module by module when it runs, never stepped.
+
+Source: TRL 1.14.1 `models/utils.py` `prepare_deepspeed`, called in `__init__` of the trainer; deepspeed 0.19.8
+`runtime/engine.py` `_configure_zero_optimizer` (no optimizer: `runtime/zero/parameter_offload.py`
+`DeepSpeedZeRoOffload`), `runtime/config_utils.py` `DeepSpeedConfigModel.__init__`, `runtime/zero/config.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from axmem_trace.parallel.units import plain_name
+from axmem_trace.parallel.zero.coordinator import Coordinator
+from axmem_trace.parallel.zero.host import HostMemory
+from axmem_trace.parallel.zero.leaves import leaf_test
+from axmem_trace.parallel.zero.loading import cast_model, divide_made
+from axmem_trace.parallel.zero.module_hooks import ModuleHooks
+from axmem_trace.parallel.zero.parts import Parts
+from axmem_trace.parallel.zero.stage3 import mark_persistent
+from axmem_trace.recipe.parallel import Zero
+from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.recorder import Recorder
+
+_DEFAULTS = Zero()
+
+
+def divide_frozen(recipe: Recipe, recorder: Recorder, model: nn.Module, *, while_loading: bool) -> None:
+    """Divides the model as part of loading, and lets its modules gather their parameters.
+
+    TRL makes the engine before the Trainer resolves "auto" by the hidden size, and writes its own sizes to keys that
+    DeepSpeed does not read: DeepSpeed then drops "auto" and takes its defaults, 5e7 elements ahead and parameters of up
+    to 1e5 elements whole.
+
+    Args:
+        while_loading: `zero.Init` divides each module when it is made; otherwise the whole model is on the GPU first.
+    """
+    zero, device = recipe.parallel.zero, torch.device(recorder.traced_device)
+    parts = Parts(
+        recorder, HostMemory(recorder, pins=zero.pins_params), offload=bool(zero.offload_params), device=device
+    )
+    names = {plain_name(name): plain_name(name).rpartition(".")[0] for name, _ in model.named_parameters()}
+    dtype = getattr(torch, recipe.precision.load_dtype)
+    for tensor in model.buffers():
+        recorder.register(tensor, role="reference")
+    if while_loading:
+        divide_made(model, names, parts, recorder, role="reference", dtype=dtype)
+    else:
+        for tensor in model.parameters():
+            recorder.register(tensor, role="reference")
+        cast_model(model, dtype, buffers=zero.casts_buffers)
+        for name, parameter in model.named_parameters():
+            parts.divide(parameter, role="reference", module=names[plain_name(name)])
+    _gather_by_hooks(zero, model, parts, device)
+
+
+def _gather_by_hooks(zero: Zero, model: nn.Module, parts: Parts, device: torch.device) -> None:
+    accelerator: Any = torch.meta  # type: ignore[attr-defined]
+    is_leaf, externals = leaf_test(model), dict[int, dict[int, nn.Parameter]]()
+    mark_persistent(model, parts, zero, _size(zero.persistence_elements, _DEFAULTS.persistence_elements))
+    coordinator = Coordinator(
+        parts,
+        prefetch=_size(zero.prefetch_bucket_elements, _DEFAULTS.prefetch_bucket_elements),
+        max_live=zero.max_live_elements,
+        max_reuse=zero.max_reuse_elements,
+        stream=accelerator.Stream() if zero.overlaps else accelerator.default_stream(),
+        is_leaf=is_leaf,
+        externals=externals,
+        device=device,
+        keeps_recomputed=zero.keeps_recomputed,
+    )
+    ModuleHooks(model, parts, coordinator, is_leaf=is_leaf, externals=externals)
+
+
+def _size(said: int, default: int) -> int:
+    return said if said >= 0 else default
