@@ -116,9 +116,10 @@ def _trace(recipe: Recipe, clock: Stopwatch, *, rank: int | None = None) -> Trac
         ConfigError: the run can't be recorded; with the refusals that are known already.
     """
     from axmem_trace.training.layer_folding import trace_run
+    from axmem_trace.training.shared_traces import trace_once
 
     with errors_in_place(recipe):
-        return trace_run(recipe, clock.start, rank=rank)
+        return trace_once(recipe, rank, lambda watched: trace_run(watched, clock.start, rank=rank))
 
 
 def _record_ranks(recipe: Recipe, run: TracedRun, reservation: Reservation, clock: Stopwatch) -> list[RankRun]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from axmem_trace.catalogue.cards import Card
 from axmem_trace.errors import ConfigError
@@ -17,9 +17,10 @@ EstimateOn = Callable[[str], Report]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CardFit:
-    """A card, and the result of the run on it.
+    """A card, and the result of the run on one or several of it.
 
     Attributes:
+        count: how many of the card; 0: as many as the options or the configuration say.
         verdict: as in a report; empty where the run can't be estimated on this card (`reason`).
         need_bytes: of the whole card, CUDA context included.
         left_bytes: negative if it does not fit.
@@ -28,6 +29,7 @@ class CardFit:
     """
 
     card: Card
+    count: int = 0
     verdict: Verdict
     need_bytes: int = 0
     left_bytes: int = 0
@@ -61,6 +63,30 @@ def fit_cards(cards: Iterable[Card], estimate_on: EstimateOn) -> list[CardFit]:
     return sorted(found, key=lambda fit: (fit.card.gib, fit.card.capability))
 
 
+def fit_counts_of_cards(
+    cards: Sequence[Card], estimate_on: Callable[[str, int], Report], counts: Sequence[int]
+) -> list[CardFit]:
+    """`fit_cards` with each number of cards, in the order of `counts`.
+
+    Args:
+        estimate_on: the run's report on a card of a name, so many times.
+
+    Raises:
+        ConfigError: no number has figures, and the reason is the same for all: the configuration.
+    """
+    found, errors = [], []
+    for count in counts:
+        try:
+            fits = fit_cards(cards, lambda name, count=count: estimate_on(name, count))  # type: ignore[misc]
+        except ConfigError as error:
+            errors.append(error)
+            fits = [CardFit(card=card, verdict="", reason=error.problem, error=error) for card in cards]
+        found += [replace(fit, count=count) for fit in fits]
+    if len(errors) == len(counts) and len({str(error) for error in errors}) == 1:
+        raise errors[0]
+    return found
+
+
 def smallest(fits: Sequence[CardFit]) -> CardFit | None:
     """The card with the least memory that the run fits."""
     return next((fit for fit in fits if fit.fits), None)
@@ -72,11 +98,12 @@ def _fit_group(cards: list[Card], estimate_on: EstimateOn) -> list[CardFit]:
         report = estimate_on(largest.name)
     except ConfigError as error:
         return [CardFit(card=card, verdict="", reason=error.problem, error=error) for card in cards]
-    live_bytes = report.peak.counted_bytes + report.peak.context_bytes + report.peak.nccl_bytes
+    counted_bytes = max([report.peak.counted_bytes, *(use.counted_bytes for use in report.ranks)])
+    live_bytes = counted_bytes + report.peak.context_bytes + report.peak.nccl_bytes
     fits = []
     for card in cards:
         memory_bytes = round(card.gib * GIB)
-        undecided = live_bytes <= memory_bytes < report.peak.device_bytes
+        undecided = live_bytes <= memory_bytes < _need_bytes(report)
         fits.append(_fit(card, estimate_on(card.name) if undecided and card is not largest else report))
     return fits
 
@@ -85,8 +112,9 @@ def _fit(card: Card, report: Report) -> CardFit:
     if report.refusals:
         return CardFit(card=card, verdict="", reason=report.refusals[0].reason)
     memory_bytes = round(card.gib * GIB)
-    need_bytes = report.peak.device_bytes
-    fails = report.out_of_memory is not None and report.gpu.memory_bytes <= memory_bytes
+    need_bytes = _need_bytes(report)
+    other_rank_fails = bool(report.ranks) and report.fits is False
+    fails = (report.out_of_memory is not None or other_rank_fails) and report.gpu.memory_bytes <= memory_bytes
     margin_bytes = round(report.gpu.margin_share * memory_bytes) or report.gpu.margin_bytes
     within = bytes_besides_activations(report.buckets) <= memory_bytes
     fits, why = judge(
@@ -97,3 +125,9 @@ def _fit(card: Card, report: Report) -> CardFit:
         tight_share=report.accuracy.tight_share,
     )  # fmt: skip
     return CardFit(card=card, verdict=verdict, need_bytes=need_bytes, left_bytes=memory_bytes - need_bytes, reason=why)
+
+
+def _need_bytes(report: Report) -> int:
+    """Of a whole card, by the rank that needs the most; with an inference engine beside the trainer, of both."""
+    on_first = report.engine.together_bytes if report.engine else report.peak.device_bytes
+    return max([on_first, *(use.device_bytes for use in report.ranks)])

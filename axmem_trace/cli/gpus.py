@@ -12,6 +12,7 @@ from axmem_trace.cli.run_options import estimate_run
 from axmem_trace.cli.terminal import show_progress, write_output
 from axmem_trace.errors import EXIT_CANNOT_SAY, EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED, AxmemError
 from axmem_trace.quiet import set_quiet_environment
+from axmem_trace.training.shared_traces import traces_shared
 
 if TYPE_CHECKING:
     from axmem_trace.advice.cards import CardFit
@@ -29,14 +30,17 @@ def run_gpus(options: argparse.Namespace) -> int:
         return list_gpus(options)
     if not options.config:
         raise AxmemError("gpus: name a configuration, or list the cards with --list")
-    from axmem_trace.advice.cards import fit_cards
+    if options.counts and options.num_gpus:
+        raise AxmemError("gpus: --gpus is one number of cards, --counts are several: give one of them")
+    from axmem_trace.advice.cards import fit_counts_of_cards
     from axmem_trace.catalogue.gpus import list_cards, list_usual_cards
     from axmem_trace.render.cards import render_fits
 
     set_quiet_environment()
     cards = list_cards() if options.all else list_usual_cards()
-    with show_progress(sys.stderr) as progress:
-        fits = fit_cards(cards, lambda name: _estimate_on(name, options, progress))
+    counts = options.counts or (options.num_gpus,)
+    with show_progress(sys.stderr) as progress, traces_shared():
+        fits = fit_counts_of_cards(cards, lambda name, count: _estimate_on(name, count, options, progress), counts)
     write_output(render_fits(fits, options.format, everything=options.all), None)
     return _exit_code(fits)
 
@@ -63,9 +67,9 @@ def list_gpus(options: argparse.Namespace) -> int:
     return EXIT_ESTIMATED
 
 
-def _estimate_on(name: str, options: argparse.Namespace, progress: Progress | None) -> Report:
+def _estimate_on(name: str, count: int, options: argparse.Namespace, progress: Progress | None) -> Report:
     def report_stage(stage: str) -> None:
         if progress:
-            progress(f"{name}: {stage}")
+            progress(f"{count} x {name}: {stage}" if count else f"{name}: {stage}")
 
-    return estimate_run(options.config, options, report_stage, gpu=name, alternatives=False)
+    return estimate_run(options.config, options, report_stage, gpu=name, num_gpus=count, alternatives=False)

@@ -216,9 +216,20 @@ def build_gpus_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="laptops, small systems and old cards too, and those that the run does not fit",
     )
+    add("--counts", metavar="N,N,...", type=list_of_counts, default=(),
+        help="several numbers of each card, such as 1,2,4,8; with the configuration's engine, else DDP")  # fmt: skip
     add_run_arguments(parser, card=False)
     add("--format", choices=("text", "json"), default="text", help="default: text")
     return parser
+
+
+def list_of_counts(text: str) -> tuple[int, ...]:
+    """`1,2,4,8`, each number once, in order.
+
+    Raises:
+        argparse.ArgumentTypeError: a part is no whole number above 0.
+    """
+    return tuple(sorted({positive_int(part.strip()) for part in text.split(",")}))
 
 
 def key_value(text: str) -> str:

@@ -115,11 +115,10 @@ def _note_fate(recipe: Recipe, blocks: Iterable[str], nbytes: int) -> Note:
 
 
 def _note_too_large(model: nn.Module, recipe: Recipe, notes: Notes, stands_for: Callable[[str], int]) -> None:
-    free = recipe.gpu.memory_bytes - recipe.gpu.outside_bytes
     share = AUTOMATIC_SHARE * (AUTOMATIC_SHARE if recipe.quantisation.method in ("bnb_4bit", "bnb_8bit") else 1)
     tensors = (*model.named_parameters(), *model.named_buffers())
     nbytes = sum(each.nbytes * stands_for(name) for name, each in tensors)
-    if recipe.gpu.memory_bytes and nbytes > share * free:
+    if recipe.gpu.is_exceeded(nbytes, share):
         text = (
             f"the weights ({format_bytes(nbytes)}) are more than {share:.0%} of the card's free memory: `device_map: "
             "auto` would leave modules on the CPU, and the run stops or does not train them. In the figures all of "

@@ -194,6 +194,14 @@ class Gpu:
         """All memory of the process outside PyTorch's allocator."""
         return self.context_bytes + self.nccl_bytes
 
+    def at_most(self, nbytes: int, reserve_bytes: int) -> int:
+        """`nbytes`, or what a named card has besides `reserve_bytes` if that is less."""
+        return min(nbytes, self.memory_bytes - reserve_bytes) if self.memory_bytes else nbytes
+
+    def is_exceeded(self, nbytes: int, share: float) -> bool:
+        """True if `nbytes` are more than this share of what a named card has for the allocator."""
+        return bool(self.memory_bytes) and nbytes > share * (self.memory_bytes - self.outside_bytes)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Allocator:

@@ -54,11 +54,19 @@ def render_fits(fits: Sequence[CardFit], form: str, *, everything: bool = False)
     """
     if form == "json":
         return json.dumps([_fit_to_dict(fit) for fit in fits], indent=2) + "\n"
+    counts = [*dict.fromkeys(fit.count for fit in fits)]
+    return "\n".join(_render_count([fit for fit in fits if fit.count == count], count, everything) for count in counts)
+
+
+def _render_count(fits: Sequence[CardFit], count: int, everything: bool) -> str:
+    """The lines for one number of cards; a number that was asked for is the heading."""
     fitting = _merge_equal([fit for fit in fits if fit.fits])
     shown = fits if everything else fitting[:NUM_FITTING]
     names = [_name(fit, fits) if not everything else fit.card.name for fit in shown]
     width = max([len("card"), *map(len, names)])
     lines = [f"{'card':{width}}  {'GiB':>7}  {'needs':>7}  {'left':>7}  verdict"] if shown else []
+    if count:
+        lines.insert(0, f"{count} GPU{'s, each' if count > 1 else ''}:")
     first = smallest(fits)
     for name, fit in zip(names, shown, strict=True):
         mark = "  <- smallest" if fit is first else ""
@@ -96,6 +104,7 @@ def _left_out(fits: Sequence[CardFit], num_larger: int) -> list[str]:
 def _fit_to_dict(fit: CardFit) -> dict[str, Any]:
     return {
         "card": fit.card.name,
+        "gpus": fit.count or None,
         "memory_bytes": round(fit.card.gib * GIB),
         "compute_capability": list(fit.card.capability),
         "verdict": fit.verdict,

@@ -123,8 +123,7 @@ class LoadRecorder:
             if not is_on_host(parameter)
         )
         nbytes += sum(buffer.nbytes * self._stands_for(name) for name, buffer in model.named_buffers())
-        if self.recipe.gpu.memory_bytes:
-            nbytes = min(nbytes, self.recipe.gpu.memory_bytes - WARM_UP_RESERVE_BYTES)
+        nbytes = self.recipe.gpu.at_most(nbytes, WARM_UP_RESERVE_BYTES)
         self.recorder.workspace(nbytes // 2 * 2, "transformers.caching_allocator_warmup")
 
     def _counted_bytes(self, module: nn.Module, parameter: nn.Parameter) -> int:

@@ -9,12 +9,13 @@ import pytest
 from support.hand_made_run import make_hand_made_report
 
 from axmem_trace.__main__ import main
-from axmem_trace.advice.cards import fit_cards, smallest
+from axmem_trace.advice.cards import fit_cards, fit_counts_of_cards, smallest
 from axmem_trace.catalogue.cards import Card
 from axmem_trace.catalogue.gpus import find_gpu, list_usual_cards
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
 from axmem_trace.render.cards import render_fits
+from axmem_trace.report.rank_types import RankUse
 from axmem_trace.report.run_types import Refusal
 from axmem_trace.units import GIB
 
@@ -96,6 +97,36 @@ def test_json():
     assert found["tiny"]["fits"] is False
 
 
+def test_each_number_of_cards_and_the_rank_that_needs_the_most():
+    """Two GPUs: rank 1 reserves 2 GiB more than rank 0, 14.5 GiB of a card in all, so 14 GiB are not enough."""
+    use = RankUse(ranks="1", count=1, basis="recorded", allocated_bytes=10 * GIB, active_bytes=10 * GIB,
+                  counted_bytes=14 * GIB, reserved_bytes=14 * GIB, device_bytes=14 * GIB + GIB // 2, phase="backward",
+                  step=1, host_bytes=0)  # fmt: skip
+    one, two = Run(CARDS), Run(CARDS, ranks=(use,))
+    found = fit_counts_of_cards(CARDS, lambda name, count: (one if count == 1 else two)(name), (1, 2))
+    by_run = {(fit.count, fit.card.name): fit for fit in found}
+    assert by_run[1, "enough"].verdict == "fits with room"
+    assert by_run[2, "enough"].verdict == "does not fit"
+    assert by_run[2, "other"].left_bytes == round(9.5 * GIB)
+    text = render_fits(found, "text")
+    assert text.startswith("1 GPU:\n")
+    assert "\n\n2 GPUs, each:\n" in text
+    assert text.count("<- smallest") == 2
+    assert {each["gpus"] for each in json.loads(render_fits(found, "json"))} == {1, 2}
+
+
+def test_a_number_that_cannot_run_does_not_hide_the_others():
+    def estimate_on(name, count):
+        if count == 2:
+            raise ConfigError("the mesh needs 4 GPUs")
+        return Run(CARDS)(name)
+
+    found = fit_counts_of_cards(CARDS, estimate_on, (2, 4))
+    assert {(fit.count, fit.reason) for fit in found} == {(2, "the mesh needs 4 GPUs"), (4, "")}
+    with pytest.raises(ConfigError, match="needs 4 GPUs"):
+        fit_counts_of_cards(CARDS, estimate_on, (2,))
+
+
 def test_the_usual_cards():
     names = [each.name for each in list_usual_cards()]
     assert {"RTX 4090", "H100-80GB", "A100-80GB MIG 3g.40gb"} <= set(names)
@@ -106,7 +137,7 @@ def test_the_usual_cards():
 def test_on_the_command_line(capsys, monkeypatch):
     every = {each.name: each for each in list_usual_cards()}
     run = Run(every.values())
-    monkeypatch.setattr("axmem_trace.cli.gpus._estimate_on", lambda name, options, progress: run(name))
+    monkeypatch.setattr("axmem_trace.cli.gpus._estimate_on", lambda name, count, options, progress: run(name))
     assert main(["gpus", "run.yml"]) == 0
     out = capsys.readouterr().out
     assert out.count("<- smallest") == 1
@@ -131,3 +162,11 @@ def test_what_the_configuration_alone_is_to_blame_for_is_one_error(capsys, tmp_p
 def test_nothing_to_do(capsys, arguments):
     assert main(arguments) == 2
     assert "name a configuration" in capsys.readouterr().err
+
+
+def test_numbers_of_cards_on_the_command_line(capsys):
+    assert main(["gpus", "run.yml", "--counts", "1,2", "--gpus", "2"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["gpus", "run.yml", "--counts", "1,0"])
+    assert "at least 1 is needed" in capsys.readouterr().err

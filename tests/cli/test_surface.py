@@ -86,6 +86,7 @@ def test_the_surface_is_frozen():
         "config": ("CONFIG.yml|PATTERN", None, ""),
         "--list": (None, None, False),
         "--all": (None, None, False),
+        "--counts": ("N,N,...", None, ()),
         **{option: surface(build_parser())[option] for option in run_options if option != "--gpu"},
         "--format": (None, ("text", "json"), "text"),
     }

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from axmem_trace.notes import Note
+from axmem_trace.recipe.watched_gpu import ask
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.rules import Rules
 from axmem_trace.units import format_bytes
@@ -44,7 +45,7 @@ def cublas_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict
     Source: CublasHandlePool.cpp, `getCurrentCUDABlasHandle`, `cublas_handle_stream_to_workspace`.
     """
     thread = "autograd" if context.recorder.phase == "backward" else "main"
-    nbytes = cublas_workspace_bytes(context.compute_capability)
+    nbytes = ask(context.compute_capability, cublas_workspace_bytes)
     if not result.is_meta or not context.hold_once(f"cuBLAS, {thread}", nbytes, "cuBLAS"):
         return []
     context.note(

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from axmem_trace.kernels.card import HALF, num_sms
+from axmem_trace.kernels.card import HALF, sms_of
+from axmem_trace.recipe.watched_gpu import ask
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.rules import Rules
 
@@ -91,10 +92,18 @@ def _partial(context: KernelContext, tensor: torch.Tensor, dims: Sequence[int] |
     if not tensor.numel():
         return []
     reduced = range(tensor.dim()) if dims is None else dims
-    capability = context.compute_capability
-    card = _Threads(num_sms(context), _THREADS_PER_SM.get(capability, 2048))
     kept = frozenset(range(tensor.dim())) - {dim % tensor.dim() for dim in reduced}
-    return list(partial_result_bytes(tuple(tensor.shape), tensor.stride(), kept, itemsize, card))
+    shape = (tuple(tensor.shape), tensor.stride(), kept, itemsize)
+    return list(ask(context.compute_capability, _partial_on_card, context.num_sms, *shape))
+
+
+def _partial_on_card(
+    capability: tuple[int, int], num_sms: int, shape: tuple[int, ...], strides: tuple[int, ...], kept: frozenset[int],
+    itemsize: int,
+) -> tuple[int, ...]:  # fmt: skip
+    """`partial_result_bytes` on a card; `num_sms` 0: as many multiprocessors as the generation's usual card has."""
+    card = _Threads(num_sms or sms_of(capability), _THREADS_PER_SM.get(capability, 2048))
+    return partial_result_bytes(shape, strides, kept, itemsize, card)
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,147 @@
+"""A card that records what a run asks of it, so that other cards with the same answers can share the trace.
+
+A trace depends on the card only through Python code that reads a field of `Gpu`, compares its compute capability, looks
+at a part of it, or uses it as a key. Each such question is recorded. A trace on another card is the same if that card
+gives the same answer to each of them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from functools import partial
+from typing import Any, TypeVar
+
+from axmem_trace.recipe.recipe import Gpu
+
+Capability = tuple[int, int]
+Question = tuple[Any, Any]
+"""What is asked of a card: a field's name, an operator of its compute capability, or a function; and the other operand."""
+Answer = TypeVar("Answer")
+_OPERATORS: dict[str, Callable[[Capability, Any], Any]] = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "[]": operator.getitem,
+}  # fmt: skip
+_METHODS = ("at_most", "is_exceeded")
+_FIELDS = frozenset((*(each.name for each in fields(Gpu)), "outside_bytes", *_METHODS))
+_CAPABILITY = "compute_capability"
+
+
+class WatchedCapability(tuple[int, int]):
+    """Equal to the tuple; each question is added to `asked`."""
+
+    asked: set[Question]
+
+    def __lt__(self, other: Any) -> bool:
+        return bool(self._ask("<", other))
+
+    def __le__(self, other: Any) -> bool:
+        return bool(self._ask("<=", other))
+
+    def __gt__(self, other: Any) -> bool:
+        return bool(self._ask(">", other))
+
+    def __ge__(self, other: Any) -> bool:
+        return bool(self._ask(">=", other))
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or bool(self._ask("==", other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._ask("[]", (index.start, index.stop, index.step) if isinstance(index, slice) else index)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._all())
+
+    def __contains__(self, part: object) -> bool:
+        return part in self._all()
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def __repr__(self) -> str:
+        return repr(self._all())
+
+    def ask(self, function: Callable[..., Answer], operands: tuple[Any, ...]) -> Answer:
+        """A function's answer, which is all that the trace gets to know."""
+        self.asked.add((function, operands))
+        return function(_plain(self), *operands)
+
+    def _ask(self, name: str, other: Any) -> Any:
+        operand = _plain(other) if isinstance(other, WatchedCapability) else other
+        self.asked.add((name, operand))
+        return _answer_of_capability(_plain(self), name, operand)
+
+    def _all(self) -> Capability:
+        self.asked.add((_CAPABILITY, None))
+        return _plain(self)
+
+
+class WatchedGpu(Gpu):
+    """Like the card; each field that is read is added to `asked`, and of the capability each question."""
+
+    __slots__ = ("asked",)
+
+    asked: set[Question]
+
+    def __getattribute__(self, name: str) -> Any:
+        get = object.__getattribute__
+        if name not in _FIELDS:
+            return get(self, name)
+        asked = get(self, "asked")
+        if name == _CAPABILITY:
+            watched = WatchedCapability(get(self, name))
+            watched.asked = asked
+            return watched
+        if name not in _METHODS:
+            asked.add((name, None))
+        return partial(_call, self, asked, name) if name in _METHODS else getattr(_unwatched(self), name)
+
+
+def _call(gpu: Gpu, asked: set[Question], name: str, *operands: Any) -> Any:
+    asked.add((name, operands))
+    return getattr(_unwatched(gpu), name)(*operands)
+
+
+def watch(gpu: Gpu, asked: set[Question]) -> WatchedGpu:
+    """The card, which adds all questions to `asked`."""
+    values = {each.name: getattr(gpu, each.name) for each in fields(Gpu)}
+    watched = object.__new__(WatchedGpu)
+    object.__setattr__(watched, "asked", asked)
+    for name, value in values.items():
+        object.__setattr__(watched, name, value)
+    return watched
+
+
+def answer(gpu: Gpu, question: Question) -> Any:
+    """What a card answers."""
+    asked, operand = question
+    if asked in _OPERATORS:
+        return _answer_of_capability(gpu.compute_capability, asked, operand)
+    if callable(asked):
+        return asked(gpu.compute_capability, *operand)
+    return getattr(gpu, asked)(*operand) if asked in _METHODS else getattr(gpu, asked)
+
+
+def ask(capability: Capability, function: Callable[..., Answer], *operands: Any) -> Answer:
+    """`function(capability, *operands)`; of a watched one only the answer counts, not how the function finds it."""
+    if isinstance(capability, WatchedCapability):
+        return capability.ask(function, operands)
+    return function(capability, *operands)
+
+
+def _answer_of_capability(capability: Capability, name: str, operand: Any) -> Any:
+    if name == "[]" and isinstance(operand, tuple):
+        return capability[slice(*operand)]
+    return _OPERATORS[name](capability, operand)
+
+
+def _plain(capability: Capability) -> Capability:
+    return tuple.__getitem__(capability, 0), tuple.__getitem__(capability, 1)
+
+
+def _unwatched(gpu: Gpu) -> Gpu:
+    return Gpu(**{each.name: object.__getattribute__(gpu, each.name) for each in fields(Gpu)})

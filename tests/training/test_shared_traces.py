@@ -1,0 +1,92 @@
+"""One trace for all cards that answer its questions alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from support.tiny_models import write_tiny_model
+
+from axmem_trace import estimate
+from axmem_trace.recipe.recipe import Gpu
+from axmem_trace.recipe.watched_gpu import Question, answer, ask, watch
+from axmem_trace.training import layer_folding
+from axmem_trace.training.shared_traces import traces_shared
+
+AMPERE, ADA, HOPPER = (Gpu(compute_capability=each, memory_bytes=100) for each in ((8, 0), (8, 9), (9, 0)))
+
+
+def is_hopper(capability: tuple[int, int], added: int) -> bool:
+    return capability[0] + added >= 9
+
+
+@pytest.mark.parametrize(
+    ("question", "same_on_ada", "same_on_hopper"),
+    [
+        (lambda gpu: gpu.compute_capability >= (8, 0), True, True),
+        (lambda gpu: (7, 5) < gpu.compute_capability <= (9, 0), True, True),
+        (lambda gpu: gpu.compute_capability < (9, 0), True, False),
+        (lambda gpu: gpu.compute_capability[0], True, False),
+        (lambda gpu: gpu.compute_capability[:1], True, False),
+        (lambda gpu: gpu.compute_capability in ((8, 6), (8, 9)), False, True),
+        (lambda gpu: gpu.compute_capability not in ((7, 5),), True, True),
+        (lambda gpu: {(8, 0): 1}.get(gpu.compute_capability), False, False),
+        (lambda gpu: (0, *gpu.compute_capability), False, False),
+        (lambda gpu: f"{gpu.compute_capability}", False, False),
+        (lambda gpu: max(gpu.compute_capability, (8, 5)), False, False),
+        (lambda gpu: ask(gpu.compute_capability, is_hopper, 0), True, False),
+        (lambda gpu: ask(gpu.compute_capability, is_hopper, 1), True, True),
+        (lambda gpu: gpu.memory_bytes, True, True),
+        (lambda gpu: gpu.at_most(40, 50), True, True),
+    ],
+)
+def test_each_question_and_who_answers_it_alike(question, same_on_ada, same_on_hopper) -> None:
+    asked: set[Question] = set()
+    assert question(watch(AMPERE, asked)) == question(AMPERE)
+    assert asked
+    for card, same in ((ADA, same_on_ada), (HOPPER, same_on_hopper)):
+        assert all(answer(card, each) == answer(AMPERE, each) for each in asked) is same
+
+
+def test_memory_counts_only_where_it_decides() -> None:
+    """60 of 100 bytes are free beside 40; of 200 bytes, 160."""
+    larger, asked = Gpu(memory_bytes=200), set[Question]()
+    assert watch(AMPERE, asked).at_most(50, 40) == 50
+    assert all(answer(AMPERE, each) == answer(larger, each) for each in asked)
+    assert watch(AMPERE, asked).at_most(80, 40) == 60
+    assert not all(answer(AMPERE, each) == answer(larger, each) for each in asked)
+
+
+CARDS = ("T4", "A100-40GB", "RTX 4090", "H100-80GB", "B200", "RTX 5090")
+
+
+@pytest.mark.parametrize("num_gpus", [1, 2])
+def test_the_figures_are_those_of_an_estimate_of_its_own(tmp_path: Path, num_gpus: int, monkeypatch) -> None:
+    config = tmp_path / "run.yml"
+    config.write_text(yaml.safe_dump({
+        "base_model": str(write_tiny_model("llama", tmp_path / "llama")), "sequence_len": 24, "micro_batch_size": 1,
+        "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "bf16": "auto", "optimizer": "adamw_torch_fused",
+        "datasets": [{"path": "x", "type": "alpaca"}], "attn_implementation": "flash_attention_2",
+    }))  # fmt: skip
+
+    def figures(card: str) -> tuple[object, ...]:
+        report = estimate(config, gpu=card, num_gpus=num_gpus, hub="never", alternatives=False, moments=False)
+        return (
+            report.peak,
+            report.buckets,
+            report.gpu,
+            report.ranks,
+            report.headroom_bytes,
+            report.holders,
+            report.verdict,
+        )
+
+    alone = [figures(card) for card in CARDS]
+    traced, trace_run = [], layer_folding.trace_run
+    monkeypatch.setattr(layer_folding, "trace_run", lambda *args, **rest: traced.append(1) or trace_run(*args, **rest))
+    with traces_shared():
+        assert [figures(card) for card in CARDS] == alone
+    assert 2 <= len(traced) < len(CARDS)  # cuBLAS has larger workspaces from Hopper on, so at least two
+    figures(CARDS[1])
+    assert len(traced) < len(CARDS) + 1
