@@ -76,7 +76,7 @@ def describe_settings(allocator: Allocator) -> tuple[Note, ...]:
     if allocator.backend == "cudaMallocAsync":
         text = ("backend:cudaMallocAsync: the driver's own memory pool is not modelled; reserved bytes are those of "
                 "the native allocator without its options")  # fmt: skip
-        notes.append(Note(kind="not_modelled", key="PYTORCH_ALLOC_CONF", text=text))
+        notes.append(Note(kind="not_modelled", key="PYTORCH_ALLOC_CONF", text=text, direction="either"))
     if allocator.garbage_collection_threshold > 0 and allocator.per_process_memory_fraction >= 1.0:
         text = ("garbage_collection_threshold has no effect unless the process's memory is limited "
                 "(per_process_memory_fraction below 1, or torch.cuda.set_per_process_memory_fraction)")  # fmt: skip

@@ -93,7 +93,7 @@ def _note_assumption(model: Any, recipe: Recipe, rows: int, notes: Notes) -> Non
     options = recipe.model
     if options.shrink_embeddings:
         text = "the tokenizer's length is not known here, so the embeddings are not shrunk: all rows are counted"
-        notes.append(Note(kind="not_modelled", key="shrink_embeddings", text=text))
+        notes.append(Note(kind="not_modelled", key="shrink_embeddings", text=text, direction="less"))
     if not options.added_tokens:
         return
     weight = model.get_input_embeddings().weight

@@ -114,7 +114,9 @@ def test_an_unknown_option_names_the_known_ones():
 @pytest.mark.parametrize("backend", ["native", "cudaMallocAsync"])
 def test_backends(backend):
     notes = describe_settings(parse_alloc_conf(f"backend:{backend}"))
-    assert [note.kind for note in notes] == ([] if backend == "native" else ["not_modelled"])
+    # the driver's own pool may hold more or less than what is shown: no verdict either way
+    found = [(note.kind, note.direction) for note in notes]
+    assert found == ([] if backend == "native" else [("not_modelled", "either")])
 
 
 def test_an_unknown_backend_is_refused():

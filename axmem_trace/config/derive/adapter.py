@@ -29,7 +29,7 @@ def derive_adapter(draft: Draft) -> Adapter:
         return _llama_adapter(draft)
     if kind not in ("lora", "qlora"):
         text = f"`adapter: {kind}` is built by a plugin: estimated as a LoRA of the same rank and targets"
-        draft.note("not_modelled", "adapter", text)
+        draft.note("not_modelled", "adapter", text, direction="either")
     return _lora(draft, "qlora" if kind == "qlora" else "lora", read_saved_adapter(draft))
 
 

@@ -75,7 +75,7 @@ def derive_attention(draft: Draft, base: BaseModel, load_dtype: Dtype) -> Attent
     elif kernel == "fp8":
         kernel = "sdpa"
         text = "fp8 attention is not in the figures: they are of SDPA, which it replaces after loading (less memory)"
-        draft.note("not_modelled", "attn_implementation", text)
+        draft.note("not_modelled", "attn_implementation", text, direction="less", touches="activations")
     elif kernel == "sdpa":
         kernel = _sdpa_or_varlen(draft, base, load_dtype)
     return Attention(
@@ -107,7 +107,7 @@ def _hub_kernel(draft: Draft, kernel: str) -> str:
     known = HUB_KERNELS.get(name) or OTHER_HUB_KERNELS.get(name)
     if known is None:
         text = f"the Hub kernel {kernel} is not known here: estimated as flash_attention_2"
-        draft.note("not_modelled", "attn_implementation", text)
+        draft.note("not_modelled", "attn_implementation", text, direction="either", touches="activations")
     return known or "flash_attention_2"
 
 

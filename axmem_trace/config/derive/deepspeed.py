@@ -54,7 +54,7 @@ def note_file(draft: Draft) -> None:
         return
     if found is None:
         text = f"{value} is not here, and axolotl has no file of this name: its content is unknown"
-        draft.note("not_modelled", "deepspeed", text)
+        draft.note("not_modelled", "deepspeed", text, direction="either")
     elif found[1].startswith("axolotl's "):
         text = "the file is not here; axolotl's file of this name is used"
         draft.reason("parallel.zero", Path(value).name, text, key="deepspeed")

@@ -59,4 +59,4 @@ def _note_others(draft: Draft, weight: str) -> None:
         draft.refuse(text, "qat", remedy="use another weight_dtype, such as int4")
         return
     text = f"fake quantisation to {weight} is not in the figures: its copies of weights and inputs need more memory"
-    draft.note("not_modelled", "qat", text)
+    draft.note("not_modelled", "qat", text, direction="more")

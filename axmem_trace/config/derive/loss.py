@@ -97,7 +97,7 @@ def derive_kernels(draft: Draft, base: BaseModel, row_tokens: int) -> Kernels:
         shards = shards or default
         if draft.get("tiled_mlp_use_original_mlp") is False:
             text = "a compiled MLP runs inside the tiles; here the plain one: it keeps more while a tile is computed"
-            draft.note("not_modelled", "tiled_mlp_use_original_mlp", text)
+            draft.note("not_modelled", "tiled_mlp_use_original_mlp", text, direction="less", touches="activations")
     return Kernels(
         liger=_liger(draft, base),
         lora=_lora(draft, base),

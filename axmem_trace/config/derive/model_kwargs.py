@@ -38,4 +38,4 @@ def note_model_kwargs(draft: Draft) -> None:
             draft.note("ignored", place, text, line=line)
         elif name not in _WITHOUT_MEMORY:
             text = f"`{name}: {value}` under `{KEY}` is passed to from_pretrained, and is not in the figures"
-            draft.note("not_modelled", place, text, line=line)
+            draft.note("not_modelled", place, text, line=line, direction="either")

@@ -172,7 +172,8 @@ def _install_glu(site: Site, support: Support) -> bool:
             site.replace_forward(module, run_experts)
         else:
             text = f"Liger's fused experts over quantised weights ({type(module).__name__}) are not modelled"
-            site.note(Note(kind="not_modelled", key="liger_glu_activation", text=text))
+            site.note(Note(kind="not_modelled", key="liger_glu_activation", text=text, direction="either",
+                           touches="activations"))  # fmt: skip
     return bool(mlps or experts)
 
 

@@ -147,7 +147,7 @@ def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Q
         notes.append(Note(kind="warning", key="gptq", text=text))
     if own.get("dynamic"):
         text = "per-module overrides (`dynamic`) of the checkpoint's GPTQ configuration are not applied"
-        notes.append(Note(kind="not_modelled", key="base_model", text=text))
+        notes.append(Note(kind="not_modelled", key="base_model", text=text, direction="either"))
     packed = PackedFormat("gptq" if method == "gptq" else "awq", bits, group_size, kernel)
     return PackedQuantizer(method, packed, list(own.get("modules_to_not_convert") or []))
 
@@ -209,7 +209,7 @@ def _other(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Qu
         f"the checkpoint is quantised with {method or own.get('quant_algo', 'an unnamed method')!r}, whose layout is not "
         f"modelled: its weights are counted unquantised in {recipe.precision.load_dtype}, more than the run will hold"
     )
-    notes.append(Note(kind="not_modelled", key="base_model", text=text))
+    notes.append(Note(kind="not_modelled", key="base_model", text=text, direction="less"))
     return NoQuantizer()
 
 

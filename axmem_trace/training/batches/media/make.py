@@ -120,4 +120,4 @@ def _no_rule(model_type: str, what: str, key: str) -> Note:
         f"no rule for the {what} of {model_type!r}: the rows are counted as text only, so the tower's activations are "
         f"not in the figures (its weights are); --assume {key}=0 says that this is meant"
     )
-    return Note(kind="not_modelled", key=key, text=text)
+    return Note(kind="not_modelled", key=key, text=text, direction="more", touches="activations")
