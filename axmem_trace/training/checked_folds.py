@@ -7,8 +7,12 @@ period. Every recording is still made and divided anew, so that nothing that is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
 from axmem_trace.folding.repetition import Repetition
 from axmem_trace.folding.sections import EventLayers
@@ -17,7 +21,7 @@ from axmem_trace.model_facts import ModelFacts
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 
-MOST_KEPT = 8
+MOST_KEPT = 24
 """The checks of the latest recipes; each takes about a megabyte."""
 
 
@@ -66,6 +70,37 @@ def remember(checked: CheckedFold) -> None:
     """Keeps a check for later recordings."""
     _checked.append(checked)
     del _checked[:-MOST_KEPT]
+
+
+def kept() -> tuple[CheckedFold, ...]:
+    """All checks that are kept, the latest last."""
+    return tuple(_checked)
+
+
+def pack(checks: Sequence[CheckedFold]) -> bytes:
+    """Checks for `unpack` in another process."""
+    packed = io.BytesIO()
+    _Pickler(packed, pickle.HIGHEST_PROTOCOL).dump(tuple(checks))
+    return packed.getvalue()
+
+
+def unpack(packed: bytes) -> None:
+    """Keeps the checks that a process of our own packed."""
+    for checked in pickle.loads(packed):
+        remember(checked)
+
+
+class _Pickler(pickle.Pickler):
+    """It packs the read-only mappings of a recipe too."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, MappingProxyType):
+            return _make_read_only, (dict(value),)
+        return NotImplemented
+
+
+def _make_read_only(values: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(values)
 
 
 def forget_all() -> None:

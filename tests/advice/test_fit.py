@@ -49,7 +49,7 @@ def need(recipe) -> int:
     return WEIGHTS + tokens * PER_TOKEN + logits + (0 if "8bit" in recipe.optimizer.name else OPTIMIZER_32)
 
 
-def estimate(config, *, gpu, overrides=(), alternatives=True, **options):
+def estimate(config, *, gpu, overrides=(), alternatives=True, moments=True, **options):
     recipe = read_recipe(config, gpu=gpu, overrides=overrides, **options)
     margin = recipe.gpu.margin_bytes
     too_old = recipe.gpu.compute_capability < (8, 0) and recipe.attention.kernel == "flash_attention_2"

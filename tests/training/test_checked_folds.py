@@ -81,6 +81,18 @@ def test_few_checks_are_kept(tmp_path: Path, num_models: list[int]) -> None:
     assert len(checked_folds._checked) == checked_folds.MOST_KEPT
 
 
+def test_a_check_of_another_process_is_enough(tmp_path: Path, num_models: list[int]) -> None:
+    base = make_config(tmp_path, "lora", {**LORA, "sequence_len": 4096})
+    longer = {**base, "sequence_len": 4160}
+    expected = unfolded_reports({"longer": longer}, tmp_path)
+    report_of(base, fold=True)
+    packed = checked_folds.pack(checked_folds.kept())
+    checked_folds.forget_all()
+    checked_folds.unpack(packed)
+    assert report_of(longer, fold=True) == expected["longer"]
+    assert num_models[-1] == 1
+
+
 def test_a_check_covers_only_what_it_saw(tmp_path: Path, num_models: list[int]) -> None:
     report_of(make_config(tmp_path, "model", {"optimizer": "adamw_torch"}), fold=True)
     (kept,) = checked_folds._checked

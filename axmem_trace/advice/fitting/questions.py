@@ -18,6 +18,7 @@ from axmem_trace.config.document.key_table import plugins_of
 from axmem_trace.config.document.overrides import Settings, apply_overrides, parse_settings
 from axmem_trace.config.document.yaml_reader import Document, read_document
 from axmem_trace.errors import ConfigError
+from axmem_trace.imports import collector_paused
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report import Report
@@ -166,14 +167,14 @@ class Questions:
         self._answers.append((essence, answer))
         return answer
 
-    def report_on(self, change: Change) -> Report:
-        """The full report of a changed run.
+    def report_on(self, change: Change, *, moments: bool = False) -> Report:
+        """The full report of a changed run, with `Report.moments` if they are asked for.
 
         Raises:
             ConfigError: it can't be estimated.
         """
         with _environment(join(self.base, change).environment):
-            return self._estimate(self.config, **self._arguments(change))
+            return self._estimate(self.config, **self._arguments(change), moments=moments)
 
     def start_from(self, change: Change) -> Answer:
         """All further changes are made to the run with this one."""
@@ -182,7 +183,7 @@ class Questions:
         return self.as_it_is
 
     def _ask_as_it_is(self) -> tuple[Report, Answer]:
-        report = self.report_on(Change())
+        report = self.report_on(Change(), moments=True)
         answer = self._make_answer(report)
         self._answers.append((_essence(self._read(Change())), answer))
         return report, answer
@@ -241,18 +242,30 @@ def _ask_in_processes(questions: Questions, changes: Sequence[Change], workers: 
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
+    from axmem_trace.training.checked_folds import unpack
+
     _asked = (questions, changes)
+    answers = []
     try:
-        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-            return list(pool.map(_ask_in_process, range(len(changes))))
+        # a collection in a child would copy all pages that it shares with this process
+        with collector_paused(), ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+            for answer, checks in pool.map(_ask_in_process, range(len(changes))):
+                answers.append(answer)
+                unpack(checks)
     finally:
         _asked = None
+    return answers
 
 
-def _ask_in_process(index: int) -> Answer:
+def _ask_in_process(index: int) -> tuple[Answer, bytes]:
+    """The answer, and what else this process found out that makes later answers fast."""
+    from axmem_trace.training.checked_folds import kept, pack
+
     assert _asked is not None
     questions, changes = _asked
-    return questions.ask_anew(changes[index])
+    before = kept()
+    answer = questions.ask_anew(changes[index])
+    return answer, pack([each for each in kept() if all(each is not known for known in before)])
 
 
 def _essence(recipe: Recipe) -> Recipe:
