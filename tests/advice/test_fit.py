@@ -79,6 +79,17 @@ def test_one_gentle_change_is_enough():
     assert found.chosen.answer.need_bytes == 10 * GIB
 
 
+def test_at_least_ten_candidates_are_estimated():
+    found = ask()
+    estimated = {single.candidate.name for single in found.singles if single.answer.need_bytes}
+    assert len(estimated) >= 10
+    assert not estimated & set(found.skipped)
+    assert all(single.blocked for single in found.singles if single.candidate.name in ("rank", "sequence_len"))
+    everything = ask(everything=True)
+    assert estimated < {single.candidate.name for single in everything.singles}
+    assert everything.chosen.change == found.chosen.change
+
+
 def test_two_changes_where_one_is_not_enough_and_none_is_spare():
     # 9 GiB: without logits 10, with a micro batch of 1 (and logits) 4 + 2 + 2 = 8: one change, but a slower run
     assert names(ask(gpu="9GiB")) == ["micro_batch"]

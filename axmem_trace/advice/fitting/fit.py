@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from axmem_trace.advice.fitting.candidate import Candidate, Change, Grade
+from axmem_trace.advice.fitting.candidate import Candidate, Change, Grade, Situation
 from axmem_trace.advice.fitting.candidates import CANDIDATES
 from axmem_trace.advice.fitting.changes import describe_change, join
 from axmem_trace.advice.fitting.cures import cure_refusals
@@ -16,12 +16,16 @@ from axmem_trace.advice.fitting.encode import fit_to_dict
 from axmem_trace.advice.fitting.largest import MAX_MICRO_BATCH, MAX_SEQUENCE_LEN, Largest, find_largest
 from axmem_trace.advice.fitting.questions import Answer, Estimate, Questions
 from axmem_trace.advice.fitting.sets import ChangeSet, find_gentlest
-from axmem_trace.advice.fitting.singles import Rules, Say, Single, try_singles
+from axmem_trace.advice.fitting.singles import Rules, Say, Single, propose_steps, try_singles
 from axmem_trace.config.document.edit import cut_keys, edit_yaml
 from axmem_trace.config.document.overrides import Settings
 from axmem_trace.errors import ConfigError
 from axmem_trace.report import Report
 from axmem_trace.units import format_bytes
+
+
+LEAST_CANDIDATES = 10
+"""If so many apply to a run, so many are estimated, also where a gentle one fits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +160,7 @@ def _look_for_changes(
     questions: Questions, rules: Rules, say: Say, *, everything: bool
 ) -> tuple[list[Single], ChangeSet | None, list[str]]:
     """Single changes, the gentlest set, and the names of candidates that were left out because that is gentler."""
-    later = [] if everything else [each for each in CANDIDATES if each.slow or _only_asks(each, rules)]
+    later = [] if everything else _leave_for_later(questions, rules)
     singles = try_singles(questions, [each for each in CANDIDATES if each not in later], rules, say)
     chosen = find_gentlest(questions, singles, rules, say)
     grade = chosen.grade if chosen is not None and chosen.answer.is_safe else Grade.LEARNING
@@ -169,6 +173,25 @@ def _look_for_changes(
     situation = questions.situation()
     skipped = [each.name for each in later if each not in needed and any(True for _ in each.propose(situation))]
     return singles, chosen, skipped
+
+
+def _leave_for_later(questions: Questions, rules: Rules) -> list[Candidate]:
+    """Slow candidates, and changes of what is learned that are not permitted, beyond the first `LEAST_CANDIDATES`."""
+    situation = questions.situation()
+    later = [each for each in CANDIDATES if each.slow or _only_asks(each, rules)]
+    missing = LEAST_CANDIDATES - sum(
+        _can_be_estimated(each, situation, questions, rules) for each in CANDIDATES if each not in later
+    )
+    for each in sorted(later, key=lambda candidate: candidate.slow):
+        if missing > 0 and _can_be_estimated(each, situation, questions, rules):
+            later.remove(each)
+            missing -= 1
+    return later
+
+
+def _can_be_estimated(candidate: Candidate, situation: Situation, questions: Questions, rules: Rules) -> bool:
+    changes = propose_steps(candidate, situation, questions, rules)
+    return any(questions.is_permitted(change) for change in changes)
 
 
 def _only_asks(candidate: Candidate, rules: Rules) -> bool:
