@@ -16,6 +16,7 @@ from axmem_trace.models.build import change_loaded
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.checkpointing import enable_checkpointing, refuse_unsupported_checkpointing
 from axmem_trace.models.quantisation import choose_quantizer
+from axmem_trace.models.reference import as_trl_loads_it, plain_recipe
 from axmem_trace.models.skeleton.model_class import find_model_class
 from axmem_trace.models.skeleton.model_config import build_model_config
 from axmem_trace.models.skeleton.skeleton import build_skeleton
@@ -52,7 +53,20 @@ def build_on_device(recipe: Recipe, device: str, loaded: Callable[[], None] = la
     enable_checkpointing(model, recipe, notes)
     model.train()
     facts = record_facts(model, (), recipe)
-    return BuiltModel(module=model, config=model.config, facts=facts, whole_facts=facts, notes=notes)
+    reference = _build_reference(recipe, device)
+    return BuiltModel(
+        module=model, config=model.config, facts=facts, whole_facts=facts, notes=notes, reference=reference
+    )
+
+
+def _build_reference(recipe: Recipe, device: str) -> nn.Module | None:
+    """The second model that stays on the card, by the recipes of `axmem_trace.models.reference.build_reference`."""
+    asked = recipe.objective.reference
+    if not asked.resident_model:
+        return None
+    plain = plain_recipe(recipe)
+    loaded = as_trl_loads_it(plain) if asked.dtype == "float32" else plain
+    return build_on_device(loaded, device).module.requires_grad_(False)
 
 
 def warm_up(model: nn.Module, device: str, hf_quantizer: Any) -> None:

@@ -30,6 +30,10 @@ LORA: dict[str, Any] = {"adapter": "lora", "lora_r": 16, "lora_alpha": 32, "lora
 QLORA: dict[str, Any] = {**LORA, "adapter": "qlora", "load_in_4bit": True}
 
 
+PLAIN_HELPERS = ("loss_helpers=torch",)
+"""Log-probabilities by TRL's PyTorch code: the Triton kernels of a trainer are not here to be run."""
+
+
 def _cut(layers: int, **fields: Any) -> dict[str, Any]:
     """The first layers of a model."""
     return {"overrides_of_model_config": {"num_hidden_layers": layers, **fields}}
@@ -39,6 +43,7 @@ def _checkpointed(reentrant: bool) -> dict[str, Any]:
     return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
 
 
+SMALL: dict[str, Any] = {"sequence_len": 512, **_cut(2)}
 RECIPES: dict[str, GpuRecipe] = {
     "full-fused": GpuRecipe({}),
     "full-foreach-accumulated": GpuRecipe({"optimizer": "adamw_torch", "gradient_accumulation_steps": 3}),
@@ -67,6 +72,10 @@ RECIPES: dict[str, GpuRecipe] = {
     "gemma3": GpuRecipe({"base_model": "google/gemma-3-1b-pt", **_checkpointed(False)}),
     "qwen3": GpuRecipe({"base_model": "Qwen/Qwen3-0.6B", "micro_batch_size": 4}),
     "moe": GpuRecipe({"base_model": "Qwen/Qwen3-30B-A3B", **_cut(3), **_checkpointed(False)}),
+    "dpo": GpuRecipe({"rl": "dpo", **SMALL}, PLAIN_HELPERS),
+    "orpo": GpuRecipe({"rl": "orpo", **SMALL}, PLAIN_HELPERS),
+    "simpo": GpuRecipe({"rl": "simpo", "simpo_gamma": 0.5, **SMALL}, PLAIN_HELPERS),
+    "reward": GpuRecipe({"reward_model": True, **SMALL}, PLAIN_HELPERS),
 }  # fmt: skip
 
 

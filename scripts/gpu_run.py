@@ -32,6 +32,7 @@ from axmem_trace.training.trace import garbage_on_demand
 REAL_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", "adafactor", *BNB_NAMES)
 """The estimate steps the library's own class of these; of others it steps a replacement, which would measure itself."""
 REAL_LOSSES = ("native", "none")
+COMPARES_LOG_PROBABILITIES = ("dpo", "ipo", "simpo", "orpo", "kto")
 ATTENTION_PACKAGES = {"sdpa": "", "eager": "", "flash_attention_2": "flash_attn", "flex_attention": ""}
 REAL_EXPERTS = ("", "eager", "grouped_mm", "batched_mm")
 KERNEL_PACKAGES = {"mamba-ssm": "mamba_ssm", "flash-linear-attention": "fla", "rwkv": "kernels"}
@@ -75,7 +76,7 @@ def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:
     optimizer = ALIASES.get(recipe.optimizer.name, recipe.optimizer.name)
     kernels, quantisation = recipe.kernels, recipe.quantisation
     is_old = replace(recipe.older, use_cache=False) != Older()
-    placement = recipe.placement
+    placement, objective = recipe.placement, recipe.objective
     on_host = placement.on_host_first or placement.on_host or placement.max_memory
     return (
         (optimizer not in REAL_OPTIMIZERS, "optimizer", recipe.optimizer.name, ", ".join(REAL_OPTIMIZERS)),
@@ -97,6 +98,9 @@ def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:
         (bool(on_host) or recipe.adapter.on_cpu, "device_map", "weights on the host", "the whole model on the GPU"),
         (recipe.allocator.backend != "native", "allocator", recipe.allocator.backend, "PyTorch's own allocator"),
         (is_old, "assume", "code of older libraries", "what the installed libraries do"),
+        (objective.method in COMPARES_LOG_PROBABILITIES and objective.helpers != "torch", "rl", objective.method,
+         "log-probabilities by PyTorch's own kernels (--assume loss_helpers=torch)"),
+        (objective.rollouts is not None, "rl", objective.method, "methods that generate nothing"),
         (recipe.evaluation.generated_rows > 0 or bool(recipe.adapter.relora_steps) or recipe.loss.teacher_tokens > 0,
          "trainer", "generation, ReLoRA or distillation", "plain steps and evaluation"),
     )  # fmt: skip

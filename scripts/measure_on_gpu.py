@@ -147,7 +147,7 @@ def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *
         "overrides": list(overrides), "assumptions": assumptions,
         "gpu": {"name": card.name, "asked_for": gpu, "memory_bytes": card.total_memory,
                 "compute_capability": [card.major, card.minor]},
-        "versions": find_versions(),
+        "axolotl": report.axolotl.version, "versions": find_versions(),
         "measured": {**measured, "load": after_load, "phases": phases}, "predicted": predicted,
         **({"ranks": [summarise_phases(*each) for each in by_rank]} if len(by_rank) > 1 else {}),
         "comparison": compare(predicted, measured), "peak_by_code": find_peak_by_code(snapshot) if snapshot else [],

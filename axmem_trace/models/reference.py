@@ -15,6 +15,7 @@ from torch import nn
 
 from axmem_trace.models.build import WatchLoading, build_model
 from axmem_trace.recipe.model import Adapter, Freezing, Quantisation
+from axmem_trace.recipe.objective import Reference
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.recipe.run import Attention, Checkpointing, Kernels
 
@@ -39,14 +40,24 @@ def build_reference(recipe: Recipe, *, device: str = "meta", watch: Watch = _unw
     asked = recipe.objective.reference
     if not (asked.resident_model or asked.unused_copy):
         return None
-    plain = replace(
-        recipe, adapter=Adapter(), freezing=Freezing(), checkpointing=Checkpointing(), fake_quantisation=None
-    )
+    plain = plain_recipe(recipe)
     copies = [build_model(plain, device=device, watch=watch(plain)).module]
     if asked.resident_model and asked.dtype == "float32":
         own = as_trl_loads_it(plain)
         copies.append(build_model(own, device=device, watch=watch(own)).module)
     return copies[-1].requires_grad_(False) if asked.resident_model else None
+
+
+def plain_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of axolotl's copy: nothing in it is trained, and it has no reference of its own."""
+    return replace(
+        recipe,
+        adapter=Adapter(),
+        freezing=Freezing(),
+        checkpointing=Checkpointing(),
+        fake_quantisation=None,
+        objective=replace(recipe.objective, reference=Reference()),
+    )
 
 
 def as_trl_loads_it(recipe: Recipe) -> Recipe:

@@ -17,8 +17,11 @@ from support.measured_again import LIVE, estimate_again
 from support.scripts import load_script
 
 FILES = sorted((Path(__file__).parent / "without_gpu").glob("*.json"))
-FAST = ("full-fused", "lora-fp16-scaler", "qlora-paged", "full-evaluated")
+FAST = ("full-fused", "lora-fp16-scaler", "qlora-paged", "full-evaluated", "dpo", "reward")
 CODE_TABLE_BYTES = 1024
+LOG_SIGMOIDS = {"dpo": 1, "orpo": 1, "reward": 1, "simpo": 2}
+"""Tensors of one block that the trace has too many of at the end of forward: `logsigmoid` keeps a buffer on meta as on the
+CPU; on CUDA it is empty (torch 2.14 `_decomp/decompositions.py`, `log_sigmoid_forward`)."""
 
 
 @cache
@@ -40,7 +43,9 @@ def cases():
 def test_live_bytes_are_the_same(path):
     predicted, measured = predicted_and_measured(path)
     allowed = CODE_TABLE_BYTES if "load_in_4bit: true" in path.read_text(encoding="utf-8") else 0
-    assert {name: predicted[name] - measured[name] for name in LIVE} == dict.fromkeys(LIVE, -allowed)
+    expected = dict.fromkeys(LIVE, -allowed)
+    expected["after_forward"] += 512 * LOG_SIGMOIDS.get(path.stem, 0)
+    assert {name: predicted[name] - measured[name] for name in LIVE} == expected
 
 
 @pytest.mark.parametrize("path", cases())

@@ -18,7 +18,7 @@ def estimate_again(run: Mapping[str, Any]) -> dict[str, int]:
     """By quantity, as `gpu_figures.py` names them."""
     report = estimate(
         yaml.safe_load(run["content"]), overrides=run["overrides"], assumptions=run["assumptions"],
-        gpu=run["gpu"]["asked_for"], hub="never", axolotl="0.19.0",  # whose loader `measure_on_gpu.py` follows
+        gpu=run["gpu"]["asked_for"], hub="never", axolotl=run.get("axolotl", "0.19.0"),
     )  # fmt: skip
     found: dict[str, int] = load_script("gpu_figures").summarise_report(report)
     return found
