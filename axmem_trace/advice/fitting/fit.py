@@ -23,7 +23,6 @@ from axmem_trace.errors import ConfigError
 from axmem_trace.report import Report
 from axmem_trace.units import format_bytes
 
-
 LEAST_CANDIDATES = 10
 """If so many apply to a run, so many are estimated, also where a gentle one fits."""
 
