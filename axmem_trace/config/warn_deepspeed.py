@@ -173,3 +173,10 @@ def _warn_of_stage_3(draft: Draft, recipe: Recipe) -> None:
     if recipe.objective.method in ("grpo", "gdpo", "ebft"):
         text = "ZeRO-3 gathers all weights on each GPU to generate (ds3_gather_for_generation): not in the figures"
         draft.note("not_modelled", "deepspeed", text, direction="more")
+    reference = recipe.objective.reference
+    if reference.kind == "precomputed" and not reference.resident_model:
+        text = (
+            "TRL computes the reference's log-probabilities in another ZeRO-3 engine around the same model, whose hooks "
+            "and weights that stay whole remain for training: not in the figures"
+        )
+        draft.note("not_modelled", "precompute_ref_log_probs", text, direction="more")

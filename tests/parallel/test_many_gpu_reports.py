@@ -222,3 +222,17 @@ def test_auto_means_deepspeed_s_defaults_for_the_reference(tmp_path: Path) -> No
 def test_adapters_need_no_second_model_under_zero3(tmp_path: Path) -> None:
     lora = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
     assert report_of(tmp_path, 2, rl="dpo", **lora, **zero3()).resident.reference == 0
+
+
+def test_a_second_zero3_engine_for_precomputed_references_is_reported(tmp_path: Path) -> None:
+    # TRL 1.14.1 dpo_trainer.py `_precompute_ref_logps`: `prepare_deepspeed(self.model)` where there is no second model
+    keys: dict[str, Any] = {"rl": "dpo", "precompute_ref_log_probs": True}
+    lora: dict[str, Any] = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
+
+    def missing(**more: Any) -> list[tuple[str, str]]:
+        notes = report_of(tmp_path, 2, **keys, **more).notes
+        return [(note.key, note.direction) for note in notes if note.kind == "not_modelled"]
+
+    assert missing(**lora, **zero3()) == [("precompute_ref_log_probs", "more")]
+    assert missing(**zero3()) == []
+    assert missing(**lora, deepspeed={"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}) == []
