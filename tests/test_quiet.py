@@ -95,4 +95,6 @@ def test_estimate_is_quiet_and_keeps_its_signature(capsys):
 
 
 def test_the_package_shows_what_it_offers_and_nothing_else():
-    assert dir(axmem_trace) == ["AxmemError", "ConfigError", "Fit", "Report", "__version__", "estimate", "fit"]
+    assert dir(axmem_trace) == [
+        "AxmemError", "ConfigError", "Fit", "Report", "Session", "__version__", "estimate", "fit",
+    ]  # fmt: skip

@@ -81,8 +81,12 @@ def test_else_the_figures_are_those_of_the_way_out(keys, way_out, model):
     assert refused.peak == resolved.peak
 
 
+WITH_CONFIG = {"fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}}
+"""Without a block axolotl stops."""
+
+
 def test_lora_kernels_under_fsdp1_leave_the_figures_without_them(model):
-    fsdp = {**BASE, "base_model": model, "fsdp": ["full_shard", "auto_wrap"]}
+    fsdp = {**BASE, "base_model": model, "fsdp": ["full_shard", "auto_wrap"], **WITH_CONFIG}
     keys = {"lora_mlp_kernel": True, "lora_o_kernel": True}
     refused = axmem_trace.estimate({**fsdp, **keys}, hub="never", axolotl="0.19.0")
     resolved = axmem_trace.estimate(fsdp, hub="never", axolotl="0.19.0")
@@ -106,11 +110,11 @@ def test_accumulation_that_a_layerwise_optimizer_refuses_leaves_the_figures(mode
 
 
 def test_wrapping_of_earlier_years_is_read_as_the_list_that_it_means(model):
-    text = {"fsdp": "full_shard auto_wrap"}
+    text = {"fsdp": "full_shard auto_wrap", **WITH_CONFIG}
     refused = axmem_trace.estimate({**BASE, "base_model": model, **text}, hub="never", axolotl="0.19.0")
     assert [refusal.key for refusal in refused.refusals] == ["fsdp"]
     assert "a list (the figures are with `fsdp: [full_shard, auto_wrap]`)" in refused.refusals[0].reason
-    listed = {"fsdp": ["full_shard", "auto_wrap"]}
+    listed = {"fsdp": ["full_shard", "auto_wrap"], **WITH_CONFIG}
     resolved = axmem_trace.estimate({**BASE, "base_model": model, **listed}, hub="never", axolotl="0.19.0")
     assert (refused.buckets, refused.peak.counted_bytes) == (resolved.buckets, resolved.peak.counted_bytes)
 

@@ -103,7 +103,7 @@ def test_a_router_stays_if_its_logits_are_needed(tmp_path: Path) -> None:
 def test_no_class_here_is_treated_as_a_linear_layer() -> None:
     """axolotl and `find_linear_names` go by the name: what is called so must be one."""
     for info in pkgutil.walk_packages(axmem_trace.__path__, "axmem_trace."):
-        if info.name.endswith("__main__"):
+        if info.name.endswith("__main__") or info.name.startswith("axmem_trace.integrations."):  # needs axolotl
             continue
         module = importlib.import_module(info.name)
         for kind in vars(module).values():
