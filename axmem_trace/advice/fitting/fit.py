@@ -13,7 +13,7 @@ from axmem_trace.advice.fitting.candidates import CANDIDATES
 from axmem_trace.advice.fitting.changes import describe_change, join
 from axmem_trace.advice.fitting.cures import cure_refusals
 from axmem_trace.advice.fitting.encode import fit_to_dict
-from axmem_trace.advice.fitting.largest import MAX_MICRO_BATCH, MAX_SEQUENCE_LEN, Largest, find_largest
+from axmem_trace.advice.fitting.largest import MAX_MICRO_BATCH, MAX_SEQUENCE_LEN, Largest, Wanted, find_largest
 from axmem_trace.advice.fitting.questions import Answer, Estimate, Questions
 from axmem_trace.advice.fitting.sets import ChangeSet, find_gentlest
 from axmem_trace.advice.fitting.singles import Rules, Say, Single, propose_steps, try_singles
@@ -201,11 +201,12 @@ def _only_asks(candidate: Candidate, rules: Rules) -> bool:
 def _find_largest(questions: Questions, change: Change, say: Say) -> Sequence[Largest]:
     values = questions.situation(change).values
     limits = (("micro_batch_size", MAX_MICRO_BATCH), ("sequence_len", MAX_SEQUENCE_LEN))
-    return [
-        find_largest(questions, change, key, value, most, say)
+    wanted = [
+        Wanted(key=key, current=value, most=most)
         for key, most in limits
         if isinstance(value := values.get(key), int) and value > 0
     ]
+    return find_largest(questions, change, wanted, say)
 
 
 def _write_patch(questions: Questions, change: Change, answer: Answer, *, fits: bool) -> tuple[str, str]:

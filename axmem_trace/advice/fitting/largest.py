@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from axmem_trace.advice.fitting.candidate import Change
 from axmem_trace.advice.fitting.changes import join
@@ -35,71 +36,119 @@ class Largest:
     is_limit: bool = False
 
 
-def find_largest(questions: Questions, change: Change, key: str, current: int, most: int, say: Say) -> Largest:
-    """The largest value of a key with which the run fits, after a change.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """A key whose largest value is looked for.
 
-    It holds for this value and the next one, which were both estimated: memory grows with either key.
-
-    Args:
+    Attributes:
         current: the value that the configuration has.
         most: no larger value is tried.
     """
-    answers: dict[int, Answer] = {}
 
-    def ask(value: int) -> Answer:
-        if value not in answers:
+    key: str
+    current: int
+    most: int
+
+
+def find_largest(questions: Questions, change: Change, wanted: Sequence[Wanted], say: Say) -> list[Largest]:
+    """The largest value of each key with which the run fits, after a change.
+
+    It holds for this value and the next one, which were both estimated: memory grows with either key. The searches go on
+    side by side, so that their estimates can be made at the same time.
+    """
+    answers: dict[tuple[str, int], Answer] = {}
+
+    def changed(key: str, value: int) -> Change:
+        return join(change, Change(settings={key: value}))
+
+    def ask(key: str, value: int) -> Answer:
+        if (key, value) not in answers:
             say(f"{key}: {value}")
-            answers[value] = questions.ask(join(change, Change(settings={key: value})))
-        return answers[value]
+            answers[key, value] = questions.ask(changed(key, value))
+        return answers[key, value]
 
-    def prefetch(*values: int) -> None:
-        new = [value for value in values if value not in answers and 0 < value <= most]
-        questions.prefetch([join(change, Change(settings={key: value})) for value in new])
+    memory_bytes = questions.report.gpu.memory_bytes - questions.report.gpu.margin_bytes
+    searches = {
+        each.key: _search(partial(ask, each.key), memory_bytes, max(1, min(each.current, each.most)), each.most)
+        for each in wanted
+    }
+    open_searches = dict(searches)
+    while open_searches:
+        found = {key: next(search, []) for key, search in open_searches.items()}
+        questions.prefetch([changed(key, value) for key, values in found.items() for value in values])
+        open_searches = {key: open_searches[key] for key, values in found.items() if values}
+    return [_describe(partial(ask, each.key), each, answers) for each in wanted]
 
-    value = _search(ask, prefetch, questions.report.gpu.memory_bytes - questions.report.gpu.margin_bytes, current, most)
-    if not value:
+
+def _describe(ask: Callable[[int], Answer], wanted: Wanted, answers: dict[tuple[str, int], Answer]) -> Largest:
+    key, runs = wanted.key, [value for (key, value), answer in answers.items() if key == wanted.key and answer.runs]
+    if not runs:
         return Largest(key=key, value=0, next_need_bytes=ask(1).need_bytes, next_refusal=ask(1).refusal)
-    if value == most:
+    value = max(runs)
+    if value == wanted.most:
         return Largest(key=key, value=value, need_bytes=ask(value).need_bytes, is_limit=True)
     beyond = ask(value + 1)
     return Largest(key=key, value=value, need_bytes=ask(value).need_bytes, next_need_bytes=beyond.need_bytes,
                    next_refusal=beyond.refusal)  # fmt: skip
 
 
-def _search(
-    ask: Callable[[int], Answer], prefetch: Callable[..., None], memory_bytes: int, current: int, most: int
-) -> int:
-    """The last value that fits before one that doesn't: guesses along a straight line, then steps that double."""
-    low, high, reach = 0, most + 1, 1
-    known: dict[int, int] = {}
-    guess = min(max(1, current), most)
-    prefetch(guess, 2 * guess)
-    while high - low > 1:
-        if known:
-            prefetch(guess, guess + 1)
-        answer = ask(guess)
-        if answer.need_bytes:
-            known[guess] = answer.live_bytes
-        low, high = (guess, high) if answer.runs else (low, guess)
-        straight = _on_the_line(known, memory_bytes)
-        if straight is None:
-            guess = 2 * low if high > most else (low + high) // 2
-        elif low < straight < high:
-            guess, reach = straight, 1
-        else:
-            guess, reach = (low + reach if straight <= low else high - reach), 2 * reach
-        if not low < guess < high:
-            guess = (low + high) // 2
-    return low
+def _search(ask: Callable[[int], Answer], memory_bytes: int, current: int, most: int) -> Iterator[list[int]]:
+    """Asks until a value fits and the next one does not; yields the values that it may ask next, in rising order.
+
+    Two values at a time enclose a guess on a straight line; then they divide what is left in three. Memory grows in steps
+    that are often at multiples of a power of two, so the values are the roundest ones nearby.
+    """
+    low, high = 0, most + 1
+    known: dict[int, Answer] = {}
+    probes = sorted({current, min(2 * current, most)})
+    apart = 0
+    while True:
+        yield probes
+        for value in probes:
+            answer = known[value] = ask(value)
+            low, high = (value, high) if answer.runs else (low, value)
+            if not answer.runs:
+                break
+        if high - low <= 1:
+            return
+        apart = 2 * apart or max(1, low // 32)
+        guess = _on_the_line(known, memory_bytes)
+        probes = _choose(low, high, guess, apart, most)
 
 
-def _on_the_line(known: dict[int, int], memory_bytes: int) -> int | None:
-    """The value that fills the memory, if it grows as between the two known values nearest to it."""
-    nearest = sorted(known, key=lambda value: abs(known[value] - memory_bytes))[:2]
-    if len(nearest) < 2:
+def _choose(low: int, high: int, guess: int | None, apart: int, most: int) -> list[int]:
+    """One or two values between the last that fits and the first that doesn't."""
+    if high > most:
+        guess = 2 * low if guess is None else max(guess, low + apart)
+    inside = range(low + 1, high)
+    if guess is not None and high - low > 2 * apart:
+        ends = (guess - apart // 2, guess + apart // 2 + 1)
+        values = {_roundest(end - apart // 4, end) for end in ends}
+    else:
+        third = (high - low) // 3
+        values = {_roundest(low + max(1, third // 2), low + max(1, third + third // 2)), high - max(1, third)}
+        values = {*values, min(values) + 1}
+    return sorted({min(max(value, low + 1), high - 1) for value in values} & set(inside))[:2]
+
+
+def _roundest(first: int, last: int) -> int:
+    """The number from `first` to `last` that the highest power of two divides."""
+    for bits in range(max(last, 1).bit_length(), -1, -1):
+        number = last >> bits << bits
+        if number >= max(first, 1):
+            return number
+    return max(last, 1)
+
+
+def _on_the_line(known: dict[int, Answer], memory_bytes: int) -> int | None:
+    """The value that fills the memory, if tensors grow as between the least and the largest value, and what the allocator
+    adds stays as it is at the value with the nearest need."""
+    figures = {value: answer for value, answer in known.items() if answer.need_bytes}
+    if len(figures) < 2:
         return None
-    first, second = sorted(nearest)
-    grows = known[second] - known[first]
+    first, last = min(figures), max(figures)
+    grows = figures[last].live_bytes - figures[first].live_bytes
     if grows <= 0:
         return None
-    return int(first + (memory_bytes - known[first]) * (second - first) / grows)
+    nearest = min(figures, key=lambda value: abs(figures[value].need_bytes - memory_bytes))
+    return int(nearest + (memory_bytes - figures[nearest].need_bytes) * (last - first) / grows)
