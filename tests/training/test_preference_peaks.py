@@ -225,9 +225,9 @@ def test_the_fp32_reference_of_kto_keeps_a_cache_in_axolotl_0_19(tmp_path: Path)
     # TRL 1.9 does not say `use_cache=False` where it scores the other samples' completions, and the reference that it
     # loads itself has the setting of its config.json: keys and values of both layers, 2 rows x 2 heads x 64 tokens x 8,
     # until the result is used. Rotation by an fp32 model's angles makes keys fp32, and the cache has one dtype for both:
-    # 4 bytes. axolotl switches the cache of its own model off.
+    # 4 bytes; in transformers 5.24 values keep their own, 2 bytes. axolotl switches the cache of its own model off.
     keys: dict[str, Any] = {"rl": "kto", "remove_unused_columns": False, "adapter": None}
-    cached = 2 * 2 * TOKENS * 8 * 4
+    cached = (2 * 2 * TOKENS * 8 * 4, 2 * 2 * TOKENS * 8 * 2)
     alive = []
     for axolotl in ("0.19.0", "0.21.0"):
         ledger = record(tmp_path, axolotl=axolotl, **keys)
@@ -235,7 +235,7 @@ def test_the_fp32_reference_of_kto_keeps_a_cache_in_axolotl_0_19(tmp_path: Path)
                  and each.phase == "forward"]  # fmt: skip
         # the heads' results: policy on other completions, policy, reference on other completions, reference
         alive.append(
-            [sum(each.nbytes == cached and "cat" in each.op for each in ledger.alive_at(tick)) for tick in heads[:4]]
+            [sum(each.nbytes in cached and "cat" in each.op for each in ledger.alive_at(tick)) for tick in heads[:4]]
         )
     assert [older - newer for older, newer in zip(*alive, strict=True)] == [0, 0, 2 * 2, 0]
 
