@@ -7,19 +7,15 @@ Source: TRL 1.14.1 `models/utils.py` `prepare_deepspeed`, called in `__init__` o
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from axmem_trace.parallel.units import plain_name
-from axmem_trace.parallel.zero.coordinator import Coordinator
+from axmem_trace.parallel.zero.gathering import gather_by_hooks
 from axmem_trace.parallel.zero.host import HostMemory
 from axmem_trace.parallel.zero.leaves import leaf_test
 from axmem_trace.parallel.zero.loading import cast_model, divide_made
-from axmem_trace.parallel.zero.module_hooks import ModuleHooks
 from axmem_trace.parallel.zero.parts import Parts
-from axmem_trace.parallel.zero.stage3 import mark_persistent
 from axmem_trace.recipe.parallel import Zero
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
@@ -53,25 +49,15 @@ def divide_frozen(recipe: Recipe, recorder: Recorder, model: nn.Module, *, while
         cast_model(model, dtype, buffers=zero.casts_buffers)
         for name, parameter in model.named_parameters():
             parts.divide(parameter, role="reference", module=names[plain_name(name)])
-    _gather_by_hooks(zero, model, parts, device)
-
-
-def _gather_by_hooks(zero: Zero, model: nn.Module, parts: Parts, device: torch.device) -> None:
-    accelerator: Any = torch.meta  # type: ignore[attr-defined]
-    is_leaf, externals = leaf_test(model), dict[int, dict[int, nn.Parameter]]()
-    mark_persistent(model, parts, zero, _size(zero.persistence_elements, _DEFAULTS.persistence_elements))
-    coordinator = Coordinator(
+    gather_by_hooks(
+        model,
         parts,
+        zero,
         prefetch=_size(zero.prefetch_bucket_elements, _DEFAULTS.prefetch_bucket_elements),
-        max_live=zero.max_live_elements,
-        max_reuse=zero.max_reuse_elements,
-        stream=accelerator.Stream() if zero.overlaps else accelerator.default_stream(),
-        is_leaf=is_leaf,
-        externals=externals,
+        persistence=_size(zero.persistence_elements, _DEFAULTS.persistence_elements),
+        is_leaf=leaf_test(model),
         device=device,
-        keeps_recomputed=zero.keeps_recomputed,
     )
-    ModuleHooks(model, parts, coordinator, is_leaf=is_leaf, externals=externals)
 
 
 def _size(said: int, default: int) -> int:

@@ -6,8 +6,8 @@ Source: deepspeed 0.19.8 `runtime/zero/stage_1_and_2.py` `DeepSpeedZeroOptimizer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from axmem_trace.parallel.zero.gradients import Gradients
 from axmem_trace.parallel.zero.group import Group, aligned, flat_order, make_group
 from axmem_trace.parallel.zero.host import HostMemory
 from axmem_trace.parallel.zero.layout import Layout, Slice, elements_kept
-from axmem_trace.parallel.zero.stepping import Stepping
+from axmem_trace.parallel.zero.stepping import Stepping, without_boundary
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 
@@ -130,14 +130,9 @@ class Stage12:
 
     # -- what the step calls ------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def without_boundary(self) -> Iterator[None]:
+    def without_boundary(self) -> AbstractContextManager[None]:
         """Open during every micro-batch but the last."""
-        self._gradients.is_boundary = False
-        try:
-            yield
-        finally:
-            self._gradients.is_boundary = True
+        return without_boundary(self._gradients)
 
     def backward(self, loss: torch.Tensor) -> None:
         """`DeepSpeedEngine.backward`: the loss times its scale; hooks reduce the gradients."""

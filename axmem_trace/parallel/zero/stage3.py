@@ -5,8 +5,8 @@ Source: deepspeed 0.19.8 `runtime/zero/stage3.py` `DeepSpeedZeroOptimizer_Stage3
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,11 @@ from torch import nn
 from torch._utils import _flatten_dense_tensors
 
 from axmem_trace.parallel.zero import norms
-from axmem_trace.parallel.zero.coordinator import Coordinator
+from axmem_trace.parallel.zero.gathering import gather_by_hooks
 from axmem_trace.parallel.zero.host import HostMemory
-from axmem_trace.parallel.zero.module_hooks import ModuleHooks
 from axmem_trace.parallel.zero.parts import Part, Parts
 from axmem_trace.parallel.zero.scattered import Scattered
-from axmem_trace.parallel.zero.stepping import Stepping
-from axmem_trace.recipe.parallel import Zero
+from axmem_trace.parallel.zero.stepping import Stepping, without_boundary
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 
@@ -85,23 +83,17 @@ class Stage3:
             stepping,
             device,
         )
-        self._parts, self._accelerator = parts, torch.meta  # type: ignore[attr-defined]
+        self._parts = parts
         self._host = HostMemory(recorder, pins=zero.pins_optimizer)
-        self.persistent = mark_persistent(model, parts, zero, sizes.persistence)
-        externals: dict[int, dict[int, nn.Parameter]] = {}
-        accelerator: Any = self._accelerator
-        self._coordinator = Coordinator(
+        self.persistent, self._coordinator = gather_by_hooks(
+            model,
             parts,
+            zero,
             prefetch=sizes.prefetch,
-            max_live=zero.max_live_elements,
-            max_reuse=zero.max_reuse_elements,
-            stream=accelerator.Stream() if zero.overlaps else accelerator.default_stream(),
+            persistence=sizes.persistence,
             is_leaf=is_leaf,
-            externals=externals,
             device=device,
-            keeps_recomputed=zero.keeps_recomputed,
         )
-        ModuleHooks(model, parts, self._coordinator, is_leaf=is_leaf, externals=externals)
         self._has_overflowed = torch.zeros(1, dtype=torch.bool, device=device)
         self.sub_groups = self._make_sub_groups()
         self._dtype = self.sub_groups[0].flat.dtype
@@ -249,14 +241,9 @@ class Stage3:
 
     # -- what the step calls ------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def without_boundary(self) -> Iterator[None]:
+    def without_boundary(self) -> AbstractContextManager[None]:
         """Open during every micro-batch but the last."""
-        self._scattered.is_boundary = False
-        try:
-            yield
-        finally:
-            self._scattered.is_boundary = True
+        return without_boundary(self._scattered)
 
     def backward(self, loss: torch.Tensor) -> None:
         """`DeepSpeedEngine.backward`."""
@@ -355,16 +342,3 @@ def _cut(parts: Sequence[Part], most: int) -> list[list[Part]]:
             groups.append(now)
             now = []
     return groups
-
-
-def mark_persistent(model: nn.Module, parts: Parts, zero: Zero, most: int) -> list[Part]:
-    """Parameters with few elements stay whole between steps."""
-    found, total = [], 0
-    for parameter in model.parameters():
-        part = parts.of(parameter)
-        if part is None or part.numel + total > zero.model_persistence_elements or part.numel > most:
-            continue
-        part.persists = True
-        found.append(part)
-        total += part.numel
-    return found

@@ -8,6 +8,7 @@ Source: deepspeed 0.19.8 `runtime/engine.py` `_configure_optimizer`, `_configure
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,22 @@ class Optimizer(Protocol):
 
     def state_tensors(self) -> Iterator[tuple[nn.Parameter | None, torch.Tensor, Any]]:
         """What it keeps between steps, and where."""
+
+
+class Reduced(Protocol):
+    """The gradients of a stage, which differ in the last micro-batch of a step."""
+
+    is_boundary: bool
+
+
+@contextmanager
+def without_boundary(gradients: Reduced) -> Iterator[None]:
+    """Open during every micro-batch but the last."""
+    gradients.is_boundary = False
+    try:
+        yield
+    finally:
+        gradients.is_boundary = True
 
 
 class Stepping:
