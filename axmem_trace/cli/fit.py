@@ -8,6 +8,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
+from axmem_trace.cli.run_options import run_arguments
 from axmem_trace.cli.terminal import check_writable, show_current, write_output
 from axmem_trace.errors import EXIT_CANNOT_SAY, EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED
 from axmem_trace.quiet import set_quiet_environment
@@ -27,20 +28,11 @@ def run_fit(options: argparse.Namespace) -> int:
     with show_current(sys.stderr) as progress:
         found = fit(
             options.config,
-            gpu=options.gpu,
             allow=_words(options.allow),
             keep=_words(options.keep),
-            margin=options.margin,
             everything=options.all,
-            overrides=tuple(options.overrides),
             progress=progress,
-            assumptions=tuple(options.assumptions),
-            num_gpus=options.num_gpus,
-            num_nodes=options.num_nodes,
-            hub=options.hub,
-            trust_remote_code=options.trust_remote_code,
-            strict=options.strict,
-            axolotl=options.axolotl,
+            **run_arguments(options),
         )
     _write(found, options)
     return _exit_code(found)

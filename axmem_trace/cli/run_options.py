@@ -28,7 +28,18 @@ def estimate_run(
     from axmem_trace.estimation import estimate
 
     asked = {
+        **run_arguments(options),
         "overrides": (*options.overrides, *overrides),
+        "progress": progress,
+        "moments": False,
+    }
+    return estimate(config, **(asked | others))
+
+
+def run_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_run_arguments` made, as arguments of `estimate` and `fit`."""
+    return {
+        "overrides": tuple(options.overrides),
         "assumptions": tuple(options.assumptions),
         "gpu": getattr(options, "gpu", ""),
         "num_gpus": options.num_gpus,
@@ -38,7 +49,4 @@ def estimate_run(
         "trust_remote_code": options.trust_remote_code,
         "strict": options.strict,
         "axolotl": options.axolotl,
-        "progress": progress,
-        "moments": False,
     }
-    return estimate(config, **(asked | others))

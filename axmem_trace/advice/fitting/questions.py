@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +22,7 @@ from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report import Report
 from axmem_trace.report.verdict import Verdict
+from axmem_trace.tracing.patching import replaced_items
 
 Estimate = Callable[..., Report]
 """`axmem_trace.estimate`, or what answers like it."""
@@ -173,7 +173,7 @@ class Questions:
         Raises:
             ConfigError: it can't be estimated.
         """
-        with _environment(join(self.base, change).environment):
+        with replaced_items(os.environ, join(self.base, change).environment):
             return self._estimate(self.config, **self._arguments(change), moments=moments)
 
     def start_from(self, change: Change) -> Answer:
@@ -215,7 +215,7 @@ class Questions:
 
     def _read(self, change: Change) -> Recipe:
         arguments = self._arguments(change)
-        with _environment(join(self.base, change).environment):
+        with replaced_items(os.environ, join(self.base, change).environment):
             return read_recipe(self.config, **{name: arguments[name] for name in _READ if name in arguments})
 
     def _arguments(self, change: Change) -> dict[str, Any]:
@@ -273,17 +273,3 @@ def _essence(recipe: Recipe) -> Recipe:
     notes: Iterator[Note] = (note for note in recipe.notes if note.kind in ("not_modelled", "refused"))
     notes = (replace(note, line=0) for note in notes)
     return replace(recipe, name="", reasons={}, written={}, alternatives=(), notes=tuple(notes))
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
