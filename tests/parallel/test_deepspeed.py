@@ -6,12 +6,11 @@ DeepSpeed's accelerator for CPUs has no streams; what runs, in which order and w
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
+from support.real_ranks import tiny_run
 from support.real_zero import HAS_DEEPSPEED, ZeroCase, record_with_deepspeed, record_zero_on_meta
-from support.tiny_models import write_tiny_model
 
 from axmem_trace.ledger import Allocation, Ledger, Phase
 
@@ -87,13 +86,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ZeroCase]:
     """An odd vocabulary: partitions have padding, and cut parameters in two."""
-    folder: Path = tmp_path_factory.mktemp("models")
-    common = {
-        "base_model": write_tiny_model("llama", folder / "llama", vocab_size=97), "sequence_len": 24,
-        "micro_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "optimizer": "adamw_torch",
-        "attn_implementation": "eager", "bf16": True, "lora_mlp_kernel": False, "lora_qkv_kernel": False,
-        "lora_o_kernel": False, "datasets": [{"path": "x", "type": "alpaca"}], "gradient_checkpointing": False,
-    }  # fmt: skip
+    common = tiny_run(tmp_path_factory.mktemp("models"))
     return {name: ZeroCase({**common, **config}, "not divided first" not in name) for name, config in CASES.items()}
 
 

@@ -7,13 +7,11 @@ real one elsewhere: on a CPU torch steps one parameter at a time.
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 from support.cpu_oracle import all_but_time
-from support.real_ranks import Case, record_for_real, record_on_meta
-from support.tiny_models import write_tiny_model
+from support.real_ranks import Case, record_for_real, record_on_meta, tiny_run
 
 from axmem_trace.ledger import Allocation, Ledger, Phase
 
@@ -60,13 +58,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     """An odd vocabulary: the shards of the embedding differ between the ranks."""
-    folder: Path = tmp_path_factory.mktemp("models")
-    common = {
-        "base_model": write_tiny_model("llama", folder / "llama", vocab_size=97), "sequence_len": 24,
-        "micro_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "optimizer": "adamw_torch",
-        "attn_implementation": "eager", "bf16": True, "lora_mlp_kernel": False, "lora_qkv_kernel": False,
-        "lora_o_kernel": False, "datasets": [{"path": "x", "type": "alpaca"}], "gradient_checkpointing": False,
-    }  # fmt: skip
+    common = tiny_run(tmp_path_factory.mktemp("models"))
     # FSDP1 keeps adapters in fp32 and gathers them in bf16, which needs autocast: here all is bf16
     return {
         name: Case({**common, **config}, changes, "base" if name.startswith("fsdp1") else "float32")

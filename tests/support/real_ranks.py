@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 from axmem_trace.ledger import Ledger
+from support.tiny_models import write_tiny_model
 
 ASSUMPTIONS = ("autocast=false", "optimizer_implementation=foreach")
 
@@ -29,11 +30,29 @@ class Case:
     adapter_dtype: str = "float32"
 
 
+def tiny_run(folder: Path) -> dict[str, Any]:
+    """A llama with an odd vocabulary: parts of the embedding differ between the ranks."""
+    return {
+        "base_model": write_tiny_model("llama", folder / "llama", vocab_size=97), "sequence_len": 24,
+        "micro_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "optimizer": "adamw_torch",
+        "attn_implementation": "eager", "bf16": True, "lora_mlp_kernel": False, "lora_qkv_kernel": False,
+        "lora_o_kernel": False, "datasets": [{"path": "x", "type": "alpaca"}], "gradient_checkpointing": False,
+    }  # fmt: skip
+
+
 def record_for_real(cases: Sequence[Case], num_ranks: int) -> list[list[Ledger]]:
     """Two steps of each case in the same `num_ranks` processes; the records by case, then by rank."""
+    return run_in_processes(_run_rank, cases, num_ranks)
+
+
+def run_in_processes(run_rank: Callable[..., None], cases: Sequence[Any], num_ranks: int) -> list[list[Ledger]]:
+    """`run_rank(cases, rank, num_ranks, folder)` in a process for each rank; it writes its ledgers to `rank{rank}` there.
+
+    Returns the records by case, then by rank.
+    """
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
-        ranks = [context.Process(target=_run_rank, args=(cases, rank, num_ranks, folder)) for rank in range(num_ranks)]
+        ranks = [context.Process(target=run_rank, args=(cases, rank, num_ranks, folder)) for rank in range(num_ranks)]
         for process in ranks:
             process.start()
         for process in ranks:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
 import os
 import pickle
-import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 from axmem_trace.ledger import Ledger
+from support.real_ranks import run_in_processes
 
 ASSUMPTIONS = ("autocast=false", "optimizer_implementation=for-loop")
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
@@ -39,17 +38,8 @@ class ZeroCase:
 
 def record_with_deepspeed(cases: Sequence[ZeroCase], num_ranks: int) -> list[list[Ledger]]:
     """Two steps of each case in `num_ranks` processes; the records by case, then by rank."""
-    with tempfile.TemporaryDirectory() as folder:
-        context = multiprocessing.get_context("spawn")
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        ranks = [context.Process(target=_run_rank, args=(cases, rank, num_ranks, folder)) for rank in range(num_ranks)]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-        assert [process.exitcode for process in ranks] == [0] * num_ranks
-        by_rank = [pickle.loads((Path(folder) / f"rank{rank}").read_bytes()) for rank in range(num_ranks)]
-    return [list(records) for records in zip(*by_rank, strict=True)]
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    return run_in_processes(_run_rank, cases, num_ranks)
 
 
 def record_zero_on_meta(case: ZeroCase, num_ranks: int, *, rank: int) -> Ledger:
