@@ -37,16 +37,39 @@ from axmem_trace.kernels.site import Site
 from axmem_trace.tracing.rules import Rules
 
 _TABLES = (
-    multi_tensor.RULES, sdpa.RULES, sdpa_scratch.RULES, autograd_in_place.RULES, convolution.RULES, dropout.RULES,
-    embedding.RULES, indexing.RULES, matmul.RULES, normalisation.RULES, mean.RULES,
-    reductions.RULES, softmax.RULES, eager_loop.RULES, grouped_mm.RULES,
-)  # fmt: skip
+    multi_tensor.RULES,
+    sdpa.RULES,
+    sdpa_scratch.RULES,
+    autograd_in_place.RULES,
+    convolution.RULES,
+    dropout.RULES,
+    embedding.RULES,
+    indexing.RULES,
+    matmul.RULES,
+    normalisation.RULES,
+    mean.RULES,
+    reductions.RULES,
+    softmax.RULES,
+    eager_loop.RULES,
+    grouped_mm.RULES,
+)
 
 INSTALLERS: tuple[Callable[[Site], None], ...] = (
-    install_attention, install_gemma4_hybrid, install_scans, install_experts, install_older_bitsandbytes,
-    install_older_cache, install_loss_path, install_cut_cross_entropy, install_liger, install_fused_attention,
-    install_tiled_mlp, install_lora_kernels, repair_llama4, install_fp8_linear,
-)  # fmt: skip
+    install_attention,
+    install_gemma4_hybrid,
+    install_scans,
+    install_experts,
+    install_older_bitsandbytes,
+    install_older_cache,
+    install_loss_path,
+    install_cut_cross_entropy,
+    install_liger,
+    install_fused_attention,
+    install_tiled_mlp,
+    install_lora_kernels,
+    repair_llama4,
+    install_fp8_linear,
+)
 """In axolotl's order (`loaders/patch_manager.py`): plugins and tiled MLP replace classes before the model is loaded, the
 LoRA kernels replace the forwards of instances afterwards, so they win over both."""
 

@@ -82,9 +82,18 @@ def backward_workspace(
 
 
 def efficient_backward(
-    *, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int, half: bool,
-    capability: tuple[int, int], dropout: bool = False, tokens: int = 0,
-) -> Blocks:  # fmt: skip
+    *,
+    batch: int,
+    heads: int,
+    queries: int,
+    keys: int,
+    head_dim: int,
+    value_dim: int,
+    half: bool,
+    capability: tuple[int, int],
+    dropout: bool = False,
+    tokens: int = 0,
+) -> Blocks:
     """The workspace, and `delta`, which the half-precision kernels compute themselves. For the fp32 ones `delta` is
     computed before the workspace is allocated, by `(grad_out * out).sum(-1).transpose(-2, -1).contiguous()`: a
     product as large as the output, the sum, its copy. The larger of both stages counts.

@@ -30,26 +30,56 @@ def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
     """
 
     def flash_attn_func(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p: float = 0.0, softmax_scale: float | None = None,
-        causal: bool = False, window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0,
-        alibi_slopes: torch.Tensor | None = None, deterministic: bool = False, return_attn_probs: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        dropout_p: float = 0.0,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        window_size: tuple[int, int] = (-1, -1),
+        softcap: float = 0.0,
+        alibi_slopes: torch.Tensor | None = None,
+        deterministic: bool = False,
+        return_attn_probs: bool = False,
+    ) -> torch.Tensor:
         note_source(context, "flash_attn")
         _check_softcap(context, softcap, dropout_p)
-        return run_flash2(context, _repeated(context, q, k, v), dropout=dropout_p, deterministic=deterministic,
-                          window_left=window_size[0])  # fmt: skip
+        return run_flash2(
+            context,
+            _repeated(context, q, k, v),
+            dropout=dropout_p,
+            deterministic=deterministic,
+            window_left=window_size[0],
+        )
 
     def flash_attn_varlen_func(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
-        max_seqlen_q: int, max_seqlen_k: int, dropout_p: float = 0.0, softmax_scale: float | None = None,
-        causal: bool = False, window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0,
-        alibi_slopes: torch.Tensor | None = None, deterministic: bool = False, return_attn_probs: bool = False,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cu_seqlens_q: torch.Tensor,
+        cu_seqlens_k: torch.Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        dropout_p: float = 0.0,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        window_size: tuple[int, int] = (-1, -1),
+        softcap: float = 0.0,
+        alibi_slopes: torch.Tensor | None = None,
+        deterministic: bool = False,
+        return_attn_probs: bool = False,
         block_table: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         note_source(context, "flash_attn")
         _check_softcap(context, softcap, dropout_p)
-        return run_flash2_varlen(context, _repeated(context, q, k, v), cu_seqlens_q, cu_seqlens_k,
-                                 deterministic=deterministic, window_left=window_size[0])  # fmt: skip
+        return run_flash2_varlen(
+            context,
+            _repeated(context, q, k, v),
+            cu_seqlens_q,
+            cu_seqlens_k,
+            deterministic=deterministic,
+            window_left=window_size[0],
+        )
 
     return flash_attn_func, flash_attn_varlen_func
 
@@ -57,8 +87,11 @@ def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
 def _check_softcap(context: KernelContext, softcap: float, dropout: float) -> None:
     """`mha_fwd`: "Softcapping does not support dropout for now"."""
     if softcap and dropout:
-        note_refusal(context, f"{NAME} has no dropout together with a soft cap; this model's configuration sets both "
-                     "`attn_logit_softcapping` and `attention_dropout`")  # fmt: skip
+        note_refusal(
+            context,
+            f"{NAME} has no dropout together with a soft cap; this model's configuration sets both "
+            "`attn_logit_softcapping` and `attention_dropout`",
+        )
 
 
 def _repeated(context: KernelContext, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Heads:
@@ -76,9 +109,17 @@ def _repeated(context: KernelContext, q: torch.Tensor, k: torch.Tensor, v: torch
 
 
 def run_flash2(
-    context: KernelContext, heads: Heads, *, dropout: float = 0.0, deterministic: bool = False, name: str = NAME,
-    pads: bool = True, keeps_rng: bool = True, window_left: int | None = None, returns_lse: bool = False,
-) -> torch.Tensor:  # fmt: skip
+    context: KernelContext,
+    heads: Heads,
+    *,
+    dropout: float = 0.0,
+    deterministic: bool = False,
+    name: str = NAME,
+    pads: bool = True,
+    keeps_rng: bool = True,
+    window_left: int | None = None,
+    returns_lse: bool = False,
+) -> torch.Tensor:
     """The fixed-length kernel. Heads are (B, S, H, D).
 
     Args:
@@ -104,10 +145,18 @@ def run_flash2(
 
 
 def run_flash2_varlen(
-    context: KernelContext, heads: Heads, bounds_q: torch.Tensor, bounds_k: torch.Tensor, *,
-    deterministic: bool = False, name: str = NAME, pads: bool = True, keeps_rng: bool = True,
-    window_left: int | None = None, returns_lse: bool = False,
-) -> torch.Tensor:  # fmt: skip
+    context: KernelContext,
+    heads: Heads,
+    bounds_q: torch.Tensor,
+    bounds_k: torch.Tensor,
+    *,
+    deterministic: bool = False,
+    name: str = NAME,
+    pads: bool = True,
+    keeps_rng: bool = True,
+    window_left: int | None = None,
+    returns_lse: bool = False,
+) -> torch.Tensor:
     """The kernel for rows of samples without padding. Heads are (tokens, H, D), the bounds (samples + 1,)."""
     refuse_flash_call(context, heads, name=name, multiple=1 if pads else 8)
     kernel = FusedKernel(
@@ -151,8 +200,9 @@ def _fixed_forward_scratch(heads: Heads, *, sms: int) -> Blocks:
     batch, queries, num_heads, head_dim = query.shape
     if not sms:
         return ()
-    splits = flash_sizes.num_splits(batch=batch, heads=num_heads, queries=queries, keys=key.shape[1],
-                                    head_dim=head_dim, num_sms=sms)  # fmt: skip
+    splits = flash_sizes.num_splits(
+        batch=batch, heads=num_heads, queries=queries, keys=key.shape[1], head_dim=head_dim, num_sms=sms
+    )
     return flash_sizes.split_scratch(splits=splits, batch=batch, heads=num_heads, queries=queries, head_dim=head_dim)
 
 
@@ -165,17 +215,27 @@ def _fixed_backward_scratch(heads: Heads, *, sms: int, zeros: Blocks) -> Blocks:
     query, key, _ = heads
     batch, queries, num_heads, head_dim = query.shape
     return zeros + flash_sizes.flash2_backward(
-        batch=batch, heads=num_heads, kv_heads=key.shape[2], queries=queries, keys=key.shape[1], head_dim=head_dim,
+        batch=batch,
+        heads=num_heads,
+        kv_heads=key.shape[2],
+        queries=queries,
+        keys=key.shape[1],
+        head_dim=head_dim,
         itemsize=query.element_size(),
         deterministic_splits=flash_sizes.deterministic_splits(sms, batch, num_heads) if sms else 1,
-    )  # fmt: skip
+    )
 
 
 def _varlen_backward_scratch(heads: Heads, *, samples: int, sms: int, zeros: Blocks) -> Blocks:
     query, key, _ = heads
     tokens, num_heads, head_dim = query.shape
     return zeros + flash_sizes.flash2_varlen_backward(
-        samples=samples, heads=num_heads, kv_heads=key.shape[1], total_queries=tokens, total_keys=key.shape[0],
-        head_dim=head_dim, itemsize=query.element_size(),
+        samples=samples,
+        heads=num_heads,
+        kv_heads=key.shape[1],
+        total_queries=tokens,
+        total_keys=key.shape[0],
+        head_dim=head_dim,
+        itemsize=query.element_size(),
         deterministic_splits=flash_sizes.deterministic_splits(sms, samples, num_heads) if sms else 1,
-    )  # fmt: skip
+    )

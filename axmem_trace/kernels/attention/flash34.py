@@ -36,36 +36,81 @@ class Release:
     semaphores: bool
 
 
-FLASH3 = Release(name="FlashAttention-3", operator="flash_attn_3", make_tile=hopper_sizes.flash3_tile,
-                 oldest=(8, 0), newest=(9, 9), semaphores=True)  # fmt: skip
-FLASH4 = Release(name="FlashAttention-4", operator="flash_attn_4", make_tile=hopper_sizes.flash4_tile,
-                 oldest=(9, 0), newest=(12, 9), semaphores=False)  # fmt: skip
+FLASH3 = Release(
+    name="FlashAttention-3",
+    operator="flash_attn_3",
+    make_tile=hopper_sizes.flash3_tile,
+    oldest=(8, 0),
+    newest=(9, 9),
+    semaphores=True,
+)
+FLASH4 = Release(
+    name="FlashAttention-4",
+    operator="flash_attn_4",
+    make_tile=hopper_sizes.flash4_tile,
+    oldest=(9, 0),
+    newest=(12, 9),
+    semaphores=False,
+)
 
 
 def make_flash3(context: KernelContext) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`flash_attn_func` and `flash_attn_varlen_func`; transformers reads from their parameters what they support."""
 
     def flash_attn_func(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float | None = None, causal: bool = False,
-        qv: torch.Tensor | None = None, window_size: Window = (-1, -1), attention_chunk: int = 0, softcap: float = 0.0,
-        num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False, sm_margin: int = 0,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        qv: torch.Tensor | None = None,
+        window_size: Window = (-1, -1),
+        attention_chunk: int = 0,
+        softcap: float = 0.0,
+        num_splits: int = 1,
+        pack_gqa: bool | None = None,
+        deterministic: bool = False,
+        sm_margin: int = 0,
         s_aux: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         note_source(context, FLASH3.operator)
         return run_fixed(FLASH3, context, (q, k, v), causal=causal, window=window_size, sink=s_aux, softcap=softcap)
 
     def flash_attn_varlen_func(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
-        max_seqlen_q: Any, max_seqlen_k: Any, seqused_q: torch.Tensor | None = None,
-        seqused_k: torch.Tensor | None = None, softmax_scale: float | None = None, causal: bool = False,
-        qv: torch.Tensor | None = None, window_size: Window = (-1, -1), attention_chunk: int = 0, softcap: float = 0.0,
-        num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False, sm_margin: int = 0,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cu_seqlens_q: torch.Tensor,
+        cu_seqlens_k: torch.Tensor,
+        max_seqlen_q: Any,
+        max_seqlen_k: Any,
+        seqused_q: torch.Tensor | None = None,
+        seqused_k: torch.Tensor | None = None,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        qv: torch.Tensor | None = None,
+        window_size: Window = (-1, -1),
+        attention_chunk: int = 0,
+        softcap: float = 0.0,
+        num_splits: int = 1,
+        pack_gqa: bool | None = None,
+        deterministic: bool = False,
+        sm_margin: int = 0,
         s_aux: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         bounds = (cu_seqlens_q, cu_seqlens_k)
         note_source(context, FLASH3.operator)
-        return run_varlen(FLASH3, context, (q, k, v), bounds, max_seqlen_q, causal=causal, window=window_size,
-                          sink=s_aux, softcap=softcap)  # fmt: skip
+        return run_varlen(
+            FLASH3,
+            context,
+            (q, k, v),
+            bounds,
+            max_seqlen_q,
+            causal=causal,
+            window=window_size,
+            sink=s_aux,
+            softcap=softcap,
+        )
 
     return flash_attn_func, flash_attn_varlen_func
 
@@ -74,32 +119,67 @@ def make_flash4(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
     """The same of `flash_attn.cute`."""
 
     def flash_attn_func(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float | None = None, causal: bool = False,
-        window_size: Window = (None, None), learnable_sink: torch.Tensor | None = None, softcap: float = 0.0,
-        num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        window_size: Window = (None, None),
+        learnable_sink: torch.Tensor | None = None,
+        softcap: float = 0.0,
+        num_splits: int = 1,
+        pack_gqa: bool | None = None,
+        deterministic: bool = False,
+    ) -> torch.Tensor:
         note_source(context, FLASH4.operator)
-        return run_fixed(FLASH4, context, (q, k, v), causal=causal, window=window_size, sink=learnable_sink,
-                         softcap=softcap)  # fmt: skip
+        return run_fixed(
+            FLASH4, context, (q, k, v), causal=causal, window=window_size, sink=learnable_sink, softcap=softcap
+        )
 
     def flash_attn_varlen_func(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
-        max_seqlen_q: Any = None, max_seqlen_k: Any = None, softmax_scale: float | None = None, causal: bool = False,
-        window_size: Window = (None, None), learnable_sink: torch.Tensor | None = None, softcap: float = 0.0,
-        num_splits: int = 1, pack_gqa: bool | None = None, deterministic: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cu_seqlens_q: torch.Tensor,
+        cu_seqlens_k: torch.Tensor,
+        max_seqlen_q: Any = None,
+        max_seqlen_k: Any = None,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        window_size: Window = (None, None),
+        learnable_sink: torch.Tensor | None = None,
+        softcap: float = 0.0,
+        num_splits: int = 1,
+        pack_gqa: bool | None = None,
+        deterministic: bool = False,
+    ) -> torch.Tensor:
         bounds = (cu_seqlens_q, cu_seqlens_k)
         note_source(context, FLASH4.operator)
-        return run_varlen(FLASH4, context, (q, k, v), bounds, max_seqlen_q, causal=causal, window=window_size,
-                          sink=learnable_sink, softcap=softcap)  # fmt: skip
+        return run_varlen(
+            FLASH4,
+            context,
+            (q, k, v),
+            bounds,
+            max_seqlen_q,
+            causal=causal,
+            window=window_size,
+            sink=learnable_sink,
+            softcap=softcap,
+        )
 
     return flash_attn_func, flash_attn_varlen_func
 
 
 def run_fixed(
-    release: Release, context: KernelContext, heads: Heads, *, causal: bool, window: Window = (-1, -1),
-    sink: torch.Tensor | None = None, softcap: float = 0.0,
-) -> torch.Tensor:  # fmt: skip
+    release: Release,
+    context: KernelContext,
+    heads: Heads,
+    *,
+    causal: bool,
+    window: Window = (-1, -1),
+    sink: torch.Tensor | None = None,
+    softcap: float = 0.0,
+) -> torch.Tensor:
     """The fixed-length kernel. Heads are (B, S, H, D)."""
     _check_release(release, context, heads, softcap=softcap, sink=sink)
     tile = _tile(release, context, heads, causal, window, softcap)
@@ -115,9 +195,17 @@ def run_fixed(
 
 
 def run_varlen(
-    release: Release, context: KernelContext, heads: Heads, bounds: Sequence[torch.Tensor], longest: Any, *,
-    causal: bool, window: Window = (-1, -1), sink: torch.Tensor | None = None, softcap: float = 0.0,
-) -> torch.Tensor:  # fmt: skip
+    release: Release,
+    context: KernelContext,
+    heads: Heads,
+    bounds: Sequence[torch.Tensor],
+    longest: Any,
+    *,
+    causal: bool,
+    window: Window = (-1, -1),
+    sink: torch.Tensor | None = None,
+    softcap: float = 0.0,
+) -> torch.Tensor:
     """The kernel for rows of samples without padding. Heads are (tokens, H, D), the bounds (samples + 1,)."""
     _check_release(release, context, heads, softcap=softcap, sink=sink)
     tile = _tile(release, context, heads, causal, window, softcap)
@@ -151,8 +239,11 @@ def _check_release(
                 f"{release.name} does not take heads of {sizes[0]} with values of {sizes[1]}", context.attention
             )
     if release is FLASH4 and major in (10, 11) and max(sizes) > 128 and sizes not in ((192, 128), (256, 256)):
-        note_refusal(context, f"{release.name} takes heads of at most 128, of 192 with values of 128, or of 256 on "
-                     f"Blackwell; this model's are {sizes[0]} and {sizes[1]}")  # fmt: skip
+        note_refusal(
+            context,
+            f"{release.name} takes heads of at most 128, of 192 with values of 128, or of 256 on "
+            f"Blackwell; this model's are {sizes[0]} and {sizes[1]}",
+        )
     if release is FLASH4 and major in (10, 11) and sizes == (256, 256) and softcap:
         note_refusal(context, f"{release.name} does not train heads of 256 with a soft cap on Blackwell")
     if release is FLASH4 and major == 12 and sink is not None:
@@ -163,8 +254,14 @@ def _tile(
     release: Release, context: KernelContext, heads: Heads, causal: bool, window: Window, softcap: float
 ) -> BackwardTile:
     local = window[0] not in (None, -1)
-    return release.make_tile(heads[0].shape[-1], heads[2].shape[-1], context.compute_capability,
-                             causal=causal, local=local, softcap=bool(softcap))  # fmt: skip
+    return release.make_tile(
+        heads[0].shape[-1],
+        heads[2].shape[-1],
+        context.compute_capability,
+        causal=causal,
+        local=local,
+        softcap=bool(softcap),
+    )
 
 
 def _left(window: Window) -> int:
@@ -193,13 +290,25 @@ def _forward_scratch(heads: Heads, *, release: Release, samples: int) -> Blocks:
 
 def _fixed_scratch(heads: Heads, *, tile: BackwardTile, semaphores: bool) -> Blocks:
     query, key, _ = heads
-    return hopper_sizes.backward_scratch(tile, batch=query.shape[0], heads=query.shape[2], kv_heads=key.shape[2],
-                                         queries=query.shape[1], keys=key.shape[1], semaphores=semaphores)  # fmt: skip
+    return hopper_sizes.backward_scratch(
+        tile,
+        batch=query.shape[0],
+        heads=query.shape[2],
+        kv_heads=key.shape[2],
+        queries=query.shape[1],
+        keys=key.shape[1],
+        semaphores=semaphores,
+    )
 
 
 def _varlen_scratch(heads: Heads, *, tile: BackwardTile, samples: int, longest: int) -> Blocks:
     query, key, _ = heads
     return hopper_sizes.varlen_backward_scratch(
-        tile, samples=samples, heads=query.shape[1], kv_heads=key.shape[1], total_queries=query.shape[0],
-        total_keys=key.shape[0], longest=longest,
-    )  # fmt: skip
+        tile,
+        samples=samples,
+        heads=query.shape[1],
+        kv_heads=key.shape[1],
+        total_queries=query.shape[0],
+        total_keys=key.shape[0],
+        longest=longest,
+    )

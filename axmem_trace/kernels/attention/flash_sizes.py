@@ -53,9 +53,16 @@ def split_scratch(*, splits: int, batch: int, heads: int, queries: int, head_dim
 
 
 def flash2_backward(
-    *, batch: int, heads: int, kv_heads: int, queries: int, keys: int, head_dim: int, itemsize: int = 2,
+    *,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    queries: int,
+    keys: int,
+    head_dim: int,
+    itemsize: int = 2,
     deterministic_splits: int = 1,
-) -> Blocks:  # fmt: skip
+) -> Blocks:
     """`softmax_d`, `dq_accum`, and for grouped queries `dk_expanded`, `dv_expanded` (one per query head).
 
     Source: flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp, `mha_bwd`.
@@ -67,9 +74,16 @@ def flash2_backward(
 
 
 def flash2_varlen_backward(
-    *, samples: int, heads: int, kv_heads: int, total_queries: int, total_keys: int, head_dim: int, itemsize: int = 2,
+    *,
+    samples: int,
+    heads: int,
+    kv_heads: int,
+    total_queries: int,
+    total_keys: int,
+    head_dim: int,
+    itemsize: int = 2,
     deterministic_splits: int = 1,
-) -> Blocks:  # fmt: skip
+) -> Blocks:
     """The same for rows of samples without padding: 128 spare rows for each sample.
 
     Source: flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp, `mha_varlen_bwd`.

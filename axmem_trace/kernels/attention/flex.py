@@ -36,9 +36,16 @@ def make_flex(context: KernelContext) -> Callable[..., Any]:
     """Replaces `compile_friendly_flex_attention`; heads are (B, H, S, D)."""
 
     def flex_attention(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, training: bool = False, *,
-        block_mask: Any = None, return_aux: Any = None, return_lse: bool = False, **kwargs: Any,
-    ) -> Any:  # fmt: skip
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        training: bool = False,
+        *,
+        block_mask: Any = None,
+        return_aux: Any = None,
+        return_lse: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         if min(query.shape[-1], value.shape[-1]) < _LEAST_HEAD_DIM:
             problem = f"flex attention takes heads of at least {_LEAST_HEAD_DIM}; this model's are {query.shape[-1]}"
             note_refusal(context, problem, "use `attn_implementation: sdpa`")
@@ -55,9 +62,15 @@ def make_flex(context: KernelContext) -> Callable[..., Any]:
 
 
 def make_block_mask(
-    mask_mod: Callable[..., Any], B: int | None, H: int | None, Q_LEN: int, KV_LEN: int,
-    device: Any = "cuda", BLOCK_SIZE: int | tuple[int, int] = 128, **kwargs: Any,
-) -> Any:  # fmt: skip
+    mask_mod: Callable[..., Any],
+    B: int | None,
+    H: int | None,
+    Q_LEN: int,
+    KV_LEN: int,
+    device: Any = "cuda",
+    BLOCK_SIZE: int | tuple[int, int] = 128,
+    **kwargs: Any,
+) -> Any:
     """The compiled `create_block_mask`: what it leaves is eight int32 tensors, counts and indices of the partly and the
     fully visible blocks, by queries and by keys. The full mask, S x S, is never stored: inductor fuses it away."""
     from torch.nn.attention.flex_attention import BlockMask
@@ -70,18 +83,29 @@ def make_block_mask(
         return torch.empty((*batch, *shape), dtype=torch.int32, device=device)
 
     return BlockMask(
-        seq_lengths=(Q_LEN, KV_LEN), kv_num_blocks=make(rows), kv_indices=make(rows, columns),
-        full_kv_num_blocks=make(rows), full_kv_indices=make(rows, columns), q_num_blocks=make(columns),
-        q_indices=make(columns, rows), full_q_num_blocks=make(columns), full_q_indices=make(columns, rows),
-        BLOCK_SIZE=sizes, mask_mod=mask_mod,
-    )  # fmt: skip
+        seq_lengths=(Q_LEN, KV_LEN),
+        kv_num_blocks=make(rows),
+        kv_indices=make(rows, columns),
+        full_kv_num_blocks=make(rows),
+        full_kv_indices=make(rows, columns),
+        q_num_blocks=make(columns),
+        q_indices=make(columns, rows),
+        full_q_num_blocks=make(columns),
+        full_q_indices=make(columns, rows),
+        BLOCK_SIZE=sizes,
+        mask_mod=mask_mod,
+    )
 
 
 def _tensors_of(block_mask: Any) -> tuple[torch.Tensor, ...]:
     if block_mask is None:
         return ()
-    names = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices",
-             "full_q_num_blocks", "full_q_indices")  # fmt: skip
+    names = tuple(
+        """
+        kv_num_blocks kv_indices full_kv_num_blocks full_kv_indices q_num_blocks q_indices full_q_num_blocks
+        full_q_indices
+        """.split()
+    )
     found = (getattr(block_mask, name, None) for name in names)
     return tuple(tensor for tensor in found if tensor is not None)
 

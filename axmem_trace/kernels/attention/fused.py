@@ -45,9 +45,13 @@ class FusedKernel:
 
 
 def run_fused(
-    context: KernelContext, kernel: FusedKernel, heads: Heads, *, also_kept: Sequence[torch.Tensor] = (),
+    context: KernelContext,
+    kernel: FusedKernel,
+    heads: Heads,
+    *,
+    also_kept: Sequence[torch.Tensor] = (),
     sink: torch.Tensor | None = None,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """The kernel's output, attached to autograd.
 
     Args:
@@ -63,9 +67,15 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, context: KernelContext, kernel: FusedKernel, also_kept: tuple[torch.Tensor, ...],
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sink: torch.Tensor | None,
-    ) -> torch.Tensor:  # fmt: skip
+        ctx: Any,
+        context: KernelContext,
+        kernel: FusedKernel,
+        also_kept: tuple[torch.Tensor, ...],
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        sink: torch.Tensor | None,
+    ) -> torch.Tensor:
         value_dim = value.shape[-1]
         heads = _padded((query, key, value), kernel.padding)
         out, *kept = _run_forward(context, kernel, heads)

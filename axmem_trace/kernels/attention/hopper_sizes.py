@@ -75,9 +75,15 @@ def backward_scratch(
 
 
 def varlen_backward_scratch(
-    tile: BackwardTile, *, samples: int, heads: int, kv_heads: int, total_queries: int, total_keys: int,
+    tile: BackwardTile,
+    *,
+    samples: int,
+    heads: int,
+    kv_heads: int,
+    total_queries: int,
+    total_keys: int,
     longest: int = 0,
-) -> Blocks:  # fmt: skip
+) -> Blocks:
     """Rows of samples without padding: one spare tile per sample. `longest`: queries of the longest, for semaphores."""
     rows = round_up(total_queries + samples * tile.queries, tile.queries)
     cluster_keys = tile.keys * tile.cluster

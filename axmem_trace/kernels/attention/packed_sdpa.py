@@ -25,9 +25,15 @@ def make_packed_sdpa(context: KernelContext) -> Callable[..., tuple[torch.Tensor
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     def forward(
-        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-        dropout: float = 0.0, scaling: float | None = None, **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:  # fmt: skip
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
         positions = kwargs.get("position_ids")
         if positions is not None and _is_packed(rows := _rows(positions)):
             same_heads = query.shape[-1] == value.shape[-1]
@@ -80,8 +86,9 @@ def _run_varlen(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     (bounds_q, bounds_k), _ = prepare_fa_kwargs_from_position_ids(positions)
     flat = tuple(each.transpose(1, 2).reshape(batch * tokens, num_heads, head_dim) for each in (query, key, value))
-    out = run_flash2_varlen(context, (flat[0], flat[1], flat[2]), bounds_q, bounds_k, name=NAME, pads=False,
-                            returns_lse=True)  # fmt: skip
+    out = run_flash2_varlen(
+        context, (flat[0], flat[1], flat[2]), bounds_q, bounds_k, name=NAME, pads=False, returns_lse=True
+    )
     return out.reshape(batch, tokens, num_heads, head_dim)
 
 

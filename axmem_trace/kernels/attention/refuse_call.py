@@ -13,9 +13,15 @@ _REMEDY = "use `attn_implementation: sdpa`, which falls back to another kernel, 
 
 
 def refuse_flash_call(
-    context: KernelContext, heads: Heads, *, name: str, oldest: tuple[int, int] = (8, 0),
-    newest: tuple[int, int] = (99, 0), multiple: int = 1, max_head_dim: int = 256,
-) -> None:  # fmt: skip
+    context: KernelContext,
+    heads: Heads,
+    *,
+    name: str,
+    oldest: tuple[int, int] = (8, 0),
+    newest: tuple[int, int] = (99, 0),
+    multiple: int = 1,
+    max_head_dim: int = 256,
+) -> None:
     """The checks that every FlashAttention release makes at the beginning of its forward.
 
     Source: flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp, `mha_fwd` and `mha_varlen_fwd` (`TORCH_CHECK`s).
@@ -34,12 +40,16 @@ def refuse_flash_call(
             else (f"{_GENERATIONS[oldest[0]]} or newer")
         )
         major, minor = context.compute_capability
-        note_refusal(context, f"{name} needs a GPU of generation {generations}; this one has compute capability "
-                     f"{major}.{minor}")  # fmt: skip
+        note_refusal(
+            context, f"{name} needs a GPU of generation {generations}; this one has compute capability {major}.{minor}"
+        )
     if query.dtype not in HALF or not query.dtype == key.dtype == value.dtype:
         dtypes = ", ".join(str(each.dtype).removeprefix("torch.") for each in heads)
-        note_refusal(context, f"{name} takes fp16 and bf16 only; query, key and value are {dtypes}",
-                     remedy="set `bf16: auto`, or use `attn_implementation: sdpa`")  # fmt: skip
+        note_refusal(
+            context,
+            f"{name} takes fp16 and bf16 only; query, key and value are {dtypes}",
+            remedy="set `bf16: auto`, or use `attn_implementation: sdpa`",
+        )
     if head_dim > max_head_dim:
         note_refusal(context, f"{name} takes heads of at most {max_head_dim}; this model's are {head_dim}")
     if head_dim % multiple or value.shape[-1] % multiple:

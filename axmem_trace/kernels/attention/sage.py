@@ -45,9 +45,14 @@ def make_sage(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]
     """The attention function. Heads come as (B, H, S, D) and leave as (B, S, H, D)."""
 
     def forward(
-        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-        attention_mask: torch.Tensor | None = None, dropout: float = 0.0, **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:  # fmt: skip
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
         from transformers.integrations.sdpa_attention import repeat_kv
 
         _check(context, query, value, dropout)

@@ -38,16 +38,28 @@ def scaled_dot_product_attention(
 
 
 def _bind(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> dict[str, Any]:
     return dict(locals())
 
 
 def _describe(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None, dropout_p: float,
-    is_causal: bool, scale: float | None, enable_gqa: bool,
-) -> SdpaCall:  # fmt: skip
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> SdpaCall:
     heads = (query, key, value)
     return SdpaCall(
         query=tuple(query.shape),
@@ -71,8 +83,15 @@ def _trains(*tensors: torch.Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout_p: float, is_causal: bool,
-           scale: float | None, **_: Any) -> torch.Tensor:  # fmt: skip
+def _flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    **_: Any,
+) -> torch.Tensor:
     """Heads are padded to a multiple of 8 before the operator that autograd sees, so the padded copies are kept."""
     head_dim = query.shape[-1]
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
@@ -85,8 +104,16 @@ def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout_
     return out[..., :head_dim] if padding else out
 
 
-def _efficient(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None,
-               dropout_p: float, is_causal: bool, scale: float | None, **_: Any) -> torch.Tensor:  # fmt: skip
+def _efficient(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    **_: Any,
+) -> torch.Tensor:
     attn_mask = as_additive(attn_mask, query.dtype)
     if attn_mask is not None:
         attn_mask = _aligned(attn_mask)
@@ -105,8 +132,16 @@ def _aligned(mask: torch.Tensor) -> torch.Tensor:
     return F.pad(mask, [0, 8 - length % 8])[..., :length]
 
 
-def _cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None,
-           dropout_p: float, is_causal: bool, scale: float | None, **_: Any) -> torch.Tensor:  # fmt: skip
+def _cudnn(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    **_: Any,
+) -> torch.Tensor:
     attn_mask = as_additive(attn_mask, query.dtype)
     if attn_mask is not None:
         attn_mask = attn_mask.expand(query.shape[0], -1 if attn_mask.dim() == 4 else 1, query.shape[2], key.shape[2])
@@ -117,8 +152,11 @@ def _cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mas
 
 
 _KERNELS: dict[str, Callable[..., torch.Tensor]] = {
-    "flash": _flash, "efficient": _efficient, "cudnn": _cudnn, "math": math_attention,
-}  # fmt: skip
+    "flash": _flash,
+    "efficient": _efficient,
+    "cudnn": _cudnn,
+    "math": math_attention,
+}
 _KERNEL_NAMES = {
     "flash": "the FlashAttention-2 kernel",
     "efficient": "the memory-efficient kernel (CUTLASS)",

@@ -139,8 +139,11 @@ def _refused_nowhere(call: SdpaCall, capability: Capability) -> str:
 
 
 _REFUSALS = {
-    "flash": refused_by_flash, "efficient": refused_by_efficient, "cudnn": refused_by_cudnn, "math": _refused_nowhere,
-}  # fmt: skip
+    "flash": refused_by_flash,
+    "efficient": refused_by_efficient,
+    "cudnn": refused_by_cudnn,
+    "math": _refused_nowhere,
+}
 
 
 def _refused_shapes(call: SdpaCall) -> str:

@@ -19,9 +19,15 @@ def as_additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor |
 
 
 def math_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None, dropout_p: float,
-    is_causal: bool, scale: float | None, enable_gqa: bool,
-) -> torch.Tensor:  # fmt: skip
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> torch.Tensor:
     """What torch's operator does, step by step.
 
     The operator itself calls others below Python. Under a dispatch mode it adds the mask out of place, where a GPU adds

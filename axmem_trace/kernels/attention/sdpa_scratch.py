@@ -25,8 +25,9 @@ def flash_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[st
     dropout = args[3] if len(args) > 3 else kwargs.get("dropout_p", 0.0)
     if dropout:
         return ()
-    splits = flash_sizes.num_splits(batch=batch, heads=heads, queries=queries, keys=args[1].shape[2],
-                                    head_dim=head_dim, num_sms=num_sms(context))  # fmt: skip
+    splits = flash_sizes.num_splits(
+        batch=batch, heads=heads, queries=queries, keys=args[1].shape[2], head_dim=head_dim, num_sms=num_sms(context)
+    )
     return flash_sizes.split_scratch(splits=splits, batch=batch, heads=heads, queries=queries, head_dim=head_dim)
 
 
@@ -43,9 +44,15 @@ def flash_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[s
     if torch.are_deterministic_algorithms_enabled():
         splits = flash_sizes.deterministic_splits(num_sms(context), batch, heads)
     blocks = flash_sizes.flash2_backward(
-        batch=batch, heads=heads, kv_heads=key.shape[1], queries=queries, keys=key.shape[2], head_dim=head_dim,
-        itemsize=query.element_size(), deterministic_splits=splits,
-    )  # fmt: skip
+        batch=batch,
+        heads=heads,
+        kv_heads=key.shape[1],
+        queries=queries,
+        keys=key.shape[2],
+        head_dim=head_dim,
+        itemsize=query.element_size(),
+        deterministic_splits=splits,
+    )
     gaps = [each for each in (args[0], args[4]) if not each.transpose(1, 2).is_contiguous()]
     return (*blocks, *(each.numel() * each.element_size() for each in gaps))
 
@@ -65,8 +72,14 @@ def seed_on_the_host(context: KernelContext, op: Any, args: tuple[Any, ...], kwa
 def efficient_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
     """An fp32 output for heads over 128. Source: kernel_forward.h, `kNeedsOutputAccumulatorBuffer`."""
     batch, heads, queries, head_dim = args[0].shape
-    return efficient_sizes.efficient_forward(batch=batch, heads=heads, queries=queries, head_dim=head_dim,
-                                             value_dim=args[2].shape[-1], half=args[0].dtype in HALF)  # fmt: skip
+    return efficient_sizes.efficient_forward(
+        batch=batch,
+        heads=heads,
+        queries=queries,
+        head_dim=head_dim,
+        value_dim=args[2].shape[-1],
+        half=args[0].dtype in HALF,
+    )
 
 
 @RULES.workspace(aten._scaled_dot_product_efficient_attention_backward.default)
@@ -75,9 +88,16 @@ def efficient_backward(context: KernelContext, args: tuple[Any, ...], kwargs: di
     query, key, value = args[1], args[2], args[3]
     batch, heads, queries, head_dim = query.shape
     return efficient_sizes.efficient_backward(
-        batch=batch, heads=heads, queries=queries, keys=key.shape[2], head_dim=head_dim, value_dim=value.shape[-1],
-        half=query.dtype in HALF, capability=context.compute_capability, dropout=bool(args[9]),
-    )  # fmt: skip
+        batch=batch,
+        heads=heads,
+        queries=queries,
+        keys=key.shape[2],
+        head_dim=head_dim,
+        value_dim=value.shape[-1],
+        half=query.dtype in HALF,
+        capability=context.compute_capability,
+        dropout=bool(args[9]),
+    )
 
 
 @RULES.workspace(aten._scaled_dot_product_cudnn_attention_backward.default)

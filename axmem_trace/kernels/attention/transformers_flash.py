@@ -11,8 +11,12 @@ from axmem_trace.kernels.modeling_files import loaded_modeling_files
 from axmem_trace.kernels.site import Site
 from axmem_trace.tracing.context import KernelContext
 
-_LAZY_STATE = ("_loaded_implementation", "_flash_fn", "_flash_varlen_fn", "_flash_with_kvcache_fn", "_pad_fn",
-               "_unpad_fn", "_process_flash_kwargs_fn")  # fmt: skip
+_LAZY_STATE = tuple(
+    """
+    _loaded_implementation _flash_fn _flash_varlen_fn _flash_with_kvcache_fn _pad_fn _unpad_fn
+    _process_flash_kwargs_fn
+    """.split()
+)
 
 _FORWARD = "_flash_attention_forward"
 

@@ -47,10 +47,15 @@ def make_xformers(context: KernelContext) -> Callable[..., tuple[torch.Tensor, N
     """The attention function. Heads come as (B, H, S, D) and leave as (B, S, H, D)."""
 
     def forward(
-        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-        attention_mask: torch.Tensor | None = None, position_ids: torch.Tensor | None = None,
-        sliding_window: int | None = None, **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:  # fmt: skip
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        sliding_window: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
         note_source(context, "xformers")
         note_lost_sinks(context, kwargs.get("s_aux"))
         batch, groups = query.shape[0], query.shape[1] // key.shape[1]
@@ -76,8 +81,12 @@ def make_xformers(context: KernelContext) -> Callable[..., tuple[torch.Tensor, N
 
 def _check_value(query: torch.Tensor, value: torch.Tensor) -> None:
     if query.shape[-1] != value.shape[-1]:
-        raise refusal(f"axolotl's xformers attention views values with the query's head size, {query.shape[-1]}; this "
-                      f"model's are {value.shape[-1]}", "xformers", remedy=_REMEDY)  # fmt: skip
+        raise refusal(
+            f"axolotl's xformers attention views values with the query's head size, {query.shape[-1]}; this "
+            f"model's are {value.shape[-1]}",
+            "xformers",
+            remedy=_REMEDY,
+        )
 
 
 def _is_packed(positions: torch.Tensor) -> bool:
@@ -121,8 +130,9 @@ def _run_kernel(context: KernelContext, heads: Heads, bounds: tuple[torch.Tensor
     if not flash or context.compute_capability < _OLDEST_FLASH:
         return _run_cutlass(context, heads, bounds)
     if bounds:
-        return flash2.run_flash2_varlen(context, heads, *bounds, name="xformers", pads=False, keeps_rng=False,
-                                        returns_lse=True)  # fmt: skip
+        return flash2.run_flash2_varlen(
+            context, heads, *bounds, name="xformers", pads=False, keeps_rng=False, returns_lse=True
+        )
     return flash2.run_flash2(context, heads, name="xformers", pads=False, keeps_rng=False, returns_lse=True)
 
 
@@ -131,8 +141,12 @@ def _run_cutlass(context: KernelContext, heads: Heads, bounds: tuple[torch.Tenso
     of workspace for each sample, all as long as the longest."""
     capability = context.compute_capability
     if capability > _NEWEST_CUTLASS:
-        note_refusal(context, f"xformers has no kernel for heads of {heads[0].shape[-1]} on a GPU of compute capability "
-                     f"{capability[0]}.{capability[1]}", _REMEDY)  # fmt: skip
+        note_refusal(
+            context,
+            f"xformers has no kernel for heads of {heads[0].shape[-1]} on a GPU of compute capability "
+            f"{capability[0]}.{capability[1]}",
+            _REMEDY,
+        )
     samples, longest = _samples(context, bounds, heads[0].shape[0])
     tokens = heads[0].numel() // (heads[0].shape[-2] * heads[0].shape[-1])
 
@@ -156,13 +170,21 @@ def _run_cutlass(context: KernelContext, heads: Heads, bounds: tuple[torch.Tenso
         query, _, value = each
         size = sizes(query)
         blocks = efficient_sizes.efficient_backward(
-            **size, keys=size["queries"], head_dim=query.shape[-1], value_dim=value.shape[-1], capability=capability,
+            **size,
+            keys=size["queries"],
+            head_dim=query.shape[-1],
+            value_dim=value.shape[-1],
+            capability=capability,
             tokens=tokens,
-        )  # fmt: skip
+        )
         return (*blocks, 4 * size["batch"] * size["heads"] * round_up(size["queries"], 32))  # zeros for the logsumexp
 
-    kernel = FusedKernel(name="xformers.cutlass", make_outputs=outputs, forward_scratch=forward_scratch,
-                         backward_scratch=backward_scratch)  # fmt: skip
+    kernel = FusedKernel(
+        name="xformers.cutlass",
+        make_outputs=outputs,
+        forward_scratch=forward_scratch,
+        backward_scratch=backward_scratch,
+    )
     return run_fused(context, kernel, heads, also_kept=bounds)
 
 

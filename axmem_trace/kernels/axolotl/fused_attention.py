@@ -56,8 +56,9 @@ class NormAndRope(torch.autograd.Function):
         return dx, partial.sum(dim=0).to(weight.dtype), None, None, None
 
 
-def norm_and_rotate(x: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
-                    num_programs: int) -> torch.Tensor:  # fmt: skip
+def norm_and_rotate(
+    x: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_programs: int
+) -> torch.Tensor:
     """`fused_rms_norm_rope`: x [batch, tokens, heads, head_dim]; cos and sin [1 or batch, tokens, rotated], which are
     copied for a batch of several rows."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()

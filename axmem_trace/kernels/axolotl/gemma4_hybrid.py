@@ -80,8 +80,14 @@ def _global_attention(model: nn.Module) -> Iterator[Any]:
 
 
 def _make_forward(sdpa: Callable[..., Any], *, packed: bool) -> Callable[..., Any]:
-    def forward(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                attention_mask: torch.Tensor | None, **kwargs: Any) -> Any:  # fmt: skip
+    def forward(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> Any:
         positions = kwargs.get("position_ids")
         if attention_mask is None and packed and positions is not None:
             attention_mask = _mask_of_samples(positions, query.dtype)

@@ -24,8 +24,9 @@ class TiledMlp(torch.autograd.Function):
     adds each slice's gradients to them."""
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[[torch.Tensor], Any], x: torch.Tensor, num_tiles: int,
-                trained: list[nn.Parameter]) -> Any:  # fmt: skip
+    def forward(
+        ctx: Any, run: Callable[[torch.Tensor], Any], x: torch.Tensor, num_tiles: int, trained: list[nn.Parameter]
+    ) -> Any:
         ctx.run, ctx.num_tiles, ctx.trained = run, num_tiles, trained
         ctx.save_for_backward(x)
         with torch.no_grad():

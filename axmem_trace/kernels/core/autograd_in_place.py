@@ -29,9 +29,11 @@ _use_count: Any = torch.Tensor._use_count  # type: ignore[attr-defined]
 _storage_use_count: Any = torch._C._storage_Use_Count
 _ENGINE: CodeType = _engine_run_backward.__code__
 _IN_PLACE = {
-    aten.index_put.default: aten.index_put_.default, aten.index_add.default: aten.index_add_.default,
-    aten.scatter_add.default: aten.scatter_add_.default, aten.scatter.src: aten.scatter_.src,
-}  # fmt: skip
+    aten.index_put.default: aten.index_put_.default,
+    aten.index_add.default: aten.index_add_.default,
+    aten.scatter_add.default: aten.scatter_add_.default,
+    aten.scatter.src: aten.scatter_.src,
+}
 
 
 @RULES.dispatch(aten.add.Tensor)

@@ -44,6 +44,13 @@ def embedding_workspace(
     parts = num_tokens // _ROWS_PER_THREAD + segments
     counts = [num_tokens * index_bytes] if by_frequency else []
     return [
-        *[num_tokens * index_bytes] * 2, *counts, num_tokens * index_bytes, 8, segments * index_bytes,
-        segments * index_bytes, 8, parts * index_bytes, parts * width * max(itemsize, 4),
-    ]  # fmt: skip
+        *[num_tokens * index_bytes] * 2,
+        *counts,
+        num_tokens * index_bytes,
+        8,
+        segments * index_bytes,
+        segments * index_bytes,
+        8,
+        parts * index_bytes,
+        parts * width * max(itemsize, 4),
+    ]

@@ -25,8 +25,16 @@ def install_fp8_linear(site: Site) -> None:
         return
     has_backward = hasattr(module, "FP8LinearFunction")
 
-    def fp8_linear(input: torch.Tensor, weight: torch.Tensor, weight_scale_inv: torch.Tensor, block_size: Any = None,
-                   bias: Any = None, activation_scale: Any = None, *args: Any, **kwargs: Any) -> torch.Tensor:  # fmt: skip
+    def fp8_linear(
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        weight_scale_inv: torch.Tensor,
+        block_size: Any = None,
+        bias: Any = None,
+        activation_scale: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         if has_backward:
             return _product(input, weight, bias)
         out: torch.Tensor = _Fp8Linear.apply(input, weight, weight_scale_inv, block_size, bias)

@@ -31,11 +31,26 @@ def cublas_workspace_bytes(compute_capability: tuple[int, int]) -> int:
 
 
 @RULES.workspace(
-    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.addmm_.default, aten.mv.default,
-    aten.addmv.default, aten.addbmm.default, aten.dot.default, aten.vdot.default, aten._addmm_activation.default,
-    aten._scaled_mm.default, aten._int_mm.default, aten.mm.out, aten.addmm.out, aten.bmm.out, aten.baddbmm.out,
-    aten.baddbmm_.default, aten.addmv_.default,
-)  # fmt: skip
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.baddbmm.default,
+    aten.addmm_.default,
+    aten.mv.default,
+    aten.addmv.default,
+    aten.addbmm.default,
+    aten.dot.default,
+    aten.vdot.default,
+    aten._addmm_activation.default,
+    aten._scaled_mm.default,
+    aten._int_mm.default,
+    aten.mm.out,
+    aten.addmm.out,
+    aten.bmm.out,
+    aten.baddbmm.out,
+    aten.baddbmm_.default,
+    aten.addmv_.default,
+)
 def cublas_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """The first product of each thread: cuBLAS handles belong to threads, workspaces to handle and stream.
 

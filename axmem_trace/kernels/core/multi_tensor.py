@@ -18,10 +18,15 @@ aten = torch.ops.aten
 
 
 @RULES.dispatch(
-    aten._fused_adam_.default, aten._fused_adam_.tensor_lr, aten._fused_adamw_.default, aten._fused_adamw_.tensor_lr,
-    aten._fused_sgd_.default, aten._fused_sgd_.tensor_lr, aten._amp_foreach_non_finite_check_and_unscale_.default,
+    aten._fused_adam_.default,
+    aten._fused_adam_.tensor_lr,
+    aten._fused_adamw_.default,
+    aten._fused_adamw_.tensor_lr,
+    aten._fused_sgd_.default,
+    aten._fused_sgd_.tensor_lr,
+    aten._amp_foreach_non_finite_check_and_unscale_.default,
     aten._amp_update_scale_.default,
-)  # fmt: skip
+)
 def in_place_multi_tensor(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Kernels that update lists of tensors in place and allocate nothing.
 

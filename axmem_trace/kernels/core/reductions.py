@@ -98,9 +98,13 @@ def _partial(context: KernelContext, tensor: torch.Tensor, dims: Sequence[int] |
 
 
 def _partial_on_card(
-    capability: tuple[int, int], num_sms: int, shape: tuple[int, ...], strides: tuple[int, ...], kept: frozenset[int],
+    capability: tuple[int, int],
+    num_sms: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    kept: frozenset[int],
     itemsize: int,
-) -> tuple[int, ...]:  # fmt: skip
+) -> tuple[int, ...]:
     """`partial_result_bytes` on a card; `num_sms` 0: as many multiprocessors as the generation's usual card has."""
     card = _Threads(num_sms or sms_of(capability), _THREADS_PER_SM.get(capability, 2048))
     return partial_result_bytes(shape, strides, kept, itemsize, card)

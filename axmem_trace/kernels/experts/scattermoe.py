@@ -43,8 +43,19 @@ class Projection(NamedTuple):
         if self.adapter is None:
             out = ParallelLinear.apply(x, self.weight, k, routed, self.bias, gates, grouped_in)
         else:
-            out = ScatterMoELoRA.apply(x, self.weight, k, routed, self.adapter.lora_a, self.adapter.lora_b,
-                                       self.adapter.scaling, self.bias, gates, grouped_in, self.remake)  # fmt: skip
+            out = ScatterMoELoRA.apply(
+                x,
+                self.weight,
+                k,
+                routed,
+                self.adapter.lora_a,
+                self.adapter.lora_b,
+                self.adapter.scaling,
+                self.bias,
+                gates,
+                grouped_in,
+                self.remake,
+            )
         return out
 
 
@@ -53,8 +64,16 @@ class ParallelLinear(torch.autograd.Function):
     Backward makes the weights' gradients even if the weights do not train."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, k: int, routed: Routed, bias: torch.Tensor | None,
-                gates: torch.Tensor | None, grouped_in: bool) -> torch.Tensor:  # fmt: skip
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        k: int,
+        routed: Routed,
+        bias: torch.Tensor | None,
+        gates: torch.Tensor | None,
+        grouped_in: bool,
+    ) -> torch.Tensor:
         weight, bias = in_dtype_of(x, weight), in_dtype_of(x, bias)
         output, expanded = summed_by_token(scatter(x, weight, routed), gates)
         ctx.save_for_backward(x, weight, bias, *routed, gates, expanded)
@@ -150,5 +169,7 @@ def _check_layout(module: Any) -> None:
         raise ConfigError(
             f"scattermoe does not compute experts laid out as in {type(module).__name__}: it takes gate and up one after "
             "the other, not transposed, without biases",
-            key="use_scattermoe", value=True, accepted="`use_sonicmoe: true`, or `experts_implementation: grouped_mm`",
-        )  # fmt: skip
+            key="use_scattermoe",
+            value=True,
+            accepted="`use_sonicmoe: true`, or `experts_implementation: grouped_mm`",
+        )

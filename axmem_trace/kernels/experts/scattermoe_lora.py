@@ -46,9 +46,20 @@ class ScatterMoELoRA(torch.autograd.Function):
     """Keeps x, A, B, the routing, and with gates all rows before the sum; weights only if they are no copy."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, k: int, routed: Routed, lora_a: torch.Tensor,
-                lora_b: torch.Tensor, scaling: float, bias: torch.Tensor | None, gates: torch.Tensor | None,
-                grouped_in: bool, remake: Callable[[], torch.Tensor] | None) -> torch.Tensor:  # fmt: skip
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        k: int,
+        routed: Routed,
+        lora_a: torch.Tensor,
+        lora_b: torch.Tensor,
+        scaling: float,
+        bias: torch.Tensor | None,
+        gates: torch.Tensor | None,
+        grouped_in: bool,
+        remake: Callable[[], torch.Tensor] | None,
+    ) -> torch.Tensor:
         weight, bias = in_dtype_of(x, weight), in_dtype_of(x, bias)
         output, expanded = summed_by_token(_forward_product(x, weight, routed, lora_a, lora_b), gates)
         ctx.save_for_backward(x, lora_a, lora_b, *routed, gates, expanded)

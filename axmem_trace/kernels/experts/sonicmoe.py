@@ -61,8 +61,16 @@ class _DownProjection(torch.autograd.Function):
     """Keeps the output of the up projection before the activation, the weights and the scores."""
 
     @staticmethod
-    def forward(ctx: Any, activated: torch.Tensor, before: torch.Tensor, weight: torch.Tensor,
-                bias: torch.Tensor | None, scores: torch.Tensor, meta: Metadata, tokens: int) -> torch.Tensor:  # fmt: skip
+    def forward(
+        ctx: Any,
+        activated: torch.Tensor,
+        before: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        scores: torch.Tensor,
+        meta: Metadata,
+        tokens: int,
+    ) -> torch.Tensor:
         by_route = torch.empty(activated.size(0), weight.shape[0], dtype=activated.dtype, device=activated.device)
         out = torch.empty(tokens, weight.shape[0], dtype=activated.dtype, device=activated.device)
         ctx.save_for_backward(before, weight, bias, scores, meta.starts, meta.gather, meta.scatter)
@@ -110,8 +118,7 @@ def _by_expert(
     lora_a: torch.Tensor, lora_b: torch.Tensor, experts: int, rows: int, columns: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rank = lora_a.shape[0] // experts
-    return (lora_a.reshape(experts, rank, columns),
-            lora_b.reshape(rows, rank, experts).permute(2, 0, 1).contiguous())  # fmt: skip
+    return (lora_a.reshape(experts, rank, columns), lora_b.reshape(rows, rank, experts).permute(2, 0, 1).contiguous())
 
 
 def run_sonicmoe(
@@ -162,5 +169,7 @@ def _check(module: Any) -> None:
         raise ConfigError(
             f"sonicmoe computes gated experts with {' or '.join(ACTIVATIONS)}; those of {type(module).__name__} are "
             f"{'gated with ' + name if module.has_gate else 'not gated'}",
-            key="use_sonicmoe", value=True, accepted="`experts_implementation: grouped_mm`",
-        )  # fmt: skip
+            key="use_sonicmoe",
+            value=True,
+            accepted="`experts_implementation: grouped_mm`",
+        )

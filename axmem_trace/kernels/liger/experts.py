@@ -60,8 +60,9 @@ def _route(index: torch.Tensor, *, num_experts: int) -> list[torch.Tensor]:
     """The int32 tensors of `compute_routing_metadata` that are kept. The number of tiles is that of balanced routing."""
     (tokens, top_k), device = index.shape, index.device
     routed = tokens * top_k
-    counts = torch.empty(num_experts, -(-tokens // max(1, 1024 // next_power_of_2(top_k))), dtype=torch.int32,
-                         device=device)  # fmt: skip
+    counts = torch.empty(
+        num_experts, -(-tokens // max(1, 1024 // next_power_of_2(top_k))), dtype=torch.int32, device=device
+    )
     by_expert = counts.sum(dim=1, dtype=torch.int32)
     num_tiles = num_experts * -(-routed // (num_experts * BLOCK_TOKENS))
     starts, tile_starts, rows, experts, scatter, reverse, gather = (

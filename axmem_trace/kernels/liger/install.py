@@ -64,8 +64,9 @@ def _find_support(site: Site) -> Support | None:
     text = LIGER.get(text_part(site.base.config).model_type) if site.model_type == "paligemma" else None
     if found is None or text is None:
         return found
-    return replace(found, module=text.module, rope=text.rope, norms=text.norms, norms_in_place=text.norms_in_place,
-                   glu=text.glu)  # fmt: skip
+    return replace(
+        found, module=text.module, rope=text.rope, norms=text.norms, norms_in_place=text.norms_in_place, glu=text.glu
+    )
 
 
 def _refuse(site: Site) -> None:
@@ -172,8 +173,15 @@ def _install_glu(site: Site, support: Support) -> bool:
             site.replace_forward(module, run_experts)
         else:
             text = f"Liger's fused experts over quantised weights ({type(module).__name__}) are not modelled"
-            site.note(Note(kind="not_modelled", key="liger_glu_activation", text=text, direction="either",
-                           touches="activations"))  # fmt: skip
+            site.note(
+                Note(
+                    kind="not_modelled",
+                    key="liger_glu_activation",
+                    text=text,
+                    direction="either",
+                    touches="activations",
+                )
+            )
     return bool(mlps or experts)
 
 
@@ -205,9 +213,12 @@ def _install_squared_relu(site: Site) -> None:
 
 
 _LAYER_INSTALLERS = {
-    "rope": _install_rope, "rms_norm": _install_rms_norm, "rms_norm_gated": _install_gated_norm,
-    "layer_norm": _install_layer_norm, "glu_activation": _install_glu,
-}  # fmt: skip
+    "rope": _install_rope,
+    "rms_norm": _install_rms_norm,
+    "rms_norm_gated": _install_gated_norm,
+    "layer_norm": _install_layer_norm,
+    "glu_activation": _install_glu,
+}
 
 
 # -- losses -----------------------------------------------------------------------------------------------------------
@@ -228,8 +239,10 @@ def _install_cross_entropy(site: Site, support: Support) -> None:
 
 
 def _warn_no_effect(site: Site, replaced: str) -> None:
-    text = (f"for {site.model_type} Liger replaces {replaced}, which transformers' `ForCausalLMLoss` does not use: the "
-            "loss stays transformers' own")  # fmt: skip
+    text = (
+        f"for {site.model_type} Liger replaces {replaced}, which transformers' `ForCausalLMLoss` does not use: the "
+        "loss stays transformers' own"
+    )
     site.note(Note(kind="warning", key="liger_cross_entropy", text=text))
 
 

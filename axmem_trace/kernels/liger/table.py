@@ -36,33 +36,92 @@ class Support:
     """Attributes made from a table of classes, which the file fills at import: they keep the old class."""
 
 
-def _llama_like(module: str, prefix: str, *, glu: bool = True, rope: RopeKind = "text", in_place: bool = True,
-                cross_entropy: CrossEntropyHome = "function", experts: str = "") -> Support:  # fmt: skip
-    return Support(module=module, rope=rope, norms=(f"{prefix}RMSNorm",), norms_in_place=in_place,
-                   glu=(f"{prefix}MLP",) if glu else (), experts=(experts,) if experts else (),
-                   fused_loss=(f"{prefix}ForCausalLM",), cross_entropy=cross_entropy)  # fmt: skip
+def _llama_like(
+    module: str,
+    prefix: str,
+    *,
+    glu: bool = True,
+    rope: RopeKind = "text",
+    in_place: bool = True,
+    cross_entropy: CrossEntropyHome = "function",
+    experts: str = "",
+) -> Support:
+    return Support(
+        module=module,
+        rope=rope,
+        norms=(f"{prefix}RMSNorm",),
+        norms_in_place=in_place,
+        glu=(f"{prefix}MLP",) if glu else (),
+        experts=(experts,) if experts else (),
+        fused_loss=(f"{prefix}ForCausalLM",),
+        cross_entropy=cross_entropy,
+    )
 
 
-_QWEN2_VL = Support(module="qwen2_vl", rope="multimodal", norms=("Qwen2RMSNorm",), glu=("Qwen2MLP",), layer_norm=True,
-                    fused_loss=("Qwen2VLForConditionalGeneration",), cross_entropy="name")  # fmt: skip
-_QWEN25_VL = Support(module="qwen2_5_vl", rope="multimodal", norms=("Qwen2RMSNorm",), glu=("Qwen2MLP",),
-                     fused_loss=("Qwen2_5_VLForConditionalGeneration",), cross_entropy="name")  # fmt: skip
-_QWEN3_VL = Support(module="qwen3_vl", rope="text and vision", norms=("Qwen3VLTextRMSNorm",),
-                    fused_loss=("Qwen3VLForConditionalGeneration",))  # fmt: skip
-_QWEN3_VL_MOE = Support(module="qwen3_vl_moe", rope="text and vision", norms=("Qwen3VLMoeTextRMSNorm",),
-                        experts=("Qwen3VLMoeTextExperts",),
-                        fused_loss=("Qwen3VLMoeForConditionalGeneration",))  # fmt: skip
+_QWEN2_VL = Support(
+    module="qwen2_vl",
+    rope="multimodal",
+    norms=("Qwen2RMSNorm",),
+    glu=("Qwen2MLP",),
+    layer_norm=True,
+    fused_loss=("Qwen2VLForConditionalGeneration",),
+    cross_entropy="name",
+)
+_QWEN25_VL = Support(
+    module="qwen2_5_vl",
+    rope="multimodal",
+    norms=("Qwen2RMSNorm",),
+    glu=("Qwen2MLP",),
+    fused_loss=("Qwen2_5_VLForConditionalGeneration",),
+    cross_entropy="name",
+)
+_QWEN3_VL = Support(
+    module="qwen3_vl",
+    rope="text and vision",
+    norms=("Qwen3VLTextRMSNorm",),
+    fused_loss=("Qwen3VLForConditionalGeneration",),
+)
+_QWEN3_VL_MOE = Support(
+    module="qwen3_vl_moe",
+    rope="text and vision",
+    norms=("Qwen3VLMoeTextRMSNorm",),
+    experts=("Qwen3VLMoeTextExperts",),
+    fused_loss=("Qwen3VLMoeForConditionalGeneration",),
+)
 _QWEN35_NATIVE = _llama_like("qwen3_5", "Qwen3_5", rope="refused", in_place=False)
-_QWEN35_MOE_NATIVE = Support(module="qwen3_5_moe", rope="refused", norms=("Qwen3_5MoeRMSNorm",), norms_in_place=False,
-                             experts=("Qwen3_5MoeExperts",),
-                             fused_loss=("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"))  # fmt: skip
-_LLAMA4 = Support(module="llama4", rope="llama4", norms=("Llama4TextRMSNorm",), glu=("Llama4TextMLP",),
-                  fused_loss=("Llama4ForCausalLM",), cross_entropy="name")  # fmt: skip
-_MLLAMA = Support(module="mllama", norms=("MllamaTextRMSNorm",), glu=("MllamaTextMLP",), layer_norm=True,
-                  fused_loss=("MllamaForCausalLM",))  # fmt: skip
+_QWEN35_MOE_NATIVE = Support(
+    module="qwen3_5_moe",
+    rope="refused",
+    norms=("Qwen3_5MoeRMSNorm",),
+    norms_in_place=False,
+    experts=("Qwen3_5MoeExperts",),
+    fused_loss=("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"),
+)
+_LLAMA4 = Support(
+    module="llama4",
+    rope="llama4",
+    norms=("Llama4TextRMSNorm",),
+    glu=("Llama4TextMLP",),
+    fused_loss=("Llama4ForCausalLM",),
+    cross_entropy="name",
+)
+_MLLAMA = Support(
+    module="mllama",
+    norms=("MllamaTextRMSNorm",),
+    glu=("MllamaTextMLP",),
+    layer_norm=True,
+    fused_loss=("MllamaForCausalLM",),
+)
 _MINISTRAL3 = Support(module="ministral3", norms=("Ministral3RMSNorm",), glu=("Ministral3MLP",))
-_GEMMA4_UNIFIED = Support(module="gemma4_unified", rope="none", norms=("Gemma4UnifiedRMSNorm",), norms_in_place=False,
-                          glu=("Gemma4UnifiedTextMLP",), layer_norm=True, cross_entropy="class")  # fmt: skip
+_GEMMA4_UNIFIED = Support(
+    module="gemma4_unified",
+    rope="none",
+    norms=("Gemma4UnifiedRMSNorm",),
+    norms_in_place=False,
+    glu=("Gemma4UnifiedTextMLP",),
+    layer_norm=True,
+    cross_entropy="class",
+)
 
 LIGER: dict[str, Support] = {
     "cohere_compass": Support(module="cohere_compass", rope="none", glu=("CohereCompassMLP",), layer_norm=True),

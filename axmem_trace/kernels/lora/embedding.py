@@ -20,8 +20,15 @@ class LoraEmbedding(torch.autograd.Function):
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda")
-    def forward(ctx: Any, ids: torch.Tensor, projection: Projection, lora_a: torch.Tensor, lora_b: torch.Tensor,
-                magnitude: torch.Tensor | None, padding_idx: int | None) -> torch.Tensor:  # fmt: skip
+    def forward(
+        ctx: Any,
+        ids: torch.Tensor,
+        projection: Projection,
+        lora_a: torch.Tensor,
+        lora_b: torch.Tensor,
+        magnitude: torch.Tensor | None,
+        padding_idx: int | None,
+    ) -> torch.Tensor:
         table, scaling = projection.frozen.weight, projection.frozen.scaling
         result = F.embedding(ids, table, padding_idx=padding_idx)
         looked_up = F.embedding(ids, lora_a.t(), padding_idx=padding_idx)

@@ -35,8 +35,9 @@ dropout. `LoRA_FusedProj` computes one projection after the other; its backward 
 one more [tokens, rank] per projection."""
 
 
-def run_projections(layers: list[Any], x: torch.Tensor, *, training: bool, order: Order,
-                    wide_gradients: bool = False) -> tuple[Any, ...]:  # fmt: skip
+def run_projections(
+    layers: list[Any], x: torch.Tensor, *, training: bool, order: Order, wide_gradients: bool = False
+) -> tuple[Any, ...]:
     """The outputs of peft layers that share the input x [batch, tokens, in], in order."""
     projections = [read_projection(layer, wide_gradients=wide_gradients) for layer in layers]
     dropouts = [each for each in projections if each.dropout is not None]
@@ -52,8 +53,14 @@ class FusedProjections(torch.autograd.Function):
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda")
-    def forward(ctx: Any, frozen: tuple[Frozen, ...], order: Order, x: torch.Tensor,
-                x_dropped: torch.Tensor | None, *tensors: torch.Tensor | None) -> Any:  # fmt: skip
+    def forward(
+        ctx: Any,
+        frozen: tuple[Frozen, ...],
+        order: Order,
+        x: torch.Tensor,
+        x_dropped: torch.Tensor | None,
+        *tensors: torch.Tensor | None,
+    ) -> Any:
         by_projection = split(tensors, TRAINED)
         made: list[Made] = []
         outputs, saved = [], []
@@ -65,8 +72,11 @@ class FusedProjections(torch.autograd.Function):
                 del made[:-1]
         if order == "qkv":
             kept = [each.keep() for each in made]
-            saved = [each for trained, of_dora in zip(by_projection, kept, strict=True)
-                     for each in (*cast(trained, x.dtype), *of_dora)]  # fmt: skip
+            saved = [
+                each
+                for trained, of_dora in zip(by_projection, kept, strict=True)
+                for each in (*cast(trained, x.dtype), *of_dora)
+            ]
         ctx.save_for_backward(x, x if x_dropped is None else x_dropped, *saved)
         ctx.frozen, ctx.base_first, ctx.has_dropout = frozen, order == "o", x_dropped is not None
         return tuple(outputs)
@@ -99,8 +109,11 @@ class FusedProjections(torch.autograd.Function):
             else:
                 into = grad_x if grad_dropped is None else grad_dropped
                 into.addmm_(each.inner, lora_a.to(into.dtype), alpha=fixed.scaling)
-        by_tensor = [each for (_, of_magnitude), adapter in zip(scaled, found, strict=True)
-                     for each in (*adapter.trained, of_magnitude)]  # fmt: skip
+        by_tensor = [
+            each
+            for (_, of_magnitude), adapter in zip(scaled, found, strict=True)
+            for each in (*adapter.trained, of_magnitude)
+        ]
         shaped = None if grad_dropped is None else grad_dropped.view(x_lora.shape)
         return None, None, grad_x.view(x.shape), shaped, *by_tensor
 
@@ -135,8 +148,9 @@ class AdapterGradients:
     trained: Tensors
 
 
-def project_forward(projection: Projection, x: torch.Tensor, x_dropped: torch.Tensor | None, *,
-                    sums_again: bool) -> Made:  # fmt: skip
+def project_forward(
+    projection: Projection, x: torch.Tensor, x_dropped: torch.Tensor | None, *, sums_again: bool
+) -> Made:
     """One projection's output, [..., out], from x [..., in].
 
     Args:

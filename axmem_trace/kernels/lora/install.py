@@ -46,10 +46,12 @@ _REWRITES = frozenset({"qkv", "o"})
 """The kernels for which axolotl rewrites the attention's forward."""
 _O_LINE = "attn_output = self.o_proj(attn_output)"
 _ATTENTION = {
-    "qwen3_vl": ("qwen3_vl", "Qwen3VLTextAttention"), "mllama": ("mllama", "MllamaTextSelfAttention"),
-    "llama4": ("llama4", "Llama4TextAttention"), "mistral3": ("mistral", "MistralAttention"),
+    "qwen3_vl": ("qwen3_vl", "Qwen3VLTextAttention"),
+    "mllama": ("mllama", "MllamaTextSelfAttention"),
+    "llama4": ("llama4", "Llama4TextAttention"),
+    "mistral3": ("mistral", "MistralAttention"),
     "gemma3_text": ("gemma3", "Gemma3Attention"),
-}  # fmt: skip
+}
 """Attention classes that axolotl names; any other is `<Prefix>Attention` (`get_attention_cls_from_config`)."""
 _REWRITTEN_OTHERWISE = ("gemma4", "gemma4_text")
 """axolotl's own attention forward for these calls the kernels."""

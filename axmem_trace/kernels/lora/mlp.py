@@ -42,8 +42,13 @@ class LoraMlp(torch.autograd.Function):
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda")
-    def forward(ctx: Any, frozen: tuple[Frozen, ...], x: torch.Tensor, x_dropped: torch.Tensor | None,
-                *tensors: torch.Tensor | None) -> torch.Tensor:  # fmt: skip
+    def forward(
+        ctx: Any,
+        frozen: tuple[Frozen, ...],
+        x: torch.Tensor,
+        x_dropped: torch.Tensor | None,
+        *tensors: torch.Tensor | None,
+    ) -> torch.Tensor:
         trained = split(tensors, TRAINED)
         projections = [Projection.of(fixed, each) for fixed, each in zip(frozen, trained, strict=True)]
         gate, up = (project_forward(each, x, x_dropped, sums_again=True) for each in projections[:2])
@@ -51,8 +56,9 @@ class LoraMlp(torch.autograd.Function):
         hidden = torch.empty_like(gate.output)
         down = project_forward(projections[2], hidden, None, sums_again=False)
         kept.append(down.keep())
-        saved = [each for weights, of_dora in zip(trained, kept, strict=True)
-                 for each in (*cast(weights, x.dtype), *of_dora)]  # fmt: skip
+        saved = [
+            each for weights, of_dora in zip(trained, kept, strict=True) for each in (*cast(weights, x.dtype), *of_dora)
+        ]
         ctx.save_for_backward(x, x if x_dropped is None else x_dropped, gate.output, up.output, *saved)
         ctx.frozen, ctx.has_dropout = frozen, x_dropped is not None
         return down.output
@@ -83,5 +89,13 @@ class LoraMlp(torch.autograd.Function):
                 if each.inner is not None and kept[0] is not None:
                     into.addmm_(each.inner, kept[0].to(into.dtype), alpha=fixed.scaling)
         shaped = [None if each is None else each.view(x.shape) for each in (grad_x, grad_dropped)]
-        return (None, *shaped, *gated.trained, grad_gate_magnitude, *upper.trained, grad_up_magnitude,
-                *down.trained, grad_down_magnitude)  # fmt: skip
+        return (
+            None,
+            *shaped,
+            *gated.trained,
+            grad_gate_magnitude,
+            *upper.trained,
+            grad_up_magnitude,
+            *down.trained,
+            grad_down_magnitude,
+        )

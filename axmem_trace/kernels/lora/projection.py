@@ -120,8 +120,14 @@ def _dequantise_fp8(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return scaled
 
 
-def project(x: torch.Tensor, projection: Projection, x_dropped: torch.Tensor | None = None, *,
-            with_adapter: bool = True, transposed: bool = False) -> torch.Tensor:  # fmt: skip
+def project(
+    x: torch.Tensor,
+    projection: Projection,
+    x_dropped: torch.Tensor | None = None,
+    *,
+    with_adapter: bool = True,
+    transposed: bool = False,
+) -> torch.Tensor:
     """`matmul_lora`: x [..., in] to [..., out], base and adapter in one tensor.
 
     Args:

@@ -23,19 +23,18 @@ from axmem_trace.notes import Note, RefusalNote
 KEY = "cut_cross_entropy"
 ROWS_PER_LOCK = 128
 COLUMNS_PER_LOCK = 64
-SUPPORTED = frozenset({
-    "afmoe", "apertus", "arcee", "cohere", "cohere2", "cohere2_moe", "cohere2_vision", "cohere_compass",
-    "cohere_compass_text", "deepseek_v2", "deepseek_v3", "deepseek_v4", "exaone4", "exaone4_5", "exaone_moe", "gemma",
-    "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified",
-    "gemma4_unified_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "glm46v", "glm4v", "glm4v_moe", "glm_image",
-    "glm_moe_dsa", "gpt_oss", "granite", "granitemoe", "granitemoehybrid", "granitemoeshared", "hunyuan_v1_dense",
-    "hunyuan_v1_moe", "internvl", "kimi_linear", "lfm2", "lfm2_moe", "lfm2_vl", "llama", "llama4", "llama4_text",
-    "llava", "minimax", "minimax_m2", "ministral", "ministral3", "mistral", "mistral3", "mistral4", "mixtral",
-    "mllama", "muse_glimmer", "nemotron_h", "olmo", "olmo2", "olmo3", "olmoe", "phi", "phi3", "phi4_multimodal",
-    "qwen2", "qwen2_5_vl", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_5", "qwen3_5_text", "qwen3_5_moe",
-    "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "qwen3_vl", "qwen3_vl_moe", "qwen4_exp", "qwen4_exp_text",
-    "seed_oss", "smollm3", "step3p5", "step3p7", "voxtral",
-})  # fmt: skip
+SUPPORTED = frozenset(
+    """
+    afmoe apertus arcee cohere cohere2 cohere2_moe cohere2_vision cohere_compass cohere_compass_text deepseek_v2
+    deepseek_v3 deepseek_v4 exaone4 exaone4_5 exaone_moe gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text gemma4
+    gemma4_text gemma4_unified gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite glm46v glm4v glm4v_moe glm_image
+    glm_moe_dsa gpt_oss granite granitemoe granitemoehybrid granitemoeshared hunyuan_v1_dense hunyuan_v1_moe internvl
+    kimi_linear lfm2 lfm2_moe lfm2_vl llama llama4 llama4_text llava minimax minimax_m2 ministral ministral3 mistral
+    mistral3 mistral4 mixtral mllama muse_glimmer nemotron_h olmo olmo2 olmo3 olmoe phi phi3 phi4_multimodal qwen2
+    qwen2_5_vl qwen2_moe qwen2_vl qwen3 qwen3_5 qwen3_5_text qwen3_5_moe qwen3_5_moe_text qwen3_moe qwen3_next
+    qwen3_vl qwen3_vl_moe qwen4_exp qwen4_exp_text seed_oss smollm3 step3p5 step3p7 voxtral
+    """.split()
+)
 """axolotl `integrations/cut_cross_entropy/README.md`: types that have a patch. Others get a generic one, which
 needs a class `<Prefix>ForCausalLM` with a decoder called `model`, as Llama has."""
 REFUSED = ("paddleocr_vl",)

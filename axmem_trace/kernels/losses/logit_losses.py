@@ -53,9 +53,14 @@ def make_chunked_loss(num_chunks: int) -> Callable[..., torch.Tensor]:
     """
 
     def chunked_loss(
-        logits: torch.Tensor, labels: torch.Tensor, vocab_size: int | None = None, num_items_in_batch: Any = None,
-        ignore_index: int = IGNORE, shift_labels: torch.Tensor | None = None, **kwargs: Any,
-    ) -> torch.Tensor:  # fmt: skip
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        vocab_size: int | None = None,
+        num_items_in_batch: Any = None,
+        ignore_index: int = IGNORE,
+        shift_labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         if shift_labels is None:
             labels = F.pad(labels, (0, 1), value=ignore_index)
             shift_labels = labels[..., 1:].contiguous()

@@ -70,8 +70,10 @@ class TiledLogProbabilities(torch.autograd.Function):
             part = None if given is None else given[rows]
             entropy_part = None if given_entropy is None else (given_entropy[rows], entropies[rows])
             _add_gradients(tile, rows, labels[rows], log_sums[rows], part, entropy_part, grads)
-        own = [grad if grad is None else grad.to(each.dtype) for grad, each in
-               zip(grads, (hidden, weight, bias), strict=True)]  # fmt: skip
+        own = [
+            grad if grad is None else grad.to(each.dtype)
+            for grad, each in zip(grads, (hidden, weight, bias), strict=True)
+        ]
         return (*own, None, None, None, None)
 
 

@@ -43,9 +43,15 @@ class InPlaceCrossEntropy(torch.autograd.Function):
 
 
 def in_place_cross_entropy(
-    input: torch.Tensor, target: torch.Tensor, weight: Any = None, size_average: Any = None, ignore_index: int = IGNORE,
-    reduce: Any = None, reduction: str = "mean", label_smoothing: float = 0.0,
-) -> torch.Tensor:  # fmt: skip
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: Any = None,
+    size_average: Any = None,
+    ignore_index: int = IGNORE,
+    reduce: Any = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
     """Replaces `torch.nn.functional.cross_entropy`: input [rows, vocabulary], target [rows], to a scalar."""
     losses = InPlaceCrossEntropy.apply(input, target)
     total: torch.Tensor = losses.sum()
@@ -99,9 +105,15 @@ def upcast_shifted_copy(
 
 
 def shifted_copy_loss(
-    logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, num_items_in_batch: Any = None,
-    ignore_index: int = IGNORE, *, whole_slices: bool = False, **kwargs: Any,
-) -> torch.Tensor:  # fmt: skip
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    vocab_size: int,
+    num_items_in_batch: Any = None,
+    ignore_index: int = IGNORE,
+    *,
+    whole_slices: bool = False,
+    **kwargs: Any,
+) -> torch.Tensor:
     """`ForCausalLMLoss` of transformers 4.46 to 4.50 (`loss/loss_utils.py`): all logits in fp32, then a contiguous copy
     of them without the last token. logits [batch, tokens, vocabulary] to a scalar."""
     from transformers.loss.loss_utils import fixed_cross_entropy

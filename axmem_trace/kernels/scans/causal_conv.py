@@ -19,8 +19,12 @@ class CausalConv1d(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, seq_idx: torch.Tensor | None,
-    ) -> torch.Tensor:  # fmt: skip
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        seq_idx: torch.Tensor | None,
+    ) -> torch.Tensor:
         x = dense_along(x, 2, 1)
         bias = None if bias is None else bias.contiguous()
         seq_idx = None if seq_idx is None else seq_idx.contiguous()
@@ -35,9 +39,12 @@ class CausalConv1d(torch.autograd.Function):
 
 
 def conv_gradients(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, grad_out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    grad_out: torch.Tensor,
     x_grad: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Gradients of `causal_conv1d_bwd_function`: the weight's and bias's are summed in fp32 and then cast.
 
     Args:
@@ -52,10 +59,15 @@ def conv_gradients(
 
 
 def causal_conv1d_fn(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, seq_idx: torch.Tensor | None = None,
-    initial_states: torch.Tensor | None = None, return_final_states: bool = False,
-    final_states_out: torch.Tensor | None = None, activation: str | None = None,
-) -> torch.Tensor:  # fmt: skip
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    seq_idx: torch.Tensor | None = None,
+    initial_states: torch.Tensor | None = None,
+    return_final_states: bool = False,
+    final_states_out: torch.Tensor | None = None,
+    activation: str | None = None,
+) -> torch.Tensor:
     """As `causal_conv1d.causal_conv1d_fn`; training passes neither initial nor final states."""
     out: torch.Tensor = CausalConv1d.apply(x, weight, bias, seq_idx)
     return out

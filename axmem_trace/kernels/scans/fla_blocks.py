@@ -15,8 +15,15 @@ from axmem_trace.tracing.context import KernelContext
 
 CHUNK = 64
 """Tokens per chunk (`chunk_size` of every chunked kernel here)."""
-_SHARED_MEMORY = {(7, 0): 98304, (7, 5): 65536, (8, 0): 166912, (8, 7): 166912, (9, 0): 232448, (10, 0): 232448,
-                  (10, 3): 232448}  # fmt: skip
+_SHARED_MEMORY = {
+    (7, 0): 98304,
+    (7, 5): 65536,
+    (8, 0): 166912,
+    (8, 7): 166912,
+    (9, 0): 232448,
+    (10, 0): 232448,
+    (10, 3): 232448,
+}
 """Bytes of shared memory that one block may ask for, by compute capability (CUDA programming guide, table of technical
 specifications); 101376 on the others (8.6, 8.9, 12.x)."""
 
@@ -89,10 +96,19 @@ def make_chunked(function: type[torch.autograd.Function]) -> Callable[..., tuple
     """The function that a package exports over its autograd function; training passes no initial state."""
 
     def chunked(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor,
-        scale: float | None = None, initial_state: torch.Tensor | None = None, output_final_state: bool = False,
-        use_qk_l2norm_in_kernel: bool = False, cu_seqlens: torch.Tensor | None = None, *, context: KernelContext,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        g: torch.Tensor,
+        beta: torch.Tensor,
+        scale: float | None = None,
+        initial_state: torch.Tensor | None = None,
+        output_final_state: bool = False,
+        use_qk_l2norm_in_kernel: bool = False,
+        cu_seqlens: torch.Tensor | None = None,
+        *,
+        context: KernelContext,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         out, final_states = function.apply(
             context, use_qk_l2norm_in_kernel, output_final_state, q, k, v, g, beta, cu_seqlens
         )
@@ -116,9 +132,7 @@ def pass_states(
     return states, torch.empty_like(u), final_states
 
 
-def pass_gradients(
-    chunks: Chunks, q: torch.Tensor, value_grad: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def pass_gradients(chunks: Chunks, q: torch.Tensor, value_grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`chunk_gated_delta_rule_bwd_dhu`: the states' gradients, and a second tensor for those of the new values."""
     states = q.new_empty((q.shape[0], chunks.count, value_grad.shape[2], q.shape[3], value_grad.shape[3]))
     return states, torch.empty_like(value_grad)

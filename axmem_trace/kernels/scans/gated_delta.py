@@ -30,9 +30,17 @@ class GatedDeltaRule(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, context: KernelContext, norms: bool, final: bool, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-        g: torch.Tensor, beta: torch.Tensor, bounds: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+        ctx: Any,
+        context: KernelContext,
+        norms: bool,
+        final: bool,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        g: torch.Tensor,
+        beta: torch.Tensor,
+        bounds: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         prepared = prepare(context, (q, k, v, g, beta), bounds, norms=norms)
         q, k, chunks, (_, _, v, g, beta) = prepared.query, prepared.key, prepared.chunks, prepared.given
         sums = torch.empty_like(g, dtype=torch.float32)
@@ -65,9 +73,15 @@ def _keys_and_values(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def _gradients(
-    chunks: Chunks, tile: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sums: torch.Tensor,
-    beta: torch.Tensor, grad_out: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    chunks: Chunks,
+    tile: int,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sums: torch.Tensor,
+    beta: torch.Tensor,
+    grad_out: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
     """`chunk_gated_delta_rule_bwd`, block by block."""
     heads, key_dim = q.shape[2:]
     per_value_head = (*v.shape[:3], key_dim)

@@ -97,9 +97,7 @@ def install_scans(site: Site) -> None:
         site.note(_XLSTM_NOTE)
 
 
-def _replacements(
-    context: KernelContext, module: ModuleType, samples: PackedSamples
-) -> Iterator[tuple[str, Kernel]]:  # fmt: skip
+def _replacements(context: KernelContext, module: ModuleType, samples: PackedSamples) -> Iterator[tuple[str, Kernel]]:
     """Functions of one modeling file, by name."""
     found = vars(module)
     if "rwkv_linear_attention" in found:
@@ -117,7 +115,7 @@ def _replacements(
 
 def _adapted(
     context: KernelContext, kernel: Kernel, note: Note, samples: PackedSamples, *, refused: Note | None = None
-) -> Kernel:  # fmt: skip
+) -> Kernel:
     """The kernel, called with the keyword arguments that it knows, and named in the report once it runs.
 
     Args:
@@ -144,8 +142,13 @@ def _short_conv(context: KernelContext, original: Kernel, samples: PackedSamples
     """transformers' own convolution, or fla's where axolotl has patched the layer for packed samples."""
 
     @functools.wraps(original)
-    def run(hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None,
-            activation: str | None = None, **kwargs: Any) -> Any:  # fmt: skip
+    def run(
+        hidden_states: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        activation: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
         if samples.bounds is None:
             context.note(_CONV_NOTE)
             return original(hidden_states, weight, bias, activation=activation, **kwargs)

@@ -33,9 +33,17 @@ class KimiDelta(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, context: KernelContext, norms: bool, final: bool, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-        g: torch.Tensor, beta: torch.Tensor, bounds: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+        ctx: Any,
+        context: KernelContext,
+        norms: bool,
+        final: bool,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        g: torch.Tensor,
+        beta: torch.Tensor,
+        bounds: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         prepared = prepare(context, (q, k, v, g, beta), bounds, norms=norms)
         q, k, chunks, (_, _, v, g, beta) = prepared.query, prepared.key, prepared.chunks, prepared.given
         sums = torch.empty_like(g, dtype=torch.float32)
@@ -71,8 +79,17 @@ class KimiDelta(torch.autograd.Function):
         if q_norm is not None and k_norm is not None:
             q_grad = torch.empty_like(q)
             k_grad = torch.empty_like(k)
-        return (None, None, None, q_grad.to(q.dtype), k_grad.to(k.dtype), v_grad, g_grad.to(g.dtype),
-                beta_grad.to(beta.dtype), None)  # fmt: skip
+        return (
+            None,
+            None,
+            None,
+            q_grad.to(q.dtype),
+            k_grad.to(k.dtype),
+            v_grad,
+            g_grad.to(g.dtype),
+            beta_grad.to(beta.dtype),
+            None,
+        )
 
 
 def _keys_and_values(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -82,9 +99,14 @@ def _keys_and_values(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def _gradients(
-    chunks: Chunks, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sums: torch.Tensor, beta: torch.Tensor,
+    chunks: Chunks,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sums: torch.Tensor,
+    beta: torch.Tensor,
     grad_out: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
+) -> tuple[torch.Tensor, ...]:
     """`chunk_kda_bwd`, block by block: everything is recomputed, and the gradients are summed in fp32."""
     per_value_head = (*v.shape[:3], k.shape[3])
     w, u, gated_keys = _keys_and_values(k, v)

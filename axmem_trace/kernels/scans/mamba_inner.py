@@ -31,10 +31,20 @@ class MambaInner(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, norms: Norms, xz: torch.Tensor, conv_weight: torch.Tensor, conv_bias: torch.Tensor | None,
-        x_weight: torch.Tensor, dt_weight: torch.Tensor, out_weight: torch.Tensor, out_bias: torch.Tensor | None,
-        A: torch.Tensor, D: torch.Tensor | None, dt_bias: torch.Tensor | None, *norm_weights: torch.Tensor | None,
-    ) -> torch.Tensor:  # fmt: skip
+        ctx: Any,
+        norms: Norms,
+        xz: torch.Tensor,
+        conv_weight: torch.Tensor,
+        conv_bias: torch.Tensor | None,
+        x_weight: torch.Tensor,
+        dt_weight: torch.Tensor,
+        out_weight: torch.Tensor,
+        out_bias: torch.Tensor | None,
+        A: torch.Tensor,
+        D: torch.Tensor | None,
+        dt_bias: torch.Tensor | None,
+        *norm_weights: torch.Tensor | None,
+    ) -> torch.Tensor:
         if torch.is_autocast_enabled("cuda"):
             dtype = torch.get_autocast_dtype("cuda")
             x_weight, dt_weight, out_weight = x_weight.to(dtype), dt_weight.to(dtype), out_weight.to(dtype)
@@ -56,14 +66,31 @@ class MambaInner(torch.autograd.Function):
         out, states, gated = scan_forward(convolved, dt, A, z)
         del convolved, dt
         ctx.norms = norms
-        ctx.save_for_backward(xz, conv_weight, conv_bias, mixed, x_weight, dt_weight, out_weight, A, B, C, D, dt_bias,
-                              states, out, out_bias, *norm_weights)  # fmt: skip
+        ctx.save_for_backward(
+            xz,
+            conv_weight,
+            conv_bias,
+            mixed,
+            x_weight,
+            dt_weight,
+            out_weight,
+            A,
+            B,
+            C,
+            D,
+            dt_bias,
+            states,
+            out,
+            out_bias,
+            *norm_weights,
+        )
         return F.linear(_required(gated).transpose(1, 2), out_weight, out_bias)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
-        (xz, conv_weight, conv_bias, mixed, _, dt_weight, out_weight, A, B, C, D, dt_bias, _, out, out_bias,
-         *_) = ctx.saved_tensors  # fmt: skip
+        (xz, conv_weight, conv_bias, mixed, _, dt_weight, out_weight, A, B, C, D, dt_bias, _, out, out_bias, *_) = (
+            ctx.saved_tensors
+        )
         length, rank, state = xz.shape[-1], dt_weight.shape[1], A.shape[1]
         x = xz.chunk(2, dim=1)[0]
         grad_out = last_dim_dense(grad_outputs[0])
@@ -78,9 +105,7 @@ class MambaInner(torch.autograd.Function):
         grad_out = grad_out.permute(2, 0, 1).reshape(grad_out.shape[-1], -1)
         gated_grad = _by_sample(out_weight.t() @ grad_out, length)
         gated = torch.empty_like(out)
-        u_grad, dt_grad, a_grad, b_grad, c_grad, d_grad, bias_grad = scan_gradients(
-            convolved, dt, A, B, C, D, dt_bias
-        )  # fmt: skip
+        u_grad, dt_grad, a_grad, b_grad, c_grad, d_grad, bias_grad = scan_gradients(convolved, dt, A, B, C, D, dt_bias)
         out_weight_grad = torch.einsum("eB,dB->ed", grad_out, _channels_first(gated))
         out_bias_grad = None if out_bias is None else grad_out.sum(dim=(0, 1))
         mixed_grad = torch.empty_like(mixed)
@@ -96,8 +121,22 @@ class MambaInner(torch.autograd.Function):
         u_grad = _by_sample(u_grad, length)  # added to in place
         _, conv_weight_grad, conv_bias_grad = conv_gradients(x, conv_weight, conv_bias, u_grad, x_grad)
         del gated_grad, gated
-        return (None, xz_grad, conv_weight_grad.unsqueeze(1), conv_bias_grad, x_weight_grad, dt_weight_grad,
-                out_weight_grad, out_bias_grad, a_grad, d_grad, bias_grad, None, None, None)  # fmt: skip
+        return (
+            None,
+            xz_grad,
+            conv_weight_grad.unsqueeze(1),
+            conv_bias_grad,
+            x_weight_grad,
+            dt_weight_grad,
+            out_weight_grad,
+            out_bias_grad,
+            a_grad,
+            d_grad,
+            bias_grad,
+            None,
+            None,
+            None,
+        )
 
 
 def _required(tensor: torch.Tensor | None) -> torch.Tensor:
@@ -145,12 +184,24 @@ def _normed_steps(rows: torch.Tensor, batch: int) -> torch.Tensor:
 
 
 def mamba_inner_fn(
-    xz: torch.Tensor, conv1d_weight: torch.Tensor, conv1d_bias: torch.Tensor | None, x_proj_weight: torch.Tensor,
-    delta_proj_weight: torch.Tensor, out_proj_weight: torch.Tensor, out_proj_bias: torch.Tensor | None,
-    A: torch.Tensor, B: torch.Tensor | None = None, C: torch.Tensor | None = None, D: torch.Tensor | None = None,
-    delta_bias: torch.Tensor | None = None, delta_softplus: bool = True, b_rms_weight: torch.Tensor | None = None,
-    c_rms_weight: torch.Tensor | None = None, dt_rms_weight: torch.Tensor | None = None, b_c_dt_rms_eps: float = 1e-6,
-) -> torch.Tensor | None:  # fmt: skip
+    xz: torch.Tensor,
+    conv1d_weight: torch.Tensor,
+    conv1d_bias: torch.Tensor | None,
+    x_proj_weight: torch.Tensor,
+    delta_proj_weight: torch.Tensor,
+    out_proj_weight: torch.Tensor,
+    out_proj_bias: torch.Tensor | None,
+    A: torch.Tensor,
+    B: torch.Tensor | None = None,
+    C: torch.Tensor | None = None,
+    D: torch.Tensor | None = None,
+    delta_bias: torch.Tensor | None = None,
+    delta_softplus: bool = True,
+    b_rms_weight: torch.Tensor | None = None,
+    c_rms_weight: torch.Tensor | None = None,
+    dt_rms_weight: torch.Tensor | None = None,
+    b_c_dt_rms_eps: float = 1e-6,
+) -> torch.Tensor | None:
     """As `mamba_ssm.ops.selective_scan_interface.mamba_inner_fn` with B and C made from the input.
 
     Returns None if a projection is quantised, as if the kernel were not installed: the kernel itself multiplies by the
@@ -161,7 +212,17 @@ def mamba_inner_fn(
     norm_weights = (b_rms_weight, c_rms_weight, dt_rms_weight)
     norms = Norms(*(weight is not None for weight in norm_weights))
     out: torch.Tensor = MambaInner.apply(
-        norms, xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight, out_proj_bias, A, D,
-        delta_bias, *norm_weights,
-    )  # fmt: skip
+        norms,
+        xz,
+        conv1d_weight,
+        conv1d_bias,
+        x_proj_weight,
+        delta_proj_weight,
+        out_proj_weight,
+        out_proj_bias,
+        A,
+        D,
+        delta_bias,
+        *norm_weights,
+    )
     return out

@@ -15,9 +15,13 @@ class Wkv(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, time_decay: torch.Tensor, time_first: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+        ctx: Any,
+        time_decay: torch.Tensor,
+        time_first: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
         return_state: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         ctx.input_dtype = key.dtype
         time_decay = -torch.exp(time_decay.float().contiguous())
         if key.dtype == torch.float16:
@@ -41,9 +45,13 @@ class Wkv(torch.autograd.Function):
 
 
 def rwkv_linear_attention(
-    time_decay: torch.Tensor, time_first: torch.Tensor, key: torch.Tensor, value: torch.Tensor, state: Any = None,
+    time_decay: torch.Tensor,
+    time_first: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    state: Any = None,
     return_state: bool = False,
-) -> tuple[torch.Tensor, Any]:  # fmt: skip
+) -> tuple[torch.Tensor, Any]:
     """The function of that name in the modeling file, as it runs on a GPU."""
     out, final = Wkv.apply(time_decay, time_first, key, value, return_state or state is not None)
     return out, None if final is None else [each.squeeze(2) for each in final.chunk(3, dim=2)]

@@ -21,9 +21,16 @@ class SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor,
-        D: torch.Tensor | None, z: torch.Tensor | None, delta_bias: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        ctx: Any,
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None,
+        z: torch.Tensor | None,
+        delta_bias: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         u, delta, B, C = (last_dim_dense(each) for each in (u, delta, B, C))
         z = None if z is None else last_dim_dense(z)
         D = None if D is None else D.contiguous()
@@ -49,7 +56,7 @@ def _in_order(gradients: tuple[torch.Tensor | None, ...], z_grad: torch.Tensor |
 
 def scan_forward(
     u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, z: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """What `selective_scan_fwd` allocates: output, states in A's dtype (two values each), gated output."""
     gated = None if z is None else torch.empty_like(z)
     out = torch.empty_like(delta)
@@ -59,9 +66,14 @@ def scan_forward(
 
 
 def scan_gradients(
-    u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor, D: torch.Tensor | None,
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
     delta_bias: torch.Tensor | None,
-) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
+) -> tuple[torch.Tensor | None, ...]:
     """What `selective_scan_bwd` allocates, without dz: the gradients of B and C are summed in fp32 and then cast."""
     u_grad, delta_grad, a_grad = torch.empty_like(u), torch.empty_like(delta), torch.empty_like(A)
     b_sum, c_sum = torch.empty_like(B, dtype=torch.float32), torch.empty_like(C, dtype=torch.float32)
@@ -71,10 +83,17 @@ def scan_gradients(
 
 
 def selective_scan_fn(
-    u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor,
-    D: torch.Tensor | None = None, z: torch.Tensor | None = None, delta_bias: torch.Tensor | None = None,
-    delta_softplus: bool = False, return_last_state: bool = False,
-) -> Any:  # fmt: skip
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    delta_bias: torch.Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Any:
     """As `mamba_ssm.ops.selective_scan_interface.selective_scan_fn`."""
     out, last_state = SelectiveScan.apply(u, delta, A, B, C, D, z, delta_bias)
     return (out, last_state) if return_last_state else out

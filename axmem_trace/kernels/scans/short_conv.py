@@ -20,9 +20,14 @@ class ShortConv(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, context: KernelContext, activation: str | None, x: torch.Tensor, weight: torch.Tensor,
-        bias: torch.Tensor | None, bounds: torch.Tensor | None,
-    ) -> torch.Tensor:  # fmt: skip
+        ctx: Any,
+        context: KernelContext,
+        activation: str | None,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        bounds: torch.Tensor | None,
+    ) -> torch.Tensor:
         weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
         chunks = Chunks.of(context, x, bounds)
         ctx.save_for_backward(x, weight, bias)
@@ -45,9 +50,14 @@ class ShortConv(torch.autograd.Function):
 
 
 def causal_conv1d(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None,
-    cu_seqlens: torch.Tensor | None = None, *, context: KernelContext,
-) -> torch.Tensor:  # fmt: skip
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    *,
+    context: KernelContext,
+) -> torch.Tensor:
     """As `fla.modules.convolution.causal_conv1d`, which takes [batch, length, channels]."""
     out: torch.Tensor = ShortConv.apply(context, activation, x, weight, bias, cu_seqlens)
     return out

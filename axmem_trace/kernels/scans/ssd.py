@@ -106,9 +106,17 @@ class Gradients:
 
 
 def scan_gradients(
-    sizes: Sizes, num_sms: int, grad_out: torch.Tensor, inputs: tuple[torch.Tensor, ...], D: torch.Tensor | None,
-    z: torch.Tensor | None, dt_bias: torch.Tensor | None, given: Given, *, recompute_output: bool = False,
-) -> Gradients:  # fmt: skip
+    sizes: Sizes,
+    num_sms: int,
+    grad_out: torch.Tensor,
+    inputs: tuple[torch.Tensor, ...],
+    D: torch.Tensor | None,
+    z: torch.Tensor | None,
+    dt_bias: torch.Tensor | None,
+    given: Given,
+    *,
+    recompute_output: bool = False,
+) -> Gradients:
     """What `_mamba_chunk_scan_combined_bwd` allocates: the forward's blocks again, then one gradient after another.
 
     Args:
@@ -155,9 +163,14 @@ def _passed_states(sizes: Sizes, x: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 
 def _gate_gradient(
-    sizes: Sizes, x: torch.Tensor, z: torch.Tensor, grad_out: torch.Tensor, D: torch.Tensor | None,
-    z_grad: torch.Tensor | None, recompute_output: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+    sizes: Sizes,
+    x: torch.Tensor,
+    z: torch.Tensor,
+    grad_out: torch.Tensor,
+    D: torch.Tensor | None,
+    z_grad: torch.Tensor | None,
+    recompute_output: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """`_chunk_scan_bwd_dz`: the gradients of z, of the output before the gate and of D, and the recomputed output."""
     d_sum = None if D is None else _partial_sums_of_d(sizes, D)
     z_grad = torch.empty_like(z) if z_grad is None else z_grad
@@ -168,7 +181,7 @@ def _gate_gradient(
 
 def _state_gradients(
     sizes: Sizes, x: torch.Tensor, passed: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`_chunk_scan_bwd_dstates` in fp32, and `_state_passing_bwd`, which makes copies for the matrix products."""
     in_fp32 = torch.empty_like(passed)
     state_grad = torch.empty_like(in_fp32, dtype=x.dtype)
@@ -200,10 +213,19 @@ class ChunkScan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, chunk: int, num_sms: int, x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor,
-        C: torch.Tensor, D: torch.Tensor | None, z: torch.Tensor | None, dt_bias: torch.Tensor | None,
+        ctx: Any,
+        chunk: int,
+        num_sms: int,
+        x: torch.Tensor,
+        dt: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None,
+        z: torch.Tensor | None,
+        dt_bias: torch.Tensor | None,
         seq_idx: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.sizes, ctx.num_sms = Sizes.of(x, B, chunk), num_sms
         out, ungated, (decay, *_, final) = scan_forward(ctx.sizes, x, B, C, z)
         kept = out if ungated is None else ungated
@@ -220,11 +242,23 @@ class ChunkScan(torch.autograd.Function):
 
 
 def mamba_chunk_scan_combined(
-    x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor, chunk_size: int,
-    D: torch.Tensor | None = None, z: torch.Tensor | None = None, dt_bias: torch.Tensor | None = None,
-    initial_states: torch.Tensor | None = None, seq_idx: torch.Tensor | None = None, dt_softplus: bool = False,
-    dt_limit: tuple[float, float] = (0.0, float("inf")), return_final_states: bool = False, *, num_sms: int,
-) -> Any:  # fmt: skip
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    chunk_size: int,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    dt_bias: torch.Tensor | None = None,
+    initial_states: torch.Tensor | None = None,
+    seq_idx: torch.Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    return_final_states: bool = False,
+    *,
+    num_sms: int,
+) -> Any:
     """As `mamba_ssm.ops.triton.ssd_combined.mamba_chunk_scan_combined`; training passes no initial states."""
     out, final_states = ChunkScan.apply(chunk_size, num_sms, x, dt, A, B, C, D, z, dt_bias, seq_idx)
     return (out, final_states) if return_final_states else out

@@ -50,10 +50,19 @@ class SplitConvScan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, layer: Layer, zxbcdt: torch.Tensor, conv_weight: torch.Tensor, conv_bias: torch.Tensor | None,
-        dt_bias: torch.Tensor, A: torch.Tensor, D: torch.Tensor, seq_idx: torch.Tensor | None,
-        norm_weight: torch.Tensor | None, out_weight: torch.Tensor | None, out_bias: torch.Tensor | None,
-    ) -> torch.Tensor:  # fmt: skip
+        ctx: Any,
+        layer: Layer,
+        zxbcdt: torch.Tensor,
+        conv_weight: torch.Tensor,
+        conv_bias: torch.Tensor | None,
+        dt_bias: torch.Tensor,
+        A: torch.Tensor,
+        D: torch.Tensor,
+        seq_idx: torch.Tensor | None,
+        norm_weight: torch.Tensor | None,
+        out_weight: torch.Tensor | None,
+        out_bias: torch.Tensor | None,
+    ) -> torch.Tensor:
         ctx.layer = layer
         gate, convolved, _ = layer.split(zxbcdt, conv_weight.shape[0])
         seq_idx = dense_or_none(seq_idx)
@@ -97,8 +106,17 @@ class SplitConvScan(torch.autograd.Function):
         if norm_weight is not None:
             grad_out, norm_grad = _norm_gradients(layer, kept, norm_weight)
         grad_out = grad_out.reshape(x.shape)
-        found = scan_gradients(Sizes.of(x, B, layer.chunk), layer.num_sms, grad_out, (x, dt, A, B, C), D, z, dt_bias,
-                               given, recompute_output=projects and z is not None)  # fmt: skip
+        found = scan_gradients(
+            Sizes.of(x, B, layer.chunk),
+            layer.num_sms,
+            grad_out,
+            (x, dt, A, B, C),
+            D,
+            z,
+            dt_bias,
+            given,
+            recompute_output=projects and z is not None,
+        )
         out_weight_grad, out_bias_grad = None, None
         if projects:
             remade_out = again if found.gated is None else found.gated.flatten(2)
@@ -106,11 +124,25 @@ class SplitConvScan(torch.autograd.Function):
             out_bias_grad = None if out_bias is None else outer_grad.sum(dim=(0, 1))
         given_back = _stride_of_eight(conv_input_grad).transpose(1, 2)
         _, weight_grad, bias_grad = conv_gradients(
-            _stride_of_eight(convolved).transpose(1, 2), conv_weight, conv_bias,
-            _stride_of_eight(inner_grad).transpose(1, 2), given_back,
-        )  # fmt: skip
-        return (None, input_grad, weight_grad, bias_grad, found.dt_bias, found.A, found.D, None, norm_grad,
-                out_weight_grad, out_bias_grad)  # fmt: skip
+            _stride_of_eight(convolved).transpose(1, 2),
+            conv_weight,
+            conv_bias,
+            _stride_of_eight(inner_grad).transpose(1, 2),
+            given_back,
+        )
+        return (
+            None,
+            input_grad,
+            weight_grad,
+            bias_grad,
+            found.dt_bias,
+            found.A,
+            found.D,
+            None,
+            norm_grad,
+            out_weight_grad,
+            out_bias_grad,
+        )
 
 
 def _by_name(
@@ -147,13 +179,28 @@ def _norm_gradients(layer: Layer, kept: torch.Tensor, weight: torch.Tensor) -> t
 
 
 def mamba_split_conv1d_scan_combined(
-    zxbcdt: torch.Tensor, conv1d_weight: torch.Tensor, conv1d_bias: torch.Tensor | None, dt_bias: torch.Tensor,
-    A: torch.Tensor, D: torch.Tensor, chunk_size: int, initial_states: torch.Tensor | None = None,
-    seq_idx: torch.Tensor | None = None, dt_limit: tuple[float, float] = (0.0, float("inf")),
-    return_final_states: bool = False, activation: str | None = "silu", rmsnorm_weight: torch.Tensor | None = None,
-    rmsnorm_eps: float = 1e-6, outproj_weight: torch.Tensor | None = None, outproj_bias: torch.Tensor | None = None,
-    headdim: int | None = None, ngroups: int = 1, norm_before_gate: bool = True, *, num_sms: int,
-) -> torch.Tensor | None:  # fmt: skip
+    zxbcdt: torch.Tensor,
+    conv1d_weight: torch.Tensor,
+    conv1d_bias: torch.Tensor | None,
+    dt_bias: torch.Tensor,
+    A: torch.Tensor,
+    D: torch.Tensor,
+    chunk_size: int,
+    initial_states: torch.Tensor | None = None,
+    seq_idx: torch.Tensor | None = None,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    return_final_states: bool = False,
+    activation: str | None = "silu",
+    rmsnorm_weight: torch.Tensor | None = None,
+    rmsnorm_eps: float = 1e-6,
+    outproj_weight: torch.Tensor | None = None,
+    outproj_bias: torch.Tensor | None = None,
+    headdim: int | None = None,
+    ngroups: int = 1,
+    norm_before_gate: bool = True,
+    *,
+    num_sms: int,
+) -> torch.Tensor | None:
     """As `mamba_ssm.ops.triton.ssd_combined.mamba_split_conv1d_scan_combined`, without MLP channels in the input.
 
     Returns None if the output projection is quantised, as if the kernel were not installed: the kernel itself multiplies
@@ -163,6 +210,7 @@ def mamba_split_conv1d_scan_combined(
     if is_packed(outproj_weight):
         return None
     layer = Layer(len(D), headdim or D.shape[1], ngroups, chunk_size, num_sms)
-    out: torch.Tensor = SplitConvScan.apply(layer, zxbcdt, conv1d_weight, conv1d_bias, dt_bias, A, D, seq_idx,
-                                            rmsnorm_weight, outproj_weight, outproj_bias)  # fmt: skip
+    out: torch.Tensor = SplitConvScan.apply(
+        layer, zxbcdt, conv1d_weight, conv1d_bias, dt_bias, A, D, seq_idx, rmsnorm_weight, outproj_weight, outproj_bias
+    )
     return out
