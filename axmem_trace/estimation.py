@@ -78,9 +78,19 @@ def estimate(
     """
     clock = Stopwatch(aloud(progress) if progress else lambda stage: None)
     clock.start("read", "reading")
-    recipe = read_recipe(config, overrides=overrides, assumptions=assumptions, gpu=gpu, num_gpus=num_gpus,
-                         num_nodes=num_nodes, margin=margin, hub=hub, trust_remote_code=trust_remote_code, strict=strict,
-                         axolotl=axolotl)  # fmt: skip
+    recipe = read_recipe(
+        config,
+        overrides=overrides,
+        assumptions=assumptions,
+        gpu=gpu,
+        num_gpus=num_gpus,
+        num_nodes=num_nodes,
+        margin=margin,
+        hub=hub,
+        trust_remote_code=trust_remote_code,
+        strict=strict,
+        axolotl=axolotl,
+    )
     with collector_paused():
         clock.start("import", "importing torch, transformers and peft")
         import_libraries()

@@ -8,8 +8,22 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
-_SUFFIXES = {"": 1, "B": 1, "K": KIB, "KB": 1000, "KIB": KIB, "M": MIB, "MB": 1000**2, "MIB": MIB,
-             "G": GIB, "GB": 1000**3, "GIB": GIB, "T": GIB << 10, "TB": 1000**4, "TIB": GIB << 10}  # fmt: skip
+_SUFFIXES = {
+    "": 1,
+    "B": 1,
+    "K": KIB,
+    "KB": 1000,
+    "KIB": KIB,
+    "M": MIB,
+    "MB": 1000**2,
+    "MIB": MIB,
+    "G": GIB,
+    "GB": 1000**3,
+    "GIB": GIB,
+    "T": GIB << 10,
+    "TB": 1000**4,
+    "TIB": GIB << 10,
+}
 
 
 def gib(nbytes: int) -> float:

@@ -121,9 +121,12 @@ def _fit(card: Card, report: Report) -> CardFit:
         need_bytes + margin_bytes <= memory_bytes and not fails, report.notes, fits_without_activations=within
     )
     verdict = name_verdict(
-        fits, why, memory_bytes - need_bytes, memory_bytes,
+        fits,
+        why,
+        memory_bytes - need_bytes,
+        memory_bytes,
         tight_share=report.accuracy.tight_share,
-    )  # fmt: skip
+    )
     return CardFit(card=card, verdict=verdict, need_bytes=need_bytes, left_bytes=memory_bytes - need_bytes, reason=why)
 
 

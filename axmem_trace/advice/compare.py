@@ -10,8 +10,12 @@ from axmem_trace.report import Report
 from axmem_trace.report.row_folding import group_repeated
 
 MODULE_DEPTH = 5
-_IN_WORDS = ("model.base", "optimizer.name", "checkpointing.", "attention.kernel", "loss.path", "precision.autocast",
-             "adapter.kind", "evaluation.enabled", "allocator.settings", "quantisation.")  # fmt: skip
+_IN_WORDS = tuple(
+    """
+    model.base optimizer.name checkpointing. attention.kernel loss.path precision.autocast adapter.kind
+    evaluation.enabled allocator.settings quantisation.
+    """.split()
+)
 """Values that are also in the words of the run."""
 MIN_FIGURE_BYTES = 1 << 20
 """Figures smaller than this in every run (a step counter in host memory) are left out."""
@@ -88,8 +92,12 @@ def make_column(label: str, report: Report) -> Column:
         "modules": {name: nbytes for name, nbytes in modules.items() if nbytes},
     }
     gpu = report.gpu
-    facts = {**report.versions, "card": gpu.name or "none named", "GPUs": str(gpu.count),
-             "config.json": report.model.config_source}  # fmt: skip
+    facts = {
+        **report.versions,
+        "card": gpu.name or "none named",
+        "GPUs": str(gpu.count),
+        "config.json": report.model.config_source,
+    }
     return Column(
         label=label,
         sections=sections,
@@ -136,10 +144,7 @@ def _differences(
 
 def _rows(columns: Sequence[Column], title: str) -> tuple[Row, ...]:
     names = dict.fromkeys(name for column in columns for name in column.sections.get(title, {}))
-    rows = [
-        Row(name=name, values=tuple(_value(column, title, name) for column in columns))
-        for name in names
-    ]  # fmt: skip
+    rows = [Row(name=name, values=tuple(_value(column, title, name) for column in columns)) for name in names]
     if title == "figures":
         return tuple(row for row in rows if max(value or 0 for value in row.values) >= MIN_FIGURE_BYTES)
     changed = sorted((row for row in rows if row.spread), key=lambda row: -row.spread)

@@ -63,8 +63,11 @@ def read_log(path: Path) -> Column:
         found[name] = max(found.get(name, 0.0), float(ast.literal_eval(figure)))
     if not found:
         raise ConfigError(problem=f"{path} has no line with `memory/max_allocated` in it, as axolotl logs it")
-    return Column(label=str(path), sections={"figures": {name: round(figure * GIB) for name, figure in found.items()}},
-                  measured=True)  # fmt: skip
+    return Column(
+        label=str(path),
+        sections={"figures": {name: round(figure * GIB) for name, figure in found.items()}},
+        measured=True,
+    )
 
 
 def _peaks(snapshot: Mapping[str, Any], device: int) -> dict[str, int]:

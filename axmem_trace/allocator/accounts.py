@@ -6,8 +6,9 @@ from typing import Literal, NamedTuple
 
 UNLIMITED = 1 << 62
 
-Action = Literal["alloc", "free_requested", "free_completed", "segment_alloc", "segment_free", "segment_map",
-                 "segment_unmap", "oom"]  # fmt: skip
+Action = Literal[
+    "alloc", "free_requested", "free_completed", "segment_alloc", "segment_free", "segment_map", "segment_unmap", "oom"
+]
 
 
 class TraceEntry(NamedTuple):

@@ -78,11 +78,32 @@ class BlockPool:
         idle_since: `searches` when a block became free, by its address; None: nobody asks.
     """
 
-    __slots__ = ("_always_cuts", "_limits_splits", "_min_rest_bytes", "gap_addresses", "gap_starts", "gaps", "idle_since",
-                 "keys", "searches", "segments", "settings", "sizes", "starts", "stream")  # fmt: skip
+    __slots__ = (
+        "_always_cuts",
+        "_limits_splits",
+        "_min_rest_bytes",
+        "gap_addresses",
+        "gap_starts",
+        "gaps",
+        "idle_since",
+        "keys",
+        "searches",
+        "segments",
+        "settings",
+        "sizes",
+        "starts",
+        "stream",
+    )
 
-    def __init__(self, settings: PoolSettings, segments: Mapping[int, int], *, stream: int, searches: list[int],
-                 collects_garbage: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        settings: PoolSettings,
+        segments: Mapping[int, int],
+        *,
+        stream: int,
+        searches: list[int],
+        collects_garbage: bool,
+    ) -> None:
         self.settings, self.segments, self.stream, self.searches = settings, segments, stream, searches
         self.idle_since: dict[int, int] | None = {} if collects_garbage else None
         self._limits_splits, self._min_rest_bytes = settings.limits_splits, settings.min_rest_bytes

@@ -38,8 +38,11 @@ class CachingAllocator:
     """
 
     def __init__(self, settings: Allocator, *, capacity_bytes: int = 0, record_history: bool = False) -> None:
-        self.accounts = Accounts(capacity_bytes=capacity_bytes, memory_fraction=settings.per_process_memory_fraction,
-                                 record_history=record_history)  # fmt: skip
+        self.accounts = Accounts(
+            capacity_bytes=capacity_bytes,
+            memory_fraction=settings.per_process_memory_fraction,
+            record_history=record_history,
+        )
         self.segments: dict[int, int] = {}
         """The size of each segment by its address."""
         grows, max_split_bytes = settings.expandable_segments, settings.max_split_size_bytes or UNLIMITED
@@ -146,10 +149,11 @@ class CachingAllocator:
         pools = self._pools.get(stream)
         if pools is None:
             small, large = (
-                BlockPool(settings, self.segments, stream=stream, searches=searches,
-                          collects_garbage=self._collects_garbage)
+                BlockPool(
+                    settings, self.segments, stream=stream, searches=searches, collects_garbage=self._collects_garbage
+                )
                 for settings, searches in zip(self._settings, self._searches, strict=True)
-            )  # fmt: skip
+            )
             pools = self._pools[stream] = (small, large)
         return pools
 

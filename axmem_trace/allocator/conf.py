@@ -45,8 +45,12 @@ def parse_alloc_conf(text: str) -> Allocator:
     for key, value in _split_options(text):
         reader = _READERS.get(key)
         if reader is None:
-            raise ConfigError(f"PyTorch's allocator has no option {key!r}", key="PYTORCH_ALLOC_CONF", value=text,
-                              accepted=", ".join(sorted(_READERS)))  # fmt: skip
+            raise ConfigError(
+                f"PyTorch's allocator has no option {key!r}",
+                key="PYTORCH_ALLOC_CONF",
+                value=text,
+                accepted=", ".join(sorted(_READERS)),
+            )
         try:
             found[key] = reader(value)
         except ValueError as error:
@@ -74,12 +78,16 @@ def describe_settings(allocator: Allocator) -> tuple[Note, ...]:
     """Warnings about settings that are not modelled or that have no effect."""
     notes = Notes()
     if allocator.backend == "cudaMallocAsync":
-        text = ("backend:cudaMallocAsync: the driver's own memory pool is not modelled; reserved bytes are those of "
-                "the native allocator without its options")  # fmt: skip
+        text = (
+            "backend:cudaMallocAsync: the driver's own memory pool is not modelled; reserved bytes are those of "
+            "the native allocator without its options"
+        )
         notes.append(Note(kind="not_modelled", key="PYTORCH_ALLOC_CONF", text=text, direction="either"))
     if allocator.garbage_collection_threshold > 0 and allocator.per_process_memory_fraction >= 1.0:
-        text = ("garbage_collection_threshold has no effect unless the process's memory is limited "
-                "(per_process_memory_fraction below 1, or torch.cuda.set_per_process_memory_fraction)")  # fmt: skip
+        text = (
+            "garbage_collection_threshold has no effect unless the process's memory is limited "
+            "(per_process_memory_fraction below 1, or torch.cuda.set_per_process_memory_fraction)"
+        )
         notes.append(Note(kind="ignored", key="PYTORCH_ALLOC_CONF", text=text))
     return tuple(notes)
 
@@ -90,8 +98,12 @@ def _split_options(text: str) -> Iterator[tuple[str, str]]:
     while rest:
         match = re.match(r"([^,:\[\]]+):(\[[^\[\]]*\]|[^,:\[\]]+)(,|$)", rest)
         if match is None:
-            raise ConfigError(f"cannot read {rest!r}", key="PYTORCH_ALLOC_CONF", value=text,
-                              accepted="option:value,option:value; a list is written [a:1,b:2]")  # fmt: skip
+            raise ConfigError(
+                f"cannot read {rest!r}",
+                key="PYTORCH_ALLOC_CONF",
+                value=text,
+                accepted="option:value,option:value; a list is written [a:1,b:2]",
+            )
         yield match[1], match[2]
         rest = rest[match.end() :]
 
@@ -199,8 +211,10 @@ def _read_threads(value: str) -> int:
 
 
 _READERS_WITHOUT_EFFECT: dict[str, Callable[[str], Any]] = {
-    "bool": _read_bool, "count": _read_count, "threads": _read_threads,
-}  # fmt: skip
+    "bool": _read_bool,
+    "count": _read_count,
+    "threads": _read_threads,
+}
 _READERS: dict[str, Callable[[str], Any]] = {
     "backend": _read_backend,
     "expandable_segments": _read_bool,

@@ -239,8 +239,10 @@ class Replay:
         if len(small) == 1:  # a single stream
             (one,), (other,) = small.values(), large.values()
             return [one if size <= SMALL_BYTES else other for size in self._sizes]
-        return [(small if size <= SMALL_BYTES else large)[stream]
-                for size, stream in zip(self._sizes, self._streams, strict=True)]  # fmt: skip
+        return [
+            (small if size <= SMALL_BYTES else large)[stream]
+            for size, stream in zip(self._sizes, self._streams, strict=True)
+        ]
 
     def _make_agenda(self) -> list[Item]:
         """All events that are no moves and no marks, the last one first."""
@@ -276,8 +278,10 @@ class Replay:
             active = allocated + np.array(self._busy_levels, dtype=np.int64)
             begins = [height.begin_bytes + each.busy_bytes for height, each in zip(heights, begun, strict=True)]
             active_peaks = peaks_by_span(measure_heights(intervals, active, begins))
-        ends = {height.interval.key: int(allocated[height.interval.end - 1]) if height.interval.end else 0
-                for height in heights}  # fmt: skip
+        ends = {
+            height.interval.key: int(allocated[height.interval.end - 1]) if height.interval.end else 0
+            for height in heights
+        }
         reached = min(self._position_of(peak_index), len(allocated) - 1) if peak_index >= 0 else -1
         return Reservation(
             timeline=tuple(accounts.changes),

@@ -98,8 +98,12 @@ def list_cards() -> list[Card]:
 def list_usual_cards() -> list[Card]:
     """Cards to choose from for training: no laptops, no small systems, no card that PyTorch's wheels don't run on, and
     at least `USUAL_GB` of memory; each with its MIG slices."""
-    return [each for card in (*DATA_CENTRE, *DESKTOP, *WORKSTATION) for each in (card, *list_slices(card))
-            if each.capability >= OLDEST_IN_WHEELS and each.nominal_gb >= USUAL_GB]  # fmt: skip
+    return [
+        each
+        for card in (*DATA_CENTRE, *DESKTOP, *WORKSTATION)
+        for each in (card, *list_slices(card))
+        if each.capability >= OLDEST_IN_WHEELS and each.nominal_gb >= USUAL_GB
+    ]
 
 
 def _gpu(card: Card, remarks: tuple[str, ...]) -> Gpu:
@@ -124,12 +128,16 @@ def _which(text: str, cards: list[Card]) -> tuple[str, ...]:
 def _remarks_on(card: Card) -> tuple[str, ...]:
     remarks = []
     if card.shared:
-        remarks.append(f"{card.name} has no separate memory: the system, the data loader and page cache use a part "
-                       f"of these {card.gib:.1f} GiB")  # fmt: skip
+        remarks.append(
+            f"{card.name} has no separate memory: the system, the data loader and page cache use a part "
+            f"of these {card.gib:.1f} GiB"
+        )
     if card.capability < OLDEST_IN_WHEELS:
         major, minor = card.capability
-        remarks.append(f"{card.name} has compute capability {major}.{minor}: PyTorch's current wheels (CUDA 13) have no "
-                       "kernels for it, so the run needs a PyTorch built for CUDA 12.6 or older")  # fmt: skip
+        remarks.append(
+            f"{card.name} has compute capability {major}.{minor}: PyTorch's current wheels (CUDA 13) have no "
+            "kernels for it, so the run needs a PyTorch built for CUDA 12.6 or older"
+        )
     return tuple(remarks)
 
 

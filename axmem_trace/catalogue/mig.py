@@ -20,9 +20,28 @@ _EIGHTHS = {1: (1, 2), 2: (2,), 3: (4,), 4: (4,), 7: (8,)}
 _QUARTERS = {1: (1,), 2: (2,), 4: (4,)}
 """Compute slices of a profile, and the numbers of memory slices that it can have."""
 _IN_QUARTERS = ("A30", "RTX PRO 5000 Blackwell", "RTX PRO 5000 72GB Blackwell", "RTX PRO 6000 Blackwell")
-_IN_EIGHTHS = ("A100-80GB", "A100-40GB", "A100-64GB", "A800-80GB", "A800-40GB", "H100-80GB", "H100 PCIe", "H100 NVL",
-               "H100-96GB", "H100-64GB", "H800", "H200", "H20-96GB", "H20-141GB", "GH200-96GB", "GH200-144GB",
-               "B200", "GB200", "B300", "GB300")  # fmt: skip
+_IN_EIGHTHS = (
+    "A100-80GB",
+    "A100-40GB",
+    "A100-64GB",
+    "A800-80GB",
+    "A800-40GB",
+    "H100-80GB",
+    "H100 PCIe",
+    "H100 NVL",
+    "H100-96GB",
+    "H100-64GB",
+    "H800",
+    "H200",
+    "H20-96GB",
+    "H20-141GB",
+    "GH200-96GB",
+    "GH200-144GB",
+    "B200",
+    "GB200",
+    "B300",
+    "GB300",
+)
 _SLICES_OF_40GB = {1: 4.75, 2: 9.62, 4: 19.50, 8: 39.25}
 _SLICES_OF_80GB = {1: 9.50, 2: 19.50, 4: 39.25, 8: 78.75}
 _REPORTED = {
@@ -102,5 +121,11 @@ def _rounded(gb: int, parts: int) -> int:
 def _slice(card: Card, profile: Profile, eighths: int) -> Card:
     reported = _REPORTED.get(card.name, {}).get(eighths)
     gib = reported or round(card.gib * eighths / 8 * (1 - _KEPT_SHARE), 2)
-    return replace(card, name=f"{card.name} MIG {profile}", nominal_gb=profile.gb, gib=gib, other_names=(),
-                   basis="reported" if reported else "assumed")  # fmt: skip
+    return replace(
+        card,
+        name=f"{card.name} MIG {profile}",
+        nominal_gb=profile.gb,
+        gib=gib,
+        other_names=(),
+        basis="reported" if reported else "assumed",
+    )

@@ -169,5 +169,7 @@ def _caution(record: dict[str, Any], name: str) -> str:
         compared = (
             f"{abs(parameters / published - 1):.1%} {'more' if parameters > published else 'less'} than published"
         )
-    return (f"the bundled config.json of {name} is no copy of the published file, but {_trust_words(record['trust'])}. The "
-            f"model built from it has {parameters:,} parameters, {compared}; other fields may differ")  # fmt: skip
+    return (
+        f"the bundled config.json of {name} is no copy of the published file, but {_trust_words(record['trust'])}. The "
+        f"model built from it has {parameters:,} parameters, {compared}; other fields may differ"
+    )

@@ -68,11 +68,21 @@ def build_compare_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("runs", metavar="RUN", nargs="+",
+    add(
+        "runs",
+        metavar="RUN",
+        nargs="+",
         help="a configuration (.yml), a report saved with --format json (.json), a snapshot of PyTorch's allocator "
-        "(.pickle) or a log of axolotl (.log, .txt); the first is the baseline")  # fmt: skip
-    add("--try", metavar="'key=value ...'", action="append", default=[], dest="tries",
-        help="the first configuration once more with these keys changed; may be repeated")  # fmt: skip
+        "(.pickle) or a log of axolotl (.log, .txt); the first is the baseline",
+    )
+    add(
+        "--try",
+        metavar="'key=value ...'",
+        action="append",
+        default=[],
+        dest="tries",
+        help="the first configuration once more with these keys changed; may be repeated",
+    )
     add_run_arguments(parser)
     add("--format", choices=("text", "markdown", "json"), default="text", help="default: text")
     add("-o", "--output", metavar="FILE", type=Path, help="write the comparison there instead of to standard output")
@@ -91,9 +101,14 @@ def build_fit_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("config", metavar="CONFIG.yml", help="an axolotl configuration; - reads standard input")
     add_run_arguments(parser)
-    add("--allow", metavar="WORD,...", action="append", default=[],
+    add(
+        "--allow",
+        metavar="WORD,...",
+        action="append",
+        default=[],
         help="permit what changes the learning (rank, sequence_len, quantised_base, effective_batch), or a key that the "
-        "configuration sets to false")  # fmt: skip
+        "configuration sets to false",
+    )
     add("--keep", metavar="KEY,...", action="append", default=[], help="keys that must not be changed")
     add("--all", action="store_true", help="estimate slow candidates too where a gentler change fits already")
     add("--format", choices=("text", "json"), default="text", help="of standard output; text is the YAML patch")
@@ -122,8 +137,14 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, card: bool = True) -> 
         dest="assumptions",
         help="change what axolotl would derive by itself (autocast=false, router=worst, ...); may be repeated",
     )
-    add("--gpus", metavar="N", type=positive_int, default=0, dest="num_gpus",
-        help="GPUs of each machine; without it, the fewest that the configuration needs")  # fmt: skip
+    add(
+        "--gpus",
+        metavar="N",
+        type=positive_int,
+        default=0,
+        dest="num_gpus",
+        help="GPUs of each machine; without it, the fewest that the configuration needs",
+    )
     add("--nodes", metavar="N", type=positive_int, default=1, dest="num_nodes", help="machines; default: 1")
     if card:
         add(
@@ -179,8 +200,13 @@ def build_models_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="axmem_trace models", description="List the base models whose config.json is bundled.", allow_abbrev=False
     )
-    parser.add_argument("pattern", metavar="PATTERN", nargs="?", default="",
-                        help="only ids that contain this, or match it as a shell pattern (*, ?)")  # fmt: skip
+    parser.add_argument(
+        "pattern",
+        metavar="PATTERN",
+        nargs="?",
+        default="",
+        help="only ids that contain this, or match it as a shell pattern (*, ?)",
+    )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
     return parser
 
@@ -208,16 +234,26 @@ def build_gpus_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("config", metavar="CONFIG.yml|PATTERN", nargs="?", default="",
-        help="an axolotl configuration; with --list a pattern: names that contain it, or match its *, ? or [")  # fmt: skip
+    add(
+        "config",
+        metavar="CONFIG.yml|PATTERN",
+        nargs="?",
+        default="",
+        help="an axolotl configuration; with --list a pattern: names that contain it, or match its *, ? or [",
+    )
     add("--list", action="store_true", help="list the cards, with memory as PyTorch sees it; no estimate")
     add(
         "--all",
         action="store_true",
         help="laptops, small systems and old cards too, and those that the run does not fit",
     )
-    add("--counts", metavar="N,N,...", type=list_of_counts, default=(),
-        help="several numbers of each card, such as 1,2,4,8; with the configuration's engine, else DDP")  # fmt: skip
+    add(
+        "--counts",
+        metavar="N,N,...",
+        type=list_of_counts,
+        default=(),
+        help="several numbers of each card, such as 1,2,4,8; with the configuration's engine, else DDP",
+    )
     add_run_arguments(parser, card=False)
     add("--format", choices=("text", "json"), default="text", help="default: text")
     return parser

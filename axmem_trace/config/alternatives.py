@@ -22,10 +22,11 @@ ReadWith = Callable[[Change, Change], Recipe]
 MOST_LINEAR_EXPERTS = 512
 """Mixtral 8x7B has 256, and a trace of them as linear layers takes a few seconds; Qwen3-30B-A3B has 6,144."""
 LINEAR_IN_TRANSFORMERS_4 = frozenset(
-    ("deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "flex_olmo", "glm4_moe", "glm4v_moe", "hunyuan_v1_moe",
-     "jamba", "longcat_flash", "minimax", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next",
-     "qwen3_omni_moe")
-)  # fmt: skip
+    """
+    deepseek_v2 deepseek_v3 dots1 ernie4_5_moe flex_olmo glm4_moe glm4v_moe hunyuan_v1_moe jamba longcat_flash minimax
+    mixtral olmoe phimoe qwen2_moe qwen3_moe qwen3_next qwen3_omni_moe
+    """.split()
+)
 """Model types whose experts were linear layers in transformers 4.57.1 (`models/*/modeling_*.py`: an `nn.ModuleList`). Those
 of aria, dbrx, gpt_oss, granitemoe, jetmoe, llama4 and qwen3_vl_moe were fused already, and later types were not there."""
 UNQUANTISED = "`adapter: lora` with `load_in_4bit: true` is not quantised"

@@ -19,15 +19,23 @@ def unfold_facts(facts: ModelFacts, repetition: Repetition) -> ModelFacts:
     def name_of(row: object) -> str:
         return str(getattr(row, "name"))  # noqa: B009
 
-    tensors = _unfold(facts.tensors, repetition, name_of, lambda row, layer: replace(
-        row, name=repetition.renamed(row.name, layer), module=repetition.renamed(row.module, layer)))  # fmt: skip
-    modules = _unfold(facts.modules, repetition, name_of, lambda row, layer: replace(
-        row, name=repetition.renamed(row.name, layer)))  # fmt: skip
+    tensors = _unfold(
+        facts.tensors,
+        repetition,
+        name_of,
+        lambda row, layer: replace(
+            row, name=repetition.renamed(row.name, layer), module=repetition.renamed(row.module, layer)
+        ),
+    )
+    modules = _unfold(
+        facts.modules, repetition, name_of, lambda row, layer: replace(row, name=repetition.renamed(row.name, layer))
+    )
     return replace(facts, tensors=tensors, modules=modules)
 
 
-def _unfold(rows: Sequence[Row], repetition: Repetition, name_of: Callable[[Row], str],
-            renamed: Callable[[Row, int], Row]) -> tuple[Row, ...]:  # fmt: skip
+def _unfold(
+    rows: Sequence[Row], repetition: Repetition, name_of: Callable[[Row], str], renamed: Callable[[Row, int], Row]
+) -> tuple[Row, ...]:
     """Each range of rows in repeated layers, with copies of its second period."""
     result: list[Row] = []
     position, behind = 0, repetition.period * repetition.missing
@@ -46,8 +54,9 @@ def _unfold(rows: Sequence[Row], repetition: Repetition, name_of: Callable[[Row]
     return tuple(result)
 
 
-def _unfold_stretch(rows: Sequence[Row], repetition: Repetition, name_of: Callable[[Row], str],
-                    renamed: Callable[[Row, int], Row]) -> list[Row]:  # fmt: skip
+def _unfold_stretch(
+    rows: Sequence[Row], repetition: Repetition, name_of: Callable[[Row], str], renamed: Callable[[Row, int], Row]
+) -> list[Row]:
     periods: list[list[Row]] = [[] for _ in range(repetition.periods)]
     order: list[int] = []
     for row in rows:
@@ -66,8 +75,9 @@ def _unfold_stretch(rows: Sequence[Row], repetition: Repetition, name_of: Callab
     return result
 
 
-def _shifted(row: Row, by: int, repetition: Repetition, name_of: Callable[[Row], str],
-             renamed: Callable[[Row, int], Row]) -> Row:  # fmt: skip
+def _shifted(
+    row: Row, by: int, repetition: Repetition, name_of: Callable[[Row], str], renamed: Callable[[Row, int], Row]
+) -> Row:
     layer = repetition.layer_of(name_of(row))
     assert layer is not None
     return renamed(row, layer + by)

@@ -1,6 +1,6 @@
 """Which recipes treat all layers alike. No torch here.
 
-A list of fields that are known to; if any other field is set, layers are not folded.
+The fields that treat all layers alike are listed here. If any other field is set, layers are not folded.
 """
 
 from __future__ import annotations
@@ -12,32 +12,35 @@ from typing import Any
 
 from axmem_trace.folding.repetition import CannotFold
 
-_ANY = frozenset({"*"})
-_ALIKE: Mapping[str, frozenset[str]] = {
+_ANY = "*"
+_ALIKE: Mapping[str, str] = {
     "name": _ANY,
-    "model": frozenset({"base", "task", "type_of_model", "num_labels", "added_tokens", "resize_embeddings_to_32x",
-                        "shrink_embeddings", "mean_resizing", "fix_untrained_tokens", "experts_implementation",
-                        "freeze_multimodal", "embedding_names"}),
-    "precision": frozenset({"load_dtype", "autocast", "autocast_dtype", "grad_scaler", "output_dtype", "upcast_before",
-                            "upcast_embeddings", "cast_back", "norm_dtype", "embedding_dtype", "fp32_norms",
-                            "fp32_norm_classes", "kbit_skips"}),
-    "quantisation": frozenset({"method", "quant_type", "double_quant", "storage_dtype", "compute_dtype",
-                               "skip_modules", "int8_threshold", "int8_outliers", "kbit_preparation",
-                               "details", "double_quant_experts"}),
-    "placement": frozenset({"automatic", "key"}),
-    "adapter": frozenset({"kind", "rank", "alpha", "dropout", "target_modules", "target_linear", "target_parameters",
-                          "modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices", "dora",
-                          "rslora", "fan_in_fan_out", "ensure_weight_tying", "init", "dtype", "input_gradients",
-                          "loraplus", "relora_steps", "relora_prunes_at_random"}),
-    "freezing": frozenset({"unfrozen"}),
-    "checkpointing": frozenset({"enabled", "use_reentrant", "kwargs", "selective_sees_varlen"}),
-    "attention": frozenset({"kernel"}),
+    "model": (
+        "base task type_of_model num_labels added_tokens resize_embeddings_to_32x shrink_embeddings mean_resizing "
+        "fix_untrained_tokens experts_implementation freeze_multimodal embedding_names"
+    ),
+    "precision": (
+        "load_dtype autocast autocast_dtype grad_scaler output_dtype upcast_before upcast_embeddings cast_back "
+        "norm_dtype embedding_dtype fp32_norms fp32_norm_classes kbit_skips"
+    ),
+    "quantisation": (
+        "method quant_type double_quant storage_dtype compute_dtype skip_modules int8_threshold int8_outliers "
+        "kbit_preparation details double_quant_experts"
+    ),
+    "placement": "automatic key",
+    "adapter": (
+        "kind rank alpha dropout target_modules target_linear target_parameters modules_to_save rank_pattern "
+        "alpha_pattern trainable_token_indices dora rslora fan_in_fan_out ensure_weight_tying init dtype "
+        "input_gradients loraplus relora_steps relora_prunes_at_random"
+    ),
+    "freezing": "unfrozen",
+    "checkpointing": "enabled use_reentrant kwargs selective_sees_varlen",
+    "attention": "kernel",
     "loss": _ANY,
-    "kernels": frozenset({"liger", "lora", "tiled_mlp", "tiled_mlp_shards", "lora_gradients",
-                          "liger_loss"}),
+    "kernels": "liger lora tiled_mlp tiled_mlp_shards lora_gradients liger_loss",
     "optimizer": _ANY,
     "batch": _ANY,
-    "evaluation": frozenset({"enabled", "before_training", "rows", "row_tokens", "packed", "gathers_logits"}),
+    "evaluation": "enabled before_training rows row_tokens packed gathers_logits",
     "gpu": _ANY,
     "parallel": _ANY,
     "allocator": _ANY,
@@ -47,13 +50,24 @@ _ALIKE: Mapping[str, frozenset[str]] = {
     "notes": _ANY,
     "written": _ANY,
     "alternatives": _ANY,
-}  # fmt: skip
+}
+"""Fields of each part of the recipe that treat all layers alike; `_ANY`: all fields of the part."""
 _ENGINES = ("none", "fsdp2")
 """Engines that do the same for each layer. DDP's buckets end anywhere in a layer, and FSDP1's blocks wait for another
 stream until a certain tick."""
-_NAMES_MODULES = ("precision.kbit_skips", "quantisation.skip_modules", "quantisation.details", "adapter.target_parameters",
-                  "adapter.modules_to_save", "adapter.rank_pattern", "adapter.alpha_pattern", "freezing.unfrozen",
-                  "optimizer.args", "optimizer.target_modules", "optimizer.extra")  # fmt: skip
+_NAMES_MODULES = (
+    "precision.kbit_skips",
+    "quantisation.skip_modules",
+    "quantisation.details",
+    "adapter.target_parameters",
+    "adapter.modules_to_save",
+    "adapter.rank_pattern",
+    "adapter.alpha_pattern",
+    "freezing.unfrozen",
+    "optimizer.args",
+    "optimizer.target_modules",
+    "optimizer.extra",
+)
 """Fields with names of modules in them. `adapter.target_modules` is checked with the model (`layer_folding.py`)."""
 _NO_LAYER = re.compile(r"(?:[A-Za-z_]\w*|\*)(?:\.(?:[A-Za-z_]\w*|\*))*")
 """A dotted name without a number, and without another pattern than `*` for one, means the same in every layer."""
@@ -66,8 +80,8 @@ def refuse_recipe(recipe: Any) -> None:
     if recipe.parallel.engine not in _ENGINES:
         raise CannotFold(f"parallel.engine {recipe.parallel.engine} may treat layers differently")
     for group in fields(recipe):
-        value, alike = getattr(recipe, group.name), _ALIKE.get(group.name, frozenset())
-        if alike is _ANY:
+        value, alike = getattr(recipe, group.name), _ALIKE.get(group.name, "").split()
+        if alike == [_ANY]:
             continue
         if not is_dataclass(value):
             if value != _default(group):

@@ -45,8 +45,14 @@ class Unfolding:
         growth: by the position of an allocation outside the passes, by how much its size grows with each period.
     """
 
-    def __init__(self, ledger: Ledger, sections: Sections, repetition: Repetition, missing: int,
-                 growth: Mapping[int, int] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        ledger: Ledger,
+        sections: Sections,
+        repetition: Repetition,
+        missing: int,
+        growth: Mapping[int, int] | None = None,
+    ) -> None:
         import numpy as np
 
         self._np = np
@@ -189,9 +195,14 @@ class Unfolding:
         renamed = [self._rename(short.modules[module], int(shift)) for module, shift in pairs.T.tolist()]
         new = np.array([modules.setdefault(name, len(modules)) for name in renamed], dtype=np.int32)
         return Columns(
-            nbytes=nbytes, allocated_tick=self.allocated_tick, freed_tick=self.freed_tick, module=new[inverse.reshape(-1)],
-            kind=short.kind[self.source], modules=tuple(modules), kinds=short.kinds,
-        )  # fmt: skip
+            nbytes=nbytes,
+            allocated_tick=self.allocated_tick,
+            freed_tick=self.freed_tick,
+            module=new[inverse.reshape(-1)],
+            kind=short.kind[self.source],
+            modules=tuple(modules),
+            kinds=short.kinds,
+        )
 
     def _rename(self, name: str, shift: int) -> str:
         layer = self.repetition.layer_of(name) if shift else None

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 MAX_SECONDS = 600
 """An estimate that takes longer is ended. Usual are 10 to 30 seconds."""
-_OF_THIS_RUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE",
-                "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
+_OF_THIS_RUN = tuple(
+    """
+    RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK ROLE_RANK ROLE_WORLD_SIZE MASTER_ADDR MASTER_PORT
+    """.split()
+)
 """Variables that would make the estimate believe that it is a rank of the run."""
 _PREFIXES_OF_THIS_RUN = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "PARALLELISM_CONFIG_")
 
@@ -46,8 +49,9 @@ class Prediction:
         command = [sys.executable, "-m", "axmem_trace", *request.arguments()]
         command += ["--format", "json", "--full", "--output", str(self._output)]
         with self._errors.open("wb") as errors:
-            self._process = subprocess.Popen(command, env=_environment(), stdin=subprocess.DEVNULL,
-                                             stdout=subprocess.DEVNULL, stderr=errors)  # fmt: skip
+            self._process = subprocess.Popen(
+                command, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors
+            )
 
     def wait(self, seconds: float = MAX_SECONDS) -> Outcome:
         """Its result. Never raises for what the estimate did."""

@@ -69,8 +69,11 @@ def find_changes(config: Mapping[str, Any], not_keys: Collection[str]) -> dict[s
     written = yaml.safe_load(Path(config[CONFIG_PATH_KEY]).read_text(encoding="utf-8")) or {}
     ignored = {CONFIG_PATH_KEY, *not_keys} - written.keys()
     names = dict.fromkeys((*config, *written))
-    return {str(name): config.get(name) for name in names
-            if name not in ignored and (name not in written or config.get(name) != written[name])}  # fmt: skip
+    return {
+        str(name): config.get(name)
+        for name in names
+        if name not in ignored and (name not in written or config.get(name) != written[name])
+    }
 
 
 def name_card(name: str, memory_bytes: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 BLOCK_BYTES = 512
 """CUDA's caching allocator allocates multiples of this (`kMinBlockSize`, c10/cuda/CUDACachingAllocator.cpp), and
@@ -14,9 +14,7 @@ Role = Literal[
     "", "weight", "adapter", "reference", "gradient", "optimizer", "input", "workspace", "gathered", "buckets"
 ]
 Bucket = Literal["weights", "adapters", "reference", "gradients", "optimizer", "activations", "workspace"]
-BUCKETS: tuple[Bucket, ...] = (
-    "weights", "adapters", "reference", "gradients", "optimizer", "activations", "workspace",
-)  # fmt: skip
+BUCKETS: tuple[Bucket, ...] = get_args(Bucket)
 Device = Literal["gpu", "cpu", "managed"]
 
 NEVER = 1 << 62
@@ -81,10 +79,16 @@ class Allocation:
 
 
 _BUCKET_OF_ROLE: dict[str, Bucket] = {
-    "weight": "weights", "adapter": "adapters", "reference": "reference", "gradient": "gradients",
-    "optimizer": "optimizer", "input": "activations", "workspace": "workspace",
-    "gathered": "workspace", "buckets": "workspace",
-}  # fmt: skip
+    "weight": "weights",
+    "adapter": "adapters",
+    "reference": "reference",
+    "gradient": "gradients",
+    "optimizer": "optimizer",
+    "input": "activations",
+    "workspace": "workspace",
+    "gathered": "workspace",
+    "buckets": "workspace",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

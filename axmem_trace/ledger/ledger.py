@@ -169,8 +169,16 @@ class Ledger:
             while position < len(marks) and marks[position].tick <= tick:
                 mark, position = marks[position], position + 1
             allocation = self.allocations[index]
-            moments.append(Moment(tick=tick, allocated_bytes=live, phase=mark.phase, step=mark.step,
-                                  module=allocation.module, op=allocation.op))  # fmt: skip
+            moments.append(
+                Moment(
+                    tick=tick,
+                    allocated_bytes=live,
+                    phase=mark.phase,
+                    step=mark.step,
+                    module=allocation.module,
+                    op=allocation.op,
+                )
+            )
         return tuple(moments)
 
     def peak(self, *, phase: Phase | None = None, step: int | None = None) -> Moment:
@@ -194,8 +202,16 @@ class Ledger:
                 inherited.append(Moment(tick=mark.tick - 1, allocated_bytes=begin, phase=mark.phase, step=mark.step))
             if position >= 0:
                 reached = self.allocations[int(self.moved.indices[position])]
-                found.append(Moment(tick=int(self.moved.ticks[position]), allocated_bytes=high, phase=mark.phase,
-                                    step=mark.step, module=reached.module, op=reached.op))  # fmt: skip
+                found.append(
+                    Moment(
+                        tick=int(self.moved.ticks[position]),
+                        allocated_bytes=high,
+                        phase=mark.phase,
+                        step=mark.step,
+                        module=reached.module,
+                        op=reached.op,
+                    )
+                )
         return (*found, *inherited)
 
     def alive_at(self, tick: int) -> tuple[Allocation, ...]:

@@ -73,8 +73,9 @@ def build_model(
     whole_facts = folding.complete(facts)
     note_warnings(recipe, whole_facts, notes)
     note_learned_positions(model, recipe, notes)
-    return BuiltModel(module=model, config=model.config, facts=facts, whole_facts=whole_facts,
-                      state_tensors=states, notes=notes)  # fmt: skip
+    return BuiltModel(
+        module=model, config=model.config, facts=facts, whole_facts=whole_facts, state_tensors=states, notes=notes
+    )
 
 
 def change_loaded(model: Any, recipe: Recipe, notes: Notes, *, experts_quantised: bool) -> Any:

@@ -31,9 +31,12 @@ def is_on_host(parameter: torch.Tensor) -> bool:
 
 
 def place_modules(
-    model: nn.Module, recipe: Recipe, make_canvas: Callable[[], nn.Module], notes: Notes,
+    model: nn.Module,
+    recipe: Recipe,
+    make_canvas: Callable[[], nn.Module],
+    notes: Notes,
     stands_for: Callable[[str], int],
-) -> None:  # fmt: skip
+) -> None:
     """Mark the parameters that the recipe's limits, or its map, leave on the host. Buffers stay on the GPU.
 
     Raises:
@@ -63,8 +66,11 @@ def note_adapter_on_host(model: nn.Module, recipe: Recipe, notes: Notes) -> None
         return
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
-              and any(map(is_on_host, module.get_base_layer().parameters()))]  # fmt: skip
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and any(map(is_on_host, module.get_base_layer().parameters()))
+    ]
     if layers:
         text = (
             f"the run stops in its first backward: {len(layers)} adapted layers are in host memory, and peft puts their "

@@ -11,8 +11,12 @@ from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note, Notes, RefusalNote
 from axmem_trace.recipe.recipe import Recipe
 
-MULTIMODAL_PARTS = frozenset({"vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector",
-                              "visual", "audio_tower", "audio_model", "embed_audio"})  # fmt: skip
+MULTIMODAL_PARTS = frozenset(
+    """
+    vision_tower vision_model vision_encoder embed_vision multi_modal_projector visual audio_tower audio_model
+    embed_audio
+    """.split()
+)
 """Name components that `freeze_mm_modules` freezes (axolotl `utils/freeze.py`)."""
 _RANGE = re.compile(r"(.+)\[\d*(?::\d*)?\]")
 

@@ -111,8 +111,11 @@ def _may_use(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
         return _names_cache(parent.func.value)
     if isinstance(parent, ast.Subscript) and parent.slice is node:
         holder = parent.value
-        of_config = isinstance(holder, ast.Attribute) and isinstance(holder.value, ast.Attribute) and (
-            holder.value.attr in ("config", "text_config"))  # fmt: skip
+        of_config = (
+            isinstance(holder, ast.Attribute)
+            and isinstance(holder.value, ast.Attribute)
+            and (holder.value.attr in ("config", "text_config"))
+        )
         return of_config or _names_cache(holder)
     return False
 

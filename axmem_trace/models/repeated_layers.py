@@ -51,8 +51,9 @@ def find_repetition(model: nn.Module) -> Repetition:
         start + 1
     )  # one layer before and at least one after: allocations that reach into a neighbour find an equal layer there
     missing = (end - 1 - first - KEPT_PERIODS * period) // period
-    repetition = Repetition(path=path, length=len(layers), first=first, period=period, periods=KEPT_PERIODS,
-                            missing=missing)  # fmt: skip
+    repetition = Repetition(
+        path=path, length=len(layers), first=first, period=period, periods=KEPT_PERIODS, missing=missing
+    )
     traced = len(repetition.kept) + len(repetition.with_periods(KEPT_PERIODS + 1).kept)
     if missing < 1 or traced > WORTH_FOLDING * len(layers):
         raise CannotFold(f"two models with {traced} layers together are no less work than one with {len(layers)}")

@@ -108,9 +108,12 @@ def _note_other_linears(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None
     found = [
         fact
         for fact in facts.tensors
-        if fact.kind == "parameter" and fact.role == "weight" and fact.name.endswith(".weight")
-        and classes.get(fact.module, "").endswith("Linear") and classes[fact.module] != "Linear"
-    ]  # fmt: skip
+        if fact.kind == "parameter"
+        and fact.role == "weight"
+        and fact.name.endswith(".weight")
+        and classes.get(fact.module, "").endswith("Linear")
+        and classes[fact.module] != "Linear"
+    ]
     if not found:
         return
     names, dtypes = ({classes[fact.module] for fact in found}, {fact.dtype for fact in found})

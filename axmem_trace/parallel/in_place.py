@@ -59,10 +59,13 @@ def gathers_recorded(recorder: Recorder) -> Iterator[None]:
         return call
 
     methods: tuple[tuple[Any, str, Role], ...] = (
-        (FSDPParamGroup, "unshard", "gathered"), (FSDPParamGroup, "wait_for_unshard", "gathered"),
-        (FlatParamHandle, "pre_unshard", "gathered"), (FlatParamHandle, "unshard", "gathered"),
-        (DistributedDataParallel, "__init__", "buckets"), (DistributedDataParallel, "_pre_forward", "buckets"),
-    )  # fmt: skip
+        (FSDPParamGroup, "unshard", "gathered"),
+        (FSDPParamGroup, "wait_for_unshard", "gathered"),
+        (FlatParamHandle, "pre_unshard", "gathered"),
+        (FlatParamHandle, "unshard", "gathered"),
+        (DistributedDataParallel, "__init__", "buckets"),
+        (DistributedDataParallel, "_pre_forward", "buckets"),
+    )
     with ExitStack() as stack:
         for owner, name, role in methods:
             stack.enter_context(replaced(owner, name, as_role(getattr(owner, name), role)))

@@ -102,7 +102,15 @@ def _padding(shards: Sequence[FlatShard]) -> Iterator[TensorFact]:
         nbytes = shard.tensor.untyped_storage().nbytes() - sum(shard.parts.values()) * shard.tensor.element_size()
         if nbytes:
             name = f"{shard.module}.(padding)".lstrip(".")
-            yield TensorFact(name=name, module=shard.module, kind="parameter", role=shard.role,
-                             dtype=str(shard.tensor.dtype).removeprefix("torch."), trainable=shard.tensor.requires_grad,
-                             elements=elements, logical_elements=0, nbytes=nbytes,
-                             division="sharded" if shard.is_part else "replicated")  # fmt: skip
+            yield TensorFact(
+                name=name,
+                module=shard.module,
+                kind="parameter",
+                role=shard.role,
+                dtype=str(shard.tensor.dtype).removeprefix("torch."),
+                trainable=shard.tensor.requires_grad,
+                elements=elements,
+                logical_elements=0,
+                nbytes=nbytes,
+                division="sharded" if shard.is_part else "replicated",
+            )

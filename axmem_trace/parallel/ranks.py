@@ -44,8 +44,11 @@ def group_fsdp2(model: nn.Module, parallel: Parallel) -> tuple[RankGroup, ...]:
     """Groups of equal local shapes of trained parameters; shards of frozen ones are padded to the same size."""
     from torch.distributed.tensor import DTensor
 
-    rows = [(each.shape[0], each.numel() // max(each.shape[0], 1) * each.element_size())
-            for each in model.parameters() if each.requires_grad and isinstance(each, DTensor)]  # fmt: skip
+    rows = [
+        (each.shape[0], each.numel() // max(each.shape[0], 1) * each.element_size())
+        for each in model.parameters()
+        if each.requires_grad and isinstance(each, DTensor)
+    ]
     num_shards = parallel.mesh.num_shards
 
     def parts(rank: int) -> list[int]:
@@ -79,8 +82,11 @@ def group_fsdp1(wrapped: Any, parallel: Parallel) -> tuple[RankGroup, ...]:
 
     def parts(rank: int) -> list[int]:
         shard = rank % num_shards
-        return [max(0, min(end, (shard + 1) * size) - max(start, shard * size)) * itemsize
-                for size, itemsize, intervals in units for start, end in intervals]  # fmt: skip
+        return [
+            max(0, min(end, (shard + 1) * size) - max(start, shard * size)) * itemsize
+            for size, itemsize, intervals in units
+            for start, end in intervals
+        ]
 
     return _group(parallel, parts)
 

@@ -195,8 +195,14 @@ class Parallel:
     syncs_each_batch: bool = False
 
 
-_NAMES = {"ddp": "DistributedDataParallel", "fsdp1": "FSDP1", "fsdp2": "FSDP2", "zero1": "DeepSpeed ZeRO-1",
-          "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3"}  # fmt: skip
+_NAMES = {
+    "ddp": "DistributedDataParallel",
+    "fsdp1": "FSDP1",
+    "fsdp2": "FSDP2",
+    "zero1": "DeepSpeed ZeRO-1",
+    "zero2": "DeepSpeed ZeRO-2",
+    "zero3": "DeepSpeed ZeRO-3",
+}
 
 
 def engine_name(engine: Engine) -> str:

@@ -79,9 +79,20 @@ class Loss:
     the step runs backward from the logits' mean; the others are the fused or chunked kernels that axolotl installs.
     """
 
-    path: Literal["native", "shifted_copy", "liger_cross_entropy", "liger_fused_linear", "cut_cross_entropy",
-                  "chunked", "eaft", "kd", "diffusion", "none", "upcast_shifted_copy",
-                  "half_shifted_copy"] = "native"  # fmt: skip
+    path: Literal[
+        "native",
+        "shifted_copy",
+        "liger_cross_entropy",
+        "liger_fused_linear",
+        "cut_cross_entropy",
+        "chunked",
+        "eaft",
+        "kd",
+        "diffusion",
+        "none",
+        "upcast_shifted_copy",
+        "half_shifted_copy",
+    ] = "native"
     num_chunks: int = 8
     token_scaling: bool = False
     """Liger's fused linear loss multiplies each token's loss by its probability."""

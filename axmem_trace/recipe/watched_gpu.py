@@ -20,8 +20,13 @@ Question = tuple[Any, Any]
 """What is asked of a card: a field's name, an operator of its compute capability, or a function; and the other operand."""
 Answer = TypeVar("Answer")
 _OPERATORS: dict[str, Callable[[Capability, Any], Any]] = {
-    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "[]": operator.getitem,
-}  # fmt: skip
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "[]": operator.getitem,
+}
 _METHODS = ("at_most", "is_exceeded")
 _FIELDS = frozenset((*(each.name for each in fields(Gpu)), "outside_bytes", *_METHODS))
 _CAPABILITY = "compute_capability"

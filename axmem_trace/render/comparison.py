@@ -101,4 +101,4 @@ def _to_dict(comparison: Comparison) -> dict[str, Any]:
             title: {row.name: list(row.values) for row in rows} for title, rows in comparison.sections.items()
         },
         "hidden": list(comparison.hidden),
-    }  # fmt: skip
+    }

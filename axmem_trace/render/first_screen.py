@@ -22,8 +22,14 @@ _SIZES = ((5, 2, 3), (5, 1, 3), (4, 1, 3), (3, 1, 3), (3, 0, 3), (3, 0, 2), (2, 
 SHOWN_HOST_BYTES = 1 << 30
 """Less host memory than this is not shown."""
 NARROW = 72
-_STYLES = {"fits with room": "bold green", "fits": "bold green", "tight": "bold yellow", "does not fit": "bold red",
-           "cannot say": "bold yellow", "": "bold"}  # fmt: skip
+_STYLES = {
+    "fits with room": "bold green",
+    "fits": "bold green",
+    "tight": "bold yellow",
+    "does not fit": "bold red",
+    "cannot say": "bold yellow",
+    "": "bold",
+}
 _GLYPHS = "█▓▒░·"
 _ASCII_GLYPHS = "#=+-."
 

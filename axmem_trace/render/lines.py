@@ -31,15 +31,22 @@ def choice_lines(report: Report) -> list[tuple[str, str]]:
 
 
 def _origin(origin: str, line: int) -> str:
-    words = {"config": "the configuration", "default": "default", "derived": "derived", "assume": "--assume",
-             "override": "--set"}.get(origin, origin)  # fmt: skip
+    words = {
+        "config": "the configuration",
+        "default": "default",
+        "derived": "derived",
+        "assume": "--assume",
+        "override": "--set",
+    }.get(origin, origin)
     return f"{words}, line {line}" if line else words
 
 
 def alert_lines(report: Report) -> list[tuple[str, list[str]]]:
     """Texts near the verdict, each a title and its lines: why the run can't run, and the warnings."""
-    groups = [(f"THIS RUN CAN'T RUN: {describe_refusals(report)}", refusal_lines(report)),
-              ("Warnings", _lines_of(report, "warning"))]  # fmt: skip
+    groups = [
+        (f"THIS RUN CAN'T RUN: {describe_refusals(report)}", refusal_lines(report)),
+        ("Warnings", _lines_of(report, "warning")),
+    ]
     return [(title, lines) for title, lines in groups if lines]
 
 

@@ -89,9 +89,11 @@ def describe_fit(report: Report) -> str:
         return f"yes, on {card}: {format_bytes(report.headroom_bytes)} left"
     if failure is not None:
         place = f" in {failure.module}" if failure.module else ""
-        return (f"NO, not on {card}: {format_bytes(failure.requested_bytes)} cannot be allocated in "
-                f"{describe_moment(failure.phase, failure.step)}{place}; with unlimited memory the run takes "
-                f"{format_bytes(report.peak.device_bytes)}")  # fmt: skip
+        return (
+            f"NO, not on {card}: {format_bytes(failure.requested_bytes)} cannot be allocated in "
+            f"{describe_moment(failure.phase, failure.step)}{place}; with unlimited memory the run takes "
+            f"{format_bytes(report.peak.device_bytes)}"
+        )
     if report.headroom_bytes >= 0:
         left = format_bytes(report.headroom_bytes)
         return f"NO, not on {card} with {format_bytes(gpu.margin_bytes)} to stay free: {left} left"
@@ -152,8 +154,12 @@ _SIZE_COLUMNS = (Column("size"), Column("bytes", from_width=50))
 def buckets_table(report: Report) -> Table:
     """Blocks alive at the peak."""
     rows = tuple((name, *_sized(getattr(report.buckets, name))) for name in _shown(report.buckets))
-    return Table("Alive at the peak", (Column("bucket", number=False), *_SIZE_COLUMNS), rows,
-                 total=("sum", *_sized(report.buckets.total)))  # fmt: skip
+    return Table(
+        "Alive at the peak",
+        (Column("bucket", number=False), *_SIZE_COLUMNS),
+        rows,
+        total=("sum", *_sized(report.buckets.total)),
+    )
 
 
 def resident_table(report: Report) -> Table:
@@ -163,8 +169,12 @@ def resident_table(report: Report) -> Table:
         there = getattr(report.host, device)
         if there.peak_bytes:
             rows.append((f"{words} (not on the GPU)", *_sized(there.peak_bytes)))
-    return Table("Maximum of each, at any time", (Column("what", number=False), *_SIZE_COLUMNS), tuple(rows),
-                 footnote="tensor bytes, before the allocator rounds them up to blocks of 512")  # fmt: skip
+    return Table(
+        "Maximum of each, at any time",
+        (Column("what", number=False), *_SIZE_COLUMNS),
+        tuple(rows),
+        footnote="tensor bytes, before the allocator rounds them up to blocks of 512",
+    )
 
 
 def ranks_table(report: Report) -> Table:
@@ -176,34 +186,56 @@ def ranks_table(report: Report) -> Table:
         words += ["at most"] if use.basis == "at most" else []
         sizes = (use.allocated_bytes, use.reserved_bytes, use.device_bytes, use.host_bytes)
         rows.append((name, *map(format_bytes, sizes), describe_moment(use.phase, use.step), ", ".join(words)))
-    columns = (Column("ranks", number=False), Column("allocated"), Column("reserved"), Column("nvidia-smi"),
-               Column("host memory", from_width=80), Column("highest in", number=False, from_width=90),
-               Column("", number=False, from_width=60))  # fmt: skip
+    columns = (
+        Column("ranks", number=False),
+        Column("allocated"),
+        Column("reserved"),
+        Column("nvidia-smi"),
+        Column("host memory", from_width=80),
+        Column("highest in", number=False, from_width=90),
+        Column("", number=False, from_width=60),
+    )
     return Table("Ranks: those with parts of equal sizes in one row", columns, tuple(rows))
 
 
 def division_table(report: Report) -> Table:
     """What rank 0 has a part of, what every rank has whole, and what it gathers for a while."""
-    rows = tuple((row.name, *map(format_bytes, (row.sharded_bytes, row.replicated_bytes, row.gathered_bytes)))
-                 for row in report.division)  # fmt: skip
+    rows = tuple(
+        (row.name, *map(format_bytes, (row.sharded_bytes, row.replicated_bytes, row.gathered_bytes)))
+        for row in report.division
+    )
     columns = (Column("what", number=False), Column("sharded"), Column("replicated"), Column("gathered"))
-    return Table("Maximum of each on a rank: its part, or the whole", columns, rows,
-                 footnote="gathered: whole for a while, by exchange among the ranks")  # fmt: skip
+    return Table(
+        "Maximum of each on a rank: its part, or the whole",
+        columns,
+        rows,
+        footnote="gathered: whole for a while, by exchange among the ranks",
+    )
 
 
 def phases_table(report: Report) -> Table:
     """The most live bytes of each phase, the allocator's bytes, and the bytes at the end."""
 
     def row(name: str, use: PhaseUse) -> tuple[str, ...]:
-        return (name, format_bytes(use.allocated_bytes), format_bytes(use.reserved_bytes), format_bytes(use.end_bytes),
-                ", ".join(part for part in (use.module, use.op) if part))  # fmt: skip
+        return (
+            name,
+            format_bytes(use.allocated_bytes),
+            format_bytes(use.reserved_bytes),
+            format_bytes(use.end_bytes),
+            ", ".join(part for part in (use.module, use.op) if part),
+        )
 
     rows = []
     for name, use in report.phases.items():
         rows.append(row(name.replace("_", " "), use))
         rows += [row(f"  {part}", inner) for part, inner in use.phases.items()]
-    columns = (Column("phase", number=False), Column("allocated"), Column("reserved"),
-               Column("at its end", from_width=60), Column("highest in", number=False, from_width=90))  # fmt: skip
+    columns = (
+        Column("phase", number=False),
+        Column("allocated"),
+        Column("reserved"),
+        Column("at its end", from_width=60),
+        Column("highest in", number=False, from_width=90),
+    )
     return Table("Phases", columns, tuple(rows))
 
 
@@ -250,17 +282,29 @@ def modules_table(report: Report, depth: int | None = None) -> Table:
     if rest:
         rows.append(_module_cells(f"({len(rest)} more)", "", rest, shares=shares))
     held_as = (Column("weights are", number=False, from_width=60),) if shares else ()
-    columns = (Column("module", number=False), Column("class", number=False, from_width=130), *held_as,
-               Column("weights", from_width=60), Column("gradients", from_width=96), Column("optimizer", from_width=96),
-               Column("activations", from_width=60), Column("together"))  # fmt: skip
+    columns = (
+        Column("module", number=False),
+        Column("class", number=False, from_width=130),
+        *held_as,
+        Column("weights", from_width=60),
+        Column("gradients", from_width=96),
+        Column("optimizer", from_width=96),
+        Column("activations", from_width=60),
+        Column("together"),
+    )
     footnote = "--depth N shows deeper modules, --format json has every one"
     span = next((span for row in shown for span in re.findall(r"\{.*?\}", row.name)), "")
     if span:
         footnote = f"{span}: all of these together; {footnote}"
     if any(row.name.startswith(PEFT_PREFIX) for row in shown):
         footnote += f"; names are relative to {PEFT_PREFIX[:-1]}"
-    return Table("Modules: memory of each without its submodules, activations at the peak", columns, tuple(rows),
-                 total=_module_cells("sum", "", ranked, shares=shares), footnote=footnote)  # fmt: skip
+    return Table(
+        "Modules: memory of each without its submodules, activations at the peak",
+        columns,
+        tuple(rows),
+        total=_module_cells("sum", "", ranked, shares=shares),
+        footnote=footnote,
+    )
 
 
 def _module_label(name: str) -> str:

@@ -44,8 +44,17 @@ def render_text(
 
     width = min(max(width, MIN_WIDTH), MAX_WIDTH)
     sink = io.StringIO()
-    console = Console(file=sink, width=width, force_terminal=color, color_system="standard" if color else None,
-                      highlight=False, emoji=False, markup=False, legacy_windows=False, _environ={})  # fmt: skip
+    console = Console(
+        file=sink,
+        width=width,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        highlight=False,
+        emoji=False,
+        markup=False,
+        legacy_windows=False,
+        _environ={},
+    )
     for part in _parts(report, depth, width, ascii_only) if full else _first_screen(report, width, ascii_only):
         console.print(part)
     lines = "\n".join(line.rstrip() for line in sink.getvalue().splitlines()) + "\n"
@@ -136,9 +145,14 @@ def _rich_table(table: Table, width: int, ascii_only: bool) -> RenderableType:
 
     shown = [index for index, column in enumerate(table.columns) if width >= column.from_width]
     drawn = RichTable(
-        box=box.ASCII2 if ascii_only else box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1),
-        header_style="dim", show_footer=bool(table.total), footer_style="bold",
-    )  # fmt: skip
+        box=box.ASCII2 if ascii_only else box.SIMPLE,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1),
+        header_style="dim",
+        show_footer=bool(table.total),
+        footer_style="bold",
+    )
     for index in shown:
         column = table.columns[index]
         drawn.add_column(

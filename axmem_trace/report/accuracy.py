@@ -112,10 +112,13 @@ class Accuracy:
 def find_kind(recipe: Recipe) -> Kind:
     """The kind of a run."""
     return Kind(
-        engine=engine_name(recipe.parallel.engine), model=_model(recipe), method=_method(recipe),
-        quantisation=_quantisation(recipe), kernels=_kernels(recipe),
+        engine=engine_name(recipe.parallel.engine),
+        model=_model(recipe),
+        method=_method(recipe),
+        quantisation=_quantisation(recipe),
+        kernels=_kernels(recipe),
         allocator=EXPANDABLE if recipe.allocator.expandable_segments else DEFAULT,
-    )  # fmt: skip
+    )
 
 
 def _model(recipe: Recipe) -> str:
@@ -179,9 +182,12 @@ def find_accuracy(kind: Kind) -> Accuracy:
     share = max(least, *(error.missing_share for error in counted))
     measured = bool(same or same_reserved)
     return Accuracy(
-        kind=kind, measured=measured, errors=errors, tight_share=share,
+        kind=kind,
+        measured=measured,
+        errors=errors,
+        tight_share=share,
         text=_describe(kind, same, same_reserved, errors),
-    )  # fmt: skip
+    )
 
 
 def _distance(one: Kind, other: Kind) -> int:

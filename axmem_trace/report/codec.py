@@ -65,10 +65,14 @@ def _fields_of(kind: Any) -> tuple[tuple[str, str, Any, bool], ...]:
     """Name, JSON name, annotation and whether it is required, for each field."""
     hints = get_type_hints(kind)
     return tuple(
-        (each.name, each.metadata.get("json", each.name), hints[each.name],
-         each.default is MISSING and each.default_factory is MISSING)
+        (
+            each.name,
+            each.metadata.get("json", each.name),
+            hints[each.name],
+            each.default is MISSING and each.default_factory is MISSING,
+        )
         for each in fields(kind)
-    )  # fmt: skip
+    )
 
 
 def _expect(kind: Any, value: Any, where: str) -> None:

@@ -20,8 +20,12 @@ LAYER_WEIGHTS = "layer weights"
 OPTIMIZER_STATES = "optimizer states"
 _HEADS = ("lm_head", "embed_out", "output_projection", "score", "classifier")
 """Names of output layers in transformers' models."""
-_BY_BUCKET = {"adapters": "adapter weights", "reference": "reference model's weights", "gradients": "gradients",
-              "optimizer": OPTIMIZER_STATES}  # fmt: skip
+_BY_BUCKET = {
+    "adapters": "adapter weights",
+    "reference": "reference model's weights",
+    "gradients": "gradients",
+    "optimizer": OPTIMIZER_STATES,
+}
 _BY_ROLE = {"gathered": "gathered parameters", "buckets": "DDP's buckets of gradients"}
 _FROZEN = (("reward_model", "reward model's weights"), ("feature_network", "feature network's weights"))
 """Models other than the reference that only score, by the beginning of their modules' names."""

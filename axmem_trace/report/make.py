@@ -184,10 +184,17 @@ def _make_dtypes(facts: ModelFacts) -> tuple[DtypeRow, ...]:
             for index, number in enumerate((1, fact.elements, fact.nbytes, fact.weights_here)):
                 row[index] += number
     rows = [
-        DtypeRow(kind="parameter" if kind == "parameter" else "buffer", dtype=dtype, trainable=trainable,
-                 tensors=tensors, elements=elements, bytes=nbytes, logical_elements=logical)
+        DtypeRow(
+            kind="parameter" if kind == "parameter" else "buffer",
+            dtype=dtype,
+            trainable=trainable,
+            tensors=tensors,
+            elements=elements,
+            bytes=nbytes,
+            logical_elements=logical,
+        )
         for (kind, dtype, trainable, _), (tensors, elements, nbytes, logical) in sums.items()
-    ]  # fmt: skip
+    ]
     return tuple(sorted(rows, key=lambda row: (row.kind == "buffer", not row.trainable, -row.bytes, row.dtype)))
 
 
@@ -225,8 +232,14 @@ def _make_batch(recipe: Recipe) -> BatchShape:
 
 def _make_gpu(recipe: Recipe) -> TargetGpu:
     gpu = recipe.gpu
-    return TargetGpu(name=gpu.name, memory_bytes=gpu.memory_bytes, context_bytes=gpu.context_bytes, count=gpu.count,
-                     margin_bytes=gpu.margin_bytes, margin_share=gpu.margin_share)  # fmt: skip
+    return TargetGpu(
+        name=gpu.name,
+        memory_bytes=gpu.memory_bytes,
+        context_bytes=gpu.context_bytes,
+        count=gpu.count,
+        margin_bytes=gpu.margin_bytes,
+        margin_share=gpu.margin_share,
+    )
 
 
 def _make_axolotl(recipe: Recipe, versions: Mapping[str, str]) -> AxolotlRelease:

@@ -14,8 +14,13 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report.rank_types import Division, RankUse
 from axmem_trace.report.types import Resident
 
-_SHARES_TRAINING = {"fsdp1": ("gradients", "optimizer"), "fsdp2": ("gradients", "optimizer"), "zero1": ("optimizer",),
-                    "zero2": ("gradients", "optimizer"), "zero3": ("gradients", "optimizer")}  # fmt: skip
+_SHARES_TRAINING = {
+    "fsdp1": ("gradients", "optimizer"),
+    "fsdp2": ("gradients", "optimizer"),
+    "zero1": ("optimizer",),
+    "zero2": ("gradients", "optimizer"),
+    "zero3": ("gradients", "optimizer"),
+}
 """By engine: what each rank has a part of, besides parameters."""
 
 
@@ -79,8 +84,11 @@ def make_division(recipe: Recipe, facts: ModelFacts, ledger: Ledger, resident: R
         return ()
     columns = ledger.columns
     gathered, _ = most_alive(columns, columns.where(lambda kind: kind.device == "gpu" and kind.role == "gathered"))
-    return tuple(row for row in _rows(recipe, facts, resident, gathered)
-                 if row.sharded_bytes or row.replicated_bytes or row.gathered_bytes)  # fmt: skip
+    return tuple(
+        row
+        for row in _rows(recipe, facts, resident, gathered)
+        if row.sharded_bytes or row.replicated_bytes or row.gathered_bytes
+    )
 
 
 def _rows(recipe: Recipe, facts: ModelFacts, resident: Resident, gathered: int) -> Iterator[Division]:

@@ -154,8 +154,10 @@ class Report:
 
     def __repr__(self) -> str:
         peak = self.peak
-        return (f"<Report of {self.model.name}: {format_bytes(peak.allocated_bytes)} allocated, "
-                f"{format_bytes(peak.reserved_bytes)} reserved, {format_bytes(peak.device_bytes)} on the card>")  # fmt: skip
+        return (
+            f"<Report of {self.model.name}: {format_bytes(peak.allocated_bytes)} allocated, "
+            f"{format_bytes(peak.reserved_bytes)} reserved, {format_bytes(peak.device_bytes)} on the card>"
+        )
 
     def __str__(self) -> str:
         from axmem_trace.render.text import render_text

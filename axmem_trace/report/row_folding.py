@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from axmem_trace.report.types import ModuleRow
 
-SUMMED = ("parameters", "trainable_parameters", "weight_bytes", "gradient_bytes", "optimizer_bytes",
-          "activation_bytes", "kept_bytes", "output_bytes", "sharded_bytes",
-          "num_modules")  # fmt: skip
+SUMMED = tuple(
+    """
+    parameters trainable_parameters weight_bytes gradient_bytes optimizer_bytes activation_bytes kept_bytes
+    output_bytes sharded_bytes num_modules
+    """.split()
+)
 
 
 def depth_of(name: str) -> int:

@@ -36,8 +36,18 @@ def describe_run(recipe: Recipe, ranks: Sequence[RankUse] = ()) -> dict[str, str
     }
 
 
-_TRAINED_FOR = {"dpo": "DPO", "ipo": "IPO", "simpo": "SimPO", "orpo": "ORPO", "kto": "KTO", "grpo": "GRPO", "gdpo": "GDPO",
-                "ebft": "EBFT", "reward": "reward model", "process_reward": "process reward model"}  # fmt: skip
+_TRAINED_FOR = {
+    "dpo": "DPO",
+    "ipo": "IPO",
+    "simpo": "SimPO",
+    "orpo": "ORPO",
+    "kto": "KTO",
+    "grpo": "GRPO",
+    "gdpo": "GDPO",
+    "ebft": "EBFT",
+    "reward": "reward model",
+    "process_reward": "process reward model",
+}
 
 
 def describe_ranks(recipe: Recipe, ranks: Sequence[RankUse] = ()) -> str:

@@ -68,10 +68,14 @@ class Autocast:
         if not _is_eligible(tensor) or tensor.dtype == dtype:
             return tensor
         cacheable = (
-            dtype == torch.get_autocast_dtype("cuda") and tensor.dtype == torch.float32 and tensor.requires_grad
-            and tensor.is_leaf and not tensor._is_view() and torch.is_autocast_cache_enabled()
+            dtype == torch.get_autocast_dtype("cuda")
+            and tensor.dtype == torch.float32
+            and tensor.requires_grad
+            and tensor.is_leaf
+            and not tensor._is_view()
+            and torch.is_autocast_cache_enabled()
             and not torch.is_inference_mode_enabled()
-        )  # fmt: skip
+        )
         if not cacheable:
             return tensor.to(dtype)
         found = self._weights.get(id(tensor))

@@ -128,7 +128,9 @@ def _transformers_answers() -> Iterator[tuple[Any, str, Any]]:
 
 _PLAIN = frozenset(
     getattr(torch.Tensor, name).__get__
-    for name in ("shape", "dtype", "device", "is_meta", "requires_grad", "grad", "data", "is_leaf", "grad_fn", "layout",
-                 "ndim", "T", "mT", "is_sparse", "is_nested", "is_cpu", "is_cuda", "is_quantized")
-)  # fmt: skip
+    for name in """
+    shape dtype device is_meta requires_grad grad data is_leaf grad_fn layout ndim T mT is_sparse is_nested is_cpu
+    is_cuda is_quantized
+    """.split()
+)
 """Attributes that code reads in every line and that no rule needs."""

@@ -26,14 +26,27 @@ aten = torch.ops.aten
 
 MAX_ELEMENTS = 1 << 20
 """Largest tensor whose value is kept: a [512, 2048] mask, a million tokens, the gates of 8192 tokens to 128 experts."""
-_NEVER_KNOWN = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "rand", "randn",
-                          "rand_like", "randn_like", "randint", "randperm", "bernoulli", "multinomial", "normal",
-                          "native_dropout", "uniform", "random", "bernoulli_", "normal_", "uniform_"})  # fmt: skip
-DATA_DEPENDENT = frozenset({
-    aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten._unique2.default,
-    aten.unique_dim.default, aten.unique_consecutive.default, aten.bincount.default, aten.repeat_interleave.Tensor,
-    aten.equal.default, aten.is_nonzero.default, aten.histc.default,
-})  # fmt: skip
+_NEVER_KNOWN = frozenset(
+    """
+    empty empty_like empty_strided new_empty new_empty_strided rand randn rand_like randn_like randint randperm
+    bernoulli multinomial normal native_dropout uniform random bernoulli_ normal_ uniform_
+    """.split()
+)
+DATA_DEPENDENT = frozenset(
+    {
+        aten._local_scalar_dense.default,
+        aten.nonzero.default,
+        aten.masked_select.default,
+        aten._unique2.default,
+        aten.unique_dim.default,
+        aten.unique_consecutive.default,
+        aten.bincount.default,
+        aten.repeat_interleave.Tensor,
+        aten.equal.default,
+        aten.is_nonzero.default,
+        aten.histc.default,
+    }
+)
 """Operators whose result has an unknown shape without values."""
 INDEXES = frozenset({aten.index.Tensor})
 """Operators that read through a list of indices, their second argument."""

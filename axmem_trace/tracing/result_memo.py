@@ -16,8 +16,12 @@ from torch.utils._pytree import tree_leaves
 from axmem_trace.tracing.originals import call_original
 
 _UNHASHABLE = object()
-_SHAPES = frozenset({"resize_", "resize_as_", "set_", "t_", "transpose_", "squeeze_", "unsqueeze_", "swapaxes_",
-                     "swapdims_", "as_strided_", "detach_", "_resize_output_", "rename_"})  # fmt: skip
+_SHAPES = frozenset(
+    """
+    resize_ resize_as_ set_ t_ transpose_ squeeze_ unsqueeze_ swapaxes_ swapdims_ as_strided_ detach_ _resize_output_
+    rename_
+    """.split()
+)
 """In-place operators that change more than values."""
 _Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
 IN_PLACE = "in place"

@@ -25,8 +25,26 @@ _REPEATED = (
 class StorageLife:
     """An `Allocation` that is not complete yet."""
 
-    __slots__ = ("allocated_tick", "busy_until", "device", "freed_tick", "kept", "layer", "micro_batch", "module",
-                 "nbytes", "op", "output", "phase", "recomputed", "role", "step", "stream", "used_on", "watch")  # fmt: skip
+    __slots__ = (
+        "allocated_tick",
+        "busy_until",
+        "device",
+        "freed_tick",
+        "kept",
+        "layer",
+        "micro_batch",
+        "module",
+        "nbytes",
+        "op",
+        "output",
+        "phase",
+        "recomputed",
+        "role",
+        "step",
+        "stream",
+        "used_on",
+        "watch",
+    )
 
     def __init__(self, nbytes: int, allocated: int) -> None:
         self.nbytes, self.allocated_tick, self.freed_tick = nbytes, allocated, NEVER

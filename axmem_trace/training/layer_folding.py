@@ -33,9 +33,12 @@ from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.trace import make_recording, record_run
 
 GROW_WITH_DEPTH = (
-    "aten.stack.default", "aten._foreach_norm.Scalar", "aten.pow.Tensor_Scalar", "_c10d_functional.all_reduce.default",
+    "aten.stack.default",
+    "aten._foreach_norm.Scalar",
+    "aten.pow.Tensor_Scalar",
+    "_c10d_functional.all_reduce.default",
     "_c10d_functional._wrap_tensor_autograd.default",
-)  # fmt: skip
+)
 """Operators of clipping whose size depends on the number of gradients: the stack of their norms, the partial norms that a
 multi-tensor kernel writes first, and, among many ranks, the sum of the squared norms of all parts. No other size depends
 on the number of layers."""
@@ -124,8 +127,14 @@ def _trace(recipe: Recipe, folding: Folding, start: Callable[[str, str], None], 
         if rank_model is not None and rank_model.with_optimizer is not None:
             rank_model = rank_model.with_optimizer(rank_model, optimizer)
         start("trace", "tracing")
-        traced = record_run(recipe, built, optimizer, recording=recording, rank_model=rank_model,
-                            progress=lambda text: start("trace", text))  # fmt: skip
+        traced = record_run(
+            recipe,
+            built,
+            optimizer,
+            recording=recording,
+            rank_model=rank_model,
+            progress=lambda text: start("trace", text),
+        )
     facts = folding.complete(rank_model.facts) if rank_model is not None else built.whole_facts
     groups = rank_model.groups if rank_model is not None else ()
     return _Part(recording.recorder, facts, traced.ledger, (*built.notes, *optimizer.notes, *traced.notes), groups)
@@ -139,8 +148,15 @@ def _trace_folded(recipe: Recipe, start: Callable[[str, str], None], rank: int |
     assert repetition is not None, "the model was cut"
     layers = part.recorder.event_layers()
     sections = find_sections(part.ledger, layers, repetition)
-    recorded = CheckedFold(recipe=recipe, rank=rank, repetition=repetition, ledger=part.ledger, layers=layers,
-                           facts=part.facts, notes=part.notes)  # fmt: skip
+    recorded = CheckedFold(
+        recipe=recipe,
+        rank=rank,
+        repetition=repetition,
+        ledger=part.ledger,
+        layers=layers,
+        facts=part.facts,
+        notes=part.notes,
+    )
     growth = known_growth(recorded)
     if growth is None:
         longer = _trace(recipe, Folding(recipe, repetition.with_periods(repetition.periods + 1)), start, rank)

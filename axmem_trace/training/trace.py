@@ -56,8 +56,15 @@ def record_run(
     mode = CudaMode(recording)
     with ExitStack() as stack:
         site = Site(built.module, recipe, recording, stack)
-        run = Run(recipe, built, optimizer, recorder, offloading=partial(install_offloading, site), repeat=repeat,
-                  rank_model=rank_model)  # fmt: skip
+        run = Run(
+            recipe,
+            built,
+            optimizer,
+            recorder,
+            offloading=partial(install_offloading, site),
+            repeat=repeat,
+            rank_model=rank_model,
+        )
         stack.enter_context(garbage_on_demand())
         assert_seen_from_engine()
         stack.enter_context(recording)

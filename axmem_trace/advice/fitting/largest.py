@@ -88,8 +88,13 @@ def _describe(ask: Callable[[int], Answer], wanted: Wanted, answers: dict[tuple[
     if value == wanted.most:
         return Largest(key=key, value=value, need_bytes=ask(value).need_bytes, is_limit=True)
     beyond = ask(value + 1)
-    return Largest(key=key, value=value, need_bytes=ask(value).need_bytes, next_need_bytes=beyond.need_bytes,
-                   next_refusal=beyond.refusal)  # fmt: skip
+    return Largest(
+        key=key,
+        value=value,
+        need_bytes=ask(value).need_bytes,
+        next_need_bytes=beyond.need_bytes,
+        next_refusal=beyond.refusal,
+    )
 
 
 def _search(ask: Callable[[int], Answer], memory_bytes: int, current: int, most: int) -> Iterator[list[int]]:

@@ -230,8 +230,7 @@ class Questions:
         return bool(read_count(self._options.get("gpu", ""), 0)[0])
 
 
-_READ = ("overrides", "assumptions", "gpu", "num_gpus", "num_nodes", "margin", "hub", "trust_remote_code", "strict",
-         "axolotl")  # fmt: skip
+_READ = tuple("overrides assumptions gpu num_gpus num_nodes margin hub trust_remote_code strict axolotl".split())
 """Arguments of `estimate` that `read_recipe` has too."""
 _asked: tuple[Questions, Sequence[Change]] | None = None
 """What a forked process finds: it has a copy of everything here."""

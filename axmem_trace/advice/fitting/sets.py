@@ -90,8 +90,13 @@ class _Search:
                 if len({single.candidate.group for single in chosen}) == number
                 and sum(single.saved_bytes for single in chosen) > short_by
             ]
-            sets.sort(key=lambda chosen: (max(each.grade for each in chosen), sum(each.grade for each in chosen),
-                                          -sum(each.saved_bytes for each in chosen)))  # fmt: skip
+            sets.sort(
+                key=lambda chosen: (
+                    max(each.grade for each in chosen),
+                    sum(each.grade for each in chosen),
+                    -sum(each.saved_bytes for each in chosen),
+                )
+            )
             yield from sets
 
     def _estimate(self, singles: Sequence[Single]) -> ChangeSet | None:

@@ -11,10 +11,12 @@ from axmem_trace.config.derive.model_kwargs import attention_override
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.recipe import Attention, BaseModel, Dtype
 
-CANONICAL_KERNELS = (
-    "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flash_attention_torch",
-    "flex_attention", "xformers", "sage", "fp8",
-)  # fmt: skip
+CANONICAL_KERNELS = tuple(
+    """
+    eager sdpa flash_attention_2 flash_attention_3 flash_attention_4 flash_attention_torch flex_attention xformers
+    sage fp8
+    """.split()
+)
 SHORT_NAMES = {"flash": "flash_attention_2", "flex": "flex_attention", "sdp": "sdpa"}
 HUB_KERNELS = {
     "kernels-community/flash-attn2": "flash_attention_2",
@@ -29,9 +31,17 @@ OTHER_HUB_KERNELS = {
 """Kernels of the Hub that transformers knows (`FLASH_ATTN_KERNEL_FALLBACK`, gpt-oss's
 `_compatible_flash_implementations`) and axolotl doesn't: packed rows keep their mask."""
 PACKING_KERNELS = frozenset(
-    {"flash_attention_2", "flash_attention_3", "flash_attention_4", "flash_attention_torch", "flex_attention",
-     "xformers", "sage", *HUB_KERNELS}
-)  # fmt: skip
+    {
+        "flash_attention_2",
+        "flash_attention_3",
+        "flash_attention_4",
+        "flash_attention_torch",
+        "flex_attention",
+        "xformers",
+        "sage",
+        *HUB_KERNELS,
+    }
+)
 """`ATTN_IMPLS_SUPPORTING_PACKING`: position ids separate the samples of a packed row."""
 MAX_VARLEN_HEAD_DIM = 256
 NO_VARLEN_TYPES = ("bailing_hybrid",)

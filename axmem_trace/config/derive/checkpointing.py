@@ -48,8 +48,11 @@ def derive_checkpointing(draft: Draft, base: BaseModel, *, kbit_preparation: boo
 def _offload(draft: Draft) -> Offload:
     value = draft.get("activation_offloading")
     names: dict[Any, Offload] = {
-        True: "activations", "legacy": "legacy", "disk": "disk", "hidden_states": "hidden_states",
-    }  # fmt: skip
+        True: "activations",
+        "legacy": "legacy",
+        "disk": "disk",
+        "hidden_states": "hidden_states",
+    }
     return names.get(value, "none")
 
 

@@ -11,10 +11,17 @@ _BF16 = {"bf16": {"enabled": True}, "gradient_clipping": "auto"}
 _STAGE_1 = {"stage": 1, "overlap_comm": True}
 _STAGE_2 = {"stage": 2, "offload_optimizer": {"device": "cpu"}, "contiguous_gradients": True, "overlap_comm": True}
 _STAGE_3 = {
-    "stage": 3, "overlap_comm": True, "contiguous_gradients": True, "sub_group_size": 0, "reduce_bucket_size": "auto",
-    "stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto", "max_live_parameters": 0,
-    "max_reuse_distance": 0, "gather_16bit_weights_on_model_save": True,
-}  # fmt: skip
+    "stage": 3,
+    "overlap_comm": True,
+    "contiguous_gradients": True,
+    "sub_group_size": 0,
+    "reduce_bucket_size": "auto",
+    "stage3_prefetch_bucket_size": "auto",
+    "stage3_param_persistence_threshold": "auto",
+    "max_live_parameters": 0,
+    "max_reuse_distance": 0,
+    "gather_16bit_weights_on_model_save": True,
+}
 _PINNED = {"device": "cpu", "pin_memory": True}
 _OWN_CPU_OPTIMIZER = {"zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True}
 

@@ -12,11 +12,12 @@ from axmem_trace.config.document.draft import Draft
 
 KEY = "overrides_of_model_kwargs"
 _OVERWRITTEN = {"dtype": "the load dtype", "torch_dtype": "the load dtype", "device_map": "the device map"}
-_WITHOUT_MEMORY = frozenset({
-    "use_cache", "revision", "token", "use_auth_token", "cache_dir", "local_files_only", "use_safetensors",
-    "low_cpu_mem_usage", "force_download", "resume_download", "proxies", "subfolder", "variant", "weights_only",
-    "attn_implementation",
-})  # fmt: skip
+_WITHOUT_MEMORY = frozenset(
+    """
+    use_cache revision token use_auth_token cache_dir local_files_only use_safetensors low_cpu_mem_usage
+    force_download resume_download proxies subfolder variant weights_only attn_implementation
+    """.split()
+)
 
 
 def attention_override(draft: Draft) -> Any:

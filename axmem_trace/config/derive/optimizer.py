@@ -13,19 +13,17 @@ from axmem_trace.recipe.run import Implementation
 TORCH_FOREACH = ("adamw_torch", "sgd", "adagrad", "rmsprop", "adopt_adamw", "adamc")
 """Optimizers that step with torch's `foreach` kernels on CUDA, which is torch's own choice."""
 OPTIMIZER_NAMES = frozenset(
-    (
-        "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "adamw_anyprecision", "adafactor",
-        "adamw_torch_4bit", "adamw_torch_8bit", "ademamix", "sgd", "adagrad", "adamw_bnb_8bit", "adamw_8bit",
-        "ademamix_8bit", "lion_8bit", "lion_32bit", "paged_adamw_32bit", "paged_adamw_8bit", "paged_ademamix_32bit",
-        "paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit",
-        "rmsprop_bnb_32bit", "galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise",
-        "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo", "grokadamw",
-        "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw", "apollo_adamw_layerwise",
-        "stable_adamw", "optimi_adamw", "ao_adamw_fp8", "adopt_adamw", "adamc", "came_pytorch", "muon", "dion",
-        "sinkgd", "polora", "flash_adamw", "flash_adam", "flash_sgd", "flash_sgdw", "flash_lion", "q_galore_adamw8bit",
-        "muon_8bit", "scao",
-    )
-)  # fmt: skip
+    """
+    adamw_torch adamw_torch_fused adamw_hf adamw_apex_fused adamw_anyprecision adafactor adamw_torch_4bit
+    adamw_torch_8bit ademamix sgd adagrad adamw_bnb_8bit adamw_8bit ademamix_8bit lion_8bit lion_32bit
+    paged_adamw_32bit paged_adamw_8bit paged_ademamix_32bit paged_ademamix_8bit paged_lion_32bit paged_lion_8bit
+    rmsprop rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit galore_adamw galore_adamw_8bit galore_adafactor
+    galore_adamw_layerwise galore_adamw_8bit_layerwise galore_adafactor_layerwise lomo adalomo grokadamw
+    schedule_free_radam schedule_free_adamw schedule_free_sgd apollo_adamw apollo_adamw_layerwise stable_adamw
+    optimi_adamw ao_adamw_fp8 adopt_adamw adamc came_pytorch muon dion sinkgd polora flash_adamw flash_adam flash_sgd
+    flash_sgdw flash_lion q_galore_adamw8bit muon_8bit scao
+    """.split()
+)
 """Names that can be estimated: transformers' and axolotl's own, and three that older releases had."""
 NEW_OPTIMIZERS = {"scao": "0.20.0", "muon_8bit": "0.21.0"}
 """The first release that has them (`utils/schemas/enums.py` `CustomSupportedOptimizers`)."""
@@ -42,13 +40,14 @@ RETIRED = {
     "adamw_apex_fused": "transformers 5 has removed apex's FusedAdam, so axolotl 0.19 fails on the name",
 }
 """Names of older releases that are estimated as in these releases."""
-EXTRA_KEYS = (
-    "adam_beta1", "adam_beta2", "adam_beta3", "adam_epsilon", "adam_epsilon2", "dion_lr", "dion_momentum",
-    "dion_rank_fraction", "dion_rank_multiple_of", "qgalore_rank", "qgalore_update_proj_gap", "qgalore_scale",
-    "qgalore_proj_type", "qgalore_proj_quant", "qgalore_proj_bits", "qgalore_proj_group_size", "qgalore_cos_threshold",
-    "qgalore_gamma_proj", "qgalore_queue_size", "embedding_lr", "embedding_lr_scale", "loraplus_lr_ratio",
-    "loraplus_lr_embedding",
-)  # fmt: skip
+EXTRA_KEYS = tuple(
+    """
+    adam_beta1 adam_beta2 adam_beta3 adam_epsilon adam_epsilon2 dion_lr dion_momentum dion_rank_fraction
+    dion_rank_multiple_of qgalore_rank qgalore_update_proj_gap qgalore_scale qgalore_proj_type qgalore_proj_quant
+    qgalore_proj_bits qgalore_proj_group_size qgalore_cos_threshold qgalore_gamma_proj qgalore_queue_size embedding_lr
+    embedding_lr_scale loraplus_lr_ratio loraplus_lr_embedding
+    """.split()
+)
 DEFAULT_LEARNING_RATE = 2e-4
 
 

@@ -18,8 +18,11 @@ FP32_STORAGE_TYPES = ("jamba", "qwen2_moe", "nemotron_h")
 OWN_CONFIG_METHODS = ("gptq", "awq", "bitsandbytes")
 """Checkpoint quantisations that axolotl passes on instead of its own bitsandbytes configuration."""
 _METHODS: dict[str, Literal["gptq", "awq", "mxfp4", "fp8"]] = {
-    "gptq": "gptq", "awq": "awq", "mxfp4": "mxfp4", "fp8": "fp8",
-}  # fmt: skip
+    "gptq": "gptq",
+    "awq": "awq",
+    "mxfp4": "mxfp4",
+    "fp8": "fp8",
+}
 _CLASSES = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config", "bitsandbytes": "BitsAndBytesConfig"}
 
 

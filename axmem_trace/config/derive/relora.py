@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from axmem_trace.config.document.draft import Draft
 
-_WITHOUT_ADAM = (
-    "sgd", "adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "lion_8bit", "lion_32bit",
-    "paged_lion_8bit", "paged_lion_32bit", "adafactor", "lomo", "adalomo", "galore_adafactor",
-    "galore_adafactor_layerwise", "schedule_free_sgd", "schedule_free_radam", "ademamix", "ademamix_8bit",
-    "paged_ademamix_32bit", "paged_ademamix_8bit",
-)  # fmt: skip
+_WITHOUT_ADAM = tuple(
+    """
+    sgd adagrad rmsprop rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit lion_8bit lion_32bit paged_lion_8bit
+    paged_lion_32bit adafactor lomo adalomo galore_adafactor galore_adafactor_layerwise schedule_free_sgd
+    schedule_free_radam ademamix ademamix_8bit paged_ademamix_32bit paged_ademamix_8bit
+    """.split()
+)
 """transformers' optimizers; axolotl's own leave `args.optim` at its default, an Adam."""
 
 

@@ -9,8 +9,12 @@ from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.recipe import BaseModel
 
 NATIVE_DIFFUSION_TYPES = (
-    "Dream", "diffusion_gemma", "nemotron_labs_diffusion", "nemotron_labs_diffusion_vlm", "nemotron_twotower",
-)  # fmt: skip
+    "Dream",
+    "diffusion_gemma",
+    "nemotron_labs_diffusion",
+    "nemotron_labs_diffusion_vlm",
+    "nemotron_twotower",
+)
 """Models that axolotl 0.21.0 trains as diffusion models (`model_support/*`, `DiffusionSpec`)."""
 PACKING_UNSUPPORTED_TYPES = ("inkling", "jamba", "minimax", "olmo_hybrid", "zamba", "zamba2")
 """Recurrent layers that see no bounds of packed samples: refused from 0.20.0 on (`monkeypatch/models/

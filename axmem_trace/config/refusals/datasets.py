@@ -10,24 +10,25 @@ from axmem_trace.config.document.draft import Draft
 from axmem_trace.config.document.foreign_keys import nearest_key
 from axmem_trace.config.refusals.rule import Rule
 
-PROMPT_STRATEGIES = frozenset({
-    "alpaca_chat", "alpaca_instruct", "alpaca_w_system", "bradley_terry", "chat_template", "completion", "context_qa",
-    "creative_acr", "input_output", "llama2_chat", "messages", "metharme", "orcamini", "pretrain", "pygmalion",
-    "stepwise_supervised", "user_defined", "_synthetic",
-    "alpaca", "explainchoice", "concisechoice", "summarizetldr", "jeopardy", "oasst", "gpteacher", "reflection",
-})  # fmt: skip
+PROMPT_STRATEGIES = frozenset(
+    """
+    alpaca_chat alpaca_instruct alpaca_w_system bradley_terry chat_template completion context_qa creative_acr
+    input_output llama2_chat messages metharme orcamini pretrain pygmalion stepwise_supervised user_defined _synthetic
+    alpaca explainchoice concisechoice summarizetldr jeopardy oasst gpteacher reflection
+    """.split()
+)
 """Modules of `prompt_strategies/`, then `DATASET_HANDLERS`."""
-DATASET_FIELDS = frozenset({
-    "path", "split", "type", "input_transform", "shards", "shards_idx", "preprocess_shards", "conversation",
-    "chat_template", "chat_template_jinja", "data_files", "input_format", "name", "ds_type", "field", "field_human",
-    "field_model", "field_messages", "field_tools", "field_thinking", "template_thinking_key", "message_field_role",
-    "message_field_content", "message_property_mappings", "message_field_training", "message_field_training_detail",
-    "split_thinking", "logprobs_field", "temperature", "roles_to_train", "train_on_eos", "train_on_eot", "roles",
-    "drop_system_message", "trust_remote_code", "revision", "weight", "text_column", "skip", "field_chosen",
-    "field_rejected", "step_separator", "max_completion_length", "train_on_last_step_only", "length",
-    "sequence_length", "min_input_id", "max_input_id", "seed", "min_turns", "max_turns", "min_turn_length",
-    "input_fraction",
-})  # fmt: skip
+DATASET_FIELDS = frozenset(
+    """
+    path split type input_transform shards shards_idx preprocess_shards conversation chat_template chat_template_jinja
+    data_files input_format name ds_type field field_human field_model field_messages field_tools field_thinking
+    template_thinking_key message_field_role message_field_content message_property_mappings message_field_training
+    message_field_training_detail split_thinking logprobs_field temperature roles_to_train train_on_eos train_on_eot
+    roles drop_system_message trust_remote_code revision weight text_column skip field_chosen field_rejected
+    step_separator max_completion_length train_on_last_step_only length sequence_length min_input_id max_input_id seed
+    min_turns max_turns min_turn_length input_fraction
+    """.split()
+)
 """Fields of an item of `datasets`, of every kind (`utils/schemas/datasets.py`, 0.19 and 0.21)."""
 
 

@@ -7,10 +7,12 @@ from axmem_trace.config.derive.fsdp import asks_for_fsdp
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.config.refusals.rule import Rule, fsdp2, is_lora
 
-_POLORA_UNTRAINED = (
-    "lora_modules_to_save", "unfrozen_parameters", "peft_use_dora", "peft_trainable_token_indices",
-    "lisa_step_interval", "reward_model", "process_reward_model",
-)  # fmt: skip
+_POLORA_UNTRAINED = tuple(
+    """
+    lora_modules_to_save unfrozen_parameters peft_use_dora peft_trainable_token_indices lisa_step_interval
+    reward_model process_reward_model
+    """.split()
+)
 _POLORA_IGNORED = ("loraplus_lr_ratio", "lr_groups", "embedding_lr", "embedding_lr_scale")
 _FSDP2_ONLY = ("muon", "muon_8bit", "polora", "q_galore_adamw8bit")
 

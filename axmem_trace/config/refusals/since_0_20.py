@@ -23,9 +23,13 @@ _FUSED_MODULES = {
 _CONTAINERS = "model language_model text_model decoder transformer backbone layers layer h blocks block".split()
 _MATMULS = ("aten::mm", "aten::addmm", "aten::matmul", "aten::bmm")
 _CUSTOM_LOSS_CONFLICTS = (
-    "rl", "reward_model", "process_reward_model", "cut_cross_entropy", "liger_fused_linear_cross_entropy",
+    "rl",
+    "reward_model",
+    "process_reward_model",
+    "cut_cross_entropy",
+    "liger_fused_linear_cross_entropy",
     "chunked_cross_entropy",
-)  # fmt: skip
+)
 
 
 def reads_the_base(draft: Draft) -> bool:

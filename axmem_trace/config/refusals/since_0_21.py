@@ -27,9 +27,15 @@ def _balances_what_cannot_be(draft: Draft) -> bool:
     stream = draft.get("streaming") or draft.get("pretraining_dataset") or draft.get("group_by_length")
     fixed = any(
         draft.get(key)
-        for key in ("sample_packing_sequentially", "curriculum_sampling", "diffusion_lm", "rl", "reward_model",
-                    "process_reward_model")
-    )  # fmt: skip
+        for key in (
+            "sample_packing_sequentially",
+            "curriculum_sampling",
+            "diffusion_lm",
+            "rl",
+            "reward_model",
+            "process_reward_model",
+        )
+    )
     return bool(draft.get("balance_labels") and ((not packed and stream) or fixed))
 
 

@@ -19,8 +19,12 @@ _FLASH, _SDPA, _FLEX = "_supports_flash_attn", "_supports_sdpa", "_supports_flex
 _DIFFUSION_GEMMA = ("DecoderModel", "EncoderModel", "EncoderTextModel", "ForBlockDiffusion", "Model", "PreTrainedModel")
 _MLLAMA = ("ForCausalLM", "ForConditionalGeneration", "Model", "PreTrainedModel", "TextModel", "VisionModel")
 _HEADS = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "Model", "PreTrainedModel")
-_T5GEMMA = ("Decoder", "Encoder", "EncoderModel", "ForConditionalGeneration", "ForSequenceClassification",
-            "ForTokenClassification", "Model", "PreTrainedModel")  # fmt: skip
+_T5GEMMA = tuple(
+    """
+    Decoder Encoder EncoderModel ForConditionalGeneration ForSequenceClassification ForTokenClassification Model
+    PreTrainedModel
+    """.split()
+)
 _GPTJ = ("ForCausalLM", "ForQuestionAnswering", "ForSequenceClassification", "Model", "PreTrainedModel")
 _CODEGEN = ("ForCausalLM", "Model", "PreTrainedModel")
 

@@ -90,9 +90,12 @@ def _creation_context(dtype: torch.dtype, device: str) -> Iterator[None]:
             yield
 
 
-_INITIALISERS = ("uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_", "eye_", "dirac_",
-                 "xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_", "orthogonal_",
-                 "sparse_")  # fmt: skip
+_INITIALISERS = tuple(
+    """
+    uniform_ normal_ trunc_normal_ constant_ ones_ zeros_ eye_ dirac_ xavier_uniform_ xavier_normal_ kaiming_uniform_
+    kaiming_normal_ orthogonal_ sparse_
+    """.split()
+)
 
 
 @contextmanager

@@ -45,8 +45,12 @@ def with_zero(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, ra
     make: MakeEngine
     _note_host(recipe, recorder, built)
     if zero.stage == 3:
-        parts = Parts(recorder, HostMemory(recorder, pins=zero.pins_params), offload=bool(zero.offload_params),
-                      device=torch.device(recorder.traced_device))  # fmt: skip
+        parts = Parts(
+            recorder,
+            HostMemory(recorder, pins=zero.pins_params),
+            offload=bool(zero.offload_params),
+            device=torch.device(recorder.traced_device),
+        )
         if divides_while_loading(recipe):
             divide_base(built, parts, recorder)
         else:
@@ -135,8 +139,10 @@ def _make_stage12(
         rank=rank,
     )
     names = _names(built.module)
-    shards = [_shard(group.flat, {names[id(each)]: each.numel() for each in group.parameters}, is_part=False)
-              for group in engine.groups]  # fmt: skip
+    shards = [
+        _shard(group.flat, {names[id(each)]: each.numel() for each in group.parameters}, is_part=False)
+        for group in engine.groups
+    ]
     return engine, _tensors(built), shards
 
 

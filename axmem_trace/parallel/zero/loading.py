@@ -61,8 +61,11 @@ def divide_made(
         dtype: `zero.Init` casts what is made in another dtype to it; None: it stays as it is.
     """
     for prefix, module in model.named_modules():
-        own = [(plain_name(f"{prefix}.{key}".lstrip(".")), each) for key, each in module._parameters.items()
-               if each is not None]  # fmt: skip
+        own = [
+            (plain_name(f"{prefix}.{key}".lstrip(".")), each)
+            for key, each in module._parameters.items()
+            if each is not None
+        ]
         new = [(name, each) for name, each in own if name in names and parts.of(each) is None]
         for name, parameter in new:
             recorder.register(parameter, role="workspace", module=names[name])

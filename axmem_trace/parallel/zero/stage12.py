@@ -90,8 +90,14 @@ class Stage12:
         groups = []
         for number, parameters in enumerate(self._stepping.trained()):
             self._recorder.empty_cache()
-            group = make_group(parameters, self._zero, rank=self.rank, num_ranks=self._num_ranks, host=self._host,
-                               free_bytes=free_bytes())  # fmt: skip
+            group = make_group(
+                parameters,
+                self._zero,
+                rank=self.rank,
+                num_ranks=self._num_ranks,
+                host=self._host,
+                free_bytes=free_bytes(),
+            )
             self._recorder.register(group.flat, role="weight")
             self._recorder.register(group.master, role="optimizer", device=self._place)
             self._stepping.replace(number, group.master)

@@ -44,8 +44,11 @@ def _entries() -> tuple[tuple[str, str, str], ...]:
 
 def _report_words() -> Iterator[tuple[str, str, str]]:
     parts: tuple[tuple[str, Mapping[str, str]], ...] = (
-        ("verdict", VERDICTS), ("phase", PHASES), ("use of memory", HOLDERS), ("kind of note", kinds_of_notes()),
-    )  # fmt: skip
+        ("verdict", VERDICTS),
+        ("phase", PHASES),
+        ("use of memory", HOLDERS),
+        ("kind of note", kinds_of_notes()),
+    )
     for what, words in parts:
         for word, text in words.items():
             yield word, f"{word}: {what}", text

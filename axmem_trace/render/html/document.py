@@ -185,9 +185,16 @@ def _data(report: Report) -> dict[str, Any]:
         return [[names.setdefault(each.name, len(names)), each.bytes] for each in items]
 
     moments = [
-        {"x": round(x, 2), "when": _when(moment), "last": _last(moment), "bytes": moment.allocated_bytes,
-         "reserved": moment.reserved_bytes, "buckets": [getattr(moment.buckets, name) for name in BUCKETS],
-         "sources": pairs(moment.holders), "modules": pairs(moment.modules)}
+        {
+            "x": round(x, 2),
+            "when": _when(moment),
+            "last": _last(moment),
+            "bytes": moment.allocated_bytes,
+            "reserved": moment.reserved_bytes,
+            "buckets": [getattr(moment.buckets, name) for name in BUCKETS],
+            "sources": pairs(moment.holders),
+            "modules": pairs(moment.modules),
+        }
         for moment, x in zip(report.moments, positions(lay_out(report.moments)), strict=True)
-    ]  # fmt: skip
+    ]
     return {"buckets": BUCKETS, "names": list(names), "peak": peak_index(report), "moments": moments}

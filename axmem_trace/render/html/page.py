@@ -62,8 +62,10 @@ def _parts(report: Report, depth: int | None) -> Iterator[str]:
     yield f"<p>{escape(describe_model(report))}<br>"
     words = ", ".join(f"{what} {text}" for what, text in report.run.items() if what != "method")
     yield f"<small>{escape(words)}</small></p>"
-    rows = "".join(f"<tr><td class='n'><b>{figure.strip()}</b></td><td>{escape(what)}</td></tr>"
-                   for figure, what in headline(report))  # fmt: skip
+    rows = "".join(
+        f"<tr><td class='n'><b>{figure.strip()}</b></td><td>{escape(what)}</td></tr>"
+        for figure, what in headline(report)
+    )
     yield f"<table><tbody>{rows}</tbody></table>"
     fits = f"<b class='{mood_of(report)}'>{escape(describe_fit(report))}</b>"
     yield f"<p>peak: {escape(describe_peak(report))}<br>fits: {fits}</p>"
@@ -107,8 +109,10 @@ def draw_table(table: Table) -> str:
     """One table of the report."""
 
     def cells(row: tuple[str, ...], tag: str) -> str:
-        pairs = [(escape(cell), _style_of(cell, number=column.number))
-                 for cell, column in zip(row, table.columns, strict=True)]  # fmt: skip
+        pairs = [
+            (escape(cell), _style_of(cell, number=column.number))
+            for cell, column in zip(row, table.columns, strict=True)
+        ]
         return "".join(f"<{tag}{style}>{cell}</{tag}>" for cell, style in pairs)
 
     head = f"<thead><tr>{cells(tuple(column.label for column in table.columns), 'th')}</tr></thead>"

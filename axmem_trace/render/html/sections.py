@@ -37,11 +37,18 @@ def ranks(report: Report) -> str:
     for index, use in enumerate(report.ranks):
         checked = " checked" if use.worst or (index == 0 and not any(each.worst for each in report.ranks)) else ""
         worst = ", the most" if use.worst else ""
-        tabs.append(f"<input type='radio' name='rank' id='rank{index}'{checked}>"
-                    f"<label for='rank{index}'>rank {escape(use.ranks)}{worst}</label>")  # fmt: skip
-        figures = (("allocated", use.allocated_bytes), ("max_active", use.active_bytes),
-                   ("max_allocated", use.counted_bytes), ("device_reserved", use.reserved_bytes),
-                   ("nvidia-smi", use.device_bytes), ("host memory", use.host_bytes))  # fmt: skip
+        tabs.append(
+            f"<input type='radio' name='rank' id='rank{index}'{checked}>"
+            f"<label for='rank{index}'>rank {escape(use.ranks)}{worst}</label>"
+        )
+        figures = (
+            ("allocated", use.allocated_bytes),
+            ("max_active", use.active_bytes),
+            ("max_allocated", use.counted_bytes),
+            ("device_reserved", use.reserved_bytes),
+            ("nvidia-smi", use.device_bytes),
+            ("host memory", use.host_bytes),
+        )
         rows = [_row((name, format_bytes(nbytes))) for name, nbytes in figures]
         words = f"{use.count} of {report.gpu.count} ranks, {escape(use.basis)}; the most in {escape(use.phase)}"
         panes.append(f"<div class='pane' id='pane{index}'><p class='dim'>{words}</p>{_table(('', ''), rows)}</div>")

@@ -156,11 +156,12 @@ def _card_name(card: int, top: int, report: Report) -> Iterator[str]:
 def _bands(stretches: Sequence[Stretch]) -> Iterator[str]:
     for each in stretches:
         title = escape(describe_moment(each.phase, each.step))
-        yield (f"<div class='band' style='left:{each.left:.2f}%;width:{each.width:.2f}%' title='{title}'>"
-               f"{escape(each.phase)}</div>")  # fmt: skip
+        yield (
+            f"<div class='band' style='left:{each.left:.2f}%;width:{each.width:.2f}%' title='{title}'>"
+            f"{escape(each.phase)}</div>"
+        )
     for step, group in groupby(stretches, key=lambda each: each.step if each.phase not in ("load", "eval") else 0):
         members = list(group)
         if step:
             width = members[-1].left + members[-1].width - members[0].left
-            yield (f"<div class='band step' style='left:{members[0].left:.2f}%;width:{width:.2f}%'>"
-                   f"step {step}</div>")  # fmt: skip
+            yield (f"<div class='band step' style='left:{members[0].left:.2f}%;width:{width:.2f}%'>step {step}</div>")

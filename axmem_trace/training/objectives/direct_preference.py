@@ -48,8 +48,10 @@ class DirectPreference(Preference):
         """Both models' outputs are local names: their logits are alive until this returns."""
         mask = inputs["completion_mask"]
         call: dict[str, Any] = {
-            "input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False,
-        }  # fmt: skip
+            "input_ids": inputs["input_ids"],
+            "attention_mask": inputs["attention_mask"],
+            "use_cache": False,
+        }
         router = {"output_router_logits": True} if self.router_loss else {}
         scored = self.score(run_model, self.reference.policy, {**call, **router}, mask)
         masks = self._length_masks(mask[..., 1:])
@@ -96,10 +98,17 @@ class DirectPreference(Preference):
     def _pairs(self, chosen: Tensor, rejected: Tensor, reference: tuple[Tensor, Tensor], mask: Tensor) -> Pairs:
         chosen_ratio, rejected_ratio = chosen - reference[0], rejected - reference[1]
         return Pairs(
-            chosen=chosen_ratio, rejected=rejected_ratio, delta=chosen_ratio - rejected_ratio, chosen_logps=chosen,
-            rejected_logps=rejected, chosen_reference=reference[0], rejected_reference=reference[1],
-            completion_mask=mask, beta=self.settings.beta, smoothing=self.settings.label_smoothing,
-        )  # fmt: skip
+            chosen=chosen_ratio,
+            rejected=rejected_ratio,
+            delta=chosen_ratio - rejected_ratio,
+            chosen_logps=chosen,
+            rejected_logps=rejected,
+            chosen_reference=reference[0],
+            rejected_reference=reference[1],
+            completion_mask=mask,
+            beta=self.settings.beta,
+            smoothing=self.settings.label_smoothing,
+        )
 
     def _weigh(self, pairs: Pairs, scored: Scored, labels: Tensor, mask: Tensor) -> Tensor:
         """The sum of the losses asked for, each with its weight: a scalar."""

@@ -17,8 +17,10 @@ from axmem_trace.training.objectives.objective import RunModel
 from axmem_trace.training.objectives.supervised import Supervised
 
 TEACHER_TENSORS = {
-    "target_token_ids": torch.int64, "target_logprobs": torch.float32, "target_mask": torch.int64,
-}  # fmt: skip
+    "target_token_ids": torch.int64,
+    "target_logprobs": torch.float32,
+    "target_mask": torch.int64,
+}
 """Fields of the teacher's most likely tokens at each position (axolotl 0.19 `integrations/kd/collator.py`)."""
 
 

@@ -106,9 +106,14 @@ class GroupRelative(Preference):
             if self.rollouts.engine == "transformers":
                 with self.reference.ready_policy():
                     generate_completions(
-                        self._as_generated(run_model), self.model, self.recorder, self.rollouts,
-                        rows=rows, prompt_tokens=prompt, completion_tokens=completion,
-                    )  # fmt: skip
+                        self._as_generated(run_model),
+                        self.model,
+                        self.recorder,
+                        self.rollouts,
+                        rows=rows,
+                        prompt_tokens=prompt,
+                        completion_tokens=completion,
+                    )
         with self.recorder.interlude("score"):
             made = self._place_rows(rows, prompt, completion)
             self._score_rollouts(run_model, made)
@@ -136,10 +141,13 @@ class GroupRelative(Preference):
         mask = torch.ones(rows, completion, dtype=torch.int64)
         mask[-1, -1] = 0
         made = {
-            "prompt_ids": torch.full((rows, prompt), 10), "prompt_mask": torch.ones(rows, prompt, dtype=torch.int64),
-            "completion_ids": torch.full((rows, completion), 10), "completion_mask": mask,
-            "advantages": torch.zeros(rows), "num_items_in_batch": torch.tensor(rows * completion),
-        }  # fmt: skip
+            "prompt_ids": torch.full((rows, prompt), 10),
+            "prompt_mask": torch.ones(rows, prompt, dtype=torch.int64),
+            "completion_ids": torch.full((rows, completion), 10),
+            "completion_mask": mask,
+            "advantages": torch.zeros(rows),
+            "num_items_in_batch": torch.tensor(rows * completion),
+        }
         if self.rollouts.corrects_sampling:
             made["sampling_per_token_logps"] = torch.zeros(rows, completion)
         return {name: self.recorder.place(value) for name, value in made.items()}
@@ -223,9 +231,12 @@ class GroupRelative(Preference):
         )
         logits = self._cool(outputs.logits[:, :-1, :][:, -tokens:, :])
         values, entropies = self.helpers.select_with_entropy(
-            logits, ids[:, -tokens:], attention_mask[:, -tokens:],
-            entropy_trains=self.rollouts.entropy_trains, temperature=self._temperature,
-        )  # fmt: skip
+            logits,
+            ids[:, -tokens:],
+            attention_mask[:, -tokens:],
+            entropy_trains=self.rollouts.entropy_trains,
+            temperature=self._temperature,
+        )
         router_loss = torch.stack([outputs.aux_loss]).mean() if self.router_loss else None
         return torch.cat([values], dim=0), torch.cat([entropies], dim=0), router_loss
 

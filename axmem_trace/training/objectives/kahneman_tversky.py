@@ -39,8 +39,10 @@ class KahnemanTversky(Preference):
         mask = inputs["completion_mask"]
         strange = self._strange(run_model, self.reference.policy, inputs)
         call: dict[str, Any] = {
-            "input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False,
-        }  # fmt: skip
+            "input_ids": inputs["input_ids"],
+            "attention_mask": inputs["attention_mask"],
+            "use_cache": False,
+        }
         router = {"output_router_logits": True} if self.router_loss else {}
         scored = self.score(run_model, self.reference.policy, {**call, **router}, mask)
         sums = scored.values.sum(-1)
@@ -65,8 +67,9 @@ class KahnemanTversky(Preference):
     def _strange(self, run_model: RunModel, model: Any, inputs: Inputs) -> Tensor:
         """Log-probabilities of the other samples' completions, [rows]. The logits are freed when it returns."""
         call: dict[str, Any] = {
-            "input_ids": inputs["KL_input_ids"], "attention_mask": inputs["KL_attention_mask"],
-        }  # fmt: skip
+            "input_ids": inputs["KL_input_ids"],
+            "attention_mask": inputs["KL_attention_mask"],
+        }
         if self.settings.trl >= (1, 14):
             call["use_cache"] = False
         with torch.no_grad():

@@ -81,11 +81,16 @@ def build_apollo(request: Request) -> TracedOptimizer:
     }
     for key, accepted in {"proj": ("random", "svd"), "scale_type": ("channel", "tensor")}.items():
         if projection[key] not in accepted:
-            raise ConfigError(f"unknown {key}", key=f"optim_args.{key}", value=projection[key],
-                              accepted=", ".join(accepted))  # fmt: skip
+            raise ConfigError(
+                f"unknown {key}", key=f"optim_args.{key}", value=projection[key], accepted=", ".join(accepted)
+            )
     if projection["proj"] == "random" and projection["proj_type"] == "full":
-        raise ConfigError("APOLLO's random projection has no full form", key="optim_args.proj_type", value="full",
-                          accepted="std, reverse_std, right, left")  # fmt: skip
+        raise ConfigError(
+            "APOLLO's random projection has no full form",
+            key="optim_args.proj_type",
+            value="full",
+            accepted="std, reverse_std, right, left",
+        )
     groups = low_rank_groups(request, projection)
     if projection["proj"] == "svd":
         note_decomposition(request)

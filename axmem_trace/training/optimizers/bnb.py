@@ -21,11 +21,12 @@ from axmem_trace.training.optimizers.outside_gpu import empty_outside_gpu
 from axmem_trace.training.optimizers.request import Request
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
-BNB_NAMES = (
-    "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "lion_32bit", "lion_8bit", "paged_lion_32bit",
-    "paged_lion_8bit", "ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "rmsprop_bnb",
-    "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
-)  # fmt: skip
+BNB_NAMES = tuple(
+    """
+    adamw_bnb_8bit paged_adamw_32bit paged_adamw_8bit lion_32bit lion_8bit paged_lion_32bit paged_lion_8bit ademamix
+    ademamix_8bit paged_ademamix_32bit paged_ademamix_8bit rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit
+    """.split()
+)
 
 
 def build_bnb(request: Request) -> TracedOptimizer:
@@ -43,8 +44,11 @@ def build_bnb(request: Request) -> TracedOptimizer:
         if kwargs["optim_bits"] == 8:
             _keep_embeddings_in_fp32(request, manager)
     if kwargs.get("is_paged"):
-        request.note("ruled", "paged states of 100,000 elements or more are CUDA managed memory, outside PyTorch's "
-                     "allocator (bitsandbytes/optim/optimizer.py, get_state_buffer)")  # fmt: skip
+        request.note(
+            "ruled",
+            "paged states of 100,000 elements or more are CUDA managed memory, outside PyTorch's "
+            "allocator (bitsandbytes/optim/optimizer.py, get_state_buffer)",
+        )
     return request.traced(optimizer, around_step=managed_memory_on_meta)
 
 
@@ -72,8 +76,11 @@ def _class_and_kwargs(request: Request) -> tuple[Any, dict[str, Any]]:
 
 def _keep_embeddings_in_fp32(request: Request, manager: Any) -> None:
     if uses_axolotl_groups(request.recipe, custom=False):
-        request.note("traced", "embeddings get 8-bit optimizer state: with embedding_lr, lr_groups or LoRA+ axolotl's "
-                     "fp32 exception never matches (core/trainers/mixins/optimizer.py, create_optimizer)")  # fmt: skip
+        request.note(
+            "traced",
+            "embeddings get 8-bit optimizer state: with embedding_lr, lr_groups or LoRA+ axolotl's "
+            "fp32 exception never matches (core/trainers/mixins/optimizer.py, create_optimizer)",
+        )
         return
     for module in request.module.modules():
         if isinstance(module, nn.Embedding):

@@ -32,8 +32,12 @@ def build_optimizer(recipe: Recipe, module: nn.Module) -> TracedOptimizer:
     name = canonical_name(recipe.optimizer.name, frozenset(BUILDERS))
     trains = any(parameter.requires_grad for parameter in module.parameters())
     if not trains and not getattr(module, "_require_grads_hooks", None):  # with them, backward still runs
-        raise ConfigError("nothing to train: no parameter requires a gradient", key="optimizer", value=name,
-                          remedy="check `adapter` and `unfrozen_parameters`")  # fmt: skip
+        raise ConfigError(
+            "nothing to train: no parameter requires a gradient",
+            key="optimizer",
+            value=name,
+            remedy="check `adapter` and `unfrozen_parameters`",
+        )
     request = Request(recipe=recipe, module=module, name=name, notes=note_on_name(name))
     with meta_as_cuda(), torch.no_grad():
         return BUILDERS[name](request)

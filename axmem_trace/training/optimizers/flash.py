@@ -72,16 +72,23 @@ def build_flash(request: Request) -> TracedOptimizer:
     bits = request.args.get("master_weight_bits", 24)
     bits = None if bits in (None, "None", "null") else request.arg("master_weight_bits", 24, int)
     if bits not in (None, 24, 32):
-        raise ConfigError("unknown master_weight_bits", key="optim_args.master_weight_bits", value=bits,
-                          accepted="24, 32, null")  # fmt: skip
+        raise ConfigError(
+            "unknown master_weight_bits", key="optim_args.master_weight_bits", value=bits, accepted="24, 32, null"
+        )
     if bits is not None and all(parameter.dtype == torch.float32 for _, parameter in request.trainable):
-        raise ConfigError(f"{request.name} refuses parameters that are all fp32 (LoRA adapters are, by default) unless "
-                          "master_weight_bits is null", key="optimizer", value=request.name,
-                          remedy="set optim_args: {master_weight_bits: null}, or choose another optimizer")  # fmt: skip
+        raise ConfigError(
+            f"{request.name} refuses parameters that are all fp32 (LoRA adapters are, by default) unless "
+            "master_weight_bits is null",
+            key="optimizer",
+            value=request.name,
+            remedy="set optim_args: {master_weight_bits: null}, or choose another optimizer",
+        )
     states = {"adam": ("exp_avg", "exp_avg_sq"), "lion": ("exp_avg",)}.get(request.name[6:10], ())
     if "sgd" in request.name and request.arg("momentum", 0.0, float) > 0:
         states = ("momentum_buffer",)
     request.note("ruled", "states as flashoptim 0.1.4, optimizers.py, makes them; its fused kernels work in place")
-    return request.traced(FlashOptimizer(
-        request.groups, states, quantise=request.arg("quantize", True, to_bool), master_bytes=(bits or 0) // 8
-    ))  # fmt: skip
+    return request.traced(
+        FlashOptimizer(
+            request.groups, states, quantise=request.arg("quantize", True, to_bool), master_bytes=(bits or 0) // 8
+        )
+    )

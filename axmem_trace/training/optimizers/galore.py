@@ -65,8 +65,11 @@ def quantise_basis(basis: torch.Tensor, group: dict[str, Any], state: dict[str, 
     state["basis_shape"] = basis.shape
     if size > 0:
         if basis.nelement() % size:
-            raise ConfigError(f"a projection of {tuple(basis.shape)} cannot be divided into groups of {size}",
-                              key="qgalore_proj_group_size", value=size)  # fmt: skip
+            raise ConfigError(
+                f"a projection of {tuple(basis.shape)} cannot be divided into groups of {size}",
+                key="qgalore_proj_group_size",
+                value=size,
+            )
         basis = basis.reshape(-1, size)
     highest, lowest = basis.amax(dim=1, keepdim=True), basis.amin(dim=1, keepdim=True)
     scales = (highest - lowest).clamp(min=1e-5) / (2 ** group["quant_n_bit"] - 1)
@@ -152,13 +155,21 @@ def build_galore(request: Request) -> TracedOptimizer:
     scalar per tensor and an fp32 copy of each small tensor's weight while it steps.
     """
     if request.name == "galore_adafactor_layerwise":
-        raise ConfigError("galore_adafactor_layerwise cannot train: transformers leaves relative_step on, which "
-                          "Adafactor refuses together with a learning rate", key="optimizer", value=request.name,
-                          remedy="use galore_adafactor or galore_adamw_layerwise")  # fmt: skip
-    groups = low_rank_groups(request, {
-        "rank": request.arg("rank", 128, int), "update_proj_gap": request.arg("update_proj_gap", 200, int),
-        "proj_type": check_projection(request, str(request.args.get("proj_type", "std"))),
-    })  # fmt: skip
+        raise ConfigError(
+            "galore_adafactor_layerwise cannot train: transformers leaves relative_step on, which "
+            "Adafactor refuses together with a learning rate",
+            key="optimizer",
+            value=request.name,
+            remedy="use galore_adafactor or galore_adamw_layerwise",
+        )
+    groups = low_rank_groups(
+        request,
+        {
+            "rank": request.arg("rank", 128, int),
+            "update_proj_gap": request.arg("update_proj_gap", 200, int),
+            "proj_type": check_projection(request, str(request.args.get("proj_type", "std"))),
+        },
+    )
     note_decomposition(request)
     make, kwargs = _galore_class(request)
     if request.name.endswith("_layerwise"):
@@ -184,10 +195,17 @@ def _in_own_registries(make: Any) -> Any:
 
 def note_decomposition(request: Request) -> None:
     """Notes on steps that decompose a gradient: what is a rule, and what is left out."""
-    request.note("ruled", "projects and steps as galore_torch 1.0 (q_galore_torch 1.0 for Q-GaLore); the first step "
-                 "decomposes each gradient in fp32, as every update_proj_gap-th does")  # fmt: skip
-    request.note("not_modelled", "cuSOLVER's own workspace during the singular value decomposition is not in the "
-                 "figures; it would raise the peak of the first step", key="optimizer.svd_workspace")  # fmt: skip
+    request.note(
+        "ruled",
+        "projects and steps as galore_torch 1.0 (q_galore_torch 1.0 for Q-GaLore); the first step "
+        "decomposes each gradient in fp32, as every update_proj_gap-th does",
+    )
+    request.note(
+        "not_modelled",
+        "cuSOLVER's own workspace during the singular value decomposition is not in the "
+        "figures; it would raise the peak of the first step",
+        key="optimizer.svd_workspace",
+    )
 
 
 def build_q_galore(request: Request) -> TracedOptimizer:
@@ -199,8 +217,11 @@ def build_q_galore(request: Request) -> TracedOptimizer:
         targets = tuple(targets)  # axolotl iterates over the text, letter by letter
     projected = [p for name, p in request.trainable if p.ndim == 2 and any(target in name for target in targets)]
     if not projected:
-        raise ConfigError("no parameter matches optim_target_modules, which Q-GaLore projects",
-                          key="optim_target_modules", value=request.recipe.optimizer.target_modules)  # fmt: skip
+        raise ConfigError(
+            "no parameter matches optim_target_modules, which Q-GaLore projects",
+            key="optim_target_modules",
+            value=request.recipe.optimizer.target_modules,
+        )
     chosen = {id(parameter) for parameter in projected}
     plain = [parameter for _, parameter in request.trainable if id(parameter) not in chosen]
     projection = {
@@ -212,5 +233,8 @@ def build_q_galore(request: Request) -> TracedOptimizer:
     note_decomposition(request)
     make = _in_own_registries(partial(projected_adamw_8bit(), quantised=True, weight_decay=request.weight_decay))
     groups: ParamGroups = [{"params": projected, **projection}, {"params": plain}]
-    return request.traced(make([group for group in groups if group["params"]]),
-                          around_step=managed_memory_on_meta, replaces_parameters=True)  # fmt: skip
+    return request.traced(
+        make([group for group in groups if group["params"]]),
+        around_step=managed_memory_on_meta,
+        replaces_parameters=True,
+    )

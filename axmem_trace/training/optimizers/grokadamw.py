@@ -34,6 +34,9 @@ class GrokAdamW(RebuiltOptimizer):
 
 def build_grokadamw(request: Request) -> TracedOptimizer:
     """transformers/trainer_optimizer.py, `_get_grokadamw`."""
-    request.note("ruled", "GrokAdamW keeps its three states in host memory and copies them to the GPU tensor by tensor "
-                 "(grokadamw 0.1.2, grokadamw.py, _update_group)")  # fmt: skip
+    request.note(
+        "ruled",
+        "GrokAdamW keeps its three states in host memory and copies them to the GPU tensor by tensor "
+        "(grokadamw 0.1.2, grokadamw.py, _update_group)",
+    )
     return request.traced(GrokAdamW(request.groups))

@@ -77,9 +77,11 @@ def _axolotl_groups(recipe: Recipe, module: nn.Module) -> list[dict[str, Any]]:
         {"params": members["decay"], "weight_decay": decay, "lr": base},
         {"params": members["embeddings"], "weight_decay": 0.0, "lr": float(embedding_lr or base)},
         {"params": members["no_decay"], "weight_decay": 0.0, "lr": base},
-        *({"params": members[f"lr_group {group['name']}"], "weight_decay": decay, "lr": float(group["lr"])}
-          for group in lr_groups),
-    ]  # fmt: skip
+        *(
+            {"params": members[f"lr_group {group['name']}"], "weight_decay": decay, "lr": float(group["lr"])}
+            for group in lr_groups
+        ),
+    ]
 
 
 def _axolotl_group_of(name: str, decayed: bool, lr_groups: Any) -> str:

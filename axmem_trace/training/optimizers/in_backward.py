@@ -94,8 +94,12 @@ def build_lomo(request: Request) -> TracedOptimizer:
         ConfigError: AdaLomo cannot factor parameters of more than two dimensions.
     """
     if request.name == "adalomo" and any(parameter.ndim > 2 for _, parameter in request.trainable):
-        raise ConfigError("adalomo fails on parameters of more than two dimensions", key="optimizer", value="adalomo",
-                          remedy="freeze them or use lomo")  # fmt: skip
+        raise ConfigError(
+            "adalomo fails on parameters of more than two dimensions",
+            key="optimizer",
+            value="adalomo",
+            remedy="freeze them or use lomo",
+        )
     optimizer = (AdaLomo if request.name == "adalomo" else Lomo)(request.module)
     request.note(
         "ruled", "steps inside backward as lomo_optim 0.1.1; no gradient outlives its update, so nothing is clipped"

@@ -90,13 +90,19 @@ def low_rank_groups(request: Request, projection: dict[str, Any]) -> ParamGroups
     """
     targets = request.recipe.optimizer.target_modules
     if not targets:
-        raise ConfigError(f"{request.name} needs optim_target_modules", key="optim_target_modules",
-                          accepted="module names, a regular expression, or all_linear",
-                          remedy="name the linear layers whose gradients are projected")  # fmt: skip
+        raise ConfigError(
+            f"{request.name} needs optim_target_modules",
+            key="optim_target_modules",
+            accepted="module names, a regular expression, or all_linear",
+            remedy="name the linear layers whose gradients are projected",
+        )
     names = {f"{name}.weight" for name in _targeted_linears(request.module, targets)}
     if not names:
-        raise ConfigError(f"no linear layer matches optim_target_modules, which {request.name} projects",
-                          key="optim_target_modules", value=targets)  # fmt: skip
+        raise ConfigError(
+            f"no linear layer matches optim_target_modules, which {request.name} projects",
+            key="optim_target_modules",
+            value=targets,
+        )
     named = list(request.module.named_parameters())
     return [
         {"params": [parameter for name, parameter in named if name not in names]},

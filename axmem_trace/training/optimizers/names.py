@@ -46,9 +46,13 @@ def canonical_name(name: str, known: frozenset[str]) -> str:
         raise ConfigError(f"{name} cannot be estimated: {UNAVAILABLE[name]}", key="optimizer", value=name)
     if name not in known:
         near = difflib.get_close_matches(name, known | ALIASES.keys(), n=3, cutoff=0.5)
-        raise ConfigError("unknown optimizer", key="optimizer", value=name,
-                          accepted=", ".join(near or sorted(known | ALIASES.keys())),
-                          remedy="use one of the optimizers that axolotl knows")  # fmt: skip
+        raise ConfigError(
+            "unknown optimizer",
+            key="optimizer",
+            value=name,
+            accepted=", ".join(near or sorted(known | ALIASES.keys())),
+            remedy="use one of the optimizers that axolotl knows",
+        )
     return name
 
 

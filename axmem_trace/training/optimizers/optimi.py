@@ -106,8 +106,11 @@ class StableAdamW(_Optimi):
 
 def build_optimi_adamw(request: Request) -> TracedOptimizer:
     """axolotl, core/builders/base.py, `_configure_optimizer`: `foreach=False`, Kahan summation left to the library."""
-    request.note("ruled", "steps as torch-optimi 0.2.1, optimi/adam.py, _single_adam; a third, compensating state for "
-                 "half-precision parameters")  # fmt: skip
+    request.note(
+        "ruled",
+        "steps as torch-optimi 0.2.1, optimi/adam.py, _single_adam; a third, compensating state for "
+        "half-precision parameters",
+    )
     return request.traced(OptimiAdamW(request.groups, kahan=request.arg("kahan_sum", True, _left_to_library)))
 
 

@@ -105,8 +105,9 @@ class Dion(RebuiltOptimizer):
             state["momentum"] = torch.zeros_like(parameter)
             multiple = group["rank_multiple_of"]
             rank = min(multiple * math.ceil(group["rank_fraction"] * min(rows, columns) / multiple), rows, columns)
-            state["Q"] = torch.randn((rows if transposed else columns, rank), device=parameter.device,
-                                     dtype=parameter.dtype)  # fmt: skip
+            state["Q"] = torch.randn(
+                (rows if transposed else columns, rank), device=parameter.device, dtype=parameter.dtype
+            )
         assert parameter.grad is not None
         state["momentum"].add_(parameter.grad)
         momentum = torch.stack([state["momentum"].mT if transposed else state["momentum"]])
@@ -163,12 +164,14 @@ def build_dion(request: Request) -> TracedOptimizer:
     fraction = request.arg("rank_fraction", 1.0, float)
     multiple = request.arg("rank_multiple_of", 1, int)
     if not 0 < fraction <= 1 or multiple <= 0:
-        raise ConfigError("Dion's rank_fraction is above 0 and up to 1, rank_multiple_of above 0", key="optim_args",
-                          value=dict(request.args))  # fmt: skip
+        raise ConfigError(
+            "Dion's rank_fraction is above 0 and up to 1, rank_multiple_of above 0",
+            key="optim_args",
+            value=dict(request.args),
+        )
     for key in ("dion_rank_fraction", "dion_rank_multiple_of"):
         if request.extra.get(key) not in (None, 1, 1.0):
-            request.note("ignored", f"axolotl doesn't pass {key} to Dion; {key[5:]} in optim_args is passed",
-                         key=key)  # fmt: skip
+            request.note("ignored", f"axolotl doesn't pass {key} to Dion; {key[5:]} in optim_args is passed", key=key)
     decayed = decay_parameter_names(request.module)
     groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in request.trainable:
@@ -177,10 +180,14 @@ def build_dion(request: Request) -> TracedOptimizer:
             _check_matrix(request, name, parameter)
         groups.setdefault(("dion" if dion else "adamw", is_embedding(name), name in decayed), []).append(parameter)
     request.note("ruled", f"steps as axolotl-contribs-mit 0.0.6, dion/dion.py, dion_update_ddp; {_COMPILED}")
-    return request.traced(Dion([
-        {"params": members, "algorithm": algorithm, "rank_fraction": fraction, "rank_multiple_of": multiple}
-        for (algorithm, _, _), members in groups.items()
-    ]))  # fmt: skip
+    return request.traced(
+        Dion(
+            [
+                {"params": members, "algorithm": algorithm, "rank_fraction": fraction, "rank_multiple_of": multiple}
+                for (algorithm, _, _), members in groups.items()
+            ]
+        )
+    )
 
 
 def _check_matrix(request: Request, name: str, parameter: torch.Tensor) -> None:

@@ -92,15 +92,23 @@ class Request:
 
     def hooked(self, optimizers: Sequence[torch.optim.Optimizer], **kwargs: Any) -> TracedOptimizer:
         """The builder's result if backward hooks step the optimizers and free the gradients."""
-        return TracedOptimizer(name=self.name, module=self.module, optimizers=(), hooked=optimizers,
-                               notes=self.notes, releases_gradients=True, **kwargs)  # fmt: skip
+        return TracedOptimizer(
+            name=self.name,
+            module=self.module,
+            optimizers=(),
+            hooked=optimizers,
+            notes=self.notes,
+            releases_gradients=True,
+            **kwargs,
+        )
 
 
-CUSTOM_NAMES = frozenset({
-    "optimi_adamw", "ao_adamw_4bit", "ao_adamw_8bit", "ao_adamw_fp8", "adopt_adamw", "adamc", "came_pytorch", "muon",
-    "dion", "sinkgd", "polora", "flash_adamw", "flash_adam", "flash_sgd", "flash_sgdw", "flash_lion",
-    "q_galore_adamw8bit",
-})  # fmt: skip
+CUSTOM_NAMES = frozenset(
+    """
+    optimi_adamw ao_adamw_4bit ao_adamw_8bit ao_adamw_fp8 adopt_adamw adamc came_pytorch muon dion sinkgd polora
+    flash_adamw flash_adam flash_sgd flash_sgdw flash_lion q_galore_adamw8bit
+    """.split()
+)
 """Optimizers that axolotl builds itself, without transformers (utils/schemas/enums.py, `CustomSupportedOptimizers`)."""
 
 Builder = Callable[[Request], TracedOptimizer]

@@ -106,6 +106,10 @@ def build_anyprecision(request: Request) -> TracedOptimizer:
 def _dtype(request: Request, key: str, default: str) -> torch.dtype:
     value: Any = getattr(torch, str(request.args.get(key, default)), None)
     if not isinstance(value, torch.dtype):
-        raise ConfigError(f"{key} is no torch dtype", key="optim_args", value=request.args.get(key),
-                          accepted="float32, bfloat16, float16")  # fmt: skip
+        raise ConfigError(
+            f"{key} is no torch dtype",
+            key="optim_args",
+            value=request.args.get(key),
+            accepted="float32, bfloat16, float16",
+        )
     return value

@@ -57,8 +57,12 @@ def build_adagrad(request: Request) -> TracedOptimizer:
     """`torch.optim.Adagrad` (transformers/trainer_optimizer.py, `_get_adagrad`): the sums are made by the constructor,
     so they exist before the first step. It has no fused kernel for CUDA."""
     if implementation_of(request) == "fused":
-        raise ConfigError("Adagrad has no fused kernel for CUDA", key="optimizer_implementation", value="fused",
-                          accepted="foreach, for-loop")  # fmt: skip
+        raise ConfigError(
+            "Adagrad has no fused kernel for CUDA",
+            key="optimizer_implementation",
+            value="fused",
+            accepted="foreach, for-loop",
+        )
     kwargs: dict[str, Any] = {"lr_decay": request.arg("lr_decay", 0.0, float), "eps": request.arg("eps", 1e-10, float)}
     kwargs["weight_decay"] = request.arg("weight_decay", 0.0, float)
     kwargs.update(implementation_kwargs(request))
@@ -68,8 +72,12 @@ def build_adagrad(request: Request) -> TracedOptimizer:
 def build_rmsprop(request: Request) -> TracedOptimizer:
     """`torch.optim.RMSprop` (transformers/trainer_optimizer.py, `_get_rmsprop`)."""
     if implementation_of(request) == "fused":
-        raise ConfigError("RMSprop has no fused implementation", key="optimizer_implementation", value="fused",
-                          accepted="foreach, for-loop")  # fmt: skip
+        raise ConfigError(
+            "RMSprop has no fused implementation",
+            key="optimizer_implementation",
+            value="fused",
+            accepted="foreach, for-loop",
+        )
     kwargs: dict[str, Any] = {key: request.arg(key, 0.0, float) for key in ("momentum", "weight_decay")}
     kwargs.update(alpha=request.arg("alpha", 0.99, float), eps=request.arg("eps", 1e-8, float))
     kwargs["centered"] = request.arg("centered", False, to_bool)

@@ -120,11 +120,17 @@ def build_torchao(request: Request) -> TracedOptimizer:
     block_size = request.arg("block_size", 256, int)
     kinds: dict[str, Kind] = {"adamw_torch_4bit": "4bit", "adamw_torch_8bit": "8bit", "ao_adamw_fp8": "fp8"}
     if "block_size" in request.args and request.name != "ao_adamw_fp8":
-        raise ConfigError("transformers passes block_size to torchao as text, and torchao fails on it",
-                          key="optim_args.block_size", value=request.args["block_size"],
-                          remedy="leave it out: blocks are of 256 elements")  # fmt: skip
-    request.note("ruled", "states as torchao 0.17.0 makes them; its compiled update is assumed to be fused, so up to one "
-                 "fp32 copy of the largest tensor can come on top")  # fmt: skip
+        raise ConfigError(
+            "transformers passes block_size to torchao as text, and torchao fails on it",
+            key="optim_args.block_size",
+            value=request.args["block_size"],
+            remedy="leave it out: blocks are of 256 elements",
+        )
+    request.note(
+        "ruled",
+        "states as torchao 0.17.0 makes them; its compiled update is assumed to be fused, so up to one "
+        "fp32 copy of the largest tensor can come on top",
+    )
     return request.traced(LowBitAdamW(request.groups, kinds[request.name], block_size))
 
 
@@ -149,6 +155,9 @@ def build_sinkgd(request: Request) -> TracedOptimizer:
         sphere=request.arg("sinkgd_md_sphere", False, to_bool),
         fused_from=request.arg("sinkgd_fused_min_numel", 1 << 25, int) if fused else -1,
     )
-    request.note("ruled", "steps as axolotl's utils/optimizers/sinkgd.py; its compiled update is assumed to hold two "
-                 "copies of one gradient at a time")  # fmt: skip
+    request.note(
+        "ruled",
+        "steps as axolotl's utils/optimizers/sinkgd.py; its compiled update is assumed to hold two "
+        "copies of one gradient at a time",
+    )
     return request.traced(optimizer)

@@ -10,8 +10,14 @@ from collections.abc import Iterator
 
 from axmem_trace.advice.fitting.candidate import Candidate, Change, Grade, Situation
 
-_OLD_SWITCHES = ("eager_attention", "sdp_attention", "flex_attention", "xformers_attention", "sage_attention",
-                 "flash_attention")  # fmt: skip
+_OLD_SWITCHES = (
+    "eager_attention",
+    "sdp_attention",
+    "flex_attention",
+    "xformers_attention",
+    "sage_attention",
+    "flash_attention",
+)
 
 
 def propose(situation: Situation) -> Iterator[Change]:

@@ -15,8 +15,10 @@ def propose(situation: Situation) -> Iterator[Change]:
     """Selective checkpointing, then checkpointing of everything, if there is none."""
     if situation.recipe.checkpointing.enabled:
         return
-    yield Change(settings={"gradient_checkpointing": True, "selective_checkpointing": True},
-                 cost="layers without attention run twice: slower steps")  # fmt: skip
+    yield Change(
+        settings={"gradient_checkpointing": True, "selective_checkpointing": True},
+        cost="layers without attention run twice: slower steps",
+    )
     yield Change(settings={"gradient_checkpointing": True, **_without_selective(situation)})
 
 

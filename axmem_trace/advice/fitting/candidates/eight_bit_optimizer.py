@@ -21,8 +21,10 @@ def propose(situation: Situation) -> Iterator[Change]:
     if forms.eight_bits:
         yield Change(settings={"optimizer": forms.eight_bits})
     if forms.paged_eight_bits:
-        yield Change(settings={"optimizer": forms.paged_eight_bits},
-                     cost="8-bit states: slightly other updates; they may move over PCIe")  # fmt: skip
+        yield Change(
+            settings={"optimizer": forms.paged_eight_bits},
+            cost="8-bit states: slightly other updates; they may move over PCIe",
+        )
 
 
 CANDIDATE = Candidate(

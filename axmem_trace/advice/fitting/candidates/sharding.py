@@ -55,8 +55,9 @@ def _change(situation: Situation, count: int, settings: dict[str, Any]) -> Chang
     if count == before:
         return Change(settings=settings, cost="layers are gathered in each step: slower")
     if rest or not steps:
-        return Change(settings=settings, num_gpus=count, allow="effective_batch",
-                      cost=f"{count} cards; the effective batch grows")  # fmt: skip
+        return Change(
+            settings=settings, num_gpus=count, allow="effective_batch", cost=f"{count} cards; the effective batch grows"
+        )
     settings |= {"gradient_accumulation_steps": steps} if steps != batch.gradient_accumulation_steps else {}
     return Change(settings=settings, num_gpus=count, cost=f"{count} cards; the same effective batch")
 

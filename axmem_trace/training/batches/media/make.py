@@ -77,9 +77,13 @@ def _question(recipe: Recipe, config: Any, rows: int) -> Question:
     batch = recipe.batch
     height, width = batch.image_size if batch.image_size else (0, 0)
     return Question(
-        config=config, rows=rows, per_row=batch.images_per_row, height=height, width=width,
+        config=config,
+        rows=rows,
+        per_row=batch.images_per_row,
+        height=height,
+        width=width,
         options=recipe.batch.processor_options,
-    )  # fmt: skip
+    )
 
 
 def _fitting(rule: Rule, question: Question, max_tokens: int) -> Media:
