@@ -21,13 +21,35 @@ ROOT_MODEL = "AxolotlInputConfig"
 REQUIRED = "(required)"
 COMPUTED = "(computed)"
 """A default that is no literal: a factory, or a name defined elsewhere."""
-REFUSING = ("utils/schemas/**/*.py", "utils/config/*.py", "integrations/*/args.py", "integrations/base.py",
-            "loaders/utils.py", "monkeypatch/models/recurrent_support.py")  # fmt: skip
+REFUSING = (
+    "utils/schemas/**/*.py",
+    "utils/config/*.py",
+    "integrations/*/args.py",
+    "integrations/base.py",
+    "loaders/utils.py",
+    "monkeypatch/models/recurrent_support.py",
+)
 """Where a configuration is refused."""
-PATCHING = ("loaders/*.py", "core/**/*.py", "kernels/*.py", "monkeypatch/**/*.py", "integrations/**/*.py",
-            "model_support/**/*.py", "utils/config/*.py", "utils/optimizers/*.py", "utils/callbacks/__init__.py",
-            "utils/quantization.py", "utils/collators/*.py", "utils/samplers/*.py", "utils/lora_*.py", "utils/nf4*.py",
-            "utils/trainer.py", "utils/distributed.py", "utils/freeze.py", "utils/__init__.py")  # fmt: skip
+PATCHING = (
+    "loaders/*.py",
+    "core/**/*.py",
+    "kernels/*.py",
+    "monkeypatch/**/*.py",
+    "integrations/**/*.py",
+    "model_support/**/*.py",
+    "utils/config/*.py",
+    "utils/optimizers/*.py",
+    "utils/callbacks/__init__.py",
+    "utils/quantization.py",
+    "utils/collators/*.py",
+    "utils/samplers/*.py",
+    "utils/lora_*.py",
+    "utils/nf4*.py",
+    "utils/trainer.py",
+    "utils/distributed.py",
+    "utils/freeze.py",
+    "utils/__init__.py",
+)
 """Code that decides what a run allocates."""
 
 Fields = dict[str, dict[str, Any]]

@@ -38,8 +38,13 @@ if str(SCRIPTS) not in sys.path:
 
 import marked_blocks  # noqa: E402
 
-PLAIN_STEP = ("plugins=[]", "attn_implementation=sdpa", "sample_packing=false", "sequence_len=4096",
-              "gradient_accumulation_steps=1")  # fmt: skip
+PLAIN_STEP = (
+    "plugins=[]",
+    "attn_implementation=sdpa",
+    "sample_packing=false",
+    "sequence_len=4096",
+    "gradient_accumulation_steps=1",
+)
 """What MemTracker can run too: no fused loss, no FlashAttention, no packing."""
 TRACKER_LIMIT = 180
 """CPU seconds after which MemTracker is stopped."""
@@ -112,8 +117,9 @@ def run_process(command: Sequence[str]) -> Finished:
     when the process was made, so this one stays small: it imports no torch.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:  # fmt: skip
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
         assert process.stdout is not None
         output = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -216,9 +222,16 @@ def write_table(rows: Sequence[Row], times: int) -> str:
 
 
 def _line(row: Row) -> str:
-    cells = [row.case.name, str(row.case.layers), f"{row.floor.cpu_seconds:.2f}", f"{row.first.cpu_seconds:.2f}",
-             f"{row.first.cpu_seconds / row.floor.cpu_seconds:.2f}", f"{row.other_tokens_cpu_seconds:.2f}",
-             _mib(row.first.peak_rss_bytes), _gib(row.allocated_bytes)]  # fmt: skip
+    cells = [
+        row.case.name,
+        str(row.case.layers),
+        f"{row.floor.cpu_seconds:.2f}",
+        f"{row.first.cpu_seconds:.2f}",
+        f"{row.first.cpu_seconds / row.floor.cpu_seconds:.2f}",
+        f"{row.other_tokens_cpu_seconds:.2f}",
+        _mib(row.first.peak_rss_bytes),
+        _gib(row.allocated_bytes),
+    ]
     if row.tracker is not None:
         cells += [_gib(row.tracker_bytes), f"{row.tracker.cpu_seconds:.1f}", _mib(row.tracker.peak_rss_bytes)]
     else:

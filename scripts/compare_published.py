@@ -118,13 +118,16 @@ def predict(case: Case) -> dict[str, Any]:
     training = max(report.phases[name].counted_bytes for name in ("step_1", "step_2"))
     return {
         # on several GPUs each may load the whole model first: what the Trainer measures begins after that
-        "allocated": training if num_gpus else report.peak.counted_bytes, "reserved": report.peak.reserved_bytes,
-        "device": report.peak.device_bytes, "end": report.phases["step_2"].counted_end_bytes,
-        "load": report.phases["load"].counted_end_bytes, "after_forward": step.phases["forward"].counted_end_bytes,
+        "allocated": training if num_gpus else report.peak.counted_bytes,
+        "reserved": report.peak.reserved_bytes,
+        "device": report.peak.device_bytes,
+        "end": report.phases["step_2"].counted_end_bytes,
+        "load": report.phases["load"].counted_end_bytes,
+        "after_forward": step.phases["forward"].counted_end_bytes,
         "after_backward": step.phases["backward"].counted_end_bytes,
         "passes": max(step.phases[name].counted_bytes for name in ("forward", "backward")),
         "moment": f"{report.peak.phase} {report.peak.step}",
-    }  # fmt: skip
+    }
 
 
 def predict_all(cases: Sequence[Case], *, jobs: int, cache: Path | None) -> Iterator[dict[str, Any]]:
@@ -178,10 +181,18 @@ def make_rows(case: Case, predicted: dict[str, Any]) -> Iterator[Row]:
     reason = case.cannot or predicted.get("reason", "")
     for quantity, measured in (case.measured or {"nothing": 0.0}).items():
         yield Row(
-            id=case.id, source=case.source, quality=case.quality, num_gpus=case.num_gpus, quantity=quantity,
-            measured=measured, predicted=predicted.get(quantity, 0), line=case.line, rows=case.rows,
-            moment=predicted.get("moment", ""), reason=reason,
-        )  # fmt: skip
+            id=case.id,
+            source=case.source,
+            quality=case.quality,
+            num_gpus=case.num_gpus,
+            quantity=quantity,
+            measured=measured,
+            predicted=predicted.get(quantity, 0),
+            line=case.line,
+            rows=case.rows,
+            moment=predicted.get("moment", ""),
+            reason=reason,
+        )
 
 
 def render_text(rows: Sequence[Row]) -> Iterator[str]:
@@ -196,8 +207,10 @@ def render_text(rows: Sequence[Row]) -> Iterator[str]:
     yield f"\n{'group':40} {titles}"
     for name, members in group_rows(runs).items():
         figures = summarise([row.error for row in members])
-        yield (f"{name:40} {figures.count:5} {figures.median:+8.2%} {figures.median_absolute:10.2%}"
-               f" {figures.percentile_90:11.2%} {figures.under_rate:8.0%} {figures.worst:+8.2%}")  # fmt: skip
+        yield (
+            f"{name:40} {figures.count:5} {figures.median:+8.2%} {figures.median_absolute:10.2%}"
+            f" {figures.percentile_90:11.2%} {figures.under_rate:8.0%} {figures.worst:+8.2%}"
+        )
     yield f"\n{'line (same setup, batch varies)':64} {'intercept (GiB)':>17} {'slope (GiB a row)':>17}"
     for line in fit_lines(runs):
         cells = [f"{line['predicted'][key]:8.3f} {line['measured'][key]:8.3f}" for key in ("intercept", "slope")]

@@ -30,8 +30,13 @@ from pathlib import Path
 
 FAKE_CUDA = Path(__file__).resolve().parent / "fake_cuda"
 NAME = "no GPU: PyTorch's CUDA build with an H100's properties"
-LIBRARIES = {"cudart": "libcudart.so.13", "cublas": "libcublas.so.13", "cublasLt": "libcublasLt.so.13",
-             "cudnn": "libcudnn.so.9", "cuda": "libcuda.so.1"}  # fmt: skip
+LIBRARIES = {
+    "cudart": "libcudart.so.13",
+    "cublas": "libcublas.so.13",
+    "cublasLt": "libcublasLt.so.13",
+    "cudnn": "libcudnn.so.9",
+    "cuda": "libcuda.so.1",
+}
 """What is replaced, and the name that programs load it by."""
 CALLERS = ("torch/lib/lib*.so", "bitsandbytes/libbitsandbytes_cuda13*.so")
 
@@ -52,11 +57,20 @@ def build(place: Path, packages: Path, cuda_include: Path) -> str:
         options = ("-w", "-c", "-fPIC", "-O1", f"-DLIB_{library}", f"-I{cuda_include}")
         _run("gcc", *options, str(stubs), "-o", made[0])
         _run("g++" if source.suffix == ".cpp" else "gcc", *options, str(source), "-o", made[1])
-        _run("g++", "-shared", *made, f"-Wl,--version-script={versions}", f"-Wl,-soname,{file}", "-o",
-             str(place / file))  # fmt: skip
+        _run(
+            "g++", "-shared", *made, f"-Wl,--version-script={versions}", f"-Wl,-soname,{file}", "-o", str(place / file)
+        )
     management = place / "libnvidia-ml.so.1"
-    _run("gcc", "-w", "-shared", "-fPIC", str(FAKE_CUDA / "management.c"), f"-Wl,-soname,{management.name}", "-o",
-         str(management))  # fmt: skip
+    _run(
+        "gcc",
+        "-w",
+        "-shared",
+        "-fPIC",
+        str(FAKE_CUDA / "management.c"),
+        f"-Wl,-soname,{management.name}",
+        "-o",
+        str(management),
+    )
     return ":".join(str(place / file) for library, file in LIBRARIES.items() if library != "cuda")
 
 

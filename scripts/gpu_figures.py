@@ -18,12 +18,13 @@ def summarise_phases(after_load: Mapping[str, int], phases: Sequence[Mapping[str
     steps = {step: [phase for phase in phases if phase["step"] == step] for step in (1, 2)}
     forwards = [phase for phase in steps[1] if phase["phase"] == "forward"]
     return {
-        "after_load": after_load["end_bytes"], "after_forward": forwards[-1]["end_bytes"],
+        "after_load": after_load["end_bytes"],
+        "after_forward": forwards[-1]["end_bytes"],
         "step_1": max(phase["allocated_bytes"] for phase in steps[1]),
         "step_2": max(phase["allocated_bytes"] for phase in steps[2]),
         "end": steps[2][-1]["end_bytes"],
         "reserved": max(phase["reserved_bytes"] for phase in (after_load, *phases)),
-    }  # fmt: skip
+    }
 
 
 def summarise_report(report: Any) -> dict[str, int]:
@@ -32,9 +33,11 @@ def summarise_report(report: Any) -> dict[str, int]:
     return {
         "after_load": phases["load"].counted_end_bytes,
         "after_forward": phases["step_1"].phases["forward"].counted_end_bytes,
-        "step_1": phases["step_1"].counted_bytes, "step_2": phases["step_2"].counted_bytes,
-        "end": phases["step_2"].counted_end_bytes, "reserved": report.peak.reserved_bytes,
-    }  # fmt: skip
+        "step_1": phases["step_1"].counted_bytes,
+        "step_2": phases["step_2"].counted_bytes,
+        "end": phases["step_2"].counted_end_bytes,
+        "reserved": report.peak.reserved_bytes,
+    }
 
 
 def compare(predicted: Mapping[str, int], measured: Mapping[str, int]) -> dict[str, float]:

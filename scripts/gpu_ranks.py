@@ -47,18 +47,28 @@ def check_ranks(recipe: Recipe) -> None:
     packed = recipe.quantisation.method != "none"
     refusals = (
         (parallel.num_gpus != world_size(), "num_gpus", parallel.num_gpus, f"{world_size()}, or torchrun with as many"),
-        (parallel.engine == "ddp" and num_fake_ranks() > 0, "engine", "ddp with FAKE_RANKS", "FSDP; DDP compares ranks"),
+        (
+            parallel.engine == "ddp" and num_fake_ranks() > 0,
+            "engine",
+            "ddp with FAKE_RANKS",
+            "FSDP; DDP compares ranks",
+        ),
         (parallel.engine not in REAL_ENGINES, "engine", parallel.engine, ", ".join(REAL_ENGINES)),
-        (parallel.mesh.tensor > 1 or parallel.mesh.context > 1 or parallel.mesh.expert > 1, "mesh", "tensor, context or "
-         "expert parallelism", "none of them"),
+        (
+            parallel.mesh.tensor > 1 or parallel.mesh.context > 1 or parallel.mesh.expert > 1,
+            "mesh",
+            "tensor, context or expert parallelism",
+            "none of them",
+        ),
         (parallel.fsdp.offload_params, "fsdp_config.offload_params", True, "false"),
         (parallel.fsdp.loads_on_host, "fsdp_config.cpu_ram_efficient_loading", True, "false"),
         (parallel.engine == "fsdp2" and packed, "fsdp_version", "2 with packed weights", "weights that are not packed"),
-    )  # fmt: skip
+    )
     for refused, key, value, accepted in refusals:
         if refused:
-            raise ConfigError(problem="this can be estimated, but not run here for real", key=key, value=value,
-                              accepted=accepted)  # fmt: skip
+            raise ConfigError(
+                problem="this can be estimated, but not run here for real", key=key, value=value, accepted=accepted
+            )
 
 
 def loads_on_host(recipe: Recipe) -> bool:

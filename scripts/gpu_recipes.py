@@ -22,10 +22,17 @@ class GpuRecipe(NamedTuple):
 
 
 COMMON: dict[str, Any] = {
-    "base_model": "meta-llama/Llama-3.2-1B", "sequence_len": 2048, "micro_batch_size": 2, "bf16": True,
-    "gradient_accumulation_steps": 1, "optimizer": "adamw_torch_fused", "learning_rate": 1e-4, "val_set_size": 0,
-    "sdp_attention": True, "datasets": [{"path": "any", "type": "alpaca"}],
-}  # fmt: skip
+    "base_model": "meta-llama/Llama-3.2-1B",
+    "sequence_len": 2048,
+    "micro_batch_size": 2,
+    "bf16": True,
+    "gradient_accumulation_steps": 1,
+    "optimizer": "adamw_torch_fused",
+    "learning_rate": 1e-4,
+    "val_set_size": 0,
+    "sdp_attention": True,
+    "datasets": [{"path": "any", "type": "alpaca"}],
+}
 LORA: dict[str, Any] = {"adapter": "lora", "lora_r": 16, "lora_alpha": 32, "lora_target_linear": True}
 QLORA: dict[str, Any] = {**LORA, "adapter": "qlora", "load_in_4bit": True}
 

@@ -47,14 +47,19 @@ def check_runnable(recipe: Recipe) -> None:
     """
     for refused, key, value, accepted in _list_refusals(recipe):
         if refused:
-            raise ConfigError(problem="this can be estimated, but not run here for real", key=key, value=value,
-                              accepted=accepted)  # fmt: skip
+            raise ConfigError(
+                problem="this can be estimated, but not run here for real", key=key, value=value, accepted=accepted
+            )
     check_ranks(recipe)
     kernel = recipe.attention.kernel
     package = ATTENTION_PACKAGES[kernel]
     if package and find_spec(package) is None:
-        raise ConfigError(problem=f"{kernel} needs the package {package}, which is not installed", key="attention",
-                          value=kernel, remedy=f"install it, or set sdp_attention: true in place of {kernel}")  # fmt: skip
+        raise ConfigError(
+            problem=f"{kernel} needs the package {package}, which is not installed",
+            key="attention",
+            value=kernel,
+            remedy=f"install it, or set sdp_attention: true in place of {kernel}",
+        )
 
 
 def check_kernels(notes: Iterable[Note]) -> None:
@@ -67,8 +72,12 @@ def check_kernels(notes: Iterable[Note]) -> None:
     for note in notes:
         package = KERNEL_PACKAGES.get(note.key)
         if package and find_spec(package) is None:
-            raise ConfigError(problem=f"the estimate counts on {note.key}, which is not installed here", key="base_model",
-                              details=(note.text,), remedy=f"install {note.key}")  # fmt: skip
+            raise ConfigError(
+                problem=f"the estimate counts on {note.key}, which is not installed here",
+                key="base_model",
+                details=(note.text,),
+                remedy=f"install {note.key}",
+            )
 
 
 def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:
@@ -80,30 +89,66 @@ def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:
     on_host = placement.on_host_first or placement.on_host or placement.max_memory
     return (
         (optimizer not in REAL_OPTIMIZERS, "optimizer", recipe.optimizer.name, ", ".join(REAL_OPTIMIZERS)),
-        (recipe.loss.path not in REAL_LOSSES or recipe.loss.cross_entropy != "torch", "loss", recipe.loss.path,
-         "the model's own loss: no fused or chunked cross-entropy"),
+        (
+            recipe.loss.path not in REAL_LOSSES or recipe.loss.cross_entropy != "torch",
+            "loss",
+            recipe.loss.path,
+            "the model's own loss: no fused or chunked cross-entropy",
+        ),
         (bool(kernels.liger), "plugins", "Liger", "no Liger kernels"),
-        (bool(kernels.lora), "lora_kernels", ", ".join(sorted(kernels.lora)),
-         "no fused LoRA kernels (--assume lora_kernels=false)"),
+        (
+            bool(kernels.lora),
+            "lora_kernels",
+            ", ".join(sorted(kernels.lora)),
+            "no fused LoRA kernels (--assume lora_kernels=false)",
+        ),
         (kernels.tiled_mlp or kernels.torch_compile, "tiled_mlp, torch_compile", True, "neither"),
-        (recipe.attention.kernel not in ATTENTION_PACKAGES or recipe.attention.fused_attn_kernel
-         or recipe.attention.gemma4_hybrid, "attention", recipe.attention.kernel, ", ".join(ATTENTION_PACKAGES)),
-        (recipe.model.experts_implementation not in REAL_EXPERTS, "experts_implementation",
-         recipe.model.experts_implementation, ", ".join(filter(None, REAL_EXPERTS))),
-        (quantisation.method not in ("none", "bnb_4bit", "bnb_8bit") or quantisation.quantise_moe_experts,
-         "quantisation", quantisation.method, "none, or linear layers by bitsandbytes in 4 or 8 bit"),
+        (
+            recipe.attention.kernel not in ATTENTION_PACKAGES
+            or recipe.attention.fused_attn_kernel
+            or recipe.attention.gemma4_hybrid,
+            "attention",
+            recipe.attention.kernel,
+            ", ".join(ATTENTION_PACKAGES),
+        ),
+        (
+            recipe.model.experts_implementation not in REAL_EXPERTS,
+            "experts_implementation",
+            recipe.model.experts_implementation,
+            ", ".join(filter(None, REAL_EXPERTS)),
+        ),
+        (
+            quantisation.method not in ("none", "bnb_4bit", "bnb_8bit") or quantisation.quantise_moe_experts,
+            "quantisation",
+            quantisation.method,
+            "none, or linear layers by bitsandbytes in 4 or 8 bit",
+        ),
         (recipe.fake_quantisation is not None, "qat", True, "none"),
-        (recipe.checkpointing.offload != "none" or recipe.checkpointing.layer_offloading
-         or recipe.checkpointing.selective_offload, "offloading", True, "none"),
+        (
+            recipe.checkpointing.offload != "none"
+            or recipe.checkpointing.layer_offloading
+            or recipe.checkpointing.selective_offload,
+            "offloading",
+            True,
+            "none",
+        ),
         (bool(on_host) or recipe.adapter.on_cpu, "device_map", "weights on the host", "the whole model on the GPU"),
         (recipe.allocator.backend != "native", "allocator", recipe.allocator.backend, "PyTorch's own allocator"),
         (is_old, "assume", "code of older libraries", "what the installed libraries do"),
-        (objective.method in COMPARES_LOG_PROBABILITIES and objective.helpers != "torch", "rl", objective.method,
-         "log-probabilities by PyTorch's own kernels (--assume loss_helpers=torch)"),
+        (
+            objective.method in COMPARES_LOG_PROBABILITIES and objective.helpers != "torch",
+            "rl",
+            objective.method,
+            "log-probabilities by PyTorch's own kernels (--assume loss_helpers=torch)",
+        ),
         (objective.rollouts is not None, "rl", objective.method, "methods that generate nothing"),
-        (recipe.evaluation.generated_rows > 0 or bool(recipe.adapter.relora_steps) or recipe.loss.teacher_tokens > 0,
-         "trainer", "generation, ReLoRA or distillation", "plain steps and evaluation"),
-    )  # fmt: skip
+        (
+            recipe.evaluation.generated_rows > 0 or bool(recipe.adapter.relora_steps) or recipe.loss.teacher_tokens > 0,
+            "trainer",
+            "generation, ReLoRA or distillation",
+            "plain steps and evaluation",
+        ),
+    )
 
 
 class GpuRecorder:
@@ -210,8 +255,15 @@ def make_run(recipe: Recipe, device: str) -> Run:
     rank_model = divide_for_real(recipe, recorder, built)
     optimizer = build_optimizer(recipe, built.module)
     optimizer.around_step = nullcontext  # what the trace answers for CUDA's driver, the driver answers
-    run = Run(recipe, built, optimizer, recorder, offloading=lambda: nullcontext(nullcontext), repeat=False,
-              rank_model=rank_model)  # fmt: skip
+    run = Run(
+        recipe,
+        built,
+        optimizer,
+        recorder,
+        offloading=lambda: nullcontext(nullcontext),
+        repeat=False,
+        rank_model=rank_model,
+    )
     if run.scaler is not None and torch.device(device).type == "cuda":
         scaler: Any = RealScaler(optimizer, device)
         run.scaler = scaler

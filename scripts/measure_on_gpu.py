@@ -41,9 +41,14 @@ from axmem_trace.errors import ConfigError  # noqa: E402
 SCHEMA_VERSION = 1
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "flash_attn")
 MEASURED = SCRIPTS.parent / "tests" / "measured"
-CHANGES_MEMORY = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING", "CUBLAS_WORKSPACE_CONFIG",
-                  "CUBLASLT_WORKSPACE_SIZE", "TORCH_CUBLASLT_UNIFIED_WORKSPACE",
-                  "TORCH_CUDNN_SDPA_DEPRIORITIZED")  # fmt: skip
+CHANGES_MEMORY = (
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUBLASLT_WORKSPACE_SIZE",
+    "TORCH_CUBLASLT_UNIFIED_WORKSPACE",
+    "TORCH_CUDNN_SDPA_DEPRIORITIZED",
+)
 """Environment variables that a run must not inherit: the estimate takes none of them to be set."""
 
 
@@ -60,12 +65,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("configs", metavar="CONFIG.yml", nargs="*")
-    add("--recipes", metavar="NAME,...", nargs="?", const="all",
-        help=f"run the ready recipes, all or some of: {', '.join(RECIPES)}")  # fmt: skip
+    add(
+        "--recipes",
+        metavar="NAME,...",
+        nargs="?",
+        const="all",
+        help=f"run the ready recipes, all or some of: {', '.join(RECIPES)}",
+    )
     add("--set", metavar="key=value", action="append", default=[], type=key_value, dest="overrides")
     add("--assume", metavar="key=value", action="append", default=[], type=key_value, dest="assumptions")
-    add("-o", "--output", type=Path, metavar="FILE",
-        help="write the JSON there instead of to standard output; a directory where several are run")  # fmt: skip
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write the JSON there instead of to standard output; a directory where several are run",
+    )
     add("--history", action="store_true", help="record the allocator's history: where the bytes of the peak came from")
     add("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -91,8 +106,10 @@ def list_jobs(parsed: argparse.Namespace, place: Path) -> Iterator[Job]:
     names = [] if parsed.recipes is None else list(RECIPES) if parsed.recipes == "all" else parsed.recipes.split(",")
     unknown = [name for name in names if name not in RECIPES]
     if unknown or not (names or parsed.configs):
-        raise ConfigError(problem=f"no ready recipe {unknown[0]!r}" if unknown else "nothing to run was named",
-                          accepted=f"a configuration, or --recipes with any of {', '.join(RECIPES)}")  # fmt: skip
+        raise ConfigError(
+            problem=f"no ready recipe {unknown[0]!r}" if unknown else "nothing to run was named",
+            accepted=f"a configuration, or --recipes with any of {', '.join(RECIPES)}",
+        )
     is_directory = bool(names) or len(parsed.configs) > 1
     directory = (parsed.output or (MEASURED if names else None)) if is_directory else None
     if directory is not None:
@@ -143,15 +160,24 @@ def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *
     measured = summarise_phases(after_load, phases)
     return {
         "schema_version": SCHEMA_VERSION,
-        "config": Path(config).name, "content": Path(config).read_text(encoding="utf-8"),
-        "overrides": list(overrides), "assumptions": assumptions,
-        "gpu": {"name": card.name, "asked_for": gpu, "memory_bytes": card.total_memory,
-                "compute_capability": [card.major, card.minor]},
-        "axolotl": report.axolotl.version, "versions": find_versions(),
-        "measured": {**measured, "load": after_load, "phases": phases}, "predicted": predicted,
+        "config": Path(config).name,
+        "content": Path(config).read_text(encoding="utf-8"),
+        "overrides": list(overrides),
+        "assumptions": assumptions,
+        "gpu": {
+            "name": card.name,
+            "asked_for": gpu,
+            "memory_bytes": card.total_memory,
+            "compute_capability": [card.major, card.minor],
+        },
+        "axolotl": report.axolotl.version,
+        "versions": find_versions(),
+        "measured": {**measured, "load": after_load, "phases": phases},
+        "predicted": predicted,
         **({"ranks": [summarise_phases(*each) for each in by_rank]} if len(by_rank) > 1 else {}),
-        "comparison": compare(predicted, measured), "peak_by_code": find_peak_by_code(snapshot) if snapshot else [],
-    }  # fmt: skip
+        "comparison": compare(predicted, measured),
+        "peak_by_code": find_peak_by_code(snapshot) if snapshot else [],
+    }
 
 
 def world_size() -> int:
@@ -246,8 +272,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             codes.append(run_apart(job, parsed))
     failed = [job.name for job, code in zip(jobs, codes, strict=True) if code]
     if len(jobs) > 1:
-        print(f"{len(jobs) - len(failed)} of {len(jobs)} measured" + (f"; not: {', '.join(failed)}" if failed else ""),
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"{len(jobs) - len(failed)} of {len(jobs)} measured" + (f"; not: {', '.join(failed)}" if failed else ""),
+            file=sys.stderr,
+        )
     return codes[0] if len(jobs) == 1 else min(len(failed), 1)
 
 

@@ -60,5 +60,12 @@ def read_record(read: Callable[[Any], Case], record: Any, kind: str = "run") -> 
     except UNREADABLE as error:
         told = record if isinstance(record, Mapping) else {}
         name = str(told.get("id") or told.get("variant") or f"{kind} of line {told.get('line', '?')}")
-        return Case(id=name, source=name.split("-")[0], quality=str(told.get("quality", "?")), metric="?", num_gpus=0,
-                    measured={}, cannot=explain(error))  # fmt: skip
+        return Case(
+            id=name,
+            source=name.split("-")[0],
+            quality=str(told.get("quality", "?")),
+            metric="?",
+            num_gpus=0,
+            measured={},
+            cannot=explain(error),
+        )

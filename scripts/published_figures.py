@@ -53,10 +53,13 @@ def summarise(errors: Sequence[float]) -> Summary:
     """Figures of a group that is not empty."""
     absolute = sorted(abs(error) for error in errors)
     return Summary(
-        count=len(errors), median=statistics.median(errors), median_absolute=statistics.median(absolute),
-        percentile_90=percentile(absolute, 0.9), under_rate=sum(error < 0 for error in errors) / len(errors),
+        count=len(errors),
+        median=statistics.median(errors),
+        median_absolute=statistics.median(absolute),
+        percentile_90=percentile(absolute, 0.9),
+        under_rate=sum(error < 0 for error in errors) / len(errors),
         worst=max(errors, key=abs),
-    )  # fmt: skip
+    )
 
 
 def percentile(ordered: Sequence[float], fraction: float) -> float:

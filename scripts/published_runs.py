@@ -33,17 +33,25 @@ def read_run(run: Mapping[str, Any]) -> Case:
     if metric not in QUANTITIES:
         raise CannotExpress(f"the metric {metric} is not estimated")
     extra = run.get("extra") or {}
-    gigabytes = {"device": extra.get("nvidia_smi_gib"), "end": extra.get("allocated_end_gib"),
-                 QUANTITIES[metric]: run["measured_gib"]}  # fmt: skip
+    gigabytes = {
+        "device": extra.get("nvidia_smi_gib"),
+        "end": extra.get("allocated_end_gib"),
+        QUANTITIES[metric]: run["measured_gib"],
+    }
     measured = {key: float(value) * GIB for key, value in gigabytes.items() if value}
     if QUANTITIES[metric] not in measured or min(measured.values()) <= 0:
         raise CannotExpress("no figure was measured")
     settings = run.get("axolotl_like_config") or {}
     case: dict[str, Any] = {
-        "id": run["id"], "source": source, "quality": str(run.get("quality", "?")), "metric": metric,
-        "num_gpus": run.get("n_gpus") or 0, "measured": measured, "rows": settings.get("micro_batch_size") or 0,
+        "id": run["id"],
+        "source": source,
+        "quality": str(run.get("quality", "?")),
+        "metric": metric,
+        "num_gpus": run.get("n_gpus") or 0,
+        "measured": measured,
+        "rows": settings.get("micro_batch_size") or 0,
         "gpu": _card(str(run.get("gpu", ""))),
-    }  # fmt: skip
+    }
     try:
         translate = TRANSLATIONS.get(source)
         if run["n_gpus"] != 1 and source not in ON_MANY_GPUS:
@@ -58,8 +66,14 @@ def read_run(run: Mapping[str, Any]) -> Case:
 
 def _card(name: str) -> str:
     """Our name of the card; empty where the run does not say, so that nothing is assumed to be full."""
-    for known, pattern in (("A100-80GB", r"A100.*80 ?GB"), ("A100-40GB", r"A100.*40 ?GB"), ("L40S", r"L40S"),
-                           ("A10G", r"A10G"), ("RTX 4090", r"4090"), ("H100", r"H100")):  # fmt: skip
+    for known, pattern in (
+        ("A100-80GB", r"A100.*80 ?GB"),
+        ("A100-40GB", r"A100.*40 ?GB"),
+        ("L40S", r"L40S"),
+        ("A10G", r"A10G"),
+        ("RTX 4090", r"4090"),
+        ("H100", r"H100"),
+    ):
         if re.search(pattern, name):
             return known
     return ""
@@ -84,9 +98,12 @@ OWN_MODEL_CODE = {
 
 
 FMS_FRAMEWORKS = (
-    "none", "foak-fast-kernels", "foak-fast-kernels-liger", "baseline-peft-bnb",
+    "none",
+    "foak-fast-kernels",
+    "foak-fast-kernels-liger",
+    "baseline-peft-bnb",
     *(f"accelerated-peft-{kind}{kernels}" for kind in ("bnb", "autogptq") for kernels in ("", "-foak", "-foak-liger")),
-)  # fmt: skip
+)
 
 
 def _fms_on_many(settings: Mapping[str, Any], framework: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -101,8 +118,10 @@ def _fms_on_many(settings: Mapping[str, Any], framework: str) -> tuple[dict[str,
         raise CannotExpress("several GPUs without FSDP")
     if settings.get("gptq"):
         raise CannotExpress("fms-acceleration makes parameters of AutoGPTQ's packed buffers, so that FSDP divides them")
-    config = {"fsdp_version": 1, "fsdp_config": {"cpu_ram_efficient_loading": True,
-                                                 "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}  # fmt: skip
+    config = {
+        "fsdp_version": 1,
+        "fsdp_config": {"cpu_ram_efficient_loading": True, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"},
+    }
     assumptions: dict[str, Any] = {
         "fsdp_prefetch": "pre",
         "fsdp_dtype": "bfloat16" if settings["autocast"] else "stored",
@@ -144,11 +163,19 @@ def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
         raise CannotExpress(f"what {framework} of fms-acceleration does is not known here")
     old_bigcode, version = "gpt_bigcode" in settings["base_model"], _release(run["versions"]["transformers"])
     config: dict[str, Any] = {
-        "base_model": settings["base_model"], "datasets": DATASET, "bf16": not settings["fp16"],
-        "fp16": settings["fp16"], "micro_batch_size": settings["micro_batch_size"], "gradient_accumulation_steps": 1,
-        "sequence_len": settings["sequence_len"], "pad_to_sequence_len": True, "gradient_checkpointing": True,
-        "flash_attention": True, "optimizer": "adamw_torch", "val_set_size": 0,
-    }  # fmt: skip
+        "base_model": settings["base_model"],
+        "datasets": DATASET,
+        "bf16": not settings["fp16"],
+        "fp16": settings["fp16"],
+        "micro_batch_size": settings["micro_batch_size"],
+        "gradient_accumulation_steps": 1,
+        "sequence_len": settings["sequence_len"],
+        "pad_to_sequence_len": True,
+        "gradient_checkpointing": True,
+        "flash_attention": True,
+        "optimizer": "adamw_torch",
+        "val_set_size": 0,
+    }
     for key in ("adapter", "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
         if settings.get(key):
             config[key] = settings[key]
@@ -156,13 +183,21 @@ def _fms(run: Mapping[str, Any]) -> dict[str, Any]:
         config["lora_target_modules"] = ["c_attn"]
     dtype = "float16" if settings["fp16"] else "bfloat16"
     assumptions = {
-        "autocast": dtype if settings["autocast"] else False, "load_dtype": settings["model_load_dtype"],
-        "attention_mask": False, "allocator": "default", "optimizer_implementation": "foreach", "upcast_before": False,
-        "kbit_preparation": False, "lora_kernels": False, "loss_path": _loss_path(version, old_bigcode),
-        "loading": "before_4_50" if version < (4, 50) else "current", "use_cache": old_bigcode and version < (4, 50),
-        "repeats_kv": "Mistral" in settings["base_model"] and version < (4, 48), "whole_slices": True,
+        "autocast": dtype if settings["autocast"] else False,
+        "load_dtype": settings["model_load_dtype"],
+        "attention_mask": False,
+        "allocator": "default",
+        "optimizer_implementation": "foreach",
+        "upcast_before": False,
+        "kbit_preparation": False,
+        "lora_kernels": False,
+        "loss_path": _loss_path(version, old_bigcode),
+        "loading": "before_4_50" if version < (4, 50) else "current",
+        "use_cache": old_bigcode and version < (4, 50),
+        "repeats_kv": "Mistral" in settings["base_model"] and version < (4, 48),
+        "whole_slices": True,
         "added_tokens": _fms_added_tokens(settings["base_model"]),
-    }  # fmt: skip
+    }
     if "Mixtral" in settings["base_model"] and version < (5, 0):
         assumptions["experts_layout"] = "linear"
     if "foak" in framework:
@@ -220,19 +255,41 @@ def _peft(run: Mapping[str, Any]) -> dict[str, Any]:
     if settings["adapter"] != "lora":
         raise CannotExpress(f"adapter {settings['adapter']}")
     config: dict[str, Any] = {
-        "base_model": settings["base_model"], "datasets": DATASET, "bf16": True, "val_set_size": 0,
-        "micro_batch_size": settings["micro_batch_size"], "gradient_accumulation_steps": 1,
-        "sequence_len": settings["sequence_len"], "gradient_checkpointing": False, "sdp_attention": True,
-        "optimizer": "adamw_torch", "max_grad_norm": 1.0, "adapter": "lora", "lora_r": settings["lora_r"],
-        "lora_alpha": 64, "lora_dropout": 0.0, "lora_target_modules": settings["lora_target_modules"],
-        "peft_use_dora": settings["peft_use_dora"], "peft_use_rslora": settings["peft_use_rslora"], "gc_steps": 1,
-    }  # fmt: skip
+        "base_model": settings["base_model"],
+        "datasets": DATASET,
+        "bf16": True,
+        "val_set_size": 0,
+        "micro_batch_size": settings["micro_batch_size"],
+        "gradient_accumulation_steps": 1,
+        "sequence_len": settings["sequence_len"],
+        "gradient_checkpointing": False,
+        "sdp_attention": True,
+        "optimizer": "adamw_torch",
+        "max_grad_norm": 1.0,
+        "adapter": "lora",
+        "lora_r": settings["lora_r"],
+        "lora_alpha": 64,
+        "lora_dropout": 0.0,
+        "lora_target_modules": settings["lora_target_modules"],
+        "peft_use_dora": settings["peft_use_dora"],
+        "peft_use_rslora": settings["peft_use_rslora"],
+        "gc_steps": 1,
+    }
     assumptions = {
-        "autocast": False, "adapter_dtype": "float32", "upcast_before": False, "attention_mask": True, "padded": True,
-        "allocator": "default", "optimizer_implementation": "foreach", "lora_kernels": False,
-        "loss_path": _loss_path(_release(run["versions"]["transformers"]), False), "use_cache": True,
-        "row_tokens": LONGEST_OF_PEFT, "holds_outputs": True, "input_gradients": False,
-    }  # fmt: skip
+        "autocast": False,
+        "adapter_dtype": "float32",
+        "upcast_before": False,
+        "attention_mask": True,
+        "padded": True,
+        "allocator": "default",
+        "optimizer_implementation": "foreach",
+        "lora_kernels": False,
+        "loss_path": _loss_path(_release(run["versions"]["transformers"]), False),
+        "use_cache": True,
+        "row_tokens": LONGEST_OF_PEFT,
+        "holds_outputs": True,
+        "input_gradients": False,
+    }
     return {"config": config, "assumptions": assumptions, "line": ""}
 
 
@@ -253,14 +310,22 @@ def _msswift24(run: Mapping[str, Any]) -> dict[str, Any]:
     if "Yi" not in settings["base_model"]:
         raise CannotExpress("the model is code of its own repository, not in transformers")
     config: dict[str, Any] = {"datasets": DATASET, "bf16": True, "val_set_size": 0, "optimizer": "adamw_torch"}
-    for key in ("base_model", "sequence_len", "micro_batch_size", "gradient_accumulation_steps", "adapter", "lora_r",
-                "lora_alpha", "lora_dropout", "gradient_checkpointing", "flash_attention"):  # fmt: skip
+    for key in """
+        base_model sequence_len micro_batch_size gradient_accumulation_steps adapter lora_r lora_alpha lora_dropout
+        gradient_checkpointing flash_attention
+        """.split():
         if settings.get(key):
             config[key] = settings[key]
     config["lora_target_modules"] = ["q_proj", "k_proj", "v_proj"]
-    assumptions = {"attention_mask": True, "allocator": "default", "optimizer_implementation": "foreach",
-                   "loss_path": "upcast_shifted_copy", "upcast_before": False, "lora_kernels": False,
-                   "loading": "before_4_50"}  # fmt: skip
+    assumptions = {
+        "attention_mask": True,
+        "allocator": "default",
+        "optimizer_implementation": "foreach",
+        "loss_path": "upcast_shifted_copy",
+        "upcast_before": False,
+        "lora_kernels": False,
+        "loading": "before_4_50",
+    }
     return {"config": config, "assumptions": assumptions, "line": f"{settings['base_model']} {config.get('adapter')}"}
 
 
@@ -287,18 +352,33 @@ def read_out_of_memory(record: Mapping[str, Any]) -> Case:
     quantised, gptq = "bnb" in framework or "gptq" in framework, "gptq" in framework
     adapter = None if method == "full" else "qlora" if "bnb" in framework else "lora"
     settings: dict[str, Any] = {
-        "base_model": record["model"], "adapter": adapter, "load_in_4bit": "bnb" in framework, "gptq": gptq,
-        "micro_batch_size": record["per_device_bs"], "sequence_len": _LENGTH_OF_FILE, "fp16": gptq,
-        "model_load_dtype": "float16" if gptq else "bfloat16", "autocast": quantised or "liger" in record["file"],
-    }  # fmt: skip
+        "base_model": record["model"],
+        "adapter": adapter,
+        "load_in_4bit": "bnb" in framework,
+        "gptq": gptq,
+        "micro_batch_size": record["per_device_bs"],
+        "sequence_len": _LENGTH_OF_FILE,
+        "fp16": gptq,
+        "model_load_dtype": "float16" if gptq else "bfloat16",
+        "autocast": quantised or "liger" in record["file"],
+    }
     if adapter:
-        settings |= {"lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.1,
-                     "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}  # fmt: skip
+        settings |= {
+            "lora_r": 16,
+            "lora_alpha": 16,
+            "lora_dropout": 0.1,
+            "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        }
         settings["lora_qkv_kernel"] = quantised and "foak" in framework
     run = {
-        "id": f"fms-oom-{record['file'].removesuffix('.csv')}-L{record['line']}", "quality": "A",
-        "metric": "nvidia-smi", "measured_gib": int(float(record["nvidia_smi_peak_mib"])) / 1024,
-        "n_gpus": record["n_gpus"], "gpu": "NVIDIA A100 80GB", "framework": framework,
-        "axolotl_like_config": settings, "versions": {"transformers": _TRANSFORMERS_OF_FILE[record["file"]]},
-    }  # fmt: skip
+        "id": f"fms-oom-{record['file'].removesuffix('.csv')}-L{record['line']}",
+        "quality": "A",
+        "metric": "nvidia-smi",
+        "measured_gib": int(float(record["nvidia_smi_peak_mib"])) / 1024,
+        "n_gpus": record["n_gpus"],
+        "gpu": "NVIDIA A100 80GB",
+        "framework": framework,
+        "axolotl_like_config": settings,
+        "versions": {"transformers": _TRANSFORMERS_OF_FILE[record["file"]]},
+    }
     return read_run(run)

@@ -136,8 +136,28 @@ def make_moves(seed: int, count: int) -> list[Move]:
     return moves
 
 
-_THRESHOLDS = (1, 512, 513, 1024, 123456, MIB, MIB + 1, 2 * MIB, 8 * MIB, 10 * MIB - 512, 10 * MIB - 1, 10 * MIB,
-               10 * MIB + 1, 16 * MIB, 20 * MIB, 20 * MIB + 1, 32 * MIB, 33 * MIB, 64 * MIB, 100 * MIB)  # fmt: skip
+_THRESHOLDS = (
+    1,
+    512,
+    513,
+    1024,
+    123456,
+    MIB,
+    MIB + 1,
+    2 * MIB,
+    8 * MIB,
+    10 * MIB - 512,
+    10 * MIB - 1,
+    10 * MIB,
+    10 * MIB + 1,
+    16 * MIB,
+    20 * MIB,
+    20 * MIB + 1,
+    32 * MIB,
+    33 * MIB,
+    64 * MIB,
+    100 * MIB,
+)
 
 
 def _make_size(dice: random.Random) -> int:
@@ -166,8 +186,16 @@ def simulate(text: str, capacity_bytes: int, moves: Sequence[Move]) -> list[Stat
         else:
             caching.empty_cache()
         segments = accounts.num_segments if caching.expandable is None else 0
-        states.append(State(accounts.allocated_bytes, accounts.reserved_bytes, block.address if block else 0,
-                            int(kind == "a" and block is None), accounts.num_retries, segments))  # fmt: skip
+        states.append(
+            State(
+                accounts.allocated_bytes,
+                accounts.reserved_bytes,
+                block.address if block else 0,
+                int(kind == "a" and block is None),
+                accounts.num_retries,
+                segments,
+            )
+        )
     return states
 
 
@@ -185,15 +213,46 @@ def build(place: Path, lib: Path, include: Path, cuda_include: Path) -> Path:
     (place / "stubs.c").write_text(f"#include <stdlib.h>\n{stubs}", encoding="utf-8")
     (place / "versions").write_text("libcudart.so.13 { global: cuda*; local: *; };\n", encoding="utf-8")
     _run("gcc", "-c", "-fPIC", str(place / "stubs.c"), "-o", str(place / "stubs.o"))
-    _run("g++", "-shared", "-fPIC", "-O1", f"-I{cuda_include}", str(source), str(place / "stubs.o"),
-         f"-Wl,--version-script={place / 'versions'}", f"-Wl,-soname,{library.name}", "-o", str(library))  # fmt: skip
+    _run(
+        "g++",
+        "-shared",
+        "-fPIC",
+        "-O1",
+        f"-I{cuda_include}",
+        str(source),
+        str(place / "stubs.o"),
+        f"-Wl,--version-script={place / 'versions'}",
+        f"-Wl,-soname,{library.name}",
+        "-o",
+        str(library),
+    )
     management = place / "libnvidia-ml.so.1"
-    _run("gcc", "-shared", "-fPIC", str(FAKE_CUDA / "management.c"), f"-Wl,-soname,{management.name}",
-         "-o", str(management))  # fmt: skip
+    _run(
+        "gcc",
+        "-shared",
+        "-fPIC",
+        str(FAKE_CUDA / "management.c"),
+        f"-Wl,-soname,{management.name}",
+        "-o",
+        str(management),
+    )
     program = place / "drive"
-    _run("g++", "-std=c++20", "-O1", f"-I{include}", f"-I{cuda_include}", str(FAKE_CUDA / "drive.cpp"), f"-L{lib}",
-         "-lc10_cuda", "-lc10", str(library), f"-Wl,-rpath,{place}:{lib}", "-Wl,--allow-shlib-undefined",
-         "-o", str(program))  # fmt: skip
+    _run(
+        "g++",
+        "-std=c++20",
+        "-O1",
+        f"-I{include}",
+        f"-I{cuda_include}",
+        str(FAKE_CUDA / "drive.cpp"),
+        f"-L{lib}",
+        "-lc10_cuda",
+        "-lc10",
+        str(library),
+        f"-Wl,-rpath,{place}:{lib}",
+        "-Wl,--allow-shlib-undefined",
+        "-o",
+        str(program),
+    )
     return program
 
 
@@ -207,9 +266,13 @@ def run_real(program: Path, lib: Path, text: str, capacity_bytes: int, moves: Se
     Raises:
         RuntimeError: it met another CUDA than ours, or did not start.
     """
-    environment = {**os.environ, "LD_LIBRARY_PATH": f"{program.parent}:{lib}", "PYTORCH_ALLOC_CONF": text,
-                   "LD_PRELOAD": str(program.parent / "libcudart.so.13"),
-                   "FAKE_CUDA_BYTES": str(capacity_bytes)}  # fmt: skip
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": f"{program.parent}:{lib}",
+        "PYTORCH_ALLOC_CONF": text,
+        "LD_PRELOAD": str(program.parent / "libcudart.so.13"),
+        "FAKE_CUDA_BYTES": str(capacity_bytes),
+    }
     lines = "\n".join({"a": f"a {which} {nbytes}", "f": f"f {which}", "e": "e"}[kind] for kind, which, nbytes in moves)
     done = subprocess.run([str(program)], input=lines, capture_output=True, text=True, env=environment, check=False)
     if "CUDA error" in done.stderr or "shared libraries" in done.stderr:

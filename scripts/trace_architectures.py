@@ -30,10 +30,16 @@ COLUMNS = ("full", "lora", "full_checkpointed", "lora_checkpointed", "oracle")
 TOKENS = 32
 MANY_TOKENS = 512
 KEYS = {
-    "sequence_len": TOKENS, "micro_batch_size": 1, "learning_rate": 1e-4, "optimizer": "adamw_torch",
-    "attn_implementation": "eager", "lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False,
+    "sequence_len": TOKENS,
+    "micro_batch_size": 1,
+    "learning_rate": 1e-4,
+    "optimizer": "adamw_torch",
+    "attn_implementation": "eager",
+    "lora_mlp_kernel": False,
+    "lora_qkv_kernel": False,
+    "lora_o_kernel": False,
     "datasets": [{"path": "x", "type": "alpaca"}],
-}  # fmt: skip
+}
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": "all-linear"}
 TARGETS = {
     "deepseek_v4": ["q_a_proj", "q_b_proj", "gate_proj", "up_proj", "down_proj"],

@@ -73,12 +73,21 @@ def list_runs(directory: Path, figures: Figures) -> Iterator[dict[str, Any]]:
         if case.source not in SOURCES or case.cannot or "-oom-" in case.id or TAKEN_FROM in case.id or not known:
             continue
         recipe = read_recipe(
-            case.config, assumptions=case.assumptions, gpu=case.gpu, hub="never", axolotl=AXOLOTL,
+            case.config,
+            assumptions=case.assumptions,
+            gpu=case.gpu,
+            hub="never",
+            axolotl=AXOLOTL,
             num_gpus=case.num_gpus if case.num_gpus > 1 else 0,
-        )  # fmt: skip
+        )
         for metric, (predicted, measured) in known.items():
-            yield {"id": case.id, "metric": metric, "predicted_gib": predicted, "measured_gib": measured,
-                   "kind": asdict(find_kind(recipe))}  # fmt: skip
+            yield {
+                "id": case.id,
+                "metric": metric,
+                "predicted_gib": predicted,
+                "measured_gib": measured,
+                "kind": asdict(find_kind(recipe)),
+            }
 
 
 def make_errors(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -103,10 +112,12 @@ def summarise(errors: Sequence[float]) -> dict[str, float]:
     """
     ordered = sorted(map(abs, errors))
     figures = {
-        "half_within": statistics.median(ordered), "nine_of_ten_within": percentile(ordered, 0.9),
-        "worst_low": min(*errors, 0.0), "worst_high": max(*errors, 0.0),
+        "half_within": statistics.median(ordered),
+        "nine_of_ten_within": percentile(ordered, 0.9),
+        "worst_low": min(*errors, 0.0),
+        "worst_high": max(*errors, 0.0),
         "too_low_share": sum(error < 0 for error in errors) / len(errors),
-    }  # fmt: skip
+    }
     return {"runs": len(errors), **{name: round(value, DIGITS) for name, value in figures.items()}}
 
 

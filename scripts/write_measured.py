@@ -29,10 +29,15 @@ from published_figures import GIB, Row, differences, fit_lines, summarise  # noq
 EXPLAINED_FROM = 0.05
 CARD_BYTES = 80 * GIB
 QUANTITIES = {
-    "allocated": "max_allocated", "passes": "max_allocated", "end": "allocated at the end", "reserved": "max_reserved",
-    "load": "allocated after load", "after_forward": "allocated after forward",
-    "after_backward": "allocated after backward", "device": "nvidia-smi",
-}  # fmt: skip
+    "allocated": "max_allocated",
+    "passes": "max_allocated",
+    "end": "allocated at the end",
+    "reserved": "max_reserved",
+    "load": "allocated after load",
+    "after_forward": "allocated after forward",
+    "after_backward": "allocated after backward",
+    "device": "nvidia-smi",
+}
 
 EXPLANATIONS = (
     (r"fms-liger-L1(18|19|20|21)", "allocated", "foak keeps three dropped copies of the input of q, k and v: see above"),
@@ -89,11 +94,23 @@ def table(titles: Sequence[str], aligned: str, rows: Iterable[Sequence[str]]) ->
 def write_runs(rows: Iterable[Row]) -> str:
     """Predicted beside measured."""
     titles = ("run", "quality", "figure", "predicted (GiB)", "measured (GiB)", "error", "explanation")
-    return table(titles, "lllrrrl", (
-        (row.id, row.quality, QUANTITIES[row.quantity], f"{row.predicted / GIB:.3f}", f"{row.measured / GIB:.3f}",
-         f"{row.error:+.2%}".replace("%", " %"), explain(row))
-        for row in rows if row.predicted
-    ))  # fmt: skip
+    return table(
+        titles,
+        "lllrrrl",
+        (
+            (
+                row.id,
+                row.quality,
+                QUANTITIES[row.quantity],
+                f"{row.predicted / GIB:.3f}",
+                f"{row.measured / GIB:.3f}",
+                f"{row.error:+.2%}".replace("%", " %"),
+                explain(row),
+            )
+            for row in rows
+            if row.predicted
+        ),
+    )
 
 
 def write_summary(rows: Sequence[Row]) -> str:
@@ -105,8 +122,13 @@ def write_summary(rows: Sequence[Row]) -> str:
         if not errors:
             continue
         found = summarise(errors)
-        cells = (f"{found.median:+.2%}", f"{found.median_absolute:.2%}", f"{found.percentile_90:.2%}",
-                 f"{found.under_rate:.0%}", f"{found.worst:+.1%}")  # fmt: skip
+        cells = (
+            f"{found.median:+.2%}",
+            f"{found.median_absolute:.2%}",
+            f"{found.percentile_90:.2%}",
+            f"{found.under_rate:.0%}",
+            f"{found.worst:+.1%}",
+        )
         lines.append((name, str(found.count), *(cell.replace("%", " %") for cell in cells)))
     full = [row for row in rows if "-oom-" in row.id and row.predicted]
     beyond = sum(row.predicted > CARD_BYTES for row in full)
@@ -117,28 +139,54 @@ def write_summary(rows: Sequence[Row]) -> str:
 def write_lines(rows: Sequence[Row]) -> str:
     """Intercept and slope of runs that differ in the batch alone."""
     titles = ("line", "intercept, predicted", "measured", "slope per row, predicted", "measured")
-    return table(titles, "lrrrr", (
-        (found["line"], *(f"{found[side][key]:.{digits}f}" for key, digits in (("intercept", 3), ("slope", 4))
-                          for side in ("predicted", "measured")))
-        for found in fit_lines(row for row in rows if row.source == "fms" and "-oom-" not in row.id)
-    ))  # fmt: skip
+    return table(
+        titles,
+        "lrrrr",
+        (
+            (
+                found["line"],
+                *(
+                    f"{found[side][key]:.{digits}f}"
+                    for key, digits in (("intercept", 3), ("slope", 4))
+                    for side in ("predicted", "measured")
+                ),
+            )
+            for found in fit_lines(row for row in rows if row.source == "fms" and "-oom-" not in row.id)
+        ),
+    )
 
 
 def write_differences(rows: Sequence[Row]) -> str:
     titles = ("difference between two LoRA shapes", "predicted (GiB)", "measured (GiB)", "error")
-    return table(titles, "lrrr", (
-        (found["runs"].replace("peft-mmqa-", ""), f"{found['predicted']:.3f}", f"{found['measured']:.3f}",
-         f"{found['predicted'] / found['measured'] - 1:+.1%}".replace("%", " %"))
-        for found in differences(rows)
-    ))  # fmt: skip
+    return table(
+        titles,
+        "lrrr",
+        (
+            (
+                found["runs"].replace("peft-mmqa-", ""),
+                f"{found['predicted']:.3f}",
+                f"{found['measured']:.3f}",
+                f"{found['predicted'] / found['measured'] - 1:+.1%}".replace("%", " %"),
+            )
+            for found in differences(rows)
+        ),
+    )
 
 
 def write_did_not_fit(rows: Iterable[Row]) -> str:
-    return table(("run", "predicted (GiB)", "verdict"), "lrl", (
-        (row.id.removeprefix("fms-oom-"), f"{row.predicted / GIB:.1f}",
-         "does not fit" if row.predicted > CARD_BYTES else "**would fit**")
-        for row in rows if "-oom-" in row.id and row.predicted
-    ))  # fmt: skip
+    return table(
+        ("run", "predicted (GiB)", "verdict"),
+        "lrl",
+        (
+            (
+                row.id.removeprefix("fms-oom-"),
+                f"{row.predicted / GIB:.1f}",
+                "does not fit" if row.predicted > CARD_BYTES else "**would fit**",
+            )
+            for row in rows
+            if "-oom-" in row.id and row.predicted
+        ),
+    )
 
 
 def write_missing(rows: Iterable[Row]) -> str:
@@ -149,18 +197,27 @@ def write_missing(rows: Iterable[Row]) -> str:
             reason = re.sub(r"^\d+ GPUs", "two to eight GPUs", row.reason)
             by_reason.setdefault(reason, {})[row.id] = None
     ordered = sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    return table(("reason", "runs"), "ll", (
-        (reason.replace("|", "\\|"), f"{len(ids)}: {', '.join(list(ids)[:4])}{', …' if len(ids) > 4 else ''}")
-        for reason, ids in ordered
-    ))  # fmt: skip
+    return table(
+        ("reason", "runs"),
+        "ll",
+        (
+            (reason.replace("|", "\\|"), f"{len(ids)}: {', '.join(list(ids)[:4])}{', …' if len(ids) > 4 else ''}")
+            for reason, ids in ordered
+        ),
+    )
 
 
 def make_blocks(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """Name and content of each block of the README."""
     runs = [row for row in rows if "-oom-" not in row.id]
     yield "summary", write_summary(rows)
-    for name, sources in (("fms", ("fms",)), ("notebook", ("answerai", "probes")), ("peft", ("peft",)),
-                          ("msswift", ("msswift24",)), ("axolotl", ("axolotl",))):  # fmt: skip
+    for name, sources in (
+        ("fms", ("fms",)),
+        ("notebook", ("answerai", "probes")),
+        ("peft", ("peft",)),
+        ("msswift", ("msswift24",)),
+        ("axolotl", ("axolotl",)),
+    ):
         yield name, write_runs(row for row in runs if row.source in sources)
     yield "lines", write_lines(rows)
     yield "differences", write_differences(rows)

@@ -55,24 +55,54 @@ def write_code_llama() -> str:
     trained = report.model.trainable_parameters
     scales = report.resident.weights - packed.bytes - plain.bytes
     lines = [
-        ("base model", ANCESTOR["base"], report.resident.weights,
-         f"the {packed.elements:,} weights of the linears are one byte each, but embedding, head and norms "
-         f"({plain.elements:,}) stay bf16: {format_bytes(plain.bytes)} instead of half of it; and each row of an int8 "
-         f"weight has an fp32 scale ({format_bytes(scales)} with the rotary tables)"),
-        ("adapter", ANCESTOR["adapter"], report.resident.adapters,
-         f"peft keeps the {trained:,} LoRA weights in fp32: four bytes each, on any base"),
-        ("gradients", ANCESTOR["gradients"], report.resident.gradients, "a gradient has its parameter's dtype: four bytes"),
-        ("optimizer", ANCESTOR["optimizer"], report.resident.optimizer,
-         "right in kind: two states of one byte; and a scale of four bytes for every 256 of each, with fp32 states for "
-         "tensors of less than 4,096 elements"),
-        ("activations at the peak", "—", report.buckets.activations,
-         f"the input of each layer, {report.batch.rows} x {report.batch.row_tokens:,} tokens, and what the layer at work "
-         "keeps"),
-        ("workspace at the peak", "—", report.buckets.workspace,
-         "what the layer at work computes again, dequantised weights, logits and their gradient"),
-        ("allocated at the peak", "—", report.peak.allocated_bytes, f"in {report.peak.phase} of step {report.peak.step}"),
+        (
+            "base model",
+            ANCESTOR["base"],
+            report.resident.weights,
+            f"the {packed.elements:,} weights of the linears are one byte each, but embedding, head and norms "
+            f"({plain.elements:,}) stay bf16: {format_bytes(plain.bytes)} instead of half of it; and each row of an int8 "
+            f"weight has an fp32 scale ({format_bytes(scales)} with the rotary tables)",
+        ),
+        (
+            "adapter",
+            ANCESTOR["adapter"],
+            report.resident.adapters,
+            f"peft keeps the {trained:,} LoRA weights in fp32: four bytes each, on any base",
+        ),
+        (
+            "gradients",
+            ANCESTOR["gradients"],
+            report.resident.gradients,
+            "a gradient has its parameter's dtype: four bytes",
+        ),
+        (
+            "optimizer",
+            ANCESTOR["optimizer"],
+            report.resident.optimizer,
+            "right in kind: two states of one byte; and a scale of four bytes for every 256 of each, with fp32 states for "
+            "tensors of less than 4,096 elements",
+        ),
+        (
+            "activations at the peak",
+            "—",
+            report.buckets.activations,
+            f"the input of each layer, {report.batch.rows} x {report.batch.row_tokens:,} tokens, and what the layer at work "
+            "keeps",
+        ),
+        (
+            "workspace at the peak",
+            "—",
+            report.buckets.workspace,
+            "what the layer at work computes again, dequantised weights, logits and their gradient",
+        ),
+        (
+            "allocated at the peak",
+            "—",
+            report.peak.allocated_bytes,
+            f"in {report.peak.phase} of step {report.peak.step}",
+        ),
         ("reserved", "—", report.peak.reserved_bytes, "with what the allocator caches"),
-    ]  # fmt: skip
+    ]
     table = ["| line | ancestor | truth | why |", "| --- | ---: | ---: | --- |"]
     table += [f"| {name} | {old} | {format_bytes(nbytes)} | {why} |" for name, old, nbytes, why in lines]
     return "\n".join(table) + "\n"
@@ -147,8 +177,13 @@ def write_kinds() -> str:
     table = ["| kind of run | figure | runs | half within | nine of ten within | lowest | highest | too low |"]
     table += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
     for error in sorted(read_errors(), key=lambda error: (error.kind.describe(), error.metric)):
-        figures = (f"{error.half_within:.2%}", f"{error.nine_of_ten_within:.2%}", f"{error.worst_low:+.2%}",
-                   f"{error.worst_high:+.2%}", f"{error.too_low_share:.0%}")  # fmt: skip
+        figures = (
+            f"{error.half_within:.2%}",
+            f"{error.nine_of_ten_within:.2%}",
+            f"{error.worst_low:+.2%}",
+            f"{error.worst_high:+.2%}",
+            f"{error.too_low_share:.0%}",
+        )
         cells = (
             error.kind.describe(),
             f"`{error.metric}`",
@@ -160,9 +195,12 @@ def write_kinds() -> str:
 
 
 WRITERS: dict[str, Callable[[], str]] = {
-    "code-llama": write_code_llama, "assumptions": write_assumptions, "measured": write_measured,
-    "trust": write_trust, "kinds": write_kinds,
-}  # fmt: skip
+    "code-llama": write_code_llama,
+    "assumptions": write_assumptions,
+    "measured": write_measured,
+    "trust": write_trust,
+    "kinds": write_kinds,
+}
 
 
 def rewrite(text: str, only: str = "") -> str:

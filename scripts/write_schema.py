@@ -67,8 +67,12 @@ def make_schema() -> dict[str, Any]:
 
 def undocumented() -> list[str]:
     """Fields that have no word of their own, nor a type that has, as `Class.field`."""
-    return [f"{kind.__name__}.{each.name}" for kind in _classes(Report) for each in fields(kind)
-            if not _words_of(kind).get(each.name) and not [*_classes(get_type_hints(kind)[each.name])]]  # fmt: skip
+    return [
+        f"{kind.__name__}.{each.name}"
+        for kind in _classes(Report)
+        for each in fields(kind)
+        if not _words_of(kind).get(each.name) and not [*_classes(get_type_hints(kind)[each.name])]
+    ]
 
 
 def _classes(kind: Any, seen: set[Any] | None = None) -> Iterator[Any]:
