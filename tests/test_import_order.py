@@ -12,19 +12,22 @@ import pytest
 from support.paths import ROOT
 
 PACKAGE = ROOT / "axmem_trace"
-LEVELS = (
-    "integrations", "__main__", "cli", "render", "advice", "session", "estimation", "training", "config", "kernels",
-    "parallel",
-    "models", "imports", "report", "snapshot", "allocator", "catalogue", "tracing", "folding", "recipe", "ledger",
-    "quiet", "progress", "files", "model_facts", "notes", "errors", "units",
-)  # fmt: skip
+LEVELS = tuple(
+    """
+    integrations __main__ cli render advice session estimation training config kernels parallel models imports report
+    snapshot allocator catalogue tracing folding recipe ledger quiet progress files model_facts notes errors units
+    """.split()
+)
 """From the highest to the lowest. A file may import from its own level and from those after it."""
 EXCEPTIONS = {("report.report", "render"), ("advice.fitting.fit", "render")}
 """A report renders itself in a notebook cell and on request, and so does what `fit` returns."""
 HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "IPython", "rich")
-LIGHT = ("cli", "render", "advice", "config", "report", "allocator", "catalogue", "folding", "recipe", "ledger",
-         "__main__", "session", "estimation", "snapshot", "quiet", "progress", "imports", "files", "model_facts",
-         "notes", "errors", "units")  # fmt: skip
+LIGHT = tuple(
+    """
+    cli render advice config report allocator catalogue folding recipe ledger __main__ session estimation snapshot
+    quiet progress imports files model_facts notes errors units
+    """.split()
+)
 CODE = """
 import importlib, sys
 for name in sys.argv[1:]:
@@ -70,8 +73,9 @@ def upward(name: str, path: Path) -> list[str]:
     """What a file imports from a higher level."""
     own = name.partition(".")[0]
     levels = {target.partition(".")[0] for target in imports(path, for_types=True)} & {*LEVELS}
-    return [level for level in sorted(levels)
-            if LEVELS.index(level) < LEVELS.index(own) and (name, level) not in EXCEPTIONS]  # fmt: skip
+    return [
+        level for level in sorted(levels) if LEVELS.index(level) < LEVELS.index(own) and (name, level) not in EXCEPTIONS
+    ]
 
 
 def test_every_file_has_a_level():
@@ -107,8 +111,14 @@ def test_no_files_import_each_other_in_a_circle():
 
 def heavy_modules_after_importing(*names: str) -> list[str]:
     """Which of `HEAVY` a fresh interpreter holds after importing these."""
-    done = subprocess.run([sys.executable, "-c", CODE.format(heavy=HEAVY), *names],
-                          capture_output=True, text=True, check=True, cwd=ROOT, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", CODE.format(heavy=HEAVY), *names],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        timeout=120,
+    )
     return done.stdout.split()
 
 

@@ -18,8 +18,9 @@ from axmem_trace.imports import collector_paused, compile_when_called
 
 def run_fresh(code: str, *arguments: str) -> dict[str, object]:
     """What a fresh interpreter prints as JSON."""
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT,
-                          timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     return found

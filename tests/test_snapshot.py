@@ -108,7 +108,13 @@ def test_frames_say_operator_modules_and_phase():
     snapshot = make_snapshot(LEDGER, parse_alloc_conf(""))
     silu = entries(snapshot, "alloc")[2]
     assert [frame["name"] for frame in silu["frames"]] == [
-        "aten.silu.default", "model.layers.0.mlp", "model.layers.0", "model.layers", "model", "forward, step 1"]  # fmt: skip
+        "aten.silu.default",
+        "model.layers.0.mlp",
+        "model.layers.0",
+        "model.layers",
+        "model",
+        "forward, step 1",
+    ]
     assert all(set(frame) == {"name", "filename", "line"} for frame in silu["frames"])
     assert entries(snapshot, "free_requested")[0]["frames"] == silu["frames"]
     # a segment is asked for on behalf of the allocation that follows it; emptying the cache is nobody's
@@ -119,14 +125,23 @@ def test_frames_say_operator_modules_and_phase():
 def test_the_viewer_colours_by_bucket():
     snapshot = make_snapshot(LEDGER, parse_alloc_conf(""))
     assert [entry["category"] for entry in entries(snapshot, "alloc")] == [
-        "weights", "activations", "workspace", "gradients"]  # fmt: skip
+        "weights",
+        "activations",
+        "workspace",
+        "gradients",
+    ]
 
 
 def test_phases_are_annotations():
     annotations = make_snapshot(LEDGER, parse_alloc_conf(""))["external_annotations"]
     assert [(each["name"], each["stage"], each["time_us"]) for each in annotations] == [
-        ("load, step 0", "START", 0), ("load, step 0", "END", 2), ("forward, step 1", "START", 2),
-        ("forward, step 1", "END", 6), ("backward, step 1", "START", 6), ("backward, step 1", "END", 10)]  # fmt: skip
+        ("load, step 0", "START", 0),
+        ("load, step 0", "END", 2),
+        ("forward, step 1", "START", 2),
+        ("forward, step 1", "END", 6),
+        ("backward, step 1", "START", 6),
+        ("backward, step 1", "END", 10),
+    ]
 
 
 def test_out_of_memory_ends_the_history(viz):
@@ -147,8 +162,10 @@ def test_an_expandable_segment_with_a_hole_is_two():
             Allocation(nbytes=40 * MIB, allocated_tick=2, freed_tick=4),
             Allocation(nbytes=20 * MIB, allocated_tick=3),
         ),
-        marks=(), ticks=9, empty_cache_ticks=(5,),
-    )  # fmt: skip
+        marks=(),
+        ticks=9,
+        empty_cache_ticks=(5,),
+    )
     low, high = make_snapshot(ledger, parse_alloc_conf("expandable_segments:True"))["segments"]
     assert high["address"] - low["address"] == 60 * MIB
     assert (low["total_size"], high["total_size"]) == (20 * MIB, 20 * MIB)
@@ -181,8 +198,16 @@ def test_an_empty_ledger():
     assert (snapshot["segments"], snapshot["device_traces"]) == ([], [[]])
 
 
-ENTRY = {"action": "str", "size": "int", "stream": "int", "time_us": "int", "compile_context": "str", "user_metadata": "str",
-         "pool_id": "tuple", "frames": "list"}  # fmt: skip
+ENTRY = {
+    "action": "str",
+    "size": "int",
+    "stream": "int",
+    "time_us": "int",
+    "compile_context": "str",
+    "user_metadata": "str",
+    "pool_id": "tuple",
+    "frames": "list",
+}
 REAL = {
     "segment": {"device": "int", "address": "int", "total_size": "int", "allocated_size": "int", "active_size": "int",
                 "requested_size": "int", "stream": "int", "segment_type": "str", "segment_pool_id": "tuple",
@@ -205,8 +230,12 @@ def test_every_key_is_there_and_of_the_real_type():
         return {key: type(value).__name__ for key, value in mapping.items()}
 
     snapshot = make_snapshot(LEDGER, parse_alloc_conf("expandable_segments:True"))
-    assert types(snapshot) == {"segments": "list", "device_traces": "list", "allocator_settings": "dict",
-                               "external_annotations": "list"}  # fmt: skip
+    assert types(snapshot) == {
+        "segments": "list",
+        "device_traces": "list",
+        "allocator_settings": "dict",
+        "external_annotations": "list",
+    }
     assert types(snapshot["allocator_settings"]) == REAL["settings"]
     assert all(types(annotation) == REAL["annotation"] for annotation in snapshot["external_annotations"])
     for segment in snapshot["segments"]:

@@ -35,8 +35,13 @@ class Run:
         memory = round(self.cards[name].gib * GIB)
         reserved = min(12 * GIB, max(memory - GIB // 2, 10 * GIB))
         report = make_hand_made_report(memory)
-        peak = replace(report.peak, counted_bytes=10 * GIB, reserved_bytes=reserved, device_bytes=reserved + GIB // 2,
-                       context_bytes=GIB // 2)  # fmt: skip
+        peak = replace(
+            report.peak,
+            counted_bytes=10 * GIB,
+            reserved_bytes=reserved,
+            device_bytes=reserved + GIB // 2,
+            context_bytes=GIB // 2,
+        )
         run = {**report.run, "allocator": "expandable_segments:True"}
         return replace(report, peak=peak, run=run, **{"notes": (), **self.changes})
 
@@ -50,8 +55,12 @@ def test_one_estimate_for_each_generation_and_for_what_is_undecided():
     # "nearly" has room for what is live, not for what a larger card caches beside it
     assert run.asked == ["huge", "nearly", "other"]
     assert [(fit.card.name, fit.verdict) for fit in fits] == [
-        ("tiny", "does not fit"), ("nearly", "tight"), ("enough", "fits with room"), ("other", "fits with room"),
-        ("huge", "fits with room")]  # fmt: skip
+        ("tiny", "does not fit"),
+        ("nearly", "tight"),
+        ("enough", "fits with room"),
+        ("other", "fits with room"),
+        ("huge", "fits with room"),
+    ]
     assert smallest(fits).card.name == "nearly"
     assert [fit.left_bytes for fit in fits[:3]] == [round(-4.5 * GIB), 0, round(1.5 * GIB)]
 
@@ -76,8 +85,13 @@ def test_what_is_not_modelled_withholds_the_verdict_only_where_it_could_turn_it(
     found = {
         fit.card.name: fit.verdict for fit in fit_cards(CARDS, lambda name: replace(Run(CARDS)(name), notes=(note,)))
     }
-    assert found == {"huge": "cannot say", "enough": "cannot say", "nearly": "cannot say", "other": "cannot say",
-                     "tiny": "does not fit"}  # fmt: skip
+    assert found == {
+        "huge": "cannot say",
+        "enough": "cannot say",
+        "nearly": "cannot say",
+        "other": "cannot say",
+        "tiny": "does not fit",
+    }
 
 
 def test_the_table():
@@ -99,9 +113,19 @@ def test_json():
 
 def test_each_number_of_cards_and_the_rank_that_needs_the_most():
     """Two GPUs: rank 1 reserves 2 GiB more than rank 0, 14.5 GiB of a card in all, so 14 GiB are not enough."""
-    use = RankUse(ranks="1", count=1, basis="recorded", allocated_bytes=10 * GIB, active_bytes=10 * GIB,
-                  counted_bytes=14 * GIB, reserved_bytes=14 * GIB, device_bytes=14 * GIB + GIB // 2, phase="backward",
-                  step=1, host_bytes=0)  # fmt: skip
+    use = RankUse(
+        ranks="1",
+        count=1,
+        basis="recorded",
+        allocated_bytes=10 * GIB,
+        active_bytes=10 * GIB,
+        counted_bytes=14 * GIB,
+        reserved_bytes=14 * GIB,
+        device_bytes=14 * GIB + GIB // 2,
+        phase="backward",
+        step=1,
+        host_bytes=0,
+    )
     one, two = Run(CARDS), Run(CARDS, ranks=(use,))
     found = fit_counts_of_cards(CARDS, lambda name, count: (one if count == 1 else two)(name), (1, 2))
     by_run = {(fit.count, fit.card.name): fit for fit in found}

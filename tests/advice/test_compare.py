@@ -54,8 +54,12 @@ def test_what_was_not_measured_is_not_compared():
 
 def test_settings_that_differ_come_first_and_hidden_facts_last():
     report = make_hand_made_report()
-    other = replace(report, run={**report.run, "batch": "4 x 100 tokens"}, versions={**report.versions, "torch": "9.9"},
-                    choices={**report.choices, "kernels.lora": Choice(value="none", text="", origin="config")})  # fmt: skip
+    other = replace(
+        report,
+        run={**report.run, "batch": "4 x 100 tokens"},
+        versions={**report.versions, "torch": "9.9"},
+        choices={**report.choices, "kernels.lora": Choice(value="none", text="", origin="config")},
+    )
     found = compare([make_column("a.yml", report), make_column("b.yml", other)])
     assert found.changed["batch"] == (report.run["batch"], "4 x 100 tokens")
     assert found.changed["kernels.lora"][1] == "none"
@@ -101,16 +105,22 @@ def test_a_snapshot_has_the_peaks_of_its_ledger(tmp_path, text):
 def test_what_was_there_before_the_recording_counts(tmp_path):
     """A recording that begins late: 10 MiB are allocated already, 5 more come and go."""
     block = {"state": "active_allocated", "size": 10 * MIB, "requested_size": 10 * MIB - 100}
-    trace = [{"action": "alloc", "size": 5 * MIB}, {"action": "free_requested", "size": 5 * MIB},
-             {"action": "free_completed", "size": 5 * MIB}, {"action": "segment_free", "size": 8 * MIB}]  # fmt: skip
+    trace = [
+        {"action": "alloc", "size": 5 * MIB},
+        {"action": "free_requested", "size": 5 * MIB},
+        {"action": "free_completed", "size": 5 * MIB},
+        {"action": "segment_free", "size": 8 * MIB},
+    ]
     snapshot = {"segments": [{"device": 0, "total_size": 20 * MIB, "blocks": [block]}], "device_traces": [trace]}
     (tmp_path / "s.pickle").write_bytes(pickle.dumps(snapshot))
     figures = read_snapshot(tmp_path / "s.pickle").sections["figures"]
     assert figures == {"max_allocated": 15 * MIB, "device_reserved": 28 * MIB}
 
 
-@pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps([1]), pickle.dumps({"device_traces": 3}),
-                                     pickle.dumps(ConfigError("x"))])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no pickle", pickle.dumps([1]), pickle.dumps({"device_traces": 3}), pickle.dumps(ConfigError("x"))],
+)
 def test_a_pickle_that_is_no_snapshot_is_refused_and_never_run(tmp_path, content):
     (tmp_path / "s.pickle").write_bytes(content)
     with pytest.raises(ConfigError, match="no snapshot"):

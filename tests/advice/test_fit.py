@@ -57,10 +57,16 @@ def estimate(config, *, gpu, overrides=(), alternatives=True, moments=True, **op
     refusals += [Refusal(key="attn_implementation", line=0, value="", reason="the card is too old")] * too_old
     report, needed, memory = make_hand_made_report(), need(recipe), recipe.gpu.memory_bytes
     peak = replace(report.peak, counted_bytes=needed, context_bytes=0, nccl_bytes=0, device_bytes=needed)
-    return replace(report, peak=peak, gpu=replace(report.gpu, name=gpu, memory_bytes=memory, margin_bytes=margin,
-                                             count=recipe.gpu.count),
-                   headroom_bytes=memory - needed, fits=needed + margin <= memory, why="",
-                   verdict="fits" if needed + margin <= memory else "does not fit", refusals=tuple(refusals))  # fmt: skip
+    return replace(
+        report,
+        peak=peak,
+        gpu=replace(report.gpu, name=gpu, memory_bytes=memory, margin_bytes=margin, count=recipe.gpu.count),
+        headroom_bytes=memory - needed,
+        fits=needed + margin <= memory,
+        why="",
+        verdict="fits" if needed + margin <= memory else "does not fit",
+        refusals=tuple(refusals),
+    )
 
 
 def ask(config=CONFIG, gpu="10GiB", **options):
@@ -220,8 +226,15 @@ def test_candidates_say_what_they_cost_and_do():
 
 
 def test_the_patch_of_a_real_run_makes_it_fit(tmp_path, capsys):
-    config = {**CONFIG, "base_model": "Qwen/Qwen3-0.6B", "sequence_len": 512, "lora_r": 8, "adapter": "lora",
-              "load_in_4bit": False, "micro_batch_size": 4}  # fmt: skip
+    config = {
+        **CONFIG,
+        "base_model": "Qwen/Qwen3-0.6B",
+        "sequence_len": 512,
+        "lora_r": 8,
+        "adapter": "lora",
+        "load_in_4bit": False,
+        "micro_batch_size": 4,
+    }
     path, changed = tmp_path / "run.yml", tmp_path / "changed.yml"
     path.write_text(yaml.safe_dump(config))
     card = ["--gpu", "4GiB", "--offline"]

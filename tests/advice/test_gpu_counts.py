@@ -21,10 +21,16 @@ from axmem_trace.units import GIB
 def write_config(directory: Path, **keys: Any) -> Path:
     path = directory / "run.yml"
     config = {
-        "base_model": str(write_tiny_model("llama", directory / "llama")), "sequence_len": 24, "micro_batch_size": 1,
-        "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "bf16": True, "optimizer": "adamw_torch_fused",
-        "datasets": [{"path": "x", "type": "alpaca"}], **keys,
-    }  # fmt: skip
+        "base_model": str(write_tiny_model("llama", directory / "llama")),
+        "sequence_len": 24,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-4,
+        "bf16": True,
+        "optimizer": "adamw_torch_fused",
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
     path.write_text(yaml.safe_dump(config))
     return path
 
@@ -60,8 +66,15 @@ def test_an_error_of_the_configuration_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_line() -> None:
-    fit = CountFit(count=16, machines=2, verdict="tight", allocated_bytes=GIB, reserved_bytes=2 * GIB, need_bytes=3 * GIB,
-                   left_bytes=GIB // 4)  # fmt: skip
+    fit = CountFit(
+        count=16,
+        machines=2,
+        verdict="tight",
+        allocated_bytes=GIB,
+        reserved_bytes=2 * GIB,
+        need_bytes=3 * GIB,
+        left_bytes=GIB // 4,
+    )
     assert (
         render_counts([fit], "text").splitlines()[1] == "  16       1.00      2.00     3.00     0.25  tight, 2 machines"
     )

@@ -60,8 +60,14 @@ def test_refused(text):
 
 
 def test_torch_accepts_and_refuses_the_same():
-    done = subprocess.run([sys.executable, "-c", ASK_TORCH], input="\n".join(ACCEPTED + REFUSED), capture_output=True,
-                          text=True, timeout=120, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_TORCH],
+        input="\n".join(ACCEPTED + REFUSED),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     if done.returncode == 3:
         pytest.skip("no torch with this parser here")
     answers = done.stdout.split()
@@ -133,18 +139,28 @@ def test_a_garbage_threshold_without_a_memory_limit_is_reported():
 
 @pytest.mark.parametrize(
     ("cuda", "every", "expandable"),
-    [(None, None, True), (None, "max_split_size_mb:64", False), ("expandable_segments:True", "", True),
-     ("expandable_segments:False", "expandable_segments:True", False), ("", "expandable_segments:True", False),
-     (None, "", False), ("roundup_power2_divisions:4", "expandable_segments:True", False)],
-)  # fmt: skip
+    [
+        (None, None, True),
+        (None, "max_split_size_mb:64", False),
+        ("expandable_segments:True", "", True),
+        ("expandable_segments:False", "expandable_segments:True", False),
+        ("", "expandable_segments:True", False),
+        (None, "", False),
+        ("roundup_power2_divisions:4", "expandable_segments:True", False),
+    ],
+)
 def test_one_variable_of_the_environment_counts(cuda, every, expandable, monkeypatch, tmp_path):
     # as seen of PyTorch's own (scripts/real_allocator.py): the first of the two that is set, though it be empty
     for name, value in (("PYTORCH_CUDA_ALLOC_CONF", cuda), ("PYTORCH_ALLOC_CONF", every)):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
-    config = {"base_model": str(write_tiny_model("llama", tmp_path)), "micro_batch_size": 1, "learning_rate": 1e-4,
-              "datasets": [{"path": "x", "type": "alpaca"}]}  # fmt: skip
+    config = {
+        "base_model": str(write_tiny_model("llama", tmp_path)),
+        "micro_batch_size": 1,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+    }
     assert read_recipe(config, hub="never").allocator.expandable_segments is expandable
 
 

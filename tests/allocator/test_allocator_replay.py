@@ -72,8 +72,11 @@ def test_what_is_left_when_a_phase_ends_counts_whole_blocks():
 
 
 def test_stretches_of_one_phase_are_one_peak():
-    marks = (Mark(tick=0, phase="forward", step=1), Mark(tick=2, phase="backward", step=1),
-             Mark(tick=4, phase="forward", step=1, micro_batch=1))  # fmt: skip
+    marks = (
+        Mark(tick=0, phase="forward", step=1),
+        Mark(tick=2, phase="backward", step=1),
+        Mark(tick=4, phase="forward", step=1, micro_batch=1),
+    )
     ledger = make_ledger(life(30 * MIB, 1, 2), life(12 * MIB, 3, 4), life(50 * MIB, 5, 6), marks=marks)
     # 30 cached serve 12; 50 need their own: 80
     assert replay(ledger, PLAIN).peaks == {("forward", 1): 80 * MIB, ("backward", 1): 30 * MIB}
@@ -113,8 +116,13 @@ def test_out_of_memory():
     reservation = replay(make_ledger(*THREE, marks=MARKS), PLAIN, capacity_bytes=60 * MIB)
     # 30 + 12 + 20 > 60, and nothing is cached
     assert reservation.out_of_memory == OutOfMemory(
-        tick=3, index=2, requested_bytes=8 * MIB, allocated_bytes=42 * MIB, reserved_bytes=42 * MIB,
-        capacity_bytes=60 * MIB)  # fmt: skip
+        tick=3,
+        index=2,
+        requested_bytes=8 * MIB,
+        allocated_bytes=42 * MIB,
+        reserved_bytes=42 * MIB,
+        capacity_bytes=60 * MIB,
+    )
     assert reservation.peak_reserved_bytes == 42 * MIB
     assert reservation.num_retries == 1
     assert ("backward", 1) not in reservation.peaks  # the run never came there

@@ -60,8 +60,9 @@ def test_power_of_2_divisions(nbytes, divisions, block):
 
 def test_divisions_by_size_class():
     # [256:1,512:2,1024:4,>:8], in MiB: up to 511 MiB 1, up to 1023 MiB 2, up to 2047 MiB 4, beyond 8
-    table = list_divisions({1 << index: (1 if index <= 8 else 2 if index == 9 else 4 if index == 10 else 8)
-                            for index in range(16)})  # fmt: skip
+    table = list_divisions(
+        {1 << index: (1 if index <= 8 else 2 if index == 9 else 4 if index == 10 else 8) for index in range(16)}
+    )
     assert table == (1,) * 9 + (2, 4) + (8,) * 5
     assert round_size(300 * MIB + 1, table) == 300 * MIB + 512  # 1: plain
     assert round_size(600 * MIB, table) == 768 * MIB  # halves of 512: 512, 768

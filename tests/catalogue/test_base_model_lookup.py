@@ -61,8 +61,12 @@ def test_numbers_that_json_has_no_word_for_are_read_as_transformers_saves_them(t
 
 def test_directory_and_file_and_relative_to_the_yaml(tmp_path):
     path = write_config(tmp_path / "yaml" / "my-model")
-    for name, base in [(str(path.parent), None), (str(path), None), ("my-model", tmp_path / "yaml"),
-                       ("./my-model/config.json", tmp_path / "yaml")]:  # fmt: skip
+    for name, base in [
+        (str(path.parent), None),
+        (str(path), None),
+        ("my-model", tmp_path / "yaml"),
+        ("./my-model/config.json", tmp_path / "yaml"),
+    ]:
         found = find_base_model(name, hub="never", base_directory=base)
         assert found.source.startswith("directory ")
         assert Path(found.directory) == path.parent
@@ -144,17 +148,42 @@ def test_nowhere_says_each_place_the_nearest_ids_and_what_to_do(monkeypatch):
     with pytest.raises(ConfigError) as caught:
         find_base_model("meta-llama/Llama-3.1-8Bb")
     message = str(caught.value)
-    for part in ("looked in local directory", "looked in cache", "looked in catalogue", "looked in hub: gated",
-                 "meta-llama/Llama-3.1-8B,", "config.json", "HF_TOKEN"):  # fmt: skip
+    for part in (
+        "looked in local directory",
+        "looked in cache",
+        "looked in catalogue",
+        "looked in hub: gated",
+        "meta-llama/Llama-3.1-8B,",
+        "config.json",
+        "HF_TOKEN",
+    ):
         assert part in message
     with pytest.raises(ConfigError, match="drop --offline"):
         find_base_model("meta-llama/Llama-3.1-8Bb", hub="never")
 
 
 @pytest.mark.parametrize(
-    "name", ["", " ", "a\0b", "a\nb", "../..", "../../etc/passwd", "/etc/passwd", "/", "a b/c d", "x" * 300,
-             "x" * 5000, "org/mo..del", "org/a/b", "https://huggingface.co/Qwen/Qwen3-8B", "~nobody/x", 7, None]
-)  # fmt: skip
+    "name",
+    [
+        "",
+        " ",
+        "a\0b",
+        "a\nb",
+        "../..",
+        "../../etc/passwd",
+        "/etc/passwd",
+        "/",
+        "a b/c d",
+        "x" * 300,
+        "x" * 5000,
+        "org/mo..del",
+        "org/a/b",
+        "https://huggingface.co/Qwen/Qwen3-8B",
+        "~nobody/x",
+        7,
+        None,
+    ],
+)
 def test_unsafe_names_are_config_errors(name):
     with pytest.raises(ConfigError):
         find_base_model(name)

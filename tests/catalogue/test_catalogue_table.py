@@ -16,8 +16,10 @@ from axmem_trace.catalogue.table import load_aliases, load_models, nearest_ids
 SHARED_CONFIGS = ROOT.parent / "shared" / "model_configs"
 needs_shared = pytest.mark.skipif(not SHARED_CONFIGS.is_dir(), reason="../shared/model_configs is not here")
 
-FAST = ["openai-community/gpt2", "codellama/CodeLlama-34b-hf", "tiiuae/falcon-7b", "Qwen/Qwen3-30B-A3B",
-        "google/gemma-3-1b-it", "ibm-research/PowerLM-3b", "microsoft/Phi-3-mini-4k-instruct"]  # fmt: skip
+FAST = """
+    openai-community/gpt2 codellama/CodeLlama-34b-hf tiiuae/falcon-7b Qwen/Qwen3-30B-A3B google/gemma-3-1b-it
+    ibm-research/PowerLM-3b microsoft/Phi-3-mini-4k-instruct
+    """.split()
 NEEDS_MORE_THAN_TRANSFORMERS = {"gemma3n"}  # a timm vision tower, which needs torchvision
 
 
@@ -197,16 +199,20 @@ def test_nearest_ids_begin_with_the_likest_name_and_know_a_suffix():
 
 
 def test_loading_takes_a_blink():
-    program = ("import time; from axmem_trace.catalogue import table; start = time.perf_counter(); table.load_models();"
-               "table.load_aliases(); print(time.perf_counter() - start)")  # fmt: skip
+    program = (
+        "import time; from axmem_trace.catalogue import table; start = time.perf_counter(); table.load_models();"
+        "table.load_aliases(); print(time.perf_counter() - start)"
+    )
     seconds = [float(subprocess.check_output([sys.executable, "-c", program], cwd=ROOT)) for _ in range(3)]
     assert min(seconds) < 0.05
 
 
 def test_lookup_imports_no_torch():
-    program = ("import sys; from axmem_trace.catalogue import find_base_model; import axmem_trace.catalogue.gpus;"
-               "find_base_model('tiiuae/falcon-7b', hub='never');"
-               "print([name for name in ('torch', 'transformers', 'huggingface_hub') if name in sys.modules])")  # fmt: skip
+    program = (
+        "import sys; from axmem_trace.catalogue import find_base_model; import axmem_trace.catalogue.gpus;"
+        "find_base_model('tiiuae/falcon-7b', hub='never');"
+        "print([name for name in ('torch', 'transformers', 'huggingface_hub') if name in sys.modules])"
+    )
     assert subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).strip() == "[]"
 
 

@@ -263,9 +263,14 @@ def test_a_word_that_only_begins_like_another_maker_is_unknown(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "name"), [("a100-80", "A100-80GB"), ("A100 40G", "A100-40GB"), ("RTX 3080 12", "RTX 3080 12GB"),
-                       ("RTX PRO 6000 Blackwell Max-Q", "RTX PRO 6000 Blackwell")]
-)  # fmt: skip
+    ("text", "name"),
+    [
+        ("a100-80", "A100-80GB"),
+        ("A100 40G", "A100-40GB"),
+        ("RTX 3080 12", "RTX 3080 12GB"),
+        ("RTX PRO 6000 Blackwell Max-Q", "RTX PRO 6000 Blackwell"),
+    ],
+)
 def test_a_size_behind_a_name_needs_no_unit(text, name):
     assert find_gpu(text).name == name
 

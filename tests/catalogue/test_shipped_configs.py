@@ -103,9 +103,19 @@ def test_the_stated_number_of_adapter_weights(name):
 def test_the_34b_lora_of_the_readme():
     config = load("code-llama/34b/lora.yml")
     wanted = {
-        "load_in_8bit": True, "adapter": "lora", "lora_r": 32, "lora_alpha": 16, "lora_target_linear": True,
-        "lora_dropout": 0.05, "sequence_len": 4096, "sample_packing": True, "micro_batch_size": 2,
-        "gradient_accumulation_steps": 4, "optimizer": "adamw_bnb_8bit", "bf16": "auto",
-        "gradient_checkpointing": True, "attn_implementation": "flash_attention_2",
-    }  # fmt: skip
+        "load_in_8bit": True,
+        "adapter": "lora",
+        "lora_r": 32,
+        "lora_alpha": 16,
+        "lora_target_linear": True,
+        "lora_dropout": 0.05,
+        "sequence_len": 4096,
+        "sample_packing": True,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 4,
+        "optimizer": "adamw_bnb_8bit",
+        "bf16": "auto",
+        "gradient_checkpointing": True,
+        "attn_implementation": "flash_attention_2",
+    }
     assert {key: config[key] for key in wanted} == wanted

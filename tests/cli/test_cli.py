@@ -42,9 +42,27 @@ def calls(monkeypatch):
 
 
 def test_arguments_reach_the_estimate(calls, tmp_path):
-    options = ["--set", "a=1", "--set", "b.c=x=y", "--assume", "router=worst", "--gpus", "2", "--gpu", "H100", "--hub",
-               "--trust-remote-code", "--strict", "--axolotl", "0.20", "--snapshot", str(tmp_path / "s.pickle"), "-o",
-               str(tmp_path / "r")]  # fmt: skip
+    options = [
+        "--set",
+        "a=1",
+        "--set",
+        "b.c=x=y",
+        "--assume",
+        "router=worst",
+        "--gpus",
+        "2",
+        "--gpu",
+        "H100",
+        "--hub",
+        "--trust-remote-code",
+        "--strict",
+        "--axolotl",
+        "0.20",
+        "--snapshot",
+        str(tmp_path / "s.pickle"),
+        "-o",
+        str(tmp_path / "r"),
+    ]
     assert main(["run.yml", *options]) == 0
     assert calls == [
         (
@@ -97,9 +115,14 @@ def test_depth_folds_in_every_format(calls, capsys, form):
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [([], False), (["--full"], False), (["--format", "json"], False), (["--format", "json", "--full"], True),
-     (["--format", "html"], True)],
-)  # fmt: skip
+    [
+        ([], False),
+        (["--full"], False),
+        (["--format", "json"], False),
+        (["--format", "json", "--full"], True),
+        (["--format", "html"], True),
+    ],
+)
 def test_moments_are_made_only_where_they_are_shown(calls, options, expected):
     main(["run.yml", *options])
     assert calls[0][1]["moments"] is expected
@@ -258,7 +281,12 @@ def test_a_file_may_be_named_nearly_like_a_command(calls, capsys, tmp_path, monk
 def test_a_reader_that_goes_away_is_no_error():
     done = subprocess.run(
         f"{sys.executable} -m axmem_trace models | head -n 1; exit ${{PIPESTATUS[0]}}",
-        shell=True, executable="/bin/bash", capture_output=True, text=True, cwd=ROOT, timeout=120,
-    )  # fmt: skip
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1

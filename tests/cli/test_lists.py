@@ -67,9 +67,14 @@ def test_gpus_as_json(capsys):
     assert len(cards) > 250
     # 23.51 x 2^30 = 25,243,670,282.24
     assert cards["RTX 4090"] == {
-        "name": "RTX 4090", "nominal_gb": 24, "memory_bytes": 25_243_670_282, "compute_capability": [8, 9],
-        "basis": "reported", "other_names": [], "shares_system_memory": False,
-    }  # fmt: skip
+        "name": "RTX 4090",
+        "nominal_gb": 24,
+        "memory_bytes": 25_243_670_282,
+        "compute_capability": [8, 9],
+        "basis": "reported",
+        "other_names": [],
+        "shares_system_memory": False,
+    }
     assert cards["GB10"]["shares_system_memory"]
 
 

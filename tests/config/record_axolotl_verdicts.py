@@ -22,15 +22,15 @@ HERE = Path(__file__).parent
 CAPABILITIES = {"bf16": True, "fp8": True, "tf32": True, "n_gpu": 1, "compute_capability": "sm_90"}
 TORCH_VERSION = "2.13.0"
 """Within the range of all releases that are recorded."""
-KEPT = (
-    "torch_dtype", "fp16", "bf16", "attn_implementation", "optimizer", "gradient_checkpointing",
-    "activation_offloading",
-    "gradient_checkpointing_kwargs", "gradient_accumulation_steps", "micro_batch_size", "sample_packing",
-    "eval_sample_packing", "eval_batch_size", "eval_steps", "eval_strategy", "val_set_size", "batch_flattening",
-    "pad_to_sequence_len", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel", "adapter",
-    "type_of_model", "neftune_noise_alpha", "torch_empty_cache_steps", "liger_glu_activation", "cut_cross_entropy",
-    "fsdp_version", "eval_on_start",
-)  # fmt: skip
+KEPT = tuple(
+    """
+    torch_dtype fp16 bf16 attn_implementation optimizer gradient_checkpointing activation_offloading
+    gradient_checkpointing_kwargs gradient_accumulation_steps micro_batch_size sample_packing eval_sample_packing
+    eval_batch_size eval_steps eval_strategy val_set_size batch_flattening pad_to_sequence_len lora_mlp_kernel
+    lora_qkv_kernel lora_o_kernel lora_embedding_kernel adapter type_of_model neftune_noise_alpha
+    torch_empty_cache_steps liger_glu_activation cut_cross_entropy fsdp_version eval_on_start
+    """.split()
+)
 """Fields of axolotl's normalised configuration that are compared."""
 
 

@@ -15,9 +15,14 @@ from axmem_trace.report.alternatives import compare_alternatives
 from axmem_trace.units import format_bytes
 
 LORA: dict[str, Any] = {
-    "micro_batch_size": 1, "sequence_len": 64, "learning_rate": 1e-4, "lora_r": 4, "lora_alpha": 8,
-    "datasets": [{"path": "d", "type": "alpaca"}], "bf16": True,
-}  # fmt: skip
+    "micro_batch_size": 1,
+    "sequence_len": 64,
+    "learning_rate": 1e-4,
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "datasets": [{"path": "d", "type": "alpaca"}],
+    "bf16": True,
+}
 WIDE = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_hidden_layers": 4}
 ATTENTION = {"lora_target_modules": ["q_proj", "v_proj"]}
 
@@ -66,10 +71,15 @@ def test_too_many_experts_are_reported_without_a_figure():
 
 @pytest.mark.parametrize(
     ("base_model", "linear"),
-    [("openai/gpt-oss-20b", False), ("meta-llama/Llama-4-Scout-17B-16E-Instruct", False),
-     ("Qwen/Qwen3-VL-30B-A3B-Instruct", False), ("allenai/OLMoE-1B-7B-0924", True),
-     ("deepseek-ai/DeepSeek-V2-Lite", True), ("zai-org/GLM-4.5-Air", True)],
-)  # fmt: skip
+    [
+        ("openai/gpt-oss-20b", False),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", False),
+        ("Qwen/Qwen3-VL-30B-A3B-Instruct", False),
+        ("allenai/OLMoE-1B-7B-0924", True),
+        ("deepseek-ai/DeepSeek-V2-Lite", True),
+        ("zai-org/GLM-4.5-Air", True),
+    ],
+)
 def test_only_experts_that_were_linear_layers_are_said_to_have_been(base_model: str, linear: bool):
     config = {**LORA, "base_model": base_model, "adapter": "lora", "lora_target_linear": True}
     assert bool(read_recipe(config, hub="never").alternatives) is linear

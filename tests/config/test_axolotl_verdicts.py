@@ -80,11 +80,17 @@ FAILS_LATER_IN: dict[str, dict[str, str]] = {
 NOT_ASKED = {"old_datasets_null", "old_l8_false_str"}
 """Refused by axolotl for what memory does not depend on, or because a rule sees the text `'false'` before it is parsed."""
 NOT_ASKED_IN: dict[str, set[str]] = {
-    "0.19.0": {"release_cp_flash", "release_cp_ring_func", "release_grpo_colocate_cp", "release_sp_old",
-               "release_use_dft_cp", "release_use_eaft_cp"},
+    "0.19.0": {
+        "release_cp_flash",
+        "release_cp_ring_func",
+        "release_grpo_colocate_cp",
+        "release_sp_old",
+        "release_use_dft_cp",
+        "release_use_eaft_cp",
+    },
     "0.20.0": {"release_fsdp_fp8_gather"},
     "0.21.0": {"release_fsdp_fp8_gather", "release_plugin_missing"},
-}  # fmt: skip
+}
 """Refused by axolotl for what was not installed where it was recorded: ring_flash_attn, torchao, a plugin's package."""
 
 

@@ -8,9 +8,14 @@ from axmem_trace.config import read_recipe
 from axmem_trace.report.verdict import judge
 
 CONFIG = {
-    "base_model": "meta-llama/Llama-3.1-8B", "datasets": [{"path": "any", "type": "alpaca"}], "bf16": True,
-    "micro_batch_size": 1, "gradient_accumulation_steps": 1, "sequence_len": 512, "val_set_size": 0,
-}  # fmt: skip
+    "base_model": "meta-llama/Llama-3.1-8B",
+    "datasets": [{"path": "any", "type": "alpaca"}],
+    "bf16": True,
+    "micro_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "sequence_len": 512,
+    "val_set_size": 0,
+}
 
 
 @pytest.mark.parametrize(
@@ -23,7 +28,7 @@ CONFIG = {
         ({"tiled_mlp": True, "tiled_mlp_use_original_mlp": False}, "tiled_mlp_use_original_mlp", True, None),
         ({"qat": {"weight_dtype": "mxfp4"}}, "qat", None, False),
     ],
-)  # fmt: skip
+)
 def test_an_answer_that_it_could_turn_is_not_given(changes, key, fits, does_not_fit):
     notes = [
         note for note in read_recipe({**CONFIG, **changes}, hub="never", axolotl="0.21.0").notes if note.key == key

@@ -46,7 +46,7 @@ def changed_lines(old: str, new: str) -> tuple[list[str], list[str]]:
             ["  offload_params: true  # whole"],
         ),
     ],
-)  # fmt: skip
+)
 def test_only_the_lines_of_the_key_change(settings, gone, came):
     edited = edit_yaml(TEXT, settings)
     assert yaml.safe_load(edited) == {**yaml.safe_load(TEXT), **settings}

@@ -34,20 +34,37 @@ def test_the_tables_name_what_axolotl_does_not_know_by_what_it_knows():
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("mirco_batch_size", "micro_batch_size"), ("sequense_len", "sequence_len"), ("loraR", "lora_r"),
-        ("gradient-accumulation-steps", "gradient_accumulation_steps"), ("warmup_step", "warmup_steps"),
-        ("trl.num_generation", "trl.num_generations"), ("load_in_4_bit", "load_in_4bit"),
+        ("mirco_batch_size", "micro_batch_size"),
+        ("sequense_len", "sequence_len"),
+        ("loraR", "lora_r"),
+        ("gradient-accumulation-steps", "gradient_accumulation_steps"),
+        ("warmup_step", "warmup_steps"),
+        ("trl.num_generation", "trl.num_generations"),
+        ("load_in_4_bit", "load_in_4bit"),
     ],
-)  # fmt: skip
+)
 def test_a_slip_is_understood(typed, meant):
     assert nearest_key(typed, siblings(typed)) == meant
 
 
 @pytest.mark.parametrize(
     "typed",
-    ["push_to_hub", "val_datasets", "use_peft", "quantization_config", "dataloader_persistent_workers", "zzz",
-     "load_in_16bit", "bf32", "lora_q_kernel", "trust_remote_cod", "push_dataset_to_hubb", "eval_loss", "num_layers"],
-)  # fmt: skip
+    [
+        "push_to_hub",
+        "val_datasets",
+        "use_peft",
+        "quantization_config",
+        "dataloader_persistent_workers",
+        "zzz",
+        "load_in_16bit",
+        "bf32",
+        "lora_q_kernel",
+        "trust_remote_cod",
+        "push_dataset_to_hubb",
+        "eval_loss",
+        "num_layers",
+    ],
+)
 def test_what_only_looks_alike_gets_no_suggestion(typed):
     assert nearest_key(typed, siblings(typed)) == ""
 

@@ -224,8 +224,12 @@ def test_exit_code_1_on_drift_and_2_without_axolotl(script, made_up, tmp_path, c
 def test_a_release_is_compared_with_itself_else_with_the_one_before(script):
     assert script.known_releases() == RELEASE_NAMES
     assert [script.reference_for(each) for each in ("0.20.0", "0.20.3", "9.9.0", "0.1", "")] == [
-        "0.20.0", "0.20.0", "0.21.0", "0.19.0", "0.21.0",
-    ]  # fmt: skip
+        "0.20.0",
+        "0.20.0",
+        "0.21.0",
+        "0.19.0",
+        "0.21.0",
+    ]
 
 
 @pytest.mark.parametrize(("before", "after"), pairwise(RELEASE_NAMES))

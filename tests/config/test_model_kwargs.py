@@ -51,7 +51,9 @@ def test_the_eager_kernel_keeps_scores(tmp_path):
     assert eager - plain >= 2 * 4 * 64 * 64 * (4 + 2)
 
 
-@pytest.mark.parametrize(("name", "value", "kinds"), [("use_cache", False, []), ("revision", "main", []),
-                                                      ("max_memory", {0: "1GiB"}, ["not_modelled"])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value", "kinds"),
+    [("use_cache", False, []), ("revision", "main", []), ("max_memory", {0: "1GiB"}, ["not_modelled"])],
+)
 def test_the_rest_is_harmless_or_reported(tmp_path, name, value, kinds):
     assert reported(read(tmp_path, {name: value}), name) == kinds

@@ -13,9 +13,15 @@ from axmem_trace.config.reader import read_recipe
 from axmem_trace.errors import ConfigError
 
 BASE: dict[str, Any] = {
-    "micro_batch_size": 1, "sequence_len": 64, "learning_rate": 1e-4, "adapter": "lora", "lora_r": 4, "lora_alpha": 8,
-    "lora_target_linear": True, "datasets": [{"path": "d", "type": "alpaca"}],
-}  # fmt: skip
+    "micro_batch_size": 1,
+    "sequence_len": 64,
+    "learning_rate": 1e-4,
+    "adapter": "lora",
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "lora_target_linear": True,
+    "datasets": [{"path": "d", "type": "alpaca"}],
+}
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -85,8 +91,13 @@ def test_a_model_that_is_not_here_may_be_given_by_the_one_that_it_was_made_from(
 
 def test_an_error_of_building_contains_the_refusals(tmp_path: Path):
     model = write_tiny_model("llama", tmp_path / "llama")
-    keys = {**BASE, "base_model": model, "lora_target_linear": False, "lora_target_modules": ["nosuch"],
-            "early_stopping_patience": 1}  # fmt: skip
+    keys = {
+        **BASE,
+        "base_model": model,
+        "lora_target_linear": False,
+        "lora_target_modules": ["nosuch"],
+        "early_stopping_patience": 1,
+    }
     with pytest.raises(ConfigError) as caught:
         axmem_trace.estimate(keys, hub="never")
     assert caught.value.key == "lora_target_modules"

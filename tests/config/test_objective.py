@@ -17,9 +17,15 @@ QLORA = {**LORA, "adapter": "qlora", "load_in_4bit": True}
 
 def read(*assumed: str, axolotl: str = "", **keys: Any) -> Recipe:
     config = {
-        "base_model": "Qwen/Qwen2.5-0.5B", "sequence_len": 1024, "micro_batch_size": 2, "learning_rate": 1e-5,
-        "gradient_accumulation_steps": 4, "datasets": [{"path": "x"}], "bf16": True, **keys,
-    }  # fmt: skip
+        "base_model": "Qwen/Qwen2.5-0.5B",
+        "sequence_len": 1024,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-5,
+        "gradient_accumulation_steps": 4,
+        "datasets": [{"path": "x"}],
+        "bf16": True,
+        **keys,
+    }
     return read_recipe(config, hub="never", assumptions=assumed, axolotl=axolotl)
 
 
@@ -196,9 +202,14 @@ def test_fused_lora_kernels_stop_older_preference_training() -> None:
 
 @pytest.mark.parametrize(
     ("axolotl", "helpers", "cooling"),
-    [("0.19.0", "axolotl", "in_place"), ("0.19.0", "torch", "in_place"), ("0.20.0", "axolotl", "copy"),
-     ("0.21.0", "trl", "kernel"), ("0.21.0", "torch", "kernel")],
-)  # fmt: skip
+    [
+        ("0.19.0", "axolotl", "in_place"),
+        ("0.19.0", "torch", "in_place"),
+        ("0.20.0", "axolotl", "copy"),
+        ("0.21.0", "trl", "kernel"),
+        ("0.21.0", "torch", "kernel"),
+    ],
+)
 def test_how_logits_are_divided_by_the_temperature(axolotl: str, helpers: str, cooling: str) -> None:
     """TRL 1.9.0 `grpo_trainer.py:1519` `div_`; 1.13.0 `:1543` a new tensor; 1.14.1 in `selective_log_softmax`."""
     assert read(f"loss_helpers={helpers}", axolotl=axolotl, rl="grpo").objective.cooling == cooling

@@ -18,9 +18,14 @@ from axmem_trace.recipe.recipe import Recipe
 
 def read(tmp_path: Path, *, gpus: int = 0, nodes: int = 1, gpu: str = "", axolotl: str = "", **keys: Any) -> Recipe:
     config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "bf16": True,
-        "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}], **keys,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "micro_batch_size": 1,
+        "bf16": True,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
     return read_recipe(config, hub="never", num_gpus=gpus, num_nodes=nodes, gpu=gpu, axolotl=axolotl)
 
 
@@ -92,9 +97,12 @@ def test_a_mesh_that_accelerate_refuses_is_refused(tmp_path: Path, keys: dict[st
 
 def test_fsdp_gets_the_settings_of_the_file(tmp_path: Path) -> None:
     config = {
-        "reshard_after_forward": False, "cpu_ram_efficient_loading": True, "activation_checkpointing": True,
-        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": "LlamaDecoderLayer, LlamaMLP",
-    }  # fmt: skip
+        "reshard_after_forward": False,
+        "cpu_ram_efficient_loading": True,
+        "activation_checkpointing": True,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": "LlamaDecoderLayer, LlamaMLP",
+    }
     fsdp = read(tmp_path, gpus=4, fsdp_version=2, fsdp_config=config).parallel.fsdp
     assert fsdp.wrap_classes == ("LlamaDecoderLayer", "LlamaMLP")
     assert (fsdp.reshard_after_forward, fsdp.loads_on_host, fsdp.activation_checkpointing) == (False, True, True)
@@ -160,9 +168,13 @@ def test_what_is_missing_of_deepspeed_is_said(tmp_path: Path, settings: dict[str
 
 @pytest.mark.parametrize(
     "settings",
-    [{"gradient_clipping": 0.5}, {"train_micro_batch_size_per_gpu": 3}, {"gradient_accumulation_steps": 2},
-     {"bf16": {"enabled": False}}],
-)  # fmt: skip
+    [
+        {"gradient_clipping": 0.5},
+        {"train_micro_batch_size_per_gpu": 3},
+        {"gradient_accumulation_steps": 2},
+        {"bf16": {"enabled": False}},
+    ],
+)
 def test_values_that_the_trainer_does_not_have_stop_the_run(tmp_path: Path, settings: dict[str, Any]) -> None:
     known = {"zero_optimization": {"stage": 2}, "bf16": {"enabled": "auto"}}
     notes = read(tmp_path, gpus=2, deepspeed={**known, **settings}).notes

@@ -170,16 +170,27 @@ def test_standard_input_is_bounded(monkeypatch):
 
 # --- paths that are none -----------------------------------------------------------------------------------------------
 
-PATH_KEYS = ("base_model", "base_model_config", "lora_model_dir", "deepspeed", "output_dir", "dataset_prepared_path",
-             "resume_from_checkpoint", "tokenizer_config")  # fmt: skip
+PATH_KEYS = tuple(
+    """
+    base_model base_model_config lora_model_dir deepspeed output_dir dataset_prepared_path resume_from_checkpoint
+    tokenizer_config
+    """.split()
+)
 BAD_PATHS = (LONG, f"/{LONG}/x", "/" + "a/" * 3000, "~nobody-here/x", "a\0b", "\udcff")
 
 
 @pytest.mark.parametrize("name", BAD_PATHS)
 @pytest.mark.parametrize("key", PATH_KEYS)
 def test_an_error_of_the_file_system_is_no_traceback(key, name):
-    keys = {"base_model": "meta-llama/Llama-3.2-1B", "learning_rate": 1e-4, "adapter": "lora", "lora_r": 8,
-            "lora_alpha": 8, "lora_target_linear": True, "datasets": [{"path": "x", "type": "alpaca"}]}  # fmt: skip
+    keys = {
+        "base_model": "meta-llama/Llama-3.2-1B",
+        "learning_rate": 1e-4,
+        "adapter": "lora",
+        "lora_r": 8,
+        "lora_alpha": 8,
+        "lora_target_linear": True,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+    }
     if not key.startswith("base_model"):
         read_recipe({**keys, key: name}, hub="never")
         return

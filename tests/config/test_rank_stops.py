@@ -21,10 +21,16 @@ REENTRANT = {"rl": "dpo", "gradient_checkpointing": True, "gradient_checkpointin
 
 def refusals(directory: Path, keys: dict[str, Any], gpus: int, release: str) -> list[str]:
     config = {
-        "base_model": write_tiny_model("llama", directory / "llama", tie_word_embeddings=False), "sequence_len": 24,
-        "micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "bf16": True,
-        "attn_implementation": "flash_attention_2", "datasets": [{"path": "x", "type": "alpaca"}], **keys,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", directory / "llama", tie_word_embeddings=False),
+        "sequence_len": 24,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-4,
+        "bf16": True,
+        "attn_implementation": "flash_attention_2",
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
     return [note.text for note in read_recipe(config, num_gpus=gpus, axolotl=release, hub="never").refusals]
 
 

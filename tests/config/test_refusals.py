@@ -17,9 +17,15 @@ from axmem_trace.errors import ConfigError
 from axmem_trace.report import Report
 
 BASE: dict[str, Any] = {
-    "micro_batch_size": 1, "sequence_len": 64, "learning_rate": 1e-4, "adapter": "lora", "lora_r": 4, "lora_alpha": 8,
-    "lora_target_linear": True, "datasets": [{"path": "d", "type": "alpaca"}],
-}  # fmt: skip
+    "micro_batch_size": 1,
+    "sequence_len": 64,
+    "learning_rate": 1e-4,
+    "adapter": "lora",
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "lora_target_linear": True,
+    "datasets": [{"path": "d", "type": "alpaca"}],
+}
 NEUTRAL: dict[str, dict[str, Any]] = {
     "sharegpt": {"datasets": [{"path": "d", "type": "sharegpt"}, {"path": "e", "type": "sharegpt:chat"}]},
     "evaluation without data": {"eval_steps": 10, "val_set_size": 0},
@@ -62,17 +68,31 @@ def test_what_moves_no_memory_leaves_the_figures(case, model, plain):
     ("keys", "way_out"),
     [
         ({"activation_offloading": True}, {"activation_offloading": True, "gradient_checkpointing": True}),
-        ({"eval_steps": 5, "val_set_size": 0.1, "sample_packing": True, "eval_table_size": 5, "eval_sample_packing": True,
-          "attn_implementation": "flash_attention_2"},
-         {"eval_steps": 5, "val_set_size": 0.1, "sample_packing": True, "eval_table_size": 5, "eval_sample_packing": False,
-          "attn_implementation": "flash_attention_2"}),
+        (
+            {
+                "eval_steps": 5,
+                "val_set_size": 0.1,
+                "sample_packing": True,
+                "eval_table_size": 5,
+                "eval_sample_packing": True,
+                "attn_implementation": "flash_attention_2",
+            },
+            {
+                "eval_steps": 5,
+                "val_set_size": 0.1,
+                "sample_packing": True,
+                "eval_table_size": 5,
+                "eval_sample_packing": False,
+                "attn_implementation": "flash_attention_2",
+            },
+        ),
         ({"attn_implementation": "flash"}, {"attn_implementation": "flash_attention_2"}),
         ({"optimizer": "ao_adamw_8bit"}, {"optimizer": "adamw_torch_8bit"}),
         ({"adapter": "qlora"}, {"adapter": "qlora", "load_in_4bit": True}),
         ({"gradient_checkpointing": "unsloth"}, {"gradient_checkpointing": "offload"}),
         ({"tokens": ["<a>"]}, {"tokens": ["<a>"], "lora_modules_to_save": ["embed_tokens", "lm_head"]}),
     ],
-)  # fmt: skip
+)
 def test_else_the_figures_are_those_of_the_way_out(keys, way_out, model):
     refused = axmem_trace.estimate({**BASE, "base_model": model, **keys}, hub="never")
     resolved = axmem_trace.estimate({**BASE, "base_model": model, **way_out}, hub="never")
@@ -147,7 +167,7 @@ def test_wrapping_is_refused_once_where_axolotl_has_no_list_any_more(model):
         {"sdp_attention": True, "attn_implementation": "flash_attention_2"},
         {"micro_batch_size": 0},
     ],
-)  # fmt: skip
+)
 def test_where_memory_is_not_known_there_is_none_and_all_is_reported(keys, model):
     patience = {"early_stopping_patience": 3, "warmup_steps": 5, "warmup_ratio": 0.1}
     with pytest.raises(ConfigError) as caught:

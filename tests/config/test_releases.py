@@ -22,8 +22,14 @@ PACKED = {"sample_packing": True, "flash_attention": True, "val_set_size": 0.1, 
 
 
 def read(axolotl: str = "", base_model: str = LLAMA, **keys: Any) -> Recipe:
-    config = {"base_model": base_model, "micro_batch_size": 2, "sequence_len": 1024, "learning_rate": 1e-4,
-              "datasets": [{"path": "x", "type": "alpaca"}], **keys}  # fmt: skip
+    config = {
+        "base_model": base_model,
+        "micro_batch_size": 2,
+        "sequence_len": 1024,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
     return read_recipe(config, hub="never", axolotl=axolotl)
 
 
@@ -58,11 +64,18 @@ def test_the_installed_one_comes_before_the_newest_and_the_option_before_that(mo
 @pytest.mark.parametrize(
     ("asked", "taken", "is_it"),
     [
-        ("0.19.0", "0.19.0", True), ("0.20", "0.20.0", True), ("0.21", "0.21.0", True), ("0.18.0", "0.19.0", False),
-        ("0.5", "0.19.0", False), ("0.20.1", "0.20.0", False), ("0.21.0.dev0", "0.21.0", False),
-        ("0.22.0", "0.21.0", False), ("1.0", "0.21.0", False), ("v0.20.0", "0.20.0", True),
+        ("0.19.0", "0.19.0", True),
+        ("0.20", "0.20.0", True),
+        ("0.21", "0.21.0", True),
+        ("0.18.0", "0.19.0", False),
+        ("0.5", "0.19.0", False),
+        ("0.20.1", "0.20.0", False),
+        ("0.21.0.dev0", "0.21.0", False),
+        ("0.22.0", "0.21.0", False),
+        ("1.0", "0.21.0", False),
+        ("v0.20.0", "0.20.0", True),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_one_is_estimated_as_the_nearest_with_a_warning(asked, taken, is_it):
     chosen = choose_release(asked)
     assert chosen.release.version == taken
@@ -186,9 +199,16 @@ def test_a_plugin_s_short_name_is_its_name(name):
 GIB = 1 << 30
 HEAD_ELEMENTS = 128256 * 4096
 HEAD = TensorFact(
-    name="lm_head.weight", module="lm_head", kind="parameter", role="weight", dtype="bfloat16", trainable=True,
-    elements=HEAD_ELEMENTS, logical_elements=HEAD_ELEMENTS, nbytes=2 * HEAD_ELEMENTS,
-)  # fmt: skip
+    name="lm_head.weight",
+    module="lm_head",
+    kind="parameter",
+    role="weight",
+    dtype="bfloat16",
+    trainable=True,
+    elements=HEAD_ELEMENTS,
+    logical_elements=HEAD_ELEMENTS,
+    nbytes=2 * HEAD_ELEMENTS,
+)
 
 
 def changed(recipe: Recipe, peak_bytes: int, *tensors: TensorFact) -> list[tuple[str, int, str]]:

@@ -55,8 +55,13 @@ def test_rank_and_targets_are_the_saved_ones(tmp_path):
 
 
 def test_fields_that_the_saved_configuration_lacks_are_not_filled_from_the_yaml(tmp_path):
-    recipe = read(tmp_path, lora_model_dir=save(tmp_path / "a", target_modules=["v_proj"]), lora_dropout=0.1,
-                  peft_use_dora=True, lora_modules_to_save=["lm_head"])  # fmt: skip
+    recipe = read(
+        tmp_path,
+        lora_model_dir=save(tmp_path / "a", target_modules=["v_proj"]),
+        lora_dropout=0.1,
+        peft_use_dora=True,
+        lora_modules_to_save=["lm_head"],
+    )
     assert (recipe.adapter.dora, recipe.adapter.modules_to_save, recipe.adapter.dropout) == (False, (), 0.0)
 
 
@@ -95,8 +100,9 @@ def test_an_adapter_that_is_elsewhere_and_nothing_to_go_by(tmp_path):
         read(tmp_path, lora_model_dir="someone/adapter", lora_r=None)
 
 
-@pytest.mark.parametrize(("content", "words"), [("[]", "no mapping"), ("{", "can't be read"),
-                                                ('{"peft_type": "IA3"}', "type IA3")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "words"), [("[]", "no mapping"), ("{", "can't be read"), ('{"peft_type": "IA3"}', "type IA3")]
+)
 def test_what_is_no_lora_is_refused(tmp_path, content, words):
     directory = save(tmp_path / "a")
     Path(directory, "adapter_config.json").write_text(content)

@@ -41,7 +41,7 @@ def notes(tmp_path: Path, text: str, **options) -> list[tuple[str, str, int, str
         (LLAMA + "batch_size: 8\n", "warning", "batch_size", 5, "has no effect"),
         (LLAMA + "deepspeed: elsewhere/mine.json\n", "not_modelled", "deepspeed", 5, "content is unknown"),
     ],
-)  # fmt: skip
+)
 def test_trap_is_reported_with_its_line(tmp_path, text, kind, key, line, words):
     found = [note for note in notes(tmp_path, text) if note[:3] == (kind, key, line)]
     assert len(found) == 1

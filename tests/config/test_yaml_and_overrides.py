@@ -106,10 +106,13 @@ def test_set_nests_with_dots_and_reads_yaml():
 @pytest.mark.parametrize(
     ("setting", "problem"),
     [
-        ("a", "not of the form"), ("=1", "not of the form"), ("a..b=1", "an empty part"), ("x.y=1", "no mapping"),
+        ("a", "not of the form"),
+        ("=1", "not of the form"),
+        ("a..b=1", "an empty part"),
+        ("x.y=1", "no mapping"),
         ("a=[1", "not valid YAML"),
     ],
-)  # fmt: skip
+)
 def test_set_refuses(setting, problem):
     with pytest.raises(ConfigError, match=problem):
         apply_overrides({"x": 1}, [setting])
@@ -156,12 +159,16 @@ def test_assume_router():
 @pytest.mark.parametrize(
     ("setting", "problem"),
     [
-        ("rwos=1", "did you mean `rows`"), ("rows=0", "out of range"), ("rows=x", "not a value"),
-        ("autocast=int8", "not a value"), ("router=random", "not a value"),
+        ("rwos=1", "did you mean `rows`"),
+        ("rows=0", "out of range"),
+        ("rows=x", "not a value"),
+        ("autocast=int8", "not a value"),
+        ("router=random", "not a value"),
         ("cuda_context_bytes=much", "is not a size"),
-        ("allocator=foo:1", "allocator"), ("lora_kernels=gate", "no LoRA kernel"),
+        ("allocator=foo:1", "allocator"),
+        ("lora_kernels=gate", "no LoRA kernel"),
     ],
-)  # fmt: skip
+)
 def test_assume_refuses(setting, problem):
     with pytest.raises(ConfigError) as caught:
         read_recipe(BASE, assumptions=[setting], hub="never")

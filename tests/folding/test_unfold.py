@@ -17,8 +17,9 @@ from axmem_trace.model_facts import ModelFacts, ModuleFact, TensorFact
 
 def repetition_of(layers: int, missing: int) -> Repetition:
     """One layer before, the kept periods, one layer behind."""
-    return Repetition(path="model.layers", length=layers + missing, first=1, period=1, periods=layers - 2,
-                      missing=missing)  # fmt: skip
+    return Repetition(
+        path="model.layers", length=layers + missing, first=1, period=1, periods=layers - 2, missing=missing
+    )
 
 
 class Writer:
@@ -150,15 +151,29 @@ def test_what_outlives_the_recording_does_so_in_every_layer():
 
 
 def tensor(name: str) -> TensorFact:
-    return TensorFact(name=f"{name}.weight", module=name, kind="parameter", role="weight", dtype="bfloat16",
-                      trainable=True, elements=6, logical_elements=6, nbytes=12)  # fmt: skip
+    return TensorFact(
+        name=f"{name}.weight",
+        module=name,
+        kind="parameter",
+        role="weight",
+        dtype="bfloat16",
+        trainable=True,
+        elements=6,
+        logical_elements=6,
+        nbytes=12,
+    )
 
 
 def facts_of(layers: int) -> ModelFacts:
     names = ["model.embed", *(f"model.layers.{layer}.mlp" for layer in range(layers)), "model.head"]
-    return ModelFacts(name="m", model_type="t", class_name="C", config_source="s",
-                      tensors=tuple(tensor(name) for name in names),
-                      modules=tuple(ModuleFact(name=name, class_name="M") for name in ["", *names]))  # fmt: skip
+    return ModelFacts(
+        name="m",
+        model_type="t",
+        class_name="C",
+        config_source="s",
+        tensors=tuple(tensor(name) for name in names),
+        modules=tuple(ModuleFact(name=name, class_name="M") for name in ["", *names]),
+    )
 
 
 def test_facts_of_five_layers_become_those_of_nine():

@@ -32,8 +32,14 @@ class Run(NamedTuple):
 
 
 def run(folder: Path, card: dict[str, Any], **changes: Any) -> Run:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{TESTS}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-                   "AXOLOTL_DO_NOT_TRACK": "1", "DO_NOT_TRACK": "1"}  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{TESTS}",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "AXOLOTL_DO_NOT_TRACK": "1",
+        "DO_NOT_TRACK": "1",
+    }
     command = [sys.executable, "-m", "support.axolotl_run", str(folder), json.dumps(changes), json.dumps(card)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     path = folder / "out" / "axmem_trace.json"
@@ -43,8 +49,12 @@ def run(folder: Path, card: dict[str, Any], **changes: Any) -> Run:
 
 def test_peaks_are_read_before_axolotl_resets_them(tmp_path):
     """axolotl logs each step and resets, so each phase has its own peak: 100, then the higher of 80 and 90; 60."""
-    found = run(tmp_path, {"memory_mib": 24 * 1024, "steps": [100, 80, 90], "evaluation": 60},
-                command_line={"micro_batch_size": "3"}, eval_steps=3)  # fmt: skip
+    found = run(
+        tmp_path,
+        {"memory_mib": 24 * 1024, "steps": [100, 80, 90], "evaluation": 60},
+        command_line={"micro_batch_size": "3"},
+        eval_steps=3,
+    )
     assert found.code == 0, found.said
     assert [found.measured(phase) for phase in ("step_1", "step_2", "eval")] == [(100, False), (90, False), (60, False)]
     assert "'memory/max_allocated (GiB)': '0.1'" in found.said, "axolotl's own log has the peak of step 1: 100 MiB"
@@ -79,8 +89,12 @@ def test_stop_ends_the_run_before_the_model_is_loaded(tmp_path):
 
 
 def test_a_run_that_fails_leaves_its_figures(tmp_path):
-    found = run(tmp_path, {"memory_mib": 512, "steps": [100, 80], "evaluation": 60, "fails_at": 2},
-                memory_check="warn", sequence_len=8192)  # fmt: skip
+    found = run(
+        tmp_path,
+        {"memory_mib": 512, "steps": [100, 80], "evaluation": 60, "fails_at": 2},
+        memory_check="warn",
+        sequence_len=8192,
+    )
     assert found.code == 1
     assert found.measured("step_1") == (100, False)
     assert found.runs[0]["measured"][0]["failed"] == "MemoryError: simulated: CUDA out of memory"

@@ -8,9 +8,17 @@ from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import RefusalNote
 
-RUN = {"base_model": "Qwen/Qwen2.5-0.5B", "micro_batch_size": 1, "sequence_len": 512, "adapter": "lora", "lora_r": 8,
-       "lora_target_linear": True, "learning_rate": 1e-4, "num_epochs": 1,
-       "datasets": [{"path": "a", "type": "alpaca"}]}  # fmt: skip
+RUN = {
+    "base_model": "Qwen/Qwen2.5-0.5B",
+    "micro_batch_size": 1,
+    "sequence_len": 512,
+    "adapter": "lora",
+    "lora_r": 8,
+    "lora_target_linear": True,
+    "learning_rate": 1e-4,
+    "num_epochs": 1,
+    "datasets": [{"path": "a", "type": "alpaca"}],
+}
 PLUGIN = "axmem_trace.MemoryPlugin"
 
 

@@ -32,21 +32,32 @@ def measured(card: Card, *moves) -> dict[str, tuple[int, bool, int]]:
             phase, peak, level = move
             card.use(peak, level)
             meter.read(phase)
-    return {phase: (peaks.bytes_of("allocated"), peaks.is_limit("allocated"), peaks.bytes_of("reserved"))
-            for phase, peaks in meter.phases.items()}  # fmt: skip
+    return {
+        phase: (peaks.bytes_of("allocated"), peaks.is_limit("allocated"), peaks.bytes_of("reserved"))
+        for phase, peaks in meter.phases.items()
+    }
 
 
 def test_a_reset_before_each_phase():
-    found = measured(Card(), ("load", 50, 40), "reset", ("step_1", 100, 45), "reset", ("step_2", 90, 45), "reset",
-                     ("eval", 60, 45))  # fmt: skip
-    assert found == {"load": (50, False, 52), "step_1": (100, False, 102), "step_2": (90, False, 102),
-                     "eval": (60, False, 102)}  # fmt: skip
+    found = measured(
+        Card(), ("load", 50, 40), "reset", ("step_1", 100, 45), "reset", ("step_2", 90, 45), "reset", ("eval", 60, 45)
+    )
+    assert found == {
+        "load": (50, False, 52),
+        "step_1": (100, False, 102),
+        "step_2": (90, False, 102),
+        "eval": (60, False, 102),
+    }
 
 
 def test_no_reset_gives_limits():
     found = measured(Card(), ("load", 50, 40), ("step_1", 100, 45), ("step_2", 90, 45), ("eval", 120, 45))
-    assert found == {"load": (50, False, 52), "step_1": (100, False, 102), "step_2": (100, True, 102),
-                     "eval": (120, False, 122)}  # fmt: skip
+    assert found == {
+        "load": (50, False, 52),
+        "step_1": (100, False, 102),
+        "step_2": (100, True, 102),
+        "eval": (120, False, 122),
+    }
 
 
 def test_a_phase_that_exceeds_its_limit_later():
@@ -71,6 +82,10 @@ def test_as_plain_values():
     meter.read("step_2")
     assert describe_phases(meter.phases) == {
         "step_1": {"active_bytes": 9, "allocated_bytes": 8, "reserved_bytes": 12, "upper_limits": []},
-        "step_2": {"active_bytes": 9, "allocated_bytes": 8, "reserved_bytes": 14,
-                   "upper_limits": ["active_bytes", "allocated_bytes"]},
-    }  # fmt: skip
+        "step_2": {
+            "active_bytes": 9,
+            "allocated_bytes": 8,
+            "reserved_bytes": 14,
+            "upper_limits": ["active_bytes", "allocated_bytes"],
+        },
+    }

@@ -20,10 +20,14 @@ REPORT = make_hand_made_report()
 def rank(number: int, share: float = 1.0, limits: tuple[str, ...] = (), failed: str = "") -> dict:
     """Figures of one rank: this share of what is predicted."""
     phases = {
-        name: {"active_bytes": int(share * use.active_bytes), "allocated_bytes": int(share * use.counted_bytes),
-               "reserved_bytes": int(share * use.reserved_bytes), "upper_limits": list(limits)}
+        name: {
+            "active_bytes": int(share * use.active_bytes),
+            "allocated_bytes": int(share * use.counted_bytes),
+            "reserved_bytes": int(share * use.reserved_bytes),
+            "upper_limits": list(limits),
+        }
         for name, use in REPORT.phases.items()
-    }  # fmt: skip
+    }
     return {"rank": number, "device": "A", "phases": phases} | ({"failed": failed} if failed else {})
 
 

@@ -10,8 +10,14 @@ from axmem_trace.config.document.overrides import apply_overrides
 from axmem_trace.integrations.run_request import RunRequest, find_changes, name_card
 from axmem_trace.units import GIB
 
-FILE = {"base_model": "org/model", "micro_batch_size": 2, "learning_rate": 2e-4, "trl": {"beta": 0.1},
-        "datasets": [{"path": "a.jsonl", "type": "completion"}], "debug": True}  # fmt: skip
+FILE = {
+    "base_model": "org/model",
+    "micro_batch_size": 2,
+    "learning_rate": 2e-4,
+    "trl": {"beta": 0.1},
+    "datasets": [{"path": "a.jsonl", "type": "completion"}],
+    "debug": True,
+}
 
 
 def write(folder, values=FILE):
@@ -27,8 +33,12 @@ def test_nothing_changed(tmp_path):
 def test_changed_added_and_removed_keys(tmp_path):
     config = write(tmp_path) | {"micro_batch_size": 4, "trl": {"beta": 0.2}, "bf16": True, "shard": False}
     del config["learning_rate"]
-    assert find_changes(config, ["debug", "shard"]) == {"micro_batch_size": 4, "trl": {"beta": 0.2}, "bf16": True,
-                                                        "learning_rate": None}  # fmt: skip
+    assert find_changes(config, ["debug", "shard"]) == {
+        "micro_batch_size": 4,
+        "trl": {"beta": 0.2},
+        "bf16": True,
+        "learning_rate": None,
+    }
 
 
 def test_an_empty_file(tmp_path):
@@ -40,9 +50,15 @@ def test_an_empty_file(tmp_path):
 def test_the_arguments_mean_the_same_configuration(tmp_path):
     """What this package's command line reads from them is what axolotl runs, types included."""
     config = write(tmp_path) | {
-        "micro_batch_size": 4, "learning_rate": 1e-05, "output_dir": "a: b, [c] # d", "resume": None, "flag": False,
-        "numbers": "0123", "trl": {"beta": 0.25, "names": ["x", "y: z"]}, "path": tmp_path / "ä",
-    }  # fmt: skip
+        "micro_batch_size": 4,
+        "learning_rate": 1e-05,
+        "output_dir": "a: b, [c] # d",
+        "resume": None,
+        "flag": False,
+        "numbers": "0123",
+        "trl": {"beta": 0.25, "names": ["x", "y: z"]},
+        "path": tmp_path / "ä",
+    }
     request = RunRequest(config=tmp_path / "run.yml", changes=find_changes(config, []), card="RTX 4090", num_gpus=2)
     options = build_parser().parse_args([*request.arguments(), "--format", "json"])
     changed, _ = apply_overrides(FILE, options.overrides)

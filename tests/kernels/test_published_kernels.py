@@ -43,17 +43,29 @@ def rows(kernel: str, provider: str, mode: str = "full", x_name: str = "", versi
         return []
     wanted = (kernel, provider, mode)
     return [
-        (int(row["x_value"]), json.loads(row["extra_benchmark_config_str"]), float(row["y_value_50"]),
-         SMS.get(row["gpu_name"], 128))
+        (
+            int(row["x_value"]),
+            json.loads(row["extra_benchmark_config_str"]),
+            float(row["y_value_50"]),
+            SMS.get(row["gpu_name"], 128),
+        )
         for row in json.loads(MEASURED.read_text())["rows"]
         if (row["kernel_name"], row["kernel_provider"], row["kernel_operation_mode"]) == wanted
-        and x_name in ("", row["x_name"]) and version in ("", row["liger_version"])
-    ]  # fmt: skip
+        and x_name in ("", row["x_name"])
+        and version in ("", row["liger_version"])
+    ]
 
 
-def benchmark(inputs: list[torch.Tensor], run: Callable[[], Any], *, backward: bool = True, outside: int = 0,
-              retain_graph: bool = True, gradient_dtype: torch.dtype | None = None,
-              keeps_gradients: bool = True) -> float:  # fmt: skip
+def benchmark(
+    inputs: list[torch.Tensor],
+    run: Callable[[], Any],
+    *,
+    backward: bool = True,
+    outside: int = 0,
+    retain_graph: bool = True,
+    gradient_dtype: torch.dtype | None = None,
+    keeps_gradients: bool = True,
+) -> float:
     """MiB at the peak of two iterations; `outside` bytes are there all the time. Autograd casts a gradient of another
     dtype than the output's."""
     grads: list[torch.Tensor] = []
@@ -99,16 +111,24 @@ def test_fused_linear_cross_entropy(tokens: int, config: Any, measured: float, s
     # logits (bf16 and fp32 beside the scaled one of the chunk before, where 0.8.1 has one).
     x, weight, target = tensor(tokens, 4096), tensor(128256, 4096), targets(tokens)
     head, chunk = 128256 * 4096 * 2, tokens // 32 * 128256 * 2
-    found = benchmark([x, weight, target], lambda: FusedLinearCrossEntropy.apply(x, weight, target, -100),
-                      outside=head + CUBLAS + 3 * (chunk - head), retain_graph=False)  # fmt: skip
+    found = benchmark(
+        [x, weight, target],
+        lambda: FusedLinearCrossEntropy.apply(x, weight, target, -100),
+        outside=head + CUBLAS + 3 * (chunk - head),
+        retain_graph=False,
+    )
     assert found == pytest.approx(measured, rel=0.0005)
 
 
 @pytest.mark.parametrize(("tokens", "config", "measured", "sms"), rows("fused_linear_cross_entropy", "huggingface"))
 def test_stock_linear_cross_entropy(tokens: int, config: Any, measured: float, sms: int) -> None:
     x, weight, target = tensor(tokens, 4096), tensor(128256, 4096), targets(tokens)
-    found = benchmark([x, weight, target], lambda: F.cross_entropy(F.linear(x, weight), target),
-                      outside=128256 * 4096 * 2 + CUBLAS, retain_graph=False)  # fmt: skip
+    found = benchmark(
+        [x, weight, target],
+        lambda: F.cross_entropy(F.linear(x, weight), target),
+        outside=128256 * 4096 * 2 + CUBLAS,
+        retain_graph=False,
+    )
     assert found == pytest.approx(measured, abs=0.1)
 
 
@@ -142,9 +162,13 @@ def test_stock_layer_norm(width: int, config: Any, measured: float, sms: int) ->
 
 @pytest.mark.parametrize(
     ("provider", "x_name", "value", "measured"),
-    [(provider, name, value, measured) for provider in ("liger", "huggingface") for name in "HT"
-     for value, _, measured, _ in rows("rope", provider, x_name=name)],
-)  # fmt: skip
+    [
+        (provider, name, value, measured)
+        for provider in ("liger", "huggingface")
+        for name in "HT"
+        for value, _, measured, _ in rows("rope", provider, x_name=name)
+    ],
+)
 def test_rope(provider: str, x_name: str, value: int, measured: float) -> None:
     # Position ids in int64, inverse frequencies in 512 bytes, and one cuBLAS workspace are there beside q, k, cos, sin.
     # The benchmark calls `torch.autograd.grad`, which leaves no gradients behind.
@@ -154,8 +178,12 @@ def test_rope(provider: str, x_name: str, value: int, measured: float) -> None:
     q, k = tensor(1, tokens, 32, head_dim), tensor(1, tokens, 8, head_dim)
     cos, sin = (tensor(1, tokens, head_dim, grad=False) for _ in "cs")
     rotate: Any = Rope.apply if provider == "liger" else apply_rotary_pos_emb
-    found = benchmark([q, k, cos, sin], lambda: rotate(q.transpose(1, 2), k.transpose(1, 2), cos, sin),
-                      outside=tokens * 8 + 512 + CUBLAS // 2, keeps_gradients=False)  # fmt: skip
+    found = benchmark(
+        [q, k, cos, sin],
+        lambda: rotate(q.transpose(1, 2), k.transpose(1, 2), cos, sin),
+        outside=tokens * 8 + 512 + CUBLAS // 2,
+        keeps_gradients=False,
+    )
     assert found == pytest.approx(measured, abs=0.02)
 
 
@@ -163,9 +191,11 @@ def _mlp_rows() -> list[tuple[Any, ...]]:
     """A tiled MLP of other libraries is axolotl's in forward."""
     found = [
         (activation, provider, mode, tokens, measured)
-        for activation in ("geglu", "swiglu", "tiled_swiglu") for provider in ("liger", "huggingface")
-        for mode in ("full", "backward", "forward") for tokens, _, measured, _ in rows(activation, provider, mode)
-    ]  # fmt: skip
+        for activation in ("geglu", "swiglu", "tiled_swiglu")
+        for provider in ("liger", "huggingface")
+        for mode in ("full", "backward", "forward")
+        for tokens, _, measured, _ in rows(activation, provider, mode)
+    ]
     tiled = rows("tiled_swiglu", "deepspeed_tiled", "forward")
     return found + [("tiled_swiglu", "tiled", "forward", tokens, measured) for tokens, _, measured, _ in tiled]
 
@@ -202,16 +232,24 @@ def test_gated_mlp(activation: str, provider: str, mode: str, tokens: int, measu
 
 @pytest.mark.parametrize(
     ("x_name", "mode", "value", "measured"),
-    [(name, mode, value, measured) for name in "TE" for mode in ("full", "backward", "forward")
-     for value, _, measured, _ in rows("fused_moe", "liger", mode, x_name=name)],
-)  # fmt: skip
+    [
+        (name, mode, value, measured)
+        for name in "TE"
+        for mode in ("full", "backward", "forward")
+        for value, _, measured, _ in rows("fused_moe", "liger", mode, x_name=name)
+    ],
+)
 def test_fused_experts(x_name: str, mode: str, value: int, measured: float) -> None:
     # the benchmark holds a second module's weights too, 9 MiB per expert, and an H100's workspaces, 64 MiB
     tokens, experts = (value, 128) if x_name == "T" else (8192, value)
     x, gate_up, down = tensor(tokens, 2048), tensor(experts, 1536, 2048), tensor(experts, 2048, 768)
     index, scores = torch.empty(tokens, 8, dtype=torch.int32, device="meta"), tensor(tokens, 8)
-    found = benchmark([x, gate_up, down, index, scores], lambda: FusedExperts.apply(x, gate_up, down, index, scores),
-                      backward=mode != "forward", outside=(9 * experts + 64) * MIB)  # fmt: skip
+    found = benchmark(
+        [x, gate_up, down, index, scores],
+        lambda: FusedExperts.apply(x, gate_up, down, index, scores),
+        backward=mode != "forward",
+        outside=(9 * experts + 64) * MIB,
+    )
     if mode != "forward" and tokens < 8192:
         # 0.7.0 had its peak elsewhere, above ours by less than one more gradient of the down projections; not explained
         assert found <= measured < found + experts * 2048 * 768 * 2 / MIB
@@ -241,8 +279,12 @@ def test_fused_linear_cross_entropy_in_trl() -> None:
     # part of it in bf16 and in fp32: six times; hidden states, their gradient before and now: 3 x 64 MiB; one chunk of
     # 256 rows of logits, 121 MiB, and the workspaces
     x, weight, target = _of_trl(16384)
-    found = benchmark([x, weight, target], lambda: FusedLinearCrossEntropy.apply(x, weight, target, -100),
-                      outside=H100_CUBLAS, retain_graph=False)  # fmt: skip
+    found = benchmark(
+        [x, weight, target],
+        lambda: FusedLinearCrossEntropy.apply(x, weight, target, -100),
+        outside=H100_CUBLAS,
+        retain_graph=False,
+    )
     assert found / 1024 == pytest.approx(_quoted("use_liger_kernel=True"), abs=0.005)
 
 
@@ -251,9 +293,12 @@ def test_cut_cross_entropy_in_trl(tokens: int, phrase: str) -> None:
     # weight, its gradient before and now, the same three of the hidden states, the workspaces: 3.09 and 2.95 GiB
     x, weight, target = _of_trl(tokens)
     labels = target.unsqueeze(0)
-    found = benchmark([x, weight, target],
-                      lambda: cut_causal_lm_loss(x.unsqueeze(0), weight, labels, shift_labels=labels),
-                      outside=H100_CUBLAS, retain_graph=False)  # fmt: skip
+    found = benchmark(
+        [x, weight, target],
+        lambda: cut_causal_lm_loss(x.unsqueeze(0), weight, labels, shift_labels=labels),
+        outside=H100_CUBLAS,
+        retain_graph=False,
+    )
     quoted = _quoted(phrase if tokens == 16384 else "at 4096 tokens chunked_nll 38.02 GB, cce")
     assert found / 1024 == pytest.approx(quoted, abs=0.006)
 

@@ -57,14 +57,25 @@ def test_at_one_tick_the_order_of_the_ledger_holds_and_an_allocation_comes_befor
 def test_levels_and_timeline():
     assert list(zip(*LEDGER.levels, strict=True)) == LEVELS
     assert [(moment.tick, moment.allocated_bytes) for moment in LEDGER.timeline] == LEVELS
-    assert LEDGER.timeline[2] == Moment(tick=3, allocated_bytes=18_432, phase="forward", step=1, module="layers.1",
-                                        op="aten.silu.default")  # fmt: skip
+    assert LEDGER.timeline[2] == Moment(
+        tick=3, allocated_bytes=18_432, phase="forward", step=1, module="layers.1", op="aten.silu.default"
+    )
     assert [moment.phase for moment in LEDGER.timeline] == ["load", "forward", "forward"] + ["backward"] * 3
 
 
 def test_allocated_at_any_tick():
     assert [LEDGER.allocated_at(tick) for tick in (-1, 0, *range(1, 9))] == [
-        0, 0, 10_240, 15_360, 18_432, 28_672, 25_600, 20_480, 20_480, 20_480]  # fmt: skip
+        0,
+        0,
+        10_240,
+        15_360,
+        18_432,
+        28_672,
+        25_600,
+        20_480,
+        20_480,
+        20_480,
+    ]
 
 
 def test_alive_at():
@@ -73,14 +84,16 @@ def test_alive_at():
 
 
 def test_mark_at():
-    assert [LEDGER.mark_at(tick).phase for tick in (0, 1, 2, 3, 4, 6, 7, 99)] == [
-        "load", "load", "forward", "forward", "backward", "backward", "optimizer", "optimizer"]  # fmt: skip
+    assert [
+        LEDGER.mark_at(tick).phase for tick in (0, 1, 2, 3, 4, 6, 7, 99)
+    ] == "load load forward forward backward backward optimizer optimizer".split()
     assert Ledger(allocations=(), marks=(), ticks=0).mark_at(3) == Mark(tick=0, phase="load", step=0)
 
 
 def test_the_peak_and_where_it_is():
-    assert LEDGER.peak() == Moment(tick=4, allocated_bytes=28_672, phase="backward", step=1, module="embed",
-                                   op="aten.add.Tensor")  # fmt: skip
+    assert LEDGER.peak() == Moment(
+        tick=4, allocated_bytes=28_672, phase="backward", step=1, module="embed", op="aten.add.Tensor"
+    )
 
 
 def test_the_peak_of_a_phase_or_step():
@@ -112,14 +125,24 @@ def test_of_equal_peaks_the_first_and_one_that_happened():
 
 def test_by_any_question():
     assert LEDGER.by(lambda allocation: allocation.module, tick=4) == {
-        "embed": 20_480, "layers.0": 5_120, "layers.1": 3_072}  # fmt: skip
+        "embed": 20_480,
+        "layers.0": 5_120,
+        "layers.1": 3_072,
+    }
 
 
 def test_by_bucket():
     found = LEDGER.by_bucket(4)
     assert tuple(found) == BUCKETS
-    assert found == {"weights": 10_240, "adapters": 0, "gradients": 10_240, "optimizer": 0, "activations": 5_120,
-                     "workspace": 3_072, "reference": 0}  # fmt: skip
+    assert found == {
+        "weights": 10_240,
+        "adapters": 0,
+        "gradients": 10_240,
+        "optimizer": 0,
+        "activations": 5_120,
+        "workspace": 3_072,
+        "reference": 0,
+    }
     assert sum(found.values()) == LEDGER.allocated_at(4)
 
 
@@ -160,8 +183,15 @@ def test_fast_queries_say_what_the_plain_definition_says():
     for phase in ("forward", "backward"):
         for step in (1, 2):
             # a span begins with the level before its first tick
-            expected = max((level(tick) for mark, end in spans if (mark.phase, mark.step) == (phase, step)
-                            for tick in range(mark.tick - 1, end)), default=0)  # fmt: skip
+            expected = max(
+                (
+                    level(tick)
+                    for mark, end in spans
+                    if (mark.phase, mark.step) == (phase, step)
+                    for tick in range(mark.tick - 1, end)
+                ),
+                default=0,
+            )
             peak = ledger.peak(phase=phase, step=step)
             assert peak.allocated_bytes == expected
             assert ledger.allocated_at(peak.tick) == expected

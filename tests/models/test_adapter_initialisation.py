@@ -23,8 +23,13 @@ SVD, CAST, PRODUCT = "aten._linalg_svd.default", "aten._to_copy.default", "aten.
 
 def load_adapted(tmp_path: Path, **keys: Any) -> tuple[Ledger, Any]:
     """One matrix of 32 x 48 is adapted: the first layer's down projection."""
-    lora = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["down_proj"],
-            "peft_layers_to_transform": [0]}  # fmt: skip
+    lora = {
+        "adapter": "lora",
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_target_modules": ["down_proj"],
+        "peft_layers_to_transform": [0],
+    }
     return load(make_recipe(tmp_path, **{**lora, **keys}))
 
 
@@ -78,8 +83,9 @@ def test_mica_trains_only_a(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("keys", [{"peft": {"loftq_config": {"loftq_bits": 4}}},
-                                  {"peft": {"loftq_config": {"loftq_bits": 8}}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "keys", [{"peft": {"loftq_config": {"loftq_bits": 4}}}, {"peft": {"loftq_config": {"loftq_bits": 8}}}]
+)
 def test_loftq_decomposes_what_quantisation_loses(tmp_path, keys):
     assert difference(tmp_path, SVD, **keys) == Counter({6144: 2, 4096: 1, 128: 1, 4: 1})
     assert difference(tmp_path, CAST, **keys) == Counter({6144: 1, 3072: 1})
@@ -133,10 +139,16 @@ def test_on_meta_as_peft_runs_on_a_cpu(tmp_path, init):
     found = []
     for device in ("cpu", "meta"):
         config = {
-            "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "learning_rate": 1e-4,
-            "datasets": [{"path": "x", "type": "alpaca"}], "adapter": "lora", "lora_r": 4, "lora_alpha": 8,
-            "lora_target_linear": True, "peft_init_lora_weights": init,
-        }  # fmt: skip
+            "base_model": write_tiny_model("llama", tmp_path / "llama"),
+            "micro_batch_size": 1,
+            "learning_rate": 1e-4,
+            "datasets": [{"path": "x", "type": "alpaca"}],
+            "adapter": "lora",
+            "lora_r": 4,
+            "lora_alpha": 8,
+            "lora_target_linear": True,
+            "peft_init_lora_weights": init,
+        }
         recording = recording_on(device)
         build_model(read_recipe(config, hub="never"), device=device, watch=lambda model, opened=recording: opened)
         ledger = recording.recorder.make_ledger()

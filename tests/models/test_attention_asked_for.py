@@ -9,17 +9,31 @@ import pytest
 from axmem_trace import estimate
 
 TINY = {
-    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16,
-    "num_key_value_heads": 2, "vocab_size": 64, "pad_token_id": 0, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
     "layer_types": ["sliding_attention", "full_attention"],
-}  # fmt: skip
+}
 
 
 def _estimate(**keys: Any) -> Any:
     config = {
-        "base_model": "axolotl-ai-co/gpt-oss-120b-dequantized", "overrides_of_model_config": TINY, "bf16": True,
-        "sequence_len": 64, "micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 0.0001, **keys,
-    }  # fmt: skip
+        "base_model": "axolotl-ai-co/gpt-oss-120b-dequantized",
+        "overrides_of_model_config": TINY,
+        "bf16": True,
+        "sequence_len": 64,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 0.0001,
+        **keys,
+    }
     return estimate(config, hub="never", gpu="A100")
 
 

@@ -33,8 +33,16 @@ def on_host(built: Any) -> int:
     return sum(each.nbytes for each in built.module.parameters() if is_on_host(each))
 
 
-MAP = {"device_map": {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.layers.0": 0, "model.layers.1": "cpu",
-                      "model.norm": "cpu", "lm_head": "cpu"}}  # fmt: skip
+MAP = {
+    "device_map": {
+        "model.embed_tokens": 0,
+        "model.rotary_emb": 0,
+        "model.layers.0": 0,
+        "model.layers.1": "cpu",
+        "model.norm": "cpu",
+        "lm_head": "cpu",
+    }
+}
 
 
 def test_modules_on_the_host_are_missing_from_the_gpu_after_loading(tmp_path):
@@ -95,17 +103,23 @@ def test_limits_are_filled_as_accelerate_fills_them(tmp_path):
 
 
 def test_a_limit_that_holds_the_model_changes_nothing(tmp_path):
-    reports = [axmem_trace.estimate(_config(tmp_path, **keys), hub="never")
-               for keys in ({}, {"gpu_memory_limit": 1}, {"max_memory": {0: "1GiB", "cpu": "1GiB"}})]  # fmt: skip
+    reports = [
+        axmem_trace.estimate(_config(tmp_path, **keys), hub="never")
+        for keys in ({}, {"gpu_memory_limit": 1}, {"max_memory": {0: "1GiB", "cpu": "1GiB"}})
+    ]
     assert len({report.peak.allocated_bytes for report in reports}) == 1
     assert not [note for note in reports[1].notes if note.key == "gpu_memory_limit"]
 
 
 def _config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
     return {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "sequence_len": 64,
-        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}], **keys,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "micro_batch_size": 1,
+        "sequence_len": 64,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
 
 
 def test_a_pair_that_differs_in_the_limit_moves_weights_to_the_host(tmp_path):
@@ -157,8 +171,13 @@ def test_maps_that_put_all_on_the_gpu(tmp_path, value):
 
 
 def test_weights_that_fill_the_card_are_reported_of(tmp_path):
-    config = {"base_model": "meta-llama/Llama-3.1-8B", "micro_batch_size": 1, "learning_rate": 1e-4,
-              "datasets": [{"path": "x", "type": "alpaca"}], **LORA}  # fmt: skip
+    config = {
+        "base_model": "meta-llama/Llama-3.1-8B",
+        "micro_batch_size": 1,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **LORA,
+    }
     notes = {}
     for gpu in ("16GiB", "24GiB"):
         built = build_model(read_recipe(config, hub="never", gpu=gpu))

@@ -32,8 +32,11 @@ ROWS = 6 * 4 * OUT
 def kept(**asked: Any) -> int:
     """Bytes that one layer's graph keeps beside its input, its weight and its output."""
     layer = nn.Sequential(nn.Linear(IN, OUT, bias=False, device="meta", dtype=torch.bfloat16))
-    recipe = Recipe(name="x", model=Model(base=BaseModel(name="x", config={}, source="")),
-                    fake_quantisation=FakeQuantisation(**asked))  # fmt: skip
+    recipe = Recipe(
+        name="x",
+        model=Model(base=BaseModel(name="x", config={}, source="")),
+        fake_quantisation=FakeQuantisation(**asked),
+    )
     prepare_fake_quantisation(layer, recipe, Notes())
     return run_layer(layer, TOKENS, IN, OUT).kept - 2 * Y
 

@@ -87,8 +87,11 @@ def make_config(tmp_path: Path, family: str = "llama", **keys: Any) -> dict[str,
 
 def converted(tmp_path: Path, family: str = "llama", **keys: Any) -> set[str]:
     built = build_model(read_recipe(make_config(tmp_path, family, fp8=True, **keys), hub="never"))
-    return {name.removeprefix("base_model.model.model.").removeprefix("model.")
-            for name, module in built.module.named_modules() if isinstance(module, Float8Linear)}  # fmt: skip
+    return {
+        name.removeprefix("base_model.model.model.").removeprefix("model.")
+        for name, module in built.module.named_modules()
+        if isinstance(module, Float8Linear)
+    }
 
 
 def test_all_but_the_first_and_the_last_layer_are_swapped(tmp_path):

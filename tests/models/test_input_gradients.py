@@ -15,8 +15,16 @@ def test_the_first_layer_keeps_what_its_input_needs(tmp_path: Path):
     autograd holds for its gradient; of the first norm the input in fp32, 64 * 256 * 4 = 65,536, and a root for each
     token, 64 * 4 = 256 in a block of 512."""
     model = write_tiny_model("llama", tmp_path, hidden_size=256, intermediate_size=512)
-    keys = make_config(tmp_path, base_model=model, sequence_len=64, bf16=True, adapter="lora", lora_r=8, lora_alpha=16,
-                       lora_target_modules=["q_proj"])  # fmt: skip
+    keys = make_config(
+        tmp_path,
+        base_model=model,
+        sequence_len=64,
+        bf16=True,
+        adapter="lora",
+        lora_r=8,
+        lora_alpha=16,
+        lora_target_modules=["q_proj"],
+    )
     kept = []
     for wanted in ("true", "false"):
         assumptions = ["upcast_before=false", "autocast=false", "adapter_dtype=base", f"input_gradients={wanted}"]

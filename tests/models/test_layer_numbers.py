@@ -74,8 +74,15 @@ def test_a_loop_that_uses_positions_is_refused(line: str):
 def llama(**changes: object) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=20, num_attention_heads=2,
-                         num_key_value_heads=1, **changes)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=20,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        **changes,
+    )
     with torch.device("meta"):
         return LlamaForCausalLM(config)
 
@@ -91,15 +98,18 @@ def test_equal_layers_are_found_and_cut():
     assert model.config.num_hidden_layers == 5
 
 
-@pytest.mark.parametrize("change", [
-    lambda layer: setattr(layer.mlp.up_proj, "marked", True),
-    lambda layer: layer.mlp.up_proj.weight.requires_grad_(False),
-    lambda layer: setattr(layer.mlp, "up_proj", nn.Linear(8, 9, device="meta")),
-    lambda layer: layer.mlp.register_forward_hook(lambda *args: None),
-    lambda layer: layer.mlp.register_buffer("scale", torch.ones(1, device="meta")),
-    lambda layer: layer.mlp.to(torch.float16),
-    lambda layer: setattr(layer.mlp, "act_fn", nn.ReLU()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: setattr(layer.mlp.up_proj, "marked", True),
+        lambda layer: layer.mlp.up_proj.weight.requires_grad_(False),
+        lambda layer: setattr(layer.mlp, "up_proj", nn.Linear(8, 9, device="meta")),
+        lambda layer: layer.mlp.register_forward_hook(lambda *args: None),
+        lambda layer: layer.mlp.register_buffer("scale", torch.ones(1, device="meta")),
+        lambda layer: layer.mlp.to(torch.float16),
+        lambda layer: setattr(layer.mlp, "act_fn", nn.ReLU()),
+    ],
+)
 def test_a_layer_that_differs_ends_the_range(change):
     model = llama()
     change(model.model.layers[18])

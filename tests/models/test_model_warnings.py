@@ -94,8 +94,15 @@ def test_a_model_without_experts_has_no_such_trap(tmp_path):
 def test_a_note_of_the_model_has_its_keys_line(tmp_path):
     path = tmp_path / "c.yml"
     base = write_tiny_model("qwen3_moe", tmp_path / "model")
-    lines = [f"base_model: {base}", "micro_batch_size: 1", "sequence_len: 16", "learning_rate: 0.1", "adapter: lora",
-             "lora_r: 4", "lora_target_linear: true"]  # fmt: skip
+    lines = [
+        f"base_model: {base}",
+        "micro_batch_size: 1",
+        "sequence_len: 16",
+        "learning_rate: 0.1",
+        "adapter: lora",
+        "lora_r: 4",
+        "lora_target_linear: true",
+    ]
     path.write_text("\n".join(lines), encoding="utf-8")
     report = estimate(path, hub="never")
     assert [note.line for note in report.notes if note.key == "lora_target_linear"] == [7]
@@ -115,8 +122,15 @@ def test_an_error_of_the_model_has_its_keys_line(tmp_path, monkeypatch, adapter,
     monkeypatch.setattr(Qwen3MoeForCausalLM, "supports_gradient_checkpointing", False)
     path = tmp_path / "c.yml"
     base = write_tiny_model("qwen3_moe", tmp_path / "model")
-    lines = [f"base_model: {base}", "micro_batch_size: 1", "learning_rate: 0.1", f"adapter: {adapter}", "lora_r: 4",
-             f"load_in_4bit: {adapter == 'qlora'}", *keys]  # fmt: skip
+    lines = [
+        f"base_model: {base}",
+        "micro_batch_size: 1",
+        "learning_rate: 0.1",
+        f"adapter: {adapter}",
+        "lora_r: 4",
+        f"load_in_4bit: {adapter == 'qlora'}",
+        *keys,
+    ]
     path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(ConfigError, match=words) as caught:
         estimate(path, hub="never")
@@ -125,8 +139,15 @@ def test_an_error_of_the_model_has_its_keys_line(tmp_path, monkeypatch, adapter,
 
 def test_layers_that_peft_refuses_are_left_out_of_the_advice(tmp_path):
     """peft `_check_lora_target_modules_mamba`: `out_proj` of these types."""
-    config = {"model_type": "falcon_mamba", "architectures": ["FalconMambaForCausalLM"], "vocab_size": 96,
-              "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4, "torch_dtype": "bfloat16"}  # fmt: skip
+    config = {
+        "model_type": "falcon_mamba",
+        "architectures": ["FalconMambaForCausalLM"],
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "state_size": 4,
+        "torch_dtype": "bfloat16",
+    }
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     keys = {"base_model": str(tmp_path), "micro_batch_size": 1, "learning_rate": 0.1, "adapter": "lora", **LORA}
     with pytest.raises(ConfigError, match=r"lora_target_modules: \[dt_proj, in_proj, x_proj\]") as caught:
@@ -137,11 +158,16 @@ def test_layers_that_peft_refuses_are_left_out_of_the_advice(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"adapter": "lora"}, r"lora_target_modules: \[down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj\]"),
-        ({"adapter": "lora", "load_in_8bit": True, "lora_target_linear": None, "lora_target_modules": ["q_proj"]},
-         "train without load_in_8bit"),
+        (
+            {"adapter": "lora"},
+            r"lora_target_modules: \[down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj\]",
+        ),
+        (
+            {"adapter": "lora", "load_in_8bit": True, "lora_target_linear": None, "lora_target_modules": ["q_proj"]},
+            "train without load_in_8bit",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_token_classifiers_head_trains_in_full(tmp_path, keys, words):
     """The head has a bias, and is quantised: transformers `get_keys_to_not_convert` spares the last *weight* only."""
     base = write_tiny_model("llama", tmp_path)
@@ -153,9 +179,18 @@ def test_a_token_classifiers_head_trains_in_full(tmp_path, keys, words):
 def test_not_every_class_with_linear_in_its_name_is_a_target(tmp_path):
     """axolotl takes OLMo-Hybrid's `...LinearAttentionDecoderLayer` for one, by the name of its class."""
     layers = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
-    config = {"model_type": "olmo_hybrid", "architectures": ["OlmoHybridForCausalLM"], "vocab_size": 96,
-              "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
-              "num_key_value_heads": 4, "layer_types": layers, "pad_token_id": 0}  # fmt: skip
+    config = {
+        "model_type": "olmo_hybrid",
+        "architectures": ["OlmoHybridForCausalLM"],
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "layer_types": layers,
+        "pad_token_id": 0,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     keys = {"base_model": str(tmp_path), "micro_batch_size": 1, "learning_rate": 0.1, "adapter": "lora", **LORA}
     with pytest.raises(ConfigError, match=r"modules: \[a_proj, b_proj, down_proj, g_proj, gate_proj") as caught:
@@ -164,15 +199,28 @@ def test_not_every_class_with_linear_in_its_name_is_a_target(tmp_path):
 
 
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_head": 2, "n_layer": 1, "vocab_size": 64, "n_positions": 128}
-OPT = {"model_type": "opt", "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_attention_heads": 2,
-       "num_hidden_layers": 1, "vocab_size": 64, "max_position_embeddings": 128}  # fmt: skip
+OPT = {
+    "model_type": "opt",
+    "hidden_size": 32,
+    "word_embed_proj_dim": 32,
+    "ffn_dim": 64,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+}
 
 
 @pytest.mark.parametrize("shape", [GPT2, OPT], ids=["gpt2", "opt"])
 @pytest.mark.parametrize(("tokens", "reported"), [(128, False), (136, True)])
 def test_rows_longer_than_learned_positions(tmp_path, shape, tokens, reported):
     (tmp_path / "config.json").write_text(json.dumps(shape))
-    config = {"base_model": str(tmp_path), "sequence_len": tokens, "micro_batch_size": 1, "learning_rate": 1e-4,
-              "datasets": [{"path": "x", "type": "alpaca"}]}  # fmt: skip
+    config = {
+        "base_model": str(tmp_path),
+        "sequence_len": tokens,
+        "micro_batch_size": 1,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+    }
     notes = build_model(read_recipe(config, hub="never")).notes
     assert any("128 learned positions" in note.text and note.key == "sequence_len" for note in notes) is reported

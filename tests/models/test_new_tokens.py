@@ -42,8 +42,9 @@ def test_mean_resizing_takes_what_transformers_takes_on_a_cpu(tmp_path, family):
     for device in ("cpu", "meta"):
         plain = read_recipe(short_config(tmp_path, family), hub="never")
         model = build_model(plain, device=device).module
-        wanted = read_recipe(short_config(tmp_path, family, tokens=["<a>", "<b>"], mean_resizing_embeddings=True),
-                             hub="never")  # fmt: skip
+        wanted = read_recipe(
+            short_config(tmp_path, family, tokens=["<a>", "<b>"], mean_resizing_embeddings=True), hub="never"
+        )
         recording = recording_on(device)
         recorder = recording.recorder
         with recording:

@@ -31,10 +31,14 @@ def test_a_layer_keeps_its_quantised_weight_and_input():
 
 def make_config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
     return {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "sequence_len": TOKENS,
-        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}],
-        "attn_implementation": "flash_attention_2", **keys,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "micro_batch_size": 1,
+        "sequence_len": TOKENS,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        "attn_implementation": "flash_attention_2",
+        **keys,
+    }
 
 
 def test_all_linears_but_the_head_are_swapped(tmp_path):
@@ -45,8 +49,9 @@ def test_all_linears_but_the_head_are_swapped(tmp_path):
 
 
 def test_a_pair_that_differs_only_in_the_key(tmp_path):
-    plain, onebit = (axmem_trace.estimate(make_config(tmp_path, **keys), hub="never")
-                     for keys in ({}, {"use_onebitllms": True}))  # fmt: skip
+    plain, onebit = (
+        axmem_trace.estimate(make_config(tmp_path, **keys), hub="never") for keys in ({}, {"use_onebitllms": True})
+    )
     assert onebit.resident == plain.resident, "weights stay what they are"
     # The weights of 14 layers, and their inputs: q, k and v each have their own, gate and up too.
     weights = 2 * 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)

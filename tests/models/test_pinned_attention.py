@@ -19,11 +19,24 @@ from axmem_trace.notes import Notes
 from axmem_trace.tracing.patching import open_replacements
 
 _TEXT = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 128, "sliding_window": 8,
-}  # fmt: skip
-_VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
-           "image_size": 28, "patch_size": 14}  # fmt: skip
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "sliding_window": 8,
+}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 MULTIMODAL = {
     "gemma3": {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": _TEXT,
                "vision_config": {**_VISION, "model_type": "siglip_vision_model"}, "mm_tokens_per_image": 4},
@@ -39,8 +52,17 @@ IS_PINNED = transformers.__version__ in ("5.16.1", "5.20.1")
 def make(directory: Path, model_type: str, **keys):
     config = {"model_type": model_type, "torch_dtype": "bfloat16", **MULTIMODAL[model_type]}
     (directory / "config.json").write_text(json.dumps(config))
-    return read_recipe({"base_model": str(directory), "learning_rate": 1e-4, "micro_batch_size": 1, "sequence_len": 32,
-                        "datasets": [{"path": "x", "type": "alpaca"}], **keys}, hub="never")  # fmt: skip
+    return read_recipe(
+        {
+            "base_model": str(directory),
+            "learning_rate": 1e-4,
+            "micro_batch_size": 1,
+            "sequence_len": 32,
+            "datasets": [{"path": "x", "type": "alpaca"}],
+            **keys,
+        },
+        hub="never",
+    )
 
 
 @pytest.mark.parametrize("model_type", sorted(MULTIMODAL))
@@ -65,11 +87,24 @@ def test_what_is_not_asked_for_is_the_pins_choice(tmp_path):
 
 
 def test_what_a_later_release_adds_is_refused_as_in_a_run(tmp_path):
-    config = {"model_type": "gptj", "architectures": ["GPTJForCausalLM"], "n_embd": 32, "n_layer": 1, "n_head": 2,
-              "rotary_dim": 8, "vocab_size": 96, "torch_dtype": "bfloat16"}  # fmt: skip
+    config = {
+        "model_type": "gptj",
+        "architectures": ["GPTJForCausalLM"],
+        "n_embd": 32,
+        "n_layer": 1,
+        "n_head": 2,
+        "rotary_dim": 8,
+        "vocab_size": 96,
+        "torch_dtype": "bfloat16",
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    keys = {"base_model": str(tmp_path), "learning_rate": 1e-4, "micro_batch_size": 1, "sequence_len": 32,
-            "datasets": [{"path": "x", "type": "alpaca"}]}  # fmt: skip
+    keys = {
+        "base_model": str(tmp_path),
+        "learning_rate": 1e-4,
+        "micro_batch_size": 1,
+        "sequence_len": 32,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+    }
     built = build_model(read_recipe(keys, hub="never"))
     assert unwrapped(built.module).config._attn_implementation == "eager"
     with pytest.raises(ConfigError, match="can't build GPTJForCausalLM"):

@@ -10,8 +10,13 @@ from support.tiny_models import write_tiny_model
 from axmem_trace import estimate
 from axmem_trace.config import read_recipe
 
-KEYS = {"sequence_len": 32, "micro_batch_size": 2, "learning_rate": 1e-4, "optimizer": "adamw_torch",
-        "datasets": [{"path": "x", "type": "bradley_terry.chat_template"}]}  # fmt: skip
+KEYS = {
+    "sequence_len": 32,
+    "micro_batch_size": 2,
+    "learning_rate": 1e-4,
+    "optimizer": "adamw_torch",
+    "datasets": [{"path": "x", "type": "bradley_terry.chat_template"}],
+}
 REWARD = {"reward_model": True, "type_of_model": "AutoModelForSequenceClassification", "num_labels": 1}
 
 

@@ -10,8 +10,16 @@ import axmem_trace
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.skeleton import model_class
 
-HRM = {"model_type": "hrm_text", "architectures": ["HrmTextForCausalLM"], "vocab_size": 64, "hidden_size": 32,
-       "intermediate_size": 48, "num_attention_heads": 4, "head_dim": 8, "num_layers_per_stack": 1}  # fmt: skip
+HRM = {
+    "model_type": "hrm_text",
+    "architectures": ["HrmTextForCausalLM"],
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "head_dim": 8,
+    "num_layers_per_stack": 1,
+}
 KEYS = {"sequence_len": 64, "micro_batch_size": 1, "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}]}
 
 

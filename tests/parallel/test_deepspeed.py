@@ -37,9 +37,14 @@ def zero(stage: int, *, top: dict[str, Any] | None = None, **settings: Any) -> d
 
 
 STOCK_3: dict[str, Any] = {
-    "overlap_comm": True, "sub_group_size": 0, "max_live_parameters": 0, "max_reuse_distance": 0,
-    "stage3_prefetch_bucket_size": 900, "stage3_param_persistence_threshold": 320, "reduce_bucket_size": 1024,
-}  # fmt: skip
+    "overlap_comm": True,
+    "sub_group_size": 0,
+    "max_live_parameters": 0,
+    "max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 900,
+    "stage3_param_persistence_threshold": 320,
+    "reduce_bucket_size": 1024,
+}
 """axolotl's zero3.json, for a hidden size of 32."""
 
 

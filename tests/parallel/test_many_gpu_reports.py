@@ -28,11 +28,18 @@ ROTARY = 2 * 4 * 4
 
 def report_of(tmp_path: Path, gpus: int, *, axolotl: str = "", **keys: Any) -> Report:
     config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "sequence_len": 24, "micro_batch_size": 2,
-        "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "optimizer": "adamw_torch_fused", "bf16": True,
-        "attn_implementation": "flash_attention_2", "datasets": [{"path": "x", "type": "alpaca"}],
-        "pad_to_sequence_len": True, **keys,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "sequence_len": 24,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-4,
+        "optimizer": "adamw_torch_fused",
+        "bf16": True,
+        "attn_implementation": "flash_attention_2",
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        "pad_to_sequence_len": True,
+        **keys,
+    }
     return estimate(config, num_gpus=gpus, axolotl=axolotl, hub="never")
 
 
@@ -49,8 +56,9 @@ def test_fsdp2_divides_weights_gradients_and_states(tmp_path: Path, gpus: int) -
 
 
 def test_fsdp1_keeps_what_it_trains_in_fp32(tmp_path: Path) -> None:
-    report = report_of(tmp_path, 4, axolotl="0.19.0", fsdp_version=1,
-                       fsdp_config={"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"})  # fmt: skip
+    report = report_of(
+        tmp_path, 4, axolotl="0.19.0", fsdp_version=1, fsdp_config={"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
+    )
     # every unit's size is a multiple of 4 and of 16 bytes: no padding. fp32: 4 + 4 + 8 bytes a parameter
     assert report.resident.weights == 4 * PARAMETERS // 4 + ROTARY  # buffers become bf16 in the first forward
     assert report.resident.gradients == 4 * PARAMETERS // 4
@@ -97,9 +105,14 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
 def test_quantised_weights_are_divided_and_their_states_are_not(tmp_path: Path, version: int) -> None:
     """With n ranks a rank holds D / n + R, so from 2 to 4 to 8 ranks the differences halve."""
     keys = {
-        "adapter": "qlora", "load_in_4bit": True, "lora_r": 8, "lora_alpha": 8, "lora_target_linear": True,
-        "fsdp_version": version, "fsdp_config": {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"},
-    }  # fmt: skip
+        "adapter": "qlora",
+        "load_in_4bit": True,
+        "lora_r": 8,
+        "lora_alpha": 8,
+        "lora_target_linear": True,
+        "fsdp_version": version,
+        "fsdp_config": {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"},
+    }
     reports = [report_of(tmp_path, gpus, **keys) for gpus in (2, 4, 8)]
     two, four, eight = (report.resident.weights for report in reports)
     assert two - four == 2 * (four - eight)

@@ -21,11 +21,18 @@ FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
 def report_of(directory: Path, gpus: int, *, axolotl: str = "", gpu: str = "", **keys: Any) -> Report:
     """The tiny llama with an odd vocabulary of 97: hidden size 32, everything else a multiple of 8."""
     config = {
-        "base_model": write_tiny_model("llama", directory / "llama", vocab_size=97), "sequence_len": 24,
-        "micro_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "bf16": True,
-        "optimizer": "adamw_torch_fused", "attn_implementation": "flash_attention_2", "pad_to_sequence_len": True,
-        "datasets": [{"path": "x", "type": "alpaca"}], **keys,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", directory / "llama", vocab_size=97),
+        "sequence_len": 24,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-4,
+        "bf16": True,
+        "optimizer": "adamw_torch_fused",
+        "attn_implementation": "flash_attention_2",
+        "pad_to_sequence_len": True,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
     return estimate(config, num_gpus=gpus, gpu=gpu, axolotl=axolotl, hub="never")
 
 
@@ -55,8 +62,13 @@ def test_equal_ranks_are_one_row(tmp_path: Path) -> None:
 
 
 def test_the_rank_that_reads_the_weights_is_apart(tmp_path: Path) -> None:
-    report = report_of(tmp_path, 4, fsdp_version=2, fsdp_config={"cpu_ram_efficient_loading": True},
-                       base_model=write_tiny_model("llama", tmp_path / "even"))  # fmt: skip
+    report = report_of(
+        tmp_path,
+        4,
+        fsdp_version=2,
+        fsdp_config={"cpu_ram_efficient_loading": True},
+        base_model=write_tiny_model("llama", tmp_path / "even"),
+    )
     assert [use.ranks for use in report.ranks] == ["0", "1-3"]
 
 
@@ -67,8 +79,9 @@ def test_copies_of_the_shards_have_equal_ranks(tmp_path: Path) -> None:
 
 
 def test_fsdp1_s_many_different_ranks_have_a_bound(tmp_path: Path) -> None:
-    report = report_of(tmp_path, 8, axolotl="0.19.0", fsdp_version=1,
-                       fsdp_config={"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"})  # fmt: skip
+    report = report_of(
+        tmp_path, 8, axolotl="0.19.0", fsdp_version=1, fsdp_config={"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
+    )
     *recorded, rest = report.ranks
     assert 2 <= len(recorded) <= MAX_RECORDED
     assert {use.basis for use in recorded} == {"recorded"}

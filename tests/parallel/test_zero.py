@@ -31,12 +31,19 @@ def report_of(
 ) -> Report:
     settings = {"stage": stage, "reduce_bucket_size": 4000, "overlap_comm": False, **(json or {})}
     config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "sequence_len": 24, "micro_batch_size": 2,
-        "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "optimizer": "adamw_torch_fused", "bf16": True,
-        "attn_implementation": "flash_attention_2", "datasets": [{"path": "x", "type": "alpaca"}],
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "sequence_len": 24,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-4,
+        "optimizer": "adamw_torch_fused",
+        "bf16": True,
+        "attn_implementation": "flash_attention_2",
+        "datasets": [{"path": "x", "type": "alpaca"}],
         "deepspeed": {"zero_optimization": settings, "bf16": {"enabled": "auto"}, "gradient_clipping": "auto"},
-        "pad_to_sequence_len": True, **keys,
-    }  # fmt: skip
+        "pad_to_sequence_len": True,
+        **keys,
+    }
     return estimate(config, num_gpus=gpus, hub="never")
 
 
@@ -84,9 +91,11 @@ def test_buckets_are_as_large_as_asked_whatever_is_trained(tmp_path: Path, overl
     lora: dict[str, Any] = {"adapter": "lora", "lora_r": 2, "lora_alpha": 2, "lora_target_linear": True}
     small, large = (
         report_of(tmp_path, json={"reduce_bucket_size": size, "overlap_comm": overlaps}, **lora)
-        .phases["step_1"].phases["backward"].allocated_bytes
+        .phases["step_1"]
+        .phases["backward"]
+        .allocated_bytes
         for size in (100_096, 200_192)
-    )  # fmt: skip
+    )
     # bf16, 100,096 more elements in each bucket
     assert large - small == buckets * 2 * 100_096
 

@@ -25,18 +25,35 @@ LONG = "a reason in many words, " * 20
 def big_report(card_gib: float, *, verdict: str = "fits", **changes):
     """8 GiB of weights, 1 of states and 3 of activations alive at the peak, 14 GiB on the card."""
     report = make_hand_made_report(round(card_gib * GIB))
-    peak = replace(report.peak, allocated_bytes=12 * GIB, counted_bytes=12 * GIB, reserved_bytes=13 * GIB,
-                   device_bytes=14 * GIB, context_bytes=1 * GIB, holder=LOGITS)  # fmt: skip
+    peak = replace(
+        report.peak,
+        allocated_bytes=12 * GIB,
+        counted_bytes=12 * GIB,
+        reserved_bytes=13 * GIB,
+        device_bytes=14 * GIB,
+        context_bytes=1 * GIB,
+        holder=LOGITS,
+    )
     buckets = Buckets(weights=8 * GIB, adapters=GIB // 4, gradients=GIB // 4, optimizer=GIB // 2, activations=3 * GIB)
     use = PhaseUse(allocated_bytes=12 * GIB, reserved_bytes=13 * GIB, end_bytes=8 * GIB, counted_bytes=12 * GIB)
-    holders = (Holder(name=LAYER_WEIGHTS, bytes=7 * GIB), Holder(name=LOGITS, bytes=3 * GIB),
-               Holder(name="embedding weights", bytes=GIB), Holder(name=OPTIMIZER_STATES, bytes=GIB // 2),
-               Holder(name="gradients", bytes=GIB // 4), Holder(name="adapter weights", bytes=GIB // 4))  # fmt: skip
+    holders = (
+        Holder(name=LAYER_WEIGHTS, bytes=7 * GIB),
+        Holder(name=LOGITS, bytes=3 * GIB),
+        Holder(name="embedding weights", bytes=GIB),
+        Holder(name=OPTIMIZER_STATES, bytes=GIB // 2),
+        Holder(name="gradients", bytes=GIB // 4),
+        Holder(name="adapter weights", bytes=GIB // 4),
+    )
     found = {
-        "peak": peak, "buckets": buckets, "holders": holders, "verdict": verdict, "fits": verdict != "does not fit",
-        "headroom_bytes": round(card_gib * GIB) - 14 * GIB, "notes": (),
+        "peak": peak,
+        "buckets": buckets,
+        "holders": holders,
+        "verdict": verdict,
+        "fits": verdict != "does not fit",
+        "headroom_bytes": round(card_gib * GIB) - 14 * GIB,
+        "notes": (),
         "phases": {"load": use, "step_1": use, "step_2": use, "eval": use},
-    }  # fmt: skip
+    }
     return replace(report, **(found | changes))
 
 
@@ -89,7 +106,12 @@ def test_five_holders_the_largest_first():
     text = lines(big_report(24))
     start = next(index for index, line in enumerate(text) if line.startswith("highest in backward"))
     assert [line.strip().partition("  ")[2].partition(" (")[0] for line in text[start + 1 : start + 6]] == [
-        LAYER_WEIGHTS, LOGITS, "embedding weights", OPTIMIZER_STATES, "gradients"]  # fmt: skip
+        LAYER_WEIGHTS,
+        LOGITS,
+        "embedding weights",
+        OPTIMIZER_STATES,
+        "gradients",
+    ]
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])
@@ -100,12 +122,18 @@ def test_five_holders_the_largest_first():
 def test_never_more_than_one_screen(width, num_alerts, refused, fails, why):
     warnings = tuple(Note(kind="warning", key=f"key_{index}", text=LONG, line=index) for index in range(num_alerts))
     report = replace(
-        too_small() if fails else big_report(24), notes=warnings, why=why, verdict="cannot say" if why else "fits",
+        too_small() if fails else big_report(24),
+        notes=warnings,
+        why=why,
+        verdict="cannot say" if why else "fits",
         refusals=(Refusal(key="datasets", line=3, value="x", reason=LONG, remedy=LONG),) * (2 * refused),
-    )  # fmt: skip
-    report = replace(report, model=replace(report.model, name="somebody/" + "long-name-" * 20),
-                     run={**report.run, "ranks": LONG},
-                     host=replace(report.host, cpu=replace(report.host.cpu, peak_bytes=GIB)))  # fmt: skip
+    )
+    report = replace(
+        report,
+        model=replace(report.model, name="somebody/" + "long-name-" * 20),
+        run={**report.run, "ranks": LONG},
+        host=replace(report.host, cpu=replace(report.host.cpu, peak_bytes=GIB)),
+    )
     shown = lines(report, width)
     assert len(shown) <= MAX_LINES
     assert max(map(len, shown)) <= width
@@ -125,8 +153,13 @@ def test_ascii():
     assert "#" * 10 in "".join(lines(too_small(), ascii_only=True))
 
 
-LONGEST_KIND = Kind(engine="DeepSpeed ZeRO-3", model="experts", method="process_reward, llama-adapter", quantisation="8 bit",
-                    kernels="compiled")  # fmt: skip
+LONGEST_KIND = Kind(
+    engine="DeepSpeed ZeRO-3",
+    model="experts",
+    method="process_reward, llama-adapter",
+    quantisation="8 bit",
+    kernels="compiled",
+)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -134,8 +167,15 @@ def test_never_more_than_one_screen_with_the_longest_words_about_a_kind(fails):
     warnings = tuple(Note(kind="warning", key=f"key_{index}", text=LONG, line=index) for index in range(9))
     refusals = (Refusal(key="datasets", line=3, value="x", reason=LONG, remedy=LONG),) * 2
     report = too_small() if fails else big_report(24)
-    report = replace(report, notes=warnings, why=LONG, verdict="cannot say", refusals=refusals,
-                     run={**report.run, "ranks": LONG}, accuracy=find_accuracy(LONGEST_KIND))  # fmt: skip
+    report = replace(
+        report,
+        notes=warnings,
+        why=LONG,
+        verdict="cannot say",
+        refusals=refusals,
+        run={**report.run, "ranks": LONG},
+        accuracy=find_accuracy(LONGEST_KIND),
+    )
     shown = lines(report, 80)
     assert len(shown) <= MAX_LINES
     assert " ".join(line.strip() for line in shown[-2:]).endswith("all the rest: --full")

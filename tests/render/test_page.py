@@ -22,10 +22,19 @@ from axmem_trace.units import GIB, format_bytes
 
 REPORT = make_hand_made_report(24 * GIB)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FIT = {"changes": [
-    {"words": "Cut <Cross> Entropy", "need_bytes": 3 << 30, "saved_bytes": 1 << 30, "fits": True, "cost": "none"},
-    {"words": "8-bit optimizer", "need_bytes": 0, "saved_bytes": 0, "fits": None, "cost": "", "blocked": "you set it"},
-]}  # fmt: skip
+FIT = {
+    "changes": [
+        {"words": "Cut <Cross> Entropy", "need_bytes": 3 << 30, "saved_bytes": 1 << 30, "fits": True, "cost": "none"},
+        {
+            "words": "8-bit optimizer",
+            "need_bytes": 0,
+            "saved_bytes": 0,
+            "fits": None,
+            "cost": "",
+            "blocked": "you set it",
+        },
+    ]
+}
 
 
 def data_of(page: str) -> dict:
@@ -123,9 +132,18 @@ def test_phases_have_their_place():
 
 def test_a_tab_for_each_group_of_ranks():
     def use(ranks: str, count: int, nbytes: int, *, worst: bool = False) -> RankUse:
-        return RankUse(ranks=ranks, count=count, worst=worst, allocated_bytes=nbytes, active_bytes=nbytes,
-                       counted_bytes=nbytes, reserved_bytes=nbytes, device_bytes=nbytes, phase="backward",
-                       step=2)  # fmt: skip
+        return RankUse(
+            ranks=ranks,
+            count=count,
+            worst=worst,
+            allocated_bytes=nbytes,
+            active_bytes=nbytes,
+            counted_bytes=nbytes,
+            reserved_bytes=nbytes,
+            device_bytes=nbytes,
+            phase="backward",
+            step=2,
+        )
 
     page = render_page(dataclasses.replace(REPORT, ranks=(use("0-6", 7, 5 << 30), use("7", 1, 6 << 30, worst=True))))
     assert page.count("type='radio'") == 2
@@ -156,14 +174,26 @@ def test_a_treemap_divides_its_area(sizes):
 def test_the_example_of_the_paper():
     """Bruls, Huizing and van Wijk, figure 6: 6, 6, 4, 3, 2, 2, 1 in 6 x 4. The first column is 3 wide, two of 6."""
     assert divide([6, 6, 4, 3, 2, 2, 1], Rectangle(0, 0, 6, 4))[:3] == [
-        Rectangle(0, 0, 3, 2), Rectangle(0, 2, 3, 2), Rectangle(3, 0, pytest.approx(12 / 7), pytest.approx(7 / 3))
-    ]  # fmt: skip
+        Rectangle(0, 0, 3, 2),
+        Rectangle(0, 2, 3, 2),
+        Rectangle(3, 0, pytest.approx(12 / 7), pytest.approx(7 / 3)),
+    ]
 
 
 def in_chromium(path) -> tuple[str, str]:
     """The page's content after its script has run, and what the browser's console said."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
-               "--virtual-time-budget=3000", "--window-size=1200,900", "--dump-dom", path.as_uri()]  # fmt: skip
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--v=0",
+        "--virtual-time-budget=3000",
+        "--window-size=1200,900",
+        "--dump-dom",
+        path.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 

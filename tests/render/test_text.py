@@ -79,8 +79,12 @@ def test_only_the_largest_modules_are_shown_and_the_rest_is_summed(monkeypatch):
 
 
 def test_depth_folds():
-    rows, _ = rows_and_sum(section(render_text(make_hand_made_report(), full=True, depth=1),
-                                   "Modules: memory of each without its submodules, activations at the peak"))  # fmt: skip
+    rows, _ = rows_and_sum(
+        section(
+            render_text(make_hand_made_report(), full=True, depth=1),
+            "Modules: memory of each without its submodules, activations at the peak",
+        )
+    )
     assert [row.split()[0] for row in rows] == ["(root)", "model", "lm_head"]
 
 

@@ -15,9 +15,14 @@ from axmem_trace.report.accuracy import DEFAULT, EXPANDABLE, Kind, find_accuracy
 SCRIPT = load_script("write_errors")
 QLORA = Kind(method="qlora", quantisation="4 bit", kernels="fused")
 CONFIG = {
-    "base_model": "meta-llama/Llama-3.1-8B", "datasets": [{"path": "any", "type": "alpaca"}], "bf16": True,
-    "micro_batch_size": 1, "gradient_accumulation_steps": 1, "sequence_len": 512, "val_set_size": 0,
-}  # fmt: skip
+    "base_model": "meta-llama/Llama-3.1-8B",
+    "datasets": [{"path": "any", "type": "alpaca"}],
+    "bf16": True,
+    "micro_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "sequence_len": 512,
+    "val_set_size": 0,
+}
 
 
 def kind_of(axolotl="0.21.0", **changes):
@@ -33,8 +38,11 @@ def test_the_table_is_that_of_the_measured_runs():
 def test_the_runs_are_those_of_the_long_tables():
     """Each figure of one GPU is in `tests/measured/README.md`, and each of its runs of known settings is here."""
     runs = json.loads(SCRIPT.RUNS.read_text())["runs"]
-    here = {(run["id"], run["metric"]): (run["predicted_gib"], run["measured_gib"])
-            for run in runs if run["kind"]["engine"] == "one GPU"}  # fmt: skip
+    here = {
+        (run["id"], run["metric"]): (run["predicted_gib"], run["measured_gib"])
+        for run in runs
+        if run["kind"]["engine"] == "one GPU"
+    }
     there = {
         key: figures
         for key, figures in SCRIPT.read_readme().items()
@@ -45,13 +53,23 @@ def test_the_runs_are_those_of_the_long_tables():
 
 
 def test_errors_of_one_kind_by_hand():
-    runs = [{"kind": {"method": "lora"}, "metric": "nvidia-smi", "predicted_gib": predicted, "measured_gib": 10}
-            for predicted in (9, 10, 10.4)]  # fmt: skip
+    runs = [
+        {"kind": {"method": "lora"}, "metric": "nvidia-smi", "predicted_gib": predicted, "measured_gib": 10}
+        for predicted in (9, 10, 10.4)
+    ]
     # -10, 0 and +4 %; without signs 0, 4, 10: the median is 4, and nine of ten are four fifths of the way from 4 to 10
-    assert SCRIPT.make_errors(runs) == [{
-        "kind": {"method": "lora"}, "metric": "nvidia-smi", "runs": 3, "half_within": 0.04, "nine_of_ten_within": 0.088,
-        "worst_low": -0.1, "worst_high": 0.04, "too_low_share": 0.333333,
-    }]  # fmt: skip
+    assert SCRIPT.make_errors(runs) == [
+        {
+            "kind": {"method": "lora"},
+            "metric": "nvidia-smi",
+            "runs": 3,
+            "half_within": 0.04,
+            "nine_of_ten_within": 0.088,
+            "worst_low": -0.1,
+            "worst_high": 0.04,
+            "too_low_share": 0.333333,
+        }
+    ]
 
 
 def test_a_comparison_adds_runs(tmp_path):
@@ -64,18 +82,38 @@ def test_a_comparison_adds_runs(tmp_path):
     ("changes", "kind"),
     [
         ({}, Kind()),
-        ({"adapter": "qlora", "load_in_4bit": True, "lora_mlp_kernel": False, "lora_qkv_kernel": False,
-          "lora_o_kernel": False, "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True},
-         Kind(method="qlora", quantisation="4 bit")),
-        ({"plugins": ["axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"], "cut_cross_entropy": True},
-         Kind(kernels="fused")),
-        ({"adapter": "lora", "load_in_8bit": True, "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True,
-          "assumptions": {"lora_kernels": False, "allocator": "default"}},
-         Kind(method="lora", quantisation="8 bit", allocator=DEFAULT)),
+        (
+            {
+                "adapter": "qlora",
+                "load_in_4bit": True,
+                "lora_mlp_kernel": False,
+                "lora_qkv_kernel": False,
+                "lora_o_kernel": False,
+                "lora_r": 8,
+                "lora_alpha": 16,
+                "lora_target_linear": True,
+            },
+            Kind(method="qlora", quantisation="4 bit"),
+        ),
+        (
+            {"plugins": ["axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"], "cut_cross_entropy": True},
+            Kind(kernels="fused"),
+        ),
+        (
+            {
+                "adapter": "lora",
+                "load_in_8bit": True,
+                "lora_r": 8,
+                "lora_alpha": 16,
+                "lora_target_linear": True,
+                "assumptions": {"lora_kernels": False, "allocator": "default"},
+            },
+            Kind(method="lora", quantisation="8 bit", allocator=DEFAULT),
+        ),
         ({"base_model": "mistralai/Mixtral-8x7B-v0.1"}, Kind(model="experts")),
         ({"torch_compile": True}, Kind(kernels="compiled")),
     ],
-)  # fmt: skip
+)
 def test_kinds(changes, kind):
     assert kind_of(**changes) == kind
 

@@ -15,13 +15,25 @@ from axmem_trace.report import Report
 def estimate(tmp_path: Path, gpu: str = "24GiB", vllm: dict[str, Any] | None = None, **trl: Any) -> Report:
     return axmem_trace.estimate(
         {
-            "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 2, "sequence_len": 64,
-            "gradient_accumulation_steps": 4, "learning_rate": 1e-5, "rl": "grpo", "datasets": [{"path": "x"}],
+            "base_model": write_tiny_model("llama", tmp_path / "llama"),
+            "micro_batch_size": 2,
+            "sequence_len": 64,
+            "gradient_accumulation_steps": 4,
+            "learning_rate": 1e-5,
+            "rl": "grpo",
+            "datasets": [{"path": "x"}],
             "vllm": vllm or {},
-            "trl": {"use_vllm": True, "vllm_mode": "colocate", "max_completion_length": 32, "num_generations": 4, **trl},
+            "trl": {
+                "use_vllm": True,
+                "vllm_mode": "colocate",
+                "max_completion_length": 32,
+                "num_generations": 4,
+                **trl,
+            },
         },
-        hub="never", gpu=gpu,
-    )  # fmt: skip
+        hub="never",
+        gpu=gpu,
+    )
 
 
 def test_the_share_is_no_part_of_the_peak(tmp_path: Path) -> None:

@@ -19,15 +19,27 @@ CLASSES = {
 
 
 def fact(module, nbytes):
-    return TensorFact(name=f"{module}.weight", module=module, kind="parameter", role="weight", dtype="bfloat16",
-                      trainable=False, elements=nbytes // 2, logical_elements=nbytes // 2, nbytes=nbytes)  # fmt: skip
+    return TensorFact(
+        name=f"{module}.weight",
+        module=module,
+        kind="parameter",
+        role="weight",
+        dtype="bfloat16",
+        trainable=False,
+        elements=nbytes // 2,
+        logical_elements=nbytes // 2,
+        nbytes=nbytes,
+    )
 
 
 FACTS = ModelFacts(
-    name="x", model_type="llama", class_name="LlamaForCausalLM", config_source="",
+    name="x",
+    model_type="llama",
+    class_name="LlamaForCausalLM",
+    config_source="",
     tensors=(fact("base_model.model.model.layers.0", 4096), fact("base_model.model.visual.blocks.0", 1024)),
     modules=tuple(ModuleFact(name=name, class_name=class_name) for name, class_name in CLASSES.items()),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +59,10 @@ FACTS = ModelFacts(
         ({"kept": True, "module": "model.layers.0", "op": "aten.add.Tensor"}, LAYER_INPUTS),
         ({"kept": True, "module": "model.layers.0.mlp", "op": "aten.mm.default"}, "activations inside the layers"),
         ({"kept": True, "module": "model", "op": "aten.mul.Tensor"}, "other activations"),
-        ({"module": "model.layers.0.mlp", "phase": "backward", "recomputed": True},
-         "one layer's activations, recomputed"),
+        (
+            {"module": "model.layers.0.mlp", "phase": "backward", "recomputed": True},
+            "one layer's activations, recomputed",
+        ),
         ({"module": "model.layers.0.mlp", "phase": "backward"}, "temporaries of backward"),
         ({"module": "model.layers.0.mlp", "phase": "eval"}, "temporaries of evaluation"),
         ({"module": "model.layers.0", "phase": "optimizer", "op": "aten.sqrt.default"}, "optimizer's temporaries"),
@@ -57,7 +71,7 @@ FACTS = ModelFacts(
         ({"module": "model.embed_tokens", "phase": "load", "op": "aten.empty.default"}, "copies made while loading"),
         ({"module": "model.layers.0", "op": "fsdp.all_gather_copy_in.default"}, "gathered parameters"),
     ],
-)  # fmt: skip
+)
 def test_names(allocation, name):
     inner = allocation["module"]
     module = "base_model.model" + (f".{inner}" if inner else "")
@@ -68,15 +82,18 @@ def test_names(allocation, name):
 def test_what_is_alive_at_the_peak_is_summed_in_blocks_the_largest_first():
     ledger = Ledger(
         allocations=(
-            Allocation(nbytes=1000, allocated_tick=1, phase="load", role="weight", module="base_model.model.model.layers.0"),
+            Allocation(
+                nbytes=1000, allocated_tick=1, phase="load", role="weight", module="base_model.model.model.layers.0"
+            ),
             Allocation(nbytes=100, allocated_tick=2, kept=True, module="base_model.model.lm_head"),
             Allocation(nbytes=3000, allocated_tick=3, freed_tick=5, module="base_model.model"),
             Allocation(nbytes=9000, allocated_tick=6, module="base_model.model"),  # not yet allocated
             Allocation(nbytes=9000, allocated_tick=3, freed_tick=4, module="base_model.model"),  # gone
             Allocation(nbytes=9000, allocated_tick=1, device="cpu", module="base_model.model"),
         ),
-        marks=(), ticks=9,
-    )  # fmt: skip
+        marks=(),
+        ticks=9,
+    )
     # 100 and 3000 bytes are 512 + 3072 in blocks; 1000 are 1024
     found = [(holder.name, holder.bytes) for holder in list_holders(FACTS, ledger, peak_tick=4)]
     assert found == [(LOGITS, 3584), ("layer weights", 1024)]

@@ -16,10 +16,15 @@ LAYERS, TOKENS, WIDTH = 2, 48, 32
 
 def estimate(tmp_path: Path, **keys: Any) -> Report:
     config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "sequence_len": TOKENS,
-        "pad_to_sequence_len": True, "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}],
-        "attn_implementation": "flash_attention_2", **keys,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "micro_batch_size": 1,
+        "sequence_len": TOKENS,
+        "pad_to_sequence_len": True,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        "attn_implementation": "flash_attention_2",
+        **keys,
+    }
     return axmem_trace.estimate(config, hub="never")
 
 

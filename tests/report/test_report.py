@@ -76,8 +76,12 @@ def test_counted_bytes_follow_the_allocators_own_count():
 def test_resident_counts_raw_bytes_in_full(report):
     # weights: 2 * 12800 + 2 * (2048 + 260) = 30216; adapters and their gradients: 4 * 2048; optimizer: 4 * 4100
     assert dataclasses.asdict(report.resident) == {
-        "weights": 30216, "adapters": 8192, "reference": 0, "gradients": 8192, "optimizer": 16400,
-    }  # fmt: skip
+        "weights": 30216,
+        "adapters": 8192,
+        "reference": 0,
+        "gradients": 8192,
+        "optimizer": 16400,
+    }
 
 
 def test_step_counters_on_the_cpu_are_reported_apart(report):
@@ -91,14 +95,18 @@ def test_phases(report):
     phases = report.phases
     assert list(phases) == ["load", "step_1", "step_2"]
     assert {name: use.allocated_bytes for name, use in phases.items()} == {
-        "load": 38912, "step_1": 134144, "step_2": 152576,
-    }  # fmt: skip
+        "load": 38912,
+        "step_1": 134144,
+        "step_2": 152576,
+    }
     assert {name: use.end_bytes for name, use in phases.items()} == {"load": 38912, "step_1": 57344, "step_2": 57344}
     assert report.after_load.allocated_bytes == 38912
     parts = phases["step_1"].phases
     assert {name: use.allocated_bytes for name, use in parts.items()} == {
-        "forward": 93696, "backward": 134144, "optimizer": 38912 + 8192 + 1024 + 18432,
-    }  # fmt: skip
+        "forward": 93696,
+        "backward": 134144,
+        "optimizer": 38912 + 8192 + 1024 + 18432,
+    }
     assert all(use.buckets.total == use.allocated_bytes for use in (*phases.values(), *parts.values()))
     assert all(use.reserved_bytes == SEGMENT for use in (*phases.values(), *parts.values()))
 
@@ -126,8 +134,10 @@ def test_evaluation_is_a_phase_of_its_own():
     )
     report = make_small_report(ledger)
     assert {name: use.allocated_bytes for name, use in report.phases.items()} == {
-        "load": 1024, "eval": 5120, "step_1": 1536,
-    }  # fmt: skip
+        "load": 1024,
+        "eval": 5120,
+        "step_1": 1536,
+    }
     assert (report.peak.phase, report.peak.module) == ("eval", "lm_head")
 
 
@@ -197,9 +207,14 @@ def test_a_request_that_failed_does_not_fit():
     report = make_hand_made_report(24 * GIB, out_of_memory=failure)
     assert report.fits is False
     assert dataclasses.asdict(report.out_of_memory) == {
-        "tick": 13, "requested_bytes": 20000, "phase": "forward", "step": 1,
-        "module": "model.layers.1.proj", "op": "dequantize_4bit", "holder": "dequantised weights",
-    }  # fmt: skip
+        "tick": 13,
+        "requested_bytes": 20000,
+        "phase": "forward",
+        "step": 1,
+        "module": "model.layers.1.proj",
+        "op": "dequantize_4bit",
+        "holder": "dequantised weights",
+    }
 
 
 def test_notes_of_the_recipe_and_of_later_stages_appear_once(report):

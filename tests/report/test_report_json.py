@@ -24,11 +24,14 @@ CONTRACT = {
     "elapsed_seconds": {"import", "build", "trace", "replay"},
 }
 ROWS = {
-    "modules": {"name", "class", "parameters", "trainable_parameters", "weight_bytes", "gradient_bytes",
-                "optimizer_bytes", "activation_bytes"},
+    "modules": set(
+        """
+    name class parameters trainable_parameters weight_bytes gradient_bytes optimizer_bytes activation_bytes
+    """.split()
+    ),
     "dtypes": {"kind", "dtype", "trainable", "tensors", "elements", "bytes"},
     "notes": {"kind", "key", "text", "bytes"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 24 << 30])

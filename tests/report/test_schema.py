@@ -40,9 +40,16 @@ def test_what_is_written_keeps_the_schema(memory_bytes, options):
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [(("peak", "allocated_bytes"), "many"), (("fits",), "yes"), (("verdict",), "maybe"), (("buckets", "weights"), 1.5),
-     (("notes", 0, "kind"), "rumour"), (("phases", "step_1", "phases", "forward"), 3), (("model", "class"), None)],
-)  # fmt: skip
+    [
+        (("peak", "allocated_bytes"), "many"),
+        (("fits",), "yes"),
+        (("verdict",), "maybe"),
+        (("buckets", "weights"), 1.5),
+        (("notes", 0, "kind"), "rumour"),
+        (("phases", "step_1", "phases", "forward"), 3),
+        (("model", "class"), None),
+    ],
+)
 def test_the_schema_refuses_what_is_no_report(path, value):
     jsonschema = pytest.importorskip("jsonschema")
     contents = json.loads(render_json(make_hand_made_report(24 << 30)))

@@ -72,8 +72,15 @@ def test_the_document_has_a_table_with_each_case():
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """The benchmark's own full fine-tune, with two layers of 64 channels."""
-    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-             "num_hidden_layers": 2, "vocab_size": 4096}  # fmt: skip
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_hidden_layers": 2,
+        "vocab_size": 4096,
+    }
     settings = [f"overrides_of_model_config.{key}={value}" for key, value in sizes.items()]
     return ROOT / "configs/llama-3.1/8b/full.yml", [*SCRIPT.PLAIN_STEP, *settings]
 

@@ -18,16 +18,34 @@ def _scripts_on_path(monkeypatch):
 
 def make_run(**changes):
     settings = {
-        "base_model": "mistralai/Mistral-7B-v0.1", "adapter": "qlora", "load_in_4bit": True, "gptq": False,
-        "micro_batch_size": 4, "sequence_len": 4096, "fp16": False, "model_load_dtype": "bfloat16", "autocast": True,
-        "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.1, "lora_target_modules": ["q_proj"],
+        "base_model": "mistralai/Mistral-7B-v0.1",
+        "adapter": "qlora",
+        "load_in_4bit": True,
+        "gptq": False,
+        "micro_batch_size": 4,
+        "sequence_len": 4096,
+        "fp16": False,
+        "model_load_dtype": "bfloat16",
+        "autocast": True,
+        "lora_r": 16,
+        "lora_alpha": 16,
+        "lora_dropout": 0.1,
+        "lora_target_modules": ["q_proj"],
         **changes.pop("settings", {}),
-    }  # fmt: skip
+    }
     return {
-        "id": "fms-base-L78", "framework": "HF Trainer config accelerated-peft-bnb", "quality": "A", "n_gpus": 1,
-        "metric": "max_allocated", "measured_gib": 15.25, "gpu": "NVIDIA A100 80GB", "extra": {"allocated_end_gib": 4.0},
-        "versions": {"transformers": "4.48.1"}, "axolotl_like_config": settings, **changes,
-    }  # fmt: skip
+        "id": "fms-base-L78",
+        "framework": "HF Trainer config accelerated-peft-bnb",
+        "quality": "A",
+        "n_gpus": 1,
+        "metric": "max_allocated",
+        "measured_gib": 15.25,
+        "gpu": "NVIDIA A100 80GB",
+        "extra": {"allocated_end_gib": 4.0},
+        "versions": {"transformers": "4.48.1"},
+        "axolotl_like_config": settings,
+        **changes,
+    }
 
 
 def test_run_becomes_a_case():
@@ -192,11 +210,23 @@ def test_command_line(capsys, tmp_path):
     """One run that can be estimated, one that can't; the second call finds the estimate in the cache."""
     import compare_published
 
-    tiny = make_run(id="axolotl-tiny", axolotl_like_config={
-        "base_model": "NousResearch/Llama-2-7b-hf", "sequence_len": 32, "micro_batch_size": 1, "val_set_size": 0,
-        "overrides_of_model_config": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1,
-                                      "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16},
-    })  # fmt: skip
+    tiny = make_run(
+        id="axolotl-tiny",
+        axolotl_like_config={
+            "base_model": "NousResearch/Llama-2-7b-hf",
+            "sequence_len": 32,
+            "micro_batch_size": 1,
+            "val_set_size": 0,
+            "overrides_of_model_config": {
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "head_dim": 16,
+            },
+        },
+    )
     (tmp_path / "runs.json").write_text(json.dumps([tiny, make_run(id="litgpt-1")]), encoding="utf-8")
     arguments = [str(tmp_path), "--cache", str(tmp_path / "cache"), "--limit", "1"]
     assert compare_published.main(arguments) == 0
@@ -266,8 +296,16 @@ def test_what_a_record_lacks_is_the_reason(tmp_path, record, reason):
 def test_records_of_the_other_files_may_lack_fields_too(tmp_path):
     from compare_published import make_rows, read_cases, render_text
 
-    full = {"file": "a100_80gb.csv", "line": 18, "model": "mistralai/Mistral-7B-v0.1", "framework": "none", "n_gpus": 1,
-            "method": "full", "per_device_bs": 4, "nvidia_smi_peak_mib": "81166"}  # fmt: skip
+    full = {
+        "file": "a100_80gb.csv",
+        "line": 18,
+        "model": "mistralai/Mistral-7B-v0.1",
+        "framework": "none",
+        "n_gpus": 1,
+        "method": "full",
+        "per_device_bs": 4,
+        "nvidia_smi_peak_mib": "81166",
+    }
     point = {"variant": "full, no GC", "seq": 512, "batch": 1, "allocated_gb_1e9": {"model": 2.3}}
     (tmp_path / "out_of_memory.json").write_text(json.dumps([without(full, key) for key in full] + [full]))
     (tmp_path / "activation_probes.json").write_text(json.dumps({"points": [without(point, key) for key in point]}))
@@ -280,10 +318,15 @@ def test_records_of_the_other_files_may_lack_fields_too(tmp_path):
     assert any("does not fit" in line for line in render_text(rows))
 
 
-@pytest.mark.parametrize(("version", "loading", "repeats"), [
-    ("4.37.2", "before_4_50", True), ("4.48.1", "before_4_50", False), ("4.52.4", "current", False),
-    ("5.3", "current", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("version", "loading", "repeats"),
+    [
+        ("4.37.2", "before_4_50", True),
+        ("4.48.1", "before_4_50", False),
+        ("4.52.4", "current", False),
+        ("5.3", "current", False),
+    ],
+)
 def test_what_older_versions_did_is_assumed_only_for_them(version, loading, repeats):
     from published_runs import read_run
 

@@ -28,13 +28,24 @@ def test_functions_that_a_library_wants(tmp_path):
     packages.mkdir(parents=True)
     names = ("cudaMalloc", "cudaGraphDebugDotPrint")
     (tmp_path / "runtime.c").write_text("".join(f"void {name}(void) {{}}\n" for name in names))
-    (tmp_path / "caller.c").write_text("".join(f"void {name}(void);\n" for name in names)
-                                       + f"void call(void) {{ {' '.join(f'{name}();' for name in names)} }}\n")  # fmt: skip
+    (tmp_path / "caller.c").write_text(
+        "".join(f"void {name}(void);\n" for name in names)
+        + f"void call(void) {{ {' '.join(f'{name}();' for name in names)} }}\n"
+    )
     (tmp_path / "versions").write_text("libcudart.so.13 { global: cuda*; };\n")
     runtime = tmp_path / "libcudart.so.13"
     shared = ("gcc", "-shared", "-fPIC")
-    subprocess.run([*shared, str(tmp_path / "runtime.c"), f"-Wl,--version-script={tmp_path / 'versions'}",
-                    f"-Wl,-soname,{runtime.name}", "-o", str(runtime)], check=True)  # fmt: skip
+    subprocess.run(
+        [
+            *shared,
+            str(tmp_path / "runtime.c"),
+            f"-Wl,--version-script={tmp_path / 'versions'}",
+            f"-Wl,-soname,{runtime.name}",
+            "-o",
+            str(runtime),
+        ],
+        check=True,
+    )
     subprocess.run(
         [*shared, str(tmp_path / "caller.c"), str(runtime), "-o", str(packages / "libcaller.so")], check=True
     )

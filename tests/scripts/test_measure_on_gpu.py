@@ -155,8 +155,10 @@ def test_real_weights_are_those_of_the_estimate(on_cpu, kind):
     real, meta = on_cpu.build_on_device(recipe, "cpu").module, build_model(recipe).module
 
     def layout(model):
-        found = {name: (value.shape, value.dtype, value.requires_grad, type(value).__name__)
-                 for name, value in model.named_parameters()}  # fmt: skip
+        found = {
+            name: (value.shape, value.dtype, value.requires_grad, type(value).__name__)
+            for name, value in model.named_parameters()
+        }
         found |= {name: (value.shape, value.dtype) for name, value in model.named_buffers()}
         for prefix, module in model.named_modules():
             states = iterate_bnb_states(prefix, module)
@@ -197,18 +199,35 @@ def test_phases_become_quantities():
     import gpu_figures
 
     def phase(name, step, end, peak, micro_batch=0):
-        return {"phase": name, "step": step, "micro_batch": micro_batch, "end_bytes": end, "allocated_bytes": peak,
-                "reserved_bytes": 2 * peak}  # fmt: skip
+        return {
+            "phase": name,
+            "step": step,
+            "micro_batch": micro_batch,
+            "end_bytes": end,
+            "allocated_bytes": peak,
+            "reserved_bytes": 2 * peak,
+        }
 
     phases = [
-        phase("forward", 1, 30, 40), phase("backward", 1, 25, 50), phase("forward", 1, 33, 45, 1),
-        phase("backward", 1, 25, 50, 1), phase("optimizer", 1, 20, 45), phase("forward", 2, 30, 60),
-        phase("backward", 2, 25, 55), phase("optimizer", 2, 21, 45), phase("eval", 0, 19, 62),
-    ]  # fmt: skip
+        phase("forward", 1, 30, 40),
+        phase("backward", 1, 25, 50),
+        phase("forward", 1, 33, 45, 1),
+        phase("backward", 1, 25, 50, 1),
+        phase("optimizer", 1, 20, 45),
+        phase("forward", 2, 30, 60),
+        phase("backward", 2, 25, 55),
+        phase("optimizer", 2, 21, 45),
+        phase("eval", 0, 19, 62),
+    ]
     found = gpu_figures.summarise_phases({"end_bytes": 10, "reserved_bytes": 30}, phases)
     assert found == {
-        "after_load": 10, "after_forward": 33, "step_1": 50, "step_2": 60, "end": 21, "reserved": 124,
-    }  # fmt: skip
+        "after_load": 10,
+        "after_forward": 33,
+        "step_1": 50,
+        "step_2": 60,
+        "end": 21,
+        "reserved": 124,
+    }
     assert tuple(found) == gpu_figures.QUANTITIES
     assert gpu_figures.compare({**found, "end": 42}, found)["end"] == 1.0
 
@@ -235,9 +254,12 @@ def test_peak_by_code():
         return {"action": action, "addr": address, "size": size, "frames": frames}
 
     trace = [
-        entry("alloc", 1, 100, "a"), entry("alloc", 2, 50, "b"), entry("free_requested", 1, 100, "a"),
-        entry("free_completed", 1, 100, "a"), entry("alloc", 3, 70, "c"),
-    ]  # fmt: skip
+        entry("alloc", 1, 100, "a"),
+        entry("alloc", 2, 50, "b"),
+        entry("free_requested", 1, 100, "a"),
+        entry("free_completed", 1, 100, "a"),
+        entry("alloc", 3, 70, "c"),
+    ]
     assert gpu_figures.find_peak_by_code({"device_traces": [trace]}) == [
         {"code": "models/a.py:7 forward", "bytes": 100},
         {"code": "models/b.py:7 forward", "bytes": 50},
@@ -293,9 +315,18 @@ def test_each_run_has_a_process_with_its_own_allocator(monkeypatch, tmp_path):
     job = measure_on_gpu.Job("a", tmp_path / "a.yml", ("z=3",), tmp_path / "a.json")
     assert measure_on_gpu.run_apart(job, parsed) == 3
     assert commands[0][2:] == [
-        str(tmp_path / "a.yml"), "--in-this-process", "--set", "x=1", "--assume", "z=3", "--assume", "y=2", "-o",
-        str(tmp_path / "a.json"), "--history",
-    ]  # fmt: skip
+        str(tmp_path / "a.yml"),
+        "--in-this-process",
+        "--set",
+        "x=1",
+        "--assume",
+        "z=3",
+        "--assume",
+        "y=2",
+        "-o",
+        str(tmp_path / "a.json"),
+        "--history",
+    ]
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")

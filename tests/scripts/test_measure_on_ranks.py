@@ -26,10 +26,17 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 def read(model: str, **keys: Any) -> Any:
     config = {
-        "base_model": model, "sequence_len": 16, "micro_batch_size": 1, "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-2, "optimizer": "adamw_torch", "bf16": False, "attn_implementation": "eager",
-        "datasets": [{"path": "x", "type": "alpaca"}], **keys,
-    }  # fmt: skip
+        "base_model": model,
+        "sequence_len": 16,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "optimizer": "adamw_torch",
+        "bf16": False,
+        "attn_implementation": "eager",
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
     return read_recipe(config, assumptions=("lora_kernels=false",), num_gpus=2, axolotl="0.19.0", hub="never")
 
 
@@ -52,8 +59,11 @@ def run_rank(rank: int, folder: str, model: str) -> None:
             run.record()
             run.recorder.close()
             phases = [(each["phase"], each["step"]) for each in run.recorder.phases]
-            moved = [not first.equal(last) for first, last in zip(before, run.model.parameters(), strict=True)
-                     if first.numel()]  # fmt: skip
+            moved = [
+                not first.equal(last)
+                for first, last in zip(before, run.model.parameters(), strict=True)
+                if first.numel()
+            ]
             everywhere = gather({"phases": phases, "moved": any(moved), "marks": run.recorder.phases[-1]["end_bytes"]})
             Path(folder, f"{name}-{rank}").write_bytes(pickle.dumps(everywhere))
     os._exit(0)  # an interpreter that ends in the usual way aborts at times: gloo's threads still run

@@ -13,8 +13,16 @@ GIB = 1 << 30
 
 def make_row(name: str, predicted: float, measured: float, quantity: str = "allocated", **rest):
     source = name.split("-")[0] if "-" in name else "probes"
-    return SCRIPT.Row(id=name, source=source, quality="A", num_gpus=1, quantity=quantity, measured=measured * GIB,
-                      predicted=int(predicted * GIB), **rest)  # fmt: skip
+    return SCRIPT.Row(
+        id=name,
+        source=source,
+        quality="A",
+        num_gpus=1,
+        quantity=quantity,
+        measured=measured * GIB,
+        predicted=int(predicted * GIB),
+        **rest,
+    )
 
 
 ROWS = [

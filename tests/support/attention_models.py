@@ -27,8 +27,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"model_type": "deepseek_v3", "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32,
                     "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 32, "first_k_dense_replace": 2},
 }  # fmt: skip
-_COMMON = {"vocab_size": 128, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2,
-           "num_attention_heads": 4, "max_position_embeddings": 4096}  # fmt: skip
+_COMMON = {
+    "vocab_size": 128,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 4096,
+}
 
 
 def build(family: str, kernel: str, **changes: Any) -> Any:
@@ -68,8 +74,9 @@ def trace(
         placed = {name: recorder.place(value) for name, value in inputs.items()}
         loss = model(**placed, use_cache=False).loss
         recorder.mark("backward", 1)
-        _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True,
-                             accumulate_grad=True)  # fmt: skip
+        _engine_run_backward(
+            (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+        )
         return recorder.make_ledger(), context
 
 

@@ -36,9 +36,14 @@ def make_heads(*shape: int, dtype: torch.dtype = torch.bfloat16, trains: bool = 
 
 
 def probe(
-    run: Callable[[], torch.Tensor], *, capability: tuple[int, int] = A100, attention: str = "sdpa", num_sms: int = 0,
-    autocast: bool = False, repeats_kv: bool = False,
-) -> Probe:  # fmt: skip
+    run: Callable[[], torch.Tensor],
+    *,
+    capability: tuple[int, int] = A100,
+    attention: str = "sdpa",
+    num_sms: int = 0,
+    autocast: bool = False,
+    repeats_kv: bool = False,
+) -> Probe:
     """Runs a call and its backward, and sums up."""
     recording = gpu_recording(
         compute_capability=capability, attention=attention, num_sms=num_sms, repeats_kv=repeats_kv

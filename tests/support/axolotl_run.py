@@ -56,9 +56,17 @@ def write_model(folder: Path) -> None:
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
     ).save_pretrained(folder / "tiny")
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=2, num_key_value_heads=2, bos_token_id=0, eos_token_id=1,
-                         pad_token_id=3)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=3,
+    )
     LlamaForCausalLM(config).save_pretrained(folder / "tiny")
     lines = [json.dumps({"text": "hello world " * (5 + number % 7)}) for number in range(40)]
     (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
@@ -68,12 +76,26 @@ def make_config(folder: Path, **changes: Any) -> Path:
     import yaml
 
     config = {
-        "base_model": "./tiny", "datasets": [{"path": "data.jsonl", "ds_type": "json", "type": "completion"}],
-        "val_set_size": 0.2, "sequence_len": 64, "micro_batch_size": 2, "gradient_accumulation_steps": 1, "max_steps": 3,
-        "eval_steps": 2, "learning_rate": 0.001, "optimizer": "adamw_torch", "output_dir": "./out", "logging_steps": 1,
-        "bf16": False, "fp16": False, "attn_implementation": "eager", "save_strategy": "no",
-        "dataset_prepared_path": "./prepared", "plugins": ["axmem_trace.MemoryPlugin"], **changes,
-    }  # fmt: skip
+        "base_model": "./tiny",
+        "datasets": [{"path": "data.jsonl", "ds_type": "json", "type": "completion"}],
+        "val_set_size": 0.2,
+        "sequence_len": 64,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 3,
+        "eval_steps": 2,
+        "learning_rate": 0.001,
+        "optimizer": "adamw_torch",
+        "output_dir": "./out",
+        "logging_steps": 1,
+        "bf16": False,
+        "fp16": False,
+        "attn_implementation": "eager",
+        "save_strategy": "no",
+        "dataset_prepared_path": "./prepared",
+        "plugins": ["axmem_trace.MemoryPlugin"],
+        **changes,
+    }
     path = folder / "run.yml"
     path.write_text(yaml.safe_dump(config))
     return path

@@ -39,10 +39,15 @@ def make_8bit(in_features: int, out_features: int, *, bias: bool = False, thresh
 
 
 def make_4bit(
-    in_features: int, out_features: int, *, double_quant: bool = True, quant_type: str = "nf4",
-    compute_dtype: torch.dtype = torch.bfloat16, storage: torch.dtype = torch.bfloat16,
+    in_features: int,
+    out_features: int,
+    *,
+    double_quant: bool = True,
+    quant_type: str = "nf4",
+    compute_dtype: torch.dtype = torch.bfloat16,
+    storage: torch.dtype = torch.bfloat16,
     loaded: torch.dtype = torch.bfloat16,
-) -> Any:  # fmt: skip
+) -> Any:
     import bitsandbytes as bnb
 
     with torch.device("meta"):
@@ -52,9 +57,13 @@ def make_4bit(
 
 
 def probe(
-    layer: torch.nn.Module, *shape: int, dtype: torch.dtype = torch.bfloat16, outliers: int = 0, autocast: bool = False,
+    layer: torch.nn.Module,
+    *shape: int,
+    dtype: torch.dtype = torch.bfloat16,
+    outliers: int = 0,
+    autocast: bool = False,
     capability: tuple[int, int] = A100,
-) -> Probe:  # fmt: skip
+) -> Probe:
     """The layer on an input of that shape which is itself an activation: recorded, and in need of a gradient."""
     recording = gpu_recording(compute_capability=capability, int8_outliers=outliers)
     recorder = recording.recorder

@@ -18,10 +18,16 @@ from support.tiny_models import TINY
 
 NUM_LAYERS = 24
 COMMON: dict[str, Any] = {
-    "sequence_len": 32, "micro_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 1e-4, "bf16": True,
-    "gradient_checkpointing": True, "optimizer": "adamw_torch_fused", "attn_implementation": "sdpa",
+    "sequence_len": 32,
+    "micro_batch_size": 1,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 1e-4,
+    "bf16": True,
+    "gradient_checkpointing": True,
+    "optimizer": "adamw_torch_fused",
+    "attn_implementation": "sdpa",
     "datasets": [{"path": "x", "type": "alpaca"}],
-}  # fmt: skip
+}
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
 QLORA = {**LORA, "adapter": "qlora", "load_in_4bit": True}
 MODEL_KEYS = "model"
@@ -53,8 +59,14 @@ def unfolded_reports(configs: dict[str, dict[str, Any]], directory: Path) -> dic
     path = directory / "configs.json"
     path.write_text(json.dumps(configs))
     command = [sys.executable, "-m", "support.folded_runs", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS, timeout=1800,
-                          env={**os.environ, "PYTHONPATH": f"{ROOT}:{TESTS}"})  # fmt: skip
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=TESTS,
+        timeout=1800,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{TESTS}"},
+    )
     assert done.returncode == 0, done.stderr
     reports: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return reports

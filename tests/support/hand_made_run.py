@@ -106,9 +106,16 @@ def tensor(
     logical: int = -1,
 ) -> TensorFact:
     return TensorFact(
-        name=f"{module}.{name}", module=module, kind=kind, role=role, dtype=dtype, trainable=trainable,
-        elements=elements, logical_elements=elements if logical < 0 else logical, nbytes=nbytes,
-    )  # fmt: skip
+        name=f"{module}.{name}",
+        module=module,
+        kind=kind,
+        role=role,
+        dtype=dtype,
+        trainable=trainable,
+        elements=elements,
+        logical_elements=elements if logical < 0 else logical,
+        nbytes=nbytes,
+    )
 
 
 def make_ledger() -> Ledger:
@@ -142,9 +149,17 @@ def make_ledger() -> Ledger:
 def make_reservation(ledger: Ledger, **rest: Any) -> Any:
     """Reserved bytes as if every 2 MiB were a segment: one segment, always."""
     spans = {(mark.phase, mark.step): SEGMENT for mark in ledger.marks}
-    values = {"peak_reserved_bytes": SEGMENT, "peak_allocated_bytes": 0, "peak_active_bytes": 0, "active_peaks": {},
-              "peaks": spans, "allocated_peaks": {}, "allocated_ends": {},
-              "out_of_memory": None, "reserved_at": lambda tick: SEGMENT}  # fmt: skip
+    values = {
+        "peak_reserved_bytes": SEGMENT,
+        "peak_allocated_bytes": 0,
+        "peak_active_bytes": 0,
+        "active_peaks": {},
+        "peaks": spans,
+        "allocated_peaks": {},
+        "allocated_ends": {},
+        "out_of_memory": None,
+        "reserved_at": lambda tick: SEGMENT,
+    }
     return SimpleNamespace(**{**values, **rest})
 
 

@@ -7,20 +7,50 @@ from pathlib import Path
 from typing import Any
 
 _COMMON: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 1024, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
     "torch_dtype": "bfloat16",
-}  # fmt: skip
-_MAMBA2: dict[str, Any] = {"n_groups": 1, "num_heads": 8, "head_dim": 8, "state_size": 16, "expand": 2,
-                           "chunk_size": 32}  # fmt: skip
-_MAMBA2_PREFIXED: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_n_groups": 1,
-                                    "mamba_expand": 2, "mamba_chunk_size": 32, "mamba_d_conv": 4}  # fmt: skip
+}
+_MAMBA2: dict[str, Any] = {
+    "n_groups": 1,
+    "num_heads": 8,
+    "head_dim": 8,
+    "state_size": 16,
+    "expand": 2,
+    "chunk_size": 32,
+}
+_MAMBA2_PREFIXED: dict[str, Any] = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 1,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 32,
+    "mamba_d_conv": 4,
+}
 _LINEAR: dict[str, Any] = {
-    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-    "linear_conv_kernel_dim": 4, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
-}  # fmt: skip
-_EXPERTS: dict[str, Any] = {"moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2,
-                            "shared_expert_intermediate_size": 24}  # fmt: skip
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+    "head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+_EXPERTS: dict[str, Any] = {
+    "moe_intermediate_size": 24,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "shared_expert_intermediate_size": 24,
+}
 
 
 def _config(model_type: str, architecture: str, **changes: Any) -> dict[str, Any]:

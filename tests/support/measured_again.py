@@ -17,8 +17,12 @@ LIVE = ("after_load", "after_forward", "step_1", "step_2", "end")
 def estimate_again(run: Mapping[str, Any]) -> dict[str, int]:
     """By quantity, as `gpu_figures.py` names them."""
     report = estimate(
-        yaml.safe_load(run["content"]), overrides=run["overrides"], assumptions=run["assumptions"],
-        gpu=run["gpu"]["asked_for"], hub="never", axolotl=run.get("axolotl", "0.19.0"),
-    )  # fmt: skip
+        yaml.safe_load(run["content"]),
+        overrides=run["overrides"],
+        assumptions=run["assumptions"],
+        gpu=run["gpu"]["asked_for"],
+        hub="never",
+        axolotl=run.get("axolotl", "0.19.0"),
+    )
     found: dict[str, int] = load_script("gpu_figures").summarise_report(report)
     return found

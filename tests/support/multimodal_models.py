@@ -7,31 +7,62 @@ from pathlib import Path
 from typing import Any
 
 _TEXT: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1,
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
     "eos_token_id": 2,
-}  # fmt: skip
+}
 _VIT: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 28,
-    "patch_size": 7, "num_channels": 3,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 7,
+    "num_channels": 3,
+}
 _MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
 _QWEN_VISION: dict[str, Any] = {
-    "depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "in_channels": 3, "in_chans": 3, "patch_size": 7,
-    "spatial_merge_size": 2, "temporal_patch_size": 2, "intermediate_size": 48,
-}  # fmt: skip
+    "depth": 2,
+    "embed_dim": 32,
+    "hidden_size": 32,
+    "num_heads": 4,
+    "in_channels": 3,
+    "in_chans": 3,
+    "patch_size": 7,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "intermediate_size": 48,
+}
 _QWEN_IDS = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
-_GLM_IDS = {"image_token_id": 90, "video_token_id": 91, "image_start_token_id": 92, "image_end_token_id": 93,
-            "video_start_token_id": 94, "video_end_token_id": 95}  # fmt: skip
+_GLM_IDS = {
+    "image_token_id": 90,
+    "video_token_id": 91,
+    "image_start_token_id": 92,
+    "image_end_token_id": 93,
+    "video_start_token_id": 94,
+    "video_end_token_id": 95,
+}
 
 
 def _model(
     model_type: str, architecture: str, text: dict[str, Any], vision: dict[str, Any], **rest: Any
 ) -> dict[str, Any]:
     return {
-        "model_type": model_type, "architectures": [architecture], "torch_dtype": "bfloat16",
-        "text_config": {**_TEXT, **text}, "vision_config": vision, **rest,
-    }  # fmt: skip
+        "model_type": model_type,
+        "architectures": [architecture],
+        "torch_dtype": "bfloat16",
+        "text_config": {**_TEXT, **text},
+        "vision_config": vision,
+        **rest,
+    }
 
 
 MULTIMODAL: dict[str, dict[str, Any]] = {
@@ -110,11 +141,21 @@ MULTIMODAL: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """By a short name of the family."""
 VOXTRAL: dict[str, Any] = {
-    "model_type": "voxtral", "architectures": ["VoxtralForConditionalGeneration"], "torch_dtype": "bfloat16",
-    "text_config": {**_TEXT, "model_type": "llama"}, "audio_token_id": 24,
-    "audio_config": {"model_type": "voxtral_encoder", "hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2,
-                     "num_attention_heads": 2, "num_mel_bins": 8, "max_source_positions": 16},
-}  # fmt: skip
+    "model_type": "voxtral",
+    "architectures": ["VoxtralForConditionalGeneration"],
+    "torch_dtype": "bfloat16",
+    "text_config": {**_TEXT, "model_type": "llama"},
+    "audio_token_id": 24,
+    "audio_config": {
+        "model_type": "voxtral_encoder",
+        "hidden_size": 16,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_mel_bins": 8,
+        "max_source_positions": 16,
+    },
+}
 
 
 def write_multimodal_model(family: str, directory: Path) -> str:

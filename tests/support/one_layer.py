@@ -26,8 +26,14 @@ class LayerRun:
 
 
 def run_layer(
-    layer: nn.Module, tokens: int, width: int, out_width: int, *, backward: bool = False, dtype: torch.dtype = torch.bfloat16
-) -> LayerRun:  # fmt: skip
+    layer: nn.Module,
+    tokens: int,
+    width: int,
+    out_width: int,
+    *,
+    backward: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+) -> LayerRun:
     """Forward of inputs [1, tokens, width] that require gradients, to [1, tokens, out_width]; then backward."""
     inputs = torch.empty(1, tokens, width, device="meta", dtype=dtype, requires_grad=True)
     recording = gpu_recording()

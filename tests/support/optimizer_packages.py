@@ -135,8 +135,18 @@ def _bnb(name: str) -> Make:
 
 def _q_galore(library: Any, module: nn.Module) -> Callable[[], Any]:
     importlib.import_module("axolotl.utils.optimizers.qgalore").patch_q_galore_for_modern_bnb()
-    projection = {"rank": 32, "update_proj_gap": 200, "scale": 0.25, "proj_type": "std", "quant": True, "queue_size": 5,
-                  "quant_n_bit": 4, "quant_group_size": 64, "cos_threshold": 0.4, "gamma_proj": 2}  # fmt: skip
+    projection = {
+        "rank": 32,
+        "update_proj_gap": 200,
+        "scale": 0.25,
+        "proj_type": "std",
+        "quant": True,
+        "queue_size": 5,
+        "quant_n_bit": 4,
+        "quant_group_size": 64,
+        "cos_threshold": 0.4,
+        "gamma_proj": 2,
+    }
     groups = [
         {"params": [p for name, p in module.named_parameters() if "_proj" in name], **projection},
         {"params": [p for name, p in module.named_parameters() if "_proj" not in name]},
@@ -145,8 +155,14 @@ def _q_galore(library: Any, module: nn.Module) -> Callable[[], Any]:
 
 
 _GALORE = {"rank": 8, "update_proj_gap": 200, "scale": 0.25, "proj_type": "std"}
-_APOLLO = {"rank": 8, "update_proj_gap": 200, "scale": 1.0, "proj_type": "std", "proj": "random",
-           "scale_type": "channel"}  # fmt: skip
+_APOLLO = {
+    "rank": 8,
+    "update_proj_gap": 200,
+    "scale": 1.0,
+    "proj_type": "std",
+    "proj": "random",
+    "scale_type": "channel",
+}
 _LOW_RANK = {"optim_target_modules": [".*_proj"], "optim_args": {"rank": 8}}
 
 CASES: dict[str, Case] = {
@@ -203,8 +219,11 @@ def run_case(name: str, dtype: str) -> Steps:
     case = CASES[name]
     with _as_on_a_gpu():
         library = importlib.import_module(case.module)
-        return for_real(make_llama(getattr(torch, dtype), "cpu"), lambda module: case.make(library, module),
-                        second_step=case.second_step)  # fmt: skip
+        return for_real(
+            make_llama(getattr(torch, dtype), "cpu"),
+            lambda module: case.make(library, module),
+            second_step=case.second_step,
+        )
 
 
 @contextmanager

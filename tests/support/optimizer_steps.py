@@ -22,14 +22,28 @@ from support.kernel_recording import recording_on
 from support.tiny_models import write_tiny_model
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 2048, "hidden_size": 64, "intermediate_size": 129, "num_hidden_layers": 1, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128,
-}  # fmt: skip
+    "vocab_size": 2048,
+    "hidden_size": 64,
+    "intermediate_size": 129,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
 SHAPES: dict[str, tuple[int, ...]] = {
-    "embed_tokens": (2048, 64), "q_proj": (64, 64), "k_proj": (32, 64), "v_proj": (32, 64), "o_proj": (64, 64),
-    "gate_proj": (129, 64), "up_proj": (129, 64), "down_proj": (64, 129), "input_layernorm": (64,),
-    "post_attention_layernorm": (64,), "norm": (64,), "lm_head": (2048, 64),
-}  # fmt: skip
+    "embed_tokens": (2048, 64),
+    "q_proj": (64, 64),
+    "k_proj": (32, 64),
+    "v_proj": (32, 64),
+    "o_proj": (64, 64),
+    "gate_proj": (129, 64),
+    "up_proj": (129, 64),
+    "down_proj": (64, 129),
+    "input_layernorm": (64,),
+    "post_attention_layernorm": (64,),
+    "norm": (64,),
+    "lm_head": (2048, 64),
+}
 """Every parameter. Embedding and head have more than 1e5 elements, k and v fewer than 4096, q and o just 4096, and the
 MLP's 8256 are not divisible by 256."""
 SCALAR_BYTES = 8
@@ -58,8 +72,13 @@ def make_llama(dtype: torch.dtype, device: str) -> nn.Module:
 def recipe_of(*, assume: tuple[str, ...] = (), **keys: Any) -> Recipe:
     """A full fine-tune by these keys; only what it says of the optimizer is looked at here."""
     with TemporaryDirectory() as folder:
-        config = {"sequence_len": 16, "micro_batch_size": 1, "learning_rate": 1e-4,
-                  "datasets": [{"path": "x", "type": "alpaca"}], **keys}  # fmt: skip
+        config = {
+            "sequence_len": 16,
+            "micro_batch_size": 1,
+            "learning_rate": 1e-4,
+            "datasets": [{"path": "x", "type": "alpaca"}],
+            **keys,
+        }
         return read_recipe(
             {**config, "base_model": write_tiny_model("llama", Path(folder))}, hub="never", assumptions=assume
         )

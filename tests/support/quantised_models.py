@@ -16,14 +16,17 @@ QLORA = {**LORA, "adapter": "qlora", "load_in_4bit": True}
 INT8 = {**LORA, "load_in_8bit": True}
 
 
-def build(
-    directory: Path, keys: dict[str, Any], *, family: str = "llama", gpu: str = "", **changes: Any
-) -> BuiltModel:  # fmt: skip
+def build(directory: Path, keys: dict[str, Any], *, family: str = "llama", gpu: str = "", **changes: Any) -> BuiltModel:
     """The model that `keys` make of a small one of the family; `changes` are those of its `config.json`."""
     config = {
-        "base_model": write_tiny_model(family, directory, **{**SIZES, **changes}), "sequence_len": 64,
-        "micro_batch_size": 1, "learning_rate": 1e-4, "bf16": True, "datasets": [{"path": "x", "type": "alpaca"}], **keys,
-    }  # fmt: skip
+        "base_model": write_tiny_model(family, directory, **{**SIZES, **changes}),
+        "sequence_len": 64,
+        "micro_batch_size": 1,
+        "learning_rate": 1e-4,
+        "bf16": True,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
     return build_model(read_recipe(config, hub="never", gpu=gpu))
 
 

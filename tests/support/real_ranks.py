@@ -33,11 +33,20 @@ class Case:
 def tiny_run(folder: Path) -> dict[str, Any]:
     """A llama with an odd vocabulary: parts of the embedding differ between the ranks."""
     return {
-        "base_model": write_tiny_model("llama", folder / "llama", vocab_size=97), "sequence_len": 24,
-        "micro_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "optimizer": "adamw_torch",
-        "attn_implementation": "eager", "bf16": True, "lora_mlp_kernel": False, "lora_qkv_kernel": False,
-        "lora_o_kernel": False, "datasets": [{"path": "x", "type": "alpaca"}], "gradient_checkpointing": False,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", folder / "llama", vocab_size=97),
+        "sequence_len": 24,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-4,
+        "optimizer": "adamw_torch",
+        "attn_implementation": "eager",
+        "bf16": True,
+        "lora_mlp_kernel": False,
+        "lora_qkv_kernel": False,
+        "lora_o_kernel": False,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        "gradient_checkpointing": False,
+    }
 
 
 def record_for_real(cases: Sequence[Case], num_ranks: int) -> list[list[Ledger]]:

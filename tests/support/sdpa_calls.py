@@ -49,13 +49,28 @@ def make_call(call: Call, device: str) -> tuple[torch.Tensor, torch.Tensor, torc
     return heads(call.query), heads(call.key), heads(call.value), mask
 
 
-def _call(batch: int, heads: int, tokens: int, head_dim: int, *, value_dim: int = 0, kv_heads: int = 0, keys: int = 0,
-          masked: bool = False, **options: object) -> Call:  # fmt: skip
+def _call(
+    batch: int,
+    heads: int,
+    tokens: int,
+    head_dim: int,
+    *,
+    value_dim: int = 0,
+    kv_heads: int = 0,
+    keys: int = 0,
+    masked: bool = False,
+    **options: object,
+) -> Call:
     kv = (batch, kv_heads or heads, keys or tokens)
     if masked:
         options["mask"] = (batch, 1, tokens, keys or tokens)
-    return Call(query=(batch, heads, tokens, head_dim), key=(*kv, head_dim), value=(*kv, value_dim or head_dim),
-                grouped=bool(kv_heads), **options)  # fmt: skip
+    return Call(
+        query=(batch, heads, tokens, head_dim),
+        key=(*kv, head_dim),
+        value=(*kv, value_dim or head_dim),
+        grouped=bool(kv_heads),
+        **options,
+    )
 
 
 def _calls() -> Iterator[Call]:

@@ -43,8 +43,12 @@ SMALL = {
 }  # fmt: skip
 """What is made small where a configuration class has it as a number greater than this."""
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers", "num_blocks",
-           "num_encoder_layers", "num_decoder_layers", "depth")  # fmt: skip
+_LAYERS = tuple(
+    """
+    num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_blocks num_encoder_layers
+    num_decoder_layers depth
+    """.split()
+)
 _MOST_LAYERS = 4
 _FIRST_SPECIAL_TOKEN = 100
 CHANGES: dict[str, dict[str, Any]] = json.loads(

@@ -73,19 +73,35 @@ def _itself(value: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _attributes(ours: Any, model: Any) -> dict[str, Any]:
     accelerator = SimpleNamespace(
-        device=torch.device("cpu"), gather=_itself, gather_for_metrics=_itself, reduce=_itself, unwrap_model=_itself,
-        autocast=nullcontext, num_processes=1, sync_gradients=True,
-    )  # fmt: skip
+        device=torch.device("cpu"),
+        gather=_itself,
+        gather_for_metrics=_itself,
+        reduce=_itself,
+        unwrap_model=_itself,
+        autocast=nullcontext,
+        num_processes=1,
+        sync_gradients=True,
+    )
     settings = ours.settings
     return {
-        "model": model, "ref_model": ours.reference.model, "accelerator": accelerator, "beta": settings.beta,
-        "aux_loss_enabled": bool(ours.router_loss), "router_aux_loss_coef": ours.router_loss, "_tp_size": 1,
-        "use_liger_kernel": settings.chunked, "_metrics": {"train": defaultdict(list), "eval": defaultdict(list)},
-        "_total_train_tokens": 0, "_is_vlm": False, "is_fsdp_enabled": False,
-        "precompute_ref_logps": settings.reference.kind == "precomputed", "label_smoothing": settings.label_smoothing,
-        "args": SimpleNamespace(gradient_checkpointing_kwargs={"use_reentrant": False},
-                                center_rewards_coefficient=settings.centring or None),
-    }  # fmt: skip
+        "model": model,
+        "ref_model": ours.reference.model,
+        "accelerator": accelerator,
+        "beta": settings.beta,
+        "aux_loss_enabled": bool(ours.router_loss),
+        "router_aux_loss_coef": ours.router_loss,
+        "_tp_size": 1,
+        "use_liger_kernel": settings.chunked,
+        "_metrics": {"train": defaultdict(list), "eval": defaultdict(list)},
+        "_total_train_tokens": 0,
+        "_is_vlm": False,
+        "is_fsdp_enabled": False,
+        "precompute_ref_logps": settings.reference.kind == "precomputed",
+        "label_smoothing": settings.label_smoothing,
+        "args": SimpleNamespace(
+            gradient_checkpointing_kwargs={"use_reentrant": False}, center_rewards_coefficient=settings.centring or None
+        ),
+    }
 
 
 def _bound(trainer: Any, me: Any, *names: str) -> None:
@@ -106,9 +122,13 @@ def _dpo(ours: Any, model: Any) -> Compute:
 
     settings = ours.settings
     me = SimpleNamespace(
-        **_attributes(ours, model), loss_types=list(settings.loss_types), ld_alpha=settings.length_bias,
-        loss_weights=[1.0] * len(settings.loss_types), f_divergence_type="reverse_kl", use_weighting=settings.weighted,
-    )  # fmt: skip
+        **_attributes(ours, model),
+        loss_types=list(settings.loss_types),
+        ld_alpha=settings.length_bias,
+        loss_weights=[1.0] * len(settings.loss_types),
+        f_divergence_type="reverse_kl",
+        use_weighting=settings.weighted,
+    )
     _bound(DPOTrainer, me, "_get_per_token_logps_and_entropies", "_compute_loss")
     return lambda inputs: me._compute_loss(model, inputs, False)
 
@@ -116,8 +136,9 @@ def _dpo(ours: Any, model: Any) -> Compute:
 def _kto(ours: Any, model: Any) -> Compute:
     from trl import KTOTrainer
 
-    me = SimpleNamespace(**_attributes(ours, model), calculate_KL=True, loss_type="kto", desirable_weight=1.0,
-                         undesirable_weight=1.0)  # fmt: skip
+    me = SimpleNamespace(
+        **_attributes(ours, model), calculate_KL=True, loss_type="kto", desirable_weight=1.0, undesirable_weight=1.0
+    )
     _bound(KTOTrainer, me, "_get_per_token_logps_and_entropies", "_compute_kl_logps", "_compute_loss")
     return lambda inputs: me._compute_loss(model, inputs, False)
 
@@ -126,8 +147,15 @@ def _orpo(ours: Any, model: Any) -> Compute:
     from trl.experimental.orpo import ORPOTrainer
 
     me = SimpleNamespace(**_attributes(ours, model), is_encoder_decoder=False, padding_value=0, **_routers(model))
-    _bound(ORPOTrainer, me, "concatenated_inputs", "get_batch_logps", "concatenated_forward", "odds_ratio_loss",
-           "get_batch_loss_metrics")  # fmt: skip
+    _bound(
+        ORPOTrainer,
+        me,
+        "concatenated_inputs",
+        "get_batch_logps",
+        "concatenated_forward",
+        "odds_ratio_loss",
+        "get_batch_loss_metrics",
+    )
     return lambda inputs: me.get_batch_loss_metrics(model, inputs)[0]
 
 
@@ -135,10 +163,25 @@ def _simpo(ours: Any, model: Any) -> Compute:
     from trl.experimental.cpo import CPOTrainer
 
     settings = ours.settings
-    me = SimpleNamespace(**_attributes(ours, model), is_encoder_decoder=False, pad_token_id=0, alpha=0.0, **_routers(model),
-                         cpo_alpha=float(settings.likelihood), loss_type="simpo", simpo_gamma=settings.gamma)  # fmt: skip
-    _bound(CPOTrainer, me, "concatenated_inputs", "get_batch_logps", "concatenated_forward", "cpo_loss",
-           "get_batch_loss_metrics")  # fmt: skip
+    me = SimpleNamespace(
+        **_attributes(ours, model),
+        is_encoder_decoder=False,
+        pad_token_id=0,
+        alpha=0.0,
+        **_routers(model),
+        cpo_alpha=float(settings.likelihood),
+        loss_type="simpo",
+        simpo_gamma=settings.gamma,
+    )
+    _bound(
+        CPOTrainer,
+        me,
+        "concatenated_inputs",
+        "get_batch_logps",
+        "concatenated_forward",
+        "cpo_loss",
+        "get_batch_loss_metrics",
+    )
     return lambda inputs: me.get_batch_loss_metrics(model, inputs)[0]
 
 
@@ -156,18 +199,29 @@ def _grpo(ours: Any, model: Any) -> Compute:
     settings, rollouts = ours.settings, ours.rollouts
     attributes = _attributes(ours, model)
     attributes["beta"] = settings.beta if settings.reference.kind != "none" else 0.0
-    attributes["args"] = SimpleNamespace(use_bias_correction_kl=False, delta=None,
-                                         steps_per_generation=rollouts.steps_per_generation)  # fmt: skip
+    attributes["args"] = SimpleNamespace(
+        use_bias_correction_kl=False, delta=None, steps_per_generation=rollouts.steps_per_generation
+    )
     forward = model.get_base_model().forward if hasattr(model, "get_base_model") else type(model).forward
     me = SimpleNamespace(
-        **attributes, temperature=rollouts.temperature, top_entropy_quantile=1.0, off_policy_mask_threshold=None,
-        importance_sampling_level="token", loss_type=rollouts.loss_type, epsilon_low=0.2, epsilon_high=0.2,
-        use_vllm=False, vllm_importance_sampling_correction=False, current_gradient_accumulation_steps=2,
-        _entropy_bonus_enabled=False, max_completion_length=settings.completion_tokens,
+        **attributes,
+        temperature=rollouts.temperature,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        importance_sampling_level="token",
+        loss_type=rollouts.loss_type,
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+        use_vllm=False,
+        vllm_importance_sampling_correction=False,
+        current_gradient_accumulation_steps=2,
+        _entropy_bonus_enabled=False,
+        max_completion_length=settings.completion_tokens,
         model_kwarg_keys=inspect.signature(forward).parameters,
-    )  # fmt: skip
-    _bound(GRPOTrainer, me, "_full_logits_logps", "_chunked_logps", "_get_per_token_logps_and_entropies",
-           "_compute_loss")  # fmt: skip
+    )
+    _bound(
+        GRPOTrainer, me, "_full_logits_logps", "_chunked_logps", "_get_per_token_logps_and_entropies", "_compute_loss"
+    )
 
     def score(run_model: Any, which: Any, ids: torch.Tensor, mask: torch.Tensor, rows: int) -> torch.Tensor:
         found: torch.Tensor = me._get_per_token_logps_and_entropies(
@@ -180,6 +234,12 @@ def _grpo(ours: Any, model: Any) -> Compute:
 
 
 _TRAINERS: dict[str, Callable[[Any, Any], Compute]] = {
-    "dpo": _dpo, "ipo": _dpo, "kto": _kto, "orpo": _orpo, "simpo": _simpo, "reward": _reward,
-    "grpo": _grpo, "gdpo": _grpo,
-}  # fmt: skip
+    "dpo": _dpo,
+    "ipo": _dpo,
+    "kto": _kto,
+    "orpo": _orpo,
+    "simpo": _simpo,
+    "reward": _reward,
+    "grpo": _grpo,
+    "gdpo": _grpo,
+}

@@ -20,9 +20,12 @@ from support.tiny_models import write_tiny_model
 def make_config(directory: Path, family: str = "llama", **keys: Any) -> dict[str, Any]:
     """One row at a time; the keys are added or replaced."""
     return {
-        "base_model": write_tiny_model(family, directory / family), "micro_batch_size": 1, "learning_rate": 1e-4,
-        "datasets": [{"path": "x", "type": "alpaca"}], **keys,
-    }  # fmt: skip
+        "base_model": write_tiny_model(family, directory / family),
+        "micro_batch_size": 1,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
 
 
 def make_recipe(directory: Path, family: str = "llama", **keys: Any) -> Recipe:

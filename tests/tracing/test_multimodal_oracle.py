@@ -50,8 +50,11 @@ def test_meta_allocates_what_a_real_step_does(family: str, tmp_path: Path) -> No
     on_meta, for_real = record_step(config, "meta"), record_step(config, "cpu")
     leave_out = partial(differs_on_cpu, family)
     assert describe(on_meta, leave_out) == describe(for_real, leave_out)
-    tower = {each.module for each in on_meta.allocations if "vision" in each.module or "visual" in each.module
-             or "audio" in each.module or "embed" in each.module}  # fmt: skip
+    tower = {
+        each.module
+        for each in on_meta.allocations
+        if "vision" in each.module or "visual" in each.module or "audio" in each.module or "embed" in each.module
+    }
     assert tower
 
 

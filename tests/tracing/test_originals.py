@@ -21,8 +21,11 @@ aten = torch.ops.aten
 
 def ours(function: Callable[..., Any]) -> Any:
     """The same function, as if it were written in a module of our package."""
-    return FunctionType(function.__code__, {**function.__globals__, "__name__": "axmem_trace.kernels.invented"},
-                        closure=function.__closure__)  # fmt: skip
+    return FunctionType(
+        function.__code__,
+        {**function.__globals__, "__name__": "axmem_trace.kernels.invented"},
+        closure=function.__closure__,
+    )
 
 
 def rules(*, function: Any = None, dispatch: Any = None) -> Rules:

@@ -64,8 +64,12 @@ def test_a_changed_base_model_is_another_question(tmp_path: Path, num_models: li
     config = make_config(tmp_path, "model", {"sequence_len": 32})
     report_of(config, fold=True)
     path = Path(config["base_model"]) / "config.json"
-    for changes in ({"intermediate_size": 96}, {"num_hidden_layers": 30}, {"tie_word_embeddings": True},
-                    {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}):  # fmt: skip
+    for changes in (
+        {"intermediate_size": 96},
+        {"num_hidden_layers": 30},
+        {"tie_word_embeddings": True},
+        {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
+    ):
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
         expected = unfolded_reports({"changed": config}, tmp_path)
         assert report_of(config, fold=True) == expected["changed"], changes
@@ -109,17 +113,23 @@ def test_a_check_covers_only_what_it_saw(tmp_path: Path, num_models: list[int]) 
         return replace(kept, ledger=replace(kept.ledger, allocations=allocations))
 
     assert kept.covers(with_columns(nbytes=columns.nbytes.copy()))
-    others = (with_columns(nbytes=grown), with_columns(freed_tick=freed), replace(kept, rank=1), replace(kept, notes=()),
-              replace(kept, facts=replace(kept.facts, tensors=())),
-              replace(kept, layers=replace(kept.layers, at_tick={})),
-              replace(kept, repetition=kept.repetition.with_periods(4)))  # fmt: skip
+    others = (
+        with_columns(nbytes=grown),
+        with_columns(freed_tick=freed),
+        replace(kept, rank=1),
+        replace(kept, notes=()),
+        replace(kept, facts=replace(kept.facts, tensors=())),
+        replace(kept, layers=replace(kept.layers, at_tick={})),
+        replace(kept, repetition=kept.repetition.with_periods(4)),
+    )
     assert not any(kept.covers(other) for other in others)
 
 
 def test_a_session_adds_to_its_settings(tmp_path: Path, num_models: list[int]) -> None:
     config = make_config(tmp_path, "model", dict(LORA))
-    session = Session(config, overrides=["sequence_len=4096", "lora_r=8"], assumptions={"autocast": False}, hub="never",
-                      gpu="24GiB")  # fmt: skip
+    session = Session(
+        config, overrides=["sequence_len=4096", "lora_r=8"], assumptions={"autocast": False}, hub="never", gpu="24GiB"
+    )
     first, second = session.estimate(), session.estimate(overrides={"sequence_len": 8192})
     third = session.estimate(overrides=["sequence_len=6144"], gpu="48GiB")
     assert [report.batch.row_tokens for report in (first, second, third)] == [4096, 8192, 6144]

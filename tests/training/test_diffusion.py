@@ -24,9 +24,14 @@ DIFFUSION = {"plugins": ["axolotl.integrations.diffusion.DiffusionPlugin"]}
 
 def make_config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
     return {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": ROWS, "sequence_len": TOKENS,
-        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}], "attn_implementation": "sdpa", **keys,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "micro_batch_size": ROWS,
+        "sequence_len": TOKENS,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        "attn_implementation": "sdpa",
+        **keys,
+    }
 
 
 def record(tmp_path: Path, **keys: Any) -> Ledger:
@@ -76,8 +81,10 @@ def test_a_pair_that_differs_only_in_the_plugin_needs_more(tmp_path):
 
 
 def test_fused_losses_have_no_effect(tmp_path):
-    liger = {"plugins": [*DIFFUSION["plugins"], "axolotl.integrations.liger.LigerPlugin"],
-             "liger_fused_linear_cross_entropy": True}  # fmt: skip
+    liger = {
+        "plugins": [*DIFFUSION["plugins"], "axolotl.integrations.liger.LigerPlugin"],
+        "liger_fused_linear_cross_entropy": True,
+    }
     assert read_recipe(make_config(tmp_path, **liger), hub="never").loss.path == "diffusion"
 
 

@@ -38,7 +38,7 @@ def when_emptied(tmp_path: Path, **keys: Any) -> list[str]:
         # both
         ({"gc_steps": 1}, ["load 0", "forward 1", "optimizer 1", "forward 2", "optimizer 2"]),
     ],
-)  # fmt: skip
+)
 def test_when(keys: dict[str, Any], expected: list[str], tmp_path: Path) -> None:
     assert when_emptied(tmp_path, **keys) == expected
 

@@ -23,9 +23,14 @@ VALUES_KEEP_THEIR_DTYPE = tuple(map(int, version("transformers").split(".")[:2])
 
 def record(tmp_path: Path, **keys: Any) -> Ledger:
     config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": ROWS, "sequence_len": TOKENS,
-        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}], **EVAL, **keys,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "micro_batch_size": ROWS,
+        "sequence_len": TOKENS,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **EVAL,
+        **keys,
+    }
     recipe = read_recipe(config, hub="never")
     built = build_model(recipe)
     return record_run(recipe, built, build_optimizer(recipe, built.module)).ledger
@@ -33,8 +38,10 @@ def record(tmp_path: Path, **keys: Any) -> Ledger:
 
 def more(tmp_path: Path, **keys: Any) -> Counter[tuple[str, int]]:
     """What the key adds to evaluation, by operator and size."""
-    found = [Counter((each.op, each.nbytes) for each in record(tmp_path, **each_keys).on_gpu if each.phase == "eval")
-             for each_keys in (keys, {})]  # fmt: skip
+    found = [
+        Counter((each.op, each.nbytes) for each in record(tmp_path, **each_keys).on_gpu if each.phase == "eval")
+        for each_keys in (keys, {})
+    ]
     return found[0] - found[1]
 
 

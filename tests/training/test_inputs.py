@@ -133,9 +133,12 @@ def test_sizes_by_hand() -> None:
 @pytest.mark.parametrize(("family", "kept"), [("gemma3", False), ("mistral3", True)])
 def test_packed_rows_of_gemma_3_lose_their_mask(tmp_path: Path, family: str, kept: bool) -> None:
     config = {
-        "base_model": write_multimodal_model(family, tmp_path), "sequence_len": 64, "micro_batch_size": 1,
-        "datasets": [{"path": "x", "type": "chat_template"}], "sample_packing": True,
-    }  # fmt: skip
+        "base_model": write_multimodal_model(family, tmp_path),
+        "sequence_len": 64,
+        "micro_batch_size": 1,
+        "datasets": [{"path": "x", "type": "chat_template"}],
+        "sample_packing": True,
+    }
     recipe = read_recipe(config, hub="never")
     assert recipe.batch.attention_mask
     model_config = build_model_config(recipe, Notes())

@@ -151,10 +151,17 @@ def test_the_warm_up_leaves_room_on_a_small_card(tmp_path):
 def test_rules_are_there_in_a_process_that_has_not_seen_the_libraries(tmp_path, adapter):
     """bitsandbytes is imported while the model is built: its operators' rules come after that, and before loading."""
     config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "sequence_len": 64, "micro_batch_size": 1,
-        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}], "lora_r": 4, "lora_alpha": 8,
-        "lora_target_linear": True, "peft_use_dora": True, **adapter,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "sequence_len": 64,
+        "micro_batch_size": 1,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_target_linear": True,
+        "peft_use_dora": True,
+        **adapter,
+    }
     program = f"import axmem_trace; print(axmem_trace.estimate({config!r}, hub='never').peak.allocated_bytes)"
     in_a_new_process = int(subprocess.check_output([sys.executable, "-c", program], text=True))
     assert axmem_trace.estimate(config, hub="never").peak.allocated_bytes == in_a_new_process

@@ -160,12 +160,27 @@ def test_three_layers_are_on_the_card_at_most(tmp_path):
 
 
 def test_a_model_without_decoder_layers_is_reported(tmp_path):
-    tmp_path.joinpath("config.json").write_text(json.dumps({
-        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 96, "n_embd": 32, "n_layer": 2,
-        "n_head": 4, "n_positions": 64,
-    }))  # fmt: skip
-    config = {"base_model": str(tmp_path), "micro_batch_size": 1, "learning_rate": 1e-4, "layer_offloading": True,
-              "sequence_len": 64, "datasets": [{"path": "x", "type": "alpaca"}]}  # fmt: skip
+    tmp_path.joinpath("config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "gpt2",
+                "architectures": ["GPT2LMHeadModel"],
+                "vocab_size": 96,
+                "n_embd": 32,
+                "n_layer": 2,
+                "n_head": 4,
+                "n_positions": 64,
+            }
+        )
+    )
+    config = {
+        "base_model": str(tmp_path),
+        "micro_batch_size": 1,
+        "learning_rate": 1e-4,
+        "layer_offloading": True,
+        "sequence_len": 64,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+    }
     recipe = read_recipe(config, hub="never")
     built = build_model(recipe)
     recording = record_run(recipe, built, build_optimizer(recipe, built.module))

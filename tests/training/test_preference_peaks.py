@@ -25,10 +25,17 @@ LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": 
 
 def record(tmp_path: Path, *assumed: str, axolotl: str = "", **keys: Any) -> Ledger:
     config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama", vocab_size=VOCABULARY), "micro_batch_size": MICRO,
-        "sequence_len": TOKENS, "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "chatml.intel"}], "bf16": True,
-        "attn_implementation": "flash_attention_2", "gradient_checkpointing": True, **LORA, **keys,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", tmp_path / "llama", vocab_size=VOCABULARY),
+        "micro_batch_size": MICRO,
+        "sequence_len": TOKENS,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "chatml.intel"}],
+        "bf16": True,
+        "attn_implementation": "flash_attention_2",
+        "gradient_checkpointing": True,
+        **LORA,
+        **keys,
+    }
     recipe = read_recipe(config, hub="never", assumptions=assumed, axolotl=axolotl)
     recording = make_recording(recipe)
     built = load_models(recipe, recording)
@@ -135,8 +142,11 @@ def test_a_full_run_of_kto_has_a_reference_in_fp32(tmp_path: Path) -> None:
     # the policy's bf16 and the reference's fp32, buffers (fp32 in both) left out: 4 to 2.
     assert reference == pytest.approx(2 * weights, rel=0.001)
     # axolotl's copy, in bf16, is there too while TRL loads its own.
-    loading = max(sum(each.nbytes for each in ledger.alive_at(each.allocated_tick) if each.role in ("weight", "reference"))
-                  for each in ledger.allocations if each.step == 0 and each.role == "reference")  # fmt: skip
+    loading = max(
+        sum(each.nbytes for each in ledger.alive_at(each.allocated_tick) if each.role in ("weight", "reference"))
+        for each in ledger.allocations
+        if each.step == 0 and each.role == "reference"
+    )
     assert loading == pytest.approx(weights + weights + 2 * weights, rel=0.001)
 
 
@@ -169,8 +179,11 @@ def test_generation_holds_the_whole_cache(tmp_path: Path) -> None:
     # tokens in each of 2 layers: 2 x rows x 2 heads x 63 x 8 x 2 bytes, and while a layer's are lengthened, its old ones.
     ledger = record(tmp_path, gradient_accumulation_steps=2, **GENERATED)
     rows, new = 2 * MICRO, 2 * 2 * MICRO * 2 * 63 * 8 * 2 // 2
-    cached = [each for each in ledger.allocations if each.phase == "generate" and each.step == 1 and each.nbytes == new
-              and each.op == "aten.cat.default"]  # fmt: skip
+    cached = [
+        each
+        for each in ledger.allocations
+        if each.phase == "generate" and each.step == 1 and each.nbytes == new and each.op == "aten.cat.default"
+    ]
     assert len(cached) == 4
     last = max(each.allocated_tick for each in cached)
     assert all(each.alive(last) for each in cached)
@@ -191,10 +204,14 @@ def test_a_copy_of_the_adapter_is_frozen_and_stays(tmp_path: Path) -> None:
     with_reference = record(tmp_path, gradient_accumulation_steps=2, **GENERATED)
     plain = {**GENERATED, "trl": {**GENERATED["trl"], "beta": 0.0}}  # type: ignore[dict-item]
     without = record(tmp_path, gradient_accumulation_steps=2, **plain)
-    adapters = [sum(each.nbytes for each in ledger.alive_at(ledger.ticks) if each.role == "adapter")
-                for ledger in (with_reference, without)]  # fmt: skip
-    states = [sum(each.nbytes for each in ledger.alive_at(ledger.ticks) if each.role == "optimizer")
-              for ledger in (with_reference, without)]  # fmt: skip
+    adapters = [
+        sum(each.nbytes for each in ledger.alive_at(ledger.ticks) if each.role == "adapter")
+        for ledger in (with_reference, without)
+    ]
+    states = [
+        sum(each.nbytes for each in ledger.alive_at(ledger.ticks) if each.role == "optimizer")
+        for ledger in (with_reference, without)
+    ]
     assert adapters[0] == 2 * adapters[1]
     assert states[0] == states[1]
 
@@ -231,8 +248,11 @@ def test_the_fp32_reference_of_kto_keeps_a_cache_in_axolotl_0_19(tmp_path: Path)
     alive = []
     for axolotl in ("0.19.0", "0.21.0"):
         ledger = record(tmp_path, axolotl=axolotl, **keys)
-        heads = [each.allocated_tick for each in ledger.allocations if each.nbytes == 2 * MICRO * ROW and each.step == 1
-                 and each.phase == "forward"]  # fmt: skip
+        heads = [
+            each.allocated_tick
+            for each in ledger.allocations
+            if each.nbytes == 2 * MICRO * ROW and each.step == 1 and each.phase == "forward"
+        ]
         # the heads' results: policy on other completions, policy, reference on other completions, reference
         alive.append(
             [sum(each.nbytes in cached and "cat" in each.op for each in ledger.alive_at(tick)) for tick in heads[:4]]
@@ -260,8 +280,11 @@ def test_a_reward_model_stays_and_scores_all_rows_at_once(tmp_path: Path) -> Non
     assert all(each.alive(ledger.ticks) for each in own)
     # 2 x 2 rows of 64 tokens go through it together; its cache, which its config.json leaves on, keeps keys and values
     # (2 layers, 4 rows x 2 heads x 64 tokens x 8, bf16) until the forward has returned.
-    scored = [each for each in ledger.allocations if each.module.startswith("reward_model") and each.phase == "score"
-              and each.step == 1]  # fmt: skip
+    scored = [
+        each
+        for each in ledger.allocations
+        if each.module.startswith("reward_model") and each.phase == "score" and each.step == 1
+    ]
     assert any(each.nbytes == 4 * 64 * 48 * 2 for each in scored)  # the MLP inside, bf16
     assert max(each.nbytes for each in scored) <= 4 * 64 * 48 * 4
     cached = [each for each in scored if "cat" in each.op and each.nbytes == 4 * 2 * 64 * 8 * 2]

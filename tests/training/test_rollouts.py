@@ -29,9 +29,13 @@ SETTINGS = {
 
 def build(family: str, tmp_path: Path, device: str) -> Any:
     config = {
-        "base_model": write_tiny_model(family, tmp_path / family, vocab_size=VOCABULARY), "rl": "grpo", "bf16": True,
-        "learning_rate": 1e-4, "datasets": [{"path": "x"}], "attn_implementation": "eager",
-    }  # fmt: skip
+        "base_model": write_tiny_model(family, tmp_path / family, vocab_size=VOCABULARY),
+        "rl": "grpo",
+        "bf16": True,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x"}],
+        "attn_implementation": "eager",
+    }
     recipe = read_recipe(config, hub="never", assumptions=["autocast=false"])
     recipe = replace(recipe, precision=replace(recipe.precision, upcast_before=False))  # all in bf16
     return build_model(recipe, device=device).module.eval()
@@ -42,10 +46,16 @@ def run_generate(family: str, tmp_path: Path, settings: Rollouts) -> Ledger:
     model, recording = build(family, tmp_path, "cpu"), recording_on("cpu")
     ids = torch.ones(ROWS, PROMPT, dtype=torch.int64)
     options = {
-        "do_sample": True, "temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p,
-        "max_new_tokens": COMPLETION, "min_new_tokens": COMPLETION, "pad_token_id": 0, "eos_token_id": None,
+        "do_sample": True,
+        "temperature": settings.temperature,
+        "top_k": settings.top_k,
+        "top_p": settings.top_p,
+        "max_new_tokens": COMPLETION,
+        "min_new_tokens": COMPLETION,
+        "pad_token_id": 0,
+        "eos_token_id": None,
         "use_cache": True,
-    }  # fmt: skip
+    }
     with torch.no_grad(), recording:
         recording.recorder.mark("forward", 1)
         mask = torch.ones_like(ids)

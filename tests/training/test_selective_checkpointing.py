@@ -82,9 +82,15 @@ def test_a_part_of_a_name_saves_operators(tmp_path):
 
 def test_what_can_not_be_saved_is_reported(tmp_path):
     record(tmp_path)
-    config = {"base_model": str(tmp_path), "micro_batch_size": 1, "learning_rate": 1e-4, "gradient_checkpointing": True,
-              "attn_implementation": "eager", "selective_checkpointing": True,
-              "datasets": [{"path": "x", "type": "alpaca"}]}  # fmt: skip
+    config = {
+        "base_model": str(tmp_path),
+        "micro_batch_size": 1,
+        "learning_rate": 1e-4,
+        "gradient_checkpointing": True,
+        "attn_implementation": "eager",
+        "selective_checkpointing": True,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+    }
     notes = {note.key: note for note in build_model(read_recipe(config, hub="never")).notes}
     assert "eager attention" in notes["selective_checkpointing"].text
 

@@ -91,11 +91,21 @@ def compare(config: Path, num_gpus: int) -> tuple[bool, int]:
 @pytest.mark.parametrize("num_gpus", [1, 2])
 def test_the_figures_are_those_of_an_estimate_of_its_own(tmp_path: Path, num_gpus: int) -> None:
     config = tmp_path / "run.yml"
-    config.write_text(yaml.safe_dump({
-        "base_model": str(write_tiny_model("llama", tmp_path / "llama")), "sequence_len": 24, "micro_batch_size": 1,
-        "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "bf16": "auto", "optimizer": "adamw_torch_fused",
-        "datasets": [{"path": "x", "type": "alpaca"}], "attn_implementation": "flash_attention_2",
-    }))  # fmt: skip
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "base_model": str(write_tiny_model("llama", tmp_path / "llama")),
+                "sequence_len": 24,
+                "micro_batch_size": 1,
+                "gradient_accumulation_steps": 1,
+                "learning_rate": 1e-4,
+                "bf16": "auto",
+                "optimizer": "adamw_torch_fused",
+                "datasets": [{"path": "x", "type": "alpaca"}],
+                "attn_implementation": "flash_attention_2",
+            }
+        )
+    )
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as new_process:
         equal, num_traces = new_process.submit(compare, config, num_gpus).result()
     assert equal

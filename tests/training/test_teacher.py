@@ -19,10 +19,15 @@ ROWS, TOKENS = 2, 64
 
 def record(tmp_path: Path, **keys: Any) -> Ledger:
     config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": ROWS, "sequence_len": TOKENS,
-        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}],
-        "plugins": ["axolotl.integrations.kd.KDPlugin"], "kd_trainer": True, **keys,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "micro_batch_size": ROWS,
+        "sequence_len": TOKENS,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        "plugins": ["axolotl.integrations.kd.KDPlugin"],
+        "kd_trainer": True,
+        **keys,
+    }
     recipe = read_recipe(config, hub="never")
     built = build_model(recipe)
     return record_run(recipe, built, build_optimizer(recipe, built.module)).ledger
@@ -30,8 +35,14 @@ def record(tmp_path: Path, **keys: Any) -> Ledger:
 
 def test_the_teachers_tokens_come_with_each_batch(tmp_path):
     online = {"kd_online_server_base_url": "http://teacher", "kd_online_topk": 16}
-    inputs = [Counter(each.nbytes for each in record(tmp_path, gradient_accumulation_steps=2, **keys).allocations
-                      if each.role == "input") for keys in ({}, online)]  # fmt: skip
+    inputs = [
+        Counter(
+            each.nbytes
+            for each in record(tmp_path, gradient_accumulation_steps=2, **keys).allocations
+            if each.role == "input"
+        )
+        for keys in ({}, online)
+    ]
     # Two steps of two batches: tokens and mask in int64, log-probabilities in fp32, 16 for each of 128 tokens.
     assert inputs[1] - inputs[0] == Counter({128 * 16 * 8: 8, 128 * 16 * 4: 4})
     assert not inputs[0] - inputs[1]

@@ -50,17 +50,27 @@ METHODS: dict[str, dict[str, Any]] = {
     "gdpo": {"rl": "gdpo", "trl": {"num_generations": 4, "max_completion_length": 10, "temperature": 0.7}},
     "reward": {"reward_model": True, "center_rewards_coefficient": 0.01},
 }
-OTHERS = ["exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down",
-          "discopop", "hinge", "sigmoid_norm"]  # fmt: skip
+OTHERS = """
+    exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop hinge sigmoid_norm
+    """.split()
 
 
 def make_config(tmp_path: Path, family: str = "llama", **keys: Any) -> dict[str, Any]:
     return {
-        "base_model": write_tiny_model(family, tmp_path / family), "sequence_len": 24, "micro_batch_size": MICRO,
-        "gradient_accumulation_steps": 2, "learning_rate": 1e-4, "optimizer": "adamw_torch", "bf16": True,
-        "attn_implementation": "eager", "lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False,
-        "datasets": [{"path": "x", "type": "chatml.intel"}], **keys,
-    }  # fmt: skip
+        "base_model": write_tiny_model(family, tmp_path / family),
+        "sequence_len": 24,
+        "micro_batch_size": MICRO,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-4,
+        "optimizer": "adamw_torch",
+        "bf16": True,
+        "attn_implementation": "eager",
+        "lora_mlp_kernel": False,
+        "lora_qkv_kernel": False,
+        "lora_o_kernel": False,
+        "datasets": [{"path": "x", "type": "chatml.intel"}],
+        **keys,
+    }
 
 
 def tensors(ledger: Ledger) -> Counter[Any]:
@@ -85,9 +95,12 @@ def compare(config: dict[str, Any], helpers: str) -> tuple[Ledger, Ledger]:
     ours, on_meta = (record_step(config, device, assumptions=assumed) for device in ("cpu", "meta"))
     assert tensors(ours) == tensors(on_meta)
     theirs = record_step(
-        config, "cpu", assumptions=assumed, change_objective=TrlObjective,
+        config,
+        "cpu",
+        assumptions=assumed,
+        change_objective=TrlObjective,
         within=triton_wrapper if helpers == "trl" else nullcontext,
-    )  # fmt: skip
+    )
     return theirs, ours
 
 

@@ -42,8 +42,11 @@ def test_flash3_sums_grouped_keys_in_fp32_per_key_head():
 def test_flash3_varlen_has_a_spare_tile_per_sample():
     bounds = torch.empty(5, dtype=torch.int32, device="meta")
     query, key, value = make_heads(4096, 32, 64), make_heads(4096, 8, 64), make_heads(4096, 8, 64)
-    seen = probe(lambda: _varlen(query, key, value, bounds, bounds, 1024, 1024, causal=True), capability=H100,
-                 attention="flash_attention_3")  # fmt: skip
+    seen = probe(
+        lambda: _varlen(query, key, value, bounds, bounds, 1024, 1024, causal=True),
+        capability=H100,
+        attention="flash_attention_3",
+    )
     # out 4096*32*64*2 = 16,777,216; lse 32*4096*4 = 524,288
     assert seen.kept == [16_777_216, 524_288]
     # tile 128x128: 4096 + 4*128 = 4608 rows and columns: 2 sums of 32*4608*4 = 589,824;
@@ -55,8 +58,9 @@ def test_flash3_varlen_has_a_spare_tile_per_sample():
 
 def test_flash4_on_blackwell_rounds_keys_to_pairs_of_tiles():
     query, key, value = make_heads(1, 1152, 16, 128), make_heads(1, 1152, 4, 128), make_heads(1, 1152, 4, 128)
-    seen = probe(lambda: _fixed(query, key, value, causal=True, release=4), capability=B200,
-                 attention="flash_attention_4")  # fmt: skip
+    seen = probe(
+        lambda: _fixed(query, key, value, causal=True, release=4), capability=B200, attention="flash_attention_4"
+    )
     # 1152 keys are 9 tiles of 128, 10 with two blocks a cluster: 1280 columns; 2 sums of 16*1152*4 = 73,728;
     # dq_accum 16*1152*128*4 = 9,437,184; dk_accum, dv_accum 4*1280*128*4 = 2,621,440 each
     scratch = 2 * 73_728 + 9_437_184 + 2 * 2_621_440
@@ -95,8 +99,9 @@ def test_a_soft_cap_changes_flash3s_tile():
 
 def test_flash4_on_consumer_blackwell_has_tiles_of_64():
     query, key, value = make_heads(1, 1000, 8, 80), make_heads(1, 1000, 2, 80), make_heads(1, 1000, 2, 80)
-    seen = probe(lambda: _fixed(query, key, value, causal=True, release=4), capability=(12, 0),
-                 attention="flash_attention_4")  # fmt: skip
+    seen = probe(
+        lambda: _fixed(query, key, value, causal=True, release=4), capability=(12, 0), attention="flash_attention_4"
+    )
     # 1024 rows, heads of 96: two sums of 8*1024*4 = 32,768, dq_accum 8*1024*96*4 = 3,145,728, dk_accum and dv_accum
     # 2*1024*96*4 = 786,432 each; dq 1000*8*80*2 = 1,280,000, dk, dv 320,000 each
     assert seen.backward_peak == 2 * 32_768 + 3_145_728 + 2 * 786_432 + 1_280_000 + 2 * 320_000
@@ -112,8 +117,11 @@ def test_flash4_on_consumer_blackwell_has_tiles_of_64():
 )
 def test_heads_that_a_release_does_not_serve(release, capability, dims, options, message):
     query, key, value = make_heads(1, 64, 4, dims[0]), make_heads(1, 64, 4, dims[0]), make_heads(1, 64, 4, dims[1])
-    seen = probe(lambda: _fixed(query, key, value, release=release, **options), capability=capability,
-                 attention=f"flash_attention_{release}")  # fmt: skip
+    seen = probe(
+        lambda: _fixed(query, key, value, release=release, **options),
+        capability=capability,
+        attention=f"flash_attention_{release}",
+    )
     assert message in refused(seen.notes)
 
 

@@ -17,9 +17,12 @@ B200, RTX5090 = (10, 0), (12, 0)
 
 def _call(head_dim=128, *, heads=32, kv_heads=32, tokens=1024, dtype=BF16, value_dim=0, **changes):
     return SdpaCall(
-        query=(2, heads, tokens, head_dim), key=(2, kv_heads, tokens, head_dim),
-        value=(2, kv_heads, tokens, value_dim or head_dim), dtypes=(dtype,) * 3, **changes,
-    )  # fmt: skip
+        query=(2, heads, tokens, head_dim),
+        key=(2, kv_heads, tokens, head_dim),
+        value=(2, kv_heads, tokens, value_dim or head_dim),
+        dtypes=(dtype,) * 3,
+        **changes,
+    )
 
 
 MASK = {"mask": (2, 1, 1024, 1024)}

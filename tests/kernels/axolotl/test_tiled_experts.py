@@ -61,8 +61,9 @@ def test_scattermoe_s_blocks_are_tiled_and_other_experts_are_not(tmp_path: Path)
 
 def test_a_tiled_block_keeps_only_its_input(tmp_path: Path) -> None:
     # two layers of experts that keep nothing inside: with twice as many experts a token, the same is kept
-    few, many = (kept(tmp_path, **SCATTERMOE, **TILES, overrides_of_model_config={"num_experts_per_tok": k})
-                 for k in (1, 2))  # fmt: skip
+    few, many = (
+        kept(tmp_path, **SCATTERMOE, **TILES, overrides_of_model_config={"num_experts_per_tok": k}) for k in (1, 2)
+    )
     assert few == many
 
 

@@ -45,5 +45,7 @@ def test_masked_scatter_counts_the_elements_before_each():
     # result 1*64*128*2 = 16,384; the mask in full 8,192; a prefix sum of int64 65,536
     assert sizes(seen, phase="forward") == [16_384, 8_192, 65_536]
     assert sizes(record(lambda: x.detach().masked_scatter(mask.expand(1, 64, 128).contiguous(), image))) == [
-        8_192, 16_384, 65_536,
-    ]  # fmt: skip
+        8_192,
+        16_384,
+        65_536,
+    ]

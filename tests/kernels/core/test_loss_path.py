@@ -39,8 +39,11 @@ def test_logits_in_bf16_copied_to_fp32_in_the_loss_and_for_the_caller() -> None:
         _engine_run_backward((loss,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True)
         peaks["backward"] = _peak(recorder, since=start)
     assert {name: round(peak) for name, peak in peaks.items()} == {
-        "forward": 10, "with fp32 outputs": 8, "outputs released": 4, "backward": 12,
-    }  # fmt: skip
+        "forward": 10,
+        "with fp32 outputs": 8,
+        "outputs released": 4,
+        "backward": 12,
+    }
     assert all(abs(peak - round(peak)) < SMALL / UNIT for peak in peaks.values())
 
 

@@ -56,10 +56,17 @@ def run_layer(run: Any, *, lora: bool, trains: bool = False, dtype: torch.dtype 
         "down_proj": Adapter(tensor(rows, INNER), tensor(WIDTH, rows), 2.0),
     }
     module = SimpleNamespace(
-        is_transposed=False, is_concatenated=True, has_bias=False, has_gate=True, num_experts=EXPERTS,
-        gate_up_proj=gate_up, down_proj=down, act_fn=torch.nn.functional.silu,
-        config=SimpleNamespace(hidden_act="silu"), handed_adapters=adapters if lora else None,
-    )  # fmt: skip
+        is_transposed=False,
+        is_concatenated=True,
+        has_bias=False,
+        has_gate=True,
+        num_experts=EXPERTS,
+        gate_up_proj=gate_up,
+        down_proj=down,
+        act_fn=torch.nn.functional.silu,
+        config=SimpleNamespace(hidden_act="silu"),
+        handed_adapters=adapters if lora else None,
+    )
     index = tensor(TOKENS, TOP_K, dtype=torch.int64)
     return live([tensor(TOKENS, WIDTH), tensor(TOKENS, TOP_K)], lambda x, scores: run(module, x, index, scores))
 
@@ -106,8 +113,10 @@ class TestScatterMoE:
         x, weight = tensor(rows, width), tensor(experts, width, inner, trains=False)
         lora_a, lora_b = tensor(rank * experts, width), tensor(inner, rank * experts)
         routed = known_routing(tensor(rows, 1, dtype=torch.int64), experts)
-        found = live([x, lora_a, lora_b], lambda x, a, b: ScatterMoELoRA.apply(
-            x, weight, 1, routed, a, b, 2.0, None, None, False, None))  # fmt: skip
+        found = live(
+            [x, lora_a, lora_b],
+            lambda x, a, b: ScatterMoELoRA.apply(x, weight, 1, routed, a, b, 2.0, None, None, False, None),
+        )
         output = rows * inner * 2
         # A and B by expert, x times A, and that times B beside the output
         more = (rank * experts * (width + inner) + rows * rank + rows * inner) * 2 if split else 0
@@ -165,8 +174,16 @@ def test_who_keeps_merged_weights(kernel: str, merged: int, tmp_path: Path) -> N
     """A merged gate-up of 4 experts is 4 x 48 x 32 bf16 values: in both layers one, or none."""
     parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     keys = {f"use_{kernel}": True} if kernel else {"experts_implementation": "grouped_mm"}
-    ledger = record(tmp_path, MOE["qwen3_moe"], **keys, adapter="lora", lora_r=4, lora_alpha=8,
-                    lora_target_modules=["q_proj"], lora_target_parameters=parameters)  # fmt: skip
+    ledger = record(
+        tmp_path,
+        MOE["qwen3_moe"],
+        **keys,
+        adapter="lora",
+        lora_r=4,
+        lora_alpha=8,
+        lora_target_modules=["q_proj"],
+        lora_target_parameters=parameters,
+    )
     copies = [each for each in ledger.allocations if each.nbytes == 4 * 48 * 32 * 2 and each.kept and each.step == 1]
     assert len(copies) == merged
 
@@ -179,11 +196,24 @@ def test_packed_experts_are_unpacked_again_in_backward(
     monkeypatch.setattr(routing_module, "MAX_ONE_HOT", 1 << 30 if followed else 0)
     config = {**MOE["qwen3_moe"], "hidden_size": 64, "head_dim": 16}
     for router, active in (("balanced", 4), ("worst", 2)):
-        ledger = record(tmp_path, config, router=router, use_scattermoe=True, adapter="qlora", load_in_4bit=True,
-                        quantize_moe_experts=True, lora_r=4, lora_alpha=8, lora_target_modules=["q_proj"],
-                        lora_target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])  # fmt: skip
-        unpacked = [each for each in ledger.allocations if each.nbytes == active * 48 * 64 * 2 and each.step == 1
-                    and each.op == "aten.empty.memory_format"]  # fmt: skip
+        ledger = record(
+            tmp_path,
+            config,
+            router=router,
+            use_scattermoe=True,
+            adapter="qlora",
+            load_in_4bit=True,
+            quantize_moe_experts=True,
+            lora_r=4,
+            lora_alpha=8,
+            lora_target_modules=["q_proj"],
+            lora_target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        )
+        unpacked = [
+            each
+            for each in ledger.allocations
+            if each.nbytes == active * 48 * 64 * 2 and each.step == 1 and each.op == "aten.empty.memory_format"
+        ]
         assert {each.phase for each in unpacked} == {"forward", "backward"}
         assert not any(each.kept for each in unpacked)
 
@@ -191,10 +221,17 @@ def test_packed_experts_are_unpacked_again_in_backward(
 def make_config(directory: Path, model: dict[str, Any], **keys: Any) -> dict[str, Any]:
     (directory / "config.json").write_text(json.dumps(model))
     return {
-        "base_model": str(directory), "sequence_len": 192, "micro_batch_size": 2, "learning_rate": 1e-4, "bf16": True,
-        "optimizer": "adamw_torch", "attn_implementation": "eager", "plugins": [PLUGIN],
-        "datasets": [{"path": "x", "type": "alpaca"}], **keys,
-    }  # fmt: skip
+        "base_model": str(directory),
+        "sequence_len": 192,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-4,
+        "bf16": True,
+        "optimizer": "adamw_torch",
+        "attn_implementation": "eager",
+        "plugins": [PLUGIN],
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
 
 
 def estimate(directory: Path, model: dict[str, Any], *, gpu: str = "", **keys: Any) -> axmem_trace.Report:
@@ -203,8 +240,9 @@ def estimate(directory: Path, model: dict[str, Any], *, gpu: str = "", **keys: A
 
 def record(directory: Path, model: dict[str, Any], *, router: str = "balanced", **keys: Any) -> Ledger:
     """Without upcasts, so that the tokens are bf16 as the weights are."""
-    recipe = read_recipe(make_config(directory, model, **keys), hub="never",
-                         assumptions=["autocast=false", f"router={router}"])  # fmt: skip
+    recipe = read_recipe(
+        make_config(directory, model, **keys), hub="never", assumptions=["autocast=false", f"router={router}"]
+    )
     recipe = replace(recipe, precision=replace(recipe.precision, upcast_before=False))
     built = build_model(recipe)
     return record_run(recipe, built, build_optimizer(recipe, built.module)).ledger

@@ -55,8 +55,9 @@ EAGER = replace(PLAIN, model=replace(PLAIN.model, experts_implementation="eager"
 
 
 def run(tokens: int, num_experts: int, *, backward: bool) -> Any:
-    config = Qwen3MoeConfig(hidden_size=WIDTH, moe_intermediate_size=INNER, num_experts=num_experts,
-                            num_experts_per_tok=TOP_K)  # fmt: skip
+    config = Qwen3MoeConfig(
+        hidden_size=WIDTH, moe_intermediate_size=INNER, num_experts=num_experts, num_experts_per_tok=TOP_K
+    )
     config._experts_implementation = "eager"
     with torch.device("meta"):
         experts = Qwen3MoeExperts(config).to(torch.bfloat16)

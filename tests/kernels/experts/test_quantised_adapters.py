@@ -95,12 +95,22 @@ def test_another_model_is_left_to_peft():
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
 def test_several_micro_batches_train_every_matrix(bits, checkpointing, accumulation, tmp_path):
     recipe = make_recipe(
-        tmp_path, "qwen3_moe", adapter="qlora" if bits == "load_in_4bit" else "lora", quantize_moe_experts=True,
-        lora_r=RANK, lora_alpha=8, lora_target_modules=["q_proj"], gradient_accumulation_steps=accumulation,
-        lora_target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], sequence_len=32,
-        gradient_checkpointing=bool(checkpointing), lora_qkv_kernel=False, lora_o_kernel=False, lora_mlp_kernel=False,
+        tmp_path,
+        "qwen3_moe",
+        adapter="qlora" if bits == "load_in_4bit" else "lora",
+        quantize_moe_experts=True,
+        lora_r=RANK,
+        lora_alpha=8,
+        lora_target_modules=["q_proj"],
+        gradient_accumulation_steps=accumulation,
+        lora_target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        sequence_len=32,
+        gradient_checkpointing=bool(checkpointing),
+        lora_qkv_kernel=False,
+        lora_o_kernel=False,
+        lora_mlp_kernel=False,
         **{bits: True, **({"gradient_checkpointing_kwargs": checkpointing} if checkpointing else {})},
-    )  # fmt: skip
+    )
     ledger, built = record(recipe)
     trainable = [each for each in built.module.parameters() if each.requires_grad]
     # 2 layers: A and B of q_proj, gate_up_proj and down_proj

@@ -114,10 +114,16 @@ def lives_of(family: str, directory: Path, router: str) -> Counter[Any]:
 
 def make_config(directory: Path, **keys: Any) -> dict[str, Any]:
     return {
-        "base_model": str(directory), "sequence_len": 256, "micro_batch_size": 2, "learning_rate": 1e-4, "bf16": True,
-        "optimizer": "adamw_torch", "attn_implementation": "sdpa",
-        "datasets": [{"path": "x", "type": "alpaca"}], **keys,
-    }  # fmt: skip
+        "base_model": str(directory),
+        "sequence_len": 256,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-4,
+        "bf16": True,
+        "optimizer": "adamw_torch",
+        "attn_implementation": "sdpa",
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
 
 
 # -- grouped products ---------------------------------------------------------------------------------------------

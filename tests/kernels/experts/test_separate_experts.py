@@ -29,9 +29,15 @@ def configure(family: str, directory: Path, own: dict[str, Any] | None = None, *
     changes = {"quantization_config": own} if own else {}
     (directory / "config.json").write_text(json.dumps({**MOE[family], **changes}))
     return {
-        "base_model": str(directory), "sequence_len": 24, "micro_batch_size": 2, "learning_rate": 1e-4,
-        "optimizer": "adamw_torch", "attn_implementation": "eager", "datasets": [{"path": "x", "type": "alpaca"}], **keys,
-    }  # fmt: skip
+        "base_model": str(directory),
+        "sequence_len": 24,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-4,
+        "optimizer": "adamw_torch",
+        "attn_implementation": "eager",
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
 
 
 def build(config: dict[str, Any], assumptions: list[str]) -> BuiltModel:
@@ -88,8 +94,11 @@ def test_lora_finds_them_by_their_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keys", [{"adapter": "lora"}, {"adapter": "qlora", "load_in_4bit": True}])
 def test_all_linear_layers_are_those_of_transformers_4(family, projections, keys, tmp_path: Path) -> None:
     built = build(configure(family, tmp_path, lora_target_linear=True, **{**LORA, **keys}), LINEAR)
-    adapted = {name.rpartition(".lora_A")[0].rpartition(".")[2] for name, _ in built.module.named_parameters()
-               if ".lora_A." in name}  # fmt: skip
+    adapted = {
+        name.rpartition(".lora_A")[0].rpartition(".")[2]
+        for name, _ in built.module.named_parameters()
+        if ".lora_A." in name
+    }
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate", *projections}
     axmem_trace.estimate(configure(family, tmp_path, lora_target_linear=True, **{**LORA, **keys}), assumptions=LINEAR)
 

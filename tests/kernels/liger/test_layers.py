@@ -115,8 +115,9 @@ def test_norm_and_rotation_in_one_kernel() -> None:
     # (2 x 4,096), 256 heads' reciprocals in fp32 (1,024); backward dy and dx, and 8 rows of the weight's gradient
     # in fp32 (1,024), their sum (128) and its cast (64)
     turn = [tensor(1, 32, 32, grad=False) for _ in "cs"]
-    lives = live([tensor(2, 32, 4, 32), tensor(32), *turn],
-                 lambda x, w, cos, sin: norm_and_rotate(x * 1, w, cos, sin, 8))  # fmt: skip
+    lives = live(
+        [tensor(2, 32, 4, 32), tensor(32), *turn], lambda x, w, cos, sin: norm_and_rotate(x * 1, w, cos, sin, 8)
+    )
     assert lives == Lives(41984, 41984, 41984 + 2 * 16384 + 1024 + 128 + 64, 16448)
 
 

@@ -19,8 +19,15 @@ from axmem_trace.kernels.lora.functions import run_projections
 from axmem_trace.kernels.lora.mlp import run_mlp
 
 ROWS, TOKENS, WIDTH, INNER, RANK = 2, 32, 256, 512, 8
-PROJECTIONS = {"q_proj": (256, 256), "k_proj": (256, 128), "v_proj": (256, 128), "o_proj": (256, 256),
-               "gate_proj": (256, 512), "up_proj": (256, 512), "down_proj": (512, 256)}  # fmt: skip
+PROJECTIONS = {
+    "q_proj": (256, 256),
+    "k_proj": (256, 128),
+    "v_proj": (256, 128),
+    "o_proj": (256, 256),
+    "gate_proj": (256, 512),
+    "up_proj": (256, 512),
+    "down_proj": (512, 256),
+}
 
 
 def make_layer(*, nf4: bool = False, adapters: torch.dtype = torch.float32, **lora: Any) -> Any:
@@ -48,11 +55,22 @@ def make_layer(*, nf4: bool = False, adapters: torch.dtype = torch.float32, **lo
 def _pack(linear: nn.Linear) -> None:
     """nf4 with double quantisation, as bitsandbytes lays it out."""
     (shape, size) = linear.weight.shape, linear.weight.numel()
-    inner = bnb.QuantState(absmax=torch.empty(max(1, size // 64 // 256), device="meta"), blocksize=256,
-                           code=torch.empty(256, device="meta"), dtype=torch.float32)  # fmt: skip
-    state = bnb.QuantState(absmax=torch.empty(size // 64, dtype=torch.uint8, device="meta"), shape=shape, blocksize=64,
-                           code=torch.empty(16, device="meta"), quant_type="nf4", dtype=torch.bfloat16,
-                           offset=torch.empty((), device="meta"), state2=inner)  # fmt: skip
+    inner = bnb.QuantState(
+        absmax=torch.empty(max(1, size // 64 // 256), device="meta"),
+        blocksize=256,
+        code=torch.empty(256, device="meta"),
+        dtype=torch.float32,
+    )
+    state = bnb.QuantState(
+        absmax=torch.empty(size // 64, dtype=torch.uint8, device="meta"),
+        shape=shape,
+        blocksize=64,
+        code=torch.empty(16, device="meta"),
+        quant_type="nf4",
+        dtype=torch.bfloat16,
+        offset=torch.empty((), device="meta"),
+        state2=inner,
+    )
     packed: Any = nn.Parameter(torch.empty(size // 2, 1, dtype=torch.uint8, device="meta"), requires_grad=False)
     packed.quant_state = state
     linear.weight = packed

@@ -21,9 +21,13 @@ LOGITS = ROWS * TOKENS * VOCABULARY * 4
 def read(tmp_path: Path, family: str = "llama", **keys: Any) -> Any:
     directory = tmp_path / f"tiny-{family}"
     config = {
-        "base_model": write_tiny_model(family, directory), "micro_batch_size": ROWS, "sequence_len": TOKENS,
-        "learning_rate": 1e-4, "datasets": [{"path": "x", "type": "alpaca"}], **keys,
-    }  # fmt: skip
+        "base_model": write_tiny_model(family, directory),
+        "micro_batch_size": ROWS,
+        "sequence_len": TOKENS,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
     return read_recipe(config, hub="never")
 
 
@@ -54,8 +58,10 @@ def test_backward_makes_one_matrix_and_not_two(tmp_path):
 
 def test_the_peak_is_a_matrix_of_logits_lower(tmp_path):
     wide = {"overrides_of_model_config": {"vocab_size": 65_536}}
-    plain, flash = (record(tmp_path, **wide, **keys).peak(phase="backward", step=1).allocated_bytes
-                    for keys in ({}, {"flash_attn_cross_entropy": True}))  # fmt: skip
+    plain, flash = (
+        record(tmp_path, **wide, **keys).peak(phase="backward", step=1).allocated_bytes
+        for keys in ({}, {"flash_attn_cross_entropy": True})
+    )
     # 12 and 8 bytes a logit: the log-softmax, its gradient and the loss's; the logits and their gradient.
     logits = ROWS * TOKENS * 65_536 * 4
     assert abs((plain - flash) - logits) < logits // 100

@@ -118,8 +118,10 @@ def test_token_scaling_takes_four_more_copies_of_a_chunks_logits() -> None:
 def test_fused_linear_cross_entropy_chunks_by_the_vocabulary() -> None:
     # Llama-3: 4,096 tokens, ceil(128256 / 4096) = 32 chunks of 128; logits of one chunk 31.3 MiB
     assert next_power_of_2(-(-4096 // -(-128256 // 4096))) == 128
-    lives = live([tensor(4096, 4096), tensor(128256, 4096, grad=False), targets(4096)],
-                 lambda x, w, t: FusedLinearCrossEntropy.apply(x, w, t, -100))  # fmt: skip
+    lives = live(
+        [tensor(4096, 4096), tensor(128256, 4096, grad=False), targets(4096)],
+        lambda x, w, t: FusedLinearCrossEntropy.apply(x, w, t, -100),
+    )
     hidden = 4096 * 4096 * 2
     assert lives.kept == hidden + 4  # the gradient of the hidden states, and the loss
     assert lives.forward > hidden + 2 * 128 * 128256 * 2  # one chunk's logits while the next one's are made
@@ -147,8 +149,10 @@ def test_eaft_copies_the_logits_three_times() -> None:
     # fp32 logits (made here) [2, 32, 500] 128,000; without the last tokens 124,000; with labels picked out, and
     # again for the loss, 124,000 each, where log_softmax makes as much once more. axolotl's own: 521,642, 124,814,
     # 372,074 (it keeps a mask of 62 bytes where indices of 496 are kept here)
-    lives = live([tensor(2, 32, 500, dtype=torch.float32), targets(2, 32)],
-                 lambda x, t: eaft_loss(x * 1, t, torch.empty((), dtype=torch.int64, device="meta")))  # fmt: skip
+    lives = live(
+        [tensor(2, 32, 500, dtype=torch.float32), targets(2, 32)],
+        lambda x, t: eaft_loss(x * 1, t, torch.empty((), dtype=torch.int64, device="meta")),
+    )
     assert lives.forward == pytest.approx(521642, abs=1024)
     assert lives.kept == pytest.approx(124814, abs=1024)
     assert lives.backward == pytest.approx(372074, abs=1024)

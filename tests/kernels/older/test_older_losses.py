@@ -27,25 +27,41 @@ LLAMA = {
 BIGCODE = {
     "base_model": "bigcode/gpt_bigcode-santacoder",
     "overrides_of_model_config": {
-        "n_embd": HIDDEN, "n_inner": 128, "n_layer": LAYERS, "n_head": 4, "vocab_size": VOCABULARY, "n_positions": 256,
+        "n_embd": HIDDEN,
+        "n_inner": 128,
+        "n_layer": LAYERS,
+        "n_head": 4,
+        "vocab_size": VOCABULARY,
+        "n_positions": 256,
     },
-}  # fmt: skip
+}
 
 
 QLORA = {
-    **LLAMA, "adapter": "qlora", "load_in_4bit": True, "lora_r": 8, "lora_target_modules": ["q_proj"],
+    **LLAMA,
+    "adapter": "qlora",
+    "load_in_4bit": True,
+    "lora_r": 8,
+    "lora_target_modules": ["q_proj"],
     "gradient_checkpointing_kwargs": {"use_reentrant": False},
-}  # fmt: skip
+}
 MODELS = {"llama": LLAMA, "bigcode": BIGCODE, "qlora": QLORA}
 
 
 @cache
 def run(model: str = "llama", **assumptions):
     config = {
-        **MODELS[model], "sequence_len": TOKENS, "pad_to_sequence_len": True,
-        "micro_batch_size": ROWS, "gradient_accumulation_steps": 1, "bf16": True, "val_set_size": 0,
-        "gradient_checkpointing": True, "sdp_attention": True, "datasets": [{"path": "any", "type": "alpaca"}],
-    }  # fmt: skip
+        **MODELS[model],
+        "sequence_len": TOKENS,
+        "pad_to_sequence_len": True,
+        "micro_batch_size": ROWS,
+        "gradient_accumulation_steps": 1,
+        "bf16": True,
+        "val_set_size": 0,
+        "gradient_checkpointing": True,
+        "sdp_attention": True,
+        "datasets": [{"path": "any", "type": "alpaca"}],
+    }
     given = {"autocast": False, "upcast_before": False, "attention_mask": False, **assumptions}
     return estimate(config, assumptions=given, hub="never").phases["step_1"].phases
 

@@ -12,13 +12,14 @@ from axmem_trace.report.report import Report
 
 _WITHOUT_ATTENTION = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
 _KERNELS = {
-    "mamba-ssm": ("mamba", "mamba2", "falcon_mamba", "jamba", "bamba", "zamba", "zamba2", "falcon_h1",
-                  "granitemoehybrid", "nemotron_h"),
+    "mamba-ssm": tuple(
+        "mamba mamba2 falcon_mamba jamba bamba zamba zamba2 falcon_h1 granitemoehybrid nemotron_h".split()
+    ),
     "flash-linear-attention": ("qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid"),
     "causal-conv1d": ("lfm2",),
     "rwkv": ("rwkv",),
     "xlstm": ("xlstm",),
-}  # fmt: skip
+}
 """By the note's key, the families whose layers run as that package's kernels (xLSTM's: without them, which is said);
 the others' run as transformers has them, for want of a kernel that axolotl could run."""
 _LORA = "adapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_target_modules: [in_proj, in_proj_qkvz, q_proj]\n"

@@ -35,9 +35,7 @@ def _inputs() -> tuple[torch.Tensor, ...]:
 
 def test_the_gated_delta_rule_keeps_normed_heads_and_triangles(context: KernelContext) -> None:
     heads, g, beta = _inputs(), leaf32(1, 128, 4), leaf(1, 128, 4)
-    found = probe(
-        lambda: chunk_gated_delta_rule(*heads, g, beta, use_qk_l2norm_in_kernel=True, context=context)[0]
-    )  # fmt: skip
+    found = probe(lambda: chunk_gated_delta_rule(*heads, g, beta, use_qk_l2norm_in_kernel=True, context=context)[0])
     # output and triangles; query and key normed; the gate's sums; a norm per query and per key
     assert found.kept == [VALUES, TRIANGLE, KEYS, KEYS, PER_HEAD, NORMS, NORMS]
     # beside them w, u, the states and the new values live while it runs

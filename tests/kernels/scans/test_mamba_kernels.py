@@ -45,9 +45,7 @@ def test_the_selective_scan_keeps_a_state_per_2048_tokens() -> None:
 def test_the_selective_scan_copies_inputs_whose_last_dimension_is_strided() -> None:
     u, delta = leaf(1, 512, 24), leaf(1, 24, 512)
     A, B, C = leaf32(24, 8), leaf(1, 512, 8), leaf(1, 512, 8)
-    found = probe(
-        lambda: selective_scan_fn(u.transpose(1, 2), delta, A, B.transpose(1, 2), C.transpose(1, 2))
-    )  # fmt: skip
+    found = probe(lambda: selective_scan_fn(u.transpose(1, 2), delta, A, B.transpose(1, 2), C.transpose(1, 2)))
     wide, narrow = 24 * 512 * 2, 8 * 512 * 2
     assert found.kept == sorted([wide, wide, narrow, narrow, 24 * 16 * 4], reverse=True)  # u, out, B, C, states
 
@@ -69,9 +67,17 @@ def test_the_fused_layers_leave_quantised_projections_to_the_separate_kernels() 
     weights = leaf(24, 1, 4), leaf(24), leaf(20, 24), leaf(24, 4)
     assert mamba_inner_fn(leaf(1, 48, 8), *weights, packed, None, leaf32(24, 8)) is None
     split = mamba_split_conv1d_scan_combined(
-        leaf(1, 8, 196), leaf(128, 4), leaf(128), leaf(4), leaf32(4), leaf(4), 64, outproj_weight=packed, headdim=16,
+        leaf(1, 8, 196),
+        leaf(128, 4),
+        leaf(128),
+        leaf(4),
+        leaf32(4),
+        leaf(4),
+        64,
+        outproj_weight=packed,
+        headdim=16,
         num_sms=108,
-    )  # fmt: skip
+    )
     assert split is None
 
 
@@ -116,10 +122,21 @@ def test_the_split_kernel_keeps_the_scan_s_output_and_the_norm_s_statistics() ->
     dt_bias, A, D, norm, out_proj = leaf(4), leaf32(4), leaf(4), leaf(64), leaf(48, 64)
     found = probe(
         lambda: _given(
-            mamba_split_conv1d_scan_combined(projected, conv, conv_bias, dt_bias, A, D, 64, rmsnorm_weight=norm,
-                                             outproj_weight=out_proj, headdim=16, num_sms=108)
+            mamba_split_conv1d_scan_combined(
+                projected,
+                conv,
+                conv_bias,
+                dt_bias,
+                A,
+                D,
+                64,
+                rmsnorm_weight=norm,
+                outproj_weight=out_proj,
+                headdim=16,
+                num_sms=108,
+            )
         )
-    )  # fmt: skip
+    )
     assert found.kept == [256 * 64 * 2, 256 * 48 * 2, 256 * 4]  # scan's output, projection, one fp32 per token
 
 
@@ -130,9 +147,10 @@ def test_the_split_kernel_keeps_what_autocast_casts() -> None:
     def run() -> torch.Tensor:
         with torch.autocast("cuda", dtype=torch.bfloat16):
             return _given(
-                mamba_split_conv1d_scan_combined(projected, conv, None, dt_bias, A, D, 64, outproj_weight=out_proj,
-                                                 headdim=16, num_sms=108)
-            )  # fmt: skip
+                mamba_split_conv1d_scan_combined(
+                    projected, conv, None, dt_bias, A, D, 64, outproj_weight=out_proj, headdim=16, num_sms=108
+                )
+            )
 
     # without a norm the gate is the scan's: its output before the gate is kept; the projection's weight in bf16
     assert probe(run).kept == [256 * 64 * 2, 256 * 48 * 2, 48 * 64 * 2]

@@ -20,11 +20,19 @@ Made = Counter[tuple[str, int]]
 def _made_by_scans(directory: Path, family: str, checkpointing: dict[str, Any], **keys: Any) -> tuple[Made, Made]:
     """Operators and bytes of what the scans of the linear layers allocate in forward, and in recomputation."""
     config = {
-        "base_model": write_hybrid(family, directory / family), "sequence_len": 256, "sample_packing": True,
-        "micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "bf16": True,
-        "optimizer": "adamw_torch_fused", "attn_implementation": "flash_attention_2",
-        "datasets": [{"path": "x", "type": "alpaca"}], **checkpointing, **keys,
-    }  # fmt: skip
+        "base_model": write_hybrid(family, directory / family),
+        "sequence_len": 256,
+        "sample_packing": True,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-4,
+        "bf16": True,
+        "optimizer": "adamw_torch_fused",
+        "attn_implementation": "flash_attention_2",
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **checkpointing,
+        **keys,
+    }
     ledger, _ = record(read_recipe(config, hub="never"))
     made = [
         each for each in ledger.allocations if each.step == 1 and each.module.endswith(f"layers.0.{_SCANS[family]}")

@@ -50,9 +50,18 @@ def test_fp8_experts_are_refused_with_the_reason(tmp_path: Path):
 def _fp8_run(directory: Path, **keys: Any) -> Any:
     base = write_tiny_model("llama", directory / "base", **{**SIZES, **FP8})
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    config = {"base_model": base, "sequence_len": 64, "micro_batch_size": 1, "learning_rate": 1e-4, "bf16": True,
-              "datasets": [{"path": "x", "type": "alpaca"}], **LORA, "lora_target_modules": names, **PLUGIN,
-              **keys}  # fmt: skip
+    config = {
+        "base_model": base,
+        "sequence_len": 64,
+        "micro_batch_size": 1,
+        "learning_rate": 1e-4,
+        "bf16": True,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **LORA,
+        "lora_target_modules": names,
+        **PLUGIN,
+        **keys,
+    }
     return record(read_recipe(config, hub="never", gpu="H100"))
 
 
@@ -90,9 +99,18 @@ def test_the_backward_of_older_releases_is_that_of_5_24(tmp_path: Path, monkeypa
 def _gpt_oss(directory: Path, **keys: Any) -> tuple[Any, BuiltModel]:
     changes = {"hidden_size": 64, "intermediate_size": 96, "quantization_config": {"quant_method": "mxfp4"}}
     (directory / "config.json").write_text(json.dumps({**MOE["gpt_oss"], **changes}))
-    config = {"base_model": str(directory), "sequence_len": 64, "micro_batch_size": 1, "learning_rate": 1e-4,
-              "datasets": [{"path": "x", "type": "alpaca"}], "model_quantization_config": "Mxfp4Config",
-              "model_quantization_config_kwargs": {"dequantize": False}, **LORA, **PLUGIN, **keys}  # fmt: skip
+    config = {
+        "base_model": str(directory),
+        "sequence_len": 64,
+        "micro_batch_size": 1,
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        "model_quantization_config": "Mxfp4Config",
+        "model_quantization_config_kwargs": {"dequantize": False},
+        **LORA,
+        **PLUGIN,
+        **keys,
+    }
     recipe = read_recipe(config, hub="never")
     return recipe, build_model(recipe)
 
@@ -113,8 +131,11 @@ def test_mxfp4_experts_stay_packed_without_hub_kernels(checkpointing, tmp_path: 
     # nothing of the experts is kept: [64 tokens * 2 choices, 96] and [.., 64] in bf16 live for the moment
     made = {each.nbytes for each in ledger.allocations if each.module.endswith("0.mlp.experts") and each.step == 1}
     assert {64 * 2 * 96 * 2, 64 * 2 * 64 * 2} <= made
-    assert not [each for each in ledger.allocations if each.kept and each.module.endswith(".mlp.experts")
-                and each.nbytes in (64 * 2 * 96 * 2, 64 * 2 * 64 * 2)]  # fmt: skip
+    assert not [
+        each
+        for each in ledger.allocations
+        if each.kept and each.module.endswith(".mlp.experts") and each.nbytes in (64 * 2 * 96 * 2, 64 * 2 * 64 * 2)
+    ]
 
 
 @pytest.mark.parametrize("given", [{}, {"use_kernels": True}])

@@ -15,9 +15,15 @@ from axmem_trace.training.trace import Recording, record_run
 
 
 def record(tmp_path: Path, **keys: Any) -> tuple[TracedOptimizer, Recording]:
-    config = {"base_model": write_tiny_model("llama", tmp_path), "sequence_len": 16, "micro_batch_size": 1,
-              "learning_rate": 1e-4, "attn_implementation": "flash_attention_2",
-              "datasets": [{"path": "x", "type": "alpaca"}], **keys}  # fmt: skip
+    config = {
+        "base_model": write_tiny_model("llama", tmp_path),
+        "sequence_len": 16,
+        "micro_batch_size": 1,
+        "learning_rate": 1e-4,
+        "attn_implementation": "flash_attention_2",
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **keys,
+    }
     recipe = read_recipe(config, hub="never")
     built = build_model(recipe)
     optimizer = build_optimizer(recipe, built.module)

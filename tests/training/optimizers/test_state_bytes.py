@@ -17,8 +17,12 @@ from axmem_trace.config.derive.optimizer import OPTIMIZER_NAMES
 from axmem_trace.errors import ConfigError
 from axmem_trace.training.optimizers import build_optimizer, known_optimizers
 
-LORA_SHAPES = {"down_proj.lora_A": (8, 129), "down_proj.lora_B": (64, 8), "q_proj.lora_A": (8, 64),
-               "q_proj.lora_B": (64, 8)}  # fmt: skip
+LORA_SHAPES = {
+    "down_proj.lora_A": (8, 129),
+    "down_proj.lora_B": (64, 8),
+    "q_proj.lora_A": (8, 64),
+    "q_proj.lora_B": (64, 8),
+}
 """Of rank 8, fp32; every tensor is smaller than any threshold."""
 LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 8, "lora_target_modules": ["q_proj", "down_proj"]}
 EMBEDDINGS = ("embed_tokens", "lm_head")
@@ -171,9 +175,16 @@ BY_REAL_RUN = {"galore_adamw_8bit", "galore_adamw_8bit_layerwise", "q_galore_ada
 """Compared with the packages in `test_real_packages.py`."""
 REFUSED = {"galore_adafactor_layerwise": "relative_step", "polora": "git repository", "scao": "could not be read"}
 SHARED = {
-    "adamw_apex_fused": 4, "adamw_bnb_8bit": 2048, "adamw_8bit": 2048, "paged_adamw_8bit": 2048, "ademamix_8bit": 2048,
-    "paged_ademamix_8bit": 2048, "lion_8bit": 1024, "paged_lion_8bit": 1024, "rmsprop_bnb_8bit": 1024,
-}  # fmt: skip
+    "adamw_apex_fused": 4,
+    "adamw_bnb_8bit": 2048,
+    "adamw_8bit": 2048,
+    "paged_adamw_8bit": 2048,
+    "ademamix_8bit": 2048,
+    "paged_ademamix_8bit": 2048,
+    "lion_8bit": 1024,
+    "paged_lion_8bit": 1024,
+    "rmsprop_bnb_8bit": 1024,
+}
 """An overflow flag; bitsandbytes' lookup tables, one signed and one unsigned, where a state is of 8 bits."""
 
 
@@ -220,9 +231,9 @@ def make_lora() -> nn.Module:
 
 
 # Those that look at frozen weights too, or at plain linear layers, differ: see below.
-@pytest.mark.parametrize("name", [
-    name for name in FORMULAS if not name.startswith(("flash", "galore", "apollo", "adalomo"))
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", [name for name in FORMULAS if not name.startswith(("flash", "galore", "apollo", "adalomo"))]
+)
 def test_lora_in_fp32(name):
     optimizer = step_twice(name, make_lora())
     flag = 4 if name == "adamw_apex_fused" else 0  # no tensor reaches 4096 elements, so no lookup tables either

@@ -111,8 +111,14 @@ def test_loraplus_groups_a_and_b_apart():
     from peft import LoraConfig, get_peft_model
 
     module = get_peft_model(make_llama(torch.float32, "meta"), LoraConfig(r=8, target_modules=["q_proj"]))
-    recipe = recipe_of(optimizer="adamw_torch", adapter="lora", lora_r=8, lora_alpha=8, lora_target_modules=["q_proj"],
-                       loraplus_lr_ratio=16.0)  # fmt: skip
+    recipe = recipe_of(
+        optimizer="adamw_torch",
+        adapter="lora",
+        lora_r=8,
+        lora_alpha=8,
+        lora_target_modules=["q_proj"],
+        loraplus_lr_ratio=16.0,
+    )
     groups = build_optimizer(recipe, module).optimizers[0].param_groups
     assert [[tuple(p.shape) for p in group["params"]] for group in groups] == [[(8, 64)], [(64, 8)]]
     assert groups[1]["lr"] == 16 * groups[0]["lr"]
