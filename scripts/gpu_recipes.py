@@ -64,7 +64,10 @@ RECIPES: dict[str, GpuRecipe] = {
                                  **_checkpointed(True)}),
     "full-not-expandable": GpuRecipe({"torch_empty_cache_steps": 1},
                                      ("allocator=expandable_segments:False,roundup_power2_divisions:16",)),
+    "full-one-row": GpuRecipe({"micro_batch_size": 1, "sequence_len": 1024, **_cut(4)}),
     "lora": GpuRecipe({**LORA, "lora_dropout": 0.05}, WITHOUT_KERNELS),
+    "lora-one-row": GpuRecipe({**LORA, "base_model": "Qwen/Qwen2.5-0.5B", "micro_batch_size": 1,
+                               "optimizer": "adamw_torch"}, WITHOUT_KERNELS),
     "lora-fp16-scaler": GpuRecipe({**LORA, "bf16": False, "fp16": True, "optimizer": "adamw_torch"}, WITHOUT_KERNELS),
     "lora-saved-modules": GpuRecipe(
         {**LORA, "base_model": "TinyLlama/TinyLlama_v1.1", "lora_modules_to_save": ["embed_tokens", "lm_head"]},

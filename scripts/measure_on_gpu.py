@@ -140,9 +140,10 @@ def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *
     from axmem_trace.config import read_recipe
 
     num_gpus = num_ranks()
-    settings = read_recipe(config, overrides=overrides, assumptions=assumptions, num_gpus=num_gpus).allocator.settings
+    asked = read_recipe(config, overrides=overrides, assumptions=assumptions, num_gpus=num_gpus)
+    settings = asked.allocator.settings
     assumptions = [*assumptions, f"allocator={settings or 'default'}"]  # whatever this machine's environment said
-    prepare_environment(settings)
+    prepare_environment(settings, has_zeros=asked.batch.padded or asked.batch.packed)
     import torch
     from gpu_run import check_kernels, check_runnable, run_recipe
 
@@ -190,11 +191,19 @@ def num_ranks() -> int:
     return int(os.environ.get("FAKE_RANKS", "0")) or world_size()
 
 
-def prepare_environment(settings: str) -> None:
-    """PyTorch reads these once, when its CUDA library is loaded."""
+def prepare_environment(settings: str, *, has_zeros: bool) -> None:
+    """PyTorch reads these once, when its CUDA library is loaded.
+
+    Args:
+        has_zeros: a row is padded or packed. A model asks the card whether a mask is all ones, or whether one row is one
+            sample (transformers `masking_utils.py`, `_ignore_causal_mask_sdpa`, `find_packed_sequence_indices`), and
+            without a GPU (`cuda_without_gpu.py`) this is what it is answered. A wrong answer is a mask, and keys and
+            values that are repeated for each head, in each layer.
+    """
     for variable in CHANGES_MEMORY:
         os.environ.pop(variable, None)
     os.environ["PYTORCH_ALLOC_CONF"] = settings
+    os.environ.setdefault("FAKE_CUDA_BYTE", "0" if has_zeros else "1")
 
 
 def name_of_card(name: str, memory_bytes: int, capability: tuple[int, int]) -> str:

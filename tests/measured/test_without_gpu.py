@@ -17,7 +17,7 @@ from support.measured_again import LIVE, estimate_again
 from support.scripts import load_script
 
 FILES = sorted((Path(__file__).parent / "without_gpu").glob("*.json"))
-FAST = ("full-fused", "lora-fp16-scaler", "qlora-paged", "full-evaluated", "dpo", "reward")
+FAST = ("full-fused", "full-one-row", "lora-fp16-scaler", "qlora-paged", "full-evaluated", "dpo", "reward")
 CODE_TABLE_BYTES = 1024
 LOG_SIGMOIDS = {"dpo": 1, "orpo": 1, "reward": 1, "simpo": 2}
 """Tensors of one block that the trace has too many of at the end of forward: `logsigmoid` keeps a buffer on meta as on the

@@ -330,9 +330,13 @@ def test_each_run_has_a_process_with_its_own_allocator(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
-    measure_on_gpu.prepare_environment("expandable_segments:True")
+    monkeypatch.delenv("FAKE_CUDA_BYTE", raising=False)
+    measure_on_gpu.prepare_environment("expandable_segments:True", has_zeros=False)
     assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     assert not {"PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG"} & os.environ.keys()
+    assert os.environ["FAKE_CUDA_BYTE"] == "1"
+    measure_on_gpu.prepare_environment("", has_zeros=True)
+    assert os.environ["FAKE_CUDA_BYTE"] == "1"  # who calls the script has the last word
 
 
 @pytest.mark.parametrize("arguments", [[], ["--recipes", "nonesuch"]])
