@@ -110,7 +110,7 @@ def write_code_llama() -> str:
 
 def write_assumptions() -> str:
     """The keys of `--assume`."""
-    from axmem_trace.config.assumptions import ASSUMPTIONS
+    from axmem_trace.config.assumption_table import ASSUMPTIONS
 
     table = ["| key | values | meaning |", "| --- | --- | --- |"]
     for name, assumption in ASSUMPTIONS.items():

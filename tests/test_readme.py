@@ -18,7 +18,7 @@ from support.scripts import load_script
 from axmem_trace.__main__ import COMMANDS as COMMAND_NAMES
 from axmem_trace.catalogue.gpus import find_gpu
 from axmem_trace.cli.parser import build_parser
-from axmem_trace.config.assumptions import ASSUMPTIONS
+from axmem_trace.config.assumption_table import ASSUMPTIONS
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PINS = dict(re.findall(r"^(\w+)==(\S+)$", (ROOT / ".ci" / "pins-0.21.txt").read_text(), re.MULTILINE))

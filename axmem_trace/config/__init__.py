@@ -8,7 +8,7 @@ warn          effects of the configuration that its author may not expect
 assumptions   `--assume`
 """
 
-from axmem_trace.config.assumptions import ASSUMPTIONS
+from axmem_trace.config.assumption_table import ASSUMPTIONS
 from axmem_trace.config.reader import read_recipe
 
 __all__ = ["ASSUMPTIONS", "read_recipe"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axmem_trace.config.assumptions import ASSUMPTIONS
+from axmem_trace.config.assumption_table import ASSUMPTIONS
 from axmem_trace.config.document.key_table import KEYS
 from axmem_trace.config.document.overrides import apply_overrides
 from axmem_trace.config.document.yaml_reader import MAX_BYTES, parse_document, read_document
@@ -149,7 +149,7 @@ def test_assume_sets_its_field(setting, path, value):
     group, name = path.split(".")
     assert getattr(getattr(recipe, group), name) == value
     key = setting.partition("=")[0]
-    assert recipe.reasons[ASSUMPTIONS[key].fields[0]].text == f"--assume {key}"
+    assert recipe.reasons[ASSUMPTIONS[key].field].text == f"--assume {key}"
 
 
 def test_assume_router():
