@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from axmem_trace.config.axolotl import RELEASES
-from axmem_trace.config.document.foreign_keys import ADVICE, SAME, SLIPPED_KEYS_NEVER_PROPOSED, nearest_key
+from axmem_trace.config.document.foreign_keys import ADVICE, SLIPPED_KEYS_NEVER_PROPOSED, nearest_key
+from axmem_trace.config.document.foreign_names import SAME
 from axmem_trace.config.document.key_table import KEYS, keys_of, siblings
 from axmem_trace.config.document.old_names import GONE_KEYS
 from axmem_trace.config.reader import read_recipe

@@ -1,6 +1,5 @@
 """Keys of other trainers, of libraries' own configurations and of older habits, which axolotl does not know: what to
-write instead. Names of Hugging Face's `TrainingArguments`, `SFTConfig`, `LoraConfig`, `BitsAndBytesConfig` and
-`from_pretrained`, of LLaMA-Factory's, Unsloth's and torchtune's configurations, and of model cards.
+write instead. `foreign_names.py` lists those that axolotl has under another name.
 
 A key that no table names gets a suggestion only where it is a typing error (`nearest_key`).
 """
@@ -9,98 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-
-SAME: dict[str, str] = {
-    # what is trained
-    "model": "base_model", "model_name": "base_model", "model_name_or_path": "base_model", "model_id": "base_model",
-    "model_path": "base_model", "model_dir": "base_model", "pretrained_model_name_or_path": "base_model",
-    "base_model_name": "base_model", "base_model_name_or_path": "base_model", "hf_model": "base_model",
-    "model_revision_id": "revision_of_model", "trust_remote_codes": "trust_remote_code",
-    "resume_from": "resume_from_checkpoint", "finetuning_type": "adapter", "finetune_type": "adapter",
-    "tuner_type": "adapter", "train_type": "adapter", "peft_type": "adapter", "adapter_name_or_path": "lora_model_dir",
-    "adapter_path": "lora_model_dir", "lora_path": "lora_model_dir", "model_config_kwargs": "overrides_of_model_config",
-    # adapters
-    "lora_rank": "lora_r", "rank": "lora_r", "r": "lora_r", "lora_dim": "lora_r", "alpha": "lora_alpha",
-    "lora_target": "lora_target_modules", "target_modules": "lora_target_modules",
-    "lora_targets": "lora_target_modules", "lora_modules": "lora_target_modules",
-    "target_parameters": "lora_target_parameters", "modules_to_save": "lora_modules_to_save",
-    "additional_target": "lora_modules_to_save", "use_dora": "peft_use_dora", "use_rslora": "peft_use_rslora",
-    "lora_use_dora": "peft_use_dora", "lora_use_rslora": "peft_use_rslora", "dora": "peft_use_dora",
-    "rslora": "peft_use_rslora", "init_lora_weights": "peft_init_lora_weights",
-    "layers_to_transform": "peft_layers_to_transform", "layer_replication": "peft_layer_replication",
-    "lora_layers_to_transform": "peft_layers_to_transform", "rank_pattern": "lora_rank_pattern",
-    "alpha_pattern": "lora_alpha_pattern", "fan_in_fan_out": "lora_fan_in_fan_out",
-    "loraplus_ratio": "loraplus_lr_ratio",
-    "freeze_modules": "unfrozen_parameters", "freeze_vision_tower": "freeze_mm_modules",
-    # batch and length
-    "per_device_train_batch_size": "micro_batch_size", "per_gpu_train_batch_size": "micro_batch_size",
-    "train_batch_size": "micro_batch_size", "train_micro_batch_size_per_gpu": "micro_batch_size",
-    "device_batch_size": "micro_batch_size", "per_device_batch_size": "micro_batch_size",
-    "train_micro_batch_size": "micro_batch_size", "microbatch_size": "micro_batch_size",
-    "per_device_eval_batch_size": "eval_batch_size", "per_gpu_eval_batch_size": "eval_batch_size",
-    "val_batch_size": "eval_batch_size", "gradient_accumulation": "gradient_accumulation_steps",
-    "grad_accumulation_steps": "gradient_accumulation_steps", "grad_accum_steps": "gradient_accumulation_steps",
-    "accumulate_grad_batches": "gradient_accumulation_steps", "max_seq_length": "sequence_len",
-    "max_seq_len": "sequence_len", "max_sequence_length": "sequence_len", "sequence_length": "sequence_len",
-    "seq_length": "sequence_len", "seq_len": "sequence_len", "max_length": "sequence_len", "cutoff_len": "sequence_len",
-    "block_size": "sequence_len", "model_max_length": "sequence_len", "max_tokens": "sequence_len",
-    "context_length": "sequence_len", "context_len": "sequence_len", "packing": "sample_packing",
-    "pack_sequences": "sample_packing", "packed": "sample_packing", "neat_packing": "sample_packing",
-    "padding_free": "batch_flattening", "pad_to_max_length": "pad_to_sequence_len",
-    "eval_packing": "eval_sample_packing", "length_grouped": "group_by_length",
-    "train_sampling_strategy": "group_by_length",
-    # optimizer and schedule
-    "optim": "optimizer", "optimizer_type": "optimizer", "optimizer_name": "optimizer", "lr": "learning_rate",
-    "max_lr": "learning_rate", "lr_scheduler_type": "lr_scheduler", "scheduler": "lr_scheduler",
-    "scheduler_type": "lr_scheduler", "epochs": "num_epochs", "num_train_epochs": "num_epochs",
-    "max_epochs": "num_epochs", "max_train_steps": "max_steps", "total_steps": "max_steps", "num_steps": "max_steps",
-    "num_warmup_steps": "warmup_steps", "warmup_proportion": "warmup_ratio", "adam_eps": "adam_epsilon",
-    "beta1": "adam_beta1", "beta2": "adam_beta2", "gradient_clipping": "max_grad_norm", "grad_clip": "max_grad_norm",
-    "clip_grad_norm": "max_grad_norm", "gradient_clip_val": "max_grad_norm", "wd": "weight_decay",
-    "neftune_alpha": "neftune_noise_alpha", "random_state": "seed", "random_seed": "seed",
-    # memory and speed
-    "gradient_checkpoint": "gradient_checkpointing", "use_gradient_checkpointing": "gradient_checkpointing",
-    "grad_checkpointing": "gradient_checkpointing", "activation_checkpointing": "gradient_checkpointing",
-    "enable_activation_checkpointing": "gradient_checkpointing",
-    "enable_activation_offloading": "activation_offloading",
-    "load_8bit": "load_in_8bit", "load_in_8bits": "load_in_8bit", "load_in_4bits": "load_in_4bit",
-    "flash_attn": "attn_implementation", "use_flash_attention": "attn_implementation",
-    "use_flash_attention_2": "attn_implementation", "use_flash_attn": "attn_implementation",
-    "flash_attention_2": "attn_implementation", "flash_attn_2": "attn_implementation", "flash_attention2":
-    "attn_implementation", "attention_implementation": "attn_implementation", "_attn_implementation":
-    "attn_implementation", "use_sdpa": "attn_implementation", "sdpa_attention": "attn_implementation",
-    "attention": "attn_implementation", "compile": "torch_compile", "use_torch_compile": "torch_compile",
-    "use_fp16": "fp16", "use_bf16": "bf16", "half": "fp16", "deepspeed_config": "deepspeed",
-    "ds_config": "deepspeed",
-    # data
-    "dataset": "datasets", "train_dataset": "datasets", "train_datasets": "datasets", "dataset_name": "datasets",
-    "dataset_path": "datasets", "data_path": "datasets", "train_file": "datasets", "data_files": "datasets",
-    "val_dataset": "test_datasets", "val_datasets": "test_datasets", "valid_dataset": "test_datasets",
-    "valid_datasets": "test_datasets", "validation_dataset": "test_datasets", "validation_datasets": "test_datasets",
-    "eval_dataset": "test_datasets", "eval_datasets": "test_datasets", "test_dataset": "test_datasets",
-    "validation_file": "test_datasets", "test_size": "val_set_size", "val_size": "val_set_size",
-    "validation_split": "val_set_size", "validation_split_percentage": "val_set_size", "eval_split": "val_set_size",
-    "preprocessing_num_workers": "dataset_num_proc", "num_proc": "dataset_num_proc", "template": "chat_template",
-    "system_prompt": "default_system_message", "train_on_prompt": "train_on_inputs", "stop_tokens": "eot_tokens",
-    "pad_token": "special_tokens", "bos_token": "special_tokens", "eos_token": "special_tokens",
-    "unk_token": "special_tokens", "add_tokens": "tokens", "additional_special_tokens": "tokens",
-    "new_tokens": "tokens", "resize_vocab": "tokens", "tokenizer": "tokenizer_config",
-    "tokenizer_name": "tokenizer_config", "tokenizer_name_or_path": "tokenizer_config",
-    "num_workers": "dataloader_num_workers",
-    # running, saving, logging
-    "push_to_hub": "hub_model_id", "hub_repo_id": "hub_model_id", "repo_id": "hub_model_id", "hf_repo": "hub_model_id",
-    "hf_hub_repo": "hub_model_id", "push_to_hub_repo_id": "hub_model_id", "hub_model_name": "hub_model_id",
-    "output": "output_dir", "out_dir": "output_dir", "save_dir": "output_dir",
-    "output_path": "output_dir", "save_interval": "save_steps", "checkpoint_every": "save_steps",
-    "save_every": "save_steps", "eval_interval": "eval_steps", "eval_every": "eval_steps", "val_steps": "eval_steps",
-    "log_interval": "logging_steps", "log_every": "logging_steps", "logging_interval": "logging_steps",
-    "log_every_n_steps": "logging_steps", "val_check_interval": "eval_steps", "max_checkpoints": "save_total_limit",
-    "wandb_run_name": "wandb_name", "wandb_team": "wandb_entity", "project_name": "wandb_project",
-    "early_stopping": "early_stopping_patience", "early_stop_patience": "early_stopping_patience",
-    "metric": "metric_for_best_model", "save_best": "load_best_model_at_end", "stage": "rl", "rlhf_type": "rl",
-    "loss_type": "dpo_loss_type", "beta": "rl_beta", "pref_beta": "rl_beta",
-}  # fmt: skip
-"""Unknown key -> axolotl's key with the same meaning."""
 
 _LIGER = "list `axolotl.integrations.liger.LigerPlugin` under `plugins`, and turn its kernels on by their own keys"
 _SHARDING = "it shards everything; with FSDP2, `fsdp_config.reshard_after_forward` changes that"

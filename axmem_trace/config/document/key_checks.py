@@ -8,7 +8,8 @@ from typing import Any
 from axmem_trace.config.axolotl.releases import NEWEST, Release
 from axmem_trace.config.document.coercion import coerce, describe
 from axmem_trace.config.document.draft import Draft, shortened
-from axmem_trace.config.document.foreign_keys import ADVICE, SAME, nearest_key
+from axmem_trace.config.document.foreign_keys import ADVICE, nearest_key
+from axmem_trace.config.document.foreign_names import SAME
 from axmem_trace.config.document.key_table import Key, known_plugins, siblings
 from axmem_trace.config.document.old_names import GONE_KEYS
 from axmem_trace.notes import Notes, RefusalNote
