@@ -35,7 +35,7 @@ for place in (SCRIPTS, SCRIPTS.parent):
 from gpu_figures import compare, find_peak_by_code, summarise_phases, summarise_report  # noqa: E402
 from gpu_recipes import RECIPES, write_recipe  # noqa: E402
 
-from axmem_trace.cli.parser import key_value  # noqa: E402
+from axmem_trace.cli.argument_types import key_value  # noqa: E402
 from axmem_trace.errors import ConfigError  # noqa: E402
 
 SCHEMA_VERSION = 1

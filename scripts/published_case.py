@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,3 +70,20 @@ def read_record(read: Callable[[Any], Case], record: Any, kind: str = "run") -> 
             measured={},
             cannot=explain(error),
         )
+
+
+def read_release(version: str) -> tuple[int, ...]:
+    """Such as (4, 48) of `4.48.1` or `4.48.dev0`."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is None:
+        raise CannotExpress(f"what transformers {version} is not known")
+    return int(found[1]), int(found[2])
+
+
+def loss_path(release: tuple[int, ...], old_bigcode: bool) -> str:
+    """transformers `modeling_*.py` and `loss/loss_utils.py` of the version."""
+    if old_bigcode and release < (4, 50):
+        return "half_shifted_copy"
+    if release < (4, 46):
+        return "upcast_shifted_copy"
+    return "shifted_copy" if release < (4, 51) else "native"

@@ -11,7 +11,7 @@ from torch import nn
 
 from axmem_trace.model_facts import Division, ModelFacts, TensorFact
 from axmem_trace.parallel.units import plain_name
-from axmem_trace.tracing.storage_record import local_part
+from axmem_trace.tracing.tensors import local_part
 
 
 @dataclass(frozen=True, slots=True)

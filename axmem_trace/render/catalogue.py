@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from axmem_trace.catalogue.pattern import make_matcher
-from axmem_trace.render.tables import format_count
+from axmem_trace.render.describe import format_count
 
 if TYPE_CHECKING:
     from axmem_trace.catalogue import CatalogueEntry

@@ -6,9 +6,9 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from axmem_trace.render.describe import describe_engine, describe_moment
 from axmem_trace.render.hints import PLAIN_DTYPES, list_hints
 from axmem_trace.render.lines import alert_lines, describe_refusals
-from axmem_trace.render.tables import describe_engine, describe_moment
 from axmem_trace.report.holders import LAYER_WEIGHTS
 from axmem_trace.units import format_bytes, gib
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from axmem_trace.render.tables import describe_moment
+from axmem_trace.render.describe import describe_moment
 from axmem_trace.units import format_bytes, gib
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from axmem_trace.render.colors import COLORS
-from axmem_trace.render.tables import describe_moment
+from axmem_trace.render.describe import describe_moment
 from axmem_trace.units import gib
 
 if TYPE_CHECKING:

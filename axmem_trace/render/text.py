@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
+from axmem_trace.render.describe import describe_fit, describe_model, describe_peak, headline
 from axmem_trace.render.first_screen import write_first_screen
 from axmem_trace.render.lines import alert_lines, choice_lines, note_lines
-from axmem_trace.render.tables import Table, describe_fit, describe_model, describe_peak, headline, make_tables
+from axmem_trace.render.tables import Table, make_tables
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

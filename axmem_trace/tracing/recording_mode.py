@@ -16,7 +16,7 @@ from axmem_trace.tracing.originals import call_original, called_by_libraries
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.tracing.result_memo import can_remember
 from axmem_trace.tracing.rules import Rules
-from axmem_trace.tracing.storage_record import tensors_in
+from axmem_trace.tracing.tensors import tensors_in
 
 aten = torch.ops.aten
 _MOVES_STORAGE = frozenset({aten.resize_.default, aten.set_.source_Storage_storage_offset, aten.set_.source_Tensor})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,6 +20,7 @@ from axmem_trace.ledger.columns import Allocations, make_columns
 from axmem_trace.tracing.event_layers import LayerWatch
 from axmem_trace.tracing.module_scopes import ModuleScopes
 from axmem_trace.tracing.storage_life import StorageLife
+from axmem_trace.tracing.tensors import local_part, tensors_in
 
 
 class StorageRecord:
@@ -297,21 +298,3 @@ class StorageRecord:
             life = self._living.get(tensor.untyped_storage()._cdata)
             if life is not None:
                 life.output = True
-
-
-def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor that is divided among ranks (a DTensor); any other tensor as it is."""
-    part: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
-    return part
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in nested mappings, lists and tuples, in order."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from tensors_in(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from tensors_in(each)

@@ -9,8 +9,8 @@ import pytest
 from support.hand_made_run import make_hand_made_report
 
 from axmem_trace.notes import NoteKind
+from axmem_trace.render.describe import describe_fit, format_count
 from axmem_trace.render.lines import NOTE_TITLES
-from axmem_trace.render.tables import describe_fit, format_count
 from axmem_trace.render.text import clean, render_for_stream, render_text
 
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}

@@ -10,7 +10,7 @@ from support.tiny_models import write_tiny_model
 import axmem_trace
 from axmem_trace.__main__ import main
 from axmem_trace.notes import Direction, Note
-from axmem_trace.render.tables import describe_fit
+from axmem_trace.render.describe import describe_fit
 from axmem_trace.report.verdict import judge
 
 

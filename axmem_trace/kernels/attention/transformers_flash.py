@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from axmem_trace.kernels.attention.flash2 import make_flash2
-from axmem_trace.kernels.attention.flash34 import make_flash3, make_flash4
+from axmem_trace.kernels.attention.flash34_functions import make_flash3, make_flash4
 from axmem_trace.kernels.modeling_files import loaded_modeling_files
 from axmem_trace.kernels.site import Site
 from axmem_trace.tracing.context import KernelContext

@@ -7,10 +7,11 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from axmem_trace.render.colors import COLORS
+from axmem_trace.render.describe import describe_fit, describe_model, describe_peak, headline
 from axmem_trace.render.html.stacked import draw_stacked
 from axmem_trace.render.html.timeline import draw_timeline
 from axmem_trace.render.lines import alert_lines, choice_lines, note_lines
-from axmem_trace.render.tables import Table, describe_fit, describe_model, describe_peak, headline, make_tables
+from axmem_trace.render.tables import Table, make_tables
 
 if TYPE_CHECKING:
     from axmem_trace.report.report import Report

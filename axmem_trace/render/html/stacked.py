@@ -12,7 +12,7 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
-from axmem_trace.render.tables import describe_moment
+from axmem_trace.render.describe import describe_moment
 from axmem_trace.report.types import Buckets
 from axmem_trace.units import format_bytes, gib
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from axmem_trace.ledger import Device
 from axmem_trace.notes import Notes
-from axmem_trace.tracing.storage_record import local_part, tensors_in
+from axmem_trace.tracing.tensors import local_part, tensors_in
 from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
 from axmem_trace.training.optimizers.outside_gpu import device_of
 
