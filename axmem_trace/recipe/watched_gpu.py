@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, TypeVar
 
+from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Gpu
 
 Capability = tuple[int, int]
@@ -30,6 +31,25 @@ _OPERATORS: dict[str, Callable[[Capability, Any], Any]] = {
 _METHODS = ("at_most", "is_exceeded")
 _FIELDS = frozenset((*(each.name for each in fields(Gpu)), "outside_bytes", *_METHODS))
 _CAPABILITY = "compute_capability"
+
+
+@dataclass(frozen=True, slots=True)
+class CardBlock:
+    """A block whose size depends on the card, where the trace does nothing else with the size.
+
+    Attributes:
+        op: of the block's allocations, and of no others.
+        nbytes: bytes, by compute capability; at least 1.
+        note: the note on a block of so many bytes.
+    """
+
+    op: str
+    nbytes: Callable[[Capability], int]
+    note: Callable[[int], Note]
+
+    def __call__(self, capability: Capability) -> int:
+        """Bytes of the block."""
+        return self.nbytes(capability)
 
 
 class WatchedCapability(tuple[int, int]):
@@ -74,6 +94,11 @@ class WatchedCapability(tuple[int, int]):
         """A function's answer, which is all that the trace gets to know."""
         self.asked.add((function, operands))
         return function(_plain(self), *operands)
+
+    def ask_block(self, block: CardBlock) -> int:
+        """The bytes of a block."""
+        self.asked.add((block, ()))
+        return block.nbytes(_plain(self))
 
     def _ask(self, name: str, other: Any) -> Any:
         operand = _plain(other) if isinstance(other, WatchedCapability) else other
@@ -136,6 +161,13 @@ def ask(capability: Capability, function: Callable[..., Answer], *operands: Any)
     if isinstance(capability, WatchedCapability):
         return capability.ask(function, operands)
     return function(capability, *operands)
+
+
+def ask_block(capability: Capability, block: CardBlock) -> int:
+    """The bytes of a block; a trace for a card with another answer differs in this size, and in the note on it."""
+    if isinstance(capability, WatchedCapability):
+        return capability.ask_block(block)
+    return block(capability)
 
 
 def _answer_of_capability(capability: Capability, name: str, operand: Any) -> Any:

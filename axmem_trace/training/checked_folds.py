@@ -1,4 +1,4 @@
-"""Which foldings were checked in this process: another number of tokens needs no second model.
+"""Which foldings were checked in this process: another number of tokens, or another card, needs no second model.
 
 What is checked with a model that is one period longer does not depend on the number of tokens, as long as everything but
 sizes is the same: which events follow each other, in which layers, and which sizes outside of layers grow with each
@@ -19,7 +19,7 @@ from axmem_trace.folding.sections import EventLayers
 from axmem_trace.ledger import Ledger
 from axmem_trace.model_facts import ModelFacts
 from axmem_trace.notes import Note
-from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.recipe.recipe import Gpu, Recipe
 
 MOST_KEPT = 24
 """The checks of the latest recipes; each takes about a megabyte."""
@@ -109,12 +109,13 @@ def forget_all() -> None:
 
 
 def without_tokens(recipe: Recipe) -> Recipe:
-    """The recipe with the shape of its batches, and what only the report shows, left out."""
+    """The recipe with the shape of its batches, the card, and what only the report shows, left out."""
     return replace(
         recipe,
         name="",
         batch=replace(recipe.batch, rows=1, row_tokens=1, samples_per_row=1),
         evaluation=replace(recipe.evaluation, rows=1, row_tokens=1),
+        gpu=Gpu(),
         reasons={},
         notes=(),
         written={},

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from axmem_trace.ledger.columns import Allocations
 from axmem_trace.recipe.recipe import Gpu, Recipe
-from axmem_trace.recipe.watched_gpu import Question, answer, watch
+from axmem_trace.recipe.watched_gpu import CardBlock, Question, answer, watch
 
 if TYPE_CHECKING:
     from axmem_trace.training.layer_folding import TracedRun
@@ -50,7 +51,7 @@ def trace_once(recipe: Recipe, rank: int | None, trace: Callable[[Recipe], Trace
     essence = _essence(recipe)
     for known in _shared:
         if known.rank == rank and known.essence == essence and _are_alike(known.gpu, recipe.gpu, known.asked):
-            return known.run
+            return _with_blocks_of(recipe.gpu, known)
     asked: set[Question] = set()
     run = trace(replace(recipe, gpu=watch(recipe.gpu, asked)))
     _shared.append(_Known(essence, rank, recipe.gpu, frozenset(asked), run))
@@ -58,7 +59,30 @@ def trace_once(recipe: Recipe, rank: int | None, trace: Callable[[Recipe], Trace
 
 
 def _are_alike(one: Gpu, other: Gpu, asked: frozenset[Question]) -> bool:
-    return all(answer(one, question) == answer(other, question) for question in asked)
+    return all(answer(one, question) == answer(other, question) for question in asked if not _is_block(question))
+
+
+def _is_block(question: Question) -> bool:
+    return isinstance(question[0], CardBlock)
+
+
+def _with_blocks_of(gpu: Gpu, known: _Known) -> TracedRun:
+    """The trace with the blocks, and the notes on them, that this card has."""
+    run = known.run
+    for question in known.asked:
+        if _is_block(question):
+            before, after = answer(known.gpu, question), answer(gpu, question)
+            run = run if before == after else _resize(run, question[0], before, after)
+    return run
+
+
+def _resize(run: TracedRun, block: CardBlock, before: int, after: int) -> TracedRun:
+    columns = run.ledger.columns
+    nbytes = columns.nbytes.copy()
+    nbytes[columns.where(lambda kind: kind.op == block.op)] = after
+    ledger = replace(run.ledger, allocations=Allocations(replace(columns, nbytes=nbytes)))
+    old_note, new_note = block.note(before), block.note(after)
+    return replace(run, ledger=ledger, notes=tuple(new_note if note == old_note else note for note in run.notes))
 
 
 def _essence(recipe: Recipe) -> Recipe:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from axmem_trace.notes import Note
-from axmem_trace.recipe.watched_gpu import ask
+from axmem_trace.recipe.watched_gpu import CardBlock, ask_block
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.rules import Rules
 from axmem_trace.units import format_bytes
@@ -28,6 +28,19 @@ def cublas_workspace_bytes(compute_capability: tuple[int, int]) -> int:
     (`unified_cublas_and_lt_workspaces`; torch/backends/cuda/__init__.py, `blas_workspace_size`).
     """
     return _LARGE_BYTES if compute_capability[0] in _LARGE_SINCE else _DEFAULT_BYTES
+
+
+def _note_cublas(nbytes: int) -> Note:
+    return Note(
+        kind="ruled",
+        key="workspace.cublas",
+        text=f"cuBLAS keeps a workspace of {format_bytes(nbytes)} for each thread that multiplies: the main "
+        "one and autograd's. Source: torch CublasHandlePool.cpp, `parseChosenWorkspaceSize`",
+        bytes=nbytes,
+    )
+
+
+CUBLAS = CardBlock("cuBLAS", cublas_workspace_bytes, _note_cublas)
 
 
 @RULES.workspace(
@@ -60,18 +73,9 @@ def cublas_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict
     Source: CublasHandlePool.cpp, `getCurrentCUDABlasHandle`, `cublas_handle_stream_to_workspace`.
     """
     thread = "autograd" if context.recorder.phase == "backward" else "main"
-    nbytes = ask(context.compute_capability, cublas_workspace_bytes)
-    if not result.is_meta or not context.hold_once(f"cuBLAS, {thread}", nbytes, "cuBLAS"):
-        return []
-    context.note(
-        Note(
-            kind="ruled",
-            key="workspace.cublas",
-            text=f"cuBLAS keeps a workspace of {format_bytes(nbytes)} for each thread that multiplies: the main "
-            "one and autograd's. Source: torch CublasHandlePool.cpp, `parseChosenWorkspaceSize`",
-            bytes=nbytes,
-        )
-    )
+    nbytes = ask_block(context.compute_capability, CUBLAS)
+    if result.is_meta and context.hold_once(f"{CUBLAS.op}, {thread}", nbytes, CUBLAS.op):
+        context.note(CUBLAS.note(nbytes))
     return []
 
 
