@@ -50,7 +50,7 @@ def estimate(
     alternatives: bool = True,
     moments: bool = True,
 ) -> Report:
-    """Predict the GPU memory of the run that an axolotl configuration asks for.
+    """Predict the GPU memory of the run that an axolotl configuration describes.
 
     A run that can't run (axolotl refuses the configuration, or the run certainly stops later) has figures too, if they can
     be known: look at `report.refusals` before you rent a machine.
@@ -64,8 +64,8 @@ def estimate(
         num_gpus: of each machine; 0: as in `gpu`, else the smallest number for the configuration.
         num_nodes: machines.
         margin: memory of each card that must stay free, or the run does not fit: a size (`1GiB`) or a share (`5%`).
-        hub: when to ask the Hugging Face Hub for a base model's `config.json`.
-        trust_remote_code: allow the base model's own Python code to run, where the configuration asks for it.
+        hub: when to load a base model's `config.json` from the Hugging Face Hub.
+        trust_remote_code: allow the base model's own Python code to run, where the configuration requests it.
         strict: unknown keys, keys given twice, and keys that are not modelled, are errors.
         progress: called with the name of each stage as it begins.
         snapshot: a file to write the predicted history to, for PyTorch's memory viewer.

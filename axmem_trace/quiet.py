@@ -28,7 +28,7 @@ QUIET_ENVIRONMENT = {
 
 
 def set_quiet_environment() -> None:
-    """Asks the libraries themselves to be quiet, for the whole process: for the command line, not for a notebook."""
+    """Sets the libraries' own logging to errors only, for the whole process: for the command line, not for a notebook."""
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 

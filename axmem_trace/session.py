@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """A configuration to ask several questions about.
+    """A configuration that is estimated several times, with changes.
 
         session = Session("config.yml", gpu="24GiB")
         session.estimate().fits

@@ -6,8 +6,8 @@ torch/csrc/cuda/Module.cpp (the rest); torch 2.13. What differs from a real one:
 
 - `frames` hold no Python stack; they are, innermost first, the operator, the modules that contain it, phase and step;
 - `time_us` counts allocations and frees, not microseconds;
-- `alloc` entries carry a `category`, which is the bucket: the viewer colours by it, as it does for profiles; memory
-  that is asked of the driver is in no bucket and has `NO_CATEGORY`;
+- `alloc` entries have a `category`, which is the bucket: the viewer colours by it, as it does for profiles; memory
+  that the driver provides is in no bucket and has `NO_CATEGORY`;
 - addresses are invented (see `axmem_trace.allocator.caching`).
 """
 

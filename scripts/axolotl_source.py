@@ -259,7 +259,7 @@ def _read_messages(package: Path) -> dict[str, str]:
 
 
 def _text(node: ast.expr) -> str:
-    """A string as written; `{}` stands for what is filled in."""
+    """A string as written; `{}` is where a value is filled in."""
     if isinstance(node, ast.Constant):
         return str(node.value) if isinstance(node.value, str) else "{}"
     if isinstance(node, ast.JoinedStr):

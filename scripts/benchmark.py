@@ -61,7 +61,7 @@ class Case:
     config: str
     settings: tuple[str, ...] = ()
     tracked: bool = False
-    """MemTracker is asked the same question."""
+    """MemTracker runs the same case."""
 
 
 CASES = (
@@ -88,7 +88,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """A case's figures. `tracker` is MemTracker's; None where it was not asked or stopped, `stopped` says why."""
+    """A case's figures. `tracker` is MemTracker's; None where it did not run or stopped; `stopped` says why."""
 
     case: Case
     floor: Cost
@@ -164,7 +164,7 @@ def measure_case(case: Case, times: int) -> Row:
 
 
 def _with_tracker(row: Row) -> Row:
-    """MemTracker runs once: it takes up to minutes, and nobody compares tenths of them."""
+    """MemTracker runs once: it takes up to minutes, and tenths of a minute do not matter."""
     limited = ["bash", "-c", f'ulimit -t {TRACKER_LIMIT}; exec "$0" "$@"', sys.executable]
     finished = run_process([*limited, str(SCRIPTS / "mem_tracker.py"), row.case.config, *row.case.settings])
     if finished.code < 0:

@@ -23,8 +23,8 @@ COMPLETED: dict[str, dict[str, Any]] = {
         }
     },
 }
-"""What a derived file lacks and the model's code asks for, by id. It takes no memory: any three sections that add up to
-half of `head_dim` do alike (`modeling_paddleocr_vl.py`, `apply_multimodal_rotary_pos_emb`)."""
+"""What a derived file lacks and the model's code needs, by id. It takes no memory: any three sections that add up to
+half of `head_dim` do the same (`modeling_paddleocr_vl.py`, `apply_multimodal_rotary_pos_emb`)."""
 
 
 def read_models(directory: Path) -> dict[str, dict[str, Any]]:

@@ -86,7 +86,7 @@ def _records(path: Path, key: str = "runs") -> list[Any]:
 
 
 def select(cases: Iterable[Case], sources: Sequence[str], match: str, limit: int) -> Iterator[Case]:
-    """The cases asked for; of those that can be expressed at most `limit`."""
+    """The requested cases; of those that can be expressed at most `limit`."""
     count = 0
     for case in cases:
         if (sources and case.source not in sources) or not re.search(match, case.id):

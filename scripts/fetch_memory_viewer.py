@@ -22,7 +22,7 @@ VIEWER = "torch/utils/viz/MemoryViz.js"
 
 
 def download_source(folder: Path) -> Path:
-    """The archive of PyTorch's source, some 30 MB, with package lists of its own beside it."""
+    """The archive of PyTorch's source, some 30 MB, with package lists of its own."""
     (folder / "lists" / "partial").mkdir(parents=True)
     (folder / "sources.list").write_text(SOURCES)
     options = {

@@ -46,7 +46,7 @@ def compare(predicted: Mapping[str, int], measured: Mapping[str, int]) -> dict[s
 
 
 def find_peak_by_code(snapshot: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What was alive when most was, by the innermost Python line outside of torch that asked for it."""
+    """What was alive at the peak, by the innermost Python line outside of torch that allocated it."""
     live: dict[int, tuple[int, str]] = {}
     total, most, at_peak = 0, 0, {}
     for entry in snapshot["device_traces"][0]:

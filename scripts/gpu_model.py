@@ -1,4 +1,4 @@
-"""A recipe's model with real tensors: built on meta and brought to the card as transformers' `from_pretrained` does it,
+"""A recipe's model with real tensors: built on meta and copied to the card as transformers' `from_pretrained` does it,
 with random weights in place of a checkpoint's.
 
 Used by `gpu_run.py`.
@@ -29,7 +29,7 @@ INITIAL_DEVIATION = 0.02
 
 
 def build_on_device(recipe: Recipe, device: str, loaded: Callable[[], None] = lambda: None) -> BuiltModel:
-    """`axmem_trace.models.build_model`, in the same order, with real tensors on `device`; quantised where asked for.
+    """`axmem_trace.models.build_model`, in the same order, with real tensors on `device`; quantised where requested.
 
     Args:
         loaded: called when the weights are there and axolotl has not yet touched them.

@@ -15,7 +15,7 @@ WITHOUT_KERNELS = ("lora_kernels=false",)
 
 
 class GpuRecipe(NamedTuple):
-    """What is asked for over `COMMON`, and what is assumed."""
+    """The settings in addition to `COMMON`, and the assumptions."""
 
     keys: dict[str, Any]
     assumptions: tuple[str, ...] = ()

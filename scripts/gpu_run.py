@@ -1,5 +1,5 @@
 """A recipe run for real on a CUDA GPU, with random weights: the model as `axmem_trace` builds it, stepped by the same
-loop (`axmem_trace/training/run.py`), under a recorder that asks CUDA's allocator instead of keeping a ledger.
+loop (`axmem_trace/training/run.py`), under a recorder that reads CUDA's allocator instead of keeping a ledger.
 
 Used by `measure_on_gpu.py`.
 """
@@ -196,7 +196,7 @@ class GpuRecorder:
         return tensor.to(self.device)
 
     def register(self, tensor: torch.Tensor, **facts: Any) -> None:
-        """Nothing: CUDA does not ask what a tensor is for."""
+        """Nothing: CUDA's allocator has no roles."""
 
     def allocation_tick(self, tensor: torch.Tensor) -> int:
         return 0

@@ -1,4 +1,4 @@
-"""Run configurations for real on a CUDA GPU, with random weights, and write what they took beside the prediction.
+"""Run configurations for real on a CUDA GPU, with random weights, and write the measured figures and the predicted ones.
 
     python scripts/measure_on_gpu.py CONFIG.yml... [--set key=value]... [--assume key=value]... [-o FILE] [--history]
     python scripts/measure_on_gpu.py --recipes [NAME,...] [-o DIRECTORY] [--history]
@@ -98,10 +98,10 @@ def find_refusal() -> str:
 
 
 def list_jobs(parsed: argparse.Namespace, place: Path) -> Iterator[Job]:
-    """What is asked for; ready recipes are written to `place` as configurations.
+    """The requested configurations; ready recipes are written to `place` as configurations.
 
     Raises:
-        ConfigError: nothing is asked for, or no such recipe.
+        ConfigError: nothing is requested, or there is no such recipe.
     """
     names = [] if parsed.recipes is None else list(RECIPES) if parsed.recipes == "all" else parsed.recipes.split(",")
     unknown = [name for name in names if name not in RECIPES]

@@ -4,7 +4,7 @@
     python scripts/mem_tracker.py CONFIG.yml [KEY=VALUE]...
 
 It prints its peak as JSON. The step is the configuration's: dtype, rows, tokens, checkpointing, autocast, clipping,
-AdamW; twice, since the states of the optimizer exist from the second on. None of this package's rules is at work, only its
+AdamW; twice, since the states of the optimizer exist from the second on. It uses none of this package's rules, only its
 reading of the YAML. What FakeTensorMode can't run ends with the library's own error.
 """
 

@@ -50,7 +50,7 @@ class Case:
 
 
 def read_record(read: Callable[[Any], Case], record: Any, kind: str = "run") -> Case:
-    """What `read` makes of a record of a file; where it can't, a case that says why and asks for nothing."""
+    """What `read` makes of a record of a file; if it can't, a case that says why and estimates nothing."""
     try:
         case = read(record)
         if not case.measured or not all(0 < float(value) < math.inf for value in case.measured.values()):

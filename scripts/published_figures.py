@@ -12,7 +12,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measured quantity of one run, in bytes, beside what was predicted. `predicted` 0 and a reason: neither."""
+    """One measured quantity of one run, in bytes, and what was predicted. `predicted` 0 and a reason: neither."""
 
     id: str
     source: str

@@ -21,7 +21,7 @@ QUANTITIES = {
     "nvidia-smi": "device",
     "unknown": "reserved",
 }
-"""What of a report is laid beside a metric. Where nobody says what was measured, reserved is the likeliest."""
+"""Which figure of a report is compared with a metric. If it is unknown what was measured, reserved is the most probable."""
 
 
 def read_run(run: Mapping[str, Any]) -> Case:
@@ -106,7 +106,7 @@ def _peft(run: Mapping[str, Any]) -> dict[str, Any]:
     """`method_comparison/MetaMathQA/run.py`: no Trainer, no autocast, the cache left on, rows as long as a batch's
     longest; `outputs` is a name of the loop, so the logits stay through backward. Samples are sorted by length within
     buckets of 20 batches, the longest first, and the allocator's cache is emptied every ten steps: before the longest
-    batch it is empty. Nothing makes the embedding's output ask for a gradient without checkpointing."""
+    batch it is empty. Nothing makes the embedding's output require a gradient without checkpointing."""
     settings = run["axolotl_like_config"]
     if settings["adapter"] != "lora":
         raise CannotExpress(f"adapter {settings['adapter']}")

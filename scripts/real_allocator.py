@@ -90,7 +90,7 @@ def digest(states: Sequence[State]) -> str:
 
 
 def build(place: Path, lib: Path, include: Path, cuda_include: Path) -> Path:
-    """The program that moves PyTorch's allocator, with its driver beside it."""
+    """The program that moves PyTorch's allocator, with its driver."""
     library, source = place / "libcudart.so.13", FAKE_CUDA / "driver.cpp"
     wanted = _run("nm", "-D", "--undefined-only", str(lib / "libc10_cuda.so"))
     names = sorted(set(re.findall(r" U (cuda\w+)@libcudart", wanted)))

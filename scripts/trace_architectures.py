@@ -2,7 +2,7 @@
 """Traces every causal language model of the installed transformers, made small, and writes the table of that release.
 
 For each type of `MODEL_FOR_CAUSAL_LM_MAPPING_NAMES`: a full fine-tune and a LoRA run on meta, the latter of longer rows
-(what a model asks of short masks may be too much of long ones); both with gradient checkpointing, the full one
+(what a model does with short masks may need too much memory with long ones); both with gradient checkpointing, the full one
 non-reentrant and the LoRA one reentrant (as they are where the class has none); and the CPU oracle (both, of short rows,
 for real must allocate the same, byte for byte). Where one of them can't be, the table has the reason. Each type is traced
 in a process of its own, within a time limit; the table is written after each.
@@ -241,7 +241,7 @@ def _import_libraries() -> None:
 def main() -> int:
     """Traces the types named, or all, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("types", nargs="*", help="only these, written beside what the table has of the others")
+    parser.add_argument("types", nargs="*", help="only these; the table's other rows stay as they are")
     parser.add_argument("--resume", action="store_true", help="leave out what the table has of this transformers")
     parser.add_argument("--only", choices=COLUMNS, action="append", help="only this column (repeat for several)")
     parser.add_argument("--limit", type=int, default=120, help="seconds for each column of each type (default 120)")

@@ -92,7 +92,7 @@ def table(titles: Sequence[str], aligned: str, rows: Iterable[Sequence[str]]) ->
 
 
 def write_runs(rows: Iterable[Row]) -> str:
-    """Predicted beside measured."""
+    """Predicted and measured figures."""
     titles = ("run", "quality", "figure", "predicted (GiB)", "measured (GiB)", "error", "explanation")
     return table(
         titles,

@@ -131,6 +131,6 @@ def _fit(card: Card, report: Report) -> CardFit:
 
 
 def _need_bytes(report: Report) -> int:
-    """Of a whole card, by the rank that needs the most; with an inference engine beside the trainer, of both."""
+    """Of a whole card, by the rank that needs the most; with an inference engine on the same card, of both."""
     on_first = report.engine.together_bytes if report.engine else report.peak.device_bytes
     return max([on_first, *(use.device_bytes for use in report.ranks)])

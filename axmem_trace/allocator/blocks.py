@@ -75,7 +75,7 @@ class BlockPool:
         gaps, gap_starts, gap_addresses: the same of the ranges without pages; the last sorted.
         segments: size of each segment of the allocator by its address: blocks of two segments are no neighbours.
         searches: number of searches for a block: one counter for the pools of all streams (`get_free_blocks_call_count`).
-        idle_since: `searches` when a block became free, by its address; None: nobody asks.
+        idle_since: `searches` when a block became free, by its address; None if nothing needs it.
     """
 
     __slots__ = (

@@ -71,7 +71,7 @@ class CachingAllocator:
         self._busy: dict[int, Block] = {}
         self._next_address = FIRST_ADDRESS
 
-    # -- what the program asks for --------------------------------------------------------------------------------
+    # -- what the program requests -------------------------------------------------------------------------------
 
     def round(self, nbytes: int) -> int:
         """The size of the block for a request of `nbytes` > 0 (`round_size`)."""
@@ -127,7 +127,7 @@ class CachingAllocator:
         self._release_cached_blocks()
 
     def list_segments(self, in_use: Iterable[Block]) -> list[list[Block]]:
-        """Every stretch of neighbouring blocks with memory, by address: what a snapshot calls a segment (`snapshot`).
+        """Every range of neighbouring blocks with memory, by address: what a snapshot calls a segment (`snapshot`).
 
         Args:
             in_use: the blocks that `malloc` returned and that have not been freed.

@@ -26,7 +26,7 @@ def find_base_model(
 
     Args:
         name: `base_model` of the configuration: a Hub id or a path.
-        hub: `never` uses no network, `fallback` asks the Hub last, `first` asks it before the catalogue and the cache
+        hub: `never` uses no network, `fallback` looks on the Hub last, `first` before the catalogue and the cache
             (which may be out of date). `HF_HUB_OFFLINE` means `never`.
         revision: branch, tag or commit of the Hub repository; the catalogue only knows `main`, and reports it.
         base_directory: directory that a relative path may also start from: that of the configuration file.

@@ -48,7 +48,7 @@ def report_refusals(report: Report, *, in_full: bool) -> None:
 
 
 def render(report: Report, options: argparse.Namespace) -> str:
-    """The report in the format asked for."""
+    """The report in the chosen format."""
     if options.format == "json":
         from axmem_trace.render.json import render_json
 
@@ -64,7 +64,7 @@ def render(report: Report, options: argparse.Namespace) -> str:
 
 
 def wants_all(options: argparse.Namespace) -> bool:
-    """True if the full report is asked for; `--depth` asks for its table of modules."""
+    """True if the full report is requested, by `--full`, or by `--depth` for its table of modules."""
     return options.full or options.depth is not None
 
 

@@ -20,7 +20,7 @@ MAX_WIDTH = 120
 
 
 def run_fit(options: argparse.Namespace) -> int:
-    """Looks for changes, tells the story, and writes the patch, or the changed file with `-o`."""
+    """Looks for changes, prints each step, and writes the patch, or the changed file with `-o`."""
     from axmem_trace.advice.fitting.fit import fit
 
     check_writable(options.output)

@@ -14,7 +14,7 @@ EPILOG = """\
 
 exit codes: 0 estimated; 1 a bug of axmem_trace (please report the traceback);
 2 the run can't run (axolotl refuses the configuration, or it stops later; the report has the reasons
-beside the figures), or it cannot be estimated; 3 estimated, but it does not fit the --gpu given, or not with
+in addition to the figures), or it cannot be estimated; 3 estimated, but it does not fit the --gpu given, or not with
 the --margin; 4 something that is not in the figures could change whether it fits"""
 
 
@@ -53,7 +53,7 @@ def build_check_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="axmem_trace check",
         description="Say of each configuration, in a line, what it needs and whether it fits.",
-        epilog="exit codes: that of the gravest file: 2 can't run or be estimated, 3 does not fit, 4 cannot say, else 0",
+        epilog="exit codes: that of the worst file: 2 can't run or be estimated, 3 does not fit, 4 cannot say, else 0",
         allow_abbrev=False,
     )
     parser.add_argument("configs", metavar="CONFIG.yml", nargs="+", help="axolotl configurations")
@@ -168,7 +168,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, card: bool = True) -> 
         const="never",
         dest="hub",
         default="fallback",
-        help="never ask the Hugging Face Hub for a base model's config.json",
+        help="never load a base model's config.json from the Hugging Face Hub",
     )
     hub.add_argument(
         "--hub",
@@ -176,12 +176,12 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, card: bool = True) -> 
         const="first",
         dest="hub",
         default="fallback",
-        help="ask the Hub before the bundled catalogue",
+        help="look on the Hub before the bundled catalogue",
     )
     add(
         "--trust-remote-code",
         action="store_true",
-        help="allow a base model's own Python code to run, where the config asks for it",
+        help="allow a base model's own Python code to run, where the configuration requests it",
     )
     add(
         "--axolotl",

@@ -129,7 +129,7 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     "load_dtype": Assumption(_DTYPES, "dtype of the loaded model", "precision.load_dtype"),
     "adapter_dtype": Assumption(f"'autocast'|'base'|{_DTYPES}", "dtype of the adapter's weights", "adapter.dtype"),
     "input_gradients": Assumption(
-        "bool", "the embedding's output asks for a gradient (axolotl: under every adapter)", "adapter.input_gradients"
+        "bool", "the embedding's output requires a gradient (axolotl: under every adapter)", "adapter.input_gradients"
     ),
     "norm_dtype": Assumption(f"'as_loaded'|{_DTYPES}", "dtype of the norms", "precision.norm_dtype"),
     "embedding_dtype": Assumption(

@@ -107,8 +107,8 @@ def read_recipe(
         num_gpus: how many of them each machine has; 0: as in `gpu`, else the smallest number for the configuration.
         num_nodes: how many machines.
         margin: memory of each card that must stay free, as a size (`1GiB`) or a share (`5%`).
-        hub: when the Hugging Face Hub may be asked for the base model's `config.json`.
-        trust_remote_code: allows the base model's own Python code, if the configuration asks for it too.
+        hub: when the base model's `config.json` may be loaded from the Hugging Face Hub.
+        trust_remote_code: allows the base model's own Python code, if the configuration requests it too.
         strict: unknown keys, and keys whose effect on memory is not modelled, become an error.
         axolotl: the release whose rules apply; empty: the one that is installed here, else the newest known.
 

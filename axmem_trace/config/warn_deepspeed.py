@@ -1,4 +1,4 @@
-"""What DeepSpeed's JSON asks for that is not in the figures, or that stops the run.
+"""What DeepSpeed's JSON requests that is not in the figures, or that stops the run.
 
 Source: deepspeed 0.19.8 `runtime/zero/config.py`, `runtime/config.py`, `runtime/zenflow/`, `runtime/superoffload/`;
 transformers 5.20 `integrations/deepspeed.py` `fill_match`, `trainer_config_finalize`.

@@ -83,7 +83,7 @@ def _note_loss(draft: Draft, objective: Objective) -> None:
 
 
 def liger_key(draft: Draft, objective: Objective) -> str:
-    """The key that asks for a loss without logits; empty if none does."""
+    """The key that requests a loss without logits; empty if none does."""
     key = "trl.use_liger_loss" if objective.method in GENERATING else CHUNKED.get(objective.method, "")
     return key if key and value_of(draft, key) else ""
 

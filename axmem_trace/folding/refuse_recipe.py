@@ -1,6 +1,6 @@
-"""Which recipes treat all layers alike. No torch here.
+"""Which recipes treat all layers in the same way. No torch here.
 
-The fields that treat all layers alike are listed here. If any other field is set, layers are not folded.
+The fields that treat all layers in the same way are listed here. If any other field is set, layers are not folded.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _ALIKE: Mapping[str, str] = {
     "written": _ANY,
     "alternatives": _ANY,
 }
-"""Fields of each part of the recipe that treat all layers alike; `_ANY`: all fields of the part."""
+"""Fields of each part of the recipe that treat all layers in the same way; `_ANY`: all fields of the part."""
 _ENGINES = ("none", "fsdp2")
 """Engines that do the same for each layer. DDP's buckets end anywhere in a layer, and FSDP1's blocks wait for another
 stream until a certain tick."""

@@ -222,7 +222,7 @@ def _compare_periods(sections: Sections, columns: Columns, repetition: Repetitio
                 end = _end_of(event, period, sections)
                 leaves = end is None and end_1 is not None and not 0 <= period + end_1.period < repetition.periods
                 if end != end_1 and not leaves:
-                    raise CannotFold(f"{facts_1} ends what lies at {end_1} in one period, and at {end} in another")
+                    raise CannotFold(f"{facts_1} ends what is at {end_1} in one period, and at {end} in another")
 
 
 def _end_of(event: Event, period: int, sections: Sections) -> Home | None:

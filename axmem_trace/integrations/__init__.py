@@ -7,5 +7,5 @@ run_request      the configuration that really runs, as arguments of this packag
 prediction       the estimate, in a process of its own
 peaks            what PyTorch's allocator counted, by phase
 callback         when the peaks are read
-record           predicted beside measured: a table, and `axmem_trace.json`
+record           predicted and measured figures: a table, and `axmem_trace.json`
 """

@@ -83,7 +83,7 @@ class MemoryPlugin(BasePlugin):
 
     @harmless
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
-        """Starts the estimate, beside the loading of the data. Only a training comes through here with `preprocess`
+        """Starts the estimate while the data is loaded. Only a training comes through here with `preprocess`
         false: no inference, no merge (axolotl `cli/train.py` `do_train`)."""
         if preprocess:
             return
@@ -127,12 +127,12 @@ class MemoryPlugin(BasePlugin):
         self._read("load")
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
-        """The callback that reads the peaks; for supervised training and TRL's trainers alike."""
+        """The callback that reads the peaks, in supervised training and in TRL's trainers."""
         return [PeakCallback(self._read, functools.partial(self._leave_figures, cfg))] if self._training else []
 
     @harmless
     def post_train_unload(self, cfg: Any) -> None:
-        """The end, also of a run that failed: prints predicted beside measured, and keeps it."""
+        """The end, also of a run that failed: prints predicted and measured figures, and keeps them."""
         if not self._training or self._finished:
             return
         self._read(OTHER)
@@ -175,7 +175,7 @@ class MemoryPlugin(BasePlugin):
 
     @harmless
     def _leave_figures(self, cfg: Any, failed: str = "") -> None:
-        """A rank other than 0 writes its figures down before rank 0 asks for them."""
+        """A rank other than 0 writes its figures to a file before rank 0 reads them."""
         if self.rank != 0:
             leave_for_rank_0(Path(cfg.output_dir), self.rank, self._describe_rank(failed))
 

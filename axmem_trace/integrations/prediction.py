@@ -35,7 +35,7 @@ class Outcome:
 
 
 class Prediction:
-    """An estimate that runs beside the training process. It sees no GPU."""
+    """An estimate in a process of its own, at the same time as the training. It sees no GPU."""
 
     def __init__(self, request: RunRequest) -> None:
         """Starts it.

@@ -1,4 +1,4 @@
-"""Predicted beside measured, by phase: a table for the log, and one entry in `output_dir/axmem_trace.json`.
+"""Predicted and measured figures, by phase: a table for the log, and one entry in `output_dir/axmem_trace.json`.
 
 Ranks other than 0 leave their figures in a file of their own, which rank 0 collects: no collective operation, which
 could hang where a rank has failed.
@@ -70,7 +70,7 @@ def collect_ranks(folder: Path, ranks: Sequence[int], seconds: float) -> list[di
 
 
 def append_run(path: Path, run: Mapping[str, Any]) -> Path:
-    """Adds a run to the file, and returns where it was written: a file that is none of ours is not touched."""
+    """Adds a run to the file, and returns where it was written: a file with other content is not changed."""
     runs: list[Any] = []
     if path.exists():
         try:

@@ -71,7 +71,7 @@ INSTALLERS: tuple[Callable[[Site], None], ...] = (
     install_fp8_linear,
 )
 """In axolotl's order (`loaders/patch_manager.py`): plugins and tiled MLP replace classes before the model is loaded, the
-LoRA kernels replace the forwards of instances afterwards, so they win over both."""
+LoRA kernels replace the forwards of instances afterwards, so they replace both."""
 
 
 def gpu_rules() -> Rules:

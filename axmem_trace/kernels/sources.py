@@ -32,5 +32,5 @@ _SOURCES = {
 
 
 def note_source(site: Site, key: str) -> None:
-    """Adds the kernel's note; `key` is the configuration's key that asks for it."""
+    """Adds the kernel's note; `key` is the configuration's key that selects it."""
     site.note(Note(kind="ruled", key=key, text=_SOURCES[key]))

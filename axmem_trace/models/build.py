@@ -52,7 +52,7 @@ def build_model(
         folding: leaves repeated layers out of the model; None: all of them are built.
 
     Raises:
-        ConfigError: the model can't be built as the recipe asks; the message says what to do.
+        ConfigError: the model can't be built as the recipe says; the message says what to do.
     """
     _check_device(recipe, device)
     folding = folding or NoFolding()

@@ -35,7 +35,7 @@ class StateTensor:
 class BuiltModel:
     """The model as axolotl would pass it to the trainer: loaded, quantised, cast, adapted, frozen, in training mode.
 
-    `module` is a `PeftModel` when there is an adapter. `state_tensors` lists what lives outside `parameters()` and
+    `module` is a `PeftModel` when there is an adapter. `state_tensors` lists what is outside `parameters()` and
     `buffers()`; `facts` counts all three, each storage once.
     """
 

@@ -1,7 +1,7 @@
 """Trace repeated layers once, with two short models: the longer one checks what is predicted from the shorter one.
 
 1. The full model is made and its layers are compared (`models/repeated_layers.py`), then layers are removed.
-2. The short model's recording is divided (`folding/sections.py`): its repeated layers must have allocated alike.
+2. The short model's recording is divided (`folding/sections.py`): its repeated layers must have allocated the same.
 3. A model with one more period is recorded too. The prediction for it must equal its recording, event by event.
 4. The missing periods are inserted (`folding/unfold.py`), and their tensors and modules are added to the facts.
 
@@ -42,7 +42,7 @@ class Folding:
         """Leaves repeated layers out of a model that its class has just made.
 
         Raises:
-            CannotFold: its layers are not alike.
+            CannotFold: its layers are not equal.
         """
         whole = _count_parameters(model, lambda name: 1)
         if self.repetition is None:

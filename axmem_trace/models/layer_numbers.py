@@ -1,4 +1,4 @@
-"""Find code that uses a layer's number in the source: it could treat layers differently that look alike.
+"""Find code that uses a layer's number in the source: it could treat layers differently that look equal.
 
 A number may be passed to a cache of keys and values (there is none in training), or be the index into a list of the
 configuration with one entry per layer. With any other use, layers are not treated as equal.

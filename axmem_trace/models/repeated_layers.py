@@ -1,4 +1,4 @@
-"""Which layers of a model are alike, and the model with fewer of them.
+"""Which layers of a model are equal, and the model with fewer of them.
 
 The model is compared as its class has just made it: classes, attributes, shapes and dtypes of everything inside a layer.
 Code that behaves differently by the layer's number is found by `layer_numbers.py`, in the source.

@@ -1,4 +1,4 @@
-"""Models that score generated completions, beside the trained one: `trl.reward_funcs` may name some.
+"""Models that score generated completions, in addition to the trained one: `trl.reward_funcs` may name some.
 
 Source: TRL 1.14.1 `trainer/grpo_trainer.py` `__init__` (`AutoModelForSequenceClassification.from_pretrained(name,
 num_labels=1)`, in the checkpoint's dtype, on the host; then `prepare_model(evaluation_mode=True, device_placement=True)`).

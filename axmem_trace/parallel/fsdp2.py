@@ -32,7 +32,7 @@ def shard_model(model: nn.Module, recipe: Recipe, *, device_type: str = "meta") 
         device_type: `meta`; `cpu` shards real tensors among real processes.
 
     Raises:
-        ConfigError: the model has no layer of a class that is asked for.
+        ConfigError: the model has no layer of a class that the configuration names.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -140,7 +140,7 @@ def fsdp2_runs_on_meta() -> Iterator[None]:
 
 
 def _current_stream(device: Any = None) -> Any:
-    """Where a gather was not needed after all, FSDP2 asks here, and not the device's own module, for the stream."""
+    """Where a gather was not needed after all, FSDP2 gets the stream here, and not from the device's own module."""
     return torch.meta.current_stream()  # type: ignore[attr-defined]
 
 

@@ -92,7 +92,7 @@ def group_fsdp1(wrapped: Any, parallel: Parallel) -> tuple[RankGroup, ...]:
 
 
 def _intervals(flat: Any) -> Iterator[tuple[int, int]]:
-    """Where each parameter lies in the unit's whole flat tensor; padding lies between."""
+    """Where each parameter is in the unit's whole flat tensor; padding is between them."""
     start = 0
     for size, is_padding in zip(flat._numels_with_padding, flat._is_padding_mask, strict=True):
         if not is_padding:

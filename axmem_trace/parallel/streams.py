@@ -1,6 +1,6 @@
 """Streams and events for meta tensors. Nothing runs on them; they determine on which stream a block is allocated.
 
-PyTorch's distributed code asks the device's module for streams (`torch.cuda` on a GPU; `_get_device_handle`,
+PyTorch's distributed code gets streams from the device's module (`torch.cuda` on a GPU; `_get_device_handle`,
 torch/distributed/device_mesh.py). For meta tensors `DeviceModule` replaces it. The host is assumed to run far ahead of
 the GPU, as it does in training: work on a stream is certainly done only after the host has waited for an event that was
 recorded after it.
@@ -38,7 +38,7 @@ class Stream:
         return (event or Event(self._streams)).record(self)
 
     def is_capturing(self) -> bool:
-        """Whether a CUDA graph is recorded: never. Adam asks on a machine that has a GPU (torch 2.14 `optim/optimizer.py`,
+        """Whether a CUDA graph is recorded: never. Adam calls this on a machine with a GPU (torch 2.14 `optim/optimizer.py`,
         `_accelerator_graph_capture_health_check`)."""
         return False
 

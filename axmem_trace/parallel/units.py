@@ -45,7 +45,7 @@ def make_wrap_policy(model: nn.Module, fsdp: Fsdp) -> Callable[[nn.Module], bool
     """A function that says whether a module becomes a separate unit. The rest of the model is one unit, that of the root.
 
     Raises:
-        ConfigError: the model has no layer of a class that is asked for.
+        ConfigError: the model has no layer of a class that the configuration names.
     """
     if fsdp.wrap == "none":
         return lambda module: False

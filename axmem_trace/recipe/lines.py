@@ -45,7 +45,7 @@ def place_error(error: ConfigError, name: str, written: Mapping[str, Written]) -
 
 
 def as_error(note: Note, name: str) -> ConfigError:
-    """A placed refusal as an error beside others."""
+    """A refusal with its line, as one error of several."""
     value, remedy = (note.value, note.remedy) if isinstance(note, RefusalNote) else ("", "")
     flag = note.flag if isinstance(note, RefusalNote) else ""
     return ConfigError(

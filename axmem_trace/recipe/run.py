@@ -157,7 +157,7 @@ class Batch:
     gradient_accumulation_steps: int = 1
     neftune: bool = False
     image_size: tuple[int, ...] = ()
-    """Height and width asked for with `image_size`; empty: the processor's own."""
+    """Height and width given by `image_size`; empty: the processor's own."""
     images_per_row: int = 0
     audio_seconds_per_row: float = 0.0
     processor_options: Mapping[str, Any] = field(default_factory=empty_mapping)
@@ -206,7 +206,7 @@ class Gpu:
         return self.context_bytes + self.nccl_bytes
 
     def at_most(self, nbytes: int, reserve_bytes: int) -> int:
-        """`nbytes`, or what a named card has besides `reserve_bytes` if that is less."""
+        """`nbytes`, or the memory of a named card without `reserve_bytes`, if that is less."""
         return min(nbytes, self.memory_bytes - reserve_bytes) if self.memory_bytes else nbytes
 
     def is_exceeded(self, nbytes: int, share: float) -> bool:
@@ -232,7 +232,7 @@ class Allocator:
     large_segment_bytes: int = 20 << 20
     """`large_segment_size_mb`: a segment for requests of 1 to 10 MiB, and a page of large expandable segments."""
     max_non_split_rounding_bytes: int = 20 << 20
-    """`max_non_split_rounding_mb`: by how much a block beyond `max_split_size_bytes` may be larger than asked for."""
+    """`max_non_split_rounding_mb`: by how much a block beyond `max_split_size_bytes` may be larger than the request."""
     per_process_memory_fraction: float = 1.0
     """Below 1: the part of the card that the process may reserve; only then garbage is collected."""
     backend: Literal["native", "cudaMallocAsync"] = "native"

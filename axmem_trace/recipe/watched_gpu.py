@@ -1,4 +1,4 @@
-"""A card that records what a run asks of it, so that other cards with the same answers can share the trace.
+"""A card that records what a run reads of it, so that other cards with the same answers can share the trace.
 
 A trace depends on the card only through Python code that reads a field of `Gpu`, compares its compute capability, looks
 at a part of it, or uses it as a key. Each such question is recorded. A trace on another card is the same if that card
@@ -18,7 +18,7 @@ from axmem_trace.recipe.recipe import Gpu
 
 Capability = tuple[int, int]
 Question = tuple[Any, Any]
-"""What is asked of a card: a field's name, an operator of its compute capability, or a function; and the other operand."""
+"""What is read of a card: a field's name, an operator of its compute capability, or a function; and the other operand."""
 Answer = TypeVar("Answer")
 _OPERATORS: dict[str, Callable[[Capability, Any], Any]] = {
     "<": operator.lt,

@@ -59,7 +59,7 @@ def render_fits(fits: Sequence[CardFit], form: str, *, everything: bool = False)
 
 
 def _render_count(fits: Sequence[CardFit], count: int, everything: bool) -> str:
-    """The lines for one number of cards; a number that was asked for is the heading."""
+    """The lines for one number of cards; a number that was given with `--counts` is the heading."""
     fitting = _merge_equal([fit for fit in fits if fit.fits])
     shown = fits if everything else fitting[:NUM_FITTING]
     names = [_name(fit, fits) if not everything else fit.card.name for fit in shown]

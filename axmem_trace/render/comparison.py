@@ -18,7 +18,7 @@ SAME = "~"
 
 
 def render_comparison(comparison: Comparison, form: str) -> str:
-    """The comparison in the form asked for: `text`, `markdown` or `json`."""
+    """The comparison in the chosen form: `text`, `markdown` or `json`."""
     if form == "json":
         return json.dumps(_to_dict(comparison), indent=2) + "\n"
     letters = ascii_uppercase[: len(comparison.columns)]

@@ -163,7 +163,7 @@ def _logged(report: Report, width: int) -> Iterator[Line]:
             cells = gap.join(f"{gib(figure):>{size}.2f}" for figure, size in zip(figures, widths, strict=True))
             yield Line(f"  {label:{label_width - 2}}{cells}")
     if report.host.cpu.peak_bytes >= SHOWN_HOST_BYTES:
-        yield Line(f"beside the GPU: {format_bytes(report.host.cpu.peak_bytes)} of host memory")
+        yield Line(f"in addition to the GPU: {format_bytes(report.host.cpu.peak_bytes)} of host memory")
 
 
 def _peak(report: Report, width: int, num_holders: int) -> Iterator[Line]:

@@ -1,4 +1,4 @@
-"""Tables of a report as `pandas` data frames. pandas is imported when one is asked for."""
+"""Tables of a report as `pandas` data frames. pandas is imported when the first one is made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report says in words: choices, refusals, warnings and notes, as lines that text and HTML print alike."""
+"""What a report says in words: choices, refusals, warnings and notes, as lines that both text and HTML print."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Accuracy:
     measured: bool = False
     """Whether a run of this kind was measured."""
     errors: tuple[MeasuredError, ...] = ()
-    """Of this kind, one for each metric; where nobody measured it, of the nearest kind."""
+    """Of this kind, one for each metric; if that was not measured, of the nearest kind."""
     tight_share: float = 0.0
     """Less room than this share of the needed memory is `tight`."""
     text: str = ""
@@ -163,7 +163,7 @@ def read_errors() -> tuple[MeasuredError, ...]:
 
 
 def find_accuracy(kind: Kind) -> Accuracy:
-    """The measured error of runs of a kind. If nobody measured it, that of the nearest, and `tight_share` is the worst of
+    """The measured error of runs of a kind. If it was not measured, that of the nearest, and `tight_share` is the worst of
     all kinds (of reserved memory: of those with the same engine, where there are any). It is never less than the error of
     all one-GPU runs together, so that a few lucky runs don't make it small.
 

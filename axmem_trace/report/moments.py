@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NUM_MOMENTS = 160
-"""About as many as a chart can tell apart."""
+"""About as many as a chart can show separately."""
 NUM_SHOWN = 12
 """Sources and modules of a moment; what is smaller is summed up in the last."""
 REST = "all others"

@@ -21,7 +21,7 @@ _SHARES_TRAINING = {
     "zero2": ("gradients", "optimizer"),
     "zero3": ("gradients", "optimizer"),
 }
-"""By engine: what each rank has a part of, besides parameters."""
+"""By engine: what each rank has a part of, in addition to parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,7 +46,7 @@ class Report:
     schema_version: int = SCHEMA_VERSION
     """Increased when a field changes its meaning or is removed; not for new fields."""
     run: Mapping[str, str]
-    """What was asked for, in words: `config`, `adapter`, `quantisation`, `optimizer`, ..."""
+    """The run's settings, in words: `config`, `adapter`, `quantisation`, `optimizer`, ..."""
     model: ModelSummary
     batch: BatchShape
     gpu: TargetGpu
@@ -81,7 +81,7 @@ class Report:
     timeline: tuple[TimelinePoint, ...]
     """A reduced number of points: the highest of each range of ticks. The peak is always included."""
     moments: tuple[Moment, ...] = ()
-    """Fewer points than the timeline, each with what was allocated then; empty if they were not asked for."""
+    """Fewer points than the timeline, each with what was allocated then; empty if they were not requested."""
     choices: Mapping[str, Choice]
     """The values that are used, by their field in the recipe (`checkpointing.enabled`), and the reasons."""
     refusals: tuple[Refusal, ...] = ()

@@ -51,7 +51,7 @@ class CudaMode(TorchFunctionMode):
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Open the mode, and let functions of libraries that ask about devices and autocast return the same as on a GPU."""
+        """Open the mode; functions of libraries that read the device or autocast's state return the same as on a GPU."""
         with ExitStack() as stack:
             for target, name, replacement in (*self._torch_answers(), *_transformers_answers()):
                 stack.enter_context(replaced(target, name, called_by_libraries(replacement)))

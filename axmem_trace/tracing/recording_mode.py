@@ -80,7 +80,7 @@ class RecordingMode(TorchDispatchMode):
 
     def decide(self, decision: Decision, *ops: Any) -> None:
         """From now on `decision(recorder, args, kwargs, result)` is called after each of these operators: it decides values
-        that nobody can know (see `kernels/experts/routing.py`)."""
+        that can't be known (see `kernels/experts/routing.py`)."""
         self._decisions.update(dict.fromkeys(ops, decision))
         self._plans.clear()
 

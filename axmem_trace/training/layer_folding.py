@@ -1,7 +1,7 @@
 """`trace_run`: recipe to facts, ledger and notes; repeated layers are traced once if they are equal.
 
 1. The full model is made and its layers are compared (`models/repeated_layers.py`), then layers are removed.
-2. The short model's recording is divided (`folding/sections.py`): its repeated layers must have allocated alike.
+2. The short model's recording is divided (`folding/sections.py`): its repeated layers must have allocated the same.
 3. A model with one more period is recorded too. The prediction for it must equal its recording, event by event.
    Facts and notes of both models must be equal. Other numbers of tokens need no second check (`checked_folds.py`).
 4. The missing periods are inserted (`folding/unfold.py`).
@@ -70,7 +70,7 @@ def trace_run(
         rank: of a run on several GPUs; None: the one that holds the most, else 0.
 
     Raises:
-        ConfigError: the model can't be built, or the run can't be traced, as the recipe asks.
+        ConfigError: the model can't be built, or the run can't be traced, as the recipe says.
     """
     try:
         return _trace_as_asked(recipe, start, rank)

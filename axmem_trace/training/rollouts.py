@@ -82,7 +82,7 @@ def lengthen(cache: Any, tokens: int) -> None:
 
 
 def _processed(scores: Tensor, settings: Rollouts) -> Tensor:
-    """The processors that the settings ask for, in the library's order; without any the scores themselves."""
+    """The processors that the settings select, in the library's order; without any the scores themselves."""
     if settings.temperature != 1.0:
         scores = scores / settings.temperature
     if settings.top_k:

@@ -209,7 +209,7 @@ class Run:
         return self.recipe.parallel.syncs_each_batch and not has_engine
 
     def _syncing(self, *, is_last: bool) -> AbstractContextManager[Any]:
-        """Ranks reduce their gradients after the last micro-batch, unless asked to do it after each
+        """Ranks reduce their gradients after the last micro-batch, unless the settings say after each
         (transformers `trainer.py`, `_run_epoch`, `sync_context`)."""
         if self._rank_model is None or is_last or self._syncs_each_batch:
             return nullcontext()

@@ -32,7 +32,7 @@ _shared: list[_Known] | None = None
 
 @contextmanager
 def traces_shared() -> Iterator[None]:
-    """Inside, equal runs on cards that answer all questions of the trace alike are traced once.
+    """Inside, equal runs on cards that give the trace the same answers are traced once.
 
     The allocator is replayed and the report made for each card.
     """

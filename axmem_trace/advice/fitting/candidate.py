@@ -1,4 +1,4 @@
-"""`Candidate`: a change that may save memory, as data beside the keys that it sets."""
+"""`Candidate`: a change that may save memory, as data, with the keys that it sets."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ MAX_VALUE_LENGTH = 40
 
 
 def join(first: Change, second: Change) -> Change:
-    """Both; the second was proposed for the configuration with the first, so its values win."""
+    """Both; the second was proposed for the configuration with the first, so its values are used."""
     return Change(
         settings={**first.settings, **second.settings},
         num_gpus=second.num_gpus or first.num_gpus,

@@ -98,7 +98,7 @@ def _describe(ask: Callable[[int], Answer], wanted: Wanted, answers: dict[tuple[
 
 
 def _search(ask: Callable[[int], Answer], memory_bytes: int, current: int, most: int) -> Iterator[list[int]]:
-    """Asks until a value fits and the next one does not; yields the values that it may ask next, in rising order.
+    """Tries values until one fits and the next one does not; yields the values that it may try next, in rising order.
 
     Two values at a time enclose a guess on a straight line; then they divide what is left in three. Memory grows in steps
     that are often at multiples of a power of two, so the values are the roundest ones nearby.

@@ -41,7 +41,7 @@ class Answer:
         left_bytes: of the card; negative if the run does not fit.
         fits, verdict, why: as in a report.
         phase, step, holder: the moment and the purpose of the peak.
-        host_bytes: host memory beside the card.
+        host_bytes: host memory, in addition to the card.
         num_gpus: cards of the run.
         refusal: why the run can't run.
     """
@@ -168,7 +168,7 @@ class Questions:
         return answer
 
     def report_on(self, change: Change, *, moments: bool = False) -> Report:
-        """The full report of a changed run, with `Report.moments` if they are asked for.
+        """The full report of a changed run, with `Report.moments` if they are requested.
 
         Raises:
             ConfigError: it can't be estimated.

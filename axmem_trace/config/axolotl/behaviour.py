@@ -13,7 +13,7 @@ from axmem_trace.recipe.objective import LossHelpers
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Behaviour:
-    """One release. Nothing here depends on the configuration: the functions of `config/derive` ask these fields."""
+    """One release. Nothing here depends on the configuration: the functions of `config/derive` read these fields."""
 
     reentrant_checkpointing: bool
     """`gradient_checkpointing: true` alone is reentrant. 0.19.0 and 0.20.0 `utils/config/__init__.py:401` set

@@ -49,13 +49,13 @@ def _kept_by_8bit_layers(recipe: Recipe, head: int) -> int:
 
 
 def _is_default(recipe: Recipe) -> bool:
-    """Nobody named the variant of checkpointing."""
+    """The configuration does not name the variant of checkpointing."""
     reason = recipe.reasons.get("checkpointing.use_reentrant")
     return reason is not None and reason.text.startswith("the default of axolotl")
 
 
 def _through_two_products(recipe: Recipe, head: int) -> int:
-    """The gradient of a trained head in its own dtype and in fp32, beside the sum (liger-kernel 0.8.1)."""
+    """The gradient of a trained head in its own dtype and in fp32, in addition to the sum (liger-kernel 0.8.1)."""
     half = recipe.precision.load_dtype in ("bfloat16", "float16")
     return 6 * head if half and recipe.loss.path == "liger_fused_linear" else 0
 

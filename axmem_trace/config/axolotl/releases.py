@@ -88,10 +88,10 @@ class Chosen:
 
 
 def choose_release(asked: str) -> Chosen:
-    """The release that is asked for, else the axolotl installed beside this package, else the newest known.
+    """The release that is requested, else the axolotl that is installed with this package, else the newest known.
 
     Args:
-        asked: `--axolotl`, a version or the beginning of one (`0.20`); empty: nothing is asked for.
+        asked: `--axolotl`, a version or the beginning of one (`0.20`); empty: no release is requested.
 
     Raises:
         ConfigError: `asked` is no version.

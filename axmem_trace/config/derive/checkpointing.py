@@ -57,7 +57,7 @@ def _offload(draft: Draft) -> Offload:
 
 
 def _use_reentrant(draft: Draft, base: BaseModel, offload: Offload, kbit: bool) -> tuple[bool, str]:
-    """The variant that runs in the end, and why. If several cases apply, the last one decides."""
+    """The variant that finally runs, and why. If several cases apply, the last one decides."""
     given = draft.get("gradient_checkpointing_kwargs")
     asked = given.get("use_reentrant") if isinstance(given, dict) else None
     if draft.get("selective_checkpointing") not in (None, False):

@@ -104,7 +104,7 @@ def _features(draft: Draft) -> Features:
 
 
 def _is_liger(draft: Draft, method: Method) -> bool:
-    """Log-probabilities without logits are asked for. Asynchronous GRPO asks its own way, and makes logits."""
+    """Log-probabilities without logits are requested. Asynchronous GRPO has a way of its own, and makes logits."""
     trl = draft.sub("trl")
     if method in GENERATING:
         return bool(trl.get("use_liger_loss")) and not (trl.get("async_prefetch") or trl.get("use_data_producer"))

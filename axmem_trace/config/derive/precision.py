@@ -79,7 +79,7 @@ def _kbit_skips(draft: Draft, base: BaseModel, cast_back: bool) -> tuple[str, ..
 def _resolve_half(draft: Draft, gpu: Gpu) -> tuple[bool, bool]:
     """`bf16` and `fp16` after `resolve_dtype`.
 
-    `auto` is bf16 on every NVIDIA card: `is_torch_bf16_gpu_available` asks torch's `is_bf16_supported`, which counts cards
+    `auto` is bf16 on every NVIDIA card: `is_torch_bf16_gpu_available` calls torch's `is_bf16_supported`, which counts cards
     that emulate it (torch 2.13 and 2.14, `cuda/__init__.py`).
     """
     bf16, fp16 = draft.get("bf16"), draft.get("fp16")

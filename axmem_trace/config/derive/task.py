@@ -164,7 +164,7 @@ def _experts_implementation(draft: Draft, base: BaseModel) -> str:
         chosen = wanted
     if is_moe(base):
         text = (
-            "chosen by the kernels plugin's keys" if wanted else "the kernels plugin sets it if no key asks for another"
+            "chosen by the kernels plugin's keys" if wanted else "the kernels plugin sets it if no key selects another"
         )
         draft.reason("model.experts_implementation", chosen, text)
     return chosen

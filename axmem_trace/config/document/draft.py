@@ -44,7 +44,7 @@ class Draft:
     """Given keys that axolotl drops after validation: unknown, or of a plugin that is not listed."""
     notes: Notes = field(default_factory=Notes)
     strict: list[Note] = field(default_factory=list)
-    """Those of the notes that are errors with `--strict`, beside keys that are ignored or not modelled."""
+    """Those of the notes that are errors with `--strict`, in addition to keys that are ignored or not modelled."""
     errors: list[ConfigError] = field(default_factory=list)
     spoiled: dict[str, bool] = field(default_factory=dict)
     """Keys whose value is missing or of the wrong type, and was removed; true if that leaves no figures."""

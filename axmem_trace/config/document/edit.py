@@ -1,7 +1,7 @@
 """Changes keys in a YAML text and leaves all other characters as they are: comments, order, quotes.
 
 PyYAML says where each value begins and ends, so values are replaced in the text. A library that reads and writes the whole
-document (ruamel.yaml) would format lines anew that nobody changed.
+document (ruamel.yaml) would also reformat lines that are not changed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def edit_yaml(text: str, settings: Mapping[str, Any]) -> str:
 
 
 def cut_keys(text: str, keys: Iterable[str]) -> str:
-    """The lines of some top-level keys: the comments directly above, the key, its value, and comments beside them."""
+    """The lines of some top-level keys: the comments directly above, the key, its value, and comments on the same lines."""
     lines = text.splitlines()
     parts = []
     for key in keys:

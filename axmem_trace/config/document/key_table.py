@@ -6,7 +6,7 @@ A verdict says what this tool does with a key:
 - `none`: it has no effect on GPU memory (or axolotl refuses it, or it only names what other keys use);
 - `not_modelled`: it changes memory, and the figures don't include it; `effect` and `direction` say how.
 
-A row is that of the newest release of axolotl. What older ones have otherwise stands beside it: `since` (the first
+A row is that of the newest release of axolotl. What older ones have instead is in the same row: `since` (the first
 release that knows the key), `until` (the last one), and `was` (release -> what differs in it and in those before).
 """
 

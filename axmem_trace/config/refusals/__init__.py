@@ -1,7 +1,7 @@
 """What axolotl refuses, with its reason: rules that are really in axolotl. Source: axolotl
 `utils/schemas/{validation,config,peft}.py` and `integrations/*/args.py`. A rule that not all releases have says so.
 
-Every broken rule is reported, not only the first. Most of them don't change memory, and the figures are shown beside them.
+Every broken rule is reported, not only the first. Most of them don't change memory, so the figures are shown too.
 A configuration without data is taken as incomplete on purpose: it gets a warning.
 """
 

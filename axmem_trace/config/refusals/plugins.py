@@ -9,7 +9,7 @@ _OWN = "axolotl.integrations."
 
 def refuse_plugins(draft: Draft) -> None:
     """Reports a name without a class, and one of axolotl's own packages with a class that it has not; notes one that only
-    the training machine can tell."""
+    the training machine can show."""
     for index, name in enumerate(draft.get("plugins") or []):
         if isinstance(name, str):
             _check(draft, name, f"plugins.{index}" if draft.line(f"plugins.{index}") else "plugins")

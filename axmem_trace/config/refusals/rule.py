@@ -43,7 +43,7 @@ def reentrant(draft: Draft) -> object:
 
 
 def is_selective(draft: Draft) -> bool:
-    """Selective checkpointing is asked for: `true`, or a block, be it empty."""
+    """Selective checkpointing is requested: `true`, or a block, even an empty one."""
     return draft.get("selective_checkpointing") not in (None, False)
 
 
@@ -53,17 +53,17 @@ def is_lora(draft: Draft) -> bool:
 
 
 def bits(draft: Draft) -> bool:
-    """bitsandbytes is asked for."""
+    """bitsandbytes is requested."""
     return bool(draft.get("load_in_8bit") or draft.get("load_in_4bit"))
 
 
 def lora_kernels(draft: Draft) -> bool:
-    """One of the fused LoRA kernels is asked for."""
+    """One of the fused LoRA kernels is requested."""
     return any(draft.get(key) for key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"))
 
 
 def lora_kernel_is_on(draft: Draft, key: str) -> bool:
-    """Asked for, or what axolotl switches on by itself (0.20.0 `validation.py` `_lora_kernel_enabled`)."""
+    """Requested, or switched on by axolotl itself (0.20.0 `validation.py` `_lora_kernel_enabled`)."""
     if draft.has(key):
         return bool(draft.get(key)) and bool(draft.get("adapter"))
     return switches_lora_kernels_on(draft)

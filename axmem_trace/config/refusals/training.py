@@ -152,7 +152,7 @@ TRAINING_RULES = (
     Rule(  # optimum 1.16.2 `utils/import_utils.py` imports transformers' `is_tf_available`
         "flash_optimum",
         lambda d: d.get("flash_optimum"),
-        "optimum 1.16.2, which axolotl 0.19 pins, cannot be imported beside transformers 5",
+        "optimum 1.16.2, which axolotl 0.19 pins, cannot be imported together with transformers 5",
         "remove flash_optimum: transformers' own attention is SDPA already",
     ),
     Rule(

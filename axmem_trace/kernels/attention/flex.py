@@ -51,7 +51,9 @@ def make_flex(context: KernelContext) -> Callable[..., Any]:
             note_refusal(context, problem, "use `attn_implementation: sdpa`")
         note_source(context, "flex_attention")
         out = run_fused(context, _KERNEL, (query, key, value), also_kept=_tensors_of(block_mask))
-        lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)  # in base e, beside the kept one
+        lse = torch.empty(
+            query.shape[:3], dtype=torch.float32, device=query.device
+        )  # in base e; the kept one is another
         if return_aux is not None:
             from torch.nn.attention.flex_attention import AuxOutput
 
@@ -72,7 +74,7 @@ def make_block_mask(
     **kwargs: Any,
 ) -> Any:
     """The compiled `create_block_mask`: what it leaves is eight int32 tensors, counts and indices of the partly and the
-    fully visible blocks, by queries and by keys. The full mask, S x S, is never stored: inductor fuses it away."""
+    fully visible blocks, by queries and by keys. The full mask, S x S, is never stored: inductor fuses it."""
     from torch.nn.attention.flex_attention import BlockMask
 
     sizes = BLOCK_SIZE if isinstance(BLOCK_SIZE, tuple) else (BLOCK_SIZE, BLOCK_SIZE)
@@ -125,7 +127,7 @@ def _row_bytes(heads: Heads) -> int:
 
 
 def _forward_scratch(heads: Heads) -> tuple[int, ...]:
-    """`max_scores`, as large as the logsumexp; allocated even if the caller does not ask for it."""
+    """`max_scores`, as large as the logsumexp; allocated even if the caller does not need it."""
     return (_row_bytes(heads),)
 
 

@@ -1,6 +1,6 @@
 """Temporary memory of FlashAttention-3 and -4, in bytes. Letters as in `flash_sizes`.
 
-Both backwards allocate alike: fp32 accumulators of dq, and for grouped queries of dk and dv per *key* head, the rows
+Both backwards allocate the same: fp32 accumulators of dq, and for grouped queries of dk and dv per *key* head, the rows
 rounded up to the kernel's tile; also the sums `dO * O` and the logsumexp in base 2.
 """
 
@@ -31,7 +31,7 @@ def flash3_tile(
     head_dim: int, value_dim: int, capability: Capability, *, causal: bool, local: bool, softcap: bool = False
 ) -> BackwardTile:
     """Source: flash-attention, hopper/flash_api.cpp, `mha_bwd` (`kBlockM_sm90`, `kBlockN_sm90`, ... and
-    `round_up_headdim`), as xformers 0.0.33 carries it (third_party/flash-attention); not in flash-attn's own package."""
+    `round_up_headdim`), as in xformers 0.0.33 (third_party/flash-attention); not in flash-attn's own package."""
     largest = max(head_dim, value_dim)
     rounded = next((size for size in (64, 96, 128, 192, 256) if largest <= size), round_up(largest, 64))
     if capability >= (9, 0):

@@ -24,7 +24,7 @@ _BLOCK = 64
 _NO_BACKWARD = Note(
     kind="warning",
     key="attn_implementation",
-    text="SageAttention has no backward kernel: its output carries no gradient, so q, k and v projections (and "
+    text="SageAttention has no backward kernel: its output has no gradient, so q, k and v projections (and "
     "adapters on them) are not trained through attention",
 )
 _PACKED = RefusalNote(

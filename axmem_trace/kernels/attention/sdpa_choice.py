@@ -124,7 +124,7 @@ def refused_by_cudnn(call: SdpaCall, capability: Capability) -> str:
         or ("there is one query only, with dropout" if call.query[-2] == 1 and call.dropout else "")
         or ("the dropout is no multiple of 1/16" if call.dropout * 16 % 1 else "")
         or ("the batch or the heads are over 65535" if max(call.query[:2]) > 65535 else "")
-        or ("deterministic algorithms are asked for" if deterministic else "")
+        or ("deterministic algorithms are requested" if deterministic else "")
         or _refused_dtype(call, HALF)
         or ("the mask trains" if call.mask_requires_grad else "")
         or ("the mask's shape is not broadcastable" if not _is_plain_mask(call) else "")

@@ -52,7 +52,7 @@ def math_attention(
     weights = aten._safe_softmax(weights, -1)
     if dropout_p:
         weights = aten.native_dropout(weights, dropout_p, True)[0]
-    second = weights.to(dtype)  # noqa: F841  (the operator's second result, which nobody wants)
+    second = weights.to(dtype)  # noqa: F841  (the operator's second result, which is not used)
     return torch.matmul(weights, values).to(dtype)
 
 

@@ -22,7 +22,7 @@ _FORWARD = "_flash_attention_forward"
 
 
 def install_flash(site: Site) -> None:
-    """While open, transformers finds the flash kernels installed, for each version that it asks for.
+    """While open, transformers finds the flash kernels installed, for each version that it looks for.
 
     Everything around the kernel (unpadding by the mask, samples found from position ids, casts of fp32 heads, padded
     value heads) is transformers' own code. Source: transformers 5, modeling_flash_attention_utils.py, `_lazy_imports`,

@@ -2,7 +2,7 @@
 
 Source: axolotl 0.19, monkeypatch/attention/xformers.py; xformers 0.0.35 (the release for torch 2.10 and newer),
 xformers/ops/fmha/__init__.py (`_fMHA`), dispatch.py, flash.py, cutlass.py. That wheel contains no
-FlashAttention: FlashAttention-2 comes from flash-attn, or from torch, which allocates alike, and FlashAttention-3 from a
+FlashAttention: FlashAttention-2 comes from flash-attn, or from torch, which allocates the same, and FlashAttention-3 from a
 package that axolotl doesn't install. Calls that the flash kernel refuses go to torch's CUTLASS kernel. `_fMHA` keeps
 query, key, value, output and logsumexp, and the RNG state only with dropout; it returns the logsumexp too, so autograd
 makes zeros for its gradient.
@@ -37,7 +37,7 @@ _PADDED = RefusalNote(
 _LLAMA = RefusalNote(
     key="attn_implementation",
     text="the run stops: without sample packing axolotl replaces Llama's attention by its own "
-    "(llama_attn_hijack_xformers.py), which asks for `num_heads`, and transformers 5 has none (the figures are as if it "
+    "(llama_attn_hijack_xformers.py), which reads `num_heads`, and transformers 5 has none (the figures are as if it "
     "called xformers as for other models)",
     remedy="set `sample_packing: true`, or `attn_implementation: sdpa`",
 )

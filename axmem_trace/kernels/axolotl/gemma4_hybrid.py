@@ -24,7 +24,7 @@ _LARGEST_GROUPED_HEAD = 256
 
 
 def install_gemma4_hybrid(site: Site) -> None:
-    """If the recipe asks for it, the model's global layers run SDPA, with a mask of the samples if rows are packed."""
+    """If the recipe requests it, the model's global layers run SDPA, with a mask of the samples if rows are packed."""
     if not site.recipe.attention.gemma4_hybrid:
         return
     from transformers.integrations import sdpa_attention

@@ -60,7 +60,7 @@ def rules_of(routing: Routing) -> Rules:
 def _nonzero(context: KernelContext, mask: torch.Tensor, latest: Assignment) -> torch.Tensor | None:
     """Which experts are used, or which tokens are one expert's; None: the mask is no mask of the routing.
 
-    transformers' loop (`integrations/moe.py`) permutes the one-hot mask to [experts, top_k, tokens] and asks for
+    transformers' loop (`integrations/moe.py`) permutes the one-hot mask to [experts, top_k, tokens] and calls
     one expert's slice; its offset in the mask's storage is therefore that many elements. transformers 5.23's masks have
     one more class than there are experts, for tokens of another rank.
     """

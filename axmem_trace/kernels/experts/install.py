@@ -71,7 +71,7 @@ def count_experts(module: nn.Module) -> frozenset[int]:
 
 def _choose(module: nn.Module, asked: str) -> frozenset[str]:
     """The implementations of experts under transformers' interface (`use_experts_implementation`): a kernel of axolotl's
-    plugin if that is asked for; empty if the model has no such experts."""
+    plugin if that is requested; empty if the model has no such experts."""
     running = set()
     for part in module.modules():
         if hasattr(part, "_apply_gate") and hasattr(part, "is_transposed") and hasattr(part, "config"):
@@ -97,7 +97,7 @@ def _implementation_notes(running: frozenset[str], asked: str, compute_capabilit
     if asked == "sonicmoe" and compute_capability < (9, 0):
         text = "axolotl refuses sonicmoe on cards before Hopper (`_check_sonicmoe_gpu_compat`; the figures are of one)"
         yield RefusalNote(key="use_sonicmoe", text=text, remedy="set `use_sonicmoe: false`, or name a newer card")
-    why = "asked for" if asked else "transformers' default, `get_correct_experts_implementation` (modeling_utils.py)"
+    why = "requested" if asked else "transformers' default, `get_correct_experts_implementation` (modeling_utils.py)"
     yield Note(kind="traced", key=key, text=f"experts run as {names}: {why}")
 
 

@@ -167,7 +167,7 @@ def _check_layout(module: Any) -> None:
     """`_check_supported_layout`."""
     if module.is_transposed or not module.is_concatenated or module.has_bias or not module.has_gate:
         raise ConfigError(
-            f"scattermoe does not compute experts laid out as in {type(module).__name__}: it takes gate and up one after "
+            f"scattermoe does not compute experts in the layout of {type(module).__name__}: it takes gate and up one after "
             "the other, not transposed, without biases",
             key="use_scattermoe",
             value=True,

@@ -31,7 +31,7 @@ UNSUPPORTED = ("paddleocr_vl", "qwen4_exp", "qwen4_exp_text")
 
 
 def install_liger(site: Site) -> None:
-    """Install Liger's layers and losses, if the recipe asks for them and the architecture has them."""
+    """Install Liger's layers and losses, if the recipe requests them and the architecture has them."""
     loss = site.recipe.loss.path
     wants_loss = loss in ("liger_cross_entropy", "liger_fused_linear")
     if not site.recipe.kernels.liger and not wants_loss:

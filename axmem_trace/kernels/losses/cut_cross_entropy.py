@@ -98,7 +98,7 @@ def _flat_valids(target: torch.Tensor) -> torch.Tensor:
 
 
 def install_cut_cross_entropy(site: Site) -> None:
-    """In training and in evaluation alike (`PatchOptions.train_only` is off)."""
+    """In training and in evaluation (`PatchOptions.train_only` is off)."""
     if site.recipe.loss.path != "cut_cross_entropy":
         return
     kind = site.model_type

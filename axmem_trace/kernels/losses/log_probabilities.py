@@ -195,7 +195,7 @@ def entropy_in_parts(logits: Tensor) -> Tensor:
 
 
 def choose_log_probabilities(objective: Objective) -> LogProbabilities:
-    """The code that the recipe asks for."""
+    """The code that the recipe selects."""
     kinds: dict[str, type[LogProbabilities]] = {
         "trl": TritonLogProbabilities,
         "axolotl": AxolotlLogProbabilities,

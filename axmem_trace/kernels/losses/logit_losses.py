@@ -23,7 +23,7 @@ EAFT_TOP_K = 20
 
 
 def install_loss_path(site: Site) -> None:
-    """Replaces the loss function, or the model's forward, as `recipe.loss.path` asks."""
+    """Replaces the loss function, or the model's forward, as `recipe.loss.path` says."""
     if site.recipe.loss.cross_entropy == "in_place":
         site.replace_attribute(F, "cross_entropy", in_place_cross_entropy)
     elif site.recipe.loss.cross_entropy == "flash":
@@ -37,9 +37,7 @@ def _install_flash(site: Site) -> None:
     from transformers.loss import loss_utils
 
     site.replace_attribute(loss_utils, "fixed_cross_entropy", flash_loss.fixed_cross_entropy)
-    text = (
-        "flash-attn 2.8's cross-entropy keeps the fp32 logits and makes their gradient beside them; no softmax is kept"
-    )
+    text = "flash-attn 2.8's cross-entropy keeps the fp32 logits and allocates their gradient too; no softmax is kept"
     site.note(Note(kind="ruled", key="flash_attn_cross_entropy", text=text))
 
 

@@ -18,7 +18,7 @@ RULES = Rules()
 def mean(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The full input, although only its number of elements is needed: in an RMSNorm a second copy in fp32.
 
-    Source: torch 2.1 `MeanBackward1` has `_saved_self`, as `derivatives.yaml` asks `mean_backward` for
+    Source: torch 2.1 `MeanBackward1` has `_saved_self`, as `mean_backward` in `derivatives.yaml` needs
     `self.sym_numel()` and code generation saved the tensor for it; from 2.2 on it has `_saved_self_sym_numel`.
     """
     result = call_original(function, args, kwargs)

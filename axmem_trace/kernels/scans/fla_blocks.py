@@ -24,7 +24,7 @@ _SHARED_MEMORY = {
     (10, 0): 232448,
     (10, 3): 232448,
 }
-"""Bytes of shared memory that one block may ask for, by compute capability (CUDA programming guide, table of technical
+"""Bytes of shared memory that one block may have, by compute capability (CUDA programming guide, table of technical
 specifications); 101376 on the others (8.6, 8.9, 12.x)."""
 
 

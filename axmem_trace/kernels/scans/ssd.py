@@ -92,7 +92,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
-    """What `_mamba_chunk_scan_combined_bwd` returns; `gated`: the recomputed output, if that was asked for."""
+    """What `_mamba_chunk_scan_combined_bwd` returns; `gated`: the recomputed output, if that was requested."""
 
     x: torch.Tensor
     dt: torch.Tensor

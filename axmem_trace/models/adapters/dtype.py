@@ -20,7 +20,7 @@ def cast_adapter(peft_model: nn.Module, recipe: Recipe) -> None:
     `autocast`: fp32, whatever half precision the base has (peft `tuners_utils.py` `cast_adapter_dtype`). `base`: the
     base layer's floating dtype, `compute_dtype` for bitsandbytes 4-bit; fp32 over integer weights (`tuners_utils.py`
     `_move_adapter_to_device_of_base_layer`); fp8 becomes the load dtype (axolotl `loaders/adapter.py` `load_lora`).
-    Otherwise the dtype that was asked for with `--assume adapter_dtype=...`.
+    Otherwise the dtype that was given with `--assume adapter_dtype=...`.
     """
     rule = recipe.adapter.dtype
     if rule == "autocast":

@@ -46,7 +46,7 @@ class SeparateLlama4Experts(nn.Module):
 
 @contextmanager
 def linearised_llama4_experts(recipe: Recipe) -> Iterator[None]:
-    """While open, Llama 4 models are built with linearised experts, if the recipe asks for them."""
+    """While open, Llama 4 models are built with linearised experts, if the recipe requests them."""
     if not recipe.model.llama4_linearized_experts or not recipe.model.base.model_type.startswith("llama4"):
         yield
         return

@@ -105,7 +105,7 @@ def _pre_quantised_bnb(recipe: Recipe, own: dict[str, Any], notes: Notes) -> Qua
     if own.get("load_in_4bit"):
         text = (
             f"the 4-bit checkpoint's weights unpack to {recipe.precision.load_dtype} in backward; the checkpoint itself, "
-            "whose quantisation state is not in its configuration, decides in the end"
+            "whose quantisation state is not in its configuration, decides"
         )
         notes.append(Note(kind="assumed", key="base_model", text=text))
     quantization_config = BitsAndBytesConfig.from_dict(own)

@@ -24,7 +24,7 @@ _E4M3 = torch.float8_e4m3fn
 
 
 def prepare_fake_quantisation(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
-    """Replace all linear layers, the head too, and embeddings if they are asked for.
+    """Replace all linear layers, the head too, and embeddings if that is requested.
 
     Raises:
         ConfigError: a layer's width is no multiple of the group size: its weight has no view by groups.

@@ -46,7 +46,7 @@ def attention_without_packages(kernel: str, notes: Notes) -> Iterator[None]:
 
 
 def request_attention(config: Any, kernel: str, *, asked: bool = False) -> None:
-    """Ask for `kernel` on the configuration and its sub-configurations.
+    """Set `kernel` on the configuration and its sub-configurations.
 
     If nothing was `asked` for, `sdpa` is transformers' own default, and `eager` for a class without SDPA (gpt-oss). If
     `sdpa` is requested by name, such a class refuses it.

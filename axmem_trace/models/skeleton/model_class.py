@@ -27,7 +27,7 @@ def find_model_class(recipe: Recipe, config: Any, notes: Notes) -> tuple[Any, An
     """The class to build and the configuration to build it with (the text part, for text classes of composite types).
 
     Source: axolotl `loaders/model.py` `_set_auto_model_loader`, `_build_model` (a named `type_of_model` is taken from
-    transformers unless remote code or GPTQ is asked for); transformers `auto_factory.py` `from_config`.
+    transformers unless remote code or GPTQ is requested); transformers `auto_factory.py` `from_config`.
 
     Raises:
         ConfigError: no such class, or none for this architecture, or its code can't be imported here.

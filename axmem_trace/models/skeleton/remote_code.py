@@ -74,6 +74,6 @@ def run_own_class(reference: str, place: str) -> Any:
             problem=f"the code {reference!r} of {place} can't be loaded",
             key="trust_remote_code",
             details=(f"{type(error).__name__}: {error}",),
-            remedy="check that the repository's .py files are beside its config.json and that what they import is "
+            remedy="check that the repository's .py files are in the folder of its config.json and that what they import is "
             "installed",
         ) from error

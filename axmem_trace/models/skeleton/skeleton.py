@@ -149,7 +149,7 @@ def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class AttentionRefused(ConfigError):
-    """The model's class does not take the attention kernel that was asked for."""
+    """The model's class does not take the attention kernel that was requested."""
 
 
 def _unbuildable(recipe: Recipe, model_class: Any, error: Exception) -> ConfigError:

@@ -209,7 +209,7 @@ class Coordinator:
             self._num_available -= part.numel
 
     def release_leftovers(self) -> None:
-        """After backward: modules whose end of backward nobody reported."""
+        """After backward: modules whose end of backward was not reported."""
         while self._active:
             _, module = self._active.popitem()
             for part in (*self.parts_of(module), *self._recomputed.pop(id(module), [])):

@@ -55,7 +55,7 @@ def make_group(
 
     Args:
         parameters: those of one group of the optimizer that are trained.
-        free_bytes: of the card. If the flat buffer does not fit beside the parameters, they go to the host and back.
+        free_bytes: of the card. If the flat buffer does not fit in addition to the parameters, they go to the host and back.
     """
     ordered = [parameters[index] for index in flat_order(len(parameters), zero, num_ranks)]
     layout = Layout(tuple(each.numel() for each in ordered), num_ranks)
@@ -94,7 +94,7 @@ def aligned(tensors: Sequence[torch.Tensor], elements: int) -> list[torch.Tensor
 
 
 def _flatten_on_host(parameters: Sequence[nn.Parameter], layout: Layout, host: HostMemory) -> torch.Tensor:
-    """The card has no room for a second copy: the parameters are freed before the flat buffer arrives."""
+    """The card has no memory for a second copy: the parameters are freed before the flat buffer arrives."""
     dtype, device = parameters[0].dtype, parameters[0].device
     copies = []
     for each in parameters:

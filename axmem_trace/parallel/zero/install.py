@@ -213,7 +213,7 @@ def hidden_sizes(model: nn.Module) -> Iterator[int]:
 
 
 def _free_bytes(recipe: Recipe, recorder: Recorder) -> int:
-    """Bytes that the card has left (`available_memory`); without a named card there is always room."""
+    """Bytes that the card has left (`available_memory`); without a named card there is always enough."""
     if not recipe.gpu.memory_bytes:
         return 1 << 62
     return recipe.gpu.memory_bytes - recipe.gpu.outside_bytes - recorder.live_bytes()

@@ -146,7 +146,7 @@ class Parts:
             _all_gather(flat, own)
         done: list[bool] = []
 
-        def wait() -> None:  # it holds `pieces` until nobody waits for any of the parameters
+        def wait() -> None:  # it keeps `pieces` until nothing waits for any of the parameters
             if done:
                 return
             done.append(True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2]
 _MAKERS = {"note": (0, 1), "Note": (None, None), "RefusalNote": (None, None), "refuse": (None, 1)}
-"""Functions that make a note, and where its kind and key stand among the arguments without a name."""
+"""Functions that make a note, and the positions of its kind and key among the arguments without a name."""
 _REFUSALS = ("RefusalNote", "refuse")
 
 

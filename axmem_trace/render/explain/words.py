@@ -39,7 +39,7 @@ HOLDERS: Mapping[str, str] = {
     "other activations": "What is kept for backward outside the repeated layers and the loss.",
     "one layer's activations, recomputed": "In backward, gradient checkpointing runs one layer's forward again.",
     "dequantised weights": "A quantised weight as 16 bits, for the one product that needs it.",
-    "cuBLAS workspace": "Memory that NVIDIA's library for matrix products asks for.",
+    "cuBLAS workspace": "Memory that NVIDIA's library for matrix products allocates.",
     "gathered parameters": "Whole parameters of a layer, put together from all GPUs for a while.",
     "gradients being reduced": "Gradients on their way between GPUs.",
     "DDP's buckets of gradients": "Buffers in which DistributedDataParallel reduces gradients.",

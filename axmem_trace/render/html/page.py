@@ -102,7 +102,7 @@ def _draw(report: Report) -> str:
 
 
 def _style_of(cell: str, *, number: bool) -> str:
-    """Numbers stand on the right; an indented name keeps its indentation, and its line."""
+    """Numbers are aligned right; an indented name keeps its indentation, and its line."""
     return " class='n'" if number else " class='pre'" if cell.startswith(" ") else ""
 
 

@@ -98,7 +98,7 @@ def explain(report: Report) -> str:
         "the picture": "The run from left to right: loading, two steps, evaluation. Each point is the highest moment of a "
         "part of it. Widths are numbers of operators, not seconds, and a short phase is wider than its share. Colours are "
         "purposes; the line above them is what is reserved.",
-        "by source, by module": "Two ways to divide the same bytes. A star stands for all layers.",
+        "by source, by module": "Two ways to divide the same bytes. A star means all layers.",
         "verdict": f"“Fits with room” leaves {100 * ROOM_SHARE:.0f} % of the card free. “Tight” leaves less than the "
         "error of our own predictions. “Cannot say”: something that is not in the figures could change the answer.",
         "how exact": f"{escape(report.accuracy.text[:1].upper() + report.accuracy.text[1:])}. docs/accuracy.md has the "

@@ -1,7 +1,7 @@
 """The timeline of a page: what was allocated, stacked by purpose, with the phases as bands and the card as a line.
 
-Widths are in percent, so the picture fits any page. Each stretch of a phase gets a least width, so that the optimizer's
-few large operators can be seen beside thousands of small ones.
+Widths are in percent, so the picture fits any page. Each part of a phase gets a least width, so that the optimizer's
+few large operators can be seen among thousands of small ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BUCKETS = tuple(each.name for each in fields(Buckets))
 LEAST_POINTS = 7
-"""A stretch is as wide as this many points, at least."""
+"""A part of a phase is at least as wide as this many points."""
 MAX_CARD_RATIO = 2.5
 """A card with more memory than this multiple of the highest point is only named: its line would flatten the picture."""
 HEADROOM = 1.06

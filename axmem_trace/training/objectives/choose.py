@@ -32,7 +32,7 @@ _TRAINERS: dict[str, type[Preference]] = {
 
 
 def choose_objective(recipe: Recipe, built: BuiltModel, recorder: Recorder) -> Objective:
-    """The training method that the recipe asks for."""
+    """The training method of the recipe."""
     if recipe.objective.rollouts is not None:
         return _checked(_choose_rollouts(recipe.objective)(recipe, built, recorder), recorder)
     kind = _TRAINERS.get(recipe.objective.method)
@@ -73,7 +73,7 @@ def _checked(objective: Preference, recorder: Recorder) -> Preference:
         objective.router_loss = 0.0
         return objective
     text = (
-        "TRL adds the routers' balancing loss to this training although no key asks for it: the router logits of all layers "
+        "TRL adds the routers' balancing loss to this training although no key requests it: the router logits of all layers "
         "are kept and joined"
     )
     recorder.notes.append(Note(kind="warning", key="rl", text=text))

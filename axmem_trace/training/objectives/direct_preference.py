@@ -111,7 +111,7 @@ class DirectPreference(Preference):
         )
 
     def _weigh(self, pairs: Pairs, scored: Scored, labels: Tensor, mask: Tensor) -> Tensor:
-        """The sum of the losses asked for, each with its weight: a scalar."""
+        """The sum of the configured losses, each with its weight: a scalar."""
         names = self.settings.loss_types or ("sigmoid",)
         total: Any = 0.0
         for name, weight in zip(names, self.settings.loss_weights or (1.0,) * len(names), strict=True):

@@ -5,7 +5,7 @@ Source: axolotl 0.21 and 0.19 `core/trainers/ebft/trainer.py` (`EBFTMixin`), `co
 The features are hidden states of a frozen network: the policy without its adapters, or a copy of the whole policy. It runs
 on all generated rows at once, and then on the true answers. In bytes for each element of the hidden states (rows x tokens
 x H), bf16: 2 (L + 1) for those of all layers, 2 x 3 for the chosen ones joined, and 2 x 3 for another copy of them. With
-adapters axolotl calls the model with its head, whose logits of all positions, 2 x rows x tokens x V, nobody reads.
+adapters axolotl calls the model with its head, whose logits of all positions, 2 x rows x tokens x V, are never read.
 """
 
 from __future__ import annotations

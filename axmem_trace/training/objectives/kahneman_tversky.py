@@ -77,7 +77,7 @@ class KahnemanTversky(Preference):
         return scored.values.sum(-1)
 
     def _losses(self, chosen: Tensor, rejected: Tensor, divergence: Tensor) -> Tensor:
-        """[rows]; both kinds weigh one, as far as memory goes. Their rewards are logged."""
+        """[rows]; both kinds have the weight 1, which does not change memory. Their rewards are logged."""
         beta = self.settings.beta
         wanted = 1 - F.sigmoid(beta * (chosen - divergence))
         (beta * chosen.detach()).nansum()

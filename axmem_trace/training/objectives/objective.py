@@ -54,5 +54,5 @@ class Objective(ABC):
         return
 
     def extra_models(self) -> Mapping[str, nn.Module]:
-        """Models on the GPU beside the trained one, by the name that the report gives them: reference, teacher, ..."""
+        """Models on the GPU in addition to the trained one, by their name in the report: reference, teacher, ..."""
         return {}

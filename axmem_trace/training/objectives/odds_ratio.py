@@ -7,7 +7,7 @@ Source: TRL 1.14.1 `experimental/orpo/orpo_trainer.py`, `experimental/cpo/cpo_tr
 Chosen and rejected rows are separate and are joined on the GPU. In bytes for each element of the logits of all rows, with
 TRL's Triton kernel: forward 4 + the chosen rows' dense copy 2 + their log-softmax 2 = **8**; backward begins with
 4 + 2 = **6** and reaches **10**: the gradient of all rows, and that of the chosen ones before and after it is spread over
-all. Without the likelihood: 6 (bf16 logits beside the fp32 ones), 4 and 8.
+all. Without the likelihood: 6 (bf16 logits and fp32 ones), 4 and 8.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class JoinedPairs(Preference):
         super().__init__(recipe, built)
         self.helpers = choose_log_probabilities(self.settings)
         if not getattr(built.config, "output_router_logits", False):
-            self.router_loss = 0.0  # only where the model's configuration asks for it, which DPO does not require
+            self.router_loss = 0.0  # only where the model's configuration requests it, which DPO does not require
 
     def make_batch(self, recipe: Recipe, rows: int, row_tokens: int) -> Batch:
         """Ids, mask and labels of each side, and the prompt's, which are never read; int64."""

@@ -93,7 +93,7 @@ class SecondModel(ReferenceModel):
 
 
 def make_reference(recipe: Recipe, built: BuiltModel) -> ReferenceModel:
-    """The one that the recipe asks for."""
+    """The one of the recipe."""
     kind, policy = recipe.objective.reference.kind, built.module
     if built.reference is not None:
         return SecondModel(policy, built, recipe)

@@ -45,7 +45,7 @@ class Scorer(Protocol):
             model: the model itself.
             call: what the forward is called with; `input_ids` [rows, tokens] are scored.
             mask: int64 [rows, tokens], 1 for the tokens of the completion.
-            entropy: ask for entropies as well.
+            entropy: entropies are computed too.
         """
         ...
 
@@ -106,5 +106,5 @@ def score_tiles(
 
 
 def choose_scorer(objective: Objective, precision: Precision) -> Scorer:
-    """The one that the recipe asks for."""
+    """The one of the recipe."""
     return TiledScorer(precision) if objective.chunked else LogitScorer(choose_log_probabilities(objective))

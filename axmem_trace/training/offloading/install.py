@@ -1,4 +1,4 @@
-"""`install_offloading`: set up the offloading that the recipe asks for, around the training steps."""
+"""`install_offloading`: set up the recipe's offloading, around the training steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ StepContext = Callable[[], AbstractContextManager[None]]
 
 @contextmanager
 def install_offloading(site: Site) -> Iterator[StepContext]:
-    """While open, the model is set up for the offloading that the recipe asks for. Yields the steps' context.
+    """While open, the model is set up for the recipe's offloading. Yields the steps' context.
 
     It is closed before the site's own stack: what is offloaded then comes back.
     """
@@ -106,7 +106,7 @@ def _install_activations(site: Site, stack: ExitStack) -> StepContext:
     model, kind = site.model, site.recipe.checkpointing.offload
     adapted = site.recipe.adapter.kind != "none"
     if kind == "disk":
-        text = "axolotl 0.19 runs `disk` as `true`: its patch for the disk asks for another value and is never applied"
+        text = "axolotl 0.19 runs `disk` as `true`: its patch for the disk looks for another value and is never applied"
         site.note(Note(kind="warning", key="activation_offloading", text=text))
     kept_on_gpu = frozenset() if adapted else frozenset(each.untyped_storage()._cdata for each in model.parameters())
     offload = ActivationOffload(site.context.recorder, streams=kind != "legacy", kept_on_gpu=kept_on_gpu)

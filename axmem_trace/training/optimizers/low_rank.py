@@ -73,7 +73,7 @@ def _as(basis: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def random_basis(gradient: torch.Tensor, rank: int, side: str) -> torch.Tensor:
     """apollo_torch 1.0.3, random_projector.py, `GradientProjector.get_orthogonal_matrix`: a normal matrix made in fp32,
-    beside an fp32 copy of the gradient that only its shape is read from."""
+    and an fp32 copy of the gradient, of which only the shape is read."""
     half = gradient.dtype != torch.float32
     matrix = gradient.data.float() if half else gradient.data
     shape = (matrix.shape[0], rank) if side == "left" else (rank, matrix.shape[1])

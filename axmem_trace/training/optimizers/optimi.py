@@ -42,7 +42,7 @@ class _Optimi(RebuiltOptimizer):
 
 
 class OptimiAdamW(_Optimi):
-    """optimi/adam.py, `_single_adam`, which axolotl asks for (`foreach=False`): one temporary at a time; the gradient's
+    """optimi/adam.py, `_single_adam`, which axolotl selects (`foreach=False`): one temporary at a time; the gradient's
     memory holds the weight before the step."""
 
     def _update_group(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:

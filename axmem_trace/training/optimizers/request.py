@@ -21,7 +21,7 @@ ParamGroups = list[dict[str, Any]]
 
 @dataclass
 class Request:
-    """The optimizer that a recipe asks for, and the module whose trainable parameters it updates.
+    """The optimizer of a recipe, and the module whose trainable parameters it updates.
 
     `name` is the canonical name (aliases resolved). Hyperparameters that do not change memory keep the library's defaults.
     """

@@ -73,7 +73,7 @@ class SinkGD(LowBitAdamW):
     `sinkgd_spectral_norm`, and a norm with `sinkgd_md_sphere`), the rest steps with 8-bit AdamW.
 
     A matrix' update alternates row and column norms over copies of the gradient in its dtype: one copy is read and
-    one is written. The Triton kernels (`sinkgd_fused_kernel`) work in one buffer, with fp32 vectors beside it.
+    one is written. The Triton kernels (`sinkgd_fused_kernel`) work in one buffer, with fp32 vectors in addition.
     """
 
     def __init__(self, groups: ParamGroups, *, iterations: int, spectral: bool, sphere: bool, fused_from: int) -> None:

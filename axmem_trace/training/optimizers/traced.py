@@ -88,7 +88,7 @@ class TracedOptimizer:
             yield alone, tensor, device_of(tensor)
 
     def state_bytes(self, device: Device = "gpu") -> int:
-        """Bytes of all state in one kind of memory, as asked for (not rounded to allocator blocks)."""
+        """Bytes of all state in one kind of memory, as requested (not rounded to allocator blocks)."""
         return sum(tensor.untyped_storage().nbytes() for _, tensor, memory in self.state_tensors() if memory == device)
 
     @property

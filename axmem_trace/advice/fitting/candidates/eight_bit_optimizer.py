@@ -1,7 +1,7 @@
 """An 8-bit optimizer keeps its states with one byte for each number instead of four.
 
 Blocks of numbers share a scale, so updates differ a little from those of the 32-bit form. Small tensors (under 4,096
-elements) keep 32 bits. The paged form also lives in managed memory, outside PyTorch's allocator.
+elements) keep 32 bits. The paged form is also in managed memory, outside PyTorch's allocator.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Layer offloading keeps frozen layers in host memory and brings them to the card one after another.
+"""Layer offloading keeps frozen layers in host memory and copies them to the card one after another.
 
 It is for adapters: layers that train stay. In each step all frozen weights pass over PCIe twice.
 """
