@@ -56,7 +56,7 @@ def read_run(run: Mapping[str, Any]) -> Case:
     try:
         translate = TRANSLATIONS.get(source)
         if run["n_gpus"] != 1 and source not in ON_MANY_GPUS:
-            raise CannotExpress(f"{run['n_gpus']} GPUs: how this trainer spreads a run is not said here yet")
+            raise CannotExpress(f"{run['n_gpus']} GPUs: how this trainer divides a run is not translated")
         if translate is None:
             raise CannotExpress(OWN_MODEL_CODE.get(source, f"no translation for runs of {source}"))
         case.update(translate(run))

@@ -173,6 +173,34 @@ def write_differences(rows: Sequence[Row]) -> str:
     )
 
 
+def write_many(rows: Iterable[Row]) -> str:
+    """Runs on several GPUs. The errors are not explained one by one."""
+    titles = (
+        "run",
+        "model, kernels, method, transformers x GPUs",
+        "figure",
+        "predicted (GiB)",
+        "measured (GiB)",
+        "error",
+    )
+    return table(
+        titles,
+        "lllrrr",
+        (
+            (
+                row.id,
+                row.line,
+                QUANTITIES[row.quantity],
+                f"{row.predicted / GIB:.3f}",
+                f"{row.measured / GIB:.3f}",
+                f"{row.error:+.2%}".replace("%", " %"),
+            )
+            for row in rows
+            if row.predicted
+        ),
+    )
+
+
 def write_did_not_fit(rows: Iterable[Row]) -> str:
     return table(
         ("run", "predicted (GiB)", "verdict"),
@@ -209,8 +237,9 @@ def write_missing(rows: Iterable[Row]) -> str:
 
 def make_blocks(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """Name and content of each block of the README."""
-    runs = [row for row in rows if "-oom-" not in row.id]
-    yield "summary", write_summary(rows)
+    alone = [row for row in rows if row.num_gpus <= 1]
+    runs = [row for row in alone if "-oom-" not in row.id]
+    yield "summary", write_summary(alone)
     for name, sources in (
         ("fms", ("fms",)),
         ("notebook", ("answerai", "probes")),
@@ -219,9 +248,10 @@ def make_blocks(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         ("axolotl", ("axolotl",)),
     ):
         yield name, write_runs(row for row in runs if row.source in sources)
-    yield "lines", write_lines(rows)
-    yield "differences", write_differences(rows)
-    yield "did not fit", write_did_not_fit(rows)
+    yield "many", write_many(row for row in rows if row.num_gpus > 1 and "-oom-" not in row.id)
+    yield "lines", write_lines(alone)
+    yield "differences", write_differences(alone)
+    yield "did not fit", write_did_not_fit(alone)
     yield "missing", write_missing(rows)
 
 

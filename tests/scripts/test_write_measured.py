@@ -11,13 +11,13 @@ SCRIPT = load_script("write_measured")
 GIB = 1 << 30
 
 
-def make_row(name: str, predicted: float, measured: float, quantity: str = "allocated", **rest):
+def make_row(name: str, predicted: float, measured: float, quantity: str = "allocated", num_gpus: int = 1, **rest):
     source = name.split("-")[0] if "-" in name else "probes"
     return SCRIPT.Row(
         id=name,
         source=source,
         quality="A",
-        num_gpus=1,
+        num_gpus=num_gpus,
         quantity=quantity,
         measured=measured * GIB,
         predicted=int(predicted * GIB),
@@ -31,7 +31,8 @@ ROWS = [
     make_row("probe LoRA r8 q,v, GC 512", 2, 2, "load"), make_row("peft-r8-torch1-x", 3, 3, "reserved"),
     make_row("msswift24-q", 8, 10, "reserved"), make_row("axolotl-x", 20, 30, "reserved"),
     make_row("fms-oom-f-L1", 81, 79, "device"), make_row("fms-oom-f-L2", 79, 79, "device"),
-    make_row("fms-c", 0, 8, reason="2 GPUs: no"), make_row("fms-d", 0, 8, reason="4 GPUs: no"),
+    make_row("fms-c", 0, 8, num_gpus=2, reason="2 GPUs: no"), make_row("fms-d", 0, 8, num_gpus=4, reason="4 GPUs: no"),
+    make_row("fms-e", 9, 10, num_gpus=2, line="m x 2"), make_row("fms-oom-f-L3", 99, 79, "device", num_gpus=2),
 ]  # fmt: skip
 
 
@@ -53,6 +54,11 @@ def test_lines_and_reasons(blocks):
     # (4, 10) and (8, 14): one a row from 6; (4, 10.1) and (8, 14): 0.975 a row
     assert "| x | 6.000 | 6.200 | 1.0000 | 0.9750 |" in blocks["lines"]
     assert "| two to eight GPUs: no | 2: fms-c, fms-d |" in blocks["missing"]
+
+
+def test_runs_on_several_gpus_have_a_table_of_their_own(blocks):
+    assert blocks["many"].splitlines()[2:] == ["| fms-e | m x 2 | max_allocated | 9.000 | 10.000 | -10.00 % |"]
+    assert "fms-e" not in "".join(text for name, text in blocks.items() if name != "many")
 
 
 def test_what_did_not_fit(blocks):
