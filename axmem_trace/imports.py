@@ -3,7 +3,7 @@
 A plain import of torch, transformers, peft and bitsandbytes spends half its CPU time on two things that no estimate
 needs: bitsandbytes calls `torch.compile` while it is imported (`backends/default/ops.py`, `_try_torch_compile`),
 which imports Inductor and about 550 more modules; and Python's collector walks the objects of 3,300 modules again and
-again, and once more when the process ends. No torch here: this is where it is imported.
+again, and a last time when the process ends. No torch here: this is where it is imported.
 """
 
 from __future__ import annotations

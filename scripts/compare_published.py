@@ -6,7 +6,7 @@ DIRECTORY holds `runs.json` and, where there are, `activation_probes.json` and `
 expressed, or whose record lacks what is needed, are listed with the reason. Each estimate takes some seconds; `--cache
 DIR` remembers them for as long as neither the package nor the translation of the run changes, `--jobs N` runs N at a time.
 
-exit codes: 0 compared; 1 an estimate stopped by an error of ours; 2 the files can't be read
+exit codes: 0 compared; 1 an estimate stopped by an error of this package; 2 the files can't be read
 """
 
 from __future__ import annotations

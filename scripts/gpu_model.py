@@ -70,7 +70,7 @@ def _build_reference(recipe: Recipe, device: str) -> nn.Module | None:
 
 
 def warm_up(model: nn.Module, device: str, hf_quantizer: Any) -> None:
-    """transformers' own `caching_allocator_warmup`: one block as large as the model, given back at once."""
+    """transformers' own `caching_allocator_warmup`: one block as large as the model, freed immediately."""
     from transformers import modeling_utils
 
     if torch.device(device).type == "cuda":

@@ -27,8 +27,8 @@ def world_size() -> int:
 
 
 def num_fake_ranks() -> int:
-    """Ranks of PyTorch's `fake` process group, of which this process is rank 0; 0 without it. Its exchanges return at once,
-    so values are wrong, and memory is right but for NCCL's."""
+    """Ranks of PyTorch's `fake` process group, of which this process is rank 0; 0 without it. Its exchanges return
+    immediately, so values are wrong, and memory is right except NCCL's."""
     return int(os.environ.get("FAKE_RANKS", "0"))
 
 

@@ -149,7 +149,7 @@ def run_real(program: Path, lib: Path, text: str, capacity_bytes: int, moves: Se
     """What PyTorch does; None where it refuses the settings.
 
     Raises:
-        RuntimeError: it met another CUDA than ours, or did not start.
+        RuntimeError: it found another CUDA than this script's, or did not start.
     """
     environment = {
         **os.environ,

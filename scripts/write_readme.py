@@ -204,7 +204,7 @@ WRITERS: dict[str, Callable[[], str]] = {
 
 
 def rewrite(text: str, only: str = "") -> str:
-    """The text with every generated part made anew; `only` one of them, by name."""
+    """The text with every generated part made again; `only` one of them, by name."""
 
     def write(name: str, body: str) -> str:
         if only and name != only:

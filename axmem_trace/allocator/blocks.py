@@ -140,7 +140,7 @@ class BlockPool:
         return self._cut(bisect_left(self.keys, self.sizes[address] << ADDRESS_BITS | address), size)
 
     def _cut(self, position: int, size: int) -> tuple[int, int]:
-        """Removes a free block, but for its rest if that is large enough (`alloc_found_block`)."""
+        """Removes a free block, except its rest if that is large enough (`alloc_found_block`)."""
         keys = self.keys
         key = keys[position]
         address, found = key & ADDRESS_MASK, key >> ADDRESS_BITS

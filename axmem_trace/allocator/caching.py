@@ -236,7 +236,7 @@ class CachingAllocator:
 
     def _collect_garbage(self) -> None:
         """`garbage_collection_threshold`: above it, frees the free segments that were idle for longest
-        (`garbage_collect_cached_blocks`). Those that are expandable are spared."""
+        (`garbage_collect_cached_blocks`). Expandable ones are kept."""
         target = self.accounts.reserved_bytes - self._garbage_bytes
         if target <= 0 or self.expandable is not None:
             return

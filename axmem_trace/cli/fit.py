@@ -1,4 +1,4 @@
-"""`axmem_trace fit`: what makes a run fit its card. The story is written to standard error, the patch to standard output."""
+"""`axmem_trace fit`: what makes a run fit its card. The explanation goes to standard error, the patch to standard output."""
 
 from __future__ import annotations
 

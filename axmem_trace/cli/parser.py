@@ -82,7 +82,7 @@ def build_compare_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         dest="tries",
-        help="the first configuration once more with these keys changed; may be repeated",
+        help="the first configuration again, with these keys changed; may be repeated",
     )
     add_run_arguments(parser)
     add("--format", choices=("text", "markdown", "json"), default="text", help="default: text")
@@ -95,8 +95,8 @@ def build_fit_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="axmem_trace fit",
         description="What makes a run fit its card: each change estimated, the gentlest set that fits as a YAML patch.",
-        epilog="standard output has the patch only; the story is on standard error. exit codes: 0 it fits, as it is or with "
-        "the patch; 2 as of an estimate; 3 nothing that is allowed makes it fit; 4 cannot say",
+        epilog="standard output has the patch only; the explanation is on standard error. exit codes: 0 it fits as it is or "
+        "with the patch; 2 as of an estimate; 3 nothing that is allowed makes it fit; 4 cannot say",
         allow_abbrev=False,
     )
     add = parser.add_argument

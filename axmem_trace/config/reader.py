@@ -102,7 +102,7 @@ def read_recipe(
     Args:
         config: path of an axolotl YAML file, or its content as a mapping.
         overrides: `--set`: `key=value` with dots for nesting and YAML values, or a mapping.
-        assumptions: `--assume`: likewise; the keys are those of `ASSUMPTIONS`.
+        assumptions: `--assume`: in the same forms; the keys are those of `ASSUMPTIONS`.
         gpu: the target card, by name or size, and how many (`4 x A100-40GB`); empty: an unnamed one that computes in bf16.
         num_gpus: how many of them each machine has; 0: as in `gpu`, else the smallest number for the configuration.
         num_nodes: how many machines.

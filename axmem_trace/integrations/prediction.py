@@ -22,7 +22,7 @@ _OF_THIS_RUN = tuple(
     RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK ROLE_RANK ROLE_WORLD_SIZE MASTER_ADDR MASTER_PORT
     """.split()
 )
-"""Variables that would make the estimate believe that it is a rank of the run."""
+"""Variables that would make the estimate run as a rank of the run."""
 _PREFIXES_OF_THIS_RUN = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "PARALLELISM_CONFIG_")
 
 

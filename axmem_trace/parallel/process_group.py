@@ -1,4 +1,4 @@
-"""One rank of many in this process: PyTorch's `fake` process group, whose collectives return at once, on meta."""
+"""One rank of many in this process: PyTorch's `fake` process group, whose collectives return immediately, on meta."""
 
 from __future__ import annotations
 

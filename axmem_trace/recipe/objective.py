@@ -46,7 +46,7 @@ class Rollouts:
     """How often each generated batch is trained on."""
     num_generations: int = 8
     scores_old_policy: bool = False
-    """The policy's own log-probabilities are computed once more, in chunks of a micro-batch, before training on them."""
+    """The policy's own log-probabilities are computed again, in chunks of a micro-batch, before training on them."""
     corrects_sampling: bool = False
     """The engine also returns log-probabilities, from which a weight for each token is computed."""
     temperature: float = 1.0

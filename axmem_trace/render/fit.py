@@ -1,4 +1,4 @@
-"""The story of `fit` as text."""
+"""What `fit` found, as text."""
 
 from __future__ import annotations
 

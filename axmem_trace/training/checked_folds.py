@@ -2,7 +2,7 @@
 
 What is checked with a model that is one period longer does not depend on the number of tokens, as long as everything but
 sizes is the same: which events follow each other, in which layers, and which sizes outside of layers grow with each
-period. Every recording is still made and divided anew, so that nothing that is kept can make a size wrong.
+period. Every recording is still made and divided, so that nothing that is kept can make a size wrong.
 """
 
 from __future__ import annotations

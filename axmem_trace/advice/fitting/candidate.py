@@ -14,9 +14,9 @@ class Grade(IntEnum):
     """The price of a change, from the gentlest to the hardest. A set is as hard as the hardest change in it."""
 
     FREE = 0
-    """Nothing known: the same results but for rounding, at about the same speed."""
+    """Nothing known: the same results except for rounding, at about the same speed."""
     SLOWER = 1
-    """The same results but for rounding; steps take longer."""
+    """The same results except for rounding; steps take longer."""
     HOST = 2
     """The same results; data moves between host and card in each step, and host memory is needed."""
     NUMERIC = 3

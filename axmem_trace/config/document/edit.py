@@ -17,7 +17,7 @@ ADDED = "# added by axmem_trace fit"
 def edit_yaml(text: str, settings: Mapping[str, Any]) -> str:
     """The text with top-level keys set. Keys that it does not have are added at its end.
 
-    A text that can't be edited in place (one line in braces, aliases for the value of a key) is written anew, without its
+    A text that can't be edited in place (one line in braces, aliases for the value of a key) is written again, without its
     comments.
 
     >>> print(edit_yaml("a: 1  # one\\nb: 2\\n", {"a": 3, "c": [4]}), end="")

@@ -149,8 +149,8 @@ _SHORT_WORD, _LONG_WORD = 4, 7
 def nearest_key(name: str, known: Iterable[str]) -> str:
     """The known key of which `name` is a typing error, or nothing.
 
-    Both must have the same words but for one letter each (two in words of seven letters and more; none in words of
-    fewer than four, and in words with numbers), or be the same without underscores and capitals.
+    Both must have the same words, with at most one wrong letter each (two in words of seven letters and more; none in
+    words of fewer than four, and in words with numbers), or be the same without underscores and capitals.
 
     >>> nearest_key("micro_batch_sise", ["micro_batch_size"]), nearest_key("learningRate", ["learning_rate"])
     ('micro_batch_size', 'learning_rate')

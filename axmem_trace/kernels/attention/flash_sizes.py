@@ -84,7 +84,7 @@ def flash2_varlen_backward(
     itemsize: int = 2,
     deterministic_splits: int = 1,
 ) -> Blocks:
-    """The same for rows of samples without padding: 128 spare rows for each sample.
+    """The same for rows of samples without padding: 128 additional rows for each sample.
 
     Source: flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp, `mha_varlen_bwd`.
     """

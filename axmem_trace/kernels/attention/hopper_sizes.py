@@ -84,7 +84,7 @@ def varlen_backward_scratch(
     total_keys: int,
     longest: int = 0,
 ) -> Blocks:
-    """Rows of samples without padding: one spare tile per sample. `longest`: queries of the longest, for semaphores."""
+    """Rows of samples without padding: one additional tile per sample. `longest`: queries of the longest, for semaphores."""
     rows = round_up(total_queries + samples * tile.queries, tile.queries)
     cluster_keys = tile.keys * tile.cluster
     columns = round_up(total_keys + samples * cluster_keys, cluster_keys)

@@ -1,4 +1,4 @@
-"""axolotl's tiled MLP: the MLP run on slices of the tokens, and once more, slice by slice, in backward.
+"""axolotl's tiled MLP: the MLP runs on slices of the tokens, and again, slice by slice, in backward.
 
 Source: axolotl 0.19 `monkeypatch/tiled_mlp/base.py` (`TiledMLP`), `patch.py` (`patch_tiled_mlp`).
 """

@@ -25,7 +25,7 @@ def adapters_of_quantised_experts(model: nn.Module) -> Iterator[None]:
     - Two wrappers around one module: the outer one opens torch's cache of parametrised weights, and what the inner one
       reads while it registers its adapter would stay there without the adapter. axolotl drops that entry.
     - peft 0.21 leaves its `_LoraFactorsProxy` on a weight that has another parametrisation, here bitsandbytes' one:
-      each forward would add the adapter once more, and the next micro-batch ends with an error. axolotl removes it.
+      each forward would add the adapter again, and the next micro-batch ends with an error. axolotl removes it.
     """
     from peft.tuners.lora import layer as lora
 

@@ -26,8 +26,8 @@ def next_power_of_2(number: int) -> int:
 
 
 def chunk_rows(hidden: torch.Tensor, weight: torch.Tensor) -> int:
-    """How many rows of hidden [rows, width] meet the head [vocabulary, width] at once: their logits are to have about as
-    many elements as `hidden`."""
+    """How many rows of hidden [rows, width] are multiplied together with the head [vocabulary, width]: so many that their
+    logits have about as many elements as `hidden`."""
     (rows, width), vocabulary = hidden.shape, weight.shape[0]
     return next_power_of_2(-(-rows // -(-vocabulary // width)))
 

@@ -132,7 +132,7 @@ class Made:
 
     def keep(self) -> Tensors:
         """What DoRA keeps: magnitude, scale and sum. If the output was made from a sum without a name, the sum is
-        computed once more."""
+        computed again."""
         if self.base is None or self.adapter is None:
             return None, None, None
         combined = self.base + self.adapter if self.combined is None else self.combined
@@ -154,7 +154,7 @@ def project_forward(
     """One projection's output, [..., out], from x [..., in].
 
     Args:
-        sums_again: with DoRA, the sum of base and adapter is made for the output and once more to be kept (`LoRA_QKV`,
+        sums_again: with DoRA, the sum of base and adapter is made for the output and a second time to be kept (`LoRA_QKV`,
             and gate and up of `LoRA_MLP`).
     """
     if projection.magnitude is None:

@@ -17,7 +17,7 @@ CHUNK_TOKENS = 1024
 
 class FusedLinearDistillation(torch.autograd.Function):
     """Keeps the gradients of hidden states and head. The head's gradient is made even if the head does not train, and
-    once more for each chunk before it is added. A chunk's logits exist three times: in the head's dtype, in fp32 for
+    again for each chunk before it is added. A chunk's logits exist three times: in the head's dtype, in fp32 for
     the gradient into which the teacher's few tokens are scattered, and as the gradient."""
 
     @staticmethod

@@ -115,7 +115,7 @@ def _pre_quantised_bnb(recipe: Recipe, own: dict[str, Any], notes: Notes) -> Qua
 _KERNELS_OF_PACKED = {
     "torch": "which of its kernels trains is decided on the GPU: these figures unpack each weight as its torch kernel does "
     "when nothing is compiled, through one-byte integers, and backward keeps the unpacked weight",
-    "triton": "AutoGPTQ's Triton kernel is assumed, which unpacks each weight once more for backward",
+    "triton": "AutoGPTQ's Triton kernel is assumed, which unpacks each weight again for backward",
 }
 
 

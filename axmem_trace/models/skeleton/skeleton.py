@@ -100,7 +100,7 @@ _INITIALISERS = tuple(
 
 @contextmanager
 def _no_initialisation() -> Iterator[None]:
-    """While open, the functions of `torch.nn.init` return at once: on meta they have no effect, but take time."""
+    """While open, the functions of `torch.nn.init` return immediately: on meta they have no effect, but take time."""
 
     def leave_alone(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return tensor

@@ -33,7 +33,7 @@ def cast_model(model: nn.Module, dtype: torch.dtype, *, buffers: bool) -> None:
 
 
 def divide_base(built: BuiltModel, parts: Parts, recorder: Recorder) -> None:
-    """`zero.Init`: a module's parameters are made whole on the GPU and divided; then each module is gathered once more
+    """`zero.Init`: a module's parameters are made whole on the GPU and divided; then each module is gathered again
     to receive the checkpoint's weights. Adapters, which come later, are whole."""
     model = built.module
     modules = {fact.name: fact.module for fact in built.facts.tensors if fact.role == "weight"}
@@ -53,7 +53,7 @@ def divide_made(
     role: Role = "weight",
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Each module's parameters are made, divided, and gathered once more for the checkpoint's weights.
+    """Each module's parameters are made, divided, and gathered again for the checkpoint's weights.
 
     Args:
         names: which parameters, each with the module that the ledger names.

@@ -79,7 +79,7 @@ def _install_layers(site: Site, stack: ExitStack) -> list[StepContext]:
 
 
 def _install_selective(stack: ExitStack, model: Any, recipe: Recipe, recorder: Recorder) -> None:
-    """Checkpointing is switched on once more, with a `context_fn` that knows the recorder."""
+    """Checkpointing is switched on again, with a `context_fn` that knows the recorder."""
     checkpointing = recipe.checkpointing
     offload = SelectiveOffload(recorder, make_policy(model, checkpointing))
     switch_on(model, {**checkpointing.kwargs, "use_reentrant": False, "context_fn": offload.make_contexts})

@@ -35,7 +35,7 @@ class Lomo(RebuiltOptimizer):
 
     @torch.no_grad()
     def update_pending(self) -> None:
-        """Updates what has a gradient; LOMO calls it once more after backward, for the last one."""
+        """Updates what has a gradient; LOMO calls it again after backward, for the last one."""
         waiting = [parameter for parameter in self._pending if parameter.grad is None]
         for parameter in self._pending:
             if parameter.grad is not None:

@@ -143,7 +143,7 @@ def step_in_backward(request: Request, groups: ParamGroups, make: Any) -> list[t
         make: from a list of one group to an optimizer.
 
     Gradients that are accumulated are a reason why the run can't run, as transformers refuses them
-    (`_setup_low_rank_optimizer`). In the figures each micro-batch steps by itself, as its gradients are dropped at once.
+    (`_setup_low_rank_optimizer`). In the figures each micro-batch steps by itself, as its gradients are dropped immediately.
     """
     if request.recipe.batch.gradient_accumulation_steps != 1:
         text = f"the run stops: transformers refuses {request.name} with gradient accumulation (in the figures each "

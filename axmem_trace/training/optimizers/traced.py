@@ -38,7 +38,7 @@ class TracedOptimizer:
         after_backward: to be called after each backward pass; only LOMO does something then.
         releases_gradients: hooks free each gradient as soon as backward has made it, so there is nothing to clip.
         replaces_parameters: the step gives parameters new storages (GaLore's 8-bit steps), so weights have to be
-            registered anew after it.
+            registered again after it.
     """
 
     name: str

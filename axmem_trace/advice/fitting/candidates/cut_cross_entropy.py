@@ -1,8 +1,8 @@
 """Cut Cross Entropy calculates the loss in tiles of the vocabulary and never holds the logits.
 
 Logits and their gradient are often the largest tensors of a step: tokens x vocabulary, several times, partly in fp32. This
-loss needs axolotl's plugin and the package `cut-cross-entropy`, and training in bf16 or fp16. The loss is the same but for
-rounding.
+loss needs axolotl's plugin and the package `cut-cross-entropy`, and training in bf16 or fp16. The loss is the same,
+except for rounding.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Liger's fused linear cross entropy calculates logits, loss and their gradients in chunks of tokens.
 
 It never holds all logits in training; evaluation still does. It needs axolotl's plugin and the package `liger-kernel`. The
-loss is the same but for rounding.
+loss is the same except for rounding.
 """
 
 from __future__ import annotations

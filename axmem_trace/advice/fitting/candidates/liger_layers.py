@@ -1,6 +1,6 @@
 """Liger's kernels for norms, rotary embedding and the gated MLP keep fewer tensors for backward.
 
-They need axolotl's plugin and the package `liger-kernel`. The results are the same but for rounding.
+They need axolotl's plugin and the package `liger-kernel`. The results are the same except for rounding.
 """
 
 from __future__ import annotations
