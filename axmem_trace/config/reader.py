@@ -11,7 +11,7 @@ from axmem_trace.catalogue.lookup import HubUse
 from axmem_trace.config.alternatives import find_alternatives
 from axmem_trace.config.assumptions import apply_assumptions
 from axmem_trace.config.axolotl import choose_release
-from axmem_trace.config.derive.adapter import derive_adapter, derive_freezing
+from axmem_trace.config.derive.adapter import derive_adapter
 from axmem_trace.config.derive.attention import derive_attention
 from axmem_trace.config.derive.base_model import derive_base_model
 from axmem_trace.config.derive.batch import derive_batch
@@ -19,8 +19,10 @@ from axmem_trace.config.derive.checkpointing import derive_checkpointing
 from axmem_trace.config.derive.device_map import derive_placement
 from axmem_trace.config.derive.evaluation import derive_evaluation
 from axmem_trace.config.derive.fake_quantisation import derive_fake_quantisation
+from axmem_trace.config.derive.freezing import derive_freezing
 from axmem_trace.config.derive.hardware import derive_allocator, derive_gpu, derive_margin, read_count
-from axmem_trace.config.derive.loss import derive_kernels, derive_loss
+from axmem_trace.config.derive.kernels import derive_kernels
+from axmem_trace.config.derive.loss import derive_loss
 from axmem_trace.config.derive.model_kwargs import note_model_kwargs
 from axmem_trace.config.derive.nccl import derive_nccl_bytes
 from axmem_trace.config.derive.objective import (

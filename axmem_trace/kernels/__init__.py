@@ -1,1 +1,10 @@
-"""Kernels for which meta differs from a GPU: one rule for each, and what is installed around a trace."""
+"""Kernels for which meta differs from a GPU: one rule for each, and what is installed around a trace.
+
+install       the table of all rules, and all installers in their order
+core/         torch's own operators: matrix products, softmax and cross-entropy, normalisation, `foreach` (optimizers), ...
+attention/    SDPA, FlashAttention 2 to 4, flex, xformers, SageAttention
+losses/       losses that axolotl replaces: cut cross-entropy, chunks, distillation, log-probabilities
+liger/, lora/, axolotl/    layers that Liger and axolotl replace
+bitsandbytes/, experts/, scans/    4 and 8 bit; mixture of experts; Mamba, gated delta rule, RWKV
+older/        what only older releases of the libraries do
+"""

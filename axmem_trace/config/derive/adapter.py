@@ -1,5 +1,4 @@
-"""The adapter and what is frozen. Source: axolotl `loaders/adapter.py` `_build_peft_lora_config`, `load_lora`,
-`load_llama_adapter`; `train.py` (`unfrozen_parameters`); `utils/callbacks/lisa.py`; `integrations/spectrum`."""
+"""The adapter. Source: axolotl `loaders/adapter.py` `_build_peft_lora_config`, `load_lora`, `load_llama_adapter`."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Any, Literal
 from axmem_trace.config.derive.relora import restart_steps
 from axmem_trace.config.derive.saved_adapter import SavedAdapter, read_saved_adapter
 from axmem_trace.config.document.draft import Draft
-from axmem_trace.recipe.recipe import Adapter, Freezing
+from axmem_trace.recipe.recipe import Adapter
 
 
 def derive_adapter(draft: Draft) -> Adapter:
@@ -31,20 +30,6 @@ def derive_adapter(draft: Draft) -> Adapter:
         text = f"`adapter: {kind}` is built by a plugin: estimated as a LoRA of the same rank and targets"
         draft.note("not_modelled", "adapter", text, direction="either")
     return _lora(draft, "qlora" if kind == "qlora" else "lora", read_saved_adapter(draft))
-
-
-def derive_freezing(draft: Draft) -> Freezing:
-    """`Freezing` from the keys."""
-    lisa = draft.get("lisa_n_layers") or 0 if draft.get("lisa_step_interval") else 0
-    if draft.get("lisa_n_layers") and not lisa:
-        text = "`lisa_n_layers` has no effect without `lisa_step_interval`"
-        draft.note("warning", "lisa_n_layers", text)
-    spectrum = draft.get("spectrum_top_fraction") if "spectrum" in draft.plugins else 0.0
-    return Freezing(
-        unfrozen=tuple(draft.get("unfrozen_parameters") or ()),
-        lisa_layers=lisa,
-        spectrum_top_fraction=float(spectrum or 0.0),
-    )
 
 
 def _lora(draft: Draft, kind: Literal["lora", "qlora"], saved: SavedAdapter) -> Adapter:
