@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
 
+from axmem_trace.recipe.model import EXPERT_COUNTS
 from axmem_trace.recipe.parallel import engine_name
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report.verdict import MEASURED_ERROR, MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS
@@ -22,7 +23,6 @@ DEFAULT, EXPANDABLE = "PyTorch's default allocator", "expandable segments"
 
 _PLAIN_LOSSES = ("native", "shifted_copy", "upcast_shifted_copy", "half_shifted_copy", "none")
 _FUSED_LOSSES = ("liger_cross_entropy", "liger_fused_linear", "cut_cross_entropy")
-_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _WEIGHTS = (16, 8, 3, 4, 2, 1)
 """What a difference in each part of a kind counts when the nearest one is looked for."""
 _ONE_OR_MANY = 8
@@ -128,7 +128,7 @@ def _model(recipe: Recipe) -> str:
         return "classifier"
     config = recipe.model.base.config
     parts = [config, config.get("text_config") or {}]
-    counts = [part.get(key) for part in parts for key in _EXPERT_KEYS]
+    counts = [part.get(key) for part in parts for key in EXPERT_COUNTS]
     return "experts" if any(isinstance(count, int) and count > 1 for count in counts) else "text"
 
 

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from axmem_trace.allocator.reservation import Reservation
-from axmem_trace.ledger import BUCKETS, NEVER, Bucket, Device, Ledger, Role
-from axmem_trace.ledger.spans import Survey, most_alive, survey
+from axmem_trace.ledger import Ledger
+from axmem_trace.ledger.spans import survey
 from axmem_trace.model_facts import ModelFacts
 from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.recipe.lines import notes_in_place
 from axmem_trace.recipe.pins import find_other_libraries
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report.accuracy import find_accuracy, find_kind
+from axmem_trace.report.dtypes import make_dtypes
 from axmem_trace.report.engine import make_engine
-from axmem_trace.report.holders import list_holders, name_holder
+from axmem_trace.report.holders import list_holders
 from axmem_trace.report.modules import make_module_rows
 from axmem_trace.report.moments import make_moments
+from axmem_trace.report.peak import make_out_of_memory, make_peak
 from axmem_trace.report.phases import make_phases, make_timeline
 from axmem_trace.report.ranks import RankRun, make_division, make_ranks
 from axmem_trace.report.report import Report
+from axmem_trace.report.resident import make_elsewhere, make_resident
 from axmem_trace.report.run_types import AxolotlRelease, BatchShape, Choice, ModelSummary, Refusal, TargetGpu
-from axmem_trace.report.types import AfterLoad, Buckets, DtypeRow, Elsewhere, Host, OutOfMemory, Peak, Resident
+from axmem_trace.report.types import AfterLoad, Buckets, Host
 from axmem_trace.report.verdict import bytes_besides_activations, judge, name_verdict
 from axmem_trace.report.warn import note_costly_evaluation, note_other_libraries
 from axmem_trace.report.wording import describe_run
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 def make_report(
@@ -57,10 +55,10 @@ def make_report(
             rank's.
     """
     found = survey(ledger)
-    peak = _make_peak(recipe, facts, found, reservation)
-    buckets, resident = Buckets(**found.peak.buckets), _make_resident(facts, ledger)
+    peak = make_peak(recipe, facts, found, reservation)
+    buckets, resident = Buckets(**found.peak.buckets), make_resident(facts, ledger)
     phases = make_phases(found, reservation)
-    failure = _make_out_of_memory(facts, ledger, reservation)
+    failure = make_out_of_memory(facts, ledger, reservation)
     memory_bytes = recipe.gpu.memory_bytes
     late = (*note_costly_evaluation(recipe, phases), *note_other_libraries(recipe.axolotl, versions))
     shown = notes_in_place(recipe, (*recipe.notes, *notes, *late))
@@ -94,9 +92,9 @@ def make_report(
         division=make_division(recipe, facts, ledger, resident),
         holders=list_holders(facts, ledger, peak_tick=peak.tick),
         resident=resident,
-        host=Host(cpu=_make_elsewhere(ledger, "cpu"), managed=_make_elsewhere(ledger, "managed")),
+        host=Host(cpu=make_elsewhere(ledger, "cpu"), managed=make_elsewhere(ledger, "managed")),
         modules=make_module_rows(facts, ledger, peak_tick=peak.tick),
-        dtypes=_make_dtypes(facts),
+        dtypes=make_dtypes(facts),
         timeline=make_timeline(ledger, reservation),
         moments=make_moments(ledger, reservation, facts) if moments else (),
         choices=_make_choices(recipe),
@@ -128,74 +126,6 @@ def assert_adds_up(report: Report, ledger: Ledger) -> None:
     }
     for what, (found, expected) in totals.items():
         assert found == expected, f"{what} do not agree: {found} and {expected}"
-
-
-def _make_peak(recipe: Recipe, facts: ModelFacts, found: Survey, reservation: Reservation) -> Peak:
-    span = found.peak
-    reached = span.peak_allocation
-    return Peak(
-        allocated_bytes=max(span.peak_bytes, 0),
-        active_bytes=max(reservation.peak_active_bytes, reservation.peak_allocated_bytes, span.peak_bytes, 0),
-        counted_bytes=max(reservation.peak_allocated_bytes, span.peak_bytes, 0),
-        reserved_bytes=reservation.peak_reserved_bytes,
-        device_bytes=reservation.peak_reserved_bytes + recipe.gpu.outside_bytes,
-        context_bytes=recipe.gpu.context_bytes,
-        nccl_bytes=recipe.gpu.nccl_bytes,
-        phase=span.phase,
-        step=span.step,
-        module=reached.module if reached else "",
-        op=reached.op if reached else "",
-        tick=span.peak_tick if reached else 0,
-        holder=name_holder(reached, facts) if reached else "",
-    )
-
-
-def _make_resident(facts: ModelFacts, ledger: Ledger) -> Resident:
-    on_gpu, columns = [fact for fact in facts.tensors if fact.device == "gpu"], ledger.columns
-
-    def in_role(role: Role) -> NDArray[np.bool_]:
-        return columns.where(lambda kind: kind.device == "gpu" and kind.role == role)
-
-    return Resident(
-        weights=sum(fact.nbytes for fact in on_gpu if fact.role == "weight"),
-        adapters=sum(fact.nbytes for fact in on_gpu if fact.role == "adapter"),
-        reference=int(columns.nbytes[in_role("reference") & (columns.freed_tick == NEVER)].sum()),
-        gradients=most_alive(columns, in_role("gradient"))[0],
-        optimizer=most_alive(columns, in_role("optimizer"))[0],
-    )
-
-
-def _make_elsewhere(ledger: Ledger, device: Device) -> Elsewhere:
-    columns = ledger.columns
-
-    def most_in(buckets: Sequence[Bucket]) -> int:
-        return most_alive(columns, columns.where(lambda kind: kind.device == device and kind.bucket in buckets))[0]
-
-    return Elsewhere(**{bucket: most_in([bucket]) for bucket in BUCKETS}, peak_bytes=most_in(BUCKETS))
-
-
-def _make_dtypes(facts: ModelFacts) -> tuple[DtypeRow, ...]:
-    """Parameters and buffers on the GPU: parameters first, then trained ones, then the largest."""
-    sums: dict[tuple[str, str, bool, bool], list[int]] = {}
-    for fact in facts.tensors:
-        if fact.device == "gpu":
-            packed = fact.weights_here > fact.elements
-            row = sums.setdefault((fact.kind, fact.dtype, fact.trainable, packed), [0, 0, 0, 0])
-            for index, number in enumerate((1, fact.elements, fact.nbytes, fact.weights_here)):
-                row[index] += number
-    rows = [
-        DtypeRow(
-            kind="parameter" if kind == "parameter" else "buffer",
-            dtype=dtype,
-            trainable=trainable,
-            tensors=tensors,
-            elements=elements,
-            bytes=nbytes,
-            logical_elements=logical,
-        )
-        for (kind, dtype, trainable, _), (tensors, elements, nbytes, logical) in sums.items()
-    ]
-    return tuple(sorted(rows, key=lambda row: (row.kind == "buffer", not row.trainable, -row.bytes, row.dtype)))
 
 
 def _make_refusals(notes: Sequence[Note]) -> tuple[Refusal, ...]:
@@ -257,19 +187,3 @@ def _make_choices(recipe: Recipe) -> dict[str, Choice]:
         path: Choice(value=reason.value, text=reason.text, origin=reason.origin, line=reason.line)
         for path, reason in recipe.reasons.items()
     }
-
-
-def _make_out_of_memory(facts: ModelFacts, ledger: Ledger, reservation: Reservation) -> OutOfMemory | None:
-    failure = reservation.out_of_memory
-    if failure is None:
-        return None
-    wanted = ledger.allocations[failure.index]
-    return OutOfMemory(
-        tick=failure.tick,
-        requested_bytes=failure.requested_bytes,
-        phase=wanted.phase,
-        step=wanted.step,
-        module=wanted.module,
-        op=wanted.op,
-        holder=name_holder(wanted, facts),
-    )
