@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.recipe.run import LORA_KERNEL_KEYS
 from axmem_trace.units import parse_bytes
 
 _DTYPES = "'bfloat16'|'float16'|'float32'"
 COUNT = "int"
-_LORA_KERNELS = ("mlp", "qkv", "o", "embedding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +87,10 @@ def _context(recipe: Recipe, value: Any) -> Recipe:
 def _lora_kernels(recipe: Recipe, value: Any) -> Recipe:
     names: tuple[Any, ...]
     if isinstance(value, bool):
-        names = _LORA_KERNELS if value else ()
+        names = tuple(LORA_KERNEL_KEYS) if value else ()
     else:
         names = tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else tuple(value)
-    unknown = [name for name in names if name not in _LORA_KERNELS]
+    unknown = [name for name in names if name not in LORA_KERNEL_KEYS]
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no LoRA kernel")
     return _replace(recipe, "kernels", lora=frozenset(names))

@@ -14,6 +14,7 @@ from axmem_trace.config.derive.objective import CHUNKED, DROPOUT_OFF, GENERATING
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.objective import Objective
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.recipe.run import VALIDATED_LORA_KERNEL_KEYS
 
 OWN_LOSSES = ("liger_fused_linear_cross_entropy", "liger_cross_entropy", "cut_cross_entropy", "chunked_cross_entropy")
 ADAPTER_OF_TRL = ("dpo", "ipo", "kto")
@@ -153,7 +154,7 @@ def _refuse_in_trl(draft: Draft, objective: Objective) -> None:
         problem = "TRL stops: exo_pair needs label smoothing above 0"
         draft.refuse(problem, "dpo_loss_type", remedy="set dpo_label_smoothing, such as 0.001")
     _refuse_liger(draft, objective)
-    kernels = [key for key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel") if draft.get(key)]
+    kernels = [key for key in VALIDATED_LORA_KERNEL_KEYS if draft.get(key)]
     if method in ADAPTER_OF_TRL and kernels and draft.get("adapter") and draft.release.is_before("0.21.0"):
         problem = (
             f"axolotl stops: it puts {kernels[0]} into the model before TRL has added the adapter (until axolotl 0.20)"

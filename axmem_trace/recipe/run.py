@@ -27,6 +27,8 @@ LORA_KERNEL_KEYS = {
     "embedding": "lora_embedding_kernel",
 }
 """The same of axolotl's fused LoRA kernels (`Kernels.lora`)."""
+VALIDATED_LORA_KERNEL_KEYS = tuple(LORA_KERNEL_KEYS[kernel] for kernel in ("mlp", "qkv", "o"))
+"""Those that axolotl's validators look at: all but the embedding's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

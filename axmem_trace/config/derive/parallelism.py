@@ -11,6 +11,7 @@ from axmem_trace.config.derive.fsdp import derive_fsdp, fsdp_version
 from axmem_trace.config.derive.rank_stops import refuse_certain_stops
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.parallel import Ddp, Engine, Fsdp, Mesh, Parallel, Zero, engine_name
+from axmem_trace.recipe.run import VALIDATED_LORA_KERNEL_KEYS
 
 AXES = {
     "dp_replicate_size": "replicate",
@@ -105,7 +106,7 @@ def _make_mesh(draft: Draft, engine: Engine, num_ranks: int, said: Mesh) -> Mesh
 
 def _refuse_kernels(draft: Draft, engine: Engine) -> None:
     """`check_multigpu_lora_kernels` of axolotl 0.19."""
-    asked = [key for key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel") if draft.get(key)]
+    asked = [key for key in VALIDATED_LORA_KERNEL_KEYS if draft.get(key)]
     if engine == "fsdp1" and asked:
         problem = "axolotl's LoRA kernels are not compatible with FSDP1 (the figures are without them)"
         draft.refuse(problem, asked[0], remedy=f"set `fsdp_version: 2`, or remove {', '.join(asked)}")

@@ -9,6 +9,7 @@ from typing import Any
 from packaging.version import Version
 
 from axmem_trace.config.document.draft import Draft
+from axmem_trace.recipe.run import LORA_KERNEL_KEYS, VALIDATED_LORA_KERNEL_KEYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def bits(draft: Draft) -> bool:
 
 def lora_kernels(draft: Draft) -> bool:
     """One of the fused LoRA kernels is requested."""
-    return any(draft.get(key) for key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"))
+    return any(draft.get(key) for key in VALIDATED_LORA_KERNEL_KEYS)
 
 
 def lora_kernel_is_on(draft: Draft, key: str) -> bool:
@@ -71,12 +72,11 @@ def lora_kernel_is_on(draft: Draft, key: str) -> bool:
 
 def switches_lora_kernels_on(draft: Draft) -> bool:
     """`lora_kernels_auto_enable`, without the model's part: types that have none are found later."""
-    keys = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
     return not (
         draft.get("rl")
         or given(draft, "nvfp4_merge_aware")
         or not is_lora(draft)
-        or any(draft.has(key) for key in keys)
+        or any(draft.has(key) for key in LORA_KERNEL_KEYS.values())
         or (draft.get("adapter") == "lora" and draft.get("load_in_8bit"))
         or draft.get("trust_remote_code")
     )

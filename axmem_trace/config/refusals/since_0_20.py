@@ -8,6 +8,7 @@ from typing import Any
 
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.config.refusals.rule import Rule, given, lora_kernel_is_on
+from axmem_trace.recipe.run import VALIDATED_LORA_KERNEL_KEYS
 
 SINCE = "0.20.0"
 VALUE_INDEPENDENT_INIT = (None, True, False, "gaussian")
@@ -48,7 +49,7 @@ def _saved(draft: Draft, name: str) -> Any:
 
 
 def _fused_matmul_saved(draft: Draft) -> bool:
-    fused = any(lora_kernel_is_on(draft, key) for key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"))
+    fused = any(lora_kernel_is_on(draft, key) for key in VALIDATED_LORA_KERNEL_KEYS)
     saved = [spec for spec in _saved(draft, "save") or [] if spec != "attention"]
     return fused and (
         bool(_saved(draft, "save_matmul_min_k")) or any(spec in name for spec in saved for name in _MATMULS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.config.refusals.rule import Rule, given, is_selective, reentrant
+from axmem_trace.recipe.run import VALIDATED_LORA_KERNEL_KEYS
 
 
 def _matmul_saved(draft: Draft) -> bool:
@@ -117,10 +118,7 @@ LOSS_RULES = (
     ),
     Rule(
         "nvfp4_merge_aware",
-        lambda d: (
-            d.get("nvfp4_merge_aware")
-            and any(d.get(key) is True for key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"))
-        ),
+        lambda d: d.get("nvfp4_merge_aware") and any(d.get(key) is True for key in VALIDATED_LORA_KERNEL_KEYS),
         "nvfp4_merge_aware is incompatible with the fused LoRA kernels",
         "remove the kernels' keys",
         until="0.19.0",
