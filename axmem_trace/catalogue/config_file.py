@@ -36,7 +36,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise _broken(path, f"can't be read as JSON: {error}") from None
     except OSError as error:
         raise _broken(path, f"can't be read: {error.strerror or error}") from None
-    check_config(config, str(path))
+    refuse_broken_config(config, str(path))
     assert isinstance(config, dict)
     return config
 
@@ -52,7 +52,7 @@ def _special_float(found: dict[str, Any]) -> Any:
     return found
 
 
-def check_config(config: object, place: str) -> None:
+def refuse_broken_config(config: object, place: str) -> None:
     """Raise `ConfigError` unless `config` is a mapping with a `model_type`, by which transformers chooses the class."""
     if not isinstance(config, dict):
         raise _broken(Path(place), f"holds a JSON {_json_name(config)}, not an object of configuration fields")

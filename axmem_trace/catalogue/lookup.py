@@ -34,7 +34,7 @@ def find_base_model(
     Raises:
         ConfigError: not found (with each place and its result, and the nearest ids), or the file is broken.
     """
-    _check_name(name)
+    _refuse_name(name)
     looks: list[Look] = []
     for look_there in _places(name, hub, revision, base_directory):
         look = look_there()
@@ -94,7 +94,7 @@ def _text_model_type(config: dict[str, Any]) -> str:
     return ""
 
 
-def _check_name(name: object) -> None:
+def _refuse_name(name: object) -> None:
     problem = ""
     if not isinstance(name, str) or not name.strip():
         problem = "names no model"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from axmem_trace.cli.run_options import estimate_run
-from axmem_trace.cli.terminal import check_writable, show_progress, write_output
+from axmem_trace.cli.terminal import refuse_unwritable, show_progress, write_output
 from axmem_trace.errors import EXIT_CANNOT_SAY, EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED, AxmemError
 from axmem_trace.files import shortened_path
 from axmem_trace.quiet import set_quiet_environment
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def run_estimate(options: argparse.Namespace) -> int:
     """Estimates one configuration, writes the report, and says whether the run can run, and whether it fits."""
-    check_writable(options.output)
-    check_writable(options.snapshot)
+    refuse_unwritable(options.output)
+    refuse_unwritable(options.snapshot)
     set_quiet_environment()
     with show_progress(sys.stderr) as progress:
         report = estimate_run(
@@ -78,7 +78,7 @@ def run_page(options: argparse.Namespace) -> int:
     from axmem_trace.render.html.document import render_page
     from axmem_trace.report import Report
 
-    check_writable(options.output)
+    refuse_unwritable(options.output)
     try:
         report = Report.from_json(_read(options.report))
         fit = json.loads(_read(options.fit)) if options.fit else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from axmem_trace.cli.run_options import estimate_run
-from axmem_trace.cli.terminal import check_writable, show_progress, write_output
+from axmem_trace.cli.terminal import refuse_unwritable, show_progress, write_output
 from axmem_trace.errors import EXIT_ESTIMATED, AxmemError, ConfigError
 from axmem_trace.quiet import set_quiet_environment
 
@@ -32,7 +32,7 @@ def run_compare(options: argparse.Namespace) -> int:
         raise AxmemError("compare: at least two runs are needed; name another, or change one with --try key=value")
     if len(options.runs) + len(options.tries) > MAX_RUNS:
         raise AxmemError(f"compare: at most {MAX_RUNS} runs have a letter each")
-    check_writable(options.output)
+    refuse_unwritable(options.output)
     set_quiet_environment()
     with show_progress(sys.stderr) as progress:
         columns = [*_columns(options, progress)]

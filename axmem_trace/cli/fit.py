@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from axmem_trace.cli.run_options import run_arguments
-from axmem_trace.cli.terminal import check_writable, show_current, write_output
+from axmem_trace.cli.terminal import refuse_unwritable, show_current, write_output
 from axmem_trace.errors import EXIT_CANNOT_SAY, EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED
 from axmem_trace.quiet import set_quiet_environment
 
@@ -23,7 +23,7 @@ def run_fit(options: argparse.Namespace) -> int:
     """Looks for changes, prints each step, and writes the patch, or the changed file with `-o`."""
     from axmem_trace.advice.fitting.fit import fit
 
-    check_writable(options.output)
+    refuse_unwritable(options.output)
     set_quiet_environment()
     with show_current(sys.stderr) as progress:
         found = fit(

@@ -14,7 +14,7 @@ from axmem_trace.files import shortened_path
 from axmem_trace.progress import Progress
 
 
-def check_writable(path: Path | None) -> None:
+def refuse_unwritable(path: Path | None) -> None:
     """Refuses a path that cannot be written, before the long computation of its content.
 
     Raises:

@@ -54,7 +54,7 @@ def build_model(
     Raises:
         ConfigError: the model can't be built as the recipe says; the message says what to do.
     """
-    _check_device(recipe, device)
+    _refuse_device(recipe, device)
     folding = folding or NoFolding()
     notes = Notes()
     with warnings.catch_warnings():
@@ -118,7 +118,7 @@ def _load(
     return model, quantise_fused_experts(model, recipe, notes)
 
 
-def _check_device(recipe: Recipe, device: str) -> None:
+def _refuse_device(recipe: Recipe, device: str) -> None:
     if device not in ("meta", "cpu"):
         raise ValueError(f"device is {device!r}; models are built on 'meta' or 'cpu'")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from axmem_trace.cli.terminal import check_writable
+from axmem_trace.cli.terminal import refuse_unwritable
 from axmem_trace.config.document.yaml_reader import parse_document, read_document
 from axmem_trace.config.reader import read_recipe
 from axmem_trace.errors import AxmemError, ConfigError
@@ -209,7 +209,7 @@ def test_a_configuration_of_such_a_name(name):
 @pytest.mark.parametrize("name", [LONG, f"{LONG}/x", "a\0b"])
 def test_an_output_of_such_a_name(tmp_path, name):
     with pytest.raises(AxmemError, match="cannot be written"):
-        check_writable(tmp_path / name)
+        refuse_unwritable(tmp_path / name)
 
 
 def test_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):
@@ -220,4 +220,4 @@ def test_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="Permission denied"):
         read_document(tmp_path / "c.yml")
     with pytest.raises(AxmemError):
-        check_writable(tmp_path / "report")
+        refuse_unwritable(tmp_path / "report")

@@ -68,7 +68,7 @@ def derive_attention(draft: Draft, base: BaseModel, load_dtype: Dtype) -> Attent
     Raises:
         ConfigError: a name that axolotl refuses.
     """
-    _check_name(draft, draft.get("attn_implementation"))
+    _refuse_name(draft, draft.get("attn_implementation"))
     asked = draft.get("attn_implementation")
     override = attention_override(draft)
     kernel = asked or override or "sdpa"
@@ -95,7 +95,7 @@ def derive_attention(draft: Draft, base: BaseModel, load_dtype: Dtype) -> Attent
     )
 
 
-def _check_name(draft: Draft, asked: str | None) -> None:
+def _refuse_name(draft: Draft, asked: str | None) -> None:
     if asked is None or asked in CANONICAL_KERNELS or "/" in asked:
         return
     problem = "axolotl refuses this: no such attention implementation"

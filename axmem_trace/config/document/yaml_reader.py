@@ -51,7 +51,7 @@ def read_document(config: str | Path | Mapping[str, Any]) -> Document:
         ConfigError: no such file, no YAML, not a mapping, or beyond the bounds above.
     """
     if isinstance(config, Mapping):
-        _check_plain(config, depth=0, budget=[MAX_NODES])
+        _refuse_deep_values(config, depth=0, budget=[MAX_NODES])
         return Document(name="<config>", values={**config})
     if str(config) in STANDARD_INPUT:
         return parse_document(_read_standard_input(), name="<stdin>", directory=Path())
@@ -149,7 +149,7 @@ def _unreadable(
 def _compose(text: str, name: str) -> yaml.Node | None:
     """Text to YAML's node graph, where aliases are still shared."""
     try:
-        _check_depth(text, name)
+        _refuse_depth(text, name)
         loader = _Loader(text)
         try:
             return loader.get_single_node()
@@ -159,7 +159,7 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         raise _syntax_error(error, name) from error
 
 
-def _check_depth(text: str, name: str) -> None:
+def _refuse_depth(text: str, name: str) -> None:
     """Bounds nesting and size on the stream of events, before anything recursive runs over it."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=_Loader), start=1):
@@ -269,7 +269,7 @@ def _construct(node: yaml.Node, name: str) -> Any:
         loader.dispose()
 
 
-def _check_plain(value: Any, *, depth: int, budget: list[int]) -> None:
+def _refuse_deep_values(value: Any, *, depth: int, budget: list[int]) -> None:
     """Bounds a mapping that did not come from YAML."""
     budget[0] -= 1
     if depth > MAX_DEPTH or budget[0] < 0:
@@ -278,7 +278,7 @@ def _check_plain(value: Any, *, depth: int, budget: list[int]) -> None:
         for key, item in value.items():
             if depth == 0 and not isinstance(key, str):
                 raise ConfigError(problem="keys must be text", value=key)
-            _check_plain(item, depth=depth + 1, budget=budget)
+            _refuse_deep_values(item, depth=depth + 1, budget=budget)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _check_plain(item, depth=depth + 1, budget=budget)
+            _refuse_deep_values(item, depth=depth + 1, budget=budget)

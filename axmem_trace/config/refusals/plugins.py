@@ -12,10 +12,10 @@ def refuse_plugins(draft: Draft) -> None:
     the training machine can show."""
     for index, name in enumerate(draft.get("plugins") or []):
         if isinstance(name, str):
-            _check(draft, name, f"plugins.{index}" if draft.line(f"plugins.{index}") else "plugins")
+            _refuse_plugin(draft, name, f"plugins.{index}" if draft.line(f"plugins.{index}") else "plugins")
 
 
-def _check(draft: Draft, name: str, key: str) -> None:
+def _refuse_plugin(draft: Draft, name: str, key: str) -> None:
     dotted = name.replace(":", ".", 1) if draft.release.behaviour.plugins_may_have_a_colon else name
     package, _, class_name = dotted.removeprefix(_OWN).partition(".")
     known = draft.plugin_names.get(package)

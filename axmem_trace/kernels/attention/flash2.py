@@ -43,7 +43,7 @@ def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         return_attn_probs: bool = False,
     ) -> torch.Tensor:
         note_source(context, "flash_attn")
-        _check_softcap(context, softcap, dropout_p)
+        _refuse_softcap(context, softcap, dropout_p)
         return run_flash2(
             context,
             _repeated(context, q, k, v),
@@ -71,7 +71,7 @@ def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
         block_table: torch.Tensor | None = None,
     ) -> torch.Tensor:
         note_source(context, "flash_attn")
-        _check_softcap(context, softcap, dropout_p)
+        _refuse_softcap(context, softcap, dropout_p)
         return run_flash2_varlen(
             context,
             _repeated(context, q, k, v),
@@ -84,7 +84,7 @@ def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
     return flash_attn_func, flash_attn_varlen_func
 
 
-def _check_softcap(context: KernelContext, softcap: float, dropout: float) -> None:
+def _refuse_softcap(context: KernelContext, softcap: float, dropout: float) -> None:
     """`mha_fwd`: "Softcapping does not support dropout for now"."""
     if softcap and dropout:
         note_refusal(

@@ -64,7 +64,7 @@ def run_fixed(
     softcap: float = 0.0,
 ) -> torch.Tensor:
     """The fixed-length kernel. Heads are (B, S, H, D)."""
-    _check_release(release, context, heads, softcap=softcap, sink=sink)
+    _refuse_call(release, context, heads, softcap=softcap, sink=sink)
     tile = _tile(release, context, heads, causal, window, softcap)
     kernel = FusedKernel(
         name=f"{release.operator}_func",
@@ -90,7 +90,7 @@ def run_varlen(
     softcap: float = 0.0,
 ) -> torch.Tensor:
     """The kernel for rows of samples without padding. Heads are (tokens, H, D), the bounds (samples + 1,)."""
-    _check_release(release, context, heads, softcap=softcap, sink=sink)
+    _refuse_call(release, context, heads, softcap=softcap, sink=sink)
     tile = _tile(release, context, heads, causal, window, softcap)
     samples = bounds[0].numel() - 1
     longest = _number(context, longest, heads[0].shape[0]) if release.semaphores else 0
@@ -105,7 +105,7 @@ def run_varlen(
     return run_fused(context, kernel, heads, also_kept=bounds, sink=sink)
 
 
-def _check_release(
+def _refuse_call(
     release: Release, context: KernelContext, heads: Heads, *, softcap: float, sink: torch.Tensor | None
 ) -> None:
     """What this release refuses, in addition to what all refuse.

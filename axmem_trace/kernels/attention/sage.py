@@ -55,7 +55,7 @@ def make_sage(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]
     ) -> tuple[torch.Tensor, None]:
         from transformers.integrations.sdpa_attention import repeat_kv
 
-        _check(context, query, value, dropout)
+        _refuse_call(context, query, value, dropout)
         note_source(context, "sage")
         note_lost_sinks(context, kwargs.get("s_aux"))
         context.note(_NO_BACKWARD)
@@ -73,7 +73,7 @@ def make_sage(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]
     return forward
 
 
-def _check(context: KernelContext, query: torch.Tensor, value: torch.Tensor, dropout: float) -> None:
+def _refuse_call(context: KernelContext, query: torch.Tensor, value: torch.Tensor, dropout: float) -> None:
     remedy = "use `attn_implementation: sdpa`"
     if query.shape[-1] != value.shape[-1]:
         problem = f"SageAttention takes heads of one size; this model's are {query.shape[-1]} and {value.shape[-1]}"

@@ -68,7 +68,7 @@ def make_xformers(context: KernelContext) -> Callable[..., tuple[torch.Tensor, N
             context.note(_LLAMA)
         if attention_mask is not None:
             return _run_unpadded(context, (query, key, value), groups, attention_mask), None
-        _check_value(query, value)
+        _refuse_value(query, value)
         heads = query, _repeat_by_reshape(key, groups), _repeat_by_reshape(value, groups)
         if in_one_row:  # axolotl's way with windows: all rows as one
             query, key, value = (each.reshape(1, -1, *each.shape[-2:]) for each in heads)
@@ -79,7 +79,7 @@ def make_xformers(context: KernelContext) -> Callable[..., tuple[torch.Tensor, N
     return forward
 
 
-def _check_value(query: torch.Tensor, value: torch.Tensor) -> None:
+def _refuse_value(query: torch.Tensor, value: torch.Tensor) -> None:
     if query.shape[-1] != value.shape[-1]:
         raise refusal(
             f"axolotl's xformers attention views values with the query's head size, {query.shape[-1]}; this "

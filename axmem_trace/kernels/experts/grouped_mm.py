@@ -26,23 +26,23 @@ def grouped_mm(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: d
     a, b = args[0], args[1]
     offsets = args[2] if len(args) > 2 else kwargs.get("offs")
     out_dtype = (args[4] if len(args) > 4 else kwargs.get("out_dtype")) or a.dtype
-    _check(a, b, offsets)
+    _refuse_inputs(a, b, offsets)
     return _empty_output(a, b, offsets, out_dtype)
 
 
-def _check(a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor | None) -> None:
+def _refuse_inputs(a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor | None) -> None:
     """`_grouped_mm_validate_inputs`: refuses what a GPU refuses."""
     for matrix in (a, b):
         if matrix.dtype not in (torch.bfloat16, torch.float16, torch.float32):
             raise RuntimeError(f"grouped_mm takes fp32, bf16 or fp16 matrices, not {matrix.dtype}")
-        _check_strides(matrix)
+        _refuse_strides(matrix)
     if not (a.ndim == b.ndim == 2) and a.shape[-1] != b.shape[-2]:
         raise RuntimeError("contraction dimension of mat_a and mat_b must match")
     if (offsets is not None) != (a.ndim == 2 or b.ndim == 2):
         raise RuntimeError("grouped_mm takes offsets exactly if a matrix is 2-D")
 
 
-def _check_strides(matrix: torch.Tensor) -> None:
+def _refuse_strides(matrix: torch.Tensor) -> None:
     """`check_valid_strides_and_return_transposed`."""
     (rows, columns), (by_row, by_column) = matrix.shape[-2:], matrix.stride()[-2:]
     if by_row == 1 and by_column >= max(1, rows):

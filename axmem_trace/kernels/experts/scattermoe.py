@@ -111,7 +111,7 @@ def run_scattermoe(
     """Replaces `scattermoe_experts_forward`; `handed_adapters` of the module are those of its two weights."""
     gpt_oss = _has_gpt_oss_layout(self)
     if not gpt_oss:
-        _check_layout(self)
+        _refuse_layout(self)
     gates = top_k_weights.to(hidden_states.dtype)
     routed = sort_by_expert(top_k_index, self.num_experts)
     gate_up, down, routed = _projections(self, routed, gpt_oss=gpt_oss)
@@ -163,7 +163,7 @@ def _has_gpt_oss_layout(module: Any) -> bool:
     return bool(module.is_transposed and not module.is_concatenated and module.has_bias and module.has_gate)
 
 
-def _check_layout(module: Any) -> None:
+def _refuse_layout(module: Any) -> None:
     """`_check_supported_layout`."""
     if module.is_transposed or not module.is_concatenated or module.has_bias or not module.has_gate:
         raise ConfigError(

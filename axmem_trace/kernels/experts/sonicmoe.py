@@ -125,7 +125,7 @@ def run_sonicmoe(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     """Replaces `sonicmoe_experts_forward_with_lora` over experts that are not packed."""
-    _check(self)
+    _refuse_experts(self)
     (tokens, top_k), device = top_k_index.shape, hidden_states.device
     adapters = getattr(self, "handed_adapters", None) or {}
     gate_up, down = (_merged(self, name, adapters) for name in ("gate_up_proj", "down_proj"))
@@ -163,7 +163,7 @@ def _route(
     return Metadata(starts, gather, scatter, reverse, by_token), counts
 
 
-def _check(module: Any) -> None:
+def _refuse_experts(module: Any) -> None:
     name = str(getattr(module.config, "hidden_act", getattr(module.config, "hidden_activation", "silu"))).lower()
     if not module.has_gate or name not in ACTIVATIONS:
         raise ConfigError(

@@ -24,8 +24,8 @@ _ON_PLAIN_WEIGHTS = ("pissa", "mica", "corda", "loftq")
 """Initialisations that treat the stored weight as if it were not packed."""
 
 
-def check_initialisation(recipe: Recipe) -> None:
-    """Raises an error for an adapter with which the run stops before or at its first step.
+def refuse_initialisation(recipe: Recipe) -> None:
+    """Refuses an adapter with which the run stops before or at its first step.
 
     A 4-bit weight is one column of packed bytes, stored as bf16: PiSSA and LoftQ would factorise that column, and their
     matrices do not fit the layer's input. peft itself refuses a storage of integers.

@@ -9,7 +9,7 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.adapters.dtype import cast_adapter
-from axmem_trace.models.adapters.initialise import check_initialisation, initialised_here
+from axmem_trace.models.adapters.initialise import initialised_here, refuse_initialisation
 from axmem_trace.models.adapters.lora_config import make_lora_config
 from axmem_trace.models.adapters.peft_changes import peft_as_axolotl_changes_it
 from axmem_trace.models.adapters.targets import head_adapted_error, no_target_error, note_unmatched_targets
@@ -29,7 +29,7 @@ def add_adapter(model: Any, recipe: Recipe, notes: Notes) -> Any:
         return model
     if recipe.adapter.kind == "llama-adapter":
         raise _llama_adapter_error()
-    check_initialisation(recipe)
+    refuse_initialisation(recipe)
     if recipe.adapter.input_gradients:
         model.enable_input_require_grads()
     names = [name for name, _ in model.named_modules()]

@@ -7,7 +7,7 @@ from typing import Any
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.skeleton.model_class import AUTO_CLASS_OF_TASK, import_faults_named
-from axmem_trace.models.skeleton.remote_code import check_allowed, own_code, place_of, run_own_class
+from axmem_trace.models.skeleton.remote_code import own_code, place_of, refuse_remote_code, run_own_class
 from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Model, Recipe
 
@@ -57,7 +57,7 @@ def _config_class(model: Model, notes: Notes) -> Any:
         with import_faults_named(model.base.name):
             return CONFIG_MAPPING[model_type]
     if has_remote_code:
-        check_allowed(model, ("AutoConfig", AUTO_CLASS_OF_TASK[model.task]))
+        refuse_remote_code(model, ("AutoConfig", AUTO_CLASS_OF_TASK[model.task]))
         return run_own_class(own_code(model)["AutoConfig"], place_of(model))
     import transformers
 

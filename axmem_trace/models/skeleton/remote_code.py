@@ -21,8 +21,8 @@ def place_of(model: Model) -> str:
     return model.base.directory or model.base.name
 
 
-def check_allowed(model: Model, roles: tuple[str, ...]) -> None:
-    """Check that the code of a model type that transformers does not have may run, and is on this machine.
+def refuse_remote_code(model: Model, roles: tuple[str, ...]) -> None:
+    """Refuses a model type that transformers does not have, if its own code may not run or is not on this machine.
 
     Args:
         roles: the Auto classes whose code will run.

@@ -10,7 +10,7 @@ import torch
 from axmem_trace.errors import ConfigError
 from axmem_trace.training.optimizers.galore import note_decomposition
 from axmem_trace.training.optimizers.low_rank import (
-    check_projection,
+    known_projection,
     low_rank_groups,
     project,
     random_basis,
@@ -77,7 +77,7 @@ def build_apollo(request: Request) -> TracedOptimizer:
         "rank": request.arg("rank", 128, int),
         "proj": str(request.args.get("proj", "random")),
         "scale_type": str(request.args.get("scale_type", "channel")),
-        "proj_type": check_projection(request, str(request.args.get("proj_type", "std"))),
+        "proj_type": known_projection(request, str(request.args.get("proj_type", "std"))),
     }
     for key, accepted in {"proj": ("random", "svd"), "scale_type": ("channel", "tensor")}.items():
         if projection[key] not in accepted:

@@ -11,7 +11,7 @@ from axmem_trace.errors import ConfigError
 from axmem_trace.training.optimizers.bnb import managed_memory_on_meta, own_registries
 from axmem_trace.training.optimizers.factored import GaLoreAdafactor
 from axmem_trace.training.optimizers.low_rank import (
-    check_projection,
+    known_projection,
     low_rank_groups,
     project,
     project_back,
@@ -167,7 +167,7 @@ def build_galore(request: Request) -> TracedOptimizer:
         {
             "rank": request.arg("rank", 128, int),
             "update_proj_gap": request.arg("update_proj_gap", 200, int),
-            "proj_type": check_projection(request, str(request.args.get("proj_type", "std"))),
+            "proj_type": known_projection(request, str(request.args.get("proj_type", "std"))),
         },
     )
     note_decomposition(request)

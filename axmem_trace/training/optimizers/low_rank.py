@@ -122,7 +122,7 @@ def _targeted_linears(module: nn.Module, targets: Any) -> list[str]:
     ]
 
 
-def check_projection(request: Request, kind: str) -> str:
+def known_projection(request: Request, kind: str) -> str:
     """`kind` if GaLore knows it.
 
     Raises:

@@ -147,7 +147,7 @@ def build_muon(request: Request) -> TracedOptimizer:
         if parameter.ndim < 2:
             continue
         if not is_embedding(name):
-            _check_matrix(request, name, parameter)
+            _refuse_dimensions(request, name, parameter)
         groups[is_embedding(name)]["params"].append(parameter)
     if any(parameter.ndim < 2 for _, parameter in request.trainable):
         request.note("warning", "Muon leaves vectors (norms, biases) untrained: they get gradients but no update")
@@ -177,7 +177,7 @@ def build_dion(request: Request) -> TracedOptimizer:
     for name, parameter in request.trainable:
         dion = parameter.ndim >= 2 and not is_embedding(name)
         if dion:
-            _check_matrix(request, name, parameter)
+            _refuse_dimensions(request, name, parameter)
         groups.setdefault(("dion" if dion else "adamw", is_embedding(name), name in decayed), []).append(parameter)
     request.note("ruled", f"steps as axolotl-contribs-mit 0.0.6, dion/dion.py, dion_update_ddp; {_COMPILED}")
     return request.traced(
@@ -190,7 +190,7 @@ def build_dion(request: Request) -> TracedOptimizer:
     )
 
 
-def _check_matrix(request: Request, name: str, parameter: torch.Tensor) -> None:
+def _refuse_dimensions(request: Request, name: str, parameter: torch.Tensor) -> None:
     if parameter.ndim > 2:
         raise ConfigError(
             f"{request.name} fails on parameters of {parameter.ndim} dimensions, as {name} is",
