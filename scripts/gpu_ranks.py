@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.built import BuiltModel
+from axmem_trace.parallel import ddp, fsdp2
 from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.recipe.recipe import Recipe
 
@@ -44,15 +45,8 @@ def check_ranks(recipe: Recipe) -> None:
         ConfigError: with what to change.
     """
     parallel = recipe.parallel
-    packed = recipe.quantisation.method != "none"
     refusals = (
         (parallel.num_gpus != world_size(), "num_gpus", parallel.num_gpus, f"{world_size()}, or torchrun with as many"),
-        (
-            parallel.engine == "ddp" and num_fake_ranks() > 0,
-            "engine",
-            "ddp with FAKE_RANKS",
-            "FSDP; DDP compares ranks",
-        ),
         (parallel.engine not in REAL_ENGINES, "engine", parallel.engine, ", ".join(REAL_ENGINES)),
         (
             parallel.mesh.tensor > 1 or parallel.mesh.context > 1 or parallel.mesh.expert > 1,
@@ -60,9 +54,13 @@ def check_ranks(recipe: Recipe) -> None:
             "tensor, context or expert parallelism",
             "none of them",
         ),
-        (parallel.fsdp.offload_params, "fsdp_config.offload_params", True, "false"),
-        (parallel.fsdp.loads_on_host, "fsdp_config.cpu_ram_efficient_loading", True, "false"),
-        (parallel.engine == "fsdp2" and packed, "fsdp_version", "2 with packed weights", "weights that are not packed"),
+        (parallel.engine == "fsdp1" and parallel.fsdp.offload_params, "fsdp_config.offload_params", True, "false"),
+        (
+            parallel.engine == "fsdp1" and parallel.fsdp.loads_on_host,
+            "fsdp_config.cpu_ram_efficient_loading",
+            True,
+            "false",
+        ),
     )
     for refused, key, value, accepted in refusals:
         if refused:
@@ -92,7 +90,8 @@ def joined(device: str) -> Iterator[None]:
     else:
         dist.init_process_group("gloo")
     try:
-        yield
+        with fsdp2.packed_weights_kept():  # axolotl's patches
+            yield
     finally:
         dist.destroy_process_group()
 
@@ -101,7 +100,25 @@ def divide_for_real(recipe: Recipe, recorder: Any, built: BuiltModel) -> RankMod
     """The model in the engine's wrapper; None on one GPU."""
     from axmem_trace.parallel.install import divide
 
-    return divide(recipe, recorder, built) if recipe.parallel.engine != "none" else None
+    if recipe.parallel.engine == "none":
+        return None
+    if recipe.parallel.fsdp.loads_on_host:
+        _leave_weights(built.module)
+    else:
+        built.module.to(recorder.device)
+    with ddp.shapes_agree() if num_fake_ranks() else nullcontext():
+        return divide(recipe, recorder, built)
+
+
+def _leave_weights(model: torch.nn.Module) -> None:
+    """The model goes to meta, and its buffers to the GPU: shards are made before they are filled."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    model.to("meta")
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
+    for name, buffer in buffers.items():
+        path, _, own_name = name.rpartition(".")
+        model.get_submodule(path)._buffers[own_name] = buffer.to("cuda")
 
 
 def gather(value: Any) -> list[Any]:

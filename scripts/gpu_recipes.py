@@ -15,10 +15,17 @@ WITHOUT_KERNELS = ("lora_kernels=false",)
 
 
 class GpuRecipe(NamedTuple):
-    """The settings in addition to `COMMON`, and the assumptions."""
+    """The settings in addition to `COMMON`, and the assumptions.
+
+    Attributes:
+        ranks: of PyTorch's `fake` process group (`FAKE_RANKS`), of which rank 0 is run; 0: one GPU.
+        axolotl: the release whose rules apply; empty: the estimate's default.
+    """
 
     keys: dict[str, Any]
     assumptions: tuple[str, ...] = ()
+    ranks: int = 0
+    axolotl: str = ""
 
 
 COMMON: dict[str, Any] = {
@@ -51,6 +58,51 @@ def _checkpointed(reentrant: bool) -> dict[str, Any]:
 
 
 SMALL: dict[str, Any] = {"sequence_len": 512, **_cut(2)}
+
+
+def _fsdp(**options: Any) -> dict[str, Any]:
+    """FSDP2 over the first layers of a model, with short rows."""
+    return {
+        "sequence_len": 512,
+        **_cut(4),
+        "fsdp_version": 2,
+        "fsdp_config": {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", **options},
+    }
+
+
+def _fsdp1(**options: Any) -> dict[str, Any]:
+    return {**_fsdp(**options), "fsdp_version": 1}
+
+
+ACCUMULATED: dict[str, Any] = {"gradient_accumulation_steps": 2}
+RANKS: dict[str, GpuRecipe] = {
+    "ranks-fsdp2-full": GpuRecipe(_fsdp(), (), 4),
+    "ranks-fsdp2-full-checkpointed-accumulated": GpuRecipe({**_fsdp(), **_checkpointed(False), **ACCUMULATED}, (), 8),
+    "ranks-fsdp2-full-not-resharded": GpuRecipe(_fsdp(reshard_after_forward=False), (), 4),
+    "ranks-fsdp2-full-own-checkpointing": GpuRecipe(
+        {**_fsdp(activation_checkpointing=True), "base_model": "Qwen/Qwen3-0.6B", "optimizer": "adamw_torch"}, (), 4),
+    "ranks-fsdp2-hsdp": GpuRecipe({**_fsdp(), "dp_replicate_size": 2, "dp_shard_size": 2}, (), 4),
+    "ranks-fsdp2-lora": GpuRecipe({**_fsdp(), **LORA}, WITHOUT_KERNELS, 4),
+    "ranks-fsdp2-lora-checkpointed": GpuRecipe({**_fsdp(), **LORA, **_checkpointed(False), **ACCUMULATED},
+                                               WITHOUT_KERNELS, 3),
+    "ranks-fsdp2-lora-own-units": GpuRecipe({**_fsdp(), **LORA}, WITHOUT_KERNELS, 4, "0.19.0"),
+    "ranks-fsdp2-qlora": GpuRecipe({**_fsdp(), **QLORA}, WITHOUT_KERNELS, 4),
+    "ranks-fsdp2-qlora-checkpointed": GpuRecipe({**_fsdp(), **QLORA, **_checkpointed(False)}, WITHOUT_KERNELS, 2),
+    "ranks-fsdp2-offloaded": GpuRecipe(_fsdp(offload_params=True), (), 4),
+    "ranks-fsdp2-offloaded-loaded-on-host": GpuRecipe(
+        {**_fsdp(offload_params=True, cpu_ram_efficient_loading=True), **_checkpointed(False), **ACCUMULATED,
+         "optimizer": "adamw_torch"}, (), 4),
+    "ranks-fsdp2-loaded-on-host": GpuRecipe(_fsdp(cpu_ram_efficient_loading=True), (), 2),
+    "ranks-fsdp2-lora-offloaded": GpuRecipe({**_fsdp(offload_params=True), **LORA, **_checkpointed(False)},
+                                            WITHOUT_KERNELS, 4),
+    "ranks-fsdp1-full": GpuRecipe({**_fsdp1(), **ACCUMULATED}, (), 4, "0.19.0"),
+    "ranks-fsdp1-lora-checkpointed": GpuRecipe({**_fsdp1(), **LORA, **_checkpointed(True)}, WITHOUT_KERNELS, 2,
+                                               "0.19.0"),
+    "ranks-ddp-full": GpuRecipe({"sequence_len": 512, **_cut(2), **ACCUMULATED}, (), 2),
+    "ranks-ddp-lora-checkpointed": GpuRecipe({"sequence_len": 512, **_cut(4), **LORA, **_checkpointed(False)},
+                                             WITHOUT_KERNELS, 8),
+}  # fmt: skip
+"""One rank of several, on one GPU: the group's exchanges do nothing."""
 RECIPES: dict[str, GpuRecipe] = {
     "full-fused": GpuRecipe({}),
     "full-foreach-accumulated": GpuRecipe({"optimizer": "adamw_torch", "gradient_accumulation_steps": 3}),
@@ -86,6 +138,7 @@ RECIPES: dict[str, GpuRecipe] = {
     "orpo": GpuRecipe({"rl": "orpo", **SMALL}, PLAIN_HELPERS),
     "simpo": GpuRecipe({"rl": "simpo", "simpo_gamma": 0.5, **SMALL}, PLAIN_HELPERS),
     "reward": GpuRecipe({"reward_model": True, **SMALL}, PLAIN_HELPERS),
+    **RANKS,
 }  # fmt: skip
 
 

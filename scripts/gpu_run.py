@@ -160,6 +160,7 @@ class GpuRecorder:
     def __init__(self, device: str) -> None:
         self.device = self.traced_device = device
         self.phases: list[dict[str, Any]] = []
+        self.notes: list[Note] = []
         self.values = SimpleNamespace(num_true={})
         self.context = SimpleNamespace(note=lambda note: None)
         self._phase: dict[str, Any] | None = None
@@ -203,6 +204,10 @@ class GpuRecorder:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def on_host(self) -> Iterator[None]:
         yield
 
     def empty_cache(self) -> None:
@@ -251,9 +256,12 @@ def make_run(recipe: Recipe, device: str) -> Run:
     """The model, the optimizer and the loop of a real run; nothing has moved yet."""
     recorder: Any = GpuRecorder(device)
     built = build_on_device(recipe, "cpu" if loads_on_host(recipe) else device)
-    built.module.to(device)
+    if recipe.parallel.engine == "none":
+        built.module.to(device)
     rank_model = divide_for_real(recipe, recorder, built)
     optimizer = build_optimizer(recipe, built.module)
+    if rank_model is not None and rank_model.with_optimizer is not None:
+        rank_model = rank_model.with_optimizer(rank_model, optimizer)
     optimizer.around_step = nullcontext  # what the trace answers for CUDA's driver, the driver answers
     run = Run(
         recipe,

@@ -59,6 +59,8 @@ class Job(NamedTuple):
     config: Path
     assumptions: Sequence[str]
     output: Path | None
+    ranks: int = 0
+    axolotl: str = ""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--set", metavar="key=value", action="append", default=[], type=key_value, dest="overrides")
     add("--assume", metavar="key=value", action="append", default=[], type=key_value, dest="assumptions")
+    add("--axolotl", metavar="VERSION", default="", help="the release whose rules apply")
     add(
         "-o",
         "--output",
@@ -115,10 +118,18 @@ def list_jobs(parsed: argparse.Namespace, place: Path) -> Iterator[Job]:
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
     for name in names:
-        yield Job(name, write_recipe(name, place), RECIPES[name].assumptions, directory and directory / f"{name}.json")
+        recipe = RECIPES[name]
+        yield Job(
+            name,
+            write_recipe(name, place),
+            recipe.assumptions,
+            directory and directory / f"{name}.json",
+            recipe.ranks,
+            recipe.axolotl,
+        )
     for config in map(Path, parsed.configs):
         output = directory / f"{config.stem}.json" if directory else parsed.output
-        yield Job(config.name, config, (), output)
+        yield Job(config.name, config, (), output, axolotl=parsed.axolotl)
 
 
 def run_apart(job: Job, parsed: argparse.Namespace) -> int:
@@ -128,10 +139,14 @@ def run_apart(job: Job, parsed: argparse.Namespace) -> int:
         command += [part for value in values for part in (option, value)]
     command += ["-o", str(job.output)] if job.output else []
     command += ["--history"] if parsed.history else []
-    return subprocess.run(command, check=False).returncode
+    command += ["--axolotl", job.axolotl] if job.axolotl else []
+    environment = {**os.environ, **({"FAKE_RANKS": str(job.ranks)} if job.ranks else {})}
+    return subprocess.run(command, check=False, env=environment).returncode
 
 
-def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *, history: bool) -> dict[str, Any]:
+def measure(
+    config: str, overrides: Sequence[str], assumptions: Sequence[str], *, history: bool, axolotl: str = ""
+) -> dict[str, Any]:
     """Predicts, then runs; the JSON's content. To be called before torch is imported.
 
     Raises:
@@ -140,10 +155,11 @@ def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *
     from axmem_trace.config import read_recipe
 
     num_gpus = num_ranks()
-    asked = read_recipe(config, overrides=overrides, assumptions=assumptions, num_gpus=num_gpus)
-    settings = asked.allocator.settings
+    asked: dict[str, Any] = {"overrides": overrides, "num_gpus": num_gpus, "axolotl": axolotl}
+    recipe = read_recipe(config, assumptions=assumptions, **asked)
+    settings = recipe.allocator.settings
     assumptions = [*assumptions, f"allocator={settings or 'default'}"]  # whatever this machine's environment said
-    prepare_environment(settings, has_zeros=asked.batch.padded or asked.batch.packed)
+    prepare_environment(settings, has_zeros=recipe.batch.padded or recipe.batch.packed)
     import torch
     from gpu_run import check_kernels, check_runnable, run_recipe
 
@@ -151,9 +167,10 @@ def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *
 
     card = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0")))
     gpu = name_of_card(card.name, card.total_memory, (card.major, card.minor))
-    recipe = read_recipe(config, overrides=overrides, assumptions=assumptions, gpu=gpu, num_gpus=num_gpus)
+    asked |= {"assumptions": assumptions, "gpu": gpu}
+    recipe = read_recipe(config, **asked)
     check_runnable(recipe)
-    report = estimate(config, overrides=overrides, assumptions=assumptions, gpu=gpu, num_gpus=num_gpus)
+    report = estimate(config, **asked)
     check_kernels(report.notes)
     predicted = summarise_report(report)
     by_rank, snapshot = run_recipe(recipe, history=history)
@@ -165,6 +182,7 @@ def measure(config: str, overrides: Sequence[str], assumptions: Sequence[str], *
         "content": Path(config).read_text(encoding="utf-8"),
         "overrides": list(overrides),
         "assumptions": assumptions,
+        "num_gpus": num_gpus,
         "gpu": {
             "name": card.name,
             "asked_for": gpu,
@@ -234,7 +252,7 @@ def main_here(parsed: argparse.Namespace) -> int:
     """Measures one configuration in this process."""
     (config,) = parsed.configs
     try:
-        found = measure(config, parsed.overrides, parsed.assumptions, history=parsed.history)
+        found = measure(config, parsed.overrides, parsed.assumptions, history=parsed.history, axolotl=parsed.axolotl)
     except ConfigError as error:
         print(f"measure_on_gpu: {error}", file=sys.stderr)
         return 2

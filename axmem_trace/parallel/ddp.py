@@ -59,9 +59,8 @@ def _finished(bucket: torch.Tensor) -> Any:
 
 @contextmanager
 def ddp_runs_on_meta() -> Iterator[None]:
-    """Ranks compare the shapes of their parameters when DDP is made, and the order of the buckets after the first step:
-    here both are what this rank has."""
-    from torch.nn.parallel import DistributedDataParallel, distributed
+    """Ranks compare the order of the buckets after the first step: here it is what this rank has."""
+    from torch.nn.parallel import DistributedDataParallel
 
     pre_forward = DistributedDataParallel._pre_forward
 
@@ -69,10 +68,16 @@ def ddp_runs_on_meta() -> Iterator[None]:
         with _HostKeepsItsValues():
             return pre_forward(self, *args, **kwargs)
 
-    with (
-        replaced(distributed, "_verify_param_shape_across_processes", _send_shapes),
-        replaced(DistributedDataParallel, "_pre_forward", pre_forward_alone),
-    ):
+    with shapes_agree(), replaced(DistributedDataParallel, "_pre_forward", pre_forward_alone):
+        yield
+
+
+@contextmanager
+def shapes_agree() -> Iterator[None]:
+    """Ranks compare the shapes of their parameters when DDP is made: here they are what this rank has."""
+    from torch.nn.parallel import distributed
+
+    with replaced(distributed, "_verify_param_shape_across_processes", _send_shapes):
         yield
 
 

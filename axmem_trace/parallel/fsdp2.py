@@ -73,8 +73,8 @@ def checkpoint_layers(model: nn.Module, is_unit: Callable[[nn.Module], bool]) ->
 
 
 def unit_options(recipe: Recipe, mesh: DeviceMesh) -> dict[str, Any]:
-    """The arguments that accelerate passes to `fully_shard`. Offloading is not modelled: the shards stay on the GPU."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy
+    """The arguments that accelerate passes to `fully_shard`."""
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
 
     fsdp = recipe.parallel.fsdp
     policy = MixedPrecisionPolicy(
@@ -86,6 +86,7 @@ def unit_options(recipe: Recipe, mesh: DeviceMesh) -> dict[str, Any]:
         "mesh": mesh,
         "mp_policy": policy,
         "reshard_after_forward": fsdp.reshard_after_forward,
+        "offload_policy": CPUOffloadPolicy(pin_memory=fsdp.pins_offloaded) if fsdp.offload_params else OffloadPolicy(),
     }
 
 
@@ -122,11 +123,10 @@ def _shard_adapter(module: nn.Module, options: Mapping[str, Any]) -> None:
 
 @contextmanager
 def fsdp2_runs_on_meta() -> Iterator[None]:
-    """FSDP2 treats meta parameters as not filled yet, and refuses to run with them. And it turns bitsandbytes' packed
-    parameters into plain ones, which axolotl corrects (`monkeypatch/fsdp2_qlora.py`)."""
-    from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group, _fully_shard
+    """FSDP2 treats meta parameters as not filled yet, and refuses to run with them."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group, _fully_shard
 
-    group, parameter = _fsdp_param_group.FSDPParamGroup, _fsdp_param.FSDPParam
+    group = _fsdp_param_group.FSDPParamGroup
     with ExitStack() as stack:
         stack.enter_context(replaced(group, "_validate_no_meta_params", lambda self: None))
         stack.enter_context(replaced(group, "_validate_cpu_offload_params", lambda self: None))
@@ -134,8 +134,18 @@ def fsdp2_runs_on_meta() -> Iterator[None]:
             replaced(_fully_shard, "_get_device_from_mesh", lambda mesh: torch.device(mesh.device_type))
         )
         stack.enter_context(replaced(torch.accelerator, "current_stream", _current_stream))
+        stack.enter_context(packed_weights_kept())
+        yield
+
+
+@contextmanager
+def packed_weights_kept() -> Iterator[None]:
+    """FSDP2 turns bitsandbytes' packed parameters into plain ones, which axolotl corrects (`monkeypatch/fsdp2_qlora.py`)."""
+    from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
+
+    with ExitStack() as stack:
         for name in ("_init_sharded_param", "init_unsharded_param", "init_dtype_attrs"):
-            stack.enter_context(replaced(parameter, name, _with_packed(getattr(parameter, name), name)))
+            stack.enter_context(replaced(FSDPParam, name, _with_packed(getattr(FSDPParam, name), name)))
         yield
 
 
@@ -188,16 +198,26 @@ def _repacked(packed: Any, data: torch.Tensor) -> nn.Parameter:
     return bnb.nn.Int8Params(data, requires_grad=False, has_fp16_weights=False, CB=data, SCB=packed.SCB)
 
 
-def load_shards(model: nn.Module) -> None:
-    """Each full tensor is copied to the GPU, and this rank keeps its part (`fsdp2_load_full_state_dict`)."""
+def load_shards(model: Any, device: str, offload: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+    """Each full tensor is copied to the GPU, and this rank keeps its part (`fsdp2_load_full_state_dict`).
+
+    Args:
+        device: of the full tensors.
+        offload: copies a part to the host (`offload_to_cpu`).
+    """
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     loaded: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
         part: torch.Tensor = whole
         if isinstance(tensor, DTensor):
             part = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=0)
+            if offload is not None:
+                part = offload(part)
         loaded[name] = nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
         del whole
     model.load_state_dict(loaded, assign=True, strict=True)
+    del loaded
+    if hasattr(model, "tie_weights"):  # a tied weight was loaded under both names
+        model.tie_weights()

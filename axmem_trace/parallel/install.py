@@ -14,6 +14,7 @@ from torch import nn
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.parallel import ddp, fsdp1, fsdp2
 from axmem_trace.parallel.in_place import gathers_recorded, resizes_recorded, shapes_planned_unseen, streams_recorded
+from axmem_trace.parallel.offload import as_offloaded, copy_to_host, offloads_on_meta
 from axmem_trace.parallel.process_group import open_process_group
 from axmem_trace.parallel.rank_facts import describe_rank, flat_shards, local_tensors, sharded_names
 from axmem_trace.parallel.rank_model import RankModel
@@ -47,6 +48,8 @@ def open_ranks(recipe: Recipe, recording: RecordingMode, *, rank: int | None = N
         stack.enter_context(streams_recorded(recorder))
         stack.enter_context(fsdp1.fsdp1_runs_on_meta())
         stack.enter_context(fsdp2.fsdp2_runs_on_meta())
+        if parallel.fsdp.offload_params:
+            stack.enter_context(offloads_on_meta(recorder))
         stack.enter_context(ddp.ddp_runs_on_meta())
         if parallel.engine == "zero3":
             stack.enter_context(linear_may_change())
@@ -95,14 +98,15 @@ def _with_fsdp2(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankMo
         fsdp2.shard_model(model, recipe, device_type=recorder.traced_device)
     whole.clear()
     if fsdp.loads_on_host:
-        fsdp2.load_shards(model)
-    tensors = _tensors_of_rank(built)
-    return RankModel(
+        fsdp2.load_shards(model, recorder.traced_device, copy_to_host(recorder) if fsdp.offload_params else None)
+    facts = describe_rank(built.facts, _tensors_of_rank(built), sharded=sharded_names(model))
+    rank_model = RankModel(
         call=model,
-        facts=describe_rank(built.facts, tensors, sharded=sharded_names(model)),
+        facts=facts,
         groups=group_fsdp2(model, recipe.parallel),
         without_sync=lambda: _unsynced(model),
     )
+    return as_offloaded(rank_model, recorder) if fsdp.offload_params else rank_model
 
 
 @contextmanager

@@ -90,6 +90,12 @@ def describe_rank(
     return replace(facts, tensors=tuple(rows))
 
 
+def with_parameters_on_host(facts: ModelFacts) -> ModelFacts:
+    """The facts if all parameters are in host memory; buffers stay on the GPU."""
+    rows = (replace(fact, device="cpu") if fact.kind == "parameter" else fact for fact in facts.tensors)
+    return replace(facts, tensors=tuple(rows))
+
+
 def _as_on_rank(fact: TensorFact, tensor: torch.Tensor, elements: int, nbytes: int, division: Division) -> TensorFact:
     dtype = str(tensor.dtype).removeprefix("torch.")
     whole = fact.elements if division == "sharded" else 0

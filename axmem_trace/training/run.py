@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.device_map import is_on_host
@@ -258,7 +259,10 @@ class Run:
         if self._rank_model is not None and self._rank_model.engine is not None:
             self._variables.grad_norm = self._rank_model.engine.step()
             return
-        parameters = self.optimizer.parameters
+        with self.recorder.on_host() if self.optimizer.on_host else nullcontext():
+            self._step_optimizer(self.optimizer.parameters)
+
+    def _step_optimizer(self, parameters: list[nn.Parameter]) -> None:
         if self.scaler is not None:
             self.scaler.unscale(parameters)
         if not self.optimizer.releases_gradients:

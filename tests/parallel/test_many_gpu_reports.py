@@ -22,6 +22,7 @@ LAYER = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32
 # embedding, head, norm
 ROOT = 2 * 96 * 32 + 32
 PARAMETERS = 2 * LAYER + ROOT  # 21,664; every first dimension is a multiple of 8
+NUM_TENSORS = 2 * 9 + 3
 ROTARY = 2 * 4 * 4
 """Bytes of the rotary table and its original, which every rank holds: 4 fp32 frequencies each."""
 
@@ -128,10 +129,43 @@ def test_nccl_is_only_in_nvidia_smi(tmp_path: Path) -> None:
     assert peak.device_bytes == peak.reserved_bytes + peak.context_bytes + peak.nccl_bytes
 
 
-def test_offloading_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_what_fsdp2_offloads_is_in_host_memory(tmp_path: Path) -> None:
+    report = report_of(
+        tmp_path, 8, fsdp_version=2, fsdp_config={"offload_params": True, "cpu_offload_pin_memory": False}
+    )
+    assert (report.resident.weights, report.resident.gradients, report.resident.optimizer) == (ROTARY, 0, 0)
+    # not pinned, so as large as it is: bf16 shards and gradients, two bf16 states and a 4-byte counter for each tensor
+    shards = 2 * PARAMETERS // 8
+    assert (report.host.cpu.weights, report.host.cpu.gradients) == (shards, shards)
+    assert report.host.cpu.optimizer == 2 * shards + 4 * NUM_TENSORS
+    assert report.ranks[0].host_bytes == report.host.cpu.peak_bytes >= 4 * shards
+
+
+def test_pinned_memory_is_allocated_in_powers_of_two(tmp_path: Path) -> None:
     report = report_of(tmp_path, 8, fsdp_version=2, fsdp_config={"offload_params": True})
-    assert report.resident.weights == 2 * PARAMETERS // 8 + ROTARY
-    assert any(note.kind == "not_modelled" and note.key == "fsdp_config.offload_params" for note in report.notes)
+    # a rank's bytes of a layer: q, o 32 x 32 / 8 x 2 = 256 each; k, v 128; gate, up, down 48 x 32 / 8 x 2 = 384, in 512;
+    # two norms of 32 / 8 x 2 = 8. Of the root: embedding and head 96 x 32 / 8 x 2 = 768, in 1,024, and a norm
+    pinned = 2 * (2 * 256 + 2 * 128 + 3 * 512 + 2 * 8) + 2 * 1024 + 8
+    assert (report.host.cpu.weights, report.host.cpu.gradients) == (pinned, pinned)
+
+
+def test_an_offloaded_gather_copies_the_shard_first(tmp_path: Path) -> None:
+    """The copies are as large as the shards, in the stored dtype: fp32 adapters are cast on the GPU."""
+    keys = {"fsdp_version": 2, "adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
+    with_offload = report_of(tmp_path, 2, **keys, fsdp_config={"offload_params": True})
+    without = report_of(tmp_path, 2, **keys, fsdp_config={"offload_params": False})
+    assert with_offload.resident.adapters == 0 < without.resident.adapters
+    assert with_offload.peak.allocated_bytes < without.peak.allocated_bytes
+
+
+def test_only_one_parameter_is_whole_while_loading_to_offloaded_shards(tmp_path: Path) -> None:
+    options = {"offload_params": True, "cpu_ram_efficient_loading": True}
+    report = report_of(tmp_path, 8, fsdp_version=2, fsdp_config=options)
+    # the largest, an embedding of 96 x 32 in bf16, and its part before it goes to the host
+    largest = 2 * 96 * 32
+    assert report.phases["load"].allocated_bytes == largest + 1024  # its 768 bytes are two blocks
+    whole = report_of(tmp_path, 8, fsdp_version=2, fsdp_config={"offload_params": True})
+    assert whole.phases["load"].allocated_bytes > 2 * PARAMETERS
 
 
 def test_ddp_writes_nothing_to_the_process_s_streams(tmp_path: Path) -> None:

@@ -348,7 +348,7 @@ def test_nothing_to_run_is_reported(monkeypatch, capsys, arguments):
     assert "full-fused" in capsys.readouterr().err
 
 
-def test_ready_recipes_can_be_run(tmp_path):
+def test_ready_recipes_can_be_run(tmp_path, monkeypatch):
     """Each is read and accepted; none asks for what is only imitated, or for the Hub."""
     import gpu_run
     from gpu_recipes import RECIPES, write_recipe
@@ -357,7 +357,10 @@ def test_ready_recipes_can_be_run(tmp_path):
 
     for name, ready in RECIPES.items():
         path = write_recipe(name, tmp_path)
-        gpu_run.check_runnable(read_recipe(str(path), assumptions=ready.assumptions, hub="never", gpu="H100"))
+        monkeypatch.setenv("FAKE_RANKS", str(ready.ranks))
+        recipe = read_recipe(str(path), assumptions=ready.assumptions, hub="never", gpu="H100", num_gpus=ready.ranks or 1,
+                             axolotl=ready.axolotl)  # fmt: skip
+        gpu_run.check_runnable(recipe)
 
 
 def test_scripts_import_without_torch():

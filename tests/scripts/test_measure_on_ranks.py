@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,8 +100,8 @@ def test_each_engine_trains_in_two_processes(results: Path, engine: str) -> None
     ("keys", "match"),
     [
         ({}, "num_gpus"),  # of two, and torchrun has started none
-        ({"fsdp_version": 2, "fsdp_config": {"cpu_ram_efficient_loading": True}}, "cpu_ram_efficient_loading"),
-        ({"fsdp_version": 2, "fsdp_config": {"offload_params": True}}, "offload_params"),
+        ({"fsdp_version": 1, "fsdp_config": {"cpu_ram_efficient_loading": True}}, "cpu_ram_efficient_loading"),
+        ({"fsdp_version": 1, "fsdp_config": {"offload_params": True}}, "offload_params"),
         ({"deepspeed": "zero2.json"}, "zero2"),
     ],
 )
@@ -113,13 +114,21 @@ def test_what_cannot_run_is_refused(tmp_path: Path, monkeypatch: Any, keys: dict
         gpu_ranks.check_ranks(read(str(write_tiny_model("llama", tmp_path / "llama")), **keys))
 
 
-def test_ddp_needs_real_ranks(tmp_path: Path, monkeypatch: Any) -> None:
-    """It compares the shapes of all ranks when it is made, which the fake group does not answer."""
-    import gpu_ranks
+def test_a_recipe_for_ranks_runs_in_the_fake_group(tmp_path: Path, monkeypatch: Any) -> None:
+    import measure_on_gpu
 
-    monkeypatch.setenv("FAKE_RANKS", "2")
-    with pytest.raises(ConfigError, match="ddp with FAKE_RANKS"):
-        gpu_ranks.check_ranks(read(str(write_tiny_model("llama", tmp_path / "llama"))))
+    environments = []
+
+    def run(command: list[str], env: dict[str, str], **options: Any) -> SimpleNamespace:
+        environments.append((env.get("FAKE_RANKS"), command))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(measure_on_gpu, "find_refusal", lambda: "")
+    monkeypatch.setattr(measure_on_gpu.subprocess, "run", run)
+    assert measure_on_gpu.main(["--recipes", "lora,ranks-fsdp1-full", "-o", str(tmp_path)]) == 0
+    (one, _), (several, command) = environments
+    assert (one, several) == (None, "4")
+    assert command[-2:] == ["--axolotl", "0.19.0"]
 
 
 def test_only_one_configuration_at_a_time(monkeypatch: Any, capsys: Any) -> None:

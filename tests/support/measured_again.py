@@ -23,6 +23,7 @@ def estimate_again(run: Mapping[str, Any]) -> dict[str, int]:
         gpu=run["gpu"]["asked_for"],
         hub="never",
         axolotl=run.get("axolotl", "0.19.0"),
+        num_gpus=run.get("num_gpus", 1),
     )
     found: dict[str, int] = load_script("gpu_figures").summarise_report(report)
     return found

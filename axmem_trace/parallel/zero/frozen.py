@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from axmem_trace.parallel.host import HostMemory
 from axmem_trace.parallel.units import plain_name
 from axmem_trace.parallel.zero.gathering import gather_by_hooks
-from axmem_trace.parallel.zero.host import HostMemory
 from axmem_trace.parallel.zero.leaves import leaf_test
 from axmem_trace.parallel.zero.loading import cast_model, divide_made
 from axmem_trace.parallel.zero.parts import Parts

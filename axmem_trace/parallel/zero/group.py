@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch._utils import _flatten_dense_tensors
 
-from axmem_trace.parallel.zero.host import HostMemory
+from axmem_trace.parallel.host import HostMemory
 from axmem_trace.parallel.zero.layout import Layout, Slice, round_robin
 from axmem_trace.recipe.parallel import Zero
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from axmem_trace.models.built import BuiltModel, unwrapped
 from axmem_trace.notes import Note
-from axmem_trace.parallel.rank_facts import FlatShard, describe_rank, local_tensors
+from axmem_trace.parallel.host import HostMemory
+from axmem_trace.parallel.rank_facts import FlatShard, describe_rank, local_tensors, with_parameters_on_host
 from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.parallel.units import plain_name
-from axmem_trace.parallel.zero.host import HostMemory
 from axmem_trace.parallel.zero.leaves import leaf_test
 from axmem_trace.parallel.zero.linear import use_linear
 from axmem_trace.parallel.zero.loading import cast_model, divide_base, divide_rest
@@ -115,8 +115,7 @@ def _take_optimizer(
         engine, tensors, shards = make(stepping)
     facts = describe_rank(built.facts, tensors, shards)
     if recipe.parallel.zero.offload_params:
-        rows = (replace(fact, device="cpu") if fact.kind == "parameter" else fact for fact in facts.tensors)
-        facts = replace(facts, tensors=tuple(rows))
+        facts = with_parameters_on_host(facts)
     return replace(
         rank_model,
         facts=facts,

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from axmem_trace.parallel.zero.host import HostMemory
+from axmem_trace.parallel.host import HostMemory
 from axmem_trace.tracing.recorder import Recorder
 
 NOT_AVAILABLE, IN_FLIGHT, AVAILABLE = "not available", "in flight", "available"

@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch import nn
 from torch._utils import _flatten_dense_tensors
 
+from axmem_trace.parallel.host import HostMemory
 from axmem_trace.parallel.zero import norms
 from axmem_trace.parallel.zero.gradients import Gradients
 from axmem_trace.parallel.zero.group import Group, aligned, flat_order, make_group
-from axmem_trace.parallel.zero.host import HostMemory
 from axmem_trace.parallel.zero.layout import Layout, Slice, elements_kept
 from axmem_trace.parallel.zero.stepping import Stepping, without_boundary
 from axmem_trace.recipe.recipe import Recipe

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import nn
 from torch._utils import _flatten_dense_tensors
 
+from axmem_trace.parallel.host import HostMemory
 from axmem_trace.parallel.zero import norms
 from axmem_trace.parallel.zero.gathering import gather_by_hooks
-from axmem_trace.parallel.zero.host import HostMemory
 from axmem_trace.parallel.zero.parts import Part, Parts
 from axmem_trace.parallel.zero.scattered import Scattered
 from axmem_trace.parallel.zero.stepping import Stepping, without_boundary

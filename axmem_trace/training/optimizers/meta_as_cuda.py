@@ -12,13 +12,24 @@ from importlib import import_module
 
 from axmem_trace.tracing.patching import replaced
 
-_LISTS = ("_get_foreach_kernels_supported_devices", "_get_fused_kernels_supported_devices")
+_FUSED = "_get_fused_kernels_supported_devices"
+_LISTS = ("_get_foreach_kernels_supported_devices", _FUSED)
 _PLACES = (import_module("torch.utils._foreach_utils"), import_module("torch.optim.optimizer"))
 """`torch.optim.optimizer` has its own reference to both functions, and is no attribute of `torch.optim`."""
 
 
 def _with_meta(supported_devices: Callable[[], list[str]]) -> Callable[[], list[str]]:
     return lambda: [*supported_devices(), "meta"]
+
+
+@contextmanager
+def meta_as_cpu() -> Iterator[None]:
+    """While it is open, meta parameters are stepped as those of the CPU: `foreach=None` chooses the loop, and `fused=True`
+    is accepted."""
+    with ExitStack() as stack:
+        for place in _PLACES:
+            stack.enter_context(replaced(place, _FUSED, _with_meta(getattr(place, _FUSED))))
+        yield
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import nn
 from axmem_trace.ledger import Device
 from axmem_trace.notes import Notes
 from axmem_trace.tracing.tensors import local_part, tensors_in
-from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
+from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cpu, meta_as_cuda
 from axmem_trace.training.optimizers.outside_gpu import device_of
 
 StateTensor = tuple["nn.Parameter | None", torch.Tensor, Device]
@@ -39,6 +39,7 @@ class TracedOptimizer:
         releases_gradients: hooks free each gradient as soon as backward has made it, so there is nothing to clip.
         replaces_parameters: the step gives parameters new storages (GaLore's 8-bit steps), so weights have to be
             registered again after it.
+        on_host: the parameters are in host memory, so the step runs there.
     """
 
     name: str
@@ -50,6 +51,7 @@ class TracedOptimizer:
     after_backward: Callable[[], None] = _nothing
     releases_gradients: bool = False
     replaces_parameters: bool = False
+    on_host: bool = False
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -62,7 +64,7 @@ class TracedOptimizer:
 
     def step(self) -> None:
         """Steps on the parameters' meta gradients. States and temporaries come out of the operators it runs."""
-        with meta_as_cuda(), self.around_step():
+        with meta_as_cpu() if self.on_host else meta_as_cuda(), self.around_step():
             for optimizer in self.optimizers:
                 optimizer.step()
 
@@ -85,7 +87,8 @@ class TracedOptimizer:
         own = {id(parameter) for parameter in self.parameters}
         for tensor, owners in found.values():
             alone = owners[0] if len(owners) == 1 and id(owners[0]) in own else None
-            yield alone, tensor, device_of(tensor)
+            device = device_of(tensor)
+            yield alone, tensor, "cpu" if self.on_host and device == "gpu" else device
 
     def state_bytes(self, device: Device = "gpu") -> int:
         """Bytes of all state in one kind of memory, as requested (not rounded to allocator blocks)."""

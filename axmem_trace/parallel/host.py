@@ -1,4 +1,4 @@
-"""Host memory of one rank: what DeepSpeed keeps there, and what passes through it."""
+"""Host memory of one rank: what an engine keeps there, and what passes through it."""
 
 from __future__ import annotations
 
