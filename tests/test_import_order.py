@@ -49,7 +49,7 @@ def imports(path: Path, *, for_types: bool) -> Iterator[str]:
     """What a file imports of the package, lazily or not, without `axmem_trace.`: `package.module` or `package.name`.
 
     Args:
-        for_types: with what stands under `if TYPE_CHECKING:`.
+        for_types: with what is under `if TYPE_CHECKING:`.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     only_types = {

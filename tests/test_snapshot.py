@@ -25,7 +25,7 @@ def entries(snapshot, *actions):
 class TestSums:
     def test_every_allocation_is_reported_once(self, text):
         snapshot = make_snapshot(LEDGER, parse_alloc_conf(text))
-        # what was asked for, not what it was rounded to; 0 bytes and the CPU's take nothing
+        # what was requested, not what it was rounded to; 0 bytes and the CPU's take nothing
         assert [entry["size"] for entry in entries(snapshot, "alloc")] == [30 * MIB, 12 * MIB, 1000, 30 * MIB]
         for action in ("free_requested", "free_completed"):
             assert [entry["size"] for entry in entries(snapshot, action)] == [1000, 12 * MIB]
@@ -117,7 +117,7 @@ def test_frames_say_operator_modules_and_phase():
     ]
     assert all(set(frame) == {"name", "filename", "line"} for frame in silu["frames"])
     assert entries(snapshot, "free_requested")[0]["frames"] == silu["frames"]
-    # a segment is asked for on behalf of the allocation that follows it; emptying the cache is nobody's
+    # a segment belongs to the allocation that follows it; emptying the cache belongs to none
     assert entries(snapshot, "segment_alloc")[0]["frames"][0]["name"] == "aten.empty"
     assert entries(snapshot, "segment_free")[0]["frames"] == []
 

@@ -25,7 +25,7 @@ def card(name, gib, capability=(8, 0)):
 
 
 class Run:
-    """10 GiB live and 12 reserved where there is room, 0.5 GiB of context; a card between them gives cached blocks back."""
+    """10 GiB live and 12 reserved with enough memory, 0.5 GiB of context; a card between them frees cached blocks."""
 
     def __init__(self, cards, **changes):
         self.cards, self.changes, self.asked = {each.name: each for each in cards}, changes, []
@@ -52,7 +52,7 @@ CARDS = [card("huge", 80), card("tiny", 8), card("enough", 14), card("nearly", 1
 def test_one_estimate_for_each_generation_and_for_what_is_undecided():
     run = Run(CARDS)
     fits = fit_cards(CARDS, run)
-    # "nearly" has room for what is live, not for what a larger card caches beside it
+    # "nearly" has memory for what is live, not for what a larger card caches in addition
     assert run.asked == ["huge", "nearly", "other"]
     assert [(fit.card.name, fit.verdict) for fit in fits] == [
         ("tiny", "does not fit"),

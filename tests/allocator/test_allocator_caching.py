@@ -9,7 +9,7 @@ KIB, MIB = 1 << 10, 1 << 20
 
 
 def make(*, capacity_mib=0, **settings):
-    """An allocator without expandable segments, unless they are asked for."""
+    """An allocator without expandable segments, unless they are requested."""
     settings = Allocator(**{"expandable_segments": False, **settings})
     return CachingAllocator(settings, capacity_bytes=capacity_mib * MIB, record_history=True)
 
@@ -308,13 +308,13 @@ class TestGarbageCollection:
         assert driver_calls(caching) == [("segment_alloc", 60), ("segment_alloc", 70)]
 
 
-def test_history_has_what_was_asked_for():
+def test_history_has_the_requested_sizes():
     caching = make()
     block = caching.malloc(1000, owner=7)
     caching.free(block)
     caching.empty_cache()
     assert actions(caching) == ["segment_alloc", "alloc", "free_requested", "free_completed", "segment_free"]
-    # sizes of alloc and free are those asked for (PyTorch records orig_size), of segments the driver's
+    # sizes of alloc and free are those requested (PyTorch records orig_size), of segments the driver's
     assert [entry.size for entry in caching.accounts.history] == [2 * MIB, 1000, 1000, 1000, 2 * MIB]
     assert [entry.owner for entry in caching.accounts.history] == [7, 7, 7, 7, -1]
 

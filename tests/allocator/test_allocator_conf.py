@@ -150,7 +150,7 @@ def test_a_garbage_threshold_without_a_memory_limit_is_reported():
     ],
 )
 def test_one_variable_of_the_environment_counts(cuda, every, expandable, monkeypatch, tmp_path):
-    # as seen of PyTorch's own (scripts/real_allocator.py): the first of the two that is set, though it be empty
+    # as seen of PyTorch's own (scripts/real_allocator.py): the first of the two that is set, even if it is empty
     for name, value in (("PYTORCH_CUDA_ALLOC_CONF", cuda), ("PYTORCH_ALLOC_CONF", every)):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
@@ -166,7 +166,7 @@ def test_one_variable_of_the_environment_counts(cuda, every, expandable, monkeyp
 
 def test_what_is_not_said_follows_the_large_segment():
     """PyTorch's own answer (`scripts/real_allocator.py`): a larger segment also allows an oversize block to be so much
-    larger than what is asked for."""
+    larger than the request."""
     assert parse_alloc_conf("large_segment_size_mb:32").max_non_split_rounding_bytes == 32 * MIB
     both = parse_alloc_conf("large_segment_size_mb:32,max_non_split_rounding_mb:40")
     assert both.max_non_split_rounding_bytes == 40 * MIB

@@ -56,7 +56,7 @@ def test_the_books_are_right_on_a_card_that_is_too_small(expandable, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_these_lives_make_garbage(seed):
+def test_these_histories_leave_cached_blocks(seed):
     collecting = replay(make_ledger(seed), parse_alloc_conf(SETTINGS[-1]), capacity_bytes=CAPACITY)
     plain = replay(make_ledger(seed), parse_alloc_conf(SETTINGS[0]), capacity_bytes=CAPACITY)
     assert len(collecting.timeline) > len(plain.timeline)
@@ -81,7 +81,7 @@ def test_everything_goes_back(text):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_driver_is_asked_only_where_nothing_cached_fits(seed):
+def test_the_driver_allocates_only_if_nothing_cached_fits(seed):
     caching, ledger = CachingAllocator(parse_alloc_conf("")), make_ledger(seed)
     in_use = {}
     for _, index, dies in ledger.moves():

@@ -54,10 +54,10 @@ def test_reserved_at_is_after_what_happens_at_the_tick():
     assert [reservation.reserved_at(tick) // MIB for tick in range(5)] == [0, 30, 42, 62, 62]
 
 
-def test_a_phase_begins_with_what_is_held():
+def test_a_phase_begins_with_what_is_reserved():
     reservation = replay(make_ledger(*THREE, marks=MARKS), PLAIN)
     assert reservation.peaks == {("load", 0): 30 * MIB, ("forward", 1): 62 * MIB, ("backward", 1): 62 * MIB}
-    # backward begins with all three: the transient dies at its first tick
+    # backward begins with all three: the transient is freed at its first tick
     assert reservation.allocated_peaks == {("load", 0): 30 * MIB, ("forward", 1): 50 * MIB, ("backward", 1): 50 * MIB}
 
 

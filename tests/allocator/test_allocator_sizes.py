@@ -18,7 +18,7 @@ def test_blocks_are_multiples_of_512(nbytes, block):
 @pytest.mark.parametrize(
     ("size", "segment"),
     [
-        (512, 2 * MIB),  # small pool: 2 MiB whatever is asked for
+        (512, 2 * MIB),  # small pool: 2 MiB for any request
         (MIB, 2 * MIB),  # 1 MiB is still small
         (MIB + 512, 20 * MIB),  # 1 MiB + one block: large pool, below 10 MiB: 20 MiB
         (10 * MIB - 512, 20 * MIB),
@@ -41,7 +41,7 @@ def test_large_segment_size_mb_replaces_the_20_mib():
     [
         # PyTorch's own example: 1200 with 4 divisions. 4 x 512 = 2048 >= 1200, so plain rounding: 3 x 512
         (1200, 4, 1536),
-        # 1200 KiB lies between 1024 and 2048 KiB; a quarter of 1024 is 256: 1024, 1280, ... -> 1280 KiB
+        # 1200 KiB is between 1024 and 2048 KiB; a quarter of 1024 is 256: 1024, 1280, ... -> 1280 KiB
         (1200 * KIB, 4, 1280 * KIB),
         # 16 divisions of 16 MiB: steps of 1 MiB; 17.5 -> 18 MiB
         (17 * MIB + 512 * KIB, 16, 18 * MIB),

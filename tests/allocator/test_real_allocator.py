@@ -2,7 +2,7 @@
 
 `real_allocator.json` holds what `c10::cuda::CUDACachingAllocator` of torch 2.13 (its CUDA wheel's libc10_cuda.so) did
 over a driver with memory and nothing else: each state's allocated and reserved bytes, the address given out, failures,
-retries and segments. Addresses must agree too: they tell that the same free block was taken and split.
+retries and segments. Addresses must agree too: they show that the same free block was taken and split.
 """
 
 import json

@@ -16,7 +16,7 @@ TINY = {"model_type": "llama", "hidden_size": 8, "vocab_size": 16}
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path, monkeypatch):
-    """An empty cache, an empty working directory, and a Hub that fails the test when it is asked unexpectedly."""
+    """An empty cache, an empty working directory, and a Hub that fails the test when it is used unexpectedly."""
     for key in (
         "HF_HUB_CACHE",
         "HUGGINGFACE_HUB_CACHE",

@@ -7,7 +7,7 @@ H100 (one GPU), with the base model's configuration from this project's catalogu
 `axolotl_verdicts/VERSION.json`. What the tests compare with is this record, not our reading of the source.
 
 axolotl 0.20 and newer need Python 3.12. The validator needs few of axolotl's own requirements: an environment with
-torch, transformers, peft, trl, datasets, liger-kernel and what an import then asks for will do.
+torch, transformers, peft, trl, datasets, liger-kernel and what an import then needs are enough.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _first_reason(error: Exception) -> str:
 
 
 def prepare() -> None:
-    """Puts an H100 and the catalogue in the places where axolotl asks for a GPU and for the Hub."""
+    """Puts an H100 and the catalogue in the places where axolotl reads the GPU and the Hub."""
     import axolotl.utils.config as axolotl_config
     from axolotl.loaders.utils import check_model_config
     from transformers import AutoConfig

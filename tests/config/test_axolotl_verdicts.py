@@ -158,7 +158,7 @@ def test_what_axolotl_refuses_is_refused(release, name):
     reasons = reasons_of(release, name)
     assert reasons
     for reason in reasons:
-        assert reason.key, "the key to blame is named"
+        assert reason.key, "the key that is the reason is named"
         assert len(str(reason).splitlines()) >= 2, "and what is accepted, or what to do"
 
 

@@ -57,7 +57,7 @@ def test_only_the_lines_of_the_key_change(settings, gone, came):
     "text",
     ["{a: 1, b: [2]}", "x: &here 1\na: *here\n", "a: 1\na: 2\n", "a: |\n  long\n  text\nb: 1", "a: 1\n...\n", ""],
 )
-def test_every_text_reads_as_asked(text):
+def test_every_text_reads_as_requested(text):
     wanted = {**(yaml.safe_load(text) or {}), "a": 7, "c": ["d", {"e": False}]}
     assert yaml.safe_load(edit_yaml(text, {"a": 7, "c": ["d", {"e": False}]})) == wanted
 

@@ -66,7 +66,7 @@ def test_a_slip_is_understood(typed, meant):
         "num_layers",
     ],
 )
-def test_what_only_looks_alike_gets_no_suggestion(typed):
+def test_what_only_looks_similar_gets_no_suggestion(typed):
     assert nearest_key(typed, siblings(typed)) == ""
 
 

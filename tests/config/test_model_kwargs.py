@@ -1,4 +1,4 @@
-"""`overrides_of_model_kwargs`: axolotl's own arguments come later and win."""
+"""`overrides_of_model_kwargs`: axolotl's own arguments come later and replace them."""
 
 from __future__ import annotations
 

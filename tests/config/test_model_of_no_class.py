@@ -32,7 +32,7 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_with_remote_code_the_class_is_not_asked_for(tmp_path: Path):
+def test_with_remote_code_the_class_is_not_required(tmp_path: Path):
     """axolotl 0.19 `loaders/model.py` `_build_model`."""
     path = write(tmp_path, "model_type: llama\ntrust_remote_code: true\nlora_target_linear: true\n")
     report = axmem_trace.estimate(path, hub="never")

@@ -202,7 +202,7 @@ def test_deepspeed_runs_without_autocast_and_scales_the_loss_itself(tmp_path: Pa
     assert (precision.autocast, precision.output_dtype, precision.grad_scaler) == (False, "same", False)
 
 
-def test_a_file_that_nobody_knows_is_said(tmp_path: Path) -> None:
+def test_an_unknown_file_is_reported(tmp_path: Path) -> None:
     recipe = read(tmp_path, gpus=2, deepspeed="somewhere/else.json")
     assert any(note.kind == "not_modelled" and "is not here" in note.text for note in recipe.notes)
 

@@ -148,7 +148,7 @@ def test_a_dash_reads_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"base_model: a\nb: 1\n")))
     document = read_document("-")
     assert (document.name, document.values, document.lines["b"]) == ("<stdin>", {"base_model": "a", "b": 1}, 2)
-    assert read_document("/dev/stdin").values == document.values  # one stream, read once and asked twice
+    assert read_document("/dev/stdin").values == document.values  # one stream, read once and used twice
     monkeypatch.setattr(sys, "stdin", io.StringIO("c: 1\n"))
     assert read_document(Path("-")).values == {"c": 1}
 

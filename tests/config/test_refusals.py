@@ -123,7 +123,7 @@ def test_accumulation_that_a_layerwise_optimizer_refuses_leaves_the_figures(mode
     assert not once.refusals
     (refusal,) = twice.refusals
     assert refusal.key == "gradient_accumulation_steps"
-    # The second micro-batch is there beside the first: input_ids, attention_mask, labels and positions, int64, 1 x 64.
+    # The second micro-batch is there with the first: input_ids, attention_mask, labels and positions, int64, 1 x 64.
     assert twice.peak.allocated_bytes - once.peak.allocated_bytes == 4 * 8 * 64
     assert twice.buckets.optimizer == once.buckets.optimizer
     assert twice.buckets.gradients == once.buckets.gradients
@@ -139,7 +139,7 @@ def test_wrapping_of_earlier_years_is_read_as_the_list_that_it_means(model):
     assert (refused.buckets, refused.peak.counted_bytes) == (resolved.buckets, resolved.peak.counted_bytes)
 
 
-def test_a_removed_key_is_a_reason_and_no_warning_beside_it(model):
+def test_a_removed_key_is_a_reason_without_a_warning(model):
     keys = {"unsloth_lora_mlp": True, "unsloth_rope": False}
     recipe = read_recipe({**BASE, "base_model": model, **keys}, hub="never")
     assert [note.key for note in recipe.refusals] == ["unsloth_lora_mlp"]

@@ -229,7 +229,7 @@ def test_8bit_lora_under_checkpointing_says_that_the_figure_changed():
     assert text.startswith("from axolotl 0.21.0 on the figure is another one")
     assert changed(read("0.21.0", **keys), 40 * GIB) == [], "less than a tenth"
     named = {**keys, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
-    assert changed(read("0.21.0", **named), 20 * GIB) == [], "each release does what is asked for"
+    assert changed(read("0.21.0", **named), 20 * GIB) == [], "each release does what is set"
     assert changed(read("0.21.0", **QLORA, gradient_checkpointing=True), 20 * GIB) == []
 
 

@@ -72,7 +72,7 @@ def test_biases_train_where_the_saved_adapter_says_so(tmp_path):
     assert biased - plain == 2 * 32  # q_proj's bias in two layers
 
 
-def test_the_file_lies_on_the_gpu_until_it_is_copied(tmp_path):
+def test_the_file_is_on_the_gpu_until_it_is_copied(tmp_path):
     made = load_adapter(read(tmp_path, lora_r=4, lora_target_linear=False, lora_target_modules=["q_proj"]))[0]
     loaded = load_adapter(read(tmp_path, lora_model_dir=save(tmp_path / "a", {"A": [0, 256], "B": [256, 512]})))[0]
     assert loaded.allocated_at(loaded.ticks) == made.allocated_at(made.ticks)

@@ -83,7 +83,7 @@ def test_bf16_auto_is_bf16_on_a_card_that_emulates_it(tmp_path, gpu):
     assert (modern.load_dtype, modern.autocast_dtype, modern.grad_scaler) == ("bfloat16", "bfloat16", False)
 
 
-def test_bf16_asked_for_outright_on_a_card_without_it_is_a_warning(tmp_path):
+def test_bf16_set_on_a_card_without_it_is_a_warning(tmp_path):
     found = notes(tmp_path, LLAMA + LORA + "bf16: true\n", gpu="T4")
     assert any(kind == "warning" and key == "bf16" and line == 8 for kind, key, line, _ in found)
 

@@ -34,7 +34,7 @@ def test_a_plain_recipe_is_folded(recipe):
 @pytest.mark.parametrize(
     "name", ["llama-3.1/8b/qlora", "llama-3.1/8b/lora", "llama-3.1/8b/full", "llama-3.1/70b/qlora"]
 )
-def test_no_release_of_axolotl_tells_layers_apart_by_itself(name, release):
+def test_no_release_of_axolotl_treats_layers_differently_by_itself(name, release):
     refuse_recipe(read_recipe(ROOT / "configs" / f"{name}.yml", hub="never", axolotl=release))
 
 
@@ -50,7 +50,7 @@ class _Tower:
 
 
 @pytest.mark.parametrize(("value", "is_refused"), [(_Tower(), False), (_Tower(first_layers=3), True)])
-def test_a_part_of_the_recipe_that_nobody_has_thought_of_is_refused_once_it_is_set(recipe, value, is_refused):
+def test_a_part_of_the_recipe_that_is_not_listed_is_refused_once_it_is_set(recipe, value, is_refused):
     later = make_dataclass("Later", [("tower", _Tower, _Tower())], bases=(type(recipe),), frozen=True, kw_only=True)
     newer = later(**{name: getattr(recipe, name) for name in recipe.__dataclass_fields__}, tower=value)
     if is_refused:

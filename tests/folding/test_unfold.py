@@ -115,7 +115,7 @@ def test_a_layer_of_another_size_is_not_folded():
 
 
 def test_a_size_that_depends_on_depth_inside_layers_is_not_folded():
-    """All layers of the short model are alike, and so are those of the longer one; only the two together show it."""
+    """All layers of the short model are equal, and so are those of the longer one; only the two together show it."""
     short, longer = play(5, lambda layer: 5000), play(6, lambda layer: 6000)
     repetition = repetition_of(5, 4)
     sections = find_sections(short.ledger(), short.layers(), repetition)

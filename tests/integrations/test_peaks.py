@@ -1,4 +1,4 @@
-"""Which phase a peak belongs to, though nobody but axolotl may reset the counters."""
+"""Which phase a peak belongs to, although only axolotl may reset the counters."""
 
 from __future__ import annotations
 

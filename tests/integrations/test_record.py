@@ -1,4 +1,4 @@
-"""Predicted beside measured: the table, and the file."""
+"""Predicted and measured figures: the table, and the file."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_runs_are_appended(tmp_path):
     assert [each.name for each in path.parent.iterdir()] == ["axmem_trace.json"]
 
 
-def test_a_file_of_somebody_else_is_not_touched(tmp_path):
+def test_a_file_with_other_content_is_not_changed(tmp_path):
     for content in ("not json", "[]", '{"runs": 3}', '{"schema_version": 9, "runs": []}'):
         path = tmp_path / "axmem_trace.json"
         path.write_text(content)

@@ -5,7 +5,7 @@ Their benchmark keeps inputs, weights and the gradients of the iterations before
 the arrangement is theirs. Not compared: RMSNorm, measured with 0.2.1, which made a row of the weight's gradient for every
 row of x (0.8.1: for every multiprocessor); LayerNorm with 0.6.0, which made none; backward of Liger's and DeepSpeed's own
 tiled MLP, which add to the parameters' gradients otherwise than axolotl's; preference losses, which axolotl does not
-install, and the stock code beside them, which is in Liger's repository alone.
+install, and the stock code for comparison, which is in Liger's repository alone.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def test_stock_cross_entropy(vocabulary: int, config: Any, measured: float, sms:
 def test_fused_linear_cross_entropy(tokens: int, config: Any, measured: float, sms: int) -> None:
     # The benchmark also holds the stock model's head. liger-kernel 0.4.2 added to the head's gradient in place, where
     # 0.8.1 makes the product in bf16 and in fp32 (three heads in bf16); and it kept three more copies of a chunk's
-    # logits (bf16 and fp32 beside the scaled one of the chunk before, where 0.8.1 has one).
+    # logits (bf16 and fp32, and the scaled one of the chunk before, where 0.8.1 has one).
     x, weight, target = tensor(tokens, 4096), tensor(128256, 4096), targets(tokens)
     head, chunk = 128256 * 4096 * 2, tokens // 32 * 128256 * 2
     found = benchmark(
@@ -170,7 +170,7 @@ def test_stock_layer_norm(width: int, config: Any, measured: float, sms: int) ->
     ],
 )
 def test_rope(provider: str, x_name: str, value: int, measured: float) -> None:
-    # Position ids in int64, inverse frequencies in 512 bytes, and one cuBLAS workspace are there beside q, k, cos, sin.
+    # Position ids in int64, inverse frequencies in 512 bytes, and one cuBLAS workspace are there with q, k, cos, sin.
     # The benchmark calls `torch.autograd.grad`, which leaves no gradients behind.
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 

@@ -105,7 +105,7 @@ def test_the_peak_of_a_phase_or_step():
 
 
 def test_a_phase_begins_with_what_is_alive():
-    # Nothing is allocated or dies in the optimizer: it has what backward left, and the buckets of that tick add up to it.
+    # Nothing is allocated or freed in the optimizer: it has what backward left, and the buckets of that tick add up to it.
     peak = LEDGER.peak(phase="optimizer")
     assert peak == Moment(tick=6, allocated_bytes=20_480, phase="optimizer", step=1)
     assert sum(LEDGER.by_bucket(peak.tick).values()) == peak.allocated_bytes

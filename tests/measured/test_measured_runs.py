@@ -31,7 +31,7 @@ def find_errors(path: Path) -> dict[str, float]:
 
 def test_there_are_measured_runs():
     if not FILES:
-        pytest.skip("no run of ours was measured yet: no GPU was at hand")
+        pytest.skip("no run was measured here yet: there was no GPU")
     assert all(read(path)["schema_version"] == 1 for path in FILES)
 
 
@@ -48,7 +48,7 @@ def test_reserved_bytes(path):
 
 def test_medians():
     if not FILES:
-        pytest.skip("no run of ours was measured yet: no GPU was at hand")
+        pytest.skip("no run was measured here yet: there was no GPU")
     errors = [find_errors(path) for path in FILES]
     assert statistics.median(abs(found[quantity]) for found in errors for quantity in LIVE) <= 0.01
     assert statistics.median(abs(found["reserved"]) for found in errors) <= 0.03

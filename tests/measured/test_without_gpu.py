@@ -1,9 +1,9 @@
 """The estimate against PyTorch's own CUDA build, run without a GPU: every JSON file of `without_gpu/`.
 
-`scripts/cuda_without_gpu.py` says what these runs are. All live bytes are to be the same, but for the one table of code
+`scripts/cuda_without_gpu.py` says what these runs are. All live bytes are to be the same, except the one table of code
 values that bitsandbytes keeps for itself (1 KiB, `functional.py` `name2qmap`); reserved bytes within half a percent. Files
 that begin with `ranks-` are of one rank of several. FSDP1 waits for other streams before it uses a block again: here they
-are done at once, on a GPU the host runs ahead of them, so its reserved bytes are within 5 % only.
+are done immediately, on a GPU the host runs ahead of them, so its reserved bytes are within 5 % only.
 Files of another transformers are left out: its models may keep other tensors.
 """
 

@@ -18,7 +18,7 @@ from axmem_trace.models.device_map import is_on_host
 from axmem_trace.recipe.recipe import Recipe
 
 # The tiny Llama in bf16: embedding and head 6144 bytes each, a layer 15,488 (four projections 6144, MLP 9216, two norms
-# 128), the last norm 64; with the fp32 rotary table 43,344 in all. accelerate keeps room for the largest layer.
+# 128), the last norm 64; with the fp32 rotary table 43,344 in all. accelerate keeps memory free for the largest layer.
 LAYER, HEAD, NORM = 15_488, 6144, 64
 TO_SECOND_LAYER = {"max_memory": {0: 36_000, "cpu": "1GiB"}}
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}

@@ -30,7 +30,7 @@ ROWS = 6 * 4 * OUT
 
 
 def kept(**asked: Any) -> int:
-    """Bytes that one layer's graph keeps beside its input, its weight and its output."""
+    """Bytes that one layer's graph keeps in addition to its input, its weight and its output."""
     layer = nn.Sequential(nn.Linear(IN, OUT, bias=False, device="meta", dtype=torch.bfloat16))
     recipe = Recipe(
         name="x",
@@ -81,7 +81,7 @@ def activations(tmp_path: Path, **keys: Any) -> int:
     return report.buckets.activations
 
 
-def test_every_linear_layer_is_swapped_and_embeddings_where_asked(tmp_path):
+def test_every_linear_layer_is_swapped_and_embeddings_if_requested(tmp_path):
     built = build_model(read_recipe(make_config(tmp_path, **INT4), hub="never"))
     assert sum(isinstance(each, FakeQuantisedLinear) for each in built.module.modules()) == 2 * 7 + 1
     assert not [each for each in built.module.modules() if isinstance(each, FakeQuantisedEmbedding)]

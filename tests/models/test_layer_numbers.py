@@ -134,7 +134,7 @@ def test_layers_that_share_weights_are_refused():
 
 
 class Own(nn.Module):
-    """Not one of transformers' classes: nobody read its source."""
+    """Not one of transformers' classes: its source was not read."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -44,7 +44,7 @@ def test_plain_linears_are_no_trap(tmp_path):
 
 
 def test_four_bits_without_qlora_are_fp32(tmp_path):
-    """The reader has said so, with the figure of `adapter: qlora`: it is told once."""
+    """The reader has said so, with the figure of `adapter: qlora`: it is reported once."""
     built = build_model(make_recipe(tmp_path, **LORA, adapter="lora", load_in_4bit=True))
     assert not [note for note in built.notes if note.key == "load_in_4bit"]
     # The linears of both layers; embeddings and norms are cast back.

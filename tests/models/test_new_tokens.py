@@ -1,4 +1,4 @@
-"""Added tokens: mean resizing beside transformers' own run on the CPU, and `fix_untrained_tokens`."""
+"""Added tokens: mean resizing compared with transformers' own run on the CPU, and `fix_untrained_tokens`."""
 
 from __future__ import annotations
 

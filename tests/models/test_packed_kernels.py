@@ -29,7 +29,7 @@ def estimate(directory: Path, kernel: str):
 def test_the_torch_kernel_keeps_the_unpacked_weight_and_the_triton_kernel_the_packed_one(tmp_path: Path):
     """A layer has q, k, v, o of 256 x 256 and gate, up, down of 256 x 512, with 2 bytes a weight unpacked:
     (4 * 65,536 + 3 * 131,072) * 2 = 1,310,720, and the gradient passes all of them in both layers, since
-    axolotl lets the embedding's output ask for one."""
+    axolotl lets the embedding's output require one."""
     torch, triton = (estimate(tmp_path, kernel) for kernel in ("torch", "triton"))
     kept = [report.phases["step_2"].phases["forward"].end_bytes for report in (torch, triton)]
     assert kept[0] - kept[1] == 2 * 1_310_720
@@ -37,8 +37,8 @@ def test_the_torch_kernel_keeps_the_unpacked_weight_and_the_triton_kernel_the_pa
 
 
 def test_the_triton_kernel_unpacks_again_in_backward():
-    """100 tokens of 256 features to 512: the output is kept, 100 * 512 * 2 = 102,400. In backward lie, beside the
-    output's gradient (102,400): the weight, 256 * 512 * 2 = 262,144, and the input's gradient, 100 * 256 * 2 = 51,200."""
+    """100 tokens of 256 features to 512: the output is kept, 100 * 512 * 2 = 102,400. In backward there are, in addition to
+    the output's gradient (102,400): the weight, 256 * 512 * 2 = 262,144, and the input's, 100 * 256 * 2 = 51,200."""
     packed = PackedFormat("gptq", 4, 128, "triton")
     with torch.device("meta"):
         layer = PackedLinear(256, 512, bias=False, packed=packed)

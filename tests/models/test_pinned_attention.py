@@ -80,7 +80,7 @@ def test_gemma_4_s_hybrid_attention_is_estimated(tmp_path):
     build_model(make(tmp_path, "gemma4", **keys))
 
 
-def test_what_is_not_asked_for_is_the_pins_choice(tmp_path):
+def test_what_is_not_requested_is_the_pins_choice(tmp_path):
     """transformers 5.24 takes SDPA from Gemma 2, whose default it was, and would keep every score of eager attention."""
     built = build_model(make_recipe(tmp_path, "gemma2"))
     assert unwrapped(built.module).config._attn_implementation == "sdpa"

@@ -250,7 +250,7 @@ def test_zero3_divides_the_reference(tmp_path: Path, keys: dict[str, Any], gpus:
 
 
 def test_auto_means_deepspeed_s_defaults_for_the_reference(tmp_path: Path) -> None:
-    # each parameter of the tiny model has less than 1e5 elements: once gathered, all of the reference stays whole beside
+    # each parameter of the tiny model has less than 1e5 elements: once gathered, all of the reference stays whole with
     # its parts. "auto" for the policy is 10 x 32 elements: only its norms stay. DeepSpeed begins to keep them once it knows
     # the order of the modules, from the second forward.
     fixed = {"overlap_comm": False, "stage3_prefetch_bucket_size": 0}

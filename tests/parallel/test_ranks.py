@@ -116,7 +116,7 @@ def test_what_is_sharded_replicated_and_gathered(tmp_path: Path) -> None:
 def test_a_machine_with_a_gpu_gives_the_same_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]
 ) -> None:
-    """There torch's Adam asks the current stream whether a CUDA graph is recorded."""
+    """There torch's Adam checks whether the current stream records a CUDA graph."""
     import torch
 
     without = report_of(tmp_path, 2, **keys)

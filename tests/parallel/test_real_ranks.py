@@ -90,7 +90,7 @@ def test_meta_allocates_what_real_ranks_do(
 
 
 def _describe(ledger: Ledger) -> Counter[Any]:
-    """Numbers are left out: which of them live on the host cannot be told on a CPU."""
+    """Numbers are left out: which of them are on the host is not known on a CPU."""
     return Counter((each.step, *all_but_time(each)) for each in ledger.allocations if _counts(each))
 
 

@@ -87,7 +87,7 @@ def test_loading_holds_a_second_copy_for_a_moment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("overlaps", "buckets"), [(False, 1), (True, 2)])
-def test_buckets_are_as_large_as_asked_whatever_is_trained(tmp_path: Path, overlaps: bool, buckets: int) -> None:
+def test_buckets_have_the_size_that_is_set_whatever_is_trained(tmp_path: Path, overlaps: bool, buckets: int) -> None:
     lora: dict[str, Any] = {"adapter": "lora", "lora_r": 2, "lora_alpha": 2, "lora_target_linear": True}
     small, large = (
         report_of(tmp_path, json={"reduce_bucket_size": size, "overlap_comm": overlaps}, **lora)
@@ -158,7 +158,7 @@ def test_zero3_loads_module_by_module(tmp_path: Path) -> None:
     # parts in bf16 and in fp32, sums in bf16, the bucket of 1,024; blocks of 512 bytes for 21 tensors
     end = 2 * PARAMETERS // GPUS + 4 * PARAMETERS // GPUS + 2 * PARAMETERS // GPUS + 2 * 1024
     assert 0 <= load.end_bytes - end <= 24 * 512
-    # never the whole model; the fp32 copy of the first group is copied once more
+    # never the whole model; the fp32 copy of the first group is copied again
     assert 0 <= load.allocated_bytes - 2 * PARAMETERS // GPUS - 2 * 4 * MATRICES // GPUS <= 24 * 512
 
 

@@ -24,7 +24,7 @@ def section(text: str, title: str) -> list[str]:
 
 
 def rows_and_sum(lines: list[str]) -> tuple[list[str], str]:
-    """Data rows and the row of sums: what lies between and below the two rules."""
+    """Data rows and the row of sums: what is between and below the two rules."""
     rules = [number for number, line in enumerate(lines) if set(line.strip()) <= set("─-+ ") and line.strip()]
     assert len(rules) == 2
     return lines[rules[0] + 1 : rules[1]], lines[rules[1] + 1]

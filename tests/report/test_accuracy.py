@@ -144,7 +144,7 @@ def test_with_expandable_segments_reserved_is_not_called_measured():
     assert "nvidia-smi" not in found.text
 
 
-def test_what_nobody_measured_says_so_and_is_as_careful_as_the_worst():
+def test_what_was_not_measured_says_so_and_is_as_careful_as_the_worst():
     found = find_accuracy(Kind(engine="DeepSpeed ZeRO-3", method="qlora", quantisation="4 bit"))
     assert not found.measured
     assert found.text.startswith(

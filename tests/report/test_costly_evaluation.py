@@ -1,4 +1,4 @@
-"""Evaluation that costs more than training is reported by what was recorded, with the line to blame."""
+"""Evaluation that costs more than training is reported by what was recorded, with the line that is the reason."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_what_cannot_be_expressed_says_why(changes, match):
     assert match in read_run(make_run(**changes)).cannot
 
 
-@pytest.mark.skipif(not MEASURED.exists(), reason="the measured runs lie beside the checkout")
+@pytest.mark.skipif(not MEASURED.exists(), reason="the measured runs are outside the checkout")
 def test_every_published_run_is_translated_or_refused_with_a_reason():
     from compare_published import read_cases
 
@@ -359,7 +359,7 @@ def test_files_that_cannot_be_read_are_reported(tmp_path, capsys, content):
 
 
 def test_two_runs_of_one_id_are_two(tmp_path):
-    """The cache goes by what is asked for."""
+    """The cache's key is the whole request."""
     from compare_published import Case, predict_all
 
     def case(rows):

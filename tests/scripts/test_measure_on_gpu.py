@@ -195,7 +195,7 @@ def test_fp16_is_scaled_by_the_real_scaler(on_cpu):
 
 
 def test_phases_become_quantities():
-    """Two micro-batches: the estimate tells the end of the last forward. Evaluation comes last and is in neither step."""
+    """Two micro-batches: the estimate gives the end of the last forward. Evaluation comes last and is in neither step."""
     import gpu_figures
 
     def phase(name, step, end, peak, micro_batch=0):
@@ -301,7 +301,7 @@ def test_a_run_that_fails_does_not_stop_the_others(monkeypatch, capsys, tmp_path
 
 def test_each_run_has_a_process_with_its_own_allocator(monkeypatch, tmp_path):
     """What a card's process inherits: the recipe's allocator, under the name that PyTorch reads since 2.9, and nothing
-    that moves workspaces; the recipe's name and everything asked for reach it."""
+    that moves workspaces; the recipe's name and all options reach it."""
     import argparse
     import os
     import subprocess
@@ -349,7 +349,7 @@ def test_nothing_to_run_is_reported(monkeypatch, capsys, arguments):
 
 
 def test_ready_recipes_can_be_run(tmp_path, monkeypatch):
-    """Each is read and accepted; none asks for what is only imitated, or for the Hub."""
+    """Each is read and accepted; none needs what is only imitated, or the Hub."""
     import gpu_run
     from gpu_recipes import RECIPES, write_recipe
 

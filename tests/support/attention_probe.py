@@ -18,7 +18,7 @@ A100, A6000, L40S, H100, T4 = (8, 0), (8, 6), (8, 9), (9, 0), (7, 5)
 
 @dataclass(frozen=True)
 class Probe:
-    """Bytes as asked for, before the allocator rounds them."""
+    """Bytes as requested, before the allocator rounds them."""
 
     kept: list[int]
     """What forward leaves behind for backward, largest first; the output is among it."""

@@ -18,7 +18,7 @@ A100 = (8, 0)
 
 @dataclass(frozen=True)
 class Probe:
-    """Bytes as asked for, before the allocator rounds them."""
+    """Bytes as requested, before the allocator rounds them."""
 
     kept: list[int]
     """What forward leaves behind, largest first: its output, and what backward needs."""

@@ -117,7 +117,7 @@ class HostCopies:
 
 
 def differences(on_meta: Ledger, for_real: Ledger, copies: HostCopies) -> tuple[Counter[Any], Counter[Any]]:
-    """What only one of them has, but for what a CPU cannot tell apart: the host's memory from the device's.
+    """What only one of them has, except what a CPU cannot distinguish: the host's memory and the device's.
 
     Numbers, which may live on either, are left out, and so are copies from the host that a CPU does not make. A tensor
     made on the host may then live longer there, as it is itself what meta has a copy of.
@@ -144,7 +144,7 @@ def _find(counter: Counter[Any], made: tuple[Any, ...]) -> Any:
 
 
 def route(recording: RecordingMode, built: BuiltModel, router: Any = "balanced") -> None:
-    """Both halves decide alike where tokens are routed to: a `prepare` for `record_step`."""
+    """Both halves route tokens in the same way: a `prepare` for `record_step`."""
     Routing(count_experts(built.module), router, tables=find_tables(built.module)).attach(recording)
 
 

@@ -31,7 +31,7 @@ COMMON: dict[str, Any] = {
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
 QLORA = {**LORA, "adapter": "qlora", "load_in_4bit": True}
 MODEL_KEYS = "model"
-"""In a case: what its `config.json` has beside that of its family."""
+"""In a case: what its `config.json` has in addition to that of its family."""
 
 
 def make_config(directory: Path, name: str, case: dict[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
 
 
 def write_hybrid(family: str, directory: Path) -> str:
-    """Writes the family's `config.json` there and returns the directory, as `base_model` wants it."""
+    """Writes the family's `config.json` there and returns the directory, as `base_model` needs it."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(HYBRIDS[family]))
     return str(directory)

@@ -1,4 +1,4 @@
-"""Configurations of tiny models that ask for kernels, and the warnings of their reports."""
+"""Configurations of tiny models that select kernels, and the warnings of their reports."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from axmem_trace.tracing.recording_mode import RecordingMode
 
 @dataclass(frozen=True, slots=True)
 class Lives:
-    """Bytes beside the inputs that were there before: unrounded, as tensors have them."""
+    """Bytes in addition to the inputs that were there before: unrounded, as tensors have them."""
 
     forward: int
     """The most that was alive in forward."""

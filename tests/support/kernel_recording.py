@@ -22,7 +22,7 @@ from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.tracing.recording_mode import RecordingMode
 
 PLAIN = Recipe(name="test", model=Model(base=BaseModel(name="test", config={}, source="test")))
-"""A recipe that asks for nothing."""
+"""A recipe with all defaults."""
 
 
 def gpu_recording(*, functions_alone: bool = False, **card: Any) -> RecordingMode:
@@ -59,7 +59,7 @@ def run_backward(out: torch.Tensor) -> None:
 
 
 def peak_bytes(allocations: Sequence[Allocation], *, in_blocks: bool = False) -> int:
-    """The most bytes of these that were alive at once, as asked for or in the allocator's blocks."""
+    """The most bytes of these that were alive at once, as requested or in the allocator's blocks."""
     changes = sorted(
         change
         for each in allocations

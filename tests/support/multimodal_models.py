@@ -159,7 +159,7 @@ VOXTRAL: dict[str, Any] = {
 
 
 def write_multimodal_model(family: str, directory: Path) -> str:
-    """Writes the family's `config.json` there and returns the directory, as `base_model` wants it."""
+    """Writes the family's `config.json` there and returns the directory, as `base_model` needs it."""
     directory.mkdir(parents=True, exist_ok=True)
     config = VOXTRAL if family == "voxtral" else MULTIMODAL[family]
     (directory / "config.json").write_text(json.dumps(config))

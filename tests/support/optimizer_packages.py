@@ -228,7 +228,7 @@ def run_case(name: str, dtype: str) -> Steps:
 
 @contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
-    """What asks for CUDA is let off. `torch.compile` is left out: a CPU's compiled code is not a GPU's."""
+    """What requires CUDA is skipped. `torch.compile` is left out: a CPU's compiled code is not a GPU's."""
     plain: Any = lambda function=None, **_: function if function is not None else plain  # noqa: E731
     with pytest.MonkeyPatch.context() as patch, own_registries():  # overrides go by `id`, which comes round again
         patch.setattr(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor)

@@ -53,7 +53,7 @@ counts them."""
 
 @dataclass(frozen=True)
 class Steps:
-    """Bytes that two steps brought forth.
+    """Bytes that two steps allocated.
 
     `kept`: alive after each step and not before the first; `peaks`: the most that was alive during each step, above
     what was alive when it began.
@@ -141,7 +141,7 @@ def _counts(allocation: Allocation) -> bool:
 
 
 def alive_at(ledger: Ledger, tick: int) -> int:
-    """Bytes, as asked for, of all that is alive then."""
+    """Bytes, as requested, of all that is alive then."""
     return sum(each.nbytes for each in ledger.allocations if _counts(each) and each.alive(tick))
 
 

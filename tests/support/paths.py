@@ -8,4 +8,4 @@ TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
 SCRIPTS = ROOT / "scripts"
 SHARED = ROOT.parent / "shared"
-"""Facts beside the checkout; tests that read them skip where there are none."""
+"""Facts outside the checkout; tests that read them skip where there are none."""

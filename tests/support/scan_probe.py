@@ -13,7 +13,7 @@ from support.kernel_recording import gpu_recording, peak_bytes, run_backward
 
 @dataclass(frozen=True)
 class Probe:
-    """Bytes as asked for, before the allocator rounds them. Leaves are not among them."""
+    """Bytes as requested, before the allocator rounds them. Leaves are not among them."""
 
     kept: list[int]
     """What forward leaves behind for backward, largest first; the output is among it."""

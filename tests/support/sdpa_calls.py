@@ -1,4 +1,4 @@
-"""Calls of `scaled_dot_product_attention`: every head size, mask, dtype, dropout and grouping that models bring."""
+"""Calls of `scaled_dot_product_attention`: every head size, mask, dtype, dropout and grouping that models have."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Call:
     """(B, S, H, D) in memory, as projections leave heads."""
 
     def options(self, mask: torch.Tensor | None) -> dict[str, Any]:
-        """What `scaled_dot_product_attention` is called with beside the heads."""
+        """What `scaled_dot_product_attention` is called with in addition to the heads."""
         return {"attn_mask": mask, "dropout_p": self.dropout, "is_causal": self.causal, "enable_gqa": self.grouped}
 
 

@@ -1,6 +1,6 @@
 """A configuration of every model type, made so small that a training step runs for real on a CPU in a second.
 
-The configuration class is asked for small sizes, so that what it derives from them (head sizes, patterns of layers)
+The configuration class gets small sizes, so that what it derives from them (head sizes, patterns of layers)
 fits them; a size that is not a plain number by default is left to it, or is in `shrunken_models.json`.
 """
 
@@ -58,7 +58,7 @@ CHANGES: dict[str, dict[str, Any]] = json.loads(
 
 
 def write_small_model(model_type: str, directory: Path) -> str:
-    """Writes a small `config.json` of the type there and returns the directory, as `base_model` wants it."""
+    """Writes a small `config.json` of the type there and returns the directory, as `base_model` needs it."""
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -124,7 +124,7 @@ def _key_value_heads(heads: Any, value: int) -> int:
 
 
 def _fewer_layers(config_class: Any, usual: Any) -> dict[str, Any]:
-    """One layer of each kind, and two at least: lists with an entry for each layer are cut alike."""
+    """One layer of each kind, and two at least: lists with an entry for each layer are cut in the same way."""
     fields = {field.name for field in dataclasses.fields(config_class)}
     counts = {name: getattr(usual, name) for name in _LAYERS if isinstance(getattr(usual, name, None), int)}
     lists = {

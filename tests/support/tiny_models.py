@@ -49,7 +49,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def write_tiny_model(family: str, directory: Path, **changes: Any) -> str:
-    """Writes the family's `config.json` there, with the changes, and returns the directory, as `base_model` wants it."""
+    """Writes the family's `config.json` there, with the changes, and returns the directory, as `base_model` needs it."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps({**TINY[family], **changes}))
     return str(directory)

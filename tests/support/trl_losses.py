@@ -113,7 +113,7 @@ def _bound(trainer: Any, me: Any, *names: str) -> None:
 
 
 def _routers(model: Any) -> dict[str, Any]:
-    """ORPO's and CPO's own names; they ask the model's configuration alone."""
+    """ORPO's and CPO's own names; they read only the model's configuration."""
     return {"aux_loss_coef": getattr(model.config, "router_aux_loss_coef", 0.0)}
 
 

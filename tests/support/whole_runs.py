@@ -29,7 +29,7 @@ def make_config(directory: Path, family: str = "llama", **keys: Any) -> dict[str
 
 
 def make_recipe(directory: Path, family: str = "llama", **keys: Any) -> Recipe:
-    """What that configuration asks for."""
+    """What that configuration selects."""
     return read_recipe(make_config(directory, family, **keys), hub="never")
 
 

@@ -1,7 +1,7 @@
-"""Autocast on meta beside CUDA's own.
+"""Autocast on meta compared with CUDA's own.
 
-The witness: torch's fake tensors carry CUDA's dispatch keys on any machine, so the dispatcher runs the compiled autocast
-kernels on them. Whatever operators it then meets, and in which dtypes, meta has to meet too. (Without gradients or
+The witness: torch's fake tensors have CUDA's dispatch keys on any machine, so the dispatcher runs the compiled autocast
+kernels on them. Meta must run the same operators in the same dtypes. (Without gradients or
 subscripts: a CPU build has no device guard for CUDA. That autograd records the casts is tested by what is kept.)
 """
 
@@ -144,7 +144,7 @@ def log_on_fake_cuda(run: Callable[..., Any], dtype: torch.dtype) -> Any:
     enabled, before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     with torch.no_grad(), FakeTensorMode():
         arguments = _arguments("cuda", dtype)
-        torch.set_autocast_enabled("cuda", True)  # `torch.autocast` would refuse, for want of a GPU
+        torch.set_autocast_enabled("cuda", True)  # `torch.autocast` would refuse without a GPU
         torch.set_autocast_dtype("cuda", dtype)
         try:
             with _Log() as log:
@@ -224,7 +224,7 @@ def test_a_weight_cast_without_gradients_trains_through_the_cached_copy() -> Non
     def with_and_without(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             F.linear(x, weight)
-        return F.linear(x.detach(), weight)  # nothing but the weight asks for a gradient
+        return F.linear(x.detach(), weight)  # only the weight requires a gradient
 
     # one cast; backward makes the weight's gradient (4 x 8 by 4 x 8, 128 bytes in bf16) and casts it back to fp32
     assert count_casts(with_and_without) == 1

@@ -1,4 +1,4 @@
-"""Boolean masks as indices, and known values that are asked for on the host."""
+"""Boolean masks as indices, and known values that are read on the host."""
 
 from __future__ import annotations
 

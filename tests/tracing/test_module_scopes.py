@@ -13,7 +13,7 @@ from axmem_trace.tracing.module_scopes import ModuleScopes
 
 
 class Replacing(nn.Module):
-    """Replaces its part, as BigBird does its attention, and asks who is at work in the new one."""
+    """Replaces its part, as BigBird does its attention, and reads which module runs in the new one."""
 
     def __init__(self, scopes: ModuleScopes) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Replacing(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         before = id(self.part)
-        for _ in range(100):  # until the new one lies where the old one was: at once
+        for _ in range(100):  # until the new one has the old one's address: immediately
             del self.part
             self.part = Asking(self.scopes)
             if id(self.part) == before:

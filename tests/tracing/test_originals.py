@@ -51,7 +51,7 @@ def wrong_shapes() -> Any:
 
 
 def wrong_chance() -> Any:
-    """`dropout` has a rule of ours, which passes this on."""
+    """`dropout` has a rule here, which passes this on."""
     return F.dropout(torch.empty(4, device="meta"), p=2.0)
 
 
@@ -68,7 +68,7 @@ def wrong_values() -> Any:
 
 
 @pytest.mark.parametrize("request_", [wrong_shapes, wrong_chance, unknown_values, wrong_values])
-def test_what_a_library_asks_for_is_its_fault(request_):
+def test_an_error_in_what_a_library_calls_is_not_a_bug_here(request_):
     assert fault(request_, recording=gpu_recording()) == request_.__name__
 
 
@@ -109,7 +109,7 @@ def test_an_error_in_an_operator_that_a_rule_calls_is_a_bug_here(kind):
     assert fault(silu, rules(**{kind: call})) == ""
 
 
-def test_a_replaced_function_passes_on_what_it_was_asked():
+def test_a_replaced_function_passes_its_arguments_on():
     def original(value: Any) -> Any:
         return torch.empty(-1, device="meta")
 

@@ -1,4 +1,4 @@
-"""Tables of rules, and when a recorder asks them."""
+"""Tables of rules, and when a recorder uses them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def table(rule: Any) -> Rules:
     return rules
 
 
-def test_a_rule_that_comes_late_is_asked():
+def test_a_rule_that_comes_late_is_used():
     recording = RecordingMode()
     recorder = recording.recorder
     x = torch.empty(4, device="meta")
@@ -50,7 +50,7 @@ def test_a_rule_that_comes_late_is_asked():
     assert workspaces(recorder) == [1]
 
 
-def test_a_decision_that_comes_late_is_asked():
+def test_a_decision_that_comes_late_is_used():
     """Loading and training share a recorder: a model whose initialisation calls `topk` had its routers never decided."""
     recording = RecordingMode()
     recorder = recording.recorder
@@ -63,7 +63,7 @@ def test_a_decision_that_comes_late_is_asked():
     assert recorder.known(after) is not None
 
 
-def test_a_function_rule_that_comes_late_is_asked():
+def test_a_function_rule_that_comes_late_is_used():
     recording = RecordingMode()
     late = Rules()
     late.function(F.silu)(lambda context, function, args, kwargs: "asked")

@@ -52,7 +52,7 @@ def test_grokfast_in_adapters_is_as_small_as_they_are(tmp_path):
 
 
 def restart(ledger: Ledger) -> list[Any]:
-    """What the restart brings forth: it comes after the last step's optimizer."""
+    """What the restart allocates: it comes after the last step's optimizer."""
     last = max(mark.tick for mark in ledger.marks)
     return [each for each in ledger.allocations if each.allocated_tick > last]
 

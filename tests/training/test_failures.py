@@ -61,7 +61,7 @@ def estimate(directory: Path, model: dict[str, Any], **keys: Any) -> None:
 
 
 def test_embeddings_changed_in_place_under_an_adapter(tmp_path):
-    """modeling_ctrl.py: `inputs_embeds *= np.sqrt(self.d_model_size)`; a CPU's torch refuses it likewise."""
+    """modeling_ctrl.py: `inputs_embeds *= np.sqrt(self.d_model_size)`; a CPU's torch refuses it too."""
     with pytest.raises(ConfigError, match="changes its embeddings in place") as caught:
         estimate(tmp_path, CTRL, **LORA)
     assert "modeling_ctrl.py, line" in str(caught.value)

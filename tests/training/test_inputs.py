@@ -36,7 +36,7 @@ PLACEHOLDERS = {
     "mllama": (56, 56, 1),
     "paligemma": (50, 50, 16),
     "lfm2_vl": (256, 256, 64),  # squares of 32 pixels: 8 x 8
-    "smolvlm": (30, 15, 12),  # brought to 56 x 28: 2 x 1 tiles and the whole, 4 each
+    "smolvlm": (30, 15, 12),  # resized to 56 x 28: 2 x 1 tiles and the whole, 4 each
     "idefics3": (56, 56, 20),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -75,7 +75,7 @@ def test_an_image_takes_as_many_tokens_as_its_processor_gives_it(family: str, tm
     assert any(f"{expected} image tokens in each row" in note.text for note in batch.notes)
 
 
-def test_without_a_size_the_image_leaves_room_in_the_row(tmp_path: Path) -> None:
+def test_without_a_size_the_image_leaves_tokens_in_the_row(tmp_path: Path) -> None:
     # 100 tokens a row: 9 x 9 squares and their two marks fit, 10 x 10 do not
     batch = make("qwen2_vl", tmp_path, row_tokens=100)
     assert placeholders(batch).sum(dim=1).tolist() == [81, 81]

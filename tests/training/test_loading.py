@@ -63,7 +63,7 @@ def test_a_full_fine_tune_loads_what_it_keeps_and_warms_the_cache_with_as_much(t
 def test_from_0_20_on_embeddings_are_not_cast_there_and_back(tmp_path):
     ledger = load(tmp_path, attn_implementation="flash_attention_2", axolotl="0.20.0")
     assert sizes(ledger, "aten._to_copy.default") == Counter({32 * 4: 5, 32 * 2: 5}), "five norms, fp32 and bf16 again"
-    # At the most, at the first norm's cast back: five norms are fp32 (512-byte blocks, as in bf16), and one bf16 beside.
+    # At the most, at the first norm's cast back: five norms are fp32 (512-byte blocks, as in bf16), and one is bf16.
     assert ledger.peak().allocated_bytes == ledger.allocated_at(ledger.ticks) + 512
 
 
@@ -129,7 +129,7 @@ def test_fused_experts_are_merged_from_parts_of_the_same_size(tmp_path):
     assert sizes(ledger, FROM_PRETRAINED) == Counter({4 * 48 * 32 * 2: 2, 4 * 32 * 24 * 2: 2})
 
 
-def test_the_warm_up_leaves_room_on_a_small_card(tmp_path):
+def test_the_warm_up_leaves_free_memory_on_a_small_card(tmp_path):
     config = {
         "base_model": write_tiny_model("llama", tmp_path / "llama"),
         "micro_batch_size": 1,
@@ -137,7 +137,7 @@ def test_the_warm_up_leaves_room_on_a_small_card(tmp_path):
         "datasets": [{"path": "x", "type": "alpaca"}],
     }
     recipe = read_recipe(config, hub="never")
-    # The card has 1.2 GiB and 1001 bytes: 43,360 are wanted, and an even number of bytes is what fp16 can ask for.
+    # The card has 1.2 GiB and 1001 bytes: 43,360 are needed, and fp16 takes an even number of bytes.
     recipe = replace(recipe, gpu=replace(recipe.gpu, memory_bytes=1_288_490_188 + 1001))
     recording = gpu_recording()
     recorder = recording.recorder

@@ -95,7 +95,7 @@ class Chain(nn.Module):
 
 @pytest.mark.parametrize(("streams", "left"), [(True, 5), (False, 0)])
 def test_the_stash_keeps_the_latest(streams, left):
-    """With streams the five latest outputs stay for the copies' sake; without, none does."""
+    """With streams the five latest outputs stay because of the copies; without, none does."""
     recording = gpu_recording()
     recorder = recording.recorder
     offload = ActivationOffload(recorder, streams=streams)
@@ -130,7 +130,7 @@ def test_small_tensors_parameters_and_storages_kept_on_gpu_stay():
 
 
 def test_with_streams_a_transposed_weight_travels_too():
-    """axolotl copies what is not contiguous before TRL asks whose storage it is."""
+    """axolotl copies what is not contiguous before TRL reads whose storage it is."""
     recording = gpu_recording()
     recorder = recording.recorder
     weight = nn.Parameter(torch.empty(32, 32, device="meta"))

@@ -65,7 +65,7 @@ SHIFTED_PAIRS = 2 * MICRO * SHIFTED
 
 def test_dpo(tmp_path: Path) -> None:
     # forward: the policy's fp32 logits; the reference's in bf16 while they become fp32. 4 + 4 + 2 bytes an element.
-    # backward begins with the policy's, and makes their gradient beside them: dense, without the last position.
+    # backward begins with the policy's, and makes their gradient in addition: dense, without the last position.
     forward, start, backward = peaks(record(tmp_path, rl="dpo"))
     assert forward == [4 * PAIRS, 4 * PAIRS, 2 * PAIRS]
     assert start == [4 * PAIRS]
@@ -164,7 +164,7 @@ GENERATED = {"rl": "grpo", "trl": {"beta": 0.1, "num_generations": 2, "max_compl
 
 def test_grpo(tmp_path: Path) -> None:
     # logits of the completion's 32 positions and one more. Training: 2 + 4 bytes while they become fp32; then 4; then the
-    # gradient of 32 positions beside them, 4.
+    # gradient of 32 positions in addition, 4.
     ledger = record(tmp_path, gradient_accumulation_steps=2, **GENERATED)
     one, kept = MICRO * (COMPLETION + 1) * VOCABULARY, MICRO * COMPLETION * VOCABULARY
     forward, start, backward = peaks(ledger)
@@ -313,9 +313,9 @@ def test_asynchronous_grpo_has_half_precision_logits(tmp_path: Path) -> None:
     assert len(ledger.empty_cache_ticks) == 2
 
 
-def test_ebft_with_an_adapter_makes_logits_that_nobody_reads(tmp_path: Path) -> None:
+def test_ebft_with_an_adapter_makes_logits_that_are_not_read(tmp_path: Path) -> None:
     # All 2 x 2 rows of 64 tokens run through the policy without its adapters: hidden states of 2 layers and the embedding,
-    # 3 x 4 x 64 x 32 x 2 bytes; three of them joined, and joined once more; logits of all positions in bf16.
+    # 3 x 4 x 64 x 32 x 2 bytes; three of them joined, and joined again; logits of all positions in bf16.
     trl = {"num_generations": 2, "max_completion_length": COMPLETION, "use_vllm": True}
     ledger = record(tmp_path, gradient_accumulation_steps=2, rl="ebft", ebft={"mode": "structured"}, trl=trl)
     rows = 2 * MICRO

@@ -45,7 +45,7 @@ def kept_bytes(recording: Recording) -> int:
 
 
 def runs(recording: Recording, operator: str) -> tuple[int, int]:
-    """How many outputs the operator brought forth in the first step: in forward, and in recomputation."""
+    """How many outputs the operator made in the first step: in forward, and in recomputation."""
     found = [each for each in recording.ledger.on_gpu if operator in each.op and "backward" not in each.op]
     found = [each for each in found if each.step == 1 and each.nbytes == OUTPUT]
     return sum(not each.recomputed for each in found), sum(each.recomputed for each in found)

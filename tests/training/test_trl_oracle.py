@@ -114,7 +114,7 @@ def test_the_step_allocates_what_trl_does(method: str, adapter: dict[str, Any], 
 
 
 def assert_peaks_agree(theirs: Ledger, ours: Ledger) -> None:
-    """But for vectors of a number for each row or token that one holds a line longer than the other."""
+    """Except vectors of a number for each row or token that one keeps a line longer than the other."""
     for phase in ("forward", "backward"):
         found, expected = (each.peak(phase=phase, step=1).allocated_bytes for each in (ours, theirs))
         assert abs(found - expected) <= 4096, (phase, found, expected)
@@ -174,14 +174,14 @@ def test_an_evaluation_allocates_what_trl_does(method: str, tmp_path: Path) -> N
     [("kto", False), ("grpo", False), ("orpo", False), ("orpo", True), ("simpo", False), ("simpo", True)],
 )
 def test_the_routers_loss_of_other_methods(method: str, asked: bool, tmp_path: Path) -> None:
-    """KTO and GRPO always have it, as DPO below; ORPO and SimPO only where the model's configuration asks for it."""
+    """KTO and GRPO always have it, as DPO below; ORPO and SimPO only where the model's configuration sets it."""
     overrides = {"overrides_of_model_config": {"output_router_logits": asked}}
     theirs, ours = compare(make_config(tmp_path, "qwen3_moe", **METHODS[method], **LORA, **overrides), "trl")
     assert tensors(theirs) == tensors(ours)
 
 
 def test_the_routers_loss_is_part_of_it(tmp_path: Path) -> None:
-    """A mixture of experts: router logits and their balancing loss, whether the configuration asks for them or not."""
+    """A mixture of experts: router logits and their balancing loss, whether the configuration sets them or not."""
     theirs, ours = compare(make_config(tmp_path, "qwen3_moe", rl="dpo", **LORA), "trl")
     assert tensors(theirs) == tensors(ours)
     silent = make_config(

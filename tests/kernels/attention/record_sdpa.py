@@ -5,7 +5,7 @@ Not a test. It runs without a GPU, once for each card of `CARDS`, where kernels 
     FAKE_CUDA_MAJOR=8 FAKE_CUDA_MINOR=0 FAKE_CUDA_SMS=108 FAKE_CUDA_SHARED=166912 python scripts/cuda_without_gpu.py \
         SITE_PACKAGES CUDA_INCLUDE python tests/kernels/attention/record_sdpa.py
 
-Bytes are as asked for (`requested_bytes`), before the allocator rounds them.
+Bytes are as requested (`requested_bytes`), before the allocator rounds them.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def test_what_a_layer_of_llama_keeps_for_attention(kernel, expected):
 
 def test_packed_sdpa_keeps_a_mask_in_every_layer():
     ledger, _ = _trace("llama", "sdpa", PACKED)
-    # 512 x 512 in bf16, once per layer, beside the boolean one of the model, which dies with the forward
+    # 512 x 512 in bf16, once per layer, in addition to the model's boolean one, freed after forward
     assert kept_by(ledger, op="where").count(512 * 512 * 2) == 2
 
 
@@ -100,7 +100,7 @@ def test_models_that_import_the_flash_wrapper_only_where_its_package_is(family, 
 
 
 def test_packed_sdpa_does_not_change_a_model_that_calls_torch_itself():
-    """modeling_falcon.py `FalconAttention.forward` asks whether its kernel is called `sdpa`; its code is no function
+    """modeling_falcon.py `FalconAttention.forward` checks whether its kernel is called `sdpa`; its code is no function
     that could be replaced."""
     model = build("falcon", "varlen", multi_query=False)  # one key for all heads would be broadcast: math path
     ledger, _ = trace(model, make_inputs(**PACKED), kernel="varlen")
@@ -126,7 +126,7 @@ def _refused(context):
 
 @pytest.mark.parametrize("kernel", ["xformers", "sage"])
 def test_padded_batches_at_which_axolotls_code_stops_are_refused(kernel):
-    """`_upad_input` of transformers 5 wants `unpad_input_func`; axolotl's two functions give five arguments."""
+    """`_upad_input` of transformers 5 needs `unpad_input_func`; axolotl's two functions give five arguments."""
     _, context = _trace("llama", kernel, PADDED)
     assert "without its last argument" in _refused(context)
 

@@ -46,7 +46,7 @@ def test_grouped_queries_get_one_key_gradient_per_query_head():
 def test_repeated_keys_and_values_are_what_is_kept():
     query, key, value = make_heads(1, 1024, 32, 128), make_heads(1, 1024, 8, 128), make_heads(1, 1024, 8, 128)
     seen = probe(lambda: _flash(query, key, value, causal=True), attention="flash_attention_2", repeats_kv=True)
-    # k and v of 32 heads beside the output, 1024*32*128*2 = 8,388,608 each; lse 32*1024*4 = 131,072
+    # k and v of 32 heads and the output, 1024*32*128*2 = 8,388,608 each; lse 32*1024*4 = 131,072
     assert seen.kept == [8_388_608] * 3 + [131_072, 16]
     # dq, and dk and dv of 32 heads; softmax_d 131,072; dq_accum 16,777,216; nothing to expand
     assert seen.backward_peak == 3 * 8_388_608 + 131_072 + 16_777_216

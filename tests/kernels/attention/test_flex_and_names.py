@@ -62,7 +62,7 @@ def test_flex_refuses_tiny_heads():
 
 @pytest.mark.parametrize("capability", [A100, H100, RTX5090])
 def test_xformers_repeats_grouped_keys_for_flash2_without_rng_state(capability):
-    """xformers 0.0.35 brings no FlashAttention-3."""
+    """xformers 0.0.35 contains no FlashAttention-3."""
     heads = _grouped()
     seen = probe(lambda: _named("xformers", *heads), capability=capability, attention="xformers")
     # key and value repeated to 32 heads are kept with out and the logsumexp

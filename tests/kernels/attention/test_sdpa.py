@@ -100,7 +100,7 @@ def test_flash_keeps_output_logsumexp_and_seeds():
     assert seen.kept == [8_388_608, 131_072, 16, 8]
     # as flash-attn's own mha_bwd: dq 8,388,608; dk, dv 2,097,152 each; softmax_d 131,072; dq_accum 16,777,216;
     # dk, dv per query head 8,388,608 each. Heads here come as (B, H, S, D) in memory, and the output in their layout:
-    # it and its gradient are copied for the kernel, which wants (B, S, H, D), 8,388,608 each
+    # it and its gradient are copied for the kernel, which needs (B, S, H, D), 8,388,608 each
     expected = 8_388_608 + 2 * 2_097_152 + 131_072 + 16_777_216 + 2 * 8_388_608
     assert seen.backward_peak == expected + 2 * 8_388_608
     query, key, value = (make_heads(1, 1024, each, 128).transpose(1, 2) for each in (32, 8, 8))
@@ -140,11 +140,11 @@ def test_heads_over_128_need_an_fp32_output_and_key_accumulators():
     assert seen.backward_peak == 3 * 8_388_608 + 32_768 + 8 * (2_098_176 + 4_194_304)
 
 
-def test_fp32_backward_multiplies_in_the_open_before_it_takes_its_workspace():
+def test_fp32_backward_allocates_a_product_before_its_workspace():
     heads = [make_heads(1, 8, 512, 64, dtype=FP32) for _ in range(3)]
     seen = probe(lambda: F.scaled_dot_product_attention(*heads, is_causal=True))
     # dq, dk, dv 8*512*64*4 = 1,048,576 each. Before the kernel: the product grad_out * out 1,048,576, its sum over heads
-    # 8*512*4 = 16,384 and that laid out anew, 16,384. For the kernel: the latter, and a workspace of 8 heads * 8 blocks
+    # 8*512*4 = 16,384 and that in another layout, 16,384. For the kernel: the latter, and a workspace of 8 heads * 8 blocks
     # * (16 + 16,384) = 1,049,600: less
     assert seen.backward_peak == 3 * 1_048_576 + max(1_048_576 + 2 * 16_384, 16_384 + 1_049_600)
     assert seen.backward_peak == 4 * 1_048_576 + 2 * 16_384
@@ -220,7 +220,7 @@ def test_math_drops_with_a_mask_of_bytes():
     heads = [make_heads(1, 4, 64, 20) for _ in range(3)]
     mask = make_heads(1, 1, 64, 64, dtype=torch.bool, trains=False)
     seen = probe(lambda: F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=0.1))
-    # as above, and beside the softmax what is left of it, 65,536, with a byte for each: 4*64*64 = 16,384
+    # as above, and in addition to the softmax what is left of it, 65,536, with a byte for each: 4*64*64 = 16,384
     assert [nbytes for nbytes in seen.kept if nbytes >= 10_240] == [65_536] * 2 + [20_480] * 3 + [16_384, 10_240]
 
 

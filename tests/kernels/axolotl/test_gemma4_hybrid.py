@@ -53,7 +53,7 @@ def test_what_the_mask_takes():
     # Positions, int64, and the mask, bf16.
     assert sorted(kept) == sorted([8 * TOKENS, 2 * TOKENS**2])
     # At the most: positions, sample numbers (int64), three boolean matrices (samples, triangle, both) and, of the
-    # same size, the negation, beside the mask.
+    # same size, the negation, in addition to the mask.
     assert ledger.peak().allocated_bytes == 2 * 8 * TOKENS + 4 * TOKENS**2 + 2 * TOKENS**2
     del mask
 

@@ -42,7 +42,7 @@ def test_what_a_block_of_experts_returns_in_addition_to_the_rows() -> None:
     rows, scores = TOKENS * WIDTH * 2, TOKENS * EXPERTS * 2
     lives = live([tensor(1, TOKENS, WIDTH)], tiled)
     assert lives.kept == 2 * rows
-    # the tiles' rows and scores beside what they are put together into
+    # the tiles' rows and scores, and what they are joined into
     assert lives.forward == 3 * rows + 2 * scores
 
 
@@ -69,7 +69,7 @@ def test_a_tiled_block_keeps_only_its_input(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [2])
 def test_several_rows_stop_in_the_models_code(rows: int, tmp_path: Path) -> None:
-    # a tile of several rows has gaps, and the block asks for a view
+    # a tile of several rows has gaps, and the block needs a view
     with pytest.raises(Exception, match="view size is not compatible"):
         kept(tmp_path, **SCATTERMOE, **TILES, micro_batch_size=rows)
 

@@ -21,7 +21,7 @@ def test_forward_holds_int32_and_fp16_and_bf16_results_together():
     # the input, its int8 copy (256,000) and row scales (1000 * 4); then the int32 product (1000 * 512 * 4), its fp16
     # result and the cast to bf16
     assert seen.forward_peak == INPUT + 256_000 + 4_000 + 2_048_000 + 1_024_000 + 1_024_000
-    # the input is kept for its dtype's sake (ctx.tensors = (None, subA, A)), beside the output
+    # the input is kept because of its dtype (ctx.tensors = (None, subA, A)), and the output
     assert seen.kept == [OUTPUT, INPUT]
 
 
@@ -52,8 +52,8 @@ def test_fp32_input_gives_fp32_output_even_under_autocast():
 
 def test_backward_unpacks_the_weight_in_the_inputs_dtype():
     seen = probe(make_8bit(256, 512), 1, 1000, 256)
-    # CB in bf16: 512 * 256 * 2 = 262,144; beside it the input's gradient (and before that 512 fp32 scales); afterwards
-    # the probe's own neg has its gradient beside the input's
+    # CB in bf16: 512 * 256 * 2 = 262,144; in addition the input's gradient (and before that 512 fp32 scales); afterwards
+    # the probe's own neg has its gradient in addition to the input's
     assert seen.backward_peak == max(262_144 + INPUT, 2 * INPUT)
     assert probe(make_8bit(256, 4096), 1, 1000, 256).backward_peak == 4096 * 256 * 2 + INPUT
 

@@ -1,7 +1,7 @@
 """The recorder's allocations of backward on meta are those of a CPU without any recorder.
 
 The witness is torch's profiler around a run without any mode: it hooks the allocator, so it changes no path of
-autograd. The operators here have CPU kernels that take no memory beside their results.
+autograd. The operators here have CPU kernels that allocate only their results.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ CASES = {
     "checkpointed, not reentrant": lambda x, i: _checkpoint(x * 1, False) + x,
 }  # fmt: skip
 ON_CUDA_ALONE = {"softmax": Counter({64 * 128 * 4: 1})}
-"""What a kernel of CUDA takes beside: softmax's backward multiplies gradient and output in the open."""
+"""What a kernel of CUDA allocates in addition: softmax's backward makes the product of gradient and output."""
 
 
 def _residual(x: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,7 @@ def _branches(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_meta_allocates_what_a_cpu_does_when_nobody_looks(name: str) -> None:
+def test_meta_allocates_what_a_cpu_does_without_a_mode(name: str) -> None:
     run = CASES[name]
     assert record_meta(run) == profile_cpu(run) + ON_CUDA_ALONE.get(name, Counter())
 
@@ -116,7 +116,7 @@ def test_a_trace_begins_with_a_check_that_fails(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("name", ["_record", "__torch_dispatch__"])
 def test_a_wrapper_around_the_recording_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Its frame lies between autograd's engine and the rule: each sum of gradients would be another tensor."""
+    """Its frame is between autograd's engine and the rule: each sum of gradients would be another tensor."""
     original = getattr(RecordingMode, name)
     monkeypatch.setattr(RecordingMode, name, lambda *args, **kwargs: original(*args, **kwargs))
     with pytest.raises(AssertionError, match="no longer added up in place"):

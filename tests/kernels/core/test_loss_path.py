@@ -19,7 +19,7 @@ SMALL = UNIT // 100
 
 def test_logits_in_bf16_copied_to_fp32_in_the_loss_and_for_the_caller() -> None:
     # transformers 5, `ForCausalLMLoss`: logits 2 B, `.float()` 4, log-softmax 4: 10 at most. accelerate's fp32 outputs: 4
-    # beside logits 2 and log-softmax 4 (fp32 logits are gone): 10 again; bf16 logits go with the conversion: 8; outputs
+    # with logits 2 and log-softmax 4 (fp32 logits are gone): 10 again; bf16 logits go with the conversion: 8; outputs
     # go: 4 B. Backward: 4 B of gradient of the log-softmax, 4 of the logits in fp32: 12
     recording = gpu_recording()
     recorder = recording.recorder

@@ -57,7 +57,7 @@ def test_softmax_reads_fp16_and_writes_fp32(softmax):
     x = leaf(8, 100, dtype=FP16)
     seen = record(lambda: softmax(x, -1, dtype=FP32))
     assert sizes(seen, kept=True) == [3_200]  # 8 * 100 * 4: no fp32 copy of x
-    # in fp16 again; softmax multiplies gradient and output in fp32 beside it
+    # in fp16 again; softmax multiplies gradient and output in fp32 in addition
     assert sizes(seen, phase="backward") == ([1_600] if softmax is F.log_softmax else [1_600, 3_200])
 
 

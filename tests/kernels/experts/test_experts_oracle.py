@@ -1,6 +1,6 @@
 """Experts on meta against a real run with the same routing: the same allocations, byte for byte.
 
-Both runs decide the routing alike; on the CPU the decision is written over what random weights chose.
+Both runs decide the routing in the same way; on the CPU the decision is written over what random weights chose.
 """
 
 from __future__ import annotations

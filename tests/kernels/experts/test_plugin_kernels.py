@@ -89,7 +89,7 @@ class TestScatterMoE:
         found = run_layer(run_scattermoe, lora=False)
         assert (found.kept, found.after) == (SCATTERED, INPUTS)
 
-    def test_frozen_weights_get_gradients_that_nobody_takes(self) -> None:
+    def test_frozen_weights_get_gradients_that_are_not_used(self) -> None:
         frozen, trained = (run_layer(run_scattermoe, lora=False, trains=trains) for trains in (False, True))
         assert frozen.kept == trained.kept
         assert trained.after == INPUTS + sum(WEIGHTS)
@@ -118,7 +118,7 @@ class TestScatterMoE:
             lambda x, a, b: ScatterMoELoRA.apply(x, weight, 1, routed, a, b, 2.0, None, None, False, None),
         )
         output = rows * inner * 2
-        # A and B by expert, x times A, and that times B beside the output
+        # A and B by expert, x times A, and that times B, and the output
         more = (rank * experts * (width + inner) + rows * rank + rows * inner) * 2 if split else 0
         assert found.forward == output + more
 

@@ -74,7 +74,7 @@ def test_a_table_from_token_ids_to_experts_is_decided_where_it_is_read() -> None
 
 @pytest.mark.parametrize("router", ["balanced", "worst"])
 @pytest.mark.parametrize("family", ["mixtral", "dbrx"])
-def test_masks_too_large_to_follow_answer_alike(
+def test_masks_too_large_to_follow_give_the_same_answer(
     family: str, router: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routing_module, "MAX_ONE_HOT", 1 << 30)

@@ -79,7 +79,7 @@ def test_gated_activation_keeps_gate_and_up_and_overwrites_them() -> None:
 
 
 def test_gated_activation_copies_halves_of_one_projection() -> None:
-    # Phi-3: the projection (2 X) and contiguous copies of its halves (2 X), beside the product
+    # Phi-3: the projection (2 X) and contiguous copies of its halves (2 X), and the product
     def run(both: torch.Tensor) -> Any:
         return GatedActivation.apply(*(both * 1).chunk(2, dim=-1))
 
@@ -122,7 +122,7 @@ def test_norm_and_rotation_in_one_kernel() -> None:
 
 
 def test_fused_experts() -> None:
-    # 64 tokens, 2 of 4 experts each, hidden 256, intermediate 24: what each line of `ops/fused_moe.py` asks for
+    # 64 tokens, 2 of 4 experts each, hidden 256, intermediate 24: what each line of `ops/fused_moe.py` allocates
     index = (torch.arange(128).view(64, 2) % 4).to(torch.int32).to("meta")
     inputs = [tensor(64, 256), tensor(4, 48, 256), tensor(4, 256, 24), index, tensor(64, 2)]
     lives = live(inputs, lambda x, up, down, index, scores: FusedExperts.apply(x * 1, up, down, index, scores * 1))

@@ -1,4 +1,4 @@
-"""Which modules Liger replaces, where the table alone doesn't tell: models of several parts.
+"""Which modules Liger replaces, where the table alone doesn't show it: models of several parts.
 
 The sets below are those of liger-kernel 0.8.1's own `apply_liger_kernel_to_*` on the same tiny models (its functions run
 without triton: they replace names).

@@ -1,4 +1,4 @@
-"""axolotl's LoRA kernels against axolotl's own `kernels/lora.py` (0.19), run as `test_layers.py` tells: a CPU, the
+"""axolotl's LoRA kernels against axolotl's own `kernels/lora.py` (0.19), run as `test_layers.py` says: a CPU, the
 recorder, peft 0.20 layers, kernels that do nothing. All allocations' sizes were equal."""
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def mlp(layer: Any, x: torch.Tensor) -> Any:
 
 
 X = ROWS * TOKENS * WIDTH * 2
-"""32,768 bytes of input, made here and kept. What is kept beside it: q 32,768, k and v 16,384 each, and A and B of all
+"""32,768 bytes of input, made here and kept. What is kept in addition: q 32,768, k and v 16,384 each, and A and B of all
 three in bf16: 3 x 4,096 + 4,096 + 2 x 2,048 = 20,480."""
 KEPT_BY_QKV = X + 65536 + 20480
 
@@ -177,7 +177,7 @@ def test_tiled_mlp(trains: bool, expected: Lives) -> None:
     ],
 )
 def test_wide_gradients_leave_the_kernel_as_the_parameters_are(order: Any, names: list[str], expected: Lives) -> None:
-    """axolotl 0.20 `_gradient_mm`: the gradients of fp32 adapters are products in fp32, and nobody casts them."""
+    """axolotl 0.20 `_gradient_mm`: the gradients of fp32 adapters are products in fp32, and are not cast."""
 
     def run(layer: Any, x: torch.Tensor) -> Any:
         projections = [getattr(layer, name) for name in names]

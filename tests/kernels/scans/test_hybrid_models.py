@@ -21,7 +21,7 @@ _KERNELS = {
     "xlstm": ("xlstm",),
 }
 """By the note's key, the families whose layers run as that package's kernels (xLSTM's: without them, which is said);
-the others' run as transformers has them, for want of a kernel that axolotl could run."""
+the others' run as transformers has them, because axolotl has no kernel for them."""
 _LORA = "adapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_target_modules: [in_proj, in_proj_qkvz, q_proj]\n"
 
 
@@ -75,7 +75,7 @@ def test_the_fused_kernel_keeps_less_than_the_separate_ones(tmp_path: Path) -> N
     assert "mamba-ssm.quantised" not in {note.key for note in separate.notes}
 
 
-def test_a_quantised_projection_that_nobody_guards_is_reported(tmp_path: Path) -> None:
+def test_a_quantised_projection_without_a_guard_is_reported(tmp_path: Path) -> None:
     qlora = _LORA.replace("adapter: lora", "adapter: qlora\nload_in_4bit: true")
     report = _estimate(tmp_path, "bamba", 128, qlora)
     assert "mamba-ssm.quantised" in {note.key for note in report.notes if note.kind == "warning"}

@@ -38,7 +38,7 @@ def test_the_gated_delta_rule_keeps_normed_heads_and_triangles(context: KernelCo
     found = probe(lambda: chunk_gated_delta_rule(*heads, g, beta, use_qk_l2norm_in_kernel=True, context=context)[0])
     # output and triangles; query and key normed; the gate's sums; a norm per query and per key
     assert found.kept == [VALUES, TRIANGLE, KEYS, KEYS, PER_HEAD, NORMS, NORMS]
-    # beside them w, u, the states and the new values live while it runs
+    # in addition w, u, the states and the new values while it runs
     assert found.forward_peak == sum(found.kept) + WIDE_KEYS + VALUES + STATES + VALUES
 
 
@@ -67,7 +67,7 @@ def test_kimi_delta_attention_keeps_two_triangles_and_a_gate_per_channel(context
     found = probe(lambda: chunk_kda(*heads, g, beta, use_qk_l2norm_in_kernel=True, context=context)[0])
     gate = 128 * 4 * 32 * 4
     assert found.kept == sorted([VALUES, TRIANGLE, TRIANGLE, gate, KEYS, KEYS, NORMS, NORMS], reverse=True)
-    # beside them w, gated keys and u, the states and the new values live while it runs
+    # in addition w, gated keys and u, the states and the new values while it runs
     assert found.forward_peak == sum(found.kept) + 2 * WIDE_KEYS + VALUES + STATES + VALUES
 
 

@@ -83,7 +83,7 @@ def test_the_backward_of_older_releases_is_that_of_5_24(tmp_path: Path, monkeypa
     switches = dict.fromkeys(["lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"], False)
     library, _ = _fp8_run(tmp_path, **switches)
 
-    def forward(self: Any, input: Any) -> Any:  # as of 5.16.1, which calls its kernel straight away
+    def forward(self: Any, input: Any) -> Any:  # as of 5.16.1, which calls its kernel immediately
         return fp8.fp8_linear(input, self.weight, self.weight_scale_inv, block_size=self.block_size, bias=self.bias)
 
     monkeypatch.delattr(fp8, "FP8LinearFunction")

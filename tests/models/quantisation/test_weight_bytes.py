@@ -123,7 +123,7 @@ def test_awq_has_no_group_index(tmp_path: Path):
     assert weight_bytes(built) == REST + GPTQ[4, 128] - 2 * 8192
 
 
-def test_a_width_that_nobody_packs_is_refused(tmp_path: Path):
+def test_a_width_that_no_library_packs_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="5 bits is no format"):
         build(tmp_path, {**LORA, "gptq": True}, **_own(quant_method="gptq", bits=5, group_size=128))
 

@@ -1,4 +1,4 @@
-"""Rebuilt optimizers beside the libraries' own, run for real on a CPU.
+"""Rebuilt optimizers compared with the libraries' own, run on a CPU.
 
 `optimizer_packages.json` holds what the packages' steps allocated (versions are in it). A rebuilt step has to keep and to
 peak at the very same bytes; where the two machines differ, the difference is worked out here.

@@ -40,7 +40,7 @@ def test_ledger_holds_the_states(tmp_path, name):
     states = [each for each in ledger.on_gpu if each.role == "optimizer" and each.alive(ledger.ticks)]
     assert sum(each.nbytes for each in states) == optimizer.state_bytes()
     assert {each.phase for each in states} <= {"optimizer"}
-    # Adafactor makes each parameter's root mean square anew in every step; all else is there from the first on.
+    # Adafactor makes each parameter's root mean square again in every step; all else is there from the first on.
     assert {each.nbytes for each in states if each.step == 2} == ({4} if name == "adafactor" else set())
     gradients = [each for each in ledger.on_gpu if each.role == "gradient"]
     assert all(not each.alive(ledger.ticks) for each in gradients)

@@ -70,7 +70,7 @@ def flash(states: int) -> Bytes:
 
 
 def factored(first_moment: int, factors: int) -> Bytes:
-    """fp32 row and column sums of matrices; a whole second moment of vectors; `first_moment` whole states besides."""
+    """fp32 row and column sums of matrices; a whole second moment of vectors; `first_moment` whole states in addition."""
 
     def nbytes(name: str, shape: tuple[int, ...], size: int) -> int:
         second = factors * sum(shape) * 4 if len(shape) == 2 else 4 * shape[0]
@@ -80,7 +80,7 @@ def factored(first_moment: int, factors: int) -> Bytes:
 
 
 def rms(per_tensor: Bytes) -> Bytes:
-    """One 0-d root mean square per parameter beside the states: fp32 of fp32 copies."""
+    """One 0-d root mean square per parameter in addition to the states: fp32 of fp32 copies."""
     return lambda name, shape, size: per_tensor(name, shape, size) + 4
 
 
@@ -94,7 +94,7 @@ def is_projected(name: str) -> bool:
 
 
 def low_rank(rest: Bytes, states: Callable[[tuple[int, ...], int], int], *, basis: bool = True) -> Bytes:
-    """States of an (R, C) gradient's rank 8 image along its longer side, and the basis (8, shorter side) beside them.
+    """States of an (R, C) gradient's rank 8 image along its longer side, and the basis (8, shorter side).
 
     An fp32 basis is a view of the whole matrix of singular vectors, min(R, C) squared.
     """
@@ -149,7 +149,7 @@ FORMULAS: dict[str, Bytes] = {
     "adamw_torch": copies(2), "adamc": copies(2), "adopt_adamw": copies(2), "adamw_hf": copies(2), "sgd": NOTHING,
     "adagrad": copies(1), "rmsprop": copies(1), "schedule_free_adamw": copies(2), "schedule_free_radam": copies(2),
     "schedule_free_sgd": copies(1), "lomo": NOTHING, "grokadamw": NOTHING,
-    # the fused kernel wants its fp32 counter on the GPU
+    # the fused kernel needs its fp32 counter on the GPU
     "adamw_torch_fused": lambda name, shape, size: copies(2)(name, shape, size) + 4,
     # fp32 states whatever the parameter is
     "adamw_apex_fused": copies(2, 4), "adamw_anyprecision": copies(2, 4), "lion_32bit": copies(1, 4),
