@@ -1,24 +1,22 @@
 """ZeRO-1 and 2 in backward: gradients are copied into a bucket, reduced, and this rank keeps those that it owns.
 
 Source: deepspeed 0.19.8 `runtime/zero/stage_1_and_2.py` `reduce_independent_p_g_buckets_and_remove_grads`,
-`reduce_ipg_grads`, `average_tensor`, `allreduce_and_scatter`, `allreduce_bucket`, `copy_grads_in_partition`,
-`setup_buckets`, `independent_gradient_partition_epilogue`.
+`reduce_ipg_grads`, `copy_grads_in_partition`, `setup_buckets`, `independent_gradient_partition_epilogue`. How a bucket is
+exchanged is in `reduction.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from axmem_trace.parallel.zero.group import Group
-from axmem_trace.parallel.zero.layout import Slice, joined
+from axmem_trace.parallel.zero.layout import Slice
+from axmem_trace.parallel.zero.reduction import Reduction
 from axmem_trace.recipe.parallel import Zero
 from axmem_trace.tracing.recorder import Recorder
 
@@ -64,10 +62,10 @@ class Gradients:
         keep: Keep | None = None,
     ) -> None:
         self.groups, self._zero, self._recorder = groups, zero, recorder
-        self._bucket_elements, self._dtype, self._device, self._num_ranks = bucket_elements, dtype, device, num_ranks
-        self._rank, self._keep = rank, keep
-        self._accelerator: Any = torch.meta  # type: ignore[attr-defined]
-        self._stream = self._accelerator.Stream() if zero.overlaps else None
+        self._bucket_elements, self._dtype, self._device, self._keep = bucket_elements, dtype, device, keep
+        self._reduction = Reduction(
+            zero, recorder, bucket_elements=bucket_elements, dtype=dtype, rank=rank, num_ranks=num_ranks
+        )
         self._bucket = _Bucket()
         self._large: nn.Parameter | None = None
         """A parameter that no bucket can hold."""
@@ -134,17 +132,25 @@ class Gradients:
             self._reduce_separate(bucket.gradients)
         elif self._large is not None:
             assert self._large.grad is not None
-            self._average(self._large.grad.view(-1))
+            self._reduction.average(self._large.grad.view(-1), self._slices())
             self._large = None
         else:
-            self._average(bucket.buffers[bucket.index].narrow(0, 0, bucket.elements))
-        with self._on_stream():
+            self._reduction.average(bucket.buffers[bucket.index].narrow(0, 0, bucket.elements), self._slices())
+        with self._reduction.on_stream():
             for _, parameter in bucket.members:
                 self._settle(parameter)
             bucket.clear()
 
-    def _on_stream(self) -> Any:
-        return self._accelerator.stream(self._stream)
+    def _slices(self) -> list[Slice]:
+        """Which rank owns which part of the bucket, in its order."""
+        return [part for group, parameter in self._bucket.members for part in group.slices[id(parameter)]]
+
+    def _reduce_separate(self, gradients: Sequence[torch.Tensor]) -> None:
+        if gradients:
+            if self._zero.overlaps:
+                self._reduction.synchronise()
+                self._clear_earlier()
+            self._reduction.reduce_separate(gradients)
 
     def _settle(self, parameter: nn.Parameter) -> None:
         """A reduced gradient is kept by its owners; ZeRO-2 drops it elsewhere."""
@@ -174,101 +180,6 @@ class Gradients:
         gradient.data = place.data.view_as(gradient)
         self._partition_used += parameter.numel()
 
-    def _average(self, tensor: torch.Tensor) -> None:
-        """`average_tensor`: on the reduction stream, if there is one."""
-        if self._stream is not None:
-            self._stream.wait_stream(self._accelerator.current_stream())
-            self._accelerator.current_stream().wait_stream(self._stream)
-        with self._on_stream():
-            if not self._zero.reduce_scatter:
-                self._all_reduce(tensor)
-                return
-            slices = [part for group, parameter in self._bucket.members for part in group.slices[id(parameter)]]
-            tensor.div_(self._num_ranks)
-            begin, runs = 0, []
-            for owner, elements in joined(slices):
-                runs.append((owner, tensor.narrow(0, begin, elements)))
-                begin += elements
-            if self._zero.reduces_together:
-                self._scatter(runs)
-            else:
-                for owner in dict.fromkeys(owner for owner, _ in runs):
-                    self._scatter([run for run in runs if run[0] == owner], to=owner)
-
-    def _all_reduce(self, tensor: torch.Tensor) -> None:
-        """`gradient_reduction_w_predivide`."""
-        sent = tensor.to(self._communication_dtype)
-        dist.all_reduce(sent)
-        sent.mul_(1.0 / self._num_ranks)
-        if sent is not tensor:
-            tensor.copy_(sent)
-
-    @property
-    def _communication_dtype(self) -> torch.dtype:
-        named: torch.dtype = (
-            getattr(torch, self._zero.communication_dtype) if self._zero.communication_dtype else self._dtype
-        )
-        return named
-
-    def _scatter(self, runs: Sequence[tuple[int, torch.Tensor]], to: int | None = None) -> None:
-        """`allreduce_and_scatter`; with an owner, `allreduce_no_retain`, which reduces to this one alone."""
-        part: list[tuple[int, torch.Tensor]] = []
-        elements = 0
-        for run in runs:
-            part.append(run)
-            elements += run[1].numel()
-            if elements > self._bucket_elements:
-                self._exchange(part, to)
-                part, elements = [], 0
-        if part:
-            self._exchange(part, to)
-
-    def _exchange(self, part: Sequence[tuple[int, torch.Tensor]], to: int | None) -> None:
-        """Makes one tensor of the slices, reduces it, and copies what this rank owns back."""
-        pieces = [piece for _, piece in part]
-        if to is not None and self._stream is not None:
-            self._synchronise()
-        with self._on_stream() if to is not None else nullcontext():
-            flat = _flatten_dense_tensors(pieces)
-            sent = flat.to(self._communication_dtype)
-            if to is None:
-                dist.all_reduce(sent)
-            else:
-                dist.reduce(sent, to)
-            if sent is not flat:
-                flat.copy_(sent)
-            if self._stream is not None:
-                sent.record_stream(self._stream)
-            for (owner, piece), reduced in zip(part, _unflatten_dense_tensors(sent, pieces), strict=True):
-                if owner == self._rank:
-                    piece.copy_(reduced)
-                    if self._stream is not None:
-                        piece.record_stream(self._stream)
-
-    def _reduce_separate(self, gradients: Sequence[torch.Tensor]) -> None:
-        """`buffered_reduce_fallback`: without `contiguous_gradients` all of a bucket's gradients are made one tensor."""
-        if not gradients:
-            return
-        if self._stream is not None:
-            self._synchronise()
-            self._clear_earlier()
-        with self._on_stream():
-            flat = _flatten_dense_tensors(gradients)
-            sent = flat.to(self._communication_dtype)
-            sent.div_(self._num_ranks)
-            dist.all_reduce(sent)
-            if sent is not flat:
-                flat.copy_(sent)
-            for gradient, reduced in zip(gradients, _unflatten_dense_tensors(sent, gradients), strict=True):
-                gradient.copy_(reduced)
-                if self._stream is not None:
-                    gradient.record_stream(self._stream)
-
-    def _synchronise(self) -> None:
-        """The host waits for the GPU."""
-        self._accelerator.synchronize()
-        self._recorder.finish_streams()
-
     def _clear_earlier(self) -> None:
         for parameter in self._cleared_later:
             parameter.grad = None
@@ -288,7 +199,7 @@ class Gradients:
                             self._collect(group, parameter)
         self._reduce()
         if self._zero.overlaps:
-            self._synchronise()
+            self._reduction.synchronise()
             self._clear_earlier()
         if self._keep is None:
             for group in self.groups:

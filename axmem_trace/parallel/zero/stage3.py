@@ -21,29 +21,9 @@ from axmem_trace.parallel.zero.gathering import gather_by_hooks
 from axmem_trace.parallel.zero.parts import Part, Parts
 from axmem_trace.parallel.zero.scattered import Scattered
 from axmem_trace.parallel.zero.stepping import Stepping, without_boundary
+from axmem_trace.parallel.zero.sub_groups import SubGroup, make_sub_groups
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
-
-
-@dataclass(eq=False)
-class SubGroup:
-    """Parts that the optimizer steps on together.
-
-    Attributes:
-        group: the optimizer's, by number.
-        flat: the parts in the model's dtype.
-        master: the same in fp32.
-    """
-
-    parts: list[Part]
-    group: int
-    flat: torch.Tensor
-    master: nn.Parameter
-
-    @property
-    def elements(self) -> int:
-        """Of all its parts."""
-        return sum(part.elements for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +75,7 @@ class Stage3:
             device=device,
         )
         self._has_overflowed = torch.zeros(1, dtype=torch.bool, device=device)
-        self.sub_groups = self._make_sub_groups()
+        self.sub_groups, self.weights = make_sub_groups(zero, recorder, stepping, parts, self._host, device)
         self._dtype = self.sub_groups[0].flat.dtype
         self._model_dtype = getattr(torch, recipe.precision.load_dtype)
         self._host_gradients = self._first_gradients()
@@ -103,75 +83,6 @@ class Stage3:
         self._watch(model, is_leaf)
 
     # -- making it ----------------------------------------------------------------------------------------------------
-
-    def _make_sub_groups(self) -> list[SubGroup]:
-        """`_create_fp16_partitions_with_defragmentation` and `_create_fp32_partitions`."""
-        divided = [
-            (number, parts)
-            for number, parameters in enumerate(self._stepping.trained())
-            for parts in _cut([self._part(each) for each in parameters], self._zero.sub_group_elements)
-        ]
-        flats = self._defragment(divided)
-        groups: list[SubGroup] = []
-        converted: torch.Tensor | None = None
-        for (number, parts), flat in zip(divided, flats, strict=True):
-            if self._zero.offload_optimizer:
-                pageable = HostMemory(self._recorder)
-                master = pageable.parameter(flat.numel(), torch.float32)
-            elif self._zero.offload_params:
-                converted = torch.empty(flat.numel(), dtype=torch.float32, device=self._device)
-                master = nn.Parameter(converted.clone().detach())
-            else:
-                converted = flat.to(torch.float32)
-                master = nn.Parameter(converted.clone().detach())
-            self._recorder.register(master, role="optimizer", device=self._place)
-            groups.append(SubGroup(parts, number, flat, master))
-        del converted
-        self._stepping.clear()
-        return groups
-
-    def _part(self, parameter: nn.Parameter) -> Part:
-        part = self._parts.of(parameter)
-        assert part is not None
-        return part
-
-    @property
-    def _place(self) -> Any:
-        return "cpu" if self._zero.offload_optimizer else "gpu"
-
-    def _defragment(self, divided: Sequence[tuple[int, Sequence[Part]]]) -> list[torch.Tensor]:
-        """The parts of all trained parameters in one buffer, by way of the host."""
-        every = [part for _, parts in divided for part in parts]
-        first = every[0].tensor
-        assert first is not None
-        dtype, elements = first.dtype, sum(part.elements for part in every)
-        if self._zero.offload_params:
-            return self._defragment_on_host(divided, dtype)
-        passing = self._host.pageable(elements, dtype)
-        for part in every:
-            part.tensor = None
-        del first
-        self._recorder.empty_cache()
-        whole = torch.empty(elements, dtype=dtype, device=self._device)
-        del passing
-        self._recorder.register(whole, role="weight")
-        self.weights = [whole]
-        return _distribute(whole, [parts for _, parts in divided])
-
-    def _defragment_on_host(
-        self, divided: Sequence[tuple[int, Sequence[Part]]], dtype: torch.dtype
-    ) -> list[torch.Tensor]:
-        """`_create_param_groups_fp16_flat_cpu_memory`: a pinned buffer for each group of the optimizer."""
-        pinned = HostMemory(self._recorder, pins=True)
-        by_group: dict[int, list[Sequence[Part]]] = {}
-        for number, parts in divided:
-            by_group.setdefault(number, []).append(parts)
-        self.weights = [
-            pinned.empty(sum(part.elements for parts in own for part in parts), dtype, role="weight")
-            for own in by_group.values()
-        ]
-        pairs = zip(self.weights, by_group.values(), strict=True)
-        return [flat for whole, own in pairs for flat in _distribute(whole, own)]
 
     def _first_gradients(self) -> list[torch.Tensor]:
         """`initialize_optimizer_states`: zeros for the largest group; on the host for each, and those stay."""
@@ -319,26 +230,3 @@ class Stage3:
             total = square if total is None else total + square
         wide = gradient.to(torch.float32)
         del wide
-
-
-def _distribute(whole: torch.Tensor, divided: Sequence[Sequence[Part]]) -> list[torch.Tensor]:
-    """Parts become views of the buffer; returns the view of each sub group."""
-    begin = 0
-    for part in (part for parts in divided for part in parts):
-        part.tensor = whole.narrow(0, begin, part.elements)
-        begin += part.elements
-    return list(whole.split([sum(part.elements for part in parts) for parts in divided]))
-
-
-def _cut(parts: Sequence[Part], most: int) -> list[list[Part]]:
-    """`_create_fp16_sub_groups`: so many elements of parts, or a little more, in each."""
-    if most >= sum(part.elements for part in parts):
-        return [list(parts)]
-    groups: list[list[Part]] = []
-    now: list[Part] = []
-    for part in parts:
-        now.append(part)
-        if sum(each.elements for each in now) >= most or part is parts[-1]:
-            groups.append(now)
-            now = []
-    return groups
