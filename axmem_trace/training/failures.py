@@ -39,6 +39,11 @@ def model_failures_reported(built: BuiltModel, recipe: Recipe) -> Iterator[None]
         raise _as_config_error(type(unwrapped(built.module)).__name__, place, error, recipe) from error
 
 
+def is_outside_this_package(error: Exception) -> bool:
+    """Whether the user's configuration, the model's code or a library is the cause; False: it is a bug in this package."""
+    return isinstance(error, AxmemError) or library_frame(error.__traceback__) is not None
+
+
 def _reentrant_over_shared_input(class_name: str, error: Exception, recipe: Recipe) -> ConfigError:
     """All layers of Llama 3.2 read the tower's output; the backward of each one continues through it into the tower.
 

@@ -6,7 +6,8 @@
    Facts and notes of both models must be equal. Other numbers of tokens need no second check (`checked_folds.py`).
 4. The missing periods are inserted (`folding/unfold.py`).
 
-If anything could make layers different, all layers are traced.
+If anything could make layers different, all layers are traced; also if the model, or a library, fails in a short model.
+An error in this package's own code is not caught: it would be hidden by the trace of all layers.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from axmem_trace.parallel.ranks import RankGroup
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.checked_folds import CheckedFold, known_growth, remember
+from axmem_trace.training.failures import is_outside_this_package
 from axmem_trace.training.loading import load_models
 from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.trace import make_recording, record_run
@@ -101,6 +103,8 @@ def _trace_as_asked(recipe: Recipe, start: Callable[[str, str], None], rank: int
         except CannotFold as reason:
             why = str(reason)
         except Exception as error:  # an error of the whole model is reported for the whole model, below
+            if not is_outside_this_package(error):
+                raise
             why = f"{type(error).__name__} in a short model: {error}"
     part = _trace(recipe, NoFolding(), start, rank)
     return TracedRun(part.facts, part.ledger, part.notes, why, part.groups)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    essence: Recipe
+    recipe: Recipe
     rank: int | None
     gpu: Gpu
     asked: frozenset[Question]
@@ -48,13 +48,13 @@ def trace_once(recipe: Recipe, rank: int | None, trace: Callable[[Recipe], Trace
     """The trace of a recipe; inside `traces_shared` perhaps one that was made for another card."""
     if _shared is None:
         return trace(recipe)
-    essence = _essence(recipe)
+    without_card = _without_card(recipe)
     for known in _shared:
-        if known.rank == rank and known.essence == essence and _are_alike(known.gpu, recipe.gpu, known.asked):
+        if known.rank == rank and known.recipe == without_card and _are_alike(known.gpu, recipe.gpu, known.asked):
             return _with_blocks_of(recipe.gpu, known)
     asked: set[Question] = set()
     run = trace(replace(recipe, gpu=watch(recipe.gpu, asked)))
-    _shared.append(_Known(essence, rank, recipe.gpu, frozenset(asked), run))
+    _shared.append(_Known(without_card, rank, recipe.gpu, frozenset(asked), run))
     return run
 
 
@@ -85,7 +85,7 @@ def _resize(run: TracedRun, block: CardBlock, before: int, after: int) -> Traced
     return replace(run, ledger=ledger, notes=tuple(new_note if note == old_note else note for note in run.notes))
 
 
-def _essence(recipe: Recipe) -> Recipe:
+def _without_card(recipe: Recipe) -> Recipe:
     """All of a recipe that a trace can read, except for the card and the texts about it."""
     reasons = {name: reason for name, reason in recipe.reasons.items() if name not in _ABOUT_THE_CARD}
     notes = tuple(note for note in recipe.notes if note.key not in _ABOUT_THE_CARD)

@@ -121,32 +121,32 @@ class Questions:
         """
         new: dict[int, tuple[Recipe, Change]] = {}
         for change in changes:
-            essence = self._essence_to_ask(change)
-            if essence is not None and all(essence != known for known, _ in [*self._answers, *new.values()]):
-                new[len(new)] = (essence, change)
+            run = self._run_to_ask(change)
+            if run is not None and all(run != known for known, _ in [*self._answers, *new.values()]):
+                new[len(new)] = (run, change)
         workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1, len(new))
         if workers < 2 or threading.active_count() > 1:
             return
         answers = _ask_in_processes(self, [change for _, change in new.values()], workers)
         self.num_estimates += len(answers)
-        self._answers += [(essence, answer) for (essence, _), answer in zip(new.values(), answers, strict=True)]
+        self._answers += [(run, answer) for (run, _), answer in zip(new.values(), answers, strict=True)]
 
     def is_permitted(self, change: Change) -> bool:
         """True if axolotl takes the changed configuration, as far as the configuration itself shows it."""
-        return self._essence_to_ask(change) is not None
+        return self._run_to_ask(change) is not None
 
-    def _essence_to_ask(self, change: Change) -> Recipe | None:
-        """None if the run is not estimated, because it can't run."""
+    def _run_to_ask(self, change: Change) -> Recipe | None:
+        """The changed run, as answers are kept by; None if it is not estimated, because it can't run."""
         try:
             recipe = self._read(change)
         except ConfigError:
             return None
-        return None if recipe.refusals else _essence(recipe)
+        return None if recipe.refusals else _without_texts(recipe)
 
     def changes_nothing(self, change: Change) -> bool:
         """True if the run is the same as without the change."""
         try:
-            return _essence(self._read(change)) == _essence(self._read(Change()))
+            return _without_texts(self._read(change)) == _without_texts(self._read(Change()))
         except ConfigError:
             return False
 
@@ -158,13 +158,13 @@ class Questions:
             return Answer(refusal=error.problem)
         if recipe.refusals:
             return Answer(refusal=recipe.refusals[0].text)
-        essence = _essence(recipe)
+        run = _without_texts(recipe)
         for known, answer in self._answers:
-            if known == essence:
+            if known == run:
                 return answer
         self.num_estimates += 1
         answer = self.ask_anew(change)
-        self._answers.append((essence, answer))
+        self._answers.append((run, answer))
         return answer
 
     def report_on(self, change: Change, *, moments: bool = False) -> Report:
@@ -185,7 +185,7 @@ class Questions:
     def _ask_as_it_is(self) -> tuple[Report, Answer]:
         report = self.report_on(Change(), moments=True)
         answer = self._make_answer(report)
-        self._answers.append((_essence(self._read(Change())), answer))
+        self._answers.append((_without_texts(self._read(Change())), answer))
         return report, answer
 
     def ask_anew(self, change: Change) -> Answer:
@@ -267,8 +267,8 @@ def _ask_in_process(index: int) -> tuple[Answer, bytes]:
     return answer, pack([each for each in kept() if all(each is not known for known in before)])
 
 
-def _essence(recipe: Recipe) -> Recipe:
-    """All of a recipe that can change its figures or its verdict."""
+def _without_texts(recipe: Recipe) -> Recipe:
+    """All of a recipe that can change its figures or its verdict: of its texts, the notes on what withholds a verdict."""
     notes: Iterator[Note] = (note for note in recipe.notes if note.kind in ("not_modelled", "refused"))
     notes = (replace(note, line=0) for note in notes)
     return replace(recipe, name="", reasons={}, written={}, alternatives=(), notes=tuple(notes))

@@ -16,6 +16,7 @@ from axmem_trace.models.skeleton.pinned_attention import attention_support_of_pi
 from axmem_trace.notes import Notes
 from axmem_trace.recipe.pins import hint_at_pin
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.originals import library_frame
 from axmem_trace.tracing.patching import replaced_all
 
 
@@ -41,6 +42,7 @@ def build_skeleton(
     Raises:
         ConfigError: the class can't be built: a missing optional package, fields it refuses, an unsupported kernel.
     """
+    model: Any = None
     try:
         _set_dtype(config, dtype)
         reason = recipe.reasons.get("attention.kernel")
@@ -54,6 +56,8 @@ def build_skeleton(
     except (ConfigError, CannotFold):
         raise
     except Exception as error:
+        if model is not None and library_frame(error.__traceback__) is None:  # a bug in what `replace_modules` does
+            raise
         raise _unbuildable(recipe, model_class, error) from error
     if hasattr(model, "tie_weights"):
         model.tie_weights()
