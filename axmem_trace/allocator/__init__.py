@@ -6,6 +6,7 @@ expandable   segments that grow page by page
 accounts     bytes allocated and reserved, limits, history
 caching      `CachingAllocator`: malloc, free, empty_cache
 conf         `PYTORCH_ALLOC_CONF` to settings
+plan         what a replay knows of each allocation before it begins
 replay       a ledger through the allocator: `Reservation`
 """
 

@@ -87,7 +87,7 @@ class CachingAllocator:
         size = self.round(nbytes)
         pool = self.pool_of(size, stream)
         self.accounts.owner = owner
-        taken = pool.take(size) or self.make_room(pool, size)
+        taken = pool.take(size) or self.make_space(pool, size)
         if taken is None:
             self.accounts.record("oom", self.accounts.free_bytes, nbytes)
             return None
@@ -163,7 +163,7 @@ class CachingAllocator:
 
     # -- finding a block ------------------------------------------------------------------------------------------
 
-    def make_room(self, pool: BlockPool, size: int) -> tuple[int, int] | None:
+    def make_space(self, pool: BlockPool, size: int) -> tuple[int, int] | None:
         """Address and size of a block in new memory; if the card is full, cached memory is freed first (`malloc`).
 
         None if even that is not enough.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from axmem_trace.allocator.blocks import Block, BlockPool
 from axmem_trace.allocator.caching import CachingAllocator
+from axmem_trace.allocator.plan import Item, Plan
 from axmem_trace.allocator.reservation import OutOfMemory, Reservation
-from axmem_trace.allocator.sizes import SMALL_BYTES
 from axmem_trace.ledger import NEVER, Ledger
 from axmem_trace.ledger.allocation import BEFORE_ALL
 from axmem_trace.ledger.intervals import Interval, measure_heights, peaks_by_span
@@ -20,10 +19,6 @@ from axmem_trace.recipe.recipe import Allocator
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-Item = tuple[int, int, "int | None"]
-"""An entry of the agenda: the tick, a rank for the order within one tick, and what happens: the position of an allocation
-that other streams are done with, or None for `empty_cache`."""
 
 
 def replay(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int = 0) -> Reservation:
@@ -68,11 +63,14 @@ class Replay:
     _peak: tuple[int, int, int] = (0, -1, 0)
     """The peak of reserved bytes; the allocation with which it was reached, and the number of segments then."""
 
+    def __post_init__(self) -> None:
+        self._plan = Plan(self.ledger, self.caching)
+
     def run(self) -> Reservation:
         """Replays the whole ledger, or stops where the card's memory is not enough."""
         count = len(self.ledger.allocations)
         self._taken, self._addresses = [0] * count, [-1] * count
-        agenda, intervals = self._make_agenda(), self.ledger.intervals
+        agenda, intervals = self._plan.make_agenda(), self.ledger.intervals
         ends = [*(interval.mark.tick for interval in intervals[1:]), NEVER]
         for interval, end_tick in zip(intervals, ends, strict=True):
             self._begin(interval)
@@ -86,7 +84,7 @@ class Replay:
         self._begun.append(_Beginning(interval, accounts.reserved_bytes, accounts.busy_bytes, len(accounts.changes)))
 
     def _play_interval(self, interval: Interval, end_tick: int, agenda: list[Item]) -> None:
-        """The moves of a interval, and what the agenda has before its last tick and at the next mark's."""
+        """The moves of an interval, and what the agenda has before its last tick and at the next mark's."""
         start = interval.start
         while agenda and agenda[-1][0] <= end_tick:
             due = max(start, min(interval.end, int(self.ledger.moved.ticks.searchsorted(agenda[-1][0]))))
@@ -101,10 +99,10 @@ class Replay:
         """Does the moves from `start` to before `end`."""
         self._num_played = end
         moves = [column[start:end] for column in self.ledger.moved]
-        if self.caching.accounts.history is not None or self._busy_until:
+        if self.caching.accounts.history is not None or self._plan.busy_until:
             self._play_blocks(zip(*(column.tolist() for column in moves), strict=True))
         else:
-            kept = ~self._ends_brief[start:end]
+            kept = ~self._plan.ends_brief[start:end]
             self._play_addresses(zip(*(column[kept].tolist() for column in moves), strict=True))
 
     def _play_addresses(self, moves: Iterable[tuple[int, int, bool]]) -> None:
@@ -112,7 +110,8 @@ class Replay:
 
         An allocation that is freed by the next move changes nothing if a free block serves it.
         """
-        pools, sizes, taken, addresses, brief = self._pools, self._sizes, self._taken, self._addresses, self._brief
+        pools, sizes, brief = self._plan.pools, self._plan.sizes, self._plan.brief
+        taken, addresses = self._taken, self._addresses
         for tick, index, frees in moves:
             pool = pools[index]
             if frees:
@@ -123,17 +122,17 @@ class Replay:
                 if brief[index] and pool.serves(size):
                     taken[index] = size
                     continue
-                found = pool.take(size) or self._make_room(pool, size, tick, index)
+                found = pool.take(size) or self._make_space(pool, size, tick, index)
                 if found is None:
                     return
                 addresses[index], taken[index] = found
                 if brief[index]:
                     pool.give(*found)
 
-    def _make_room(self, pool: BlockPool, size: int, tick: int, index: int) -> tuple[int, int] | None:
+    def _make_space(self, pool: BlockPool, size: int, tick: int, index: int) -> tuple[int, int] | None:
         accounts = self.caching.accounts
         accounts.tick, accounts.owner = tick, index
-        found = self.caching.make_room(pool, size)
+        found = self.caching.make_space(pool, size)
         self._note_peak(index)
         if found is None:
             self._stop(index)
@@ -142,14 +141,15 @@ class Replay:
     def _play_blocks(self, moves: Iterable[tuple[int, int, bool]]) -> None:
         """The moves, with a block for each allocation: the history is recorded, and blocks may be busy."""
         caching, accounts = self.caching, self.caching.accounts
-        requested, streams = self.ledger.columns.nbytes, self._streams
+        requested, streams = self.ledger.columns.nbytes, self._plan.streams
+        busy_until = self._plan.busy_until
         for tick, index, frees in moves:
             accounts.tick = tick
             if frees:
                 block = self.blocks.pop(index, None)
                 if block is not None:
-                    caching.free(block, busy=index in self._busy_until)  # `_attend` frees it when the stream is done
-                    if index in self._busy_until:
+                    caching.free(block, busy=index in busy_until)  # `_attend` frees it when the stream is done
+                    if index in busy_until:
                         self._busy[index] = block
             elif nbytes := int(requested[index]):
                 block = caching.malloc(nbytes, index, streams[index])
@@ -182,73 +182,6 @@ class Replay:
     def _position_of(self, index: int) -> int:
         """The position of an allocation among the moves."""
         return int((self.ledger.moved.indices == index).argmax())
-
-    @cached_property
-    def _busy_until(self) -> dict[int, int]:
-        """By position in the ledger: when other streams are done with a block that has been freed."""
-        ticks = self.ledger.columns.codes(lambda kind: kind.busy_until)
-        return {index: int(ticks[index]) for index in ticks.nonzero()[0].tolist()}
-
-    @cached_property
-    def _sizes(self) -> list[int]:
-        """For each allocation, the size of the block that it needs; 0 for one of 0 bytes."""
-        import numpy as np
-
-        if not self.caching.rounds_further:
-            sizes = self.ledger.columns.block_bytes
-        else:
-            requested, position = np.unique(self.ledger.columns.nbytes, return_inverse=True)
-            rounded = [self.caching.round(each) if each else 0 for each in requested.tolist()]
-            sizes = np.array(rounded, dtype=np.int64)[position]
-        listed: list[int] = sizes.tolist()
-        return listed
-
-    @cached_property
-    def _ends_brief(self) -> NDArray[np.bool_]:
-        """For each move, whether it frees what the move before it allocated, with nothing but a mark between them."""
-        import numpy as np
-
-        ticks, indices, dies = self.ledger.moved
-        ends = np.zeros(len(indices), dtype=bool)
-        ends[1:] = (indices[1:] == indices[:-1]) & dies[1:] & ~dies[:-1]
-        between = ticks.searchsorted([tick for tick, _, _ in self._make_agenda()])
-        ends[between[between < len(ends)]] = False
-        return ends
-
-    @cached_property
-    def _brief(self) -> list[bool]:
-        """For each allocation, whether the very next move frees it."""
-        import numpy as np
-
-        brief = np.zeros(len(self.ledger.allocations), dtype=bool)
-        brief[self.ledger.moved.indices[self._ends_brief]] = True
-        listed: list[bool] = brief.tolist()
-        return listed
-
-    @cached_property
-    def _streams(self) -> list[int]:
-        streams: list[int] = self.ledger.columns.codes(lambda kind: kind.stream).tolist()
-        return streams
-
-    @cached_property
-    def _pools(self) -> list[BlockPool]:
-        """For each allocation, the pool that serves it."""
-        small, large = (
-            {each: self.caching.pool_of(size, each) for each in set(self._streams)} for size in (1, SMALL_BYTES + 1)
-        )
-        if len(small) == 1:  # a single stream
-            (one,), (other,) = small.values(), large.values()
-            return [one if size <= SMALL_BYTES else other for size in self._sizes]
-        return [
-            (small if size <= SMALL_BYTES else large)[stream]
-            for size, stream in zip(self._sizes, self._streams, strict=True)
-        ]
-
-    def _make_agenda(self) -> list[Item]:
-        """All events that are no moves and no marks, the last one first."""
-        agenda: list[Item] = [(tick, -1, None) for tick in self.ledger.empty_cache_ticks]
-        agenda += [(tick, -2, index) for index, tick in self._busy_until.items()]
-        return sorted((item for item in agenda if item[0] < NEVER), key=lambda item: item[:2], reverse=True)
 
     def _attend(self, item: Item) -> None:
         """Does an event of the agenda."""
@@ -310,7 +243,7 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class _Beginning:
-    """What the allocator held when a interval began, and how often its reserved bytes had changed."""
+    """What the allocator held when an interval began, and how often its reserved bytes had changed."""
 
     interval: Interval
     reserved_bytes: int
