@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--full",
         action="store_true",
-        help="all tables, notes and values in force, not only the first screen; with json all modules and the timeline",
+        help="all tables, notes and values that are used, not only the first screen; with json all modules and the timeline",
     )
     add("--depth", metavar="N", type=non_negative_int, help="fold modules deeper than N parts of their name (--full)")
     add(

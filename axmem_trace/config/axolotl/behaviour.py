@@ -69,7 +69,7 @@ class Behaviour:
     deepspeed: Literal["0.18.9", "0.19.8"]
     """The newest DeepSpeed that the extra `deepspeed` allows: below 0.19 in 0.19.0, below 0.20 in 0.20.0 and 0.21.0."""
     always_listed_plugins: frozenset[str]
-    """Plugins that live without being listed: `BUILTIN_PLUGINS`, 0.20.0 and 0.21.0 `integrations/base.py`."""
+    """Plugins that are active without being listed: `BUILTIN_PLUGINS`, 0.20.0 and 0.21.0 `integrations/base.py`."""
     missing_plugin_stops: bool
     """A listed plugin that cannot be imported ends the run: 0.21.0 `integrations/base.py:464`; before, a warning."""
     plugins_may_have_a_colon: bool
