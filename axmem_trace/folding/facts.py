@@ -4,63 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from axmem_trace.folding.repetition import CannotFold, Repetition
 from axmem_trace.folding.unfold import MODEL
 from axmem_trace.model_facts import ModelFacts
 
-Row = TypeVar("Row")
+
+class Named(Protocol):
+    """What is in a layer has a name that says so."""
+
+    @property
+    def name(self) -> str:
+        """Dotted."""
+
+
+Row = TypeVar("Row", bound=Named)
 
 
 def unfold_facts(facts: ModelFacts, repetition: Repetition) -> ModelFacts:
     """Tensors and modules, with those of the missing layers inserted, in the order of the whole model."""
-
-    def name_of(row: object) -> str:
-        return str(getattr(row, "name"))  # noqa: B009
-
-    tensors = _unfold(
+    tensors = unfold_rows(
         facts.tensors,
         repetition,
-        name_of,
         lambda row, layer: replace(
             row, name=repetition.renamed(row.name, layer), module=repetition.renamed(row.module, layer)
         ),
     )
-    modules = _unfold(
-        facts.modules, repetition, name_of, lambda row, layer: replace(row, name=repetition.renamed(row.name, layer))
+    modules = unfold_rows(
+        facts.modules, repetition, lambda row, layer: replace(row, name=repetition.renamed(row.name, layer))
     )
     return replace(facts, tensors=tensors, modules=modules)
 
 
-def _unfold(
-    rows: Sequence[Row], repetition: Repetition, name_of: Callable[[Row], str], renamed: Callable[[Row, int], Row]
-) -> tuple[Row, ...]:
-    """Each range of rows in repeated layers, with copies of its second period."""
+def unfold_rows(rows: Sequence[Row], repetition: Repetition, renamed: Callable[[Row, int], Row]) -> tuple[Row, ...]:
+    """Each range of rows in repeated layers, with copies of its second period.
+
+    Args:
+        rows: with a `name`, in the order of the layers.
+        renamed: the same row of another layer.
+
+    Raises:
+        CannotFold: they have another order.
+    """
     result: list[Row] = []
     position, behind = 0, repetition.period * repetition.missing
     while position < len(rows):
-        layer = repetition.layer_of(name_of(rows[position]))
+        layer = repetition.layer_of(rows[position].name)
         if not repetition.is_repeated(layer):
             row = rows[position]
             result.append(renamed(row, layer + behind) if layer is not None and layer >= repetition.last else row)
             position += 1
             continue
         end = position
-        while end < len(rows) and repetition.is_repeated(repetition.layer_of(name_of(rows[end]))):
+        while end < len(rows) and repetition.is_repeated(repetition.layer_of(rows[end].name)):
             end += 1
-        result.extend(_unfold_stretch(rows[position:end], repetition, name_of, renamed))
+        result.extend(_unfold_stretch(rows[position:end], repetition, renamed))
         position = end
     return tuple(result)
 
 
-def _unfold_stretch(
-    rows: Sequence[Row], repetition: Repetition, name_of: Callable[[Row], str], renamed: Callable[[Row, int], Row]
-) -> list[Row]:
+def _unfold_stretch(rows: Sequence[Row], repetition: Repetition, renamed: Callable[[Row, int], Row]) -> list[Row]:
     periods: list[list[Row]] = [[] for _ in range(repetition.periods)]
     order: list[int] = []
     for row in rows:
-        layer = repetition.layer_of(name_of(row))
+        layer = repetition.layer_of(row.name)
         assert layer is not None
         order.append((layer - repetition.first) // repetition.period)
         periods[order[-1]].append(row)
@@ -68,16 +76,14 @@ def _unfold_stretch(
         raise CannotFold("the model's tensors are not ordered layer by layer")
     result = [row for period in periods[: MODEL + 1] for row in period]
     for times in range(1, repetition.missing + 1):
-        result += [_shifted(row, times * repetition.period, repetition, name_of, renamed) for row in periods[MODEL]]
+        result += [_shifted(row, times * repetition.period, repetition, renamed) for row in periods[MODEL]]
     for period in periods[MODEL + 1 :]:
         behind = repetition.missing * repetition.period
-        result += [_shifted(row, behind, repetition, name_of, renamed) for row in period]
+        result += [_shifted(row, behind, repetition, renamed) for row in period]
     return result
 
 
-def _shifted(
-    row: Row, by: int, repetition: Repetition, name_of: Callable[[Row], str], renamed: Callable[[Row, int], Row]
-) -> Row:
-    layer = repetition.layer_of(name_of(row))
+def _shifted(row: Row, by: int, repetition: Repetition, renamed: Callable[[Row, int], Row]) -> Row:
+    layer = repetition.layer_of(row.name)
     assert layer is not None
     return renamed(row, layer + by)

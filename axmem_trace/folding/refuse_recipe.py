@@ -52,9 +52,9 @@ _ALIKE: Mapping[str, str] = {
     "alternatives": _ANY,
 }
 """Fields of each part of the recipe that treat all layers in the same way; `_ANY`: all fields of the part."""
-_ENGINES = ("none", "fsdp2")
-"""Engines that do the same for each layer. DDP's buckets end anywhere in a layer, and FSDP1's blocks wait for another
-stream until a certain tick."""
+_ENGINES = ("none", "ddp", "fsdp2")
+"""Engines that do the same for each layer; DDP's buckets, which end anywhere in a layer, are those of the whole model
+(`parallel/ddp_folded.py`). FSDP1's blocks wait for another stream until a certain tick."""
 _NAMES_MODULES = (
     "precision.kbit_skips",
     "quantisation.skip_modules",
@@ -79,6 +79,8 @@ def refuse_recipe(recipe: Any) -> None:
     """Raises `CannotFold`, with the field, if the recipe could treat layers differently."""
     if recipe.parallel.engine not in _ENGINES:
         raise CannotFold(f"parallel.engine {recipe.parallel.engine} may treat layers differently")
+    if recipe.parallel.engine == "ddp" and recipe.parallel.ddp.finds_unused:
+        raise CannotFold("DDP looks for unused parameters in the graph of the whole model")
     for group in fields(recipe):
         value, alike = getattr(recipe, group.name), _ALIKE.get(group.name, "").split()
         if alike == [_ANY]:

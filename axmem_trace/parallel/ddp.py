@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from axmem_trace.recipe.parallel import Ddp
 from axmem_trace.tracing.originals import call_original, called_by_libraries
 from axmem_trace.tracing.patching import replaced
+from axmem_trace.tracing.recorder import Recorder
 
 
 def wrap_model(model: nn.Module, ddp: Ddp) -> Any:
@@ -33,6 +34,12 @@ def wrap_model(model: nn.Module, ddp: Ddp) -> Any:
         wrapped.register_comm_hook(None, lambda state, bucket: _finished(bucket.buffer()))
     wrapped.logger = cast(Any, _SilentLogger(wrapped.logger))
     return wrapped
+
+
+def rebuild_buckets(wrapped: Any, recorder: Recorder) -> None:
+    """What the second step does before its first forward pass: buckets in the order of the gradients."""
+    with recorder.as_role("buckets"), _HostKeepsItsValues():
+        wrapped.reducer._rebuild_buckets()
 
 
 class _SilentLogger:

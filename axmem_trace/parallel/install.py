@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.parallel import ddp, fsdp1, fsdp2
+from axmem_trace.parallel.ddp_folded import wrap_short_model
 from axmem_trace.parallel.in_place import gathers_recorded, resizes_recorded, shapes_planned_unseen, streams_recorded
 from axmem_trace.parallel.offload import as_offloaded, copy_to_host, offloads_on_meta
 from axmem_trace.parallel.process_group import open_process_group
@@ -79,12 +81,18 @@ def divide(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, rank:
 
 def _with_ddp(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankModel:
     _register_whole(recorder, built)
-    wrapped = ddp.wrap_model(built.module, recipe.parallel.ddp)
+    settings = recipe.parallel.ddp
+    if recorder.layers is not None:
+        wrapped, rebuild = wrap_short_model(built.module, settings, recorder, recorder.layers.repetition)
+    else:
+        wrapped = ddp.wrap_model(built.module, settings)
+        rebuild = partial(ddp.rebuild_buckets, wrapped, recorder)
     return RankModel(
         call=wrapped,
         facts=describe_rank(built.facts, _tensors_of_rank(built)),
         groups=all_alike(recipe.parallel.num_gpus),
         without_sync=wrapped.no_sync,
+        before_repeat=None if recipe.parallel.syncs_each_batch else rebuild,  # else it happens in the first step
     )
 
 

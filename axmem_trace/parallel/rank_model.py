@@ -40,12 +40,15 @@ class RankModel:
         with_optimizer: called with this object and the optimizer once that is made, if the engine changes it; returns the
             object to use from then on.
         engine: runs backward and the step, if the engine has functions of its own for that.
+        before_repeat: called in place of the forward and backward passes of the second step, which are those of the first:
+            does what the engine does once before them. None: its second step is another one.
         clip: clips the gradients (parameters, largest norm) and returns the norm; set if the engine has its own function.
     """
 
     call: Callable[..., Any]
     facts: ModelFacts
     without_sync: Callable[[], AbstractContextManager[Any]]
+    before_repeat: Callable[[], None] | None = None
     clip: Callable[[Sequence[nn.Parameter], float], torch.Tensor] | None = None
     reference: Callable[..., Any] | None = None
     shards: tuple[FlatShard, ...] = ()

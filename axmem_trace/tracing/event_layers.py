@@ -22,7 +22,7 @@ class LayerWatch:
     """Stores the layer of every event; the record calls its methods."""
 
     def __init__(self, repetition: Repetition, scopes: ModuleScopes) -> None:
-        self._repetition, self._scopes = repetition, scopes
+        self.repetition, self._scopes = repetition, scopes
         self._at_tick: dict[int, int] = {}
         self._given: list[int | None] = []
         self._num_allocated = 0
@@ -75,7 +75,7 @@ class LayerWatch:
         return EventLayers(self._at_tick, [self._own_layer(life) for life in lives])
 
     def _own_layer(self, life: Any) -> int | None:
-        layer = self._repetition.layer_of(life.module)
+        layer = self.repetition.layer_of(life.module)
         return life.layer if layer is None else layer
 
     def _layer_of(self, living: Mapping[int, Any], tensor: torch.Tensor) -> int | None:
@@ -92,11 +92,11 @@ class LayerWatch:
         stack = self._scopes.stack
         if stack:
             for name in reversed(stack):
-                layer = self._repetition.layer_of(name)
+                layer = self.repetition.layer_of(name)
                 if layer is not None:
                     return layer
             return OUTSIDE
         if _current_node() is None:
             return None
-        layer = self._repetition.layer_of(self._scopes.current())
+        layer = self.repetition.layer_of(self._scopes.current())
         return OUTSIDE if layer is None else layer

@@ -93,11 +93,14 @@ class Run:
         self.scaler = GradientScaler() if recipe.precision.grad_scaler else None
         self._variables = _TrainerVariables()
         self._passes: _Passes | None = None
+        self._first_call: int | None = None
+        """The tick of the model's first forward pass in training."""
         self._offloading = offloading
         self._training_step: StepContext = nullcontext
         moves = recipe.checkpointing.moves_tensors or any(map(is_on_host, self.model.parameters()))
         differ = recipe.loss.holds_outputs or recipe.allocator.empty_cache_steps > 1
-        self._may_repeat = repeat and not (optimizer.hooked or moves or differ or rank_model)
+        engine_differs = rank_model is not None and rank_model.before_repeat is None
+        self._may_repeat = repeat and not (optimizer.hooked or moves or differ or engine_differs)
 
     def record(self, progress: Callable[[str], None] = lambda stage: None) -> None:
         """Loads, evaluates if the run evaluates first, and runs `NUM_STEPS` optimizer steps."""
@@ -164,7 +167,7 @@ class Run:
             batches = self.objective.batches(self.recipe)
         variables.batch_samples = [place_batch(self.recorder, each) for each in batches]
         variables.num_items_in_batch = place_number(self.recorder, batch.rows * batch.row_tokens)
-        if self._passes is None or not self._may_repeat:
+        if self._passes is None or not self._can_repeat(self._passes):
             self._passes = self._accumulate(step)
         else:
             self._accumulate_again(self._passes, step)
@@ -216,8 +219,14 @@ class Run:
             return nullcontext()
         return self._rank_model.without_sync()
 
+    def _can_repeat(self, passes: _Passes) -> bool:
+        """What an engine does before the first forward pass must be the first thing that happens in the step."""
+        return self._may_repeat and (self._rank_model is None or self._first_call == passes.start)
+
     def _accumulate_again(self, passes: _Passes, step: int) -> None:
         """Repeats the passes of the first step: only the optimizer's states are new, and the passes do not use them."""
+        if self._rank_model is not None and self._rank_model.before_repeat is not None:
+            self._rank_model.before_repeat()
         storages = self.recorder.repeat(passes.start, passes.end, step=step)
         with self.recorder.paused(), torch.no_grad():
             for parameter in self.model.parameters():
@@ -241,6 +250,8 @@ class Run:
     def run_model(self, **inputs: Any) -> Any:
         """The model's forward as accelerate has wrapped it (`prepare_model`)."""
         call = self._rank_model.call if self._rank_model is not None else self.model
+        if self._first_call is None and self.recorder.phase == "forward":
+            self._first_call = self.recorder.now
         return prepared_forward(call, self.recipe.precision)(**inputs)
 
     def _backward(self, loss: torch.Tensor) -> None:

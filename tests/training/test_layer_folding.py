@@ -14,6 +14,7 @@ from support.folded_runs import LORA, NUM_LAYERS, QLORA, make_config, report_of,
 from axmem_trace.training import layer_folding
 
 MOE = {"family": "qwen3_moe"}
+WIDE = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "num_key_value_heads": 2}
 FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}, "dp_shard_size": 4}
 FOLDS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -41,6 +42,29 @@ FOLDS: dict[str, dict[str, Any]] = {
         **FSDP2, "fsdp_config": {"reshard_after_forward": False}, "dp_replicate_size": 2, "optimizer": "adamw_torch",
     },
     "fsdp2, qlora": {**FSDP2, **QLORA},
+    "ddp": {"ddp": True},
+    "ddp, many buckets that end within layers": {"ddp": True, "ddp_bucket_cap_mb": 1, "model": WIDE},
+    "ddp, qlora, three micro-batches": {**QLORA, "ddp": True, "gradient_accumulation_steps": 4},
+    "ddp, foreach, not checkpointed, one micro-batch, evaluation": {
+        "ddp": True,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "optimizer": "adamw_torch",
+        "val_set_size": 0.1,
+        "eval_sample_packing": False,
+    },
+    "ddp, experts in every other layer": {**MOE, "ddp": True, "model": {"decoder_sparse_step": 2, "hidden_size": 128}},
+    "ddp, lora and whole embeddings, buffers not sent": {
+        **LORA,
+        "family": "gemma2",
+        "attn_implementation": "eager",
+        "ddp": True,
+        "ddp_broadcast_buffers": False,
+        "ddp_bucket_cap_mb": 1,
+        "lora_r": 64,
+        "lora_modules_to_save": ["embed_tokens", "lm_head"],
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    },
 }  # fmt: skip
 TELLS_APART: dict[str, dict[str, Any]] = {
     "peft_layers_to_transform": {**LORA, "peft_layers_to_transform": [0, 1, 2, 3]},
@@ -63,7 +87,7 @@ TELLS_APART: dict[str, dict[str, Any]] = {
     # The last layer's recomputation frees one tensor more than the others: refused, so all layers are traced.
     "sliding and full attention in turns, not reentrant": {"family": "gemma2", "attn_implementation": "eager",
                                                            "gradient_checkpointing_kwargs": {"use_reentrant": False}},
-    "ddp, whose buckets end within layers": {"ddp": True},
+    "ddp, which looks for unused parameters": {**LORA, "ddp": True, "ddp_find_unused_parameters": True},
     "eight layers": {"model": {"num_hidden_layers": 8}},
 }  # fmt: skip
 CASES = {**FOLDS, **TELLS_APART}
