@@ -134,7 +134,7 @@ def test_padded_batches_at_which_axolotls_code_stops_are_refused(kernel):
 def test_axolotls_own_llama_attention_for_xformers_is_reported():
     """patch_manager.py `_patch_llama_derived_model`: Llama without packing."""
     assert not hasattr(build("llama", "xformers").model.layers[0].self_attn, "num_heads")
-    assert "asks for `num_heads`" in _refused(_trace("llama", "xformers", PLAIN)[1])
+    assert "reads `num_heads`" in _refused(_trace("llama", "xformers", PLAIN)[1])
     assert not _refused(_trace("llama", "xformers", PACKED)[1])
     assert not _refused(_trace("mistral", "xformers", PLAIN)[1])
 
