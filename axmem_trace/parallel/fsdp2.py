@@ -158,14 +158,16 @@ def _with_packed(original: Callable[..., Any], name: str) -> Callable[..., Any]:
     """`original`, for packed weights too: they keep their states and their own dtype."""
 
     def init_sharded_param(self: Any, param: nn.Parameter, *args: Any, **kwargs: Any) -> Any:
-        self.axmem_packed = param if hasattr(param, "quant_state") or hasattr(param, "SCB") else None
+        self.axmem_packing = _packing_of(param)
         return original(self, param, *args, **kwargs)
 
     def init_unsharded_param(self: Any) -> Any:
         original(self)
-        packed = self.axmem_packed
-        if packed is not None and not isinstance(self._unsharded_param, type(packed)):
-            self._unsharded_param = _repacked(packed, self._unsharded_param)
+        if self.axmem_packing is None:
+            return
+        kind, options = self.axmem_packing
+        if not isinstance(self._unsharded_param, kind):
+            self._unsharded_param = _repacked(kind, options, self._unsharded_param)
 
     def init_dtype_attrs(self: Any, mp_policy: Any) -> Any:
         original(self, mp_policy)
@@ -180,22 +182,21 @@ def _with_packed(original: Callable[..., Any], name: str) -> Callable[..., Any]:
     return replacements[name]
 
 
-def _repacked(packed: Any, data: torch.Tensor) -> nn.Parameter:
-    import bitsandbytes as bnb
+def _packing_of(parameter: Any) -> tuple[type[Any], dict[str, Any]] | None:
+    """The class of a packed parameter, and what it is made with beside its data; None: it is not packed. The parameter
+    itself must not be kept: its whole data would stay on the GPU."""
+    if hasattr(parameter, "quant_state"):
+        names = ("quant_state", "blocksize", "compress_statistics", "quant_type", "quant_storage", "module")
+        return type(parameter), {**{name: getattr(parameter, name) for name in names}, "bnb_quantized": True}
+    if hasattr(parameter, "SCB"):
+        return type(parameter), {"has_fp16_weights": False, "SCB": parameter.SCB}
+    return None
 
-    if isinstance(packed, bnb.nn.Params4bit):
-        return bnb.nn.Params4bit(
-            data,
-            requires_grad=False,
-            quant_state=packed.quant_state,
-            blocksize=packed.blocksize,
-            compress_statistics=packed.compress_statistics,
-            quant_type=packed.quant_type,
-            quant_storage=packed.quant_storage,
-            module=packed.module,
-            bnb_quantized=True,
-        )
-    return bnb.nn.Int8Params(data, requires_grad=False, has_fp16_weights=False, CB=data, SCB=packed.SCB)
+
+def _repacked(kind: type[Any], options: Mapping[str, Any], data: torch.Tensor) -> Any:
+    if "SCB" in options:
+        return kind(data, requires_grad=False, CB=data, **options)
+    return kind(data, requires_grad=False, **options)
 
 
 def load_shards(model: Any, device: str, offload: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from axmem_trace.models.built import BuiltModel
+from axmem_trace.models.quantisation.staged import stage_packed_weights
 from axmem_trace.parallel import ddp, fsdp1, fsdp2
 from axmem_trace.parallel.ddp_folded import wrap_short_model
 from axmem_trace.parallel.in_place import gathers_recorded, resizes_recorded, shapes_planned_unseen, streams_recorded
@@ -22,6 +23,7 @@ from axmem_trace.parallel.rank_facts import describe_rank, flat_shards, local_te
 from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.parallel.ranks import all_alike, group_fsdp1, group_fsdp2
 from axmem_trace.parallel.reference import divide_reference
+from axmem_trace.parallel.staged import load_staged
 from axmem_trace.parallel.zero.install import with_zero
 from axmem_trace.parallel.zero.linear import linear_may_change
 from axmem_trace.recipe.recipe import Recipe
@@ -101,11 +103,15 @@ def _with_fsdp2(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankMo
     fsdp = recipe.parallel.fsdp
     if not fsdp.loads_on_host:
         _register_whole(recorder, built)
+    if fsdp.stages_packed:
+        stage_packed_weights(model)
     whole = [] if fsdp.loads_on_host else [each.data for each in model.parameters()]  # `original_sd` keeps them
     with recorder.paused() if fsdp.loads_on_host else nullcontext():
         fsdp2.shard_model(model, recipe, device_type=recorder.traced_device)
     whole.clear()
-    if fsdp.loads_on_host:
+    if fsdp.stages_packed:
+        load_staged(recipe, built, recorder)
+    elif fsdp.loads_on_host:
         fsdp2.load_shards(model, recorder.traced_device, copy_to_host(recorder) if fsdp.offload_params else None)
     facts = describe_rank(built.facts, _tensors_of_rank(built), sharded=sharded_names(model))
     rank_model = RankModel(

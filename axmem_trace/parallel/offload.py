@@ -76,6 +76,15 @@ def _host(recorder: Recorder, parameter: Any) -> HostMemory:
     return HostMemory(recorder, pins=parameter.pin_memory)
 
 
+def put_on_host(recorder: Recorder, parameter: Any) -> None:
+    """A shard arrives on the GPU, is copied to the host and, if that is asked for, pinned (FSDP's own parameter object)."""
+    size, dtype = parameter.padded_sharded_param_size.numel(), parameter.sharded_param.dtype
+    arriving = torch.empty(size, dtype=dtype, device=recorder.traced_device)
+    shard = _host(recorder, parameter).empty(size, dtype, role="weight")
+    del arriving
+    _set_shard(parameter, shard)
+
+
 def _set_shard(parameter: Any, flat: torch.Tensor) -> None:
     """This flat tensor, of the padded size, is the shard from now on."""
     parameter._sharded_param_data = flat

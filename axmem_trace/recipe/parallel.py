@@ -55,6 +55,8 @@ class Fsdp:
         pins_offloaded: that host memory is pinned.
         loads_on_host: only rank 0 reads the weights, on the host, and sends them parameter by parameter
             (`cpu_ram_efficient_loading`).
+        stages_packed: rank 0 packs the weights on its GPU, chunk by chunk, keeps them on the host, and sends each rank its
+            part (axolotl's CPU-staged NF4); also `loads_on_host`.
         activation_checkpointing: FSDP's own, by wrapping layers.
         param_dtype, reduce_dtype, output_dtype: of mixed precision; empty: as stored.
         sharding_strategy: FSDP1's: `FULL_SHARD` (after forward and backward), `SHARD_GRAD_OP` (after backward).
@@ -70,6 +72,7 @@ class Fsdp:
     offload_params: bool = False
     pins_offloaded: bool = True
     loads_on_host: bool = False
+    stages_packed: bool = False
     activation_checkpointing: bool = False
     param_dtype: Dtype | Literal[""] = ""
     reduce_dtype: Dtype | Literal[""] = ""

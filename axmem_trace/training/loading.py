@@ -30,6 +30,8 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.units import format_bytes
 
+PACKED_CHUNK = 1 << 26
+"""Weights that axolotl packs at a time, if it stages them on the host (0.21 `utils/nf4.py`)."""
 WARM_UP_RESERVE_BYTES = 1_288_490_188
 """1.2 * 1024^3: the bytes of the card that `caching_allocator_warmup` leaves free, at least."""
 
@@ -84,6 +86,8 @@ class LoadRecorder:
         if self._folding.repetition is not None:
             self.recorder.watch_layers(self._folding.repetition)
         self.recorder.mark("load", 0)
+        if self.recipe.parallel.fsdp.stages_packed:
+            self._pack_in_chunks(model)
         if self.recipe.placement.on_host_first or _loads_on_host(self.recipe):  # the whole model comes to the GPU later
             yield
             return
@@ -94,6 +98,20 @@ class LoadRecorder:
             yield
             if self.role == "reference":  # replaced by casts; the trained model's roles are set when it is complete
                 self._register_all(model)
+
+    def _pack_in_chunks(self, model: nn.Module) -> None:
+        """Rank 0 packs weight after weight on its GPU, for the host (axolotl 0.21 `utils/nf4.py` `quantize_bnb_4bit`): a
+        chunk in the load dtype, its packed bytes and its scales, beside the fp32 scales of the whole weight."""
+        if torch.distributed.get_rank():
+            return
+        itemsize = getattr(torch, self.recipe.precision.load_dtype).itemsize
+        for _, _, parameter in _own_parameters(model):
+            state = getattr(parameter, "quant_state", None)
+            if state is not None:
+                elements = _num_weights(parameter)
+                chunk, scales = min(elements, PACKED_CHUNK), 4 * -(-elements // state.blocksize)
+                blocks = [scales, chunk * itemsize, chunk // 2, 4 * -(-chunk // state.blocksize)]
+                self.recorder.workspace(blocks, "axolotl.quantize_bnb_4bit")
 
     def _note_mapped(self, model: nn.Module) -> None:
         """safetensors maps the checkpoint's files, and each tensor is copied from there to the GPU
@@ -211,10 +229,11 @@ class LoadRecorder:
 
 def _loads_on_host(recipe: Recipe) -> bool:
     """True if the weights stay on the host. With FSDP and DeepSpeed there is no device map, so they are read there;
-    QLoRA's go to each GPU (axolotl `loaders/model.py` `_set_device_map_config`), and bitsandbytes packs 8-bit ones on
-    the GPU."""
+    QLoRA's go to each GPU (axolotl `loaders/model.py` `_set_device_map_config`) if they are not staged, and bitsandbytes
+    packs 8-bit ones on the GPU."""
     sharded = recipe.parallel.engine in ("fsdp1", "fsdp2", "zero1", "zero2", "zero3")
-    return sharded and recipe.quantisation.method not in ("bnb_4bit", "bnb_8bit")
+    stays = recipe.quantisation.method not in ("bnb_4bit", "bnb_8bit") or recipe.parallel.fsdp.stages_packed
+    return sharded and stays
 
 
 def _num_weights(parameter: nn.Parameter) -> int:

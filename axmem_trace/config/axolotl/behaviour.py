@@ -66,6 +66,9 @@ class Behaviour:
     (`grpo_config.py`, `vllm_gpu_memory_utilization`)."""
     default_fsdp_version: int
     """`fsdp_config` without `fsdp_version`: 0.19.0 `utils/schemas/validation.py:1231`; 0.20.0 `:1516`, 0.21.0 `:1550`."""
+    stages_nf4: bool
+    """QLoRA under FSDP with `cpu_ram_efficient_loading` is packed by rank 0 and sent in parts: 0.20.0 and 0.21.0
+    `loaders/nf4.py`; 0.19.0 refuses it under FSDP2 (`utils/schemas/validation.py:1266`)."""
     deepspeed: Literal["0.18.9", "0.19.8"]
     """The newest DeepSpeed that the extra `deepspeed` allows: below 0.19 in 0.19.0, below 0.20 in 0.20.0 and 0.21.0."""
     always_listed_plugins: frozenset[str]
@@ -95,6 +98,7 @@ _0_19_0 = Behaviour(
     dpo_empties_cache=True,
     colocated_share=0.9,
     default_fsdp_version=1,
+    stages_nf4=False,
     deepspeed="0.18.9",
     always_listed_plugins=frozenset(),
     missing_plugin_stops=False,
@@ -109,6 +113,7 @@ _0_20_0 = replace(
     lora_kernels_keep_gradient_dtype=True,
     selective_empty_saves_nothing=True,
     default_fsdp_version=2,
+    stages_nf4=True,
     deepspeed="0.19.8",
     always_listed_plugins=frozenset({"context_parallel"}),
 )

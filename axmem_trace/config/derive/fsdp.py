@@ -30,7 +30,8 @@ def derive_fsdp(draft: Draft, version: int) -> Fsdp:
     dtype = _half(draft)
     reshard = config.get("reshard_after_forward")
     loads_on_host = bool(config.get("cpu_ram_efficient_loading"))
-    if loads_on_host and draft.get("load_in_4bit"):
+    stages = loads_on_host and version == 2 and draft.release.behaviour.stages_nf4 and shards_qlora(draft)
+    if loads_on_host and draft.get("load_in_4bit") and not stages:
         text = "loading is assumed to put the whole 4-bit model on each GPU first; loading through the host needs less"
         draft.note("assumed", "fsdp_config.cpu_ram_efficient_loading", text)
         loads_on_host = False
@@ -42,11 +43,21 @@ def derive_fsdp(draft: Draft, version: int) -> Fsdp:
         offload_params=bool(config.get("offload_params")),
         pins_offloaded=config.get("cpu_offload_pin_memory") is not False,
         loads_on_host=loads_on_host,
+        stages_packed=stages,
         activation_checkpointing=bool(config.get("activation_checkpointing")),
         param_dtype=dtype,
         reduce_dtype=dtype,
         output_dtype=dtype if version == 2 else "",
     )
+
+
+def shards_qlora(draft: Draft) -> bool:
+    """`qlora_sharded_model_loading`, which is on by itself for QLoRA with `cpu_ram_efficient_loading`."""
+    asked = draft.get("qlora_sharded_model_loading")
+    if asked is not None:
+        return bool(asked)
+    efficient = draft.sub("fsdp_config").get("cpu_ram_efficient_loading")
+    return bool(efficient and draft.get("adapter") == "qlora" and draft.get("load_in_4bit"))
 
 
 def _half(draft: Draft) -> Dtype | Literal[""]:

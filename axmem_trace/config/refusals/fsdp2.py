@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from axmem_trace.config.derive.fsdp import shards_qlora
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.config.refusals.rule import Rule, bits, given
 from axmem_trace.config.refusals.since_0_20 import SINCE, parallel, reads_the_base
@@ -42,15 +43,6 @@ def _is_staged(draft: Draft) -> bool:
     return bool(
         shards_qlora(draft) and draft.get("load_in_4bit") and config and config.get("cpu_ram_efficient_loading")
     )
-
-
-def shards_qlora(draft: Draft) -> bool:
-    """`qlora_sharded_model_loading`, which is on by itself for QLoRA with `cpu_ram_efficient_loading`."""
-    asked = draft.get("qlora_sharded_model_loading")
-    if asked is not None:
-        return bool(asked)
-    efficient = draft.sub("fsdp_config").get("cpu_ram_efficient_loading")
-    return bool(efficient and draft.get("adapter") == "qlora" and draft.get("load_in_4bit"))
 
 
 def _bnb(draft: Draft, name: str, default: Any) -> Any:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from axmem_trace.models.quantisation.staged import is_staged, read_weight
+
 DORA_CACHE = "_axmem_dora_norm"
 """Attribute of a magnitude vector under which the norms of the last adapter versions are kept, as axolotl does."""
 
@@ -58,8 +60,7 @@ def read_projection(layer: Any, *, wide_gradients: bool = False) -> Projection:
         wide_gradients: gradients of fp32 adapters are made in fp32.
     """
     linear = getattr(layer, "base_layer", layer)
-    weight = linear.weight
-    quant_state = getattr(weight, "quant_state", None)
+    weight, quant_state = _read_weight(linear)
     if quant_state is None and weight.dtype == torch.float8_e4m3fn:
         quant_state = getattr(linear, "weight_scale_inv", None)
     if not hasattr(layer, "disable_adapters") or layer.disable_adapters or layer.merged:
@@ -81,6 +82,14 @@ def read_projection(layer: Any, *, wide_gradients: bool = False) -> Projection:
         magnitude=magnitudes[name].weight if name in magnitudes else None,
         dropout=dropouts.get(name),
     )
+
+
+def _read_weight(linear: Any) -> tuple[torch.Tensor, Any]:
+    """The weight and its quantisation state; a staged weight is whole, and has none."""
+    if is_staged(linear):
+        with torch.no_grad():
+            return read_weight(linear), None
+    return linear.weight, getattr(linear.weight, "quant_state", None)
 
 
 def drop(projection: Projection, x: torch.Tensor, training: bool) -> torch.Tensor | None:

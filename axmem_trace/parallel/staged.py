@@ -1,0 +1,91 @@
+"""FSDP2's loading of packed weights that wait on rank 0's host: one tensor after the other, a part to each rank.
+
+Source: axolotl 0.21 `monkeypatch/accelerate/fsdp2_nf4.py` `_distribute_nf4_state`, `loaders/nf4.py` `_load_nf4_model`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from axmem_trace.models.built import BuiltModel
+from axmem_trace.notes import Note
+from axmem_trace.parallel.host import HostMemory
+from axmem_trace.parallel.offload import put_on_host
+from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.tensors import local_part
+
+
+def load_staged(recipe: Recipe, built: BuiltModel, recorder: Recorder) -> None:
+    """Allocates this rank's parts in the order in which rank 0 sends them. The model is divided, and not filled yet.
+
+    On rank 0 each tensor is whole on the host until it is sent, and whole on the GPU, padded for equal parts, while it is.
+    """
+    model: Any = built.module
+    _note(recipe, recorder)
+    names = {id(parameter): name.rpartition(".")[0] for name, parameter in model.named_parameters()}
+    parameters = list(model.parameters())
+    waiting = _on_rank_0(parameters, recorder)
+    divided = _divided(model)
+    for parameter in parameters:
+        module = names[id(parameter)]
+        whole = _send(parameter, recorder) if waiting else None
+        waiting.pop(id(parameter), None)
+        if recipe.parallel.fsdp.offload_params:
+            put_on_host(recorder, divided[id(parameter)])
+        else:
+            recorder.register(local_part(parameter), role="weight", module=module)
+        del whole
+    for buffer in (*model.buffers(), *(state.tensor for state in built.state_tensors)):
+        recorder.register(buffer, role="weight")
+
+
+def _note(recipe: Recipe, recorder: Recorder) -> None:
+    text = "rank 0 packs the weights on its GPU in chunks, keeps them on the host, and sends each rank its part"
+    recorder.notes.append(Note(kind="ruled", key="fsdp_config.cpu_ram_efficient_loading", text=text))
+    if recipe.kernels.lora:
+        text = (
+            "packed weights that are staged on the host are dequantised when a fused LoRA kernel reads them, and the kernel "
+            "keeps them whole until its backward, of all layers at once if checkpointing is not reentrant; without the "
+            "kernels nothing is kept (`lora_qkv_kernel`, `lora_o_kernel` and `lora_mlp_kernel: false`)"
+        )
+        recorder.notes.append(Note(kind="warning", key="lora_kernels", text=text))
+
+
+def _on_rank_0(parameters: list[nn.Parameter], recorder: Recorder) -> dict[int, torch.Tensor]:
+    """The whole tensors on the host, by parameter; nothing on the other ranks, which load to meta."""
+    if dist.get_rank():
+        return {}
+    host = HostMemory(recorder)
+    return {id(each): host.pageable(each.numel(), each.dtype) for each in parameters}
+
+
+def _send(parameter: nn.Parameter, recorder: Recorder) -> torch.Tensor:
+    """The whole tensor on the GPU, with as many rows as all ranks' parts have."""
+    rows = local_part(parameter).shape[0] if parameter.dim() else 1
+    shape = (rows * dist.get_world_size(), *parameter.shape[1:])
+    return torch.zeros(shape, dtype=parameter.dtype, device=recorder.traced_device)
+
+
+def _divided(model: nn.Module) -> dict[int, Any]:
+    """FSDP's own object of each parameter."""
+    from torch.distributed.fsdp import FSDPModule
+
+    groups = [
+        group
+        for module in model.modules()
+        if isinstance(module, FSDPModule)
+        for group in _groups(module._get_fsdp_state())
+    ]
+    return {id(each.sharded_param): each for group in groups for each in group.fsdp_params}
+
+
+def _groups(state: Any) -> list[Any]:
+    """A module's groups; until torch 2.12 it has one, or none."""
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    return [state._fsdp_param_group] if state._fsdp_param_group is not None else []

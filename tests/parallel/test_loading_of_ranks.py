@@ -1,0 +1,86 @@
+"""What a rank and its host hold while a sharded model is loaded, by arithmetic by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny_models import write_tiny_model
+
+from axmem_trace import estimate
+from axmem_trace.report import Report
+
+# the tiny llama: vocabulary 96, hidden 32, MLP 48, 2 layers. A layer's linears: q and o 32 x 32, k and v 16 x 32, gate, up
+# and down 48 x 32: 7,680 weights, packed 3,840 bytes
+PACKED = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32) // 2
+# embedding and head 96 x 32, five norms of 32
+REST = 2 * 96 * 32 + 5 * 32
+QLORA = {"adapter": "qlora", "load_in_4bit": True, "lora_r": 8, "lora_alpha": 8, "lora_target_linear": True}
+# A and B of each linear, 8 x (in + out), fp32
+ADAPTERS = 4 * 2 * 8 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
+# without `embeddings_skip_upcast` QLoRA's embedding, head and norms are fp32
+WHOLE_ON_HOST = PACKED + 4 * REST + ADAPTERS
+
+
+def report_of(tmp_path: Path, gpus: int, *, nodes: int = 1, options: dict[str, Any], **keys: Any) -> Report:
+    config = {
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "sequence_len": 24,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-4,
+        "optimizer": "adamw_torch_fused",
+        "bf16": True,
+        "attn_implementation": "flash_attention_2",
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        "pad_to_sequence_len": True,
+        "fsdp_version": 2,
+        "fsdp_config": options,
+        **keys,
+    }
+    return estimate(config, num_gpus=gpus, num_nodes=nodes, hub="never")
+
+
+def test_no_rank_keeps_the_whole_packed_weights(tmp_path: Path) -> None:
+    """Each parameter is divided, however it was loaded; packed weights are freed like the others."""
+    options: tuple[dict[str, Any], ...] = ({}, {"cpu_ram_efficient_loading": True})
+    ends = {
+        (gpus, len(each)): report_of(tmp_path, gpus, options=each, **QLORA).phases["load"].end_bytes
+        for gpus in (2, 8)
+        for each in options
+    }
+    for way in (0, 1):
+        # 1/2 - 1/8 of what is divided, but for blocks of 512 bytes
+        assert ends[2, way] - ends[8, way] == pytest.approx(WHOLE_ON_HOST * 3 // 8, abs=512 * 30)
+    assert ends[8, 0] == ends[8, 1]
+
+
+def test_staged_weights_come_one_at_a_time(tmp_path: Path) -> None:
+    staged = report_of(tmp_path, 8, options={"cpu_ram_efficient_loading": True}, **QLORA)
+    whole = report_of(tmp_path, 8, options={}, **QLORA)
+    assert staged.phases["load"].allocated_bytes < whole.phases["load"].allocated_bytes
+    # rank 0 has all of it on the host, the others what they are sent, on the GPU
+    first, others = staged.ranks
+    assert (first.ranks, others.ranks) == ("0", "1-7")
+    assert WHOLE_ON_HOST <= first.host_bytes <= WHOLE_ON_HOST + 512
+    assert others.host_bytes < 512
+
+
+def test_fused_kernels_keep_staged_weights_whole_until_backward(tmp_path: Path) -> None:
+    """bf16, of all linears of both layers: the kernels keep them where checkpointing cannot drop them, unless it runs the
+    forward without a graph. Without the kernels none are kept."""
+
+    def kept(kernels: bool, efficient: bool, **more: Any) -> int:
+        keys = {**QLORA, "lora_qkv_kernel": kernels, "lora_o_kernel": kernels, "lora_mlp_kernel": kernels, **more}
+        report = report_of(tmp_path, 4, options={"cpu_ram_efficient_loading": efficient}, **keys)
+        assert any("staged" in note.text and note.kind == "warning" for note in report.notes) is (kernels and efficient)
+        return report.phases["step_1"].phases["forward"].end_bytes
+
+    def checkpointed(reentrant: bool) -> dict[str, Any]:
+        return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+
+    assert kept(True, True) - kept(True, False) == 4 * PACKED
+    assert kept(True, True, **checkpointed(False)) - kept(True, False, **checkpointed(False)) == 4 * PACKED
+    assert kept(True, True, **checkpointed(True)) == kept(True, False, **checkpointed(True))
+    assert kept(False, True) <= kept(False, False)
