@@ -52,9 +52,9 @@ class Plan:
         """For each move, whether it frees what the move before it allocated, with nothing but a mark between them."""
         import numpy as np
 
-        ticks, indices, dies = self.ledger.moved
+        ticks, indices, frees = self.ledger.moved
         ends = np.zeros(len(indices), dtype=bool)
-        ends[1:] = (indices[1:] == indices[:-1]) & dies[1:] & ~dies[:-1]
+        ends[1:] = (indices[1:] == indices[:-1]) & frees[1:] & ~frees[:-1]
         between = ticks.searchsorted([tick for tick, _, _ in self.make_agenda()])
         ends[between[between < len(ends)]] = False
         return ends

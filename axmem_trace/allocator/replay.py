@@ -236,9 +236,9 @@ class Replay:
         """Bytes of the blocks in use after each move, up to the end of the run."""
         import numpy as np
 
-        _, indices, dies = (column[: self._num_played] for column in self.ledger.moved)
+        _, indices, frees = (column[: self._num_played] for column in self.ledger.moved)
         sizes = np.array(self._taken, dtype=np.int64)[indices]
-        return np.cumsum(np.where(dies, -sizes, sizes), dtype=np.int64)
+        return np.cumsum(np.where(frees, -sizes, sizes), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)

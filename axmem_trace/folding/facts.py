@@ -59,12 +59,12 @@ def unfold_rows(rows: Sequence[Row], repetition: Repetition, renamed: Callable[[
         end = position
         while end < len(rows) and repetition.is_repeated(repetition.layer_of(rows[end].name)):
             end += 1
-        result.extend(_unfold_stretch(rows[position:end], repetition, renamed))
+        result.extend(_unfold_range(rows[position:end], repetition, renamed))
         position = end
     return tuple(result)
 
 
-def _unfold_stretch(rows: Sequence[Row], repetition: Repetition, renamed: Callable[[Row, int], Row]) -> list[Row]:
+def _unfold_range(rows: Sequence[Row], repetition: Repetition, renamed: Callable[[Row, int], Row]) -> list[Row]:
     periods: list[list[Row]] = [[] for _ in range(repetition.periods)]
     order: list[int] = []
     for row in rows:

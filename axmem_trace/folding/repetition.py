@@ -68,7 +68,7 @@ class Repetition:
         """Whether the layer is in one of the kept periods."""
         return layer is not None and self.first <= layer < self.last
 
-    def stands_for(self, name: str) -> int:
+    def represents(self, name: str) -> int:
         """How many modules or tensors of the whole model one of the short model represents."""
         layer = self.layer_of(name)
         copied = layer is not None and self.first + self.period <= layer < self.first + 2 * self.period

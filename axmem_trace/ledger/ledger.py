@@ -65,12 +65,12 @@ class Moves(NamedTuple):
     Attributes:
         ticks: int64.
         indices: positions of the allocations, int64.
-        dies: whether each is a free, bool.
+        frees: whether each is a free, bool.
     """
 
     ticks: NDArray[np.int64]
     indices: NDArray[np.int64]
-    dies: NDArray[np.bool_]
+    frees: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +115,16 @@ class Ledger:
 
         The same as `events`, without an object for each.
         """
-        ticks, indices, dies = self.moved
-        return zip(ticks.tolist(), indices.tolist(), dies.astype(int).tolist(), strict=True)
+        ticks, indices, frees = self.moved
+        return zip(ticks.tolist(), indices.tolist(), frees.astype(int).tolist(), strict=True)
 
     def events(self) -> Iterator[Event]:
         """Allocations and frees on the GPU in order of time."""
         allocations = self.allocations
-        for tick, index, dies in self.moves():
+        for tick, index, frees in self.moves():
             allocation = allocations[index]
             size = block_bytes(allocation.nbytes)
-            yield Event(tick=tick, delta=-size if dies else size, allocation=allocation, index=index)
+            yield Event(tick=tick, delta=-size if frees else size, allocation=allocation, index=index)
 
     def mark_at(self, tick: int) -> Mark:
         """The phase at `tick`."""
@@ -140,9 +140,9 @@ class Ledger:
         """Live bytes on the GPU after each of `moves`."""
         import numpy as np
 
-        _, indices, dies = self.moved
+        _, indices, frees = self.moved
         sizes = self.columns.block_bytes[indices]
-        return np.cumsum(np.where(dies, -sizes, sizes), dtype=np.int64)
+        return np.cumsum(np.where(frees, -sizes, sizes), dtype=np.int64)
 
     @cached_property
     def levels(self) -> tuple[array[int], array[int]]:

@@ -80,10 +80,10 @@ def _live_by_bucket(ledger: Ledger, positions: list[int]) -> list[tuple[int, ...
     """Live bytes of each bucket after the first so many moves, for several numbers of moves."""
     import numpy as np
 
-    _, indices, dies = ledger.moved
+    _, indices, frees = ledger.moved
     buckets = ledger.columns.codes(lambda kind: BUCKETS.index(kind.bucket))[indices]
     sizes = ledger.columns.block_bytes[indices]
-    changes = np.where(dies, -sizes, sizes)
+    changes = np.where(frees, -sizes, sizes)
     live, done = np.zeros(len(BUCKETS), dtype=np.int64), 0
     found: dict[int, tuple[int, ...]] = {}
     for position in sorted(set(positions)):

@@ -114,7 +114,7 @@ def _load(
         model = build_skeleton(model_class, config, recipe, dtype, device, notes, replace_modules)
     quantizer.finish(model, dtype)
     make_canvas = partial(build_skeleton, model_class, config, recipe, dtype, "meta", Notes(), lambda model: None)
-    place_modules(model, recipe, make_canvas, notes, folding.stands_for)
+    place_modules(model, recipe, make_canvas, notes, folding.represents)
     return model, quantise_fused_experts(model, recipe, notes)
 
 

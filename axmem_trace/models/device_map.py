@@ -35,7 +35,7 @@ def place_modules(
     recipe: Recipe,
     make_canvas: Callable[[], nn.Module],
     notes: Notes,
-    stands_for: Callable[[str], int],
+    represents: Callable[[str], int],
 ) -> None:
     """Mark the parameters that the recipe's limits, or its map, leave on the host. Buffers stay on the GPU.
 
@@ -46,7 +46,7 @@ def place_modules(
     if placement.on_host_first and quantised:
         raise _refused(recipe, "accelerate refuses to train a quantised model that was loaded on the CPU")
     if placement.automatic:
-        _note_too_large(model, recipe, notes, stands_for)
+        _note_too_large(model, recipe, notes, represents)
     blocks = _blocks_on_host(recipe, make_canvas) if placement.max_memory else placement.on_host
     parameters = _parameters_of(model, blocks)
     if not parameters:
@@ -120,10 +120,10 @@ def _note_fate(recipe: Recipe, blocks: Iterable[str], nbytes: int) -> Note:
     return Note(kind="warning", key=recipe.placement.key, text=text, bytes=nbytes)
 
 
-def _note_too_large(model: nn.Module, recipe: Recipe, notes: Notes, stands_for: Callable[[str], int]) -> None:
+def _note_too_large(model: nn.Module, recipe: Recipe, notes: Notes, represents: Callable[[str], int]) -> None:
     share = AUTOMATIC_SHARE * (AUTOMATIC_SHARE if recipe.quantisation.method in ("bnb_4bit", "bnb_8bit") else 1)
     tensors = (*model.named_parameters(), *model.named_buffers())
-    nbytes = sum(each.nbytes * stands_for(name) for name, each in tensors)
+    nbytes = sum(each.nbytes * represents(name) for name, each in tensors)
     if recipe.gpu.is_exceeded(nbytes, share):
         text = (
             f"the weights ({format_bytes(nbytes)}) are more than {share:.0%} of the card's free memory: `device_map: "

@@ -49,12 +49,12 @@ class Folding:
             self.repetition = find_repetition(model)
             _refuse_targets(model, self.recipe, self.repetition)
         shorten(model, self.repetition)
-        if _count_parameters(model, self.stands_for) != whole:
+        if _count_parameters(model, self.represents) != whole:
             raise CannotFold("the remaining layers do not represent all parameters of the model")
 
-    def stands_for(self, name: str) -> int:
+    def represents(self, name: str) -> int:
         """How many modules or tensors of the whole model one of the short model represents."""
-        return self._known.stands_for(name)
+        return self._known.represents(name)
 
     def complete(self, facts: ModelFacts) -> ModelFacts:
         """The facts of the whole model, from those of the short one."""
@@ -70,7 +70,7 @@ class NoFolding(Folding):
     def shorten(self, model: nn.Module) -> None:
         """Leaves the model unchanged."""
 
-    def stands_for(self, name: str) -> int:
+    def represents(self, name: str) -> int:
         """Each for itself."""
         return 1
 

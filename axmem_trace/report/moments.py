@@ -99,9 +99,9 @@ def _sums(
     names = list(dict.fromkeys(labels))
     place = {name: index for index, name in enumerate(names)}
     codes = np.array([place[label] for label in labels], dtype=np.int64)[numbers]
-    _, indices, dies = ledger.moved
+    _, indices, frees = ledger.moved
     sizes = ledger.columns.block_bytes[indices]
-    changes = np.where(dies, -sizes, sizes)
+    changes = np.where(frees, -sizes, sizes)
     live, done, found = np.zeros(len(names), dtype=np.int64), 0, []
     for position in positions:
         np.add.at(live, codes[done : position + 1], changes[done : position + 1])

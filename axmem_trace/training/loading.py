@@ -77,7 +77,7 @@ class LoadRecorder:
     ) -> None:
         self._recording, self.recorder = recording, recording.recorder
         self.recipe, self.role, self._folding = recipe, role, folding or NoFolding()
-        self._stands_for = self._folding.stands_for
+        self._represents = self._folding.represents
 
     @contextmanager
     def loaded(self, model: nn.Module) -> Iterator[None]:
@@ -118,7 +118,7 @@ class LoadRecorder:
         (`core_model_loading.py` `_materialize_copy`)."""
         itemsize = getattr(torch, self.recipe.precision.load_dtype).itemsize
         nbytes = sum(
-            _num_weights(parameter) * itemsize * self._stands_for(name) for name, _, parameter in _own_parameters(model)
+            _num_weights(parameter) * itemsize * self._represents(name) for name, _, parameter in _own_parameters(model)
         )
         text = (
             f"loading maps the checkpoint's files: up to {format_bytes(nbytes)} of page cache (in "
@@ -136,11 +136,11 @@ class LoadRecorder:
         if self.recipe.quantisation.quantise_moe_experts or self.recipe.older.loading == "before_4_50":
             return
         nbytes = sum(
-            self._counted_bytes(module, parameter) * self._stands_for(name)
+            self._counted_bytes(module, parameter) * self._represents(name)
             for name, module, parameter in _own_parameters(model)
             if not is_on_host(parameter)
         )
-        nbytes += sum(buffer.nbytes * self._stands_for(name) for name, buffer in model.named_buffers())
+        nbytes += sum(buffer.nbytes * self._represents(name) for name, buffer in model.named_buffers())
         nbytes = self.recipe.gpu.at_most(nbytes, WARM_UP_RESERVE_BYTES)
         self.recorder.workspace(nbytes // 2 * 2, "transformers.caching_allocator_warmup")
 

@@ -23,11 +23,11 @@ CAPACITY = 6 << 30
 def act(caching, ledger):
     """Replays by hand; yields the blocks in use after each allocation or free."""
     in_use = {}
-    for tick, index, dies in ledger.moves():
+    for tick, index, frees in ledger.moves():
         caching.accounts.tick = tick
-        if dies and index in in_use:
+        if frees and index in in_use:
             caching.free(in_use.pop(index))
-        elif not dies and ledger.allocations[index].nbytes:
+        elif not frees and ledger.allocations[index].nbytes:
             block = caching.malloc(ledger.allocations[index].nbytes, index)
             if block is None:
                 return
@@ -84,8 +84,8 @@ def test_everything_goes_back(text):
 def test_the_driver_allocates_only_if_nothing_cached_fits(seed):
     caching, ledger = CachingAllocator(parse_alloc_conf("")), make_ledger(seed)
     in_use = {}
-    for _, index, dies in ledger.moves():
-        if dies:
+    for _, index, frees in ledger.moves():
+        if frees:
             if index in in_use:
                 caching.free(in_use.pop(index))
             continue

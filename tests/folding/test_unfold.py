@@ -188,4 +188,4 @@ def test_names_with_an_adapter_around_are_in_the_same_layers():
     assert repetition.layer_of("model.layers") is None
     assert repetition.renamed("model.layers.3.mlp.3.x", 11) == "model.layers.11.mlp.3.x"
     assert repetition.kept == [0, 1, 2, 3, 8]
-    assert [repetition.stands_for(f"model.layers.{n}.x") for n in range(5)] == [1, 1, 5, 1, 1]
+    assert [repetition.represents(f"model.layers.{n}.x") for n in range(5)] == [1, 1, 5, 1, 1]

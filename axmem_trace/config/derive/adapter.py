@@ -50,7 +50,7 @@ def _lora(draft: Draft, kind: Literal["lora", "qlora"], saved: SavedAdapter) -> 
 
 
 def _rank(draft: Draft, kind: str, saved: SavedAdapter) -> int:
-    rank = saved.asked(draft, "r", "lora_r")
+    rank = saved.setting(draft, "r", "lora_r")
     if rank is None and not saved.governs:
         raise draft.error(
             f"`adapter: {kind}` needs `lora_r`: peft has no rank to work with",
@@ -64,8 +64,8 @@ def _rank(draft: Draft, kind: str, saved: SavedAdapter) -> int:
 
 
 def _with_targets(draft: Draft, saved: SavedAdapter, adapter: Adapter) -> Adapter:
-    targets = saved.asked(draft, "target_modules", "lora_target_modules") or ()
-    parameters = saved.asked(draft, "target_parameters", "lora_target_parameters") or ()
+    targets = saved.setting(draft, "target_modules", "lora_target_modules") or ()
+    parameters = saved.setting(draft, "target_parameters", "lora_target_parameters") or ()
     linear = bool(draft.get("lora_target_linear")) and not saved.governs
     if not (targets or parameters or linear or saved.governs):
         raise draft.error(
@@ -90,7 +90,7 @@ def _dtype(draft: Draft) -> Literal["autocast", "base"]:
 
 
 def _alpha(draft: Draft, saved: SavedAdapter, rank: int) -> int:
-    alpha = saved.asked(draft, "lora_alpha", "lora_alpha")
+    alpha = saved.setting(draft, "lora_alpha", "lora_alpha")
     if alpha is None:
         problem = "the run stops: peft needs `lora_alpha`, which is not set"
         draft.refuse(problem, "lora_alpha", remedy="add `lora_alpha: 16`, for example")
@@ -102,11 +102,11 @@ def _with_layers(draft: Draft, saved: SavedAdapter, adapter: Adapter) -> Adapter
     """The layers that have the adapter, the rank of each, and the modules that train fully."""
     return replace(
         adapter,
-        modules_to_save=tuple(_as_list(saved.asked(draft, "modules_to_save", "lora_modules_to_save"))),
+        modules_to_save=tuple(_as_list(saved.setting(draft, "modules_to_save", "lora_modules_to_save"))),
         rank_pattern=_pattern(draft, saved, "rank_pattern"),
         alpha_pattern=_pattern(draft, saved, "alpha_pattern"),
-        layers_to_transform=tuple(_as_list(saved.asked(draft, "layers_to_transform", "peft_layers_to_transform"))),
-        layers_pattern=tuple(_as_list(saved.asked(draft, "layers_pattern", "peft_layers_pattern"))),
+        layers_to_transform=tuple(_as_list(saved.setting(draft, "layers_to_transform", "peft_layers_to_transform"))),
+        layers_pattern=tuple(_as_list(saved.setting(draft, "layers_pattern", "peft_layers_pattern"))),
         layer_replication=_replication(draft, saved),
         trainable_token_indices=_token_indices(draft, saved),
         exclude_modules=_names(saved.config.get("exclude_modules")),
@@ -117,10 +117,10 @@ def _with_variant(draft: Draft, saved: SavedAdapter, adapter: Adapter) -> Adapte
     """DoRA, scaling, initialisation, bias."""
     return replace(
         adapter,
-        dora=bool(saved.asked(draft, "use_dora", "peft_use_dora")),
-        rslora=bool(saved.asked(draft, "use_rslora", "peft_use_rslora")),
-        fan_in_fan_out=bool(saved.asked(draft, "fan_in_fan_out", "lora_fan_in_fan_out")),
-        ensure_weight_tying=bool(saved.asked(draft, "ensure_weight_tying", "peft_ensure_weight_tying")),
+        dora=bool(saved.setting(draft, "use_dora", "peft_use_dora")),
+        rslora=bool(saved.setting(draft, "use_rslora", "peft_use_rslora")),
+        fan_in_fan_out=bool(saved.setting(draft, "fan_in_fan_out", "lora_fan_in_fan_out")),
+        ensure_weight_tying=bool(saved.setting(draft, "ensure_weight_tying", "peft_ensure_weight_tying")),
         init=_init(draft, saved),
         loftq_bits=_loftq_bits(draft),
         bias=str(saved.config.get("bias", "none")),
@@ -128,7 +128,7 @@ def _with_variant(draft: Draft, saved: SavedAdapter, adapter: Adapter) -> Adapte
 
 
 def _dropout(draft: Draft, saved: SavedAdapter) -> float:
-    dropout = float(saved.asked(draft, "lora_dropout", "lora_dropout") or 0.0)
+    dropout = float(saved.setting(draft, "lora_dropout", "lora_dropout") or 0.0)
     if not 0 <= dropout < 1:
         raise draft.error("a dropout is a probability", "lora_dropout", accepted="a number from 0 to below 1")
     return dropout
@@ -156,7 +156,7 @@ def _loftq_bits(draft: Draft) -> int:
 
 def _pattern(draft: Draft, saved: SavedAdapter, name: str) -> dict[str, int]:
     key = f"lora_{name}"
-    given = saved.asked(draft, name, key)
+    given = saved.setting(draft, name, key)
     given = given if isinstance(given, Mapping) else {}
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -175,7 +175,7 @@ def _as_list(value: object) -> list[Any]:
 
 
 def _replication(draft: Draft, saved: SavedAdapter) -> tuple[tuple[int, int], ...]:
-    pairs = saved.asked(draft, "layer_replication", "peft_layer_replication") or []
+    pairs = saved.setting(draft, "layer_replication", "peft_layer_replication") or []
     checked = []
     for pair in pairs:
         if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(part, int) for part in pair)):
@@ -187,7 +187,7 @@ def _replication(draft: Draft, saved: SavedAdapter) -> tuple[tuple[int, int], ..
 
 
 def _token_indices(draft: Draft, saved: SavedAdapter) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
-    given = saved.asked(draft, "trainable_token_indices", "peft_trainable_token_indices") or ()
+    given = saved.setting(draft, "trainable_token_indices", "peft_trainable_token_indices") or ()
     if isinstance(given, Mapping):
         return {str(name): tuple(_as_list(indices)) for name, indices in given.items()}
     return tuple(given)

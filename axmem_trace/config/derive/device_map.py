@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from axmem_trace.config.derive.fsdp import asks_for_fsdp
+from axmem_trace.config.derive.fsdp import requests_fsdp
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.recipe import Placement
 
@@ -22,7 +22,7 @@ def derive_placement(draft: Draft, num_gpus: int) -> Placement:
     Raises:
         ConfigError: a device that a run on one GPU does not have.
     """
-    if asks_for_fsdp(draft) or draft.get("deepspeed") or num_gpus > 1:
+    if requests_fsdp(draft) or draft.get("deepspeed") or num_gpus > 1:
         return Placement()
     limit = draft.get("gpu_memory_limit")
     if limit:

@@ -10,7 +10,7 @@ from axmem_trace.recipe.model import Dtype
 from axmem_trace.recipe.parallel import Fsdp
 
 
-def asks_for_fsdp(draft: Draft) -> bool:
+def requests_fsdp(draft: Draft) -> bool:
     """FSDP of either version, as axolotl's validators see it; `uses_fsdp` is what its loader sees."""
     return bool(draft.get("fsdp") or draft.get("fsdp_config"))
 

@@ -32,7 +32,7 @@ class SavedAdapter:
         """The configuration was found: then axolotl's own lora_* keys have no effect."""
         return bool(self.config)
 
-    def asked(self, draft: Draft, name: str, key: str) -> Any:
+    def setting(self, draft: Draft, name: str, key: str) -> Any:
         """The value of peft's field `name`: that of the saved adapter, or else that of axolotl's `key`."""
         return self.config.get(name) if self.governs else draft.get(key)
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from axmem_trace.config.derive.fsdp import asks_for_fsdp
+from axmem_trace.config.derive.fsdp import requests_fsdp
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.config.refusals.rule import Rule, fsdp2, is_lora
 
@@ -27,7 +27,7 @@ def _runs_with_fsdp2_only(draft: Draft) -> bool:
 
 
 def _needs_fsdp2(draft: Draft) -> bool:
-    return _runs_with_fsdp2_only(draft) and asks_for_fsdp(draft) and not fsdp2(draft)
+    return _runs_with_fsdp2_only(draft) and requests_fsdp(draft) and not fsdp2(draft)
 
 
 def _excludes_deepspeed(draft: Draft) -> bool:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from axmem_trace.config.derive.attention import base_name
-from axmem_trace.config.derive.fsdp import asks_for_fsdp
+from axmem_trace.config.derive.fsdp import requests_fsdp
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.config.refusals.rule import Rule, bits, fsdp2, given
 
@@ -90,7 +90,7 @@ PARALLELISM_RULES = (
     ),
     Rule(
         "ple_cpu_offload",
-        lambda d: d.get("ple_cpu_offload") and (asks_for_fsdp(d) or d.get("deepspeed")),
+        lambda d: d.get("ple_cpu_offload") and (requests_fsdp(d) or d.get("deepspeed")),
         "ple_cpu_offload is not compatible with FSDP or DeepSpeed",
         "remove it",
     ),

@@ -97,7 +97,7 @@ class _Fused(torch.autograd.Function):
 
 def _run_forward(context: KernelContext, kernel: FusedKernel, heads: Heads) -> Sequence[torch.Tensor]:
     if not kernel.dispatched:
-        return _bring_forth(context, kernel, heads)
+        return _allocate_forward(context, kernel, heads)
     _RUNNING.append((context, kernel))
     try:
         outputs: Sequence[torch.Tensor] = torch.ops.axmem_trace.flash_attn_forward(*heads, kernel.window_left)
@@ -106,7 +106,7 @@ def _run_forward(context: KernelContext, kernel: FusedKernel, heads: Heads) -> S
         _RUNNING.pop()
 
 
-def _bring_forth(context: KernelContext, kernel: FusedKernel, heads: Heads) -> Sequence[torch.Tensor]:
+def _allocate_forward(context: KernelContext, kernel: FusedKernel, heads: Heads) -> Sequence[torch.Tensor]:
     outputs = kernel.make_outputs(heads)
     context.recorder.allocate(outputs, kernel.name)
     context.recorder.workspace(kernel.forward_scratch(heads), kernel.name)
@@ -124,7 +124,7 @@ def _flash_attn_forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window_size_left: int
 ) -> list[torch.Tensor]:
     context, kernel = _RUNNING[-1]
-    return list(_bring_forth(context, kernel, (query, key, value)))
+    return list(_allocate_forward(context, kernel, (query, key, value)))
 
 
 def _padded(tensors: tuple[torch.Tensor, ...], padding: int) -> Any:
