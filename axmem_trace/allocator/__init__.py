@@ -7,7 +7,7 @@ accounts     bytes allocated and reserved, limits, history
 caching      `CachingAllocator`: malloc, free, empty_cache
 conf         `PYTORCH_ALLOC_CONF` to settings
 plan         what a replay knows of each allocation before it begins
-replay       a ledger through the allocator: `Reservation`
+replay       a ledger through the allocator; `reservation`: what it held
 """
 
 from __future__ import annotations

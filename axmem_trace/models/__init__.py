@@ -1,4 +1,15 @@
-"""Recipe to model: the real transformers, bitsandbytes and peft objects on the meta device, loaded as axolotl loads."""
+"""Recipe to model: the real transformers, bitsandbytes and peft objects on the meta device, loaded as axolotl loads.
+
+build           all of it, in axolotl's order; `built`: the result
+skeleton/       the empty model: its configuration, class and attention
+quantisation/   packed base weights; `experts/`: other layouts of experts
+vocabulary, untrained_tokens    rows for added tokens
+dtypes, freezing, adapters/     casts; what trains; LoRA and its like
+checkpointing, selective_checkpointing, device_map    settings of the model for the run
+reference, reward_models        second models
+repeated_layers, layer_numbers, layer_folding    equal layers, and the model with fewer of them
+walk, warn      the walk over all tensors; warnings about the built model
+"""
 
 from axmem_trace.models.build import build_model
 from axmem_trace.models.built import BuiltModel, StateTensor

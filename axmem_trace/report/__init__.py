@@ -11,7 +11,7 @@ ranks       several GPUs: the figures of each group of ranks
 engine      an inference engine on the same card
 moments     what was allocated at several points, for charts
 verdict     whether it fits; `accuracy`: how far such figures were wrong in measured runs
-wording     the run in words; `warn`: notes that the figures give reason for
+wording     the run in words; `warn`, `alternatives`: notes that the figures give reason for
 report, types, run_types, rank_types, codec    the fields, and their JSON
 """
 
