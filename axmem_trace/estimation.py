@@ -13,8 +13,11 @@ from axmem_trace.allocator import replay
 from axmem_trace.catalogue.lookup import HubUse
 from axmem_trace.config import read_recipe
 from axmem_trace.config.axolotl.changed_figures import note_changed_figures
-from axmem_trace.errors import AxmemError
+from axmem_trace.errors import AxmemError, ConfigError
 from axmem_trace.imports import collector_paused, import_libraries, spare_what_is_there
+from axmem_trace.lengths.laws import DifferentEvents
+from axmem_trace.lengths.simulate import Simulated, simulate_lengths
+from axmem_trace.lengths.when import is_worth_simulating, note_cannot_simulate, note_not_simulated
 from axmem_trace.progress import Progress, Stopwatch
 from axmem_trace.quiet import aloud, quiet_libraries
 from axmem_trace.recipe.lines import errors_in_place
@@ -25,6 +28,7 @@ from axmem_trace.report.ranks import RankRun
 if TYPE_CHECKING:
     from axmem_trace.allocator import Reservation
     from axmem_trace.ledger import Ledger
+    from axmem_trace.notes import Note
     from axmem_trace.recipe.recipe import Recipe
     from axmem_trace.training.layer_folding import TracedRun
 
@@ -100,6 +104,7 @@ def estimate(
         clock.start("replay", "replaying the allocator")
         reservation = _replay_on_card(recipe, ledger)
         rank_runs = _record_ranks(recipe, run, reservation, clock)
+        simulated, more_notes = _vary_lengths(recipe, ledger, reservation, clock)
         if snapshot is not None:
             _write_snapshot(snapshot, recipe, ledger)
         if alternatives and recipe.alternatives:
@@ -111,11 +116,12 @@ def estimate(
             facts,
             ledger,
             reservation,
-            notes=(*notes, *note_changed_figures(recipe, facts, ledger.peak().allocated_bytes)),
+            notes=(*notes, *more_notes, *note_changed_figures(recipe, facts, ledger.peak().allocated_bytes)),
             versions={"axmem_trace": __version__, **{library: version(library) for library in TRACED_LIBRARIES}},
             elapsed_seconds=clock.seconds,
             rank_runs=rank_runs,
             moments=moments,
+            simulated=simulated,
         )
 
 
@@ -150,6 +156,28 @@ def _record_ranks(recipe: Recipe, run: TracedRun, reservation: Reservation, cloc
         largest = max(recorded, key=lambda group: group.nbytes)
         rows.append(replace_fields(runs[largest.ranks[0]], ranks=tuple(others), recorded=False))
     return rows
+
+
+def _vary_lengths(
+    recipe: Recipe, ledger: Ledger, reservation: Reservation, clock: Stopwatch
+) -> tuple[Simulated | None, tuple[Note, ...]]:
+    """The run with batches that differ in length, where that is asked for or could turn the verdict, and notes on it."""
+    if not recipe.lengths.vary:
+        return None, ()
+    capacity_bytes = _capacity_bytes(recipe)
+    if not is_worth_simulating(recipe, reservation, capacity_bytes):
+        return None, note_not_simulated(recipe)
+    clock.start("lengths", "simulating batches that differ in length")
+    try:
+        simulated = simulate_lengths(
+            recipe,
+            ledger,
+            lambda other: _trace(other, Stopwatch(lambda stage: None)).ledger,
+            capacity_bytes=capacity_bytes,
+        )
+    except (DifferentEvents, ConfigError) as reason:
+        return None, note_cannot_simulate(recipe, str(reason))
+    return simulated, ()
 
 
 def _reserved_bytes(recipe: Recipe) -> int:

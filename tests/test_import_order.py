@@ -15,7 +15,7 @@ PACKAGE = ROOT / "axmem_trace"
 LEVELS = tuple(
     """
     integrations __main__ cli render advice session estimation training config kernels parallel models imports report
-    snapshot allocator catalogue tracing folding recipe ledger quiet progress files model_facts notes errors units
+    snapshot lengths allocator catalogue tracing folding recipe ledger quiet progress files model_facts notes errors units
     """.split()
 )
 """From the highest to the lowest. A file may import from its own level and from those after it."""
@@ -24,7 +24,7 @@ EXCEPTIONS = {("report.report", "render"), ("advice.fitting.fit", "render")}
 HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "IPython", "rich")
 LIGHT = tuple(
     """
-    cli render advice config report allocator catalogue folding recipe ledger __main__ session estimation snapshot
+    cli render advice config report lengths allocator catalogue folding recipe ledger __main__ session estimation snapshot
     quiet progress imports files model_facts notes errors units
     """.split()
 )

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 from axmem_trace.catalogue.cards import Card
 from axmem_trace.errors import ConfigError
+from axmem_trace.lengths.when import MORE_AT_MOST
 from axmem_trace.report import Report
+from axmem_trace.report.accuracy import EXPANDABLE
 from axmem_trace.report.verdict import Verdict, bytes_besides_activations, judge, name_verdict
 from axmem_trace.units import GIB
 
@@ -103,7 +105,7 @@ def _fit_group(cards: list[Card], estimate_on: EstimateOn) -> list[CardFit]:
     fits = []
     for card in cards:
         memory_bytes = round(card.gib * GIB)
-        undecided = live_bytes <= memory_bytes < _need_bytes(report)
+        undecided = live_bytes <= memory_bytes < _could_need(report)
         fits.append(_fit(card, estimate_on(card.name) if undecided and card is not largest else report))
     return fits
 
@@ -130,7 +132,14 @@ def _fit(card: Card, report: Report) -> CardFit:
     return CardFit(card=card, verdict=verdict, need_bytes=need_bytes, left_bytes=memory_bytes - need_bytes, reason=why)
 
 
+def _could_need(report: Report) -> int:
+    """What a smaller card may have to have: more, where batches that differ in length were not simulated."""
+    if all(note.key != "lengths" for note in report.notes):
+        return _need_bytes(report)
+    grows = report.accuracy.kind.allocator == EXPANDABLE
+    return int((1 + MORE_AT_MOST["expandable" if grows else "default"]) * _need_bytes(report))
+
+
 def _need_bytes(report: Report) -> int:
     """Of a whole card, by the rank that needs the most; with an inference engine on the same card, of both."""
-    on_first = report.engine.together_bytes if report.engine else report.peak.device_bytes
-    return max([on_first, *(use.device_bytes for use in report.ranks)])
+    return report.needed_bytes

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from axmem_trace.config.derive.lengths import assume_lengths
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.recipe.run import LORA_KERNEL_KEYS
 from axmem_trace.units import parse_bytes
@@ -220,6 +221,13 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
         "objective.helpers",
     ),
     "samples_per_row": Assumption(COUNT, "samples in a packed row", "batch.samples_per_row"),
+    "lengths": Assumption(
+        "str|list[int]",
+        "how long samples are: `full`, `vary` (a range is assumed), `200-1500` (any length between), a list of lengths, or "
+        "a file of them; batches that differ in length are then simulated",
+        "lengths.source",
+        assume_lengths,
+    ),
     "attention_mask": Assumption("bool", "a padding mask is passed", "batch.attention_mask"),
     "padded": Assumption("bool", "the mask has zeros in it", "batch.padded"),
     "eval_rows": Assumption(COUNT, "rows of an evaluation batch", "evaluation.rows"),

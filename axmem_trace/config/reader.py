@@ -22,6 +22,7 @@ from axmem_trace.config.derive.fake_quantisation import derive_fake_quantisation
 from axmem_trace.config.derive.freezing import derive_freezing
 from axmem_trace.config.derive.hardware import derive_allocator, derive_gpu, derive_margin, read_count
 from axmem_trace.config.derive.kernels import derive_kernels
+from axmem_trace.config.derive.lengths import derive_lengths
 from axmem_trace.config.derive.loss import derive_loss
 from axmem_trace.config.derive.model_kwargs import note_model_kwargs
 from axmem_trace.config.derive.nccl import derive_nccl_bytes
@@ -82,6 +83,7 @@ from axmem_trace.recipe.recipe import (
     Precision,
     Quantisation,
     Recipe,
+    RowLengths,
 )
 
 
@@ -229,6 +231,7 @@ def _derive(draft: Draft, base: BaseModel, gpu: Gpu, parallel: Parallel, *, allo
         kernels=attempt(derive_kernels, draft, base, batch.row_tokens, default=Kernels()),
         optimizer=attempt(derive_optimizer, draft, default=Optimizer()),
         batch=rows_of_objective(batch, objective),
+        lengths=attempt(derive_lengths, draft, batch, default=RowLengths()),
         evaluation=rows_of_objective(attempt(derive_evaluation, draft, batch, default=Evaluation()), objective),
         gpu=gpu,
         allocator=attempt(derive_allocator, draft, default=Allocator()),

@@ -40,6 +40,7 @@ _ALIKE: Mapping[str, str] = {
     "kernels": "liger lora tiled_mlp tiled_mlp_shards lora_gradients liger_loss",
     "optimizer": _ANY,
     "batch": _ANY,
+    "lengths": _ANY,
     "evaluation": "enabled before_training rows row_tokens packed gathers_logits",
     "gpu": _ANY,
     "parallel": _ANY,

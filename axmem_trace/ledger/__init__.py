@@ -19,7 +19,7 @@ from axmem_trace.ledger.allocation import (
     Role,
     block_bytes,
 )
-from axmem_trace.ledger.ledger import Event, Ledger, Moment, sum_by
+from axmem_trace.ledger.ledger import Event, Ledger, Moment, same_events, sum_by
 
 __all__ = [
     "BLOCK_BYTES",
@@ -35,5 +35,6 @@ __all__ = [
     "Phase",
     "Role",
     "block_bytes",
+    "same_events",
     "sum_by",
 ]

@@ -241,3 +241,18 @@ def sum_by(pairs: Iterable[tuple[K, int]]) -> dict[K, int]:
     for key, nbytes in pairs:
         totals[key] = totals.get(key, 0) + nbytes
     return totals
+
+
+def same_events(one: Ledger, other: Ledger) -> bool:
+    """Whether two ledgers differ at most in sizes."""
+    import numpy as np
+
+    mine, theirs = one.columns, other.columns
+    return (
+        (one.marks, one.ticks, one.empty_cache_ticks) == (other.marks, other.ticks, other.empty_cache_ticks)
+        and (mine.modules, mine.kinds) == (theirs.modules, theirs.kinds)
+        and all(
+            np.array_equal(getattr(mine, name), getattr(theirs, name))
+            for name in ("allocated_tick", "freed_tick", "module", "kind")
+        )
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from axmem_trace.notes import Note, RefusalNote
+from axmem_trace.recipe.lengths import RowLengths
 from axmem_trace.recipe.model import (
     EMPTY,
     Adapter,
@@ -68,6 +69,7 @@ __all__ = [
     "Quantisation",
     "Reason",
     "Recipe",
+    "RowLengths",
     "Written",
 ]
 
@@ -123,6 +125,7 @@ class Recipe:
     kernels: Kernels = Kernels()
     optimizer: Optimizer = Optimizer()
     batch: Batch = Batch()
+    lengths: RowLengths = RowLengths()
     evaluation: Evaluation = Evaluation()
     gpu: Gpu = Gpu()
     allocator: Allocator = Allocator()

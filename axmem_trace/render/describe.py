@@ -24,6 +24,11 @@ def headline(report: Report) -> tuple[tuple[str, str], ...]:
     )
 
 
+def needed_bytes(report: Report) -> int:
+    """What the verdict compares with the card, without the share of an engine on the same card, which has its own line."""
+    return report.peak.device_bytes if report.engine else max(report.needed_bytes, 0) or report.peak.device_bytes
+
+
 def describe_peak(report: Report) -> str:
     """When and where the most bytes are alive."""
     peak = report.peak
@@ -50,7 +55,7 @@ def describe_fit(report: Report) -> str:
         return (
             f"NO, not on {card}: {format_bytes(failure.requested_bytes)} cannot be allocated in "
             f"{describe_moment(failure.phase, failure.step)}{place}; with unlimited memory the run takes "
-            f"{format_bytes(report.peak.device_bytes)}"
+            f"{format_bytes(needed_bytes(report))}"
         )
     if report.headroom_bytes >= 0:
         left = format_bytes(report.headroom_bytes)

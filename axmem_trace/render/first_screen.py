@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from axmem_trace.render.describe import describe_engine, describe_moment
+from axmem_trace.render.describe import describe_engine, describe_moment, needed_bytes
 from axmem_trace.render.hints import PLAIN_DTYPES, list_hints
 from axmem_trace.render.lines import alert_lines, describe_refusals
 from axmem_trace.report.holders import LAYER_WEIGHTS
@@ -70,6 +70,8 @@ def _verdict(report: Report, width: int) -> Iterator[Line]:
     yield from _wrap(describe_verdict(report), width, _STYLES[report.verdict])
     if report.why:
         yield from _wrap(report.why, width, indent="  ", most=2)
+    if report.varying_rows is not None:
+        yield from _wrap(report.varying_rows.text, width, indent="  ", most=3)
     if report.engine is not None:
         yield from _wrap(describe_engine(report.engine), width, indent="  ", most=2)
     failure = report.out_of_memory
@@ -86,7 +88,7 @@ def _verdict(report: Report, width: int) -> Iterator[Line]:
 
 def describe_verdict(report: Report) -> str:
     """The verdict, the needed memory and the rest, in one sentence."""
-    gpu, need = report.gpu, format_bytes(report.peak.device_bytes)
+    gpu, need = report.gpu, format_bytes(needed_bytes(report))
     each = " on each GPU" if gpu.count > 1 else ""
     if not gpu.memory_bytes or report.headroom_bytes is None:
         return f"needs {need}{each}; name a card to see whether that fits (--gpu, gpu=)"
@@ -106,26 +108,26 @@ def _bar(report: Report, width: int, glyphs: str) -> Iterator[Line]:
     `weights` include a reference model; `states` are adapters, gradients and optimizer states; `activations` include
     temporary tensors; `cached` is what the allocator holds in addition, and the CUDA context.
     """
-    peak, buckets, card = report.peak, report.buckets, report.gpu.memory_bytes
+    need, buckets, card = needed_bytes(report), report.buckets, report.gpu.memory_bytes
     parts = [
         ("weights", buckets.weights + buckets.reference),
         ("states", buckets.adapters + buckets.gradients + buckets.optimizer),
         ("activations", buckets.activations + buckets.workspace),
-        ("cached", peak.device_bytes - buckets.total),
+        ("cached", need - buckets.total),
     ]
-    scale = max(card, peak.device_bytes)
+    scale = max(card, need)
     filled = "".join(
         glyph * (_column(end, scale, width) - _column(end - size, scale, width))
         for glyph, size, end in zip(glyphs, (size for _, size in parts), _running_sums(parts), strict=False)
     )
     bar = filled + glyphs[-1] * (width - len(filled)) if card else filled
-    if card and peak.device_bytes > card:
+    if card and need > card:
         end = min(_column(card, scale, width), width - 1)
         bar = f"{bar[:end]}|{bar[end + 1 :]}"
     yield Line(bar[:width], _STYLES[report.verdict].removeprefix("bold "))
     legend = [f"{glyph} {name} {gib(size):.2f}" for glyph, (name, size) in zip(glyphs, parts, strict=False)]
-    if card > peak.device_bytes:
-        legend.append(f"{glyphs[-1]} free {gib(card - peak.device_bytes):.2f}")
+    if card > need:
+        legend.append(f"{glyphs[-1]} free {gib(card - need):.2f}")
     yield from _wrap("  ".join(legend), width, "dim")
 
 

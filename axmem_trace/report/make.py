@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from axmem_trace.allocator.reservation import Reservation
 from axmem_trace.ledger import Ledger
 from axmem_trace.ledger.spans import survey
+from axmem_trace.lengths.simulate import Simulated
+from axmem_trace.lengths.when import open_share
 from axmem_trace.model_facts import ModelFacts
 from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.recipe.lines import notes_in_place
@@ -18,6 +20,7 @@ from axmem_trace.report.engine import make_engine
 from axmem_trace.report.holders import list_holders
 from axmem_trace.report.modules import make_module_rows
 from axmem_trace.report.moments import make_moments
+from axmem_trace.report.need import find_need
 from axmem_trace.report.peak import make_out_of_memory, make_peak
 from axmem_trace.report.phases import make_phases, make_timeline
 from axmem_trace.report.ranks import RankRun, make_division, make_ranks
@@ -25,6 +28,7 @@ from axmem_trace.report.report import Report
 from axmem_trace.report.resident import make_elsewhere, make_resident
 from axmem_trace.report.run_types import AxolotlRelease, BatchShape, Choice, ModelSummary, Refusal, TargetGpu
 from axmem_trace.report.types import AfterLoad, Buckets, Host
+from axmem_trace.report.varying import make_varying
 from axmem_trace.report.verdict import bytes_besides_activations, judge, name_verdict
 from axmem_trace.report.warn import note_costly_evaluation, note_other_libraries
 from axmem_trace.report.wording import describe_run
@@ -41,6 +45,7 @@ def make_report(
     elapsed_seconds: Mapping[str, float],
     rank_runs: Sequence[RankRun] = (),
     moments: bool = False,
+    simulated: Simulated | None = None,
 ) -> Report:
     """Classifies the recorded facts and sums them up.
 
@@ -53,6 +58,7 @@ def make_report(
         moments: makes `Report.moments` too.
         rank_runs: on several GPUs the groups of ranks, the first that of rank 0; `ledger` and `reservation` are that
             rank's.
+        simulated: the run with batches that differ in length; None: it was not simulated.
     """
     found = survey(ledger)
     peak = make_peak(recipe, facts, found, reservation)
@@ -64,13 +70,12 @@ def make_report(
     shown = notes_in_place(recipe, (*recipe.notes, *notes, *late))
     engine = make_engine(recipe, peak, phases)
     ranks = make_ranks(recipe, rank_runs)
-    needed_bytes = max([engine.together_bytes if engine else peak.device_bytes, *(use.device_bytes for use in ranks)])
-    failed = [run for run in rank_runs if run.reservation.out_of_memory is not None]
-    can_run = failure is None and not failed and (engine is None or engine.starts)
-    figures_fit = (needed_bytes + recipe.gpu.margin_bytes <= memory_bytes and can_run) if memory_bytes else None
+    varying = make_varying(recipe, simulated, peak.reserved_bytes)
+    need = find_need(recipe, peak, engine=engine, ranks=ranks, runs=rank_runs, failure=failure, varying=varying)
+    figures_fit = (need.bytes + recipe.gpu.margin_bytes <= memory_bytes and need.can_run) if memory_bytes else None
     within = not memory_bytes or bytes_besides_activations(buckets) <= memory_bytes
     fits, why = judge(figures_fit, shown, fits_without_activations=within)
-    headroom_bytes = memory_bytes - needed_bytes if memory_bytes else None
+    headroom_bytes = memory_bytes - need.bytes if memory_bytes else None
     accuracy = find_accuracy(find_kind(recipe))
     report = Report(
         run=describe_run(recipe, ranks),
@@ -80,10 +85,14 @@ def make_report(
         peak=peak,
         fits=fits,
         why=why,
-        verdict=name_verdict(fits, why, headroom_bytes, memory_bytes, tight_share=accuracy.tight_share),
+        verdict=name_verdict(
+            fits, why, headroom_bytes, memory_bytes, tight_share=max(accuracy.tight_share, open_share(recipe, shown))
+        ),
         accuracy=accuracy,
         headroom_bytes=headroom_bytes,
-        out_of_memory=failure,
+        out_of_memory=need.failure,
+        needed_bytes=need.bytes,
+        varying_rows=varying,
         engine=engine,
         after_load=AfterLoad(allocated_bytes=phases["load"].end_bytes if "load" in phases else 0),
         phases=phases,

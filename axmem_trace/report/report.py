@@ -28,6 +28,7 @@ from axmem_trace.report.types import (
     Resident,
     TimelinePoint,
 )
+from axmem_trace.report.varying import VaryingRows
 from axmem_trace.report.verdict import Verdict
 from axmem_trace.units import format_bytes
 
@@ -60,6 +61,11 @@ class Report:
     """`fits` in words; empty where no card was named."""
     headroom_bytes: int | None
     """Free memory of the card at the peak; negative if the run does not fit; None without a card."""
+    needed_bytes: int = 0
+    """What the verdict compares with the card: `peak.device_bytes`, or more where another rank, an engine on the same card
+    or batches that differ in length need more."""
+    varying_rows: VaryingRows | None = None
+    """The allocator with batches that differ in length; None: all rows are full, or it was not simulated."""
     out_of_memory: OutOfMemory | None
     """The request that failed on this card; None if none failed."""
     engine: Engine | None = None

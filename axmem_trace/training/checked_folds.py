@@ -16,9 +16,10 @@ from typing import Any
 
 from axmem_trace.folding.repetition import Repetition
 from axmem_trace.folding.sections import EventLayers
-from axmem_trace.ledger import Ledger
+from axmem_trace.ledger import Ledger, same_events
 from axmem_trace.model_facts import ModelFacts
 from axmem_trace.notes import Note
+from axmem_trace.recipe.lengths import RowLengths
 from axmem_trace.recipe.recipe import Gpu, Recipe
 
 MOST_KEPT = 24
@@ -52,7 +53,7 @@ class CheckedFold:
             and without_tokens(self.recipe) == without_tokens(other.recipe)
             and self.facts == other.facts
             and _names(self.notes) == _names(other.notes)
-            and _same_events(self.ledger, other.ledger)
+            and same_events(self.ledger, other.ledger)
             and self.layers == other.layers
             and all(self.ledger.columns.nbytes[index] == other.ledger.columns.nbytes[index] for index in self.growth)
         )
@@ -114,6 +115,7 @@ def without_tokens(recipe: Recipe) -> Recipe:
         recipe,
         name="",
         batch=replace(recipe.batch, rows=1, row_tokens=1, samples_per_row=1),
+        lengths=RowLengths(),
         evaluation=replace(recipe.evaluation, rows=1, row_tokens=1),
         gpu=Gpu(),
         reasons={},
@@ -125,18 +127,3 @@ def without_tokens(recipe: Recipe) -> Recipe:
 
 def _names(notes: tuple[Note, ...]) -> list[tuple[str, str]]:
     return [(note.kind, note.key) for note in notes]
-
-
-def _same_events(one: Ledger, other: Ledger) -> bool:
-    """Whether two ledgers differ at most in sizes."""
-    import numpy as np
-
-    mine, theirs = one.columns, other.columns
-    return (
-        (one.marks, one.ticks, one.empty_cache_ticks) == (other.marks, other.ticks, other.empty_cache_ticks)
-        and (mine.modules, mine.kinds) == (theirs.modules, theirs.kinds)
-        and all(
-            np.array_equal(getattr(mine, name), getattr(theirs, name))
-            for name in ("allocated_tick", "freed_tick", "module", "kind")
-        )
-    )

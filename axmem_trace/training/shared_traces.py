@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from axmem_trace.ledger.columns import Allocations
+from axmem_trace.recipe.lengths import RowLengths
 from axmem_trace.recipe.recipe import Gpu, Recipe
 from axmem_trace.recipe.watched_gpu import CardBlock, Question, answer, watch
 
@@ -89,4 +90,4 @@ def _without_card(recipe: Recipe) -> Recipe:
     """All of a recipe that a trace can read, except for the card and the texts about it."""
     reasons = {name: reason for name, reason in recipe.reasons.items() if name not in _ABOUT_THE_CARD}
     notes = tuple(note for note in recipe.notes if note.key not in _ABOUT_THE_CARD)
-    return replace(recipe, gpu=Gpu(), notes=notes, reasons=reasons, alternatives=())
+    return replace(recipe, gpu=Gpu(), lengths=RowLengths(), notes=notes, reasons=reasons, alternatives=())

@@ -43,7 +43,8 @@ class Run:
             context_bytes=GIB // 2,
         )
         run = {**report.run, "allocator": "expandable_segments:True"}
-        return replace(report, peak=peak, run=run, **{"notes": (), **self.changes})
+        needed = max([peak.device_bytes, *(use.device_bytes for use in self.changes.get("ranks", ()))])
+        return replace(report, peak=peak, run=run, needed_bytes=needed, **{"notes": (), **self.changes})
 
 
 CARDS = [card("huge", 80), card("tiny", 8), card("enough", 14), card("nearly", 11), card("other", 24, (9, 0))]

@@ -51,6 +51,7 @@ def big_report(card_gib: float, *, verdict: str = "fits", **changes):
         "verdict": verdict,
         "fits": verdict != "does not fit",
         "headroom_bytes": round(card_gib * GIB) - 14 * GIB,
+        "needed_bytes": 14 * GIB,
         "notes": (),
         "phases": {"load": use, "step_1": use, "step_2": use, "eval": use},
     }

@@ -162,14 +162,14 @@ def _round_up(number: int, multiple: int) -> int:
 
 def padded_length(draft: Draft, length: int) -> int:
     """Longest row after the collator: `pad_to_multiple_of` is 64, the sequence length under `pad_to_sequence_len`."""
-    pad = _pads_to_sequence_len(draft)
+    pad = pads_to_sequence_len(draft)
     if pad:
         whole = _round_up(max(1, draft.get("sequence_len") or 1), _pad_multiple(draft))
         return _round_up(length, whole)
     return length if pad is False else _round_up(length, _pad_multiple(draft))
 
 
-def _pads_to_sequence_len(draft: Draft) -> bool | None:
+def pads_to_sequence_len(draft: Draft) -> bool | None:
     """`hint_sample_packing_padding` and `hint_reward_model_pad` switch it on if the key is not set."""
     pad: bool | None = draft.get("pad_to_sequence_len")
     if pad is None and (draft.get("sample_packing") or draft.get("reward_model")):
@@ -201,7 +201,7 @@ def packed_sizes(draft: Draft, micro: int, length: int) -> tuple[int, int, str, 
         text = f"`{key}`" if key != "sample_packing" else f"packed rows are kept apart under {kernel} attention"
         return micro, padded_length(draft, length), text, key
     text = "packing joins micro_batch_size * sequence_len tokens into one row"
-    if _pads_to_sequence_len(draft) is False:
+    if pads_to_sequence_len(draft) is False:
         return 1, micro * length, text, key
     return 1, _round_up(micro * length, _round_up(length, _pad_multiple(draft))), text, key
 
@@ -227,7 +227,7 @@ def _explain_rows(draft: Draft, rows: int, row_tokens: int, length: int) -> None
         return
     text = (
         f"rows are padded to the longest sample of a batch; assumed: {rows} x {row_tokens} tokens, the longest that "
-        f"`sequence_len: {length}` allows. Shorter data needs less: set --assume row_tokens=N"
+        f"`sequence_len: {length}` allows. Shorter data needs less: set --assume row_tokens=N, or lengths=FILE"
     )
     draft.reason("batch.row_tokens", row_tokens, "the longest row that sequence_len allows", key="sequence_len")
     draft.note("assumed", "sequence_len", text)

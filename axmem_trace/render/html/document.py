@@ -9,7 +9,7 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from axmem_trace.render.describe import describe_model, describe_moment, describe_peak, headline
+from axmem_trace.render.describe import describe_model, describe_moment, describe_peak, headline, needed_bytes
 from axmem_trace.render.first_screen import describe_verdict
 from axmem_trace.render.html.page import draw_table, mood_of
 from axmem_trace.render.html.sections import candidates, explain, how_made, logged, notes, ranks
@@ -74,6 +74,8 @@ def _section(title: str, content: str) -> str:
 def _head(report: Report) -> str:
     mood = mood_of(report)
     why = f"<p>{escape(report.why)}</p>" if report.why else ""
+    if report.varying_rows is not None:
+        why += f"<p>{escape(report.varying_rows.text)}</p>"
     words = ", ".join(f"{what} {text}" for what, text in report.run.items() if what != "method")
     figures = "".join(
         f"<div><b>{figure.strip()}</b><small>{escape(what)}</small></div>" for figure, what in headline(report)
@@ -89,19 +91,17 @@ def _head(report: Report) -> str:
 
 def _bar(report: Report) -> str:
     """The card, or what is needed, to scale."""
-    peak, card = report.peak, report.gpu.memory_bytes
-    scale = max(card, peak.device_bytes, 1)
+    need, card = needed_bytes(report), report.gpu.memory_bytes
+    scale = max(card, need, 1)
     parts = [(name, getattr(report.buckets, name)) for name in BUCKETS]
-    parts = [
-        (name, nbytes) for name, nbytes in (*parts, ("cached", peak.device_bytes - report.buckets.total)) if nbytes
-    ]
+    parts = [(name, nbytes) for name, nbytes in (*parts, ("cached", need - report.buckets.total)) if nbytes]
     pieces = "".join(f"<i class='{name}' style='width:{100 * nbytes / scale:.3f}%'></i>" for name, nbytes in parts)
-    end = f"<u style='left:{100 * card / scale:.2f}%'></u>" if 0 < card < peak.device_bytes else ""
+    end = f"<u style='left:{100 * card / scale:.2f}%'></u>" if 0 < card < need else ""
     shown = [
         (name, name if name != "cached" else "cached by the allocator, CUDA context", size) for name, size in parts
     ]
     legend = "".join(f"<span><i class='{kind}'></i>{name} {format_bytes(size)}</span>" for kind, name, size in shown)
-    free = f"<span>free {format_bytes(card - peak.device_bytes)}</span>" if card > peak.device_bytes else ""
+    free = f"<span>free {format_bytes(card - need)}</span>" if card > need else ""
     return f"<div class='bar'>{pieces}{end}</div><div class='legend'>{legend}{free}</div>"
 
 

@@ -70,6 +70,8 @@ def _parts(report: Report, depth: int | None) -> Iterator[str]:
     yield f"<table><tbody>{rows}</tbody></table>"
     fits = f"<b class='{mood_of(report)}'>{escape(describe_fit(report))}</b>"
     yield f"<p>peak: {escape(describe_peak(report))}<br>fits: {fits}</p>"
+    if report.varying_rows is not None:
+        yield f"<p>{escape(report.varying_rows.text)}</p>"
     for title, lines in alert_lines(report):
         yield f"<h4>{escape(title)}</h4><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
     yield _draw(report)

@@ -1,0 +1,149 @@
+"""The size of each allocation at any number of tokens in a row, from traces at a few. No torch here.
+
+A size is a polynomial of the length of a row, or of the length rounded up as kernels do. Which one is found with as many
+traces as it has coefficients, and proved with at least one more: there it must give the recorded size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from axmem_trace.ledger import Ledger, same_events
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Law(NamedTuple):
+    """A polynomial of the length rounded up to a multiple."""
+
+    multiple: int
+    degree: int
+
+
+LAWS = (Law(1, 0), Law(1, 1), Law(128, 1), Law(256, 1), Law(1, 2), Law(128, 2))
+"""The simplest first. Tensors have a size for each token, fused kernels round rows up to their tiles, unfused attention
+has a score for each pair of tokens, and block masks a number for each pair of tiles."""
+JUMPS = len(LAWS)
+"""No law: a size that jumps (the chunks of a fused loss). Taken as in the trace of the next longer rows."""
+TOLERANCE = 0.01
+"""Bytes by which a law may miss a recorded size: the error of the arithmetic, not of the law."""
+
+
+class DifferentEvents(Exception):
+    """Rows of another length do something else, or their sizes can't be known."""
+
+
+@dataclass(frozen=True, eq=False)
+class SizeLaws:
+    """The sizes of a recording's allocations at any length of the rows.
+
+    Attributes:
+        lengths: tokens of a row in each trace, rising.
+        sizes: recorded bytes, [traces, allocations].
+        laws: for each allocation, the position of its law in `LAWS`, or `JUMPS`.
+    """
+
+    lengths: tuple[int, ...]
+    sizes: NDArray[np.int64]
+    laws: NDArray[np.int8]
+
+    @property
+    def num_jumps(self) -> int:
+        """Allocations without a law."""
+        return int((self.laws == JUMPS).sum())
+
+    @property
+    def grows(self) -> NDArray[np.bool_]:
+        """For each allocation, whether its size depends on the length."""
+        return self.laws != 0
+
+    def at(self, indices: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bytes of some allocations, each in rows of its own number of tokens."""
+        import numpy as np
+
+        found = np.empty(len(indices), dtype=np.int64)
+        laws = self.laws[indices]
+        for number in np.unique(laws).tolist():
+            chosen = laws == number
+            sizes, lengths = self.sizes[:, indices[chosen]], tokens[chosen]
+            found[chosen] = _step_up(self.lengths, sizes, lengths) if number == JUMPS else _whole(
+                _evaluate(LAWS[number], self.lengths, sizes, lengths))  # fmt: skip
+        return found
+
+
+def find_laws(traces: Mapping[int, Ledger]) -> SizeLaws:
+    """The laws of the sizes in traces that differ in the length of the rows alone.
+
+    Raises:
+        DifferentEvents: they differ in more than sizes.
+    """
+    import numpy as np
+
+    lengths = tuple(sorted(traces))
+    ledgers = [traces[length] for length in lengths]
+    longest = ledgers[-1]
+    if not all(same_events(longest, ledger) for ledger in ledgers):
+        raise DifferentEvents("rows of another length run other operators")
+    sizes = np.stack([ledger.columns.nbytes for ledger in ledgers])
+    laws = np.full(sizes.shape[1], JUMPS, dtype=np.int8)
+    for number, law in enumerate(LAWS):
+        if law.degree + 1 >= len(lengths):
+            continue  # nothing would be left to prove it
+        open_ones = np.flatnonzero(laws == JUMPS)
+        there = sizes[:, open_ones]
+        proved = np.ones(len(open_ones), dtype=bool)
+        for length, recorded in zip(lengths, there, strict=True):
+            given = _evaluate(law, lengths, there, np.full(len(open_ones), length))
+            proved &= np.abs(given - recorded) < TOLERANCE
+        laws[open_ones[proved]] = number
+    return SizeLaws(lengths, sizes, laws)
+
+
+def _evaluate(
+    law: Law, lengths: tuple[int, ...], sizes: NDArray[np.int64], tokens: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """The polynomial through the sizes at the shortest, the longest and a middle length, as many as it needs (Lagrange).
+
+    Args:
+        sizes: [traces, allocations].
+        tokens: [allocations].
+    """
+    import numpy as np
+
+    needed = sorted({0, len(lengths) - 1, len(lengths) // 2}) if law.degree == 2 else [0, len(lengths) - 1]
+    needed = needed[-1:] if law.degree == 0 else needed
+    points = [_round_up(lengths[number], law.multiple) for number in needed]
+    there = -(-tokens // law.multiple) * law.multiple
+    total = np.zeros(len(tokens))
+    if len(set(points)) < len(points):
+        return np.full(len(tokens), np.nan)  # too near each other for this multiple: it proves nothing
+    for number, point in zip(needed, points, strict=True):
+        weight = np.ones(len(tokens))
+        for other in points:
+            if other != point:
+                weight = weight * (there - other) / (point - other)
+        total += weight * sizes[number]
+    return total
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _whole(sizes: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Bytes, rounded up; a law of rows less a few tokens would be below 0 in rows of no tokens."""
+    import numpy as np
+
+    return np.maximum(np.ceil(sizes - TOLERANCE), 0).astype(np.int64)
+
+
+def _step_up(lengths: tuple[int, ...], sizes: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    import numpy as np
+
+    positions = np.minimum(np.searchsorted(lengths, tokens), len(lengths) - 1)
+    found: NDArray[np.int64] = sizes[positions, np.arange(sizes.shape[1])]
+    return found
