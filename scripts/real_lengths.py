@@ -40,12 +40,23 @@ SETTINGS = ("expandable_segments:True", "expandable_segments:False")
 CAPACITY_BYTES = 1 << 40
 DATASET = [{"path": "any", "type": "alpaca"}]
 _BASE = {
-    "datasets": DATASET, "bf16": True, "gradient_checkpointing": True, "val_set_size": 0.02, "evals_per_epoch": 1,
-    "gradient_accumulation_steps": 2, "learning_rate": 2e-4, "optimizer": "adamw_torch_fused", "num_epochs": 1,
-}  # fmt: skip
+    "datasets": DATASET,
+    "bf16": True,
+    "gradient_checkpointing": True,
+    "val_set_size": 0.02,
+    "evals_per_epoch": 1,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 2e-4,
+    "optimizer": "adamw_torch_fused",
+    "num_epochs": 1,
+}
 _LORA = {"adapter": "lora", "lora_r": 16, "lora_alpha": 32, "lora_target_linear": True}
-_LIGER = {"plugins": ["axolotl.integrations.liger.LigerPlugin"], "liger_fused_linear_cross_entropy": True,
-          "liger_rms_norm": True, "liger_glu_activation": True}  # fmt: skip
+_LIGER = {
+    "plugins": ["axolotl.integrations.liger.LigerPlugin"],
+    "liger_fused_linear_cross_entropy": True,
+    "liger_rms_norm": True,
+    "liger_glu_activation": True,
+}
 _LLAMA, _QWEN = {"base_model": "meta-llama/Llama-3.1-8B"}, {"base_model": "Qwen/Qwen3-8B"}
 RECIPES: dict[str, dict[str, Any]] = {
     "lora": {**_BASE, **_LLAMA, **_LORA, "micro_batch_size": 4, "sequence_len": 2048,
@@ -107,15 +118,21 @@ def write_recording(recipe: Recipe, ledgers: dict[int, Ledger]) -> dict[str, Any
     ledger = ledgers[max(ledgers)]
     columns = ledger.columns
     return {
-        "lengths": asdict(recipe.lengths), "rows": recipe.batch.rows, "row_tokens": recipe.batch.row_tokens,
-        "packed": recipe.batch.packed, "samples_per_row": recipe.batch.samples_per_row,
-        "collect_steps": recipe.allocator.collect_steps, "ticks": ledger.ticks, "empty_cache": ledger.empty_cache_ticks,
+        "lengths": asdict(recipe.lengths),
+        "rows": recipe.batch.rows,
+        "row_tokens": recipe.batch.row_tokens,
+        "packed": recipe.batch.packed,
+        "samples_per_row": recipe.batch.samples_per_row,
+        "collect_steps": recipe.allocator.collect_steps,
+        "ticks": ledger.ticks,
+        "empty_cache": ledger.empty_cache_ticks,
         "marks": [[mark.tick, mark.phase, mark.step, mark.micro_batch] for mark in ledger.marks],
         "kinds": [[kind.op, kind.role, kind.device] for kind in columns.kinds],
-        "kind": columns.kind.tolist(), "allocated": columns.allocated_tick.tolist(),
+        "kind": columns.kind.tolist(),
+        "allocated": columns.allocated_tick.tolist(),
         "freed": [-1 if tick == NEVER else tick for tick in columns.freed_tick.tolist()],
         "sizes": {str(tokens): each.columns.nbytes.tolist() for tokens, each in ledgers.items()},
-    }  # fmt: skip
+    }
 
 
 def read_recording(recording: dict[str, Any]) -> tuple[Recipe, Ledger, SizeLaws]:
@@ -127,19 +144,36 @@ def read_recording(recording: dict[str, Any]) -> tuple[Recipe, Ledger, SizeLaws]
     def ledger_of(sizes: list[int]) -> Ledger:
         kinds = [dict(zip(("op", "role", "device"), each, strict=True)) for each in recording["kinds"]]
         rows = zip(recording["kind"], sizes, recording["allocated"], recording["freed"], strict=True)
-        allocations = [Allocation(nbytes=nbytes, allocated_tick=start, freed_tick=NEVER if end < 0 else end, **kinds[kind])
-                       for kind, nbytes, start, end in rows]  # fmt: skip
-        marks = tuple(Mark(tick=tick, phase=phase, step=step, micro_batch=micro_batch)
-                      for tick, phase, step, micro_batch in recording["marks"])  # fmt: skip
-        return Ledger(allocations=allocations, marks=marks, ticks=recording["ticks"],
-                      empty_cache_ticks=tuple(recording["empty_cache"]))  # fmt: skip
+        allocations = [
+            Allocation(nbytes=nbytes, allocated_tick=start, freed_tick=NEVER if end < 0 else end, **kinds[kind])
+            for kind, nbytes, start, end in rows
+        ]
+        marks = tuple(
+            Mark(tick=tick, phase=phase, step=step, micro_batch=micro_batch)
+            for tick, phase, step, micro_batch in recording["marks"]
+        )
+        return Ledger(
+            allocations=allocations,
+            marks=marks,
+            ticks=recording["ticks"],
+            empty_cache_ticks=tuple(recording["empty_cache"]),
+        )
 
     lengths = RowLengths(**{**recording["lengths"], "samples": tuple(recording["lengths"]["samples"])})
     base = BaseModel(name="", config={}, source="", directory="", model_type="", text_model_type="")
-    batch = Batch(rows=recording["rows"], row_tokens=recording["row_tokens"], packed=recording["packed"],
-                  samples_per_row=recording["samples_per_row"])  # fmt: skip
-    recipe = Recipe(name="", model=Model(base=base), batch=batch, lengths=lengths,
-                    allocator=Allocator(collect_steps=recording["collect_steps"]))  # fmt: skip
+    batch = Batch(
+        rows=recording["rows"],
+        row_tokens=recording["row_tokens"],
+        packed=recording["packed"],
+        samples_per_row=recording["samples_per_row"],
+    )
+    recipe = Recipe(
+        name="",
+        model=Model(base=base),
+        batch=batch,
+        lengths=lengths,
+        allocator=Allocator(collect_steps=recording["collect_steps"]),
+    )
     ledgers = {int(tokens): ledger_of(sizes) for tokens, sizes in recording["sizes"].items()}
     return recipe, ledgers[max(ledgers)], find_laws(ledgers)
 
@@ -170,9 +204,16 @@ def compare_recipe(program: Path, lib: Path, name: str, layers: int) -> Iterator
     for text in SETTINGS:
         settings = parse_alloc_conf(text)
         settings = replace(settings, collect_steps=recipe.allocator.collect_steps)
-        row: dict[str, Any] = {"recipe": name, "settings": text, "lengths": laws.lengths, "jumps": laws.num_jumps,
-                               "full": replay(ledger, settings).peak_reserved_bytes, "sequences": [], "digests": [],
-                               "difference": ""}  # fmt: skip
+        row: dict[str, Any] = {
+            "recipe": name,
+            "settings": text,
+            "lengths": laws.lengths,
+            "jumps": laws.num_jumps,
+            "full": replay(ledger, settings).peak_reserved_bytes,
+            "sequences": [],
+            "digests": [],
+            "difference": "",
+        }
         if text == SETTINGS[0]:
             row["recording"] = recording
         for whole in make_sequences(replace(recipe, allocator=settings), ledger, laws):
@@ -193,8 +234,10 @@ def describe(row: dict[str, Any]) -> str:
     ordered = sorted(row["sequences"])
     figures = (row["full"], ordered[len(ordered) // 2], ordered[-1])
     more = ordered[-1] / row["full"] - 1
-    return (f"{row['recipe']:8} {row['settings'].partition(':')[2]:6} {' '.join(f'{each / GIB:8.2f}' for each in figures)}"
-            f" {more:+7.1%} {row['difference'] or 'equal'}")  # fmt: skip
+    return (
+        f"{row['recipe']:8} {row['settings'].partition(':')[2]:6} {' '.join(f'{each / GIB:8.2f}' for each in figures)}"
+        f" {more:+7.1%} {row['difference'] or 'equal'}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -70,8 +70,11 @@ class SizeLaws:
         for number in np.unique(laws).tolist():
             chosen = laws == number
             sizes, lengths = self.sizes[:, indices[chosen]], tokens[chosen]
-            found[chosen] = _step_up(self.lengths, sizes, lengths) if number == JUMPS else _whole(
-                _evaluate(LAWS[number], self.lengths, sizes, lengths))  # fmt: skip
+            found[chosen] = (
+                _step_up(self.lengths, sizes, lengths)
+                if number == JUMPS
+                else _whole(_evaluate(LAWS[number], self.lengths, sizes, lengths))
+            )
         return found
 
 

@@ -84,8 +84,13 @@ def simulate_lengths(recipe: Recipe, ledger: Ledger, trace: Trace, *, capacity_b
             failures += 1
             reservation = replay(whole, recipe.allocator)
         found.append(reservation)
-    return Simulated(reservations=tuple(found), lengths=laws.lengths, num_jumps=laws.num_jumps, failures=failures,
-                     longest=longest_row(recipe.lengths, recipe.batch))  # fmt: skip
+    return Simulated(
+        reservations=tuple(found),
+        lengths=laws.lengths,
+        num_jumps=laws.num_jumps,
+        failures=failures,
+        longest=longest_row(recipe.lengths, recipe.batch),
+    )
 
 
 def make_sequences(recipe: Recipe, ledger: Ledger, laws: SizeLaws) -> Iterator[Ledger]:

@@ -87,8 +87,13 @@ class _Continued:
         sizes = self.columns.nbytes[indices]
         of_step = self.columns.allocated_tick[indices] >= self.first
         sizes[of_step] = self._sizes(indices[of_step], 0)
-        return _Rows(indices, self.columns.allocated_tick[indices], self._late_ends[indices], sizes,
-                     self.columns.kind[indices].astype("int64"))  # fmt: skip
+        return _Rows(
+            indices,
+            self.columns.allocated_tick[indices],
+            self._late_ends[indices],
+            sizes,
+            self.columns.kind[indices].astype("int64"),
+        )
 
     def _step(self, copy: int) -> _Rows:
         """The second step, or one after it."""
@@ -104,8 +109,9 @@ class _Continued:
         else:
             ends = np.where(ends < self.end, ends + shift, self._late_ends)
         kinds = kinds[indices] + (copy * len(self.columns.kinds) if self._waits else 0)
-        return _Rows(indices, self.columns.allocated_tick[indices] + shift, ends[indices],
-                     self._sizes(indices, copy + 1), kinds)  # fmt: skip
+        return _Rows(
+            indices, self.columns.allocated_tick[indices] + shift, ends[indices], self._sizes(indices, copy + 1), kinds
+        )
 
     def _after(self) -> _Rows:
         indices = self._between(self.end, NEVER)
@@ -211,8 +217,9 @@ class _Continued:
         yield from (tick for tick in self.ledger.empty_cache_ticks if tick < self.second)
         yield from (tick + self.added for tick in self.ledger.empty_cache_ticks if tick >= self.end)
         inside = [tick for tick in self.ledger.empty_cache_ticks if self.second <= tick < self.end]
-        backward = [mark.tick for mark in self.ledger.marks
-                    if mark.phase == "backward" and self.second <= mark.tick < self.end]  # fmt: skip
+        backward = [
+            mark.tick for mark in self.ledger.marks if mark.phase == "backward" and self.second <= mark.tick < self.end
+        ]
         for copy in range(self.num_copies):
             step, shift = copy + 2, copy * self.length
             if max(collect, empty) < 2:

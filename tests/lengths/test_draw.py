@@ -65,9 +65,14 @@ def test_packed_rows_are_nearly_full():
 
 def read(tmp_path: Path, *assumptions: str, **changes) -> Recipe:
     config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 2, "sequence_len": 100,
-        "gradient_accumulation_steps": 1, "learning_rate": 1e-5, "datasets": [{"path": "x", "type": "alpaca"}], **changes,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "micro_batch_size": 2,
+        "sequence_len": 100,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-5,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **changes,
+    }
     return read_recipe(config, assumptions=assumptions, hub="never")
 
 
@@ -88,9 +93,14 @@ def read(tmp_path: Path, *assumptions: str, **changes) -> Recipe:
 @pytest.mark.parametrize("release", ["0.19.0", "0.21.0"])
 def test_how_axolotl_collates(tmp_path, changes, collation, multiple, release):
     config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 2, "sequence_len": 100,
-        "gradient_accumulation_steps": 1, "learning_rate": 1e-5, "datasets": [{"path": "x", "type": "alpaca"}], **changes,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "micro_batch_size": 2,
+        "sequence_len": 100,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-5,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        **changes,
+    }
     lengths = read_recipe(config, hub="never", axolotl=release).lengths
     assert (lengths.collation, lengths.multiple) == (collation, multiple)
 

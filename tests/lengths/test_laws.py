@@ -31,9 +31,15 @@ def test_each_size_gets_the_simplest_law_that_all_traces_prove():
     laws = find_laws({tokens: recording(tokens) for tokens in (576, 1088, 1600, 2048)})
     found = {name: LAWS[law] if law != JUMPS else None for name, law in zip(SIZES, laws.laws.tolist(), strict=True)}
     assert found == {
-        "constant": Law(1, 0), "tokens": Law(1, 1), "a token less": Law(1, 1), "tiles": Law(128, 1),
-        "scores": Law(1, 2), "scores and more": Law(1, 2), "pairs of tiles": Law(128, 2), "jumps": None,
-    }  # fmt: skip
+        "constant": Law(1, 0),
+        "tokens": Law(1, 1),
+        "a token less": Law(1, 1),
+        "tiles": Law(128, 1),
+        "scores": Law(1, 2),
+        "scores and more": Law(1, 2),
+        "pairs of tiles": Law(128, 2),
+        "jumps": None,
+    }
     assert laws.num_jumps == 1
     assert laws.grows.tolist() == [False, *[True] * 7]
 

@@ -20,9 +20,15 @@ def config(tmp_path: Path) -> dict[str, Any]:
     """A vocabulary that makes logits of some MiB: 2 x 1024 x 8192 x 4 bytes are 64 MiB."""
     model = write_tiny_model("llama", tmp_path / "llama", vocab_size=8192, max_position_embeddings=2048)
     return {
-        "base_model": model, "micro_batch_size": 2, "sequence_len": 1024, "gradient_accumulation_steps": 2, "bf16": True,
-        "learning_rate": 1e-5, "datasets": [{"path": "x", "type": "alpaca"}], "attn_implementation": "flash_attention_2",
-    }  # fmt: skip
+        "base_model": model,
+        "micro_batch_size": 2,
+        "sequence_len": 1024,
+        "gradient_accumulation_steps": 2,
+        "bf16": True,
+        "learning_rate": 1e-5,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        "attn_implementation": "flash_attention_2",
+    }
 
 
 def ask(config: dict[str, Any], *assumptions: str, gpu: str = "80GiB") -> Report:

@@ -27,14 +27,20 @@ def hand_made(tokens: int, *, left: str = "batch") -> Ledger:
     return Ledger(
         allocations=[
             life(1000, 1, NEVER, "weights"),
-            life(8 * tokens, 3, 7, "batch"), life(100 * tokens, 4, 5, "activations"),
-            life(8 * tokens, 6, NEVER, left), life(100 * tokens, 8, 9, "activations"),
+            life(8 * tokens, 3, 7, "batch"),
+            life(100 * tokens, 4, 5, "activations"),
+            life(8 * tokens, 6, NEVER, left),
+            life(100 * tokens, 8, 9, "activations"),
             life(50, 11, 12, "evaluation"),
         ],
-        marks=(Mark(tick=0, phase="load", step=0), Mark(tick=3, phase="forward", step=1),
-               Mark(tick=6, phase="forward", step=2), Mark(tick=10, phase="eval", step=0)),
+        marks=(
+            Mark(tick=0, phase="load", step=0),
+            Mark(tick=3, phase="forward", step=1),
+            Mark(tick=6, phase="forward", step=2),
+            Mark(tick=10, phase="eval", step=0),
+        ),
         ticks=13,
-    )  # fmt: skip
+    )
 
 
 def test_four_steps_by_hand():
@@ -44,12 +50,16 @@ def test_four_steps_by_hand():
     found = [(each.op, each.nbytes, each.allocated_tick, each.freed_tick) for each in whole.allocations]
     assert found == [
         ("weights", 1000, 1, NEVER),
-        ("batch", 320, 3, 7), ("activations", 4000, 4, 5),
-        ("batch", 80, 6, 11), ("activations", 1000, 8, 9),
-        ("batch", 160, 10, 15), ("activations", 2000, 12, 13),
-        ("batch", 240, 14, NEVER), ("activations", 3000, 16, 17),
+        ("batch", 320, 3, 7),
+        ("activations", 4000, 4, 5),
+        ("batch", 80, 6, 11),
+        ("activations", 1000, 8, 9),
+        ("batch", 160, 10, 15),
+        ("activations", 2000, 12, 13),
+        ("batch", 240, 14, NEVER),
+        ("activations", 3000, 16, 17),
         ("evaluation", 50, 19, 20),
-    ]  # fmt: skip
+    ]
     assert [(mark.tick, mark.step) for mark in whole.marks] == [(0, 0), (3, 1), (6, 2), (10, 3), (14, 4), (18, 0)]
     assert whole.ticks == 13 + 2 * 4
 
@@ -86,11 +96,18 @@ def test_a_run_with_such_batches_allocates_exactly_that(
     full rows and the laws of their sizes."""
     import_libraries()
     config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama", max_position_embeddings=512), "micro_batch_size": 2,
-        "sequence_len": 320, "gradient_accumulation_steps": 2, "learning_rate": 1e-5, "val_set_size": 0.1,
-        "evals_per_epoch": 1, "datasets": [{"path": "x", "type": "alpaca"}], "bf16": True,
-        "attn_implementation": "flash_attention_2", **CASES[name],
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", tmp_path / "llama", max_position_embeddings=512),
+        "micro_batch_size": 2,
+        "sequence_len": 320,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-5,
+        "val_set_size": 0.1,
+        "evals_per_epoch": 1,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        "bf16": True,
+        "attn_implementation": "flash_attention_2",
+        **CASES[name],
+    }
     recipe = read_recipe(config, hub="never", gpu="H100", num_gpus=2 if name == "fsdp2" else 0)
     traces = {tokens: trace(with_row_tokens(recipe, tokens)) for tokens in (64, 128, 192, 320)}
     laws = find_laws(traces)

@@ -358,8 +358,14 @@ def test_ready_recipes_can_be_run(tmp_path, monkeypatch):
     for name, ready in RECIPES.items():
         path = write_recipe(name, tmp_path)
         monkeypatch.setenv("FAKE_RANKS", str(ready.ranks))
-        recipe = read_recipe(str(path), assumptions=ready.assumptions, hub="never", gpu="H100", num_gpus=ready.ranks or 1,
-                             axolotl=ready.axolotl)  # fmt: skip
+        recipe = read_recipe(
+            str(path),
+            assumptions=ready.assumptions,
+            hub="never",
+            gpu="H100",
+            num_gpus=ready.ranks or 1,
+            axolotl=ready.axolotl,
+        )
         gpu_run.check_runnable(recipe)
 
 
