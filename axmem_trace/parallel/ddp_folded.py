@@ -89,6 +89,8 @@ class _Placeholders:
                 module.register_parameter(f"parameter_{number}", parameter)
             for number, (_, tensor) in enumerate(buffers):
                 module.register_buffer(f"buffer_{number}", _like(tensor))
+        for tensor in (*module.parameters(), *module.buffers()):
+            recorder.leave_out(tensor)  # DDP broadcasts a tensor of over 250 MiB itself, in place of a copy
         self.wrapped = wrap_model(module, ddp)
 
     def forward(self, real: Any) -> None:

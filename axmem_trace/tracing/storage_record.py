@@ -133,6 +133,14 @@ class StorageRecord:
             if device is not None:
                 life.device = device
 
+    def leave_out(self, tensor: torch.Tensor) -> None:
+        """The tensor's storage is no memory of the run: an operator that returns it has allocated nothing."""
+        storage = tensor.untyped_storage()
+        key, life = storage._cdata, StorageLife(storage.nbytes(), self._tick)
+        life.device = "cpu"
+        life.watch = weakref.ref(storage, lambda _: self._living.pop(key, None))
+        self._living[key] = life
+
     def workspace(self, nbytes: int | Sequence[int], op: str = "", *, role: Role = "") -> None:
         """Allocates blocks together and frees them before this returns."""
         with self.blocks([nbytes] if isinstance(nbytes, int) else nbytes, op, role=role):

@@ -53,6 +53,7 @@ FOLDS: dict[str, dict[str, Any]] = {
         "val_set_size": 0.1,
         "eval_sample_packing": False,
     },
+    "ddp, an embedding that is broadcast without a copy": {**LORA, "ddp": True, "model": {"vocab_size": 4_200_000}},
     "ddp, experts in every other layer": {**MOE, "ddp": True, "model": {"decoder_sparse_step": 2, "hidden_size": 128}},
     "ddp, lora and whole embeddings, buffers not sent": {
         **LORA,
