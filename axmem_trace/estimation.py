@@ -161,7 +161,7 @@ def _record_ranks(recipe: Recipe, run: TracedRun, reservation: Reservation, cloc
 def _vary_lengths(
     recipe: Recipe, ledger: Ledger, reservation: Reservation, clock: Stopwatch
 ) -> tuple[Simulated | None, tuple[Note, ...]]:
-    """The run with batches that differ in length, where that is asked for or could turn the verdict, and notes on it."""
+    """The run with batches that differ in length, if that is requested or could change the verdict, and notes on it."""
     if not recipe.lengths.vary:
         return None, ()
     capacity_bytes = _capacity_bytes(recipe)

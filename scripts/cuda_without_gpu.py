@@ -15,7 +15,7 @@ takes nothing.
 
 FAKE_CUDA_BYTES, FAKE_CUDA_NAME, FAKE_CUDA_MAJOR, FAKE_CUDA_MINOR, FAKE_CUDA_SMS and FAKE_CUDA_SHARED (bytes of shared memory
 that a block may ask for) make it another card. FAKE_CUDA_BYTE=1 says that no mask has a zero in it and that no
-row is packed; `measure_on_gpu.py` sets it by the configuration, where nobody has.
+row is packed; `measure_on_gpu.py` sets it by the configuration, if it is not set.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Batches that differ in length: the allocator's simulation beside PyTorch's own, move by move, without a GPU.
+"""Batches that differ in length: the allocator's simulation compared with PyTorch's own, move by move, without a GPU.
 
     python scripts/real_lengths.py LIB INCLUDE CUDA_INCLUDE [--record FILE] [--match REGEX] [--layers N]
 

@@ -193,7 +193,7 @@ class _Continued:
         )
 
     def _kinds(self) -> Iterator[Allocation]:
-        """The recorded ones; where blocks wait for other streams, once more for each further step."""
+        """The recorded ones; where blocks wait for other streams, again for each further step."""
         for copy in range(self.num_copies if self._waits else 1):
             for kind in self.columns.kinds:
                 shifted = copy and 0 < kind.busy_until < NEVER

@@ -20,7 +20,7 @@ def more_at_most(allocator: Allocator) -> float:
 
 
 def is_worth_simulating(recipe: Recipe, reservation: Reservation, capacity_bytes: int) -> bool:
-    """It is asked for; or a card is named on which full rows fit, and others could need more than it has.
+    """It is requested; or a card is named on which full rows fit, and others could need more than it has.
 
     It takes two or three further traces of a few layers, and the replay of some steps: a few seconds.
     """

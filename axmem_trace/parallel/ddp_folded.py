@@ -36,7 +36,7 @@ def wrap_short_model(
     """The short model inside DDP. What the recorder sees of DDP are the buckets of the whole model.
 
     Returns:
-        The wrapper, and a function that makes the buckets anew, as the second step does before its first forward pass.
+        The wrapper, and a function that makes the buckets again, as the second step does before its first forward pass.
 
     Raises:
         CannotFold: the parameters or their gradients are not ordered layer by layer, or the real DDP allocates something

@@ -183,7 +183,7 @@ def _with_packed(original: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def _packing_of(parameter: Any) -> tuple[type[Any], dict[str, Any]] | None:
-    """The class of a packed parameter, and what it is made with beside its data; None: it is not packed. The parameter
+    """The class of a packed parameter, and what it is made with, without its data; None: it is not packed. The parameter
     itself must not be kept: its whole data would stay on the GPU."""
     if hasattr(parameter, "quant_state"):
         names = ("quant_state", "blocksize", "compress_statistics", "quant_type", "quant_storage", "module")

@@ -77,7 +77,7 @@ def _host(recorder: Recorder, parameter: Any) -> HostMemory:
 
 
 def put_on_host(recorder: Recorder, parameter: Any) -> None:
-    """A shard arrives on the GPU, is copied to the host and, if that is asked for, pinned (FSDP's own parameter object)."""
+    """A shard arrives on the GPU, is copied to the host and, if that is requested, pinned (FSDP's own parameter object)."""
     size, dtype = parameter.padded_sharded_param_size.numel(), parameter.sharded_param.dtype
     arriving = torch.empty(size, dtype=dtype, device=recorder.traced_device)
     shard = _host(recorder, parameter).empty(size, dtype, role="weight")

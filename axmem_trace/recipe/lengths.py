@@ -19,7 +19,7 @@ class RowLengths:
         multiple: the length of a batch is rounded up to a multiple of this.
         samples: tokens of samples, of which each batch draws some at random; empty: they are not known.
         shortest, longest: where `samples` is empty, the range of a sample's tokens; 0: assumed, from `row_tokens`.
-        asked: the figures for rows that vary are asked for.
+        asked: the figures for rows that vary are requested.
         source: where the lengths are from, in words; empty: they are assumed.
     """
 

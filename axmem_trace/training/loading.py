@@ -101,7 +101,7 @@ class LoadRecorder:
 
     def _pack_in_chunks(self, model: nn.Module) -> None:
         """Rank 0 packs weight after weight on its GPU, for the host (axolotl 0.21 `utils/nf4.py` `quantize_bnb_4bit`): a
-        chunk in the load dtype, its packed bytes and its scales, beside the fp32 scales of the whole weight."""
+        chunk in the load dtype, its packed bytes and its scales, and the fp32 scales of the whole weight."""
         if torch.distributed.get_rank():
             return
         itemsize = getattr(torch, self.recipe.precision.load_dtype).itemsize

@@ -19,7 +19,7 @@ from axmem_trace.recipe.recipe import Allocator, Recipe
 
 
 def hand_made(tokens: int, *, left: str = "batch") -> Ledger:
-    """Weights; then two steps of a batch that lives until the next one is there, and of activations; then evaluation."""
+    """Weights; then two steps of a batch that is alive until the next one is there, and of activations; then evaluation."""
 
     def life(nbytes: int, start: int, end: int, op: str) -> Allocation:
         return Allocation(nbytes=nbytes, allocated_tick=start, freed_tick=end, op=op)

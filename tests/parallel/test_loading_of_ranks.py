@@ -51,7 +51,7 @@ def test_no_rank_keeps_the_whole_packed_weights(tmp_path: Path) -> None:
         for each in options
     }
     for way in (0, 1):
-        # 1/2 - 1/8 of what is divided, but for blocks of 512 bytes
+        # 1/2 - 1/8 of what is divided, except for blocks of 512 bytes
         assert ends[2, way] - ends[8, way] == pytest.approx(WHOLE_ON_HOST * 3 // 8, abs=512 * 30)
     assert ends[8, 0] == ends[8, 1]
 

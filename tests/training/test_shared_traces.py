@@ -53,7 +53,7 @@ def test_each_question_and_who_answers_it_alike(question, same_on_ada, same_on_h
 
 
 def test_a_block_of_the_card_does_not_tell_cards_apart() -> None:
-    """The trace is shared, and the block has the size that the other card asks for."""
+    """The trace is shared, and the block has the size that the other card needs."""
     asked: set[Question] = set()
     assert ask_block(watch(AMPERE, asked).compute_capability, CUBLAS) == 4096 * 1024 * 2 + 16 * 1024 * 8
     assert [answer(HOPPER, question) for question in asked] == [32 * 1024 * 1024]
