@@ -16,7 +16,9 @@ import axmem_trace
 from support.paths import ROOT, TESTS
 from support.tiny_models import TINY
 
-NUM_LAYERS = 24
+NUM_LAYERS = 15
+"""The fewest that are folded: of 15 equal layers, models of 5 and 6 are traced (`models/repeated_layers.py`
+`WORTH_FOLDING`: together at most three quarters)."""
 COMMON: dict[str, Any] = {
     "sequence_len": 32,
     "micro_batch_size": 1,

@@ -66,7 +66,7 @@ def test_a_changed_base_model_is_another_question(tmp_path: Path, num_models: li
     path = Path(config["base_model"]) / "config.json"
     for changes in (
         {"intermediate_size": 96},
-        {"num_hidden_layers": 30},
+        {"num_hidden_layers": 17},
         {"tie_word_embeddings": True},
         {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
     ):

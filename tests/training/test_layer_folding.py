@@ -14,7 +14,10 @@ from support.folded_runs import LORA, NUM_LAYERS, QLORA, make_config, report_of,
 from axmem_trace.training import layer_folding
 
 MOE = {"family": "qwen3_moe"}
-WIDE = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "num_key_value_heads": 2}
+MANY = {"num_hidden_layers": 24}
+"""The fewest that are folded where a period has two layers, with models of 8 and 10; and enough for DDP's buckets."""
+IN_TURNS = {"family": "gemma2", "attn_implementation": "eager", "model": MANY}
+WIDE = {**MANY, "hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "num_key_value_heads": 2}
 FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}, "dp_shard_size": 4}
 FOLDS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -30,10 +33,9 @@ FOLDS: dict[str, dict[str, Any]] = {
     "qlora, paged": {**QLORA, "optimizer": "paged_adamw_32bit"},
     "8-bit weights and optimizer": {**LORA, "load_in_8bit": True, "optimizer": "adamw_bnb_8bit"},
     "evaluation": {"val_set_size": 0.1, "eval_sample_packing": False},
-    "sliding and full attention in turns": {"family": "gemma2", "attn_implementation": "eager",
-                                            "gradient_checkpointing_kwargs": {"use_reentrant": True}},
-    "experts, two dense layers first": {**MOE, "model": {"mlp_only_layers": [0, 1]}},
-    "experts in every other layer": {**MOE, "model": {"decoder_sparse_step": 2}},
+    "sliding and full attention in turns": {**IN_TURNS, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    "experts, two dense layers first": {**MOE, "model": {"mlp_only_layers": [0, 1], "num_hidden_layers": 20}},
+    "experts in every other layer": {**MOE, "model": {**MANY, "decoder_sparse_step": 2}},
     "fsdp2": {**FSDP2},
     "fsdp2, lora, not checkpointed, loaded in parts": {
         **FSDP2, **LORA, "gradient_checkpointing": False, "fsdp_config": {"cpu_ram_efficient_loading": True},
@@ -42,23 +44,27 @@ FOLDS: dict[str, dict[str, Any]] = {
         **FSDP2, "fsdp_config": {"reshard_after_forward": False}, "dp_replicate_size": 2, "optimizer": "adamw_torch",
     },
     "fsdp2, qlora": {**FSDP2, **QLORA},
-    "ddp": {"ddp": True},
+    "ddp": {"ddp": True, "model": MANY},
     "ddp, many buckets that end within layers": {"ddp": True, "ddp_bucket_cap_mb": 1, "model": WIDE},
-    "ddp, qlora, three micro-batches": {**QLORA, "ddp": True, "gradient_accumulation_steps": 4},
+    "ddp, qlora, three micro-batches": {**QLORA, "ddp": True, "gradient_accumulation_steps": 4, "model": MANY},
     "ddp, foreach, not checkpointed, one micro-batch, evaluation": {
         "ddp": True,
+        "model": MANY,
         "gradient_accumulation_steps": 1,
         "gradient_checkpointing": False,
         "optimizer": "adamw_torch",
         "val_set_size": 0.1,
         "eval_sample_packing": False,
     },
-    "ddp, an embedding that is broadcast without a copy": {**LORA, "ddp": True, "model": {"vocab_size": 4_200_000}},
-    "ddp, experts in every other layer": {**MOE, "ddp": True, "model": {"decoder_sparse_step": 2, "hidden_size": 128}},
+    "ddp, an embedding that is broadcast without a copy": {
+        **LORA, "ddp": True, "model": {**MANY, "vocab_size": 4_200_000},
+    },
+    "ddp, experts in every other layer": {
+        **MOE, "ddp": True, "model": {**MANY, "decoder_sparse_step": 2, "hidden_size": 128},
+    },
     "ddp, lora and whole embeddings, buffers not sent": {
         **LORA,
-        "family": "gemma2",
-        "attn_implementation": "eager",
+        **IN_TURNS,
         "ddp": True,
         "ddp_broadcast_buffers": False,
         "ddp_bucket_cap_mb": 1,
@@ -72,9 +78,9 @@ TELLS_APART: dict[str, dict[str, Any]] = {
     "targets of single layers": {**LORA, "lora_target_linear": False,
                                  "lora_target_modules": ["v_proj", "layers.5.self_attn.q_proj"]},
     "a pattern of single layers": {**LORA, "lora_target_linear": False,
-                                   "lora_target_modules": r"model\.layers\.([0-9]|1[0-3])\.self_attn\.[qv]_proj"},
+                                   "lora_target_modules": r"model\.layers\.([0-9]|1[0-1])\.self_attn\.[qv]_proj"},
     "a pattern of layers far behind": {**LORA, "lora_target_linear": False,
-                                       "lora_target_modules": r".*\.(2\d|0)\.mlp\.up_proj"},
+                                       "lora_target_modules": r".*\.(1\d|0)\.mlp\.up_proj"},
     "unfrozen_parameters": {"unfrozen_parameters": [r"^model\.layers\.1[0-9].*", "lm_head"]},
     "lisa": {"lisa_n_layers": 4, "lisa_step_interval": 20, "lisa_layers_attribute": "model.layers"},
     "a list of what is not quantised": {**QLORA, "bnb_config_kwargs":
@@ -82,12 +88,13 @@ TELLS_APART: dict[str, dict[str, Any]] = {
     "layer_offloading": {**LORA, "layer_offloading": True},
     "checkpoints on the host": {"gradient_checkpointing": "offload"},
     "sliding attention in the last half": {"family": "qwen2", "model": {
-        "layer_types": ["full_attention"] * 12 + ["sliding_attention"] * 12, "sliding_window": 8,
+        "layer_types": ["full_attention"] * 7 + ["sliding_attention"] * 8, "sliding_window": 8,
         "use_sliding_window": True}},
-    "one layer of experts in the middle": {**MOE, "model": {"mlp_only_layers": [n for n in range(24) if n != 12]}},
+    "one layer of experts in the middle": {**MOE, "model": {"mlp_only_layers": [n for n in range(NUM_LAYERS) if n != 7]}},
     # The last layer's recomputation frees one tensor more than the others: refused, so all layers are traced.
-    "sliding and full attention in turns, not reentrant": {"family": "gemma2", "attn_implementation": "eager",
-                                                           "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+    "sliding and full attention in turns, not reentrant": {
+        **IN_TURNS, "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    },
     "ddp, which looks for unused parameters": {**LORA, "ddp": True, "ddp_find_unused_parameters": True},
     "eight layers": {"model": {"num_hidden_layers": 8}},
 }  # fmt: skip
@@ -127,4 +134,4 @@ def test_a_report_is_that_of_every_layer(name: str, configs: Any, unfolded: Any,
         assert (not run.not_folded) is (name in FOLDS), run.not_folded
         assert "in a short model" not in run.not_folded, run.not_folded  # an error where a refusal was due
         layers = {fact.name.split("layers.")[1].split(".")[0] for fact in run.facts.modules if "layers." in fact.name}
-        assert len(layers) == (8 if name == "eight layers" else NUM_LAYERS)
+        assert len(layers) == CASES[name].get("model", {}).get("num_hidden_layers", NUM_LAYERS)
