@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import sys
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.new_process import in_new_processes
 from support.paths import SCRIPTS
 from support.tiny_models import write_tiny_model
 
@@ -75,14 +75,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     model = str(write_tiny_model("llama", folder / "llama"))
     os.environ["MASTER_PORT"] = "29713"
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=run_rank, args=(rank, str(folder), model)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
+    exit_codes = in_new_processes(run_rank, [(rank, str(folder), model) for rank in range(2)])
     del os.environ["MASTER_PORT"]
-    assert [process.exitcode for process in ranks] == [0, 0]
+    assert exit_codes == [0, 0]
     return folder
 
 

@@ -1,19 +1,13 @@
-"""Configurations of models with many tiny layers, and their reports with every layer traced, made in another process.
-
-`python -m support.folded_runs FILE` reads a JSON object of configurations by name, and prints one of reports.
-"""
+"""Configurations of models with many tiny layers, and their reports with every layer traced, made in another process."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import axmem_trace
-from support.paths import ROOT, TESTS
+from support.new_process import in_new_process
 from support.tiny_models import TINY
 
 NUM_LAYERS = 15
@@ -56,24 +50,10 @@ def report_of(config: dict[str, Any], *, fold: bool) -> dict[str, Any]:
     return plain
 
 
-def unfolded_reports(configs: dict[str, dict[str, Any]], directory: Path) -> dict[str, dict[str, Any]]:
+def unfolded_reports(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Every layer traced, in a process of its own: no patch of this one reaches it."""
-    path = directory / "configs.json"
-    path.write_text(json.dumps(configs))
-    command = [sys.executable, "-m", "support.folded_runs", str(path)]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=TESTS,
-        timeout=1800,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{TESTS}"},
-    )
-    assert done.returncode == 0, done.stderr
-    reports: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return reports
+    return in_new_process(_unfolded_reports, configs)
 
 
-if __name__ == "__main__":
-    asked = json.loads(Path(sys.argv[1]).read_text())
-    print(json.dumps({name: report_of(config, fold=False) for name, config in asked.items()}))
+def _unfolded_reports(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: report_of(config, fold=False) for name, config in configs.items()}

@@ -5,7 +5,6 @@ It is the oracle of the fake process group on meta: everything below PyTorch's o
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 from axmem_trace.ledger import Ledger
+from support.new_process import in_new_processes
 from support.tiny_models import write_tiny_model
 
 ASSUMPTIONS = ("autocast=false", "optimizer_implementation=foreach")
@@ -60,13 +60,8 @@ def run_in_processes(run_rank: Callable[..., None], cases: Sequence[Any], num_ra
     Returns the records by case, then by rank.
     """
     with tempfile.TemporaryDirectory() as folder:
-        context = multiprocessing.get_context("spawn")
-        ranks = [context.Process(target=run_rank, args=(cases, rank, num_ranks, folder)) for rank in range(num_ranks)]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-        assert [process.exitcode for process in ranks] == [0] * num_ranks
+        exit_codes = in_new_processes(run_rank, [(cases, rank, num_ranks, folder) for rank in range(num_ranks)])
+        assert exit_codes == [0] * num_ranks
         by_rank = [pickle.loads((Path(folder) / f"rank{rank}").read_bytes()) for rank in range(num_ranks)]
     return [list(records) for records in zip(*by_rank, strict=True)]
 

@@ -54,7 +54,7 @@ def num_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def test_each_answer_is_that_of_a_new_process(tmp_path: Path, num_models: list[int]) -> None:
     base = make_config(tmp_path, "lora", {**LORA, "sequence_len": 4096})
     configs = {name: {**base, **changes} for name, changes, _ in QUESTIONS}
-    expected = unfolded_reports(configs, tmp_path)
+    expected = unfolded_reports(configs)
     for name, _, covered in QUESTIONS:
         assert report_of(configs[name], fold=True) == expected[name], name
         assert num_models[-1] == (1 if covered else 2), name
@@ -71,7 +71,7 @@ def test_a_changed_base_model_is_another_question(tmp_path: Path, num_models: li
         {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
     ):
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-        expected = unfolded_reports({"changed": config}, tmp_path)
+        expected = unfolded_reports({"changed": config})
         assert report_of(config, fold=True) == expected["changed"], changes
         assert num_models[-1] == 2, changes
 
@@ -88,7 +88,7 @@ def test_few_checks_are_kept(tmp_path: Path, num_models: list[int]) -> None:
 def test_a_check_of_another_process_is_enough(tmp_path: Path, num_models: list[int]) -> None:
     base = make_config(tmp_path, "lora", {**LORA, "sequence_len": 4096})
     longer = {**base, "sequence_len": 4160}
-    expected = unfolded_reports({"longer": longer}, tmp_path)
+    expected = unfolded_reports({"longer": longer})
     report_of(base, fold=True)
     packed = checked_folds.pack(checked_folds.kept())
     checked_folds.forget_all()

@@ -110,8 +110,8 @@ def configs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
 
 
 @pytest.fixture(scope="module")
-def unfolded(configs: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return unfolded_reports(configs, tmp_path_factory.mktemp("unfolded"))
+def unfolded(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return unfolded_reports(configs)
 
 
 @pytest.mark.parametrize("name", CASES)

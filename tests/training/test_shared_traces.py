@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
+from support.new_process import in_new_process
 from support.tiny_models import write_tiny_model
 
 from axmem_trace import estimate
@@ -118,8 +117,7 @@ def test_the_figures_are_those_of_an_estimate_of_its_own(tmp_path: Path, num_gpu
             }
         )
     )
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as new_process:
-        equal, num_traces = new_process.submit(compare, config, num_gpus).result()
+    equal, num_traces = in_new_process(compare, config, num_gpus)
     assert equal
     # T4 has no FlashAttention-2 and trains in float16; cuBLAS's workspace, larger from Hopper on, is all that differs
     # among the others, and is resized
