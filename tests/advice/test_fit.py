@@ -229,6 +229,7 @@ def test_the_patch_of_a_real_run_makes_it_fit(tmp_path, capsys):
     config = {
         **CONFIG,
         "base_model": "Qwen/Qwen3-0.6B",
+        "overrides_of_model_config": {"num_hidden_layers": 2},
         "sequence_len": 512,
         "lora_r": 8,
         "adapter": "lora",
@@ -237,7 +238,7 @@ def test_the_patch_of_a_real_run_makes_it_fit(tmp_path, capsys):
     }
     path, changed = tmp_path / "run.yml", tmp_path / "changed.yml"
     path.write_text(yaml.safe_dump(config))
-    card = ["--gpu", "4GiB", "--offline"]
+    card = ["--gpu", "3GiB", "--offline"]
     assert command_line.main([str(path), *card]) == 3
     capsys.readouterr()
     assert command_line.main(["fit", str(path), *card, "-o", str(changed)]) == 0
