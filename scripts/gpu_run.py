@@ -159,6 +159,7 @@ class GpuRecorder:
 
     def __init__(self, device: str) -> None:
         self.device = self.traced_device = device
+        self.layers = None  # none is left out of a model that really runs
         self.phases: list[dict[str, Any]] = []
         self.notes: list[Note] = []
         self.values = SimpleNamespace(num_true={})
@@ -177,6 +178,11 @@ class GpuRecorder:
         if self._phase is not None:
             self.phases.append({**self._phase, **read_allocator()})
             self._phase = None
+
+    @property
+    def phase(self) -> str:
+        """The phase going on; loading before the first mark."""
+        return self._phase["phase"] if self._phase is not None else "load"
 
     @property
     def recorder(self) -> GpuRecorder:
