@@ -9,7 +9,9 @@ from axmem_trace.recipe.recipe import Recipe
 def note_warnings_of_ranks(draft: Draft, recipe: Recipe) -> None:
     """Adds a warning for each such effect of FSDP."""
     parallel = recipe.parallel
-    if parallel.engine not in ("fsdp1", "fsdp2"):
+    if parallel.engine == "tensor":
+        _warn_of_tensor(draft, recipe)
+    if parallel.engine not in ("fsdp1", "fsdp2") and not (parallel.engine == "tensor" and parallel.mesh.shard > 1):
         return
     steps = recipe.batch.gradient_accumulation_steps
     if steps > 1 and not parallel.syncs_each_batch:
@@ -19,6 +21,8 @@ def note_warnings_of_ranks(draft: Draft, recipe: Recipe) -> None:
             "{gradient_accumulation_kwargs: {sync_each_batch: true}}`"
         )
         draft.note("warning", "gradient_accumulation_steps", text)
+    if parallel.engine == "tensor":
+        return
     if not parallel.fsdp.loads_on_host and recipe.quantisation.method == "none":
         text = (
             "each GPU holds the whole model while it is loaded: `cpu_ram_efficient_loading: true` under fsdp_config sends "
@@ -31,3 +35,32 @@ def note_warnings_of_ranks(draft: Draft, recipe: Recipe) -> None:
             "(`fsdp_version: 2`) takes 8, all in half precision"
         )
         draft.note("warning", "fsdp_config", text)
+
+
+_WITHOUT_EFFECT = (
+    "reshard_after_forward",
+    "offload_params",
+    "transformer_layer_cls_to_wrap",
+    "auto_wrap_policy",
+    "cpu_ram_efficient_loading",
+    "activation_checkpointing",
+)
+
+
+def _warn_of_tensor(draft: Draft, recipe: Recipe) -> None:
+    """transformers divides the model while it is loaded, and axolotl's preparation returns at once
+    (`monkeypatch/accelerate/fsdp2.py` `fsdp2_prepare_model`)."""
+    given = [name for name in _WITHOUT_EFFECT if draft.sub("fsdp_config").get(name)]
+    if given:
+        text = (
+            f"{', '.join(given)} under fsdp_config have no effect with tensor parallelism: transformers divides the model "
+            "itself, and keeps norm and head whole from forward to backward"
+        )
+        draft.note("warning", "fsdp_config", text)
+    mesh = recipe.parallel.mesh
+    if mesh.shard > 1 and not draft.get("fsdp_config"):
+        text = (
+            f"{mesh.tensor * mesh.shard} GPUs are {mesh.shard} times as many as tensor_parallel_size: transformers divides "
+            "the parameters among the others by FSDP2, without an fsdp_config too"
+        )
+        draft.note("warning", "tensor_parallel_size", text)

@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from axmem_trace.models.built import BuiltModel
+from axmem_trace.models.dtypes import cast_as_axolotl
 from axmem_trace.models.quantisation.staged import stage_packed_weights
-from axmem_trace.parallel import ddp, fsdp1, fsdp2
+from axmem_trace.models.warm_up import warm_up
+from axmem_trace.parallel import ddp, fsdp1, fsdp2, tensor
 from axmem_trace.parallel.ddp_folded import wrap_short_model
 from axmem_trace.parallel.in_place import gathers_recorded, resizes_recorded, shapes_planned_unseen, streams_recorded
 from axmem_trace.parallel.offload import as_offloaded, copy_to_host, offloads_on_meta
-from axmem_trace.parallel.process_group import open_process_group
+from axmem_trace.parallel.process_group import exchange_rules, open_process_group
 from axmem_trace.parallel.rank_facts import describe_rank, flat_shards, local_tensors, sharded_names
 from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.parallel.ranks import all_alike, group_fsdp1, group_fsdp2
@@ -55,6 +57,9 @@ def open_ranks(recipe: Recipe, recording: RecordingMode, *, rank: int | None = N
         if parallel.fsdp.offload_params:
             stack.enter_context(offloads_on_meta(recorder))
         stack.enter_context(ddp.ddp_runs_on_meta())
+        if parallel.engine == "tensor":
+            stack.enter_context(tensor.gradients_summed_by_hooks())
+            recording.add_rules(exchange_rules())
         if parallel.engine == "zero3":
             stack.enter_context(linear_may_change())
         yield lambda built: divide(recipe, recording, built, rank=rank)
@@ -123,6 +128,23 @@ def _with_fsdp2(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankMo
     return as_offloaded(rank_model, recorder) if fsdp.offload_params else rank_model
 
 
+def _with_tensor(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankModel:
+    model, parallel = built.module, recipe.parallel
+    with recorder.paused():
+        tensor.shard_model(model, recipe, device_type=recorder.traced_device)
+    facts = describe_rank(built.facts, _tensors_of_rank(built), sharded=sharded_names(model))
+    warm_up(recorder, recipe, sum(fact.nbytes for fact in facts.tensors))
+    _register_whole(recorder, built)
+    cast_as_axolotl(model, recipe, experts_quantised=False)  # again: a run casts the divided model
+    _register_whole(recorder, built)
+    return RankModel(
+        call=model,
+        facts=facts,
+        groups=tensor.group_ranks(model, parallel),
+        without_sync=lambda: _unsynced(model) if parallel.mesh.shard > 1 else nullcontext(),
+    )
+
+
 @contextmanager
 def _unsynced(model: Any) -> Iterator[None]:
     """accelerate `Accelerator.no_sync` for FSDP2."""
@@ -159,9 +181,9 @@ def _arrival(recipe: Recipe, recorder: Recorder) -> Callable[[nn.Module], None]:
     """Records that a module's parameters are moved to the GPU before they are flattened; nothing if they are there."""
 
     def arrive(module: nn.Module) -> None:
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                recorder.register(tensor, role="weight")
+        for each in (*module._parameters.values(), *module._buffers.values()):
+            if each is not None:
+                recorder.register(each, role="weight")
 
     return arrive if recipe.parallel.fsdp.loads_on_host else lambda module: None
 
@@ -172,7 +194,7 @@ def _tensors_of_rank(built: BuiltModel) -> dict[str, torch.Tensor]:
 
 
 def _register_whole(recorder: Recorder, built: BuiltModel) -> None:
-    """The whole model is on this rank's GPU."""
+    """The whole model, or this rank's parts of it, are on this rank's GPU."""
     tensors = _tensors_of_rank(built)
     for fact in built.facts.tensors:
         recorder.register(tensors[fact.name], role=fact.role, module=fact.module, device=fact.device)
@@ -182,6 +204,7 @@ ENGINES: dict[str, Callable[[Recipe, Recorder, BuiltModel], RankModel]] = {
     "ddp": _with_ddp,
     "fsdp1": _with_fsdp1,
     "fsdp2": _with_fsdp2,
+    "tensor": _with_tensor,
 }
 """The engines that wrap the model before the optimizer is made."""
 ZERO_ENGINES = ("zero1", "zero2", "zero3")

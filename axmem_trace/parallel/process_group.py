@@ -4,13 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 from axmem_trace.parallel.streams import DeviceModule, Streams
+from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.patching import replaced
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.rules import Rules
+
+
+def exchange_rules() -> Rules:
+    """The result of an exchange is wrapped until it is waited for, and then used itself. On meta torch would make a new
+    tensor for each of these (torch 2.14 `distributed/_functional_collectives.py`, `_wait_tensor_meta` and the meta kernel
+    of `_wrap_tensor_autograd`)."""
+    rules, ops = Rules(), torch.ops._c10d_functional
+    rules.dispatch(ops.wait_tensor.default)(_wait)
+    if hasattr(ops, "_wrap_tensor_autograd"):
+        rules.dispatch(ops._wrap_tensor_autograd.default)(_wrap)
+    return rules
+
+
+def _wait(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0]
+
+
+def _wrap(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return AsyncCollectiveTensor(args[0])
 
 
 @contextmanager
@@ -42,4 +65,14 @@ def open_process_group(recorder: Recorder, *, rank: int, num_ranks: int) -> Iter
         stack.enter_context(collectives_recorded(recorder, streams.start_collective))
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_ranks)
         stack.callback(dist.destroy_process_group)
+        _forget_layouts()
         yield streams
+
+
+def _forget_layouts() -> None:
+    """DTensor remembers layouts, with the groups of the rank that they were calculated for."""
+    from torch.distributed.tensor import debug
+
+    clear = getattr(debug, "_clear_sharding_prop_cache", None)
+    if clear is not None:
+        clear()

@@ -37,8 +37,11 @@ def sharded_names(model: nn.Module) -> frozenset[str]:
     """Parameters that FSDP2 or tensor parallelism has divided, by plain name."""
     from torch.distributed.tensor import DTensor
 
-    named = model.named_parameters(remove_duplicate=False)
-    return frozenset(plain_name(name) for name, parameter in named if isinstance(parameter, DTensor))
+    return frozenset(
+        plain_name(name)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if isinstance(parameter, DTensor) and not all(place.is_replicate() for place in parameter.placements)
+    )
 
 
 def flat_shards(model: nn.Module, wrapped: Any) -> Iterator[FlatShard]:

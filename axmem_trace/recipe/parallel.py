@@ -8,8 +8,9 @@ from typing import Literal
 
 from axmem_trace.recipe.model import Dtype
 
-Engine = Literal["none", "ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
-"""What distributes the run: nothing (one GPU), PyTorch's DistributedDataParallel, its two FSDPs, or DeepSpeed's ZeRO."""
+Engine = Literal["none", "ddp", "fsdp1", "fsdp2", "tensor", "zero1", "zero2", "zero3"]
+"""What distributes the run: nothing (one GPU), PyTorch's DistributedDataParallel, its two FSDPs, transformers' tensor
+parallelism (with its own FSDP2, if there are more ranks), or DeepSpeed's ZeRO."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,6 +203,7 @@ _NAMES = {
     "ddp": "DistributedDataParallel",
     "fsdp1": "FSDP1",
     "fsdp2": "FSDP2",
+    "tensor": "tensor parallelism",
     "zero1": "DeepSpeed ZeRO-1",
     "zero2": "DeepSpeed ZeRO-2",
     "zero3": "DeepSpeed ZeRO-3",

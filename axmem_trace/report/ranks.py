@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import groupby
 
 from axmem_trace.allocator.reservation import Reservation
 from axmem_trace.ledger import Ledger
 from axmem_trace.ledger.spans import most_alive, survey
-from axmem_trace.model_facts import ModelFacts
+from axmem_trace.model_facts import ModelFacts, TensorFact
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report.rank_types import Division, RankUse
 from axmem_trace.report.types import Resident
@@ -17,6 +18,7 @@ from axmem_trace.report.types import Resident
 _SHARES_TRAINING = {
     "fsdp1": ("gradients", "optimizer"),
     "fsdp2": ("gradients", "optimizer"),
+    "tensor": ("gradients", "optimizer"),
     "zero1": ("optimizer",),
     "zero2": ("gradients", "optimizer"),
     "zero3": ("gradients", "optimizer"),
@@ -99,8 +101,15 @@ def _rows(recipe: Recipe, facts: ModelFacts, resident: Resident, gathered: int) 
         yield Division(name=name, sharded_bytes=sharded, replicated_bytes=replicated)
     for name in ("gradients", "optimizer"):
         nbytes = getattr(resident, name)
-        if name in _SHARES_TRAINING.get(recipe.parallel.engine, ()):
-            yield Division(name=name, sharded_bytes=nbytes)
-        else:
-            yield Division(name=name, replicated_bytes=nbytes)
+        shares = name in _SHARES_TRAINING.get(recipe.parallel.engine, ())
+        sharded = int(nbytes * _trained_share(recipe, on_gpu)) if shares else 0
+        yield Division(name=name, sharded_bytes=sharded, replicated_bytes=nbytes - sharded)
     yield Division(name="gathered parameters", gathered_bytes=gathered)
+
+
+def _trained_share(recipe: Recipe, facts: Sequence[TensorFact]) -> Fraction:
+    """Of the bytes that a rank trains, the share that is divided: all, but what tensor parallelism leaves whole."""
+    trained = sum(fact.nbytes for fact in facts if fact.trainable)
+    if recipe.parallel.engine != "tensor" or not trained:
+        return Fraction(1)
+    return Fraction(sum(fact.nbytes for fact in facts if fact.trainable and fact.division == "sharded"), trained)

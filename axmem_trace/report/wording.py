@@ -64,7 +64,11 @@ def describe_ranks(recipe: Recipe, ranks: Sequence[RankUse] = ()) -> str:
     name = engine_name(parallel.engine)
     if parallel.engine in ("zero1", "zero2"):
         return f"{text}, {name}: the figures are for the rank that keeps the most gradients"
-    return f"{text}, {name}, {parallel.mesh.num_shards} shards{copies}: the figures are {_whose(ranks)}"
+    divided = f"{name}, {parallel.mesh.num_shards} shards{copies}"
+    if parallel.engine == "tensor":
+        divided = f"{name} of {parallel.mesh.tensor}"
+        divided += f" x FSDP2, {parallel.mesh.shard} shards" if parallel.mesh.shard > 1 else ""
+    return f"{text}, {divided}: the figures are {_whose(ranks)}"
 
 
 def _whose(ranks: Sequence[RankUse]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,10 +17,13 @@ from axmem_trace.tracing.originals import call_original, called_by_libraries
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.tracing.result_memo import can_remember
 from axmem_trace.tracing.rules import Rules
-from axmem_trace.tracing.tensors import tensors_in
+from axmem_trace.tracing.tensors import local_part, tensors_in
 
 aten = torch.ops.aten
 _MOVES_STORAGE = frozenset({aten.resize_.default, aten.set_.source_Storage_storage_offset, aten.set_.source_Tensor})
+
+WRAPPERS = (DTensor, AsyncCollectiveTensor)
+"""Tensors without memory, each of which holds another one."""
 
 Decision = Callable[[Recorder, tuple[Any, ...], dict[str, Any], Any], None]
 
@@ -95,7 +99,7 @@ class RecordingMode(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if any(issubclass(each, DTensor) for each in types):
+        if any(issubclass(each, WRAPPERS) for each in types):
             return NotImplemented  # its own dispatch leads to the local operators, which come here again
         with torch._C.DisableTorchFunction():  # nothing below autograd is for a function mode to see
             return self._record(func, args, kwargs or {})
@@ -126,7 +130,7 @@ class RecordingMode(TorchDispatchMode):
         else:
             result = plan.rule(self.context, func, args, kwargs)
         if plan.fresh:
-            recorder.allocate(result, plan.name)
+            recorder.allocate(local_part(result) if plan.collective else result, plan.name)
         if plan.collective and recorder.on_collective is not None:
             recorder.on_collective()
         if self._on_meta:

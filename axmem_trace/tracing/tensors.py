@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor that is divided among ranks (a DTensor); any other tensor as it is."""
+    """This rank's part of a tensor that is divided among ranks (a DTensor), the result of an exchange that has not been
+    waited for (an `AsyncCollectiveTensor`); any other tensor as it is."""
     part: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
-    return part
+    return part.elem if isinstance(part, AsyncCollectiveTensor) else part
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

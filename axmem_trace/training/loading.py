@@ -25,6 +25,7 @@ from axmem_trace.models.layer_folding import Folding, NoFolding
 from axmem_trace.models.quantisation import iterate_bnb_states
 from axmem_trace.models.reference import build_reference
 from axmem_trace.models.reward_models import build_reward_models, copy_policy, reward_name
+from axmem_trace.models.warm_up import warm_up
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recording_mode import RecordingMode
@@ -32,8 +33,6 @@ from axmem_trace.units import format_bytes
 
 PACKED_CHUNK = 1 << 26
 """Weights that axolotl packs at a time, if it stages them on the host (0.21 `utils/nf4.py`)."""
-WARM_UP_RESERVE_BYTES = 1_288_490_188
-"""1.2 * 1024^3: the bytes of the card that `caching_allocator_warmup` leaves free, at least."""
 
 
 def load_models(recipe: Recipe, recording: RecordingMode, folding: Folding | None = None) -> BuiltModel:
@@ -128,21 +127,13 @@ class LoadRecorder:
         self.recorder.notes.append(Note(kind="ruled", key="host.loading", text=text, bytes=nbytes))
 
     def _warm_up(self, model: nn.Module) -> None:
-        """One block as large as the model, freed directly: the weights are then allocated from this cache.
-
-        axolotl switches it off if it quantises experts while loading (`monkeypatch/moe_quant.py`); transformers has it
-        from 4.50 on.
-        """
-        if self.recipe.quantisation.quantise_moe_experts or self.recipe.older.loading == "before_4_50":
-            return
         nbytes = sum(
             self._counted_bytes(module, parameter) * self._represents(name)
             for name, module, parameter in _own_parameters(model)
             if not is_on_host(parameter)
         )
         nbytes += sum(buffer.nbytes * self._represents(name) for name, buffer in model.named_buffers())
-        nbytes = self.recipe.gpu.at_most(nbytes, WARM_UP_RESERVE_BYTES)
-        self.recorder.workspace(nbytes // 2 * 2, "transformers.caching_allocator_warmup")
+        warm_up(self.recorder, self.recipe, nbytes)
 
     def _counted_bytes(self, module: nn.Module, parameter: nn.Parameter) -> int:
         """The size by transformers' quantizers (`param_element_size`): half a byte per weight for 4-bit linears."""
@@ -231,7 +222,7 @@ def _loads_on_host(recipe: Recipe) -> bool:
     """True if the weights stay on the host. With FSDP and DeepSpeed there is no device map, so they are read there;
     QLoRA's go to each GPU (axolotl `loaders/model.py` `_set_device_map_config`) if they are not staged, and bitsandbytes
     packs 8-bit ones on the GPU."""
-    sharded = recipe.parallel.engine in ("fsdp1", "fsdp2", "zero1", "zero2", "zero3")
+    sharded = recipe.parallel.engine in ("fsdp1", "fsdp2", "tensor", "zero1", "zero2", "zero3")
     stays = recipe.quantisation.method not in ("bnb_4bit", "bnb_8bit") or recipe.parallel.fsdp.stages_packed
     return sharded and stays
 

@@ -41,7 +41,6 @@ def refusals(directory: Path, keys: dict[str, Any], gpus: int, release: str) -> 
         ({**FSDP1, "fsdp_config": {"reshard_after_forward": True}}, 2, "0.19.0", "KeyError 'TRUE'"),
         ({"fsdp": ["full_shard", "auto_wrap"]}, 2, "0.19.0", "stops without it"),
         ({**TP, **FSDP2, "dp_shard_size": 2}, 4, "0.19.0", "2 x 1 is not the number of GPUs, 4"),
-        ({**TP, **LORA}, 2, "0.21.0", "tensor parallelism with an adapter"),
         ({"tensor_parallel_size": 2}, 2, "0.21.0", "can't save the optimizer"),
         ({**TP, **FSDP2, "dp_shard_size": 2, "dp_replicate_size": 2}, 8, "0.21.0", "with dp_replicate_size"),
         ({**TP, **FSDP2, "dp_shard_size": 2, "context_parallel_size": 2}, 8, "0.21.0", "with context_parallel_size"),
@@ -61,7 +60,6 @@ def test_a_run_that_stops_is_refused(tmp_path: Path, keys: dict[str, Any], gpus:
         ({**OWN, "gradient_checkpointing": True}, 1, "0.21.0"),  # without FSDP
         (FSDP1, 2, "0.19.0"),
         ({**FSDP2}, 2, "0.19.0"),
-        ({**TP}, 2, "0.19.0"),
         ({**TP}, 2, "0.21.0"),
         ({"tensor_parallel_size": 2, "save_strategy": "no"}, 2, "0.21.0"),
         ({**TP, "dp_shard_size": 2, **FSDP2}, 4, "0.21.0"),

@@ -43,7 +43,7 @@ def derive_parallel(draft: Draft, gpus: int, nodes: int = 1) -> Parallel:
     named = _named_engine(draft, zero)
     sizes = {axis: draft.get(key) or 1 for key, axis in AXES.items() if draft.is_live(key)}
     num_ranks = _count(draft, gpus * nodes, named, Mesh(**sizes))
-    engine: Engine = "none" if num_ranks == 1 else named
+    engine: Engine = "none" if num_ranks == 1 and named != "tensor" else named
     _refuse_kernels(draft, engine)
     refuse_certain_stops(draft, engine, num_ranks)
     mesh = _make_mesh(draft, engine, num_ranks, Mesh(**sizes))
@@ -53,17 +53,20 @@ def derive_parallel(draft: Draft, gpus: int, nodes: int = 1) -> Parallel:
         num_nodes=nodes,
         count_is_assumed=num_ranks > 1 and not gpus,
         mesh=mesh,
-        fsdp=derive_fsdp(draft, fsdp_version(draft)) if uses_fsdp(draft) else Fsdp(),
+        fsdp=derive_fsdp(draft, fsdp_version(draft)) if uses_fsdp(draft) and engine != "tensor" else Fsdp(),
         ddp=_derive_ddp(draft),
         zero=zero,
-        syncs_each_batch=_syncs_each_batch(draft),
+        syncs_each_batch=_syncs_each_batch(draft) or (engine == "tensor" and not uses_fsdp(draft)),
     )
     _say(draft, parallel, named)
     return parallel
 
 
 def _named_engine(draft: Draft, zero: Zero) -> Engine:
-    """The engine with more than one GPU: FSDP before DeepSpeed (`prepare_optim_env`), DDP if neither is configured."""
+    """The engine with more than one GPU: transformers divides the model while it is loaded, and axolotl's FSDP finds it
+    divided (`fsdp2_prepare_model`); FSDP before DeepSpeed (`prepare_optim_env`); DDP if nothing is configured."""
+    if (draft.get("tensor_parallel_size") or 1) > 1 and (uses_fsdp(draft) or not zero.stage):
+        return "tensor"
     if uses_fsdp(draft):
         return "fsdp1" if fsdp_version(draft) == 1 else "fsdp2"
     by_stage: dict[int, Engine] = {1: "zero1", 2: "zero2", 3: "zero3"}
@@ -82,6 +85,8 @@ def _make_mesh(draft: Draft, engine: Engine, num_ranks: int, said: Mesh) -> Mesh
     engine uses all ranks."""
     if engine == "none":
         return Mesh()
+    if engine == "tensor":
+        return _mesh_of_tensor(draft, num_ranks, said)
     if said.num_ranks == 1:
         return Mesh(replicate=num_ranks) if engine == "ddp" else Mesh(shard=num_ranks)
     given = [key for key, axis in AXES.items() if getattr(said, axis) > 1]
@@ -104,6 +109,24 @@ def _make_mesh(draft: Draft, engine: Engine, num_ranks: int, said: Mesh) -> Mesh
     return said
 
 
+def _mesh_of_tensor(draft: Draft, num_ranks: int, said: Mesh) -> Mesh:
+    """transformers divides each part of a layer among all other ranks by FSDP2 (axolotl 0.21 `loaders/model.py`
+    `_build_model`: `fsdp_size`), with or without `dp_shard_size`."""
+    if said.shard > 1 and not uses_fsdp(draft):
+        raise draft.error(
+            "dp_shard_size needs an fsdp_config", "dp_shard_size", remedy="add one, or remove dp_shard_size"
+        )
+    if num_ranks % said.tensor or (said.shard > 1 and said.num_ranks != num_ranks):
+        key = "tensor_parallel_size" + (" x dp_shard_size" if said.shard > 1 else "")
+        sizes = f"{said.tensor} x {said.shard}" if said.shard > 1 else str(said.tensor)
+        raise draft.error(
+            f"{key}: {sizes}, but the run has {num_ranks} GPU{'s' if num_ranks > 1 else ''}: transformers refuses to load",
+            "tensor_parallel_size",
+            remedy=f"run on {said.num_ranks} GPUs, or change the sizes",
+        )
+    return Mesh(tensor=said.tensor, shard=num_ranks // said.tensor)
+
+
 def _refuse_kernels(draft: Draft, engine: Engine) -> None:
     """`check_multigpu_lora_kernels` of axolotl 0.19."""
     asked = [key for key in VALIDATED_LORA_KERNEL_KEYS if draft.get(key)]
@@ -124,14 +147,19 @@ def _derive_ddp(draft: Draft) -> Ddp:
 
 
 def _syncs_each_batch(draft: Draft) -> bool:
-    """`accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}`."""
+    """`accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}`. accelerate only knows how to wait with
+    FSDP2 that it has been configured for (1.15 `accelerator.py` `no_sync`)."""
     kwargs = draft.sub("accelerator_config").get("gradient_accumulation_kwargs")
     return bool(isinstance(kwargs, dict) and kwargs.get("sync_each_batch"))
 
 
 def _say(draft: Draft, parallel: Parallel, named: Engine) -> None:
     """Adds reasons, and notes on what the figures leave out."""
+    if (draft.get("tensor_parallel_size") or 1) > 1 and named != "tensor":
+        text = "DeepSpeed's tensor parallelism (AutoTP) is not in the figures: it splits weights and part of the activations"
+        draft.note("not_modelled", "tensor_parallel_size", text, direction="less")
     key = "fsdp_config" if uses_fsdp(draft) else "deepspeed" if draft.has("deepspeed") else ""
+    key = "tensor_parallel_size" if named == "tensor" else key
     if parallel.engine == "none":
         if key:
             draft.note("warning", key, f"{engine_name(named)} has no effect on one GPU: give the number with --gpus")

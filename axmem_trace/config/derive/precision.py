@@ -15,10 +15,6 @@ ATTENTION_WITHOUT_DTYPE_CAST = ("eager", "sdpa")
 BF16_CAPABILITY = (8, 0)
 """Ampere: the first cards that compute in bfloat16."""
 
-ENGINES_WITHOUT_AUTOCAST = ("fsdp2", "zero1", "zero2", "zero3")
-"""accelerate's `_prepare_fsdp2` and `_prepare_deepspeed` do not call `prepare_model`, which wraps the forward in
-autocast."""
-
 
 def derive_precision(draft: Draft, gpu: Gpu, base: BaseModel, engine: Engine = "none") -> Precision:
     """`Precision` from the keys, the target GPU (never this machine's) and the engine that distributes the run."""
@@ -27,9 +23,8 @@ def derive_precision(draft: Draft, gpu: Gpu, base: BaseModel, engine: Engine = "
     autocast, autocast_dtype = _autocast(draft, bf16, fp16)
     if draft.get("fp8"):  # accelerate's `fp8` is bf16 autocast and no gradient scaler (`accelerator.py`)
         autocast, autocast_dtype = True, "bfloat16"
-    if engine in ENGINES_WITHOUT_AUTOCAST and autocast:
-        who = "FSDP2 casts parameters and outputs" if engine == "fsdp2" else "DeepSpeed casts the parameters"
-        draft.reason("precision.autocast", "off", f"{who} itself, without autocast", origin="derived")
+    if autocast and (who := _in_place_of_autocast(draft, engine)):
+        draft.reason("precision.autocast", "off", f"{who}, without autocast", origin="derived")
         autocast = False
     cast_back, why = _cast_back(draft)
     embeddings = _upcasts_embeddings(draft, cast_back)
@@ -46,7 +41,7 @@ def derive_precision(draft: Draft, gpu: Gpu, base: BaseModel, engine: Engine = "
         load_dtype=load_dtype,
         autocast=autocast,
         autocast_dtype=autocast_dtype,
-        grad_scaler=autocast_dtype == "float16" and (autocast or engine == "fsdp2"),
+        grad_scaler=autocast_dtype == "float16" and (autocast or engine in ("fsdp2", "tensor")),
         output_dtype="float32" if autocast else "same",
         upcast_before=upcast,
         upcast_embeddings=embeddings,
@@ -57,6 +52,16 @@ def derive_precision(draft: Draft, gpu: Gpu, base: BaseModel, engine: Engine = "
         fp8=bool(draft.get("fp8")),
         fp8_recipe=draft.sub("fp8_config").get("recipe") or "tensorwise",
     )
+
+
+def _in_place_of_autocast(draft: Draft, engine: Engine) -> str:
+    """What casts, where accelerate's `_prepare_fsdp2` and `_prepare_deepspeed` do not call `prepare_model`, which wraps the
+    forward in autocast; empty: the Trainer's autocast applies."""
+    if engine == "fsdp2":
+        return "FSDP2 casts parameters and outputs itself"
+    if engine == "tensor" and uses_fsdp(draft):
+        return "with fsdp_config and tensor parallelism the model computes in the dtype of its weights"
+    return "DeepSpeed casts the parameters itself" if engine.startswith("zero") else ""
 
 
 def _upcasts_embeddings(draft: Draft, cast_back: bool) -> bool:

@@ -15,6 +15,8 @@ def refuse_certain_stops(draft: Draft, engine: Engine, num_ranks: int) -> None:
     """
     if num_ranks < 2:
         return
+    if engine == "tensor":
+        _refuse_adapters_of_tensor(draft)
     if engine in ("fsdp1", "fsdp2"):
         _refuse_fsdp(draft, engine)
     tensor = draft.get("tensor_parallel_size") or 1
@@ -62,19 +64,31 @@ def _refuse_tensor_0_19(draft: Draft, tensor: int, num_ranks: int) -> None:
             "tensor_parallel_size",
             remedy=f"set it to {num_ranks}, or name a newer axolotl with --axolotl 0.21.0",
         )
+    elif not draft.get("unfrozen_parameters"):
+        draft.refuse(
+            "torch refuses to clip: the gradients of layers are DTensors, those of norms and of the embedding are not (the "
+            "figures are those of axolotl 0.20, which makes all of them DTensors)",
+            "tensor_parallel_size",
+            remedy="name a newer axolotl with --axolotl 0.21.0",
+        )
+
+
+def _refuse_adapters_of_tensor(draft: Draft) -> None:
+    """There are no figures: a run would stop while it loads (axolotl 0.21 `loaders/model.py`
+    `check_tensor_parallel_adapter_support`), or the layers are NVFP4, which are not modelled."""
+    if draft.get("adapter"):
+        draft.fail(
+            draft.error(
+                "axolotl refuses tensor parallelism with an adapter, unless the base is native NVFP4, which is not modelled",
+                "tensor_parallel_size",
+                remedy="use FSDP (dp_shard_size) or context_parallel_size",
+            )
+        )
 
 
 def _refuse_tensor(draft: Draft) -> None:
-    """axolotl 0.21 `loaders/model.py` `check_tensor_parallel_adapter_support`; transformers 5.20 `trainer.py`
-    (`Trainer.__init__`: checkpoints; `create_accelerator_and_postprocess`: sizes); accelerate 1.15
-    `parallelism_config.py`."""
-    has_nvfp4_base = "nvfp4" in str(draft.get("base_model")).lower()  # published ones are named so
-    if draft.get("adapter") in ("lora", "qlora") and not has_nvfp4_base:
-        draft.refuse(
-            "axolotl refuses tensor parallelism with an adapter, unless the base is native NVFP4",
-            "tensor_parallel_size",
-            remedy="use FSDP (dp_shard_size) or context_parallel_size",
-        )
+    """transformers 5.20 `trainer.py` (`Trainer.__init__`: checkpoints; `create_accelerator_and_postprocess`: sizes);
+    accelerate 1.15 `parallelism_config.py`."""
     if not draft.get("save_only_model") and draft.get("save_strategy") != "no":
         draft.refuse(
             "the Trainer can't save the optimizer of a model that was divided while it was loaded",
@@ -84,7 +98,8 @@ def _refuse_tensor(draft: Draft) -> None:
     others = [key for key in ("dp_replicate_size", "context_parallel_size") if (draft.get(key) or 1) > 1]
     if others:
         draft.refuse(
-            f"tensor parallelism with {others[0]}: the Trainer counts these GPUs twice, and accelerate refuses to start",
+            f"tensor parallelism with {others[0]}: the Trainer counts these GPUs twice, and accelerate refuses to start "
+            "(the figures are for FSDP2 over them)",
             "tensor_parallel_size",
             remedy=f"remove {others[0]}",
         )

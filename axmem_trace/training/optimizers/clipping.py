@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,8 +21,36 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch
     Returns:
         The total norm, a 0-d meta tensor that the Trainer holds until the next step.
     """
+    parameters = list(parameters)
     with meta_as_cuda():
-        return torch.nn.utils.clip_grad_norm_(list(parameters), max_norm if max_norm > 0 else math.inf)
+        by_mesh = group_by_mesh(parameters)
+        if len(by_mesh) > 1:
+            return _clip_each_mesh(by_mesh, max_norm)
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
+
+
+def group_by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Parameters that are divided among the same ranks, in the same way; those that are not divided form a group too.
+
+    Functions of torch for lists of tensors take only such lists.
+    """
+    groups: dict[Any, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    return list(groups.values())
+
+
+def _clip_each_mesh(by_mesh: Sequence[list[nn.Parameter]], max_norm: float) -> torch.Tensor:
+    """transformers 5.20.1 `trainer.py` `_mixed_mesh_grad_norm`."""
+    norms: list[torch.Tensor] = []
+    for parameters in by_mesh:
+        norm: Any = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norms.append(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    total = torch.linalg.vector_norm(torch.stack(norms))
+    if max_norm > 0 and max_norm != math.inf:
+        for parameters in by_mesh:
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
+    return total
 
 
 class GradientScaler:

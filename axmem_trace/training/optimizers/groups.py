@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.training.optimizers.clipping import group_by_mesh
 
 _UNDECAYED_PATTERNS = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 """transformers/trainer.py, `Trainer.get_decay_parameter_names` (the same in 5.16 and 5.23)."""
@@ -54,10 +55,11 @@ def _transformers_groups(recipe: Recipe, module: nn.Module) -> list[dict[str, An
     """transformers/trainer.py, `Trainer.create_optimizer`: with and without weight decay."""
     decayed = decay_parameter_names(module)
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for name, p in named if name in decayed], "weight_decay": recipe.optimizer.weight_decay},
-        {"params": [p for name, p in named if name not in decayed], "weight_decay": 0.0},
-    ]
+    groups = (
+        ([p for name, p in named if name in decayed], recipe.optimizer.weight_decay),
+        ([p for name, p in named if name not in decayed], 0.0),
+    )
+    return [{"params": same, "weight_decay": decay} for group, decay in groups for same in group_by_mesh(group) or [[]]]
 
 
 def _axolotl_groups(recipe: Recipe, module: nn.Module) -> list[dict[str, Any]]:
