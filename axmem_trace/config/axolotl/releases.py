@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +28,13 @@ class Release:
 
     def is_before(self, version: str) -> bool:
         """This release is older than `version`."""
-        return Version(self.version) < Version(version)
+        return _is_before(self.version, version)
+
+
+@functools.cache
+def _is_before(version: str, other: str) -> bool:
+    """Parsing a version is slow, and every configuration asks the same."""
+    return Version(version) < Version(other)
 
 
 RELEASES: tuple[Release, ...] = (

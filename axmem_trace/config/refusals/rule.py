@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,8 +30,14 @@ class Rule:
 
     def holds_in(self, version: str) -> bool:
         """Whether this release of axolotl has the rule."""
-        asked = Version(version)
-        return not (self.since and asked < Version(self.since)) and not (self.until and asked > Version(self.until))
+        return _is_between(version, self.since, self.until)
+
+
+@functools.cache
+def _is_between(version: str, since: str, until: str) -> bool:
+    """Each configuration asks this of every rule, and parsing a version is slow."""
+    asked = Version(version)
+    return not (since and asked < Version(since)) and not (until and asked > Version(until))
 
 
 def given(draft: Draft, key: str) -> object:
