@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -63,6 +64,7 @@ def open_process_group(recorder: Recorder, *, rank: int, num_ranks: int) -> Iter
     with ExitStack() as stack:
         stack.enter_context(replaced(torch, "meta", DeviceModule(streams, num_ranks), new=True))
         stack.enter_context(collectives_recorded(recorder, streams.start_collective))
+        stack.enter_context(replaced(sys, "excepthook", sys.excepthook))  # torch puts its own around it, for good
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_ranks)
         stack.callback(dist.destroy_process_group)
         _forget_layouts()

@@ -9,7 +9,17 @@ from collections.abc import Iterator
 
 def left_behind() -> list[str]:
     """One line for each thing that is not as it was before the first test; imports nothing."""
-    return [*_replacements(), *_torch(), *([] if gc.isenabled() else ["the garbage collector is off"])]
+    return [*_replacements(), *_torch(), *_interpreter()]
+
+
+_EXCEPTHOOK = sys.excepthook
+
+
+def _interpreter() -> Iterator[str]:
+    if not gc.isenabled():
+        yield "the garbage collector is off"
+    if sys.excepthook is not _EXCEPTHOOK:
+        yield f"sys.excepthook is {sys.excepthook}"
 
 
 def _replacements() -> Iterator[str]:
@@ -32,6 +42,9 @@ def _torch() -> Iterator[str]:
     for name, hooks in vars(module).items():
         if name.startswith("_global_") and name.endswith("_hooks") and hooks:
             yield f"torch.nn.modules.module.{name} has {len(hooks)}"
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        yield "a process group is open"
     if not torch.is_grad_enabled():
         yield "gradients are off"
     if torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu"):
