@@ -121,6 +121,33 @@ def summarise(errors: Sequence[float]) -> dict[str, float]:
     return {"runs": len(errors), **{name: round(value, DIGITS) for name, value in figures.items()}}
 
 
+def make_ranges(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How far `nvidia-smi` was from the estimate: one row for one GPU, one for several."""
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        if run["metric"] == "nvidia-smi":
+            name = "one GPU" if run["kind"]["engine"] == "one GPU" else "several GPUs"
+            groups.setdefault(name, []).append((run["predicted_gib"], run["measured_gib"]))
+    return [{"engines": name, **find_distances(figures)} for name, figures in sorted(groups.items())]
+
+
+def find_distances(figures: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Of (predicted, measured) GiB: the most that was missing, and what nine of ten had too much, as shares of the estimate.
+
+    >>> find_distances([(10.0, 11.0), (40.0, 42.0), (20.0, 19.0)])["missing_gib"]
+    2.0
+    """
+    missing = [measured - predicted for predicted, measured in figures]
+    shares = [each / predicted for each, (predicted, _) in zip(missing, figures, strict=True)]
+    extra = sorted(max(-share, 0.0) for share in shares)
+    found = {
+        "missing_share": max(*shares, 0.0),
+        "missing_gib": max(*missing, 0.0),
+        "extra_share": percentile(extra, 0.9),
+    }
+    return {"runs": len(figures), **{name: round(value, DIGITS) for name, value in found.items()}}
+
+
 def write_lines(key: str, source: str, rows: Iterable[Mapping[str, Any]]) -> str:
     """JSON with one row a line."""
     lines = ",\n".join(json.dumps(row) for row in rows)
@@ -130,7 +157,9 @@ def write_lines(key: str, source: str, rows: Iterable[Mapping[str, Any]]) -> str
 def write_errors() -> str:
     """The text of the package's file."""
     runs = json.loads(RUNS.read_text(encoding="utf-8"))["runs"]
-    return write_lines("errors", "scripts/write_errors.py, from tests/measured/published/runs.json", make_errors(runs))
+    source = "scripts/write_errors.py, from tests/measured/published/runs.json"
+    ranges = ",\n".join(json.dumps(row) for row in make_ranges(runs))
+    return write_lines("errors", source, make_errors(runs)).removesuffix("}\n") + f',\n"ranges": [\n{ranges}\n]}}\n'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

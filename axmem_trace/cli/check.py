@@ -32,7 +32,7 @@ def run_check(options: argparse.Namespace) -> int:
 
 def _check(config: str, options: argparse.Namespace, progress: Progress | None) -> tuple[int, str]:
     """The exit code of one configuration, and its line."""
-    from axmem_trace.render.first_screen import describe_verdict
+    from axmem_trace.render.describe import describe_verdict
 
     try:
         report = estimate_run(config, options, progress)

@@ -236,6 +236,7 @@ def _derive(draft: Draft, base: BaseModel, gpu: Gpu, parallel: Parallel, *, allo
         gpu=gpu,
         allocator=attempt(derive_allocator, draft, default=Allocator()),
         parallel=parallel,
+        logging_steps=int(draft.get("logging_steps") or 0),
         axolotl=Axolotl(version=draft.release.version, pins=draft.release.pins),
         reasons=dict(draft.reasons),
     )

@@ -41,6 +41,7 @@ _ALIKE: Mapping[str, str] = {
     "optimizer": _ANY,
     "batch": _ANY,
     "lengths": _ANY,
+    "logging_steps": _ANY,
     "evaluation": "enabled before_training rows row_tokens packed gathers_logits",
     "gpu": _ANY,
     "parallel": _ANY,

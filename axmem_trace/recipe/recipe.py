@@ -136,6 +136,8 @@ class Recipe:
     axolotl: Axolotl = Axolotl()
     fold: bool = True
     """Repeated layers are traced once, if they are equal. The figures are the same."""
+    logging_steps: int = 0
+    """Every so many steps a line is logged; 0: axolotl takes 1 to 10, by the number of steps of the run."""
     reasons: Mapping[str, Reason] = field(default_factory=empty_mapping)
     notes: tuple[Note, ...] = ()
     written: Mapping[str, Written] = field(default_factory=empty_mapping)

@@ -16,6 +16,8 @@ def headline(report: Report) -> tuple[tuple[str, str], ...]:
     peak = report.peak
     nccl = f" and {format_bytes(peak.nccl_bytes)} of NCCL's buffers" if peak.nccl_bytes else ""
     context = f"reserved + {format_bytes(peak.context_bytes)} of CUDA context{nccl} (assumed)"
+    between = describe_range(report)
+    context += f"; {between}" if between else ""
     return (
         (f"{gib(peak.active_bytes):8.2f}", "memory/max_active (GiB)"),
         (f"{gib(peak.counted_bytes):8.2f}", "memory/max_allocated (GiB)"),
@@ -24,9 +26,28 @@ def headline(report: Report) -> tuple[tuple[str, str], ...]:
     )
 
 
+def describe_range(report: Report) -> str:
+    """Where the need was in measured runs; empty in a report without a range."""
+    found = report.device_range
+    if not found.runs:
+        return ""
+    return f"{gib(found.low_bytes):.1f} to {gib(found.high_bytes):.1f} GiB, as in {found.runs} measured runs"
+
+
 def needed_bytes(report: Report) -> int:
     """What the verdict compares with the card, without the share of an engine on the same card, which has its own line."""
     return report.peak.device_bytes if report.engine else max(report.needed_bytes, 0) or report.peak.device_bytes
+
+
+def logged_lines(report: Report) -> list[tuple[str, tuple[int, int, int]]]:
+    """Name, and bytes active, allocated and reserved, of each line that axolotl logs; if nothing logs them, as PyTorch would
+    give them."""
+    if report.logged:
+        return [(each.name, (each.active_bytes, each.allocated_bytes, each.reserved_bytes)) for each in report.logged]
+    names = (("step_1", "first step"), ("step_2", "later steps"), ("eval", "evaluation"))
+    uses = [(words, report.phases[name]) for name, words in names if name in report.phases]
+    return [(words, (max(use.active_bytes, use.counted_bytes), use.counted_bytes, use.reserved_bytes))
+            for words, use in uses]  # fmt: skip
 
 
 def describe_peak(report: Report) -> str:
@@ -37,30 +58,33 @@ def describe_peak(report: Report) -> str:
     return f"{describe_moment(peak.phase, peak.step)}{place}{op}"
 
 
+def describe_verdict(report: Report) -> str:
+    """The verdict, the needed memory and the rest, in one sentence."""
+    gpu, need = report.gpu, format_bytes(needed_bytes(report))
+    each = " on each GPU" if gpu.count > 1 else ""
+    if not gpu.memory_bytes or report.headroom_bytes is None:
+        return f"needs {need}{each}; name a card to see whether that fits (--gpu, gpu=)"
+    size = format_bytes(gpu.memory_bytes)
+    card = f"{gpu.name} ({size})" if gpu.name and gpu.name != size else size
+    cards = f"{gpu.count} x {card}" if gpu.count > 1 else card
+    left = report.headroom_bytes
+    rest = f"{format_bytes(left)} left" if left >= 0 else f"{format_bytes(-left)} too much"
+    beside = f" for training and {format_bytes(report.engine.bytes)} for {report.engine.name}" if report.engine else ""
+    margin = f" with {format_bytes(gpu.margin_bytes)} to stay free" if gpu.margin_bytes else ""
+    return f"{report.verdict.upper()} on {cards}{margin}: needs {need}{beside}{each}, {rest}"
+
+
 def describe_fit(report: Report) -> str:
-    """The verdict, in a sentence."""
-    gpu, failure = report.gpu, report.out_of_memory
-    if report.why:
-        return f"cannot say: {report.why}"
-    if report.engine is not None and report.fits is False:
-        need = f"{format_bytes(report.peak.device_bytes)} for training"
-        return f"NO: {describe_engine(report.engine)} ({need})"
-    if report.fits is None or report.headroom_bytes is None:
-        return "not asked: name a card with --gpu"
-    card = f"{gpu.name} ({format_bytes(gpu.memory_bytes)})" if gpu.name else format_bytes(gpu.memory_bytes)
-    if report.fits:
-        return f"yes, on {card}: {format_bytes(report.headroom_bytes)} left"
+    """The verdict with all that belongs to it, in one sentence: why it can't be given, an engine, the request that fails."""
+    parts = [f"{describe_verdict(report)}{': ' if report.why else ''}{report.why}"]
+    if report.engine is not None:
+        parts.append(describe_engine(report.engine))
+    failure = report.out_of_memory
     if failure is not None:
         place = f" in {failure.module}" if failure.module else ""
-        return (
-            f"NO, not on {card}: {format_bytes(failure.requested_bytes)} cannot be allocated in "
-            f"{describe_moment(failure.phase, failure.step)}{place}; with unlimited memory the run takes "
-            f"{format_bytes(needed_bytes(report))}"
-        )
-    if report.headroom_bytes >= 0:
-        left = format_bytes(report.headroom_bytes)
-        return f"NO, not on {card} with {format_bytes(gpu.margin_bytes)} to stay free: {left} left"
-    return f"NO, not on {card}: {format_bytes(-report.headroom_bytes)} too much"
+        moment = describe_moment(failure.phase, failure.step)
+        parts.append(f"an allocation of {format_bytes(failure.requested_bytes)} fails in {moment}{place}")
+    return "; ".join(parts)
 
 
 def describe_engine(engine: Engine) -> str:

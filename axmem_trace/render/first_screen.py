@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from axmem_trace.render.describe import describe_engine, describe_moment, needed_bytes
+from axmem_trace.render.describe import describe_engine, describe_moment, describe_verdict, logged_lines, needed_bytes
 from axmem_trace.render.hints import PLAIN_DTYPES, list_hints
 from axmem_trace.render.lines import alert_lines, describe_refusals
 from axmem_trace.report.holders import LAYER_WEIGHTS
@@ -86,22 +86,6 @@ def _verdict(report: Report, width: int) -> Iterator[Line]:
     yield from _wrap(what, width, "dim", indent="  ", most=2)
 
 
-def describe_verdict(report: Report) -> str:
-    """The verdict, the needed memory and the rest, in one sentence."""
-    gpu, need = report.gpu, format_bytes(needed_bytes(report))
-    each = " on each GPU" if gpu.count > 1 else ""
-    if not gpu.memory_bytes or report.headroom_bytes is None:
-        return f"needs {need}{each}; name a card to see whether that fits (--gpu, gpu=)"
-    size = format_bytes(gpu.memory_bytes)
-    card = f"{gpu.name} ({size})" if gpu.name and gpu.name != size else size
-    cards = f"{gpu.count} x {card}" if gpu.count > 1 else card
-    left = report.headroom_bytes
-    rest = f"{format_bytes(left)} left" if left >= 0 else f"{format_bytes(-left)} too much"
-    beside = f" for training and {format_bytes(report.engine.bytes)} for {report.engine.name}" if report.engine else ""
-    margin = f" with {format_bytes(gpu.margin_bytes)} to stay free" if gpu.margin_bytes else ""
-    return f"{report.verdict.upper()} on {cards}{margin}: needs {need}{beside}{each}, {rest}"
-
-
 def _bar(report: Report, width: int, glyphs: str) -> Iterator[Line]:
     """The card's memory at the peak, to scale; if more is needed, `|` is the end of the card.
 
@@ -158,12 +142,9 @@ def _logged(report: Report, width: int) -> Iterator[Line]:
     heading = f"axolotl {version} logs GiB" if version and len(version) <= MAX_VERSION else "axolotl will log (GiB)"
     wide, narrow = (heading, "axolotl: GiB") if logs else ("GiB (nothing logs it)", "GiB")
     yield Line(f"{wide if width >= NARROW else narrow:{label_width}}{heads}", "bold")
-    for label, name in (("first step", "step_1"), ("later steps", "step_2"), ("evaluation", "eval")):
-        use = report.phases.get(name)
-        if use is not None:
-            figures = (max(use.active_bytes, use.counted_bytes), use.counted_bytes, use.reserved_bytes)
-            cells = gap.join(f"{gib(figure):>{size}.2f}" for figure, size in zip(figures, widths, strict=True))
-            yield Line(f"  {label:{label_width - 2}}{cells}")
+    for label, figures in logged_lines(report):
+        cells = gap.join(f"{gib(figure):>{size}.2f}" for figure, size in zip(figures, widths, strict=True))
+        yield Line(f"  {label:{label_width - 2}}{cells}")
     if report.host.cpu.peak_bytes >= SHOWN_HOST_BYTES:
         yield Line(f"in addition to the GPU: {format_bytes(report.host.cpu.peak_bytes)} of host memory")
 
@@ -203,4 +184,7 @@ def _sureness(report: Report, width: int) -> list[Line]:
     parts = [f"{assumed} assumed, {unmodelled} not modelled"]
     if report.accuracy.text and not (unmodelled and report.accuracy.measured):
         parts.insert(0, report.accuracy.text)
+    if report.device_range.runs:
+        low, high = gib(report.device_range.low_bytes), gib(report.device_range.high_bytes)
+        parts.insert(0, f"nvidia-smi {low:.1f} to {high:.1f} GiB, as in {report.device_range.runs} measured runs")
     return _wrap(f"{'; '.join(parts)}; all the rest: --full", width, "dim", indent="  ")

@@ -113,7 +113,7 @@ def _parts(report: Report, depth: int | None, width: int, ascii_only: bool) -> I
         yield Text.assemble((figure, "bold cyan"), "  ", clean(meaning))
     yield line(f"peak: {describe_peak(report)}")
     verdict = {None: "bold yellow" if report.why else "", True: "bold green", False: "bold red"}[report.fits]
-    yield line(f"fits: {describe_fit(report)}", verdict)
+    yield line(describe_fit(report), verdict)
     if report.varying_rows is not None:
         yield line(report.varying_rows.text)
     for title, lines in alert_lines(report):

@@ -15,9 +15,11 @@ from axmem_trace.recipe.lines import notes_in_place
 from axmem_trace.recipe.pins import find_other_libraries
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report.accuracy import find_accuracy, find_kind
+from axmem_trace.report.device_range import find_range
 from axmem_trace.report.dtypes import make_dtypes
 from axmem_trace.report.engine import make_engine
 from axmem_trace.report.holders import list_holders
+from axmem_trace.report.logged import make_logged
 from axmem_trace.report.modules import make_module_rows
 from axmem_trace.report.moments import make_moments
 from axmem_trace.report.need import find_need
@@ -92,10 +94,12 @@ def make_report(
         headroom_bytes=headroom_bytes,
         out_of_memory=need.failure,
         needed_bytes=need.bytes,
+        device_range=find_range(need.bytes, num_gpus=recipe.parallel.num_gpus),
         varying_rows=varying,
         engine=engine,
         after_load=AfterLoad(allocated_bytes=phases["load"].end_bytes if "load" in phases else 0),
         phases=phases,
+        logged=make_logged(recipe, phases),
         buckets=buckets,
         ranks=ranks,
         division=make_division(recipe, facts, ledger, resident),

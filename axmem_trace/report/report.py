@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from axmem_trace.notes import Note
 from axmem_trace.report.accuracy import Accuracy
 from axmem_trace.report.codec import decode_report, encode
+from axmem_trace.report.device_range import DeviceRange
+from axmem_trace.report.logged import LoggedLine
 from axmem_trace.report.moments import Moment
 from axmem_trace.report.rank_types import Division, RankUse
 from axmem_trace.report.row_folding import fold_modules
@@ -64,6 +66,8 @@ class Report:
     needed_bytes: int = 0
     """What the verdict compares with the card: `peak.device_bytes`, or more where another rank, an engine on the same card
     or batches that differ in length need more."""
+    device_range: DeviceRange = field(default_factory=DeviceRange)
+    """Between which bytes `needed_bytes` was in measured runs."""
     varying_rows: VaryingRows | None = None
     """The allocator with batches that differ in length; None: all rows are full, or it was not simulated."""
     out_of_memory: OutOfMemory | None
@@ -73,6 +77,8 @@ class Report:
     after_load: AfterLoad
     phases: Mapping[str, PhaseUse]
     """`load`, `step_1`, `step_2` and, where recorded, `eval`, in order of time."""
+    logged: tuple[LoggedLine, ...] = ()
+    """The lines that axolotl will log, for rank 0; empty with TRL's trainers, which log nothing of memory."""
     buckets: Buckets
     ranks: tuple[RankUse, ...] = ()
     """On several GPUs: all ranks, those with parts of equal sizes in one row; empty on one GPU."""

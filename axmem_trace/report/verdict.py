@@ -19,6 +19,7 @@ MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS = 0.119
 """The most that `nvidia-smi` showed above the prediction, as a share of it, in 51 of these runs with PyTorch's default
 allocator, which fragments: -10.6 % of the measured figure (tests/measured/README.md, `fms-base-L74`)."""
 
+_MAY_NEED = {"more": "may need more", "less": "may need less", "either": "may need more or less"}
 _TURNS = {True: ("more", "either"), False: ("less", "either")}
 """By answer: the directions of unmodelled memory that could make it wrong."""
 
@@ -33,7 +34,7 @@ def judge(
     What changes only activations can't make a run fit if its other tensors alone exceed the card.
 
     >>> judge(True, [Note(kind="not_modelled", key="rl", text="`rl: kto` is not in the figures", direction="more")])
-    (None, '`rl: kto` is not in the figures')
+    (None, 'may need more: `rl: kto` is not in the figures')
     >>> judge(False, [Note(kind="not_modelled", key="rl", text="`rl: kto` is not in the figures", direction="more")])
     (False, '')
 
@@ -50,7 +51,7 @@ def judge(
         return figures_fit, ""
     line = f" (line {doubts[0].line})" if doubts[0].line else ""
     others = f", and {len(doubts) - 1} more" if len(doubts) > 1 else ""
-    return None, f"{doubts[0].text}{line}{others}"
+    return None, f"{_MAY_NEED[doubts[0].direction]}: {doubts[0].text}{line}{others}"
 
 
 def bytes_besides_activations(buckets: Buckets) -> int:

@@ -239,7 +239,7 @@ def test_text_has_the_reasons_with_the_verdict(tmp_path, model, capsys):
     assert main([config, "--offline", "--full"]) == 2
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    verdict = next(index for index, line in enumerate(lines) if line.startswith("fits: "))
+    verdict = next(index for index, line in enumerate(lines) if line.startswith("needs "))
     assert lines[verdict + 2].startswith("THIS RUN CAN'T RUN: 1 reason (line 11)")
     assert lines.index("Warnings") < lines.index("Alive at the peak")
     assert "did you mean `micro_batch_size`?" in " ".join(captured.out.split())

@@ -102,7 +102,7 @@ def test_a_run_with_such_batches_allocates_exactly_that(
         "gradient_accumulation_steps": 2,
         "learning_rate": 1e-5,
         "val_set_size": 0.1,
-        "evals_per_epoch": 1,
+        "evals_per_epoch": 2,
         "datasets": [{"path": "x", "type": "alpaca"}],
         "bf16": True,
         "attn_implementation": "flash_attention_2",

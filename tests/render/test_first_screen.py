@@ -13,7 +13,9 @@ from axmem_trace.notes import Note
 from axmem_trace.render.first_screen import MAX_LINES, write_first_screen
 from axmem_trace.render.hints import list_hints
 from axmem_trace.report.accuracy import Kind, find_accuracy
+from axmem_trace.report.device_range import DeviceRange
 from axmem_trace.report.holders import IN_LAYERS, LAYER_WEIGHTS, LOGITS, OPTIMIZER_STATES
+from axmem_trace.report.logged import LoggedLine
 from axmem_trace.report.run_types import Refusal
 from axmem_trace.report.types import Buckets, Holder, OutOfMemory, PhaseUse
 from axmem_trace.report.verdict import MEASURED_ERROR, MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS, name_verdict
@@ -52,8 +54,13 @@ def big_report(card_gib: float, *, verdict: str = "fits", **changes):
         "fits": verdict != "does not fit",
         "headroom_bytes": round(card_gib * GIB) - 14 * GIB,
         "needed_bytes": 14 * GIB,
+        "device_range": DeviceRange(low_bytes=13 * GIB, high_bytes=15 * GIB, runs=51),
         "notes": (),
         "phases": {"load": use, "step_1": use, "step_2": use, "eval": use},
+        "logged": tuple(
+            LoggedLine(name=name, active_bytes=12 * GIB, allocated_bytes=12 * GIB, reserved_bytes=13 * GIB)
+            for name in ("first step", "later steps", "evaluation")
+        ),
     }
     return replace(report, **(found | changes))
 

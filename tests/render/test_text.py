@@ -173,10 +173,15 @@ def test_printing_a_report_renders_it():
 
 
 def test_the_verdict():
-    assert describe_fit(make_hand_made_report()) == "not asked: name a card with --gpu"
+    unnamed = "needs 402.0 MiB; name a card to see whether that fits (--gpu, gpu=)"
+    assert describe_fit(make_hand_made_report()) == unnamed
     # 2 MiB reserved + 400 MiB of context: 22 MiB left of 424, 2 MiB too much for 400
-    assert describe_fit(make_hand_made_report(424 << 20)) == "yes, on test card (424.0 MiB): 22.0 MiB left"
-    assert describe_fit(make_hand_made_report(400 << 20)) == "NO, not on test card (400.0 MiB): 2.0 MiB too much"
+    assert describe_fit(make_hand_made_report(424 << 20)) == (
+        "FITS on test card (424.0 MiB): needs 402.0 MiB, 22.0 MiB left"
+    )
+    assert describe_fit(make_hand_made_report(400 << 20)) == (
+        "DOES NOT FIT on test card (400.0 MiB): needs 402.0 MiB, 2.0 MiB too much"
+    )
 
 
 def test_every_kind_of_note_has_a_title():

@@ -11,6 +11,8 @@ from support.scripts import load_script
 
 from axmem_trace.config import read_recipe
 from axmem_trace.report.accuracy import DEFAULT, EXPANDABLE, Kind, find_accuracy, find_kind, read_errors
+from axmem_trace.report.device_range import MeasuredRange, apply_range, find_range, read_ranges
+from axmem_trace.units import GIB
 
 SCRIPT = load_script("write_errors")
 QLORA = Kind(method="qlora", quantisation="4 bit", kernels="fused")
@@ -176,3 +178,34 @@ def test_the_pooled_table_of_the_readme_has_the_same_runs():
     errors = [error for error in read_errors() if error.kind.engine == "one GPU"]
     counts = {metric: sum(error.runs for error in errors if error.metric == metric) for metric in SCRIPT.METRICS}
     assert counts == {"max_allocated": 55, "nvidia-smi": 51, "max_reserved": 6}
+
+
+def test_distances_by_hand():
+    """10 GiB estimated and 11 measured: 10 % missing; 40 and 42: 5 %, and the most bytes. 20 and 19: 5 % too much; sorted,
+    too much are 0, 0 and 5 %: nine of ten are four fifths of the way from 0 to 5."""
+    found = SCRIPT.find_distances([(10.0, 11.0), (40.0, 42.0), (20.0, 19.0)])
+    assert found == {"runs": 3, "missing_share": 0.1, "missing_gib": 2.0, "extra_share": 0.04}
+
+
+def nvidia_smi_of_one_gpu():
+    runs = json.loads(SCRIPT.RUNS.read_text())["runs"]
+    return [run for run in runs if run["metric"] == "nvidia-smi" and run["kind"]["engine"] == "one GPU"]
+
+
+def test_no_measured_run_is_above_the_range_of_the_others():
+    """Each run beside the range that the other 50 give. Above it by more than 3 %: none; and the range is narrow."""
+    runs, widths = nvidia_smi_of_one_gpu(), []
+    assert len(runs) == 51
+    for run in runs:
+        (row,) = SCRIPT.make_ranges(other for other in runs if other is not run)
+        found = apply_range(MeasuredRange(**row), round(run["predicted_gib"] * GIB))
+        assert run["measured_gib"] * GIB <= 1.03 * found.high_bytes, run["id"]
+        widths.append((found.high_bytes - found.low_bytes) / (run["predicted_gib"] * GIB))
+    assert sorted(widths)[len(widths) // 2] <= 0.10
+
+
+def test_the_range_of_a_report_is_that_of_its_number_of_gpus():
+    one, several = read_ranges()["one GPU"], read_ranges()["several GPUs"]
+    assert (one.runs, several.runs) == (51, 49)
+    assert find_range(30 * GIB, num_gpus=1) == apply_range(one, 30 * GIB)
+    assert find_range(30 * GIB, num_gpus=4) == apply_range(several, 30 * GIB)

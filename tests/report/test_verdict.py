@@ -22,7 +22,8 @@ def missing(direction: Direction, line: int = 0) -> Note:
 @pytest.mark.parametrize("direction", ["more", "less", "either", ""])
 def test_only_what_could_turn_the_answer_withholds_it(figures_fit: bool, direction: Direction) -> None:
     turned_by = ("more", "either") if figures_fit else ("less", "either")
-    expected = (None, "something (line 7)") if direction in turned_by else (figures_fit, "")
+    words = {"more": "may need more", "less": "may need less", "either": "may need more or less"}.get(direction)
+    expected = (None, f"{words}: something (line 7)") if direction in turned_by else (figures_fit, "")
     assert judge(figures_fit, [missing(direction, line=7)]) == expected
 
 
@@ -31,14 +32,20 @@ def test_without_a_card_there_is_nothing_to_withhold() -> None:
 
 
 def test_further_reasons_are_counted() -> None:
-    assert judge(True, [missing("more"), missing("less"), missing("either")]) == (None, "something, and 1 more")
+    assert judge(True, [missing("more"), missing("less"), missing("either")]) == (
+        None,
+        "may need more: something, and 1 more",
+    )
 
 
 def test_what_changes_activations_alone_withholds_no_answer_that_the_weights_give() -> None:
     less_kept = Note(kind="not_modelled", key="use_kernels", text="kernels", direction="less", touches="activations")
     assert judge(False, [less_kept], fits_without_activations=False) == (False, "")
-    assert judge(False, [less_kept], fits_without_activations=True) == (None, "kernels")
-    assert judge(False, [less_kept, missing("less")], fits_without_activations=False) == (None, "something")
+    assert judge(False, [less_kept], fits_without_activations=True) == (None, "may need less: kernels")
+    assert judge(False, [less_kept, missing("less")], fits_without_activations=False) == (
+        None,
+        "may need less: something",
+    )
 
 
 def test_weights_that_exceed_the_card_do_not_fit_whatever_kernels_keep(tmp_path: Path) -> None:
@@ -65,6 +72,8 @@ def test_a_run_with_an_unknown_part_fits_no_card(tmp_path: Path, capsys: pytest.
     assert report.headroom_bytes is not None
     assert "somebody.elses.Plugin" in report.why
     assert report.why.endswith("(line 6)")
-    assert describe_fit(report) == f"cannot say: {report.why}"
+    assert report.why.startswith("may need more or less: ")
+    assert describe_fit(report).startswith("CANNOT SAY on 80GiB (80.00 GiB): needs ")
+    assert describe_fit(report).endswith(f" left: {report.why}")
     assert main([str(path), "--gpu", "80GiB", "--offline"]) == 4
     assert "CANNOT SAY" in capsys.readouterr().out

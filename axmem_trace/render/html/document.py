@@ -9,8 +9,14 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from axmem_trace.render.describe import describe_model, describe_moment, describe_peak, headline, needed_bytes
-from axmem_trace.render.first_screen import describe_verdict
+from axmem_trace.render.describe import (
+    describe_model,
+    describe_moment,
+    describe_peak,
+    describe_verdict,
+    headline,
+    needed_bytes,
+)
 from axmem_trace.render.html.page import draw_table, mood_of
 from axmem_trace.render.html.sections import candidates, explain, how_made, logged, notes, ranks
 from axmem_trace.render.html.stacked import BUCKETS, draw_stacked, lay_out, peak_index, positions

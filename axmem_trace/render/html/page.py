@@ -69,7 +69,7 @@ def _parts(report: Report, depth: int | None) -> Iterator[str]:
     )
     yield f"<table><tbody>{rows}</tbody></table>"
     fits = f"<b class='{mood_of(report)}'>{escape(describe_fit(report))}</b>"
-    yield f"<p>peak: {escape(describe_peak(report))}<br>fits: {fits}</p>"
+    yield f"<p>peak: {escape(describe_peak(report))}<br>{fits}</p>"
     if report.varying_rows is not None:
         yield f"<p>{escape(report.varying_rows.text)}</p>"
     for title, lines in alert_lines(report):

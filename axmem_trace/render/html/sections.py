@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from axmem_trace.render.describe import logged_lines
 from axmem_trace.render.lines import choice_lines, note_lines
 from axmem_trace.report.verdict import ROOM_SHARE
 from axmem_trace.units import format_bytes, gib
@@ -13,17 +14,10 @@ from axmem_trace.units import format_bytes, gib
 if TYPE_CHECKING:
     from axmem_trace.report.report import Report
 
-LOGGED = {"step_1": "first step", "step_2": "later steps", "eval": "evaluation"}
-
 
 def logged(report: Report) -> str:
     """The figures of each line that axolotl logs; the peaks are reset when the model is loaded, and after each line."""
-    rows = []
-    for name, words in LOGGED.items():
-        use = report.phases.get(name)
-        if use is not None:
-            figures = (max(use.active_bytes, use.counted_bytes), use.counted_bytes, use.reserved_bytes)
-            rows.append(_row((words, *(f"{gib(figure):.2f}" for figure in figures))))
+    rows = [_row((name, *(f"{gib(figure):.2f}" for figure in figures))) for name, figures in logged_lines(report)]
     heads = ("GiB", "max_active", "max_allocated", "device_reserved")
     silent = "<p>TRL's trainers log nothing of memory: these are the figures that PyTorch would give.</p>"
     return (silent if report.run.get("log") == "none" else "") + _table(heads, rows) if rows else ""
