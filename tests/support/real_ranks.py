@@ -173,8 +173,12 @@ def _is_exchanged(each: Allocation) -> bool:
 
 
 def _describe(ledger: Ledger) -> Counter[Any]:
-    """Numbers are left out: which of them are on the host is not known on a CPU."""
-    return Counter((each.step, *all_but_time(each)) for each in ledger.allocations if _counts(each))
+    """Numbers are left out: which of them are on the host is not known on a CPU. And what has been exchanged may still be
+    there when backward begins, without being kept for it."""
+    counted = (each for each in ledger.allocations if _counts(each))
+    return Counter(
+        (each.step, *all_but_time(replace(each, kept=False) if _is_exchanged(each) else each)) for each in counted
+    )
 
 
 def _counts(each: Allocation) -> bool:
