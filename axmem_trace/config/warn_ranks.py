@@ -57,6 +57,9 @@ def _warn_of_tensor(draft: Draft, recipe: Recipe) -> None:
             "itself, and keeps norm and head whole from forward to backward"
         )
         draft.note("warning", "fsdp_config", text)
+    if draft.get("cut_cross_entropy"):
+        text = "Cut Cross Entropy takes the head's weight, which is divided: whether it runs, and on what, is not known"
+        draft.note("not_modelled", "cut_cross_entropy", text, direction="either")
     mesh = recipe.parallel.mesh
     if mesh.shard > 1 and not draft.get("fsdp_config"):
         text = (

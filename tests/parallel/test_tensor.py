@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 from support.real_ranks import Case, assert_same, record_for_real, record_on_meta, tiny_run
 from support.tiny_models import write_tiny_model
+from transformers.distributed import tensor_parallel, utils
 
 from axmem_trace import estimate
 from axmem_trace.errors import ConfigError
 from axmem_trace.ledger import Ledger
 from axmem_trace.report import Report
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(utils, "TransformersDeviceMesh"), reason="axolotl 0.20 and later need a newer transformers for it"
+)
+whole_embedding = pytest.mark.skipif(
+    hasattr(tensor_parallel, "EmbeddingParallel"), reason="transformers 5.24 divides the embedding too"
+)
 FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
 CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "llama": (2, "llama", {}),
@@ -86,6 +93,7 @@ def report_of(
     return estimate(config, num_gpus=gpus, axolotl=axolotl, gpu=gpu, hub="never")
 
 
+@whole_embedding
 @pytest.mark.parametrize("gpus", [2, 4])
 def test_embedding_and_norms_are_whole_on_each_rank(tmp_path: Path, gpus: int) -> None:
     # 2 KV heads are not enough for 4 ranks: k and v would be split inside a head
@@ -105,6 +113,7 @@ def test_embedding_and_norms_are_whole_on_each_rank(tmp_path: Path, gpus: int) -
     assert not [note for note in report.notes if note.kind == "not_modelled"]
 
 
+@whole_embedding
 def test_fsdp2_divides_all_of_it_further(tmp_path: Path) -> None:
     report = report_of(tmp_path, 4, tensor_parallel_size=2, **FSDP2)
     # linears: halves of rows or columns, each divided by two; embedding and norms by two
@@ -136,6 +145,7 @@ def test_each_rank_has_the_logits_of_all_words(tmp_path: Path) -> None:
         (1, {"tensor_parallel_size": 2}, "has 1 GPU"),
         (4, {"tensor_parallel_size": 2, "dp_shard_size": 4, **FSDP2}, "2 x 4"),
         (2, {"tensor_parallel_size": 2, "adapter": "lora", "lora_r": 4, "lora_target_linear": True}, "with an adapter"),
+        (2, {"tensor_parallel_size": 2, "rl": "dpo"}, "not modelled"),
         (4, {"tensor_parallel_size": 2, "attn_implementation": "sdpa"}, "several dtypes in a layer"),
     ],
 )
@@ -149,6 +159,7 @@ def test_a_model_without_a_plan_has_no_figures(tmp_path: Path) -> None:
         report_of(tmp_path, 2, family="falcon", tensor_parallel_size=2)
 
 
+@whole_embedding
 def test_a_vocabulary_that_does_not_divide_has_no_figures(tmp_path: Path) -> None:
     model = write_tiny_model("llama", tmp_path / "odd", vocab_size=97)
     with pytest.raises(ConfigError, match="must be divisible"):
@@ -168,3 +179,18 @@ def test_deepspeed_s_tensor_parallelism_is_said_to_be_missing(tmp_path: Path) ->
     report = report_of(tmp_path, 2, tensor_parallel_size=2, **zero)
     missing = [(note.key, note.direction) for note in report.notes if note.kind == "not_modelled"]
     assert ("tensor_parallel_size", "less") in missing
+
+
+def test_cut_cross_entropy_of_a_divided_head_is_said_to_be_unknown(tmp_path: Path) -> None:
+    plugin = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
+    report = report_of(tmp_path, 2, tensor_parallel_size=2, plugins=[plugin], cut_cross_entropy=True)
+    missing = [(note.key, note.direction) for note in report.notes if note.kind == "not_modelled"]
+    assert missing == [("cut_cross_entropy", "either")]
+
+
+def test_evaluation_runs_on_parts(tmp_path: Path) -> None:
+    """Without gradients transformers' linears take this rank's part directly, without a DTensor."""
+    report = report_of(tmp_path, 2, tensor_parallel_size=2, val_set_size=0.1, eval_steps=10)
+    evaluation = report.phases["eval"]
+    # at least bf16 logits of 48 tokens and all 96 words
+    assert evaluation.allocated_bytes > report.resident.weights + 2 * 48 * 96

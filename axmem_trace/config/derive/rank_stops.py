@@ -16,7 +16,7 @@ def refuse_certain_stops(draft: Draft, engine: Engine, num_ranks: int) -> None:
     if num_ranks < 2:
         return
     if engine == "tensor":
-        _refuse_adapters_of_tensor(draft)
+        _refuse_figures_of_tensor(draft)
     if engine in ("fsdp1", "fsdp2"):
         _refuse_fsdp(draft, engine)
     tensor = draft.get("tensor_parallel_size") or 1
@@ -73,8 +73,8 @@ def _refuse_tensor_0_19(draft: Draft, tensor: int, num_ranks: int) -> None:
         )
 
 
-def _refuse_adapters_of_tensor(draft: Draft) -> None:
-    """There are no figures: a run would stop while it loads (axolotl 0.21 `loaders/model.py`
+def _refuse_figures_of_tensor(draft: Draft) -> None:
+    """There are no figures for adapters: a run would stop while it loads (axolotl 0.21 `loaders/model.py`
     `check_tensor_parallel_adapter_support`), or the layers are NVFP4, which are not modelled."""
     if draft.get("adapter"):
         draft.fail(
@@ -84,6 +84,9 @@ def _refuse_adapters_of_tensor(draft: Draft) -> None:
                 remedy="use FSDP (dp_shard_size) or context_parallel_size",
             )
         )
+    if draft.get("rl"):
+        text = "preference training and reinforcement learning with tensor parallelism are not modelled"
+        draft.fail(draft.error(text, "tensor_parallel_size", remedy="use FSDP (fsdp_config)"))
 
 
 def _refuse_tensor(draft: Draft) -> None:
