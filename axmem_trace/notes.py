@@ -42,6 +42,8 @@ class Note:
     """For `not_modelled`: the run needs more memory than shown, less, or either. Empty: too little to matter."""
     touches: Touches = ""
     """Of what is not modelled: all that it can change. Empty: it may change everything."""
+    at_most_bytes: int = 0
+    """Of what is not modelled: it changes the need by no more than this; 0: no bound is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -120,7 +120,10 @@ def _fit(card: Card, report: Report) -> CardFit:
     margin_bytes = round(report.gpu.margin_share * memory_bytes) or report.gpu.margin_bytes
     within = bytes_besides_activations(report.buckets) <= memory_bytes
     fits, why = judge(
-        need_bytes + margin_bytes <= memory_bytes and not fails, report.notes, fits_without_activations=within
+        need_bytes + margin_bytes <= memory_bytes and not fails,
+        report.notes,
+        fits_without_activations=within,
+        free_bytes=memory_bytes - need_bytes - margin_bytes,
     )
     verdict = name_verdict(
         fits,

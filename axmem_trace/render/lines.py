@@ -80,5 +80,6 @@ def _lines_of(report: Report, kind: NoteKind) -> list[str]:
     for note in report.by_kind.get(kind, ()):
         key = f"{note.key} (line {note.line})" if note.line else note.key
         size = f" [{format_bytes(note.bytes)}]" if note.bytes else ""
+        size += f" [at most {format_bytes(note.at_most_bytes)} {note.direction}]" if note.at_most_bytes else ""
         lines.append(f"{key}: {note.text}{size}" if key else f"{note.text}{size}")
     return lines

@@ -32,7 +32,7 @@ from axmem_trace.report.run_types import AxolotlRelease, BatchShape, Choice, Mod
 from axmem_trace.report.types import AfterLoad, Buckets, Host
 from axmem_trace.report.varying import make_varying
 from axmem_trace.report.verdict import bytes_besides_activations, judge, name_verdict
-from axmem_trace.report.warn import note_costly_evaluation, note_other_libraries
+from axmem_trace.report.warn import bound_notes, note_costly_evaluation, note_other_libraries
 from axmem_trace.report.wording import describe_run
 
 
@@ -69,15 +69,16 @@ def make_report(
     failure = make_out_of_memory(facts, ledger, reservation)
     memory_bytes = recipe.gpu.memory_bytes
     late = (*note_costly_evaluation(recipe, phases), *note_other_libraries(recipe.axolotl, versions))
-    shown = notes_in_place(recipe, (*recipe.notes, *notes, *late))
+    shown = bound_notes(notes_in_place(recipe, (*recipe.notes, *notes, *late)), buckets, peak.reserved_bytes)
     engine = make_engine(recipe, peak, phases)
     ranks = make_ranks(recipe, rank_runs)
     varying = make_varying(recipe, simulated, peak.reserved_bytes)
     need = find_need(recipe, peak, engine=engine, ranks=ranks, runs=rank_runs, failure=failure, varying=varying)
     figures_fit = (need.bytes + recipe.gpu.margin_bytes <= memory_bytes and need.can_run) if memory_bytes else None
     within = not memory_bytes or bytes_besides_activations(buckets) <= memory_bytes
-    fits, why = judge(figures_fit, shown, fits_without_activations=within)
     headroom_bytes = memory_bytes - need.bytes if memory_bytes else None
+    free_bytes = headroom_bytes - recipe.gpu.margin_bytes if headroom_bytes is not None else None
+    fits, why = judge(figures_fit, shown, fits_without_activations=within, free_bytes=free_bytes)
     accuracy = find_accuracy(find_kind(recipe))
     report = Report(
         run=describe_run(recipe, ranks),

@@ -25,7 +25,11 @@ _TURNS = {True: ("more", "either"), False: ("less", "either")}
 
 
 def judge(
-    figures_fit: bool | None, notes: Iterable[Note], *, fits_without_activations: bool = True
+    figures_fit: bool | None,
+    notes: Iterable[Note],
+    *,
+    fits_without_activations: bool = True,
+    free_bytes: int | None = None,
 ) -> tuple[bool | None, str]:
     """The verdict; or None and the reason, if the figures alone are not enough for a verdict.
 
@@ -41,17 +45,24 @@ def judge(
     Args:
         figures_fit: whether the figures are within the card; None if no card was named.
         fits_without_activations: whether they are within it without any activations (`bytes_besides_activations`).
+        free_bytes: what is left of the card without the margin; negative if it is too small. What can't change the need by
+            so much does not count. None: everything counts.
     """
     if figures_fit is None:
         return None, ""
     doubts = [note for note in notes if note.kind == "not_modelled" and note.direction in _TURNS[figures_fit]]
     if not figures_fit and not fits_without_activations:
         doubts = [note for note in doubts if note.touches != "activations"]
+    doubts = [note for note in doubts if _is_enough(note, free_bytes)]
     if not doubts:
         return figures_fit, ""
     line = f" (line {doubts[0].line})" if doubts[0].line else ""
     others = f", and {len(doubts) - 1} more" if len(doubts) > 1 else ""
     return None, f"{_MAY_NEED[doubts[0].direction]}: {doubts[0].text}{line}{others}"
+
+
+def _is_enough(note: Note, free_bytes: int | None) -> bool:
+    return not note.at_most_bytes or free_bytes is None or note.at_most_bytes >= abs(free_bytes)
 
 
 def bytes_besides_activations(buckets: Buckets) -> int:

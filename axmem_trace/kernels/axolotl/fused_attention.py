@@ -74,7 +74,8 @@ def install_fused_attention(site: Site) -> None:
     asked = site.recipe.attention.fused_attn_kernel
     if site.model_type in _GEMMA4:
         text = "axolotl runs Gemma 4's norms and rotation in fused kernels; here transformers' own are traced"
-        site.note(Note(kind="not_modelled", key=KEY, text=text + ": its attention layers keep less than shown"))
+        text += ": its attention layers keep less than shown"
+        site.note(Note(kind="not_modelled", key=KEY, text=text, direction="less", touches="activations"))
     elif asked and site.model_type in _ATTENTION:
         _install(site, *_ATTENTION[site.model_type])
     elif asked:

@@ -97,7 +97,8 @@ def _install_rope(site: Site, support: Support) -> bool:
         return False
     if support.rope == "llama4":
         text = "Liger's rotary kernel for Llama 4 works on q and k in place; here transformers' own is traced: a few "
-        site.note(Note(kind="not_modelled", key="liger_rope", text=text + "percent of a layer's transients less"))
+        text += "percent of a layer's transients less"
+        site.note(Note(kind="not_modelled", key="liger_rope", text=text, direction="less", touches="activations"))
         return True
     replacements = {"apply_rotary_pos_emb": layers.rotate}
     if support.rope == "multimodal":
