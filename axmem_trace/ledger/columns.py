@@ -8,7 +8,7 @@ all allocations.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, overload
 
@@ -72,12 +72,13 @@ class Columns:
 
     def make(self, index: int) -> Allocation:
         """One allocation as an object."""
-        return replace(
-            self.kinds[self.kind[index]],
+        kind = self.kinds[self.kind[index]]
+        return Allocation(
             nbytes=int(self.nbytes[index]),
             allocated_tick=int(self.allocated_tick[index]),
             freed_tick=int(self.freed_tick[index]),
             module=self.modules[self.module[index]],
+            **{name: getattr(kind, name) for name in KIND_FIELDS},
         )
 
     def sum_by_module(self, indices: NDArray[np.intp], sizes: NDArray[np.int64]) -> dict[str, int]:
@@ -87,22 +88,6 @@ class Columns:
         sums = np.zeros(len(self.modules), dtype=np.int64)
         np.add.at(sums, self.module[indices], sizes[indices])
         return {self.modules[code]: int(sums[code]) for code in sums.nonzero()[0].tolist()}
-
-    def sum_by_example(self, chosen: NDArray[np.bool_]) -> tuple[list[Allocation], list[int]]:
-        """The chosen allocations by kind and module.
-
-        Returns:
-            One allocation of each kind and module, in order of first appearance, and the block bytes of all such ones.
-        """
-        import numpy as np
-
-        indices = chosen.nonzero()[0]
-        pairs = self.module[indices].astype(np.int64) * len(self.kinds) + self.kind[indices]
-        _, first, inverse = np.unique(pairs, return_index=True, return_inverse=True)
-        sums = np.zeros(len(first), dtype=np.int64)
-        np.add.at(sums, inverse.reshape(-1), self.block_bytes[indices])
-        order = np.argsort(first)
-        return [self.make(int(indices[first[each]])) for each in order], sums[order].tolist()
 
 
 def make_columns(items: Iterable[Any]) -> Columns:

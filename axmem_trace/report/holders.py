@@ -6,12 +6,17 @@ Each allocation that is alive then belongs to one name, so the holders add up to
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
-from axmem_trace.ledger import Allocation, Ledger, sum_by
+from axmem_trace.ledger import Allocation, Ledger
+from axmem_trace.ledger.columns import Columns
 from axmem_trace.model_facts import ModelFacts
 from axmem_trace.report.types import Holder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 LOGITS = "logits and loss"
 LAYER_INPUTS = "inputs of the layers, kept for backward"
@@ -40,26 +45,93 @@ _BY_OPERATOR = (
 """Parts of an operator's name that show the purpose of a temporary tensor."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """The names of a model's parts: output layer, loss and layers."""
+class _Module(NamedTuple):
+    """What the name of a module says about the allocations in it."""
 
-    head: str
-    """The output layer; empty if none has a known name."""
-    wrappers: frozenset[str]
-    """The modules around the output layer, whose own code is the loss."""
-    embeddings: frozenset[str]
-    stack: str
-    """The numbered list with the most weights: `model.layers`."""
+    frozen: str
+    """The holder of weights of another model than the trained one."""
+    weights: str
+    activations: str
+    has_logits: bool
+    """The output layer, or a module around it, whose own code is the loss."""
 
 
-def list_holders(facts: ModelFacts, ledger: Ledger, *, peak_tick: int) -> tuple[Holder, ...]:
-    """Blocks alive at `peak_tick` by holder, the largest first."""
-    places, columns = _find_places(facts), ledger.columns
-    alive = columns.alive(peak_tick) & columns.where(lambda kind: kind.device == "gpu")
-    examples, sizes = columns.sum_by_example(alive)
-    sums = sum_by((_name(each, places), nbytes) for each, nbytes in zip(examples, sizes, strict=True))
-    return tuple(Holder(name=name, bytes=nbytes) for name, nbytes in sorted(sums.items(), key=lambda item: -item[1]))
+class HolderNames:
+    """Names the purpose of any allocation of a model."""
+
+    def __init__(self, facts: ModelFacts) -> None:
+        self._head = next((each.name for each in facts.modules if each.name.rpartition(".")[2] in _HEADS), "")
+        """The output layer; empty if none has a known name."""
+        self._wrappers = frozenset({"", *_ancestors(self._head)})
+        """The modules around it."""
+        self._embeddings = tuple(
+            each.name for each in facts.modules if "Embedding" in each.class_name and "Rotary" not in each.class_name
+        )
+        weights: defaultdict[str, int] = defaultdict(int)
+        for fact in facts.tensors:
+            weights[fact.module] += fact.nbytes
+        stacks: defaultdict[str, int] = defaultdict(int)
+        for module, nbytes in weights.items():
+            stacks[_stack_of(module)] += nbytes
+        stacks.pop("", None)
+        self._stack = max(stacks, key=lambda name: stacks[name], default="")
+        """The numbered list with the most weights: `model.layers`."""
+        self._modules: dict[str, _Module] = {}
+
+    def of(self, allocation: Allocation) -> str:
+        """The purpose of one allocation."""
+        return _name(allocation, self._describe(allocation.module))
+
+    def of_all(self, columns: Columns) -> tuple[list[str], NDArray[np.intp]]:
+        """The names, and the position of each allocation's name among them."""
+        import numpy as np
+
+        described = [self._describe(module) for module in columns.modules]
+        modules = {module: code for code, module in enumerate(dict.fromkeys(described))}
+        names: dict[str, int] = {}
+        table = [[names.setdefault(_name(kind, module), len(names)) for module in modules] for kind in columns.kinds]
+        codes = np.array([modules[module] for module in described], dtype=np.intp)
+        found: NDArray[np.intp] = np.array(table, dtype=np.intp).reshape(len(columns.kinds), -1)[
+            columns.kind, codes[columns.module]
+        ]
+        return list(names), found
+
+    def list_alive(self, ledger: Ledger, tick: int) -> tuple[Holder, ...]:
+        """Blocks alive at a tick by holder, the largest first; of equal ones, what was allocated first."""
+        import numpy as np
+
+        columns = ledger.columns
+        alive = np.flatnonzero(columns.alive(tick) & columns.where(lambda kind: kind.device == "gpu"))
+        names, codes = self.of_all(columns)
+        sums = np.zeros(len(names), dtype=np.int64)
+        np.add.at(sums, codes[alive], columns.block_bytes[alive])
+        found, first = np.unique(codes[alive], return_index=True)
+        ranked = sorted(zip(first.tolist(), found.tolist(), strict=True), key=lambda pair: (-sums[pair[1]], pair[0]))
+        return tuple(Holder(name=names[code], bytes=int(sums[code])) for _, code in ranked)
+
+    def _describe(self, name: str) -> _Module:
+        found = self._modules.get(name)
+        if found is None:
+            layer = _layer_of(name)
+            found = self._modules[name] = _Module(
+                frozen=next((holder for start, holder in _FROZEN if name.startswith(start)), _BY_BUCKET["reference"]),
+                weights=self._name_weights(name, layer.rpartition(".")[0]),
+                activations=LAYER_INPUTS if layer and name == layer else IN_LAYERS if layer else "other activations",
+                has_logits=self._is_in_head(name) or name in self._wrappers,
+            )
+        return found
+
+    def _is_in_head(self, name: str) -> bool:
+        return bool(self._head) and (name == self._head or name.startswith(f"{self._head}."))
+
+    def _name_weights(self, name: str, stack: str) -> str:
+        if stack:
+            return LAYER_WEIGHTS if stack == self._stack else f"weights of {stack.removeprefix('base_model.model.')}"
+        if self._is_in_head(name):
+            return "output layer's weights"
+        if any(name == each or name.startswith(f"{each}.") for each in self._embeddings):
+            return "embedding weights"
+        return "other weights"
 
 
 def bucket_of_holder(name: str) -> str:
@@ -74,33 +146,6 @@ def bucket_of_holder(name: str) -> str:
     if name in (LOGITS, LAYER_INPUTS, IN_LAYERS, "other activations"):
         return "activations"
     return "weights" if "weights" in name and name != "dequantised weights" else "workspace"
-
-
-def make_namer(facts: ModelFacts) -> Callable[[Allocation], str]:
-    """A function that names the purpose of any allocation of this model."""
-    places = _find_places(facts)
-    return lambda allocation: _name(allocation, places)
-
-
-def name_holder(allocation: Allocation, facts: ModelFacts) -> str:
-    """The purpose of one allocation."""
-    return _name(allocation, _find_places(facts))
-
-
-def _find_places(facts: ModelFacts) -> _Places:
-    head = next((each.name for each in facts.modules if each.name.rpartition(".")[2] in _HEADS), "")
-    weights: defaultdict[str, int] = defaultdict(int)
-    for fact in facts.tensors:
-        weights[_stack_of(fact.module)] += fact.nbytes
-    weights.pop("", None)
-    return _Places(
-        head=head,
-        wrappers=frozenset({"", *_ancestors(head)}),
-        embeddings=frozenset(
-            each.name for each in facts.modules if "Embedding" in each.class_name and "Rotary" not in each.class_name
-        ),
-        stack=max(weights, key=lambda name: weights[name], default=""),
-    )
 
 
 def _ancestors(module: str) -> Iterable[str]:
@@ -119,36 +164,20 @@ def _stack_of(module: str) -> str:
     return _layer_of(module).rpartition(".")[0]
 
 
-def _name(allocation: Allocation, places: _Places) -> str:
-    bucket, module = allocation.bucket, allocation.module
+def _name(allocation: Allocation, module: _Module) -> str:
+    """The purpose of an allocation in this module; of `allocation` only what its kind has is used."""
+    bucket = allocation.bucket
     if bucket == "reference":
-        return next((name for start, name in _FROZEN if module.startswith(start)), _BY_BUCKET[bucket])
+        return module.frozen
     if bucket in _BY_BUCKET:
         return _BY_BUCKET[bucket]
     if bucket == "weights":
-        return _name_weights(module, places)
-    in_head = bool(places.head) and (module == places.head or module.startswith(f"{places.head}."))
-    if (
-        allocation.role == ""
-        and (in_head or module in places.wrappers)
-        and allocation.phase not in ("load", "optimizer")
-    ):
+        return module.weights
+    if allocation.role == "" and module.has_logits and allocation.phase not in ("load", "optimizer"):
         return LOGITS
     if bucket == "activations":
-        layer = _layer_of(module)
-        return LAYER_INPUTS if layer and module == layer else IN_LAYERS if layer else "other activations"
+        return module.activations
     return _name_workspace(allocation)
-
-
-def _name_weights(module: str, places: _Places) -> str:
-    stack = _stack_of(module)
-    if stack:
-        return LAYER_WEIGHTS if stack == places.stack else f"weights of {stack.removeprefix('base_model.model.')}"
-    if places.head and (module == places.head or module.startswith(f"{places.head}.")):
-        return "output layer's weights"
-    if any(module == name or module.startswith(f"{name}.") for name in places.embeddings):
-        return "embedding weights"
-    return "other weights"
 
 
 def _name_workspace(allocation: Allocation) -> str:

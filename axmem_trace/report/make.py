@@ -18,7 +18,7 @@ from axmem_trace.report.accuracy import find_accuracy, find_kind
 from axmem_trace.report.device_range import find_range
 from axmem_trace.report.dtypes import make_dtypes
 from axmem_trace.report.engine import make_engine
-from axmem_trace.report.holders import list_holders
+from axmem_trace.report.holders import HolderNames
 from axmem_trace.report.logged import make_logged
 from axmem_trace.report.modules import make_module_rows
 from axmem_trace.report.moments import make_moments
@@ -62,11 +62,11 @@ def make_report(
             rank's.
         simulated: the run with batches that differ in length; None: it was not simulated.
     """
-    found = survey(ledger)
-    peak = make_peak(recipe, facts, found, reservation)
+    found, names = survey(ledger), HolderNames(facts)
+    peak = make_peak(recipe, names, found, reservation)
     buckets, resident = Buckets(**found.peak.buckets), make_resident(facts, ledger)
     phases = make_phases(found, reservation)
-    failure = make_out_of_memory(facts, ledger, reservation)
+    failure = make_out_of_memory(names, ledger, reservation)
     memory_bytes = recipe.gpu.memory_bytes
     late = (*note_costly_evaluation(recipe, phases), *note_other_libraries(recipe.axolotl, versions))
     shown = bound_notes(notes_in_place(recipe, (*recipe.notes, *notes, *late)), buckets, peak.reserved_bytes)
@@ -104,13 +104,13 @@ def make_report(
         buckets=buckets,
         ranks=ranks,
         division=make_division(recipe, facts, ledger, resident),
-        holders=list_holders(facts, ledger, peak_tick=peak.tick),
+        holders=names.list_alive(ledger, peak.tick),
         resident=resident,
         host=Host(cpu=make_elsewhere(ledger, "cpu"), managed=make_elsewhere(ledger, "managed")),
         modules=make_module_rows(facts, ledger, peak_tick=peak.tick),
         dtypes=make_dtypes(facts),
         timeline=make_timeline(ledger, reservation),
-        moments=make_moments(ledger, reservation, facts) if moments else (),
+        moments=make_moments(ledger, reservation, names) if moments else (),
         choices=_make_choices(recipe),
         refusals=_make_refusals(shown),
         notes=tuple(note for note in shown if not isinstance(note, RefusalNote)),

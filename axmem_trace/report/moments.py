@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from axmem_trace.allocator.reservation import Reservation
-from axmem_trace.ledger import Allocation, Ledger
-from axmem_trace.model_facts import ModelFacts
-from axmem_trace.report.holders import make_namer
+from axmem_trace.ledger import BUCKETS, Ledger
+from axmem_trace.ledger.columns import Columns
+from axmem_trace.report.holders import HolderNames
 from axmem_trace.report.types import Buckets, Holder
 
 if TYPE_CHECKING:
@@ -50,17 +50,18 @@ class Moment:
     modules: tuple[Holder, ...]
 
 
-def make_moments(ledger: Ledger, reservation: Reservation, facts: ModelFacts) -> tuple[Moment, ...]:
+def make_moments(ledger: Ledger, reservation: Reservation, names: HolderNames) -> tuple[Moment, ...]:
     """The highest moment of each of `NUM_MOMENTS` equal parts of the run, and the last one. The peak is among them."""
-    positions = _choose(ledger)
-    examples, numbers = _examples(ledger)
-    name = make_namer(facts)
-    sums = zip(
-        _sums(ledger, positions, [each.bucket for each in examples], numbers),
-        _sums(ledger, positions, [name(each) for each in examples], numbers),
-        _sums(ledger, positions, [group_module(each.module) for each in examples], numbers),
-        strict=True,
+    positions, columns = _choose(ledger), ledger.columns
+    groups = [group_module(module) for module in columns.modules]
+    places = {group: code for code, group in enumerate(dict.fromkeys(groups))}
+    labels = (
+        (list(BUCKETS), columns.codes(lambda kind: BUCKETS.index(kind.bucket))),
+        names.of_all(columns),
+        (list(places), _codes([places[group] for group in groups])[columns.module]),
     )
+    examples = _examples(columns)
+    sums = zip(*(_sums(ledger, positions, *each, examples) for each in labels), strict=True)
     found = zip(positions, sums, strict=True)
     return tuple(_moment(ledger, position, reservation, *parts) for position, parts in found)
 
@@ -74,39 +75,46 @@ def _choose(ledger: Ledger) -> list[int]:
     return [*positions, *last]
 
 
-def _examples(ledger: Ledger) -> tuple[list[Allocation], NDArray[np.intp]]:
-    """One allocation of each kind and module, and for each move the number of its example."""
+def _codes(numbers: Sequence[int]) -> NDArray[np.intp]:
     import numpy as np
 
-    columns, indices = ledger.columns, ledger.moved.indices
-    pairs = columns.kind.astype(np.int64) * max(1, len(columns.modules)) + columns.module
-    distinct, first, numbers = np.unique(pairs[indices], return_index=True, return_inverse=True)
-    assert len(distinct) == len(first)
-    return [columns.make(int(indices[position])) for position in first], numbers
+    return np.array(numbers, dtype=np.intp)
+
+
+def _examples(columns: Columns) -> NDArray[np.intp]:
+    """The first allocation of each kind and module on the GPU, in the order of kinds, then modules."""
+    import numpy as np
+
+    on_gpu = np.flatnonzero(columns.where(lambda kind: kind.device == "gpu"))
+    pairs = columns.kind[on_gpu].astype(np.int64) * max(1, len(columns.modules)) + columns.module[on_gpu]
+    _, first = np.unique(pairs, return_index=True)
+    return on_gpu[first]
 
 
 def _sums(
-    ledger: Ledger, positions: Sequence[int], labels: Sequence[str], numbers: NDArray[np.intp]
+    ledger: Ledger,
+    positions: Sequence[int],
+    names: Sequence[str],
+    codes: NDArray[np.intp],
+    examples: NDArray[np.intp],
 ) -> list[dict[str, int]]:
-    """Bytes of each label after each of the moves at these positions.
+    """Bytes of each name after each of the moves at these positions; the names in the order of the examples.
 
     Args:
-        labels: of each example.
-        numbers: for each move the number of its example.
+        codes: for each allocation the position of its name.
     """
     import numpy as np
 
-    names = list(dict.fromkeys(labels))
-    place = {name: index for index, name in enumerate(names)}
-    codes = np.array([place[label] for label in labels], dtype=np.int64)[numbers]
     _, indices, frees = ledger.moved
     sizes = ledger.columns.block_bytes[indices]
-    changes = np.where(frees, -sizes, sizes)
+    changes, moved = np.where(frees, -sizes, sizes), codes[indices]
+    order = list(dict.fromkeys(codes[examples].tolist()))
+    ordered = [names[code] for code in order]
     live, done, found = np.zeros(len(names), dtype=np.int64), 0, []
     for position in positions:
-        np.add.at(live, codes[done : position + 1], changes[done : position + 1])
+        np.add.at(live, moved[done : position + 1], changes[done : position + 1])
         done = position + 1
-        found.append(dict(zip(names, live.tolist(), strict=True)))
+        found.append(dict(zip(ordered, live[order].tolist(), strict=True)))
     return found
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from axmem_trace.allocator.reservation import Reservation
 from axmem_trace.ledger import Ledger
 from axmem_trace.ledger.spans import Survey
-from axmem_trace.model_facts import ModelFacts
 from axmem_trace.recipe.recipe import Recipe
-from axmem_trace.report.holders import name_holder
+from axmem_trace.report.holders import HolderNames
 from axmem_trace.report.types import OutOfMemory, Peak
 
 
-def make_peak(recipe: Recipe, facts: ModelFacts, found: Survey, reservation: Reservation) -> Peak:
+def make_peak(recipe: Recipe, names: HolderNames, found: Survey, reservation: Reservation) -> Peak:
     """The point with the most live bytes; the allocator's maxima are of the whole run."""
     span = found.peak
     reached = span.peak_allocation
@@ -28,11 +27,11 @@ def make_peak(recipe: Recipe, facts: ModelFacts, found: Survey, reservation: Res
         module=reached.module if reached else "",
         op=reached.op if reached else "",
         tick=span.peak_tick if reached else 0,
-        holder=name_holder(reached, facts) if reached else "",
+        holder=names.of(reached) if reached else "",
     )
 
 
-def make_out_of_memory(facts: ModelFacts, ledger: Ledger, reservation: Reservation) -> OutOfMemory | None:
+def make_out_of_memory(names: HolderNames, ledger: Ledger, reservation: Reservation) -> OutOfMemory | None:
     """Where the run ended because the card was full; None if it was not."""
     failure = reservation.out_of_memory
     if failure is None:
@@ -45,5 +44,5 @@ def make_out_of_memory(facts: ModelFacts, ledger: Ledger, reservation: Reservati
         step=wanted.step,
         module=wanted.module,
         op=wanted.op,
-        holder=name_holder(wanted, facts),
+        holder=names.of(wanted),
     )

@@ -7,7 +7,7 @@ from support.hand_made_run import make_hand_made_report
 
 from axmem_trace.ledger import Allocation, Ledger
 from axmem_trace.model_facts import ModelFacts, ModuleFact, TensorFact
-from axmem_trace.report.holders import LAYER_INPUTS, LOGITS, list_holders, name_holder
+from axmem_trace.report.holders import LAYER_INPUTS, LOGITS, HolderNames
 
 CLASSES = {
     "": "PeftModel", "base_model": "LoraModel", "base_model.model": "LlamaForCausalLM",
@@ -76,7 +76,7 @@ def test_names(allocation, name):
     inner = allocation["module"]
     module = "base_model.model" + (f".{inner}" if inner else "")
     made = Allocation(nbytes=1, allocated_tick=1, **{"op": "aten.mm.default", **allocation, "module": module})
-    assert name_holder(made, FACTS) == name
+    assert HolderNames(FACTS).of(made) == name
 
 
 def test_what_is_alive_at_the_peak_is_summed_in_blocks_the_largest_first():
@@ -95,7 +95,7 @@ def test_what_is_alive_at_the_peak_is_summed_in_blocks_the_largest_first():
         ticks=9,
     )
     # 100 and 3000 bytes are 512 + 3072 in blocks; 1000 are 1024
-    found = [(holder.name, holder.bytes) for holder in list_holders(FACTS, ledger, peak_tick=4)]
+    found = [(holder.name, holder.bytes) for holder in HolderNames(FACTS).list_alive(ledger, 4)]
     assert found == [(LOGITS, 3584), ("layer weights", 1024)]
 
 
