@@ -71,6 +71,11 @@ class Unfolding:
         self._marks: list[Mark] = []
         self._empty_cache_ticks: list[int] = []
 
+    @property
+    def added_bytes(self) -> dict[int, int]:
+        """By the position of an allocation of the result, by how much its size grows with all `missing` periods."""
+        return {self._once[index]: delta * self.missing for index, delta in self.growth.items()}
+
     def make(self) -> Ledger:
         """The ledger of a model with `missing` periods more."""
         for item, plan in zip(self.sections.items, self._plans, strict=True):
@@ -187,8 +192,8 @@ class Unfolding:
     def _make_columns(self) -> Columns:
         np, short = self._np, self.ledger.columns
         nbytes = short.nbytes[self.source]
-        for index, delta in self.growth.items():
-            nbytes[self._once[index]] += delta * self.missing
+        for position, added in self.added_bytes.items():
+            nbytes[position] += added
         modules: dict[str, int] = {name: code for code, name in enumerate(short.modules)}
         code = short.module[self.source].astype(np.int64)
         pairs, inverse = np.unique(np.stack([code, self.shift]), axis=1, return_inverse=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -87,6 +87,17 @@ class Ledger:
     def columns(self) -> Columns:
         """The allocations as arrays."""
         return self.allocations.columns if isinstance(self.allocations, Allocations) else make_columns(self.allocations)
+
+    def with_sizes(self, nbytes: NDArray[np.int64]) -> Ledger:
+        """The same events with other sizes of the allocations.
+
+        Args:
+            nbytes: of each allocation.
+        """
+        changed = replace(self, allocations=Allocations(replace(self.columns, nbytes=nbytes)))
+        for name in ("moved", "intervals", "_marks"):  # these do not depend on sizes
+            changed.__dict__[name] = getattr(self, name)
+        return changed
 
     @cached_property
     def on_gpu(self) -> tuple[Allocation, ...]:

@@ -28,7 +28,7 @@ class KernelContext:
     int8_outliers: int = 0
     """Columns of each 8-bit layer's input that hold a value beyond the threshold."""
     memo: ResultMemo = field(default_factory=ResultMemo)
-    _once: set[str] = field(default_factory=set)
+    held: set[str] = field(default_factory=set)
     """The names with which `hold_once` has been called."""
 
     def note(self, note: Note) -> None:
@@ -49,8 +49,8 @@ class KernelContext:
 
     def hold_once(self, what: str, nbytes: int, op: str) -> bool:
         """Records a block that the process allocates at its first use and keeps. Returns False if it exists already."""
-        if what in self._once:
+        if what in self.held:
             return False
-        self._once.add(what)
+        self.held.add(what)
         self.recorder.hold(nbytes, op)
         return True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,16 @@ class RecordingMode(TorchDispatchMode):
         assert self._on_meta or not rules, "a real run needs no rules: its operators do what the rules describe"
         if not self.rules.has_all(rules):
             self.rules.include(rules)
+            self._plans.clear()
+
+    @contextmanager
+    def additions_undone(self) -> Iterator[None]:
+        """What is added while this is open, rules and decisions, is removed at the end."""
+        rules, decisions = Rules(self.rules), dict(self._decisions)
+        try:
+            yield
+        finally:
+            self.rules, self._decisions = rules, decisions
             self._plans.clear()
 
     def decide(self, decision: Decision, *ops: Any) -> None:

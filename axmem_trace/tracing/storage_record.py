@@ -241,14 +241,24 @@ class StorageRecord:
         with _disable_current_modes():
             yield
 
-    def make_ledger(self) -> Ledger:
-        """The ledger so far. Storages that are still alive are never freed in it."""
+    def make_ledger(self, since: int = 0) -> Ledger:
+        """The ledger so far. Storages that are still alive are never freed in it.
+
+        Args:
+            since: what was freed up to this tick is left out.
+        """
         return Ledger(
-            allocations=Allocations(make_columns(self._lives)),
-            marks=tuple(self._marks),
+            allocations=Allocations(make_columns(life for life in self._lives if life.freed_tick > since)),
+            marks=tuple(mark for mark in self._marks if mark.tick > since),
             ticks=self._tick + 1,
-            empty_cache_ticks=tuple(self._empty_cache_ticks),
+            empty_cache_ticks=tuple(tick for tick in self._empty_cache_ticks if tick > since),
         )
+
+    def forget_since(self, tick: int) -> None:
+        """Removes what was allocated after a tick from the record, and its marks; the clock goes on."""
+        self._lives = [life for life in self._lives if life.allocated_tick <= tick]
+        self._marks = [mark for mark in self._marks if mark.tick <= tick]
+        self._empty_cache_ticks = [each for each in self._empty_cache_ticks if each <= tick]
 
     # -- allocating and freeing ----------------------------------------------------------------------------------------
 

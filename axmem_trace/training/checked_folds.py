@@ -118,6 +118,7 @@ def without_tokens(recipe: Recipe) -> Recipe:
         lengths=RowLengths(),
         evaluation=replace(recipe.evaluation, rows=1, row_tokens=1),
         gpu=Gpu(),
+        objective=replace(recipe.objective, prompt_tokens=0, completion_tokens=0),
         reasons={},
         notes=(),
         written={},

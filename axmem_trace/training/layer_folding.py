@@ -5,6 +5,7 @@
 3. A model with one more period is recorded too. The prediction for it must equal its recording, event by event.
    Facts and notes of both models must be equal. Other numbers of tokens need no second check (`checked_folds.py`).
 4. The missing periods are inserted (`folding/unfold.py`).
+5. The short model is kept: with other batches, one micro-batch of it is enough (`kept_runs.py`).
 
 If anything could make layers different, all layers are traced; also if the model, or a library, fails in a short model.
 An error in this package's own code is not caught: it would be hidden by the trace of all layers.
@@ -21,18 +22,22 @@ from axmem_trace.folding.sections import Sections, find_sections
 from axmem_trace.folding.unfold import Unfolding, growing_sizes
 from axmem_trace.ledger import Ledger
 from axmem_trace.model_facts import ModelFacts
+from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.layer_folding import Folding, NoFolding
 from axmem_trace.models.skeleton.skeleton import AttentionRefused
 from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.parallel.install import open_ranks
 from axmem_trace.parallel.ranks import RankGroup
 from axmem_trace.recipe.recipe import Recipe
-from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.training.checked_folds import CheckedFold, known_growth, remember
 from axmem_trace.training.failures import is_outside_this_package
+from axmem_trace.training.kept_runs import KeptRun, Unfolded, answer_from_kept, describe_unfolding, keep
 from axmem_trace.training.loading import load_models
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.trace import make_recording, record_run
+from axmem_trace.training.optimizers.traced import TracedOptimizer
+from axmem_trace.training.trace import Recording, make_recording, record_run
+from axmem_trace.training.traced_run import TracedRun
 
 GROW_WITH_DEPTH = (
     "aten.stack.default",
@@ -44,19 +49,6 @@ GROW_WITH_DEPTH = (
 """Operators of clipping whose size depends on the number of gradients: the stack of their norms, the partial norms that a
 multi-tensor kernel writes first, and, among many ranks, the sum of the squared norms of all parts. No other size depends
 on the number of layers."""
-
-
-@dataclass(frozen=True, slots=True)
-class TracedRun:
-    """The result for a run: the facts of the model, the ledger, and the notes."""
-
-    facts: ModelFacts
-    ledger: Ledger
-    notes: tuple[Note, ...]
-    not_folded: str = ""
-    """Why every layer was traced; empty if repeated layers were traced once."""
-    groups: tuple[RankGroup, ...] = ()
-    """On several GPUs: which ranks hold parts of equal sizes."""
 
 
 def trace_run(
@@ -96,6 +88,10 @@ def _refusal(refused: AttentionRefused, kernel: str) -> RefusalNote:
 def _trace_as_asked(recipe: Recipe, start: Callable[[str, str], None], rank: int | None) -> TracedRun:
     why = "--assume fold=false"
     if recipe.fold:
+        start("trace", "tracing")
+        known = answer_from_kept(recipe, rank)
+        if known is not None:
+            return known
         try:
             return _trace_folded(recipe, start, rank)
         except AttentionRefused:
@@ -107,18 +103,38 @@ def _trace_as_asked(recipe: Recipe, start: Callable[[str, str], None], rank: int
                 raise
             why = f"{type(error).__name__} in a short model: {error}"
     part = _trace(recipe, NoFolding(), start, rank)
-    return TracedRun(part.facts, part.ledger, part.notes, why, part.groups)
+    run = TracedRun(part.facts, part.recorded.ledger, part.notes, why, part.groups)
+    if recipe.fold:
+        _keep(recipe, rank, part, run, None)
+    return run
+
+
+def _keep(recipe: Recipe, rank: int | None, part: _Part, result: TracedRun, unfolded: Unfolded | None) -> None:
+    if not part.groups:
+        run = KeptRun(recipe=recipe, result=result, recorded=part.recorded, unfolded=unfolded)
+        keep(run, rank, part.built, part.optimizer, part.recording)
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
     """A traced model, whole or short."""
 
-    recorder: Recorder
+    built: BuiltModel
+    optimizer: TracedOptimizer
+    recording: RecordingMode
+    recorded: Recording
     facts: ModelFacts
-    ledger: Ledger
-    notes: tuple[Note, ...]
     groups: tuple[RankGroup, ...]
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was recorded."""
+        return self.recorded.ledger
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """On the model, the optimizer and the run."""
+        return (*self.built.notes, *self.optimizer.notes, *self.recorded.notes)
 
 
 def _trace(recipe: Recipe, folding: Folding, start: Callable[[str, str], None], rank: int | None) -> _Part:
@@ -141,7 +157,7 @@ def _trace(recipe: Recipe, folding: Folding, start: Callable[[str, str], None], 
         )
     facts = folding.complete(rank_model.facts) if rank_model is not None else built.whole_facts
     groups = rank_model.groups if rank_model is not None else ()
-    return _Part(recording.recorder, facts, traced.ledger, (*built.notes, *optimizer.notes, *traced.notes), groups)
+    return _Part(built, optimizer, recording, traced, facts, groups)
 
 
 def _trace_folded(recipe: Recipe, start: Callable[[str, str], None], rank: int | None) -> TracedRun:
@@ -150,7 +166,7 @@ def _trace_folded(recipe: Recipe, start: Callable[[str, str], None], rank: int |
     part = _trace(recipe, folding, start, rank)
     repetition = folding.repetition
     assert repetition is not None, "the model was cut"
-    layers = part.recorder.event_layers()
+    layers = part.recording.recorder.event_layers()
     sections = find_sections(part.ledger, layers, repetition)
     recorded = CheckedFold(
         recipe=recipe,
@@ -166,8 +182,10 @@ def _trace_folded(recipe: Recipe, start: Callable[[str, str], None], rank: int |
         longer = _trace(recipe, Folding(recipe, repetition.with_periods(repetition.periods + 1)), start, rank)
         growth = _compare(part, longer, sections, repetition)
         remember(replace(recorded, growth=growth))
-    ledger = Unfolding(part.ledger, sections, repetition, repetition.missing, growth).make()
-    return TracedRun(part.facts, ledger, part.notes, groups=part.groups)
+    unfolding = Unfolding(part.ledger, sections, repetition, repetition.missing, growth)
+    run = TracedRun(part.facts, unfolding.make(), part.notes, groups=part.groups)
+    _keep(recipe, rank, part, run, describe_unfolding(unfolding, sections))
+    return run
 
 
 def _compare(part: _Part, longer: _Part, sections: Sections, repetition: Repetition) -> dict[int, int]:

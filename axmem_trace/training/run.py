@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from axmem_trace.ledger.windows import BatchWindows, Window
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.device_map import is_on_host
+from axmem_trace.notes import Note
 from axmem_trace.parallel.rank_facts import local_tensors
 from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.parallel.units import plain_name
@@ -66,6 +68,10 @@ class Run:
     With `repeat`, the second step's passes are those of the first, repeated in the record instead of run again: forward
     and backward do not depend on the optimizer's states. They are run again if hooks step inside backward, or if
     something is moved to the host and back.
+
+    Attributes:
+        windows: what depended on the batches; known when the run has been recorded.
+        batch_notes: the notes that were made there, or earlier.
     """
 
     def __init__(
@@ -101,6 +107,9 @@ class Run:
         differ = recipe.loss.holds_outputs or recipe.allocator.empty_cache_steps > 1
         engine_differs = rank_model is not None and rank_model.before_repeat is None
         self._may_repeat = repeat and not (optimizer.hooked or moves or differ or engine_differs)
+        self.batch_notes: set[Note] = set()
+        self._evaluations: list[Window] = []
+        self._placing = self._first_passes = Window(0, 0)
 
     def record(self, progress: Callable[[str], None] = lambda stage: None) -> None:
         """Loads, evaluates if the run evaluates first, and runs `NUM_STEPS` optimizer steps."""
@@ -110,12 +119,34 @@ class Run:
         with self._offloading() as self._training_step:
             self._record_phases(progress)
 
+    def record_batches(self) -> None:
+        """Runs only what depends on the batches: evaluation, and the first micro-batch. The model is already registered."""
+        evaluation = self.recipe.evaluation
+        with self._offloading() as self._training_step:
+            if evaluation.enabled and evaluation.before_training:
+                self._evaluate()
+            self._place_batches(1)
+            self._accumulate(1, 1)
+            self.optimizer.zero_grad()
+            if evaluation.enabled and not evaluation.before_training:
+                self._evaluate()
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether later micro-batches and steps do what the first micro-batch does."""
+        return self._may_repeat and self._rank_model is None
+
+    @property
+    def windows(self) -> BatchWindows:
+        """See the class."""
+        return BatchWindows(self._placing, self._first_passes, tuple(self._evaluations))
+
     def _record_phases(self, progress: Callable[[str], None]) -> None:
         evaluation = self.recipe.evaluation
         if evaluation.enabled and evaluation.before_training:
             self._collect(0)
             progress("tracing evaluation")
-            evaluate(self.recipe, self.model, self.objective, self.run_model, self.recorder)
+            self._evaluate()
         self._collect(0)
         for step in range(1, NUM_STEPS + 1):
             progress(f"tracing step {step} of {NUM_STEPS}")
@@ -124,10 +155,16 @@ class Run:
         if evaluation.enabled and not evaluation.before_training:
             self._collect(0)
             progress("tracing evaluation")
-            evaluate(self.recipe, self.model, self.objective, self.run_model, self.recorder)
+            self._evaluate()
         if self.recipe.adapter.relora_steps:
             self.recorder.mark("optimizer", NUM_STEPS)
             restart_relora(self.model, self.optimizer, self.recipe, self.recorder)
+
+    def _evaluate(self) -> None:
+        start, before = self.recorder.now, set(self.recorder.notes)
+        evaluate(self.recipe, self.model, self.objective, self.run_model, self.recorder)
+        self._evaluations.append(Window(start, self.recorder.now))
+        self.batch_notes |= set(self.recorder.notes) - before
 
     # -- loading ------------------------------------------------------------------------------------------------------
 
@@ -160,24 +197,29 @@ class Run:
     # -- one optimizer step -------------------------------------------------------------------------------------------
 
     def _step(self, step: int) -> None:
-        batch, variables = self.recipe.batch, self._variables
+        self._place_batches(step)
+        if self._passes is None or not self._can_repeat(self._passes):
+            self._passes = self._accumulate(step, self._num_micro_batches)
+        else:
+            self._accumulate_again(self._passes, step)
+        self.recorder.mark("optimizer", step)
+        self._optimize()
+
+    def _place_batches(self, step: int) -> None:
+        batch, variables, start = self.recipe.batch, self._variables, self.recorder.now
         self.recorder.mark("forward", step)
         self.objective.before_step(self.run_model, step)
         with self.recorder.paused():
             batches = self.objective.batches(self.recipe)
         variables.batch_samples = [place_batch(self.recorder, each) for each in batches]
         variables.num_items_in_batch = place_number(self.recorder, batch.rows * batch.row_tokens)
-        if self._passes is None or not self._can_repeat(self._passes):
-            self._passes = self._accumulate(step)
-        else:
-            self._accumulate_again(self._passes, step)
-        self.recorder.mark("optimizer", step)
-        self._optimize()
+        if step == 1:
+            self._placing = Window(start, self.recorder.now)
 
-    def _accumulate(self, step: int) -> _Passes:
+    def _accumulate(self, step: int, num_micro_batches: int) -> _Passes:
         """Forward and backward of the micro-batches."""
         start = self.recorder.now
-        batches = self._variables.batch_samples[: self._num_micro_batches]
+        batches = self._variables.batch_samples[:num_micro_batches]
         for micro_batch, inputs in enumerate(batches):
             if micro_batch:
                 self.recorder.mark("forward", step, micro_batch)
@@ -192,6 +234,9 @@ class Run:
             if self.recipe.objective.empties_cache:
                 self.recorder.empty_cache()
             self.recorder.finish_streams()  # the Trainer looks for NaN (`logging_nan_inf_filter`)
+            if step == 1 and not micro_batch:
+                self._first_passes = Window(start, self.recorder.now)
+                self.batch_notes |= set(self.recorder.notes)
         self._variables.tr_loss_step = None
         gradients = {
             id(parameter): self.recorder.allocation_tick(parameter.grad)

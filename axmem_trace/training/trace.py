@@ -13,8 +13,9 @@ from axmem_trace.kernels.core.autograd_in_place import assert_seen_from_engine
 from axmem_trace.kernels.install import gpu_rules, install_kernels, install_on_second_model
 from axmem_trace.kernels.site import Site
 from axmem_trace.ledger import Ledger
+from axmem_trace.ledger.windows import BatchWindows
 from axmem_trace.models.built import BuiltModel
-from axmem_trace.notes import Note
+from axmem_trace.notes import Note, Notes
 from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.context import KernelContext
@@ -28,10 +29,21 @@ from axmem_trace.training.run import Run
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """The result of a trace: the ledger, and the notes of the kernels' rules."""
+    """The result of a trace: the ledger, the notes of the kernels' rules, and what depended on the batches.
+
+    Attributes:
+        notes: of loading and of the run; `own_notes` those of the run; `batch_notes` see `Run`.
+        is_reusable: see `Run`.
+        held: what was allocated for the whole process before the run (`KernelContext.held`).
+    """
 
     ledger: Ledger
     notes: tuple[Note, ...]
+    own_notes: tuple[Note, ...]
+    batch_notes: frozenset[Note]
+    windows: BatchWindows
+    is_reusable: bool
+    held: frozenset[str] = frozenset()
 
 
 def record_run(
@@ -52,9 +64,60 @@ def record_run(
         rank_model: the model is one rank's part of a distributed one (see `parallel/install.py`).
     """
     recording = recording or make_recording(recipe)
+    loading, held = recording.recorder.notes, frozenset(recording.context.held)
+    with _opened(recipe, built, optimizer, recording, repeat=repeat, rank_model=rank_model) as run:
+        run.record(progress or (lambda stage: None))
+        ledger = recording.recorder.make_ledger()
+    own = tuple(recording.recorder.notes)
+    notes = tuple(Notes((*loading, *own)))
+    return Recording(ledger, notes, own, frozenset(run.batch_notes), run.windows, run.is_reusable, held)
+
+
+def record_batches(
+    recipe: Recipe, built: BuiltModel, optimizer: TracedOptimizer, recording: RecordingMode, held: frozenset[str]
+) -> Recording:
+    """Runs again only what depends on the batches: evaluation, and a micro-batch of the first step.
+
+    Args:
+        recipe: like that of the run that `recording` has recorded, with other batches.
+        recording: of that run; what it allocates now is removed from it at the end.
+        held: see `Recording`.
+
+    Returns:
+        A ledger of what was recorded now.
+    """
     recorder = recording.recorder
-    mode = CudaMode(recording)
+    start, layers, recorder.layers = recorder.now, recorder.layers, None
+    recording.context.held = set(held)
+    recorder.values.num_true.clear()
+    try:
+        with _opened(recipe, built, optimizer, recording) as run:
+            run.record_batches()
+            ledger = recorder.make_ledger(since=start)
+    finally:
+        built.module.zero_grad(set_to_none=True)
+        recorder.forget_since(start)
+        recorder.layers = layers
+    own = tuple(recorder.notes)
+    return Recording(ledger, own, own, frozenset(run.batch_notes), run.windows, run.is_reusable)
+
+
+@contextmanager
+def _opened(
+    recipe: Recipe,
+    built: BuiltModel,
+    optimizer: TracedOptimizer,
+    recording: RecordingMode,
+    *,
+    repeat: bool = True,
+    rank_model: RankModel | None = None,
+) -> Iterator[Run]:
+    """A run with everything installed around it; the recorder's notes are those from now on."""
+    recorder = recording.recorder
+    recorder.notes = Notes()
     with ExitStack() as stack:
+        stack.enter_context(recording.additions_undone())
+        mode = CudaMode(recording)
         site = Site(built.module, recipe, recording, stack)
         run = Run(
             recipe,
@@ -74,9 +137,7 @@ def record_run(
             install_on_second_model(replace(site, model=built.reference))
         stack.enter_context(mode.opened())
         stack.enter_context(model_failures_reported(built, recipe))
-        run.record(progress or (lambda stage: None))
-        ledger = recorder.make_ledger()
-    return Recording(ledger, tuple(recorder.notes))
+        yield run
 
 
 @contextmanager

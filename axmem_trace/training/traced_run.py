@@ -1,0 +1,23 @@
+"""`TracedRun`: what the trace of a run results in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from axmem_trace.ledger import Ledger
+from axmem_trace.model_facts import ModelFacts
+from axmem_trace.notes import Note
+from axmem_trace.parallel.ranks import RankGroup
+
+
+@dataclass(frozen=True, slots=True)
+class TracedRun:
+    """The result for a run: the facts of the model, the ledger, and the notes."""
+
+    facts: ModelFacts
+    ledger: Ledger
+    notes: tuple[Note, ...]
+    not_folded: str = ""
+    """Why every layer was traced; empty if repeated layers were traced once."""
+    groups: tuple[RankGroup, ...] = ()
+    """On several GPUs: which ranks hold parts of equal sizes."""
