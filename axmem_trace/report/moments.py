@@ -61,7 +61,7 @@ def make_moments(ledger: Ledger, reservation: Reservation, names: HolderNames) -
         (list(places), _codes([places[group] for group in groups])[columns.module]),
     )
     examples = _examples(columns)
-    sums = zip(*(_sums(ledger, positions, *each, examples) for each in labels), strict=True)
+    sums = zip(*(_sums(ledger, positions, shown, codes, examples) for shown, codes in labels), strict=True)
     found = zip(positions, sums, strict=True)
     return tuple(_moment(ledger, position, reservation, *parts) for position, parts in found)
 
