@@ -91,7 +91,7 @@ class HolderNames:
         names: dict[str, int] = {}
         table = [[names.setdefault(_name(kind, module), len(names)) for module in modules] for kind in columns.kinds]
         codes = np.array([modules[module] for module in described], dtype=np.intp)
-        found: NDArray[np.intp] = np.array(table, dtype=np.intp).reshape(len(columns.kinds), -1)[
+        found: NDArray[np.intp] = np.array(table, dtype=np.intp).reshape(len(columns.kinds), len(modules))[
             columns.kind, codes[columns.module]
         ]
         return list(names), found
