@@ -10,7 +10,8 @@ A bug in this package is no `AxmemError`: it keeps its traceback and exits with 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 
 EXIT_ESTIMATED = 0
 EXIT_BUG = 1
@@ -77,6 +78,10 @@ class ConfigError(AxmemError):
     details: tuple[str, ...] = field(default=())
     flag: str = ""
     others: tuple[ConfigError, ...] = field(default=())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return partial(type(self), **values), ()
 
     def __str__(self) -> str:
         if not self.others:

@@ -180,6 +180,22 @@ def _vary_lengths(
     return simulated, ()
 
 
+@quiet_libraries()
+def record_ledgers(recipe: Recipe) -> list[Ledger]:
+    """What a run allocates: one ledger for each group of ranks that is recorded, that of rank 0 first.
+
+    Raises:
+        ConfigError: the run can't be recorded.
+    """
+    silent = Stopwatch(lambda stage: None)
+    with collector_paused():
+        import_libraries()
+        spare_what_is_there()
+        run = _trace(recipe, silent)
+        others = [group.ranks[0] for group in run.groups if group.recorded][1:]
+        return [run.ledger, *(_trace(recipe, silent, rank=rank).ledger for rank in others)]
+
+
 def _reserved_bytes(recipe: Recipe) -> int:
     """The most bytes that the allocator would hold with unlimited memory."""
     return replay(_trace(recipe, Stopwatch(lambda stage: None)).ledger, recipe.allocator).peak_reserved_bytes
@@ -192,10 +208,12 @@ def _capacity_bytes(recipe: Recipe) -> int:
 
 def _replay_on_card(recipe: Recipe, ledger: Ledger) -> Reservation:
     """The reservation on the named card; if that is too small, with unlimited memory, so the report says what is needed."""
-    on_card = replay(ledger, recipe.allocator, capacity_bytes=_capacity_bytes(recipe))
+    from axmem_trace.training.shared_traces import replay_once
+
+    on_card = replay_once(ledger, recipe.allocator, capacity_bytes=_capacity_bytes(recipe))
     if on_card.out_of_memory is None:
         return on_card
-    return replace_fields(replay(ledger, recipe.allocator), out_of_memory=on_card.out_of_memory)
+    return replace_fields(replay_once(ledger, recipe.allocator), out_of_memory=on_card.out_of_memory)
 
 
 def _write_snapshot(path: str | Path, recipe: Recipe, ledger: Ledger) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from axmem_trace.advice.largest_batch import LargestBatch
 from axmem_trace.catalogue.cards import Card
 from axmem_trace.errors import ConfigError
 from axmem_trace.lengths.when import MORE_AT_MOST
@@ -13,8 +14,13 @@ from axmem_trace.report.accuracy import EXPANDABLE
 from axmem_trace.report.verdict import Verdict, bytes_besides_activations, judge, name_verdict
 from axmem_trace.units import GIB
 
+
+class RunRefused(Exception):
+    """The run can't run on this card, as the configuration alone shows; the message says why."""
+
+
 EstimateOn = Callable[[str], Report]
-"""The run's report on the card of a name."""
+"""The run's report on the card of a name. Raises `RunRefused`, or ConfigError if there are no figures."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +34,7 @@ class CardFit:
         left_bytes: negative if it does not fit.
         reason: why the run can't run on cards of this generation, or why there is no verdict.
         error: why this card has no figures; None if there are some.
+        largest: the largest micro batch that fits; None: not looked for, or it can't be known.
     """
 
     card: Card
@@ -37,6 +44,7 @@ class CardFit:
     left_bytes: int = 0
     reason: str = ""
     error: ConfigError | None = None
+    largest: LargestBatch | None = None
 
     @property
     def fits(self) -> bool:
@@ -65,28 +73,38 @@ def fit_cards(cards: Iterable[Card], estimate_on: EstimateOn) -> list[CardFit]:
     return sorted(found, key=lambda fit: (fit.card.gib, fit.card.capability))
 
 
-def fit_counts_of_cards(
-    cards: Sequence[Card], estimate_on: Callable[[str, int], Report], counts: Sequence[int]
+def join_counts(
+    found: Sequence[list[CardFit] | ConfigError], cards: Sequence[Card], counts: Sequence[int]
 ) -> list[CardFit]:
-    """`fit_cards` with each number of cards, in the order of `counts`.
-
-    Args:
-        estimate_on: the run's report on a card of a name, so many times.
+    """What `fit_cards` found for each number of cards, in the order of `counts`.
 
     Raises:
         ConfigError: no number has figures, and the reason is the same for all: the configuration.
     """
-    found, errors = [], []
-    for count in counts:
-        try:
-            fits = fit_cards(cards, lambda name, count=count: estimate_on(name, count))  # type: ignore[misc]
-        except ConfigError as error:
-            errors.append(error)
-            fits = [CardFit(card=card, verdict="", reason=error.problem, error=error) for card in cards]
-        found += [replace(fit, count=count) for fit in fits]
+    errors = [each for each in found if isinstance(each, ConfigError)]
     if len(errors) == len(counts) and len({str(error) for error in errors}) == 1:
         raise errors[0]
-    return found
+    fits: list[CardFit] = []
+    for count, each in zip(counts, found, strict=True):
+        if isinstance(each, ConfigError):
+            each = [CardFit(card=card, verdict="", reason=each.problem, error=each) for card in cards]
+        fits += [replace(fit, count=count) for fit in each]
+    return fits
+
+
+def num_shown(num_counts: int) -> int:
+    """How many card sizes that fit are shown for each of several numbers of cards; larger cards fit as well."""
+    return 20 if num_counts == 1 else 8
+
+
+def figures(fit: CardFit) -> tuple[float, int]:
+    """Cards that have these in common share a line."""
+    return fit.card.gib, fit.need_bytes
+
+
+def merge_equal(fits: Sequence[CardFit]) -> list[CardFit]:
+    """The first of the cards with equal figures."""
+    return [*{figures(fit): fit for fit in reversed(fits)}.values()][::-1]
 
 
 def smallest(fits: Sequence[CardFit]) -> CardFit | None:
@@ -98,16 +116,21 @@ def _fit_group(cards: list[Card], estimate_on: EstimateOn) -> list[CardFit]:
     largest = max(cards, key=lambda card: card.gib)
     try:
         report = estimate_on(largest.name)
+    except RunRefused as refused:
+        return [CardFit(card=card, verdict="", reason=str(refused)) for card in cards]
     except ConfigError as error:
         return [CardFit(card=card, verdict="", reason=error.problem, error=error) for card in cards]
+    if report.refusals:
+        return [_fit(card, report) for card in cards]
     counted_bytes = max([report.peak.counted_bytes, *(use.counted_bytes for use in report.ranks)])
     live_bytes = counted_bytes + report.peak.context_bytes + report.peak.nccl_bytes
-    fits = []
+    by_memory: dict[int, Report] = {}
     for card in cards:
         memory_bytes = round(card.gib * GIB)
         undecided = live_bytes <= memory_bytes < _could_need(report)
-        fits.append(_fit(card, estimate_on(card.name) if undecided and card is not largest else report))
-    return fits
+        if undecided and card is not largest and memory_bytes not in by_memory:
+            by_memory[memory_bytes] = estimate_on(card.name)
+    return [_fit(card, by_memory.get(round(card.gib * GIB), report)) for card in cards]
 
 
 def _fit(card: Card, report: Report) -> CardFit:

@@ -230,7 +230,8 @@ def build_gpus_parser() -> argparse.ArgumentParser:
     """The parser of `gpus`."""
     parser = argparse.ArgumentParser(
         prog="axmem_trace gpus",
-        description="Which cards and MIG slices a run fits, the smallest first; or the list of cards known by name.",
+        description="Which cards and MIG slices a run fits, the smallest first, with the largest micro batch of each; or "
+        "the list of cards known by name.",
         epilog="exit codes: as of an estimate; 3 where the run fits no card",
         allow_abbrev=False,
     )
@@ -253,7 +254,7 @@ def build_gpus_parser() -> argparse.ArgumentParser:
         metavar="N,N,...",
         type=list_of_counts,
         default=(),
-        help="several numbers of each card, such as 1,2,4,8; with the configuration's engine, else DDP",
+        help="numbers of each card; default: 1,2,4,8, with the configuration's engine, else DDP",
     )
     add_run_arguments(parser, card=False)
     add("--format", choices=("text", "json"), default="text", help="default: text")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from axmem_trace.progress import Progress
+    from axmem_trace.recipe.recipe import Recipe
     from axmem_trace.report import Report
 
 
@@ -34,6 +35,14 @@ def estimate_run(
         "moments": False,
     }
     return estimate(config, **(asked | others))
+
+
+def read_run(config: str, options: argparse.Namespace, *, overrides: Sequence[str] = (), **others: Any) -> Recipe:
+    """`read_recipe` with the options that `add_run_arguments` made; arguments as for `estimate_run`."""
+    from axmem_trace.config import read_recipe
+
+    asked = {**run_arguments(options), "overrides": (*options.overrides, *overrides)}
+    return read_recipe(config, **(asked | others))
 
 
 def run_arguments(options: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from axmem_trace.advice.cards import smallest
+from axmem_trace.advice.cards import figures, merge_equal, num_shown, smallest
 from axmem_trace.catalogue.pattern import make_matcher
 from axmem_trace.units import GIB, gib
 
@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from axmem_trace.advice.cards import CardFit
     from axmem_trace.catalogue.cards import Card
 
-NUM_FITTING = 20
-"""How many card sizes that fit are shown; larger cards fit as well."""
+ABOUT_BATCH = """\
+batch: the largest micro_batch_size that fits with rows of full length; the next
+larger one does not.
+Sizes are scaled from recordings of three micro batches; "-": they are not on
+one line. Beside "<- smallest" that micro batch and the next one were recorded.
+"""
 LEAD = """\
 GiB: memory that CUDA gives a process (PyTorch's total_memory), less than the
 GB on the box. reported: PyTorch prints it in public messages; assumed: no such
@@ -55,40 +59,53 @@ def render_fits(fits: Sequence[CardFit], form: str, *, everything: bool = False)
     if form == "json":
         return json.dumps([_fit_to_dict(fit) for fit in fits], indent=2) + "\n"
     counts = [*dict.fromkeys(fit.count for fit in fits)]
-    return "\n".join(_render_count([fit for fit in fits if fit.count == count], count, everything) for count in counts)
+    most = num_shown(len(counts))
+    numbers: dict[str, list[int]] = {}
+    for count in counts:
+        table = _render_count([fit for fit in fits if fit.count == count], most, everything)
+        numbers.setdefault(table, []).append(count)
+    parts = [_heading(same) + table for table, same in numbers.items()]
+    if any(fit.largest for fit in fits):
+        parts.append(ABOUT_BATCH)
+    return "\n".join(parts)
 
 
-def _render_count(fits: Sequence[CardFit], count: int, everything: bool) -> str:
-    """The lines for one number of cards; a number that was given with `--counts` is the heading."""
-    fitting = _merge_equal([fit for fit in fits if fit.fits])
-    shown = fits if everything else fitting[:NUM_FITTING]
+def _heading(counts: Sequence[int]) -> str:
+    """For numbers of cards with equal tables."""
+    if counts == [0]:
+        return ""
+    *first, last = map(str, counts)
+    return f"{', '.join(first)}{' or ' if first else ''}{last} GPU{'' if counts == [1] else 's, each'}:\n"
+
+
+def _render_count(fits: Sequence[CardFit], most: int, everything: bool) -> str:
+    """The lines for one number of cards; `most` of them unless `everything` is shown."""
+    fitting = merge_equal([fit for fit in fits if fit.fits])
+    shown = fits if everything else fitting[:most]
     names = [_name(fit, fits) if not everything else fit.card.name for fit in shown]
     width = max([len("card"), *map(len, names)])
-    lines = [f"{'card':{width}}  {'GiB':>7}  {'needs':>7}  {'left':>7}  verdict"] if shown else []
-    if count:
-        lines.insert(0, f"{count} GPU{'s, each' if count > 1 else ''}:")
+    head = f"  {'batch':>5}" if any(fit.largest for fit in shown) else ""
+    lines = [f"{'card':{width}}  {'GiB':>7}  {'needs':>7}  {'left':>7}{head}  verdict"] if shown else []
     first = smallest(fits)
     for name, fit in zip(names, shown, strict=True):
         mark = "  <- smallest" if fit is first else ""
-        figures = f"{gib(fit.need_bytes):7.2f}  {gib(fit.left_bytes):7.2f}" if fit.need_bytes else f"{'-':>7}  {'-':>7}"
+        sizes = f"{gib(fit.need_bytes):7.2f}  {gib(fit.left_bytes):7.2f}" if fit.need_bytes else f"{'-':>7}  {'-':>7}"
+        batch = f"  {_batch(fit):>5}" if head else ""
         words = fit.verdict or f"can't run: {fit.reason}"
-        lines.append(f"{name:{width}}  {fit.card.gib:7.2f}  {figures}  {words}{mark}")
+        lines.append(f"{name:{width}}  {fit.card.gib:7.2f}  {sizes}{batch}  {words}{mark}")
     rest = [] if everything else _left_out(fits, len(fitting) - len(shown))
     return "\n".join([*lines, *rest]) + "\n"
 
 
-def _key(fit: CardFit) -> tuple[float, int]:
-    return fit.card.gib, fit.need_bytes
-
-
-def _merge_equal(fits: Sequence[CardFit]) -> list[CardFit]:
-    """The first of the cards that have the same memory and the same need."""
-    return [*{_key(fit): fit for fit in reversed(fits)}.values()][::-1]
+def _batch(fit: CardFit) -> str:
+    if fit.largest is None:
+        return "-"
+    return f"{'>=' if fit.largest.is_limit else ''}{fit.largest.value}"
 
 
 def _name(fit: CardFit, fits: Sequence[CardFit]) -> str:
     """The card's name, and how many others have equal figures."""
-    others = sum(_key(other) == _key(fit) for other in fits) - 1
+    others = sum(figures(other) == figures(fit) for other in fits) - 1
     return f"{fit.card.name} (and {others} like it)" if others else fit.card.name
 
 
@@ -111,6 +128,8 @@ def _fit_to_dict(fit: CardFit) -> dict[str, Any]:
         "fits": fit.fits if fit.verdict and fit.verdict != "cannot say" else None,
         "need_bytes": fit.need_bytes,
         "left_bytes": fit.left_bytes,
+        "largest_micro_batch": fit.largest.value if fit.largest else None,
+        "largest_is_recorded": fit.largest.recorded if fit.largest else None,
         "reason": fit.reason,
     }
 

@@ -1,15 +1,18 @@
-"""One trace for all cards on which it is the same: for estimates of one run on many cards."""
+"""One trace for all cards, and all numbers of them, for which it is the same: for estimates of one run on many cards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from axmem_trace.allocator import Reservation, replay
+from axmem_trace.ledger import Ledger
 from axmem_trace.ledger.columns import Allocations
 from axmem_trace.recipe.lengths import RowLengths
-from axmem_trace.recipe.recipe import Gpu, Recipe
+from axmem_trace.recipe.parallel import Mesh
+from axmem_trace.recipe.recipe import Allocator, Gpu, Recipe
 from axmem_trace.recipe.watched_gpu import CardBlock, Question, answer, watch
 
 if TYPE_CHECKING:
@@ -23,22 +26,32 @@ class _Known:
     gpu: Gpu
     asked: frozenset[Question]
     run: TracedRun
+    resized: dict[tuple[int, ...], TracedRun] = field(default_factory=dict)
+    """The run with other sizes of the blocks that depend on the card; each once, so that equal ledgers are one object."""
+
+
+@dataclass
+class _Shared:
+    runs: list[_Known] = field(default_factory=list)
+    reservations: dict[tuple[int, int], tuple[Ledger, Allocator, Reservation]] = field(default_factory=dict)
+    """By the ledger's identity and the capacity."""
 
 
 _ABOUT_THE_CARD = ("--gpu", "nccl", "precision.load_dtype")
 """Keys of reasons and notes that name the card, its links, or its dtype, which is a field of the recipe too."""
-_shared: list[_Known] | None = None
-"""The traces so far; None: each estimate makes its own."""
+_shared: _Shared | None = None
+"""What is known so far; None: each estimate makes its own."""
 
 
 @contextmanager
 def traces_shared() -> Iterator[None]:
     """Inside, equal runs on cards that give the trace the same answers are traced once.
 
-    The allocator is replayed and the report made for each card.
+    The report is made for each card. The allocator is replayed for each that its reservation with unlimited memory does
+    not fit.
     """
     global _shared
-    before, _shared = _shared, []
+    before, _shared = _shared, _Shared()
     try:
         yield
     finally:
@@ -50,13 +63,42 @@ def trace_once(recipe: Recipe, rank: int | None, trace: Callable[[Recipe], Trace
     if _shared is None:
         return trace(recipe)
     without_card = _without_card(recipe)
-    for known in _shared:
+    for known in _shared.runs:
         if known.rank == rank and known.recipe == without_card and _are_alike(known.gpu, recipe.gpu, known.asked):
-            return _with_blocks_of(recipe.gpu, known)
+            return _on_ranks(_with_blocks_of(recipe.gpu, known), recipe)
     asked: set[Question] = set()
     run = trace(replace(recipe, gpu=watch(recipe.gpu, asked)))
-    _shared.append(_Known(without_card, rank, recipe.gpu, frozenset(asked), run))
+    _shared.runs.append(_Known(without_card, rank, recipe.gpu, frozenset(asked), run))
     return run
+
+
+def replay_once(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int = 0) -> Reservation:
+    """As `replay`, each once inside `traces_shared`. A reservation with unlimited memory also serves all cards that it fits:
+    the allocator looks at its limit only when that is reached, or if it collects garbage."""
+    if _shared is None or allocator.garbage_collection_threshold:
+        return replay(ledger, allocator, capacity_bytes=capacity_bytes)
+    reservation = _replay_kept(_shared, ledger, allocator, 0)
+    if not capacity_bytes or reservation.peak_reserved_bytes <= capacity_bytes:
+        return reservation
+    return _replay_kept(_shared, ledger, allocator, capacity_bytes)
+
+
+def _replay_kept(shared: _Shared, ledger: Ledger, allocator: Allocator, capacity_bytes: int) -> Reservation:
+    key = id(ledger), capacity_bytes
+    kept = shared.reservations.get(key)
+    if kept is None or kept[1] != allocator:
+        made = replay(ledger, allocator, capacity_bytes=capacity_bytes)
+        kept = shared.reservations[key] = ledger, allocator, made
+    return kept[2]
+
+
+def is_same_trace(recipe: Recipe, gpu: Gpu) -> bool:
+    """Whether a run that was traced with `recipe`, inside `traces_shared`, has the same trace on this card, blocks of
+    cuBLAS included."""
+    known = [each for each in _shared.runs if each.recipe == _without_card(recipe)] if _shared else []
+    return bool(known) and all(
+        answer(recipe.gpu, question) == answer(gpu, question) for each in known for question in each.asked
+    )
 
 
 def _are_alike(one: Gpu, other: Gpu, asked: frozenset[Question]) -> bool:
@@ -69,12 +111,15 @@ def _is_block(question: Question) -> bool:
 
 def _with_blocks_of(gpu: Gpu, known: _Known) -> TracedRun:
     """The trace with the blocks, and the notes on them, that this card has."""
-    run = known.run
-    for question in known.asked:
-        if _is_block(question):
-            before, after = answer(known.gpu, question), answer(gpu, question)
+    blocks = [question for question in known.asked if _is_block(question)]
+    sizes = tuple(answer(gpu, question) for question in blocks)
+    if sizes not in known.resized:
+        run = known.run
+        for question, after in zip(blocks, sizes, strict=True):
+            before = answer(known.gpu, question)
             run = run if before == after else _resize(run, question[0], before, after)
-    return run
+        known.resized[sizes] = run
+    return known.resized[sizes]
 
 
 def _resize(run: TracedRun, block: CardBlock, before: int, after: int) -> TracedRun:
@@ -86,8 +131,24 @@ def _resize(run: TracedRun, block: CardBlock, before: int, after: int) -> Traced
     return replace(run, ledger=ledger, notes=tuple(new_note if note == old_note else note for note in run.notes))
 
 
+def _on_ranks(run: TracedRun, recipe: Recipe) -> TracedRun:
+    """Under DDP all ranks are alike, however many they are (tests/parallel/test_ddp_folded.py)."""
+    if recipe.parallel.engine != "ddp":
+        return run
+    from axmem_trace.parallel.ranks import all_alike
+
+    return replace(run, groups=all_alike(recipe.parallel.num_gpus))
+
+
 def _without_card(recipe: Recipe) -> Recipe:
-    """All of a recipe that a trace can read, except for the card and the texts about it."""
+    """All of a recipe that a trace can read, except for the card and the texts about it, and, under DDP, except for the
+    number of GPUs."""
     reasons = {name: reason for name, reason in recipe.reasons.items() if name not in _ABOUT_THE_CARD}
     notes = tuple(note for note in recipe.notes if note.key not in _ABOUT_THE_CARD)
-    return replace(recipe, gpu=Gpu(), lengths=RowLengths(), notes=notes, reasons=reasons, alternatives=())
+    parallel = recipe.parallel
+    if parallel.engine == "ddp":
+        parallel = replace(parallel, num_gpus=2, num_nodes=1, count_is_assumed=False, mesh=Mesh())
+        reasons = {name: reason for name, reason in reasons.items() if not name.startswith("parallel.")}
+    return replace(
+        recipe, gpu=Gpu(), lengths=RowLengths(), parallel=parallel, notes=notes, reasons=reasons, alternatives=()
+    )

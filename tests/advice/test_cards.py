@@ -9,7 +9,9 @@ import pytest
 from support.hand_made_run import make_hand_made_report
 
 from axmem_trace.__main__ import main
-from axmem_trace.advice.cards import fit_cards, fit_counts_of_cards, smallest
+from axmem_trace.advice import card_table
+from axmem_trace.advice.cards import RunRefused, fit_cards, join_counts, smallest
+from axmem_trace.advice.largest_batch import LargestBatch
 from axmem_trace.catalogue.cards import Card
 from axmem_trace.catalogue.gpus import find_gpu, list_usual_cards
 from axmem_trace.errors import ConfigError
@@ -128,7 +130,7 @@ def test_each_number_of_cards_and_the_rank_that_needs_the_most():
         host_bytes=0,
     )
     one, two = Run(CARDS), Run(CARDS, ranks=(use,))
-    found = fit_counts_of_cards(CARDS, lambda name, count: (one if count == 1 else two)(name), (1, 2))
+    found = join_counts([fit_cards(CARDS, one), fit_cards(CARDS, two)], CARDS, (1, 2))
     by_run = {(fit.count, fit.card.name): fit for fit in found}
     assert by_run[1, "enough"].verdict == "fits with room"
     assert by_run[2, "enough"].verdict == "does not fit"
@@ -141,15 +143,38 @@ def test_each_number_of_cards_and_the_rank_that_needs_the_most():
 
 
 def test_a_number_that_cannot_run_does_not_hide_the_others():
-    def estimate_on(name, count):
-        if count == 2:
-            raise ConfigError("the mesh needs 4 GPUs")
-        return Run(CARDS)(name)
-
-    found = fit_counts_of_cards(CARDS, estimate_on, (2, 4))
+    error = ConfigError("the mesh needs 4 GPUs")
+    found = join_counts([error, fit_cards(CARDS, Run(CARDS))], CARDS, (2, 4))
     assert {(fit.count, fit.reason) for fit in found} == {(2, "the mesh needs 4 GPUs"), (4, "")}
     with pytest.raises(ConfigError, match="needs 4 GPUs"):
-        fit_counts_of_cards(CARDS, estimate_on, (2,))
+        join_counts([error, error], CARDS, (2, 4))
+
+
+def test_numbers_with_the_same_table_share_it():
+    """Under DDP the number of ranks changes nothing."""
+    fits = fit_cards(CARDS, Run(CARDS))
+    text = render_fits(join_counts([fits, fits, fits], CARDS, (2, 4, 8)), "text")
+    assert text.startswith("2, 4 or 8 GPUs, each:\ncard ")
+    assert text.count("<- smallest") == 1
+
+
+def test_what_the_configuration_refuses_is_not_estimated():
+    def estimate_on(name):
+        if name == "other":
+            raise RunRefused("the kernel needs Ampere")
+        return Run(CARDS)(name)
+
+    found = {fit.card.name: fit for fit in fit_cards(CARDS, estimate_on)}
+    assert (found["other"].verdict, found["other"].reason) == ("", "the kernel needs Ampere")
+    assert found["huge"].fits
+    with_largest = [
+        replace(fit, largest=LargestBatch(value=3, recorded=fit.card.name == "nearly")) for fit in found.values()
+    ]
+    text = render_fits(with_largest, "text")
+    assert text.split()[:6] == ["card", "GiB", "needs", "left", "batch", "verdict"]
+    assert "11.00    11.00     0.00      3  tight  <- smallest" in text
+    row = next(each for each in json.loads(render_fits(with_largest, "json")) if each["card"] == "nearly")
+    assert (row["largest_micro_batch"], row["largest_is_recorded"]) == (3, True)
 
 
 def test_the_usual_cards():
@@ -162,7 +187,12 @@ def test_the_usual_cards():
 def test_on_the_command_line(capsys, monkeypatch):
     every = {each.name: each for each in list_usual_cards()}
     run = Run(every.values())
-    monkeypatch.setattr("axmem_trace.cli.gpus._estimate_on", lambda name, count, options, progress: run(name))
+
+    def recipe_on(name, count, micro_batch):
+        raise ConfigError("there is none")
+
+    table_of = card_table.Run(estimate_on=lambda name, count: run(name), recipe_on=recipe_on, micro_batch=0)
+    monkeypatch.setattr("axmem_trace.cli.gpus._make_run", lambda options, progress: table_of)
     assert main(["gpus", "run.yml"]) == 0
     out = capsys.readouterr().out
     assert out.count("<- smallest") == 1

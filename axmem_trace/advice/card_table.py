@@ -1,0 +1,152 @@
+"""Every card, and several of each: whether the run fits, and its largest micro batch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from axmem_trace.advice.cards import CardFit, fit_cards, join_counts, merge_equal, num_shown, smallest
+from axmem_trace.advice.largest_batch import BatchSearch
+from axmem_trace.catalogue.cards import Card
+from axmem_trace.errors import ConfigError
+from axmem_trace.estimation import record_ledgers
+from axmem_trace.imports import collector_paused
+from axmem_trace.ledger import Ledger
+from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.report import Report
+from axmem_trace.training.shared_traces import traces_shared
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A configuration on cards.
+
+    Attributes:
+        estimate_on: its report on so many cards of a name; see `EstimateOn`.
+        recipe_on: its recipe there, with another micro batch than its own where that is not 0.
+        micro_batch: its own; 0: it has none, and the largest is not looked for.
+    """
+
+    estimate_on: Callable[[str, int], Report]
+    recipe_on: Callable[[str, int, int], Recipe]
+    micro_batch: int
+
+
+Found = list[CardFit] | ConfigError
+
+
+def fit_table(
+    run: Run, cards: Sequence[Card], counts: Sequence[int], *, everything: bool, workers: int = 1
+) -> list[CardFit]:
+    """`fit_cards` for each number of cards, with the largest micro batch.
+
+    Args:
+        everything: look for the largest micro batch of all cards, not only of those that are shown without `--all`.
+        workers: processes that may work at the same time.
+
+    Raises:
+        ConfigError: no number has figures, and the reason is the same for all: the configuration.
+    """
+    tasks = _divide(run, cards, counts)
+    table = _Table(run, cards, None if everything else num_shown(len(counts)))
+    found = (
+        _in_processes(table, tasks, workers) if workers > 1 and len(tasks) > 1 else [table.fit(each) for each in tasks]
+    )
+    by_count = {count: each for task, results in zip(tasks, found, strict=True)
+                for count, each in zip(task, results, strict=True)}  # fmt: skip
+    return join_counts([by_count[count] for count in counts], cards, counts)
+
+
+def may_fork() -> bool:
+    """Whether this process can be copied safely: on Linux, without other threads."""
+    return sys.platform == "linux" and threading.active_count() == 1
+
+
+def _divide(run: Run, cards: Sequence[Card], counts: Sequence[int]) -> list[tuple[int, ...]]:
+    """Numbers of cards that share traces, together: all those of DDP."""
+    together: dict[object, list[int]] = {}
+    for count in counts:
+        try:
+            engine = run.recipe_on(cards[0].name, count, 0).parallel.engine
+        except ConfigError:
+            engine = "none"
+        together.setdefault(engine if engine == "ddp" else count, []).append(count)
+    return [tuple(each) for each in together.values()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    run: Run
+    cards: Sequence[Card]
+    most_shown: int | None
+
+    def fit(self, counts: Sequence[int]) -> list[Found]:
+        """One result for each number of cards."""
+        with traces_shared():
+            searches: dict[tuple[int, ...], BatchSearch] = {}
+            return [self._fit_count(count, searches) for count in counts]
+
+    def _fit_count(self, count: int, searches: dict[tuple[int, ...], BatchSearch]) -> Found:
+        try:
+            fits = fit_cards(self.cards, lambda name: self.run.estimate_on(name, count))
+        except ConfigError as error:
+            return error
+        if not self.run.micro_batch:
+            return fits
+        marked = smallest(fits)
+        wanted = fits if self.most_shown is None else merge_equal([fit for fit in fits if fit.fits])[: self.most_shown]
+        wanted_names = {fit.card.name for fit in wanted if fit.verdict not in ("", "cannot say")}
+        return [
+            self._with_largest(fit, count, searches, recorded=fit is marked) if fit.card.name in wanted_names else fit
+            for fit in fits
+        ]
+
+    def _with_largest(
+        self, fit: CardFit, count: int, searches: dict[tuple[int, ...], BatchSearch], *, recorded: bool
+    ) -> CardFit:
+        run, name = self.run, fit.card.name
+        recipe = run.recipe_on(name, count, 0)
+        if recipe.objective.rollouts is not None:  # they, or an engine beside the trainer, follow other sizes
+            return fit
+        ledgers = record_ledgers(recipe)
+        search = searches.get(key := tuple(map(id, ledgers)))
+        if search is None:
+            known = {run.micro_batch: ledgers}
+
+            def record(rows: int) -> Sequence[Ledger]:
+                return known.get(rows) or record_ledgers(run.recipe_on(name, count, rows))
+
+            search = searches[key] = BatchSearch(record, run.micro_batch)
+        return replace(fit, largest=search.largest(recipe, recorded=recorded))
+
+
+_table: tuple[_Table, Sequence[tuple[int, ...]]] | None = None
+"""What a forked process finds: it has a copy of everything here."""
+
+
+def _in_processes(table: _Table, tasks: Sequence[tuple[int, ...]], workers: int) -> list[list[Found]]:
+    global _table
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    _table = table, tasks
+    try:
+        # a collection in a child would copy all pages that it shares with this process
+        with collector_paused(), ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+            return list(pool.map(_fit_in_process, range(len(tasks))))
+    finally:
+        _table = None
+
+
+def _fit_in_process(index: int) -> list[Found]:
+    assert _table is not None
+    table, tasks = _table
+    return table.fit(tasks[index])
+
+
+def num_workers() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if may_fork() else 1

@@ -1,0 +1,66 @@
+"""The ledgers of a run with any number of rows in a micro-batch, from three recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from axmem_trace.ledger import Ledger
+from axmem_trace.ledger.scaled import NotOnALine, ScaledLedger
+
+Record = Callable[[int], Sequence[Ledger]]
+"""The ledgers of the recorded ranks, with so many rows; each number is recorded once."""
+FEWEST_ON_LINE = 2
+"""Several rows have tensors that a single one has not (labels are copied), so one row is always recorded."""
+FAR = 4
+"""The third recording has so many times the rows of the first: far enough to find what grows in steps."""
+
+
+class ScaledRun:
+    """A run by its number of rows.
+
+    Args:
+        record: makes a recording.
+        rows: of the run as it is.
+    """
+
+    def __init__(self, record: Record, rows: int) -> None:
+        self._record = record
+        self._recorded: dict[int, Sequence[Ledger]] = {}
+        self._lines: tuple[ScaledLedger, ...] | None = None
+        self._on_line = max(rows, FEWEST_ON_LINE)
+        self.scales = True
+        """False: each number of rows is recorded."""
+
+    def record(self, rows: int) -> Sequence[Ledger]:
+        """Recorded ledgers, one for each recorded rank."""
+        if rows not in self._recorded:
+            self._recorded[rows] = self._record(rows)
+        return self._recorded[rows]
+
+    def ledgers(self, rows: int) -> Sequence[Ledger]:
+        """Ledgers, recorded or scaled, one for each recorded rank.
+
+        Raises:
+            NotOnALine: sizes do not grow in step with the rows.
+        """
+        if rows < FEWEST_ON_LINE or rows in self._recorded or not self.scales:
+            return self.record(rows)
+        return [line.at(rows) for line in self._find_lines()]
+
+    def live_bytes(self, rows: int) -> int:
+        """The most bytes that are allocated at a time, of the rank that allocates the most; raises as `ledgers`."""
+        if rows < FEWEST_ON_LINE or rows in self._recorded or not self.scales:
+            return max(ledger.peak().allocated_bytes for ledger in self.record(rows))
+        return max(line.peak_bytes(rows) for line in self._find_lines())
+
+    def _find_lines(self) -> tuple[ScaledLedger, ...]:
+        if self._lines is None:
+            rows = (self._on_line, self._on_line + 1, FAR * self._on_line)
+            recorded = {each: self.record(each) for each in rows}
+            if len({len(ledgers) for ledgers in recorded.values()}) > 1:
+                raise NotOnALine("other ranks hold the most with other numbers of rows")
+            ranks = range(len(recorded[self._on_line]))
+            self._lines = tuple(
+                ScaledLedger({each: ledgers[rank] for each, ledgers in recorded.items()}) for rank in ranks
+            )
+        return self._lines
