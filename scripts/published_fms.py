@@ -36,7 +36,7 @@ def _fms_on_many(settings: Mapping[str, Any], framework: str) -> tuple[dict[str,
         "fsdp_prefetch": "pre",
         "fsdp_dtype": "bfloat16" if settings["autocast"] else "stored",
     }
-    assumptions["checkpoints_units"] = True
+    assumptions |= {"checkpoints_units": True, "fsdp_loads_on_host": True}
     if "foak" in framework and settings.get("load_in_4bit"):
         assumptions["fsdp_adapters"] = "ignored"
     if framework == "baseline-peft-bnb":

@@ -257,6 +257,18 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
         "parallel.fsdp.param_dtype",
         _fsdp_dtype,
     ),
+    "fsdp_loads_on_host": Assumption(
+        "bool",
+        "FSDP1: the model waits on the host until its units are made, also with 4 bits, as transformers loads it by itself",
+        "parallel.fsdp.loads_on_host",
+        _fsdp("loads_on_host"),
+    ),
+    "fsdp_orig_params": Assumption(
+        "bool",
+        "FSDP1's use_orig_params (false: the optimizer steps over whole flat shards)",
+        "parallel.fsdp.uses_orig_params",
+        _fsdp("uses_orig_params"),
+    ),
     "fsdp_adapters": Assumption(
         "'layer'|'own'|'ignored'",
         "adapters are in their layer's FSDP unit, units of their own, or whole on each GPU",

@@ -55,9 +55,12 @@ class Fsdp:
         offload_params: shards, their gradients and the optimizer wait in host memory.
         pins_offloaded: that host memory is pinned.
         loads_on_host: only rank 0 reads the weights, on the host, and sends them parameter by parameter
-            (`cpu_ram_efficient_loading`).
+            (`cpu_ram_efficient_loading`). With FSDP1 and 4 bits every rank packs each weight on its GPU, keeps the scales
+            there, and rank 0 keeps the packed weight on the host (transformers 4.48 `_load_state_dict_into_meta_model`).
         stages_packed: rank 0 packs the weights on its GPU, chunk by chunk, keeps them on the host, and sends each rank its
             part (axolotl's CPU-staged NF4); also `loads_on_host`.
+        syncs_states: FSDP1: rank 0 sends each unit's parameters to the others while the model is wrapped.
+        uses_orig_params: FSDP1: the optimizer steps over a view of each parameter's part, not over whole flat shards.
         activation_checkpointing: FSDP's own, by wrapping layers.
         param_dtype, reduce_dtype, output_dtype: of mixed precision; empty: as stored.
         sharding_strategy: FSDP1's: `FULL_SHARD` (after forward and backward), `SHARD_GRAD_OP` (after backward).
@@ -74,6 +77,8 @@ class Fsdp:
     pins_offloaded: bool = True
     loads_on_host: bool = False
     stages_packed: bool = False
+    syncs_states: bool = True
+    uses_orig_params: bool = True
     activation_checkpointing: bool = False
     param_dtype: Dtype | Literal[""] = ""
     reduce_dtype: Dtype | Literal[""] = ""

@@ -87,6 +87,8 @@ class LoadRecorder:
         self.recorder.mark("load", 0)
         if self.recipe.parallel.fsdp.stages_packed:
             self._pack_in_chunks(model)
+        elif _packs_for_host(self.recipe):
+            self._pack_for_host(model)
         if self.recipe.placement.on_host_first or _loads_on_host(self.recipe):  # the whole model comes to the GPU later
             yield
             return
@@ -97,6 +99,20 @@ class LoadRecorder:
             yield
             if self.role == "reference":  # replaced by casts; the trained model's roles are set when it is complete
                 self._register_all(model)
+
+    def _pack_for_host(self, model: nn.Module) -> None:
+        """Each weight is packed on the GPU and leaves it again; its scales stay (transformers 4.48 `modeling_utils.py`,
+        `_load_state_dict_into_meta_model`: `value.data.to("cpu")`, with the same `quant_state`)."""
+        modules = dict(model.named_modules())
+        for full_name in sorted(name for name, _ in model.named_parameters()):
+            name, _, own_name = full_name.rpartition(".")
+            parameter = modules[name]._parameters[own_name]
+            if parameter is None or getattr(parameter, "quant_state", None) is None:
+                continue
+            with self._while_arriving(parameter, False):
+                self.recorder.workspace(parameter.nbytes, "transformers.from_pretrained")
+                for state in iterate_bnb_states(name, modules[name]):
+                    self._register(name, state.tensor)
 
     def _pack_in_chunks(self, model: nn.Module) -> None:
         """Rank 0 packs weight after weight on its GPU, for the host (axolotl 0.21 `utils/nf4.py` `quantize_bnb_4bit`): a
@@ -224,7 +240,14 @@ def _loads_on_host(recipe: Recipe) -> bool:
     packs 8-bit ones on the GPU."""
     sharded = recipe.parallel.engine in ("fsdp1", "fsdp2", "tensor", "zero1", "zero2", "zero3")
     stays = recipe.quantisation.method not in ("bnb_4bit", "bnb_8bit") or recipe.parallel.fsdp.stages_packed
-    return sharded and stays
+    return (sharded and stays) or _packs_for_host(recipe)
+
+
+def _packs_for_host(recipe: Recipe) -> bool:
+    """Weights of 4 bits are packed on the GPU and wait on the host, as FSDP1 runs load them that transformers itself
+    loads."""
+    parallel = recipe.parallel
+    return parallel.engine == "fsdp1" and recipe.quantisation.method == "bnb_4bit" and parallel.fsdp.loads_on_host
 
 
 def _num_weights(parameter: nn.Parameter) -> int:

@@ -9,7 +9,10 @@ import pytest
 from support.tiny_models import write_tiny_model
 
 from axmem_trace import estimate
+from axmem_trace.config import read_recipe
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report import Report
+from axmem_trace.training.layer_folding import trace_run
 
 # the tiny llama: vocabulary 96, hidden 32, MLP 48, 2 layers. A layer's linears: q and o 32 x 32, k and v 16 x 32, gate, up
 # and down 48 x 32: 7,680 weights, packed 3,840 bytes
@@ -84,3 +87,47 @@ def test_fused_kernels_keep_staged_weights_whole_until_backward(tmp_path: Path) 
     assert kept(True, True, **checkpointed(False)) - kept(True, False, **checkpointed(False)) == 4 * PACKED
     assert kept(True, True, **checkpointed(True)) == kept(True, False, **checkpointed(True))
     assert kept(False, True) <= kept(False, False)
+
+
+def fsdp1_recipe(tmp_path: Path, *, assumed: dict[str, Any], options: dict[str, Any], **keys: Any) -> Recipe:
+    """Axolotl 0.19, the last release with FSDP1, on two GPUs."""
+    config = {
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "sequence_len": 24,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-4,
+        "optimizer": "adamw_torch_fused",
+        "bf16": True,
+        "attn_implementation": "flash_attention_2",
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        "fsdp_version": 1,
+        "fsdp_config": options,
+        **keys,
+    }
+    return read_recipe(config, num_gpus=2, hub="never", axolotl="0.19.0", assumptions=assumed)
+
+
+def test_fsdp1_s_packed_weights_may_wait_on_the_host(tmp_path: Path) -> None:
+    """transformers 4.48 packs each weight on the GPU and moves it to the host, without its scales: before the units are made
+    nothing else is on the GPU. Otherwise all of the model is there."""
+    qlora = {**QLORA, "lora_qkv_kernel": False, "lora_o_kernel": False, "lora_mlp_kernel": False}
+    live = []
+    for on_host in (True, False):
+        recipe = fsdp1_recipe(tmp_path, assumed={"fsdp_loads_on_host": on_host}, options={}, **qlora)
+        ledger = trace_run(recipe).ledger
+        _, divided = [mark.tick for mark in ledger.marks if mark.phase == "load"][:2]
+        live.append(sum(each.nbytes for each in ledger.allocations if each.allocated_tick < divided <= each.freed_tick))
+    # the packed weights, and in bf16 embedding, head and norms, with adapters in fp32
+    assert live[1] - live[0] == pytest.approx(PACKED + 2 * REST + ADAPTERS, abs=1024)
+
+
+def test_fsdp1_sends_each_unit_in_one_piece(tmp_path: Path) -> None:
+    """The Trainer's FSDP1 broadcasts a unit's parameters before it divides them, unless asked not to: torch flattens them,
+    up to 250 MiB at a time. The root has embedding, head and last norm: 2 x (2 x 96 x 32 + 32) = 12,352 bytes in bf16."""
+    flattened = []
+    for sends in (True, False):
+        recipe = fsdp1_recipe(tmp_path, assumed={}, options={"sync_module_states": sends})
+        loaded = [each for each in trace_run(recipe).ledger.allocations if each.phase == "load"]
+        flattened.append(sum(each.op == "aten.cat.default" and each.nbytes == 12352 for each in loaded))
+    assert flattened[0] == flattened[1] + 1

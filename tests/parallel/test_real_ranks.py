@@ -43,6 +43,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fsdp1, checkpointed": ({**FSDP1, **CHECKPOINTED}, {}),
     "fsdp1, prefetching": (FSDP1, {"prefetch": "pre"}),
     "fsdp1, kept between passes": (FSDP1, {"sharding_strategy": "SHARD_GRAD_OP"}),
+    "fsdp1, flat parameters": (FSDP1, {"uses_orig_params": False}),
+    "fsdp1, states not sent": (FSDP1, {"syncs_states": False}),
     "ddp, dpo": (DPO, {}),
     "fsdp2, dpo": ({**FSDP2, **DPO}, {}),
     "fsdp2, dpo in tiles": ({**FSDP2, **DPO, "dpo_use_liger_kernel": True}, {}),

@@ -44,6 +44,8 @@ def derive_fsdp(draft: Draft, version: int) -> Fsdp:
         pins_offloaded=config.get("cpu_offload_pin_memory") is not False,
         loads_on_host=loads_on_host,
         stages_packed=stages,
+        syncs_states=loads_on_host or config.get("sync_module_states") is not False,
+        uses_orig_params=config.get("use_orig_params") is not False,
         activation_checkpointing=bool(config.get("activation_checkpointing")),
         param_dtype=dtype,
         reduce_dtype=dtype,
