@@ -159,7 +159,7 @@ def measure(
     recipe = read_recipe(config, assumptions=assumptions, **asked)
     settings = recipe.allocator.settings
     assumptions = [*assumptions, f"allocator={settings or 'default'}"]  # whatever this machine's environment said
-    prepare_environment(settings, has_zeros=recipe.batch.padded or recipe.batch.packed)
+    prepare_environment(settings, has_zeros=has_zeros(recipe.batch))
     import torch
     from gpu_run import check_kernels, check_runnable, run_recipe
 
@@ -209,11 +209,16 @@ def num_ranks() -> int:
     return int(os.environ.get("FAKE_RANKS", "0")) or world_size()
 
 
+def has_zeros(batch: Any) -> bool:
+    """Whether a mask of the batch has a zero in it, or a row several samples (`recipe.batch`)."""
+    return bool(batch.packed or (batch.padded and batch.attention_mask))
+
+
 def prepare_environment(settings: str, *, has_zeros: bool) -> None:
     """PyTorch reads these once, when its CUDA library is loaded.
 
     Args:
-        has_zeros: a row is padded or packed. A model asks the card whether a mask is all ones, or whether one row is one
+        has_zeros: of the function of that name. A model asks the card whether a mask is all ones, or whether one row is one
             sample (transformers `masking_utils.py`, `_ignore_causal_mask_sdpa`, `find_packed_sequence_indices`), and
             without a GPU (`cuda_without_gpu.py`) this is what it is answered. A wrong answer is a mask, and keys and
             values that are repeated for each head, in each layer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from support.paths import SCRIPTS
@@ -159,3 +160,17 @@ def test_two_runs_of_one_id_are_two(tmp_path):
     for one in cases:
         compare_published._cache_file(tmp_path, state, one).write_text(json.dumps({"allocated": one.config["rows"]}))
     assert [found["allocated"] for found in predict_all(cases, jobs=1, cache=tmp_path)] == [1, 2]
+
+
+def test_device_memory_is_the_mean_of_the_ranks():
+    """Two ranks of 10 and one of 40: 20. A row that is only a bound does not count."""
+
+    def row(count, nbytes, basis="recorded"):
+        return SimpleNamespace(count=count, device_bytes=nbytes, basis=basis)
+
+    import compare_published
+
+    ranks = (row(2, 10), row(1, 40), row(5, 90, "at most"))
+    report = SimpleNamespace(ranks=ranks, peak=SimpleNamespace(device_bytes=7))
+    assert compare_published.mean_device_bytes(report) == 20
+    assert compare_published.mean_device_bytes(SimpleNamespace(ranks=(), peak=report.peak)) == 7
