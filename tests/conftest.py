@@ -11,18 +11,19 @@ import pytest
 from support.left_behind import left_behind
 from support.paths import TESTS
 
-MODULES_BETWEEN_WALKS = 8
-_modules = itertools.count()
+TESTS_BETWEEN_WALKS = 250
+_tests = itertools.count()
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def libraries_are_frozen() -> None:
     """Keeps the garbage collector from walking all of torch and transformers again in every trace.
 
-    A trace collects garbage before it begins; with all that a test run has loaded, that was half of its time. What tests
-    leave behind is freed after some modules, not after each: that walk takes a third of a second.
+    A trace collects garbage before it begins; with all that a test run has loaded, that was half of its time. Libraries
+    that a test imported are frozen before the next one. All objects are walked, which takes a third of a second, only
+    after many tests; between two such walks only objects newer than the last test are collected.
     """
-    if next(_modules) % MODULES_BETWEEN_WALKS == 0:
+    if next(_tests) % TESTS_BETWEEN_WALKS == 0:
         gc.unfreeze()
     gc.collect()
     gc.freeze()
