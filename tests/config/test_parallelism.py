@@ -214,7 +214,9 @@ def test_nccl_takes_memory_outside_the_allocator(tmp_path: Path) -> None:
     assert read(tmp_path, gpus=8, gpu="A100-80GB").gpu.nccl_bytes == 24 * 12 << 20
     # shards, copies, and all ranks: three communicators
     keys = {"fsdp_version": 2, "fsdp_config": {}, "dp_shard_size": 4, "dp_replicate_size": 2}
-    assert read(tmp_path, gpus=8, gpu="A100-80GB", **keys).gpu.nccl_bytes == 3 * (24 * 12 << 20)
+    hsdp = read(tmp_path, gpus=8, gpu="A100-80GB", **keys)
+    assert hsdp.gpu.nccl_bytes == 3 * (24 * 12 << 20)
+    assert any("(all ranks, copies, shards)" in note.text for note in hsdp.notes)
     assert read(tmp_path, gpu="H100").gpu.nccl_bytes == 0
     assert read(tmp_path, gpus=8, gpu="RTX 4090").gpu.nccl_bytes < 24 * 12 << 20
 

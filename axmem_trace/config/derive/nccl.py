@@ -26,13 +26,14 @@ def derive_nccl_bytes(draft: Draft, gpu: Gpu, parallel: Parallel) -> int:
     """Bytes on each GPU; 0 for a single GPU."""
     if parallel.num_gpus < 2:
         return 0
-    each, count = bytes_of_communicator(gpu), count_communicators(parallel)
+    each, groups = bytes_of_communicator(gpu), name_communicators(parallel)
     text = (
-        f"NCCL's buffers: {format_bytes(each)} on each GPU for each of {count} communicator(s), by this card's usual links; "
-        "in nvidia-smi, not in what PyTorch counts. NCCL_NVLS_ENABLE=0 and fewer channels (NCCL_MAX_NCHANNELS) lower it"
+        f"NCCL's buffers: {format_bytes(each)} on each GPU for each of {len(groups)} communicator(s) ({', '.join(groups)}), "
+        "by this card's usual links; in nvidia-smi, not in what PyTorch counts. NCCL_NVLS_ENABLE=0 and fewer channels "
+        "(NCCL_MAX_NCHANNELS) lower it"
     )
     draft.note("assumed", "nccl", text)
-    return each * count
+    return each * len(groups)
 
 
 def bytes_of_communicator(gpu: Gpu) -> int:
@@ -47,10 +48,22 @@ def bytes_of_communicator(gpu: Gpu) -> int:
     return SWITCH_CHANNELS * CHANNEL_BYTES + nvls
 
 
-def count_communicators(parallel: Parallel) -> int:
-    """The number of groups of ranks: the group of all, and one for each further axis of a mesh; DeepSpeed clones the first
-    (`deepspeed/utils/groups.py`, `_clone_world_group`)."""
+def name_communicators(parallel: Parallel) -> tuple[str, ...]:
+    """The groups of ranks that exchange: that of all, and one for each further axis of a mesh; DeepSpeed clones the first
+    (`deepspeed/utils/groups.py`, `_clone_world_group`).
+
+    >>> from axmem_trace.recipe.parallel import Mesh
+    >>> name_communicators(Parallel(engine="tensor", num_gpus=8, mesh=Mesh(shard=4, tensor=2)))
+    ('all ranks', 'shards', 'tensor parallelism')
+    """
     mesh = parallel.mesh
-    axes = [mesh.replicate, mesh.num_shards, mesh.expert, mesh.tensor, mesh.context]
-    divided = [size for size in axes if 1 < size < parallel.num_gpus]
-    return 1 + len(divided) + parallel.engine.startswith("zero")
+    axes = {
+        "copies": mesh.replicate,
+        "shards": mesh.num_shards,
+        "experts": mesh.expert,
+        "tensor parallelism": mesh.tensor,
+        "context parallelism": mesh.context,
+    }
+    divided = [name for name, size in axes.items() if 1 < size < parallel.num_gpus]
+    clone = ["DeepSpeed's copy of it"] if parallel.engine.startswith("zero") else []
+    return ("all ranks", *clone, *divided)
