@@ -157,11 +157,16 @@ def assert_same(on_meta: Ledger, real: Ledger, *, summed_bytes: int = 0) -> None
     Args:
         summed_bytes: of a gradient that a hook sums; while gloo holds it, autograd copies it.
     """
-    only_meta, only_real = _describe(on_meta) - _describe(real), _describe(real) - _describe(on_meta)
+    in_threads = any(each.op.startswith("_c10d_functional") for each in real.allocations)
+    ours, theirs = (Counter(_describe(each, kept=not in_threads)) for each in (on_meta, real))
+    only_meta, only_real = ours - theirs, theirs - ours
     for copied in [each for each in only_real if each[1] == summed_bytes and "new_empty_strided" in each[4]]:
         del only_real[copied]
     assert (only_meta, only_real) == (Counter(), Counter()), (only_meta, only_real)
+    kept = [Counter(each for each in _describe(ledger, kept=True) if each[_KEPT]) for ledger in (on_meta, real)]
+    assert kept[0] <= kept[1]
     late = max(each.nbytes for each in real.allocations if _counts(each) and _is_exchanged(each))
+    late *= 4 if in_threads else 1  # what is sent, and what comes, of two exchanges
     for phase in ("forward", "backward"):
         for step in (1, 2):
             expected, found = _peak(on_meta, phase, step), _peak(real, phase, step)
@@ -172,13 +177,19 @@ def _is_exchanged(each: Allocation) -> bool:
     return (each.bucket == "workspace" and bool(each.role)) or each.op.startswith("_c10d_functional")
 
 
-def _describe(ledger: Ledger) -> Counter[Any]:
-    """Numbers are left out: which of them are on the host is not known on a CPU. And what has been exchanged may still be
-    there when backward begins, without being kept for it."""
-    counted = (each for each in ledger.allocations if _counts(each))
-    return Counter(
-        (each.step, *all_but_time(replace(each, kept=False) if _is_exchanged(each) else each)) for each in counted
-    )
+_KEPT = 7
+"""Where a row of `_describe` says whether backward keeps the allocation."""
+
+
+def _describe(ledger: Ledger, *, kept: bool) -> Iterator[tuple[Any, ...]]:
+    """A row for each allocation. Numbers are left out: which of them are on the host is not known on a CPU.
+
+    Args:
+        kept: False: without whether backward keeps it. What a rank exchanges may still be there.
+    """
+    for each in ledger.allocations:
+        if _counts(each):
+            yield (each.step, *all_but_time(each if kept else replace(each, kept=False)))
 
 
 def _counts(each: Allocation) -> bool:
