@@ -199,11 +199,17 @@ def _repacked(kind: type[Any], options: Mapping[str, Any], data: torch.Tensor) -
     return kind(data, requires_grad=False, **options)
 
 
-def load_shards(model: Any, device: str, offload: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+def load_shards(
+    model: Any,
+    device: str,
+    waiting: dict[int, torch.Tensor],
+    offload: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> None:
     """Each full tensor is copied to the GPU, and this rank keeps its part (`fsdp2_load_full_state_dict`).
 
     Args:
         device: of the full tensors.
+        waiting: the weights on the host of a rank that reads them, by parameter; each is freed when it is sent.
         offload: copies a part to the host (`offload_to_cpu`).
     """
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -218,6 +224,7 @@ def load_shards(model: Any, device: str, offload: Callable[[torch.Tensor], torch
                 part = offload(part)
         loaded[name] = nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
         del whole
+        waiting.pop(id(tensor), None)
     model.load_state_dict(loaded, assign=True, strict=True)
     del loaded
     if hasattr(model, "tie_weights"):  # a tied weight was loaded under both names

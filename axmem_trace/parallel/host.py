@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,12 @@ from torch import nn
 
 from axmem_trace.ledger import Role
 from axmem_trace.tracing.recorder import Recorder
+
+
+def copies_on_host(parameters: Iterable[torch.Tensor], recorder: Recorder) -> dict[int, torch.Tensor]:
+    """A tensor that is not pinned for each of the parameters, by the parameter's `id`; a tied one once."""
+    host = HostMemory(recorder)
+    return {id(each): host.pageable(each.numel(), each.dtype) for each in parameters}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,13 @@ from axmem_trace.models.quantisation.staged import stage_packed_weights
 from axmem_trace.models.warm_up import warm_up
 from axmem_trace.parallel import ddp, fsdp1, fsdp2, tensor
 from axmem_trace.parallel.ddp_folded import wrap_short_model
+from axmem_trace.parallel.host import copies_on_host
 from axmem_trace.parallel.in_place import gathers_recorded, resizes_recorded, shapes_planned_unseen, streams_recorded
 from axmem_trace.parallel.offload import as_offloaded, copy_to_host, offloads_on_meta
 from axmem_trace.parallel.process_group import exchange_rules, open_process_group
 from axmem_trace.parallel.rank_facts import describe_rank, flat_shards, local_tensors, sharded_names
 from axmem_trace.parallel.rank_model import RankModel
-from axmem_trace.parallel.ranks import all_alike, group_fsdp1, group_fsdp2
+from axmem_trace.parallel.ranks import all_alike, group_fsdp1, group_fsdp2, reads_weights
 from axmem_trace.parallel.reference import divide_reference
 from axmem_trace.parallel.staged import load_staged
 from axmem_trace.parallel.zero.install import with_zero
@@ -117,7 +118,11 @@ def _with_fsdp2(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankMo
     if fsdp.stages_packed:
         load_staged(recipe, built, recorder)
     elif fsdp.loads_on_host:
-        fsdp2.load_shards(model, recorder.traced_device, copy_to_host(recorder) if fsdp.offload_params else None)
+        reads = recorder.traced_device == "meta" and reads_weights(recipe.parallel, torch.distributed.get_rank())
+        waiting = copies_on_host(model.parameters(), recorder) if reads else {}
+        fsdp2.load_shards(
+            model, recorder.traced_device, waiting, copy_to_host(recorder) if fsdp.offload_params else None
+        )
     facts = describe_rank(built.facts, _tensors_of_rank(built), sharded=sharded_names(model))
     rank_model = RankModel(
         call=model,

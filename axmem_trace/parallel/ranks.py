@@ -104,11 +104,19 @@ def _group(parallel: Parallel, parts: Callable[[int], list[int]]) -> tuple[RankG
     """Groups of ranks with equal parts. If only rank 0 reads the weights, and sends them, it is a separate group."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for rank in range(parallel.num_gpus):
-        sends = parallel.fsdp.loads_on_host and rank == 0
+        sends = reads_weights(parallel, rank)
         groups.setdefault((sends, *parts(rank)), []).append(rank)
     return choose_recorded(
         [RankGroup(tuple(ranks), sum(map(block_bytes, parts(ranks[0])))) for ranks in groups.values()]
     )
+
+
+def reads_weights(parallel: Parallel, rank: int) -> bool:
+    """Whether this rank alone reads the weights on the host: the first of each machine (axolotl 0.21 `loaders/model.py`
+    `_build_model`), or rank 0 if the weights are staged (`loaders/nf4.py`)."""
+    per_machine = parallel.num_gpus // parallel.num_nodes
+    first = rank == 0 if parallel.fsdp.stages_packed else rank % per_machine == 0
+    return parallel.fsdp.loads_on_host and first
 
 
 def choose_recorded(groups: Sequence[RankGroup]) -> tuple[RankGroup, ...]:

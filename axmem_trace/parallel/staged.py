@@ -13,7 +13,7 @@ from torch import nn
 
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.notes import Note
-from axmem_trace.parallel.host import HostMemory
+from axmem_trace.parallel.host import copies_on_host
 from axmem_trace.parallel.offload import put_on_host
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
@@ -29,7 +29,7 @@ def load_staged(recipe: Recipe, built: BuiltModel, recorder: Recorder) -> None:
     _note(recipe, recorder)
     names = {id(parameter): name.rpartition(".")[0] for name, parameter in model.named_parameters()}
     parameters = list(model.parameters())
-    waiting = _on_rank_0(parameters, recorder)
+    waiting = copies_on_host(parameters, recorder) if dist.get_rank() == 0 else {}  # the others load to meta
     divided = _divided(model)
     for parameter in parameters:
         module = names[id(parameter)]
@@ -54,14 +54,6 @@ def _note(recipe: Recipe, recorder: Recorder) -> None:
             "kernels nothing is kept (`lora_qkv_kernel`, `lora_o_kernel` and `lora_mlp_kernel: false`)"
         )
         recorder.notes.append(Note(kind="warning", key="lora_kernels", text=text))
-
-
-def _on_rank_0(parameters: list[nn.Parameter], recorder: Recorder) -> dict[int, torch.Tensor]:
-    """The whole tensors on the host, by parameter; nothing on the other ranks, which load to meta."""
-    if dist.get_rank():
-        return {}
-    host = HostMemory(recorder)
-    return {id(each): host.pageable(each.numel(), each.dtype) for each in parameters}
 
 
 def _send(parameter: nn.Parameter, recorder: Recorder) -> torch.Tensor:

@@ -110,7 +110,18 @@ def ranks_table(report: Report) -> Table:
         Column("highest in", number=False, from_width=90),
         Column("", number=False, from_width=60),
     )
-    return Table("Ranks: those with parts of equal sizes in one row", columns, tuple(rows))
+    return Table("Ranks: those with parts of equal sizes in one row", columns, tuple(rows), footnote=_machine(report))
+
+
+def _machine(report: Report) -> str:
+    """Host memory of one machine, in words."""
+    use = report.machine
+    if use is None:
+        return ""
+    loading, held = format_bytes(use.loading_bytes), format_bytes(use.held_bytes)
+    return (
+        f"host of a machine with {use.gpus} GPUs: up to {loading} while loading ({use.why}); {held} held by its ranks"
+    )
 
 
 def division_table(report: Report) -> Table:

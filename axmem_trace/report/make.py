@@ -20,12 +20,13 @@ from axmem_trace.report.dtypes import make_dtypes
 from axmem_trace.report.engine import make_engine
 from axmem_trace.report.holders import HolderNames
 from axmem_trace.report.logged import make_logged
+from axmem_trace.report.machine import make_machine
 from axmem_trace.report.modules import make_module_rows
 from axmem_trace.report.moments import make_moments
 from axmem_trace.report.need import find_need
 from axmem_trace.report.peak import make_out_of_memory, make_peak
 from axmem_trace.report.phases import make_phases, make_timeline
-from axmem_trace.report.ranks import RankRun, make_division, make_ranks
+from axmem_trace.report.ranks import RankRun, host_by_rank, make_division, make_ranks
 from axmem_trace.report.report import Report
 from axmem_trace.report.resident import make_elsewhere, make_resident
 from axmem_trace.report.run_types import AxolotlRelease, BatchShape, Choice, ModelSummary, Refusal, TargetGpu
@@ -103,6 +104,7 @@ def make_report(
         logged=make_logged(recipe, phases),
         buckets=buckets,
         ranks=ranks,
+        machine=make_machine(recipe, facts, host_by_rank(rank_runs), ranks),
         division=make_division(recipe, facts, ledger, resident),
         holders=names.list_alive(ledger, peak.tick),
         resident=resident,

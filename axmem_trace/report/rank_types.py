@@ -34,6 +34,23 @@ class RankUse:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MachineUse:
+    """Host memory of one machine, for all its ranks; of several machines, the one that needs the most.
+
+    Attributes:
+        gpus: ranks of it.
+        loading_bytes: weights that are there while its ranks load, at most; what is mapped of files is shared by them.
+        held_bytes: the most of each rank at any time, added up: pinned memory, offloaded parts, the optimizer's states.
+        why: how the weights are loaded, and where that is written.
+    """
+
+    gpus: int
+    loading_bytes: int
+    held_bytes: int
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Division:
     """One kind of memory among several GPUs: the maximum that a rank holds, raw bytes.
 

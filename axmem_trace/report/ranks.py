@@ -52,7 +52,7 @@ def make_ranks(recipe: Recipe, runs: Sequence[RankRun]) -> tuple[RankUse, ...]:
 
 
 def _make_use(recipe: Recipe, run: RankRun) -> RankUse:
-    span, reservation, columns = survey(run.ledger).peak, run.reservation, run.ledger.columns
+    span, reservation = survey(run.ledger).peak, run.reservation
     allocated = max(span.peak_bytes, 0)
     counted = max(reservation.peak_allocated_bytes, allocated)
     return RankUse(
@@ -66,8 +66,18 @@ def _make_use(recipe: Recipe, run: RankRun) -> RankUse:
         device_bytes=reservation.peak_reserved_bytes + recipe.gpu.outside_bytes,
         phase=span.phase,
         step=span.step,
-        host_bytes=most_alive(columns, columns.where(lambda kind: kind.device == "cpu"))[0],
+        host_bytes=_host_bytes(run.ledger),
     )
+
+
+def host_by_rank(runs: Sequence[RankRun]) -> dict[int, int]:
+    """The most host memory of every rank at any time."""
+    return {rank: nbytes for run in runs for nbytes in (_host_bytes(run.ledger),) for rank in run.ranks}
+
+
+def _host_bytes(ledger: Ledger) -> int:
+    columns = ledger.columns
+    return most_alive(columns, columns.where(lambda kind: kind.device == "cpu"))[0]
 
 
 def name_ranks(ranks: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ from axmem_trace.report.codec import decode_report, encode
 from axmem_trace.report.device_range import DeviceRange
 from axmem_trace.report.logged import LoggedLine
 from axmem_trace.report.moments import Moment
-from axmem_trace.report.rank_types import Division, RankUse
+from axmem_trace.report.rank_types import Division, MachineUse, RankUse
 from axmem_trace.report.row_folding import fold_modules
 from axmem_trace.report.run_types import AxolotlRelease, BatchShape, Choice, ModelSummary, Refusal, TargetGpu
 from axmem_trace.report.types import (
@@ -82,6 +82,8 @@ class Report:
     buckets: Buckets
     ranks: tuple[RankUse, ...] = ()
     """On several GPUs: all ranks, those with parts of equal sizes in one row; empty on one GPU."""
+    machine: MachineUse | None = None
+    """On several GPUs: host memory of one machine; None on one GPU."""
     division: tuple[Division, ...] = ()
     """On several GPUs: what is divided among them, for rank 0; empty on one GPU."""
     holders: tuple[Holder, ...] = ()

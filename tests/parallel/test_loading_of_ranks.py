@@ -11,6 +11,7 @@ from support.tiny_models import write_tiny_model
 from axmem_trace import estimate
 from axmem_trace.config import read_recipe
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.render.tables import ranks_table
 from axmem_trace.report import Report
 from axmem_trace.training.layer_folding import trace_run
 
@@ -131,3 +132,42 @@ def test_fsdp1_sends_each_unit_in_one_piece(tmp_path: Path) -> None:
         loaded = [each for each in trace_run(recipe).ledger.allocations if each.phase == "load"]
         flattened.append(sum(each.op == "aten.cat.default" and each.nbytes == 12352 for each in loaded))
     assert flattened[0] == flattened[1] + 1
+
+
+PARAMETERS = 2 * PACKED + REST
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "copies"),
+    [
+        (1, {}, 8),  # each of 8 ranks loads it on the host
+        (2, {}, 4),  # 4 to a machine
+        (1, {"cpu_ram_efficient_loading": True}, 1),
+        (2, {"cpu_ram_efficient_loading": True}, 1),  # the first rank of each machine
+    ],
+)
+def test_copies_of_the_weights_on_a_machine(tmp_path: Path, nodes: int, options: dict[str, Any], copies: int) -> None:
+    report = report_of(tmp_path, 8 // nodes, nodes=nodes, options=options)
+    assert report.machine is not None
+    assert (report.machine.gpus, report.machine.loading_bytes) == (8 // nodes, copies * 2 * PARAMETERS)
+    first = report.ranks[0]
+    if options:  # it reads them, and the rank next to it does not
+        assert first.ranks == ("0" if nodes == 1 else "0, 4")
+        assert first.host_bytes >= 2 * PARAMETERS > report.ranks[1].host_bytes
+    assert f"machine with {8 // nodes} GPUs" in str(ranks_table(report).footnote)
+
+
+def test_a_machine_holds_what_its_ranks_offload(tmp_path: Path) -> None:
+    report = report_of(tmp_path, 8, nodes=1, options={"offload_params": True, "cpu_offload_pin_memory": False})
+    assert report.machine is not None
+    assert report.machine.held_bytes == 8 * report.ranks[0].host_bytes
+    # bf16 shards, gradients and two states of all ranks
+    assert report.machine.held_bytes >= 4 * 2 * PARAMETERS
+
+
+def test_staged_weights_wait_packed_on_one_host(tmp_path: Path) -> None:
+    report = report_of(tmp_path, 8, options={"cpu_ram_efficient_loading": True}, **QLORA)
+    assert report.machine is not None
+    # beside the weights each linear's states: tables of 16 and 256 fp32 values, and a byte for 64 weights
+    states = 14 * 4 * (16 + 256) + 2 * PACKED // 64
+    assert 0 <= report.machine.loading_bytes - (WHOLE_ON_HOST - ADAPTERS + states) <= 14 * 3 * 8
