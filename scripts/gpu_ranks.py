@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ def divide_for_real(recipe: Recipe, recorder: Any, built: BuiltModel) -> RankMod
     else:
         built.module.to(recorder.device)
     with ddp.shapes_agree() if num_fake_ranks() else nullcontext():
-        return divide(recipe, recorder, built)
+        return replace(divide(recipe, recorder, built), save=None)
 
 
 def _leave_weights(model: torch.nn.Module) -> None:

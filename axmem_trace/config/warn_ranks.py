@@ -29,6 +29,12 @@ def note_warnings_of_ranks(draft: Draft, recipe: Recipe) -> None:
             "it in parts"
         )
         draft.note("warning", "fsdp_config", text)
+    if parallel.engine == "fsdp1" and parallel.fsdp.saves_whole:
+        text = (
+            "saving FSDP1's full state dict is not in the figures: the root's unit and one layer are whole then, as stored, "
+            "in addition to weights and states; assumed to be less than a step, which has gradients and activations too"
+        )
+        draft.note("assumed", "fsdp_config", text)
     if parallel.engine == "fsdp1" and recipe.adapter.kind == "none" and parallel.fsdp.param_dtype:
         text = (
             "FSDP1 trains fp32 copies of half-precision weights: 16 bytes per parameter over all GPUs, where FSDP2 "

@@ -9,7 +9,7 @@ BLOCK_BYTES = 512
 """CUDA's caching allocator allocates multiples of this (`kMinBlockSize`, c10/cuda/CUDACachingAllocator.cpp), and
 `torch.cuda.memory_allocated` counts whole blocks."""
 
-Phase = Literal["load", "generate", "score", "forward", "backward", "optimizer", "eval"]
+Phase = Literal["load", "generate", "score", "forward", "backward", "optimizer", "eval", "save"]
 Role = Literal[
     "", "weight", "adapter", "reference", "gradient", "optimizer", "input", "workspace", "gathered", "buckets"
 ]

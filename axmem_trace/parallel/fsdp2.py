@@ -17,10 +17,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from axmem_trace.models.dtypes import fp32_norm_modules
 from axmem_trace.parallel.separate_adapters import find_separate_adapters
-from axmem_trace.parallel.units import bottom_up, make_wrap_policy
+from axmem_trace.parallel.units import bottom_up, make_wrap_policy, module_of
 from axmem_trace.recipe.parallel import Mesh
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.patching import replaced
+from axmem_trace.tracing.recorder import Recorder
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
@@ -201,14 +202,14 @@ def _repacked(kind: type[Any], options: Mapping[str, Any], data: torch.Tensor) -
 
 def load_shards(
     model: Any,
-    device: str,
+    recorder: Recorder,
     waiting: dict[int, torch.Tensor],
     offload: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
     """Each full tensor is copied to the GPU, and this rank keeps its part (`fsdp2_load_full_state_dict`).
 
     Args:
-        device: of the full tensors.
+        recorder: the full tensors are on its device.
         waiting: the weights on the host of a rank that reads them, by parameter; each is freed when it is sent.
         offload: copies a part to the host (`offload_to_cpu`).
     """
@@ -216,15 +217,16 @@ def load_shards(
 
     loaded: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-        part: torch.Tensor = whole
-        if isinstance(tensor, DTensor):
-            part = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=0)
-            if offload is not None:
-                part = offload(part)
-        loaded[name] = nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
-        del whole
-        waiting.pop(id(tensor), None)
+        with recorder.in_module(module_of(name)):
+            whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=recorder.traced_device)
+            part: torch.Tensor = whole
+            if isinstance(tensor, DTensor):
+                part = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=0)
+                if offload is not None:
+                    part = offload(part)
+            loaded[name] = nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
+            del whole, part
+            waiting.pop(id(tensor), None)
     model.load_state_dict(loaded, assign=True, strict=True)
     del loaded
     if hasattr(model, "tie_weights"):  # a tied weight was loaded under both names

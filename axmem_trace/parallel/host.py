@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from axmem_trace.ledger import Role
+from axmem_trace.parallel.units import module_of
 from axmem_trace.tracing.recorder import Recorder
 
 
-def copies_on_host(parameters: Iterable[torch.Tensor], recorder: Recorder) -> dict[int, torch.Tensor]:
-    """A tensor that is not pinned for each of the parameters, by the parameter's `id`; a tied one once."""
-    host = HostMemory(recorder)
-    return {id(each): host.pageable(each.numel(), each.dtype) for each in parameters}
+def copies_on_host(model: nn.Module, recorder: Recorder) -> dict[int, torch.Tensor]:
+    """A tensor that is not pinned for each parameter, by the parameter's `id`; a tied one once."""
+    host, copies = HostMemory(recorder), {}
+    for name, parameter in model.named_parameters():
+        with recorder.in_module(module_of(name)):
+            copies[id(parameter)] = host.pageable(parameter.numel(), parameter.dtype)
+    return copies
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from axmem_trace.parallel.rank_facts import describe_rank, flat_shards, local_te
 from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.parallel.ranks import all_alike, group_fsdp1, group_fsdp2, reads_weights
 from axmem_trace.parallel.reference import divide_reference
+from axmem_trace.parallel.saving import save_fsdp2
 from axmem_trace.parallel.staged import load_staged
 from axmem_trace.parallel.zero.install import with_zero
 from axmem_trace.parallel.zero.linear import linear_may_change
@@ -119,16 +120,15 @@ def _with_fsdp2(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankMo
         load_staged(recipe, built, recorder)
     elif fsdp.loads_on_host:
         reads = recorder.traced_device == "meta" and reads_weights(recipe.parallel, torch.distributed.get_rank())
-        waiting = copies_on_host(model.parameters(), recorder) if reads else {}
-        fsdp2.load_shards(
-            model, recorder.traced_device, waiting, copy_to_host(recorder) if fsdp.offload_params else None
-        )
+        waiting = copies_on_host(model, recorder) if reads else {}
+        fsdp2.load_shards(model, recorder, waiting, copy_to_host(recorder) if fsdp.offload_params else None)
     facts = describe_rank(built.facts, _tensors_of_rank(built), sharded=sharded_names(model))
     rank_model = RankModel(
         call=model,
         facts=facts,
         groups=group_fsdp2(model, recipe.parallel),
         without_sync=lambda: _unsynced(model),
+        save=partial(save_fsdp2, recipe, recorder, model) if fsdp.saves_whole or _has_adapter(recipe) else None,
     )
     return as_offloaded(rank_model, recorder) if fsdp.offload_params else rank_model
 
@@ -148,6 +148,10 @@ def _with_tensor(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankM
         groups=tensor.group_ranks(model, parallel),
         without_sync=lambda: _unsynced(model) if parallel.mesh.shard > 1 else nullcontext(),
     )
+
+
+def _has_adapter(recipe: Recipe) -> bool:
+    return recipe.adapter.kind != "none"
 
 
 @contextmanager

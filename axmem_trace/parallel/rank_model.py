@@ -39,6 +39,7 @@ class RankModel:
         without_sync: open during a micro-batch whose gradients are not reduced.
         with_optimizer: called with this object and the optimizer once that is made, if the engine changes it; returns the
             object to use from then on.
+        save: gathers the model to save it; None: no rank gathers anything.
         engine: runs backward and the step, if the engine has functions of its own for that.
         before_repeat: called in place of the forward and backward passes of the second step, which are those of the first:
             does what the engine does once before them. None: its second step is another one.
@@ -54,4 +55,5 @@ class RankModel:
     shards: tuple[FlatShard, ...] = ()
     groups: tuple[RankGroup, ...] = ()
     with_optimizer: Callable[[RankModel, Any], RankModel] | None = None
+    save: Callable[[], None] | None = None
     engine: Engine | None = None

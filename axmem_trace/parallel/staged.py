@@ -15,6 +15,7 @@ from axmem_trace.models.built import BuiltModel
 from axmem_trace.notes import Note
 from axmem_trace.parallel.host import copies_on_host
 from axmem_trace.parallel.offload import put_on_host
+from axmem_trace.parallel.units import module_of
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.tracing.tensors import local_part
@@ -27,21 +28,21 @@ def load_staged(recipe: Recipe, built: BuiltModel, recorder: Recorder) -> None:
     """
     model: Any = built.module
     _note(recipe, recorder)
-    names = {id(parameter): name.rpartition(".")[0] for name, parameter in model.named_parameters()}
-    parameters = list(model.parameters())
-    waiting = copies_on_host(parameters, recorder) if dist.get_rank() == 0 else {}  # the others load to meta
+    waiting = copies_on_host(model, recorder) if dist.get_rank() == 0 else {}  # the others load to meta
     divided = _divided(model)
-    for parameter in parameters:
-        module = names[id(parameter)]
-        whole = _send(parameter, recorder) if waiting else None
-        waiting.pop(id(parameter), None)
-        if recipe.parallel.fsdp.offload_params:
-            put_on_host(recorder, divided[id(parameter)])
-        else:
-            recorder.register(local_part(parameter), role="weight", module=module)
-        del whole
-    for buffer in (*model.buffers(), *(state.tensor for state in built.state_tensors)):
-        recorder.register(buffer, role="weight")
+    for name, parameter in model.named_parameters():
+        with recorder.in_module(module_of(name)):
+            whole = _send(parameter, recorder) if waiting else None
+            waiting.pop(id(parameter), None)
+            if recipe.parallel.fsdp.offload_params:
+                put_on_host(recorder, divided[id(parameter)])
+            else:
+                recorder.register(local_part(parameter), role="weight", module=module_of(name))
+            del whole
+    for name, buffer in model.named_buffers():
+        recorder.register(buffer, role="weight", module=module_of(name))
+    for state in built.state_tensors:
+        recorder.register(state.tensor, role="weight", module=state.module)
 
 
 def _note(recipe: Recipe, recorder: Recorder) -> None:

@@ -30,6 +30,15 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
+def module_of(name: str) -> str:
+    """The module of a parameter, by the dotted names of both, without the parts that wrappers add.
+
+    >>> module_of("model.layers.0._checkpoint_wrapped_module.mlp.up_proj.weight")
+    'model.layers.0.mlp.up_proj'
+    """
+    return plain_name(name).rpartition(".")[0]
+
+
 def bottom_up(model: nn.Module) -> list[nn.Module]:
     """Every module below `model`, children before their parents, in accelerate's order."""
     ordered: list[nn.Module] = []

@@ -61,6 +61,8 @@ class Fsdp:
             part (axolotl's CPU-staged NF4); also `loads_on_host`.
         syncs_states: FSDP1: rank 0 sends each unit's parameters to the others while the model is wrapped.
         uses_orig_params: FSDP1: the optimizer steps over a view of each parameter's part, not over whole flat shards.
+        saves_whole: rank 0 collects the whole model when it is saved (`FULL_STATE_DICT`); otherwise each rank saves its
+            part.
         activation_checkpointing: FSDP's own, by wrapping layers.
         param_dtype, reduce_dtype, output_dtype: of mixed precision; empty: as stored.
         sharding_strategy: FSDP1's: `FULL_SHARD` (after forward and backward), `SHARD_GRAD_OP` (after backward).
@@ -79,6 +81,7 @@ class Fsdp:
     stages_packed: bool = False
     syncs_states: bool = True
     uses_orig_params: bool = True
+    saves_whole: bool = False
     activation_checkpointing: bool = False
     param_dtype: Dtype | Literal[""] = ""
     reduce_dtype: Dtype | Literal[""] = ""

@@ -118,9 +118,9 @@ def format_count(number: int) -> str:
 
 
 def describe_moment(phase: str, step: int) -> str:
-    """`backward of step 2`, `loading`, `evaluation`."""
-    named = {"load": "loading", "generate": "generation", "score": "scoring"}
+    """`backward of step 2`, `loading`, `evaluation`, `saving`."""
+    named = {"load": "loading", "generate": "generation", "score": "scoring", "save": "saving"}
     what = named.get(phase, phase)
     if not step:
-        return "evaluation" if phase == "eval" else what if phase == "load" else f"{what} in evaluation"
+        return "evaluation" if phase == "eval" else what if phase in ("load", "save") else f"{what} in evaluation"
     return "loading" if phase == "load" else f"{what} of step {step}"

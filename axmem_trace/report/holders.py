@@ -34,7 +34,7 @@ _BY_BUCKET = {
 _BY_ROLE = {"gathered": "gathered parameters", "buckets": "DDP's buckets of gradients"}
 _FROZEN = (("reward_model", "reward model's weights"), ("feature_network", "feature network's weights"))
 """Models other than the reference that only score, by the beginning of their modules' names."""
-_PHASES = {"eval": "evaluation", "generate": "generation", "score": "scoring"}
+_PHASES = {"eval": "evaluation", "generate": "generation", "score": "scoring", "save": "saving"}
 _BY_OPERATOR = (
     ("cublas", "cuBLAS workspace"),
     ("all_gather", "gathered parameters"),

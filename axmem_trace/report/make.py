@@ -104,7 +104,7 @@ def make_report(
         logged=make_logged(recipe, phases),
         buckets=buckets,
         ranks=ranks,
-        machine=make_machine(recipe, facts, host_by_rank(rank_runs), ranks),
+        machine=make_machine(recipe, facts, host_by_rank(recipe, rank_runs), ranks),
         division=make_division(recipe, facts, ledger, resident),
         holders=names.list_alive(ledger, peak.tick),
         resident=resident,

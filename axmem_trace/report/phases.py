@@ -16,12 +16,16 @@ NUM_TIMELINE_POINTS = 600
 
 
 def make_phases(found: Survey, reservation: Reservation) -> dict[str, PhaseUse]:
-    """`load`, `step_1`, ..., `eval` in order of time, each step with its parts."""
+    """`load`, `step_1`, ..., `eval`, `save` in order of time, each step with its parts."""
     groups: dict[str, list[Span]] = {}
     for span in found.spans.values():
-        name = "load" if span.phase == "load" else f"step_{span.step}" if span.step else "eval"
+        name = "load" if span.phase == "load" else f"step_{span.step}" if span.step else _outside_steps(span)
         groups.setdefault(name, []).append(span)
     return {name: _phase_use(name, spans, reservation) for name, spans in groups.items()}
+
+
+def _outside_steps(span: Span) -> str:
+    return "save" if span.phase == "save" else "eval"
 
 
 _PARTS = ("generate", "score", "forward", "backward", "optimizer")

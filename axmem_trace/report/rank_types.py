@@ -16,7 +16,8 @@ class RankUse:
         basis: `recorded`, or `at most`: too many ranks differ, and none of these needs more than these figures.
         worst: no other row needs more; the verdict is for these.
         allocated_bytes, active_bytes, counted_bytes, reserved_bytes, device_bytes: as in `Peak`.
-        host_bytes: the most host memory at any time, without what the system maps of files.
+        host_bytes: the most host memory at any time, without what the system maps of files; of the first of these ranks,
+            which may collect the whole model to save it.
     """
 
     ranks: str

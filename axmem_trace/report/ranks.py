@@ -70,14 +70,20 @@ def _make_use(recipe: Recipe, run: RankRun) -> RankUse:
     )
 
 
-def host_by_rank(runs: Sequence[RankRun]) -> dict[int, int]:
-    """The most host memory of every rank at any time."""
-    return {rank: nbytes for run in runs for nbytes in (_host_bytes(run.ledger),) for rank in run.ranks}
+def host_by_rank(recipe: Recipe, runs: Sequence[RankRun]) -> dict[int, int]:
+    """The most host memory of every rank at any time. Only rank 0 collects a whole model there to save it, except under
+    ZeRO-1 and 2."""
+    all_save = recipe.parallel.engine in ("zero1", "zero2")
+    found: dict[int, int] = {}
+    for run in runs:
+        first, others = _host_bytes(run.ledger), _host_bytes(run.ledger, saves=all_save)
+        found.update((rank, others if rank else first) for rank in run.ranks)
+    return found
 
 
-def _host_bytes(ledger: Ledger) -> int:
+def _host_bytes(ledger: Ledger, *, saves: bool = True) -> int:
     columns = ledger.columns
-    return most_alive(columns, columns.where(lambda kind: kind.device == "cpu"))[0]
+    return most_alive(columns, columns.where(lambda kind: kind.device == "cpu" and (saves or kind.phase != "save")))[0]
 
 
 def name_ranks(ranks: Sequence[int]) -> str:

@@ -76,7 +76,7 @@ class Report:
     """An engine that generates on the same card; None without one, or if no card was named."""
     after_load: AfterLoad
     phases: Mapping[str, PhaseUse]
-    """`load`, `step_1`, `step_2` and, where recorded, `eval`, in order of time."""
+    """`load`, `step_1`, `step_2` and, where recorded, `eval` and `save`, in order of time."""
     logged: tuple[LoggedLine, ...] = ()
     """The lines that axolotl will log, for rank 0; empty with TRL's trainers, which log nothing of memory."""
     buckets: Buckets

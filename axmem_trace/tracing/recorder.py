@@ -68,6 +68,15 @@ class Recorder(StorageRecord):
         with self.scopes.watch(root, **others), literals_known(self.values):
             yield
 
+    @contextmanager
+    def in_module(self, name: str) -> Iterator[None]:
+        """While open, what happens belongs to this module, as in its forward: for code that works module by module."""
+        self.scopes.stack.append(name)
+        try:
+            yield
+        finally:
+            self.scopes.stack.pop()
+
     # -- layers -----------------------------------------------------------------------------------------------------------
 
     def watch_layers(self, repetition: Repetition) -> None:

@@ -120,13 +120,14 @@ class LoadRecorder:
         if torch.distributed.get_rank():
             return
         itemsize = getattr(torch, self.recipe.precision.load_dtype).itemsize
-        for _, _, parameter in _own_parameters(model):
+        for name, _, parameter in _own_parameters(model):
             state = getattr(parameter, "quant_state", None)
             if state is not None:
                 elements = _num_weights(parameter)
                 chunk, scales = min(elements, PACKED_CHUNK), 4 * -(-elements // state.blocksize)
                 blocks = [scales, chunk * itemsize, chunk // 2, 4 * -(-chunk // state.blocksize)]
-                self.recorder.workspace(blocks, "axolotl.quantize_bnb_4bit")
+                with self.recorder.in_module(name):
+                    self.recorder.workspace(blocks, "axolotl.quantize_bnb_4bit")
 
     def _note_mapped(self, model: nn.Module) -> None:
         """safetensors maps the checkpoint's files, and each tensor is copied from there to the GPU

@@ -156,6 +156,9 @@ class Run:
             self._collect(0)
             progress("tracing evaluation")
             self._evaluate()
+        if self._rank_model is not None and self._rank_model.save is not None:
+            self.recorder.mark("save", 0)
+            self._rank_model.save()
         if self.recipe.adapter.relora_steps:
             self.recorder.mark("optimizer", NUM_STEPS)
             restart_relora(self.model, self.optimizer, self.recipe, self.recorder)

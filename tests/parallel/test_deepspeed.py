@@ -135,8 +135,8 @@ def _operator(name: str) -> str:
 
 
 def _counts(each: Allocation) -> bool:
-    """Numbers are left out: which of them are on the host cannot be known on a CPU."""
-    return each.device == "gpu" and each.nbytes > 32
+    """Numbers are left out: which of them are on the host cannot be known on a CPU. DeepSpeed is not asked to save."""
+    return each.device == "gpu" and each.nbytes > 32 and each.phase != "save"
 
 
 def _peak(ledger: Ledger, phase: Phase, step: int) -> int:

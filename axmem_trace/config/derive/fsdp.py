@@ -46,6 +46,7 @@ def derive_fsdp(draft: Draft, version: int) -> Fsdp:
         stages_packed=stages,
         syncs_states=loads_on_host or config.get("sync_module_states") is not False,
         uses_orig_params=config.get("use_orig_params") is not False,
+        saves_whole=_saves_whole(draft, version),
         activation_checkpointing=bool(config.get("activation_checkpointing")),
         param_dtype=dtype,
         reduce_dtype=dtype,
@@ -60,6 +61,19 @@ def shards_qlora(draft: Draft) -> bool:
         return bool(asked)
     efficient = draft.sub("fsdp_config").get("cpu_ram_efficient_loading")
     return bool(efficient and draft.get("adapter") == "qlora" and draft.get("load_in_4bit"))
+
+
+def _saves_whole(draft: Draft, version: int) -> bool:
+    """A checkpoint, or the model at the end, is one whole state dict: of an adapter the end saves that alone.
+
+    Without a type FSDP1 saves whole, and FSDP2 its parts (accelerate 1.15 `utils/dataclasses.py:2049`).
+    """
+    config = draft.sub("fsdp_config")
+    checkpoint = str(config.get("state_dict_type") or ("FULL_STATE_DICT" if version == 1 else "SHARDED_STATE_DICT"))
+    final = str(config.get("final_state_dict_type") or draft.get("fsdp_final_state_dict_type") or checkpoint)
+    saves_checkpoints = str(draft.get("save_strategy")) not in ("no", "False")
+    ends_whole = final == "FULL_STATE_DICT" and not (version == 2 and draft.get("adapter"))
+    return ends_whole or (saves_checkpoints and checkpoint == "FULL_STATE_DICT")
 
 
 def _half(draft: Draft) -> Dtype | Literal[""]:

@@ -16,6 +16,7 @@ from axmem_trace.notes import Note
 from axmem_trace.parallel.host import HostMemory
 from axmem_trace.parallel.rank_facts import FlatShard, describe_rank, local_tensors, with_parameters_on_host
 from axmem_trace.parallel.rank_model import RankModel
+from axmem_trace.parallel.saving import save_replicated, save_zero3
 from axmem_trace.parallel.units import plain_name
 from axmem_trace.parallel.zero.leaves import leaf_test
 from axmem_trace.parallel.zero.linear import use_linear
@@ -43,6 +44,7 @@ def with_zero(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, ra
     """
     zero, model, recorder = recipe.parallel.zero, built.module, recording.recorder
     make: MakeEngine
+    save: Callable[[], None] | None = partial(save_replicated, recorder, model)
     _note_host(recipe, recorder, built)
     if zero.stage == 3:
         parts = Parts(
@@ -56,6 +58,7 @@ def with_zero(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, ra
         else:
             _register_whole(recipe, recorder, built)
         make = partial(_make_stage3, recipe, recorder, built, parts)
+        save = partial(save_zero3, recipe, recorder, model, parts) if zero.gathers_on_save else None
     else:
         _register_whole(recipe, recorder, built)
         make = partial(_make_stage12, recipe, recorder, built, rank)
@@ -63,6 +66,7 @@ def with_zero(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, ra
         call=model,
         facts=built.facts,
         without_sync=_no_optimizer_yet,
+        save=save,
         with_optimizer=partial(_take_optimizer, recipe, recording, built, make),
     )
 

@@ -24,6 +24,7 @@ PHASES: Mapping[str, str] = {
     "backward": "From the loss to the gradients; checkpointed layers run a second time.",
     "optimizer": "Gradients are clipped and weights updated; in the first step the optimizer's states are allocated.",
     "eval": "Evaluation, before the first step too unless `eval_on_start` is false.",
+    "save": "The model is saved: what several GPUs have parts of is gathered, and collected on the host.",
 }
 HOLDERS: Mapping[str, str] = {
     holders.LOGITS: "Scores for every token and every entry of the vocabulary, their fp32 copies, and their gradient.",

@@ -160,7 +160,9 @@ def _bands(stretches: Sequence[Stretch]) -> Iterator[str]:
             f"<div class='band' style='left:{each.left:.2f}%;width:{each.width:.2f}%' title='{title}'>"
             f"{escape(each.phase)}</div>"
         )
-    for step, group in groupby(stretches, key=lambda each: each.step if each.phase not in ("load", "eval") else 0):
+    for step, group in groupby(
+        stretches, key=lambda each: each.step if each.phase not in ("load", "eval", "save") else 0
+    ):
         members = list(group)
         if step:
             width = members[-1].left + members[-1].width - members[0].left

@@ -1,0 +1,110 @@
+"""Saving a divided model as a whole: what a rank gathers on its GPU, and what rank 0 collects on the host.
+
+Source: axolotl 0.21.0 `train.py` `save_trained_model` (line 334), `integrations/expert_parallel/shard.py`
+`save_fsdp2_lora_adapter`; transformers 5.20 `trainer.py` `save_model` (4057); accelerate 1.15 `accelerator.py`
+`get_state_dict` (4043); torch 2.14 `distributed/_state_dict_utils.py` `_gather_state_dict`; deepspeed 0.19.8
+`runtime/engine.py` `_zero3_consolidated_16bit_state_dict` (5631), `checkpoint/utils.py` `clone_tensors_for_torch_save`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from axmem_trace.parallel.host import HostMemory
+from axmem_trace.parallel.units import module_of
+from axmem_trace.parallel.zero.parts import Parts
+from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.tracing.recorder import Recorder
+
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+@torch.no_grad()
+def save_fsdp2(recipe: Recipe, recorder: Recorder, model: nn.Module) -> None:
+    """The whole model tensor by tensor, for rank 0's host; of a model with adapters these alone at the end."""
+    if recipe.parallel.fsdp.saves_whole:
+        _gather_all(recipe, recorder, model)
+    elif recipe.adapter.kind != "none":
+        _gather_adapters(recipe, recorder, model)
+
+
+def _gather_all(recipe: Recipe, recorder: Recorder, model: nn.Module) -> None:
+    host, is_first = HostMemory(recorder), dist.get_rank() == 0
+    saved: list[torch.Tensor] = []
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        with recorder.in_module(module_of(name)):
+            whole = _whole(value, offloaded=recipe.parallel.fsdp.offload_params)
+            if is_first:  # on the others it is dropped at once
+                saved.append(host.copy_of(whole))
+            del whole
+
+
+def _gather_adapters(recipe: Recipe, recorder: Recorder, model: nn.Module) -> None:
+    """All of them are whole on the GPU of each rank before they are written."""
+    offloaded = recipe.parallel.fsdp.offload_params
+    whole: list[tuple[str, torch.Tensor]] = []
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            with recorder.in_module(module_of(name)):
+                whole.append((name, _whole(parameter, offloaded=offloaded)))
+    if dist.get_rank():
+        return
+    host, saved = HostMemory(recorder), []
+    for name, each in whole:
+        with recorder.in_module(module_of(name)):
+            saved.append(host.copy_of(each))
+
+
+def _whole(value: Any, *, offloaded: bool) -> torch.Tensor:
+    """All rows, of the parts of all ranks: the last ranks' parts may be padded (torch 2.14 `distributed/tensor/
+    placement_types.py` `_to_replicate_tensor`). A part on the host is copied to the GPU first."""
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(value, DTensor):
+        return value.detach()
+    part: torch.Tensor = value._local_tensor
+    if offloaded:
+        part = part.clone()
+    group = value.device_mesh.get_group(value.device_mesh.ndim - 1)
+    num_shards = dist.get_world_size(group)
+    rows = -(-value.shape[0] // num_shards)
+    if rows * num_shards != value.shape[0] and part.shape[0] < rows:
+        part = torch.nn.functional.pad(part, (*(0,) * (2 * part.dim() - 1), rows - part.shape[0]))
+    whole = torch.empty((rows * num_shards, *value.shape[1:]), dtype=value.dtype, device=part.device)
+    _all_gather(whole, part.contiguous(), group=group)
+    return whole.narrow(0, 0, value.shape[0])
+
+
+@torch.no_grad()
+def save_zero3(recipe: Recipe, recorder: Recorder, model: nn.Module, parts: Parts) -> None:
+    """Module by module: its own parameters are gathered, and rank 0 copies them to the host. Frozen parameters of a model
+    with adapters are gathered and not copied."""
+    if not recipe.parallel.zero.gathers_on_save:
+        return
+    host, is_first = HostMemory(recorder), dist.get_rank() == 0
+    saved: dict[int, torch.Tensor] = {}
+    adapted = recipe.adapter.kind != "none"
+    for module in model.modules():
+        own = [each for each in module._parameters.values() if each is not None]
+        held = [part for each in own if (part := parts.of(each)) is not None]
+        parts.gather_now(held)
+        for parameter in own if is_first else ():
+            if id(parameter) not in saved and (parameter.requires_grad or not adapted):
+                saved[id(parameter)] = host.copy_of(parameter.data)
+        for part in held:
+            if not part.persists:
+                parts.release(part)
+
+
+@torch.no_grad()
+def save_replicated(recorder: Recorder, model: nn.Module) -> None:
+    """ZeRO-1 and 2: each rank copies the whole state dict to its host before rank 0 writes it."""
+    host = HostMemory(recorder)
+    saved = [host.copy_of(each) for each in model.state_dict().values() if isinstance(each, torch.Tensor)]
+    del saved

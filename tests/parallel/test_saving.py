@@ -1,0 +1,160 @@
+"""What ranks gather, and what rank 0 collects on its host, when a divided model is saved."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.real_ranks import Case, record_on_meta, run_in_processes, tiny_run
+from support.tiny_models import write_tiny_model
+
+from axmem_trace import estimate
+from axmem_trace.ledger import Ledger
+from axmem_trace.report import Report
+
+# the tiny llama: vocabulary 96, hidden 32, MLP 48, 2 layers
+LAYER = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32
+EMBEDDING = 96 * 32
+PARAMETERS = 2 * LAYER + 2 * EMBEDDING + 32
+FULL = {"state_dict_type": "FULL_STATE_DICT"}
+LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 8, "lora_target_linear": True}
+ADAPTERS = 2 * 8 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
+
+
+def report_of(tmp_path: Path, gpus: int, **keys: Any) -> Report:
+    config = {
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "sequence_len": 24,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-4,
+        "optimizer": "adamw_torch_fused",
+        "bf16": True,
+        "attn_implementation": "flash_attention_2",
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        "pad_to_sequence_len": True,
+        **keys,
+    }
+    return estimate(config, num_gpus=gpus, hub="never")
+
+
+def gathered(report: Report) -> int:
+    """Bytes of the GPU over those that are alive before and after."""
+    save = report.phases["save"]
+    assert save.end_bytes == report.phases["step_2"].end_bytes
+    return save.allocated_bytes - save.end_bytes
+
+
+def test_a_full_state_dict_gathers_one_tensor_at_a_time(tmp_path: Path) -> None:
+    report = report_of(tmp_path, 8, fsdp_config=FULL)
+    assert gathered(report) == 2 * EMBEDDING  # the largest
+    assert report.ranks[0].host_bytes >= 2 * PARAMETERS  # all of it, on rank 0's host
+    assert report.machine is not None
+    assert report.machine.held_bytes < 2 * 2 * PARAMETERS  # and on no other
+
+
+def test_an_offloaded_part_comes_to_the_gpu_first(tmp_path: Path) -> None:
+    report = report_of(tmp_path, 8, fsdp_config={**FULL, "offload_params": True})
+    assert gathered(report) == 2 * EMBEDDING + 1024  # 2 * EMBEDDING / 8 is 768
+
+
+@pytest.mark.parametrize(
+    ("options", "keys", "saves"),
+    [
+        ({}, {}, False),  # FSDP2 saves its parts
+        ({"state_dict_type": "SHARDED_STATE_DICT"}, {}, False),
+        ({"final_state_dict_type": "FULL_STATE_DICT"}, {}, True),
+        (
+            {"state_dict_type": "FULL_STATE_DICT", "final_state_dict_type": "SHARDED_STATE_DICT"},
+            {},
+            True,
+        ),  # checkpoints
+        (
+            {"state_dict_type": "FULL_STATE_DICT", "final_state_dict_type": "SHARDED_STATE_DICT"},
+            {"save_strategy": "no"},
+            False,
+        ),
+        ({}, LORA, True),  # the adapters, at the end
+    ],
+)
+def test_what_is_saved_whole(tmp_path: Path, options: dict[str, Any], keys: dict[str, Any], saves: bool) -> None:
+    report = report_of(tmp_path, 4, fsdp_config={"reshard_after_forward": True, **options}, **keys)
+    assert ("save" in report.phases) is saves
+
+
+def test_adapters_are_whole_together(tmp_path: Path) -> None:
+    report = report_of(tmp_path, 4, fsdp_config={"reshard_after_forward": True}, **LORA)
+    # fp32, 28 tensors of whole blocks or a part of one
+    assert 4 * ADAPTERS <= gathered(report) <= 4 * ADAPTERS + 28 * 512
+    assert report.ranks[0].host_bytes >= 4 * ADAPTERS
+
+
+def zero(stage: int, **settings: Any) -> dict[str, Any]:
+    return {"deepspeed": {"zero_optimization": {"stage": stage, **settings}, "bf16": {"enabled": True}}}
+
+
+def test_zero_3_gathers_if_it_is_told_to(tmp_path: Path) -> None:
+    gathers = zero(3, stage3_gather_16bit_weights_on_model_save=True, stage3_param_persistence_threshold=0)
+    report = report_of(tmp_path, 8, **gathers)
+    assert gathered(report) == 2 * EMBEDDING
+    assert report.ranks[0].host_bytes >= 2 * PARAMETERS
+    assert "save" not in report_of(tmp_path, 8, **zero(3, stage3_param_persistence_threshold=0)).phases
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_every_rank_copies_the_model_to_its_host_under_zero_1_and_2(tmp_path: Path, stage: int) -> None:
+    report = report_of(tmp_path, 4, **zero(stage))
+    assert gathered(report) == 0
+    assert report.machine is not None
+    assert report.machine.held_bytes >= 4 * 2 * PARAMETERS
+
+
+def save_for_real(cases: Sequence[Case], rank: int, num_ranks: int, folder: str) -> None:
+    """PyTorch's own gathering, called as accelerate calls it, in a real process."""
+    import torch
+    import torch.distributed as dist
+    from support.kernel_recording import recording_on
+    from support.real_ranks import _read
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    from axmem_trace.models import build_model
+    from axmem_trace.parallel.install import divide
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
+    ledgers = []
+    for case in cases:
+        recipe, recording = _read(case, num_ranks), recording_on("cpu")
+        built = build_model(recipe, device="cpu")
+        divide(recipe, recording, built)
+        recording.recorder.mark("save", 0)
+        with recording:
+            options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, cpu_offload=True)
+            state = get_model_state_dict(built.module, options=options)
+        assert len(state) == (21 if rank == 0 else 0)
+        ledgers.append(recording.recorder.make_ledger())
+    (Path(folder) / f"rank{rank}").write_bytes(pickle.dumps(ledgers))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_the_gathered_tensors_are_those_of_pytorch(tmp_path: Path) -> None:
+    """Two ranks, and an odd vocabulary: the second rank pads its part of the embedding and of the head."""
+    case = Case({**tiny_run(tmp_path), "fsdp_version": 2, "fsdp_config": FULL})
+    (real,) = run_in_processes(save_for_real, [case], 2)
+    for rank in (0, 1):
+        assert sizes(record_on_meta(case, 2, rank=rank)) == sizes(real[rank])
+
+
+def sizes(ledger: Ledger) -> Counter[int]:
+    """Without PyTorch's wrapper around what is still being gathered, which is as large by name and has no memory
+    (`_make_wrapper_subclass`, torch 2.14 `distributed/_functional_collectives.py`)."""
+    return Counter(
+        each.nbytes
+        for each in ledger.allocations
+        if each.phase == "save" and each.device == "gpu" and "_wrap_tensor" not in each.op
+    )
