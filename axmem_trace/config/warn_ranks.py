@@ -35,6 +35,18 @@ def note_warnings_of_ranks(draft: Draft, recipe: Recipe) -> None:
             "in addition to weights and states; assumed to be less than a step, which has gradients and activations too"
         )
         draft.note("assumed", "fsdp_config", text)
+    if parallel.fsdp.saves_whole and not draft.get("save_only_model"):
+        text = (
+            "with each checkpoint rank 0 collects the optimizer's states too (accelerate's `save_fsdp_optimizer`): whole, in "
+            "host memory that is not in the figures, one tensor at a time on the GPU; `save_only_model: true` leaves them out"
+        )
+        draft.note("assumed", "fsdp_config", text)
+    if parallel.engine == "fsdp1" and parallel.fsdp.offload_params:
+        text = (
+            "FSDP1's offload_params is not modelled: shards, their gradients and the optimizer's states are counted on the "
+            "GPU, and are in host memory in the run; `fsdp_version: 2` is modelled with it"
+        )
+        draft.note("not_modelled", "fsdp_config", text, direction="less")
     if parallel.engine == "fsdp1" and recipe.adapter.kind == "none" and parallel.fsdp.param_dtype:
         text = (
             "FSDP1 trains fp32 copies of half-precision weights: 16 bytes per parameter over all GPUs, where FSDP2 "
