@@ -37,8 +37,8 @@ def note_warnings_of_ranks(draft: Draft, recipe: Recipe) -> None:
         draft.note("assumed", "fsdp_config", text)
     if parallel.fsdp.saves_whole and not draft.get("save_only_model"):
         text = (
-            "with each checkpoint rank 0 collects the optimizer's states too (accelerate's `save_fsdp_optimizer`): whole, in "
-            "host memory that is not in the figures, one tensor at a time on the GPU; `save_only_model: true` leaves them out"
+            "with each checkpoint rank 0 collects the optimizer's states too (accelerate's `save_fsdp_optimizer`): whole in "
+            "host memory, which is not in the figures, one by one on the GPU; `save_only_model: true` leaves them out"
         )
         draft.note("assumed", "fsdp_config", text)
     if parallel.engine == "fsdp1" and parallel.fsdp.offload_params:
