@@ -55,8 +55,11 @@ def fit_table(
     found = (
         _in_processes(table, tasks, workers) if workers > 1 and len(tasks) > 1 else [table.fit(each) for each in tasks]
     )
-    by_count = {count: each for task, results in zip(tasks, found, strict=True)
-                for count, each in zip(task, results, strict=True)}  # fmt: skip
+    by_count = {
+        count: each
+        for task, results in zip(tasks, found, strict=True)
+        for count, each in zip(task, results, strict=True)
+    }
     return join_counts([by_count[count] for count in counts], cards, counts)
 
 

@@ -46,8 +46,10 @@ def logged_lines(report: Report) -> list[tuple[str, tuple[int, int, int]]]:
         return [(each.name, (each.active_bytes, each.allocated_bytes, each.reserved_bytes)) for each in report.logged]
     names = (("step_1", "first step"), ("step_2", "later steps"), ("eval", "evaluation"))
     uses = [(words, report.phases[name]) for name, words in names if name in report.phases]
-    return [(words, (max(use.active_bytes, use.counted_bytes), use.counted_bytes, use.reserved_bytes))
-            for words, use in uses]  # fmt: skip
+    return [
+        (words, (max(use.active_bytes, use.counted_bytes), use.counted_bytes, use.reserved_bytes))
+        for words, use in uses
+    ]
 
 
 def describe_peak(report: Report) -> str:

@@ -48,8 +48,11 @@ def _checkpoint_bytes(recipe: Recipe, facts: ModelFacts) -> int:
     weights = [fact for fact in facts.tensors if fact.role == "weight"]
     if not recipe.parallel.fsdp.stages_packed:
         return sum(fact.logical_elements for fact in weights) * _ITEMSIZES[recipe.precision.load_dtype]
-    return sum(fact.nbytes * fact.whole_elements // fact.elements if fact.whole_elements else fact.nbytes
-               for fact in weights if fact.elements)  # fmt: skip
+    return sum(
+        fact.nbytes * fact.whole_elements // fact.elements if fact.whole_elements else fact.nbytes
+        for fact in weights
+        if fact.elements
+    )
 
 
 def _loading(recipe: Recipe, per_machine: int) -> _Loading:
@@ -60,13 +63,22 @@ def _loading(recipe: Recipe, per_machine: int) -> _Loading:
         if fsdp.stages_packed:
             return _Loading(1, "rank 0 alone has the packed weights there (axolotl 0.21.0 loaders/nf4.py:171)")
         if fsdp.loads_on_host:
-            return _Loading(1, "one rank of each machine has the weights there, the others none (axolotl 0.21.0 "
-                            "loaders/model.py:1309)")  # fmt: skip
+            return _Loading(
+                1,
+                "one rank of each machine has the weights there, the others none (axolotl 0.21.0 "
+                "loaders/model.py:1309)",
+            )
         if not packed:
-            return _Loading(per_machine, "each rank has the whole model there before it goes to its GPU (axolotl 0.21.0 "
-                            "loaders/model.py:839); ranks share what is mapped from files")  # fmt: skip
+            return _Loading(
+                per_machine,
+                "each rank has the whole model there before it goes to its GPU (axolotl 0.21.0 "
+                "loaders/model.py:839); ranks share what is mapped from files",
+            )
     if engine.startswith("zero") and not packed:
         how = "reads the whole checkpoint" if engine == "zero3" else "has the whole model before it goes to its GPU"
         return _Loading(per_machine, f"each rank {how} there; ranks share what is mapped from files")
-    return _Loading(1, "files are mapped, and copied from there to the GPUs (transformers 5.20 core_model_loading.py "
-                    "`_materialize_copy`)")  # fmt: skip
+    return _Loading(
+        1,
+        "files are mapped, and copied from there to the GPUs (transformers 5.20 core_model_loading.py "
+        "`_materialize_copy`)",
+    )

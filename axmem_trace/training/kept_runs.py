@@ -196,8 +196,11 @@ def keep(
     if known is not None:
         _kept.remove(known)
         runs = [each for each in known.runs if each.recorded.held == run.recorded.held][1 - MOST_RUNS :]
-    _kept.append(KeptModel(recipe=_essence(recipe), rank=rank, built=built, optimizer=optimizer,
-                           recording=recording, runs=[*runs, run]))  # fmt: skip
+    _kept.append(
+        KeptModel(
+            recipe=_essence(recipe), rank=rank, built=built, optimizer=optimizer, recording=recording, runs=[*runs, run]
+        )
+    )
     del _kept[:-MOST_KEPT]
 
 

@@ -15,10 +15,15 @@ from axmem_trace.report import Report
 
 def estimate(tmp_path: Path, **changes: Any) -> Report:
     config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"), "micro_batch_size": 1, "sequence_len": 64,
-        "gradient_accumulation_steps": 1, "learning_rate": 1e-5, "datasets": [{"path": "x", "type": "alpaca"}],
-        "optimizer": "adamw_torch", **changes,
-    }  # fmt: skip
+        "base_model": write_tiny_model("llama", tmp_path / "llama"),
+        "micro_batch_size": 1,
+        "sequence_len": 64,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-5,
+        "datasets": [{"path": "x", "type": "alpaca"}],
+        "optimizer": "adamw_torch",
+        **changes,
+    }
     return axmem_trace.estimate(config, hub="never")
 
 
@@ -42,8 +47,15 @@ def test_a_line_for_ten_steps_holds_the_highest_of_them(tmp_path: Path) -> None:
 
 
 def test_trl_logs_nothing_of_memory(tmp_path: Path) -> None:
-    report = estimate(tmp_path, rl="dpo", datasets=[{"path": "x", "type": "chatml.intel"}], adapter="lora", lora_r=4,
-                      lora_alpha=8, lora_target_linear=True)  # fmt: skip
+    report = estimate(
+        tmp_path,
+        rl="dpo",
+        datasets=[{"path": "x", "type": "chatml.intel"}],
+        adapter="lora",
+        lora_r=4,
+        lora_alpha=8,
+        lora_target_linear=True,
+    )
     assert report.logged == ()
     assert "nothing logs it" in axmem_trace_text(report)
     assert "log nothing of memory" in render_page(report)
@@ -55,6 +67,8 @@ def axmem_trace_text(report: Report) -> str:
 
 def test_the_first_screen_has_the_lines_in_their_order(tmp_path: Path) -> None:
     lines = str(estimate(tmp_path, val_set_size=0.1, evals_per_epoch=2)).splitlines()
-    places = [next(index for index, line in enumerate(lines) if line.startswith(f"  {name}"))
-              for name in ("evaluation", "first step", "later steps")]  # fmt: skip
+    places = [
+        next(index for index, line in enumerate(lines) if line.startswith(f"  {name}"))
+        for name in ("evaluation", "first step", "later steps")
+    ]
     assert places == sorted(places)

@@ -18,9 +18,11 @@ from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
 
 sys.path.insert(0, str(SCRIPTS))  # also in the processes that are started here
+# FSDP sends states from GPUs alone
+_FSDP1 = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "sync_module_states": False}
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {},
-    "fsdp1": {"fsdp_version": 1, "fsdp_config": {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}},
+    "fsdp1": {"fsdp_version": 1, "fsdp_config": _FSDP1},
     "fsdp2": {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}},
 }
 

@@ -59,12 +59,11 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 
 
 @pytest.fixture(scope="module")
-def expected(configs: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory,
-             request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:  # fmt: skip
+def expected(configs: dict[str, dict[str, Any]], request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
     """Reports of another process, of the cases that this session tests."""
     asked = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
     chosen = {name: config for name, config in configs.items() if name.rpartition(" ")[0] in asked}
-    return unfolded_reports(chosen, tmp_path_factory.mktemp("unfolded"))
+    return unfolded_reports(chosen)
 
 
 @pytest.fixture
@@ -124,8 +123,9 @@ def test_what_a_micro_batch_allocates_is_removed(tmp_path: Path, num_traced: lis
         assert all(parameter.grad is None for parameter in kept.built.module.parameters())
 
 
-def test_an_error_in_a_kept_model_is_not_reported(tmp_path: Path, num_traced: list[int],
-                                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_an_error_in_a_kept_model_is_not_reported(
+    tmp_path: Path, num_traced: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = make_config(tmp_path, "model", {**LORA, **BASE})
     first = report_of(config, fold=True)
 
