@@ -116,7 +116,7 @@ def find_sources(ledger: Ledger, windows: BatchWindows) -> Positions:
         sources[again] = _pair(ledger, again.tolist(), np.concatenate(firsts).tolist())
         known[again] = True
     if not known.all():
-        raise CannotReuse(f"{ledger.allocations[int((~known).argmax())]} is in no pass")
+        raise CannotReuse(f"{ledger.allocations[int(np.argmin(known))]} is in no pass")
     return sources
 
 

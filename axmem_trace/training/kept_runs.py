@@ -168,7 +168,7 @@ _kept: list[KeptModel] = []
 
 def answer_from_kept(recipe: Recipe, rank: int | None) -> TracedRun | None:
     """The result of a run like a kept one with other batches; None: it has to be traced."""
-    kept = _find(_essence(recipe), rank)
+    kept = _find(_without_batches(recipe), rank)
     if kept is None:
         return None
     try:
@@ -191,14 +191,14 @@ def keep(
     changed = optimizer.replaces_parameters or optimizer.releases_gradients or bool(recipe.adapter.relora_steps)
     if changed or not run.recorded.is_reusable or isinstance(recipe.gpu, WatchedGpu):
         return
-    known = _find(_essence(recipe), rank)
+    known = _find(_without_batches(recipe), rank)
     runs: list[KeptRun] = []
     if known is not None:
         _kept.remove(known)
         runs = [each for each in known.runs if each.recorded.held == run.recorded.held][1 - MOST_RUNS :]
     _kept.append(
         KeptModel(
-            recipe=_essence(recipe), rank=rank, built=built, optimizer=optimizer, recording=recording, runs=[*runs, run]
+            recipe=_without_batches(recipe), rank=rank, built=built, optimizer=optimizer, recording=recording, runs=[*runs, run]
         )
     )
     del _kept[:-MOST_KEPT]
@@ -208,7 +208,7 @@ def _find(recipe: Recipe, rank: int | None) -> KeptModel | None:
     return next((each for each in _kept if each.rank == rank and each.recipe == recipe), None)
 
 
-def _essence(recipe: Recipe) -> Recipe:
+def _without_batches(recipe: Recipe) -> Recipe:
     """The recipe without what is about its batches."""
     return replace(without_tokens(recipe), gpu=recipe.gpu)
 
