@@ -198,7 +198,12 @@ def keep(
         runs = [each for each in known.runs if each.recorded.held == run.recorded.held][1 - MOST_RUNS :]
     _kept.append(
         KeptModel(
-            recipe=_without_batches(recipe), rank=rank, built=built, optimizer=optimizer, recording=recording, runs=[*runs, run]
+            recipe=_without_batches(recipe),
+            rank=rank,
+            built=built,
+            optimizer=optimizer,
+            recording=recording,
+            runs=[*runs, run],
         )
     )
     del _kept[:-MOST_KEPT]
