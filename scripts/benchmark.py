@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Measures how long an answer takes, in CPU seconds and peak memory of a fresh process, and writes docs/speed.md's table.
+"""Measures how long an answer takes, in CPU seconds and peak memory of a fresh process, and writes the tables of
+docs/speed.md and README.md.
 
     python scripts/benchmark.py                     # all runs, three times each; prints the table
     python scripts/benchmark.py --only 8B --repeat 1
-    python scripts/benchmark.py --write             # the table into docs/speed.md
+    python scripts/benchmark.py --write             # the tables into docs/speed.md and README.md
 
 - *floor*: a process that only imports the five libraries, plainly, in turn with each run of the command;
 - *first answer*: the command, from start to exit;
 - *other tokens*: in a process that has answered once, the same question with another `sequence_len`;
+- *trace*: in another process, only building the model and tracing it, after all imports;
 - *MemTracker*: PyTorch's own tool on the same step under FakeTensorMode (`scripts/mem_tracker.py`), where it can run it.
 
 Of several repetitions the least counts: what else the machine does only ever adds. CPU seconds are user + system of all
@@ -31,7 +33,11 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
 DOCUMENT = ROOT / "docs/speed.md"
+README = ROOT / "README.md"
 BLOCK = "benchmark"
+README_BLOCK = "speed"
+README_COLUMNS = 8
+"""Of the table in docs/speed.md, from the left."""
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
 if str(SCRIPTS) not in sys.path:
     sys.path.insert(0, str(SCRIPTS))
@@ -93,6 +99,7 @@ class Row:
     case: Case
     floor: Cost
     first: Cost
+    trace_cpu_seconds: float
     other_tokens_cpu_seconds: float
     allocated_bytes: int
     tracker: Cost | None = None
@@ -159,7 +166,15 @@ def measure_case(case: Case, times: int) -> Row:
         floors.append(measure_floor())
         firsts.append(run_checked(question, ANSWERED).cost)
     answer = _last_json(run_checked([sys.executable, __file__, "--answer-again", case.config, *case.settings]).output)
-    row = Row(case, least(floors), least(firsts), answer["other_tokens_cpu_seconds"], answer["allocated_bytes"])
+    traced = _last_json(run_checked([sys.executable, __file__, "--trace", case.config, *case.settings]).output)
+    row = Row(
+        case,
+        least(floors),
+        least(firsts),
+        traced["trace_cpu_seconds"],
+        answer["other_tokens_cpu_seconds"],
+        answer["allocated_bytes"],
+    )
     return _with_tracker(row) if case.tracked else row
 
 
@@ -196,6 +211,31 @@ def answer_again(config: str, settings: Sequence[str]) -> Mapping[str, float | i
     return {"other_tokens_cpu_seconds": min(seconds), "allocated_bytes": report.peak.allocated_bytes}
 
 
+def trace_alone(config: str, settings: Sequence[str]) -> Mapping[str, float]:
+    """Building and tracing as in a new process, after the imports: the least of three."""
+    import time
+
+    from axmem_trace.config import read_recipe
+    from axmem_trace.imports import collector_paused, import_libraries, spare_what_is_there
+    from axmem_trace.quiet import quiet_libraries
+
+    recipe = read_recipe(ROOT / config, overrides=settings, hub="never")
+    seconds = []
+    with quiet_libraries(), collector_paused():
+        import_libraries()
+        from axmem_trace.training import checked_folds, kept_runs
+        from axmem_trace.training.layer_folding import trace_run
+
+        for _ in range(3):  # the first time imports the model's own files
+            checked_folds.forget_all()
+            kept_runs.forget_kept()
+            spare_what_is_there()
+            before = time.process_time()
+            trace_run(recipe)
+            seconds.append(time.process_time() - before)
+    return {"trace_cpu_seconds": min(seconds)}
+
+
 def _sequence_len(config: Path, settings: Sequence[str]) -> int:
     import yaml
 
@@ -212,13 +252,31 @@ def write_table(rows: Sequence[Row], times: int) -> str:
         f"seconds or more, {_mib(floor.peak_rss_bytes)}. Least of {times}; Python {platform.python_version()},",
         f"{', '.join(f'{name} {version(name)}' for name in LIBRARIES)}.",
         "",
-        "| run | layers | floor, CPU s | first answer, CPU s | / floor | other tokens, CPU s | peak RSS | allocated | "
-        "MemTracker: allocated | CPU s | peak RSS |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| run | layers | floor, CPU s | first answer, CPU s | / floor | trace, CPU s | other tokens, CPU s | peak RSS | "
+        "allocated | MemTracker: allocated | CPU s | peak RSS |",
+        f"| --- |{' ---: |' * 11}",
     ]
     lines += [_line(row) for row in rows]
     stopped = [f"- MemTracker on {row.case.name}: {row.stopped}" for row in rows if row.stopped]
     return "\n".join([*lines, *([""] if stopped else []), *stopped]) + "\n"
+
+
+def write_short_table(block: str) -> str:
+    """The block of README.md, from that of docs/speed.md: the columns that are ours."""
+    rows = [line.split("|")[1 : README_COLUMNS + 1] for line in block.splitlines() if line.startswith("|")]
+    return "\n".join(f"|{'|'.join(cells)}|" for cells in rows) + "\n"
+
+
+def write_blocks(table: str) -> None:
+    """Both documents."""
+    _write_block(DOCUMENT, BLOCK, table)
+    _write_block(README, README_BLOCK, write_short_table(table))
+
+
+def _write_block(path: Path, own: str, body: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    fresh = marked_blocks.fill(text, lambda name, before: f"\n{body}\n" if name == own else before)
+    path.write_text(fresh, encoding="utf-8")
 
 
 def _line(row: Row) -> str:
@@ -228,6 +286,7 @@ def _line(row: Row) -> str:
         f"{row.floor.cpu_seconds:.2f}",
         f"{row.first.cpu_seconds:.2f}",
         f"{row.first.cpu_seconds / row.floor.cpu_seconds:.2f}",
+        f"{row.trace_cpu_seconds:.2f}",
         f"{row.other_tokens_cpu_seconds:.2f}",
         _mib(row.first.peak_rss_bytes),
         _gib(row.allocated_bytes),
@@ -252,9 +311,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--repeat", type=int, default=3, help="repetitions of each process (3)")
-    parser.add_argument("--write", action="store_true", help="write the table into docs/speed.md")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/speed.md and README.md")
     parser.add_argument("--answer-again", nargs="+", metavar=("CONFIG", "KEY=VALUE"), help=argparse.SUPPRESS)
+    parser.add_argument("--trace", nargs="+", metavar=("CONFIG", "KEY=VALUE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.trace:
+        print(json.dumps(trace_alone(options.trace[0], options.trace[1:])))
+        return 0
     if options.answer_again:
         print(json.dumps(answer_again(options.answer_again[0], options.answer_again[1:])))
         return 0
@@ -264,9 +327,7 @@ def main() -> int:
     table = write_table([measure_case(case, options.repeat) for case in cases], options.repeat)
     print(table)
     if options.write:
-        text = DOCUMENT.read_text(encoding="utf-8")
-        fresh = marked_blocks.fill(text, lambda name, body: f"\n{table}\n" if name == BLOCK else body)
-        DOCUMENT.write_text(fresh, encoding="utf-8")
+        write_blocks(table)
     return 0
 
 

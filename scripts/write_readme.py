@@ -24,6 +24,7 @@ SCRIPTS = ROOT / "scripts"
 if str(SCRIPTS) not in sys.path:
     sys.path.insert(0, str(SCRIPTS))
 
+import benchmark  # noqa: E402
 import marked_blocks  # noqa: E402
 
 FILES = tuple(
@@ -194,12 +195,20 @@ def write_kinds() -> str:
     return "\n".join(table) + "\n"
 
 
+def write_speed() -> str:
+    """Of `scripts/benchmark.py`'s table in docs/speed.md, our own columns."""
+    return benchmark.write_short_table(
+        marked_blocks.read(benchmark.DOCUMENT.read_text(encoding="utf-8"), benchmark.BLOCK)
+    )
+
+
 WRITERS: dict[str, Callable[[], str]] = {
     "code-llama": write_code_llama,
     "assumptions": write_assumptions,
     "measured": write_measured,
     "trust": write_trust,
     "kinds": write_kinds,
+    benchmark.README_BLOCK: write_speed,
 }
 
 

@@ -61,7 +61,7 @@ def test_set_up_lines_name_what_exists(line):
         assert not word.startswith("configs/") or (ROOT / word).exists()
 
 
-NEEDS_NO_ESTIMATE = ("assumptions", "measured", "trust", "kinds")
+NEEDS_NO_ESTIMATE = ("assumptions", "measured", "trust", "kinds", "speed")
 
 
 @pinned

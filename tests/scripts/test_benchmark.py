@@ -40,7 +40,7 @@ def test_a_process_that_fails_is_an_error_with_its_output():
 
 def test_mem_tracker_is_stopped_in_the_end(monkeypatch):
     monkeypatch.setattr(SCRIPT, "TRACKER_LIMIT", 1)
-    row = SCRIPT.Row(SCRIPT.CASES[-2], SCRIPT.Cost(1.0, 1), SCRIPT.Cost(1.0, 1), 1.0, 1)  # importing takes longer
+    row = SCRIPT.Row(SCRIPT.CASES[-2], SCRIPT.Cost(1.0, 1), SCRIPT.Cost(1.0, 1), 1.0, 1.0, 1)  # importing takes longer
     assert SCRIPT._with_tracker(row).stopped == "not done after 1 CPU seconds"
 
 
@@ -48,18 +48,26 @@ def test_the_table_by_hand():
     plain, tracked = SCRIPT.Case("A", 32, "a.yml"), SCRIPT.Case("B", 8, "b.yml", tracked=True)
     floor, other = SCRIPT.Cost(5.0, 400 * MIB), SCRIPT.Cost(4.0, 410 * MIB)
     rows = [
-        SCRIPT.Row(plain, floor, SCRIPT.Cost(4.5, 500 * MIB), 0.25, 3 * GIB),
-        SCRIPT.Row(tracked, other, SCRIPT.Cost(10.0, 512 * MIB), 1.0, 20 * GIB, SCRIPT.Cost(60.0, 700 * MIB), 19 * GIB),
-        SCRIPT.Row(tracked, other, SCRIPT.Cost(10.0, 512 * MIB), 1.0, 20 * GIB, stopped="KeyError: 'x'"),
+        SCRIPT.Row(plain, floor, SCRIPT.Cost(4.5, 500 * MIB), 0.75, 0.25, 3 * GIB),
+        SCRIPT.Row(
+            tracked, other, SCRIPT.Cost(10.0, 512 * MIB), 2.0, 1.0, 20 * GIB, SCRIPT.Cost(60.0, 700 * MIB), 19 * GIB
+        ),
+        SCRIPT.Row(tracked, other, SCRIPT.Cost(10.0, 512 * MIB), 2.0, 1.0, 20 * GIB, stopped="KeyError: 'x'"),
     ]
     lines = SCRIPT.write_table(rows, 3).splitlines()
     assert lines[0].endswith("in turn with each run: 4.00 CPU")
     assert lines[1].startswith("seconds or more, 400 MiB. Least of 3;")
-    assert lines[6] == "| A | 32 | 5.00 | 4.50 | 0.90 | 0.25 | 500 MiB | 3.00 GiB |  |  |  |"
-    assert lines[7] == "| B | 8 | 4.00 | 10.00 | 2.50 | 1.00 | 512 MiB | 20.00 GiB | 19.00 GiB | 60.0 | 700 MiB |"
+    assert lines[6] == "| A | 32 | 5.00 | 4.50 | 0.90 | 0.75 | 0.25 | 500 MiB | 3.00 GiB |  |  |  |"
+    assert (
+        lines[7] == "| B | 8 | 4.00 | 10.00 | 2.50 | 2.00 | 1.00 | 512 MiB | 20.00 GiB | 19.00 GiB | 60.0 | 700 MiB |"
+    )
     assert lines[8].endswith("| 20.00 GiB | stops |  |  |")
     assert lines[10] == "- MemTracker on B: KeyError: 'x'"
-    assert {line.count("|") for line in lines[4:9]} == {12}
+    assert {line.count("|") for line in lines[4:9]} == {13}
+
+    short = SCRIPT.write_short_table("\n".join(lines)).splitlines()
+    assert short[2] == "| A | 32 | 5.00 | 4.50 | 0.90 | 0.75 | 0.25 | 500 MiB |"
+    assert {line.count("|") for line in short} == {9}
 
 
 def test_the_document_has_a_table_with_each_case():
