@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,10 @@ _OWN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffer
 """Attributes of every module that are compared in another way."""
 
 
+Numbers = Mapping[tuple[str, str], tuple[int, int]]
+"""By path inside a layer and name of the attribute: (a, b), where the attribute of layer n is a n + b."""
+
+
 def find_repetition(model: nn.Module) -> Repetition:
     """The longest range of layers in which each is like the one a period before.
 
@@ -35,7 +39,7 @@ def find_repetition(model: nn.Module) -> Repetition:
         CannotFold: no range saves work, or something could make its layers different.
     """
     path, layers = _longest_list(model)
-    numbers = _number_names(layers)
+    numbers = _find_numbers(layers)
     listed = [
         value for config in _configs(model) for value in vars(config).values() if _is_per_layer(value, len(layers))
     ]
@@ -58,7 +62,7 @@ def find_repetition(model: nn.Module) -> Repetition:
     if missing < 1 or traced > WORTH_FOLDING * len(layers):
         raise CannotFold(f"two models with {traced} layers together are no less work than one with {len(layers)}")
     _refuse_sharing(model, layers, path)
-    refuse_uses_of_numbers(model, path, layers, numbers)
+    refuse_uses_of_numbers(model, path, layers, frozenset(name for _, name in numbers))
     return repetition
 
 
@@ -68,13 +72,14 @@ def shorten(model: nn.Module, repetition: Repetition) -> None:
     Lists in the configuration with an entry for each layer are shortened too.
     """
     layers = list_of_layers(model, repetition)
-    numbers = _number_names(layers)
+    numbers = _find_numbers(layers)
     kept = repetition.kept
     chosen = [layers[number] for number in kept]
     for number, layer in enumerate(chosen):
-        for module in layer.modules():
-            for name in numbers & vars(module).keys():
-                setattr(module, name, number)
+        modules = dict(layer.named_modules())
+        for (place, name), (factor, shift) in numbers.items():
+            if place in modules and name in vars(modules[place]):
+                setattr(modules[place], name, factor * number + shift)
     parent, _, own = repetition.path.rpartition(".")
     setattr(model.get_submodule(parent), own, nn.ModuleList(chosen))
     for config in _configs(model):
@@ -115,16 +120,36 @@ def _longest_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return found[0]
 
 
-def _number_names(layers: nn.ModuleList) -> frozenset[str]:
-    """Attributes whose value is the number of their layer, in every layer that has them."""
-    names: set[str] = set()
-    wrong: set[str] = set()
+def _find_numbers(layers: nn.ModuleList) -> Numbers:
+    """Attributes that hold the number of their layer, or another that follows from it.
+
+    The name must be that of an attribute that is the layer's number wherever a module of that path has it, and each other
+    use of the name must be affine in it: LongCat-Flash's two attentions of layer n have the `layer_idx` 2 n and 2 n + 1, the
+    places of their keys in a cache.
+    """
+    values: dict[tuple[str, str], dict[int, int]] = {}
     for number, layer in enumerate(layers):
-        for module in layer.modules():
+        for path, module in layer.named_modules():
             for name, value in vars(module).items():
                 if type(value) is int:
-                    (names if value == number else wrong).add(name)
-    return frozenset(names - wrong)
+                    values.setdefault((path, name), {})[number] = value
+    affine = {place: _affine(each) for place, each in values.items()}
+    own = {name for (_, name), rule in affine.items() if rule == (1, 0)}
+    wrong = {name for (_, name), rule in affine.items() if rule is None or not rule[0]}
+    return {place: rule for place, rule in affine.items() if rule is not None and place[1] in own - wrong}
+
+
+def _affine(values: Mapping[int, int]) -> tuple[int, int] | None:
+    """(a, b) where each value is a times its number, plus b; None if there is no such pair."""
+    (first, value), *others = values.items()
+    if not others:
+        return (1, 0) if value == first else None
+    number, other = others[-1]
+    factor, rest = divmod(other - value, number - first)
+    shift = value - factor * first
+    if rest or any(each != factor * number + shift for number, each in values.items()):
+        return None
+    return factor, shift
 
 
 def _longest_range(prints: Sequence[Hashable]) -> tuple[int, int, int] | None:
@@ -141,12 +166,12 @@ def _longest_range(prints: Sequence[Hashable]) -> tuple[int, int, int] | None:
     return best
 
 
-def _fingerprint(layer: nn.Module, numbers: frozenset[str]) -> Hashable:
+def _fingerprint(layer: nn.Module, numbers: Numbers) -> Hashable:
     """Two layers with equal fingerprints do the same, unless code uses their number."""
     parts: list[Hashable] = []
     for name, module in layer.named_modules(remove_duplicate=False):
         attributes = [
-            (key, "its number" if key in numbers else _describe(value))
+            (key, "its number" if (name, key) in numbers else _describe(value))
             for key, value in sorted(vars(module).items())
             if key not in _OWN
         ]

@@ -126,6 +126,38 @@ def test_a_layer_with_a_wrong_number_leaves_nothing_to_compare():
         find_repetition(model)
 
 
+def number_mlps(model, number_of):
+    """Gives each layer's MLP a `layer_idx` of its own, as LongCat-Flash gives its two attentions 2 n and 2 n + 1."""
+    for number, layer in enumerate(model.model.layers):
+        layer.mlp.layer_idx = number_of(number)
+
+
+def test_a_number_that_follows_from_the_layers_is_one_too():
+    model = llama()
+    number_mlps(model, lambda number: 2 * number + 1)
+    shorten(model, find_repetition(model))
+    layers = model.get_submodule("model.layers")
+    assert [(layer.self_attn.layer_idx, layer.mlp.layer_idx) for layer in layers] == [
+        (0, 1), (1, 3), (2, 5), (3, 7), (4, 9),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number_of", [lambda number: number**2, lambda number: 7, lambda number: number // 2])
+def test_any_other_number_of_that_name_is_none(number_of):
+    model = llama()
+    number_mlps(model, number_of)
+    with pytest.raises(CannotFold, match="no range of equal layers"):
+        find_repetition(model)
+
+
+def test_a_size_that_grows_with_the_layers_is_no_number():
+    model = llama()
+    for number, layer in enumerate(model.model.layers):
+        layer.mlp.width = 64 * (number + 1)
+    with pytest.raises(CannotFold, match="no range of equal layers"):
+        find_repetition(model)
+
+
 def test_layers_that_share_weights_are_refused():
     model = llama()
     model.model.layers[5].mlp.up_proj.weight = model.model.layers[6].mlp.up_proj.weight
