@@ -22,14 +22,22 @@ from torch import nn
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Older, Recipe
+from axmem_trace.recipe.run import BITSANDBYTES_OPTIMIZERS
 from axmem_trace.training.optimizers import build_optimizer
-from axmem_trace.training.optimizers.bnb import BNB_NAMES
 from axmem_trace.training.optimizers.names import ALIASES
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 from axmem_trace.training.run import Run
 from axmem_trace.training.trace import garbage_on_demand
 
-REAL_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", "adafactor", *BNB_NAMES)
+REAL_OPTIMIZERS = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "adafactor",
+    *BITSANDBYTES_OPTIMIZERS,
+)
 """The estimate steps the library's own class of these; of others it steps a replacement, which would measure itself."""
 REAL_LOSSES = ("native", "none")
 COMPARES_LOG_PROBABILITIES = ("dpo", "ipo", "simpo", "orpo", "kto")

@@ -124,6 +124,15 @@ class Kernels:
     torch_compile: bool = False
 
 
+BITSANDBYTES_OPTIMIZERS = tuple(
+    """
+    adamw_bnb_8bit paged_adamw_32bit paged_adamw_8bit lion_32bit lion_8bit paged_lion_32bit paged_lion_8bit ademamix
+    ademamix_8bit paged_ademamix_32bit paged_ademamix_8bit rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit
+    """.split()
+)
+"""Optimizers of bitsandbytes, by axolotl's names."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Optimizer:
     """The optimizer, by axolotl's name."""

@@ -123,6 +123,19 @@ def test_quantised_weights_are_divided_and_their_states_are_not(tmp_path: Path, 
     assert {report.model.parameters for report in reports} == {reports[0].model.parameters}
 
 
+@pytest.mark.parametrize(
+    ("name", "instead"), [("paged_adamw_8bit", "adamw_torch_8bit"), ("lion_32bit", "adamw_torch_fused")]
+)
+def test_bitsandbytes_does_not_step_on_dtensors(tmp_path: Path, name: str, instead: str) -> None:
+    """torch: "Operator bitsandbytes.optimizer_update_32bit.default does not have a sharding strategy registered"."""
+    keys = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
+    report = report_of(tmp_path, 2, **keys, optimizer=name)
+    (refusal,) = report.refusals
+    assert (refusal.key, refusal.value, refusal.remedy) == ("optimizer", name, f"use {instead}")
+    assert report.peak.allocated_bytes == report_of(tmp_path, 2, **keys, optimizer=instead).peak.allocated_bytes
+    assert not report_of(tmp_path, 2, optimizer=name).refusals  # DDP
+
+
 def test_nccl_is_only_in_nvidia_smi(tmp_path: Path) -> None:
     peak = report_of(tmp_path, 2).peak
     assert peak.nccl_bytes > 0

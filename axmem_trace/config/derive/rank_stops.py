@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from axmem_trace.config.document.draft import Draft
 from axmem_trace.recipe.parallel import Engine
+from axmem_trace.recipe.run import BITSANDBYTES_OPTIMIZERS
 
 
 def refuse_certain_stops(draft: Draft, engine: Engine, num_ranks: int) -> None:
@@ -19,6 +20,8 @@ def refuse_certain_stops(draft: Draft, engine: Engine, num_ranks: int) -> None:
         _refuse_figures_of_tensor(draft)
     if engine in ("fsdp1", "fsdp2"):
         _refuse_fsdp(draft, engine)
+    if engine in ("fsdp2", "tensor") and draft.get("optimizer") in BITSANDBYTES_OPTIMIZERS:
+        _refuse_bitsandbytes(draft)
     tensor = draft.get("tensor_parallel_size") or 1
     if tensor > 1 and draft.release.is_before("0.20"):
         _refuse_tensor_0_19(draft, tensor, num_ranks)
@@ -54,6 +57,21 @@ def _refuse_fsdp(draft: Draft, engine: Engine) -> None:
             "fsdp",
             remedy="add `fsdp_config:`, or better replace `fsdp` by `fsdp_version: 2` with an `fsdp_config`",
         )
+
+
+def _refuse_bitsandbytes(draft: Draft) -> None:
+    """bitsandbytes 0.50 `optim/optimizer.py` gives the parameter itself to `optimizer_update_32bit` or
+    `optimizer_update_8bit_blockwise`. These operators have no sharding strategy, so torch stops at a parameter that is a
+    DTensor."""
+    name = draft.get("optimizer")
+    instead = "adamw_torch_8bit" if name.endswith("8bit") else "adamw_torch_fused"
+    draft.refuse(
+        "the first step stops: bitsandbytes' optimizers have no operators for the DTensors of FSDP2 and tensor parallelism "
+        f"(the figures are with `optimizer: {instead}`)",
+        "optimizer",
+        remedy=f"use {instead}",
+    )
+    draft.values["optimizer"] = instead
 
 
 def _refuse_tensor_0_19(draft: Draft, tensor: int, num_ranks: int) -> None:

@@ -21,13 +21,6 @@ from axmem_trace.training.optimizers.outside_gpu import empty_outside_gpu
 from axmem_trace.training.optimizers.request import Request
 from axmem_trace.training.optimizers.traced import TracedOptimizer
 
-BNB_NAMES = tuple(
-    """
-    adamw_bnb_8bit paged_adamw_32bit paged_adamw_8bit lion_32bit lion_8bit paged_lion_32bit paged_lion_8bit ademamix
-    ademamix_8bit paged_ademamix_32bit paged_ademamix_8bit rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit
-    """.split()
-)
-
 
 def build_bnb(request: Request) -> TracedOptimizer:
     """transformers/trainer_optimizer.py, `_get_bitsandbytes_optimizer`, and the override of embeddings in

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from axmem_trace.recipe.run import BITSANDBYTES_OPTIMIZERS
 from axmem_trace.training.optimizers import (
     apollo,
     bnb,
@@ -30,7 +31,7 @@ BUILDERS: dict[str, Builder] = {
     "adamw_torch_8bit": torchao.build_torchao,
     "ao_adamw_fp8": torchao.build_torchao,
     "sinkgd": torchao.build_sinkgd,
-    **dict.fromkeys(bnb.BNB_NAMES, bnb.build_bnb),
+    **dict.fromkeys(BITSANDBYTES_OPTIMIZERS, bnb.build_bnb),
     "galore_adamw": galore.build_galore,
     "galore_adamw_8bit": galore.build_galore,
     "galore_adafactor": galore.build_galore,
