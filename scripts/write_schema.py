@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from axmem_trace.report import Report
+from axmem_trace.report.run_types import NoReport
 
 SCHEMA = Path(__file__).resolve().parent.parent / "axmem_trace" / "report" / "report.schema.json"
 PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
@@ -57,6 +58,7 @@ def make_schema() -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     root = _object(Report, definitions)
     root["description"] += f" {BRIEF}"
+    definitions[NoReport.__name__] = _object(NoReport, definitions)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": TITLE,

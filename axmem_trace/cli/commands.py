@@ -24,10 +24,17 @@ def run_estimate(options: argparse.Namespace) -> int:
     refuse_unwritable(options.output)
     refuse_unwritable(options.snapshot)
     set_quiet_environment()
-    with show_progress(sys.stderr) as progress:
-        report = estimate_run(
-            options.config, options, progress, snapshot=options.snapshot, moments=wants_moments(options)
-        )
+    try:
+        with show_progress(sys.stderr) as progress:
+            report = estimate_run(
+                options.config, options, progress, snapshot=options.snapshot, moments=wants_moments(options)
+            )
+    except AxmemError as error:
+        if options.format == "json":
+            from axmem_trace.render.json import render_no_report
+
+            write_output(render_no_report(error), options.output)
+        raise
     write_output(render(report, options), options.output)
     if report.refusals:
         report_refusals(report, in_full=bool(options.output) or options.format != "text" or not wants_all(options))

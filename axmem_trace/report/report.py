@@ -15,7 +15,15 @@ from axmem_trace.report.logged import LoggedLine
 from axmem_trace.report.moments import Moment
 from axmem_trace.report.rank_types import Division, MachineUse, RankUse
 from axmem_trace.report.row_folding import fold_modules
-from axmem_trace.report.run_types import AxolotlRelease, BatchShape, Choice, ModelSummary, Refusal, TargetGpu
+from axmem_trace.report.run_types import (
+    SCHEMA_VERSION,
+    AxolotlRelease,
+    BatchShape,
+    Choice,
+    ModelSummary,
+    Refusal,
+    TargetGpu,
+)
 from axmem_trace.report.types import (
     AfterLoad,
     Buckets,
@@ -37,9 +45,6 @@ from axmem_trace.units import format_bytes
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-
-SCHEMA_VERSION = 1
-"""Increased when a field of the JSON changes its meaning or is removed; not for new fields."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+SCHEMA_VERSION = 1
+"""Increased when a field of the JSON changes its meaning or is removed; not for new fields."""
+
 
 def json_name(name: str) -> Any:
     """A dataclass field that has another name in JSON (`class` is no Python identifier)."""
@@ -105,6 +108,19 @@ class Refusal:
     value: str
     reason: str
     remedy: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoReport:
+    """What `--format json` writes in place of a report if nothing can be estimated (exit code 2).
+
+    Attributes:
+        schema_version: as of a report.
+        refusals: at least one.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    refusals: tuple[Refusal, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

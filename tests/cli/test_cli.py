@@ -179,6 +179,18 @@ def test_a_config_error_is_one_message(calls, capsys):
     assert out == ""
     assert err == ("axmem_trace: run.yml:3: optimizer: no such optimizer\n  value: 'adawm'\n  what to do: adamw?\n")
 
+    assert main(["run.yml", "--format", "json"]) == 2
+    out, again = capsys.readouterr()
+    assert again == err
+    (refusal,) = json.loads(out)["refusals"]
+    assert refusal == {
+        "key": "optimizer",
+        "line": 3,
+        "value": "adawm",
+        "reason": "no such optimizer",
+        "remedy": "adamw?",
+    }
+
 
 def test_a_bug_keeps_its_traceback(calls):
     def fail():

@@ -137,9 +137,8 @@ def test_a_number_that_follows_from_the_layers_is_one_too():
     number_mlps(model, lambda number: 2 * number + 1)
     shorten(model, find_repetition(model))
     layers = model.get_submodule("model.layers")
-    assert [(layer.self_attn.layer_idx, layer.mlp.layer_idx) for layer in layers] == [
-        (0, 1), (1, 3), (2, 5), (3, 7), (4, 9),
-    ]  # fmt: skip
+    numbers = [(layer.self_attn.layer_idx, layer.mlp.layer_idx) for layer in layers]
+    assert numbers == [(0, 1), (1, 3), (2, 5), (3, 7), (4, 9)]
 
 
 @pytest.mark.parametrize("number_of", [lambda number: number**2, lambda number: 7, lambda number: number // 2])

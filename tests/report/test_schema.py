@@ -8,7 +8,8 @@ import pytest
 from support.hand_made_run import make_hand_made_report
 from support.scripts import load_script
 
-from axmem_trace.render.json import render_json
+from axmem_trace.errors import AxmemError, ConfigError
+from axmem_trace.render.json import render_json, render_no_report
 
 SCRIPT = load_script("write_schema")
 SCHEMA = json.loads(SCRIPT.SCHEMA.read_text(encoding="utf-8"))
@@ -83,3 +84,26 @@ def test_brief_keeps_the_sums_and_folds_the_layers():
         assert sum(row[column] for row in brief["modules"]) == sum(row[column] for row in full["modules"])
     same = brief.keys() - {"modules", "timeline", "moments"}
     assert {name: brief[name] for name in same} == {name: full[name] for name in same}
+
+
+def test_reasons_without_a_report_keep_the_schema():
+    jsonschema = pytest.importorskip("jsonschema")
+    second = ConfigError(problem="it is required", key="learning_rate", remedy="add it")
+    first = ConfigError(
+        problem="not found",
+        key="base_model",
+        line=3,
+        value=7,
+        accepted="a name",
+        details=("not here",),
+        others=(second,),
+    )
+    contents = json.loads(render_no_report(first))
+    schema = {"$ref": "#/$defs/NoReport", "$defs": SCHEMA["$defs"]}
+    jsonschema.Draft202012Validator(schema).validate(contents)
+    assert contents["refusals"] == [
+        {"key": "base_model", "line": 3, "value": "7", "reason": "not found; accepted: a name; not here", "remedy": ""},
+        {"key": "learning_rate", "line": 0, "value": "", "reason": "it is required", "remedy": "add it"},
+    ]
+    (other,) = json.loads(render_no_report(AxmemError("can't be read")))["refusals"]
+    assert other["reason"] == "can't be read"
