@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -62,8 +63,9 @@ class Prediction:
         finally:
             self._end()
         try:
-            if self._output.exists():
-                return Outcome(report=Report.from_json(self._output.read_text(encoding="utf-8")))
+            written = self._output.read_text(encoding="utf-8") if self._output.exists() else "{}"
+            if "run" in json.loads(written):  # else the reasons alone, which standard error has too
+                return Outcome(report=Report.from_json(written))
             said = self._errors.read_text(encoding="utf-8", errors="replace").strip()
             return Outcome(problem=said.removeprefix("axmem_trace: ") or f"exit code {self._process.returncode}")
         except (OSError, ValueError) as error:

@@ -17,6 +17,7 @@ import yaml
 from axmem_trace.config.axolotl import RELEASES
 from axmem_trace.config.reader import read_recipe
 from axmem_trace.errors import ConfigError
+from axmem_trace.notes import RefusalNote
 from axmem_trace.recipe.lines import as_error
 from axmem_trace.recipe.recipe import Recipe
 
@@ -240,7 +241,8 @@ def test_evaluation(read_cases):
 
 def test_optimizer_and_empty_cache(read_cases):
     for name, recipe, fields in read_cases:
-        assert recipe.optimizer.name == fields["optimizer"], name
+        stops = any(isinstance(note, RefusalNote) and "bitsandbytes" in note.text for note in recipe.notes)
+        assert (recipe.optimizer.name == fields["optimizer"]) is not stops, name
         assert recipe.allocator.empty_cache_steps == (fields.get("torch_empty_cache_steps") or 0), name
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_models import write_tiny_model
+from support.rank_configs import make_rank_config
 
 from axmem_trace import estimate
 from axmem_trace.config import read_recipe
@@ -28,21 +28,7 @@ WHOLE_ON_HOST = PACKED + 4 * REST + ADAPTERS
 
 
 def report_of(tmp_path: Path, gpus: int, *, nodes: int = 1, options: dict[str, Any], **keys: Any) -> Report:
-    config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"),
-        "sequence_len": 24,
-        "micro_batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 1e-4,
-        "optimizer": "adamw_torch_fused",
-        "bf16": True,
-        "attn_implementation": "flash_attention_2",
-        "datasets": [{"path": "x", "type": "alpaca"}],
-        "pad_to_sequence_len": True,
-        "fsdp_version": 2,
-        "fsdp_config": options,
-        **keys,
-    }
+    config = make_rank_config(tmp_path, fsdp_version=2, fsdp_config=options, **keys)
     return estimate(config, num_gpus=gpus, num_nodes=nodes, hub="never")
 
 
@@ -92,20 +78,7 @@ def test_fused_kernels_keep_staged_weights_whole_until_backward(tmp_path: Path) 
 
 def fsdp1_recipe(tmp_path: Path, *, assumed: dict[str, Any], options: dict[str, Any], **keys: Any) -> Recipe:
     """Axolotl 0.19, the last release with FSDP1, on two GPUs."""
-    config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"),
-        "sequence_len": 24,
-        "micro_batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 1e-4,
-        "optimizer": "adamw_torch_fused",
-        "bf16": True,
-        "attn_implementation": "flash_attention_2",
-        "datasets": [{"path": "x", "type": "alpaca"}],
-        "fsdp_version": 1,
-        "fsdp_config": options,
-        **keys,
-    }
+    config = make_rank_config(tmp_path, fsdp_version=1, fsdp_config=options, **keys)
     return read_recipe(config, num_gpus=2, hub="never", axolotl="0.19.0", assumptions=assumed)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from support.rank_configs import make_rank_config
 from support.tiny_models import write_tiny_model
 
 from axmem_trace import estimate
@@ -28,20 +29,7 @@ ROTARY = 2 * 4 * 4
 
 
 def report_of(tmp_path: Path, gpus: int, *, axolotl: str = "", **keys: Any) -> Report:
-    config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"),
-        "sequence_len": 24,
-        "micro_batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 1e-4,
-        "optimizer": "adamw_torch_fused",
-        "bf16": True,
-        "attn_implementation": "flash_attention_2",
-        "datasets": [{"path": "x", "type": "alpaca"}],
-        "pad_to_sequence_len": True,
-        **keys,
-    }
-    return estimate(config, num_gpus=gpus, axolotl=axolotl, hub="never")
+    return estimate(make_rank_config(tmp_path, **keys), num_gpus=gpus, axolotl=axolotl, hub="never")
 
 
 @pytest.mark.parametrize("gpus", [2, 8])

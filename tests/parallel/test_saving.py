@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.rank_configs import make_rank_config
 from support.real_ranks import Case, record_on_meta, run_in_processes, tiny_run
-from support.tiny_models import write_tiny_model
 
 from axmem_trace import estimate
 from axmem_trace.ledger import Ledger
@@ -26,20 +26,7 @@ ADAPTERS = 2 * 8 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
 
 
 def report_of(tmp_path: Path, gpus: int, **keys: Any) -> Report:
-    config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"),
-        "sequence_len": 24,
-        "micro_batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 1e-4,
-        "optimizer": "adamw_torch_fused",
-        "bf16": True,
-        "attn_implementation": "flash_attention_2",
-        "datasets": [{"path": "x", "type": "alpaca"}],
-        "pad_to_sequence_len": True,
-        **keys,
-    }
-    return estimate(config, num_gpus=gpus, hub="never")
+    return estimate(make_rank_config(tmp_path, **keys), num_gpus=gpus, hub="never")
 
 
 def gathered(report: Report) -> int:

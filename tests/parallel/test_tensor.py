@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.rank_configs import make_rank_config
 from support.real_ranks import Case, assert_same, record_for_real, record_on_meta, tiny_run
 from support.tiny_models import write_tiny_model
 from transformers.distributed import tensor_parallel, utils
@@ -76,20 +77,7 @@ ROTARY = 2 * 4 * 4
 def report_of(
     directory: Path, gpus: int, *, family: str = "llama", axolotl: str = "", gpu: str = "", **keys: Any
 ) -> Report:
-    config = {
-        "base_model": write_tiny_model(family, directory / family),
-        "sequence_len": 24,
-        "micro_batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 1e-4,
-        "optimizer": "adamw_torch_fused",
-        "bf16": True,
-        "attn_implementation": "flash_attention_2",
-        "datasets": [{"path": "x", "type": "alpaca"}],
-        "pad_to_sequence_len": True,
-        "save_only_model": True,
-        **keys,
-    }
+    config = make_rank_config(directory, family, **{"save_only_model": True, **keys})
     return estimate(config, num_gpus=gpus, axolotl=axolotl, gpu=gpu, hub="never")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.tiny_models import write_tiny_model
+from support.rank_configs import make_rank_config
 
 from axmem_trace import estimate
 from axmem_trace.errors import ConfigError
@@ -30,21 +30,8 @@ def report_of(
     tmp_path: Path, stage: int = 2, *, gpus: int = GPUS, json: dict[str, Any] | None = None, **keys: Any
 ) -> Report:
     settings = {"stage": stage, "reduce_bucket_size": 4000, "overlap_comm": False, **(json or {})}
-    config = {
-        "base_model": write_tiny_model("llama", tmp_path / "llama"),
-        "sequence_len": 24,
-        "micro_batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 1e-4,
-        "optimizer": "adamw_torch_fused",
-        "bf16": True,
-        "attn_implementation": "flash_attention_2",
-        "datasets": [{"path": "x", "type": "alpaca"}],
-        "deepspeed": {"zero_optimization": settings, "bf16": {"enabled": "auto"}, "gradient_clipping": "auto"},
-        "pad_to_sequence_len": True,
-        **keys,
-    }
-    return estimate(config, num_gpus=gpus, hub="never")
+    file = {"zero_optimization": settings, "bf16": {"enabled": "auto"}, "gradient_clipping": "auto"}
+    return estimate(make_rank_config(tmp_path, deepspeed=file, **keys), num_gpus=gpus, hub="never")
 
 
 def test_partitions_are_equal_and_cut_parameters() -> None:
