@@ -97,6 +97,16 @@ def test_zero1_keeps_its_buckets_until_the_last_micro_batch(tmp_path: Path) -> N
     assert forward(2, 200_192) == forward(2, 100_096)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_s_own_tiled_mlp_is_not_modelled(tmp_path: Path, stage: int) -> None:
+    """axolotl 0.21 `monkeypatch/tiled_mlp/patch.py` takes `DeepSpeedTiledMLP` there; it needs less than whole MLPs."""
+    tiled = report_of(tmp_path, stage=stage, tiled_mlp=True)
+    whole = report_of(tmp_path, stage=stage)
+    assert tiled.peak.allocated_bytes == whole.peak.allocated_bytes
+    (note,) = [note for note in tiled.notes if note.key == "tiled_mlp"]
+    assert (note.kind, note.direction) == ("not_modelled", "less")
+
+
 def test_an_offloaded_optimizer_is_on_the_host(tmp_path: Path) -> None:
     report = report_of(tmp_path, json={"offload_optimizer": {"device": "cpu"}})
     assert report.resident.optimizer == 0

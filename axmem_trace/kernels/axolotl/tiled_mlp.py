@@ -83,6 +83,10 @@ def install_tiled_mlp(site: Site) -> None:
     kernels = site.recipe.kernels
     if not kernels.tiled_mlp:
         return
+    if site.recipe.parallel.engine in ("zero1", "zero2", "zero3"):
+        text = "with DeepSpeed its own tiled MLP runs, which is not modelled: the figures are with MLPs in one piece"
+        site.note(Note(kind="not_modelled", key=KEY, text=text, direction="less"))
+        return
     name = _tiled_class(site)
     mlps = list(site.instances((name,), site.model_type))
     if not mlps:
