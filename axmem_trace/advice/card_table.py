@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from axmem_trace.advice.cards import CardFit, fit_cards, join_counts, merge_equal, num_shown, smallest
 from axmem_trace.advice.largest_batch import BatchSearch
+from axmem_trace.advice.processes import call_in_processes
 from axmem_trace.catalogue.cards import Card
 from axmem_trace.errors import ConfigError
 from axmem_trace.estimation import record_ledgers
-from axmem_trace.imports import collector_paused
 from axmem_trace.ledger import Ledger
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report import Report
@@ -53,7 +50,9 @@ def fit_table(
     tasks = _divide(run, cards, counts)
     table = _Table(run, cards, None if everything else num_shown(len(counts)))
     found = (
-        _in_processes(table, tasks, workers) if workers > 1 and len(tasks) > 1 else [table.fit(each) for each in tasks]
+        call_in_processes(lambda number: table.fit(tasks[number]), len(tasks), workers)
+        if workers > 1 and len(tasks) > 1
+        else [table.fit(each) for each in tasks]
     )
     by_count = {
         count: each
@@ -61,11 +60,6 @@ def fit_table(
         for count, each in zip(task, results, strict=True)
     }
     return join_counts([by_count[count] for count in counts], cards, counts)
-
-
-def may_fork() -> bool:
-    """Whether this process can be copied safely: on Linux, without other threads."""
-    return sys.platform == "linux" and threading.active_count() == 1
 
 
 def _divide(run: Run, cards: Sequence[Card], counts: Sequence[int]) -> list[tuple[int, ...]]:
@@ -124,32 +118,3 @@ class _Table:
 
             search = searches[key] = BatchSearch(record, run.micro_batch)
         return replace(fit, largest=search.largest(recipe, recorded=recorded))
-
-
-_table: tuple[_Table, Sequence[tuple[int, ...]]] | None = None
-"""What a forked process finds: it has a copy of everything here."""
-
-
-def _in_processes(table: _Table, tasks: Sequence[tuple[int, ...]], workers: int) -> list[list[Found]]:
-    global _table
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    _table = table, tasks
-    try:
-        # a collection in a child would copy all pages that it shares with this process
-        with collector_paused(), ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-            return list(pool.map(_fit_in_process, range(len(tasks))))
-    finally:
-        _table = None
-
-
-def _fit_in_process(index: int) -> list[Found]:
-    assert _table is not None
-    table, tasks = _table
-    return table.fit(tasks[index])
-
-
-def num_workers() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if may_fork() else 1

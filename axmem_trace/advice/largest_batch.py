@@ -116,5 +116,4 @@ class BatchSearch:
 def _room(recipe: Recipe) -> int:
     """Bytes that the allocator may hold."""
     gpu = recipe.gpu
-    margin_bytes = round(gpu.margin_share * gpu.memory_bytes) or gpu.margin_bytes
-    return gpu.memory_bytes - gpu.outside_bytes - margin_bytes
+    return gpu.memory_bytes - gpu.outside_bytes - gpu.margin_bytes

@@ -37,7 +37,8 @@ def run_gpus(options: argparse.Namespace) -> int:
         raise AxmemError("gpus: name a configuration, or list the cards with --list")
     if options.counts and options.num_gpus:
         raise AxmemError("gpus: --gpus is one number of cards, --counts are several: give one of them")
-    from axmem_trace.advice.card_table import fit_table, num_workers
+    from axmem_trace.advice.card_table import fit_table
+    from axmem_trace.advice.processes import num_workers
     from axmem_trace.catalogue.gpus import list_cards, list_usual_cards
     from axmem_trace.render.cards import render_fits
 

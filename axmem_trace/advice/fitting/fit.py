@@ -13,10 +13,11 @@ from axmem_trace.advice.fitting.candidates import CANDIDATES
 from axmem_trace.advice.fitting.changes import describe_change, join
 from axmem_trace.advice.fitting.cures import cure_refusals
 from axmem_trace.advice.fitting.encode import fit_to_dict
-from axmem_trace.advice.fitting.largest import MAX_MICRO_BATCH, MAX_SEQUENCE_LEN, Largest, Wanted, find_largest
+from axmem_trace.advice.fitting.largest import MAX_SEQUENCE_LEN, Largest, Wanted, find_largest
 from axmem_trace.advice.fitting.questions import Answer, Estimate, Questions
 from axmem_trace.advice.fitting.sets import ChangeSet, find_gentlest
 from axmem_trace.advice.fitting.singles import Rules, Say, Single, propose_steps, try_singles
+from axmem_trace.advice.largest_batch import MAX_MICRO_BATCH
 from axmem_trace.config.document.edit import cut_keys, edit_yaml
 from axmem_trace.config.document.overrides import Settings
 from axmem_trace.errors import ConfigError

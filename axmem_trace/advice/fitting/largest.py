@@ -11,7 +11,6 @@ from axmem_trace.advice.fitting.changes import join
 from axmem_trace.advice.fitting.questions import Answer, Questions
 from axmem_trace.advice.fitting.singles import Say
 
-MAX_MICRO_BATCH = 4096
 MAX_SEQUENCE_LEN = 1 << 20
 """Larger values are not looked for."""
 

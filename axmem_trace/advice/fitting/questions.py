@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from axmem_trace.advice.fitting.candidate import Change, Situation
 from axmem_trace.advice.fitting.changes import join
+from axmem_trace.advice.processes import call_in_processes, num_workers
 from axmem_trace.config import read_recipe
 from axmem_trace.config.axolotl import choose_release
 from axmem_trace.config.document.key_table import plugins_of
 from axmem_trace.config.document.overrides import Settings, apply_overrides, parse_settings
 from axmem_trace.config.document.yaml_reader import Document, read_document
 from axmem_trace.errors import ConfigError
-from axmem_trace.imports import collector_paused
 from axmem_trace.notes import Note
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report import Report
@@ -124,8 +122,8 @@ class Questions:
             run = self._run_to_ask(change)
             if run is not None and all(run != known for known, _ in [*self._answers, *new.values()]):
                 new[len(new)] = (run, change)
-        workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1, len(new))
-        if workers < 2 or threading.active_count() > 1:
+        workers = min(MAX_WORKERS, num_workers(), len(new))
+        if workers < 2:
             return
         answers = _ask_in_processes(self, [change for _, change in new.values()], workers)
         self.num_estimates += len(answers)
@@ -232,38 +230,23 @@ class Questions:
 
 _READ = tuple("overrides assumptions gpu num_gpus num_nodes margin hub trust_remote_code strict axolotl".split())
 """Arguments of `estimate` that `read_recipe` has too."""
-_asked: tuple[Questions, Sequence[Change]] | None = None
-"""What a forked process finds: it has a copy of everything here."""
 
 
 def _ask_in_processes(questions: Questions, changes: Sequence[Change], workers: int) -> list[Answer]:
-    global _asked
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
     from axmem_trace.training.checked_folds import unpack
 
-    _asked = (questions, changes)
-    answers = []
-    try:
-        # a collection in a child would copy all pages that it shares with this process
-        with collector_paused(), ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-            for answer, checks in pool.map(_ask_in_process, range(len(changes))):
-                answers.append(answer)
-                unpack(checks)
-    finally:
-        _asked = None
-    return answers
+    found = call_in_processes(lambda number: _ask_and_pack(questions, changes[number]), len(changes), workers)
+    for _, checks in found:
+        unpack(checks)
+    return [answer for answer, _ in found]
 
 
-def _ask_in_process(index: int) -> tuple[Answer, bytes]:
+def _ask_and_pack(questions: Questions, change: Change) -> tuple[Answer, bytes]:
     """The answer, and what else this process found out that makes later answers fast."""
     from axmem_trace.training.checked_folds import kept, pack
 
-    assert _asked is not None
-    questions, changes = _asked
     before = kept()
-    answer = questions.ask_anew(changes[index])
+    answer = questions.ask_anew(change)
     return answer, pack([each for each in kept() if all(each is not known for known in before)])
 
 
