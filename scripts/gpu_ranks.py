@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.built import BuiltModel
-from axmem_trace.parallel import ddp, fsdp2
+from axmem_trace.parallel.ddp.wrap import shapes_agree
+from axmem_trace.parallel.fsdp.fsdp2 import packed_weights_kept
 from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.recipe.recipe import Recipe
 
@@ -91,7 +92,7 @@ def joined(device: str) -> Iterator[None]:
     else:
         dist.init_process_group("gloo")
     try:
-        with fsdp2.packed_weights_kept():  # axolotl's patches
+        with packed_weights_kept():  # axolotl's patches
             yield
     finally:
         dist.destroy_process_group()
@@ -107,7 +108,7 @@ def divide_for_real(recipe: Recipe, recorder: Any, built: BuiltModel) -> RankMod
         _leave_weights(built.module)
     else:
         built.module.to(recorder.device)
-    with ddp.shapes_agree() if num_fake_ranks() else nullcontext():
+    with shapes_agree() if num_fake_ranks() else nullcontext():
         return replace(divide(recipe, recorder, built), save=None)
 
 

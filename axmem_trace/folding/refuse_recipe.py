@@ -56,7 +56,7 @@ _ALIKE: Mapping[str, str] = {
 """Fields of each part of the recipe that treat all layers in the same way; `_ANY`: all fields of the part."""
 _ENGINES = ("none", "ddp", "fsdp2")
 """Engines that do the same for each layer; DDP's buckets, which end anywhere in a layer, are those of the whole model
-(`parallel/ddp_folded.py`). FSDP1's blocks wait for another stream until a certain tick."""
+(`parallel/ddp/folded.py`). FSDP1's blocks wait for another stream until a certain tick."""
 _NAMES_MODULES = (
     "precision.kbit_skips",
     "quantisation.skip_modules",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from axmem_trace.ledger import Role
-from axmem_trace.parallel.units import module_of
+from axmem_trace.parallel.wrapped_names import module_of
 from axmem_trace.tracing.recorder import Recorder
 
 

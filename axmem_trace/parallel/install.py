@@ -16,18 +16,26 @@ from axmem_trace.models.built import BuiltModel
 from axmem_trace.models.dtypes import cast_as_axolotl
 from axmem_trace.models.quantisation.staged import stage_packed_weights
 from axmem_trace.models.warm_up import warm_up
-from axmem_trace.parallel import ddp, fsdp1, fsdp2, tensor
-from axmem_trace.parallel.ddp_folded import wrap_short_model
+from axmem_trace.parallel import tensor
+from axmem_trace.parallel.ddp.folded import wrap_short_model
+from axmem_trace.parallel.ddp.wrap import ddp_runs_on_meta, rebuild_buckets
+from axmem_trace.parallel.ddp.wrap import wrap_model as wrap_with_ddp
+from axmem_trace.parallel.fake_group.in_place import (
+    gathers_recorded,
+    resizes_recorded,
+    shapes_planned_unseen,
+    streams_recorded,
+)
+from axmem_trace.parallel.fake_group.process_group import exchange_rules, open_process_group
+from axmem_trace.parallel.fsdp import fsdp1, fsdp2
+from axmem_trace.parallel.fsdp.offload import as_offloaded, copy_to_host, offloads_on_meta
+from axmem_trace.parallel.fsdp.staged import load_staged
 from axmem_trace.parallel.host import copies_on_host
-from axmem_trace.parallel.in_place import gathers_recorded, resizes_recorded, shapes_planned_unseen, streams_recorded
-from axmem_trace.parallel.offload import as_offloaded, copy_to_host, offloads_on_meta
-from axmem_trace.parallel.process_group import exchange_rules, open_process_group
 from axmem_trace.parallel.rank_facts import describe_rank, flat_shards, local_tensors, sharded_names
 from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.parallel.ranks import all_alike, group_fsdp1, group_fsdp2, reads_weights
 from axmem_trace.parallel.reference import divide_reference
 from axmem_trace.parallel.saving import save_fsdp2
-from axmem_trace.parallel.staged import load_staged
 from axmem_trace.parallel.zero.install import with_zero
 from axmem_trace.parallel.zero.linear import linear_may_change
 from axmem_trace.recipe.recipe import Recipe
@@ -58,7 +66,7 @@ def open_ranks(recipe: Recipe, recording: RecordingMode, *, rank: int | None = N
         stack.enter_context(fsdp2.fsdp2_runs_on_meta())
         if parallel.fsdp.offload_params:
             stack.enter_context(offloads_on_meta(recorder))
-        stack.enter_context(ddp.ddp_runs_on_meta())
+        stack.enter_context(ddp_runs_on_meta())
         if parallel.engine == "tensor":
             stack.enter_context(tensor.gradients_summed_by_hooks())
             recording.add_rules(exchange_rules())
@@ -94,8 +102,8 @@ def _with_ddp(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankMode
     if recorder.layers is not None:
         wrapped, rebuild = wrap_short_model(built.module, settings, recorder, recorder.layers.repetition)
     else:
-        wrapped = ddp.wrap_model(built.module, settings)
-        rebuild = partial(ddp.rebuild_buckets, wrapped, recorder)
+        wrapped = wrap_with_ddp(built.module, settings)
+        rebuild = partial(rebuild_buckets, wrapped, recorder)
     return RankModel(
         call=wrapped,
         facts=describe_rank(built.facts, _tensors_of_rank(built)),

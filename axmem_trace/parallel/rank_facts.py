@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from axmem_trace.model_facts import Division, ModelFacts, TensorFact
-from axmem_trace.parallel.units import plain_name
+from axmem_trace.parallel.wrapped_names import plain_name
 from axmem_trace.tracing.tensors import local_part
 
 

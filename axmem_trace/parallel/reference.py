@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from axmem_trace.parallel import fsdp1, fsdp2
+from axmem_trace.parallel.fsdp import fsdp1, fsdp2
 from axmem_trace.parallel.zero.frozen import divide_frozen
 from axmem_trace.parallel.zero.install import divides_while_loading
 from axmem_trace.parallel.zero.loading import cast_model

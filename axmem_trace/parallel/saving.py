@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from axmem_trace.parallel.host import HostMemory
-from axmem_trace.parallel.units import module_of
+from axmem_trace.parallel.wrapped_names import module_of
 from axmem_trace.parallel.zero.parts import Parts
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder

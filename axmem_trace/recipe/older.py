@@ -1,7 +1,7 @@
 """What only older releases of the libraries do: set only by assumptions, for runs that were measured with them.
 
 The code is in `kernels/older/`, except for experts as linear layers (`models/experts/separate_experts.py`), the order of
-loading (`training/loading.py`), and FSDP1's units (`parallel/fsdp1.py`).
+loading (`training/loading.py`), and FSDP1's units (`parallel/fsdp/fsdp1.py`).
 """
 
 from __future__ import annotations

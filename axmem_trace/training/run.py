@@ -21,7 +21,7 @@ from axmem_trace.models.device_map import is_on_host
 from axmem_trace.notes import Note
 from axmem_trace.parallel.rank_facts import local_tensors
 from axmem_trace.parallel.rank_model import RankModel
-from axmem_trace.parallel.units import plain_name
+from axmem_trace.parallel.wrapped_names import plain_name
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.batches.batch import Inputs, place_batch, place_number

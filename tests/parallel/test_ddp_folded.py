@@ -16,7 +16,7 @@ from axmem_trace.config import read_recipe
 from axmem_trace.folding.repetition import Repetition
 from axmem_trace.folding.sections import list_events
 from axmem_trace.ledger import Ledger
-from axmem_trace.parallel import ddp_folded
+from axmem_trace.parallel.ddp import folded
 from axmem_trace.training import layer_folding
 
 DDP = {"ddp": True, "ddp_bucket_cap_mb": 1}
@@ -72,7 +72,7 @@ def test_ranks_of_any_number_have_the_same_ledger(tmp_path: Path) -> None:
 
 def test_a_ddp_that_allocates_for_something_else_is_not_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here: a wrapper that lets buckets of the real model, but not of its placeholders, end elsewhere."""
-    wrap = ddp_folded.wrap_model
+    wrap = folded.wrap_model
 
     def wrap_otherwise(model: Any, ddp: Any) -> Any:
         wrapped = wrap(model, ddp)
@@ -82,7 +82,7 @@ def test_a_ddp_that_allocates_for_something_else_is_not_folded(tmp_path: Path, m
             wrapped.register_buffer("more", torch.empty(700, device="meta"))
         return wrapped
 
-    monkeypatch.setattr(ddp_folded, "wrap_model", wrap_otherwise)
+    monkeypatch.setattr(folded, "wrap_model", wrap_otherwise)
     run = trace(make_config(tmp_path, "model", DDP), fold=True)
     assert run.not_folded == "DDP allocates other blocks for the model than for placeholders of its parameters"
 
@@ -90,7 +90,7 @@ def test_a_ddp_that_allocates_for_something_else_is_not_folded(tmp_path: Path, m
 def test_gradients_of_missing_layers_come_between_those_of_their_neighbours() -> None:
     repetition = Repetition(path="layers", length=7, first=1, period=1, periods=3, missing=2)
     names = ["head", *(f"layers.{layer}.{name}" for layer in (4, 3, 2, 1, 0) for name in "ba"), "embed"]
-    assert ddp_folded._whole_order(names, repetition) == [
+    assert folded._whole_order(names, repetition) == [
         "head",
         *(f"layers.{layer}.{name}" for layer in (6, 5, 4, 3, 2, 1, 0) for name in "ba"),
         "embed",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from axmem_trace.ledger import NEVER, Allocation
-from axmem_trace.parallel.in_place import resizes_recorded
-from axmem_trace.parallel.streams import Streams
+from axmem_trace.parallel.fake_group.in_place import resizes_recorded
+from axmem_trace.parallel.fake_group.streams import Streams
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.tracing.recording_mode import RecordingMode
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from axmem_trace.parallel.host import HostMemory
-from axmem_trace.parallel.units import plain_name
+from axmem_trace.parallel.wrapped_names import plain_name
 from axmem_trace.parallel.zero.gathering import gather_by_hooks
 from axmem_trace.parallel.zero.leaves import leaf_test
 from axmem_trace.parallel.zero.loading import cast_model, divide_made

@@ -17,7 +17,7 @@ from axmem_trace.parallel.host import HostMemory
 from axmem_trace.parallel.rank_facts import FlatShard, describe_rank, local_tensors, with_parameters_on_host
 from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.parallel.saving import save_replicated, save_zero3
-from axmem_trace.parallel.units import plain_name
+from axmem_trace.parallel.wrapped_names import plain_name
 from axmem_trace.parallel.zero.leaves import leaf_test
 from axmem_trace.parallel.zero.linear import use_linear
 from axmem_trace.parallel.zero.loading import cast_model, divide_base, divide_rest

@@ -15,7 +15,7 @@ from torch import nn
 from axmem_trace.ledger import Role
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.parallel.rank_facts import local_tensors
-from axmem_trace.parallel.units import plain_name
+from axmem_trace.parallel.wrapped_names import plain_name
 from axmem_trace.parallel.zero.parts import Parts
 from axmem_trace.tracing.recorder import Recorder
 

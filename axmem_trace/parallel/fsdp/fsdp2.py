@@ -16,8 +16,9 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from axmem_trace.models.dtypes import fp32_norm_modules
-from axmem_trace.parallel.separate_adapters import find_separate_adapters
-from axmem_trace.parallel.units import bottom_up, make_wrap_policy, module_of
+from axmem_trace.parallel.fsdp.separate_adapters import find_separate_adapters
+from axmem_trace.parallel.fsdp.units import bottom_up, make_wrap_policy
+from axmem_trace.parallel.wrapped_names import module_of
 from axmem_trace.recipe.parallel import Mesh
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.patching import replaced

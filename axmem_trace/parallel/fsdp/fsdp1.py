@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from axmem_trace.parallel.units import make_wrap_policy
+from axmem_trace.parallel.fsdp.units import make_wrap_policy
 from axmem_trace.recipe.parallel import Fsdp
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.patching import replaced

@@ -13,9 +13,9 @@ from torch import nn
 
 from axmem_trace.models.built import BuiltModel
 from axmem_trace.notes import Note
+from axmem_trace.parallel.fsdp.offload import put_on_host
 from axmem_trace.parallel.host import copies_on_host
-from axmem_trace.parallel.offload import put_on_host
-from axmem_trace.parallel.units import module_of
+from axmem_trace.parallel.wrapped_names import module_of
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.tracing.tensors import local_part

@@ -17,7 +17,7 @@ from torch import nn
 
 from axmem_trace.folding.facts import unfold_rows
 from axmem_trace.folding.repetition import CannotFold, Repetition
-from axmem_trace.parallel.ddp import rebuild_buckets, wrap_model
+from axmem_trace.parallel.ddp.wrap import rebuild_buckets, wrap_model
 from axmem_trace.recipe.parallel import Ddp
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.tracing.recording_mode import RecordingMode

@@ -13,30 +13,8 @@ from torch import nn
 
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.built import unwrapped
+from axmem_trace.parallel.wrapped_names import CHECKPOINT_PREFIX
 from axmem_trace.recipe.parallel import Fsdp
-
-CHECKPOINT_PREFIX, FSDP1_PREFIX = "_checkpoint_wrapped_module", "_fsdp_wrapped_module"
-WRAPPERS = (CHECKPOINT_PREFIX, FSDP1_PREFIX)
-"""Names that wrappers put into the path of what they wrap (torch/distributed/algorithms/_checkpoint/
-checkpoint_wrapper.py, torch/distributed/fsdp/_common_utils.py)."""
-
-
-def plain_name(name: str) -> str:
-    """A dotted name without the parts that wrappers add.
-
-    >>> plain_name("model.layers.0._fsdp_wrapped_module.mlp")
-    'model.layers.0.mlp'
-    """
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
-
-
-def module_of(name: str) -> str:
-    """The module of a parameter, by the dotted names of both, without the parts that wrappers add.
-
-    >>> module_of("model.layers.0._checkpoint_wrapped_module.mlp.up_proj.weight")
-    'model.layers.0.mlp.up_proj'
-    """
-    return plain_name(name).rpartition(".")[0]
 
 
 def bottom_up(model: nn.Module) -> list[nn.Module]:

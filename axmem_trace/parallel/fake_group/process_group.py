@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
-from axmem_trace.parallel.streams import DeviceModule, Streams
+from axmem_trace.parallel.fake_group.streams import DeviceModule, Streams
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.patching import replaced
 from axmem_trace.tracing.recorder import Recorder
