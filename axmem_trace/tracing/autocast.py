@@ -1,7 +1,7 @@
 """CUDA's autocast, applied to tensors on meta: which functions cast what, and the cache of cast weights.
 
-`torch.autocast("cuda")` acts in the dispatcher, only on tensors of CUDA devices. For meta tensors the same casts are
-made here one level higher, on the Python functions and above autograd, which then records them as in a GPU run.
+`torch.autocast("cuda")` acts in the dispatcher, and only on tensors of CUDA devices. For meta tensors the same casts
+are made here, one level higher: on the Python functions, above autograd. So autograd records the casts as in a GPU run.
 The lists are those of torch 2.11 to 2.13, torch/include/ATen/autocast_mode.h (`AT_FORALL_*`); a test compares them.
 """
 
@@ -41,7 +41,7 @@ _OTHER_NAMES = {
     "reciprocal": ("__rdiv__", "__rtruediv__"), "upsample_bilinear2d": ("interpolate",),
     "grid_sampler": ("grid_sample",),
 }  # fmt: skip
-"""Python functions that little more than call the operator: `1 / x` multiplies by a reciprocal, `square` is a power
+"""Other Python functions that call the operator of this name: `1 / x` multiplies by a reciprocal, `square` is a power
 (aten/src/ATen/native/UnaryOps.cpp)."""
 
 
@@ -52,19 +52,21 @@ class Autocast:
         self._weights: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
 
     def apply(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        """The arguments, cast by the function's policy; the same objects if it has none. Overloads that write into `out`
-        have none."""
+        """The arguments, cast by the function's policy; the same objects if it has no policy. Overloads that write into
+        `out` have no policy."""
         policy = _POLICIES.get(function)
         if policy is None or not torch.is_autocast_enabled("cuda") or kwargs.get("out") is not None:
             return args, kwargs
         return policy(self, args, kwargs)
 
     def clear(self) -> None:
-        """Drops the cast weights, as leaving the outermost autocast does (`torch.clear_autocast_cache`)."""
+        """Drops the cast weights. torch does this at the end of the outermost autocast
+        (`torch.clear_autocast_cache`)."""
         self._weights.clear()
 
     def cast(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """One tensor cast, through the cache for fp32 leaves that train (autocast_mode.cpp, `cached_cast`)."""
+        """Casts one tensor. Trainable fp32 leaves are cast once and kept in a cache (autocast_mode.cpp,
+        `cached_cast`)."""
         if not _is_eligible(tensor) or tensor.dtype == dtype:
             return tensor
         cacheable = (
@@ -87,9 +89,10 @@ class Autocast:
         return cast
 
     def _cast_all(self, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> _Call:
-        """From the last argument to the first, as PyTorch's binaries do (GCC evaluates the arguments of a call from right
-        to left; autocast_mode.h, `WrapFunction_`): for a linear layer the weight, then its input. The autograd engine
-        starts with what was recorded last, so backward casts the input's gradient back before the weight's."""
+        """Casts from the last argument to the first, as PyTorch's binaries do: GCC evaluates the arguments of a call
+        from right to left (autocast_mode.h, `WrapFunction_`). For a linear layer, that is the weight and then its
+        input. The autograd engine starts with the node that was recorded last. So backward casts the input's gradient
+        back first, then the weight's."""
         values = [*args, *kwargs.values()]
         for place in reversed(range(len(values))):
             values[place] = tree_map_only(torch.Tensor, lambda tensor: self.cast(tensor, dtype), values[place])
@@ -110,7 +113,7 @@ def _to_fp32(autocast: Autocast, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _set_dtype_fp32(autocast: Autocast, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-    """`dtype=torch.float32` unless the call has one; the kernel itself converts the input."""
+    """Adds `dtype=torch.float32` unless the call has a dtype; the kernel itself converts the input."""
     named = kwargs.get("dtype") is not None or any(isinstance(argument, torch.dtype) for argument in args)
     tensor = args[0] if args else kwargs.get("input")
     if named or not isinstance(tensor, torch.Tensor) or not _is_eligible(tensor):
@@ -119,7 +122,7 @@ def _set_dtype_fp32(autocast: Autocast, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _promote(autocast: Autocast, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-    """To the widest dtype among the arguments (autocast_mode.h, `promote_type`)."""
+    """Casts to the widest dtype among the arguments (autocast_mode.h, `promote_type`)."""
     dtypes: set[torch.dtype] = set()
     tree_map_only(torch.Tensor, lambda tensor: dtypes.add(tensor.dtype) if _is_eligible(tensor) else None, args)
     if len(dtypes) < 2:

@@ -18,15 +18,15 @@ class KernelContext:
     recorder: Recorder = field(default_factory=Recorder)
     compute_capability: tuple[int, int] = (8, 0)
     num_sms: int = 0
-    """Streaming multiprocessors; 0: those of the usual card of the compute capability."""
+    """Number of streaming multiprocessors; 0: as many as the usual card of the compute capability has."""
     attention: str = "sdpa"
     """The kernel, as transformers names it."""
     repeats_kv: bool = False
-    """FlashAttention-2 gets keys and values repeated to all query heads."""
+    """Whether keys and values are repeated to the number of query heads before FlashAttention-2 is called."""
     mean_keeps_input: bool = False
-    """Backward of a mean keeps what was averaged."""
+    """Whether the backward of a mean keeps the mean's input."""
     int8_outliers: int = 0
-    """Columns of each 8-bit layer's input that hold a value beyond the threshold."""
+    """How many columns of each 8-bit layer's input have a value above the threshold."""
     memo: ResultMemo = field(default_factory=ResultMemo)
     held: set[str] = field(default_factory=set)
     """The names with which `hold_once` has been called."""
@@ -36,8 +36,8 @@ class KernelContext:
         self.recorder.notes.append(note)
 
     def run(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of the meta kernel, for a rule that does not change the operator; from the memo of layouts if
-        possible."""
+        """The result of the operator's meta kernel, for a rule that does not change the operator. It is taken from the
+        memo of layouts if possible."""
         followed = bool(args) and self.recorder.values.may_follow(args)
         if followed or not can_remember(op):
             return call_original(op, args, kwargs)

@@ -17,14 +17,14 @@ from axmem_trace.tracing.patching import replaced, replaced_all
 from axmem_trace.tracing.recording_mode import RecordingMode
 
 _COMPOSITE = frozenset({F.multi_head_attention_forward, F.normalize, F.softmin, F.gumbel_softmax})
-"""Python functions that call several others inside: the mode must see these calls too."""
+"""Python functions that call other torch functions: the mode must see these inner calls too."""
 
 
 class CudaMode(TorchFunctionMode):
     """Applies autocast's casts and the function rules, in forward, backward and recomputation.
 
-    torch switches a function mode off while it handles an overridable function, and `Tensor.backward` is one; so the
-    mode is switched on again before the autograd engine starts.
+    torch switches a function mode off while it handles an overridable function. `Tensor.backward` is such a function,
+    so the mode is switched on again before the autograd engine starts.
     """
 
     def __init__(self, recording: RecordingMode) -> None:
@@ -51,7 +51,8 @@ class CudaMode(TorchFunctionMode):
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Open the mode; functions of libraries that read the device or autocast's state return the same as on a GPU."""
+        """Opens the mode. While it is open, library functions that read the device or autocast's state return the same
+        as on a GPU."""
         with ExitStack() as stack:
             for target, name, replacement in (*self._torch_answers(), *_transformers_answers()):
                 stack.enter_context(replaced(target, name, called_by_libraries(replacement)))
@@ -93,7 +94,7 @@ class CudaMode(TorchFunctionMode):
 
 @contextmanager
 def _bodies_run() -> Iterator[None]:
-    """Make `torch.nn.functional` run its functions as if nothing overrides them."""
+    """Makes `torch.nn.functional` run the bodies of its functions as if no mode overrides them."""
     names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
     with replaced_all(F, dict.fromkeys(names, lambda *tensors: False)):
         yield
@@ -112,7 +113,7 @@ def _with_cuda_for_meta(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _transformers_answers() -> Iterator[tuple[Any, str, Any]]:
-    """transformers' `maybe_autocast` does nothing on meta, so it is replaced; models import it by name."""
+    """Replacements of transformers' `maybe_autocast`, which does nothing on meta; models import it by name."""
     generic = sys.modules.get("transformers.utils.generic")
     original = getattr(generic, "maybe_autocast", None)
     if original is None:
@@ -133,4 +134,4 @@ _PLAIN = frozenset(
     is_cuda is_quantized
     """.split()
 )
-"""Attributes that code reads in every line and that no rule needs."""
+"""Attributes that code reads very often and that no rule needs."""

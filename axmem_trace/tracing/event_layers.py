@@ -1,7 +1,7 @@
 """The layer in which each allocation and each free of a recording happened.
 
-Inside a module's forward, and in its backward, that is the layer of the running module. Elsewhere (the optimizer,
-clipping) it is the layer of the operator's arguments; for lists of tensors, the layer of each item.
+Inside a module's forward, and in its backward, this is the layer of the running module. Elsewhere (the optimizer,
+clipping) it is the layer of the operator's arguments. For a list of tensors, it is the layer of each item.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LayerWatch:
         self._num_allocated = 0
 
     def take_operands(self, func: Any, args: tuple[Any, ...], living: Mapping[int, Any]) -> None:
-        """An operator begins: outside all modules, its results belong to the layers of its arguments.
+        """An operator begins. If no module is running, its results belong to the layers of its arguments.
 
         Args:
             living: storages that are alive, by address; each has a `module` and a `layer`.

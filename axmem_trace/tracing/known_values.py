@@ -1,11 +1,11 @@
 """The true values of small tensors on meta, if they follow from the inputs.
 
 Libraries read values of tensors: is the padding mask all ones, where do packed samples begin, which tokens are images?
-Meta tensors have no values. But the inputs are made here, so a real copy of their storages is kept on the CPU, and every
-operator whose tensor arguments are all known runs on the copies too. Model activations are never known.
+Meta tensors have no values. But this package makes the inputs, so it keeps a real copy of their storages on the CPU.
+Each operator whose tensor arguments are all known runs on these copies too. Model activations are never known.
 
-Two operators need more: `torch.tensor` with a meta device is no operator that a dispatch mode sees, and the size of
-`tensor[mask]` depends on the mask.
+Two cases need more: a dispatch mode does not see `torch.tensor` with a meta device, and the size of `tensor[mask]`
+depends on the mask.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ DATA_DEPENDENT = frozenset(
         aten.histc.default,
     }
 )
-"""Operators whose result has an unknown shape without values."""
+"""Operators whose result's shape depends on values."""
 INDEXES = frozenset({aten.index.Tensor})
-"""Operators that read through a list of indices, their second argument."""
+"""Operators whose second argument is a list of indices."""
 _BYTES_OF_INDEX = 8
 
 
@@ -60,7 +60,8 @@ class KnownValues:
         self._copies: dict[int, torch.Tensor] = {}
         self._keepers: dict[int, weakref.ref[Any]] = {}
         self.num_true: dict[tuple[int, ...], int] = {}
-        """For masks that depend on pixels, and therefore are not followed: by shape, how many elements are true."""
+        """How many elements of a mask are true, by the mask's shape. This is for masks that depend on pixels: their
+        values are not followed."""
 
     def learn(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
         """`tensor` (on meta, dense from its storage's start) holds `value`."""
@@ -72,9 +73,8 @@ class KnownValues:
         _view(copy, tensor).copy_(value)
 
     def value_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """The tensor's value as a real CPU tensor that shares memory with what is known of its storage; None: unknown.
-
-        A tensor that is real already is its own value.
+        """The tensor's value as a real CPU tensor, which shares memory with the known copy of its storage; None:
+        unknown. A tensor that is not on meta is its own value.
         """
         if not tensor.is_meta:
             return tensor
@@ -94,7 +94,7 @@ class KnownValues:
             return None
         values = tree_map_only(torch.Tensor, self.value_of, (args, kwargs))
         real_args, real_kwargs = tree_map_only(torch.device, lambda _: torch.device("cpu"), values)
-        if op is aten.histc.default and not real_args[0].dtype.is_floating_point:  # on a CPU there is none of integers
+        if op is aten.histc.default and not real_args[0].dtype.is_floating_point:  # the CPU has no integer one
             return op(real_args[0].double(), *real_args[1:], **real_kwargs).to(real_args[0].dtype)
         return call_original(op, real_args, real_kwargs)
 
@@ -108,7 +108,8 @@ class KnownValues:
         return True
 
     def settle(self, result: Any) -> None:
-        """From now on the value of a mask is known that was not followed, but is known to be true everywhere."""
+        """If the result is a mask that was not followed, but all of its elements are known to be true, its value is
+        known from now on."""
         if not isinstance(result, torch.Tensor) or result.dtype is not torch.bool or not result.is_meta:
             return
         if self.num_true.get(tuple(result.shape)) == result.numel() and self.value_of(result) is None:
@@ -132,7 +133,7 @@ class KnownValues:
 
 
 def worth_knowing(result: Any) -> bool:
-    """True if the values of an operator's result can be followed: it is small, and of a supported kind."""
+    """True if the values of an operator's result can be followed: the result is small, and of a supported kind."""
     tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
     return bool(tensors) and all(tensor.numel() <= MAX_ELEMENTS for tensor in tensors)
 
@@ -146,8 +147,9 @@ def _view(copy: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 def literals_known(values: KnownValues) -> Iterator[None]:
     """While open, the values of small tensors that `torch.tensor` makes on meta are known.
 
-    Models make sizes in this way to calculate with them on the GPU (the merge size of a patch grid). torch
-    `csrc/utils/tensor_new.cpp` `internal_new_from_data` makes meta tensors without a copy, which a GPU would make.
+    Models put sizes into tensors in this way, to calculate with them on the GPU (the merge size of a patch grid).
+    torch's `internal_new_from_data` (csrc/utils/tensor_new.cpp) makes meta tensors without the copy that a GPU run
+    makes.
     """
     original = torch.tensor
 
@@ -166,7 +168,8 @@ def literals_known(values: KnownValues) -> Iterator[None]:
 
 
 def picked_indices(values: KnownValues, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], int] | None:
-    """The arguments with integer indices instead of boolean masks whose values are known, and the bytes of the indices.
+    """The arguments, in which boolean masks with known values are replaced by integer indices; and the bytes of these
+    indices.
 
     `tensor[mask]` is `tensor[mask.nonzero().unbind(1)]` (torch aten/src/ATen/native/IndexingUtils.h, `expandTensors`):
     one int64 [picked, dimensions] tensor, alive while the operator runs. Only the number of picked elements is needed;

@@ -1,4 +1,5 @@
-"""Which module is running: forward hooks push and pop names; backward finds the forward by autograd's numbers."""
+"""Which module is running. Forward hooks push and pop names; in backward, autograd's node numbers lead to the
+module."""
 
 from __future__ import annotations
 
@@ -22,24 +23,25 @@ _ACCUMULATE = (1 << 64) - 1
 
 
 class ModuleScopes:
-    """The stack of modules whose `forward` runs, and a table of which module made which autograd node.
+    """The stack of modules whose `forward` is running, and a table of which module made which autograd node.
 
-    Autograd numbers its nodes in the order in which forward makes them, so the module that made a node is the one that
-    was on top of the stack when that number was given out. A recomputation inside backward pushes modules again.
+    Autograd numbers its nodes in the order in which forward makes them. So a node belongs to the module that was on top
+    of the stack when autograd used that number. A recomputation inside backward pushes modules again.
     """
 
     def __init__(self, on_output: Callable[[Any], None]) -> None:
         self.stack: list[str] = []
         self._on_output = on_output
         self._names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-        """Some models replace a submodule in their first forward (BigBird its attention): Python would reuse its id."""
+        """The keys are weak and not `id`s: some models replace a submodule in their first forward (BigBird replaces its
+        attention), and Python would use the id again."""
         self._starts: list[int] = [0]
         self._owners: list[str] = [""]
 
     @contextmanager
     def watch(self, root: nn.Module, **others: nn.Module) -> Iterator[None]:
-        """While open, calls of `root` and its submodules are followed, and those of other models under their names. The
-        hooks are global: nothing is stored in modules."""
+        """While open, calls of `root` and its submodules are followed, and those of other models under the names given
+        here. The hooks are global: nothing is stored in modules."""
         self._names = WeakKeyDictionary({module: name for name, module in root.named_modules()})
         for own_name, other in others.items():
             self._names.update({module: f"{own_name}.{name}".rstrip(".") for name, module in other.named_modules()})

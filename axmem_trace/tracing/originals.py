@@ -1,8 +1,8 @@
-"""Marks calls of a library that code here passes on, so that an error in them is not reported as an error of this code.
+"""Marks library calls that this package passes on, so that an error in such a call is not reported as a bug here.
 
-A model calls an operator; the recorder, a mode or a rule handles the call, and often calls the original operator. If
-that raises, the model's call is wrong. If code here raises, or an operator that it calls for another reason, the
-error is in this package.
+A model calls an operator. The recorder, a mode or a rule handles the call, and often calls the original operator. If
+the original operator raises, the model's call is wrong. If code of this package raises, or an operator that it calls
+for another reason, the error is in this package.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def call_original(function: Callable[..., Any], args: tuple[Any, ...], kwargs: d
 def library_frame(trace: TracebackType | None) -> TracebackType | None:
     """The library's frame whose call failed; None: the error is in this package.
 
-    From the innermost frame outwards: the first that is neither torch's nor of this package. Frames of this package are
-    skipped only between `call_original` and the marked replacement.
+    The search goes from the innermost frame outwards, to the first frame that is neither torch's nor this package's.
+    Frames of this package are skipped only between `call_original` and the marked replacement.
     """
     links: list[TracebackType] = []
     while trace is not None:

@@ -35,12 +35,12 @@ def replaced(target: Any, name: str, value: Any, *, new: bool = False) -> Iterat
     """While open, the attribute of a module, class or object is `value`.
 
     Args:
-        new: the target may lack the attribute; then it is removed at the end.
+        new: the target may not have the attribute; then the attribute is removed at the end.
 
     Raises:
-        AttributeError: the target has no such attribute, so the library is not the one that this was written for.
+        AttributeError: the target has no such attribute, so the library is another release than this was written for.
     """
-    own = getattr(target, "__dict__", {}).get(name, _MISSING)  # of a class: the static method, not its function
+    own = getattr(target, "__dict__", {}).get(name, _MISSING)  # for a class: the static method, not its function
     inherited = getattr(target, name, _MISSING)
     if own is _MISSING:
         if inherited is _MISSING and not new:
@@ -56,7 +56,7 @@ def replaced(target: Any, name: str, value: Any, *, new: bool = False) -> Iterat
                 setattr(target, name, own)
             else:
                 delattr(target, name)
-                if inherited is not _MISSING and not hasattr(target, name):  # a proxy, which passed it on
+                if inherited is not _MISSING and not hasattr(target, name):  # a proxy: the other object has it
                     setattr(target, name, inherited)
 
 
@@ -73,14 +73,15 @@ def replaced_all(target: Any, values: Mapping[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def replaced_forward(module: Any, forward: Any) -> Iterator[None]:
-    """While open, `module.forward` is the function `forward` bound to the module, as a replaced class would have it."""
+    """While open, `module.forward` is the function `forward`, bound to the module: as if its class had this
+    function."""
     with replaced(module, "forward", MethodType(forward, module)):
         yield
 
 
 @contextmanager
 def replaced_items(mapping: MutableMapping[Any, Any], items: Mapping[Any, Any]) -> Iterator[None]:
-    """While open, the mapping has these items. At the end, items that it had are restored, and new ones are removed."""
+    """While open, the mapping has these items. At the end, the former items are restored, and new ones are removed."""
     before = {key: mapping.get(key, _MISSING) for key in items}
     with _listed(f"items {', '.join(map(str, items))}"):
         mapping.update(items)

@@ -1,4 +1,4 @@
-"""`Recorder`: the record of storages, and what is known of their values. `RecordingMode` reports to it what operators do."""
+"""`Recorder`: the record of storages, and their known values. `RecordingMode` reports to it what operators do."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from axmem_trace.tracing.storage_record import StorageRecord
 
 
 class Recorder(StorageRecord):
-    """What one recording knows: storages on `traced_device` (`meta`; `cpu` to check meta against a real run) as GPU memory,
-    the values of small tensors, and the notes.
+    """Everything that one recording stores: the storages, the values of small tensors, and the notes. Storages on
+    `traced_device` count as GPU memory; that is `meta`, or `cpu` to check meta against a real run.
 
-    Storages from before the recording are unknown until `register` is called.
+    A storage that was made before the recording is unknown until `register` is called with it.
     """
 
     def __init__(self, traced_device: str = "meta") -> None:
@@ -34,7 +34,8 @@ class Recorder(StorageRecord):
         """Called with each exchange among ranks."""
 
     def place(self, value: torch.Tensor, *, role: Role = "input") -> torch.Tensor:
-        """Copies a real tensor to the traced device, remembering a small one's value. Call it inside the recording."""
+        """Copies a real tensor to the traced device, and stores its value if it is small. Call it inside the
+        recording."""
         with self.paused():
             tensor = torch.empty_like(value, device=self.traced_device, memory_format=torch.contiguous_format)
             if self.traced_device != "meta":
@@ -45,11 +46,11 @@ class Recorder(StorageRecord):
         return tensor
 
     def known(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """The true value of a tensor on meta, where it follows from the inputs."""
+        """The true value of a tensor on meta, if it follows from the inputs."""
         return self.values.value_of(tensor)
 
     def copy_to_host(self, tensor: torch.Tensor, *, role: Role = "", module: str = "") -> torch.Tensor:
-        """A tensor of the same layout that counts as pinned host memory while it is alive.
+        """A tensor of the same layout, which counts as pinned host memory while it is alive.
 
         PyTorch allocates pinned memory in powers of two (2.13, ATen/core/CachingHostAllocator.h, `allocate`).
         """
@@ -64,13 +65,14 @@ class Recorder(StorageRecord):
 
     @contextmanager
     def watch(self, root: nn.Module, **others: nn.Module) -> Iterator[None]:
-        """While open, allocations are attributed to the modules of `root`, and of other models by their names."""
+        """While open, allocations are attributed to the modules of `root`, and to those of other models under the names
+        given here."""
         with self.scopes.watch(root, **others), literals_known(self.values):
             yield
 
     @contextmanager
     def in_module(self, name: str) -> Iterator[None]:
-        """While open, what happens belongs to this module, as in its forward: for code that works module by module."""
+        """While open, allocations belong to this module, as in its forward: for code that works module by module."""
         self.scopes.stack.append(name)
         try:
             yield
@@ -84,7 +86,7 @@ class Recorder(StorageRecord):
         self.layers = LayerWatch(repetition, self.scopes)
 
     def event_layers(self) -> EventLayers:
-        """In which layer each event happened."""
+        """The layer in which each event happened."""
         assert self.layers is not None, "`watch_layers` was not called"
         return self.layers.make(self._lives)
 

@@ -1,4 +1,5 @@
-"""`RecordingMode`: a dispatch mode under which operators follow the rules of a GPU's kernels, and are recorded."""
+"""`RecordingMode`: a dispatch mode that applies the rules for a GPU's kernels to operators, and records the
+operators."""
 
 from __future__ import annotations
 
@@ -24,14 +25,14 @@ aten = torch.ops.aten
 _MOVES_STORAGE = frozenset({aten.resize_.default, aten.set_.source_Storage_storage_offset, aten.set_.source_Tensor})
 
 WRAPPERS = (DTensor, AsyncCollectiveTensor)
-"""Tensors without memory, each of which holds another one."""
+"""Tensors without memory of their own: each of them wraps another tensor."""
 
 Decision = Callable[[Recorder, tuple[Any, ...], dict[str, Any], Any], None]
 
 
 @dataclass(slots=True)
 class _Plan:
-    """What the mode does for an operator, determined once."""
+    """What the mode does for an operator. It is determined once for each operator."""
 
     name: str
     fresh: bool
@@ -39,7 +40,7 @@ class _Plan:
     mutates: bool
     rule: Callable[..., Any] | None
     rule_is_recorded: bool
-    """What the rule runs is recorded too."""
+    """The operators that its rule runs are recorded too."""
     workspace: Callable[..., Any] | None
     data_dependent: bool
     leaves_gpu: bool
@@ -53,10 +54,11 @@ class _Plan:
 
 
 class RecordingMode(TorchDispatchMode):
-    """While open, the recorder of `context` gets each storage that an operator returns, and each block of its kernel.
+    """While open, it reports to `context.recorder` each storage that an operator returns, and each block of the
+    operator's kernel.
 
-    A storage is allocated when an operator first returns a tensor with it. Without rules the meta kernels' own allocations
-    are recorded.
+    A storage counts as allocated when an operator first returns a tensor with it. Without rules, the allocations of the
+    meta kernels themselves are recorded.
     """
 
     def __init__(self, context: KernelContext | None = None, rules: Rules | None = None) -> None:
@@ -73,10 +75,10 @@ class RecordingMode(TorchDispatchMode):
     # -- what it is given ---------------------------------------------------------------------------------------------
 
     def add_rules(self, rules: Rules) -> None:
-        """Adds rules, which apply from now on, also to operators that have run already.
+        """Adds rules. They apply from now on, also to operators that have already run.
 
         Raises:
-            AssertionError: it has another rule for the same operator or function, or it records a real run.
+            AssertionError: the mode has another rule for the same operator or function, or it records a real run.
         """
         assert self._on_meta or not rules, "a real run needs no rules: its operators do what the rules describe"
         if not self.rules.has_all(rules):
@@ -85,7 +87,7 @@ class RecordingMode(TorchDispatchMode):
 
     @contextmanager
     def additions_undone(self) -> Iterator[None]:
-        """What is added while this is open, rules and decisions, is removed at the end."""
+        """Rules and decisions that are added while this is open are removed at the end."""
         rules, decisions = Rules(self.rules), dict(self._decisions)
         try:
             yield
@@ -94,8 +96,8 @@ class RecordingMode(TorchDispatchMode):
             self._plans.clear()
 
     def decide(self, decision: Decision, *ops: Any) -> None:
-        """From now on `decision(recorder, args, kwargs, result)` is called after each of these operators: it decides values
-        that can't be known (see `kernels/experts/routing.py`)."""
+        """From now on `decision(recorder, args, kwargs, result)` is called after each of these operators. It sets
+        values that can't be known (see `kernels/experts/routing.py`)."""
         self._decisions.update(dict.fromkeys(ops, decision))
         self._plans.clear()
 
@@ -103,7 +105,7 @@ class RecordingMode(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here; torch would wrap every single dispatch in a guard against it."""
+        """Nothing is compiled here. Otherwise torch would wrap every dispatch in a guard against compilation."""
         return False
 
     @called_by_libraries
@@ -111,8 +113,8 @@ class RecordingMode(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if any(issubclass(each, WRAPPERS) for each in types):
-            return NotImplemented  # its own dispatch leads to the local operators, which come here again
-        with torch._C.DisableTorchFunction():  # nothing below autograd is for a function mode to see
+            return NotImplemented  # its own dispatch calls the local operators, which come here again
+        with torch._C.DisableTorchFunction():  # a function mode must not see calls below autograd
             return self._record(func, args, kwargs or {})
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -181,7 +183,7 @@ class RecordingMode(TorchDispatchMode):
         return self.context.memo.run(func, args, kwargs)
 
     def _answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of an operator that meta cannot run, from known values; None where they are not known."""
+        """The result, from known values, of an operator that meta cannot run; None if they are not known."""
         value = self.recorder.values.run(func, args, kwargs)
         if value is None or not isinstance(value, torch.Tensor | tuple):
             return value
@@ -190,7 +192,7 @@ class RecordingMode(TorchDispatchMode):
         return tuple(self._placeholder(each, str(func)) for each in value)
 
     def _index_by_number(self, args: tuple[Any, ...], op: str) -> tuple[Any, ...]:
-        """Masks whose values are known, as integer indices; a GPU allocates these while the operator runs."""
+        """Replaces masks whose values are known by integer indices. A GPU allocates these while the operator runs."""
         picked = picked_indices(self.recorder.values, args)
         if picked is None:
             return args
@@ -206,7 +208,7 @@ class RecordingMode(TorchDispatchMode):
 
     def _follow(self, plan: _Plan, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Updates the known values after the operator."""
-        if not plan.fresh and not plan.mutates:  # a view: its storage is known, or not, already
+        if not plan.fresh and not plan.mutates:  # a view: nothing changes for its storage
             return
         value = self.recorder.values.run(func, args, kwargs) if worth_knowing(result) else None
         if value is None:

@@ -1,8 +1,8 @@
-"""Results of operators on meta, remembered by the shapes that went in.
+"""Results of operators on meta, stored by the shapes of the arguments.
 
 Meta runs many operators as Python decompositions (0.2 ms for a product in torch 2.13), and a model calls the same few
-again and again: the result depends only on shapes, strides, dtypes and plain arguments. For a remembered result, new
-storages of the same layout are made; a recorder sees no difference.
+operators many times. The result depends only on shapes, strides, dtypes and plain arguments. When a result is stored
+already, new storages of the same layout are made; a recorder sees no difference.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _SHAPES = frozenset(
     rename_
     """.split()
 )
-"""In-place operators that change more than values."""
+"""In-place operators that change more than the values."""
 _Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
 IN_PLACE = "in place"
 
 
 class ResultMemo:
-    """Layouts of results, by operator and argument layouts. Only for operators `can_remember` accepts."""
+    """Layouts of results, by operator and layouts of arguments. Only for operators that `can_remember` accepts."""
 
     def __init__(self) -> None:
         self._layouts: dict[Any, Any] = {}
 
     def run(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The operator's result on meta, remembered or made by its meta kernel."""
+        """The operator's result on meta: from the memo, or from its meta kernel."""
         key = self.key(op, args, kwargs)
         if key is None:
             return call_original(op, args, kwargs)
@@ -45,7 +45,8 @@ class ResultMemo:
         return result
 
     def key(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the result's layout depends on; None if an argument cannot be compared or is no plain meta tensor."""
+        """Everything that the result's layout depends on; None if an argument cannot be compared or is not a plain meta
+        tensor."""
         parts: list[Any] = [op]
         for argument in args:
             part = _describe(argument)
@@ -60,7 +61,7 @@ class ResultMemo:
         return tuple(parts)
 
     def recall(self, key: Any, args: tuple[Any, ...]) -> Any:
-        """A result like the one remembered under `key`; None where there is none."""
+        """A result like the one that is stored under `key`; None if there is none."""
         found = self._layouts.get(key)
         if found is None:
             return None
@@ -71,9 +72,9 @@ class ResultMemo:
         return _make(found)
 
     def remember(self, key: Any, args: tuple[Any, ...], result: Any) -> None:
-        """Keeps the layout of a result, if it is one or several new tensors, each with its own storage and filling it.
+        """Stores the layout of a result, if it is one or several new tensors, and each fills its own storage.
 
-        Some operators share storage with an argument though their schema does not say so (`_unsafe_view`).
+        Some operators share storage with an argument although their schema does not say so (`_unsafe_view`).
         """
         if args and result is args[0]:
             self._layouts[key] = IN_PLACE
@@ -91,7 +92,8 @@ class ResultMemo:
 
 @cache
 def can_remember(op: Any) -> bool:
-    """Whether an operator's result depends only on layouts: functional and returning new tensors, or in place."""
+    """Whether an operator's result depends only on layouts: it is functional and returns new tensors, or it works in
+    place."""
     schema, name = op._schema, op.overloadpacket.__name__
     if name in _SHAPES or torch.Tag.data_dependent_output in op.tags or torch.Tag.dynamic_output_shape in op.tags:
         return False
@@ -115,7 +117,7 @@ def _describe(argument: Any) -> Any:
             return _UNHASHABLE
         return argument.shape, argument.stride(), argument.dtype
     if kind in (int, float, bool):
-        return kind, argument  # 1, 1.0 and True are equal and promote differently
+        return kind, argument  # 1, 1.0 and True are equal, but have different type promotion
     if argument is None or kind in (str, torch.dtype, torch.device, torch.layout, torch.memory_format):
         return argument
     if kind is list or kind is tuple:
@@ -129,7 +131,8 @@ def _is_plain(tensor: Any) -> bool:
 
 
 def _fills_storage(tensor: torch.Tensor) -> bool:
-    """True if the tensor is like one of `empty_strided`: it begins at the storage's start and fills the storage."""
+    """True if the tensor is like a result of `empty_strided`: it begins at the storage's start and fills the
+    storage."""
     if tensor.storage_offset() or tensor.is_conj() or tensor.is_neg():
         return False
     extent = (

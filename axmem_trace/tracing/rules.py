@@ -1,12 +1,12 @@
-"""The only way to describe that a GPU differs from meta: tables of rules, which are passed to the recorder.
+"""Tables of rules: the only way to describe where a GPU differs from meta. They are passed to the recording mode.
 
-Three kinds of rule, by where in the stack the difference is:
+There are three kinds of rule, for three levels of the call stack:
 
 - a *function rule* replaces a Python-level torch function before autograd sees it, so that autograd records what a GPU's
   kernel would have recorded (attention, dropout, autocast's casts);
 - a *dispatch rule* replaces an operator below autograd that meta cannot run (`.item()`, data-dependent shapes), or whose
   decomposition allocates what the kernel does not;
-- a *workspace rule* returns how many bytes an operator's kernel allocates while it runs, without its outputs.
+- a *workspace rule* returns how many bytes an operator's kernel allocates while it runs; its outputs are not included.
 
 Each rule's docstring names its source: library, file, function, version.
 """
@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 from axmem_trace.tracing.context import KernelContext
 
 FunctionRule = Callable[[KernelContext, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""`rule(context, function, args, kwargs)` returns what the function would have returned; it may call `function`."""
+"""`rule(context, function, args, kwargs)` returns the function's result; it may call `function`."""
 DispatchRule = Callable[[KernelContext, Any, tuple[Any, ...], dict[str, Any]], Any]
 """`rule(context, op, args, kwargs)`, below autograd; it may call `op`."""
 WorkspaceRule = Callable[[KernelContext, tuple[Any, ...], dict[str, Any], Any], "int | Sequence[int]"]
-"""`rule(context, args, kwargs, result)` returns the bytes alive together while the kernel runs."""
+"""`rule(context, args, kwargs, result)` returns the bytes of the blocks that are alive at the same time while the
+kernel runs."""
 _Rule = TypeVar("_Rule", bound=Callable[..., Any])
 
 
@@ -55,7 +56,7 @@ class Rules:
         """A rule for operator overloads such as `torch.ops.aten.nonzero.default`.
 
         Args:
-            recorded: what the rule runs is recorded too, as if no rule were running.
+            recorded: operators that the rule runs are recorded too, as if no rule were running.
         """
         self.recorded.update(ops if recorded else ())
         return lambda rule: _add(self.operators, ops, rule)
@@ -65,7 +66,7 @@ class Rules:
         return lambda rule: _add(self.workspaces, ops, rule)
 
     def include(self, other: Rules) -> None:
-        """Adds another table's rules; rules that are here already stay.
+        """Adds another table's rules; the rules in this table stay.
 
         Raises:
             AssertionError: the tables have different rules for one key.
@@ -76,7 +77,7 @@ class Rules:
         self.recorded |= other.recorded
 
     def has_all(self, other: Rules) -> bool:
-        """True if every rule of the other table is here."""
+        """True if this table has every rule of the other table."""
         return all(mine.get(key) is rule for mine, others in self._pairs(other) for key, rule in others.items())
 
     def __bool__(self) -> bool:

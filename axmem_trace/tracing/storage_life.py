@@ -1,4 +1,4 @@
-"""`StorageLife`: what a record stores of one storage until it is freed."""
+"""`StorageLife`: the record's entry for one storage until it is freed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REPEATED = (
     "stream",
     "layer",
 )
-"""What the same storage of a later step has in common with it."""
+"""Attributes that are the same for the same storage of a later step."""
 
 
 class StorageLife:
@@ -56,7 +56,7 @@ class StorageLife:
         self.recomputed = self.kept = self.output = False
         self.stream = self.busy_until = 0
         self.used_on: set[int] | None = None
-        """Other streams that work on it."""
+        """Other streams that use it."""
         self.watch: Any = None
         self.layer: int | None = None
 

@@ -24,9 +24,9 @@ from axmem_trace.tracing.tensors import local_part, tensors_in
 
 
 class StorageRecord:
-    """Storages on `traced_device` as GPU memory, on others as host memory.
+    """Storages on `traced_device` count as GPU memory, those on other devices as host memory.
 
-    A storage is freed when Python's last reference to the storage object ends.
+    A storage counts as freed when Python's last reference to the storage object ends.
     """
 
     def __init__(self, traced_device: str) -> None:
@@ -44,7 +44,7 @@ class StorageRecord:
         self._purpose = ""
         self._device: Device = "gpu"
         self._in_use: list[StorageLife] = []
-        """Freed, but a stream other than their own may still work on them."""
+        """Freed storages that a stream other than their own may still use."""
 
     # -- streams, and storages that change in place ---------------------------------------------------------------------
 
@@ -53,13 +53,13 @@ class StorageRecord:
         self._stream = number
 
     def use_on(self, tensor: torch.Tensor, stream: int) -> None:
-        """Another stream works with the tensor (`Tensor.record_stream`)."""
+        """Another stream uses the tensor (`Tensor.record_stream`)."""
         life = self._living.get(local_part(tensor).untyped_storage()._cdata)
         if life is not None and stream != life.stream:
             life.used_on = (life.used_on or set()) | {stream}
 
     def finish_stream(self, stream: int, moment: int) -> None:
-        """The host has waited for all work that was put on a stream before `moment`."""
+        """The host has waited for all work that was queued on a stream before the tick `moment`."""
         waiting = []
         for life in self._in_use:
             if life.freed_tick <= moment and life.used_on:
@@ -72,7 +72,7 @@ class StorageRecord:
         self._in_use = waiting
 
     def finish_streams(self) -> None:
-        """The host has waited for everything, also for work on storages that are still alive."""
+        """The host has waited for all streams, also for their work on storages that are still alive."""
         for stream in {each for life in self._in_use for each in life.used_on or ()}:
             self.finish_stream(stream, self._tick)
         for life in self._living.values():
@@ -85,7 +85,7 @@ class StorageRecord:
 
     @contextmanager
     def as_role(self, role: Role, purpose: str = "") -> Iterator[None]:
-        """While open, what is allocated has this role. `purpose` is put before the names of the operators."""
+        """While open, new allocations have this role. `purpose` is put before the names of the operators."""
         before = self._role, self._purpose
         self._role, self._purpose = role, purpose
         try:
@@ -95,7 +95,7 @@ class StorageRecord:
 
     @contextmanager
     def on_host(self) -> Iterator[None]:
-        """While open, what is allocated is host memory: operators run on the CPU."""
+        """While open, new allocations are host memory: operators run on the CPU."""
         before, self._device = self._device, "cpu"
         try:
             yield
@@ -134,7 +134,8 @@ class StorageRecord:
                 life.device = device
 
     def leave_out(self, tensor: torch.Tensor) -> None:
-        """The tensor's storage is no memory of the run: an operator that returns it has allocated nothing."""
+        """The tensor's storage does not count as memory of the run: an operator that returns it has allocated
+        nothing."""
         storage = tensor.untyped_storage()
         key, life = storage._cdata, StorageLife(storage.nbytes(), self._tick)
         life.device = "cpu"
@@ -179,15 +180,15 @@ class StorageRecord:
         return self._tick
 
     def repeat(self, start: int, end: int, *, step: int) -> dict[int, torch.UntypedStorage]:
-        """Repeats the events after tick `start` up to `end` in `step`, without running them.
+        """Repeats, as events of `step`, the events after tick `start` up to `end`, without running them.
 
-        Storages that were allocated in this range and freed since are allocated again for the same number of ticks;
-        those of gradients too, which outlive the range. Anything else that outlives it (a filled cache) exists already
-        and is not repeated. Marks are repeated too.
+        Storages that were allocated and freed in this range are allocated again, for the same number of ticks. Storages
+        of gradients are also allocated again, although they are still alive at the end of the range. Other storages
+        that are still alive then (a filled cache) exist already and are not repeated. Marks are repeated too.
 
         Returns:
-            For each gradient's storage, by the tick at which the original was allocated, a tensor that is alive now:
-            when it is freed, the repeated storage is freed.
+            For each gradient's storage, a placeholder storage, by the tick at which the original was allocated. When
+            the placeholder is freed, the repeated storage counts as freed.
         """
         shift = self._tick - start
         placeholders: dict[int, torch.UntypedStorage] = {}
@@ -210,7 +211,7 @@ class StorageRecord:
         return placeholders
 
     def _placeholder_of(self, life: StorageLife) -> torch.UntypedStorage:
-        """A storage; when it is freed, the recorded one is freed."""
+        """A placeholder storage: when it is freed, the recorded one counts as freed."""
         with self.paused():
             storage = torch.empty(life.nbytes, dtype=torch.uint8, device=self.traced_device).untyped_storage()
         key = storage._cdata
@@ -219,7 +220,7 @@ class StorageRecord:
         return storage
 
     def live_bytes(self) -> int:
-        """Bytes of the GPU that are allocated now."""
+        """Bytes that are allocated on the GPU now."""
         return sum(life.nbytes for life in self._living.values() if life.device == "gpu")
 
     def allocation_tick(self, tensor: torch.Tensor) -> int:
@@ -237,7 +238,7 @@ class StorageRecord:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Tensors made while this is open are not recorded, and no other mode sees them either."""
+        """While open, new tensors are not recorded, and no other mode sees them."""
         with _disable_current_modes():
             yield
 
@@ -245,7 +246,7 @@ class StorageRecord:
         """The ledger so far. Storages that are still alive are never freed in it.
 
         Args:
-            since: what was freed up to this tick is left out.
+            since: storages that were freed up to this tick are left out.
         """
         return Ledger(
             allocations=Allocations(make_columns(life for life in self._lives if life.freed_tick > since)),
@@ -255,7 +256,7 @@ class StorageRecord:
         )
 
     def forget_since(self, tick: int) -> None:
-        """Removes what was allocated after a tick from the record, and its marks; the clock goes on."""
+        """Removes from the record the allocations and the marks after a tick. The clock is not set back."""
         self._lives = [life for life in self._lives if life.allocated_tick <= tick]
         self._marks = [mark for mark in self._marks if mark.tick <= tick]
         self._empty_cache_ticks = [each for each in self._empty_cache_ticks if each <= tick]

@@ -10,8 +10,9 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor that is divided among ranks (a DTensor), the result of an exchange that has not been
-    waited for (an `AsyncCollectiveTensor`); any other tensor as it is."""
+    """The plain tensor in this one. For a tensor that is sharded across ranks (a DTensor), that is this rank's part.
+    For the result of a collective that has not been waited for (an `AsyncCollectiveTensor`), it is the result's buffer.
+    Any other tensor is returned as it is."""
     part: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
     return part.elem if isinstance(part, AsyncCollectiveTensor) else part
 
