@@ -32,8 +32,8 @@ _HOMES = {
     "AxmemError": "axmem_trace.errors",
     "MemoryPlugin": "axmem_trace.integrations.axolotl_plugin",
 }
-"""Where each is defined. `MemoryPlugin` is axolotl's to import (`plugins: [axmem_trace.MemoryPlugin]`), so it is not in
-`__all__`: without axolotl it can't be imported."""
+"""The module that defines each name. Only axolotl imports `MemoryPlugin` (`plugins: [axmem_trace.MemoryPlugin]`). It is
+not in `__all__`, because it can't be imported without axolotl."""
 
 
 def __getattr__(name: str) -> Any:

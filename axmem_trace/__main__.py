@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argpa
         lambda options: run_completion(options, {name: build for name, (build, _) in COMMANDS.items()}),
     ),
 }
-"""Each command's parser and function. The first is used if no command is named."""
+"""Each command's parser and function. The first command is used if none is named."""
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as in shells."""
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         name = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "estimate"
-        if name != "explain":  # whose words may look like commands
+        if name != "explain":  # its words may look like commands
             refuse_misspelt_command(arguments)
         build, run = COMMANDS[name]
         return run(build().parse_args(arguments))
@@ -72,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def refuse_misspelt_command(arguments: Sequence[str]) -> None:
-    """Refuses a word that is no file and similar to a command.
+    """Refuses a word that is not a file, but is similar to a command.
 
     Raises:
-        AxmemError: with the command that was meant.
+        AxmemError: the message names the command that was probably meant.
     """
     word = arguments[0] if arguments else ""
     near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.75)

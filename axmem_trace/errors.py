@@ -5,7 +5,7 @@
 
 A run that can be estimated but can't run has a report with `refusals`; the command line's exit code is 2 as well.
 
-A bug in this package is no `AxmemError`: it keeps its traceback and exits with 1.
+A bug in this package is not an `AxmemError`: its traceback is shown, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ EXIT_CANNOT_SAY = 4
 
 
 def in_one_line(text: object, most: int = 400) -> str:
-    """`text` on one line. If it is longer than `most` characters, the middle is left out: libraries print complete modules
-    there, and after them what they accept.
+    """`text` on one line. If it is longer than `most` characters, the middle is left out: there, libraries print
+    complete modules. The accepted values come after them.
 
     >>> in_one_line("Target module Block(" + "(layer): Linear() " * 99 + ") is not supported", most=90)
     'Target module Block((layer): [...] (layer): Linear() (layer): Linear() ) is not supported'
@@ -47,7 +47,7 @@ def _fitting(words: list[str], most: int) -> list[str]:
 
 
 class AxmemError(Exception):
-    """An error that the user can correct. `exit_code` is that of the command."""
+    """An error that the user can correct. `exit_code` is the exit code of the command."""
 
     exit_code = EXIT_CONFIG
 
@@ -58,14 +58,14 @@ class ConfigError(AxmemError):
 
     Args:
         problem: what is wrong, in one sentence, in the user's words.
-        file: the configuration file, where known.
-        line: 1-based line of the key in that file, where known.
+        file: the configuration file, if known.
+        line: 1-based line of the key in that file, if known.
         key: dotted key, if one key is the cause.
         value: the value that was found.
-        accepted: what would have been accepted.
-        remedy: what to do about it.
-        flag: the option of the command line that gave the key, such as `--set`: then there is no line.
-        others: further reasons, each independent of this one.
+        accepted: the values that are accepted.
+        remedy: what the user can do about it.
+        flag: the command-line option that set the key, such as `--set`; then there is no line.
+        others: further reasons, which are independent of this one.
     """
 
     problem: str

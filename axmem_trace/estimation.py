@@ -1,4 +1,4 @@
-"""The whole process on one screen: from a configuration to a report."""
+"""The whole process in one module: from a configuration to a report."""
 
 from __future__ import annotations
 
@@ -56,28 +56,31 @@ def estimate(
 ) -> Report:
     """Predict the GPU memory of the run that an axolotl configuration describes.
 
-    A run that can't run (axolotl refuses the configuration, or the run certainly stops later) has figures too, if they can
-    be known: look at `report.refusals` before you rent a machine.
-    The traced libraries' warnings, logs and prints are hidden from the user while it runs.
+    A run may be impossible: axolotl refuses the configuration, or the run certainly fails later. Its report has figures
+    too, if they can be known. So look at `report.refusals` before you rent a machine. While the estimate runs, the
+    warnings, logs and prints of the traced libraries are hidden.
 
     Args:
         config: a YAML file (`-`: standard input), or its content as a mapping.
-        overrides: `key=value`, or a mapping: changes to the configuration; dots nest.
-        assumptions: the same for values that axolotl would derive (`autocast=false`, `router=worst`, ...).
+        overrides: changes to the configuration, as `key=value` or as a mapping; a dot in a key names a nested key.
+        assumptions: the same, for values that axolotl itself would derive (`autocast=false`, `router=worst`, ...).
         gpu: the card, by name (`H100`) or memory (`24GiB`), and how many (`4 x H100`); the report then says whether it fits.
-        num_gpus: of each machine; 0: as in `gpu`, else the smallest number for the configuration.
-        num_nodes: machines.
-        margin: memory of each card that must stay free, or the run does not fit: a size (`1GiB`) or a share (`5%`).
+        num_gpus: number of GPUs in each machine; 0: as in `gpu`, else the smallest number for the configuration.
+        num_nodes: number of machines.
+        margin: memory that must stay free on each card: a size (`1GiB`) or a share (`5%`). If less stays free, the run
+            does not fit.
         hub: when to load a base model's `config.json` from the Hugging Face Hub.
         trust_remote_code: allow the base model's own Python code to run, where the configuration requests it.
-        strict: unknown keys, keys given twice, and keys that are not modelled, are errors.
+        strict: unknown keys, keys given twice and keys that are not modelled are errors.
         progress: called with the name of each stage as it begins.
-        snapshot: a file to write the predicted history to, for PyTorch's memory viewer.
-        alternatives: if older releases ran the configuration differently, estimate that too, and report it in a note.
-        moments: keep what was allocated at each of 160 moments (`Report.moments`), for charts.
+        snapshot: a file to which the predicted history is written, for PyTorch's memory viewer.
+        alternatives: if older releases ran the configuration differently, estimate their run too, and report it in a
+            note.
+        moments: store the allocated bytes at each of 160 moments (`Report.moments`), for charts.
 
     Raises:
-        ConfigError: the memory of the run can't be known; the message has all reasons, also the refusals, and what to do.
+        ConfigError: the memory of the run can't be known. The message has all reasons, including the refusals, and what
+            to do.
         AxmemError: the snapshot can't be written.
     """
     clock = Stopwatch(aloud(progress) if progress else lambda stage: None)
@@ -129,7 +132,7 @@ def _trace(recipe: Recipe, clock: Stopwatch, *, rank: int | None = None) -> Trac
     """The model of one rank, the record of its run, and the notes on both.
 
     Raises:
-        ConfigError: the run can't be recorded; with the refusals that are known already.
+        ConfigError: the run can't be recorded. The error includes the refusals that are known already.
     """
     from axmem_trace.training.layer_folding import trace_run
     from axmem_trace.training.shared_traces import trace_once
@@ -139,8 +142,8 @@ def _trace(recipe: Recipe, clock: Stopwatch, *, rank: int | None = None) -> Trac
 
 
 def _record_ranks(recipe: Recipe, run: TracedRun, reservation: Reservation, clock: Stopwatch) -> list[RankRun]:
-    """All groups of ranks, that of rank 0 first. Ranks with parts of other sizes are recorded too; where that would take
-    too long, they have the figures of the rank with the largest parts."""
+    """All groups of ranks; the group of rank 0 is the first. Ranks whose shards have other sizes are recorded too. If
+    that would take too long, they get the figures of the rank with the largest shards."""
     if not run.groups:
         every = tuple(range(recipe.parallel.num_gpus))
         return [RankRun(ranks=every, ledger=run.ledger, reservation=reservation, recorded=False)]
@@ -161,7 +164,7 @@ def _record_ranks(recipe: Recipe, run: TracedRun, reservation: Reservation, cloc
 def _vary_lengths(
     recipe: Recipe, ledger: Ledger, reservation: Reservation, clock: Stopwatch
 ) -> tuple[Simulated | None, tuple[Note, ...]]:
-    """The run with batches that differ in length, if that is requested or could change the verdict, and notes on it."""
+    """The run with batches of different lengths, if that is requested or could change the verdict; and notes on it."""
     if not recipe.lengths.vary:
         return None, ()
     capacity_bytes = _capacity_bytes(recipe)
@@ -182,7 +185,7 @@ def _vary_lengths(
 
 @quiet_libraries()
 def record_ledgers(recipe: Recipe) -> list[Ledger]:
-    """What a run allocates: one ledger for each group of ranks that is recorded, that of rank 0 first.
+    """The allocations of a run: one ledger for each recorded group of ranks; the group of rank 0 is the first.
 
     Raises:
         ConfigError: the run can't be recorded.
@@ -197,17 +200,18 @@ def record_ledgers(recipe: Recipe) -> list[Ledger]:
 
 
 def _reserved_bytes(recipe: Recipe) -> int:
-    """The most bytes that the allocator would hold with unlimited memory."""
+    """The largest number of bytes that the allocator would reserve with unlimited memory."""
     return replay(_trace(recipe, Stopwatch(lambda stage: None)).ledger, recipe.allocator).peak_reserved_bytes
 
 
 def _capacity_bytes(recipe: Recipe) -> int:
-    """The bytes of the card that the allocator may reserve; 0 if no card was named."""
+    """How many bytes of the card the allocator may reserve; 0 if no card was named."""
     return max(0, recipe.gpu.memory_bytes - recipe.gpu.outside_bytes)
 
 
 def _replay_on_card(recipe: Recipe, ledger: Ledger) -> Reservation:
-    """The reservation on the named card; if that is too small, with unlimited memory, so the report says what is needed."""
+    """The reservation on the named card. If the card is too small, the reservation with unlimited memory, so that the
+    report says how much is needed."""
     from axmem_trace.training.shared_traces import replay_once
 
     on_card = replay_once(ledger, recipe.allocator, capacity_bytes=_capacity_bytes(recipe))

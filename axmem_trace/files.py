@@ -1,5 +1,7 @@
-"""Paths from a user, checked without exceptions: an error of the file system means that there is no such file. And the
-tables in this package's own files."""
+"""Checks paths from a user, and reads the JSON tables of this package.
+
+A check raises no exception: an error of the file system means that there is no such file.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ MAX_PATH_LENGTH = 200
 
 
 def is_file(path: Path) -> bool:
-    """There is a file of this name. A name too long for the file system, or a folder that may not be entered, has none."""
+    """Whether there is a file of this name. The answer is no if the name is too long for the file system, or if the
+    folder can't be read."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -28,7 +31,7 @@ def expanded(name: str) -> Path:
 
 
 def shortened_path(path: Path) -> str:
-    """A path for a message: one that is longer than most terminals are wide is shortened."""
+    """A path for a message. It is shortened if it is longer than the width of most terminals."""
     text = str(path)
     return text if len(text) <= MAX_PATH_LENGTH else text[: MAX_PATH_LENGTH - 3] + "..."
 

@@ -1,9 +1,9 @@
-"""Import the traced libraries fast, and pause Python's collector of reference cycles.
+"""Imports the traced libraries fast, and pauses Python's collector of reference cycles.
 
-A plain import of torch, transformers, peft and bitsandbytes spends half its CPU time on two things that no estimate
-needs: bitsandbytes calls `torch.compile` while it is imported (`backends/default/ops.py`, `_try_torch_compile`),
-which imports Inductor and about 550 more modules; and Python's collector walks the objects of 3,300 modules again and
-again, and a last time when the process ends. No torch here: this is where it is imported.
+A plain import of torch, transformers, peft and bitsandbytes spends half of its CPU time on two things that no estimate
+needs. First, bitsandbytes calls `torch.compile` while it is imported (`backends/default/ops.py`, `_try_torch_compile`),
+which imports Inductor and about 550 more modules. Second, Python's collector visits the objects of 3,300 modules many
+times, and a last time when the process ends. This module does not import torch at its top: its function does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from axmem_trace.tracing.patching import replaced
 def import_libraries() -> None:
     """Imports torch and the libraries that transformers imports with every model.
 
-    In a process that has torch already, nothing is replaced, not even temporarily.
+    If the process has imported torch already, nothing is replaced, not even for a short time.
     """
     if "torch" in sys.modules:
         return
@@ -33,9 +33,9 @@ def import_libraries() -> None:
 
 @contextmanager
 def compile_when_called() -> Iterator[None]:
-    """While open, what `torch.compile` decorates is compiled when it is first called, not now.
+    """While open, a function that `torch.compile` decorates is compiled when it is first called, not now.
 
-    A function decorated in this way does the same as before; the compiler is imported only if it is called.
+    A function decorated in this way returns the same results. The compiler is imported only if the function is called.
     """
     import torch
 
@@ -62,7 +62,8 @@ def _compile_later(model: Callable[..., Any] | None = None, **options: Any) -> A
 
 
 _FROZEN_AT_START = 2_000
-"""More than any interpreter has frozen by itself when it starts: Python 3.12 some 400 objects, the others none."""
+"""More objects than any interpreter has frozen itself when it starts: Python 3.12 has frozen about 400 objects, the
+other versions none."""
 _open_pauses: list[bool] = []
 
 
@@ -90,12 +91,12 @@ def collector_paused() -> Iterator[None]:
 
 
 def spare_what_is_there() -> None:
-    """Excludes all existing objects from collection until `collector_paused` closes: then a collection takes
-    milliseconds, while a walk through the imported libraries takes a third of a second."""
+    """Excludes all existing objects from collection until `collector_paused` closes. A collection then takes
+    milliseconds; with the objects of the imported libraries, it takes a third of a second."""
     gc.freeze()
 
 
 def leave_at_once() -> None:
-    """The process will end soon: Python does not need to look for cycles among the imported objects before."""
+    """Prepares for the end of the process: Python no longer needs to look for cycles among the imported objects."""
     gc.disable()
     gc.freeze()

@@ -7,17 +7,18 @@ from typing import Literal
 
 WeightRole = Literal["weight", "adapter"]
 Division = Literal["", "sharded", "replicated"]
-"""Among several GPUs: this rank has a part of the tensor, or all of it; empty on one GPU."""
+"""With several GPUs: `sharded` if this rank has a part of the tensor, `replicated` if it has all of it; empty with one
+GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorFact:
     """One parameter or buffer of the model, counted once even if several names share its storage.
 
-    A quantised weight's state tensors (bitsandbytes' `absmax`, GPTQ's `scales`, ...) are buffers: they belong to the
-    parameter and are saved with it. `elements` is what is stored (a packed nf4 weight stores half a byte per logical
-    weight); `logical_elements` is how many weights that represents (0 for a quantisation state), which is what model
-    cards count.
+    The state tensors of a quantised weight (bitsandbytes' `absmax`, GPTQ's `scales`, ...) are buffers: they belong to
+    the parameter and are saved with it. `elements` counts the stored elements (a packed nf4 weight stores half a byte
+    per logical weight). `logical_elements` counts the weights that they represent, as model cards do; it is 0 for a
+    quantisation state.
     """
 
     name: str
@@ -32,11 +33,11 @@ class TensorFact:
     device: Literal["gpu", "cpu"] = "gpu"
     division: Division = ""
     whole_elements: int = 0
-    """Of a sharded tensor: the elements of all ranks together."""
+    """For a sharded tensor: the elements of all ranks together."""
 
     @property
     def weights_here(self) -> int:
-        """The logical elements that the elements of this rank represent."""
+        """The number of logical elements that the elements of this rank represent."""
         return (
             self.logical_elements * self.elements // self.whole_elements
             if self.whole_elements
@@ -54,7 +55,7 @@ class ModuleFact:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFacts:
-    """The facts of the built model that the report needs after the model is freed."""
+    """Facts of the built model. The report needs them after the model is freed."""
 
     name: str
     model_type: str
@@ -66,10 +67,11 @@ class ModelFacts:
 
     @property
     def parameters(self) -> int:
-        """Logical parameters: packed weights count as the weights they represent, also where they are buffers (GPTQ)."""
+        """The number of logical parameters. A packed weight counts as the weights that it represents, also if it is a
+        buffer (GPTQ)."""
         return sum(fact.logical_elements for fact in self.tensors)
 
     @property
     def trainable_parameters(self) -> int:
-        """The logical parameters that train."""
+        """The number of trainable logical parameters."""
         return sum(fact.logical_elements for fact in self.tensors if fact.kind == "parameter" and fact.trainable)

@@ -13,23 +13,23 @@ Touches = Literal["", "activations"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Note:
-    """One statement about how a figure is calculated, or about what is not in it.
+    """One statement: how a figure is calculated, or what the figure does not include.
 
-    `kind` says what kind of statement it is:
+    `kind` is the kind of statement:
 
     - `traced`: recorded from the libraries' own code;
     - `ruled`: a formula for a kernel whose code cannot run here; `text` names its source;
     - `assumed`: a value that is not known from the configuration (CUDA context, routing balance);
-    - `not_modelled`: a key that changes memory and is not in the figures; `text` says what it would do;
+    - `not_modelled`: a key that changes memory, but is not in the figures; `text` says what it would do;
     - `ignored`: a key that has no effect, or that axolotl does not know;
-    - `warning`: the run will not do what its author seems to expect;
+    - `warning`: the run will not do what the user probably expects;
     - `refused`: a `RefusalNote`.
 
     Attributes:
         kind: as above.
-        key: of the configuration, or a name for something without a key (`host.loading`).
+        key: a key of the configuration, or a name for something without a key (`host.loading`).
         text: the statement.
-        bytes: the size that it is about; 0: none.
+        bytes: the size that the statement is about; 0: none.
     """
 
     kind: NoteKind
@@ -37,21 +37,22 @@ class Note:
     text: str
     bytes: int = 0
     line: int = 0
-    """1-based line of `key` in the configuration file; 0 where there is none."""
+    """1-based line of `key` in the configuration file; 0 if there is none."""
     direction: Direction = ""
-    """For `not_modelled`: the run needs more memory than shown, less, or either. Empty: too little to matter."""
+    """For `not_modelled`: whether the run needs more memory than shown, less, or either. Empty: the difference is too
+    small to matter."""
     touches: Touches = ""
-    """Of what is not modelled: all that it can change. Empty: it may change everything."""
+    """For `not_modelled`: the only things that it can change. Empty: it may change everything."""
     at_most_bytes: int = 0
-    """Of what is not modelled: it changes the need by no more than this; 0: no bound is known."""
+    """For `not_modelled`: it changes the needed memory by at most this; 0: no bound is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefusalNote(Note):
-    """One reason why the run can't run: axolotl refuses the configuration, or it is certain to stop later.
+    """One reason why the run is impossible: axolotl refuses the configuration, or the run certainly fails later.
 
-    It does not change the figures, or `text` says for which configuration they are. Any stage may add one to its notes. In
-    the report they are separate from the other notes (`Report.refusals`), and the exit code is 2.
+    It does not change the figures; if it does, `text` says which configuration they are for. Any stage may add one to
+    its notes. The report lists them separately from the other notes (`Report.refusals`), and the exit code is 2.
     """
 
     kind: NoteKind = "refused"
@@ -60,11 +61,12 @@ class RefusalNote(Note):
     remedy: str = ""
     """What to do."""
     flag: str = ""
-    """`--set`, where that gave the key."""
+    """`--set`, if that set the key."""
 
 
 class Notes:
-    """A collection of notes in the order in which they were added; equal notes are kept once, different ones all.
+    """A collection of notes, in the order in which they were added. Of equal notes, only one is kept; different notes
+    are all kept.
 
     >>> notes = Notes()
     >>> for text in ("one", "two", "one"):

@@ -12,7 +12,8 @@ Progress = Callable[[str], None]
 
 @dataclass
 class Stopwatch:
-    """Seconds by stage, added up if it begins several times; reports the beginning of each stage to `progress`."""
+    """Seconds by stage, summed if a stage begins several times. It reports the beginning of each stage to
+    `progress`."""
 
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
@@ -20,13 +21,13 @@ class Stopwatch:
     _since: float = 0.0
 
     def start(self, stage: str, text: str) -> None:
-        """Ends the stage before, if there is one."""
+        """Begins a stage, and ends the one before it, if there is one."""
         self.stop()
         self._stage, self._since = stage, time.perf_counter()
         self.progress(text)
 
     def stop(self) -> None:
-        """Ends the stage."""
+        """Ends the current stage."""
         if self._stage:
             elapsed = self.seconds.get(self._stage, 0.0) + time.perf_counter() - self._since
             self.seconds[self._stage] = round(elapsed, 3)

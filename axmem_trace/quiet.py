@@ -1,6 +1,6 @@
-"""Hides what the traced libraries print, log and warn, and restores streams and logging afterwards.
+"""Hides prints, logs and warnings of the traced libraries, and restores streams and logging afterwards.
 
-Everything a user must know is in the report as a note; a library's "no GPU found" would only mislead here.
+Everything that a user must know is in the report as a note. A library's "no GPU found" would only mislead here.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ QUIET_ENVIRONMENT = {
 
 
 def set_quiet_environment() -> None:
-    """Sets the libraries' own logging to errors only, for the whole process: for the command line, not for a notebook."""
+    """Makes the libraries log errors only, in the whole process. This is for the command line, not for a notebook."""
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
 class _KeptOutput(io.TextIOBase):
-    """Replaces a stream: keeps what is written until it is released, and passes it on after that.
+    """Replaces a stream: it keeps the written text until it is released, and passes text on after that.
 
     A library that is imported during this time may keep this object permanently (`logging.StreamHandler` keeps
-    `sys.stderr`): what it writes later must reach the user's stream.
+    `sys.stderr`). What the library writes later must reach the user's stream.
     """
 
     def __init__(self, name: Literal["stdout", "stderr"]) -> None:
@@ -54,7 +54,7 @@ class _KeptOutput(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Flushes the stream that it passes on to."""
+        """Flushes the stream to which text is passed on."""
         if self._kept is None:
             self._onward().flush()
 
@@ -63,7 +63,7 @@ class _KeptOutput(io.TextIOBase):
         return True
 
     def release(self) -> str:
-        """From now on all is passed on; returns what was kept."""
+        """Returns the kept text; from now on all text is passed on."""
         kept, self._kept = self._kept or [], None
         return "".join(kept)
 
@@ -74,10 +74,11 @@ class _KeptOutput(io.TextIOBase):
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """While open, warnings, logs below an error, standard output and standard error are not shown.
+    """While open, warnings, standard output, standard error and logs below the level of an error are not shown.
 
-    After an exception that is a bug in this package, what was kept is shown. It may be nested, and may be used as a
-    decorator. It applies to the whole process, like `contextlib.redirect_stdout`: other threads are quiet as well.
+    After an exception that is a bug in this package, the hidden text is shown. This context manager may be nested, and
+    may be used as a decorator. It applies to the whole process, like `contextlib.redirect_stdout`: other threads are
+    quiet too.
     """
     out, err = _KeptOutput("stdout"), _KeptOutput("stderr")
     disabled = logging.root.manager.disable
@@ -98,7 +99,8 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def aloud(call: Callable[[str], None]) -> Callable[[str], None]:
-    """Runs `call` with the user's own streams: what it prints is shown although the libraries are quiet."""
+    """Wraps `call` so that it runs with the user's own streams: its prints are shown although the libraries are
+    quiet."""
 
     def call_aloud(text: str) -> None:
         out, err = user_stream("stdout"), user_stream("stderr")
@@ -109,7 +111,7 @@ def aloud(call: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def user_stream(name: Literal["stdout", "stderr"]) -> Any:
-    """The user's own `sys.stdout` or `sys.stderr`, without the objects that keep libraries quiet."""
+    """The user's own `sys.stdout` or `sys.stderr`, without the objects that hide the libraries' text."""
     stream = getattr(sys, name)
     while isinstance(stream, _KeptOutput):
         stream = stream.behind

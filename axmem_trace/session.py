@@ -1,4 +1,4 @@
-"""`Session`: several questions about one configuration in one process."""
+"""`Session`: several estimates of one configuration in one process."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Session:
         session.estimate().fits
         session.estimate(overrides={"sequence_len": 2048}).fits
 
-    The first answer imports the libraries and checks that repeated layers are equal; later ones of the process do neither
-    if only the number of tokens is different. Nothing else is kept: files are read and the run is recorded for each answer,
-    so that no answer is out of date. `axmem_trace.estimate` shares what is kept.
+    The first estimate imports the libraries and checks that repeated layers are equal. Later estimates in the same
+    process do neither, if only the number of tokens is different. Nothing else is kept: each estimate reads the files
+    and records the run again, so no estimate is out of date. `axmem_trace.estimate` uses the same kept data.
 
     Args:
         config: a YAML file, or its content as a mapping.
-        overrides, assumptions: for all questions.
-        settings: other arguments of `estimate`, for all questions: `gpu`, `num_gpus`, `hub`, ...
+        overrides, assumptions: those of `axmem_trace.estimate`, for all estimates.
+        settings: other arguments of `axmem_trace.estimate`, for all estimates: `gpu`, `num_gpus`, `hub`, ...
     """
 
     def __init__(
@@ -42,7 +42,8 @@ class Session:
         self._overrides, self._assumptions = overrides, assumptions
 
     def estimate(self, *, overrides: Settings = (), assumptions: Settings = (), **settings: Any) -> Report:
-        """As `axmem_trace.estimate`, with these in addition to those of the session; of equal keys, these count.
+        """Like `axmem_trace.estimate`. The arguments here are added to those of the session; for the same key, the
+        arguments here count.
 
         Raises:
             ConfigError, AxmemError: as `axmem_trace.estimate`.

@@ -1,13 +1,14 @@
 """The predicted history in the format of `torch.cuda.memory._snapshot()`, for PyTorch's own viewers.
 
-`python -m torch.cuda._memory_viz trace_plot FILE` and https://docs.pytorch.org/memory_viz open what `write_snapshot`
-writes. Format: `torch.cuda.memory._snapshot` (documented fields) and `THCPModule_memorySnapshot` in
-torch/csrc/cuda/Module.cpp (the rest); torch 2.13. What differs from a real one:
+`python -m torch.cuda._memory_viz trace_plot FILE` and https://docs.pytorch.org/memory_viz open the files of
+`write_snapshot`. Format: `torch.cuda.memory._snapshot` (documented fields) and `THCPModule_memorySnapshot` in
+torch/csrc/cuda/Module.cpp (the rest); torch 2.13. The differences from a real snapshot:
 
-- `frames` hold no Python stack; they are, innermost first, the operator, the modules that contain it, phase and step;
+- `frames` contain no Python stack. They are, from the innermost to the outermost: the operator, the modules that
+  contain it, phase and step;
 - `time_us` counts allocations and frees, not microseconds;
-- `alloc` entries have a `category`, which is the bucket: the viewer colours by it, as it does for profiles; memory
-  that the driver provides is in no bucket and has `NO_CATEGORY`;
+- `alloc` entries have a `category`, which is the bucket. The viewer colours by it, as it does for profiles. Memory that
+  the driver provides is in no bucket and has `NO_CATEGORY`;
 - addresses are invented (see `axmem_trace.allocator.caching`).
 """
 
@@ -31,8 +32,8 @@ PICKLE_PROTOCOL = 4
 POOL_ID = (0, 0)
 """The default memory pool."""
 NO_CATEGORY = "unknown"
-"""The viewer's name for memory without a category. It must be among the categories of the file: if only others are
-there, the viewer fails at a misspelt name and shows a blank page (MemoryViz.js, `annotate_snapshot`)."""
+"""The viewer's name for memory without a category. It must be one of the categories of the file. Otherwise the viewer
+fails because of a misspelt name in its own code, and shows a blank page (MemoryViz.js, `annotate_snapshot`)."""
 Frames = list[dict[str, Any]]
 
 
@@ -40,12 +41,12 @@ def make_snapshot(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int =
     """Replays the ledger and returns it as `torch.cuda.memory._snapshot()` would at the end of the recording.
 
     Args:
-        ledger, allocator, capacity_bytes: as for `axmem_trace.allocator.replay`. If the card is too small, the
-            history ends with `oom`, and the segments are those at that time.
+        ledger, allocator, capacity_bytes: as for `axmem_trace.allocator.replay`. If the card is too small, the history
+            ends with `oom`, and `segments` are the segments at that time.
 
     Returns:
         `segments`, `device_traces` (of one device), `allocator_settings`, `external_annotations` (phases and steps).
-        Blocks in use, and the entries of one operator, share their lists of frames.
+        Blocks in use and entries of the same operator share one list of frames.
     """
     caching = CachingAllocator(allocator, capacity_bytes=capacity_bytes, record_history=True)
     replay = Replay(ledger, caching)
@@ -127,7 +128,8 @@ def _frames_of(allocation: Allocation) -> Frames:
 
 @cache
 def _make_frames(op: str, module: str, phase: str) -> Frames:
-    """`aten.mm.default`, then `model.layers.0`, `model.layers`, `model`, then the phase; shared, not to be changed."""
+    """`aten.mm.default`, then `model.layers.0`, `model.layers`, `model`, then the phase. The list is shared: do not
+    change it."""
     parts = module.split(".") if module else []
     modules = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
     frames = [{"name": op or "(no operator)", "filename": "op", "line": 0}]
@@ -146,14 +148,14 @@ def _make_settings(allocator: Allocator) -> dict[str, Any]:
         "release_lock_on_cudamalloc": False,
         "pinned_use_cuda_host_register": False,
         "graph_capture_record_stream_reuse": False,
-        "max_round_threshold": -1,  # the pinned host memory's, without a limit
+        "max_round_threshold": -1,  # for pinned host memory; no limit
         "max_cached_size": -1,
         "roundup_power2_divisions": {str(1 << index): number for index, number in enumerate(divisions)},
     }
 
 
 def _make_annotations(ledger: Ledger, *, until: int) -> list[dict[str, Any]]:
-    """Begin and end of each phase, as `torch.profiler.record_function` leaves them."""
+    """Begin and end of each phase, in the form of `torch.profiler.record_function`."""
     marks = sorted((mark for mark in ledger.marks if mark.tick <= until), key=lambda mark: mark.tick)
     annotations = []
     for mark, end in zip(marks, [*(mark.tick for mark in marks[1:]), until], strict=False):

@@ -1,4 +1,4 @@
-"""The only place where bytes are formatted as text. 1 GiB = 2^30 bytes, as in `nvidia-smi` and axolotl's log."""
+"""The only module that formats bytes as text. 1 GiB = 2^30 bytes, as in `nvidia-smi` and axolotl's log."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gib(nbytes: int) -> float:
 
 
 def format_bytes(nbytes: int) -> str:
-    """Bytes to the largest binary unit that keeps one digit before the point.
+    """Bytes in the largest binary unit in which the number is at least 1.
 
     >>> format_bytes(0), format_bytes(1536), format_bytes(25 << 30)
     ('0 B', '1.5 KiB', '25.00 GiB')
@@ -77,7 +77,7 @@ def parse_bytes(text: str | int) -> int:
     """`"24GiB"`, `"80 GB"` (1000-based), `"512M"` or a plain number of bytes, to bytes.
 
     Raises:
-        ValueError: the text is no size.
+        ValueError: the text is not a size.
 
     >>> parse_bytes("24GiB") == 24 << 30, parse_bytes(4096)
     (True, 4096)

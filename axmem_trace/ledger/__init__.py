@@ -1,8 +1,8 @@
-"""The facts of a run: when each storage is allocated and freed, and the queries. No torch here.
+"""The facts of a run (when each storage is allocated and freed), and the queries on them. No torch here.
 
 allocation   one storage: size, first and last tick, where it was allocated, its role and bucket
 columns      all of them as arrays
-intervals    from one mark to the next, and how high a level was there
+intervals    the time from one mark to the next, and the peak of a level in it
 ledger       `Ledger`: all of them in order, the marks of the phases, and the queries
 spans        the peak of each phase of each step, with its buckets
 """

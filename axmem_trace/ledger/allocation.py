@@ -1,4 +1,4 @@
-"""`Allocation`, one storage from its allocation until it is freed; phases, roles, buckets. No torch here."""
+"""`Allocation`: one storage, from its allocation until it is freed. Phases, roles and buckets. No torch here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUCKETS: tuple[Bucket, ...] = get_args(Bucket)
 Device = Literal["gpu", "cpu", "managed"]
 
 NEVER = 1 << 62
-"""`Allocation.freed_tick` of a storage that outlived the recording."""
+"""`Allocation.freed_tick` of a storage that was never freed in the recording."""
 
 
 def block_bytes(nbytes: int) -> int:
@@ -28,23 +28,24 @@ def block_bytes(nbytes: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Allocation:
-    """The life of one storage.
+    """One storage, from its allocation until it is freed.
 
     Attributes:
         nbytes: requested size, before the allocator rounds it.
-        allocated_tick, freed_tick: when it was allocated and freed; `freed_tick` is `NEVER` if it outlived the recording.
-        phase, step: when it was allocated; step 0 is loading, 1 the first optimizer step.
-        module: dotted name of the module whose code ran (`""`: the root, or none).
-        op: the operator that made it, as `aten.mm.default`.
-        role: what it was registered as; `""` for other results of operators. Among several GPUs, `gathered` are parameters
-            that a rank has whole for a while, and `buckets` those of DDP.
-        device: `gpu` (the caching allocator), `cpu` (host memory), `managed` (CUDA managed memory, as paged optimizers
-            use).
-        recomputed: allocated while a checkpointed region ran again in backward.
-        kept: allocated in forward and alive when backward began: an activation in the strict sense.
-        output: the forward of some module returned it (the root's inputs and recomputations do not count).
-        stream: the one that it was allocated on; 0 is the stream that compute runs on.
-        busy_until: the tick until which another stream worked on it after it was freed (`Tensor.record_stream`); 0: none.
+        allocated_tick, freed_tick: when it was allocated and freed; `freed_tick` is `NEVER` if it was not freed.
+        phase, step: those in which it was allocated; step 0 is loading, step 1 is the first optimizer step.
+        module: dotted name of the module that was running (`""`: the root, or none).
+        op: the operator that allocated it, such as `aten.mm.default`.
+        role: the role with which it was registered; `""` for other results of operators. With several GPUs, `gathered`
+            are the full parameters after an all-gather, and `buckets` are DDP's buckets.
+        device: `gpu` (the caching allocator), `cpu` (host memory), `managed` (CUDA managed memory, which paged
+            optimizers use).
+        recomputed: whether it was allocated while a checkpointed region ran again in backward.
+        kept: whether it was allocated in forward and still alive when backward began: an activation in the strict
+            sense.
+        output: whether the forward of a module returned it (the root's inputs and recomputations do not count).
+        stream: the stream on which it was allocated; 0 is the compute stream.
+        busy_until: the tick until which another stream used it after it was freed (`Tensor.record_stream`); 0: none.
     """
 
     nbytes: int
@@ -69,12 +70,12 @@ class Allocation:
 
     @property
     def bucket(self) -> Bucket:
-        """The part of the report in which it counts: that of its role; else activations, if forward keeps it for backward;
-        else workspace, which includes recomputed tensors."""
+        """The bucket of the report in which it counts: the bucket of its role; without a role, activations if forward
+        keeps it for backward, else workspace. Workspace includes recomputed tensors."""
         return _BUCKET_OF_ROLE.get(self.role) or ("activations" if self.kept else "workspace")
 
     def alive(self, tick: int) -> bool:
-        """Whether the storage exists after everything that happens at `tick`."""
+        """Whether the storage is allocated after all events of `tick`."""
         return self.allocated_tick <= tick < self.freed_tick
 
 

@@ -1,7 +1,7 @@
 """The allocations of a ledger in columns: five arrays instead of an object for each. No torch here.
 
-Hundreds of allocations have everything in common except size, ticks and module (a kind, in `kinds`), and many have the
-same module. A query about an attribute is computed once for each kind, and one array operation gives the results to
+Hundreds of allocations differ only in size, ticks and module; they are of one kind (`kinds`). Many allocations have the
+same module. A query about an attribute is computed once for each kind. One array operation then gives the results for
 all allocations.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KIND_FIELDS = tuple(
     each.name for each in fields(Allocation) if each.name not in ("nbytes", "allocated_tick", "freed_tick", "module")
 )
-"""What two allocations of one kind have in common."""
+"""The attributes that are equal for all allocations of one kind."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -32,8 +32,8 @@ class Columns:
         nbytes, allocated_tick, freed_tick: int64.
         module: position in `modules`, int32.
         kind: position in `kinds`, int32.
-        modules: names, each once.
-        kinds: everything else, as allocations of no bytes and no module.
+        modules: the names of modules, each name once.
+        kinds: all other attributes, as allocations with no bytes and no module.
     """
 
     nbytes: NDArray[np.int64]
@@ -49,19 +49,19 @@ class Columns:
 
     @property
     def block_bytes(self) -> NDArray[np.int64]:
-        """Bytes of each that `torch.cuda.memory_allocated` counts."""
+        """For each allocation, the bytes that `torch.cuda.memory_allocated` counts."""
         from axmem_trace.ledger.allocation import BLOCK_BYTES
 
         return -(-self.nbytes // BLOCK_BYTES) * BLOCK_BYTES
 
     def where(self, question: Callable[[Allocation], bool]) -> NDArray[np.bool_]:
-        """For each allocation, whether something is true that only depends on its kind: `where(lambda a: a.role == "x")`."""
+        """For each allocation, the answer to a question about its kind: `where(lambda a: a.role == "x")`."""
         import numpy as np
 
         return np.fromiter(map(question, self.kinds), dtype=bool, count=len(self.kinds))[self.kind]
 
     def codes(self, question: Callable[[Allocation], int]) -> NDArray[np.int64]:
-        """A number for each allocation that only depends on its kind."""
+        """For each allocation, a number that depends only on its kind."""
         import numpy as np
 
         return np.fromiter(map(question, self.kinds), dtype=np.int64, count=len(self.kinds))[self.kind]
@@ -82,7 +82,8 @@ class Columns:
         )
 
     def sum_by_module(self, indices: NDArray[np.intp], sizes: NDArray[np.int64]) -> dict[str, int]:
-        """The sizes of the allocations at these positions, summed by module; modules without any are left out."""
+        """The sizes of the allocations at these positions, summed by module. Modules without allocations are left
+        out."""
         import numpy as np
 
         sums = np.zeros(len(self.modules), dtype=np.int64)
@@ -118,7 +119,7 @@ def make_columns(items: Iterable[Any]) -> Columns:
 
 
 class Allocations(Sequence[Allocation]):
-    """Columns, read as a sequence of `Allocation`s, each made when it is read."""
+    """A sequence of `Allocation`s over columns. Each object is made when it is read."""
 
     __slots__ = ("_made", "columns")
 
@@ -140,7 +141,7 @@ class Allocations(Sequence[Allocation]):
 
     @property
     def made(self) -> tuple[Allocation, ...]:
-        """All of them as objects, made once."""
+        """All allocations as objects; they are made only once."""
         if len(self._made) != len(self.columns):
             self._made = tuple(self._make_all())
         return self._made

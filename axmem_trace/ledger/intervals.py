@@ -1,4 +1,5 @@
-"""From one mark to the next: the only place that walks a level (allocated, active, reserved bytes) phase by phase.
+"""Intervals from one mark to the next. Only this module follows a level (allocated, active or reserved bytes) phase by
+phase.
 
 No torch here.
 """
@@ -19,7 +20,7 @@ SpanKey = tuple[Phase, int]
 
 
 class Interval(NamedTuple):
-    """What happens between two marks, by positions in a sequence of events: from `start` to before `end`."""
+    """The events between two marks: those at the positions from `start` to before `end` in a sequence of events."""
 
     mark: Mark
     start: int
@@ -32,12 +33,12 @@ class Interval(NamedTuple):
 
 
 class Height(NamedTuple):
-    """How high a level was in a interval.
+    """The height of a level in an interval.
 
     Attributes:
-        begin_bytes: when the interval began.
-        high_bytes: the highest level after an event of it; 0 without events.
-        position: the first event with which it was reached; -1 without events.
+        begin_bytes: the level when the interval began.
+        high_bytes: the highest level after one of its events; 0 without events.
+        position: the first event after which the level was that high; -1 without events.
     """
 
     interval: Interval
@@ -58,7 +59,7 @@ def measure_heights(
 
     Args:
         levels: bytes after each event.
-        begins: bytes when each interval begins; None: those after the event before it.
+        begins: bytes at the beginning of each interval; None: the bytes after the event before it.
     """
     for number, interval in enumerate(intervals):
         _, start, end = interval

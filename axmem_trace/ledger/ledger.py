@@ -1,10 +1,10 @@
-"""The facts of a run: when each storage is allocated and freed, and the queries. No torch here.
+"""The facts of a run (when each storage is allocated and freed), and the queries on them. No torch here.
 
-The recorder writes `Allocation`s; nothing in them is interpreted. Buckets, timelines and peaks are pure functions of a
-frozen `Ledger`, so they can be tested on five allocations made by hand.
+The recorder writes `Allocation`s, which contain no interpretation. Buckets, timelines and peaks are pure functions of a
+frozen `Ledger`. So they can be tested with five allocations that are written by hand.
 
 Time is counted in *ticks*: each allocation and each free is one tick, in the order in which they happened. There are no
-seconds here.
+seconds.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class Moment:
 
 
 class Moves(NamedTuple):
-    """Allocations and frees on the GPU in order of time; of one tick, in the order of the ledger.
+    """Allocations and frees on the GPU, in order of time. Those of the same tick are in the order of the ledger.
 
     Attributes:
         ticks: int64.
         indices: positions of the allocations, int64.
-        frees: whether each is a free, bool.
+        frees: for each, whether it is a free, bool.
     """
 
     ticks: NDArray[np.int64]
@@ -112,7 +112,7 @@ class Ledger:
         columns = self.columns
         on_gpu = columns.where(lambda kind: kind.device == "gpu")
         allocated, freed = np.flatnonzero(on_gpu), np.flatnonzero(on_gpu & (columns.freed_tick != NEVER))
-        # one number for each, which sorts fast: tick, then position, then 1 for a free
+        # one number for each, so that sorting is fast: tick, then position, then 1 for a free
         width = max(1, 2 * len(columns))
         codes = [
             columns.allocated_tick[allocated] * width + 2 * allocated,
@@ -124,7 +124,7 @@ class Ledger:
     def moves(self) -> Iterator[tuple[int, int, int]]:
         """Allocations and frees on the GPU in order of time: (tick, position of the allocation, 1 if it is freed).
 
-        The same as `events`, without an object for each.
+        The same as `events`, without making an object for each.
         """
         ticks, indices, frees = self.moved
         return zip(ticks.tolist(), indices.tolist(), frees.astype(int).tolist(), strict=True)
@@ -157,14 +157,13 @@ class Ledger:
 
     @cached_property
     def levels(self) -> tuple[array[int], array[int]]:
-        """Ticks of the allocations and frees on the GPU, and the live bytes after each: the curve to draw."""
+        """Ticks of the allocations and frees on the GPU, and the live bytes after each: the points of a chart."""
         return array("q", self.moved.ticks.tobytes()), array("q", self.live_bytes.tobytes())
 
     @cached_property
     def intervals(self) -> tuple[Interval, ...]:
-        """From each mark to the next, in order of time; what happens at a mark's tick is part of its interval.
-
-        Positions are those in `moves`.
+        """The intervals from each mark to the next, in order of time. An event at a mark's tick is part of the mark's
+        interval. Positions are those in `moves`.
         """
         ticks, marks = self.moved.ticks, self._marks
         if not marks or marks[0].tick > 0:
@@ -174,7 +173,7 @@ class Ledger:
 
     @cached_property
     def timeline(self) -> tuple[Moment, ...]:
-        """Live GPU bytes after each allocation or free, as objects; `levels` is faster if bytes are enough."""
+        """Live GPU bytes after each allocation or free, as objects. `levels` is faster and has the bytes only."""
         moments, position, mark, marks = [], 0, BEFORE_ALL, self._marks
         for (tick, index, _), live in zip(self.moves(), self.levels[1], strict=True):
             while position < len(marks) and marks[position].tick <= tick:
@@ -193,10 +192,12 @@ class Ledger:
         return tuple(moments)
 
     def peak(self, *, phase: Phase | None = None, step: int | None = None) -> Moment:
-        """The point with the most live bytes, in the whole recording or in one phase or step; the first of equal ones.
+        """The moment with the most live bytes, in the whole recording or in one phase or step. Of equal moments, the
+        first.
 
-        A phase begins with what is alive when it begins (at the tick before its mark, in no module), as after
-        `torch.cuda.reset_peak_memory_stats`; of equal ones, a point at which something happened is preferred.
+        The level at the beginning of a phase counts too (at the tick before its mark, in no module), as after
+        `torch.cuda.reset_peak_memory_stats`. If that level equals the level after an event, the event's moment is
+        returned.
         """
         moments = [m for m in self._peaks if phase in (None, m.phase) and step in (None, m.step)]
         if not moments:
@@ -205,7 +206,8 @@ class Ledger:
 
     @cached_property
     def _peaks(self) -> tuple[Moment, ...]:
-        """The highest point between each two marks, in order of time; last, those that are the level at the beginning."""
+        """The highest moment of each interval between two marks, in order of time. At the end of the list are those
+        that are the level at the beginning."""
         found, inherited = [], []
         for interval, begin, high, position in measure_heights(self.intervals, self.live_bytes):
             mark = interval.mark
@@ -226,7 +228,7 @@ class Ledger:
         return (*found, *inherited)
 
     def alive_at(self, tick: int) -> tuple[Allocation, ...]:
-        """What is alive on the GPU at a tick."""
+        """The allocations that are alive on the GPU at a tick."""
         columns = self.columns
         alive = columns.alive(tick) & columns.where(lambda kind: kind.device == "gpu")
         return tuple(self.allocations[index] for index in alive.nonzero()[0].tolist())
@@ -237,17 +239,18 @@ class Ledger:
         return int(self.live_bytes[position - 1]) if position else 0
 
     def by(self, key: Callable[[Allocation], K], *, tick: int) -> dict[K, int]:
-        """Block bytes alive at `tick`, summed by any key: `by(lambda a: a.bucket, tick=peak.tick)`."""
+        """Block bytes alive at `tick`, summed by a key of your choice: `by(lambda a: a.bucket, tick=peak.tick)`."""
         return sum_by((key(allocation), allocation.block_bytes) for allocation in self.alive_at(tick))
 
     def by_bucket(self, tick: int) -> dict[Bucket, int]:
-        """Block bytes alive at `tick` in each bucket; all buckets are present and add up to `allocated_at(tick)`."""
+        """Block bytes alive at `tick` in each bucket. All buckets are present, and their sum is
+        `allocated_at(tick)`."""
         found = self.by(lambda allocation: allocation.bucket, tick=tick)
         return {bucket: found.get(bucket, 0) for bucket in BUCKETS}
 
 
 def sum_by(pairs: Iterable[tuple[K, int]]) -> dict[K, int]:
-    """Sums the second members by the first."""
+    """Sums the second members of the pairs by the first members."""
     totals: dict[K, int] = {}
     for key, nbytes in pairs:
         totals[key] = totals.get(key, 0) + nbytes

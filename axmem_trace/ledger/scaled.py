@@ -1,7 +1,8 @@
-"""A run's ledger for any number of rows, from recordings with a few numbers. No torch here.
+"""A run's ledger for any number of rows, computed from recordings with a few numbers of rows. No torch here.
 
-All tensors of a batch grow with its rows on a straight line, and everything else keeps its size. Kernels' workspaces may
-grow in steps; so each recording beyond the second checks that every size is on the line.
+The size of each tensor of a batch is a linear function of the number of rows; everything else keeps its size. But
+workspaces of kernels may grow in steps. So each recording after the second is used to check that every size is on the
+line.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class NotOnALine(Exception):
-    """The recordings are not of one run that grows in step with its rows; the message says why."""
+    """The sizes are not linear functions of the number of rows; the message says why."""
 
 
 class ScaledLedger:
-    """Ledgers by number of rows: those recorded, and others on the straight line through them.
+    """Ledgers by number of rows: the recorded ones, and others on the straight line through them.
 
     Args:
         recorded: at least three; their events must be the same.
@@ -48,7 +49,7 @@ class ScaledLedger:
             raise NotOnALine("a size grows in steps")
 
     def at(self, rows: int) -> Ledger:
-        """The ledger with so many rows.
+        """The ledger for this number of rows.
 
         Raises:
             NotOnALine: a size would be negative.
@@ -63,7 +64,8 @@ class ScaledLedger:
         return self._made[rows]
 
     def peak_bytes(self, rows: int) -> int:
-        """Of the ledger with so many rows, the most live bytes on the GPU, in blocks: `at(rows).peak().allocated_bytes`."""
+        """The most live bytes on the GPU for this number of rows, in whole blocks:
+        `at(rows).peak().allocated_bytes`."""
         import numpy as np
 
         moved = self._recorded[self._first].moved

@@ -30,17 +30,17 @@ class Span:
     peak_tick: int = NEVER
     """`NEVER`: the peak is the level at its beginning."""
     peak_allocation: Allocation | None = None
-    """The allocation with which the peak was reached."""
+    """The allocation that raised the level to the peak."""
     end_bytes: int = 0
 
     @property
     def key(self) -> SpanKey:
-        """Phase and step, as the reservation's peaks are keyed."""
+        """Phase and step: the same key as in the reservation's peaks."""
         return self.phase, self.step
 
     @property
     def buckets(self) -> dict[Bucket, int]:
-        """Block bytes alive at its peak, of each bucket."""
+        """Block bytes of each bucket that are alive at its peak."""
         return dict(zip(BUCKETS, self.peak_live, strict=True))
 
 
@@ -53,13 +53,13 @@ class Survey:
 
     @property
     def peak(self) -> Span:
-        """The span with the most live bytes; of equal ones, the first that reached them."""
+        """The span with the most live bytes; of equal spans, the one that reached them first."""
         ranked = sorted(self.spans.values(), key=lambda span: (-span.peak_bytes, span.peak_tick))
         return ranked[0] if ranked else Span(phase="load", step=0)
 
 
 def survey(ledger: Ledger) -> Survey:
-    """The peak of each phase of each step, and the bytes of each bucket then."""
+    """The peak of each phase of each step, and the bytes of each bucket at that time."""
     found, reached = Survey(ledger), dict[SpanKey, int]()
     for interval, begin, high, position in measure_heights(ledger.intervals, ledger.live_bytes):
         span = found.spans.setdefault(interval.key, Span(phase=interval.mark.phase, step=interval.mark.step))
@@ -77,7 +77,7 @@ def survey(ledger: Ledger) -> Survey:
 
 
 def _live_by_bucket(ledger: Ledger, positions: list[int]) -> list[tuple[int, ...]]:
-    """Live bytes of each bucket after the first so many moves, for several numbers of moves."""
+    """Live bytes of each bucket after the first N moves, for each N in `positions`."""
     import numpy as np
 
     _, indices, frees = ledger.moved
@@ -94,14 +94,15 @@ def _live_by_bucket(ledger: Ledger, positions: list[int]) -> list[tuple[int, ...
 
 
 def most_alive(columns: Columns, chosen: NDArray[np.bool_]) -> tuple[int, NDArray[np.intp]]:
-    """The most raw bytes of chosen allocations alive at one time, and their positions; the first of equal points."""
+    """The most raw bytes of the chosen allocations that are alive at the same time, and the positions of these
+    allocations. Of equal moments, the first."""
     import numpy as np
 
     indices = np.flatnonzero(chosen)
     ends = indices[columns.freed_tick[indices] != NEVER]
     ticks = np.concatenate([columns.allocated_tick[indices], columns.freed_tick[ends]])
     deltas = np.concatenate([columns.nbytes[indices], -columns.nbytes[ends]])
-    order = np.lexsort((deltas, ticks))  # at one tick frees (negative) come first, as in `Allocation.alive`
+    order = np.lexsort((deltas, ticks))  # at the same tick, frees (negative) come first, as in `Allocation.alive`
     levels = np.cumsum(deltas[order])
     if not len(levels) or levels.max() <= 0:
         return 0, indices[:0]

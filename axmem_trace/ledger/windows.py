@@ -1,7 +1,7 @@
 """Parts of a ledger that were recorded again with other sizes. No torch here.
 
-The same events with other sizes: then every allocation has the same position in both, and its size is known in both.
-What happens again later in a ledger (another micro-batch, another step) has the sizes of its first time.
+If both recordings have the same events, every allocation has the same position in both, so its size is known in both.
+Events that are repeated later in a ledger (another micro-batch, another step) have the same sizes as the first time.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class BatchWindows:
     """The parts of a recording whose sizes depend on the batches.
 
     Attributes:
-        placing: the batches of the first step are made and copied to the GPU.
-        passes: forward and backward of its first micro-batch; begins where `placing` ends.
-        evaluations: the loops of evaluation.
+        placing: the window in which the batches of the first step are made and copied to the GPU.
+        passes: forward and backward of the first micro-batch of that step; it begins where `placing` ends.
+        evaluations: the evaluation loops.
     """
 
     placing: Window
@@ -61,8 +61,8 @@ def allocated_in(ledger: Ledger, window: Window) -> Positions:
 
 
 def have_same_events(one: Ledger, first: Window, other: Ledger, second: Window) -> bool:
-    """Whether two windows differ in nothing but sizes: the same allocations, frees, marks and emptied caches in the same
-    order, by the same operators in the same modules."""
+    """Whether two windows differ only in sizes: they have the same allocations, frees, marks and `empty_cache` calls,
+    in the same order, by the same operators in the same modules."""
     import numpy as np
 
     mine, theirs = _events_of(one, first), _events_of(other, second)
@@ -78,8 +78,9 @@ def have_same_events(one: Ledger, first: Window, other: Ledger, second: Window) 
 
 
 def _events_of(ledger: Ledger, window: Window) -> tuple[object, tuple[NDArray[np.int64], ...]]:
-    """Ticks counted from the window's start: marks and emptied caches; when its allocations begin and end, and when
-    earlier ones end. What ends after the window counts as never freed."""
+    """The window's events, with ticks counted from its start. First the marks and `empty_cache` calls; then the ticks
+    at which its allocations are allocated and freed, and at which earlier ones are freed. An allocation that is freed
+    after the window counts as never freed."""
     import numpy as np
 
     start, end = window
@@ -93,11 +94,12 @@ def _events_of(ledger: Ledger, window: Window) -> tuple[object, tuple[NDArray[np
 
 
 def find_sources(ledger: Ledger, windows: BatchWindows) -> Positions:
-    """For each allocation, the position of the one whose size it has with any batch: of one in a window its own, of one in
-    another micro-batch or step that of the same allocation in the first; -1: its size does not depend on the batch.
+    """For each allocation, the position of its source: the allocation that has the same size with any batch. In a
+    window, an allocation is its own source. In another micro-batch or step, the source is the same allocation of the
+    first one. -1: the size does not depend on the batch.
 
     Raises:
-        CannotReuse: another micro-batch did something else than the first.
+        CannotReuse: another micro-batch has other events than the first.
     """
     import numpy as np
 
@@ -121,7 +123,8 @@ def find_sources(ledger: Ledger, windows: BatchWindows) -> Positions:
 
 
 def _later_batches(ledger: Ledger, windows: BatchWindows) -> Iterator[tuple[Mark, Window]]:
-    """Each later micro-batch of any step: the mark of its forward, and its ticks up to the next micro-batch or optimizer."""
+    """Each later micro-batch of any step: the mark of its forward, and its window up to the next micro-batch or
+    optimizer."""
     marks = sorted((mark for mark in ledger.marks if mark.tick > windows.passes.start), key=lambda mark: mark.tick)
     seen: set[tuple[int, int]] = {(1, 0)}
     for number, mark in enumerate(marks):
@@ -138,10 +141,10 @@ def _ends_batch(mark: Mark, batch: tuple[int, int]) -> bool:
 
 
 def _pair(ledger: Ledger, again: Sequence[int], first: Sequence[int]) -> list[int]:
-    """For each allocation of a later micro-batch, the same one of the first.
+    """For each allocation of a later micro-batch, the same allocation of the first micro-batch.
 
-    They come in the same order. The first alone may have made gradients (later ones are added to them), and what stays for
-    ever (cuBLAS's workspace, a cache).
+    Both have the same order. Only the first micro-batch may allocate gradients (later gradients are added to them) and
+    blocks that are never freed (cuBLAS's workspace, a cache).
     """
     columns = ledger.columns
     kinds, codes, modules = columns.kinds, columns.kind.tolist(), columns.module.tolist()
@@ -150,7 +153,8 @@ def _pair(ledger: Ledger, again: Sequence[int], first: Sequence[int]) -> list[in
     is_gradient = [kind.role == "gradient" for kind in kinds]
 
     def are_same(later: int, earlier: int) -> bool:
-        """A gradient is listed under the parameter's module, whoever made it."""
+        """Whether they are the same allocation. A gradient always has the parameter's module, whichever module
+        allocated it."""
         same = nbytes[later] == nbytes[earlier] and facts[codes[later]] == facts[codes[earlier]]
         return same and (modules[later] == modules[earlier] or is_gradient[codes[earlier]])
 
