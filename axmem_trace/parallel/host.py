@@ -1,4 +1,4 @@
-"""Host memory of one rank: what an engine keeps there, and what passes through it."""
+"""Host memory of one rank: tensors that an engine keeps there, or copies through it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from axmem_trace.tracing.recorder import Recorder
 
 
 def copies_on_host(model: nn.Module, recorder: Recorder) -> dict[int, torch.Tensor]:
-    """A tensor that is not pinned for each parameter, by the parameter's `id`; a tied one once."""
+    """For each parameter, a host tensor that is not pinned, by the parameter's `id`. A tied parameter has one."""
     host, copies = HostMemory(recorder), {}
     for name, parameter in model.named_parameters():
         with recorder.in_module(module_of(name)):
@@ -23,11 +23,11 @@ def copies_on_host(model: nn.Module, recorder: Recorder) -> dict[int, torch.Tens
 
 @dataclass(frozen=True, slots=True)
 class HostMemory:
-    """Makes tensors that count as host memory while they are alive.
+    """Makes tensors that count as host memory as long as they are alive.
 
     Attributes:
-        pins: blocks are pinned: PyTorch allocates them in powers of two (2.13, ATen/core/CachingHostAllocator.h,
-            `allocate`).
+        pins: whether blocks are pinned. PyTorch allocates pinned blocks in powers of two (2.13,
+            ATen/core/CachingHostAllocator.h, `allocate`).
     """
 
     recorder: Recorder
@@ -36,7 +36,7 @@ class HostMemory:
     def empty(self, elements: int, dtype: torch.dtype, *, role: Role = "") -> torch.Tensor:
         """A flat tensor on the host.
 
-        `pin_memory` copies: the block that is not pinned is freed when the pinned one is filled.
+        `pin_memory` makes a copy: the block that is not pinned is freed when the pinned block is filled.
         """
         passing = self.pageable(elements, dtype)
         if self.pins:
@@ -45,7 +45,7 @@ class HostMemory:
         return passing
 
     def parameter(self, elements: int, dtype: torch.dtype) -> nn.Parameter:
-        """A parameter on the host, for the optimizer to step on."""
+        """A parameter on the host, which the optimizer updates."""
         return nn.Parameter(self.empty(elements, dtype, role="optimizer"))
 
     def copy_of(self, tensor: torch.Tensor) -> torch.Tensor:

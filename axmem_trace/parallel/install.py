@@ -47,12 +47,13 @@ Prepare = Callable[[BuiltModel], "RankModel | None"]
 
 @contextmanager
 def open_ranks(recipe: Recipe, recording: RecordingMode, *, rank: int | None = None) -> Iterator[Prepare]:
-    """While open, this process is one rank of the run; the yielded function divides a built model among the ranks.
+    """While open, this process is one rank of the run. The yielded function wraps or shards a built model.
 
-    With an engine that is not modelled, and with one GPU, nothing is opened and nothing is divided.
+    With one GPU, or with an engine that is not modelled, nothing is opened and nothing is sharded.
 
     Args:
-        rank: None: the one that holds the most: ZeRO-1 and 2 choose it, otherwise it is rank 0.
+        rank: None: the rank that needs the most memory, which ZeRO-1 and 2 choose themselves; with other engines, rank
+            0.
     """
     parallel, recorder = recipe.parallel, recording.recorder
     if parallel.engine not in (*ENGINES, *ZERO_ENGINES):
@@ -77,13 +78,13 @@ def open_ranks(recipe: Recipe, recording: RecordingMode, *, rank: int | None = N
 
 @contextmanager
 def records_ranks(recorder: Recorder) -> Iterator[None]:
-    """Let the recorder see what the engines do below PyTorch's operators."""
+    """Lets the recorder see calls of the engines that are not PyTorch operators."""
     with resizes_recorded(recorder), shapes_planned_unseen(recorder), gathers_recorded(recorder):
         yield
 
 
 def divide(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, rank: int | None = None) -> RankModel:
-    """Wraps the model as accelerate's `prepare` does, and records that as the end of loading."""
+    """Wraps the model as accelerate's `prepare` does. This is recorded as the end of loading."""
     recorder = recording.recorder
     reference = divide_reference(recipe, recording, built.reference)
     recorder.mark("load", 0)
@@ -148,7 +149,7 @@ def _with_tensor(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankM
     facts = describe_rank(built.facts, _tensors_of_rank(built), sharded=sharded_names(model))
     warm_up(recorder, recipe, sum(fact.nbytes for fact in facts.tensors))
     _register_whole(recorder, built)
-    cast_as_axolotl(model, recipe, experts_quantised=False)  # again: a run casts the divided model
+    cast_as_axolotl(model, recipe, experts_quantised=False)  # again: a run casts the sharded model
     _register_whole(recorder, built)
     return RankModel(
         call=model,
@@ -195,7 +196,8 @@ def _with_fsdp1(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankMo
 
 
 def _arrival(recipe: Recipe, recorder: Recorder) -> Callable[[nn.Module], None]:
-    """Records that a module's parameters are moved to the GPU before they are flattened; nothing if they are there."""
+    """Records that a module's parameters are moved to the GPU before they are flattened. Does nothing if they are there
+    already."""
 
     def arrive(module: nn.Module) -> None:
         for each in (*module._parameters.values(), *module._buffers.values()):
@@ -206,12 +208,12 @@ def _arrival(recipe: Recipe, recorder: Recorder) -> Callable[[nn.Module], None]:
 
 
 def _tensors_of_rank(built: BuiltModel) -> dict[str, torch.Tensor]:
-    """Tensors by name; each rank has full quantisation states."""
+    """This rank's tensors by name. Each rank has the full quantisation states."""
     return local_tensors(built.module) | {state.name: state.tensor for state in built.state_tensors}
 
 
 def _register_whole(recorder: Recorder, built: BuiltModel) -> None:
-    """The whole model, or this rank's parts of it, are on this rank's GPU."""
+    """Registers the whole model, or this rank's parts of it, on this rank's GPU."""
     tensors = _tensors_of_rank(built)
     for fact in built.facts.tensors:
         recorder.register(tensors[fact.name], role=fact.role, module=fact.module, device=fact.device)

@@ -1,4 +1,4 @@
-"""The memory of one rank between steps: the facts of a model whose tensors are divided."""
+"""The memory of one rank between steps: the facts of a sharded model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from axmem_trace.tracing.tensors import local_part
 
 @dataclass(frozen=True, slots=True)
 class FlatShard:
-    """FSDP1's shard of one unit: a part of all its parameters, one after the other."""
+    """FSDP1's shard of one unit: a part of the unit's parameters, one after the other."""
 
     module: str
     role: Literal["weight", "adapter"]
     tensor: torch.Tensor
     parts: Mapping[str, int]
-    """Elements of it that belong to each parameter, by plain name."""
+    """How many of its elements belong to each parameter, by plain name."""
     is_part: bool = True
-    """False: every rank has all of it."""
+    """False: every rank has the full tensor."""
 
 
 def local_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -34,7 +34,7 @@ def local_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def sharded_names(model: nn.Module) -> frozenset[str]:
-    """Parameters that FSDP2 or tensor parallelism has divided, by plain name."""
+    """Parameters that FSDP2 or tensor parallelism has sharded, by plain name."""
     from torch.distributed.tensor import DTensor
 
     return frozenset(
@@ -68,14 +68,14 @@ def describe_rank(
     shards: Sequence[FlatShard] = (),
     sharded: frozenset[str] = frozenset(),
 ) -> ModelFacts:
-    """The facts of the whole model, with this rank's bytes and elements; the numbers of weights stay those of the whole
+    """The facts of the model with the bytes and elements of this rank. The numbers of weights stay those of the whole
     model.
 
     Args:
-        facts: of the model before it was divided.
-        tensors: this rank's, by plain name; for FSDP1 the flat shards count instead.
-        shards: FSDP1's flat ones. Their padding is a separate row.
-        sharded: names of the tensors that are parts; every rank has the others whole.
+        facts: those of the model before it was sharded.
+        tensors: this rank's tensors, by plain name. With FSDP1, the flat shards count instead.
+        shards: FSDP1's flat shards. Their padding is a separate row.
+        sharded: names of the sharded tensors; every rank has the other tensors in full.
     """
     parts = {name: (shard, count) for shard in shards for name, count in shard.parts.items()}
     rows: list[TensorFact] = []
@@ -94,7 +94,7 @@ def describe_rank(
 
 
 def with_parameters_on_host(facts: ModelFacts) -> ModelFacts:
-    """The facts if all parameters are in host memory; buffers stay on the GPU."""
+    """The facts with all parameters in host memory; buffers stay on the GPU."""
     rows = (replace(fact, device="cpu") if fact.kind == "parameter" else fact for fact in facts.tensors)
     return replace(facts, tensors=tuple(rows))
 

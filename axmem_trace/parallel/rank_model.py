@@ -1,4 +1,4 @@
-"""`RankModel`: how a step differs if the model is one rank's part of a distributed one."""
+"""`RankModel`: how a step differs if the model is one rank's part of a distributed model."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ class Engine(Protocol):
     """An engine that runs backward and the optimizer itself."""
 
     def backward(self, loss: torch.Tensor) -> None:
-        """In place of `loss.backward()`."""
+        """Called instead of `loss.backward()`."""
 
     def step(self) -> torch.Tensor | None:
-        """Clips, steps and drops the gradients. Returns their norm."""
+        """Clips the gradients, updates the weights and drops the gradients. Returns the norm of the gradients."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankModel:
-    """What the step needs of an engine.
+    """What a training step needs to know about an engine.
 
     Attributes:
-        call: the outermost wrapper, whose forward is the model's.
-        facts: of this rank.
-        reference: the forward of a second model that has a wrapper of its own; None: it is whole, or there is none.
-        groups: ranks that hold parts of equal sizes, rank 0 in the first group; empty if the recorded rank is the one that
-            holds the most.
-        shards: FSDP1's flat ones, which hold several parameters each.
-        without_sync: open during a micro-batch whose gradients are not reduced.
-        with_optimizer: called with this object and the optimizer once that is made, if the engine changes it; returns the
-            object to use from then on.
+        call: the outermost wrapper; its forward runs the model's forward.
+        facts: those of this rank.
+        reference: the forward of a second model with a separate wrapper; None: that model is not sharded, or there is
+            none.
+        groups: groups of ranks whose shards have equal sizes; rank 0 is in the first. Empty if the recorded rank is the
+            one that needs the most memory.
+        shards: FSDP1's flat shards; each contains several parameters.
+        without_sync: a context that is open during a micro-batch whose gradients are not reduced.
+        with_optimizer: called with this object and the optimizer as soon as the optimizer is made, if the engine
+            changes it. Returns the object to use from then on.
         save: gathers the model to save it; None: no rank gathers anything.
-        engine: runs backward and the step, if the engine has functions of its own for that.
-        before_repeat: called in place of the forward and backward passes of the second step, which are those of the first:
-            does what the engine does once before them. None: its second step is another one.
+        engine: runs backward and the optimizer, if the engine has its own functions for them.
+        before_repeat: called before the passes of the first step are repeated as those of the second step. It runs what
+            the engine does once before the second step. None: the second step differs from the first.
         clip: clips the gradients (parameters, largest norm) and returns the norm; set if the engine has its own function.
     """
 

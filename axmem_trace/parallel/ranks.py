@@ -1,8 +1,8 @@
-"""Which ranks hold parts of other sizes, and which of them are recorded.
+"""Groups of ranks whose shards have equal sizes, and which of these groups are recorded.
 
-FSDP2 divides the first dimension of a parameter: 97 rows on 8 ranks are 13 on each of the first 7 and 6 on the last (torch
-2.14 `distributed/fsdp/_fully_shard/_fsdp_param.py`, `torch.chunk`). FSDP1 divides a unit's parameters, one after the other
-in one flat tensor, so almost every rank has parts of other parameters (`_flat_param.py`, `_ShardParamInfo`).
+FSDP2 shards the first dimension of a parameter. With 97 rows and 8 ranks, the first 7 ranks have 13 rows each and the
+last has 6 (torch 2.14 `distributed/fsdp/_fully_shard/_fsdp_param.py`, `torch.chunk`). FSDP1 shards one flat tensor with
+all parameters of a unit. So almost every rank has parts of different parameters (`_flat_param.py`, `_ShardParamInfo`).
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from axmem_trace.ledger import block_bytes
 from axmem_trace.recipe.parallel import Parallel
 
 MAX_RECORDED = 3
-"""Groups of ranks that are recorded, rank 0 included. Each takes as long as the first."""
+"""The largest number of groups that are recorded, including the group of rank 0. Each recording takes as long as the
+first."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankGroup:
-    """Ranks that hold parts of equal sizes.
+    """Ranks whose shards have equal sizes.
 
     Attributes:
         ranks: in order.
-        nbytes: of the trained parts, in blocks; what depends on them is largest where this is.
-        recorded: False: too many groups differ, and none of these ranks holds more than a recorded one.
+        nbytes: bytes of the shards of trainable parameters, in whole blocks. Memory that depends on these shards is
+            largest in the group with the largest value.
+        recorded: False: there are too many groups, and no rank of this one needs more memory than a recorded rank.
     """
 
     ranks: tuple[int, ...]
@@ -41,7 +43,8 @@ def all_alike(num_ranks: int) -> tuple[RankGroup, ...]:
 
 
 def group_fsdp2(model: nn.Module, parallel: Parallel) -> tuple[RankGroup, ...]:
-    """Groups of equal local shapes of trained parameters; shards of frozen ones are padded to the same size."""
+    """Groups of ranks with equal local shapes of trainable parameters. Shards of frozen parameters are padded to the
+    same size."""
     from torch.distributed.tensor import DTensor
 
     rows = [
@@ -58,7 +61,7 @@ def group_fsdp2(model: nn.Module, parallel: Parallel) -> tuple[RankGroup, ...]:
 
 
 def rows_of_shard(rows: int, num_shards: int, shard: int) -> int:
-    """Rows of one chunk of `torch.chunk`.
+    """The number of rows in one chunk of `torch.chunk`.
 
     >>> [rows_of_shard(97, 8, shard) for shard in range(8)]
     [13, 13, 13, 13, 13, 13, 13, 6]
@@ -70,7 +73,7 @@ def rows_of_shard(rows: int, num_shards: int, shard: int) -> int:
 
 
 def group_fsdp1(wrapped: Any, parallel: Parallel) -> tuple[RankGroup, ...]:
-    """Groups of equal parts of trained parameters in the flat shards."""
+    """Groups of ranks whose flat shards contain equal numbers of trainable elements."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     units = []
@@ -92,7 +95,7 @@ def group_fsdp1(wrapped: Any, parallel: Parallel) -> tuple[RankGroup, ...]:
 
 
 def _intervals(flat: Any) -> Iterator[tuple[int, int]]:
-    """Where each parameter is in the unit's whole flat tensor; padding is between them."""
+    """The range of each parameter in the unit's full flat tensor. Between the ranges is padding."""
     start = 0
     for size, is_padding in zip(flat._numels_with_padding, flat._is_padding_mask, strict=True):
         if not is_padding:
@@ -101,7 +104,8 @@ def _intervals(flat: Any) -> Iterator[tuple[int, int]]:
 
 
 def _group(parallel: Parallel, parts: Callable[[int], list[int]]) -> tuple[RankGroup, ...]:
-    """Groups of ranks with equal parts. If only rank 0 reads the weights, and sends them, it is a separate group."""
+    """Groups of ranks with equal parts. If only rank 0 reads the weights and sends them to the others, it is a separate
+    group."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for rank in range(parallel.num_gpus):
         sends = reads_weights(parallel, rank)
@@ -112,15 +116,15 @@ def _group(parallel: Parallel, parts: Callable[[int], list[int]]) -> tuple[RankG
 
 
 def reads_weights(parallel: Parallel, rank: int) -> bool:
-    """Whether this rank alone reads the weights on the host: the first of each machine (axolotl 0.21 `loaders/model.py`
-    `_build_model`), or rank 0 if the weights are staged (`loaders/nf4.py`)."""
+    """Whether this rank reads the weights into host memory and the others do not: the first rank of each machine
+    (axolotl 0.21 `loaders/model.py` `_build_model`), or rank 0 if the weights are staged (`loaders/nf4.py`)."""
     per_machine = parallel.num_gpus // parallel.num_nodes
     first = rank == 0 if parallel.fsdp.stages_packed else rank % per_machine == 0
     return parallel.fsdp.loads_on_host and first
 
 
 def choose_recorded(groups: Sequence[RankGroup]) -> tuple[RankGroup, ...]:
-    """The groups, with those marked that are recorded: that of rank 0, the largest, and the last."""
+    """The groups, in which those to record are marked: the group of rank 0, the largest group, and the last group."""
     if len(groups) <= MAX_RECORDED:
         return tuple(groups)
     largest = max(groups, key=lambda group: group.nbytes)

@@ -1,4 +1,4 @@
-"""A second model among the ranks: TRL gives it a wrapper of its own, before the policy gets its.
+"""A second model in a run with several ranks: TRL wraps it separately, before the policy is wrapped.
 
 Source: TRL 1.14.1 `models/utils.py` `prepare_fsdp`, called in `__init__` of the DPO, KTO and GRPO trainers; torch 2.14
 `distributed/fsdp/_fully_shard/_fully_shard.py` `fully_shard` (`_move_states_to_device`). Under DDP accelerate only moves
@@ -26,13 +26,13 @@ Forward = Callable[..., Any]
 
 
 def divide_reference(recipe: Recipe, recording: RecordingMode, model: nn.Module | None) -> Forward | None:
-    """Shards the model among the ranks, as part of loading.
+    """Shards the model across the ranks, as part of loading.
 
-    FSDP2: one unit for the whole model, so that a forward gathers all of it. FSDP1: units as of the policy. ZeRO-1 and 2:
-    an engine of stage 0, which only casts the model to the dtype of the run. ZeRO-3: parts, as of the policy.
+    FSDP2: the whole model is one unit, so a forward gathers all of it. FSDP1: the same units as in the policy. ZeRO-1
+    and 2: an engine of stage 0, which only casts the model to the dtype of the run. ZeRO-3: sharded like the policy.
 
     Returns:
-        The forward to call; None if it is the model's own, or there is no model.
+        The forward to call; None if it is the model's own forward, or if there is no model.
     """
     engine = recipe.parallel.engine
     if model is None or engine in ("none", "ddp"):
@@ -67,7 +67,7 @@ def _shard_whole(model: nn.Module, recipe: Recipe, *, device_type: str) -> None:
 
 
 def _arrive(recorder: Recorder, module: nn.Module) -> None:
-    """The module's tensors are moved to the GPU as they are, before they are divided."""
+    """Records that the module's full tensors are moved to the GPU before they are sharded."""
     for tensor in (*module._parameters.values(), *module._buffers.values()):
         if tensor is not None:
             recorder.register(tensor, role="reference")

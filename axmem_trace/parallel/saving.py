@@ -1,4 +1,4 @@
-"""Saving a divided model as a whole: what a rank gathers on its GPU, and what rank 0 collects on the host.
+"""Saving a sharded model as a whole: the gathers on each rank's GPU, and the copies in rank 0's host memory.
 
 Source: axolotl 0.21.0 `train.py` `save_trained_model` (line 334), `integrations/expert_parallel/shard.py`
 `save_fsdp2_lora_adapter`; transformers 5.20 `trainer.py` `save_model` (4057); accelerate 1.15 `accelerator.py`
@@ -25,7 +25,8 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 
 @torch.no_grad()
 def save_fsdp2(recipe: Recipe, recorder: Recorder, model: nn.Module) -> None:
-    """The whole model tensor by tensor, for rank 0's host; of a model with adapters these alone at the end."""
+    """Gathers the whole model, tensor by tensor, for rank 0's host memory. In a model with adapters, only the adapters
+    are saved at the end."""
     if recipe.parallel.fsdp.saves_whole:
         _gather_all(recipe, recorder, model)
     elif recipe.adapter.kind != "none":
@@ -40,13 +41,13 @@ def _gather_all(recipe: Recipe, recorder: Recorder, model: nn.Module) -> None:
             continue
         with recorder.in_module(module_of(name)):
             whole = _whole(value, offloaded=recipe.parallel.fsdp.offload_params)
-            if is_first:  # on the others it is dropped at once
+            if is_first:  # the other ranks drop it immediately
                 saved.append(host.copy_of(whole))
             del whole
 
 
 def _gather_adapters(recipe: Recipe, recorder: Recorder, model: nn.Module) -> None:
-    """All of them are whole on the GPU of each rank before they are written."""
+    """Gathers all adapters in full on the GPU of each rank before they are written."""
     offloaded = recipe.parallel.fsdp.offload_params
     whole: list[tuple[str, torch.Tensor]] = []
     for name, parameter in model.named_parameters():
@@ -62,8 +63,9 @@ def _gather_adapters(recipe: Recipe, recorder: Recorder, model: nn.Module) -> No
 
 
 def _whole(value: Any, *, offloaded: bool) -> torch.Tensor:
-    """All rows, of the parts of all ranks: the last ranks' parts may be padded (torch 2.14 `distributed/tensor/
-    placement_types.py` `_to_replicate_tensor`). A part on the host is copied to the GPU first."""
+    """The full tensor, with the rows of all ranks' shards. The shards of the last ranks may be padded (torch 2.14
+    `_to_replicate_tensor` in `distributed/tensor/placement_types.py`). A shard on the host is first copied to the
+    GPU."""
     from torch.distributed.tensor import DTensor
 
     if not isinstance(value, DTensor):
@@ -83,8 +85,8 @@ def _whole(value: Any, *, offloaded: bool) -> torch.Tensor:
 
 @torch.no_grad()
 def save_zero3(recipe: Recipe, recorder: Recorder, model: nn.Module, parts: Parts) -> None:
-    """Module by module: its own parameters are gathered, and rank 0 copies them to the host. Frozen parameters of a model
-    with adapters are gathered and not copied."""
+    """Gathers the parameters of one module after the other, and rank 0 copies them to the host. Frozen parameters of a
+    model with adapters are gathered, but not copied."""
     if not recipe.parallel.zero.gathers_on_save:
         return
     host, is_first = HostMemory(recorder), dist.get_rank() == 0
@@ -104,7 +106,7 @@ def save_zero3(recipe: Recipe, recorder: Recorder, model: nn.Module, parts: Part
 
 @torch.no_grad()
 def save_replicated(recorder: Recorder, model: nn.Module) -> None:
-    """ZeRO-1 and 2: each rank copies the whole state dict to its host before rank 0 writes it."""
+    """ZeRO-1 and 2: each rank copies the whole state dict to host memory before rank 0 writes it."""
     host = HostMemory(recorder)
     saved = [host.copy_of(each) for each in model.state_dict().values() if isinstance(each, torch.Tensor)]
     del saved

@@ -1,7 +1,9 @@
-"""Tensor parallelism: transformers' own plan for the model, on meta; with more ranks than it needs, its FSDP2 as well.
+"""Tensor parallelism: transformers' own plan for the model, on meta. With more ranks than the plan uses, transformers'
+FSDP2 too.
 
-axolotl from 0.20 on passes a `DistributedConfig` to `from_pretrained`, which divides the model before its weights are read:
-each rank reads its parts only. What has no plan (norms, the embedding) is whole on each rank of a tensor-parallel group.
+From 0.20 on, axolotl passes a `DistributedConfig` to `from_pretrained`. It shards the model before the weights are
+read, so each rank reads only its shards. Each rank of a tensor-parallel group has the full parameters that are not in
+the plan (norms, the embedding).
 
 Source: axolotl 0.21 `loaders/model.py` `_build_model`, `monkeypatch/accelerate/tp.py`; transformers 5.20.1
 `distributed/mixin.py` `maybe_distribute_model`, `distributed/tensor_parallel.py`, `distributed/fsdp.py`; accelerate 1.15
@@ -32,13 +34,13 @@ _AXES = ("pp", "fsdp", "tp")
 
 
 def shard_model(model: nn.Module, recipe: Recipe, *, device_type: str = "meta") -> None:
-    """Divides the parameters by the model's plan, and replaces the forwards of the modules that exchange, in place.
+    """Shards the parameters by the model's plan, and replaces the forwards of the modules with collectives, in place.
 
     Args:
-        device_type: `meta`; `cpu` divides real tensors among real processes.
+        device_type: `meta`, or `cpu` to shard real tensors across real processes.
 
     Raises:
-        ConfigError: transformers has no plan for this model, or the model can't be divided by it.
+        ConfigError: transformers has no plan for this model, or can't shard the model by its plan.
     """
     from transformers.distributed.configuration_utils import DistributedConfig
 
@@ -62,10 +64,10 @@ def shard_model(model: nn.Module, recipe: Recipe, *, device_type: str = "meta") 
 
 
 def _as_loader_takes_it(dense: Any, recipe: Recipe) -> Any:
-    """The mesh in the form of the installed transformers.
+    """The mesh in the form that the installed transformers expects.
 
     Raises:
-        ConfigError: it can't combine tensor parallelism with FSDP2.
+        ConfigError: this transformers can't combine tensor parallelism with FSDP2.
     """
     import transformers
     from transformers.distributed import utils
@@ -86,8 +88,8 @@ def _as_loader_takes_it(dense: Any, recipe: Recipe) -> Any:
 
 
 def _refuse_mixed_units(model: nn.Module) -> None:
-    """FSDP2 refuses trained parameters of several dtypes in a unit (torch 2.14 `_fsdp_param_group.py` `_init_mp_dtypes`), as
-    where axolotl leaves norms in fp32."""
+    """Refuses a unit whose trainable parameters have several dtypes, for example because axolotl leaves norms in fp32.
+    FSDP2 fails with it (torch 2.14 `_fsdp_param_group.py` `_init_mp_dtypes`)."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():
@@ -120,7 +122,7 @@ def _refuse_without_plan(model: Any, mesh: Mesh) -> None:
 
 
 def _drop_whole_tensors(model: nn.Module) -> None:
-    """A part of a real tensor may be a view of it; a run reads only the part."""
+    """Copies shards that are views of full tensors, to free the full tensors. A run reads only the shards."""
     from torch.distributed.tensor import DTensor
 
     for parameter in model.parameters():
@@ -131,8 +133,8 @@ def _drop_whole_tensors(model: nn.Module) -> None:
 
 
 def replicate_rest(model: nn.Module, mesh: Any) -> None:
-    """Parameters that have no plan become DTensors too, which each rank holds whole: an optimizer refuses a mixture. Their
-    modules compute with plain tensors (axolotl `replicate_plain_params_for_tp`)."""
+    """Makes the parameters without a plan replicated DTensors, because an optimizer refuses a mixture. Their modules
+    compute with plain tensors (axolotl `replicate_plain_params_for_tp`)."""
     from torch.distributed.tensor import DTensor, Replicate
     from transformers.distributed.tensor_parallel import TensorParallelLayer
 
@@ -145,7 +147,7 @@ def replicate_rest(model: nn.Module, mesh: Any) -> None:
         for name, parameter in list(module.named_parameters(recurse=False)):
             if isinstance(parameter, DTensor):
                 continue
-            if "forward" not in vars(module):  # a module of the plan has a forward of its own
+            if "forward" not in vars(module):  # a module of the plan has its own forward
                 style.install_forward(module, mesh)
             whole = DTensor.from_local(parameter.data, mesh, [Replicate()], run_check=False)
             setattr(module, name, nn.Parameter(whole, requires_grad=parameter.requires_grad))
@@ -153,8 +155,8 @@ def replicate_rest(model: nn.Module, mesh: Any) -> None:
 
 @contextmanager
 def gradients_summed_by_hooks() -> Iterator[None]:
-    """Norms between divided layers: axolotl sums the gradient of this backward, in a copy, where transformers sums what has
-    been accumulated (`_patch_replicated_grad_all_reduce`)."""
+    """For norms between sharded layers: axolotl all-reduces a copy of the gradient of this backward. transformers
+    itself all-reduces the accumulated gradient (`_patch_replicated_grad_all_reduce`)."""
     from transformers.distributed import tensor_parallel
 
     with ExitStack() as stack:
@@ -190,7 +192,8 @@ def _sum_by_hooks(style: Any, module: nn.Module, mesh: Any) -> nn.Module:
 
 
 def group_ranks(model: nn.Module, parallel: Parallel) -> tuple[RankGroup, ...]:
-    """Groups of ranks whose trained parts have equal sizes: an axis may divide a dimension unevenly."""
+    """Groups of ranks whose shards of trainable parameters have equal sizes: an axis may divide a dimension
+    unevenly."""
     trained = [each for each in model.parameters() if each.requires_grad]
     groups: dict[tuple[int, ...], list[int]] = {}
     for rank in range(parallel.num_gpus):
@@ -199,7 +202,8 @@ def group_ranks(model: nn.Module, parallel: Parallel) -> tuple[RankGroup, ...]:
 
 
 def _bytes_on(parameter: nn.Parameter, rank: int, mesh: Mesh) -> int:
-    """Bytes of a parameter on a rank: the axes of its mesh divide it, from the first to the last."""
+    """Bytes of a parameter on a rank. The axes of the parameter's mesh divide it one after the other, the first axis
+    first."""
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 

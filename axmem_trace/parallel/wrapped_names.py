@@ -1,9 +1,9 @@
-"""Names of modules and parameters in a wrapped model, as they are without the wrappers."""
+"""Names of modules and parameters in a wrapped model, without the parts that wrappers add."""
 
 CHECKPOINT_PREFIX, FSDP1_PREFIX = "_checkpoint_wrapped_module", "_fsdp_wrapped_module"
 WRAPPERS = (CHECKPOINT_PREFIX, FSDP1_PREFIX)
-"""Names that wrappers put into the path of what they wrap (torch/distributed/algorithms/_checkpoint/
-checkpoint_wrapper.py, torch/distributed/fsdp/_common_utils.py)."""
+"""Names that wrappers put into the path of the wrapped module (`checkpoint_wrapper.py` in
+torch/distributed/algorithms/_checkpoint; torch/distributed/fsdp/_common_utils.py)."""
 
 
 def plain_name(name: str) -> str:
@@ -16,7 +16,7 @@ def plain_name(name: str) -> str:
 
 
 def module_of(name: str) -> str:
-    """The module of a parameter, by the dotted names of both, without the parts that wrappers add.
+    """The dotted name of a parameter's module, without the parts that wrappers add.
 
     >>> module_of("model.layers.0._checkpoint_wrapped_module.mlp.up_proj.weight")
     'model.layers.0.mlp.up_proj'

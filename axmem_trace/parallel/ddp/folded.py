@@ -1,9 +1,10 @@
-"""DDP around a model whose repeated layers are traced once: buckets are those of the whole model.
+"""DDP around a model whose repeated layers are traced once: the buckets are those of the whole model.
 
-DDP's buckets end anywhere in a layer, so they can't be divided into layers. But they only depend on the parameters, their
-order, and the order in which gradients come. So DDP is made twice more, around placeholders of the parameters: those of
-the whole model, whose buckets and broadcasts are recorded, and those of the short model, which must allocate exactly what
-the real one does. Gradients of placeholders come in the order of the real backward, completed by the missing layers.
+A DDP bucket may end in the middle of a layer, so buckets can't be divided into layers. But they depend only on the
+parameters, their order, and the order of the gradients. So DDP is made twice more, around placeholders of the
+parameters. The first uses placeholders of the whole model; its buckets and broadcasts are recorded. The second uses
+placeholders of the short model; it must allocate exactly the same as the real DDP around the short model. The gradients
+of placeholders arrive in the order of the real backward, to which the missing layers are added.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from axmem_trace.tracing.recording_mode import RecordingMode
 
 
 class NamedTensor(NamedTuple):
-    """A parameter or buffer by its name."""
+    """A parameter or buffer, and its name."""
 
     name: str
     tensor: torch.Tensor
@@ -33,14 +34,14 @@ class NamedTensor(NamedTuple):
 def wrap_short_model(
     model: nn.Module, ddp: Ddp, recorder: Recorder, repetition: Repetition
 ) -> tuple[Any, Callable[[], None]]:
-    """The short model inside DDP. What the recorder sees of DDP are the buckets of the whole model.
+    """The short model inside DDP. The recorder gets the buckets of the whole model.
 
     Returns:
-        The wrapper, and a function that makes the buckets again, as the second step does before its first forward pass.
+        The wrapper; and a function that rebuilds the buckets, as the second step does before its first forward pass.
 
     Raises:
-        CannotFold: the parameters or their gradients are not ordered layer by layer, or the real DDP allocates something
-            else than that of the placeholders.
+        CannotFold: the parameters or their gradients are not ordered layer by layer, or the real DDP and the DDP of the
+            placeholders have different allocations.
     """
     parameters = [NamedTensor(*each) for each in model.named_parameters()]
     buffers = [NamedTensor(*each) for each in model.named_buffers()]
@@ -77,7 +78,7 @@ def wrap_short_model(
 
 
 class _Placeholders:
-    """Parameters and buffers of the same shapes as a model's, inside DDP."""
+    """Parameters and buffers with the same shapes as those of a model, inside DDP."""
 
     def __init__(
         self, parameters: Sequence[NamedTensor], buffers: Sequence[NamedTensor], ddp: Ddp, recorder: Recorder
@@ -90,16 +91,17 @@ class _Placeholders:
             for number, (_, tensor) in enumerate(buffers):
                 module.register_buffer(f"buffer_{number}", _like(tensor))
         for tensor in (*module.parameters(), *module.buffers()):
-            recorder.leave_out(tensor)  # DDP broadcasts a tensor of over 250 MiB itself, in place of a copy
+            recorder.leave_out(tensor)  # DDP broadcasts a tensor of over 250 MiB without a copy
         self.wrapped = wrap_model(module, ddp)
 
     def forward(self, real: Any) -> None:
-        """What DDP does around a forward pass, with or without a reduction in its backward, as the real one."""
+        """Runs DDP's code before and after a forward pass. Whether its backward reduces gradients is as in the real
+        DDP."""
         self.wrapped.require_backward_grad_sync = real.require_backward_grad_sync
         self.wrapped()
 
     def reduce(self, names: Sequence[str], recorder: Recorder) -> None:
-        """Gradients come in this order, and are reduced."""
+        """Passes the gradients to DDP in this order; DDP reduces them."""
         with recorder.paused():
             for name in names:
                 parameter = self.parameters[name]
@@ -115,7 +117,7 @@ class _Nothing(nn.Module):
 
 
 class _Aside:
-    """Records aside what the real DDP allocates, and then that its placeholders allocate the same."""
+    """Keeps the allocations of the real DDP out of the record, and checks that its placeholders allocate the same."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -123,10 +125,10 @@ class _Aside:
 
     @contextmanager
     def compared(self, *, again: bool = False) -> Iterator[None]:
-        """Open for the real one, then `again` for the placeholders.
+        """Open for the real DDP; then, with `again`, for the placeholders.
 
         Raises:
-            CannotFold: they differ.
+            CannotFold: the allocations differ.
         """
         with self._recorder.paused(), self._modes[again]:
             yield
@@ -162,7 +164,8 @@ def _watch_gradients(parameters: Sequence[NamedTensor], wrapped: Any) -> list[st
 
 
 def _call_before_forward(wrapped: Any, aside: _Aside, call: Callable[[], None]) -> None:
-    """`call` is called each time after what DDP does before a forward pass, which is recorded aside."""
+    """Calls `call` each time after DDP's own code before a forward pass, whose allocations are kept out of the
+    record."""
     pre_forward = wrapped._pre_forward
 
     def pre_forward_aside(*inputs: Any, **kwargs: Any) -> Any:
@@ -179,6 +182,6 @@ def _whole(tensors: Sequence[NamedTensor], repetition: Repetition) -> tuple[Name
 
 
 def _whole_order(names: Sequence[str], repetition: Repetition) -> list[str]:
-    """The order of the whole model's gradients; backward goes down through the layers."""
+    """The order of the whole model's gradients. Backward runs from the last layer to the first."""
     from_below = [NamedTensor(name, torch.empty(0)) for name in reversed(names)]
     return [row.name for row in reversed(_whole(from_below, repetition))]

@@ -37,13 +37,13 @@ def wrap_model(model: nn.Module, ddp: Ddp) -> Any:
 
 
 def rebuild_buckets(wrapped: Any, recorder: Recorder) -> None:
-    """What the second step does before its first forward pass: buckets in the order of the gradients."""
+    """Rebuilds the buckets in the order of the gradients, as the second step does before its first forward pass."""
     with recorder.as_role("buckets"), _HostKeepsItsValues():
         wrapped.reducer._rebuild_buckets()
 
 
 class _SilentLogger:
-    """DDP's logger without its times: torch's C++ would warn on the process's stderr that meta has none
+    """DDP's logger without times. On meta there are none, and torch's C++ code would print a warning about it on stderr
     (torch 2.14, logger.cpp, `set_runtime_stats_and_log`)."""
 
     def __init__(self, logger: Any) -> None:
@@ -57,8 +57,8 @@ class _SilentLogger:
 
 
 def _finished(bucket: torch.Tensor) -> Any:
-    """A bucket is reduced in place, so the result is the bucket itself (reducer.cpp, `run_allreduce_hook`); the `fake`
-    group returns no work object to wait for."""
+    """A finished future with the bucket itself, because a bucket is reduced in place (reducer.cpp,
+    `run_allreduce_hook`). The `fake` group returns no work object to wait for."""
     future: Any = torch.futures.Future()
     future.set_result(bucket)
     return future
@@ -66,7 +66,8 @@ def _finished(bucket: torch.Tensor) -> Any:
 
 @contextmanager
 def ddp_runs_on_meta() -> Iterator[None]:
-    """Ranks compare the order of the buckets after the first step: here it is what this rank has."""
+    """After the first step, ranks compare the order of the buckets. Here this rank's order counts as that of all
+    ranks."""
     from torch.nn.parallel import DistributedDataParallel
 
     pre_forward = DistributedDataParallel._pre_forward
@@ -81,7 +82,8 @@ def ddp_runs_on_meta() -> Iterator[None]:
 
 @contextmanager
 def shapes_agree() -> Iterator[None]:
-    """Ranks compare the shapes of their parameters when DDP is made: here they are what this rank has."""
+    """When DDP is made, ranks compare the shapes of their parameters. Here this rank's shapes count as those of all
+    ranks."""
     from torch.nn.parallel import distributed
 
     with replaced(distributed, "_verify_param_shape_across_processes", _send_shapes):
@@ -89,13 +91,13 @@ def shapes_agree() -> Iterator[None]:
 
 
 def _send_shapes(process_group: Any, parameters: Any, logger: Any = None) -> None:
-    """Sizes and strides of all parameters, which go to the GPU to be sent (reducer.cpp,
+    """Copies the sizes and strides of all parameters to the GPU and broadcasts them (reducer.cpp,
     `verify_params_across_processes`)."""
     torch.empty(2 * sum(parameter.dim() for parameter in parameters), dtype=torch.int64, device=parameters[0].device)
 
 
 class _HostKeepsItsValues(TorchDispatchMode):
-    """A copy from meta to the host changes nothing there: the result is what this rank had sent."""
+    """Ignores copies from meta to the host: the host tensor already has this rank's values, and they are the result."""
 
     @called_by_libraries
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,5 +1,5 @@
-"""What a recorder must know if many ranks share a model: storages that change their size in place, and operators that only
-calculate shapes."""
+"""What a recorder must know if a model is sharded across ranks: storages that change their size in place, and operators
+that only calculate shapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from axmem_trace.tracing.recorder import Recorder
 
 @contextmanager
 def resizes_recorded(recorder: Recorder) -> Iterator[None]:
-    """FSDP frees and allocates gathered parameters by `UntypedStorage.resize_`, which is no operator."""
+    """Records `UntypedStorage.resize_`, by which FSDP frees and allocates gathered parameters. It is not an
+    operator."""
     resize = torch.UntypedStorage.resize_
 
     def resize_and_record(storage: torch.UntypedStorage, size: int) -> Any:
@@ -30,8 +31,8 @@ def resizes_recorded(recorder: Recorder) -> Iterator[None]:
 
 @contextmanager
 def shapes_planned_unseen(recorder: Recorder) -> Iterator[None]:
-    """DTensor calculates shapes with fake tensors of the global size, which no GPU ever holds (torch/distributed/tensor/
-    _sharding_prop.py, `_propagate_tensor_meta_non_cached`)."""
+    """Does not record the fake tensors of the global size with which DTensor calculates shapes: no GPU allocates them
+    (torch/distributed/tensor/_sharding_prop.py, `_propagate_tensor_meta_non_cached`)."""
     from torch.distributed.tensor._sharding_prop import ShardingPropagator
 
     plan = ShardingPropagator._propagate_tensor_meta_non_cached
@@ -46,7 +47,7 @@ def shapes_planned_unseen(recorder: Recorder) -> Iterator[None]:
 
 @contextmanager
 def gathers_recorded(recorder: Recorder) -> Iterator[None]:
-    """Gathered parameters, and DDP's buckets, are workspace in every phase."""
+    """Gives gathered parameters and DDP's buckets separate roles, so that they count as workspace in every phase."""
     from torch.distributed.fsdp._flat_param import FlatParamHandle
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
     from torch.nn.parallel import DistributedDataParallel
@@ -74,8 +75,8 @@ def gathers_recorded(recorder: Recorder) -> Iterator[None]:
 
 @contextmanager
 def streams_recorded(recorder: Recorder) -> Iterator[None]:
-    """FSDP1 only records the stream that works on a tensor for tensors on GPUs (torch/distributed/fsdp/_common_utils.py,
-    `_no_dispatch_record_stream`); here meta counts as a GPU."""
+    """Makes FSDP1 call `record_stream` on meta too. It does so only for tensors on GPUs
+    (torch/distributed/fsdp/_common_utils.py, `_no_dispatch_record_stream`)."""
     from torch.distributed.fsdp import _flat_param, _runtime_utils
 
     def record_stream(tensor: torch.Tensor, stream: Any) -> None:

@@ -1,4 +1,4 @@
-"""One rank of many in this process: PyTorch's `fake` process group, whose collectives return immediately, on meta."""
+"""One rank of many in this process, on meta: PyTorch's `fake` process group, whose collectives return immediately."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from axmem_trace.tracing.rules import Rules
 
 
 def exchange_rules() -> Rules:
-    """The result of an exchange is wrapped until it is waited for, and then used itself. On meta torch would make a new
-    tensor for each of these (torch 2.14 `distributed/_functional_collectives.py`, `_wait_tensor_meta` and the meta kernel
-    of `_wrap_tensor_autograd`)."""
+    """Rules for the result of a collective: it is wrapped until it is waited for, and then the same tensor is used. On
+    meta, torch would make a new tensor for each of the two (torch 2.14 `distributed/_functional_collectives.py`,
+    `_wait_tensor_meta` and the meta kernel of `_wrap_tensor_autograd`)."""
     rules, ops = Rules(), torch.ops._c10d_functional
     rules.dispatch(ops.wait_tensor.default)(_wait)
     if hasattr(ops, "_wrap_tensor_autograd"):
@@ -39,7 +39,7 @@ def _wrap(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[s
 
 @contextmanager
 def collectives_recorded(recorder: Recorder, start: Callable[[], None]) -> Iterator[None]:
-    """`start` is called with each exchange among ranks that the recorder sees: PyTorch's are operators (`c10d::`)."""
+    """Calls `start` at each collective that the recorder sees: PyTorch's collectives are operators (`c10d::`)."""
     before, recorder.on_collective = recorder.on_collective, start
     try:
         yield
@@ -49,7 +49,7 @@ def collectives_recorded(recorder: Recorder, start: Callable[[], None]) -> Itera
 
 @contextmanager
 def open_process_group(recorder: Recorder, *, rank: int, num_ranks: int) -> Iterator[Streams]:
-    """While open, this process is `rank` of `num_ranks`, and meta tensors have streams that the recorder knows of.
+    """While open, this process is `rank` of `num_ranks`, and meta tensors have streams that the recorder knows.
 
     Source: torch/testing/_internal/distributed/fake_pg.py; torch/distributed/device_mesh.py, `_get_device_handle`.
 
@@ -64,7 +64,7 @@ def open_process_group(recorder: Recorder, *, rank: int, num_ranks: int) -> Iter
     with ExitStack() as stack:
         stack.enter_context(replaced(torch, "meta", DeviceModule(streams, num_ranks), new=True))
         stack.enter_context(collectives_recorded(recorder, streams.start_collective))
-        stack.enter_context(replaced(sys, "excepthook", sys.excepthook))  # torch puts its own around it, for good
+        stack.enter_context(replaced(sys, "excepthook", sys.excepthook))  # torch replaces it, and never restores it
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_ranks)
         stack.callback(dist.destroy_process_group)
         _forget_layouts()
@@ -72,7 +72,7 @@ def open_process_group(recorder: Recorder, *, rank: int, num_ranks: int) -> Iter
 
 
 def _forget_layouts() -> None:
-    """DTensor remembers layouts, with the groups of the rank that they were calculated for."""
+    """Clears DTensor's cache of layouts: they contain process groups of the rank for which they were calculated."""
     from torch.distributed.tensor import debug
 
     clear = getattr(debug, "_clear_sharding_prop_cache", None)

@@ -1,9 +1,9 @@
 """Streams and events for meta tensors. Nothing runs on them; they determine on which stream a block is allocated.
 
 PyTorch's distributed code gets streams from the device's module (`torch.cuda` on a GPU; `_get_device_handle`,
-torch/distributed/device_mesh.py). For meta tensors `DeviceModule` replaces it. The host is assumed to run far ahead of
-the GPU, as it does in training: work on a stream is certainly done only after the host has waited for an event that was
-recorded after it.
+torch/distributed/device_mesh.py). For meta tensors, `DeviceModule` replaces this module. The host is assumed to run far
+ahead of the GPU, as it does in training. So work on a stream counts as done only when the host has waited for an event
+that was recorded after this work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 DEFAULT_STREAM = 0
-"""The number of the stream that compute runs on."""
+"""The number of the compute stream."""
 
 
 class Stream:
@@ -26,20 +26,21 @@ class Stream:
         self.number = number
 
     def wait_stream(self, other: Stream) -> None:
-        """Work put on this stream from now on starts after the other stream's work so far is done."""
+        """Work that is queued on this stream from now on starts after all work that is now queued on the other
+        stream."""
         self._streams.order(self.number, other.number, self._streams.now())
 
     def wait_event(self, event: Event) -> None:
-        """Work put on this stream from now on starts after the event."""
+        """Work that is queued on this stream from now on starts after the event."""
         self._streams.order(self.number, event.stream, event.moment)
 
     def record_event(self, event: Event | None = None) -> Event:
-        """An event after all work put on this stream so far."""
+        """An event after all work that is now queued on this stream."""
         return (event or Event(self._streams)).record(self)
 
     def is_capturing(self) -> bool:
-        """Whether a CUDA graph is recorded: never. Adam calls this on a machine with a GPU (torch 2.14 `optim/optimizer.py`,
-        `_accelerator_graph_capture_health_check`)."""
+        """Always False: no CUDA graph is recorded. Adam calls this on a machine with a GPU (torch 2.14
+        `optim/optimizer.py`, `_accelerator_graph_capture_health_check`)."""
         return False
 
     def synchronize(self) -> None:
@@ -48,20 +49,20 @@ class Stream:
 
 
 class Event:
-    """A point in the work of a stream."""
+    """A point in the queue of a stream."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
         self.stream, self.moment = DEFAULT_STREAM, 0
 
     def record(self, stream: Stream | None = None) -> Event:
-        """The event is after all work put on the stream so far."""
+        """Sets the event after all work that is now queued on the stream."""
         self.stream = (stream or self._streams.current).number
         self.moment = self._streams.now()
         return self
 
     def wait(self, stream: Stream | None = None) -> None:
-        """The stream, or the current one, waits for this event."""
+        """The stream (by default the current one) waits for this event."""
         (stream or self._streams.current).wait_event(self)
 
     def synchronize(self) -> None:
@@ -69,17 +70,17 @@ class Event:
         self._streams.wait(self.stream, self.moment)
 
     def query(self) -> bool:
-        """Whether the work is done: always true for the host, so no library waits in a loop."""
+        """Always True: the work is done. So no library waits for it in a loop."""
         return True
 
 
 class Streams:
-    """All streams of a process, and which waits for which.
+    """All streams of a process, and which stream waits for which.
 
     Args:
         now: the record's clock.
-        on_switch: called with the number of the stream that becomes the current one.
-        finished: called with a stream's number and a tick: work put on it until then is done.
+        on_switch: called with the number of the new current stream.
+        finished: called with a stream's number and a tick: the work that was queued on it until then is done.
     """
 
     def __init__(
@@ -90,7 +91,8 @@ class Streams:
         self.current = self.default
         self._count = 0
         self._waits: dict[int, list[tuple[int, int, int]]] = {}
-        """By stream: from which tick on it waits for which other stream's work until which tick."""
+        """By stream, a list of waits: the tick from which it waits, the other stream, and the tick until which that
+        stream's work must be done."""
         self._done: dict[int, int] = {}
         self._last_collective: tuple[int, int] | None = None
 
@@ -104,19 +106,19 @@ class Streams:
         return Event(self)
 
     def order(self, stream: int, other: int, moment: int) -> None:
-        """From now on, `stream` works only when the other's work until `moment` is done."""
+        """From now on, `stream` waits until the other stream has done its work up to the tick `moment`."""
         if stream != other and moment > self._done.get(other, 0):
             self._waits.setdefault(stream, []).append((self.now(), other, moment))
 
     def start_collective(self) -> None:
-        """The current stream exchanges with other ranks. A communicator does one exchange after the other, even on
+        """A collective starts on the current stream. A communicator runs one collective after the other, even on
         different streams (NCCL: src/enqueue.cc, `ncclStrongStream`)."""
         if self._last_collective is not None:
             self.order(self.current.number, *self._last_collective)
         self._last_collective = (self.current.number, self.now())
 
     def wait(self, stream: int, moment: int) -> None:
-        """The host waits: work put on the stream until then is done, and also the work that it waited for."""
+        """The host waits: the stream's work up to the tick `moment` is done, and also the work that it waited for."""
         if moment <= self._done.get(stream, 0):
             return
         self._done[stream] = moment
@@ -143,7 +145,7 @@ class Streams:
 
 
 class DeviceModule:
-    """For meta tensors what `torch.cuda` is for CUDA tensors."""
+    """The device module of meta tensors, as `torch.cuda` is that of CUDA tensors."""
 
     def __init__(self, streams: Streams, num_devices: int) -> None:
         self._streams, self._num_devices = streams, num_devices
@@ -154,11 +156,11 @@ class DeviceModule:
         return torch.device("meta")
 
     def device_count(self) -> int:
-        """GPUs of this machine."""
+        """The number of GPUs of this machine."""
         return self._num_devices
 
     def set_device(self, device: Any) -> None:
-        """There is only one."""
+        """Does nothing: there is only one device."""
 
     def is_available(self) -> bool:
         """Always."""

@@ -1,4 +1,4 @@
-"""FSDP1: PyTorch's own `FullyShardedDataParallel` on meta, with the preparation that accelerate and transformers make.
+"""FSDP1: PyTorch's own `FullyShardedDataParallel` on meta, prepared as in accelerate and transformers.
 
 Source: accelerate 1.13 and 1.15 `accelerator.py` `prepare_model`, `utils/dataclasses.py`; transformers 5.16
 `distributed/fsdp.py` `update_fsdp_plugin_peft`; peft 0.20 `utils/other.py` `fsdp_auto_wrap_policy`; torch 2.14
@@ -25,7 +25,7 @@ def wrap_model(model: nn.Module, recipe: Recipe, *, device: torch.device, arrive
     """The model inside FSDP1, with its layers as separate units.
 
     Args:
-        device: where the flat parameters are.
+        device: the device of the flat parameters.
         arrives: called with each module before its parameters are flattened, to move them to the GPU.
     """
     from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, ShardingStrategy
@@ -52,9 +52,9 @@ def wrap_model(model: nn.Module, recipe: Recipe, *, device: torch.device, arrive
 
 
 def checkpoint_units(wrapped: Any) -> None:
-    """Checkpointing runs around a unit, as it did when a model's forward called it with each of its layers
-    (`self._gradient_checkpointing_func(layer.__call__, ...)`, transformers until 4.52). Then a unit's hooks keep the
-    inputs that the recomputation detaches."""
+    """Makes checkpointing run around a unit. In transformers until 4.52, the model's forward called it with each layer
+    (`self._gradient_checkpointing_func(layer.__call__, ...)`). A unit's hooks then keep the inputs that the
+    recomputation detaches."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     class CheckpointedUnit(FullyShardedDataParallel):
@@ -72,7 +72,8 @@ def checkpoint_units(wrapped: Any) -> None:
 
 
 def upcast_trained(wrapped: Any) -> None:
-    """Under mixed precision the trained shards are kept in fp32 (`prepare_model`, "Upcasted low precision parameters")."""
+    """With mixed precision, the trainable shards are kept in fp32 (`prepare_model`, "Upcasted low precision
+    parameters")."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     units: list[Any] = FullyShardedDataParallel.fsdp_modules(wrapped)
@@ -84,7 +85,8 @@ def upcast_trained(wrapped: Any) -> None:
 
 
 def _make_policy(model: nn.Module, fsdp: Fsdp) -> Callable[..., bool]:
-    """Which modules become units; with adapters, also every leaf that trains (peft `fsdp_auto_wrap_policy`)."""
+    """The policy that decides which modules become units. With adapters, every trainable leaf module is a unit too
+    (peft `fsdp_auto_wrap_policy`)."""
     from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
     if fsdp.wrap == "size":
@@ -122,8 +124,9 @@ def _adapters(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def fsdp1_runs_on_meta() -> Iterator[None]:
-    """FSDP1 compares addresses to see whether two tensors are the same, and whether they have memory (`_same_storage`,
-    `_data_ptr_allocated`, `_catch_all_reshard`). Meta tensors have no address: that of the storage object is used."""
+    """Replaces FSDP1's comparisons of addresses, which find out whether two tensors are the same and whether they have
+    memory (`_same_storage`, `_data_ptr_allocated`, `_catch_all_reshard`). Meta tensors have no address, so the address
+    of the storage object is used."""
     from torch.distributed.fsdp import _flat_param
 
     data_ptr = torch.Tensor.data_ptr

@@ -1,4 +1,4 @@
-"""FSDP2: PyTorch's own `fully_shard` on meta, with the preparation that axolotl and accelerate make.
+"""FSDP2: PyTorch's own `fully_shard` on meta, prepared as in axolotl and accelerate.
 
 Source: axolotl 0.21 and 0.19 `monkeypatch/accelerate/fsdp2.py` `fsdp2_prepare_model`, `monkeypatch/fsdp2_qlora.py`,
 `utils/fp32_norms.py` `shard_norms_fp32`; accelerate 1.15 `accelerator.py` `_prepare_fsdp2`; torch 2.14
@@ -28,10 +28,10 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def shard_model(model: nn.Module, recipe: Recipe, *, device_type: str = "meta") -> None:
-    """Makes FSDP2 units of the model's layers, and one of the rest, in place.
+    """Makes each layer of the model an FSDP2 unit, and the rest another unit, in place.
 
     Args:
-        device_type: `meta`; `cpu` shards real tensors among real processes.
+        device_type: `meta`, or `cpu` to shard real tensors across real processes.
 
     Raises:
         ConfigError: the model has no layer of a class that the configuration names.
@@ -59,14 +59,15 @@ def shard_model(model: nn.Module, recipe: Recipe, *, device_type: str = "meta") 
 
 
 def make_mesh(mesh: Mesh, device_type: str) -> DeviceMesh:
-    """The mesh: the ranks that share one copy of the parameters, and, if there are several copies, these."""
+    """The device mesh: an axis of the ranks that share one copy of the parameters and, if there are several copies, an
+    axis of the copies."""
     if mesh.replicate > 1:
         return init_device_mesh(device_type, (mesh.replicate, mesh.num_shards), mesh_dim_names=("replicate", "shard"))
     return init_device_mesh(device_type, (mesh.num_shards,), mesh_dim_names=("shard",))
 
 
 def checkpoint_layers(model: nn.Module, is_unit: Callable[[nn.Module], bool]) -> None:
-    """FSDP's own activation checkpointing: each layer in a wrapper that is not reentrant (`fsdp2_apply_ac`)."""
+    """FSDP's own activation checkpointing: puts each layer into a wrapper that is not reentrant (`fsdp2_apply_ac`)."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 
     layers = [(name, module) for name, module in model.named_modules() if name and is_unit(module)]
@@ -98,7 +99,7 @@ def _dtype(name: str) -> torch.dtype | None:
 
 
 def _shard_norms(model: nn.Module, recipe: Recipe, options: Mapping[str, Any]) -> None:
-    """`fp32_norms`: each norm becomes a separate unit that computes in fp32."""
+    """`fp32_norms`: makes each norm a separate unit that computes in fp32."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     if not recipe.precision.fp32_norms:
@@ -109,8 +110,8 @@ def _shard_norms(model: nn.Module, recipe: Recipe, options: Mapping[str, Any]) -
 
 
 def _shard_adapter(module: nn.Module, options: Mapping[str, Any]) -> None:
-    """axolotl 0.19 `_process_lora_module_for_fsdp`: A, B and the magnitude of each adapted layer are units; an adapted
-    embedding is one as a whole."""
+    """axolotl 0.19 `_process_lora_module_for_fsdp`: A, B and the magnitude of each adapted layer become units. An
+    adapted embedding becomes one unit as a whole."""
     from peft.tuners.lora.layer import LoraLayer, ParamWrapper
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -125,7 +126,7 @@ def _shard_adapter(module: nn.Module, options: Mapping[str, Any]) -> None:
 
 @contextmanager
 def fsdp2_runs_on_meta() -> Iterator[None]:
-    """FSDP2 treats meta parameters as not filled yet, and refuses to run with them."""
+    """Lets FSDP2 run with meta parameters. FSDP2 itself refuses them, because it treats them as not loaded yet."""
     from torch.distributed.fsdp._fully_shard import _fsdp_param_group, _fully_shard
 
     group = _fsdp_param_group.FSDPParamGroup
@@ -142,7 +143,8 @@ def fsdp2_runs_on_meta() -> Iterator[None]:
 
 @contextmanager
 def packed_weights_kept() -> Iterator[None]:
-    """FSDP2 turns bitsandbytes' packed parameters into plain ones, which axolotl corrects (`monkeypatch/fsdp2_qlora.py`)."""
+    """Keeps bitsandbytes' packed parameters packed, as axolotl does (`monkeypatch/fsdp2_qlora.py`). FSDP2 itself makes
+    plain parameters of them."""
     from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 
     with ExitStack() as stack:
@@ -152,12 +154,12 @@ def packed_weights_kept() -> Iterator[None]:
 
 
 def _current_stream(device: Any = None) -> Any:
-    """Where a gather was not needed after all, FSDP2 gets the stream here, and not from the device's own module."""
+    """The current stream. FSDP2 gets it here, and not from the device module, if a prefetched gather was not needed."""
     return torch.meta.current_stream()  # type: ignore[attr-defined]
 
 
 def _with_packed(original: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """`original`, for packed weights too: they keep their states and their own dtype."""
+    """Makes `original` work with packed weights: they keep their states and their own dtype."""
 
     def init_sharded_param(self: Any, param: nn.Parameter, *args: Any, **kwargs: Any) -> Any:
         self.axmem_packing = _packing_of(param)
@@ -185,8 +187,8 @@ def _with_packed(original: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def _packing_of(parameter: Any) -> tuple[type[Any], dict[str, Any]] | None:
-    """The class of a packed parameter, and what it is made with, without its data; None: it is not packed. The parameter
-    itself must not be kept: its whole data would stay on the GPU."""
+    """The class of a packed parameter, and the arguments to make another one, without the data; None: it is not packed.
+    The parameter itself must not be kept, because its full data would stay on the GPU."""
     if hasattr(parameter, "quant_state"):
         names = ("quant_state", "blocksize", "compress_statistics", "quant_type", "quant_storage", "module")
         return type(parameter), {**{name: getattr(parameter, name) for name in names}, "bnb_quantized": True}
@@ -207,12 +209,13 @@ def load_shards(
     waiting: dict[int, torch.Tensor],
     offload: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
-    """Each full tensor is copied to the GPU, and this rank keeps its part (`fsdp2_load_full_state_dict`).
+    """Copies each full tensor to the GPU, and keeps this rank's shard of it (`fsdp2_load_full_state_dict`).
 
     Args:
-        recorder: the full tensors are on its device.
-        waiting: the weights on the host of a rank that reads them, by parameter; each is freed when it is sent.
-        offload: copies a part to the host (`offload_to_cpu`).
+        recorder: the full tensors are on its traced device.
+        waiting: the weights in host memory by parameter, on a rank that reads them. Each is freed when it has been
+            sent.
+        offload: copies a shard to the host (`offload_to_cpu`).
     """
     from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -1,11 +1,11 @@
 """FSDP2's `CPUOffloadPolicy` on meta: shards and gradients in host memory, with the copies between host and GPU.
 
-A meta tensor has no device, so what PyTorch does with `.to(device)`, `.cpu()` and `pin_memory()` is repeated here: the
-recorder counts a tensor as host memory while it is alive. All else is PyTorch's own code.
+A meta tensor has no device, so PyTorch's calls of `.to(device)`, `.cpu()` and `pin_memory()` are written again here:
+the recorder counts a tensor as host memory while it is alive. Everything else is PyTorch's own code.
 
 Source: torch 2.14 `distributed/fsdp/_fully_shard/_fsdp_param.py` `_init_sharded_param`, `reset_sharded_param`,
-`all_gather_inputs`; `_fsdp_collectives.py` `foreach_reduce`; ATen/native/TensorConversions.cpp `_to_copy` (a copy to the
-host that does not block is pinned).
+`all_gather_inputs`; `_fsdp_collectives.py` `foreach_reduce`; ATen/native/TensorConversions.cpp `_to_copy` (a
+non-blocking copy to the host is pinned).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def offloads_on_meta(recorder: Recorder) -> Iterator[None]:
 
     def init_on_host(self: Any, *args: Any, **kwargs: Any) -> None:
         param = args[0] if args else kwargs["param"]
-        is_filled = bool(recorder.allocation_tick(param))  # otherwise it is on meta in the run too
+        is_filled = bool(recorder.allocation_tick(param))  # otherwise it is on meta in a real run too
         init(self, *args, **kwargs)
         if self.offload_to_cpu and is_filled and self._sharded_param_data.is_meta:
             shard = self._sharded_param_data
@@ -77,7 +77,8 @@ def _host(recorder: Recorder, parameter: Any) -> HostMemory:
 
 
 def put_on_host(recorder: Recorder, parameter: Any) -> None:
-    """A shard arrives on the GPU, is copied to the host and, if that is requested, pinned (FSDP's own parameter object)."""
+    """Records that a shard (FSDP's own parameter object) arrives on the GPU, is copied to the host and, if requested,
+    pinned."""
     size, dtype = parameter.padded_sharded_param_size.numel(), parameter.sharded_param.dtype
     arriving = torch.empty(size, dtype=dtype, device=recorder.traced_device)
     shard = _host(recorder, parameter).empty(size, dtype, role="weight")
@@ -86,7 +87,7 @@ def put_on_host(recorder: Recorder, parameter: Any) -> None:
 
 
 def _set_shard(parameter: Any, flat: torch.Tensor) -> None:
-    """This flat tensor, of the padded size, is the shard from now on."""
+    """Makes this flat tensor, which has the padded size, the shard."""
     parameter._sharded_param_data = flat
     local: torch.Tensor = parameter.sharded_param._local_tensor
     rows = local.size(0) if local.numel() else 0
@@ -94,7 +95,8 @@ def _set_shard(parameter: Any, flat: torch.Tensor) -> None:
 
 
 def _reset(recorder: Recorder, parameter: Any) -> None:
-    """`reset_sharded_param`, which leaves meta tensors out: a shard that was loaded is padded and pinned, if it is not."""
+    """`reset_sharded_param`, which skips meta tensors: pads and pins a loaded shard, if it is not padded and pinned
+    already."""
     local: torch.Tensor = parameter.sharded_param._local_tensor
     if local.untyped_storage()._cdata == parameter._sharded_param_data.untyped_storage()._cdata:
         return
@@ -108,7 +110,7 @@ def _reset(recorder: Recorder, parameter: Any) -> None:
 
 @contextmanager
 def _copied_to_host(recorder: Recorder) -> Iterator[None]:
-    """While open, `Tensor.to` copies a meta tensor to the host if it is asked to."""
+    """While open, `Tensor.to("cpu")` copies a meta tensor to host memory of the record."""
     to: Callable[..., Any] = torch.Tensor.to
 
     def to_host(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -126,7 +128,7 @@ def _copied_to_host(recorder: Recorder) -> Iterator[None]:
 
 
 def copy_to_host(recorder: Recorder) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`Tensor.cpu` of a divided tensor, for one on meta too."""
+    """`Tensor.cpu` of a sharded tensor, which works on meta too."""
     from torch.distributed.tensor import DTensor
 
     if recorder.traced_device != "meta":
@@ -146,8 +148,8 @@ def copy_to_host(recorder: Recorder) -> Callable[[torch.Tensor], torch.Tensor]:
 def as_offloaded(rank_model: RankModel, recorder: Recorder) -> RankModel:
     """The same rank, with parameters, gradients and the optimizer in host memory."""
     text = (
-        "parameters, gradients and optimizer states wait in host memory: the optimizer steps on the CPU, and each gather "
-        "copies the rank's part to the GPU first"
+        "parameters, gradients and optimizer states are in host memory. The optimizer runs on the CPU, and each gather "
+        "first copies the rank's part to the GPU"
     )
     recorder.notes.append(Note(kind="traced", key="fsdp_config.offload_params", text=text))
     return replace(

@@ -1,4 +1,4 @@
-"""Adapters that become separate FSDP2 units, because a unit's trained parameters must share one dtype.
+"""Adapters that become separate FSDP2 units, because all trainable parameters of a unit must have the same dtype.
 
 Source: axolotl 0.21 `monkeypatch/accelerate/fsdp2_grouping.py` `plan_trainable_dtype_carveout`.
 """
@@ -12,10 +12,11 @@ from torch import nn
 
 
 def find_separate_adapters(unit: nn.Module) -> list[nn.Module]:
-    """Adapter parts of the unit whose dtype differs from that of its other trained parameters.
+    """The adapter parts of the unit whose dtype differs from that of its other trainable parameters.
 
-    Trained parameters outside adapters decide; if there are none, the dtype with the most parameters stays. Empty if there
-    is only one dtype, or if more than one would remain without the adapters.
+    The trainable parameters outside adapters decide which dtype stays in the unit. If there are none, it is the dtype
+    with the most parameters. Empty if there is only one dtype, or if more than one dtype would remain without the
+    adapters.
     """
     from torch.distributed.fsdp import FSDPModule
 
@@ -42,7 +43,7 @@ def find_separate_adapters(unit: nn.Module) -> list[nn.Module]:
 def _members(
     module: nn.Module, owner: nn.Module | None, unit_class: type, parent: nn.Module | None = None
 ) -> Iterator[tuple[nn.Module, nn.Module | None]]:
-    """Modules of a unit, each with the adapter part that it belongs to."""
+    """The modules of a unit, each with the adapter part to which it belongs."""
     yield module, owner
     for child in module.children():
         if not isinstance(child, unit_class):
@@ -50,7 +51,8 @@ def _members(
 
 
 def _as_adapter(child: nn.Module, holder: nn.Module, layer: nn.Module | None) -> nn.Module | None:
-    """An embedding's LoRA layer as a whole; else a factor of an adapted layer (a member of its `lora_A` and the like)."""
+    """The adapter part of a module: an embedding's LoRA layer as a whole; else one factor of an adapted layer (a member
+    of its `lora_A`, `lora_B`, ...)."""
     if getattr(child, "lora_embedding_A", None) or getattr(child, "lora_embedding_B", None):
         return child
     is_factor = any(getattr(layer, name, None) is holder for name in ("lora_A", "lora_B", "lora_magnitude_vector"))

@@ -1,4 +1,5 @@
-"""FSDP2's loading of packed weights that wait on rank 0's host: one tensor after the other, a part to each rank.
+"""FSDP2's loading of packed weights that are staged in rank 0's host memory: rank 0 sends a shard of each tensor to
+each rank, one tensor after the other.
 
 Source: axolotl 0.21 `monkeypatch/accelerate/fsdp2_nf4.py` `_distribute_nf4_state`, `loaders/nf4.py` `_load_nf4_model`.
 """
@@ -22,13 +23,15 @@ from axmem_trace.tracing.tensors import local_part
 
 
 def load_staged(recipe: Recipe, built: BuiltModel, recorder: Recorder) -> None:
-    """Allocates this rank's parts in the order in which rank 0 sends them. The model is divided, and not filled yet.
+    """Allocates this rank's shards in the order in which rank 0 sends them. The model is already sharded, but has no
+    weights yet.
 
-    On rank 0 each tensor is whole on the host until it is sent, and whole on the GPU, padded for equal parts, while it is.
+    On rank 0, each full tensor is in host memory until it is sent. While it is sent, the full tensor is also on the
+    GPU, padded so that all shards are equal.
     """
     model: Any = built.module
     _note(recipe, recorder)
-    waiting = copies_on_host(model, recorder) if dist.get_rank() == 0 else {}  # the others load to meta
+    waiting = copies_on_host(model, recorder) if dist.get_rank() == 0 else {}  # the other ranks load to meta
     divided = _divided(model)
     for name, parameter in model.named_parameters():
         with recorder.in_module(module_of(name)):
@@ -58,14 +61,14 @@ def _note(recipe: Recipe, recorder: Recorder) -> None:
 
 
 def _send(parameter: nn.Parameter, recorder: Recorder) -> torch.Tensor:
-    """The whole tensor on the GPU, with as many rows as all ranks' parts have."""
+    """The full tensor on the GPU, padded to the rows of all ranks' shards together."""
     rows = local_part(parameter).shape[0] if parameter.dim() else 1
     shape = (rows * dist.get_world_size(), *parameter.shape[1:])
     return torch.zeros(shape, dtype=parameter.dtype, device=recorder.traced_device)
 
 
 def _divided(model: nn.Module) -> dict[int, Any]:
-    """FSDP's own object of each parameter."""
+    """FSDP's own object for each parameter, by the parameter's `id`."""
     from torch.distributed.fsdp import FSDPModule
 
     groups = [
@@ -78,7 +81,7 @@ def _divided(model: nn.Module) -> dict[int, Any]:
 
 
 def _groups(state: Any) -> list[Any]:
-    """A module's groups; until torch 2.12 it has one, or none."""
+    """A module's parameter groups. Until torch 2.12, a module has at most one."""
     if hasattr(state, "_fsdp_param_groups"):
         return list(state._fsdp_param_groups)
     return [state._fsdp_param_group] if state._fsdp_param_group is not None else []

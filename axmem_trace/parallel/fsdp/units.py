@@ -18,7 +18,7 @@ from axmem_trace.recipe.parallel import Fsdp
 
 
 def bottom_up(model: nn.Module) -> list[nn.Module]:
-    """Every module below `model`, children before their parents, in accelerate's order."""
+    """Every module inside `model`, children before their parents, in accelerate's order."""
     ordered: list[nn.Module] = []
     waiting = [model]
     while waiting:
@@ -29,7 +29,7 @@ def bottom_up(model: nn.Module) -> list[nn.Module]:
 
 
 def make_wrap_policy(model: nn.Module, fsdp: Fsdp) -> Callable[[nn.Module], bool]:
-    """A function that says whether a module becomes a separate unit. The rest of the model is one unit, that of the root.
+    """A function that returns whether a module becomes a separate unit. The rest of the model is the unit of the root.
 
     Raises:
         ConfigError: the model has no layer of a class that the configuration names.
@@ -44,7 +44,7 @@ def make_wrap_policy(model: nn.Module, fsdp: Fsdp) -> Callable[[nn.Module], bool
 
 
 def own_layer_classes(model: nn.Module) -> tuple[str, ...]:
-    """The layers that the model's class does not allow to split (`_no_split_modules`)."""
+    """Class names of the layers that must not be split, as the model's class lists them (`_no_split_modules`)."""
     return tuple(getattr(unwrapped(model), "_no_split_modules", None) or ())
 
 

@@ -1,4 +1,4 @@
-"""ZeRO-3: which parameters are gathered when, from a trace of the modules of one step.
+"""ZeRO-3: which parameters are gathered at which time, from a trace of the modules of one step.
 
 Source: deepspeed 0.19.8 `runtime/zero/partitioned_param_coordinator.py`.
 """
@@ -17,18 +17,19 @@ from axmem_trace.parallel.zero.parts import AVAILABLE, NOT_AVAILABLE, Part, Part
 
 INVALID, RECORD, COMPLETE = "invalid", "record", "complete"
 MAX_ONGOING_FETCHES = 2
-"""`__max_ongoing_fetch_events`: the host waits for the third."""
+"""`__max_ongoing_fetch_events`: before a third fetch, the host waits."""
 
 
 class Coordinator:
     """Fetches and releases the parameters of each module as it runs.
 
     Args:
-        prefetch, max_live, max_reuse: elements: `stage3_prefetch_bucket_size`, `stage3_max_live_parameters`,
+        prefetch, max_live, max_reuse: numbers of elements: `stage3_prefetch_bucket_size`, `stage3_max_live_parameters`,
             `stage3_max_reuse_distance`.
-        is_leaf: whether a module is fetched with all below it.
-        externals: by module: parameters that it uses and does not own.
-        keeps_recomputed: frozen parameters that a recomputation fetches belong to the module whose backward runs then.
+        is_leaf: returns whether a module is fetched together with all modules inside it.
+        externals: by module, the parameters that it uses but does not own.
+        keeps_recomputed: whether frozen parameters that a recomputation fetches belong to the module whose backward is
+            running.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class Coordinator:
         self._in_flight: dict[Part, Callable[[], None]] = {}
         self._events: deque[Any] = deque()
         self._active: dict[int, nn.Module] = {}
-        """Modules whose backward runs."""
+        """Modules whose backward is running."""
         self._recomputed: dict[int, list[Part]] = {}
-        """By module: frozen parameters that its recomputation fetches."""
+        """By module, the frozen parameters that its recomputation fetches."""
 
     def parts_of(self, module: nn.Module) -> list[Part]:
         """The parameters that are fetched for a module."""
@@ -95,12 +96,12 @@ class Coordinator:
         self._step = self._num_available = 0
 
     def _compare(self, count: int) -> None:
-        """`assert_ints_same_as_other_ranks`: rank 0 sends how many numbers, and then the numbers."""
+        """`assert_ints_same_as_other_ranks`: rank 0 first sends how many numbers there are, and then the numbers."""
         for length in (1, count):
             dist.broadcast(torch.tensor([0] * length, dtype=torch.int64, device=self._device), 0)
 
     def _follow(self, module: nn.Module) -> None:
-        """The trace holds as long as modules run in its order."""
+        """Compares the module with the trace, which is valid as long as modules run in its order."""
         if self._mode == COMPLETE and (len(self._order) <= self._step or self._order[self._step] is not module):
             self._mode = INVALID
             self._order, self._uses, self._queue, self._fetched_for = [], [], deque(), {}
@@ -115,7 +116,7 @@ class Coordinator:
 
     @torch.no_grad()
     def fetch(self, module: nn.Module, *, forward: bool) -> None:
-        """The module's parameters become whole; in a known trace, the exchange for the next ones starts."""
+        """Gathers the module's parameters. If the trace is complete, it also starts to gather the next ones."""
         self._follow(module)
         if not forward:
             self._active[id(module)] = module
@@ -176,7 +177,7 @@ class Coordinator:
 
     @torch.no_grad()
     def release(self, module: nn.Module, *, forward: bool) -> None:
-        """The module is done: its parameters are dropped if no one needs them soon."""
+        """The module has finished: its parameters are released if no module needs them soon."""
         parts = self.parts_of(module)
         dropped = set(self._released(module, parts) if self._mode == COMPLETE else parts)
         if not forward:
@@ -209,7 +210,7 @@ class Coordinator:
             self._num_available -= part.numel
 
     def release_leftovers(self) -> None:
-        """After backward: modules whose end of backward was not reported."""
+        """After backward, releases the parameters of modules whose end of backward was not reported."""
         while self._active:
             _, module = self._active.popitem()
             for part in (*self.parts_of(module), *self._recomputed.pop(id(module), [])):
@@ -218,7 +219,7 @@ class Coordinator:
                     self._release(part)
 
     def release_all(self) -> None:
-        """Before the step all parameters are divided, the persistent ones too."""
+        """Before the step, releases all parameters, the persistent ones too."""
         for part in self._parts.by_id.values():
             wait = self._in_flight.pop(part, None)
             if wait is not None:

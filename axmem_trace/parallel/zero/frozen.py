@@ -1,4 +1,5 @@
-"""A frozen second model under ZeRO-3: divided like the policy, gathered module by module when it runs, never stepped.
+"""A frozen second model under ZeRO-3. It is sharded like the policy, and gathered module by module when it runs. No
+optimizer updates it.
 
 Source: TRL 1.14.1 `models/utils.py` `prepare_deepspeed`, called in `__init__` of the trainer; deepspeed 0.19.8
 `runtime/engine.py` `_configure_zero_optimizer` (no optimizer: `runtime/zero/parameter_offload.py`
@@ -24,14 +25,15 @@ _DEFAULTS = Zero()
 
 
 def divide_frozen(recipe: Recipe, recorder: Recorder, model: nn.Module, *, while_loading: bool) -> None:
-    """Divides the model as part of loading, and lets its modules gather their parameters.
+    """Shards the model as part of loading, and adds the hooks with which its modules gather their parameters.
 
-    TRL makes the engine before the Trainer resolves "auto" by the hidden size, and writes its own sizes to keys that
-    DeepSpeed does not read: DeepSpeed then drops "auto" and takes its defaults, 5e7 elements ahead and parameters of up
-    to 1e5 elements whole.
+    TRL makes the engine before the Trainer replaces "auto" by sizes from the hidden size. TRL writes its own sizes to
+    keys that DeepSpeed does not read. So DeepSpeed ignores "auto" and uses its defaults: it prefetches 5e7 elements,
+    and parameters of up to 1e5 elements stay whole.
 
     Args:
-        while_loading: `zero.Init` divides each module when it is made; otherwise the whole model is on the GPU first.
+        while_loading: whether `zero.Init` shards each module when it is made. Otherwise the whole model is first on the
+            GPU.
     """
     zero, device = recipe.parallel.zero, torch.device(recorder.traced_device)
     parts = Parts(

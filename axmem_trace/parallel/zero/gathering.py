@@ -1,4 +1,4 @@
-"""ZeRO-3: the modules of a divided model gather their parameters when they run; for the policy and for a frozen model.
+"""ZeRO-3: the modules of a sharded model gather their parameters when they run. For the policy and for a frozen model.
 
 Source: deepspeed 0.19.8 `runtime/zero/parameter_offload.py` `DeepSpeedZeRoOffload.__init__`.
 """
@@ -27,12 +27,12 @@ def gather_by_hooks(
     is_leaf: Callable[[nn.Module], bool],
     device: torch.device,
 ) -> tuple[list[Part], Coordinator]:
-    """The parameters that stay whole, and what gathers the others.
+    """Adds the hooks. Returns the parameters that stay whole, and the coordinator that gathers the others.
 
     Args:
-        prefetch: elements that are gathered ahead.
-        persistence: elements of the largest parameter that stays whole.
-        is_leaf: whether a module is fetched with all below it.
+        prefetch: the number of elements that are gathered in advance.
+        persistence: the largest number of elements of a parameter that stays whole.
+        is_leaf: returns whether a module is fetched together with all modules inside it.
     """
     accelerator: Any = torch.meta  # type: ignore[attr-defined]
     externals: dict[int, dict[int, nn.Parameter]] = {}
@@ -53,7 +53,7 @@ def gather_by_hooks(
 
 
 def _mark_persistent(model: nn.Module, parts: Parts, zero: Zero, most: int) -> list[Part]:
-    """Parameters with few elements stay whole between steps."""
+    """Marks the parameters with at most `most` elements, which stay whole between steps."""
     found, total = [], 0
     for parameter in model.parameters():
         part = parts.of(parameter)

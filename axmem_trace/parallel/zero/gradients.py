@@ -1,8 +1,8 @@
-"""ZeRO-1 and 2 in backward: gradients are copied into a bucket, reduced, and this rank keeps those that it owns.
+"""ZeRO-1 and 2 in backward: gradients are copied into a bucket and reduced. This rank keeps those that it owns.
 
 Source: deepspeed 0.19.8 `runtime/zero/stage_1_and_2.py` `reduce_independent_p_g_buckets_and_remove_grads`,
-`reduce_ipg_grads`, `copy_grads_in_partition`, `setup_buckets`, `independent_gradient_partition_epilogue`. How a bucket is
-exchanged is in `reduction.py`.
+`reduce_ipg_grads`, `copy_grads_in_partition`, `setup_buckets`, `independent_gradient_partition_epilogue`.
+`reduction.py` reduces a bucket across the ranks.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Gradients:
 
     Args:
         bucket_elements: `reduce_bucket_size`.
-        dtype: of the model, and of the buckets.
-        keep: called with an owned parameter whose reduced gradient goes elsewhere than the GPU; None: it is kept here.
+        dtype: that of the model and of the buckets.
+        keep: called with an owned parameter whose reduced gradient is not kept on the GPU; None: it is kept on the GPU.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Gradients:
         )
         self._bucket = _Bucket()
         self._large: nn.Parameter | None = None
-        """A parameter that no bucket can hold."""
+        """A parameter that is too large for a bucket."""
         self._partition: torch.Tensor | None = None
         self._partition_used = 0
         self._cleared_later: list[nn.Parameter] = []
@@ -78,7 +78,7 @@ class Gradients:
         self._is_ready = False
 
     def watch(self) -> None:
-        """Each gradient is handled as soon as backward has added it up."""
+        """Adds hooks, which handle each gradient as soon as backward has accumulated it."""
         for group in self.groups:
             for parameter in group.parameters:
                 parameter.register_post_accumulate_grad_hook(self._hook(group))
@@ -142,7 +142,7 @@ class Gradients:
             bucket.clear()
 
     def _slices(self) -> list[Slice]:
-        """Which rank owns which part of the bucket, in its order."""
+        """The slices of the bucket in order; each names the rank that owns it."""
         return [part for group, parameter in self._bucket.members for part in group.slices[id(parameter)]]
 
     def _reduce_separate(self, gradients: Sequence[torch.Tensor]) -> None:
@@ -153,7 +153,7 @@ class Gradients:
             self._reduction.reduce_separate(gradients)
 
     def _settle(self, parameter: nn.Parameter) -> None:
-        """A reduced gradient is kept by its owners; ZeRO-2 drops it elsewhere."""
+        """The ranks that own a reduced gradient keep it. With ZeRO-2, the other ranks drop it."""
         is_owned = id(parameter) in self._owned
         if self._zero.contiguous_gradients and is_owned:
             self._keep_owned(parameter)
@@ -164,7 +164,7 @@ class Gradients:
                 parameter.grad = None
 
     def _keep_owned(self, parameter: nn.Parameter) -> None:
-        """Copies the whole gradient into the buffer of all owned ones, because its bucket will be filled again."""
+        """Copies the whole gradient into the buffer of all owned gradients, because its bucket will be filled again."""
         if self._keep is not None:
             self._keep(parameter, self._owned[id(parameter)])
             return
@@ -188,7 +188,7 @@ class Gradients:
     # -- after backward -----------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """After each backward of ZeRO-2, and after the last one of ZeRO-1, the rest is reduced."""
+        """Reduces the remaining gradients: after each backward with ZeRO-2, after the last one with ZeRO-1."""
         if self._zero.stage == 1:
             if not self.is_boundary:
                 return
@@ -227,7 +227,7 @@ class Gradients:
             group.kept = []
 
     def _cut(self, group: Group) -> list[torch.Tensor]:
-        """`get_flat_partition`: views of the gradients, and zeros for what belongs to no parameter."""
+        """`get_flat_partition`: views of the gradients, and zeros for elements that belong to no parameter."""
         size = group.layout.partition_elements
         if not group.owned:
             return [torch.zeros(size, dtype=self._dtype, device=self._device)]

@@ -19,17 +19,18 @@ from axmem_trace.recipe.parallel import Zero
 
 @dataclass(eq=False)
 class Group:
-    """Parameters that one flat buffer holds.
+    """The parameters in one flat buffer.
 
     Attributes:
         parameters: in the order of the buffer.
-        slices: of each parameter, by its id: who owns which part.
-        owned: the parameters that touch this rank's partition, and the part that does.
-        flat: the buffer, in the model's dtype. The parameters are views of it.
+        slices: the slices of each parameter, by its `id`; each names the rank that owns it.
+        owned: the parameters that are at least partly in this rank's partition, and the part that is in it.
+        flat: the buffer in the model's dtype. The parameters are views of it.
         partition: this rank's part of `flat`.
-        master: this rank's part in fp32, which the optimizer steps on.
-        gradients: of this rank's partition, after the last backward: views of whole gradients, and padding.
-        kept: whole gradients of the owned parameters, added up over micro-batches.
+        master: this rank's part in fp32, which the optimizer updates.
+        gradients: the gradients of this rank's partition after the last backward: views of whole gradients, and
+            padding.
+        kept: whole gradients of the owned parameters, summed over micro-batches.
     """
 
     parameters: list[nn.Parameter]
@@ -54,8 +55,9 @@ def make_group(
     """Moves the parameters into one flat buffer and copies this rank's part to fp32.
 
     Args:
-        parameters: those of one group of the optimizer that are trained.
-        free_bytes: of the card. If the flat buffer does not fit in addition to the parameters, they go to the host and back.
+        parameters: the trainable parameters of one group of the optimizer.
+        free_bytes: free bytes of the card. If the flat buffer does not fit in addition to the parameters, they are
+            copied to the host and back.
     """
     ordered = [parameters[index] for index in flat_order(len(parameters), zero, num_ranks)]
     layout = Layout(tuple(each.numel() for each in ordered), num_ranks)
@@ -86,7 +88,7 @@ def flat_order(count: int, zero: Zero, num_ranks: int) -> Sequence[int]:
 
 
 def aligned(tensors: Sequence[torch.Tensor], elements: int) -> list[torch.Tensor]:
-    """The tensors, and padding up to so many elements (`align_dense_tensors`)."""
+    """The tensors, and padding up to a multiple of `elements` (`align_dense_tensors`)."""
     missing = elements - sum(each.numel() for each in tensors)
     if not missing:
         return list(tensors)
@@ -94,7 +96,8 @@ def aligned(tensors: Sequence[torch.Tensor], elements: int) -> list[torch.Tensor
 
 
 def _flatten_on_host(parameters: Sequence[nn.Parameter], layout: Layout, host: HostMemory) -> torch.Tensor:
-    """The card has no memory for a second copy: the parameters are freed before the flat buffer arrives."""
+    """Makes the flat buffer on the host, because the card has no memory for a second copy. The parameters are freed
+    before the buffer is copied to the GPU."""
     dtype, device = parameters[0].dtype, parameters[0].device
     copies = []
     for each in parameters:

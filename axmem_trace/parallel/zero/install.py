@@ -1,4 +1,4 @@
-"""One rank under DeepSpeed: from the loaded model, and later its optimizer, to what the step needs."""
+"""One rank with DeepSpeed: makes the `RankModel` from the loaded model, and later the engine from the optimizer."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ from axmem_trace.units import format_bytes
 
 Engine = Stage12 | Stage3
 MakeEngine = Callable[[Stepping], tuple[Engine, dict[str, torch.Tensor], list[FlatShard]]]
-"""From the optimizer to the engine, with this rank's tensors by name, and those that hold several parameters."""
+"""Makes the engine from the optimizer. It also returns this rank's tensors by name, and the flat tensors that contain
+several parameters."""
 
 
 def with_zero(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, rank: int | None = None) -> RankModel:
-    """The model on the GPU, in one dtype or in parts. The optimizer comes after it.
+    """Puts the model on the GPU, in one dtype (ZeRO-1 and 2) or sharded (ZeRO-3). The optimizer is made later.
 
     Args:
-        rank: None: the one that holds the most.
+        rank: None: the rank that needs the most memory.
     """
     zero, model, recorder = recipe.parallel.zero, built.module, recording.recorder
     make: MakeEngine
@@ -72,7 +73,8 @@ def with_zero(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, ra
 
 
 def _note_host(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> None:
-    """Where the checkpoint is before it reaches the GPU; bitsandbytes' weights go there one by one."""
+    """Adds a note about the checkpoint in host memory before it is copied to the GPU. Weights of bitsandbytes are
+    copied one by one."""
     if recipe.quantisation.method in ("bnb_4bit", "bnb_8bit"):
         return
     itemsize = getattr(torch, recipe.precision.load_dtype).itemsize
@@ -86,8 +88,8 @@ def _note_host(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> None:
 
 
 def divides_while_loading(recipe: Recipe) -> bool:
-    """`zero.Init`: each module is divided when it is made, unless bitsandbytes or another method packs the weights
-    (transformers 5.20 `modeling_utils.py` `get_init_context`)."""
+    """Whether `zero.Init` shards each module when it is made. It does, unless bitsandbytes or another method packs the
+    weights (transformers 5.20 `modeling_utils.py` `get_init_context`)."""
     return recipe.parallel.zero.stage == 3 and recipe.quantisation.method == "none"
 
 
@@ -173,7 +175,7 @@ def _make_stage3(
 
 
 def _held_in(flat: torch.Tensor, held: Mapping[str, Part]) -> dict[str, int]:
-    """The parameters whose part is in the buffer, and its elements there."""
+    """The parameters whose part is in the buffer, and how many elements of it are there."""
     storage = flat.untyped_storage()._cdata
     return {
         name: part.elements
@@ -192,8 +194,8 @@ def _names(model: nn.Module) -> dict[int, str]:
 
 
 def resolve_sizes(zero: Zero, model: nn.Module) -> Sizes:
-    """Sizes that are "auto" follow the hidden size H: H^2, 0.9 H^2 and 10 H (transformers `integrations/deepspeed.py`
-    `trainer_config_finalize`)."""
+    """The sizes; "auto" is replaced by a size from the hidden size H: H^2, 0.9 H^2 and 10 H (transformers
+    `integrations/deepspeed.py` `trainer_config_finalize`)."""
     hidden = next(hidden_sizes(model), 0)
 
     def size(said: int, auto: int) -> int:
@@ -207,7 +209,7 @@ def resolve_sizes(zero: Zero, model: nn.Module) -> Sizes:
 
 
 def hidden_sizes(model: nn.Module) -> Iterator[int]:
-    """Hidden sizes of the model's configuration, the deciding one first."""
+    """Hidden sizes in the model's configuration; the one that counts is the first."""
     config: Any = unwrapped(model).config
     for holder in (config, getattr(config, "text_config", None)):
         size = getattr(holder, "hidden_size", None) or max(getattr(holder, "hidden_sizes", None) or (0,))
@@ -216,7 +218,7 @@ def hidden_sizes(model: nn.Module) -> Iterator[int]:
 
 
 def _free_bytes(recipe: Recipe, recorder: Recorder) -> int:
-    """Bytes that the card has left (`available_memory`); without a named card there is always enough."""
+    """Free bytes of the card (`available_memory`); without a named card there is always enough."""
     if not recipe.gpu.memory_bytes:
         return 1 << 62
     return recipe.gpu.memory_bytes - recipe.gpu.outside_bytes - recorder.live_bytes()

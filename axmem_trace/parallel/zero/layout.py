@@ -1,4 +1,5 @@
-"""How ZeRO-1 and 2 divide a group of parameters: one after the other in a flat buffer, cut into equal partitions.
+"""How ZeRO-1 and 2 shard a group of parameters: they are put one after the other into a flat buffer, which is divided
+into equal partitions.
 
 Source: deepspeed 0.19.8 `runtime/zero/stage_1_and_2.py` `get_data_parallel_partitions`, `get_partition_info`,
 `initialize_gradient_partition`, `_round_robin_reorder`; `runtime/utils.py` `align_dense_tensors`.
@@ -10,19 +11,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 START_ALIGNMENT = 2
-"""`nccl_start_alignment_factor`: each partition starts at a multiple of so many elements."""
+"""`nccl_start_alignment_factor`: each partition starts at a multiple of this number of elements."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The part of a parameter that one partition has.
+    """The part of a parameter that is in one partition.
 
     Attributes:
-        index: the parameter's place in the flat buffer: 0 is the first.
-        partition: its owner.
+        index: the position of the parameter in the flat buffer; 0 is the first.
+        partition: the partition (rank) that owns it.
         start: the slice's first element in the parameter.
-        offset: its first element in the partition.
-        elements: the length.
+        offset: the slice's first element in the partition.
+        elements: the number of elements.
     """
 
     index: int
@@ -48,17 +49,17 @@ class Layout:
 
     @property
     def elements(self) -> int:
-        """Of the buffer, with its padding at the end."""
+        """Elements of the buffer, including its padding at the end."""
         alignment = START_ALIGNMENT * self.num_partitions
         return -(-sum(self.sizes) // alignment) * alignment
 
     @property
     def partition_elements(self) -> int:
-        """Of each partition."""
+        """Elements of each partition."""
         return self.elements // self.num_partitions
 
     def slices(self, partition: int) -> tuple[Slice, ...]:
-        """What a partition has of the parameters, in order."""
+        """The slices of the parameters that are in a partition, in order."""
         return tuple(each for owned in self.owners() for each in owned if each.partition == partition)
 
     def owners(self) -> tuple[tuple[Slice, ...], ...]:
@@ -77,7 +78,8 @@ class Layout:
 
 
 def elements_kept(layout: Layout) -> list[int]:
-    """By rank: elements of the whole gradients that it keeps, of each parameter that touches its partition.
+    """By rank, the elements of the gradients that it keeps: the whole gradient of each parameter that is at least
+    partly in its partition.
 
     >>> elements_kept(Layout((10, 7, 3), 3))
     [10, 17, 10]
@@ -90,7 +92,7 @@ def elements_kept(layout: Layout) -> list[int]:
 
 
 def round_robin(count: int, num_partitions: int) -> tuple[int, ...]:
-    """The order of the parameters with `round_robin_gradients`: neighbours go to different ranks.
+    """The order of the parameters with `round_robin_gradients`: neighbours are on different ranks.
 
     >>> round_robin(5, 2)
     (0, 2, 4, 1, 3)
@@ -99,7 +101,8 @@ def round_robin(count: int, num_partitions: int) -> tuple[int, ...]:
 
 
 def joined(slices: Sequence[Slice]) -> list[tuple[int, int]]:
-    """Owner and length of each run of a bucket: neighbouring slices of one owner are reduced as one."""
+    """Owner and length of each range of a bucket. Adjacent slices of the same owner are one range, which is reduced at
+    once."""
     runs: list[tuple[int, int]] = []
     for each in slices:
         if runs and runs[-1][0] == each.partition:

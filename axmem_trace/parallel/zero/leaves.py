@@ -1,4 +1,4 @@
-"""Modules whose parameters are gathered at once with those of all modules below: blocks of experts.
+"""Modules whose parameters are gathered together with those of all modules inside them: blocks of experts.
 
 Source: axolotl 0.21 `common/architectures.py` `MOE_ARCH_BLOCK`, `loaders/model.py` `_set_z3_leaf_modules`.
 """
@@ -40,7 +40,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
 
 
 def leaf_test(model: nn.Module) -> Callable[[nn.Module], bool]:
-    """A function that says whether a module is such a block."""
+    """A function that returns whether a module is such a block."""
     config: Any = unwrapped(model).config
     text = getattr(config, "text_config", None)
     names = {name for each in (config, text) for name in BLOCKS.get(getattr(each, "model_type", ""), ())}

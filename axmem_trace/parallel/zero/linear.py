@@ -1,4 +1,4 @@
-"""DeepSpeed's linear layer: autograd keeps the parameter itself, not its gathered memory.
+"""DeepSpeed's linear layer: autograd keeps the parameter object, not the gathered memory.
 
 Source: deepspeed 0.19.8 `runtime/zero/linear.py` `LinearFunctionForZeroStage3`.
 """
@@ -16,7 +16,7 @@ from axmem_trace.parallel.zero.parts import NOT_AVAILABLE, Parts
 from axmem_trace.tracing.patching import replaced
 
 _in_use: list[Any] = []
-"""The function of the engine that is made last, while `linear_may_change` is open."""
+"""The linear function of the latest engine, while `linear_may_change` is open."""
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def use_linear(parts: Parts) -> None:
 
 
 def make_linear(parts: Parts) -> Any:
-    """What takes the place of `torch.nn.functional.linear`."""
+    """The replacement of `torch.nn.functional.linear`."""
 
     class Linear(torch.autograd.Function):
         @staticmethod

@@ -1,4 +1,5 @@
-"""What DeepSpeed does to a model before its optimizer: the parameters take the dtype of the run, or are divided.
+"""What DeepSpeed does to a model before the optimizer is made: it casts the parameters to the dtype of the run, or
+shards them.
 
 Source: deepspeed 0.19.8 `runtime/engine.py` `_configure_distributed_model`, `_cast_module_mixed_precision` (0.18.9 casts
 the buffers too), `runtime/zero/partition_parameters.py` `Init`, `GatheredParameters`; transformers 5.20
@@ -23,7 +24,7 @@ _CASTABLE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def cast_model(model: nn.Module, dtype: torch.dtype, *, buffers: bool) -> None:
-    """Every floating parameter in `dtype`, one after the other. Packed weights stay as they are."""
+    """Casts every floating-point parameter to `dtype`, one after the other. Packed weights stay as they are."""
     if dtype == torch.float32:
         return
     tensors = (*model.parameters(), *model.buffers()) if buffers else tuple(model.parameters())
@@ -33,8 +34,8 @@ def cast_model(model: nn.Module, dtype: torch.dtype, *, buffers: bool) -> None:
 
 
 def divide_base(built: BuiltModel, parts: Parts, recorder: Recorder) -> None:
-    """`zero.Init`: a module's parameters are made whole on the GPU and divided; then each module is gathered again
-    to receive the checkpoint's weights. Adapters, which come later, are whole."""
+    """`zero.Init`: a module's parameters are allocated in full on the GPU and then sharded. Later, each module is
+    gathered again to load the checkpoint's weights. Adapters are added after that, and are whole."""
     model = built.module
     modules = {fact.name: fact.module for fact in built.facts.tensors if fact.role == "weight"}
     divide_made(model, modules, parts, recorder)
@@ -53,12 +54,12 @@ def divide_made(
     role: Role = "weight",
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Each module's parameters are made, divided, and gathered again for the checkpoint's weights.
+    """Each module's parameters are allocated, sharded, and gathered again for the checkpoint's weights.
 
     Args:
-        names: which parameters, each with the module that the ledger names.
-        role: what the parts are in the ledger.
-        dtype: `zero.Init` casts what is made in another dtype to it; None: it stays as it is.
+        names: the parameters, each with the name of its module in the ledger.
+        role: the role of the shards in the ledger.
+        dtype: the dtype to which `zero.Init` casts; None: no cast.
     """
     for prefix, module in model.named_modules():
         own = [
@@ -81,7 +82,7 @@ def divide_made(
 
 
 def divide_rest(built: BuiltModel, parts: Parts) -> None:
-    """`_convert_to_zero_parameters`: every parameter that is whole still."""
+    """`_convert_to_zero_parameters`: shards every parameter that is still whole."""
     facts = {fact.name: fact for fact in built.facts.tensors}
     for name, parameter in built.module.named_parameters():
         if parts.of(parameter) is None:

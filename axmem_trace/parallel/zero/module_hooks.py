@@ -1,4 +1,4 @@
-"""ZeRO-3: what runs before and after each module, forward and backward.
+"""ZeRO-3: hooks before and after each module's forward and backward.
 
 Source: deepspeed 0.19.8 `runtime/zero/parameter_offload.py` `DeepSpeedZeRoOffload`, `ZeROOrderedDict`;
 `runtime/zero/utils.py` `apply_to_tensors_only`.
@@ -21,8 +21,9 @@ class ModuleHooks:
     """Hooks on every module of a model.
 
     Args:
-        is_leaf: whether a module is fetched with all below it; what is below gets no hooks.
-        externals: by module: parameters that it uses and does not own; found in forward.
+        is_leaf: returns whether a module is fetched together with all modules inside it. The inner modules get no
+            hooks.
+        externals: by module, the parameters that it uses but does not own. They are found in forward.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class ModuleHooks:
         self._in_forward = value
 
     def used(self, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        """A module's parameter is read: one that is not whole becomes so, for the module that runs."""
+        """Called when a module's parameter is read. If it is not whole, it is gathered for the running module."""
         part = self._parts.of(parameter) if parameter is not None else None
         if part is not None and part.status == NOT_AVAILABLE and self._in_forward:
             assert parameter is not None
@@ -77,7 +78,7 @@ class ModuleHooks:
 
 
 class _Watched(OrderedDict[str, Any]):
-    """A module's parameters, which reports when one is read."""
+    """The dictionary of a module's parameters. It reports each access to one."""
 
     def __init__(self, hooks: ModuleHooks, content: dict[str, Any]) -> None:
         super().__init__(content)
@@ -106,7 +107,8 @@ def _map(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
 def _backward_functions(
     module: nn.Module, coordinator: Coordinator
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[Any], Any]]:
-    """A function for a module's outputs, which starts its backward, and one for its inputs, which ends it."""
+    """Two functions: one for a module's outputs, whose backward runs before the module's backward, and one for its
+    inputs, whose backward runs after it."""
     counts = {"started": 0, "left": 0}
 
     class Before(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""The norm of the gradients, and the search for infinite ones, with DeepSpeed's temporaries.
+"""The norm of the gradients, and the search for infinite values, with DeepSpeed's temporary tensors.
 
 Source: deepspeed 0.19.8 `runtime/utils.py` `has_inf_or_nan`, `combine_grad_norm_groups`, `mask_nan_or_inf_with_val_inplace`;
 `runtime/zero/stage_1_and_2.py` `get_grad_norm_direct`, `has_overflow`, `unscale_and_clip_grads`. 0.18.9 looks for
@@ -25,7 +25,7 @@ def is_infinite(tensor: torch.Tensor, *, elementwise: bool) -> torch.Tensor:
 
 
 def find_overflow(gradients: Iterable[torch.Tensor], *, elementwise: bool, device: torch.device) -> None:
-    """`has_overflow`: the ranks agree on whether any gradient is infinite. The host waits for the answer."""
+    """`has_overflow`: the ranks compute together whether any gradient is infinite. The host waits for the result."""
     count = torch.zeros([1], dtype=torch.float, device=device)
     for gradient in gradients:
         count += is_infinite(gradient, elementwise=elementwise)
@@ -35,7 +35,7 @@ def find_overflow(gradients: Iterable[torch.Tensor], *, elementwise: bool, devic
 
 
 def norm_of_group(gradients: Sequence[torch.Tensor], *, masks: bool, device: torch.device) -> torch.Tensor:
-    """The norm of one group's gradients over all ranks: a copy of each in fp64, one after the other."""
+    """The norm of one group's gradients over all ranks. Each gradient is copied to fp64, one after the other."""
     norms = [torch.linalg.vector_norm(each.data.to(torch.double).detach(), ord=2.0).to(device) for each in gradients]
     total = torch.stack(norms).pow(2.0).sum().float() if norms else torch.tensor(0.0).to(device)
     dist.all_reduce(total, op=dist.ReduceOp.SUM)
@@ -53,7 +53,7 @@ def _mask(total: torch.Tensor) -> None:
 
 
 def combine(norms: Sequence[torch.Tensor]) -> torch.Tensor:
-    """One norm from those of the groups."""
+    """The total norm, from the norms of the groups."""
     stacked = torch.stack(list(norms))
     invalid = (~torch.isfinite(stacked) | (stacked < 0)).any()
     combined = torch.linalg.vector_norm(stacked, ord=2)
@@ -61,7 +61,7 @@ def combine(norms: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def clip(gradient: torch.Tensor, norm: torch.Tensor | None, max_norm: float) -> None:
-    """Scales one flat gradient in place. Only numbers are allocated."""
+    """Scales one flat gradient in place. Only scalars are allocated."""
     if norm is None or max_norm <= 0:
         return
     factor = torch.clamp((norm + 1e-6) / max_norm, min=1.0)

@@ -1,4 +1,4 @@
-"""ZeRO-3: each parameter is a part on this rank, and whole only while it is gathered.
+"""ZeRO-3: this rank has a part of each parameter. A parameter is whole only while it is gathered.
 
 Source: deepspeed 0.19.8 `runtime/zero/partition_parameters.py` `Init`, `free_param`, `_partition_param`,
 `_all_gather_sequential`, `_all_gather_dtype`, `AllGatherCoalescedHandle`, `_allgather_params_coalesced`.
@@ -27,11 +27,11 @@ class Part:
     Attributes:
         number: parameters are gathered in this order.
         tensor: this rank's part, flat; its memory is on the host if `on_host`.
-        elements: of the part; each rank has as many.
+        elements: the number of elements of the part; it is the same on each rank.
         status: whether the parameter is whole.
-        users: modules that are using it now.
-        persists: it stays whole between steps (`stage3_param_persistence_threshold`).
-        is_external: a module uses it that does not own it.
+        users: the modules that are using the parameter now.
+        persists: whether it stays whole between steps (`stage3_param_persistence_threshold`).
+        is_external: whether a module that does not own it uses it.
     """
 
     parameter: nn.Parameter
@@ -57,10 +57,10 @@ class Part:
 
 
 class Parts:
-    """All parameters of one rank, and how they become whole.
+    """All parameters of one rank, and how they are gathered.
 
     Args:
-        offload: parts are on the host.
+        offload: whether the parts are on the host.
     """
 
     def __init__(self, recorder: Recorder, host: HostMemory, *, offload: bool, device: torch.device) -> None:
@@ -70,13 +70,13 @@ class Parts:
         self.by_id: dict[int, Part] = {}
 
     def of(self, parameter: nn.Parameter) -> Part | None:
-        """The part of a parameter, if it is divided."""
+        """The part of a parameter, if the parameter is sharded."""
         return self.by_id.get(id(parameter))
 
     # -- dividing -----------------------------------------------------------------------------------------------------
 
     def divide(self, parameter: nn.Parameter, *, role: Any = "weight", module: str = "") -> None:
-        """The whole parameter, on the GPU, becomes a part."""
+        """Shards a parameter that is whole on the GPU."""
         part = Part(parameter, len(self.by_id), parameter.shape, ranks=self._num_ranks)
         self.by_id[id(parameter)] = part
         if self._offload:
@@ -88,14 +88,14 @@ class Parts:
         self.free(part)
 
     def free(self, part: Part) -> None:
-        """`free_param`: the whole is dropped; the compute stream may still work on it."""
+        """`free_param`: frees the whole parameter; the compute stream may still use it."""
         data = part.parameter.data
         data.record_stream(self._accelerator.current_stream())
         part.parameter.data = torch.empty(0, dtype=part.parameter.dtype, device=self._device)
         part.status = NOT_AVAILABLE
 
     def release(self, part: Part) -> None:
-        """`partition`, of a parameter that has a part already."""
+        """`partition`, for a parameter that has a part already."""
         if part.status == AVAILABLE:
             self.free(part)
         part.status = NOT_AVAILABLE
@@ -103,14 +103,15 @@ class Parts:
     # -- gathering ----------------------------------------------------------------------------------------------------
 
     def sent(self, part: Part) -> torch.Tensor:
-        """The part on the GPU: a copy, if it is on the host."""
+        """The part on the GPU: a copy, if the part is on the host."""
         assert part.tensor is not None
         if not part.on_host:
             return part.tensor
         return torch.empty(part.elements, dtype=part.tensor.dtype, device=self._device)
 
     def gather_later(self, parts: Iterable[Part]) -> Callable[[], None]:
-        """`all_gather_coalesced`: starts the exchange. The returned function makes the parameters whole."""
+        """`all_gather_coalesced`: starts the all-gather. The returned function waits for it and makes the parameters
+        whole."""
         ordered = sorted(parts, key=lambda part: part.number)
         for part in ordered:
             part.status = IN_FLIGHT
@@ -146,7 +147,7 @@ class Parts:
             _all_gather(flat, own)
         done: list[bool] = []
 
-        def wait() -> None:  # it keeps `pieces` until nothing waits for any of the parameters
+        def wait() -> None:  # keeps `pieces` alive until no function waits for any of the parameters
             if done:
                 return
             done.append(True)
@@ -167,7 +168,7 @@ class Parts:
         return wait
 
     def gather_now(self, parts: Sequence[Part]) -> None:
-        """`all_gather`: one buffer for each; the host waits."""
+        """`all_gather`: one buffer for each parameter; the host waits."""
         missing = [part for part in parts if part.status == NOT_AVAILABLE]
         if not missing:
             return

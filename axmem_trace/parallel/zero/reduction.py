@@ -1,4 +1,4 @@
-"""ZeRO-1 and 2: how a bucket of gradients is exchanged among the ranks, with DeepSpeed's temporaries.
+"""ZeRO-1 and 2: how a bucket of gradients is reduced across the ranks, with DeepSpeed's temporary tensors.
 
 Source: deepspeed 0.19.8 `runtime/zero/stage_1_and_2.py` `average_tensor`, `gradient_reduction_w_predivide`,
 `allreduce_and_scatter`, `allreduce_no_retain`, `allreduce_bucket`, `buffered_reduce_fallback`.
@@ -20,11 +20,11 @@ from axmem_trace.tracing.recorder import Recorder
 
 
 class Reduction:
-    """The exchange of one rank's buckets.
+    """The reduction of one rank's buckets.
 
     Args:
         bucket_elements: `reduce_bucket_size`.
-        dtype: of the buckets.
+        dtype: that of the buckets.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class Reduction:
         return self._accelerator.stream(self._stream)
 
     def average(self, tensor: torch.Tensor, slices: Sequence[Slice]) -> None:
-        """`average_tensor`: on the reduction stream, if there is one. `slices` say whose part each range of it is."""
+        """`average_tensor`: on the reduction stream, if there is one. `slices` name the owner of each range of the
+        tensor."""
         if self._stream is not None:
             self._stream.wait_stream(self._accelerator.current_stream())
             self._accelerator.current_stream().wait_stream(self._stream)
@@ -82,7 +83,7 @@ class Reduction:
         return named
 
     def _scatter(self, runs: Sequence[tuple[int, torch.Tensor]], to: int | None = None) -> None:
-        """`allreduce_and_scatter`; with an owner, `allreduce_no_retain`, which reduces to this one alone."""
+        """`allreduce_and_scatter`; with an owner `to`, `allreduce_no_retain`, which reduces only to this owner."""
         part: list[tuple[int, torch.Tensor]] = []
         elements = 0
         for run in runs:
@@ -95,7 +96,7 @@ class Reduction:
             self._exchange(part, to)
 
     def _exchange(self, part: Sequence[tuple[int, torch.Tensor]], to: int | None) -> None:
-        """Makes one tensor of the slices, reduces it, and copies what this rank owns back."""
+        """Makes one tensor of the slices, reduces it, and copies the slices of this rank back."""
         pieces = [piece for _, piece in part]
         if to is not None and self._stream is not None:
             self.synchronise()
@@ -117,7 +118,8 @@ class Reduction:
                         piece.record_stream(self._stream)
 
     def reduce_separate(self, gradients: Sequence[torch.Tensor]) -> None:
-        """`buffered_reduce_fallback`: without `contiguous_gradients` all of a bucket's gradients are made one tensor."""
+        """`buffered_reduce_fallback`: without `contiguous_gradients`, all gradients of a bucket are copied into one
+        tensor."""
         with self.on_stream():
             flat = _flatten_dense_tensors(gradients)
             sent = flat.to(self._communication_dtype)

@@ -1,4 +1,5 @@
-"""ZeRO-3 in backward: gradients are copied into a bucket, each rank gets its part of them and drops the rest.
+"""ZeRO-3 in backward: gradients are copied into a bucket. Each rank gets its part of the reduced gradients and drops
+the rest.
 
 Source: deepspeed 0.19.8 `runtime/zero/stage3.py` `reduce_independent_p_g_buckets_and_remove_grads`,
 `__add_grad_to_ipg_bucket`, `__reduce_and_partition_ipg_grads`, `__avg_scatter_grads`, `partition_grads`;
@@ -19,7 +20,7 @@ from axmem_trace.recipe.parallel import Zero
 from axmem_trace.tracing.recorder import Recorder
 
 MAX_REDUCE_EVENTS = 2
-"""`max_param_reduce_events`: the host waits for the third."""
+"""`max_param_reduce_events`: before a third reduction, the host waits."""
 Send = Callable[[Part, torch.Tensor], None]
 
 
@@ -27,11 +28,11 @@ class Scattered:
     """The reduction of one rank's gradients.
 
     Args:
-        sums: by parameter: where this rank's part of its gradient is added up.
-        accumulation_dtype: of `sums`.
-        communication_dtype: of the bucket, and of the exchange.
-        send: called at the boundary with a part that goes to the host; None: it stays in `sums`.
-        on_host: `sums` are on the host.
+        sums: by parameter, the tensor in which this rank's part of its gradient is accumulated.
+        accumulation_dtype: that of `sums`.
+        communication_dtype: that of the bucket and of the reduction.
+        send: called in the last micro-batch with a part that is copied to the host; None: it stays in `sums`.
+        on_host: whether `sums` are on the host.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Scattered:
         self.is_boundary = True
 
     def watch(self, parts: Sequence[Part]) -> None:
-        """Each gradient is handled as soon as backward has added it up."""
+        """Adds hooks, which handle each gradient as soon as backward has accumulated it."""
         for part in parts:
             part.parameter.register_post_accumulate_grad_hook(self._hook(part))
 
@@ -75,7 +76,7 @@ class Scattered:
 
     @torch.no_grad()
     def collect(self, part: Part) -> None:
-        """A gradient goes into the bucket, which is reduced before if it would not fit."""
+        """Copies a gradient into the bucket. If it does not fit, the bucket is reduced before."""
         if self._elements + part.numel > self._bucket_elements and self._elements > 0:
             self.reduce()
         self._stream.wait_stream(self._accelerator.current_stream())
@@ -92,7 +93,7 @@ class Scattered:
 
     @torch.no_grad()
     def reduce(self) -> None:
-        """The bucket's gradients are exchanged and dropped."""
+        """Reduces the bucket's gradients and drops them."""
         if not self._members:
             return
         if len(self._events) > MAX_REDUCE_EVENTS:
@@ -176,7 +177,8 @@ def _gradient(part: Part) -> torch.Tensor:
 
 
 def _reduce_scatter(gradients: Sequence[torch.Tensor], rank: int, num_ranks: int) -> list[torch.Tensor]:
-    """The ranks' parts one after the other in one tensor; a single one that divides evenly is not copied."""
+    """Puts the ranks' parts one after the other into one tensor. A single gradient that divides evenly is not
+    copied."""
     chunks = [-(-each.numel() // num_ranks) for each in gradients]
     flat = [each.view(-1) for each in gradients]
     if len(gradients) == 1 and gradients[0].numel() % num_ranks == 0:

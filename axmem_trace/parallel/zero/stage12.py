@@ -1,4 +1,4 @@
-"""ZeRO-1 and 2: gradients and fp32 copies are divided, weights are whole on each rank.
+"""ZeRO-1 and 2: gradients and fp32 copies are sharded, weights are whole on each rank.
 
 Source: deepspeed 0.19.8 `runtime/zero/stage_1_and_2.py` `DeepSpeedZeroOptimizer`, `runtime/engine.py` `backward`, `step`,
 `_take_model_step`; accelerate 1.15 `utils/deepspeed.py` `DeepSpeedEngineWrapper`.
@@ -32,7 +32,7 @@ class Stage12:
         stepping: the optimizer; its groups become this rank's fp32 partitions.
         bucket_elements: `reduce_bucket_size`.
         free_bytes: returns the free bytes of the card.
-        rank: None: the one that keeps the most gradients.
+        rank: None: the rank that keeps the most gradients.
     """
 
     def __init__(
@@ -105,7 +105,8 @@ class Stage12:
         return groups
 
     def _find_worst_rank(self) -> int:
-        """The rank with the most bytes of whole gradients whose parameter touches its partition; the first of equals."""
+        """The rank that keeps the most bytes of gradients: the whole gradient of each parameter that is at least partly
+        in its partition. Of equal ranks, the first."""
         kept = [0] * self._num_ranks
         for parameters in self._stepping.trained():
             sizes = [each.numel() for each in parameters]
@@ -124,7 +125,7 @@ class Stage12:
                 self._host_copies.append(self._host.empty(group.layout.partition_elements, self._dtype))
 
     def _first_gradients(self) -> None:
-        """`initialize_optimizer_states`: fp32 zeros for each partition; those on the host stay."""
+        """`initialize_optimizer_states`: fp32 zeros for each partition. Those on the host are kept."""
         sizes = [group.layout.partition_elements for group in self.groups]
         if self._zero.offload_optimizer:
             self._host_gradients = [self._host.empty(size, torch.float32, role="gradient") for size in sizes]
@@ -141,7 +142,7 @@ class Stage12:
         return without_boundary(self._gradients)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """`DeepSpeedEngine.backward`: the loss times its scale; hooks reduce the gradients."""
+        """`DeepSpeedEngine.backward`: multiplies the loss by its scale; hooks reduce the gradients."""
         scaled = loss * 1.0
         scaled.backward()
         with torch.no_grad():
@@ -206,8 +207,8 @@ class Stage12:
     # -- an optimizer on the host -------------------------------------------------------------------------------------
 
     def _send_to_host(self, parameter: nn.Parameter, part: Slice) -> None:
-        """An owned gradient, reduced: added up on the host in the model's dtype, at the boundary copied to the host in
-        fp32 (`copy_grads_in_partition`)."""
+        """Copies a reduced gradient that this rank owns to the host: it is accumulated there in the model's dtype, and
+        in the last micro-batch it is copied in fp32 (`copy_grads_in_partition`)."""
         gradient = parameter.grad
         assert gradient is not None
         is_boundary = self._gradients.is_boundary
@@ -244,4 +245,4 @@ class Stage12:
 
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-"""In place. PyTorch 2.14 has renamed it."""
+"""The in-place all-gather; PyTorch 2.14 has renamed it."""

@@ -1,4 +1,4 @@
-"""ZeRO-3: weights, gradients and fp32 copies are divided.
+"""ZeRO-3: weights, gradients and fp32 copies are sharded.
 
 Source: deepspeed 0.19.8 `runtime/zero/stage3.py` `DeepSpeedZeroOptimizer_Stage3`, `runtime/engine.py` `backward`, `step`.
 """
@@ -28,7 +28,7 @@ from axmem_trace.tracing.recorder import Recorder
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Settings in elements, "auto" resolved."""
+    """Settings in numbers of elements; "auto" is already replaced."""
 
     bucket: int
     prefetch: int
@@ -39,8 +39,8 @@ class Stage3:
     """The engine of one rank.
 
     Args:
-        parts: of every parameter of the model.
-        is_leaf: whether a module's parameters are gathered with those of all modules below it.
+        parts: the part of every parameter of the model.
+        is_leaf: returns whether a module's parameters are gathered together with those of all modules inside it.
     """
 
     def __init__(
@@ -85,7 +85,8 @@ class Stage3:
     # -- making it ----------------------------------------------------------------------------------------------------
 
     def _first_gradients(self) -> list[torch.Tensor]:
-        """`initialize_optimizer_states`: zeros for the largest group; on the host for each, and those stay."""
+        """`initialize_optimizer_states`: zeros for the largest group on the GPU; on the host, zeros for each group,
+        which are kept."""
         largest = max(group.elements for group in self.sub_groups)
         if not self._zero.offload_optimizer:
             zeros = torch.zeros(largest, dtype=torch.float32, device=self._device)
@@ -124,7 +125,7 @@ class Stage3:
         return scattered
 
     def _watch(self, model: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> None:
-        """`create_reduce_and_remove_grad_hooks`: each trained parameter is gathered for a moment."""
+        """`create_reduce_and_remove_grad_hooks`: each trainable parameter is gathered for a short time."""
         below = {
             id(parameter): module for module in model.modules() if is_leaf(module) for parameter in module.parameters()
         }
@@ -223,7 +224,8 @@ class Stage3:
         return self._recipe.optimizer.max_grad_norm if said < 0 else said
 
     def _send_to_host(self, part: Part, gradient: torch.Tensor) -> None:
-        """`_offload_grad_partition_at_boundary`: its norm in fp64, and its copy in fp32."""
+        """`_offload_grad_partition_at_boundary`: computes the gradient's norm in fp64, and copies the gradient to the
+        host in fp32."""
         total: torch.Tensor | None = None
         for piece in gradient.view(-1).split(250_000_000):
             square = piece.data.to(torch.double).norm(2) ** 2.0

@@ -1,4 +1,4 @@
-"""The optimizer under ZeRO: its groups hold this rank's fp32 partitions instead of the model's parameters.
+"""The optimizer with ZeRO: its groups contain this rank's fp32 partitions instead of the model's parameters.
 
 Source: deepspeed 0.19.8 `runtime/engine.py` `_configure_optimizer`, `_configure_basic_optimizer`,
 `get_optimizer_configuration`; accelerate 1.15 `utils/deepspeed.py` `map_pytorch_optim_to_deepspeed`; transformers 5.20
@@ -21,21 +21,21 @@ from axmem_trace.tracing.recorder import Recorder
 
 
 class Optimizer(Protocol):
-    """What is needed of a traced optimizer (`training/optimizers/traced.py`)."""
+    """The methods of a traced optimizer that are used here (`training/optimizers/traced.py`)."""
 
     name: str
     optimizers: Sequence[torch.optim.Optimizer]
     hooked: Sequence[torch.optim.Optimizer]
 
     def step(self) -> None:
-        """Steps over the groups of its optimizers."""
+        """Updates the parameters of all groups."""
 
     def state_tensors(self) -> Iterator[tuple[nn.Parameter | None, torch.Tensor, Any]]:
-        """What it keeps between steps, and where."""
+        """The tensors that it keeps between steps, and their device."""
 
 
 class Reduced(Protocol):
-    """The gradients of a stage, which differ in the last micro-batch of a step."""
+    """The gradients of a stage. They are handled differently in the last micro-batch of a step."""
 
     is_boundary: bool
 
@@ -51,10 +51,10 @@ def without_boundary(gradients: Reduced) -> Iterator[None]:
 
 
 class Stepping:
-    """Steps one group after the other.
+    """Runs the optimizer on one group after the other.
 
     Args:
-        traced: one optimizer that runs on meta. DeepSpeed's own replaces it where the settings say so.
+        traced: an optimizer that runs on meta. DeepSpeed's own optimizer replaces it if the settings require it.
     """
 
     def __init__(self, traced: Optimizer, zero: Zero, recorder: Recorder, model: nn.Module) -> None:
@@ -72,13 +72,13 @@ class Stepping:
         self._groups: list[dict[str, Any]] = list(self._optimizer.param_groups)
 
     def trained(self) -> list[list[nn.Parameter]]:
-        """The trained parameters of each group."""
+        """The trainable parameters of each group."""
         return [[each for each in group["params"] if each.requires_grad] for group in self._groups]
 
     def replace(self, number: int, master: nn.Parameter) -> None:
-        """The group steps on this partition from now on."""
+        """From now on, the optimizer updates this partition as the group."""
         self._groups[number]["params"] = [master]
-        if isinstance(self._optimizer, torch.optim.Adagrad):  # its sums are made by the constructor
+        if isinstance(self._optimizer, torch.optim.Adagrad):  # the constructor makes its sums
             self._optimizer.state.clear()
             for group in self._groups[: number + 1]:
                 for each in group["params"]:
@@ -86,18 +86,18 @@ class Stepping:
                     self._optimizer.state[each] = {"step": torch.tensor(0.0), "sum": total}
 
     def step_on(self, number: int, master: nn.Parameter) -> None:
-        """Steps one group on this tensor alone."""
+        """Runs the optimizer on one group with only this tensor."""
         self._groups[number]["params"] = [master]
         self.step(number)
         self._groups[number]["params"] = []
 
     def clear(self) -> None:
-        """The groups have no parameters until the next `step_on`."""
+        """Removes the parameters from the groups until the next `step_on`."""
         for group in self._groups:
             group["params"] = []
 
     def step(self, number: int) -> None:
-        """Steps one group, and registers the states that it has made."""
+        """Runs the optimizer on one group, and registers the states that it has made."""
         self._optimizer.param_groups = [self._groups[number]]
         self._traced.step()
         self._optimizer.param_groups = self._groups
@@ -107,7 +107,7 @@ class Stepping:
 
 
 def _refuse_special(traced: Optimizer) -> None:
-    """A flat partition has no matrices, and no layer of its own.
+    """Refuses optimizers that need matrices or layers: a flat partition has neither.
 
     Raises:
         ConfigError: the optimizer needs them.
@@ -116,8 +116,8 @@ def _refuse_special(traced: Optimizer) -> None:
     if len(traced.optimizers) == 1 and not traced.hooked and not any("rank" in group for group in groups):
         return
     raise ConfigError(
-        "DeepSpeed makes one flat tensor of the weights: an optimizer that works on matrices or on layers does nothing "
-        "that can be estimated there",
+        "DeepSpeed makes one flat tensor of the weights: with it, the memory of an optimizer that works on matrices or "
+        "on layers can't be estimated",
         key="optimizer",
         value=traced.name,
         remedy="use `optimizer: adamw_torch_fused`, or FSDP instead of DeepSpeed",
@@ -125,8 +125,8 @@ def _refuse_special(traced: Optimizer) -> None:
 
 
 def _own_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """DeepSpeed's own optimizer of the JSON. Its Adam (FusedAdam, CPUAdam) has two states and no temporaries, as
-    PyTorch's fused AdamW; its Lion has one; others are PyTorch's."""
+    """The optimizer that DeepSpeed's JSON file names. DeepSpeed's Adam (FusedAdam, CPUAdam) has two states and no
+    temporary tensors, like PyTorch's fused AdamW. Its Lion has one state. Others are PyTorch's."""
     kind = name.lower()
     if kind in ("adam", "adamw"):
         return torch.optim.AdamW(groups, fused=True)
@@ -139,7 +139,7 @@ def _own_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Optim
 
 
 def _cpu_optimizer(client: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """`map_pytorch_optim_to_deepspeed`: DeepSpeedCPUAdam in place of any but Adagrad and Lion in 32 bits."""
+    """`map_pytorch_optim_to_deepspeed`: DeepSpeedCPUAdam replaces every optimizer except 32-bit Adagrad and Lion."""
     groups: list[dict[str, Any]] = [{"params": list(group["params"])} for group in client.param_groups]
     name = type(client).__name__
     is_narrow = getattr(client, "optim_bits", getattr(getattr(client, "args", None), "optim_bits", 32)) != 32

@@ -1,4 +1,5 @@
-"""ZeRO-3's sub groups: the parts of trained parameters in one buffer, cut into what the optimizer steps on together.
+"""ZeRO-3's sub groups: the parts of trainable parameters in one buffer, divided into the groups that one optimizer step
+updates.
 
 Source: deepspeed 0.19.8 `runtime/zero/stage3.py` `_create_fp16_partitions_with_defragmentation`,
 `_create_fp32_partitions`, `_create_param_groups_fp16_flat_cpu_memory`, `_create_fp16_sub_groups`.
@@ -19,15 +20,15 @@ from axmem_trace.recipe.parallel import Zero
 from axmem_trace.tracing.recorder import Recorder
 
 _Divided = Sequence[tuple[int, Sequence[Part]]]
-"""The parts of each sub group, with the number of the optimizer's group."""
+"""The parts of each sub group, and the number of the optimizer's group."""
 
 
 @dataclass(eq=False)
 class SubGroup:
-    """Parts that the optimizer steps on together.
+    """Parts that the optimizer updates in one step.
 
     Attributes:
-        group: the optimizer's, by number.
+        group: the number of the optimizer's group.
         flat: the parts in the model's dtype.
         master: the same in fp32.
     """
@@ -39,14 +40,14 @@ class SubGroup:
 
     @property
     def elements(self) -> int:
-        """Of all its parts."""
+        """The number of elements of all its parts."""
         return sum(part.elements for part in self.parts)
 
 
 def make_sub_groups(
     zero: Zero, recorder: Recorder, stepping: Stepping, parts: Parts, host: HostMemory, device: torch.device
 ) -> tuple[list[SubGroup], list[torch.Tensor]]:
-    """The sub groups, and the buffers that their parts are views of.
+    """The sub groups, and the buffers; the parts of the sub groups are views of the buffers.
 
     `_create_fp16_partitions_with_defragmentation` and `_create_fp32_partitions`.
     """
@@ -87,7 +88,7 @@ def _part_of(parameter: nn.Parameter, parts: Parts) -> Part:
 def _defragment(
     divided: _Divided, recorder: Recorder, host: HostMemory, device: torch.device
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The parts of all trained parameters in one buffer, by way of the host."""
+    """Copies the parts of all trainable parameters into one buffer, through host memory."""
     every = [part for _, parts in divided for part in parts]
     first = every[0].tensor
     assert first is not None
@@ -120,7 +121,7 @@ def _defragment_on_host(divided: _Divided, recorder: Recorder) -> tuple[list[tor
 
 
 def _distribute(whole: torch.Tensor, divided: Sequence[Sequence[Part]]) -> list[torch.Tensor]:
-    """Parts become views of the buffer; returns the view of each sub group."""
+    """Makes the parts views of the buffer; returns the view of each sub group."""
     begin = 0
     for part in (part for parts in divided for part in parts):
         part.tensor = whole.narrow(0, begin, part.elements)
@@ -129,7 +130,7 @@ def _distribute(whole: torch.Tensor, divided: Sequence[Sequence[Part]]) -> list[
 
 
 def _cut(parts: Sequence[Part], most: int) -> list[list[Part]]:
-    """`_create_fp16_sub_groups`: so many elements of parts, or a little more, in each."""
+    """`_create_fp16_sub_groups`: each sub group has `most` elements of parts, or a few more."""
     if most >= sum(part.elements for part in parts):
         return [list(parts)]
     groups: list[list[Part]] = []
