@@ -1,13 +1,13 @@
-"""The caching allocator: what CUDA's `reserved` bytes would have been. No torch here.
+"""The caching allocator: a replay that computes CUDA's `reserved` bytes. No torch here.
 
 sizes        rounding of requests, sizes of segments
-blocks       blocks in use, the pools of free ones
+blocks       blocks in use, and the pools of free blocks
 expandable   segments that grow page by page
 accounts     bytes allocated and reserved, limits, history
 caching      `CachingAllocator`: malloc, free, empty_cache
-conf         `PYTORCH_ALLOC_CONF` to settings
-plan         what a replay knows of each allocation before it begins
-replay       a ledger through the allocator; `reservation`: what it held
+conf         reads the settings in `PYTORCH_ALLOC_CONF`
+plan         facts about each allocation, computed before a replay begins
+replay       runs a ledger through the allocator; `reservation`: the result
 """
 
 from __future__ import annotations

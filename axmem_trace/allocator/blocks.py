@@ -1,8 +1,9 @@
-"""Blocks in use, and the pools of free ones.
+"""Blocks in use, and the pools of free blocks.
 
-Sources: `Block`, `BlockPool`, `BlockComparatorSize` in c10/cuda/CUDACachingAllocator.cpp (torch 2.13). PyTorch orders a
-pool's free blocks by stream first and never uses a block for another stream; here each stream has its own pools. Free
-blocks are numbers in dictionaries, not objects with neighbours: a replay moves hundreds of thousands of them.
+Sources: `Block`, `BlockPool`, `BlockComparatorSize` in c10/cuda/CUDACachingAllocator.cpp (torch 2.13). PyTorch sorts a
+pool's free blocks by stream first, and never uses a block for another stream; here each stream has its own pools. Free
+blocks are numbers in dictionaries, not objects with links to their neighbours, because a replay handles hundreds of
+thousands of them.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from axmem_trace.allocator.accounts import UNLIMITED
 from axmem_trace.allocator.sizes import MIN_BLOCK_BYTES
 
 FIRST_ADDRESS = 0x3000_0000_0000
-"""Address of the first segment: 47 bits, as CUDA's on Linux."""
+"""Address of the first segment: 47 bits, like CUDA's addresses on Linux."""
 ADDRESS_BITS = 56
-"""More bits than an address has. Size and address are one number, `size << ADDRESS_BITS | address`: such keys are in the
-order that PyTorch searches, and numbers are compared faster than pairs."""
+"""More bits than an address has. The key of a block is one number, `size << ADDRESS_BITS | address`. PyTorch searches
+in the order of these keys, and numbers are compared faster than pairs."""
 ADDRESS_MASK = (1 << ADDRESS_BITS) - 1
 
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """A range of addresses with one use: allocated, or free.
+    """A range of addresses that is either allocated or free.
 
-    `size` is what `torch.cuda.memory_allocated` counts while the block is allocated; `requested_bytes` is what was
-    requested, `owner` the allocation that it holds. A block that was freed while another stream worked on it stays
-    `allocated` until that stream is done.
+    While the block is allocated, `torch.cuda.memory_allocated` counts its `size`. `requested_bytes` is the requested
+    size, and `owner` is its allocation. A block that was freed while another stream used it stays `allocated` until
+    that stream has finished.
     """
 
     pool: BlockPool
@@ -41,14 +42,16 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSettings:
-    """What all pools of one kind have in common.
+    """Settings of all pools of one kind.
 
     Attributes:
         is_small: whether it serves requests of up to 1 MiB.
-        grows: its segments are expandable.
-        page_bytes: of an expandable segment: 2 MiB in the small pool, `large_segment_bytes` (20 MiB) in the large one.
-        min_rest_bytes: the rest of a block that is larger than needed is cut off if it has as many bytes (`should_split`).
-        max_split_bytes: blocks of this size and more are not split, and requests below it do not get them.
+        grows: whether its segments are expandable.
+        page_bytes: page size of an expandable segment: 2 MiB in the small pool, `large_segment_bytes` (20 MiB) in the
+            large one.
+        min_rest_bytes: if a block is larger than needed, it is split if the rest has at least this size
+            (`should_split`).
+        max_split_bytes: blocks of at least this size are not split, and are not used for smaller requests.
         max_non_split_rounding_bytes: by how much such a block may exceed a request.
     """
 
@@ -72,10 +75,11 @@ class BlockPool:
         keys: the key of each free block, sorted.
         sizes: the size of each free block, by its address.
         starts: the address of each free block, by its end.
-        gaps, gap_starts, gap_addresses: the same of the ranges without pages; the last sorted.
-        segments: size of each segment of the allocator by its address: blocks of two segments are no neighbours.
-        searches: number of searches for a block: one counter for the pools of all streams (`get_free_blocks_call_count`).
-        idle_since: `searches` when a block became free, by its address; None if nothing needs it.
+        gaps, gap_starts, gap_addresses: the same for the ranges without pages; `gap_addresses` is sorted.
+        segments: size of each segment of the allocator by its address. Blocks of two segments are never joined.
+        searches: number of searches for a block; one counter for the pools of all streams
+            (`get_free_blocks_call_count`).
+        idle_since: the value of `searches` when a block became free, by its address; None if it is not needed.
     """
 
     __slots__ = (
@@ -120,8 +124,8 @@ class BlockPool:
     # -- free blocks --------------------------------------------------------------------------------------------------
 
     def take(self, size: int) -> tuple[int, int] | None:
-        """Address and size of a block of at least `size`, from the smallest free one (`get_free_block`); None if there is
-        none."""
+        """Takes a block of at least `size` from the smallest free block that is large enough (`get_free_block`).
+        Returns its address and size; None if there is none."""
         if self.idle_since is not None:
             self.searches[0] += 1
         keys = self.keys
@@ -136,11 +140,11 @@ class BlockPool:
         return self._cut(position, size)
 
     def cut(self, address: int, size: int) -> tuple[int, int]:
-        """Address and size of a block of at least `size`, from this free one."""
+        """Takes a block of at least `size` from this free block. Returns its address and size."""
         return self._cut(bisect_left(self.keys, self.sizes[address] << ADDRESS_BITS | address), size)
 
     def _cut(self, position: int, size: int) -> tuple[int, int]:
-        """Removes a free block, except its rest if that is large enough (`alloc_found_block`)."""
+        """Removes a free block. If its rest is large enough, the rest stays free (`alloc_found_block`)."""
         keys = self.keys
         key = keys[position]
         address, found = key & ADDRESS_MASK, key >> ADDRESS_BITS
@@ -163,7 +167,7 @@ class BlockPool:
         return address, size
 
     def give(self, address: int, size: int) -> None:
-        """Adds a block that became free, joined with its free neighbours (`free_block`, `try_merge_blocks`)."""
+        """Adds a block that became free, and joins it with its free neighbours (`free_block`, `try_merge_blocks`)."""
         keys, sizes, starts, end = self.keys, self.sizes, self.starts, address + size
         more = sizes.get(end)
         if more is not None and end not in self.segments:
@@ -191,12 +195,14 @@ class BlockPool:
         return size
 
     def serves(self, size: int) -> bool:
-        """Whether a block of exactly `size` can be taken, so that all is as before when it is given back directly."""
+        """Whether a block of exactly `size` can be taken. If such a block is freed directly afterwards, the pool is as
+        before."""
         keys = self.keys
         return bool(keys) and keys[-1] >> ADDRESS_BITS >= size and self._always_cuts
 
     def in_order(self) -> list[tuple[int, int]]:
-        """Address and size of each free block, smallest first; a copy, so that the pool may change meanwhile."""
+        """Address and size of each free block, smallest first. It is a copy, so the pool may change while it is
+        read."""
         return [(key & ADDRESS_MASK, key >> ADDRESS_BITS) for key in self.keys]
 
     def is_segment(self, address: int, size: int) -> bool:
@@ -204,19 +210,19 @@ class BlockPool:
         return self.segments.get(address) == size
 
     def _best_of_growing(self, position: int) -> int:
-        """A block that can grow counts as large as it can become, so a later one may be the better fit."""
+        """A block that can grow counts with the size to which it can grow, so a later block may fit better."""
         keys = self.keys
         while position + 1 < len(keys) and self._grown(keys[position + 1]) < self._grown(keys[position]):
             position += 1
         return position
 
     def _grown(self, key: int) -> int:
-        """Its size and that of the range without pages behind it, into which it can grow."""
+        """The block's size, plus the size of the range without pages behind it, into which it can grow."""
         end = (key & ADDRESS_MASK) + (size := key >> ADDRESS_BITS)
         return size + (self.gaps.get(end, 0) if end not in self.segments else 0)
 
     def _is_kept_whole(self, found: int, size: int) -> bool:
-        """Whether `max_split_size_mb` keeps a block of `found` bytes from a request."""
+        """Whether `max_split_size_mb` forbids the use of a block of `found` bytes for a request."""
         settings = self.settings
         if size < settings.max_split_bytes:
             return found >= settings.max_split_bytes
@@ -229,7 +235,7 @@ class BlockPool:
     # -- ranges without pages -----------------------------------------------------------------------------------------
 
     def insert_gap(self, address: int, size: int) -> int:
-        """Adds a range without pages, joined with such neighbours; returns its address."""
+        """Adds a range without pages, and joins it with neighbouring ranges without pages; returns its address."""
         end = address + size
         if end in self.gaps and end not in self.segments:
             size += self.remove_gap(end)

@@ -1,12 +1,13 @@
-"""`CachingAllocator`: what `c10::cuda::CUDACachingAllocator` does on one device.
+"""`CachingAllocator`: the behaviour of `c10::cuda::CUDACachingAllocator` on one device.
 
 Source: `DeviceCachingAllocator` in c10/cuda/CUDACachingAllocator.cpp (torch 2.13); each method names the function that
-it follows. Left out, because a training step does not reach it: private pools (CUDA graphs, `MemPool`), IPC, and the
-callbacks that free memory before a new segment is requested. The caller keeps track of events: a block that another
-stream works on is freed with `busy=True`, and the caller calls `finish` when that stream is done.
+it follows. Parts that a training step does not use are left out: private pools (CUDA graphs, `MemPool`), IPC, and the
+callbacks that free memory before a new segment is requested. The caller handles events: it frees a block that another
+stream still uses with `busy=True`, and calls `finish` when that stream has finished.
 
-Addresses are invented here: a driver may return any. Segments are in order of creation and addresses are not used
-twice; they matter only where two free blocks have the same size (the one at the lower address is taken).
+Addresses are invented, because a driver may return any addresses. Segments have addresses in the order of their
+creation, and no address is used twice. Addresses matter only if two free blocks have the same size: then the block at
+the lower address is taken.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class CachingAllocator:
 
     Args:
         settings: as parsed from `PYTORCH_ALLOC_CONF`.
-        capacity_bytes: what the driver can give to this process; 0: no limit.
-        record_history: keep every action in `accounts.history`.
+        capacity_bytes: the memory that the driver can allocate for this process; 0: no limit.
+        record_history: whether every action is stored in `accounts.history`.
     """
 
     def __init__(self, settings: Allocator, *, capacity_bytes: int = 0, record_history: bool = False) -> None:
@@ -97,7 +98,7 @@ class CachingAllocator:
         return block
 
     def free(self, block: Block, *, busy: bool = False) -> None:
-        """Takes a block back. `busy`: another stream still works on it, so it stays active until `finish` (`free`)."""
+        """Frees a block. `busy`: another stream still uses it, so it stays active until `finish` (`free`)."""
         self.accounts.allocated_bytes -= block.size
         self.accounts.owner = block.owner
         self.accounts.record("free_requested", block.address, block.requested_bytes)
@@ -108,8 +109,8 @@ class CachingAllocator:
             self._free_block(block)
 
     def finish(self, block: Block) -> None:
-        """The other streams are done with a block that was freed `busy` (`process_events`). It may be free already: before
-        the cache is emptied the host waits for all streams."""
+        """The other streams have finished with a block that was freed as `busy` (`process_events`). It may be free
+        already, because the host waits for all streams before the cache is emptied."""
         if self._busy.get(block.address) is block:
             del self._busy[block.address]
             self.accounts.busy_bytes -= block.size
@@ -127,7 +128,8 @@ class CachingAllocator:
         self._release_cached_blocks()
 
     def list_segments(self, in_use: Iterable[Block]) -> list[list[Block]]:
-        """Every range of neighbouring blocks with memory, by address: what a snapshot calls a segment (`snapshot`).
+        """Every range of neighbouring blocks with memory, by address. A snapshot calls such a range a segment
+        (`snapshot`).
 
         Args:
             in_use: the blocks that `malloc` returned and that have not been freed.
@@ -164,9 +166,8 @@ class CachingAllocator:
     # -- finding a block ------------------------------------------------------------------------------------------
 
     def make_space(self, pool: BlockPool, size: int) -> tuple[int, int] | None:
-        """Address and size of a block in new memory; if the card is full, cached memory is freed first (`malloc`).
-
-        None if even that is not enough.
+        """Address and size of a block in new memory. If the card is full, cached memory is freed first (`malloc`). None
+        if that is still not enough.
         """
         if self._collects_garbage:
             self._collect_garbage()
@@ -182,8 +183,8 @@ class CachingAllocator:
     # -- segments -------------------------------------------------------------------------------------------------
 
     def _allocate_segment(self, pool: BlockPool, size: int) -> int | None:
-        """The address of a free block with new memory from the driver: pages of an expandable segment, or a segment by
-        `cudaMalloc` (`alloc_block`)."""
+        """The address of a free block with new memory from the driver: pages of an expandable segment, or a segment
+        from `cudaMalloc` (`alloc_block`)."""
         nbytes = segment_size(size, self._large_segment_bytes)
         if self.accounts.reserved_bytes + nbytes > self.accounts.allowed_bytes:
             return None
@@ -207,7 +208,7 @@ class CachingAllocator:
         self.accounts.change_reserved("segment_free", address, size)
 
     def _release_available_cached_blocks(self, pool: BlockPool, size: int) -> bool:
-        """With `max_split_size`: frees oversize blocks to make space for the request
+        """With `max_split_size`, frees oversize blocks to make space for the request
         (`release_available_cached_blocks`)."""
         if self._max_split_bytes == UNLIMITED or self.expandable is not None:
             return False
@@ -235,8 +236,8 @@ class CachingAllocator:
                     self._release_segment(pool, address)
 
     def _collect_garbage(self) -> None:
-        """`garbage_collection_threshold`: above it, frees the free segments that were idle for longest
-        (`garbage_collect_cached_blocks`). Expandable ones are kept."""
+        """Above `garbage_collection_threshold`, frees the free segments that have been idle for the longest time
+        (`garbage_collect_cached_blocks`). Expandable segments are kept."""
         target = self.accounts.reserved_bytes - self._garbage_bytes
         if target <= 0 or self.expandable is not None:
             return

@@ -2,7 +2,7 @@
 
 Sources: `AcceleratorAllocatorConfig::parseArgs` and `ConfigTokenizer` (c10/core/AllocatorConfig.h, .cpp) for the
 options of all accelerators, `CUDAAllocatorConfig` (c10/cuda/CUDAAllocatorConfig.h, .cpp) for CUDA's own; torch 2.13.
-Where both `PYTORCH_CUDA_ALLOC_CONF` and `PYTORCH_ALLOC_CONF` are set, `CUDAAllocatorConfig::instance` takes the former.
+If both `PYTORCH_CUDA_ALLOC_CONF` and `PYTORCH_ALLOC_CONF` are set, `CUDAAllocatorConfig::instance` uses the first.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ WITHOUT_EFFECT = {
     "release_lock_on_cudamalloc": "bool", "release_lock_on_hipmalloc": "bool",
     "graph_capture_record_stream_reuse": "bool", "throw_on_cudamalloc_oom": "bool",
 }  # fmt: skip
-"""Options for host memory, locks and CUDA graphs: checked, and of no effect on what is reserved."""
+"""Options for host memory, locks and CUDA graphs. They are checked, but do not change the reserved bytes."""
 
 
 def parse_alloc_conf(text: str) -> Allocator:
-    """The settings that `PYTORCH_ALLOC_CONF=text` (or `PYTORCH_CUDA_ALLOC_CONF`) gives; PyTorch's defaults elsewhere.
+    """The settings in `PYTORCH_ALLOC_CONF=text` (or `PYTORCH_CUDA_ALLOC_CONF`), and PyTorch's defaults for all others.
 
     Raises:
-        ConfigError: PyTorch would refuse the string; the error names the option and what it accepts.
+        ConfigError: PyTorch would refuse the string. The error names the option and the accepted values.
 
     >>> parse_alloc_conf("expandable_segments:True,max_split_size_mb:128").max_split_size_bytes >> 20
     128
@@ -75,7 +75,7 @@ def parse_alloc_conf(text: str) -> Allocator:
 
 
 def describe_settings(allocator: Allocator) -> tuple[Note, ...]:
-    """Warnings about settings that are not modelled or that have no effect."""
+    """Warnings about settings that are not modelled or have no effect."""
     notes = Notes()
     if allocator.backend == "cudaMallocAsync":
         text = (
@@ -93,7 +93,8 @@ def describe_settings(allocator: Allocator) -> tuple[Note, ...]:
 
 
 def _split_options(text: str) -> Iterator[tuple[str, str]]:
-    """`a:1,b:[x:1,y:2]` to (`a`, `1`), (`b`, `[x:1,y:2]`); blanks are dropped, one comma may follow the last."""
+    """Splits `a:1,b:[x:1,y:2]` into (`a`, `1`), (`b`, `[x:1,y:2]`). Blanks are dropped; one comma may follow the last
+    option."""
     rest = re.sub(r"\s", "", text)
     while rest:
         match = re.match(r"([^,:\[\]]+):(\[[^\[\]]*\]|[^,:\[\]]+)(,|$)", rest)
@@ -126,7 +127,8 @@ def _read_bool(value: str) -> bool:
 
 
 def _read_count(value: str) -> int:
-    """As C++'s `stoull`: leading digits count, the rest is dropped, and a negative number wraps to a huge one."""
+    """Reads like C++'s `stoull`: leading digits count, the rest is dropped, and a negative number wraps around to a
+    huge one."""
     match = re.match(r"([+-]?)(\d+)", value)
     if match is None or int(match[2]) >= 1 << 64:
         raise ValueError("a whole number")
@@ -134,7 +136,7 @@ def _read_count(value: str) -> int:
 
 
 def _read_float(value: str) -> float:
-    """As C++'s `stod`: a leading number counts, also a hexadecimal one; the rest is dropped."""
+    """Reads like C++'s `stod`: a leading number counts, also a hexadecimal one; the rest is dropped."""
     hexadecimal = re.match(r"[+-]?0[xX][\da-fA-F]+(\.[\da-fA-F]*)?([pP][+-]?\d+)?", value)
     if hexadecimal is not None:
         return float.fromhex(hexadecimal[0])
@@ -175,9 +177,10 @@ def _is_power_of_2(number: int) -> bool:
 
 
 def _read_divisions(value: str) -> dict[int, int] | int:
-    """`4`, or `[256:1,512:2,>:4]`: divisions by the lower bound in MiB of each size class, all classes listed.
+    """Reads `4`, or `[256:1,512:2,>:4]`. Returns the divisions by the lower bound in MiB of each size class; all
+    classes are listed.
 
-    Sizes up to the first boundary take its value. A size class between two listed ones that is not listed is 0 (off).
+    Sizes up to the first boundary have its value. A class that is not listed between two listed classes has 0 (off).
     """
     if not value.startswith("["):
         number = _read_count(value)
@@ -186,7 +189,7 @@ def _read_divisions(value: str) -> dict[int, int] | int:
         return number
     divisions, last, first = [0] * NUM_SIZE_CLASSES, 0, True
     items = value.strip("[]").split(",")
-    for item in items if items[-1] else items[:-1]:  # one comma may follow the last, as at the end of all
+    for item in items if items[-1] else items[:-1]:  # one comma may follow the last item, as in the whole list
         boundary, colon, parts = item.partition(":")
         number = _read_count(parts) if colon else -1
         if number != 0 and not _is_power_of_2(number):

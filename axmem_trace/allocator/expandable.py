@@ -1,4 +1,4 @@
-"""Expandable segments: one range of addresses per pool that grows page by page.
+"""Expandable segments: for each pool one range of addresses, which grows page by page.
 
 Source: `find_expandable_block`, `map_block`, `try_allocate_expandable_block`, `unmap_block`,
 `release_expandable_segment` and `ExpandableSegment::map`, `unmap` in c10/cuda/CUDACachingAllocator.cpp (torch 2.13).
@@ -12,20 +12,21 @@ from axmem_trace.allocator.accounts import UNLIMITED, Accounts
 from axmem_trace.allocator.blocks import FIRST_ADDRESS, BlockPool
 
 ENDLESS_RANGE_BYTES = 1 << 44
-"""Addresses reserved where memory is unlimited: 16 TiB, or as much as one request needs."""
+"""The size of the address range with unlimited memory: 16 TiB, or as much as one request needs."""
 
 
 class ExpandableSegments:
-    """The expandable segments of all pools: `segments` has the size of each by its address."""
+    """The expandable segments of all pools. `segments` maps the address of each to its size."""
 
     def __init__(self, accounts: Accounts, segments: dict[int, int]) -> None:
         self._accounts, self._segments = accounts, segments
         self._next_address = FIRST_ADDRESS
 
     def allocate(self, pool: BlockPool, size: int) -> int | None:
-        """The address of a free block of at least `size`; pages that it lacks are mapped. None if pages run out.
+        """The address of a free block of at least `size`. Missing pages are mapped. None if there are not enough pages.
 
-        Pages mapped before they ran out stay with the pool, as they do in PyTorch (`try_allocate_expandable_block`).
+        Pages that were mapped before the pages ran out stay in the pool, as in PyTorch
+        (`try_allocate_expandable_block`).
         """
         address = self._find(pool, size)
         while (found := pool.sizes.get(address, 0)) < size:
@@ -59,7 +60,7 @@ class ExpandableSegments:
         return starts[bisect_right(starts, address) - 1]
 
     def _find(self, pool: BlockPool, size: int) -> int:
-        """The start of the first chain of free and unmapped ranges that is long enough (`find_expandable_block`)."""
+        """The start of the first sequence of free and unmapped ranges that is long enough (`find_expandable_block`)."""
         for gap in pool.gap_addresses:
             start = gap if gap in self._segments else pool.starts.get(gap, gap)
             end = start
@@ -73,7 +74,7 @@ class ExpandableSegments:
         return self._reserve(pool, size)
 
     def _reserve(self, pool: BlockPool, size: int) -> int:
-        """A new segment: addresses for 1 1/8 of the card, no pages yet."""
+        """Makes a new segment: addresses for 1 1/8 of the card's memory, without pages."""
         capacity, page = self._accounts.capacity_bytes, pool.settings.page_bytes
         wanted = capacity + capacity // 8 if capacity < UNLIMITED else max(ENDLESS_RANGE_BYTES, size)
         length, address = -(-wanted // page) * page, self._next_address
@@ -83,7 +84,7 @@ class ExpandableSegments:
         return pool.insert_gap(address, length)
 
     def _map(self, pool: BlockPool, gap: int, size: int) -> bool:
-        """Puts pages under the first `size` bytes of a gap, rounded up to whole pages; all or none (`map_block`)."""
+        """Maps pages to the first `size` bytes of a gap, rounded up to whole pages: all or none (`map_block`)."""
         nbytes = -(-size // pool.settings.page_bytes) * pool.settings.page_bytes
         if nbytes > self._accounts.free_bytes:
             return False

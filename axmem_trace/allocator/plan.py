@@ -1,4 +1,5 @@
-"""What a replay knows before it begins: of each allocation its size, pool and stream, and the events that are no moves."""
+"""Facts that are computed before a replay begins: size, pool and stream of each allocation, and the events that are not
+moves."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Item = tuple[int, int, "int | None"]
-"""An entry of the agenda: the tick, a rank for the order within one tick, and what happens: the position of an allocation
-that other streams are done with, or None for `empty_cache`."""
+"""An entry of the agenda: the tick, a rank for the order within a tick, and the event. The event is the position of an
+allocation with which other streams have finished, or None for `empty_cache`."""
 
 
 @dataclass
@@ -29,13 +30,13 @@ class Plan:
 
     @cached_property
     def busy_until(self) -> dict[int, int]:
-        """By position in the ledger: when other streams are done with a block that has been freed."""
+        """By position in the ledger, the tick at which other streams have finished with a block that has been freed."""
         ticks = self.ledger.columns.codes(lambda kind: kind.busy_until)
         return {index: int(ticks[index]) for index in ticks.nonzero()[0].tolist()}
 
     @cached_property
     def sizes(self) -> list[int]:
-        """For each allocation, the size of the block that it needs; 0 for one of 0 bytes."""
+        """For each allocation, the size of its block; 0 for an allocation of 0 bytes."""
         import numpy as np
 
         if not self.caching.rounds_further:
@@ -49,7 +50,8 @@ class Plan:
 
     @cached_property
     def ends_brief(self) -> NDArray[np.bool_]:
-        """For each move, whether it frees what the move before it allocated, with nothing but a mark between them."""
+        """For each move, whether it frees the allocation of the move before it. Between the two there may be only a
+        mark."""
         import numpy as np
 
         ticks, indices, frees = self.ledger.moved
@@ -61,7 +63,7 @@ class Plan:
 
     @cached_property
     def brief(self) -> list[bool]:
-        """For each allocation, whether the very next move frees it."""
+        """For each allocation, whether the next move frees it."""
         import numpy as np
 
         brief = np.zeros(len(self.ledger.allocations), dtype=bool)
@@ -90,7 +92,7 @@ class Plan:
         ]
 
     def make_agenda(self) -> list[Item]:
-        """All events that are no moves and no marks, the last one first."""
+        """All events that are neither moves nor marks, the last one first."""
         agenda: list[Item] = [(tick, -1, None) for tick in self.ledger.empty_cache_ticks]
         agenda += [(tick, -2, index) for index, tick in self.busy_until.items()]
         return sorted((item for item in agenda if item[0] < NEVER), key=lambda item: item[:2], reverse=True)

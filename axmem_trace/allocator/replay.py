@@ -1,4 +1,4 @@
-"""`replay`: the ledger's allocations and frees, one after the other, through the caching allocator."""
+"""`replay`: runs the ledger's allocations and frees through the caching allocator, one after the other."""
 
 from __future__ import annotations
 
@@ -22,52 +22,52 @@ if TYPE_CHECKING:
 
 
 def replay(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int = 0) -> Reservation:
-    """What CUDA's caching allocator would have held during the recording.
+    """The memory that CUDA's caching allocator reserves during the recording.
 
     Args:
-        ledger: what the run allocated; only the GPU's allocations count, and those of 0 bytes need no memory.
-        allocator: the allocator's settings. Another backend than `native` is replayed as if it were `native`
-            (`describe_settings` says so).
-        capacity_bytes: what the allocator could get: the card's memory less the CUDA context; 0: unlimited memory.
+        ledger: the allocations of the run. Only those on the GPU count, and those of 0 bytes need no memory.
+        allocator: the allocator's settings. A backend other than `native` is replayed as if it were `native`
+            (`describe_settings` makes a note of it).
+        capacity_bytes: the memory that the allocator can get: the card's memory minus the CUDA context; 0: unlimited
+            memory.
 
     Returns:
-        The reservation; its `out_of_memory` says if and where the run ended because memory was not enough.
+        The reservation. Its `out_of_memory` says whether and where the run ended because there was not enough memory.
     """
     return Replay(ledger, CachingAllocator(allocator, capacity_bytes=capacity_bytes)).run()
 
 
 @dataclass
 class Replay:
-    """One replay: the allocator, the blocks in use by position in the ledger, and what is needed to find the peaks.
+    """One replay: the allocator, the blocks in use by position in the ledger, and the data to find the peaks.
 
-    The order within one tick: streams finish, then `empty_cache`, then the mark of a new phase, then allocations and
-    frees.
+    The order within one tick is: streams finish, `empty_cache`, the mark of a new phase, allocations and frees.
     """
 
     ledger: Ledger
     caching: CachingAllocator
     blocks: dict[int, Block] = field(default_factory=dict)
-    """Those in use, if a history is recorded or several streams work on a block."""
+    """The blocks in use, if a history is recorded or if several streams use a block."""
     out_of_memory: OutOfMemory | None = None
     _taken: list[int] = field(default_factory=list)
     """For each allocation, the size of its block."""
     _addresses: list[int] = field(default_factory=list)
-    """For each allocation, the address of its block while that is in use, else -1; empty if there are `blocks`."""
+    """For each allocation, the address of its block while the block is in use, else -1. Empty if `blocks` is used."""
     _busy: dict[int, Block] = field(default_factory=dict)
-    """Freed blocks that another stream works on, by position in the ledger."""
+    """Freed blocks that another stream still uses, by position in the ledger."""
     _busy_levels: list[int] = field(default_factory=list)
-    """Bytes of such blocks after each move, if there ever are any."""
+    """Bytes of such blocks after each move, if there are any in the replay."""
     _begun: list[_Beginning] = field(default_factory=list)
     _num_played: int = 0
-    """Moves before the end of the run."""
+    """The number of moves before the end of the run."""
     _peak: tuple[int, int, int] = (0, -1, 0)
-    """The peak of reserved bytes; the allocation with which it was reached, and the number of segments then."""
+    """The peak of reserved bytes, the allocation that raised it, and the number of segments at that time."""
 
     def __post_init__(self) -> None:
         self._plan = Plan(self.ledger, self.caching)
 
     def run(self) -> Reservation:
-        """Replays the whole ledger, or stops where the card's memory is not enough."""
+        """Replays the whole ledger, or stops at the first allocation for which the card's memory is not enough."""
         count = len(self.ledger.allocations)
         self._taken, self._addresses = [0] * count, [-1] * count
         agenda, intervals = self._plan.make_agenda(), self.ledger.intervals
@@ -84,7 +84,8 @@ class Replay:
         self._begun.append(_Beginning(interval, accounts.reserved_bytes, accounts.busy_bytes, len(accounts.changes)))
 
     def _play_interval(self, interval: Interval, end_tick: int, agenda: list[Item]) -> None:
-        """The moves of an interval, and what the agenda has before its last tick and at the next mark's."""
+        """Replays the moves of an interval, and the events of the agenda before its last tick and at the tick of the
+        next mark."""
         start = interval.start
         while agenda and agenda[-1][0] <= end_tick:
             due = max(start, min(interval.end, int(self.ledger.moved.ticks.searchsorted(agenda[-1][0]))))
@@ -96,7 +97,7 @@ class Replay:
         self._play(start, interval.end)
 
     def _play(self, start: int, end: int) -> None:
-        """Does the moves from `start` to before `end`."""
+        """Replays the moves from `start` to before `end`."""
         self._num_played = end
         moves = [column[start:end] for column in self.ledger.moved]
         if self.caching.accounts.history is not None or self._plan.busy_until:
@@ -106,9 +107,10 @@ class Replay:
             self._play_addresses(zip(*(column[kept].tolist() for column in moves), strict=True))
 
     def _play_addresses(self, moves: Iterable[tuple[int, int, bool]]) -> None:
-        """The moves, without an object for each block: what `CachingAllocator.malloc` and `free` do, and no more.
+        """Replays the moves without an object for each block, and does only what `CachingAllocator.malloc` and `free`
+        do.
 
-        An allocation that is freed by the next move changes nothing if a free block serves it.
+        If the next move frees an allocation and a free block is large enough for it, nothing changes.
         """
         pools, sizes, brief = self._plan.pools, self._plan.sizes, self._plan.brief
         taken, addresses = self._taken, self._addresses
@@ -139,7 +141,7 @@ class Replay:
         return found
 
     def _play_blocks(self, moves: Iterable[tuple[int, int, bool]]) -> None:
-        """The moves, with a block for each allocation: the history is recorded, and blocks may be busy."""
+        """Replays the moves with a block for each allocation: the history is recorded, and blocks may be busy."""
         caching, accounts = self.caching, self.caching.accounts
         requested, streams = self.ledger.columns.nbytes, self._plan.streams
         busy_until = self._plan.busy_until
@@ -148,7 +150,7 @@ class Replay:
             if frees:
                 block = self.blocks.pop(index, None)
                 if block is not None:
-                    caching.free(block, busy=index in busy_until)  # `_attend` frees it when the stream is done
+                    caching.free(block, busy=index in busy_until)  # `_attend` frees it when the stream has finished
                     if index in busy_until:
                         self._busy[index] = block
             elif nbytes := int(requested[index]):
@@ -166,7 +168,7 @@ class Replay:
             self._peak = accounts.high_reserved_bytes, index, accounts.num_segments
 
     def _stop(self, index: int) -> None:
-        """The run ends with an allocation for which there is no memory."""
+        """Ends the run at an allocation for which there is no memory."""
         accounts = self.caching.accounts
         self._num_played = self._position_of(index)
         levels = self._levels()
@@ -184,7 +186,7 @@ class Replay:
         return int((self.ledger.moved.indices == index).argmax())
 
     def _attend(self, item: Item) -> None:
-        """Does an event of the agenda."""
+        """Handles an event of the agenda."""
         tick, _, index = item
         self.caching.accounts.tick = tick
         if index is None:
@@ -243,7 +245,7 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class _Beginning:
-    """What the allocator held when an interval began, and how often its reserved bytes had changed."""
+    """The allocator's bytes at the beginning of an interval, and how often its reserved bytes had changed."""
 
     interval: Interval
     reserved_bytes: int

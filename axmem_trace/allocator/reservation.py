@@ -1,4 +1,4 @@
-"""`Reservation`: what the caching allocator held over a recording."""
+"""`Reservation`: the memory that the caching allocator reserved during a recording."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from axmem_trace.ledger import Phase
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutOfMemory:
-    """The request for which the card had not enough memory, even after everything cached had been freed.
+    """The request for which the card did not have enough memory, even after all cached memory had been freed.
 
     Attributes:
-        tick: when.
+        tick: the time of the request.
         index: the allocation, by its position in the ledger.
-        requested_bytes: what was requested.
-        allocated_bytes, reserved_bytes: what was in use and what was held at that time.
-        capacity_bytes: the most that could have been held.
+        requested_bytes: the requested size.
+        allocated_bytes, reserved_bytes: allocated and reserved bytes at that time.
+        capacity_bytes: the largest number of bytes that could be reserved.
     """
 
     tick: int
@@ -33,23 +33,25 @@ class OutOfMemory:
 class Reservation:
     """Reserved bytes over time, and further figures of the allocator.
 
-    A block can be larger than the 512-byte rounding of what it holds: without expandable segments a rest of up to 1 MiB
-    stays with a large block, and `roundup_power2_divisions` rounds further. PyTorch counts whole blocks, so
-    `peak_allocated_bytes` (what `torch.cuda.max_memory_allocated` would return) can exceed the ledger's peak;
-    with expandable segments and no such rounding they are equal.
+    A block can be larger than its allocation rounded up to 512 bytes: without expandable segments, a large block keeps
+    a rest of up to 1 MiB, and `roundup_power2_divisions` rounds further. PyTorch counts whole blocks. So
+    `peak_allocated_bytes` (the value of `torch.cuda.max_memory_allocated`) can exceed the ledger's peak. With
+    expandable segments and without such rounding, they are equal.
 
-    "Active" bytes (`torch.cuda.memory_stats()["active_bytes.all.peak"]`, axolotl's `memory/max_active`) are those allocated,
-    and those freed while another stream still worked on them. With a single stream they are the allocated ones.
+    "Active" bytes (`torch.cuda.memory_stats()["active_bytes.all.peak"]`, axolotl's `memory/max_active`) are the
+    allocated bytes, and freed bytes that another stream still uses. With a single stream, they are the allocated bytes.
 
     Attributes:
-        timeline: (tick, reserved bytes) wherever they changed, in order of time.
-        peaks, allocated_peaks, active_peaks: high-water marks of reserved, allocated and active bytes within each (phase,
-            step); as after `torch.cuda.reset_peak_memory_stats`, a phase begins with what is held at its beginning.
-        allocated_ends: allocated bytes when each (phase, step) ended for the last time: `torch.cuda.memory_allocated`.
-        peak_reserved_bytes: the high-water mark of all; `peak_tick` is when it was first reached, and
-            `allocated_at_peak_bytes`, `num_segments` are the allocated bytes and the number of segments at that time.
-        num_retries: requests that first had to empty the cache.
-        out_of_memory: None, or the request at which the run ended; all other figures are then those before it.
+        timeline: (tick, reserved bytes) after each change, in order of time.
+        peaks, allocated_peaks, active_peaks: the peaks of reserved, allocated and active bytes in each (phase, step).
+            As after `torch.cuda.reset_peak_memory_stats`, the level at the beginning of a phase counts too.
+        allocated_ends: allocated bytes (`torch.cuda.memory_allocated`) when each (phase, step) ended for the last time.
+        peak_reserved_bytes: the peak of the whole recording. `peak_tick` is the time when it was first reached;
+            `allocated_at_peak_bytes` and `num_segments` are the allocated bytes and the number of segments at that
+            time.
+        num_retries: number of requests for which the cache had to be emptied first.
+        out_of_memory: None, or the request at which the run ended. All other figures are then those before this
+            request.
     """
 
     timeline: tuple[tuple[int, int], ...]
@@ -68,10 +70,11 @@ class Reservation:
 
     @property
     def fragmentation_bytes(self) -> int:
-        """Bytes reserved but not allocated at the peak of reserved bytes: fragments, and caches for other sizes."""
+        """Bytes that are reserved but not allocated at the peak of reserved bytes: fragments, and cached blocks of
+        other sizes."""
         return self.peak_reserved_bytes - self.allocated_at_peak_bytes
 
     def reserved_at(self, tick: int) -> int:
-        """Reserved bytes after everything that happened at `tick`."""
+        """Reserved bytes after all events of `tick`."""
         position = bisect_right(self.timeline, (tick, float("inf")))
         return self.timeline[position - 1][1] if position else 0

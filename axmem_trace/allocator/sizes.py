@@ -1,4 +1,4 @@
-"""Sizes: how the caching allocator rounds a request, and how much it requests from the driver.
+"""Sizes: how the caching allocator rounds a request, and how many bytes it requests from the driver.
 
 Sources: `c10/core/AllocatorConfig.h` (constants) and `DeviceCachingAllocator::round_size`, `get_allocation_size`
 (c10/cuda/CUDACachingAllocator.cpp), `AcceleratorAllocatorConfig::roundup_power2_divisions`
@@ -18,20 +18,21 @@ SMALL_BYTES = 1 * MIB
 SMALL_SEGMENT_BYTES = 2 * MIB
 """`kSmallBuffer`: a segment of the small pool, and a page of its expandable segment."""
 MIN_LARGE_BYTES = 10 * MIB
-"""`kMinLargeAlloc`: from this size on, a request gets a segment of exactly its size."""
+"""`kMinLargeAlloc`: from this size on, a request gets a segment of its own size."""
 ROUND_LARGE_BYTES = 2 * MIB
-"""`kRoundLarge`: such segments are multiples of it."""
+"""`kRoundLarge`: the size of such a segment is a multiple of this."""
 NUM_SIZE_CLASSES = 16
-"""Size classes of `roundup_power2_divisions`: below 2 MiB, then each power of two, the last from 32 GiB on."""
+"""Number of size classes of `roundup_power2_divisions`: one below 2 MiB, then one for each power of two; the last
+begins at 32 GiB."""
 
 
 def list_divisions(setting: Mapping[int, int] | int) -> tuple[int, ...]:
-    """Divisions of each size class, smallest class first; 0 switches the rounding off.
+    """The divisions of each size class, smallest class first; 0 switches the rounding off.
 
     Args:
-        setting: one number for all classes, or divisions by class; the lower bound in MiB (a power of two) names a
-            class. Classes below the smallest one named take its value, others that are not named take 0, as in the
-            list form of PyTorch's option.
+        setting: one number for all classes, or the divisions by class. A class is named by its lower bound in MiB (a
+            power of two). Classes below the smallest named class have its value; other classes that are not named have
+            0, as in the list form of PyTorch's option.
     """
     if not isinstance(setting, Mapping):
         return (int(setting),) * NUM_SIZE_CLASSES
@@ -45,13 +46,13 @@ def list_divisions(setting: Mapping[int, int] | int) -> tuple[int, ...]:
 
 
 def size_class(mebibytes: int) -> int:
-    """Index of the size class that begins at this many MiB, or contains it."""
+    """Index of the size class that contains a size of this many MiB."""
     return min(max(mebibytes.bit_length() - 1, 0), NUM_SIZE_CLASSES - 1)
 
 
 def round_size(nbytes: int, divisions: tuple[int, ...]) -> int:
-    """Size of the block for a request of `nbytes` > 0: a multiple of 512 bytes; if divisions are set for the size, the
-    next of that many equal steps between two powers of two.
+    """Size of the block for a request of `nbytes` > 0: a multiple of 512 bytes. If N divisions are set for the size
+    class, the size is rounded up to one of N equal steps between two powers of two.
 
     >>> round_size(1, (0,) * 16), round_size(513, (0,) * 16)
     (512, 1024)
@@ -70,7 +71,7 @@ def round_size(nbytes: int, divisions: tuple[int, ...]) -> int:
 
 
 def segment_size(size: int, large_segment_bytes: int) -> int:
-    """Bytes requested from the driver if no cached block is large enough for a block of `size` bytes."""
+    """Bytes that are requested from the driver if no cached block is large enough for a block of `size` bytes."""
     if size <= SMALL_BYTES:
         return SMALL_SEGMENT_BYTES
     if size < MIN_LARGE_BYTES:

@@ -1,4 +1,4 @@
-"""The facts of a whole model from those of a short one. No torch here."""
+"""Computes the facts of a whole model from those of a short one. No torch here."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from axmem_trace.model_facts import ModelFacts
 
 
 class Named(Protocol):
-    """What is in a layer has a name that says so."""
+    """A tensor or module; its name says in which layer it is."""
 
     @property
     def name(self) -> str:
-        """Dotted."""
+        """The dotted name."""
 
 
 Row = TypeVar("Row", bound=Named)
 
 
 def unfold_facts(facts: ModelFacts, repetition: Repetition) -> ModelFacts:
-    """Tensors and modules, with those of the missing layers inserted, in the order of the whole model."""
+    """The facts with the tensors and modules of the missing layers inserted, in the order of the whole model."""
     tensors = unfold_rows(
         facts.tensors,
         repetition,
@@ -38,14 +38,14 @@ def unfold_facts(facts: ModelFacts, repetition: Repetition) -> ModelFacts:
 
 
 def unfold_rows(rows: Sequence[Row], repetition: Repetition, renamed: Callable[[Row, int], Row]) -> tuple[Row, ...]:
-    """Each range of rows in repeated layers, with copies of its second period.
+    """The rows, in which each range of repeated layers also has the missing periods: copies of the second period.
 
     Args:
-        rows: with a `name`, in the order of the layers.
-        renamed: the same row of another layer.
+        rows: objects with a `name`, in the order of the layers.
+        renamed: returns the same row of another layer.
 
     Raises:
-        CannotFold: they have another order.
+        CannotFold: the rows are not in the order of the layers.
     """
     result: list[Row] = []
     position, behind = 0, repetition.period * repetition.missing

@@ -1,6 +1,6 @@
-"""Which recipes treat all layers in the same way. No torch here.
+"""Refuses recipes that could treat layers differently. No torch here.
 
-The fields that treat all layers in the same way are listed here. If any other field is set, layers are not folded.
+This module lists the fields that treat all layers in the same way. If any other field is set, layers are not folded.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ _ALIKE: Mapping[str, str] = {
 }
 """Fields of each part of the recipe that treat all layers in the same way; `_ANY`: all fields of the part."""
 _ENGINES = ("none", "ddp", "fsdp2")
-"""Engines that do the same for each layer; DDP's buckets, which end anywhere in a layer, are those of the whole model
-(`parallel/ddp/folded.py`). FSDP1's blocks wait for another stream until a certain tick."""
+"""Engines that do the same for each layer. DDP's buckets may end in the middle of a layer, so `parallel/ddp/folded.py`
+makes the buckets of the whole model. FSDP1 is not in the list: its blocks wait for another stream until a certain
+tick."""
 _NAMES_MODULES = (
     "precision.kbit_skips",
     "quantisation.skip_modules",
@@ -70,15 +71,15 @@ _NAMES_MODULES = (
     "optimizer.target_modules",
     "optimizer.extra",
 )
-"""Fields with names of modules in them. `adapter.target_modules` is checked with the model (`layer_folding.py`)."""
+"""Fields that contain names of modules. `adapter.target_modules` is checked with the model (`layer_folding.py`)."""
 _NO_LAYER = re.compile(r"(?:[A-Za-z_]\w*|\*)(?:\.(?:[A-Za-z_]\w*|\*))*")
-"""A dotted name without a number, and without another pattern than `*` for one, means the same in every layer."""
+"""A dotted name that means the same in every layer: it contains no number, and no pattern except `*` for a number."""
 _CHECKPOINT_LISTS = "quantization_config"
-"""Keys of the base model's `config.json`: its lists of modules that are not quantised may name layers."""
+"""The key in the base model's `config.json` whose lists of modules that are not quantised may name layers."""
 
 
 def refuse_recipe(recipe: Any) -> None:
-    """Raises `CannotFold`, with the field, if the recipe could treat layers differently."""
+    """Raises `CannotFold` if the recipe could treat layers differently; the message names the field."""
     if recipe.parallel.engine not in _ENGINES:
         raise CannotFold(f"parallel.engine {recipe.parallel.engine} may treat layers differently")
     if recipe.parallel.engine == "ddp" and recipe.parallel.ddp.finds_unused:
@@ -119,7 +120,7 @@ def _default(field: Any) -> Any:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The strings in nested lists and mappings, keys included; numbers name nothing."""
+    """The strings in nested lists and mappings, including keys. Numbers are skipped, because they name no module."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

@@ -15,16 +15,16 @@ class CannotFold(Exception):
 class Repetition:
     """A shortened list of layers with a periodic range.
 
-    The layers before `first` stay, then `periods` periods, and all layers after the range; `missing` periods between them
-    are left out. Layers are numbered as in the short model, if not stated otherwise.
+    The short model has the layers before `first`, then `periods` periods, and all layers after the range. `missing`
+    periods of the range are left out. Layers have their numbers in the short model, if not stated otherwise.
 
     Attributes:
         path: dotted name of the list in the model, before an adapter wraps it.
-        length: layers of the whole model.
+        length: number of layers of the whole model.
         first: number of the first layer of the first period that is kept.
-        period: layers of a period.
-        periods: kept, at least three.
-        missing: periods left out, 0 for the whole model.
+        period: number of layers in a period.
+        periods: number of periods that are kept, at least three.
+        missing: number of periods that are left out; 0 for the whole model.
     """
 
     path: str
@@ -36,17 +36,17 @@ class Repetition:
 
     @property
     def last(self) -> int:
-        """One after the last layer of the kept periods."""
+        """The number after that of the last layer of the kept periods."""
         return self.first + self.period * self.periods
 
     @property
     def kept(self) -> list[int]:
-        """Numbers, in the whole model, of the layers that are kept."""
+        """The kept layers, by their numbers in the whole model."""
         gap = self.period * self.missing
         return [*range(self.last), *range(self.last + gap, self.length)]
 
     def with_periods(self, periods: int) -> Repetition:
-        """The same with more or fewer periods kept."""
+        """The same with another number of kept periods."""
         return replace(self, periods=periods, missing=self.missing + self.periods - periods)
 
     @cached_property
@@ -58,7 +58,7 @@ class Repetition:
         return {}
 
     def layer_of(self, name: str) -> int | None:
-        """The layer that a module or tensor of this name is in; None: it is in none of the list."""
+        """The layer of a module or tensor of this name; None: it is in no layer of the list."""
         if name not in self._layers:
             found = self._pattern.match(name)
             self._layers[name] = int(found[1]) if found else None
@@ -75,6 +75,6 @@ class Repetition:
         return 1 + self.missing if copied else 1
 
     def renamed(self, name: str, layer: int) -> str:
-        """The name of the same module or tensor in another layer; a name outside of layers is not changed."""
+        """The name of the same module or tensor in another layer. A name outside of the layers is not changed."""
         found = self._pattern.match(name)
         return name if found is None else f"{name[: found.start(1)]}{layer}{name[found.end(1) :]}"

@@ -1,9 +1,9 @@
-"""The events of a short model, divided into parts that happened once and passes over repeated layers. No torch here.
+"""The events of a short model, divided into events that happen once and passes over repeated layers. No torch here.
 
-Forward goes up through the layers, backward goes down, and each list of the optimizer goes up again. In every such pass
-the kept periods must have done the same: the same sizes, operators, roles and modules in the same order. And each free
-must be that of the same allocation of the same layer, or of one at the same distance in layers. With any difference,
-nothing is folded.
+Forward goes up through the layers, backward goes down, and each list of the optimizer goes up again. In each of these
+passes, all kept periods must have the same events: the same sizes, operators, roles and modules in the same order. Each
+free must free the same allocation in its own layer, or in a layer at the same distance. With any difference, nothing is
+folded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from axmem_trace.ledger.columns import Columns
 
 
 class Event(NamedTuple):
-    """What happened at a tick: an allocation began or ended, a mark, an emptied cache, or nothing that counts."""
+    """The event at a tick: an allocation, a free, a mark, a call of `empty_cache`, or nothing that counts."""
 
     kind: Literal["allocate", "free", "mark", "empty_cache", "nothing"]
     number: int = -1
@@ -27,11 +27,11 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EventLayers:
-    """Where things happened.
+    """The layers in which events happened.
 
     Attributes:
         at_tick: the running layer; `OUTSIDE` for a module outside of the list; absent: no module.
-        of_allocation: the layer that each allocation belongs to; None: to none.
+        of_allocation: the layer to which each allocation belongs; None: it belongs to no layer.
     """
 
     at_tick: Mapping[int, int]
@@ -50,14 +50,15 @@ class Once:
 
 @dataclass
 class LayerPass:
-    """Events of each period, in the order of the periods; `direction` is 1 where it went up, -1 where it went down."""
+    """The events of each period, in the order of the periods. `direction` is 1 for a pass up through the layers, -1 for
+    a pass down."""
 
     direction: int
     periods: list[list[Event]]
 
 
 class Home(NamedTuple):
-    """An allocation made in a pass: the pass, the period, and its position in the period."""
+    """The position of an allocation in a pass: the pass, the period, and its position in the period."""
 
     layer_pass: int
     period: int
@@ -66,7 +67,7 @@ class Home(NamedTuple):
 
 @dataclass
 class Sections:
-    """A divided ledger; `homes` has the allocations that were made in passes."""
+    """A divided ledger. `homes` has the allocations that were made in passes."""
 
     items: list[Once | LayerPass]
     homes: dict[int, Home] = field(default_factory=dict)
@@ -76,7 +77,7 @@ def find_sections(ledger: Ledger, layers: EventLayers, repetition: Repetition) -
     """Divides a ledger.
 
     Raises:
-        CannotFold: periods differ.
+        CannotFold: the periods differ.
     """
     if any(kind.busy_until for kind in ledger.columns.kinds):
         raise CannotFold("blocks wait for another stream until a certain tick")
@@ -93,10 +94,10 @@ def find_sections(ledger: Ledger, layers: EventLayers, repetition: Repetition) -
 
 
 def list_events(ledger: Ledger) -> list[Event]:
-    """What happened at each tick from 1 on.
+    """The event at each tick, from tick 1 on.
 
     Raises:
-        CannotFold: two things happened at one tick, which no recording has.
+        CannotFold: there are two events at one tick, which is not possible in a recording.
     """
     columns = ledger.columns
     happened: list[tuple[int, Event]] = []
@@ -111,7 +112,7 @@ def list_events(ledger: Ledger) -> list[Event]:
     events = [Event("nothing")] * ledger.ticks
     for tick, event in happened:
         if events[tick].kind != "nothing":
-            raise CannotFold(f"two things happened at tick {tick}")
+            raise CannotFold(f"there are two events at tick {tick}")
         events[tick] = event
     return events[1:]
 
@@ -120,7 +121,7 @@ _Run = tuple["int | None", "list[Event]"]
 
 
 def _split_by_layer(events: list[Event], layers: EventLayers) -> list[_Run]:
-    """Groups of successive events of one layer; an event without a layer belongs to the current group."""
+    """Groups of successive events of the same layer. An event without a layer belongs to the current group."""
     runs: list[_Run] = []
     for tick, event in enumerate(events, start=1):
         if event.kind in ("mark", "empty_cache"):
@@ -139,7 +140,8 @@ def _split_by_layer(events: list[Event], layers: EventLayers) -> list[_Run]:
 
 
 def _join_returns(runs: list[_Run]) -> list[_Run]:
-    """An allocation of another layer may be freed while this layer runs (it allocates): this does not start a new group."""
+    """Joins groups: while one layer runs and allocates, an allocation of another layer may be freed. This does not
+    start a new group."""
     joined: list[_Run] = []
     for run in runs:
         ends_only = len(joined) > 1 and all(event.kind in ("free", "nothing") for event in joined[-1][1])
@@ -169,15 +171,15 @@ def _find_passes(runs: list[_Run], repetition: Repetition) -> list[Once | LayerP
 
 
 def _make_pass(runs: list[_Run], repetition: Repetition) -> LayerPass:
-    """Runs over all kept periods, one period after the other.
+    """A pass over all kept periods, one period after the other.
 
     Raises:
-        CannotFold: they do not divide into periods at a distance of one period.
+        CannotFold: the groups are not a whole number of periods in a row.
     """
     each, rest = divmod(len(runs), repetition.periods)
     numbers = [layer for layer, _ in runs if layer is not None]
     if rest:
-        raise CannotFold(f"{len(runs)} turns of layers are no whole number of periods: {numbers}")
+        raise CannotFold(f"{len(runs)} groups of events are not a whole number of periods: {numbers}")
     steps = {later - earlier for earlier, later in zip(numbers, numbers[each:], strict=False)}
     if len(steps) != 1 or abs(step := steps.pop()) != repetition.period:
         raise CannotFold(f"the layers do not come one period after the other: {numbers}")
@@ -194,7 +196,7 @@ def _make_pass(runs: list[_Run], repetition: Repetition) -> LayerPass:
 
 
 def _compare_periods(sections: Sections, columns: Columns, repetition: Repetition) -> None:
-    """Raises `CannotFold` if they are not."""
+    """Raises `CannotFold` if the kept periods have different events."""
     names = [_relative_name(name, repetition) for name in columns.modules]
     facts = list(zip(columns.nbytes.tolist(), columns.kind.tolist(), columns.module.tolist(), strict=True))
 
@@ -210,7 +212,7 @@ def _compare_periods(sections: Sections, columns: Columns, repetition: Repetitio
             continue
         model = [(describe(event, 1), _end_of(event, 1, sections)) for event in item.periods[1]]
         if any(event.kind == "free" and end is None for event, (_, end) in zip(item.periods[1], model, strict=True)):
-            raise CannotFold("a repeated layer ends what no repeated layer made")
+            raise CannotFold("a repeated layer frees an allocation that no repeated layer made")
         for period, events in enumerate(item.periods):
             if len(events) != len(model):
                 raise CannotFold(f"{len(model)} events in one period and {len(events)} in another")
@@ -222,11 +224,12 @@ def _compare_periods(sections: Sections, columns: Columns, repetition: Repetitio
                 end = _end_of(event, period, sections)
                 leaves = end is None and end_1 is not None and not 0 <= period + end_1.period < repetition.periods
                 if end != end_1 and not leaves:
-                    raise CannotFold(f"{facts_1} ends what is at {end_1} in one period, and at {end} in another")
+                    raise CannotFold(f"{facts_1} frees {end_1} in one period, and {end} in another")
 
 
 def _end_of(event: Event, period: int, sections: Sections) -> Home | None:
-    """For the free of an allocation that a pass made: where it was made, with its period relative to this one."""
+    """For a free: the position of the allocation in its pass, with its period relative to this one. None if no pass
+    made it."""
     home = sections.homes.get(event.number) if event.kind == "free" else None
     return home and home._replace(period=home.period - period)
 

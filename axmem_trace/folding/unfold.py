@@ -1,8 +1,8 @@
-"""Unfold a short model's ledger: insert the periods that were left out in every pass. No torch here.
+"""Unfolds a short model's ledger: inserts the periods that were left out into every pass. No torch here.
 
-A copy of a middle period differs from it only in its layer's number: what it frees was allocated by the copy of another
-layer, at the same distance. The first and the last kept period keep their own frees, which concern the layers around
-them.
+A copy of a middle period differs from it only in the numbers of its layers: it frees allocations of the copy of another
+layer, at the same distance. The first and the last kept period keep their own frees, which free allocations of the
+layers around the range.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
 
 MODEL = 1
-"""The period that is copied: the first one with a kept neighbour on each side."""
+"""The number of the period that is copied: the first period with a kept neighbour on each side."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class _Plan:
     tick: int
     first: int
     num_allocations: int
-    """In each period; of what happened once, in all."""
+    """The number in each period; for events that happen once, the number of all."""
 
 
 class Unfolding:
@@ -42,7 +42,7 @@ class Unfolding:
     Args:
         repetition: of the short model that was recorded.
         missing: how many periods to add.
-        growth: by the position of an allocation outside the passes, by how much its size grows with each period.
+        growth: by the position of an allocation outside the passes, the bytes by which its size grows with each period.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Unfolding:
         self.periods = repetition.periods + missing
         self._plans, self.ticks, num_allocations = self._make_plans()
         self.source = np.zeros(num_allocations, dtype=np.int64)
-        """For each allocation of the result: the one of the short ledger that it repeats."""
+        """For each allocation of the result, the allocation of the short ledger that it repeats."""
         self.shift = np.zeros(num_allocations, dtype=np.int64)
-        """For each, by how many layers it is shifted."""
+        """For each allocation of the result, by how many layers it is shifted."""
         self.allocated_tick = np.zeros(num_allocations, dtype=np.int64)
         self.freed_tick = np.full(num_allocations, NEVER, dtype=np.int64)
         self._once: dict[int, int] = {}
@@ -73,11 +73,12 @@ class Unfolding:
 
     @property
     def added_bytes(self) -> dict[int, int]:
-        """By the position of an allocation of the result, by how much its size grows with all `missing` periods."""
+        """By the position of an allocation of the result, the bytes by which its size grows with all `missing`
+        periods."""
         return {self._once[index]: delta * self.missing for index, delta in self.growth.items()}
 
     def make(self) -> Ledger:
-        """The ledger of a model with `missing` periods more."""
+        """The ledger of the model with `missing` more periods."""
         for item, plan in zip(self.sections.items, self._plans, strict=True):
             if isinstance(item, Once):
                 self._place_once(item, plan)
@@ -142,7 +143,7 @@ class Unfolding:
         return int(self._number(home.layer_pass, self._np.array([period]), self._np.array([home.position]))[0])
 
     def _number(self, layer_pass: int, period: Numbers, position: Numbers) -> Numbers:
-        """Allocations by where they are made: period of the unfolded ledger, position in the period."""
+        """The numbers of allocations, from the period in the unfolded ledger and the position in the period."""
         item, plan = self.sections.items[layer_pass], self._plans[layer_pass]
         assert isinstance(item, LayerPass)
         turn = period if item.direction > 0 else self.periods - 1 - period
@@ -151,7 +152,7 @@ class Unfolding:
     # -- what happened in every period ----------------------------------------------------------------------------
 
     def _groups(self) -> list[tuple[int, Numbers]]:
-        """Kept periods, and which periods of the result repeat each."""
+        """Each kept period, and the periods of the result that repeat it."""
         np, kept = self._np, self.repetition.periods
         groups = [(period, np.array([period])) for period in range(MODEL)]
         groups.append((MODEL, np.arange(MODEL, MODEL + self.missing + 1)))
@@ -178,7 +179,7 @@ class Unfolding:
                 if event.kind != "free":
                     continue
                 home = self.sections.homes.get(event.number)
-                if home is None:  # of the layers around; a middle period has none such
+                if home is None:  # an allocation of the layers around the range; a middle period frees none of these
                     self.freed_tick[self._once[event.number]] = plan.tick + int(turns[0]) * length + position
                 else:
                     by_pass.setdefault(home.layer_pass, []).append((position, home.period - period, home.position))
@@ -215,13 +216,13 @@ class Unfolding:
 
 
 def growing_sizes(ledger: Ledger, sections: Sections, repetition: Repetition, longer: Ledger) -> dict[int, int]:
-    """Compares the prediction of unfolding for one more period with the ledger of such a model.
+    """Compares two ledgers of a model with one more period: the unfolded one, and a recorded one.
 
     Returns:
-        By how much allocations outside the passes grow with each period, by their position in the short ledger.
+        By the position in the short ledger, the bytes by which an allocation outside the passes grows with each period.
 
     Raises:
-        CannotFold: something else differs; the message says what.
+        CannotFold: there is another difference; the message describes it.
     """
     import numpy as np
 

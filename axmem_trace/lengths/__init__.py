@@ -1,7 +1,7 @@
 """Reserved memory of a run whose batches have rows of different lengths. No torch here.
 
-laws       the size of each allocation at any length, from a few traces, and the proof
-steps      a recording of two steps, continued for many with other lengths
-draw       the lengths of the batches, at random but always the same
-simulate   all of it: `simulate_lengths`
+laws       the size of each allocation for rows of any length, from a few traces, and its check
+steps      a recording of two steps, continued for many steps with other lengths
+draw       the lengths of the batches, drawn at random from a fixed seed
+simulate   `simulate_lengths`, which uses all of these
 """

@@ -8,17 +8,19 @@ from axmem_trace.recipe.lengths import RowLengths
 from axmem_trace.recipe.recipe import Batch
 
 SHORTEST_SHARE = 1 / 16
-"""Assumed: the shortest sample is this share of the longest that `sequence_len` allows."""
+"""Assumed: the shortest sample has this share of the tokens of the longest one that `sequence_len` allows."""
 PACKED_SHARE = 0.9
-"""Assumed: a packed row that is not padded is filled to at least this share."""
+"""Assumed: in a packed row without padding, samples fill at least this share of the row."""
 
 
 def draw_steps(lengths: RowLengths, batch: Batch, seed: int, num_steps: int, num_micro: int) -> list[list[int]]:
-    """Tokens of a row for each micro-batch of each step. The last step has a batch of the longest rows that there can be:
-    a run of thousands of steps meets one sooner or later, and needs the most if many others came before.
+    """The tokens of a row for each micro-batch of each step.
+
+    The last step has a batch with the longest possible rows: a run of thousands of steps has such a batch at some time,
+    and needs the most memory if many other batches came before it.
 
     Args:
-        batch: its rows, and the longest that they can be.
+        batch: its number of rows, and the largest length of a row.
         seed: the same seed gives the same lengths, on every machine.
     """
     dice = Random(seed)
@@ -28,20 +30,20 @@ def draw_steps(lengths: RowLengths, batch: Batch, seed: int, num_steps: int, num
 
 
 def longest_row(lengths: RowLengths, batch: Batch) -> int:
-    """Tokens of the longest row that a batch can have."""
+    """The tokens of the longest row that a batch can have."""
     most = max(lengths.samples, default=lengths.longest or longest_sample(lengths, batch))
     return _collate(lengths, batch, [most] * _samples_of_row(lengths, batch))
 
 
 def longest_sample(lengths: RowLengths, batch: Batch) -> int:
-    """Tokens of the longest sample that a row allows."""
+    """The tokens of the longest sample that fits in a row."""
     if lengths.collation == "joined":
         return batch.row_tokens // max(1, batch.samples_per_row)
     return batch.row_tokens
 
 
 def describe_lengths(lengths: RowLengths, batch: Batch) -> str:
-    """What is assumed, or known, in words."""
+    """The assumed or known lengths, in words."""
     if lengths.source:
         return lengths.source
     if lengths.collation == "packed":
@@ -59,12 +61,13 @@ def _draw_row(lengths: RowLengths, batch: Batch, dice: Random) -> int:
 
 
 def _samples_of_row(lengths: RowLengths, batch: Batch) -> int:
-    """How many samples decide the length of a batch's rows: those of a joined row, or one for each row."""
+    """How many samples determine the length of a batch's rows: those of a joined row, or one for each row."""
     return max(1, batch.samples_per_row if lengths.collation == "joined" else batch.rows)
 
 
 def _draw_sample(lengths: RowLengths, batch: Batch, dice: Random) -> int:
-    """One of the known samples; else between the shortest and the longest, each doubling equally likely."""
+    """The length of one of the known samples. If none are known: a length between the shortest and the longest, drawn
+    uniformly on a logarithmic scale."""
     if lengths.samples:
         return lengths.samples[int(dice.random() * len(lengths.samples))]
     most = lengths.longest or longest_sample(lengths, batch)

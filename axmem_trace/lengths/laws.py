@@ -1,7 +1,8 @@
-"""The size of each allocation at any number of tokens in a row, from traces at a few. No torch here.
+"""The size of each allocation for any number of tokens in a row, from traces with a few numbers. No torch here.
 
-A size is a polynomial of the length of a row, or of the length rounded up as kernels do. Which one is found with as many
-traces as it has coefficients, and proved with at least one more: there it must give the recorded size.
+A size is a polynomial of the length of a row, or of the length rounded up as in kernels. A polynomial with N
+coefficients is found with N traces. It is checked with at least one more trace, for which it must return the recorded
+size.
 """
 
 from __future__ import annotations
@@ -25,16 +26,18 @@ class Law(NamedTuple):
 
 
 LAWS = (Law(1, 0), Law(1, 1), Law(128, 1), Law(256, 1), Law(1, 2), Law(128, 2))
-"""The simplest first. Tensors have a size for each token, fused kernels round rows up to their tiles, unfused attention
-has a score for each pair of tokens, and block masks a number for each pair of tiles."""
+"""The simplest first. Tensors have a number of bytes for each token, fused kernels round rows up to their tiles,
+unfused attention has a score for each pair of tokens, and block masks have a number for each pair of tiles."""
 JUMPS = len(LAWS)
-"""No law: a size that jumps (the chunks of a fused loss). Taken as in the trace of the next longer rows."""
+"""No law: a size that grows in jumps (the chunks of a fused loss). Its value is that of the trace with the next longer
+rows."""
 TOLERANCE = 0.01
-"""Bytes by which a law may miss a recorded size: the error of the arithmetic, not of the law."""
+"""The largest difference in bytes between a law and a recorded size. It allows for rounding errors of the arithmetic
+only."""
 
 
 class DifferentEvents(Exception):
-    """Rows of another length do something else, or their sizes can't be known."""
+    """Rows of another length have other events, or their sizes can't be known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,7 @@ class SizeLaws:
     """The sizes of a recording's allocations at any length of the rows.
 
     Attributes:
-        lengths: tokens of a row in each trace, rising.
+        lengths: the tokens of a row in each trace, in ascending order.
         sizes: recorded bytes, [traces, allocations].
         laws: for each allocation, the position of its law in `LAWS`, or `JUMPS`.
     """
@@ -53,7 +56,7 @@ class SizeLaws:
 
     @property
     def num_jumps(self) -> int:
-        """Allocations without a law."""
+        """The number of allocations without a law."""
         return int((self.laws == JUMPS).sum())
 
     @property
@@ -62,7 +65,7 @@ class SizeLaws:
         return self.laws != 0
 
     def at(self, indices: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Bytes of some allocations, each in rows of its own number of tokens."""
+        """Bytes of the allocations `indices`, each for its own number of tokens in a row."""
         import numpy as np
 
         found = np.empty(len(indices), dtype=np.int64)
@@ -79,10 +82,10 @@ class SizeLaws:
 
 
 def find_laws(traces: Mapping[int, Ledger]) -> SizeLaws:
-    """The laws of the sizes in traces that differ in the length of the rows alone.
+    """The laws of the sizes in traces that differ only in the length of the rows.
 
     Raises:
-        DifferentEvents: they differ in more than sizes.
+        DifferentEvents: the traces differ in more than sizes.
     """
     import numpy as np
 
@@ -95,7 +98,7 @@ def find_laws(traces: Mapping[int, Ledger]) -> SizeLaws:
     laws = np.full(sizes.shape[1], JUMPS, dtype=np.int8)
     for number, law in enumerate(LAWS):
         if law.degree + 1 >= len(lengths):
-            continue  # nothing would be left to prove it
+            continue  # no trace would be left to check it
         open_ones = np.flatnonzero(laws == JUMPS)
         there = sizes[:, open_ones]
         proved = np.ones(len(open_ones), dtype=bool)
@@ -109,7 +112,8 @@ def find_laws(traces: Mapping[int, Ledger]) -> SizeLaws:
 def _evaluate(
     law: Law, lengths: tuple[int, ...], sizes: NDArray[np.int64], tokens: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """The polynomial through the sizes at the shortest, the longest and a middle length, as many as it needs (Lagrange).
+    """The values of the polynomial through the recorded sizes (Lagrange). It uses as many as it needs of the shortest,
+    the longest and a middle length.
 
     Args:
         sizes: [traces, allocations].
@@ -123,7 +127,7 @@ def _evaluate(
     there = -(-tokens // law.multiple) * law.multiple
     total = np.zeros(len(tokens))
     if len(set(points)) < len(points):
-        return np.full(len(tokens), np.nan)  # too near each other for this multiple: it proves nothing
+        return np.full(len(tokens), np.nan)  # lengths are equal when rounded to this multiple: no check possible
     for number, point in zip(needed, points, strict=True):
         weight = np.ones(len(tokens))
         for other in points:
@@ -138,7 +142,7 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 def _whole(sizes: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Bytes, rounded up; a law of rows less a few tokens would be below 0 in rows of no tokens."""
+    """Bytes, rounded up, and at least 0: a law for rows minus a few tokens is negative for rows without tokens."""
     import numpy as np
 
     return np.maximum(np.ceil(sizes - TOLERANCE), 0).astype(np.int64)

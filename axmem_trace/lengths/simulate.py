@@ -1,7 +1,8 @@
-"""`simulate_lengths`: what the allocator reserves for a run whose rows differ in length from batch to batch.
+"""`simulate_lengths`: the reserved memory of a run whose rows have another length in each batch.
 
-Short batches come first, and their freed blocks are cached. A longer one does not fit into them: with PyTorch's default
-allocator new segments are added. So the figure depends on the order, and several sequences of steps are simulated.
+The freed blocks of a short batch are cached. The tensors of a longer batch do not fit into them, so PyTorch's default
+allocator adds new segments. So the figure depends on the order of the batches, and several sequences of steps are
+simulated.
 """
 
 from __future__ import annotations
@@ -19,24 +20,26 @@ from axmem_trace.recipe.lengths import RowLengths
 from axmem_trace.recipe.recipe import Recipe
 
 NUM_SEQUENCES, NUM_STEPS = 5, 8
-"""An odd number, so that one is the median. After a batch of the longest rows nothing more is reserved, so that 160 steps
-reserve what few do; what differs is what came before it."""
+"""The number of sequences is odd, so that one of them is the median. After a batch with the longest rows, no more
+memory is reserved, so 160 steps reserve as much as a few steps. The sequences differ in the batches before it."""
 _SECOND, _THIRD, _FOURTH = (9, 32), (25, 32), (17, 32)
-"""Lengths of the further traces, as shares of the longest: odd multiples, so that rounding to 128 shows."""
+"""Lengths of the other traces, as shares of the longest. They are odd multiples, so that rounding to 128 has an
+effect."""
 
 Trace = Callable[[Recipe], Ledger]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Simulated:
-    """The outcome of all sequences.
+    """The results of all sequences.
 
     Attributes:
-        reservations: one for each sequence; with a card that is too small, of unlimited memory.
-        lengths: tokens of a row in the traces, rising.
-        num_jumps: allocations whose size follows no law; they are taken as in the trace of the next longer rows.
-        failures: sequences that the card has not enough memory for.
-        longest: tokens of the longest rows of a batch.
+        reservations: one for each sequence. If the card is too small, it is that with unlimited memory.
+        lengths: the tokens of a row in each trace, in ascending order.
+        num_jumps: number of allocations whose size follows no law. Their sizes are those of the trace with the next
+            longer rows.
+        failures: number of sequences for which the card does not have enough memory.
+        longest: the tokens of the longest row of a batch.
     """
 
     reservations: tuple[Reservation, ...]
@@ -52,12 +55,12 @@ class Simulated:
 
     @property
     def median_bytes(self) -> int:
-        """Half of the sequences reserve at most this."""
+        """The median of the sequences' peaks."""
         return int(statistics.median_low(self.reserved_bytes))
 
     @property
     def worst_bytes(self) -> int:
-        """The sequence that reserves the most."""
+        """The peak of the sequence that reserves the most."""
         return max(self.reserved_bytes)
 
 
@@ -65,12 +68,12 @@ def simulate_lengths(recipe: Recipe, ledger: Ledger, trace: Trace, *, capacity_b
     """Continues the run for `NUM_SEQUENCES` times `NUM_STEPS` steps and replays the allocator.
 
     Args:
-        ledger: of the recipe's run, whose rows have the full length.
-        trace: records the run of a recipe; it is asked for rows of two or three other lengths.
-        capacity_bytes: what the allocator can get; 0: unlimited memory.
+        ledger: that of the recipe's run, whose rows have the full length.
+        trace: records the run of a recipe. It is called for rows of two or three other lengths.
+        capacity_bytes: the memory that the allocator can get; 0: unlimited memory.
 
     Raises:
-        DifferentEvents: the run does other things with rows of another length, so that sizes can't be scaled.
+        DifferentEvents: with rows of another length the run has other events, so sizes can't be scaled.
     """
     if recipe.objective.rollouts is not None:
         raise DifferentEvents("generated rows are as long as the model makes them")
@@ -102,11 +105,13 @@ def make_sequences(recipe: Recipe, ledger: Ledger, laws: SizeLaws) -> Iterator[L
 
 
 def trace_laws(recipe: Recipe, ledger: Ledger, trace: Trace) -> SizeLaws:
-    """The laws of the sizes. Rows of a quarter of the length may run something else (attention within a window); then the
-    further traces are nearer to the full length, and shorter rows are taken to do as those do.
+    """The laws of the sizes.
+
+    Rows with a quarter of the length may run other operators (attention within a window). Then the other traces use
+    lengths nearer to the full length, and shorter rows are assumed to have the same events as these.
 
     Raises:
-        DifferentEvents: even those run something else.
+        DifferentEvents: these lengths have other events too.
     """
     whole = recipe.batch.row_tokens
     traces, reason = {whole: ledger}, DifferentEvents("rows are too short to be shortened")
@@ -134,7 +139,8 @@ def _share_of(whole: int, share: tuple[int, int], lengths: RowLengths) -> int:
 
 
 def with_row_tokens(recipe: Recipe, tokens: int) -> Recipe:
-    """The same run with rows of another length; of preference pairs, prompt and completion keep their shares."""
+    """The same run with rows of another length. In preference pairs, prompt and completion keep their shares of the
+    row."""
     objective, whole = recipe.objective, recipe.batch.row_tokens
     if objective.completion_tokens:
         completion = max(1, min(tokens - 1, round(objective.completion_tokens * tokens / whole)))

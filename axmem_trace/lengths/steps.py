@@ -1,7 +1,7 @@
-"""A recording of two steps, continued for many whose rows have other lengths. No torch here.
+"""A recording of two steps, continued for many steps whose rows have other lengths. No torch here.
 
-The second step is like all later ones. What is alive from one step to the next (the last batch, the last loss) is freed
-in the next step at the place where the second step frees that of the first.
+All later steps are like the second step. Some tensors stay alive from one step to the next (the last batch, the last
+loss). Each later step frees them at the same event at which the second step frees those of the first.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def count_micro_batches(ledger: Ledger) -> int:
 
 
 def make_steps(ledger: Ledger, laws: SizeLaws, tokens: Tokens, allocator: Allocator) -> Ledger:
-    """The ledger of a run of many steps. What is before and after the steps (loading, evaluation) is as it was recorded.
+    """The ledger of a run of many steps. The events before and after the steps (loading, evaluation) are as recorded.
 
     Args:
-        laws: of the ledger's sizes.
-        tokens: two steps or more, each with as many micro-batches as were recorded (`count_micro_batches`).
-        allocator: says after which steps the cache is emptied.
+        laws: the laws of the ledger's sizes.
+        tokens: for at least two steps; each with as many micro-batches as were recorded (`count_micro_batches`).
+        allocator: its settings say after which steps the cache is emptied.
 
     Raises:
         DifferentEvents: the second step can't be continued.
@@ -68,7 +68,7 @@ class _Continued:
         self.length = self.end - self.second
         self.num_copies = len(tokens) - 1
         self.added = (self.num_copies - 1) * self.length
-        """Ticks of all steps that were not recorded."""
+        """The number of ticks of all steps that were not recorded."""
 
     def make(self) -> Ledger:
         rows = [self._before(), *map(self._step, range(self.num_copies)), self._after()]
@@ -82,7 +82,7 @@ class _Continued:
     # -- allocations --------------------------------------------------------------------------------------------------
 
     def _before(self) -> _Rows:
-        """Loading, and the first step."""
+        """The rows of loading and of the first step."""
         indices = self._between(0, self.second)
         sizes = self.columns.nbytes[indices]
         of_step = self.columns.allocated_tick[indices] >= self.first
@@ -96,7 +96,7 @@ class _Continued:
         )
 
     def _step(self, copy: int) -> _Rows:
-        """The second step, or one after it."""
+        """The rows of the second step, or of a step after it."""
         import numpy as np
 
         indices = self._between(self.second, self.end)
@@ -121,13 +121,13 @@ class _Continued:
         return _Rows(indices, starts, self._late_ends[indices], self.columns.nbytes[indices], kinds)
 
     def _between(self, start: int, end: int) -> NDArray[np.int64]:
-        """What was allocated from a tick to before another."""
+        """The positions of the allocations from the tick `start` to before the tick `end`."""
         ticks = self.columns.allocated_tick
         found: NDArray[np.int64] = ((ticks >= start) & (ticks < end)).nonzero()[0]
         return found
 
     def _sizes(self, indices: NDArray[np.int64], step: int) -> NDArray[np.int64]:
-        """Bytes of allocations in a step, 0 being the first."""
+        """Bytes of the allocations in a step; step 0 is the first."""
         sizes = self.columns.nbytes[indices]
         grows = self.laws.grows[indices]
         sizes[grows] = self.laws.at(indices[grows], self.tokens[step][self._micro_batches[indices[grows]]])
@@ -135,7 +135,8 @@ class _Continued:
 
     @cached_property
     def _late_ends(self) -> NDArray[np.int64]:
-        """When each allocation ends, if all further steps are before everything that follows the second one."""
+        """The tick at which each allocation is freed, if all further steps are inserted directly after the second
+        step."""
         import numpy as np
 
         ends = self.columns.freed_tick
@@ -143,8 +144,8 @@ class _Continued:
 
     @cached_property
     def _micro_batches(self) -> NDArray[np.int64]:
-        """The micro-batch of each allocation. Inputs are there from the beginning of the step: they are divided among the
-        micro-batches in order; those of micro-batches that were not recorded count as the last."""
+        """The micro-batch of each allocation. All inputs are allocated at the beginning of the step: they are divided
+        among the micro-batches in order. Inputs of micro-batches that were not recorded count for the last one."""
         import numpy as np
 
         marks = sorted(self.ledger.marks, key=lambda mark: mark.tick)
@@ -160,7 +161,7 @@ class _Continued:
 
     @cached_property
     def _handed_on(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """What the first step leaves for the second one to free, and its like that the second step leaves."""
+        """The allocations of the first step that the second step frees; and the same allocations of the second step."""
         start, end = self.columns.allocated_tick, self.columns.freed_tick
         first = (start >= self.first) & (start < self.second) & (end >= self.second) & (end < self.end)
         second = (start >= self.second) & (start < self.end) & (end >= self.end)
@@ -193,7 +194,7 @@ class _Continued:
         )
 
     def _kinds(self) -> Iterator[Allocation]:
-        """The recorded ones; where blocks wait for other streams, again for each further step."""
+        """The recorded kinds. If blocks wait for other streams, they are repeated for each further step."""
         for copy in range(self.num_copies if self._waits else 1):
             for kind in self.columns.kinds:
                 shifted = copy and 0 < kind.busy_until < NEVER
@@ -212,7 +213,8 @@ class _Continued:
                     yield replace(mark, tick=mark.tick + copy * self.length, step=copy + 2)
 
     def _empty_cache_ticks(self) -> Iterator[int]:
-        """As in the recorded steps; what happens every so many steps happens in those (`Run._empty_cache`, `_collect`)."""
+        """The ticks of the recorded steps, and those of the further steps in which the cache is emptied
+        (`Run._empty_cache`, `_collect`)."""
         collect, empty = self.allocator.collect_steps, self.allocator.empty_cache_steps
         yield from (tick for tick in self.ledger.empty_cache_ticks if tick < self.second)
         yield from (tick + self.added for tick in self.ledger.empty_cache_ticks if tick >= self.end)

@@ -1,4 +1,4 @@
-"""When batches that differ in length are simulated, and what a report says where they are not. No torch here."""
+"""When batches of different lengths are simulated, and the note in the report if they are not. No torch here."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from axmem_trace.notes import Note, NoteKind
 from axmem_trace.recipe.recipe import Allocator, Recipe
 
 MORE_AT_MOST = {"expandable": 0.12, "default": 3.3}
-"""By how much batches that differ in length can reserve more than full ones, as a share of those: the worst of the recipes
-of `scripts/real_lengths.py`, from whole models down to one layer with its vocabulary (0.107 and 3.23). Where a card has
-more than this free, they are not simulated."""
+"""How much more memory batches of different lengths can reserve than full batches, as a share of the latter. It is the
+largest value of the recipes in `scripts/real_lengths.py`, which range from whole models to one layer with its
+vocabulary (0.107 and 3.23). If more than this is free on a card, different lengths are not simulated."""
 
 
 def more_at_most(allocator: Allocator) -> float:
-    """`MORE_AT_MOST` with an allocator's settings."""
+    """The value of `MORE_AT_MOST` for an allocator's settings."""
     return MORE_AT_MOST["expandable" if allocator.expandable_segments else "default"]
 
 
 def is_worth_simulating(recipe: Recipe, reservation: Reservation, capacity_bytes: int) -> bool:
-    """It is requested; or a card is named on which full rows fit, and others could need more than it has.
+    """Whether different lengths should be simulated: it is requested, or full rows fit on the named card but other
+    lengths could need more memory than it has.
 
-    It takes two or three further traces of a few layers, and the replay of some steps: a few seconds.
+    A simulation needs two or three more traces of a few layers, and the replay of some steps: a few seconds.
     """
     if recipe.lengths.asked:
         return True
@@ -32,7 +33,7 @@ def is_worth_simulating(recipe: Recipe, reservation: Reservation, capacity_bytes
 
 
 def note_not_simulated(recipe: Recipe) -> tuple[Note, ...]:
-    """What is left open, and how to know it."""
+    """A note on the memory that is not known, and how to find it."""
     more = more_at_most(recipe.allocator)
     amount = f"up to {more:.0%} more" if more < 1 else f"up to {1 + more:.1f} times as much"
     text = (
@@ -43,14 +44,15 @@ def note_not_simulated(recipe: Recipe) -> tuple[Note, ...]:
 
 
 def note_cannot_simulate(recipe: Recipe, reason: str) -> tuple[Note, ...]:
-    """Asked for, or needed for a verdict, and not possible. With expandable segments the verdict is `tight` then
-    (`open_share`); without, it is not known."""
+    """A note for a simulation that is requested, or needed for a verdict, but is not possible. The verdict is then
+    `tight` with expandable segments (`open_share`); without them, it is unknown."""
     text = f"batches that differ in length are not simulated ({reason}); they can reserve more than full ones"
     kind: NoteKind = "assumed" if recipe.allocator.expandable_segments else "not_modelled"
     return (Note(kind=kind, key="lengths", text=text, direction="more"),)
 
 
 def open_share(recipe: Recipe, notes: Iterable[Note]) -> float:
-    """By how much the run may need more because batches differ in length, where that was not simulated; 0: it was."""
+    """How much more memory the run may need because of batches of different lengths, as a share, if that was not
+    simulated; 0: it was simulated."""
     left_open = any(note.key == "lengths" and note.kind == "assumed" for note in notes)
     return more_at_most(recipe.allocator) if left_open else 0.0

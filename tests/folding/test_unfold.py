@@ -139,7 +139,7 @@ def test_two_things_at_one_tick_are_no_recording():
     ledger = Ledger(
         allocations=(Allocation(nbytes=1, allocated_tick=1), Allocation(nbytes=1, allocated_tick=1)), marks=(), ticks=3
     )
-    with pytest.raises(CannotFold, match="two things happened at tick 1"):
+    with pytest.raises(CannotFold, match="there are two events at tick 1"):
         find_sections(ledger, EventLayers({}, [None, None]), repetition_of(5, 4))
 
 
