@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes `axmem_trace/report/report.schema.json` from the report's dataclasses: types from their annotations, words from
-their docstrings.
+"""Writes `axmem_trace/report/report.schema.json` from the report's dataclasses: types from their annotations,
+descriptions from their docstrings.
 
-Run it after a change of the report; with `--check` it only says whether the file still holds.
+Run it after a change of the report. With `--check` it only says whether the file is up to date.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(N
 TITLE = "Report of axmem_trace"
 BRIEF = "`--format json` folds `modules`; `timeline` and `moments` are empty. `--full` and `Report.to_json()` have all."
 COMMON = {
-    "phase": "What went on: `load`, `generate`, `score`, `forward`, `backward`, `optimizer` or `eval`.",
+    "phase": "The phase of the run: `load`, `generate`, `score`, `forward`, `backward`, `optimizer` or `eval`.",
     "step": "0 is loading, 1 the first optimizer step.",
-    "module": "Dotted name of the module whose code made the allocation; empty for the root, or for none.",
+    "module": "Dotted name of the module whose code made the allocation; empty: the root, or no module.",
     "op": "The operator that made the allocation.",
-    "tick": "The moment, in allocations and frees since the beginning.",
-    "line": "1-based line of the configuration; 0: in no line.",
-    "weights": "Of the model, frozen or trained, buffers included.",
-    "adapters": "LoRA and its like.",
-    "reference": "A second model's weights, of which nothing trains.",
-    "gradients": "Of parameters.",
+    "tick": "The time, counted in allocations and frees since the beginning.",
+    "line": "1-based line of the configuration; 0: it is in no line.",
+    "weights": "The model's weights, frozen or trained, and its buffers.",
+    "adapters": "Weights of LoRA and similar adapters.",
+    "reference": "The weights of a second model, which is not trained.",
+    "gradients": "Gradients of parameters.",
     "optimizer": "The optimizer's states.",
     "activations": "What forward keeps for backward, and the batch.",
-    "workspace": "Temporaries, libraries' workspaces, and what checkpointing recomputes.",
+    "workspace": "Temporary tensors, workspaces of libraries, and tensors that checkpointing recomputes.",
     "allocated_bytes": "Live blocks.",
-    "reserved_bytes": "What the caching allocator holds, live or cached.",
-    "counted_bytes": "What `torch.cuda.max_memory_allocated` would say.",
-    "counted_end_bytes": "What `torch.cuda.memory_allocated` would say at its end.",
-    "context_bytes": "Of the CUDA context, assumed.",
-    "requested_bytes": "What could not be had.",
-    "peak_bytes": "All together, at one time.",
-    "key": "Of the configuration.",
+    "reserved_bytes": "The memory that the caching allocator reserves: live and cached blocks.",
+    "counted_bytes": "The value of `torch.cuda.max_memory_allocated`.",
+    "counted_end_bytes": "The value of `torch.cuda.memory_allocated` at its end.",
+    "context_bytes": "Memory of the CUDA context, assumed.",
+    "requested_bytes": "The requested size.",
+    "peak_bytes": "The maximum of all together at one time.",
+    "key": "The key of the configuration.",
 }
 """Words of fields that mean the same in each class."""
 

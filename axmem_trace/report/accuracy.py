@@ -1,4 +1,4 @@
-"""How sure the figures are: our error in the measured runs of the same kind.
+"""The accuracy of the figures: our error in measured runs of the same kind.
 
 `errors.json` is written by `scripts/write_errors.py` from `tests/measured/published/runs.json`.
 """
@@ -24,32 +24,32 @@ DEFAULT, EXPANDABLE = "PyTorch's default allocator", "expandable segments"
 _PLAIN_LOSSES = ("native", "shifted_copy", "upcast_shifted_copy", "half_shifted_copy", "none")
 _FUSED_LOSSES = ("liger_cross_entropy", "liger_fused_linear", "cut_cross_entropy")
 _WEIGHTS = (16, 8, 3, 4, 2, 1)
-"""What a difference in each part of a kind counts when the nearest one is looked for."""
+"""The weight of a difference in each part of a kind, in the search for the nearest kind."""
 _ONE_OR_MANY = 8
-"""What it counts in addition if one of them is on one GPU and the other on several."""
+"""The additional weight if one kind is on one GPU and the other on several."""
 ENOUGH_RUNS = 10
-"""Of fewer runs the worst is named, not nine of ten."""
+"""With fewer runs, the worst error is shown instead of that of nine of ten runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kind:
-    """What runs have in common for which an error is given."""
+    """The kind of a run. Each measured error belongs to runs of one kind."""
 
     engine: str = "one GPU"
     """`one GPU`, `FSDP1`, `DDP`, ..."""
     model: str = "text"
     """`text` (dense), `experts`, `images`, `classifier`."""
     method: str = "full"
-    """`full`, `partial`, `lora`, `qlora`; with preference training before it: `dpo, lora`."""
+    """`full`, `partial`, `lora`, `qlora`; preference training is named before it: `dpo, lora`."""
     quantisation: str = "none"
-    """Of the base weights: `none`, `4 bit`, `8 bit`, `gptq`, ..."""
+    """The quantisation of the base weights: `none`, `4 bit`, `8 bit`, `gptq`, ..."""
     kernels: str = "plain"
     """`plain`; `fused` (Liger, cut cross-entropy, LoRA kernels); `compiled`; or the name of another loss."""
     allocator: str = EXPANDABLE
     """`expandable segments` (axolotl's setting) or `PyTorch's default allocator`."""
 
     def describe(self, *, allocator: bool = False) -> str:
-        """In words.
+        """The kind in words.
 
         >>> Kind(method="lora", quantisation="gptq", kernels="fused").describe()
         'one GPU, lora on gptq, fused kernels'
@@ -69,42 +69,42 @@ class MeasuredError:
     metric: str
     """`max_allocated`, `max_reserved` or `nvidia-smi`."""
     runs: int
-    """How many were measured."""
+    """The number of measured runs."""
     half_within: float
-    """The median of the error without its sign."""
+    """The median of the absolute error."""
     nine_of_ten_within: float
-    """Nine of ten runs are at most this far off, in either direction."""
+    """The error of nine of ten runs is at most this, in either direction."""
     worst_low: float
-    """The most that was predicted too low, as a negative number; 0: never."""
+    """The largest error of a prediction that was too low, as a negative number; 0: there was none."""
     worst_high: float
-    """The most that was predicted too high; 0: never."""
+    """The largest error of a prediction that was too high; 0: there was none."""
     too_low_share: float
-    """The share of the runs that were predicted too low."""
+    """The share of the runs whose prediction was too low."""
 
     @property
     def within(self) -> float:
-        """Nine of ten runs are at most this far off; of fewer than `ENOUGH_RUNS`, all are."""
+        """The error of nine of ten runs is at most this; with fewer than `ENOUGH_RUNS` runs, the error of all."""
         return self.nine_of_ten_within if self.runs >= ENOUGH_RUNS else max(abs(self.worst_low), self.worst_high)
 
     @property
     def missing_share(self) -> float:
-        """The most that was missing in a run, as a share of what was predicted: too low by a share e of the measured
-        figure is e / (1 - e) of the predicted one."""
+        """How much more than predicted a run needed at most, as a share of the prediction. If the prediction is too low
+        by a share e of the measured figure, this is e / (1 - e)."""
         return abs(self.worst_low) / (1 - abs(self.worst_low))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Accuracy:
-    """How far runs of this kind were from what was predicted."""
+    """How far the predictions for measured runs of this kind were from the measured figures."""
 
     kind: Kind = Kind()
-    """Of this run."""
+    """The kind of this run."""
     measured: bool = False
     """Whether a run of this kind was measured."""
     errors: tuple[MeasuredError, ...] = ()
-    """Of this kind, one for each metric; if that was not measured, of the nearest kind."""
+    """The errors of this kind, one for each metric; if this kind was not measured, those of the nearest kind."""
     tight_share: float = 0.0
-    """Less room than this share of the needed memory is `tight`."""
+    """If less than this share of the needed memory stays free, the verdict is `tight`."""
     text: str = ""
     """All this in one sentence."""
 
@@ -163,11 +163,14 @@ def read_errors() -> tuple[MeasuredError, ...]:
 
 
 def find_accuracy(kind: Kind) -> Accuracy:
-    """The measured error of runs of a kind. If it was not measured, that of the nearest, and `tight_share` is the worst of
-    all kinds (of reserved memory: of those with the same engine, where there are any). It is never less than the error of
-    all one-GPU runs together, so that a few lucky runs don't make it small.
+    """The measured error of runs of a kind.
 
-    Tensors do not depend on the allocator, so what is allocated counts for both settings. What is reserved does.
+    If the kind was not measured, the error is that of the nearest kind, and `tight_share` is the worst of all kinds
+    (for reserved memory: of the kinds with the same engine, if there are any). `tight_share` is never less than the
+    error of all one-GPU runs together, so a few runs with a small error can't make it too small.
+
+    Tensors do not depend on the allocator, so errors of allocated memory count for both settings of the allocator.
+    Errors of reserved memory count only for their own setting.
     """
     table = read_errors()
     allocated = [error for error in table if error.metric == ALLOCATED]
@@ -220,7 +223,7 @@ _WORDS = {ALLOCATED: "allocated", RESERVED: "reserved", NVIDIA_SMI: "nvidia-smi"
 
 
 def _figures(errors: Iterable[MeasuredError]) -> str:
-    """Figures of the same number of runs together; rounded up.
+    """The figures in words, rounded up. Figures of the same number of runs are put together.
 
     >>> error = MeasuredError(kind=Kind(), metric="nvidia-smi", runs=30, half_within=0.0, nine_of_ten_within=0.0221,
     ...                       worst_low=-0.031, worst_high=0.0, too_low_share=0.5)

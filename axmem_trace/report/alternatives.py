@@ -1,4 +1,4 @@
-"""Add the figures of a recipe's alternatives to its notes."""
+"""Adds the figures of a recipe's alternatives to its notes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.units import format_bytes
 
 LEAST_DIFFERENCE = 0.1
-"""A share of the recipe's own figure; a smaller difference is not reported."""
+"""The smallest difference that is reported, as a share of the recipe's own figure."""
 
 
 def compare_alternatives(recipe: Recipe, reserved_bytes: int, estimate_bytes: Callable[[Recipe], int]) -> Recipe:
@@ -19,7 +19,7 @@ def compare_alternatives(recipe: Recipe, reserved_bytes: int, estimate_bytes: Ca
 
     Args:
         reserved_bytes: the recipe's own figure.
-        estimate_bytes: the same figure of another recipe; one that can't be estimated is left out.
+        estimate_bytes: returns the same figure for another recipe. A recipe that can't be estimated is left out.
     """
     notes = Notes(recipe.notes)
     for alternative in recipe.alternatives:
@@ -32,7 +32,7 @@ def compare_alternatives(recipe: Recipe, reserved_bytes: int, estimate_bytes: Ca
             continue
         if abs(other - reserved_bytes) > LEAST_DIFFERENCE * reserved_bytes:
             figures = f"{format_bytes(other)} reserved, where this run has {format_bytes(reserved_bytes)}"
-            text = f"With {alternative.words}: {figures}. {alternative.note.text}"  # the first screen cuts long texts
+            text = f"With {alternative.words}: {figures}. {alternative.note.text}"  # the first screen cuts texts
             notes = Notes(note for note in notes if note != alternative.note)
             notes.append(replace(alternative.note, text=text))
     return replace(recipe, notes=tuple(notes))

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to plain JSON values and back, driven by the dataclasses' own annotations."""
+"""Converts frozen dataclasses to plain JSON values and back. The annotations of the dataclasses control it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 
 def encode(value: Any) -> Any:
-    """Dataclasses to dicts (a field's `json` metadata renames it), tuples to lists, anything else unchanged."""
+    """Converts dataclasses to dicts (a field's `json` metadata renames it) and tuples to lists; anything else is
+    unchanged."""
     if is_dataclass(value):
         return {each.metadata.get("json", each.name): encode(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, Mapping):
@@ -24,7 +25,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: Any, value: Any, where: str = "report") -> Any:
-    """The inverse of `encode`: `value` as the annotated type `kind`.
+    """The inverse of `encode`: converts `value` to the annotated type `kind`.
 
     Raises:
         ValueError: `value` does not have that type; the message says where.
@@ -86,7 +87,7 @@ def decode_report(kind: type[T], text: str, newest: int) -> T:
     """A report from its JSON text; refuses a schema newer than `newest`.
 
     Raises:
-        ValueError: the text is no JSON, no report, or of a newer schema.
+        ValueError: the text is not JSON, is not a report, or has a newer schema.
     """
     value = json.loads(text)
     _expect(dict, value, "report")

@@ -1,9 +1,10 @@
-"""Between which figures `nvidia-smi` was, in measured runs: the range of the memory that a card needs.
+"""The range of the memory that a card needs: how far `nvidia-smi` was from the estimate in measured runs.
 
 `errors.json` has the table (`ranges`), which `scripts/write_errors.py` writes from `tests/measured/published/runs.json`.
-Two causes are known. Above the estimate: 0.6 to 1.4 GiB outside PyTorch's allocator in every run of one stack (transformers
-4.48), the same in bytes whatever the model, the batch or the method; what it is, is not known. Below it: runs that fill the
-card, where the default allocator gives its cache back; `nvidia-smi` was read once a second and missed the highest moment.
+Two causes are known. First, `nvidia-smi` is above the estimate in every run of one software stack (transformers 4.48):
+0.6 to 1.4 GiB are outside PyTorch's allocator. The bytes are the same for every model, batch and method; their use is
+not known. Second, `nvidia-smi` is below the estimate in runs that fill the card, where the default allocator frees its
+cache: `nvidia-smi` was read only once a second, so it missed the highest moment.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from axmem_trace.units import GIB
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeasuredRange:
-    """How far `nvidia-smi` was from the estimate in measured runs on one GPU, or on several.
+    """How far `nvidia-smi` was from the estimate in measured runs, on one GPU or on several.
 
     Attributes:
         engines: `one GPU` or `several GPUs`.
-        runs: how many were measured.
-        missing_share, missing_gib: the most that was missing in a run: as a share of the estimate, and in GiB.
-        extra_share: nine of ten runs had at most this share of the estimate less than estimated.
+        runs: the number of measured runs.
+        missing_share, missing_gib: how much more than estimated a run needed at most: as a share of the estimate, and
+            in GiB.
+        extra_share: nine of ten runs needed less than estimated by at most this share of the estimate.
     """
 
     engines: str
@@ -36,12 +38,12 @@ class MeasuredRange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceRange:
-    """Where `nvidia-smi` will be, by what it was in measured runs.
+    """The range in which `nvidia-smi` will be, according to measured runs.
 
     Attributes:
-        low_bytes: nine of ten measured runs were not below this, in proportion.
+        low_bytes: in proportion, nine of ten measured runs were not below this.
         high_bytes: no measured run was above this: the smaller of the largest missing share and the most missing bytes.
-        runs: how many were measured. Those of one GPU are of PyTorch's default allocator.
+        runs: the number of measured runs. Those on one GPU used PyTorch's default allocator.
     """
 
     low_bytes: int = 0
@@ -61,7 +63,7 @@ def find_range(device_bytes: int, *, num_gpus: int) -> DeviceRange:
 
     Args:
         device_bytes: the estimate: reserved memory, CUDA context, NCCL's buffers.
-        num_gpus: of the run.
+        num_gpus: the number of GPUs of the run.
     """
     return apply_range(read_ranges()["one GPU" if num_gpus == 1 else "several GPUs"], device_bytes)
 

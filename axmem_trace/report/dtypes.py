@@ -7,7 +7,8 @@ from axmem_trace.report.types import DtypeRow
 
 
 def make_dtypes(facts: ModelFacts) -> tuple[DtypeRow, ...]:
-    """Parameters and buffers on the GPU: parameters first, then trained ones, then the largest."""
+    """Parameters and buffers on the GPU. The order is: parameters before buffers, trainable before frozen, large before
+    small."""
     sums: dict[tuple[str, str, bool, bool], list[int]] = {}
     for fact in facts.tensors:
         if fact.device == "gpu":

@@ -1,9 +1,9 @@
-"""A vLLM engine in the trainer's process: its share of the card, in addition to the figures of training.
+"""A vLLM engine in the trainer's process: it uses a share of the card in addition to the figures of training.
 
-Source: TRL 1.14.1 `generation/vllm_generation.py` `_init_vllm` (when: after policy and reference are loaded;
-`gpu_memory_utilization`; `sleep(level=2)` after each generation, which frees weights and key-value cache). vLLM uses that
-share of the card for every model: the part that weights do not need becomes key-value cache. It refuses to start if less
-of the card is free.
+Source: TRL 1.14.1 `generation/vllm_generation.py` `_init_vllm` (it starts after policy and reference are loaded;
+`gpu_memory_utilization` is its share; `sleep(level=2)` after each generation frees weights and key-value cache). vLLM
+uses its share of the card with every model: the part that the weights do not need becomes key-value cache. It refuses
+to start if less of the card is free.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What uses the memory at the peak, by names that a user knows: logits and loss, layer weights, optimizer states, ...
+"""The uses of memory at the peak, by names that a user knows: logits and loss, layer weights, optimizer states, ...
 
-Each allocation that is alive then belongs to one name, so the holders add up to the allocated peak.
+Each allocation that is alive at the peak belongs to one name, so the sum of the holders is the allocated peak.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BY_BUCKET = {
 }
 _BY_ROLE = {"gathered": "gathered parameters", "buckets": "DDP's buckets of gradients"}
 _FROZEN = (("reward_model", "reward model's weights"), ("feature_network", "feature network's weights"))
-"""Models other than the reference that only score, by the beginning of their modules' names."""
+"""Models other than the reference that only compute scores, by the beginning of their modules' names."""
 _PHASES = {"eval": "evaluation", "generate": "generation", "score": "scoring", "save": "saving"}
 _BY_OPERATOR = (
     ("cublas", "cuBLAS workspace"),
@@ -46,22 +46,22 @@ _BY_OPERATOR = (
 
 
 class _Module(NamedTuple):
-    """What the name of a module says about the allocations in it."""
+    """Facts about the allocations in a module that follow from its name."""
 
     frozen: str
-    """The holder of weights of another model than the trained one."""
+    """The holder of the weights, if they belong to a model that is not the trained one."""
     weights: str
     activations: str
     has_logits: bool
-    """The output layer, or a module around it, whose own code is the loss."""
+    """Whether it is the output layer, or a module around it whose own code is the loss."""
 
 
 class HolderNames:
-    """Names the purpose of any allocation of a model."""
+    """Finds the holder (the purpose) of each allocation of a model."""
 
     def __init__(self, facts: ModelFacts) -> None:
         self._head = next((each.name for each in facts.modules if each.name.rpartition(".")[2] in _HEADS), "")
-        """The output layer; empty if none has a known name."""
+        """The name of the output layer; empty if no module has a known name."""
         self._wrappers = frozenset({"", *_ancestors(self._head)})
         """The modules around it."""
         self._embeddings = tuple(
@@ -97,7 +97,8 @@ class HolderNames:
         return list(names), found
 
     def list_alive(self, ledger: Ledger, tick: int) -> tuple[Holder, ...]:
-        """Blocks alive at a tick by holder, the largest first; of equal ones, what was allocated first."""
+        """Blocks that are alive at a tick, summed by holder, the largest first. Of equal holders, the one that was
+        allocated first."""
         import numpy as np
 
         columns = ledger.columns
@@ -165,7 +166,7 @@ def _stack_of(module: str) -> str:
 
 
 def _name(allocation: Allocation, module: _Module) -> str:
-    """The purpose of an allocation in this module; of `allocation` only what its kind has is used."""
+    """The purpose of an allocation in this module. Only attributes of the allocation's kind are used."""
     bucket = allocation.bucket
     if bucket == "reference":
         return module.frozen

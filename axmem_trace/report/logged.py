@@ -1,10 +1,10 @@
-"""The lines that axolotl will log, and what each holds.
+"""The lines that axolotl will log, and the figures in each.
 
-Source: axolotl `utils/bench.py` `gpu_memory_usage_all` (line 62 of 0.19 and 0.21: the peaks are reset whenever they were
-read); `loaders/model.py` (0.21 lines 441 and 866, 0.19 lines 275 and 608: read, and so reset, when model and adapters are
-loaded); `core/trainers/base.py` `log` (0.21 line 1103, 0.19 line 744: on the main process alone, for losses and for
-evaluations); `core/trainers/dpo/trainer.py`, `trl.py`, `grpo/trainer.py`: TRL's trainers, whose `log` has no memory in it.
-transformers `trainer.py` `_maybe_log_save_evaluate`: the line of a step comes before its evaluation.
+Source: axolotl `utils/bench.py` `gpu_memory_usage_all` (line 62 of 0.19 and 0.21: each read resets the peaks);
+`loaders/model.py` (0.21 lines 441 and 866, 0.19 lines 275 and 608: they are read, and so reset, when model and adapters
+are loaded); `core/trainers/base.py` `log` (0.21 line 1103, 0.19 line 744: only on the main process, for losses and for
+evaluations); `core/trainers/dpo/trainer.py`, `trl.py`, `grpo/trainer.py`: the `log` of TRL's trainers has no memory
+figures. transformers `trainer.py` `_maybe_log_save_evaluate`: the line of a step is logged before its evaluation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from axmem_trace.report.types import PhaseUse
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoggedLine:
-    """One line of axolotl's log, for rank 0: the highest since the line before it, or since loading.
+    """One line of axolotl's log, for rank 0: the peaks since the line before it, or since loading.
 
     Attributes:
         name: `first step`, `later steps` or `evaluation`; `steps 1 to 10` if only every tenth step is logged.
@@ -36,8 +36,9 @@ class LoggedLine:
 def make_logged(recipe: Recipe, phases: Mapping[str, PhaseUse]) -> tuple[LoggedLine, ...]:
     """The different lines in the order in which they first appear; none with TRL's trainers.
 
-    An evaluation line holds evaluation alone: axolotl evaluates before the first step, and after steps that it has
-    logged. If `logging_steps` leaves out the step before an evaluation, that line holds the steps since the last one too.
+    An evaluation line has the peaks of evaluation only: axolotl evaluates before the first step, and after steps that
+    it has logged. If `logging_steps` skips the step before an evaluation, that line also includes the steps since the
+    last line.
     """
     if recipe.objective.is_preference:
         return ()

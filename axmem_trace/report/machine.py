@@ -1,4 +1,5 @@
-"""Host memory of one machine of a run on several GPUs: what its ranks load there, and what they hold there."""
+"""Host memory of one machine in a run on several GPUs: the memory while its ranks load, and the memory that they
+keep."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ _ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class _Loading(NamedTuple):
-    """Copies of the checkpoint on the host of a machine while its ranks load, and why."""
+    """How many copies of the checkpoint are in a machine's host memory while its ranks load, and why."""
 
     copies: int
     why: str
@@ -25,7 +26,7 @@ def make_machine(
     """The machine that needs the most; None on one GPU.
 
     Args:
-        facts: of rank 0. Weights of the whole model are counted.
+        facts: those of rank 0. The weights of the whole model are counted.
         host_by_rank: `host_bytes` of every rank.
     """
     if not ranks:
@@ -44,7 +45,8 @@ def make_machine(
 
 
 def _checkpoint_bytes(recipe: Recipe, facts: ModelFacts) -> int:
-    """The base model in the dtype that it is loaded in; packed, if it waits so."""
+    """The base model's bytes in the dtype in which it is loaded; packed, if the packed weights are staged on the
+    host."""
     weights = [fact for fact in facts.tensors if fact.role == "weight"]
     if not recipe.parallel.fsdp.stages_packed:
         return sum(fact.logical_elements for fact in weights) * _ITEMSIZES[recipe.precision.load_dtype]
@@ -56,7 +58,8 @@ def _checkpoint_bytes(recipe: Recipe, facts: ModelFacts) -> int:
 
 
 def _loading(recipe: Recipe, per_machine: int) -> _Loading:
-    """How many copies, by engine. A mapped file counts once for a machine: its ranks share the system's page cache."""
+    """The number of copies, which depends on the engine. A mapped file counts once for a machine: its ranks share the
+    system's page cache."""
     engine, fsdp = recipe.parallel.engine, recipe.parallel.fsdp
     packed = recipe.quantisation.method in ("bnb_4bit", "bnb_8bit")
     if engine in ("fsdp1", "fsdp2"):

@@ -1,4 +1,4 @@
-"""`make_report`: from recipe, model facts, ledger and reservation to one `Report`; every sum is checked."""
+"""`make_report`: makes one `Report` from recipe, model facts, ledger and reservation. Every sum is checked."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def make_report(
     moments: bool = False,
     simulated: Simulated | None = None,
 ) -> Report:
-    """Classifies the recorded facts and sums them up.
+    """Classifies and sums the recorded facts.
 
     Args:
-        reservation: of the whole run. If the card is too small, it is a replay with unlimited memory, with the
-            `out_of_memory` of the replay on the named card: then the figures say how much would be needed.
-        notes: of every stage; the recipe's own are added if they are missing.
-        versions: of the libraries that were traced.
-        elapsed_seconds: by stage.
-        moments: makes `Report.moments` too.
-        rank_runs: on several GPUs the groups of ranks, the first that of rank 0; `ledger` and `reservation` are that
-            rank's.
-        simulated: the run with batches that differ in length; None: it was not simulated.
+        reservation: that of the whole run. If the card is too small, it is a replay with unlimited memory, but with the
+            `out_of_memory` of the replay on the named card. Then the figures say how much memory would be needed.
+        notes: the notes of every stage; the recipe's own notes are added if they are missing.
+        versions: those of the traced libraries.
+        elapsed_seconds: seconds by stage.
+        moments: whether `Report.moments` is made too.
+        rank_runs: with several GPUs, the groups of ranks; the group of rank 0 is the first. `ledger` and `reservation`
+            are those of rank 0.
+        simulated: the run with batches of different lengths; None: it was not simulated.
     """
     found, names = survey(ledger), HolderNames(facts)
     peak = make_peak(recipe, names, found, reservation)
@@ -145,7 +145,7 @@ def assert_adds_up(report: Report, ledger: Ledger) -> None:
 
 
 def _make_refusals(notes: Sequence[Note]) -> tuple[Refusal, ...]:
-    """In the order of the file's lines; reasons without a line come last."""
+    """The refusals in the order of the file's lines. Reasons without a line are at the end."""
     refusals = [
         Refusal(key=note.key, line=note.line, value=note.value, reason=note.text, remedy=note.remedy)
         for note in notes

@@ -1,4 +1,4 @@
-"""The per-module table: each byte belongs to one module, and is in exactly one row."""
+"""The table of modules: each byte belongs to one module, and is in exactly one row."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 def make_module_rows(facts: ModelFacts, ledger: Ledger, *, peak_tick: int) -> tuple[ModuleRow, ...]:
-    """One row per module of the model, in the model's order; the root (`""`) comes first.
+    """One row for each module, in the model's order; the root (`""`) is the first.
 
-    An allocation belongs to the module that it names, or, if the model has no such module, to the nearest ancestor.
+    An allocation belongs to the module that it names. If the model has no such module, it belongs to the nearest
+    ancestor.
     """
     classes = {"": facts.class_name} | {module.name: module.class_name for module in facts.modules}
     owner = _owner_of(classes)
@@ -51,7 +52,8 @@ def make_module_rows(facts: ModelFacts, ledger: Ledger, *, peak_tick: int) -> tu
 
 
 def _count_tensors(facts: ModelFacts, owner: Callable[[str], str]) -> dict[str, dict[str, int]]:
-    """Parameters on all devices; weight bytes (with adapters and buffers) only on the GPU."""
+    """Sums by module. Parameters are counted on all devices, weight bytes (with adapters and buffers) only on the
+    GPU."""
     parameters = [fact for fact in facts.tensors if fact.kind == "parameter"]
     trainable = [fact for fact in parameters if fact.trainable]
     on_gpu = [fact for fact in facts.tensors if fact.device == "gpu"]
@@ -64,7 +66,7 @@ def _count_tensors(facts: ModelFacts, owner: Callable[[str], str]) -> dict[str, 
 
 
 def _owner_of(classes: dict[str, str]) -> Callable[[str], str]:
-    """A function from any dotted name to the nearest module that exists."""
+    """A function that returns the nearest existing module for any dotted name."""
     known = {name: name for name in classes}
 
     def owner(name: str) -> str:

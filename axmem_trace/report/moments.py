@@ -1,6 +1,6 @@
-"""Selected moments of a run with everything that was allocated then: by purpose, by source and by module.
+"""Selected moments of a run, with the memory that was allocated then: by purpose, by source and by module.
 
-All bytes are block bytes. Each of the three adds up to what was allocated.
+All bytes are block bytes. Each of the three has the sum of the allocated bytes.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 NUM_MOMENTS = 160
 """About as many as a chart can show separately."""
 NUM_SHOWN = 12
-"""Sources and modules of a moment; what is smaller is summed up in the last."""
+"""The number of sources and modules of a moment. The last one is the sum of all smaller ones."""
 REST = "all others"
 ROOT = "(in no part of it: loss, optimizer, inputs)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moment:
-    """What was allocated at one moment: the one with the most bytes of its part of the run.
+    """The allocated memory at one moment: the moment with the most bytes in its part of the run.
 
     Attributes:
-        allocated_bytes, reserved_bytes: then.
-        buckets: by purpose.
-        holders: by source, as `Report.holders`; all add up to `allocated_bytes`.
-        modules: by module, numbers of layers as `*`; all add up to `allocated_bytes`.
+        allocated_bytes, reserved_bytes: the bytes at this moment.
+        buckets: the bytes by purpose.
+        holders: the bytes by source, as in `Report.holders`; their sum is `allocated_bytes`.
+        modules: the bytes by module, with `*` for numbers of layers; their sum is `allocated_bytes`.
     """
 
     tick: int
@@ -67,7 +67,7 @@ def make_moments(ledger: Ledger, reservation: Reservation, names: HolderNames) -
 
 
 def _choose(ledger: Ledger) -> list[int]:
-    """Positions in the ledger's moves."""
+    """The chosen moments, as positions in the ledger's moves."""
     levels = ledger.live_bytes
     size = -(-len(levels) // NUM_MOMENTS) or 1
     positions = [start + int(levels[start : start + size].argmax(axis=0)) for start in range(0, len(levels), size)]
@@ -82,7 +82,7 @@ def _codes(numbers: Sequence[int]) -> NDArray[np.intp]:
 
 
 def _examples(columns: Columns) -> NDArray[np.intp]:
-    """The first allocation of each kind and module on the GPU, in the order of kinds, then modules."""
+    """The first allocation of each kind and module on the GPU, sorted by kind, then by module."""
     import numpy as np
 
     on_gpu = np.flatnonzero(columns.where(lambda kind: kind.device == "gpu"))
@@ -98,10 +98,10 @@ def _sums(
     codes: NDArray[np.intp],
     examples: NDArray[np.intp],
 ) -> list[dict[str, int]]:
-    """Bytes of each name after each of the moves at these positions; the names in the order of the examples.
+    """Bytes of each name after each of the moves at these positions. The names are in the order of the examples.
 
     Args:
-        codes: for each allocation the position of its name.
+        codes: for each allocation, the position of its name.
     """
     import numpy as np
 
@@ -151,7 +151,7 @@ def _largest(sums: dict[str, int]) -> tuple[Holder, ...]:
 
 
 def group_module(module: str) -> str:
-    """The part of the model: numbers become `*`, and what is deeper than one part below a layer is left out.
+    """The part of the model: numbers are replaced by `*`, and the name ends one part below a layer.
 
     >>> group_module("base_model.model.model.layers.3.self_attn.q_proj.lora_A.default"), group_module("lm_head")
     ('model.layers.*.self_attn', 'lm_head')

@@ -1,4 +1,4 @@
-"""What a card must have for the run, and whether everything that the run does is possible with it."""
+"""The memory that a card must have for the run, and whether the run is possible with the named card."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from axmem_trace.report.varying import VaryingRows
 
 
 class Need(NamedTuple):
-    """Memory of the card that needs the most.
+    """The needed memory of the card that needs the most.
 
     Attributes:
-        bytes: all included.
-        can_run: no request fails on the named card.
-        failure: the request that fails with rows of the full length, if the verdict is about those.
+        bytes: the needed memory, with everything included.
+        can_run: whether no request fails on the named card.
+        failure: the request that fails with rows of the full length, if the verdict is about such rows.
     """
 
     bytes: int
@@ -36,10 +36,10 @@ def find_need(
     failure: OutOfMemory | None,
     varying: VaryingRows | None,
 ) -> Need:
-    """The need of the rank with the largest parts, with rows of the full length or with rows that vary.
+    """The needed memory of the rank with the largest shards, with rows of the full length or of different lengths.
 
-    If the user says how long samples are, rows of the full length do not count, except on several GPUs with unequal parts,
-    where rank 0 alone is simulated.
+    If the user states the lengths of the samples, rows of the full length do not count. They do count with several GPUs
+    and unequal shards, because only rank 0 is simulated then.
     """
     full = max([engine.together_bytes if engine else peak.device_bytes, *(use.device_bytes for use in ranks)])
     failed = failure is not None or any(run.reservation.out_of_memory is not None for run in runs)

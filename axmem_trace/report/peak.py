@@ -11,7 +11,7 @@ from axmem_trace.report.types import OutOfMemory, Peak
 
 
 def make_peak(recipe: Recipe, names: HolderNames, found: Survey, reservation: Reservation) -> Peak:
-    """The point with the most live bytes; the allocator's maxima are of the whole run."""
+    """The moment with the most live bytes. The allocator's maxima are those of the whole run."""
     span = found.peak
     reached = span.peak_allocation
     return Peak(
@@ -32,7 +32,7 @@ def make_peak(recipe: Recipe, names: HolderNames, found: Survey, reservation: Re
 
 
 def make_out_of_memory(names: HolderNames, ledger: Ledger, reservation: Reservation) -> OutOfMemory | None:
-    """Where the run ended because the card was full; None if it was not."""
+    """The request at which the run ended because the card was full; None if the card was never full."""
     failure = reservation.out_of_memory
     if failure is None:
         return None

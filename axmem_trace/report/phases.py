@@ -12,11 +12,11 @@ from axmem_trace.ledger.spans import Span, Survey
 from axmem_trace.report.types import Buckets, PhaseUse, TimelinePoint
 
 NUM_TIMELINE_POINTS = 600
-"""The timeline is thinned to about as many points as a wide screen has columns of pixels."""
+"""The number of points to which the timeline is reduced: about the width of a large screen in pixels."""
 
 
 def make_phases(found: Survey, reservation: Reservation) -> dict[str, PhaseUse]:
-    """`load`, `step_1`, ..., `eval`, `save` in order of time, each step with its parts."""
+    """`load`, `step_1`, ..., `eval`, `save` in order of time; each step has its parts."""
     groups: dict[str, list[Span]] = {}
     for span in found.spans.values():
         name = "load" if span.phase == "load" else f"step_{span.step}" if span.step else _outside_steps(span)
@@ -29,7 +29,7 @@ def _outside_steps(span: Span) -> str:
 
 
 _PARTS = ("generate", "score", "forward", "backward", "optimizer")
-"""Phases of a step in order of time: a rollout begins after the mark of the first forward."""
+"""The phases of a step in order of time. A rollout begins after the mark of the first forward."""
 
 
 def _place_in_step(span: Span) -> int:
@@ -58,7 +58,7 @@ def _phase_use(name: str, spans: list[Span], reservation: Reservation) -> PhaseU
 
 
 def make_timeline(ledger: Ledger, reservation: Reservation) -> tuple[TimelinePoint, ...]:
-    """Fewer levels: the first highest one of each group of equally many events, and the last of all."""
+    """A reduced list of levels: the first highest level of each group of equally many events, and the last level."""
     levels, (ticks, indices, _) = ledger.live_bytes, ledger.moved
     size = -(-len(levels) // NUM_TIMELINE_POINTS) or 1
     positions = [start + int(levels[start : start + size].argmax(0)) for start in range(0, len(levels), size)]

@@ -8,15 +8,16 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankUse:
-    """Ranks that hold parts of equal sizes, and what one of them needs. Rank 0 is in the first row: `peak` is its peak.
+    """Ranks whose shards have equal sizes, and the memory that one of them needs. Rank 0 is in the first row; `peak` is
+    its peak.
 
     Attributes:
         ranks: their numbers, as in `0-6, 8`.
-        count: how many.
-        basis: `recorded`, or `at most`: too many ranks differ, and none of these needs more than these figures.
-        worst: no other row needs more; the verdict is for these.
+        count: how many ranks.
+        basis: `recorded`; or `at most` if too many ranks differ: none of these ranks needs more than these figures.
+        worst: whether no other row needs more; the verdict is about these ranks.
         allocated_bytes, active_bytes, counted_bytes, reserved_bytes, device_bytes: as in `Peak`.
-        host_bytes: the most host memory at any time, without what the system maps of files; of the first of these ranks,
+        host_bytes: the most host memory at any time, without mapped files. It is that of the first of these ranks,
             which may collect the whole model to save it.
     """
 
@@ -36,13 +37,13 @@ class RankUse:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MachineUse:
-    """Host memory of one machine, for all its ranks; of several machines, the one that needs the most.
+    """Host memory of one machine, for all its ranks. With several machines, it is the machine that needs the most.
 
     Attributes:
-        gpus: ranks of it.
-        loading_bytes: weights that are there while its ranks load, at most; what is mapped of files is shared by them.
-        held_bytes: the most of each rank at any time, added up: pinned memory, offloaded parts, the optimizer's states.
-        why: how the weights are loaded, and where that is written.
+        gpus: the number of its ranks.
+        loading_bytes: the most bytes of weights in host memory while its ranks load. The ranks share mapped files.
+        held_bytes: the most bytes of each rank at any time, summed: pinned memory, offloaded shards, optimizer states.
+        why: how the weights are loaded, and the source that says so.
     """
 
     gpus: int
@@ -53,13 +54,13 @@ class MachineUse:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Division:
-    """One kind of memory among several GPUs: the maximum that a rank holds, raw bytes.
+    """One kind of memory with several GPUs: the maximum on one rank, in raw bytes.
 
     Attributes:
         name: `weights`, `adapters`, `gradients`, `optimizer` or `gathered parameters`.
-        sharded_bytes: this rank's part.
-        replicated_bytes: each rank has all of it.
-        gathered_bytes: parameters that this rank has whole for a while, by exchange with the others.
+        sharded_bytes: this rank's shards.
+        replicated_bytes: tensors that each rank has in full.
+        gathered_bytes: full parameters that this rank has for a short time, after an all-gather.
     """
 
     name: str

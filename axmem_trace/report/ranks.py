@@ -1,4 +1,4 @@
-"""The ranks of a run on several GPUs: which hold the same, which needs the most, and what is divided among them."""
+"""The ranks of a run on several GPUs: which have equal shards, which needs the most memory, and what is sharded."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _SHARES_TRAINING = {
     "zero2": ("gradients", "optimizer"),
     "zero3": ("gradients", "optimizer"),
 }
-"""By engine: what each rank has a part of, in addition to parameters."""
+"""By engine, what is sharded in addition to the parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankRun:
-    """Ranks with parts of equal sizes, and the recorded run of one of them.
+    """Ranks with shards of equal sizes, and the recorded run of one of them.
 
     Attributes:
         ranks: in order.
-        recorded: False: the run is that of a rank that holds at least as much.
+        recorded: False: the run is that of another rank, which needs at least as much memory.
     """
 
     ranks: tuple[int, ...]
@@ -42,7 +42,7 @@ class RankRun:
 
 
 def make_ranks(recipe: Recipe, runs: Sequence[RankRun]) -> tuple[RankUse, ...]:
-    """One row for each group of ranks, that of rank 0 first; empty on one GPU."""
+    """One row for each group of ranks; the group of rank 0 is the first. Empty on one GPU."""
     if recipe.parallel.num_gpus < 2:
         return ()
     uses = [_make_use(recipe, run) for run in runs]
@@ -71,8 +71,8 @@ def _make_use(recipe: Recipe, run: RankRun) -> RankUse:
 
 
 def host_by_rank(recipe: Recipe, runs: Sequence[RankRun]) -> dict[int, int]:
-    """The most host memory of every rank at any time. Only rank 0 collects a whole model there to save it, except under
-    ZeRO-1 and 2."""
+    """The most host memory of each rank at any time. Only rank 0 collects the whole model in host memory to save it,
+    except with ZeRO-1 and 2."""
     all_save = recipe.parallel.engine in ("zero1", "zero2")
     found: dict[int, int] = {}
     for run in runs:
@@ -87,7 +87,7 @@ def _host_bytes(ledger: Ledger, *, saves: bool = True) -> int:
 
 
 def name_ranks(ranks: Sequence[int]) -> str:
-    """Numbers in order, with ranges.
+    """The numbers in order; consecutive numbers are written as ranges.
 
     >>> name_ranks([0, 1, 2, 5, 7, 8])
     '0-2, 5, 7-8'
@@ -97,7 +97,7 @@ def name_ranks(ranks: Sequence[int]) -> str:
 
 
 def make_division(recipe: Recipe, facts: ModelFacts, ledger: Ledger, resident: Resident) -> tuple[Division, ...]:
-    """What this rank holds a part of, what each rank holds whole, and what is whole for a while; empty on one GPU."""
+    """What is sharded, what each rank has in full, and what is gathered for a short time. Empty on one GPU."""
     if recipe.parallel.num_gpus < 2:
         return ()
     columns = ledger.columns
@@ -124,7 +124,8 @@ def _rows(recipe: Recipe, facts: ModelFacts, resident: Resident, gathered: int) 
 
 
 def _trained_share(recipe: Recipe, facts: Sequence[TensorFact]) -> Fraction:
-    """Of the bytes that a rank trains, the share that is divided: all, but what tensor parallelism leaves whole."""
+    """The sharded share of the bytes that a rank trains: all bytes, except tensors that tensor parallelism does not
+    shard."""
     trained = sum(fact.nbytes for fact in facts if fact.trainable)
     if recipe.parallel.engine != "tensor" or not trained:
         return Fraction(1)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
-    """All results of an estimate. Made by `make_report`; reading its own JSON gives an equal report."""
+    """All results of an estimate. `make_report` makes it. A report that is read from its own JSON is equal to it."""
 
     schema_version: int = SCHEMA_VERSION
     """Increased when a field changes its meaning or is removed; not for new fields."""
@@ -60,37 +60,38 @@ class Report:
     gpu: TargetGpu
     peak: Peak
     fits: bool | None
-    """Whether `peak.device_bytes` is within `gpu.memory_bytes` less `gpu.margin_bytes`, and no request failed. None: no card
-    was named, or something that is not modelled could change the answer (`why` says what)."""
+    """Whether `peak.device_bytes` is at most `gpu.memory_bytes` minus `gpu.margin_bytes`, and no request failed. None:
+    no card was named, or something that is not modelled could change the answer (see `why`)."""
     why: str = ""
-    """Why there is no answer although a card was named: what is not in the figures, and whether it needs more or less."""
+    """Why there is no answer although a card was named: what is not in the figures, and whether the run needs more or
+    less because of it."""
     verdict: Verdict = ""
-    """`fits` in words; empty where no card was named."""
+    """`fits` in words; empty if no card was named."""
     headroom_bytes: int | None
     """Free memory of the card at the peak; negative if the run does not fit; None without a card."""
     needed_bytes: int = 0
-    """What the verdict compares with the card: `peak.device_bytes`, or more where another rank, an engine on the same card
-    or batches that differ in length need more."""
+    """The bytes that the verdict compares with the card: `peak.device_bytes`, or more if another rank, an engine on the
+    same card or batches of different lengths need more."""
     device_range: DeviceRange = field(default_factory=DeviceRange)
-    """Between which bytes `needed_bytes` was in measured runs."""
+    """The range around `needed_bytes` in which measured runs were."""
     varying_rows: VaryingRows | None = None
-    """The allocator with batches that differ in length; None: all rows are full, or it was not simulated."""
+    """Reserved memory with batches of different lengths; None: all rows are full, or it was not simulated."""
     out_of_memory: OutOfMemory | None
     """The request that failed on this card; None if none failed."""
     engine: Engine | None = None
     """An engine that generates on the same card; None without one, or if no card was named."""
     after_load: AfterLoad
     phases: Mapping[str, PhaseUse]
-    """`load`, `step_1`, `step_2` and, where recorded, `eval` and `save`, in order of time."""
+    """`load`, `step_1`, `step_2` and, if they are recorded, `eval` and `save`, in order of time."""
     logged: tuple[LoggedLine, ...] = ()
-    """The lines that axolotl will log, for rank 0; empty with TRL's trainers, which log nothing of memory."""
+    """The lines that axolotl will log, for rank 0; empty with TRL's trainers, which do not log memory."""
     buckets: Buckets
     ranks: tuple[RankUse, ...] = ()
-    """On several GPUs: all ranks, those with parts of equal sizes in one row; empty on one GPU."""
+    """On several GPUs: all ranks; ranks with shards of equal sizes share a row. Empty on one GPU."""
     machine: MachineUse | None = None
     """On several GPUs: host memory of one machine; None on one GPU."""
     division: tuple[Division, ...] = ()
-    """On several GPUs: what is divided among them, for rank 0; empty on one GPU."""
+    """On several GPUs: what is sharded, what is replicated and what is gathered, for rank 0; empty on one GPU."""
     holders: tuple[Holder, ...] = ()
     """Memory at the peak by names that a user knows, the largest first."""
     resident: Resident
@@ -100,7 +101,8 @@ class Report:
     timeline: tuple[TimelinePoint, ...]
     """A reduced number of points: the highest of each range of ticks. The peak is always included."""
     moments: tuple[Moment, ...] = ()
-    """Fewer points than the timeline, each with what was allocated then; empty if they were not requested."""
+    """Fewer points than the timeline, each with the memory that was allocated then; empty if they were not
+    requested."""
     choices: Mapping[str, Choice]
     """The values that are used, by their field in the recipe (`checkpointing.enabled`), and the reasons."""
     refusals: tuple[Refusal, ...] = ()
@@ -113,33 +115,34 @@ class Report:
     axolotl: AxolotlRelease = field(default_factory=AxolotlRelease)
     """The release of axolotl whose rules the figures follow."""
     accuracy: Accuracy = field(default_factory=Accuracy)
-    """How far measured runs of this kind were from what is predicted for them."""
+    """How far the predictions for measured runs of this kind were from the measured figures."""
 
     def by_module(self, depth: int | None = None) -> tuple[ModuleRow, ...]:
-        """The modules, with those deeper than `depth` folded into their ancestors; sums stay. None folds nothing.
+        """The modules. Those deeper than `depth` are added to their ancestors, so that sums stay the same. None: all
+        modules.
 
         A module's depth is the number of parts of its name between dots; depth 0 is only the root.
         """
         return self.modules if depth is None else fold_modules(self.modules, depth)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON contract as plain dicts, lists, strings and numbers."""
+        """The report in the form of its JSON, as plain dicts, lists, strings and numbers."""
         encoded = encode(self)
         assert isinstance(encoded, dict)
         return encoded
 
     def to_json(self) -> str:
-        """The JSON contract (DESIGN: `schema_version`, `peak`, `buckets`, ...) as text."""
+        """The report as JSON text, as `report.schema.json` describes it."""
         from axmem_trace.render.json import render_json
 
         return render_json(self)
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """A report from what `to_json` wrote. Fields that this version does not know are ignored.
+        """The report from a text of `to_json`. Fields that this version does not know are ignored.
 
         Raises:
-            ValueError: the text is no report, or one of a newer schema.
+            ValueError: the text is not a report, or has a newer schema.
         """
         return decode_report(cls, text, SCHEMA_VERSION)
 
@@ -155,11 +158,11 @@ class Report:
         return make_frame(self, table)
 
     def plot(self, axes: Axes | None = None) -> Axes:
-        """Draws the timeline with matplotlib, stacked by purpose: on these axes, or on a new figure.
+        """Draws the timeline with matplotlib, stacked by purpose, on these axes or on a new figure.
 
         Raises:
             ImportError: matplotlib is not installed (`pip install 'axmem_trace[plot]'`).
-            ValueError: a brief report, which has no timeline.
+            ValueError: this is a brief report, which has no timeline.
         """
         from axmem_trace.render.plot import plot_timeline
 

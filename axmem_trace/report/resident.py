@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def make_resident(facts: ModelFacts, ledger: Ledger) -> Resident:
-    """On the GPU: weights by the model's tensors, the others by what was recorded. All in raw bytes."""
+    """The maxima on the GPU in raw bytes: weights from the model's tensors, all others from the recording."""
     on_gpu, columns = [fact for fact in facts.tensors if fact.device == "gpu"], ledger.columns
 
     def in_role(role: Role) -> NDArray[np.bool_]:
@@ -32,7 +32,7 @@ def make_resident(facts: ModelFacts, ledger: Ledger) -> Resident:
 
 
 def make_elsewhere(ledger: Ledger, device: Device) -> Elsewhere:
-    """In one kind of memory that is not the GPU's."""
+    """The maxima in one kind of memory that is not on the GPU."""
     columns = ledger.columns
 
     def most_in(buckets: Sequence[Bucket]) -> int:

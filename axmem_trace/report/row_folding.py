@@ -1,4 +1,4 @@
-"""Folding of module rows: fewer rows, the same sums."""
+"""Folding of module rows: fewer rows with the same sums."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def depth_of(name: str) -> int:
 
 
 def fold_modules(rows: Iterable[ModuleRow], depth: int) -> tuple[ModuleRow, ...]:
-    """Adds rows deeper than `depth` to their ancestor at that depth, in the position of the first of them."""
+    """Adds rows deeper than `depth` to their ancestor at that depth. The result is at the position of the first of
+    them."""
     folded: dict[str, list[ModuleRow]] = {}
     for row in rows:
         name = ".".join(row.name.split(".")[:depth]) if depth else ""
@@ -36,7 +37,8 @@ def fold_modules(rows: Iterable[ModuleRow], depth: int) -> tuple[ModuleRow, ...]
 
 
 def group_repeated(rows: Iterable[ModuleRow]) -> tuple[ModuleRow, ...]:
-    """Merges rows whose names differ only in a number: 32 layers become `layers.{0-31}`, in the position of the first."""
+    """Merges rows whose names differ only in a number: 32 layers become `layers.{0-31}`, at the position of the
+    first."""
     groups: dict[tuple[str, str], list[ModuleRow]] = {}
     for row in rows:
         pattern = ".".join("#" if part.isdecimal() else part for part in row.name.split("."))
@@ -52,7 +54,8 @@ def _merge(name: str, members: list[ModuleRow]) -> ModuleRow:
 
 
 def _span(members: list[ModuleRow]) -> str:
-    """The common name of rows that differ only in numbers, with each number's range (or its few values)."""
+    """The common name of rows that differ only in numbers. Each number is replaced by its range, or by its values if
+    there are few."""
     if len(members) == 1:
         return members[0].name
     columns = zip(*(row.name.split(".") for row in members), strict=True)

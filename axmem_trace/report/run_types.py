@@ -1,6 +1,6 @@
-"""What the figures of a report are about: model, release of axolotl, batch, card, values used, and reasons not to run.
+"""Parts of a report that are not figures: model, release of axolotl, batch, card, used values, and refusals.
 
-Frozen, as in `types.py`, which has the figures.
+All classes are frozen, like those in `types.py`, which has the figures.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ SCHEMA_VERSION = 1
 
 
 def json_name(name: str) -> Any:
-    """A dataclass field that has another name in JSON (`class` is no Python identifier)."""
+    """A dataclass field that has another name in JSON (`class` is not a Python identifier)."""
     return field(metadata={"json": name})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSummary:
-    """The model as built. `parameters` are logical: a packed 4-bit weight counts as the weights it represents.
+    """The model as built. `parameters` are logical: a packed 4-bit weight counts as the weights that it represents.
 
     Attributes:
-        name: as `base_model` names it.
-        model_type: of `config.json`.
+        name: the value of `base_model`.
+        model_type: that of `config.json`.
         class_name: the class that was built.
         config_source: where `config.json` came from.
         parameters, trainable_parameters: numbers of weights.
@@ -40,16 +40,16 @@ class ModelSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AxolotlRelease:
-    """The release of axolotl whose rules the figures follow, and why that one."""
+    """The release of axolotl whose rules the figures follow, and the reason for it."""
 
     version: str = ""
-    """As in `0.21.0`."""
+    """Such as `0.21.0`."""
     reason: str = ""
-    """Why this one, in words."""
+    """The reason for this release, in words."""
     origin: str = ""
     """`override` (`--axolotl`), `derived` (it is installed here) or `default` (the newest that is known)."""
     other_libraries: Mapping[str, str] = field(default_factory=dict)
-    """Traced libraries that are not those that this release requires: name -> what it requires."""
+    """Traced libraries whose version is not the one that this release requires: name -> required version."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,10 +57,10 @@ class BatchShape:
     """The batch of one GPU in one forward.
 
     Attributes:
-        rows, row_tokens: of one forward.
-        packed: several samples share a row.
-        samples_per_row: in a packed row.
-        gradient_accumulation_steps: forwards for each optimizer step.
+        rows, row_tokens: number of rows of one forward, and tokens in a row.
+        packed: whether several samples share a row.
+        samples_per_row: number of samples in a packed row.
+        gradient_accumulation_steps: number of forwards for each optimizer step.
     """
 
     rows: int
@@ -72,12 +72,12 @@ class BatchShape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetGpu:
-    """The target card; `memory_bytes` 0 means that none was named.
+    """The target card. If `memory_bytes` is 0, no card was named.
 
     Attributes:
-        name: as in the table of cards, or the size that was given.
+        name: the name in the table of cards, or the size that the user gave.
         memory_bytes: PyTorch's `total_memory`.
-        count: GPUs of the run.
+        count: number of GPUs of the run.
     """
 
     name: str
@@ -85,21 +85,21 @@ class TargetGpu:
     context_bytes: int
     count: int
     margin_bytes: int = 0
-    """What must stay free of each card (`--margin`)."""
+    """The memory that must stay free on each card (`--margin`)."""
     margin_share: float = 0.0
-    """The share of the card that `margin_bytes` is, where it was given as one."""
+    """The margin as a share of the card, if the user gave a share."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
-    """One reason why the run can't run: axolotl refuses the configuration, or the run certainly stops later.
+    """One reason why the run is impossible: axolotl refuses the configuration, or the run certainly fails later.
 
-    `key` is as the user wrote it, `value` is its value, as text; `line` is 0 if the key is not in the file. The reason
-    does not change the figures, or `reason` says for which configuration they are.
+    `key` is as the user wrote it, and `value` is its value as text. `line` is 0 if the key is not in the file. The
+    reason does not change the figures; if it does, `reason` says which configuration they are for.
 
     Attributes:
-        value: what the configuration gives.
-        reason: why the run can't run.
+        value: the value in the configuration.
+        reason: why the run is impossible.
         remedy: what to do.
     """
 
@@ -112,10 +112,10 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoReport:
-    """What `--format json` writes in place of a report if nothing can be estimated (exit code 2).
+    """The output of `--format json`, instead of a report, if nothing can be estimated (exit code 2).
 
     Attributes:
-        schema_version: as of a report.
+        schema_version: the same as in a report.
         refusals: at least one.
     """
 
@@ -128,10 +128,10 @@ class Choice:
     """A value that is used, and the reason for it (see `axmem_trace.recipe.recipe.Reason`).
 
     Attributes:
-        value: as text.
+        value: the value as text.
         text: the reason.
         origin: `config`, `default`, `derived`, `assume` or `override`.
-        line: of the configuration; 0: in no line.
+        line: the line of the configuration; 0: it is in no line.
     """
 
     value: str

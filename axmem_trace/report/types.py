@@ -1,9 +1,9 @@
 """The parts of a report: numbers and short texts, frozen. All sizes are bytes, as integers.
 
-There are two ways of counting, and every field says which one it uses:
+There are two ways to count, and every field says which one it uses:
 
 - *blocks*: full allocator blocks (512 bytes), as `torch.cuda.memory_allocated` counts. Peaks, phases and buckets.
-- *raw*: the bytes of the tensors themselves, as an independent count of parameters gives them. `resident`, `host`,
+- *raw*: the bytes of the tensors themselves, the same as in an independent count of parameters. `resident`, `host`,
   `dtypes` and the weights, gradients and optimizer columns of `modules`.
 """
 
@@ -18,12 +18,12 @@ from axmem_trace.report.run_types import json_name
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Buckets:
-    """Blocks alive at one time, by purpose. They add up to the allocated bytes at that time."""
+    """Blocks alive at one time, by purpose. Their sum is the allocated bytes at that time."""
 
     weights: int = 0
     adapters: int = 0
     reference: int = 0
-    """A second model, which does not train."""
+    """A second model, which is not trained."""
     gradients: int = 0
     optimizer: int = 0
     activations: int = 0
@@ -37,11 +37,11 @@ class Buckets:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resident:
-    """The largest number of raw bytes of each on the GPU; they need not be alive at the same time.
+    """The largest number of raw bytes of each kind on the GPU. The kinds need not reach it at the same time.
 
-    Weights and adapters are those of all parameters and buffers (`dtypes` adds up to their sum). The reference is what a
-    second model holds in training. Gradients and optimizer are the most raw bytes of that role that were alive at one
-    time: an optimizer that frees each gradient directly never holds all of them.
+    Weights and adapters are the bytes of all parameters and buffers; the sum of `dtypes` is the sum of these two. The
+    reference is a second model in training. Gradients and optimizer are the most raw bytes of that role that are alive
+    at the same time: if an optimizer frees each gradient directly, they are never all alive.
     """
 
     weights: int = 0
@@ -58,7 +58,8 @@ class Resident:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Elsewhere:
-    """Raw bytes outside the GPU's caching allocator: the maximum of each bucket, and of all together at one time."""
+    """Raw bytes outside the GPU's caching allocator: the maximum of each bucket, and the maximum of all together at one
+    time."""
 
     weights: int = 0
     adapters: int = 0
@@ -72,8 +73,8 @@ class Elsewhere:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Host:
-    """Memory outside the card: `cpu` is host memory, `managed` is CUDA managed memory (paged optimizers), which
-    `memory_allocated` never counts and which moves between host and card."""
+    """Memory outside the card: `cpu` is host memory, `managed` is CUDA managed memory (paged optimizers). Managed
+    memory moves between host and card, and `memory_allocated` never counts it."""
 
     cpu: Elsewhere = Elsewhere()
     managed: Elsewhere = Elsewhere()
@@ -81,21 +82,21 @@ class Host:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Peak:
-    """The point with the most live bytes (blocks), and what the card needs.
+    """The moment with the most live bytes (blocks), and the memory that the card must have.
 
-    `active_bytes` is `counted_bytes` plus the blocks that wait for another stream: none on a single GPU, where a step
-    uses one stream. `counted_bytes` is what `torch.cuda.max_memory_allocated` would return. With expandable segments
-    (axolotl's default) it equals the live bytes; without, PyTorch also counts rests of up to 1 MiB that stay with a
-    large block, and what `roundup_power2_divisions` adds. `reserved_bytes` is the maximum that the caching allocator
-    holds at any time. `device_bytes` is reserved plus the CUDA context and NCCL's buffers, as `nvidia-smi` shows it;
-    both are assumed.
+    `active_bytes` is `counted_bytes` plus the blocks that wait for another stream. On a single GPU there are none,
+    because a step uses one stream. `counted_bytes` is the value of `torch.cuda.max_memory_allocated`. With expandable
+    segments (axolotl's default) it equals the live bytes. Without them, PyTorch also counts rests of up to 1 MiB in
+    large blocks, and the bytes that `roundup_power2_divisions` adds. `reserved_bytes` is the largest memory that the
+    caching allocator reserves at any time. `device_bytes` is the reserved memory plus the CUDA context and NCCL's
+    buffers, as `nvidia-smi` shows it; the latter two are assumed.
 
     Attributes:
-        active_bytes: with blocks that wait for another stream.
-        counted_bytes: what axolotl logs as `memory/max_allocated`.
-        reserved_bytes: what axolotl logs as `memory/device_reserved`.
-        device_bytes: what `nvidia-smi` shows, and what must fit.
-        nccl_bytes: NCCL's memory for exchanges among GPUs; 0 on one.
+        active_bytes: the counted bytes and the blocks that wait for another stream.
+        counted_bytes: axolotl logs it as `memory/max_allocated`.
+        reserved_bytes: axolotl logs it as `memory/device_reserved`.
+        device_bytes: `nvidia-smi` shows it; the card must have this memory.
+        nccl_bytes: NCCL's memory for communication between GPUs; 0 on one GPU.
     """
 
     allocated_bytes: int
@@ -116,10 +117,11 @@ class Peak:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
-    """A use of memory at the peak, by a name that a user knows (`logits and loss`), in blocks. All add up to the peak.
+    """A use of memory at the peak, with a name that a user knows (`logits and loss`), in blocks. The sum of all is the
+    peak.
 
     Attributes:
-        name: such as `logits and loss`, `layer weights`, `optimizer states`.
+        name: `logits and loss`, `layer weights`, `optimizer states`, ...
         bytes: full blocks.
     """
 
@@ -129,31 +131,31 @@ class Holder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AfterLoad:
-    """Blocks alive after the model is loaded, before anything else happens."""
+    """Blocks that are alive directly after the model is loaded."""
 
     allocated_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhaseUse:
-    """One phase of the run: its most live bytes (blocks), the allocator's peak, and the bytes at its end.
+    """One phase of the run: its largest number of live bytes (blocks), the allocator's peak, and the bytes at its end.
 
-    `module`, `op` and `buckets` belong to the point with the most live bytes. `phases` are the parts of a step
-    (`forward`, `backward`, `optimizer`), all micro-batches together; a part has no parts.
+    `module`, `op` and `buckets` are those of the moment with the most live bytes. `phases` are the parts of a step
+    (`forward`, `backward`, `optimizer`), with all micro-batches together. A part has no parts.
 
     Attributes:
-        phases: parts by name.
+        phases: the parts of a step by name.
     """
 
     allocated_bytes: int
     reserved_bytes: int
     end_bytes: int
-    """Blocks alive when it ended."""
+    """Blocks that are alive at its end."""
     active_bytes: int = 0
     """The maximum of `counted_bytes` plus the blocks that wait for another stream."""
     counted_bytes: int = 0
     counted_end_bytes: int = 0
-    """What `torch.cuda.max_memory_allocated` and `memory_allocated` would return: see `Peak.counted_bytes`."""
+    """The values of `torch.cuda.max_memory_allocated` and `memory_allocated`: see `Peak.counted_bytes`."""
     module: str = ""
     op: str = ""
     buckets: Buckets = Buckets()
@@ -162,22 +164,24 @@ class PhaseUse:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModuleRow:
-    """One module's own share: nothing is in two rows, so each column adds up to a total.
+    """One module without its submodules. Nothing is in two rows, so each column has a total.
 
-    `weight_bytes` (raw) to resident weights + adapters, `gradient_bytes` and `optimizer_bytes` (raw) to their resident
-    totals, `activation_bytes` (blocks) to the activations bucket at the peak. `kept_bytes` (blocks) is what was kept
-    for backward when the last forward of the last step had ended. `output_bytes` (raw) is what the module's own code
-    allocated in that forward and a module returned.
+    The total of `weight_bytes` (raw) is resident weights + adapters. The totals of `gradient_bytes` and
+    `optimizer_bytes` (raw) are the resident gradients and optimizer. The total of `activation_bytes` (blocks) is the
+    activations bucket at the peak. `kept_bytes` (blocks) is kept for backward when the last forward of the last step
+    has ended. `output_bytes` (raw) are tensors that the module's own code allocated in that forward, and that a module
+    returned.
 
     Attributes:
-        name: dotted; empty for the root.
-        class_name: of the module.
+        name: dotted name; empty for the root.
+        class_name: the module's class.
         parameters, trainable_parameters: numbers of weights.
-        weight_bytes, gradient_bytes, optimizer_bytes: raw bytes, in full.
-        activation_bytes: blocks alive at the peak.
-        kept_bytes: blocks kept for backward when the last forward had ended.
+        weight_bytes, gradient_bytes, optimizer_bytes: raw bytes.
+        activation_bytes: blocks that are alive at the peak.
+        kept_bytes: blocks that are kept for backward when the last forward has ended.
         output_bytes: raw bytes that forward returned.
-        sharded_bytes: those of `weight_bytes` that are this rank's part; each rank holds the others. 0 on one GPU.
+        sharded_bytes: the part of `weight_bytes` that is this rank's shard; each rank has the rest in full. 0 on one
+            GPU.
     """
 
     name: str
@@ -196,20 +200,20 @@ class ModuleRow:
 
     @property
     def held_bytes(self) -> int:
-        """Weights, gradients, optimizer state and activations at the peak: what the row is sorted by."""
+        """The sum of weights, gradients, optimizer states and activations at the peak; rows are sorted by it."""
         return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DtypeRow:
-    """Parameters or buffers on the GPU of one dtype. Raw bytes; all rows add up to resident weights + adapters.
+    """Parameters or buffers of one dtype on the GPU, in raw bytes. The sum of all rows is resident weights + adapters.
 
     Attributes:
         kind: parameters or buffers.
-        dtype: as stored.
-        trainable: whether they train.
-        tensors, elements: how many, as stored.
-        bytes: raw.
+        dtype: the dtype in which they are stored.
+        trainable: whether they are trained.
+        tensors, elements: the number of tensors, and of stored elements.
+        bytes: raw bytes.
     """
 
     kind: Literal["parameter", "buffer"]
@@ -219,12 +223,13 @@ class DtypeRow:
     elements: int
     bytes: int
     logical_elements: int = 0
-    """Weights that the elements represent: twice as many for 4-bit weights packed into bytes; 0 for buffers."""
+    """The number of weights that the elements represent: twice as many for 4-bit weights packed into bytes; 0 for
+    buffers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimelinePoint:
-    """Live and reserved bytes at one tick, and what was allocated or freed at it."""
+    """Live and reserved bytes at one tick, and the allocation or free of this tick."""
 
     tick: int
     allocated_bytes: int
@@ -246,18 +251,18 @@ class Engine:
     bytes: int
     """That share; none of it is in `peak`."""
     sleeps: bool
-    """It frees weights and key-value cache while the trainer trains."""
+    """Whether it frees weights and key-value cache while the trainer trains."""
     free_at_start_bytes: int
-    """Free bytes of the card when it starts, after the models are loaded."""
+    """Free bytes of the card when the engine starts, after the models are loaded."""
     starts: bool
-    """True if its share is free then; otherwise vLLM stops with an error."""
+    """Whether its share is free at that time; if not, vLLM stops with an error."""
     together_bytes: int
-    """The most bytes that trainer and engine hold at one time."""
+    """The most bytes of trainer and engine together at one time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutOfMemory:
-    """The first request for which the card has not enough memory, even after cached blocks were freed."""
+    """The first request for which the card does not have enough memory, even after cached blocks were freed."""
 
     tick: int
     requested_bytes: int

@@ -1,4 +1,4 @@
-"""Reserved memory where batches differ in length: what is assumed of the lengths, and what the verdict uses."""
+"""Reserved memory with batches of different lengths: the assumed lengths, and the figure that the verdict uses."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from axmem_trace.units import format_bytes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VaryingRows:
-    """Bytes that the allocator reserves in a run whose batches differ in length.
+    """Bytes that the allocator reserves in a run with batches of different lengths.
 
     Several sequences of steps are simulated, each with other lengths in another order, and with a batch of the longest rows
     at its end.
 
     Attributes:
-        lengths: what is assumed or known of the samples, in words.
-        known: the lengths were given; False: they are assumed.
-        full_reserved_bytes: with rows of the full length in each step: `peak.reserved_bytes`.
-        median_reserved_bytes, worst_reserved_bytes: of the sequences.
-        sequences, steps: how many sequences, and steps in all of them.
-        longest_row_tokens: of the longest batch.
-        traced_row_tokens: the lengths at which sizes were recorded; those between follow laws that one of them proves.
-        unproved_sizes: allocations without such a law: taken as in the next longer trace.
-        failures: sequences that the card has not enough memory for.
-        cache_emptied: how often, in the worst sequence, the allocator had to free its cache on this card: slow.
-        decides: the verdict uses `worst_reserved_bytes`; False: rows of the full length need more.
+        lengths: the assumed or known lengths of the samples, in words.
+        known: whether the user gave the lengths; False: they are assumed.
+        full_reserved_bytes: reserved bytes with rows of the full length in each step: `peak.reserved_bytes`.
+        median_reserved_bytes, worst_reserved_bytes: the median and the maximum of the sequences.
+        sequences, steps: the number of sequences, and of steps in all of them.
+        longest_row_tokens: tokens of a row in the longest batch.
+        traced_row_tokens: the lengths for which sizes were recorded. Other lengths follow laws, which one of these
+            recordings checks.
+        unproved_sizes: the number of allocations without such a law. Their sizes are those of the next longer trace.
+        failures: the number of sequences for which the card does not have enough memory.
+        cache_emptied: how often the allocator had to free its cache on this card in the worst sequence, which is slow.
+        decides: whether the verdict uses `worst_reserved_bytes`; False: rows of the full length need more.
         text: the figures in one sentence.
     """
 
@@ -49,7 +50,7 @@ class VaryingRows:
 
 
 def make_varying(recipe: Recipe, simulated: Simulated | None, full_reserved_bytes: int) -> VaryingRows | None:
-    """None where all rows have the full length, or nothing was simulated."""
+    """The figures of the simulation; None if all rows have the full length, or if nothing was simulated."""
     if simulated is None:
         return None
     worst, known = simulated.worst_bytes, recipe.lengths.known

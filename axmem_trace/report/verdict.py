@@ -1,4 +1,4 @@
-"""Whether the run fits, also if a part of it is not in the figures."""
+"""Whether the run fits, also if a part of its memory is not in the figures."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ Verdict = Literal["", "fits with room", "fits", "tight", "does not fit", "cannot
 ROOM_SHARE = 0.10
 """`fits with room`: at least this share of the card is left."""
 MEASURED_ERROR = 0.014
-"""Nine of ten published single-GPU runs of others are within this share of what is predicted (README, "Checked against
-what", `max_allocated`); with expandable segments, axolotl's default, reserved memory is as near.
+"""In nine of ten published single-GPU runs of others, the error of the prediction is at most this share (README,
+"Checked against what", `max_allocated`). With expandable segments, axolotl's default, reserved memory is as exact.
 `tight` never means less than this."""
 MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS = 0.119
-"""The most that `nvidia-smi` showed above the prediction, as a share of it, in 51 of these runs with PyTorch's default
-allocator, which fragments: -10.6 % of the measured figure (tests/measured/README.md, `fms-base-L74`)."""
+"""How much more than predicted `nvidia-smi` showed at most, as a share of the prediction, in 51 of these runs with
+PyTorch's default allocator, which fragments: -10.6 % of the measured figure (tests/measured/README.md,
+`fms-base-L74`)."""
 
 _MAY_NEED = {"more": "may need more", "less": "may need less", "either": "may need more or less"}
 _TURNS = {True: ("more", "either"), False: ("less", "either")}
-"""By answer: the directions of unmodelled memory that could make it wrong."""
+"""By answer, the directions of memory that is not modelled that could make the answer wrong."""
 
 
 def judge(
@@ -33,9 +34,8 @@ def judge(
 ) -> tuple[bool | None, str]:
     """The verdict; or None and the reason, if the figures alone are not enough for a verdict.
 
-    A run whose figures fit may need more than they show, and one whose figures don't fit may need less: then there is
-    no verdict.
-    What changes only activations can't make a run fit if its other tensors alone exceed the card.
+    There is no verdict if the figures fit but the run may need more than they show, or if they don't fit but the run
+    may need less. A change of only the activations can't make a run fit if its other tensors alone exceed the card.
 
     >>> judge(True, [Note(kind="not_modelled", key="rl", text="`rl: kto` is not in the figures", direction="more")])
     (None, 'may need more: `rl: kto` is not in the figures')
@@ -43,10 +43,10 @@ def judge(
     (False, '')
 
     Args:
-        figures_fit: whether the figures are within the card; None if no card was named.
-        fits_without_activations: whether they are within it without any activations (`bytes_besides_activations`).
-        free_bytes: what is left of the card without the margin; negative if it is too small. What can't change the need by
-            so much does not count. None: everything counts.
+        figures_fit: whether the figures fit the card; None if no card was named.
+        fits_without_activations: whether they fit without any activations (`bytes_besides_activations`).
+        free_bytes: free bytes of the card without the margin; negative if the card is too small. A note that can't
+            change the needed memory by this much does not count. None: every note counts.
     """
     if figures_fit is None:
         return None, ""
@@ -66,20 +66,20 @@ def _is_enough(note: Note, free_bytes: int | None) -> bool:
 
 
 def bytes_besides_activations(buckets: Buckets) -> int:
-    """Bytes of the peak that stay however little is kept for backward: models, gradients, optimizer states."""
+    """Bytes of the peak that do not depend on activations: models, gradients, optimizer states."""
     return buckets.total - buckets.activations - buckets.workspace
 
 
 def name_verdict(
     fits: bool | None, why: str, headroom_bytes: int | None, memory_bytes: int, *, tight_share: float
 ) -> Verdict:
-    """The verdict in words. `tight`: the free memory is less than the error of predictions for such runs.
+    """The verdict in words. It is `tight` if the free memory is less than the error of predictions for such runs.
 
     Args:
         fits, why: from `judge`.
         headroom_bytes: free bytes of the card at the peak; None if no card was named.
-        memory_bytes: of the card.
-        tight_share: the error of predictions for such runs, as a share of what is needed (`accuracy.tight_share`).
+        memory_bytes: the memory of the card.
+        tight_share: the error of predictions for such runs, as a share of the needed memory (`accuracy.tight_share`).
     """
     if why:
         return "cannot say"

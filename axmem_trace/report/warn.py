@@ -1,4 +1,4 @@
-"""Notes about the whole run: evaluation that needs more than training, and libraries of another version."""
+"""Notes about the whole run: evaluation needs more than training, and libraries have another version."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from axmem_trace.units import format_bytes
 
 
 def note_costly_evaluation(recipe: Recipe, phases: Mapping[str, PhaseUse]) -> tuple[Note, ...]:
-    """A warning if evaluation's peak is above that of every training step, with the line of the key that causes it."""
+    """A warning if the peak of evaluation is above the peak of every training step. It names the line of the key that
+    causes it."""
     evaluation = phases.get("eval")
     steps = [use.allocated_bytes for name, use in phases.items() if name.startswith("step_")]
     if evaluation is None or not steps or evaluation.allocated_bytes <= max(steps):
@@ -29,7 +30,7 @@ def note_costly_evaluation(recipe: Recipe, phases: Mapping[str, PhaseUse]) -> tu
 
 
 def note_other_libraries(axolotl: Axolotl, versions: Mapping[str, str]) -> tuple[Note, ...]:
-    """The traced libraries whose version this axolotl does not require."""
+    """A note on traced libraries whose version is not the one that this axolotl requires."""
     others = find_other_libraries(axolotl.pins, versions)
     if not others:
         return ()
@@ -62,8 +63,9 @@ def _line(reasons: Mapping[str, object], field: str) -> int:
 
 
 def bound_notes(notes: Iterable[Note], buckets: Buckets, reserved_bytes: int) -> tuple[Note, ...]:
-    """The notes; what is not modelled and can only save activations saves no more than all that is reserved besides models,
-    gradients and optimizer states: activations, and what the allocator caches for them."""
+    """The notes, with an upper bound for those on something not modelled that can only save activations. It can't save
+    more than the reserved memory without models, gradients and optimizer states: the activations, and the blocks that
+    the allocator caches for them."""
     saved = max(0, reserved_bytes - bytes_besides_activations(buckets))
     return tuple(
         replace(note, at_most_bytes=saved)

@@ -1,4 +1,4 @@
-"""The settings of a run in words: one short phrase per topic, only from the recipe."""
+"""The settings of a run in words: one short phrase for each topic. Only the recipe is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def describe_run(recipe: Recipe, ranks: Sequence[RankUse] = ()) -> dict[str, str
     """Phrases by topic, in the order of reading.
 
     Args:
-        ranks: of a run on several GPUs, rank 0 in the first row.
+        ranks: those of a run on several GPUs; rank 0 is in the first row.
     """
     silent = {"log": "none"} if recipe.objective.is_preference else {}
     return {
@@ -51,7 +51,7 @@ _TRAINED_FOR = {
 
 
 def describe_ranks(recipe: Recipe, ranks: Sequence[RankUse] = ()) -> str:
-    """How many GPUs, their mesh, and for which of them the figures are."""
+    """The number of GPUs, their mesh, and the ranks whose figures are shown."""
     parallel = recipe.parallel
     text = f"{parallel.num_gpus} GPUs"
     if parallel.count_is_assumed:
@@ -72,7 +72,7 @@ def describe_ranks(recipe: Recipe, ranks: Sequence[RankUse] = ()) -> str:
 
 
 def _whose(ranks: Sequence[RankUse]) -> str:
-    """The ranks that the figures are for, and the rank that needs the most, if it is another."""
+    """The ranks whose figures are shown, and the rank that needs the most, if it is another one."""
     if len(ranks) < 2:
         return "for each rank"
     worst = next(use for use in ranks if use.worst)
