@@ -1,4 +1,4 @@
-"""How long the rows of a batch are, where the data decides it. Frozen, and without torch."""
+"""The lengths of a batch's rows, if they depend on the data. Frozen types, without torch."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 Collation = Literal["full", "longest", "joined", "packed"]
-"""How samples become a row: always of full length; as long as the longest sample of the batch; all samples of the batch one
-after the other; packed, without padding to the full length."""
+"""How samples become a row.
+
+`full`: every row has the full length. `longest`: a row is as long as the longest sample of the batch. `joined`: one row has
+all samples of the batch, one after the other. `packed`: packed rows, without padding to the full length."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowLengths:
-    """The rows' lengths from batch to batch. `Batch.row_tokens` is the longest that there can be.
+    """The lengths of rows in different batches. `Batch.row_tokens` is the largest possible length.
 
     Attributes:
-        collation: as above.
+        collation: see `Collation`.
         multiple: the length of a batch is rounded up to a multiple of this.
-        samples: tokens of samples, of which each batch draws some at random; empty: they are not known.
-        shortest, longest: where `samples` is empty, the range of a sample's tokens; 0: assumed, from `row_tokens`.
-        asked: the figures for rows that vary are requested.
-        source: where the lengths are from, in words; empty: they are assumed.
+        samples: tokens of each sample; each batch draws some samples at random; empty: the lengths are not known.
+        shortest, longest: if `samples` is empty, the range of a sample's tokens; 0: assumed, from `row_tokens`.
+        asked: the user requests figures for rows of varying length.
+        source: the origin of the lengths, for users; empty: they are assumed.
     """
 
     collation: Collation = "full"
@@ -38,5 +40,5 @@ class RowLengths:
 
     @property
     def known(self) -> bool:
-        """Whether the user has said how long samples are."""
+        """Whether the user has given the lengths of samples."""
         return bool(self.samples or self.longest)

@@ -1,4 +1,4 @@
-"""Where the user wrote a key, for errors and notes after the file was read."""
+"""Adds to errors and notes the line in which the user wrote a key, after the file was read."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from axmem_trace.recipe.recipe import Recipe, Written
 
 @contextmanager
 def errors_in_place(recipe: Recipe) -> Iterator[None]:
-    """While open, a `ConfigError` about a key gets the file, the line and the key's name in the file, and the refusals that
-    are known already."""
+    """Inside this context, a `ConfigError` about a key gets the file, the line and the key's name in the file. All known
+    refusals are added to it."""
     try:
         yield
     except ConfigError as error:
@@ -25,12 +25,12 @@ def errors_in_place(recipe: Recipe) -> Iterator[None]:
 
 
 def notes_in_place(recipe: Recipe, notes: Iterable[Note]) -> tuple[Note, ...]:
-    """The notes, each once, with the line of its key and the name that the user wrote."""
+    """The notes without duplicates, each with the line of its key and the name that the user wrote."""
     return tuple(Notes(place_note(note, recipe.written) for note in notes))
 
 
 def find_written(written: Mapping[str, Written], key: str) -> Written:
-    """How the user wrote a key; for a key that is missing in its block, where the block is."""
+    """How the user wrote a key. If the key is missing in its block, the result has the line of the block."""
     if key in written or "." not in key:
         return written.get(key, Written(key=key))
     outer, _, inner = key.partition(".")

@@ -1,4 +1,4 @@
-"""What is trained: the base model, its dtypes, quantisation and devices, its adapter, what is frozen."""
+"""The trained model: the base model, its dtypes, quantisation and devices, its adapter, and its frozen parameters."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class BaseModel:
     source: str
     """`directory …`, `cache …`, `catalogue …` or `hub …`."""
     caution: str = ""
-    """Why the content may differ from the published file, in a sentence; empty if it is that file or a copy."""
+    """One sentence: why the content may differ from the published file; empty if it is that file or a copy."""
     directory: str = ""
-    """Local directory with the file (and remote code), where there is one."""
+    """The local directory with the file (and remote code), if there is one."""
     model_type: str = ""
     text_model_type: str = ""
     """`model_type` of the language model inside a multimodal one; else the same as `model_type`."""
@@ -48,7 +48,7 @@ class Model:
     trust_remote_code: bool = False
     """Allowed by the configuration *and* by the command line."""
     added_tokens: int = 0
-    """Rows that `tokens` / `special_tokens` may add to the vocabulary."""
+    """Rows that `tokens` and `special_tokens` may add to the embeddings."""
     resize_embeddings_to_32x: bool = False
     shrink_embeddings: bool = False
     mean_resizing: bool = False
@@ -76,7 +76,7 @@ class Precision:
     upcast_before: bool = True
     """Norms, `*.gate` modules and embeddings are cast to fp32 after loading (not under FSDP)."""
     upcast_embeddings: bool = True
-    """The first cast to fp32 takes embeddings and head too."""
+    """This first cast to fp32 includes embeddings and head."""
     kbit_skips: tuple[str, ...] = ()
     """Parts of the names of parameters that peft's k-bit preparation leaves in their dtype."""
     cast_back: bool = False
@@ -96,7 +96,7 @@ class Precision:
 class Quantisation:
     """How the base weights are stored.
 
-    `checkpoint` means: as the base model's own `quantization_config` says (`GPTQ`, `AWQ`, pre-quantised nf4, ...).
+    `checkpoint` means: by the base model's own `quantization_config` (`GPTQ`, `AWQ`, pre-quantised nf4, ...).
     """
 
     method: Literal["none", "bnb_4bit", "bnb_8bit", "gptq", "awq", "mxfp4", "fp8", "checkpoint"] = "none"
@@ -108,18 +108,18 @@ class Quantisation:
     """Empty: the defaults of transformers' quantizer (output embedding, tied and last modules)."""
     int8_threshold: float = 6.0
     int8_outliers: int = 0
-    """Columns of each 8-bit layer's input with a value beyond the threshold; only known with real data."""
+    """The number of columns with a value above the threshold, in the input of each 8-bit layer; only real data has them."""
     kbit_preparation: bool = False
-    """peft's `prepare_model_for_kbit_training` runs: what is not quantised becomes fp32."""
+    """peft's `prepare_model_for_kbit_training` runs: parameters that are not quantised become fp32."""
     gptq_kernel: Literal["torch", "triton"] = "torch"
-    """What multiplies with GPTQ's packed weights: gptqmodel's torch code, or AutoGPTQ's Triton kernel."""
+    """The code that multiplies by GPTQ's packed weights: gptqmodel's torch code, or AutoGPTQ's Triton kernel."""
     quantise_moe_experts: bool = False
     double_quant_experts: bool = True
     """The scales of 4-bit experts are quantised as well."""
     guard_relaxed: bool = False
     """axolotl's kernels plugin allows an adapter over FP8 and MXFP4 weights, which transformers refuses."""
     hub_kernels: bool = False
-    """`use_kernels`, with which transformers dequantises MXFP4."""
+    """`use_kernels`: with it, transformers dequantises MXFP4."""
     details: Mapping[str, Any] = field(default_factory=empty_mapping)
     """`model_quantization_config_kwargs`, or the checkpoint's `quantization_config`."""
 
@@ -129,20 +129,21 @@ class Placement:
     """The device of each module when the model is loaded. The default here: all of them on the GPU."""
 
     automatic: bool = False
-    """`device_map: auto`, axolotl's default: on the GPU while they fill no more than nine tenths of it."""
+    """`device_map: auto`, axolotl's default: modules go to the GPU until they fill nine tenths of it."""
     max_memory: Mapping[Any, Any] = field(default_factory=empty_mapping)
     """The limit of each GPU or `cpu`, in bytes or as text that accelerate reads."""
     on_host: tuple[str, ...] = ()
-    """Modules that `device_map` puts on the CPU or the disk, with others on the GPU."""
+    """Modules that `device_map` puts on the CPU or the disk, while others are on the GPU."""
     on_host_first: bool = False
-    """`device_map: cpu`: loaded, cast and adapted there; the trainer moves the model to the GPU."""
+    """`device_map: cpu`: the model is loaded and cast on the CPU, and gets its adapter there. Then the trainer moves it to
+    the GPU."""
     key: str = ""
     """The YAML key that decides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FakeQuantisation:
-    """`qat`: linear layers see weights (and inputs) that have been quantised and dequantised."""
+    """`qat`: linear layers compute with weights (and inputs) that were quantised and dequantised."""
 
     weight: Literal["int4", "float8"]
     activation: Literal["", "int8", "float8"] = ""
@@ -176,7 +177,7 @@ class Adapter:
     init: str = ""
     """`init_lora_weights`: empty for peft's default, or `gaussian`, `pissa`, `olora`, `loftq`, ..."""
     loftq_bits: int = 4
-    """Of `loftq_config`: 4 (nf4) or 8."""
+    """The bits in `loftq_config`: 4 (nf4) or 8."""
     dtype: Literal["autocast", "base", "float32", "bfloat16", "float16"] = "autocast"
     """`autocast`: peft casts half-precision A/B to fp32 (its default); `base`: they stay in the base's dtype."""
     input_gradients: bool = True
@@ -184,29 +185,29 @@ class Adapter:
     on_cpu: bool = False
     loraplus: bool = False
     bias: str = "none"
-    """Of a saved adapter: which biases train (`none`, `all`, `lora_only`). axolotl's own adapters have none."""
+    """Only a saved adapter sets it: which biases train (`none`, `all`, `lora_only`). axolotl's own adapters train none."""
     exclude_modules: tuple[str, ...] | str = ()
-    """Of a saved adapter."""
+    """Only a saved adapter sets it."""
     from_file: bool = False
     """`lora_model_dir`: loaded from a file, whose tensors are on the GPU until they are copied into the adapter."""
     file_tensor_bytes: tuple[int, ...] = ()
-    """Of each tensor in that file, where it could be read."""
+    """The size of each tensor in that file; empty if the file could not be read."""
     relora_steps: int = 0
-    """`jagged_restart_steps` under `relora`: how often the adapter is merged and initialised again; 0: never."""
+    """`jagged_restart_steps` under `relora`: the adapter is merged and initialised again after this many steps; 0: never."""
     relora_cpu_offload: bool = False
     relora_prunes_at_random: bool = False
     """`relora_prune_method`: `random` or `reset`, not by magnitude."""
     adapter_layers: int = 0
-    """`llama-adapter`: how many of the last layers get a prompt."""
+    """`llama-adapter`: the number of layers, counted from the last, that get a prompt."""
     adapter_len: int = 0
-    """`llama-adapter`: length of that prompt."""
+    """`llama-adapter`: the length of that prompt in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Freezing:
-    """What trains in a full fine-tune. Empty `unfrozen`: everything."""
+    """Which parameters train in a full fine-tune. Empty `unfrozen`: all of them."""
 
     unfrozen: tuple[str, ...] = ()
-    """`unfrozen_parameters`: regular expressions; a range (`name[0:1000]`) trains the whole parameter's memory."""
+    """`unfrozen_parameters`: regular expressions; a range (`name[0:1000]`) needs the memory of the whole parameter."""
     lisa_layers: int = 0
     spectrum_top_fraction: float = 0.0

@@ -1,4 +1,4 @@
-"""How a run is distributed over GPUs: how many, their mesh, and what the engine shards."""
+"""How a run is distributed over GPUs: their number, their mesh, and the settings of the engine that distributes the run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ parallelism (with its own FSDP2, if there are more ranks), or DeepSpeed's ZeRO."
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mesh:
-    """The mesh of the ranks; the product of the sizes is their number.
+    """The mesh of the ranks. The product of the sizes is the number of ranks.
 
     Attributes:
         replicate: groups of ranks that each hold a whole copy of the shards (`dp_replicate_size`).
-        shard: ranks among which FSDP or ZeRO divides the parameters (`dp_shard_size`).
-        context: ranks that share one row's tokens (`context_parallel_size`).
-        expert: ranks among which experts are divided (`expert_parallel_size`).
-        tensor: ranks among which layers are divided (`tensor_parallel_size`).
+        shard: ranks over which FSDP or ZeRO shards the parameters (`dp_shard_size`).
+        context: ranks over which the tokens of a row are divided (`context_parallel_size`).
+        expert: ranks over which experts are divided (`expert_parallel_size`).
+        tensor: ranks over which layers are divided (`tensor_parallel_size`).
     """
 
     replicate: int = 1
@@ -33,12 +33,12 @@ class Mesh:
 
     @property
     def num_ranks(self) -> int:
-        """All of them."""
+        """The number of ranks of the whole mesh."""
         return self.replicate * self.shard * self.context * self.expert * self.tensor
 
     @property
     def num_shards(self) -> int:
-        """Parts that FSDP divides a parameter into: axolotl shards over the context axis too (accelerate
+        """The number of shards of a parameter under FSDP. axolotl shards over the context axis too (accelerate
         `parallelism_config.py` `fsdp_dim_names`: `dp_shard_cp`)."""
         return self.shard * self.context
 
@@ -48,27 +48,28 @@ class Fsdp:
     """The settings of FSDP, both versions.
 
     Attributes:
-        wrap: which modules are units: `transformer` layers, modules of at least some `size`, or nothing.
-        wrap_classes: class names of those layers; empty: what the model names itself (`_no_split_modules`).
-        min_num_params: with `size`: modules with more parameters than this.
+        wrap: the modules that become units: `transformer` layers, modules above a `size`, or `none`.
+        wrap_classes: class names of those layers; empty: those that the model names itself (`_no_split_modules`).
+        min_num_params: with `size`: modules with more parameters than this become units.
         reshard_after_forward: parameters are gathered for forward and again for backward; else once for both.
-        offload_params: shards, their gradients and the optimizer wait in host memory.
-        pins_offloaded: that host memory is pinned.
+        offload_params: shards, their gradients and the optimizer states stay in host memory.
+        pins_offloaded: this host memory is pinned.
         loads_on_host: only rank 0 reads the weights, on the host, and sends them parameter by parameter
-            (`cpu_ram_efficient_loading`). With FSDP1 and 4 bits every rank packs each weight on its GPU, keeps the scales
-            there, and rank 0 keeps the packed weight on the host (transformers 4.48 `_load_state_dict_into_meta_model`).
+            (`cpu_ram_efficient_loading`). With FSDP1 and 4 bits every rank packs each weight on its GPU and keeps the scales
+            there; rank 0 keeps the packed weight on the host (transformers 4.48 `_load_state_dict_into_meta_model`).
         stages_packed: rank 0 packs the weights on its GPU, chunk by chunk, keeps them on the host, and sends each rank its
-            part (axolotl's CPU-staged NF4); also `loads_on_host`.
+            shard (axolotl's CPU-staged NF4). Then `loads_on_host` is true too.
         syncs_states: FSDP1: rank 0 sends each unit's parameters to the others while the model is wrapped.
-        uses_orig_params: FSDP1: the optimizer steps over a view of each parameter's part, not over whole flat shards.
+        uses_orig_params: FSDP1: the optimizer steps over a view of each parameter's shard, not over whole flat shards.
         saves_whole: rank 0 collects the whole model when it is saved (`FULL_STATE_DICT`); otherwise each rank saves its
-            part.
-        activation_checkpointing: FSDP's own, by wrapping layers.
-        param_dtype, reduce_dtype, output_dtype: of mixed precision; empty: as stored.
-        sharding_strategy: FSDP1's: `FULL_SHARD` (after forward and backward), `SHARD_GRAD_OP` (after backward).
+            shard.
+        activation_checkpointing: FSDP's own checkpointing, which wraps layers.
+        param_dtype, reduce_dtype, output_dtype: dtypes of mixed precision; empty: as stored.
+        sharding_strategy: FSDP1 frees gathered parameters after forward and after backward (`FULL_SHARD`), or only after
+            backward (`SHARD_GRAD_OP`).
         prefetch: FSDP1's `backward_prefetch`: `none`, `pre` or `post`.
-        adapters: they belong to the unit of their `layer`, are units of their `own`, or are `ignored`: each rank holds
-            them whole.
+        adapters: the adapters are part of their `layer`'s unit, are units of their `own`, or are `ignored` by FSDP, so that
+            each rank holds them whole.
     """
 
     wrap: Literal["transformer", "size", "none"] = "transformer"
@@ -96,7 +97,7 @@ class Ddp:
     """The settings of DistributedDataParallel.
 
     Attributes:
-        bucket_cap_mb: `ddp_bucket_cap_mb`; 0: PyTorch's own, 1 MiB for the first bucket and 25 MiB for the others.
+        bucket_cap_mb: `ddp_bucket_cap_mb`; 0: PyTorch's default, 1 MiB for the first bucket and 25 MiB for the others.
         finds_unused: `ddp_find_unused_parameters`.
         broadcasts_buffers: `ddp_broadcast_buffers`.
     """
@@ -108,30 +109,32 @@ class Ddp:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Zero:
-    """The settings of DeepSpeed (its JSON). Sizes of -1 are "auto": they follow the model.
+    """The settings of DeepSpeed (its JSON). A size of -1 means "auto": it depends on the model.
 
     Attributes:
-        stage: 1, 2 or 3.
+        stage: 1, 2 or 3; 0: no ZeRO.
         deepspeed: the release whose defaults and order of operations apply.
-        reduce_bucket_elements: gradients are reduced so many at a time.
-        prefetch_bucket_elements, persistence_elements: ZeRO-3: parameters fetched ahead, and those that stay whole.
-        max_live_elements, max_reuse_elements: ZeRO-3: gathered parameters kept, and the distance at which they stay.
-        sub_group_elements: ZeRO-3: the optimizer steps over so many at a time.
-        model_persistence_elements: ZeRO-3: the most elements of all parameters that stay whole.
+        reduce_bucket_elements: the size of a bucket in which gradients are reduced.
+        prefetch_bucket_elements: ZeRO-3: the number of elements that are prefetched.
+        persistence_elements: ZeRO-3: parameters of up to this size are not sharded.
+        max_live_elements: ZeRO-3: the largest number of gathered elements.
+        max_reuse_elements: ZeRO-3: a gathered parameter is kept if it is used again within this distance.
+        sub_group_elements: ZeRO-3: the optimizer steps over this many elements at a time.
+        model_persistence_elements: ZeRO-3: the largest number of elements of all parameters that are not sharded.
         overlaps: `overlap_comm`: a second bucket is filled while the first is reduced.
-        contiguous_gradients: gradients are copied into the bucket as they come.
+        contiguous_gradients: gradients are copied into the bucket as soon as they are computed.
         reduce_scatter: only owners keep reduced gradients; otherwise all ranks reduce the whole bucket.
         reduces_together: `use_multi_rank_bucket_allreduce`: a bucket is reduced at once, not owner by owner.
         round_robin: `round_robin_gradients`: neighbouring parameters belong to different ranks.
-        communication_dtype: gradients are reduced in it; empty: in the model's.
+        communication_dtype: the dtype in which gradients are reduced; empty: the model's.
         gradient_clipping: the largest norm; -1: `max_grad_norm`, 0: none.
-        checks_overflow: DeepSpeed looks for infinite gradients in bf16 too.
-        optimizer: DeepSpeed makes this one itself; empty: axolotl's is used.
-        forces_cpu_optimizer: an offloaded optimizer of axolotl is replaced by DeepSpeed's for the CPU.
+        checks_overflow: DeepSpeed checks for infinite gradients in bf16 too.
+        optimizer: the optimizer that DeepSpeed creates itself; empty: axolotl's is used.
+        forces_cpu_optimizer: DeepSpeed's CPU optimizer replaces an offloaded optimizer of axolotl.
         offload_optimizer, offload_params: `cpu`, `nvme` or empty.
-        pins_optimizer, pins_params: that host memory is pinned.
+        pins_optimizer, pins_params: this host memory is pinned.
         gathers_on_save: `stage3_gather_16bit_weights_on_model_save`.
-        source: where the settings are from: a file's name, the name of a stock file, or the configuration itself.
+        source: the origin of the settings: a file's name, the name of one of axolotl's files, or the configuration itself.
     """
 
     stage: int = 0
@@ -162,24 +165,24 @@ class Zero:
 
     @property
     def checks_elements(self) -> bool:
-        """Infinite gradients are looked for element by element (0.18.9 `_has_inf_or_nan`)."""
+        """True if the check for infinite gradients needs tensors of one value per element (0.18.9 `_has_inf_or_nan`)."""
         return self.deepspeed == "0.18.9"
 
     @property
     def always_changes_linear(self) -> bool:
-        """ZeRO-3's linear layer is used for models too that were not divided while they were loaded (0.19.8
+        """True if ZeRO-3's linear layer is used even for models that were not sharded while they were loaded (0.19.8
         `Init.__init__`)."""
         return self.deepspeed != "0.18.9"
 
     @property
     def keeps_recomputed(self) -> bool:
-        """Frozen weights that a recomputation gathers are kept until the backward of a module around it ends (0.19.8
-        `update_recompute_parameters`)."""
+        """True if frozen weights that a recomputation gathers are kept until the backward of an enclosing module ends
+        (0.19.8 `update_recompute_parameters`)."""
         return self.deepspeed != "0.18.9"
 
     @property
     def casts_buffers(self) -> bool:
-        """Buffers take the model's dtype too (0.18.9 `_configure_distributed_model`)."""
+        """True if buffers are cast to the model's dtype too (0.18.9 `_configure_distributed_model`)."""
         return self.deepspeed == "0.18.9"
 
 
@@ -189,8 +192,8 @@ class Parallel:
 
     Attributes:
         engine: what distributes the run.
-        num_gpus: ranks, one to a GPU.
-        num_nodes: machines that hold them, as many on each.
+        num_gpus: the number of ranks, which is the number of GPUs on all machines.
+        num_nodes: the number of machines. Each has the same number of GPUs.
         count_is_assumed: the number of GPUs was not given: `num_gpus` is the smallest for the configuration.
         syncs_each_batch: gradients are reduced after each micro-batch, not only after the last
             (`accelerator_config.gradient_accumulation_kwargs.sync_each_batch`).

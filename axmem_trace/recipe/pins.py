@@ -1,4 +1,4 @@
-"""Installed libraries that are not those that a release of axolotl requires."""
+"""Installed libraries whose versions differ from those that a release of axolotl requires."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from axmem_trace.recipe.run import Axolotl
 
 
 def find_other_libraries(pins: Mapping[str, str], installed: Mapping[str, str]) -> dict[str, str]:
-    """Library -> what is required of it, for each installed version that is something else.
+    """Library -> the required versions, for each library whose installed version is not one of them.
 
-    A local part (`2.14.1+cpu`) does not count.
+    The local part of a version (`+cpu` in `2.14.1+cpu`) is ignored.
 
     >>> find_other_libraries({"torch": "<2.15", "peft": "==0.21.2"}, {"torch": "2.14.1+cpu", "peft": "0.21.3"})
     {'peft': '==0.21.2'}
@@ -26,7 +26,7 @@ def find_other_libraries(pins: Mapping[str, str], installed: Mapping[str, str]) 
 
 
 def hint_at_pin(axolotl: Axolotl, transformers: str) -> str:
-    """The end of an advice: the run has another transformers than the installed one; empty if it has the same.
+    """A sentence to add to advice if the run has another transformers than the installed one; else empty.
 
     >>> hint_at_pin(Axolotl(version="0.21.0", pins={"transformers": "==5.20.1"}), "5.24.0")
     '; axolotl 0.21.0 does not pin the installed transformers 5.24.0: a run has 5.20.1, with which this may work'

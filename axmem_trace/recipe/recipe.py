@@ -1,6 +1,6 @@
-"""The recipe: all settings of a run, resolved. Frozen, and without torch.
+"""The recipe: all settings of a run, resolved. Frozen types, without torch.
 
-Every package after `config` reads these fields and nothing else; no field is `None` to mean "the default". A value that
+Every package after `config` reads only these fields. No field uses `None` to mean "the default". A value that
 axolotl derives has its reason in `Recipe.reasons`, under the field's dotted path (`"attention.kernel"`).
 Dtypes are torch's names without the prefix: `"bfloat16"`.
 """
@@ -82,8 +82,8 @@ Origin = Literal["config", "default", "derived", "assume", "override"]
 class Reason:
     """The reason for a value.
 
-    `origin` is `config` (the YAML says so), `default` (axolotl's own default), `derived` (axolotl works it out from
-    other keys or from the model), `assume` (`--assume`) or `override` (`--set`).
+    `origin` is `config` (a key of the YAML), `default` (axolotl's own default), `derived` (axolotl derives it from other
+    keys or from the model), `assume` (`--assume`) or `override` (`--set`).
     """
 
     value: str
@@ -94,15 +94,15 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """A key as the user wrote it: perhaps by an older name, perhaps on the command line."""
+    """A key as the user wrote it: perhaps with an older name, perhaps on the command line."""
 
     key: str
     value: str = ""
-    """As text, shortened where it is long."""
+    """The value as text, shortened if it is long."""
     line: int = 0
-    """1-based line in the file; 0 where it is not there."""
+    """1-based line in the file; 0 if the key is not in the file."""
     flag: str = ""
-    """`--set`, where that gave the key."""
+    """`--set` if the key was given there; else empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class Recipe:
     quantisation: Quantisation = Quantisation()
     placement: Placement = Placement()
     fake_quantisation: FakeQuantisation | None = None
-    """`qat`; None: the layers are plain."""
+    """`qat`; None: no fake quantisation."""
     adapter: Adapter = Adapter()
     freezing: Freezing = Freezing()
     checkpointing: Checkpointing = Checkpointing()
@@ -135,24 +135,24 @@ class Recipe:
     objective: Objective = Objective()
     axolotl: Axolotl = Axolotl()
     fold: bool = True
-    """Repeated layers are traced once, if they are equal. The figures are the same."""
+    """Equal layers are traced only once. The figures are the same."""
     logging_steps: int = 0
-    """Every so many steps a line is logged; 0: axolotl takes 1 to 10, by the number of steps of the run."""
+    """The number of steps between two logged lines; 0: axolotl chooses 1 to 10, from the number of steps of the run."""
     reasons: Mapping[str, Reason] = field(default_factory=empty_mapping)
     notes: tuple[Note, ...] = ()
     written: Mapping[str, Written] = field(default_factory=empty_mapping)
-    """What the user wrote for each key, dots between the names of nested ones."""
+    """Key -> how the user wrote it. Nested keys have dots between their names."""
     alternatives: tuple[Alternative, ...] = ()
 
     @property
     def refusals(self) -> tuple[RefusalNote, ...]:
-        """Why the run can't run, if the configuration shows it."""
+        """Reasons in the configuration why the run can't run."""
         return tuple(note for note in self.notes if isinstance(note, RefusalNote))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """The same configuration, run differently: as in older releases, or by an alternative. Its figure is compared."""
+    """The same configuration run in another way: as in older releases, or with another key. The figures are compared."""
 
     recipe: Recipe | None
     """None: an estimate in addition to the run would take too long."""

@@ -1,4 +1,4 @@
-"""How the model is trained, and on what: checkpointing, kernels, loss, optimizer, batches, card, allocator."""
+"""How the model is trained, and on which card: checkpointing, kernels, loss, optimizer, batches, card, allocator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from axmem_trace.recipe.model import empty_mapping
 
 Offload = Literal["none", "activations", "legacy", "disk", "hidden_states"]
-"""What activation offloading moves to the host, and how."""
+"""The kind of activation offloading: which tensors are moved to the host, and how."""
 Implementation = Literal["fused", "foreach", "for-loop", "library"]
 """How an optimizer steps."""
 LIGER_KEYS = {
@@ -19,28 +19,28 @@ LIGER_KEYS = {
     "layer_norm": "liger_layer_norm",
     "glu_activation": "liger_glu_activation",
 }
-"""Of Liger's layers (`Kernels.liger`), the configuration's key for each."""
+"""Layer of Liger (`Kernels.liger`) -> the key of the configuration."""
 LORA_KERNEL_KEYS = {
     "mlp": "lora_mlp_kernel",
     "qkv": "lora_qkv_kernel",
     "o": "lora_o_kernel",
     "embedding": "lora_embedding_kernel",
 }
-"""The same of axolotl's fused LoRA kernels (`Kernels.lora`)."""
+"""Fused LoRA kernel of axolotl (`Kernels.lora`) -> the key of the configuration."""
 VALIDATED_LORA_KERNEL_KEYS = tuple(LORA_KERNEL_KEYS[kernel] for kernel in ("mlp", "qkv", "o"))
-"""Those that axolotl's validators look at: all but the embedding's."""
+"""The keys that axolotl's validators check: all except the embedding's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpointing:
-    """Gradient (activation) checkpointing and what is moved off the GPU."""
+    """Gradient (activation) checkpointing, and offloading to the host."""
 
     enabled: bool = False
     use_reentrant: bool = True
     kwargs: Mapping[str, Any] = field(default_factory=empty_mapping)
     offload: Offload = "none"
     selective_save: tuple[str, ...] = ()
-    """Non-empty: `selective_checkpointing`, the operators whose outputs are kept (`attention`, ...)."""
+    """The operators whose outputs `selective_checkpointing` keeps (`attention`, ...); empty: it is off."""
     selective_details: Mapping[str, Any] = field(default_factory=empty_mapping)
     selective_sees_varlen: bool = False
     """`attention` includes packed SDPA."""
@@ -68,17 +68,17 @@ class Attention:
     kernel: str = "sdpa"
     fused_attn_kernel: bool = False
     gemma4_hybrid: bool = False
-    """Gemma 4's global layers run SDPA though the kernel is FlashAttention-2."""
+    """Gemma 4's global layers run SDPA, although the kernel is FlashAttention-2."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
-    """How logits become a loss.
+    """How a loss is computed from logits.
 
-    `native`: what the installed transformers does; `shifted_copy`: `logits.float()` followed by a contiguous shifted
-    copy, as in transformers 4.46 to 4.50; `upcast_shifted_copy`: the same in the model's own forward, which returns
-    the fp32 logits, as before 4.46; `half_shifted_copy`: only the copy, as in GPT-BigCode before 4.50; `none`: no loss,
-    the step runs backward from the logits' mean; the others are the fused or chunked kernels that axolotl installs.
+    `native`: by the installed transformers. `shifted_copy`: `logits.float()`, then a contiguous shifted copy, as in
+    transformers 4.46 to 4.50. `upcast_shifted_copy`: the same in the model's own forward, which returns the fp32 logits, as
+    before 4.46. `half_shifted_copy`: only the copy, as in GPT-BigCode before 4.50. `none`: no loss, backward starts from the
+    mean of the logits. The others are the fused or chunked kernels that axolotl installs.
     """
 
     path: Literal[
@@ -99,12 +99,13 @@ class Loss:
     token_scaling: bool = False
     """Liger's fused linear loss multiplies each token's loss by its probability."""
     teacher_tokens: int = 0
-    """Distillation from a server: how many of the teacher's tokens come with each of the batch."""
+    """Distillation from a server: the number of the teacher's tokens for each token of the batch."""
     cross_entropy: Literal["torch", "in_place", "flash"] = "torch"
-    """`flash`: flash-attn's kernel. `in_place`: other trainers' fused kernel (Unsloth's), which writes the gradient over
-    the logits it is given."""
+    """`flash`: flash-attn's kernel. `in_place`: the fused kernel of other trainers (Unsloth's), which writes the gradient
+    into the memory of the logits."""
     holds_outputs: bool = False
-    """A variable of the loop keeps the outputs of a step, with logits, until those of the next step replace them."""
+    """A variable of the training loop keeps the outputs of a step, with logits, until the next step's outputs replace
+    them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,7 +148,7 @@ class Optimizer:
     max_grad_norm: float = 1.0
     """0: no clipping."""
     grokfast: bool = False
-    """Gradients are amplified by a moving average of them, which is kept."""
+    """A multiple of the gradients' moving average, which is kept, is added to them."""
     extra: Mapping[str, Any] = field(default_factory=empty_mapping)
     """Keys of only one optimizer: `qgalore_rank`, `dion_rank_fraction`, ..."""
 
@@ -159,25 +160,25 @@ class Batch:
     rows: int = 1
     row_tokens: int = 512
     packed: bool = False
-    """Several samples share a row; attention sees `samples_per_row` of them through position ids."""
+    """A row has several samples. Attention separates them by position ids."""
     samples_per_row: int = 1
     attention_mask: bool = True
-    """A 2-D padding mask is passed (collated batches); packed flash batches pass none."""
+    """The batch has a 2-D padding mask. Packed batches for FlashAttention have none."""
     padded: bool = False
-    """The mask has zeros in it (rows padded to a common length), as opposed to all ones."""
+    """The mask has zeros, because rows are padded to a common length; otherwise it has only ones."""
     gradient_accumulation_steps: int = 1
     neftune: bool = False
     image_size: tuple[int, ...] = ()
-    """Height and width given by `image_size`; empty: the processor's own."""
+    """Height and width in `image_size`; empty: the processor's own."""
     images_per_row: int = 0
     audio_seconds_per_row: float = 0.0
     processor_options: Mapping[str, Any] = field(default_factory=empty_mapping)
-    """`processor_kwargs`: `min_pixels`, `max_pixels`, `size`, ... as the processor's class takes them."""
+    """`processor_kwargs`: `min_pixels`, `max_pixels`, `size`, ...: arguments of the processor's class."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Evaluation; if axolotl evaluates, it also does so before step 1."""
+    """The shape of evaluation batches, and whether the run evaluates, also before step 1."""
 
     enabled: bool = False
     before_training: bool = False
@@ -185,31 +186,31 @@ class Evaluation:
     row_tokens: int = 512
     packed: bool = False
     gathers_logits: bool = False
-    """Not `prediction_loss_only`: the fp32 logits are gathered."""
+    """The fp32 logits are gathered, because `prediction_loss_only` is off."""
     generated_rows: int = 0
-    """Text is generated after evaluation, this many rows at once; 0: none is."""
+    """The number of rows that are generated together after evaluation; 0: nothing is generated."""
     generated_tokens: int = 0
-    """Of each row, prompt and new ones: the length that the key-value cache comes to."""
+    """The tokens of each generated row, prompt included: the final length of the key-value cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """The target card. `memory_bytes` 0: none was named, so it is not known whether the run fits."""
+    """The target card. `memory_bytes` 0: no card was named, so it is not known whether the run fits."""
 
     name: str = ""
     memory_bytes: int = 0
     compute_capability: tuple[int, int] = (8, 0)
     context_bytes: int = 0
-    """CUDA context and libraries, outside the allocator: assumed."""
+    """Memory of CUDA's context and libraries, outside the allocator: assumed."""
     nccl_bytes: int = 0
-    """Of NCCL's communicators, where there are several GPUs; outside the allocator: assumed."""
+    """Memory of NCCL's communicators with several GPUs, outside the allocator: assumed."""
     count: int = 1
     margin_bytes: int = 0
-    """What must stay free of each card, or the run does not fit (`--margin`)."""
+    """Memory of each card that must stay free; otherwise the run does not fit (`--margin`)."""
     margin_share: float = 0.0
-    """The share of the card that `margin_bytes` is, where it was given as one."""
+    """`margin_bytes` as a share of the card, if the user gave a share; else 0."""
     remarks: tuple[str, ...] = ()
-    """Remarks on this card: which of several was used, that its memory is the system's, ..."""
+    """Remarks on this card, such as: which of several cards with the name was used, or that its memory is the system's."""
 
     @property
     def outside_bytes(self) -> int:
@@ -217,11 +218,11 @@ class Gpu:
         return self.context_bytes + self.nccl_bytes
 
     def at_most(self, nbytes: int, reserve_bytes: int) -> int:
-        """`nbytes`, or the memory of a named card without `reserve_bytes`, if that is less."""
+        """`nbytes`, but not more than the memory of a named card minus `reserve_bytes`."""
         return min(nbytes, self.memory_bytes - reserve_bytes) if self.memory_bytes else nbytes
 
     def is_exceeded(self, nbytes: int, share: float) -> bool:
-        """True if `nbytes` are more than this share of what a named card has for the allocator."""
+        """True if `nbytes` are more than this share of the memory that a named card has for the allocator."""
         return bool(self.memory_bytes) and nbytes > share * (self.memory_bytes - self.outside_bytes)
 
 
@@ -233,19 +234,20 @@ class Allocator:
     max_split_size_bytes: int = 0
     """0: no limit."""
     roundup_power2_divisions: Mapping[int, int] | int = 0
-    """0: off. A mapping gives divisions per size class, as PyTorch's option does."""
+    """0: off. A mapping has the divisions of each size class, as in PyTorch's option."""
     garbage_collection_threshold: float = 0.0
     empty_cache_steps: int = 0
     collect_steps: int = 0
-    """`gc_collect_steps`: the cache is emptied before the first step and evaluation, and after every so many steps where
-    it is positive; 0: never."""
+    """`gc_collect_steps`: the cache is emptied before the first step and before evaluation. If the number is positive, it is
+    also emptied each time this many steps have ended. 0: never."""
     settings: str = "expandable_segments:True"
     large_segment_bytes: int = 20 << 20
-    """`large_segment_size_mb`: a segment for requests of 1 to 10 MiB, and a page of large expandable segments."""
+    """`large_segment_size_mb`: the size of a segment for requests of 1 to 10 MiB, and of a page of large expandable
+    segments."""
     max_non_split_rounding_bytes: int = 20 << 20
-    """`max_non_split_rounding_mb`: by how much a block beyond `max_split_size_bytes` may be larger than the request."""
+    """`max_non_split_rounding_mb`: a block above `max_split_size_bytes` may exceed the request by this much."""
     per_process_memory_fraction: float = 1.0
-    """Below 1: the part of the card that the process may reserve; only then garbage is collected."""
+    """The share of the card that the process may reserve. Garbage is collected only if it is below 1."""
     backend: Literal["native", "cudaMallocAsync"] = "native"
 
 
@@ -255,4 +257,4 @@ class Axolotl:
 
     version: str = ""
     pins: Mapping[str, str] = field(default_factory=empty_mapping)
-    """Library -> what this release requires of it, as in `==5.20.1`."""
+    """Library -> the versions that this release allows, such as `==5.20.1`."""

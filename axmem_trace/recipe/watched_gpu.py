@@ -1,8 +1,8 @@
-"""A card that records what a run reads of it, so that other cards with the same answers can share the trace.
+"""A card that records every question that a trace asks about it, so that cards with the same answers can share the trace.
 
-A trace depends on the card only through Python code that reads a field of `Gpu`, compares its compute capability, looks
-at a part of it, or uses it as a key. Each such question is recorded. A trace on another card is the same if that card
-gives the same answer to each of them.
+A trace depends on the card only through Python code that reads a field of `Gpu`, or that uses its compute capability: it
+compares it, reads a part of it, or uses it as a key. Each such question is recorded. The trace for another card is the same
+if that card gives the same answer to every question.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from axmem_trace.recipe.recipe import Gpu
 
 Capability = tuple[int, int]
 Question = tuple[Any, Any]
-"""What is read of a card: a field's name, an operator of its compute capability, or a function; and the other operand."""
+"""A field's name, an operator on the compute capability, or a function of it; and the other operand."""
 Answer = TypeVar("Answer")
 _OPERATORS: dict[str, Callable[[Capability, Any], Any]] = {
     "<": operator.lt,
@@ -35,12 +35,12 @@ _CAPABILITY = "compute_capability"
 
 @dataclass(frozen=True, slots=True)
 class CardBlock:
-    """A block whose size depends on the card, where the trace does nothing else with the size.
+    """A block whose size depends on the card. The trace must not use this size for anything else.
 
     Attributes:
-        op: of the block's allocations, and of no others.
-        nbytes: bytes, by compute capability; at least 1.
-        note: the note on a block of so many bytes.
+        op: the operator name of the block's allocations. No other allocation may have it.
+        nbytes: compute capability -> bytes; at least 1.
+        note: bytes -> the note on the block.
     """
 
     op: str
@@ -53,7 +53,7 @@ class CardBlock:
 
 
 class WatchedCapability(tuple[int, int]):
-    """Equal to the tuple; each question is added to `asked`."""
+    """A compute capability that adds each question about it to `asked`."""
 
     asked: set[Question]
 
@@ -91,7 +91,7 @@ class WatchedCapability(tuple[int, int]):
         return repr(self._all())
 
     def ask(self, function: Callable[..., Answer], operands: tuple[Any, ...]) -> Answer:
-        """A function's answer, which is all that the trace gets to know."""
+        """The result of a function. The question is the call as a whole: the trace learns only its result."""
         self.asked.add((function, operands))
         return function(_plain(self), *operands)
 
@@ -111,7 +111,7 @@ class WatchedCapability(tuple[int, int]):
 
 
 class WatchedGpu(Gpu):
-    """Like the card; each field that is read is added to `asked`, and of the capability each question."""
+    """A card that adds each field that is read, and each question about its compute capability, to `asked`."""
 
     __slots__ = ("asked",)
 
@@ -137,7 +137,7 @@ def _call(gpu: Gpu, asked: set[Question], name: str, *operands: Any) -> Any:
 
 
 def watch(gpu: Gpu, asked: set[Question]) -> WatchedGpu:
-    """The card, which adds all questions to `asked`."""
+    """A copy of the card that adds all questions to `asked`."""
     values = {each.name: getattr(gpu, each.name) for each in fields(Gpu)}
     watched = object.__new__(WatchedGpu)
     object.__setattr__(watched, "asked", asked)
@@ -147,7 +147,7 @@ def watch(gpu: Gpu, asked: set[Question]) -> WatchedGpu:
 
 
 def answer(gpu: Gpu, question: Question) -> Any:
-    """What a card answers."""
+    """The card's answer to a question."""
     asked, operand = question
     if asked in _OPERATORS:
         return _answer_of_capability(gpu.compute_capability, asked, operand)
@@ -157,14 +157,14 @@ def answer(gpu: Gpu, question: Question) -> Any:
 
 
 def ask(capability: Capability, function: Callable[..., Answer], *operands: Any) -> Answer:
-    """`function(capability, *operands)`; of a watched one only the answer counts, not how the function finds it."""
+    """`function(capability, *operands)`. For a watched capability the question is the call, not what the function reads."""
     if isinstance(capability, WatchedCapability):
         return capability.ask(function, operands)
     return function(capability, *operands)
 
 
 def ask_block(capability: Capability, block: CardBlock) -> int:
-    """The bytes of a block; a trace for a card with another answer differs in this size, and in the note on it."""
+    """The bytes of a block. For a card with another answer, the trace differs only in this size and in the block's note."""
     if isinstance(capability, WatchedCapability):
         return capability.ask_block(block)
     return block(capability)
