@@ -1,4 +1,4 @@
-"""Base models: from a name in a configuration to the content of a `config.json`. No torch, no transformers here."""
+"""Base models: finds the content of `config.json` for the name in a configuration. Without torch and transformers."""
 
 from axmem_trace.catalogue.lookup import find_base_model
 from axmem_trace.catalogue.table import CatalogueEntry, list_base_models

@@ -4,9 +4,10 @@
 number on the box: the driver and ECC use a part. Each row says how its figure in GiB is known:
 
 - `reported`: the "total capacity" that PyTorch prints on this card in public out-of-memory messages and environment
-  reports ("GPU 0 has a total capacity of 79.10 GiB"), from memory and not read again; it differs by about 0.2 GiB
-  between drivers, and the smallest figure is used;
-- `assumed`: no such figure is known; the nominal size minus the share that reported cards of its generation lose.
+  reports ("GPU 0 has a total capacity of 79.10 GiB"). The figures were written from memory, not looked up. They differ by
+  about 0.2 GiB between drivers; the smallest figure is used;
+- `assumed`: no such figure is known. The figure is the nominal size minus the share that reported cards of the same
+  generation lose.
 
 Several cards may have the same name (`A100`: 80 GB and 40 GB). Then the first one in this table is used; `find_gpu`
 reports which one.
@@ -29,7 +30,7 @@ class Card:
         capability: compute capability, major and minor.
         basis: how `gib` is known.
         other_names: names in `nvidia-smi` and in shops, without `NVIDIA`, `Tesla` and `GeForce`.
-        shared: it is the system's memory, and programs of the host use a part of it.
+        shared: the card uses the system's memory, of which the host's programs need a part.
     """
 
     name: str
@@ -261,4 +262,4 @@ LAPTOP: tuple[Card, ...] = (
 # fmt: on
 
 CARDS: tuple[Card, ...] = (*DATA_CENTRE, *DESKTOP, *WORKSTATION, *SMALL_SYSTEMS, *LAPTOP)
-"""Every card. If several have the same name, the name means the first."""
+"""Every card. If several have the same name, the name means the first of them."""

@@ -1,4 +1,4 @@
-"""Read one `config.json`, with a limit on its size and with checks; errors name its path."""
+"""Read one `config.json`, with a limit on its size and checks of its content. Errors name its path."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from axmem_trace.units import MIB, format_bytes
 CONFIG_FILE = "config.json"
 ADAPTER_FILE = "adapter_config.json"
 MAX_CONFIG_BYTES = 16 * MIB
-"""The largest published `config.json` has tens of KiB; label maps of classifiers have up to a few MiB."""
+"""A published `config.json` has at most tens of KiB; with the label map of a classifier, up to a few MiB."""
 _FLOAT_TAG = "__float__"
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The mapping that a `config.json` holds.
+    """The content of a `config.json`.
 
     Raises:
         ConfigError: unreadable, larger than `MAX_CONFIG_BYTES`, no JSON object, or without a `model_type`.
     """
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise _broken(path, f"is larger than {format_bytes(MAX_CONFIG_BYTES)}: no model configuration is")
+            raise _broken(path, f"is larger than {format_bytes(MAX_CONFIG_BYTES)}, which no model configuration is")
         config = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
     except json.JSONDecodeError as error:
         raise _broken(path, f"is no valid JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
@@ -42,8 +42,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def _special_float(found: dict[str, Any]) -> Any:
-    """A number that JSON cannot write, as transformers 5 saves it (`{"__float__": "Infinity"}`, Mamba 2's limit of time
-    steps); any other object is not changed.
+    """Converts transformers 5's form of a number that JSON cannot express (`{"__float__": "Infinity"}`, as in Mamba 2's
+    limit of time steps); any other object is not changed.
 
     Source: transformers `configuration_utils.py`, `PreTrainedConfig._decode_special_floats`.
     """
@@ -55,13 +55,13 @@ def _special_float(found: dict[str, Any]) -> Any:
 def refuse_broken_config(config: object, place: str) -> None:
     """Raise `ConfigError` unless `config` is a mapping with a `model_type`, by which transformers chooses the class."""
     if not isinstance(config, dict):
-        raise _broken(Path(place), f"holds a JSON {_json_name(config)}, not an object of configuration fields")
+        raise _broken(Path(place), f"contains a JSON {_json_name(config)}, not an object of configuration fields")
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise ConfigError(
             problem=f"{place} has no `model_type`, so transformers can't know which architecture it is",
             key="base_model",
-            remedy='add "model_type" to it (for example "llama"), as the model\'s page on the Hub shows it',
+            remedy='add "model_type" to it (for example "llama"), with the value on the model\'s page on the Hub',
         )
 
 
@@ -74,5 +74,5 @@ def _broken(path: Path, what: str) -> ConfigError:
     return ConfigError(
         problem=f"the base model's configuration {path} {what}",
         key="base_model",
-        remedy=f"replace it by the {CONFIG_FILE} that the model's page on the Hub has",
+        remedy=f"replace it with the {CONFIG_FILE} from the model's page on the Hub",
     )

@@ -1,8 +1,8 @@
-"""The card that a user names: as `nvidia-smi` prints it, by a short name, as a MIG slice, or only by its memory.
+"""Finds the card that a user names: as in `nvidia-smi`, by a short name, as a MIG slice, or only by its memory.
 
 `context_bytes` is memory outside PyTorch's allocator: the CUDA context, loaded kernel modules (loaded lazily since CUDA
-11.7) and cuBLAS handles. It depends on driver, libraries and the number of SMs (the context holds local-memory stacks
-per SM), so it is an assumption per card class, between 0.25 GiB (small, old) and 0.6 GiB (Blackwell).
+11.7) and cuBLAS handles. It depends on the driver, the libraries and the number of SMs (the context has local-memory stacks
+for each SM). So it is an assumption for each generation, between 0.25 GiB (small, old) and 0.6 GiB (Blackwell).
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ CONTEXT_BYTES_BY_GENERATION = {
 }
 """Assumed. `nvidia-smi` shows about 250-600 MiB for a CUDA context with cuBLAS and lazily loaded PyTorch kernels."""
 DEFAULT_CAPABILITY = (8, 0)
-"""For a card given only by its size, or not at all: Ampere, so `bf16: auto` means bf16, as on every card rented for
-training."""
+"""For a card that is given only by its size, or not at all: Ampere. Like every card that is rented for training, it supports
+bf16."""
 OLDEST_IN_WHEELS = (7, 5)
 """The oldest cards for which PyTorch's current wheels have kernels: `torch.cuda.get_arch_list()` of 2.14.1+cu130 begins
 with sm_75. The wheels for CUDA 12.6 begin with sm_50."""
 UNNAMED_GPU = Gpu(compute_capability=DEFAULT_CAPABILITY, context_bytes=CONTEXT_BYTES_BY_GENERATION[DEFAULT_CAPABILITY])
-"""No card was named: whether the run fits is not known."""
+"""Used if no card was named: it is not known whether the run fits."""
 
 _COUNTED = re.compile(r"\s*(?P<count>\d{1,6})\s*[x*\u00d7]\s*(?P<name>\S.*)", re.IGNORECASE)
 
 
 def split_count(text: str) -> tuple[int, str]:
-    """Number of cards and name: `4 x A100-40GB`, `4xA100`, `8*H100`; 0 and the text if no number leads it.
+    """The number of cards and the name in `4 x A100-40GB`, `4xA100` or `8*H100`; 0 and the text if it has no number.
 
     >>> split_count("4 x A100-40GB"), split_count("2xA100"), split_count("4090")
     ((4, 'A100-40GB'), (2, 'A100'), (0, '4090'))
@@ -73,12 +73,13 @@ def find_gpu(text: str) -> Gpu:
     """One card by name (`A100-80GB`, `rtx4090`, `NVIDIA H100 80GB HBM3`), a MIG slice (`H100 1g.10gb`) or a bare size
     (`24GiB`, `80GB`).
 
-    Case, spaces, dashes, `NVIDIA`, `GeForce` and `Laptop GPU` for `Laptop` don't matter. If several cards have the name,
-    the first of the table is used, and `Gpu.remarks` says so. A size is used literally as usable memory, on a
-    card of compute capability `DEFAULT_CAPABILITY`. bf16 is supported from compute capability 8.0 on.
+    Case, spaces, dashes, `NVIDIA` and `GeForce` are ignored; `Laptop GPU` means `Laptop`. If several cards have the name,
+    the first in the table is used, and `Gpu.remarks` says so. A size is the usable memory of a card of compute capability
+    `DEFAULT_CAPABILITY`. bf16 is supported from compute capability 8.0 on.
 
     Raises:
-        ConfigError: no card of this name (with the nearest names), or no sensible size, or no CUDA card.
+        ConfigError: no card has this name (the error has the nearest names), the size is not plausible, or the name is not
+            that of a CUDA card.
     """
     sliced = parse_profile(text)
     if sliced:
@@ -96,8 +97,10 @@ def list_cards() -> list[Card]:
 
 
 def list_usual_cards() -> list[Card]:
-    """Cards to choose from for training: no laptops, no small systems, no card that PyTorch's wheels don't run on, and
-    at least `USUAL_GB` of memory; each with its MIG slices."""
+    """Cards that are common for training, each with its MIG slices.
+
+    They have at least `USUAL_GB` of memory, and PyTorch's wheels support them. Laptops and small systems are excluded.
+    """
     return [
         each
         for card in (*DATA_CENTRE, *DESKTOP, *WORKSTATION)
@@ -122,14 +125,14 @@ def _which(text: str, cards: list[Card]) -> tuple[str, ...]:
         return ()
     others = ", ".join(f"{card.name} ({card.gib:.2f} GiB)" for card in cards[1:])
     taken = f"{cards[0].name} ({cards[0].gib:.2f} GiB)"
-    return (f"{text.strip()!r} is the name of several cards: {taken} is used; if yours is another, name it: {others}",)
+    return (f"{text.strip()!r} is the name of several cards: {taken} is used; for another, give its name: {others}",)
 
 
 def _remarks_on(card: Card) -> tuple[str, ...]:
     remarks = []
     if card.shared:
         remarks.append(
-            f"{card.name} has no separate memory: the system, the data loader and page cache use a part "
+            f"{card.name} has no memory of its own: the system, the data loader and the page cache use a part "
             f"of these {card.gib:.1f} GiB"
         )
     if card.capability < OLDEST_IN_WHEELS:
@@ -164,7 +167,7 @@ def _no_slice(text: str, name: str, profile: Profile) -> ConfigError:
 
 
 def _cards_named(text: str) -> list[Card]:
-    """Cards of a name; a size after the name (`V100 32GB`, `L4 24GB`, `A100-80`) chooses among them."""
+    """The cards with this name. A size after the name (`V100 32GB`, `L4 24GB`, `A100-80`) selects one of them."""
     table = _cards_by_folded_name()
     found = table.get(_fold(text))
     if found:
@@ -178,7 +181,7 @@ def _cards_named(text: str) -> list[Card]:
 def _gpu_by_size(text: str) -> Gpu:
     count, name = split_count(text)
     if count > 1:
-        find_gpu(name)  # its own error where the name itself is unknown
+        find_gpu(name)  # raises its own error if the name is unknown
         raise ConfigError(problem=f"{text.strip()!r} is {count} cards", remedy=f"use --gpu {name!r} --gpus {count}")
     try:
         size = parse_bytes(text)
@@ -203,13 +206,13 @@ def _no_unit(text: str) -> ConfigError:
     decimal = format_bytes(int(number * 1000**3))
     return ConfigError(
         problem=problem,
-        accepted=f"{text}GiB (as nvidia-smi and PyTorch count), {text}GB (1000-based: {decimal}), or a name",
+        accepted=f"{text}GiB (1024-based, as in nvidia-smi and PyTorch), {text}GB (1000-based: {decimal}), or a name",
         remedy=f"a card sold with {text} GB has less usable memory; name it: {', '.join(boxed)}" if boxed else "",
     )
 
 
 def nearest_names(text: str) -> list[str]:
-    """Up to four names that look most like `text`."""
+    """Up to four names that are most similar to `text`."""
     names = {_fold(name): name for card in CARDS for name in (card.name, *card.other_names)}
     return [names[name] for name in difflib.get_close_matches(_fold(text), names, n=4, cutoff=0.5)]
 
@@ -233,7 +236,7 @@ def _fold(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _cards_by_folded_name() -> dict[str, list[Card]]:
-    """Every spelling of every name; a card's own name means only that card."""
+    """Spelling -> cards, for every spelling of every name. A card's own name means only that card."""
     shared: dict[str, list[Card]] = {}
     for card in CARDS:
         for name in dict.fromkeys((_fold(card.name), *map(_fold, card.other_names))):

@@ -1,4 +1,4 @@
-"""`base_model` to its configuration: a local directory, the Hugging Face cache, the bundled catalogue, the Hub."""
+"""Finds the configuration of `base_model`: in a local directory, the Hugging Face cache, the bundled catalogue, the Hub."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def find_base_model(
 
     Args:
         name: `base_model` of the configuration: a Hub id or a path.
-        hub: `never` uses no network, `fallback` looks on the Hub last, `first` before the catalogue and the cache
-            (which may be out of date). `HF_HUB_OFFLINE` means `never`.
-        revision: branch, tag or commit of the Hub repository; the catalogue only knows `main`, and reports it.
-        base_directory: directory that a relative path may also start from: that of the configuration file.
+        hub: `never` uses no network; `fallback` searches the Hub last; `first` searches it before the cache and the
+            catalogue, which may be out of date. `HF_HUB_OFFLINE` means `never`.
+        revision: branch, tag or commit of the Hub repository. The catalogue only has `main`; `BaseModel.source` says so.
+        base_directory: the directory of the configuration file, from which a relative path may also start.
 
     Raises:
-        ConfigError: not found (with each place and its result, and the nearest ids), or the file is broken.
+        ConfigError: it is not found (the error has each source with its result, and the nearest ids), or the file is broken.
     """
     _refuse_name(name)
     looks: list[Look] = []
@@ -115,9 +115,11 @@ def _not_found(name: str, looks: list[Look]) -> ConfigError:
     details = [f"looked in {look.place}: {look.outcome}" for look in looks]
     could_be_id = is_hub_id(name)
     if not could_be_id:
-        details.append("not a Hugging Face id (organisation/name): the cache, the catalogue and the Hub were not asked")
+        details.append(
+            "not a Hugging Face id (organisation/name): the cache, the catalogue and the Hub were not searched"
+        )
     elif not any(look.place == "hub" for look in looks):
-        details.append("hub: not asked (--offline or HF_HUB_OFFLINE)")
+        details.append("hub: not searched (--offline or HF_HUB_OFFLINE)")
     nearest = nearest_ids(name)
     if nearest:
         details.append("nearest known ids: " + ", ".join(nearest))
@@ -131,16 +133,16 @@ def _not_found(name: str, looks: list[Look]) -> ConfigError:
 
 
 def _remedy(could_be_id: bool, looks: list[Look]) -> str:
-    """The advice for an unknown id: a fine-tune needs as much memory as the model that it was made from."""
+    """The advice for an unknown id. A fine-tuned model needs as much memory as the model that it was made from."""
     made_from = (
-        "a fine-tune needs the memory of the model that it was made from, so name that one with `--set base_model=ID` "
+        "a fine-tuned model needs as much memory as its own base model, so name that one with `--set base_model=ID` "
         "(`axmem_trace models` lists the ids that need no network)"
     )
-    directory = "or give a local directory that has the model's config.json (weights are not needed)"
+    directory = "or give a local directory with the model's config.json (weights are not needed)"
     if not could_be_id:
         check = "check the path"
     elif any(look.place == "hub" for look in looks):
         check = "check the spelling; log in for gated or private models (`hf auth login` or HF_TOKEN)"
     else:
-        check = "check the spelling; drop --offline so that the Hub is asked"
+        check = "check the spelling; remove --offline to search the Hub too"
     return f"{check}; {made_from}; {directory}"

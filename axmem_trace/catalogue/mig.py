@@ -1,8 +1,8 @@
-"""MIG slices: a card cut into instances, each with its own memory (`A100-SXM4-40GB MIG 3g.20gb`, `H100 1g.10gb`).
+"""MIG slices: a card divided into instances, each with its own memory (`A100-SXM4-40GB MIG 3g.20gb`, `H100 1g.10gb`).
 
-`Kg.Mgb` is K compute slices with M GB. The memory is divided into eighths (A30 and RTX PRO: quarters), and a profile
-gets 1, 2, 4 or 8 of them; the driver uses a part of each instance. Source: NVIDIA's MIG user guide, "Supported MIG
-profiles" (fraction of memory), and the output of `nvidia-smi mig -lgip` there, from memory and not read again.
+`Kg.Mgb` means K compute slices with M GB. The memory is divided into eighths (A30 and RTX PRO: quarters), and a profile
+gets 1, 2, 4 or 8 of them. The driver uses a part of each instance. Source: NVIDIA's MIG user guide, "Supported MIG
+profiles" (fraction of memory), and the output of `nvidia-smi mig -lgip` there; written from memory, not looked up.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from axmem_trace.catalogue.cards import CARDS, Card
 
 PROFILE = re.compile(r"(?:MIG[\s:_-]*)?\b(?P<compute>[1-7])G\.(?P<gb>\d{1,3})GB(?P<extra>\+[A-Z.+]+)?", re.IGNORECASE)
-"""A profile's name; `+me` adds media engines and `-me` removes them; neither changes memory."""
+"""The name of a profile. `+me` adds media engines and `-me` removes them; neither changes memory."""
 
 _EIGHTHS = {1: (1, 2), 2: (2,), 3: (4,), 4: (4,), 7: (8,)}
 _QUARTERS = {1: (1,), 2: (2,), 4: (4,)}
-"""Compute slices of a profile, and the numbers of memory slices that it can have."""
+"""Compute slices of a profile -> the numbers of memory slices that it can have."""
 _IN_QUARTERS = ("A30", "RTX PRO 5000 Blackwell", "RTX PRO 5000 72GB Blackwell", "RTX PRO 6000 Blackwell")
 _IN_EIGHTHS = (
     "A100-80GB",
@@ -48,11 +48,13 @@ _REPORTED = {
     **dict.fromkeys(("A100-40GB", "A800-40GB"), _SLICES_OF_40GB),
     **dict.fromkeys(("A100-80GB", "A800-80GB", "H100-80GB", "H100 PCIe", "H800"), _SLICES_OF_80GB),
 }
-"""GiB by memory slices; the smaller figure if drivers differ."""
+"""Card -> memory slices -> GiB. If drivers differ, the smaller figure."""
 ROUNDING = 0.03
-"""Share of its GB: NVIDIA rounds the GB of a profile's name in several ways (B300: 1g.34gb, 2g.67gb)."""
+"""The tolerance for the GB of a profile, as a share: NVIDIA rounds the GB in names in several ways (B300: 1g.34gb,
+2g.67gb)."""
 _KEPT_SHARE = 0.085
-"""Assumed for other cards: the share that an H200's smallest slice loses, the largest known (16.00 of 139.81 / 8 GiB)."""
+"""The share of a slice that the driver uses, assumed for other cards. It is that of an H200's smallest slice, the largest
+known share (16.00 of 139.81 / 8 GiB)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Profile:
 
 
 def parse_profile(text: str) -> tuple[str, Profile] | None:
-    """`text` without the profile, and the profile; None if it names none.
+    """`text` without the profile, and the profile; None if `text` names no profile.
 
     >>> parse_profile("NVIDIA A100-SXM4-40GB MIG 3g.20gb")
     ('NVIDIA A100-SXM4-40GB', Profile(compute=3, gb=20))

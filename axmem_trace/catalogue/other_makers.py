@@ -1,4 +1,4 @@
-"""Accelerators that are no CUDA cards, by name, and why their memory isn't predicted here."""
+"""Names of accelerators that are not CUDA cards, and why their memory isn't predicted here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAKERS: tuple[tuple[str, str, str], ...] = (
               r"(INTEL)?(GPU)?(MAX1\d{3}|FLEX1\d0|IRIS.*|UHD.*)|INTEL.*",
      "PyTorch's XPU and HPU back ends have their own allocators and kernels"),
     ("Apple", r"(APPLE)?M[1-9](PRO|MAX|ULTRA)?|APPLE.*|MPS|MAC(BOOK|MINI|STUDIO|PRO).*",
-     "the MPS back end shares the system's memory and has its own allocator; bitsandbytes and FlashAttention are not there"),
+     "the MPS back end shares the system's memory and has its own allocator, and lacks bitsandbytes and FlashAttention"),
     ("Google", r"(GOOGLE)?(CLOUD)?TPU.*|V[2-7](E|P|LITE(POD)?)\d*|TRILLIUM|IRONWOOD",
      "XLA compiles the whole step and plans its memory itself"),
     ("Amazon", r"(AWS)?((TRAINIUM|INFERENTIA).*|(TRN|INF)\d.*)", "the Neuron compiler plans its memory itself"),
@@ -25,15 +25,15 @@ _MAKERS: tuple[tuple[str, str, str], ...] = (
 
 
 def refuse_other_makers(text: str) -> None:
-    """Refuses a name that is an AMD, Intel, Apple, Google or another accelerator.
+    """Refuses the name of an accelerator by AMD, Intel, Apple, Google or another maker than NVIDIA.
 
     Raises:
-        ConfigError: it is one; the message says why it can't be predicted, and what to use instead.
+        ConfigError: it is such a name; the message says why it can't be predicted, and what to use instead.
     """
     folded = re.sub(r"[^A-Z0-9]", "", text.upper())
     for maker, pattern, reason in _MAKERS:
         if re.fullmatch(pattern, folded):
             raise ConfigError(
-                problem=f"{text.strip()!r} is no CUDA GPU; it is made by {maker}: {reason}",
+                problem=f"{text.strip()!r} is not a CUDA GPU; it is made by {maker}: {reason}",
                 remedy="name an NVIDIA card, or give a size such as 192GiB to compare only with its memory",
             )

@@ -1,7 +1,7 @@
-"""The places where a `config.json` may be: a local directory, the Hugging Face cache, the Hub.
+"""Sources of a `config.json`: a local directory, the Hugging Face cache, the Hub.
 
-Each search returns a `Look`: what was found, or one line that says why nothing was found. A broken file is an error
-immediately, because a search in further places would hide it.
+Each search returns a `Look`: the content, or one line that says why nothing was found. A broken file is an error
+immediately, because a search in further sources would hide it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HUB_ID = re.compile(r"(?:[\w.-]{1,96}/)?[\w.-]{1,96}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The result of a search in one place. `config` is `None` if nothing was found; then `outcome` says why."""
+    """The result of a search in one source. `config` is `None` if nothing was found; then `outcome` says why."""
 
     place: str
     outcome: str
@@ -42,7 +42,8 @@ def is_hub_id(name: str) -> bool:
 
 
 def look_in_directory(name: str, base_directory: Path | None) -> Look:
-    """A directory with `config.json`, or that file itself; relative to the working directory, then `base_directory`."""
+    """Searches a directory with `config.json`, or that file itself. A relative path starts from the working directory, then
+    from `base_directory`."""
     place = "local directory"
     seen: list[str] = []
     for path in _local_candidates(name, base_directory):
@@ -59,7 +60,7 @@ def look_in_directory(name: str, base_directory: Path | None) -> Look:
 
 
 def look_in_cache(name: str, revision: str) -> Look:
-    """The Hugging Face cache: `models--org--name/snapshots/<commit>/config.json`; `refs/<revision>` names the commit.
+    """Searches the Hugging Face cache: `models--org--name/snapshots/<commit>/config.json`; `refs/<revision>` has the commit.
 
     The layout is huggingface_hub's (`file_download.py`, `repo_folder_name`, `try_to_load_from_cache`).
     """
@@ -77,7 +78,7 @@ def look_in_cache(name: str, revision: str) -> Look:
 
 
 def look_on_hub(name: str, revision: str) -> Look:
-    """The Hub: only `config.json`, with the user's token; waits at most a few seconds for an answer."""
+    """Searches the Hub: only for `config.json`, with the user's token. It waits at most a few seconds for an answer."""
     unreachable = _why_unreachable()
     if unreachable:
         return Look("hub", unreachable)
@@ -90,7 +91,7 @@ def look_on_hub(name: str, revision: str) -> Look:
 
 
 def hub_is_offline() -> bool:
-    """True if the environment forbids the Hub (`HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`, as huggingface_hub reads)."""
+    """True if the environment forbids the Hub (`HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`, by huggingface_hub's rules)."""
     values = (os.environ.get(key, "") for key in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
     return any(value.upper() in {"1", "ON", "YES", "TRUE"} for value in values)
 
@@ -103,7 +104,7 @@ def _local_candidates(name: str, base_directory: Path | None) -> Iterator[Path]:
 
 
 def _is_here(directory: Path) -> bool:
-    """The working directory; empty if it was deleted."""
+    """True if `directory` is the working directory. False if the working directory was deleted."""
     try:
         return directory.resolve() == Path.cwd()
     except (OSError, RuntimeError):
@@ -122,7 +123,7 @@ def _adapter_hint(path: Path) -> str:
 
 
 def _cache_roots() -> Iterator[Path]:
-    """Hub caches in the order in which huggingface_hub and transformers prefer them, each once."""
+    """Folders of Hub caches, in the order in which huggingface_hub and transformers search them, without duplicates."""
     environ = os.environ
     home = environ.get("HF_HOME") or str(Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     named = [environ.get(key, "") for key in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE")]
@@ -140,12 +141,15 @@ def _cached_config(repository: Path, revision: str) -> Path | None:
     if commit:
         path = snapshots / commit / CONFIG_FILE
         return path if path.is_file() else None
-    found = list(snapshots.glob(f"*/{CONFIG_FILE}"))  # downloaded by commit only: the newest one
+    found = list(snapshots.glob(f"*/{CONFIG_FILE}"))  # only commits were downloaded, no branch: use the newest
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _why_unreachable() -> str:
-    """One connection attempt first: huggingface_hub's own six take more than twenty seconds without a network."""
+    """Why the Hub can't be reached; empty if it can.
+
+    One connection is tried first: huggingface_hub's own six attempts take more than twenty seconds without a network.
+    """
     endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     proxies = {} if proxy_bypass(endpoint.hostname or "") else getproxies()
     proxy = proxies.get(endpoint.scheme) or proxies.get("all")

@@ -1,9 +1,10 @@
-"""The bundled table of base models: `models.json` (built from `config.json` files), and two tables kept by hand.
+"""The bundled table of base models: `models.json` (built from `config.json` files), and two tables written by hand.
 
-`models.json` and `recalled.json` map an id to `{config, parameters, published, trust, source, note}`; `parameters` is
-what transformers builds on the meta device, `published` what the Hub or the model card says. `aliases.json` has ids
-that share another one's shapes: `aliases` maps that id to lists by kind; `kinds` says which fields a kind replaces (a
-dtype, a `quantization_config`, a vocabulary; null removes a field).
+`models.json` and `recalled.json` map an id to `{config, parameters, published, trust, source, note}`. `parameters` is the
+number of parameters of the model that transformers builds on the meta device; `published` is the number on the Hub or in
+the model card. `aliases.json` has ids of models with the same shapes as another model: `aliases` maps that model's id to
+lists by kind, and `kinds` has the fields that a kind replaces (a dtype, a `quantization_config`, a vocabulary; null removes
+a field).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from axmem_trace.files import read_table
 
 _PACKAGE = "axmem_trace.catalogue"
 _SAME_BASE = 0.95
-"""The similarity of two names, one of which is the other with a suffix (`-Instruct`, `-bnb-4bit`)."""
+"""The similarity of two names if one is the other with a suffix (`-Instruct`, `-bnb-4bit`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,13 +56,13 @@ class Found:
 
 @lru_cache(maxsize=1)
 def load_models() -> dict[str, dict[str, Any]]:
-    """`models.json` and `recalled.json`: id to record. About 5 ms."""
+    """Id -> record, from `models.json` and `recalled.json`. Takes about 5 ms."""
     return {**read_table(_PACKAGE, "models.json"), **read_table(_PACKAGE, "recalled.json")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alias:
-    """An id with the shapes of `of`; `changes` replaces fields of that configuration (`None` removes one)."""
+    """An id of a model with the shapes of `of`. `changes` replaces fields of its configuration (`None` removes one)."""
 
     of: str
     kind: str
@@ -70,7 +71,7 @@ class Alias:
 
 @lru_cache(maxsize=1)
 def load_aliases() -> dict[str, Alias]:
-    """`aliases.json`, inverted: alias to the model that it means."""
+    """Alias -> the model that it means: `aliases.json`, inverted."""
     table = read_table(_PACKAGE, "aliases.json")
     return {
         name: Alias(of=of, kind=kind, changes=table["kinds"][kind])
@@ -81,7 +82,7 @@ def load_aliases() -> dict[str, Alias]:
 
 
 def list_base_models() -> list[CatalogueEntry]:
-    """Every bundled architecture by id, case-insensitively sorted, with the ids that share it."""
+    """Every bundled architecture with the ids that share it, sorted by id without regard to case."""
     aliases: dict[str, list[str]] = {}
     for name, alias in load_aliases().items():
         aliases.setdefault(alias.of, []).append(name)
@@ -102,7 +103,7 @@ def list_base_models() -> list[CatalogueEntry]:
 
 
 def find_in_catalogue(name: str) -> Found | None:
-    """The bundled configuration of an id; upper and lower case are ignored if no id matches exactly."""
+    """The bundled configuration of an id. If no id matches exactly, upper and lower case are ignored."""
     models, aliases = load_models(), load_aliases()
     canonical = name if name in models or name in aliases else _by_folded_id().get(name.casefold(), "")
     if canonical in models:
@@ -124,7 +125,7 @@ def find_in_catalogue(name: str) -> Found | None:
 
 
 def nearest_ids(name: str, count: int = 5) -> list[str]:
-    """Bundled ids that are most similar to `name`, by the part after the slash, then by the whole name."""
+    """The bundled ids that are most similar to `name`: first by the part after the slash, then by the whole name."""
     ids = [*load_models(), *load_aliases()]
     wanted = name.casefold().replace("\\", "/").rstrip("/")
     wanted_part = wanted.rpartition("/")[2]
@@ -159,7 +160,7 @@ def _trust_words(trust: str) -> str:
 
 
 def _caution(record: dict[str, Any], name: str) -> str:
-    """The caution for a configuration that is no copy: how it was made, and how its size compares."""
+    """The caution for a configuration that is not a copy: its origin, and its size compared with the published one."""
     if record["trust"] == "exact json":
         return ""
     parameters, published = record["parameters"], record["published"]
@@ -170,6 +171,6 @@ def _caution(record: dict[str, Any], name: str) -> str:
             f"{abs(parameters / published - 1):.1%} {'more' if parameters > published else 'less'} than published"
         )
     return (
-        f"the bundled config.json of {name} is no copy of the published file, but {_trust_words(record['trust'])}. The "
+        f"the bundled config.json of {name} is not a copy of the published file, but {_trust_words(record['trust'])}. The "
         f"model built from it has {parameters:,} parameters, {compared}; other fields may differ"
     )

@@ -95,7 +95,7 @@ def test_a_configuration_that_is_no_copy_says_so():
     assert find_base_model("Qwen/Qwen3-8B", hub="never").caution == ""
     recalled = find_base_model("01-ai/Yi-6B-Chat", hub="never").caution  # an alias of what is recalled
     # 2 x 64000 x 4096 + 32 x (2 x 4096^2 + 2 x 4096 x 512 + 3 x 4096 x 11008 + 2 x 4096) + 4096 = 6,061,035,520
-    assert "config.json of 01-ai/Yi-6B is no copy" in recalled
+    assert "config.json of 01-ai/Yi-6B is not a copy" in recalled
     assert "written from memory" in recalled
     assert "6,061,035,520 parameters, exactly as published" in recalled
     # 3,029,337,472 / 3,000,000,000 = 1.0098

@@ -173,7 +173,7 @@ def test_old_cards_and_shared_memory_are_said():
     assert "no kernels for it" in " ".join(find_gpu("V100-32GB").remarks)
     assert "no kernels for it" in " ".join(find_gpu("P100").remarks)
     assert find_gpu("T4").remarks == ()
-    assert "no separate memory" in " ".join(find_gpu("GB10").remarks)
+    assert "no memory of its own" in " ".join(find_gpu("GB10").remarks)
 
 
 @pytest.mark.parametrize(("text", "nbytes"), [("24GiB", 24 << 30), ("80GB", 80 * 10**9), (" 8 GiB ", 8 << 30)])
@@ -252,7 +252,7 @@ def test_no_card_at_all_is_an_error(text):
     ],
 )
 def test_other_makers_are_refused_with_a_reason(text, maker):
-    with pytest.raises(ConfigError, match=f"no CUDA GPU; it is made by {maker}: .*(allocator|memory)"):
+    with pytest.raises(ConfigError, match=f"not a CUDA GPU; it is made by {maker}: .*(allocator|memory)"):
         find_gpu(text)
 
 
