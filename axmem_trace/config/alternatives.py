@@ -1,4 +1,4 @@
-"""How older releases ran the same configuration, and alternatives today: recipes whose figures are compared.
+"""Recipes for comparison: how older releases ran the same configuration, and alternatives today.
 
 axolotl until 0.12 passed `load_in_4bit` to `from_pretrained` with any adapter (0.12.2 `loaders/model.py` 520; removed in
 0.13.1). Until 0.13 it ran transformers 4.57, where each expert was a linear layer, which bitsandbytes quantises; 0.14.0
@@ -28,7 +28,7 @@ LINEAR_IN_TRANSFORMERS_4 = frozenset(
     """.split()
 )
 """Model types whose experts were linear layers in transformers 4.57.1 (`models/*/modeling_*.py`: an `nn.ModuleList`). Those
-of aria, dbrx, gpt_oss, granitemoe, jetmoe, llama4 and qwen3_vl_moe were fused already, and later types were not there."""
+of aria, dbrx, gpt_oss, granitemoe, jetmoe, llama4 and qwen3_vl_moe were already fused. 4.57.1 has no later types."""
 UNQUANTISED = "`adapter: lora` with `load_in_4bit: true` is not quantised"
 
 

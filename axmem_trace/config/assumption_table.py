@@ -25,13 +25,13 @@ class Assumption:
     field: str
     """The dotted field of the recipe that the key sets, and that gets the reason."""
     apply: Callable[[Recipe, Any], Recipe] | None = None
-    """If the value is not simply that of the field."""
+    """Given if setting `field` to the value is not enough."""
 
     def apply_to(self, recipe: Recipe, value: Any) -> Recipe:
         """The recipe with this value.
 
         Raises:
-            ValueError: the recipe has no use for the value.
+            ValueError: the value does not apply to this recipe.
         """
         if self.apply is not None:
             return self.apply(recipe, value)
@@ -151,7 +151,7 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     ),
     "gptq_kernel": Assumption(
         "'torch'|'triton'",
-        "what multiplies with GPTQ weights (triton: AutoGPTQ's kernel, which keeps them packed)",
+        "the kernel that multiplies by GPTQ weights (triton: AutoGPTQ's, which keeps them packed)",
         "quantisation.gptq_kernel",
     ),
     "use_reentrant": Assumption("bool", "variant of checkpointing", "checkpointing.use_reentrant"),
@@ -172,7 +172,7 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     ),
     "cross_entropy": Assumption(
         "'torch'|'in_place'",
-        "the kernel of the loss (in_place: the gradient overwrites the logits, as Unsloth's)",
+        "the kernel of the loss (in_place: the gradient overwrites the logits, as in Unsloth)",
         "loss.cross_entropy",
     ),
     "use_cache": Assumption(
@@ -180,22 +180,22 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     ),
     "repeats_kv": Assumption(
         "bool",
-        "keys and values are repeated to all heads for FlashAttention-2, as Mistral's were before transformers 4.48",
+        "keys and values are repeated for all heads before FlashAttention-2, as in Mistral before transformers 4.48",
         "older.repeats_kv",
     ),
     "loading": Assumption(
         "'current'|'before_4_50'",
-        "the order in which weights come to the card (before_4_50: transformers before that)",
+        "the order in which weights are loaded onto the card (before_4_50: as in transformers before 4.50)",
         "older.loading",
     ),
     "mean_keeps_input": Assumption(
         "bool",
-        "backward of a mean keeps what was averaged, as PyTorch's before 2.2 (every RMSNorm has one)",
+        "backward of a mean keeps the mean's input, as in PyTorch before 2.2 (every RMSNorm has a mean)",
         "older.mean_keeps_input",
     ),
     "whole_slices": Assumption(
         "bool",
-        "`:` in an index has a backward of its own, as with PyTorch 2.4 (in the older losses)",
+        "`:` in an index has its own backward operator, as in PyTorch 2.4 (only in the older losses)",
         "older.whole_slices",
     ),
     "holds_outputs": Assumption(
@@ -211,13 +211,13 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     ),
     "prompt_tokens": Assumption(
         COUNT,
-        "tokens of the longest prompt; rows are then prompt and completion long",
+        "tokens of the longest prompt; a row is then as long as prompt and completion together",
         "objective.prompt_tokens",
         _prompt_tokens,
     ),
     "loss_helpers": Assumption(
         "'trl'|'axolotl'|'torch'",
-        "whose code makes log-probabilities of logits (axolotl: its own kernels, until 0.19; torch: TRL's without Triton)",
+        "whose code computes log-probabilities of tokens (axolotl: its own kernels, until 0.19; torch: TRL without Triton)",
         "objective.helpers",
     ),
     "samples_per_row": Assumption(COUNT, "samples in a packed row", "batch.samples_per_row"),
@@ -259,7 +259,7 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
     ),
     "fsdp_loads_on_host": Assumption(
         "bool",
-        "FSDP1: the model waits on the host until its units are made, also with 4 bits, as transformers loads it by itself",
+        "FSDP1: the model stays on the host until its units are created, also in 4 bits (transformers without axolotl)",
         "parallel.fsdp.loads_on_host",
         _fsdp("loads_on_host"),
     ),

@@ -1,6 +1,6 @@
-"""`--assume key=value`: replaces a value that would be derived as axolotl does.
+"""`--assume key=value`: replaces a value that would otherwise be derived by axolotl's rules.
 
-With it the run of another trainer can be described."""
+It can describe a run of another trainer."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MAY_BE_ZERO = ("images_per_row", "added_tokens", "int8_outliers")
 
 
 def apply_assumptions(recipe: Recipe, assumptions: Settings) -> Recipe:
-    """The recipe with what is assumed, and its reasons.
+    """The recipe with the assumed values, and a reason for each.
 
     Raises:
-        ConfigError: an unknown key, or a value that it does not take.
+        ConfigError: an unknown key, or a value that the key does not accept.
     """
     given = dict(parse_settings(assumptions, "--assume"))
     for key in given:
@@ -69,7 +69,7 @@ def _bad_value(key: str, assumption: Assumption, given: Any, why: str = "not a v
 def _unknown(key: str) -> ConfigError:
     near = difflib.get_close_matches(key, ASSUMPTIONS, n=1, cutoff=0.5)
     return ConfigError(
-        problem="nothing of this name can be assumed",
+        problem="`--assume` has no key of this name",
         key=key,
         flag="--assume",
         accepted=", ".join(ASSUMPTIONS),

@@ -1,4 +1,4 @@
-"""`read_recipe`: a configuration to a `Recipe`, step by step."""
+"""`read_recipe`: turns a configuration into a `Recipe`, step by step."""
 
 from __future__ import annotations
 
@@ -107,9 +107,9 @@ def read_recipe(
         config: path of an axolotl YAML file, or its content as a mapping.
         overrides: `--set`: `key=value` with dots for nesting and YAML values, or a mapping.
         assumptions: `--assume`: in the same forms; the keys are those of `ASSUMPTIONS`.
-        gpu: the target card, by name or size, and how many (`4 x A100-40GB`); empty: an unnamed one that computes in bf16.
-        num_gpus: how many of them each machine has; 0: as in `gpu`, else the smallest number for the configuration.
-        num_nodes: how many machines.
+        gpu: the target card, by name or size, and the number of cards (`4 x A100-40GB`); empty: an unnamed card with bf16.
+        num_gpus: the number of cards in each machine; 0: as in `gpu`, else the smallest number for the configuration.
+        num_nodes: the number of machines.
         margin: memory of each card that must stay free, as a size (`1GiB`) or a share (`5%`).
         hub: when the base model's `config.json` may be loaded from the Hugging Face Hub.
         trust_remote_code: allows the base model's own Python code, if the configuration requests it too.
@@ -176,7 +176,7 @@ def _resolve(
 
 
 _UNKNOWN = BaseModel(name="", config={}, source="", directory="", model_type="", text_model_type="")
-"""Used instead of a base model that was not found, so that further errors are found as well."""
+"""Replaces a base model that was not found, so that further errors can be found."""
 
 
 def read_draft(document: Document, overrides: Settings = (), axolotl: str = "") -> Draft:
@@ -207,7 +207,7 @@ def read_draft(document: Document, overrides: Settings = (), axolotl: str = "") 
 
 
 def _derive(draft: Draft, base: BaseModel, gpu: Gpu, parallel: Parallel, *, allow_remote_code: bool) -> Recipe:
-    """Derives each part separately: if one fails, it is reported, and parts that depend on it use its default."""
+    """Derives each part separately. If one fails, the error is recorded, and parts that depend on it use its default."""
     attempt = draft.attempt
     precision = attempt(derive_precision, draft, gpu, base, parallel.engine, default=Precision())
     quantisation = attempt(derive_quantisation, draft, base, precision, default=Quantisation())

@@ -24,7 +24,7 @@ def note_warnings(draft: Draft, recipe: Recipe) -> None:
 def _inexact_base_model(draft: Draft, recipe: Recipe) -> None:
     base = recipe.model.base
     if base.caution:
-        text = f"{base.caution}. Check with --hub, or name a local directory that has the real config.json"
+        text = f"{base.caution}. Check with --hub, or name a local directory with the real config.json"
         draft.note("warning", "base_model", text)
 
 
@@ -43,9 +43,9 @@ def _fp32_residual(draft: Draft, recipe: Recipe) -> None:
     full = recipe.adapter.kind == "none"
     if full and precision.upcast_before and not precision.cast_back and precision.load_dtype != "float32":
         text = (
-            "a full fine-tune with this attention keeps embeddings, head and norms in fp32, and with them the residual "
-            "stream: about a fifth more activations, and 16 bytes per embedding weight. "
-            "`attn_implementation: flash_attention_2` makes it all half precision"
+            "a full fine-tune with this attention keeps embeddings, head and norms in fp32, so the residual stream is fp32 "
+            "too: about a fifth more activations, and 16 bytes per embedding weight. With "
+            "`attn_implementation: flash_attention_2` all of it is in half precision"
         )
         draft.note(
             "warning", "attn_implementation", text, line=draft.line("attn_implementation") or draft.line("base_model")
@@ -58,7 +58,7 @@ def _packing(draft: Draft, recipe: Recipe) -> None:
     asked = draft.get("attn_implementation")
     if asked is None:
         text = (
-            "`sample_packing` with no attn_implementation: samples of a row are not kept apart, and a row keeps its "
+            "`sample_packing` without attn_implementation: the samples of a row attend to each other, and the row keeps its "
             "padding mask. Set `attn_implementation: flash_attention_2` (or `sdpa`)"
         )
         draft.note("warning", "sample_packing", text)
@@ -73,7 +73,7 @@ def _packing(draft: Draft, recipe: Recipe) -> None:
 def _fp16_full_finetune(draft: Draft, recipe: Recipe) -> None:
     precision = recipe.precision
     if recipe.adapter.kind == "none" and precision.grad_scaler and precision.load_dtype == "float16":
-        text = "a full fine-tune with fp16 weights stops at the first step: torch unscales no fp16 gradients"
+        text = "a full fine-tune with fp16 weights fails at the first step: torch cannot unscale fp16 gradients"
         draft.refuse(text, "fp16", remedy="set `bf16: true`")
 
 
@@ -83,8 +83,8 @@ def _frozen_ranges(draft: Draft, recipe: Recipe) -> None:
     ]
     if ranged:
         text = (
-            f"the range in {ranged[0]!r} saves no memory: gradients and optimizer states of the whole parameter are "
-            "kept, and the frozen part is zeroed"
+            f"the range in {ranged[0]!r} saves no memory: the whole parameter has gradients and optimizer states, and "
+            "axolotl sets the gradients of the frozen part to zero"
         )
         draft.note("warning", "unfrozen_parameters", text)
 

@@ -1,4 +1,4 @@
-"""What DeepSpeed's JSON requests that is not in the figures, or that stops the run.
+"""Settings in DeepSpeed's JSON that are not in the figures, or with which the run fails.
 
 Source: deepspeed 0.19.8 `runtime/zero/config.py`, `runtime/config.py`, `runtime/zenflow/`, `runtime/superoffload/`;
 transformers 5.20 `integrations/deepspeed.py` `fill_match`, `trainer_config_finalize`.
@@ -18,7 +18,7 @@ Settings = Mapping[str, Any]
 
 
 class _Missing(NamedTuple):
-    """A setting that is not modelled; `direction`: what the run needs compared with the figures."""
+    """A setting that is not modelled. `direction`: the run needs more or less memory than the figures say."""
 
     is_set: Callable[[Settings], object]
     text: str
@@ -73,7 +73,7 @@ _MISSING = (
 
 
 def note_deepspeed(draft: Draft, recipe: Recipe) -> None:
-    """Adds a note for each setting that is not modelled, and a refusal for each value that stops the run."""
+    """Adds a note for each setting that is not modelled, and a refusal for each value with which the run fails."""
     found = find_settings(draft)
     if found is None or not recipe.parallel.engine.startswith("zero"):
         return
@@ -88,7 +88,7 @@ def note_deepspeed(draft: Draft, recipe: Recipe) -> None:
 
 
 def _refuse_mismatches(draft: Draft, recipe: Recipe, settings: Settings) -> None:
-    """Values that are not "auto" must be those of the configuration, or the Trainer stops."""
+    """Values other than "auto" must be equal to those of the configuration, or the Trainer fails."""
     batch = recipe.batch
     pairs = (
         (
@@ -102,7 +102,7 @@ def _refuse_mismatches(draft: Draft, recipe: Recipe, settings: Settings) -> None
     for key, said, ours in pairs:
         if isinstance(said, int | float) and not isinstance(said, bool) and ours is not None and said != ours:
             draft.refuse(
-                f"`{key}: {said}` of DeepSpeed's JSON is not the configuration's {ours}: the Trainer stops",
+                f"`{key}: {said}` in DeepSpeed's JSON differs from the configuration's {ours}: the Trainer fails",
                 "deepspeed",
                 remedy=f'set `"{key}": "auto"` there',
             )
@@ -116,10 +116,10 @@ def _note_dtype(draft: Draft, recipe: Recipe, settings: Settings) -> None:
     section = "bf16" if dtype == "bfloat16" else "fp16"
     enabled = sub(settings, section).get("enabled")
     if enabled is False:
-        text = f"`{section}.enabled: false` of DeepSpeed's JSON is not the configuration's: the Trainer stops"
+        text = f"`{section}.enabled: false` in DeepSpeed's JSON differs from the configuration: the Trainer fails"
         draft.refuse(text, "deepspeed", remedy='set it to "auto"')
     elif enabled is None:
-        text = f'DeepSpeed\'s JSON has no "{section}": it takes the model for fp32, which is not in the figures'
+        text = f'DeepSpeed\'s JSON has no "{section}": it treats the model as fp32, which is not in the figures'
         draft.note("not_modelled", "deepspeed", text, direction="either")
 
 
@@ -130,12 +130,12 @@ def _warn(draft: Draft, recipe: Recipe) -> None:
         count = 2 if zero.overlaps else 1
         gib = count * zero.reduce_bucket_elements * 2 / 2**30
         text = (
-            f"the buckets that gradients are reduced in take {gib:.1f} GiB on each GPU, whatever is trained "
+            f"the buckets for reducing gradients take {gib:.1f} GiB on each GPU, however few parameters are trained "
             f"({count} x reduce_bucket_size {zero.reduce_bucket_elements:,}): a smaller reduce_bucket_size takes less"
         )
         draft.note("warning", "deepspeed", text)
     if zero.offload_optimizer and zero.forces_cpu_optimizer and not zero.optimizer:
-        text = f"DeepSpeed's optimizer for the CPU steps in place of {optimizer}, because the optimizer is offloaded"
+        text = f"DeepSpeed's CPU optimizer runs instead of {optimizer}, because the optimizer is offloaded"
         draft.note("warning", "optimizer", text)
     if zero.stage == 3:
         _warn_of_stage_3(draft, recipe)
@@ -145,8 +145,8 @@ def _warn_of_stage_3(draft: Draft, recipe: Recipe) -> None:
     zero, checkpointing = recipe.parallel.zero, recipe.checkpointing
     if zero.deepspeed == "0.18.9":
         text = (
-            "ZeRO-3 of DeepSpeed 0.18, which this axolotl takes, fetches weights ahead and casts adapters in another way "
-            "than 0.19, whose order the figures follow"
+            "this axolotl uses DeepSpeed 0.18. Its ZeRO-3 prefetches weights and casts adapters in another way than that of "
+            "0.19, which the figures follow"
         )
         draft.note("not_modelled", "deepspeed", text, direction="either")
     if (
@@ -157,17 +157,17 @@ def _warn_of_stage_3(draft: Draft, recipe: Recipe) -> None:
     ):
         text = (
             "with reentrant checkpointing DeepSpeed 0.19 gathers frozen weights for the recomputation and keeps them until "
-            "backward ends: each GPU holds the whole base then. `gradient_checkpointing_kwargs: {use_reentrant: false}` "
+            "backward ends: each GPU then has the whole base model. `gradient_checkpointing_kwargs: {use_reentrant: false}` "
             "frees them layer by layer"
         )
         draft.note("warning", "gradient_checkpointing", text)
     if recipe.quantisation.method != "none":
-        text = "ZeRO-3 loads the whole quantised model on each GPU and divides it after that; quantisation states stay whole"
+        text = "ZeRO-3 loads the whole quantised model on each GPU and shards it afterwards, except the quantisation states"
         draft.note("warning", "deepspeed", text)
     if zero.overlaps:
         text = (
-            "reserved memory: gathered weights are freed before the GPU is done with them, and the CPU is assumed to be far "
-            "ahead, as if no block were reused within a step. It may be less; PyTorch waits where the card is full"
+            "reserved memory: gathered weights are freed while the GPU still uses them. The CPU is assumed to run so far "
+            "ahead that no such block is reused within a step. The run may reserve less; PyTorch waits if the card is full"
         )
         draft.note("assumed", "deepspeed", text)
     if recipe.objective.method in ("grpo", "gdpo", "ebft"):
@@ -176,7 +176,7 @@ def _warn_of_stage_3(draft: Draft, recipe: Recipe) -> None:
     reference = recipe.objective.reference
     if reference.kind == "precomputed" and not reference.resident_model:
         text = (
-            "TRL computes the reference's log-probabilities in another ZeRO-3 engine around the same model, whose hooks "
-            "and weights that stay whole remain for training: not in the figures"
+            "TRL computes the reference's log-probabilities in a second ZeRO-3 engine around the same model. Its hooks and "
+            "its weights that are not sharded remain during training: not in the figures"
         )
         draft.note("not_modelled", "precompute_ref_log_probs", text, direction="more")

@@ -1,5 +1,5 @@
-"""What a training method does that the author of a configuration may not expect: keys without effect, hidden copies of
-the model, settings with which the trainer stops.
+"""Effects of a training method that the author of a configuration may not expect: keys without effect, hidden copies of
+the model, settings with which the trainer fails.
 
 Source: axolotl 0.21 and 0.19 `core/builders/rl.py`, `core/trainers/{dpo,grpo,ebft}/`, `train.py`; TRL 1.14.1 and 1.9.0
 `trainer/{dpo,kto,grpo}_trainer.py`, `trainer/grpo_config.py`.
@@ -18,11 +18,12 @@ from axmem_trace.recipe.run import VALIDATED_LORA_KERNEL_KEYS
 
 OWN_LOSSES = ("liger_fused_linear_cross_entropy", "liger_cross_entropy", "cut_cross_entropy", "chunked_cross_entropy")
 ADAPTER_OF_TRL = ("dpo", "ipo", "kto")
-"""Methods whose adapter TRL makes, in its trainer."""
+"""Methods whose adapter is created by TRL, in its trainer."""
 
 
 def note_objective(draft: Draft, recipe: Recipe) -> None:
-    """Effects of the method, keys that have none, and settings with which the trainer stops."""
+    """Adds notes on effects of the method and on keys without effect, and refusals for settings with which the trainer
+    fails."""
     objective = recipe.objective
     if not objective.is_preference:
         return
@@ -36,8 +37,8 @@ def note_objective(draft: Draft, recipe: Recipe) -> None:
         _note_rollouts(draft, recipe)
     elif objective.method == "ebft":
         text = (
-            "EBFT's strided mode is not in the figures: it generates by whole forwards and keeps the graphs of all samples; "
-            "the figures are of one supervised step of the same batch shape (the run needs more)"
+            "EBFT's strided mode is not in the figures: it generates with whole forwards and keeps the graphs of all "
+            "samples. The figures are for one supervised step of the same batch shape (the run needs more)"
         )
         draft.note("not_modelled", "rl", text, direction="more")
     if objective.rollouts is not None:
@@ -49,14 +50,14 @@ def _note_reference(draft: Draft, objective: Objective) -> None:
     if reference.dtype == "float32":
         text = (
             f"TRL itself loads the reference of a full fine-tune with `rl: {objective.method}`, in float32: 4 bytes per "
-            "weight, in addition to a copy in the training dtype that axolotl loads first and that is never used"
+            "weight. axolotl has already loaded a copy in the training dtype, which is never used"
         )
         draft.note("warning", "rl", text)
     elif reference.unused_copy:
         text = f"axolotl loads a second copy of the model for `rl: {objective.method}`, which is never used"
         draft.note("warning", "rl", text)
     if reference.kind == "precomputed" and reference.resident_model:
-        text = "the reference model still stays on the GPU: axolotl passes it to the trainer"
+        text = "the reference model stays on the GPU nevertheless: axolotl passes it to the trainer"
         draft.note("warning", "precompute_ref_log_probs", text)
     if objective.method in ADAPTER_OF_TRL and draft.get("lora_model_dir"):
         text = f"with `rl: {objective.method}` the adapter in lora_model_dir is not loaded: a new one is trained"
@@ -67,18 +68,19 @@ def _note_loss(draft: Draft, objective: Objective) -> None:
     method = objective.method
     if method == "simpo" and objective.likelihood and draft.get("cpo_alpha") is None:
         text = (
-            "a log-likelihood of the chosen texts is part of SimPO's loss unless `cpo_alpha: 0` is set: two more copies"
+            "a log-likelihood of the chosen texts is part of SimPO's loss unless `cpo_alpha: 0` is set: it needs two more "
+            "copies of the chosen rows' logits"
         )
-        draft.note("warning", "rl", text + " of the chosen rows' logits")
+        draft.note("warning", "rl", text)
     if method in ("dpo", "ipo") and draft.get("pad_to_multiple_of"):
-        text = "axolotl's collator reads other columns than TRL writes for DPO: the first batch is likely to fail"
+        text = "axolotl's collator reads columns that TRL does not write for DPO: the first batch is likely to fail"
         draft.note("warning", "pad_to_multiple_of", text)
     key = liger_key(draft, objective)
     if key and not objective.chunked:
         text = (
-            f"`{key}` runs a loss of liger-kernel in this release, which is not in the figures: they are of the loss with "
-            "all logits. Liger's makes the logits of one pair at a time, and gradients of the whole head (2 to 4 times its "
-            "size) although the head may be frozen"
+            f"`{key}` runs a loss of liger-kernel in this release, which is not modelled: the figures are with a loss that "
+            "keeps all logits. Liger's loss computes the logits of one pair at a time, and gradients of the whole head (2 "
+            "to 4 times its size) even if the head is frozen"
         )
         draft.note("not_modelled", key, text, line=draft.line(key), direction="either", touches="activations")
 
@@ -101,14 +103,14 @@ def _note_rollouts(draft: Draft, recipe: Recipe) -> None:
     if rollouts.steps_per_generation > 1:
         text = (
             f"{rows * rollouts.steps_per_generation} rows are generated and scored together ({rows} x "
-            f"{rollouts.steps_per_generation} micro-batches): more accumulation takes more memory here"
+            f"{rollouts.steps_per_generation} micro-batches): more gradient accumulation needs more memory here"
         )
         draft.note("ruled", "gradient_accumulation_steps", text)
     if not draft.sub("trl").get("num_generations"):
         text = f"`trl.num_generations` is not set: {rollouts.num_generations} completions of each prompt, TRL's default"
         draft.note("ruled", "trl.num_generations", text, line=draft.line("trl") or draft.line("rl"))
     if recipe.objective.method in GENERATING and not draft.sub("trl").get("reward_funcs"):
-        text = "without `trl.reward_funcs` TRL stops: nothing rewards the completions"
+        text = "without `trl.reward_funcs` TRL fails: nothing rewards the completions"
         draft.note("warning", "trl.reward_funcs", text, line=draft.line("trl") or draft.line("rl"))
     if rollouts.engine == "vllm_colocate":
         given = draft.sub("vllm").get("gpu_memory_utilization") is not None
@@ -118,103 +120,103 @@ def _note_rollouts(draft: Draft, recipe: Recipe) -> None:
 
 
 def _note_shared_reference(draft: Draft, recipe: Recipe) -> None:
-    """TRL 1.14.1 `models/utils.py`: `prepare_fsdp` divides a second model, `prepare_deepspeed` only with ZeRO-3."""
+    """TRL 1.14.1 `models/utils.py`: `prepare_fsdp` shards a second model, `prepare_deepspeed` only with ZeRO-3."""
     if not recipe.objective.reference.resident_model:
         return
     zero = recipe.parallel.zero
     if recipe.parallel.engine == "fsdp2":
         text = (
-            "each GPU keeps its part of the reference, but gathers the whole reference while it scores: TRL makes one FSDP2 "
-            "unit of it"
+            "each GPU keeps its shard of the reference model, but gathers the whole model to compute log-probabilities: TRL "
+            "makes it one FSDP2 unit"
         )
         draft.note("warning", "rl", text)
     elif recipe.parallel.engine in ("ddp", "zero1", "zero2"):
         draft.note("warning", "rl", "each GPU keeps the whole reference model")
     elif recipe.parallel.engine == "zero3" and -1 in (zero.persistence_elements, zero.prefetch_bucket_elements):
         text = (
-            '"auto" in DeepSpeed\'s JSON follows the model for the policy alone: TRL prepares the reference earlier, with '
-            "DeepSpeed's defaults (50,000,000 elements fetched ahead, parameters of up to 100,000 elements whole)"
+            '"auto" in DeepSpeed\'s JSON depends on the model only for the policy: TRL prepares the reference earlier, with '
+            "DeepSpeed's defaults (50,000,000 elements prefetched, parameters of up to 100,000 elements not sharded)"
         )
         draft.note("ruled", "deepspeed", text)
 
 
 def _refuse_in_trl(draft: Draft, objective: Objective) -> None:
-    """Settings with which the trainer certainly stops; the figures are still shown."""
+    """Refuses settings with which the trainer certainly fails; the figures are still shown."""
     method, micro = objective.method, draft.get("micro_batch_size") or 1
     if method == "kto" and micro < 2:
-        problem = "TRL stops: KTO compares with the completion of another row, and a micro batch of 1 has none"
+        problem = "TRL fails: KTO compares with the completion of another row, and a micro batch of 1 has none"
         draft.refuse(problem, "micro_batch_size", remedy="set `micro_batch_size: 2` or more")
     if method == "simpo" and draft.get("simpo_gamma") is None:
-        problem = "the first loss fails: axolotl passes an unset simpo_gamma on as null, and TRL divides it by beta"
+        problem = "the first loss fails: axolotl passes an unset simpo_gamma to TRL as null, and TRL divides it by beta"
         draft.refuse(problem, "rl", remedy="set simpo_gamma, such as 0.5")
     if method == "simpo" and draft.get("warmup_ratio"):
         problem = "axolotl refuses this: warmup_ratio is not supported with rl: simpo"
         draft.refuse(problem, "warmup_ratio", remedy="set warmup_steps")
     if "exo_pair" in objective.loss_types and not objective.label_smoothing:
-        problem = "TRL stops: exo_pair needs label smoothing above 0"
+        problem = "TRL fails: exo_pair needs label smoothing above 0"
         draft.refuse(problem, "dpo_loss_type", remedy="set dpo_label_smoothing, such as 0.001")
     _refuse_liger(draft, objective)
     kernels = [key for key in VALIDATED_LORA_KERNEL_KEYS if draft.get(key)]
     if method in ADAPTER_OF_TRL and kernels and draft.get("adapter") and draft.release.is_before("0.21.0"):
         problem = (
-            f"axolotl stops: it puts {kernels[0]} into the model before TRL has added the adapter (until axolotl 0.20)"
+            f"axolotl fails: it puts {kernels[0]} into the model before TRL has added the adapter (until axolotl 0.20)"
         )
         draft.refuse(problem, kernels[0], remedy="remove it")
 
 
 def _refuse_liger(draft: Draft, objective: Objective) -> None:
-    """TRL's checks of `use_liger_kernel`: what needs logits, and a head that an adapter changes."""
+    """TRL's checks of `use_liger_kernel`: options that need logits, and an adapter on the head."""
     key = liger_key(draft, objective)
     if not key:
         return
     if objective.weighted:
-        problem = f"TRL stops: weighted DPO needs logits, which {key} does not make"
+        problem = f"TRL fails: weighted DPO needs logits, which {key} does not compute"
         draft.refuse(problem, "dpo_use_weighting", remedy="remove one of them")
     if draft.get("adapter") and "lm_head" in (draft.get("lora_target_modules") or ()):
-        problem = f"TRL stops: {key} uses the head's weights directly, and the adapter on lm_head would not be trained"
+        problem = f"TRL fails: {key} uses the head's weights directly, and the adapter on lm_head would not be trained"
         draft.refuse(problem, "lora_target_modules", remedy=f"remove lm_head from them, or {key}")
     if objective.chunked or objective.method in GENERATING:
         return
     if objective.reference.kind == "precomputed":
-        problem = f"TRL stops: {key} does not take precomputed references before TRL 1.14"
+        problem = f"TRL fails: {key} does not support precomputed references before TRL 1.14"
         draft.refuse(problem, "precompute_ref_log_probs", remedy="remove one of them")
     if len(objective.loss_types) > 1:
-        problem = f"TRL stops: {key} takes one loss type before TRL 1.14"
+        problem = f"TRL fails: {key} supports only one loss type before TRL 1.14"
         draft.refuse(problem, "dpo_loss_type", remedy="keep one of them")
 
 
 def _refuse_rollouts(draft: Draft, recipe: Recipe) -> None:
-    """Of GRPO's configuration, what TRL's trainer does not accept."""
+    """Refuses settings of GRPO that TRL's trainer does not accept."""
     trl, rollouts = draft.sub("trl"), recipe.objective.rollouts
     assert rollouts is not None
     if rollouts.num_generations < 2:
-        problem = "TRL stops: the advantage of a completion needs another completion of the same prompt"
+        problem = "TRL fails: the advantage of a completion needs another completion of the same prompt"
         draft.refuse(problem, "trl.num_generations", remedy="set it to 2 or more")
     elif recipe.evaluation.enabled:
         rows = recipe.evaluation.rows * max(1, recipe.parallel.num_gpus)
         if rows % rollouts.num_generations:
             problem = (
-                f"TRL stops: an evaluation batch has {rows} rows (eval_batch_size x GPUs), which is no multiple of the "
+                f"TRL fails: an evaluation batch has {rows} rows (eval_batch_size x GPUs), which is no multiple of the "
                 f"{rollouts.num_generations} completions of each prompt"
             )
             draft.refuse(problem, "eval_batch_size", remedy="make it a multiple of trl.num_generations")
     if trl.get("sync_ref_model") and recipe.objective.method in GENERATING:
         if recipe.objective.reference.kind == "none":
-            problem = "TRL stops: there is no reference to synchronise, because beta is 0"
+            problem = "TRL fails: there is no reference to synchronise, because beta is 0"
             draft.refuse(problem, "trl.sync_ref_model", remedy="set trl.beta, or remove it")
         elif draft.get("adapter"):
-            problem = "TRL stops: with an adapter there is no separate reference model to synchronise"
+            problem = "TRL fails: with an adapter there is no separate reference model to synchronise"
             draft.refuse(problem, "trl.sync_ref_model", remedy="remove it")
     if recipe.parallel.engine == "fsdp2" and recipe.adapter.kind != "none" and rollouts.engine == "transformers":
         problem = (
-            "the first generation fails: peft generates with the model inside its own, and FSDP2 gathers embeddings and "
-            "head only when the outer one is called"
+            "the first generation fails: peft generates with the inner model, but FSDP2 gathers embeddings and head only "
+            "when the outer model is called"
         )
         draft.refuse(problem, "rl", remedy="generate with vLLM (trl.use_vllm), or train without FSDP")
     if recipe.objective.method == "gdpo" and draft.get("adapter"):
         problem = (
-            "TRL stops: with rl: gdpo axolotl passes the adapter's settings on together with a model that has the adapter "
-            "already"
+            "TRL fails: with rl: gdpo axolotl passes it the adapter's settings together with a model that already has the "
+            "adapter"
         )
         draft.refuse(
             problem, "adapter", remedy="use `rl: grpo` with `trl.multi_objective_aggregation: normalize_then_sum`"
@@ -226,7 +228,7 @@ def _refuse_rollouts(draft: Draft, recipe: Recipe) -> None:
         )
         draft.refuse(problem, "context_parallel_size", remedy="remove it")
     if rollouts.engine == "vllm_colocate" and not draft.sub("vllm") and draft.release.is_before("0.21.0"):
-        problem = "axolotl stops: it reads gpu_memory_utilization from the vllm block, and there is none"
+        problem = "axolotl fails: it reads gpu_memory_utilization from the vllm block, and there is none"
         draft.refuse(problem, "trl.vllm_mode", remedy="add `vllm: {gpu_memory_utilization: 0.3}`")
 
 
@@ -240,11 +242,11 @@ def _without_effect(draft: Draft, objective: Objective) -> list[tuple[str, str]]
         if when and value:
             found.append((key, why))
 
-    ignored("max_prompt_len", True, "no trainer gets it")
+    ignored("max_prompt_len", True, "axolotl passes it to no trainer")
     _preference_keys(ignored, objective, adapter=bool(draft.get("adapter")))
     generates = method in GENERATING
-    ignored("trl.generation_kwargs", generates, "axolotl does not pass it on")
-    ignored("trl.chat_template_kwargs", generates, "axolotl does not pass it on")
+    ignored("trl.generation_kwargs", generates, "axolotl does not pass it to TRL")
+    ignored("trl.chat_template_kwargs", generates, "axolotl does not pass it to TRL")
     ignored("trl.sync_ref_model", not (generates or method == "ebft"), "axolotl passes it to GRPO only")
     asynchronous = objective.rollouts is not None and objective.rollouts.asynchronous
     for key in ("replay_buffer_size", "streaming_partial_batch", "prefetch_depth", "vllm_sync_interval"):

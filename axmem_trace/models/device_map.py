@@ -73,7 +73,7 @@ def note_adapter_on_host(model: nn.Module, recipe: Recipe, notes: Notes) -> None
     ]
     if layers:
         text = (
-            f"the run stops in its first backward: {len(layers)} adapted layers are in host memory, and peft puts their "
+            f"the run fails in its first backward: {len(layers)} adapted layers are in host memory, and peft puts their "
             "adapters on the meta device with them (the figures have those adapters on the GPU)"
         )
         remedy = "give the GPU more memory, or adapt only layers that are on it"
@@ -127,7 +127,7 @@ def _note_too_large(model: nn.Module, recipe: Recipe, notes: Notes, represents: 
     if recipe.gpu.is_exceeded(nbytes, share):
         text = (
             f"the weights ({format_bytes(nbytes)}) are more than {share:.0%} of the card's free memory: `device_map: "
-            "auto` would leave modules on the CPU, and the run stops or does not train them. In the figures all of "
+            "auto` would leave modules on the CPU, and the run fails or does not train them. In the figures all of "
             "the model is on the GPU"
         )
         notes.append(Note(kind="warning", key="device_map", text=text, bytes=nbytes))
@@ -135,7 +135,7 @@ def _note_too_large(model: nn.Module, recipe: Recipe, notes: Notes, represents: 
 
 def _refused(recipe: Recipe, problem: str) -> ConfigError:
     return ConfigError(
-        problem=f"the run stops: {problem}",
+        problem=f"the run fails: {problem}",
         key=recipe.placement.key,
         remedy="raise or remove the limit, so that all of the model is on the GPU",
     )

@@ -85,7 +85,7 @@ def _freeze_for_lisa(model: Any, num_layers: int, notes: Notes) -> None:
     layers = next((m for n, m in model.named_modules() if n.endswith("model.layers") or n == "transformer.h"), None)
     if not isinstance(layers, nn.ModuleList):
         text = (
-            "the run stops: LISA looks for `model.layers`, which this model does not have (the figures are without it)"
+            "the run fails: LISA looks for `model.layers`, which this model does not have (the figures are without it)"
         )
         notes.append(RefusalNote(key="lisa_n_layers", text=text, remedy="remove the lisa_* keys"))
         return

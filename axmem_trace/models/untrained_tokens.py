@@ -50,7 +50,7 @@ def fix_untrained_tokens(model: Any, recipe: Recipe, notes: Notes) -> None:
 
 def _stops(why: str, recipe: Recipe) -> ConfigError:
     return ConfigError(
-        problem="axolotl stops: it can't put new parameters into embedding and head",
+        problem="axolotl fails: it can't put new parameters into embedding and head",
         key=_KEY,
         details=(why,),
         remedy="remove fix_untrained_tokens, or leave embedding and head out of the adapter",

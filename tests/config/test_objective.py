@@ -117,7 +117,7 @@ def test_a_generation_serves_the_accumulated_micro_batches() -> None:
         ({"rl": "grpo"}, "completions end after 20 tokens"),
         (
             {"rl": "grpo", "trl": {"reward_funcs": ["org/reward-model"]}},
-            "no configuration of the reward model org/reward-model was found",
+            "the configuration of the reward model org/reward-model was not found",
         ),
         (KTO, "4 bytes per weight"),
         ({"rl": "kto", "dpo_use_liger_kernel": True}, "`dpo_use_liger_kernel` has no effect"),

@@ -123,7 +123,7 @@ def test_offloading_of_fsdp1_is_not_modelled(tmp_path: Path) -> None:
 def test_states_that_rank_0_collects_are_noted(tmp_path: Path, keys: dict[str, Any], noted: bool) -> None:
     sharding = {"fsdp_version": 2, "fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}}
     notes = read(tmp_path, gpus=2, **sharding, **keys).notes
-    assert any("rank 0 collects the optimizer's states" in note.text for note in notes) is noted
+    assert any("rank 0 also collects the optimizer's states" in note.text for note in notes) is noted
 
 
 def test_fsdp_has_no_effect_on_one_gpu(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_an_error_of_set_names_the_flag_and_no_line(tmp_path, setting, start):
     ("options", "start"),
     [
         ({"gpu": "RTX 4091"}, "--gpu RTX 4091: "),
-        ({"assumptions": ["rwos=1"]}, "--assume rwos: nothing of this name"),
+        ({"assumptions": ["rwos=1"]}, "--assume rwos: `--assume` has no key of this name"),
         ({"assumptions": {"rows": "x"}}, "--assume rows: not a value of this key"),
     ],
 )

@@ -39,7 +39,7 @@ def refusals(directory: Path, keys: dict[str, Any], gpus: int, release: str) -> 
     [
         ({**OWN, "gradient_checkpointing": True}, 2, "0.21.0", "activation_checkpointing together with"),
         ({**FSDP1, "fsdp_config": {"reshard_after_forward": True}}, 2, "0.19.0", "KeyError 'TRUE'"),
-        ({"fsdp": ["full_shard", "auto_wrap"]}, 2, "0.19.0", "stops without it"),
+        ({"fsdp": ["full_shard", "auto_wrap"]}, 2, "0.19.0", "fails without it"),
         ({**TP, **FSDP2, "dp_shard_size": 2}, 4, "0.19.0", "2 x 1 is not the number of GPUs, 4"),
         ({"tensor_parallel_size": 2}, 2, "0.21.0", "can't save the optimizer"),
         ({**TP, **FSDP2, "dp_shard_size": 2, "dp_replicate_size": 2}, 8, "0.21.0", "with dp_replicate_size"),

@@ -101,7 +101,8 @@ def test_an_adapter_that_is_elsewhere_and_nothing_to_go_by(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [("[]", "no mapping"), ("{", "can't be read"), ('{"peft_type": "IA3"}', "type IA3")]
+    ("content", "words"),
+    [("[]", "not contain a mapping"), ("{", "can't be read"), ('{"peft_type": "IA3"}', "type IA3")],
 )
 def test_what_is_no_lora_is_refused(tmp_path, content, words):
     directory = save(tmp_path / "a")

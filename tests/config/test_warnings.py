@@ -33,10 +33,10 @@ def notes(tmp_path: Path, text: str, **options) -> list[tuple[str, str, int, str
         (LLAMA + "lora_exclude_modules: [lm_head]\n", "ignored", "lora_exclude_modules", 5, "no effect"),
         (LLAMA + "gradient_chekpointing: true\n", "warning", "gradient_chekpointing", 5, "gradient_checkpointing"),
         (LLAMA + "trl:\n  btea: 1\n", "warning", "trl.btea", 6, "trl.beta"),
-        ("base_model: 01-ai/Yi-6B\n", "warning", "base_model", 1, "no copy of the published file"),
+        ("base_model: 01-ai/Yi-6B\n", "warning", "base_model", 1, "not a copy of the published file"),
         ("base_model: internlm/internlm3-8b-instruct\n", "warning", "base_model", 1, "Check with --hub"),
         (LLAMA, "warning", "attn_implementation", 1, "residual stream"),
-        (LLAMA + PACKED, "warning", "sample_packing", 5, "no attn_implementation"),
+        (LLAMA + PACKED, "warning", "sample_packing", 5, "without attn_implementation"),
         (LLAMA + "unfrozen_parameters: ['lm_head.weight[:9]']\n", "warning", "unfrozen_parameters", 5, "range"),
         (LLAMA + "batch_size: 8\n", "warning", "batch_size", 5, "has no effect"),
         (LLAMA + "deepspeed: elsewhere/mine.json\n", "not_modelled", "deepspeed", 5, "content is unknown"),
@@ -51,12 +51,12 @@ def test_trap_is_reported_with_its_line(tmp_path, text, kind, key, line, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (LLAMA, "no copy of the published file"),
+        (LLAMA, "not a copy of the published file"),
         (LLAMA + QLORA, "is not quantised"),
         (LLAMA + LIGER + "liger_rms_norm: true\n", "plugin is not listed"),
         (LLAMA + "attn_implementation: flash_attention_2\n", "residual stream"),
         (LLAMA + LORA, "residual stream"),
-        (LLAMA + PACKED + "attn_implementation: flash_attention_2\n", "no attn_implementation"),
+        (LLAMA + PACKED + "attn_implementation: flash_attention_2\n", "without attn_implementation"),
     ],
 )
 def test_no_trap_is_reported_where_there_is_none(tmp_path, text, words):

@@ -109,7 +109,7 @@ def test_set_nests_with_dots_and_reads_yaml():
         ("a", "not of the form"),
         ("=1", "not of the form"),
         ("a..b=1", "an empty part"),
-        ("x.y=1", "no mapping"),
+        ("x.y=1", "neither a mapping nor a list"),
         ("a=[1", "not valid YAML"),
     ],
 )

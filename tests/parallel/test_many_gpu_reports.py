@@ -201,7 +201,7 @@ def test_the_reference_is_divided_by_fsdp_alone(tmp_path: Path, keys: dict[str, 
     report = report_of(tmp_path, 2, **keys)
     assert report.resident.reference == resident
     assert not [note for note in report.notes if note.kind == "not_modelled"]
-    gathers = any("gathers the whole reference" in note.text for note in report.notes)
+    gathers = any("gathers the whole model" in note.text for note in report.notes)
     assert gathers is bool(resident and "fsdp_version" in keys)
 
 

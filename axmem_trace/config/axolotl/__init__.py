@@ -1,11 +1,12 @@
-"""What differs between the releases of axolotl, said in this one place.
+"""The differences between the releases of axolotl.
 
-- `releases.py`: the releases that are known, the libraries that each pins, and which one a run is estimated for;
-- `behaviour.py`: what axolotl does by itself, one typed field for each difference, with file and line of its source;
-- `keys.py`: the table of keys as each release has it (`keys.json` has the differences in the row of each key);
-- `changed_figures.py`: keys that many configurations have and that gave another figure in another release.
+- `releases.py`: the known releases, the library versions that each requires, and the choice of one for a run;
+- `behaviour.py`: what axolotl does without a key. Each difference is one typed field, with file and line of its source;
+- `changed_figures.py`: keys that many configurations have, and for which another release needs more or less memory;
+- `embeddings.py`: axolotl's names for the input embedding and the output head.
 
-Rules of refusal say in `config/refusals` from which release, or until which one, they hold (`Rule.since`, `Rule.until`).
+Two kinds of differences are elsewhere. The keys of each release are in `config/document/keys.json`, in the row of each key.
+Each refusal in `config/refusals` names its first and last release (`Rule.since`, `Rule.until`).
 """
 
 from axmem_trace.config.axolotl.behaviour import Behaviour

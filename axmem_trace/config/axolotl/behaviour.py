@@ -1,4 +1,4 @@
-"""What axolotl does by itself, where its releases differ. Each field names its source: file and line of both sides.
+"""What axolotl does without a key, where its releases differ. Each field names file and line in both releases.
 
 Paths are below `axolotl/` of the wheel. Read from the wheels of 0.19.0, 0.20.0 and 0.21.0.
 """
@@ -17,12 +17,12 @@ class Behaviour:
 
     reentrant_checkpointing: bool
     """`gradient_checkpointing: true` alone is reentrant. 0.19.0 and 0.20.0 `utils/config/__init__.py:401` set
-    `use_reentrant: True` where no kwargs are given; 0.21.0 `:470` sets False unless the user named it (True for ZeRO-3
-    alone), and keeps the other kwargs."""
+    `use_reentrant: True` where no kwargs are given. 0.21.0 `:470` keeps the other kwargs, and sets False unless the user
+    has set it; only under ZeRO-3 it sets True."""
     upcasts_embeddings_always: bool
-    """Embeddings and head become fp32 at loading although they are cast back afterwards. 0.19.0 `loaders/model.py:435`;
-    0.20.0 `:608`, 0.21.0 `:616` leave them where the cast back would follow, and take axolotl's own names of them out of
-    peft's k-bit preparation (`:189`, `loaders/patch_manager.py:483`)."""
+    """Embeddings and head become fp32 at loading, although they are cast back afterwards: 0.19.0 `loaders/model.py:435`.
+    0.20.0 `:608` and 0.21.0 `:616` do not cast them if the cast back would follow. They also exclude axolotl's names for
+    them from peft's k-bit preparation (`:189`, `loaders/patch_manager.py:483`)."""
     embeddings_by_model_type_in_kbit: bool
     """The names that k-bit preparation leaves out are those of the model type: 0.20.0 `loaders/patch_manager.py:473`;
     0.19.0 `:467` always takes `embed_tokens` and `lm_head`."""
@@ -34,23 +34,23 @@ class Behaviour:
     0.20.0 `:181`; 0.21.0 `:377` takes `eval_batch_size` times `sequence_len`."""
     evaluates_at_start_always: bool
     """The Trainer evaluates before step 1 whatever the strategy, `no` included. 0.19.0 `core/builders/base.py:530`,
-    0.20.0 `:562`; 0.21.0 `:585` obeys `eval_on_start`, and evaluates never with `eval_strategy: no`."""
+    0.20.0 `:562`. 0.21.0 `:585` obeys `eval_on_start`, and never evaluates with `eval_strategy: no`."""
     liger_head_gradient_is_added: bool
-    """Liger's fused linear loss makes each chunk's gradient of the head in the head's dtype, then in fp32, and adds it:
-    liger-kernel 0.8.1 `ops/fused_linear_cross_entropy.py`, which 0.19.0 and 0.20.0 pin. 0.8.4 (0.21.0) multiplies into
-    the sum, and keeps the logits of one chunk alive instead of two."""
+    """Liger's fused linear loss computes each chunk's gradient of the head in the head's dtype, casts it to fp32, and adds
+    it to a sum: `ops/fused_linear_cross_entropy.py` of liger-kernel 0.8.1, which 0.19.0 and 0.20.0 pin. 0.8.4 (0.21.0)
+    adds the product to the sum in one operator, and keeps the logits of one chunk alive instead of two."""
     lora_kernels_keep_gradient_dtype: bool
     """The fused LoRA kernels return the gradients of A and B in the parameters' dtype: 0.20.0 `kernels/lora.py:30`. In
     0.19.0 they leave the kernel in the dtype of the step."""
     experts_obey_double_quant: bool
-    """`quantize_moe_experts` takes `bnb_config_kwargs.bnb_4bit_use_double_quant`: 0.21.0 `monkeypatch/moe_quant.py:135`.
+    """`quantize_moe_experts` obeys `bnb_config_kwargs.bnb_4bit_use_double_quant`: 0.21.0 `monkeypatch/moe_quant.py:135`.
     0.20.0 (`:134`) and older read a top-level key that the schema drops, so experts are always quantised twice."""
     ties_lora_of_tied_embeddings: bool
     """With `peft_ensure_weight_tying`, the head's A and B are views of the embedding's: 0.21.0 `utils/lora_tying.py`,
     called in `loaders/adapter.py:496`."""
     selective_empty_saves_nothing: bool
     """`selective_checkpointing.save: []` saves nothing: 0.20.0 `monkeypatch/selective_checkpointing.py:109`.
-    0.19.0 (`:188`) takes it for the default, attention."""
+    0.19.0 (`:188`) treats the empty list as the default, attention."""
     selective_sees_varlen: bool
     """`attention` in `selective_checkpointing.save` matches packed SDPA (`torch_attn::_varlen_attn`): 0.21.0
     `monkeypatch/selective_checkpointing.py:81`."""
@@ -61,11 +61,12 @@ class Behaviour:
     dpo_empties_cache: bool
     """After each micro-batch of DPO, `torch.cuda.empty_cache()`: 0.19.0 and 0.20.0 `core/trainers/dpo/trainer.py:101`."""
     colocated_share: float
-    """Of the card, which a colocated vLLM engine takes where nothing is set: 0.9, the default of axolotl's
-    `vllm.gpu_memory_utilization` in 0.19.0 and 0.20.0 (`utils/schemas/vllm.py:26`); 0.21.0 has none, and TRL's is 0.3
-    (`grpo_config.py`, `vllm_gpu_memory_utilization`)."""
+    """The share of the card that a colocated vLLM engine takes if no key sets it. In 0.19.0 and 0.20.0 it is 0.9, the
+    default of axolotl's `vllm.gpu_memory_utilization` (`utils/schemas/vllm.py:26`). 0.21.0 has no default, so TRL's holds:
+    0.3 (`grpo_config.py`, `vllm_gpu_memory_utilization`)."""
     default_fsdp_version: int
-    """`fsdp_config` without `fsdp_version`: 0.19.0 `utils/schemas/validation.py:1231`; 0.20.0 `:1516`, 0.21.0 `:1550`."""
+    """The version of FSDP if `fsdp_config` has no `fsdp_version`: 0.19.0 `utils/schemas/validation.py:1231`; 0.20.0
+    `:1516`, 0.21.0 `:1550`."""
     stages_nf4: bool
     """QLoRA under FSDP with `cpu_ram_efficient_loading` is packed by rank 0 and sent in parts: 0.20.0 and 0.21.0
     `loaders/nf4.py`; 0.19.0 refuses it under FSDP2 (`utils/schemas/validation.py:1266`)."""
@@ -74,7 +75,7 @@ class Behaviour:
     always_listed_plugins: frozenset[str]
     """Plugins that are active without being listed: `BUILTIN_PLUGINS`, 0.20.0 and 0.21.0 `integrations/base.py`."""
     missing_plugin_stops: bool
-    """A listed plugin that cannot be imported ends the run: 0.21.0 `integrations/base.py:464`; before, a warning."""
+    """A listed plugin that cannot be imported ends the run: 0.21.0 `integrations/base.py:464`. Older releases only warn."""
     plugins_may_have_a_colon: bool
     """`module:Class` names a plugin, as `module.Class` does: 0.21.0 `integrations/base.py:56`."""
     whole_layers_on_host: bool

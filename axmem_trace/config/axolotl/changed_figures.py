@@ -1,6 +1,6 @@
 """Figures that another release of axolotl changed by more than a tenth, for keys that many configurations have.
 
-Each change names the release that made it. The report gets a note where the run has the keys and the change is worth it.
+Each change names the release that made it. The report gets a note if the run has the keys and the change is large enough.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`bytes` says how much more the run holds on the side that holds more; 0 where the run has not the keys."""
+    """A difference between two releases: one of them holds `bytes` more memory (0 if the run does not have the keys)."""
 
     since: str
     key: str
     bytes: Callable[[Recipe, int], int]
-    """Of the recipe and the number of elements of the output head, 0 where that is frozen."""
+    """Called with the recipe and the number of elements of the output head (0 if the head is frozen)."""
     newer: str
     """What the releases from `since` on do."""
     older: str
-    """What the ones before do."""
+    """What the releases before it do."""
 
 
 def _kept_by_8bit_layers(recipe: Recipe, head: int) -> int:
@@ -73,14 +73,14 @@ CHANGES = (
         "0.21.0",
         "liger_fused_linear_cross_entropy",
         _through_two_products,
-        "installs liger-kernel 0.8.4, which multiplies the gradient of the head into its sum",
-        "installs liger-kernel 0.8.1, which makes the gradient of the head in two dtypes, chunk by chunk",
+        "installs liger-kernel 0.8.4, which adds the gradient of the head directly to its sum",
+        "installs liger-kernel 0.8.1, which computes the gradient of the head in two dtypes, chunk by chunk",
     ),
 )
 
 
 def note_changed_figures(recipe: Recipe, facts: ModelFacts, peak_bytes: int) -> tuple[Note, ...]:
-    """The changes that move this run's figures by more than a tenth of `peak_bytes`, what is allocated at the most."""
+    """The changes that alter this run's figures by more than a tenth of `peak_bytes`, the largest allocated amount."""
     release = next((each for each in RELEASES if each.version == recipe.axolotl.version), None)
     if release is None:
         return ()
@@ -109,6 +109,6 @@ def _text(change: Change, release: Release) -> str:
     else:
         when, other, own, option = f"until axolotl {before}", change.older, change.newer, before
     return (
-        f"{when} the figure is another one, by more than a tenth: it {other}; axolotl {release.version} {own}. "
+        f"{when} the figure differs by more than a tenth: it {other}; axolotl {release.version} {own}. "
         f"`--axolotl {option}` shows that figure"
     )

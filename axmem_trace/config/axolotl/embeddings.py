@@ -1,4 +1,4 @@
-"""What axolotl calls the input embedding and the output head of a model."""
+"""axolotl's names for the input embedding and the output head of a model."""
 
 from __future__ import annotations
 

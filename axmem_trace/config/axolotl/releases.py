@@ -1,4 +1,4 @@
-"""The releases of axolotl that are known, and which of them a run is estimated for."""
+"""The known releases of axolotl, and the choice of one of them for a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Release:
 
     version: str
     pins: Mapping[str, str]
-    """Distribution -> what it requires of it, as in `==5.20.1`."""
+    """Distribution -> the versions that the release allows, such as `==5.20.1`."""
     behaviour: Behaviour
 
     def is_before(self, version: str) -> bool:
@@ -87,7 +87,7 @@ NEWEST = RELEASES[-1]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chosen:
-    """The release whose rules hold, why, and what a reader must know about it."""
+    """The release whose rules apply, the reason for the choice, and notes for the report."""
 
     release: Release
     reason: Reason
@@ -131,7 +131,8 @@ def installed_version(distribution: str) -> str:
 def _nearest(meant: str) -> Release:
     """The newest release that is not newer than the one meant, else the oldest.
 
-    A development version (`0.22.0.dev0`, a checkout) comes after the release before it; one of a known release is that.
+    A development version of an unknown release (`0.22.0.dev0`, a checkout) is treated as the release before it. A
+    development version of a known release is treated as that release.
     """
     version = _parse(meant)
     base = Version(version.base_version)
@@ -141,7 +142,7 @@ def _nearest(meant: str) -> Release:
 
 
 def _is_it(release: Release, meant: str) -> bool:
-    """`0.20` means 0.20.0: parts that are not given are free."""
+    """`0.20` means 0.20.0: parts of the version that are not given may have any value."""
     wanted = _parse(meant)
     if wanted.is_prerelease or wanted.is_postrelease:
         return False

@@ -10,5 +10,5 @@ optimizer, batch, evaluation    `optimizer`; `micro_batch_size`, `sample_packing
 objective, rollouts          `rl`, `dpo_*`, `reward_model`; `trl`
 hardware, nccl, device_map   the card and the allocator; NCCL's buffers; `device_map`, `max_memory`
 parallelism, fsdp, deepspeed, deepspeed_files    the engine and the mesh; `fsdp_config`; `deepspeed`
-rank_stops                   keys with which a run on several GPUs certainly stops
+rank_stops                   keys with which a run on several GPUs certainly fails
 """

@@ -16,7 +16,7 @@ def derive_adapter(draft: Draft) -> Adapter:
     """`Adapter` from the keys.
 
     Raises:
-        ConfigError: keys are missing without which peft stops (`lora_r`, targets).
+        ConfigError: a key that peft needs is missing (`lora_r`, targets).
     """
     kind = draft.get("adapter")
     if not kind:
@@ -69,7 +69,7 @@ def _with_targets(draft: Draft, saved: SavedAdapter, adapter: Adapter) -> Adapte
     linear = bool(draft.get("lora_target_linear")) and not saved.governs
     if not (targets or parameters or linear or saved.governs):
         raise draft.error(
-            f"`adapter: {adapter.kind}` has no target modules: peft stops",
+            f"`adapter: {adapter.kind}` has no target modules: peft fails",
             "lora_target_modules",
             remedy="set `lora_target_linear: true`, or list lora_target_modules",
         )
@@ -92,7 +92,7 @@ def _dtype(draft: Draft) -> Literal["autocast", "base"]:
 def _alpha(draft: Draft, saved: SavedAdapter, rank: int) -> int:
     alpha = saved.setting(draft, "lora_alpha", "lora_alpha")
     if alpha is None:
-        problem = "the run stops: peft needs `lora_alpha`, which is not set"
+        problem = "the run fails: peft needs `lora_alpha`, which is not set"
         draft.refuse(problem, "lora_alpha", remedy="add `lora_alpha: 16`, for example")
         return rank
     return int(alpha)
@@ -210,7 +210,7 @@ def _llama_adapter(draft: Draft) -> Adapter:
 
 
 def _note_orphans(draft: Draft) -> None:
-    """Warns of LoRA keys in a full fine-tune, if they look intended."""
+    """Warns about LoRA keys in a full fine-tune, if the user seems to expect an effect."""
     keys = [key for key in ("lora_r", "lora_target_modules", "lora_target_linear") if draft.get(key)]
     if keys:
         text = f"`{keys[0]}` has no effect: without `adapter: lora` this is a full fine-tune"

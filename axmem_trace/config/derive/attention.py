@@ -23,13 +23,13 @@ HUB_KERNELS = {
     "kernels-community/flash-attn3": "flash_attention_3",
     "kernels-community/sage-attention": "sage",
 }
-"""Kernels of the Hugging Face Hub for which axolotl knows that they support packing, and the kernel that each is."""
+"""Kernels of the Hugging Face Hub that axolotl lists as supporting packing -> the kernel that each contains."""
 OTHER_HUB_KERNELS = {
     "kernels-community/vllm-flash-attn3": "flash_attention_3",
     "kernels-community/flash-attn4": "flash_attention_4",
 }
 """Kernels of the Hub that transformers knows (`FLASH_ATTN_KERNEL_FALLBACK`, gpt-oss's
-`_compatible_flash_implementations`) and axolotl doesn't: packed rows keep their mask."""
+`_compatible_flash_implementations`) but axolotl does not: packed rows keep their mask."""
 PACKING_KERNELS = frozenset(
     {
         "flash_attention_2",
@@ -74,7 +74,7 @@ def derive_attention(draft: Draft, base: BaseModel, load_dtype: Dtype) -> Attent
     kernel = asked or override or "sdpa"
     if override:
         draft.reason(
-            "attention.kernel", kernel, f"`{MODEL_KWARGS}`: axolotl itself knows of no kernel", key=MODEL_KWARGS
+            "attention.kernel", kernel, f"`{MODEL_KWARGS}`; axolotl's own rules see no kernel", key=MODEL_KWARGS
         )
     elif asked is None:
         draft.reason("attention.kernel", "sdpa", "no key is set: transformers' default", origin="default")
@@ -84,7 +84,7 @@ def derive_attention(draft: Draft, base: BaseModel, load_dtype: Dtype) -> Attent
         kernel = _hub_kernel(draft, kernel)
     elif kernel == "fp8":
         kernel = "sdpa"
-        text = "fp8 attention is not in the figures: they are of SDPA, which it replaces after loading (less memory)"
+        text = "fp8 attention is not in the figures: they are with SDPA, which needs more memory"
         draft.note("not_modelled", "attn_implementation", text, direction="less", touches="activations")
     elif kernel == "sdpa":
         kernel = _sdpa_or_varlen(draft, base, load_dtype)
@@ -127,7 +127,7 @@ def _sdpa_or_varlen(draft: Draft, base: BaseModel, load_dtype: Dtype) -> str:
         return "sdpa"
     if draft.get("attn_implementation") != "sdpa":
         if draft.get("sdpa_varlen"):
-            text = "`sdpa_varlen` needs `attn_implementation: sdpa` for packed rows to lose their mask"
+            text = "`sdpa_varlen` has no effect without `attn_implementation: sdpa`: packed rows keep their mask"
             draft.note("warning", "sdpa_varlen", text)
         return "sdpa"
     obstacle = _varlen_obstacle(base.config)
@@ -136,7 +136,9 @@ def _sdpa_or_varlen(draft: Draft, base: BaseModel, load_dtype: Dtype) -> str:
     if base.model_type in NO_VARLEN_TYPES:
         obstacle = f"axolotl excludes {base.model_type}"
     if obstacle:
-        text = f"sdpa with a block-diagonal mask (sequence x sequence): varlen can't run packed rows, {obstacle}"
+        text = (
+            f"sdpa with a block-diagonal mask (sequence x sequence): varlen can't run packed rows, because {obstacle}"
+        )
         draft.reason("attention.kernel", "sdpa", text, origin="derived")
         return "sdpa"
     text = "`attn_implementation: sdpa` with sample_packing: axolotl installs its variable-length SDPA"

@@ -129,7 +129,7 @@ def _accumulation_of_batch_size(draft: Draft, micro: int) -> int:
     whole = draft.get("batch_size")
     if not whole:
         raise draft.error(
-            "axolotl stops at an empty value without batch_size",
+            "axolotl fails if this value is empty and batch_size is not set",
             "gradient_accumulation_steps",
             remedy="remove the line to get 1",
         )
@@ -161,7 +161,10 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 def padded_length(draft: Draft, length: int) -> int:
-    """Longest row after the collator: `pad_to_multiple_of` is 64, the sequence length under `pad_to_sequence_len`."""
+    """The longest row after the collator has padded it.
+
+    It is a multiple of `pad_to_multiple_of` (by default 64), or of the sequence length under `pad_to_sequence_len`.
+    """
     pad = pads_to_sequence_len(draft)
     if pad:
         whole = _round_up(max(1, draft.get("sequence_len") or 1), _pad_multiple(draft))
@@ -184,9 +187,9 @@ def _packed_shape(draft: Draft, micro: int, length: int) -> tuple[int, int]:
 
 
 def packed_sizes(draft: Draft, micro: int, length: int) -> tuple[int, int, str, str]:
-    """Rows and tokens of each, the reason, and the key that decides.
+    """The number of rows, the tokens of each, the reason, and the key that decides.
 
-    One long row for kernels that support packing, `micro` rows for sdpa, eager and without a key.
+    There is one long row if the kernel supports packing. There are `micro` rows for sdpa, for eager, and if no key is set.
     """
     streams = draft.get("pretraining_dataset") or draft.get("streaming")
     real = draft.get("multipack_real_batches")
@@ -198,7 +201,7 @@ def packed_sizes(draft: Draft, micro: int, length: int) -> tuple[int, int, str, 
         real = not supports_packing(draft)
     if real:
         kernel = draft.get("attn_implementation") or "default"
-        text = f"`{key}`" if key != "sample_packing" else f"packed rows are kept apart under {kernel} attention"
+        text = f"`{key}`" if key != "sample_packing" else f"packed rows are not joined under {kernel} attention"
         return micro, padded_length(draft, length), text, key
     text = "packing joins micro_batch_size * sequence_len tokens into one row"
     if pads_to_sequence_len(draft) is False:

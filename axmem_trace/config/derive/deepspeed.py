@@ -2,7 +2,7 @@
 
 Source: deepspeed 0.19.8 `runtime/zero/config.py` `DeepSpeedZeroConfig`, `runtime/config.py`, `runtime/precision_config.py`
 (defaults; 0.18.9 differs in `check_grad_overflow`); transformers 5.20 `integrations/deepspeed.py`
-`trainer_config_process`, `trainer_config_finalize` (what "auto" becomes).
+`trainer_config_process`, `trainer_config_finalize` (the values that replace "auto").
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _DTYPES: Mapping[str, Dtype] = {"fp32": "float32", "fp16": "float16", "bf16": "b
 def derive_zero(draft: Draft) -> Zero:
     """`Zero` from the key `deepspeed`; stage 0 if it is not given, or has no ZeRO settings.
 
-    A file that is not here, with the name of one of axolotl's files, is assumed to be that one.
+    If the file is not here but has the name of one of axolotl's files, it is assumed to be axolotl's.
     """
     found = find_settings(draft)
     return _make_zero(draft, *found) if found is not None else Zero()
 
 
 def find_settings(draft: Draft) -> tuple[Mapping[str, Any], str] | None:
-    """The content of DeepSpeed's JSON, and where it is from; None without one, or if the content is unknown."""
+    """The content of DeepSpeed's JSON and its origin; None if there is no JSON or its content is unknown."""
     value = draft.get("deepspeed")
     if isinstance(value, Mapping):
         return value, "the configuration"

@@ -1,5 +1,6 @@
-"""The files that `axolotl fetch deepspeed_configs` downloads, as far as they move memory. Source: axolotl 0.19
-`deepspeed_configs/`; no later release changes them."""
+"""The files that `axolotl fetch deepspeed_configs` downloads: only the settings that affect memory.
+
+Source: axolotl 0.19 `deepspeed_configs/`; no later release changes them."""
 
 from __future__ import annotations
 

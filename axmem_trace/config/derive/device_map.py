@@ -13,7 +13,7 @@ from axmem_trace.recipe.recipe import Placement
 
 _AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
 _CPU_LIMIT = "256GiB"
-"""What axolotl gives the host under `gpu_memory_limit`."""
+"""axolotl's limit for the host's memory under `gpu_memory_limit`."""
 
 
 def derive_placement(draft: Draft, num_gpus: int) -> Placement:

@@ -11,7 +11,8 @@ from axmem_trace.recipe.recipe import Batch, Evaluation
 
 
 def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
-    """`Evaluation`: if axolotl evaluates, it also evaluates before the first step, unless `eval_on_start` is false.
+    """`Evaluation` from the keys. If axolotl evaluates, it also evaluates before the first step, unless `eval_on_start` is
+    false.
 
     The Trainer keeps no logits (`prediction_loss_only`), because axolotl sets no `compute_metrics`.
     """
@@ -49,8 +50,11 @@ def derive_evaluation(draft: Draft, batch: Batch) -> Evaluation:
 
 
 def _generated(draft: Draft, rows: int, row_tokens: int) -> tuple[int, int]:
-    """Rows at once and tokens of each: axolotl `utils/callbacks/__init__.py` `CausalLMBenchEvalCallback`, whose prompts
-    are at most as long as a row, and `utils/generation/sft.py` `generate_samples`, which uses a part of one row."""
+    """Rows that are generated at once, and tokens of each.
+
+    Source: axolotl `utils/callbacks/__init__.py` `CausalLMBenchEvalCallback`, whose prompts are at most as long as a row;
+    `utils/generation/sft.py` `generate_samples`, which uses a part of one row as the prompt.
+    """
     if draft.get("do_causal_lm_eval"):
         new = draft.get("eval_max_new_tokens") or 128
         text = "prompts are assumed to be as long as a row; the key-value cache and the last logits are counted"
@@ -65,7 +69,10 @@ def _generated(draft: Draft, rows: int, row_tokens: int) -> tuple[int, int]:
 
 
 def _packed_evaluation(draft: Draft, batch: Batch, rows: int) -> tuple[int, int]:
-    """Rows and tokens of each. Until 0.20.0 the training batch's; then those of `rows` samples of `sequence_len`."""
+    """The number of rows and the tokens of each.
+
+    Until 0.20.0 they are those of the training batch; later, those of `rows` packed samples of `sequence_len` tokens.
+    """
     if draft.release.behaviour.packed_evaluation_uses_train_batch:
         return batch.rows, batch.row_tokens
     return packed_sizes(draft, rows, draft.get("sequence_len") or 512)[:2]

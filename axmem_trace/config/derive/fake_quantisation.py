@@ -37,7 +37,7 @@ def derive_fake_quantisation(draft: Draft) -> FakeQuantisation | None:
     embeddings = bool(block.get("quantize_embedding"))
     if embeddings and weight == "float8":
         raise draft.error(
-            "axolotl refuses this: embeddings have no activations, and only fp8 weights is no valid combination",
+            "axolotl refuses this: embeddings have no activations, and fp8 weights need fp8 activations",
             "qat.quantize_embedding",
             remedy="set `quantize_embedding: false`",
         )
@@ -53,8 +53,8 @@ def _name(value: object) -> str:
 def _note_others(draft: Draft, weight: str) -> None:
     if weight == "nvfp4":
         text = (
-            "torchao 0.17 knows no fake quantisation for axolotl's NVFP4 configuration (NVFP4WeightOnlyConfig): the run "
-            "stops when the model has been loaded. The figures are without fake quantisation"
+            "torchao 0.17 has no fake quantisation for axolotl's NVFP4 configuration (NVFP4WeightOnlyConfig): the run "
+            "fails after the model is loaded. The figures are without fake quantisation"
         )
         draft.refuse(text, "qat", remedy="use another weight_dtype, such as int4")
         return

@@ -1,4 +1,6 @@
-"""What is frozen. Source: axolotl `train.py` (`unfrozen_parameters`), `utils/callbacks/lisa.py`, `integrations/spectrum`."""
+"""Which parameters are frozen.
+
+Source: axolotl `train.py` (`unfrozen_parameters`), `utils/callbacks/lisa.py`, `integrations/spectrum`."""
 
 from __future__ import annotations
 

@@ -11,18 +11,18 @@ from axmem_trace.recipe.parallel import Fsdp
 
 
 def requests_fsdp(draft: Draft) -> bool:
-    """FSDP of either version, as axolotl's validators see it; `uses_fsdp` is what its loader sees."""
+    """True if axolotl's validators see FSDP, of either version. `uses_fsdp` says whether axolotl's loader sees it."""
     return bool(draft.get("fsdp") or draft.get("fsdp_config"))
 
 
 def fsdp_version(draft: Draft) -> int:
-    """The version in the keys, or the one filled in with the old names; else axolotl's default."""
+    """The version in the keys, or the one that was set when old names of keys were replaced; else axolotl's default."""
     default = draft.release.behaviour.default_fsdp_version
     return int(draft.get("fsdp_version") or draft.sub("fsdp_config").get("fsdp_version") or default)
 
 
 def derive_fsdp(draft: Draft, version: int) -> Fsdp:
-    """`Fsdp` from `fsdp_config`; mixed precision follows bf16 and fp16, and nothing else.
+    """`Fsdp` from `fsdp_config`; mixed precision depends only on bf16 and fp16.
 
     FSDP1 is always FULL_SHARD in axolotl: its strategy and its prefetch cannot be set (`setup_fsdp_envs`).
     """
@@ -55,7 +55,7 @@ def derive_fsdp(draft: Draft, version: int) -> Fsdp:
 
 
 def shards_qlora(draft: Draft) -> bool:
-    """`qlora_sharded_model_loading`, which is on by itself for QLoRA with `cpu_ram_efficient_loading`."""
+    """`qlora_sharded_model_loading`, which axolotl switches on for QLoRA with `cpu_ram_efficient_loading`."""
     asked = draft.get("qlora_sharded_model_loading")
     if asked is not None:
         return bool(asked)
@@ -64,9 +64,10 @@ def shards_qlora(draft: Draft) -> bool:
 
 
 def _saves_whole(draft: Draft, version: int) -> bool:
-    """A checkpoint, or the model at the end, is one whole state dict: of an adapter the end saves that alone.
+    """True if a checkpoint or the final model is saved as one whole state dict.
 
-    Without a type FSDP1 saves whole, and FSDP2 its parts (accelerate 1.15 `utils/dataclasses.py:2049`).
+    With an adapter, FSDP2 saves only the adapter at the end. Without a state dict type, FSDP1 saves the whole state and
+    FSDP2 saves shards (accelerate 1.15 `utils/dataclasses.py:2049`).
     """
     config = draft.sub("fsdp_config")
     checkpoint = str(config.get("state_dict_type") or ("FULL_STATE_DICT" if version == 1 else "SHARDED_STATE_DICT"))
@@ -77,7 +78,7 @@ def _saves_whole(draft: Draft, version: int) -> bool:
 
 
 def _half(draft: Draft) -> Dtype | Literal[""]:
-    """accelerate `set_mixed_precision`: the Trainer's mixed precision. Without any, parameters stay as stored."""
+    """The dtype of the Trainer's mixed precision (accelerate `set_mixed_precision`); empty: parameters stay as stored."""
     if draft.get("bf16") or draft.get("bfloat16"):
         return "bfloat16"
     return "float16" if draft.get("fp16") else ""

@@ -12,11 +12,11 @@ from axmem_trace.recipe.recipe import Allocator, Gpu
 from axmem_trace.units import parse_margin
 
 AXOLOTL_ALLOC_CONF = "expandable_segments:True"
-"""What axolotl sets with torch 2.9 and later, unless the user has set the variable."""
+"""The value that axolotl sets with torch 2.9 and later, unless the user has set the variable."""
 
 
 def read_count(gpu: str, num_gpus: int) -> tuple[int, str]:
-    """How many cards, and which: `4 x A100-40GB` says both.
+    """The number of cards and the card's name: `4 x A100-40GB` has both.
 
     >>> read_count("4 x A100-40GB", 0)
     (4, 'A100-40GB')
@@ -30,13 +30,13 @@ def read_count(gpu: str, num_gpus: int) -> tuple[int, str]:
     if not count:
         return num_gpus, gpu
     if num_gpus not in (0, count):
-        problem = f"--gpu {gpu} and --gpus {num_gpus} say different numbers"
+        problem = f"--gpu {gpu} and --gpus {num_gpus} name different numbers of cards"
         raise ConfigError(problem=problem, key="--gpu", remedy="give the number once")
     return count, name
 
 
 def derive_gpu(gpu: str, num_gpus: int) -> Gpu:
-    """The card, by name or size; without one, an unnamed card without a size, of the usual generation.
+    """The card with this name or size. If `gpu` is empty: `UNNAMED_GPU`, which has no size.
 
     Raises:
         ConfigError: no such card.
@@ -64,7 +64,7 @@ def derive_margin(margin: str, gpu: Gpu) -> Gpu:
     except (ValueError, OverflowError) as error:
         raise ConfigError(problem=str(error), key="--margin", accepted="1GiB, 512MiB, 5%") from None
     if not gpu.memory_bytes:
-        problem = f"--margin {margin} is memory of a card that must stay free, and no card was named"
+        problem = f"--margin {margin} is memory that must stay free on the card, but no card was named"
         raise ConfigError(problem=problem, key="--margin", remedy="name the card with --gpu (gpu=)")
     return replace(gpu, margin_bytes=nbytes or round(share * gpu.memory_bytes), margin_share=share)
 
@@ -76,7 +76,7 @@ def derive_allocator(draft: Draft) -> Allocator:
     (c10/cuda/CUDAAllocatorConfig.h). An empty value of either means PyTorch's defaults.
 
     Raises:
-        ConfigError: the variable holds what PyTorch would refuse.
+        ConfigError: PyTorch would refuse the variable's value.
     """
     from axmem_trace.allocator.conf import parse_alloc_conf
 

@@ -27,7 +27,10 @@ def derive_kernels(draft: Draft, base: BaseModel, row_tokens: int) -> Kernels:
         draft.reason("kernels.tiled_mlp_shards", shards or default, text, key="tiled_mlp_num_shards" if shards else "")
         shards = shards or default
         if draft.get("tiled_mlp_use_original_mlp") is False:
-            text = "a compiled MLP runs inside the tiles; here the plain one: it keeps more while a tile is computed"
+            text = (
+                "axolotl runs a compiled MLP inside the tiles; the figures are with the uncompiled one, which keeps more "
+                "memory while a tile is computed"
+            )
             draft.note("not_modelled", "tiled_mlp_use_original_mlp", text, direction="less", touches="activations")
     return Kernels(
         liger=_liger(draft, base),

@@ -15,7 +15,7 @@ from axmem_trace.recipe.recipe import Batch, Recipe
 
 
 def derive_lengths(draft: Draft, batch: Batch) -> RowLengths:
-    """`RowLengths` from the keys; what samples are long is in no key."""
+    """`RowLengths` from the keys. No key says how long the samples are."""
     if draft.get("rl"):
         multiple = draft.get("pad_to_multiple_of") if draft.get("rl") in ("orpo", "simpo") else 0
         return RowLengths(collation="longest", multiple=int(multiple or 1))
@@ -26,7 +26,7 @@ def derive_lengths(draft: Draft, batch: Batch) -> RowLengths:
         return RowLengths(collation="packed" if draft.get("sample_packing") else "joined")
     multiple = 1 if pads is False else draft.get("pad_to_multiple_of") or DEFAULT_PAD_MULTIPLE
     if draft.get("processor_type") and not is_paired(draft):
-        multiple = 1  # axolotl's multimodal collator gets neither key
+        multiple = 1  # axolotl passes neither padding key to its multimodal collator
     return RowLengths(collation="longest", multiple=int(multiple))
 
 
@@ -62,10 +62,10 @@ def assume_lengths(recipe: Recipe, value: Any) -> Recipe:
 
 
 def read_lengths(text: str) -> list[int]:
-    """Whole numbers, with anything but digits between them: a JSON list, or one number a line.
+    """The whole numbers in a JSON list, or in a text with one number a line.
 
     Raises:
-        ValueError: something else is in the text.
+        ValueError: the text contains anything else.
 
     >>> read_lengths("[512, 80]"), read_lengths("512\\n80\\n")
     ([512, 80], [512, 80])
@@ -84,7 +84,7 @@ def _with_samples(recipe: Recipe, samples: list[int], source: str) -> Recipe:
         most //= max(1, recipe.batch.samples_per_row)
     kept = tuple(each for each in samples if 1 <= each <= most)
     if not kept:
-        raise ValueError(f"no length is from 1 to {most}")
+        raise ValueError(f"no length is in the range from 1 to {most}")
     dropped = len(samples) - len(kept)
     text = f"{source}, {len(kept)} samples" + (f", {dropped} longer ones dropped" if dropped else "")
     return replace(recipe, lengths=replace(recipe.lengths, samples=kept, asked=True, source=text))

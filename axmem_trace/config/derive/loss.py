@@ -56,20 +56,21 @@ def _diffusion(draft: Draft) -> Loss:
     """The plugin has its own trainer, which passes no labels to the model: no fused loss is used.
 
     Raises:
-        ConfigError: FlashAttention, for which transformers would unpad by a mask of four dimensions.
+        ConfigError: FlashAttention, because transformers cannot unpad rows with a mask of four dimensions.
     """
     draft.reason("loss.path", "diffusion", "the diffusion plugin's trainer", key="plugins", origin="derived")
     kernel = str(draft.get("attn_implementation") or "")
     if kernel.startswith("flash_attention"):
         raise draft.error(
-            "the run stops in its first forward: diffusion training passes a mask of rows x 1 x tokens x tokens, and "
-            "transformers' flash attention unpads by a mask of rows x tokens",
+            "the run fails in its first forward: diffusion training passes a mask of rows x 1 x tokens x tokens, but "
+            "transformers' flash attention needs a mask of rows x tokens to remove the padding",
             "attn_implementation",
             remedy="set `attn_implementation: sdpa`, or eager",
         )
     text = (
-        "diffusion masks a random part of each row: the figures are of a step in which all tokens are masked, which a "
-        "long run comes close to; a mask token that the tokenizer lacks, and the generated samples, are not counted"
+        "diffusion masks a random part of each row: the figures are for a step in which all tokens are masked, and some "
+        "step of a long run comes close to that. Not counted: the mask token that axolotl may add to the tokenizer, and "
+        "generated samples"
     )
     draft.note("assumed", "plugins", text)
     return Loss(path="diffusion")

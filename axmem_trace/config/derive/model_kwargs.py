@@ -21,8 +21,8 @@ _WITHOUT_MEMORY = frozenset(
 
 
 def attention_override(draft: Draft) -> Any:
-    """The kernel with which the model is loaded if `attn_implementation` is not given. axolotl itself does not know it, so
-    packing and casts are those without a kernel."""
+    """The kernel with which the model is loaded if `attn_implementation` is not given. axolotl's own rules do not see it:
+    packing and casts are as if no kernel was set."""
     return draft.sub(KEY).get("attn_implementation") if draft.get("attn_implementation") is None else None
 
 

@@ -1,9 +1,9 @@
-"""NCCL's memory on each GPU, outside PyTorch's allocator: buffers of each communicator, from its first exchange on.
+"""NCCL's memory on each GPU, outside PyTorch's allocator. Each communicator has buffers from its first exchange on.
 
-By NCCL 2.30 (`src/init.cc`, `src/transport/p2p.cc`, `src/transport/nvls.cc`): a ring's channel has buffers of 9.2 MiB in
-all, mapped as 10 MiB to receive and 2 MiB to send; cards that are joined by an NVSwitch get 24 channels. From Hopper on, the
-switch itself adds up (NVLS), which needs 256 MiB more. Trees, other algorithms, `NCCL_*` variables and versions change
-it: the bytes added here are assumed, and are never part of what PyTorch counts.
+Source: NCCL 2.30 (`src/init.cc`, `src/transport/p2p.cc`, `src/transport/nvls.cc`). A channel of a ring has buffers of 9.2
+MiB in total, mapped as 10 MiB to receive and 2 MiB to send. Cards that are connected by an NVSwitch get 24 channels. From
+Hopper on, the switch itself can compute sums (NVLS), which needs 256 MiB more. Trees, other algorithms, `NCCL_*` variables
+and other versions need other amounts: the bytes added here are assumed. PyTorch never counts them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def derive_nccl_bytes(draft: Draft, gpu: Gpu, parallel: Parallel) -> int:
     each, groups = bytes_of_communicator(gpu), name_communicators(parallel)
     text = (
         f"NCCL's buffers: {format_bytes(each)} on each GPU for each of {len(groups)} communicator(s) ({', '.join(groups)}), "
-        "by this card's usual links; in nvidia-smi, not in what PyTorch counts. NCCL_NVLS_ENABLE=0 and fewer channels "
-        "(NCCL_MAX_NCHANNELS) lower it"
+        "assumed from this card's usual links. nvidia-smi shows them, PyTorch does not count them. NCCL_NVLS_ENABLE=0 and "
+        "fewer channels (NCCL_MAX_NCHANNELS) reduce them"
     )
     draft.note("assumed", "nccl", text)
     return each * len(groups)
@@ -49,8 +49,9 @@ def bytes_of_communicator(gpu: Gpu) -> int:
 
 
 def name_communicators(parallel: Parallel) -> tuple[str, ...]:
-    """The groups of ranks that exchange: that of all, and one for each further axis of a mesh; DeepSpeed clones the first
-    (`deepspeed/utils/groups.py`, `_clone_world_group`).
+    """The groups of ranks that communicate: the group of all ranks, and one for each further axis of the mesh.
+
+    DeepSpeed also clones the group of all ranks (`deepspeed/utils/groups.py`, `_clone_world_group`).
 
     >>> from axmem_trace.recipe.parallel import Mesh
     >>> name_communicators(Parallel(engine="tensor", num_gpus=8, mesh=Mesh(shard=4, tensor=2)))

@@ -23,10 +23,10 @@ CHUNKED = {"dpo": "dpo_use_liger_kernel", "ipo": "dpo_use_liger_kernel"}
 DROPOUT_OFF = (*PAIRED, "kto", "reward", "process_reward")
 """TRL's `disable_dropout` is on by default (`trainer/utils.py` `disable_dropout_in_model`); in GRPO it is off."""
 LABELLED = ("supervised", "process_reward", "ebft")
-"""Methods whose model gets labels and computes the loss."""
+"""Methods that pass labels to the model, which then computes the loss."""
 BFLOAT16_ADAPTERS = ("dpo", "ipo", "kto", "grpo", "gdpo", "reward", "process_reward")
-"""TRL casts all trained weights on a 4-bit or 8-bit base to bf16 (`dpo_trainer.py`, `_is_quantized_model`). ORPO and SimPO
-get no `peft_config`, and do not."""
+"""TRL casts all trained weights on a 4-bit or 8-bit base to bf16 (`dpo_trainer.py`, `_is_quantized_model`). It does not for
+ORPO and SimPO, because axolotl passes them no `peft_config`."""
 
 
 def find_method(draft: Draft) -> Method:
@@ -83,12 +83,12 @@ def derive_objective(draft: Draft, row_tokens: int, num_gpus: int) -> Objective:
 
 
 def generates(draft: Draft, method: Method) -> bool:
-    """TRL's GRPO trainer, or one made of it, trains on completions that it generates."""
+    """True if the trainer is TRL's GRPO trainer or a subclass, which trains on completions that it generates."""
     return method in GENERATING or (method == "ebft" and draft.sub("ebft").get("mode") != "strided")
 
 
 def is_labelled(objective: Objective) -> bool:
-    """The model gets labels and computes the loss."""
+    """True if the model gets labels and computes the loss."""
     return objective.method in LABELLED and objective.rollouts is None
 
 
@@ -104,7 +104,7 @@ def _features(draft: Draft) -> Features:
 
 
 def _is_liger(draft: Draft, method: Method) -> bool:
-    """Log-probabilities without logits are requested. Asynchronous GRPO has a way of its own, and makes logits."""
+    """True if the keys request log-probabilities without logits. Asynchronous GRPO always computes logits."""
     trl = draft.sub("trl")
     if method in GENERATING:
         return bool(trl.get("use_liger_loss")) and not (trl.get("async_prefetch") or trl.get("use_data_producer"))
@@ -112,7 +112,7 @@ def _is_liger(draft: Draft, method: Method) -> bool:
 
 
 def adapter_of_trainer(adapter: Adapter, objective: Objective, quantisation: Quantisation) -> Adapter:
-    """The adapter as the trainer leaves it: its dropout set to 0, its dtype over a quantised base."""
+    """The adapter after the trainer has changed it: its dropout may become 0, and its dtype bf16 over a quantised base."""
     if objective.method in DROPOUT_OFF:
         adapter = replace(adapter, dropout=0.0)
     cast = objective.method in BFLOAT16_ADAPTERS or objective.features is not None
@@ -133,7 +133,7 @@ def _method_key(draft: Draft) -> str:
 
 
 def _beta(draft: Draft, default: float) -> float:
-    """axolotl `core/builders/rl.py` `_build_training_arguments`: one key after the other, the same for all methods."""
+    """The first of four keys that is set, for all methods (axolotl `core/builders/rl.py` `_build_training_arguments`)."""
     given = (draft.sub("trl").get("beta"), draft.get("rl_beta"), draft.get("dpo_beta"), draft.get("orpo_alpha"))
     return float(next((value for value in given if value is not None), default))
 
@@ -145,7 +145,7 @@ def _loss_types(draft: Draft, method: Method) -> tuple[str, ...]:
 
 
 def _reference(draft: Draft, method: Method) -> Reference:
-    """Where the reference's log-probabilities come from, and what is on the GPU for them."""
+    """Where the reference's log-probabilities come from, and which model is on the GPU to compute them."""
     adapter = bool(draft.get("adapter"))
     if method in ("dpo", "ipo"):
         reference = _reference_of_dpo(draft, adapter)
@@ -177,7 +177,7 @@ def _describe(reference: Reference) -> str:
 
 
 def _loaded_by_trl() -> Reference:
-    """TRL itself loads one in fp32 (`create_model_from_path`); the model that axolotl loaded before is never used."""
+    """TRL itself loads a reference in fp32 (`create_model_from_path`); the reference that axolotl loaded is never used."""
     return Reference(kind="model", dtype="float32", resident_model=True, unused_copy=True)
 
 
@@ -207,13 +207,13 @@ def _note_lengths(draft: Draft, method: Method, prompt: int, completion: int) ->
         return
     if generates(draft, method):
         text = (
-            f"rows are assumed to be prompts of {prompt} tokens and completions of {completion}: the longest prompt of the "
-            "data decides, and no key limits it, `sequence_len` neither. Set what you know: --assume prompt_tokens=... "
-            "completion_tokens=..."
+            f"rows are assumed to be prompts of {prompt} tokens and completions of {completion}. In the run, the longest "
+            "prompt of the data decides: no key limits it, not even `sequence_len`. If you know the lengths, set --assume "
+            "prompt_tokens=... completion_tokens=..."
         )
     else:
         text = (
-            f"half of each row, {completion} tokens, is assumed to be completion: more of it means larger copies of logits "
-            "for what the trainer logs. Set what you know: --assume completion_tokens=..."
+            f"half of each row, {completion} tokens, is assumed to be completion. A longer completion means larger copies "
+            "of logits for the values that the trainer logs. If you know the length, set --assume completion_tokens=..."
         )
     draft.note("assumed", "rl", text)

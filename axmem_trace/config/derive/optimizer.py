@@ -11,7 +11,7 @@ from axmem_trace.recipe.recipe import Optimizer
 from axmem_trace.recipe.run import Implementation
 
 TORCH_FOREACH = ("adamw_torch", "sgd", "adagrad", "rmsprop", "adopt_adamw", "adamc")
-"""Optimizers that step with torch's `foreach` kernels on CUDA, which is torch's own choice."""
+"""Optimizers that step with torch's `foreach` kernels on CUDA, by torch's own default."""
 OPTIMIZER_NAMES = frozenset(
     """
     adamw_torch adamw_torch_fused adamw_hf adamw_apex_fused adamw_anyprecision adafactor adamw_torch_4bit
@@ -34,7 +34,7 @@ UNAVAILABLE = {
     "adamw_torch_npu_fused": ("it runs on Ascend NPUs, not on CUDA", "adamw_torch_fused"),
     "lion_pytorch": ("axolotl removed it", "lion_32bit"),
 }
-"""Why a run with the name stops, and the optimizer to use instead."""
+"""Name -> why a run with it fails, and the optimizer to use instead."""
 RETIRED = {
     "adamw_hf": "transformers 5 has removed its own AdamW, so axolotl 0.19 fails on the name",
     "adamw_apex_fused": "transformers 5 has removed apex's FusedAdam, so axolotl 0.19 fails on the name",
@@ -94,7 +94,7 @@ def _name(draft: Draft) -> str:
     draft.reason_of_key("optimizer.name", name, "optimizer")
     if name == "muon_8bit":
         text = (
-            "`optimizer: muon_8bit` is not in the figures: they are with muon, whose momentum has the gradient's dtype; "
+            "`optimizer: muon_8bit` is not modelled: the figures are with muon, whose momentum has the gradient's dtype; "
             "muon_8bit keeps it as 1 byte per weight between steps (axolotl 0.21 `utils/optimizers/muon_8bit.py`)"
         )
         draft.note("not_modelled", "optimizer", text, direction="less")

@@ -32,8 +32,8 @@ def derive_parallel(draft: Draft, gpus: int, nodes: int = 1) -> Parallel:
     """`Parallel` from the keys and from the number of GPUs on the command line.
 
     Args:
-        gpus: on each machine; 0: not given.
-        nodes: machines.
+        gpus: the number of GPUs on each machine; 0: not given.
+        nodes: the number of machines.
 
     Raises:
         ConfigError: the product of the sizes is not the number of GPUs, or no engine supports them.
@@ -63,8 +63,12 @@ def derive_parallel(draft: Draft, gpus: int, nodes: int = 1) -> Parallel:
 
 
 def _named_engine(draft: Draft, zero: Zero) -> Engine:
-    """The engine with more than one GPU: transformers divides the model while it is loaded, and axolotl's FSDP finds it
-    divided (`fsdp2_prepare_model`); FSDP before DeepSpeed (`prepare_optim_env`); DDP if nothing is configured."""
+    """The engine of a run with more than one GPU.
+
+    Tensor parallelism comes first: transformers shards the model while it is loaded, and axolotl's FSDP gets a model that is
+    already sharded (`fsdp2_prepare_model`). FSDP comes before DeepSpeed (`prepare_optim_env`). DDP is used if nothing is
+    configured.
+    """
     if (draft.get("tensor_parallel_size") or 1) > 1 and (uses_fsdp(draft) or not zero.stage):
         return "tensor"
     if uses_fsdp(draft):
@@ -74,7 +78,7 @@ def _named_engine(draft: Draft, zero: Zero) -> Engine:
 
 
 def _count(draft: Draft, said: int, engine: Engine, mesh: Mesh) -> int:
-    """GPUs of the run: the given number, else the smallest with which the configuration makes sense."""
+    """The number of GPUs of the run: the given number, else the smallest that the configuration can use."""
     if said:
         return said
     return max(mesh.num_ranks, 2 if engine != "ddp" or draft.get("ddp") else 1)
@@ -110,8 +114,8 @@ def _make_mesh(draft: Draft, engine: Engine, num_ranks: int, said: Mesh) -> Mesh
 
 
 def _mesh_of_tensor(draft: Draft, num_ranks: int, said: Mesh) -> Mesh:
-    """transformers divides each part of a layer among all other ranks by FSDP2 (axolotl 0.21 `loaders/model.py`
-    `_build_model`: `fsdp_size`), with or without `dp_shard_size`."""
+    """The mesh under tensor parallelism. transformers shards each rank's part of a layer over all other ranks with FSDP2
+    (axolotl 0.21 `loaders/model.py` `_build_model`: `fsdp_size`), with or without `dp_shard_size`."""
     if said.shard > 1 and not uses_fsdp(draft):
         raise draft.error(
             "dp_shard_size needs an fsdp_config", "dp_shard_size", remedy="add one, or remove dp_shard_size"
@@ -147,8 +151,8 @@ def _derive_ddp(draft: Draft) -> Ddp:
 
 
 def _syncs_each_batch(draft: Draft) -> bool:
-    """`accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}`. accelerate only knows how to wait with
-    FSDP2 that it has been configured for (1.15 `accelerator.py` `no_sync`)."""
+    """`accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}`. accelerate can postpone the exchange
+    of gradients only under an FSDP2 that it has configured itself (1.15 `accelerator.py` `no_sync`)."""
     kwargs = draft.sub("accelerator_config").get("gradient_accumulation_kwargs")
     return bool(isinstance(kwargs, dict) and kwargs.get("sync_each_batch"))
 

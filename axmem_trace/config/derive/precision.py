@@ -11,7 +11,7 @@ from axmem_trace.recipe.parallel import Engine
 from axmem_trace.recipe.recipe import BaseModel, Dtype, Gpu, Precision
 
 ATTENTION_WITHOUT_DTYPE_CAST = ("eager", "sdpa")
-"""`ATTN_IMPLS_WITHOUT_DTYPE_CAST` of axolotl's enums.py: for any other kernel norms and embeddings are cast back."""
+"""`ATTN_IMPLS_WITHOUT_DTYPE_CAST` of axolotl's enums.py. With any other kernel, norms and embeddings are cast back."""
 BF16_CAPABILITY = (8, 0)
 """Ampere: the first cards that compute in bfloat16."""
 
@@ -55,8 +55,11 @@ def derive_precision(draft: Draft, gpu: Gpu, base: BaseModel, engine: Engine = "
 
 
 def _in_place_of_autocast(draft: Draft, engine: Engine) -> str:
-    """What casts, where accelerate's `_prepare_fsdp2` and `_prepare_deepspeed` do not call `prepare_model`, which wraps the
-    forward in autocast; empty: the Trainer's autocast applies."""
+    """What casts instead of autocast; empty: the Trainer's autocast applies.
+
+    accelerate's `prepare_model` wraps the forward in autocast. Its `_prepare_fsdp2` and `_prepare_deepspeed` do not call
+    that method.
+    """
     if engine == "fsdp2":
         return "FSDP2 casts parameters and outputs itself"
     if engine == "tensor" and uses_fsdp(draft):
@@ -65,14 +68,15 @@ def _in_place_of_autocast(draft: Draft, engine: Engine) -> str:
 
 
 def _upcasts_embeddings(draft: Draft, cast_back: bool) -> bool:
-    """True if the first cast includes embeddings and head: from 0.20.0 on not if they would be cast back."""
+    """True if the first cast includes embeddings and head. From 0.20.0 on it excludes them if they would be cast back."""
     if draft.get("load_in_4bit") and draft.get("embeddings_skip_upcast"):
         return False
     return draft.release.behaviour.upcasts_embeddings_always or not cast_back
 
 
 def _kbit_skips(draft: Draft, base: BaseModel, cast_back: bool) -> tuple[str, ...]:
-    """axolotl 0.20.0 `should_skip_peft_embedding_upcast`; in 0.19.0 only the key decides."""
+    """Names that peft's k-bit preparation leaves out: axolotl 0.20.0 `should_skip_peft_embedding_upcast`. In 0.19.0 only the
+    key decides."""
     behaviour, asked = draft.release.behaviour, draft.get("embeddings_skip_upcast")
     skips = bool(asked) if asked is not None or behaviour.upcasts_embeddings_always else cast_back
     if not (draft.get("adapter") and skips):

@@ -16,7 +16,7 @@ from axmem_trace.recipe.recipe import BaseModel, Precision, Quantisation
 FP32_STORAGE_TYPES = ("jamba", "qwen2_moe", "nemotron_h")
 """axolotl stores their nf4 weights as fp32 words, except under DeepSpeed and FSDP."""
 OWN_CONFIG_METHODS = ("gptq", "awq", "bitsandbytes")
-"""Checkpoint quantisations that axolotl passes on instead of its own bitsandbytes configuration."""
+"""Quantisation methods of a checkpoint for which axolotl keeps the checkpoint's configuration and sets none of its own."""
 _METHODS: dict[str, Literal["gptq", "awq", "mxfp4", "fp8"]] = {
     "gptq": "gptq",
     "awq": "awq",
@@ -72,8 +72,8 @@ def _model_quantization_config(draft: Draft, own_method: str) -> Quantisation:
 
 
 def _relaxes_guard(draft: Draft) -> bool:
-    """axolotl `integrations/kernels/plugin.py` `pre_model_load`, `quant_training_guard.py`: ScatterMoE and SonicMoE,
-    and a model with an adapter."""
+    """True with ScatterMoE or SonicMoE and an adapter: axolotl `integrations/kernels/plugin.py` `pre_model_load`,
+    `quant_training_guard.py`."""
     backend = str(draft.get("expert_backend") or "").lower()
     named = draft.get("use_scattermoe") or draft.get("use_sonicmoe") or backend in ("scattermoe", "sonicmoe")
     return bool("kernels" in draft.plugins and named and draft.get("adapter"))
@@ -133,7 +133,7 @@ def _of_checkpoint(
 
 
 def _bnb_4bit(draft: Draft, base: BaseModel, precision: Precision) -> Quantisation:
-    """nf4 with double quantisation, stored as bf16 words; `bnb_config_kwargs` overrides."""
+    """nf4 with double quantisation, stored as bf16 words; `bnb_config_kwargs` overrides each of these."""
     given = draft.sub("bnb_config_kwargs")
     shards = uses_fsdp(draft) or draft.get("deepspeed")
     storage = "float32" if base.model_type in FP32_STORAGE_TYPES and not shards else "bfloat16"

@@ -1,5 +1,5 @@
-"""Runs on several GPUs that axolotl's validators accept, and that certainly stop later: when the model is loaded, or when
-the trainer is made. Most depend on the number of GPUs, so they are no `Rule`."""
+"""Runs on several GPUs that axolotl's validators accept, but that certainly fail later: when the model is loaded, or when
+the trainer is created. Most depend on the number of GPUs, which a `Rule` does not see."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def _refuse_fsdp(draft: Draft, engine: Engine) -> None:
         )
     if engine == "fsdp1" and config.get("reshard_after_forward"):
         draft.refuse(
-            "with FSDP1 accelerate takes reshard_after_forward for the name of a sharding strategy: KeyError 'TRUE'",
+            "with FSDP1, accelerate reads reshard_after_forward as the name of a sharding strategy: KeyError 'TRUE'",
             "fsdp_config",
             remedy="set `fsdp_version: 2`, or remove reshard_after_forward",
         )
     if draft.get("fsdp") and not draft.get("fsdp_config"):
         draft.refuse(
-            "axolotl reads `fsdp_config` if `fsdp` is given, and stops without it",
+            "axolotl reads `fsdp_config` if `fsdp` is given, and fails without it",
             "fsdp",
             remedy="add `fsdp_config:`, or better replace `fsdp` by `fsdp_version: 2` with an `fsdp_config`",
         )
@@ -61,12 +61,12 @@ def _refuse_fsdp(draft: Draft, engine: Engine) -> None:
 
 def _refuse_bitsandbytes(draft: Draft) -> None:
     """bitsandbytes 0.50 `optim/optimizer.py` gives the parameter itself to `optimizer_update_32bit` or
-    `optimizer_update_8bit_blockwise`. These operators have no sharding strategy, so torch stops at a parameter that is a
+    `optimizer_update_8bit_blockwise`. These operators have no sharding strategy, so torch fails on a parameter that is a
     DTensor."""
     name = draft.get("optimizer")
     instead = "adamw_torch_8bit" if name.endswith("8bit") else "adamw_torch_fused"
     draft.refuse(
-        "the first step stops: bitsandbytes' optimizers have no operators for the DTensors of FSDP2 and tensor parallelism "
+        "the first step fails: bitsandbytes' optimizers have no operators for the DTensors of FSDP2 and tensor parallelism "
         f"(the figures are with `optimizer: {instead}`)",
         "optimizer",
         remedy=f"use {instead}",
@@ -92,8 +92,8 @@ def _refuse_tensor_0_19(draft: Draft, tensor: int, num_ranks: int) -> None:
 
 
 def _refuse_figures_of_tensor(draft: Draft) -> None:
-    """There are no figures for adapters: a run would stop while it loads (axolotl 0.21 `loaders/model.py`
-    `check_tensor_parallel_adapter_support`), or the layers are NVFP4, which are not modelled."""
+    """There are no figures for adapters. Either the run fails while it loads the model (axolotl 0.21 `loaders/model.py`
+    `check_tensor_parallel_adapter_support`), or the layers are NVFP4, which is not modelled."""
     if draft.get("adapter"):
         draft.fail(
             draft.error(

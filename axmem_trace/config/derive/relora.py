@@ -1,4 +1,4 @@
-"""ReLoRA: when it restarts, and which runs stop at the restart. Source: axolotl 0.19 `monkeypatch/relora.py`."""
+"""ReLoRA: when it restarts, and which runs fail at the restart. Source: axolotl 0.19 `monkeypatch/relora.py`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def restart_steps(draft: Draft) -> int:
     name = str(draft.get("optimizer"))
     if name in _WITHOUT_ADAM and "adam" not in name:
         text = (
-            f"axolotl stops at ReLoRA's first restart: {name} is not supported, only optimizers with adam in their name"
+            f"axolotl fails at ReLoRA's first restart: {name} is not supported, only optimizers with adam in their name"
         )
         draft.refuse(text, "optimizer", remedy="use `optimizer: adamw_torch_fused`, for example")
     if draft.get("adapter") == "qlora":
         text = (
-            "ReLoRA over 4-bit weights does not get past its first restart: bitsandbytes leaves the merged weights as "
-            "they are, in fp32, and the next forward stops. The figures have the restart, with those weights"
+            "ReLoRA over 4-bit weights fails after its first restart: bitsandbytes leaves the merged weights in fp32, and "
+            "the next forward fails. The figures include the restart, with those weights"
         )
         draft.refuse(text, "relora", remedy="use `adapter: lora`")
     if draft.get("relora_cpu_offload") and not (draft.get("load_in_4bit") or draft.get("load_in_8bit")):

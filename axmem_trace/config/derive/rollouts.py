@@ -1,5 +1,7 @@
-"""Generation in training: how many rows, with what, and how long. Source: axolotl 0.21 `core/trainers/grpo/__init__.py`; TRL
-1.14.1 `trainer/grpo_config.py` (defaults, `__post_init__`), `trainer/grpo_trainer.py`."""
+"""Generation in training: the number of rows, the engine and the lengths.
+
+Source: axolotl 0.21 `core/trainers/grpo/__init__.py`; TRL 1.14.1 `trainer/grpo_config.py` (defaults, `__post_init__`),
+`trainer/grpo_trainer.py`."""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def derive_rollouts(draft: Draft, num_gpus: int) -> Rollouts:
     trl = draft.sub("trl")
     steps, iterations = _steps_per_generation(draft, num_gpus), int(trl.get("num_iterations") or 1)
     engine, share = _engine(draft)
-    is_grpo = draft.get("rl") != "ebft"  # which passes fewer keys on
+    is_grpo = draft.get("rl") != "ebft"  # for EBFT axolotl passes fewer keys to the trainer
     corrects = engine != "transformers" and not (is_grpo and trl.get("vllm_importance_sampling_correction") is False)
     accumulation = int(draft.get("gradient_accumulation_steps") or 1)
     return Rollouts(
@@ -53,9 +55,10 @@ def derive_rollouts(draft: Draft, num_gpus: int) -> Rollouts:
 
 
 def find_reward_models(draft: Draft, rollouts: Rollouts | None, hub: HubUse) -> Rollouts | None:
-    """`rollouts` with the models that `trl.reward_funcs` names; one that is not found is reported.
+    """`rollouts` with the models that `trl.reward_funcs` names. A note reports a model that is not found.
 
-    A name is a model where it is no Python function: an id with an owner, or a directory (axolotl `get_reward_func`).
+    A name is that of a model, not of a Python function, if it is an id with an owner or a directory (axolotl
+    `get_reward_func`).
     """
     names = [str(name) for name in draft.sub("trl").get("reward_funcs") or ()]
     names = [name for name in names if "/" in name or ((draft.directory or Path()) / name).is_dir()]
@@ -70,13 +73,14 @@ def find_reward_models(draft: Draft, rollouts: Rollouts | None, hub: HubUse) -> 
             found.append(find_base_model(name, hub=hub, base_directory=draft.directory))
         except ConfigError:
             text = (
-                f"no configuration of the reward model {name} was found: it is not in the figures (the run needs more)"
+                f"the configuration of the reward model {name} was not found: the model is not in the figures (the run "
+                "needs more)"
             )
             draft.note("not_modelled", "trl.reward_funcs", text, line=line, direction="more")
             continue
         text = (
-            f"the reward model {name} stays on the GPU, in the dtype of its checkpoint, and scores the rows of {rows} at "
-            "once; its tokenizer is assumed to make as many tokens as the policy's. Its memory is part of `reference`"
+            f"the reward model {name} stays on the GPU, in the dtype of its checkpoint, and scores the rows of {rows} "
+            "together. Its tokenizer is assumed to give as many tokens as the policy's. Its memory is part of `reference`"
         )
         draft.note("assumed", "trl.reward_funcs", text, line=line)
     return replace(rollouts, reward_models=tuple(found))
@@ -93,18 +97,20 @@ def completion_of_rollouts(draft: Draft) -> int:
     given = draft.sub("trl").get("max_completion_length")
     if given:
         return int(given)
-    if draft.get("rl") == "ebft":  # passed on only where it is set (`core/trainers/ebft/__init__.py`)
+    if (
+        draft.get("rl") == "ebft"
+    ):  # axolotl passes the key to the trainer only if set (`core/trainers/ebft/__init__.py`)
         return 256 if trl_version(draft) == (1, 9) else COMPLETION_OF_TRL
     text = (
-        f"without `trl.max_completion_length`, completions end after {TOKENS_WITHOUT_LIMIT} tokens: axolotl passes null "
-        "on, and TRL's default is lost"
+        f"without `trl.max_completion_length`, completions end after {TOKENS_WITHOUT_LIMIT} tokens: axolotl passes null to "
+        "TRL, which replaces TRL's default"
     )
     draft.note("warning", "trl.max_completion_length", text, line=draft.line("trl"))
     return TOKENS_WITHOUT_LIMIT
 
 
 def _steps_per_generation(draft: Draft, num_gpus: int) -> int:
-    """Gradient accumulation steps, unless `generation_batch_size` says otherwise."""
+    """The number of gradient accumulation steps, unless `generation_batch_size` sets another number."""
     trl, micro = draft.sub("trl"), int(draft.get("micro_batch_size") or 1)
     accumulation = int(draft.get("gradient_accumulation_steps") or 1)
     together = micro * max(1, num_gpus)
@@ -119,7 +125,7 @@ def _steps_per_generation(draft: Draft, num_gpus: int) -> int:
     generations = int(trl.get("num_generations") or NUM_GENERATIONS)
     if size % generations:
         draft.refuse(
-            f"TRL stops: {size} rows are generated at once (micro_batch_size x gradient_accumulation_steps x GPUs), which "
+            f"TRL fails: {size} rows are generated at once (micro_batch_size x gradient_accumulation_steps x GPUs), which "
             f"is no multiple of the {generations} completions of each prompt",
             "trl.num_generations",
             remedy="make the product a multiple of trl.num_generations (8 where it is not set)",
@@ -134,7 +140,7 @@ def _engine(draft: Draft) -> tuple[Engine, float]:
     if trl.get("vllm_mode") != "colocate":
         text = "completions come from a vLLM server on other GPUs: its memory there is not part of the figures"
         if not trl.get("vllm_mode"):
-            text += " (`trl.vllm_mode` is not set, and axolotl takes `server`)"
+            text += " (`trl.vllm_mode` is not set, and axolotl's default is `server`)"
         draft.note("ruled", "trl.vllm_mode", text, line=draft.line("trl.vllm_mode") or draft.line("trl"))
         return "vllm_server", 0.0
     share = draft.sub("vllm").get("gpu_memory_utilization")

@@ -25,11 +25,11 @@ class SavedAdapter:
 
     config: Mapping[str, Any] = field(default_factory=dict)
     tensor_bytes: tuple[int, ...] = ()
-    """The dtype of each tensor in the weights' file, if that is a readable safetensors file."""
+    """The size of each tensor in the file of weights, if it is a readable safetensors file."""
 
     @property
     def governs(self) -> bool:
-        """The configuration was found: then axolotl's own lora_* keys have no effect."""
+        """True if the configuration was found: then axolotl's own lora_* keys have no effect."""
         return bool(self.config)
 
     def setting(self, draft: Draft, name: str, key: str) -> Any:
@@ -53,8 +53,8 @@ def read_saved_adapter(draft: Draft) -> SavedAdapter:
             draft.reason("adapter.rank", config.get("r"), f"{file} decides the adapter", key="lora_model_dir")
             return SavedAdapter(config, _tensor_bytes(place / WEIGHTS_FILE))
     text = (
-        f"`lora_model_dir: {name}` is not here: its {ADAPTER_FILE} decides rank and targets; the figures use this "
-        "file's lora_* keys"
+        f"`lora_model_dir: {name}` is not here. In the run its {ADAPTER_FILE} decides rank and targets; the figures use the "
+        "lora_* keys of the configuration"
     )
     draft.note("assumed", "lora_model_dir", text)
     return SavedAdapter()
@@ -69,16 +69,16 @@ def _places(draft: Draft, name: str) -> Iterator[Path]:
 def _read_config(draft: Draft, file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError("it is too large for one")
+            raise ValueError("it is too large")
         content = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError("it holds no mapping")
+            raise ValueError("it does not contain a mapping")
     except (OSError, ValueError, RecursionError) as error:
         raise draft.error(f"{file} can't be read as an adapter's configuration: {error}", "lora_model_dir") from None
     kind = content.get("peft_type", "LORA")
     if kind != "LORA":
         raise draft.error(
-            f"{file} is an adapter of type {kind}: axolotl would load it, and it is not modelled",
+            f"{file} is an adapter of type {kind}: axolotl would load it, but it is not modelled",
             "lora_model_dir",
             accepted="a LoRA adapter",
             remedy="remove lora_model_dir to estimate a LoRA with your own lora_* keys",
@@ -87,7 +87,7 @@ def _read_config(draft: Draft, file: Path) -> dict[str, Any]:
 
 
 def _tensor_bytes(file: Path) -> tuple[int, ...]:
-    """From the header of a safetensors file: its length in 8 bytes, then JSON with the offsets of each tensor."""
+    """The sizes in the header of a safetensors file: 8 bytes with its length, then JSON with each tensor's offsets."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")

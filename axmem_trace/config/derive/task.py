@@ -86,13 +86,15 @@ def derive_model(draft: Draft, base: BaseModel, *, allow_remote_code: bool) -> M
 
 
 def _mean_resizing(draft: Draft, base: BaseModel) -> bool:
-    """With an explicit null, and for LLaVA, transformers decides, and does it (`_resize_token_embeddings`)."""
+    """True also for an explicit null and for LLaVA: then transformers decides, and its default is true
+    (`_resize_token_embeddings`)."""
     asked = draft.get("mean_resizing_embeddings")
     return True if asked is None or base.model_type == "llava" else bool(asked)
 
 
 def _task(draft: Draft, base: BaseModel) -> tuple[Task, str, int]:
-    """Reward models: `set_reward_model_defaults` of axolotl's validation.py."""
+    """The task, the named class and the number of labels. For reward models see `set_reward_model_defaults` of axolotl's
+    validation.py."""
     named = _named_class(draft)
     num_labels = int(draft.get("num_labels") or 0)
     if draft.get("reward_model"):
@@ -137,8 +139,8 @@ def _added_tokens(draft: Draft) -> int:
     if named:
         key = "tokens" if draft.get("tokens") else "special_tokens"
         text = (
-            f"{len(named)} tokens are named: counted as new rows of the embeddings after the model's vocab_size "
-            "(without the tokenizer it is not known which of them exist already, or fit into padding rows)"
+            f"{len(named)} tokens are named. Each is counted as a new row of the embeddings after the model's vocab_size: "
+            "without the tokenizer it is not known which of them exist already, or fit into padding rows"
         )
         draft.note("assumed", key, text)
         draft.reason("model.added_tokens", len(named), f"`{key}`", key=key)
@@ -163,8 +165,6 @@ def _experts_implementation(draft: Draft, base: BaseModel) -> str:
     if wanted:
         chosen = wanted
     if is_moe(base):
-        text = (
-            "chosen by the kernels plugin's keys" if wanted else "the kernels plugin sets it if no key selects another"
-        )
+        text = "chosen by the keys of the kernels plugin" if wanted else "the kernels plugin's default"
         draft.reason("model.experts_implementation", chosen, text)
     return chosen

@@ -2,7 +2,7 @@
 
 A type is written as in `keys.json`: alternatives between bars, as in `'auto'|bool|null` or `str|list[str]|null`.
 Atoms: `bool int float str any dict list null`, `list[ATOM]`, `dict[ATOM]` (the type of its keys), `str~PATTERN` (text
-that starts so) and quoted literals.
+whose start matches) and quoted literals.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ _DESCRIPTIONS = {
 
 
 def coerce(value: Any, type_name: str) -> Any:
-    """`value` as the first alternative of `type_name` that takes it: exactly if one does, else leniently.
+    """`value` converted to the first alternative of `type_name` that accepts it.
 
-    Lenient is what pydantic does outside strict mode: `"true"`, `"yes"` and 1 for a boolean, `"4"` and 4.0 for a whole
-    number, `"2e-4"` for a number (YAML 1.1 reads `2e-4`, which has no dot, as text); but never a number for text.
+    An alternative that accepts the value without conversion comes first. Conversion follows pydantic outside strict mode:
+    `"true"`, `"yes"` and 1 become a boolean, `"4"` and 4.0 a whole number, `"2e-4"` a number (YAML 1.1 reads `2e-4`, which
+    has no dot, as text). A number never becomes text.
 
     Raises:
-        ValueError: no alternative takes the value.
+        ValueError: no alternative accepts the value.
 
     >>> coerce("2e-4", "float"), coerce("yes", "bool|null"), coerce("auto", "'auto'|bool|null")
     (0.0002, True, 'auto')

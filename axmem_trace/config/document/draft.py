@@ -1,5 +1,5 @@
-"""A configuration on its way to a `Recipe`: values with axolotl's defaults, where they were written, what was said of
-them, and why the run can't run."""
+"""`Draft`: a configuration before it becomes a `Recipe`. It has the values with axolotl's defaults, the line of each, notes
+about them, and the reasons why the run can't run."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ MAX_VALUE_LENGTH = 60
 
 @dataclass
 class Draft:
-    """What the configuration says so far.
+    """The values of a configuration, and what has been found out about them so far.
 
-    A key that is given as null is *given*: axolotl's defaults fill in only for keys that are absent (pydantic).
-    What can't be is collected, so that one run reports all of it: `refuse` where the figures are the same all the same,
-    `fail` where they can't be known.
+    A key that is given as null counts as given: axolotl's defaults apply only to absent keys (pydantic).
+    Errors are collected, so that one run reports all of them. `refuse` adds an error that leaves the figures valid; `fail`
+    adds one without whose correction there are no figures.
     """
 
     name: str
@@ -34,20 +34,20 @@ class Draft:
     raw: Mapping[str, Any] = field(default_factory=dict)
     """The values as the user wrote them."""
     written: dict[str, Written] = field(default_factory=dict)
-    """Where each key was written, by its name here."""
+    """Where the user wrote each key. The names are those of `values`."""
     release: Release = NEWEST
     """The release of axolotl whose rules apply."""
     directory: Path | None = None
     plugins: frozenset[str] = frozenset()
     """Packages of the active plugins, listed or not: `liger`, `kernels`, ..."""
     dropped: dict[str, Any] = field(default_factory=dict)
-    """Given keys that axolotl drops after validation: unknown, or of a plugin that is not listed."""
+    """Given keys that axolotl drops after validation: unknown keys, and keys of a plugin that is not listed."""
     notes: Notes = field(default_factory=Notes)
     strict: list[Note] = field(default_factory=list)
-    """Those of the notes that are errors with `--strict`, in addition to keys that are ignored or not modelled."""
+    """Notes that `--strict` turns into errors, in addition to the notes on keys that are ignored or not modelled."""
     errors: list[ConfigError] = field(default_factory=list)
     spoiled: dict[str, bool] = field(default_factory=dict)
-    """Keys whose value is missing or of the wrong type, and was removed; true if that leaves no figures."""
+    """Keys whose value is missing or of the wrong type, and was removed -> true if there are no figures without it."""
     reasons: dict[str, Reason] = field(default_factory=dict)
 
     @property
@@ -68,7 +68,7 @@ class Draft:
         return known.default if known and self.is_live(key) else None
 
     def sub(self, key: str) -> dict[str, Any]:
-        """A key that holds a mapping; empty where there is none."""
+        """The mapping that a key contains; empty if there is none."""
         value = self.get(key)
         return dict(value) if isinstance(value, Mapping) else {}
 
@@ -82,15 +82,15 @@ class Draft:
         return known is not None and (not known.plugin or known.plugin in self.plugins)
 
     def line(self, key: str) -> int:
-        """The key's line in the file; 0 where the file does not have it."""
+        """The key's line in the file; 0 if the file does not have it."""
         return self.written[key].line if key in self.written else 0
 
     def is_overridden(self, key: str) -> bool:
-        """`--set` gave the key."""
+        """True if `--set` gave the key."""
         return key in self.written and bool(self.written[key].flag)
 
     def rename(self, old: str, new: str) -> None:
-        """From now on `new` is what the user wrote as `old`, with everything nested in it."""
+        """Records that the user wrote the key `new`, and all keys nested in it, under the name `old`."""
         inside = [key for key in self.written if key == old or key.startswith(old + ".")]
         self.written.update({new + key[len(old) :]: self.written[key] for key in inside})
 
@@ -110,7 +110,7 @@ class Draft:
         direction: Direction = "",
         touches: Touches = "",
     ) -> Note:
-        """Adds a note, unless an equal one is there."""
+        """Adds a note, unless an equal one exists."""
         line = line or self.line(key)
         note = Note(kind=kind, key=key, text=text, line=line, direction=direction, touches=touches)
         self.notes.append(note)
@@ -126,19 +126,21 @@ class Draft:
         given = key in self.values
         self.reason(field_path, value, f"`{key}`" if given else f"axolotl's default for `{key}`", key=key)
 
-    # -- what can't be ------------------------------------------------------------------------------------------------
+    # -- errors -------------------------------------------------------------------------------------------------------
 
     def refuse(self, problem: str, key: str, *, remedy: str = "") -> None:
-        """Adds a reason why the run can't run, where the figures are not changed by it, or `problem` says of what they
-        are."""
+        """Adds a reason why the run can't run, but for which there are figures.
+
+        The figures do not depend on the reason, or `problem` says for which configuration they are.
+        """
         refusal = RefusalNote(key=key, text=problem, remedy=remedy)
         if find_written(self.written, key).key not in self.spoiled:
             self.notes.append(refusal)
 
     def fail(self, error: ConfigError) -> None:
-        """Adds a reason why there are no figures, and goes on, so that further ones are found.
+        """Adds a reason why there are no figures, and continues, so that further reasons are found.
 
-        An error that follows from a value that was refused already is not added.
+        An error is not added if it follows from a value that was already refused.
         """
         if not error.flag and error.key.partition(".")[0] in {*self.keys, *self.raw}:
             error.file = error.file or self.name
@@ -148,20 +150,20 @@ class Draft:
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """While open, a `ConfigError` is collected instead of raised."""
+        """Inside this context, a `ConfigError` is collected instead of raised."""
         try:
             yield
         except ConfigError as error:
             self.fail(error)
 
     def attempt(self, derive: Callable[..., T], *arguments: Any, default: T, **options: Any) -> T:
-        """What `derive` returns; where it fails, the error is collected and `default` is used for the part."""
+        """The result of `derive`. If it fails, the error is collected and `default` is returned."""
         with self.collecting():
             return derive(*arguments, **options)
         return default
 
     def raise_errors(self) -> None:
-        """Raises everything that was collected as one error, if one of the reasons leaves no figures."""
+        """Raises all collected errors as one, if `fail` added any. The refusals are part of it."""
         if not self.errors:
             return
         refusals = [place_note(note, self.written) for note in self.notes if isinstance(note, RefusalNote)]
@@ -174,7 +176,7 @@ class Draft:
     def error(
         self, problem: str, key: str = "", *, accepted: str = "", remedy: str = "", details: tuple[str, ...] = ()
     ) -> ConfigError:
-        """A `ConfigError` about a key, with its place and value, by the name that the user gave it."""
+        """A `ConfigError` about a key, with its line, its value and the name that the user gave it."""
         found = find_written(self.written, key) if key else Written(key="")
         return ConfigError(
             problem=problem,

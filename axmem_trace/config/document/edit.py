@@ -17,8 +17,8 @@ ADDED = "# added by axmem_trace fit"
 def edit_yaml(text: str, settings: Mapping[str, Any]) -> str:
     """The text with top-level keys set. Keys that it does not have are added at its end.
 
-    A text that can't be edited in place (one line in braces, aliases for the value of a key) is written again, without its
-    comments.
+    A text that can't be edited in place (one line in braces, an alias as the value of a key) is written again as a whole,
+    without its comments.
 
     >>> print(edit_yaml("a: 1  # one\\nb: 2\\n", {"a": 3, "c": [4]}), end="")
     a: 3  # one
@@ -63,7 +63,7 @@ def _reads_as(text: str, wanted: Mapping[str, Any]) -> bool:
 
 
 def _find(text: str, key: str) -> tuple[yaml.Node, yaml.Node] | None:
-    """The nodes of a key and its value; of a key that is given twice, those that count, the last."""
+    """The nodes of a key and its value. If the key is given several times, the last one counts."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:

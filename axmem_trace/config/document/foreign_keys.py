@@ -1,7 +1,7 @@
-"""Keys of other trainers, of libraries' own configurations and of older habits, which axolotl does not know: what to
+"""Keys of other trainers, of libraries' own configurations and of older releases, which axolotl does not know: what to
 write instead. `foreign_names.py` lists those that axolotl has under another name.
 
-A key that no table names gets a suggestion only where it is a typing error (`nearest_key`).
+A key that is in no table gets a suggestion only if it looks like a typing error (`nearest_key`).
 """
 
 from __future__ import annotations
@@ -142,15 +142,16 @@ ADVICE: dict[str, str] = {
 """Unknown key -> what to do, if no single key means the same."""
 
 SLIPPED_KEYS_NEVER_PROPOSED = frozenset({"push_dataset_to_hub", "trust_remote_code", "hf_use_auth_token"})
-"""They upload data, run code or use a token: never suggest one only because its name is similar."""
+"""These keys upload data, run code or use a token: never suggest one only because its name is similar."""
 _SHORT_WORD, _LONG_WORD = 4, 7
 
 
 def nearest_key(name: str, known: Iterable[str]) -> str:
-    """The known key of which `name` is a typing error, or nothing.
+    """The known key that `name` is a typing error of; empty if there is none.
 
-    Both must have the same words, with at most one wrong letter each (two in words of seven letters and more; none in
-    words of fewer than four, and in words with numbers), or be the same without underscores and capitals.
+    Either both are equal without underscores and capitals, or they have the same words with at most one wrong letter in
+    each. A word of seven or more letters may have two wrong letters. A word of fewer than four letters, or with a digit,
+    may have none.
 
     >>> nearest_key("micro_batch_sise", ["micro_batch_size"]), nearest_key("learningRate", ["learning_rate"])
     ('micro_batch_size', 'learning_rate')
@@ -170,7 +171,7 @@ def _letters(name: str) -> str:
 
 
 def _slips(name: str, key: str) -> int | None:
-    """How many letters differ; None if it is more than a typing error."""
+    """The number of letters that differ; None if there are too many for a typing error."""
     words, others = re.split(r"[_\-.]", name.lower()), key.split("_") if "." not in key else re.split(r"[_.]", key)
     if len(words) != len(others):
         return None
@@ -188,7 +189,7 @@ def _slips(name: str, key: str) -> int | None:
 
 
 def edit_distance(one: str, two: str) -> int:
-    """Letters to add, drop or replace, or neighbours to swap, until the words are equal.
+    """The number of edits that make the words equal: add, drop or replace a letter, or swap two neighbours.
 
     >>> edit_distance("batch", "batch"), edit_distance("bacth", "batch"), edit_distance("sise", "size")
     (0, 1, 1)

@@ -1,8 +1,8 @@
-"""Names that other trainers, libraries and older habits give to keys of axolotl.
+"""Names that other trainers and libraries use for keys of axolotl.
 
-They are of Hugging Face's `TrainingArguments`, `SFTConfig`, `LoraConfig`, `BitsAndBytesConfig` and `from_pretrained`, of
-LLaMA-Factory's, Unsloth's and torchtune's configurations, and of model cards. `foreign_keys.py` has advice for keys that
-axolotl has no equal of.
+They come from Hugging Face's `TrainingArguments`, `SFTConfig`, `LoraConfig`, `BitsAndBytesConfig` and `from_pretrained`,
+from configurations of LLaMA-Factory, Unsloth and torchtune, and from model cards. `foreign_keys.py` has advice for keys
+that have no equivalent in axolotl.
 """
 
 from __future__ import annotations

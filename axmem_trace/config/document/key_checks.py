@@ -1,4 +1,4 @@
-"""Check every key: its type; report unknown keys and keys that are not modelled."""
+"""Check the type of every key, and report unknown keys and keys that are not modelled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WHOLE_PLUGINS = {
 _OWN = "axolotl.integrations."
 _UNKNOWN = "axolotl does not know `{}` and drops it"
 _WRONG: Any = object()
-"""Used instead of a value that was refused."""
+"""Replaces a value that was refused."""
 _DIRECTIONS = {"more": "needs more memory than shown", "less": "needs less memory than shown", "either": "differs"}
 
 
@@ -52,11 +52,11 @@ def _full_plugin_name(name: str, release: Release) -> str:
 
 
 def check_types(draft: Draft) -> None:
-    """Turns each value into its schema's type; drops, with a note, what axolotl would drop.
+    """Converts each value to its type in the schema, and drops, with a note, what axolotl would drop.
 
-    axolotl's pydantic model has no `extra="forbid"`: an unknown key, and a key of a plugin that is not listed, passes
-    validation and is removed by it (`utils/config/__init__.py`, `validate_config`). A value of the wrong type is an
-    error, or a refusal if the key does not change memory; axolotl's default is then used.
+    axolotl's pydantic model has no `extra="forbid"`. So validation accepts and removes an unknown key, and a key of a plugin
+    that is not listed (`utils/config/__init__.py`, `validate_config`). A value of the wrong type is an error. If the key
+    does not change memory, it is only a refusal, and axolotl's default is used.
     """
     for name in list(draft.values):
         value = draft.values[name]
@@ -78,7 +78,8 @@ def check_types(draft: Draft) -> None:
 
 
 def note_duplicates(draft: Draft, duplicates: Mapping[str, tuple[int, ...]]) -> None:
-    """A key that is given twice in its block: the last one counts, as axolotl reads (`cli/config.py`, `yaml.safe_load`)."""
+    """Warns about each key that is given twice in its block. As in axolotl (`cli/config.py`, `yaml.safe_load`), the last
+    one counts."""
     for name, lines in duplicates.items():
         if draft.is_overridden(name):
             continue
@@ -89,7 +90,7 @@ def note_duplicates(draft: Draft, duplicates: Mapping[str, tuple[int, ...]]) -> 
 
 
 def note_not_modelled(draft: Draft) -> None:
-    """Names each key whose value changes memory in a way that is not modelled, and each plugin that acts by being listed."""
+    """Adds a note for each key whose value changes memory in a way that is not modelled, and for each such plugin."""
     for key, value in _given_keys(draft):
         if key.verdict == "not_modelled" and _moves_memory(key, value):
             text = f"`{key.name}: {shortened(value)}` is not in the figures: {say(key)}"
@@ -138,7 +139,7 @@ def _coerced(draft: Draft, key: Key, value: Any, name: str) -> Any:
             problem += f" (the figures are with its default, {shortened(key.default)})"
         draft.refuse(problem, name, remedy="give one, or remove the line")
     elif not fails:
-        problem = f"axolotl refuses this: the value has the wrong type, it takes {accepted}"
+        problem = f"axolotl refuses this: the value has the wrong type, accepted is {accepted}"
         draft.refuse(problem, name, remedy="correct the value")
     else:
         draft.fail(draft.error("the value has the wrong type", name, accepted=accepted, remedy="correct the value"))
@@ -147,7 +148,7 @@ def _coerced(draft: Draft, key: Key, value: Any, name: str) -> Any:
 
 
 def _check_nested(draft: Draft, prefix: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The same for the fields of a nested block, where the table lists them."""
+    """The same for the fields of a nested block, if the table lists them."""
     fields = {name for name in draft.keys if name.startswith(prefix + ".")}
     if not fields:
         return values
@@ -167,13 +168,13 @@ def _check_nested(draft: Draft, prefix: str, values: dict[str, Any]) -> dict[str
 
 
 def _drop_unknown(draft: Draft, name: Any) -> None:
-    """A key may be a number or a truth value (`1:`, `yes:`)."""
+    """Drops an unknown key. `name` may be a number or a boolean (`1:`, `yes:`)."""
     value = draft.dropped[str(name)] = draft.values.pop(name)
     _report_unknown(draft, str(name), value)
 
 
 def _report_unknown(draft: Draft, name: str, value: Any) -> None:
-    """An error where `--set` gave the key, a warning if it may change memory, else a note."""
+    """Adds an error if `--set` gave the key, a warning if it may change memory, else a note."""
     nearest = nearest_key(name, siblings(name, draft.keys))
     advice = GONE_KEYS.get(name) or ADVICE.get(name) or ""
     if name in SAME:
@@ -193,7 +194,7 @@ def _report_unknown(draft: Draft, name: str, value: Any) -> None:
 
 
 def drop_notes_on_refused_keys(draft: Draft) -> None:
-    """A key that is a reason why the run can't run (a removed one) is not said to be dropped as well."""
+    """Removes the note that a key is dropped if the same key is also a reason why the run can't run."""
     refused = {note.key for note in draft.notes if isinstance(note, RefusalNote)}
     draft.notes = Notes(
         note for note in draft.notes if note.key not in refused or not note.text.startswith(_UNKNOWN.format(note.key))

@@ -2,12 +2,12 @@
 
 A verdict says what this tool does with a key:
 
-- `modelled`: it becomes a field of the recipe and moves the figures;
+- `modelled`: it becomes a field of the recipe and changes the figures;
 - `none`: it has no effect on GPU memory (or axolotl refuses it, or it only names what other keys use);
-- `not_modelled`: it changes memory, and the figures don't include it; `effect` and `direction` say how.
+- `not_modelled`: it changes memory, but the figures don't include it; `effect` and `direction` say how.
 
-A row is that of the newest release of axolotl. What older ones have instead is in the same row: `since` (the first
-release that knows the key), `until` (the last one), and `was` (release -> what differs in it and in those before).
+A row describes the newest release of axolotl. The same row has the differences of older releases: `since` (the first
+release that knows the key), `until` (the last one), and `was` (release -> fields that differ in it and in older ones).
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class Key:
     verdict: Verdict
     default: Any = None
     plugin: str = ""
-    """Package of the axolotl integration whose plugin must be listed for the key to live."""
+    """The package of the axolotl integration whose plugin must be listed, or the key has no effect."""
     effect: str = ""
     direction: Literal["", "more", "less", "either"] = ""
-    """Of `not_modelled`: the run needs more or less GPU memory than the figures say."""
+    """For `not_modelled`: the run needs more or less GPU memory than the figures say."""
     touches: Literal["", "activations"] = ""
-    """Of `not_modelled`: all that it can change; empty: it may change everything."""
+    """For `not_modelled`: the only kind of memory that the key changes; empty: it may change all kinds."""
     quiet: tuple[Any, ...] = ()
-    """Values that change nothing, besides null, false and the default."""
+    """Values without effect, in addition to null, false and the default."""
 
 
 OWN_PLUGIN = "axmem_trace"
-"""This package has a plugin for axolotl as well, whose keys are in no release of axolotl."""
+"""This package's own plugin for axolotl. Its keys are in no release of axolotl."""
 _OWN_PLUGIN_CLASS = "axmem_trace.MemoryPlugin"
 _OWN_KEYS = {
     "memory_check": Key(name="memory_check", type="'warn'|'stop'|null", verdict="none", plugin=OWN_PLUGIN),
@@ -104,7 +104,7 @@ def known_plugins(version: str) -> Mapping[str, str]:
 
 AXOLOTL_VERSION: str = _table()["axolotl_version"]
 KEYS: Mapping[str, Key] = keys_of(AXOLOTL_VERSION)
-"""Of the newest release."""
+"""The keys of the newest release."""
 
 
 def siblings(name: str, keys: Mapping[str, Key] = KEYS) -> list[str]:

@@ -11,7 +11,8 @@ TOP_LEVEL_ALIASES = {
     "model_type": "type_of_model",
     "model_revision": "revision_of_model",
 }
-"""pydantic aliases of `RemappedParameters`; both names are accepted; if both are given, pydantic uses the alias."""
+"""Alias -> name: the pydantic aliases of `RemappedParameters`. Both names are accepted; if both are given, pydantic uses the
+alias."""
 
 ATTENTION_FLAGS = {
     "xformers_attention": "xformers",
@@ -41,7 +42,7 @@ GONE_KEYS = {
     "rl_adapter_ref_model": "it is read but not a field, so validation drops it: an adapter never loads a reference",
     "debug": "use AXOLOTL_LOG_LEVEL in the environment",
 }
-"""Names of the last three years that are no longer fields."""
+"""Keys of the last three years that are no longer fields -> what to do."""
 
 REFUSED_KEYS = {
     "max_packed_sequence_len": (
@@ -73,7 +74,7 @@ UNSLOTH_KEYS = (
 
 
 def rename_aliases(draft: Draft) -> None:
-    """`model_type` -> `type_of_model` and the like, before anything looks at the keys."""
+    """Renames `model_type` to `type_of_model`, and so on. It must run before any other code reads the keys."""
     for alias, name in TOP_LEVEL_ALIASES.items():
         if alias not in draft.values:
             continue
@@ -87,7 +88,7 @@ def rename_aliases(draft: Draft) -> None:
 
 
 def understand_old_values(draft: Draft) -> None:
-    """Values that axolotl took in earlier years and now refuses by their type: the figures are of what they meant."""
+    """Replaces old values, which older releases of axolotl accepted and validation now refuses, by their new form."""
     if draft.values.get("gradient_checkpointing") == "unsloth":
         problem = "axolotl refuses this: it renamed `unsloth` to `offload` (the figures are with `offload`)"
         draft.refuse(problem, "gradient_checkpointing", remedy="write `gradient_checkpointing: offload`")
@@ -122,7 +123,7 @@ def refuse_removed(draft: Draft) -> None:
 def understand_old_names(draft: Draft) -> None:
     """Old keys that axolotl 0.19 still maps to new ones; the new one is set and the old one is removed."""
     _attention_flags(draft)
-    if draft.get("noisy_embedding_alpha"):  # zero is no noise, and stays where nothing reads it (`check_neftune`)
+    if draft.get("noisy_embedding_alpha"):  # axolotl does not move a zero, which means no noise (`check_neftune`)
         _move(draft, "noisy_embedding_alpha", "neftune_noise_alpha", conflict=bool(draft.get("neftune_noise_alpha")))
     _move(draft, "evaluation_strategy", "eval_strategy")
     _move(draft, "liger_swiglu", "liger_glu_activation", conflict=True)
@@ -191,7 +192,7 @@ def _gc_steps(draft: Draft) -> None:
 
 
 def _fsdp_version(draft: Draft) -> None:
-    """`check_fsdp_version_in_fsdp_config`: where no version is said, the release's default."""
+    """`check_fsdp_version_in_fsdp_config`: if no key gives the version, it is the release's default."""
     config = draft.sub("fsdp_config")
     if config and not draft.values.get("fsdp_version"):
         draft.values["fsdp_version"] = config.get("fsdp_version") or draft.release.behaviour.default_fsdp_version

@@ -1,4 +1,4 @@
-"""`key=value` from the command line: `--set` into the configuration, `--assume` into a table of its own."""
+"""`key=value` from the command line: `--set` changes the configuration, `--assume` has its own table of keys."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Settings = Sequence[str] | Mapping[str, Any]
 
 
 def parse_settings(settings: Settings, option: str) -> Iterator[tuple[str, Any]]:
-    """Pairs of key and value; a text value is read as YAML, a mapping's values are taken as they are.
+    """Pairs of key and value. Values in text are parsed as YAML; values of a mapping are used unchanged.
 
     Raises:
-        ConfigError: an item without `=` or without a key, or a value that is no YAML.
+        ConfigError: an item without `=` or without a key, or a value that is not valid YAML.
     """
     if isinstance(settings, Mapping):
         yield from settings.items()
@@ -38,17 +38,17 @@ def parse_settings(settings: Settings, option: str) -> Iterator[tuple[str, Any]]
 
 
 def merge_settings(settings: Settings, further: Mapping[str, Any], option: str) -> Settings:
-    """Both together; the further ones override the first."""
+    """Both merged; the further settings override the first."""
     return {**dict(parse_settings(settings, option)), **further} if further else settings
 
 
 def apply_overrides(values: dict[str, Any], overrides: Settings) -> tuple[dict[str, Any], frozenset[str]]:
-    """A copy of the configuration with `--set` applied, and the keys that were given so, as they were given.
+    """A copy of the configuration with `--set` applied, and the keys of `--set` as the user wrote them.
 
-    Dots nest; a number is an item of a list (`datasets.0.type`).
+    A dot separates the names of nested keys; a number selects an item of a list (`datasets.0.type`).
 
     Raises:
-        ConfigError: a dotted key leads through a value that is neither mapping nor list, or to an item that is not there.
+        ConfigError: a part of a dotted key names a value that is neither mapping nor list, or an item that does not exist.
     """
     result, given = dict(values), []
     for key, value in parse_settings(overrides, "--set"):
@@ -75,7 +75,7 @@ def _enter(target: Any, part: str, key: str, path: str) -> Any:
     elif inner is None or isinstance(inner, Mapping):
         target[index] = dict(inner or {})
     else:
-        problem = f"it leads into `{path}`, which is no mapping and no list"
+        problem = f"`{path}` is neither a mapping nor a list, so no key can be set in it"
         raise ConfigError(problem=problem, key=key, flag="--set", value=inner, remedy="set the whole key")
     return target[index]
 

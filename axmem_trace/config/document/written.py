@@ -1,4 +1,4 @@
-"""Where the user wrote each key, by its dotted name: a line of the file, or an option of the command line."""
+"""Where the user wrote each key: in a line of the file, or in an option of the command line."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def find_written_keys(document: Document, values: Mapping[str, Any], given: Iter
     """One entry for each key of `values`, items of lists included (`datasets.0.type`).
 
     Args:
-        values: the document's, with what `--set` changed.
-        given: the keys of `--set`, as given.
+        values: the document's values after `--set` was applied.
+        given: the keys of `--set`, as the user wrote them.
     """
     given = tuple(given)
     in_file = {name for name, _ in _walk(document.values)} if given else set()

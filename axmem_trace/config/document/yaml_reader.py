@@ -1,7 +1,7 @@
-"""YAML text to plain values and the line of every key. YAML 1.1, as axolotl reads it (`yaml.safe_load`).
+"""Read YAML text: plain values, and the line of every key. The format is YAML 1.1, as in axolotl (`yaml.safe_load`).
 
-A configuration is data from anywhere, so everything is bounded before it is built: bytes, nesting, and the number of
-nodes that aliases expand to. Whatever is wrong becomes a `ConfigError` with the line.
+A configuration may come from an untrusted source. So the bytes, the nesting and the number of nodes after the expansion of
+aliases are limited before any value is built. Each problem becomes a `ConfigError` with the line.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class Document:
     lines: Mapping[str, int] = field(default_factory=dict)
     """1-based line of each key, by dotted path; items of a list by their index (`datasets.0.path`)."""
     duplicates: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Keys that are given more than once in their block, and where: the last one counts, as `yaml.safe_load` reads."""
+    """Keys that are given more than once in their block -> their lines. As in `yaml.safe_load`, the last one counts."""
     directory: Path | None = None
-    """The folder of the file: relative paths in it may start there."""
+    """The folder of the file: relative paths in the configuration may start there."""
     text: str = ""
     """The YAML itself; empty for a mapping."""
 
 
 def read_document(config: str | Path | Mapping[str, Any]) -> Document:
-    """Reads a file (given by `str` or `Path`) or standard input (`-`), or takes a mapping as it is.
+    """Reads a file (`str` or `Path`) or standard input (`-`), or uses a mapping unchanged.
 
     Raises:
-        ConfigError: no such file, no YAML, not a mapping, or beyond the bounds above.
+        ConfigError: the file does not exist, is not YAML or not a mapping, or exceeds a limit above.
     """
     if isinstance(config, Mapping):
         _refuse_deep_values(config, depth=0, budget=[MAX_NODES])
@@ -90,10 +90,10 @@ def parse_document(text: str, *, name: str = "<config>", directory: Path | None 
 
 
 def parse_value(text: str) -> Any:
-    """One value in YAML's words, as it is written after `key=` on a command line: `2`, `true`, `[q_proj, v_proj]`, `2e-4`.
+    """Parses one YAML value, which follows `key=` on a command line: `2`, `true`, `[q_proj, v_proj]`, `2e-4`.
 
     Raises:
-        ConfigError: the text is no YAML, or beyond the bounds.
+        ConfigError: the text is not YAML, or exceeds a limit.
     """
     node = _compose(text, "")
     if node is None:
@@ -103,20 +103,20 @@ def parse_value(text: str) -> Any:
 
 
 _read_before: tuple[TextIO, bytes] | None = None
-"""A stream gives its content once, and a command may estimate a configuration several times."""
+"""The stream and its content. A stream can be read only once, but a command may estimate a configuration several times."""
 
 
 def _read_standard_input() -> str:
     global _read_before
     if _read_before is None or _read_before[0] is not sys.stdin:
-        binary = getattr(sys.stdin, "buffer", None)  # a test's, or a notebook's, may be text alone
+        binary = getattr(sys.stdin, "buffer", None)  # in a test or a notebook the stream may have no bytes, only text
         content = binary.read(MAX_BYTES + 1) if binary is not None else sys.stdin.read().encode()
         _read_before = (sys.stdin, content)
     return _decode(_read_before[1], "<stdin>")
 
 
 def _read_text(path: Path) -> str:
-    """The content of a file, or of a pipe (`/dev/stdin`, or what `<(...)` of a shell makes)."""
+    """The content of a file, or of a pipe (`/dev/stdin`, or `<(...)` in a shell)."""
     name = shortened_path(path)
     try:
         if path.is_dir():
@@ -160,7 +160,7 @@ def _compose(text: str, name: str) -> yaml.Node | None:
 
 
 def _refuse_depth(text: str, name: str) -> None:
-    """Bounds nesting and size on the stream of events, before anything recursive runs over it."""
+    """Refuses too deep nesting and too many nodes. It reads a stream of events, so it is safe before any recursive code."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=_Loader), start=1):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -181,7 +181,7 @@ def _syntax_error(error: yaml.YAMLError, name: str) -> ConfigError:
     if "\\t" in str(problem):
         remedy = "indent with spaces: YAML allows no tabs there"
     elif "expected a single document" in str(context):
-        problem, context, remedy = "the file holds several documents", "", "keep one document: remove the `---` line"
+        problem, context, remedy = "the file has several documents", "", "keep one document: remove the `---` line"
     return ConfigError(
         problem=f"not valid YAML: {problem}" + (f" ({context})" if context else ""),
         file=name,
@@ -192,7 +192,7 @@ def _syntax_error(error: yaml.YAMLError, name: str) -> ConfigError:
 
 @dataclass
 class _Inspector:
-    """Walks the node graph as it will be expanded: counts nodes, refuses cycles, notes lines and duplicates."""
+    """Visits each node as often as aliases repeat it: counts nodes, refuses cycles, records lines and duplicates."""
 
     name: str
     lines: dict[str, int] = field(default_factory=dict)
@@ -236,13 +236,13 @@ class _Inspector:
             self._visit_merged(value, path, depth)
 
     def _forget(self, name: str) -> None:
-        """Of two blocks with one name, the first has no effect, and nothing in it either."""
+        """Deletes the records of a block: of two blocks with the same name, the first has no effect."""
         for places in (self.lines, self.duplicates):
             for inner in [key for key in places if key.startswith(name + ".")]:
                 del places[inner]
 
     def _visit_merged(self, value: yaml.Node, path: str, depth: int) -> None:
-        """`<<: *anchor`: the anchor's keys, whose lines count only where nothing else set the key."""
+        """`<<: *anchor`: records the lines of the anchor's keys, except keys that the mapping itself sets."""
         inner = _Inspector(self.name, num_nodes=self.num_nodes)
         merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
         for node in merged:
@@ -257,7 +257,7 @@ def _join(path: str, key: str) -> str:
 
 
 def _construct(node: yaml.Node, name: str) -> Any:
-    """Nodes to values by the safe constructor: plain types only."""
+    """Converts nodes to values with the safe constructor: plain types only."""
     loader = _Loader("")
     try:
         return loader.construct_document(node)
@@ -270,7 +270,7 @@ def _construct(node: yaml.Node, name: str) -> Any:
 
 
 def _refuse_deep_values(value: Any, *, depth: int, budget: list[int]) -> None:
-    """Bounds a mapping that did not come from YAML."""
+    """Checks the limits for a mapping that did not come from YAML."""
     budget[0] -= 1
     if depth > MAX_DEPTH or budget[0] < 0:
         raise ConfigError(problem=f"the configuration is nested deeper than {MAX_DEPTH} levels or too large")

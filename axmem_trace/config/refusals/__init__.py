@@ -1,8 +1,8 @@
-"""What axolotl refuses, with its reason: rules that are really in axolotl. Source: axolotl
-`utils/schemas/{validation,config,peft}.py` and `integrations/*/args.py`. A rule that not all releases have says so.
+"""Configurations that axolotl refuses, and why. Each rule is one of axolotl's own. Source: axolotl
+`utils/schemas/{validation,config,peft}.py` and `integrations/*/args.py`. A rule that only some releases have names them.
 
 Every broken rule is reported, not only the first. Most of them don't change memory, so the figures are shown too.
-A configuration without data is taken as incomplete on purpose: it gets a warning.
+A configuration without data is assumed to be incomplete on purpose: it gets only a warning.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RULES = (
 
 
 def refuse_contradictions(draft: Draft) -> None:
-    """Reports each broken rule; if the figures are those of a changed configuration, the draft is changed so."""
+    """Reports each broken rule. If the rule's figures are for a changed configuration, the draft is changed in this way."""
     broken = [rule for rule in RULES if rule.holds_in(draft.release.version) and rule.broken(draft)]
     for rule in broken:
         _report(draft, rule)
@@ -70,7 +70,7 @@ def _report(draft: Draft, rule: Rule) -> None:
 
 
 def _refuse_regexes(draft: Draft) -> None:
-    """`check_lora_target_modules_regex`; `unfrozen_parameters` are compiled when the model is there."""
+    """`check_lora_target_modules_regex`. axolotl compiles `unfrozen_parameters` later, when the model exists."""
     for key in ("lora_target_modules", "unfrozen_parameters"):
         patterns = draft.get(key)
         for index, pattern in enumerate(patterns if isinstance(patterns, list) else []):

@@ -17,18 +17,18 @@ NATIVE_DIFFUSION_TYPES = (
 )
 """Models that axolotl 0.21.0 trains as diffusion models (`model_support/*`, `DiffusionSpec`)."""
 PACKING_UNSUPPORTED_TYPES = ("inkling", "jamba", "minimax", "olmo_hybrid", "zamba", "zamba2")
-"""Recurrent layers that see no bounds of packed samples: refused from 0.20.0 on (`monkeypatch/models/
-recurrent_support.py` `PACKING_UNSUPPORTED`)."""
+"""Models with recurrent layers that do not know where a packed sample begins. axolotl refuses to pack for them from 0.20.0
+on (`monkeypatch/models/recurrent_support.py` `PACKING_UNSUPPORTED`)."""
 
 
 def refuse_on_base(draft: Draft, base: BaseModel) -> None:
     """Reports keys that contradict the model: `gptq` with a model that is not GPTQ, new tokens that an adapter would not
-    train, tensor parallelism over tied embeddings, DenseMixer's block."""
+    train, tensor parallelism with tied embeddings, DenseMixer, packing, `diffusion_lm`."""
     own = base.config.get("quantization_config")
     method = own.get("quant_method") if isinstance(own, Mapping) else None
     if draft.get("gptq") and method not in ("gptq", "compressed-tensors"):
         problem = "axolotl refuses this: the base model's quantization_config is missing or not of GPTQ"
-        draft.fail(draft.error(problem, "gptq", remedy="point base_model to a GPTQ model, or remove gptq"))
+        draft.fail(draft.error(problem, "gptq", remedy="set base_model to a GPTQ model, or remove gptq"))
     _refuse_dense_mixer(draft, base)
     _refuse_packing(draft, base)
     _refuse_diffusion(draft, base)
@@ -54,7 +54,7 @@ def _refuse_diffusion(draft: Draft, base: BaseModel) -> None:
     if block is None or draft.sub("diffusion_lm").get("from_causal_lm") or base.model_type in NATIVE_DIFFUSION_TYPES:
         return
     draft.refuse(
-        f"axolotl refuses this: {base.model_type} is no diffusion model, so diffusion_lm would have no effect",
+        f"axolotl refuses this: {base.model_type} is not a diffusion model, so diffusion_lm would have no effect",
         "diffusion_lm",
         remedy="set `from_causal_lm: true` in it and list `axolotl.integrations.diffusion.DiffusionPlugin`",
     )
@@ -64,8 +64,8 @@ def _refuse_packing(draft: Draft, base: BaseModel) -> None:
     key = next((key for key in ("sample_packing", "batch_flattening") if draft.get(key) is True), "")
     if key and base.model_type in PACKING_UNSUPPORTED_TYPES and not draft.release.is_before("0.20.0"):
         draft.refuse(
-            f"axolotl refuses this: the state of {base.model_type}'s recurrent layers would leak from one packed sample "
-            f"to the next (the figures are with `{key}: false`)",
+            f"axolotl refuses this: the recurrent layers of {base.model_type} would pass their state from one packed "
+            f"sample to the next (the figures are with `{key}: false`)",
             key,
             remedy=f"set `{key}: false`",
         )
@@ -76,15 +76,17 @@ DENSE_MIXER_TYPES = ("olmoe", "qwen2_moe", "qwen3_moe")
 
 
 def _refuse_dense_mixer(draft: Draft, base: BaseModel) -> None:
-    """axolotl `integrations/densemixer/plugin.py` patches three types of model; densemixer 1.0.1, the last release, calls
-    `self.gate(x).to(...)`, and transformers 5's routers return a tuple."""
+    """Reports the run's failure for the three types of model that axolotl `integrations/densemixer/plugin.py` patches.
+
+    densemixer 1.0.1, the last release, calls `self.gate(x).to(...)`, but the routers of transformers 5 return a tuple.
+    """
     if "densemixer" not in draft.plugins or not draft.get("dense_mixer"):
         return
     key = "dense_mixer" if draft.line("dense_mixer") else "plugins"
     if base.model_type in DENSE_MIXER_TYPES:
         draft.refuse(
-            "the run stops in its first forward: densemixer 1.0.1 is written for transformers 4, whose routers and "
-            "experts are other modules (the figures are without it)",
+            "the run fails in its first forward: densemixer 1.0.1 is written for transformers 4, whose routers and "
+            "experts are different modules (the figures are without it)",
             key,
             remedy="remove the plugin, or set `dense_mixer: false`",
         )

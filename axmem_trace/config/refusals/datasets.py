@@ -1,5 +1,7 @@
-"""Data and what else a run needs and memory does not. Source: axolotl `utils/schemas/{validation,config,datasets}.py`;
-`utils/data/wrappers.py` `get_dataset_wrapper`, `prompt_strategies/`."""
+"""Data, and other keys that a run needs but that do not change memory.
+
+Source: axolotl `utils/schemas/{validation,config,datasets}.py`; `utils/data/wrappers.py` `get_dataset_wrapper`,
+`prompt_strategies/`."""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ DATASET_FIELDS = frozenset(
 
 
 def _is_draft(draft: Draft) -> bool:
-    """A configuration that names no data is not meant to be run as it is: other missing keys are no refusals then."""
+    """True if the configuration names no data. It is not complete then, so other missing keys are not refused either."""
     return not draft.get("datasets") and not draft.get("pretraining_dataset")
 
 
@@ -60,7 +62,8 @@ DATA_RULES = (
 
 
 def refuse_datasets(draft: Draft) -> None:
-    """`deprecate_sharegpt_datasets`, and a jinja template that is not given."""
+    """Checks the items of `datasets` and `test_datasets`: field names, prompt strategies, `type: sharegpt`
+    (`deprecate_sharegpt_datasets`), and a jinja template that is missing."""
     if _is_draft(draft):
         text = "the configuration names no data, which axolotl needs; the figures do not depend on it"
         draft.note("warning", "datasets", text)
@@ -92,10 +95,10 @@ def _report_field(draft: Draft, key: str, name: str) -> None:
 
 
 def _note_strategy(draft: Draft, key: str, kind: str) -> None:
-    """A name with dots may be a module of the user's own; data that is tokenised already needs no strategy."""
+    """Warns about an unknown strategy. A name with dots may be the user's own module. Tokenised data needs no strategy."""
     name = kind.partition(":")[0]
     if name and "." not in name and name not in PROMPT_STRATEGIES:
-        text = f"axolotl has no prompt strategy `{kind}`: the run stops unless the data is tokenised already"
+        text = f"axolotl has no prompt strategy `{kind}`: the run fails unless the data is tokenised already"
         draft.note("warning", key, text)
 
 

@@ -1,4 +1,4 @@
-"""FSDP since axolotl 0.20.0, which has only FSDP2, and weights that are packed on the CPU.
+"""Rules for FSDP from axolotl 0.20.0 on, which has only FSDP2, and for weights that are packed on the CPU.
 
 Source: axolotl 0.20.0 `utils/schemas/validation.py` (`check_fsdp_version`, `STAGED_NF4_CONSTRAINTS`, `check_staged_nf4`,
 `check_bnb_blocksize`).
@@ -26,7 +26,7 @@ def _fsdp1_version(draft: Draft) -> bool:
 
 
 def _raw(draft: Draft, key: str) -> Mapping[str, Any]:
-    """A block as written, with what the check of keys has dropped from it."""
+    """A block as the user wrote it, including keys that the check of keys has dropped."""
     value = draft.raw.get(key)
     return value if isinstance(value, Mapping) else {}
 
@@ -36,7 +36,7 @@ def _fsdp1_option(draft: Draft) -> bool:
 
 
 def _is_staged(draft: Draft) -> bool:
-    """Weights are packed on the CPU and then sharded (`check_staged_nf4`)."""
+    """True if weights are packed on the CPU and then sharded (`check_staged_nf4`)."""
     if draft.get("nf4_backend") == "torchao":
         return True
     config = draft.sub("fsdp_config")

@@ -12,9 +12,9 @@ SAGE_CAPABILITIES = ((8, 0), (8, 6), (8, 9), (9, 0), (12, 0))
 
 
 def refuse_on_gpu(draft: Draft, gpu: Gpu) -> None:
-    """Reports what axolotl refuses on the named card; of a nameless one, or a bare size, nothing is known.
+    """Reports what axolotl refuses on the named card. Nothing is known about a card without a name, or only a size.
 
-    axolotl only warns of bf16 on a card without it; that is a note (`derive_precision`).
+    axolotl only warns about bf16 on a card without it; `derive_precision` adds a note for that.
     """
     if not gpu.name or _is_bare_size(gpu.name):
         return

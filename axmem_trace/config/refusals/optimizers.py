@@ -52,7 +52,7 @@ OPTIMIZER_RULES = (
     Rule(
         "optimizer",
         lambda d: _is(d, "polora") and any(d.values.get(key) for key in _POLORA_UNTRAINED),
-        f"polora has no fallback optimizer, so what {', '.join(_POLORA_UNTRAINED)} add would never be trained",
+        f"polora has no fallback optimizer: parameters that {', '.join(_POLORA_UNTRAINED)} add would never be trained",
         "remove them or pick another optimizer",
     ),
     Rule(

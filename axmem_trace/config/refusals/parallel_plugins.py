@@ -1,4 +1,4 @@
-"""Expert and context parallelism: plugins of axolotl that are always there from 0.21.0 on, and need no listing.
+"""Expert and context parallelism: plugins of axolotl that are always active from 0.21.0 on, without being listed.
 
 Source: axolotl 0.20.0 and 0.21.0 `integrations/{expert_parallel,context_parallel}/args.py`, `utils/schemas/validation.py`.
 """
@@ -19,13 +19,13 @@ def _expert(draft: Draft) -> bool:
 
 
 def _recomputes_experts(draft: Draft) -> bool:
-    """torch's exchange of tokens is under checkpointing; `auto` takes DeepEP only where it is installed."""
+    """True if torch's exchange of tokens runs inside checkpointing. `auto` uses DeepEP only if it is installed."""
     torch_backend = draft.get("expert_parallel_backend") != "deep_ep"
     return _expert(draft) and torch_backend and bool(draft.get("gradient_checkpointing"))
 
 
 def context_parallel_size(draft: Draft) -> int:
-    """From the key or from the block of the same name."""
+    """The size from the key, or from the block `context_parallel`."""
     size = draft.get("context_parallel_size")
     inner = draft.sub("context_parallel").get("size")
     return int(size or inner or 1)
@@ -54,7 +54,7 @@ def _degrees_do_not_divide(draft: Draft) -> bool:
 
 
 def _unknown_in_block(draft: Draft) -> bool:
-    """The block takes no key that it does not know (`extra="forbid"`)."""
+    """True if the block has an unknown key, which it refuses (`extra="forbid"`)."""
     given = draft.raw.get("context_parallel")
     return isinstance(given, dict) and any(f"context_parallel.{name}" not in draft.keys for name in given)
 
@@ -125,7 +125,7 @@ EXPERT_RULES = (
     Rule(
         "expert_parallel_dispatch_chunks",
         lambda d: d.is_live("expert_parallel_dispatch_chunks") and d.get("expert_parallel_dispatch_chunks") == 0,
-        "expert_parallel_dispatch_chunks starts at 1",
+        "expert_parallel_dispatch_chunks must be at least 1",
         "raise it",
         since=SINCE,
     ),
@@ -142,11 +142,11 @@ CONTEXT_RULES = (
     Rule(
         "context_parallel",
         _degrees_do_not_divide,
-        "context_parallel's ulysses_size and ring_size do not make up its size",
+        "the product of context_parallel's ulysses_size and ring_size is not its size",
         "remove them: axolotl chooses",
         since=SINCE,
     ),
-    Rule("context_parallel", _unknown_in_block, "context_parallel takes no other keys", "remove them", since=SINCE),
+    Rule("context_parallel", _unknown_in_block, "context_parallel has an unknown key", "remove it", since=SINCE),
     Rule(
         "context_parallel",
         lambda d: d.get("deepspeed") and context_parallel_size(d) > 1 and _not_ulysses(d),

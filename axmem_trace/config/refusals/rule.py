@@ -1,4 +1,4 @@
-"""`Rule`: what axolotl refuses, and conditions that several rules use."""
+"""`Rule`: one condition under which axolotl refuses a configuration; and conditions that several rules use."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from axmem_trace.recipe.run import LORA_KERNEL_KEYS, VALIDATED_LORA_KERNEL_KEYS
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """If `broken` is true, `key` is the cause. `since` and `until`: the first and the last release that refuses it."""
+    """One check. If `broken` returns true, `key` is the cause. `since` and `until` are the first and the last release that
+    refuse it."""
 
     key: str
     broken: Callable[[Draft], object]
     problem: str
     remedy: str
     figures_with: Mapping[str, Any] = field(default_factory=dict)
-    """Keys and values that resolve the contradiction: the figures are with them. Empty: it does not change the figures."""
+    """Keys and values that resolve the contradiction; the figures are computed with them. Empty: the contradiction does not
+    change the figures."""
     decides_memory: bool = False
-    """What the run would hold is not known before the contradiction is resolved: there are no figures."""
+    """The run's memory is unknown until the contradiction is resolved: there are no figures."""
     since: str = ""
     until: str = ""
 
@@ -35,7 +37,7 @@ class Rule:
 
 @functools.cache
 def _is_between(version: str, since: str, until: str) -> bool:
-    """Each configuration asks this of every rule, and parsing a version is slow."""
+    """Cached, because each configuration checks every rule, and parsing a version is slow."""
     asked = Version(version)
     return not (since and asked < Version(since)) and not (until and asked > Version(until))
 
@@ -51,34 +53,34 @@ def reentrant(draft: Draft) -> object:
 
 
 def is_selective(draft: Draft) -> bool:
-    """Selective checkpointing is requested: `true`, or a block, even an empty one."""
+    """True if selective checkpointing is requested: by `true` or by a block, even an empty one."""
     return draft.get("selective_checkpointing") not in (None, False)
 
 
 def is_lora(draft: Draft) -> bool:
-    """A LoRA adapter, quantised or not."""
+    """True for a LoRA adapter, with a quantised base or not."""
     return draft.get("adapter") in ("lora", "qlora")
 
 
 def bits(draft: Draft) -> bool:
-    """bitsandbytes is requested."""
+    """True if bitsandbytes is requested."""
     return bool(draft.get("load_in_8bit") or draft.get("load_in_4bit"))
 
 
 def lora_kernels(draft: Draft) -> bool:
-    """One of the fused LoRA kernels is requested."""
+    """True if one of the fused LoRA kernels is requested."""
     return any(draft.get(key) for key in VALIDATED_LORA_KERNEL_KEYS)
 
 
 def lora_kernel_is_on(draft: Draft, key: str) -> bool:
-    """Requested, or switched on by axolotl itself (0.20.0 `validation.py` `_lora_kernel_enabled`)."""
+    """True if the kernel is requested, or switched on by axolotl itself (0.20.0 `validation.py` `_lora_kernel_enabled`)."""
     if draft.has(key):
         return bool(draft.get(key)) and bool(draft.get("adapter"))
     return switches_lora_kernels_on(draft)
 
 
 def switches_lora_kernels_on(draft: Draft) -> bool:
-    """`lora_kernels_auto_enable`, without the model's part: types that have none are found later."""
+    """`lora_kernels_auto_enable`, without the check of the model type, which follows later (`derive_kernels`)."""
     return not (
         draft.get("rl")
         or given(draft, "nvfp4_merge_aware")
@@ -90,5 +92,5 @@ def switches_lora_kernels_on(draft: Draft) -> bool:
 
 
 def fsdp2(draft: Draft) -> bool:
-    """FSDP2: validators compare the version as text."""
+    """True for FSDP2. axolotl's validators compare the version as text."""
     return str(draft.get("fsdp_version")) == "2"

@@ -34,13 +34,13 @@ _CUSTOM_LOSS_CONFLICTS = (
 
 
 def reads_the_base(draft: Draft) -> bool:
-    """LoRA is initialised from the base weights."""
+    """True if LoRA is initialised from the base weights."""
     loftq = draft.sub("peft").get("loftq_config")
     return draft.get("peft_init_lora_weights") not in VALUE_INDEPENDENT_INIT or bool(loftq)
 
 
 def parallel(draft: Draft, *names: str) -> bool:
-    """One of these sizes (`tensor`, `context`, `expert`) is above 1."""
+    """True if one of these sizes (`tensor`, `context`, `expert`) is above 1."""
     return any((draft.get(f"{name}_parallel_size") or 1) > 1 for name in names)
 
 
@@ -69,7 +69,7 @@ def _fused_module_saved(draft: Draft) -> bool:
 
 
 def _is_container(name: str) -> bool:
-    """A decoder layer or what holds them (`_sac_entry_is_layer_container`)."""
+    """True if the name is that of a decoder layer or of a module that contains them (`_sac_entry_is_layer_container`)."""
     if any(sign in name for sign in "*?["):
         return any(fnmatch.fnmatchcase(each, name) for each in (*_CONTAINERS, *map(str, range(100))))
     return name.isdigit() or name in _CONTAINERS
@@ -94,7 +94,7 @@ def _below(draft: Draft, key: str, least: float) -> bool:
 
 
 def _starts_at(key: str, least: int) -> Rule:
-    return Rule(key, lambda d: _below(d, key, least), f"{key} starts at {least}", "raise it", since=SINCE)
+    return Rule(key, lambda d: _below(d, key, least), f"{key} must be at least {least}", "raise it", since=SINCE)
 
 
 _LEAST = {
@@ -195,7 +195,7 @@ STEP_RULES = (
     Rule(
         "selective_checkpointing",
         _fused_matmul_saved,
-        "selective_checkpointing cannot save products that a fused LoRA kernel changes in place",
+        "selective_checkpointing cannot save matmul outputs that a fused LoRA kernel changes in place",
         "set lora_mlp_kernel, lora_qkv_kernel and lora_o_kernel to false, or use `save: [attention]`",
         figures_with={"selective_checkpointing": {"save": ["attention"]}},
         since=SINCE,
@@ -218,7 +218,7 @@ STEP_RULES = (
     Rule(
         "selective_checkpointing",
         lambda d: isinstance(_saved(d, "save_matmul_min_k"), int) and _saved(d, "save_matmul_min_k") < 1,
-        "selective_checkpointing.save_matmul_min_k starts at 1",
+        "selective_checkpointing.save_matmul_min_k must be at least 1",
         "raise it",
         since=SINCE,
     ),
@@ -241,7 +241,7 @@ CONTEXT_RULES = (
             and d.get("use_glm_dsa_kernels")
             and (d.get("sample_packing") or d.get("batch_flattening"))
         ),
-        "GLM's sparse attention with context parallelism does not take packed samples",
+        "GLM's sparse attention with context parallelism does not support packed samples",
         "set `sample_packing: false`",
         since=SINCE,
     ),
@@ -254,7 +254,7 @@ def _has_bad_weight(draft: Draft) -> bool:
 
 
 DATA_RULES = (
-    Rule("datasets", _has_bad_weight, "a dataset's weight is above 0 and at most 1", "correct it", since=SINCE),
+    Rule("datasets", _has_bad_weight, "a dataset's weight must be above 0 and at most 1", "correct it", since=SINCE),
 )
 
 RULES_OF_0_20 = (*DATA_RULES, *ADAPTER_RULES, *STEP_RULES, *CONTEXT_RULES)

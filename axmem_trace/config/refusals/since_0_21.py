@@ -55,7 +55,7 @@ TRAINING_RULES = (
         "balance_labels",
         _balances_what_cannot_be,
         "balance_labels needs packed samples, or batches of a fixed number of samples in any order",
-        "remove balance_labels, or what fixes the order of the samples",
+        "remove balance_labels, or the key that fixes the order of the samples",
         since=SINCE,
     ),
     Rule(
@@ -68,15 +68,15 @@ TRAINING_RULES = (
     Rule(
         "label_balance_window_optim_steps",
         lambda d: isinstance(d.values.get("label_balance_window_optim_steps"), (int, float)) and _window(d) < 1,
-        "label_balance_window_optim_steps starts at 1",
+        "label_balance_window_optim_steps must be at least 1",
         "raise it",
         since=SINCE,
     ),
     Rule(
         "label_balance_window_optim_steps",
         lambda d: isinstance(d.raw.get("label_balance_window_optim_steps"), float),
-        "label_balance_window_optim_steps is a whole number",
-        "write it without a point",
+        "label_balance_window_optim_steps must be a whole number",
+        "write it without a decimal point",
         since=SINCE,
     ),
     Rule(
@@ -103,8 +103,8 @@ TRAINING_RULES = (
     Rule(
         "use_sonicmoe",
         lambda d: d.get("use_sonicmoe") and d.get("quantize_moe_experts"),
-        "use_sonicmoe does not run quantised experts",
-        "set `use_scattermoe: true` in its place",
+        "use_sonicmoe does not support quantised experts",
+        "set `use_scattermoe: true` instead",
         since=SINCE,
     ),
     Rule(
@@ -148,7 +148,7 @@ RL_RULES = (
     Rule(
         "dpo_ld_alpha",
         lambda d: isinstance(d.get("dpo_ld_alpha"), (int, float)) and not 0 <= d.get("dpo_ld_alpha") <= 1,
-        "dpo_ld_alpha is between 0 and 1",
+        "dpo_ld_alpha must be between 0 and 1",
         "correct it",
         since=SINCE,
     ),

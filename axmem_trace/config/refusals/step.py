@@ -9,7 +9,7 @@ from axmem_trace.recipe.run import VALIDATED_LORA_KERNEL_KEYS
 
 
 def _matmul_saved(draft: Draft) -> bool:
-    """An entry other than `attention` that matches a matmul operator (with an adapter, its output is mutated)."""
+    """True if an entry other than `attention` matches a matmul operator. An adapter changes its output in place."""
     operators = ("aten::mm", "aten::addmm", "aten::matmul", "aten::bmm")
     saved = draft.sub("selective_checkpointing").get("save") or []
     return any(spec != "attention" and any(spec in name for name in operators) for spec in saved)
@@ -61,8 +61,8 @@ CHECKPOINTING_RULES = (
     Rule(
         "gradient_checkpointing",
         lambda d: "mpt" in str(d.get("base_model")).lower() and d.get("gradient_checkpointing"),
-        "gradient_checkpointing is not supported for MPT models, and axolotl takes every base_model with `mpt` in its "
-        "name or path for one (`check_mpt_checkpointing`)",
+        "gradient_checkpointing is not supported for MPT models, and axolotl treats every base_model with `mpt` in its "
+        "name or path as an MPT model (`check_mpt_checkpointing`)",
         "set `gradient_checkpointing: false`, or give the model a path without these letters",
     ),
     Rule(

@@ -60,7 +60,7 @@ def refuse_flash_call(
 
 def note_refusal(context: KernelContext, problem: str, remedy: str = _REMEDY) -> None:
     """Adds the reason why the call stops the run; the call is recorded as if the kernel took it."""
-    text = f"the run stops: {problem} (the figures are as if it ran)"
+    text = f"the run fails: {problem} (the figures are as if it ran)"
     context.note(RefusalNote(key="attn_implementation", text=text, remedy=remedy))
 
 

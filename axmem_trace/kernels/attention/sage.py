@@ -29,13 +29,13 @@ _NO_BACKWARD = Note(
 )
 _PACKED = RefusalNote(
     key="attn_implementation",
-    text="the run stops: axolotl's packed SageAttention imports `prepare_fa2_from_position_ids`, which transformers 5 no "
+    text="the run fails: axolotl's packed SageAttention imports `prepare_fa2_from_position_ids`, which transformers 5 no "
     "longer has (the figures are as if it were still there)",
     remedy="set `attn_implementation: flash_attention_2`",
 )
 _PADDED = RefusalNote(
     key="attn_implementation",
-    text="the run stops: axolotl's SageAttention calls `_upad_input` of transformers 5 without its last argument where a "
+    text="the run fails: axolotl's SageAttention calls `_upad_input` of transformers 5 without its last argument where a "
     "batch is padded (the figures are as if it unpadded them)",
     remedy="set `attn_implementation: flash_attention_2`",
 )

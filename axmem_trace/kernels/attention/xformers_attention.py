@@ -30,13 +30,13 @@ _OLDEST_FLASH, _NEWEST_CUTLASS = (8, 0), (9, 0)
 _REMEDY = "use `attn_implementation: sdpa`"
 _PADDED = RefusalNote(
     key="attn_implementation",
-    text="the run stops: axolotl's xformers attention calls `_upad_input` of transformers 5 without its last argument "
+    text="the run fails: axolotl's xformers attention calls `_upad_input` of transformers 5 without its last argument "
     "where a batch is padded (the figures are as if it unpadded them)",
     remedy="set `sample_packing: true`, or `attn_implementation: sdpa`",
 )
 _LLAMA = RefusalNote(
     key="attn_implementation",
-    text="the run stops: without sample packing axolotl replaces Llama's attention by its own "
+    text="the run fails: without sample packing axolotl replaces Llama's attention by its own "
     "(llama_attn_hijack_xformers.py), which reads `num_heads`, and transformers 5 has none (the figures are as if it "
     "called xformers as for other models)",
     remedy="set `sample_packing: true`, or `attn_implementation: sdpa`",

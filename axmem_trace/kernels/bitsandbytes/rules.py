@@ -86,7 +86,7 @@ def int8_mixed_scaled_mm(context: KernelContext, op: Any, args: tuple[Any, ...],
     if quantised.ndim <= 3:
         return run_cuda_kernel(context, op, args, kwargs)
     text = (
-        f"the run stops: bitsandbytes' 8-bit layers refuse input of {quantised.ndim} dimensions, which this model gives "
+        f"the run fails: bitsandbytes' 8-bit layers refuse input of {quantised.ndim} dimensions, which this model gives "
         "them (the figures treat the input as a matrix)"
     )
     remedy = "use `adapter: qlora` with `load_in_4bit: true`, which runs"

@@ -245,14 +245,14 @@ def _skip(site: Site, wanted: frozenset[str], why: str) -> None:
 
 
 def _refuse(site: Site, kernels: frozenset[str], problem: str) -> None:
-    """axolotl stops while it patches the model. Source: `patch_self_attn_lora` (two asserts), `get_layers` and
+    """axolotl fails while it patches the model. Source: `patch_self_attn_lora` (two asserts), `get_layers` and
     `apply_lora_kernel_patches` (NotImplementedError)."""
     asked = [LORA_KERNEL_KEYS[kernel] for kernel in ("qkv", "o", "mlp") if kernel in site.recipe.kernels.lora & kernels]
     in_file = [key for key in asked if key in site.recipe.written]
     if not in_file:
         problem += "; it switches them on automatically if the configuration has none of their keys"
     names = ", ".join(f"`{key}: false`" for key in asked)
-    text = f"the run stops: {problem} (the figures are without {', '.join(asked)})"
+    text = f"the run fails: {problem} (the figures are without {', '.join(asked)})"
     site.note(RefusalNote(key=(in_file or asked)[0], text=text, remedy=f"set {names}"))
 
 

@@ -107,7 +107,7 @@ def install_cut_cross_entropy(site: Site) -> None:
         return
     if kind not in SUPPORTED:
         if modeling_module(kind) is None or not hasattr(site.base, "model"):
-            site.note(_refuse(f"the run stops: Cut Cross Entropy does not know {kind}"))
+            site.note(_refuse(f"the run fails: Cut Cross Entropy does not know {kind}"))
             return
         text = f"Cut Cross Entropy has no patch for {kind}: axolotl tries a generic one"
         site.note(Note(kind="warning", key=KEY, text=text))

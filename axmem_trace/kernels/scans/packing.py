@@ -100,7 +100,7 @@ def _note_those_that_cannot(site: Site) -> None:
     for model_type, layer in _CANNOT_PACK.items():
         if layer in classes:
             text = (
-                f"the run stops before its first step: axolotl 0.19's patch for packed {model_type} samples looks for "
+                f"the run fails before its first step: axolotl 0.19's patch for packed {model_type} samples looks for "
                 "names that transformers 5.16 no longer has (the figures are without bounds between samples)"
             )
             site.note(RefusalNote(key="sample_packing", text=text, remedy="set `sample_packing: false`"))

@@ -25,7 +25,7 @@ _ON_PLAIN_WEIGHTS = ("pissa", "mica", "corda", "loftq")
 
 
 def refuse_initialisation(recipe: Recipe) -> None:
-    """Refuses an adapter with which the run stops before or at its first step.
+    """Refuses an adapter with which the run fails before or at its first step.
 
     A 4-bit weight is one column of packed bytes, stored as bf16: PiSSA and LoftQ would factorise that column, and their
     matrices do not fit the layer's input. peft itself refuses a storage of integers.
@@ -39,7 +39,7 @@ def refuse_initialisation(recipe: Recipe) -> None:
     if init.startswith(_ON_PLAIN_WEIGHTS) and packed:
         raise ConfigError(
             problem=f"the initialisation `{adapter.init}` reads the weights, and the base model's are packed "
-            f"({method}): peft stops, or makes matrices that do not fit the layers",
+            f"({method}): peft fails, or makes matrices that do not fit the layers",
             key="peft_init_lora_weights",
             value=adapter.init,
             remedy="use an unquantised base model (`adapter: lora`), or drop the initialisation",

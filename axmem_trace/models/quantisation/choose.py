@@ -142,7 +142,7 @@ def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Q
     if method == "gptq":
         text = (
             "axolotl (0.19 to 0.21) pins optimum 1.16.2, and transformers 5 loads GPTQ only with optimum 1.24 or newer (and "
-            "gptqmodel 1.4.3): install these, or the run stops while it loads the model"
+            "gptqmodel 1.4.3): install these, or the run fails while it loads the model"
         )
         notes.append(Note(kind="warning", key="gptq", text=text))
     if own.get("dynamic"):
@@ -230,7 +230,7 @@ def _is_trainable(recipe: Recipe, method: str, notes: Notes) -> bool:
 def note_bf16_copy(recipe: Recipe, method: str, notes: Notes, why: str) -> None:
     """Report that the configured run would stop, and that the figures are those of an unquantised copy."""
     text = (
-        f"the run stops: {recipe.model.base.name} is quantised with {method!r} and {why} (the figures are those of an "
+        f"the run fails: {recipe.model.base.name} is quantised with {method!r} and {why} (the figures are those of an "
         f"unquantised copy loaded in {recipe.precision.load_dtype})"
     )
     notes.append(RefusalNote(key="base_model", text=text, remedy="use an unquantised copy of the base model"))

@@ -72,7 +72,7 @@ def _swap(
     """torchao makes the complete new layer on the GPU before it assigns the old weight to it."""
     if asked.weight == "int4" and module.weight.shape[-1] % asked.group_size:
         raise ConfigError(
-            problem=f"the width of {name}, {module.weight.shape[-1]}, is no multiple of the group size: the run stops "
+            problem=f"the width of {name}, {module.weight.shape[-1]}, is no multiple of the group size: the run fails "
             "in its first forward",
             key="qat.group_size",
             value=asked.group_size,

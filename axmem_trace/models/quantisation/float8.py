@@ -50,7 +50,7 @@ def convert_to_float8(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
     if recipe.quantisation.method != "none":
         raise ConfigError(
             problem=f"fp8 training replaces linear layers by ones that multiply plain weights, and the base model's are "
-            f"packed ({recipe.quantisation.method}): the run stops in its first forward",
+            f"packed ({recipe.quantisation.method}): the run fails in its first forward",
             key="fp8",
             remedy="remove fp8, or load the base model unquantised",
         )

@@ -43,7 +43,7 @@ def _refuse_experts(model: Any) -> None:
     if any(type(module).__name__ == "FP8Experts" for module in model.modules()):
         raise ConfigError(
             problem=f"the experts of {type(model).__name__} are FP8, for which axolotl registers neither scattermoe nor "
-            "sonicmoe: the run stops in its first forward (KeyError, transformers `integrations/moe.py` `get_interface`)",
+            "sonicmoe: the run fails in its first forward (KeyError, transformers `integrations/moe.py` `get_interface`)",
             key="base_model",
             remedy="name an unquantised copy of the base model (`load_in_4bit` and `quantize_moe_experts` pack it)",
         )

@@ -78,7 +78,7 @@ def _find_model_class(recipe: Recipe, config: Any, notes: Notes) -> tuple[Any, A
 
 def _refuse_name(error: ConfigError, auto_class: Any) -> RefusalNote:
     """axolotl reads the name from transformers (`getattr(transformers, self.model_type)`) and stops."""
-    text = f"the run stops: {error.problem}, {error.details[0]} (the figures are with {auto_class.__name__})"
+    text = f"the run fails: {error.problem}, {error.details[0]} (the figures are with {auto_class.__name__})"
     return RefusalNote(key=error.key, text=text, remedy=error.remedy)
 
 
@@ -123,7 +123,7 @@ def _class_of_auto(recipe: Recipe, auto_class: Any, config: Any, notes: Notes) -
     if config.model_type in _NAMED_BY_AXOLOTL:
         return fallback, _config_for(fallback, config)
     text = (
-        f"the run stops: {auto_class.__name__} has no class for {config.model_type!r} (the figures are with "
+        f"the run fails: {auto_class.__name__} has no class for {config.model_type!r} (the figures are with "
         f"{fallback.__name__}, which the base model's config.json names)"
     )
     notes.append(RefusalNote(key="processor_type", text=text, remedy="add `processor_type: AutoProcessor`"))
