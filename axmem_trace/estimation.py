@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace as replace_fields
 from importlib.metadata import version
 from pathlib import Path
@@ -143,22 +143,30 @@ def _trace(recipe: Recipe, clock: Stopwatch, *, rank: int | None = None) -> Trac
 
 def _record_ranks(recipe: Recipe, run: TracedRun, reservation: Reservation, clock: Stopwatch) -> list[RankRun]:
     """All groups of ranks; the group of rank 0 is the first. Ranks whose shards have other sizes are recorded too. If
-    that would take too long, they get the figures of the rank with the largest shards."""
+    that would take too long, they get the figures of the recorded rank that needs the most."""
     if not run.groups:
         every = tuple(range(recipe.parallel.num_gpus))
         return [RankRun(ranks=every, ledger=run.ledger, reservation=reservation, recorded=False)]
     runs = {0: RankRun(ranks=(0,), ledger=run.ledger, reservation=reservation)}
-    recorded = [group for group in run.groups if group.recorded]
-    for group in recorded[1:]:
-        ledger = _trace(recipe, clock, rank=group.ranks[0]).ledger
+    for rank, ledger in _other_ledgers(recipe, run, clock):
         clock.start("replay", "replaying the allocator")
-        runs[group.ranks[0]] = RankRun(ranks=(), ledger=ledger, reservation=_replay_on_card(recipe, ledger))
-    rows = [replace_fields(runs[group.ranks[0]], ranks=group.ranks) for group in recorded]
+        runs[rank] = RankRun(ranks=(), ledger=ledger, reservation=_replay_on_card(recipe, ledger))
+    rows = [replace_fields(runs[group.ranks[0]], ranks=group.ranks) for group in run.groups if group.recorded]
     others = sorted(rank for group in run.groups if not group.recorded for rank in group.ranks)
     if others:
-        largest = max(recorded, key=lambda group: group.nbytes)
-        rows.append(replace_fields(runs[largest.ranks[0]], ranks=tuple(others), recorded=False))
+        worst = max(rows, key=lambda row: row.reservation.peak_reserved_bytes)
+        rows.append(replace_fields(worst, ranks=tuple(others), recorded=False))
     return rows
+
+
+def _other_ledgers(recipe: Recipe, run: TracedRun, clock: Stopwatch) -> Iterator[tuple[int, Ledger]]:
+    """The first rank of each recorded group but rank 0's, and its ledger. One trace may have recorded several ranks."""
+    known = dict(run.other_ranks)
+    for rank in [group.ranks[0] for group in run.groups if group.recorded][1:]:
+        if rank not in known:
+            other = _trace(recipe, clock, rank=rank)
+            known |= {**other.other_ranks, rank: other.ledger}
+        yield rank, known[rank]
 
 
 def _vary_lengths(
@@ -195,8 +203,7 @@ def record_ledgers(recipe: Recipe) -> list[Ledger]:
         import_libraries()
         spare_what_is_there()
         run = _trace(recipe, silent)
-        others = [group.ranks[0] for group in run.groups if group.recorded][1:]
-        return [run.ledger, *(_trace(recipe, silent, rank=rank).ledger for rank in others)]
+        return [run.ledger, *(ledger for _, ledger in _other_ledgers(recipe, run, silent))]
 
 
 def _reserved_bytes(recipe: Recipe) -> int:

@@ -29,6 +29,7 @@ from axmem_trace.parallel.fake_group.in_place import (
 from axmem_trace.parallel.fake_group.process_group import exchange_rules, open_process_group
 from axmem_trace.parallel.fsdp import fsdp1, fsdp2
 from axmem_trace.parallel.fsdp.offload import as_offloaded, copy_to_host, offloads_on_meta
+from axmem_trace.parallel.fsdp.other_shards import with_other_ranks
 from axmem_trace.parallel.fsdp.staged import load_staged
 from axmem_trace.parallel.host import copies_on_host
 from axmem_trace.parallel.rank_facts import describe_rank, flat_shards, local_tensors, sharded_names
@@ -192,6 +193,7 @@ def _with_fsdp1(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankMo
         without_sync=wrapped.no_sync,
         clip=clip,
         shards=shards,
+        with_optimizer=partial(with_other_ranks, recipe, wrapped, recorder),
     )
 
 

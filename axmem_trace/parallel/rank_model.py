@@ -45,6 +45,9 @@ class RankModel:
         before_repeat: called before the passes of the first step are repeated as those of the second step. It runs what
             the engine does once before the second step. None: the second step differs from the first.
         clip: clips the gradients (parameters, largest norm) and returns the norm; set if the engine has its own function.
+        other_ranks: ranks that differ from this one in nothing but the optimizer's step.
+        as_rank: called with one of them after backward; while what it returns is open, parameters and gradients are those
+            that its optimizer has.
     """
 
     call: Callable[..., Any]
@@ -58,3 +61,5 @@ class RankModel:
     with_optimizer: Callable[[RankModel, Any], RankModel] | None = None
     save: Callable[[], None] | None = None
     engine: Engine | None = None
+    other_ranks: tuple[int, ...] = ()
+    as_rank: Callable[[int], AbstractContextManager[None]] | None = None

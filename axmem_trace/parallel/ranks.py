@@ -19,6 +19,8 @@ from axmem_trace.recipe.parallel import Parallel
 MAX_RECORDED = 3
 """The largest number of groups that are recorded, including the group of rank 0. Each recording takes as long as the
 first."""
+MAX_STEPPED = 16
+"""The same for ranks that differ only in the optimizer's step, which takes a fraction of a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,14 @@ class RankGroup:
         ranks: in order.
         nbytes: bytes of the shards of trainable parameters, in whole blocks. Memory that depends on these shards is
             largest in the group with the largest value.
-        recorded: False: there are too many groups, and no rank of this one needs more memory than a recorded rank.
+        recorded: False: there are too many groups, and no rank of this one holds more than a recorded rank.
+        reads: whether these ranks read the weights for the others.
     """
 
     ranks: tuple[int, ...]
     nbytes: int = 0
     recorded: bool = True
+    reads: bool = False
 
 
 def all_alike(num_ranks: int) -> tuple[RankGroup, ...]:
@@ -73,13 +77,17 @@ def rows_of_shard(rows: int, num_shards: int, shard: int) -> int:
 
 
 def group_fsdp1(wrapped: Any, parallel: Parallel) -> tuple[RankGroup, ...]:
-    """Groups of ranks whose flat shards contain equal numbers of trainable elements."""
+    """Groups of ranks whose optimizer has parameters of the same sizes; all flat shards have equal sizes.
+
+    The sizes of the optimizer's states decide how the allocator places them, so ranks that hold the same number of bytes
+    can differ by gigabytes in what is reserved.
+    """
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     units = []
     for unit in FullyShardedDataParallel.fsdp_modules(wrapped):
         flat: Any = unit._flat_param
-        if unit._has_params and flat.requires_grad:
+        if unit._has_params and flat.requires_grad and parallel.fsdp.uses_orig_params:
             units.append((flat.numel(), flat.element_size(), list(_intervals(flat))))
     num_shards = parallel.mesh.num_shards
 
@@ -91,7 +99,15 @@ def group_fsdp1(wrapped: Any, parallel: Parallel) -> tuple[RankGroup, ...]:
             for start, end in intervals
         ]
 
-    return _group(parallel, parts)
+    return _group(parallel, parts, MAX_STEPPED)
+
+
+def alike_but_for_step(groups: Sequence[RankGroup], own: int) -> tuple[int, ...]:
+    """FSDP1: of each other group that is recorded, the first rank, if it loads as this one does."""
+    mine = next(group for group in groups if own in group.ranks)
+    return tuple(
+        group.ranks[0] for group in groups if group.recorded and group is not mine and group.reads == mine.reads
+    )
 
 
 def _intervals(flat: Any) -> Iterator[tuple[int, int]]:
@@ -103,15 +119,18 @@ def _intervals(flat: Any) -> Iterator[tuple[int, int]]:
         start += size
 
 
-def _group(parallel: Parallel, parts: Callable[[int], list[int]]) -> tuple[RankGroup, ...]:
+def _group(parallel: Parallel, parts: Callable[[int], list[int]], most: int = MAX_RECORDED) -> tuple[RankGroup, ...]:
     """Groups of ranks with equal parts. If only rank 0 reads the weights and sends them to the others, it is a separate
     group."""
-    groups: dict[tuple[object, ...], list[int]] = {}
+    groups: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
     for rank in range(parallel.num_gpus):
-        sends = reads_weights(parallel, rank)
-        groups.setdefault((sends, *parts(rank)), []).append(rank)
+        groups.setdefault((reads_weights(parallel, rank), tuple(parts(rank))), []).append(rank)
     return choose_recorded(
-        [RankGroup(tuple(ranks), sum(map(block_bytes, parts(ranks[0])))) for ranks in groups.values()]
+        [
+            RankGroup(tuple(ranks), sum(map(block_bytes, sizes)), reads=reads)
+            for (reads, sizes), ranks in groups.items()
+        ],
+        most,
     )
 
 
@@ -123,10 +142,12 @@ def reads_weights(parallel: Parallel, rank: int) -> bool:
     return parallel.fsdp.loads_on_host and first
 
 
-def choose_recorded(groups: Sequence[RankGroup]) -> tuple[RankGroup, ...]:
-    """The groups, in which those to record are marked: the group of rank 0, the largest group, and the last group."""
-    if len(groups) <= MAX_RECORDED:
+def choose_recorded(groups: Sequence[RankGroup], most: int = MAX_RECORDED) -> tuple[RankGroup, ...]:
+    """The groups, in which those to record are marked: the group of rank 0, the largest, the last, and some between them."""
+    if len(groups) <= most:
         return tuple(groups)
-    largest = max(groups, key=lambda group: group.nbytes)
-    chosen = {id(groups[0]), id(largest), id(groups[-1])}
-    return tuple(replace(group, recorded=id(group) in chosen) for group in groups)
+    largest = max(range(len(groups)), key=lambda index: groups[index].nbytes)
+    chosen = {0, largest, len(groups) - 1}
+    evenly = (index * len(groups) // most for index in range(most))
+    chosen.update(sorted(set(evenly) - chosen)[: most - len(chosen)])
+    return tuple(replace(group, recorded=index in chosen) for index, group in enumerate(groups))

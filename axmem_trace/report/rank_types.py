@@ -14,7 +14,8 @@ class RankUse:
     Attributes:
         ranks: their numbers, as in `0-6, 8`.
         count: how many ranks.
-        basis: `recorded`; or `at most` if too many ranks differ: none of these ranks needs more than these figures.
+        basis: `recorded`; or `at most` if too many ranks differ: then the figures are those of the recorded rank that needs
+            the most.
         worst: whether no other row needs more; the verdict is about these ranks.
         allocated_bytes, active_bytes, counted_bytes, reserved_bytes, device_bytes: as in `Peak`.
         host_bytes: the most host memory at any time, without mapped files. It is that of the first of these ranks,

@@ -32,7 +32,7 @@ class RankRun:
 
     Attributes:
         ranks: in order.
-        recorded: False: the run is that of another rank, which needs at least as much memory.
+        recorded: False: the run is that of the recorded rank that needs the most.
     """
 
     ranks: tuple[int, ...]

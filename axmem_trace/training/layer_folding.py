@@ -103,7 +103,7 @@ def _trace_as_asked(recipe: Recipe, start: Callable[[str, str], None], rank: int
                 raise
             why = f"{type(error).__name__} in a short model: {error}"
     part = _trace(recipe, NoFolding(), start, rank)
-    run = TracedRun(part.facts, part.recorded.ledger, part.notes, why, part.groups)
+    run = TracedRun(part.facts, part.recorded.ledger, part.notes, why, part.groups, part.recorded.other_ranks)
     if recipe.fold:
         _keep(recipe, rank, part, run, None)
     return run
@@ -166,6 +166,7 @@ def _trace_folded(recipe: Recipe, start: Callable[[str, str], None], rank: int |
     part = _trace(recipe, folding, start, rank)
     repetition = folding.repetition
     assert repetition is not None, "the model was cut"
+    assert not part.recorded.other_ranks, "an engine whose ranks are recorded together is not folded"
     layers = part.recording.recorder.event_layers()
     sections = find_sections(part.ledger, layers, repetition)
     recorded = CheckedFold(

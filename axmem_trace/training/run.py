@@ -31,6 +31,7 @@ from axmem_trace.training.objectives import Objective, choose_objective
 from axmem_trace.training.offloading import StepContext
 from axmem_trace.training.optimizers.clipping import GradientScaler, clip_gradients
 from axmem_trace.training.optimizers.traced import TracedOptimizer
+from axmem_trace.training.other_steps import KeepsNorm, OtherSteps
 from axmem_trace.training.prepared import prepared_forward
 
 NUM_STEPS = 2
@@ -72,6 +73,7 @@ class Run:
     Attributes:
         windows: what depended on the batches; known when the run has been recorded.
         batch_notes: the notes that were made there, or earlier.
+        other_steps: the optimizer's steps of other ranks; None: they are not recorded.
     """
 
     def __init__(
@@ -108,6 +110,9 @@ class Run:
         engine_differs = rank_model is not None and rank_model.before_repeat is None
         self._may_repeat = repeat and not (optimizer.hooked or moves or differ or engine_differs)
         self.batch_notes: set[Note] = set()
+        self.other_steps: OtherSteps | None = None
+        if rank_model is not None and rank_model.other_ranks:
+            self.other_steps = OtherSteps(recipe, self.model, rank_model, recorder)
         self._evaluations: list[Window] = []
         self._placing = self._first_passes = Window(0, 0)
 
@@ -115,7 +120,7 @@ class Run:
         """Loads, evaluates if the run evaluates first, and runs `NUM_STEPS` optimizer steps."""
         self._register_model()
         self._register_extra_models()
-        self._register_optimizer_state()
+        self._register_optimizer_state(self.optimizer)
         with self._offloading() as self._training_step:
             self._record_phases(progress)
 
@@ -187,8 +192,8 @@ class Run:
         for shard in self._rank_model.shards if self._rank_model is not None else ():
             self.recorder.register(shard.tensor, role=shard.role, module=shard.module)
 
-    def _register_optimizer_state(self) -> None:
-        for owner, tensor, device in self.optimizer.state_tensors():
+    def _register_optimizer_state(self, optimizer: TracedOptimizer) -> None:
+        for owner, tensor, device in optimizer.state_tensors():
             module = self._owners.get(id(owner), "") if owner is not None else ""
             self.recorder.register(tensor, role="optimizer", module=module, device=device)
 
@@ -324,19 +329,26 @@ class Run:
     def _step_optimizer(self, parameters: list[nn.Parameter]) -> None:
         if self.scaler is not None:
             self.scaler.unscale(parameters)
-        if not self.optimizer.releases_gradients:
-            trainable = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-            clip = (self._rank_model.clip if self._rank_model is not None else None) or clip_gradients
-            self._variables.grad_norm = clip(trainable, self.recipe.optimizer.max_grad_norm)
-        if self._average is not None:
-            self._average.amplify(self.model)
-        self.optimizer.step()
+        start = self.recorder.now
+        self._clip_and_step(self.optimizer, self._variables)
         if self.scaler is not None:
             self.scaler.update()
-        self._register_optimizer_state()
         if self.optimizer.replaces_parameters:
             self._register_model()
+        if self.other_steps is not None:
+            self.other_steps.record(start, self._clip_and_step)
         self.optimizer.zero_grad()
+
+    def _clip_and_step(self, optimizer: TracedOptimizer, keeps: KeepsNorm) -> None:
+        """`keeps` has the last step's norm until this step's is known."""
+        if not optimizer.releases_gradients:
+            trainable = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+            clip = (self._rank_model.clip if self._rank_model is not None else None) or clip_gradients
+            keeps.grad_norm = clip(trainable, self.recipe.optimizer.max_grad_norm)
+        if self._average is not None:
+            self._average.amplify(self.model)
+        optimizer.step()
+        self._register_optimizer_state(optimizer)
 
     def _empty_cache(self, step: int) -> None:
         every = self.recipe.allocator.empty_cache_steps

@@ -123,12 +123,19 @@ def _with_blocks_of(gpu: Gpu, known: _Known) -> TracedRun:
 
 
 def _resize(run: TracedRun, block: CardBlock, before: int, after: int) -> TracedRun:
-    columns = run.ledger.columns
-    nbytes = columns.nbytes.copy()
-    nbytes[columns.where(lambda kind: kind.op == block.op)] = after
-    ledger = replace(run.ledger, allocations=Allocations(replace(columns, nbytes=nbytes)))
+    def with_size(ledger: Ledger) -> Ledger:
+        columns = ledger.columns
+        nbytes = columns.nbytes.copy()
+        nbytes[columns.where(lambda kind: kind.op == block.op)] = after
+        return replace(ledger, allocations=Allocations(replace(columns, nbytes=nbytes)))
+
     old_note, new_note = block.note(before), block.note(after)
-    return replace(run, ledger=ledger, notes=tuple(new_note if note == old_note else note for note in run.notes))
+    return replace(
+        run,
+        ledger=with_size(run.ledger),
+        other_ranks={rank: with_size(ledger) for rank, ledger in run.other_ranks.items()},
+        notes=tuple(new_note if note == old_note else note for note in run.notes),
+    )
 
 
 def _on_ranks(run: TracedRun, recipe: Recipe) -> TracedRun:

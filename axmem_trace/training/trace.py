@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from axmem_trace.imports import collector_paused
@@ -35,6 +35,7 @@ class Recording:
         notes: of loading and of the run; `own_notes` those of the run; `batch_notes` see `Run`.
         is_reusable: see `Run`.
         held: what was allocated for the whole process before the run (`KernelContext.held`).
+        other_ranks: ledgers of ranks whose optimizer's steps were recorded too, by rank.
     """
 
     ledger: Ledger
@@ -44,6 +45,7 @@ class Recording:
     windows: BatchWindows
     is_reusable: bool
     held: frozenset[str] = frozenset()
+    other_ranks: Mapping[int, Ledger] = field(default_factory=dict)
 
 
 def record_run(
@@ -67,10 +69,12 @@ def record_run(
     loading, held = recording.recorder.notes, frozenset(recording.context.held)
     with _opened(recipe, built, optimizer, recording, repeat=repeat, rank_model=rank_model) as run:
         run.record(progress or (lambda stage: None))
-        ledger = recording.recorder.make_ledger()
+        ledger, others = recording.recorder.make_ledger(), dict[int, Ledger]()
+        if run.other_steps is not None:
+            ledger, others = run.other_steps.split(ledger)
     own = tuple(recording.recorder.notes)
     notes = tuple(Notes((*loading, *own)))
-    return Recording(ledger, notes, own, frozenset(run.batch_notes), run.windows, run.is_reusable, held)
+    return Recording(ledger, notes, own, frozenset(run.batch_notes), run.windows, run.is_reusable, held, others)
 
 
 def record_batches(

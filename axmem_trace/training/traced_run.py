@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from axmem_trace.ledger import Ledger
 from axmem_trace.model_facts import ModelFacts
@@ -21,3 +22,5 @@ class TracedRun:
     """Why every layer was traced; empty if repeated layers were traced once."""
     groups: tuple[RankGroup, ...] = ()
     """On several GPUs: which ranks hold parts of equal sizes."""
+    other_ranks: Mapping[int, Ledger] = field(default_factory=dict)
+    """Ledgers of other ranks that were recorded with this one, by rank."""

@@ -10,7 +10,7 @@ import pytest
 from support.tiny_models import write_tiny_model
 
 from axmem_trace import estimate
-from axmem_trace.parallel.ranks import MAX_RECORDED, RankGroup, choose_recorded, rows_of_shard
+from axmem_trace.parallel.ranks import RankGroup, choose_recorded, rows_of_shard
 from axmem_trace.report import Report
 from axmem_trace.report.ranks import name_ranks
 from axmem_trace.units import GIB
@@ -78,16 +78,22 @@ def test_copies_of_the_shards_have_equal_ranks(tmp_path: Path) -> None:
     assert [use.ranks for use in report.ranks] == ["0, 2", "1, 3"]
 
 
-def test_fsdp1_s_many_different_ranks_have_a_bound(tmp_path: Path) -> None:
-    report = report_of(
-        tmp_path, 8, axolotl="0.19.0", fsdp_version=1, fsdp_config={"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
-    )
-    *recorded, rest = report.ranks
-    assert 2 <= len(recorded) <= MAX_RECORDED
+def test_fsdp1_s_many_different_ranks_are_all_recorded(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"fsdp_version": 1, "fsdp_config": {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+    recorded = report_of(tmp_path, 8, axolotl="0.19.0", **keys).ranks
+    assert [use.ranks for use in recorded] == [str(rank) for rank in range(8)]
     assert {use.basis for use in recorded} == {"recorded"}
-    assert rest.basis == "at most"
-    assert rest.device_bytes <= max(use.device_bytes for use in recorded)
-    assert sum(use.count for use in report.ranks) == 8
+
+
+def test_ranks_that_were_not_recorded_have_the_figures_of_the_worst(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("axmem_trace.parallel.ranks.MAX_STEPPED", 4)
+    keys: dict[str, Any] = {"fsdp_version": 1, "fsdp_config": {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+    *recorded, rest = report_of(tmp_path, 8, axolotl="0.19.0", **keys).ranks
+    assert {use.basis for use in recorded} == {"recorded"}
+    assert (len(recorded), rest.count, rest.basis) == (4, 4, "at most")
+    assert rest.device_bytes == max(use.device_bytes for use in recorded)
 
 
 def test_the_verdict_is_for_the_worst_rank(tmp_path: Path) -> None:

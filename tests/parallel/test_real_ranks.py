@@ -79,3 +79,17 @@ def test_meta_allocates_what_real_ranks_do(
 ) -> None:
     on_meta = record_on_meta(cases[name], 2, rank=rank)
     assert_same(on_meta, for_real[name][rank])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_optimizer_states_of_fsdp1_s_ranks_are_the_real_ones(
+    rank: int, cases: dict[str, Case], for_real: dict[str, list[Ledger]]
+) -> None:
+    """The ranks have parts of other parameters, and so states of other sizes."""
+    first, second = (_states(ledger) for ledger in for_real["fsdp1"])
+    assert first != second
+    assert _states(record_on_meta(cases["fsdp1"], 2, rank=rank)) == (first, second)[rank]
+
+
+def _states(ledger: Ledger) -> list[int]:
+    return sorted(each.nbytes for each in ledger.allocations if each.role == "optimizer" and each.nbytes > 8)
