@@ -1,1 +1,2 @@
-"""What follows from estimates: comparisons of runs. No formula for memory is here."""
+"""Advice from several estimates: comparisons, cards, changes that make a run fit. There is no formula for memory
+here."""

@@ -1,4 +1,4 @@
-"""Every card, and several of each: whether the run fits, and its largest micro batch."""
+"""For every card, and for several of each: whether the run fits, and its largest micro batch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Run:
     """A configuration on cards.
 
     Attributes:
-        estimate_on: its report on so many cards of a name; see `EstimateOn`.
-        recipe_on: its recipe there, with another micro batch than its own where that is not 0.
-        micro_batch: its own; 0: it has none, and the largest is not looked for.
+        estimate_on: returns its report for the name of a card and a number of cards; see `EstimateOn`.
+        recipe_on: returns its recipe for the same, and for another micro batch if that is not 0.
+        micro_batch: the micro batch of the configuration; 0: it has none, so there is no search for the largest.
     """
 
     estimate_on: Callable[[str, int], Report]
@@ -41,11 +41,12 @@ def fit_table(
     """`fit_cards` for each number of cards, with the largest micro batch.
 
     Args:
-        everything: look for the largest micro batch of all cards, not only of those that are shown without `--all`.
+        everything: whether to find the largest micro batch for all cards, and not only for those that are shown without
+            `--all`.
         workers: processes that may work at the same time.
 
     Raises:
-        ConfigError: no number has figures, and the reason is the same for all: the configuration.
+        ConfigError: there are no figures for any number of cards, for the same reason in the configuration.
     """
     tasks = _divide(run, cards, counts)
     table = _Table(run, cards, None if everything else num_shown(len(counts)))
@@ -63,7 +64,7 @@ def fit_table(
 
 
 def _divide(run: Run, cards: Sequence[Card], counts: Sequence[int]) -> list[tuple[int, ...]]:
-    """Numbers of cards that share traces, together: all those of DDP."""
+    """Groups of numbers of cards that share traces: all numbers that use DDP are one group."""
     together: dict[object, list[int]] = {}
     for count in counts:
         try:
@@ -106,7 +107,7 @@ class _Table:
     ) -> CardFit:
         run, name = self.run, fit.card.name
         recipe = run.recipe_on(name, count, 0)
-        if recipe.objective.rollouts is not None:  # they, or an engine beside the trainer, follow other sizes
+        if recipe.objective.rollouts is not None:  # rollouts, or an engine on the same card, depend on other sizes
             return fit
         ledgers = record_ledgers(recipe)
         search = searches.get(key := tuple(map(id, ledgers)))

@@ -1,4 +1,5 @@
-"""Which cards a run fits: every card and MIG slice, with one estimate for each generation wherever that decides it."""
+"""The cards and MIG slices that a run fits. One estimate for each generation of cards, if that is enough for the
+answer."""
 
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ from axmem_trace.units import GIB
 
 
 class RunRefused(Exception):
-    """The run can't run on this card, as the configuration alone shows; the message says why."""
+    """The configuration already shows that the run is impossible on this card; the message says why."""
 
 
 EstimateOn = Callable[[str], Report]
-"""The run's report on the card of a name. Raises `RunRefused`, or ConfigError if there are no figures."""
+"""Returns the run's report for the name of a card. Raises `RunRefused`, or ConfigError if there are no figures."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,13 +29,13 @@ class CardFit:
     """A card, and the result of the run on one or several of it.
 
     Attributes:
-        count: how many of the card; 0: as many as the options or the configuration say.
-        verdict: as in a report; empty where the run can't be estimated on this card (`reason`).
-        need_bytes: of the whole card, CUDA context included.
-        left_bytes: negative if it does not fit.
-        reason: why the run can't run on cards of this generation, or why there is no verdict.
-        error: why this card has no figures; None if there are some.
-        largest: the largest micro batch that fits; None: not looked for, or it can't be known.
+        count: the number of cards; 0: as in the options or the configuration.
+        verdict: as in a report; empty if the run can't be estimated on this card (`reason`).
+        need_bytes: needed bytes of the card, including the CUDA context.
+        left_bytes: free bytes of the card; negative if the run does not fit.
+        reason: why the run is impossible on cards of this generation, or why there is no verdict.
+        error: why there are no figures for this card; None if there are figures.
+        largest: the largest micro batch that fits; None: there was no search for it, or it can't be known.
     """
 
     card: Card
@@ -48,19 +49,19 @@ class CardFit:
 
     @property
     def fits(self) -> bool:
-        """True if the run fits, also if only just."""
+        """True if the run fits, also if the verdict is `tight`."""
         return self.verdict in ("fits with room", "fits", "tight")
 
 
 def fit_cards(cards: Iterable[Card], estimate_on: EstimateOn) -> list[CardFit]:
-    """All cards by memory, smallest first.
+    """The result for each card, sorted by memory, smallest first.
 
     The needed memory depends on the card's compute capability (its kernels) and, if the allocator reaches the limit, on
     its memory. So the largest card of each capability is estimated. Another card with this capability is estimated
     separately only if live bytes would fit, but the cached ones of the larger card would not.
 
     Raises:
-        ConfigError: no card has figures, and the reason is the same for all: the configuration.
+        ConfigError: there are no figures for any card, for the same reason in the configuration.
     """
     groups: dict[tuple[int, int], list[Card]] = {}
     for card in cards:
@@ -76,7 +77,7 @@ def fit_cards(cards: Iterable[Card], estimate_on: EstimateOn) -> list[CardFit]:
 def join_counts(
     found: Sequence[list[CardFit] | ConfigError], cards: Sequence[Card], counts: Sequence[int]
 ) -> list[CardFit]:
-    """What `fit_cards` found for each number of cards, in the order of `counts`.
+    """The results of `fit_cards` for each number of cards, in the order of `counts`.
 
     Raises:
         ConfigError: no number has figures, and the reason is the same for all: the configuration.
@@ -93,12 +94,13 @@ def join_counts(
 
 
 def num_shown(num_counts: int) -> int:
-    """How many card sizes that fit are shown for each of several numbers of cards; larger cards fit as well."""
+    """How many card sizes that fit are shown for each number of cards, if there are several numbers. Larger cards fit
+    too."""
     return 20 if num_counts == 1 else 8
 
 
 def figures(fit: CardFit) -> tuple[float, int]:
-    """Cards that have these in common share a line."""
+    """Figures of a card; cards with equal figures share a line."""
     return fit.card.gib, fit.need_bytes
 
 
@@ -159,7 +161,7 @@ def _fit(card: Card, report: Report) -> CardFit:
 
 
 def _could_need(report: Report) -> int:
-    """What a smaller card may have to have: more, where batches that differ in length were not simulated."""
+    """The memory that a smaller card may need: more, if batches of different lengths were not simulated."""
     if all(note.key != "lengths" for note in report.notes):
         return _need_bytes(report)
     grows = report.accuracy.kind.allocator == EXPANDABLE
@@ -167,5 +169,6 @@ def _could_need(report: Report) -> int:
 
 
 def _need_bytes(report: Report) -> int:
-    """Of a whole card, by the rank that needs the most; with an inference engine on the same card, of both."""
+    """The needed bytes of a card, for the rank that needs the most; with an inference engine on the same card, for
+    both."""
     return report.needed_bytes

@@ -1,4 +1,4 @@
-"""Compare runs: which settings differ, and the effect on figures, holders, phases and modules."""
+"""Compares runs: the settings that differ, and the effect on figures, holders, phases and modules."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _IN_WORDS = tuple(
     evaluation.enabled allocator.settings quantisation.
     """.split()
 )
-"""Values that are also in the words of the run."""
+"""Values that are also in the description of the run."""
 MIN_FIGURE_BYTES = 1 << 20
 """Figures smaller than this in every run (a step counter in host memory) are left out."""
 NUM_ROWS = 8
-"""The number of rows shown of a long section (holders, modules): those that differ most."""
+"""The number of rows that are shown of a long section (holders, modules): those that differ most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,10 @@ class Column:
     """One run: an estimate, or a measurement (then most sections are empty).
 
     Attributes:
-        sections: title of a section to its rows, name to bytes.
-        settings: values by name, as text.
-        facts: other things that decide figures and may differ unnoticed: versions, card, the base model's configuration.
+        sections: the rows of each section by its title; a row is a name and its bytes.
+        settings: the values by name, as text.
+        facts: other things that determine figures and may differ without being noticed: versions, card, the base
+            model's configuration.
         verdict: whether it fits, in words; empty if no card was named.
     """
 
@@ -61,9 +62,9 @@ class Comparison:
     """All columns, compared with the first, the baseline.
 
     Attributes:
-        changed: settings that differ: name to its value in each column (empty: not there).
-        sections: title to rows; long ones keep the rows that differ most.
-        hidden: facts that differ without an intended change, as sentences.
+        changed: the settings that differ, by name, with the value in each column (empty: the setting is not there).
+        sections: the rows of each section by its title. Long sections have only the rows that differ most.
+        hidden: facts that differ although nobody changed them, as sentences.
     """
 
     columns: tuple[Column, ...]
@@ -73,7 +74,7 @@ class Comparison:
 
 
 def make_column(label: str, report: Report) -> Column:
-    """What a comparison shows of an estimate."""
+    """The column of an estimate in a comparison."""
     peak = report.peak
     figures = {
         "max_allocated": peak.counted_bytes,
@@ -108,14 +109,14 @@ def make_column(label: str, report: Report) -> Column:
 
 
 def _settings(report: Report) -> dict[str, str]:
-    """The words of the run, and the values that are not in these words."""
+    """The description of the run, and the values that are not in it."""
     words = {name: text for name, text in report.run.items() if name != "config"}
     values = {path: choice.value for path, choice in report.choices.items() if not path.startswith(_IN_WORDS)}
     return {"base model": report.model.name, **words, **values}
 
 
 def compare(columns: Sequence[Column]) -> Comparison:
-    """Everything that differs between the columns, and always the figures.
+    """Everything that differs between the columns. The figures are always included.
 
     Raises:
         ValueError: fewer than two columns.
@@ -135,7 +136,7 @@ def compare(columns: Sequence[Column]) -> Comparison:
 def _differences(
     columns: Sequence[Column], values_of: Callable[[Column], Mapping[str, str]]
 ) -> dict[str, tuple[str, ...]]:
-    """Names whose values differ among the columns that have any."""
+    """The names whose values differ, among the columns that have them."""
     speaking = [index for index, column in enumerate(columns) if values_of(column)]
     names = dict.fromkeys(name for column in columns for name in values_of(column))
     found = {name: tuple(values_of(column).get(name, "") for column in columns) for name in names}
@@ -152,7 +153,8 @@ def _rows(columns: Sequence[Column], title: str) -> tuple[Row, ...]:
 
 
 def _value(column: Column, title: str, name: str) -> int | None:
-    """0 if an estimate has the section but not the row, which means no such memory. None if nothing is known."""
+    """The value of a row in a column. 0 if an estimate has the section but not the row: it has no such memory. None if
+    nothing is known."""
     section = column.sections.get(title)
     return None if section is None else section.get(name, None if column.measured else 0)
 

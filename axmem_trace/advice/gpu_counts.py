@@ -11,24 +11,25 @@ from axmem_trace.report.verdict import Verdict
 
 COUNTS = (1, 2, 4, 8, 16)
 GPUS_OF_MACHINE = 8
-"""More GPUs than this are in several machines."""
+"""The number of GPUs in one machine. More GPUs are in several machines."""
 
 EstimateWith = Callable[[int, int], Report]
-"""The run's report with so many GPUs in each machine (first number), and so many machines."""
+"""Returns the run's report for a number of GPUs in each machine, and a number of machines."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CountFit:
-    """A number of GPUs, and what the rank needs that needs the most.
+    """A number of GPUs, and the figures of the rank that needs the most.
 
     Attributes:
-        count: GPUs in all.
-        machines: that hold them.
-        verdict: as in a report; empty if no card was named, or if the run can't run (`reason`).
-        allocated_bytes, reserved_bytes, need_bytes: as `allocated_bytes`, `reserved_bytes`, `device_bytes` of a report.
-        left_bytes: of the card; negative if the run does not fit; None without a card.
-        reason: why the run can't run with this number, or why there is no verdict.
-        error: why there are no figures for this number; None if there are some.
+        count: the number of all GPUs.
+        machines: the number of machines.
+        verdict: as in a report; empty if no card was named, or if the run is impossible (`reason`).
+        allocated_bytes, reserved_bytes, need_bytes: the `allocated_bytes`, `reserved_bytes` and `device_bytes` of a
+            report.
+        left_bytes: free bytes of the card; negative if the run does not fit; None without a card.
+        reason: why the run is impossible with this number, or why there is no verdict.
+        error: why there are no figures for this number; None if there are figures.
     """
 
     count: int
@@ -43,15 +44,15 @@ class CountFit:
 
     @property
     def fits(self) -> bool:
-        """True if the run fits, also if only just."""
+        """True if the run fits, also if the verdict is `tight`."""
         return self.verdict in ("fits with room", "fits", "tight")
 
 
 def fit_counts(estimate_with: EstimateWith, counts: Sequence[int] = COUNTS) -> list[CountFit]:
-    """The run with each number of GPUs, one estimate for each.
+    """One estimate of the run for each number of GPUs.
 
     Raises:
-        ConfigError: no number has figures, and the reason is the same for all: the configuration.
+        ConfigError: there are no figures for any number, for the same reason in the configuration.
     """
     fits = [_fit(count, estimate_with) for count in counts]
     errors = {str(fit.error): fit.error for fit in fits}

@@ -1,4 +1,5 @@
-"""The largest micro batch with which a run fits a card, for many cards: sizes are scaled from recordings of three."""
+"""The largest micro batch with which a run fits a card, for many cards. Sizes are scaled from recordings of three micro
+batches."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from axmem_trace.training.scaled_runs import ScaledRun
 from axmem_trace.training.shared_traces import replay_once
 
 MAX_MICRO_BATCH = 4096
-"""Larger ones are not looked for."""
+"""Larger micro batches are not tried."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,9 +22,9 @@ class LargestBatch:
     """The largest `micro_batch_size` that fits; the next larger one does not.
 
     Attributes:
-        value: 0: not even one row fits.
-        recorded: it and the next one were recorded; else their sizes are scaled.
-        is_limit: the largest that is looked for fits.
+        value: the largest value; 0: even one row does not fit.
+        recorded: whether this micro batch and the next one were recorded; if not, their sizes are scaled.
+        is_limit: whether the largest micro batch that may be tried fits.
     """
 
     value: int
@@ -32,11 +33,11 @@ class LargestBatch:
 
 
 class BatchSearch:
-    """Looks for the largest micro batch of a run on cards on which it has the same trace.
+    """Finds the largest micro batch of a run, for cards on which the run has the same trace.
 
     Args:
-        record: the ledgers of the recorded ranks, with so many rows.
-        rows: `micro_batch_size` of the configuration.
+        record: returns the ledgers of the recorded ranks for a number of rows.
+        rows: the `micro_batch_size` of the configuration.
     """
 
     def __init__(self, record: Callable[[int], Sequence[Ledger]], rows: int) -> None:
@@ -44,10 +45,12 @@ class BatchSearch:
         self._live: dict[int, int] = {}
 
     def largest(self, recipe: Recipe, *, recorded: bool = False) -> LargestBatch | None:
-        """The largest on the recipe's card; None: sizes do not grow in step with the rows, and it is not `recorded`.
+        """The largest micro batch on the recipe's card; None: sizes are not linear in the rows, and it is not
+        `recorded`.
 
         Args:
-            recorded: record the run with it and with the next larger one, so that both are sure.
+            recorded: whether the run is recorded with this micro batch and the next larger one, so that both are
+                certain.
         """
         try:
             found = self._search(recipe)
@@ -66,14 +69,15 @@ class BatchSearch:
         return LargestBatch(value=found, recorded=recorded, is_limit=found == MAX_MICRO_BATCH)
 
     def _is_sure(self, recipe: Recipe, found: int) -> bool:
-        """Whether the recordings agree; they are in place of what was scaled from then on."""
+        """Whether recordings give the same result. From then on, they are used instead of the scaled sizes."""
         self._run.record(max(found, 1))
         self._run.record(found + 1)
         self._live.clear()
         return (found == 0 or self._fits(recipe, found)) and not self._fits(recipe, found + 1)
 
     def _search(self, recipe: Recipe) -> int:
-        """Between the most rows whose tensors alone fit, and the most that fit with all that the allocator holds."""
+        """The largest number of rows that fits with all memory that the allocator reserves. The search starts from the
+        largest number of rows whose tensors alone fit."""
         most = self._most_live(recipe)
         low, high = 0, most + 1
         step = 1
@@ -104,7 +108,7 @@ class BatchSearch:
         return self._live[rows]
 
     def _fits(self, recipe: Recipe, rows: int) -> bool:
-        """As the verdict of a report: no request fails, and the margin stays free."""
+        """Whether the run fits, as in the verdict of a report: no request fails, and the margin stays free."""
         capacity_bytes = recipe.gpu.memory_bytes - recipe.gpu.outside_bytes
         for ledger in self._run.ledgers(rows):
             reservation = replay_once(ledger, recipe.allocator, capacity_bytes=max(capacity_bytes, 1))
@@ -114,6 +118,6 @@ class BatchSearch:
 
 
 def _room(recipe: Recipe) -> int:
-    """Bytes that the allocator may hold."""
+    """The bytes that the allocator may reserve."""
     gpu = recipe.gpu
     return gpu.memory_bytes - gpu.outside_bytes - gpu.margin_bytes

@@ -1,4 +1,4 @@
-"""Read measurements for a comparison: a snapshot of PyTorch's allocator, or a log of axolotl."""
+"""Reads measurements for a comparison: a snapshot of PyTorch's allocator, or a log of axolotl."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from axmem_trace.ledger import block_bytes
 from axmem_trace.units import GIB
 
 LOGGED = {"max_allocated": "max_allocated", "device_reserved": "device_reserved"}
-"""Rows of the section `figures` and the words of axolotl's log (`AxolotlTrainer.log`: `memory/max_allocated (GiB)`)."""
+"""Rows of the section `figures`, and the names in axolotl's log (`AxolotlTrainer.log`:
+`memory/max_allocated (GiB)`)."""
 _LOG_FIGURE = re.compile(r"memory/(max_allocated|device_reserved)(?: ?\(GiB\))?['\"]?\s*[:=]\s*['\"]?(\d+(?:\.\d+)?)")
 
 
 class _PlainData(pickle.Unpickler):
-    """A snapshot consists of dicts, lists, strings and numbers: a pickle with anything else is not opened."""
+    """Reads a pickle of dicts, lists, strings and numbers only, as a snapshot is. Any other pickle is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Refuses every class and function."""
@@ -28,13 +29,14 @@ class _PlainData(pickle.Unpickler):
 
 
 def read_snapshot(path: Path) -> Column:
-    """Peaks in a file of `torch.cuda.memory._dump_snapshot` (axolotl's `profiler_steps` calls it), on the fullest device.
+    """The peaks in a file of `torch.cuda.memory._dump_snapshot` (axolotl's `profiler_steps` calls it), on the device
+    with the most memory in use.
 
     Allocated bytes are requests rounded up to blocks of 512 bytes. The level before the recording is the level at its
-    end minus what the recording added.
+    end minus the bytes that were added during the recording.
 
     Raises:
-        ConfigError: the file is no such snapshot.
+        ConfigError: the file is not such a snapshot.
     """
     try:
         with path.open("rb") as file:
@@ -52,7 +54,7 @@ def read_log(path: Path) -> Column:
     """The largest `memory/...` figures of an axolotl log.
 
     Raises:
-        ConfigError: there is none in it.
+        ConfigError: the log has no such figures.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")

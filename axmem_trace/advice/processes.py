@@ -1,4 +1,4 @@
-"""Work in forked processes: each one has a copy of everything that is here."""
+"""Work in forked processes. Each process has a copy of all objects of this process."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ Result = TypeVar("Result")
 
 
 def num_workers() -> int:
-    """Processors that forked processes may use; 1 where this process can't be copied safely: not on Linux, with threads."""
+    """The number of processors that forked processes may use; 1 if forking is not safe: not on Linux, or with
+    threads."""
     if sys.platform != "linux" or threading.active_count() > 1:
         return 1
     return len(os.sched_getaffinity(0))
 
 
 _work: Callable[[int], Any] | None = None
-"""What a forked process finds and calls."""
+"""The function that a forked process calls."""
 
 
 def call_in_processes(work: Callable[[int], Result], count: int, workers: int) -> list[Result]:
-    """The results of `work` for the numbers below `count`, in order.
+    """The results of `work` for the numbers from 0 to before `count`, in order.
 
     Args:
-        work: need not be picklable, its results must be.
-        workers: processes that work at the same time.
+        work: it need not be picklable, but its results must be.
+        workers: the number of processes that work at the same time.
     """
     global _work
     from concurrent.futures import ProcessPoolExecutor

@@ -1,4 +1,4 @@
-"""The command line: arguments, commands, and what surrounds an estimate on a terminal.
+"""The command line: arguments, commands, and the output on a terminal.
 
 parser     arguments of each command
 commands   what each command does

@@ -1,4 +1,4 @@
-"""Types of the commands' arguments: how their text is read, and what is refused."""
+"""Types of the commands' arguments: each reads a text, or refuses it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 
 
 def list_of_counts(text: str) -> tuple[int, ...]:
-    """`1,2,4,8`, each number once, in order.
+    """Reads `1,2,4,8`. Each number is in the result once, in order.
 
     Raises:
-        argparse.ArgumentTypeError: a part is no whole number above 0.
+        argparse.ArgumentTypeError: a part is not a whole number above 0.
     """
     return tuple(sorted({positive_int(part.strip()) for part in text.split(",")}))
 

@@ -1,4 +1,4 @@
-"""What each command does: arguments in, exit code out."""
+"""The function of each command: it takes the arguments and returns the exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def run_estimate(options: argparse.Namespace) -> int:
-    """Estimates one configuration, writes the report, and says whether the run can run, and whether it fits."""
+    """Estimates one configuration and writes the report. The exit code says whether the run is possible, and whether it
+    fits."""
     refuse_unwritable(options.output)
     refuse_unwritable(options.snapshot)
     set_quiet_environment()
@@ -45,7 +46,8 @@ def run_estimate(options: argparse.Namespace) -> int:
 
 
 def report_refusals(report: Report, *, in_full: bool) -> None:
-    """Writes to standard error why the run can't run; `in_full` if the text on standard output does not say it."""
+    """Writes to standard error why the run is impossible. `in_full`: with all details, because the text on standard
+    output does not have them."""
     from axmem_trace.render.lines import describe_refusals, refusal_lines
 
     config = report.run.get("config", "")
@@ -71,17 +73,17 @@ def render(report: Report, options: argparse.Namespace) -> str:
 
 
 def wants_all(options: argparse.Namespace) -> bool:
-    """True if the full report is requested, by `--full`, or by `--depth` for its table of modules."""
+    """True if the full report is requested: by `--full`, or by `--depth`, which is about its table of modules."""
     return options.full or options.depth is not None
 
 
 def wants_moments(options: argparse.Namespace) -> bool:
-    """True if the output shows what was allocated at each moment: a page, or JSON from which one can be made."""
+    """True if the output has the allocated memory at each moment: a page, or the JSON from which a page can be made."""
     return options.format == "html" or (options.format == "json" and wants_all(options))
 
 
 def run_page(options: argparse.Namespace) -> int:
-    """Makes a page of a saved report, with nothing but its file."""
+    """Makes a page of a saved report. It needs only the report's file."""
     from axmem_trace.render.html.document import render_page
     from axmem_trace.report import Report
 
@@ -106,7 +108,7 @@ def _read(path: Path) -> str:
 
 
 def list_models(options: argparse.Namespace) -> int:
-    """Prints the bundled base models; a pattern that matches none is an error."""
+    """Prints the bundled base models. A pattern that matches none is an error."""
     from axmem_trace.catalogue.table import nearest_ids
     from axmem_trace.render.catalogue import find_models, render_models
 
@@ -119,7 +121,8 @@ def list_models(options: argparse.Namespace) -> int:
 
 
 def report_nothing_found(problem: str, nearest: Sequence[str], remedy: str) -> int:
-    """Writes to standard error that a pattern matches nothing, with the nearest names, else `remedy`."""
+    """Writes to standard error that a pattern matches nothing, with the nearest names; without such names, with
+    `remedy`."""
     hint = f"nearest: {', '.join(nearest)}" if nearest else remedy
     print(f"axmem_trace: {problem}; {hint}", file=sys.stderr)
     return EXIT_CONFIG

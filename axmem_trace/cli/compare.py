@@ -24,7 +24,7 @@ MAX_RUNS = 26
 
 
 def run_compare(options: argparse.Namespace) -> int:
-    """Estimates or reads each run, and writes what differs from the first."""
+    """Estimates or reads each run, and writes the differences from the first run."""
     from axmem_trace.advice.compare import compare
     from axmem_trace.render.comparison import render_comparison
 

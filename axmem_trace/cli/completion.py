@@ -30,7 +30,7 @@ def run_completion(options: argparse.Namespace, builders: Builders) -> int:
     """Writes the script.
 
     Args:
-        builders: name of each command to what builds its parser.
+        builders: the function that builds the parser of each command, by the command's name.
 
     Raises:
         AxmemError: shtab is not installed.
@@ -40,13 +40,14 @@ def run_completion(options: argparse.Namespace, builders: Builders) -> int:
     except ImportError:
         raise AxmemError("completion: shtab makes the script and is not installed: pip install shtab") from None
     script = shtab.complete(build_whole_parser(builders, shtab.FILE), shell=options.shell)
-    # A word that is no command is a configuration: with `default`, bash completes files if nothing else matches.
+    # A word that is not a command is a configuration: with `default`, bash completes file names if nothing else
+    # matches.
     write_output(script.replace("\ncomplete -o ", "\ncomplete -o default -o "), None)
     return EXIT_ESTIMATED
 
 
 def build_whole_parser(builders: Builders, file_completion: Any) -> argparse.ArgumentParser:
-    """All commands in one parser, as shtab needs them; arguments that are files are marked with `file_completion`."""
+    """One parser with all commands, as shtab needs it. Arguments that are files are marked with `file_completion`."""
     whole = argparse.ArgumentParser(prog="axmem_trace", add_help=False)
     commands = whole.add_subparsers()
     for name, build in builders.items():

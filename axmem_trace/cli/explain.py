@@ -1,4 +1,4 @@
-"""`axmem_trace explain WORD`: what a note, a key or a word of the report means."""
+"""`axmem_trace explain WORD`: explains a note, a key or a word of the report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def build_explain_parser() -> argparse.ArgumentParser:
 
 
 def run_explain(options: argparse.Namespace) -> int:
-    """Prints every explanation of the word; an unknown word is an error, with the nearest ones."""
+    """Prints every explanation of the word. An unknown word is an error, which lists the nearest words."""
     from axmem_trace.render.explain.explain import explain, nearest_words
 
     word = " ".join(options.word)

@@ -1,4 +1,5 @@
-"""`axmem_trace fit`: what makes a run fit its card. The explanation goes to standard error, the patch to standard output."""
+"""`axmem_trace fit`: finds changes that make a run fit its card. The explanation is written to standard error, the
+patch to standard output."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ MAX_WIDTH = 120
 
 
 def run_fit(options: argparse.Namespace) -> int:
-    """Looks for changes, prints each step, and writes the patch, or the changed file with `-o`."""
+    """Finds changes, prints each step, and writes the patch, or the changed file with `-o`."""
     from axmem_trace.advice.fitting.fit import fit
 
     refuse_unwritable(options.output)
@@ -57,5 +58,5 @@ def _exit_code(found: Fit) -> int:
 
 
 def _words(given: list[str]) -> list[str]:
-    """`a,b` and repeated options are the same."""
+    """The values of a repeated option. `a,b` is the same as two options."""
     return [word.strip() for text in given for word in text.split(",") if word.strip()]

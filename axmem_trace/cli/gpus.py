@@ -1,4 +1,4 @@
-"""`axmem_trace gpus`: on which cards a run fits, and the table of cards."""
+"""`axmem_trace gpus`: the cards that a run fits, and the table of cards."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from axmem_trace.report import Report
 
 COUNTS = (1, 2, 4, 8)
-"""Numbers of each card, where none is given."""
+"""The numbers of each card, if the user gives none."""
 
 
 def run_gpus(options: argparse.Namespace) -> int:
     """Lists cards, or estimates a configuration on them.
 
-    Exit codes if it fits none: 4 if there is no verdict for one of them, 3 if it can run but fits none, 2 if it can't run
-    on any.
+    Exit codes if the run fits no card: 4 if one card has no verdict, 3 if the run is possible, 2 if it is impossible on
+    all cards.
     """
     if options.list:
         return list_gpus(options)
@@ -75,7 +75,7 @@ def _make_run(options: argparse.Namespace, progress: Progress | None) -> Run:
 
 
 def _read_micro_batch(options: argparse.Namespace) -> int:
-    """As the configuration has it, changes of `--set` included; axolotl's own is 1."""
+    """The value in the configuration, including changes by `--set`; axolotl's default is 1."""
     from axmem_trace.config.document.overrides import apply_overrides, parse_settings
     from axmem_trace.config.document.yaml_reader import read_document
 
@@ -94,7 +94,7 @@ def _exit_code(fits: Sequence[CardFit]) -> int:
 
 
 def list_gpus(options: argparse.Namespace) -> int:
-    """Prints the cards that are known by name; a pattern that matches none is an error."""
+    """Prints the cards that are known by name. A pattern that matches none is an error."""
     from axmem_trace.catalogue.gpus import nearest_names
     from axmem_trace.render.cards import find_cards, render_cards
 

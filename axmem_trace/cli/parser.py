@@ -118,7 +118,7 @@ def build_fit_parser() -> argparse.ArgumentParser:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, *, card: bool = True) -> None:
-    """Arguments that change a run or its lookup; the same for each command that estimates."""
+    """Adds the arguments that change a run or its lookup. They are the same for each command that estimates."""
     add = parser.add_argument
     add(
         "--set",

@@ -1,4 +1,4 @@
-"""Run an estimate with a command's options; the same for each command."""
+"""Runs an estimate with a command's options; all commands use it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def estimate_run(
     overrides: Sequence[str] = (),
     **others: Any,
 ) -> Report:
-    """`estimate` with the options that `add_run_arguments` made.
+    """Calls `estimate` with the options of `add_run_arguments`.
 
     Args:
-        overrides: further changes to the configuration, after those of `--set`.
+        overrides: more changes to the configuration, after those of `--set`.
         others: arguments of `estimate` that only this command has; they override the options.
     """
     from axmem_trace.estimation import estimate
@@ -38,7 +38,7 @@ def estimate_run(
 
 
 def read_run(config: str, options: argparse.Namespace, *, overrides: Sequence[str] = (), **others: Any) -> Recipe:
-    """`read_recipe` with the options that `add_run_arguments` made; arguments as for `estimate_run`."""
+    """Calls `read_recipe` with the options of `add_run_arguments`. The arguments are those of `estimate_run`."""
     from axmem_trace.config import read_recipe
 
     asked = {**run_arguments(options), "overrides": (*options.overrides, *overrides)}
@@ -46,7 +46,7 @@ def read_run(config: str, options: argparse.Namespace, *, overrides: Sequence[st
 
 
 def run_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """What `add_run_arguments` made, as arguments of `estimate` and `fit`."""
+    """The options of `add_run_arguments`, as arguments of `estimate` and `fit`."""
     return {
         "overrides": tuple(options.overrides),
         "assumptions": tuple(options.assumptions),

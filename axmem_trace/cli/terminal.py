@@ -1,4 +1,4 @@
-"""The terminal around a command: progress, output files, standard output."""
+"""The output of a command: progress on a terminal, output files, standard output."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from axmem_trace.progress import Progress
 
 
 def refuse_unwritable(path: Path | None) -> None:
-    """Refuses a path that cannot be written, before the long computation of its content.
+    """Refuses a path that cannot be written, before its content is computed.
 
     Raises:
-        AxmemError: with the reason.
+        AxmemError: the path cannot be written; the message has the reason.
     """
     if path is None:
         return
     try:
         why = _why_not_writable(path)
-    except (OSError, ValueError) as error:  # a name too long for the file system, a folder that may not be entered
+    except (OSError, ValueError) as error:  # the name is too long for the file system, or the folder can't be read
         why = str(getattr(error, "strerror", None) or error)
     if why:
         raise AxmemError(f"{shortened_path(path)}: cannot be written: {why}")
@@ -42,7 +42,8 @@ def _why_not_writable(path: Path) -> str:
 
 
 def write_output(text: str, path: Path | None) -> None:
-    """Writes the report to a file (UTF-8), or to standard output, whose reader may have closed it (`| head`).
+    """Writes a text to a file (UTF-8), or to standard output. The reader of standard output may have closed it
+    (`| head`).
 
     Raises:
         AxmemError: the file cannot be written.
@@ -51,7 +52,7 @@ def write_output(text: str, path: Path | None) -> None:
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
-        except BrokenPipeError:  # Python flushes again at exit, and needs an open file for that
+        except BrokenPipeError:  # Python flushes again at exit, which needs an open file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     try:
@@ -62,7 +63,7 @@ def write_output(text: str, path: Path | None) -> None:
 
 @contextlib.contextmanager
 def show_progress(stream: TextIO) -> Iterator[Progress | None]:
-    """A spinner with the current stage on a terminal; None where `stream` is none (a file, a pipe, CI)."""
+    """A spinner with the current stage on a terminal; None if `stream` is not a terminal (a file, a pipe, CI)."""
     if not stream.isatty() or os.environ.get("TERM") == "dumb":
         yield None
         return
@@ -75,7 +76,7 @@ def show_progress(stream: TextIO) -> Iterator[Progress | None]:
 
 @contextlib.contextmanager
 def show_current(stream: TextIO) -> Iterator[Progress | None]:
-    """What is done now, on one line of a terminal that is cleared at the end; None where `stream` is no terminal.
+    """One line on a terminal with the current stage, which is cleared at the end; None if `stream` is not a terminal.
 
     Unlike `show_progress` it starts no thread, so the process can be forked.
     """

@@ -1,4 +1,5 @@
-"""`axolotl memory CONFIG.yml`: this package's command line inside axolotl's, with axolotl's own options for its keys.
+"""`axolotl memory CONFIG.yml`: this package's command line as a command of axolotl. It also accepts axolotl's own
+options for configuration keys.
 
 axolotl looks for commands in the entry point group `axolotl.cli_commands` since 0.19 (`cli/plugins.py`).
 """
@@ -30,13 +31,14 @@ def memory(context: click.Context, arguments: tuple[str, ...]) -> None:
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
-    """axolotl's options for keys (`--micro-batch-size 4`, `--no-sample-packing`, `--trl.beta=0.1`) become `--set`.
+    """Translates axolotl's options for keys (`--micro-batch-size 4`, `--no-sample-packing`, `--trl.beta=0.1`) to
+    `--set`.
 
-    This package's own options go first where both have one (`--strict`, `--trust-remote-code`). Another command of this
-    package (`axolotl memory gpus CONFIG.yml`) keeps its arguments.
+    If both have an option of the same name (`--strict`, `--trust-remote-code`), it is this package's option. The
+    arguments of another command of this package (`axolotl memory gpus CONFIG.yml`) are not changed.
 
     Raises:
-        click.UsageError: an option that neither knows.
+        click.UsageError: neither of them knows an option.
     """
     if arguments and arguments[0] in COMMANDS:
         return list(arguments)
@@ -46,8 +48,8 @@ def translate(arguments: Sequence[str]) -> list[str]:
 
 
 def _as_text(value: Any) -> str:
-    """As `--set` reads it. Of a text, axolotl reads numbers, truth values and null, never lists and mappings
-    (`cli/config.py` `_coerce_value`)."""
+    """The value as text for `--set`. In a text, axolotl recognises numbers, truth values and null, but never lists and
+    mappings (`cli/config.py` `_coerce_value`)."""
     try:
         plain = isinstance(value, str) and not isinstance(yaml.safe_load(value), (list, dict))
     except yaml.YAMLError:
@@ -56,10 +58,10 @@ def _as_text(value: Any) -> str:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """This package's options with their values and the configuration; and the rest.
+    """Splits the arguments into this package's options (with their values and the configuration), and the rest.
 
-    An option of axolotl may have its value in the next argument, which looks like a configuration: an argument after an
-    unknown option that has no `=` is taken as its value by `_keys_of`, so it stays with the option.
+    The value of an axolotl option may be the next argument, which looks like a configuration. If an unknown option has
+    no `=`, `_keys_of` reads the argument after it as its value, so this argument stays with the option.
     """
     takes_value = {
         name: action.nargs != 0
@@ -92,13 +94,13 @@ def _axolotl_options() -> tuple[Any, ...]:
 
 
 def _axolotl_flags() -> frozenset[str]:
-    """Options that take no value: `--flag/--no-flag`."""
+    """Options without a value: `--flag/--no-flag`."""
     spellings = (spelling for (declared, *_) in _axolotl_options() for spelling in declared if "/" in spelling)
     return frozenset(half for spelling in spellings for half in spelling.split("/"))
 
 
 def _keys_of(arguments: list[str]) -> dict[str, Any]:
-    """axolotl's options, parsed as `axolotl train` parses them; nested keys are written with dots.
+    """axolotl's options, parsed as in `axolotl train`. Nested keys are written with dots.
 
     Raises:
         click.UsageError: an option that axolotl does not know.

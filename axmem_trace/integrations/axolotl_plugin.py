@@ -1,7 +1,8 @@
-"""`plugins: [axmem_trace.MemoryPlugin]`: predicts before the model is loaded, measures, and compares at the end.
+"""`plugins: [axmem_trace.MemoryPlugin]`: predicts before the model is loaded, measures during training, and compares at
+the end.
 
-It never changes a run: it only reads the allocator's counters, the estimate runs in a process of its own, and an error
-in the plugin is printed and forgotten. Only `memory_check: stop` ends a run, before its model is loaded.
+It never changes a run: it only reads the allocator's counters, the estimate runs in a separate process, and an error in
+the plugin is only printed. Only `memory_check: stop` ends a run, before its model is loaded.
 """
 
 from __future__ import annotations
@@ -36,18 +37,19 @@ from axmem_trace.units import format_bytes
 
 T = TypeVar("T")
 SECONDS_FOR_RANKS = 20.0
-"""How long rank 0 waits for the figures of the others after training."""
+"""How many seconds rank 0 waits after training for the figures of the other ranks."""
 SECONDS_AFTER_FAILURE = 2.0
 
 
 def harmless(method: Callable[..., T]) -> Callable[..., T | None]:
-    """An error in the method is printed, and the run goes on as if the method had returned None."""
+    """Decorates a method so that an error in it is printed, and the run continues as if the method had returned
+    None."""
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> T | None:
         try:
             return method(*args, **kwargs)
-        except Exception as error:  # whatever it is, it must not end the run
+        except Exception as error:  # no error may end the run
             say(f"{method.__name__} failed, and the run goes on without it: {type(error).__name__}: {error}")
             return None
 
@@ -60,10 +62,10 @@ def say(text: str) -> None:
 
 
 class MemoryPlugin(BasePlugin):
-    """Called by axolotl's `PluginManager` on every rank, in the order of the methods below."""
+    """The plugin. axolotl's `PluginManager` calls the methods below on every rank, in this order."""
 
     def __init__(self) -> None:
-        """Nothing is started before a training begins."""
+        """Starts nothing: the plugin begins its work when a training begins."""
         super().__init__()
         self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self._config: dict[str, Any] = {}
@@ -74,17 +76,17 @@ class MemoryPlugin(BasePlugin):
 
     @harmless
     def register(self, cfg: Any) -> None:
-        """The configuration as the user gave it, command line included, before axolotl validates it."""
+        """Stores the configuration as the user gave it, including the command line, before axolotl validates it."""
         self._config = copy.deepcopy(cfg.to_dict() if hasattr(cfg, "to_dict") else dict(cfg))
 
     def get_input_args(self) -> str:
-        """Where axolotl's schema finds this plugin's keys."""
+        """The import path of the class with this plugin's keys, for axolotl's schema."""
         return "axmem_trace.integrations.plugin_keys.MemoryCheckArgs"
 
     @harmless
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
-        """Starts the estimate while the data is loaded. Only a training comes through here with `preprocess`
-        false: no inference, no merge (axolotl `cli/train.py` `do_train`)."""
+        """Starts the estimate while the data is loaded. axolotl calls this with `preprocess` false only for training,
+        not for inference or a merge (axolotl `cli/train.py` `do_train`)."""
         if preprocess:
             return
         self._training = True
@@ -111,28 +113,30 @@ class MemoryPlugin(BasePlugin):
             raise SystemExit(EXIT_DOES_NOT_FIT)
 
     def post_model_build(self, cfg: Any, model: Any) -> None:
-        """Loaded, without adapters; axolotl resets the peaks after it, and after the adapters."""
+        """Reads the peaks when the model is loaded without adapters. axolotl resets the peaks after that, and after the
+        adapters are loaded."""
         self._read("load")
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:
-        """Prepared for adapters."""
+        """Reads the peaks when the model is prepared for adapters."""
         self._read("load")
 
     def post_lora_load(self, cfg: Any, model: Any) -> None:
-        """Adapters are there."""
+        """Reads the peaks when the adapters are loaded."""
         self._read("load")
 
     def post_model_load(self, cfg: Any, model: Any) -> None:
-        """Everything is loaded."""
+        """Reads the peaks when everything is loaded."""
         self._read("load")
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
-        """The callback that reads the peaks, in supervised training and in TRL's trainers."""
+        """The callback that reads the peaks, for supervised training and for TRL's trainers."""
         return [PeakCallback(self._read, functools.partial(self._leave_figures, cfg))] if self._training else []
 
     @harmless
     def post_train_unload(self, cfg: Any) -> None:
-        """The end, also of a run that failed: prints predicted and measured figures, and keeps them."""
+        """Called at the end, also after a failed run: prints predicted and measured figures, and writes them to a
+        file."""
         if not self._training or self._finished:
             return
         self._read(OTHER)
@@ -175,7 +179,7 @@ class MemoryPlugin(BasePlugin):
 
     @harmless
     def _leave_figures(self, cfg: Any, failed: str = "") -> None:
-        """A rank other than 0 writes its figures to a file before rank 0 reads them."""
+        """On ranks other than 0, writes the figures to a file, which rank 0 reads later."""
         if self.rank != 0:
             leave_for_rank_0(Path(cfg.output_dir), self.rank, self._describe_rank(failed))
 
@@ -203,7 +207,7 @@ class MemoryPlugin(BasePlugin):
 
 
 def _device() -> tuple[str, int]:
-    """Name and bytes of this rank's card; an empty name and 0 without one."""
+    """Name and bytes of this rank's card; an empty name and 0 without a card."""
     import torch
 
     if not torch.cuda.is_available():
@@ -213,7 +217,7 @@ def _device() -> tuple[str, int]:
 
 
 def _report_free_memory(needed_bytes: int) -> None:
-    """Says so if other processes use so much of the card that the run can't have what it needs."""
+    """Prints a message if other processes use so much of the card that there is not enough memory for the run."""
     import torch
 
     if torch.cuda.is_available():
@@ -223,7 +227,7 @@ def _report_free_memory(needed_bytes: int) -> None:
 
 
 def _describe_failure() -> str:
-    """The error that ends the run; empty if none does. axolotl calls `post_train_unload` in a `finally`."""
+    """The error that ends the run; empty without an error. axolotl calls `post_train_unload` in a `finally`."""
     error = sys.exc_info()[1]
     if error is None:
         return ""

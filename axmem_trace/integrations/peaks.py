@@ -1,9 +1,10 @@
-"""What PyTorch's allocator counted on this rank, by phase of the run, without resetting its counters.
+"""The peaks of PyTorch's allocator on this rank, by phase of the run. Its counters are never reset here.
 
 axolotl resets the peaks when the model is loaded, and on rank 0 whenever it logs (axolotl 0.21.0 `utils/bench.py`
-`gpu_memory_usage_all`, from `loaders/model.py` and `core/trainers/base.py` `log`); TRL's trainers never do. A reset here
-would change the figures in axolotl's log. So the counters are read more often than anybody resets them: a figure that
-changed since the last reading belongs to the time between the two, one that did not is only an upper limit.
+`gpu_memory_usage_all`, from `loaders/model.py` and `core/trainers/base.py` `log`); TRL's trainers never do. A reset
+here would change the figures in axolotl's log. So the counters are read more often than they are reset. A figure that
+has changed since the last reading belongs to the time between the two readings. A figure that has not changed is only
+an upper limit.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class PhasePeaks:
     """The peaks of one phase.
 
     Attributes:
-        reached: bytes of each figure that the phase certainly reached.
-        at_most: bytes that an earlier phase had reached already, so that this one did not exceed them.
+        reached: for each figure, the bytes that the phase certainly reached.
+        at_most: for each figure, bytes that an earlier phase had reached already, and that this phase did not exceed.
     """
 
     reached: dict[str, int] = field(default_factory=dict)
@@ -46,7 +47,7 @@ class PhasePeaks:
 
 
 class PeakMeter:
-    """Reads the counters and says which phase each peak belongs to.
+    """Reads the counters and assigns each peak to a phase.
 
     >>> readings = iter([Peaks(5, 5, 8), Peaks(9, 9, 12), Peaks(9, 9, 12), Peaks(6, 6, 12), Peaks(7, 7, 12)])
     >>> meter = PeakMeter(lambda: next(readings))
@@ -59,13 +60,13 @@ class PeakMeter:
     """
 
     def __init__(self, read: Callable[[], Peaks | None]) -> None:
-        """Takes a function that reads the counters; None where there is no CUDA device."""
+        """Takes a function that reads the counters. It returns None if there is no CUDA device."""
         self._read = read
         self._last: Peaks | None = None
         self.phases: dict[str, PhasePeaks] = {}
 
     def read(self, phase: str) -> None:
-        """Reads the counters; what changed since the last reading is the phase's."""
+        """Reads the counters. A figure that has changed since the last reading belongs to the phase."""
         now = self._read()
         if now is None:
             return
@@ -78,7 +79,7 @@ class PeakMeter:
 
 
 def read_cuda_peaks() -> Peaks | None:
-    """Of this rank's device. None without CUDA, or before anything used it."""
+    """The peaks of this rank's device. None without CUDA, or if CUDA was not used yet."""
     import torch
 
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):

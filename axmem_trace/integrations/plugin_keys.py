@@ -1,4 +1,4 @@
-"""The plugin's keys, as axolotl's schema takes them (axolotl 0.21.0 `integrations/config.py` `merge_input_args`)."""
+"""The plugin's keys, in the form for axolotl's schema (axolotl 0.21.0 `integrations/config.py` `merge_input_args`)."""
 
 from __future__ import annotations
 

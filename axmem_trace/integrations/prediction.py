@@ -1,4 +1,4 @@
-"""The estimate in a process of its own: it can't change the training process, which keeps its GPU and its state."""
+"""The estimate in a separate process. So it can't change the training process, its GPU or its state."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
     from axmem_trace.integrations.run_request import RunRequest
 
 MAX_SECONDS = 600
-"""An estimate that takes longer is ended. Usual are 10 to 30 seconds."""
+"""An estimate that takes longer is stopped. It usually takes 10 to 30 seconds."""
 _OF_THIS_RUN = tuple(
     """
     RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK ROLE_RANK ROLE_WORLD_SIZE MASTER_ADDR MASTER_PORT
     """.split()
 )
-"""Variables that would make the estimate run as a rank of the run."""
+"""Environment variables that would make the estimate a rank of the training run."""
 _PREFIXES_OF_THIS_RUN = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "PARALLELISM_CONFIG_")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A report, or why there is none."""
+    """A report, or the reason why there is none."""
 
     report: Report | None = None
     problem: str = ""
 
 
 class Prediction:
-    """An estimate in a process of its own, at the same time as the training. It sees no GPU."""
+    """An estimate in a separate process, at the same time as the training. The process sees no GPU."""
 
     def __init__(self, request: RunRequest) -> None:
-        """Starts it.
+        """Starts the process.
 
         Raises:
             OSError: the process can't be started.
@@ -55,7 +55,7 @@ class Prediction:
             )
 
     def wait(self, seconds: float = MAX_SECONDS) -> Outcome:
-        """Its result. Never raises for what the estimate did."""
+        """The result. A failed estimate raises nothing."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -64,7 +64,7 @@ class Prediction:
             self._end()
         try:
             written = self._output.read_text(encoding="utf-8") if self._output.exists() else "{}"
-            if "run" in json.loads(written):  # else the reasons alone, which standard error has too
+            if "run" in json.loads(written):  # otherwise only the reasons, which are on standard error too
                 return Outcome(report=Report.from_json(written))
             said = self._errors.read_text(encoding="utf-8", errors="replace").strip()
             return Outcome(problem=said.removeprefix("axmem_trace: ") or f"exit code {self._process.returncode}")
@@ -80,7 +80,7 @@ class Prediction:
 
 
 def _environment() -> dict[str, str]:
-    """That of this process, without its ranks and its GPUs."""
+    """The environment of this process, without the variables for ranks and GPUs."""
     kept = {
         name: value
         for name, value in os.environ.items()

@@ -1,7 +1,7 @@
 """Predicted and measured figures, by phase: a table for the log, and one entry in `output_dir/axmem_trace.json`.
 
-Ranks other than 0 leave their figures in a file of their own, which rank 0 collects: no collective operation, which
-could hang where a rank has failed.
+Each rank other than 0 writes its figures to a separate file, which rank 0 collects. A collective operation is not used,
+because it could hang if a rank has failed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ SCHEMA_VERSION = 1
 PHASES = {"load": "loading", "step_1": "first step", "step_2": "later steps", "eval": "evaluation", "other": "other"}
 _SHOWN = ("allocated", "reserved")
 _SPREAD = 0.01
-"""Ranks that differ by more than this are named."""
+"""If the figures of ranks differ by more than this share, the ranks are named."""
 
 Phases = Mapping[str, Mapping[str, Any]]
 """Phase -> figure -> bytes, and `upper_limits`: the figures that the phase did not exceed."""
 
 
 def describe_phases(measured: Mapping[str, PhasePeaks]) -> dict[str, dict[str, Any]]:
-    """What was measured on one rank, as plain values."""
+    """The measured figures of one rank, as plain values."""
     return {
         phase: {
             **{f"{figure}_bytes": peaks.bytes_of(figure) for figure in FIGURES},
@@ -43,19 +43,19 @@ def describe_phases(measured: Mapping[str, PhasePeaks]) -> dict[str, dict[str, A
 
 
 def leave_for_rank_0(folder: Path, rank: int, entry: Mapping[str, Any]) -> None:
-    """Writes the figures of one rank where rank 0 finds them."""
+    """Writes the figures of one rank to a file for rank 0."""
     folder.mkdir(parents=True, exist_ok=True)
     _write(_path_of(folder, rank), entry)
 
 
 def forget_ranks(folder: Path) -> None:
-    """Removes what an earlier run has left."""
+    """Removes the files of an earlier run."""
     for path in folder.glob(".axmem_trace.rank*.json"):
         path.unlink(missing_ok=True)
 
 
 def collect_ranks(folder: Path, ranks: Sequence[int], seconds: float) -> list[dict[str, Any]]:
-    """The figures of these ranks, waiting for those that are not there yet, and their files are removed."""
+    """Reads the figures of these ranks, waits for missing ones, and removes the files."""
     found: dict[int, dict[str, Any]] = {}
     end = time.monotonic() + seconds
     while True:
@@ -70,7 +70,7 @@ def collect_ranks(folder: Path, ranks: Sequence[int], seconds: float) -> list[di
 
 
 def append_run(path: Path, run: Mapping[str, Any]) -> Path:
-    """Adds a run to the file, and returns where it was written: a file with other content is not changed."""
+    """Adds a run to the file, and returns the path that was written. A file with other content is not changed."""
     runs: list[Any] = []
     if path.exists():
         try:
@@ -86,7 +86,7 @@ def append_run(path: Path, run: Mapping[str, Any]) -> Path:
 
 
 def compare_lines(report: Report | None, ranks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The table, in GiB. Measured is the rank with the most of each figure."""
+    """The table, in GiB. Each measured figure is that of the rank with the largest value."""
     yield f"{'axmem_trace: GiB':<20}" + "".join(f"{name:^33}".rstrip().ljust(33) for name in _SHOWN).rstrip()
     yield " " * 20 + "".join(f"{'predicted':>12}{'measured':>12}{'error':>9}" for _ in _SHOWN)
     for phase, words in PHASES.items():
@@ -111,7 +111,7 @@ def _predicted(use: PhaseUse | None, figure: str) -> int:
 
 
 def _most(ranks: Sequence[Mapping[str, Any]], phase: str, figure: str) -> tuple[int, bool]:
-    """The most bytes of any rank, and whether only an upper limit is known of it."""
+    """The most bytes of any rank, and whether only an upper limit is known."""
     found = [rank["phases"][phase] for rank in ranks if phase in rank["phases"]]
     name = f"{figure}_bytes"
     return max(((each[name], name in each["upper_limits"]) for each in found), default=(0, False))
@@ -141,7 +141,7 @@ def _path_of(folder: Path, rank: int) -> Path:
 
 
 def _write(path: Path, value: Any) -> None:
-    """Whole or not at all."""
+    """Writes the file completely or not at all."""
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(beside, path)

@@ -1,8 +1,9 @@
-"""The configuration that really runs, as arguments for this package's command line.
+"""The configuration that axolotl runs, as arguments for this package's command line.
 
-axolotl calls a plugin's `register` with the file's content and the command line's overrides merged into it, before it
-validates anything (axolotl 0.21.0 `cli/config.py` `load_cfg`): that is what a user would have to write to get this run.
-The estimate reads the file again, so that its notes have line numbers, and gets what differs as `--set`.
+axolotl calls a plugin's `register` with the content of the file, into which the overrides of the command line are
+merged, and before any validation (axolotl 0.21.0 `cli/config.py` `load_cfg`). A file with this content gives the same
+run. The estimate reads the original file again, so that its notes have line numbers, and gets the differences as
+`--set`.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from axmem_trace.errors import ConfigError
 from axmem_trace.units import whole_mib
 
 CONFIG_PATH_KEY = "axolotl_config_path"
-"""axolotl writes the file's path there."""
+"""The key in which axolotl stores the file's path."""
 SAME_CARD_SHARE = 0.02
-"""A card of the table is used if its memory is within this share of what the driver reports."""
+"""A card of the table is used if its memory differs from the driver's figure by at most this share."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """One run: the file, what the command line changed in it, and the machine.
+    """One run: the file, the changes of the command line, and the machine.
 
     Attributes:
         config: the YAML file.
         changes: top-level keys whose values differ from the file.
-        card: a name or a size for `--gpu`; empty: no CUDA card here.
-        num_gpus: of each machine.
+        card: a name or a size for `--gpu`; empty: there is no CUDA card.
+        num_gpus: the number of GPUs of each machine.
     """
 
     config: Path
@@ -44,7 +45,7 @@ class RunRequest:
     trust_remote_code: bool = False
 
     def arguments(self) -> Iterator[str]:
-        """For `python -m axmem_trace`."""
+        """The arguments for `python -m axmem_trace`."""
         yield str(self.config)
         for key, value in self.changes.items():
             yield from ("--set", f"{key}={as_yaml(value)}")
@@ -56,15 +57,15 @@ class RunRequest:
 
 
 def find_changes(config: Mapping[str, Any], not_keys: Collection[str]) -> dict[str, Any]:
-    """What differs between a configuration and its own file; an absent key is null.
+    """The differences between a configuration and its own file; an absent key is null.
 
     Args:
-        config: as `register` got it.
-        not_keys: options of axolotl's command line that are no keys; left out unless the file has them.
+        config: the configuration that `register` got.
+        not_keys: options of axolotl's command line that are not keys. They are left out unless the file has them.
 
     Raises:
         OSError: the file can't be read.
-        yaml.YAMLError: it is no YAML.
+        yaml.YAMLError: the file is not YAML.
     """
     written = yaml.safe_load(Path(config[CONFIG_PATH_KEY]).read_text(encoding="utf-8")) or {}
     ignored = {CONFIG_PATH_KEY, *not_keys} - written.keys()
@@ -77,7 +78,7 @@ def find_changes(config: Mapping[str, Any], not_keys: Collection[str]) -> dict[s
 
 
 def name_card(name: str, memory_bytes: int) -> str:
-    """What `--gpu` takes for a card: its name if the table has it with this memory, else its memory.
+    """The value of `--gpu` for a card: its name if the table has it with this memory, else its memory.
 
     >>> name_card("NVIDIA A100-SXM4-80GB", 84_987_740_160), name_card("NVIDIA Rare", 10 << 30)
     ('NVIDIA A100-SXM4-80GB', '10240MiB')
@@ -90,6 +91,6 @@ def name_card(name: str, memory_bytes: int) -> str:
 
 
 def as_yaml(value: Any) -> str:
-    """On one line, as `--set` reads it."""
+    """The value on one line, in the form for `--set`."""
     plain = json.loads(json.dumps(value, default=str))
     return yaml.safe_dump([plain], default_flow_style=True, width=10**9, allow_unicode=True).strip()[1:-1]

@@ -1,4 +1,4 @@
-"""The table of NVIDIA cards, and which of them a run fits, as text or JSON."""
+"""The table of NVIDIA cards, and the cards that a run fits, as text or JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ figure is known, and the share that like cards lose is taken off
 
 
 def find_cards(pattern: str = "") -> list[Card]:
-    """Cards and MIG slices with a name that contains `pattern`, or matches it if it has `*`, `?` or `[`; any case."""
+    """Cards and MIG slices whose name contains `pattern`, or matches it if it has `*`, `?` or `[`. Case does not
+    matter."""
     from axmem_trace.catalogue.gpus import list_cards
 
     matches = make_matcher(pattern)
@@ -50,11 +51,11 @@ def render_cards(cards: Sequence[Card], form: str) -> str:
 
 
 def render_fits(fits: Sequence[CardFit], form: str, *, everything: bool = False) -> str:
-    """Which cards the run fits, smallest first: as aligned lines (`text`), or as a JSON list (`json`).
+    """The cards that the run fits, smallest first: as aligned lines (`text`), or as a JSON list (`json`).
 
     Args:
-        everything: one line for every card, also those that the run does not fit; else equal cards share a line, and
-            the rest is counted.
+        everything: whether every card has a line, also those that the run does not fit. If not, equal cards share a
+            line, and the other cards are only counted.
     """
     if form == "json":
         return json.dumps([_fit_to_dict(fit) for fit in fits], indent=2) + "\n"
@@ -71,7 +72,7 @@ def render_fits(fits: Sequence[CardFit], form: str, *, everything: bool = False)
 
 
 def _heading(counts: Sequence[int]) -> str:
-    """For numbers of cards with equal tables."""
+    """The heading of a table that is the same for these numbers of cards."""
     if counts == [0]:
         return ""
     *first, last = map(str, counts)
@@ -79,7 +80,7 @@ def _heading(counts: Sequence[int]) -> str:
 
 
 def _render_count(fits: Sequence[CardFit], most: int, everything: bool) -> str:
-    """The lines for one number of cards; `most` of them unless `everything` is shown."""
+    """The lines for one number of cards: at most `most` lines, unless `everything` is shown."""
     fitting = merge_equal([fit for fit in fits if fit.fits])
     shown = fits if everything else fitting[:most]
     names = [_name(fit, fits) if not everything else fit.card.name for fit in shown]
@@ -104,13 +105,13 @@ def _batch(fit: CardFit) -> str:
 
 
 def _name(fit: CardFit, fits: Sequence[CardFit]) -> str:
-    """The card's name, and how many others have equal figures."""
+    """The card's name, and the number of other cards with equal figures."""
     others = sum(figures(other) == figures(fit) for other in fits) - 1
     return f"{fit.card.name} (and {others} like it)" if others else fit.card.name
 
 
 def _left_out(fits: Sequence[CardFit], num_larger: int) -> list[str]:
-    """How many cards are not shown, one line for each reason."""
+    """The numbers of cards that are not shown, one line for each reason."""
     reasons = Counter(f"can't run: {fit.reason}" if not fit.verdict else fit.verdict for fit in fits if not fit.fits)
     lines = [f"{number} cards: {reason}" for reason, number in reasons.items()]
     if num_larger:

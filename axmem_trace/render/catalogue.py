@@ -22,7 +22,8 @@ two warns; --hub reads the real file
 
 
 def find_models(pattern: str = "") -> list[CatalogueEntry]:
-    """Bundled models with an id or alias that contains `pattern`, or matches it if it has `*`, `?` or `[`; any case.
+    """Bundled models whose id or alias contains `pattern`, or matches it if it has `*`, `?` or `[`. Case does not
+    matter.
 
     An empty pattern finds all.
     """

@@ -50,7 +50,7 @@ def _describe(column: Column) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    """The baseline's value, then each other's with its difference."""
+    """The baseline's value, then each other value with its difference."""
     base = row.values[0]
     return [row.name, _size(base), *(_with_difference(value, base) for value in row.values[1:])]
 

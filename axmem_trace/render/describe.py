@@ -1,4 +1,4 @@
-"""Parts of a report in words: verdict, model, peak, moments. Text and HTML print the same ones."""
+"""Parts of a report in words: verdict, model, peak, moments. Text and HTML print the same words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def headline(report: Report) -> tuple[tuple[str, str], ...]:
-    """The figures that axolotl logs and what `nvidia-smi` would show, in GiB, each with an explanation."""
+    """The figures that axolotl logs, and the figure of `nvidia-smi`, in GiB, each with an explanation."""
     peak = report.peak
     nccl = f" and {format_bytes(peak.nccl_bytes)} of NCCL's buffers" if peak.nccl_bytes else ""
     context = f"reserved + {format_bytes(peak.context_bytes)} of CUDA context{nccl} (assumed)"
@@ -27,7 +27,7 @@ def headline(report: Report) -> tuple[tuple[str, str], ...]:
 
 
 def describe_range(report: Report) -> str:
-    """Where the need was in measured runs; empty in a report without a range."""
+    """The range of the needed memory, from measured runs; empty for a report without a range."""
     found = report.device_range
     if not found.runs:
         return ""
@@ -35,13 +35,14 @@ def describe_range(report: Report) -> str:
 
 
 def needed_bytes(report: Report) -> int:
-    """What the verdict compares with the card, without the share of an engine on the same card, which has its own line."""
+    """The bytes that the verdict compares with the card. The share of an engine on the same card is not included,
+    because it has its own line."""
     return report.peak.device_bytes if report.engine else max(report.needed_bytes, 0) or report.peak.device_bytes
 
 
 def logged_lines(report: Report) -> list[tuple[str, tuple[int, int, int]]]:
-    """Name, and bytes active, allocated and reserved, of each line that axolotl logs; if nothing logs them, as PyTorch would
-    give them."""
+    """Each line that axolotl logs: its name, and its active, allocated and reserved bytes. If nothing logs them, the
+    figures are those of PyTorch's functions."""
     if report.logged:
         return [(each.name, (each.active_bytes, each.allocated_bytes, each.reserved_bytes)) for each in report.logged]
     names = (("step_1", "first step"), ("step_2", "later steps"), ("eval", "evaluation"))
@@ -53,7 +54,7 @@ def logged_lines(report: Report) -> list[tuple[str, tuple[int, int, int]]]:
 
 
 def describe_peak(report: Report) -> str:
-    """When and where the most bytes are alive."""
+    """The phase and the module of the peak."""
     peak = report.peak
     place = f" in {peak.module}" if peak.module else ""
     op = f" ({peak.op})" if peak.op else ""
@@ -61,7 +62,7 @@ def describe_peak(report: Report) -> str:
 
 
 def describe_verdict(report: Report) -> str:
-    """The verdict, the needed memory and the rest, in one sentence."""
+    """The verdict, the needed memory and the free memory, in one sentence."""
     gpu, need = report.gpu, format_bytes(needed_bytes(report))
     each = " on each GPU" if gpu.count > 1 else ""
     if not gpu.memory_bytes or report.headroom_bytes is None:
@@ -77,7 +78,8 @@ def describe_verdict(report: Report) -> str:
 
 
 def describe_fit(report: Report) -> str:
-    """The verdict with all that belongs to it, in one sentence: why it can't be given, an engine, the request that fails."""
+    """The verdict in one sentence, with everything that belongs to it: the reason if there is no verdict, an engine,
+    the request that fails."""
     parts = [f"{describe_verdict(report)}{': ' if report.why else ''}{report.why}"]
     if report.engine is not None:
         parts.append(describe_engine(report.engine))
@@ -90,7 +92,7 @@ def describe_fit(report: Report) -> str:
 
 
 def describe_engine(engine: Engine) -> str:
-    """Its share of the card, and whether it can start."""
+    """The engine's share of the card, and whether the engine can start."""
     share = f"{engine.name} asks for {engine.share:g} of the card, {format_bytes(engine.bytes)}"
     if not engine.starts:
         return f"the engine won't start: {share}, and {format_bytes(engine.free_at_start_bytes)} is free when it starts"
@@ -107,7 +109,7 @@ def describe_model(report: Report) -> str:
 
 
 def format_count(number: int) -> str:
-    """A count to three significant digits.
+    """A count with three significant digits.
 
     >>> format_count(0), format_count(23040), format_count(8030261248)
     ('0', '23.0 K', '8.03 B')

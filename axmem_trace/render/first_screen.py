@@ -1,4 +1,4 @@
-"""The first screen: the verdict and what decides it, in at most 24 lines of a terminal of 80 columns."""
+"""The first screen: the verdict and its reasons, in at most 24 lines of a terminal with 80 columns."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from axmem_trace.report.report import Report
 
 MAX_LINES = 24
-"""Lines that a terminal shows without scrolling."""
+"""The number of lines that a terminal shows without scrolling."""
 _SIZES = ((5, 2, 3), (5, 1, 3), (4, 1, 3), (3, 1, 3), (3, 0, 3), (3, 0, 2), (2, 0, 1), (1, 0, 1), (0, 0, 1))
 """Numbers of holders, hints and lines of warnings to try, from most to fewest, until everything fits."""
 SHOWN_HOST_BYTES = 1 << 30
-"""Less host memory than this is not shown."""
+"""Host memory below this size is not shown."""
 NARROW = 72
 _STYLES = {
     "fits with room": "bold green",
@@ -35,7 +35,7 @@ _ASCII_GLYPHS = "#=+-."
 
 
 class Line(NamedTuple):
-    """One line, already short enough, and how it looks (a style of rich)."""
+    """One line that is already short enough, and its style (of rich)."""
 
     text: str
     style: str = ""
@@ -44,7 +44,8 @@ class Line(NamedTuple):
 def write_first_screen(report: Report, width: int, *, ascii_only: bool = False) -> list[Line]:
     """At most `MAX_LINES` lines of at most `width` columns (from 80 on; a narrower terminal may need more).
 
-    If there is not enough space, the ends of lists are left out, warnings last; the full report has everything.
+    If there is not enough space, the ends of lists are left out, and the warnings only if nothing else helps. The full
+    report has everything.
     """
     head = [*_verdict(report, width), *_bar(report, width, _ASCII_GLYPHS if ascii_only else _GLYPHS), Line("")]
     logged, sureness = [*_logged(report, width), Line("")], _sureness(report, width)
@@ -59,7 +60,7 @@ def write_first_screen(report: Report, width: int, *, ascii_only: bool = False) 
 
 
 def _wrap(text: str, width: int, style: str = "", *, indent: str = "", most: int = 0) -> list[Line]:
-    """The text on lines; with `most`, on no more than that, the last ending in `…`."""
+    """The text in lines. With `most`, at most that many lines; a shortened text ends in `…`."""
     lines = textwrap.wrap(text, width, subsequent_indent=indent, max_lines=most or None, placeholder=" …")
     return [Line(line, style) for line in lines]
 
@@ -89,8 +90,8 @@ def _verdict(report: Report, width: int) -> Iterator[Line]:
 def _bar(report: Report, width: int, glyphs: str) -> Iterator[Line]:
     """The card's memory at the peak, to scale; if more is needed, `|` is the end of the card.
 
-    `weights` include a reference model; `states` are adapters, gradients and optimizer states; `activations` include
-    temporary tensors; `cached` is what the allocator holds in addition, and the CUDA context.
+    `weights` include a reference model. `states` are adapters, gradients and optimizer states. `activations` include
+    temporary tensors. `cached` is the allocator's additional reserved memory, and the CUDA context.
     """
     need, buckets, card = needed_bytes(report), report.buckets, report.gpu.memory_bytes
     parts = [
@@ -127,12 +128,12 @@ def _column(nbytes: int, scale: int, width: int) -> int:
 
 
 MAX_VERSION = 6
-"""Characters of axolotl's version that the label has space for (`0.21.0`)."""
+"""The longest version of axolotl for which the label has space, in characters (`0.21.0`)."""
 
 
 def _logged(report: Report, width: int) -> Iterator[Line]:
-    """The lines that axolotl logs; it resets the peaks when the model is loaded, and whenever it has logged. TRL's
-    trainers log nothing of memory (axolotl `core/trainers/base.py` `log` is that of supervised training)."""
+    """The lines that axolotl logs. It resets the peaks when the model is loaded, and after each logged line. TRL's
+    trainers do not log memory (axolotl's `log` in `core/trainers/base.py` is used only in supervised training)."""
     label_width, gap, names, widths = 24, "  ", ("max_active", "max_allocated", "device_reserved"), (10, 13, 15)
     if width < NARROW:
         label_width, gap, names, widths = 13, " ", ("active", "allocated", "reserved"), (7, 9, 8)
@@ -161,7 +162,7 @@ def _peak(report: Report, width: int, num_holders: int) -> Iterator[Line]:
 
 
 def _alerts(report: Report, width: int, room: int) -> list[Line]:
-    """Why the run can't run, and the warnings, as many as fit; the rest is counted."""
+    """The reasons why the run is impossible, and the warnings: as many as there is space for. The rest is counted."""
     alerts = [line for _, lines in alert_lines(report) for line in lines]
     shown: list[Line] = []
     for index, text in enumerate(alerts):
@@ -179,7 +180,7 @@ def _hints(report: Report, width: int, most: int) -> Iterator[Line]:
 
 
 def _sureness(report: Report, width: int) -> list[Line]:
-    """How accurate the figures are, and where to find everything else."""
+    """The accuracy of the figures, and where to find everything else."""
     assumed, unmodelled = (len(report.by_kind.get(kind, ())) for kind in ("assumed", "not_modelled"))
     parts = [f"{assumed} assumed, {unmodelled} not modelled"]
     if report.accuracy.text and not (unmodelled and report.accuracy.measured):

@@ -1,4 +1,4 @@
-"""What `fit` found, as text."""
+"""The result of `fit` as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIN_COST_WIDTH = 20
 
 
 def render_fit(fit: Fit, width: int = 80) -> str:
-    """What is missing and where, each change, the gentlest set, the largest sizes."""
+    """How much memory is missing and where, each change, the gentlest set, the largest sizes."""
     parts = [_state(fit, width), _singles(fit, width), _blocked(fit, width), _chosen(fit, width), _largest(fit)]
     took = f"{fit.num_estimates} runs estimated in {fit.seconds:.1f} s"
     return "\n".join("".join(f"{line}\n" for line in part) for part in (*map(list, parts), [took]) if part)

@@ -1,4 +1,4 @@
-"""Settings to try against the largest uses of memory. Without figures: only an estimate has those."""
+"""Settings to try against the largest uses of memory. They have no figures, because only an estimate has figures."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from axmem_trace.report.report import Report
 
 PLAIN_DTYPES = ("bfloat16", "float16", "float32")
-"""The text of `run["base"]` for weights that are not quantised."""
+"""The values of `run["base"]` for weights that are not quantised."""
 NUM_HINTS = 2
 MIN_SHARE = 0.2
-"""A share of the peak; smaller uses get no hint."""
+"""Uses with a smaller share of the peak get no hint."""
 
 
 def list_hints(report: Report) -> list[str]:
@@ -31,7 +31,7 @@ def list_hints(report: Report) -> list[str]:
 
 
 def _hint_for(holder: str, report: Report) -> tuple[str, str]:
-    """A setting and its effect; empty if the run has it already or nothing simple helps."""
+    """A setting and its effect; empty if the run already has it, or if no simple setting helps."""
     run = report.run
     if holder == LOGITS and run.get("loss") in ("native", "shifted_copy", "upcast_shifted_copy", "half_shifted_copy"):
         return "`cut_cross_entropy: true` with its plugin", "a fused loss never holds all of them"

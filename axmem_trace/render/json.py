@@ -1,4 +1,4 @@
-"""The JSON contract: `Report.to_dict()`, written out."""
+"""The JSON text of a report: `Report.to_dict()`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 
 
 BRIEF_DEPTH = 5
-"""Parts of a module's name in the brief form: down to the layers."""
+"""The number of parts of a module's name in the brief form, which reaches down to the layers."""
 
 
 def render_json(report: Report, *, brief: bool = False, depth: int | None = None) -> str:
-    """The report as JSON text, ASCII only, one trailing newline, as `report.schema.json` in this package describes it.
+    """The report as JSON text: ASCII only, with one trailing newline. `report.schema.json` in this package describes
+    it.
 
     Args:
-        brief: modules folded to `BRIEF_DEPTH`, repeated layers in one row (`layers.{0-31}`), and no timeline; sums stay.
-        depth: folds modules that are deeper than this; sums stay.
+        brief: whether modules are folded to `BRIEF_DEPTH`, repeated layers are in one row (`layers.{0-31}`), and the
+            timeline is left out. Sums stay the same.
+        depth: modules that are deeper than this are folded. Sums stay the same.
     """
     contents = report.to_dict()
     if depth is not None:

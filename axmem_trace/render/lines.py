@@ -1,4 +1,4 @@
-"""What a report says in words: choices, refusals, warnings and notes, as lines that both text and HTML print."""
+"""The words of a report: choices, refusals, warnings and notes, as lines. Text and HTML print the same lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTE_TITLES: dict[NoteKind, str] = {
 
 
 def choice_lines(report: Report) -> list[tuple[str, str]]:
-    """Each value that is used (`key = value`) and why."""
+    """Each value that is used (`key = value`), and the reason for it."""
 
     def why(choice: Choice) -> str:
         return "; ".join(part for part in (_origin(choice.origin, choice.line), choice.text) if part)
@@ -42,7 +42,7 @@ def _origin(origin: str, line: int) -> str:
 
 
 def alert_lines(report: Report) -> list[tuple[str, list[str]]]:
-    """Texts near the verdict, each a title and its lines: why the run can't run, and the warnings."""
+    """Texts near the verdict, each with a title and lines: the reasons why the run is impossible, and the warnings."""
     groups = [
         (f"THIS RUN CAN'T RUN: {describe_refusals(report)}", refusal_lines(report)),
         ("Warnings", _lines_of(report, "warning")),
@@ -51,7 +51,7 @@ def alert_lines(report: Report) -> list[tuple[str, list[str]]]:
 
 
 def describe_refusals(report: Report) -> str:
-    """How many reasons there are, and in which lines of the file."""
+    """The number of reasons, and their lines in the file."""
     count = len(report.refusals)
     places = sorted({refusal.line for refusal in report.refusals if refusal.line})
     text = "1 reason" if count == 1 else f"{count} reasons"
@@ -70,7 +70,7 @@ def refusal_lines(report: Report) -> list[str]:
 
 
 def note_lines(report: Report) -> list[tuple[str, list[str]]]:
-    """The other notes by kind: a title and its lines."""
+    """The other notes by kind, each kind with a title and lines."""
     groups = [(title, _lines_of(report, kind)) for kind, title in NOTE_TITLES.items()]
     return [(title, lines) for title, lines in groups if lines]
 

@@ -18,10 +18,10 @@ SIZE = (10, 4)
 
 
 def plot_timeline(report: Report, axes: Axes | None = None) -> Axes:
-    """GiB over the moments of the run: stacked by purpose if the report has moments, else all together.
+    """Draws GiB over the moments of the run: stacked by purpose if the report has moments, else only the sum.
 
     Args:
-        axes: where to draw; None: a new figure.
+        axes: the axes to draw on; None: a new figure.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -55,7 +55,7 @@ def _new_axes() -> Axes:
 
 
 def _mark_card(report: Report, axes: Axes) -> None:
-    """What PyTorch may reserve of the card."""
+    """Draws a line at the memory that PyTorch may reserve on the card."""
     outside = report.peak.device_bytes - report.peak.reserved_bytes
     if report.gpu.memory_bytes > outside:
         card = gib(report.gpu.memory_bytes - outside)
@@ -63,7 +63,7 @@ def _mark_card(report: Report, axes: Axes) -> None:
 
 
 def _mark_phases(points: Any, axes: Axes) -> None:
-    """A line where each phase begins, and its name below."""
+    """Draws a line at the beginning of each phase, and its name below."""
     places, names, start = [], [], 0
     for (phase, step), group in groupby(points, key=lambda point: (point.phase, point.step)):
         length = len(list(group))

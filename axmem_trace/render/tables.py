@@ -1,4 +1,4 @@
-"""The report's tables as rows of strings; text and HTML print the same ones."""
+"""The report's tables as rows of strings. Text and HTML print the same tables."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 NUM_TOP_MODULES = 12
 DEFAULT_DEPTH = 5
-"""Parts of a module's name that are shown if no depth is given: `base_model.model.model.layers.3`."""
+"""The number of parts of a module's name that are shown if no depth is given: `base_model.model.model.layers.3`."""
 PEFT_PREFIX = "base_model.model."
-"""peft's wrappers, outside every module of the base model: left out of the printed names."""
+"""The names of peft's wrappers around the base model. Printed names leave them out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of numbers (right-aligned) or words. A terminal narrower than `from_width` leaves it out."""
+    """A column of numbers (right-aligned) or words. It is left out on a terminal narrower than `from_width`."""
 
     label: str
     number: bool = True
@@ -33,7 +33,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows with one cell per column; `total` is the row of sums, `()` if there are no sums."""
+    """Rows with one cell for each column. `total` is the row of sums; `()` if there are no sums."""
 
     title: str
     columns: tuple[Column, ...]
@@ -59,7 +59,7 @@ def _sized(nbytes: int) -> tuple[str, str]:
 
 
 def _shown(sizes: Buckets | Resident) -> list[str]:
-    """All names, without that of a reference if there is none."""
+    """All names, without the reference if there is none."""
     return [name for name in sizes.__slots__ if name != "reference" or sizes.reference]
 
 
@@ -78,7 +78,7 @@ def buckets_table(report: Report) -> Table:
 
 
 def resident_table(report: Report) -> Table:
-    """The maximum of each on the GPU, and memory elsewhere."""
+    """The maximum of each kind of memory on the GPU, and memory outside the GPU."""
     rows = [(name, *_sized(getattr(report.resident, name))) for name in _shown(report.resident)]
     for device, words in (("cpu", "in host memory"), ("managed", "in managed memory")):
         there = getattr(report.host, device)
@@ -93,7 +93,7 @@ def resident_table(report: Report) -> Table:
 
 
 def ranks_table(report: Report) -> Table:
-    """The ranks of a run on several GPUs; those with parts of equal sizes share a row."""
+    """The ranks of a run on several GPUs. Ranks with shards of equal sizes share a row."""
     rows = []
     for use in report.ranks:
         name = f"rank{'s' if use.count > 1 else ''} {use.ranks}"
@@ -125,7 +125,7 @@ def _machine(report: Report) -> str:
 
 
 def division_table(report: Report) -> Table:
-    """What rank 0 has a part of, what every rank has whole, and what it gathers for a while."""
+    """What is sharded, what every rank has in full, and what rank 0 gathers for a short time."""
     rows = tuple(
         (row.name, *map(format_bytes, (row.sharded_bytes, row.replicated_bytes, row.gathered_bytes)))
         for row in report.division
@@ -190,14 +190,14 @@ def dtypes_table(report: Report) -> Table:
 
 
 def _stored(row: DtypeRow, base: str) -> str:
-    """The dtype; if several weights are packed into one element, both: `nf4 in uint8`."""
+    """The dtype. If several weights are packed into one element, both formats: `nf4 in uint8`."""
     if row.logical_elements <= row.elements:
         return row.dtype
     return f"{base if base in ('nf4', 'fp4') else 'packed'} in {row.dtype}"
 
 
 def modules_table(report: Report, depth: int | None = None) -> Table:
-    """The modules with the most memory; repeated layers share a row. With `depth`, all modules down to it."""
+    """The modules with the most memory; repeated layers share a row. With `depth`, all modules down to this depth."""
     folded = report.by_module(DEFAULT_DEPTH if depth is None else depth)
     grouped = [row for row in group_repeated(folded) if row.held_bytes]
     shares = bool(report.ranks)
@@ -238,7 +238,7 @@ def _module_label(name: str) -> str:
 
 
 def _module_cells(name: str, class_name: str, rows: Sequence[ModuleRow], *, shares: bool) -> tuple[str, ...]:
-    """A row; on several GPUs (`shares`) with the words for how its weights are divided."""
+    """The cells of a row. On several GPUs (`shares`), they include whether its weights are sharded."""
     columns = ("weight_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "held_bytes")
     return (
         name,
@@ -249,6 +249,6 @@ def _module_cells(name: str, class_name: str, rows: Sequence[ModuleRow], *, shar
 
 
 def _held_as(rows: Sequence[ModuleRow]) -> str:
-    """Whether a rank has a part of the weights, all of them, or a part of some."""
+    """Whether the weights are sharded, replicated or partly sharded."""
     weights, sharded = sum(row.weight_bytes for row in rows), sum(row.sharded_bytes for row in rows)
     return "" if not weights else "sharded" if sharded == weights else "partly sharded" if sharded else "replicated"

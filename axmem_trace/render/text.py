@@ -1,4 +1,5 @@
-"""The report for a terminal, by rich. Plain without a terminal, ASCII where the stream can't do better."""
+"""The report for a terminal, drawn with rich. It is plain if the stream is not a terminal, and ASCII if the encoding
+requires it."""
 
 from __future__ import annotations
 
@@ -33,13 +34,13 @@ def render_text(
     color: bool = False,
     ascii_only: bool = False,
 ) -> str:
-    """The report as lines of at most `width` columns (40 to 200), ending in a newline.
+    """The report as lines of at most `width` columns (40 to 200). The text ends in a newline.
 
     Args:
-        full: all tables, notes and values; else the first screen.
-        depth: shows all modules down to this depth instead of the largest.
-        color: writes escape codes for colour and weight.
-        ascii_only: draws with ASCII and replaces other characters.
+        full: whether all tables, notes and values are shown; if not, only the first screen.
+        depth: all modules down to this depth are shown, instead of the largest.
+        color: whether escape codes for colour and bold text are written.
+        ascii_only: whether only ASCII characters are used; others are replaced.
     """
     from rich.console import Console
 
@@ -63,13 +64,14 @@ def render_text(
 
 
 def render_for_stream(report: Report, stream: TextIO | None, *, full: bool = False, depth: int | None = None) -> str:
-    """The report for a stream: with its width and colours if it is a terminal, always in its encoding; None: a file.
+    """The report for a stream, in the stream's encoding. If it is a terminal, its width and colours are used. None: a
+    file.
 
     `NO_COLOR` (https://no-color.org) and `TERM=dumb` turn colours off; `COLUMNS` sets the width.
     """
     terminal = stream is not None and stream.isatty()
     fallback = (DEFAULT_WIDTH, 24)
-    # shutil reads COLUMNS first, then the terminal of the real stdout, which is wrong for a file or a pipe.
+    # shutil reads COLUMNS first, then the terminal of the real stdout. That terminal is wrong for a file or a pipe.
     columns = shutil.get_terminal_size(fallback).columns if terminal or os.environ.get("COLUMNS") else DEFAULT_WIDTH
     color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     encoding = (getattr(stream, "encoding", None) or "utf-8") if stream is not None else "utf-8"
@@ -87,7 +89,8 @@ def _draws_boxes(encoding: str) -> bool:
 
 
 def clean(text: str) -> str:
-    """`text` on one line and without control characters: a key of a configuration must not control the terminal."""
+    """`text` on one line and without control characters, so that a key of a configuration can't control the
+    terminal."""
     return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
 
 
@@ -173,7 +176,8 @@ def _rich_table(table: Table, width: int, ascii_only: bool) -> RenderableType:
 
 
 def _width_for_words(table: Table, shown: list[int], width: int) -> int:
-    """The width that is left for the widest column of words, without the other columns and the gaps between them."""
+    """The remaining width for the widest column of words: the width without the other columns and the gaps between
+    them."""
     rows = [*table.rows, tuple(column.label for column in table.columns), *([table.total] if table.total else [])]
     widths = {index: max(len(row[index]) for row in rows) for index in shown}
     words = [widths[index] for index in shown if not table.columns[index].number]

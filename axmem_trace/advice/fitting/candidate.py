@@ -1,4 +1,4 @@
-"""`Candidate`: a change that may save memory, as data, with the keys that it sets."""
+"""`Candidate`: a kind of change that may save memory, described as data, with the keys that it sets."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from axmem_trace.recipe.recipe import Recipe
 
 
 class Grade(IntEnum):
-    """The price of a change, from the gentlest to the hardest. A set is as hard as the hardest change in it."""
+    """The cost of a change, from the gentlest to the hardest. The grade of a set is that of the hardest change in
+    it."""
 
     FREE = 0
-    """Nothing known: the same results except for rounding, at about the same speed."""
+    """No known cost: the same results except for rounding, at about the same speed."""
     SLOWER = 1
     """The same results except for rounding; steps take longer."""
     HOST = 2
@@ -24,7 +25,7 @@ class Grade(IntEnum):
     GPUS = 4
     """More cards."""
     LEARNING = 5
-    """The run learns something else; only if it is allowed."""
+    """The model learns something different. It is only used if the user allows it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,10 +33,10 @@ class Situation:
     """A configuration before a change.
 
     Attributes:
-        values: as the user wrote them, `--set` included.
-        recipe: what axolotl makes of them.
-        plugin_names: package of each of axolotl's plugins -> its full name.
-        num_gpus_is_open: the user did not give the number of GPUs.
+        values: the values as the user wrote them, including `--set`.
+        recipe: the recipe that axolotl's rules make of these values.
+        plugin_names: the full name of each of axolotl's plugins, by its package.
+        num_gpus_is_open: True if the user did not give the number of GPUs.
     """
 
     values: Mapping[str, Any]
@@ -44,7 +45,7 @@ class Situation:
     num_gpus_is_open: bool = True
 
     def with_plugin(self, package: str) -> dict[str, Any]:
-        """The key `plugins` with one of axolotl's plugins in it; empty if it is listed already."""
+        """The key `plugins` with one of axolotl's plugins added; empty if the plugin is in the list already."""
         listed = self.values.get("plugins") or []
         listed = [listed] if isinstance(listed, str) else list(listed)
         name = self.plugin_names.get(package, "")
@@ -60,10 +61,10 @@ class Change:
 
     Attributes:
         settings: top-level keys of the configuration.
-        cost: in words, if it is not the candidate's.
-        allow: the word of `--allow` that it needs, if the candidate needs none.
-        num_gpus: the number of GPUs; 0: as it is.
-        environment: variables of the environment, which no configuration can set.
+        cost: the cost in words, if it is not that of the candidate.
+        allow: the word of `--allow` that this change needs, although the candidate needs none.
+        num_gpus: the new number of GPUs; 0: it is not changed.
+        environment: environment variables, which a configuration can't set.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -79,14 +80,16 @@ class Candidate:
 
     Attributes:
         name: one word, for `explain`.
-        about: what it does; its file's docstring.
-        cost: what it costs, in words.
-        grade: the same, to compare.
-        group: of each group, a set has one change.
-        propose: the changes for a configuration; none if it has that already. Several are alternatives, or steps.
-        steps: the changes are steps, each saves more and costs more than the one before; else they are alternatives.
-        allow: the word of `--allow` without which it is only shown.
-        slow: its estimates take several times as long as others; left out if a gentler set fits.
+        about: its explanation: the docstring of its file.
+        cost: its cost in words.
+        grade: its cost as a number, to compare candidates.
+        group: a set has at most one change of each group.
+        propose: returns the changes for a configuration; none if the configuration already has them. Several changes
+            are alternatives or steps.
+        steps: whether the changes are steps: each saves more and costs more than the one before. If not, they are
+            alternatives.
+        allow: the word of `--allow` that it needs. Without this word, the candidate is only shown.
+        slow: whether its estimates take several times as long as others. It is left out if a gentler set fits.
     """
 
     name: str

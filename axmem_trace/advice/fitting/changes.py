@@ -1,4 +1,4 @@
-"""Changes in words, and several of them together."""
+"""Describes changes in words, and joins several changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_VALUE_LENGTH = 40
 
 
 def join(first: Change, second: Change) -> Change:
-    """Both; the second was proposed for the configuration with the first, so its values are used."""
+    """Both changes as one. The second was proposed for the configuration with the first, so its values are used."""
     return Change(
         settings={**first.settings, **second.settings},
         num_gpus=second.num_gpus or first.num_gpus,
@@ -20,7 +20,7 @@ def join(first: Change, second: Change) -> Change:
 
 
 def describe_change(change: Change, values: Mapping[str, Any]) -> str:
-    """Old and new values: `micro_batch_size: 2 -> 1, gradient_accumulation_steps: 4 -> 8`.
+    """The old and new values: `micro_batch_size: 2 -> 1, gradient_accumulation_steps: 4 -> 8`.
 
     Args:
         values: the configuration before the change.
@@ -51,5 +51,5 @@ def _settings_in_words(settings: Mapping[str, Any], values: Mapping[str, Any]) -
 
 
 def in_yaml(value: Any) -> str:
-    """A plain value as YAML writes it."""
+    """A plain value in the form of YAML."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""A change without which a run can't run at all: a card that lacks the attention kernel, for example."""
+"""A change without which a run is impossible, for example because the card does not have the attention kernel."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from axmem_trace.advice.fitting.singles import Rules, block
 
 
 def cure_refusals(questions: Questions, rules: Rules) -> Change | None:
-    """The gentlest permitted change of a refused key with which nothing is refused, or None; the questions then start from
-    it."""
+    """The gentlest permitted change of a refused key after which nothing is refused; None if there is none. All later
+    questions start from this change."""
     situation = questions.situation()
     keys = {refusal.key for refusal in questions.report.refusals}
     for candidate in sorted(CANDIDATES, key=lambda each: each.grade):

@@ -1,4 +1,4 @@
-"""The result of `fit` as JSON, which is a contract."""
+"""The result of `fit` as JSON, with a schema version."""
 
 from __future__ import annotations
 

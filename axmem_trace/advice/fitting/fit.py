@@ -1,4 +1,4 @@
-"""`fit`: what makes a run fit its card."""
+"""`fit`: finds changes that make a run fit its card."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from axmem_trace.report import Report
 from axmem_trace.units import format_bytes
 
 LEAST_CANDIDATES = 10
-"""If so many apply to a run, so many are estimated, also where a gentle one fits."""
+"""At least this number of candidates is estimated (if as many apply to a run), also if a gentle one fits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What makes a run fit its card.
+    """The result of `fit`: the changes that make a run fit its card.
 
     Attributes:
-        report: of the configuration as it is.
-        as_it_is: the same, with the margin and `cure`.
+        report: the report of the unchanged configuration.
+        as_it_is: the figures of the unchanged configuration, with the margin and `cure`.
         margin_bytes: memory of the card that must stay free.
         singles: each change by itself.
         chosen: the gentlest set that fits; None if the run fits as it is, or no set fits.
-        cure: a change without which the run can't run at all; all figures but those of `report` are with it.
+        cure: a change without which the run is impossible. All figures except those of `report` include it.
         skipped: candidates that were not estimated, because a gentler set fits.
-        largest: of the run with the set, else as it is: micro batch and sequence.
-        patch: the changed keys in YAML, with their comments; empty if nothing changes.
+        largest: the largest micro batch and sequence of the run with the set; without a set, of the unchanged run.
+        patch: the changed keys as YAML, with comments; empty if nothing changes.
         changed_file: the whole configuration with the patch.
-        num_estimates: how many runs were estimated.
+        num_estimates: the number of estimated runs.
         seconds: wall time.
     """
 
@@ -62,13 +62,13 @@ class Fit:
 
     @property
     def fits(self) -> bool | None:
-        """The run fits, as it is or with the patch. None: something that is not modelled decides it."""
+        """Whether the run fits, unchanged or with the patch. None: it depends on something that is not modelled."""
         if self.as_it_is.runs or self.chosen is not None:
             return True
         return None if self.as_it_is.why else False
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON contract as plain dicts, lists, strings and numbers."""
+        """The result in the form of its JSON, as plain dicts, lists, strings and numbers."""
         return fit_to_dict(self)
 
     def __str__(self) -> str:
@@ -90,21 +90,22 @@ def fit(
     estimate: Estimate | None = None,
     **options: Any,
 ) -> Fit:
-    """What makes a run fit its card: single changes, the gentlest set that fits, and the largest sizes that fit.
+    """Finds changes that make a run fit its card: single changes, the gentlest set that fits, and the largest sizes
+    that fit.
 
     Every figure is an estimate of the changed configuration.
 
     Args:
         config: a YAML file (`-`: standard input), or its content as a mapping.
         gpu: the card, by name or memory.
-        allow: changes of what the run learns that may be used: `rank`, `sequence_len`, `quantised_base`,
-            `effective_batch`; or a key that the user set to false.
+        allow: changes that are used although the model learns something different: `rank`, `sequence_len`,
+            `quantised_base`, `effective_batch`. Or a key that the user set to false.
         keep: keys that must not be changed.
-        margin: memory of the card that must stay free, as in `1GiB` or `5%`.
-        everything: estimate slow candidates too where a gentler set fits.
+        margin: memory of the card that must stay free, such as `1GiB` or `5%`.
+        everything: whether slow candidates are estimated too, even if a gentler set fits.
         overrides: as for `estimate`.
-        progress: called with the change that is estimated next.
-        estimate: what makes a report; `axmem_trace.estimate` unless given.
+        progress: called with a description of the change that is estimated next.
+        estimate: the function that makes a report; by default `axmem_trace.estimate`.
         options: the other arguments of `estimate`.
 
     Raises:
@@ -159,7 +160,8 @@ def _estimate(config: Any, **arguments: Any) -> Report:
 def _look_for_changes(
     questions: Questions, rules: Rules, say: Say, *, everything: bool
 ) -> tuple[list[Single], ChangeSet | None, list[str]]:
-    """Single changes, the gentlest set, and the names of candidates that were left out because that is gentler."""
+    """The single changes, the gentlest set, and the names of candidates that were left out because this set is
+    gentler."""
     later = [] if everything else _leave_for_later(questions, rules)
     singles = try_singles(questions, [each for each in CANDIDATES if each not in later], rules, say)
     chosen = find_gentlest(questions, singles, rules, say)
@@ -176,7 +178,8 @@ def _look_for_changes(
 
 
 def _leave_for_later(questions: Questions, rules: Rules) -> list[Candidate]:
-    """Slow candidates, and changes of what is learned that are not permitted, beyond the first `LEAST_CANDIDATES`."""
+    """The candidates after the first `LEAST_CANDIDATES` that are slow, or that change what the model learns without
+    permission."""
     situation = questions.situation()
     later = [each for each in CANDIDATES if each.slow or _only_asks(each, rules)]
     missing = LEAST_CANDIDATES - sum(
@@ -195,7 +198,7 @@ def _can_be_estimated(candidate: Candidate, situation: Situation, questions: Que
 
 
 def _only_asks(candidate: Candidate, rules: Rules) -> bool:
-    """True for a change of what is learned that the user has not permitted."""
+    """True if a candidate changes what the model learns and the user has not permitted it."""
     return bool(candidate.allow) and candidate.steps and candidate.allow not in rules.allow
 
 
@@ -211,7 +214,7 @@ def _find_largest(questions: Questions, change: Change, say: Say) -> Sequence[La
 
 
 def _write_patch(questions: Questions, change: Change, answer: Answer, *, fits: bool) -> tuple[str, str]:
-    """The changed keys, and the whole changed file. What `--set` gave is in both."""
+    """The changed keys, and the whole changed file. Both include the values of `--set`."""
     values = questions.situation(change).values
     touched = dict.fromkeys(key.partition(".")[0] for key in (*questions.overrides, *change.settings))
     text = questions.document.text or edit_yaml("", questions.document.values)

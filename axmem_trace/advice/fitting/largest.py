@@ -1,4 +1,4 @@
-"""The largest micro batch and the longest sequence that fit, each with the next larger one, which does not."""
+"""The largest micro batch and the longest sequence that fit. The next larger value of each does not fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from axmem_trace.advice.fitting.questions import Answer, Questions
 from axmem_trace.advice.fitting.singles import Say
 
 MAX_SEQUENCE_LEN = 1 << 20
-"""Larger values are not looked for."""
+"""Larger values are not tried."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,11 +20,12 @@ class Largest:
     """The largest value of a key that fits.
 
     Attributes:
-        value: 0: not even the smallest fits.
-        need_bytes: with this value.
-        next_need_bytes: with the value after it, which does not fit; 0: larger values were not looked for, or can't run.
-        next_refusal: why the value after it can't run.
-        is_limit: the largest value that is looked for fits.
+        value: the largest value; 0: even the smallest does not fit.
+        need_bytes: the needed bytes with this value.
+        next_need_bytes: the needed bytes with the next value, which does not fit; 0: larger values were not tried, or
+            are impossible.
+        next_refusal: why the run with the next value is impossible.
+        is_limit: whether the largest value that may be tried fits.
     """
 
     key: str
@@ -37,10 +38,10 @@ class Largest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """A key whose largest value is looked for.
+    """A key whose largest value is searched.
 
     Attributes:
-        current: the value that the configuration has.
+        current: the value in the configuration.
         most: no larger value is tried.
     """
 
@@ -52,8 +53,8 @@ class Wanted:
 def find_largest(questions: Questions, change: Change, wanted: Sequence[Wanted], say: Say) -> list[Largest]:
     """The largest value of each key with which the run fits, after a change.
 
-    It holds for this value and the next one, which were both estimated: memory grows with either key. The searches go on
-    side by side, so that their estimates can be made at the same time.
+    This value and the next one were both estimated. Memory grows with each key, so no larger value fits. The searches
+    run in parallel, so that their estimates can be made at the same time.
     """
     answers: dict[tuple[str, int], Answer] = {}
 
@@ -97,10 +98,12 @@ def _describe(ask: Callable[[int], Answer], wanted: Wanted, answers: dict[tuple[
 
 
 def _search(ask: Callable[[int], Answer], memory_bytes: int, current: int, most: int) -> Iterator[list[int]]:
-    """Tries values until one fits and the next one does not; yields the values that it may try next, in rising order.
+    """Tries values until one fits and the next one does not. Yields the values that it may try next, in ascending
+    order.
 
-    Two values at a time enclose a guess on a straight line; then they divide what is left in three. Memory grows in steps
-    that are often at multiples of a power of two, so the values are the roundest ones nearby.
+    First, two values on both sides of a linear guess are tried; after that, two values that divide the remaining range
+    into three parts. Memory often grows in steps at multiples of a power of two, so the values nearby that are
+    divisible by the highest power of two are used.
     """
     low, high = 0, most + 1
     known: dict[int, Answer] = {}
@@ -121,7 +124,7 @@ def _search(ask: Callable[[int], Answer], memory_bytes: int, current: int, most:
 
 
 def _choose(low: int, high: int, guess: int | None, apart: int, most: int) -> list[int]:
-    """One or two values between the last that fits and the first that doesn't."""
+    """One or two values between the last value that fits and the first that does not."""
     if high > most:
         guess = 2 * low if guess is None else max(guess, low + apart)
     inside = range(low + 1, high)
@@ -136,7 +139,7 @@ def _choose(low: int, high: int, guess: int | None, apart: int, most: int) -> li
 
 
 def _roundest(first: int, last: int) -> int:
-    """The number from `first` to `last` that the highest power of two divides."""
+    """The number from `first` to `last` that is divisible by the highest power of two."""
     for bits in range(max(last, 1).bit_length(), -1, -1):
         number = last >> bits << bits
         if number >= max(first, 1):
@@ -145,8 +148,8 @@ def _roundest(first: int, last: int) -> int:
 
 
 def _on_the_line(known: dict[int, Answer], memory_bytes: int) -> int | None:
-    """The value that fills the memory, if tensors grow as between the least and the largest value, and what the allocator
-    adds stays as it is at the value with the nearest need."""
+    """The value that fills the memory, by linear extrapolation. Tensors are assumed to grow as between the smallest and
+    the largest known value. The allocator is assumed to add as many bytes as for the value with the nearest need."""
     figures = {value: answer for value, answer in known.items() if answer.need_bytes}
     if len(figures) < 2:
         return None

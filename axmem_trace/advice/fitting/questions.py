@@ -1,4 +1,4 @@
-"""A changed configuration in, an answer out. All estimates of `fit` are made here; the same run is estimated once."""
+"""Estimates changed configurations. All estimates of `fit` are made here; the same run is estimated only once."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from axmem_trace.report.verdict import Verdict
 from axmem_trace.tracing.patching import replaced_items
 
 Estimate = Callable[..., Report]
-"""`axmem_trace.estimate`, or what answers like it."""
+"""`axmem_trace.estimate`, or a function with the same arguments and result."""
 UNCHANGED = Change()
 MAX_WORKERS = 4
-"""Processes that estimate at the same time; each needs some 200 MB."""
+"""The number of processes that estimate at the same time; each needs about 200 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,14 +34,14 @@ class Answer:
     """The result of one estimate, or why there is none.
 
     Attributes:
-        need_bytes: of the card, all included; 0 without figures.
-        live_bytes: of it, all that a smaller card would need too: tensors, CUDA context, NCCL's buffers.
-        left_bytes: of the card; negative if the run does not fit.
+        need_bytes: needed bytes of the card, with everything included; 0 without figures.
+        live_bytes: the part of `need_bytes` that a smaller card would need too: tensors, CUDA context, NCCL's buffers.
+        left_bytes: free bytes of the card; negative if the run does not fit.
         fits, verdict, why: as in a report.
         phase, step, holder: the moment and the purpose of the peak.
         host_bytes: host memory, in addition to the card.
-        num_gpus: cards of the run.
-        refusal: why the run can't run.
+        num_gpus: number of cards of the run.
+        refusal: why the run is impossible.
     """
 
     need_bytes: int = 0
@@ -59,23 +59,23 @@ class Answer:
 
     @property
     def is_safe(self) -> bool:
-        """It runs, and fits with more free memory than the error of our figures."""
+        """Whether the run is possible, and fits with more free memory than the error of our figures."""
         return self.runs and self.verdict in ("fits", "fits with room")
 
     @property
     def runs(self) -> bool:
-        """It runs and fits, also if only just."""
+        """Whether the run is possible and fits, also if the verdict is `tight`."""
         return self.fits is True and not self.refusal
 
 
 class Questions:
-    """The runs of one configuration: as it is, and changed.
+    """The runs of one configuration, unchanged and with changes.
 
     Args:
         config: as for `estimate`.
         overrides: `--set`.
-        options: the other arguments of `estimate`, the same for each question.
-        estimate: what makes a report.
+        options: the other arguments of `estimate`, which are the same for each run.
+        estimate: the function that makes a report.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Questions:
         """The configuration after a change.
 
         Raises:
-            ConfigError: it can't be read.
+            ConfigError: the configuration can't be read.
         """
         whole = join(self.base, change)
         values, _ = apply_overrides(self.document.values, {**self.overrides, **whole.settings})
@@ -113,9 +113,9 @@ class Questions:
         )
 
     def prefetch(self, changes: Sequence[Change]) -> None:
-        """Estimates several changed runs at the same time, in processes of their own, so that `ask` has the answers.
+        """Estimates several changed runs at the same time, in separate processes, so that `ask` has the answers.
 
-        Nothing happens where processes can't be forked safely: not on Linux, with other threads, with one processor.
+        Does nothing if forking is not safe or not useful: not on Linux, with other threads, or with one processor.
         """
         new: dict[int, tuple[Recipe, Change]] = {}
         for change in changes:
@@ -130,11 +130,12 @@ class Questions:
         self._answers += [(run, answer) for (run, _), answer in zip(new.values(), answers, strict=True)]
 
     def is_permitted(self, change: Change) -> bool:
-        """True if axolotl takes the changed configuration, as far as the configuration itself shows it."""
+        """True if axolotl accepts the changed configuration, as far as the configuration alone shows it."""
         return self._run_to_ask(change) is not None
 
     def _run_to_ask(self, change: Change) -> Recipe | None:
-        """The changed run, as answers are kept by; None if it is not estimated, because it can't run."""
+        """The recipe of the changed run, which is the key of its answer; None if it is not estimated, because the run
+        is impossible."""
         try:
             recipe = self._read(change)
         except ConfigError:
@@ -149,7 +150,7 @@ class Questions:
             return False
 
     def ask(self, change: Change) -> Answer:
-        """The changed run's figures. What axolotl refuses because of the change is not estimated."""
+        """The figures of the changed run. If axolotl refuses it because of the change, it is not estimated."""
         try:
             recipe = self._read(change)
         except ConfigError as error:
@@ -175,7 +176,7 @@ class Questions:
             return self._estimate(self.config, **self._arguments(change), moments=moments)
 
     def start_from(self, change: Change) -> Answer:
-        """All further changes are made to the run with this one."""
+        """Makes this change first in all later questions."""
         self.base = change
         self.as_it_is = self.ask(Change())
         return self.as_it_is
@@ -187,7 +188,7 @@ class Questions:
         return report, answer
 
     def ask_anew(self, change: Change) -> Answer:
-        """An estimate, whether the answer is known or not."""
+        """A new estimate, even if the answer is known."""
         try:
             report = self.report_on(change)
         except ConfigError as error:
@@ -242,7 +243,7 @@ def _ask_in_processes(questions: Questions, changes: Sequence[Change], workers: 
 
 
 def _ask_and_pack(questions: Questions, change: Change) -> tuple[Answer, bytes]:
-    """The answer, and what else this process found out that makes later answers fast."""
+    """The answer, and the data of this process that make later answers fast."""
     from axmem_trace.training.checked_folds import kept, pack
 
     before = kept()
@@ -251,7 +252,8 @@ def _ask_and_pack(questions: Questions, change: Change) -> tuple[Answer, bytes]:
 
 
 def _without_texts(recipe: Recipe) -> Recipe:
-    """All of a recipe that can change its figures or its verdict: of its texts, the notes on what withholds a verdict."""
+    """The recipe without texts that can't change its figures or its verdict. Notes that can prevent a verdict are
+    kept."""
     notes: Iterator[Note] = (note for note in recipe.notes if note.kind in ("not_modelled", "refused"))
     notes = (replace(note, line=0) for note in notes)
     return replace(recipe, name="", reasons={}, written={}, alternatives=(), notes=tuple(notes))

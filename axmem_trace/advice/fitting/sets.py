@@ -1,4 +1,4 @@
-"""Several changes together: the gentlest set that fits. Every set that is returned was estimated."""
+"""Several changes together: finds the gentlest set that fits. Every set that is returned was estimated."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from axmem_trace.advice.fitting.singles import Rules, Say, Single, block
 from axmem_trace.errors import ConfigError
 
 MAX_CHANGES = 4
-"""In a set that is looked for directly; sets with more begin with all changes together."""
+"""The largest number of changes in a set that is tried directly. The search for larger sets begins with all changes
+together."""
 MAX_TRIES = 4
-"""Sets of one grade that are estimated before all changes are tried together."""
+"""The number of sets of one grade that are estimated before all changes are tried together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,8 +24,8 @@ class ChangeSet:
     """Changes that were estimated together.
 
     Attributes:
-        singles: what is in it.
-        change: all of them as one.
+        singles: the changes in it.
+        change: all of them as one change.
     """
 
     singles: tuple[Single, ...]
@@ -33,15 +34,15 @@ class ChangeSet:
 
     @property
     def grade(self) -> Grade:
-        """Of the hardest change in it."""
+        """The grade of the hardest change in it."""
         return max(single.grade for single in self.singles)
 
 
 def find_gentlest(questions: Questions, singles: Sequence[Single], rules: Rules, say: Say) -> ChangeSet | None:
     """The set with the lowest grade that fits, then with the fewest changes, then with the most free memory.
 
-    Savings of single changes only decide which sets are tried first. None of the changes in the result can be left out.
-    A result that fits with less free memory than the error of the figures is only returned if there is no better one.
+    The savings of single changes only determine which sets are tried first. The result needs each of its changes. If
+    its free memory is less than the error of the figures, it is only returned if there is no better set.
     """
     search = _Search(questions, rules, say)
     usable = [single for single in singles if not single.blocked and single.saved_bytes >= 0]
@@ -58,7 +59,7 @@ class _Search:
     def __init__(self, questions: Questions, rules: Rules, say: Say) -> None:
         self._questions, self._rules, self._say = questions, rules, say
         self.tight: ChangeSet | None = None
-        """The first set that fits only just."""
+        """The first set whose verdict is `tight`."""
 
     def within(self, pool: Sequence[Single]) -> ChangeSet | None:
         """The gentlest set of some changes; None if all together don't fit."""
@@ -80,7 +81,7 @@ class _Search:
         return None
 
     def _promising(self, pool: Sequence[Single]) -> Iterator[tuple[Single, ...]]:
-        """Sets whose single savings add up to enough, the gentlest first."""
+        """Sets for which the sum of the single savings is enough, the gentlest first."""
         short_by = -self._questions.as_it_is.left_bytes
         helpful = sorted((single for single in pool if single.saved_bytes > 0), key=lambda single: -single.saved_bytes)
         for number in range(2, MAX_CHANGES + 1):
@@ -100,7 +101,8 @@ class _Search:
             yield from sets
 
     def _estimate(self, singles: Sequence[Single]) -> ChangeSet | None:
-        """Each change is proposed again for the configuration with those before it. None if one of them can't be."""
+        """Estimates changes together. Each change is proposed again for the configuration with the changes before it.
+        None if one of them can't be proposed."""
         whole = Change()
         for single in singles:
             again = self._again(single, whole)
@@ -126,7 +128,7 @@ class _Search:
         return chosen
 
     def _without_spare(self, found: ChangeSet) -> ChangeSet:
-        """The set without the changes that it does not need, the hardest left out first."""
+        """The set without the changes that it does not need. The hardest are left out first."""
         for single in sorted(found.singles, key=lambda each: (-each.grade, each.saved_bytes)):
             rest = tuple(each for each in found.singles if each is not single)
             if len(rest) < 2:
@@ -147,7 +149,7 @@ def _best_of_each_group(pool: Sequence[Single]) -> tuple[Single, ...]:
 
 
 def _aims_at(change: Change, other: Change) -> bool:
-    """The same change, perhaps with other lists (`plugins`) or accumulation steps."""
+    """Whether it is the same change. Lists (`plugins`) and accumulation steps may differ."""
     free = ("plugins", "gradient_accumulation_steps")
     mine, others = ({key: value for key, value in each.settings.items() if key not in free} for each in (change, other))
     return mine == others and (change.num_gpus, change.environment) == (other.num_gpus, other.environment)

@@ -1,4 +1,4 @@
-"""Each change by itself: its figures, and what stops it from being used."""
+"""Each change by itself: its figures, and the reason if it may not be used."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from axmem_trace.advice.fitting.changes import describe_change
 from axmem_trace.advice.fitting.questions import Answer, Questions
 
 Say = Callable[[str], None]
-"""Called with what is estimated next."""
+"""Called with a description of the next estimate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
-    """What the user permits.
+    """The changes that the user permits.
 
     Attributes:
-        allow: words of candidates, or keys, that may be used though they change what is learned, or what the user set.
-        keep: keys that must stay.
+        allow: words of candidates, or keys, that may be used although they change what the model learns, or a value
+            that the user set.
+        keep: keys that must not be changed.
     """
 
     allow: frozenset[str] = frozenset()
@@ -31,9 +32,9 @@ class Single:
     """One change.
 
     Attributes:
-        words: old and new values.
+        words: the old and new values in words.
         blocked: why a set does not use it; empty if it may be used.
-        saved_bytes: negative if it needs more.
+        saved_bytes: the saved bytes; negative if the change needs more.
     """
 
     candidate: Candidate
@@ -50,12 +51,12 @@ class Single:
 
     @property
     def grade(self) -> Grade:
-        """Of the candidate; more if the change also changes what is learned."""
+        """The candidate's grade; harder if this change also changes what the model learns."""
         return Grade.LEARNING if self.change.allow else self.candidate.grade
 
 
 def try_singles(questions: Questions, candidates: Sequence[Candidate], rules: Rules, say: Say) -> list[Single]:
-    """Every change of some candidates that has an effect on this run, in their order."""
+    """Every change of these candidates that has an effect on this run, in the order of the candidates."""
     situation = questions.situation()
     proposed = [(each, propose_steps(each, situation, questions, rules)) for each in candidates]
     say(f"{sum(len(changes) for _, changes in proposed)} changes, each by itself")
@@ -64,14 +65,14 @@ def try_singles(questions: Questions, candidates: Sequence[Candidate], rules: Ru
 
 
 def propose_steps(candidate: Candidate, situation: Situation, questions: Questions, rules: Rules) -> list[Change]:
-    """The changes of a candidate that have an effect; of steps only those that are permitted, if there are some."""
+    """The changes of a candidate that have an effect. If they are steps, only the permitted ones, if there are any."""
     changes = [change for change in candidate.propose(situation) if not questions.changes_nothing(change)]
     permitted = [change for change in changes if not block(candidate, change, situation, rules)]
     return permitted if candidate.steps and permitted else changes
 
 
 def block(candidate: Candidate, change: Change, situation: Situation, rules: Rules) -> str:
-    """Why the user's own settings forbid a change; empty if they don't."""
+    """The reason why the user's settings forbid a change; empty if they allow it."""
     kept = [key for key in change.settings if key in rules.keep and situation.values.get(key) != change.settings[key]]
     if kept:
         return f"--keep {kept[0]}"

@@ -1,6 +1,7 @@
-"""What a word of the report, a key, a note or a candidate of `fit` means: from docstrings, the schema and the table of keys.
+"""The meaning of a word of the report, a key, a note or a candidate of `fit`. The texts come from docstrings, the
+schema and the table of keys.
 
-rules      notes: the docstrings of the code that makes them
+rules      notes, explained by the docstrings of the code that makes them
 words      the report's own words
-explain    a word in, its explanations out
+explain    finds the explanations of a word
 """

@@ -1,4 +1,4 @@
-"""A word in, its explanations out."""
+"""Finds the explanations of a word."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _VERDICTS_OF_KEYS = {
 
 
 def explain(word: str) -> str:
-    """All that is known of a word; empty if nothing is. Capitals and backquotes don't matter."""
+    """All explanations of a word; empty if there is none. Case and backquotes don't matter."""
     asked = word.strip().strip("`").lower()
     return "\n".join(f"{title}\n{_wrapped(text)}" for name, title, text in _entries() if name.lower() == asked)
 
 
 def nearest_words(word: str) -> list[str]:
-    """Words that can be explained and look like this one."""
+    """Words with an explanation that are similar to this word."""
     names = {name.lower(): name for name, _, _ in _entries()}
     found = difflib.get_close_matches(word.lower(), names, n=NUM_NEAREST, cutoff=0.5)
     return [names[each] for each in found]
@@ -38,7 +38,7 @@ def nearest_words(word: str) -> list[str]:
 
 @cache
 def _entries() -> tuple[tuple[str, str, str], ...]:
-    """Word, title and text of each explanation."""
+    """The word, title and text of each explanation."""
     return (*_report_words(), *_candidates(), *_keys(), *_notes())
 
 

@@ -1,4 +1,5 @@
-"""The notes that the package can make, found in its own source: their keys, kinds, and the docstrings of the code."""
+"""Finds the notes that the package can make in its own source: their keys, their kinds, and the docstrings of the
+code."""
 
 from __future__ import annotations
 
@@ -10,18 +11,18 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2]
 _MAKERS = {"note": (0, 1), "Note": (None, None), "RefusalNote": (None, None), "refuse": (None, 1)}
-"""Functions that make a note, and the positions of its kind and key among the arguments without a name."""
+"""Functions that make a note, and the positions of the kind and the key among their positional arguments."""
 _REFUSALS = ("RefusalNote", "refuse")
 
 
 @dataclass(frozen=True, slots=True)
 class NoteSource:
-    """A place that makes a note.
+    """A call that makes a note.
 
     Attributes:
-        kind: of the note; empty if it is decided when it is made.
-        file: below the package.
-        about: docstring of the function, or of the file.
+        kind: the kind of the note; empty if it is only known when the note is made.
+        file: the path in the package.
+        about: the docstring of the function, or of the file.
     """
 
     key: str

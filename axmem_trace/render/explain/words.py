@@ -1,4 +1,4 @@
-"""Words of the report that no field of its schema has: verdicts, kinds of notes, phases, and uses of memory."""
+"""Words of the report that are not fields of its schema: verdicts, kinds of notes, phases, and uses of memory."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""A whole page of one report: one file with its style, its script and its data. It makes no request, and without a script
-it shows everything but the moments other than the peak."""
+"""A whole page of one report: one file with its style, its script and its data.
+
+The page makes no request. Without the script, it shows everything except the moments other than the peak."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from axmem_trace.report.report import Report
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-"""The browser itself refuses any request of the page."""
+"""With this policy, the browser itself refuses any request of the page."""
 DEPTH = 5
 
 
@@ -38,8 +39,8 @@ def render_page(report: Report, *, depth: int | None = None, fit: Mapping[str, A
     """The page. Every text of the configuration and of the model is escaped.
 
     Args:
-        depth: of the table of modules; None: repeated layers in one row, down to depth 5.
-        fit: the answer of `fit` as its JSON gives it, to show its changes.
+        depth: the depth of the table of modules; None: repeated layers in one row, down to depth 5.
+        fit: the JSON of `fit`, to show its changes.
     """
     body = "\n".join(_sections(report, depth, fit))
     title = f"{report.model.name}: {describe_verdict(report)}"
@@ -96,7 +97,7 @@ def _head(report: Report) -> str:
 
 
 def _bar(report: Report) -> str:
-    """The card, or what is needed, to scale."""
+    """A bar of the card, or of the needed memory, to scale."""
     need, card = needed_bytes(report), report.gpu.memory_bytes
     scale = max(card, need, 1)
     parts = [(name, getattr(report.buckets, name)) for name in BUCKETS]
@@ -133,7 +134,7 @@ def _is_used(report: Report, name: str) -> bool:
 
 
 def _moment(report: Report) -> str:
-    """What was allocated at the peak; the script puts other moments there."""
+    """The allocated memory at the peak. The script replaces it by that of other moments."""
     moment = report.moments[peak_index(report)]
     buckets = [(name, getattr(moment.buckets, name), name) for name in BUCKETS if getattr(moment.buckets, name)]
     columns = {
@@ -185,7 +186,7 @@ def _last(moment: Any) -> str:
 
 
 def _data(report: Report) -> dict[str, Any]:
-    """What the script needs; names are written once."""
+    """The data for the script. Each name is written once."""
     names: dict[str, int] = {}
 
     def pairs(items: Sequence[Any]) -> list[list[int]]:

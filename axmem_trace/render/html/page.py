@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML fragment, for a notebook cell or a page: no script, nothing loaded."""
+"""The report as one HTML fragment for a notebook cell or a page. It has no script and loads nothing."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def mood_of(report: Report) -> str:
 
 
 def _draw(report: Report) -> str:
-    """The stacked timeline with its legend; for a report without moments the plain one."""
+    """The stacked timeline with its legend; for a report without moments, the plain timeline."""
     if not report.moments:
         return draw_timeline(report)
     keys = "".join(
@@ -104,7 +104,7 @@ def _draw(report: Report) -> str:
 
 
 def _style_of(cell: str, *, number: bool) -> str:
-    """Numbers are aligned right; an indented name keeps its indentation, and its line."""
+    """Numbers are aligned right. An indented name keeps its indentation and stays on one line."""
     return " class='n'" if number else " class='pre'" if cell.startswith(" ") else ""
 
 

@@ -1,4 +1,4 @@
-"""Sections of a page that are only words and tables."""
+"""Sections of a page with only words and tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def logged(report: Report) -> str:
-    """The figures of each line that axolotl logs; the peaks are reset when the model is loaded, and after each line."""
+    """The figures of each line that axolotl logs. The peaks are reset when the model is loaded, and after each line."""
     rows = [_row((name, *(f"{gib(figure):.2f}" for figure in figures))) for name, figures in logged_lines(report)]
     heads = ("GiB", "max_active", "max_allocated", "device_reserved")
     silent = "<p>TRL's trainers log nothing of memory: these are the figures that PyTorch would give.</p>"
@@ -24,7 +24,7 @@ def logged(report: Report) -> str:
 
 
 def ranks(report: Report) -> str:
-    """A tab for each group of ranks with parts of equal sizes, by radio buttons; empty for one group."""
+    """A tab (with a radio button) for each group of ranks with shards of equal sizes; empty for one group."""
     if len(report.ranks) < 2:
         return ""
     tabs, panes, rules = [], [], []
@@ -51,7 +51,7 @@ def ranks(report: Report) -> str:
 
 
 def candidates(fit: Mapping[str, Any] | None) -> str:
-    """The changes that `fit` has tried, the gentlest first as it gives them; empty without its answer."""
+    """The changes that `fit` has tried, in its order, the gentlest first; empty without a result of `fit`."""
     changes = (fit or {}).get("changes") or []
     rows = []
     for change in changes:
@@ -68,7 +68,7 @@ def candidates(fit: Mapping[str, Any] | None) -> str:
 
 
 def notes(report: Report) -> str:
-    """Notes by kind, and the values in force with their reasons, folded."""
+    """Notes by kind, and the used values with their reasons; both can be opened."""
     parts = [
         f"<details><summary>{escape(title)} ({len(lines)})</summary><ul>"
         f"{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul></details>"
@@ -83,7 +83,7 @@ def notes(report: Report) -> str:
 
 
 def explain(report: Report) -> str:
-    """What the words and the picture mean, and how exact the figures are."""
+    """The meaning of the words and of the picture, and the accuracy of the figures."""
     words = {
         "allocated": "Bytes of tensors, in blocks of 512 bytes. axolotl logs the most of it as memory/max_allocated.",
         "active": "Allocated, and blocks that were freed but wait for another stream of the GPU.",

@@ -1,7 +1,7 @@
-"""The timeline of a page: what was allocated, stacked by purpose, with the phases as bands and the card as a line.
+"""The timeline of a page: allocated memory stacked by purpose, with the phases as bands and the card as a line.
 
-Widths are in percent, so the picture fits any page. Each part of a phase gets a least width, so that the optimizer's
-few large operators can be seen among thousands of small ones.
+Widths are in percent, so the picture fits any page. Each part of a phase has a minimum width, so that the optimizer's
+few large operators are visible among thousands of small ones.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 BUCKETS = tuple(each.name for each in fields(Buckets))
 LEAST_POINTS = 7
-"""A part of a phase is at least as wide as this many points."""
+"""The minimum width of a part of a phase, in points."""
 MAX_CARD_RATIO = 2.5
-"""A card with more memory than this multiple of the highest point is only named: its line would flatten the picture."""
+"""If a card has more memory than this multiple of the highest point, only its name is shown: its line would make the
+picture too flat."""
 HEADROOM = 1.06
 
 
 class Stretch(NamedTuple):
-    """One phase without interruption: its moments, and its place in percent of the width."""
+    """One phase without interruption: its moments, and its position in percent of the width."""
 
     phase: str
     step: int
@@ -51,7 +52,7 @@ def lay_out(moments: Sequence[Moment]) -> list[Stretch]:
 
 
 def positions(stretches: Sequence[Stretch]) -> list[float]:
-    """Where each moment is, in percent of the width."""
+    """The position of each moment in percent of the width."""
     return [
         stretch.left + stretch.width * (index + 0.5) / len(stretch.moments)
         for stretch in stretches
@@ -60,7 +61,7 @@ def positions(stretches: Sequence[Stretch]) -> list[float]:
 
 
 def draw_stacked(report: Report) -> str:
-    """The picture, for a report that has moments; empty for one that has none."""
+    """The picture of a report with moments; empty for a report without moments."""
     moments = report.moments
     if not moments:
         return ""
@@ -85,7 +86,7 @@ def peak_index(report: Report) -> int:
 
 
 def _card_bytes(report: Report) -> int:
-    """What the allocator may reserve: the card without the CUDA context and NCCL's buffers."""
+    """The bytes that the allocator may reserve: the card's memory without the CUDA context and NCCL's buffers."""
     outside = report.peak.device_bytes - report.peak.reserved_bytes
     return max(0, report.gpu.memory_bytes - outside)
 
@@ -101,7 +102,7 @@ def _areas(moments: Sequence[Moment], xs: Sequence[float], top: int) -> Iterator
 
 
 def _points(xs: Sequence[float], levels: Sequence[int], top: int) -> list[str]:
-    """To both edges of the picture: the first and the last level go on."""
+    """The points of a curve. The first and the last level continue to the edges of the picture."""
     inner = [f"{x:.2f},{_y(level, top):.2f}" for x, level in zip(xs, levels, strict=True)]
     return [f"0,{_y(levels[0], top):.2f}", *inner, f"100,{_y(levels[-1], top):.2f}"]
 
@@ -118,7 +119,7 @@ def _reserved(moments: Sequence[Moment], xs: Sequence[float], top: int) -> str:
 
 
 def _ticks(top: int) -> list[int]:
-    """Round numbers of bytes, four or five of them."""
+    """Four or five round numbers of bytes."""
     step = 1 << 10
     while top / step > 5:
         step *= 2
@@ -136,7 +137,7 @@ def _labels(top: int) -> Iterator[str]:
 
 
 def _round(nbytes: int) -> str:
-    """A round size without its zeros."""
+    """A round size without trailing zeros."""
     return format_bytes(nbytes).replace(".00 ", " ").replace(".0 ", " ")
 
 

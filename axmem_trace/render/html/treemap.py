@@ -1,4 +1,5 @@
-"""A treemap: rectangles whose areas are shares, as square as possible, placed in percent. No script."""
+"""A treemap: rectangles whose areas are shares. They are as square as possible, and their positions are in percent. No
+script."""
 
 from __future__ import annotations
 
@@ -19,10 +20,10 @@ class Rectangle(NamedTuple):
 
 
 def divide(sizes: Sequence[float], area: Rectangle) -> list[Rectangle]:
-    """One rectangle for each size, in proportion. The sizes are in decreasing order and positive.
+    """One rectangle for each size, with an area in proportion. The sizes must be positive and in decreasing order.
 
-    Squarified treemaps (Bruls, Huizing, van Wijk 2000): rows along the shorter side, each closed when another member would
-    make its worst rectangle longer.
+    Squarified treemaps (Bruls, Huizing, van Wijk 2000): rows are laid out along the shorter side. A row ends if another
+    rectangle would make the longest rectangle in it longer.
 
     >>> divide([1, 1], Rectangle(0, 0, 2, 1))
     [Rectangle(left=0, top=0.0, width=1.0, height=1.0), Rectangle(left=1.0, top=0.0, width=1.0, height=1.0)]
@@ -40,7 +41,7 @@ def divide(sizes: Sequence[float], area: Rectangle) -> list[Rectangle]:
 
 
 def _worst(row: Sequence[float], side: float, scale: float) -> float:
-    """The largest ratio of a rectangle's sides in a row along `side`."""
+    """The largest ratio of the two sides of a rectangle, in a row along `side`."""
     area = sum(row) * scale
     if not area or not side:
         return float("inf")
@@ -48,7 +49,7 @@ def _worst(row: Sequence[float], side: float, scale: float) -> float:
 
 
 def _lay(row: Sequence[float], area: Rectangle, scale: float) -> tuple[list[Rectangle], Rectangle]:
-    """The rectangles of one row along the shorter side, and the area that is left."""
+    """The rectangles of one row along the shorter side, and the remaining area."""
     left, top, width, height = area
     used = sum(row) * scale
     placed = []
@@ -68,14 +69,16 @@ def _lay(row: Sequence[float], area: Rectangle, scale: float) -> tuple[list[Rect
 
 
 def _has_space(name: str, width: float, height: float) -> bool:
-    """Whether size and name can be read in a rectangle, in an area of 200 by 100 that is about 500 by 260 pixels."""
+    """Whether size and name are readable in a rectangle. The whole area is 200 by 100, which is about 500 by 260
+    pixels."""
     longest = max(len(word) for word in (*name.replace(".", " ").split(), "00.00 GiB"))
     lines = -(-len(name) * 3.2 // max(width - 4, 1)) + 1
     return width - 4 >= 3 * min(longest, 9) and height >= 3 + 6 * lines
 
 
 def draw_treemap(items: Sequence[tuple[str, int]], class_of: Callable[[str], str], *, label: str) -> str:
-    """The items (name, bytes), the largest first, as one picture. `class_of` gives each name its style."""
+    """One picture of the items (name, bytes), which must be sorted, the largest first. `class_of` returns the style of
+    a name."""
     shown = [(name, nbytes) for name, nbytes in sorted(items, key=lambda item: -item[1]) if nbytes > 0]
     if not shown:
         return ""

@@ -1,4 +1,4 @@
-"""The changes that `fit` tries, each a file with what it sets, what it costs, and its explanation."""
+"""The changes that `fit` tries. Each file has the settings, the cost and the explanation of one kind of change."""
 
 from __future__ import annotations
 
@@ -49,4 +49,4 @@ CANDIDATES: tuple[Candidate, ...] = (
     rank.CANDIDATE,
     sequence_len.CANDIDATE,
 )
-"""In the order in which they are shown and tried, the gentlest first."""
+"""The candidates in the order in which they are shown and tried, the gentlest first."""

@@ -1,6 +1,6 @@
 """Activation offloading moves what backward needs to host memory in forward, and back in backward.
 
-`true` moves the tensors that checkpointing keeps, on a stream of its own; `hidden_states` moves each layer's input only.
+`true` moves the tensors that checkpointing keeps, on a separate stream; `hidden_states` moves only each layer's input.
 Both need gradient checkpointing.
 """
 
@@ -14,7 +14,7 @@ KINDS = (True, "hidden_states")
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """Each kind, if nothing is offloaded."""
+    """Each kind of offloading, if nothing is offloaded yet."""
     checkpointing = situation.recipe.checkpointing
     if checkpointing.offload != "none" or checkpointing.selective_offload:
         return

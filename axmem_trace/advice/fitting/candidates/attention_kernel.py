@@ -1,7 +1,9 @@
-"""A fused attention kernel never holds the matrix of scores, sequence x sequence for each head.
+"""A fused attention kernel never stores the full matrix of scores, which has sequence x sequence elements for each
+head.
 
-`eager` holds it, in fp32 too. `sdpa` holds none unless a mask makes PyTorch fall back. FlashAttention-2 needs the package
-`flash-attn` and a card of compute capability 8.0 or later; packed rows need no mask with it.
+`eager` stores it, and a copy in fp32. `sdpa` does not store it, unless a mask makes PyTorch use another kernel.
+FlashAttention-2 needs the package `flash-attn` and a card with compute capability 8.0 or later; packed rows need no
+mask with it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ _OLD_SWITCHES = (
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """SDPA instead of eager, FlashAttention-2 instead of both; SDPA where the card is too old for FlashAttention."""
+    """SDPA instead of eager, and FlashAttention-2 instead of both. SDPA if the card is too old for FlashAttention."""
     kernel = situation.recipe.attention.kernel
     old = {key: None for key in _OLD_SWITCHES if situation.values.get(key)}
     too_old = kernel.startswith("flash_attention") and situation.recipe.gpu.compute_capability < (8, 0)

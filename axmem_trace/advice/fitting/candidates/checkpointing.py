@@ -1,7 +1,7 @@
 """Gradient checkpointing keeps only each layer's input for backward and calculates the layer a second time.
 
-Without it, everything that backward needs of all layers is kept. Selective checkpointing keeps the results of attention as
-well: it saves less, and calculates less twice.
+Without it, all tensors that backward needs are kept, for all layers. Selective checkpointing also keeps the results of
+attention: it saves less memory, but calculates less a second time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from axmem_trace.advice.fitting.candidate import Candidate, Change, Grade, Situa
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """Selective checkpointing, then checkpointing of everything, if there is none."""
+    """Selective checkpointing, then full checkpointing, if there is no checkpointing yet."""
     if situation.recipe.checkpointing.enabled:
         return
     yield Change(

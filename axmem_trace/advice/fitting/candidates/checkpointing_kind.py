@@ -1,4 +1,5 @@
-"""PyTorch has two kinds of checkpointing, reentrant and non-reentrant; which of them holds less depends on the model.
+"""PyTorch has two kinds of checkpointing, reentrant and non-reentrant. It depends on the model which of them needs less
+memory.
 
 The kinds differ in when tensors of the recomputed layer are freed, and in what is recomputed. With LoRA kernels or an 8-bit
 base, one of them often needs much more. The results are the same.

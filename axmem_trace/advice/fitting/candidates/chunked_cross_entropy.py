@@ -1,6 +1,6 @@
-"""The chunked cross entropy calculates the loss over a part of the tokens at a time, by plain PyTorch.
+"""The chunked cross entropy calculates the loss for a part of the tokens at a time, with plain PyTorch.
 
-The fp32 copies of the logits exist for one chunk only; the logits themselves are held whole. It needs no package.
+The fp32 copies of the logits exist for one chunk only. The logits themselves exist for all tokens. It needs no package.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from axmem_trace.advice.fitting.candidates.losses import holds_all_logits, switc
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """The switch, unless a fused loss is on."""
+    """The chunked loss, unless a fused loss is on."""
     if holds_all_logits(situation):
         yield Change(settings=switch_loss(situation, "chunked_cross_entropy"))
 

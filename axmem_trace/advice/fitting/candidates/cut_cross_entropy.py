@@ -1,4 +1,4 @@
-"""Cut Cross Entropy calculates the loss in tiles of the vocabulary and never holds the logits.
+"""Cut Cross Entropy calculates the loss in tiles of the vocabulary and never stores all logits.
 
 Logits and their gradient are often the largest tensors of a step: tokens x vocabulary, several times, partly in fp32. This
 loss needs axolotl's plugin and the package `cut-cross-entropy`, and training in bf16 or fp16. The loss is the same,
@@ -14,7 +14,7 @@ from axmem_trace.advice.fitting.candidates.losses import holds_all_logits, switc
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """The plugin and its switch, unless a fused loss is on."""
+    """The plugin and its key, unless a fused loss is on."""
     if holds_all_logits(situation):
         yield Change(
             settings={**situation.with_plugin("cut_cross_entropy"), **switch_loss(situation, "cut_cross_entropy")}

@@ -1,7 +1,7 @@
 """An 8-bit optimizer keeps its states with one byte for each number instead of four.
 
-Blocks of numbers share a scale, so updates differ a little from those of the 32-bit form. Small tensors (under 4,096
-elements) keep 32 bits. The paged form is also in managed memory, outside PyTorch's allocator.
+Blocks of numbers share a scale, so updates differ a little from those of the 32-bit optimizer. Small tensors (under
+4,096 elements) keep 32 bits. The states of the paged form are in managed memory, outside PyTorch's allocator.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from axmem_trace.advice.fitting.candidates.optimizers import FORMS, NO_FORMS
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """The 8-bit form, and the paged one, of an optimizer with 32 bits."""
+    """The 8-bit form and the paged 8-bit form of a 32-bit optimizer."""
     name = situation.recipe.optimizer.name
     forms = FORMS.get(name, NO_FORMS)
     if "8bit" in name:

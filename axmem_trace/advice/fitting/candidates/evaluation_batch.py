@@ -1,7 +1,7 @@
-"""A smaller batch in evaluation, whose logits are fp32 and whole even where training has a fused loss.
+"""A smaller batch in evaluation. Evaluation makes all logits in fp32, even if training has a fused loss.
 
-It changes nothing that is learned: evaluation only takes longer. The loss of evaluation is an average over batches, so it
-may change in its last digits.
+It does not change what the model learns; evaluation only takes longer. The evaluation loss is an average over batches,
+so its last digits may change.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from axmem_trace.advice.fitting.candidate import Candidate, Change, Grade, Situa
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """Half of it, a quarter, ... down to 1."""
+    """Half of the batch, a quarter, ... down to 1."""
     values = situation.values
     rows = values.get("eval_batch_size") or values.get("micro_batch_size")
     if not situation.recipe.evaluation.enabled or not isinstance(rows, int):

@@ -1,7 +1,8 @@
-"""Expandable segments let PyTorch's allocator grow a segment instead of leaving parts of several unused.
+"""With expandable segments, PyTorch's allocator makes a segment larger, instead of leaving parts of several segments
+unused.
 
-axolotl sets `PYTORCH_ALLOC_CONF=expandable_segments:True` unless the environment has a value of its own. This is a variable
-of the environment and no key of the configuration.
+axolotl sets `PYTORCH_ALLOC_CONF=expandable_segments:True`, unless the environment already has a value. This is an
+environment variable, not a key of the configuration.
 """
 
 from __future__ import annotations

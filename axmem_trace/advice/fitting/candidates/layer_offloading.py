@@ -1,6 +1,7 @@
 """Layer offloading keeps frozen layers in host memory and copies them to the card one after another.
 
-It is for adapters: layers that train stay. In each step all frozen weights pass over PCIe twice.
+It is for training with adapters: trainable weights stay on the card. In each step, all frozen weights are copied over
+PCIe twice.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from axmem_trace.advice.fitting.candidate import Candidate, Change, Grade, Situa
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """The switch."""
+    """Layer offloading, if it is off."""
     if not situation.recipe.checkpointing.layer_offloading:
         yield Change(settings={"layer_offloading": True})
 

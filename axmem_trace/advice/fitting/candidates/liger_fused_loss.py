@@ -1,7 +1,7 @@
 """Liger's fused linear cross entropy calculates logits, loss and their gradients in chunks of tokens.
 
-It never holds all logits in training; evaluation still does. It needs axolotl's plugin and the package `liger-kernel`. The
-loss is the same except for rounding.
+Training never stores all logits; evaluation still does. It needs axolotl's plugin and the package `liger-kernel`. The
+loss is the same, except for rounding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ KEY = "liger_fused_linear_cross_entropy"
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """The plugin and its switch, unless a fused loss is on."""
+    """The plugin and its key, unless a fused loss is on."""
     if holds_all_logits(situation):
         yield Change(settings={**situation.with_plugin("liger"), **switch_loss(situation, KEY)})
 

@@ -14,7 +14,7 @@ _LAYERS = ("rope", "rms_norm", "glu_activation")
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """All three, if one is off."""
+    """All three kernels, if one of them is off."""
     keys = [LIGER_KEYS[layer] for layer in _LAYERS if layer not in situation.recipe.kernels.liger]
     if keys:
         yield Change(settings={**situation.with_plugin("liger"), **dict.fromkeys(keys, True)})

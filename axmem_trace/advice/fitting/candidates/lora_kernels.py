@@ -1,6 +1,7 @@
 """axolotl's fused LoRA kernels calculate a layer and its adapters in one autograd function, which keeps fewer tensors.
 
-axolotl switches them on by itself for most LoRA runs; this is for those that name some of them, or none.
+axolotl switches them on automatically for most LoRA runs. This change is for runs that set only some of the keys, or
+for which axolotl does not switch them on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _KERNELS = ("mlp", "qkv", "o")
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """Those of the three that are off."""
+    """Those of the three kernels that are off."""
     recipe = situation.recipe
     missing = [kernel for kernel in _KERNELS if kernel not in recipe.kernels.lora]
     if recipe.adapter.kind in ("lora", "qlora") and missing:

@@ -1,7 +1,7 @@
-"""A smaller micro batch, with as many more accumulation steps: fewer tokens at a time, the same effective batch.
+"""A smaller micro batch with more accumulation steps: fewer tokens at a time, and the same effective batch.
 
-`micro_batch_size` x `gradient_accumulation_steps` stays what it is, so the run learns the same. Small batches use the card
-less well.
+`micro_batch_size` x `gradient_accumulation_steps` stays the same, so the model learns the same. Small batches use the
+card less efficiently.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The same optimizer in bitsandbytes' forms, by axolotl's names."""
+"""axolotl's names of the same optimizer in bitsandbytes' forms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Forms(NamedTuple):
-    """Names; empty: there is none."""
+    """The names of the forms; empty: there is no such form."""
 
     paged: str
     """32-bit states in managed memory."""
@@ -30,5 +30,5 @@ FORMS = {
     "ademamix_8bit": Forms("", "", _ADEMAMIX.paged_eight_bits),
     "rmsprop": Forms("", "rmsprop_bnb_8bit", ""),
 }
-"""Forms of an optimizer that need less memory on the card than the one named."""
+"""For each optimizer, the forms that need less memory on the card."""
 NO_FORMS = Forms("", "", "")

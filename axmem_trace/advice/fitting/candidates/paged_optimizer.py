@@ -13,7 +13,7 @@ from axmem_trace.advice.fitting.candidates.optimizers import FORMS, NO_FORMS
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """The paged form with as many bits."""
+    """The paged form with the same number of bits."""
     name = situation.recipe.optimizer.name
     forms = FORMS.get(name, NO_FORMS)
     same_bits = forms.paged_eight_bits if "8bit" in name else forms.paged

@@ -1,7 +1,7 @@
-"""A base model with 4 or 8 bits for each weight, under an adapter that trains.
+"""A base model with 4 or 8 bits for each weight, for training with an adapter.
 
-The frozen weights take a quarter or half of their bytes. The run learns on a slightly different model, so this is only
-used with `--allow quantised_base`.
+The frozen weights need a quarter or half of their bytes. The adapter is trained on a slightly different model, so this
+is only used with `--allow quantised_base`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from axmem_trace.advice.fitting.candidate import Candidate, Change, Grade, Situa
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """Eight bits, then four, for an adapter on a plain base; four instead of eight."""
+    """8 bits, then 4 bits, for an adapter on a base that is not quantised; 4 bits instead of 8."""
     recipe = situation.recipe
     method = recipe.quantisation.method
     if recipe.adapter.kind not in ("lora", "qlora") or method not in ("none", "bnb_8bit"):

@@ -1,7 +1,7 @@
-"""A smaller rank of LoRA: fewer weights that train, with their gradients and optimizer states.
+"""A smaller rank of LoRA: fewer trainable weights, gradients and optimizer states.
 
-The adapter can express less, so this is only used with `--allow rank`. `lora_alpha` is divided by the same number, so that
-the adapter's scale stays.
+The adapter can express less, so this is only used with `--allow rank`. `lora_alpha` is divided by the same number, so
+the adapter's scale stays the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LEAST = 4
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """Half of it, a quarter, ... down to `LEAST`."""
+    """Half of the rank, a quarter, ... down to `LEAST`."""
     rank, alpha = situation.values.get("lora_r"), situation.values.get("lora_alpha")
     if situation.recipe.adapter.kind not in ("lora", "qlora") or not isinstance(rank, int):
         return

@@ -1,7 +1,7 @@
 """Shorter sequences: fewer tokens at a time. Longer samples are cut or left out.
 
-The run sees less of each text, so this is only used with `--allow sequence_len`. `fit` also says the longest sequence that
-fits.
+The model sees less of each text, so this is only used with `--allow sequence_len`. `fit` also shows the longest
+sequence that fits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LEAST = 256
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """Three quarters of it, half, ... down to `LEAST`."""
+    """Three quarters of the length, half, ... down to `LEAST`."""
     length = situation.values.get("sequence_len")
     if not isinstance(length, int):
         return

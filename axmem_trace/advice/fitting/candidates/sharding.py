@@ -1,8 +1,9 @@
-"""Several GPUs that divide the model among them: FSDP2, or DeepSpeed's ZeRO.
+"""The model is sharded across several GPUs, with FSDP2 or DeepSpeed's ZeRO.
 
-Each card holds a part of the parameters, gradients and optimizer states, and gathers a layer when it needs it. Accumulation
-steps are divided by the number of cards where that is possible, so the effective batch stays the same; if it is not, the
-change needs `--allow effective_batch`. With a number of GPUs given on the command line, only the engine changes.
+Each card has a part of the parameters, gradients and optimizer states, and gathers a layer when it needs it. The
+accumulation steps are divided by the number of cards if that is possible, so the effective batch stays the same. If it
+is not possible, the change needs `--allow effective_batch`. If the command line gives the number of GPUs, only the
+engine changes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _FSDP2 = {
 
 
 def propose_fsdp(situation: Situation) -> Iterator[Change]:
-    """FSDP2 over more cards, or over those that there are."""
+    """FSDP2 on more cards, or on the existing cards."""
     if situation.recipe.parallel.engine not in ("none", "ddp"):
         return
     for count in _counts(situation):
@@ -34,7 +35,7 @@ def propose_fsdp(situation: Situation) -> Iterator[Change]:
 
 
 def propose_zero(situation: Situation) -> Iterator[Change]:
-    """ZeRO-3 by axolotl's own file, over more cards or over those that there are."""
+    """ZeRO-3 with axolotl's own file, on more cards or on the existing cards."""
     if situation.recipe.parallel.engine not in ("none", "ddp"):
         return
     for count in _counts(situation):

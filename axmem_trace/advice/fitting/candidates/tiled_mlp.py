@@ -1,4 +1,4 @@
-"""A tiled MLP runs over a part of the tokens at a time, so the wide tensors between its two matrices are small.
+"""A tiled MLP processes a part of the tokens at a time, so the wide tensors between its two matrices are small.
 
 It helps with long sequences. Each tile is calculated twice, like a checkpointed layer.
 """
@@ -11,7 +11,7 @@ from axmem_trace.advice.fitting.candidate import Candidate, Change, Grade, Situa
 
 
 def propose(situation: Situation) -> Iterator[Change]:
-    """The switch; with Liger's MLP, the one that axolotl takes together with it."""
+    """The tiled MLP; with Liger's MLP, the form that axolotl combines with it."""
     kernels = situation.recipe.kernels
     if not kernels.tiled_mlp:
         original = {"tiled_mlp_use_original_mlp": True} if "glu_activation" in kernels.liger else {}
