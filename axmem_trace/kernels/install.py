@@ -15,11 +15,13 @@ from axmem_trace.kernels.core import (
     convolution,
     dropout,
     embedding,
+    foreach_norm,
+    fused_optimizers,
     indexing,
     matmul,
-    multi_tensor,
     normalisation,
     reductions,
+    sampling,
     softmax,
 )
 from axmem_trace.kernels.core.fp8_linear import install_fp8_linear
@@ -27,6 +29,7 @@ from axmem_trace.kernels.experts import eager_loop, grouped_mm
 from axmem_trace.kernels.experts.install import install_experts
 from axmem_trace.kernels.liger.install import install_liger
 from axmem_trace.kernels.lora.install import install_lora_kernels
+from axmem_trace.kernels.losses import cross_entropy
 from axmem_trace.kernels.losses.cut_cross_entropy import install_cut_cross_entropy
 from axmem_trace.kernels.losses.logit_losses import install_loss_path
 from axmem_trace.kernels.older import mean
@@ -37,7 +40,8 @@ from axmem_trace.kernels.site import Site
 from axmem_trace.tracing.rules import Rules
 
 _TABLES = (
-    multi_tensor.RULES,
+    fused_optimizers.RULES,
+    foreach_norm.RULES,
     sdpa.RULES,
     sdpa_scratch.RULES,
     autograd_in_place.RULES,
@@ -49,7 +53,9 @@ _TABLES = (
     normalisation.RULES,
     mean.RULES,
     reductions.RULES,
+    sampling.RULES,
     softmax.RULES,
+    cross_entropy.RULES,
     eager_loop.RULES,
     grouped_mm.RULES,
 )

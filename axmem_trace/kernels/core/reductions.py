@@ -47,17 +47,6 @@ def sum_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[st
     return copies + _partial(context, tensor, _dims(args), accumulated)
 
 
-@RULES.workspace(aten.multinomial.default)
-def multinomial_workspace(
-    context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-) -> list[int]:
-    """One sample per row: the index of the largest quotient of probability and an exponentially distributed number.
-
-    Source: Distributions.cpp, `multinomial_out`: `at::empty_like(self).exponential_()`, then divided in place.
-    """
-    return [args[0].numel() * args[0].element_size()]
-
-
 @RULES.workspace(aten.var.correction, aten.std.correction, aten.var_mean.correction, aten.std_mean.correction)
 def moments_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """Mean, second moment and two counts of 4 bytes. Source: ReduceMomentKernel.cu, `WelfordData<float, int32_t>`."""

@@ -1,4 +1,4 @@
-"""Softmax and cross entropy as CUDA runs them."""
+"""Softmax and log-softmax as CUDA runs them."""
 
 from __future__ import annotations
 
@@ -44,41 +44,6 @@ def _dim_and_dtype(*args: Any, dim: int | None = None, dtype: torch.dtype | None
     """Dimension and dtype, from arguments `(dim, dtype)` or `(dim, _stacklevel, dtype)` (`torch.nn.functional`)."""
     named = next((argument for argument in args if isinstance(argument, torch.dtype)), dtype)
     return args[0] if args and type(args[0]) is int else dim, named
-
-
-@RULES.function(F.cross_entropy)
-def cross_entropy(
-    context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Under autocast, half logits go through a log-softmax in their own dtype, of which `nll_loss` has an fp32 copy.
-
-    Autocast acts on the calls inside of this function: `log_softmax` gets a dtype there, so autocast leaves it as it is.
-
-    Source: aten/src/ATen/native/LossNLL.cpp, `cross_entropy_loss_symint`; autocast_mode.h.
-    """
-    call = _bind_loss(*args, **kwargs)
-    logits, target = call["input"], call["target"]
-    whole = logits.shape == target.shape or call["label_smoothing"] or logits.dtype is torch.float32
-    if whole or not logits.is_meta or not torch.is_autocast_enabled("cuda"):
-        return call_original(function, args, kwargs)
-    dim = 0 if logits.dim() == 1 else 1
-    logarithms = aten._log_softmax(logits, dim, False).float()
-    return F.nll_loss(
-        logarithms, target, call["weight"], ignore_index=call["ignore_index"], reduction=call["reduction"]
-    )
-
-
-def _bind_loss(
-    input: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None = None,
-    size_average: bool | None = None,
-    ignore_index: int = -100,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-) -> dict[str, Any]:
-    return dict(locals())
 
 
 @RULES.workspace(aten._softmax.default, aten._log_softmax.default)

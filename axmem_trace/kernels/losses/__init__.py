@@ -1,1 +1,1 @@
-"""Losses from logits or hidden states: fused linear losses, chunked losses, distillation."""
+"""Losses from logits or hidden states: PyTorch's cross-entropy, fused linear losses, chunked losses, distillation."""

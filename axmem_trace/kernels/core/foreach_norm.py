@@ -1,4 +1,4 @@
-"""Kernels of optimizers and gradient clipping that meta does not have, or runs differently from a GPU."""
+"""The norms of many tensors at once, as gradient clipping computes them on a GPU."""
 
 from __future__ import annotations
 
@@ -15,25 +15,6 @@ _CHUNK_ELEMENTS = 65536
 """`kChunkSize` (aten/src/ATen/native/cuda/ForeachFunctors.cuh and MultiTensorApply.cuh): elements one block handles."""
 
 aten = torch.ops.aten
-
-
-@RULES.dispatch(
-    aten._fused_adam_.default,
-    aten._fused_adam_.tensor_lr,
-    aten._fused_adamw_.default,
-    aten._fused_adamw_.tensor_lr,
-    aten._fused_sgd_.default,
-    aten._fused_sgd_.tensor_lr,
-    aten._amp_foreach_non_finite_check_and_unscale_.default,
-    aten._amp_update_scale_.default,
-)
-def in_place_multi_tensor(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Kernels that update lists of tensors in place and allocate nothing.
-
-    Source: aten/src/ATen/native/cuda/FusedAdamWKernel.cu, FusedSgdKernel.cu (`multi_tensor_apply_for_fused_optimizer`:
-    tensor addresses are passed in the kernel's arguments) and AmpKernels.cu. Meta has no kernel for some of them.
-    """
-    return args[0] if op is aten._amp_update_scale_.default else None
 
 
 def foreach_norm_workspace(tensors: list[torch.Tensor], dtype: torch.dtype | None = None) -> int:
