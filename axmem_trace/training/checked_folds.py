@@ -1,8 +1,9 @@
-"""Which foldings were checked in this process: another number of tokens, or another card, needs no second model.
+"""The foldings that were checked in this process. For another number of tokens, or another card, no second model is
+needed.
 
-What is checked with a model that is one period longer does not depend on the number of tokens, as long as everything but
-sizes is the same: which events follow each other, in which layers, and which sizes outside of layers grow with each
-period. Every recording is still made and divided, so that nothing that is kept can make a size wrong.
+The check with a model that is one period longer does not depend on the number of tokens, if everything except sizes is
+the same: the order of the events, their layers, and the sizes outside of layers that grow with each period. Every
+recording is still made and divided, so the kept checks can't make a size wrong.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from axmem_trace.recipe.lengths import RowLengths
 from axmem_trace.recipe.recipe import Gpu, Recipe
 
 MOST_KEPT = 24
-"""The checks of the latest recipes; each takes about a megabyte."""
+"""The number of checks that are kept, those of the latest recipes. Each needs about a megabyte."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedFold:
-    """A short model's recording and what its check against a longer model found.
+    """A short model's recording, and the result of its check against a longer model.
 
     Attributes:
-        recipe: of the run; `rank`: which one was recorded.
-        ledger, layers, facts, notes: of the short model.
-        growth: by how many bytes allocations outside of layers grow with each period, by position in the ledger.
+        recipe: that of the run; `rank`: the recorded rank.
+        ledger, layers, facts, notes: those of the short model.
+        growth: the bytes by which allocations outside of layers grow with each period, by position in the ledger.
     """
 
     recipe: Recipe
@@ -46,7 +47,7 @@ class CheckedFold:
     growth: Mapping[int, int] = field(default_factory=dict)
 
     def covers(self, other: CheckedFold) -> bool:
-        """Whether the other recording differs from this one in nothing but tokens and sizes in step with them."""
+        """Whether the other recording differs from this one only in tokens, and in sizes that depend on them."""
         return (
             self.rank == other.rank
             and self.repetition == other.repetition
@@ -63,7 +64,7 @@ _checked: list[CheckedFold] = []
 
 
 def known_growth(recording: CheckedFold) -> Mapping[int, int] | None:
-    """The growth that the check of such a recording found, if there was one; None: it has to be checked."""
+    """The growth from the check of such a recording; None: there was no check, so it must be checked."""
     return next((each.growth for each in reversed(_checked) if each.covers(recording)), None)
 
 
@@ -86,13 +87,13 @@ def pack(checks: Sequence[CheckedFold]) -> bytes:
 
 
 def unpack(packed: bytes) -> None:
-    """Keeps the checks that a process of our own packed."""
+    """Keeps the checks that another process of this package packed."""
     for checked in pickle.loads(packed):
         remember(checked)
 
 
 class _Pickler(pickle.Pickler):
-    """It packs the read-only mappings of a recipe too."""
+    """A pickler that supports the read-only mappings of a recipe."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, MappingProxyType):
@@ -105,12 +106,12 @@ def _make_read_only(values: dict[Any, Any]) -> MappingProxyType[Any, Any]:
 
 
 def forget_all() -> None:
-    """As in a new process."""
+    """Drops all checks, as in a new process."""
     _checked.clear()
 
 
 def without_tokens(recipe: Recipe) -> Recipe:
-    """The recipe with the shape of its batches, the card, and what only the report shows, left out."""
+    """The recipe without the shape of its batches, the card, and everything that only the report shows."""
     return replace(
         recipe,
         name="",

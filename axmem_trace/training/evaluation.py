@@ -14,7 +14,7 @@ from axmem_trace.training.objectives import Objective, RunModel
 
 
 def evaluate(recipe: Recipe, model: Any, objective: Objective, run_model: RunModel, recorder: Recorder) -> None:
-    """Two batches: if logits are gathered, the first batch's outputs are alive while the second runs."""
+    """Runs two batches. If logits are gathered, the outputs of the first batch are alive while the second runs."""
     recorder.mark("eval", 0)
     model.eval()
     kept: Any = None

@@ -1,4 +1,4 @@
-"""The errors that a user gets if the model's own code fails during a trace."""
+"""The errors that a user sees if the model's own code fails during a trace."""
 
 from __future__ import annotations
 
@@ -40,12 +40,14 @@ def model_failures_reported(built: BuiltModel, recipe: Recipe) -> Iterator[None]
 
 
 def is_outside_this_package(error: Exception) -> bool:
-    """Whether the user's configuration, the model's code or a library is the cause; False: it is a bug in this package."""
+    """Whether the cause is the user's configuration, the model's code or a library. False: it is a bug in this
+    package."""
     return isinstance(error, AxmemError) or library_frame(error.__traceback__) is not None
 
 
 def _reentrant_over_shared_input(class_name: str, error: Exception, recipe: Recipe) -> ConfigError:
-    """All layers of Llama 3.2 read the tower's output; the backward of each one continues through it into the tower.
+    """The error for Llama 3.2, in which all layers read the tower's output: the backward of each layer continues
+    through this output into the tower.
 
     Source: torch `utils/checkpoint.py` `CheckpointFunction` (only its positional tensors are detached), transformers
     `modeling_layers.py` `GradientCheckpointingLayer` (keyword arguments are bound before).

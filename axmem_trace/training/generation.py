@@ -18,11 +18,11 @@ from axmem_trace.tracing.recorder import Recorder
 
 @torch.no_grad()
 def generate(run_model: Callable[..., Any], model: Any, recorder: Recorder, *, rows: int, tokens: int) -> None:
-    """A pass over as many tokens as prompt and answer have, with a key-value cache; logits only of the last token, as in
-    `generate`.
+    """Runs a pass over all tokens of prompt and answer, with a key-value cache. As in `generate`, logits are computed
+    only for the last token.
 
     Args:
-        run_model: the model's forward as accelerate has wrapped it.
+        run_model: the model's forward, wrapped by accelerate.
     """
     with recorder.paused():
         ids = torch.ones(rows, tokens, dtype=torch.int64)

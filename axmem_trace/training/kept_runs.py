@@ -1,9 +1,9 @@
-"""Runs that are kept in this process: a question with other batches is answered by one micro-batch of the kept model.
+"""Runs that are kept in this process. An estimate with other batches needs only one micro-batch of the kept model.
 
-Nothing but forward, backward and evaluation depends on the batches. So the kept model runs a micro-batch with the new ones,
-with the libraries' own code. If it does exactly what it did before, in other sizes (`ledger/windows.py`), the kept ledger
-with these sizes is the answer: loading, later micro-batches, the optimizer and repeated layers are not traced again. With
-any difference (a kernel chosen by size, a mask for padded rows) the whole run is traced.
+Only forward, backward and evaluation depend on the batches. So the kept model runs one micro-batch of the new batches,
+with the libraries' own code. If the events are the same except for their sizes (`ledger/windows.py`), the result is the
+kept ledger with the new sizes. Loading, later micro-batches, the optimizer and repeated layers are not traced again.
+With any other difference (a kernel that is chosen by size, a mask for padded rows), the whole run is traced.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from axmem_trace.training.traced_run import TracedRun
 
 MOST_KEPT = 4
-"""Models, the latest ones; each takes a few megabytes."""
+"""The number of models that are kept, the latest ones. Each needs a few megabytes."""
 MOST_RUNS = 4
-"""Of each model, the latest ones."""
+"""The number of runs that are kept for each model, the latest ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,10 @@ class Unfolded:
     """How a short model's ledger was unfolded.
 
     Attributes:
-        source: for each allocation of the result, that of the short ledger.
-        growth: bytes to add to allocations of the result, by position.
-        periods: for each pass over the layers, the allocations of each period: they must have equal sizes.
-        fixed: allocations of the short ledger whose sizes must stay, since they depend on the number of layers.
+        source: for each allocation of the result, the allocation of the short ledger.
+        growth: the bytes that are added to allocations of the result, by position.
+        periods: for each pass over the layers, the allocations of each period. They must have equal sizes.
+        fixed: allocations of the short ledger whose sizes must not change, because they depend on the number of layers.
     """
 
     source: NDArray[np.int64]
@@ -57,7 +57,7 @@ class Unfolded:
 
 
 def describe_unfolding(unfolding: Unfolding, sections: Sections) -> Unfolded:
-    """What is needed to unfold other sizes; `unfolding` has made its ledger."""
+    """The data to unfold other sizes. `unfolding` must have made its ledger already."""
     import numpy as np
 
     passes = [
@@ -75,10 +75,11 @@ class KeptRun:
     """A recorded run.
 
     Attributes:
-        recipe: of the run.
-        result: what `trace_run` returned for it.
-        recorded: of the model that was traced: of the short one, if repeated layers were left out.
-        unfolded: how the result's ledger was made from it; None: it is the result's.
+        recipe: the recipe of the run.
+        result: the result of `trace_run` for it.
+        recorded: the recording of the traced model. It is the short model, if repeated layers were left out.
+        unfolded: how the result's ledger was made from the recording; None: the recording's ledger is the result's
+            ledger.
     """
 
     recipe: Recipe
@@ -88,7 +89,7 @@ class KeptRun:
 
     @property
     def ledger(self) -> Ledger:
-        """What was recorded."""
+        """The recorded ledger."""
         return self.recorded.ledger
 
     @cached_property
@@ -96,10 +97,10 @@ class KeptRun:
         return find_sources(self.ledger, self.recorded.windows)
 
     def with_batches(self, again: Recording) -> TracedRun:
-        """The result with other batches, of which one micro-batch has been recorded.
+        """The result with other batches. One micro-batch of them has been recorded.
 
         Raises:
-            CannotReuse: something but sizes is different.
+            CannotReuse: not only sizes are different.
         """
         if not self.recorded.batch_notes <= set(again.own_notes) <= set(self.recorded.own_notes):
             raise CannotReuse("the notes depend on the batches")
@@ -130,11 +131,11 @@ class KeptRun:
 
 @dataclass(kw_only=True)
 class KeptModel:
-    """The model of recorded runs, with all that is needed to run a micro-batch again.
+    """The model of recorded runs, with all data to run a micro-batch again.
 
     Attributes:
-        recipe: of the runs, without what is about their batches; `rank`: which one was recorded.
-        runs: those with different events (one row or several, padded or not), the latest last.
+        recipe: that of the runs, without fields about their batches; `rank`: the recorded rank.
+        runs: one run for each different sequence of events (one row or several, padded or not), the latest last.
     """
 
     recipe: Recipe
@@ -148,7 +149,7 @@ class KeptModel:
         """The result with other batches.
 
         Raises:
-            CannotReuse: no run had such events.
+            CannotReuse: no kept run has the same events.
         """
         again = record_batches(recipe, self.built, self.optimizer, self.recording, self.runs[-1].recorded.held)
         why: list[str] = []
@@ -167,7 +168,7 @@ _kept: list[KeptModel] = []
 
 
 def answer_from_kept(recipe: Recipe, rank: int | None) -> TracedRun | None:
-    """The result of a run like a kept one with other batches; None: it has to be traced."""
+    """The result of a run that differs from a kept run only in its batches; None: the run must be traced."""
     kept = _find(_without_batches(recipe), rank)
     if kept is None:
         return None
@@ -175,7 +176,7 @@ def answer_from_kept(recipe: Recipe, rank: int | None) -> TracedRun | None:
         return kept.answer(recipe)
     except CannotReuse:
         return None
-    except Exception as error:  # if it happens in the whole run too, that reports it
+    except Exception as error:  # if it also happens in the whole run, that run reports it
         _kept.remove(kept)
         if not is_outside_this_package(error):
             raise
@@ -185,8 +186,8 @@ def answer_from_kept(recipe: Recipe, rank: int | None) -> TracedRun | None:
 def keep(
     run: KeptRun, rank: int | None, built: BuiltModel, optimizer: TracedOptimizer, recording: RecordingMode
 ) -> None:
-    """Keeps a run and its model for later questions, unless more than its passes may depend on the batches, or the run has
-    changed the model."""
+    """Keeps a run and its model for later estimates. It is not kept if more than its passes may depend on the batches,
+    or if the run has changed the model."""
     recipe = run.recipe
     changed = optimizer.replaces_parameters or optimizer.releases_gradients or bool(recipe.adapter.relora_steps)
     if changed or not run.recorded.is_reusable or isinstance(recipe.gpu, WatchedGpu):
@@ -214,17 +215,17 @@ def _find(recipe: Recipe, rank: int | None) -> KeptModel | None:
 
 
 def _without_batches(recipe: Recipe) -> Recipe:
-    """The recipe without what is about its batches."""
+    """The recipe without the fields about its batches."""
     return replace(without_tokens(recipe), gpu=recipe.gpu)
 
 
 def forget_kept() -> None:
-    """As in a new process."""
+    """Drops all kept models, as in a new process."""
     _kept.clear()
 
 
 def _notes_on_positions(built: BuiltModel, recipe: Recipe) -> list[object]:
-    """The only notes on a built model that depend on the batches."""
+    """The notes on a built model that depend on the batches; no other notes do."""
     notes = Notes()
     note_learned_positions(built.module, recipe, notes)
     return list(notes)

@@ -1,14 +1,14 @@
-"""`trace_run`: recipe to facts, ledger and notes; repeated layers are traced once if they are equal.
+"""`trace_run`: makes facts, ledger and notes from a recipe. Repeated layers are traced once if they are equal.
 
 1. The full model is made and its layers are compared (`models/repeated_layers.py`), then layers are removed.
-2. The short model's recording is divided (`folding/sections.py`): its repeated layers must have allocated the same.
-3. A model with one more period is recorded too. The prediction for it must equal its recording, event by event.
-   Facts and notes of both models must be equal. Other numbers of tokens need no second check (`checked_folds.py`).
+2. The short model's recording is divided (`folding/sections.py`): its repeated layers must have the same allocations.
+3. A model with one more period is recorded too. The recording must be equal to the prediction, event by event. Facts
+   and notes of both models must be equal. Other numbers of tokens need no second check (`checked_folds.py`).
 4. The missing periods are inserted (`folding/unfold.py`).
-5. The short model is kept: with other batches, one micro-batch of it is enough (`kept_runs.py`).
+5. The short model is kept. For other batches, one micro-batch of it is enough (`kept_runs.py`).
 
-If anything could make layers different, all layers are traced; also if the model, or a library, fails in a short model.
-An error in this package's own code is not caught: it would be hidden by the trace of all layers.
+If anything could make layers different, all layers are traced. They are also traced if the model or a library fails in
+a short model. An error in this package's own code is not caught, because the trace of all layers would hide it.
 """
 
 from __future__ import annotations
@@ -56,12 +56,13 @@ def trace_run(
 ) -> TracedRun:
     """Builds the model and traces its run on meta.
 
-    A model that does not take the recipe's attention kernel can't be trained so: that is reported as a refusal, and the
-    trace is one with `sdpa`, or with `eager` if the model does not take that either.
+    A model that does not support the recipe's attention kernel can't be trained with it. This is reported as a refusal,
+    and the trace uses `sdpa`, or `eager` if the model does not support `sdpa`.
 
     Args:
-        start: called with each stage (`build`, `trace`) as it begins, and a text for the reader.
-        rank: of a run on several GPUs; None: the one that holds the most, else 0.
+        start: called with each stage (`build`, `trace`) as it begins, and a text for the user.
+        rank: the rank to record of a run on several GPUs; None: the rank that needs the most memory if it is known,
+            else rank 0.
 
     Raises:
         ConfigError: the model can't be built, or the run can't be traced, as the recipe says.
@@ -133,7 +134,7 @@ class _Part:
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """On the model, the optimizer and the run."""
+        """The notes on the model, the optimizer and the run."""
         return (*self.built.notes, *self.optimizer.notes, *self.recorded.notes)
 
 
@@ -193,7 +194,7 @@ def _compare(part: _Part, longer: _Part, sections: Sections, repetition: Repetit
     """The sizes that grow with each period; see `growing_sizes`.
 
     Raises:
-        CannotFold: the longer model did something else.
+        CannotFold: the longer model has other events.
     """
     growth = growing_sizes(part.ledger, sections, repetition, longer.ledger)
     for index in growth:

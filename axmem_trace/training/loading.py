@@ -1,4 +1,4 @@
-"""Loading on the GPU: weights are copied one by one, packed, and then axolotl's casts and the adapter follow.
+"""Loading on the GPU: weights are copied one by one and packed. Then follow axolotl's casts and the adapter.
 
 Source: transformers 5.16 `modeling_utils.py` (`caching_allocator_warmup`, `get_total_byte_count`) and
 `core_model_loading.py` (`convert_and_load_state_dict_in_model`, `MergeModulelist`, `Concatenate`); bitsandbytes 0.50
@@ -32,11 +32,11 @@ from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.units import format_bytes
 
 PACKED_CHUNK = 1 << 26
-"""Weights that axolotl packs at a time, if it stages them on the host (0.21 `utils/nf4.py`)."""
+"""The number of weights that axolotl packs at a time, if it stages them on the host (0.21 `utils/nf4.py`)."""
 
 
 def load_models(recipe: Recipe, recording: RecordingMode, folding: Folding | None = None) -> BuiltModel:
-    """The model to train and, if the run has one, its reference, loaded one after the other.
+    """Loads the model to train and, if the run has one, its reference, one after the other.
 
     Args:
         folding: leaves repeated layers out of the model to train.
@@ -58,7 +58,7 @@ def load_models(recipe: Recipe, recording: RecordingMode, folding: Folding | Non
 
 
 def _register_frozen(recording: RecordingMode, name: str, model: nn.Module | None) -> None:
-    """Puts a frozen model on the GPU, a tensor at a time."""
+    """Registers a frozen model on the GPU, one tensor after the other."""
     if model is None:
         return
     recording.recorder.mark("load", 0)
@@ -69,7 +69,8 @@ def _register_frozen(recording: RecordingMode, name: str, model: nn.Module | Non
 
 
 class LoadRecorder:
-    """Reports to a recorder what `from_pretrained` puts on the card, and records the changes to the model afterwards."""
+    """Reports to a recorder the tensors that `from_pretrained` copies to the card, and records later changes to the
+    model."""
 
     def __init__(
         self, recording: RecordingMode, recipe: Recipe, role: Role = "weight", folding: Folding | None = None
@@ -80,7 +81,7 @@ class LoadRecorder:
 
     @contextmanager
     def loaded(self, model: nn.Module) -> Iterator[None]:
-        """`model` is what `from_pretrained` returns. Changes to it while this is open are recorded."""
+        """`model` is the result of `from_pretrained`. While this is open, changes to it are recorded."""
         self._recording.add_rules(gpu_rules())  # again: the model may have imported bitsandbytes, which has operators
         if self._folding.repetition is not None:
             self.recorder.watch_layers(self._folding.repetition)
@@ -101,8 +102,9 @@ class LoadRecorder:
                 self._register_all(model)
 
     def _pack_for_host(self, model: nn.Module) -> None:
-        """Each weight is packed on the GPU and leaves it again; its scales stay (transformers 4.48 `modeling_utils.py`,
-        `_load_state_dict_into_meta_model`: `value.data.to("cpu")`, with the same `quant_state`)."""
+        """Packs each weight on the GPU and moves it back to the host; its scales stay on the GPU (transformers 4.48
+        `modeling_utils.py`, `_load_state_dict_into_meta_model`: `value.data.to("cpu")`, with the same
+        `quant_state`)."""
         modules = dict(model.named_modules())
         for full_name in sorted(name for name, _ in model.named_parameters()):
             name, _, own_name = full_name.rpartition(".")
@@ -115,8 +117,9 @@ class LoadRecorder:
                     self._register(name, state.tensor)
 
     def _pack_in_chunks(self, model: nn.Module) -> None:
-        """Rank 0 packs weight after weight on its GPU, for the host (axolotl 0.21 `utils/nf4.py` `quantize_bnb_4bit`): a
-        chunk in the load dtype, its packed bytes and its scales, and the fp32 scales of the whole weight."""
+        """Rank 0 packs one weight after the other on its GPU, and stores them on the host (axolotl 0.21 `utils/nf4.py`
+        `quantize_bnb_4bit`). On the GPU are a chunk in the load dtype, its packed bytes and its scales, and the fp32
+        scales of the whole weight."""
         if torch.distributed.get_rank():
             return
         itemsize = getattr(torch, self.recipe.precision.load_dtype).itemsize
@@ -130,8 +133,8 @@ class LoadRecorder:
                     self.recorder.workspace(blocks, "axolotl.quantize_bnb_4bit")
 
     def _note_mapped(self, model: nn.Module) -> None:
-        """safetensors maps the checkpoint's files, and each tensor is copied from there to the GPU
-        (`core_model_loading.py` `_materialize_copy`)."""
+        """Adds a note on mapped files: safetensors maps the checkpoint's files, and each tensor is copied from there to
+        the GPU (`core_model_loading.py` `_materialize_copy`)."""
         itemsize = getattr(torch, self.recipe.precision.load_dtype).itemsize
         nbytes = sum(
             _num_weights(parameter) * itemsize * self._represents(name) for name, _, parameter in _own_parameters(model)
@@ -153,7 +156,8 @@ class LoadRecorder:
         warm_up(self.recorder, self.recipe, nbytes)
 
     def _counted_bytes(self, module: nn.Module, parameter: nn.Parameter) -> int:
-        """The size by transformers' quantizers (`param_element_size`): half a byte per weight for 4-bit linears."""
+        """The size that transformers' quantizers calculate (`param_element_size`): half a byte for each weight of a
+        4-bit linear layer."""
         is_packed = getattr(parameter, "quant_state", None) is not None
         return _num_weights(parameter) // 2 if is_packed else parameter.nbytes
 
@@ -168,7 +172,8 @@ class LoadRecorder:
             self._place_rest(name, module)
 
     def _place_weights_of_old(self, model: nn.Module) -> None:
-        """In the order of a safetensors file, which is sorted by name; the buffers after all weights.
+        """Allocates the weights in the order of a safetensors file, which is sorted by name; the buffers follow after
+        all weights.
 
         transformers 4.48 `modeling_utils.py` `_load_state_dict_into_meta_model`, then accelerate's `dispatch_model`.
         Without a quantizer the whole model was moved to the card at once.
@@ -181,7 +186,7 @@ class LoadRecorder:
             self._place_rest(name, module)
 
     def _place(self, name: str, module: nn.Module, own_name: str, merged: Callable[[str], bool]) -> None:
-        """One parameter, with the state that bitsandbytes keeps for it."""
+        """Allocates one parameter, with the state that bitsandbytes keeps for it."""
         parameter = module._parameters[own_name]
         if parameter is None:
             return
@@ -191,7 +196,7 @@ class LoadRecorder:
                 self._register(name, state.tensor)
 
     def _place_rest(self, name: str, module: nn.Module) -> None:
-        """The buffers, and the states that bitsandbytes keeps for experts that are no linear layers."""
+        """Allocates the buffers, and the states that bitsandbytes keeps for experts that are not linear layers."""
         for buffer in module._buffers.values():
             if buffer is not None:
                 self._register(name, buffer)
@@ -216,7 +221,7 @@ class LoadRecorder:
             yield
 
     def _source_blocks(self, parameter: nn.Parameter, is_merged: bool) -> list[int]:
-        """Bytes of each.
+        """The bytes of each temporary block.
 
         A 4-bit weight: the weight in the load dtype; with double quantisation also the fp32 `absmax` and its copy minus
         the mean. An 8-bit weight: the weight in the load dtype, and an fp16 copy if that is another dtype. Fused
@@ -236,17 +241,17 @@ class LoadRecorder:
 
 
 def _loads_on_host(recipe: Recipe) -> bool:
-    """True if the weights stay on the host. With FSDP and DeepSpeed there is no device map, so they are read there;
-    QLoRA's go to each GPU (axolotl `loaders/model.py` `_set_device_map_config`) if they are not staged, and bitsandbytes
-    packs 8-bit ones on the GPU."""
+    """True if the weights stay on the host. With FSDP and DeepSpeed there is no device map, so the weights are read
+    into host memory. QLoRA's weights are copied to each GPU (axolotl `loaders/model.py` `_set_device_map_config`) if
+    they are not staged, and bitsandbytes packs 8-bit weights on the GPU."""
     sharded = recipe.parallel.engine in ("fsdp1", "fsdp2", "tensor", "zero1", "zero2", "zero3")
     stays = recipe.quantisation.method not in ("bnb_4bit", "bnb_8bit") or recipe.parallel.fsdp.stages_packed
     return (sharded and stays) or _packs_for_host(recipe)
 
 
 def _packs_for_host(recipe: Recipe) -> bool:
-    """Weights of 4 bits are packed on the GPU and wait on the host, as FSDP1 runs load them that transformers itself
-    loads."""
+    """True if 4-bit weights are packed on the GPU and then kept on the host. This is so in FSDP1 runs whose weights
+    transformers itself loads."""
     parallel = recipe.parallel
     return parallel.engine == "fsdp1" and recipe.quantisation.method == "bnb_4bit" and parallel.fsdp.loads_on_host
 
@@ -257,7 +262,7 @@ def _num_weights(parameter: nn.Parameter) -> int:
 
 
 def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-    """Each parameter once, with the first module that holds it and that module's name."""
+    """Each parameter once, with the first module that has it and that module's name."""
     seen: set[int] = set()
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
@@ -267,7 +272,7 @@ def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Param
 
 
 def merged_names(model: Any) -> Any:
-    """True if a parameter is made from several of the checkpoint's tensors."""
+    """A function that returns whether a parameter is made from several tensors of the checkpoint."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter
 

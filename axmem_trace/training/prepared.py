@@ -1,4 +1,4 @@
-"""A model's forward as accelerate's `prepare_model` wraps it."""
+"""A model's forward, wrapped as in accelerate's `prepare_model`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def autocast(precision: Precision) -> AbstractContextManager[Any]:
 
 
 def prepared_forward(model: Any, precision: Precision) -> Any:
-    """The forward in autocast; its floating outputs are converted to fp32 if the recipe says so."""
+    """The forward in autocast. Its floating-point outputs are converted to fp32 if the recipe says so."""
 
     def run(**inputs: Any) -> Any:
         with autocast(precision):
@@ -34,8 +34,8 @@ def prepared_forward(model: Any, precision: Precision) -> Any:
 
 
 def through_wrapper(call: Callable[..., Any], module: Any, method: Callable[[], Any]) -> Any:
-    """What `method` returns, run inside the wrapper's forward, so that the wrapper gathers the parameters that `method` uses
-    directly (TRL 1.14.1 `models/utils.py` `_ForwardRedirection`).
+    """Runs `method` inside the wrapper's forward and returns its result. So the wrapper gathers the parameters that
+    `method` uses directly (TRL 1.14.1 `models/utils.py` `_ForwardRedirection`).
 
     Args:
         call: the wrapper's forward.

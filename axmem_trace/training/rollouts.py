@@ -1,4 +1,4 @@
-"""Text generated in training by transformers' `generate`: the first pass, and the last, which is the largest.
+"""Text generation in training with transformers' `generate`: the first pass, and the last pass, which is the largest.
 
 Source: transformers 5.20 `generation/utils.py` `_prefill`, `_sample`, `generation/logits_process.py`, `cache_utils.py`
 `DynamicLayer.update`; TRL 1.14.1 `trainer/grpo_trainer.py` `_generate_single_turn`.
@@ -29,13 +29,13 @@ def generate_completions(
     prompt_tokens: int,
     completion_tokens: int,
 ) -> None:
-    """The prompts' pass and the pass for the last token, each with its sampling.
+    """Runs the pass over the prompts and the pass for the last token, each with its sampling.
 
-    Every pass replaces a layer's keys and values by a longer copy, one layer after the other. So the last pass holds the
-    most. The passes between are not run; the cache is made as long as it would be after them.
+    Every pass replaces a layer's keys and values by a longer copy, one layer after the other. So the last pass needs
+    the most memory. The passes between are not run; the cache gets the length that it would have after them.
 
     Args:
-        forward: the model as `generate` calls it.
+        forward: the function that `generate` calls.
     """
     from transformers import DynamicCache
 
@@ -51,7 +51,7 @@ def generate_completions(
         ids = recorder.place(torch.ones(rows, len(positions), dtype=torch.int64))
         mask = recorder.place(_left_padded(rows, prompt_tokens if is_prompt else last + 1))
         outputs = forward(input_ids=ids, attention_mask=mask, **placed, **options)
-        # names of `_sample`: those of a pass are alive until the next one has replaced them
+        # variables of `_sample`: tensors of a pass are alive until the next pass assigns the variables
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
         scores = _processed(logits, settings)
         chances = torch.nn.functional.softmax(scores, dim=-1)
@@ -60,14 +60,15 @@ def generate_completions(
 
 
 def _left_padded(rows: int, tokens: int) -> Tensor:
-    """A mask [rows, tokens] with one padded place. `generate` drops a mask without any, but prompts differ in length."""
+    """A mask [rows, tokens] with one padded position. `generate` drops a mask without padding, but real prompts have
+    different lengths."""
     mask = torch.ones(rows, tokens, dtype=torch.int64)
     mask[-1, 0] = 0
     return mask
 
 
 def lengthen(cache: Any, tokens: int) -> None:
-    """Keys and values of `tokens` tokens, or of as many as a layer with a window keeps."""
+    """Replaces the keys and values by those of `tokens` tokens, or of as many as a layer with a window keeps."""
     for layer in cache.layers:
         keys = getattr(layer, "keys", None)
         if not isinstance(keys, Tensor) or keys.ndim != 4:
@@ -82,7 +83,8 @@ def lengthen(cache: Any, tokens: int) -> None:
 
 
 def _processed(scores: Tensor, settings: Rollouts) -> Tensor:
-    """The processors that the settings select, in the library's order; without any the scores themselves."""
+    """Applies the processors that the settings select, in the library's order. Without processors, the scores are
+    returned unchanged."""
     if settings.temperature != 1.0:
         scores = scores / settings.temperature
     if settings.top_k:
@@ -97,8 +99,8 @@ def _of_highest(scores: Tensor, count: int) -> Tensor:
 
 
 def _of_largest_share(scores: Tensor, share: float) -> Tensor:
-    """`TopPLogitsWarper`: masks all tokens except the most likely ones, whose probabilities add up to `top_p`. The names
-    live until it returns."""
+    """`TopPLogitsWarper`: masks all tokens except the most likely ones, whose probabilities have the sum `top_p`.
+    Tensors in local variables are alive until it returns."""
     values, indices = torch.sort(scores, descending=False)
     sums = values.softmax(dim=-1).cumsum(dim=-1)
     unlikely = sums <= (1 - share)
@@ -108,6 +110,6 @@ def _of_largest_share(scores: Tensor, share: float) -> Tensor:
 
 
 def _accepted(model: Any, **options: Any) -> dict[str, Any]:
-    """The options that the model's forward knows."""
+    """The options that the model's forward accepts."""
     parameters = inspect.signature(unwrapped(model).forward).parameters
     return {name: value for name, value in options.items() if name in parameters}

@@ -1,6 +1,6 @@
-"""The run as the Hugging Face Trainer does it: evaluation, then optimizer steps, under the recorder.
+"""The run, in the order of the Hugging Face Trainer: evaluation, then optimizer steps. Everything is recorded.
 
-The order of calls, and which variable keeps which tensor alive for how long, is that of transformers 5 `trainer.py`
+The order of calls, and how long each variable keeps a tensor alive, are those of transformers 5 `trainer.py`
 (`_inner_training_loop`, `training_step`, `compute_loss`, `evaluation_loop`) and accelerate `accelerator.py`
 (`prepare_model`, `backward`, `clip_grad_norm_`).
 """
@@ -35,16 +35,18 @@ from axmem_trace.training.other_steps import KeepsNorm, OtherSteps
 from axmem_trace.training.prepared import prepared_forward
 
 NUM_STEPS = 2
-"""In the first step the optimizer has no state during forward; the second step is like all later ones."""
+"""In the first step, the optimizer has no state during forward. The second step is like all later steps."""
 MAX_MICRO_BATCHES = 2
-"""Gradients exist from the second micro-batch on; later ones only repeat it."""
+"""From the second micro-batch on, gradients exist; later micro-batches only repeat it."""
 MAX_UNSYNCED_MICRO_BATCHES = 3
-"""If only the last reduces gradients among ranks: the first, one that adds gradients, and the last."""
+"""The number if only the last micro-batch reduces gradients across ranks: the first, one that adds gradients, and the
+last."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Passes:
-    """Forward and backward passes in the record: first and last tick of each, and when each gradient was allocated."""
+    """Forward and backward passes in the record: the first and last tick, and the tick at which each gradient was
+    allocated."""
 
     start: int
     end: int
@@ -53,26 +55,27 @@ class _Passes:
 
 @dataclass(slots=True)
 class _TrainerVariables:
-    """Variables of `Trainer._inner_training_loop` and its calls: each keeps its tensors until it is assigned again."""
+    """Variables of `Trainer._inner_training_loop` and the functions that it calls. Each keeps its tensors until it is
+    assigned again."""
 
     batch_samples: list[Inputs] = field(default_factory=list)
     num_items_in_batch: torch.Tensor | None = None
     tr_loss_step: torch.Tensor | None = None
     outputs: Any = None
-    """Outputs of the last pass, if the loop keeps them (`recipe.loss.holds_outputs`)."""
+    """The outputs of the last pass, if the loop keeps them (`recipe.loss.holds_outputs`)."""
     grad_norm: Any = None
 
 
 class Run:
-    """One training run over a built model. `record()` runs it; the recorder sees everything that it does.
+    """One training run of a built model. `record()` runs and records it.
 
-    With `repeat`, the second step's passes are those of the first, repeated in the record instead of run again: forward
-    and backward do not depend on the optimizer's states. They are run again if hooks step inside backward, or if
-    something is moved to the host and back.
+    With `repeat`, the passes of the second step are not run: those of the first step are repeated in the record,
+    because forward and backward do not depend on the optimizer's states. They are run again if hooks update parameters
+    inside backward, or if tensors are moved to the host and back.
 
     Attributes:
-        windows: what depended on the batches; known when the run has been recorded.
-        batch_notes: the notes that were made there, or earlier.
+        windows: the parts that depend on the batches; known when the run has been recorded.
+        batch_notes: the notes that were made in these parts, or earlier.
         other_steps: the optimizer's steps of other ranks; None: they are not recorded.
     """
 
@@ -125,7 +128,8 @@ class Run:
             self._record_phases(progress)
 
     def record_batches(self) -> None:
-        """Runs only what depends on the batches: evaluation, and the first micro-batch. The model is already registered."""
+        """Runs only the parts that depend on the batches: evaluation, and the first micro-batch. The model is
+        registered already."""
         evaluation = self.recipe.evaluation
         with self._offloading() as self._training_step:
             if evaluation.enabled and evaluation.before_training:
@@ -138,7 +142,7 @@ class Run:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether later micro-batches and steps do what the first micro-batch does."""
+        """Whether later micro-batches and steps have the same events as the first micro-batch."""
         return self._may_repeat and self._rank_model is None
 
     @property
@@ -241,7 +245,7 @@ class Run:
             self._register_gradients()
             if self.recipe.objective.empties_cache:
                 self.recorder.empty_cache()
-            self.recorder.finish_streams()  # the Trainer looks for NaN (`logging_nan_inf_filter`)
+            self.recorder.finish_streams()  # the Trainer checks for NaN (`logging_nan_inf_filter`)
             if step == 1 and not micro_batch:
                 self._first_passes = Window(start, self.recorder.now)
                 self.batch_notes |= set(self.recorder.notes)
@@ -255,29 +259,31 @@ class Run:
 
     @property
     def _num_micro_batches(self) -> int:
-        """As many micro-batches as differ from each other."""
+        """The number of micro-batches that differ from each other."""
         unsynced = self._rank_model is not None and not self._syncs_each_batch
         return MAX_UNSYNCED_MICRO_BATCHES if unsynced else MAX_MICRO_BATCHES
 
     @property
     def _syncs_each_batch(self) -> bool:
-        """DeepSpeed decides itself what it does before the last micro-batch."""
+        """Whether gradients are reduced after each micro-batch. DeepSpeed decides this itself."""
         has_engine = self._rank_model is not None and self._rank_model.engine is not None
         return self.recipe.parallel.syncs_each_batch and not has_engine
 
     def _syncing(self, *, is_last: bool) -> AbstractContextManager[Any]:
-        """Ranks reduce their gradients after the last micro-batch, unless the settings say after each
-        (transformers `trainer.py`, `_run_epoch`, `sync_context`)."""
+        """The context of a micro-batch: ranks reduce their gradients after the last micro-batch, or after each one if
+        the settings say so (transformers `trainer.py`, `_run_epoch`, `sync_context`)."""
         if self._rank_model is None or is_last or self._syncs_each_batch:
             return nullcontext()
         return self._rank_model.without_sync()
 
     def _can_repeat(self, passes: _Passes) -> bool:
-        """What an engine does before the first forward pass must be the first thing that happens in the step."""
+        """Whether the passes can be repeated. If an engine does something before the first forward pass, it must be the
+        first event of the step."""
         return self._may_repeat and (self._rank_model is None or self._first_call == passes.start)
 
     def _accumulate_again(self, passes: _Passes, step: int) -> None:
-        """Repeats the passes of the first step: only the optimizer's states are new, and the passes do not use them."""
+        """Repeats the passes of the first step in the record. Only the optimizer's states are new, and the passes do
+        not use them."""
         if self._rank_model is not None and self._rank_model.before_repeat is not None:
             self._rank_model.before_repeat()
         storages = self.recorder.repeat(passes.start, passes.end, step=step)
@@ -292,7 +298,7 @@ class Run:
                 parameter.grad = gradient
 
     def _forward(self, inputs: Inputs) -> torch.Tensor:
-        """`Trainer.training_step`: the outputs, fp32 logits included, are dropped when it returns."""
+        """`Trainer.training_step`: the outputs, including fp32 logits, are dropped when it returns."""
         if self.objective.takes_num_items and self._variables.num_items_in_batch is not None:
             inputs = {**inputs, "num_items_in_batch": self._variables.num_items_in_batch}
         loss, outputs = self.objective.loss(self.run_model, inputs)
@@ -301,7 +307,7 @@ class Run:
         return loss
 
     def run_model(self, **inputs: Any) -> Any:
-        """The model's forward as accelerate has wrapped it (`prepare_model`)."""
+        """The model's forward, wrapped by accelerate (`prepare_model`)."""
         call = self._rank_model.call if self._rank_model is not None else self.model
         if self._first_call is None and self.recorder.phase == "forward":
             self._first_call = self.recorder.now
@@ -356,7 +362,8 @@ class Run:
             self.recorder.empty_cache()
 
     def _collect(self, step: int) -> None:
-        """axolotl's `GCCallback` (utils/callbacks/__init__.py); `step` 0: before training, its first step, evaluation."""
+        """axolotl's `GCCallback` (utils/callbacks/__init__.py); `step` 0 means before training, before its first step,
+        and before evaluation."""
         every = self.recipe.allocator.collect_steps
         if every and step % max(every, 1) == 0 and (every > 0 or not step):
             self.recorder.empty_cache()

@@ -8,19 +8,21 @@ from axmem_trace.ledger import Ledger
 from axmem_trace.ledger.scaled import NotOnALine, ScaledLedger
 
 Record = Callable[[int], Sequence[Ledger]]
-"""The ledgers of the recorded ranks, with so many rows; each number is recorded once."""
+"""Returns the ledgers of the recorded ranks for a number of rows; each number is recorded once."""
 FEWEST_ON_LINE = 2
-"""Several rows have tensors that a single one has not (labels are copied), so one row is always recorded."""
+"""The smallest number of rows on the line. With several rows there are tensors that do not exist with one row (labels
+are copied), so one row is always recorded."""
 FAR = 4
-"""The third recording has so many times the rows of the first: far enough to find what grows in steps."""
+"""The third recording has this many times the rows of the first. This is far enough to find sizes that grow in
+steps."""
 
 
 class ScaledRun:
-    """A run by its number of rows.
+    """A run with any number of rows.
 
     Args:
         record: makes a recording.
-        rows: of the run as it is.
+        rows: the number of rows in the configuration.
     """
 
     def __init__(self, record: Record, rows: int) -> None:
@@ -41,14 +43,15 @@ class ScaledRun:
         """Ledgers, recorded or scaled, one for each recorded rank.
 
         Raises:
-            NotOnALine: sizes do not grow in step with the rows.
+            NotOnALine: sizes are not linear in the number of rows.
         """
         if rows < FEWEST_ON_LINE or rows in self._recorded or not self.scales:
             return self.record(rows)
         return [line.at(rows) for line in self._find_lines()]
 
     def live_bytes(self, rows: int) -> int:
-        """The most bytes that are allocated at a time, of the rank that allocates the most; raises as `ledgers`."""
+        """The most bytes that are allocated at one time, on the rank that allocates the most. Raises the same errors as
+        `ledgers`."""
         if rows < FEWEST_ON_LINE or rows in self._recorded or not self.scales:
             return max(ledger.peak().allocated_bytes for ledger in self.record(rows))
         return max(line.peak_bytes(rows) for line in self._find_lines())

@@ -1,4 +1,5 @@
-"""One trace for all cards, and all numbers of them, for which it is the same: for estimates of one run on many cards."""
+"""Uses one trace for all cards, and for all numbers of cards, for which it is the same. This is for estimates of one
+run on many cards."""
 
 from __future__ import annotations
 
@@ -27,28 +28,29 @@ class _Known:
     asked: frozenset[Question]
     run: TracedRun
     resized: dict[tuple[int, ...], TracedRun] = field(default_factory=dict)
-    """The run with other sizes of the blocks that depend on the card; each once, so that equal ledgers are one object."""
+    """The run with other sizes of the blocks that depend on the card. Each variant is made once, so that equal ledgers
+    are the same object."""
 
 
 @dataclass
 class _Shared:
     runs: list[_Known] = field(default_factory=list)
     reservations: dict[tuple[int, int], tuple[Ledger, Allocator, Reservation]] = field(default_factory=dict)
-    """By the ledger's identity and the capacity."""
+    """Reservations by the ledger's `id` and the capacity."""
 
 
 _ABOUT_THE_CARD = ("--gpu", "nccl", "precision.load_dtype")
 """Keys of reasons and notes that name the card, its links, or its dtype, which is a field of the recipe too."""
 _shared: _Shared | None = None
-"""What is known so far; None: each estimate makes its own."""
+"""The traces so far; None: each estimate makes its own trace."""
 
 
 @contextmanager
 def traces_shared() -> Iterator[None]:
-    """Inside, equal runs on cards that give the trace the same answers are traced once.
+    """While open, equal runs are traced once for all cards with the same properties that the trace has read.
 
-    The report is made for each card. The allocator is replayed for each that its reservation with unlimited memory does
-    not fit.
+    A report is made for each card. The allocator is replayed for each card that the reservation with unlimited memory
+    does not fit.
     """
     global _shared
     before, _shared = _shared, _Shared()
@@ -59,7 +61,7 @@ def traces_shared() -> Iterator[None]:
 
 
 def trace_once(recipe: Recipe, rank: int | None, trace: Callable[[Recipe], TracedRun]) -> TracedRun:
-    """The trace of a recipe; inside `traces_shared` perhaps one that was made for another card."""
+    """The trace of a recipe. Inside `traces_shared`, it may be a trace that was made for another card."""
     if _shared is None:
         return trace(recipe)
     without_card = _without_card(recipe)
@@ -73,8 +75,9 @@ def trace_once(recipe: Recipe, rank: int | None, trace: Callable[[Recipe], Trace
 
 
 def replay_once(ledger: Ledger, allocator: Allocator, *, capacity_bytes: int = 0) -> Reservation:
-    """As `replay`, each once inside `traces_shared`. A reservation with unlimited memory also serves all cards that it fits:
-    the allocator looks at its limit only when that is reached, or if it collects garbage."""
+    """Like `replay`, but inside `traces_shared` each replay is made once. A reservation with unlimited memory is also
+    valid for all cards that it fits: the allocator uses its limit only when the limit is reached, or if it collects
+    garbage."""
     if _shared is None or allocator.garbage_collection_threshold:
         return replay(ledger, allocator, capacity_bytes=capacity_bytes)
     reservation = _replay_kept(_shared, ledger, allocator, 0)
@@ -93,8 +96,8 @@ def _replay_kept(shared: _Shared, ledger: Ledger, allocator: Allocator, capacity
 
 
 def is_same_trace(recipe: Recipe, gpu: Gpu) -> bool:
-    """Whether a run that was traced with `recipe`, inside `traces_shared`, has the same trace on this card, blocks of
-    cuBLAS included."""
+    """Whether a run that was traced with `recipe` inside `traces_shared` has the same trace on this card, including
+    cuBLAS's blocks."""
     known = [each for each in _shared.runs if each.recipe == _without_card(recipe)] if _shared else []
     return bool(known) and all(
         answer(recipe.gpu, question) == answer(gpu, question) for each in known for question in each.asked
@@ -110,7 +113,7 @@ def _is_block(question: Question) -> bool:
 
 
 def _with_blocks_of(gpu: Gpu, known: _Known) -> TracedRun:
-    """The trace with the blocks, and the notes on them, that this card has."""
+    """The trace with the blocks of this card, and with the notes on these blocks."""
     blocks = [question for question in known.asked if _is_block(question)]
     sizes = tuple(answer(gpu, question) for question in blocks)
     if sizes not in known.resized:
@@ -139,7 +142,7 @@ def _resize(run: TracedRun, block: CardBlock, before: int, after: int) -> Traced
 
 
 def _on_ranks(run: TracedRun, recipe: Recipe) -> TracedRun:
-    """Under DDP all ranks are alike, however many they are (tests/parallel/test_ddp_folded.py)."""
+    """With DDP, all ranks are equal, and their number does not matter (tests/parallel/test_ddp_folded.py)."""
     if recipe.parallel.engine != "ddp":
         return run
     from axmem_trace.parallel.ranks import all_alike
@@ -148,7 +151,7 @@ def _on_ranks(run: TracedRun, recipe: Recipe) -> TracedRun:
 
 
 def _without_card(recipe: Recipe) -> Recipe:
-    """All of a recipe that a trace can read, except for the card and the texts about it, and, under DDP, except for the
+    """The fields of a recipe that a trace can read, without the card and the texts about it. With DDP, also without the
     number of GPUs."""
     reasons = {name: reason for name, reason in recipe.reasons.items() if name not in _ABOUT_THE_CARD}
     notes = tuple(note for note in recipe.notes if note.key not in _ABOUT_THE_CARD)

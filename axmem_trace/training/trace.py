@@ -1,4 +1,5 @@
-"""`record_run`: the built model and its optimizer to a ledger, with everything of the trace opened around the run."""
+"""`record_run`: makes a ledger from the built model and its optimizer. It opens all contexts of the trace around the
+run."""
 
 from __future__ import annotations
 
@@ -29,12 +30,12 @@ from axmem_trace.training.run import Run
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """The result of a trace: the ledger, the notes of the kernels' rules, and what depended on the batches.
+    """The result of a trace: the ledger, the notes of the kernels' rules, and the parts that depend on the batches.
 
     Attributes:
-        notes: of loading and of the run; `own_notes` those of the run; `batch_notes` see `Run`.
+        notes: those of loading and of the run; `own_notes`: those of the run; `batch_notes`: see `Run`.
         is_reusable: see `Run`.
-        held: what was allocated for the whole process before the run (`KernelContext.held`).
+        held: the blocks that were allocated for the whole process before the run (`KernelContext.held`).
         other_ranks: ledgers of ranks whose optimizer's steps were recorded too, by rank.
     """
 
@@ -58,12 +59,13 @@ def record_run(
     repeat: bool = True,
     rank_model: RankModel | None = None,
 ) -> Recording:
-    """Runs on meta what a GPU would run: evaluation, if it comes first, and two optimizer steps.
+    """Runs on meta the same work as on a GPU: evaluation, if it is first, and two optimizer steps.
 
     Args:
-        recording: of `make_recording`, which has recorded loading; without it the whole model is allocated at once.
-        repeat: copy the second step's passes from the record of the first (see `Run`).
-        rank_model: the model is one rank's part of a distributed one (see `parallel/install.py`).
+        recording: the result of `make_recording`, which has recorded loading. Without it, the whole model is allocated
+            at once.
+        repeat: whether the second step's passes are copied from the record of the first step (see `Run`).
+        rank_model: given if the model is one rank's part of a distributed model (see `parallel/install.py`).
     """
     recording = recording or make_recording(recipe)
     loading, held = recording.recorder.notes, frozenset(recording.context.held)
@@ -80,15 +82,15 @@ def record_run(
 def record_batches(
     recipe: Recipe, built: BuiltModel, optimizer: TracedOptimizer, recording: RecordingMode, held: frozenset[str]
 ) -> Recording:
-    """Runs again only what depends on the batches: evaluation, and a micro-batch of the first step.
+    """Runs again only the parts that depend on the batches: evaluation, and one micro-batch of the first step.
 
     Args:
-        recipe: like that of the run that `recording` has recorded, with other batches.
-        recording: of that run; what it allocates now is removed from it at the end.
+        recipe: the recipe of the run in `recording`, but with other batches.
+        recording: the recording of that run. At the end, the new allocations are removed from it.
         held: see `Recording`.
 
     Returns:
-        A ledger of what was recorded now.
+        A ledger of the new events only.
     """
     recorder = recording.recorder
     start, layers, recorder.layers = recorder.now, recorder.layers, None
@@ -116,7 +118,7 @@ def _opened(
     repeat: bool = True,
     rank_model: RankModel | None = None,
 ) -> Iterator[Run]:
-    """A run with everything installed around it; the recorder's notes are those from now on."""
+    """Yields a run with everything installed around it. The recorder's notes begin here."""
     recorder = recording.recorder
     recorder.notes = Notes()
     with ExitStack() as stack:
@@ -146,9 +148,9 @@ def _opened(
 
 @contextmanager
 def garbage_on_demand() -> Iterator[None]:
-    """Reference cycles are collected where the recorder marks a phase and nowhere else.
+    """While open, reference cycles are collected only when the recorder marks a phase.
 
-    Otherwise Python would walk the whole model again and again, and tensors in a cycle would be freed at random times.
+    Otherwise Python would visit the whole model many times, and tensors in a cycle would be freed at random times.
     """
     gc.collect()
     with collector_paused():
@@ -156,8 +158,8 @@ def garbage_on_demand() -> Iterator[None]:
 
 
 def make_recording(recipe: Recipe) -> RecordingMode:
-    """One recording of loading and training, which knows the recipe's card from the beginning: a block that the process
-    allocates once (cuBLAS's workspace) is allocated once in the whole run."""
+    """Makes one recording for loading and training. It has the recipe's card from the beginning, so a block that the
+    process allocates once (cuBLAS's workspace) is recorded once in the whole run."""
     context = KernelContext(
         compute_capability=recipe.gpu.compute_capability,
         attention=recipe.attention.kernel,

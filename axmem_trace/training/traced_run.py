@@ -1,4 +1,4 @@
-"""`TracedRun`: what the trace of a run results in."""
+"""`TracedRun`: the result of the trace of a run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class TracedRun:
     ledger: Ledger
     notes: tuple[Note, ...]
     not_folded: str = ""
-    """Why every layer was traced; empty if repeated layers were traced once."""
+    """The reason why every layer was traced; empty if repeated layers were traced once."""
     groups: tuple[RankGroup, ...] = ()
-    """On several GPUs: which ranks hold parts of equal sizes."""
+    """On several GPUs: the groups of ranks whose shards have equal sizes."""
     other_ranks: Mapping[int, Ledger] = field(default_factory=dict)
     """Ledgers of other ranks that were recorded with this one, by rank."""

@@ -18,9 +18,9 @@ class Batch:
     """CPU tensors with the values that libraries read."""
 
     inputs: Inputs
-    """Tensors under the collator's names; a training method may read some that the model does not use."""
+    """Tensors by the collator's names. A training method may read some that the model does not use."""
     num_true: Mapping[tuple[int, ...], int] = field(default_factory=dict)
-    """For masks that the model derives from pixels: by shape, how many elements are true."""
+    """How many elements are true in masks that the model derives from pixels, by shape."""
     notes: tuple[Note, ...] = ()
 
 

@@ -16,11 +16,11 @@ from axmem_trace.training.batches.media.types import SEPARATOR, Media
 _ORDINARY_TOKEN = 10
 """Any token that is neither padding nor an image placeholder."""
 _PACKED_WITHOUT_MASK = ("gemma3", "gemma4", "gemma4_unified")
-"""Models whose packed rows get positions but no mask: with a mask, transformers would not look for samples."""
+"""Models whose packed rows get positions but no mask: with a mask, transformers does not look for sample boundaries."""
 
 
 def make_batch(recipe: Recipe, config: Any, *, rows: int, row_tokens: int, packed: bool) -> Batch:
-    """A batch of the run: text, and the images or audio that a multimodal run's rows hold.
+    """A batch of the run: text, and the images or audio in the rows of a multimodal run.
 
     Source: axolotl `utils/collators/mm_chat.py` (the processor's own tensors, and labels without placeholders),
     `core/trainers/base.py` `compute_loss` (Gemma 4's token types, also for text only; Gemma 3's and 4's packed rows
@@ -55,7 +55,7 @@ def make_batch(recipe: Recipe, config: Any, *, rows: int, row_tokens: int, packe
 def make_text_batch(
     recipe: Recipe, *, rows: int, row_tokens: int, packed: bool, token: int = _ORDINARY_TOKEN
 ) -> Inputs:
-    """`input_ids`, `labels` and what the collator adds, all int64 of shape [rows, row_tokens].
+    """`input_ids`, `labels` and the collator's other tensors, all int64 of shape [rows, row_tokens].
 
     Every row has full length. In a padded batch the last row is one token shorter, because kernels only depend on
     whether the mask has a zero. Packed rows hold `samples_per_row` samples of equal length, numbered 1, 2, ... in the
@@ -90,7 +90,7 @@ def _make_labels(recipe: Recipe, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _ordinary_token(config: Any) -> int:
-    """The first id from 10 on that is no special token of the configuration (Mistral 3's image token is 10)."""
+    """The first id from 10 on that is not a special token of the configuration (Mistral 3's image token is 10)."""
     parts = (config, getattr(config, "text_config", None))
     named = {
         value
@@ -103,7 +103,7 @@ def _ordinary_token(config: Any) -> int:
 
 
 def _write_spans(inputs: Inputs, spans: list[tuple[int, ...]], ordinary: int) -> None:
-    """Spans from the second token on, with one text token before each."""
+    """Writes the spans from the second token on, with one text token before each."""
     ids, at = inputs["input_ids"], 1
     for span in spans:
         written = torch.tensor(span)
@@ -112,7 +112,8 @@ def _write_spans(inputs: Inputs, spans: list[tuple[int, ...]], ordinary: int) ->
 
 
 def _mark_placeholders(inputs: Inputs, found: list[Media]) -> None:
-    """Labels without placeholders; token types; the cross-attention mask of Llama 3.2, one for each image and tile."""
+    """Removes placeholders from the labels. Adds token types, and Llama 3.2's cross-attention mask for each image and
+    tile."""
     ids = inputs["input_ids"]
     for media in found:
         placed = ids == media.placeholder
@@ -125,7 +126,7 @@ def _mark_placeholders(inputs: Inputs, found: list[Media]) -> None:
 
 
 def _cross_attention_mask(ids: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
-    """[rows, tokens, images, tiles]: what follows the images sees their filled tiles.
+    """[rows, tokens, images, tiles]: the tokens after the images attend to the filled tiles.
 
     Source: transformers `processing_mllama.py`, `convert_sparse_cross_attention_mask_to_dense`.
     """

@@ -1,4 +1,4 @@
-"""The memory of axolotl's trainer callbacks, between the passes of a step."""
+"""The memory of axolotl's trainer callbacks, which run between the passes of a step."""
 
 from axmem_trace.training.callbacks.grokfast import GradientAverage
 from axmem_trace.training.callbacks.relora import restart_relora

@@ -24,7 +24,8 @@ class GradientAverage:
 
     @torch.no_grad()
     def amplify(self, model: nn.Module) -> None:
-        """`gradfilter_ema`: at first the averages are the gradients themselves, which stay alive until they are replaced."""
+        """`gradfilter_ema`: the first averages are the gradients themselves. They stay alive until they are
+        replaced."""
         named = [
             (name, each) for name, each in model.named_parameters() if each.requires_grad and each.grad is not None
         ]

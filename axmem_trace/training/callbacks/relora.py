@@ -43,7 +43,8 @@ def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _merge_in_place(layers: list[tuple[str, Any]]) -> None:
-    """The product of B and A, and a scaled copy of it, while the name still refers to that of the layer before."""
+    """Computes the product of B and A, and a scaled copy of it. During this, a variable still refers to the product of
+    the previous layer."""
     for _, layer in layers:
         update = layer.get_delta_weight(_adapter(layer)).detach()
         layer.weight.data += update

@@ -1,12 +1,12 @@
-"""Asynchronous GRPO: axolotl's own trainer, which scores and trains with half-precision logits.
+"""Asynchronous GRPO: axolotl's own trainer, which uses half-precision logits for scores and training.
 
 Source: axolotl 0.21 and 0.19 `core/trainers/grpo/async_trainer.py` `_get_per_token_logps_and_entropies` (no fp32 copy of
 the outputs, an explicit bf16 autocast, `nan_to_num` of the logits, division by the temperature in place),
 `_compute_deferred_scores` (the old policy in chunks of four micro-batches), `_prepare_inputs_legacy_async` (the cache is
 emptied before training).
 
-In bytes for each element of a micro-batch's logits: bf16 logits 2 and their copy without NaN 2; backward begins with
-2 + 2, because `nan_to_num` keeps its input.
+The bytes for each element of a micro-batch's logits are: 2 for the bf16 logits and 2 for their copy without NaN.
+Backward begins with 2 + 2, because `nan_to_num` keeps its input.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class AsynchronousGroupRelative(GroupRelative):
     def _score_in_chunks(
         self, run_model: RunModel, model: Any, ids: Tensor, attention_mask: Tensor, rows: int
     ) -> Tensor:
-        """[n, C]. Two chunks are run: later ones only repeat the second."""
+        """Returns [n, C]. Only two chunks are run, because later chunks repeat the second."""
         run = min(ids.shape[0], 2 * rows)
         values = self._run_chunks(model, ids[:run], attention_mask[:run], rows)[0]
         left = ids.shape[0] - run
@@ -42,7 +42,8 @@ class AsynchronousGroupRelative(GroupRelative):
     def _run_chunks(
         self, model: Any, ids: Tensor, attention_mask: Tensor, rows: int, *, entropy: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`_get_per_token_logps_and_entropies`: the names of a chunk are alive until the next one has replaced them."""
+        """`_get_per_token_logps_and_entropies`: the tensors of a chunk are alive until the variables are assigned in
+        the next chunk."""
         tokens = self.settings.completion_tokens
         router = {"output_router_logits": True} if entropy and self.router_loss else {}
         values, entropies = [], []

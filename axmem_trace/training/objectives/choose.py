@@ -1,4 +1,4 @@
-"""Which objective a recipe trains with."""
+"""Chooses the training objective of a recipe."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def choose_objective(recipe: Recipe, built: BuiltModel, recorder: Recorder) -> O
 
 
 def _choose_rollouts(settings: Settings) -> type[GroupRelative]:
-    """Both differences may come together: rewards by features, and axolotl's asynchronous trainer."""
+    """The class for rollouts. Two differences may be combined: rewards from features, and axolotl's asynchronous
+    trainer."""
     assert settings.rollouts is not None
     if settings.features is None:
         return AsynchronousGroupRelative if settings.rollouts.asynchronous else GroupRelative
@@ -56,7 +57,8 @@ def _choose_rollouts(settings: Settings) -> type[GroupRelative]:
 
 
 def _checked(objective: Preference, recorder: Recorder) -> Preference:
-    """Says that the routers' loss is part of the step; without logits there is none, and TRL stops for DPO.
+    """Adds a note that the routers' loss is part of the step. Without logits this loss can't be computed, and TRL stops
+    with an error for DPO.
 
     Source: TRL 1.14.1 `trainer/dpo_trainer.py`, "load-balancing auxiliary loss".
     """

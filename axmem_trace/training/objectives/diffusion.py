@@ -2,7 +2,7 @@
 
 Source: axolotl 0.19 `integrations/diffusion/trainer.py` (`_forward_process`, `_compute_diffusion_loss`) and `utils.py`
 (`create_bidirectional_attention_mask`, `shift_logits_to_input_positions`). The number of masked tokens is random for
-each row, uniform up to all of them: here all are masked, which a long run comes close to.
+each row, uniform up to all tokens. Here all tokens are masked; a long run has rows with almost all tokens masked.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Diffusion(Supervised):
         self._recorder = recorder
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[torch.Tensor, Any]:
-        """The loss, and the outputs with their fp32 logits [batch, tokens, vocabulary]. Local names keep tensors alive until
-        it returns."""
+        """The loss, and the outputs with their fp32 logits [batch, tokens, vocabulary]. Local variables keep tensors
+        alive until it returns."""
         return _compute_loss(run_model, inputs, self._recorder)
 
 
@@ -53,7 +53,7 @@ def _compute_loss(run_model: RunModel, inputs: Inputs, recorder: Recorder) -> tu
 
 
 def _add_noise(ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The input with its masked tokens replaced, and each token's chance of being masked."""
+    """The input, in which masked tokens are replaced, and the probability of each token to be masked."""
     t = torch.rand(ids.shape[0], device=ids.device)
     p_mask = ((1 - _EPS) * t + _EPS)[:, None].repeat(1, ids.shape[1])
     if attention_mask is not None:
@@ -63,7 +63,7 @@ def _add_noise(ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[
 
 
 def _bidirectional(ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """[rows, 1, tokens, tokens] of bool: what belongs to the same sample."""
+    """[rows, 1, tokens, tokens], bool: true for two tokens of the same sample."""
     rows, tokens = ids.shape
     if attention_mask is None:
         return torch.ones(rows, 1, tokens, tokens, dtype=torch.bool, device=ids.device)
@@ -72,7 +72,7 @@ def _bidirectional(ids: torch.Tensor, attention_mask: torch.Tensor | None) -> to
 
 
 def _all_positions(ids: torch.Tensor, recorder: Recorder) -> tuple[torch.Tensor, ...]:
-    """Indices of every token, as `torch.where` of a full mask gives them: columns of one tensor."""
+    """The indices of every token, as in the result of `torch.where` with a full mask: columns of one tensor."""
     with recorder.paused():
         positions = torch.ones(ids.shape, dtype=torch.bool).nonzero()
     return recorder.place(positions, role="").unbind(1)

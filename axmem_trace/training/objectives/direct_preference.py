@@ -1,10 +1,10 @@
 """DPO and IPO. Source: TRL 1.14.1 `trainer/dpo_trainer.py` `DataCollatorForPreference`, `_compute_loss`.
 
-A pair is two rows; a micro-batch has all chosen rows first. What one loss holds, in units of one byte for each element of
-the logits (rows x tokens x vocabulary), with TRL's Triton kernel:
+A pair is two rows; a micro-batch has all chosen rows first. The memory of one loss, in bytes for each element of the
+logits (rows x tokens x vocabulary), with TRL's Triton kernel:
 
-- forward: the policy's fp32 logits 4; while the reference's become fp32, 2 + 4 more: **10**. Then 4 + 4, and the
-  completion tokens' logits of one side, copied for a mean: up to 2.
+- forward: 4 for the policy's fp32 logits. While the reference's logits are cast to fp32, 2 + 4 more: **10**. Then 4 +
+  4, and up to 2 for a copy of the completion tokens' logits of one side, which a mean needs.
 - backward begins with **4**: the kernel keeps the policy's logits, because it got a view of them.
 - backward: 4 more for their gradient, **8**.
 """
@@ -38,14 +38,14 @@ class DirectPreference(Preference):
         return Batch(inputs)
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[Tensor, Any]:
-        """The loss, and the policy's outputs unless they stay inside a wrapper."""
+        """The loss, and the policy's outputs, unless these stay inside a wrapper."""
         if not self.redirects:
             return self._compute_loss(run_model, inputs)
         policy = self.reference.policy
         return through_wrapper(run_model, policy, lambda: self._compute_loss(policy, inputs)[0]), None
 
     def _compute_loss(self, run_model: RunModel, inputs: Inputs) -> tuple[Tensor, Any]:
-        """Both models' outputs are local names: their logits are alive until this returns."""
+        """The outputs of both models are local variables, so their logits are alive until this returns."""
         mask = inputs["completion_mask"]
         call: dict[str, Any] = {
             "input_ids": inputs["input_ids"],
@@ -79,7 +79,8 @@ class DirectPreference(Preference):
             return self.score(run_reference, model, call, mask, entropy=False)
 
     def _length_masks(self, mask: Tensor) -> tuple[Tensor, Tensor] | None:
-        """LD-DPO: the tokens up to the shorter side's length, and those beyond it; None without it."""
+        """LD-DPO: the mask of the tokens up to the length of the shorter side, and that of the tokens after it; None
+        without LD-DPO."""
         if self.settings.length_bias is None:
             return None
         positions = mask.cumsum(dim=1)
@@ -127,7 +128,8 @@ class DirectPreference(Preference):
 
 
 def _likelihood(scored: Scored, labels: Tensor, mask: Tensor) -> Tensor:
-    """Negative log-likelihood of the chosen completions; one equal number for each pair. Logits are copied out for it."""
+    """Negative log-likelihood of the chosen completions: the same number for each pair. The logits are copied for
+    it."""
     kept = halves(mask)[0]
     if scored.logits is None:
         chosen = halves(scored.values)[0]
@@ -149,7 +151,7 @@ def _weights(scored: Scored, mask: Tensor) -> Tensor:
 
 
 def _log_metrics(pairs: Pairs, scored: Scored, labels: Tensor, mask: Tensor) -> None:
-    """Of what the trainer logs, the tensors: entropy, means of the completions' logits, accuracies, rewards."""
+    """The tensors for the trainer's log: entropy, means of the completions' logits, accuracies, rewards."""
     assert scored.entropies is not None
     (scored.entropies * mask).sum()
     if scored.logits is not None:
@@ -165,7 +167,7 @@ def _log_metrics(pairs: Pairs, scored: Scored, labels: Tensor, mask: Tensor) -> 
 
 
 def log_rewards(chosen: Tensor, rejected: Tensor) -> None:
-    """Means of both, how often the chosen one is better, and by how much."""
+    """The means of both, how often the chosen one is better, and the difference."""
     chosen.mean(), rejected.mean()
     (chosen > rejected).float().mean()
     (chosen - rejected).mean()

@@ -1,4 +1,4 @@
-"""Distillation from a server: a batch also holds the teacher's tokens and probabilities.
+"""Distillation from a server: a batch also contains the teacher's tokens and probabilities.
 
 The loss itself is installed in the model's forward (`kernels/losses/logit_losses.py`).
 """
@@ -28,12 +28,12 @@ class Distillation(Supervised):
     """axolotl 0.19 `integrations/kd/trainer.py`, `AxolotlKDTrainer.compute_loss`."""
 
     def batches(self, recipe: Recipe) -> Sequence[Batch]:
-        """Each with the teacher's tensors, [rows, row_tokens, teacher_tokens]."""
+        """The batches; each has the teacher's tensors, [rows, row_tokens, teacher_tokens]."""
         shape = (recipe.batch.rows, recipe.batch.row_tokens, recipe.loss.teacher_tokens)
         teacher = {name: torch.zeros(shape, dtype=dtype) for name, dtype in TEACHER_TENSORS.items()}
         return [replace(batch, inputs={**batch.inputs, **teacher}) for batch in super().batches(recipe)]
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[torch.Tensor, Any]:
-        """The model does not get the teacher's tensors; they stay in the batch."""
+        """The loss. The model does not get the teacher's tensors; they stay in the batch."""
         given = {name: value for name, value in inputs.items() if name not in TEACHER_TENSORS}
         return super().loss(run_model, given)

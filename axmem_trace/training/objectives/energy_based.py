@@ -1,11 +1,13 @@
-"""EBFT, structured: GRPO whose reward is how near a completion's features are to those of the true answer.
+"""EBFT, structured: GRPO with a reward that measures how similar a completion's features are to those of the true
+answer.
 
 Source: axolotl 0.21 and 0.19 `core/trainers/ebft/trainer.py` (`EBFTMixin`), `core/trainers/ebft/rewards.py`.
 
-The features are hidden states of a frozen network: the policy without its adapters, or a copy of the whole policy. It runs
-on all generated rows at once, and then on the true answers. In bytes for each element of the hidden states (rows x tokens
-x H), bf16: 2 (L + 1) for those of all layers, 2 x 3 for the chosen ones joined, and 2 x 3 for another copy of them. With
-adapters axolotl calls the model with its head, whose logits of all positions, 2 x rows x tokens x V, are never read.
+The features are hidden states of a frozen network: the policy without its adapters, or a copy of the whole policy. It
+runs on all generated rows at once, and then on the true answers. The bytes for each element of the hidden states (rows
+x tokens x H) in bf16 are: 2 (L + 1) for those of all layers, 2 x 3 for the joined states of the chosen layers, and 2 x
+3 for another copy of them. With adapters, axolotl calls the model with its head: the logits of all positions, 2 x rows
+x tokens x V, are computed but never read.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class EnergyBased(GroupRelative):
 
     @torch.no_grad()
     def _reward(self, made: Inputs) -> None:
-        """`_feature_matching_reward`: the local names live until it returns."""
+        """`_feature_matching_reward`: tensors in local variables are alive until it returns."""
         generations, rows = self.rollouts.num_generations, made["prompt_ids"].shape[0]
         answers = max(1, rows // generations)
         ids, mask = self._rows(rows)
@@ -67,7 +69,7 @@ class EnergyBased(GroupRelative):
         F.cosine_similarity(embedding, repeated, dim=-1) * 2
 
     def _as_features_are_made(self) -> AbstractContextManager[Any]:
-        """Adapters off, if the network is the policy itself."""
+        """A context with the adapters off, if the network is the policy itself."""
         policy: Any = self.model
         return nullcontext() if self.network is not None else policy.disable_adapter()
 
@@ -78,8 +80,8 @@ class EnergyBased(GroupRelative):
         return self.recorder.place(torch.full((rows, tokens), 10)), self.recorder.place(mask)
 
     def _hidden_states(self, model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-        """[rows, tokens, chosen layers x H] (`extract_hidden_states`). `model.model` is the body of a plain model, and the
-        whole inner model of one with adapters."""
+        """[rows, tokens, chosen layers x H] (`extract_hidden_states`). `model.model` is the backbone of a plain model.
+        In a model with adapters, it is the whole inner model."""
         forward = unwrapped(model) if self.network is None else getattr(model, "model", model)
         outputs = forward(ids, attention_mask=mask, output_hidden_states=True, return_dict=True)
         layers = len(outputs.hidden_states) - 1
@@ -108,8 +110,8 @@ class AsynchronousEnergyBased(EnergyBased, AsynchronousGroupRelative):
 
 
 def _whiten(embedding: Tensor, answer: Tensor, generations: int) -> tuple[Tensor, Tensor]:
-    """A matrix [D, D] in fp32 for each prompt, one after the other (`whiten_embeddings_batched`). The decomposition itself
-    works on D x generations numbers."""
+    """Makes a matrix [D, D] in fp32 for each prompt, one after the other (`whiten_embeddings_batched`). The
+    decomposition itself uses D x generations numbers."""
     first, second = [], []
     for number, group in enumerate(embedding.split(generations)):
         wide, true = group.float(), answer[number : number + 1].float()

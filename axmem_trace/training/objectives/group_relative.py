@@ -3,10 +3,10 @@
 Source: TRL 1.14.1 `trainer/grpo_trainer.py` `_prepare_inputs`, `_generate_and_score_completions`, `_full_logits_logps`,
 `_chunked_logps`, `_compute_loss`.
 
-One generation serves `steps_per_generation` micro-batches of b rows, so n = b x steps_per_generation rows are generated
-at once; then the old policy and the reference score them in chunks of b rows. In bytes for each element of a chunk's
-logits, b x (C + 1) x V: the chunk's own 2 + 4, and the 4 of the chunk before, to which a name still refers: **10**. A
-training pass has 2 + 4 = **6** in forward; its backward begins with 4 and reaches 8.
+One generation is for `steps_per_generation` micro-batches of b rows, so n = b x steps_per_generation rows are generated
+at once. Then the old policy and the reference score them in chunks of b rows. The bytes for each element of a chunk's
+logits, b x (C + 1) x V, are: 2 + 4 of the chunk itself, and 4 of the chunk before, to which a variable still refers:
+**10**. A training pass has 2 + 4 = **6** in forward; its backward begins with 4 and reaches 8.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ MAX_CHUNKS = 2
 
 
 class GroupRelative(Preference):
-    """`rl: grpo` and `rl: gdpo`, which differ in how rewards become advantages: in numbers on the host."""
+    """`rl: grpo` and `rl: gdpo`. They differ only in the calculation of advantages from rewards, which are numbers on
+    the host."""
 
     old_policy_chunk = 1
-    """Micro-batches that the old policy scores together."""
+    """The number of micro-batches that the old policy scores together."""
 
     def __init__(self, recipe: Recipe, built: BuiltModel, recorder: Recorder) -> None:
         super().__init__(recipe, built)
@@ -52,21 +53,21 @@ class GroupRelative(Preference):
         self._micro_steps = 0
 
     def batches(self, recipe: Recipe) -> Sequence[Batch]:
-        """The data loader returns text; nothing is on the GPU."""
+        """Empty batches: the data loader returns text, so nothing is on the GPU."""
         return [Batch({})] * recipe.batch.gradient_accumulation_steps
 
     def evaluation_batch(self, recipe: Recipe) -> Batch:
-        """Text as well."""
+        """An empty batch: evaluation gets text too."""
         return Batch({})
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[Tensor, Any]:
-        """Generates first, if a generation is due."""
+        """The loss. If it is time for a new generation, completions are generated first."""
         given = self.next_inputs(run_model)
         return self.loss_of_completions(run_model, given), None
 
     def next_inputs(self, run_model: RunModel) -> Inputs:
-        """The micro-batch to train on: a slice of what has been generated, which stays on the GPU until the next
-        generation. Evaluation generates for each batch."""
+        """The micro-batch to train on: a slice of the generated rows, which stay on the GPU until the next generation.
+        Evaluation generates for each batch."""
         if not self.model.training:
             return self._generate(run_model, self.recipe.evaluation.rows, 1)[0]
         served = self.rollouts.steps_per_generation
@@ -77,7 +78,7 @@ class GroupRelative(Preference):
         return given
 
     def loss_of_completions(self, run_model: RunModel, given: Inputs) -> Tensor:
-        """From generated rows to a scalar."""
+        """The loss of generated rows, a scalar."""
         if self.redirects:
             loss: Tensor = through_wrapper(run_model, self.model, lambda: self._compute_loss(self.model, given))
             return loss
@@ -100,7 +101,7 @@ class GroupRelative(Preference):
     # -- rollouts -----------------------------------------------------------------------------------------------------
 
     def _generate(self, run_model: RunModel, rows: int, parts: int) -> list[Inputs]:
-        """Rows generated and scored, in as many slices."""
+        """Generates and scores rows; returns them in `parts` slices."""
         prompt, completion = self.settings.prompt_tokens, self.settings.completion_tokens
         with self.recorder.interlude("generate"):
             if self.rollouts.engine == "transformers":
@@ -129,8 +130,9 @@ class GroupRelative(Preference):
         ]
 
     def _as_generated(self, run_model: RunModel) -> RunModel:
-        """peft's `generate` runs the model inside, which accelerate has not wrapped: no autocast, no fp32 outputs. Nor has
-        FSDP2, and then it fails; the figures are of a forward through the wrapper (see `config/warn_objective.py`)."""
+        """The forward for generation. peft's `generate` runs the inner model, which accelerate has not wrapped: without
+        autocast and fp32 outputs. FSDP2 has not wrapped it either, so the run fails; the figures are then those of a
+        forward through the wrapper (see `config/warn_objective.py`)."""
         if not hasattr(self.model, "get_base_model"):
             return run_model
         sharded: dict[str, RunModel] = {"fsdp1": run_model, "fsdp2": self.model}
@@ -172,11 +174,11 @@ class GroupRelative(Preference):
         self._reward(made)
 
     def _after_scoring(self) -> None:
-        """What the trainer does before it trains on the rows: nothing."""
+        """The trainer's work before it trains on the rows: nothing."""
 
     def _reward(self, made: Inputs) -> None:
-        """Each reward model scores all rows at once (`_calculate_rewards`): prompt and completion as text again, padded on
-        the right."""
+        """Each reward model scores all rows at once (`_calculate_rewards`). Prompt and completion are converted to text
+        and tokenized again, and padded on the right."""
         if not self.reward_models:
             return
         rows, tokens = made["prompt_ids"].shape[0], self.settings.prompt_tokens + self.settings.completion_tokens
@@ -193,7 +195,7 @@ class GroupRelative(Preference):
     def _score_in_chunks(
         self, run_model: RunModel, model: Any, ids: Tensor, attention_mask: Tensor, rows: int
     ) -> Tensor:
-        """[n, C]. In tiles, all rows go through the backbone at once."""
+        """Returns [n, C]. With tiles, the backbone runs with all rows at once."""
         if self.settings.chunked:
             separate = model is not self.model
             if self.redirects and (self.reference.has_wrapper or not separate):
@@ -241,14 +243,14 @@ class GroupRelative(Preference):
         return torch.cat([values], dim=0), torch.cat([entropies], dim=0), router_loss
 
     def _cool(self, logits: Tensor) -> Tensor:
-        """Divided by the temperature, as far as the code that makes log-probabilities does not do it."""
+        """The logits divided by the temperature, if the code that computes log-probabilities does not divide."""
         if self.settings.cooling == "in_place":
             return logits.div_(self.rollouts.temperature)
         return logits / self.rollouts.temperature if self.settings.cooling == "copy" else logits
 
     @property
     def _temperature(self) -> float:
-        """What the code that makes log-probabilities divides by."""
+        """The temperature by which the code that computes log-probabilities divides."""
         return self.rollouts.temperature if self.settings.cooling == "kernel" else 1.0
 
     def _score_tiles(
@@ -274,6 +276,6 @@ def _sampling_weights(made: Inputs) -> Tensor:
 
 
 def num_generated(recipe: Recipe) -> int:
-    """Rows of one generation on one GPU."""
+    """The number of rows of one generation on one GPU."""
     rollouts = recipe.objective.rollouts or Rollouts()
     return recipe.batch.rows * rollouts.steps_per_generation

@@ -1,12 +1,12 @@
 """KTO: single texts, each marked as wanted or not. Source: TRL 1.14.1 `trainer/kto_trainer.py`
 `DataCollatorForUnpairedPreference`, `_compute_kl_logps`, `_compute_loss`.
 
-Every prompt is used twice, the second time with another sample's completion, to estimate the KL divergence. Four
-forwards, one of them with a graph: policy on the strange completions, policy, reference on the strange ones, reference.
-
-In bytes for each element of the logits (rows x tokens x vocabulary), with TRL's Triton kernel: forward the policy's 4 and
-the reference's 4, which are both alive until the end, the selected rows of both kinds, 4 together, and for one kind a
-further copy of the completion tokens' logits; backward begins with 4 and reaches 8.
+Every prompt is used twice. The second time it has the completion of another sample (a mismatched completion), to
+estimate the KL divergence. There are four forwards, one of them with a graph: policy on the mismatched completions,
+policy, reference on the mismatched completions, reference. The bytes for each element of the logits (rows x tokens x
+vocabulary), with TRL's Triton kernel, are in forward: 4 of the policy and 4 of the reference, which are both alive
+until the end; 4 for the selected rows of both kinds together; and for one kind, another copy of the completion tokens'
+logits. Backward begins with 4 and reaches 8.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class KahnemanTversky(Preference):
     """`rl: kto`."""
 
     def make_batch(self, recipe: Recipe, rows: int, row_tokens: int) -> Batch:
-        """Both kinds of rows, equally long, and a label for each: half of them are wanted."""
+        """Both kinds of rows, with equal lengths, and a label for each row: half of them are desirable."""
         inputs = completion_rows(recipe, rows, row_tokens)
         inputs.update({f"KL_{name}": value.clone() for name, value in inputs.items()})
         inputs["label"] = torch.arange(rows) % 2 == 0
         return Batch(inputs)
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[Tensor, Any]:
-        """Both models' outputs are local names: their logits are alive until this returns."""
+        """The outputs of both models are local variables, so their logits are alive until this returns."""
         mask = inputs["completion_mask"]
         strange = self._strange(run_model, self.reference.policy, inputs)
         call: dict[str, Any] = {
@@ -65,7 +65,7 @@ class KahnemanTversky(Preference):
         return loss, scored.outputs
 
     def _strange(self, run_model: RunModel, model: Any, inputs: Inputs) -> Tensor:
-        """Log-probabilities of the other samples' completions, [rows]. The logits are freed when it returns."""
+        """Log-probabilities of the mismatched completions, [rows]. The logits are freed when it returns."""
         call: dict[str, Any] = {
             "input_ids": inputs["KL_input_ids"],
             "attention_mask": inputs["KL_attention_mask"],
@@ -77,7 +77,7 @@ class KahnemanTversky(Preference):
         return scored.values.sum(-1)
 
     def _losses(self, chosen: Tensor, rejected: Tensor, divergence: Tensor) -> Tensor:
-        """[rows]; both kinds have the weight 1, which does not change memory. Their rewards are logged."""
+        """The losses [rows]. Both kinds have the weight 1; the weights do not change memory. The rewards are logged."""
         beta = self.settings.beta
         wanted = 1 - F.sigmoid(beta * (chosen - divergence))
         (beta * chosen.detach()).nansum()
@@ -87,7 +87,7 @@ class KahnemanTversky(Preference):
 
 
 def _log_metrics(scored: Scored, mask: Tensor, chosen_at: Tensor, rejected_at: Tensor) -> None:
-    """Entropy, and means of the completions' logits: the rows of either kind are copied, then their completions."""
+    """Entropy, and means of the completions' logits. The rows of each kind are copied, and then their completions."""
     assert scored.entropies is not None
     (scored.entropies * mask).sum()
     if scored.logits is None:

@@ -1,8 +1,8 @@
 """The contract between the training loop and a training method.
 
-The loop (`training/run.py`) does what every `transformers.Trainer` does: it copies batches to the GPU, accumulates
-gradients, clips them and runs the optimizer. An `Objective` defines what differs: what a batch contains, how the loss is
-computed, which other models are on the GPU, and what happens before a step.
+The loop (`training/run.py`) does the same as every `transformers.Trainer`: it copies batches to the GPU, accumulates
+gradients, clips them and runs the optimizer. An `Objective` defines the differences: the content of a batch, the
+computation of the loss, other models on the GPU, and the work before a step.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.training.batches.batch import Batch, Inputs
 
 RunModel = Callable[..., Any]
-"""The trained model's forward as accelerate has wrapped it (`prepare_model`): in autocast, its outputs in fp32."""
+"""The forward of the trained model, wrapped by accelerate (`prepare_model`): it runs in autocast, and its outputs are
+fp32."""
 
 
 class Objective(ABC):
     """One training method: supervised, distillation, diffusion, preference, ..."""
 
     takes_num_items: bool = False
-    """The loss is divided by the number of labels in all micro-batches of a step: `loss` finds that number in its inputs
-    as `num_items_in_batch`. Otherwise the loop divides each loss by the number of micro-batches
+    """Whether the loss is divided by the number of labels in all micro-batches of a step. `loss` then gets this number
+    as `num_items_in_batch`. If not, the loop divides each loss by the number of micro-batches
     (`Trainer.model_accepts_loss_kwargs`)."""
 
     @abstractmethod
@@ -42,7 +43,8 @@ class Objective(ABC):
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[torch.Tensor, Any]:
         """`Trainer.compute_loss`: the loss (a scalar), and the model's outputs.
 
-        What the outputs and local names keep alive is freed when the caller drops them, as in the library's own function.
+        Tensors that the outputs and local variables keep alive are freed when the caller drops them, as in the
+        library's own function.
 
         Args:
             run_model: see `RunModel`; it may be called several times, and not only with `inputs`.
@@ -50,9 +52,9 @@ class Objective(ABC):
         """
 
     def before_step(self, run_model: RunModel, step: int) -> None:
-        """What happens before the batches of optimizer step `step` (1, 2, ...) exist: rollouts, for example."""
+        """The work before the batches of optimizer step `step` (1, 2, ...) exist, for example rollouts."""
         return
 
     def extra_models(self) -> Mapping[str, nn.Module]:
-        """Models on the GPU in addition to the trained one, by their name in the report: reference, teacher, ..."""
+        """Models on the GPU in addition to the trained model, by their names in the report: reference, teacher, ..."""
         return {}

@@ -1,13 +1,13 @@
-"""ORPO and SimPO: no reference; the chosen text's likelihood may be part of the loss.
+"""ORPO and SimPO: there is no reference. The likelihood of the chosen text may be part of the loss.
 
 Source: TRL 1.14.1 `experimental/orpo/orpo_trainer.py`, `experimental/cpo/cpo_trainer.py` (`concatenated_forward`,
 `get_batch_logps`, `odds_ratio_loss`, `cpo_loss`, `get_batch_loss_metrics`), `experimental/utils.py`
 `DPODataCollatorWithPadding`.
 
-Chosen and rejected rows are separate and are joined on the GPU. In bytes for each element of the logits of all rows, with
-TRL's Triton kernel: forward 4 + the chosen rows' dense copy 2 + their log-softmax 2 = **8**; backward begins with
-4 + 2 = **6** and reaches **10**: the gradient of all rows, and that of the chosen ones before and after it is spread over
-all. Without the likelihood: 6 (bf16 logits and fp32 ones), 4 and 8.
+Chosen and rejected rows are separate and are joined on the GPU. The bytes for each element of the logits of all rows,
+with TRL's Triton kernel, are in forward: 4, + 2 for the dense copy of the chosen rows, + 2 for their log-softmax =
+**8**. Backward begins with 4 + 2 = **6** and reaches **10**: the gradient of all rows, the gradient of the chosen rows,
+and the latter expanded to all rows. Without the likelihood: 6 (bf16 and fp32 logits), 4 and 8.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from axmem_trace.training.objectives.preference import Preference, completion_ro
 
 
 class JoinedPairs(Preference):
-    """What ORPO and SimPO share: one forward over both sides of each pair."""
+    """The common base of ORPO and SimPO: one forward over both sides of each pair."""
 
     def __init__(self, recipe: Recipe, built: BuiltModel) -> None:
         super().__init__(recipe, built)
@@ -39,7 +39,7 @@ class JoinedPairs(Preference):
             self.router_loss = 0.0  # only where the model's configuration requests it, which DPO does not require
 
     def make_batch(self, recipe: Recipe, rows: int, row_tokens: int) -> Batch:
-        """Ids, mask and labels of each side, and the prompt's, which are never read; int64."""
+        """Ids, mask and labels of each side and of the prompt, int64. Those of the prompt are never read."""
         pairs = rows // 2
         inputs: Inputs = {}
         for side in ("chosen", "rejected"):
@@ -53,7 +53,7 @@ class JoinedPairs(Preference):
         return Batch(inputs)
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[Tensor, Any]:
-        """The outputs are alive until this returns; nothing else of their size is."""
+        """The outputs are alive until this returns. No other tensor of their size is."""
         ids, attention_mask, labels = (_joined(inputs, name) for name in ("input_ids", "attention_mask", "labels"))
         router = {"output_router_logits": True} if self.router_loss else {}
         outputs = run_model(input_ids=ids, attention_mask=attention_mask, use_cache=False, **router)
@@ -72,7 +72,7 @@ class JoinedPairs(Preference):
         raise NotImplementedError
 
     def _loss(self, chosen: Tensor, rejected: Tensor, likelihood: Tensor) -> Tensor:
-        """From average log-probabilities [pairs] to a scalar."""
+        """The loss (a scalar) from average log-probabilities [pairs]."""
         raise NotImplementedError
 
     def _average(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -132,18 +132,19 @@ def _joined(inputs: Inputs, name: str) -> Tensor:
 
 
 def _sides(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Chosen and rejected rows as two slices: in backward each fills a tensor of zeros, and both are added, where two
-    chunks would be joined."""
+    """Chosen and rejected rows as two slices. In backward, each slice is copied into a tensor of zeros, and both
+    tensors are added. With two chunks, they would be joined instead."""
     pairs = values.shape[0] // 2
     return values[:pairs], values[pairs:]
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of logits that predict the next token: both are copied without their last or first position."""
+    """The cross entropy of logits that predict the next token. Logits and labels are copied without their last or first
+    position."""
     shifted = logits[..., :-1, :].contiguous()
     return F.cross_entropy(shifted.view(-1, shifted.shape[-1]), labels[..., 1:].contiguous().view(-1))
 
 
 def _log1mexp(values: Tensor) -> Tensor:
-    """log(1 - exp(values)), by two formulas of which each position takes the exact one."""
+    """log(1 - exp(values)), by two formulas. For each position, the more exact one is used."""
     return torch.where(values < -math.log(2), torch.log1p(-torch.exp(values)), torch.log(-torch.expm1(values)))

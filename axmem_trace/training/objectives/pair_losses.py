@@ -1,6 +1,6 @@
-"""DPO's losses: numbers for each pair of texts. Source: TRL 1.14.1 `trainer/dpo_trainer.py` `_compute_loss`.
+"""DPO's losses, with a few numbers for each pair of texts. Source: TRL 1.14.1 `trainer/dpo_trainer.py` `_compute_loss`.
 
-Each is a few vectors with one number per pair; only `sft` uses logits, and is not here.
+Each loss uses a few vectors with one number for each pair. Only `sft` uses logits; it is not in this module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Pairs:
     """The inputs of the losses; every tensor has shape [pairs]."""
 
     chosen: Tensor
-    """Log-probability of the chosen text under the policy, less that under the reference."""
+    """Log-probability of the chosen text under the policy, minus that under the reference."""
     rejected: Tensor
     delta: Tensor
     """`chosen - rejected`."""
@@ -32,7 +32,7 @@ class Pairs:
     smoothing: float
 
     def averages(self) -> tuple[Tensor, Tensor]:
-        """Log-ratios per token of the completion."""
+        """The log-ratios for each token of the completion."""
         chosen_mask, rejected_mask = self.completion_mask.chunk(2, dim=0)
         chosen = self.chosen / chosen_mask.sum(dim=1).clamp(min=1.0)
         return chosen, self.rejected / rejected_mask.sum(dim=1).clamp(min=1.0)

@@ -1,4 +1,4 @@
-"""GRPO's losses over generated tokens: tensors of rows x completion tokens, whatever the loss type.
+"""GRPO's losses over generated tokens. All tensors have rows x completion tokens elements, with every loss type.
 
 Source: TRL 1.14.1 `trainer/grpo_trainer.py` `_compute_loss`.
 """
@@ -16,7 +16,7 @@ EPSILON = 0.2
 
 
 def policy_loss(given: Inputs, values: Tensor, entropies: Tensor, settings: Objective, *, training: bool) -> Tensor:
-    """Log-probabilities and entropies [rows, C] of the policy to a scalar."""
+    """The loss (a scalar) from log-probabilities and entropies [rows, C] of the policy."""
     rollouts = settings.rollouts
     assert rollouts is not None
     mask, advantages = given["completion_mask"], given["advantages"].unsqueeze(1)
@@ -67,7 +67,7 @@ def _reduce(loss_type: str, losses: Tensor, mask: Tensor, num_items: Tensor, *, 
 def _log_metrics(
     ratio: Tensor, advantages: Tensor, entropies: Tensor, divergence: Tensor | None, mask: Tensor, *, clips: bool
 ) -> None:
-    """Means over tokens: divergence, entropy, how many are clipped."""
+    """Means over tokens: the divergence, the entropy, and the share of clipped tokens."""
     for each in (divergence, entropies):
         if each is not None:
             _token_mean(each, mask)

@@ -1,4 +1,4 @@
-"""What TRL's preference trainers share: batches of rows with a completion, helpers, router loss."""
+"""The common parts of TRL's preference trainers: batches of rows with a completion, helpers, router loss."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ class Preference(Objective):
         self.score: Scorer = choose_scorer(self.settings, recipe.precision)
         self.reference: ReferenceModel = make_reference(recipe, built)
         self.redirects = self.settings.chunked and recipe.parallel.engine != "none"
-        """Without logits, the backbone and the head are called directly: among ranks that happens inside the wrapper."""
+        """Without logits, the backbone and the head are called directly. With several ranks, this happens inside the
+        wrapper."""
         self.router_loss = router_loss_coefficient(built.config, self.settings.trl)
 
     def batches(self, recipe: Recipe) -> Sequence[Batch]:
-        """Equal batches; each row has the largest possible length."""
+        """Equal batches, in which each row has the largest possible length."""
         batch = recipe.batch
         return [self.make_batch(recipe, batch.rows, batch.row_tokens)] * batch.gradient_accumulation_steps
 
@@ -42,7 +43,7 @@ class Preference(Objective):
         return self.make_batch(recipe, recipe.evaluation.rows, recipe.evaluation.row_tokens)
 
     def make_batch(self, recipe: Recipe, rows: int, row_tokens: int) -> Batch:
-        """What the trainer's collator returns for `rows` rows of `row_tokens` tokens."""
+        """The batch of the trainer's collator, with `rows` rows of `row_tokens` tokens."""
         raise NotImplementedError
 
     def extra_models(self) -> dict[str, Any]:
@@ -53,7 +54,8 @@ class Preference(Objective):
 def completion_rows(recipe: Recipe, rows: int, row_tokens: int) -> Inputs:
     """`input_ids`, `attention_mask` and `completion_mask`, int64 [rows, row_tokens]: a prompt, then the completion.
 
-    Every row is full, except that the last is one token shorter: the longest of a batch decides, others are padded.
+    Every row is full, except that the last is one token shorter: the longest row determines the length of the batch,
+    and others are padded.
     """
     inputs = make_text_batch(recipe, rows=rows, row_tokens=row_tokens, packed=False)
     del inputs["labels"]
@@ -64,8 +66,9 @@ def completion_rows(recipe: Recipe, rows: int, row_tokens: int) -> Inputs:
 
 
 def router_loss_coefficient(config: Any, trl: tuple[int, int]) -> float:
-    """The factor of the routers' balancing loss, 0 without one: the model's own coefficient, because axolotl sets none (TRL
-    1.14.1 `trainer/dpo_trainer.py`, `aux_loss_enabled`), and before TRL 1.14 always its default."""
+    """The factor of the routers' balancing loss; 0 without such a loss. It is the model's own coefficient, because
+    axolotl sets none (TRL 1.14.1 `trainer/dpo_trainer.py`, `aux_loss_enabled`). Before TRL 1.14, it is always TRL's
+    default."""
     text_config = config.get_text_config()
     if getattr(text_config, "output_router_logits", None) is None:
         return 0.0
@@ -75,6 +78,6 @@ def router_loss_coefficient(config: Any, trl: tuple[int, int]) -> float:
 
 
 def halves(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The chosen rows and the rejected ones; both are views."""
+    """The chosen rows and the rejected rows; both are views."""
     chosen, rejected = values.chunk(2, dim=0)
     return chosen, rejected

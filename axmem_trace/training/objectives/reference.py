@@ -1,4 +1,4 @@
-"""The frozen model that a policy is compared with, and how a trainer calls it.
+"""The frozen model with which a policy is compared, and how a trainer calls it.
 
 Source: TRL 1.14.1 `trainer/utils.py` `use_adapter`, `models/utils.py` `disable_gradient_checkpointing`; accelerate
 `accelerator.py` `prepare_model(evaluation_mode=True)`.
@@ -23,7 +23,7 @@ class ReferenceModel:
 
     model: Any = None
     has_wrapper = False
-    """It is a separate model with a wrapper of its own, which gathers its parameters."""
+    """Whether it is a separate model with its own wrapper, which gathers its parameters."""
 
     def __init__(self, policy: Any) -> None:
         self.policy = policy
@@ -35,16 +35,16 @@ class ReferenceModel:
 
     @contextmanager
     def ready_policy(self) -> Iterator[None]:
-        """The policy itself, without gradients and checkpointing."""
+        """While open, the policy runs without gradients and checkpointing."""
         with torch.no_grad(), checkpointing_off(self.policy):
             yield
 
     @contextmanager
     def ready(self, run_model: RunModel) -> Iterator[RunModel]:
-        """Without gradients and checkpointing; yields the forward to call.
+        """While open, the reference runs without gradients and checkpointing; yields the forward to call.
 
         Args:
-            run_model: the policy's.
+            run_model: the policy's forward.
         """
         with self.ready_policy():
             yield run_model
@@ -76,7 +76,7 @@ class AdapterCopy(ReferenceModel):
 
 
 class SecondModel(ReferenceModel):
-    """A separate model, in evaluation mode, wrapped by accelerate like the policy, or by FSDP alone."""
+    """A separate model in evaluation mode. accelerate wraps it like the policy, or only FSDP wraps it."""
 
     def __init__(self, policy: Any, built: BuiltModel, recipe: Recipe) -> None:
         super().__init__(policy)

@@ -1,7 +1,7 @@
 """Outcome reward models. Source: TRL 1.14.1 `trainer/reward_trainer.py` `DataCollatorForPreference`, `compute_loss`.
 
-There is no head over the vocabulary: one number for each position, and the last is used, so the loss has almost no
-temporary memory. The peak is in the backbone, in the backward of a layer.
+There is no head over the vocabulary. The head returns one number for each position, and only the last one is used. So
+the loss has almost no temporary memory, and the peak is in the backbone, in the backward of a layer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RewardModel(Preference):
         return Batch(inputs)
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[Tensor, Any]:
-        """logits [2 x pairs, 1] to a scalar."""
+        """The loss, a scalar, from logits [2 x pairs, 1]."""
         outputs = run_model(**inputs, use_cache=False)
         chosen, rejected = halves(outputs.logits.squeeze(-1))
         loss = -F.logsigmoid(chosen - rejected).mean()

@@ -1,4 +1,4 @@
-"""How a trainer of TRL gets log-probabilities out of a model: from logits, or from hidden states in tiles.
+"""How a trainer of TRL computes log-probabilities: from logits, or from hidden states in tiles.
 
 Source: TRL 1.14.1 `trainer/dpo_trainer.py` `_get_per_token_logps_and_entropies`, and the code next to it for
 `use_liger_kernel: false`.
@@ -23,14 +23,14 @@ from axmem_trace.training.prepared import autocast
 
 @dataclass(slots=True)
 class Scored:
-    """A batch of rows under one model. It keeps the logits alive."""
+    """The scores of a batch of rows under one model. It keeps the logits alive."""
 
     values: Tensor
     """Log-probability of each token, fp32 [rows, tokens - 1], zero outside of the completion."""
     entropies: Tensor | None
     outputs: Any
     logits: Tensor | None
-    """[rows, tokens - 1, vocabulary]; None where none were made."""
+    """[rows, tokens - 1, vocabulary]; None if there are none."""
 
 
 class Scorer(Protocol):
@@ -43,15 +43,15 @@ class Scorer(Protocol):
         Args:
             run_model: the model's forward as accelerate has wrapped it.
             model: the model itself.
-            call: what the forward is called with; `input_ids` [rows, tokens] are scored.
+            call: the arguments of the forward; `input_ids` [rows, tokens] are scored.
             mask: int64 [rows, tokens], 1 for the tokens of the completion.
-            entropy: entropies are computed too.
+            entropy: whether entropies are computed too.
         """
         ...
 
 
 class LogitScorer:
-    """The model's own forward, and its logits of every position."""
+    """Uses the model's own forward, and its logits of every position."""
 
     def __init__(self, helpers: LogProbabilities) -> None:
         self.helpers = helpers
@@ -70,7 +70,7 @@ class LogitScorer:
 
 
 class TiledScorer:
-    """Only the backbone, in autocast, and the head's product with the hidden states of completions in tiles."""
+    """Runs only the backbone, in autocast, and multiplies the head with the hidden states of completions in tiles."""
 
     def __init__(self, precision: Precision) -> None:
         self.precision = precision
@@ -93,7 +93,7 @@ class TiledScorer:
 def score_tiles(
     inner: Any, hidden: Tensor, labels: Tensor, precision: Precision, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states [N, H] and labels [N] to log-probabilities and entropies, fp32 [N], by the model's head."""
+    """Log-probabilities and entropies, fp32 [N], from hidden states [N, H] and labels [N], with the model's head."""
     head, text_config = inner.get_output_embeddings(), inner.config.get_text_config()
     softcap = getattr(text_config, "final_logit_softcapping", None)
     scale = getattr(text_config, "logit_scale", None)

@@ -42,10 +42,10 @@ class Supervised(Objective):
 
 
 class LogitsMean(Supervised):
-    """No loss: backward starts from the mean of the logits (`--assume loss_path=none`)."""
+    """Training without a loss: backward starts from the mean of the logits (`--assume loss_path=none`)."""
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[torch.Tensor, Any]:
-        """logits [batch, tokens, vocabulary] to a scalar."""
+        """The mean, a scalar, of logits [batch, tokens, vocabulary]."""
         outputs = run_model(**inputs)
         return outputs["logits"].mean(), outputs
 

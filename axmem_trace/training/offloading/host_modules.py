@@ -1,7 +1,7 @@
-"""Modules that loading left in host memory: their parameters are copied to the GPU for each forward.
+"""Modules that are in host memory after loading: their parameters are copied to the GPU for each forward.
 
 Source: accelerate 1.13 `hooks.py` `AlignDevicesHook.pre_forward`, `post_forward` (`offload=True`), `utils/modeling.py`
-`set_module_tensor_to_device` (a new parameter on the GPU, which trains if the old one did).
+`set_module_tensor_to_device` (a new parameter on the GPU, which requires gradients if the old one did).
 """
 
 from __future__ import annotations

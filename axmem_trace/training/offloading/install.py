@@ -1,4 +1,4 @@
-"""`install_offloading`: set up the recipe's offloading, around the training steps."""
+"""`install_offloading`: sets up the recipe's offloading around the training steps."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from axmem_trace.training.offloading.saved_tensors import ActivationOffload, Che
 from axmem_trace.training.offloading.selective_checkpointing import SelectiveOffload
 
 StepContext = Callable[[], AbstractContextManager[None]]
-"""Makes the context of one micro-batch's forward and backward."""
+"""Makes the context for forward and backward of one micro-batch."""
 
 
 @contextmanager
 def install_offloading(site: Site) -> Iterator[StepContext]:
     """While open, the model is set up for the recipe's offloading. Yields the steps' context.
 
-    It is closed before the site's own stack: what is offloaded then comes back.
+    It is closed before the site's own stack; offloaded tensors are then restored.
     """
     model, recipe, recorder = site.model, site.recipe, site.context.recorder
     offload = recipe.checkpointing.offload
@@ -79,7 +79,7 @@ def _install_layers(site: Site, stack: ExitStack) -> list[StepContext]:
 
 
 def _install_selective(stack: ExitStack, model: Any, recipe: Recipe, recorder: Recorder) -> None:
-    """Checkpointing is switched on again, with a `context_fn` that knows the recorder."""
+    """Switches checkpointing on again, with a `context_fn` that uses the recorder."""
     checkpointing = recipe.checkpointing
     offload = SelectiveOffload(recorder, make_policy(model, checkpointing))
     switch_on(model, {**checkpointing.kwargs, "use_reentrant": False, "context_fn": offload.make_contexts})
@@ -87,7 +87,7 @@ def _install_selective(stack: ExitStack, model: Any, recipe: Recipe, recorder: R
 
 
 def _install_inputs(stack: ExitStack, recipe: Recipe, recorder: Recorder) -> StepContext:
-    """Each checkpointing layer reports its input tensor before it is called (axolotl's patch of `__call__`)."""
+    """Makes each checkpointing layer report its input tensor before it runs (axolotl's patch of `__call__`)."""
     from transformers import GradientCheckpointingLayer
 
     offload = CheckpointInputOffload(recorder, prefetch=recipe.checkpointing.use_reentrant)
@@ -117,7 +117,7 @@ def _install_activations(site: Site, stack: ExitStack) -> StepContext:
 
 
 def _find_head(model: Any) -> nn.Module | None:
-    """The modules that are not offloaded, as `get_act_offloading_ctx_manager` finds them."""
+    """The module that is not offloaded, found as in `get_act_offloading_ctx_manager`."""
     inner = model.base_model if hasattr(model, "peft_config") else model
     for name in ("output", "lm_head"):
         found = getattr(inner, name, None)
@@ -135,7 +135,7 @@ def _find_head(model: Any) -> nn.Module | None:
 
 
 def _keep_on_gpu(stack: ExitStack, module: nn.Module) -> None:
-    """Inside this module saved tensors stay on the card (`NoOpManager`)."""
+    """Inside this module, saved tensors stay on the card (`NoOpManager`)."""
     open_hooks: list[Any] = []
 
     def enter(module: nn.Module, args: Any) -> None:

@@ -1,4 +1,5 @@
-"""`layer_offloading`: frozen weights of decoder layers are in host memory and are copied one layer before their use.
+"""`layer_offloading`: frozen weights of decoder layers are in host memory. Each layer's weights are copied to the card
+one layer before their use.
 
 Source: axolotl 0.19 `core/trainers/mixins/layer_offloading.py` (`LayerOffloadManager`, one layer prefetched).
 """
@@ -16,7 +17,7 @@ from axmem_trace.tracing.recorder import Recorder
 
 
 class LayerOffload:
-    """Moves each layer's frozen parameters; quantisation states stay on the card, because they are no parameters."""
+    """Moves each layer's frozen parameters. Quantisation states stay on the card, because they are not parameters."""
 
     def __init__(self, recorder: Recorder, model: nn.Module, layers: nn.ModuleList) -> None:
         self.recorder, self.layers = recorder, list(layers)
@@ -30,7 +31,8 @@ class LayerOffload:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Hooks on the layers; on entering, all layers go to the host and the cache is emptied."""
+        """While open, the layers have hooks. At the beginning, all layers are moved to the host and the cache is
+        emptied."""
         for index in range(len(self.layers)):
             self._offload(index)
         self.recorder.empty_cache()
@@ -45,13 +47,13 @@ class LayerOffload:
 
     @contextmanager
     def training_step(self) -> Iterator[None]:
-        """Before and after the step, only the first layer is on the card."""
+        """The context of a step. Before and after it, only the first layer is on the card."""
         self._begin_again()
         yield
         self._begin_again()
 
     def _restore(self) -> None:
-        """Restores the model; this is no part of the run."""
+        """Restores the model; this is not part of the run."""
         with self.recorder.paused():
             for index in set(range(len(self.layers))) - self._loaded:
                 for _, parameter in self._frozen[index]:

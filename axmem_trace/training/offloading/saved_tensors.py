@@ -21,28 +21,28 @@ from axmem_trace.tracing.recorder import Recorder
 MIN_BYTES = 1024
 """`min_offload_size`: smaller tensors stay on the card."""
 MAX_STASH = 5
-"""`max_fwd_stash_size`: how many of the latest tensors stay on the card while they are copied to the host."""
+"""`max_fwd_stash_size`: the number of latest tensors that stay on the card while they are copied to the host."""
 MAX_INPUT_STASH = 2
-"""The same of axolotl's offload of checkpointed inputs."""
+"""The same number in axolotl's offload of checkpointed inputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Away:
-    """Replaces, in autograd's graph, a tensor that is in host memory."""
+    """Replaces in autograd's graph a tensor that is in host memory."""
 
     number: int
 
 
 class ActivationOffload:
-    """Every saved tensor of at least `MIN_BYTES` goes to the host in forward and comes back in backward.
+    """Moves every saved tensor of at least `MIN_BYTES` to the host in forward, and copies it back in backward.
 
     The hooks are open during the whole training step, so tensors that a recomputation saves are offloaded too.
 
     Args:
-        streams: copies run in parallel to the computation, so the latest `MAX_STASH` tensors stay alive for a while;
-            and a tensor that was copied back is alive until the next node of backward has run.
-        kept_on_gpu: storages (by `_cdata`) that are not offloaded: TRL excludes the model's weights, axolotl's variant for
-            adapters does not, so transposed weights that a product saves are offloaded too.
+        streams: whether copies run in parallel to the computation. Then the latest `MAX_STASH` tensors stay alive
+            longer, and a tensor that was copied back is alive until the next node of backward has run.
+        kept_on_gpu: storages (by `_cdata`) that are not offloaded. TRL excludes the model's weights. axolotl's variant
+            for adapters does not, so transposed weights that a product saves are offloaded too.
     """
 
     def __init__(self, recorder: Recorder, *, streams: bool, kept_on_gpu: frozenset[int] = frozenset()) -> None:
@@ -57,8 +57,8 @@ class ActivationOffload:
 
     @contextmanager
     def training_step(self) -> Iterator[None]:
-        """Forward and backward of one micro-batch. TRL empties the allocator's cache first if bitsandbytes is imported,
-        and peft imports it."""
+        """The context for forward and backward of one micro-batch. TRL first empties the allocator's cache if
+        bitsandbytes is imported, and peft imports it."""
         self._clear()
         self.recorder.empty_cache()
         try:
@@ -115,9 +115,10 @@ class ActivationOffload:
         return tensor
 
     def _register_release(self, node: Any, number: int, tensor: torch.Tensor, earlier: list[int]) -> None:
-        """After the node has run: drop the rest of forward's stash, and what was copied back for earlier nodes.
+        """After the node has run, drops the rest of forward's stash, and the tensors that were copied back for earlier
+        nodes.
 
-        A tensor to which something else refers now is dropped here and stays alive there (TRL's `record_stream`).
+        If something else refers to a tensor, it stays alive although it is dropped here (TRL's `record_stream`).
         """
         storage = tensor.untyped_storage()._cdata
         uses = torch._C._storage_Use_Count(storage)
@@ -137,7 +138,7 @@ class CheckpointInputOffload:
     """`activation_offloading: hidden_states`: only the input of each checkpointed layer is copied to the host.
 
     Args:
-        prefetch: reentrant checkpointing, for which axolotl's manager copies the next layer's input back in advance.
+        prefetch: True for reentrant checkpointing: axolotl's manager copies the next layer's input back in advance.
     """
 
     def __init__(self, recorder: Recorder, *, prefetch: bool) -> None:
@@ -159,7 +160,7 @@ class CheckpointInputOffload:
             self._clear()
 
     def mark(self, hidden_states: Any) -> None:
-        """The next time that this tensor is saved, it is offloaded."""
+        """Marks this tensor: it is offloaded when it is saved the next time."""
         if isinstance(hidden_states, torch.Tensor):
             self._marked[id(hidden_states)] = self._marked.get(id(hidden_states), 0) + 1
 
@@ -186,7 +187,7 @@ class CheckpointInputOffload:
             return tensor
         host = self._host.pop(saved.number)
         if self.prefetch:
-            self._stash.clear()  # every copy has ended by now
+            self._stash.clear()  # every copy has finished
             found = self._ahead.pop(saved.number, None)
             if saved.number - 1 in self._host:
                 self._ahead[saved.number - 1] = self._host[saved.number - 1].clone()

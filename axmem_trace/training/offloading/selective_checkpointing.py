@@ -1,4 +1,4 @@
-"""`selective_checkpointing: {offload: true}`: outputs that are saved instead of recomputed are in pinned host memory.
+"""`selective_checkpointing: {offload: true}`: outputs that are saved, and not recomputed, are in pinned host memory.
 
 Source: axolotl 0.19 `monkeypatch/selective_checkpointing_offload.py` (`SacOffloadEngine`, `_OffloadCachingMode`,
 `_OffloadCachedMode`).
@@ -23,16 +23,16 @@ from axmem_trace.tracing.recorder import Recorder
 MIN_BYTES = 1 << 20
 """`min_offload_bytes`: smaller outputs stay on the card."""
 MAX_STASH = 2
-"""`max_fwd_stash_size`: how many of the latest outputs stay on the card while they are copied to the host."""
+"""`max_fwd_stash_size`: the number of latest outputs that stay on the card while they are copied to the host."""
 MAX_POOLED = 128
-"""`max_cpu_buffer_pool_size`: host buffers that are kept to be used again."""
+"""`max_cpu_buffer_pool_size`: the number of host buffers that are kept for reuse."""
 
 _Key = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
 
 @dataclass(eq=False, slots=True)
 class _Away:
-    """An output in host memory, and its copy on the card after it was fetched."""
+    """An output in host memory, and its copy on the card after it has been fetched."""
 
     region: int
     host: torch.Tensor

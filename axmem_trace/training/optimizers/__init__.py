@@ -1,8 +1,8 @@
-"""Optimizers: from a recipe and a module to an optimizer that steps on meta.
+"""Optimizers: makes an optimizer that runs on meta, from a recipe and a module.
 
 `build_optimizer` returns the run's optimizer: the library's own class if it runs on meta (torch, transformers,
 bitsandbytes), otherwise a class of this package that allocates what the library's source allocates, in its order.
-Everything that the step allocates is the result of a torch operator, so a dispatch mode sees it.
+Everything that the step allocates is the result of a torch operator, so a dispatch mode can record it.
 """
 
 from axmem_trace.training.optimizers.build import build_optimizer, known_optimizers

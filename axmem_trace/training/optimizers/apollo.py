@@ -23,8 +23,9 @@ from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 
 class ApolloAdamW(RebuiltOptimizer):
-    """apollo_torch 1.0.3, apollo.py, `AdamW.step`: low-rank states as GaLore's, a random basis by default, and the full
-    gradient scaled per channel or as a whole, twice from the second step on (the norm-growth limiter)."""
+    """apollo_torch 1.0.3, apollo.py, `AdamW.step`: low-rank states like GaLore's, and a random basis by default. The
+    full gradient is scaled for each channel or as a whole; from the second step on, it is scaled twice (the norm-growth
+    limiter)."""
 
     def _update(self) -> None:
         for group, parameter, state in self._with_gradient():

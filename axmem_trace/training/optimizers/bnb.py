@@ -1,9 +1,9 @@
-"""bitsandbytes' optimizers: the real classes, stepped on meta.
+"""bitsandbytes' optimizers: the real classes, run on meta.
 
-The update itself is one CUDA kernel that works in place and takes no workspace (bitsandbytes/backends/cuda/ops.py,
+The update itself is one CUDA kernel that works in place and needs no workspace (bitsandbytes/backends/cuda/ops.py,
 `_optimizer_update_32bit_impl`, `_optimizer_update_8bit_blockwise_impl`); bitsandbytes registers a fake kernel for it,
-so meta runs it. This file replaces two other parts: managed memory, which needs a GPU's driver, and bitsandbytes'
-process-wide registries, which must not keep one run's parameters for the next.
+so it runs on meta. This file replaces two other parts: managed memory, which needs a GPU's driver, and bitsandbytes'
+process-wide registries, which must not keep the parameters of one run for the next run.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def build_bnb(request: Request) -> TracedOptimizer:
     """transformers/trainer_optimizer.py, `_get_bitsandbytes_optimizer`, and the override of embeddings in
     `Trainer.create_optimizer`.
 
-    8-bit state is one byte per element plus one fp32 `absmax` per block of 256, except that tensors of fewer than 4096
+    8-bit state is one byte for each element plus one fp32 `absmax` for each block of 256. Tensors of fewer than 4096
     elements and the weights of `nn.Embedding` keep fp32 state. axolotl's own `create_optimizer` (used with
-    `embedding_lr`, `lr_groups` or LoRA+) looks for a class called `Adam8bit`, which transformers never passes, so there
-    embeddings get 8-bit state too.
+    `embedding_lr`, `lr_groups` or LoRA+) checks for a class called `Adam8bit`, which transformers never passes. So
+    embeddings have 8-bit state in these runs.
     """
     optimizer_class, kwargs = _class_and_kwargs(request)
     with own_registries() as manager, managed_memory_on_meta():
@@ -82,9 +82,11 @@ def _keep_embeddings_in_fp32(request: Request, manager: Any) -> None:
 
 @contextmanager
 def own_registries() -> Iterator[Any]:
-    """While open, new `GlobalOptimManager` and `GlobalPageManager` objects for the optimizers; yields the first.
+    """While open, the optimizers use new `GlobalOptimManager` and `GlobalPageManager` objects; yields the first of
+    them.
 
-    bitsandbytes keeps one of each per process: overrides by `id(parameter)` and every paged tensor, forever.
+    bitsandbytes has one of each in a process. They keep overrides by `id(parameter)`, and every paged tensor,
+    permanently.
     """
     from bitsandbytes.functional import GlobalPageManager
     from bitsandbytes.optim import GlobalOptimManager
@@ -97,8 +99,8 @@ def own_registries() -> Iterator[Any]:
 def managed_memory_on_meta() -> Iterator[None]:
     """Replaces bitsandbytes' calls into the CUDA driver for paged state.
 
-    `get_paged` returns a meta tensor marked as paged, which no recorder sees: managed memory does not belong to the
-    caching allocator. `fill` and `prefetch_tensor` allocate nothing.
+    `get_paged` returns a meta tensor that is marked as paged. It is not recorded, because managed memory is not part of
+    the caching allocator. `fill` and `prefetch_tensor` allocate nothing.
     """
     import bitsandbytes.functional as functional
 

@@ -1,4 +1,4 @@
-"""`build_optimizer`: from the name in a recipe to an optimizer that steps on meta."""
+"""`build_optimizer`: makes an optimizer that runs on meta, from the name in a recipe."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 
 def known_optimizers() -> tuple[str, ...]:
-    """Every name that can be estimated, aliases included."""
+    """Every optimizer name that can be estimated, including aliases."""
     return tuple(sorted(BUILDERS.keys() | ALIASES.keys()))
 
 
 def build_optimizer(recipe: Recipe, module: nn.Module) -> TracedOptimizer:
-    """The optimizer that the run would use, over the trainable parameters of `module`.
+    """The optimizer of the run, for the trainable parameters of `module`.
 
     Args:
-        recipe: `recipe.optimizer` names it; adapter and `optimizer.extra` shape its parameter groups.
-        module: the model as trained (adapters attached), on meta.
+        recipe: `recipe.optimizer` names the optimizer; adapter and `optimizer.extra` determine its parameter groups.
+        module: the model to train, with its adapters, on meta.
 
     Raises:
         ConfigError: an unknown name, arguments that the library refuses, or nothing to train.

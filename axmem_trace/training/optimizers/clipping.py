@@ -1,4 +1,4 @@
-"""Gradient clipping and fp16 loss scaling, as accelerate does them on one GPU."""
+"""Gradient clipping and fp16 loss scaling, as in accelerate on one GPU."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cuda
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
-    """Clips as `Accelerator.clip_grad_norm_` does on one GPU: `torch.nn.utils.clip_grad_norm_`, with foreach.
+    """Clips like `Accelerator.clip_grad_norm_` on one GPU: with `torch.nn.utils.clip_grad_norm_` and foreach.
 
-    With `max_norm` 0 or infinity transformers still computes the norm, to log it (transformers/trainer.py,
+    With `max_norm` 0 or infinity, transformers also computes the norm, to log it (transformers/trainer.py,
     `_get_grad_norm`), and multiplies by a coefficient of one.
 
     Returns:
-        The total norm, a 0-d meta tensor that the Trainer holds until the next step.
+        The total norm, a 0-d meta tensor that the Trainer keeps until the next step.
     """
     parameters = list(parameters)
     with meta_as_cuda():
@@ -30,9 +30,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch
 
 
 def group_by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters that are divided among the same ranks, in the same way; those that are not divided form a group too.
-
-    Functions of torch for lists of tensors take only such lists.
+    """Groups of parameters that are sharded across the same ranks in the same way. Parameters that are not sharded are
+    a group too. torch's functions for lists of tensors accept only such lists.
     """
     groups: dict[Any, list[nn.Parameter]] = {}
     for parameter in parameters:
@@ -54,10 +53,10 @@ def _clip_each_mesh(by_mesh: Sequence[list[nn.Parameter]], max_norm: float) -> t
 
 
 class GradientScaler:
-    """The tensors of `torch.amp.GradScaler` on CUDA, which refuses to work without a GPU.
+    """The tensors of `torch.amp.GradScaler` on CUDA. The class itself does not work without a GPU.
 
-    Source: torch/amp/grad_scaler.py. The scale and the growth tracker are made by the first `scale`; `unscale` makes
-    the inverse in double and in float, and one `found_inf` per optimizer and device, kept until `update`.
+    Source: torch/amp/grad_scaler.py. The first `scale` makes the scale and the growth tracker. `unscale` makes the
+    inverse in double and in float, and one `found_inf` for each optimizer and device, which is kept until `update`.
     """
 
     def __init__(self) -> None:
@@ -74,7 +73,8 @@ class GradientScaler:
 
     @torch.no_grad()
     def unscale(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Divides the gradients by the scale, in place, one kernel per dtype (`GradScaler._unscale_grads_`)."""
+        """Divides the gradients by the scale, in place, with one kernel for each dtype
+        (`GradScaler._unscale_grads_`)."""
         by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
         for parameter in parameters:
             if parameter.grad is not None:
@@ -91,5 +91,5 @@ class GradientScaler:
         self._found_inf = None
 
     def state_tensors(self) -> Sequence[torch.Tensor]:
-        """The scale and the growth tracker, once made."""
+        """The scale and the growth tracker, if they have been made."""
         return [tensor for tensor in (self._scale, self._growth_tracker) if tensor is not None]

@@ -31,21 +31,21 @@ def inverse_root(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 
 def add_factors(state: dict[str, torch.Tensor], name: str, like: torch.Tensor) -> None:
-    """Row and column sums for a (..., R, C) tensor; made on the CPU and moved, as the libraries do."""
+    """Adds row and column sums for a (..., R, C) tensor. They are made on the CPU and moved, as in the libraries."""
     state[f"{name}_row"] = torch.zeros(like.shape[:-1]).to(like)
     state[f"{name}_col"] = torch.zeros(like.shape[:-2] + like.shape[-1:]).to(like)
 
 
 def update_factors(state: dict[str, torch.Tensor], name: str, square: torch.Tensor) -> torch.Tensor:
-    """Updates the factors by the means of `square`; returns their `inverse_root`."""
+    """Updates the factors with the means of `square`; returns their `inverse_root`."""
     state[f"{name}_row"].mul_(DECAY).add_(square.mean(dim=-1), alpha=1 - DECAY)
     state[f"{name}_col"].mul_(DECAY).add_(square.mean(dim=-2), alpha=1 - DECAY)
     return inverse_root(state[f"{name}_row"], state[f"{name}_col"])
 
 
 class Came(RebuiltOptimizer):
-    """came_pytorch 0.1.3, CAME.py, `CAME.step`: a full fp32 first moment, factored second moment and instability;
-    all temporaries in fp32, tensor by tensor."""
+    """came_pytorch 0.1.3, CAME.py, `CAME.step`: a full fp32 first moment, a factored second moment and a factored
+    instability. All temporaries are fp32; tensors are updated one after the other."""
 
     def _update(self) -> None:
         for group, parameter, state in self._with_gradient():
@@ -86,7 +86,7 @@ class Came(RebuiltOptimizer):
 class GaLoreAdafactor(RebuiltOptimizer):
     """galore_torch 1.0, adafactor.py, `Adafactor.step`: transformers' Adafactor on the projected fp32 gradient.
 
-    The projection of an fp32 gradient is a view of the whole singular basis, which therefore stays alive.
+    The projection of an fp32 gradient is a view of the whole singular basis, so the whole basis stays alive.
     """
 
     def _update(self) -> None:

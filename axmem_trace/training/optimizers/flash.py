@@ -1,4 +1,4 @@
-"""flashoptim's optimizers: 8-bit states in groups of 32, and a correction that extends half-precision weights."""
+"""flashoptim's optimizers: 8-bit states in groups of 32, and a correction that adds bits to half-precision weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _GROUP = 32
 class FlashOptimizer(RebuiltOptimizer):
     """flashoptim 0.1.4, optimizers.py, `FlashOptimizer._ensure_state_initialized` and `_do_step`.
 
-    In the first step each state is made in full precision, quantised and dropped. The fused kernels have no workspace; SGD
-    without momentum has none and works on fp32 copies.
+    In the first step, each state is made in full precision, then quantised, and the full-precision state is dropped.
+    The fused kernels have no workspace. SGD without momentum has no fused kernel and uses fp32 copies.
     """
 
     def __init__(self, groups: ParamGroups, states: tuple[str, ...], *, quantise: bool, master_bytes: int) -> None:
@@ -67,7 +67,7 @@ def build_flash(request: Request) -> TracedOptimizer:
     """axolotl, core/builders/base.py, `_configure_optimizer`; arguments as flashoptim 0.1.4's constructors take them.
 
     Raises:
-        ConfigError: what flashoptim refuses: a correction of weights that are fp32 already.
+        ConfigError: flashoptim refuses the arguments: a correction of weights that are fp32 already.
     """
     bits = request.args.get("master_weight_bits", 24)
     bits = None if bits in (None, "None", "null") else request.arg("master_weight_bits", 24, int)

@@ -12,8 +12,8 @@ from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 
 class Adopt(RebuiltOptimizer):
-    """axolotl, utils/optimizers/adopt.py, `_multi_tensor_adopt`: two states; from the second step on two temporaries as
-    large as the group (the root of the second moment and the normalised gradient)."""
+    """axolotl, utils/optimizers/adopt.py, `_multi_tensor_adopt`: two states. From the second step on, there are two
+    temporaries as large as the group: the root of the second moment, and the normalised gradient."""
 
     def _update(self) -> None:
         for group in self.param_groups:
@@ -54,9 +54,9 @@ class Adopt(RebuiltOptimizer):
 class ScheduleFree(RebuiltOptimizer):
     """schedulefree 1.4.1, {adamw,sgd,radam}_schedulefree.py, `step` with `foreach=True`, its default.
 
-    `z`, a copy of the weights, and the second moment (not for SGD). Adam's denominator is a temporary as large as
-    the group; the gradient is normalised in place. RAdam makes that temporary only once its average is long enough
-    (from the sixth step on with beta2 = 0.999); here its second step represents those.
+    The states are `z`, a copy of the weights, and the second moment (not for SGD). Adam's denominator is a temporary as
+    large as the group; the gradient is normalised in place. RAdam makes this temporary only when its average is long
+    enough (from the sixth step on with beta2 = 0.999); here, its second step has it already.
     """
 
     def __init__(self, groups: Any, kind: str) -> None:
@@ -102,8 +102,9 @@ def build_adopt(request: Request) -> TracedOptimizer:
 
 
 def build_adamc(request: Request) -> TracedOptimizer:
-    """axolotl, utils/optimizers/adamc.py: AdamW with another decay. Its `_multi_tensor_adamc` runs the operators of
-    torch's multi-tensor AdamW that allocate, so torch's class is used for it; `foreach: false` in `optim_args` loops."""
+    """axolotl, utils/optimizers/adamc.py: AdamW with another decay. Its `_multi_tensor_adamc` has the same allocating
+    operators as torch's multi-tensor AdamW, so torch's class is used. With `foreach: false` in `optim_args`, it loops
+    over the tensors."""
     foreach = bool(request.args.get("foreach", True))
     request.note("ruled", "allocates as torch.optim.AdamW does (axolotl, utils/optimizers/adamc.py)")
     return request.traced(torch.optim.AdamW(request.groups, lr=request.lr, foreach=foreach, **request.adam_kwargs))

@@ -25,8 +25,8 @@ from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 
 class GaLoreAdamW(RebuiltOptimizer):
-    """galore_torch 1.0, adamw.py, `AdamW.step`: two low-rank states in the gradient's dtype, the basis, and a full-size
-    update (the product and a scaled copy of it) per tensor."""
+    """galore_torch 1.0, adamw.py, `AdamW.step`: for each tensor, two low-rank states in the gradient's dtype, the
+    basis, and a full-size update (the product and a scaled copy of it)."""
 
     def _update(self) -> None:
         for group, parameter, state in self._with_gradient():
@@ -105,8 +105,8 @@ def project_back_quantised(update: torch.Tensor, state: dict[str, Any], group: d
 @lru_cache(maxsize=1)
 def projected_adamw_8bit() -> Any:
     """bitsandbytes' blockwise AdamW on projected gradients: galore_torch 1.0, adamw8bit.py, and q_galore_torch 1.0,
-    q_galore_adamw8bit.py, `AdamW8bit.step`. During the step a low-rank tensor replaces the weight, which gets a new
-    storage in each step."""
+    q_galore_adamw8bit.py, `AdamW8bit.step`. During the step, a low-rank tensor replaces the weight. So the weight has a
+    new storage after each step."""
     from bitsandbytes.optim.optimizer import Optimizer2State
 
     class ProjectedAdamW8bit(Optimizer2State):
@@ -138,7 +138,8 @@ def projected_adamw_8bit() -> Any:
                             parameter.data.add_(parameter.data, alpha=-LR)
 
         def update_step(self, group: Any, parameter: Any, gindex: int, pindex: int) -> None:
-            """The weight's norm is computed for its temporaries; its value, which meta does not have, is not passed."""
+            """Computes the weight's norm, because of its temporaries. Its value is not passed on: meta has no
+            values."""
             limit, self.args.max_unorm = self.args.max_unorm, 0.0
             if limit > 0 and self.state[parameter]["state1"].dtype == torch.float32:
                 torch.norm(parameter.data.float())
@@ -151,8 +152,8 @@ def projected_adamw_8bit() -> Any:
 def build_galore(request: Request) -> TracedOptimizer:
     """transformers/trainer_optimizer.py, `_get_galore_optimizer`.
 
-    With bitsandbytes 0.50 galore_torch's positional `percentile_clipping=100` lands on `max_unorm`, which adds one fp32
-    scalar per tensor and an fp32 copy of each small tensor's weight while it steps.
+    With bitsandbytes 0.50, galore_torch's positional argument `percentile_clipping=100` is received as `max_unorm`.
+    This adds one fp32 scalar for each tensor, and an fp32 copy of the weight of each small tensor during its step.
     """
     if request.name == "galore_adafactor_layerwise":
         raise ConfigError(
@@ -194,7 +195,7 @@ def _in_own_registries(make: Any) -> Any:
 
 
 def note_decomposition(request: Request) -> None:
-    """Notes on steps that decompose a gradient: what is a rule, and what is left out."""
+    """Adds notes on steps that decompose a gradient: one on the rule, and one on what is left out."""
     request.note(
         "ruled",
         "projects and steps as galore_torch 1.0 (q_galore_torch 1.0 for Q-GaLore); the first step "
@@ -214,7 +215,7 @@ def build_q_galore(request: Request) -> TracedOptimizer:
     extra = request.extra
     targets = request.recipe.optimizer.target_modules or ("attn", "mlp")
     if isinstance(targets, str):
-        targets = tuple(targets)  # axolotl iterates over the text, letter by letter
+        targets = tuple(targets)  # axolotl iterates over the letters of the text
     projected = [p for name, p in request.trainable if p.ndim == 2 and any(target in name for target in targets)]
     if not projected:
         raise ConfigError(

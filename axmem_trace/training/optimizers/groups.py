@@ -1,7 +1,7 @@
 """Parameter groups, as transformers and axolotl make them.
 
-Groups matter to memory: torch's multi-tensor code makes its temporaries one group at a time, so two groups of half the
-parameters peak at half the temporaries of one.
+Groups change the needed memory: torch's multi-tensor code makes its temporaries for one group at a time. With two
+groups of half the parameters, the temporaries are half as large as with one group.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _UNDECAYED_PATTERNS = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)
 
 
 def decay_parameter_names(module: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay applies to (transformers, `Trainer.get_decay_parameter_names`)."""
+    """Names of the parameters with weight decay (transformers, `Trainer.get_decay_parameter_names`)."""
     from transformers.trainer_pt_utils import get_parameter_names
 
     return set(get_parameter_names(module, [nn.LayerNorm], _UNDECAYED_PATTERNS))
@@ -37,9 +37,9 @@ def make_param_groups(recipe: Recipe, module: nn.Module, *, custom: bool) -> lis
     """The groups of the run's optimizer, without empty ones.
 
     Args:
-        recipe: the run; `optimizer.extra` may hold `embedding_lr`, `embedding_lr_scale`, `lr_groups`,
+        recipe: the recipe of the run; `optimizer.extra` may contain `embedding_lr`, `embedding_lr_scale`, `lr_groups`,
             `loraplus_lr_ratio`, `loraplus_lr_embedding`.
-        module: its trainable parameters are grouped.
+        module: the module whose trainable parameters are grouped.
         custom: True if axolotl itself builds the optimizer.
     """
     if recipe.adapter.loraplus or recipe.optimizer.extra.get("loraplus_lr_ratio") is not None:
@@ -48,7 +48,7 @@ def make_param_groups(recipe: Recipe, module: nn.Module, *, custom: bool) -> lis
         groups = _axolotl_groups(recipe, module)
     else:
         groups = _transformers_groups(recipe, module)
-    return [group for group in groups if group["params"]] or groups[:1]  # torch refuses a list of no groups
+    return [group for group in groups if group["params"]] or groups[:1]  # torch refuses an empty list of groups
 
 
 def _transformers_groups(recipe: Recipe, module: nn.Module) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""LOMO and AdaLomo, which step inside the backward pass."""
+"""LOMO and AdaLomo, which update the parameters inside the backward pass."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 
 class Lomo(RebuiltOptimizer):
-    """lomo_optim 0.1.1, lomo.py, `Lomo.fuse_update`: no state; when a gradient is ready, the parameters whose gradients
-    were accumulated before it are updated through fp32 copies and their gradients dropped."""
+    """lomo_optim 0.1.1, lomo.py, `Lomo.fuse_update`: no state. When a gradient is ready, the parameters whose gradients
+    were accumulated before are updated with fp32 copies, and their gradients are dropped."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__([{"params": list(module.parameters())}])
@@ -35,7 +35,7 @@ class Lomo(RebuiltOptimizer):
 
     @torch.no_grad()
     def update_pending(self) -> None:
-        """Updates what has a gradient; LOMO calls it again after backward, for the last one."""
+        """Updates the parameters that have a gradient. LOMO calls it again after backward, for the last parameter."""
         waiting = [parameter for parameter in self._pending if parameter.grad is None]
         for parameter in self._pending:
             if parameter.grad is not None:
@@ -52,8 +52,8 @@ class Lomo(RebuiltOptimizer):
 
 
 class AdaLomo(Lomo):
-    """lomo_optim 0.1.1, adalomo.py, `AdaLomo`: factored fp32 second moments, made by the constructor for every
-    parameter of the model, frozen ones included."""
+    """lomo_optim 0.1.1, adalomo.py, `AdaLomo`: factored fp32 second moments. The constructor makes them for every
+    parameter of the model, including frozen ones."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)

@@ -26,8 +26,8 @@ def side_of(shape: torch.Size, kind: str) -> str:
 def project(gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> torch.Tensor:
     """GaLore's projection of an (R, C) gradient to rank `group["rank"]` (galore_projector.py, `GaLoreProjector`).
 
-    The first step makes the basis from a singular value decomposition, kept in `state["ortho_matrix"]`; later ones
-    (every `update_proj_gap` steps) make the same allocations again.
+    The first step makes the basis by a singular value decomposition and keeps it in `state["ortho_matrix"]`. Later
+    decompositions (every `update_proj_gap` steps) make the same allocations again.
     """
     side = side_of(gradient.shape, group["proj_type"])
     if "ortho_matrix" not in state:
@@ -52,7 +52,7 @@ def project_back(update: torch.Tensor, state: dict[str, Any], group: dict[str, A
 
 
 def singular_basis(gradient: torch.Tensor, rank: int, side: str) -> Any:
-    """`GaLoreProjector.get_orthogonal_matrix`: in fp32, with a product that is made and dropped.
+    """`GaLoreProjector.get_orthogonal_matrix`: works in fp32, with a product that is made and then dropped.
 
     For an fp32 gradient the basis is a view, so the whole matrix of singular vectors stays alive.
     """
@@ -72,8 +72,8 @@ def _as(basis: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def random_basis(gradient: torch.Tensor, rank: int, side: str) -> torch.Tensor:
-    """apollo_torch 1.0.3, random_projector.py, `GradientProjector.get_orthogonal_matrix`: a normal matrix made in fp32,
-    and an fp32 copy of the gradient, of which only the shape is read."""
+    """apollo_torch 1.0.3, random_projector.py, `GradientProjector.get_orthogonal_matrix`: a random normal matrix in
+    fp32, and an fp32 copy of the gradient, from which only the shape is used."""
     half = gradient.dtype != torch.float32
     matrix = gradient.data.float() if half else gradient.data
     shape = (matrix.shape[0], rank) if side == "left" else (rank, matrix.shape[1])
@@ -83,7 +83,7 @@ def random_basis(gradient: torch.Tensor, rank: int, side: str) -> torch.Tensor:
 
 def low_rank_groups(request: Request, projection: dict[str, Any]) -> ParamGroups:
     """transformers/trainer_optimizer.py, `_setup_low_rank_optimizer`: the weights of targeted `nn.Linear`s are
-    projected, everything else is not. No weight decay groups.
+    projected, all others are not. There are no groups by weight decay.
 
     Raises:
         ConfigError: no `optim_target_modules`, or they match no linear layer.
@@ -123,10 +123,10 @@ def _targeted_linears(module: nn.Module, targets: Any) -> list[str]:
 
 
 def known_projection(request: Request, kind: str) -> str:
-    """`kind` if GaLore knows it.
+    """Returns `kind` if GaLore supports it.
 
     Raises:
-        ConfigError: it doesn't.
+        ConfigError: GaLore does not support it.
     """
     if kind not in PROJECTIONS:
         raise ConfigError("unknown projection", key="optim_args.proj_type", value=kind, accepted=", ".join(PROJECTIONS))
@@ -134,16 +134,16 @@ def known_projection(request: Request, kind: str) -> str:
 
 
 def step_in_backward(request: Request, groups: ParamGroups, make: Any) -> list[torch.optim.Optimizer]:
-    """Layer-wise stepping: one optimizer per parameter, stepped by a hook as soon as its gradient is complete, which is
-    then dropped (`_setup_low_rank_optimizer`).
+    """Layer-wise updates: one optimizer for each parameter. A hook runs it as soon as the gradient is complete, and
+    drops the gradient (`_setup_low_rank_optimizer`).
 
     Args:
-        request: checked for gradient accumulation.
-        groups: each parameter gets its own group, with the keys of its group here.
-        make: from a list of one group to an optimizer.
+        request: its gradient accumulation is checked.
+        groups: the parameter groups. Each parameter gets a separate group with the keys of its group here.
+        make: makes an optimizer from a list with one group.
 
-    Gradients that are accumulated are a reason why the run can't run, as transformers refuses them
-    (`_setup_low_rank_optimizer`). In the figures each micro-batch steps by itself, as its gradients are dropped immediately.
+    transformers refuses gradient accumulation with it, so the run is then impossible (`_setup_low_rank_optimizer`). In
+    the figures, each micro-batch updates the parameters separately, because its gradients are dropped immediately.
     """
     if request.recipe.batch.gradient_accumulation_steps != 1:
         text = f"the run stops: transformers refuses {request.name} with gradient accumulation (in the figures each "

@@ -1,7 +1,8 @@
 """Makes torch treat meta tensors like CUDA tensors when it chooses an optimizer's implementation.
 
-torch chooses `foreach` and allows `fused` by looking a device's type up in two lists (torch/utils/_foreach_utils.py,
-`_get_foreach_kernels_supported_devices` and `_get_fused_kernels_supported_devices`), which hold "cuda" and not "meta".
+torch chooses `foreach` and allows `fused` if the device's type is in one of two lists (torch/utils/_foreach_utils.py,
+`_get_foreach_kernels_supported_devices` and `_get_fused_kernels_supported_devices`). These contain "cuda" but not
+"meta".
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from axmem_trace.tracing.patching import replaced
 _FUSED = "_get_fused_kernels_supported_devices"
 _LISTS = ("_get_foreach_kernels_supported_devices", _FUSED)
 _PLACES = (import_module("torch.utils._foreach_utils"), import_module("torch.optim.optimizer"))
-"""`torch.optim.optimizer` has its own reference to both functions, and is no attribute of `torch.optim`."""
+"""`torch.optim.optimizer` has its own reference to both functions. It is not an attribute of `torch.optim`, so it is
+imported by name."""
 
 
 def _with_meta(supported_devices: Callable[[], list[str]]) -> Callable[[], list[str]]:
@@ -24,8 +26,8 @@ def _with_meta(supported_devices: Callable[[], list[str]]) -> Callable[[], list[
 
 @contextmanager
 def meta_as_cpu() -> Iterator[None]:
-    """While it is open, meta parameters are stepped as those of the CPU: `foreach=None` chooses the loop, and `fused=True`
-    is accepted."""
+    """While it is open, meta parameters are updated like CPU parameters: `foreach=None` chooses the loop, and
+    `fused=True` is accepted."""
     with ExitStack() as stack:
         for place in _PLACES:
             stack.enter_context(replaced(place, _FUSED, _with_meta(getattr(place, _FUSED))))

@@ -1,4 +1,4 @@
-"""Names of optimizers: aliases, retired names, and what is accepted."""
+"""Names of optimizers: aliases, retired names, and accepted names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RETIRED = {
     "apex steps",
     "adamw_anyprecision": "needs the package torchdistx, whose development has ended",
 }
-"""Names of older releases, and their status now."""
+"""Names of older releases, and their current status."""
 
 UNAVAILABLE = {
     "polora": "its package is published only as a git repository, and its states could not be read; any other "
@@ -32,7 +32,7 @@ UNAVAILABLE = {
     "ao_adamw_8bit": 'axolotl 0.19 lists the name and then fails with "Unhandled optimizer"; transformers\' '
     "adamw_torch_8bit is the same optimizer",
 }
-"""Names that axolotl accepts and that cannot train on one CUDA GPU."""
+"""Names that axolotl accepts, but that can't be used for training on a CUDA GPU or can't be estimated."""
 
 
 def canonical_name(name: str, known: frozenset[str]) -> str:

@@ -42,8 +42,8 @@ class _Optimi(RebuiltOptimizer):
 
 
 class OptimiAdamW(_Optimi):
-    """optimi/adam.py, `_single_adam`, which axolotl selects (`foreach=False`): one temporary at a time; the gradient's
-    memory holds the weight before the step."""
+    """optimi/adam.py, `_single_adam`, which axolotl selects (`foreach=False`): one temporary at a time. The gradient's
+    memory is used for the weight before the step."""
 
     def _update_group(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
         for parameter in parameters:
@@ -67,8 +67,8 @@ class OptimiAdamW(_Optimi):
 
 
 class StableAdamW(_Optimi):
-    """optimi/stableadamw.py, `_foreach_stableadamw`: one temporary as large as the group (the clamped second moment);
-    other temporaries use the gradients' memory. A squared epsilon per parameter is on the GPU."""
+    """optimi/stableadamw.py, `_foreach_stableadamw`: one temporary as large as the group (the clamped second moment).
+    Other temporaries use the gradients' memory. On the GPU, there is also a squared epsilon for each parameter."""
 
     stable = True
 
@@ -115,8 +115,8 @@ def build_optimi_adamw(request: Request) -> TracedOptimizer:
 
 
 def build_stable_adamw(request: Request) -> TracedOptimizer:
-    """transformers/trainer_optimizer.py, `_get_stable_adamw`; it reads `kahan_sum` with `bool()`, and axolotl
-    has converted every value to text: any text is true."""
+    """transformers/trainer_optimizer.py, `_get_stable_adamw`; it reads `kahan_sum` with `bool()`. axolotl has converted
+    every value to text, so any value is true."""
     request.note("ruled", "steps as torch-optimi 0.2.1, optimi/stableadamw.py, _foreach_stableadamw")
     return request.traced(
         StableAdamW(request.groups, kahan=request.arg("kahan_sum", True, lambda value: bool(str(value))))
@@ -124,6 +124,6 @@ def build_stable_adamw(request: Request) -> TracedOptimizer:
 
 
 def _left_to_library(value: Any) -> bool:
-    """A null of `optim_args` as a mapping reaches the optimizer as None, its default: on for half precision
-    (optimi/adam.py, `_init_state`). Text is true, `False` too."""
+    """Whether the library decides. If `optim_args` is a mapping, null is passed as None, which is the default: on for
+    half precision (optimi/adam.py, `_init_state`). Any text is true, even `False`."""
     return value is None or bool(value)

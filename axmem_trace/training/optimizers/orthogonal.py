@@ -1,4 +1,4 @@
-"""Muon and Dion: momentum, orthogonalised."""
+"""Muon and Dion: optimizers with orthogonalised momentum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _COMPILED = "matrix products allocate their results; elementwise work is assumed
 
 def newton_schulz(gradient: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """The orthogonalised (R, C) matrix in bf16 (axolotl-contribs-mit 0.0.6, muon/muon.py,
-    `zeropower_via_newtonschulz5`): per step two products of the smaller side squared, one of the matrix' size."""
+    `zeropower_via_newtonschulz5`): in each step, two products with the size of the smaller side squared, and one with
+    the size of the matrix."""
     matrix = gradient.bfloat16()
     if gradient.size(0) > gradient.size(1):
         matrix = matrix.T
@@ -34,8 +35,8 @@ def newton_schulz(gradient: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 class Muon(RebuiltOptimizer):
-    """axolotl-contribs-mit 0.0.6, muon/muon.py, `Muon.step`: one momentum per matrix; embeddings and heads with AdamW,
-    tensor by tensor. All matrices first, then the others."""
+    """axolotl-contribs-mit 0.0.6, muon/muon.py, `Muon.step`: one momentum for each matrix. Embeddings and heads use
+    AdamW, tensor by tensor. All matrices are updated first, then the others."""
 
     def _update(self) -> None:
         members = list(self._with_gradient())
@@ -50,7 +51,7 @@ class Muon(RebuiltOptimizer):
             update = newton_schulz(gradient)
             parameter.data.mul_(DECAY)
             parameter.data.add_(update, alpha=-LR)
-        for group, parameter, state in members:  # the last matrix' `update` stays alive, as in the original
+        for group, parameter, state in members:  # the `update` of the last matrix stays alive, as in the original
             gradient = parameter.grad
             if group["use_muon"] or gradient is None:
                 continue
@@ -66,7 +67,7 @@ class Muon(RebuiltOptimizer):
 
 def orthogonalise(matrix: torch.Tensor, oversample: float = 1.25) -> torch.Tensor:
     """A (1, R, C) batch with orthonormal columns (axolotl-contribs-mit 0.0.6, dion/dion.py, `orthogonalize`): QR for
-    square and wide matrices, randomised Cholesky QR for tall ones, in fp32."""
+    square and wide matrices, randomised Cholesky QR for tall matrices, in fp32."""
     if matrix.size(-2) <= matrix.size(-1):
         basis, _ = torch.linalg.qr(matrix.to(torch.float32))
         return basis.to(matrix.dtype).contiguous()
@@ -85,7 +86,8 @@ def orthogonalise(matrix: torch.Tensor, oversample: float = 1.25) -> torch.Tenso
 
 class Dion(RebuiltOptimizer):
     """axolotl-contribs-mit 0.0.6, dion/dion.py, on one GPU (`dion_update_ddp` with batches of one): momentum and a
-    basis of rank r per matrix; other parameters with AdamW in compiled multi-tensor code (`adamw_update_foreach`)."""
+    basis of rank r for each matrix. Other parameters use AdamW in compiled multi-tensor code
+    (`adamw_update_foreach`)."""
 
     def _update(self) -> None:
         members = list(self._with_gradient())
@@ -114,7 +116,7 @@ class Dion(RebuiltOptimizer):
         basis = torch.stack([state["Q"]])
         product = orthogonalise(momentum @ basis)
         right = momentum.mT @ product
-        # fix_all_zero_or_nan: two fused copies; foreach_baddbmm_: a product of the matrix' size, added in place
+        # fix_all_zero_or_nan: two fused copies; foreach_baddbmm_: a product with the matrix's size, added in place
         product, right = torch.empty_like(product), torch.empty_like(right)
         Dion._add_product(state["momentum"], product, right, transposed)
         normalised = torch.empty_like(right)
@@ -131,16 +133,16 @@ _EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
 def is_embedding(name: str) -> bool:
-    """Parameters that axolotl's Muon and Dion leave to AdamW, by name."""
+    """Whether axolotl's Muon and Dion use AdamW for a parameter of this name."""
     return name.endswith("modules_to_save.default.weight") or any(part in name for part in _EMBEDDINGS)
 
 
 def build_muon(request: Request) -> TracedOptimizer:
-    """axolotl-contribs-mit 0.0.6, muon/muon.py, `MuonOptimizerFactory`: vectors (norms, biases) are left out and not
-    trained.
+    """axolotl-contribs-mit 0.0.6, muon/muon.py, `MuonOptimizerFactory`: vectors (norms, biases) are left out and are
+    not trained.
 
     Raises:
-        ConfigError: a trainable parameter of three dimensions, on which Muon fails.
+        ConfigError: a trainable parameter has three dimensions; Muon fails on it.
     """
     groups: ParamGroups = [{"params": [], "use_muon": True}, {"params": [], "use_muon": False}]
     for name, parameter in request.trainable:

@@ -1,4 +1,4 @@
-"""State outside the GPU's caching allocator."""
+"""Optimizer states outside the GPU's caching allocator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DEVICE = "_axmem_device"
 
 
 def empty_outside_gpu(shape: Sequence[int], dtype: torch.dtype, device: Device) -> torch.Tensor:
-    """A meta tensor that represents managed or host memory. No recorder records it; `device_of` knows it."""
+    """A meta tensor that represents managed or host memory. It is not recorded; `device_of` returns its memory."""
     with _disable_current_modes():
         tensor = torch.empty(tuple(shape), dtype=dtype, device="meta")
     setattr(tensor, _DEVICE, device)
@@ -21,6 +21,6 @@ def empty_outside_gpu(shape: Sequence[int], dtype: torch.dtype, device: Device) 
 
 
 def device_of(tensor: torch.Tensor) -> Device:
-    """The memory of a state tensor in a real run: a meta tensor represents the GPU unless it was made by this file."""
+    """The memory of a state tensor in a real run. A meta tensor represents the GPU unless this module has made it."""
     device: Device = getattr(tensor, _DEVICE, "gpu" if tensor.is_meta else "cpu")
     return device

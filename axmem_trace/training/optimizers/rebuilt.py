@@ -1,9 +1,9 @@
-"""The base of optimizers that are rebuilt here because their packages are no dependency.
+"""The base of optimizers that are rebuilt here because their packages are not dependencies.
 
-Each rebuilt class runs the operators that the package's `step` runs, in its order, with the same local variables: a
-temporary is alive until its name is assigned again, in the next iteration of the loop, and that is part of the peak. So
-the loops are written out flat, as in the originals. Values do not matter: hyperparameters that do not change memory are
-constants.
+Each rebuilt class runs the same operators as the package's `step`, in the same order, with the same local variables. A
+temporary is alive until its variable is assigned again, in the next iteration of the loop, and this is part of the
+peak. So the loops are written without helper functions, as in the originals. Values do not matter: hyperparameters that
+do not change memory are constants.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an optimizer's builder reads from the recipe: hyperparameters, and the Trainer's parameter groups."""
+"""`Request`: the hyperparameters and parameter groups that an optimizer's builder reads from the recipe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ParamGroups = list[dict[str, Any]]
 class Request:
     """The optimizer of a recipe, and the module whose trainable parameters it updates.
 
-    `name` is the canonical name (aliases resolved). Hyperparameters that do not change memory keep the library's defaults.
+    `name` is the canonical name, not an alias. Hyperparameters that do not change memory keep the library's defaults.
     """
 
     recipe: Recipe
@@ -53,18 +53,19 @@ class Request:
 
     @cached_property
     def adam_kwargs(self) -> dict[str, Any]:
-        """`betas` and `eps` from `adam_beta1`, `adam_beta2`, `adam_epsilon`; transformers' defaults where unset."""
+        """`betas` and `eps` from `adam_beta1`, `adam_beta2`, `adam_epsilon`; transformers' defaults if they are not
+        set."""
         betas = (float(self.extra.get("adam_beta1") or 0.9), float(self.extra.get("adam_beta2") or 0.999))
         return {"betas": betas, "eps": float(self.extra.get("adam_epsilon") or 1e-8)}
 
     @cached_property
     def groups(self) -> ParamGroups:
-        """Parameter groups as the Trainer would pass them to the optimizer."""
+        """The parameter groups that the Trainer passes to the optimizer."""
         return make_param_groups(self.recipe, self.module, custom=self.name in CUSTOM_NAMES)
 
     @property
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
-        """Named trainable parameters, in the module's order."""
+        """The trainable parameters and their names, in the module's order."""
         return [(name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad]
 
     def arg(self, key: str, default: Any, convert: Callable[[Any], Any]) -> Any:
@@ -87,11 +88,11 @@ class Request:
         self.notes.append(Note(kind=kind, key=key, text=text))
 
     def traced(self, optimizer: torch.optim.Optimizer, **kwargs: Any) -> TracedOptimizer:
-        """The builder's result: one optimizer, and the notes so far."""
+        """The builder's result with one optimizer, and the notes so far."""
         return TracedOptimizer(name=self.name, module=self.module, optimizers=[optimizer], notes=self.notes, **kwargs)
 
     def hooked(self, optimizers: Sequence[torch.optim.Optimizer], **kwargs: Any) -> TracedOptimizer:
-        """The builder's result if backward hooks step the optimizers and free the gradients."""
+        """The builder's result if backward hooks run the optimizers and free the gradients."""
         return TracedOptimizer(
             name=self.name,
             module=self.module,
@@ -112,14 +113,14 @@ CUSTOM_NAMES = frozenset(
 """Optimizers that axolotl builds itself, without transformers (utils/schemas/enums.py, `CustomSupportedOptimizers`)."""
 
 Builder = Callable[[Request], TracedOptimizer]
-"""Builds the optimizer of a request; `table.py` has one for each name."""
+"""Builds the optimizer of a request. `table.py` has a builder for each name."""
 
 
 def to_bool(value: Any) -> bool:
-    """`optim_args` values arrive as text or as YAML booleans (transformers/utils/generic.py, `strtobool`).
+    """Converts a value of `optim_args`, which is a text or a YAML boolean (transformers/utils/generic.py, `strtobool`).
 
     Raises:
-        ValueError: the text is no truth value.
+        ValueError: the text is not a truth value.
     """
     text = str(value).lower()
     if text in {"y", "yes", "t", "true", "on", "1"}:

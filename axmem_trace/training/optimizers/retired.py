@@ -1,4 +1,4 @@
-"""Older versions of AdamW: transformers 4's own, apex's fused one, torchdistx's AnyPrecision."""
+"""Older versions of AdamW: transformers 4's own AdamW, apex's FusedAdam, torchdistx's AnyPrecisionAdamW."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TransformersAdamW(RebuiltOptimizer):
 
 
 class ApexFusedAdam(RebuiltOptimizer):
-    """apex/optimizers/fused_adam.py, `FusedAdam`: fp32 states for every dtype, one multi-tensor kernel that takes no
+    """apex/optimizers/fused_adam.py, `FusedAdam`: fp32 states for every dtype, one multi-tensor kernel without a
     workspace, and an overflow flag of one int32."""
 
     def _update(self) -> None:
@@ -46,8 +46,8 @@ class ApexFusedAdam(RebuiltOptimizer):
 
 
 class AnyPrecisionAdamW(RebuiltOptimizer):
-    """torchdistx/optimizers/anyprecision_optimizer.py, `AnyPrecisionAdamW.step`: states in separately chosen dtypes, and
-    a compensation buffer with Kahan summation."""
+    """torchdistx/optimizers/anyprecision_optimizer.py, `AnyPrecisionAdamW.step`: the dtype of each state can be chosen
+    separately; with Kahan summation, there is a compensation buffer."""
 
     def _update(self) -> None:
         for group, parameter, state in self._with_gradient():

@@ -63,4 +63,4 @@ BUILDERS: dict[str, Builder] = {
     "adamw_apex_fused": retired.build_apex_fused,
     "adamw_anyprecision": retired.build_anyprecision,
 }
-"""`names.py` has the other names for them, and those that can't be built."""
+"""`names.py` has the aliases of these names, and the names that can't be built."""

@@ -1,4 +1,4 @@
-"""torch's own optimizers: the real classes, stepped on meta."""
+"""torch's own optimizers: the real classes, run on meta."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 
 def implementation_of(request: Request) -> Implementation:
-    """How a torch optimizer steps on a GPU.
+    """The implementation that a torch optimizer uses on a GPU.
 
-    `adamw_torch_fused` is fused (transformers/trainer_optimizer.py, `_get_adamw_torch`); every other class gets nothing
-    and uses `foreach` on CUDA (torch/optim/optimizer.py, `_default_to_fused_or_foreach`). `--assume
-    optimizer_implementation` overrules that, as does an implementation in the recipe other than its default.
+    `adamw_torch_fused` is fused (transformers/trainer_optimizer.py, `_get_adamw_torch`); every other class gets no such
+    argument and uses `foreach` on CUDA (torch/optim/optimizer.py, `_default_to_fused_or_foreach`).
+    `--assume optimizer_implementation` overrides this, and so does an implementation in the recipe that is not the
+    default.
     """
     wanted = request.recipe.optimizer.implementation
     reason = request.recipe.reasons.get("optimizer.implementation")
@@ -54,8 +55,8 @@ def build_sgd(request: Request) -> TracedOptimizer:
 
 
 def build_adagrad(request: Request) -> TracedOptimizer:
-    """`torch.optim.Adagrad` (transformers/trainer_optimizer.py, `_get_adagrad`): the sums are made by the constructor,
-    so they exist before the first step. It has no fused kernel for CUDA."""
+    """`torch.optim.Adagrad` (transformers/trainer_optimizer.py, `_get_adagrad`): the constructor makes the sums, so
+    they exist before the first step. It has no fused kernel for CUDA."""
     if implementation_of(request) == "fused":
         raise ConfigError(
             "Adagrad has no fused kernel for CUDA",
@@ -86,7 +87,8 @@ def build_rmsprop(request: Request) -> TracedOptimizer:
 
 
 def _construct(request: Request, optimizer_class: type[torch.optim.Optimizer], **kwargs: Any) -> torch.optim.Optimizer:
-    """The class with the recipe's groups; torch's errors become a message for the user."""
+    """Makes an optimizer of the class with the recipe's groups. Errors of torch are reported as errors of the
+    configuration."""
     try:
         return optimizer_class(request.groups, lr=request.lr, **kwargs)  # type: ignore[call-arg]
     except ValueError as error:
@@ -95,7 +97,8 @@ def _construct(request: Request, optimizer_class: type[torch.optim.Optimizer], *
 
 def build_adafactor(request: Request) -> TracedOptimizer:
     """transformers' `Adafactor` with a fixed learning rate (transformers/trainer_optimizer.py, `_get_adafactor`, which
-    ignores `optim_args`). The real class, tensor by tensor: fp32 copies of gradient and weight, and an fp32 update."""
+    ignores `optim_args`). It is the real class, which updates one tensor after the other, with fp32 copies of gradient
+    and weight, and an fp32 update."""
     from transformers.optimization import Adafactor
 
     optimizer = Adafactor(request.groups, lr=request.lr, scale_parameter=False, relative_step=False)

@@ -1,8 +1,9 @@
 """torchao's low-bit AdamW, and axolotl's SinkGD, which uses it for some parameters.
 
-Both compile their update per parameter (`torch.compile(fullgraph=True)`). Elementwise work and block reductions are
-then fused into kernels that write the states in place: none of the fp32 copies in their Python code is allocated, only
-the new block scales. That is a rule, not a trace: if Inductor splits the graph, one more buffer of a tensor is possible.
+Both compile their update for each parameter (`torch.compile(fullgraph=True)`). Elementwise operations and block
+reductions are then fused into kernels that write the states in place. So the fp32 copies in their Python code are not
+allocated, only the new block scales. This is a rule, not a trace: if Inductor splits the graph, one more buffer of a
+tensor is possible.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _QMAP_ENTRIES = {"4bit": 16, "8bit": 256, "fp8": 0}
 
 
 def new_buffer(parameter: torch.Tensor, kind: Kind, block_size: int) -> Any:
-    """One state: codes, one fp32 scale per block and its own copy of the lookup table, or a plain tensor.
+    """One state: codes, one fp32 scale for each block and a separate copy of the lookup table; or a plain tensor.
 
     Source: torchao 0.17.0, optim/adam.py, `_AdamBase._new_buffer`; optim/subclass_{4bit,8bit,fp8}.py, `zeros`.
     """
@@ -42,7 +43,7 @@ def new_buffer(parameter: torch.Tensor, kind: Kind, block_size: int) -> Any:
 
 
 def adam_update(state: dict[str, Any]) -> None:
-    """optim/adam.py, `single_param_adam`, compiled: the blocks' new scales are all that it allocates."""
+    """optim/adam.py, `single_param_adam`, compiled: it allocates only the new scales of the blocks."""
     state["step"] += 1
     scales = [moment["scale"] for moment in (state["exp_avg"], state["exp_avg_sq"]) if isinstance(moment, dict)]
     _fresh = [torch.empty_like(scale) for scale in scales]
@@ -69,11 +70,11 @@ class LowBitAdamW(RebuiltOptimizer):
 
 
 class SinkGD(LowBitAdamW):
-    """axolotl, utils/optimizers/sinkgd.py, `SinkGD.step`: matrices are stateless (a power-iteration vector with
-    `sinkgd_spectral_norm`, and a norm with `sinkgd_md_sphere`), the rest steps with 8-bit AdamW.
+    """axolotl, utils/optimizers/sinkgd.py, `SinkGD.step`: matrices have no state (except a power-iteration vector with
+    `sinkgd_spectral_norm`, and a norm with `sinkgd_md_sphere`). All other parameters use 8-bit AdamW.
 
-    A matrix' update alternates row and column norms over copies of the gradient in its dtype: one copy is read and
-    one is written. The Triton kernels (`sinkgd_fused_kernel`) work in one buffer, with fp32 vectors in addition.
+    The update of a matrix alternates row and column norms on copies of the gradient in its dtype: one copy is read and
+    one is written. The Triton kernels (`sinkgd_fused_kernel`) work in one buffer, and also need fp32 vectors.
     """
 
     def __init__(self, groups: ParamGroups, *, iterations: int, spectral: bool, sphere: bool, fused_from: int) -> None:
@@ -111,11 +112,11 @@ class SinkGD(LowBitAdamW):
 
 
 def build_torchao(request: Request) -> TracedOptimizer:
-    """transformers/trainer_optimizer.py, `_get_torchao_optimizer`: blocks of 256 for 4-bit too, where torchao's own
-    default is 128; and axolotl, core/builders/base.py, for fp8.
+    """transformers/trainer_optimizer.py, `_get_torchao_optimizer`: blocks of 256 for 4-bit states too, although
+    torchao's own default is 128. For fp8: axolotl, core/builders/base.py.
 
     Raises:
-        ConfigError: a block size given as text in `optim_args` reaches torchao as text and fails there.
+        ConfigError: `optim_args` has a block size as text. It is passed to torchao as text and fails there.
     """
     block_size = request.arg("block_size", 256, int)
     kinds: dict[str, Kind] = {"adamw_torch_4bit": "4bit", "adamw_torch_8bit": "8bit", "ao_adamw_fp8": "fp8"}

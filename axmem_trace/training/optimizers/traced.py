@@ -1,4 +1,4 @@
-"""`TracedOptimizer`: what the step needs of an optimizer, the same for all libraries."""
+"""`TracedOptimizer`: an optimizer's interface for the training step, the same for all libraries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from axmem_trace.training.optimizers.meta_as_cuda import meta_as_cpu, meta_as_cu
 from axmem_trace.training.optimizers.outside_gpu import device_of
 
 StateTensor = tuple["nn.Parameter | None", torch.Tensor, Device]
-"""A state tensor, the parameter that owns it (`None`: shared by several, or by none), and the kind of memory."""
+"""The parameter that owns a state tensor (`None`: several parameters, or none), the state tensor, and its kind of
+memory."""
 
 
 def _nothing() -> None:
@@ -31,15 +32,16 @@ class TracedOptimizer:
     Attributes:
         name: axolotl's name of the optimizer.
         module: the model; `zero_grad` drops all its gradients, also those of parameters without an optimizer.
-        optimizers: stepped in this order; empty where the step happens in backward hooks.
+        optimizers: they run in this order; empty if backward hooks make the updates.
         notes: how the figures were calculated.
-        hooked: optimizers that hooks step during backward; `step()` doesn't, but their state is reported.
-        around_step: opened while the optimizers step, for libraries that call into a driver.
-        after_backward: to be called after each backward pass; only LOMO does something then.
-        releases_gradients: hooks free each gradient as soon as backward has made it, so there is nothing to clip.
-        replaces_parameters: the step gives parameters new storages (GaLore's 8-bit steps), so weights have to be
-            registered again after it.
-        on_host: the parameters are in host memory, so the step runs there.
+        hooked: optimizers that hooks run during backward. `step()` does not run them, but their states are reported.
+        around_step: a context that is open while the optimizers run, for libraries that call a driver.
+        after_backward: must be called after each backward pass; only LOMO does something in it.
+        releases_gradients: whether hooks free each gradient as soon as backward has made it, so that there is nothing
+            to clip.
+        replaces_parameters: whether the parameters have new storages after the step (GaLore's 8-bit steps), so that
+            weights must be registered again.
+        on_host: whether the parameters are in host memory, so that the optimizer runs on the CPU.
     """
 
     name: str
@@ -55,7 +57,7 @@ class TracedOptimizer:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """Every parameter that is optimised, once."""
+        """Every parameter of the optimizers, once."""
         found: dict[int, nn.Parameter] = {}
         for optimizer in (*self.optimizers, *self.hooked):
             for group in optimizer.param_groups:
@@ -63,19 +65,21 @@ class TracedOptimizer:
         return list(found.values())
 
     def step(self) -> None:
-        """Steps on the parameters' meta gradients. States and temporaries come out of the operators it runs."""
+        """Runs the optimizers with the parameters' meta gradients. States and temporaries are results of the operators
+        that they run."""
         with meta_as_cpu() if self.on_host else meta_as_cuda(), self.around_step():
             for optimizer in self.optimizers:
                 optimizer.step()
 
     def zero_grad(self) -> None:
-        """Drops the gradients, as transformers does after the step (`model.zero_grad()`, `Trainer._run_epoch`)."""
+        """Drops the gradients, like transformers after the step (`model.zero_grad()`, `Trainer._run_epoch`)."""
         self.module.zero_grad(set_to_none=True)
 
     def state_tensors(self) -> Iterator[StateTensor]:
         """Every tensor that the optimizers keep between steps, each storage once.
 
-        Right after `build_optimizer` this holds what a constructor allocates (Adagrad's sums); after a first step, all.
+        Directly after `build_optimizer`, these are the tensors of the constructor (Adagrad's sums). After a first step,
+        they are all state tensors.
         """
         found: dict[int, tuple[torch.Tensor, list[Any]]] = {}
         for optimizer in (*self.optimizers, *self.hooked):

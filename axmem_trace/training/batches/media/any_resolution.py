@@ -20,7 +20,8 @@ def llava_next(question: Question) -> Media:
 
 
 def llava_onevision(question: Question) -> Media:
-    """As LLaVA-NeXT, but more than nine tiles are interpolated down; several images in a row are one tile each.
+    """As LLaVA-NeXT, but more than nine tiles are interpolated to a smaller size. If a row has several images, each is
+    one tile.
 
     Source: transformers `processing_llava_onevision.py`, `expand_image_tokens`, `_get_unpadded_features`.
     """
@@ -72,7 +73,7 @@ def _any_resolution(question: Question, tokens: int, *, most_tiles: int) -> Medi
 
 
 def _unpadded(height: int, width: int, lines: int, columns: int) -> tuple[int, int]:
-    """Lines and columns of patches that show a part of the image, if it does not fill the grid."""
+    """The lines and columns of patches that contain a part of the image, if the image does not fill the grid."""
     if width / height > columns / lines:
         kept = int(round(height * (columns / width), 7))
         return lines - (lines - kept) // 2 * 2, columns

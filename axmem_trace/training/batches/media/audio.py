@@ -1,4 +1,4 @@
-"""Audio: log-mel frames in windows of a fixed length, and the placeholder tokens for them in the text."""
+"""Audio: log-mel frames in windows of a fixed length, and their placeholder tokens in the text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 from axmem_trace.training.batches.media.types import SEPARATOR, Media, Question, pixels
 
 WINDOW_SECONDS = 30
-"""Whisper's window: transformers `feature_extraction_whisper.py`, `chunk_length`; Voxtral pads to whole ones."""
+"""Whisper's window: transformers `feature_extraction_whisper.py`, `chunk_length`; Voxtral pads audio to whole
+windows."""
 
 
 def voxtral(question: Question) -> Media:

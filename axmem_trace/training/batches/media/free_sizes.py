@@ -1,4 +1,5 @@
-"""Families whose tower takes an image in about its original size and shape: Pixtral, Mistral 3, Gemma 4, LFM2-VL."""
+"""Families whose vision tower accepts an image in about its original size and shape: Pixtral, Mistral 3, Gemma 4,
+LFM2-VL."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from axmem_trace.training.batches.media.types import SEPARATOR, Media, Question,
 
 
 def pixtral(question: Question) -> Media:
-    """Pixtral and Mistral 3: a token for each patch (or merged square of patches), and one after each line of them.
+    """Pixtral and Mistral 3: a token for each patch (or merged square of patches), and one token after each line of
+    patches.
 
     Source: transformers `image_processing_pixtral.py` `get_resize_output_image_size`, `processing_pixtral.py`
     `replace_image_token`; mistral-common counts the same.
@@ -109,7 +111,8 @@ LFM2_MIN_TOKENS, LFM2_MAX_TOKENS, LFM2_TOLERANCE = 64, 256, 2.0
 
 
 def lfm2_vl(question: Question) -> Media:
-    """LFM2-VL: one small image, or tiles and a thumbnail of a large one, each padded to the same number of patches.
+    """LFM2-VL: a small image as it is, or tiles and a thumbnail of a large image. Each is padded to the same number of
+    patches.
 
     Source: transformers `image_processing_lfm2_vl.py` `resize_and_split`, `processing_lfm2_vl.py` `_build_image_tokens`.
     """

@@ -1,4 +1,4 @@
-"""Make the media of a batch: chooses the family's rule and the image size."""
+"""Makes the media of a batch: chooses the family's rule and the image size."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def reads_media(recipe: Recipe) -> bool:
 
 
 def make_media(recipe: Recipe, config: Any, *, rows: int, max_tokens: int, notes: Notes) -> tuple[list[Media], int]:
-    """The media in each row, with their number; empty for a family without a rule.
+    """The media in each row, and their number; empty for a family without a rule.
 
     Args:
         config: the built model's configuration.
-        max_tokens: tokens of a row, for all images together.
+        max_tokens: the tokens in a row for all images together.
 
     Returns:
-        The media, each once, and how many images a row holds.
+        The media, each once, and the number of images in a row.
     """
     found: list[Media] = []
     batch, model_type = recipe.batch, _family(config)
@@ -66,7 +66,7 @@ def make_media(recipe: Recipe, config: Any, *, rows: int, max_tokens: int, notes
 
 
 def _family(config: Any) -> str:
-    """LLaVA's configuration holds Pixtral's tower too, which has its own processor."""
+    """The name of the family. A LLaVA configuration may contain Pixtral's tower, which has another processor."""
     model_type = str(config.model_type)
     if model_type == "llava" and getattr(config.vision_config, "model_type", "") == "pixtral":
         return "pixtral"
@@ -87,7 +87,8 @@ def _question(recipe: Recipe, config: Any, rows: int) -> Question:
 
 
 def _fitting(rule: Rule, question: Question, max_tokens: int) -> Media:
-    """An image without a given size is the largest square that the processor keeps and that leaves one text token."""
+    """The media for an image. If no size is given, it is the largest square that the processor does not shrink and that
+    leaves space for one text token."""
     media = largest = rule(question)
     if question.height:
         return media

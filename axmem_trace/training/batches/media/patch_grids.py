@@ -55,14 +55,15 @@ def _patch_grid(question: Question, minimum: int, maximum: int, *, frames: int, 
 
 
 def _limits(question: Question, minimum: int, maximum: int) -> tuple[int, int]:
-    """`size` and `min_pixels` / `max_pixels` of `processor_kwargs`, in the order the processor reads them."""
+    """The limits from `size` and `min_pixels` / `max_pixels` of `processor_kwargs`, in the order in which the processor
+    reads them."""
     size: Any = question.option("size", {})
     minimum = int(question.option("min_pixels", size.get("shortest_edge") or minimum))
     return minimum, int(question.option("max_pixels", size.get("longest_edge") or maximum))
 
 
 def smart_resize(height: int, width: int, factor: int, minimum: int, maximum: int, frames: int = 1) -> tuple[int, int]:
-    """Both sides to multiples of `factor`, with `frames` times their product between the limits.
+    """Resizes both sides to multiples of `factor`, so that `frames` times their product is between the limits.
 
     Source: transformers `image_processing_qwen2_vl.py`, `image_processing_glm4v.py`: `smart_resize`.
     """

@@ -1,4 +1,4 @@
-"""Families whose processor makes every image one square of the tower's size."""
+"""Families whose processor resizes every image to one square of the tower's size."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from axmem_trace.training.batches.media.types import SEPARATOR, Media, Question,
 
 
 def llava(question: Question) -> Media:
-    """LLaVA, and its relatives with a CLIP or SigLIP tower: one token a patch.
+    """LLaVA, and similar models with a CLIP or SigLIP tower: one token for each patch.
 
-    Source: transformers `processing_llava.py` `replace_image_token`: patches, plus CLIP's class token, less one under the
-    `default` selection, which drops that token.
+    Source: transformers `processing_llava.py` `replace_image_token`: the number of patches, plus CLIP's class token.
+    The `default` selection drops that token.
     """
     config, vision = question.config, question.vision
     side, patch = side_of(vision.image_size), int(vision.patch_size)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 def closest_grid(height: int, width: int, tile: int, fewest: int, most: int) -> tuple[int, int]:
-    """(across, down) with the aspect ratio nearest to the image's; of equal ones the larger, if the image fills half of it.
+    """(across, down) with the aspect ratio nearest to that of the image. Of equal ones, the larger, if the image fills
+    at least half of it.
 
     Source: transformers `image_processing_got_ocr2.py` `get_optimal_tiled_canvas` (InternVL),
     `image_processing_lfm2_vl.py` `find_closest_aspect_ratio`.
@@ -21,8 +22,8 @@ def closest_grid(height: int, width: int, tile: int, fewest: int, most: int) -> 
 
 
 def canvas_without_loss(height: int, width: int, tile: int, most: int) -> tuple[int, int]:
-    """(down, across) of the canvas that enlarges the image least, or, if none is large enough, shrinks it least; of
-    equal ones the smallest.
+    """(down, across) of the canvas that enlarges the image least. If none is large enough, the canvas that shrinks it
+    least. Of equal ones, the smallest.
 
     Source: transformers `image_processing_llama4.py` `get_best_fit`, `image_processing_mllama.py`
     `get_optimal_tiled_canvas`.
@@ -35,7 +36,7 @@ def canvas_without_loss(height: int, width: int, tile: int, most: int) -> tuple[
 
 
 def best_resolution(height: int, width: int, resolutions: list[tuple[int, int]]) -> tuple[int, int]:
-    """(height, width) of the listed resolution that keeps most of the image and wastes least.
+    """(height, width) of the listed resolution that keeps most of the image and has the least unused area.
 
     Source: transformers `image_processing_utils.py`, `select_best_resolution`.
     """

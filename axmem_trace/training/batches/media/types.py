@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 SEPARATOR = -1
-"""In a span: a special token (tile separator, begin of image, line break) that is no placeholder."""
+"""In a span: a special token (tile separator, begin of image, line break) that is not a placeholder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +20,7 @@ class Question:
     """The model's transformers configuration."""
     rows: int
     per_row: int
-    """Images in a row; all are of one size."""
+    """The number of images in a row; all have the same size."""
     height: int = 0
     width: int = 0
     """Pixels of the image that the processor gets; 0: the family's default."""
@@ -46,18 +46,18 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Media:
-    """What the processor makes from one image or audio."""
+    """The processor's result for one image or one piece of audio."""
 
     span: tuple[int, ...]
     """Its token ids in a row: placeholders, and `SEPARATOR` for any other token."""
     inputs: dict[str, torch.Tensor]
-    """The batch's tensors without `input_ids`, for all rows."""
+    """The tensors of the batch for all rows, without `input_ids`."""
     placeholder: int
     """The token whose embeddings are replaced by the tower's outputs."""
     token_types: str = ""
     """Name of the input that is 1 at placeholders and 0 elsewhere; empty: there is none."""
     num_true: dict[tuple[int, ...], int] = field(default_factory=dict)
-    """Of masks that the model derives from pixels or positions: by shape, how many elements are true."""
+    """How many elements are true in masks that the model derives from pixels or positions, by shape."""
     rule: str
     """How the number is calculated, with its source."""
     height: int = 0
@@ -65,12 +65,12 @@ class Media:
 
     @property
     def num_tokens(self) -> int:
-        """Only placeholders."""
+        """The number of placeholders."""
         return self.span.count(self.placeholder)
 
 
 def pixels(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """A tensor of this shape that needs no memory; its values do not matter, but none is zero."""
+    """A tensor of this shape that needs no memory. Its values do not matter, but they are not zero."""
     return torch.ones((), dtype=dtype).expand(shape)
 
 
@@ -84,7 +84,7 @@ def image_token(config: Any) -> int:
 
 
 def side_of(value: Any) -> int:
-    """One side of a square given as a number, a pair or a mapping of `height` and `width`."""
+    """One side of a square, which is given as a number, a pair, or a mapping of `height` and `width`."""
     if isinstance(value, Mapping):
         return int(value.get("height") or value.get("longest_edge") or value.get("shortest_edge") or 0)
     return int(value[0]) if isinstance(value, (list, tuple)) else int(value)
