@@ -26,18 +26,18 @@ def _fms_on_many(settings: Mapping[str, Any], framework: str) -> tuple[dict[str,
     """
     if not settings.get("fsdp"):
         raise CannotExpress("several GPUs without FSDP")
-    if settings.get("gptq"):
-        raise CannotExpress("fms-acceleration makes parameters of AutoGPTQ's packed buffers, so that FSDP divides them")
     config = {
         "fsdp_version": 1,
         "fsdp_config": {"cpu_ram_efficient_loading": True, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"},
     }
     assumptions: dict[str, Any] = {
         "fsdp_prefetch": "pre",
-        "fsdp_dtype": "bfloat16" if settings["autocast"] else "stored",
+        "fsdp_dtype": ("float16" if settings["fp16"] else "bfloat16") if settings["autocast"] else "stored",
     }
+    if settings.get("gptq"):
+        assumptions["gptq_weights"] = "parameters"
     assumptions |= {"checkpoints_units": True, "fsdp_loads_on_host": True}
-    if "foak" in framework and settings.get("load_in_4bit"):
+    if "foak" in framework and (settings.get("load_in_4bit") or settings.get("gptq")):
         assumptions["fsdp_adapters"] = "ignored"
     if framework == "baseline-peft-bnb":
         assumptions |= {"kbit_preparation": False, "adapter_dtype": "base"}

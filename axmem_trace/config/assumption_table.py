@@ -154,6 +154,11 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
         "the kernel that multiplies by GPTQ weights (triton: AutoGPTQ's, which keeps them packed)",
         "quantisation.gptq_kernel",
     ),
+    "gptq_weights": Assumption(
+        "'buffers'|'parameters'",
+        "GPTQ's packed words are buffers, or frozen parameters that FSDP divides, as fms-acceleration makes them",
+        "quantisation.gptq_weights",
+    ),
     "use_reentrant": Assumption("bool", "variant of checkpointing", "checkpointing.use_reentrant"),
     "lora_kernels": Assumption(
         "bool|str|list[str]",

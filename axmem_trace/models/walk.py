@@ -29,7 +29,7 @@ def record_facts(model: nn.Module, state_tensors: tuple[StateTensor, ...], recip
         for name, parameter in module._parameters.items():
             if parameter is not None and _is_new(parameter, seen):
                 is_scale = name.endswith(_SCALE_SUFFIXES)
-                logical = 0 if is_scale else _logical_elements(module, parameter)
+                logical = 0 if is_scale else _logical_elements(module, name, parameter)
                 tensors.append(
                     _fact(module_name, name, "buffer" if is_scale else "parameter", role, parameter, logical)
                 )
@@ -80,12 +80,14 @@ def _fact(
     )
 
 
-def _logical_elements(module: nn.Module, parameter: torch.Tensor) -> int:
+def _logical_elements(module: nn.Module, name: str, parameter: torch.Tensor) -> int:
     """The weights that a stored parameter represents: for a packed 4-bit weight, its quantisation state says how many.
 
     The state belongs to the parameter (`Params4bit`) or to the parametrisation of a fused expert weight. FP8 block scales
     are stored as parameters, but they are statistics.
     """
+    if hasattr(module, "packed_elements"):
+        return _packed_elements(module, name)
     state = getattr(parameter, "quant_state", None)
     if state is None and isinstance(module, ParametrizationList):
         state = getattr(module[0], "quant_state", None)
@@ -95,7 +97,7 @@ def _logical_elements(module: nn.Module, parameter: torch.Tensor) -> int:
 
 
 def _packed_elements(module: nn.Module, name: str) -> int:
-    """Weights that a packed buffer (GPTQ's `qweight`) represents; 0 for plain buffers."""
+    """Weights that a packed tensor (GPTQ's `qweight`) represents; 0 for plain tensors."""
     return int(getattr(module, "packed_elements", {}).get(name, 0))
 
 

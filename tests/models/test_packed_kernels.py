@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,16 +15,21 @@ import axmem_trace
 from axmem_trace.errors import ConfigError
 from axmem_trace.ledger import NEVER
 from axmem_trace.models.quantisation.packed_linear import PackedFormat, PackedLinear
+from axmem_trace.models.walk import _logical_elements
 
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 1024, "num_key_value_heads": 4}
 LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_modules": ["q_proj"]}
 
 
-def estimate(directory: Path, kernel: str):
+FSDP1 = {"fsdp_version": 1, "fsdp_config": {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+
+
+def estimate(directory: Path, kernel: str, *, num_gpus: int = 0, gptq_weights: str = "buffers", **more: Any):
     own = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
     model = write_tiny_model("llama", directory, **SIZES, quantization_config=own)
-    keys = make_config(directory, base_model=model, sequence_len=64, fp16=True, bf16=False, gptq=True, **LORA)
-    return axmem_trace.estimate(keys, assumptions=[f"gptq_kernel={kernel}"], hub="never")
+    keys = make_config(directory, base_model=model, sequence_len=64, fp16=True, bf16=False, gptq=True, **LORA, **more)
+    assumptions = {"gptq_kernel": kernel, "gptq_weights": gptq_weights}
+    return axmem_trace.estimate(keys, assumptions=assumptions, num_gpus=num_gpus, hub="never", axolotl="0.19.0")
 
 
 def test_the_torch_kernel_keeps_the_unpacked_weight_and_the_triton_kernel_the_packed_one(tmp_path: Path):
@@ -53,3 +59,25 @@ def test_the_triton_kernel_unpacks_again_in_backward():
 def test_another_kernel_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="gptq_kernel"):
         estimate(tmp_path, "marlin")
+
+
+def test_packed_words_become_parameters_of_the_same_bytes():
+    """256 x 512 weights of 4 bits are 32 rows of 512 words, and 2 groups have 64 words each: as fp16 twice as many columns.
+    The layer allocates what it allocates with buffers, and its parameters represent the same 131,072 weights."""
+    with torch.device("meta"):
+        layer = PackedLinear(256, 512, bias=False, packed=PackedFormat("gptq", 4, 128, "triton", torch.float16))
+    shapes = {name: (tuple(each.shape), each.dtype, each.requires_grad) for name, each in layer.named_parameters()}
+    assert shapes == {"qweight": ((32, 1024), torch.float16, False), "qzeros": ((2, 128), torch.float16, False)}
+    assert [_logical_elements(layer, name, each) for name, each in layer.named_parameters()] == [256 * 512, 0]
+    assert run_layer(layer, 100, 256, 512, dtype=torch.float16).kept == 102_400
+
+
+def test_fsdp_divides_packed_words_that_are_parameters(tmp_path: Path):
+    """Two layers, each with 4 * 65,536 + 3 * 131,072 = 655,360 weights of 4 bits: 327,680 bytes of words, and a fp16 scale
+    and 4 bits of zero for each group of 128: 655,360 / 128 * 0.5 = 2,560 bytes of zeros. As buffers they are whole on both
+    GPUs, as parameters a half is."""
+    buffers, parameters = (
+        estimate(tmp_path, "triton", num_gpus=2, gptq_weights=kind, **FSDP1).resident.weights
+        for kind in ("buffers", "parameters")
+    )
+    assert buffers - parameters == 2 * (327_680 + 2_560) // 2

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from axmem_trace.errors import ConfigError
 from axmem_trace.models.quantisation.bnb import make_bnb_quantizer
 from axmem_trace.models.quantisation.low_float import Fp8Quantizer, Mxfp4Quantizer
@@ -148,7 +150,10 @@ def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Q
     if own.get("dynamic"):
         text = "per-module overrides (`dynamic`) of the checkpoint's GPTQ configuration are not applied"
         notes.append(Note(kind="not_modelled", key="base_model", text=text, direction="either"))
-    packed = PackedFormat("gptq" if method == "gptq" else "awq", bits, group_size, kernel)
+    dtype = None
+    if method == "gptq" and recipe.quantisation.gptq_weights == "parameters":
+        dtype = getattr(torch, recipe.precision.load_dtype)
+    packed = PackedFormat("gptq" if method == "gptq" else "awq", bits, group_size, kernel, dtype)
     return PackedQuantizer(method, packed, list(own.get("modules_to_not_convert") or []))
 
 

@@ -22,6 +22,8 @@ class PackedFormat:
     bits: int = 4
     group_size: int = 128
     kernel: Literal["torch", "triton"] = "torch"
+    parameter_dtype: torch.dtype | None = None
+    """GPTQ's words are frozen parameters of this dtype, which FSDP can divide. None: they are buffers of int32."""
 
     def groups(self, in_features: int) -> int:
         """Rows of `scales` and `qzeros`."""
@@ -37,6 +39,10 @@ class PackedLinear(nn.Module):
     - GPTQ: `qweight` int32 (in * bits / 32, out), `g_idx` int32 (in);
     - AWQ: `qweight` int32 (in, out * bits / 32), no `g_idx`;
     - both: `qzeros` int32 (groups, out * bits / 32), `scales` fp16 (groups, out), `bias` fp16 (out).
+
+    With `parameter_dtype`, `qweight` and `qzeros` are parameters: the same bytes as elements of that dtype, so twice as
+    many columns for a dtype of 16 bits. `forward` sees them as int32 (fms-acceleration-peft 0.4.4 `autogptq_utils.py`
+    `build_patch_to_view_tensor_to_parameter_for_fsdp_gptq`).
     """
 
     qweight: torch.Tensor
@@ -50,13 +56,20 @@ class PackedLinear(nn.Module):
         groups = packed.groups(in_features)
         words_in, words_out = (math.ceil(size * packed.bits / WORD_BITS) for size in (in_features, out_features))
         shape = (words_in, out_features) if packed.method == "gptq" else (in_features, words_out)
-        self.register_buffer("qweight", torch.zeros(shape, dtype=torch.int32))
-        self.register_buffer("qzeros", torch.zeros((groups, words_out), dtype=torch.int32))
+        self._register_words("qweight", torch.zeros(shape, dtype=torch.int32))
+        self._register_words("qzeros", torch.zeros((groups, words_out), dtype=torch.int32))
         self.register_buffer("scales", torch.zeros((groups, out_features), dtype=torch.float16))
         if packed.method == "gptq":
             self.register_buffer("g_idx", torch.zeros(in_features, dtype=torch.int32))
         self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float16) if bias else None)
         self.packed_elements = {"qweight": in_features * out_features}
+
+    def _register_words(self, name: str, words: torch.Tensor) -> None:
+        dtype = self.packed.parameter_dtype
+        if dtype is None:
+            self.register_buffer(name, words)
+        else:
+            self.register_parameter(name, nn.Parameter(words.view(dtype), requires_grad=False))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Unpack, then multiply: autograd keeps the unpacked weight for the input's gradient.
@@ -65,7 +78,7 @@ class PackedLinear(nn.Module):
         `kernel="triton"`: `TritonMatmul`.
         """
         if self.packed.kernel == "triton":
-            out = TritonMatmul.apply(hidden, self.qweight, (self.in_features, self.out_features))
+            out = TritonMatmul.apply(hidden, self.qweight.view(torch.int32), (self.in_features, self.out_features))
         else:
             out = torch.matmul(hidden, self._unpack().to(hidden.dtype))
         return out if self.bias is None else out + self.bias
