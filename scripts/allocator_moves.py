@@ -1,4 +1,4 @@
-"""What `real_allocator.py` tries: settings of the allocator, texts of settings, and random moves."""
+"""The input of `real_allocator.py`: settings of the allocator, texts of settings, and random moves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MIB = 1 << 20
 
 
 PLENTY_MIB = 200 << 10
-"""A card that is never full."""
+"""The size of a card that is never full."""
 
 
 SETTINGS = (
@@ -41,7 +41,7 @@ SETTINGS = (
     ("expandable_segments:False,roundup_power2_divisions:[1:8,2:4,4:2,>:1],max_split_size_mb:32,"
      "garbage_collection_threshold:0.6,per_process_memory_fraction:0.9,max_non_split_rounding_mb:21", 700),
 )  # fmt: skip
-"""What is tried, on a card of so many MiB."""
+"""The settings to try, each with the size of the card in MiB."""
 
 
 _STRINGS = """
@@ -81,15 +81,16 @@ STRINGS = (
     "roundup_power2_divisions:[256:1 512:2]",
     "max_split_size_mb: 30 ",
 )
-"""Settings that PyTorch takes or refuses."""
+"""Settings that PyTorch accepts or refuses."""
 
 
 Move = tuple[str, int, int]
-"""`a`, which, how many bytes; `f`, which, 0; `e`, 0, 0."""
+"""(`a`, number, bytes): allocate; (`f`, number, 0): free; (`e`, 0, 0): empty the cache."""
 
 
 def make_moves(seed: int, count: int) -> list[Move]:
-    """Allocations and frees as in training: sizes small, repeated, at thresholds, or large; freed in any order."""
+    """Allocations and frees as in training. Sizes are small, repeated, at thresholds, or large; the order of frees is
+    random."""
     dice = random.Random(seed)
     moves: list[Move] = []
     live: list[int] = []

@@ -1,7 +1,8 @@
-"""An axolotl's source as facts: its configuration's fields, its messages of refusal, its functions. Nothing is imported.
+"""Reads facts from the source of an axolotl release: configuration fields, messages of refusals, functions. Nothing is
+imported.
 
-A package is a directory (an unpacked wheel, a checkout, the installed one) or a wheel. Read by `ast` alone, so neither
-torch nor pydantic is needed.
+A package is a directory (an unpacked wheel, a checkout, the installed package) or a wheel. Only `ast` is used to read
+it, so neither torch nor pydantic is needed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 ROOT_MODEL = "AxolotlInputConfig"
 REQUIRED = "(required)"
 COMPUTED = "(computed)"
-"""A default that is no literal: a factory, or a name defined elsewhere."""
+"""A default that is not a literal: a factory, or a name that is defined elsewhere."""
 REFUSING = (
     "utils/schemas/**/*.py",
     "utils/config/*.py",
@@ -29,7 +30,7 @@ REFUSING = (
     "loaders/utils.py",
     "monkeypatch/models/recurrent_support.py",
 )
-"""Where a configuration is refused."""
+"""Files that refuse configurations."""
 PATCHING = (
     "loaders/*.py",
     "core/**/*.py",
@@ -50,20 +51,20 @@ PATCHING = (
     "utils/freeze.py",
     "utils/__init__.py",
 )
-"""Code that decides what a run allocates."""
+"""Code that determines what a run allocates."""
 
 Fields = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What one release says."""
+    """The facts of one release."""
 
     version: str
     fields: Fields
     """Dotted name -> `type` and `default` as written, and the integration that defines it (`plugin`)."""
     messages: dict[str, str]
-    """Text of a refusal, `{}` for what is filled in -> `file::function`."""
+    """Text of a refusal, with `{}` for inserted values -> `file::function`."""
     functions: dict[str, str]
     """`file::Class.function` -> a fingerprint of its code, without docstrings and comments."""
 
@@ -77,10 +78,10 @@ class Model:
 
 
 def read_source(place: Path | None) -> Source:
-    """The axolotl at a place, or the installed one.
+    """The axolotl at a path, or the installed one.
 
     Raises:
-        FileNotFoundError: no axolotl there.
+        FileNotFoundError: there is no axolotl.
     """
     if place is not None and place.suffix == ".whl":
         with tempfile.TemporaryDirectory() as unpacked:
@@ -99,7 +100,7 @@ def find_package(place: Path | None) -> Path:
     """The directory of the package itself.
 
     Raises:
-        FileNotFoundError: no axolotl there.
+        FileNotFoundError: there is no axolotl.
     """
     if place is None:
         spec = importlib.util.find_spec("axolotl")
@@ -113,7 +114,7 @@ def find_package(place: Path | None) -> Path:
 
 
 def read_fields(package: Path) -> Fields:
-    """Every field of the configuration, those of plugins included. A plugin's block may be a class of the schema."""
+    """Every field of the configuration, including those of plugins. A plugin's block may be a class of the schema."""
     schema = _read_models(sorted(package.glob("utils/schemas/**/*.py")))
     fields = _flatten(schema, ROOT_MODEL)
     for args in sorted(package.glob("integrations/*/args.py")):
@@ -163,7 +164,7 @@ def _own_fields(node: ast.ClassDef) -> Fields:
 
 
 def _unquoted(node: ast.expr) -> ast.expr:
-    """`"Config | None"`, written as text, is the same annotation."""
+    """The annotation without quotes: `"Config | None"`, written as text, is the same annotation."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return ast.parse(node.value, mode="eval").body
     return node
@@ -206,7 +207,7 @@ def _field_call(annotation: ast.expr) -> ast.expr | None:
 
 
 def _nested_model(node: ast.expr) -> str:
-    """The class that an annotation such as `TRLConfig | None` names, outside of any list."""
+    """The class in an annotation such as `TRLConfig | None`. Classes in lists do not count."""
     names = [part.id for part in _alternatives(node) if isinstance(part, ast.Name) and part.id[0].isupper()]
     return names[0] if names else ""
 
@@ -259,7 +260,7 @@ def _read_messages(package: Path) -> dict[str, str]:
 
 
 def _text(node: ast.expr) -> str:
-    """A string as written; `{}` is where a value is filled in."""
+    """A string as written, with `{}` for inserted values."""
     if isinstance(node, ast.Constant):
         return str(node.value) if isinstance(node.value, str) else "{}"
     if isinstance(node, ast.JoinedStr):
@@ -283,7 +284,7 @@ def _functions_of(
 
 
 def _functions_in(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Functions of modules and classes, outermost alone: what is defined inside one is part of it."""
+    """Only the outermost functions of modules and classes: a function inside another one is part of it."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield prefix + child.name, child

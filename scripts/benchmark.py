@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""Measures how long an answer takes, in CPU seconds and peak memory of a fresh process, and writes the tables of
-docs/speed.md and README.md.
+"""Measures the CPU seconds and the peak memory of an estimate in a new process, and writes the tables of docs/speed.md
+and README.md.
 
     python scripts/benchmark.py                     # all runs, three times each; prints the table
     python scripts/benchmark.py --only 8B --repeat 1
     python scripts/benchmark.py --write             # the tables into docs/speed.md and README.md
 
-- *floor*: a process that only imports the five libraries, plainly, in turn with each run of the command;
+- *floor*: a process that only imports the five libraries, without this package's shortcuts; it alternates with the runs
+  of the command;
 - *first answer*: the command, from start to exit;
-- *other tokens*: in a process that has answered once, the same question with another `sequence_len`;
-- *trace*: in another process, only building the model and tracing it, after all imports;
-- *MemTracker*: PyTorch's own tool on the same step under FakeTensorMode (`scripts/mem_tracker.py`), where it can run it.
+- *other tokens*: in a process that has made one estimate, the same estimate with another `sequence_len`;
+- *trace*: in another process, only the building and tracing of the model, after all imports;
+- *MemTracker*: PyTorch's own tool on the same step under FakeTensorMode (`scripts/mem_tracker.py`), if it can run the
+  step.
 
-Of several repetitions the least counts: what else the machine does only ever adds. CPU seconds are user + system of all
-threads, with one thread for OpenMP.
+Of several repetitions, the smallest value counts, because other work on the machine can only add time. CPU seconds are
+user + system time of all threads, with one thread for OpenMP.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ README = ROOT / "README.md"
 BLOCK = "benchmark"
 README_BLOCK = "speed"
 README_COLUMNS = 8
-"""Of the table in docs/speed.md, from the left."""
+"""The number of columns from the left of the table in docs/speed.md."""
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
 if str(SCRIPTS) not in sys.path:
     sys.path.insert(0, str(SCRIPTS))
@@ -51,23 +53,23 @@ PLAIN_STEP = (
     "sequence_len=4096",
     "gradient_accumulation_steps=1",
 )
-"""What MemTracker can run too: no fused loss, no FlashAttention, no packing."""
+"""A step that MemTracker can run too: no fused loss, no FlashAttention, no packing."""
 TRACKER_LIMIT = 180
 """CPU seconds after which MemTracker is stopped."""
 ANSWERED = (0, 2)
-"""Exit codes with figures: 0, and 2 for a run that would stop (its figures are reported all the same)."""
+"""Exit codes with figures: 0, and 2 for a run that would fail (its figures are reported too)."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question: a configuration of configs/, and changes to it."""
+    """One estimate: a configuration of configs/, and changes to it."""
 
     name: str
     layers: int
     config: str
     settings: tuple[str, ...] = ()
     tracked: bool = False
-    """MemTracker runs the same case."""
+    """Whether MemTracker runs the same case."""
 
 
 CASES = (
@@ -86,7 +88,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process took: CPU seconds (user + system) and its peak resident set in bytes."""
+    """The cost of a process: CPU seconds (user + system) and its peak resident set in bytes."""
 
     cpu_seconds: float
     peak_rss_bytes: int
@@ -94,7 +96,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """A case's figures. `tracker` is MemTracker's; None where it did not run or stopped; `stopped` says why."""
+    """The figures of a case. `tracker` has MemTracker's figures; None if it did not run or failed (see `stopped`)."""
 
     case: Case
     floor: Cost
@@ -114,14 +116,14 @@ class Finished:
     code: int
     cost: Cost
     output: str = ""
-    """Of both streams."""
+    """The text of both streams."""
 
 
 def run_process(command: Sequence[str]) -> Finished:
-    """Runs one process; what it cost is what the kernel counted for it and the children it waited for.
+    """Runs one process. Its cost is the kernel's count for the process and for the children that it waited for.
 
-    Source: getrusage(2): `ru_maxrss` is in KiB on Linux, in bytes on macOS. On Linux it is at least what the parent had
-    when the process was made, so this one stays small: it imports no torch.
+    Source: getrusage(2): `ru_maxrss` is in KiB on Linux, in bytes on macOS. On Linux it is at least the parent's value
+    when the process was made. So this script imports no torch, to stay small.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -136,7 +138,8 @@ def run_process(command: Sequence[str]) -> Finished:
 
 
 def least(costs: Sequence[Cost]) -> Cost:
-    """The least CPU seconds and the least peak of several repetitions; each may be of another one."""
+    """The smallest CPU seconds and the smallest peak of several repetitions. The two may come from different
+    repetitions."""
     return Cost(min(cost.cpu_seconds for cost in costs), min(cost.peak_rss_bytes for cost in costs))
 
 
@@ -144,7 +147,7 @@ def run_checked(command: Sequence[str], accepted: Sequence[int] = (0,)) -> Finis
     """One run.
 
     Raises:
-        RuntimeError: it ended with another exit code; with the end of its output.
+        RuntimeError: the exit code was not accepted; the message has the end of the output.
     """
     finished = run_process(command)
     if finished.code not in accepted:
@@ -153,7 +156,7 @@ def run_checked(command: Sequence[str], accepted: Sequence[int] = (0,)) -> Finis
 
 
 def measure_floor() -> Cost:
-    """A process that imports the libraries, and does nothing else."""
+    """The cost of a process that only imports the libraries."""
     return run_checked([sys.executable, "-c", f"import {', '.join(LIBRARIES)}"]).cost
 
 
@@ -162,7 +165,7 @@ def measure_case(case: Case, times: int) -> Row:
     settings = [part for setting in case.settings for part in ("--set", setting)]
     question = [sys.executable, "-m", "axmem_trace", case.config, "--offline", *settings]
     floors, firsts = [], []
-    for _ in range(times):  # side by side: what else the machine does slows both
+    for _ in range(times):  # alternating, so that other work on the machine slows both
         floors.append(measure_floor())
         firsts.append(run_checked(question, ANSWERED).cost)
     answer = _last_json(run_checked([sys.executable, __file__, "--answer-again", case.config, *case.settings]).output)
@@ -179,7 +182,7 @@ def measure_case(case: Case, times: int) -> Row:
 
 
 def _with_tracker(row: Row) -> Row:
-    """MemTracker runs once: it takes up to minutes, and tenths of a minute do not matter."""
+    """Adds MemTracker's figures. It runs once, because it may take minutes and small differences do not matter."""
     limited = ["bash", "-c", f'ulimit -t {TRACKER_LIMIT}; exec "$0" "$@"', sys.executable]
     finished = run_process([*limited, str(SCRIPTS / "mem_tracker.py"), row.case.config, *row.case.settings])
     if finished.code < 0:
@@ -190,13 +193,14 @@ def _with_tracker(row: Row) -> Row:
 
 
 def _last_json(output: str) -> dict[str, Any]:
-    """What a child process says, in the last line of its output."""
+    """The JSON in the last line of a child process's output."""
     found: dict[str, Any] = json.loads(output.rstrip().splitlines()[-1])
     return found
 
 
 def answer_again(config: str, settings: Sequence[str]) -> Mapping[str, float | int]:
-    """Other lengths of a row, in a process that has answered once: the least of three, each new to the process."""
+    """Estimates with other row lengths, in a process that has made one estimate: the smallest of three, with lengths
+    that are new to the process."""
     import time
 
     import axmem_trace
@@ -212,7 +216,7 @@ def answer_again(config: str, settings: Sequence[str]) -> Mapping[str, float | i
 
 
 def trace_alone(config: str, settings: Sequence[str]) -> Mapping[str, float]:
-    """Building and tracing as in a new process, after the imports: the least of three."""
+    """Builds and traces as in a new process, after the imports: the smallest of three."""
     import time
 
     from axmem_trace.config import read_recipe
@@ -262,13 +266,13 @@ def write_table(rows: Sequence[Row], times: int) -> str:
 
 
 def write_short_table(block: str) -> str:
-    """The block of README.md, from that of docs/speed.md: the columns that are ours."""
+    """The block of README.md: this package's columns of the block in docs/speed.md."""
     rows = [line.split("|")[1 : README_COLUMNS + 1] for line in block.splitlines() if line.startswith("|")]
     return "\n".join(f"|{'|'.join(cells)}|" for cells in rows) + "\n"
 
 
 def write_blocks(table: str) -> None:
-    """Both documents."""
+    """Writes the blocks of both documents."""
     _write_block(DOCUMENT, BLOCK, table)
     _write_block(README, README_BLOCK, write_short_table(table))
 

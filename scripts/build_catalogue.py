@@ -1,9 +1,9 @@
-"""Make `axmem_trace/catalogue/models.json` from a directory of `config.json` files.
+"""Makes `axmem_trace/catalogue/models.json` from a directory of `config.json` files.
 
     python scripts/build_catalogue.py DIRECTORY [-o FILE]
 
-DIRECTORY holds `<organisation>--<name>.json` files and `_index.json`, a list of
-`{id, file, params_meta, published, trust, config_source, note}`. Only files that the index names are taken.
+DIRECTORY contains `<organisation>--<name>.json` files and `_index.json`, a list of
+`{id, file, params_meta, published, trust, config_source, note}`. Only files in the index are used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 OUTPUT = Path(__file__).resolve().parent.parent / "axmem_trace" / "catalogue" / "models.json"
 DROPPED_FIELDS = ("transformers_version", "_name_or_path")
-"""Fields of a config.json that say how it was written, not what the model is."""
+"""Fields of a config.json about how the file was written, and not about the model."""
 COMPLETED: dict[str, dict[str, Any]] = {
     "PaddlePaddle/PaddleOCR-VL-1.6": {
         "text_config": {
@@ -23,12 +23,12 @@ COMPLETED: dict[str, dict[str, Any]] = {
         }
     },
 }
-"""What a derived file lacks and the model's code needs, by id. It takes no memory: any three sections that add up to
-half of `head_dim` do the same (`modeling_paddleocr_vl.py`, `apply_multimodal_rotary_pos_emb`)."""
+"""Fields that a derived file does not have but the model's code needs, by id. They need no memory: any three sections
+with the sum of half of `head_dim` are equivalent (`modeling_paddleocr_vl.py`, `apply_multimodal_rotary_pos_emb`)."""
 
 
 def read_models(directory: Path) -> dict[str, dict[str, Any]]:
-    """Index and files to records by id. A file without `model_type` stops the build."""
+    """Reads the index and the files into records by id. A file without `model_type` stops the build."""
     models = {}
     for entry in json.loads((directory / "_index.json").read_text(encoding="utf-8")):
         config = json.loads((directory / entry["file"]).read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def read_models(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_models(models: dict[str, dict[str, Any]], path: Path) -> None:
-    """One line per model, so that a change of one is a diff of one line."""
+    """Writes one line for each model, so that a change of one model is a diff of one line."""
     lines = [
         f"{json.dumps(name)}:{json.dumps(record, separators=(',', ':'), ensure_ascii=False)}"
         for name, record in models.items()

@@ -1,10 +1,11 @@
-"""Predict runs that others measured on real GPUs, and print the predictions with the measurements.
+"""Predicts runs that others measured on real GPUs, and prints the predictions with the measurements.
 
     python scripts/compare_published.py DIRECTORY [--source fms]... [--match REGEX] [--limit N] [--format text|json]
 
-DIRECTORY holds `runs.json` and, where there are, `activation_probes.json` and `out_of_memory.json`. Runs that can't be
-expressed, or whose record lacks what is needed, are listed with the reason. Each estimate takes some seconds; `--cache
-DIR` remembers them for as long as neither the package nor the translation of the run changes, `--jobs N` runs N at a time.
+DIRECTORY contains `runs.json` and, if they exist, `activation_probes.json` and `out_of_memory.json`. Runs that can't be
+expressed as a configuration, or whose record is not complete, are listed with the reason. Each estimate takes some
+seconds. `--cache DIR` stores the estimates until the package or the translation of the run changes; `--jobs N` runs N
+at a time.
 
 exit codes: 0 compared; 1 an estimate stopped by an error of this package; 2 the files can't be read
 """
@@ -37,9 +38,9 @@ from published_runs import read_out_of_memory, read_run  # noqa: E402
 
 STOPPED = "the estimate stopped:"
 CARD_BYTES = 80 * GIB
-"""What the cards of `out_of_memory.json` hold at most."""
+"""The memory of the cards of `out_of_memory.json`, at most."""
 AXOLOTL = "0.19.0"
-"""The runs are of other trainers, or of an older axolotl: the oldest release that is known is the nearest to all of them."""
+"""The runs are of other trainers or of an older axolotl. The oldest known release is the nearest to all of them."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,7 +61,7 @@ def read_cases(directory: Path, *, only_out_of_memory: bool = False) -> list[Cas
     """Every case of a directory's files, or of one file of runs.
 
     Raises:
-        OSError, ValueError: a file can't be read, or is no JSON.
+        OSError, ValueError: a file can't be read, or is not JSON.
     """
     if directory.is_file():
         return [read_record(read_run, run) for run in _records(directory, "runs")]
@@ -77,7 +78,7 @@ def read_cases(directory: Path, *, only_out_of_memory: bool = False) -> list[Cas
 
 
 def _records(path: Path, key: str = "runs") -> list[Any]:
-    """The list that a file is, or that it has under `key`; none where there is no file."""
+    """The list in a file, either as the whole content or under `key`; an empty list if there is no file."""
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     records = content.get(key) if isinstance(content, dict) else content
     if not isinstance(records, list):
@@ -86,7 +87,7 @@ def _records(path: Path, key: str = "runs") -> list[Any]:
 
 
 def select(cases: Iterable[Case], sources: Sequence[str], match: str, limit: int) -> Iterator[Case]:
-    """The requested cases; of those that can be expressed at most `limit`."""
+    """The requested cases, with at most `limit` of those that can be expressed."""
     count = 0
     for case in cases:
         if (sources and case.source not in sources) or not re.search(match, case.id):
@@ -99,7 +100,7 @@ def select(cases: Iterable[Case], sources: Sequence[str], match: str, limit: int
 
 
 def predict(case: Case) -> dict[str, Any]:
-    """Bytes by quantity, with the peak's moment; or the reason why there are none."""
+    """Bytes by quantity, with the phase of the peak; or the reason why there are none."""
     from axmem_trace import estimate
     from axmem_trace.errors import ConfigError
 
@@ -112,12 +113,12 @@ def predict(case: Case) -> dict[str, Any]:
         )
     except ConfigError as error:
         return {"reason": " ".join(str(error).split())[:160]}
-    except Exception as error:  # one of many: the others are still compared, and the exit code says so
+    except Exception as error:  # the other cases are still compared, and the exit code reports the error
         return {"reason": f"{STOPPED} {type(error).__name__}: {' '.join(str(error).split())[:120]}"}
     step = report.phases["step_1"]
     training = max(report.phases[name].counted_bytes for name in ("step_1", "step_2"))
     return {
-        # on several GPUs each may load the whole model first: what the Trainer measures begins after that
+        # on several GPUs, each may load the whole model first: the Trainer measures only after that
         "allocated": training if num_gpus else report.peak.counted_bytes,
         "reserved": report.peak.reserved_bytes,
         "device": mean_device_bytes(report),
@@ -131,8 +132,9 @@ def predict(case: Case) -> dict[str, Any]:
 
 
 def mean_device_bytes(report: Any) -> int:
-    """Of all ranks that are recorded: fms-acceleration publishes the mean of `nvidia-smi` over a run's GPUs. FSDP1's ranks
-    have parts of other sizes, and the allocator makes up to 15 GiB more of one than of another."""
+    """The mean over all recorded ranks, because fms-acceleration publishes the mean of `nvidia-smi` over the GPUs of a
+    run. FSDP1's ranks have shards of different sizes, and the allocator may reserve up to 15 GiB more on one rank than
+    on another."""
     rows = [row for row in report.ranks if row.basis == "recorded"]
     if not rows:
         return int(report.peak.device_bytes)
@@ -140,12 +142,12 @@ def mean_device_bytes(report: Any) -> int:
 
 
 def predict_all(cases: Sequence[Case], *, jobs: int, cache: Path | None) -> Iterator[dict[str, Any]]:
-    """A prediction for each case, in order; from the cache where it has one."""
+    """A prediction for each case, in order; from the cache if it is there."""
     state = _state_of_package() if cache else ""
     known = [_read_cache(cache, state, case) for case in cases]
     missing = [case for case, found in zip(cases, known, strict=True) if found is None]
     if jobs > 1:
-        # a fresh interpreter each: the trace patches torch while it runs
+        # a new interpreter for each: the trace patches torch while it runs
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
             yield from _in_order(cases, known, pool.map(predict, missing), cache, state)
     else:
@@ -186,7 +188,7 @@ def _read_cache(cache: Path | None, state: str, case: Case) -> dict[str, Any] | 
 
 
 def make_rows(case: Case, predicted: dict[str, Any]) -> Iterator[Row]:
-    """One row for each quantity that was measured."""
+    """One row for each measured quantity."""
     reason = case.cannot or predicted.get("reason", "")
     for quantity, measured in (case.measured or {"nothing": 0.0}).items():
         yield Row(

@@ -1,21 +1,22 @@
-"""Run a program on PyTorch's CUDA build on a machine without a GPU: everything happens except the kernels.
+"""Runs a program with PyTorch's CUDA build on a machine without a GPU: everything runs except the kernels.
 
     python scripts/cuda_without_gpu.py SITE_PACKAGES CUDA_INCLUDE COMMAND...
     python scripts/cuda_without_gpu.py VENV/lib/python3.11/site-packages /usr/local/cuda/include \\
         VENV/bin/python scripts/measure_on_gpu.py --recipes -o tests/measured/without_gpu
 
-SITE_PACKAGES holds a CUDA wheel of PyTorch (2.11 or later, CUDA 13) and the NVIDIA libraries that it came with,
-CUDA_INCLUDE the headers of the CUDA toolkit. Its runtime, cuBLAS, cuBLASLt, cuDNN and the driver are replaced by what is
-in `fake_cuda/`: memory is the host's, a kernel's launch succeeds and does nothing. So PyTorch itself says which tensors
-an H100 holds, kept and temporary, with which blocks of its caching allocator. Not so: values (nothing may depend on
-them), time, and what the closed libraries take for themselves. Needs gcc, g++ and nm.
+SITE_PACKAGES contains a CUDA wheel of PyTorch (2.11 or later, CUDA 13) and its NVIDIA libraries; CUDA_INCLUDE contains
+the headers of the CUDA toolkit. CUDA's runtime, cuBLAS, cuBLASLt, cuDNN and the driver are replaced by the code in
+`fake_cuda/`: memory is host memory, and the launch of a kernel succeeds and does nothing. So PyTorch itself allocates
+the same kept and temporary tensors as on an H100, in the same blocks of its caching allocator. Three things are not
+real: values (nothing may depend on them), time, and the memory that the closed libraries allocate themselves. Needs
+gcc, g++ and nm.
 
-With FAKE_RANKS=N `measure_on_gpu.py` runs rank 0 of N, with PyTorch's `fake` process group: exchanges do nothing, and NCCL
-takes nothing.
+With FAKE_RANKS=N, `measure_on_gpu.py` runs rank 0 of N with PyTorch's `fake` process group: collectives do nothing, and
+NCCL needs no memory.
 
-FAKE_CUDA_BYTES, FAKE_CUDA_NAME, FAKE_CUDA_MAJOR, FAKE_CUDA_MINOR, FAKE_CUDA_SMS and FAKE_CUDA_SHARED (bytes of shared memory
-that a block may ask for) make it another card. FAKE_CUDA_BYTE=1 says that no mask has a zero in it and that no
-row is packed; `measure_on_gpu.py` sets it by the configuration, if it is not set.
+FAKE_CUDA_BYTES, FAKE_CUDA_NAME, FAKE_CUDA_MAJOR, FAKE_CUDA_MINOR, FAKE_CUDA_SMS and FAKE_CUDA_SHARED (bytes of shared
+memory that a block may request) make it another card. FAKE_CUDA_BYTE=1 means that no mask contains a zero and that no
+row is packed; `measure_on_gpu.py` sets it from the configuration, if it is not set.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ LIBRARIES = {
     "cudnn": "libcudnn.so.9",
     "cuda": "libcuda.so.1",
 }
-"""What is replaced, and the name that programs load it by."""
+"""The replaced libraries, and the name by which programs load each of them."""
 CALLERS = ("torch/lib/lib*.so", "bitsandbytes/libbitsandbytes_cuda13*.so")
 
 
 def build(place: Path, packages: Path, cuda_include: Path) -> str:
-    """Makes the libraries in `place`; what to preload."""
+    """Makes the libraries in `place`; returns those to preload."""
     wanted = list_wanted(packages)
     for library, file in LIBRARIES.items():
         source = FAKE_CUDA / ("runtime.cpp" if library == "cudart" else "libraries.c")
-        # what the runtime lacks has no answer and must not be called; of the others every function succeeds
+        # missing functions of the runtime must not be called; functions of the other libraries succeed
         body = "abort(); return 0;" if library == "cudart" else "return 0;"
         stubs = place / f"{library}.c"
         lines = [f"__attribute__((weak)) int {name}(void) {{ {body} }}" for name in sorted(wanted[library])]

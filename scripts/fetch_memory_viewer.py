@@ -1,10 +1,11 @@
-"""Fetch MemoryViz.js, the script of PyTorch's memory viewer, from Debian's source package of PyTorch.
+"""Downloads MemoryViz.js, the script of PyTorch's memory viewer, from Debian's source package of PyTorch.
 
     python scripts/fetch_memory_viewer.py FILE
 
-PyTorch's wheels don't hold it: `torch.cuda._memory_viz` and https://docs.pytorch.org/memory_viz load it from a network.
-`tests/test_memory_viewer.py` runs it on our snapshots where FILE is `.ci/MemoryViz.js`, or named by the environment's
-`MEMORY_VIEWER`. Needs Debian's `apt-get` and its archive keyring; changes nothing of the system's own package lists.
+PyTorch's wheels don't contain it: `torch.cuda._memory_viz` and https://docs.pytorch.org/memory_viz load it from a
+network. `tests/test_memory_viewer.py` runs it on our snapshots if FILE is `.ci/MemoryViz.js` or the environment
+variable `MEMORY_VIEWER`. Needs Debian's `apt-get` and its archive keyring. The system's own package lists are not
+changed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ VIEWER = "torch/utils/viz/MemoryViz.js"
 
 
 def download_source(folder: Path) -> Path:
-    """The archive of PyTorch's source, some 30 MB, with package lists of its own."""
+    """Downloads the archive of PyTorch's source (about 30 MB), with separate package lists."""
     (folder / "lists" / "partial").mkdir(parents=True)
     (folder / "sources.list").write_text(SOURCES)
     options = {
@@ -31,7 +32,7 @@ def download_source(folder: Path) -> Path:
         "Dir::State::lists": folder / "lists",
         "Dir::Cache::pkgcache": "",
         "Dir::Cache::srcpkgcache": "",
-        "APT::Sandbox::User": "root",  # the temporary folder is the caller's alone
+        "APT::Sandbox::User": "root",  # only the caller can read the temporary folder
     }
     apt = ["apt-get", "-qq", *(f"-o{key}={value}" for key, value in options.items())]
     subprocess.run([*apt, "update"], check=True)

@@ -1,4 +1,5 @@
-"""What `measure_on_gpu.py` compares: the same quantities of a real run and of an estimate. No torch here."""
+"""The figures that `measure_on_gpu.py` compares: the same quantities of a real run and of an estimate. No torch
+here."""
 
 from __future__ import annotations
 
@@ -7,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 NUM_FRAMES = 30
-"""How many places of the code the breakdown lists."""
+"""The number of code lines in the breakdown."""
 QUANTITIES = ("after_load", "after_forward", "step_1", "step_2", "end", "reserved")
-"""What is compared: bytes after loading and at the end of the first step's last forward, the peaks of both steps, what is
-left at the end of the second (all of them live), and the most that was reserved."""
+"""The compared quantities: live bytes after loading, at the end of the first step's last forward and at the end of the
+second step; the peaks of both steps; and the largest reserved memory."""
 
 
 def summarise_phases(after_load: Mapping[str, int], phases: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """The quantities of a real run, of what was read at the end of each phase."""
+    """The quantities of a real run, from the figures that were read at the end of each phase."""
     steps = {step: [phase for phase in phases if phase["step"] == step] for step in (1, 2)}
     forwards = [phase for phase in steps[1] if phase["phase"] == "forward"]
     return {
@@ -41,12 +42,12 @@ def summarise_report(report: Any) -> dict[str, int]:
 
 
 def compare(predicted: Mapping[str, int], measured: Mapping[str, int]) -> dict[str, float]:
-    """Signed relative errors: positive where too much was predicted."""
+    """Signed relative errors: positive if too much was predicted."""
     return {quantity: predicted[quantity] / measured[quantity] - 1 for quantity in QUANTITIES}
 
 
 def find_peak_by_code(snapshot: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What was alive at the peak, by the innermost Python line outside of torch that allocated it."""
+    """The memory that was alive at the peak, by the innermost Python line outside of torch that allocated it."""
     live: dict[int, tuple[int, str]] = {}
     total, most, at_peak = 0, 0, {}
     for entry in snapshot["device_traces"][0]:
@@ -65,7 +66,8 @@ def find_peak_by_code(snapshot: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def place_of(frames: Sequence[Mapping[str, Any]]) -> str:
-    """`package/file.py:line function` of the innermost frame outside of torch, or of all where there is none."""
+    """`package/file.py:line function` of the innermost frame outside of torch; if there is none, of the innermost
+    frame."""
     python = [frame for frame in frames if frame["filename"].endswith(".py")]
     for frame in [*(frame for frame in python if "/torch/" not in frame["filename"]), *frames]:
         return f"{'/'.join(Path(frame['filename']).parts[-2:])}:{frame['line']} {frame['name']}"

@@ -1,5 +1,5 @@
-"""A recipe's model with real tensors: built on meta and copied to the card as transformers' `from_pretrained` does it,
-with random weights in place of a checkpoint's.
+"""A recipe's model with real tensors. It is built on meta and copied to the card like in transformers'
+`from_pretrained`, with random weights instead of those of a checkpoint.
 
 Used by `gpu_run.py`.
 """
@@ -29,10 +29,10 @@ INITIAL_DEVIATION = 0.02
 
 
 def build_on_device(recipe: Recipe, device: str, loaded: Callable[[], None] = lambda: None) -> BuiltModel:
-    """`axmem_trace.models.build_model`, in the same order, with real tensors on `device`; quantised where requested.
+    """`axmem_trace.models.build_model`, in the same order, with real tensors on `device`; quantised if requested.
 
     Args:
-        loaded: called when the weights are there and axolotl has not yet touched them.
+        loaded: called when the weights are loaded and axolotl has not changed them yet.
     """
     notes = Notes()
     config = build_model_config(recipe, notes)
@@ -60,7 +60,7 @@ def build_on_device(recipe: Recipe, device: str, loaded: Callable[[], None] = la
 
 
 def _build_reference(recipe: Recipe, device: str) -> nn.Module | None:
-    """The second model that stays on the card, by the recipes of `axmem_trace.models.reference.build_reference`."""
+    """The second model, which stays on the card, from the recipes of `axmem_trace.models.reference.build_reference`."""
     asked = recipe.objective.reference
     if not asked.resident_model:
         return None
@@ -82,11 +82,12 @@ def warm_up(model: nn.Module, device: str, hf_quantizer: Any) -> None:
 
 @torch.no_grad()
 def materialise(model: Any, dtype: torch.dtype, device: str) -> None:
-    """Random values on `device` for everything on meta, module by module as they are loaded; ties stay ties.
+    """Makes tensors with random values on `device` for everything on meta, module by module as in loading. Tied weights
+    stay tied.
 
-    A weight that bitsandbytes packs is there unpacked first, alone, as it is when a checkpoint is read; beside fused
-    experts are, as long, the experts that they are put together from. Buffers get the values that the model's own
-    initialisation gives them (rotary frequencies, say).
+    A weight that bitsandbytes packs is first allocated unpacked, one at a time, as when a checkpoint is read. While
+    fused experts are made, the single experts of the checkpoint are allocated too. Buffers get the values of the
+    model's own initialisation (for example rotary frequencies).
     """
     placed: dict[int, nn.Parameter] = {}
     is_merged = merged_names(model)
@@ -107,14 +108,15 @@ def materialise(model: Any, dtype: torch.dtype, device: str) -> None:
 
 
 def _make_parameter(module: Any, parameter: nn.Parameter, dtype: torch.dtype, device: str) -> nn.Parameter:
-    """The same parameter off meta; as transformers `integrations/bitsandbytes.py` `Bnb4bitQuantize`, `Bnb8bitQuantize`."""
+    """The same parameter as a real tensor, made as in transformers `integrations/bitsandbytes.py` `Bnb4bitQuantize`,
+    `Bnb8bitQuantize`."""
     kind = type(parameter).__name__
     if kind not in ("Params4bit", "Int8Params"):
         values = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
         return nn.Parameter(_fill(values), requires_grad=parameter.requires_grad)
     values = _fill(torch.empty((module.out_features, module.in_features), dtype=dtype, device=device))
     settings = {key: value for key, value in parameter.__dict__.items() if not key.startswith("_")}
-    if kind == "Int8Params":  # quantised on the way from the host to the card, and on no other
+    if kind == "Int8Params":  # only the copy from the host to the card quantises it
         settings = {"has_fp16_weights": settings.get("has_fp16_weights", False)}
         return type(parameter)(values.to("cpu"), requires_grad=False, **settings).to(device)
     settings = {key: value for key, value in settings.items() if key not in ("quant_state", "bnb_quantized")}
@@ -122,14 +124,14 @@ def _make_parameter(module: Any, parameter: nn.Parameter, dtype: torch.dtype, de
 
 
 def _fill(values: torch.Tensor) -> torch.Tensor:
-    """Matrices at random, vectors with ones: norms scale by them."""
+    """Fills matrices with random values, and vectors with ones, because norms scale by them."""
     if not values.is_floating_point():
         return values.zero_()
     return values.normal_(std=INITIAL_DEVIATION) if values.dim() > 1 else values.fill_(1)
 
 
 def _initialise_buffers(model: Any) -> None:
-    """`PreTrainedModel.initialize_weights` with every parameter said to be there already, as after loading."""
+    """Calls `PreTrainedModel.initialize_weights` with every parameter marked as loaded, as after loading."""
     for parameter in model.parameters():
         parameter._is_hf_initialized = True
     for module in model.modules():

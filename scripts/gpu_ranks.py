@@ -1,4 +1,4 @@
-"""A real run on several GPUs, one process for each: `torchrun` starts `measure_on_gpu.py` in each of them.
+"""A real run on several GPUs, with one process for each GPU: `torchrun` starts `measure_on_gpu.py` in each of them.
 
 Used by `gpu_run.py`. The wrappers are those that the estimate runs on meta (`axmem_trace/parallel/install.py`).
 """
@@ -25,26 +25,26 @@ REAL_ENGINES = ("none", "ddp", "fsdp1", "fsdp2")
 
 
 def world_size() -> int:
-    """Ranks of the run: the processes that torchrun has started, or as many as `FAKE_RANKS` says; else 1."""
+    """The number of ranks of the run: the processes that torchrun has started, or the value of `FAKE_RANKS`; else 1."""
     return num_fake_ranks() or int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def num_fake_ranks() -> int:
-    """Ranks of PyTorch's `fake` process group, of which this process is rank 0; 0 without it. Its exchanges return
-    immediately, so values are wrong, and memory is right except NCCL's."""
+    """The number of ranks of PyTorch's `fake` process group, of which this process is rank 0; 0 without it. Its
+    collectives return immediately. So values are wrong, and memory is right except NCCL's."""
     return int(os.environ.get("FAKE_RANKS", "0"))
 
 
 def rank() -> int:
-    """This process among them; 0 without torchrun."""
+    """The rank of this process; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))
 
 
 def check_ranks(recipe: Recipe) -> None:
-    """Refuses what only the estimate can do.
+    """Refuses settings that only the estimate supports.
 
     Raises:
-        ConfigError: with what to change.
+        ConfigError: the message says what to change.
     """
     parallel = recipe.parallel
     refusals = (
@@ -72,13 +72,14 @@ def check_ranks(recipe: Recipe) -> None:
 
 
 def loads_on_host(recipe: Recipe) -> bool:
-    """The weights are read on the host and moved as a whole: FSDP has no device map (axolotl `loaders/model.py`)."""
+    """Whether the weights are read into host memory and moved to the GPU as a whole: with FSDP there is no device map
+    (axolotl `loaders/model.py`)."""
     return recipe.parallel.engine in ("fsdp1", "fsdp2") and recipe.quantisation.method == "none"
 
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """While open, this process belongs to the group that torchrun has started; nothing without torchrun."""
+    """While open, this process belongs to the process group of torchrun. Does nothing without torchrun."""
     if world_size() == 1:
         yield
         return
@@ -113,7 +114,7 @@ def divide_for_real(recipe: Recipe, recorder: Any, built: BuiltModel) -> RankMod
 
 
 def _leave_weights(model: torch.nn.Module) -> None:
-    """The model goes to meta, and its buffers to the GPU: shards are made before they are filled."""
+    """Moves the model to meta, and its buffers to the GPU: shards are made before they are loaded."""
     buffers = dict(model.named_buffers(remove_duplicate=False))
     model.to("meta")
     if hasattr(model, "tie_weights"):
@@ -124,7 +125,7 @@ def _leave_weights(model: torch.nn.Module) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """What every rank has, by rank."""
+    """The values of all ranks, by rank."""
     if world_size() == 1 or num_fake_ranks():
         return [value]
     found: list[Any] = [None] * world_size()

@@ -1,6 +1,6 @@
-"""Recipes for `measure_on_gpu.py --recipes`: what a GPU must confirm, each in less than a minute on an H100.
+"""Recipes for `measure_on_gpu.py --recipes`: runs that a GPU must confirm. Each takes less than a minute on an H100.
 
-Base models are those of the bundled catalogue, cut to a few layers where they are large: nothing is downloaded.
+Base models are those of the bundled catalogue. Large ones are reduced to a few layers. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import yaml
 
 WITHOUT_KERNELS = ("lora_kernels=false",)
-"""axolotl's fused LoRA kernels are not here to be run."""
+"""axolotl's fused LoRA kernels can't be run here."""
 
 
 class GpuRecipe(NamedTuple):
     """The settings in addition to `COMMON`, and the assumptions.
 
     Attributes:
-        ranks: of PyTorch's `fake` process group (`FAKE_RANKS`), of which rank 0 is run; 0: one GPU.
+        ranks: the number of ranks of PyTorch's `fake` process group (`FAKE_RANKS`), of which rank 0 runs; 0: one GPU.
         axolotl: the release whose rules apply; empty: the estimate's default.
     """
 
@@ -45,11 +45,11 @@ QLORA: dict[str, Any] = {**LORA, "adapter": "qlora", "load_in_4bit": True}
 
 
 PLAIN_HELPERS = ("loss_helpers=torch",)
-"""Log-probabilities by TRL's PyTorch code: the Triton kernels of a trainer are not here to be run."""
+"""Log-probabilities with TRL's PyTorch code: the Triton kernels of a trainer can't be run here."""
 
 
 def _cut(layers: int, **fields: Any) -> dict[str, Any]:
-    """The first layers of a model."""
+    """Settings for only the first layers of a model."""
     return {"overrides_of_model_config": {"num_hidden_layers": layers, **fields}}
 
 
@@ -61,7 +61,7 @@ SMALL: dict[str, Any] = {"sequence_len": 512, **_cut(2)}
 
 
 def _fsdp(**options: Any) -> dict[str, Any]:
-    """FSDP2 over the first layers of a model, with short rows."""
+    """FSDP2 with the first layers of a model and short rows."""
     return {
         "sequence_len": 512,
         **_cut(4),
@@ -102,7 +102,7 @@ RANKS: dict[str, GpuRecipe] = {
     "ranks-ddp-lora-checkpointed": GpuRecipe({"sequence_len": 512, **_cut(4), **LORA, **_checkpointed(False)},
                                              WITHOUT_KERNELS, 8),
 }  # fmt: skip
-"""One rank of several, on one GPU: the group's exchanges do nothing."""
+"""One rank of several, on one GPU: the group's collectives do nothing."""
 RECIPES: dict[str, GpuRecipe] = {
     "full-fused": GpuRecipe({}),
     "full-foreach-accumulated": GpuRecipe({"optimizer": "adamw_torch", "gradient_accumulation_steps": 3}),

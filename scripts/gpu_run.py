@@ -1,5 +1,5 @@
-"""A recipe run for real on a CUDA GPU, with random weights: the model as `axmem_trace` builds it, stepped by the same
-loop (`axmem_trace/training/run.py`), under a recorder that reads CUDA's allocator instead of keeping a ledger.
+"""Runs a recipe on a real CUDA GPU, with random weights. `axmem_trace` builds the model, and the same loop trains it
+(`axmem_trace/training/run.py`). The recorder reads CUDA's allocator instead of writing a ledger.
 
 Used by `measure_on_gpu.py`.
 """
@@ -38,17 +38,18 @@ REAL_OPTIMIZERS = (
     "adafactor",
     *BITSANDBYTES_OPTIMIZERS,
 )
-"""The estimate steps the library's own class of these; of others it steps a replacement, which would measure itself."""
+"""The estimate runs the library's own class of these. Of others it runs a replacement, which must not be measured
+against itself."""
 REAL_LOSSES = ("native", "none")
 COMPARES_LOG_PROBABILITIES = ("dpo", "ipo", "simpo", "orpo", "kto")
 ATTENTION_PACKAGES = {"sdpa": "", "eager": "", "flash_attention_2": "flash_attn", "flex_attention": ""}
 REAL_EXPERTS = ("", "eager", "grouped_mm", "batched_mm")
 KERNEL_PACKAGES = {"mamba-ssm": "mamba_ssm", "flash-linear-attention": "fla", "rwkv": "kernels"}
-"""By the key of the note with which the estimate says that it counts on a package's kernels: what to import."""
+"""The module to import, by the key of the note in which the estimate assumes a package's kernels."""
 
 
 def check_runnable(recipe: Recipe) -> None:
-    """Refuses what only replaces a kernel on meta, and would measure the replacement.
+    """Refuses settings for which the estimate replaces a kernel on meta: the replacement would be measured.
 
     Raises:
         ConfigError: with what to change.
@@ -71,11 +72,11 @@ def check_runnable(recipe: Recipe) -> None:
 
 
 def check_kernels(notes: Iterable[Note]) -> None:
-    """Refuses a model whose layers run otherwise here than the estimate has them: without the package, transformers
-    falls back to a loop in torch, which takes several times as much.
+    """Refuses a model whose layers run here with other code than in the estimate: without the package, transformers
+    uses a loop in torch, which needs several times as much memory.
 
     Raises:
-        ConfigError: with what to install.
+        ConfigError: the message says what to install.
     """
     for note in notes:
         package = KERNEL_PACKAGES.get(note.key)
@@ -89,7 +90,7 @@ def check_kernels(notes: Iterable[Note]) -> None:
 
 
 def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:
-    """(whether it is refused, key, value, what is accepted)."""
+    """A list of (whether it is refused, key, value, accepted values)."""
     optimizer = ALIASES.get(recipe.optimizer.name, recipe.optimizer.name)
     kernels, quantisation = recipe.kernels, recipe.quantisation
     is_old = replace(recipe.older, use_cache=False) != Older()
@@ -160,14 +161,14 @@ def _list_refusals(recipe: Recipe) -> tuple[tuple[bool, str, Any, str], ...]:
 
 
 class GpuRecorder:
-    """Used in `Run` in place of the trace's recorder: at each mark, what CUDA's allocator says of the phase that
-    ends there."""
+    """Used in `Run` instead of the trace's recorder: at each mark, it reads CUDA's allocator for the phase that ends
+    there."""
 
     now = 0
 
     def __init__(self, device: str) -> None:
         self.device = self.traced_device = device
-        self.layers = None  # none is left out of a model that really runs
+        self.layers = None  # no layer is left out of a real model
         self.phases: list[dict[str, Any]] = []
         self.notes: list[Note] = []
         self.values = SimpleNamespace(num_true={})
@@ -182,26 +183,26 @@ class GpuRecorder:
         self._reset()
 
     def close(self) -> None:
-        """The phase going on has ended."""
+        """The current phase has ended."""
         if self._phase is not None:
             self.phases.append({**self._phase, **read_allocator()})
             self._phase = None
 
     @property
     def phase(self) -> str:
-        """The phase going on; loading before the first mark."""
+        """The current phase; loading before the first mark."""
         return self._phase["phase"] if self._phase is not None else "load"
 
     @property
     def recorder(self) -> GpuRecorder:
-        """Itself: it is in place of the recording mode as well."""
+        """Itself, because it also replaces the recording mode."""
         return self
 
     def __enter__(self) -> GpuRecorder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing is open."""
+        """Does nothing: nothing is open."""
 
     @contextmanager
     def watch(self, *models: nn.Module) -> Iterator[None]:
@@ -211,7 +212,7 @@ class GpuRecorder:
         return tensor.to(self.device)
 
     def register(self, tensor: torch.Tensor, **facts: Any) -> None:
-        """Nothing: CUDA's allocator has no roles."""
+        """Does nothing: CUDA's allocator has no roles."""
 
     def allocation_tick(self, tensor: torch.Tensor) -> int:
         return 0
@@ -232,7 +233,7 @@ class GpuRecorder:
         torch.cuda.empty_cache()
 
     def finish_streams(self) -> None:
-        """Nothing: each mark waits for the card."""
+        """Does nothing: each mark waits for the card."""
 
     def _reset(self) -> None:
         gc.collect()
@@ -241,7 +242,7 @@ class GpuRecorder:
 
 
 class RealScaler:
-    """`torch.amp.GradScaler` itself, where the trace has its tensors."""
+    """`torch.amp.GradScaler` itself; the trace has only its tensors."""
 
     def __init__(self, optimizer: TracedOptimizer, device: str) -> None:
         self.optimizer, self.scaler = optimizer, torch.amp.GradScaler(device)
@@ -259,7 +260,7 @@ class RealScaler:
 
 
 def read_allocator() -> dict[str, int]:
-    """Bytes at the end of a phase, and the most during it."""
+    """The bytes at the end of a phase, and the peak in it."""
     torch.cuda.synchronize()
     statistics = torch.cuda.memory_stats()
     return {
@@ -271,7 +272,7 @@ def read_allocator() -> dict[str, int]:
 
 
 def make_run(recipe: Recipe, device: str) -> Run:
-    """The model, the optimizer and the loop of a real run; nothing has moved yet."""
+    """The model, the optimizer and the loop of a real run. No step has been run yet."""
     recorder: Any = GpuRecorder(device)
     built = build_on_device(recipe, "cpu" if loads_on_host(recipe) else device)
     if recipe.parallel.engine == "none":
@@ -280,7 +281,7 @@ def make_run(recipe: Recipe, device: str) -> Run:
     optimizer = build_optimizer(recipe, built.module)
     if rank_model is not None and rank_model.with_optimizer is not None:
         rank_model = rank_model.with_optimizer(rank_model, optimizer)
-    optimizer.around_step = nullcontext  # what the trace answers for CUDA's driver, the driver answers
+    optimizer.around_step = nullcontext  # CUDA's own driver is called, not the trace's replacement
     run = Run(
         recipe,
         built,
@@ -297,8 +298,8 @@ def make_run(recipe: Recipe, device: str) -> Run:
 
 
 def run_recipe(recipe: Recipe, *, history: bool = False) -> tuple[list[Any], Any]:
-    """What is allocated after load and what each phase took, by rank, and with `history` the allocator's own snapshot of
-    this rank."""
+    """The bytes after loading and the figures of each phase, by rank; and with `history`, the allocator's own snapshot
+    of this rank."""
     with joined("cuda"):
         after_load, phases, snapshot = _run_rank(recipe, history=history)
         return gather((after_load, phases)), snapshot
@@ -313,5 +314,5 @@ def _run_rank(recipe: Recipe, *, history: bool) -> tuple[dict[str, int], list[di
     after_load = read_allocator()
     with garbage_on_demand():
         run.record()
-        recorder.close()  # while the run still holds its last batch
+        recorder.close()  # while the run still keeps its last batch
     return after_load, recorder.phases, torch.cuda.memory._snapshot() if history else None

@@ -1,15 +1,15 @@
-"""Run configurations for real on a CUDA GPU, with random weights, and write the measured figures and the predicted ones.
+"""Runs configurations on a real CUDA GPU, with random weights, and writes the measured and the predicted figures.
 
     python scripts/measure_on_gpu.py CONFIG.yml... [--set key=value]... [--assume key=value]... [-o FILE] [--history]
     python scripts/measure_on_gpu.py --recipes [NAME,...] [-o DIRECTORY] [--history]
     torchrun --nproc-per-node N scripts/measure_on_gpu.py CONFIG.yml [as above]
 
-Needs no weights and no Hub: torch, transformers, peft, accelerate, bitsandbytes and PyYAML are enough. What the estimate
-only imitates (fused kernels, optimizers of other packages) is refused. Each configuration runs in a process of its own,
-with the allocator's settings that the estimate has, and one that fails does not stop the others. `--recipes` runs the
-ready ones of `gpu_recipes.py` and writes a file for each to `tests/measured/`: the tests there hold the estimate to
-them from then on, without a GPU. With `torchrun` each GPU is a rank of DDP or FSDP, as the configuration says; rank 0
-writes the JSON, with what every rank measured in `ranks`.
+Needs no weights and no Hub: torch, transformers, peft, accelerate, bitsandbytes and PyYAML are enough. Settings that
+the estimate only imitates (fused kernels, optimizers of other packages) are refused. Each configuration runs in a
+separate process, with the same allocator settings as in the estimate; a failed one does not stop the others.
+`--recipes` runs the recipes of `gpu_recipes.py` and writes a file for each to `tests/measured/`. From then on, the
+tests there compare the estimate with these files, without a GPU. With `torchrun`, each GPU is a rank of DDP or FSDP, as
+the configuration says. Rank 0 writes the JSON; `ranks` has the figures of every rank.
 
 exit codes: 0 measured; 1 a run failed; 2 there is no GPU, or a configuration can't be run
 """
@@ -49,11 +49,11 @@ CHANGES_MEMORY = (
     "TORCH_CUBLASLT_UNIFIED_WORKSPACE",
     "TORCH_CUDNN_SDPA_DEPRIORITIZED",
 )
-"""Environment variables that a run must not inherit: the estimate takes none of them to be set."""
+"""Environment variables that a run must not inherit: the estimate assumes that none of them is set."""
 
 
 class Job(NamedTuple):
-    """One configuration to run, and where its JSON goes; None: to standard output."""
+    """One configuration to run, and the file for its JSON; None: standard output."""
 
     name: str
     config: Path
@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def find_refusal() -> str:
-    """Why nothing can be measured on this machine; empty where it can."""
+    """The reason why nothing can be measured on this machine; empty if it is possible."""
     import torch
 
     if not torch.backends.cuda.is_built():
@@ -101,7 +101,7 @@ def find_refusal() -> str:
 
 
 def list_jobs(parsed: argparse.Namespace, place: Path) -> Iterator[Job]:
-    """The requested configurations; ready recipes are written to `place` as configurations.
+    """The requested configurations. Recipes are written to `place` as configurations.
 
     Raises:
         ConfigError: nothing is requested, or there is no such recipe.
@@ -133,7 +133,7 @@ def list_jobs(parsed: argparse.Namespace, place: Path) -> Iterator[Job]:
 
 
 def run_apart(job: Job, parsed: argparse.Namespace) -> int:
-    """The job in a process of its own: a card that is empty, and an allocator with settings of its own."""
+    """Runs the job in a separate process, so that the card is empty and the allocator has its own settings."""
     command = [sys.executable, str(Path(__file__).resolve()), str(job.config), "--in-this-process"]
     for option, values in (("--set", parsed.overrides), ("--assume", [*job.assumptions, *parsed.assumptions])):
         command += [part for value in values for part in (option, value)]
@@ -147,7 +147,7 @@ def run_apart(job: Job, parsed: argparse.Namespace) -> int:
 def measure(
     config: str, overrides: Sequence[str], assumptions: Sequence[str], *, history: bool, axolotl: str = ""
 ) -> dict[str, Any]:
-    """Predicts, then runs; the JSON's content. To be called before torch is imported.
+    """Predicts, then runs; returns the content of the JSON. Call it before torch is imported.
 
     Raises:
         ConfigError: the configuration can't be read, estimated or run.
@@ -158,7 +158,7 @@ def measure(
     asked: dict[str, Any] = {"overrides": overrides, "num_gpus": num_gpus, "axolotl": axolotl}
     recipe = read_recipe(config, assumptions=assumptions, **asked)
     settings = recipe.allocator.settings
-    assumptions = [*assumptions, f"allocator={settings or 'default'}"]  # whatever this machine's environment said
+    assumptions = [*assumptions, f"allocator={settings or 'default'}"]  # independent of this machine's environment
     prepare_environment(settings, has_zeros=has_zeros(recipe.batch))
     import torch
     from gpu_run import check_kernels, check_runnable, run_recipe
@@ -200,28 +200,28 @@ def measure(
 
 
 def world_size() -> int:
-    """Processes that torchrun has started; 1 without it. torch must not be imported yet."""
+    """The number of processes that torchrun has started; 1 without it. torch must not be imported yet."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def num_ranks() -> int:
-    """Ranks of the run: with `FAKE_RANKS` this process is rank 0 of PyTorch's `fake` process group."""
+    """The number of ranks of the run. With `FAKE_RANKS`, this process is rank 0 of PyTorch's `fake` process group."""
     return int(os.environ.get("FAKE_RANKS", "0")) or world_size()
 
 
 def has_zeros(batch: Any) -> bool:
-    """Whether a mask of the batch has a zero in it, or a row several samples (`recipe.batch`)."""
+    """Whether a mask of the batch contains a zero, or a row contains several samples (`recipe.batch`)."""
     return bool(batch.packed or (batch.padded and batch.attention_mask))
 
 
 def prepare_environment(settings: str, *, has_zeros: bool) -> None:
-    """PyTorch reads these once, when its CUDA library is loaded.
+    """Sets environment variables that PyTorch reads once, when its CUDA library is loaded.
 
     Args:
-        has_zeros: of the function of that name. A model asks the card whether a mask is all ones, or whether one row is one
-            sample (transformers `masking_utils.py`, `_ignore_causal_mask_sdpa`, `find_packed_sequence_indices`), and
-            without a GPU (`cuda_without_gpu.py`) this is what it is answered. A wrong answer is a mask, and keys and
-            values that are repeated for each head, in each layer.
+        has_zeros: the result of the function of that name. A model reads from the card whether a mask is all ones, or
+            whether a row is one sample (transformers `masking_utils.py`, `_ignore_causal_mask_sdpa`,
+            `find_packed_sequence_indices`). Without a GPU (`cuda_without_gpu.py`), it gets this value. A wrong value
+            adds a mask, and repeats keys and values for each head, in each layer.
     """
     for variable in CHANGES_MEMORY:
         os.environ.pop(variable, None)
@@ -230,8 +230,8 @@ def prepare_environment(settings: str, *, has_zeros: bool) -> None:
 
 
 def name_of_card(name: str, memory_bytes: int, capability: tuple[int, int]) -> str:
-    """The card as the estimate knows it; a name it does not know means the nearest card of the generation, which
-    has the same kernels, and where there is none of it, for its size alone."""
+    """The card's name for the estimate. If the name is unknown, it is that of the nearest card of the same generation,
+    which has the same kernels. If there is no such card, it is the card's size."""
     from axmem_trace.catalogue.gpus import CARDS, find_gpu
 
     try:
@@ -261,7 +261,7 @@ def main_here(parsed: argparse.Namespace) -> int:
     except ConfigError as error:
         print(f"measure_on_gpu: {error}", file=sys.stderr)
         return 2
-    except Exception as error:  # one of several runs: the others go on; the traceback says where
+    except Exception as error:  # one of several runs: the others continue; the traceback shows where it failed
         if type(error).__name__ != "OutOfMemoryError":
             raise
         print(f"measure_on_gpu: {Path(config).name} does not fit on this card: {error}", file=sys.stderr)

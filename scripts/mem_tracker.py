@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""PyTorch's MemTracker under FakeTensorMode on one step of a full fine-tune, to compare with.
+"""Runs PyTorch's MemTracker under FakeTensorMode on one step of a full fine-tune, for a comparison.
 
     python scripts/mem_tracker.py CONFIG.yml [KEY=VALUE]...
 
-It prints its peak as JSON. The step is the configuration's: dtype, rows, tokens, checkpointing, autocast, clipping,
-AdamW; twice, since the states of the optimizer exist from the second on. It uses none of this package's rules, only its
-reading of the YAML. What FakeTensorMode can't run ends with the library's own error.
+It prints its peak as JSON. Dtype, rows, tokens, checkpointing, autocast, clipping and AdamW of the step are those of
+the configuration. The step runs twice, because the states of the optimizer exist from the second step on. Only this
+package's reading of the YAML is used, none of its rules. If FakeTensorMode can't run the step, the script ends with the
+library's own error.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def track(recipe: Recipe) -> int:
     """The peak of all tensors that MemTracker counts, in bytes, over two steps.
 
     Raises:
-        ValueError: the run is no full fine-tune of a plain model.
+        ValueError: the run is not a full fine-tune of a plain model.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -66,14 +67,15 @@ def _build(recipe: Recipe) -> Any:
 
 
 def _upcast(model: Any) -> None:
-    """Norms, routers and embeddings in fp32, as axolotl's `loaders/model.py` `_convert_embedding_modules_dtype` does."""
+    """Casts norms, routers and embeddings to fp32, like axolotl's `loaders/model.py`
+    `_convert_embedding_modules_dtype`."""
     import torch
 
     made: dict[int, Any] = {}
     for name, module in model.named_modules():
         if "norm" in name or name.endswith((".gate", "embed_tokens", "lm_head")):
             for key, weight in list(module.named_parameters(recurse=False)):  # `.float()` can't swap a fake tensor
-                if id(weight) not in made:  # tied weights stay tied; the old ones are kept, so that no id comes twice
+                if id(weight) not in made:  # tied weights stay tied; the old ones are kept, so that no id is used twice
                     made[id(weight)] = weight, torch.nn.Parameter(weight.detach().float())
                 setattr(module, key, made[id(weight)][1])
 
@@ -89,7 +91,7 @@ def _step(recipe: Recipe, model: Any, optimizer: Any) -> None:
     if recipe.precision.output_dtype == "float32":
         output = convert_to_fp32(output)
     loss = output["loss"]
-    del output  # transformers' `compute_loss` returns the loss alone: the logits are free before backward
+    del output  # transformers' `compute_loss` returns only the loss: the logits are freed before backward
     loss.backward()
     if recipe.optimizer.max_grad_norm:
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.max_grad_norm)

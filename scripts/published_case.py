@@ -13,15 +13,15 @@ DATASET = [{"path": "any", "type": "alpaca"}]
 
 
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
-"""What a record raises that lacks a field, or holds something else in it; `CannotExpress` is one of them."""
+"""The exceptions for a record without a field, or with a field of another type. `CannotExpress` is one of them."""
 
 
 class CannotExpress(ValueError):
-    """A run that no configuration and no assumption describes; the message says why."""
+    """A run that can't be described by a configuration and assumptions; the message says why."""
 
 
 def explain(error: Exception) -> str:
-    """Why a record is no case, for the list of those that were not estimated."""
+    """The reason why a record is not a case, for the list of runs that were not estimated."""
     if isinstance(error, CannotExpress):
         return str(error)
     if isinstance(error, KeyError):
@@ -31,7 +31,7 @@ def explain(error: Exception) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One run: what to estimate, and what was measured, in bytes, by quantity (`allocated`, `end`, ...)."""
+    """One run: what to estimate, and the measured bytes by quantity (`allocated`, `end`, ...)."""
 
     id: str
     source: str
@@ -43,14 +43,14 @@ class Case:
     assumptions: Mapping[str, Any] = field(default_factory=dict)
     gpu: str = ""
     line: str = ""
-    """Runs with the same line differ in the batch alone."""
+    """Runs with the same line differ only in the batch."""
     rows: int = 0
     cannot: str = ""
-    """Why it can't be expressed; empty where it can."""
+    """The reason why it can't be expressed; empty if it can."""
 
 
 def read_record(read: Callable[[Any], Case], record: Any, kind: str = "run") -> Case:
-    """What `read` makes of a record of a file; if it can't, a case that says why and estimates nothing."""
+    """The case that `read` makes from a record. If it fails, a case with the reason, which is not estimated."""
     try:
         case = read(record)
         if not case.measured or not all(0 < float(value) < math.inf for value in case.measured.values()):

@@ -12,7 +12,8 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measured quantity of one run, in bytes, and what was predicted. `predicted` 0 and a reason: neither."""
+    """One measured quantity of one run, and its prediction, in bytes. If there is no prediction, `predicted` is 0 and
+    `reason` says why."""
 
     id: str
     source: str
@@ -24,13 +25,13 @@ class Row:
     line: str = ""
     rows: int = 0
     moment: str = ""
-    """Where the predicted peak is."""
+    """The phase of the predicted peak."""
     reason: str = ""
-    """Why there is no prediction."""
+    """The reason why there is no prediction."""
 
     @property
     def error(self) -> float:
-        """Signed and relative: positive where too much was predicted."""
+        """The signed relative error: positive if too much was predicted."""
         return self.predicted / self.measured - 1
 
 
@@ -42,15 +43,15 @@ class Summary:
     median: float
     median_absolute: float
     percentile_90: float
-    """Of the absolute error: nine of ten rows are at most this far off."""
+    """The 90th percentile of the absolute error: nine of ten rows have at most this error."""
     under_rate: float
-    """How many were predicted too low."""
+    """The share of rows whose prediction was too low."""
     worst: float
-    """Signed, the farthest off."""
+    """The error with the largest absolute value, with its sign."""
 
 
 def summarise(errors: Sequence[float]) -> Summary:
-    """Figures of a group that is not empty."""
+    """The figures of a group, which must not be empty."""
     absolute = sorted(abs(error) for error in errors)
     return Summary(
         count=len(errors),
@@ -63,7 +64,7 @@ def summarise(errors: Sequence[float]) -> Summary:
 
 
 def percentile(ordered: Sequence[float], fraction: float) -> float:
-    """By linear interpolation between the nearest ranks of an ordered sequence, as numpy's default.
+    """The percentile by linear interpolation between the nearest ranks of an ordered sequence, as numpy's default.
 
     >>> percentile([0.0, 1.0, 2.0], 0.75)
     1.5
@@ -75,7 +76,7 @@ def percentile(ordered: Sequence[float], fraction: float) -> float:
 
 
 def group_rows(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Predicted rows by source, quality and quantity, and those that the project's bar is about."""
+    """Predicted rows by source, quality and quantity; and the groups for which the project has set a target."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         if row.predicted:
@@ -88,7 +89,7 @@ def group_rows(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def fit_lines(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Intercept and slope, in GiB and GiB per row, of runs that differ in the batch alone: measured and predicted."""
+    """Intercept and slope, in GiB and GiB per row, of runs that differ only in the batch: measured and predicted."""
     lines: dict[str, list[Row]] = {}
     for row in rows:
         if row.predicted and row.line and row.quantity in ("allocated", "passes"):
@@ -110,7 +111,8 @@ def fit(xs: Sequence[float], ys: Sequence[float]) -> Mapping[str, float]:
 
 
 def differences(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Between two runs of one loop whose adapters alone differ (PEFT's comparison, same torch): in GiB."""
+    """The differences in GiB between two runs of one loop that differ only in their adapters (PEFT's comparison, same
+    torch)."""
     by_release: dict[str, list[Row]] = {}
     for row in rows:
         if row.source == "peft" and row.predicted and "torch" in row.id:

@@ -17,12 +17,12 @@ FMS_FRAMEWORKS = (
 
 
 def _fms_on_many(settings: Mapping[str, Any], framework: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """More of a configuration and of the assumptions: FSDP1 as `scripts/benchmarks/accelerate.yaml` has it.
+    """The additional configuration and assumptions for FSDP1, as in `scripts/benchmarks/accelerate.yaml`.
 
-    The `foak` kernels leave the adapters of a quantised base to each rank, whole, as they can't run with divided ones
-    (fms-acceleration-foak 0.7.4 `utils.py` `lora_adapters_switch_ddp_from_fsdp`). With FSDP the base is packed in words of
-    the load dtype; TRL 0.13 then makes adapters in the base's dtype and prepares nothing (`SFTTrainer.__init__`,
-    `is_sharded_qlora`).
+    With the `foak` kernels, each rank has the full adapters of a quantised base, because the kernels can't run with
+    sharded adapters (fms-acceleration-foak 0.7.4 `utils.py` `lora_adapters_switch_ddp_from_fsdp`). With FSDP the base
+    is packed in words of the load dtype; TRL 0.13 then makes adapters in the base's dtype and prepares nothing
+    (`SFTTrainer.__init__`, `is_sharded_qlora`).
     """
     if not settings.get("fsdp"):
         raise CannotExpress("several GPUs without FSDP")
@@ -45,9 +45,9 @@ def _fms_on_many(settings: Mapping[str, Any], framework: str) -> tuple[dict[str,
 
 
 def _fms_added_tokens(base_model: str) -> int:
-    """Tokens that fms-hf-tuning adds to a tokenizer that lacks them, before training (`tuning/sft_trainer.py`): a padding
-    token, and for Llama 3 one for unknown words; PowerLM's tokenizer has both. The embedding then has 32,001 or 128,258
-    rows.
+    """The number of tokens that fms-hf-tuning adds before training to a tokenizer that does not have them
+    (`tuning/sft_trainer.py`): a padding token, and for Llama 3 a token for unknown words. PowerLM's tokenizer has both.
+    The embedding then has 32,001 or 128,258 rows.
 
     The measured bytes show the same: with b rows, allocated at the end and at the peak miss the estimate by the same
     amount with 32,001 (`fms-base-L38`: 128.5 and 128.0 KiB; L40: 256.5 and 256.0; L80: 33.0 and 33.0), with 128,258

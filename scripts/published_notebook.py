@@ -25,7 +25,7 @@ VARIANT = re.compile(
 
 
 def translate_notebook_run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of `runs.json`: the most that was allocated in forward and backward."""
+    """The case of a record in `runs.json`: the peak of allocated memory in forward and backward."""
     settings = run["axolotl_like_config"]
     adapter = settings.get("adapter") or ""
     if not settings["gradient_checkpointing"]:
@@ -45,7 +45,8 @@ def translate_notebook_run(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_probe(point: Mapping[str, Any]) -> Case:
-    """A record of `activation_probes.json`: what was allocated after load, forward and backward (1e9 bytes)."""
+    """The case of a record in `activation_probes.json`: allocated memory after load, forward and backward (1e9
+    bytes)."""
     variant, tokens = point["variant"], point["seq"]
     names = {"load": "model", "after_forward": "after_forward", "after_backward": "after_backward"}
     gigabytes = point["allocated_gb_1e9"]

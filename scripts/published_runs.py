@@ -1,8 +1,8 @@
-"""Runs that others measured, translated for `axmem_trace`: a configuration and assumptions.
+"""Translates runs that others measured to a configuration and assumptions for `axmem_trace`.
 
-Read by `compare_published.py`. A run of another trainer differs from axolotl in what axolotl derives by itself; each
-translation says with an assumption where, and from which source it is known. What can't be said so is refused with
-the reason. Nothing here is a number measured on a GPU.
+Read by `compare_published.py`. A run of another trainer differs from axolotl in values that axolotl derives. Each
+translation sets these values by assumptions, and names their source. A run that can't be described in this way is
+refused with the reason. No number here was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ QUANTITIES = {
     "nvidia-smi": "device",
     "unknown": "reserved",
 }
-"""Which figure of a report is compared with a metric. If it is unknown what was measured, reserved is the most probable."""
+"""The figure of a report that is compared with each metric. If the measured figure is not known, reserved memory is the
+most probable."""
 
 
 def read_run(run: Mapping[str, Any]) -> Case:
     """A record of `runs.json` as a case.
 
     Raises:
-        KeyError, TypeError, ValueError: the record has no id, or nothing in it can be compared (see `read_record`).
+        KeyError, TypeError, ValueError: the record has no id, or no figure that can be compared (see `read_record`).
     """
     source, metric = run["id"].split("-")[0], run.get("metric", "unknown")
     if metric not in QUANTITIES:
@@ -66,7 +67,7 @@ def read_run(run: Mapping[str, Any]) -> Case:
 
 
 def _card(name: str) -> str:
-    """Our name of the card; empty where the run does not say, so that nothing is assumed to be full."""
+    """Our name of the card; empty if the run does not name it. Then no card is assumed to be full."""
     for known, pattern in (
         ("A100-80GB", r"A100.*80 ?GB"),
         ("A100-40GB", r"A100.*40 ?GB"),
@@ -98,15 +99,16 @@ OWN_MODEL_CODE = {
 # -- PEFT's method comparison: a plain loop ----------------------------------------------------------------------------
 
 LONGEST_OF_PEFT = 692
-"""Tokens in a row of the longest batch: not published, so taken from one run, LoRA of rank 32 (20.744 GiB, in steps of 4
-tokens). That run is no test of the estimate then; all others are."""
+"""The number of tokens in a row of the longest batch. It is not published, so it is calculated from one run, LoRA of
+rank 32 (20.744 GiB, in steps of 4 tokens). So this run is not a test of the estimate; all others are."""
 
 
 def _peft(run: Mapping[str, Any]) -> dict[str, Any]:
-    """`method_comparison/MetaMathQA/run.py`: no Trainer, no autocast, the cache left on, rows as long as a batch's
-    longest; `outputs` is a name of the loop, so the logits stay through backward. Samples are sorted by length within
-    buckets of 20 batches, the longest first, and the allocator's cache is emptied every ten steps: before the longest
-    batch it is empty. Nothing makes the embedding's output require a gradient without checkpointing."""
+    """`method_comparison/MetaMathQA/run.py`: there is no Trainer and no autocast, the key-value cache is on, and rows
+    have the length of the longest one in the batch. `outputs` is a variable of the loop, so the logits are alive during
+    backward. Samples are sorted by length within buckets of 20 batches, the longest first. The allocator's cache is
+    emptied every ten steps, so it is empty before the longest batch. Without checkpointing, the embedding's output does
+    not require a gradient."""
     settings = run["axolotl_like_config"]
     if settings["adapter"] != "lora":
         raise CannotExpress(f"adapter {settings['adapter']}")
@@ -153,7 +155,7 @@ def _peft(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _axolotl(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The example's own YAML; without lengths of its samples, rows are taken as long as they may be."""
+    """The example's own YAML. The lengths of the samples are not known, so rows have the largest possible length."""
     config = {key: value for key, value in run["axolotl_like_config"].items() if not key.startswith("_")}
     if not config.get("base_model"):
         raise CannotExpress("the configuration is not published")
@@ -186,7 +188,7 @@ def _msswift24(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 ON_MANY_GPUS = ("fms",)
-"""Sources whose runs on several GPUs are translated too."""
+"""The sources whose runs on several GPUs are also translated."""
 TRANSLATIONS = {
     "fms": translate_fms_run,
     "peft": _peft,
@@ -203,7 +205,7 @@ _LENGTH_OF_FILE = 4096
 
 
 def read_out_of_memory(record: Mapping[str, Any]) -> Case:
-    """A record of `out_of_memory.json` (fms-acceleration): a run that must not fit on 80 GB."""
+    """The case of a record in `out_of_memory.json` (fms-acceleration): a run that must not fit on 80 GB."""
     framework, method = record["framework"], record["method"]
     quantised, gptq = "bnb" in framework or "gptq" in framework, "gptq" in framework
     adapter = None if method == "full" else "qlora" if "bnb" in framework else "lora"

@@ -1,10 +1,11 @@
-"""Compare the allocator's simulation with PyTorch's own, move by move, on a machine without a GPU.
+"""Compares the allocator's simulation with PyTorch's own allocator, move by move, on a machine without a GPU.
 
     python scripts/real_allocator.py LIB INCLUDE CUDA_INCLUDE [--seeds N] [--moves N] [--record FILE]
 
-LIB holds `libc10.so` and `libc10_cuda.so` of a CUDA wheel of PyTorch, INCLUDE is that wheel's `torch/include`,
-CUDA_INCLUDE the headers of the CUDA toolkit. A driver with memory and nothing else (`fake_cuda/`) replaces CUDA, so
-that `c10::cuda::CUDACachingAllocator` runs. Needs g++ and nm. `--record` writes what PyTorch did, for the tests.
+LIB contains `libc10.so` and `libc10_cuda.so` of a CUDA wheel of PyTorch, INCLUDE is that wheel's `torch/include`, and
+CUDA_INCLUDE contains the headers of the CUDA toolkit. A driver that only supports memory (`fake_cuda/`) replaces CUDA,
+so that `c10::cuda::CUDACachingAllocator` runs. Needs g++ and nm. `--record` writes PyTorch's results to a file, for the
+tests.
 
 exit codes: 0 all equal; 1 a difference; 2 it can't be built
 """
@@ -40,7 +41,7 @@ NUM_MOVES, NUM_STATES = 1500, 15
 
 
 class State(NamedTuple):
-    """What a move left behind. `segments` is 0 with expandable segments, which PyTorch does not count."""
+    """The state after a move. `segments` is 0 with expandable segments, which PyTorch does not count."""
 
     allocated: int
     reserved: int
@@ -51,7 +52,7 @@ class State(NamedTuple):
 
 
 def simulate(text: str, capacity_bytes: int, moves: Sequence[Move]) -> list[State]:
-    """What our allocator does.
+    """The states of our allocator.
 
     Raises:
         ConfigError: the settings are refused.
@@ -85,12 +86,12 @@ def simulate(text: str, capacity_bytes: int, moves: Sequence[Move]) -> list[Stat
 
 
 def digest(states: Sequence[State]) -> str:
-    """Of every number of every state."""
+    """A hash of every number in every state."""
     return hashlib.sha256("\n".join(" ".join(map(str, state)) for state in states).encode()).hexdigest()
 
 
 def build(place: Path, lib: Path, include: Path, cuda_include: Path) -> Path:
-    """The program that moves PyTorch's allocator, with its driver."""
+    """Builds the program that controls PyTorch's allocator, with its driver."""
     library, source = place / "libcudart.so.13", FAKE_CUDA / "driver.cpp"
     wanted = _run("nm", "-D", "--undefined-only", str(lib / "libc10_cuda.so"))
     names = sorted(set(re.findall(r" U (cuda\w+)@libcudart", wanted)))
@@ -146,10 +147,10 @@ def _run(*command: str) -> str:
 
 
 def run_real(program: Path, lib: Path, text: str, capacity_bytes: int, moves: Sequence[Move]) -> list[State] | None:
-    """What PyTorch does; None where it refuses the settings.
+    """The states of PyTorch's allocator; None if it refuses the settings.
 
     Raises:
-        RuntimeError: it found another CUDA than this script's, or did not start.
+        RuntimeError: the program found another CUDA than this script's, or did not start.
     """
     environment = {
         **os.environ,
@@ -169,7 +170,7 @@ def run_real(program: Path, lib: Path, text: str, capacity_bytes: int, moves: Se
 
 
 def compare(program: Path, lib: Path, seeds: int, count: int) -> Iterator[dict[str, Any]]:
-    """Every case, as it is recorded; `difference` says where the two differ."""
+    """Every case in its recorded form. `difference` describes the first difference."""
     cases = [(text, mebibytes, seed, count) for text, mebibytes in SETTINGS for seed in range(seeds)]
     cases += [(text, PLENTY_MIB, 0, 60) for text in STRINGS]
     for text, mebibytes, seed, number in cases:
@@ -186,7 +187,7 @@ def compare(program: Path, lib: Path, seeds: int, count: int) -> Iterator[dict[s
 
 
 def find_difference(real: Sequence[State] | None, ours: Sequence[State] | None) -> str:
-    """Where two histories part; empty where they don't."""
+    """The first difference of two histories; empty if they are equal."""
     if real is None or ours is None:
         return "" if real is ours else f"PyTorch {'takes' if ours is None else 'refuses'} the settings"
     for number, (theirs, our) in enumerate(zip(real, ours, strict=True)):

@@ -1,11 +1,12 @@
-"""Batches that differ in length: the allocator's simulation compared with PyTorch's own, move by move, without a GPU.
+"""Batches of different lengths: compares the allocator's simulation with PyTorch's own allocator, move by move, without
+a GPU.
 
     python scripts/real_lengths.py LIB INCLUDE CUDA_INCLUDE [--record FILE] [--match REGEX] [--layers N]
 
-The first three as for `real_allocator.py`. Each recipe is traced, its sizes are scaled to rows of other lengths, and every
-sequence of steps that an estimate simulates is given to PyTorch's `c10::cuda::CUDACachingAllocator` too: each address and
-each figure must be equal. `--layers` shortens the models; `--record` writes recordings and outcomes, compressed by gzip,
-for the tests.
+The first three arguments are those of `real_allocator.py`. Each recipe is traced, and its sizes are scaled to rows of
+other lengths. Every sequence of steps that an estimate simulates is also run with PyTorch's
+`c10::cuda::CUDACachingAllocator`: each address and each figure must be equal. `--layers` shortens the models.
+`--record` writes recordings and results, compressed with gzip, for the tests.
 
 exit codes: 0 all equal; 1 a difference; 2 it can't be built
 """
@@ -77,12 +78,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "packed": {**_BASE, **_LLAMA, **_LORA, "micro_batch_size": 2, "sequence_len": 4096, "sample_packing": True,
                "pad_to_sequence_len": False, "attn_implementation": "flash_attention_2"},
 }  # fmt: skip
-"""Runs whose batches differ in length: unpadded kernels, unfused attention, a loss whose chunks jump, saved activations, a
-cache that is emptied, preference pairs, packed rows that are not padded."""
+"""Runs with batches of different lengths: kernels without padding, unfused attention, a loss whose chunks grow in
+jumps, saved activations, a cache that is emptied, preference pairs, packed rows without padding."""
 
 
 def trace_recipe(config: dict[str, Any], layers: int) -> tuple[Recipe, dict[int, Ledger]]:
-    """A recipe, and the recordings of it by the length of a row."""
+    """A recipe, and its recordings by the length of a row."""
     from axmem_trace.config import read_recipe
     from axmem_trace.estimation import _trace
     from axmem_trace.imports import collector_paused, import_libraries
@@ -111,8 +112,8 @@ def trace_recipe(config: dict[str, Any], layers: int) -> tuple[Recipe, dict[int,
 
 
 def write_recording(recipe: Recipe, ledgers: dict[int, Ledger]) -> dict[str, Any]:
-    """All that the simulation reads of a recipe and of its traces, for the tests. Of one kind of allocation the operator is
-    all that is kept."""
+    """All data of a recipe and its traces that the simulation reads, for the tests. Of each kind of allocation, only
+    the operator is kept."""
     from dataclasses import asdict
 
     ledger = ledgers[max(ledgers)]
@@ -136,7 +137,7 @@ def write_recording(recipe: Recipe, ledgers: dict[int, Ledger]) -> dict[str, Any
 
 
 def read_recording(recording: dict[str, Any]) -> tuple[Recipe, Ledger, SizeLaws]:
-    """The inverse: a recipe with what the simulation reads, the ledger of full rows and the laws."""
+    """The inverse: a recipe with the fields that the simulation reads, the ledger of full rows, and the laws."""
     from axmem_trace.ledger import Allocation, Mark
     from axmem_trace.lengths.laws import find_laws
     from axmem_trace.recipe.recipe import Allocator, BaseModel, Batch, Model, RowLengths
@@ -179,7 +180,7 @@ def read_recording(recording: dict[str, Any]) -> tuple[Recipe, Ledger, SizeLaws]
 
 
 def list_moves(ledger: Ledger) -> list[Move]:
-    """Allocations, frees and emptied caches, in order."""
+    """Allocations, frees and `empty_cache` calls, in order."""
     empty, moves = sorted(ledger.empty_cache_ticks, reverse=True), list[Move]()
     sizes = ledger.columns.nbytes.tolist()
     for tick, index, frees in ledger.moves():
@@ -192,7 +193,8 @@ def list_moves(ledger: Ledger) -> list[Move]:
 
 
 def compare_recipe(program: Path, lib: Path, name: str, layers: int) -> Iterator[dict[str, Any]]:
-    """A row for each setting: reserved bytes with full rows and of each sequence, and the first difference to PyTorch."""
+    """A row for each setting: the reserved bytes with full rows and in each sequence, and the first difference from
+    PyTorch."""
     from dataclasses import replace
 
     from axmem_trace.lengths.laws import find_laws

@@ -1,20 +1,20 @@
-"""Compare an axolotl with what this project knows of it, and print the drift.
+"""Compares an axolotl release with this project's reference of axolotl, and prints the differences (the drift).
 
     python scripts/refresh_axolotl_schema.py [AXOLOTL] [--against VERSION] [--write]
 
-AXOLOTL is a wheel, or a directory that holds the package (an unpacked wheel, a checkout); left out, the installed
-axolotl is read. Its source is parsed, never imported: neither torch nor pydantic is needed.
+AXOLOTL is a wheel, or a directory that contains the package (an unpacked wheel, a checkout). Without it, the installed
+axolotl is read. Its source is parsed, but never imported: neither torch nor pydantic is needed.
 
-Compared are, with `scripts/axolotl/VERSION.json` (the same release, else the newest before it):
+These are compared with `scripts/axolotl/VERSION.json` (the same release, else the newest before it):
 
 - the configuration's fields: new, gone, changed in type or default; and whether `keys.json` has each of them;
 - the messages with which a configuration is refused;
 - the functions in the files of axolotl that this package names as its source, by a fingerprint of their code.
 
-`scripts/axolotl/verdicts.json` says of each difference between two releases what was made of it here; what it does not
-say is marked `no verdict`. `--write` puts what was read into `scripts/axolotl/VERSION.json`.
+`scripts/axolotl/verdicts.json` says how this project handles each difference between two releases. A difference that is
+not in it is marked `no verdict`. `--write` writes the facts to `scripts/axolotl/VERSION.json`.
 
-Exit code 0: no drift; 1: drift, which is printed; 2: no axolotl there.
+Exit code 0: no drift; 1: drift, which is printed; 2: there is no axolotl.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ KEYS = ROOT / "axmem_trace" / "config" / "document" / "keys.json"
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What was made of the differences between releases."""
+    """How this project handles the differences between releases."""
 
     messages: dict[str, str]
     """Text of a refusal -> what this project does about it."""
@@ -57,7 +57,7 @@ class Verdicts:
         return cls(**content)
 
     def of_function(self, release: str, name: str) -> str:
-        """Of the function itself, else of its file."""
+        """The verdict on the function itself, else on its file."""
         said = self.functions.get(release, {})
         return said.get(name) or said.get(name.partition("::")[0], "")
 
@@ -76,7 +76,7 @@ def reference_for(version: str) -> str:
 
 
 def read_reference(version: str) -> Source:
-    """What was read of a release when its differences got their verdicts."""
+    """The facts of a release, as they were when its differences got their verdicts."""
     content = json.loads((REFERENCES / f"{version}.json").read_text(encoding="utf-8"))
     return Source(version=version, **content)
 
@@ -92,7 +92,7 @@ def find_drift(here: Source, before: Source, verdicts: Verdicts) -> list[str]:
 
 
 def field_drift(fields: Fields, reference: Fields, keys: dict[str, Key]) -> list[str]:
-    """Fields that are new, gone or changed, and those that `keys.json` has not, or has otherwise."""
+    """Fields that are new, removed or changed; and fields that are missing or different in `keys.json`."""
     lines = []
     for name in sorted({*fields, *reference, *keys}):
         here, before, key = fields.get(name), reference.get(name), keys.get(name)
@@ -117,7 +117,8 @@ def _differ(here: dict[str, Any], before: dict[str, Any]) -> bool:
 
 
 def _says_default(key: Key, here: dict[str, Any]) -> bool:
-    """True where the table has axolotl's default, or axolotl's is required or no literal."""
+    """True if the table has axolotl's default, or if the field has no literal default in axolotl (required or
+    computed)."""
     default = here["default"]
     return default in (REQUIRED, COMPUTED, key.default) or (default in ({}, []) and key.default is None)
 
@@ -143,7 +144,8 @@ def _function_drift(here: Source, before: Source, verdicts: Verdicts) -> list[st
 
 @cache
 def cited_files() -> frozenset[str]:
-    """Endings of paths that the package's own texts name: `kernels/lora.py`, each of `kernels/{dora,quantize}.py`."""
+    """Endings of the paths that this package's source texts name: `kernels/lora.py`, each of
+    `kernels/{dora,quantize}.py`."""
     sources = (path.read_text(encoding="utf-8") for path in sorted((ROOT / "axmem_trace").rglob("*.py")))
     named = re.findall(r"[\w/]*(?:\{[\w,/*\s]+\})?[\w/]*\.py", "\n".join(sources))
     return frozenset(each for name in named for each in _without_braces(name))
@@ -162,13 +164,13 @@ def _is_cited(file: str) -> bool:
 
 
 def only_cited(source: Source) -> Source:
-    """The same with the functions of cited files alone."""
+    """The same facts with only the functions of cited files."""
     functions = {name: code for name, code in source.functions.items() if _is_cited(name.partition("::")[0])}
     return Source(version=source.version, fields=source.fields, messages=source.messages, functions=functions)
 
 
 def write_reference(source: Source) -> Path:
-    """One line for each entry, so that a change of one is a diff of one line."""
+    """Writes one line for each entry, so that a change of one entry is a diff of one line."""
     blocks = []
     for name in ("fields", "messages", "functions"):
         entries: dict[str, Any] = getattr(source, name)
@@ -180,7 +182,7 @@ def write_reference(source: Source) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the drift; the exit code is the module's docstring's."""
+    """Prints the drift; the module's docstring explains the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("axolotl", type=Path, nargs="?", help="a wheel, or a directory that holds the package")
     parser.add_argument("--against", metavar="VERSION", help="compare with this release instead")

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Traces every causal language model of the installed transformers, made small, and writes the table of that release.
+"""Traces a small version of every causal language model in the installed transformers, and writes the table of that
+release.
 
-For each type of `MODEL_FOR_CAUSAL_LM_MAPPING_NAMES`: a full fine-tune and a LoRA run on meta, the latter of longer rows
-(what a model does with short masks may need too much memory with long ones); both with gradient checkpointing, the full one
-non-reentrant and the LoRA one reentrant (as they are where the class has none); and the CPU oracle (both, of short rows,
-for real must allocate the same, byte for byte). Where one of them can't be, the table has the reason. Each type is traced
-in a process of its own, within a time limit; the table is written after each.
+There are three checks for each type of `MODEL_FOR_CAUSAL_LM_MAPPING_NAMES`. First, a full fine-tune and a LoRA run on
+meta. The LoRA run has longer rows, because code that works with short masks may need too much memory with long ones.
+Second, both with gradient checkpointing: non-reentrant in the full run, reentrant in the LoRA run (without it, if the
+class does not support it). Third, the CPU oracle: both runs with short rows on the real CPU must allocate the same,
+byte for byte. If a check is not possible, the table has the reason. Each type is traced in a separate process with a
+time limit; the table is written after each type.
 """
 
 from __future__ import annotations
@@ -52,12 +54,15 @@ TARGETS = {
     "phimoe": ["q_proj", "k_proj", "v_proj", "o_proj"],
     "nemotron_h": ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "up_proj", "down_proj"],
 }
-"""By type: LoRA's targets where `all-linear` can't be had. peft refuses `out_proj` of Mamba layers (`tuners/lora/model.py`),
-and wraps routers and grouped projections that are `nn.Linear` by class alone, whose forward then fails in a run too."""
+"""LoRA's targets by type, if `all-linear` is not possible. peft refuses `out_proj` of Mamba layers
+(`tuners/lora/model.py`). It also wraps routers and grouped projections whose class is `nn.Linear` but which are used
+differently; their forward then fails in a real run too."""
 NO_ADAPTER = frozenset({"blt", "ctrl", "git"})
-"""They change their embeddings in place, which torch refuses under an adapter: the oracle has their full run alone."""
+"""These types change their embeddings in place, which torch refuses with an adapter: the oracle has only their full
+run."""
 SDPA = frozenset({"qwen4_exp", "qwen4_exp_text"})
-"""Their indexer counts in the mask, whose values are followed as bool, and not as floats, which eager attention has."""
+"""The indexer of these types counts in the mask. Values of masks are followed as bool, but not as floats, which eager
+attention uses."""
 Row = dict[str, str]
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -71,7 +76,7 @@ def list_types() -> list[str]:
 
 
 def trace(model_type: str, columns: tuple[str, ...] = COLUMNS, *, limit: int = 0, tracebacks: bool = False) -> Row:
-    """`yes`, or the reason why not, by column. `limit`: seconds for each; 0: none."""
+    """`yes`, or the reason why not, by column. `limit`: the time limit for each in seconds; 0: no limit."""
     from support.shrunken_models import count_positions, write_small_model
 
     with tempfile.TemporaryDirectory(prefix="small-") as home:  # "tmpt" has "mpt" in it, which axolotl has rules for
@@ -122,7 +127,7 @@ def _say(error: Exception) -> str:
 
 
 def estimate(config: dict[str, Any]) -> None:
-    """As a user would: a report, of a run that kept something for its backward pass and made gradients."""
+    """Makes a report like a user. The run must keep something for its backward pass and make gradients."""
     import axmem_trace
 
     report = axmem_trace.estimate(config, hub="never")
@@ -131,7 +136,7 @@ def estimate(config: dict[str, Any]) -> None:
 
 
 def estimate_checkpointed(config: dict[str, Any], *, use_reentrant: bool) -> None:
-    """With gradient checkpointing, where the class has it."""
+    """Estimates with gradient checkpointing, if the class supports it."""
     from axmem_trace.errors import ConfigError
 
     arguments = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
@@ -144,8 +149,8 @@ def estimate_checkpointed(config: dict[str, Any], *, use_reentrant: bool) -> Non
 
 
 def compare_with_cpu(*configs: dict[str, Any]) -> None:
-    """In fp32, as the CPU's bf16 kernels keep other statistics than meta and CUDA; experts in transformers' loop, as
-    meta has no grouped product of fp32 matrices; both under one decided routing."""
+    """Compares in fp32, because the CPU's bf16 kernels keep other statistics than meta and CUDA. Experts run in
+    transformers' loop, because meta has no grouped product of fp32 matrices. Both runs use the same fixed routing."""
     from support.cpu_oracle import HostCopies, differences, one_hot_as_on_cuda, record_step, route
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -158,7 +163,7 @@ def compare_with_cpu(*configs: dict[str, Any]) -> None:
             route(recording, built)
             copies.attach(recording)
 
-        with sdpa_kernel(SDPBackend.MATH):  # which meta takes anyway
+        with sdpa_kernel(SDPBackend.MATH):  # meta uses it in any case
             on_meta, for_real = (
                 record_step(config, device, prepare=prepare, within=one_hot_as_on_cuda) for device in ("meta", "cpu")
             )
@@ -177,7 +182,7 @@ def _first(only: Counter[Any], allocations: Any) -> str:
 
 
 def read_tables() -> dict[str, dict[str, Row]]:
-    """The tables as committed, by the release of transformers that they are of."""
+    """The committed tables, by the release of transformers."""
     return {path.stem: _read_table(path) for path in sorted(TABLES.glob("5.*.json"))}
 
 
@@ -187,13 +192,14 @@ def _read_table(path: Path) -> dict[str, Row]:
 
 
 def write_table(table: dict[str, Row], path: Path) -> None:
-    """A line for each type, sorted."""
+    """Writes a line for each type, sorted."""
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(table.items()))
     path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 def make_rows(types: list[str], columns: tuple[str, ...], limit: int, *, tracebacks: bool) -> Iterator[tuple[str, Row]]:
-    """A row for each type, printed as it is made; a process that ends without one, or not at all, is a row too."""
+    """A row for each type, printed when it is made. A process that ends without a row, or does not end, gives a row
+    too."""
     context = multiprocessing.get_context("fork")
     for number, model_type in enumerate(types, 1):
         receiver, sender = context.Pipe(duplex=False)
@@ -220,7 +226,8 @@ def _trace_apart(sender: Any, model_type: str, columns: tuple[str, ...], limit: 
 
 
 def _import_libraries() -> None:
-    """Once, for all processes to come. No step is taken: after a backward pass torch forbids to fork."""
+    """Imports the libraries once, for all later processes. It runs no step, because torch does not allow a fork after a
+    backward pass."""
     import transformers
     from support.cpu_oracle import record_step  # noqa: F401
     from support.shrunken_models import write_small_model
@@ -239,7 +246,7 @@ def _import_libraries() -> None:
 
 
 def main() -> int:
-    """Traces the types named, or all, and writes the table."""
+    """Traces the named types, or all types, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", help="only these; the table's other rows stay as they are")
     parser.add_argument("--resume", action="store_true", help="leave out what the table has of this transformers")

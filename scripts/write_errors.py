@@ -8,8 +8,9 @@ With `--runs`, `tests/measured/published/runs.json` is written first: the figure
 further comparisons that `compare_published.py --format json` wrote), each with the kind of its run. DIRECTORY has
 `runs.json`, as for `compare_published.py`.
 
-Only runs whose settings and lengths are known count (fms-acceleration, Answer.AI, PEFT): what a guessed length does to a
-figure is no error of the estimate. Left out are runs that an unknown was taken from, and those that did not fit.
+Only runs whose settings and lengths are known count (fms-acceleration, Answer.AI, PEFT): a wrong figure because of a
+guessed length is not an error of the estimate. Two kinds of runs are left out: runs from which an unknown value was
+calculated, and runs that did not fit.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ Figures = dict[tuple[str, str], tuple[float, float]]
 
 
 def read_readme() -> Figures:
-    """The tables of single runs."""
+    """The figures in the README's tables of single runs."""
     found = _ROW.findall(README.read_text(encoding="utf-8"))
     return {(run, metric): (float(predicted), float(measured)) for run, metric, predicted, measured in found}
 
 
 def read_comparison(path: Path) -> Figures:
-    """What `compare_published.py --format json` wrote."""
+    """The figures in a file of `compare_published.py --format json`."""
     rows = json.loads(path.read_text(encoding="utf-8"))["runs"]
     return {
         (row["id"], QUANTITIES[row["quantity"]]): (round(row["predicted"] / GIB, 3), round(row["measured"] / GIB, 3))
@@ -64,7 +65,7 @@ def read_comparison(path: Path) -> Figures:
 
 
 def list_runs(directory: Path, figures: Figures) -> Iterator[dict[str, Any]]:
-    """Each run with a figure, and its kind as the package itself finds it."""
+    """Each run with a figure, and its kind as found by the package itself."""
     from axmem_trace.config import read_recipe
     from axmem_trace.report.accuracy import find_kind
 
@@ -105,7 +106,7 @@ def make_errors(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def summarise(errors: Sequence[float]) -> dict[str, float]:
-    """Of the errors of one kind, as fractions of what was measured.
+    """The figures of the errors of one kind, as fractions of the measured figures.
 
     >>> summarise([-0.02, 0.0, 0.01])["nine_of_ten_within"]  # 0, 1, 2 %: a fifth of the way from 2 to 1
     0.018
@@ -132,7 +133,8 @@ def make_ranges(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def find_distances(figures: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Of (predicted, measured) GiB: the most that was missing, and what nine of ten had too much, as shares of the estimate.
+    """From (predicted, measured) GiB: how much was missing at most, and how much too much nine of ten predictions were
+    at most, as shares of the estimate.
 
     >>> find_distances([(10.0, 11.0), (40.0, 42.0), (20.0, 19.0)])["missing_gib"]
     2.0
@@ -149,7 +151,7 @@ def find_distances(figures: Sequence[tuple[float, float]]) -> dict[str, float]:
 
 
 def write_lines(key: str, source: str, rows: Iterable[Mapping[str, Any]]) -> str:
-    """JSON with one row a line."""
+    """JSON with one row on each line."""
     lines = ",\n".join(json.dumps(row) for row in rows)
     return f'{{"source": {json.dumps(source)},\n"{key}": [\n{lines}\n]}}\n'
 

@@ -4,7 +4,7 @@
     python scripts/compare_published.py DIRECTORY --format json > FILE
     python scripts/write_measured.py FILE && python scripts/write_readme.py
 
-Deviations over 5 % that no explanation below is for are marked unexplained.
+Deviations over 5 % without an explanation below are marked as unexplained.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ EXPLANATIONS = (
     (r"axolotl-openllama3b.*", "", "**unexplained**; of 2023, probably with the CUDA context"),
     (r"axolotl-.*", "", "**unexplained**; evaluation, sample lengths and the moment of reading are unknown"),
 )  # fmt: skip
-"""(run, quantity, why): of the first that fits."""
+"""(run, quantity, explanation): the first that matches is used."""
 ALWAYS_SHOWN = 6
-"""So many of them are shown however small the deviation is."""
+"""This many rows are always shown, also if the deviation is small."""
 
 GROUPS: tuple[tuple[str, Callable[[Row], bool]], ...] = (
     ("fms-acceleration and Answer.AI, one GPU: `max_allocated`",
@@ -77,7 +77,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def explain(row: Row) -> str:
-    """Why a row deviates; empty where it does not by much."""
+    """The explanation of a row's deviation; empty if the deviation is small."""
     for rank, (run, quantity, why) in enumerate(EXPLANATIONS):
         if re.fullmatch(run, row.id) and quantity in ("", row.quantity):
             return why if rank < ALWAYS_SHOWN or abs(row.error) > EXPLAINED_FROM else ""
@@ -85,7 +85,7 @@ def explain(row: Row) -> str:
 
 
 def table(titles: Sequence[str], aligned: str, rows: Iterable[Sequence[str]]) -> str:
-    """Markdown; `aligned` has a letter for each column."""
+    """A Markdown table; `aligned` has a letter for each column."""
     rule = {"l": "---", "r": "---:"}
     lines = [titles, [rule[each] for each in aligned], *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
@@ -137,7 +137,7 @@ def write_summary(rows: Sequence[Row]) -> str:
 
 
 def write_lines(rows: Sequence[Row]) -> str:
-    """Intercept and slope of runs that differ in the batch alone."""
+    """Intercept and slope of runs that differ only in the batch."""
     titles = ("line", "intercept, predicted", "measured", "slope per row, predicted", "measured")
     return table(
         titles,
@@ -218,7 +218,7 @@ def write_did_not_fit(rows: Iterable[Row]) -> str:
 
 
 def write_missing(rows: Iterable[Row]) -> str:
-    """Reasons, the commonest first, with the first runs of each."""
+    """The reasons, the most frequent first, with the first runs of each."""
     by_reason: dict[str, dict[str, None]] = {}
     for row in rows:
         if not row.predicted:

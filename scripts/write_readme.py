@@ -2,7 +2,7 @@
 """Writes the parts of the README and of docs/ that are output of this package, between
 `<!-- begin: … -->` and `<!-- end -->`.
 
-Run it after anything that changes a figure; with `--check` it only says whether they still hold.
+Run it after a change of any figure. With `--check` it only says whether the parts are up to date.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ import marked_blocks  # noqa: E402
 FILES = tuple(
     ROOT / name for name in ("README.md", "docs/assumptions.md", "docs/accuracy.md", "configs/code-llama/README.md")
 )
-"""What has generated parts."""
+"""The files with generated parts."""
 WIDTH = 80
-"""Columns of the report that is shown."""
+"""The width of the shown report in columns."""
 ENVIRONMENT = {**os.environ, "COLUMNS": str(WIDTH), "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
 ANCESTOR = {"base": "31.2 GiB", "adapter": "207.8 MiB", "gradients": "207.8 MiB", "optimizer": "415.5 MiB"}
 
 
 def run_command(command: str) -> str:
-    """What the command prints. Exit codes other than 0 end the script."""
+    """The output of the command. Exit codes other than 0 end the script."""
     arguments = [sys.executable, "-m", *shlex.split(command)]
     found = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True, env=ENVIRONMENT)
     lines = "\n".join(line.rstrip() for line in found.stdout.rstrip().splitlines())
@@ -46,7 +46,7 @@ def run_command(command: str) -> str:
 
 
 def write_code_llama() -> str:
-    """The table of `configs/code-llama/34b/lora.yml`: the ancestor's figures, ours, and why they differ."""
+    """The table of `configs/code-llama/34b/lora.yml`: the figures of an older tool, ours, and why they differ."""
     import axmem_trace
     from axmem_trace.units import format_bytes
 
@@ -126,7 +126,8 @@ def write_measured() -> str:
 
 
 def write_trust() -> str:
-    """Our error by kind of run, one row for each kind, from the package's table; and all of them together, in words."""
+    """Our error by kind of run, from the package's table, with one row for each kind; and the errors of all runs
+    together, in words."""
     from axmem_trace.report.accuracy import ALLOCATED, read_errors
 
     rows: dict[str, list[MeasuredError | None]] = {}
@@ -165,7 +166,7 @@ def _write_together() -> str:
 
 
 def _trust(error: MeasuredError | None) -> str:
-    """Two cells: how near, and how many of the runs were predicted too low."""
+    """Two cells: the error, and the share of the runs whose prediction was too low."""
     if error is None:
         return "not measured | "
     return f"{error.within:.2%} | {error.too_low_share:.0%}".replace("%", " %")
@@ -196,7 +197,7 @@ def write_kinds() -> str:
 
 
 def write_speed() -> str:
-    """Of `scripts/benchmark.py`'s table in docs/speed.md, our own columns."""
+    """This package's columns of the table in docs/speed.md, which `scripts/benchmark.py` writes."""
     return benchmark.write_short_table(
         marked_blocks.read(benchmark.DOCUMENT.read_text(encoding="utf-8"), benchmark.BLOCK)
     )
@@ -213,7 +214,7 @@ WRITERS: dict[str, Callable[[], str]] = {
 
 
 def rewrite(text: str, only: str = "") -> str:
-    """The text with every generated part made again; `only` one of them, by name."""
+    """The text with every generated part made again; with `only`, just the part of this name."""
 
     def write(name: str, body: str) -> str:
         if only and name != only:
@@ -224,7 +225,7 @@ def rewrite(text: str, only: str = "") -> str:
 
 
 def main() -> int:
-    """Writes, or with `--check` compares; 1 where something no longer holds."""
+    """Writes the parts, or with `--check` compares them; returns 1 if a part is not up to date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where the text is stale")
     options = parser.parse_args()

@@ -50,7 +50,7 @@ COMMON = {
     "peak_bytes": "The maximum of all together at one time.",
     "key": "The key of the configuration.",
 }
-"""Words of fields that mean the same in each class."""
+"""Descriptions of fields that mean the same in each class."""
 
 
 def make_schema() -> dict[str, Any]:
@@ -68,7 +68,7 @@ def make_schema() -> dict[str, Any]:
 
 
 def undocumented() -> list[str]:
-    """Fields that have no word of their own, nor a type that has, as `Class.field`."""
+    """Fields without a description, whose type has no description either, as `Class.field`."""
     return [
         f"{kind.__name__}.{each.name}"
         for kind in _classes(Report)
@@ -106,7 +106,7 @@ def _type(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     origin, arguments = get_origin(hint), get_args(hint)
     if is_dataclass(hint) and isinstance(hint, type):
         if hint.__name__ not in definitions:
-            definitions[hint.__name__] = {}  # a phase has phases: the name exists before its content is known
+            definitions[hint.__name__] = {}  # a phase contains phases: the name must exist before its content is known
             definitions[hint.__name__] = _object(hint, definitions)
         return {"$ref": f"#/$defs/{hint.__name__}"}
     if origin is Literal:
@@ -122,7 +122,7 @@ def _type(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _words_of(kind: Any) -> dict[str, str]:
-    """What the source says of each field: the string below it, else its words under `Attributes:`."""
+    """The description of each field in the source: the string below the field, else its text under `Attributes:`."""
     (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef))
     words = COMMON | _attributes(inspect.getdoc(kind) or "")
     for field_node, after in pairwise(body):
@@ -136,7 +136,7 @@ def _words_of(kind: Any) -> dict[str, str]:
 
 
 def _attributes(doc: str) -> dict[str, str]:
-    """`a, b: words` below `Attributes:` of a docstring, each name by itself."""
+    """The descriptions in lines `a, b: text` under `Attributes:` of a docstring, by name."""
     words: dict[str, str] = {}
     names: list[str] = []
     for line in doc.partition("Attributes:\n")[2].splitlines():
@@ -159,7 +159,7 @@ def render() -> str:
 
 
 def main() -> int:
-    """Writes, or with `--check` compares; 1 where the file no longer holds."""
+    """Writes the file, or with `--check` compares it; returns 1 if the file is not up to date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where the file is stale")
     if parser.parse_args().check:

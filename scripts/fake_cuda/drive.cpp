@@ -1,5 +1,5 @@
-// PyTorch's own caching allocator, moved by lines of text: `a ID BYTES`, `f ID`, `e` (empty the cache).
-// One line for each: allocated, reserved, address (hexadecimal, 0: none), 1 where memory ran out, retries, segments.
+// PyTorch's own caching allocator, controlled by lines of text: `a ID BYTES`, `f ID`, `e` (empty the cache).
+// One line for each: allocated, reserved, address (hexadecimal, 0: none), 1 if out of memory, retries, segments.
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/PeerToPeerAccess.h>
 

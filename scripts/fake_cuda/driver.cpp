@@ -1,5 +1,6 @@
-// CUDA's runtime, driver and management library as far as c10_cuda of torch 2.13 calls them: memory, and nothing else.
-// Addresses go up and are never used again. What must never be called aborts (`stubs.c`, made by real_allocator.py).
+// CUDA's runtime, driver and management library as far as c10_cuda of torch 2.13 calls them: only memory.
+// Addresses increase and are never used again. Functions that must never be called abort (`stubs.c`, which
+// real_allocator.py makes).
 #include "memory.h"
 
 #include <cstring>

@@ -1,6 +1,6 @@
-/* cuBLAS, cuBLASLt, cuDNN and the driver, as far as PyTorch wants an answer of them: handles that differ, and for every
-   size 0, so that what these closed libraries would take for themselves is not in any figure. What is not here returns
-   success (cuda_without_gpu.py makes it). */
+/* The functions of cuBLAS, cuBLASLt, cuDNN and the driver whose results PyTorch uses. Each handle is different. Every size
+   is 0, so that the memory that these closed libraries allocate themselves is not in any figure. All other functions
+   return success (cuda_without_gpu.py makes them). */
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,5 @@
-// A card's memory, and what is answered without it: shared by driver.cpp and runtime.cpp, which say what an address is.
-// FAKE_CUDA_BYTES is what the card holds.
+// A card's memory, and functions that do not need it. driver.cpp and runtime.cpp use this file and define the addresses.
+// FAKE_CUDA_BYTES is the card's memory.
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 

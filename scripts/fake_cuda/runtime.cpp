@@ -1,7 +1,7 @@
-// CUDA's runtime and driver without a GPU, for the whole of PyTorch (cuda_without_gpu.py): memory is the host's (pages of
-// zeros, taken when touched), kernels do nothing. What PyTorch allocates is what it would allocate on a card; values on the
-// card are nobody's. FAKE_CUDA_BYTES is what the card holds, FAKE_CUDA_BYTE what a program finds where it reads one byte
-// back (whether a mask is all ones, say), FAKE_CUDA_LOG a file to write the names of launched kernels to.
+// CUDA's runtime and driver without a GPU, for all of PyTorch (cuda_without_gpu.py). Memory is host memory (pages of zeros,
+// allocated when they are first used), and kernels do nothing. PyTorch allocates the same as on a card; values on the card
+// have no meaning. FAKE_CUDA_BYTES is the card's memory. FAKE_CUDA_BYTE is the value that a program gets when it reads one
+// byte back (for example whether a mask is all ones). FAKE_CUDA_LOG is a file for the names of launched kernels.
 #include "memory.h"
 
 #include <sys/mman.h>
@@ -55,7 +55,7 @@ thread_local Call pending;
 
 void copy(void* to, const void* from, size_t nbytes) {
   bool reads_back = is_device(from) && !is_device(to);
-  if (is_device(from) && is_device(to)) return;  // values on the card are nobody's
+  if (is_device(from) && is_device(to)) return;  // values on the card have no meaning
   if (reads_back && nbytes == 1) {
     *(char*)to = (char)setting("FAKE_CUDA_BYTE", 0);
     return;
