@@ -1,4 +1,4 @@
-"""Which cards a run fits, with as few estimates as possible."""
+"""The cards that a run fits, found with as few estimates as possible."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def card(name, gib, capability=(8, 0)):
 
 
 class Run:
-    """10 GiB live and 12 reserved with enough memory, 0.5 GiB of context; a card between them frees cached blocks."""
+    """10 GiB live and, with enough memory, 12 GiB reserved; 0.5 GiB of context. On a card between these sizes, cached
+    blocks are freed."""
 
     def __init__(self, cards, **changes):
         self.cards, self.changes, self.asked = {each.name: each for each in cards}, changes, []
@@ -52,10 +53,10 @@ class Run:
 CARDS = [card("huge", 80), card("tiny", 8), card("enough", 14), card("nearly", 11), card("other", 24, (9, 0))]
 
 
-def test_one_estimate_for_each_generation_and_for_what_is_undecided():
+def test_one_estimate_for_each_generation_and_for_undecided_cards():
     run = Run(CARDS)
     fits = fit_cards(CARDS, run)
-    # "nearly" has memory for what is live, not for what a larger card caches in addition
+    # "nearly" has memory for the live bytes, but not for the blocks that a larger card caches in addition
     assert run.asked == ["huge", "nearly", "other"]
     assert [(fit.card.name, fit.verdict) for fit in fits] == [
         ("tiny", "does not fit"),
@@ -68,7 +69,7 @@ def test_one_estimate_for_each_generation_and_for_what_is_undecided():
     assert [fit.left_bytes for fit in fits[:3]] == [round(-4.5 * GIB), 0, round(1.5 * GIB)]
 
 
-def test_a_generation_that_the_run_cannot_run_on_has_the_reason():
+def test_a_generation_on_which_the_run_is_impossible_has_the_reason():
     def estimate_on(name):
         if name == "other":
             raise ConfigError("needs Ampere")
@@ -83,7 +84,7 @@ def test_a_generation_that_the_run_cannot_run_on_has_the_reason():
     assert smallest(fit_cards(CARDS, refused)) is None
 
 
-def test_what_is_not_modelled_withholds_the_verdict_only_where_it_could_turn_it():
+def test_unmodelled_memory_prevents_the_verdict_only_if_it_could_change_it():
     note = Note(kind="not_modelled", key="rl", text="rl is not in the figures", direction="more")
     found = {
         fit.card.name: fit.verdict for fit in fit_cards(CARDS, lambda name: replace(Run(CARDS)(name), notes=(note,)))
@@ -151,14 +152,14 @@ def test_a_number_that_cannot_run_does_not_hide_the_others():
 
 
 def test_numbers_with_the_same_table_share_it():
-    """Under DDP the number of ranks changes nothing."""
+    """With DDP, the number of ranks changes nothing."""
     fits = fit_cards(CARDS, Run(CARDS))
     text = render_fits(join_counts([fits, fits, fits], CARDS, (2, 4, 8)), "text")
     assert text.startswith("2, 4 or 8 GPUs, each:\ncard ")
     assert text.count("<- smallest") == 1
 
 
-def test_what_the_configuration_refuses_is_not_estimated():
+def test_a_refused_configuration_is_not_estimated():
     def estimate_on(name):
         if name == "other":
             raise RunRefused("the kernel needs Ampere")
@@ -205,7 +206,7 @@ def test_on_the_command_line(capsys, monkeypatch):
     assert main(["gpus", "run.yml"]) == 4
 
 
-def test_what_the_configuration_alone_is_to_blame_for_is_one_error(capsys, tmp_path):
+def test_an_error_of_the_configuration_alone_is_reported_once(capsys, tmp_path):
     assert main(["gpus", str(tmp_path / "none.yml")]) == 2
     out, err = capsys.readouterr()
     assert out == ""

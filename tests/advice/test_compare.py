@@ -1,4 +1,4 @@
-"""Comparisons of runs show what differs, and nothing else."""
+"""Comparisons of runs show only the differences."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def column(label, figures, **rest):
 A, B = column("a.yml", {"max_allocated": 4 * GIB}), column("b.yml", {"max_allocated": 3 * GIB})
 
 
-def test_figures_are_against_the_first():
+def test_figures_are_compared_with_the_first_run():
     text = render_comparison(compare([A, B, A]), "text")
     # 3 instead of 4: a quarter less
     assert "max_allocated  4.00 GiB  3.00 GiB  -1.00 GiB -25.0%  4.00 GiB  ~" in text
@@ -44,7 +44,7 @@ def test_the_largest_differences_come_first_and_equal_rows_are_left_out():
     assert [(row.name, row.values) for row in rows] == [("new", (0, 20)), ("gone", (5, 0)), ("less", (10, 7))]
 
 
-def test_what_was_not_measured_is_not_compared():
+def test_figures_that_were_not_measured_are_not_compared():
     measured = Column(label="log", sections={"figures": {"max_allocated": 5 * GIB}}, measured=True)
     found = compare([A, measured])
     assert list(found.sections) == ["figures"]
@@ -86,7 +86,7 @@ def test_json():
     assert [each["label"] for each in found["columns"]] == ["a.yml", "b.yml"]
 
 
-def test_one_run_is_nothing_to_compare():
+def test_one_run_cannot_be_compared():
     with pytest.raises(ValueError, match="two runs"):
         compare([A])
 
@@ -102,8 +102,8 @@ def test_a_snapshot_has_the_peaks_of_its_ledger(tmp_path, text):
     }
 
 
-def test_what_was_there_before_the_recording_counts(tmp_path):
-    """A recording that begins late: 10 MiB are allocated already, 5 more come and go."""
+def test_memory_allocated_before_the_recording_counts(tmp_path):
+    """A recording that begins late: 10 MiB are allocated already, and 5 more are allocated and freed."""
     block = {"state": "active_allocated", "size": 10 * MIB, "requested_size": 10 * MIB - 100}
     trace = [
         {"action": "alloc", "size": 5 * MIB},
@@ -121,7 +121,7 @@ def test_what_was_there_before_the_recording_counts(tmp_path):
     "content",
     [b"", b"no pickle", pickle.dumps([1]), pickle.dumps({"device_traces": 3}), pickle.dumps(ConfigError("x"))],
 )
-def test_a_pickle_that_is_no_snapshot_is_refused_and_never_run(tmp_path, content):
+def test_a_pickle_that_is_not_a_snapshot_is_refused_and_not_executed(tmp_path, content):
     (tmp_path / "s.pickle").write_bytes(content)
     with pytest.raises(ConfigError, match="no snapshot"):
         read_snapshot(tmp_path / "s.pickle")

@@ -1,7 +1,7 @@
 """`fit` finds the gentlest permitted set, and each figure is an estimate of the changed run.
 
-Here the estimate is made by hand: weights, and bytes for each token of a batch, more without a fused loss and with an
-optimizer in 32 bits. So every answer can be calculated in one's head.
+The estimate here is written by hand: weights, and bytes for each token of a batch. It needs more without a fused loss,
+and more with a 32-bit optimizer. So every result can be calculated by hand.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def test_at_least_ten_candidates_are_estimated():
     assert everything.chosen.change == found.chosen.change
 
 
-def test_two_changes_where_one_is_not_enough_and_none_is_spare():
+def test_two_changes_if_one_is_not_enough_and_both_are_needed():
     # 9 GiB: without logits 10, with a micro batch of 1 (and logits) 4 + 2 + 2 = 8: one change, but a slower run
     assert names(ask(gpu="9GiB")) == ["micro_batch"]
     # 7 GiB: a micro batch of 1 needs 8, without logits as well 7
@@ -116,7 +116,7 @@ def test_the_micro_batch_is_not_smaller_than_needed():
     assert found.chosen.change.settings == {"micro_batch_size": 2, "gradient_accumulation_steps": 4}
 
 
-def test_what_is_learned_only_changes_if_that_is_permitted():
+def test_changes_of_what_is_learned_need_permission():
     # 4.5 GiB: weights, 0.5 GiB of tokens with 512 of them at a time
     config = {**CONFIG, "num_epochs": 1}
     found = ask(config, gpu="4.6GiB", num_gpus=1)
@@ -129,7 +129,7 @@ def test_what_is_learned_only_changes_if_that_is_permitted():
     assert permitted.chosen.answer.runs
 
 
-def test_what_the_user_set_stays():
+def test_settings_of_the_user_are_kept():
     found = ask({**CONFIG, "cut_cross_entropy": False, "plugins": ["axolotl.integrations.liger.LigerPlugin"]})
     assert names(found) == ["liger_fused_loss"]
     blocked = {single.candidate.name: single.blocked for single in found.singles}
@@ -141,7 +141,7 @@ def test_what_the_user_set_stays():
     ]
 
 
-def test_what_axolotl_refuses_together_is_not_used():
+def test_a_combination_that_axolotl_refuses_is_not_used():
     found = ask({**CONFIG, "bf16": False, "fp16": False})
     blocked = {single.candidate.name: single.blocked for single in found.singles}
     assert "requires fp16 or bf16" in blocked["cut_cross_entropy"]
@@ -209,7 +209,7 @@ def test_json_has_every_change_and_a_version():
     assert {"name", "need_bytes", "saved_bytes", "cost", "blocked", "fits"} <= content["changes"][0].keys()
 
 
-def test_the_story_says_what_is_missing_and_where():
+def test_the_text_says_how_much_memory_is_missing_and_where():
     text = str(ask(gpu="7GiB"))
     assert "needs 14.00 GiB; 7GiB has 7.00 GiB" in text
     assert "short by 7.00 GiB in " in text

@@ -1,4 +1,4 @@
-"""The largest micro batch of a card: recorded runs say the same, and the next larger one does not fit."""
+"""The largest micro batch of a card equals that of recorded runs, and the next larger one does not fit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_recorded_runs_agree(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         return record_ledgers(recipe_with(rows))
 
     def fits(rows: int, recipe: Recipe) -> bool:
-        """As a report of this number of rows says."""
+        """Whether the report for this number of rows says that it fits."""
         capacity_bytes = recipe.gpu.memory_bytes - recipe.gpu.outside_bytes
         reservations = [replay(ledger, recipe.allocator, capacity_bytes=capacity_bytes) for ledger in record(rows)]
         return all(each.out_of_memory is None for each in reservations)
@@ -65,7 +65,7 @@ def test_recorded_runs_agree(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         assert (sure.value, sure.recorded) == (found.value, True)
 
 
-def test_not_one_row_fits(tmp_path: Path) -> None:
+def test_even_one_row_does_not_fit(tmp_path: Path) -> None:
     config = make_config(tmp_path, "model", {"model": {"vocab_size": 8192}})
     recipe = read_recipe(config, hub="never", gpu="24GiB")
     tiny = replace(recipe, gpu=replace(recipe.gpu, memory_bytes=recipe.gpu.outside_bytes + (4 << 20)))
@@ -77,10 +77,10 @@ def test_not_one_row_fits(tmp_path: Path) -> None:
     assert found.value == 0
 
 
-def test_each_row_that_is_shown_has_its_largest(
+def test_each_card_that_is_shown_has_its_largest_batch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The smallest that fit; the numbers of DDP share their traces. The marked one is recorded."""
+    """The smallest cards that fit. All numbers of GPUs with DDP share their traces. The marked card is recorded."""
     config = make_config(tmp_path, "model", {**LORA, "sequence_len": 8192, "model": {"vocab_size": 128000}})
     path = tmp_path / "run.yml"
     path.write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""`CachingAllocator` by hand. Sums are in MiB; a comment says what PyTorch would do and why."""
+"""`CachingAllocator`, checked by hand. Numbers are in MiB; a comment says what PyTorch does and why."""
 
 import pytest
 
@@ -71,10 +71,10 @@ class TestSearching:
         large, small = caching.malloc(40 * MIB), caching.malloc(14 * MIB)
         caching.free(large)
         caching.free(small)
-        # 13 MiB: from 14 rather than 40; the rest of 1 MiB stays
+        # 13 MiB: the block of 14 is used, not the one of 40; the rest of 1 MiB stays with the block
         assert caching.malloc(13 * MIB).address == small.address
 
-    def test_of_equals_the_lowest_address(self):
+    def test_of_equal_blocks_the_one_at_the_lowest_address_is_used(self):
         caching = make()
         first, second = caching.malloc(20 * MIB), caching.malloc(20 * MIB)
         caching.free(second)
@@ -84,7 +84,7 @@ class TestSearching:
     def test_pools_do_not_mix(self):
         caching = make()
         caching.free(caching.malloc(30 * MIB))
-        # 1 MiB is for the small pool, however much the large one has
+        # 1 MiB is served by the small pool, even if the large pool has free memory
         caching.malloc(MIB)
         assert driver_calls(caching) == [("segment_alloc", 30), ("segment_alloc", 2)]
 
@@ -113,7 +113,7 @@ class TestJoining:
 
 
 class TestEmptyCache:
-    def test_a_segment_in_part_use_stays(self):
+    def test_a_partly_used_segment_stays(self):
         caching = make()
         kept, freed = caching.malloc(5 * MIB), caching.malloc(30 * MIB)
         caching.free(freed)
@@ -123,7 +123,7 @@ class TestEmptyCache:
         caching.empty_cache()
         assert (caching.accounts.reserved_bytes, caching.accounts.num_segments) == (0, 0)
 
-    def test_expandable_pages_wholly_free_go_back(self):
+    def test_completely_free_pages_of_expandable_segments_are_unmapped(self):
         caching = make(expandable_segments=True)
         low, _middle, high = (caching.malloc(30 * MIB) for _ in range(3))
         # 90 MiB in pages of 20: 100 reserved. Blocks at 0-30, 30-60, 60-90.
@@ -131,7 +131,7 @@ class TestEmptyCache:
         caching.free(low)
         caching.free(high)
         caching.empty_cache()
-        # 0-30: page 0-20 goes, 20-40 is in part use; 60-100: pages 60-80 and 80-100 go. 40 MiB stay.
+        # 0-30: page 0-20 is unmapped, 20-40 is partly in use; 60-100: pages 60-80 and 80-100 are unmapped. 40 MiB stay.
         assert caching.accounts.reserved_bytes == 40 * MIB
         assert driver_calls(caching)[-2:] == [("segment_unmap", 20), ("segment_unmap", 40)]
 
@@ -142,7 +142,7 @@ class TestEmptyCache:
         caching.free(low)
         caching.empty_cache()
         assert caching.accounts.reserved_bytes == 20 * MIB
-        # The range that lost its pages comes first, and 30 MiB fit into its 40: two pages
+        # The range without pages is first, and 30 MiB fit into its 40: two pages
         assert caching.malloc(30 * MIB).address == address
         assert caching.accounts.reserved_bytes == 60 * MIB
 
@@ -151,8 +151,8 @@ class TestExpandableSegments:
     def test_one_segment_grows_page_by_page(self):
         caching = make(expandable_segments=True)
         caching.malloc(15 * MIB)  # 20 mapped
-        caching.malloc(15 * MIB)  # 5 are free, 10 are lacking: one page more
-        caching.malloc(15 * MIB)  # 10 are free, 5 are lacking: one page more
+        caching.malloc(15 * MIB)  # 5 are free, 10 are missing: one more page
+        caching.malloc(15 * MIB)  # 10 are free, 5 are missing: one more page
         assert driver_calls(caching) == [("segment_map", 20)] * 3
         assert caching.accounts.num_segments == 1
 
@@ -162,7 +162,7 @@ class TestExpandableSegments:
             caching.malloc(MIB)
         assert driver_calls(caching) == [("segment_map", 2)] * 2
 
-    def test_a_block_that_can_grow_counts_as_large_as_it_can_become(self):
+    def test_a_block_that_can_grow_counts_with_its_largest_size(self):
         caching = make(expandable_segments=True)
         hole, _wall, end = caching.malloc(15 * MIB), caching.malloc(3 * MIB), caching.malloc(12 * MIB)
         address = hole.address
@@ -172,21 +172,21 @@ class TestExpandableSegments:
         # 14 MiB: the smallest that fits is the hole (15)
         assert caching.malloc(14 * MIB).address == address
 
-    def test_the_growing_block_is_passed_over_for_a_larger_one(self):
+    def test_a_larger_block_is_used_instead_of_one_that_can_grow(self):
         caching = make(expandable_segments=True)
         hole, _wall = caching.malloc(40 * MIB), caching.malloc(5 * MIB)
         address = hole.address
         # 45 of 60 MiB: the end has 15 and can grow, the hole has 40 and cannot
         caching.free(hole)
-        # 10 MiB: 15 would be the smaller, but counts as endless: the hole is taken
+        # 10 MiB: 15 is smaller, but counts as unlimited: the hole is used
         assert caching.malloc(10 * MIB).address == address
 
 
 class TestOutOfMemory:
-    def test_the_cache_is_given_back_before_giving_up(self):
+    def test_the_cache_is_freed_before_out_of_memory(self):
         caching = make(capacity_mib=100)
         caching.free(caching.malloc(60 * MIB))
-        # 60 cached + 70 > 100: the 60 go, then 70 fit
+        # 60 cached + 70 > 100: the 60 are freed, then 70 fit
         assert caching.malloc(70 * MIB) is not None
         assert driver_calls(caching) == [("segment_alloc", 60), ("segment_free", 60), ("segment_alloc", 70)]
         assert caching.accounts.num_retries == 1
@@ -199,7 +199,7 @@ class TestOutOfMemory:
         # 100 - 60 = 40 MiB are free
         assert (entry.action, entry.address, entry.size) == ("oom", 40 * MIB, 50 * MIB)
 
-    def test_fragments_cannot_be_given_back(self):
+    def test_fragments_cannot_be_freed(self):
         caching = make(capacity_mib=40)
         blocks = [caching.malloc(5 * MIB) for _ in range(8)]  # two segments of 20
         for block in blocks[::2]:
@@ -212,8 +212,8 @@ class TestOutOfMemory:
         blocks = [caching.malloc(20 * MIB) for _ in range(4)]
         caching.free(blocks[0])
         caching.free(blocks[2])
-        # 40 MiB are free in two holes of 20, whose pages are given back. Addresses are reserved for 80 + 80 / 8 MiB, in
-        # pages 100; 20 are left behind the last block, too few for 40: the pages come back in a second segment.
+        # 40 MiB are free in two holes of 20, whose pages are unmapped. Addresses are reserved for 80 + 80 / 8 MiB, that
+        # is 100 in pages. 20 remain after the last block, too few for 40: the pages are mapped in a second segment.
         assert caching.malloc(40 * MIB).address == blocks[0].address + 100 * MIB
         assert (caching.accounts.reserved_bytes, caching.accounts.num_segments) == (80 * MIB, 2)
 
@@ -222,7 +222,7 @@ class TestOutOfMemory:
         blocks = [caching.malloc(20 * MIB) for _ in range(4)]
         caching.free(blocks[0])
         caching.free(blocks[2])
-        # four segments of their own: two go back
+        # four separate segments: two are freed
         assert caching.malloc(40 * MIB) is not None
 
     def test_the_memory_fraction_limits_what_is_reserved(self):
@@ -240,7 +240,7 @@ class TestOutOfMemory:
 
 
 class TestMaxSplitSize:
-    def test_oversize_blocks_are_not_given_to_smaller_requests(self):
+    def test_oversize_blocks_are_not_used_for_smaller_requests(self):
         caching = make(max_split_size_bytes=32 * MIB)
         caching.free(caching.malloc(40 * MIB))
         caching.malloc(24 * MIB)
@@ -253,43 +253,43 @@ class TestMaxSplitSize:
         assert caching.malloc(40 * MIB).size == 40 * MIB
         assert caching.malloc(40 * MIB + 512).size == 60 * MIB
 
-    def test_one_large_enough_oversize_block_is_given_back(self):
+    def test_one_large_enough_oversize_block_is_freed(self):
         caching = make(capacity_mib=150, max_split_size_bytes=32 * MIB)
         for block in [caching.malloc(size * MIB) for size in (36, 100)]:
             caching.free(block)
-        # 50: 100 is too large to serve it (100 >= 50 + 20); 136 + 50 > 150; the smallest block >= 50 is 100: it goes
+        # 50: 100 is too large for it (100 >= 50 + 20); 136 + 50 > 150; the smallest block >= 50 is 100: it is freed
         assert caching.malloc(50 * MIB) is not None
         assert driver_calls(caching)[2:] == [("segment_free", 100), ("segment_alloc", 50)]
 
-    def test_several_oversize_blocks_are_given_back_largest_first(self):
+    def test_several_oversize_blocks_are_freed_largest_first(self):
         caching = make(capacity_mib=120, max_split_size_bytes=32 * MIB)
         for block in [caching.malloc(size * MIB) for size in (34, 36, 40)]:
             caching.free(block)
-        # 70: none is as large; 40 + 36 >= 70 go, 34 stays: 34 + 70 <= 120
+        # 70: no block is as large; 40 + 36 >= 70 are freed, 34 stays: 34 + 70 <= 120
         assert caching.malloc(70 * MIB) is not None
         assert driver_calls(caching)[3:] == [("segment_free", 40), ("segment_free", 36), ("segment_alloc", 70)]
         assert caching.accounts.num_retries == 0
 
 
 class TestGarbageCollection:
-    def test_segments_as_old_as_the_mean_go(self):
+    def test_segments_at_least_as_old_as_the_mean_are_freed(self):
         # 200 MiB allowed of 400, garbage above half of that: 100 MiB
         caching = make(capacity_mib=400, per_process_memory_fraction=0.5, garbage_collection_threshold=0.5)
         old, new = caching.malloc(60 * MIB), caching.malloc(50 * MIB)
         caching.free(old)
         caching.free(new)
-        # 110 reserved > 100: a request that nothing serves first collects. Idle since the same search: both are as old
-        # as the mean, so both go, though 10 MiB would do
+        # 110 reserved > 100: if no block fits, a request first collects. Both are idle since the same search: both are
+        # as old as the mean, so both are freed, although 10 MiB would be enough
         caching.malloc(70 * MIB)
         assert driver_calls(caching)[2:] == [("segment_free", 50), ("segment_free", 60), ("segment_alloc", 70)]
 
-    def test_below_the_threshold_nothing_goes(self):
+    def test_below_the_threshold_nothing_is_freed(self):
         caching = make(capacity_mib=400, per_process_memory_fraction=0.5, garbage_collection_threshold=0.5)
         caching.free(caching.malloc(60 * MIB))
         caching.malloc(70 * MIB)
         assert driver_calls(caching) == [("segment_alloc", 60), ("segment_alloc", 70)]
 
-    def test_a_block_used_lately_stays(self):
+    def test_a_recently_used_block_stays(self):
         caching = make(capacity_mib=400, per_process_memory_fraction=0.5, garbage_collection_threshold=0.5)
         idle, busy = caching.malloc(60 * MIB), caching.malloc(50 * MIB)
         caching.free(idle)
@@ -297,7 +297,8 @@ class TestGarbageCollection:
             caching.free(busy)
             busy = caching.malloc(50 * MIB)
         caching.free(busy)
-        # Ages: 60 has seen 4 searches and the one to come: 5; 50 only that one: 1. Mean 3: the 60 go, and 10 would do.
+        # Ages: 60 has 4 searches and the coming one: 5; 50 has only the coming one: 1. Mean 3: the 60 are freed; 10
+        # would be enough.
         caching.malloc(70 * MIB)
         assert driver_calls(caching)[2:] == [("segment_free", 60), ("segment_alloc", 70)]
 
@@ -314,13 +315,14 @@ def test_history_has_the_requested_sizes():
     caching.free(block)
     caching.empty_cache()
     assert actions(caching) == ["segment_alloc", "alloc", "free_requested", "free_completed", "segment_free"]
-    # sizes of alloc and free are those requested (PyTorch records orig_size), of segments the driver's
+    # sizes of alloc and free are the requested sizes (PyTorch records orig_size), those of segments are the driver's
     assert [entry.size for entry in caching.accounts.history] == [2 * MIB, 1000, 1000, 1000, 2 * MIB]
     assert [entry.owner for entry in caching.accounts.history] == [7, 7, 7, 7, -1]
 
 
 def test_the_share_of_the_card_is_rounded_to_the_nearest_byte():
-    """0.7 * 700 MiB is 490 MiB, which in binary is a hair less: 480 and 10 fit, as in PyTorch, and 2 more don't."""
+    """0.7 * 700 MiB is 490 MiB, which in binary is very slightly less. As in PyTorch, 480 and 10 fit, and 2 more
+    don't."""
     caching = make(capacity_mib=700, per_process_memory_fraction=0.7)
     assert [caching.malloc(size * MIB) is not None for size in (480, 10, 2)] == [True, True, False]
     assert caching.accounts.reserved_bytes == 490 * MIB

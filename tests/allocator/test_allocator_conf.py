@@ -99,13 +99,13 @@ def test_a_negative_split_size_wraps_to_no_limit():
     assert parse_alloc_conf("max_split_size_mb:-1").max_split_size_bytes == 0
 
 
-def test_the_list_form_fills_below_the_first_and_above_the_last():
+def test_the_list_form_also_sets_classes_below_the_first_and_above_the_last():
     # boundaries in MiB; classes are 1, 2, 4, ... 32768. 256:1 fills 1..128 too; > fills from 1024 on
     found = parse_alloc_conf("roundup_power2_divisions:[256:1,512:2,>:4]").roundup_power2_divisions
     assert found == {1 << index: 1 if index <= 8 else 2 if index == 9 else 4 for index in range(16)}
 
 
-def test_the_list_form_leaves_gaps_off():
+def test_the_list_form_switches_missing_classes_off():
     found = parse_alloc_conf("roundup_power2_divisions:[4:2,16:8]").roundup_power2_divisions
     assert found == {1: 2, 2: 2, 4: 2, 8: 0, 16: 8} | {1 << index: 0 for index in range(5, 16)}
 
@@ -120,7 +120,7 @@ def test_an_unknown_option_names_the_known_ones():
 @pytest.mark.parametrize("backend", ["native", "cudaMallocAsync"])
 def test_backends(backend):
     notes = describe_settings(parse_alloc_conf(f"backend:{backend}"))
-    # the driver's own pool may hold more or less than what is shown: no verdict either way
+    # the driver's own pool may reserve more or less than shown: there is no verdict in both cases
     found = [(note.kind, note.direction) for note in notes]
     assert found == ([] if backend == "native" else [("not_modelled", "either")])
 
@@ -150,7 +150,7 @@ def test_a_garbage_threshold_without_a_memory_limit_is_reported():
     ],
 )
 def test_one_variable_of_the_environment_counts(cuda, every, expandable, monkeypatch, tmp_path):
-    # as seen of PyTorch's own (scripts/real_allocator.py): the first of the two that is set, even if it is empty
+    # as in PyTorch itself (scripts/real_allocator.py): the first of the two that is set, even if it is empty
     for name, value in (("PYTORCH_CUDA_ALLOC_CONF", cuda), ("PYTORCH_ALLOC_CONF", every)):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
@@ -164,16 +164,16 @@ def test_one_variable_of_the_environment_counts(cuda, every, expandable, monkeyp
     assert read_recipe(config, hub="never").allocator.expandable_segments is expandable
 
 
-def test_what_is_not_said_follows_the_large_segment():
-    """PyTorch's own answer (`scripts/real_allocator.py`): a larger segment also allows an oversize block to be so much
-    larger than the request."""
+def test_unset_options_follow_the_size_of_large_segments():
+    """As in PyTorch itself (`scripts/real_allocator.py`): with a larger segment size, an oversize block may also exceed
+    the request by this size."""
     assert parse_alloc_conf("large_segment_size_mb:32").max_non_split_rounding_bytes == 32 * MIB
     both = parse_alloc_conf("large_segment_size_mb:32,max_non_split_rounding_mb:40")
     assert both.max_non_split_rounding_bytes == 40 * MIB
     assert parse_alloc_conf("max_split_size_mb:40").max_non_split_rounding_bytes == 20 * MIB
 
 
-def test_numbers_as_cpp_reads_them():
+def test_numbers_are_read_as_in_cpp():
     assert parse_alloc_conf("per_process_memory_fraction:0x1p-1").per_process_memory_fraction == 0.5
     for refused in ("max_split_size_mb:18446744073709551616", "roundup_power2_divisions:[256:1,,512:2]"):
         with pytest.raises(ConfigError, match="refuses"):

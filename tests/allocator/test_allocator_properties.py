@@ -1,4 +1,4 @@
-"""What is true for all allocations, under all settings: random ledgers, with a check of every block."""
+"""Properties of all allocations with all settings: random ledgers, and a check of every block."""
 
 import pytest
 from support.allocator_soundness import MIB, assert_sound, make_ledger
@@ -37,7 +37,7 @@ def act(caching, ledger):
 
 @pytest.mark.parametrize("text", SETTINGS)
 @pytest.mark.parametrize("seed", range(3))
-def test_the_books_are_right_after_every_move(text, seed):
+def test_the_counters_are_right_after_every_move(text, seed):
     caching = CachingAllocator(parse_alloc_conf(text), capacity_bytes=CAPACITY)
     for in_use in act(caching, make_ledger(seed)):
         assert_sound(caching, in_use)
@@ -45,7 +45,7 @@ def test_the_books_are_right_after_every_move(text, seed):
 
 @pytest.mark.parametrize("expandable", [True, False])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_books_are_right_on_a_card_that_is_too_small(expandable, seed):
+def test_the_counters_are_right_on_a_card_that_is_too_small(expandable, seed):
     settings, ledger = parse_alloc_conf(f"expandable_segments:{expandable}"), make_ledger(seed)
     capacity_bytes = replay(ledger, settings).peak_reserved_bytes * 2 // 3
     caching = CachingAllocator(settings, capacity_bytes=capacity_bytes)
@@ -63,16 +63,16 @@ def test_these_histories_leave_cached_blocks(seed):
 
 
 @pytest.mark.parametrize("text", SETTINGS)
-def test_everything_goes_back(text):
+def test_everything_is_freed_at_the_end(text):
     ledger = make_ledger(11, all_die=True)
     replayed = Replay(ledger, CachingAllocator(parse_alloc_conf(text), capacity_bytes=CAPACITY))
     assert replayed.run().peak_allocated_bytes > 0
     caching = replayed.caching
-    # all are dead, so whatever is left is cached ...
+    # all are freed, so everything that remains is cached ...
     assert caching.accounts.allocated_bytes == 0
     assert all(not block.allocated for segment in caching.list_segments(()) for block in segment)
     caching.empty_cache()
-    # ... and can be given back
+    # ... and can be freed
     assert (caching.accounts.reserved_bytes, caching.accounts.num_segments) == (0, 0)
     assert caching.list_segments(()) == []
     assert not caching.large.gaps
@@ -81,7 +81,7 @@ def test_everything_goes_back(text):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_driver_allocates_only_if_nothing_cached_fits(seed):
+def test_the_driver_allocates_only_if_no_cached_block_fits(seed):
     caching, ledger = CachingAllocator(parse_alloc_conf("")), make_ledger(seed)
     in_use = {}
     for _, index, frees in ledger.moves():
@@ -117,17 +117,18 @@ def test_reserved_is_never_below_allocated(seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_expandable_segments_allocate_what_the_ledger_says_and_waste_less(seed):
+def test_expandable_segments_allocate_the_ledgers_bytes_and_waste_less(seed):
     ledger = make_ledger(seed, num_allocations=1500)
     expandable = replay(ledger, parse_alloc_conf("expandable_segments:True"))
     plain = replay(ledger, parse_alloc_conf("expandable_segments:False"))
-    # every rest of a block is split off, so allocated is the sum of 512-byte roundings, in each phase too
+    # every rest of a block is split off, so the allocated bytes are the sum of the sizes rounded to 512, also in each
+    # phase
     assert expandable.peak_allocated_bytes == ledger.peak().allocated_bytes
     for (phase, step), allocated_bytes in expandable.allocated_peaks.items():
         assert allocated_bytes == ledger.peak(phase=phase, step=step).allocated_bytes
     # rests of up to 1 MiB stay with large blocks
     assert plain.peak_allocated_bytes > ledger.peak().allocated_bytes
-    # whole pages of one segment each against a segment for every large request
+    # whole pages of one segment, compared with a segment for every large request
     assert expandable.fragmentation_bytes < plain.fragmentation_bytes
     assert (expandable.num_segments, plain.num_segments > 10) == (2, True)
 
@@ -146,8 +147,8 @@ def test_a_card_of_exactly_the_reserved_size_is_large_enough():
 
 @pytest.mark.parametrize("text", SETTINGS)
 @pytest.mark.parametrize("seed", range(4))
-def test_the_fast_way_is_the_recorded_one(text, seed):
-    """With a history each block is an object and each move goes through `malloc` and `free`."""
+def test_the_fast_replay_equals_the_one_with_history(text, seed):
+    """With a history, each block is an object and each move calls `malloc` or `free`."""
     ledger, settings = make_ledger(seed), parse_alloc_conf(text)
     needed = replay(ledger, settings, capacity_bytes=CAPACITY).peak_reserved_bytes
     ended = set()
@@ -159,8 +160,8 @@ def test_the_fast_way_is_the_recorded_one(text, seed):
     assert ended == {True, False}
 
 
-def test_a_brief_allocation_is_in_use_while_the_cache_is_emptied():
-    # 30 MiB are taken from 40 cached ones and freed by the next move; between the two the cache is emptied
+def test_a_short_allocation_is_in_use_while_the_cache_is_emptied():
+    # 30 MiB of 40 cached MiB are allocated and freed by the next move; between the two, the cache is emptied
     lives = (
         Allocation(nbytes=40 * MIB, allocated_tick=1, freed_tick=2),
         Allocation(nbytes=30 * MIB, allocated_tick=3, freed_tick=5),

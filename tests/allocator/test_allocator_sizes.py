@@ -47,7 +47,7 @@ def test_large_segment_size_mb_replaces_the_20_mib():
         (17 * MIB + 512 * KIB, 16, 18 * MIB),
         (16 * MIB, 16, 16 * MIB),  # a power of two stays
         (31 * MIB + 1, 16, 32 * MIB),
-        # 16 x 512 = 8192: at most that much is rounded plainly, one byte more in steps of 8192 / 16 = 512
+        # 16 x 512 = 8192: up to this size, plain rounding; one byte more in steps of 8192 / 16 = 512
         (8192, 16, 8192),
         (8193, 16, 8704),
         (3 * GIB + 1, 2, 4 * GIB),  # halves of 2 GiB: 2, 3, 4

@@ -1,4 +1,4 @@
-"""Streams: each has its own blocks, and a block that another stream still works on is not used again. By hand, in MiB."""
+"""Streams: each has its own blocks, and a block that another stream still uses is not reused. By hand, in MiB."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PLAIN = Allocator(expandable_segments=False)
 def test_a_free_block_is_used_only_by_its_stream() -> None:
     caching = CachingAllocator(PLAIN)
     caching.free(caching.malloc(32 * MIB, stream=1))
-    # stream 0 gets a segment of its own; stream 1 its old one back
+    # stream 0 gets a new segment; stream 1 reuses its old one
     assert caching.malloc(32 * MIB, stream=0) is not None
     assert caching.accounts.reserved_bytes == 64 * MIB
     assert caching.malloc(32 * MIB, stream=1) is not None
     assert caching.accounts.reserved_bytes == 64 * MIB
 
 
-def test_expandable_segments_are_each_of_one_stream() -> None:
+def test_each_expandable_segment_belongs_to_one_stream() -> None:
     caching = CachingAllocator(Allocator())
     first, second = caching.malloc(30 * MIB, stream=0), caching.malloc(30 * MIB, stream=2)
     assert caching.accounts.num_segments == 2
@@ -39,7 +39,7 @@ def test_a_busy_block_is_active_and_not_allocated() -> None:
     caching.free(block, busy=True)
     accounts = caching.accounts
     assert (accounts.allocated_bytes, accounts.busy_bytes) == (0, 32 * MIB)
-    caching.malloc(32 * MIB)  # the busy one is not given out
+    caching.malloc(32 * MIB)  # the busy block is not used
     assert (accounts.reserved_bytes, accounts.busy_bytes) == (64 * MIB, 32 * MIB)
     caching.finish(block)
     again = caching.malloc(32 * MIB)
@@ -52,14 +52,14 @@ def test_before_the_cache_is_emptied_the_host_waits_for_all_streams() -> None:
     caching = CachingAllocator(PLAIN, capacity_bytes=40 * MIB)
     block = caching.malloc(32 * MIB)
     caching.free(block, busy=True)
-    assert caching.malloc(36 * MIB) is not None  # after a retry that gave the busy block back
+    assert caching.malloc(36 * MIB) is not None  # after a retry that freed the busy block
     assert caching.accounts.num_retries == 1
     caching.finish(block)  # nothing is left to do
     assert caching.accounts.busy_bytes == 0
 
 
-def test_a_replay_gives_a_block_out_again_when_the_other_stream_is_done() -> None:
-    # 0 is freed at 3, while another stream works on it until 5: 1, allocated at 4, can't have it; 2, allocated at 6, can
+def test_a_replay_reuses_a_block_when_the_other_stream_has_finished() -> None:
+    # 0 is freed at 3, and another stream uses it until 5: 1, allocated at 4, can't use it; 2, allocated at 6, can
     allocations = (
         Allocation(nbytes=32 * MIB, allocated_tick=2, freed_tick=3, busy_until=5),
         Allocation(nbytes=32 * MIB, allocated_tick=4),
@@ -72,7 +72,7 @@ def test_a_replay_gives_a_block_out_again_when_the_other_stream_is_done() -> Non
     assert found.active_peaks[("forward", 1)] == 64 * MIB
 
 
-def test_active_exceeds_allocated_by_what_another_stream_works_on() -> None:
+def test_active_exceeds_allocated_by_blocks_in_use_on_another_stream() -> None:
     allocations = (
         Allocation(nbytes=32 * MIB, allocated_tick=2, freed_tick=3, busy_until=NEVER),
         Allocation(nbytes=MIB, allocated_tick=4, stream=3),

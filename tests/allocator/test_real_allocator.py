@@ -1,8 +1,9 @@
-"""The simulation against PyTorch's own allocator: histories that `scripts/real_allocator.py` recorded.
+"""Compares the simulation with PyTorch's own allocator, in histories that `scripts/real_allocator.py` recorded.
 
-`real_allocator.json` holds what `c10::cuda::CUDACachingAllocator` of torch 2.13 (its CUDA wheel's libc10_cuda.so) did
-over a driver with memory and nothing else: each state's allocated and reserved bytes, the address given out, failures,
-retries and segments. Addresses must agree too: they show that the same free block was taken and split.
+`real_allocator.json` has the results of `c10::cuda::CUDACachingAllocator` of torch 2.13 (its CUDA wheel's
+libc10_cuda.so) with a driver that only supports memory: for each state the allocated and reserved bytes, the returned
+address, failures, retries and segments. Addresses must be equal too: they show that the same free block was used and
+split.
 """
 
 import json
@@ -24,8 +25,8 @@ def script():
     return load_script("real_allocator")
 
 
-def test_the_recording_reaches_what_it_is_about():
-    # of each setting two long histories; memory that runs out, emptied caches that helped, empty ones that did not
+def test_the_recording_contains_the_cases_that_it_is_for():
+    # two long histories for each setting; out-of-memory errors, and retries that helped or did not help
     long = [case for case in ACCEPTED if case["moves"] >= 1500]
     assert len(long) >= 38
     last = [case["states"][-1] for case in long if case["capacity_mib"] < 10_000]
@@ -35,7 +36,7 @@ def test_the_recording_reaches_what_it_is_about():
 
 
 @pytest.mark.parametrize("number", range(len(ACCEPTED)))
-def test_every_move_is_pytorchs(script, number):
+def test_every_move_equals_pytorchs(script, number):
     case = ACCEPTED[number]
     moves = script.make_moves(case["seed"], case["moves"])
     states = script.simulate(case["settings"], case["capacity_mib"] << 20, moves)
@@ -45,7 +46,7 @@ def test_every_move_is_pytorchs(script, number):
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_what_pytorch_refuses_is_refused(text):
+def test_settings_that_pytorch_refuses_are_refused(text):
     with pytest.raises(ConfigError, match="PYTORCH_ALLOC_CONF"):
         parse_alloc_conf(text)
 

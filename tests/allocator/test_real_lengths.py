@@ -1,7 +1,8 @@
-"""Batches that differ in length against PyTorch's own allocator: histories that `scripts/real_lengths.py` recorded.
+"""Compares batches of different lengths with PyTorch's own allocator, in histories that `scripts/real_lengths.py`
+recorded.
 
-`real_lengths.json.gz` has one layer of real models, traced at three or four lengths, and what
-`c10::cuda::CUDACachingAllocator` of torch 2.14 (its CUDA wheel's libc10_cuda.so) did with every sequence of steps, with and
+`real_lengths.json.gz` has one layer of real models, traced with three or four lengths, and the results of
+`c10::cuda::CUDACachingAllocator` of torch 2.14 (its CUDA wheel's libc10_cuda.so) for every sequence of steps, with and
 without expandable segments.
 """
 
@@ -38,8 +39,8 @@ def test_the_recording_has_both_settings_of_at_least_four_recipes() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['recipe']}-{row['settings'][20:]}")
-def test_each_sequence_reserves_what_pytorch_does(script: Any, row: dict[str, Any]) -> None:
-    """Every address and figure of every move (the digest), and the peak that an estimate reports."""
+def test_each_sequence_reserves_the_same_as_pytorch(script: Any, row: dict[str, Any]) -> None:
+    """Compares every address and figure of every move (by a digest), and the peak that an estimate reports."""
     recipe, ledger, laws = script.read_recording(RECORDINGS[row["recipe"]])
     settings = replace(parse_alloc_conf(row["settings"]), collect_steps=recipe.allocator.collect_steps)
     sequences = list(make_sequences(replace(recipe, allocator=settings), ledger, laws))
@@ -51,7 +52,7 @@ def test_each_sequence_reserves_what_pytorch_does(script: Any, row: dict[str, An
 
 
 def test_short_batches_cost_more_without_expandable_segments() -> None:
-    """What the figures say: freed blocks of short batches don't fit longer ones."""
+    """The reason for the figures: freed blocks of short batches are too small for longer batches."""
     for name in RECORDINGS:
         grows, fixed = (row for row in ROWS if row["recipe"] == name)
         assert max(fixed["sequences"]) > max(grows["sequences"])

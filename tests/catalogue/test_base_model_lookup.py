@@ -1,4 +1,4 @@
-"""Where a base model is looked for, in which order, and the message if it is not found."""
+"""The sources of a base model's configuration, their order, and the message if it is not found."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def hub_returns(monkeypatch, config: dict | None, outcome: str = "no such reposi
     monkeypatch.setattr(lookup, "look_on_hub", lambda name, revision: look)
 
 
-def test_numbers_that_json_has_no_word_for_are_read_as_transformers_saves_them(tmp_path):
+def test_numbers_that_json_cannot_express_are_read_as_transformers_saves_them(tmp_path):
     limit = [0.0, {"__float__": "Infinity"}]
     path = write_config(tmp_path / "mamba2", TINY | {"time_step_limit": limit, "rope": {"__float__": "one"}})
     found = find_base_model(str(path), hub="never")
@@ -104,13 +104,13 @@ def test_cache_variables(tmp_path, monkeypatch, variable):
     assert find_base_model("org/model", hub="never").source.startswith("cache ")
 
 
-def test_letter_case_is_forgiven_and_the_canonical_id_is_reported():
+def test_letter_case_is_ignored_and_the_canonical_id_is_reported():
     found = find_base_model("META-LLAMA/llama-3.1-8b", hub="never")
     assert found.name == "meta-llama/Llama-3.1-8B"
     assert "meta-llama/Llama-3.1-8B" in found.source
 
 
-def test_an_alias_keeps_its_name_and_says_whose_shapes_it_has():
+def test_an_alias_keeps_its_name_and_names_the_model_with_its_shapes():
     found = find_base_model("NousResearch/Meta-Llama-3.1-8B", hub="never")
     assert found.name == "NousResearch/Meta-Llama-3.1-8B"
     assert "meta-llama/Llama-3.1-8B" in found.source
@@ -207,7 +207,7 @@ def test_broken_files_are_named(tmp_path, content, reported):
     assert str(path) in str(caught.value)
 
 
-def test_no_utf8_and_too_large(tmp_path):
+def test_a_file_that_is_not_utf8_or_is_too_large(tmp_path):
     path = write_config(tmp_path / "broken")
     path.write_bytes(b'{"model_type": "\xff"}')
     with pytest.raises(ConfigError, match="UTF-8"):

@@ -1,4 +1,4 @@
-"""The bundled table: complete, counted, and found by the names that people write."""
+"""The bundled table: it is complete, parameters are counted, and models are found by usual spellings."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def known_types() -> set[str]:
 
 
 def built_parameters(name: str) -> int:
-    """Unique parameters of the class that `architectures` names, built on the meta device."""
+    """The number of unique parameters of the class in `architectures`, built on the meta device."""
     import torch
     import transformers
 
     config = dict(find_base_model(name, hub="never").config)
     config.pop("quantization_config", None)
     config_class = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
-    # a class of remote code (ExaoneForCausalLM): transformers builds the same with a class of its own
+    # a class of remote code (ExaoneForCausalLM): transformers builds the same model with its own class
     model_class = getattr(transformers, config["architectures"][0], None)
     with torch.device("meta"):
         if model_class:
@@ -53,14 +53,14 @@ def test_every_entry_names_its_architecture():
         assert record["config"]["architectures"], name
         assert record["parameters"] > 0, name
         assert record["trust"] in {"exact json", "derived", "recalled"}, name
-        # Published totals may count a tied head a second time, and layers of multi-token prediction, never built.
+        # Published totals may count a tied head twice, and layers of multi-token prediction, which are never built.
         text = record["config"].get("text_config", record["config"])
         head = text.get("vocab_size", 0) * text.get("hidden_size", 0)
         counts = (record["parameters"], record["parameters"] + head)
         assert min(abs(count / record["published"] - 1) for count in counts) < 0.06, name
 
 
-def test_aliases_point_at_entries_and_hide_none():
+def test_aliases_point_to_entries_and_hide_none():
     models = load_models()
     for name, alias in load_aliases().items():
         assert alias.of in models, name
@@ -91,7 +91,7 @@ def test_letter_case_does_not_matter(written, name):
     assert find_base_model(written, hub="never").name == name
 
 
-def test_a_configuration_that_is_no_copy_says_so():
+def test_a_configuration_that_is_not_a_copy_has_a_caution():
     assert find_base_model("Qwen/Qwen3-8B", hub="never").caution == ""
     recalled = find_base_model("01-ai/Yi-6B-Chat", hub="never").caution  # an alias of what is recalled
     # 2 x 64000 x 4096 + 32 x (2 x 4096^2 + 2 x 4096 x 512 + 3 x 4096 x 11008 + 2 x 4096) + 4096 = 6,061,035,520
@@ -104,7 +104,7 @@ def test_a_configuration_that_is_no_copy_says_so():
     assert "3,029,337,472 parameters, 1.0% more than published" in derived
 
 
-def test_list_is_sorted_and_carries_aliases():
+def test_the_list_is_sorted_and_includes_aliases():
     entries = list_base_models()
     assert [entry.id for entry in entries] == sorted((entry.id for entry in entries), key=str.casefold)
     llama = next(entry for entry in entries if entry.id == "meta-llama/Llama-3.1-8B")
@@ -187,18 +187,18 @@ def test_a_found_configuration_is_a_copy():
     assert find_base_model("Qwen/Qwen3-8B", hub="never").config["hidden_size"] == 4096
 
 
-def test_nearest_ids_look_at_the_name_part():
+def test_nearest_ids_compare_the_name_part():
     assert nearest_ids("somebody/Llama-3.1-8B")[0].rpartition("/")[2] == "Llama-3.1-8B"
     assert nearest_ids("zzzzzzzzzzzzzzzzzzz") == []
 
 
-def test_nearest_ids_begin_with_the_likest_name_and_know_a_suffix():
+def test_nearest_ids_begin_with_the_most_similar_name_and_handle_a_suffix():
     assert nearest_ids("meta-lama/Llama-3.1-8B")[0] == "meta-llama/Llama-3.1-8B"
     assert nearest_ids("Qwen/Qwen3-8b-Instruct")[0] == "Qwen/Qwen3-8B"
     assert nearest_ids("mixtral-8x7b")[0] == "mistralai/Mixtral-8x7B-v0.1"
 
 
-def test_loading_takes_a_blink():
+def test_loading_is_fast():
     program = (
         "import time; from axmem_trace.catalogue import table; start = time.perf_counter(); table.load_models();"
         "table.load_aliases(); print(time.perf_counter() - start)"
@@ -217,7 +217,7 @@ def test_lookup_imports_no_torch():
 
 
 @needs_shared
-def test_package_data_is_what_the_script_makes(tmp_path):
+def test_package_data_equals_the_output_of_the_script(tmp_path):
     script = load_script("build_catalogue")
     script.write_models(script.read_models(SHARED_CONFIGS), tmp_path / "models.json")
     assert (tmp_path / "models.json").read_text() == script.OUTPUT.read_text()

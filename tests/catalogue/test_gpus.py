@@ -86,7 +86,7 @@ def test_names(text, name):
         ("Quadro RTX 6000", "Quadro RTX 6000"),
     ],
 )
-def test_what_nvidia_smi_prints_means_one_card(printed, name):
+def test_a_name_from_nvidia_smi_is_one_card(printed, name):
     gpu = find_gpu(printed)
     assert gpu.name == name
     assert not any("several cards" in remark for remark in gpu.remarks)
@@ -104,7 +104,7 @@ def test_what_nvidia_smi_prints_means_one_card(printed, name):
         ("A100 1g.10gb", "A100-80GB MIG 1g.10gb (9.50 GiB)", "A100-40GB MIG 1g.10gb (9.62 GiB)"),
     ],
 )
-def test_an_ambiguous_name_says_which_card_was_taken(text, taken, other):
+def test_an_ambiguous_name_reports_which_card_is_used(text, taken, other):
     gpu = find_gpu(text)
     assert gpu.name == taken.partition(" (")[0]
     (remark, *_) = gpu.remarks
@@ -112,7 +112,7 @@ def test_an_ambiguous_name_says_which_card_was_taken(text, taken, other):
     assert other in remark.partition("is used")[2]
 
 
-def test_a_name_of_its_own_is_never_ambiguous():
+def test_an_exact_name_is_never_ambiguous():
     assert {name: number for name, number in Counter(_fold(card.name) for card in CARDS).items() if number > 1} == {}
     for card in CARDS:
         gpu = find_gpu(card.name)
@@ -127,7 +127,7 @@ def test_every_card_and_slice_is_plausible_and_found_by_its_name():
         assert gpu.compute_capability in CONTEXT_BYTES_BY_GENERATION
         assert 0.2 * GIB <= gpu.context_bytes <= 0.7 * GIB
         assert 2 * GIB < gpu.memory_bytes < 300 * GIB
-        # less than on the box: 1 % for large cards, up to 12 % where ECC or the system's part is taken off as well
+        # less than advertised: 1 % less for large cards, up to 12 % less if ECC or the system uses a part
         # ... and MIG slices may lose a little more (1g.6gb of an A30)
         assert 0.85 < card.gib / card.nominal_gb < 1
 
@@ -164,12 +164,12 @@ def test_slices_of_an_unknown_card():
         find_gpu("A1000000 1g.10gb")
 
 
-def test_usable_memory_is_less_than_the_box_says():
+def test_usable_memory_is_less_than_the_advertised_memory():
     assert 79 * GIB < find_gpu("A100-80GB").memory_bytes < 80 * GIB
     assert 23 * GIB < find_gpu("RTX 4090").memory_bytes < 24 * GIB
 
 
-def test_old_cards_and_shared_memory_are_said():
+def test_old_cards_and_shared_memory_have_a_remark():
     assert "no kernels for it" in " ".join(find_gpu("V100-32GB").remarks)
     assert "no kernels for it" in " ".join(find_gpu("P100").remarks)
     assert find_gpu("T4").remarks == ()
@@ -187,12 +187,12 @@ def test_unknown(text):
         find_gpu(text)
 
 
-def test_a_misspelt_name_gets_the_nearest():
+def test_a_misspelt_name_lists_the_nearest_names():
     with pytest.raises(ConfigError, match="RTX 5090"):
         find_gpu("RTX 50900")
 
 
-def test_a_number_without_a_unit_says_what_was_meant():
+def test_a_number_without_a_unit_suggests_a_unit():
     with pytest.raises(ConfigError) as caught:
         find_gpu("24")
     # 24 x 1000^3 / 1024^3 = 22.35
@@ -251,13 +251,13 @@ def test_no_card_at_all_is_an_error(text):
         ("Ascend 910B", "Huawei"),
     ],
 )
-def test_other_makers_are_refused_with_a_reason(text, maker):
+def test_cards_of_other_manufacturers_are_refused_with_a_reason(text, maker):
     with pytest.raises(ConfigError, match=f"not a CUDA GPU; it is made by {maker}: .*(allocator|memory)"):
         find_gpu(text)
 
 
 @pytest.mark.parametrize("text", ["inf", "info"])
-def test_a_word_that_only_begins_like_another_maker_is_unknown(text):
+def test_a_word_that_only_begins_like_another_manufacturer_is_unknown(text):
     with pytest.raises(ConfigError, match="no GPU named"):
         find_gpu(text)
 
@@ -271,11 +271,11 @@ def test_a_word_that_only_begins_like_another_maker_is_unknown(text):
         ("RTX PRO 6000 Blackwell Max-Q", "RTX PRO 6000 Blackwell"),
     ],
 )
-def test_a_size_behind_a_name_needs_no_unit(text, name):
+def test_a_size_after_a_name_needs_no_unit(text, name):
     assert find_gpu(text).name == name
 
 
-def test_without_a_card_the_context_is_that_of_a_card_given_by_size():
+def test_without_a_card_the_context_is_that_of_a_card_named_by_its_size():
     unnamed, sized = derive_gpu("", 0), derive_gpu("24GiB", 0)
     assert unnamed.memory_bytes == 0
     assert unnamed.context_bytes == sized.context_bytes == 430 * 2**20

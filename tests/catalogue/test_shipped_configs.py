@@ -30,7 +30,7 @@ def load(name: str) -> dict:
     return yaml.safe_load((ROOT / "configs" / name).read_text(encoding="utf-8"))
 
 
-def test_the_ancestors_set_is_there():
+def test_the_configurations_of_the_older_tool_are_included():
     assert set(ANCESTORS) <= set(NAMES)
 
 
@@ -73,7 +73,8 @@ def test_every_memory_key_has_a_comment_near(name):
 
 
 def shapes_of_linears(config: dict) -> list[tuple[int, int]]:
-    """(in, out) of the linears of one layer: llama and its like, and falcon with one key and value head."""
+    """(in, out) of the linear layers in one decoder layer: llama and similar models, and falcon with one key and value
+    head."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     if config["model_type"] == "falcon":
         head = hidden // heads
@@ -87,7 +88,7 @@ def shapes_of_linears(config: dict) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("full.yml")])
 def test_the_stated_number_of_adapter_weights(name):
-    """A and B of a LoRA pair have r x in and out x r elements: r x (in + out) per linear and layer."""
+    """A and B of a LoRA pair have r x in and out x r elements: r x (in + out) for each linear layer."""
     config = load(name)
     model = load_models()[config["base_model"]]["config"]
     linears = shapes_of_linears(model)

@@ -1,4 +1,4 @@
-"""The command line: its options, its exit codes, and what is written to which stream."""
+"""The command line: its options, its exit codes, and the content of each stream."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from axmem_trace.errors import ConfigError
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Replaces the estimate by a hand-made report, and keeps the arguments of each call.
+    """Replaces the estimate by a report written by hand, and stores the arguments of each call.
 
-    `calls.behaviour` may be set to a function that runs in place of it.
+    `calls.behaviour` may be set to a function that runs instead.
     """
 
     class Calls(list):
@@ -123,7 +123,7 @@ def test_depth_folds_in_every_format(calls, capsys, form):
         (["--format", "html"], True),
     ],
 )
-def test_moments_are_made_only_where_they_are_shown(calls, options, expected):
+def test_moments_are_made_only_if_they_are_shown(calls, options, expected):
     main(["run.yml", *options])
     assert calls[0][1]["moments"] is expected
 
@@ -144,7 +144,7 @@ def test_output_goes_only_to_the_file(calls, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["-o", "--snapshot"])
-def test_a_path_that_cannot_be_written_is_refused_before_the_work(calls, capsys, tmp_path, option):
+def test_a_path_that_cannot_be_written_is_refused_before_the_estimate(calls, capsys, tmp_path, option):
     assert main(["run.yml", option, str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"axmem_trace: {tmp_path}: cannot be written: it is a directory\n"
     missing = tmp_path / "no" / "file"
@@ -155,7 +155,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_work(calls, capsys,
     assert calls == []
 
 
-def test_a_disk_that_fails_is_a_message(calls, capsys):
+def test_a_full_disk_is_reported_as_a_message(calls, capsys):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
     assert main(["run.yml", "-o", "/dev/full"]) == 2
@@ -266,8 +266,8 @@ def test_check_says_a_line_of_each_file_and_has_the_gravest_code(calls, capsys, 
     assert all(line.startswith(f"{name}: {words[name]}") for name, line in zip(files, lines, strict=True))
 
 
-def test_what_a_command_offers_for_a_run_reaches_the_estimate(calls, capsys):
-    """An option that is offered and not handed on would be ignored without a word."""
+def test_each_option_of_a_run_is_passed_to_the_estimate(calls, capsys):
+    """An option that is accepted but not passed on would be ignored silently."""
     offered = {action.dest for action in build_check_parser()._actions} - {"help", "configs"}
     assert main(["check", "run.yml", "--nodes", "3", "--gpu", "H100"]) == 0
     ((_, options),) = calls
@@ -290,7 +290,7 @@ def test_a_file_may_be_named_nearly_like_a_command(calls, capsys, tmp_path, monk
     assert [config for config, _ in calls] == ["model", "run.yml"]
 
 
-def test_a_reader_that_goes_away_is_no_error():
+def test_a_reader_that_closes_the_pipe_is_not_an_error():
     done = subprocess.run(
         f"{sys.executable} -m axmem_trace models | head -n 1; exit ${{PIPESTATUS[0]}}",
         shell=True,

@@ -1,4 +1,4 @@
-"""Completion scripts: each command, option and file is offered by a real shell."""
+"""Completion scripts: a real shell completes each command, option and file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ printf '%s\n' "${COMPREPLY[@]}"
 
 
 def complete(script: str, words: list[str], folder) -> list[str]:
-    """What bash offers for the last of the words."""
+    """bash's completions for the last of the words."""
     command = ["bash", "-c", ASK, "bash", *words]
     environment = {**os.environ, "SCRIPT": script}
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=60)
@@ -61,7 +61,7 @@ def test_bash(script, tmp_path, words, offered):
 
 @needs_shtab
 @needs_bash
-def test_a_file_is_completed_where_no_command_matches(script):
+def test_a_file_is_completed_if_no_command_matches(script):
     program = f"{script}\ncomplete -p axmem_trace"
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=60)
     assert "-o default" in done.stdout

@@ -1,4 +1,4 @@
-"""`axmem_trace models` and `axmem_trace gpus --list`: what is known, as text and JSON."""
+"""`axmem_trace models` and `axmem_trace gpus --list`: the known models and cards, as text and JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_all_models(capsys):
     assert len(json.loads(capsys.readouterr().out)) >= 200
 
 
-def test_models_begin_with_what_the_columns_mean(capsys):
+def test_the_list_of_models_begins_with_the_meaning_of_the_columns(capsys):
     main(["models", "llama-3.1-8b"])
     lead, _, table = capsys.readouterr().out.partition("\n\n")
     assert all(word in lead for word in ("exact json", "derived", "recalled", "--hub"))

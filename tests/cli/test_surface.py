@@ -1,4 +1,4 @@
-"""The options of each command, and the program in a process of its own."""
+"""The options of each command, and the program in a separate process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from axmem_trace.cli.parser import (
 
 
 def run(*arguments, **options):
-    """The real program in a process of its own."""
+    """Runs the real program in a separate process."""
     command = [sys.executable, "-m", "axmem_trace", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, **options)
@@ -33,7 +33,7 @@ def surface(parser):
     }
 
 
-def test_the_surface_is_frozen():
+def test_the_options_of_each_command_are_frozen():
     assert surface(build_parser()) == {
         "-h --help": (None, None, "==SUPPRESS=="),
         "config": ("CONFIG.yml", None, None),

@@ -34,11 +34,11 @@ def test_a_plain_recipe_is_folded(recipe):
 @pytest.mark.parametrize(
     "name", ["llama-3.1/8b/qlora", "llama-3.1/8b/lora", "llama-3.1/8b/full", "llama-3.1/70b/qlora"]
 )
-def test_no_release_of_axolotl_treats_layers_differently_by_itself(name, release):
+def test_no_release_of_axolotl_itself_treats_layers_differently(name, release):
     refuse_recipe(read_recipe(ROOT / "configs" / f"{name}.yml", hub="never", axolotl=release))
 
 
-def test_every_field_that_is_known_exists(recipe):
+def test_every_listed_field_exists(recipe):
     for group, names in _ALIKE.items():
         part = getattr(recipe, group)
         assert {name for name in names.split() if name != "*" and not hasattr(part, name)} == set(), group
@@ -50,7 +50,7 @@ class _Tower:
 
 
 @pytest.mark.parametrize(("value", "is_refused"), [(_Tower(), False), (_Tower(first_layers=3), True)])
-def test_a_part_of_the_recipe_that_is_not_listed_is_refused_once_it_is_set(recipe, value, is_refused):
+def test_a_part_of_the_recipe_that_is_not_listed_is_refused_if_it_is_set(recipe, value, is_refused):
     later = make_dataclass("Later", [("tower", _Tower, _Tower())], bases=(type(recipe),), frozen=True, kw_only=True)
     newer = later(**{name: getattr(recipe, name) for name in recipe.__dataclass_fields__}, tower=value)
     if is_refused:
@@ -74,5 +74,5 @@ def test_names_that_mean_the_same_in_every_layer(text):
 
 
 @pytest.mark.parametrize("text", ["layers.3.mlp", "3", r"model\.layers\.[0-9].*", "layers...mlp", "mlp|self_attn", ""])
-def test_names_and_patterns_that_may_pick_layers(text):
+def test_names_and_patterns_that_may_select_layers(text):
     assert not names_no_layer(text)

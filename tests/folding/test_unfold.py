@@ -1,4 +1,5 @@
-"""A ledger written by hand for a model of five layers, unfolded to seven; and what may not be folded. No torch."""
+"""A ledger written by hand for a model of five layers, unfolded to nine; and cases that must not be folded. No
+torch."""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ from axmem_trace.model_facts import ModelFacts, ModuleFact, TensorFact
 
 
 def repetition_of(layers: int, missing: int) -> Repetition:
-    """One layer before, the kept periods, one layer behind."""
+    """One layer before the kept periods, and one layer after them."""
     return Repetition(
         path="model.layers", length=layers + missing, first=1, period=1, periods=layers - 2, missing=missing
     )
 
 
 class Writer:
-    """Writes what a run over `layers` layers does, and notes in which layer it does it."""
+    """Writes the events of a run, and stores the layer of each event."""
 
     def __init__(self) -> None:
         self.allocations: list[Allocation] = []
@@ -59,8 +60,9 @@ class Writer:
 
 
 def play(layers: int, size: Callable[[int], int] = lambda layer: 1000) -> Writer:
-    """Forward keeps one block a layer and frees the one before's scratch; backward frees them on its way down; the
-    optimizer, where no module is at work, goes up once; a table outside grows by 4 bytes a layer."""
+    """Forward keeps one block for each layer and frees the scratch block of the layer before. Backward frees the kept
+    blocks from the last layer to the first. The optimizer, in which no module is running, goes up once. A table outside
+    the layers grows by 4 bytes for each layer."""
     run = Writer()
     run.mark("forward")
     table = run.allocate(100 + 4 * layers, OUTSIDE)
@@ -97,7 +99,7 @@ def test_a_ledger_of_five_layers_becomes_that_of_nine():
     assert unfolded.peak() == whole.peak()
 
 
-def test_sweeps_go_up_down_and_up():
+def test_passes_go_up_down_and_up():
     short = play(5)
     items = find_sections(short.ledger(), short.layers(), repetition_of(5, 4)).items
     assert [each.direction for each in items if isinstance(each, LayerPass)] == [1, -1, 1]
@@ -115,7 +117,8 @@ def test_a_layer_of_another_size_is_not_folded():
 
 
 def test_a_size_that_depends_on_depth_inside_layers_is_not_folded():
-    """All layers of the short model are equal, and so are those of the longer one; only the two together show it."""
+    """All layers of the short model are equal, and so are those of the longer one. Only the comparison of the two shows
+    the difference."""
     short, longer = play(5, lambda layer: 5000), play(6, lambda layer: 6000)
     repetition = repetition_of(5, 4)
     sections = find_sections(short.ledger(), short.layers(), repetition)
@@ -123,7 +126,7 @@ def test_a_size_that_depends_on_depth_inside_layers_is_not_folded():
         growing_sizes(short.ledger(), sections, repetition, longer.ledger())
 
 
-def test_a_layer_that_ends_what_is_no_layers_is_not_folded():
+def test_a_layer_that_frees_an_allocation_of_no_layer_is_not_folded():
     short = play(5)
     victim = next(number for number, each in enumerate(short.allocations) if each.nbytes == 120)
     last = short.allocations[victim].freed_tick
@@ -135,7 +138,7 @@ def test_a_layer_that_ends_what_is_no_layers_is_not_folded():
         find_sections(short.ledger(), short.layers(), repetition_of(5, 4))
 
 
-def test_two_things_at_one_tick_are_no_recording():
+def test_two_events_at_one_tick_are_refused():
     ledger = Ledger(
         allocations=(Allocation(nbytes=1, allocated_tick=1), Allocation(nbytes=1, allocated_tick=1)), marks=(), ticks=3
     )
@@ -143,7 +146,7 @@ def test_two_things_at_one_tick_are_no_recording():
         find_sections(ledger, EventLayers({}, [None, None]), repetition_of(5, 4))
 
 
-def test_what_outlives_the_recording_does_so_in_every_layer():
+def test_an_allocation_that_is_never_freed_is_repeated_in_every_layer():
     short, repetition = play(5), repetition_of(5, 4)
     sections = find_sections(short.ledger(), short.layers(), repetition)
     unfolded = Unfolding(short.ledger(), sections, repetition, 4).make()

@@ -1,4 +1,4 @@
-"""`axolotl memory`: axolotl's options for keys become `--set`; this package's options stay."""
+"""`axolotl memory`: axolotl's options for keys are translated to `--set`; this package's options are not changed."""
 
 from __future__ import annotations
 

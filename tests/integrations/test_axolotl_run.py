@@ -26,7 +26,7 @@ class Run(NamedTuple):
     runs: list[dict[str, Any]]
 
     def measured(self, phase: str) -> tuple[int, bool]:
-        """MiB allocated at most in a phase, and whether that is only an upper limit."""
+        """The peak of allocated MiB in a phase, and whether it is only an upper limit."""
         found = self.runs[-1]["measured"][0]["phases"][phase]
         return found["allocated_bytes"] // MIB, "allocated_bytes" in found["upper_limits"]
 
@@ -48,7 +48,8 @@ def run(folder: Path, card: dict[str, Any], **changes: Any) -> Run:
 
 
 def test_peaks_are_read_before_axolotl_resets_them(tmp_path):
-    """axolotl logs each step and resets, so each phase has its own peak: 100, then the higher of 80 and 90; 60."""
+    """axolotl logs each step and resets the peaks, so each phase has its own peak: 100, then the larger of 80 and 90,
+    then 60."""
     found = run(
         tmp_path,
         {"memory_mib": 24 * 1024, "steps": [100, 80, 90], "evaluation": 60},
@@ -68,8 +69,8 @@ def test_peaks_are_read_before_axolotl_resets_them(tmp_path):
 
 
 def test_without_resets_later_phases_have_upper_limits(tmp_path):
-    """Nothing is logged before the end: step 2 did not exceed the 100 of step 1, step 3 reached 120; evaluation
-    (50, at the end) is hidden under it."""
+    """Nothing is logged before the end. Step 2 did not exceed the 100 of step 1, step 3 reached 120. The peak of
+    evaluation (50, at the end) can't be seen, because it is lower."""
     found = run(tmp_path, {"steps": [100, 80, 120], "evaluation": 50}, logging_steps=50, eval_steps=3)
     assert found.code == 0, found.said
     assert found.measured("step_1") == (100, False)
@@ -80,7 +81,7 @@ def test_without_resets_later_phases_have_upper_limits(tmp_path):
 
 
 def test_stop_ends_the_run_before_the_model_is_loaded(tmp_path):
-    """Rows of 8,192 tokens with eager attention need several GiB; the card has half of one."""
+    """Rows of 8,192 tokens with eager attention need several GiB; the card has half a GiB."""
     found = run(tmp_path, {"memory_mib": 512, "steps": [], "evaluation": 0}, memory_check="stop", sequence_len=8192)
     assert found.code == 3
     assert "DOES NOT FIT" in found.said
@@ -88,7 +89,7 @@ def test_stop_ends_the_run_before_the_model_is_loaded(tmp_path):
     assert found.runs[0]["predicted"]["verdict"] == "does not fit"
 
 
-def test_a_run_that_fails_leaves_its_figures(tmp_path):
+def test_a_failed_run_writes_its_figures(tmp_path):
     found = run(
         tmp_path,
         {"memory_mib": 512, "steps": [100, 80], "evaluation": 60, "fails_at": 2},

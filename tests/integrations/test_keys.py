@@ -30,11 +30,11 @@ def notes(axolotl: str, **keys):
 @pytest.mark.parametrize("axolotl", ["0.19.0", "0.20.0", "0.21.0"])
 @pytest.mark.parametrize("name", [PLUGIN, "axmem_trace.integrations.axolotl_plugin.MemoryPlugin"])
 @pytest.mark.parametrize("key", [{}, {"memory_check": "warn"}, {"memory_check": "stop"}, {"memory_check": None}])
-def test_nothing_is_said_about_it(axolotl, name, key):
+def test_there_is_no_note_about_the_plugin(axolotl, name, key):
     assert notes(axolotl, plugins=[name], **key) == []
 
 
-def test_strict_takes_it():
+def test_strict_accepts_the_plugin():
     read_recipe({**RUN, "plugins": [PLUGIN], "memory_check": "stop"}, hub="never", strict=True)
 
 

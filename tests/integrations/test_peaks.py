@@ -1,4 +1,4 @@
-"""Which phase a peak belongs to, although only axolotl may reset the counters."""
+"""The assignment of peaks to phases, although only axolotl may reset the counters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from axmem_trace.integrations.record import describe_phases
 
 
 class Card:
-    """Counters as PyTorch keeps them: a reset sets the peak to the level."""
+    """Counters like PyTorch's: a reset sets the peak to the current level."""
 
     def __init__(self):
         self.level = self.peak = self.reserved = 0
@@ -23,7 +23,8 @@ class Card:
 
 
 def measured(card: Card, *moves) -> dict[str, tuple[int, bool, int]]:
-    """Allocated, whether it is only a limit, and reserved, of each phase. A move is `reset`, or phase, peak and level."""
+    """For each phase: allocated bytes, whether this is only a limit, and reserved bytes. A move is `reset`, or a phase
+    with peak and level."""
     meter = PeakMeter(card.read)
     for move in moves:
         if move == "reset":
@@ -60,13 +61,13 @@ def test_no_reset_gives_limits():
     }
 
 
-def test_a_phase_that_exceeds_its_limit_later():
+def test_a_phase_that_later_exceeds_its_limit():
     found = measured(Card(), ("step_1", 100, 45), ("step_2", 90, 45), ("step_2", 110, 45))
     assert found["step_2"][:2] == (110, False)
 
 
-def test_a_reset_to_the_same_figure_is_no_error():
-    """The level is the peak: nothing shows that there was a reset, so the phase has a limit, which is right."""
+def test_a_reset_to_the_same_figure_gives_a_limit():
+    """The level equals the peak, so the reset can't be noticed. The phase has only a limit, which is correct."""
     assert measured(Card(), ("load", 50, 50), "reset", ("step_1", 50, 50))["step_1"][:2] == (50, True)
 
 

@@ -1,4 +1,4 @@
-"""The estimate in a process of its own."""
+"""The estimate in a separate process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def write(folder, config):
 
 
 def test_a_report(tmp_path, monkeypatch):
-    """The ranks of the run around it, and its GPUs, are not seen: one GPU, and no wait for other ranks."""
+    """The ranks and GPUs of the training run are not visible: the estimate uses one GPU and does not wait for other
+    ranks."""
     for name, value in {
         "RANK": "1",
         "WORLD_SIZE": "4",
@@ -35,7 +36,7 @@ def test_a_report(tmp_path, monkeypatch):
     assert outcome.report.timeline
 
 
-def test_why_there_is_none(tmp_path):
+def test_the_reason_if_there_is_no_prediction(tmp_path):
     path = write(tmp_path, {"base_model": "nobody/none", "micro_batch_size": 1})
     outcome = Prediction(RunRequest(config=path)).wait()
     assert outcome.report is None

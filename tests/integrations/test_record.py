@@ -18,7 +18,7 @@ REPORT = make_hand_made_report()
 
 
 def rank(number: int, share: float = 1.0, limits: tuple[str, ...] = (), failed: str = "") -> dict:
-    """Figures of one rank: this share of what is predicted."""
+    """Figures of one rank: this share of the predicted figures."""
     phases = {
         name: {
             "active_bytes": int(share * use.active_bytes),
@@ -32,7 +32,7 @@ def rank(number: int, share: float = 1.0, limits: tuple[str, ...] = (), failed: 
 
 
 def test_the_error_is_that_of_the_prediction():
-    """The run used 80 % of what was predicted: the prediction is 25 % too high."""
+    """The run used 80 % of the predicted memory: the prediction is 25 % too high."""
     line = next(line for line in compare_lines(REPORT, [rank(0, 0.8)]) if "first step" in line)
     assert line.count("+25.0 %") == 2
 

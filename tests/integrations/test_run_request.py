@@ -1,4 +1,4 @@
-"""The configuration that really runs: the file, and what axolotl's command line changed in it."""
+"""The configuration that axolotl runs: the file, and the changes of axolotl's command line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_empty_file(tmp_path):
 
 
 def test_the_arguments_mean_the_same_configuration(tmp_path):
-    """What this package's command line reads from them is what axolotl runs, types included."""
+    """This package's command line reads from them the same configuration that axolotl runs, including types."""
     config = write(tmp_path) | {
         "micro_batch_size": 4,
         "learning_rate": 1e-05,

@@ -1,4 +1,4 @@
-"""The ledger's queries on five allocations made by hand."""
+"""The ledger's queries, tested with five allocations that are written by hand."""
 
 import random
 
@@ -49,7 +49,7 @@ def test_moves_are_the_events():
     assert list(LEDGER.moves()) == moves
 
 
-def test_at_one_tick_the_order_of_the_ledger_holds_and_an_allocation_comes_before_its_free():
+def test_moves_of_one_tick_are_in_ledger_order_and_a_free_follows_its_allocation():
     twins = tuple(Allocation(nbytes=512, allocated_tick=3, freed_tick=3) for _ in range(2))
     assert list(Ledger(allocations=twins, marks=(), ticks=4).moves()) == [(3, 0, 0), (3, 0, 1), (3, 1, 0), (3, 1, 1)]
 
@@ -80,7 +80,7 @@ def test_allocated_at_any_tick():
 
 def test_alive_at():
     assert LEDGER.alive_at(4) == (WEIGHT, ACTIVATION, TRANSIENT, GRADIENT)
-    assert LEDGER.alive_at(5) == (WEIGHT, ACTIVATION, GRADIENT)  # gone at the tick at which it is freed
+    assert LEDGER.alive_at(5) == (WEIGHT, ACTIVATION, GRADIENT)  # not alive at the tick at which it is freed
 
 
 def test_mark_at():
@@ -105,13 +105,14 @@ def test_the_peak_of_a_phase_or_step():
 
 
 def test_a_phase_begins_with_what_is_alive():
-    # Nothing is allocated or freed in the optimizer: it has what backward left, and the buckets of that tick add up to it.
+    # Nothing is allocated or freed in the optimizer: its level is that at the end of backward, and the sum of that
+    # tick's buckets equals it.
     peak = LEDGER.peak(phase="optimizer")
     assert peak == Moment(tick=6, allocated_bytes=20_480, phase="optimizer", step=1)
     assert sum(LEDGER.by_bucket(peak.tick).values()) == peak.allocated_bytes
 
 
-def test_of_equal_peaks_the_first_and_one_that_happened():
+def test_of_equal_peaks_the_first_one_with_an_event_is_returned():
     allocations = (
         Allocation(nbytes=512, allocated_tick=1, freed_tick=2),
         Allocation(nbytes=512, allocated_tick=3, freed_tick=5, op="second"),
@@ -119,11 +120,11 @@ def test_of_equal_peaks_the_first_and_one_that_happened():
     marks = (Mark(tick=0, phase="forward", step=1), Mark(tick=4, phase="backward", step=1))
     ledger = Ledger(allocations=allocations, marks=marks, ticks=6)
     assert (ledger.peak().tick, ledger.peak().phase) == (1, "forward")
-    # backward begins with 512 bytes, inherited: the tick before its mark
+    # backward begins with 512 bytes from the phase before: the tick before its mark
     assert (ledger.peak(phase="backward").tick, ledger.peak(phase="backward").op) == (3, "")
 
 
-def test_by_any_question():
+def test_sums_by_any_key():
     assert LEDGER.by(lambda allocation: allocation.module, tick=4) == {
         "embed": 20_480,
         "layers.0": 5_120,
@@ -159,7 +160,7 @@ def test_marks_need_not_be_sorted():
     assert shuffled.mark_at(3) == MARKS[1]
 
 
-def test_fast_queries_say_what_the_plain_definition_says():
+def test_fast_queries_equal_the_plain_definitions():
     dice = random.Random(7)
     ticks = iter(dice.sample(range(1, 2001), 2000))
     allocations = []
@@ -197,8 +198,9 @@ def test_fast_queries_say_what_the_plain_definition_says():
             assert ledger.allocated_at(peak.tick) == expected
 
 
-def test_stretches_share_all_allocations_and_frees():
-    """Before the first mark it is loading; what happens at a mark's tick comes after the mark; marks may be empty."""
+def test_intervals_contain_all_allocations_and_frees():
+    """Before the first mark, the phase is loading. An event at a mark's tick comes after the mark. An interval may be
+    empty."""
     allocations = tuple(Allocation(nbytes=512, allocated_tick=tick, freed_tick=tick + 3) for tick in (1, 2, 5))
     marks = [
         Mark(tick=tick, phase=phase, step=1) for tick, phase in ((2, "forward"), (6, "backward"), (7, "optimizer"))

@@ -1,4 +1,4 @@
-"""Ledgers between and beyond recorded numbers of rows."""
+"""Ledgers for numbers of rows between and above the recorded ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def ledger(*sizes: int, freed: int = 4) -> Ledger:
 
 
 def test_sizes_are_on_the_line() -> None:
-    """100 + 20 bytes a row, and 7 bytes."""
+    """100 bytes + 20 bytes for each row; and 7 bytes."""
     scaled = ScaledLedger({rows: ledger(100 + 20 * rows, 7) for rows in (2, 3, 8)})
     assert [each.nbytes for each in scaled.at(50).allocations] == [1100, 7]
     assert [each.nbytes for each in scaled.at(1).allocations] == [120, 7]
@@ -34,12 +34,12 @@ def test_sizes_are_on_the_line() -> None:
         (ledger(260, 7, 1), "another order"),
     ],
 )
-def test_what_is_not_on_a_line_is_refused(third: Ledger, why: str) -> None:
+def test_sizes_that_are_not_on_a_line_are_refused(third: Ledger, why: str) -> None:
     with pytest.raises(NotOnALine, match=why):
         ScaledLedger({2: ledger(140, 7), 3: ledger(160, 7), 8: third})
 
 
-def test_no_size_below_nothing() -> None:
+def test_no_size_is_negative() -> None:
     scaled = ScaledLedger({rows: ledger(10 * rows - 20) for rows in (3, 4, 5)})
     with pytest.raises(NotOnALine, match="negative"):
         scaled.at(1)

@@ -1,4 +1,4 @@
-"""Windows of hand-made ledgers: the same events in other sizes, and sizes of later micro-batches."""
+"""Windows of ledgers written by hand: the same events with other sizes, and the sizes of later micro-batches."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def ledger_of(*allocations: Allocation, marks: tuple[Mark, ...] = (), ticks: int
 
 WINDOW = Window(2, 8)
 EVENTS = (
-    allocation(1, 6, 100, op="weight"),  # from before the window, freed in it
+    allocation(1, 6, 100, op="weight"),  # allocated before the window, freed in it
     allocation(3, 5, 20, op="a", module="m"),
     allocation(4, 20, 30, op="b", module="m"),  # freed after it
 )
 
 
-def test_sizes_and_what_is_outside_may_differ() -> None:
+def test_sizes_and_events_outside_may_differ() -> None:
     other = ledger_of(
         allocation(11, 16, 999, op="another"),
         allocation(13, 15, 40, op="a", module="m"),
@@ -51,7 +51,7 @@ def test_sizes_and_what_is_outside_may_differ() -> None:
         {2: {"allocated_tick": 9}},
     ],
 )
-def test_each_other_difference_is_seen(changed: dict[int, dict[str, Any]]) -> None:
+def test_each_other_difference_is_found(changed: dict[int, dict[str, Any]]) -> None:
     other = ledger_of(*(replace(each, **changed.get(number, {})) for number, each in enumerate(EVENTS)))
     assert not have_same_events(ledger_of(*EVENTS), WINDOW, other, WINDOW)
 
@@ -114,7 +114,7 @@ def test_anything_else_is_refused(position: int, changes: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("missing", [7, 10])
-def test_less_in_a_later_batch_is_refused(missing: int) -> None:
+def test_a_missing_allocation_in_a_later_batch_is_refused(missing: int) -> None:
     run = [each for number, each in enumerate(RUN) if number != missing]
     with pytest.raises(CannotReuse):
         find_sources(ledger_of(*run, marks=MARKS), WINDOWS)

@@ -1,4 +1,5 @@
-"""Lengths drawn at random: the same for the same seed, rounded as the collator does, the longest batch last."""
+"""Lengths drawn at random: they are the same for the same seed, rounded as in the collator, and the longest batch is
+the last."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ LONGEST = RowLengths(collation="longest", multiple=64)
 
 
 def test_the_first_lengths_of_seed_0():
-    """Python's generator gives 0.8444, 0.7580, 0.4206, 0.2589 for seed 0: of samples from 62 (a sixteenth of 1000) to 1000
-    tokens the longest of four is 62 * (1000 / 62) ** 0.8444 = 649; the next multiple of 64 is 704."""
+    """For seed 0, Python's generator returns 0.8444, 0.7580, 0.4206, 0.2589. Samples have 62 (a sixteenth of 1000) to
+    1000 tokens. The longest of four is 62 * (1000 / 62) ** 0.8444 = 649; the next multiple of 64 is 704."""
     assert draw_steps(LONGEST, BATCH, 0, 2, 1)[0] == [704]
 
 
@@ -42,14 +43,14 @@ def test_no_row_is_longer_than_it_may_be():
 
 
 def test_known_samples():
-    """Only these lengths, the longest of each batch; 90 tokens are padded to 96."""
+    """Only the given lengths are used, the longest of each batch; 90 tokens are padded to 96."""
     lengths = RowLengths(collation="longest", multiple=8, samples=(10, 20, 90))
     rows = {row for step in draw_steps(lengths, Batch(rows=1, row_tokens=500), 0, 100, 1) for row in step}
     assert rows == {16, 24, 96}
     assert longest_row(lengths, Batch(rows=1, row_tokens=500)) == 96
 
 
-def test_joined_samples_are_added_up():
+def test_lengths_of_joined_samples_are_summed():
     lengths = RowLengths(collation="joined", samples=(10, 20))
     batch = Batch(rows=1, row_tokens=400, packed=True, samples_per_row=4)
     rows = {row for step in draw_steps(lengths, batch, 0, 60, 1) for row in step}
@@ -129,7 +130,7 @@ def test_a_range_and_a_list(tmp_path):
     ("value", "says"),
     [("90-20", "two numbers"), ("5-900", "1 to 128"), ("missing.txt", "no such file"), ("[900]", "no length")],
 )
-def test_what_is_no_length(tmp_path, value, says):
+def test_invalid_lengths(tmp_path, value, says):
     with pytest.raises(ConfigError, match=says):
         read(tmp_path, f"lengths={value}")
 

@@ -1,4 +1,4 @@
-"""The law of each size, and its proof."""
+"""The law of each size, and its check."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def recording(tokens: int, *, extra: bool = False) -> Ledger:
     return Ledger(allocations=allocations, marks=(Mark(tick=0, phase="forward", step=1),), ticks=100)
 
 
-def test_each_size_gets_the_simplest_law_that_all_traces_prove():
+def test_each_size_gets_the_simplest_law_that_all_traces_confirm():
     laws = find_laws({tokens: recording(tokens) for tokens in (576, 1088, 1600, 2048)})
     found = {name: LAWS[law] if law != JUMPS else None for name, law in zip(SIZES, laws.laws.tolist(), strict=True)}
     assert found == {
@@ -50,17 +50,17 @@ def test_sizes_at_lengths_that_were_not_traced(tokens):
     sizes = laws.at(np.arange(len(SIZES)), np.full(len(SIZES), tokens))
     expected = [size(tokens) for size in SIZES.values()]
     assert sizes[:-1].tolist() == expected[:-1]
-    # 2 to the power of the next whole number: as in the next longer trace, never less than the real one
+    # 2 to the power of the next whole number: as in the next longer trace, and never less than the real size
     assert sizes[-1] == SIZES["jumps"](next(each for each in (576, 1088, 1600, 2048) if each >= tokens))
     assert sizes[-1] >= expected[-1]
 
 
-def test_a_parabola_needs_a_fourth_trace_to_be_proved():
+def test_a_quadratic_law_needs_a_fourth_trace_as_a_check():
     laws = find_laws({tokens: recording(tokens) for tokens in (576, 1600, 2048)})
     assert laws.num_jumps == 4
 
 
-def test_a_law_that_one_trace_contradicts_is_no_law():
+def test_a_law_that_one_trace_contradicts_is_not_used():
     traces = {tokens: recording(tokens) for tokens in (576, 1088, 1600, 2048)}
     wrong = traces[1088].columns.nbytes
     wrong[1] += 512
@@ -73,6 +73,6 @@ def test_other_events_are_refused():
 
 
 def test_a_size_is_never_negative():
-    """Rows x tokens - 1 tokens of 2 bytes: a law that is below 0 at 0 tokens."""
+    """The size of rows x tokens - 1 tokens of 2 bytes: this law is negative for 0 tokens."""
     laws = find_laws({tokens: recording(tokens) for tokens in (576, 1600, 2048)})
     assert laws.at(np.array([2]), np.array([0])).tolist() == [0]

@@ -1,4 +1,4 @@
-"""Rows that vary in a report: when they are simulated, what is said, and what the verdict uses."""
+"""Rows of different lengths in a report: when they are simulated, the notes, and the figure for the verdict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from axmem_trace.report import Report
 
 @pytest.fixture
 def config(tmp_path: Path) -> dict[str, Any]:
-    """A vocabulary that makes logits of some MiB: 2 x 1024 x 8192 x 4 bytes are 64 MiB."""
+    """A configuration whose vocabulary makes large logits: 2 x 1024 x 8192 x 4 bytes are 64 MiB."""
     model = write_tiny_model("llama", tmp_path / "llama", vocab_size=8192, max_position_embeddings=2048)
     return {
         "base_model": model,
@@ -35,7 +35,7 @@ def ask(config: dict[str, Any], *assumptions: str, gpu: str = "80GiB") -> Report
     return axmem_trace.estimate(config, assumptions=assumptions, gpu=gpu, hub="never")
 
 
-def test_it_is_simulated_if_asked_and_the_worst_counts(config: dict[str, Any]) -> None:
+def test_it_is_simulated_on_request_and_the_worst_sequence_counts(config: dict[str, Any]) -> None:
     report = ask(config, "lengths=vary", "allocator=default")
     rows = report.varying_rows
     assert rows is not None
@@ -54,12 +54,12 @@ def test_it_is_simulated_if_asked_and_the_worst_counts(config: dict[str, Any]) -
     assert Report.from_json(report.to_json()).varying_rows == rows
 
 
-def test_the_same_question_has_the_same_answer(config: dict[str, Any]) -> None:
+def test_the_same_configuration_has_the_same_result(config: dict[str, Any]) -> None:
     one, other = (ask(config, "lengths=vary").varying_rows for _ in range(2))
     assert one == other
 
 
-def test_a_default_answer_does_not_simulate_and_says_what_is_open(config: dict[str, Any]) -> None:
+def test_a_default_estimate_does_not_simulate_and_has_a_note(config: dict[str, Any]) -> None:
     report = ask(config)
     assert report.varying_rows is None
     assert "lengths" not in report.elapsed_seconds
@@ -68,15 +68,16 @@ def test_a_default_answer_does_not_simulate_and_says_what_is_open(config: dict[s
     assert report.verdict == "fits with room"
 
 
-def test_full_rows_have_nothing_to_vary(config: dict[str, Any]) -> None:
+def test_full_rows_are_not_simulated(config: dict[str, Any]) -> None:
     for changes in ({"pad_to_sequence_len": True}, {"sample_packing": True}):
         report = ask({**config, **changes})
         assert report.varying_rows is None
         assert not [note for note in report.notes if note.key == "lengths"]
 
 
-def test_near_the_limit_it_is_simulated_without_being_asked(config: dict[str, Any]) -> None:
-    """A card that leaves a little less, or a little more, than such batches were seen to need in addition."""
+def test_near_the_limit_it_is_simulated_without_a_request(config: dict[str, Any]) -> None:
+    """Cards whose free memory is slightly less, or slightly more, than such batches needed in addition in measured
+    cases."""
     need = ask(config)
     outside = need.peak.context_bytes
     limit = int((1 + MORE_AT_MOST["expandable"]) * need.peak.reserved_bytes) + outside

@@ -1,4 +1,4 @@
-"""Many steps of other lengths: against hand arithmetic, and against recordings that really ran them."""
+"""Many steps with other lengths, compared with arithmetic by hand and with recordings of real runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from axmem_trace.recipe.recipe import Allocator, Recipe
 
 
 def hand_made(tokens: int, *, left: str = "batch") -> Ledger:
-    """Weights; then two steps of a batch that is alive until the next one is there, and of activations; then evaluation."""
+    """Weights; then two steps with activations and a batch, which is alive until the next batch is allocated; then
+    evaluation."""
 
     def life(nbytes: int, start: int, end: int, op: str) -> Allocation:
         return Allocation(nbytes=nbytes, allocated_tick=start, freed_tick=end, op=op)
@@ -44,7 +45,7 @@ def hand_made(tokens: int, *, left: str = "batch") -> Ledger:
 
 
 def test_four_steps_by_hand():
-    """A step takes 4 ticks (6 to 9). Its batch is freed one tick after the next one is there."""
+    """A step takes 4 ticks (6 to 9). Its batch is freed one tick after the next batch is allocated."""
     laws = find_laws({tokens: hand_made(tokens) for tokens in (10, 20, 40)})
     whole = make_steps(hand_made(40), laws, [[40], [10], [20], [30]], Allocator())
     found = [(each.op, each.nbytes, each.allocated_tick, each.freed_tick) for each in whole.allocations]
@@ -64,15 +65,15 @@ def test_four_steps_by_hand():
     assert whole.ticks == 13 + 2 * 4
 
 
-def test_a_second_step_that_leaves_something_else_is_refused():
+def test_a_second_step_that_keeps_other_tensors_is_refused():
     traces = {tokens: hand_made(tokens, left="something else") for tokens in (10, 20, 40)}
     with pytest.raises(DifferentEvents, match="other tensors"):
         make_steps(traces[40], find_laws(traces), [[40], [10], [20]], Allocator())
 
 
 def test_the_cache_is_emptied_in_every_third_step():
-    """`gc_steps: 3` of seven steps: at the end of the third and of the sixth, that is at ticks 14 and 26, and before
-    evaluation at 30."""
+    """`gc_steps: 3` with seven steps: the cache is emptied at the end of the third and the sixth step (ticks 14 and
+    26), and before evaluation at 30."""
     laws = find_laws({tokens: hand_made(tokens) for tokens in (10, 20, 40)})
     whole = make_steps(hand_made(40), laws, [[40]] * 7, Allocator(collect_steps=3))
     assert whole.empty_cache_ticks == (14, 26, 30)
@@ -89,11 +90,11 @@ LENGTHS = [[128, 64], [64, 192], [256, 128], [192, 320], [64, 64]]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_with_such_batches_allocates_exactly_that(
+def test_a_real_run_with_such_batches_has_the_same_allocations(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five steps of two micro-batches, each of another length, recorded as they run; and the same from two recorded steps of
-    full rows and the laws of their sizes."""
+    """Five steps of two micro-batches with different lengths: recorded in a real run; and the same steps made from two
+    recorded steps of full rows and the laws of their sizes."""
     import_libraries()
     config = {
         "base_model": write_tiny_model("llama", tmp_path / "llama", max_position_embeddings=512),
@@ -120,8 +121,8 @@ def test_a_run_with_such_batches_allocates_exactly_that(
 
 
 def order_of(ledger: Ledger) -> tuple[list[Any], list[Any], list[int]]:
-    """Allocations and frees in order; and before how many of them each phase begins, and the cache is emptied. (Ticks may
-    have gaps.)"""
+    """Allocations and frees in order; and the positions among them at which each phase begins and the cache is emptied.
+    (Ticks may have gaps.)"""
     ticks, indices, frees = ledger.moved
     marks = [(mark.phase, mark.step, mark.micro_batch, int(ticks.searchsorted(mark.tick))) for mark in ledger.marks]
     moves = list(zip(indices.tolist(), frees.tolist(), strict=True))
@@ -135,7 +136,7 @@ def trace(recipe: Recipe) -> Ledger:
 
 
 def run_steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Ledger:
-    """Really runs a step for each of `LENGTHS`, nothing repeated in the record."""
+    """Runs a real step for each of `LENGTHS`. Nothing is repeated in the record."""
     from axmem_trace.training import run
     from axmem_trace.training.objectives.supervised import Supervised
 

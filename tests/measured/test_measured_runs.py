@@ -1,6 +1,7 @@
-"""The estimate against our own runs on real GPUs: every JSON file here that `scripts/measure_on_gpu.py` wrote.
+"""Compares the estimate with our own runs on real GPUs: every JSON file here that `scripts/measure_on_gpu.py` wrote.
 
-Bars: live bytes within 3 % (1 % in the median of all files), reserved within 10 % (3 % in the median).
+Limits: an error of live bytes of at most 3 % (1 % in the median of all files), and of reserved bytes of at most 10 % (3
+% in the median).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def read(path: Path) -> dict:
 
 @cache
 def find_errors(path: Path) -> dict[str, float]:
-    """Signed relative errors of today's estimate."""
+    """Signed relative errors of the current estimate."""
     run = read(path)
     return load_script("gpu_figures").compare(estimate_again(run), run["measured"])
 

@@ -1,10 +1,10 @@
-"""The estimate against PyTorch's own CUDA build, run without a GPU: every JSON file of `without_gpu/`.
+"""Compares the estimate with PyTorch's own CUDA build, run without a GPU: every JSON file of `without_gpu/`.
 
-`scripts/cuda_without_gpu.py` says what these runs are. All live bytes are to be the same, except the one table of code
-values that bitsandbytes keeps for itself (1 KiB, `functional.py` `name2qmap`); reserved bytes within half a percent. Files
-that begin with `ranks-` are of one rank of several. FSDP1 waits for other streams before it uses a block again: here they
-are done immediately, on a GPU the host runs ahead of them, so its reserved bytes are within 5 % only.
-Files of another transformers are left out: its models may keep other tensors.
+`scripts/cuda_without_gpu.py` explains these runs. All live bytes must be the same, except one table of code values that
+bitsandbytes keeps (1 KiB, `functional.py` `name2qmap`). Reserved bytes may differ by half a percent. Files that begin
+with `ranks-` are runs of one rank of several. FSDP1 waits for other streams before it reuses a block. Here these
+streams finish immediately, but on a GPU the host runs ahead of them, so its reserved bytes may differ by 5 %. Files of
+another transformers version are left out, because its models may keep other tensors.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ FAST = (
 )
 CODE_TABLE_BYTES = 1024
 LOG_SIGMOIDS = {"dpo": 1, "orpo": 1, "reward": 1, "simpo": 2}
-"""Tensors of one block that the trace has too many of at the end of forward: `logsigmoid` keeps a buffer on meta as on the
-CPU; on CUDA it is empty (torch 2.14 `_decomp/decompositions.py`, `log_sigmoid_forward`)."""
+"""The number of one-block tensors that the trace has too many at the end of forward: `logsigmoid` keeps a buffer on
+meta, as on the CPU. On CUDA it is empty (torch 2.14 `_decomp/decompositions.py`, `log_sigmoid_forward`)."""
 FSDP1_ZERO_BYTES = 512
-"""FSDP1's clipping keeps a zero (`_zero_scalar`, torch 2.14 `distributed/fsdp/fully_sharded_data_parallel.py`). It is made
-by `torch.tensor`, which is no operator, so the trace does not see it."""
+"""FSDP1's clipping keeps a zero (`_zero_scalar`, torch 2.14 `distributed/fsdp/fully_sharded_data_parallel.py`).
+`torch.tensor` makes it, which is not an operator, so the trace does not record it."""
 
 
 @cache
 def predicted_and_measured(path: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Today's estimate, and what was measured."""
+    """The current estimate, and the measured figures."""
     run = json.loads(path.read_text(encoding="utf-8"))
     for library in ("transformers", "peft", "bitsandbytes"):
         if run["versions"][library] != version(library):
@@ -75,5 +75,5 @@ def test_reserved_bytes(path):
     assert predicted["reserved"] == pytest.approx(measured["reserved"], rel=allowed)
 
 
-def test_every_ready_recipe_was_run():
+def test_every_recipe_was_run():
     assert {path.stem for path in FILES} == set(load_script("gpu_recipes").RECIPES)
