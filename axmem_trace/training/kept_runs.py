@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from axmem_trace.training.traced_run import TracedRun
 
-MOST_KEPT = 4
+MOST_KEPT = 8
 """The number of models that are kept, the latest ones. Each needs a few megabytes."""
 MOST_RUNS = 4
 """The number of runs that are kept for each model, the latest ones."""

@@ -30,7 +30,13 @@ from axmem_trace.parallel.install import open_ranks
 from axmem_trace.parallel.ranks import RankGroup
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recording_mode import RecordingMode
-from axmem_trace.training.checked_folds import CheckedFold, known_growth, remember
+from axmem_trace.training.checked_folds import (
+    CheckedFold,
+    growth_without_check,
+    known_growth,
+    positions_that_may_grow,
+    remember,
+)
 from axmem_trace.training.failures import is_outside_this_package
 from axmem_trace.training.kept_runs import KeptRun, Unfolded, answer_from_kept, describe_unfolding, keep
 from axmem_trace.training.loading import load_models
@@ -178,15 +184,21 @@ def _trace_folded(recipe: Recipe, start: Callable[[str, str], None], rank: int |
         layers=layers,
         facts=part.facts,
         notes=part.notes,
+        may_grow=positions_that_may_grow(part.ledger, sections, GROW_WITH_DEPTH),
     )
     growth = known_growth(recorded)
+    is_checked = growth is not None
+    if growth is None:
+        growth = growth_without_check(recorded)
     if growth is None:
         longer = _trace(recipe, Folding(recipe, repetition.with_periods(repetition.periods + 1)), start, rank)
         growth = _compare(part, longer, sections, repetition)
         remember(replace(recorded, growth=growth))
+        is_checked = True
     unfolding = Unfolding(part.ledger, sections, repetition, repetition.missing, growth)
     run = TracedRun(part.facts, unfolding.make(), part.notes, groups=part.groups)
-    _keep(recipe, rank, part, run, describe_unfolding(unfolding, sections))
+    if is_checked:
+        _keep(recipe, rank, part, run, describe_unfolding(unfolding, sections))
     return run
 
 

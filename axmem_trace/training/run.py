@@ -71,7 +71,8 @@ class Run:
 
     With `repeat`, the passes of the second step are not run: those of the first step are repeated in the record,
     because forward and backward do not depend on the optimizer's states. They are run again if hooks update parameters
-    inside backward, or if tensors are moved to the host and back.
+    inside backward, or if layers or selected outputs are moved to the host and back. Offloaded activations have all
+    come back when a pass ends.
 
     Attributes:
         windows: the parts that depend on the batches; known when the run has been recorded.
@@ -108,7 +109,9 @@ class Run:
         """The tick of the model's first forward pass in training."""
         self._offloading = offloading
         self._training_step: StepContext = nullcontext
-        moves = recipe.checkpointing.moves_tensors or any(map(is_on_host, self.model.parameters()))
+        checkpointing = recipe.checkpointing
+        moves = checkpointing.layer_offloading or checkpointing.selective_offload
+        moves = moves or any(map(is_on_host, self.model.parameters()))
         differ = recipe.loss.holds_outputs or recipe.allocator.empty_cache_steps > 1
         engine_differs = rank_model is not None and rank_model.before_repeat is None
         self._may_repeat = repeat and not (optimizer.hooked or moves or differ or engine_differs)

@@ -22,6 +22,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lora, foreach": {"adapter": "lora", "lora_r": 4, "lora_target_linear": True, "optimizer": "adamw_torch"},
     "qlora, 8-bit optimizer": {"adapter": "qlora", "load_in_4bit": True, "lora_r": 4, "lora_target_linear": True,
                                "gradient_checkpointing": True, "optimizer": "adamw_bnb_8bit"},
+    "activations on the host": {"adapter": "lora", "lora_r": 4, "lora_target_linear": True, "gradient_checkpointing": True,
+                                "activation_offloading": True, "gradient_accumulation_steps": 2},
+    "checkpointed inputs on the host": {"gradient_checkpointing": True, "activation_offloading": "hidden_states",
+                                        "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    "activations on the host, one by one": {"gradient_checkpointing": True, "activation_offloading": "legacy"},
     "lomo": {"optimizer": "lomo"},
 }  # fmt: skip
 

@@ -15,7 +15,8 @@ import pytest
 from support.folded_runs import LORA, make_config, report_of, unfolded_reports
 
 from axmem_trace import Session
-from axmem_trace.training import checked_folds, layer_folding
+from axmem_trace.training import checked_folds, kept_runs, layer_folding
+from axmem_trace.training.checked_folds import checks_left_out
 
 QUESTIONS: tuple[tuple[str, dict[str, Any], bool], ...] = (
     ("first", {}, False),
@@ -28,6 +29,18 @@ QUESTIONS: tuple[tuple[str, dict[str, Any], bool], ...] = (
     ("first again", {}, True),
 )
 """In this order; whether the check of an earlier one counts."""
+
+
+LIKE_THE_FIRST: dict[str, tuple[dict[str, Any], int]] = {
+    "another rank": ({"lora_r": 6}, 1),
+    "a smaller micro batch": ({"micro_batch_size": 1, "gradient_accumulation_steps": 4}, 1),
+    "a fused loss": ({"chunked_cross_entropy": True}, 1),
+    "parts of the MLP": ({"tiled_mlp": True}, 1),
+    "liger layers": ({"plugins": ["axolotl.integrations.liger.LigerPlugin"], "liger_rms_norm": True}, 1),
+    "other weights train": ({"lora_target_linear": False, "lora_target_modules": ["q_proj"]}, 2),
+    "another optimizer": ({"optimizer": "adamw_bnb_8bit", "max_grad_norm": 0}, 1),
+}
+"""Changes of the first one, and how many models are traced if its check is enough."""
 
 
 @pytest.fixture
@@ -59,6 +72,34 @@ def test_each_answer_is_that_of_a_new_process(tmp_path: Path, num_models: list[i
     for name, _, covered in QUESTIONS:
         assert report_of(configs[name], fold=True) == expected[name], name
         assert num_models[-1] == (1 if covered else 2), name
+
+
+def test_without_checks_figures_are_the_same(tmp_path: Path, num_models: list[int]) -> None:
+    base = make_config(
+        tmp_path, "lora", {**LORA, "sequence_len": 4096, "micro_batch_size": 2, "optimizer": "adamw_torch"}
+    )
+    configs = {name: {**base, **changes} for name, (changes, _) in LIKE_THE_FIRST.items()}
+    expected = unfolded_reports(configs)
+    report_of(base, fold=True)
+    assert checked_folds.kept()[0].growth, "the norms of all gradients grow with their number"
+    for name, (_, models) in LIKE_THE_FIRST.items():
+        before = checked_folds.kept()
+        with checks_left_out():
+            assert report_of(configs[name], fold=True) == expected[name], name
+        assert num_models[-1] == models, name
+        assert len(checked_folds.kept()) - len(before) == models - 1, name
+
+
+def test_what_was_not_checked_answers_no_other_question(tmp_path: Path) -> None:
+    kept_runs.forget_kept()
+    checked_folds.forget_all()
+    base = make_config(tmp_path, "lora", {**LORA, "sequence_len": 4096})
+    report_of(base, fold=True)
+    with checks_left_out():
+        report_of({**base, "lora_r": 6}, fold=True)
+    assert len(kept_runs._kept) == len(checked_folds.kept()) == 1
+    report_of({**base, "lora_r": 6}, fold=True)
+    assert len(kept_runs._kept) == len(checked_folds.kept()) == 2
 
 
 def test_a_changed_base_model_is_another_question(tmp_path: Path, num_models: list[int]) -> None:

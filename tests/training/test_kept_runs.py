@@ -28,6 +28,8 @@ CASES: dict[str, tuple[dict[str, Any], tuple[Changes, ...]]] = {
     "liger and lora kernels": ({**LORA, "lora_mlp_kernel": True, "lora_qkv_kernel": True, "lora_o_kernel": True,
                                 "plugins": ["axolotl.integrations.liger.LigerPlugin"],
                                 "liger_fused_linear_cross_entropy": True, "liger_rms_norm": True}, LONGER),
+    "activations on the host": ({**LORA, "activation_offloading": True}, LONGER),
+    "checkpointed inputs on the host": ({"activation_offloading": "hidden_states"}, LONGER),
     "too few layers to fold": ({"model": {"num_hidden_layers": 4}}, LONGER),
     "preference": ({**LORA, "rl": "dpo", "datasets": [{"path": "x", "type": "chatml.intel", "split": "train"}]}, LONGER),
 }  # fmt: skip

@@ -157,11 +157,26 @@ def _estimate(config: Any, **arguments: Any) -> Report:
     return estimate(config, **arguments)
 
 
-def _look_for_changes(
-    questions: Questions, rules: Rules, say: Say, *, everything: bool
-) -> tuple[list[Single], ChangeSet | None, list[str]]:
-    """The single changes, the gentlest set, and the names of candidates that were left out because this set is
-    gentler."""
+_Found = tuple[list[Single], "ChangeSet | None", list[str]]
+
+
+def _look_for_changes(questions: Questions, rules: Rules, say: Say, *, everything: bool) -> _Found:
+    """The single changes, the gentlest set, and the names of candidates that were left out because this set is gentler.
+
+    The set is estimated again with all checks of repeated layers; if that changes its figures, so is everything.
+    """
+    from axmem_trace.training.checked_folds import checks_left_out
+
+    with checks_left_out():
+        found = _look_once(questions, rules, say, everything=everything)
+    chosen = found[1]
+    if chosen is None or questions.ask_again(chosen.change) == chosen.answer:
+        return found
+    questions.forget()
+    return _look_once(questions, rules, say, everything=everything)
+
+
+def _look_once(questions: Questions, rules: Rules, say: Say, *, everything: bool) -> _Found:
     later = [] if everything else _leave_for_later(questions, rules)
     singles = try_singles(questions, [each for each in CANDIDATES if each not in later], rules, say)
     chosen = find_gentlest(questions, singles, rules, say)

@@ -166,6 +166,16 @@ class Questions:
         self._answers.append((run, answer))
         return answer
 
+    def ask_again(self, change: Change) -> Answer:
+        """As `ask`, by a new estimate; later questions get this answer."""
+        run = _without_texts(self._read(change))
+        self._answers = [(known, answer) for known, answer in self._answers if known != run]
+        return self.ask(change)
+
+    def forget(self) -> None:
+        """Drops all answers but that on the configuration as it is."""
+        del self._answers[1:]
+
     def report_on(self, change: Change, *, moments: bool = False) -> Report:
         """The full report of a changed run, with `Report.moments` if they are requested.
 

@@ -59,8 +59,9 @@ def try_singles(questions: Questions, candidates: Sequence[Candidate], rules: Ru
     """Every change of these candidates that has an effect on this run, in the order of the candidates."""
     situation = questions.situation()
     proposed = [(each, propose_steps(each, situation, questions, rules)) for each in candidates]
+    slow_first = sorted(proposed, key=lambda each: not each[0].slow)
     say(f"{sum(len(changes) for _, changes in proposed)} changes, each by itself")
-    questions.prefetch([change for each, changes in proposed for change in (changes[-1:] if each.steps else changes)])
+    questions.prefetch([change for each, changes in slow_first for change in _first_asked(each, changes)])
     return [single for each, changes in proposed for single in _try(each, changes, situation, questions, rules, say)]
 
 
@@ -115,6 +116,15 @@ def _refused(answer: Answer) -> str:
     if answer.refusal:
         return answer.refusal
     return "" if answer.need_bytes else answer.why
+
+
+def _first_asked(candidate: Candidate, changes: Sequence[Change]) -> Sequence[Change]:
+    """All alternatives; of steps the last, and if a set may use it soon, the middle one, which `_first_step_that_fits` asks
+    for next."""
+    if not candidate.steps:
+        return changes
+    in_the_middle = [] if candidate.slow or candidate.allow else changes[(len(changes) - 1) // 2 :][:1]
+    return [*changes[-1:], *in_the_middle]
 
 
 def _first_step_that_fits(steps: Sequence[Change], ask: Callable[[Change], Single]) -> Iterable[Single]:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from axmem_trace.advice.fitting.candidate import Candidate, Change, Grade, Situation
 
-KINDS = (True, "hidden_states")
+KINDS = ("hidden_states", True)
+"""In rising order of what is moved."""
 
 
 def propose(situation: Situation) -> Iterator[Change]:
@@ -30,5 +31,6 @@ CANDIDATE = Candidate(
     grade=Grade.HOST,
     group="activation_offloading",
     propose=propose,
+    steps=True,
     slow=True,
 )
