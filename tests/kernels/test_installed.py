@@ -1,4 +1,4 @@
-"""From a configuration's keys to what is installed and its memory, end to end on tiny models."""
+"""From the keys of a configuration to the installed kernels and their memory, end to end on tiny models."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_cut_cross_entropy(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma3"])
-def test_lora_kernels_come_by_themselves(family: str, tmp_path: Path) -> None:
+def test_lora_kernels_are_on_automatically(family: str, tmp_path: Path) -> None:
     assert ruled(run(family, tmp_path, **LORA)) == set(KERNELS)
     assert ruled(run(family, tmp_path, **LORA, **OFF)) == set()
     assert ruled(run(family, tmp_path, **LORA, **{**OFF, "lora_o_kernel": True})) == {"lora_o_kernel"}
 
 
-def test_phi3_has_no_lines_to_rewrite(tmp_path: Path) -> None:
+def test_phi3_code_cannot_be_rewritten(tmp_path: Path) -> None:
     report = run("phi3", tmp_path, **LORA)
     assert ruled(report) == set()
     (refusal,) = report.refusals
@@ -63,7 +63,7 @@ def test_phi3_has_no_lines_to_rewrite(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("family", "why"), [("gpt_neox", "does not find the layers"), ("phi3", "cannot rewrite")])
-def test_lora_kernels_that_an_architecture_lacks_are_refused_by_the_users_key(family: str, why: str, tmp_path: Path):
+def test_lora_kernels_that_an_architecture_does_not_support_are_refused(family: str, why: str, tmp_path: Path):
     keys = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True, "lora_qkv_kernel": True}
     report = run(family, tmp_path, **keys)
     (refusal,) = report.refusals
@@ -83,13 +83,13 @@ def test_lora_kernels_need_an_adapter_on_each_projection(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "changes", [{"load_in_8bit": True}, {"rl": "dpo"}, {"adapter": ""}], ids=["int8", "preference", "full"]
 )
-def test_where_axolotl_leaves_the_lora_kernels_off(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_cases_in_which_axolotl_keeps_the_lora_kernels_off(changes: dict[str, Any], tmp_path: Path) -> None:
     config = configure("llama", tmp_path, **{**LORA, **changes})
     assert read_recipe({key: value for key, value in config.items() if value != ""}).kernels.lora == frozenset()
 
 
 def kept(family: str, directory: Path, **changes: Any) -> int:
-    """Bytes of the first step that are there when backward begins, inputs aside."""
+    """Bytes of the first step that are alive when backward begins, without inputs."""
     recipe = read_recipe(configure(family, directory, **changes), hub="never")
     built = build_model(recipe)
     ledger = record_run(recipe, built, build_optimizer(recipe, built.module)).ledger
@@ -122,16 +122,16 @@ STOCK_LOSS = TOKENS * VOCABULARY * 4 + TOKENS * 8 + 12
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        # the logits in fp32, which are the gradient, stay in the place of the log-probabilities
+        # the fp32 logits, which are the gradient, are kept instead of the log-probabilities
         ({"plugins": LIGER, "liger_cross_entropy": True}, TOKENS * 8 + 12),
         # the head's input, 4,096, is not kept, but its gradient, and the head's: 6,144
         ({"plugins": LIGER, "liger_fused_linear_cross_entropy": True}, STOCK_LOSS - VOCABULARY * WIDTH * 2),
-        # a number per token (63 have a label) and per vocabulary entry in fp32, and indices in int64
+        # in fp32, a number for each token (63 have a label) and for each vocabulary entry; indices in int64
         ({"plugins": CCE}, STOCK_LOSS - 63 * 4 - VOCABULARY * 4 - 63 * 8),
     ],
     ids=["cross_entropy", "fused_linear", "cut"],
 )
-def test_what_a_loss_keeps(changes: dict[str, Any], difference: int, tmp_path: Path) -> None:
+def test_tensors_that_a_loss_keeps(changes: dict[str, Any], difference: int, tmp_path: Path) -> None:
     assert kept("llama", tmp_path) - kept("llama", tmp_path, **changes) == difference
 
 
@@ -141,9 +141,7 @@ def test_lora_kernels_keep_less(tmp_path: Path) -> None:
     assert off - on > LAYERS * 3 * TOKENS * WIDTH * 4
 
 
-def test_liger_is_refused_where_axolotl_declares_it_unsupported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_liger_is_refused_if_axolotl_declares_it_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {**LORA, "plugins": ["axolotl.integrations.liger.LigerPlugin"], "lora_qkv_kernel": False}
     plain = run("llama", tmp_path, **keys)
     monkeypatch.setattr("axmem_trace.kernels.liger.install.UNSUPPORTED", ("llama",))

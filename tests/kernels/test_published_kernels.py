@@ -1,11 +1,14 @@
-"""Single kernels against what Liger's authors measured on GPUs (`shared/measured/loss_and_kernel_memory.json`).
+"""Single kernels, compared with measurements of Liger's authors on GPUs
+(`shared/measured/loss_and_kernel_memory.json`).
 
-Their benchmark keeps inputs, weights and the gradients of the iterations before, and takes the largest
-`max_memory_allocated`: so does `benchmark`. Figures are MiB. What the stock kernels of the same benchmark take shows that
-the arrangement is theirs. Not compared: RMSNorm, measured with 0.2.1, which made a row of the weight's gradient for every
-row of x (0.8.1: for every multiprocessor); LayerNorm with 0.6.0, which made none; backward of Liger's and DeepSpeed's own
-tiled MLP, which add to the parameters' gradients otherwise than axolotl's; preference losses, which axolotl does not
-install, and the stock code for comparison, which is in Liger's repository alone.
+Their benchmark keeps inputs, weights and the gradients of the iterations before, and uses the largest
+`max_memory_allocated`; so does `benchmark`. Figures are in MiB. The stock kernels of the same benchmark are compared
+too, to show that the setup is the same.
+
+Some measurements are not compared. RMSNorm was measured with 0.2.1, which made a row of the weight's gradient for every
+row of x (0.8.1: for every multiprocessor). LayerNorm was measured with 0.6.0, which made no such rows. The backward of
+Liger's and DeepSpeed's own tiled MLP adds to the parameters' gradients in another way than axolotl's. axolotl does not
+install the preference losses, and the stock code for their comparison is only in Liger's repository.
 """
 
 from __future__ import annotations
@@ -33,12 +36,13 @@ from axmem_trace.tracing.recording_mode import RecordingMode
 MEASURED = SHARED / "measured" / "loss_and_kernel_memory.json"
 MIB = 2**20
 CUBLAS = 2 * 8519680
-"""Two cuBLAS workspaces of 8.125 MiB, one of the thread that runs forward and one of autograd's; of 32 MiB on Hopper."""
+"""Two cuBLAS workspaces of 8.125 MiB, one for the thread of forward and one for autograd's thread; 32 MiB each on
+Hopper."""
 SMS = {"NVIDIA A100-SXM4-80GB": 108, "NVIDIA H100 80GB HBM3": 132}
 
 
 def rows(kernel: str, provider: str, mode: str = "full", x_name: str = "", version: str = "") -> list[tuple[Any, ...]]:
-    """Of each measurement: the value of x, the other settings, MiB, multiprocessors."""
+    """For each measurement: the value of x, the other settings, MiB, multiprocessors."""
     if not MEASURED.exists():
         return []
     wanted = (kernel, provider, mode)
@@ -66,10 +70,10 @@ def benchmark(
     gradient_dtype: torch.dtype | None = None,
     keeps_gradients: bool = True,
 ) -> float:
-    """MiB at the peak of two iterations; `outside` bytes are there all the time. Autograd casts a gradient of another
-    dtype than the output's."""
+    """MiB at the peak of two iterations; `outside` bytes are always allocated. Autograd casts a gradient whose dtype is
+    not that of the output."""
     grads: list[torch.Tensor] = []
-    recording = RecordingMode()  # cuBLAS's workspaces are put in by hand
+    recording = RecordingMode()  # cuBLAS's workspaces are added by hand
     recorder = recording.recorder
     with recording:
         for each in inputs:
@@ -106,9 +110,9 @@ def test_stock_cross_entropy(vocabulary: int, config: Any, measured: float, sms:
 
 @pytest.mark.parametrize(("tokens", "config", "measured", "sms"), rows("fused_linear_cross_entropy", "liger"))
 def test_fused_linear_cross_entropy(tokens: int, config: Any, measured: float, sms: int) -> None:
-    # The benchmark also holds the stock model's head. liger-kernel 0.4.2 added to the head's gradient in place, where
-    # 0.8.1 makes the product in bf16 and in fp32 (three heads in bf16); and it kept three more copies of a chunk's
-    # logits (bf16 and fp32, and the scaled one of the chunk before, where 0.8.1 has one).
+    # The benchmark also keeps the stock model's head. liger-kernel 0.4.2 added to the head's gradient in place; 0.8.1
+    # makes the product in bf16 and in fp32 (three heads in bf16). 0.4.2 also kept three more copies of a chunk's logits
+    # (bf16 and fp32, and the scaled copy of the chunk before, where 0.8.1 has one).
     x, weight, target = tensor(tokens, 4096), tensor(128256, 4096), targets(tokens)
     head, chunk = 128256 * 4096 * 2, tokens // 32 * 128256 * 2
     found = benchmark(
@@ -134,7 +138,7 @@ def test_stock_linear_cross_entropy(tokens: int, config: Any, measured: float, s
 
 @pytest.mark.parametrize(("width", "config", "measured", "sms"), rows("rms_norm", "huggingface"))
 def test_stock_rms_norm(width: int, config: Any, measured: float, sms: int) -> None:
-    # transformers' class with fp32 weights, so fp32 outputs; of x, 2048 rows of bf16, 20 times as much at the most
+    # transformers' class with fp32 weights, so fp32 outputs; at most 20 times the size of x, which is 2048 rows of bf16
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     x = tensor(2048, width)
@@ -170,8 +174,8 @@ def test_stock_layer_norm(width: int, config: Any, measured: float, sms: int) ->
     ],
 )
 def test_rope(provider: str, x_name: str, value: int, measured: float) -> None:
-    # Position ids in int64, inverse frequencies in 512 bytes, and one cuBLAS workspace are there with q, k, cos, sin.
-    # The benchmark calls `torch.autograd.grad`, which leaves no gradients behind.
+    # Allocated are q, k, cos, sin, position ids in int64, inverse frequencies in 512 bytes, and one cuBLAS workspace.
+    # The benchmark calls `torch.autograd.grad`, which does not store gradients in the tensors.
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
     tokens, head_dim = (value, 256) if x_name == "T" else (2048, value // 32)
@@ -188,7 +192,7 @@ def test_rope(provider: str, x_name: str, value: int, measured: float) -> None:
 
 
 def _mlp_rows() -> list[tuple[Any, ...]]:
-    """A tiled MLP of other libraries is axolotl's in forward."""
+    """The measurements of MLPs. In forward, a tiled MLP of other libraries is the same as axolotl's."""
     found = [
         (activation, provider, mode, tokens, measured)
         for activation in ("geglu", "swiglu", "tiled_swiglu")
@@ -240,7 +244,7 @@ def test_gated_mlp(activation: str, provider: str, mode: str, tokens: int, measu
     ],
 )
 def test_fused_experts(x_name: str, mode: str, value: int, measured: float) -> None:
-    # the benchmark holds a second module's weights too, 9 MiB per expert, and an H100's workspaces, 64 MiB
+    # the benchmark also keeps the weights of a second module, 9 MiB for each expert, and an H100's workspaces, 64 MiB
     tokens, experts = (value, 128) if x_name == "T" else (8192, value)
     x, gate_up, down = tensor(tokens, 2048), tensor(experts, 1536, 2048), tensor(experts, 2048, 768)
     index, scores = torch.empty(tokens, 8, dtype=torch.int32, device="meta"), tensor(tokens, 8)
@@ -251,14 +255,15 @@ def test_fused_experts(x_name: str, mode: str, value: int, measured: float) -> N
         outside=(9 * experts + 64) * MIB,
     )
     if mode != "forward" and tokens < 8192:
-        # 0.7.0 had its peak elsewhere, above ours by less than one more gradient of the down projections; not explained
+        # the peak of 0.7.0 was in another phase, and above ours by less than one gradient of the down projections; not
+        # explained
         assert found <= measured < found + experts * 2048 * 768 * 2 / MIB
     else:
         assert found == pytest.approx(measured, abs=0.02)
 
 
 def _quoted(phrase: str) -> float:
-    """GB (of 2**30 bytes) that TRL's pull request 6858 names after a phrase; skips where the file is not."""
+    """The GB (of 2**30 bytes) after a phrase in TRL's pull request 6858; skips the test if the file does not exist."""
     if not MEASURED.exists():
         pytest.skip("no published measurements here")
     quotes = [each["quote"] for each in json.loads(MEASURED.read_text())["other_loss_benchmarks"]]
@@ -275,9 +280,9 @@ H100_CUBLAS = 64 * MIB
 
 
 def test_fused_linear_cross_entropy_in_trl() -> None:
-    # Qwen3.5's head of 970 MiB: the weight, its gradient of the iteration before, the one that is made, and a chunk's
-    # part of it in bf16 and in fp32: six times; hidden states, their gradient before and now: 3 x 64 MiB; one chunk of
-    # 256 rows of logits, 121 MiB, and the workspaces
+    # Qwen3.5's head of 970 MiB counts six times: the weight, its gradient of the iteration before, the new gradient,
+    # and a chunk's part of it in bf16 and in fp32 (two). Hidden states, their old and new gradient: 3 x 64 MiB. One
+    # chunk of 256 rows of logits, 121 MiB, and the workspaces
     x, weight, target = _of_trl(16384)
     found = benchmark(
         [x, weight, target],
@@ -290,7 +295,7 @@ def test_fused_linear_cross_entropy_in_trl() -> None:
 
 @pytest.mark.parametrize(("tokens", "phrase"), [(16384, "loss_type=cce"), (4096, "cce")])
 def test_cut_cross_entropy_in_trl(tokens: int, phrase: str) -> None:
-    # weight, its gradient before and now, the same three of the hidden states, the workspaces: 3.09 and 2.95 GiB
+    # the weight, its old and new gradient, the same three for the hidden states, the workspaces: 3.09 and 2.95 GiB
     x, weight, target = _of_trl(tokens)
     labels = target.unsqueeze(0)
     found = benchmark(
@@ -304,7 +309,7 @@ def test_cut_cross_entropy_in_trl(tokens: int, phrase: str) -> None:
 
 
 def test_stock_loss_in_trl() -> None:
-    # logits in bf16 (7.58 GiB) are gone in backward: fp32 logarithms and gradient, its bf16 copy, and the products
+    # the bf16 logits (7.58 GiB) are freed in backward: fp32 logarithms and gradient, its bf16 copy, and the products
     x, weight, target = _of_trl(16384)
 
     def run() -> torch.Tensor:
@@ -314,7 +319,7 @@ def test_stock_loss_in_trl() -> None:
     assert found / 1024 == pytest.approx(_quoted("one big bf16 GEMM (reference)"), abs=0.005)
 
 
-def test_the_measurements_are_there_or_nothing_is_compared() -> None:
+def test_the_measurements_exist() -> None:
     if not MEASURED.exists():
         pytest.skip("no published measurements here")
     assert len(_mlp_rows()) == 67

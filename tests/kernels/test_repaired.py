@@ -1,4 +1,4 @@
-"""Llama 4 with images is estimated with every release, and the model's classes are as before afterwards."""
+"""Llama 4 with images can be estimated with every release, and afterwards the model's classes are restored."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ WITH_LAYER_NORM = ("falcon", "gpt_neox")
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("family", TINY)
-def test_meta_allocates_what_a_real_step_does(family: str, adapter: str, checkpointing: str, tmp_path: Path) -> None:
+def test_meta_allocates_the_same_as_a_real_step(family: str, adapter: str, checkpointing: str, tmp_path: Path) -> None:
     config = {
         "base_model": write_tiny_model(family, tmp_path / family),
         "sequence_len": 24,

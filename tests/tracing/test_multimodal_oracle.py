@@ -32,7 +32,7 @@ GPU; a CPU's layer norm puts out contiguous gradients where meta keeps the strid
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [*(name for name in MULTIMODAL if name != "llama4"), "voxtral"])
-def test_meta_allocates_what_a_real_step_does(family: str, tmp_path: Path) -> None:
+def test_meta_allocates_the_same_as_a_real_step(family: str, tmp_path: Path) -> None:
     config = {
         "base_model": write_multimodal_model(family, tmp_path),
         "processor_type": "AutoProcessor",

@@ -1,6 +1,7 @@
-"""What PyTorch's CUDA build allocates for each call of `sdpa_calls.py`, written to `sdpa_on_cuda.json`.
+"""Writes the allocations of PyTorch's CUDA build for each call of `sdpa_calls.py` to `sdpa_on_cuda.json`.
 
-Not a test. It runs without a GPU, once for each card of `CARDS`, where kernels do nothing and the rest is PyTorch:
+This is not a test. It runs without a GPU, once for each card of `CARDS`: kernels do nothing, everything else is
+PyTorch:
 
     FAKE_CUDA_MAJOR=8 FAKE_CUDA_MINOR=0 FAKE_CUDA_SMS=108 FAKE_CUDA_SHARED=166912 python scripts/cuda_without_gpu.py \
         SITE_PACKAGES CUDA_INCLUDE python tests/kernels/attention/record_sdpa.py
@@ -42,7 +43,7 @@ def measure(inputs: tuple[torch.Tensor, ...], run: Any) -> dict[str, int]:
 
 
 def wait_until_free(idle: int) -> None:
-    """The thread of the last backward lets go of it in its own time."""
+    """Waits until the thread of the last backward has freed its tensors, which takes some time."""
     gc.collect()
     while requested("current") > idle:
         time.sleep(0.001)
@@ -68,7 +69,7 @@ def measure_packed(tokens: int, heads: int, head_dim: int, lengths: tuple[int, .
 
 def main() -> None:
     """Adds this card's figures to the file."""
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):  # cuBLAS's workspaces, of both threads
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):  # cuBLAS's workspaces of both threads
         matrix = torch.empty(4, 64, 64, dtype=dtype, device="cuda", requires_grad=True)
         (matrix @ matrix).backward(torch.empty_like(matrix))
     del matrix
@@ -86,7 +87,7 @@ def main() -> None:
 
 
 def _by_lines(record: dict[str, dict[str, Any]]) -> str:
-    """One call a line."""
+    """JSON with one call on each line."""
     text = json.dumps(record)
     for before in ('{"torch"', '"calls"', '{"backend"', '"packed"', '{"kept"', '"7.5"', '"8.', '"9.', '"1'):
         text = text.replace(f" {before}", f"\n{before}")

@@ -1,4 +1,5 @@
-"""transformers' own attention code on meta, by each name that axolotl accepts: Llama, Gemma 2, gpt-oss, DeepSeek V3."""
+"""transformers' own attention code on meta, with each kernel name that axolotl accepts: Llama, Gemma 2, gpt-oss,
+DeepSeek V3."""
 
 from __future__ import annotations
 
@@ -66,14 +67,14 @@ def test_the_kernel_that_a_llama_runs(kernel, batch, capability, operator):
         ("varlen", [OUT, OUT, KEYS, KEYS, ROWS]),
         # key and value repeated to 4 heads in place of the model's own
         ("xformers", [OUT, OUT, OUT, OUT, ROWS]),
-        # nothing but the output, which the next projection keeps
+        # only the output, which the next projection keeps
         ("sage", [OUT]),
     ],
 )
-def test_what_a_layer_of_llama_keeps_for_attention(kernel, expected):
+def test_tensors_that_a_llama_layer_keeps_for_attention(kernel, expected):
     ledger, _ = _trace("llama", kernel, PLAIN)
     kept = kept_by(ledger, module="layers.1.self_attn")
-    assert [size for size in kept if size > 16] == expected  # RNG states are of 8 and 16 bytes
+    assert [size for size in kept if size > 16] == expected  # RNG states have 8 and 16 bytes
 
 
 def test_packed_sdpa_keeps_a_mask_in_every_layer():
@@ -82,7 +83,7 @@ def test_packed_sdpa_keeps_a_mask_in_every_layer():
     assert kept_by(ledger, op="where").count(512 * 512 * 2) == 2
 
 
-def test_gemma_soft_caps_in_the_kernel_or_in_the_open():
+def test_gemma_applies_soft_caps_in_the_kernel_or_in_torch():
     fused, _ = _trace("gemma2", FLASH_2, PLAIN)
     assert "flash_attn_func_backward" in operators(fused)
     # scores 2*4*256*256 in bf16, kept by tanh, and in fp32 by the softmax
@@ -93,16 +94,16 @@ def test_gemma_soft_caps_in_the_kernel_or_in_the_open():
 
 @pytest.mark.parametrize("family", ["falcon", "gptj"])
 @pytest.mark.parametrize(("batch", "function"), [(PLAIN, "func"), (PADDED, "varlen_func")])
-def test_models_that_import_the_flash_wrapper_only_where_its_package_is(family, batch, function):
+def test_models_that_import_the_flash_wrapper_only_if_its_package_is_installed(family, batch, function):
     """modeling_falcon.py and modeling_gptj.py: `if is_flash_attn_available(): from ... import ...`."""
     ledger, _ = _trace(family, FLASH_2, batch)
     assert f"flash_attn_{function}_backward" in operators(ledger)
 
 
 def test_packed_sdpa_does_not_change_a_model_that_calls_torch_itself():
-    """modeling_falcon.py `FalconAttention.forward` checks whether its kernel is called `sdpa`; its code is no function
-    that could be replaced."""
-    model = build("falcon", "varlen", multi_query=False)  # one key for all heads would be broadcast: math path
+    """modeling_falcon.py `FalconAttention.forward` checks whether the name of its kernel is `sdpa`. Its code is not a
+    function, so it can't be replaced."""
+    model = build("falcon", "varlen", multi_query=False)  # one key for all heads: broadcast, so math path
     ledger, _ = trace(model, make_inputs(**PACKED), kernel="varlen")
     assert any("_scaled_dot_product_flash_attention.default" in each for each in operators(ledger))
 
@@ -125,8 +126,8 @@ def _refused(context):
 
 
 @pytest.mark.parametrize("kernel", ["xformers", "sage"])
-def test_padded_batches_at_which_axolotls_code_stops_are_refused(kernel):
-    """`_upad_input` of transformers 5 needs `unpad_input_func`; axolotl's two functions give five arguments."""
+def test_padded_batches_on_which_axolotls_code_fails_are_refused(kernel):
+    """`_upad_input` of transformers 5 needs `unpad_input_func`; axolotl's two functions pass only five arguments."""
     _, context = _trace("llama", kernel, PADDED)
     assert "without its last argument" in _refused(context)
 
@@ -140,7 +141,7 @@ def test_axolotls_own_llama_attention_for_xformers_is_reported():
 
 
 @pytest.mark.parametrize("kernel", ["xformers", "sage"])
-def test_sinks_that_a_kernel_leaves_out_are_reported(kernel):
+def test_sinks_that_a_kernel_ignores_are_reported(kernel):
     _, context = _trace("gpt_oss", kernel, PLAIN, H100)
     assert "leaves the model's attention sinks out" in context.recorder.notes.of("attn_implementation.sinks")[0].text
     assert not _trace("llama", kernel, PLAIN)[1].recorder.notes.of("attn_implementation.sinks")

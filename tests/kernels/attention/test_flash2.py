@@ -1,4 +1,4 @@
-"""FlashAttention-2 against arithmetic by hand: what is kept, and the most that backward has alive at once."""
+"""FlashAttention-2, compared with arithmetic by hand: the kept tensors, and the peak of backward."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_grouped_queries_get_one_key_gradient_per_query_head():
     assert seen.gradients == [8_388_608, 2_097_152, 2_097_152]
 
 
-def test_repeated_keys_and_values_are_what_is_kept():
+def test_repeated_keys_and_values_are_kept():
     query, key, value = make_heads(1, 1024, 32, 128), make_heads(1, 1024, 8, 128), make_heads(1, 1024, 8, 128)
     seen = probe(lambda: _flash(query, key, value, causal=True), attention="flash_attention_2", repeats_kv=True)
     # k and v of 32 heads and the output, 1024*32*128*2 = 8,388,608 each; lse 32*1024*4 = 131,072
@@ -75,7 +75,7 @@ def test_varlen_has_128_spare_rows_per_sample():
     assert seen.backward_peak == expected
 
 
-def test_nothing_is_kept_where_nothing_trains():
+def test_nothing_is_kept_if_nothing_is_trained():
     query, key, value = (make_heads(1, 512, 16, 128, trains=False) for _ in range(3))
     seen = probe(lambda: _flash(query, key, value), attention="flash_attention_2")
     assert seen.kept == [512 * 16 * 128 * 2]  # the output itself
@@ -108,7 +108,7 @@ def test_few_queries_split_the_keys():
         ((1, 64, 4, 64), torch.float16, T4, "needs a GPU of generation Ampere or newer"),
     ],
 )
-def test_what_the_kernel_refuses_of_card_and_dtype_is_recorded_as_if_it_ran(shape, dtype, capability, message):
+def test_a_card_or_dtype_that_the_kernel_refuses_is_recorded_as_if_it_ran(shape, dtype, capability, message):
     heads = [make_heads(*shape, dtype=dtype) for _ in range(3)]
     seen = probe(lambda: _flash(*heads), capability=capability, attention="flash_attention_2")
     assert message in refused(seen.notes)
@@ -116,7 +116,7 @@ def test_what_the_kernel_refuses_of_card_and_dtype_is_recorded_as_if_it_ran(shap
     assert seen.forward_peak == 64 * 4 * 64 * dtype.itemsize + 1024 + 16
 
 
-def test_heads_that_the_kernel_does_not_take_are_refused():
+def test_heads_that_the_kernel_does_not_support_are_refused():
     heads = [make_heads(1, 64, 4, 512, dtype=torch.bfloat16) for _ in range(3)]
     seen = probe(lambda: _flash(*heads), capability=A100, attention="flash_attention_2")
     assert "takes heads of at most 256; this model's are 512" in refused(seen.notes)
@@ -128,7 +128,7 @@ def test_a_soft_cap_excludes_dropout():
     assert "no dropout together with a soft cap" in refused(seen.notes)
 
 
-def test_transformers_is_left_as_it_was():
+def test_transformers_is_restored():
     from transformers import modeling_flash_attention_utils as flash_utils
 
     before = flash_utils._lazy_imports, flash_utils._flash_fn, flash_utils._loaded_implementation

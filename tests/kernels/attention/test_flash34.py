@@ -1,4 +1,4 @@
-"""FlashAttention-3 and -4 against arithmetic by hand."""
+"""FlashAttention-3 and -4, compared with arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_flash4_on_consumer_blackwell_has_tiles_of_64():
         (4, (12, 0), (64, 64), {"learnable_sink": make_heads(4)}, "does not train attention sinks on this card"),
     ],
 )
-def test_heads_that_a_release_does_not_serve(release, capability, dims, options, message):
+def test_heads_that_a_release_does_not_support(release, capability, dims, options, message):
     query, key, value = make_heads(1, 64, 4, dims[0]), make_heads(1, 64, 4, dims[0]), make_heads(1, 64, 4, dims[1])
     seen = probe(
         lambda: _fixed(query, key, value, release=release, **options),
@@ -125,7 +125,7 @@ def test_heads_that_a_release_does_not_serve(release, capability, dims, options,
     assert message in refused(seen.notes)
 
 
-def test_latent_heads_on_hopper_as_they_are():
+def test_latent_heads_on_hopper_are_not_padded():
     query, key, value = make_heads(1, 512, 4, 192), make_heads(1, 512, 4, 192), make_heads(1, 512, 4, 128)
     seen = probe(lambda: _fixed(query, key, value, causal=True), capability=H100, attention="flash_attention_3")
     # out has the values' size: 512*4*128*2 = 524,288; lse 4*512*4 = 8,192
@@ -146,7 +146,7 @@ def test_sinks_train():
         (4, (8, 0), "FlashAttention-4 needs a GPU of generation Hopper to Blackwell"),
     ],
 )
-def test_cards_that_a_release_does_not_serve(release, capability, message):
+def test_cards_that_a_release_does_not_support(release, capability, message):
     heads = [make_heads(1, 64, 4, 64) for _ in range(3)]
     seen = probe(lambda: _fixed(*heads, release=release), capability=capability, attention=f"flash_attention_{release}")
     assert message in refused(seen.notes)

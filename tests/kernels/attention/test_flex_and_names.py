@@ -21,7 +21,7 @@ def _named(name, query, key, value, mask=None, **kwargs):
 
 
 def _grouped():
-    """(B, H, S, D) of 32 query heads and 8 key heads in the layout that models have: (B, S, H, D) in memory."""
+    """(B, H, S, D) with 32 query heads and 8 key heads, in the layout of models: (B, S, H, D) in memory."""
     return tuple(make_heads(1, 1024, heads, 128).transpose(1, 2) for heads in (32, 8, 8))
 
 
@@ -100,7 +100,7 @@ def test_xformers_cannot_view_values_of_another_size():
         probe(lambda: _named("xformers", *heads), attention="xformers")
 
 
-def test_sage_keeps_nothing_and_trains_nothing():
+def test_sage_keeps_nothing_and_has_no_backward():
     heads = _grouped()
     seen = probe(lambda: _named("sage", *heads), capability=A100, attention="sage")
     assert seen.kept == [OUT]  # the output itself: there is no graph

@@ -1,4 +1,4 @@
-"""`scaled_dot_product_attention`: which kernel CUDA picks, and its bytes by hand."""
+"""`scaled_dot_product_attention`: the kernel that CUDA chooses, and its bytes by hand."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ MASK = {"mask": (2, 1, 1024, 1024)}
         (_call(256, requires_grad=True, dropout=0.1), A6000, "efficient"),
         (_call(contiguous_heads=False), A100, "math"),
         (_call(dropout=0.125), H100, "cudnn"),
-        (_call(dropout=0.1), H100, "flash"),  # cuDNN draws in sixteenths
+        (_call(dropout=0.1), H100, "flash"),  # cuDNN draws in units of 1/16
         (_call(dropout=0.1, **MASK), H100, "efficient"),
-        (_call(offsets=(0, 100, 0), **MASK), A100, "math"),  # 100 elements in: no multiple of 8
-        (_call(offsets=(0, 100, 0), **MASK, dtype=FP32), A100, "efficient"),  # but of 4
+        (_call(offsets=(0, 100, 0), **MASK), A100, "math"),  # offset of 100 elements: not a multiple of 8
+        (_call(offsets=(0, 100, 0), **MASK, dtype=FP32), A100, "efficient"),  # but a multiple of 4
         (_call(offsets=(0, 100, 0), **MASK, dtype=FP16), T4, "efficient"),
         (_call(99, dtype=FP32, **MASK), T4, "efficient"),
         (_call(99, dtype=FP32, **MASK), A100, "math"),
@@ -74,11 +74,11 @@ MASK = {"mask": (2, 1, 1024, 1024)}
         (_call(dtype=torch.float64), A100, "math"),
     ],
 )
-def test_the_kernel_that_cuda_picks(call, capability, backend):
+def test_the_kernel_that_cuda_chooses(call, capability, backend):
     assert choose_backend(call, capability).backend == backend
 
 
-def test_cudnn_comes_first_on_data_centre_hopper_and_blackwell_only():
+def test_cudnn_is_first_only_on_data_centre_hopper_and_blackwell():
     first = {capability: priority_order(capability)[0] for capability in (T4, A100, A6000, L40S, H100, B200, RTX5090)}
     assert [capability for capability, backend in first.items() if backend == "cudnn"] == [H100, B200]
 
@@ -88,7 +88,7 @@ def test_each_refusal_is_reported():
     assert refused == {"flash": "there is a mask", "efficient": "query, key and value differ in number of heads"}
 
 
-def test_a_users_switch_is_respected():
+def test_a_backend_disabled_by_the_user_is_not_used():
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.EFFICIENT_ATTENTION):
         assert choose_backend(_call(is_causal=True), A100).refused["flash"] == "it is disabled"
 
@@ -99,8 +99,8 @@ def test_flash_keeps_output_logsumexp_and_seeds():
     # out 32*1024*128*2 = 8,388,608; logsumexp 32*1024*4 = 131,072; rng state 2*8, unused offset 8
     assert seen.kept == [8_388_608, 131_072, 16, 8]
     # as flash-attn's own mha_bwd: dq 8,388,608; dk, dv 2,097,152 each; softmax_d 131,072; dq_accum 16,777,216;
-    # dk, dv per query head 8,388,608 each. Heads here come as (B, H, S, D) in memory, and the output in their layout:
-    # it and its gradient are copied for the kernel, which needs (B, S, H, D), 8,388,608 each
+    # dk, dv per query head 8,388,608 each. Here heads are (B, H, S, D) in memory, and the output has the same layout.
+    # The kernel needs (B, S, H, D), so the output and its gradient are copied, 8,388,608 each
     expected = 8_388_608 + 2 * 2_097_152 + 131_072 + 16_777_216 + 2 * 8_388_608
     assert seen.backward_peak == expected + 2 * 8_388_608
     query, key, value = (make_heads(1, 1024, each, 128).transpose(1, 2) for each in (32, 8, 8))
@@ -150,7 +150,7 @@ def test_fp32_backward_allocates_a_product_before_its_workspace():
     assert seen.backward_peak == 4 * 1_048_576 + 2 * 16_384
 
 
-def test_latent_heads_need_an_fp32_output_though_their_values_are_of_128():
+def test_latent_heads_with_values_of_128_need_an_fp32_output():
     query, key = make_heads(1, 8, 512, 192), make_heads(1, 8, 512, 192)
     value = make_heads(1, 8, 512, 128)
     seen = probe(lambda: F.scaled_dot_product_attention(query, key, value, is_causal=True))
@@ -182,11 +182,11 @@ def test_small_cards_use_smaller_tiles():
         (256, False, L40S, False, (64, 64)),  # not 121,344
         (256, False, A100, False, (128, 64)),
         (96, True, A6000, False, (128, 64)),  # 91,648
-        (96, True, A6000, True, (64, 64)),  # which has no dropout; nor 152,064 for 128x128
+        (96, True, A6000, True, (64, 64)),  # it has no dropout; 152,064 for 128x128 are too many
         (96, True, A100, True, (128, 128)),
         (96, True, RTX5090, False, (64, 64)),
         (128, True, T4, False, (128, 64)),  # 54,784 of 65,536
-        (128, False, T4, False, (64, 64)),  # 7.5 has no other in fp32
+        (128, False, T4, False, (64, 64)),  # 7.5 has no other tile in fp32
         (64, True, H100, False, (64, 64)),
     ],
 )
@@ -203,7 +203,7 @@ def test_cudnn_on_hopper():
     assert seen.kept == [8_388_608, 131_072, 8, 8]
     # dq 8,388,608; dk, dv 2,097,152 each; dq in fp32 16,777,216 and softmax_sum 131,072 in one workspace
     assert seen.backward_peak == 8_388_608 + 2 * 2_097_152 + 16_777_216 + 131_072
-    # what it may take beyond, dk and dv of 32 heads: 2 * 1024*32*128*2
+    # what it may need in addition, dk and dv of 32 heads: 2 * 1024*32*128*2
     assert seen.notes.of("attention.sdpa.cudnn.grouped")[0].bytes == 16_777_216
 
 
@@ -216,15 +216,15 @@ def test_math_stores_scores_in_fp32():
     assert "no multiple of 8" in seen.notes.of("attention.sdpa.math")[0].text
 
 
-def test_math_drops_with_a_mask_of_bytes():
+def test_math_dropout_has_a_mask_of_bytes():
     heads = [make_heads(1, 4, 64, 20) for _ in range(3)]
     mask = make_heads(1, 1, 64, 64, dtype=torch.bool, trains=False)
     seen = probe(lambda: F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=0.1))
-    # as above, and in addition to the softmax what is left of it, 65,536, with a byte for each: 4*64*64 = 16,384
+    # as above; in addition the softmax after dropout, 65,536, and a mask with a byte for each element: 4*64*64 = 16,384
     assert [nbytes for nbytes in seen.kept if nbytes >= 10_240] == [65_536] * 2 + [20_480] * 3 + [16_384, 10_240]
 
 
-def test_our_math_path_is_torchs():
+def test_our_math_path_equals_torchs():
     query, key, value = make_heads(1, 8, 64, 32), make_heads(1, 2, 64, 32), make_heads(1, 2, 64, 32)
     options = {"attn_mask": None, "dropout_p": 1e-9, "is_causal": True, "scale": -0.3, "enable_gqa": True}
 
@@ -234,7 +234,7 @@ def test_our_math_path_is_torchs():
         )[0]
 
     ours = probe(lambda: math_attention(query, key, value, **options)).kept
-    # dropout's result and its mask of 8*64*64 bytes are ours alone
+    # only our path has dropout's result and its mask of 8*64*64 bytes
     assert sorted(ours) == sorted([*probe(theirs).kept, 8 * 64 * 64 * 4, 8 * 64 * 64])
 
 

@@ -1,4 +1,5 @@
-"""Every call of `sdpa_calls.py` on six cards, as PyTorch's own CUDA build allocates it (`record_sdpa.py`)."""
+"""Every call of `sdpa_calls.py` on six cards, compared with the allocations of PyTorch's own CUDA build
+(`record_sdpa.py`)."""
 
 from __future__ import annotations
 
@@ -20,12 +21,13 @@ from axmem_trace.tracing.cuda_mode import CudaMode
 
 RECORDED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "sdpa_on_cuda.json").read_text("utf-8"))
 SEEDS = 64
-"""RNG states and scalars, in bytes at the most: less than a block of the allocator."""
+"""The largest size of RNG states and scalars in bytes: less than a block of the allocator."""
 
 
 @pytest.fixture(autouse=True)
 def _quick_collections():
-    """The recorder collects garbage at each mark; there are hundreds here, and whole libraries to look through."""
+    """Makes collections fast. The recorder collects garbage at each mark; here are hundreds of marks, and all objects
+    of the imported libraries."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -52,7 +54,7 @@ def test_packed_rows(card):
 
 
 def _record(card: str, run: Callable[[KernelContext], torch.Tensor]) -> tuple[dict[str, int], KernelContext]:
-    """Bytes of one call and its backward, without cuBLAS's workspaces, which PyTorch had before."""
+    """The bytes of one call and its backward, without cuBLAS's workspaces, which PyTorch had allocated before."""
     major, minor = (int(each) for each in card.split("."))
     recording = gpu_recording(compute_capability=(major, minor), num_sms=RECORDED[card]["num_sms"])
     recorder = recording.recorder

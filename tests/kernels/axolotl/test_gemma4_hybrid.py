@@ -1,4 +1,4 @@
-"""Gemma 4's global layers under SDPA: their mask, and its memory."""
+"""Gemma 4's global layers with SDPA: their mask, and its memory."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_packed_rows_get_a_mask_of_their_samples():
     assert mask.dtype == torch.bfloat16
 
 
-def test_others_keep_what_the_model_gives_them():
+def test_other_batches_keep_the_models_mask():
     assert seen_mask(packed=False) is None
     given = torch.empty(1, 1, TOKENS, TOKENS, device="meta")
     assert seen_mask(packed=True, mask=given) is given
 
 
-def test_what_the_mask_takes():
+def test_memory_of_the_mask():
     recording = gpu_recording()
     recorder = recording.recorder
     with recording:
@@ -52,8 +52,8 @@ def test_what_the_mask_takes():
     kept = [each.nbytes for each in ledger.allocations if each.freed_tick > recorder.now]
     # Positions, int64, and the mask, bf16.
     assert sorted(kept) == sorted([8 * TOKENS, 2 * TOKENS**2])
-    # At the most: positions, sample numbers (int64), three boolean matrices (samples, triangle, both) and, of the
-    # same size, the negation, in addition to the mask.
+    # At the peak: the mask, positions, sample numbers (int64), three boolean matrices (samples, triangle, both), and
+    # the negation with the same size.
     assert ledger.peak().allocated_bytes == 2 * 8 * TOKENS + 4 * TOKENS**2 + 2 * TOKENS**2
     del mask
 

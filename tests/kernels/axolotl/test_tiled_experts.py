@@ -1,4 +1,5 @@
-"""Tiled MLP over blocks of experts: with ScatterMoE the whole block is tiled, and gpt-oss's MLP is one anyway."""
+"""Tiled MLP with blocks of experts: with ScatterMoE the whole block is tiled, and gpt-oss's MLP is a block of experts
+in any case."""
 
 from __future__ import annotations
 
@@ -23,9 +24,9 @@ TILES: dict[str, Any] = {"tiled_mlp": True, "tiled_mlp_num_shards": 4}
 TOKENS, WIDTH, EXPERTS = 64, 32, 8
 
 
-def test_what_a_block_of_experts_returns_in_addition_to_the_rows() -> None:
-    # gpt-oss gives back the router's scores, [tokens, experts], too, and no gradient goes through them. The rows that
-    # go in (4,096 in bf16), those that come out, and the scores (1,024): the input alone is kept
+def test_a_block_of_experts_that_returns_scores_in_addition_to_rows() -> None:
+    # gpt-oss also returns the router's scores, [tokens, experts], which have no gradient. There are the input rows
+    # (4,096 in bf16), the output rows and the scores (1,024); only the input is kept
     with torch.device("meta"):
         router = nn.Linear(WIDTH, EXPERTS, bias=False, dtype=torch.bfloat16).requires_grad_(False)
         experts = nn.Linear(WIDTH, WIDTH, bias=False, dtype=torch.bfloat16).requires_grad_(False)
@@ -42,7 +43,7 @@ def test_what_a_block_of_experts_returns_in_addition_to_the_rows() -> None:
     rows, scores = TOKENS * WIDTH * 2, TOKENS * EXPERTS * 2
     lives = live([tensor(1, TOKENS, WIDTH)], tiled)
     assert lives.kept == 2 * rows
-    # the tiles' rows and scores, and what they are joined into
+    # the rows and scores of the tiles, and the joined tensors
     assert lives.forward == 3 * rows + 2 * scores
 
 
@@ -60,7 +61,7 @@ def test_scattermoe_s_blocks_are_tiled_and_other_experts_are_not(tmp_path: Path)
 
 
 def test_a_tiled_block_keeps_only_its_input(tmp_path: Path) -> None:
-    # two layers of experts that keep nothing inside: with twice as many experts a token, the same is kept
+    # two layers of experts that keep nothing inside: with twice as many experts for each token, the same is kept
     few, many = (
         kept(tmp_path, **SCATTERMOE, **TILES, overrides_of_model_config={"num_experts_per_tok": k}) for k in (1, 2)
     )
@@ -68,8 +69,8 @@ def test_a_tiled_block_keeps_only_its_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [2])
-def test_several_rows_stop_in_the_models_code(rows: int, tmp_path: Path) -> None:
-    # a tile of several rows has gaps, and the block needs a view
+def test_several_rows_fail_in_the_models_code(rows: int, tmp_path: Path) -> None:
+    # a tile of several rows is not contiguous, but the block needs a view
     with pytest.raises(Exception, match="view size is not compatible"):
         kept(tmp_path, **SCATTERMOE, **TILES, micro_batch_size=rows)
 

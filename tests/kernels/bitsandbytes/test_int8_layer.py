@@ -1,5 +1,6 @@
-"""`Linear8bitLt` against arithmetic by hand. Sources: bitsandbytes 0.50 `autograd/_functions.py` (`MatMul8bitLt`),
-`backends/cuda/ops.py`, `backends/default/ops.py`. Everywhere: 1000 tokens, 256 input and 512 output features."""
+"""`Linear8bitLt`, compared with arithmetic by hand. Sources: bitsandbytes 0.50 `autograd/_functions.py`
+(`MatMul8bitLt`), `backends/cuda/ops.py`, `backends/default/ops.py`. All layers: 1000 tokens, 256 input and 512 output
+features."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from axmem_trace.tracing.recording_mode import RecordingMode
 INPUT, OUTPUT = 512_000, 1_024_000  # bf16: 1000 * 256 * 2 and 1000 * 512 * 2
 
 
-def test_forward_holds_int32_and_fp16_and_bf16_results_together():
+def test_forward_has_int32_fp16_and_bf16_results_at_the_same_time():
     seen = probe(make_8bit(256, 512), 1, 1000, 256)
     # the input, its int8 copy (256,000) and row scales (1000 * 4); then the int32 product (1000 * 512 * 4), its fp16
     # result and the cast to bf16
@@ -25,13 +26,13 @@ def test_forward_holds_int32_and_fp16_and_bf16_results_together():
     assert seen.kept == [OUTPUT, INPUT]
 
 
-def test_outlier_search_dominates_where_the_output_is_narrow():
+def test_outlier_search_dominates_if_the_output_is_narrow():
     seen = probe(make_8bit(256, 8), 1, 1000, 256)
     # the input, its fp16 copy, int8 rows and scales, absolute values in fp16, and their comparison (1 byte each)
     assert seen.forward_peak == 2 * INPUT + 256_000 + 4_000 + 512_000 + 256_000
 
 
-def test_without_threshold_no_outliers_are_looked_for():
+def test_without_a_threshold_there_is_no_outlier_search():
     seen = probe(make_8bit(256, 8, threshold=0.0), 1, 1000, 256)
     # the input, its fp16 copy, int8 rows and scales
     assert seen.forward_peak == 2 * INPUT + 256_000 + 4_000
@@ -44,7 +45,7 @@ def test_fp16_is_not_cast():
 
 
 def test_fp32_input_gives_fp32_output_even_under_autocast():
-    # no list of autocast has bitsandbytes' operators; fp32 comes out of layer norms
+    # bitsandbytes' operators are in no list of autocast; layer norms return fp32
     seen = probe(make_8bit(256, 512), 1, 1000, 256, dtype=torch.float32, autocast=True)
     assert seen.kept == [2 * OUTPUT, 2 * INPUT]
     assert seen.forward_peak == 2 * INPUT + 256_000 + 4_000 + 2_048_000 + 1_024_000 + 2 * OUTPUT
@@ -52,8 +53,8 @@ def test_fp32_input_gives_fp32_output_even_under_autocast():
 
 def test_backward_unpacks_the_weight_in_the_inputs_dtype():
     seen = probe(make_8bit(256, 512), 1, 1000, 256)
-    # CB in bf16: 512 * 256 * 2 = 262,144; in addition the input's gradient (and before that 512 fp32 scales); afterwards
-    # the probe's own neg has its gradient in addition to the input's
+    # CB in bf16: 512 * 256 * 2 = 262,144; in addition the input's gradient (before it, 512 fp32 scales); afterwards the
+    # gradient of the probe's own neg and that of the input
     assert seen.backward_peak == max(262_144 + INPUT, 2 * INPUT)
     assert probe(make_8bit(256, 4096), 1, 1000, 256).backward_peak == 4096 * 256 * 2 + INPUT
 
@@ -62,11 +63,11 @@ def test_bias_is_added_in_place():
     assert probe(make_8bit(256, 512, bias=True), 1, 1000, 256).kept[:2] == [OUTPUT, INPUT]
 
 
-def test_outlier_columns_are_kept_and_multiplied_apart():
+def test_outlier_columns_are_kept_and_multiplied_separately():
     seen = probe(make_8bit(256, 512), 1, 1000, 256, outliers=8)
     # subA, the 8 columns of the input: 1000 * 8 * 2; their 8 int64 indices
     assert seen.kept == [OUTPUT, INPUT, 16_000, 64]
-    # on top of the plain peak: subA, the indices, and the 8 columns of the weight in bf16 (512 * 8 * 2)
+    # in addition to the plain peak: subA, the indices, and the 8 columns of the weight in bf16 (512 * 8 * 2)
     assert seen.forward_peak == INPUT + 256_000 + 4_000 + 2_048_000 + 1_024_000 + 1_024_000 + 16_000 + 64 + 8_192
     assert "8 outlier columns" in seen.notes.of("load_in_8bit")[0].text
     assert seen.notes.of("load_in_8bit")[0].kind == "assumed"
@@ -76,15 +77,15 @@ def test_no_layer_has_more_outliers_than_columns():
     assert probe(make_8bit(4, 512), 1, 1000, 4, outliers=100).kept[-2:] == [8_000, 32]  # subA is all of A: 1000 * 4 * 2
 
 
-def test_four_dimensions_are_what_cuda_refuses():
+def test_cuda_refuses_four_dimensions():
     seen = probe(make_8bit(256, 512), 1, 1, 1000, 256, outliers=8)
     assert seen.kept == [OUTPUT, INPUT, 16_000, 64]
     refusals = [note for note in seen.notes.of("load_in_8bit") if note.kind == "refused"]
     assert ["refuse input of 4 dimensions" in note.text for note in refusals] == [True]
 
 
-def test_quantising_rows_allocates_what_the_cuda_kernel_does():
-    """The rule against the kernel's own Python, on real numbers with two outlier columns."""
+def test_quantising_rows_allocates_the_same_as_the_cuda_kernel():
+    """Compares the rule with the kernel's own Python code, on real numbers with two outlier columns."""
     values = torch.zeros(10, 64, dtype=torch.float16)
     values[3, 5] = values[4, 40] = 7.0
     for_real = recording_on("cpu")
@@ -103,5 +104,6 @@ def test_quantising_rows_allocates_what_the_cuda_kernel_does():
 
 
 def sizes_of(recording: RecordingMode) -> Counter[int]:
-    """Without single bytes: the 0 that overwrites outlier columns is a tensor on a device, and none on a CPU."""
+    """The sizes without single bytes: the 0 that overwrites outlier columns is a tensor on a device, but not on a
+    CPU."""
     return Counter(each.nbytes for each in recording.recorder.make_ledger().allocations if each.nbytes > 1)

@@ -1,7 +1,7 @@
-"""The recorder's allocations of backward on meta are those of a CPU without any recorder.
+"""The recorded allocations of backward on meta equal those of a CPU without a recorder.
 
-The witness is torch's profiler around a run without any mode: it hooks the allocator, so it changes no path of
-autograd. The operators here have CPU kernels that allocate only their results.
+They are compared with torch's profiler around a run without any mode. The profiler hooks into the allocator, so it
+changes no path of autograd. The CPU kernels of the operators here allocate only their results.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from axmem_trace.tracing.cuda_mode import CudaMode
 from axmem_trace.tracing.recording_mode import RecordingMode
 
 LARGE = 4096
-"""Smaller blocks are a CPU kernel's own notes."""
+"""Smaller blocks are temporary blocks of CPU kernels."""
 CASES = {
     "residual": lambda x, i: _residual(x * 1),
     "three uses": lambda x, i: x.exp() + x.sin() + x.cos(),
@@ -51,7 +51,7 @@ CASES = {
     "checkpointed, not reentrant": lambda x, i: _checkpoint(x * 1, False) + x,
 }  # fmt: skip
 ON_CUDA_ALONE = {"softmax": Counter({64 * 128 * 4: 1})}
-"""What a kernel of CUDA allocates in addition: softmax's backward makes the product of gradient and output."""
+"""Additional allocations of CUDA kernels: softmax's backward makes the product of gradient and output."""
 
 
 def _residual(x: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,7 @@ def _branches(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_meta_allocates_what_a_cpu_does_without_a_mode(name: str) -> None:
+def test_meta_allocates_the_same_as_a_cpu_without_a_mode(name: str) -> None:
     run = CASES[name]
     assert record_meta(run) == profile_cpu(run) + ON_CUDA_ALONE.get(name, Counter())
 
@@ -79,7 +79,7 @@ def test_the_rules_are_needed(name: str) -> None:
 
 
 def profile_cpu(run: Any) -> Counter[int]:
-    """Sizes of the blocks that forward and backward take."""
+    """Sizes of the blocks that forward and backward allocate."""
     x, index = torch.rand(64, 128).add(0.1).requires_grad_(), torch.arange(64)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         out = run(x, index)
@@ -107,7 +107,7 @@ def record_meta(run: Any, *, with_rules: bool = True) -> Counter[int]:
 
 @pytest.mark.parametrize(("name", "value"), [("_OWN_CODE", frozenset()), ("_REFERENCES_OF_BUFFER", (0, 0))])
 def test_a_trace_begins_with_a_check_that_fails(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> None:
-    """Another frame on the way from the engine, or another count of references, once changed figures in silence."""
+    """Another frame between the engine and the rule, or another reference count, would change figures silently."""
     autograd_in_place.assert_seen_from_engine()
     monkeypatch.setattr(autograd_in_place, name, value)
     with pytest.raises(AssertionError, match="no longer added up in place"):
@@ -116,7 +116,7 @@ def test_a_trace_begins_with_a_check_that_fails(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("name", ["_record", "__torch_dispatch__"])
 def test_a_wrapper_around_the_recording_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Its frame is between autograd's engine and the rule: each sum of gradients would be another tensor."""
+    """Its frame is between autograd's engine and the rule, so each sum of gradients would be a new tensor."""
     original = getattr(RecordingMode, name)
     monkeypatch.setattr(RecordingMode, name, lambda *args, **kwargs: original(*args, **kwargs))
     with pytest.raises(AssertionError, match="no longer added up in place"):

@@ -1,4 +1,4 @@
-"""Dropout keeps one byte per element where CUDA has a kernel for it."""
+"""Dropout keeps one byte for each element if CUDA has a kernel for it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def test_an_output_and_a_mask_of_bytes(run):
 
 
 @pytest.mark.parametrize("run", [lambda x: F.dropout(x, 0.0), lambda x: F.dropout(x, 0.5, training=False)])
-def test_nothing_is_dropped_and_nothing_is_made(run):
+def test_without_dropout_nothing_is_allocated(run):
     x = leaf(2, 64, 128)
     assert sizes(record(lambda: run(x)), phase="forward") == []
 
 
-def test_all_is_dropped_by_a_zero():
+def test_a_rate_of_one_multiplies_by_a_zero():
     x = leaf(2, 64, 128)
     # `_dropout`: a zero of 2 bytes, and its product with the input
     assert sizes(record(lambda: F.dropout(x, 1.0)), phase="forward") == [2, 32_768]
@@ -35,5 +35,5 @@ def test_all_is_dropped_by_a_zero():
 
 def test_in_place_keeps_noise_as_wide_as_the_input():
     x = leaf(2, 64, 128)
-    # x * 1 is 32,768 bytes; its noise as much
+    # x * 1 has 32,768 bytes; its noise has as many
     assert sizes(record(lambda: F.dropout(x * 1, 0.1, inplace=True)), phase="forward") == [32_768, 32_768]

@@ -1,4 +1,4 @@
-"""Gradients of embeddings and of indexing, and what masks cost."""
+"""Gradients of embeddings and of indexing, and the memory of masks."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def test_few_tokens_are_not_sorted():
 def test_gradient_of_indexing_fills_its_zeros_and_sorts():
     x, index = leaf(1024, 256), leaf(128, dtype=LONG, trains=False)
     seen = record(lambda: x[index])
-    # zeros 1024*256*2 = 524,288, filled in place; four of 128 int64 and the sort's two
+    # zeros 1024*256*2 = 524,288, filled in place; four tensors of 128 int64 and two of the sort
     assert sizes(seen, phase="backward") == [524_288, 1024, 1024, 1024, 1024, 2048]
 
 
-def test_masked_scatter_counts_the_elements_before_each():
+def test_masked_scatter_makes_a_prefix_sum():
     x, image = leaf(1, 64, 128), leaf(10, 128, trains=False)
     mask = leaf(1, 64, 1, dtype=BOOL, trains=False)
     seen = record(lambda: x.detach().masked_scatter(mask.expand(1, 64, 128), image))
-    # result 1*64*128*2 = 16,384; the mask in full 8,192; a prefix sum of int64 65,536
+    # result 1*64*128*2 = 16,384; the expanded mask 8,192; a prefix sum in int64 65,536
     assert sizes(seen, phase="forward") == [16_384, 8_192, 65_536]
     assert sizes(record(lambda: x.detach().masked_scatter(mask.expand(1, 64, 128).contiguous(), image))) == [
         8_192,

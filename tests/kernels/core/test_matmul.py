@@ -1,4 +1,4 @@
-"""cuBLAS's workspace: by card, by thread, once."""
+"""cuBLAS's workspace: its size depends on the card, and each thread allocates it once."""
 
 from __future__ import annotations
 

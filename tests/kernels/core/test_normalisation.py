@@ -1,4 +1,4 @@
-"""Norms and softmax as CUDA's kernels keep them."""
+"""Norms and softmax: the tensors that CUDA's kernels keep."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_rms_norm_without_weight_and_as_a_module():
     assert sizes(record(lambda: norm(x))) == [32_768, 512, 32_768, 256]
 
 
-def test_a_weight_of_another_dtype_takes_the_open_formula():
+def test_a_weight_of_another_dtype_uses_the_unfused_formula():
     x, w = leaf(2, 64, 128), leaf(128, dtype=FP32)
     assert len(sizes(record(lambda: F.rms_norm(x, (128,), w)), kept=True)) > 3
 
@@ -41,7 +41,7 @@ def test_norms_of_heads_sum_gradients_in_two_passes():
     assert partial_gradient_bytes(131_072, 128, 2, 108, 1) == [1_048_576, 256]
     assert partial_gradient_bytes(131_072, 128, 2, 108, 2) == [1_048_576, 1_048_576, 256, 256]
     assert partial_gradient_bytes(65_536, 128, 2, 108, 1) == []
-    # 108 / 2 = 54 columns of 32: 1728 and more do without
+    # 108 / 2 = 54 columns of 32: with 1728 and more, it is not needed
     assert partial_gradient_bytes(131_072, 1728, 2, 108, 1) == []
 
 
@@ -57,18 +57,19 @@ def test_softmax_reads_fp16_and_writes_fp32(softmax):
     x = leaf(8, 100, dtype=FP16)
     seen = record(lambda: softmax(x, -1, dtype=FP32))
     assert sizes(seen, kept=True) == [3_200]  # 8 * 100 * 4: no fp32 copy of x
-    # in fp16 again; softmax multiplies gradient and output in fp32 in addition
+    # again in fp16; softmax also multiplies gradient and output in fp32
     assert sizes(seen, phase="backward") == ([1_600] if softmax is F.log_softmax else [1_600, 3_200])
 
 
-def test_softmax_backward_has_the_product_of_gradient_and_output_too():
-    """As PyTorch's CUDA build allocates it: 8 bytes an element at once for fp32, 12 with a gradient in another order."""
+def test_softmax_backward_also_makes_the_product_of_gradient_and_output():
+    """As in PyTorch's CUDA build: 8 bytes for each element at the same time for fp32, 12 if the gradient has another
+    memory order."""
     x = leaf(4, 8, 64, dtype=FP32)
     seen = record(lambda: F.softmax(x, -1))
     # the gradient of x, 4*8*64*4 = 8,192, and the product
     assert sizes(seen, phase="backward") == [8_192, 8_192]
     seen = record(lambda: F.softmax(x, -1).transpose(0, 1).contiguous())
-    # the product in the transposed order, and a copy without gaps
+    # the product in the transposed order, and a contiguous copy
     assert sizes(seen, phase="backward") == [8_192] * 3
 
 

@@ -16,9 +16,9 @@ def _sum_rows(rows, columns, card):
 
 
 def test_gradient_of_a_norms_weight():
-    # 4096 outputs by fours in 1024 columns of threads; 512 / 4 = 128 threads a block: 32 wide, 4 high; grid 1024 / 32 =
-    # 32; 4096 / 4 = 1024 values a thread; 2048 / 128 = 16 blocks per SM, 16 * 108 = 1728; ceil(1728 / 32) = 54,
-    # ceil(1024 / 16) = 64, ceil(1024 / 256) = 4: 54 blocks; 4 * 4096 * 54 * (32 * 4) = 113,246,208; counters 32 * 4
+    # 4096 outputs in vectors of 4, so 1024 columns of threads; 512 / 4 = 128 threads a block: 32 wide, 4 high; grid
+    # 1024 / 32 = 32; 4096 / 4 = 1024 values a thread; 2048 / 128 = 16 blocks per SM, 16 * 108 = 1728; ceil(1728 / 32) =
+    # 54, ceil(1024 / 16) = 64, ceil(1024 / 256) = 4: 54 blocks; 4 * 4096 * 54 * (32 * 4) = 113,246,208; counters 32 * 4
     assert _sum_rows(4096, 4096, A100) == (113_246_208, 128)
     # L40S: 1536 / 128 = 12 blocks per SM, 12 * 142 = 1704; ceil(1704 / 32) = 54
     assert _sum_rows(4096, 4096, L40S_THREADS) == (113_246_208, 128)
@@ -32,8 +32,9 @@ def test_few_rows_need_no_second_block():
 
 
 def test_columns_that_do_not_divide_by_four():
-    # by twos: 2050 / 2 = 1025 threads wide, 256 a block: 32 wide, 8 high; grid ceil(1025 / 32) = 33; 4096 / 8 = 512
-    # values; 2048 / 256 = 8, 864; ceil(864 / 33) = 27, ceil(512 / 16) = 32: 27; 4 * 2050 * 27 * (32 * 2) = 14,169,600
+    # in vectors of 2: 2050 / 2 = 1025 threads wide, 256 a block: 32 wide, 8 high; grid ceil(1025 / 32) = 33; 4096 / 8 =
+    # 512 values; 2048 / 256 = 8, 864; ceil(864 / 33) = 27, ceil(512 / 16) = 32: 27; 4 * 2050 * 27 * (32 * 2) =
+    # 14,169,600
     assert _sum_rows(4096, 2050, A100) == (14_169_600, 132)
 
 
@@ -53,7 +54,7 @@ def test_neighbouring_dimensions_count_as_one():
     assert partial_result_bytes((2, 2048, 4096), (2048 * 4096, 4096, 1), frozenset({2}), 4, A100) == flat
 
 
-def test_full_training_of_a_norm_shows_it_and_frozen_weights_do_not():
+def test_partial_sums_exist_for_trained_norms_and_not_for_frozen_ones():
     x = leaf(1, 4096, 4096)
     trained = record(lambda: x * leaf(4096), capability=L40S)
     frozen = record(lambda: x * leaf(4096, trains=False), capability=L40S)
@@ -68,7 +69,7 @@ def test_bools_are_copied_to_integers_and_halves_are_not():
 
 
 @pytest.mark.parametrize("keepdim", [False, True])
-def test_logsumexp_has_its_input_once_more(keepdim):
+def test_logsumexp_copies_its_input(keepdim):
     x = leaf(64, 1000, dtype=FP32, trains=False)
     # result 64 * 4; maxima 64 * 4; exponentials 64 * 1000 * 4
     assert sizes(record(lambda: x.logsumexp(-1, keepdim=keepdim))) == [256, 256, 256_000]

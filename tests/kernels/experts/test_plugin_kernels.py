@@ -1,7 +1,8 @@
 """ScatterMoE and SonicMoE, by hand and in whole models.
 
-The same bytes came out of the Python of axolotl 0.19 and of sonic-moe 0.1.2 themselves, run on meta with kernels that do
-nothing. 64 tokens of 32, two of 8 experts each, so 128 routed rows; 24 inner values, adapters of rank 4; bf16.
+The Python code of axolotl 0.19 and of sonic-moe 0.1.2 itself allocates the same bytes on meta, with kernels that do
+nothing. There are 64 tokens of width 32 and two of 8 experts for each, so 128 routed rows; the inner width is 24,
+adapters have rank 4; bf16.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def tensor(*size: int, dtype: torch.dtype = torch.bfloat16, trains: bool = True)
 
 
 def known_routing(index: torch.Tensor, num_experts: int) -> Routed:
-    """Without a rule, meta can't count."""
+    """Replaces the counting of tokens, which meta can't do without a rule."""
     rows = index.numel()
     return Routed(*(torch.empty(size, dtype=torch.int64, device="meta") for size in (rows, rows, num_experts)))
 
@@ -77,8 +78,9 @@ def _counts_are_known(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRe
         monkeypatch.setattr(scattermoe, "sort_by_expert", known_routing)
 
 
-# ROUTED rows: gate-up 128 x 48 (12,288), silu's result and the product 128 x 24 (6,144 each), the rows before the sum
-# 128 x 32 (8,192); the sum 64 x 32 (4,096); two int64 of the rows (1,024 each) and the ends of 8 experts (64).
+# For ROUTED rows: gate-up 128 x 48 (12,288), silu's result and the product 128 x 24 (6,144 each), the rows before the
+# sum 128 x 32 (8,192); the sum 64 x 32 (4,096); two int64 numbers for each row (1,024 each), and the ends of 8 experts
+# (64).
 SCATTERED = 12_288 + 2 * 6_144 + 8_192 + 4_096 + 2 * 1_024 + 64
 INPUTS = TOKENS * WIDTH * 2 + ROUTED * 2  # gradients of tokens and scores
 ADAPTERS = 2 * RANK * EXPERTS * (WIDTH + 2 * INNER + INNER + WIDTH)
@@ -93,7 +95,7 @@ class TestScatterMoE:
         frozen, trained = (run_layer(run_scattermoe, lora=False, trains=trains) for trains in (False, True))
         assert frozen.kept == trained.kept
         assert trained.after == INPUTS + sum(WEIGHTS)
-        # The down projection's is gone when gate-up's is made, unless it trains.
+        # The gradient of the down projection is freed before that of gate-up is made, unless it is trained.
         assert trained.backward - frozen.backward <= WEIGHTS[1]
         assert frozen.backward > SCATTERED - 4_096 + WEIGHTS[1]
 
@@ -107,7 +109,7 @@ class TestScatterMoE:
         assert found.kept == SCATTERED + sum(WEIGHTS)
 
     @pytest.mark.parametrize(("experts", "inner", "split"), [(8, 8_192, True), (8, 4_096, False), (64, 8_192, False)])
-    def test_few_large_experts_take_three_products(self, experts: int, inner: int, split: bool) -> None:
+    def test_few_large_experts_use_three_products(self, experts: int, inner: int, split: bool) -> None:
         # 8 experts of 4,096 x 8,192 weights: more than 20 million each
         width, rows, rank = 4_096, 16, 4
         x, weight = tensor(rows, width), tensor(experts, width, inner, trains=False)
@@ -118,11 +120,11 @@ class TestScatterMoE:
             lambda x, a, b: ScatterMoELoRA.apply(x, weight, 1, routed, a, b, 2.0, None, None, False, None),
         )
         output = rows * inner * 2
-        # A and B by expert, x times A, and that times B, and the output
+        # A and B reordered by expert, x times A, this times B, and the output
         more = (rank * experts * (width + inner) + rows * rank + rows * inner) * 2 if split else 0
         assert found.forward == output + more
 
-    def test_b_is_put_in_order_of_experts(self) -> None:
+    def test_b_is_reordered_by_expert(self) -> None:
         lora_a, lora_b = tensor(RANK * EXPERTS, WIDTH), tensor(INNER, RANK * EXPERTS)
         adapter = by_expert(lora_a, lora_b, 2.0, EXPERTS)
         assert adapter.lora_a is lora_a
@@ -131,8 +133,8 @@ class TestScatterMoE:
 
 
 class TestSonicMoE:
-    # gate-up before the activation 12,288 and the output 4,096; int32: starts of 8 experts and of 64 tokens, one more
-    # each, and three of the rows; the scores of the rows in fp32
+    # gate-up before the activation 12,288 and the output 4,096; in int32: 8 + 1 starts of experts, 64 + 1 starts of
+    # tokens, and three numbers for each row; the scores of the rows in fp32
     KEPT = 12_288 + 4_096 + 4 * (9 + 65 + 3 * ROUTED) + ROUTED * 4
 
     def test_one_tensor_of_the_rows_is_kept(self) -> None:
@@ -158,7 +160,7 @@ def test_a_model_runs_them(family: str, kernel: str, tmp_path: Path) -> None:
     assert f"experts run as {kernel}" in texts[0]
 
 
-def test_sonicmoe_says_that_it_wants_a_hopper(tmp_path: Path) -> None:
+def test_sonicmoe_is_refused_before_hopper(tmp_path: Path) -> None:
     for gpu, reported in (("A100", True), ("H100", False)):
         report = estimate(tmp_path, MOE["qwen3_moe"], gpu=gpu, use_sonicmoe=True)
         assert any("before Hopper" in refusal.reason for refusal in report.refusals) is reported
@@ -170,8 +172,8 @@ def test_experts_outside_the_interface_run_their_own_code(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("kernel", "merged"), [("scattermoe", 0), ("sonicmoe", 2), ("", 2)])
-def test_who_keeps_merged_weights(kernel: str, merged: int, tmp_path: Path) -> None:
-    """A merged gate-up of 4 experts is 4 x 48 x 32 bf16 values: in both layers one, or none."""
+def test_the_kernels_that_keep_merged_weights(kernel: str, merged: int, tmp_path: Path) -> None:
+    """A merged gate-up of 4 experts has 4 x 48 x 32 bf16 values. Both layers have one, or none."""
     parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     keys = {f"use_{kernel}": True} if kernel else {"experts_implementation": "grouped_mm"}
     ledger = record(
@@ -192,7 +194,8 @@ def test_who_keeps_merged_weights(kernel: str, merged: int, tmp_path: Path) -> N
 def test_packed_experts_are_unpacked_again_in_backward(
     followed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """4 experts of 48 x 64 values, of which two are used at worst; also where the routing is too large to follow."""
+    """4 experts of 48 x 64 values, of which two are used in the worst case; also if the routing is too large to
+    follow."""
     monkeypatch.setattr(routing_module, "MAX_ONE_HOT", 1 << 30 if followed else 0)
     config = {**MOE["qwen3_moe"], "hidden_size": 64, "head_dim": 16}
     for router, active in (("balanced", 4), ("worst", 2)):
@@ -239,7 +242,7 @@ def estimate(directory: Path, model: dict[str, Any], *, gpu: str = "", **keys: A
 
 
 def record(directory: Path, model: dict[str, Any], *, router: str = "balanced", **keys: Any) -> Ledger:
-    """Without upcasts, so that the tokens are bf16 as the weights are."""
+    """The ledger of a run without upcasts, so that the tokens are bf16 like the weights."""
     recipe = read_recipe(
         make_config(directory, model, **keys), hub="never", assumptions=["autocast=false", f"router={router}"]
     )

@@ -1,7 +1,8 @@
-"""transformers' eager loop over experts against what Liger's authors measured on an H100 (`shared/measured/
-loss_and_kernel_memory.json`, kernel `fused_moe`, provider `huggingface`): Qwen 3's experts alone, in bf16.
+"""transformers' eager loop over experts, compared with measurements of Liger's authors on an H100
+(`loss_and_kernel_memory.json` in `shared/measured/`, kernel `fused_moe`, provider `huggingface`): only Qwen 3's
+experts, in bf16.
 
-Their routing is random and ours balanced, so experts' shares differ by a few tokens.
+Their routing is random and ours is balanced, so the tokens of each expert differ slightly.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ OUTSIDE = 64 * MIB
 
 
 def measurements() -> list[tuple[str, int, int, float]]:
-    """Mode, tokens, experts, MiB; of the sweep over tokens its end."""
+    """Mode, tokens, experts, MiB; only the end of the sweep over tokens."""
     if not MEASURED.exists():
         return []
     found = []
@@ -42,9 +43,11 @@ def measurements() -> list[tuple[str, int, int, float]]:
 
 
 @pytest.mark.parametrize(("mode", "tokens", "num_experts", "measured"), measurements())
-def test_the_eager_loop_takes_what_it_took_on_a_gpu(mode: str, tokens: int, num_experts: int, measured: float) -> None:
-    # The benchmark holds the weights of Liger's experts too (9 MiB each), keeps its graph, and the gradients of the
-    # iteration before. In forward, kept of each routed token: its row (4,096 bytes), gate and up (3,072), the activation
+def test_the_eager_loop_needs_the_same_memory_as_on_a_gpu(
+    mode: str, tokens: int, num_experts: int, measured: float
+) -> None:
+    # The benchmark also keeps the weights of Liger's experts (9 MiB each), its graph, and the gradients of the
+    # iteration before. Forward keeps for each routed token: its row (4,096 bytes), gate and up (3,072), the activation
     # and the product (1,536 each), the output, and the output times its score (4,096 each): 18,432.
     allocations = run(tokens, num_experts, backward=mode == "full")
     peak = peak_bytes(allocations, in_blocks=True) + 9 * MIB * num_experts + OUTSIDE
@@ -83,7 +86,7 @@ def run(tokens: int, num_experts: int, *, backward: bool) -> Any:
     return [each for each in recorder.make_ledger().on_gpu if each.op != "cuBLAS"]
 
 
-def test_the_measurements_are_there_or_nothing_is_compared() -> None:
+def test_the_measurements_exist() -> None:
     if not MEASURED.exists():
         pytest.skip("no published measurements here")
     assert len(measurements()) == 12

@@ -1,4 +1,4 @@
-"""LoRA on packed experts: the adapter counts once in each forward, and each of its matrices gets a gradient."""
+"""LoRA on packed experts: the adapter is applied once in each forward, and each of its matrices gets a gradient."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def adapted(block: nn.Module) -> nn.Module:
 
 
 def packed_and_plain() -> tuple[nn.Module, nn.Module]:
-    """A block with packed experts, and one whose plain weights are what those unpack to; the same adapter on both."""
+    """A block with packed experts, and one with the same weights unpacked. Both have the same adapter."""
     torch.manual_seed(1)
     packed = Block()
     for name in ("up", "down"):
@@ -64,12 +64,12 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: each.grad for name, each in model.named_parameters() if each.requires_grad}
 
 
-def test_forwards_and_gradients_are_those_of_plain_weights_however_often():
+def test_repeated_forwards_and_gradients_equal_those_of_plain_weights():
     packed, plain = packed_and_plain()
     tokens = torch.randn(EXPERTS, 3, HIDDEN)
     with adapters_of_quantised_experts(packed), warnings.catch_warnings():
-        warnings.simplefilter("error")  # peft's, of an adapter that it can't remove
-        for _ in range(3):  # gradients are added up
+        warnings.simplefilter("error")  # peft's warning about an adapter that it can't remove
+        for _ in range(3):  # gradients are accumulated
             out, expected = packed(tokens), plain(tokens)
             torch.testing.assert_close(out, expected)
             out.sum().backward()
@@ -82,7 +82,7 @@ def test_forwards_and_gradients_are_those_of_plain_weights_however_often():
         assert len(chain) == 1
 
 
-def test_another_model_is_left_to_peft():
+def test_peft_handles_another_model():
     from peft.tuners.lora.layer import ParamWrapper
 
     before = ParamWrapper._activate_lora

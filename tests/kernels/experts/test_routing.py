@@ -1,4 +1,4 @@
-"""The decided routing, and what follows from it without a mask's values."""
+"""The fixed routing, and the results that follow from it without values of masks."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from axmem_trace.training.trace import record_run
 
 @pytest.mark.parametrize("router", ["balanced", "worst"])
 @pytest.mark.parametrize(("tokens", "top_k", "num_experts"), [(10, 2, 4), (7, 3, 5), (3, 1, 8), (1, 2, 8)])
-def test_counts_are_those_of_the_indices(tokens: int, top_k: int, num_experts: int, router: Any) -> None:
+def test_counts_equal_the_counts_of_the_indices(tokens: int, top_k: int, num_experts: int, router: Any) -> None:
     assignment = Assignment(tokens, top_k, num_experts, router)
     indices = assignment.indices()
     counts = torch.bincount(indices.flatten(), minlength=num_experts).tolist()
     assert [assignment.tokens_of(expert) for expert in range(num_experts)] == counts
     assert sum(count > 0 for count in counts) == assignment.used_experts()
-    assert all(len(set(row)) == top_k for row in indices.tolist())  # a token takes an expert once
+    assert all(len(set(row)) == top_k for row in indices.tolist())  # a token uses an expert only once
 
 
 def test_balanced_is_even_and_worst_is_not() -> None:
-    # 10 tokens x 2 = 20 choices among 4 experts: 5 each; at worst two experts get all 10 tokens
+    # 10 tokens x 2 = 20 choices among 4 experts: 5 each; in the worst case two experts get all 10 tokens
     assert [Assignment(10, 2, 4).tokens_of(expert) for expert in range(4)] == [5, 5, 5, 5]
     assert [Assignment(10, 2, 4, "worst").tokens_of(expert) for expert in range(4)] == [10, 10, 0, 0]
 
@@ -57,8 +57,8 @@ def test_gates_of_many_tokens_are_followed() -> None:
         assert gates.long().sum(0).tolist() == [512] * 8  # 2048 tokens x 2 / 8
 
 
-def test_a_table_from_token_ids_to_experts_is_decided_where_it_is_read() -> None:
-    """DeepSeek V4's first layers look experts up: modeling_deepseek_v4.py `DeepseekV4HashRouter.forward`."""
+def test_a_table_from_token_ids_to_experts_is_decided_when_it_is_read() -> None:
+    """DeepSeek V4's first layers read experts from a table: modeling_deepseek_v4.py `DeepseekV4HashRouter.forward`."""
     router = torch.nn.Module()
     router.num_experts = 4
     router.register_buffer("tid2eid", torch.empty(100, 2, dtype=torch.int64, device="meta"))
@@ -74,7 +74,7 @@ def test_a_table_from_token_ids_to_experts_is_decided_where_it_is_read() -> None
 
 @pytest.mark.parametrize("router", ["balanced", "worst"])
 @pytest.mark.parametrize("family", ["mixtral", "dbrx"])
-def test_masks_too_large_to_follow_give_the_same_answer(
+def test_masks_too_large_to_follow_give_the_same_result(
     family: str, router: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routing_module, "MAX_ONE_HOT", 1 << 30)
@@ -84,16 +84,16 @@ def test_masks_too_large_to_follow_give_the_same_answer(
 
 
 def test_worst_routing_gives_one_expert_all_tokens(tmp_path: Path) -> None:
-    """512 tokens, 2 of 4 experts: 256 each when balanced, at worst two of 512.
+    """512 tokens, 2 of 4 experts: 256 tokens for each expert if balanced; in the worst case two experts have 512.
 
-    A row is 32 hidden states in fp32, as norms with fp32 weights (axolotl upcasts them) put them out.
+    A row is 32 hidden states in fp32, because norms with fp32 weights (axolotl upcasts them) return fp32.
     """
     balanced, worst = (gathered_rows(lives_of("mixtral", tmp_path, router)) for router in ("balanced", "worst"))
     assert (balanced, worst) == ({256 * 32 * 4}, {512 * 32 * 4})
 
 
 def gathered_rows(lives: Counter[Any]) -> set[int]:
-    """Sizes of what experts gather from the hidden states in the forward pass."""
+    """Sizes of the rows that experts gather from the hidden states in the forward pass."""
     return {
         nbytes
         for nbytes, phase, module, op in lives
@@ -102,7 +102,7 @@ def gathered_rows(lives: Counter[Any]) -> set[int]:
 
 
 def lives_of(family: str, directory: Path, router: str) -> Counter[Any]:
-    """Every allocation of a run with the eager loop: bytes, phase, module, operator."""
+    """Counts of all allocations of a run with the eager loop, by bytes, phase, module and operator."""
     (directory / "config.json").write_text(json.dumps(MOE[family]))
     config = make_config(directory, experts_implementation="eager")
     recipe = read_recipe(config, hub="never", assumptions=[f"router={router}"])
@@ -131,8 +131,8 @@ def make_config(directory: Path, **keys: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("trains_weights", [True, False])
-def test_grouped_products_have_a_cpus_layouts(dtype: torch.dtype, trains_weights: bool) -> None:
-    """Forward, and the gradients of both; a CPU makes its outputs with the function that CUDA does."""
+def test_grouped_products_have_the_layouts_of_a_cpu(dtype: torch.dtype, trains_weights: bool) -> None:
+    """Forward, and the gradients of both operands. A CPU makes its outputs with the same function as CUDA."""
     recording = gpu_recording()
     with recording:
         on_meta = products("meta", dtype, trains_weights)
@@ -152,7 +152,7 @@ def products(device: str, dtype: torch.dtype, trains_weights: bool) -> list[Any]
     return [(tuple(each.shape), each.stride(), each.dtype) for each in (out, *grads)]
 
 
-def test_what_cuda_refuses_is_refused() -> None:
+def test_sizes_that_cuda_refuses_are_refused() -> None:
     with gpu_recording(), pytest.raises(RuntimeError, match="multiple of 16 bytes"):
         torch._grouped_mm(
             torch.empty(6, 10, device="meta", dtype=torch.bfloat16),

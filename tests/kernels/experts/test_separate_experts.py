@@ -46,7 +46,7 @@ def build(config: dict[str, Any], assumptions: list[str]) -> BuiltModel:
 
 @pytest.mark.parametrize("router", ["balanced", "worst"])
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_meta_allocates_what_a_real_step_does(family: str, router: Any, tmp_path: Path) -> None:
+def test_meta_allocates_the_same_as_a_real_step(family: str, router: Any, tmp_path: Path) -> None:
     config = configure(family, tmp_path, gradient_checkpointing=True)
     on_meta, for_real = (
         record_step(
@@ -62,8 +62,9 @@ def test_packed_experts_of_a_gptq_checkpoint(tmp_path: Path) -> None:
     config = configure("mixtral", tmp_path, GPTQ, gptq=True, lora_target_modules=["q_proj"], **LORA)
     facts = build(config, LINEAR).facts
     experts = [fact for fact in facts.tensors if ".experts." in fact.name]
-    # Two layers of four experts, 32 wide and 48 within. w1, w3: qweight 32 / 8 x 48 and qzeros 1 x 48 / 8 words, scales
-    # 48 halves, g_idx 32 words. w2: qweight 48 / 8 x 32, two groups of qzeros 32 / 8 and scales 32, g_idx 48.
+    # Two layers of four experts, with width 32 and inner width 48. w1, w3: qweight 32 / 8 x 48 and qzeros 1 x 48 / 8
+    # words, scales 48 halves, g_idx 32 words. w2: qweight 48 / 8 x 32, two groups of qzeros 32 / 8 and scales 32, g_idx
+    # 48.
     up = 4 * (4 * 48 + 6 + 32) + 2 * 48
     down = 4 * (6 * 32 + 2 * 4 + 48) + 2 * 2 * 32
     assert sum(fact.nbytes for fact in experts) == 2 * 4 * (2 * up + down)
@@ -110,7 +111,7 @@ def test_a_router_stays_if_its_logits_are_needed(tmp_path: Path) -> None:
 
 
 def test_no_class_here_is_treated_as_a_linear_layer() -> None:
-    """axolotl and `find_linear_names` go by the name: what is called so must be one."""
+    """axolotl and `find_linear_names` check only the name, so a class with this name must be a linear layer."""
     for info in pkgutil.walk_packages(axmem_trace.__path__, "axmem_trace."):
         if info.name.endswith("__main__") or info.name.startswith("axmem_trace.integrations."):  # needs axolotl
             continue

@@ -1,8 +1,8 @@
-"""Liger's layers against Liger's own code.
+"""Liger's layers, compared with Liger's own code.
 
-The figures in bytes are those of liger-kernel 0.8.1 itself, its Python run on a CPU under this package's recorder with
-a triton whose kernels do nothing (one streaming multiprocessor); every allocation's size was the same, not only these
-sums. The comments say how they come about.
+The figures in bytes are those of liger-kernel 0.8.1 itself: its Python code ran on a CPU with this package's recorder
+and a triton whose kernels do nothing (one streaming multiprocessor). The size of every allocation was the same, not
+only these sums. The comments explain the figures.
 """
 
 from __future__ import annotations
@@ -70,9 +70,10 @@ def test_layer_norm() -> None:
     assert lives == Lives(X + 512, 25088, 75776, 24960)
 
 
-def test_gated_activation_keeps_gate_and_up_and_overwrites_them() -> None:
+def test_gated_activation_keeps_and_overwrites_gate_and_up() -> None:
     both = [tensor(ROWS, TOKENS, WIDTH), tensor(ROWS, TOKENS, WIDTH)]
-    # gate, up (made here) and the product; backward dy, and a copy as the leaf's gradient while the buffers still live
+    # gate, up (made here) and the product; backward dy, and a copy as the leaf's gradient while the buffers are still
+    # alive
     assert live(both, lambda a, b: GatedActivation.apply(a * 1, b * 1)) == Lives(3 * X, 3 * X, 5 * X, 2 * X)
     # Falcon-H1 multiplies the product out of place
     assert live(both, lambda a, b: GatedActivation.apply(a * 1, b * 1, True)) == Lives(4 * X, 3 * X, 5 * X, 2 * X)
@@ -96,8 +97,8 @@ def test_gated_norm_and_squared_relu() -> None:
 
 
 @pytest.mark.parametrize(("tokens_first", "expected"), [(True, (36864, 110592)), (False, (73728, 135168))])
-def test_rope_works_in_place_where_tokens_come_first(tokens_first: bool, expected: tuple[int, int]) -> None:
-    # q [2, 64, 4, 24] 24,576 and k [2, 64, 2, 24] 12,288 bytes; heads first they are copied
+def test_rope_works_in_place_if_tokens_are_the_first_dimension(tokens_first: bool, expected: tuple[int, int]) -> None:
+    # q [2, 64, 4, 24] 24,576 and k [2, 64, 2, 24] 12,288 bytes; if heads are the first dimension, they are copied
     def run(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Any:
         q, k = q * 1, k * 1
         return (

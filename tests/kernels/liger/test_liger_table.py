@@ -1,7 +1,7 @@
-"""Which modules Liger replaces, where the table alone doesn't show it: models of several parts.
+"""The modules that Liger replaces in models with several parts, which the table alone does not show.
 
-The sets below are those of liger-kernel 0.8.1's own `apply_liger_kernel_to_*` on the same tiny models (its functions run
-without triton: they replace names).
+The sets below are the results of liger-kernel 0.8.1's own `apply_liger_kernel_to_*` on the same tiny models. (These
+functions run without triton, because they only replace names.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SIGLIP = {**_VIT, "model_type": "siglip_vision_model", "vision_use_head": False
 
 
 def replaced(config: dict[str, Any], directory: Path) -> Counter[str]:
-    """Last names of the modules with another forward, and how many of each."""
+    """How many modules have another forward, by the last part of the module's name."""
     (directory / "config.json").write_text(json.dumps(config))
     recipe = read_recipe(
         {
@@ -66,7 +66,7 @@ def replaced(config: dict[str, Any], directory: Path) -> Counter[str]:
     ids=["PaliGemma", "PaliGemma 2"],
 )
 def test_paligemma_gets_its_text_model_s_kernels(text: dict[str, Any], norms: dict[str, int], tmp_path: Path) -> None:
-    # of the tower: two LayerNorms in each of two layers, and one after them
+    # in the tower: two LayerNorms in each of two layers, and one after them
     config = {
         "model_type": "paligemma",
         "architectures": ["PaliGemmaForConditionalGeneration"],
@@ -81,7 +81,8 @@ def test_paligemma_gets_its_text_model_s_kernels(text: dict[str, Any], norms: di
 
 
 def test_internvl_keeps_the_norms_of_its_table(tmp_path: Path) -> None:
-    # NORM2FN was filled with torch's LayerNorm at import; the projector's first module is one too, made by name
+    # NORM2FN got torch's LayerNorm at import; the projector's first module is also a LayerNorm, which is made by its
+    # name
     config = {
         "model_type": "internvl",
         "architectures": ["InternVLForConditionalGeneration"],

@@ -1,5 +1,6 @@
-"""axolotl's LoRA kernels against axolotl's own `kernels/lora.py` (0.19), run as `test_layers.py` says: a CPU, the
-recorder, peft 0.20 layers, kernels that do nothing. All allocations' sizes were equal."""
+"""axolotl's LoRA kernels, compared with axolotl's own `kernels/lora.py` (0.19). It ran as described in
+`test_layers.py`: on a CPU, with the recorder, peft 0.20 layers and kernels that do nothing. The sizes of all
+allocations were equal."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ PROJECTIONS = {
 
 
 def make_layer(*, nf4: bool = False, adapters: torch.dtype = torch.float32, **lora: Any) -> Any:
-    """A module with every projection of a layer and an embedding, in bf16, with LoRA on all."""
+    """A module with every projection of a layer and an embedding, in bf16, all with LoRA."""
     with torch.device("meta"):
         layer = nn.Module()
         for name, (num_in, num_out) in PROJECTIONS.items():
@@ -53,7 +54,7 @@ def make_layer(*, nf4: bool = False, adapters: torch.dtype = torch.float32, **lo
 
 
 def _pack(linear: nn.Linear) -> None:
-    """nf4 with double quantisation, as bitsandbytes lays it out."""
+    """Packs a layer as nf4 with double quantisation, in bitsandbytes' layout."""
     (shape, size) = linear.weight.shape, linear.weight.numel()
     inner = bnb.QuantState(
         absmax=torch.empty(max(1, size // 64 // 256), device="meta"),
@@ -89,7 +90,7 @@ def mlp(layer: Any, x: torch.Tensor) -> Any:
 
 
 X = ROWS * TOKENS * WIDTH * 2
-"""32,768 bytes of input, made here and kept. What is kept in addition: q 32,768, k and v 16,384 each, and A and B of all
+"""32,768 bytes of input, which is made here and kept. Also kept: q 32,768, k and v 16,384 each, and A and B of all
 three in bf16: 3 x 4,096 + 4,096 + 2 x 2,048 = 20,480."""
 KEPT_BY_QKV = X + 65536 + 20480
 
@@ -123,8 +124,8 @@ def test_the_same_as_axolotls_code(kernel: Any, changes: dict[str, Any], expecte
     assert live([tensor(ROWS, TOKENS, WIDTH)], lambda x: kernel(layer, x)) == expected
 
 
-def test_one_dropout_serves_all_projections() -> None:
-    # the dropped input and a mask in its dtype (one byte per element on a GPU, which is another rule's to say)
+def test_one_dropout_is_used_for_all_projections() -> None:
+    # the input after dropout and a mask in its dtype (on a GPU one byte for each element, which is another rule)
     layers = [make_layer(nf4=True, lora_dropout=rate) for rate in (0.0, 0.1)]
     plain, dropped = (live([layer, tensor(ROWS, TOKENS, WIDTH)], qkv) for layer in layers)
     assert dropped.kept - plain.kept == 2 * X
@@ -147,8 +148,8 @@ def test_embedding_works_in_fp32(dora: bool, expected: Lives) -> None:
     [(True, Lives(106496, 65536, 2007040, 819200)), (False, Lives(106496, 65536, 237568, 32768))],
 )
 def test_tiled_mlp(trains: bool, expected: Lives) -> None:
-    # axolotl's monkeypatch/tiled_mlp/base.py over four tiles: input and output are kept alone; a trained weight has
-    # its sum (262,144), a tile's gradient, and the last of the tile before
+    # axolotl's monkeypatch/tiled_mlp/base.py with four tiles: only input and output are kept. A trained weight has its
+    # sum (262,144), the gradient of a tile, and that of the tile before
     with torch.device("meta"):
         up, gate = (nn.Linear(WIDTH, INNER, bias=False, dtype=torch.bfloat16) for _ in "ug")
         down = nn.Linear(INNER, WIDTH, bias=False, dtype=torch.bfloat16)
@@ -176,7 +177,7 @@ def test_tiled_mlp(trains: bool, expected: Lives) -> None:
         ),
     ],
 )
-def test_wide_gradients_leave_the_kernel_as_the_parameters_are(order: Any, names: list[str], expected: Lives) -> None:
+def test_wide_gradients_have_the_dtype_of_the_parameters(order: Any, names: list[str], expected: Lives) -> None:
     """axolotl 0.20 `_gradient_mm`: the gradients of fp32 adapters are products in fp32, and are not cast."""
 
     def run(layer: Any, x: torch.Tensor) -> Any:

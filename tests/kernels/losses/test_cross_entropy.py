@@ -1,4 +1,4 @@
-"""The default loss in bytes per token and vocabulary entry, with every rule on."""
+"""The default loss in bytes for each token and vocabulary entry, with all rules."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from axmem_trace.tracing.recorder import Recorder
 TOKENS, VOCABULARY = 256, 1000
 UNIT = TOKENS * VOCABULARY
 SMALL = UNIT // 100
-"""Labels, losses and what the sum of the loss keeps aside."""
+"""The size of labels, losses and the workspace of the loss's sum."""
 
 
 def test_logits_in_bf16_copied_to_fp32_in_the_loss_and_for_the_caller() -> None:
-    # transformers 5, `ForCausalLMLoss`: logits 2 B, `.float()` 4, log-softmax 4: 10 at most. accelerate's fp32 outputs: 4
-    # with logits 2 and log-softmax 4 (fp32 logits are gone): 10 again; bf16 logits go with the conversion: 8; outputs
-    # go: 4 B. Backward: 4 B of gradient of the log-softmax, 4 of the logits in fp32: 12
+    # transformers 5, `ForCausalLMLoss`: logits 2 B, `.float()` 4, log-softmax 4: 10 at most. accelerate's fp32 outputs:
+    # 4, with logits 2 and log-softmax 4 (the fp32 logits are freed): 10 again. The conversion frees the bf16 logits: 8.
+    # The outputs are freed: 4 B. Backward: 4 B for the gradient of the log-softmax, 4 for that of the fp32 logits: 12
     recording = gpu_recording()
     recorder = recording.recorder
     hidden, labels = leaf(TOKENS, VOCABULARY), leaf(TOKENS, dtype=torch.int64, trains=False)

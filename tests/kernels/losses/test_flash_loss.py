@@ -1,4 +1,4 @@
-"""flash-attn's cross-entropy by hand, and a pair of configurations that differ in its key alone."""
+"""flash-attn's cross-entropy by hand, and a pair of configurations that differ only in its key."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def of_logits(ledger: Ledger, phase: str) -> Counter[str]:
     return Counter(each.op for each in found)
 
 
-def test_the_logits_are_kept_in_place_of_the_softmax(tmp_path):
+def test_the_logits_are_kept_instead_of_the_softmax(tmp_path):
     plain, flash = record(tmp_path), record(tmp_path, flash_attn_cross_entropy=True)
-    # transformers' fp32 copy of the logits and accelerate's are made in both; the log-softmax only in one.
+    # both make transformers' and accelerate's fp32 copies of the logits; only one makes the log-softmax.
     assert of_logits(plain, "forward") - of_logits(flash, "forward") == Counter({"aten._log_softmax.default": 1})
     kept = [each for each in flash.on_gpu if each.kept and each.step == 1 and each.nbytes == LOGITS]
     assert [each.op for each in kept] == ["aten._to_copy.default"]
 
 
-def test_backward_makes_one_matrix_and_not_two(tmp_path):
+def test_backward_makes_one_matrix_instead_of_two(tmp_path):
     plain, flash = record(tmp_path), record(tmp_path, flash_attn_cross_entropy=True)
     assert sum(of_logits(plain, "backward").values()) - sum(of_logits(flash, "backward").values()) == 1
     assert of_logits(flash, "backward")["aten.empty_like.default"] == 1
@@ -62,7 +62,8 @@ def test_the_peak_is_a_matrix_of_logits_lower(tmp_path):
         record(tmp_path, **wide, **keys).peak(phase="backward", step=1).allocated_bytes
         for keys in ({}, {"flash_attn_cross_entropy": True})
     )
-    # 12 and 8 bytes a logit: the log-softmax, its gradient and the loss's; the logits and their gradient.
+    # 12 and 8 bytes for each logit: the log-softmax, its gradient and that of the loss; or the logits and their
+    # gradient.
     logits = ROWS * TOKENS * 65_536 * 4
     assert abs((plain - flash) - logits) < logits // 100
 

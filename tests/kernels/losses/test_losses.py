@@ -1,4 +1,5 @@
-"""Losses without, or with fewer, logits: against the libraries' own code (see `test_layers.py`), and by hand."""
+"""Losses without logits, or with fewer logits: compared with the libraries' own code (see `test_layers.py`), and by
+hand."""
 
 from __future__ import annotations
 
@@ -64,7 +65,7 @@ def test_fused_linear_cross_entropy(dtype: torch.dtype, trains_head: bool, expec
         # buffer of logits for all chunks of 16 rows (32,000): products go into the gradients
         (torch.bfloat16, True, Lives(273792, 216580, 241164, 216576)),
         (torch.bfloat16, False, Lives(81792, 24580, 49164, 24576)),
-        # fp32: the head's gradient still passes through a product of its own (384,000)
+        # fp32: the head's gradient still needs a separate product (384,000)
         (torch.float32, True, Lives(930944, 433156, 482316, 433152)),
     ],
 )
@@ -76,7 +77,7 @@ def test_fused_linear_cross_entropy_of_0_8_4(dtype: torch.dtype, trains_head: bo
     assert lives == expected
 
 
-def test_before_compute_capability_8_the_head_s_gradient_passes_through_two_products() -> None:
+def test_before_compute_capability_8_the_heads_gradient_needs_two_products() -> None:
     inputs = [tensor(TOKENS, WIDTH), tensor(VOCABULARY, WIDTH), targets(TOKENS)]
     direct, older = (
         live(inputs, lambda x, w, t, on=on: fused_linear.FusedLinearCrossEntropy.apply(x * 1, w, t, -100, False, on))
@@ -85,7 +86,7 @@ def test_before_compute_capability_8_the_head_s_gradient_passes_through_two_prod
     assert older.forward - direct.forward == 192_000 + 384_000  # in bf16, and in fp32
 
 
-def test_token_scaling_of_0_8_4_takes_two_more_copies_of_a_chunks_logits() -> None:
+def test_token_scaling_of_0_8_4_needs_two_more_copies_of_a_chunks_logits() -> None:
     inputs = [tensor(TOKENS, WIDTH), tensor(VOCABULARY, WIDTH, grad=False), targets(TOKENS)]
     plain, scaled = (
         live(inputs, lambda x, w, t, on=on: fused_linear.FusedLinearCrossEntropy.apply(x * 1, w, t, -100, on))
@@ -95,7 +96,7 @@ def test_token_scaling_of_0_8_4_takes_two_more_copies_of_a_chunks_logits() -> No
     assert scaled.kept == plain.kept
 
 
-def test_a_chunk_has_no_more_rows_than_there_are() -> None:
+def test_a_chunk_has_at_most_all_rows() -> None:
     # ceil(100 / 96) = 2: next_power_of_2(ceil(3 / 2)) = 2 rows; with a vocabulary within the width, 4 rows of 3
     few = [tensor(3, WIDTH), tensor(90, WIDTH, grad=False), targets(3)]
     lives = live(few, lambda x, w, t: fused_linear.FusedLinearCrossEntropy.apply(x * 1, w, t, -100))
@@ -103,14 +104,15 @@ def test_a_chunk_has_no_more_rows_than_there_are() -> None:
     assert lives.forward == 2 * 576 + 12 + 3 + 540
 
 
-def test_token_scaling_takes_four_more_copies_of_a_chunks_logits() -> None:
+def test_token_scaling_needs_four_more_copies_of_a_chunks_logits() -> None:
     inputs = [tensor(TOKENS, WIDTH), tensor(VOCABULARY, WIDTH, grad=False)]
     plain, scaled = (
         live([*inputs, targets(TOKENS)], lambda x, w, t, on=on: FusedLinearCrossEntropy.apply(x * 1, w, t, -100, on))
         for on in (False, True)
     )
-    # Chunks of 16 rows: 32,000 bytes of logits. Without it, this chunk's and the last one's. With it, this chunk's with
-    # their copy, softmax and its rows, and of the last one's those rows and the scaled gradient.
+    # Chunks of 16 rows: 32,000 bytes of logits. Without it, there are the logits of this chunk and of the chunk before.
+    # With it, there are this chunk's logits, their copy, the softmax and its rows; and of the chunk before, those rows
+    # and the scaled gradient.
     assert scaled.forward - plain.forward == (6 - 2) * 32_000
     assert scaled.kept == plain.kept
 
@@ -135,7 +137,7 @@ def test_fused_linear_cross_entropy_chunks_by_the_vocabulary() -> None:
         # gradients
         (torch.bfloat16, True, Lives(30596, 30092, 255184, 216576)),
         (torch.bfloat16, False, Lives(30596, 30092, 63184, 24576)),
-        # an fp32 head's gradient is made in bf16 and cast while the locks are still there
+        # the gradient of an fp32 head is made in bf16 and cast while the locks are still allocated
         (torch.float32, True, Lives(30596, 30092, 639184, 408576)),
     ],
 )

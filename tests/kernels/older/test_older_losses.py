@@ -1,4 +1,4 @@
-"""What other trainers' runs had: loss paths of transformers 4, the in-place cross-entropy, kept outputs and caches."""
+"""Code in runs of other trainers: loss paths of transformers 4, the in-place cross-entropy, kept outputs and caches."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from axmem_trace import estimate
 from axmem_trace.kernels.older.losses import without_last
 
 ROWS, TOKENS, VOCABULARY, HIDDEN, LAYERS = 2, 128, 16384, 64, 2
-"""Of one row the shifted logits would be contiguous, and no copy; a small vocabulary would leave the peak to cuBLAS."""
+"""Several rows, because the shifted logits of one row would be contiguous and not copied. A large vocabulary, because
+with a small one the peak would be in cuBLAS's workspace."""
 LOGITS = ROWS * TOKENS * VOCABULARY
 SHIFTED = ROWS * (TOKENS - 1) * VOCABULARY
 SLACK = 16 * 1024
-"""Scalars, labels, and one fp32 number per row of logits."""
+"""The size of scalars, labels, and one fp32 number for each row of logits."""
 LLAMA = {
     "base_model": "NousResearch/Llama-2-7b-hf",
     "overrides_of_model_config": {
@@ -71,14 +72,14 @@ def forward_peak(**assumptions) -> int:
 
 
 def test_upcast_in_the_model_frees_the_half_precision_logits():
-    """4.46 and later: bf16 logits 2, fp32 copy 4, shifted copy 4, log-softmax 4; before, the fp32 ones took the place of
-    the bf16 ones: 2 bytes less for each logit."""
+    """4.46 and later: bf16 logits 2, fp32 copy 4, shifted copy 4, log-softmax 4. Before, the fp32 logits replaced the
+    bf16 logits: 2 bytes less for each logit."""
     difference = forward_peak(loss_path="shifted_copy") - forward_peak(loss_path="upcast_shifted_copy")
     assert difference == pytest.approx(2 * LOGITS, abs=SLACK)
 
 
-def test_without_an_upcast_all_copies_are_half():
-    """bf16 logits, shifted copy, log-softmax: 2 each, against 4 each."""
+def test_without_an_upcast_all_copies_have_half_the_size():
+    """bf16 logits, shifted copy, log-softmax: 2 bytes each, instead of 4 each."""
     difference = forward_peak(loss_path="upcast_shifted_copy") - forward_peak(loss_path="half_shifted_copy")
     assert difference == pytest.approx(2 * LOGITS + 4 * SHIFTED, abs=SLACK)
 
@@ -90,7 +91,7 @@ def test_cross_entropy_in_place_has_no_log_softmax():
     assert torch_peak - in_place == pytest.approx(4 * SHIFTED, abs=SLACK)
 
 
-def test_gradient_in_place_is_no_new_tensor():
+def test_a_gradient_in_place_is_not_a_new_tensor():
     """Backward with torch: log-softmax, gradient of the loss and gradient of the log-softmax, 4 bytes each. In place:
     the shifted logits, which become the gradient, and its padded copy."""
     with_torch = run(loss_path="upcast_shifted_copy")["backward"].allocated_bytes
@@ -98,14 +99,15 @@ def test_gradient_in_place_is_no_new_tensor():
     assert with_torch - in_place == pytest.approx(12 * SHIFTED - 4 * SHIFTED - 4 * LOGITS, abs=SLACK)
 
 
-def test_held_outputs_outlive_backward():
+def test_kept_outputs_are_alive_after_backward():
     """The bf16 logits: 2 bytes each."""
     held, dropped = (run(holds_outputs=value)["backward"].end_bytes for value in (True, False))
     assert held - dropped == pytest.approx(2 * LOGITS, abs=SLACK)
 
 
 def test_bigcode_kept_its_cache_under_checkpointing():
-    """A view into `c_attn`'s output keeps all of it: hidden + 2 * 16 (one head of keys and values) in bf16, per layer."""
+    """A view of `c_attn`'s output keeps the whole output: hidden + 2 * 16 (one head of keys and values) in bf16, in
+    each layer."""
     kept, dropped = (
         forward_peak(model="bigcode", loss_path="half_shifted_copy", use_cache=value) for value in (True, False)
     )
@@ -113,8 +115,8 @@ def test_bigcode_kept_its_cache_under_checkpointing():
 
 
 def test_old_bitsandbytes_kept_the_inputs_of_4_bit_layers():
-    """Per layer what goes into q, k and v, into o, into gate and up (hidden each), and into down (128): bf16, whatever
-    checkpointing does, and after backward too, as long as the outputs hold the graph."""
+    """In each layer, the inputs of q, k and v, of o, of gate and up (hidden each), and of down (128), in bf16. They are
+    kept with and without checkpointing, and also after backward, as long as the outputs keep the graph alive."""
     given = {"lora_kernels": False, "kbit_preparation": False, "holds_outputs": True, "adapter_dtype": "base"}
     kept, dropped = (run(model="qlora", bnb_keeps_inputs=value, **given) for value in (True, False))
     expected = LAYERS * ROWS * TOKENS * (3 * HIDDEN + 128) * 2
@@ -122,9 +124,9 @@ def test_old_bitsandbytes_kept_the_inputs_of_4_bit_layers():
         assert kept[phase].end_bytes - dropped[phase].end_bytes == pytest.approx(expected, rel=0.01)
 
 
-def test_loss_in_the_forward_still_has_the_hidden_states():
-    """With a frozen head nothing but the forward's own variable keeps what went into it, bf16, 32 KiB here: in both
-    versions it is there when the loss is made, so that 2 bytes for each logit are all that differs."""
+def test_during_a_loss_in_the_forward_the_hidden_states_are_alive():
+    """With a frozen head, only a variable of the forward keeps the head's input (bf16, 32 KiB here). In both versions
+    it is alive when the loss is computed, so the only difference is 2 bytes for each logit."""
     given = {"lora_kernels": False, "kbit_preparation": False, "adapter_dtype": "base", "model": "qlora"}
     after, before = (forward_peak(loss_path=path, **given) for path in ("shifted_copy", "upcast_shifted_copy"))
     assert ROWS * TOKENS * HIDDEN * 2 == 32 * 1024 > SLACK

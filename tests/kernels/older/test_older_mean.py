@@ -1,4 +1,4 @@
-"""What PyTorch until 2.1 kept for the backward of a mean."""
+"""The tensors that PyTorch until 2.1 kept for the backward of a mean."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ _KERNELS = {
     "rwkv": ("rwkv",),
     "xlstm": ("xlstm",),
 }
-"""By the note's key, the families whose layers run as that package's kernels (xLSTM's: without them, which is said);
-the others' run as transformers has them, because axolotl has no kernel for them."""
+"""By the note's key, the families whose layers run with that package's kernels (xLSTM runs without them, and a note
+says so). The other families run transformers' code, because axolotl has no kernel for them."""
 _LORA = "adapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_target_modules: [in_proj, in_proj_qkvz, q_proj]\n"
 
 
@@ -45,7 +45,7 @@ def _kernels(report: Report) -> set[str]:
 
 
 @pytest.mark.parametrize("family", sorted(HYBRIDS))
-def test_every_family_runs_as_its_kernels(family: str, tmp_path: Path) -> None:
+def test_every_family_runs_with_its_kernels(family: str, tmp_path: Path) -> None:
     found = _kernels(_estimate(tmp_path, family, 128))
     expected = {key for key, families in _KERNELS.items() if family in families}
     assert found - {"causal-conv1d"} == expected - {"causal-conv1d"}
@@ -67,7 +67,7 @@ def test_with_lora_the_same_kernels_run(family: str, tmp_path: Path) -> None:
 
 
 def test_the_fused_kernel_keeps_less_than_the_separate_ones(tmp_path: Path) -> None:
-    """axolotl's own guard: with a quantised output projection Nemotron-H runs convolution and scan one by one."""
+    """axolotl's own check: with a quantised output projection, Nemotron-H runs convolution and scan separately."""
     fused = _estimate(tmp_path, "nemotron_h", 256, _LORA)
     qlora = _LORA.replace("adapter: lora", "adapter: qlora\nload_in_4bit: true")
     separate = _estimate(tmp_path, "nemotron_h", 256, qlora)
@@ -81,7 +81,7 @@ def test_a_quantised_projection_without_a_guard_is_reported(tmp_path: Path) -> N
     assert "mamba-ssm.quantised" in {note.key for note in report.notes if note.kind == "warning"}
 
 
-def test_packed_samples_take_fla_s_convolution(tmp_path: Path) -> None:
+def test_packed_samples_use_flas_convolution(tmp_path: Path) -> None:
     report = _estimate(tmp_path, "qwen3_next", 256, "sample_packing: true\n")
     (note,) = [note for note in report.notes if note.key == "causal-conv1d"]
     assert note.kind == "ruled"

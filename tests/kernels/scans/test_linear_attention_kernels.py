@@ -1,6 +1,6 @@
-"""flash-linear-attention's functions, and RWKV's: bytes kept and bytes taken, by hand.
+"""The functions of flash-linear-attention and RWKV: kept bytes and peaks, by hand.
 
-The same numbers come out of fla-core 0.5.2's own host code run on meta with its kernels doing nothing.
+fla-core 0.5.2's own host code gives the same numbers on meta, with kernels that do nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def test_the_gated_delta_rule_keeps_normed_heads_and_triangles(context: KernelCo
     assert found.forward_peak == sum(found.kept) + WIDE_KEYS + VALUES + STATES + VALUES
 
 
-def test_the_gated_delta_rule_makes_everything_again_in_backward(context: KernelContext) -> None:
+def test_the_gated_delta_rule_recomputes_everything_in_backward(context: KernelContext) -> None:
     heads, g, beta = _inputs(), leaf32(1, 128, 4), leaf(1, 128, 4)
     found = probe(lambda: chunk_gated_delta_rule(*heads, g, beta, context=context)[0])
     again = WIDE_KEYS + VALUES + STATES + VALUES  # w, u, states, new values
@@ -80,7 +80,7 @@ def test_the_short_convolution_sums_the_weight_once_per_chunk(context: KernelCon
     assert found.backward_peak == wide + wide + 4 * 16 * 4 * 4 + 16 * 4 * 4 + 16 * 4 * 2
 
 
-def test_packed_samples_begin_a_chunk_each(context: KernelContext) -> None:
+def test_each_packed_sample_begins_a_chunk(context: KernelContext) -> None:
     tokens = leaf(1, 128, 4)
     assert Chunks.of(context, tokens, None).count == 2
     assert Chunks.of(context, tokens, torch.tensor([0, 70, 128])).count == 3  # 70 tokens take two chunks, 58 one
@@ -90,7 +90,7 @@ def test_packed_samples_begin_a_chunk_each(context: KernelContext) -> None:
 
 
 @pytest.mark.parametrize(("capability", "tile"), [((9, 0), 128), ((8, 0), 64), ((8, 9), 64), ((7, 5), 32)])
-def test_tiles_follow_the_card_s_shared_memory(capability: tuple[int, int], tile: int) -> None:
+def test_tiles_depend_on_the_cards_shared_memory(capability: tuple[int, int], tile: int) -> None:
     assert widest_tile(gpu_recording(compute_capability=capability).context) == tile
 
 

@@ -1,7 +1,7 @@
-"""mamba-ssm's and causal-conv1d's functions: bytes kept and bytes taken, by hand.
+"""The functions of mamba-ssm and causal-conv1d: kept bytes and peaks, by hand.
 
-The same numbers come out of the packages' own host code (mamba-ssm 2.3.2, causal-conv1d 1.7.0) run on meta with its
-kernels doing nothing.
+The packages' own host code (mamba-ssm 2.3.2, causal-conv1d 1.7.0) gives the same numbers on meta, with kernels that do
+nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_the_selective_scan_copies_inputs_whose_last_dimension_is_strided() -> N
     assert found.kept == sorted([wide, wide, narrow, narrow, 24 * 16 * 4], reverse=True)  # u, out, B, C, states
 
 
-def test_the_fused_mamba_layer_makes_convolution_and_time_steps_again() -> None:
+def test_the_fused_mamba_layer_recomputes_convolution_and_time_steps() -> None:
     # 1 row, 24 channels, 512 tokens, 8 states, rank 4
     xz, conv, conv_bias = leaf(1, 48, 512), leaf(24, 1, 4), leaf(24)
     x_proj, dt_proj, out_proj = leaf(20, 24), leaf(24, 4), leaf(16, 24)
@@ -62,7 +62,7 @@ def test_the_fused_mamba_layer_makes_convolution_and_time_steps_again() -> None:
     assert found.kept == sorted([out, mixed, state_inputs, state_inputs, states, projected], reverse=True)
 
 
-def test_the_fused_layers_leave_quantised_projections_to_the_separate_kernels() -> None:
+def test_quantised_projections_use_the_separate_kernels() -> None:
     packed = torch.empty(192, 1, dtype=torch.uint8, device="meta")
     weights = leaf(24, 1, 4), leaf(24), leaf(20, 24), leaf(24, 4)
     assert mamba_inner_fn(leaf(1, 48, 8), *weights, packed, None, leaf32(24, 8)) is None
@@ -95,7 +95,7 @@ def test_the_chunk_scan_keeps_the_decay_but_no_states() -> None:
     assert found.forward_peak == 2 * per_token + passed + final + scores + out
 
 
-def test_the_chunk_scan_makes_its_states_again_in_backward() -> None:
+def test_the_chunk_scan_recomputes_its_states_in_backward() -> None:
     inputs, D = _scan_inputs(), leaf(4)
     found = probe(lambda: _tensor(mamba_chunk_scan_combined(*inputs, 64, D, num_sms=108)))
     # 16 programs for 108 multiprocessors: one head each, so 4 partial sums per group. The peak is where the gradient of
@@ -112,7 +112,7 @@ def test_few_multiprocessors_need_fewer_partial_sums() -> None:
     inputs = _scan_inputs()
     many = probe(lambda: _tensor(mamba_chunk_scan_combined(*inputs, 64, num_sms=108)))
     few = probe(lambda: _tensor(mamba_chunk_scan_combined(*inputs, 64, num_sms=4)))
-    # 16 programs on 4 multiprocessors take all 4 heads each: one partial sum instead of 4
+    # 16 programs on 4 multiprocessors: each handles all 4 heads, so there is one partial sum instead of 4
     assert many.backward_peak - few.backward_peak == 3 * 4 * 64 * 64 * 4
 
 
@@ -140,7 +140,7 @@ def test_the_split_kernel_keeps_the_scan_s_output_and_the_norm_s_statistics() ->
     assert found.kept == [256 * 64 * 2, 256 * 48 * 2, 256 * 4]  # scan's output, projection, one fp32 per token
 
 
-def test_the_split_kernel_keeps_what_autocast_casts() -> None:
+def test_the_split_kernel_keeps_tensors_that_autocast_casts() -> None:
     projected, conv, out_proj = leaf(1, 256, 196), leaf(128, 4), leaf32(48, 64)
     dt_bias, A, D = leaf(4), leaf32(4), leaf(4)
 

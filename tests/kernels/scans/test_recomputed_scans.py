@@ -1,4 +1,4 @@
-"""A scan that is recomputed for backward makes what it made in forward, packed samples' bounds included."""
+"""A scan that is recomputed for backward allocates the same as in forward, including the bounds of packed samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Made = Counter[tuple[str, int]]
 
 
 def _made_by_scans(directory: Path, family: str, checkpointing: dict[str, Any], **keys: Any) -> tuple[Made, Made]:
-    """Operators and bytes of what the scans of the linear layers allocate in forward, and in recomputation."""
+    """Operators and bytes of the allocations of linear layers' scans, in forward and in recomputation."""
     config = {
         "base_model": write_hybrid(family, directory / family),
         "sequence_len": 256,
@@ -44,7 +44,7 @@ def _made_by_scans(directory: Path, family: str, checkpointing: dict[str, Any], 
 @pytest.mark.parametrize("keys", [{}, _LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("family", sorted(_SCANS))
-def test_recomputation_makes_what_forward_made(family, use_reentrant, keys, tmp_path):
+def test_recomputation_allocates_the_same_as_forward(family, use_reentrant, keys, tmp_path):
     arguments = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
     plain, nothing = _made_by_scans(tmp_path, family, {}, **keys)
     checkpointed, again = _made_by_scans(tmp_path, family, arguments, **keys)
