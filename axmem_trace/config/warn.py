@@ -19,6 +19,7 @@ def note_warnings(draft: Draft, recipe: Recipe) -> None:
     _fp16_full_finetune(draft, recipe)
     _frozen_ranges(draft, recipe)
     _ignored_evaluation(draft, recipe)
+    _compiled_gradients(draft, recipe)
 
 
 def _inexact_base_model(draft: Draft, recipe: Recipe) -> None:
@@ -93,3 +94,16 @@ def _ignored_evaluation(draft: Draft, recipe: Recipe) -> None:
     if draft.get("val_set_size") and not recipe.evaluation.enabled and draft.get("evals_per_epoch"):
         text = recipe.reasons["evaluation.enabled"].text
         draft.note("warning", "evals_per_epoch", text)
+
+
+def _compiled_gradients(draft: Draft, recipe: Recipe) -> None:
+    """A compiled backward is one node of the graph: it returns the gradients of all its parameters together, and autograd
+    adds them to the earlier ones afterwards (torch 2.14 torch/_functorch/_aot_autograd/runtime_wrappers.py
+    `CompiledFunction.backward`; torch/csrc/autograd/functions/accumulate_grad.h)."""
+    keys = [key for key in ("torch_compile", "torch_compile_regional") if draft.get(key)]
+    if keys and recipe.batch.gradient_accumulation_steps > 1:
+        text = (
+            f"`{keys[-1]}` with gradient accumulation is not in the figures: a compiled backward makes all gradients of "
+            "what is compiled together before they are added to those of earlier batches, a second set"
+        )
+        draft.note("not_modelled", keys[-1], text, direction="more")

@@ -13,6 +13,7 @@ from axmem_trace.kernels.axolotl.tiled_mlp import install_tiled_mlp
 from axmem_trace.kernels.core import (
     autograd_in_place,
     convolution,
+    cusolver,
     dropout,
     embedding,
     foreach_norm,
@@ -46,6 +47,7 @@ _TABLES = (
     sdpa_scratch.RULES,
     autograd_in_place.RULES,
     convolution.RULES,
+    cusolver.RULES,
     dropout.RULES,
     embedding.RULES,
     indexing.RULES,

@@ -185,4 +185,4 @@ def _note_kbit_without_quantisation(recipe: Recipe, facts: ModelFacts, notes: No
 def _note_kept_on_gpu(recipe: Recipe, notes: Notes) -> None:
     if recipe.adapter.on_cpu:
         text = "the adapter and the embeddings are counted on the GPU, where the trainer moves them before training"
-        notes.append(Note(kind="not_modelled", key="lora_on_cpu", text=text))
+        notes.append(Note(kind="assumed", key="lora_on_cpu", text=text))

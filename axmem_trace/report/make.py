@@ -15,6 +15,7 @@ from axmem_trace.recipe.lines import notes_in_place
 from axmem_trace.recipe.pins import find_other_libraries
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.report.accuracy import find_accuracy, find_kind
+from axmem_trace.report.bounds import Recorded, bound_notes
 from axmem_trace.report.device_range import find_range
 from axmem_trace.report.dtypes import make_dtypes
 from axmem_trace.report.engine import make_engine
@@ -33,7 +34,7 @@ from axmem_trace.report.run_types import AxolotlRelease, BatchShape, Choice, Mod
 from axmem_trace.report.types import AfterLoad, Buckets, Host
 from axmem_trace.report.varying import make_varying
 from axmem_trace.report.verdict import bytes_besides_activations, judge, name_verdict
-from axmem_trace.report.warn import bound_notes, note_costly_evaluation, note_other_libraries
+from axmem_trace.report.warn import note_costly_evaluation, note_other_libraries
 from axmem_trace.report.wording import describe_run
 
 
@@ -70,7 +71,15 @@ def make_report(
     failure = make_out_of_memory(names, ledger, reservation)
     memory_bytes = recipe.gpu.memory_bytes
     late = (*note_costly_evaluation(recipe, phases), *note_other_libraries(recipe.axolotl, versions))
-    shown = bound_notes(notes_in_place(recipe, (*recipe.notes, *notes, *late)), buckets, peak.reserved_bytes)
+    recorded = Recorded(
+        ledger=ledger,
+        tick=peak.tick,
+        allocated_bytes=peak.allocated_bytes,
+        reserved_bytes=peak.reserved_bytes,
+        buckets=buckets,
+        gradient_bytes=resident.gradients,
+    )
+    shown = bound_notes(notes_in_place(recipe, (*recipe.notes, *notes, *late)), recorded)
     engine = make_engine(recipe, peak, phases)
     ranks = make_ranks(recipe, rank_runs)
     varying = make_varying(recipe, simulated, peak.reserved_bytes)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from axmem_trace.notes import Note
 from axmem_trace.report.types import Buckets
+from axmem_trace.units import format_bytes
 
 Verdict = Literal["", "fits with room", "fits", "tight", "does not fit", "cannot say"]
 ROOM_SHARE = 0.10
@@ -20,7 +21,7 @@ MEASURED_ERROR_WITHOUT_EXPANDABLE_SEGMENTS = 0.119
 PyTorch's default allocator, which fragments: -10.6 % of the measured figure (tests/measured/README.md,
 `fms-base-L74`)."""
 
-_MAY_NEED = {"more": "may need more", "less": "may need less", "either": "may need more or less"}
+_MAY_NEED = {"more": "more", "less": "less", "either": "more or less"}
 _TURNS = {True: ("more", "either"), False: ("less", "either")}
 """By answer, the directions of memory that is not modelled that could make the answer wrong."""
 
@@ -58,7 +59,12 @@ def judge(
         return figures_fit, ""
     line = f" (line {doubts[0].line})" if doubts[0].line else ""
     others = f", and {len(doubts) - 1} more" if len(doubts) > 1 else ""
-    return None, f"{_MAY_NEED[doubts[0].direction]}: {doubts[0].text}{line}{others}"
+    return None, f"{_may_need(doubts[0])}: {doubts[0].text}{line}{others}"
+
+
+def _may_need(note: Note) -> str:
+    amount = f"up to {format_bytes(note.at_most_bytes)} " if note.at_most_bytes else ""
+    return f"may need {amount}{_MAY_NEED[note.direction]}"
 
 
 def _is_enough(note: Note, free_bytes: int | None) -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 
 from axmem_trace.notes import Note
 from axmem_trace.recipe.pins import find_other_libraries
 from axmem_trace.recipe.recipe import Axolotl, Recipe
-from axmem_trace.report.types import Buckets, PhaseUse
-from axmem_trace.report.verdict import bytes_besides_activations
+from axmem_trace.report.types import PhaseUse
 from axmem_trace.units import format_bytes
 
 
@@ -60,16 +58,3 @@ def _blame(recipe: Recipe) -> tuple[str, int, str]:
 
 def _line(reasons: Mapping[str, object], field: str) -> int:
     return int(getattr(reasons.get(field), "line", 0))
-
-
-def bound_notes(notes: Iterable[Note], buckets: Buckets, reserved_bytes: int) -> tuple[Note, ...]:
-    """The notes, with an upper bound for those on something not modelled that can only save activations. It can't save
-    more than the reserved memory without models, gradients and optimizer states: the activations, and the blocks that
-    the allocator caches for them."""
-    saved = max(0, reserved_bytes - bytes_besides_activations(buckets))
-    return tuple(
-        replace(note, at_most_bytes=saved)
-        if note.kind == "not_modelled" and (note.direction, note.touches) == ("less", "activations")
-        else note
-        for note in notes
-    )

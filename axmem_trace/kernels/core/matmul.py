@@ -1,4 +1,4 @@
-"""Products and decompositions: cuBLAS keeps a workspace for each thread, cuSOLVER overwrites a copy of its input."""
+"""Products: cuBLAS keeps a workspace for each thread."""
 
 from __future__ import annotations
 
@@ -77,15 +77,3 @@ def cublas_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict
     if result.is_meta and context.hold_once(f"{CUBLAS.op}, {thread}", nbytes, CUBLAS.op):
         context.note(CUBLAS.note(nbytes))
     return []
-
-
-@RULES.workspace(aten._linalg_svd.default)
-def svd_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
-    """A column-major copy of the matrix and one status word for each of a batch.
-
-    Source: BatchLinearAlgebra.cpp `_linalg_svd_out` (`info`), cuda/linalg/BatchLinearAlgebraLib.cpp `svd_cusolver`
-    (`cloneBatchedColumnMajor`). The result of `cusolverDnSgesvdj_bufferSize` is not published, and not counted.
-    """
-    matrix = args[0]
-    batch = matrix.shape[:-2].numel()
-    return [matrix.numel() * matrix.element_size(), 4 * batch]

@@ -6,17 +6,25 @@ from typing import Any
 
 import torch
 
+from axmem_trace.kernels.card import sms_of
+from axmem_trace.recipe.watched_gpu import ask
 from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.rules import Rules
 
 aten = torch.ops.aten
 RULES = Rules()
 _ALIGNMENT_BYTES = 16
+_BYTES_PER_PRODUCT = 60
+"""Three addresses, the sizes of the product (three words) and the strides of three matrices: 24 + 12 + 24."""
+_WORKSPACE_PER_SM = {9: 512, 10: 5888}
+"""By generation. Hopper: four descriptors of 128 bytes for each multiprocessor, of A, B, and the output of two warp groups
+(CUTLASS 4.2 sm90_mma_array_tma_gmma_ss_warpspecialized.hpp, sm90_epilogue_array_tma_warpspecialized.hpp,
+`get_workspace_size`). Blackwell: 5,376, or 5,888 with tiles for two multiprocessors, which counts here for all."""
 
 
 @RULES.dispatch(aten._grouped_mm.default)
 def grouped_mm(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """Only the output is allocated, by each of its implementations.
+    """Of what stays, only the output is allocated, by each of its implementations.
 
     Source: aten/src/ATen/native/GroupedMMUtils.h (shipped in torch/include): `_grouped_mm_validate_inputs` takes bf16,
     fp16 and fp32 (meta's kernel only bf16), `create_grouped_gemm_output_tensor` pads rows to 16 bytes. CUDA's
@@ -28,6 +36,32 @@ def grouped_mm(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: d
     out_dtype = (args[4] if len(args) > 4 else kwargs.get("out_dtype")) or a.dtype
     _refuse_inputs(a, b, offsets)
     return _empty_output(a, b, offsets, out_dtype)
+
+
+@RULES.workspace(aten._grouped_mm.default)
+def grouped_mm_workspace(
+    context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> list[int]:
+    """The arguments of all products, and CUTLASS's workspace, where CUTLASS runs: bf16 on Hopper and Blackwell's data-centre
+    cards.
+
+    Source: torch 2.14.1's CUDA build, run by `scripts/cuda_without_gpu.py`: with 8, 64 and 256 experts 480, 3,840 and 15,360
+    bytes, and 67,584 on 132 multiprocessors, 58,368 on 114, and 795,648 or 871,424 on 148 of Blackwell; none on (8, 0) and
+    (12, 0), nor in fp32.
+    """
+    a = args[0]
+    per_sm, sms = ask(context.compute_capability, _workspace_of_card)
+    if a.dtype != torch.bfloat16 or not per_sm:
+        return []
+    offsets = args[2] if len(args) > 2 else kwargs.get("offs")
+    products = a.shape[0] if offsets is None else offsets.shape[0]
+    return [_BYTES_PER_PRODUCT * products, per_sm * (context.num_sms or sms)]
+
+
+def _workspace_of_card(capability: tuple[int, int]) -> tuple[int, int]:
+    """CUTLASS's bytes for each multiprocessor, and how many of these there are; (0, 0): another kernel runs."""
+    per_sm = _WORKSPACE_PER_SM.get(capability[0], 0)
+    return per_sm, sms_of(capability) if per_sm else 0
 
 
 def _refuse_inputs(a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor | None) -> None:

@@ -17,6 +17,8 @@ from axmem_trace.kernels.losses.replacing import IGNORE, replace_loss, replace_l
 from axmem_trace.kernels.older.losses import OLDER_LOSSES, in_place_cross_entropy
 from axmem_trace.kernels.site import Site, head_weight
 from axmem_trace.notes import Note
+from axmem_trace.recipe.run import Batch
+from axmem_trace.units import format_bytes
 
 EAFT_TOP_K = 20
 """`eaft_k`'s default (axolotl `core/builders/causal.py`)."""
@@ -150,9 +152,27 @@ def _install_distillation(site: Site) -> None:
             loss = distillation_loss(hidden, weight, labels)
         return with_loss(outputs, loss if num_items is None else loss / num_items)
 
-    text = "the teacher's top-k tensors of a batch (some 20 bytes per token and k) are not in the figures"
-    site.note(Note(kind="not_modelled", key="kd_trainer", text=text))
+    if not site.recipe.loss.teacher_tokens:
+        site.note(_note_teacher(site.recipe.batch))
     replace_loss(site, run)
+
+
+TEACHER_TOKEN_BYTES = 16
+"""Of each of the teacher's k tokens at each position: its number in int64, log-probability in fp32, mask in int32 (axolotl
+0.21 `integrations/kd/collator.py`)."""
+MOST_TEACHER_TOKENS = 128
+"""More tokens at each position than data for distillation usually have; only the data say how many."""
+
+
+def _note_teacher(batch: Batch) -> Note:
+    positions = batch.rows * batch.row_tokens * batch.gradient_accumulation_steps
+    nbytes = positions * TEACHER_TOKEN_BYTES * MOST_TEACHER_TOKENS
+    text = (
+        f"the teacher's k tokens at each position of a step's batches are not in the figures: "
+        f"{format_bytes(positions * TEACHER_TOKEN_BYTES)} for each of them. How many there are, only the data say; up to "
+        f"{MOST_TEACHER_TOKENS} are taken into account"
+    )
+    return Note(kind="not_modelled", key="kd_trainer", text=text, direction="more", at_most_bytes=nbytes)
 
 
 def _install_none(site: Site) -> None:

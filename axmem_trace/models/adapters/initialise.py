@@ -77,8 +77,8 @@ def initialised_here(lora_config: Any, recipe: Recipe) -> Iterator[None]:
 
 def _note_solver(init: str, notes: Notes) -> None:
     text = (
-        f"the {init} initialisation runs one layer at a time while the model is loaded: copies of its weight and the "
-        "factors are counted, the workspace of cuSOLVER (closed source) is not"
+        f"the {init} initialisation runs one layer at a time while the model is loaded: copies of its weight, the "
+        "factors and cuSOLVER's workspace are counted"
     )
     notes.append(Note(kind="ruled", key="peft_init_lora_weights", text=text))
 

@@ -195,17 +195,11 @@ def _in_own_registries(make: Any) -> Any:
 
 
 def note_decomposition(request: Request) -> None:
-    """Adds notes on steps that decompose a gradient: one on the rule, and one on what is left out."""
+    """Adds a note on steps that decompose a gradient."""
     request.note(
         "ruled",
         "projects and steps as galore_torch 1.0 (q_galore_torch 1.0 for Q-GaLore); the first step "
         "decomposes each gradient in fp32, as every update_proj_gap-th does",
-    )
-    request.note(
-        "not_modelled",
-        "cuSOLVER's own workspace during the singular value decomposition is not in the "
-        "figures; it would raise the peak of the first step",
-        key="optimizer.svd_workspace",
     )
 
 

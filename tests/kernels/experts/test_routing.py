@@ -159,3 +159,25 @@ def test_sizes_that_cuda_refuses_are_refused() -> None:
             torch.empty(2, 10, 24, device="meta", dtype=torch.bfloat16),
             offs=torch.empty(2, device="meta", dtype=torch.int32),
         )
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "expected"),
+    [
+        # 60 bytes for each of 8 experts; H100: 132 multiprocessors with 4 descriptors of 128 bytes
+        ((9, 0), torch.bfloat16, [480, 67_584]),
+        # B200: 148 multiprocessors with 5,888 bytes
+        ((10, 0), torch.bfloat16, [480, 871_424]),
+        ((8, 0), torch.bfloat16, []),
+        ((12, 0), torch.bfloat16, []),
+        ((9, 0), torch.float32, []),
+    ],
+)
+def test_scratch_of_grouped_products(capability, dtype, expected) -> None:
+    """The blocks that torch 2.14.1's CUDA build allocates besides the output, without a GPU."""
+    recording = gpu_recording(compute_capability=capability)
+    rows, weights = (torch.empty(*shape, device="meta", dtype=dtype) for shape in ((4096, 512), (8, 512, 256)))
+    with recording:
+        torch._grouped_mm(rows, weights, offs=torch.empty(8, device="meta", dtype=torch.int32))
+    made = [each.nbytes for each in recording.recorder.make_ledger().allocations if "_grouped_mm" in each.op]
+    assert made == [4096 * 256 * dtype.itemsize, *expected]
