@@ -74,8 +74,8 @@ def _unfold_range(rows: Sequence[Row], repetition: Repetition, renamed: Callable
         periods[order[-1]].append(row)
     if order != sorted(order):
         raise CannotFold("the model's tensors are not ordered layer by layer")
-    result = [row for period in periods[: MODEL + 1] for row in period]
-    for times in range(1, repetition.missing + 1):
+    result = [row for period in periods[:MODEL] for row in period]
+    for times in range(repetition.missing + 1):
         result += [_shifted(row, times * repetition.period, repetition, renamed) for row in periods[MODEL]]
     for period in periods[MODEL + 1 :]:
         behind = repetition.missing * repetition.period

@@ -23,7 +23,7 @@ class Repetition:
         length: number of layers of the whole model.
         first: number of the first layer of the first period that is kept.
         period: number of layers in a period.
-        periods: number of periods that are kept, at least three.
+        periods: number of periods that are kept, at least two.
         missing: number of periods that are left out; 0 for the whole model.
     """
 
@@ -54,15 +54,20 @@ class Repetition:
         return re.compile(rf"(?:base_model\.model\.)?{re.escape(self.path)}\.(\d+)(?=\.|$)")
 
     @cached_property
-    def _layers(self) -> dict[str, int | None]:
+    def _found(self) -> dict[str, tuple[int, int, int] | None]:
         return {}
+
+    def _find(self, name: str) -> tuple[int, int, int] | None:
+        """The layer in a name, and where its number begins and ends; None: the name has none."""
+        if name not in self._found:
+            found = self._pattern.match(name)
+            self._found[name] = (int(found[1]), *found.span(1)) if found else None
+        return self._found[name]
 
     def layer_of(self, name: str) -> int | None:
         """The layer of a module or tensor of this name; None: it is in no layer of the list."""
-        if name not in self._layers:
-            found = self._pattern.match(name)
-            self._layers[name] = int(found[1]) if found else None
-        return self._layers[name]
+        found = self._find(name)
+        return None if found is None else found[0]
 
     def is_repeated(self, layer: int | None) -> bool:
         """Whether the layer is in one of the kept periods."""
@@ -76,5 +81,5 @@ class Repetition:
 
     def renamed(self, name: str, layer: int) -> str:
         """The name of the same module or tensor in another layer. A name outside of the layers is not changed."""
-        found = self._pattern.match(name)
-        return name if found is None else f"{name[: found.start(1)]}{layer}{name[found.end(1) :]}"
+        found = self._find(name)
+        return name if found is None else f"{name[: found[1]]}{layer}{name[found[2] :]}"

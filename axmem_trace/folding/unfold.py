@@ -41,7 +41,7 @@ class Unfolding:
 
     Args:
         repetition: of the short model that was recorded.
-        missing: how many periods to add.
+        missing: how many periods to add; -1: leave out the period that would be copied.
         growth: by the position of an allocation outside the passes, the bytes by which its size grows with each period.
     """
 
@@ -196,15 +196,18 @@ class Unfolding:
         for position, added in self.added_bytes.items():
             nbytes[position] += added
         modules: dict[str, int] = {name: code for code, name in enumerate(short.modules)}
-        code = short.module[self.source].astype(np.int64)
-        pairs, inverse = np.unique(np.stack([code, self.shift]), axis=1, return_inverse=True)
-        renamed = [self._rename(short.modules[module], int(shift)) for module, shift in pairs.T.tolist()]
-        new = np.array([modules.setdefault(name, len(modules)) for name in renamed], dtype=np.int32)
+        first = int(np.min(self.shift, initial=0))
+        num_shifts = 1 + int(np.max(self.shift, initial=0)) - first
+        code = short.module[self.source].astype(np.int64) * num_shifts + self.shift - first  # of a module and a shift
+        used = np.flatnonzero(np.bincount(code))
+        renamed = [self._rename(short.modules[each // num_shifts], each % num_shifts + first) for each in used.tolist()]
+        new = np.zeros(len(short.modules) * num_shifts, dtype=np.int32)
+        new[used] = [modules.setdefault(name, len(modules)) for name in renamed]
         return Columns(
             nbytes=nbytes,
             allocated_tick=self.allocated_tick,
             freed_tick=self.freed_tick,
-            module=new[inverse.reshape(-1)],
+            module=new[code],
             kind=short.kind[self.source],
             modules=tuple(modules),
             kinds=short.kinds,
@@ -215,8 +218,8 @@ class Unfolding:
         return name if layer is None else self.repetition.renamed(name, layer + shift)
 
 
-def growing_sizes(ledger: Ledger, sections: Sections, repetition: Repetition, longer: Ledger) -> dict[int, int]:
-    """Compares two ledgers of a model with one more period: the unfolded one, and a recorded one.
+def growing_sizes(ledger: Ledger, sections: Sections, repetition: Repetition, shorter: Ledger) -> dict[int, int]:
+    """Compares the ledger without the period that is copied with a recorded ledger of a model with one period less.
 
     Returns:
         By the position in the short ledger, the bytes by which an allocation outside the passes grows with each period.
@@ -226,14 +229,14 @@ def growing_sizes(ledger: Ledger, sections: Sections, repetition: Repetition, lo
     """
     import numpy as np
 
-    unfolding = Unfolding(ledger, sections, repetition, 1)
+    unfolding = Unfolding(ledger, sections, repetition, -1)
     predicted = unfolding.make()
-    mine, theirs = predicted.columns, longer.columns
-    if len(mine) != len(theirs) or predicted.ticks != longer.ticks:
+    mine, theirs = predicted.columns, shorter.columns
+    if len(mine) != len(theirs) or predicted.ticks != shorter.ticks:
         raise CannotFold(
-            f"{len(mine)} allocations and {predicted.ticks} ticks were predicted, {len(theirs)} and {longer.ticks} traced"
+            f"{len(mine)} allocations and {predicted.ticks} ticks were predicted, {len(theirs)} and {shorter.ticks} traced"
         )
-    if predicted.marks != longer.marks or predicted.empty_cache_ticks != longer.empty_cache_ticks:
+    if predicted.marks != shorter.marks or predicted.empty_cache_ticks != shorter.empty_cache_ticks:
         raise CannotFold("the marks are at other ticks")
     kinds = {kind: code for code, kind in enumerate(theirs.kinds)}
     modules = {name: code for code, name in enumerate(theirs.modules)}
@@ -249,11 +252,11 @@ def growing_sizes(ledger: Ledger, sections: Sections, repetition: Repetition, lo
         differ = np.flatnonzero(found != expected)
         if len(differ):
             index = int(differ[0])
-            raise CannotFold(f"{predicted.allocations[index]} {what}: {longer.allocations[index]}")
+            raise CannotFold(f"{predicted.allocations[index]} {what}: {shorter.allocations[index]}")
     growth: dict[int, int] = {}
     for number in np.flatnonzero(mine.nbytes != theirs.nbytes).tolist():
         source = int(unfolding.source[number])
         if source in sections.homes:
             raise CannotFold(f"the size of {predicted.allocations[number]} depends on the number of layers")
-        growth[source] = int(theirs.nbytes[number] - mine.nbytes[number])
+        growth[source] = int(mine.nbytes[number] - theirs.nbytes[number])
     return growth

@@ -111,7 +111,7 @@ def _load(
         quantizer.replace_modules(model, dtype)
 
     with linearised_llama4_experts(recipe):
-        model = build_skeleton(model_class, config, recipe, dtype, device, notes, replace_modules)
+        model = build_skeleton(model_class, config, recipe, dtype, device, notes, replace_modules, folding.make)
     quantizer.finish(model, dtype)
     make_canvas = partial(build_skeleton, model_class, config, recipe, dtype, "meta", Notes(), lambda model: None)
     place_modules(model, recipe, make_canvas, notes, folding.represents)

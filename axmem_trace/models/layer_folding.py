@@ -1,8 +1,9 @@
-"""Trace repeated layers once, with two short models: the longer one checks what is predicted from the shorter one.
+"""Trace repeated layers once, with two short models: the shorter one checks what the longer one predicts.
 
-1. The full model is made and its layers are compared (`models/repeated_layers.py`), then layers are removed.
+1. The full model is made and its layers are compared (`models/repeated_layers.py`), then layers are removed. A copy of
+   what is left waits for step 3.
 2. The short model's recording is divided (`folding/sections.py`): its repeated layers must have allocated the same.
-3. A model with one more period is recorded too. The prediction for it must equal its recording, event by event.
+3. A model with one period less is recorded too. The prediction for it must equal its recording, event by event.
 4. The missing periods are inserted (`folding/unfold.py`), and their tensors and modules are added to the facts.
 
 If anything could make layers different, `CannotFold` is raised with the reason, and the full model is traced.
@@ -10,46 +11,68 @@ If anything could make layers different, `CannotFold` is raised with the reason,
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from axmem_trace.folding.facts import unfold_facts
 from axmem_trace.folding.repetition import CannotFold, Repetition
 from axmem_trace.model_facts import ModelFacts
-from axmem_trace.models.repeated_layers import find_repetition, list_of_layers, shorten
+from axmem_trace.models.repeated_layers import (
+    RepeatedLayers,
+    find_repetition,
+    keep_layers,
+    list_of_layers,
+    renumber,
+)
 from axmem_trace.recipe.recipe import Recipe
 
 
 class Folding:
-    """Removes repeated layers from a model while it is built, and completes its facts.
+    """Removes repeated layers from a model while it is built, and completes its facts."""
 
-    Args:
-        repetition: which layers to leave out; None: determined from the first model.
-    """
-
-    def __init__(self, recipe: Recipe, repetition: Repetition | None = None) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.repetition = repetition
+        self._found: RepeatedLayers | None = None
+        self._num_parameters = 0
+        self._copy: Any = None
+        self._completed: list[tuple[ModelFacts, ModelFacts]] = []
+
+    @property
+    def repetition(self) -> Repetition | None:
+        """Which layers are left out; None: no model has been cut yet."""
+        return None if self._found is None else self._found.repetition
 
     @property
     def _known(self) -> Repetition:
-        assert self.repetition is not None, "no model has been cut yet"
-        return self.repetition
+        assert self._found is not None, "no model has been cut yet"
+        return self._found.repetition
+
+    def make(self, model_class: Any, config: Any) -> Any:
+        """A model of this class, with all its layers."""
+        return model_class(config)
 
     def shorten(self, model: nn.Module) -> None:
-        """Leaves repeated layers out of a model that its class has just made.
+        """Leaves repeated layers out of a model that `make` has just made.
 
         Raises:
             CannotFold: its layers are not equal.
         """
-        whole = _count_parameters(model, lambda name: 1)
-        if self.repetition is None:
-            self.repetition = find_repetition(model)
-            _refuse_targets(model, self.recipe, self.repetition)
-        shorten(model, self.repetition)
-        if _count_parameters(model, self.represents) != whole:
+        self._num_parameters = _count_parameters(model, lambda name: 1)
+        self._found = find_repetition(model)
+        _refuse_targets(model, self.recipe, self._known)
+        keep_layers(model, self._known)
+        self._copy = _copy_if_possible(model)
+        self._finish(model)
+
+    def _finish(self, model: nn.Module) -> None:
+        assert self._found is not None, "layers have been removed"
+        renumber(model, self._known, self._found.numbers)
+        if _count_parameters(model, self.represents) != self._num_parameters:
             raise CannotFold("the remaining layers do not represent all parameters of the model")
 
     def represents(self, name: str) -> int:
@@ -58,6 +81,46 @@ class Folding:
 
     def complete(self, facts: ModelFacts) -> ModelFacts:
         """The facts of the whole model, from those of the short one."""
+        whole = unfold_facts(facts, self._known)
+        self._completed.append((facts, whole))
+        return whole
+
+    def with_one_period_less(self) -> Folding:
+        """For the model that checks this one; it is made from the copy, and only once."""
+        return _ShorterFolding(self)
+
+
+class _ShorterFolding(Folding):
+    """Leaves out one period more than another folding, and begins with a copy of what that one has left."""
+
+    def __init__(self, longer: Folding) -> None:
+        super().__init__(longer.recipe)
+        assert longer._found is not None, "the longer model was cut"
+        repetition = longer._known
+        self._longer = repetition
+        self._found = replace(longer._found, repetition=repetition.with_periods(repetition.periods - 1))
+        self._num_parameters = longer._num_parameters
+        self._copy, longer._copy = longer._copy, None
+        self._completed = longer._completed
+        self._present: list[int] | None = None
+
+    def make(self, model_class: Any, config: Any) -> Any:
+        """The copy, or a new model if no copy could be made."""
+        if self._copy is None:
+            return model_class(config)
+        model, self._copy, self._present = self._copy, None, self._longer.kept
+        return model
+
+    def shorten(self, model: nn.Module) -> None:
+        """Leaves repeated layers out, as in the longer model, and one period more."""
+        keep_layers(model, self._known, self._present)
+        self._finish(model)
+
+    def complete(self, facts: ModelFacts) -> ModelFacts:
+        """The facts of the whole model: those of the longer one, if without one period they are these."""
+        for longer, whole in self._completed:
+            if unfold_facts(longer, replace(self._longer, missing=-1)) == facts:
+                return whole
         return unfold_facts(facts, self._known)
 
 
@@ -65,7 +128,7 @@ class NoFolding(Folding):
     """The whole model, unchanged."""
 
     def __init__(self) -> None:
-        self.repetition = None
+        self._found = None
 
     def shorten(self, model: nn.Module) -> None:
         """Leaves the model unchanged."""
@@ -77,6 +140,14 @@ class NoFolding(Folding):
     def complete(self, facts: ModelFacts) -> ModelFacts:
         """They are complete."""
         return facts
+
+
+def _copy_if_possible(model: nn.Module) -> Any:
+    """A copy of a model that was just made; None: something in it has no copy, so the model has to be made again."""
+    try:
+        return copy.deepcopy(model)
+    except (TypeError, RuntimeError, AttributeError):  # no copy of locks, of tensors with a gradient's history, ...
+        return None
 
 
 def _count_parameters(model: nn.Module, times: Callable[[str], int]) -> int:

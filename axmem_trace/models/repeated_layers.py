@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,33 +21,41 @@ from axmem_trace.models.layer_numbers import refuse_uses_of_numbers
 MIN_LAYERS = 8
 MAX_PERIOD = 6
 KEPT_PERIODS = 3
-"""Periods in the shorter of the two models that are traced."""
+"""Periods in the longer of the two models that are traced; the shorter one has one less."""
 WORTH_FOLDING = 0.75
 """Both models together must have fewer layers than this fraction of the whole model's."""
 _PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 _OWN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 """Attributes of every module that are compared in another way."""
-
-
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+Parts = Sequence[tuple[str, nn.Module]]
+"""The modules of a layer, with their paths inside it."""
 Numbers = Mapping[tuple[str, str], tuple[int, int]]
 """By path inside a layer and name of the attribute: (a, b), where the attribute of layer n is a n + b."""
 
 
-def find_repetition(model: nn.Module) -> Repetition:
+@dataclass(frozen=True, slots=True)
+class RepeatedLayers:
+    """Which layers repeat, and which of their attributes hold their number."""
+
+    repetition: Repetition
+    numbers: Numbers
+
+
+def find_repetition(model: nn.Module) -> RepeatedLayers:
     """The longest range of layers in which each is like the one a period before.
 
     Raises:
         CannotFold: no range saves work, or something could make its layers different.
     """
     path, layers = _longest_list(model)
-    numbers = _find_numbers(layers)
+    parts = [list(layer.named_modules(remove_duplicate=False)) for layer in layers]
+    numbers = _find_numbers(parts)
     listed = [
         value for config in _configs(model) for value in vars(config).values() if _is_per_layer(value, len(layers))
     ]
-    prints = [
-        (_fingerprint(layer, numbers), tuple(_describe(value[number]) for value in listed))
-        for number, layer in enumerate(layers)
-    ]
+    kinds = _sort_by_kind(parts, numbers)
+    prints = [(kind, tuple(_describe(value[number]) for value in listed)) for number, kind in enumerate(kinds)]
     found = _longest_range(prints)
     if found is None:
         raise CannotFold("no range of equal layers is long enough")
@@ -58,30 +67,37 @@ def find_repetition(model: nn.Module) -> Repetition:
     repetition = Repetition(
         path=path, length=len(layers), first=first, period=period, periods=KEPT_PERIODS, missing=missing
     )
-    traced = len(repetition.kept) + len(repetition.with_periods(KEPT_PERIODS + 1).kept)
+    traced = len(repetition.kept) + len(repetition.with_periods(KEPT_PERIODS - 1).kept)
     if missing < 1 or traced > WORTH_FOLDING * len(layers):
         raise CannotFold(f"two models with {traced} layers together are no less work than one with {len(layers)}")
-    _refuse_sharing(model, layers, path)
+    _refuse_sharing(model, parts, path)
     refuse_uses_of_numbers(model, path, layers, frozenset(name for _, name in numbers))
-    return repetition
+    return RepeatedLayers(repetition, numbers)
 
 
-def shorten(model: nn.Module, repetition: Repetition) -> None:
-    """Removes the repetition's missing periods from the model, and renumbers the remaining layers.
+def keep_layers(model: nn.Module, repetition: Repetition, present: Sequence[int] | None = None) -> None:
+    """Removes the repetition's missing periods from the model.
+
+    Args:
+        present: which layers of the whole model the model has; None: all.
+    """
+    layers = list_of_layers(model, repetition)
+    places = {number: place for place, number in enumerate(present or range(repetition.length))}
+    parent, _, own = repetition.path.rpartition(".")
+    setattr(model.get_submodule(parent), own, nn.ModuleList(layers[places[number]] for number in repetition.kept))
+
+
+def renumber(model: nn.Module, repetition: Repetition, numbers: Numbers) -> None:
+    """Gives the layers of `keep_layers` the numbers of a model that never had others.
 
     Lists in the configuration with an entry for each layer are shortened too.
     """
-    layers = list_of_layers(model, repetition)
-    numbers = _find_numbers(layers)
     kept = repetition.kept
-    chosen = [layers[number] for number in kept]
-    for number, layer in enumerate(chosen):
+    for number, layer in enumerate(list_of_layers(model, repetition)):
         modules = dict(layer.named_modules())
         for (place, name), (factor, shift) in numbers.items():
             if place in modules and name in vars(modules[place]):
                 setattr(modules[place], name, factor * number + shift)
-    parent, _, own = repetition.path.rpartition(".")
-    setattr(model.get_submodule(parent), own, nn.ModuleList(chosen))
     for config in _configs(model):
         for name, value in list(vars(config).items()):
             if _is_per_layer(value, repetition.length):
@@ -120,7 +136,7 @@ def _longest_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return found[0]
 
 
-def _find_numbers(layers: nn.ModuleList) -> Numbers:
+def _find_numbers(layers: Sequence[Parts]) -> Numbers:
     """Attributes that hold the number of their layer, or another that follows from it.
 
     The name must be that of an attribute that is the layer's number wherever a module of that path has it, and each other
@@ -128,8 +144,8 @@ def _find_numbers(layers: nn.ModuleList) -> Numbers:
     places of their keys in a cache.
     """
     values: dict[tuple[str, str], dict[int, int]] = {}
-    for number, layer in enumerate(layers):
-        for path, module in layer.named_modules():
+    for number, parts in enumerate(layers):
+        for path, module in parts:
             for name, value in vars(module).items():
                 if type(value) is int:
                     values.setdefault((path, name), {})[number] = value
@@ -166,23 +182,66 @@ def _longest_range(prints: Sequence[Hashable]) -> tuple[int, int, int] | None:
     return best
 
 
-def _fingerprint(layer: nn.Module, numbers: Numbers) -> Hashable:
-    """Two layers with equal fingerprints do the same, unless code uses their number."""
-    parts: list[Hashable] = []
-    for name, module in layer.named_modules(remove_duplicate=False):
-        attributes = [
-            (key, "its number" if (name, key) in numbers else _describe(value))
-            for key, value in sorted(vars(module).items())
-            if key not in _OWN
-        ]
-        tensors = [
-            (key, tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.requires_grad, tensor.device, type(tensor))
-            for key, tensor in (*module._parameters.items(), *module._buffers.items())
-            if tensor is not None
-        ]
-        hidden = tuple(sorted(module._non_persistent_buffers_set))
-        parts.append((name, type(module), tuple(attributes), tuple(tensors), hidden))
-    return tuple(parts)
+def _sort_by_kind(layers: Sequence[Parts], numbers: Numbers) -> list[int]:
+    """For each layer, a number that equal layers have in common: they do the same, unless code uses their number."""
+    examples: list[Parts] = []
+    kinds: list[int] = []
+    for parts in layers:
+        latest = kinds[-1:]  # most layers are like the one before
+        order = (*latest, *(kind for kind in range(len(examples)) if kind not in latest))
+        kind = next((kind for kind in order if _are_alike(parts, examples[kind], numbers)), len(examples))
+        if kind == len(examples):
+            examples.append(parts)
+        kinds.append(kind)
+    return kinds
+
+
+def _are_alike(layer: Parts, other: Parts, numbers: Numbers) -> bool:
+    """Whether two layers have modules of the same names and classes, with attributes and tensors that are equal."""
+    return len(layer) == len(other) and all(
+        name == other_name
+        and type(module) is type(other_module)
+        and _have_like_attributes(name, vars(module), vars(other_module), numbers)
+        and _are_like_tensors(module._parameters, other_module._parameters)
+        and _are_like_tensors(module._buffers, other_module._buffers)
+        and module._non_persistent_buffers_set == other_module._non_persistent_buffers_set
+        for (name, module), (other_name, other_module) in zip(layer, other, strict=True)
+    )
+
+
+def _have_like_attributes(path: str, own: Mapping[str, Any], other: Mapping[str, Any], numbers: Numbers) -> bool:
+    if own.keys() != other.keys():
+        return False
+    for name, value in own.items():
+        theirs = other[name]
+        if value is theirs or name in _OWN:
+            continue
+        kind = type(value)
+        if kind is type(theirs) and not value and not theirs and isinstance(value, _CONTAINERS):
+            continue
+        if kind is int and (path, name) in numbers:
+            continue
+        if _describe(value) != _describe(theirs):
+            return False
+    return True
+
+
+def _are_like_tensors(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """For parameters or buffers of two modules; one that is None counts as absent."""
+    if not own and not other:
+        return True
+    present = [(name, tensor) for name, tensor in own.items() if tensor is not None]
+    theirs = [(name, tensor) for name, tensor in other.items() if tensor is not None]
+    return len(present) == len(theirs) and all(
+        name == other_name
+        and type(tensor) is type(other_tensor)
+        and tensor.shape == other_tensor.shape
+        and tensor.dtype == other_tensor.dtype
+        and tensor.stride() == other_tensor.stride()
+        and tensor.requires_grad == other_tensor.requires_grad
+        and tensor.device == other_tensor.device
+        for (name, tensor), (other_name, other_tensor) in zip(present, theirs, strict=True)
+    )
 
 
 def _describe(value: Any) -> Hashable:
@@ -200,13 +259,16 @@ def _describe(value: Any) -> Hashable:
     return type(value), id(value)
 
 
-def _refuse_sharing(model: nn.Module, layers: nn.ModuleList, path: str) -> None:
+def _refuse_sharing(model: nn.Module, layers: Sequence[Parts], path: str) -> None:
     """Raises `CannotFold` if layers share modules or tensors, or one of their tensors is tied to another."""
     seen: set[int] = set()
-    for layer in layers:
-        own = {id(module) for module in layer.modules()}
-        own |= {id(tensor) for tensor in (*layer.parameters(), *layer.buffers())}
-        if own & seen:
+    for parts in layers:
+        own: set[int] = set()
+        for _, module in parts:
+            own.add(id(module))
+            own.update(id(tensor) for tensor in module._parameters.values() if tensor is not None)
+            own.update(id(tensor) for tensor in module._buffers.values() if tensor is not None)
+        if not own.isdisjoint(seen):
             raise CannotFold("layers share modules or weights")
         seen |= own
     tied = getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ()

@@ -1,7 +1,7 @@
 """The foldings that were checked in this process. For another number of tokens, or another card, no second model is
 needed.
 
-The check with a model that is one period longer does not depend on the number of tokens, if everything except sizes is
+The check with a model that is one period shorter does not depend on the number of tokens, if everything except sizes is
 the same: the order of the events, their layers, and the sizes outside of layers that grow with each period. Every
 recording is still made and divided, so the kept checks can't make a size wrong.
 
@@ -33,7 +33,7 @@ MOST_KEPT = 24
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedFold:
-    """A short model's recording, and the result of its check against a longer model.
+    """A short model's recording, and the result of its check against a shorter model.
 
     Attributes:
         recipe: that of the run; `rank`: the recorded rank.

@@ -2,7 +2,7 @@
 
 1. The full model is made and its layers are compared (`models/repeated_layers.py`), then layers are removed.
 2. The short model's recording is divided (`folding/sections.py`): its repeated layers must have the same allocations.
-3. A model with one more period is recorded too. The recording must be equal to the prediction, event by event. Facts
+3. A model with one period less is recorded too. The recording must be equal to the prediction, event by event. Facts
    and notes of both models must be equal. Other numbers of tokens need no second check (`checked_folds.py`).
 4. The missing periods are inserted (`folding/unfold.py`).
 5. The short model is kept. For other batches, one micro-batch of it is enough (`kept_runs.py`).
@@ -191,8 +191,8 @@ def _trace_folded(recipe: Recipe, start: Callable[[str, str], None], rank: int |
     if growth is None:
         growth = growth_without_check(recorded)
     if growth is None:
-        longer = _trace(recipe, Folding(recipe, repetition.with_periods(repetition.periods + 1)), start, rank)
-        growth = _compare(part, longer, sections, repetition)
+        shorter = _trace(recipe, folding.with_one_period_less(), start, rank)
+        growth = _compare(part, shorter, sections, repetition)
         remember(replace(recorded, growth=growth))
         is_checked = True
     unfolding = Unfolding(part.ledger, sections, repetition, repetition.missing, growth)
@@ -202,21 +202,21 @@ def _trace_folded(recipe: Recipe, start: Callable[[str, str], None], rank: int |
     return run
 
 
-def _compare(part: _Part, longer: _Part, sections: Sections, repetition: Repetition) -> dict[int, int]:
+def _compare(part: _Part, shorter: _Part, sections: Sections, repetition: Repetition) -> dict[int, int]:
     """The sizes that grow with each period; see `growing_sizes`.
 
     Raises:
-        CannotFold: the longer model has other events.
+        CannotFold: the shorter model has other events.
     """
-    growth = growing_sizes(part.ledger, sections, repetition, longer.ledger)
+    growth = growing_sizes(part.ledger, sections, repetition, shorter.ledger)
     for index in growth:
         if part.ledger.allocations[index].op not in GROW_WITH_DEPTH:
             raise CannotFold(f"the size of {part.ledger.allocations[index]} depends on the number of layers")
-    if part.facts != longer.facts:
+    if part.facts != shorter.facts:
         raise CannotFold("what is known of the model depends on how many layers are left out")
-    if part.notes != longer.notes:
+    if part.notes != shorter.notes:
         raise CannotFold(
-            f"a note depends on how many layers are left out: {_first_difference(part.notes, longer.notes)}"
+            f"a note depends on how many layers are left out: {_first_difference(part.notes, shorter.notes)}"
         )
     return growth
 

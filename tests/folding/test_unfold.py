@@ -91,7 +91,7 @@ def test_a_ledger_of_five_layers_becomes_that_of_nine():
     short, whole = play(5), play(9).ledger()
     repetition = repetition_of(5, 4)
     sections = find_sections(short.ledger(), short.layers(), repetition)
-    growth = growing_sizes(short.ledger(), sections, repetition, play(6).ledger())
+    growth = growing_sizes(short.ledger(), sections, repetition, play(4).ledger())
     assert growth == {0: 4}  # the table, 4 bytes a layer
     unfolded = Unfolding(short.ledger(), sections, repetition, 4, growth).make()
     assert unfolded.allocations == whole.allocations
@@ -117,13 +117,13 @@ def test_a_layer_of_another_size_is_not_folded():
 
 
 def test_a_size_that_depends_on_depth_inside_layers_is_not_folded():
-    """All layers of the short model are equal, and so are those of the longer one. Only the comparison of the two shows
+    """All layers of the short model are equal, and so are those of the shorter one. Only the comparison of the two shows
     the difference."""
-    short, longer = play(5, lambda layer: 5000), play(6, lambda layer: 6000)
+    short, shorter = play(5, lambda layer: 5000), play(4, lambda layer: 4000)
     repetition = repetition_of(5, 4)
     sections = find_sections(short.ledger(), short.layers(), repetition)
     with pytest.raises(CannotFold, match="depends on the number of layers"):
-        growing_sizes(short.ledger(), sections, repetition, longer.ledger())
+        growing_sizes(short.ledger(), sections, repetition, shorter.ledger())
 
 
 def test_a_layer_that_frees_an_allocation_of_no_layer_is_not_folded():
@@ -181,6 +181,10 @@ def facts_of(layers: int) -> ModelFacts:
 
 def test_facts_of_five_layers_become_those_of_nine():
     assert unfold_facts(facts_of(5), repetition_of(5, 4)) == facts_of(9)
+
+
+def test_facts_of_five_layers_become_those_of_four():
+    assert unfold_facts(facts_of(5), repetition_of(5, -1)) == facts_of(4)
 
 
 def test_names_with_an_adapter_around_are_in_the_same_layers():

@@ -11,7 +11,7 @@ from torch import nn
 
 from axmem_trace.folding.repetition import CannotFold
 from axmem_trace.models.layer_numbers import _look_for_numbers, _look_for_positions
-from axmem_trace.models.repeated_layers import find_repetition, shorten
+from axmem_trace.models.repeated_layers import find_repetition, keep_layers, renumber
 
 MAY = [
     "k, v = past_key_values.update(k, v, self.layer_idx, kwargs=kwargs)",
@@ -89,10 +89,12 @@ def llama(**changes: object) -> nn.Module:
 
 def test_equal_layers_are_found_and_cut():
     model = llama()
-    found = find_repetition(model)
+    repeated = find_repetition(model)
+    found = repeated.repetition
     assert (found.path, found.length, found.first, found.period, found.periods) == ("model.layers", 20, 1, 1, 3)
     assert found.kept == [0, 1, 2, 3, 19]
-    shorten(model, found)
+    keep_layers(model, found)
+    renumber(model, found, repeated.numbers)
     layers = model.get_submodule("model.layers")
     assert [layer.self_attn.layer_idx for layer in layers] == [0, 1, 2, 3, 4]
     assert model.config.num_hidden_layers == 5
@@ -113,7 +115,7 @@ def test_equal_layers_are_found_and_cut():
 def test_a_layer_that_differs_ends_the_range(change):
     model = llama()
     change(model.model.layers[18])
-    assert find_repetition(model).kept == [0, 1, 2, 3, 17, 18, 19]
+    assert find_repetition(model).repetition.kept == [0, 1, 2, 3, 17, 18, 19]
     change(model.model.layers[9])
     with pytest.raises(CannotFold, match="no less work"):
         find_repetition(model)
@@ -135,7 +137,9 @@ def number_mlps(model, number_of):
 def test_a_number_that_follows_from_the_layers_is_one_too():
     model = llama()
     number_mlps(model, lambda number: 2 * number + 1)
-    shorten(model, find_repetition(model))
+    repeated = find_repetition(model)
+    keep_layers(model, repeated.repetition)
+    renumber(model, repeated.repetition, repeated.numbers)
     layers = model.get_submodule("model.layers")
     numbers = [(layer.self_attn.layer_idx, layer.mlp.layer_idx) for layer in layers]
     assert numbers == [(0, 1), (1, 3), (2, 5), (3, 7), (4, 9)]

@@ -11,7 +11,7 @@ from support.new_process import in_new_process
 from support.tiny_models import TINY
 
 NUM_LAYERS = 15
-"""The fewest that are folded: of 15 equal layers, models of 5 and 6 are traced (`models/repeated_layers.py`
+"""A few more than the fewest that are folded: of equal layers, models of 5 and 4 are traced (`models/repeated_layers.py`
 `WORTH_FOLDING`: together at most three quarters)."""
 COMMON: dict[str, Any] = {
     "sequence_len": 32,

@@ -17,7 +17,7 @@ from axmem_trace.training.failures import is_outside_this_package
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        ("models.layer_folding", "shorten"),
+        ("models.layer_folding", "renumber"),
         ("training.layer_folding", "find_sections"),
         ("training.layer_folding", "growing_sizes"),
         ("training.layer_folding", "Unfolding"),

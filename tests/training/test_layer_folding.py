@@ -15,7 +15,7 @@ from axmem_trace.training import layer_folding
 
 MOE = {"family": "qwen3_moe"}
 MANY = {"num_hidden_layers": 24}
-"""The fewest that are folded where a period has two layers, with models of 8 and 10; and enough for DDP's buckets."""
+"""Enough where a period has two layers, with models of 8 and 6; and enough for DDP's buckets."""
 IN_TURNS = {"family": "gemma2", "attn_implementation": "eager", "model": MANY}
 WIDE = {**MANY, "hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "num_key_value_heads": 2}
 FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}, "dp_shard_size": 4}

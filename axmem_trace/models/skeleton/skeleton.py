@@ -28,6 +28,7 @@ def build_skeleton(
     device: str,
     notes: Notes,
     replace_modules: Callable[[Any], None],
+    make: Callable[[Any, Any], Any] = lambda model_class, config: model_class(config),
 ) -> Any:
     """Build `model_class(config)` as `from_pretrained` does before it reads weights, then tie weights.
 
@@ -38,6 +39,7 @@ def build_skeleton(
 
     Args:
         device: `meta`, or `cpu` for real, initialised tensors.
+        make: makes the model of its class and configuration.
 
     Raises:
         ConfigError: the class can't be built: a missing optional package, fields it refuses, an unsupported kernel.
@@ -51,7 +53,7 @@ def build_skeleton(
         request_attention(config, recipe.attention.kernel, asked=asked)  # HRM-Text refuses FlashAttention here
         _request_experts(config, recipe.model.experts_implementation)
         with support, attention_without_packages(recipe.attention.kernel, notes), _creation_context(dtype, device):
-            model = model_class(config)
+            model = make(model_class, config)
             replace_modules(model)
     except (ConfigError, CannotFold):
         raise
