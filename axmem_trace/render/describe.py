@@ -74,7 +74,8 @@ def describe_verdict(report: Report) -> str:
     rest = f"{format_bytes(left)} left" if left >= 0 else f"{format_bytes(-left)} too much"
     beside = f" for training and {format_bytes(report.engine.bytes)} for {report.engine.name}" if report.engine else ""
     margin = f" with {format_bytes(gpu.margin_bytes)} to stay free" if gpu.margin_bytes else ""
-    return f"{report.verdict.upper()} on {cards}{margin}: needs {need}{beside}{each}, {rest}"
+    because = f": {report.tight_because}" if report.tight_because else ""
+    return f"{report.verdict.upper()} on {cards}{margin}: needs {need}{beside}{each}, {rest}{because}"
 
 
 def describe_fit(report: Report) -> str:

@@ -104,7 +104,8 @@ class Accuracy:
     errors: tuple[MeasuredError, ...] = ()
     """The errors of this kind, one for each metric; if this kind was not measured, those of the nearest kind."""
     tight_share: float = 0.0
-    """If less than this share of the needed memory stays free, the verdict is `tight`."""
+    """If less than this share of the needed memory stays free, the verdict is `tight`. In a report it is larger if batches
+    that differ in length may need more and were not simulated."""
     text: str = ""
     """All this in one sentence."""
 

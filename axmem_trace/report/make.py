@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from axmem_trace.allocator.reservation import Reservation
 from axmem_trace.ledger import Ledger
@@ -33,7 +34,7 @@ from axmem_trace.report.resident import make_elsewhere, make_resident
 from axmem_trace.report.run_types import AxolotlRelease, BatchShape, Choice, ModelSummary, Refusal, TargetGpu
 from axmem_trace.report.types import AfterLoad, Buckets, Host
 from axmem_trace.report.varying import make_varying
-from axmem_trace.report.verdict import bytes_besides_activations, judge, name_verdict
+from axmem_trace.report.verdict import bytes_besides_activations, explain_tight, judge, name_verdict
 from axmem_trace.report.warn import note_costly_evaluation, note_other_libraries
 from axmem_trace.report.wording import describe_run
 
@@ -89,7 +90,10 @@ def make_report(
     headroom_bytes = memory_bytes - need.bytes if memory_bytes else None
     free_bytes = headroom_bytes - recipe.gpu.margin_bytes if headroom_bytes is not None else None
     fits, why = judge(figures_fit, shown, fits_without_activations=within, free_bytes=free_bytes)
-    accuracy = find_accuracy(find_kind(recipe))
+    accuracy, not_simulated = find_accuracy(find_kind(recipe)), open_share(recipe, shown)
+    tight_share = max(accuracy.tight_share, not_simulated)
+    verdict = name_verdict(fits, why, headroom_bytes, memory_bytes, tight_share=tight_share)
+    is_tight = verdict == "tight"
     report = Report(
         run=describe_run(recipe, ranks),
         model=_make_model(facts),
@@ -98,10 +102,9 @@ def make_report(
         peak=peak,
         fits=fits,
         why=why,
-        verdict=name_verdict(
-            fits, why, headroom_bytes, memory_bytes, tight_share=max(accuracy.tight_share, open_share(recipe, shown))
-        ),
-        accuracy=accuracy,
+        verdict=verdict,
+        tight_because=explain_tight(accuracy.tight_share, not_simulated, shown, need.bytes) if is_tight else "",
+        accuracy=replace(accuracy, tight_share=tight_share),
         headroom_bytes=headroom_bytes,
         out_of_memory=need.failure,
         needed_bytes=need.bytes,

@@ -67,6 +67,8 @@ class Report:
     less because of it."""
     verdict: Verdict = ""
     """`fits` in words; empty if no card was named."""
+    tight_because: str = ""
+    """What a run whose verdict is `tight` may need in addition, and why; else empty."""
     headroom_bytes: int | None
     """Free memory of the card at the peak; negative if the run does not fit; None without a card."""
     needed_bytes: int = 0

@@ -76,6 +76,22 @@ def bytes_besides_activations(buckets: Buckets) -> int:
     return buckets.total - buckets.activations - buckets.workspace
 
 
+def explain_tight(measured_share: float, open_share: float, notes: Iterable[Note], need_bytes: int) -> str:
+    """Why a run that fits is `tight`: what it may need in addition, and the reason.
+
+    >>> explain_tight(0.014, 0.0, (), 10 << 30)
+    'may need up to 143.4 MiB more: measured runs needed up to 1.4 % more than estimated'
+
+    Args:
+        measured_share: the error of predictions for such runs, as a share of the needed memory.
+        open_share: of batches that differ in length and were not simulated.
+    """
+    amount = f"may need up to {format_bytes(round(max(measured_share, open_share) * need_bytes))} more"
+    if open_share <= measured_share:
+        return f"{amount}: measured runs needed up to {100 * measured_share:.1f} % more than estimated"
+    return f"{amount}: {next(note.text for note in notes if note.key == 'lengths')}"
+
+
 def name_verdict(
     fits: bool | None, why: str, headroom_bytes: int | None, memory_bytes: int, *, tight_share: float
 ) -> Verdict:

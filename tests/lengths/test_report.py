@@ -11,8 +11,10 @@ from support.tiny_models import write_tiny_model
 
 import axmem_trace
 from axmem_trace.lengths.when import MORE_AT_MOST
+from axmem_trace.render.describe import describe_verdict
 from axmem_trace.render.html.document import render_page
 from axmem_trace.report import Report
+from axmem_trace.units import format_bytes
 
 
 @pytest.fixture
@@ -97,6 +99,23 @@ def test_known_lengths_replace_full_rows(config: dict[str, Any], tmp_path: Path)
     assert short.varying_rows.longest_row_tokens == 256
     assert (short.fits, short.out_of_memory) == (True, None)
     assert short.needed_bytes < full.needed_bytes
+
+
+def test_a_verdict_is_tight_where_lengths_can_not_be_simulated_and_says_so(config: dict[str, Any]) -> None:
+    """With expandable segments such batches need up to 12 % more, which a card with 5 % left may not have."""
+    short = {**config, "sequence_len": 32, "micro_batch_size": 256}
+    need = ask(short, "lengths=vary").needed_bytes
+    report = ask(short, "lengths=vary", gpu=f"{int(1.05 * need)}B")
+    assert (report.fits, report.verdict, report.why) == (True, "tight", "")
+    more = format_bytes(round(0.12 * need))
+    assert report.tight_because.startswith(
+        f"may need up to {more} more: batches that differ in length are not simulated"
+    )
+    assert "rows are too short" in report.tight_because
+    assert describe_verdict(report).endswith(f" left: {report.tight_because}")
+    assert json.loads(report.to_json())["tight_because"] == report.tight_because
+    roomy = ask(short, "lengths=vary", gpu=f"{int(1.2 * need)}B")
+    assert (roomy.verdict, roomy.tight_because) == ("fits with room", "")
 
 
 def test_images_are_not_simulated_and_the_verdict_says_so(config: dict[str, Any]) -> None:
