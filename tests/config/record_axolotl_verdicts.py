@@ -1,13 +1,14 @@
-"""Record what axolotl's own validator says of each case of `axolotl_cases.json`. Needs axolotl installed, no GPU.
+"""Records the verdict of axolotl's own validator on each case of `axolotl_cases.json`. Needs an installed axolotl, but
+no GPU.
 
     python tests/config/record_axolotl_verdicts.py
 
 Runs `prepare_plugins`, `validate_config` and `normalize_config` of the installed axolotl as `axolotl train` does on an
 H100 (one GPU), with the base model's configuration from this project's catalogue, and writes
-`axolotl_verdicts/VERSION.json`. What the tests compare with is this record, not our reading of the source.
+`axolotl_verdicts/VERSION.json`. The tests compare with this record, not with our reading of the source.
 
-axolotl 0.20 and newer need Python 3.12. The validator needs few of axolotl's own requirements: an environment with
-torch, transformers, peft, trl, datasets, liger-kernel and what an import then needs are enough.
+axolotl 0.20 and newer need Python 3.12. The validator needs only some of axolotl's own requirements: an environment
+with torch, transformers, peft, trl, datasets, liger-kernel and their imports is enough.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 HERE = Path(__file__).parent
 CAPABILITIES = {"bf16": True, "fp8": True, "tf32": True, "n_gpu": 1, "compute_capability": "sm_90"}
 TORCH_VERSION = "2.13.0"
-"""Within the range of all releases that are recorded."""
+"""A version in the range of all recorded releases."""
 KEPT = tuple(
     """
     torch_dtype fp16 bf16 attn_implementation optimizer gradient_checkpointing activation_offloading
@@ -35,7 +36,7 @@ KEPT = tuple(
 
 
 def verdict(text: str) -> dict[str, Any]:
-    """`accepted`, the error of the first step that stopped, and the kept fields."""
+    """`accepted`, the error of the first step that failed, and the compared fields."""
     import axolotl.utils.config as axolotl_config
     import yaml
     from axolotl.integrations.base import PluginManager
@@ -62,7 +63,7 @@ def _first_reason(error: Exception) -> str:
 
 
 def prepare() -> None:
-    """Puts an H100 and the catalogue in the places where axolotl reads the GPU and the Hub."""
+    """Replaces the GPU and the Hub, as axolotl reads them, by an H100 and the catalogue."""
     import axolotl.utils.config as axolotl_config
     from axolotl.loaders.utils import check_model_config
     from transformers import AutoConfig
@@ -97,13 +98,13 @@ def main() -> None:
 
 
 def make_config(record: dict[str, Any], case: dict[str, Any]) -> str:
-    """The common lines, less those that the case drops, and the case's own."""
+    """The common lines, without those that the case drops, and the case's own lines."""
     kept = [line for line in record["common"] if not line.startswith(tuple(case.get("drop", ())) or "\0")]
     return "\n".join(kept + case["lines"]) + "\n"
 
 
 def write(version: str, verdicts: dict[str, Any]) -> None:
-    """One case per line."""
+    """Writes one case on each line."""
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(verdict)}" for name, verdict in sorted(verdicts.items()))
     (HERE / "axolotl_verdicts" / f"{version}.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What older releases did, and alternatives: reported with a figure, which is that of a separate run."""
+"""Behaviour of older releases, and alternatives: they are reported with a figure, which is that of a separate run."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_too_many_experts_are_reported_without_a_figure():
         ("zai-org/GLM-4.5-Air", True),
     ],
 )
-def test_only_experts_that_were_linear_layers_are_said_to_have_been(base_model: str, linear: bool):
+def test_only_experts_that_were_linear_layers_are_reported(base_model: str, linear: bool):
     config = {**LORA, "base_model": base_model, "adapter": "lora", "lora_target_linear": True}
     assert bool(read_recipe(config, hub="never").alternatives) is linear
 
@@ -101,7 +101,7 @@ def test_an_alternative_that_cannot_be_estimated_is_left_out(tmp_path: Path):
     assert compare_alternatives(recipe, 100 << 20, lambda other: 91 << 20).notes == recipe.notes
 
 
-def test_what_changes_nothing_has_no_alternative(tmp_path: Path):
+def test_a_setting_that_changes_nothing_has_no_alternative(tmp_path: Path):
     model = write_tiny_model("llama", tmp_path / "llama")
     for keys in (
         {"adapter": "qlora", "load_in_4bit": True},

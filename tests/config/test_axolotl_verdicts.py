@@ -1,6 +1,7 @@
-"""Compared with axolotl's own validator: what each release accepted, refused and derived in `axolotl_cases.json`.
+"""Compares with axolotl's own validator: the cases of `axolotl_cases.json` that each release accepted or refused, and
+the derived values.
 
-The records are made by `record_axolotl_verdicts.py`, which runs axolotl itself.
+`record_axolotl_verdicts.py` makes the records; it runs axolotl itself.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ FAILS_LATER = {
     "release_mixlora_gc": "has no target modules",
     "release_mixlora_plugin": "has no target modules",
 }
-"""Accepted by axolotl's validator, refused here: the run stops later, in peft, the Trainer or the data loader."""
+"""Cases that axolotl's validator accepts and that are refused here, because the run fails later: in peft, the Trainer
+or the data loader."""
 _NO_MIXLORA = dict.fromkeys(
     ("experts_0", "fuse", "gc", "no_alpha", "no_r", "plugin", "rl", "top_k"), "no plugin registers it"
 )
@@ -79,7 +81,8 @@ FAILS_LATER_IN: dict[str, dict[str, str]] = {
 }
 """The same, of one release."""
 NOT_ASKED = {"old_datasets_null", "old_l8_false_str"}
-"""Refused by axolotl for what memory does not depend on, or because a rule sees the text `'false'` before it is parsed."""
+"""Cases that axolotl refuses because of something without effect on memory, or because a rule reads the text `'false'`
+before it is parsed."""
 NOT_ASKED_IN: dict[str, set[str]] = {
     "0.19.0": {
         "release_cp_flash",
@@ -92,7 +95,8 @@ NOT_ASKED_IN: dict[str, set[str]] = {
     "0.20.0": {"release_fsdp_fp8_gather"},
     "0.21.0": {"release_fsdp_fp8_gather", "release_plugin_missing"},
 }
-"""Refused by axolotl for what was not installed where it was recorded: ring_flash_attn, torchao, a plugin's package."""
+"""Cases that axolotl refused because a package was not installed when they were recorded: ring_flash_attn, torchao, a
+plugin's package."""
 
 
 def read(release: str, name: str) -> Recipe:
@@ -103,7 +107,7 @@ def read(release: str, name: str) -> Recipe:
 
 
 def reasons_of(release: str, name: str) -> list[ConfigError]:
-    """Why the case can't run, with figures or without."""
+    """The reasons why the case can't run, with or without figures."""
     try:
         return [as_error(note, "<config>") for note in read(release, name).refusals]
     except ConfigError as error:
@@ -127,7 +131,7 @@ STOPPED = [
 
 @dataclass(frozen=True)
 class Read:
-    """What one release accepts: our recipe of each case, and axolotl's fields."""
+    """The cases that one release accepts: our recipe of each case, and axolotl's fields."""
 
     release: str
     recipes: dict[str, Recipe]
@@ -152,7 +156,7 @@ def test_every_release_is_recorded_with_every_case(read_cases):
 
 
 @pytest.mark.parametrize(("release", "name"), REFUSED)
-def test_what_axolotl_refuses_is_refused(release, name):
+def test_configurations_that_axolotl_refuses_are_refused(release, name):
     if name in NOT_ASKED or name in NOT_ASKED_IN.get(release, ()):
         read(release, name)
         return
@@ -164,12 +168,12 @@ def test_what_axolotl_refuses_is_refused(release, name):
 
 
 @pytest.mark.parametrize(("release", "name"), STOPPED)
-def test_what_stops_after_validation_is_refused_too(release, name):
+def test_runs_that_fail_after_validation_are_refused(release, name):
     why = FAILS_LATER_IN.get(release, {}).get(name) or FAILS_LATER[name]
     assert any(why in reason.problem for reason in reasons_of(release, name))
 
 
-def test_what_axolotl_accepts_is_not_refused(read_cases):
+def test_configurations_that_axolotl_accepts_are_not_refused(read_cases):
     for name, recipe, _ in read_cases:
         assert not [note for note in recipe.refusals if note.text.startswith("axolotl refuses this")], name
 
@@ -185,7 +189,9 @@ def test_fused_lora_kernels_that_axolotl_switches_on(read_cases):
         if read_cases.release == "0.19.0" and any("fsdp" in line for line in CASES[name]["lines"]):
             continue  # recorded with one GPU; with more, FSDP1 has none
         wanted = {kernel for kernel in LORA_KERNELS if fields.get(f"lora_{kernel}_kernel")}
-        if name == "old_fsdp_list_lora":  # FSDP1 on several GPUs has none; axolotl's verdict is of a machine with one
+        if (
+            name == "old_fsdp_list_lora"
+        ):  # FSDP1 on several GPUs has none; axolotl's verdict is from a machine with one GPU
             wanted = set()
         if fields.get("adapter") in ("lora", "qlora"):
             assert recipe.kernels.lora == wanted, name
@@ -194,8 +200,9 @@ def test_fused_lora_kernels_that_axolotl_switches_on(read_cases):
 
 
 def decides_later(name: str) -> bool:
-    """axolotl decides the variant after its configuration: for selective checkpointing, and where it reads `'false'` as
-    true. So it does for offloaded activations: it wraps the layers itself, or peft's k-bit preparation comes last."""
+    """Whether axolotl decides the variant after its configuration. It does so for selective checkpointing, if it reads
+    `'false'` as true, and for offloaded activations: it wraps the layers itself, or peft's k-bit preparation is the
+    last step."""
     return name == "gck_str" or any("selective_checkpointing" in line for line in CASES[name]["lines"])
 
 
@@ -210,7 +217,7 @@ def test_checkpointing(read_cases):
 
 
 def texts_of(name):
-    """Rows of a sample: a reward's and a preference's are pairs, chosen and rejected."""
+    """The number of rows of a sample: rewards and preferences have pairs, chosen and rejected."""
     lines = CASES[name]["lines"]
     paired = "reward_model: true" in lines or any(f"rl: {rl}" in lines for rl in ("dpo", "ipo", "simpo", "orpo"))
     return 2 if paired else 1
@@ -257,6 +264,6 @@ def test_attention(read_cases):
 
 
 def test_class_of_the_model_by_its_other_name(read_cases):
-    """pydantic looks for the alias first: `model_type` is used, not `type_of_model`."""
+    """pydantic reads the alias first: `model_type` is used, not `type_of_model`."""
     taken = VERDICTS[read_cases.release]["mtype2"]["fields"]["type_of_model"]
     assert taken == "LlamaForCausalLM" == read_cases.recipes["mtype2"].model.type_of_model

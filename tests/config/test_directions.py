@@ -1,4 +1,5 @@
-"""What is not modelled has a direction where its source makes it clear, and the verdict follows from it."""
+"""A setting that is not modelled has a direction if its source makes it clear, and the verdict depends on the
+direction."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ CONFIG = {
         ({"qat": {"weight_dtype": "mxfp4"}}, "qat", None, False),
     ],
 )
-def test_an_answer_that_it_could_turn_is_not_given(changes, key, fits, does_not_fit):
+def test_no_verdict_is_given_if_it_could_be_wrong(changes, key, fits, does_not_fit):
     notes = [
         note for note in read_recipe({**CONFIG, **changes}, hub="never", axolotl="0.21.0").notes if note.key == key
     ]

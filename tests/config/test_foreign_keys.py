@@ -24,7 +24,7 @@ def note_of(tmp_path: Path, text: str, key: str) -> tuple[str, int, str]:
     return note.kind, note.line, note.text
 
 
-def test_the_tables_name_what_axolotl_does_not_know_by_what_it_knows():
+def test_the_tables_map_unknown_keys_to_known_keys():
     of_all_releases = set.intersection(*(set(keys_of(release.version)) for release in RELEASES))
     assert not {*SAME, *ADVICE} & {*of_all_releases, *GONE_KEYS}
     assert not SAME.keys() & ADVICE.keys()
@@ -44,7 +44,7 @@ def test_the_tables_name_what_axolotl_does_not_know_by_what_it_knows():
         ("load_in_4_bit", "load_in_4bit"),
     ],
 )
-def test_a_slip_is_understood(typed, meant):
+def test_a_typing_error_gets_a_suggestion(typed, meant):
     assert nearest_key(typed, siblings(typed)) == meant
 
 
@@ -66,11 +66,11 @@ def test_a_slip_is_understood(typed, meant):
         "num_layers",
     ],
 )
-def test_what_only_looks_similar_gets_no_suggestion(typed):
+def test_a_word_that_is_only_similar_gets_no_suggestion(typed):
     assert nearest_key(typed, siblings(typed)) == ""
 
 
-def test_no_foreign_key_is_answered_with_one_that_uploads_or_runs_code():
+def test_no_suggestion_is_a_key_that_uploads_or_runs_code():
     assert not SLIPPED_KEYS_NEVER_PROPOSED & {*SAME.values()} - {"trust_remote_code"}
     assert SAME["push_to_hub"] == "hub_model_id"
     assert SAME["val_datasets"] == SAME["eval_dataset"] == "test_datasets"
@@ -91,7 +91,7 @@ def test_no_foreign_key_is_answered_with_one_that_uploads_or_runs_code():
         ("yes: 1\n", "True", "warning", "does not know `True`"),
     ],
 )
-def test_what_may_move_memory_is_a_warning(tmp_path, text, key, kind, words):
+def test_an_unknown_key_that_may_change_memory_is_a_warning(tmp_path, text, key, kind, words):
     found, line, reported = note_of(tmp_path, text, key)
     assert (found, line) == (kind, 0 if key == "True" else 4)
     assert words in reported

@@ -1,4 +1,4 @@
-"""Attention kernels of the Hugging Face Hub: which release each is, and whether packed rows keep their mask."""
+"""Attention kernels of the Hugging Face Hub: the release of each, and whether packed rows keep their mask."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def _recipe(tmp_path: Path, kernel: str) -> Recipe:
         ("somebody/flash-attn9", "flash_attention_2", True),
     ],
 )
-def test_the_release_that_a_hub_kernel_is(tmp_path, kernel, release, reported):
+def test_the_release_of_a_hub_kernel(tmp_path, kernel, release, reported):
     recipe = _recipe(tmp_path, kernel)
     assert recipe.attention.kernel == release
     assert any("is not known here" in note.text for note in recipe.notes) is reported
 
 
 def test_only_the_kernels_that_axolotl_lists_drop_the_mask(tmp_path):
-    """`ATTN_IMPLS_SUPPORTING_PACKING` has flash-attn3 and not vllm-flash-attn3."""
+    """`ATTN_IMPLS_SUPPORTING_PACKING` has flash-attn3, but not vllm-flash-attn3."""
     assert not _recipe(tmp_path, "kernels-community/flash-attn3").batch.attention_mask
     assert _recipe(tmp_path, "kernels-community/vllm-flash-attn3").batch.attention_mask

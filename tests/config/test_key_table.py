@@ -1,4 +1,4 @@
-"""Every field of axolotl has its verdict, and the script that watches for new ones sees them."""
+"""Every field of axolotl has a verdict, and the script that checks for new fields finds them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def script() -> ModuleType:
 
 
 def fields_of(version: str) -> dict[str, dict[str, Any]]:
-    """As read from the release's source."""
+    """The fields in the release's source."""
     content = json.loads((ROOT / "scripts" / "axolotl" / f"{version}.json").read_text(encoding="utf-8"))
     fields: dict[str, dict[str, Any]] = content["fields"]
     return fields
@@ -39,14 +39,14 @@ def test_every_field_of_axolotl_and_its_plugins_has_a_verdict(script, version):
     assert len(fields) > 600
 
 
-def test_the_table_is_that_of_the_newest_release():
+def test_the_table_matches_the_newest_release():
     assert RELEASES[-1].version == AXOLOTL_VERSION
     assert keys_of(AXOLOTL_VERSION) == KEYS
 
 
 @pytest.mark.parametrize(("version", "count"), [("0.19.0", 390), ("0.21.0", 413)])
 def test_every_field_of_the_published_schema_has_a_verdict(version, count):
-    """axolotl's own classes, imported and listed elsewhere: not by this project's reading of the source."""
+    """The list was made by importing axolotl's own classes, independent of this project's reading of the source."""
     schema_file = ROOT.parent / "shared" / f"axolotl-{version}-schema.json"
     if not schema_file.exists():
         pytest.skip("the schema is not beside this checkout")
@@ -59,13 +59,13 @@ def test_every_field_of_the_published_schema_has_a_verdict(version, count):
 
 
 @pytest.mark.parametrize("version", RELEASE_NAMES)
-def test_fields_of_a_plugin_carry_its_name(version):
+def test_fields_of_a_plugin_have_its_name(version):
     listed = {name: row["plugin"] for name, row in fields_of(version).items() if "plugin" in row}
     assert listed == {name: key.plugin for name, key in keys_of(version).items() if key.plugin}
     assert set(listed.values()) <= set(plugins_of(version))
 
 
-def test_a_key_of_one_release_is_none_of_another():
+def test_a_key_of_one_release_is_unknown_in_another():
     assert "eval_on_start" in keys_of("0.21.0")
     assert "eval_on_start" not in keys_of("0.20.0")
     assert "fsdp" in keys_of("0.19.0")
@@ -76,7 +76,7 @@ def test_a_key_of_one_release_is_none_of_another():
 
 
 @pytest.mark.parametrize("name", [name for name, key in KEYS.items() if key.verdict == "not_modelled"])
-def test_what_is_not_modelled_says_what_it_would_do(name):
+def test_keys_that_are_not_modelled_say_their_effect(name):
     key = KEYS[name]
     assert key.effect
     assert not key.effect.endswith(".")
@@ -178,7 +178,7 @@ def test_messages_and_functions_are_read_from_source(script, made_up):
     ]
 
 
-def test_a_changed_function_is_drift_and_a_changed_docstring_is_none(script, made_up):
+def test_a_changed_function_is_drift_and_a_changed_docstring_is_not(script, made_up):
     before = script.read_source(made_up)
     model = made_up / "axolotl" / "loaders" / "model.py"
     model.write_text(LOADER.replace("Loads.", "Loads it.").replace("return 1", "return 1  # one"), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`overrides_of_model_kwargs`: axolotl's own arguments come later and replace them."""
+"""`overrides_of_model_kwargs`: axolotl's own arguments are set later and replace them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def reported(recipe: Recipe, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype", "device_map"])
-def test_what_axolotl_sets_itself_has_no_effect(tmp_path, name):
+def test_values_that_axolotl_sets_itself_have_no_effect(tmp_path, name):
     recipe = read(tmp_path, {name: "float32" if "dtype" in name else "cpu"})
     assert reported(recipe, name) == ["ignored"]
     assert recipe.precision.load_dtype == "bfloat16"
     assert not recipe.placement.on_host_first
 
 
-def test_a_kernel_is_used_where_axolotl_was_reported_of_none(tmp_path):
+def test_a_kernel_is_used_although_axolotl_knows_of_none(tmp_path):
     recipe = read(tmp_path, {"attn_implementation": "eager"})
     assert recipe.attention.kernel == "eager"
     assert not recipe.precision.cast_back, "axolotl casts for kernels that it knows of"
@@ -47,7 +47,7 @@ def test_the_eager_kernel_keeps_scores(tmp_path):
         axmem_trace.estimate(make_config(tmp_path, **keys), hub="never").phases["step_2"].phases["forward"].end_bytes
         for keys in ({}, {"overrides_of_model_kwargs": {"attn_implementation": "eager"}})
     )
-    # Two layers of 4 heads' 64 x 64 scores: the softmax in fp32 and its copy in bf16, at least.
+    # Two layers of 64 x 64 scores for 4 heads: at least the softmax in fp32 and its copy in bf16.
     assert eager - plain >= 2 * 4 * 64 * 64 * (4 + 2)
 
 

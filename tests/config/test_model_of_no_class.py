@@ -1,4 +1,5 @@
-"""`model_type` without a class, targets without a module, a base model that is not here: the run and its messages."""
+"""`model_type` without a class, targets without a module, a base model that does not exist: the run and its
+messages."""
 
 from __future__ import annotations
 
@@ -42,14 +43,14 @@ def test_with_remote_code_the_class_is_not_required(tmp_path: Path):
     assert (note.kind, note.line) == ("ignored", 2)
 
 
-def test_with_gptq_neither(tmp_path: Path):
+def test_with_gptq_the_class_is_not_required_either(tmp_path: Path):
     own = {"quant_method": "gptq", "bits": 4, "group_size": 16}
     model = write_tiny_model("llama", tmp_path / "gptq", quantization_config=own)
     recipe = read_recipe({**BASE, "base_model": model, "gptq": True, "model_type": "nosuch"}, hub="never")
     assert recipe.model.type_of_model == ""
 
 
-def test_without_them_the_run_stops_and_the_figures_are_of_the_auto_class(tmp_path: Path):
+def test_otherwise_the_run_fails_and_the_figures_are_those_of_the_auto_class(tmp_path: Path):
     path = write(tmp_path, "model_type: llama\nlora_target_linear: true\n")
     report = axmem_trace.estimate(path, hub="never")
     (refusal,) = report.refusals
@@ -81,7 +82,7 @@ def test_names_of_experts_that_peft_rewrites_match(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["/models/Taiwan-LLM-7B", "./out/merged", "somebody/never-heard-of-it"])
-def test_a_model_that_is_not_here_may_be_given_by_the_one_that_it_was_made_from(name):
+def test_a_missing_model_may_be_replaced_by_its_base_model(name):
     with pytest.raises(ConfigError) as caught:
         read_recipe({**BASE, "base_model": name}, hub="never")
     assert "--set base_model=" in caught.value.remedy

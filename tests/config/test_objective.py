@@ -1,4 +1,4 @@
-"""What a run is trained for, as the keys of axolotl say: rows, references, lengths, and what stops in TRL."""
+"""The training objective from axolotl's keys: rows, references, lengths, and errors of TRL."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_rows_and_references(keys: dict[str, Any], rows: int, reference: Referen
         ({}, "autocast"),
     ],
 )
-def test_trl_casts_adapters_on_a_quantised_base(keys: dict[str, Any], dtype: str) -> None:
+def test_trl_casts_adapters_of_a_quantised_base(keys: dict[str, Any], dtype: str) -> None:
     recipe = read(**keys, **QLORA, lora_dropout=0.1)
     assert recipe.adapter.dtype == dtype
     assert recipe.adapter.dropout == (0.1 if keys in ({"rl": "grpo"}, {}) else 0.0)
@@ -90,13 +90,13 @@ def test_lengths_are_assumptions() -> None:
         read("completion_tokens=1024", rl="orpo")
 
 
-def test_a_generation_serves_the_accumulated_micro_batches() -> None:
+def test_a_generation_is_used_for_all_accumulated_micro_batches() -> None:
     rollouts = read(rl="grpo").objective.rollouts
     assert rollouts is not None
     assert (rollouts.steps_per_generation, rollouts.scores_old_policy) == (4, False)
     twice = read(rl="grpo", trl={"generation_batch_size": 16}).objective.rollouts
     assert twice is not None
-    assert (twice.steps_per_generation, twice.scores_old_policy) == (8, True)  # 4 steps are no multiple of 8
+    assert (twice.steps_per_generation, twice.scores_old_policy) == (8, True)  # 4 steps are not a multiple of 8
     again = read(rl="grpo", trl={"num_iterations": 2}).objective.rollouts
     assert again is not None
     assert again.scores_old_policy
@@ -136,12 +136,12 @@ def test_a_generation_serves_the_accumulated_micro_batches() -> None:
         ),
     ],
 )
-def test_what_the_author_may_not_expect(keys: dict[str, Any], said: str) -> None:
+def test_unexpected_behaviour_is_reported(keys: dict[str, Any], said: str) -> None:
     assert any(said in note.text for note in read(**keys).notes)
 
 
 @pytest.mark.parametrize(("axolotl", "helpers"), [("0.19.0", "axolotl"), ("0.20.0", "axolotl"), ("0.21.0", "trl")])
-def test_log_probabilities_come_from_the_kernels_of_the_release(axolotl, helpers):
+def test_log_probabilities_use_the_kernels_of_the_release(axolotl, helpers):
     config = {"base_model": "Qwen/Qwen2.5-0.5B", "rl": "dpo", "learning_rate": 1e-5, "datasets": [{"path": "x"}]}
     assert read_recipe(config, axolotl=axolotl, hub="never").objective.helpers == helpers
     chosen = read_recipe(config, axolotl=axolotl, assumptions=["loss_helpers=torch"], hub="never")
@@ -191,7 +191,7 @@ def test_losses_of_liger_kernel_are_not_in_the_figures(keys: dict[str, Any]) -> 
     assert any("precomputed references" in note.text for note in both.notes)
 
 
-def test_fused_lora_kernels_stop_older_preference_training() -> None:
+def test_fused_lora_kernels_make_older_preference_training_fail() -> None:
     """axolotl 0.19.0 `monkeypatch/lora_kernels.py:484` raises for a model without an adapter, which TRL adds later."""
     keys = {"rl": "dpo", "lora_mlp_kernel": True, **LORA}
     assert not any(note.kind == "refused" for note in read(**keys).notes)
@@ -216,7 +216,7 @@ def test_how_logits_are_divided_by_the_temperature(axolotl: str, helpers: str, c
 
 
 def test_a_reward_model_is_another_base_model() -> None:
-    """Of `trl.reward_funcs`, names with an owner are models; `module.function` is Python code on the host."""
+    """In `trl.reward_funcs`, names with an owner are models; `module.function` is Python code on the host."""
     names = ["rewards.length", "Skywork/Skywork-Reward-V2-Qwen3-8B", "org/unknown"]
     recipe = read(rl="grpo", trl={"reward_funcs": names})
     assert recipe.objective.rollouts is not None

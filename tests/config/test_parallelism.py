@@ -1,4 +1,4 @@
-"""How many GPUs, their mesh, and the engine: from the keys and the command line."""
+"""The number of GPUs, their mesh and the engine, from the keys and the command line."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def test_gpus_are_those_of_each_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["4 x A100-40GB", "4xA100-40GB", "4 \u00d7 A100-40GB", "4 * A100-40GB"])
-def test_the_card_may_say_how_many(tmp_path: Path, text: str) -> None:
+def test_the_card_option_may_contain_a_count(tmp_path: Path, text: str) -> None:
     recipe = read(tmp_path, gpu=text)
     assert (recipe.gpu.name, recipe.gpu.count, recipe.parallel.engine) == ("A100-40GB", 4, "ddp")
 
 
-def test_a_size_of_memory_is_no_count(tmp_path: Path) -> None:
+def test_a_size_of_memory_is_not_a_count(tmp_path: Path) -> None:
     assert read(tmp_path, gpu="24GiB").parallel.num_gpus == 1
 
 
@@ -67,7 +67,7 @@ def test_an_engine_without_a_count_gets_the_fewest_gpus(tmp_path: Path) -> None:
     assert any(note.key == "--gpus" and note.kind == "assumed" for note in recipe.notes)
 
 
-def test_the_mesh_says_the_fewest(tmp_path: Path) -> None:
+def test_the_mesh_determines_the_smallest_number_of_gpus(tmp_path: Path) -> None:
     recipe = read(tmp_path, fsdp_version=2, fsdp_config={}, dp_shard_size=4, dp_replicate_size=2)
     assert recipe.parallel.num_gpus == 8
     assert recipe.parallel.mesh == Mesh(shard=4, replicate=2)
@@ -120,7 +120,7 @@ def test_offloading_of_fsdp1_is_not_modelled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("keys", "noted"), [({}, True), ({"save_only_model": True}, False)])
-def test_states_that_rank_0_collects_are_noted(tmp_path: Path, keys: dict[str, Any], noted: bool) -> None:
+def test_optimizer_states_that_rank_0_collects_have_a_note(tmp_path: Path, keys: dict[str, Any], noted: bool) -> None:
     sharding = {"fsdp_version": 2, "fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}}
     notes = read(tmp_path, gpus=2, **sharding, **keys).notes
     assert any("rank 0 also collects the optimizer's states" in note.text for note in notes) is noted
@@ -133,7 +133,7 @@ def test_fsdp_has_no_effect_on_one_gpu(tmp_path: Path) -> None:
 
 
 def test_fsdp2_runs_without_autocast(tmp_path: Path) -> None:
-    """accelerate `_prepare_fsdp2` never calls `prepare_model`, so there is no fp32 copy of the logits either."""
+    """accelerate's `_prepare_fsdp2` never calls `prepare_model`, so there is no fp32 copy of the logits."""
     sharded = read(tmp_path, gpus=2, fsdp_version=2, fsdp_config={"reshard_after_forward": True}).precision
     replicated = read(tmp_path, gpus=2).precision
     assert (sharded.autocast, sharded.output_dtype) == (False, "same")
@@ -148,7 +148,7 @@ def test_stock_files_are_known_by_name(tmp_path: Path) -> None:
     assert set(STOCK) >= {"zero1", "zero2", "zero3", "zero3_bf16", "zero3_bf16_cpuoffload_all"}
 
 
-def test_a_users_file_is_read_and_auto_follows_the_model(tmp_path: Path) -> None:
+def test_a_users_file_is_read_and_auto_depends_on_the_model(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     settings = {"stage": 3, "overlap_comm": True, "reduce_bucket_size": "auto", "stage3_max_live_parameters": 1e8}
     file.write_text(json.dumps({"zero_optimization": settings}))
@@ -157,7 +157,7 @@ def test_a_users_file_is_read_and_auto_follows_the_model(tmp_path: Path) -> None
     assert zero.source == str(file)
 
 
-def test_a_mapping_counts_too(tmp_path: Path) -> None:
+def test_a_mapping_is_accepted_too(tmp_path: Path) -> None:
     recipe = read(tmp_path, gpus=2, deepspeed={"zero_optimization": {"stage": 1, "overlap_comm": True}})
     assert recipe.parallel.zero == Zero(stage=1, overlaps=True, source="the configuration")
     assert recipe.parallel.engine == "zero1"
@@ -174,7 +174,9 @@ def test_a_mapping_counts_too(tmp_path: Path) -> None:
         ({"tensor_parallel": {"autotp_size": 2}}, "tensor parallelism"),
     ],
 )
-def test_what_is_missing_of_deepspeed_is_said(tmp_path: Path, settings: dict[str, Any], what: str) -> None:
+def test_settings_of_deepspeed_that_are_not_modelled_are_reported(
+    tmp_path: Path, settings: dict[str, Any], what: str
+) -> None:
     known = {"zero_optimization": {"stage": 2}, "bf16": {"enabled": "auto"}}
     assert not [n for n in read(tmp_path, gpus=2, deepspeed=known).notes if n.kind == "not_modelled"]
     notes = read(tmp_path, gpus=2, deepspeed={**known, **settings}).notes
@@ -192,13 +194,13 @@ def test_what_is_missing_of_deepspeed_is_said(tmp_path: Path, settings: dict[str
         {"bf16": {"enabled": False}},
     ],
 )
-def test_values_that_the_trainer_does_not_have_stop_the_run(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_values_that_the_trainer_does_not_have_make_the_run_fail(tmp_path: Path, settings: dict[str, Any]) -> None:
     known = {"zero_optimization": {"stage": 2}, "bf16": {"enabled": "auto"}}
     notes = read(tmp_path, gpus=2, deepspeed={**known, **settings}).notes
     assert [note.key for note in notes if note.kind == "refused"] == ["deepspeed"]
 
 
-def test_each_release_has_its_deepspeed(tmp_path: Path) -> None:
+def test_each_release_has_its_own_deepspeed(tmp_path: Path) -> None:
     old = read(tmp_path, gpus=2, axolotl="0.19.0", deepspeed="zero1.json").parallel.zero
     new = read(tmp_path, gpus=2, axolotl="0.21.0", deepspeed="zero1.json").parallel.zero
     assert (old.casts_buffers, old.checks_overflow) == (True, False)
@@ -224,10 +226,10 @@ def test_an_unknown_file_is_reported(tmp_path: Path) -> None:
     assert any(note.kind == "not_modelled" and "is not here" in note.text for note in recipe.notes)
 
 
-def test_nccl_takes_memory_outside_the_allocator(tmp_path: Path) -> None:
-    # H100: 24 channels of 10 + 2 MiB, and 256 MiB for the switch's own sums
+def test_nccl_needs_memory_outside_the_allocator(tmp_path: Path) -> None:
+    # H100: 24 channels of 10 + 2 MiB, and 256 MiB for reductions in the switch
     assert read(tmp_path, gpus=8, gpu="H100").gpu.nccl_bytes == (24 * 12 + 256) << 20
-    # A100: the channels alone
+    # A100: only the channels
     assert read(tmp_path, gpus=8, gpu="A100-80GB").gpu.nccl_bytes == 24 * 12 << 20
     # shards, copies, and all ranks: three communicators
     keys = {"fsdp_version": 2, "fsdp_config": {}, "dp_shard_size": 4, "dp_replicate_size": 2}
@@ -242,7 +244,7 @@ def warnings_of(recipe: Recipe) -> list[str]:
     return [note.text for note in recipe.notes if note.kind == "warning"]
 
 
-def test_whole_gradients_and_whole_models_are_warned_of(tmp_path: Path) -> None:
+def test_whole_gradients_and_whole_models_have_a_warning(tmp_path: Path) -> None:
     keys = {"fsdp_version": 2, "gradient_accumulation_steps": 4}
     costly = warnings_of(read(tmp_path, gpus=8, fsdp_config={"reshard_after_forward": True}, **keys))
     assert any("sync_each_batch" in text for text in costly)
@@ -253,7 +255,7 @@ def test_whole_gradients_and_whole_models_are_warned_of(tmp_path: Path) -> None:
     assert not any("sync_each_batch" in text or "cpu_ram_efficient" in text for text in cheap)
 
 
-def test_fsdp1s_fp32_copies_are_warned_of(tmp_path: Path) -> None:
+def test_fsdp1s_fp32_copies_have_a_warning(tmp_path: Path) -> None:
     config = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
     first, second = (
         warnings_of(read(tmp_path, gpus=2, fsdp_version=version, fsdp_config=config, axolotl="0.19.0"))

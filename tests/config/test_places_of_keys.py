@@ -1,4 +1,4 @@
-"""Where a key was written: twice, by an old name, on the command line, on standard input, or as no path can be."""
+"""The source of a key: given twice, by an old name, on the command line, on standard input, or as an invalid path."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(tmp_path: Path, text: str) -> Path:
 # --- twice ------------------------------------------------------------------------------------------------------------
 
 
-def test_of_a_key_that_is_given_twice_the_last_counts(tmp_path):
+def test_the_last_value_of_a_repeated_key_counts(tmp_path):
     path = write(tmp_path, "micro_batch_size: 2\nsequence_len: 64\nmicro_batch_size: 3\nmicro_batch_size: 5\n")
     recipe = read_recipe(path, hub="never")
     assert recipe.batch.rows == 5
@@ -52,20 +52,20 @@ def test_lines_of_a_list_that_is_overridden_are_removed():
     assert document.lines == {"d": 4, "d.0": 5, "d.0.k": 5}
 
 
-def test_a_merged_block_may_name_what_the_other_names():
+def test_a_merged_block_may_have_the_same_keys():
     document = parse_document("base: &b {x: 1}\nc:\n  x: 2\n  <<: *b\n")
     assert document.values["c"] == {"x": 2}
     assert (document.duplicates, document.lines["c.x"]) == ({}, 3)
 
 
-def test_strict_makes_an_error_of_it(tmp_path):
+def test_with_strict_it_is_an_error(tmp_path):
     path = write(tmp_path, "sequence_len: 64\nsequence_len: 128\n")
     with pytest.raises(ConfigError, match="line 4 is overridden by line 5") as caught:
         read_recipe(path, hub="never", strict=True)
     assert (caught.value.key, caught.value.line) == ("sequence_len", 5)
 
 
-def test_what_set_overrides_is_not_reported(tmp_path):
+def test_values_that_set_overrides_are_not_reported(tmp_path):
     path = write(tmp_path, "sequence_len: 64\nsequence_len: 128\n")
     recipe = read_recipe(path, overrides=["sequence_len=32"], hub="never", strict=True)
     assert recipe.batch.row_tokens == 64  # padded to a multiple of 64
@@ -109,7 +109,7 @@ def test_an_error_of_set_names_the_flag_and_no_line(tmp_path, setting, start):
         ({"assumptions": {"rows": "x"}}, "--assume rows: not a value of this key"),
     ],
 )
-def test_an_error_of_another_option_names_that_one(tmp_path, options, start):
+def test_an_error_of_another_option_names_this_option(tmp_path, options, start):
     path = write(tmp_path, "micro_batch_size: 2\n")
     with pytest.raises(ConfigError) as caught:
         read_recipe(path, hub="never", **options)
@@ -127,7 +127,7 @@ def test_all_options_are_checked_at_once(tmp_path):
         assert part in text
 
 
-def test_values_in_force_have_no_line_where_set_gave_them(tmp_path):
+def test_used_values_have_no_line_if_set_gave_them(tmp_path):
     path = write(tmp_path, "optimizer: sgd\n")
     reason = read_recipe(path, overrides=["optimizer=adamw_torch"], hub="never").reasons["optimizer.name"]
     assert (reason.origin, reason.line) == ("override", 0)
@@ -181,7 +181,7 @@ BAD_PATHS = (LONG, f"/{LONG}/x", "/" + "a/" * 3000, "~nobody-here/x", "a\0b", "\
 
 @pytest.mark.parametrize("name", BAD_PATHS)
 @pytest.mark.parametrize("key", PATH_KEYS)
-def test_an_error_of_the_file_system_is_no_traceback(key, name):
+def test_an_error_of_the_file_system_is_not_a_traceback(key, name):
     keys = {
         "base_model": "meta-llama/Llama-3.2-1B",
         "learning_rate": 1e-4,
@@ -212,7 +212,7 @@ def test_an_output_of_such_a_name(tmp_path, name):
         refuse_unwritable(tmp_path / name)
 
 
-def test_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):
+def test_a_folder_without_permission(tmp_path, monkeypatch):
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 

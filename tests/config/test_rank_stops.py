@@ -1,4 +1,4 @@
-"""Runs on several GPUs that certainly stop after axolotl's validators have accepted them."""
+"""Runs on several GPUs that certainly fail after axolotl's validators have accepted them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def refusals(directory: Path, keys: dict[str, Any], gpus: int, release: str) -> 
         ({**QLORA, **REENTRANT}, 2, "0.21.0", "use_reentrant: true"),
     ],
 )
-def test_a_run_that_stops_is_refused(tmp_path: Path, keys: dict[str, Any], gpus: int, release: str, words: str) -> None:
+def test_a_run_that_fails_is_refused(tmp_path: Path, keys: dict[str, Any], gpus: int, release: str, words: str) -> None:
     (reason,) = refusals(tmp_path, keys, gpus, release)
     assert words in reason
 
@@ -67,5 +67,5 @@ def test_a_run_that_stops_is_refused(tmp_path: Path, keys: dict[str, Any], gpus:
         ({**LORA, **REENTRANT}, 2, "0.21.0"),
     ],
 )
-def test_its_neighbour_runs(tmp_path: Path, keys: dict[str, Any], gpus: int, release: str) -> None:
+def test_a_similar_run_is_possible(tmp_path: Path, keys: dict[str, Any], gpus: int, release: str) -> None:
     assert refusals(tmp_path, keys, gpus, release) == []

@@ -1,4 +1,4 @@
-"""All reasons why a run can't run are reported at once, and most of them leave the figures."""
+"""All reasons why a run is impossible are reported at once, and most of them do not change the figures."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "an empty learning rate": {"learning_rate": None},
     "text as a truth value": {"train_on_inputs": "perhaps"},
 }
-"""By a word: keys that axolotl refuses, and that move no memory."""
+"""Keys that axolotl refuses and that do not change memory, by a name."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_a_plain_run_has_no_refusal(plain):
 
 
 @pytest.mark.parametrize("case", NEUTRAL)
-def test_what_moves_no_memory_leaves_the_figures(case, model, plain):
+def test_refused_keys_without_effect_on_memory_keep_the_figures(case, model, plain):
     report = axmem_trace.estimate({**BASE, "base_model": model, **NEUTRAL[case]}, hub="never")
     assert report.refusals
     assert all(refusal.reason and refusal.key for refusal in report.refusals)
@@ -93,7 +93,7 @@ def test_what_moves_no_memory_leaves_the_figures(case, model, plain):
         ({"tokens": ["<a>"]}, {"tokens": ["<a>"], "lora_modules_to_save": ["embed_tokens", "lm_head"]}),
     ],
 )
-def test_else_the_figures_are_those_of_the_way_out(keys, way_out, model):
+def test_otherwise_the_figures_are_those_of_the_remedy(keys, way_out, model):
     refused = axmem_trace.estimate({**BASE, "base_model": model, **keys}, hub="never")
     resolved = axmem_trace.estimate({**BASE, "base_model": model, **way_out}, hub="never")
     assert not resolved.refusals
@@ -105,7 +105,7 @@ WITH_CONFIG = {"fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}}
 """Without a block axolotl stops."""
 
 
-def test_lora_kernels_under_fsdp1_leave_the_figures_without_them(model):
+def test_lora_kernels_with_fsdp1_have_figures_without_the_kernels(model):
     fsdp = {**BASE, "base_model": model, "fsdp": ["full_shard", "auto_wrap"], **WITH_CONFIG}
     keys = {"lora_mlp_kernel": True, "lora_o_kernel": True}
     refused = axmem_trace.estimate({**fsdp, **keys}, hub="never", axolotl="0.19.0")
@@ -115,7 +115,7 @@ def test_lora_kernels_under_fsdp1_leave_the_figures_without_them(model):
     assert (refused.buckets, refused.peak.counted_bytes) == (resolved.buckets, resolved.peak.counted_bytes)
 
 
-def test_accumulation_that_a_layerwise_optimizer_refuses_leaves_the_figures(model):
+def test_accumulation_that_a_layerwise_optimizer_refuses_has_figures(model):
     layerwise = {"adapter": None, "optimizer": "galore_adamw_layerwise", "optim_target_modules": ["q_proj"]}
     accumulated = {**layerwise, "gradient_accumulation_steps": 2}
     once = axmem_trace.estimate({**BASE, "base_model": model, **layerwise}, hub="never")
@@ -123,13 +123,14 @@ def test_accumulation_that_a_layerwise_optimizer_refuses_leaves_the_figures(mode
     assert not once.refusals
     (refusal,) = twice.refusals
     assert refusal.key == "gradient_accumulation_steps"
-    # The second micro-batch is there with the first: input_ids, attention_mask, labels and positions, int64, 1 x 64.
+    # The second micro-batch is allocated together with the first: input_ids, attention_mask, labels and positions,
+    # int64, 1 x 64.
     assert twice.peak.allocated_bytes - once.peak.allocated_bytes == 4 * 8 * 64
     assert twice.buckets.optimizer == once.buckets.optimizer
     assert twice.buckets.gradients == once.buckets.gradients
 
 
-def test_wrapping_of_earlier_years_is_read_as_the_list_that_it_means(model):
+def test_old_text_values_of_fsdp_are_read_as_a_list(model):
     text = {"fsdp": "full_shard auto_wrap", **WITH_CONFIG}
     refused = axmem_trace.estimate({**BASE, "base_model": model, **text}, hub="never", axolotl="0.19.0")
     assert [refusal.key for refusal in refused.refusals] == ["fsdp"]
@@ -147,7 +148,7 @@ def test_a_removed_key_is_a_reason_without_a_warning(model):
     assert [note.key for note in recipe.notes if note.kind == "warning" and "unsloth" in note.key] == ["unsloth_rope"]
 
 
-def test_wrapping_is_refused_once_where_axolotl_has_no_list_any_more(model):
+def test_fsdp_wrapping_is_refused_once_if_axolotl_no_longer_has_the_list(model):
     text = {"fsdp": "full_shard auto_wrap", "fsdp_config": {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
     recipe = read_recipe({**BASE, "base_model": model, **text}, hub="never", axolotl="0.21.0")
     about = [note for note in recipe.notes if note.key == "fsdp"]
@@ -168,7 +169,7 @@ def test_wrapping_is_refused_once_where_axolotl_has_no_list_any_more(model):
         {"micro_batch_size": 0},
     ],
 )
-def test_where_memory_is_not_known_there_is_none_and_all_is_reported(keys, model):
+def test_without_known_memory_there_are_no_figures_and_all_reasons_are_reported(keys, model):
     patience = {"early_stopping_patience": 3, "warmup_steps": 5, "warmup_ratio": 0.1}
     with pytest.raises(ConfigError) as caught:
         axmem_trace.estimate({**BASE, "base_model": model, **keys, **patience}, hub="never")
@@ -186,7 +187,7 @@ def test_a_configuration_without_data_gets_a_warning(model):
     assert [refusal.key for refusal in recipe.refusals] == ["learning_rate"]
 
 
-def test_what_follows_from_a_reason_is_none(model):
+def test_a_consequence_of_a_reason_is_not_a_separate_reason(model):
     with pytest.raises(ConfigError) as caught:
         read_recipe({**BASE, "base_model": model, "lora_r": "many", "sequence_len": [1]}, hub="never")
     assert {error.key for error in (caught.value, *caught.value.others)} == {"lora_r", "sequence_len"}
@@ -194,13 +195,13 @@ def test_what_follows_from_a_reason_is_none(model):
 
 
 def test_two_rules_of_one_key_do_not_conflict(model):
-    """`early_stopping_patience` divides by what another rule of the same key misses."""
+    """`early_stopping_patience` divides by a value that may be missing, which another rule of the same key reports."""
     for keys in ({"save_steps": 5}, {"eval_steps": 5, "val_set_size": 0.1}, {}):
         recipe = read_recipe({**BASE, "base_model": model, "early_stopping_patience": 1, **keys}, hub="never")
         assert [refusal.key for refusal in recipe.refusals] == ["early_stopping_patience"]
 
 
-def test_each_rule_says_what_the_figures_are_of_or_that_there_are_none():
+def test_each_rule_says_which_figures_there_are():
     for rule in RULES:
         assert not (rule.figures_with and rule.decides_memory), rule.problem
         assert len(rule.figures_with) <= 1, rule.problem

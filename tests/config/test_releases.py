@@ -1,4 +1,4 @@
-"""Which release of axolotl applies, and what it changes: each key whose default differs, in both versions."""
+"""The release of axolotl that applies, and its effects: each key whose default differs, in both versions."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_default_is_the_newest_known():
     assert "no axolotl is installed" in recipe.reasons["axolotl.version"].text
 
 
-def test_the_installed_one_comes_before_the_newest_and_the_option_before_that(monkeypatch):
+def test_the_option_is_used_before_the_installed_release_and_the_newest(monkeypatch):
     monkeypatch.setattr(releases, "installed_version", lambda distribution: "0.19.0")
     assert read().axolotl.version == "0.19.0"
     assert "axolotl 0.19.0 is installed here" in read().reasons["axolotl.version"].text
@@ -76,7 +76,7 @@ def test_the_installed_one_comes_before_the_newest_and_the_option_before_that(mo
         ("v0.20.0", "0.20.0", True),
     ],
 )
-def test_an_unknown_one_is_estimated_as_the_nearest_with_a_warning(asked, taken, is_it):
+def test_an_unknown_release_is_estimated_as_the_nearest_with_a_warning(asked, taken, is_it):
     chosen = choose_release(asked)
     assert chosen.release.version == taken
     assert [note.kind for note in chosen.notes] == ([] if is_it else ["warning"])
@@ -85,7 +85,7 @@ def test_an_unknown_one_is_estimated_as_the_nearest_with_a_warning(asked, taken,
         assert f"those of {taken}" in note.text
 
 
-def test_what_is_no_version_is_an_error():
+def test_an_invalid_version_is_an_error():
     with pytest.raises(ConfigError, match="this is no version") as caught:
         choose_release("latest")
     assert caught.value.key == "--axolotl"
@@ -119,7 +119,7 @@ def test_checkpointing_is_non_reentrant_from_0_21_on():
     assert of_each(variant, **on, unfrozen_parameters=["^lm_head.weight$"]) == [False] * 3
 
 
-def test_embeddings_are_not_cast_there_and_back_from_0_20_on():
+def test_embeddings_are_not_cast_and_cast_back_from_0_20_on():
     def casts(recipe: Recipe) -> tuple[bool, tuple[str, ...]]:
         return recipe.precision.upcast_embeddings, recipe.precision.kbit_skips
 
@@ -175,14 +175,14 @@ def test_experts_obey_double_quant_from_0_21_on():
     assert of_each(lambda recipe: recipe.quantisation.double_quant, **keys) == [False] * 3
 
 
-def test_saving_nothing_of_selective_checkpointing():
+def test_selective_checkpointing_that_saves_nothing():
     keys = {"gradient_checkpointing": True, "selective_checkpointing": {"save": []}}
     saved = of_each(lambda recipe: recipe.checkpointing.selective_save, **keys)
     assert saved == [("attention",), (), ()]
     assert of_each(lambda recipe: recipe.checkpointing.use_reentrant, **keys) == [False] * 3
 
 
-def test_plugins_that_live_unlisted():
+def test_plugins_that_are_active_without_being_listed():
     keys = {"fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}, "fsdp_version": 2, "expert_parallel_size": 2}
     assert of_each(lambda recipe: recipe.parallel.mesh.expert, **keys) == [1, 1, 2]
     listed = {**keys, "plugins": ["axolotl.integrations.expert_parallel.ExpertParallelPlugin"]}
@@ -190,7 +190,7 @@ def test_plugins_that_live_unlisted():
 
 
 @pytest.mark.parametrize("name", ["liger.LigerPlugin", "axolotl.integrations.liger.LigerPlugin"])
-def test_a_plugin_s_short_name_is_its_name(name):
+def test_a_plugin_may_be_listed_by_its_short_name(name):
     assert of_each(lambda recipe: "rms_norm" in recipe.kernels.liger, plugins=[name], liger_rms_norm=True) == [True] * 3
 
 
@@ -216,7 +216,7 @@ def changed(recipe: Recipe, peak_bytes: int, *tensors: TensorFact) -> list[tuple
     return [(note.key, note.bytes, note.text) for note in note_changed_figures(recipe, facts, peak_bytes)]
 
 
-def test_8bit_lora_under_checkpointing_says_that_the_figure_changed():
+def test_8bit_lora_with_checkpointing_reports_a_changed_figure():
     keys = {**LORA, "load_in_8bit": True, "gradient_checkpointing": True}
     # hidden 4096 twice, heads 32 x 128, MLP 14336, 2 bytes each, 2 rows of 1024 tokens, 32 layers
     kept = (2 * 4096 + 4096 + 14336) * 2 * 2 * 1024 * 32
@@ -233,7 +233,7 @@ def test_8bit_lora_under_checkpointing_says_that_the_figure_changed():
     assert changed(read("0.21.0", **QLORA, gradient_checkpointing=True), 20 * GIB) == []
 
 
-def test_a_trained_head_under_liger_s_fused_loss_says_that_the_figure_changed():
+def test_a_trained_head_with_ligers_fused_loss_reports_a_changed_figure():
     keys = {"plugins": ["axolotl.integrations.liger.LigerPlugin"], "liger_fused_linear_cross_entropy": True}
     ((key, nbytes, _),) = changed(read("0.21.0", **keys), 20 * GIB, HEAD)
     # in bf16 and in fp32

@@ -25,7 +25,7 @@ SAVED = {
 
 
 def save(directory: Path, tensors: dict[str, list[int]] | None = None, **changes: Any) -> str:
-    """An adapter's directory, with the header of its weights' file where `tensors` gives their offsets."""
+    """An adapter's directory. If `tensors` has offsets, it includes the header of the weights' file."""
     directory.mkdir()
     (directory / "adapter_config.json").write_text(json.dumps({**SAVED, **changes}))
     if tensors:
@@ -41,12 +41,12 @@ def read(tmp_path: Path, **keys: Any) -> Recipe:
 
 
 def load_adapter(recipe: Recipe) -> tuple[Ledger, int]:
-    """The ledger of loading, and how many parameters train."""
+    """The ledger of loading, and the number of trainable parameters."""
     ledger, built = load(recipe)
     return ledger, sum(each.numel() for each in built.module.parameters() if each.requires_grad)
 
 
-def test_rank_and_targets_are_the_saved_ones(tmp_path):
+def test_rank_and_targets_are_those_of_the_saved_adapter(tmp_path):
     recipe = read(tmp_path, lora_model_dir=save(tmp_path / "a"))
     _, trainable = load_adapter(recipe)
     assert trainable == 2 * 4 * (32 + 32)  # q_proj of two layers, rank 4: not rank 16 on all linears
@@ -54,7 +54,7 @@ def test_rank_and_targets_are_the_saved_ones(tmp_path):
     assert not [note for note in recipe.notes if note.key == "lora_model_dir"]
 
 
-def test_fields_that_the_saved_configuration_lacks_are_not_filled_from_the_yaml(tmp_path):
+def test_missing_fields_of_the_saved_configuration_are_not_taken_from_the_yaml(tmp_path):
     recipe = read(
         tmp_path,
         lora_model_dir=save(tmp_path / "a", target_modules=["v_proj"]),
@@ -65,7 +65,7 @@ def test_fields_that_the_saved_configuration_lacks_are_not_filled_from_the_yaml(
     assert (recipe.adapter.dora, recipe.adapter.modules_to_save, recipe.adapter.dropout) == (False, (), 0.0)
 
 
-def test_biases_train_where_the_saved_adapter_says_so(tmp_path):
+def test_biases_are_trained_if_the_saved_adapter_says_so(tmp_path):
     keys = {"base_model": write_tiny_model("qwen2", tmp_path / "qwen2")}
     plain = load_adapter(read(tmp_path, lora_model_dir=save(tmp_path / "a"), **keys))[1]
     biased = load_adapter(read(tmp_path, lora_model_dir=save(tmp_path / "b", bias="lora_only"), **keys))[1]
@@ -81,13 +81,13 @@ def test_the_file_is_on_the_gpu_until_it_is_copied(tmp_path):
     assert len(arrived) == 2
 
 
-def test_without_the_file_it_is_taken_to_be_as_large_as_the_adapter(tmp_path):
+def test_without_the_file_its_assumed_size_is_that_of_the_adapter(tmp_path):
     ledger, _ = load_adapter(read(tmp_path, lora_model_dir=save(tmp_path / "a")))
-    # A and B of two layers, 4 x 32 fp32: once as adapters, once as they arrive.
+    # A and B of two layers, 4 x 32 fp32: once as adapters, once as they are read.
     assert sum(each.nbytes == 4 * 32 * 4 and each.op.startswith("aten.empty") for each in ledger.allocations) == 8
 
 
-def test_an_adapter_that_is_elsewhere_is_said_to_be(tmp_path):
+def test_a_missing_adapter_is_reported(tmp_path):
     recipe = read(tmp_path, lora_model_dir="someone/adapter")
     assert recipe.adapter.rank == 16
     notes = [note for note in recipe.notes if note.key == "lora_model_dir"]
@@ -95,7 +95,7 @@ def test_an_adapter_that_is_elsewhere_is_said_to_be(tmp_path):
     assert "is not here" in notes[0].text
 
 
-def test_an_adapter_that_is_elsewhere_and_nothing_to_go_by(tmp_path):
+def test_a_missing_adapter_without_other_settings_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="no rank"):
         read(tmp_path, lora_model_dir="someone/adapter", lora_r=None)
 
@@ -104,14 +104,14 @@ def test_an_adapter_that_is_elsewhere_and_nothing_to_go_by(tmp_path):
     ("content", "words"),
     [("[]", "not contain a mapping"), ("{", "can't be read"), ('{"peft_type": "IA3"}', "type IA3")],
 )
-def test_what_is_no_lora_is_refused(tmp_path, content, words):
+def test_a_saved_adapter_that_is_not_lora_is_refused(tmp_path, content, words):
     directory = save(tmp_path / "a")
     Path(directory, "adapter_config.json").write_text(content)
     with pytest.raises(ConfigError, match=words):
         read(tmp_path, lora_model_dir=directory)
 
 
-def test_a_broken_weights_file_is_as_good_as_none(tmp_path):
+def test_a_broken_weights_file_is_ignored(tmp_path):
     directory = save(tmp_path / "a")
     Path(directory, "adapter_model.safetensors").write_bytes(b"\xff" * 16)
     assert read(tmp_path, lora_model_dir=directory).adapter.file_tensor_bytes == ()

@@ -1,4 +1,4 @@
-"""What the user may not expect is reported, with the line of the key."""
+"""Behaviour that the user may not expect is reported, with the line of the key."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def notes(tmp_path: Path, text: str, **options) -> list[tuple[str, str, int, str
         (LLAMA + "deepspeed: elsewhere/mine.json\n", "not_modelled", "deepspeed", 5, "content is unknown"),
     ],
 )
-def test_trap_is_reported_with_its_line(tmp_path, text, kind, key, line, words):
+def test_a_warning_is_reported_with_its_line(tmp_path, text, kind, key, line, words):
     found = [note for note in notes(tmp_path, text) if note[:3] == (kind, key, line)]
     assert len(found) == 1
     assert words in found[0][3]
@@ -59,11 +59,11 @@ def test_trap_is_reported_with_its_line(tmp_path, text, kind, key, line, words):
         (LLAMA + PACKED + "attn_implementation: flash_attention_2\n", "without attn_implementation"),
     ],
 )
-def test_no_trap_is_reported_where_there_is_none(tmp_path, text, words):
+def test_no_warning_is_reported_without_a_reason(tmp_path, text, words):
     assert not [note for note in notes(tmp_path, text) if words in note[3]]
 
 
-def test_strict_makes_an_error_of_unknown_and_unmodelled_keys(tmp_path):
+def test_with_strict_unknown_and_unmodelled_keys_are_errors(tmp_path):
     path = tmp_path / "c.yml"
     path.write_text(LLAMA + "foo: 1\ndeepspeed: elsewhere/mine.json\n" + DATA, encoding="utf-8")
     with pytest.raises(ConfigError, match="does not know `foo`") as caught:
@@ -96,7 +96,7 @@ def test_bf16_set_on_a_card_without_it_is_a_warning(tmp_path):
         ("attn_implementation: sage", "T4", "SageAttention does not run"),
     ],
 )
-def test_what_the_target_gpu_cannot_do_is_refused(tmp_path, line, gpu, words):
+def test_features_that_the_target_gpu_does_not_support_are_refused(tmp_path, line, gpu, words):
     path = tmp_path / "c.yml"
     path.write_text(LLAMA + line + "\n" + DATA, encoding="utf-8")
     recipe = read_recipe(path, hub="never", gpu=gpu)
@@ -118,7 +118,7 @@ def test_a_message_line_by_line(tmp_path):
     ]
 
 
-def test_what_there_is_to_know_of_the_card_is_a_warning(tmp_path):
+def test_remarks_about_the_card_are_warnings(tmp_path):
     assert [note for note in notes(tmp_path, LLAMA, gpu="A100-80GB") if note[1] == "--gpu"] == []
     (ambiguous,) = [note for note in notes(tmp_path, LLAMA, gpu="A100") if note[1] == "--gpu"]
     assert (ambiguous[0], ambiguous[2]) == ("warning", 0)

@@ -1,4 +1,4 @@
-"""YAML of any kind, `--set` and `--assume`: values as axolotl would read them, or one message with its line."""
+"""YAML of any kind, `--set` and `--assume`: values are read as in axolotl, or there is one message with its line."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_broken_yaml_is_one_message(text, line, problem):
         assert error.line == line
 
 
-def test_what_yaml_1_1_makes_of_words_and_numbers():
+def test_words_and_numbers_are_read_as_in_yaml_1_1():
     document = parse_document("a: yes\nb: 2e-4\nc: 2.0e-4\nd: 010\ne: ~\nf: .nan\ng: 2024-01-02\n1: x\n")
     assert document.values["a"] is True
     assert document.values["b"] == "2e-4"
@@ -83,14 +83,14 @@ def test_lines_of_nested_keys_list_items_and_merged_keys():
     ("content", "problem"),
     [(b"a: \xff\xfe\n", "not UTF-8"), (b"a: 1\n" + b"#" * MAX_BYTES, "at most"), (b"", "empty")],
 )
-def test_files_that_are_no_configuration(tmp_path: Path, content, problem):
+def test_files_that_are_not_a_configuration(tmp_path: Path, content, problem):
     path = tmp_path / "c.yml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=problem):
         read_document(path)
 
 
-def test_a_file_that_is_not_there_or_a_directory(tmp_path: Path):
+def test_a_file_that_does_not_exist_or_is_a_directory(tmp_path: Path):
     with pytest.raises(ConfigError, match="no such file"):
         read_document(tmp_path / "no.yml")
     with pytest.raises(ConfigError, match="a directory"):
@@ -186,7 +186,7 @@ KEY_NAMES = st.sampled_from(sorted(name for name in KEYS if "." not in name))
 
 @settings(max_examples=150, deadline=None)
 @given(changes=st.dictionaries(KEY_NAMES, VALUES, min_size=1, max_size=4))
-def test_no_value_of_any_key_is_a_traceback(changes):
+def test_no_value_of_any_key_gives_a_traceback(changes):
     try:
         recipe = read_recipe({**BASE, **changes}, hub="never")
     except ConfigError:
@@ -196,7 +196,7 @@ def test_no_value_of_any_key_is_a_traceback(changes):
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=60))
-def test_no_text_is_a_traceback(text):
+def test_no_text_gives_a_traceback(text):
     try:
         values = parse_document(text).values
     except ConfigError:

@@ -1,4 +1,4 @@
-"""What peft's initialisations from the base weights take while the model is loaded."""
+"""The memory of peft's initialisations from the base weights while the model is loaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SVD, CAST, PRODUCT = "aten._linalg_svd.default", "aten._to_copy.default", "aten.
 
 
 def load_adapted(tmp_path: Path, **keys: Any) -> tuple[Ledger, Any]:
-    """One matrix of 32 x 48 is adapted: the first layer's down projection."""
+    """Loads a model with an adapter on one matrix of 32 x 48: the first layer's down projection."""
     lora = {
         "adapter": "lora",
         "lora_r": 4,
@@ -41,7 +41,7 @@ def sizes(ledger: Ledger, op: str) -> Counter[int]:
 
 
 def difference(tmp_path: Path, op: str, **keys: Any) -> Counter[int]:
-    """What the key adds to allocations by one operator."""
+    """The allocations of one operator that the key adds."""
     return sizes(load_adapted(tmp_path, **keys)[0], op) - sizes(load_adapted(tmp_path)[0], op)
 
 
@@ -49,13 +49,13 @@ def test_pissa_decomposes_one_weight_at_a_time(tmp_path):
     keys = {"peft_init_lora_weights": "pissa"}
     # A copy of 32 x 48 x 4, U of 32 x 32 x 4, 32 singular values, Vh of 32 x 48 x 4, a status word, cuSOLVER's workspace.
     assert difference(tmp_path, SVD, **keys) == Counter({6144: 2, 4096: 1, 128: 1, 4: 1, SOLVER: 1})
-    # In fp32 and, less the adapter's part, back in bf16.
+    # In fp32; and without the adapter's part, again in bf16.
     assert difference(tmp_path, CAST, **keys) == Counter({6144: 1, 3072: 1})
     # sqrt(S) Uh, Vr sqrt(S), and their product.
     assert difference(tmp_path, PRODUCT, **keys) == Counter({4 * 48 * 4: 1, 32 * 4 * 4: 1, 6144: 1})
 
 
-def test_at_its_worst_pissa_holds_three_copies_and_both_factors():
+def test_the_peak_of_pissa_has_three_copies_and_both_factors():
     from peft import LoraConfig
     from peft.tuners.lora.layer import Linear
 
@@ -73,7 +73,7 @@ def test_at_its_worst_pissa_holds_three_copies_and_both_factors():
     assert peak == held + 8 * 1024 * 4 + 512 * 8 * 4, "and A and B themselves"
 
 
-def test_olora_takes_no_copy_for_cusolver(tmp_path):
+def test_olora_makes_no_copy_for_cusolver(tmp_path):
     """Q and R; 32 factors and a status word; the larger workspace, that of a small triangle, with 512 bytes for rounding."""
     found = difference(tmp_path, "aten.linalg_qr.default", peft_init_lora_weights="olora")
     assert found == Counter({32 * 32 * 4: 1, 32 * 48 * 4: 1, 128: 1, 4: 1, 4 * (1024 * 256 + (1 << 19)) + 512: 1})
@@ -90,7 +90,7 @@ def test_mica_trains_only_a(tmp_path):
 @pytest.mark.parametrize(
     "keys", [{"peft": {"loftq_config": {"loftq_bits": 4}}}, {"peft": {"loftq_config": {"loftq_bits": 8}}}]
 )
-def test_loftq_decomposes_what_quantisation_loses(tmp_path, keys):
+def test_loftq_decomposes_the_quantisation_error(tmp_path, keys):
     assert difference(tmp_path, SVD, **keys) == Counter({6144: 2, 4096: 1, 128: 1, 4: 1, SOLVER: 1})
     assert difference(tmp_path, CAST, **keys) == Counter({6144: 1, 3072: 1})
     _, built = load_adapted(tmp_path, **keys)
@@ -117,7 +117,7 @@ def test_loftq_by_hand():
 
 
 @pytest.mark.parametrize("init", ["orthogonal", "eva", "lora_ga", "gaussian"])
-def test_the_others_take_nothing_on_the_gpu(tmp_path, init):
+def test_other_initialisations_need_no_memory_on_the_gpu(tmp_path, init):
     plain, _ = load_adapted(tmp_path)
     ledger, _ = load_adapted(tmp_path, peft_init_lora_weights=init)
     assert ledger.peak().allocated_bytes == plain.peak().allocated_bytes
@@ -140,8 +140,8 @@ def test_what_stops_is_refused(tmp_path, keys, words):
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_2", "olora"])
-def test_on_meta_as_peft_runs_on_a_cpu(tmp_path, init):
-    """The same operators with the same sizes, whether the weights have values or not."""
+def test_meta_runs_the_same_operators_as_peft_on_a_cpu(tmp_path, init):
+    """The same operators with the same sizes, for weights with and without values."""
     found = []
     for device in ("cpu", "meta"):
         config = {

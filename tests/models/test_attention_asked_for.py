@@ -1,4 +1,5 @@
-"""SDPA by name is refused by classes without it; as transformers' own default it gives way to eager."""
+"""A class without SDPA refuses it if the configuration names it; if it is only transformers' default, eager is used
+instead."""
 
 from __future__ import annotations
 
@@ -47,6 +48,6 @@ def test_a_class_without_sdpa_refuses_it_by_name(keys):
     assert "(the figures are with `eager`)" in found[0].reason
 
 
-def test_left_out_it_is_eager():
+def test_without_the_key_it_is_eager():
     left_out, eager = _estimate(), _estimate(attn_implementation="eager")
     assert left_out.buckets == eager.buckets

@@ -1,4 +1,4 @@
-"""`gpu_memory_limit`, `max_memory`, `device_map`: what stays on the host, and how the run continues."""
+"""`gpu_memory_limit`, `max_memory`, `device_map`: the modules that stay on the host, and the run with them."""
 
 from __future__ import annotations
 
@@ -59,19 +59,19 @@ def test_modules_on_the_host_are_missing_from_the_gpu_after_loading(tmp_path):
     assert sum(each.nbytes for each in host if each.freed_tick > placed.ticks) == LAYER + NORM + HEAD
 
 
-def test_copies_come_for_each_forward_and_autograd_keeps_them(tmp_path):
+def test_each_forward_copies_weights_and_autograd_keeps_the_copies(tmp_path):
     ledger, _ = record(read(tmp_path, **MAP))
     start = next(mark.tick for mark in ledger.marks if mark.phase == "backward" and mark.step == 1)
     copies = [each for each in ledger.alive_at(start) if each.role == "weight" and each.phase == "forward"]
-    # All of them train, so the products keep the second layer's linear weights and the head. A norm's product keeps its
-    # weight too. Nothing is saved when backward begins.
+    # All of them are trained, so the products keep the second layer's linear weights and the head. A norm's product
+    # keeps its weight too. Nothing is saved when backward begins.
     assert sum(each.nbytes for each in copies) == LAYER + NORM + HEAD
 
 
 @pytest.mark.parametrize(("reentrant", "kept"), [(True, NORM + HEAD), (False, LAYER + NORM + HEAD)])
 def test_only_the_reentrant_variant_frees_checkpointed_copies(tmp_path, reentrant, kept):
-    """Reentrant, a layer's forward builds no graph. Non-reentrant, it does, and the graph's leaves own their weights:
-    what checkpointing drops are the tensors that operators save."""
+    """With reentrant checkpointing, a layer's forward builds no graph. With non-reentrant checkpointing it does, and
+    the leaves of the graph keep their weights: checkpointing drops only the tensors that operators save."""
     kwargs = {"use_reentrant": reentrant}
     ledger, _ = record(read(tmp_path, **MAP, gradient_checkpointing=True, gradient_checkpointing_kwargs=kwargs))
     start = next(mark.tick for mark in ledger.marks if mark.phase == "backward" and mark.step == 1)
@@ -79,7 +79,7 @@ def test_only_the_reentrant_variant_frees_checkpointed_copies(tmp_path, reentran
     assert sum(each.nbytes for each in copies) == kept
 
 
-def test_what_is_on_the_host_is_never_trained(tmp_path):
+def test_modules_on_the_host_are_never_trained(tmp_path):
     plain, _ = record(read(tmp_path))
     placed, built = record(read(tmp_path, **MAP))
 
@@ -88,21 +88,21 @@ def test_what_is_on_the_host_is_never_trained(tmp_path):
             each.nbytes for each in ledger.allocations if each.role == "optimizer" and each.freed_tick > ledger.ticks
         )
 
-    # Two bf16 states of what is missing, and eleven step counters of 4 bytes.
+    # Two bf16 states of the missing parameters, and eleven step counters of 4 bytes.
     assert states(plain) - states(placed) == 2 * (LAYER + NORM + HEAD) + 11 * 4
     assert any("never trained" in note.text for note in built.notes)
 
 
-def test_limits_are_filled_as_accelerate_fills_them(tmp_path):
+def test_limits_are_filled_as_in_accelerate(tmp_path):
     recipe = read(tmp_path, **TO_SECOND_LAYER)
     _, built = record(recipe)
     # 36,000 bytes less the largest module, the embedding's 6144 (no class is kept whole), are 29,856: the embedding, the
-    # first layer and the second's attention fill 27,776, and the MLP's first projection does not fit any more.
+    # first layer and the second's attention fill 27,776, and the MLP's first projection no longer fits.
     assert on_host(built) == LAYER - 6144 + NORM + HEAD
     assert list(built.notes)[-1].key == "max_memory"
 
 
-def test_a_limit_that_holds_the_model_changes_nothing(tmp_path):
+def test_a_limit_that_is_large_enough_changes_nothing(tmp_path):
     reports = [
         axmem_trace.estimate(_config(tmp_path, **keys), hub="never")
         for keys in ({}, {"gpu_memory_limit": 1}, {"max_memory": {0: "1GiB", "cpu": "1GiB"}})
@@ -122,15 +122,15 @@ def _config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
     }
 
 
-def test_a_pair_that_differs_in_the_limit_moves_weights_to_the_host(tmp_path):
+def test_a_lower_limit_moves_weights_to_the_host(tmp_path):
     plain, limited = (axmem_trace.estimate(_config(tmp_path, **keys), hub="never") for keys in ({}, TO_SECOND_LAYER))
-    # In the fp32 that axolotl casts norms and heads to: the second layer's MLP in bf16, two norms, the last and the head.
+    # The second layer's MLP in bf16; two norms, the last norm and the head in fp32, to which axolotl casts them.
     moved = 9216 + 2 * (128 + NORM + HEAD)
     assert plain.resident.weights - limited.resident.weights == moved
     assert limited.host.cpu.weights >= moved
 
 
-def test_an_adapter_over_the_host_stops_in_its_first_backward(tmp_path):
+def test_an_adapter_with_modules_on_the_host_fails_in_its_first_backward(tmp_path):
     recipe = read(tmp_path, **LORA, **MAP)
     _, built = record(recipe)
     assert any("first backward" in note.text and note.kind == "refused" for note in built.notes)
@@ -138,7 +138,7 @@ def test_an_adapter_over_the_host_stops_in_its_first_backward(tmp_path):
     assert not any("first backward" in note.text for note in built.notes)
 
 
-def test_loaded_on_the_cpu_nothing_of_loading_is_seen_on_the_gpu(tmp_path):
+def test_loading_on_the_cpu_needs_no_gpu_memory(tmp_path):
     ledger, _ = load(read(tmp_path, device_map="cpu"))
     assert not ledger.allocations
     plain, moved = (
@@ -165,12 +165,12 @@ def test_what_stops_is_refused(tmp_path, keys, words):
 
 
 @pytest.mark.parametrize("value", ["auto", "balanced", "sequential", None, "cuda:0", 0, {"": 0}, {"": "cuda:0"}])
-def test_maps_that_put_all_on_the_gpu(tmp_path, value):
+def test_device_maps_with_all_modules_on_the_gpu(tmp_path, value):
     placement = read(tmp_path, device_map=value).placement
     assert (placement.on_host, placement.on_host_first, dict(placement.max_memory)) == ((), False, {})
 
 
-def test_weights_that_fill_the_card_are_reported_of(tmp_path):
+def test_weights_that_fill_the_card_are_reported(tmp_path):
     config = {
         "base_model": "meta-llama/Llama-3.1-8B",
         "micro_batch_size": 1,

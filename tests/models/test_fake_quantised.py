@@ -1,4 +1,5 @@
-"""Quantisation-aware training by hand: what torchao's operators keep for backward, per weight and per input."""
+"""Quantisation-aware training by hand: the tensors that torchao's operators keep for backward, for each weight and each
+input."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from axmem_trace.recipe.recipe import BaseModel, FakeQuantisation, Model, Recipe
 TOKENS, IN, OUT = 64, 512, 1024
 W, X, Y = IN * OUT, TOKENS * IN, TOKENS * OUT
 ROWS = 6 * 4 * OUT
-"""Scales and the like: at most this many bytes for each row, where there is one for each."""
+"""The size of scales and similar tensors: at most this many bytes, if there is one for each row."""
 
 
 def kept(**asked: Any) -> int:
@@ -42,17 +43,17 @@ def kept(**asked: Any) -> int:
 
 
 def test_float8_weights_and_inputs():
-    # Of each: its absolute value (amax), and in fp32 itself (divided by a scale that has a gradient), the quotient
-    # (clamped) and the bits again (multiplied by the scale); the result in bf16 (the product).
+    # For each tensor: its absolute value (amax); in fp32 the tensor itself (divided by a scale that has a gradient),
+    # the quotient (clamped) and the bits again (multiplied by the scale); the result in bf16 (the product).
     assert 0 <= kept(weight="float8", activation="float8") - (2 + 3 * 4 + 2) * (W + X) <= 2 * ROWS
 
 
 def test_int4_weights_for_bf16_inputs():
-    # fp32: the weight (amax, amin), less its minimum (divided), rounded (clamped), less 8 (multiplied); the result.
+    # fp32: the weight (amax, amin), minus its minimum (divided), rounded (clamped), minus 8 (multiplied); the result.
     groups = 4 * W // 32
     weights = kept(weight="int4", activation="int8", group_size=32) - (4 * 4 + 2) * W
-    # A token's input times its scale, rounded, plus its zero point: fp32 (clamped); and less it in bf16 (multiplied by
-    # a scale without gradient: not kept); the result in bf16.
+    # A token's input times its scale, rounded, plus its zero point: fp32 (clamped); this minus the zero point in bf16
+    # (multiplied by a scale without gradient: not kept); the result in bf16.
     assert 0 <= weights - (4 + 2) * X <= 6 * groups + ROWS
 
 
@@ -81,7 +82,7 @@ def activations(tmp_path: Path, **keys: Any) -> int:
     return report.buckets.activations
 
 
-def test_every_linear_layer_is_swapped_and_embeddings_if_requested(tmp_path):
+def test_every_linear_layer_is_replaced_and_embeddings_on_request(tmp_path):
     built = build_model(read_recipe(make_config(tmp_path, **INT4), hub="never"))
     assert sum(isinstance(each, FakeQuantisedLinear) for each in built.module.modules()) == 2 * 7 + 1
     assert not [each for each in built.module.modules() if isinstance(each, FakeQuantisedEmbedding)]
@@ -91,7 +92,8 @@ def test_every_linear_layer_is_swapped_and_embeddings_if_requested(tmp_path):
 
 
 def test_a_pair_that_differs_only_in_qat_keeps_more_activations(tmp_path):
-    # All 15 weights (12,288 + 2 x 7,680 elements less embeddings) and what goes into them: at least 14 bytes a weight.
+    # All 15 weights (12,288 + 2 x 7,680 elements without embeddings) and their inputs: at least 14 bytes for each
+    # weight.
     weights = 96 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)
     more = activations(tmp_path, **FLOAT8) - activations(tmp_path)
     assert more >= 14 * weights
@@ -113,7 +115,7 @@ def test_checkpointing_keeps_them_for_only_one_layer(tmp_path):
         ({"weight_dtype": "fp8", "activation_dtype": "fp8", "quantize_embedding": True}, "embeddings have no"),
     ],
 )
-def test_pairs_that_torchao_has_not_are_refused(tmp_path, block, words):
+def test_pairs_that_torchao_does_not_support_are_refused(tmp_path, block, words):
     with pytest.raises(ConfigError, match=words):
         read_recipe(make_config(tmp_path, qat=block), hub="never")
 

@@ -1,4 +1,4 @@
-"""float8 training by hand: the products' casts, and what the graph keeps."""
+"""float8 training by hand: the casts of the products, and the tensors that the graph keeps."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def run(recipe: str, *, backward: bool) -> LayerRun:
     return run_layer(layer, TOKENS, IN, OUT, backward=backward)
 
 
-def test_forward_keeps_nothing_but_its_output():
+def test_forward_keeps_only_its_output():
     assert run("tensorwise", backward=False).kept == 2 * Y, "the input and the weight were there before"
 
 
-def test_forward_at_its_worst_casts_the_weight():
+def test_the_peak_of_forward_is_the_cast_of_the_weight():
     ledger = run("tensorwise", backward=False).ledger
-    # The input's bits; the weight in fp32 times its scale, that clamped, and its bits.
+    # The input's bits; the weight in fp32 times its scale, this clamped, and the weight's bits.
     expected = X + 2 * 4 * W + W
     bits = next(each for each in ledger.allocations if each.op == "aten._to_copy.default" and each.nbytes == W)
     assert 0 <= ledger.allocated_at(bits.allocated_tick) - expected <= SMALL
@@ -46,9 +46,9 @@ def test_forward_at_its_worst_casts_the_weight():
 def test_backward_by_hand():
     found = run("tensorwise", backward=True)
     ledger, workspace = found.ledger, found.workspace
-    # At the weight's gradient: bf16 gradients of output, input and weight and the output itself (it is held here); bits
-    # of the output's gradient, twice, of the weight and of the input; copies with the rows turned, of which the first
-    # product's is gone: of the output's gradient and of the input.
+    # When the weight's gradient is computed: bf16 gradients of output, input and weight, and the output itself (the
+    # test keeps it); bits of the output's gradient (twice), of the weight and of the input; transposed copies of the
+    # output's gradient and of the input. The transposed copy of the first product is freed already.
     expected = 2 * 2 * Y + 2 * X + 2 * W + 2 * Y + W + X + Y + X
     last = max(
         (each for each in ledger.allocations if each.op == "aten._scaled_mm.default"),
@@ -58,12 +58,13 @@ def test_backward_by_hand():
     assert 0 <= ledger.allocated_at(last.allocated_tick) - expected - workspace <= 2 * SMALL
 
 
-def test_row_scales_are_multiplied_in_afterwards_from_a_full_matrix():
+def test_row_scales_are_applied_afterwards_with_a_full_matrix():
     ledger = run("rowwise", backward=True).ledger
     full = [
         each.nbytes for each in ledger.allocations if each.op == "aten.mul.Tensor" and each.nbytes in (4 * X, 4 * W)
     ]
-    # Casts: the input and the weight, twice each. Scales: those of the gradients of input and weight, fp32 in full.
+    # Casts: the input and the weight, twice each. Scales: those of the gradients of input and weight, as full fp32
+    # matrices.
     assert sorted(full) == sorted([4 * X, 4 * W] * 2 + [4 * X, 4 * W])
 
 
@@ -94,20 +95,20 @@ def converted(tmp_path: Path, family: str = "llama", **keys: Any) -> set[str]:
     }
 
 
-def test_all_but_the_first_and_the_last_layer_are_swapped(tmp_path):
+def test_all_layers_except_the_first_and_the_last_are_replaced(tmp_path):
     names = converted(tmp_path)
     assert len(names) == 2 * 7 - 1
     assert "layers.0.self_attn.q_proj" not in names
     assert not [name for name in names if "lm_head" in name]
 
 
-def test_adapters_of_ranks_that_16_divides_are_swapped_too(tmp_path):
+def test_adapters_with_a_rank_divisible_by_16_are_replaced_too(tmp_path):
     lora = {"adapter": "lora", "lora_alpha": 8, "lora_target_modules": ["v_proj"]}
     assert not [name for name in converted(tmp_path, lora_r=8, **lora) if "lora_" in name]
     assert len([name for name in converted(tmp_path, lora_r=16, **lora) if "lora_" in name]) == 2 * 2
 
 
-def test_as_much_is_kept_and_more_is_taken(tmp_path):
+def test_the_same_is_kept_and_the_peak_is_higher(tmp_path):
     reports = [axmem_trace.estimate(make_config(tmp_path, **keys), hub="never") for keys in ({}, {"fp8": True})]
     plain, float8 = reports
     assert float8.resident == plain.resident

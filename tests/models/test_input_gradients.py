@@ -1,4 +1,4 @@
-"""The cost of axolotl's gradient for the embedding's output."""
+"""The memory of axolotl's gradient for the embedding's output."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from support.whole_runs import make_config
 import axmem_trace
 
 
-def test_the_first_layer_keeps_what_its_input_needs(tmp_path: Path):
-    """LoRA on q alone, 64 tokens of 256 features. With it: the embedding's output in bf16, 64 * 256 * 2 = 32,768, which
-    autograd holds for its gradient; of the first norm the input in fp32, 64 * 256 * 4 = 65,536, and a root for each
-    token, 64 * 4 = 256 in a block of 512."""
+def test_the_first_layer_keeps_tensors_for_its_inputs_gradient(tmp_path: Path):
+    """LoRA only on q, 64 tokens of 256 features. With this gradient, these are kept: the embedding's output in bf16, 64
+    * 256 * 2 = 32,768, which autograd keeps for its gradient; the first norm's input in fp32, 64 * 256 * 4 = 65,536;
+    and a root for each token, 64 * 4 = 256 in a block of 512."""
     model = write_tiny_model("llama", tmp_path, hidden_size=256, intermediate_size=512)
     keys = make_config(
         tmp_path,

@@ -1,4 +1,4 @@
-"""Code that uses a layer's number is found in its source."""
+"""The use of a layer's number is found in source code."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def method_with(line: str) -> ast.FunctionDef:
 
 
 @pytest.mark.parametrize("line", MAY)
-def test_a_number_may_find_the_layers_cache(line: str):
+def test_a_layer_number_may_be_used_for_the_cache(line: str):
     _look_for_numbers(object, method_with(line), frozenset({"layer_idx"}))
 
 
 @pytest.mark.parametrize("line", MAY_NOT)
-def test_any_other_use_of_a_number_is_refused(line: str):
+def test_any_other_use_of_a_layer_number_is_refused(line: str):
     with pytest.raises(CannotFold, match="uses the number of a layer"):
         _look_for_numbers(object, method_with(line), frozenset({"layer_idx"}))
 
 
 @pytest.mark.parametrize("line", LOOPS_MAY)
-def test_a_loop_may_go_through_the_layers(line: str):
+def test_a_loop_over_the_layers_is_accepted(line: str):
     _look_for_positions(object, method_with(line), "layers")
 
 
@@ -87,7 +87,7 @@ def llama(**changes: object) -> nn.Module:
         return LlamaForCausalLM(config)
 
 
-def test_equal_layers_are_found_and_cut():
+def test_equal_layers_are_found_and_removed():
     model = llama()
     repeated = find_repetition(model)
     found = repeated.repetition
@@ -121,7 +121,7 @@ def test_a_layer_that_differs_ends_the_range(change):
         find_repetition(model)
 
 
-def test_a_layer_with_a_wrong_number_leaves_nothing_to_compare():
+def test_a_layer_with_a_wrong_number_is_not_folded():
     model = llama()
     model.model.layers[5].self_attn.layer_idx = 99
     with pytest.raises(CannotFold, match="no range of equal layers"):
@@ -129,12 +129,12 @@ def test_a_layer_with_a_wrong_number_leaves_nothing_to_compare():
 
 
 def number_mlps(model, number_of):
-    """Gives each layer's MLP a `layer_idx` of its own, as LongCat-Flash gives its two attentions 2 n and 2 n + 1."""
+    """Sets a separate `layer_idx` in each layer's MLP, as LongCat-Flash sets 2 n and 2 n + 1 in its two attentions."""
     for number, layer in enumerate(model.model.layers):
         layer.mlp.layer_idx = number_of(number)
 
 
-def test_a_number_that_follows_from_the_layers_is_one_too():
+def test_a_number_computed_from_the_layers_number_is_accepted():
     model = llama()
     number_mlps(model, lambda number: 2 * number + 1)
     repeated = find_repetition(model)
@@ -146,14 +146,14 @@ def test_a_number_that_follows_from_the_layers_is_one_too():
 
 
 @pytest.mark.parametrize("number_of", [lambda number: number**2, lambda number: 7, lambda number: number // 2])
-def test_any_other_number_of_that_name_is_none(number_of):
+def test_any_other_number_with_that_name_is_refused(number_of):
     model = llama()
     number_mlps(model, number_of)
     with pytest.raises(CannotFold, match="no range of equal layers"):
         find_repetition(model)
 
 
-def test_a_size_that_grows_with_the_layers_is_no_number():
+def test_a_size_that_grows_with_the_layers_is_not_a_layer_number():
     model = llama()
     for number, layer in enumerate(model.model.layers):
         layer.mlp.width = 64 * (number + 1)

@@ -1,4 +1,4 @@
-"""What a built model shows that its author may not expect is reported."""
+"""Properties of a built model that the user may not expect are reported."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def test_a_models_own_linears_stay_unquantised(tmp_path):
     assert note.bytes == 2 * (48 * 32 + 32 * 32 + 2 * 128 * 32) * 4
 
 
-def test_plain_linears_are_no_trap(tmp_path):
+def test_plain_linear_layers_have_no_warning(tmp_path):
     assert not warnings(tmp_path, "llama", adapter="qlora", load_in_4bit=True)
 
 
 def test_four_bits_without_qlora_are_fp32(tmp_path):
-    """The reader has said so, with the figure of `adapter: qlora`: it is reported once."""
+    """The reader of the configuration has reported it, with the figure of `adapter: qlora`, so it is reported once."""
     built = build_model(make_recipe(tmp_path, **LORA, adapter="lora", load_in_4bit=True))
     assert not [note for note in built.notes if note.key == "load_in_4bit"]
-    # The linears of both layers; embeddings and norms are cast back.
+    # The linear layers of both decoder layers; embeddings and norms are cast back.
     linears = [fact for fact in built.facts.tensors if fact.dtype == "float32" and fact.role == "weight"]
     assert sum(fact.nbytes for fact in linears if fact.kind == "parameter") == 2 * (2 * 1024 + 2 * 512 + 3 * 1536) * 4
 
 
-def test_fused_experts_are_reached_by_neither(tmp_path):
+def test_fused_experts_are_neither_quantised_nor_adapted(tmp_path):
     from bitsandbytes import functional
 
     found = warnings(tmp_path, "qwen3_moe", adapter="qlora", load_in_4bit=True)
@@ -64,7 +64,7 @@ def test_fused_experts_are_reached_by_neither(tmp_path):
     names = {"lora_target_linear": None, "lora_target_modules": ["q_proj"], "quantize_moe_experts": True}
     found = warnings(tmp_path, "qwen3_moe", adapter="qlora", load_in_4bit=True, **names)
     assert "load_in_4bit" not in found
-    # nothing on meta is left in bitsandbytes' tables: real use later in the process would stop there
+    # no meta tensor is left in bitsandbytes' tables: later real use in the process would fail
     assert not any(table.is_meta for table in functional.name2qmap.values())
 
 
@@ -73,7 +73,7 @@ def test_target_parameters_reach_them(tmp_path):
     assert not {"lora_target_linear", "lora_target_parameters"} & found.keys()
 
 
-def test_target_parameters_that_are_nowhere_are_reported_with_those_that_are(tmp_path):
+def test_missing_target_parameters_are_reported_with_the_existing_ones(tmp_path):
     asked = ["mlp.experts.gate_up_proj", "experts.w2", "p.experts.down_proj"]
     text = warnings(tmp_path, "qwen3_moe", adapter="lora", lora_target_parameters=asked)["lora_target_parameters"].text
     assert "no parameter is called experts.w2, p.experts.down_proj:" in text
@@ -87,7 +87,7 @@ def test_experts_that_peft_finds_by_their_old_names_are_reported(tmp_path):
     assert "the fused experts too (mlp.experts.down_proj, mlp.experts.gate_up_proj;" in text
 
 
-def test_a_model_without_experts_has_no_such_trap(tmp_path):
+def test_a_model_without_experts_has_no_such_warning(tmp_path):
     assert not warnings(tmp_path, "llama", adapter="lora")
 
 
@@ -169,7 +169,8 @@ def test_layers_that_peft_refuses_are_left_out_of_the_advice(tmp_path):
     ],
 )
 def test_a_token_classifiers_head_trains_in_full(tmp_path, keys, words):
-    """The head has a bias, and is quantised: transformers `get_keys_to_not_convert` spares the last *weight* only."""
+    """The head has a bias, and is quantised: transformers' `get_keys_to_not_convert` excludes only the last
+    *weight*."""
     base = write_tiny_model("llama", tmp_path)
     config = {"base_model": base, "micro_batch_size": 1, "learning_rate": 0.1, "process_reward_model": True, **LORA}
     with pytest.raises(ConfigError, match=words):
@@ -177,7 +178,7 @@ def test_a_token_classifiers_head_trains_in_full(tmp_path, keys, words):
 
 
 def test_not_every_class_with_linear_in_its_name_is_a_target(tmp_path):
-    """axolotl takes OLMo-Hybrid's `...LinearAttentionDecoderLayer` for one, by the name of its class."""
+    """axolotl treats OLMo-Hybrid's `...LinearAttentionDecoderLayer` as a target, because of its class name."""
     layers = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
     config = {
         "model_type": "olmo_hybrid",

@@ -37,7 +37,7 @@ def sizes(ledger: Ledger) -> Counter[int]:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_mean_resizing_takes_what_transformers_takes_on_a_cpu(tmp_path, family):
+def test_mean_resizing_needs_the_same_memory_as_transformers_on_a_cpu(tmp_path, family):
     ledgers = []
     for device in ("cpu", "meta"):
         plain = read_recipe(short_config(tmp_path, family), hub="never")
@@ -51,24 +51,25 @@ def test_mean_resizing_takes_what_transformers_takes_on_a_cpu(tmp_path, family):
             resize_vocabulary(copy.copy(model), wanted, Notes())
         ledgers.append(recorder.make_ledger())
     on_cpu, on_meta = ledgers
-    # On the CPU the answers to transformers' two questions are read from tensors of one byte.
+    # On the CPU, the results of transformers' two checks are read from tensors of one byte.
     assert sizes(on_meta)[98 * 32 * 4] >= 1
     large = [Counter({size: n for size, n in sizes(each).items() if size >= 128}) for each in ledgers]
     assert large[0] == large[1]
     assert abs(on_cpu.peak().allocated_bytes - on_meta.peak().allocated_bytes) <= 2 * 512
 
 
-def test_mean_resizing_holds_two_fp32_copies_of_the_embedding(tmp_path):
+def test_mean_resizing_has_two_fp32_copies_of_the_embedding(tmp_path):
     plain, _ = load_short(tmp_path, tokens=["<a>"])
     mean, _ = load_short(tmp_path, tokens=["<a>"], mean_resizing_embeddings=True)
-    # The old embedding in fp32 (loading's upcast comes later: it is bf16) and that less its mean, for each of two.
+    # The old embedding in fp32 (it is bf16, because loading's upcast is later), and this minus its mean, for both
+    # matrices.
     assert sizes(mean)[96 * 32 * 4] - sizes(plain)[96 * 32 * 4] == 4
     cublas = sum(each.block_bytes for each in mean.allocations if each.op == "cuBLAS")
     assert mean.allocated_at(mean.ticks) - cublas == plain.allocated_at(plain.ticks)
 
 
 @pytest.mark.parametrize(("value", "drawn"), [(None, True), (False, False), (True, True)])
-def test_an_outright_null_leaves_it_to_transformers(tmp_path, value, drawn):
+def test_with_null_transformers_decides(tmp_path, value, drawn):
     config = short_config(tmp_path, tokens=["<a>"], mean_resizing_embeddings=value)
     assert read_recipe(config, hub="never").model.mean_resizing == drawn
     assert not read_recipe(short_config(tmp_path, tokens=["<a>"]), hub="never").model.mean_resizing
@@ -93,7 +94,7 @@ def test_fixing_untrained_tokens_unties_gradients_and_states_but_not_weights(tmp
     assert fixed.weights == plain.weights
 
 
-def test_untied_weights_that_train_anyway_stay_as_they_are(tmp_path):
+def test_untied_trainable_weights_are_not_changed(tmp_path):
     plain, fixed = (resident(tmp_path, **keys) for keys in ({}, {"fix_untrained_tokens": [5]}))
     assert fixed == plain
 
@@ -106,12 +107,12 @@ def test_untied_weights_that_train_anyway_stay_as_they_are(tmp_path):
         {"lora_target_modules": ["q_proj", "embed_tokens"], "lora_embedding_kernel": False},
     ],
 )
-def test_where_peft_has_wrapped_the_embedding_torch_refuses(tmp_path, keys):
+def test_an_embedding_that_peft_has_wrapped_is_refused(tmp_path, keys):
     with pytest.raises(ConfigError, match="can't put new parameters"):
         load_short(tmp_path, **{**LORA, **keys}, fix_untrained_tokens=[5])
 
 
-def test_the_trap_is_reported(tmp_path):
+def test_the_warning_is_reported(tmp_path):
     _, built = load_short(tmp_path, **LORA, fix_untrained_tokens=[5])
     found = [note for note in built.notes if note.key == "fix_untrained_tokens"]
     assert [(note.kind, note.bytes) for note in found] == [("warning", 2 * 96 * 32 * 2)]

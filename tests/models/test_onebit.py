@@ -24,7 +24,7 @@ def test_a_layer_keeps_its_quantised_weight_and_input():
     layer.__class__ = BitNetLinear
     run = run_layer(layer, TOKENS, IN, OUT)
     assert run.kept == X + W + Y
-    # At the most, while the weight's sum is made: the input's sum, the quantised weight less the weight, and the sum.
+    # At the peak, when the weight's sum is made: the input's sum, the quantised weight minus the weight, and the sum.
     sums = [each for each in run.ledger.allocations if each.op == "aten.add.Tensor" and each.nbytes == W]
     assert run.ledger.allocated_at(sums[0].allocated_tick) == X + 2 * W
 
@@ -41,7 +41,7 @@ def make_config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
     }
 
 
-def test_all_linears_but_the_head_are_swapped(tmp_path):
+def test_all_linear_layers_except_the_head_are_replaced(tmp_path):
     built = build_model(read_recipe(make_config(tmp_path, use_onebitllms=True), hub="never"))
     names = [name for name, module in built.module.named_modules() if isinstance(module, BitNetLinear)]
     assert len(names) == 2 * 7

@@ -1,4 +1,4 @@
-"""What GPTQ's two kernels keep of a weight between forward and backward."""
+"""The part of a weight that GPTQ's two kernels keep between forward and backward."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def estimate(directory: Path, kernel: str, *, num_gpus: int = 0, gptq_weights: s
 
 
 def test_the_torch_kernel_keeps_the_unpacked_weight_and_the_triton_kernel_the_packed_one(tmp_path: Path):
-    """A layer has q, k, v, o of 256 x 256 and gate, up, down of 256 x 512, with 2 bytes a weight unpacked:
-    (4 * 65,536 + 3 * 131,072) * 2 = 1,310,720, and the gradient passes all of them in both layers, since
-    axolotl lets the embedding's output require one."""
+    """A layer has q, k, v, o of 256 x 256 and gate, up, down of 256 x 512, with 2 bytes for each unpacked weight: (4 *
+    65,536 + 3 * 131,072) * 2 = 1,310,720. The gradient passes through all of them in both layers, because axolotl makes
+    the embedding's output require a gradient."""
     torch, triton = (estimate(tmp_path, kernel) for kernel in ("torch", "triton"))
     kept = [report.phases["step_2"].phases["forward"].end_bytes for report in (torch, triton)]
     assert kept[0] - kept[1] == 2 * 1_310_720
@@ -43,8 +43,8 @@ def test_the_torch_kernel_keeps_the_unpacked_weight_and_the_triton_kernel_the_pa
 
 
 def test_the_triton_kernel_unpacks_again_in_backward():
-    """100 tokens of 256 features to 512: the output is kept, 100 * 512 * 2 = 102,400. In backward there are, in addition to
-    the output's gradient (102,400): the weight, 256 * 512 * 2 = 262,144, and the input's, 100 * 256 * 2 = 51,200."""
+    """100 tokens, from 256 to 512 features: the output is kept, 100 * 512 * 2 = 102,400. Backward has the output's
+    gradient (102,400), the weight, 256 * 512 * 2 = 262,144, and the input's gradient, 100 * 256 * 2 = 51,200."""
     packed = PackedFormat("gptq", 4, 128, "triton")
     with torch.device("meta"):
         layer = PackedLinear(256, 512, bias=False, packed=packed)

@@ -75,18 +75,18 @@ def test_models_of_images_and_text_run_flash_attention(model_type, tmp_path):
     assert not open_replacements()
 
 
-def test_gemma_4_s_hybrid_attention_is_estimated(tmp_path):
+def test_gemma_4_with_hybrid_attention_is_estimated(tmp_path):
     keys = {"attn_implementation": "flash_attention_2", "gemma4_hybrid_attn_impl": True}
     build_model(make(tmp_path, "gemma4", **keys))
 
 
-def test_what_is_not_requested_is_the_pins_choice(tmp_path):
-    """transformers 5.24 takes SDPA from Gemma 2, whose default it was, and would keep every score of eager attention."""
+def test_without_a_request_the_pinned_release_decides(tmp_path):
+    """transformers 5.24 has removed SDPA as the default of Gemma 2, and would keep every score of eager attention."""
     built = build_model(make_recipe(tmp_path, "gemma2"))
     assert unwrapped(built.module).config._attn_implementation == "sdpa"
 
 
-def test_what_a_later_release_adds_is_refused_as_in_a_run(tmp_path):
+def test_attention_of_a_later_release_is_refused_as_in_a_run(tmp_path):
     config = {
         "model_type": "gptj",
         "architectures": ["GPTJForCausalLM"],
@@ -112,7 +112,7 @@ def test_what_a_later_release_adds_is_refused_as_in_a_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma2ForCausalLM"])
-def test_classes_are_as_they_were_afterwards(name, tmp_path):
+def test_classes_are_restored_afterwards(name, tmp_path):
     kind = getattr(transformers, name)
     flags = [getattr(kind, flag) for flag in ("_supports_flash_attn", "_supports_sdpa", "_supports_flex_attn")]
     before = dict(vars(kind)), dict(vars(PreTrainedModel))

@@ -1,4 +1,5 @@
-"""What fails with a transformers that axolotl does not pin names the releases that a run would have."""
+"""If a model fails with a transformers release that axolotl does not pin, the message names the releases of a real
+run."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from axmem_trace.recipe.run import Axolotl
 BROKEN = "def forward(self, hidden):\n    raise AttributeError('what this release lacks')\n"
 
 
-def test_a_hint_only_where_another_release_is_installed():
+def test_there_is_a_hint_only_if_another_release_is_installed():
     axolotl = Axolotl(version="0.8.0", pins={"transformers": "==9.9.9"})
     assert not hint_at_pin(axolotl, "9.9.9")
     assert not hint_at_pin(Axolotl(version="0.8.0"), "8.8.8")
@@ -27,13 +28,13 @@ def test_a_hint_only_where_another_release_is_installed():
 
 
 @pytest.mark.parametrize("version", ["0.19", "0.21"])
-def test_the_pins_are_those_that_ci_installs(version):
+def test_the_pins_equal_those_that_ci_installs(version):
     (release,) = [each for each in RELEASES if each.version.startswith(version)]
     lines = (ROOT / ".ci" / f"pins-{version}.txt").read_text(encoding="utf-8").splitlines()
     assert f"transformers{release.pins['transformers']}" in lines
 
 
-def test_a_model_that_stops_in_its_code_names_them(tmp_path, monkeypatch):
+def test_a_model_that_fails_in_its_code_names_the_pins(tmp_path, monkeypatch):
     from transformers.models.llama.modeling_llama import LlamaMLP
 
     newest = replace(NEWEST, pins={**NEWEST.pins, "transformers": "==9.9.9"})

@@ -1,4 +1,4 @@
-"""peft's refusals are reported completely: what was named, and what it accepts."""
+"""peft's refusals are reported completely: the named module, and the accepted types."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from axmem_trace.models import build_model
 
 
 @pytest.mark.parametrize(("family", "target"), [("llama", "self_attn"), ("qwen3_moe", "experts"), ("phi3", "norm")])
-def test_a_module_that_is_no_layer_for_peft(family, target, tmp_path):
+def test_a_module_that_peft_does_not_support(family, target, tmp_path):
     recipe = make_recipe(tmp_path, family, adapter="lora", lora_r=2, lora_alpha=2, lora_target_modules=[target])
     with pytest.raises(ConfigError) as caught:
         build_model(recipe)

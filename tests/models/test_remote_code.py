@@ -59,7 +59,7 @@ def configure(directory: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("asked", "allowed"), [(False, False), (True, False), (False, True)])
-def test_code_that_was_not_allowed_twice_is_named_and_not_run(tmp_path, asked, allowed):
+def test_code_that_was_not_allowed_twice_is_named_but_not_run(tmp_path, asked, allowed):
     keys = configure(tmp_path)
     for name in ("configuration_own.py", "modeling_own.py"):
         (tmp_path / name).write_text("raise SystemExit('was run')", encoding="utf-8")

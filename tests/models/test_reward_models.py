@@ -22,8 +22,8 @@ REWARD = {"reward_model": True, "type_of_model": "AutoModelForSequenceClassifica
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_batch_has_the_chosen_and_the_rejected_text_of_each_pair(tmp_path, packing):
-    """trl 1.9 `DataCollatorForPreference.torch_call`: `input_ids = chosen_ids + rejected_ids`; axolotl's builder hands
-    it to the trainer whatever `sample_packing` says."""
+    """trl 1.9 `DataCollatorForPreference.torch_call`: `input_ids = chosen_ids + rejected_ids`; axolotl's builder passes
+    it to the trainer with any value of `sample_packing`."""
     keys = {**KEYS, **REWARD, "sample_packing": packing, "eval_batch_size": 3, "val_set_size": 0.1, "eval_steps": 5}
     recipe = read_recipe({**keys, "base_model": write_tiny_model("llama", tmp_path)}, hub="never")
     # pad_to_sequence_len is on for rewards: 32 tokens are padded to 64 * ceil(32 / 64) (`pad_to_multiple_of`)

@@ -1,4 +1,4 @@
-"""What a model's configuration or class refuses is reported as an error that the user can correct."""
+"""A refusal of a model's configuration or class is reported as an error that the user can correct."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""DDP around a short model has the buckets of the whole one, and its second step is repeated from the record.
+"""DDP around a short model has the buckets of the whole model, and its second step is repeated from the record.
 
-That folded reports are those of every layer is tested in tests/training/test_layer_folding.py.
+tests/training/test_layer_folding.py tests that folded reports equal those with every layer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def trace(config: dict[str, Any], *, num_gpus: int = 2, fold: bool = False) -> l
 
 
 def events(ledger: Ledger) -> list[tuple[object, ...]]:
-    """In order; a repeated step leaves ticks out where the first one allocated what is kept (cuBLAS's workspace)."""
+    """The events in order. A repeated step has no events for blocks that the first step allocated permanently (cuBLAS's
+    workspace)."""
     found: list[tuple[object, ...]] = []
     for event in list_events(ledger):
         if event.kind in ("allocate", "free"):
@@ -52,7 +53,7 @@ def events(ledger: Ledger) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_repeated_step_is_a_run_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_step_equals_a_step_that_was_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(tmp_path, "model", {**DDP, **RUNS[name]})
     repeated = trace(config)
     monkeypatch.setattr(layer_folding, "record_run", partial(layer_folding.record_run, repeat=False))
@@ -70,8 +71,8 @@ def test_ranks_of_any_number_have_the_same_ledger(tmp_path: Path) -> None:
         assert (run.ledger.marks, run.facts, run.notes) == (two.ledger.marks, two.facts, two.notes)
 
 
-def test_a_ddp_that_allocates_for_something_else_is_not_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here: a wrapper that lets buckets of the real model, but not of its placeholders, end elsewhere."""
+def test_a_ddp_with_other_allocations_is_not_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wrapper here gives the real model other buckets than its placeholders."""
     wrap = folded.wrap_model
 
     def wrap_otherwise(model: Any, ddp: Any) -> Any:

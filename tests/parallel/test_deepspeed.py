@@ -1,6 +1,6 @@
-"""ZeRO on meta against DeepSpeed itself in two real processes on the CPU: allocation by allocation.
+"""Compares ZeRO on meta with DeepSpeed itself in two real processes on the CPU, allocation by allocation.
 
-DeepSpeed's accelerator for CPUs has no streams; what runs, in which order and with which tensors, is the same.
+DeepSpeed's accelerator for CPUs has no streams. The operators, their order and their tensors are the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"
 
 
 def zero(stage: int, *, top: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
-    """A `deepspeed` key. The bucket holds some of the tiny model's parameters, and not its embedding."""
+    """The value of a `deepspeed` key. Some of the tiny model's parameters fit into the bucket, but not its
+    embedding."""
     return {
         "deepspeed": {
             "zero_optimization": {"stage": stage, "reduce_bucket_size": 3000, **settings},
@@ -90,7 +91,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ZeroCase]:
-    """An odd vocabulary: partitions have padding, and cut parameters in two."""
+    """The cases have an odd vocabulary, so partitions have padding and split parameters."""
     common = tiny_run(tmp_path_factory.mktemp("models"))
     return {name: ZeroCase({**common, **config}, "not divided first" not in name) for name, config in CASES.items()}
 
@@ -103,7 +104,7 @@ def for_real(cases: dict[str, ZeroCase]) -> dict[str, list[Ledger]]:
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("name", CASES)
-def test_our_engine_allocates_what_deepspeed_does(
+def test_our_engine_allocates_the_same_as_deepspeed(
     name: str, rank: int, cases: dict[str, ZeroCase], for_real: dict[str, list[Ledger]]
 ) -> None:
     on_meta = record_zero_on_meta(cases[name], 2, rank=rank)
@@ -135,12 +136,13 @@ def _operator(name: str) -> str:
 
 
 def _counts(each: Allocation) -> bool:
-    """Numbers are left out: which of them are on the host cannot be known on a CPU. DeepSpeed is not asked to save."""
+    """Whether an allocation is compared. Scalars are left out, because on a CPU it is not known which of them are on
+    the host. Saving is left out too: the DeepSpeed run does not save."""
     return each.device == "gpu" and each.nbytes > 32 and each.phase != "save"
 
 
 def _peak(ledger: Ledger, phase: Phase, step: int) -> int:
-    """The most bytes alive at a time in a phase of a step."""
+    """The most bytes that are alive at the same time in a phase of a step."""
     changes = [(each.allocated_tick, each.nbytes) for each in ledger.allocations if _counts(each)]
     changes += [(each.freed_tick, -each.nbytes) for each in ledger.allocations if _counts(each)]
     live = most = 0

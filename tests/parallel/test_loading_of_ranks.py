@@ -1,4 +1,4 @@
-"""What a rank and its host hold while a sharded model is loaded, by arithmetic by hand."""
+"""The memory of a rank and of its host while a sharded model is loaded, compared with arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def report_of(tmp_path: Path, gpus: int, *, nodes: int = 1, options: dict[str, A
     return estimate(config, num_gpus=gpus, num_nodes=nodes, hub="never")
 
 
-def test_no_rank_keeps_the_whole_packed_weights(tmp_path: Path) -> None:
-    """Each parameter is divided, however it was loaded; packed weights are freed like the others."""
+def test_no_rank_keeps_all_packed_weights(tmp_path: Path) -> None:
+    """Each parameter is sharded, with any kind of loading; packed weights are freed like the others."""
     options: tuple[dict[str, Any], ...] = ({}, {"cpu_ram_efficient_loading": True})
     ends = {
         (gpus, len(each)): report_of(tmp_path, gpus, options=each, **QLORA).phases["load"].end_bytes
@@ -46,20 +46,20 @@ def test_no_rank_keeps_the_whole_packed_weights(tmp_path: Path) -> None:
     assert ends[8, 0] == ends[8, 1]
 
 
-def test_staged_weights_come_one_at_a_time(tmp_path: Path) -> None:
+def test_staged_weights_are_sent_one_at_a_time(tmp_path: Path) -> None:
     staged = report_of(tmp_path, 8, options={"cpu_ram_efficient_loading": True}, **QLORA)
     whole = report_of(tmp_path, 8, options={}, **QLORA)
     assert staged.phases["load"].allocated_bytes < whole.phases["load"].allocated_bytes
-    # rank 0 has all of it on the host, the others what they are sent, on the GPU
+    # rank 0 has all weights on the host, the other ranks have only their shards, on the GPU
     first, others = staged.ranks
     assert (first.ranks, others.ranks) == ("0", "1-7")
     assert WHOLE_ON_HOST <= first.host_bytes <= WHOLE_ON_HOST + 512
     assert others.host_bytes < 512
 
 
-def test_fused_kernels_keep_staged_weights_whole_until_backward(tmp_path: Path) -> None:
-    """bf16, of all linears of both layers: the kernels keep them where checkpointing cannot drop them, unless it runs the
-    forward without a graph. Without the kernels none are kept."""
+def test_fused_kernels_keep_full_staged_weights_until_backward(tmp_path: Path) -> None:
+    """The bf16 weights of all linear layers in both decoder layers: the kernels keep them where checkpointing cannot
+    drop them, unless it runs the forward without a graph. Without the kernels, none are kept."""
 
     def kept(kernels: bool, efficient: bool, **more: Any) -> int:
         keys = {**QLORA, "lora_qkv_kernel": kernels, "lora_o_kernel": kernels, "lora_mlp_kernel": kernels, **more}
@@ -77,14 +77,14 @@ def test_fused_kernels_keep_staged_weights_whole_until_backward(tmp_path: Path) 
 
 
 def fsdp1_recipe(tmp_path: Path, *, assumed: dict[str, Any], options: dict[str, Any], **keys: Any) -> Recipe:
-    """Axolotl 0.19, the last release with FSDP1, on two GPUs."""
+    """A recipe of axolotl 0.19, the last release with FSDP1, on two GPUs."""
     config = make_rank_config(tmp_path, fsdp_version=1, fsdp_config=options, **keys)
     return read_recipe(config, num_gpus=2, hub="never", axolotl="0.19.0", assumptions=assumed)
 
 
-def test_fsdp1_s_packed_weights_may_wait_on_the_host(tmp_path: Path) -> None:
-    """transformers 4.48 packs each weight on the GPU and moves it to the host, without its scales: before the units are made
-    nothing else is on the GPU. Otherwise all of the model is there."""
+def test_packed_weights_of_fsdp1_may_be_kept_on_the_host(tmp_path: Path) -> None:
+    """transformers 4.48 packs each weight on the GPU and moves it to the host, without its scales. Nothing else is on
+    the GPU before the units are made. Otherwise the whole model is on the GPU."""
     qlora = {**QLORA, "lora_qkv_kernel": False, "lora_o_kernel": False, "lora_mlp_kernel": False}
     live = []
     for on_host in (True, False):
@@ -96,9 +96,10 @@ def test_fsdp1_s_packed_weights_may_wait_on_the_host(tmp_path: Path) -> None:
     assert live[1] - live[0] == pytest.approx(PACKED + 2 * REST + ADAPTERS, abs=1024)
 
 
-def test_fsdp1_sends_each_unit_in_one_piece(tmp_path: Path) -> None:
-    """The Trainer's FSDP1 broadcasts a unit's parameters before it divides them, unless asked not to: torch flattens them,
-    up to 250 MiB at a time. The root has embedding, head and last norm: 2 x (2 x 96 x 32 + 32) = 12,352 bytes in bf16."""
+def test_fsdp1_broadcasts_each_unit_at_once(tmp_path: Path) -> None:
+    """The Trainer's FSDP1 broadcasts a unit's parameters before it shards them, unless this is switched off: torch
+    flattens them, up to 250 MiB at a time. The root has embedding, head and last norm: 2 x (2 x 96 x 32 + 32) = 12,352
+    bytes in bf16."""
     flattened = []
     for sends in (True, False):
         recipe = fsdp1_recipe(tmp_path, assumed={}, options={"sync_module_states": sends})
@@ -130,7 +131,7 @@ def test_copies_of_the_weights_on_a_machine(tmp_path: Path, nodes: int, options:
     assert f"machine with {8 // nodes} GPUs" in str(ranks_table(report).footnote)
 
 
-def test_a_machine_holds_what_its_ranks_offload(tmp_path: Path) -> None:
+def test_a_machine_has_the_offloaded_memory_of_all_its_ranks(tmp_path: Path) -> None:
     report = report_of(tmp_path, 8, nodes=1, options={"offload_params": True, "cpu_offload_pin_memory": False})
     assert report.machine is not None
     assert report.machine.held_bytes == 8 * report.ranks[0].host_bytes
@@ -138,9 +139,10 @@ def test_a_machine_holds_what_its_ranks_offload(tmp_path: Path) -> None:
     assert report.machine.held_bytes >= 4 * 2 * PARAMETERS
 
 
-def test_staged_weights_wait_packed_on_one_host(tmp_path: Path) -> None:
+def test_staged_weights_are_packed_in_the_memory_of_one_host(tmp_path: Path) -> None:
     report = report_of(tmp_path, 8, options={"cpu_ram_efficient_loading": True}, **QLORA)
     assert report.machine is not None
-    # beside the weights each linear's states: tables of 16 and 256 fp32 values, and a byte for 64 weights
+    # in addition to the weights, the states of each linear layer: tables of 16 and 256 fp32 values, and a byte for 64
+    # weights
     states = 14 * 4 * (16 + 256) + 2 * PACKED // 64
     assert 0 <= report.machine.loading_bytes - (WHOLE_ON_HOST - ADAPTERS + states) <= 14 * 3 * 8

@@ -1,4 +1,4 @@
-"""Reports for many GPUs: what a rank holds, by arithmetic by hand."""
+"""Reports for many GPUs: the memory of a rank, compared with arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = 2 * 96 * 32 + 32
 PARAMETERS = 2 * LAYER + ROOT  # 21,664; every first dimension is a multiple of 8
 NUM_TENSORS = 2 * 9 + 3
 ROTARY = 2 * 4 * 4
-"""Bytes of the rotary table and its original, which every rank holds: 4 fp32 frequencies each."""
+"""Bytes of the rotary table and its original, which every rank has in full: 4 fp32 frequencies each."""
 
 
 def report_of(tmp_path: Path, gpus: int, *, axolotl: str = "", **keys: Any) -> Report:
@@ -33,7 +33,7 @@ def report_of(tmp_path: Path, gpus: int, *, axolotl: str = "", **keys: Any) -> R
 
 
 @pytest.mark.parametrize("gpus", [2, 8])
-def test_fsdp2_divides_weights_gradients_and_states(tmp_path: Path, gpus: int) -> None:
+def test_fsdp2_shards_weights_gradients_and_states(tmp_path: Path, gpus: int) -> None:
     report = report_of(tmp_path, gpus, fsdp_version=2, fsdp_config={"reshard_after_forward": True})
     # bf16 parameters, gradients and two states, each 1 / gpus
     assert report.resident.weights == 2 * PARAMETERS // gpus + ROTARY
@@ -44,11 +44,11 @@ def test_fsdp2_divides_weights_gradients_and_states(tmp_path: Path, gpus: int) -
     assert f"{gpus} GPUs, FSDP2, {gpus} shards" in report.run["ranks"]
 
 
-def test_fsdp1_keeps_what_it_trains_in_fp32(tmp_path: Path) -> None:
+def test_fsdp1_keeps_trainable_parameters_in_fp32(tmp_path: Path) -> None:
     report = report_of(
         tmp_path, 4, axolotl="0.19.0", fsdp_version=1, fsdp_config={"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
     )
-    # every unit's size is a multiple of 4 and of 16 bytes: no padding. fp32: 4 + 4 + 8 bytes a parameter
+    # every unit's size is a multiple of 4 and of 16 bytes: no padding. fp32: 4 + 4 + 8 bytes for each parameter
     assert report.resident.weights == 4 * PARAMETERS // 4 + ROTARY  # buffers become bf16 in the first forward
     assert report.resident.gradients == 4 * PARAMETERS // 4
     assert report.model.parameters == PARAMETERS
@@ -62,7 +62,7 @@ def test_ddp_keeps_buckets_in_addition_to_the_gradients(tmp_path: Path) -> None:
     assert first == -(-2 * PARAMETERS // 512) * 512
 
 
-def test_without_a_share_of_the_load_each_gpu_holds_the_whole_model(tmp_path: Path) -> None:
+def test_without_efficient_loading_each_gpu_has_the_whole_model(tmp_path: Path) -> None:
     whole = report_of(tmp_path, 8, fsdp_version=2, fsdp_config={"reshard_after_forward": True}).phases["load"]
     parts = report_of(tmp_path, 8, fsdp_version=2, fsdp_config={"cpu_ram_efficient_loading": True}).phases["load"]
     assert whole.allocated_bytes > 2 * PARAMETERS * 9 // 8  # the whole in bf16, and the shards
@@ -82,7 +82,7 @@ def test_accumulation_keeps_whole_gradients_until_they_are_reduced(tmp_path: Pat
     assert forward - reduced == pytest.approx(2 * PARAMETERS * 7 / 8, rel=0.3)
 
 
-def test_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_everything_is_restored(tmp_path: Path) -> None:
     before = (torch.UntypedStorage.resize_, torch.Tensor.data_ptr, torch.Tensor.record_stream)
     report_of(tmp_path, 2, fsdp_version=2, fsdp_config={"reshard_after_forward": True})
     assert before == (torch.UntypedStorage.resize_, torch.Tensor.data_ptr, torch.Tensor.record_stream)
@@ -91,8 +91,8 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_quantised_weights_are_divided_and_their_states_are_not(tmp_path: Path, version: int) -> None:
-    """With n ranks a rank holds D / n + R, so from 2 to 4 to 8 ranks the differences halve."""
+def test_quantised_weights_are_sharded_and_their_states_are_not(tmp_path: Path, version: int) -> None:
+    """With n ranks, a rank has D / n + R bytes, so the differences from 2 to 4 to 8 ranks halve."""
     keys = {
         "adapter": "qlora",
         "load_in_4bit": True,
@@ -114,7 +114,7 @@ def test_quantised_weights_are_divided_and_their_states_are_not(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("name", "instead"), [("paged_adamw_8bit", "adamw_torch_8bit"), ("lion_32bit", "adamw_torch_fused")]
 )
-def test_bitsandbytes_does_not_step_on_dtensors(tmp_path: Path, name: str, instead: str) -> None:
+def test_bitsandbytes_optimizers_do_not_support_dtensors(tmp_path: Path, name: str, instead: str) -> None:
     """torch: "Operator bitsandbytes.optimizer_update_32bit.default does not have a sharding strategy registered"."""
     keys = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
     report = report_of(tmp_path, 2, **keys, optimizer=name)
@@ -130,12 +130,12 @@ def test_nccl_is_only_in_nvidia_smi(tmp_path: Path) -> None:
     assert peak.device_bytes == peak.reserved_bytes + peak.context_bytes + peak.nccl_bytes
 
 
-def test_what_fsdp2_offloads_is_in_host_memory(tmp_path: Path) -> None:
+def test_memory_that_fsdp2_offloads_is_on_the_host(tmp_path: Path) -> None:
     report = report_of(
         tmp_path, 8, fsdp_version=2, fsdp_config={"offload_params": True, "cpu_offload_pin_memory": False}
     )
     assert (report.resident.weights, report.resident.gradients, report.resident.optimizer) == (ROTARY, 0, 0)
-    # not pinned, so as large as it is: bf16 shards and gradients, two bf16 states and a 4-byte counter for each tensor
+    # not pinned, so exact sizes: bf16 shards and gradients, two bf16 states and a 4-byte counter for each tensor
     shards = 2 * PARAMETERS // 8
     assert (report.host.cpu.weights, report.host.cpu.gradients) == (shards, shards)
     assert report.host.cpu.optimizer == 2 * shards + 4 * NUM_TENSORS
@@ -159,10 +159,10 @@ def test_an_offloaded_gather_copies_the_shard_first(tmp_path: Path) -> None:
     assert with_offload.peak.allocated_bytes < without.peak.allocated_bytes
 
 
-def test_only_one_parameter_is_whole_while_loading_to_offloaded_shards(tmp_path: Path) -> None:
+def test_loading_to_offloaded_shards_has_only_one_full_parameter(tmp_path: Path) -> None:
     options = {"offload_params": True, "cpu_ram_efficient_loading": True}
     report = report_of(tmp_path, 8, fsdp_version=2, fsdp_config=options)
-    # the largest, an embedding of 96 x 32 in bf16, and its part before it goes to the host
+    # the largest, an embedding of 96 x 32 in bf16, and its shard before it is copied to the host
     largest = 2 * 96 * 32
     assert report.phases["load"].allocated_bytes == largest + 1024  # its 768 bytes are two blocks
     whole = report_of(tmp_path, 8, fsdp_version=2, fsdp_config={"offload_params": True})
@@ -170,7 +170,8 @@ def test_only_one_parameter_is_whole_while_loading_to_offloaded_shards(tmp_path:
 
 
 def test_ddp_writes_nothing_to_the_process_s_streams(tmp_path: Path) -> None:
-    # torch's C++ warns once for each process, past Python's streams; torch is there before us, as in a notebook
+    # torch's C++ code warns once in each process, not through Python's streams; torch is imported before this package,
+    # as in a notebook
     model = write_tiny_model("llama", tmp_path / "llama")
     code = "import torch, axmem_trace\n"
     code += (
@@ -197,7 +198,7 @@ FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
         ({"rl": "dpo", "adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True, **FSDP2}, 0),
     ],
 )
-def test_the_reference_is_divided_by_fsdp_alone(tmp_path: Path, keys: dict[str, Any], resident: int) -> None:
+def test_only_fsdp_shards_the_reference(tmp_path: Path, keys: dict[str, Any], resident: int) -> None:
     report = report_of(tmp_path, 2, **keys)
     assert report.resident.reference == resident
     assert not [note for note in report.notes if note.kind == "not_modelled"]
@@ -205,9 +206,10 @@ def test_the_reference_is_divided_by_fsdp_alone(tmp_path: Path, keys: dict[str, 
     assert gathers is bool(resident and "fsdp_version" in keys)
 
 
-def test_an_fsdp2_reference_is_loaded_whole_and_then_divided(tmp_path: Path) -> None:
-    # fully_shard moves all of it to the GPU first: 2 bytes a parameter and the rotary tables, before the policy comes.
-    # While it is divided, the parts come on top: half. Each of the 21 parameters, and each part, takes blocks of 512 bytes.
+def test_an_fsdp2_reference_is_loaded_in_full_and_then_sharded(tmp_path: Path) -> None:
+    # fully_shard first moves the whole model to the GPU: 2 bytes for each parameter and the rotary tables, before the
+    # policy. While it is sharded, the shards are added: half of it. Each of the 21 parameters, and each shard, needs
+    # blocks of 512 bytes.
     fsdp = {"reshard_after_forward": True, "cpu_ram_efficient_loading": True}
     report = report_of(tmp_path, 2, rl="dpo", fsdp_version=2, fsdp_config=fsdp)
     whole, part = 2 * PARAMETERS, 2 * PARAMETERS // 2
@@ -215,8 +217,8 @@ def test_an_fsdp2_reference_is_loaded_whole_and_then_divided(tmp_path: Path) -> 
 
 
 def test_generation_with_an_adapter_fails_under_fsdp2(tmp_path: Path) -> None:
-    # peft's `generate` calls the inner model, whose embedding is still divided: torch refuses to look up plain ids in it.
-    # (support/real_ranks.py would show it: "aten.embedding.default got mixed torch.Tensor and DTensor".)
+    # peft's `generate` calls the inner model, whose embedding is still sharded: torch refuses to look up plain ids in
+    # it. (support/real_ranks.py would show it: "aten.embedding.default got mixed torch.Tensor and DTensor".)
     lora = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
     keys = {"rl": "grpo", "micro_batch_size": 4, "trl": {"num_generations": 4, "max_completion_length": 8}, **FSDP2}
     assert any("the first generation fails" in each.reason for each in report_of(tmp_path, 2, **keys, **lora).refusals)
@@ -242,7 +244,7 @@ DIVIDED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("keys", DIVIDED.values(), ids=DIVIDED)
 @pytest.mark.parametrize("gpus", [2, 4])
-def test_zero3_divides_the_reference(tmp_path: Path, keys: dict[str, Any], gpus: int) -> None:
+def test_zero3_shards_the_reference(tmp_path: Path, keys: dict[str, Any], gpus: int) -> None:
     # nothing persists: 2 bytes a parameter, divided; every size is a multiple of the ranks. Rotary tables are whole
     settings = zero3(stage3_param_persistence_threshold=0, stage3_prefetch_bucket_size=0, overlap_comm=False)
     report = report_of(tmp_path, gpus, **keys, **settings)
@@ -250,10 +252,10 @@ def test_zero3_divides_the_reference(tmp_path: Path, keys: dict[str, Any], gpus:
     assert not [note for note in report.notes if note.kind == "not_modelled"]
 
 
-def test_auto_means_deepspeed_s_defaults_for_the_reference(tmp_path: Path) -> None:
-    # each parameter of the tiny model has less than 1e5 elements: once gathered, all of the reference stays whole with
-    # its parts. "auto" for the policy is 10 x 32 elements: only its norms stay. DeepSpeed begins to keep them once it knows
-    # the order of the modules, from the second forward.
+def test_auto_means_deepspeeds_defaults_for_the_reference(tmp_path: Path) -> None:
+    # each parameter of the tiny model has less than 1e5 elements: after the first gather, the whole reference stays
+    # gathered, in addition to its shards. "auto" for the policy is 10 x 32 elements: only its norms stay. DeepSpeed
+    # begins to keep them when it knows the order of the modules, from the second forward.
     fixed = {"overlap_comm": False, "stage3_prefetch_bucket_size": 0}
     peaks = {
         value: report_of(tmp_path, 2, rl="dpo", **zero3(**fixed, stage3_param_persistence_threshold=value))
@@ -267,7 +269,7 @@ def test_auto_means_deepspeed_s_defaults_for_the_reference(tmp_path: Path) -> No
     assert not any("50,000,000 elements" in note.text for note in peaks[320].notes)
 
 
-def test_adapters_need_no_second_model_under_zero3(tmp_path: Path) -> None:
+def test_adapters_need_no_second_model_with_zero3(tmp_path: Path) -> None:
     lora = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
     assert report_of(tmp_path, 2, rl="dpo", **lora, **zero3()).resident.reference == 0
 

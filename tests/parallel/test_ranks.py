@@ -1,4 +1,4 @@
-"""Which ranks hold parts of other sizes, and what the report says of each; by arithmetic by hand."""
+"""Ranks with shards of different sizes, and their figures in the report, compared with arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def test_the_last_rank_has_fewer_rows_of_an_odd_vocabulary(tmp_path: Path) -> No
 
 
 def test_ranks_without_a_row_of_an_adapter(tmp_path: Path) -> None:
-    """Rank 4 of LoRA on 8 GPUs: A has 4 rows, so ranks 4 to 7 have none of any A, and B is divided evenly."""
+    """LoRA with rank 4 on 8 GPUs: A has 4 rows, so the GPUs 4 to 7 have no row of any A; B is sharded evenly."""
     lora = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj"]}
     first, last = report_of(tmp_path, 8, **FSDP2, **lora).ranks
     assert (first.ranks, last.ranks) == ("0-3", "4-7")
-    # two layers, two fp32 states of A, one row of 32 each: 128 bytes are a block; nothing is none
+    # two layers, two fp32 states of A, one row of 32 each: 128 bytes are a block; no row is no block
     assert first.allocated_bytes - last.allocated_bytes == 2 * 2 * 512
 
 
@@ -61,7 +61,7 @@ def test_equal_ranks_are_one_row(tmp_path: Path) -> None:
         assert (row.ranks, row.count, row.worst, row.basis) == ("0-3", 4, True, "recorded")
 
 
-def test_the_rank_that_reads_the_weights_is_apart(tmp_path: Path) -> None:
+def test_the_rank_that_reads_the_weights_is_a_separate_group(tmp_path: Path) -> None:
     report = report_of(
         tmp_path,
         4,
@@ -122,7 +122,7 @@ def test_what_is_sharded_replicated_and_gathered(tmp_path: Path) -> None:
 def test_a_machine_with_a_gpu_gives_the_same_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]
 ) -> None:
-    """There torch's Adam checks whether the current stream records a CUDA graph."""
+    """On such a machine, torch's Adam checks whether the current stream records a CUDA graph."""
     import torch
 
     without = report_of(tmp_path, 2, **keys)

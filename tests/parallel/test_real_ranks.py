@@ -1,7 +1,8 @@
-"""The fake process group on meta against two real processes on the CPU, which exchange by gloo: allocation by allocation.
+"""Compares the fake process group on meta with two real processes on the CPU, which communicate by gloo, allocation by
+allocation.
 
-A wrong stream, a gather freed too late or a bucket of another size shows here. The optimizer's step is compared with a
-real one elsewhere: on a CPU torch steps one parameter at a time.
+It finds a wrong stream, a gather that is freed too late, or a bucket of another size. The optimizer's step is not
+compared here, because on a CPU torch updates one parameter at a time; other tests compare it with a real step.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from support.real_ranks import Case, assert_same, record_for_real, record_on_met
 from axmem_trace.ledger import Ledger
 
 LORA = {"adapter": "lora", "lora_r": 3, "lora_alpha": 8, "lora_target_linear": True}
-"""Rank 3 among two: one of A's rows is padding."""
+"""LoRA with rank 3 on two GPUs: one of A's rows is padding."""
 FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
 FSDP1 = {"fsdp_version": 1, "fsdp_config": {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
 CHECKPOINTED = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 DPO = {"rl": "dpo"}
-"""A full fine-tune: the reference is a second model, with a wrapper of its own."""
+"""A full fine-tune: the reference is a second model with its own wrapper."""
 REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ddp": ({}, {}),
@@ -57,7 +58,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
-    """An odd vocabulary: the shards of the embedding differ between the ranks."""
+    """The cases have an odd vocabulary, so the shards of the embedding differ between the ranks."""
     common = tiny_run(tmp_path_factory.mktemp("models"))
     # FSDP1 keeps adapters in fp32 and gathers them in bf16, which needs autocast: here all is bf16
     return {
@@ -74,7 +75,7 @@ def for_real(cases: dict[str, Case]) -> dict[str, list[Ledger]]:
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("name", CASES)
-def test_meta_allocates_what_real_ranks_do(
+def test_meta_allocates_the_same_as_real_ranks(
     name: str, rank: int, cases: dict[str, Case], for_real: dict[str, list[Ledger]]
 ) -> None:
     on_meta = record_on_meta(cases[name], 2, rank=rank)

@@ -1,4 +1,4 @@
-"""What ranks gather, and what rank 0 collects on its host, when a divided model is saved."""
+"""The gathers of all ranks, and the memory of rank 0's host, when a sharded model is saved."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def report_of(tmp_path: Path, gpus: int, **keys: Any) -> Report:
 
 
 def gathered(report: Report) -> int:
-    """Bytes of the GPU over those that are alive before and after."""
+    """Bytes on the GPU above those that are alive before and after."""
     save = report.phases["save"]
     assert save.end_bytes == report.phases["step_2"].end_bytes
     return save.allocated_bytes - save.end_bytes
@@ -44,7 +44,7 @@ def test_a_full_state_dict_gathers_one_tensor_at_a_time(tmp_path: Path) -> None:
     assert report.machine.held_bytes < 2 * 2 * PARAMETERS  # and on no other
 
 
-def test_an_offloaded_part_comes_to_the_gpu_first(tmp_path: Path) -> None:
+def test_an_offloaded_shard_is_first_copied_to_the_gpu(tmp_path: Path) -> None:
     report = report_of(tmp_path, 8, fsdp_config={**FULL, "offload_params": True})
     assert gathered(report) == 2 * EMBEDDING + 1024  # 2 * EMBEDDING / 8 is 768
 
@@ -68,12 +68,14 @@ def test_an_offloaded_part_comes_to_the_gpu_first(tmp_path: Path) -> None:
         ({}, LORA, True),  # the adapters, at the end
     ],
 )
-def test_what_is_saved_whole(tmp_path: Path, options: dict[str, Any], keys: dict[str, Any], saves: bool) -> None:
+def test_cases_in_which_the_whole_model_is_saved(
+    tmp_path: Path, options: dict[str, Any], keys: dict[str, Any], saves: bool
+) -> None:
     report = report_of(tmp_path, 4, fsdp_config={"reshard_after_forward": True, **options}, **keys)
     assert ("save" in report.phases) is saves
 
 
-def test_adapters_are_whole_together(tmp_path: Path) -> None:
+def test_all_adapters_are_gathered_at_the_same_time(tmp_path: Path) -> None:
     report = report_of(tmp_path, 4, fsdp_config={"reshard_after_forward": True}, **LORA)
     # fp32, 28 tensors of whole blocks or a part of one
     assert 4 * ADAPTERS <= gathered(report) <= 4 * ADAPTERS + 28 * 512
@@ -84,7 +86,7 @@ def zero(stage: int, **settings: Any) -> dict[str, Any]:
     return {"deepspeed": {"zero_optimization": {"stage": stage, **settings}, "bf16": {"enabled": True}}}
 
 
-def test_zero_3_gathers_if_it_is_told_to(tmp_path: Path) -> None:
+def test_zero_3_gathers_if_it_is_requested(tmp_path: Path) -> None:
     gathers = zero(3, stage3_gather_16bit_weights_on_model_save=True, stage3_param_persistence_threshold=0)
     report = report_of(tmp_path, 8, **gathers)
     assert gathered(report) == 2 * EMBEDDING
@@ -93,7 +95,7 @@ def test_zero_3_gathers_if_it_is_told_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_every_rank_copies_the_model_to_its_host_under_zero_1_and_2(tmp_path: Path, stage: int) -> None:
+def test_every_rank_copies_the_model_to_its_host_with_zero_1_and_2(tmp_path: Path, stage: int) -> None:
     report = report_of(tmp_path, 4, **zero(stage))
     assert gathered(report) == 0
     assert report.machine is not None
@@ -101,7 +103,7 @@ def test_every_rank_copies_the_model_to_its_host_under_zero_1_and_2(tmp_path: Pa
 
 
 def save_for_real(cases: Sequence[Case], rank: int, num_ranks: int, folder: str) -> None:
-    """PyTorch's own gathering, called as accelerate calls it, in a real process."""
+    """Runs PyTorch's own gather in a real process, called as in accelerate."""
     import torch
     import torch.distributed as dist
     from support.kernel_recording import recording_on
@@ -129,8 +131,8 @@ def save_for_real(cases: Sequence[Case], rank: int, num_ranks: int, folder: str)
     dist.destroy_process_group()
 
 
-def test_the_gathered_tensors_are_those_of_pytorch(tmp_path: Path) -> None:
-    """Two ranks, and an odd vocabulary: the second rank pads its part of the embedding and of the head."""
+def test_the_gathered_tensors_equal_those_of_pytorch(tmp_path: Path) -> None:
+    """Two ranks and an odd vocabulary: the second rank pads its shard of the embedding and of the head."""
     case = Case({**tiny_run(tmp_path), "fsdp_version": 2, "fsdp_config": FULL})
     (real,) = run_in_processes(save_for_real, [case], 2)
     for rank in (0, 1):
@@ -138,7 +140,7 @@ def test_the_gathered_tensors_are_those_of_pytorch(tmp_path: Path) -> None:
 
 
 def sizes(ledger: Ledger) -> Counter[int]:
-    """Without PyTorch's wrapper around what is still being gathered, which is as large by name and has no memory
+    """The sizes without PyTorch's wrapper around an unfinished gather, which has the same nominal size but no memory
     (`_make_wrapper_subclass`, torch 2.14 `distributed/_functional_collectives.py`)."""
     return Counter(
         each.nbytes

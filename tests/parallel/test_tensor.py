@@ -1,5 +1,5 @@
-"""Tensor parallelism on meta against real processes on the CPU, which exchange by gloo: allocation by allocation. And what
-each rank holds, by arithmetic by hand."""
+"""Compares tensor parallelism on meta with real processes on the CPU, which communicate by gloo, allocation by
+allocation. And the memory of each rank, compared with arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Case, 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_meta_allocates_what_real_ranks_do(name: str, recorded: dict[str, tuple[Case, list[Ledger]]]) -> None:
+def test_meta_allocates_the_same_as_real_ranks(name: str, recorded: dict[str, tuple[Case, list[Ledger]]]) -> None:
     case, real = recorded[name]
     for rank in (0, len(real) - 1):
         # a norm of each head has 16 weights in bf16
@@ -83,7 +83,7 @@ def report_of(
 
 @whole_embedding
 @pytest.mark.parametrize("gpus", [2, 4])
-def test_embedding_and_norms_are_whole_on_each_rank(tmp_path: Path, gpus: int) -> None:
+def test_each_rank_has_the_full_embedding_and_norms(tmp_path: Path, gpus: int) -> None:
     # 2 KV heads are not enough for 4 ranks: k and v would be split inside a head
     report = report_of(tmp_path, 2, tensor_parallel_size=2) if gpus == 2 else None
     if report is None:
@@ -102,7 +102,7 @@ def test_embedding_and_norms_are_whole_on_each_rank(tmp_path: Path, gpus: int) -
 
 
 @whole_embedding
-def test_fsdp2_divides_all_of_it_further(tmp_path: Path) -> None:
+def test_fsdp2_shards_all_parameters_further(tmp_path: Path) -> None:
     report = report_of(tmp_path, 4, tensor_parallel_size=2, **FSDP2)
     # linears: halves of rows or columns, each divided by two; embedding and norms by two
     assert report.resident.weights == 2 * (DIVIDED // 4 + WHOLE // 2) + ROTARY
@@ -115,9 +115,9 @@ def test_fsdp2_divides_all_of_it_further(tmp_path: Path) -> None:
     assert "autocast bfloat16" in alone.run["precision"]
 
 
-def test_each_rank_has_the_logits_of_all_words(tmp_path: Path) -> None:
-    """48 tokens, and a vocabulary so large that nothing else counts: 4096 words. At the loss under autocast: bf16 logits,
-    their fp32 copy for the loss and that of the outputs: none of them is divided."""
+def test_each_rank_has_the_logits_of_the_full_vocabulary(tmp_path: Path) -> None:
+    """48 tokens and a large vocabulary of 4096 tokens, so that only logits matter. At the loss with autocast, there are
+    bf16 logits, their fp32 copy for the loss, and the fp32 copy of the outputs. None of them is sharded."""
     model = write_tiny_model("llama", tmp_path / "wide", vocab_size=4096)
     alone, divided = (report_of(tmp_path, gpus, base_model=model, tensor_parallel_size=gpus) for gpus in (1, 2))
     logits = 2 * 24 * 4096
@@ -137,7 +137,9 @@ def test_each_rank_has_the_logits_of_all_words(tmp_path: Path) -> None:
         (4, {"tensor_parallel_size": 2, "attn_implementation": "sdpa"}, "several dtypes in a layer"),
     ],
 )
-def test_what_can_t_be_divided_has_no_figures(tmp_path: Path, gpus: int, keys: dict[str, Any], words: str) -> None:
+def test_models_that_cannot_be_sharded_have_no_figures(
+    tmp_path: Path, gpus: int, keys: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
         report_of(tmp_path, gpus, **keys)
 
@@ -162,22 +164,22 @@ def test_refused_combinations_have_figures(tmp_path: Path) -> None:
     assert older.resident == unsaved.resident
 
 
-def test_deepspeed_s_tensor_parallelism_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_tensor_parallelism_of_deepspeed_is_reported_as_not_modelled(tmp_path: Path) -> None:
     zero = {"deepspeed": {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}}
     report = report_of(tmp_path, 2, tensor_parallel_size=2, **zero)
     missing = [(note.key, note.direction) for note in report.notes if note.kind == "not_modelled"]
     assert ("tensor_parallel_size", "less") in missing
 
 
-def test_cut_cross_entropy_of_a_divided_head_is_said_to_be_unknown(tmp_path: Path) -> None:
+def test_cut_cross_entropy_of_a_sharded_head_is_reported_as_not_modelled(tmp_path: Path) -> None:
     plugin = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
     report = report_of(tmp_path, 2, tensor_parallel_size=2, plugins=[plugin], cut_cross_entropy=True)
     missing = [(note.key, note.direction) for note in report.notes if note.kind == "not_modelled"]
     assert missing == [("cut_cross_entropy", "either")]
 
 
-def test_evaluation_runs_on_parts(tmp_path: Path) -> None:
-    """Without gradients transformers' linears take this rank's part directly, without a DTensor."""
+def test_evaluation_runs_with_shards(tmp_path: Path) -> None:
+    """Without gradients, transformers' linear layers use this rank's shard directly, without a DTensor."""
     report = report_of(tmp_path, 2, tensor_parallel_size=2, val_set_size=0.1, eval_steps=10)
     evaluation = report.phases["eval"]
     # at least bf16 logits of 48 tokens and all 96 words

@@ -1,4 +1,4 @@
-"""ZeRO without DeepSpeed: partitions, buckets and reports, by arithmetic by hand."""
+"""ZeRO without DeepSpeed: partitions, buckets and reports, compared with arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EMBEDDING = 96 * 32
 LAYER = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32
 NORMS = 5 * 32
 MATRICES = 2 * EMBEDDING + 2 * LAYER
-"""The Trainer's first group, which decays; the norms are the second."""
+"""The Trainer's first group, which has weight decay; the norms are the second group."""
 PARAMETERS = MATRICES + NORMS  # 21,664
 ROTARY = 2 * 4 * 4
 """The rotary table and its original: 4 fp32 frequencies each."""
@@ -34,7 +34,7 @@ def report_of(
     return estimate(make_rank_config(tmp_path, deepspeed=file, **keys), num_gpus=gpus, hub="never")
 
 
-def test_partitions_are_equal_and_cut_parameters() -> None:
+def test_partitions_are_equal_and_split_parameters() -> None:
     # 10 + 7 + 3 = 20 elements for 3 ranks: a multiple of 2 x 3, 24; 8 each
     layout = Layout((10, 7, 3), 3)
     assert (layout.elements, layout.partition_elements) == (24, 8)
@@ -45,7 +45,7 @@ def test_partitions_are_equal_and_cut_parameters() -> None:
     assert layout.slices(2) == (Slice(1, 2, 6, 0, 1), Slice(2, 2, 0, 1, 3))
 
 
-def test_neighbours_go_round_the_ranks() -> None:
+def test_neighbours_are_on_different_ranks() -> None:
     assert round_robin(7, 3) == (0, 3, 6, 1, 4, 2, 5)
 
 
@@ -55,7 +55,7 @@ def test_neighbouring_slices_of_one_owner_are_reduced_together() -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_weights_are_whole_and_states_are_divided(tmp_path: Path, stage: int) -> None:
+def test_weights_are_whole_and_states_are_sharded(tmp_path: Path, stage: int) -> None:
     report = report_of(tmp_path, stage)
     # bf16 weights, in two flat buffers; 21,504 and 160 are multiples of 2 x 4: no padding
     assert report.resident.weights == 2 * PARAMETERS + ROTARY
@@ -65,7 +65,7 @@ def test_weights_are_whole_and_states_are_divided(tmp_path: Path, stage: int) ->
     assert f"{GPUS} GPUs, DeepSpeed ZeRO-{stage}" in report.run["ranks"]
 
 
-def test_loading_holds_a_second_copy_for_a_moment(tmp_path: Path) -> None:
+def test_loading_has_a_second_copy_for_a_short_time(tmp_path: Path) -> None:
     load = report_of(tmp_path).phases["load"]
     # all weights, and the flat buffer of the first group, before its parameters become views of it
     assert load.allocated_bytes >= 2 * PARAMETERS + 2 * MATRICES
@@ -74,7 +74,9 @@ def test_loading_holds_a_second_copy_for_a_moment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("overlaps", "buckets"), [(False, 1), (True, 2)])
-def test_buckets_have_the_size_that_is_set_whatever_is_trained(tmp_path: Path, overlaps: bool, buckets: int) -> None:
+def test_buckets_have_the_configured_size_with_any_trainable_parameters(
+    tmp_path: Path, overlaps: bool, buckets: int
+) -> None:
     lora: dict[str, Any] = {"adapter": "lora", "lora_r": 2, "lora_alpha": 2, "lora_target_linear": True}
     small, large = (
         report_of(tmp_path, json={"reduce_bucket_size": size, "overlap_comm": overlaps}, **lora)
@@ -99,7 +101,8 @@ def test_zero1_keeps_its_buckets_until_the_last_micro_batch(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_deepspeed_s_own_tiled_mlp_is_not_modelled(tmp_path: Path, stage: int) -> None:
-    """axolotl 0.21 `monkeypatch/tiled_mlp/patch.py` takes `DeepSpeedTiledMLP` there; it needs less than whole MLPs."""
+    """axolotl 0.21 `monkeypatch/tiled_mlp/patch.py` uses `DeepSpeedTiledMLP` in this case; it needs less memory than
+    untiled MLPs."""
     tiled = report_of(tmp_path, stage=stage, tiled_mlp=True)
     whole = report_of(tmp_path, stage=stage)
     assert tiled.peak.allocated_bytes == whole.peak.allocated_bytes
@@ -119,7 +122,8 @@ def test_an_offloaded_optimizer_is_on_the_host(tmp_path: Path) -> None:
 
 
 def test_a_rank_keeps_whole_gradients() -> None:
-    # 8 elements each: rank 0 touches the first, rank 1 the first and the second, rank 2 the second and the third
+    # 8 elements each: rank 0 has a part of the first, rank 1 of the first and the second, rank 2 of the second and the
+    # third
     assert elements_kept(Layout((10, 7, 3), 3)) == [10, 17, 10]
 
 
@@ -140,7 +144,7 @@ def report_3(tmp_path: Path, json: dict[str, Any] | None = None, **keys: Any) ->
     return report_of(tmp_path, 3, json=settings, **keys)
 
 
-def test_zero3_divides_weights_gradients_and_states(tmp_path: Path) -> None:
+def test_zero3_shards_weights_gradients_and_states(tmp_path: Path) -> None:
     report = report_3(tmp_path)
     assert report.resident.weights == 2 * PARAMETERS // GPUS + ROTARY
     # fp32 copy and two states; two groups, each with a step counter
@@ -171,7 +175,7 @@ def test_small_parameters_stay_whole(tmp_path: Path) -> None:
     assert at_end(512) - at_end(32) == 4 * 1024
 
 
-def test_parameters_that_are_fetched_ahead_are_whole_together(tmp_path: Path) -> None:
+def test_prefetched_parameters_are_whole_at_the_same_time(tmp_path: Path) -> None:
     def forward(**json: Any) -> int:
         return report_3(tmp_path, json).phases["step_2"].phases["forward"].allocated_bytes
 
@@ -181,8 +185,9 @@ def test_parameters_that_are_fetched_ahead_are_whole_together(tmp_path: Path) ->
     assert ahead - alone >= 2 * (PARAMETERS - EMBEDDING)
 
 
-def test_the_head_s_gradient_is_copied_to_be_scattered(tmp_path: Path) -> None:
-    """The loss's backward ends with the head: its weight, its gradient, and a bucket that it does not fit into."""
+def test_the_heads_gradient_is_copied_before_it_is_scattered(tmp_path: Path) -> None:
+    """The loss's backward ends with the head: its weight, its gradient, and a bucket into which the gradient does not
+    fit."""
     small = report_3(tmp_path).phases["step_1"].phases["backward"]
     assert small.allocated_bytes >= small.end_bytes + 2 * 2 * EMBEDDING
 
@@ -202,7 +207,7 @@ def test_offloaded_parameters_are_on_the_host(tmp_path: Path) -> None:
     assert every.host.cpu.optimizer >= 3 * 4 * PARAMETERS // GPUS
 
 
-def test_adapters_are_fp32_where_the_base_is_divided_while_it_loads(tmp_path: Path) -> None:
+def test_adapters_are_fp32_if_the_base_is_sharded_while_loading(tmp_path: Path) -> None:
     lora: dict[str, Any] = {"adapter": "lora", "lora_r": 4, "lora_alpha": 4, "lora_target_modules": ["q_proj"]}
     kernels: dict[str, Any] = dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False)
     report = report_3(tmp_path, **lora, **kernels)
@@ -211,7 +216,7 @@ def test_adapters_are_fp32_where_the_base_is_divided_while_it_loads(tmp_path: Pa
     assert report.resident.weights == 2 * PARAMETERS // GPUS + ROTARY
 
 
-def test_a_quantised_base_is_whole_while_it_loads(tmp_path: Path) -> None:
+def test_a_quantised_base_is_whole_while_loading(tmp_path: Path) -> None:
     keys: dict[str, Any] = {
         "adapter": "qlora",
         "load_in_4bit": True,
@@ -226,13 +231,13 @@ def test_a_quantised_base_is_whole_while_it_loads(tmp_path: Path) -> None:
     assert any(note.kind == "warning" and "whole quantised model" in note.text for note in report.notes)
 
 
-def test_nothing_of_zero_is_left_behind(tmp_path: Path) -> None:
+def test_all_replacements_of_zero_are_restored(tmp_path: Path) -> None:
     linear = torch.nn.functional.linear
     report_3(tmp_path)
     assert torch.nn.functional.linear is linear
 
 
-def test_what_ranks_read_on_the_host_is_said(tmp_path: Path) -> None:
+def test_memory_for_reading_weights_on_the_host_is_reported(tmp_path: Path) -> None:
     for stage in (2, 3):
         (note,) = [each for each in report_of(tmp_path, stage).notes if each.key == "host.loading"]
         assert note.bytes == 2 * PARAMETERS

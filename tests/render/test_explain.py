@@ -62,7 +62,7 @@ def test_an_unknown_word_names_near_ones(capsys):
     assert "nearest: workspace" in capsys.readouterr().err
 
 
-def test_several_words_are_one(capsys):
+def test_several_words_are_one_term(capsys):
     assert main(["explain", "fits", "with", "room"]) == 0
     assert "a tenth of the card" in capsys.readouterr().out
 

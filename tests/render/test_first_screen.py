@@ -85,7 +85,7 @@ def str_of(report, width):
     return "\n".join(lines(report, width)) + "\n"
 
 
-def test_the_verdict_and_the_need_come_first():
+def test_the_verdict_and_the_needed_memory_are_first():
     assert lines(big_report(24))[0] == "FITS on test card (24.00 GiB): needs 14.00 GiB, 10.00 GiB left"
     assert lines(too_small())[0].startswith("DOES NOT FIT on ")
     assert lines(too_small())[0].endswith("needs 14.00 GiB, 2.00 GiB too much")
@@ -104,7 +104,7 @@ def test_the_bar_is_to_scale():
     assert bar == "█" * 48 + "▓" * 6 + "▒" * 18 + "|" + "░" * 11
 
 
-def test_what_axolotl_will_log_is_there_for_each_of_its_lines():
+def test_each_line_that_axolotl_logs_is_shown():
     text = "\n".join(lines(big_report(24)))
     for label in ("first step", "later steps", "evaluation"):
         assert re.search(rf"^  {label} +12\.00 +12\.00 +13\.00$", text, flags=re.MULTILINE)
@@ -152,7 +152,7 @@ def test_never_more_than_one_screen(width, num_alerts, refused, fails, why):
 
 
 @pytest.mark.parametrize("width", [40, 60, 72])
-def test_a_narrow_terminal_breaks_no_line(width):
+def test_no_line_is_too_long_for_a_narrow_terminal(width):
     assert max(map(len, lines(too_small(), width))) <= width
 
 
@@ -171,7 +171,7 @@ LONGEST_KIND = Kind(
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_never_more_than_one_screen_with_the_longest_words_about_a_kind(fails):
+def test_never_more_than_one_screen_with_the_longest_kind(fails):
     warnings = tuple(Note(kind="warning", key=f"key_{index}", text=LONG, line=index) for index in range(9))
     refusals = (Refusal(key="datasets", line=3, value="x", reason=LONG, remedy=LONG),) * 2
     report = too_small() if fails else big_report(24)
@@ -189,7 +189,7 @@ def test_never_more_than_one_screen_with_the_longest_words_about_a_kind(fails):
     assert " ".join(line.strip() for line in shown[-2:]).endswith("all the rest: --full")
 
 
-def test_how_sure_the_figures_are():
+def test_the_accuracy_of_the_figures_is_shown():
     report = big_report(24)
     sure = " ".join(line.strip() for line in lines(report)[-4:])
     assert report.accuracy.text in sure
@@ -219,7 +219,7 @@ def test_verdicts(headroom_gib, memory_gib, tight_share, verdict):
     assert name_verdict(None, "", None, 0, **allowed) == ""
 
 
-def test_the_error_is_that_of_the_published_runs():
+def test_the_error_equals_that_of_the_published_runs():
     """The table of `docs/accuracy.md` is generated from the measured runs."""
     row = re.search(
         r"^\| fms-acceleration.*one GPU: `max_allocated` \|(.*)\|$",
@@ -253,7 +253,7 @@ def test_without_expandable_segments_the_error_is_the_worst_of_the_published_run
         (LAYER_WEIGHTS, {"base": "bfloat16", "method": "full fine-tune"}, ""),
     ],
 )
-def test_a_hint_is_for_what_holds_most_and_is_not_done_already(holder, run, words):
+def test_a_hint_is_for_the_largest_holder_and_not_yet_set(holder, run, words):
     report = big_report(12, verdict="does not fit", holders=(Holder(name=holder, bytes=12 * GIB),))
     hints = list_hints(replace(report, run={**report.run, **run}))
     assert words in hints[0] if words else hints == []

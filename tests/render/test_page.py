@@ -54,7 +54,7 @@ def test_it_makes_no_request_and_is_small():
     assert "default-src 'none'" in text
 
 
-def test_the_figures_stand_without_a_script():
+def test_the_figures_are_shown_without_a_script():
     body = re.sub(r"<script.*?</script>", "", render_page(REPORT), flags=re.DOTALL)
     text = check(re.sub(r"<!doctype html>|<(meta|link|input)[^>]*>", "", body)).text
     for nbytes in (REPORT.peak.allocated_bytes, REPORT.peak.device_bytes, *(holder.bytes for holder in REPORT.holders)):
@@ -65,7 +65,7 @@ def test_the_figures_stand_without_a_script():
     assert "torch 2.13.0" in text
 
 
-def test_it_is_made_from_a_saved_report_alone(tmp_path):
+def test_it_is_made_from_only_a_saved_report(tmp_path):
     (tmp_path / "report.json").write_text(REPORT.to_json())
     (tmp_path / "fit.json").write_text(json.dumps(FIT))
     arguments = [str(tmp_path / "report.json"), "--fit", str(tmp_path / "fit.json"), "-o", str(tmp_path / "page.html")]
@@ -74,7 +74,7 @@ def test_it_is_made_from_a_saved_report_alone(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "no json", "{}", '{"schema_version": 99}'])
-def test_a_file_that_is_no_report(tmp_path, capsys, content):
+def test_a_file_that_is_not_a_report(tmp_path, capsys, content):
     path = tmp_path / "report.json"
     if content is not None:
         path.write_text(content)
@@ -97,7 +97,7 @@ def test_texts_cannot_break_it():
     assert attack in data_of(page)["moments"][0]["last"]
 
 
-def test_moments_add_up_three_times():
+def test_each_of_the_three_divisions_of_a_moment_adds_up():
     assert max(moment.allocated_bytes for moment in REPORT.moments) == REPORT.peak.allocated_bytes
     for moment in REPORT.moments:
         assert moment.buckets.total == moment.allocated_bytes
@@ -119,7 +119,7 @@ def test_the_script_gets_the_same_moments():
         }
 
 
-def test_phases_have_their_place():
+def test_positions_of_phases():
     stretches = lay_out(REPORT.moments)
     assert sum(stretch.width for stretch in stretches) == pytest.approx(100)
     xs = positions(stretches)
@@ -223,13 +223,13 @@ def test_in_a_browser(tmp_path, theme):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed here")
-def test_an_error_would_be_seen(tmp_path):
+def test_an_error_in_the_script_would_be_found(tmp_path):
     path = tmp_path / "page.html"
     path.write_text(render_page(REPORT).replace("</body>", "<script>nothing.here()</script></body>"), encoding="utf-8")
     assert "nothing is not defined" in in_chromium(path)[1]
 
 
-def test_reports_without_moments_are_read():
+def test_reports_without_moments_can_be_read():
     older = json.loads(REPORT.to_json())
     del older["moments"]
     assert Report.from_json(json.dumps(older)).moments == ()

@@ -24,7 +24,7 @@ def axes():
     pyplot.close(figure)
 
 
-def test_it_is_stacked_up_to_what_is_allocated(axes):
+def test_it_is_stacked_up_to_the_allocated_memory(axes):
     drawn = REPORT.plot(axes)
     assert drawn is axes
     top = max(path.vertices[:, 1].max() for area in axes.collections for path in area.get_paths())
@@ -35,12 +35,12 @@ def test_it_is_stacked_up_to_what_is_allocated(axes):
     axes.figure.canvas.draw()
 
 
-def test_without_moments_all_is_one_area(axes):
+def test_without_moments_there_is_one_area(axes):
     dataclasses.replace(REPORT, moments=()).plot(axes)
     assert "allocated" in axes.get_legend_handles_labels()[1]
 
 
-def test_a_brief_report_has_none():
+def test_a_brief_report_cannot_be_plotted():
     with pytest.raises(ValueError, match="--full"):
         dataclasses.replace(REPORT, moments=(), timeline=()).plot()
 

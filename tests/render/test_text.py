@@ -52,7 +52,7 @@ def test_the_printed_peak_is_the_reports():
     assert last_number(total) == report.peak.allocated_bytes
 
 
-def test_printed_modules_add_up_as_far_as_they_are_rounded():
+def test_printed_modules_add_up_except_for_rounding():
     """Each printed size is off by at most half a unit of its last digit: 0.05 KiB here."""
     text = render_text(make_hand_made_report(), full=True, width=160)
     rows, total = rows_and_sum(section(text, "Modules: memory of each without its submodules, activations at the peak"))
@@ -97,12 +97,12 @@ def test_no_line_is_wider_than_the_terminal(width, ascii_only):
     assert text.isascii() or not ascii_only
 
 
-def test_absurd_widths_are_bounded():
+def test_extreme_widths_are_limited():
     assert max(map(len, render_text(make_hand_made_report(), full=True, width=1).splitlines())) <= 40
     assert max(map(len, render_text(make_hand_made_report(), full=True, width=10_000).splitlines())) <= 200
 
 
-def test_colour_changes_no_letter():
+def test_colour_does_not_change_the_text():
     plain, coloured = (render_text(make_hand_made_report(), full=True, color=color) for color in (False, True))
     assert "\x1b[" in coloured
     uncoloured = re.sub(r"\x1b\[[\d;]*m", "", coloured)

@@ -32,12 +32,12 @@ def kind_of(axolotl="0.21.0", **changes):
     return find_kind(read_recipe({**CONFIG, **changes}, assumptions=assumptions, hub="never", axolotl=axolotl))
 
 
-def test_the_table_is_that_of_the_measured_runs():
+def test_the_table_is_computed_from_the_measured_runs():
     assert SCRIPT.ERRORS.read_text() == SCRIPT.write_errors()
     assert SCRIPT.main(["--check"]) == 0
 
 
-def test_the_runs_are_those_of_the_long_tables():
+def test_the_runs_equal_those_of_the_long_tables():
     """Each figure of one GPU is in `tests/measured/README.md`, and each of its runs of known settings is here."""
     runs = json.loads(SCRIPT.RUNS.read_text())["runs"]
     here = {
@@ -120,7 +120,7 @@ def test_kinds(changes, kind):
     assert kind_of(**changes) == kind
 
 
-def test_preference_training_is_a_kind_of_its_own():
+def test_preference_training_is_a_separate_kind():
     kind = kind_of(rl="dpo", datasets=[{"path": "any", "type": "chatml.intel", "split": "train"}])
     assert kind.method == "dpo, full"
     assert not find_accuracy(kind).measured
@@ -146,7 +146,7 @@ def test_with_expandable_segments_reserved_is_not_called_measured():
     assert "nvidia-smi" not in found.text
 
 
-def test_what_was_not_measured_says_so_and_is_as_careful_as_the_worst():
+def test_a_kind_that_was_not_measured_has_the_worst_error():
     found = find_accuracy(Kind(engine="DeepSpeed ZeRO-3", method="qlora", quantisation="4 bit"))
     assert not found.measured
     assert found.text.startswith(
@@ -157,7 +157,7 @@ def test_what_was_not_measured_says_so_and_is_as_careful_as_the_worst():
     assert found.tight_share >= -worst / (1 + worst)
 
 
-def test_the_nearest_differs_as_little_as_possible():
+def test_the_nearest_kind_has_the_fewest_differences():
     compiled = find_accuracy(Kind(method="qlora", quantisation="4 bit", kernels="compiled"))
     assert compiled.errors[0].kind.method == "qlora"
     assert compiled.errors[0].kind.engine == "one GPU"

@@ -40,7 +40,7 @@ def recorded(*allocations: Allocation, **changes: Any) -> Recorded:
     return replace(run, **changes)
 
 
-def test_what_only_saves_activations_is_bounded_by_them() -> None:
+def test_savings_of_activations_are_bounded_by_the_activations() -> None:
     other = replace(COMPILED, key="use_kernels")
     unbounded = (replace(other, touches=""), replace(other, direction="either"))
     # 15 GiB reserved, of it 9 of weights: 6 of activations, temporary tensors and what is cached for them

@@ -37,7 +37,7 @@ def reported(report: Report) -> list[tuple[str, str, int, int]]:
         (EVAL + LIGER + WIDE, "liger_fused_linear_cross_entropy", 14),
     ],
 )
-def test_it_is_reported_where_evaluations_peak_is_above(tmp_path, text, key, line):
+def test_it_is_reported_if_the_peak_of_evaluation_is_higher(tmp_path, text, key, line):
     report = estimate(tmp_path, text)
     above = report.phases["eval"].allocated_bytes - max(report.phases[f"step_{n}"].allocated_bytes for n in (1, 2))
     assert above > 0

@@ -36,7 +36,7 @@ def estimate(tmp_path: Path, gpu: str = "24GiB", vllm: dict[str, Any] | None = N
     )
 
 
-def test_the_share_is_no_part_of_the_peak(tmp_path: Path) -> None:
+def test_the_share_is_not_part_of_the_peak(tmp_path: Path) -> None:
     report = estimate(tmp_path)
     assert report.engine is not None
     # TRL's own default, which axolotl 0.21 leaves alone: 0.3 of 24 GiB

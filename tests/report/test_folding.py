@@ -33,7 +33,7 @@ def test_a_folded_row_keeps_its_own_name_and_class():
     assert (layer.class_name, layer.num_modules, layer.weight_bytes) == ("TinyLayer", 4, 2308 + 4096)
 
 
-def test_an_ancestor_that_is_no_module_has_no_class():
+def test_an_ancestor_that_is_not_a_module_has_no_class():
     rows = fold_modules([ModuleRow(name="a.b", class_name="B"), ModuleRow(name="a.c", class_name="C")], 1)
     assert [(row.name, row.class_name, row.num_modules) for row in rows] == [("a", "", 2)]
 

@@ -79,7 +79,7 @@ def test_names(allocation, name):
     assert HolderNames(FACTS).of(made) == name
 
 
-def test_what_is_alive_at_the_peak_is_summed_in_blocks_the_largest_first():
+def test_live_memory_at_the_peak_is_summed_in_blocks_the_largest_first():
     ledger = Ledger(
         allocations=(
             Allocation(

@@ -28,7 +28,7 @@ def estimate(tmp_path: Path, **keys: Any) -> Report:
     return axmem_trace.estimate(config, hub="never")
 
 
-def test_nothing_is_there_by_itself(tmp_path):
+def test_by_default_there_is_no_host_memory(tmp_path):
     report = estimate(tmp_path)
     assert (report.host.cpu.peak_bytes, report.host.managed.peak_bytes) == (0, 0)
 
@@ -55,7 +55,7 @@ def test_selective_outputs_too_small_to_offload_stay(tmp_path):
     assert estimate(tmp_path, **keys).host.cpu.peak_bytes == 0
 
 
-def test_offloaded_layers_weights_wait_there(tmp_path):
+def test_weights_of_offloaded_layers_are_on_the_host(tmp_path):
     host = estimate(tmp_path, **LORA, layer_offloading=True).host
     # A layer: q, o 32 x 32, k, v 16 x 32, three of 48 x 32 (3072 -> 4096), two norms of 32; the adapter trains and stays.
     assert host.cpu.weights == host.cpu.peak_bytes == LAYERS * (2 * 2048 + 2 * 1024 + 3 * 4096 + 2 * 64)

@@ -28,7 +28,7 @@ def estimate(tmp_path: Path, **changes: Any) -> Report:
 
 
 @pytest.mark.parametrize("logging_steps", [None, 1])
-def test_each_line_holds_what_came_since_the_one_before(tmp_path: Path, logging_steps: int | None) -> None:
+def test_each_line_has_the_peaks_since_the_line_before(tmp_path: Path, logging_steps: int | None) -> None:
     """Evaluation comes before training (axolotl sets `eval_on_start`), so its line is the first, and is lower: there are
     neither gradients nor states. Adam's states come in the first step's optimizer, so forward of later steps is higher."""
     report = estimate(tmp_path, val_set_size=0.1, evals_per_epoch=2, logging_steps=logging_steps)
@@ -40,13 +40,13 @@ def test_each_line_holds_what_came_since_the_one_before(tmp_path: Path, logging_
     assert evaluation.reserved_bytes <= first.reserved_bytes <= later.reserved_bytes
 
 
-def test_a_line_for_ten_steps_holds_the_highest_of_them(tmp_path: Path) -> None:
+def test_a_line_for_ten_steps_has_their_highest_peaks(tmp_path: Path) -> None:
     first, later = estimate(tmp_path, logging_steps=10).logged
     assert first.name == "steps 1 to 10"
     assert first.allocated_bytes == later.allocated_bytes
 
 
-def test_trl_logs_nothing_of_memory(tmp_path: Path) -> None:
+def test_trl_does_not_log_memory(tmp_path: Path) -> None:
     report = estimate(
         tmp_path,
         rl="dpo",

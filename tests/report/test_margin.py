@@ -48,7 +48,7 @@ def test_a_share_is_of_the_card(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("margin", ["1", "120%", "much", "-1GiB", "%"])
-def test_what_is_no_margin_is_refused(config: dict[str, Any], margin: str) -> None:
+def test_an_invalid_margin_is_refused(config: dict[str, Any], margin: str) -> None:
     with pytest.raises(ConfigError, match="size"):
         axmem_trace.estimate(config, gpu="2GiB", margin=margin, hub="never")
     with pytest.raises(ValueError, match="size"):

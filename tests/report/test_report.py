@@ -49,7 +49,7 @@ def test_buckets_are_blocks_alive_at_the_peak(report):
     assert report.buckets.total == report.peak.allocated_bytes == 152576
 
 
-def test_peak_says_when_where_and_what_the_card_needs(report):
+def test_peak_has_the_phase_the_module_and_the_needed_memory(report):
     peak = report.peak
     assert (peak.phase, peak.step, peak.module) == ("backward", 2, "lm_head")
     assert peak.op == "aten._log_softmax_backward_data.default"
@@ -58,7 +58,7 @@ def test_peak_says_when_where_and_what_the_card_needs(report):
     assert peak.device_bytes == SEGMENT + CONTEXT_BYTES
 
 
-def test_counted_bytes_follow_the_allocators_own_count():
+def test_counted_bytes_equal_the_allocators_own_count():
     ledger = make_ledger()
     reservation = make_reservation(ledger, peak_allocated_bytes=200_000)
     report = make_report(make_recipe(), make_facts(), ledger, reservation, notes=(), versions={}, elapsed_seconds={})
@@ -84,7 +84,7 @@ def test_resident_counts_raw_bytes_in_full(report):
     }
 
 
-def test_step_counters_on_the_cpu_are_reported_apart(report):
+def test_step_counters_on_the_cpu_are_reported_separately(report):
     assert report.host.cpu.optimizer == report.host.cpu.peak_bytes == 4 * 4
     assert report.host.managed.peak_bytes == 0
 
@@ -118,7 +118,7 @@ def test_a_phase_begins_with_what_is_alive():
     assert (optimizer.allocated_bytes, optimizer.op) == (66560, "")
 
 
-def test_evaluation_is_a_phase_of_its_own():
+def test_evaluation_is_a_separate_phase():
     ledger = Ledger(
         allocations=(
             Allocation(nbytes=1024, allocated_tick=0, phase="load", step=0, role="weight"),
@@ -141,7 +141,7 @@ def test_evaluation_is_a_phase_of_its_own():
     assert (report.peak.phase, report.peak.module) == ("eval", "lm_head")
 
 
-def test_dtypes_are_the_walk(report):
+def test_dtypes_equal_those_of_the_models_tensors(report):
     rows = [(row.kind, row.dtype, row.trainable, row.tensors, row.elements, row.bytes) for row in report.dtypes]
     assert rows == [
         ("parameter", "float32", True, 4, 4 * 512, 4 * 2048),
@@ -156,7 +156,7 @@ def test_logical_parameters(report):
     assert report.model.trainable_parameters == 4 * 512
 
 
-def test_modules_hold_each_byte_once(report):
+def test_each_byte_is_in_one_module(report):
     rows = {row.name: row for row in report.modules}
     proj, lora = rows["model.layers.0.proj"], rows["model.layers.0.proj.lora_A"]
     assert (proj.class_name, proj.weight_bytes, proj.parameters) == ("Linear4bit", 2048 + 260, 4096)
@@ -176,7 +176,7 @@ def test_an_unknown_module_belongs_to_its_nearest_ancestor():
     assert [row.weight_bytes for row in report.modules] == [12800, 12800 + 2 * (2308 + 4096)]
 
 
-def test_parameters_off_the_gpu_are_counted_but_take_no_memory_of_it():
+def test_parameters_outside_the_gpu_are_counted_without_gpu_memory():
     facts = make_facts()
     moved = tuple(
         dataclasses.replace(fact, device="cpu") if fact.module == "lm_head" else fact for fact in facts.tensors
@@ -235,7 +235,7 @@ def test_timeline_has_every_level_of_a_small_run_and_the_peak(report):
     assert max(point.allocated_bytes for point in report.timeline) == report.peak.allocated_bytes
 
 
-def test_a_long_timeline_is_thinned_and_keeps_the_peak():
+def test_a_long_timeline_is_reduced_and_keeps_the_peak():
     # 3000 blocks are allocated one after the other, then die: the peak is a single moment in 6000.
     allocations = tuple(
         Allocation(nbytes=512, allocated_tick=tick, freed_tick=6000 - tick, phase="load", step=0)
@@ -247,7 +247,7 @@ def test_a_long_timeline_is_thinned_and_keeps_the_peak():
     assert report.timeline[-1].allocated_bytes == 0
 
 
-def test_the_caching_allocators_reservation_is_understood():
+def test_the_caching_allocators_reservation_is_used():
     # Small requests come from 2 MiB pages (`kSmallBuffer`); never more than 152576 bytes are alive: one page, always.
     ledger, recipe = make_ledger(), make_recipe(24 * GIB)
     reservation = replay(ledger, recipe.allocator, capacity_bytes=24 * GIB - CONTEXT_BYTES)
@@ -258,7 +258,7 @@ def test_the_caching_allocators_reservation_is_understood():
     assert (report.fits, report.out_of_memory) == (True, None)
 
 
-def test_the_caching_allocators_failure_is_understood():
+def test_the_caching_allocators_failure_is_used():
     ledger, recipe = make_ledger(), make_recipe(CONTEXT_BYTES + 1)
     reservation = replay(ledger, recipe.allocator, capacity_bytes=1)
     report = make_report(recipe, make_facts(), ledger, reservation, notes=(), versions={}, elapsed_seconds={})

@@ -35,19 +35,19 @@ ROWS = {
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 24 << 30])
-def test_a_report_reads_back_from_its_own_json(memory_bytes):
+def test_a_report_can_be_read_from_its_own_json(memory_bytes):
     report = make_hand_made_report(memory_bytes)
     assert Report.from_json(report.to_json()) == report
 
 
-def test_a_failed_request_reads_back():
+def test_a_failed_request_can_be_read_from_json():
     report = make_hand_made_report(1 << 20, out_of_memory=SimpleNamespace(tick=3, index=3, requested_bytes=7))
     again = Report.from_json(report.to_json())
     assert again == report
     assert again.out_of_memory.requested_bytes == 7
 
 
-def test_every_field_of_the_contract_is_there():
+def test_every_documented_field_exists():
     contents = json.loads(make_hand_made_report().to_json())
     assert contents["schema_version"] == 1
     for section, names in CONTRACT.items():
@@ -72,7 +72,7 @@ def test_json_is_ascii_and_stable():
     assert text == make_hand_made_report().to_json()
 
 
-def test_unknown_fields_are_passed_over_and_missing_ones_are_named():
+def test_unknown_fields_are_ignored_and_missing_ones_are_named():
     contents = json.loads(make_hand_made_report().to_json())
     contents["invented_later"] = {"a": 1}
     contents["peak"]["invented_later"] = 1
@@ -91,13 +91,13 @@ def test_unknown_fields_are_passed_over_and_missing_ones_are_named():
         ("notes", [{"kind": "gossip", "key": "", "text": ""}], r"report\.notes\[0\]\.kind: 'gossip' is not one of"),
     ],
 )
-def test_what_is_no_report_is_refused_with_its_place(path, value, message):
+def test_an_invalid_report_is_refused_with_the_path_of_the_error(path, value, message):
     contents = json.loads(make_hand_made_report().to_json()) | {path: value}
     with pytest.raises(ValueError, match=message):
         Report.from_json(json.dumps(contents))
 
 
-def test_true_is_no_number():
+def test_true_is_not_a_number():
     contents = json.loads(make_hand_made_report().to_json())
     contents["buckets"]["weights"] = True
     with pytest.raises(ValueError, match=r"report\.buckets\.weights: expected int, found bool"):
@@ -110,5 +110,5 @@ def test_reports_are_frozen():
         report.fits = True
 
 
-def test_the_package_offers_the_report():
+def test_the_package_exports_the_report():
     assert axmem_trace.Report is Report

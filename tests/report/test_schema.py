@@ -20,7 +20,7 @@ def validate(text: str) -> None:
     jsonschema.Draft202012Validator(SCHEMA).validate(json.loads(text))
 
 
-def test_the_file_is_what_the_script_writes():
+def test_the_file_equals_the_output_of_the_script():
     assert SCRIPT.SCHEMA.read_text(encoding="utf-8") == SCRIPT.render(), "run scripts/write_schema.py"
 
 
@@ -28,14 +28,14 @@ def test_every_field_is_documented():
     assert SCRIPT.undocumented() == []
 
 
-def test_the_schema_is_one():
+def test_the_schema_is_valid():
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 24 << 30, 1 << 20])
 @pytest.mark.parametrize("options", [{}, {"brief": True}, {"depth": 1}])
-def test_what_is_written_keeps_the_schema(memory_bytes, options):
+def test_written_reports_match_the_schema(memory_bytes, options):
     validate(render_json(make_hand_made_report(memory_bytes), **options))
 
 
@@ -51,7 +51,7 @@ def test_what_is_written_keeps_the_schema(memory_bytes, options):
         (("model", "class"), None),
     ],
 )
-def test_the_schema_refuses_what_is_no_report(path, value):
+def test_the_schema_refuses_an_invalid_report(path, value):
     jsonschema = pytest.importorskip("jsonschema")
     contents = json.loads(render_json(make_hand_made_report(24 << 30)))
     inner = contents
@@ -86,7 +86,7 @@ def test_brief_keeps_the_sums_and_folds_the_layers():
     assert {name: brief[name] for name in same} == {name: full[name] for name in same}
 
 
-def test_reasons_without_a_report_keep_the_schema():
+def test_reasons_without_a_report_match_the_schema():
     jsonschema = pytest.importorskip("jsonschema")
     second = ConfigError(problem="it is required", key="learning_rate", remedy="add it")
     first = ConfigError(

@@ -24,14 +24,14 @@ def missing(direction: Direction, line: int = 0) -> Note:
 
 @pytest.mark.parametrize("figures_fit", [True, False])
 @pytest.mark.parametrize("direction", ["more", "less", "either", ""])
-def test_only_what_could_turn_the_answer_withholds_it(figures_fit: bool, direction: Direction) -> None:
+def test_only_notes_that_could_change_the_answer_prevent_a_verdict(figures_fit: bool, direction: Direction) -> None:
     turned_by = ("more", "either") if figures_fit else ("less", "either")
     words = {"more": "may need more", "less": "may need less", "either": "may need more or less"}.get(direction)
     expected = (None, f"{words}: something (line 7)") if direction in turned_by else (figures_fit, "")
     assert judge(figures_fit, [missing(direction, line=7)]) == expected
 
 
-def test_without_a_card_there_is_nothing_to_withhold() -> None:
+def test_without_a_card_there_is_no_verdict_to_prevent() -> None:
     assert judge(None, [missing("either")]) == (None, "")
 
 
@@ -42,7 +42,7 @@ def test_further_reasons_are_counted() -> None:
     )
 
 
-def test_what_changes_activations_alone_withholds_no_answer_that_the_weights_give() -> None:
+def test_a_change_of_activations_does_not_prevent_a_verdict_that_follows_from_weights() -> None:
     less_kept = Note(kind="not_modelled", key="use_kernels", text="kernels", direction="less", touches="activations")
     assert judge(False, [less_kept], fits_without_activations=False) == (False, "")
     assert judge(False, [less_kept], fits_without_activations=True) == (None, "may need less: kernels")
@@ -52,7 +52,7 @@ def test_what_changes_activations_alone_withholds_no_answer_that_the_weights_giv
     )
 
 
-def test_weights_that_exceed_the_card_do_not_fit_whatever_kernels_keep(tmp_path: Path) -> None:
+def test_weights_that_exceed_the_card_do_not_fit_with_any_kernels(tmp_path: Path) -> None:
     path = tmp_path / "c.yml"
     kernels = "use_kernels: true\nplugins:\n  - axolotl.integrations.kernels.KernelsPlugin\n"
     text = f"base_model: Qwen/Qwen2.5-0.5B\n{CONFIG.partition('plugins')[0]}{kernels}"
@@ -83,7 +83,7 @@ def test_a_run_with_an_unknown_part_fits_no_card(tmp_path: Path, capsys: pytest.
     assert "CANNOT SAY" in capsys.readouterr().out
 
 
-def test_a_bound_that_is_less_than_what_is_missing_withholds_nothing() -> None:
+def test_a_bound_below_the_missing_memory_does_not_prevent_a_verdict() -> None:
     """2 GiB too much, and at most 1 or 3 GiB saved."""
     little, much = (replace(missing("less"), at_most_bytes=each << 30) for each in (1, 3))
     assert judge(False, [little], free_bytes=-2 << 30) == (False, "")
@@ -94,7 +94,7 @@ def test_a_bound_that_is_less_than_what_is_missing_withholds_nothing() -> None:
 SOURCES = sorted((ROOT / "axmem_trace").rglob("*.py"))
 
 
-def test_every_note_on_what_is_not_modelled_has_a_direction() -> None:
+def test_every_not_modelled_note_has_a_direction() -> None:
     """In the code: a literal `not_modelled` with a `direction`. In `keys.json`: each such key."""
     without = []
     for path in SOURCES:

@@ -20,7 +20,7 @@ print("done")
 """
 
 
-def test_a_process_costs_what_it_burns():
+def test_the_cost_of_a_process_is_measured():
     idle, busy = SCRIPT.run_process([sys.executable, "-c", "pass"]), SCRIPT.run_process([sys.executable, "-c", BURN])
     assert busy.output == "done\n"
     assert 0.4 <= busy.cost.cpu_seconds < 1.0
@@ -28,7 +28,7 @@ def test_a_process_costs_what_it_burns():
     assert idle.cost.cpu_seconds < 0.3
 
 
-def test_the_least_of_the_repetitions_counts():
+def test_the_smallest_of_the_repetitions_counts():
     costs = [SCRIPT.Cost(2.0, 10), SCRIPT.Cost(1.5, 30), SCRIPT.Cost(3.0, 20)]
     assert SCRIPT.least(costs) == SCRIPT.Cost(1.5, 10)
 
@@ -38,7 +38,7 @@ def test_a_process_that_fails_is_an_error_with_its_output():
         SCRIPT.run_checked([sys.executable, "-c", "print('why it stopped'); raise SystemExit(3)"])
 
 
-def test_mem_tracker_is_stopped_in_the_end(monkeypatch):
+def test_mem_tracker_is_stopped_after_the_limit(monkeypatch):
     monkeypatch.setattr(SCRIPT, "TRACKER_LIMIT", 1)
     row = SCRIPT.Row(SCRIPT.CASES[-2], SCRIPT.Cost(1.0, 1), SCRIPT.Cost(1.0, 1), 1.0, 1.0, 1)  # importing takes longer
     assert SCRIPT._with_tracker(row).stopped == "not done after 1 CPU seconds"
@@ -93,7 +93,7 @@ def small_run(tmp_path_factory):
     return ROOT / "configs/llama-3.1/8b/full.yml", [*SCRIPT.PLAIN_STEP, *settings]
 
 
-def test_mem_tracker_runs_the_step_that_is_estimated(small_run):
+def test_mem_tracker_runs_the_estimated_step(small_run):
     import axmem_trace
     from axmem_trace.config import read_recipe
 
@@ -103,7 +103,7 @@ def test_mem_tracker_runs_the_step_that_is_estimated(small_run):
     assert tracked == pytest.approx(report.peak.allocated_bytes, rel=0.002)
 
 
-def test_mem_tracker_refuses_what_it_can_not_run():
+def test_mem_tracker_refuses_runs_that_it_cannot_build():
     from axmem_trace.config import read_recipe
 
     with pytest.raises(ValueError, match="only a full fine-tune"):

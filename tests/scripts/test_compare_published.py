@@ -122,7 +122,7 @@ def test_missing_directory_is_reported(capsys, tmp_path):
     assert "no such file" in capsys.readouterr().err
 
 
-def test_an_estimate_that_stops_is_reported_and_stops_no_other(tmp_path, monkeypatch, capsys):
+def test_an_estimate_that_fails_is_reported_and_does_not_stop_others(tmp_path, monkeypatch, capsys):
     import compare_published
 
     import axmem_trace
@@ -146,7 +146,7 @@ def test_files_that_cannot_be_read_are_reported(tmp_path, capsys, content):
     assert "compare_published:" in capsys.readouterr().err
 
 
-def test_two_runs_of_one_id_are_two(tmp_path):
+def test_two_runs_with_one_id_are_separate(tmp_path):
     """The cache's key is the whole request."""
     from compare_published import Case, predict_all
 

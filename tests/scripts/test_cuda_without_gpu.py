@@ -12,7 +12,7 @@ SCRIPT = load_script("cuda_without_gpu")
 needs_compiler = pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("nm")), reason="needs gcc and nm")
 
 
-def test_what_cannot_be_built_is_reported(tmp_path, capsys, monkeypatch):
+def test_a_failed_build_is_reported(tmp_path, capsys, monkeypatch):
     def run(*command):
         raise subprocess.CalledProcessError(1, command, stderr="cuda.h: no such file")
 
@@ -22,7 +22,7 @@ def test_what_cannot_be_built_is_reported(tmp_path, capsys, monkeypatch):
 
 
 @needs_compiler
-def test_functions_that_a_library_wants(tmp_path):
+def test_functions_that_a_library_calls(tmp_path):
     """A caller of two functions of a runtime, one of them unknown to us."""
     packages = tmp_path / "torch" / "lib"
     packages.mkdir(parents=True)
@@ -53,7 +53,7 @@ def test_functions_that_a_library_wants(tmp_path):
 
 
 @needs_compiler
-def test_closed_libraries_answer(tmp_path):
+def test_functions_of_closed_libraries_return_handles_and_sizes(tmp_path):
     """Handles differ, sizes are 0."""
     source = SCRIPTS / "fake_cuda" / "libraries.c"
     program = tmp_path / "program.c"

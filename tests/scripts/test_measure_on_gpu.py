@@ -30,7 +30,7 @@ def read_tiny(**changes):
     return read_recipe({**TINY, **changes}, hub="never", assumptions=assumptions)
 
 
-def test_refuses_where_there_is_no_gpu(capsys, monkeypatch, tmp_path):
+def test_it_refuses_a_machine_without_a_gpu(capsys, monkeypatch, tmp_path):
     import measure_on_gpu
     import torch
 
@@ -146,7 +146,7 @@ def test_loop_runs_on_real_tensors(on_cpu, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_real_weights_are_those_of_the_estimate(on_cpu, kind):
+def test_real_weights_equal_those_of_the_estimate(on_cpu, kind):
     """Names, shapes, dtypes and ties of all parameters, buffers and quantisation states are the same as on meta."""
     from axmem_trace.models import build_model
     from axmem_trace.models.quantisation import iterate_bnb_states
@@ -232,7 +232,7 @@ def test_phases_become_quantities():
     assert gpu_figures.compare({**found, "end": 42}, found)["end"] == 1.0
 
 
-def test_estimate_gives_the_same_quantities():
+def test_the_estimate_has_the_same_quantities():
     import gpu_figures
 
     from axmem_trace import estimate
@@ -348,7 +348,7 @@ def test_nothing_to_run_is_reported(monkeypatch, capsys, arguments):
     assert "full-fused" in capsys.readouterr().err
 
 
-def test_ready_recipes_can_be_run(tmp_path, monkeypatch):
+def test_all_recipes_can_be_run(tmp_path, monkeypatch):
     """Each is read and accepted; none needs what is only imitated, or the Hub."""
     import gpu_run
     from gpu_recipes import RECIPES, write_recipe

@@ -102,7 +102,9 @@ def test_each_engine_trains_in_two_processes(results: Path, engine: str) -> None
         ({"deepspeed": "zero2.json"}, "zero2"),
     ],
 )
-def test_what_cannot_run_is_refused(tmp_path: Path, monkeypatch: Any, keys: dict[str, Any], match: str) -> None:
+def test_runs_that_are_not_possible_are_refused(
+    tmp_path: Path, monkeypatch: Any, keys: dict[str, Any], match: str
+) -> None:
     import gpu_ranks
 
     if keys:

@@ -54,7 +54,7 @@ def test_a_run_on_several_gpus_is_fsdp1():
         ("4.48.1", "bigcode/gpt_bigcode-santacoder", "half_shifted_copy"),
     ],
 )
-def test_loss_path_is_that_of_the_version(version, base_model, path):
+def test_the_loss_path_depends_on_the_version(version, base_model, path):
     from published_runs import read_run
 
     run = make_run(versions={"transformers": version}, settings={"base_model": base_model})
@@ -72,7 +72,7 @@ def test_fused_kernels_of_fms():
     assert fused.assumptions["loss_path"] == "liger_fused_linear"
 
 
-def test_trls_own_preparation_leaves_norms_in_fp32():
+def test_trls_own_preparation_keeps_norms_in_fp32():
     from published_runs import read_run
 
     assumptions = read_run(make_run(framework="x baseline-peft-bnb")).assumptions
@@ -89,7 +89,7 @@ def test_trls_own_preparation_leaves_norms_in_fp32():
         ({"framework": "x accelerated-moe-scatter"}, "accelerated-moe-scatter of fms-acceleration"),
     ],
 )
-def test_what_cannot_be_expressed_says_why(changes, match):
+def test_a_run_that_cannot_be_expressed_has_a_reason(changes, match):
     from published_runs import read_run
 
     assert match in read_run(make_run(**changes)).cannot
@@ -140,7 +140,7 @@ LACKING = [
 
 
 @pytest.mark.parametrize(("record", "reason"), [case[1:] for case in LACKING], ids=[case[0] for case in LACKING])
-def test_what_a_record_lacks_is_the_reason(tmp_path, record, reason):
+def test_a_missing_field_of_a_record_is_the_reason(tmp_path, record, reason):
     """No record stops the others: each becomes a case, and the row says why."""
     from compare_published import make_rows, read_cases, render_json, render_text
 
@@ -157,7 +157,7 @@ def test_what_a_record_lacks_is_the_reason(tmp_path, record, reason):
     assert not reason or any(reason in line for line in render_text(rows))
 
 
-def test_records_of_the_other_files_may_lack_fields_too(tmp_path):
+def test_records_of_the_other_files_may_also_be_incomplete(tmp_path):
     from compare_published import make_rows, read_cases, render_text
 
     full = {
@@ -191,7 +191,7 @@ def test_records_of_the_other_files_may_lack_fields_too(tmp_path):
         ("5.3", "current", False),
     ],
 )
-def test_what_older_versions_did_is_assumed_only_for_them(version, loading, repeats):
+def test_behaviour_of_older_versions_is_assumed_only_for_them(version, loading, repeats):
     from published_runs import read_run
 
     assumptions = read_run(make_run(versions={"transformers": version})).assumptions

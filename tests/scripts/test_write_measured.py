@@ -56,12 +56,12 @@ def test_lines_and_reasons(blocks):
     assert "| two to eight GPUs: no | 2: fms-c, fms-d |" in blocks["missing"]
 
 
-def test_runs_on_several_gpus_have_a_table_of_their_own(blocks):
+def test_runs_on_several_gpus_have_a_separate_table(blocks):
     assert blocks["many"].splitlines()[2:] == ["| fms-e | m x 2 | max_allocated | 9.000 | 10.000 | -10.00 % |"]
     assert "fms-e" not in "".join(text for name, text in blocks.items() if name != "many")
 
 
-def test_what_did_not_fit(blocks):
+def test_runs_that_did_not_fit(blocks):
     assert "| f-L1 | 81.0 | does not fit |\n| f-L2 | 79.0 | **would fit** |" in blocks["did not fit"]
     assert "1 of 2 runs that did not fit on 80 GB are predicted not to." in blocks["summary"]
 

@@ -33,7 +33,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_repeated_step_is_a_run_step(name: str, family: str, tmp_path: Path) -> None:
+def test_a_repeated_step_equals_a_step_that_was_run(name: str, family: str, tmp_path: Path) -> None:
     config = {
         "base_model": write_tiny_model(family, tmp_path),
         "sequence_len": 32,

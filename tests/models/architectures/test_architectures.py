@@ -1,4 +1,5 @@
-"""The tables of architectures do not shrink: what they say was traced is traced, and is what a CPU allocates."""
+"""The tables of architectures do not shrink: types marked as traced can be traced, and the allocations equal those of a
+CPU."""
 
 from __future__ import annotations
 
@@ -16,15 +17,15 @@ AT_LEAST = {
     "5.20.1": {"full_checkpointed": 175, "lora_checkpointed": 174},
     "5.24.0": {"full_checkpointed": 189, "lora_checkpointed": 188},
 }
-"""Of the 176 types of axolotl 0.19's transformers, the 182 of axolotl 0.21's and the 196 of the newest. A better table
-raises these; none may lower them."""
+"""The smallest numbers of traced types, of the 176 types in axolotl 0.19's transformers, the 182 in axolotl 0.21's and
+the 196 in the newest. A better table raises these numbers; no change may lower them."""
 NOWHERE = frozenset("blt ctrl gemma3n gemma4_assistant gemma4_unified_assistant git musicgen musicgen_melody".split())
-"""What cannot be traced, with every release that has it. The tables have the reasons."""
+"""Types that cannot be traced with any release that has them. The tables have the reasons."""
 IN_ONE_RELEASE_ALONE: dict[str, frozenset[str]] = {}
-"""By release, what cannot be traced with it and can with another."""
+"""By release, the types that cannot be traced with it, but can with another release."""
 FAST = frozenset({"bart", "bloom", "llama", "mamba2", "qwen3_next"})
-"""An encoder-decoder's half, an old decoder, the usual one, a state space, a hybrid with experts: these are traced in every
-run of the tests, the rest in those with slow ones."""
+"""Half of an encoder-decoder, an old decoder, the usual decoder, a state-space model, a hybrid with experts: these are
+traced in every run of the tests, the others only in runs with slow tests."""
 same_release = pytest.mark.skipif(not INSTALLED, reason="there is no table of the installed transformers")
 
 
@@ -54,7 +55,7 @@ def test_a_type_that_is_not_traced_has_a_reason(release):
 
 
 @pytest.mark.parametrize("release", TABLES)
-def test_what_fails_in_only_one_release_is_named(release):
+def test_types_that_fail_in_only_one_release_are_listed(release):
     assert untraced(TABLES[release]) == (NOWHERE | IN_ONE_RELEASE_ALONE.get(release, frozenset())) & set(
         TABLES[release]
     )
@@ -68,5 +69,5 @@ def test_the_table_does_not_shrink(release):
 
 @same_release
 @pytest.mark.parametrize(("name", "column"), traced())
-def test_what_was_traced_still_is(name, column):
+def test_types_that_were_traced_are_still_traced(name, column):
     assert SCRIPT.trace(name, (column,)) == {column: "yes"}

@@ -1,7 +1,8 @@
 """The dtypes of a quantised base after axolotl's casts and peft's k-bit preparation.
 
 Sources: axolotl 0.19 `loaders/model.py` `_configure_embedding_dtypes`, `_prepare_model_for_quantization`; peft 0.20
-`utils/other.py` `prepare_model_for_kbit_training` (every fp16 or bf16 parameter that is no `Params4bit` becomes fp32).
+`utils/other.py` `prepare_model_for_kbit_training` (every fp16 or bf16 parameter that is not a `Params4bit` is cast to
+fp32).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def test_quantised_experts_switch_the_preparation_off(tmp_path: Path):
     # 4 experts of 1024 x 256 (gate and up) and of 256 x 512 in each layer, half a byte each
     packed = [fact.nbytes for fact in built.facts.tensors if "experts" in fact.name and "original" in fact.name]
     assert sorted(packed) == [262_144, 262_144, 524_288, 524_288]
-    assert dtypes_of(built, "gate.weight") == {"float32"}  # axolotl's own cast, which no second one takes back
+    assert dtypes_of(built, "gate.weight") == {"float32"}  # axolotl's own cast, which no second cast reverses
     assert dtypes_of(built, "input_layernorm.weight") == {"bfloat16"}
 
 

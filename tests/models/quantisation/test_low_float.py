@@ -1,4 +1,4 @@
-"""FP8 and MXFP4 bases under axolotl's kernels plugin: bytes by hand, and a step that trains every adapter."""
+"""FP8 and MXFP4 bases with axolotl's kernels plugin: bytes by hand, and a step that trains every adapter."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SONIC = {**PLUGIN, "use_scattermoe": False, "use_sonicmoe": True}
 
 
 @pytest.mark.parametrize("plugin", [PLUGIN, SONIC])
-def test_fp8_weights_stay_under_the_plugin(plugin, tmp_path: Path):
+def test_fp8_weights_are_kept_with_the_plugin(plugin, tmp_path: Path):
     built = build(tmp_path, {**LORA, **plugin}, gpu="H100", **FP8)
     # One byte a weight; fp32 scales of 128 x 128 blocks: q, o 2*2, k, v 1*2, gate, up 4*2, down 2*4, so 36 a layer.
     assert weight_bytes(built) == REST + LINEAR + 2 * 36 * 4
@@ -37,7 +37,7 @@ def test_fp8_weights_stay_under_the_plugin(plugin, tmp_path: Path):
     [(LORA, "H100"), ({**LORA, "plugins": PLUGIN["plugins"]}, "H100"), ({**LORA, **PLUGIN}, "A100"), (PLUGIN, "H100")],
     ids=["no plugin", "no kernel", "an old card", "no adapter"],
 )
-def test_else_they_are_unpacked(keys: dict[str, Any], gpu: str, tmp_path: Path):
+def test_otherwise_fp8_weights_are_unpacked(keys: dict[str, Any], gpu: str, tmp_path: Path):
     full = 1_051_136 if "adapter" not in keys else 0  # embedding, head and norms of a full fine-tune are fp32
     assert weight_bytes(build(tmp_path, keys, gpu=gpu, **FP8)) == REST + LINEAR * 2 + full
 
@@ -76,14 +76,14 @@ def test_every_adapter_over_fp8_weights_gets_a_gradient(kernels, checkpointing, 
     assert sorted(gradients) == sorted(trainable)
 
 
-def test_the_backward_of_older_releases_is_that_of_5_24(tmp_path: Path, monkeypatch):
+def test_the_backward_of_older_releases_equals_that_of_5_24(tmp_path: Path, monkeypatch):
     fp8 = pytest.importorskip("transformers.integrations.finegrained_fp8")
     if not hasattr(fp8, "FP8LinearFunction"):
         pytest.skip("this release has no backward to compare with")
     switches = dict.fromkeys(["lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"], False)
     library, _ = _fp8_run(tmp_path, **switches)
 
-    def forward(self: Any, input: Any) -> Any:  # as of 5.16.1, which calls its kernel immediately
+    def forward(self: Any, input: Any) -> Any:  # as in 5.16.1, which calls its kernel immediately
         return fp8.fp8_linear(input, self.weight, self.weight_scale_inv, block_size=self.block_size, bias=self.bias)
 
     monkeypatch.delattr(fp8, "FP8LinearFunction")
@@ -128,7 +128,7 @@ def test_mxfp4_experts_stay_packed_without_hub_kernels(checkpointing, tmp_path: 
     ledger, built = record(recipe)
     gradients = [each for each in ledger.allocations if each.role == "gradient" and each.step == 1]
     assert len(gradients) == 2 * 2  # A and B of q_proj in both layers
-    # nothing of the experts is kept: [64 tokens * 2 choices, 96] and [.., 64] in bf16 live for the moment
+    # nothing of the experts is kept: [64 tokens * 2 choices, 96] and [.., 64] in bf16 are alive only for a short time
     made = {each.nbytes for each in ledger.allocations if each.module.endswith("0.mlp.experts") and each.step == 1}
     assert {64 * 2 * 96 * 2, 64 * 2 * 64 * 2} <= made
     assert not [
@@ -139,7 +139,7 @@ def test_mxfp4_experts_stay_packed_without_hub_kernels(checkpointing, tmp_path: 
 
 
 @pytest.mark.parametrize("given", [{}, {"use_kernels": True}])
-def test_hub_kernels_have_transformers_unpack_mxfp4(given, tmp_path: Path):
+def test_with_hub_kernels_transformers_unpacks_mxfp4(given, tmp_path: Path):
     """`quantizer_mxfp4.py`: "You are using full precision kernels, we will dequantize the model to bf16"."""
     _, built = _gpt_oss(tmp_path, **given)
     # the same weights and biases in bf16

@@ -1,4 +1,4 @@
-"""Every `quantization_config` that the catalogue knows goes through a whole training step under LoRA."""
+"""A whole training step with LoRA works for every `quantization_config` in the catalogue."""
 
 from __future__ import annotations
 

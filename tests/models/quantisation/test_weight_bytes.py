@@ -1,4 +1,4 @@
-"""Bytes of quantised weights against sums by hand.
+"""Bytes of quantised weights, compared with sums by hand.
 
 The model: hidden 256, intermediate 512, 4 heads and 2 key-value heads of 64, vocabulary 1024, two layers. Linear
 weights of a layer: q and o 256*256 = 65,536 each; k and v 128*256 = 32,768 each; gate, up and down 512*256 = 131,072
@@ -21,8 +21,9 @@ REST = 1_051_392
 """In bf16: embedding and head 2 * 1024*256*2 = 1,048,576; five norms 5*256*2 = 2,560. Rotary frequencies, two copies
 of 32 in fp32: 256."""
 NF4 = 589_824 + 18_432 + 288 + 56 + 896 + 14_336
-"""Half a byte a weight; one byte of absmax per 64 weights; its own fp32 absmax per 256 of those (in blocks: q and o 4,
-k and v 2, the MLP's 8 each: 36 a layer, 72 * 4 bytes); 14 fp32 offsets; 14 tables of 16 and of 256 fp32 values."""
+"""Half a byte for each weight; one byte of absmax for 64 weights; an fp32 absmax for 256 of those (in blocks: q and o
+4, k and v 2, the MLP's 8 each: 36 in a layer, 72 * 4 bytes); 14 fp32 offsets; 14 tables of 16 and of 256 fp32
+values."""
 
 
 def test_unquantised(tmp_path: Path):
@@ -53,10 +54,10 @@ def test_int8(tmp_path: Path):
 
 
 def test_a_skip_list_replaces_the_default_and_quantises_the_head(tmp_path: Path):
-    # transformers `quantizers/base.py` `get_modules_to_not_convert`: the head stays out only where no list is given
+    # transformers `quantizers/base.py` `get_modules_to_not_convert`: the head is skipped only if there is no list
     built = build(tmp_path, {**QLORA, "bnb_config_kwargs": {"llm_int8_skip_modules": ["down_proj"]}})
-    # down: 131,072 * 4, as k-bit preparation casts what is not packed to fp32, instead of
-    # 65,536 + 2048 + 8*4 + 4 + 64 + 1024 = 68,708 in each layer
+    # down: 131,072 * 4, because k-bit preparation casts unpacked weights to fp32, instead of 65,536 + 2048 + 8*4 + 4 +
+    # 64 + 1024 = 68,708 in each layer
     assert dtypes_of(built, "down_proj.weight") == {"float32"}
     # head: 262,144/2 + 4096 + 16*4 + 4 + 64 + 1024 = 136,324 instead of 524,288
     assert weight_bytes(built) == REST + NF4 + 2 * (524_288 - 68_708) + 136_324 - 524_288
@@ -67,8 +68,9 @@ def test_a_tied_head_is_neither_quantised_nor_counted_twice(tmp_path: Path):
     assert weight_bytes(built) == REST - 524_288 + NF4
 
 
-def test_a_tied_head_that_a_skip_list_lacks_stops_the_run(tmp_path: Path):
-    """A real `from_pretrained` on a CPU gives `Linear4bit` the embedding's plain weight, and its forward asserts."""
+def test_a_tied_head_that_is_not_in_a_skip_list_makes_the_run_fail(tmp_path: Path):
+    """A real `from_pretrained` on a CPU ties the embedding's unpacked weight to `Linear4bit`, and its forward raises an
+    AssertionError."""
     keys = {**QLORA, "bnb_config_kwargs": {"llm_int8_skip_modules": ["down_proj"]}}
     with pytest.raises(ConfigError, match=r"llm_int8_skip_modules: \[lm_head") as caught:
         build(tmp_path, keys, tie_word_embeddings=True)
@@ -123,7 +125,7 @@ def test_awq_has_no_group_index(tmp_path: Path):
     assert weight_bytes(built) == REST + GPTQ[4, 128] - 2 * 8192
 
 
-def test_a_width_that_no_library_packs_is_refused(tmp_path: Path):
+def test_a_number_of_bits_that_no_library_packs_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="5 bits is no format"):
         build(tmp_path, {**LORA, "gptq": True}, **_own(quant_method="gptq", bits=5, group_size=128))
 
@@ -149,13 +151,13 @@ def test_mxfp4_is_dequantised_for_training(tmp_path: Path):
 
 
 @pytest.mark.parametrize("method", ["compressed-tensors", "modelopt", "hqq", "aqlm"])
-def test_other_methods_are_counted_unquantised_and_said(method: str, tmp_path: Path):
+def test_other_methods_are_counted_unquantised_and_reported(method: str, tmp_path: Path):
     built = build(tmp_path, LORA, **_own(quant_method=method))
     assert weight_bytes(built) == REST + LINEAR * 2
     assert [note.kind for note in built.notes if note.key == "base_model"] == ["not_modelled"]
 
 
-def test_the_weight_becomes_again_what_it_was_loaded_as(tmp_path: Path):
+def test_a_dequantised_weight_has_the_dtype_in_which_it_was_loaded(tmp_path: Path):
     modules = dict(build(tmp_path, QLORA).module.named_modules())
     states = {each.quant_state.dtype for each in modules.values() if getattr(each, "quant_state", None) is not None}
     assert states == {torch.bfloat16}
