@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from axmem_trace.cli.commands import report_nothing_found
 from axmem_trace.cli.run_options import estimate_run, read_run
 from axmem_trace.cli.terminal import show_current, write_output
+from axmem_trace.config.grown_mesh import grow_mesh
 from axmem_trace.errors import EXIT_CANNOT_SAY, EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED, AxmemError
 from axmem_trace.imports import collector_paused
 from axmem_trace.quiet import quiet_libraries, set_quiet_environment
@@ -58,7 +59,8 @@ def _make_run(options: argparse.Namespace, progress: Progress | None) -> Run:
     from axmem_trace.imports import import_libraries
 
     def recipe_on(name: str, count: int, micro_batch: int) -> Recipe:
-        changes = (f"micro_batch_size={micro_batch}",) if micro_batch else ()
+        changes = grow_mesh(options.config, options.overrides, count)
+        changes += (f"micro_batch_size={micro_batch}",) if micro_batch else ()
         return read_run(options.config, options, overrides=changes, gpu=name, num_gpus=count)
 
     def estimate_on(name: str, count: int) -> Report:
@@ -111,4 +113,7 @@ def _estimate_on(name: str, count: int, options: argparse.Namespace, progress: P
         if progress:
             progress(f"{count} x {name}: {stage}" if count else f"{name}: {stage}")
 
-    return estimate_run(options.config, options, report_stage, gpu=name, num_gpus=count, alternatives=False)
+    changes = grow_mesh(options.config, options.overrides, count)
+    return estimate_run(
+        options.config, options, report_stage, overrides=changes, gpu=name, num_gpus=count, alternatives=False
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from axmem_trace.cli.parser import add_run_arguments
 from axmem_trace.cli.run_options import estimate_run
 from axmem_trace.cli.terminal import show_progress, write_output
+from axmem_trace.config.grown_mesh import grow_mesh
 from axmem_trace.errors import EXIT_CANNOT_SAY, EXIT_CONFIG, EXIT_DOES_NOT_FIT, EXIT_ESTIMATED
 from axmem_trace.quiet import set_quiet_environment
 
@@ -60,5 +61,12 @@ def _estimate_with(gpus: int, nodes: int, card: str, options: argparse.Namespace
             progress(f"{gpus * nodes} GPUs: {stage}")
 
     return estimate_run(
-        options.config, options, report_stage, gpu=card, num_gpus=gpus, num_nodes=nodes, alternatives=False
+        options.config,
+        options,
+        report_stage,
+        overrides=grow_mesh(options.config, options.overrides, gpus * nodes),
+        gpu=card,
+        num_gpus=gpus,
+        num_nodes=nodes,
+        alternatives=False,
     )
