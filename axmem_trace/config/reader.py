@@ -16,6 +16,7 @@ from axmem_trace.config.derive.attention import derive_attention
 from axmem_trace.config.derive.base_model import derive_base_model
 from axmem_trace.config.derive.batch import derive_batch
 from axmem_trace.config.derive.checkpointing import derive_checkpointing
+from axmem_trace.config.derive.context import attention_of_ring, derive_context
 from axmem_trace.config.derive.device_map import derive_placement
 from axmem_trace.config.derive.evaluation import derive_evaluation
 from axmem_trace.config.derive.fake_quantisation import derive_fake_quantisation
@@ -62,7 +63,7 @@ from axmem_trace.config.warn_objective import note_objective
 from axmem_trace.config.warn_ranks import note_warnings_of_ranks
 from axmem_trace.errors import ConfigError
 from axmem_trace.notes import Notes
-from axmem_trace.recipe.parallel import Parallel
+from axmem_trace.recipe.parallel import Context, Parallel
 from axmem_trace.recipe.recipe import (
     Adapter,
     Allocator,
@@ -215,6 +216,8 @@ def _derive(draft: Draft, base: BaseModel, gpu: Gpu, parallel: Parallel, *, allo
     batch = attempt(derive_batch, draft, model, default=Batch())
     kbit = quantisation.kbit_preparation
     objective = attempt(derive_objective, draft, batch.row_tokens, parallel.num_gpus, default=Objective())
+    attention = attempt(derive_attention, draft, base, precision.load_dtype, default=Attention())
+    context = attempt(derive_context, draft, model, parallel, attention.kernel, default=Context())
     return Recipe(
         name=draft.name,
         model=model,
@@ -225,17 +228,17 @@ def _derive(draft: Draft, base: BaseModel, gpu: Gpu, parallel: Parallel, *, allo
         adapter=adapter_of_trainer(attempt(derive_adapter, draft, default=Adapter()), objective, quantisation),
         freezing=attempt(derive_freezing, draft, default=Freezing()),
         checkpointing=attempt(derive_checkpointing, draft, base, kbit_preparation=kbit, default=Checkpointing()),
-        attention=attempt(derive_attention, draft, base, precision.load_dtype, default=Attention()),
+        attention=attention_of_ring(attention, context),
         loss=attempt(derive_loss, draft, base, default=Loss()) if is_labelled(objective) else Loss(),
         objective=objective,
-        kernels=attempt(derive_kernels, draft, base, batch.row_tokens, default=Kernels()),
+        kernels=attempt(derive_kernels, draft, base, -(-batch.row_tokens // context.size), default=Kernels()),
         optimizer=attempt(derive_optimizer, draft, default=Optimizer()),
         batch=rows_of_objective(batch, objective),
         lengths=attempt(derive_lengths, draft, batch, default=RowLengths()),
         evaluation=rows_of_objective(attempt(derive_evaluation, draft, batch, default=Evaluation()), objective),
         gpu=gpu,
         allocator=attempt(derive_allocator, draft, default=Allocator()),
-        parallel=parallel,
+        parallel=replace(parallel, context=context),
         logging_steps=int(draft.get("logging_steps") or 0),
         axolotl=Axolotl(version=draft.release.version, pins=draft.release.pins),
         reasons=dict(draft.reasons),

@@ -2,6 +2,7 @@
 
 install       the table of all rules, and all installers in their order
 core/         torch's own operators: matrix products, softmax and cross-entropy, normalisation, `foreach` (optimizers), ...
+context/      attention whose rows are divided among ranks
 attention/    SDPA, FlashAttention 2 to 4, flex, xformers, SageAttention
 losses/       losses that axolotl replaces: cut cross-entropy, chunks, distillation, log-probabilities
 liger/, lora/, axolotl/    layers that Liger and axolotl replace

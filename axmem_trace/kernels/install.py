@@ -10,6 +10,7 @@ from axmem_trace.kernels.attention.install import install_attention
 from axmem_trace.kernels.axolotl.fused_attention import install_fused_attention
 from axmem_trace.kernels.axolotl.gemma4_hybrid import install_gemma4_hybrid
 from axmem_trace.kernels.axolotl.tiled_mlp import install_tiled_mlp
+from axmem_trace.kernels.context.install import install_context
 from axmem_trace.kernels.core import (
     autograd_in_place,
     convolution,
@@ -64,6 +65,7 @@ _TABLES = (
 
 INSTALLERS: tuple[Callable[[Site], None], ...] = (
     install_attention,
+    install_context,
     install_gemma4_hybrid,
     install_scans,
     install_experts,

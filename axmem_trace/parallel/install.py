@@ -17,6 +17,7 @@ from axmem_trace.models.dtypes import cast_as_axolotl
 from axmem_trace.models.quantisation.staged import stage_packed_weights
 from axmem_trace.models.warm_up import warm_up
 from axmem_trace.parallel import tensor
+from axmem_trace.parallel.context import split_by_ring
 from axmem_trace.parallel.ddp.folded import wrap_short_model
 from axmem_trace.parallel.ddp.wrap import ddp_runs_on_meta, rebuild_buckets
 from axmem_trace.parallel.ddp.wrap import wrap_model as wrap_with_ddp
@@ -95,7 +96,7 @@ def divide(recipe: Recipe, recording: RecordingMode, built: BuiltModel, *, rank:
             rank_model = with_zero(recipe, recording, built, rank=rank)
         else:
             rank_model = ENGINES[recipe.parallel.engine](recipe, recorder, built)
-        return replace(rank_model, reference=reference)
+        return replace(rank_model, reference=reference, groups=split_by_ring(rank_model.groups, recipe))
 
 
 def _with_ddp(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankModel:

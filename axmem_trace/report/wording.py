@@ -58,8 +58,9 @@ def describe_ranks(recipe: Recipe, ranks: Sequence[RankUse] = ()) -> str:
         text += " (assumed, the smallest number for this)"
     if parallel.num_nodes > 1:
         text += f" on {parallel.num_nodes} machines"
+    shared = f", rows divided among {parallel.context.size}" if parallel.context.size > 1 else ""
     if parallel.engine == "ddp":
-        return f"{text}, DDP: the figures are {_whose(ranks)}"
+        return f"{text}, DDP{shared}: the figures are {_whose(ranks)}"
     copies = f", {parallel.mesh.replicate} copies" if parallel.mesh.replicate > 1 else ""
     name = engine_name(parallel.engine)
     if parallel.engine in ("zero1", "zero2"):
@@ -68,7 +69,7 @@ def describe_ranks(recipe: Recipe, ranks: Sequence[RankUse] = ()) -> str:
     if parallel.engine == "tensor":
         divided = f"{name} of {parallel.mesh.tensor}"
         divided += f" x FSDP2, {parallel.mesh.shard} shards" if parallel.mesh.shard > 1 else ""
-    return f"{text}, {divided}: the figures are {_whose(ranks)}"
+    return f"{text}, {divided}{shared}: the figures are {_whose(ranks)}"
 
 
 def _whose(ranks: Sequence[RankUse]) -> str:
@@ -130,6 +131,8 @@ def _checkpointing(recipe: Recipe) -> str:
 def _batch(recipe: Recipe) -> str:
     batch = recipe.batch
     text = f"{batch.rows} x {batch.row_tokens} tokens"
+    if recipe.parallel.context.size > 1:
+        text += f", 1/{recipe.parallel.context.size} of each row on a GPU"
     if batch.packed:
         text += f", packed ({batch.samples_per_row} samples a row)"
     if batch.gradient_accumulation_steps > 1:

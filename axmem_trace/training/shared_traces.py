@@ -12,7 +12,7 @@ from axmem_trace.allocator import Reservation, replay
 from axmem_trace.ledger import Ledger
 from axmem_trace.ledger.columns import Allocations
 from axmem_trace.recipe.lengths import RowLengths
-from axmem_trace.recipe.parallel import Mesh
+from axmem_trace.recipe.parallel import Mesh, Parallel
 from axmem_trace.recipe.recipe import Allocator, Gpu, Recipe
 from axmem_trace.recipe.watched_gpu import CardBlock, Question, answer, watch
 
@@ -142,12 +142,17 @@ def _resize(run: TracedRun, block: CardBlock, before: int, after: int) -> Traced
 
 
 def _on_ranks(run: TracedRun, recipe: Recipe) -> TracedRun:
-    """With DDP, all ranks are equal, and their number does not matter (tests/parallel/test_ddp_folded.py)."""
-    if recipe.parallel.engine != "ddp":
+    """With DDP, all ranks are equal, and their number does not matter (tests/parallel/test_ddp_folded.py), unless they share
+    rows."""
+    if not _is_plain_ddp(recipe.parallel):
         return run
     from axmem_trace.parallel.ranks import all_alike
 
     return replace(run, groups=all_alike(recipe.parallel.num_gpus))
+
+
+def _is_plain_ddp(parallel: Parallel) -> bool:
+    return parallel.engine == "ddp" and parallel.context.size == 1
 
 
 def _without_card(recipe: Recipe) -> Recipe:
@@ -156,7 +161,7 @@ def _without_card(recipe: Recipe) -> Recipe:
     reasons = {name: reason for name, reason in recipe.reasons.items() if name not in _ABOUT_THE_CARD}
     notes = tuple(note for note in recipe.notes if note.key not in _ABOUT_THE_CARD)
     parallel = recipe.parallel
-    if parallel.engine == "ddp":
+    if _is_plain_ddp(parallel):
         parallel = replace(parallel, num_gpus=2, num_nodes=1, count_is_assumed=False, mesh=Mesh())
         reasons = {name: reason for name, reason in reasons.items() if not name.startswith("parallel.")}
     return replace(

@@ -79,7 +79,7 @@ def test_shards_span_the_context_axis(tmp_path: Path) -> None:
     keys = {"dp_shard_size": 2, "context_parallel_size": 2, "attn_implementation": "flash_attention_2"}
     recipe = read(tmp_path, gpus=4, fsdp_version=2, fsdp_config={}, **keys)
     assert recipe.parallel.mesh.num_shards == 4
-    assert any(note.kind == "not_modelled" and note.key == "context_parallel_size" for note in recipe.notes)
+    assert recipe.parallel.context.size == 2
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from axmem_trace.config.derive.deepspeed import derive_zero, note_file
 from axmem_trace.config.derive.fsdp import derive_fsdp, fsdp_version
 from axmem_trace.config.derive.rank_stops import refuse_certain_stops
 from axmem_trace.config.document.draft import Draft
+from axmem_trace.config.refusals.parallel_plugins import context_parallel_size
 from axmem_trace.recipe.parallel import Ddp, Engine, Fsdp, Mesh, Parallel, Zero, engine_name
 from axmem_trace.recipe.run import VALIDATED_LORA_KERNEL_KEYS
 
@@ -42,6 +43,7 @@ def derive_parallel(draft: Draft, gpus: int, nodes: int = 1) -> Parallel:
     note_file(draft)
     named = _named_engine(draft, zero)
     sizes = {axis: draft.get(key) or 1 for key, axis in AXES.items() if draft.is_live(key)}
+    sizes["context"] = context_parallel_size(draft)
     num_ranks = _count(draft, gpus * nodes, named, Mesh(**sizes))
     engine: Engine = "none" if num_ranks == 1 and named != "tensor" else named
     _refuse_kernels(draft, engine)

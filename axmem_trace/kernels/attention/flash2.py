@@ -175,6 +175,21 @@ def run_flash2_varlen(
     return run_fused(context, kernel, heads, also_kept=(bounds_q, bounds_k))
 
 
+def allocate_block(context: KernelContext, heads: Heads) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_flash_attn_forward` outside of autograd: the output and logsumexp of heads (B, S, H, D)."""
+    note_source(context, "flash_attn")
+    refuse_flash_call(context, heads, name=NAME, multiple=8)
+    out, lse, *_ = _fixed_outputs(heads, keeps_rng=True)
+    context.recorder.workspace(_fixed_forward_scratch(heads, sms=num_sms(context)), "flash_attn_func")
+    return out, lse
+
+
+def run_block_backward(context: KernelContext, heads: Heads) -> None:
+    """`_flash_attn_backward`, whose gradients the caller has allocated."""
+    scratch = _fixed_backward_scratch(heads, sms=0, zeros=())
+    context.recorder.workspace(scratch, "flash_attn_func_backward")
+
+
 def _fixed_outputs(heads: Heads, *, keeps_rng: bool) -> tuple[torch.Tensor, ...]:
     """`mha_fwd`: out, softmax_lse (B, H, S) in fp32, rng_state (2,) in int64."""
     query = heads[0]

@@ -34,7 +34,7 @@ def install_flash(site: Site) -> None:
     context = site.context
 
     def lazy_imports(implementation: str | None, *args: Any, **kwargs: Any) -> tuple[Callable[..., Any] | None, ...]:
-        fixed, varlen = _make_functions(context, implementation or context.attention)
+        fixed, varlen = make_functions(context, implementation or context.attention)
         return fixed, varlen, None, flash_utils._pad_input, flash_utils._unpad_input
 
     for name in _LAZY_STATE:
@@ -47,7 +47,8 @@ def install_flash(site: Site) -> None:
             site.add_attribute(module, _FORWARD, getattr(flash_utils, _FORWARD))
 
 
-def _make_functions(context: KernelContext, implementation: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def make_functions(context: KernelContext, implementation: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """flash-attn's two functions (rows of equal length; samples) of the version that the name says."""
     if "4" in implementation:
         return make_flash4(context)
     if "3" in implementation:

@@ -39,12 +39,12 @@ def choose_objective(recipe: Recipe, built: BuiltModel, recorder: Recorder) -> O
     if kind is not None:
         return _checked(kind(recipe, built), recorder)
     if recipe.loss.path == "diffusion":
-        return Diffusion(built, recorder)
+        return Diffusion(recipe, built, recorder)
     if recipe.loss.path == "none":
-        return LogitsMean(built)
+        return LogitsMean(recipe, built)
     if recipe.loss.teacher_tokens:
-        return Distillation(built)
-    return Supervised(built)
+        return Distillation(recipe, built)
+    return Supervised(recipe, built)
 
 
 def _choose_rollouts(settings: Settings) -> type[GroupRelative]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from axmem_trace.models.built import BuiltModel
+from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
 from axmem_trace.training.batches.batch import Inputs
 from axmem_trace.training.objectives.objective import RunModel
@@ -24,8 +25,8 @@ _EPS = 1e-3
 class Diffusion(Supervised):
     """axolotl 0.19 `integrations/diffusion/trainer.py`, `DiffusionTrainer.compute_loss`: the model gets no labels."""
 
-    def __init__(self, built: BuiltModel, recorder: Recorder) -> None:
-        super().__init__(built)
+    def __init__(self, recipe: Recipe, built: BuiltModel, recorder: Recorder) -> None:
+        super().__init__(recipe, built)
         self._recorder = recorder
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[torch.Tensor, Any]:
