@@ -30,12 +30,19 @@ FOLDS: dict[str, dict[str, Any]] = {
                                "lora_dropout": 0.1},
     "lora by a pattern of all layers": {**LORA, "lora_target_linear": False, "lora_target_modules":
                                         r"model\.layers\.[\d]+\.(mlp|self_attn)\.(up|down|q)_proj"},
+    "lora, ranks by kinds of modules": {**LORA, "lora_rank_pattern": {"q_proj": 8}, "lora_alpha_pattern": {"q_proj": 2}},
     "qlora, paged": {**QLORA, "optimizer": "paged_adamw_32bit"},
     "8-bit weights and optimizer": {**LORA, "load_in_8bit": True, "optimizer": "adamw_bnb_8bit"},
     "evaluation": {"val_set_size": 0.1, "eval_sample_packing": False},
     "sliding and full attention in turns": {**IN_TURNS, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     "experts, two dense layers first": {**MOE, "model": {"mlp_only_layers": [0, 1], "num_hidden_layers": 20}},
     "experts in every other layer": {**MOE, "model": {**MANY, "decoder_sparse_step": 2}},
+    "attention and state space in every layer": {"family": "falcon_h1"},
+    "convolution and attention in turns": {
+        "family": "lfm2", "gradient_checkpointing_kwargs": {"use_reentrant": True},
+        "model": {**MANY, "layer_types": ["conv", "full_attention"] * 12},
+    },
+    "tied embeddings": {"family": "qwen2"},
     "fsdp2": {**FSDP2},
     "fsdp2, lora, not checkpointed, loaded in parts": {
         **FSDP2, **LORA, "gradient_checkpointing": False, "fsdp_config": {"cpu_ram_efficient_loading": True},
@@ -81,6 +88,13 @@ TELLS_APART: dict[str, dict[str, Any]] = {
                                    "lora_target_modules": r"model\.layers\.([0-9]|1[0-1])\.self_attn\.[qv]_proj"},
     "a pattern of layers far behind": {**LORA, "lora_target_linear": False,
                                        "lora_target_modules": r".*\.(1\d|0)\.mlp\.up_proj"},
+    "ranks of single layers": {**LORA, "lora_rank_pattern": {"layers.5.self_attn.q_proj": 16}},
+    "peft_layer_replication": {**LORA, "peft_layer_replication": [[0, 8], [1, 8]]},
+    "spectrum": {"plugins": ["axolotl.integrations.spectrum.SpectrumPlugin"], "spectrum_top_fraction": 0.5,
+                 "spectrum_model_name": "llama"},
+    "blocks that several layers share": {"family": "zamba2", "model": {
+        **MANY, "layers_block_type": ["mamba", "mamba", "hybrid"] * 8}},
+    "the model's own code": {"family": "own code", "trust_remote_code": True, "gradient_checkpointing": False},
     "unfrozen_parameters": {"unfrozen_parameters": [r"^model\.layers\.1[0-9].*", "lm_head"]},
     "lisa": {"lisa_n_layers": 4, "lisa_step_interval": 20, "lisa_layers_attribute": "model.layers"},
     "a list of what is not quantised": {**QLORA, "bnb_config_kwargs":
