@@ -1,4 +1,4 @@
-"""The first screen: short, to scale, and with the verdict in its first line."""
+"""The first screen: it is short, its bar is to scale, and its first line is the verdict."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONG = "a reason in many words, " * 20
 
 
 def big_report(card_gib: float, *, verdict: str = "fits", **changes):
-    """8 GiB of weights, 1 of states and 3 of activations alive at the peak, 14 GiB on the card."""
+    """At the peak: 8 GiB of weights, 1 GiB of states and 3 GiB of activations. The card needs 14 GiB."""
     report = make_hand_made_report(round(card_gib * GIB))
     peak = replace(
         report.peak,
@@ -97,10 +97,11 @@ def test_the_verdict_and_the_needed_memory_are_first():
 
 def test_the_bar_is_to_scale():
     (bar,) = [line for line in lines(big_report(28), width=84) if set(line) <= set("█▓▒░·") and line]
-    # 84 columns for 28 GiB are 3 a GiB: 8 of weights, 1 of states, 3 of activations, 2 of cache and context, 14 free
+    # 84 columns for 28 GiB: 3 columns for each GiB. 8 GiB of weights, 1 of states, 3 of activations, 2 of cache and
+    # context, 14 free
     assert bar == "█" * 24 + "▓" * 3 + "▒" * 9 + "░" * 6 + "·" * 42
     (bar,) = [line for line in lines(too_small(), width=84) if set(line) <= set("█▓▒░·|") and line]
-    # 84 columns for the need of 14 GiB are 6 a GiB: the card ends after 12
+    # 84 columns for the 14 GiB that are needed: 6 columns for each GiB. The card ends after 12 GiB.
     assert bar == "█" * 48 + "▓" * 6 + "▒" * 18 + "|" + "░" * 11
 
 
@@ -202,10 +203,10 @@ def test_the_accuracy_of_the_figures_is_shown():
     [
         (2.4, 24, 0.014, "fits with room"),
         (2.3, 24, 0.014, "fits"),
-        # 1.4 % of the 23.7 GiB that are needed are 0.33
+        # 1.4 % of the 23.7 GiB that are needed is 0.33 GiB
         (0.3, 24, 0.014, "tight"),
         (0.34, 24, 0.014, "fits"),
-        # 11.9 % of 22 GiB are 2.62
+        # 11.9 % of 22 GiB is 2.62 GiB
         (2, 24, 0.119, "tight"),
         (4.5, 24, 0.119, "fits with room"),
         (-1, 24, 0.014, "does not fit"),
@@ -231,7 +232,8 @@ def test_the_error_equals_that_of_the_published_runs():
 
 
 def test_without_expandable_segments_the_error_is_the_worst_of_the_published_runs():
-    """Too low by a share e of the measured figure is e / (1 - e) of the predicted one."""
+    """A prediction that is too low by a share e of the measured figure is too low by e / (1 - e) of the predicted
+    figure."""
     text = (ROOT / "tests/measured/README.md").read_text()
     errors = re.findall(r"^\| fms-\S+ \| \w \| nvidia-smi \| .*? \| ([-+][\d.]+) % \|", text, re.MULTILINE)
     worst = -min(map(float, errors)) / 100

@@ -1,4 +1,4 @@
-"""The HTML fragment: well-formed, self-contained, and the report's texts cannot break it."""
+"""The HTML fragment: it is well-formed and self-contained, and the report's texts cannot break it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VOID = {"br"}
 
 
 class Checker(HTMLParser):
-    """Collects tags and text, and holds every tag to be closed."""
+    """Collects tags and text, and checks that every tag is closed."""
 
     def __init__(self) -> None:
         super().__init__()

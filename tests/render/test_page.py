@@ -1,4 +1,4 @@
-"""The page: one file that makes no request, works without a script, and has the report's figures."""
+"""The page: one file that makes no network request, works without a script, and shows the report's figures."""
 
 from __future__ import annotations
 
@@ -162,7 +162,8 @@ def test_the_changes_that_fit_has_tried():
 
 @pytest.mark.parametrize("sizes", [[1], [5, 5], [6, 6, 4, 3, 2, 2, 1], [1e7, 1, 1], [1] * 40])
 def test_a_treemap_divides_its_area(sizes):
-    """Areas in proportion, inside, and without overlap (their sum is the whole)."""
+    """The rectangles' areas are in proportion to the sizes. They are inside the whole and do not overlap: their sum is
+    the whole."""
     placed = divide(sizes, Rectangle(0, 0, 6, 4))
     for size, (left, top, width, height) in zip(sizes, placed, strict=True):
         assert width * height == pytest.approx(24 * size / sum(sizes))
@@ -172,7 +173,8 @@ def test_a_treemap_divides_its_area(sizes):
 
 
 def test_the_example_of_the_paper():
-    """Bruls, Huizing and van Wijk, figure 6: 6, 6, 4, 3, 2, 2, 1 in 6 x 4. The first column is 3 wide, two of 6."""
+    """Bruls, Huizing and van Wijk, figure 6: 6, 6, 4, 3, 2, 2, 1 in 6 x 4. The first column is 3 wide and holds two
+    areas of 6."""
     assert divide([6, 6, 4, 3, 2, 2, 1], Rectangle(0, 0, 6, 4))[:3] == [
         Rectangle(0, 0, 3, 2),
         Rectangle(0, 2, 3, 2),
@@ -181,7 +183,7 @@ def test_the_example_of_the_paper():
 
 
 def in_chromium(path) -> tuple[str, str]:
-    """The page's content after its script has run, and what the browser's console said."""
+    """The page's content after its script has run, and the messages of the browser's console."""
     command = [
         CHROMIUM,
         "--headless",
@@ -201,7 +203,7 @@ def in_chromium(path) -> tuple[str, str]:
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed here")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_in_a_browser(tmp_path, theme):
-    """No message in the console; a click at the left edge shows loading instead of the peak."""
+    """The console has no message. A click at the left edge shows loading instead of the peak."""
     page = render_page(REPORT, fit=FIT).replace("<html lang='en'>", f"<html lang='en' data-theme='{theme}'>")
     path = tmp_path / "page.html"
     path.write_text(page, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The text report: equal to golden files, with correct sums, and readable on any terminal."""
+"""The text report: it is equal to golden files, its sums are correct, and it is readable on any terminal."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 def section(text: str, title: str) -> list[str]:
-    """The lines below a title, to the next blank line."""
+    """The lines below a title, up to the next blank line."""
     lines = text.splitlines()
     start = lines.index(title) + 1
     return lines[start : lines.index("", start)]
 
 
 def rows_and_sum(lines: list[str]) -> tuple[list[str], str]:
-    """Data rows and the row of sums: what is between and below the two rules."""
+    """The data rows (between the two horizontal rules) and the row of sums (below them)."""
     rules = [number for number, line in enumerate(lines) if set(line.strip()) <= set("─-+ ") and line.strip()]
     assert len(rules) == 2
     return lines[rules[0] + 1 : rules[1]], lines[rules[1] + 1]
@@ -53,7 +53,7 @@ def test_the_printed_peak_is_the_reports():
 
 
 def test_printed_modules_add_up_except_for_rounding():
-    """Each printed size is off by at most half a unit of its last digit: 0.05 KiB here."""
+    """The rounding error of each printed size is at most half a unit of its last digit: 0.05 KiB here."""
     text = render_text(make_hand_made_report(), full=True, width=160)
     rows, total = rows_and_sum(section(text, "Modules: memory of each without its submodules, activations at the peak"))
 
@@ -175,7 +175,7 @@ def test_printing_a_report_renders_it():
 def test_the_verdict():
     unnamed = "needs 402.0 MiB; name a card to see whether that fits (--gpu, gpu=)"
     assert describe_fit(make_hand_made_report()) == unnamed
-    # 2 MiB reserved + 400 MiB of context: 22 MiB left of 424, 2 MiB too much for 400
+    # 2 MiB reserved + 400 MiB of context: of 424 MiB 22 are left; for 400 MiB it is 2 MiB too much
     assert describe_fit(make_hand_made_report(424 << 20)) == (
         "FITS on test card (424.0 MiB): needs 402.0 MiB, 22.0 MiB left"
     )

@@ -1,4 +1,4 @@
-"""How sure the figures are: the package's table of our error by kind of run, and what a report says of it."""
+"""How accurate the figures are: the package's table of our error by kind of run, and the note in a report."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def test_the_table_is_computed_from_the_measured_runs():
 
 
 def test_the_runs_equal_those_of_the_long_tables():
-    """Each figure of one GPU is in `tests/measured/README.md`, and each of its runs of known settings is here."""
+    """Each figure of one GPU is in `tests/measured/README.md`. Each of that file's runs with known settings is in the
+    table."""
     runs = json.loads(SCRIPT.RUNS.read_text())["runs"]
     here = {
         (run["id"], run["metric"]): (run["predicted_gib"], run["measured_gib"])
@@ -59,7 +60,8 @@ def test_errors_of_one_kind_by_hand():
         {"kind": {"method": "lora"}, "metric": "nvidia-smi", "predicted_gib": predicted, "measured_gib": 10}
         for predicted in (9, 10, 10.4)
     ]
-    # -10, 0 and +4 %; without signs 0, 4, 10: the median is 4, and nine of ten are four fifths of the way from 4 to 10
+    # -10, 0 and +4 %; absolute values 0, 4, 10: the median is 4. The 90th percentile is four fifths of the way from 4
+    # to 10.
     assert SCRIPT.make_errors(runs) == [
         {
             "kind": {"method": "lora"},
@@ -131,7 +133,7 @@ def test_a_measured_kind():
     assert found.measured
     assert {error.metric for error in found.errors} == {"max_allocated", "nvidia-smi"}
     assert all(error.kind == replace(QLORA, allocator=DEFAULT) for error in found.errors)
-    # fms-acceleration's bitsandbytes runs with foak: fifteen on one GPU
+    # fms-acceleration's bitsandbytes runs with foak: 15 runs on one GPU
     assert re.fullmatch(
         r"runs of this kind \(one GPU, qlora, fused kernels\): allocated within \S+ %, nvidia-smi within \S+ % in nine of "
         r"ten, 15 runs",
@@ -153,7 +155,7 @@ def test_a_kind_that_was_not_measured_has_the_worst_error():
         "no measured run of this kind: DeepSpeed ZeRO-3, qlora, plain kernels; the nearest is "
     )
     worst = min(error.worst_low for error in read_errors() if error.metric == "max_allocated")
-    # too low by a share e of the measured figure is e / (1 - e) of the predicted one
+    # a prediction that is too low by a share e of the measured figure is too low by e / (1 - e) of the predicted figure
     assert found.tight_share >= -worst / (1 + worst)
 
 
@@ -181,8 +183,9 @@ def test_the_pooled_table_of_the_readme_has_the_same_runs():
 
 
 def test_distances_by_hand():
-    """10 GiB estimated and 11 measured: 10 % missing; 40 and 42: 5 %, and the most bytes. 20 and 19: 5 % too much; sorted,
-    too much are 0, 0 and 5 %: nine of ten are four fifths of the way from 0 to 5."""
+    """10 GiB estimated and 11 measured: 10 % are missing. 40 and 42: 5 % are missing; these are the most bytes. 20 and
+    19: 5 % too much. Sorted, the surpluses are 0, 0 and 5 %: the 90th percentile is four fifths of the way from 0 to
+    5."""
     found = SCRIPT.find_distances([(10.0, 11.0), (40.0, 42.0), (20.0, 19.0)])
     assert found == {"runs": 3, "missing_share": 0.1, "missing_gib": 2.0, "extra_share": 0.04}
 
@@ -193,7 +196,8 @@ def nvidia_smi_of_one_gpu():
 
 
 def test_no_measured_run_is_above_the_range_of_the_others():
-    """Each run beside the range that the other 50 give. Above it by more than 3 %: none; and the range is narrow."""
+    """Compares each run with the range that the other 50 runs give. No run is above it by more than 3 %, and the range
+    is narrow."""
     runs, widths = nvidia_smi_of_one_gpu(), []
     assert len(runs) == 51
     for run in runs:

@@ -1,4 +1,5 @@
-"""Evaluation that costs more than training is reported by what was recorded, with the line that is the reason."""
+"""If the recorded peak of evaluation is above that of training, a warning names the configuration line that is the
+reason."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ EVAL = "val_set_size: 0.1\neval_steps: 10\n"
 LIGER = "plugins:\n  - axolotl.integrations.liger.LigerPlugin\nliger_fused_linear_cross_entropy: true\n"
 
 WIDE = "overrides_of_model_config:\n  vocab_size: 65536\nsample_packing: false\n"
-"""So that logits outweigh everything else."""
+"""With this vocabulary logits are larger than everything else."""
 
 
 def estimate(tmp_path: Path, text: str) -> Report:
@@ -46,7 +47,7 @@ def test_it_is_reported_if_the_peak_of_evaluation_is_higher(tmp_path, text, key,
 
 @pytest.mark.parametrize("text", ["", EVAL, EVAL + "eval_batch_size: 2\n", EVAL + WIDE])
 def test_only_more_tokens_give_no_warning(tmp_path, text):
-    """Without gradients, twice the rows may still take less: the recorded peaks say so."""
+    """Without gradients, twice as many rows may still need less memory: the recorded peaks show it."""
     report = estimate(tmp_path, text)
     if "eval" in report.phases:
         assert report.phases["eval"].allocated_bytes <= report.phases["step_2"].allocated_bytes

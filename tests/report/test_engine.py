@@ -1,4 +1,4 @@
-"""A vLLM engine in the trainer's process: its share of the card is a separate figure, and counts in the verdict."""
+"""A vLLM engine in the trainer's process: its share of the card is a separate figure, and the verdict includes it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def estimate(tmp_path: Path, gpu: str = "24GiB", vllm: dict[str, Any] | None = N
 def test_the_share_is_not_part_of_the_peak(tmp_path: Path) -> None:
     report = estimate(tmp_path)
     assert report.engine is not None
-    # TRL's own default, which axolotl 0.21 leaves alone: 0.3 of 24 GiB
+    # TRL's own default, which axolotl 0.21 does not change: 0.3 of 24 GiB
     assert (report.engine.share, report.engine.bytes) == (0.3, int(0.3 * (24 << 30)))
     assert report.engine.together_bytes == report.peak.device_bytes + report.engine.bytes
     assert report.headroom_bytes == (24 << 30) - report.engine.together_bytes
@@ -52,7 +52,7 @@ def test_an_engine_that_finds_too_little_does_not_start(tmp_path: Path) -> None:
     report = estimate(tmp_path, vllm={"gpu_memory_utilization": 0.99})
     assert report.engine is not None
     free = report.engine.free_at_start_bytes
-    # what the context and the loaded model have taken by then is not free
+    # the memory of the context and of the loaded model is not free at that moment
     assert free == (24 << 30) - report.peak.context_bytes - report.phases["load"].reserved_bytes
     assert report.engine.bytes > free
     assert (report.engine.starts, report.fits) == (False, False)

@@ -1,4 +1,4 @@
-"""What holds the memory at the peak, by names that a user knows."""
+"""Which tensors hold the memory at the peak, under names that a user knows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory off the card, against hand arithmetic: paged states, what is offloaded, and loading."""
+"""Memory outside the card, compared with arithmetic by hand: paged states, offloaded tensors, and loading."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_paged_states_of_large_tensors_are_in_managed_memory(tmp_path):
     # Tensors of at least 1e5 elements are paged: embedding and head, 8192 x 32, with two fp32 states each.
     host = estimate(tmp_path, optimizer="paged_adamw_32bit", **wide).host
     assert host.managed.optimizer == host.managed.peak_bytes == 2 * 2 * 8192 * 32 * 4
-    # In 8 bits, but an embedding's states stay fp32.
+    # With 8-bit states; but an embedding's states stay fp32.
     host = estimate(tmp_path, optimizer="paged_adamw_8bit", **wide).host
     assert host.managed.optimizer == 2 * 8192 * 32 * 4 + 2 * 8192 * 32
     assert host.cpu.peak_bytes == 0
@@ -57,7 +57,8 @@ def test_selective_outputs_too_small_to_offload_stay(tmp_path):
 
 def test_weights_of_offloaded_layers_are_on_the_host(tmp_path):
     host = estimate(tmp_path, **LORA, layer_offloading=True).host
-    # A layer: q, o 32 x 32, k, v 16 x 32, three of 48 x 32 (3072 -> 4096), two norms of 32; the adapter trains and stays.
+    # A layer: q, o 32 x 32, k, v 16 x 32, three of 48 x 32 (3072 -> 4096), two norms of 32. The adapter trains, so it
+    # stays on the card.
     assert host.cpu.weights == host.cpu.peak_bytes == LAYERS * (2 * 2048 + 2 * 1024 + 3 * 4096 + 2 * 64)
 
 
@@ -70,6 +71,6 @@ def test_loading_maps_the_checkpoint(tmp_path):
     notes = {}
     for name, keys in {"bf16": {}, "nf4": {**LORA, "adapter": "qlora", "load_in_4bit": True}}.items():
         notes[name] = [note for note in estimate(tmp_path, **keys).notes if note.key == "host.loading"]
-    # 21,664 weights in bf16, quantised on the way or not.
+    # 21,664 weights in bf16, whether loading quantises them or not.
     assert [note.bytes for note in notes["bf16"]] == [2 * 21_664]
     assert [note.bytes for note in notes["nf4"]] == [2 * 21_664]

@@ -29,8 +29,9 @@ def estimate(tmp_path: Path, **changes: Any) -> Report:
 
 @pytest.mark.parametrize("logging_steps", [None, 1])
 def test_each_line_has_the_peaks_since_the_line_before(tmp_path: Path, logging_steps: int | None) -> None:
-    """Evaluation comes before training (axolotl sets `eval_on_start`), so its line is the first, and is lower: there are
-    neither gradients nor states. Adam's states come in the first step's optimizer, so forward of later steps is higher."""
+    """Evaluation comes before training (axolotl sets `eval_on_start`), so its line is the first. It is lower, because
+    there are neither gradients nor states. Adam's states are allocated in the first step's optimizer, so forward of
+    later steps is higher."""
     report = estimate(tmp_path, val_set_size=0.1, evals_per_epoch=2, logging_steps=logging_steps)
     evaluation, first, later = report.logged
     assert [evaluation.name, first.name, later.name] == ["evaluation", "first step", "later steps"]

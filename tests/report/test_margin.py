@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_margin_decides_to_the_byte(config: dict[str, Any]) -> None:
-    """A tiny run on 2 GiB leaves more than 1 GiB; the margin is exactly that rest, or a byte more."""
+    """A tiny run on 2 GiB leaves more than 1 GiB free. The margin is exactly these free bytes, or one byte more."""
     left = axmem_trace.estimate(config, gpu="2GiB", hub="never").headroom_bytes
     assert left is not None
     assert left > 1 << 30

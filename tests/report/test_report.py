@@ -63,7 +63,7 @@ def test_counted_bytes_equal_the_allocators_own_count():
     reservation = make_reservation(ledger, peak_allocated_bytes=200_000)
     report = make_report(make_recipe(), make_facts(), ledger, reservation, notes=(), versions={}, elapsed_seconds={})
     assert (report.peak.counted_bytes, report.peak.allocated_bytes) == (200_000, 152576)
-    # a step's peak is its phases' highest, its end that of its last phase; nothing counts less than the ledger says
+    # a step's peak is the highest of its phases, and its end is that of its last phase; no figure is below the ledger's
     peaks, ends = {("forward", 1): 190_000, ("backward", 1): 200_000}, {("backward", 1): 1, ("optimizer", 1): 60_000}
     reservation = make_reservation(ledger, allocated_peaks=peaks, allocated_ends=ends)
     report = make_report(make_recipe(), make_facts(), ledger, reservation, notes=(), versions={}, elapsed_seconds={})
@@ -91,7 +91,7 @@ def test_step_counters_on_the_cpu_are_reported_separately(report):
 
 def test_phases(report):
     # load: 30720 + 8192. Step 1: + 54784 activations = 93696 after forward, + 40448 in backward; after the optimizer
-    # the weights, adapters and 18432 of state are left. Step 2 is 18432 higher.
+    # the weights, the adapters and 18432 bytes of state are left. Step 2 is higher by 18432.
     phases = report.phases
     assert list(phases) == ["load", "step_1", "step_2"]
     assert {name: use.allocated_bytes for name, use in phases.items()} == {
@@ -112,7 +112,7 @@ def test_phases(report):
 
 
 def test_a_phase_begins_with_what_is_alive():
-    """The optimizer of step 2 allocates nothing: its peak is what backward left."""
+    """The optimizer of step 2 allocates nothing: its peak is the memory that is alive after backward."""
     # 38912 weights and adapters + 18432 state + 8192 gradients + 1024 tokens = 66560
     optimizer = make_hand_made_report().phases["step_2"].phases["optimizer"]
     assert (optimizer.allocated_bytes, optimizer.op) == (66560, "")
@@ -236,7 +236,7 @@ def test_timeline_has_every_level_of_a_small_run_and_the_peak(report):
 
 
 def test_a_long_timeline_is_reduced_and_keeps_the_peak():
-    # 3000 blocks are allocated one after the other, then die: the peak is a single moment in 6000.
+    # 3000 blocks are allocated one after the other and then freed: the peak is a single moment of 6000.
     allocations = tuple(
         Allocation(nbytes=512, allocated_tick=tick, freed_tick=6000 - tick, phase="load", step=0)
         for tick in range(3000)
@@ -248,7 +248,8 @@ def test_a_long_timeline_is_reduced_and_keeps_the_peak():
 
 
 def test_the_caching_allocators_reservation_is_used():
-    # Small requests come from 2 MiB pages (`kSmallBuffer`); never more than 152576 bytes are alive: one page, always.
+    # Small requests are served from 2 MiB pages (`kSmallBuffer`). At most 152576 bytes are alive at once, so there is
+    # always one page.
     ledger, recipe = make_ledger(), make_recipe(24 * GIB)
     reservation = replay(ledger, recipe.allocator, capacity_bytes=24 * GIB - CONTEXT_BYTES)
     report = make_report(recipe, make_facts(), ledger, reservation, notes=(), versions={}, elapsed_seconds={})

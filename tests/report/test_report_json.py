@@ -1,4 +1,4 @@
-"""The JSON contract, and the way back."""
+"""The JSON contract: writing a report as JSON, and reading it back."""
 
 from __future__ import annotations
 

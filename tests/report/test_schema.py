@@ -1,4 +1,5 @@
-"""The schema of the JSON: made from the report's classes, documented, and valid for what is written."""
+"""The schema of the JSON: it is made from the report's classes, every field is documented, and written reports are
+valid."""
 
 from __future__ import annotations
 

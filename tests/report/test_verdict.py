@@ -84,7 +84,7 @@ def test_a_run_with_an_unknown_part_fits_no_card(tmp_path: Path, capsys: pytest.
 
 
 def test_a_bound_below_the_missing_memory_does_not_prevent_a_verdict() -> None:
-    """2 GiB too much, and at most 1 or 3 GiB saved."""
+    """The figures are 2 GiB too high for the card, and a part that is not modelled saves at most 1 or 3 GiB."""
     little, much = (replace(missing("less"), at_most_bytes=each << 30) for each in (1, 3))
     assert judge(False, [little], free_bytes=-2 << 30) == (False, "")
     assert judge(False, [little, much], free_bytes=-2 << 30) == (None, "may need up to 3.00 GiB less: something")
@@ -95,7 +95,8 @@ SOURCES = sorted((ROOT / "axmem_trace").rglob("*.py"))
 
 
 def test_every_not_modelled_note_has_a_direction() -> None:
-    """In the code: a literal `not_modelled` with a `direction`. In `keys.json`: each such key."""
+    """Checks each literal `not_modelled` in the code, which must have a `direction`, and each such key in
+    `keys.json`."""
     without = []
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""The benchmark: what a process costs, the table by hand, and MemTracker's step compared with ours on a small model."""
+"""The benchmark: the cost of a process, a table by hand, and MemTracker's step compared with ours on a small model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`scripts/compare_published.py`: figures and rendering; two real estimates of a tiny model."""
+"""`scripts/compare_published.py`: its figures, its output, and two real estimates of a tiny model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def _scripts_on_path(monkeypatch):
 
 
 def test_figures():
-    """Errors -0.1, 0, 0.1, 0.4: median 0.05, median of the absolute (0, 0.1, 0.1, 0.4) 0.1, nine tenths at rank 2.7:
-    0.1 + 0.7 * 0.3 = 0.31; one of four too low."""
+    """Errors -0.1, 0, 0.1, 0.4: the median is 0.05. The median of the absolute values (0, 0.1, 0.1, 0.4) is 0.1. Their
+    90th percentile is at rank 2.7: 0.1 + 0.7 * 0.3 = 0.31. One of four is too low."""
     from published_figures import summarise
 
     figures = summarise([-0.1, 0.0, 0.1, 0.4])
@@ -38,7 +38,7 @@ def make_row(**changes):
 
 
 def test_lines_have_intercept_and_slope():
-    """Measured 3 and 5 GiB at 1 and 2 rows: 1 + 2 a row; predicted 3 and 6: 0 + 3."""
+    """Measured 3 and 5 GiB at 1 and 2 rows: 1 GiB, and 2 GiB for each row. Predicted 3 and 6: 0, and 3 for each row."""
     from published_figures import fit_lines
 
     rows = [
@@ -84,7 +84,7 @@ def test_json_has_its_schema():
 
 
 def test_command_line(capsys, tmp_path):
-    """One run that can be estimated, one that can't; the second call finds the estimate in the cache."""
+    """One run that can be estimated and one that cannot. The second call finds the estimate in the cache."""
     import compare_published
 
     tiny = make_run(
@@ -163,7 +163,7 @@ def test_two_runs_with_one_id_are_separate(tmp_path):
 
 
 def test_device_memory_is_the_mean_of_the_ranks():
-    """Two ranks of 10 and one of 40: 20. A row that is only a bound does not count."""
+    """Two ranks with 10 and one with 40: the mean is 20. A row that is only a bound does not count."""
 
     def row(count, nbytes, basis="recorded"):
         return SimpleNamespace(count=count, device_bytes=nbytes, basis=basis)

@@ -1,4 +1,4 @@
-"""`scripts/cuda_without_gpu.py`: what can be tested without a CUDA wheel of PyTorch."""
+"""`scripts/cuda_without_gpu.py`: the parts that can be tested without a CUDA wheel of PyTorch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_failed_build_is_reported(tmp_path, capsys, monkeypatch):
 
 @needs_compiler
 def test_functions_that_a_library_calls(tmp_path):
-    """A caller of two functions of a runtime, one of them unknown to us."""
+    """A library calls two functions of a runtime. One of them is unknown to us."""
     packages = tmp_path / "torch" / "lib"
     packages.mkdir(parents=True)
     names = ("cudaMalloc", "cudaGraphDebugDotPrint")
@@ -54,7 +54,7 @@ def test_functions_that_a_library_calls(tmp_path):
 
 @needs_compiler
 def test_functions_of_closed_libraries_return_handles_and_sizes(tmp_path):
-    """Handles differ, sizes are 0."""
+    """Handles are different from each other, and sizes are 0."""
     source = SCRIPTS / "fake_cuda" / "libraries.c"
     program = tmp_path / "program.c"
     program.write_text(

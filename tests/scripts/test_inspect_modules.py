@@ -1,4 +1,4 @@
-"""`scripts/inspect_modules.ipynb` runs, in Jupyter and without it, and is shipped without outputs."""
+"""`scripts/inspect_modules.ipynb` runs with and without Jupyter, and the file contains no outputs."""
 
 from __future__ import annotations
 

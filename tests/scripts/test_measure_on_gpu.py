@@ -1,4 +1,4 @@
-"""`scripts/measure_on_gpu.py`: all of it that needs no GPU, and the loop on real tensors of the CPU."""
+"""`scripts/measure_on_gpu.py`: all parts that need no GPU, and the training loop on real tensors of the CPU."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def test_placeholders_are_refused(changes, match):
 
 
 def test_kernels_that_are_not_installed_are_named(monkeypatch):
-    """Without mamba-ssm transformers runs its own scan: three times the memory, and no deviation of the estimate."""
+    """Without mamba-ssm transformers runs its own scan, with three times the memory. That would be no error of the
+    estimate."""
     import gpu_run
 
     from axmem_trace.errors import ConfigError
@@ -118,7 +119,7 @@ KINDS = {
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """CUDA's allocator is replaced by a counter, its device by the CPU."""
+    """CUDA's allocator is replaced by a counter, and its device by the CPU."""
     import gpu_run
 
     numbers = {"end_bytes": 1, "allocated_bytes": 2, "active_bytes": 2, "reserved_bytes": 3}
@@ -129,7 +130,7 @@ def on_cpu(monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_loop_runs_on_real_tensors(on_cpu, kind):
-    """Marks, placing and the optimizer of the real loop: all that trains has moved."""
+    """The real loop marks its phases, moves the model to the device and steps the optimizer, which changes weights."""
     recipe = read_tiny(**KINDS[kind])
     on_cpu.check_runnable(recipe)
     run = on_cpu.make_run(recipe, "cpu")
@@ -169,7 +170,7 @@ def test_real_weights_equal_those_of_the_estimate(on_cpu, kind):
 
 
 def test_buffers_have_the_values_of_the_model(on_cpu):
-    """Rotary frequencies 10000^(-2i/16), i = 0 … 7; norms scale by one."""
+    """Rotary frequencies are 10000^(-2i/16), i = 0 … 7. The weights of norms are one."""
     import torch
 
     module = on_cpu.build_on_device(read_tiny(), "cpu").module
@@ -179,7 +180,8 @@ def test_buffers_have_the_values_of_the_model(on_cpu):
 
 
 def test_fp16_is_scaled_by_the_real_scaler(on_cpu):
-    """`RealScaler` on the CPU: scaled by 65536, unscaled in place, and back to work after `update`."""
+    """`RealScaler` on the CPU: the loss is scaled by 65536, gradients are unscaled in place, and `update` prepares the
+    next step."""
     import torch
 
     weight = torch.nn.Parameter(torch.ones(3))
@@ -195,7 +197,8 @@ def test_fp16_is_scaled_by_the_real_scaler(on_cpu):
 
 
 def test_phases_become_quantities():
-    """Two micro-batches: the estimate gives the end of the last forward. Evaluation comes last and is in neither step."""
+    """With two micro-batches the estimate gives the end of the last forward. Evaluation comes last and belongs to
+    neither step."""
     import gpu_figures
 
     def phase(name, step, end, peak, micro_batch=0):
@@ -243,7 +246,7 @@ def test_the_estimate_has_the_same_quantities():
 
 
 def test_peak_by_code():
-    """a 100, b 50, a freed, c 70: the peak is 150, of a and b; torch's own frames are passed over."""
+    """a 100, b 50, a freed, c 70: the peak is 150, of a and b. torch's own frames are skipped."""
     import gpu_figures
 
     def entry(action, address, size, file):
@@ -267,7 +270,7 @@ def test_peak_by_code():
 
 
 def test_unknown_cards_count_as_similar_ones():
-    """The generation decides on kernels, so it goes before the size."""
+    """The generation decides which kernels run, so it is compared before the size."""
     import measure_on_gpu
 
     gib = 1 << 30
@@ -300,8 +303,8 @@ def test_a_run_that_fails_does_not_stop_the_others(monkeypatch, capsys, tmp_path
 
 
 def test_each_run_has_a_process_with_its_own_allocator(monkeypatch, tmp_path):
-    """What a card's process inherits: the recipe's allocator, under the name that PyTorch reads since 2.9, and nothing
-    that moves workspaces; the recipe's name and all options reach it."""
+    """A card's process inherits the settings of the recipe's allocator, under the name that PyTorch reads since 2.9. It
+    inherits no setting of workspaces. It gets the recipe's name and all options."""
     import argparse
     import os
     import subprocess
@@ -336,7 +339,7 @@ def test_each_run_has_a_process_with_its_own_allocator(monkeypatch, tmp_path):
     assert not {"PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG"} & os.environ.keys()
     assert os.environ["FAKE_CUDA_BYTE"] == "1"
     measure_on_gpu.prepare_environment("", has_zeros=True)
-    assert os.environ["FAKE_CUDA_BYTE"] == "1"  # who calls the script has the last word
+    assert os.environ["FAKE_CUDA_BYTE"] == "1"  # a variable that the caller has set is kept
 
 
 @pytest.mark.parametrize("arguments", [[], ["--recipes", "nonesuch"]])
@@ -349,7 +352,7 @@ def test_nothing_to_run_is_reported(monkeypatch, capsys, arguments):
 
 
 def test_all_recipes_can_be_run(tmp_path, monkeypatch):
-    """Each is read and accepted; none needs what is only imitated, or the Hub."""
+    """Each is read and accepted. None needs the Hub, or a kernel that is only imitated."""
     import gpu_run
     from gpu_recipes import RECIPES, write_recipe
 
@@ -370,7 +373,7 @@ def test_all_recipes_can_be_run(tmp_path, monkeypatch):
 
 
 def test_scripts_import_without_torch():
-    """Arguments and refusals of a wrong command line come at once."""
+    """A wrong command line is refused at once, without importing torch."""
     import subprocess
 
     program = "import sys, measure_on_gpu, compare_published; sys.exit('torch' in sys.modules)"

@@ -1,4 +1,4 @@
-"""`measure_on_gpu.py` under torchrun, as far as two processes on the CPU can show it: they exchange by gloo."""
+"""`measure_on_gpu.py` under torchrun, with two processes on the CPU that communicate by gloo."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
 
 sys.path.insert(0, str(SCRIPTS))  # also in the processes that are started here
-# FSDP sends states from GPUs alone
+# FSDP broadcasts states only from GPUs
 _FSDP1 = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "sync_module_states": False}
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {},
@@ -44,7 +44,7 @@ def read(model: str, **keys: Any) -> Any:
 
 
 def run_rank(rank: int, folder: str, model: str) -> None:
-    """What torchrun's process does, with the CPU in place of a card."""
+    """Does the work of torchrun's process, with the CPU in place of a card."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     import gpu_run
     import torch
@@ -69,7 +69,7 @@ def run_rank(rank: int, folder: str, model: str) -> None:
             ]
             everywhere = gather({"phases": phases, "moved": any(moved), "marks": run.recorder.phases[-1]["end_bytes"]})
             Path(folder, f"{name}-{rank}").write_bytes(pickle.dumps(everywhere))
-    os._exit(0)  # an interpreter that ends in the usual way aborts at times: gloo's threads still run
+    os._exit(0)  # a normal end of the interpreter sometimes aborts, because gloo's threads still run
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_engine_trains_in_two_processes(results: Path, engine: str) -> None:
     first, second = (pickle.loads((results / f"{engine}-{rank}").read_bytes()) for rank in range(2))
-    assert first == second  # both have what both measured
+    assert first == second  # each has the results of both
     assert [each["marks"] for each in first] == [0, 1]
     assert all(each["moved"] for each in first)
     passes = [("forward", 1), ("backward", 1), ("forward", 1), ("backward", 1), ("optimizer", 1)]
@@ -96,7 +96,7 @@ def test_each_engine_trains_in_two_processes(results: Path, engine: str) -> None
 @pytest.mark.parametrize(
     ("keys", "match"),
     [
-        ({}, "num_gpus"),  # of two, and torchrun has started none
+        ({}, "num_gpus"),  # two GPUs are configured, but torchrun has started no process
         ({"fsdp_version": 1, "fsdp_config": {"cpu_ram_efficient_loading": True}}, "cpu_ram_efficient_loading"),
         ({"fsdp_version": 1, "fsdp_config": {"offload_params": True}}, "offload_params"),
         ({"deepspeed": "zero2.json"}, "zero2"),

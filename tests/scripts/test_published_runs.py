@@ -1,4 +1,4 @@
-"""`scripts/published_runs.py`: runs that others measured, as configurations and assumptions."""
+"""`scripts/published_runs.py`: it translates runs that others measured into configurations and assumptions."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_every_published_run_is_translated_or_refused_with_a_reason():
 
 
 def without(record, *path):
-    """A copy that lacks one field."""
+    """A copy without one field."""
     record = json.loads(json.dumps(record))
     *outer, last = path
     for name in outer:
@@ -141,7 +141,7 @@ LACKING = [
 
 @pytest.mark.parametrize(("record", "reason"), [case[1:] for case in LACKING], ids=[case[0] for case in LACKING])
 def test_a_missing_field_of_a_record_is_the_reason(tmp_path, record, reason):
-    """No record stops the others: each becomes a case, and the row says why."""
+    """An incomplete record does not stop the others. Each record becomes a case, and its row gives the reason."""
     from compare_published import make_rows, read_cases, render_json, render_text
 
     path = tmp_path / "runs.json"

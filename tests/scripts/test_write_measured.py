@@ -1,4 +1,4 @@
-"""The tables of tests/measured/README.md: by hand, and against the file that is there."""
+"""The tables of tests/measured/README.md: rows by hand, and a comparison with the existing file."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_deviation_over_five_per_cent_is_explained_or_marked(blocks):
 
 
 def test_lines_and_reasons(blocks):
-    # (4, 10) and (8, 14): one a row from 6; (4, 10.1) and (8, 14): 0.975 a row
+    # (4, 10) and (8, 14): 6, and 1 for each row; (4, 10.1) and (8, 14): 0.975 for each row
     assert "| x | 6.000 | 6.200 | 1.0000 | 0.9750 |" in blocks["lines"]
     assert "| two to eight GPUs: no | 2: fms-c, fms-d |" in blocks["missing"]
 
