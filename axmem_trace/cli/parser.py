@@ -8,14 +8,30 @@ from pathlib import Path
 from axmem_trace import __version__
 from axmem_trace.cli.argument_types import key_value, list_of_counts, non_negative_int, positive_int
 
-DESCRIPTION = "Predict the GPU memory of an axolotl fine-tuning run, with no GPU, no weights and no network."
+DESCRIPTION = """\
+Predict the GPU memory of an axolotl fine-tuning run, with no GPU, no weights
+and no network."""
 EPILOG = """\
-`axmem_trace models` lists the base models that need no network, `axmem_trace gpus --list` the cards known by name.
+other commands (`axmem_trace COMMAND --help`):
+  check       one line for each of several configurations
+  fit         what makes a run fit its card, as a YAML patch
+  gpus        which cards a run fits, and the largest micro batch of each
+  compare     configurations, saved reports or measurements side by side
+  explain     what a word, a note or a key of the report means
+  page        one HTML page of a saved report
+  models      the base models that need no network
+  scale       the same run on 1, 2, 4, 8 and 16 GPUs
+  completion  what a shell needs to complete commands and options
+`axmem_trace gpus --list` lists the cards that are known by name.
 
-exit codes: 0 estimated; 1 a bug of axmem_trace (please report the traceback);
-2 the run can't run (axolotl refuses the configuration, or it stops later; the report has the reasons
-in addition to the figures), or it cannot be estimated; 3 estimated, but it does not fit the --gpu given, or not with
-the --margin; 4 something that is not in the figures could change whether it fits"""
+exit codes:
+  0  estimated
+  1  a bug of axmem_trace (please report the traceback)
+  2  the run can't run: axolotl refuses the configuration, or the run stops
+     later (the report has the reasons in addition to the figures), or it
+     cannot be estimated
+  3  estimated, but it does not fit the --gpu given, or not with the --margin
+  4  something that is not in the figures could change whether it fits"""
 
 
 def build_parser() -> argparse.ArgumentParser:

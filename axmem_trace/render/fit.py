@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from axmem_trace.render.describe import describe_moment
@@ -17,25 +18,38 @@ if TYPE_CHECKING:
 NUM_HOLDERS = 3
 WORDS_WIDTH = 36
 MIN_COST_WIDTH = 20
+_wrap = partial(textwrap.wrap, break_on_hyphens=False)
+"""Names of keys and packages stay whole."""
 
 
 def render_fit(fit: Fit, width: int = 80) -> str:
     """How much memory is missing and where, each change, the gentlest set, the largest sizes."""
-    parts = [_state(fit, width), _singles(fit, width), _blocked(fit, width), _chosen(fit, width), _largest(fit)]
-    took = f"{fit.num_estimates} runs estimated in {fit.seconds:.1f} s"
-    return "\n".join("".join(f"{line}\n" for line in part) for part in (*map(list, parts), [took]) if part)
+    took = [f"{fit.num_estimates} runs estimated in {fit.seconds:.1f} s"]
+    before, after = [_state(fit)], [_blocked(fit), _chosen(fit), _largest(fit), took]
+    parts = [
+        *(_within(width, each) for each in before),
+        _singles(fit, width),
+        *(_within(width, each) for each in after),
+    ]
+    return "\n".join("".join(f"{line}\n" for line in part) for part in map(list, parts) if part)
 
 
-def _state(fit: Fit, width: int) -> Iterator[str]:
+def _within(width: int, lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        indent = line[: len(line) - len(line.lstrip())] + "  "
+        yield from [line] if len(line) <= width else _wrap(line, width, subsequent_indent=indent)
+
+
+def _state(fit: Fit) -> Iterator[str]:
     report, answer = fit.report, fit.as_it_is
     gpu = report.gpu
     cards = f"{gpu.count} x {gpu.name}" if gpu.count > 1 else gpu.name
     margin = f" less {format_bytes(fit.margin_bytes)} margin" if fit.margin_bytes else ""
     need, size = format_bytes(answer.need_bytes), format_bytes(gpu.memory_bytes)
-    yield from textwrap.wrap(f"{report.run.get('config', '')}: needs {need}; {cards} has {size}{margin}", width)
+    yield f"{report.run.get('config', '')}: needs {need}; {cards} has {size}{margin}"
     left = answer.left_bytes - fit.margin_bytes
     for refusal in report.refusals:
-        yield from textwrap.wrap(f"this run can't run: {refusal.reason}", width)
+        yield f"this run can't run: {refusal.reason}"
     if fit.cure is not None:
         yield f"from here on with {', '.join(f'{key}: {value}' for key, value in fit.cure.settings.items())}"
     if report.why:
@@ -48,7 +62,7 @@ def _state(fit: Fit, width: int) -> Iterator[str]:
     elif not report.why:
         yield "the last allocations fail, because free memory is in pieces"
     holders = ", ".join(f"{each.name} {format_bytes(each.bytes)}" for each in report.holders[:NUM_HOLDERS])
-    yield from textwrap.wrap(f"at the peak: {holders}", width, subsequent_indent="  ")
+    yield f"at the peak: {holders}"
 
 
 def _singles(fit: Fit, width: int) -> Iterator[str]:
@@ -60,8 +74,8 @@ def _singles(fit: Fit, width: int) -> Iterator[str]:
     for single in shown:
         answer = single.answer
         fits = {True: "yes", False: "no", None: "?"}[answer.fits] if not answer.refusal else "no"
-        words = textwrap.wrap(single.words, WORDS_WIDTH, subsequent_indent="  ") or [""]
-        cost = textwrap.wrap(_cost(fit, single), max(MIN_COST_WIDTH, width - WORDS_WIDTH - 24)) or [""]
+        words = _wrap(single.words, WORDS_WIDTH, subsequent_indent="  ") or [""]
+        cost = _wrap(_cost(fit, single), max(MIN_COST_WIDTH, width - WORDS_WIDTH - 24)) or [""]
         figures = f"{gib(answer.need_bytes):>7.2f} {gib(single.saved_bytes):>7.2f}  {fits:4}"
         for index in range(max(len(words), len(cost))):
             left = words[index] if index < len(words) else ""
@@ -74,25 +88,24 @@ def _cost(fit: Fit, single: Single) -> str:
     return single.cost + (f"; {format_bytes(host)} of host memory" if host >= 1 << 28 else "")
 
 
-def _blocked(fit: Fit, width: int) -> Iterator[str]:
+def _blocked(fit: Fit) -> Iterator[str]:
     blocked = [single for single in fit.singles if single.blocked]
     if blocked or fit.skipped:
         yield "not used"
     for single in blocked:
-        yield from textwrap.wrap(f"  {single.words}: {single.blocked}", width, subsequent_indent="    ")
+        yield f"  {single.words}: {single.blocked}"
     if fit.skipped:
-        words = f"  not estimated, as a gentler set fits (--all does): {', '.join(fit.skipped)}"
-        yield from textwrap.wrap(words, width, subsequent_indent="    ")
+        yield f"  not estimated, as a gentler set fits (--all does): {', '.join(fit.skipped)}"
 
 
-def _chosen(fit: Fit, width: int) -> Iterator[str]:
+def _chosen(fit: Fit) -> Iterator[str]:
     if fit.chosen is None:
         if fit.singles and not fit.as_it_is.runs:
             yield "no set of these changes makes it fit" + _permission(fit)
         return
     words = "; ".join(single.words for single in fit.chosen.singles)
     answer = fit.chosen.answer
-    yield from textwrap.wrap(f"the gentlest set that fits: {words}", width, subsequent_indent="  ")
+    yield f"the gentlest set that fits: {words}"
     yield f"  needs {format_bytes(answer.need_bytes)}, {format_bytes(answer.left_bytes)} left ({answer.verdict})"
 
 

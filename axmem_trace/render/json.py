@@ -33,6 +33,8 @@ def render_json(report: Report, *, brief: bool = False, depth: int | None = None
     elif brief:
         contents["modules"] = encode(group_repeated(report.by_module(BRIEF_DEPTH)))
         contents["timeline"] = contents["moments"] = []
+        for rank in contents["ranks"]:
+            rank["moments"] = []
     return json.dumps(contents, indent=2, allow_nan=False) + "\n"
 
 

@@ -82,7 +82,7 @@ def make_report(
     )
     shown = bound_notes(notes_in_place(recipe, (*recipe.notes, *notes, *late)), recorded)
     engine = make_engine(recipe, peak, phases)
-    ranks = make_ranks(recipe, rank_runs)
+    ranks = make_ranks(recipe, rank_runs, names=names if moments else None)
     varying = make_varying(recipe, simulated, peak.reserved_bytes)
     need = find_need(recipe, peak, engine=engine, ranks=ranks, runs=rank_runs, failure=failure, varying=varying)
     figures_fit = (need.bytes + recipe.gpu.margin_bytes <= memory_bytes and need.can_run) if memory_bytes else None

@@ -50,9 +50,11 @@ class Moment:
     modules: tuple[Holder, ...]
 
 
-def make_moments(ledger: Ledger, reservation: Reservation, names: HolderNames) -> tuple[Moment, ...]:
-    """The highest moment of each of `NUM_MOMENTS` equal parts of the run, and the last one. The peak is among them."""
-    positions, columns = _choose(ledger), ledger.columns
+def make_moments(
+    ledger: Ledger, reservation: Reservation, names: HolderNames, *, number: int = NUM_MOMENTS
+) -> tuple[Moment, ...]:
+    """The highest moment of each of `number` equal parts of the run, and the last one. The peak is among them."""
+    positions, columns = _choose(ledger, number), ledger.columns
     groups = [group_module(module) for module in columns.modules]
     places = {group: code for code, group in enumerate(dict.fromkeys(groups))}
     labels = (
@@ -66,10 +68,10 @@ def make_moments(ledger: Ledger, reservation: Reservation, names: HolderNames) -
     return tuple(_moment(ledger, position, reservation, *parts) for position, parts in found)
 
 
-def _choose(ledger: Ledger) -> list[int]:
+def _choose(ledger: Ledger, number: int) -> list[int]:
     """The chosen moments, as positions in the ledger's moves."""
     levels = ledger.live_bytes
-    size = -(-len(levels) // NUM_MOMENTS) or 1
+    size = -(-len(levels) // number) or 1
     positions = [start + int(levels[start : start + size].argmax(axis=0)) for start in range(0, len(levels), size)]
     last = [len(levels) - 1] if positions and positions[-1] != len(levels) - 1 else []
     return [*positions, *last]

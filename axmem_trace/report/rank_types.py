@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from axmem_trace.report.moments import Moment
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankUse:
@@ -18,6 +20,8 @@ class RankUse:
             the most.
         worst: whether no other row needs more; the verdict is about these ranks.
         allocated_bytes, active_bytes, counted_bytes, reserved_bytes, device_bytes: as in `Peak`.
+        moments: as `Report.moments`, fewer, of the first of these ranks, if it was recorded and is not rank 0; empty unless
+            they are requested.
         host_bytes: the most host memory at any time, without mapped files. It is that of the first of these ranks,
             which may collect the whole model to save it.
     """
@@ -34,6 +38,7 @@ class RankUse:
     phase: str
     step: int
     host_bytes: int = 0
+    moments: tuple[Moment, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,9 +12,13 @@ from axmem_trace.ledger import Ledger
 from axmem_trace.ledger.spans import most_alive, survey
 from axmem_trace.model_facts import ModelFacts, TensorFact
 from axmem_trace.recipe.recipe import Recipe
+from axmem_trace.report.holders import HolderNames
+from axmem_trace.report.moments import make_moments
 from axmem_trace.report.rank_types import Division, RankUse
 from axmem_trace.report.types import Resident
 
+NUM_RANK_MOMENTS = 40
+"""Of each recorded rank other than 0: up to 16 of them differ."""
 _SHARES_TRAINING = {
     "fsdp1": ("gradients", "optimizer"),
     "fsdp2": ("gradients", "optimizer"),
@@ -41,11 +45,20 @@ class RankRun:
     recorded: bool = True
 
 
-def make_ranks(recipe: Recipe, runs: Sequence[RankRun]) -> tuple[RankUse, ...]:
-    """One row for each group of ranks; the group of rank 0 is the first. Empty on one GPU."""
+def make_ranks(recipe: Recipe, runs: Sequence[RankRun], *, names: HolderNames | None = None) -> tuple[RankUse, ...]:
+    """One row for each group of ranks; the group of rank 0 is the first. Empty on one GPU.
+
+    Args:
+        names: those of the model, to describe moments of recorded ranks other than 0; None: without moments.
+    """
     if recipe.parallel.num_gpus < 2:
         return ()
     uses = [_make_use(recipe, run) for run in runs]
+    if names is not None:
+        for index, run in enumerate(runs):
+            if index and run.recorded:
+                moments = make_moments(run.ledger, run.reservation, names, number=NUM_RANK_MOMENTS)
+                uses[index] = replace(uses[index], moments=moments)
     most = max((use.device_bytes for use in uses), default=0)
     worst = next((index for index, use in enumerate(uses) if use.device_bytes == most), -1)
     return tuple(replace(use, worst=index == worst) for index, use in enumerate(uses))

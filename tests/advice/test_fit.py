@@ -18,6 +18,7 @@ from axmem_trace.advice.fitting.candidates import CANDIDATES
 from axmem_trace.advice.fitting.fit import fit
 from axmem_trace.config import read_recipe
 from axmem_trace.errors import ConfigError
+from axmem_trace.render.fit import render_fit
 from axmem_trace.report.run_types import Refusal
 from axmem_trace.units import GIB
 
@@ -216,6 +217,16 @@ def test_the_text_says_how_much_memory_is_missing_and_where():
     assert "the gentlest set that fits: " in text
     assert "micro_batch_size 1 (7.00 GiB); 2 needs 8.00 GiB" in text
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_no_line_is_wider_and_no_name_is_cut(width):
+    found = ask(gpu="4.6GiB", num_gpus=1)
+    found = replace(found, report=replace(found.report, why="something that is not modelled " * 5))
+    text = render_fit(found, width)
+    assert max(map(len, text.splitlines())) <= max(width, 80)
+    assert "cut-cross-entropy" in text
+    assert " ".join(text.split()).count("something that is not modelled") == 5
 
 
 def test_candidates_say_what_they_cost_and_do():

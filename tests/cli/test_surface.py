@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
 from support.paths import ROOT
 
 import axmem_trace
+from axmem_trace.__main__ import COMMANDS
 from axmem_trace.cli.parser import (
     build_check_parser,
     build_compare_parser,
@@ -31,6 +33,15 @@ def surface(parser):
         " ".join(action.option_strings) or action.dest: (action.metavar, action.choices, action.default)
         for action in parser._actions
     }
+
+
+def test_help_names_every_command_and_fits_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    texts = {name: build().format_help() for name, (build, _) in COMMANDS.items()}
+    named = re.findall(r"^  ([a-z]+) {2,}\S", texts["estimate"], re.MULTILINE)
+    assert set(named) >= COMMANDS.keys() - {"estimate"}
+    too_long = [(name, line) for name, text in texts.items() for line in text.splitlines() if len(line) > 80]
+    assert not too_long
 
 
 def test_the_options_of_each_command_are_frozen():

@@ -150,6 +150,16 @@ def test_a_tab_for_each_group_of_ranks():
     assert re.search(r"id='rank1' checked", page)
     assert "#rank1:checked~#pane1{display:block}" in page
     assert "type='radio'" not in render_page(REPORT)
+    # rank 0's own picture again, and one of the other's moments, which is not clicked into
+    assert page.count("<div class='chart'") == 2
+    others = tuple(dataclasses.replace(each, allocated_bytes=each.allocated_bytes + 1) for each in REPORT.moments[:9])
+    pair = (use("0-6", 7, 5 << 30), dataclasses.replace(use("7", 1, 6 << 30, worst=True), moments=others))
+    page = render_page(dataclasses.replace(REPORT, ranks=pair))
+    assert page.count("<div class='chart'") == 3
+    assert page.count("id='chart'") == page.count("id='mark'") == 1
+    highest = max(each.allocated_bytes for each in others)
+    assert f"{format_bytes(highest)} allocated, the largest sources" in page
+    assert "Memory over time, rank 0-6" in page
 
 
 def test_the_changes_that_fit_has_tried():

@@ -18,8 +18,10 @@ from axmem_trace.render.describe import (
     headline,
     needed_bytes,
 )
+from axmem_trace.render.html.bars import draw_bars
 from axmem_trace.render.html.page import draw_table, mood_of
-from axmem_trace.render.html.sections import candidates, explain, how_made, logged, notes, ranks
+from axmem_trace.render.html.rank_tabs import rank_tabs
+from axmem_trace.render.html.sections import candidates, explain, how_made, logged, notes
 from axmem_trace.render.html.stacked import BUCKETS, draw_stacked, lay_out, peak_index, positions
 from axmem_trace.render.html.treemap import draw_treemap
 from axmem_trace.render.lines import alert_lines
@@ -62,10 +64,11 @@ def _asset(name: str) -> str:
 def _sections(report: Report, depth: int | None, fit: Mapping[str, Any] | None) -> Iterator[str]:
     yield _head(report)
     yield from _alerts(report)
-    yield _section("Memory over time", _timeline(report))
+    whose = f", rank {report.ranks[0].ranks}" if len(report.ranks) > 1 else ""
+    yield _section(f"Memory over time{whose}", _timeline(report))
     yield _section("At the peak", _peak(report))
     yield _section("What axolotl will log", logged(report))
-    yield _section("Ranks", ranks(report))
+    yield _section("Ranks", rank_tabs(report))
     yield _section("What would change it", candidates(fit))
     tables = "".join(f"<div class='scroll'>{draw_table(table)}</div>" for table in make_tables(report, depth))
     yield _section("All tables", f"<details><summary>Buckets, phases, dtypes, modules</summary>{tables}</details>")
@@ -135,12 +138,12 @@ def _is_used(report: Report, name: str) -> bool:
 
 def _moment(report: Report) -> str:
     """The allocated memory at the peak. The script replaces it by that of other moments."""
-    moment = report.moments[peak_index(report)]
+    moment = report.moments[peak_index(report.moments)]
     buckets = [(name, getattr(moment.buckets, name), name) for name in BUCKETS if getattr(moment.buckets, name)]
     columns = {
-        "by-purpose": ("By purpose", _rows(buckets)),
-        "by-source": ("By source", _rows([(each.name, each.bytes, "") for each in moment.holders])),
-        "by-module": ("By module", _rows([(each.name, each.bytes, "") for each in moment.modules])),
+        "by-purpose": ("By purpose", draw_bars(buckets)),
+        "by-source": ("By source", draw_bars([(each.name, each.bytes, "") for each in moment.holders])),
+        "by-module": ("By module", draw_bars([(each.name, each.bytes, "") for each in moment.modules])),
     }
     lists = {key: f"<div><h3>{title}</h3><div id='{key}'>{rows}</div></div>" for key, (title, rows) in columns.items()}
     sizes = f"{format_bytes(moment.allocated_bytes)} allocated, {format_bytes(moment.reserved_bytes)} reserved"
@@ -152,15 +155,6 @@ def _moment(report: Report) -> str:
     )
 
 
-def _rows(items: Sequence[tuple[str, int, str]]) -> str:
-    most = max((nbytes for _, nbytes, _ in items), default=1) or 1
-    return "".join(
-        f"<div class='row'><span>{escape(name)}</span><b>{format_bytes(nbytes)}</b>"
-        f"<em><i class='{kind}' style='width:{max(0.0, 100 * nbytes / most):.1f}%'></i></em></div>"
-        for name, nbytes, kind in items
-    )
-
-
 def _peak(report: Report) -> str:
     def map_of(title: str, items: Sequence[tuple[str, int]], class_of: Callable[[str], str]) -> str:
         picture = draw_treemap(items, class_of, label=f"the peak {title}")
@@ -169,10 +163,13 @@ def _peak(report: Report) -> str:
     sources = map_of("by source", [(each.name, each.bytes) for each in report.holders], bucket_of_holder)
     modules = ""
     if report.moments:
-        moment = report.moments[peak_index(report)]
+        moment = report.moments[peak_index(report.moments)]
         modules = map_of("by module", [(each.name, each.bytes) for each in moment.modules], lambda name: "module")
+    when = describe_moment(report.peak.phase, report.peak.step)
+    purpose = f" ({report.peak.holder})" if report.peak.holder else ""
     return (
-        f"<p>{escape(describe_peak(report))}: {format_bytes(report.peak.allocated_bytes)} allocated</p>"
+        f"<p>{escape(when + purpose)}: {format_bytes(report.peak.allocated_bytes)} allocated</p>"
+        f"<p class='dim'>{escape(describe_peak(report))}</p>"
         f"<div class='two'>{sources}{modules}</div>"
     )
 
@@ -205,4 +202,4 @@ def _data(report: Report) -> dict[str, Any]:
         }
         for moment, x in zip(report.moments, positions(lay_out(report.moments)), strict=True)
     ]
-    return {"buckets": BUCKETS, "names": list(names), "peak": peak_index(report), "moments": moments}
+    return {"buckets": BUCKETS, "names": list(names), "peak": peak_index(report.moments), "moments": moments}

@@ -17,37 +17,10 @@ if TYPE_CHECKING:
 
 def logged(report: Report) -> str:
     """The figures of each line that axolotl logs. The peaks are reset when the model is loaded, and after each line."""
-    rows = [_row((name, *(f"{gib(figure):.2f}" for figure in figures))) for name, figures in logged_lines(report)]
+    rows = [table_row((name, *(f"{gib(figure):.2f}" for figure in figures))) for name, figures in logged_lines(report)]
     heads = ("GiB", "max_active", "max_allocated", "device_reserved")
     silent = "<p>TRL's trainers log nothing of memory: these are the figures that PyTorch would give.</p>"
-    return (silent if report.run.get("log") == "none" else "") + _table(heads, rows) if rows else ""
-
-
-def ranks(report: Report) -> str:
-    """A tab (with a radio button) for each group of ranks with shards of equal sizes; empty for one group."""
-    if len(report.ranks) < 2:
-        return ""
-    tabs, panes, rules = [], [], []
-    for index, use in enumerate(report.ranks):
-        checked = " checked" if use.worst or (index == 0 and not any(each.worst for each in report.ranks)) else ""
-        worst = ", the most" if use.worst else ""
-        tabs.append(
-            f"<input type='radio' name='rank' id='rank{index}'{checked}>"
-            f"<label for='rank{index}'>rank {escape(use.ranks)}{worst}</label>"
-        )
-        figures = (
-            ("allocated", use.allocated_bytes),
-            ("max_active", use.active_bytes),
-            ("max_allocated", use.counted_bytes),
-            ("device_reserved", use.reserved_bytes),
-            ("nvidia-smi", use.device_bytes),
-            ("host memory", use.host_bytes),
-        )
-        rows = [_row((name, format_bytes(nbytes))) for name, nbytes in figures]
-        words = f"{use.count} of {report.gpu.count} ranks, {escape(use.basis)}; the most in {escape(use.phase)}"
-        panes.append(f"<div class='pane' id='pane{index}'><p class='dim'>{words}</p>{_table(('', ''), rows)}</div>")
-        rules.append(f"#rank{index}:checked~#pane{index}{{display:block}}")
-    return f"<style>{''.join(rules)}</style><div class='tabs'>{''.join(tabs)}{''.join(panes)}</div>"
+    return (silent if report.run.get("log") == "none" else "") + draw_rows(heads, rows) if rows else ""
 
 
 def candidates(fit: Mapping[str, Any] | None) -> str:
@@ -59,9 +32,9 @@ def candidates(fit: Mapping[str, Any] | None) -> str:
         cost = str(change.get("blocked") or change.get("cost") or "")
         needs = int(change.get("need_bytes") or 0)
         figures = [format_bytes(needs), format_bytes(int(change.get("saved_bytes") or 0))] if needs else ["", ""]
-        rows.append(_row((str(change.get("words", change.get("name", ""))), *figures, fits, cost), words=(0, 4)))
+        rows.append(table_row((str(change.get("words", change.get("name", ""))), *figures, fits, cost), words=(0, 4)))
     return (
-        _table(("one change at a time", "needs", "saves", "fits by itself", "cost, or why not"), rows, (0, 4))
+        draw_rows(("one change at a time", "needs", "saves", "fits by itself", "cost, or why not"), rows, (0, 4))
         if rows
         else ""
     )
@@ -115,12 +88,14 @@ def how_made(report: Report) -> str:
     return "".join(f"<p>{escape(line)}</p>" for line in lines if line)
 
 
-def _row(cells: tuple[str, ...], words: tuple[int, ...] = (0,)) -> str:
+def table_row(cells: tuple[str, ...], words: tuple[int, ...] = (0,)) -> str:
+    """A row of a table. `words`: the cells that are not figures."""
     marks = ("" if index in words else " class='n'" for index in range(len(cells)))
     return f"<tr>{''.join(f'<td{mark}>{escape(cell)}</td>' for mark, cell in zip(marks, cells, strict=True))}</tr>"
 
 
-def _table(heads: tuple[str, ...], rows: list[str], words: tuple[int, ...] = (0,)) -> str:
+def draw_rows(heads: tuple[str, ...], rows: list[str], words: tuple[int, ...] = (0,)) -> str:
+    """A table of rows that `table_row` made."""
     marks = ("" if index in words else " class='n'" for index in range(len(heads)))
     head = "".join(f"<th{mark}>{escape(name)}</th>" for mark, name in zip(marks, heads, strict=True))
     thead = f"<thead><tr>{head}</tr></thead>" if any(heads) else ""

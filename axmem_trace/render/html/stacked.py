@@ -60,9 +60,14 @@ def positions(stretches: Sequence[Stretch]) -> list[float]:
     ]
 
 
-def draw_stacked(report: Report) -> str:
-    """The picture of a report with moments; empty for a report without moments."""
-    moments = report.moments
+def draw_stacked(report: Report, moments: Sequence[Moment] | None = None) -> str:
+    """The picture of a report with moments; empty for a report without moments.
+
+    Args:
+        moments: those of another rank, in a picture that is not clicked into; None: the report's own.
+    """
+    is_own = moments is None
+    moments = report.moments if moments is None else moments
     if not moments:
         return ""
     stretches = lay_out(moments)
@@ -70,19 +75,20 @@ def draw_stacked(report: Report) -> str:
     highest = max(max(moment.allocated_bytes, moment.reserved_bytes) for moment in moments) or 1
     card = _card_bytes(report)
     top = int(HEADROOM * max(highest, card if card <= MAX_CARD_RATIO * highest else 0))
-    peak = peak_index(report)
+    peak = peak_index(moments)
     picture = "".join((*_grid(top), *_areas(moments, xs, top), _reserved(moments, xs, top), *_card_line(card, top)))
-    label = f"allocated memory over time, at most {format_bytes(report.peak.allocated_bytes)}"
+    label = f"allocated memory over time, at most {format_bytes(moments[peak].allocated_bytes)}"
     svg = (
         f"<svg viewBox='0 0 100 100' preserveAspectRatio='none' role='img' aria-label='{escape(label)}'>{picture}</svg>"
     )
     words = "".join((*_labels(top), *_bands(stretches), *_card_name(card, top, report)))
-    return f"<div class='chart' id='chart'>{svg}{words}<div class='mark' id='mark' style='left:{xs[peak]:.2f}%'></div></div>"
+    chart, mark = (" id='chart'", " id='mark'") if is_own else ("", "")
+    return f"<div class='chart'{chart}>{svg}{words}<div class='mark'{mark} style='left:{xs[peak]:.2f}%'></div></div>"
 
 
-def peak_index(report: Report) -> int:
+def peak_index(moments: Sequence[Moment]) -> int:
     """The moment with the most allocated bytes."""
-    return max(range(len(report.moments)), key=lambda index: report.moments[index].allocated_bytes)
+    return max(range(len(moments)), key=lambda index: moments[index].allocated_bytes)
 
 
 def _card_bytes(report: Report) -> int:
