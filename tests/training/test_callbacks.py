@@ -1,4 +1,5 @@
-"""Grokfast and ReLoRA by hand: what their callbacks keep and take between the passes of a step."""
+"""Grokfast and ReLoRA by hand: the memory that their callbacks keep, and that they allocate between the passes of a
+step."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ GROKFAST = {"plugins": ["axolotl.integrations.grokfast.GrokfastPlugin"]}
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["down_proj"]}
 RELORA = {"relora": True, "jagged_restart_steps": 10}
 MATRIX = 32 * 48
-"""down_proj's elements."""
+"""Number of elements of down_proj."""
 
 
 def read(tmp_path: Path, **keys: Any) -> Recipe:
@@ -52,7 +53,7 @@ def test_grokfast_in_adapters_is_as_small_as_they_are(tmp_path):
 
 
 def restart(ledger: Ledger) -> list[Any]:
-    """What the restart allocates: it comes after the last step's optimizer."""
+    """Allocations of the restart, which comes after the last step's optimizer."""
     last = max(mark.tick for mark in ledger.marks)
     return [each for each in ledger.allocations if each.allocated_tick > last]
 
@@ -69,7 +70,7 @@ def test_relora_at_its_worst_holds_three_products(tmp_path):
     ledger = run(tmp_path, **LORA, **RELORA)
     before = ledger.allocated_at(max(mark.tick for mark in ledger.marks))
     second = [each for each in restart(ledger) if each.op == "aten.mm.default"][1]
-    # The first layer's scaled product is still bound when the second layer's is made and scaled.
+    # A variable still holds the first layer's scaled product when the second layer's product is made and scaled.
     assert ledger.allocated_at(second.allocated_tick + 1) - before == 3 * MATRIX * 4
 
 
@@ -86,8 +87,8 @@ def test_relora_sorts_states_to_prune_them(tmp_path):
 def test_relora_in_8_bit_goes_back_to_the_checkpoint(tmp_path):
     allocated = restart(run(tmp_path, **LORA, **RELORA, load_in_8bit=True))
     found = Counter(each.nbytes for each in allocated if each.op != "aten.sort.default" and each.nbytes >= MATRIX)
-    # Per layer: in fp32 the product, its scaled copy and the sum; 16 bits of the checkpoint, of the copy that is saved
-    # and of the one that comes back; the packed weight.
+    # Per layer: in fp32 the product, its scaled copy and the sum; in 16 bits the checkpoint's weight, the copy that is
+    # saved and the copy that is read again; the packed weight.
     assert found == Counter({MATRIX * 4: 6, MATRIX * 2: 6, MATRIX: 2})
     on_host = restart(run(tmp_path, **LORA, **RELORA, load_in_8bit=True, relora_cpu_offload=True))
     found = Counter(each.nbytes for each in on_host if each.op != "aten.sort.default" and each.nbytes >= MATRIX)

@@ -1,6 +1,6 @@
-"""Several questions in one process: each answer is that of another process in which every layer was traced.
+"""Several estimates in one process: each report equals that of another process in which every layer was traced.
 
-The second short model is left out only where nothing but the number of tokens is different.
+The second short model is omitted only if the number of tokens is the only difference.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from axmem_trace.training.checked_folds import checks_left_out
 QUESTIONS: tuple[tuple[str, dict[str, Any], bool], ...] = (
     ("first", {}, False),
     ("longer rows", {"sequence_len": 6144}, True),
-    ("padded rows", {"sequence_len": 4000}, False),  # no multiple of 64: the mask is not all ones
+    ("padded rows", {"sequence_len": 4000}, False),  # not a multiple of 64: the mask is not all ones
     ("three rows", {"micro_batch_size": 3}, False),  # the labels of several rows are copied
     ("three longer rows", {"sequence_len": 6144, "micro_batch_size": 3}, True),
     ("another rank, longer", {"lora_r": 6, "sequence_len": 6144}, False),
     ("no checkpointing", {"gradient_checkpointing": False}, False),
     ("first again", {}, True),
 )
-"""In this order; whether the check of an earlier one counts."""
+"""Estimates in this order; the last field says whether the check of an earlier one is used."""
 
 
 LIKE_THE_FIRST: dict[str, tuple[dict[str, Any], int]] = {
@@ -178,7 +178,7 @@ def test_a_session_adds_to_its_settings(tmp_path: Path, num_models: list[int]) -
     assert [report.gpu.memory_bytes >> 30 for report in (first, second, third)] == [24, 24, 48]
     assert {report.choices["precision.autocast"].value for report in (first, second, third)} == {"False"}
     assert num_models == [2, 1, 1]
-    # a check holds for another card too, if the events are the same; Hopper has another workspace of cuBLAS
+    # a check is valid for another card too, if the events are the same; Hopper has another workspace of cuBLAS
     hopper = session.estimate(gpu="H100")
     every_layer = session.estimate(gpu="H100", assumptions={"fold": False})
     assert (hopper.peak, hopper.buckets, hopper.holders) == (every_layer.peak, every_layer.buckets, every_layer.holders)

@@ -1,4 +1,4 @@
-"""Masked-diffusion training by hand: the mask, and the logits' copies on the way to its loss."""
+"""Masked-diffusion training by hand: the mask, and the copies of the logits that its loss makes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def allocated(ledger: Ledger, phase: str) -> Counter[tuple[str, int]]:
 
 def test_logits_are_shifted_and_picked_in_fp32(tmp_path):
     forward = allocated(record(tmp_path, **DIFFUSION), "forward")
-    # accelerate's fp32 copy, the shifted one, the masked tokens' (all of them), and the log-softmax that is kept.
+    # accelerate's fp32 copy, the shifted copy, the copy of the masked tokens (all tokens), and the log-softmax that is
+    # kept.
     for op in ("aten._to_copy.default", "aten.cat.default", "aten.index.Tensor", "aten._log_softmax.default"):
         assert forward[(op, LOGITS)] == 1, op
 
@@ -61,7 +62,8 @@ def test_only_the_log_softmax_is_kept_of_them(tmp_path):
 def test_the_gradient_goes_back_through_a_full_matrix_of_zeros(tmp_path):
     backward = allocated(record(tmp_path, **DIFFUSION), "backward")
     full = {op: number for (op, nbytes), number in backward.items() if nbytes == LOGITS}
-    # nll_loss's gradient is made and the log-softmax's, then the picked tokens' are put into zeros.
+    # The gradients of nll_loss and of log-softmax are made; then the gradients of the selected tokens are written into
+    # zeros.
     assert full["aten._log_softmax_backward_data.default"] == 1
     assert sum(number for op, number in full.items() if "zeros" in op or "new_zeros" in op) >= 1
 

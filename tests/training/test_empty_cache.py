@@ -1,4 +1,4 @@
-"""When the run frees cached memory: `torch_empty_cache_steps`, `gc_collect_steps` and the old `gc_steps`."""
+"""When the run frees cached memory: `torch_empty_cache_steps`, `gc_collect_steps` and the older key `gc_steps`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import axmem_trace
 
 
 def when_emptied(tmp_path: Path, **keys: Any) -> list[str]:
-    """The phase and step that begins with, or goes on at, each emptying."""
+    """For each call of `empty_cache`, the phase and step that begins or continues at that moment."""
     ledger, _ = record(make_recipe(tmp_path, sequence_len=16, **keys))
     marks = sorted(ledger.marks, key=lambda mark: mark.tick)
     starts = [mark.tick for mark in marks]
@@ -44,7 +44,8 @@ def test_when(keys: dict[str, Any], expected: list[str], tmp_path: Path) -> None
 
 
 def test_what_loading_cached_is_given_back(tmp_path: Path) -> None:
-    """The tiny model's loading never leaves a page that is wholly free, but its first step may not take more for it."""
+    """Loading the tiny model never leaves an entirely free page. But emptying the cache must not make its first step
+    reserve more."""
     plain, collected = (
         axmem_trace.estimate(
             make_config(tmp_path, sequence_len=16, **keys), hub="never", assumptions=["allocator=default"]

@@ -61,7 +61,7 @@ def estimate(directory: Path, model: dict[str, Any], **keys: Any) -> None:
 
 
 def test_embeddings_changed_in_place_under_an_adapter(tmp_path):
-    """modeling_ctrl.py: `inputs_embeds *= np.sqrt(self.d_model_size)`; a CPU's torch refuses it too."""
+    """modeling_ctrl.py: `inputs_embeds *= np.sqrt(self.d_model_size)`. On a CPU torch refuses it too."""
     with pytest.raises(ConfigError, match="changes its embeddings in place") as caught:
         estimate(tmp_path, CTRL, **LORA)
     assert "modeling_ctrl.py, line" in str(caught.value)
@@ -83,7 +83,7 @@ def test_a_bug_in_this_package_keeps_its_traceback(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_reentrant_checkpointing_over_an_input_that_layers_share(tmp_path, reentrant):
-    """Llama 3.2: both layers cross-attend to the tower's output, which requires gradients. A CPU's torch stops too."""
+    """Llama 3.2: both layers cross-attend to the tower's output, which requires gradients. On a CPU torch stops too."""
     model = {
         **MULTIMODAL["mllama"],
         "text_config": {**MULTIMODAL["mllama"]["text_config"], "cross_attention_layers": [0, 1]},

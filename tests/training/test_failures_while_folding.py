@@ -1,4 +1,5 @@
-"""What fails while layers are folded: an error of the model leads to a trace of all layers, a bug of ours to a traceback."""
+"""Failures while layers are folded: after an error of the model all layers are traced; a bug of ours shows its
+traceback."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ def test_a_model_that_fails_with_few_layers_is_traced_with_all(tmp_path: Path, m
 
 
 def test_an_error_outside_of_a_library_s_call_is_ours() -> None:
-    """This file acts as the library; torch, between it and an error, is not the cause."""
+    """This file takes the role of the library. torch is between it and the error, but is not the cause."""
     with pytest.raises(AttributeError) as in_our_code:
         is_outside_this_package(None)  # type: ignore[arg-type]
     assert not is_outside_this_package(in_our_code.value)

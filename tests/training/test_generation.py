@@ -1,4 +1,4 @@
-"""Text generated after evaluation: a key-value cache by hand, and the logits of one token."""
+"""Text generated after evaluation: a key-value cache calculated by hand, and the logits of one token."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def record(tmp_path: Path, **keys: Any) -> Ledger:
 
 
 def more(tmp_path: Path, **keys: Any) -> Counter[tuple[str, int]]:
-    """What the key adds to evaluation, by operator and size."""
+    """The allocations that the key adds to evaluation, by operator and size."""
     found = [
         Counter((each.op, each.nbytes) for each in record(tmp_path, **each_keys).on_gpu if each.phase == "eval")
         for each_keys in (keys, {})
@@ -48,9 +48,9 @@ def more(tmp_path: Path, **keys: Any) -> Counter[tuple[str, int]]:
 @pytest.mark.parametrize(("kernel", "itemsize"), [("sdpa", 4), ("flash_attention_2", 2)])
 def test_keys_and_values_of_all_layers_are_there_at_the_end(tmp_path, kernel, itemsize):
     ledger = record(tmp_path, do_causal_lm_eval=True, eval_max_new_tokens=NEW, attn_implementation=kernel)
-    # Of a layer: 2 rows, 2 heads of 8, 80 tokens. Keys are rotated in fp32 where a full fine-tune leaves the residual
-    # stream in it. Values have the keys' dtype in the cache until transformers 5.23, and from 5.24 on their own, bf16
-    # (cache_utils.py `DynamicLayer.lazy_initialization`).
+    # For each layer: 2 rows, 2 heads of 8, 80 tokens. Keys are rotated in fp32 if a full fine-tune leaves the residual
+    # stream in fp32. In the cache, values have the keys' dtype until transformers 5.23, and their own dtype, bf16, from
+    # 5.24 on (cache_utils.py `DynamicLayer.lazy_initialization`).
     elements = ROWS * 2 * (TOKENS + NEW) * 8
     keys, values = elements * itemsize, elements * (2 if VALUES_KEEP_THEIR_DTYPE else itemsize)
     evaluation = [each for each in ledger.on_gpu if each.phase == "eval"]
@@ -67,7 +67,7 @@ def test_logits_of_only_the_last_token(tmp_path):
 def test_samples_are_generated_one_row_at_a_time(tmp_path):
     found = more(tmp_path, generate_samples=True, generation_max_new_tokens=NEW)
     sizes = {nbytes for _, nbytes in found}
-    # Half of a row as the prompt, and what is new: keys and values of 48 tokens.
+    # The prompt is half of a row. With the new tokens, keys and values have 48 tokens.
     assert 2 * 48 * 8 * 2 in sizes
 
 

@@ -1,4 +1,4 @@
-"""Tokens of an image by hand for each family, and their positions in the rows."""
+"""The number of tokens of an image, calculated by hand for each family, and their positions in the rows."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from axmem_trace.training.batches.text import make_batch
 
 # The tiny models: patches of 7 pixels, towers of 28 (16 patches), squares of 14 where patches are merged.
 PLACEHOLDERS = {
-    "llava": (28, 28, 16),  # (28/7)^2, CLIP's class token added and dropped
+    "llava": (28, 28, 16),  # (28/7)^2, CLIP's class token is added and removed
     "llava_next": (56, 56, 88),  # 2x2 tiles: 8 lines of 8 patches and a newline = 72, and the whole image's 16
     "llava_onevision": (28, 56, 52),  # 1x2 tiles: 4 lines of 8 and a newline = 36, and 16
     "pixtral": (21, 28, 12),  # 3 lines of 4 patches
     "mistral3": (28, 28, 4),  # (28/14)^2
     "qwen2_vl": (140, 112, 80),  # 10 x 8 squares of 14
     "qwen2_5_vl": (140, 112, 80),
-    "qwen3_vl": (56, 56, 16),  # 3136 pixels, the least
+    "qwen3_vl": (56, 56, 16),  # 3136 pixels, the minimum
     "glm4v": (112, 112, 64),  # 2 frames of 12544 pixels are within the limits
     "gemma3": (100, 300, 4),  # always mm_tokens_per_image
-    "gemma4": (100, 100, 64),  # sqrt(70) = 8.4 squares a side: 8 x 8
+    "gemma4": (100, 100, 64),  # sqrt(70) = 8.4 squares on each side: 8 x 8
     "gemma4_unified": (100, 200, 55),  # 5.9 x 11.8 squares: 5 x 11
     "internvl": (56, 56, 20),  # 2x2 tiles and a thumbnail, 16 patches shuffled to 4
     "llama4": (56, 56, 20),  # 2x2 tiles and the whole, 16/4 each
@@ -76,7 +76,7 @@ def test_an_image_takes_as_many_tokens_as_its_processor_gives_it(family: str, tm
 
 
 def test_without_a_size_the_image_leaves_tokens_in_the_row(tmp_path: Path) -> None:
-    # 100 tokens a row: 9 x 9 squares and their two marks fit, 10 x 10 do not
+    # 100 tokens in each row: 9 x 9 squares and their two marks fit, 10 x 10 do not
     batch = make("qwen2_vl", tmp_path, row_tokens=100)
     assert placeholders(batch).sum(dim=1).tolist() == [81, 81]
     assert batch.inputs["input_ids"].shape == (2, 100)
@@ -94,7 +94,7 @@ def test_pixel_limits_come_from_processor_kwargs(tmp_path: Path) -> None:
     batch = make("qwen2_vl", tmp_path, image_size=560, processor_kwargs={"min_pixels": 196, "max_pixels": 1764})
     assert placeholders(batch).sum(dim=1).tolist() == [9, 9]
     assert batch.inputs["image_grid_thw"].tolist() == [[1, 6, 6]] * 2
-    # 36 patches an image, each 3 channels x 2 frames x 7 x 7 pixels
+    # 36 patches for each image, each of 3 channels x 2 frames x 7 x 7 pixels
     assert batch.inputs["pixel_values"].shape == (72, 294)
 
 

@@ -1,4 +1,4 @@
-"""A second question in one process: each answer is that of another process in which every layer was traced."""
+"""A second estimate in one process: each report equals that of another process in which every layer was traced."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[Changes, ...]]] = {
     "too few layers to fold": ({"model": {"num_hidden_layers": 4}}, LONGER),
     "preference": ({**LORA, "rl": "dpo", "datasets": [{"path": "x", "type": "chatml.intel", "split": "train"}]}, LONGER),
 }  # fmt: skip
-"""A configuration, and the changes that are asked after it: one micro-batch of the kept model answers."""
+"""A configuration, and the changes that are estimated after it: tracing one micro-batch of the kept model is enough."""
 OTHER_EVENTS: dict[str, tuple[dict[str, Any], Changes]] = {
     "padded rows": ({}, {"sequence_len": 4000}),
     "several rows": ({}, {"micro_batch_size": 3}),
@@ -62,7 +62,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 
 @pytest.fixture(scope="module")
 def expected(configs: dict[str, dict[str, Any]], request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
-    """Reports of another process, of the cases that this session tests."""
+    """The reports of the cases that this session tests, made in another process."""
     asked = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
     chosen = {name: config for name, config in configs.items() if name.rpartition(" ")[0] in asked}
     return unfolded_reports(chosen)
@@ -70,7 +70,7 @@ def expected(configs: dict[str, dict[str, Any]], request: pytest.FixtureRequest)
 
 @pytest.fixture
 def num_traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Grows with each model that is traced as a whole."""
+    """Has one element for each model that is traced completely."""
     traced: list[int] = []
     trace = layer_folding._trace
 

@@ -1,7 +1,7 @@
-"""A report with repeated layers traced once is the report with every layer traced, made in another process.
+"""A report for which repeated layers were traced once equals the report for which another process traced every layer.
 
-Each case says whether it folds. Where something could tell layers apart it must not, and the figures are right all the
-same: that is what the adversarial half is for.
+Each case says whether its layers are folded. If something could make layers different, they must not be folded, and the
+figures must still be correct. The second half of the cases tests that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from axmem_trace.training import layer_folding
 
 MOE = {"family": "qwen3_moe"}
 MANY = {"num_hidden_layers": 24}
-"""Enough where a period has two layers, with models of 8 and 6; and enough for DDP's buckets."""
+"""Enough layers to fold if a period has two layers (with models of 8 and 6 layers), and enough for several DDP
+buckets."""
 IN_TURNS = {"family": "gemma2", "attn_implementation": "eager", "model": MANY}
 WIDE = {**MANY, "hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "num_key_value_heads": 2}
 FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}, "dp_shard_size": 4}
@@ -105,7 +106,8 @@ TELLS_APART: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention"] * 7 + ["sliding_attention"] * 8, "sliding_window": 8,
         "use_sliding_window": True}},
     "one layer of experts in the middle": {**MOE, "model": {"mlp_only_layers": [n for n in range(NUM_LAYERS) if n != 7]}},
-    # The last layer's recomputation frees one tensor more than the others: refused, so all layers are traced.
+    # The last layer's recomputation frees one tensor more than the others. So folding is refused, and all layers are
+    # traced.
     "sliding and full attention in turns, not reentrant": {
         **IN_TURNS, "gradient_checkpointing_kwargs": {"use_reentrant": False},
     },
@@ -117,7 +119,7 @@ CASES = {**FOLDS, **TELLS_APART}
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
-    """Of the cases that this session tests."""
+    """The configurations of the cases that this session tests."""
     directory = tmp_path_factory.mktemp("models")
     asked = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
     return {name: make_config(directory, name, case) for name, case in CASES.items() if name in asked}

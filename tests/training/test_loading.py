@@ -1,4 +1,5 @@
-"""The temporary memory of loading: the warm-up, the parts of fused weights, casts in both directions."""
+"""The temporary memory of loading: the warm-up of the cache, the parts of fused weights, and casts in both
+directions."""
 
 from __future__ import annotations
 
@@ -56,14 +57,15 @@ def test_a_full_fine_tune_loads_what_it_keeps_and_warms_the_cache_with_as_much(t
     assert sizes(ledger, "aten._to_copy.default") == casts
     end = ledger.allocated_at(ledger.ticks)
     assert end == sum(each.block_bytes for each in ledger.alive_at(ledger.ticks))
-    # At the most, at the head's cast: the embedding and five norms are fp32, and both of the head's are there.
+    # The peak is at the head's cast: the embedding and five norms are fp32, and the head exists in both dtypes.
     assert ledger.peak().allocated_bytes == end + (12_288 - 6_144) + 12_288
 
 
 def test_from_0_20_on_embeddings_are_not_cast_there_and_back(tmp_path):
     ledger = load(tmp_path, attn_implementation="flash_attention_2", axolotl="0.20.0")
     assert sizes(ledger, "aten._to_copy.default") == Counter({32 * 4: 5, 32 * 2: 5}), "five norms, fp32 and bf16 again"
-    # At the most, at the first norm's cast back: five norms are fp32 (512-byte blocks, as in bf16), and one is bf16.
+    # The peak is at the cast of the first norm back to bf16: five norms are fp32 (512-byte blocks, as in bf16), and one
+    # is bf16.
     assert ledger.peak().allocated_bytes == ledger.allocated_at(ledger.ticks) + 512
 
 
@@ -71,7 +73,8 @@ def test_from_0_20_on_embeddings_are_not_cast_there_and_back(tmp_path):
 def test_kbit_preparation_does_not_change_embeddings_from_0_20_on(tmp_path, release, cast):
     keys = {"adapter": "qlora", "load_in_4bit": True, "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
     ledger = load(tmp_path, axolotl=release, **keys)
-    # embedding and head, 96 x 32, in fp32: 12,288 each (in 0.19 by axolotl's own first cast, which peft finds done)
+    # embedding and head, 96 x 32, in fp32: 12,288 each (in 0.19 axolotl's own cast does it first, and peft has nothing
+    # to do)
     assert sizes(ledger, "aten._to_copy.default")[12_288] == cast
 
 
@@ -91,8 +94,8 @@ def test_before_4_50_weights_came_in_the_order_of_their_names_and_nothing_warmed
     assert not sizes(old, WARM_UP)
     assert sizes(current, FROM_PRETRAINED) == sizes(old, FROM_PRETRAINED)
     assert weight_sizes[0] == weight_sizes[1]
-    # `embed_tokens` < `layers` < `norm`, so those of the model first begin with the head, as `lm_head` < `model`;
-    # within a layer `input_layernorm` < `mlp` < `post_attention_layernorm` < `self_attn`; both rotary tables at the end.
+    # The head comes first, because `lm_head` < `model`. Then `embed_tokens` < `layers` < `norm`. Within a layer
+    # `input_layernorm` < `mlp` < `post_attention_layernorm` < `self_attn`. Both rotary tables are last.
     places = [each.module.split("model.")[-1] for each in weights["before_4_50"]]
     assert places[:3] == ["lm_head", "embed_tokens", "layers.0.input_layernorm"]
     assert places[-3:] == ["norm", "rotary_emb", "rotary_emb"]
@@ -102,14 +105,14 @@ def test_before_4_50_weights_came_in_the_order_of_their_names_and_nothing_warmed
 
 def test_four_bits_arrive_one_weight_at_a_time(tmp_path):
     ledger = load(tmp_path, adapter="qlora", load_in_4bit=True, lora_r=4, lora_alpha=8, lora_target_linear=True)
-    # Each weight in bf16; its absmax, fp32 for every 64 weights, twice: as it was, and less its mean.
+    # Each weight in bf16. Its absmax, fp32 for every 64 weights, twice: unchanged, and with its mean subtracted.
     weights = {1024: 4, 512: 4, 1536: 6}
     expected: Counter[int] = Counter()
     for elements, number in weights.items():
         expected[elements * 2] += number
         expected[elements // 64 * 4] += 2 * number
     assert sizes(ledger, FROM_PRETRAINED) == expected
-    # Half a byte for each linear weight, two for the 2 x 3072 of the embeddings and the 160 of the norms.
+    # Half a byte for each linear weight; two bytes for the 2 x 3072 weights of the embeddings and the 160 of the norms.
     linears = 4 * 1024 + 4 * 512 + 6 * 1536
     warm_up = sizes(ledger, WARM_UP)
     assert len(warm_up) == 1
@@ -149,7 +152,8 @@ def test_the_warm_up_leaves_free_memory_on_a_small_card(tmp_path):
     "adapter", [{"adapter": "lora", "load_in_8bit": True}, {"adapter": "qlora", "load_in_4bit": True}]
 )
 def test_rules_are_there_in_a_process_that_has_not_seen_the_libraries(tmp_path, adapter):
-    """bitsandbytes is imported while the model is built: its operators' rules come after that, and before loading."""
+    """bitsandbytes is imported while the model is built. The rules for its operators are added after that, and before
+    loading."""
     config = {
         "base_model": write_tiny_model("llama", tmp_path / "llama"),
         "sequence_len": 64,
@@ -168,7 +172,8 @@ def test_rules_are_there_in_a_process_that_has_not_seen_the_libraries(tmp_path, 
 
 
 def test_two_estimates_in_one_process_are_the_same(tmp_path):
-    """DoRA's initialisation multiplies matrices while the model is loaded: cuBLAS's workspace is taken there, once."""
+    """DoRA's initialisation multiplies matrices while the model is loaded: cuBLAS's workspace is allocated there,
+    once."""
     keys = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True, "peft_use_dora": True}
     config = {
         "base_model": write_tiny_model("llama", tmp_path / "llama"),

@@ -1,4 +1,4 @@
-"""What is moved to the host and back: activations, checkpointed inputs, frozen layers."""
+"""Offloading to the host and back: activations, checkpointed inputs, and frozen layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from axmem_trace.training.optimizers import build_optimizer
 from axmem_trace.training.trace import Recording, record_run
 
 LAYERS, INPUT = 6, 2 * 64 * 32 * 2
-"""Layers of the model, and bytes of what each is given: 2 rows of 64 tokens of 32 bf16 numbers."""
+"""The number of layers, and the bytes of each layer's input: 2 rows of 64 tokens of 32 bf16 numbers."""
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj"]}
 
 
@@ -48,7 +48,7 @@ def on_host(ledger: Ledger, step: int = 2) -> Counter[int]:
 
 
 def kept_bytes(ledger: Ledger) -> int:
-    """Alive on the card when the second step's backward begins, without weights and what trains."""
+    """Bytes of the activations that are alive on the card when the second step's backward begins."""
     start = next(mark.tick for mark in ledger.marks if mark.phase == "backward" and mark.step == 2)
     return ledger.by_bucket(start)["activations"]
 
@@ -59,8 +59,9 @@ def test_hidden_states_leave_two_on_the_card(tmp_path, reentrant):
     plain = record(tmp_path, **LORA, **kwargs).ledger
     moved = record(tmp_path, **LORA, **kwargs, activation_offloading="hidden_states").ledger
     assert on_host(moved) == Counter({INPUT: LAYERS})
-    # Two of the six stay in the stash. The first layer's input, the embedding's output, stays for another reason: it is
-    # a leaf that requires grad (`enable_input_require_grads`), which autograd's `AccumulateGrad` node holds.
+    # Two of the six inputs stay in the stash. The input of the first layer (the embedding's output) stays for another
+    # reason: it is a leaf that requires grad (`enable_input_require_grads`), and autograd's `AccumulateGrad` node
+    # references it.
     assert kept_bytes(plain) - kept_bytes(moved) == (LAYERS - 3) * INPUT
 
 
@@ -85,7 +86,7 @@ def test_disk_is_reported_to_be_memory(tmp_path):
 
 
 class Chain(nn.Module):
-    """Sigmoids keep their output, 4,096 bytes each."""
+    """Sigmoids, each of which keeps its output of 4,096 bytes."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for _ in range(10):
@@ -95,7 +96,7 @@ class Chain(nn.Module):
 
 @pytest.mark.parametrize(("streams", "left"), [(True, 5), (False, 0)])
 def test_the_stash_keeps_the_latest(streams, left):
-    """With streams the five latest outputs stay because of the copies; without, none does."""
+    """With streams the five latest outputs stay because of the copies. Without streams none stays."""
     recording = gpu_recording()
     recorder = recording.recorder
     offload = ActivationOffload(recorder, streams=streams)
@@ -111,7 +112,7 @@ def test_the_stash_keeps_the_latest(streams, left):
         ledger = recorder.make_ledger()
     assert on_host(ledger, step=1) == Counter({4096: 10})
     returned = [each for each in ledger.allocations if each.op == "aten.clone.default"]
-    # The first node of backward takes its tensor from the stash, which is then emptied.
+    # The first node of backward gets its tensor from the stash, which is then emptied.
     assert len(returned) == (9 if streams else 10)
     assert all(each.freed_tick <= recorder.now for each in returned)
 
@@ -130,7 +131,7 @@ def test_small_tensors_parameters_and_storages_kept_on_gpu_stay():
 
 
 def test_with_streams_a_transposed_weight_travels_too():
-    """axolotl copies what is not contiguous before TRL reads whose storage it is."""
+    """axolotl copies a tensor that is not contiguous, before TRL checks which storage it belongs to."""
     recording = gpu_recording()
     recorder = recording.recorder
     weight = nn.Parameter(torch.empty(32, 32, device="meta"))
@@ -152,9 +153,9 @@ def test_three_layers_are_on_the_card_at_most(tmp_path):
         ticks = [each.allocated_tick for each in ledger.on_gpu if mark.tick <= each.allocated_tick < after.tick]
         most = max((ledger.by_bucket(tick)["weights"] for tick in ticks), default=0)
         weights[mark.phase] = max(weights[mark.phase], most) if mark.step else weights[mark.phase]
-    assert weights["forward"] == rest + 3 * layer  # the one before, the one at work, and the next one
+    assert weights["forward"] == rest + 3 * layer  # the previous layer, the one that runs, and the next one
     assert weights["backward"] == rest + 3 * layer
-    assert ledger.by_bucket(ledger.ticks)["weights"] == rest + layer  # the first waits for the next step
+    assert ledger.by_bucket(ledger.ticks)["weights"] == rest + layer  # the first layer, for the next step
     frozen = sum(each.nbytes for each in ledger.allocations if each.device == "cpu" and each.role == "weight")
     assert frozen == LAYERS * (2 * 2048 + 2 * 1024 + 3 * 4096 + 2 * 64)  # pinned: powers of two
 

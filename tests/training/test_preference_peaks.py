@@ -1,4 +1,4 @@
-"""What preference losses hold at their peaks, counted by hand: the tensors of logits size, to the byte."""
+"""The memory of preference losses at their peaks, counted by hand: every tensor of the logits' size, to the byte."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from axmem_trace.training.trace import make_recording, record_run
 
 MICRO, TOKENS, COMPLETION, VOCABULARY = 2, 64, 32, 16384
 ROW = TOKENS * VOCABULARY
-"""Elements of a row's logits."""
+"""Number of elements of a row's logits."""
 SHIFTED = (TOKENS - 1) * VOCABULARY
-"""Without the last position."""
+"""The same, without the last position."""
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj", "v_proj"]}
 
 
@@ -43,29 +43,29 @@ def record(tmp_path: Path, *assumed: str, axolotl: str = "", **keys: Any) -> Led
 
 
 def large(ledger: Ledger, tick: int) -> list[int]:
-    """Bytes of what is alive and has the size of logits, the largest first: more than a quarter of a row's in bf16.
+    """Bytes of the live tensors of the logits' size, the largest first: those larger than a quarter of a row's logits
+    in bf16.
 
-    Nothing else is that large here: embedding and head are registered as weights.
-    """
+    Nothing else is so large here: embedding and head are registered as weights."""
     found = [each.nbytes for each in ledger.alive_at(tick) if each.role == "" and each.nbytes > ROW // 2]
     return sorted(found, reverse=True)
 
 
 def peaks(ledger: Ledger) -> tuple[list[int], list[int], list[int]]:
-    """At the peak of the first forward, when backward begins, at the peak of backward."""
+    """`large` at three moments: the peak of the first forward, the begin of backward, and the peak of backward."""
     start = next(mark.tick for mark in ledger.marks if mark.phase == "backward")
     forward, backward = (ledger.peak(phase=phase, step=1).tick for phase in ("forward", "backward"))
     return large(ledger, forward), large(ledger, start), large(ledger, backward)
 
 
 PAIRS = 2 * MICRO * ROW
-"""Elements of the logits of a micro-batch of pairs."""
+"""Number of elements of the logits of a micro-batch of pairs."""
 SHIFTED_PAIRS = 2 * MICRO * SHIFTED
 
 
 def test_dpo(tmp_path: Path) -> None:
-    # forward: the policy's fp32 logits; the reference's in bf16 while they become fp32. 4 + 4 + 2 bytes an element.
-    # backward begins with the policy's, and makes their gradient in addition: dense, without the last position.
+    # forward: the policy's fp32 logits; the reference's in bf16 and their fp32 copy. 4 + 4 + 2 bytes for each element.
+    # backward begins with the policy's logits. It allocates their gradient: dense, without the last position.
     forward, start, backward = peaks(record(tmp_path, rl="dpo"))
     assert forward == [4 * PAIRS, 4 * PAIRS, 2 * PAIRS]
     assert start == [4 * PAIRS]
@@ -73,7 +73,7 @@ def test_dpo(tmp_path: Path) -> None:
 
 
 def test_dpo_with_precomputed_references(tmp_path: Path) -> None:
-    # the policy's logits become fp32: 4 + 2.
+    # the policy's logits are cast to fp32: 4 + 2.
     forward, start, backward = peaks(record(tmp_path, rl="dpo", precompute_ref_log_probs=True))
     assert forward == [4 * PAIRS, 2 * PAIRS]
     assert (start, backward) == ([4 * PAIRS], [4 * PAIRS, 4 * SHIFTED_PAIRS])
@@ -92,8 +92,9 @@ def test_dpo_without_triton(tmp_path: Path) -> None:
 
 
 def test_dpo_with_the_kernels_of_axolotl_0_19(tmp_path: Path) -> None:
-    # Each model's logits lack the last position of every row, and are copied flat: policy 4, its copy 4 (kept),
-    # reference 4 and its copy 4. Backward begins with the copy and makes its gradient; then that of all positions.
+    # The last position of every row is removed from each model's logits, and the result is copied flat: policy 4, its
+    # copy 4 (kept), reference 4 and its copy 4. Backward begins with the copy and makes its gradient; then the gradient
+    # of all positions.
     forward, start, backward = peaks(record(tmp_path, "loss_helpers=axolotl", rl="dpo"))
     assert forward == [4 * PAIRS, 4 * PAIRS, 4 * SHIFTED_PAIRS, 4 * SHIFTED_PAIRS]
     assert start == [4 * SHIFTED_PAIRS]
@@ -109,8 +110,8 @@ def test_orpo_with_the_kernels_of_axolotl_0_19(tmp_path: Path) -> None:
 
 def test_orpo(tmp_path: Path) -> None:
     # forward: logits 4; of the chosen half a dense copy and its log-softmax, 2 + 2.
-    # backward: the gradient of all rows; that of the chosen ones, at first as large as they are, then spread over all.
-    # Both are added in place.
+    # backward: the gradient of all rows; the gradient of the chosen rows, first in their own size, then written into
+    # zeros for all rows. Both are added in place.
     chosen = MICRO * SHIFTED
     forward, start, backward = peaks(record(tmp_path, rl="orpo"))
     assert forward == [4 * PAIRS, 4 * chosen, 4 * chosen]
@@ -126,8 +127,8 @@ def test_simpo_without_the_likelihood(tmp_path: Path) -> None:
 
 
 def test_kto(tmp_path: Path) -> None:
-    # rows are samples here. Both models' logits 4 + 4, the wanted rows and the others picked out, 2 + 2, and of one kind
-    # the completion's: 32 of 63 positions of half of the rows.
+    # rows are samples here. Both models' logits 4 + 4; the desired and the undesired rows, copied separately, 2 + 2;
+    # for one of the two kinds, the completion's positions: 32 of 63 positions of half of the rows.
     rows = MICRO * ROW
     forward, start, backward = peaks(record(tmp_path, rl="kto", remove_unused_columns=False))
     picked = MICRO // 2 * SHIFTED
@@ -139,9 +140,9 @@ def test_a_full_run_of_kto_has_a_reference_in_fp32(tmp_path: Path) -> None:
     ledger = record(tmp_path, rl="kto", remove_unused_columns=False, adapter=None)
     weights = sum(each.nbytes for each in ledger.alive_at(ledger.ticks) if each.role == "weight")
     reference = sum(each.nbytes for each in ledger.alive_at(ledger.ticks) if each.role == "reference")
-    # the policy's bf16 and the reference's fp32, buffers (fp32 in both) left out: 4 to 2.
+    # the policy is bf16 and the reference fp32: 4 to 2, without buffers (fp32 in both).
     assert reference == pytest.approx(2 * weights, rel=0.001)
-    # axolotl's copy, in bf16, is there too while TRL loads its own.
+    # axolotl's bf16 copy is still alive while TRL loads its own.
     loading = max(
         sum(each.nbytes for each in ledger.alive_at(each.allocated_tick) if each.role in ("weight", "reference"))
         for each in ledger.allocations
@@ -163,20 +164,21 @@ GENERATED = {"rl": "grpo", "trl": {"beta": 0.1, "num_generations": 2, "max_compl
 
 
 def test_grpo(tmp_path: Path) -> None:
-    # logits of the completion's 32 positions and one more. Training: 2 + 4 bytes while they become fp32; then 4; then the
-    # gradient of 32 positions in addition, 4.
+    # logits of the completion's 32 positions and one more. Training: 2 + 4 bytes while they are cast to fp32; then 4;
+    # then also the gradient of 32 positions, 4.
     ledger = record(tmp_path, gradient_accumulation_steps=2, **GENERATED)
     one, kept = MICRO * (COMPLETION + 1) * VOCABULARY, MICRO * COMPLETION * VOCABULARY
     forward, start, backward = peaks(ledger)
     assert forward == [4 * one, 2 * one]
     assert (start, backward) == ([4 * one], [4 * one, 4 * kept])
-    # Scoring by the reference, two chunks: the first one's fp32 logits are still named while the second's are made.
+    # The reference scores two chunks: a variable still holds the first chunk's fp32 logits while the second's are made.
     assert large(ledger, ledger.peak(phase="score", step=1).tick) == [4 * one, 4 * one, 2 * one]
 
 
 def test_generation_holds_the_whole_cache(tmp_path: Path) -> None:
     # Prompts of 64 - 32 = 32 tokens. 2 x 2 rows are generated at once. The last pass leaves keys and values of 32 + 31
-    # tokens in each of 2 layers: 2 x rows x 2 heads x 63 x 8 x 2 bytes, and while a layer's are lengthened, its old ones.
+    # tokens in each of 2 layers: 2 x rows x 2 heads x 63 x 8 x 2 bytes. While a layer's tensors are extended, the old
+    # ones are alive too.
     ledger = record(tmp_path, gradient_accumulation_steps=2, **GENERATED)
     rows, new = 2 * MICRO, 2 * 2 * MICRO * 2 * 63 * 8 * 2 // 2
     cached = [
@@ -187,7 +189,8 @@ def test_generation_holds_the_whole_cache(tmp_path: Path) -> None:
     assert len(cached) == 4
     last = max(each.allocated_tick for each in cached)
     assert all(each.alive(last) for each in cached)
-    # Sampling: the head's bf16 logits of one position, an fp32 copy, its softmax, and exponential numbers to draw by.
+    # Sampling: the head's bf16 logits of one position, an fp32 copy, its softmax, and the exponential random numbers of
+    # `multinomial`.
     draws = [each for each in ledger.allocations if each.op == "aten.multinomial.default" and each.phase == "generate"]
     drawn = max(each.allocated_tick for each in draws if each.step == 1 and each.nbytes == rows * VOCABULARY * 4)
     sizes = [each.nbytes for each in ledger.alive_at(drawn)]
@@ -229,7 +232,8 @@ def test_grpo_with_the_kernels_of_axolotl_0_19(tmp_path: Path) -> None:
 
 
 def test_dpo_of_axolotl_0_19_empties_the_cache_after_each_micro_batch(tmp_path: Path) -> None:
-    # Two optimizer steps of two micro-batches each; each empties once, when its loss has been returned.
+    # Two optimizer steps of two micro-batches each. Each micro-batch empties the cache once, after its loss has been
+    # returned.
     older = record(tmp_path, axolotl="0.19.0", rl="dpo", gradient_accumulation_steps=2)
     newer = record(tmp_path, rl="dpo", gradient_accumulation_steps=2)
     started = [mark.tick for mark in older.marks if mark.phase == "forward"]
@@ -239,10 +243,11 @@ def test_dpo_of_axolotl_0_19_empties_the_cache_after_each_micro_batch(tmp_path: 
 
 
 def test_the_fp32_reference_of_kto_keeps_a_cache_in_axolotl_0_19(tmp_path: Path) -> None:
-    # TRL 1.9 does not say `use_cache=False` where it scores the other samples' completions, and the reference that it
-    # loads itself has the setting of its config.json: keys and values of both layers, 2 rows x 2 heads x 64 tokens x 8,
-    # until the result is used. Rotation by an fp32 model's angles makes keys fp32, and the cache has one dtype for both:
-    # 4 bytes; in transformers 5.24 values keep their own, 2 bytes. axolotl switches the cache of its own model off.
+    # TRL 1.9 does not pass `use_cache=False` when it scores the other samples' completions, and the reference that it
+    # loads itself has the setting of its config.json. So keys and values of both layers, 2 rows x 2 heads x 64 tokens x
+    # 8, are alive until the result is used. Rotation by an fp32 model's angles makes keys fp32, and the cache has one
+    # dtype for both: 4 bytes. In transformers 5.24 values keep their own dtype: 2 bytes. axolotl disables the cache of
+    # its own model.
     keys: dict[str, Any] = {"rl": "kto", "remove_unused_columns": False, "adapter": None}
     cached = (2 * 2 * TOKENS * 8 * 4, 2 * 2 * TOKENS * 8 * 2)
     alive = []
@@ -253,7 +258,8 @@ def test_the_fp32_reference_of_kto_keeps_a_cache_in_axolotl_0_19(tmp_path: Path)
             for each in ledger.allocations
             if each.nbytes == 2 * MICRO * ROW and each.step == 1 and each.phase == "forward"
         ]
-        # the heads' results: policy on other completions, policy, reference on other completions, reference
+        # the outputs of the head, in this order: policy on other completions, policy, reference on other completions,
+        # reference
         alive.append(
             [sum(each.nbytes in cached and "cat" in each.op for each in ledger.alive_at(tick)) for tick in heads[:4]]
         )
@@ -278,8 +284,8 @@ def test_a_reward_model_stays_and_scores_all_rows_at_once(tmp_path: Path) -> Non
     assert sum(each.nbytes for each in own) == 2 * (2 * 7744 + 160 * 32 + 32 + 32) + 2 * 4 * 4
     assert {each.phase for each in own} == {"load"}
     assert all(each.alive(ledger.ticks) for each in own)
-    # 2 x 2 rows of 64 tokens go through it together; its cache, which its config.json leaves on, keeps keys and values
-    # (2 layers, 4 rows x 2 heads x 64 tokens x 8, bf16) until the forward has returned.
+    # It scores 2 x 2 rows of 64 tokens together. Its config.json does not disable the cache, so keys and values (2
+    # layers, 4 rows x 2 heads x 64 tokens x 8, bf16) are kept until the forward has returned.
     scored = [
         each
         for each in ledger.allocations
@@ -295,9 +301,9 @@ ASYNCHRONOUS = {"async_prefetch": True, "use_vllm": True, "beta": 0.1, "num_gene
 
 
 def test_asynchronous_grpo_has_half_precision_logits(tmp_path: Path) -> None:
-    # bf16 logits and their copy without NaN, 2 + 2; both are kept, the first by `nan_to_num`, the second by the kernel.
-    # Backward: the kernel's gradient (32 positions), and while the division in place is undone, zeros for all positions
-    # and its own result; all in bf16.
+    # bf16 logits and their copy without NaN, 2 + 2. Both are kept, the first by `nan_to_num`, the second by the kernel.
+    # Backward: the kernel's gradient (32 positions); during the backward of the in-place division, zeros for all
+    # positions and its own result. All are bf16.
     trl = {**ASYNCHRONOUS, "max_completion_length": COMPLETION}
     ledger = record(tmp_path, gradient_accumulation_steps=2, rl="grpo", trl=trl)
     one, kept = MICRO * (COMPLETION + 1) * VOCABULARY, MICRO * COMPLETION * VOCABULARY
@@ -306,16 +312,17 @@ def test_asynchronous_grpo_has_half_precision_logits(tmp_path: Path) -> None:
     assert start == [2 * one, 2 * one]
     assert sum(backward) >= 2 * one + 2 * one + 2 * kept
     assert all(nbytes <= 2 * one for nbytes in backward)
-    # The old policy scores four micro-batches at once, as many as there are: here all 2 x 2 rows. The reference scores in
-    # two chunks of two; while the second's logits are copied, the first's copy is still named.
+    # The old policy scores up to four micro-batches at once: here all 2 x 2 rows. The reference scores two chunks of
+    # two. While the second chunk's logits are copied, a variable still holds the first chunk's copy.
     assert large(ledger, ledger.peak(phase="score", step=1).tick) == [2 * 2 * one, 2 * 2 * one]
     # The cache is emptied before each optimizer step's training.
     assert len(ledger.empty_cache_ticks) == 2
 
 
 def test_ebft_with_an_adapter_makes_logits_that_are_not_read(tmp_path: Path) -> None:
-    # All 2 x 2 rows of 64 tokens run through the policy without its adapters: hidden states of 2 layers and the embedding,
-    # 3 x 4 x 64 x 32 x 2 bytes; three of them joined, and joined again; logits of all positions in bf16.
+    # The policy without its adapters runs on all 2 x 2 rows of 64 tokens. It makes hidden states of 2 layers and the
+    # embedding, 3 x 4 x 64 x 32 x 2 bytes. Three of them are concatenated, and concatenated again. Logits of all
+    # positions are bf16.
     trl = {"num_generations": 2, "max_completion_length": COMPLETION, "use_vllm": True}
     ledger = record(tmp_path, gradient_accumulation_steps=2, rl="ebft", ebft={"mode": "structured"}, trl=trl)
     rows = 2 * MICRO
@@ -324,14 +331,14 @@ def test_ebft_with_an_adapter_makes_logits_that_are_not_read(tmp_path: Path) -> 
     assert len(logits) == 1
     joined = [each for each in scored if each.op == "aten.cat.default" and each.nbytes == rows * TOKENS * 3 * 32 * 2]
     assert len(joined) == 2
-    # the logits are alive until the features have been joined twice
+    # the logits are alive until the features have been concatenated twice
     assert all(logits[0].alive(each.allocated_tick) for each in joined)
-    # the true answers, one for two rows
+    # the reference answers, one for two rows
     assert sum(each.nbytes == rows // 2 * ROW * 2 for each in scored) == 1
 
 
 def test_ebft_without_an_adapter_copies_the_policy(tmp_path: Path) -> None:
-    # `feature_network`: another copy in the policy's dtype, frozen; its body alone is called, so there are no logits.
+    # `feature_network` is another copy in the policy's dtype, frozen. Only its body is called, so there are no logits.
     trl = {"num_generations": 2, "max_completion_length": COMPLETION, "use_vllm": True}
     ledger = record(
         tmp_path, gradient_accumulation_steps=2, rl="ebft", ebft={"use_whitening": True}, trl=trl, adapter=None

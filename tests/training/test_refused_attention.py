@@ -1,4 +1,5 @@
-"""A model that does not take the attention kernel: a refusal, and figures with one that it takes."""
+"""A model that does not support the attention kernel: the run is refused, and the figures are with a kernel that it
+supports."""
 
 from __future__ import annotations
 

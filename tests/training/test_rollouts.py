@@ -1,4 +1,4 @@
-"""Generation in training against transformers' own `generate`, on the CPU: the same cache, logits and peak."""
+"""Generation in training, compared with transformers' own `generate` on the CPU: the same cache, logits and peak."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build(family: str, tmp_path: Path, device: str) -> Any:
 
 
 def run_generate(family: str, tmp_path: Path, settings: Rollouts) -> Ledger:
-    """The library's loop over all tokens."""
+    """Runs the library's loop over all tokens."""
     model, recording = build(family, tmp_path, "cpu"), recording_on("cpu")
     ids = torch.ones(ROWS, PROMPT, dtype=torch.int64)
     options = {
@@ -65,7 +65,7 @@ def run_generate(family: str, tmp_path: Path, settings: Rollouts) -> Ledger:
 
 
 def run_ours(family: str, tmp_path: Path, settings: Rollouts, device: str) -> Ledger:
-    """The first pass and the last."""
+    """Runs our first and last pass."""
     model, recording = build(family, tmp_path, device), recording_on(device)
     with autocast_off_on_meta(), recording:
         recording.recorder.mark("forward", 1)
@@ -76,7 +76,7 @@ def run_ours(family: str, tmp_path: Path, settings: Rollouts, device: str) -> Le
 
 
 def sizes(ledger: Ledger) -> Counter[tuple[str, int]]:
-    """Operators and bytes of all that is as large as a layer's keys of one row, or larger."""
+    """Operators and bytes of all tensors that are at least as large as a layer's keys of one row."""
     return Counter((each.op, each.nbytes) for each in ledger.allocations if each.nbytes >= 2 * 16 * 8 * 2)
 
 
@@ -84,17 +84,17 @@ def sizes(ledger: Ledger) -> Counter[tuple[str, int]]:
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_first_and_last_pass_are_those_of_generate(family: str, settings: Rollouts, tmp_path: Path) -> None:
     real, ours = run_generate(family, tmp_path, settings), run_ours(family, tmp_path, settings, "cpu")
-    # `new_zeros` makes the cache as long as the passes between would have made it
+    # `new_zeros` gives the cache the length that the passes between the first and the last would give it
     missing = {key: count for key, count in (sizes(ours) - sizes(real)).items() if "zeros" not in key[0]}
     assert missing == {}
     assert tensors_of_the_cache(real) == tensors_of_the_cache(ours)
-    # the library also keeps ids and masks of a few numbers for each row, and the tokens so far
+    # the library also keeps small ids and masks for each row, and the tokens generated before
     found, expected = (each.peak(phase="forward", step=1).allocated_bytes for each in (ours, real))
     assert 0 <= expected - found <= 4096
     assert sizes(ours) == sizes(run_ours(family, tmp_path, settings, "meta"))
 
 
 def tensors_of_the_cache(ledger: Ledger) -> int:
-    """Keys and values of the last pass, as `cat` has made them: 2 layers x 2 heads x (11 + 5) tokens x 8 in bf16."""
+    """Number of keys and values of the last pass that `cat` made: 2 layers x 2 heads x (11 + 5) tokens x 8 in bf16."""
     nbytes = ROWS * 2 * (PROMPT + COMPLETION - 1) * 8 * 2
     return sum(each.op == "aten.cat.default" and each.nbytes == nbytes for each in ledger.allocations)

@@ -1,4 +1,4 @@
-"""Selective checkpointing: attention's outputs are saved, and not recomputed."""
+"""Selective checkpointing: attention's outputs are saved and not recomputed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def kept_bytes(recording: Recording) -> int:
 
 
 def runs(recording: Recording, operator: str) -> tuple[int, int]:
-    """How many outputs the operator made in the first step: in forward, and in recomputation."""
+    """The number of the operator's outputs in the first step: in forward, and in recomputation."""
     found = [each for each in recording.ledger.on_gpu if operator in each.op and "backward" not in each.op]
     found = [each for each in found if each.step == 1 and each.nbytes == OUTPUT]
     return sum(not each.recomputed for each in found), sum(each.recomputed for each in found)
@@ -103,10 +103,11 @@ def test_offloaded_outputs_wait_in_host_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(selective_checkpointing, "MIN_BYTES", LOGSUMEXP)
     saved, offloaded = record(tmp_path, **FA2), record(tmp_path, **OFFLOAD)
     assert runs(offloaded, "flash_attn_func") == (LAYERS, 0), "nothing is recomputed"
-    # Output and log-sum-exp of each layer go; the latest two, which are the last layer's, are there until two more come.
+    # Output and log-sum-exp of each layer are offloaded. The latest two tensors, the last layer's, stay on the card
+    # until two more are offloaded.
     assert kept_bytes(saved) - kept_bytes(offloaded) == (LAYERS - 1) * (OUTPUT + LOGSUMEXP)
     host = [each for each in offloaded.ledger.allocations if each.device == "cpu" and each.op == "to_host"]
-    # The second step takes its buffers from the pool: none is made.
+    # The second step takes its buffers from the pool and allocates none.
     assert Counter(each.nbytes for each in host) == Counter({OUTPUT: LAYERS, LOGSUMEXP: LAYERS})
 
 

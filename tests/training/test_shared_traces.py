@@ -1,4 +1,4 @@
-"""One trace for all cards that answer its questions alike."""
+"""One trace is shared by all cards that give the same answers to its questions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_each_question_and_who_answers_it_alike(question, same_on_ada, same_on_h
 
 
 def test_a_block_of_the_card_does_not_tell_cards_apart() -> None:
-    """The trace is shared, and the block has the size that the other card needs."""
+    """The trace is shared, and the block gets the size for the other card."""
     asked: set[Question] = set()
     assert ask_block(watch(AMPERE, asked).compute_capability, CUBLAS) == 4096 * 1024 * 2 + 16 * 1024 * 8
     assert [answer(HOPPER, question) for question in asked] == [32 * 1024 * 1024]
@@ -60,7 +60,7 @@ def test_a_block_of_the_card_does_not_tell_cards_apart() -> None:
 
 
 def test_memory_counts_only_where_it_decides() -> None:
-    """60 of 100 bytes are free beside 40; of 200 bytes, 160."""
+    """With 40 bytes in use, 60 of 100 bytes are free; of 200 bytes, 160."""
     larger, asked = Gpu(memory_bytes=200), set[Question]()
     assert watch(AMPERE, asked).at_most(50, 40) == 50
     assert all(answer(AMPERE, each) == answer(larger, each) for each in asked)
@@ -72,7 +72,7 @@ CARDS = ("T4", "A100-40GB", "RTX 4090", "H100-80GB", "B200", "RTX 5090")
 
 
 def compare(config: Path, num_gpus: int) -> tuple[bool, int]:
-    """Whether shared traces give each card's own figures, and how many traces that took."""
+    """Whether shared traces give each card's own figures, and the number of traces."""
 
     def figures(card: str) -> tuple[object, ...]:
         report = estimate(config, gpu=card, num_gpus=num_gpus, hub="never", alternatives=False, moments=False)
@@ -99,7 +99,7 @@ def compare(config: Path, num_gpus: int) -> tuple[bool, int]:
 @pytest.mark.parametrize("num_layers", [2, 15])
 @pytest.mark.parametrize("num_gpus", [1, 2])
 def test_the_figures_are_those_of_an_estimate_of_its_own(tmp_path: Path, num_gpus: int, num_layers: int) -> None:
-    """Of 15 layers only some are traced; their check is of one card, and does not ask which."""
+    """Of 15 layers only some are traced. Their check ran for one card and does not depend on the card."""
     config = tmp_path / "run.yml"
     home = write_tiny_model("llama", tmp_path / "llama", num_hidden_layers=num_layers)
     config.write_text(
@@ -119,6 +119,6 @@ def test_the_figures_are_those_of_an_estimate_of_its_own(tmp_path: Path, num_gpu
     )
     equal, num_traces = in_new_process(compare, config, num_gpus)
     assert equal
-    # T4 has no FlashAttention-2 and trains in float16; cuBLAS's workspace, larger from Hopper on, is all that differs
-    # among the others, and is resized
+    # T4 has no FlashAttention-2 and trains in float16. The other cards differ only in cuBLAS's workspace, which is
+    # larger from Hopper on and is resized.
     assert num_traces == 2

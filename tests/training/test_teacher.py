@@ -1,4 +1,4 @@
-"""Distillation from a server: the tensors of a batch in addition to its tokens."""
+"""Distillation from a server: the additional tensors of a batch."""
 
 from __future__ import annotations
 

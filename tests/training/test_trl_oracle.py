@@ -1,6 +1,6 @@
-"""Our step allocates what TRL's does: the same storages, on the CPU and on meta, for every method.
+"""Our step makes the same allocations as TRL's, on the CPU and on meta, for every method.
 
-Needs `trl` of the release that the objectives are written after (the test extra); skipped without it.
+The tests need `trl` in the release that the objectives copy (in the `test` extra). Without it they are skipped.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def make_config(tmp_path: Path, family: str = "llama", **keys: Any) -> dict[str,
 
 
 def tensors(ledger: Ledger) -> Counter[Any]:
-    """All but single numbers, of which the trainer makes and drops some on its way into the log, and GRPO's choice of
-    rows whose mean is a number."""
+    """All tensors except single numbers and GRPO's selection of rows for a mean. The trainer makes and drops some
+    numbers for its log."""
     return describe(ledger, leave_out=lambda each: each.nbytes <= 8 or _is_choice_of_rows(each))
 
 
@@ -85,12 +85,12 @@ def _is_choice_of_rows(each: Allocation) -> bool:
 
 @pytest.fixture(autouse=True)
 def eager_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reference that TRL loads has SDPA, whose kernel is another on a CPU."""
+    """A reference that TRL loads uses SDPA, whose kernel on a CPU is different. So it gets eager attention here."""
     monkeypatch.setattr(reference, "Attention", partial(Attention, kernel="eager"))
 
 
 def compare(config: dict[str, Any], helpers: str) -> tuple[Ledger, Ledger]:
-    """TRL's record and ours, both on the CPU, after ours on meta has been found to be the same."""
+    """TRL's record and ours, both from the CPU. It first checks that ours on meta is the same."""
     assumed = ["output_dtype=float32", f"loss_helpers={helpers}"]
     ours, on_meta = (record_step(config, device, assumptions=assumed) for device in ("cpu", "meta"))
     assert tensors(ours) == tensors(on_meta)
@@ -114,7 +114,8 @@ def test_the_step_allocates_what_trl_does(method: str, adapter: dict[str, Any], 
 
 
 def assert_peaks_agree(theirs: Ledger, ours: Ledger) -> None:
-    """Except vectors of a number for each row or token that one keeps a line longer than the other."""
+    """Checks the peaks. They may differ by vectors of one number for each row or token that one side keeps for one line
+    longer."""
     for phase in ("forward", "backward"):
         found, expected = (each.peak(phase=phase, step=1).allocated_bytes for each in (ours, theirs))
         assert abs(found - expected) <= 4096, (phase, found, expected)
@@ -125,7 +126,7 @@ def test_the_other_losses_of_pairs(name: str, tmp_path: Path) -> None:
     config = make_config(tmp_path, rl="dpo", dpo_loss_type=[name], dpo_label_smoothing=0.1, **LORA)
     theirs, ours = compare(config, "trl")
     few = [len(tensors(each) - tensors(other)) for each, other in ((theirs, ours), (ours, theirs))]
-    rows = 8 * 4  # bytes of a number for each row: how often one is made is all that may differ
+    rows = 8 * 4  # bytes of one number for each row: only the count of such vectors may differ
     assert all(
         key[0] <= rows for each, other in ((theirs, ours), (ours, theirs)) for key in tensors(each) - tensors(other)
     )
@@ -135,7 +136,7 @@ def test_the_other_losses_of_pairs(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("method", ["dpo", "ipo", "dpo precomputed", "kto", "grpo"])
 def test_the_tiles_of_the_liger_keys(method: str, adapter: dict[str, Any], tmp_path: Path) -> None:
-    """With tiles that a tiny model fills more than once."""
+    """Tiles are so small that a tiny model fills more than one."""
     import trl.trainer.dpo_trainer as dpo_trainer
     import trl.trainer.grpo_trainer as grpo_trainer
     import trl.trainer.kto_trainer as kto_trainer
@@ -162,7 +163,7 @@ def test_the_tiles_of_the_liger_keys(method: str, adapter: dict[str, Any], tmp_p
 
 @pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "simpo", "grpo", "reward"])
 def test_an_evaluation_allocates_what_trl_does(method: str, tmp_path: Path) -> None:
-    """Two batches without gradients, in evaluation mode, before the first step."""
+    """Before the first step, two batches run in evaluation mode without gradients."""
     evaluated = {"val_set_size": 0.1, "eval_steps": 5, "eval_batch_size": MICRO, "eval_on_start": True}
     theirs, ours = compare(make_config(tmp_path, **METHODS[method], **LORA, **evaluated), "trl")
     assert any(each.phase == "eval" for each in ours.allocations)
@@ -174,14 +175,15 @@ def test_an_evaluation_allocates_what_trl_does(method: str, tmp_path: Path) -> N
     [("kto", False), ("grpo", False), ("orpo", False), ("orpo", True), ("simpo", False), ("simpo", True)],
 )
 def test_the_routers_loss_of_other_methods(method: str, asked: bool, tmp_path: Path) -> None:
-    """KTO and GRPO always have it, as DPO below; ORPO and SimPO only where the model's configuration sets it."""
+    """KTO and GRPO always have it, and so does DPO (next test). ORPO and SimPO have it only if the model's
+    configuration sets it."""
     overrides = {"overrides_of_model_config": {"output_router_logits": asked}}
     theirs, ours = compare(make_config(tmp_path, "qwen3_moe", **METHODS[method], **LORA, **overrides), "trl")
     assert tensors(theirs) == tensors(ours)
 
 
 def test_the_routers_loss_is_part_of_it(tmp_path: Path) -> None:
-    """A mixture of experts: router logits and their balancing loss, whether the configuration sets them or not."""
+    """A mixture of experts has router logits and their balancing loss, even if the configuration does not set them."""
     theirs, ours = compare(make_config(tmp_path, "qwen3_moe", rl="dpo", **LORA), "trl")
     assert tensors(theirs) == tensors(ours)
     silent = make_config(

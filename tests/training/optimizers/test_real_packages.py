@@ -1,7 +1,7 @@
 """Rebuilt optimizers compared with the libraries' own, run on a CPU.
 
-`optimizer_packages.json` holds what the packages' steps allocated (versions are in it). A rebuilt step has to keep and to
-peak at the very same bytes; where the two machines differ, the difference is worked out here.
+`optimizer_packages.json` holds what the packages' steps allocated (versions are in it). A rebuilt step must keep
+exactly the same bytes and have exactly the same peak. Where a CPU and a GPU differ, the tests calculate the difference.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from axmem_trace.training.optimizers import TracedOptimizer
 
 RECORDED: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
 COMPILED = {"adamw_torch_8bit", "adamw_torch_4bit", "ao_adamw_fp8", "sinkgd"}
-"""`torch.compile` fuses their update on a GPU: of the real run only what is kept can be compared."""
+"""On a GPU `torch.compile` fuses their update, so only the states that the real run keeps can be compared."""
 TABLES = {
-    # q_proj, o_proj, embedding and head have two 8-bit states each, 256 fp32 entries a table
+    # q_proj, o_proj, embedding and head have two 8-bit states each; a table has 256 fp32 entries
     "adamw_torch_8bit": 4 * 2 * 1024,
     # 16 entries
     "adamw_torch_4bit": 4 * 2 * 64,
     # embedding and head: SinkGD has no state for the others
     "sinkgd": 2 * 2 * 1024,
-    # bitsandbytes shares one signed and one unsigned table among all tensors
+    # in bitsandbytes all tensors share one signed and one unsigned table
     "adamw_bnb_8bit": 2 * 1024,
     "ademamix_8bit": 2 * 1024,
     "galore_adamw_8bit": 2 * 1024,
@@ -37,7 +37,7 @@ TABLES = {
     "lion_8bit": 1024,
     "rmsprop_bnb_8bit": 1024,
 }
-"""Bytes of lookup tables, which `torch.tensor(list)` makes: on a CPU no dispatch mode sees it."""
+"""Bytes of lookup tables. `torch.tensor(list)` makes them, and on a CPU no dispatch mode sees that call."""
 ON_HOST = "grokadamw"
 EXACT = [name for name in CASES if name not in COMPILED and name != ON_HOST]
 
@@ -71,7 +71,8 @@ def test_compiled_updates_keep_what_the_real_ones_do(name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_grokadamw_copies_three_states_of_one_tensor_to_the_gpu(dtype):
-    # On a CPU `.to(p.device)` copies nothing; on a GPU the three states of the largest tensor come on top: 2048 x 64.
+    # On a CPU `.to(p.device)` copies nothing. On a GPU copies of the three states of the largest tensor (2048 x 64) are
+    # added.
     optimizer, steps = rebuilt(ON_HOST, dtype)
     copies = 3 * 2048 * 64 * (2 if dtype == "bfloat16" else 4)
     assert steps.kept == (0, 0)
@@ -79,7 +80,7 @@ def test_grokadamw_copies_three_states_of_one_tensor_to_the_gpu(dtype):
     assert optimizer.host_bytes == recorded(ON_HOST, dtype).kept[1]
 
 
-# bitsandbytes compiles its CPU code, which takes minutes: its record is renewed by hand.
+# bitsandbytes compiles its CPU code, which takes minutes, so its record is updated by hand.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.package != "bitsandbytes"])
 def test_record_is_what_the_installed_package_does(name):

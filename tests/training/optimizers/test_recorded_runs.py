@@ -1,4 +1,4 @@
-"""Optimizers inside a recorded run: the same states, in the phase in which they are allocated."""
+"""Optimizers inside a recorded run: the ledger has the same states, in the phase in which they are allocated."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_ledger_holds_the_states(tmp_path, name):
     states = [each for each in ledger.on_gpu if each.role == "optimizer" and each.alive(ledger.ticks)]
     assert sum(each.nbytes for each in states) == optimizer.state_bytes()
     assert {each.phase for each in states} <= {"optimizer"}
-    # Adafactor makes each parameter's root mean square again in every step; all else is there from the first on.
+    # Adafactor allocates each parameter's root mean square again in every step. All other states exist from the first
+    # step on.
     assert {each.nbytes for each in states if each.step == 2} == ({4} if name == "adafactor" else set())
     gradients = [each for each in ledger.on_gpu if each.role == "gradient"]
     assert all(not each.alive(ledger.ticks) for each in gradients)

@@ -1,4 +1,4 @@
-"""State bytes of every optimizer, tensor by tensor, against formulas written out by hand."""
+"""State bytes of every optimizer, tensor by tensor, compared with formulas written by hand."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ LORA_SHAPES = {
     "q_proj.lora_A": (8, 64),
     "q_proj.lora_B": (64, 8),
 }
-"""Of rank 8, fp32; every tensor is smaller than any threshold."""
+"""LoRA matrices of rank 8 in fp32. Every tensor is smaller than any optimizer's threshold."""
 LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 8, "lora_target_modules": ["q_proj", "down_proj"]}
 EMBEDDINGS = ("embed_tokens", "lm_head")
 RANK = 8
 Bytes = Callable[[str, tuple[int, ...], int], int]
-"""Of a parameter's name, shape and bytes per element."""
+"""State bytes as a function of a parameter's name, shape and bytes per element."""
 
 
 def copies(count: int, nbytes: int | None = None) -> Bytes:
-    """So many states as large as the parameter, in its dtype or of `nbytes` each element."""
+    """`count` states of the parameter's shape, in its dtype or with `nbytes` for each element."""
     return lambda name, shape, size: count * math.prod(shape) * (nbytes or size)
 
 
 def bnb_8bit(count: int) -> Bytes:
-    """bitsandbytes/optim/optimizer.py: 1 byte and an fp32 absmax for every 256; fp32 below 4096 elements. The input
-    embedding, not the head, is excepted by transformers."""
+    """bitsandbytes/optim/optimizer.py: 1 byte for each element and an fp32 absmax for every 256 elements; fp32 below
+    4096 elements. transformers excludes the input embedding (not the head): its states are fp32."""
 
     def nbytes(name: str, shape: tuple[int, ...], size: int) -> int:
         elements = math.prod(shape)
@@ -50,8 +50,9 @@ def bnb_8bit(count: int) -> Bytes:
 
 
 def torchao(bits: int, table: int) -> Bytes:
-    """torchao/optim/adam.py: codes, fp32 scales of blocks of 256, a lookup table; the parameter's dtype below 4096
-    elements or where 256 does not divide them. A counter in host memory is not counted."""
+    """torchao/optim/adam.py: codes, an fp32 scale for each block of 256, and a lookup table. States have the
+    parameter's dtype if there are fewer than 4096 elements, or if 256 does not divide their number. A counter in host
+    memory is not counted."""
 
     def nbytes(name: str, shape: tuple[int, ...], size: int) -> int:
         elements = math.prod(shape)
@@ -63,14 +64,16 @@ def torchao(bits: int, table: int) -> Bytes:
 
 
 def flash(states: int) -> Bytes:
-    """flashoptim/optimizers.py: 1 byte and an fp16 scale for every 32, and one byte that completes bf16 to 24 bits."""
+    """flashoptim/optimizers.py: 1 byte for each element, an fp16 scale for every 32 elements, and one byte that extends
+    bf16 to 24 bits."""
     return lambda name, shape, size: (
         states * (math.prod(shape) + 2 * math.ceil(math.prod(shape) / 32)) + math.prod(shape)
     )
 
 
 def factored(first_moment: int, factors: int) -> Bytes:
-    """fp32 row and column sums of matrices; a whole second moment of vectors; `first_moment` whole states in addition."""
+    """fp32 row and column sums for matrices, and a full second moment for vectors; in addition `first_moment` full
+    states."""
 
     def nbytes(name: str, shape: tuple[int, ...], size: int) -> int:
         second = factors * sum(shape) * 4 if len(shape) == 2 else 4 * shape[0]
@@ -80,12 +83,12 @@ def factored(first_moment: int, factors: int) -> Bytes:
 
 
 def rms(per_tensor: Bytes) -> Bytes:
-    """One 0-d root mean square per parameter in addition to the states: fp32 of fp32 copies."""
+    """The states, and one 0-d fp32 root mean square per parameter, calculated from fp32 copies."""
     return lambda name, shape, size: per_tensor(name, shape, size) + 4
 
 
 def came(name: str, shape: tuple[int, ...], size: int) -> int:
-    """came_pytorch/CAME.py: the root mean square is that of the weight itself, in its dtype."""
+    """came_pytorch/CAME.py: the root mean square is calculated from the weight itself, in the weight's dtype."""
     return factored(1, 2)(name, shape, size) + size
 
 
@@ -94,7 +97,7 @@ def is_projected(name: str) -> bool:
 
 
 def low_rank(rest: Bytes, states: Callable[[tuple[int, ...], int], int], *, basis: bool = True) -> Bytes:
-    """States of an (R, C) gradient's rank 8 image along its longer side, and the basis (8, shorter side).
+    """States of the rank-8 projection of an (R, C) gradient along its longer side, and the basis (8, shorter side).
 
     An fp32 basis is a view of the whole matrix of singular vectors, min(R, C) squared.
     """
@@ -114,13 +117,13 @@ def two_low_rank(image: tuple[int, ...], size: int) -> int:
 
 
 def apollo(name: str, shape: tuple[int, ...], size: int) -> int:
-    """A random basis is no view; the last norm of the scaled gradient is kept."""
+    """A random basis is not a view. The last norm of the scaled gradient is kept."""
     nbytes = low_rank(copies(2), two_low_rank, basis=False)(name, shape, size)
     return nbytes + (size if is_projected(name) else 0)
 
 
 def galore_adafactor(name: str, shape: tuple[int, ...], size: int) -> int:
-    """The gradient is made fp32 before it is projected, so the basis is a view whatever the parameter is."""
+    """The gradient is cast to fp32 before it is projected, so the basis is a view for every dtype of the parameter."""
     return low_rank(rms(factored(0, 1)), adagalore)(name, shape, 4)
 
 
@@ -129,7 +132,7 @@ def adagalore(image: tuple[int, ...], size: int) -> int:
 
 
 def matrices(of_matrix: Bytes, of_embedding: Bytes, of_vector: Bytes) -> Bytes:
-    """Muon and its like: hidden matrices one way, embeddings and heads another."""
+    """Muon and similar optimizers: one formula for hidden matrices, another for embeddings and heads."""
 
     def nbytes(name: str, shape: tuple[int, ...], size: int) -> int:
         kind = of_vector if len(shape) == 1 else of_embedding if name in EMBEDDINGS else of_matrix
@@ -145,17 +148,17 @@ def dion(name: str, shape: tuple[int, ...], size: int) -> int:
 
 NOTHING = copies(0)
 FORMULAS: dict[str, Bytes] = {
-    # torch, and its like: states in the parameter's dtype
+    # torch and similar optimizers: states in the parameter's dtype
     "adamw_torch": copies(2), "adamc": copies(2), "adopt_adamw": copies(2), "adamw_hf": copies(2), "sgd": NOTHING,
     "adagrad": copies(1), "rmsprop": copies(1), "schedule_free_adamw": copies(2), "schedule_free_radam": copies(2),
     "schedule_free_sgd": copies(1), "lomo": NOTHING, "grokadamw": NOTHING,
     # the fused kernel needs its fp32 counter on the GPU
     "adamw_torch_fused": lambda name, shape, size: copies(2)(name, shape, size) + 4,
-    # fp32 states whatever the parameter is
+    # fp32 states for every dtype of the parameter
     "adamw_apex_fused": copies(2, 4), "adamw_anyprecision": copies(2, 4), "lion_32bit": copies(1, 4),
     "rmsprop_bnb": copies(1, 4), "rmsprop_bnb_32bit": copies(1, 4), "ademamix": copies(3, 4),
     "paged_adamw_32bit": copies(2, 4), "paged_lion_32bit": copies(1, 4), "paged_ademamix_32bit": copies(3, 4),
-    # Kahan's compensation for bf16; a squared epsilon
+    # a Kahan compensation for bf16; a squared epsilon
     "optimi_adamw": lambda name, shape, size: copies(3 if size == 2 else 2)(name, shape, size),
     "stable_adamw": lambda name, shape, size: copies(3 if size == 2 else 2)(name, shape, size) + size,
     "adamw_bnb_8bit": bnb_8bit(2), "adamw_8bit": bnb_8bit(2), "paged_adamw_8bit": bnb_8bit(2), "lion_8bit": bnb_8bit(1),
@@ -185,7 +188,8 @@ SHARED = {
     "paged_lion_8bit": 1024,
     "rmsprop_bnb_8bit": 1024,
 }
-"""An overflow flag; bitsandbytes' lookup tables, one signed and one unsigned, where a state is of 8 bits."""
+"""Bytes that all tensors share: an overflow flag; bitsandbytes' lookup tables, one signed and one unsigned, if a state
+has 8 bits."""
 
 
 def keys_of(name: str) -> dict[str, Any]:
@@ -230,13 +234,13 @@ def make_lora() -> nn.Module:
     return module
 
 
-# Those that look at frozen weights too, or at plain linear layers, differ: see below.
+# Optimizers that read frozen weights too, or plain linear layers, are tested below.
 @pytest.mark.parametrize(
     "name", [name for name in FORMULAS if not name.startswith(("flash", "galore", "apollo", "adalomo"))]
 )
 def test_lora_in_fp32(name):
     optimizer = step_twice(name, make_lora())
-    flag = 4 if name == "adamw_apex_fused" else 0  # no tensor reaches 4096 elements, so no lookup tables either
+    flag = 4 if name == "adamw_apex_fused" else 0  # no tensor has 4096 elements, so there are no lookup tables
     assert optimizer.state_bytes() == expected(name, LORA_SHAPES, 4) + flag
     assert optimizer.state_bytes("managed") == 0
 
@@ -252,7 +256,7 @@ def test_flash_refuses_fp32_unless_reported_not_to_correct(name):
         on_meta(make_lora(), optimizer=name)
     optimizer, _ = on_meta(make_lora(), optimizer=name, optim_args={"master_weight_bits": None})
     whole = sum(math.prod(shape) for shape in LORA_SHAPES.values())
-    assert optimizer.state_bytes() == expected(name, LORA_SHAPES, 4) - whole  # without the correcting byte
+    assert optimizer.state_bytes() == expected(name, LORA_SHAPES, 4) - whole  # without the byte that corrects bf16
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -264,14 +268,15 @@ def test_what_cannot_train_says_why(name):
 @pytest.mark.parametrize(("name", "states"), [("adamw", 2), ("lion", 1), ("ademamix", 3)])
 @pytest.mark.parametrize("bits", [8, 32])
 def test_only_states_of_1e5_elements_are_paged(name, states, bits):
-    # Embedding and head have 131,072 each; the embedding's states are fp32 with 8 bits too, the head's absmax is not
-    # paged: it is made with torch.zeros (bitsandbytes/optim/optimizer.py, get_state_buffer and init_state).
+    # Embedding and head have 131,072 each; the embedding's states are fp32 in the 8-bit optimizer too. The head's
+    # absmax is not paged: torch.zeros makes it (bitsandbytes/optim/optimizer.py, get_state_buffer and init_state).
     optimizer = step_twice(f"paged_{name}_{bits}bit", make_llama(torch.bfloat16, "meta"))
     assert optimizer.state_bytes("managed") == states * 131072 * (4 + bits // 8)
 
 
 def test_counters_that_stay_on_the_host():
-    # torch makes 0-d fp32 counters on the CPU unless it steps fused or capturable (torch/optim/adam.py, _init_group).
+    # torch makes 0-d fp32 counters on the CPU, except for a fused or capturable step (torch/optim/adam.py,
+    # _init_group).
     bf16 = step_twice("adamw_torch", make_llama(torch.bfloat16, "meta"))
     assert bf16.host_bytes == 4 * len(SHAPES)
     assert step_twice("adamw_torch_fused", make_llama(torch.bfloat16, "meta")).host_bytes == 0
@@ -288,10 +293,10 @@ def test_schema_names():
 @pytest.mark.parametrize(
     ("name", "args", "copies_of_bf16"),
     [
-        ("optimi_adamw", {"kahan_sum": None}, 3),  # None is the library's default: on for half precision
+        ("optimi_adamw", {"kahan_sum": None}, 3),  # None is the library's default: enabled for half precision
         ("optimi_adamw", {"kahan_sum": False}, 2),
-        ("optimi_adamw", "kahan_sum=False", 3),  # text, which is true
-        ("stable_adamw", {"kahan_sum": False}, 3),  # axolotl makes text of it for transformers
+        ("optimi_adamw", "kahan_sum=False", 3),  # a text, and any text is true
+        ("stable_adamw", {"kahan_sum": False}, 3),  # axolotl converts it to text for transformers
         ("stable_adamw", {"kahan_sum": None}, 3),
     ],
 )

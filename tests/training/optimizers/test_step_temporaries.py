@@ -1,4 +1,4 @@
-"""Temporary memory of a step: clipping, unscaling, torch's three ways to step, and parameter groups."""
+"""Temporary memory of a step: clipping, unscaling, torch's three implementations of a step, and parameter groups."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from axmem_trace.tracing.recording_mode import RecordingMode
 from axmem_trace.training.optimizers import GradientScaler, build_optimizer, clip_gradients
 
 DECAYING = 2 * (2 * 2048 * 64 + 2 * 64 * 64 + 2 * 32 * 64 + 3 * 129 * 64)
-"""bf16 bytes of all matrices: the group with weight decay."""
+"""Bytes of all matrices in bf16: the group with weight decay."""
 ENDS = 2 * 2 * 2048 * 64
-"""bf16 bytes of embedding and head."""
+"""Bytes of embedding and head in bf16."""
 
 
 def with_gradients() -> list[nn.Parameter]:
@@ -34,7 +34,7 @@ def test_clipping_makes_norms_and_works_in_place(max_norm):
         norm = clip_gradients(parameters, max_norm)
     made = recorder.make_ledger().allocations
     # torch/nn/utils/clip_grad.py: a 0-d bf16 norm per gradient, the three stacked (6 bytes), then 0-d tensors: their
-    # norm, what is added to it, the coefficient and its clamp. `max_grad_norm: 0` still takes the norm, to log it.
+    # norm, its sum with 1e-6, the coefficient and its clamp. `max_grad_norm: 0` still calculates the norm, for the log.
     assert sorted(each.nbytes for each in made if each.nbytes > 2) == [6]
     assert sum(each.op == "aten._foreach_norm.Scalar" for each in made) == 3
     assert all(parameter.grad is gradient for parameter, gradient in zip(parameters, before, strict=True))
@@ -48,8 +48,8 @@ def test_scaler_makes_only_scalars():
     with recording:
         scaled = scaler.scale(loss)
         scaler.unscale(parameters)
-    # torch/amp/grad_scaler.py: the scale (fp32) and the growth tracker (int32), the scaled loss; then the inverse as
-    # double, its reciprocal, and as float, and `found_inf`.
+    # torch/amp/grad_scaler.py: the scale (fp32), the growth tracker (int32) and the scaled loss; then the scale as a
+    # double, its reciprocal, the reciprocal as a float, and `found_inf`.
     assert [each.nbytes for each in recording.recorder.make_ledger().allocations] == [4, 4, 4, 8, 8, 4, 4]
     assert scaled.shape == ()
     assert sum(tensor.nbytes for tensor in scaler.state_tensors()) == 8
@@ -80,8 +80,8 @@ def stepped_as(implementation: str, name: str = "adamw_torch") -> int:
 
 
 def test_implementation_may_be_assumed():
-    # _single_tensor_adam: the root and its quotient of the head, and the denominator of the tensor before it in the
-    # group, down_proj, whose name is bound again only then
+    # _single_tensor_adam: for the head, the root and its quotient. The denominator of down_proj, the tensor before it
+    # in the group, is still alive, because its name is assigned again only after that.
     assert stepped_as("for-loop") == 2 * 2 * 2048 * 64 + 2 * 64 * 129
     assert stepped_as("fused") == 0
     assert stepped_as("foreach", "adamw_torch_fused") == DECAYING
@@ -94,7 +94,7 @@ def test_what_has_no_fused_kernel_says_so(name):
 
 
 def test_embedding_lr_groups_embeddings_apart():
-    # axolotl's groups: matrices, embeddings and heads, norms; the largest of them is copied now
+    # axolotl's groups: matrices; embeddings and heads; norms. Now only the largest of these groups is copied.
     optimizer, steps = on_meta(make_llama(torch.bfloat16, "meta"), optimizer="adamw_torch", embedding_lr=1e-5)
     assert [len(group["params"]) for group in optimizer.optimizers[0].param_groups] == [7, 2, 3]
     assert steps.peaks[1] == ENDS
@@ -103,7 +103,7 @@ def test_embedding_lr_groups_embeddings_apart():
 def test_embedding_lr_takes_the_fp32_states_of_embeddings_away():
     plain, _ = on_meta(make_llama(torch.bfloat16, "meta"), optimizer="adamw_bnb_8bit")
     apart, _ = on_meta(make_llama(torch.bfloat16, "meta"), optimizer="adamw_bnb_8bit", embedding_lr=1e-5)
-    # of 131,072 elements: two states of 4 bytes become 1 byte and an fp32 absmax for every 256
+    # For 131,072 elements, two states of 4 bytes become states of 1 byte with an fp32 absmax for every 256 elements.
     assert plain.state_bytes() - apart.state_bytes() == 2 * (4 * 131072 - (131072 + 4 * 512))
 
 
@@ -133,7 +133,7 @@ def test_optim_args_reach_the_optimizer():
 def test_optim_target_modules_choose_what_is_projected():
     keys = {"optimizer": "galore_adamw", "optim_args": {"rank": 8}, "optim_target_modules": ["q_proj"]}
     optimizer, _ = on_meta(make_llama(torch.bfloat16, "meta"), **keys)
-    # q_proj alone: a basis and two states of 8 x 64 in the place of two states of 64 x 64
+    # q_proj alone: a basis and two states of 8 x 64 replace two states of 64 x 64
     assert optimizer.state_bytes() == 2 * (DECAYING + 3 * 64 * 2) - 2 * 64 * 64 * 2 + 3 * 8 * 64 * 2
     with pytest.raises(ConfigError, match="optim_target_modules"):
         on_meta(make_llama(torch.bfloat16, "meta"), optimizer="galore_adamw")
