@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,3 +76,15 @@ class ModelFacts:
     def trainable_parameters(self) -> int:
         """The number of trainable logical parameters."""
         return sum(fact.logical_elements for fact in self.tensors if fact.kind == "parameter" and fact.trainable)
+
+    def trained_head_elements(self, embedding_names: Sequence[str]) -> int:
+        """Elements of the output head where it trains; a tied head is the embedding. 0: it is frozen.
+
+        Args:
+            embedding_names: parts of the names of embedding and head, as `Model.embedding_names`.
+        """
+        for name in reversed(embedding_names):
+            found = [fact for fact in self.tensors if fact.trainable and fact.role == "weight" and name in fact.name]
+            if found:
+                return sum(fact.logical_elements for fact in found)
+        return 0

@@ -13,6 +13,7 @@ from axmem_trace.report.verdict import bytes_besides_activations
 SOLVER, SOLVER_OP = "workspace.cusolver", "aten._linalg_svd.default"
 CONVOLUTIONS = "workspace.cudnn"
 COMPILED = ("torch_compile", "torch_compile_regional")
+FP32_GRADIENTS, FP32_HEAD = "lora_fp32_gradients", "cut_cross_entropy_accum_c_fp32"
 _PRODUCTS = ("aten.mm.", "aten.addmm.", "aten.bmm.", "aten.convolution.", "aten._scaled_mm.")
 """What inductor's partitioner never computes twice: torch 2.14 torch/_functorch/partitioners.py `get_default_op_list`
 (`compute_intensive_ops`), which names attention's kernels too."""
@@ -27,6 +28,7 @@ class Recorded:
         tick, allocated_bytes, reserved_bytes: of the peak.
         buckets: at the peak.
         gradient_bytes: the most bytes of gradients at one time.
+        head_elements: of the output head; 0: it does not train.
     """
 
     ledger: Ledger
@@ -35,6 +37,7 @@ class Recorded:
     reserved_bytes: int
     buckets: Buckets
     gradient_bytes: int
+    head_elements: int
 
 
 def bound_notes(notes: Iterable[Note], run: Recorded) -> tuple[Note, ...]:
@@ -49,6 +52,10 @@ def _bound(note: Note, run: Recorded) -> Note:
         return _bound_solver(note, run)
     if note.key in COMPILED and note.direction == "more":
         return replace(note, at_most_bytes=run.gradient_bytes)
+    if note.key == FP32_GRADIENTS:  # of adapters that have 2 bytes an element, or 4 already
+        return replace(note, at_most_bytes=2 * run.gradient_bytes)
+    if note.key == FP32_HEAD:
+        return _at_most(note, 4 * run.head_elements)
     if (note.direction, note.touches) == ("less", "activations"):
         kept = _kept_products(run) if note.key in COMPILED else 0
         return replace(note, at_most_bytes=_besides(run) - kept)
@@ -76,8 +83,14 @@ def _bound_solver(note: Note, run: Recorded) -> Note:
     columns = run.ledger.columns
     ticks = columns.allocated_tick[columns.where(lambda kind: kind.op == SOLVER_OP and kind.device == "gpu")]
     highest = max((run.ledger.allocated_at(int(tick)) for tick in dict.fromkeys(ticks.tolist())), default=0)
-    more = highest + note.at_most_bytes - run.allocated_bytes
-    return replace(note, at_most_bytes=more) if more > 0 else replace(note, kind="ruled", direction="", at_most_bytes=0)
+    return _at_most(note, highest + note.at_most_bytes - run.allocated_bytes)
+
+
+def _at_most(note: Note, nbytes: int) -> Note:
+    """The note with its bound; a note about nothing is none on what is not modelled."""
+    if nbytes > 0:
+        return replace(note, at_most_bytes=nbytes)
+    return replace(note, kind="ruled", direction="", at_most_bytes=0)
 
 
 def _largest_of_each(notes: list[Note]) -> Iterator[Note]:

@@ -79,6 +79,7 @@ def make_report(
         reserved_bytes=peak.reserved_bytes,
         buckets=buckets,
         gradient_bytes=resident.gradients,
+        head_elements=facts.trained_head_elements(recipe.model.embedding_names),
     )
     shown = bound_notes(notes_in_place(recipe, (*recipe.notes, *notes, *late)), recorded)
     engine = make_engine(recipe, peak, phases)

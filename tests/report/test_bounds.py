@@ -36,6 +36,7 @@ def recorded(*allocations: Allocation, **changes: Any) -> Recorded:
         reserved_bytes=15 * GIB,
         buckets=Buckets(weights=9 * GIB, activations=4 * GIB, workspace=GIB),
         gradient_bytes=2 * GIB,
+        head_elements=GIB // 8,
     )
     return replace(run, **changes)
 
@@ -71,6 +72,18 @@ def test_a_compiled_backward_makes_at_most_a_second_set_of_gradients() -> None:
     assert note.at_most_bytes == 2 * GIB
     assert judge(True, [note], free_bytes=GIB) == (None, "may need up to 2.00 GiB more: compiled")
     assert judge(True, [note], free_bytes=3 * GIB) == (True, "")
+
+
+def test_sums_in_fp32() -> None:
+    """Twice the bytes of bf16 gradients; 4 bytes for each of 1/8 Gi elements of the head, and nothing if it is frozen."""
+    adapters, head = (
+        Note(kind="not_modelled", key=key, text="fp32", direction="more")
+        for key in ("lora_fp32_gradients", "cut_cross_entropy_accum_c_fp32")
+    )
+    found = bound_notes([adapters, head], recorded())
+    assert [note.at_most_bytes for note in found] == [4 * GIB, GIB // 2]
+    (frozen,) = bound_notes([head], recorded(head_elements=0))
+    assert (frozen.kind, frozen.direction) == ("ruled", "")
 
 
 def test_a_larger_workspace_counts_as_far_as_it_exceeds_the_peak() -> None:

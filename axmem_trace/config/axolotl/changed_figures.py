@@ -84,22 +84,13 @@ def note_changed_figures(recipe: Recipe, facts: ModelFacts, peak_bytes: int) -> 
     release = next((each for each in RELEASES if each.version == recipe.axolotl.version), None)
     if release is None:
         return ()
-    head = _trained_head(recipe, facts)
+    head = facts.trained_head_elements(recipe.model.embedding_names)
     worth = [(change, change.bytes(recipe, head)) for change in CHANGES]
     return tuple(
         Note(kind="warning", key=change.key, text=_text(change, release), bytes=nbytes)
         for change, nbytes in worth
         if nbytes > SHARE * peak_bytes
     )
-
-
-def _trained_head(recipe: Recipe, facts: ModelFacts) -> int:
-    """Elements of the output head where it trains; a tied head is the embedding."""
-    for name in reversed(recipe.model.embedding_names):
-        found = [fact for fact in facts.tensors if fact.trainable and fact.role == "weight" and name in fact.name]
-        if found:
-            return sum(fact.logical_elements for fact in found)
-    return 0
 
 
 def _text(change: Change, release: Release) -> str:
