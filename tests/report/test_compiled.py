@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.core_probe import record
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from axmem_trace.ledger import Allocation
@@ -74,3 +75,30 @@ def test_what_counts_as_a_product_is_never_computed_twice() -> None:
 
     never_twice = {str(op) for op in get_default_op_list().compute_intensive_ops}
     assert {name.rstrip(".") for name in bounds._PRODUCTS} <= never_twice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_compiled_backward_makes_all_gradients_before_any_is_added(compiled: bool) -> None:
+    """Four layers, in their second backward, which adds to earlier gradients. Eager adds each of them at once."""
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.append(str(op))
+            return op(*args, **(kwargs or {}))
+
+    names: list[str] = []
+    model = torch.nn.Sequential(*[torch.nn.Linear(8, 8, bias=False) for _ in range(4)])
+    torch._dynamo.reset()
+    run = torch.compile(model, backend="aot_eager") if compiled else model
+    rows = torch.randn(4, 8)
+    run(rows).sum().backward()
+    loss = run(rows).sum()
+    with Operators():
+        loss.backward()
+    torch._dynamo.reset()
+    # gradients of 4 weights and of 3 layers' inputs are products
+    products = [position for position, name in enumerate(names) if name == "aten.mm.default"]
+    sums = [position for position, name in enumerate(names) if name == "aten.add_.Tensor"]
+    assert (len(products), len(sums)) == (7, 4)
+    assert (sums[0] > products[-1]) is compiled
