@@ -25,11 +25,13 @@ ASSUMPTIONS = ("autocast=false", "optimizer_implementation=foreach")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A configuration, fields of `recipe.parallel.fsdp` that no key sets, and the dtype of adapters."""
+    """A configuration, fields of `recipe.parallel.fsdp` that no key sets, the dtype of adapters, and the release of axolotl:
+    the newest has no FSDP1."""
 
     config: dict[str, Any]
     changes: dict[str, Any] = field(default_factory=dict)
     adapter_dtype: str = "float32"
+    axolotl: str = ""
 
 
 def tiny_run(folder: Path) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def _run_for_real(recipe: Any) -> Ledger:
 
     recording = recording_on("cpu")
     hooks = gradients_summed_by_hooks() if recipe.parallel.engine == "tensor" else nullcontext()
-    with records_ranks(recording.recorder), hooks:
+    with records_ranks(recording.recorder), hooks, _cpu_as_gpu():
         return _record(recipe, recording, "cpu", lambda built: divide(recipe, recording, built))
 
 
@@ -108,8 +110,13 @@ def _read(case: Case, num_ranks: int) -> Any:
     from axmem_trace.config import read_recipe
 
     recipe = read_recipe(
-        case.config, hub="never", assumptions=(*ASSUMPTIONS, f"adapter_dtype={case.adapter_dtype}"), num_gpus=num_ranks
+        case.config,
+        hub="never",
+        assumptions=(*ASSUMPTIONS, f"adapter_dtype={case.adapter_dtype}"),
+        num_gpus=num_ranks,
+        axolotl=case.axolotl,
     )
+    assert recipe.parallel.engine == ("fsdp1" if case.config.get("fsdp_version") == 1 else recipe.parallel.engine)
     recipe = replace(
         recipe, precision=replace(recipe.precision, upcast_before=False, autocast=False, output_dtype="same")
     )
@@ -133,6 +140,18 @@ def _record(recipe: Any, recording: Any, device: str, divide: Any) -> Ledger:
         with recording, recorder.watch(built.module, **run.objective.extra_models()):
             run.record()
     return recorder.make_ledger()
+
+
+@contextmanager
+def _cpu_as_gpu() -> Iterator[None]:
+    """FSDP1 sends states only from a GPU, and nothing can be pinned without one."""
+    import torch
+    from torch.distributed.fsdp import _init_utils
+
+    unchecked = patch.object(_init_utils, "_check_module_states_for_sync_module_states", lambda states: None)
+    waits = patch.object(torch.cpu.Stream, "synchronize", lambda stream: None, create=True)
+    with unchecked, waits, patch.object(torch.Tensor, "pin_memory", torch.Tensor.clone):
+        yield
 
 
 @contextmanager
@@ -195,6 +214,8 @@ def _describe(ledger: Ledger, *, kept: bool) -> Iterator[tuple[Any, ...]]:
 def _counts(each: Allocation) -> bool:
     if each.phase == "load" and each.op == "aten.empty.memory_format" and each.nbytes < 1024:
         return False  # DDP compares shapes (`_send_shapes`): on a GPU in one block, here a host's block counts too
+    if each.role == "reference" and not each.op:
+        return False  # a second model arrives in FSDP1's `param_init_fn`, which is only called for meta tensors
     return each.phase != "optimizer" and each.nbytes > 8
 
 
