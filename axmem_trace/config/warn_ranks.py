@@ -42,12 +42,6 @@ def note_warnings_of_ranks(draft: Draft, recipe: Recipe) -> None:
             "this"
         )
         draft.note("assumed", "fsdp_config", text)
-    if parallel.engine == "fsdp1" and parallel.fsdp.offload_params:
-        text = (
-            "FSDP1's offload_params is not modelled: shards, their gradients and the optimizer's states are counted on the "
-            "GPU, but the run keeps them in host memory. With `fsdp_version: 2` it is modelled"
-        )
-        draft.note("not_modelled", "fsdp_config", text, direction="less")
     if parallel.engine == "fsdp1" and recipe.adapter.kind == "none" and parallel.fsdp.param_dtype:
         text = (
             "FSDP1 trains fp32 copies of half-precision weights: 16 bytes per parameter over all GPUs. FSDP2 "

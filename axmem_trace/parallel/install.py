@@ -30,6 +30,7 @@ from axmem_trace.parallel.fake_group.in_place import (
 from axmem_trace.parallel.fake_group.process_group import exchange_rules, open_process_group
 from axmem_trace.parallel.fsdp import fsdp1, fsdp2
 from axmem_trace.parallel.fsdp.offload import as_offloaded, copy_to_host, offloads_on_meta
+from axmem_trace.parallel.fsdp.offload_flat import flat_shards_offload_on_meta, norm_comes_to_host
 from axmem_trace.parallel.fsdp.other_shards import with_other_ranks
 from axmem_trace.parallel.fsdp.staged import load_staged
 from axmem_trace.parallel.host import copies_on_host
@@ -69,6 +70,7 @@ def open_ranks(recipe: Recipe, recording: RecordingMode, *, rank: int | None = N
         stack.enter_context(fsdp2.fsdp2_runs_on_meta())
         if parallel.fsdp.offload_params:
             stack.enter_context(offloads_on_meta(recorder))
+            stack.enter_context(flat_shards_offload_on_meta(recorder))
         stack.enter_context(ddp_runs_on_meta())
         if parallel.engine == "tensor":
             stack.enter_context(tensor.gradients_summed_by_hooks())
@@ -177,17 +179,18 @@ def _unsynced(model: Any) -> Iterator[None]:
 
 def _with_fsdp1(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankModel:
     model = built.module
-    device = torch.device(recorder.traced_device)
-    if not recipe.parallel.fsdp.loads_on_host:
+    fsdp = recipe.parallel.fsdp
+    if not fsdp.loads_on_host:
         _register_whole(recorder, built)
-    wrapped = fsdp1.wrap_model(model, recipe, device=device, arrives=_arrival(recipe, recorder))
+    wrapped = fsdp1.wrap_model(model, recipe, recorder, arrives=_arrival(recipe, recorder))
     tensors, shards = _tensors_of_rank(built), tuple(flat_shards(model, wrapped))
 
     def clip(parameters: Sequence[nn.Parameter], max_norm: float) -> torch.Tensor:
-        norm: torch.Tensor = wrapped.clip_grad_norm_(max_norm if max_norm > 0 else float("inf"))
+        with norm_comes_to_host() if fsdp.offload_params else nullcontext():
+            norm: torch.Tensor = wrapped.clip_grad_norm_(max_norm if max_norm > 0 else float("inf"))
         return norm
 
-    return RankModel(
+    rank_model = RankModel(
         call=wrapped,
         facts=describe_rank(built.facts, tensors, shards),
         groups=group_fsdp1(wrapped, recipe.parallel),
@@ -196,6 +199,7 @@ def _with_fsdp1(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankMo
         shards=shards,
         with_optimizer=partial(with_other_ranks, recipe, wrapped, recorder),
     )
+    return replace(as_offloaded(rank_model, recorder), clip=clip) if fsdp.offload_params else rank_model
 
 
 def _arrival(recipe: Recipe, recorder: Recorder) -> Callable[[nn.Module], None]:

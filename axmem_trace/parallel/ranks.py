@@ -85,9 +85,10 @@ def group_fsdp1(wrapped: Any, parallel: Parallel) -> tuple[RankGroup, ...]:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     units = []
+    steps_on_gpu_by_parameter = parallel.fsdp.uses_orig_params and not parallel.fsdp.offload_params
     for unit in FullyShardedDataParallel.fsdp_modules(wrapped):
         flat: Any = unit._flat_param
-        if unit._has_params and flat.requires_grad and parallel.fsdp.uses_orig_params:
+        if unit._has_params and flat.requires_grad and steps_on_gpu_by_parameter:
             units.append((flat.numel(), flat.element_size(), list(_intervals(flat))))
     num_shards = parallel.mesh.num_shards
 

@@ -49,10 +49,7 @@ def divide_reference(recipe: Recipe, recording: RecordingMode, model: nn.Module 
             cast_model(model, dtype, buffers=recipe.parallel.zero.casts_buffers)
             return None
         if engine == "fsdp1":
-            device = torch.device(recorder.traced_device)
-            wrapped: Forward = fsdp1.wrap_model(
-                model, recipe, device=device, arrives=lambda each: _arrive(recorder, each)
-            )
+            wrapped: Forward = fsdp1.wrap_model(model, recipe, recorder, arrives=lambda each: _arrive(recorder, each))
             return wrapped
         for module in model.modules():
             _arrive(recorder, module)

@@ -223,6 +223,11 @@ class StorageRecord:
         """Bytes that are allocated on the GPU now."""
         return sum(life.nbytes for life in self._living.values() if life.device == "gpu")
 
+    def is_on_host(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor's storage counts as host memory."""
+        life = self._living.get(local_part(tensor).untyped_storage()._cdata)
+        return life is not None and life.device == "cpu"
+
     def allocation_tick(self, tensor: torch.Tensor) -> int:
         """The tick at which the tensor's storage was allocated; 0 if it is unknown."""
         life = self._living.get(local_part(tensor).untyped_storage()._cdata)

@@ -109,16 +109,6 @@ def test_fsdp_gets_the_settings_of_the_file(tmp_path: Path) -> None:
     assert (fsdp.param_dtype, fsdp.reduce_dtype, fsdp.output_dtype) == ("bfloat16",) * 3
 
 
-def test_offloading_of_fsdp1_is_not_modelled(tmp_path: Path) -> None:
-    """Shards are counted on the GPU, so the run may need less."""
-    found = {}
-    for version, axolotl in ((1, "0.19.0"), (2, "0.19.0"), (2, "0.21.0")):
-        keys = {"fsdp_version": version, "fsdp_config": {"offload_params": True}}
-        notes = read(tmp_path, gpus=2, axolotl=axolotl, **keys).notes
-        found[version, axolotl] = [note.direction for note in notes if "offload_params is not modelled" in note.text]
-    assert found == {(1, "0.19.0"): ["less"], (2, "0.19.0"): [], (2, "0.21.0"): []}
-
-
 @pytest.mark.parametrize(("keys", "noted"), [({}, True), ({"save_only_model": True}, False)])
 def test_optimizer_states_that_rank_0_collects_have_a_note(tmp_path: Path, keys: dict[str, Any], noted: bool) -> None:
     sharding = {"fsdp_version": 2, "fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}}

@@ -8,7 +8,7 @@ Source: accelerate 1.13 and 1.15 `accelerator.py` `prepare_model`, `utils/datacl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,33 +19,35 @@ from axmem_trace.parallel.fsdp.units import make_wrap_policy
 from axmem_trace.recipe.parallel import Fsdp
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.patching import replaced
+from axmem_trace.tracing.recorder import Recorder
 
 
-def wrap_model(model: nn.Module, recipe: Recipe, *, device: torch.device, arrives: Callable[[nn.Module], None]) -> Any:
+def wrap_model(model: nn.Module, recipe: Recipe, recorder: Recorder, *, arrives: Callable[[nn.Module], None]) -> Any:
     """The model inside FSDP1, with its layers as separate units.
 
     Args:
-        device: the device of the flat parameters.
         arrives: called with each module before its parameters are flattened, to move them to the GPU.
     """
-    from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, ShardingStrategy
+    from torch.distributed.fsdp import CPUOffload, FullyShardedDataParallel, MixedPrecision, ShardingStrategy
 
     fsdp = recipe.parallel.fsdp
     dtype = getattr(torch, fsdp.param_dtype) if fsdp.param_dtype else None
     wrapped = FullyShardedDataParallel(
         model,
         sharding_strategy=ShardingStrategy[fsdp.sharding_strategy],
+        cpu_offload=CPUOffload(offload_params=fsdp.offload_params),
         auto_wrap_policy=_make_policy(model, fsdp),
         mixed_precision=MixedPrecision(param_dtype=dtype, reduce_dtype=dtype, buffer_dtype=dtype) if dtype else None,
         backward_prefetch=_prefetch(fsdp),
         sync_module_states=fsdp.syncs_states,
         use_orig_params=fsdp.uses_orig_params,
-        device_id=device,
+        device_id=torch.device(recorder.traced_device),
         param_init_fn=arrives,
         ignored_modules=list(_adapters(model)) if fsdp.adapters == "ignored" else None,
     )
     if dtype is not None:
-        upcast_trained(wrapped)
+        with recorder.on_host() if fsdp.offload_params else nullcontext():
+            upcast_trained(wrapped)
     if recipe.older.checkpoints_units:
         checkpoint_units(wrapped)
     return wrapped
