@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -32,13 +33,11 @@ class RankGroup:
         nbytes: bytes of the shards of trainable parameters, in whole blocks. Memory that depends on these shards is
             largest in the group with the largest value.
         recorded: False: there are too many groups, and no rank of this one holds more than a recorded rank.
-        reads: whether these ranks read the weights for the others.
     """
 
     ranks: tuple[int, ...]
     nbytes: int = 0
     recorded: bool = True
-    reads: bool = False
 
 
 def all_alike(num_ranks: int) -> tuple[RankGroup, ...]:
@@ -61,7 +60,7 @@ def group_fsdp2(model: nn.Module, parallel: Parallel) -> tuple[RankGroup, ...]:
     def parts(rank: int) -> list[int]:
         return [rows_of_shard(count, num_shards, rank % num_shards) * size for count, size in rows]
 
-    return _group(parallel, parts)
+    return _group(parallel, parts, reads=partial(reads_weights, parallel))
 
 
 def rows_of_shard(rows: int, num_shards: int, shard: int) -> int:
@@ -100,15 +99,12 @@ def group_fsdp1(wrapped: Any, parallel: Parallel) -> tuple[RankGroup, ...]:
             for start, end in intervals
         ]
 
-    return _group(parallel, parts, MAX_STEPPED)
+    return _group(parallel, parts, reads=lambda rank: False, most=MAX_STEPPED)  # all load alike on their GPUs
 
 
 def alike_but_for_step(groups: Sequence[RankGroup], own: int) -> tuple[int, ...]:
-    """FSDP1: of each other group that is recorded, the first rank, if it loads as this one does."""
-    mine = next(group for group in groups if own in group.ranks)
-    return tuple(
-        group.ranks[0] for group in groups if group.recorded and group is not mine and group.reads == mine.reads
-    )
+    """FSDP1: the first rank of each other group that is recorded."""
+    return tuple(group.ranks[0] for group in groups if group.recorded and own not in group.ranks)
 
 
 def _intervals(flat: Any) -> Iterator[tuple[int, int]]:
@@ -120,19 +116,16 @@ def _intervals(flat: Any) -> Iterator[tuple[int, int]]:
         start += size
 
 
-def _group(parallel: Parallel, parts: Callable[[int], list[int]], most: int = MAX_RECORDED) -> tuple[RankGroup, ...]:
-    """Groups of ranks with equal parts. If only rank 0 reads the weights and sends them to the others, it is a separate
-    group."""
+def _group(
+    parallel: Parallel, parts: Callable[[int], list[int]], reads: Callable[[int], bool], most: int = MAX_RECORDED
+) -> tuple[RankGroup, ...]:
+    """Groups of ranks with equal parts. A rank that reads the weights and sends them to the others is in another group
+    than these."""
     groups: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
     for rank in range(parallel.num_gpus):
-        groups.setdefault((reads_weights(parallel, rank), tuple(parts(rank))), []).append(rank)
-    return choose_recorded(
-        [
-            RankGroup(tuple(ranks), sum(map(block_bytes, sizes)), reads=reads)
-            for (reads, sizes), ranks in groups.items()
-        ],
-        most,
-    )
+        groups.setdefault((reads(rank), tuple(parts(rank))), []).append(rank)
+    found = [RankGroup(tuple(ranks), sum(map(block_bytes, sizes))) for (_, sizes), ranks in groups.items()]
+    return choose_recorded(found, most)
 
 
 def reads_weights(parallel: Parallel, rank: int) -> bool:

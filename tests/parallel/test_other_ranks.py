@@ -60,24 +60,12 @@ def test_another_rank_s_ledger_is_that_of_its_own_trace(name: str, tmp_path: Pat
     config = make_rank_config(tmp_path, **keys)
     recipe = read_recipe(config, num_gpus=4, assumptions=assumptions, axolotl="0.19.0", hub="never")
     whole = trace_run(recipe, rank=1)
-    ranks = [group.ranks[0] for group in whole.groups if 1 not in group.ranks and not group.reads]
+    ranks = [group.ranks[0] for group in whole.groups if 1 not in group.ranks]
     assert sorted(whole.other_ranks) == ranks
     assert len(ranks) > 1
     for rank, ledger in whole.other_ranks.items():
         assert events_of(ledger) == events_of(trace_run(recipe, rank=rank).ledger)
     assert events_of(whole.ledger) != events_of(whole.other_ranks[ranks[-1]])
-
-
-def test_ranks_that_read_the_weights_are_traced_apart(tmp_path: Path) -> None:
-    config = make_rank_config(tmp_path, **ON_HOST)
-    run = trace_run(read_recipe(config, num_gpus=4, axolotl="0.19.0", hub="never"), rank=0)
-    assert not run.other_ranks
-    assert [(group.ranks, group.reads) for group in run.groups] == [
-        ((0,), True),
-        ((1,), False),
-        ((2,), False),
-        ((3,), False),
-    ]
 
 
 def test_an_optimizer_that_does_more_has_no_other_ranks(tmp_path: Path) -> None:
