@@ -35,11 +35,11 @@ def note_warnings_of_ranks(draft: Draft, recipe: Recipe) -> None:
             "weights and states. This is assumed to be less than a step, which has gradients and activations too"
         )
         draft.note("assumed", "fsdp_config", text)
-    if parallel.fsdp.saves_whole and not draft.get("save_only_model"):
+    if parallel.engine == "fsdp1" and parallel.fsdp.saves_states == "whole":
         text = (
-            "with each checkpoint rank 0 also collects the optimizer's states (accelerate's `save_fsdp_optimizer`): all of "
-            "them in host memory, which is not in the figures, and one at a time on the GPU. `save_only_model: true` avoids "
-            "this"
+            "with each checkpoint rank 0 also collects the optimizer's states (accelerate's `save_fsdp_optimizer`). They "
+            "are all in host memory, which is not in the figures, and those of one unit at a time on the GPU. "
+            "`save_only_model: true` avoids this"
         )
         draft.note("assumed", "fsdp_config", text)
     if parallel.engine == "fsdp1" and recipe.adapter.kind == "none" and parallel.fsdp.param_dtype:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+ON_EACH_RANK = "on each rank"
+"""In `Allocation.op`, before the operator: host memory that each rank needs when the model is saved, not only rank 0."""
 BLOCK_BYTES = 512
 """CUDA's caching allocator allocates multiples of this (`kMinBlockSize`, c10/cuda/CUDACachingAllocator.cpp), and
 `torch.cuda.memory_allocated` counts whole blocks."""

@@ -38,7 +38,7 @@ from axmem_trace.parallel.rank_facts import describe_rank, flat_shards, local_te
 from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.parallel.ranks import all_alike, group_fsdp1, group_fsdp2, reads_weights
 from axmem_trace.parallel.reference import divide_reference
-from axmem_trace.parallel.saving import save_fsdp2
+from axmem_trace.parallel.saving import save_fsdp2, with_saved_states
 from axmem_trace.parallel.zero.install import with_zero
 from axmem_trace.parallel.zero.linear import linear_may_change
 from axmem_trace.recipe.recipe import Recipe
@@ -143,7 +143,12 @@ def _with_fsdp2(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankMo
         without_sync=lambda: _unsynced(model),
         save=partial(save_fsdp2, recipe, recorder, model) if fsdp.saves_whole or _has_adapter(recipe) else None,
     )
-    return as_offloaded(rank_model, recorder) if fsdp.offload_params else rank_model
+    if fsdp.offload_params:
+        rank_model = as_offloaded(rank_model, recorder)
+    if not fsdp.saves_states:
+        return rank_model
+    save_states = partial(with_saved_states, recipe, recorder, model, rank_model.with_optimizer)
+    return replace(rank_model, with_optimizer=save_states)
 
 
 def _with_tensor(recipe: Recipe, recorder: Recorder, built: BuiltModel) -> RankModel:

@@ -8,29 +8,99 @@ Source: axolotl 0.21.0 `train.py` `save_trained_model` (line 334), `integrations
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from axmem_trace.ledger.allocation import ON_EACH_RANK
 from axmem_trace.parallel.host import HostMemory
+from axmem_trace.parallel.rank_model import RankModel
 from axmem_trace.parallel.wrapped_names import module_of
 from axmem_trace.parallel.zero.parts import Parts
 from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.tracing.recorder import Recorder
+from axmem_trace.tracing.tensors import local_part
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 @torch.no_grad()
-def save_fsdp2(recipe: Recipe, recorder: Recorder, model: nn.Module) -> None:
+def save_fsdp2(recipe: Recipe, recorder: Recorder, model: nn.Module, optimizer: Any = None) -> None:
     """Gathers the whole model, tensor by tensor, for rank 0's host memory. In a model with adapters, only the adapters
-    are saved at the end."""
-    if recipe.parallel.fsdp.saves_whole:
+    are saved at the end.
+
+    Args:
+        optimizer: its states are in each checkpoint: whole, or as parts beside the model's parts.
+    """
+    fsdp = recipe.parallel.fsdp
+    if fsdp.saves_whole:
         _gather_all(recipe, recorder, model)
     elif recipe.adapter.kind != "none":
         _gather_adapters(recipe, recorder, model)
+    if optimizer is None or not fsdp.saves_states:
+        return
+    if fsdp.saves_states == "whole":
+        _gather_states(recipe, recorder, model, optimizer)
+    else:
+        _copy_parts(recorder, ((name, value) for name, value in model.state_dict().items()))
+        _copy_parts(recorder, _states(model, optimizer))
+
+
+def with_saved_states(
+    recipe: Recipe,
+    recorder: Recorder,
+    model: nn.Module,
+    before: Callable[[RankModel, Any], RankModel] | None,
+    rank_model: RankModel,
+    optimizer: Any,
+) -> RankModel:
+    """The same rank, whose checkpoints have the optimizer's states in them.
+
+    Args:
+        before: what else becomes of the rank when the optimizer is known.
+    """
+    if before is not None:
+        rank_model = before(rank_model, optimizer)
+    return replace(rank_model, save=partial(save_fsdp2, recipe, recorder, model, optimizer))
+
+
+def _gather_states(recipe: Recipe, recorder: Recorder, model: nn.Module, optimizer: Any) -> None:
+    """accelerate 1.15 `utils/fsdp_utils.py` `save_fsdp_optimizer`: rank 0 gets each state, one after the other."""
+    host, is_first = HostMemory(recorder), dist.get_rank() == 0
+    saved: list[torch.Tensor] = []
+    for name, value in _states(model, optimizer):
+        with recorder.in_module(module_of(name)):
+            whole = _whole(value, offloaded=recipe.parallel.fsdp.offload_params)
+            if is_first:
+                saved.append(host.copy_of(whole))
+            del whole
+
+
+def _copy_parts(recorder: Recorder, values: Iterable[tuple[str, Any]]) -> None:
+    """Each rank copies its parts to host memory before they are written (torch 2.14 `distributed/checkpoint/state_dict.py`
+    `_maybe_full_or_cpu_state_dict`, `_offload_state_dict_to_cpu`). What is on the host already is not copied."""
+    host, saved = HostMemory(recorder), []
+    with recorder.as_role("", ON_EACH_RANK):
+        for name, value in values:
+            if isinstance(value, torch.Tensor) and not recorder.is_on_host(value):
+                with recorder.in_module(module_of(name)):
+                    saved.append(host.copy_of(local_part(value)))
+
+
+def _states(model: nn.Module, optimizer: Any) -> Iterator[tuple[str, Any]]:
+    """Every tensor of the optimizers' states, with its parameter's name, in the optimizers' order."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for each in optimizer.optimizers:
+        for group in each.param_groups:
+            for parameter in group["params"]:
+                for value in each.state.get(parameter, {}).values():
+                    if isinstance(value, torch.Tensor):
+                        yield names[id(parameter)], value
 
 
 def _gather_all(recipe: Recipe, recorder: Recorder, model: nn.Module) -> None:

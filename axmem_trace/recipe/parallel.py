@@ -92,6 +92,8 @@ class Fsdp:
         uses_orig_params: FSDP1: the optimizer steps over a view of each parameter's shard, not over whole flat shards.
         saves_whole: rank 0 collects the whole model when it is saved (`FULL_STATE_DICT`); otherwise each rank saves its
             shard.
+        saves_states: how checkpoints save the optimizer's states, and the model in parts: `whole` in rank 0's host memory,
+            as `parts` in that of each rank, or not at all (empty).
         activation_checkpointing: FSDP's own checkpointing, which wraps layers.
         param_dtype, reduce_dtype, output_dtype: dtypes of mixed precision; empty: as stored.
         sharding_strategy: FSDP1 frees gathered parameters after forward and after backward (`FULL_SHARD`), or only after
@@ -112,6 +114,7 @@ class Fsdp:
     syncs_states: bool = True
     uses_orig_params: bool = True
     saves_whole: bool = False
+    saves_states: Literal["", "whole", "parts"] = ""
     activation_checkpointing: bool = False
     param_dtype: Dtype | Literal[""] = ""
     reduce_dtype: Dtype | Literal[""] = ""

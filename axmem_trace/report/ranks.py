@@ -8,7 +8,8 @@ from fractions import Fraction
 from itertools import groupby
 
 from axmem_trace.allocator.reservation import Reservation
-from axmem_trace.ledger import Ledger
+from axmem_trace.ledger import Allocation, Ledger
+from axmem_trace.ledger.allocation import ON_EACH_RANK
 from axmem_trace.ledger.spans import most_alive, survey
 from axmem_trace.model_facts import ModelFacts, TensorFact
 from axmem_trace.recipe.recipe import Recipe
@@ -84,8 +85,8 @@ def _make_use(recipe: Recipe, run: RankRun) -> RankUse:
 
 
 def host_by_rank(recipe: Recipe, runs: Sequence[RankRun]) -> dict[int, int]:
-    """The most host memory of each rank at any time. Only rank 0 collects the whole model in host memory to save it,
-    except with ZeRO-1 and 2."""
+    """The most host memory of each rank at any time. What rank 0 collects in host memory to save it does not count on other
+    ranks, except with ZeRO-1 and 2."""
     all_save = recipe.parallel.engine in ("zero1", "zero2")
     found: dict[int, int] = {}
     for run in runs:
@@ -96,7 +97,11 @@ def host_by_rank(recipe: Recipe, runs: Sequence[RankRun]) -> dict[int, int]:
 
 def _host_bytes(ledger: Ledger, *, saves: bool = True) -> int:
     columns = ledger.columns
-    return most_alive(columns, columns.where(lambda kind: kind.device == "cpu" and (saves or kind.phase != "save")))[0]
+
+    def counts(kind: Allocation) -> bool:
+        return kind.device == "cpu" and (saves or kind.phase != "save" or kind.op.startswith(ON_EACH_RANK))
+
+    return most_alive(columns, columns.where(counts))[0]
 
 
 def name_ranks(ranks: Sequence[int]) -> str:

@@ -111,8 +111,9 @@ def test_fsdp_gets_the_settings_of_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("keys", "noted"), [({}, True), ({"save_only_model": True}, False)])
 def test_optimizer_states_that_rank_0_collects_have_a_note(tmp_path: Path, keys: dict[str, Any], noted: bool) -> None:
-    sharding = {"fsdp_version": 2, "fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}}
-    notes = read(tmp_path, gpus=2, **sharding, **keys).notes
+    """With FSDP2 they are in the figures."""
+    sharding = {"fsdp_version": 1, "fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}}
+    notes = read(tmp_path, gpus=2, axolotl="0.19.0", **sharding, **keys).notes
     assert any("rank 0 also collects the optimizer's states" in note.text for note in notes) is noted
 
 

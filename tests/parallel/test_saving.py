@@ -39,9 +39,34 @@ def gathered(report: Report) -> int:
 def test_a_full_state_dict_gathers_one_tensor_at_a_time(tmp_path: Path) -> None:
     report = report_of(tmp_path, 8, fsdp_config=FULL)
     assert gathered(report) == 2 * EMBEDDING  # the largest
-    assert report.ranks[0].host_bytes >= 2 * PARAMETERS  # all of it, on rank 0's host
+    # all of it on rank 0's host, and later two bf16 states of each parameter, with their counters of 4 bytes
+    assert 4 * PARAMETERS <= report.ranks[0].host_bytes <= 4 * PARAMETERS + 21 * 8
     assert report.machine is not None
-    assert report.machine.held_bytes < 2 * 2 * PARAMETERS  # and on no other
+    assert report.machine.held_bytes < 8 * PARAMETERS  # and on no other
+
+
+def test_without_states_rank_0_collects_the_model_alone(tmp_path: Path) -> None:
+    report = report_of(tmp_path, 8, fsdp_config=FULL, save_only_model=True)
+    assert 2 * PARAMETERS <= report.ranks[0].host_bytes <= 2 * PARAMETERS + 21 * 8
+
+
+def test_each_rank_copies_its_parts_for_a_sharded_checkpoint(tmp_path: Path) -> None:
+    """8 ranks: two bf16 states of an eighth of all parameters, on the host of each; nothing on the GPU."""
+    report = report_of(tmp_path, 8, fsdp_config={"reshard_after_forward": True})
+    assert gathered(report) == 0
+    (row,) = report.ranks
+    assert 4 * PARAMETERS // 8 <= row.host_bytes <= 4 * PARAMETERS // 8 + 21 * 8
+    assert report.machine is not None
+    assert report.machine.held_bytes == 8 * row.host_bytes
+
+
+def test_states_of_adapters_are_collected_too(tmp_path: Path) -> None:
+    """The frozen base, in bf16, is whole on rank 0's host; then two fp32 states of each adapter are."""
+    report = report_of(tmp_path, 8, fsdp_config=FULL, **LORA)
+    assert report.ranks[0].host_bytes >= 2 * PARAMETERS + 4 * ADAPTERS
+    assert 8 * ADAPTERS < 2 * PARAMETERS + 4 * ADAPTERS
+    assert report.machine is not None
+    assert report.machine.held_bytes < report.ranks[0].host_bytes + 7 * 1024
 
 
 def test_an_offloaded_shard_is_first_copied_to_the_gpu(tmp_path: Path) -> None:
@@ -52,8 +77,9 @@ def test_an_offloaded_shard_is_first_copied_to_the_gpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "keys", "saves"),
     [
-        ({}, {}, False),  # FSDP2 saves its parts
-        ({"state_dict_type": "SHARDED_STATE_DICT"}, {}, False),
+        ({}, {"save_only_model": True}, False),
+        ({"state_dict_type": "SHARDED_STATE_DICT"}, {"save_strategy": "no"}, False),
+        ({}, {}, True),  # each rank copies its parts
         ({"final_state_dict_type": "FULL_STATE_DICT"}, {}, True),
         (
             {"state_dict_type": "FULL_STATE_DICT", "final_state_dict_type": "SHARDED_STATE_DICT"},

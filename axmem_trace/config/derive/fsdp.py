@@ -47,6 +47,7 @@ def derive_fsdp(draft: Draft, version: int) -> Fsdp:
         syncs_states=loads_on_host or config.get("sync_module_states") is not False,
         uses_orig_params=config.get("use_orig_params") is not False,
         saves_whole=_saves_whole(draft, version),
+        saves_states=_saves_states(draft, version),
         activation_checkpointing=bool(config.get("activation_checkpointing")),
         param_dtype=dtype,
         reduce_dtype=dtype,
@@ -66,15 +67,29 @@ def shards_qlora(draft: Draft) -> bool:
 def _saves_whole(draft: Draft, version: int) -> bool:
     """True if a checkpoint or the final model is saved as one whole state dict.
 
-    With an adapter, FSDP2 saves only the adapter at the end. Without a state dict type, FSDP1 saves the whole state and
-    FSDP2 saves shards (accelerate 1.15 `utils/dataclasses.py:2049`).
+    With an adapter, FSDP2 saves only the adapter at the end.
     """
-    config = draft.sub("fsdp_config")
-    checkpoint = str(config.get("state_dict_type") or ("FULL_STATE_DICT" if version == 1 else "SHARDED_STATE_DICT"))
-    final = str(config.get("final_state_dict_type") or draft.get("fsdp_final_state_dict_type") or checkpoint)
-    saves_checkpoints = str(draft.get("save_strategy")) not in ("no", "False")
-    ends_whole = final == "FULL_STATE_DICT" and not (version == 2 and draft.get("adapter"))
-    return ends_whole or (saves_checkpoints and checkpoint == "FULL_STATE_DICT")
+    checkpoint = _checkpoint_type(draft, version)
+    final = draft.sub("fsdp_config").get("final_state_dict_type") or draft.get("fsdp_final_state_dict_type")
+    ends_whole = (final or checkpoint) == "FULL_STATE_DICT" and not (version == 2 and draft.get("adapter"))
+    return ends_whole or (_saves_checkpoints(draft) and checkpoint == "FULL_STATE_DICT")
+
+
+def _saves_states(draft: Draft, version: int) -> Literal["", "whole", "parts"]:
+    """How a checkpoint saves the optimizer's states (transformers 5.20 `trainer.py` `_save_optimizer_and_scheduler`)."""
+    if not _saves_checkpoints(draft) or draft.get("save_only_model"):
+        return ""
+    return "whole" if _checkpoint_type(draft, version) == "FULL_STATE_DICT" else "parts"
+
+
+def _checkpoint_type(draft: Draft, version: int) -> str:
+    """Without a type FSDP1 saves the whole state, and FSDP2 its shards (accelerate 1.15 `utils/dataclasses.py:2049`)."""
+    default = "FULL_STATE_DICT" if version == 1 else "SHARDED_STATE_DICT"
+    return str(draft.sub("fsdp_config").get("state_dict_type") or default)
+
+
+def _saves_checkpoints(draft: Draft) -> bool:
+    return str(draft.get("save_strategy")) not in ("no", "False")
 
 
 def _half(draft: Draft) -> Dtype | Literal[""]:
