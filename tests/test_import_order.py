@@ -87,7 +87,7 @@ def test_no_file_imports_from_a_higher_level(name):
     assert upward(name, modules()[name]) == []
 
 
-def test_an_upward_import_is_seen(tmp_path):
+def test_an_upward_import_is_found(tmp_path):
     path = tmp_path / "lazy.py"
     path.write_text("def late():\n    from axmem_trace.training.run import Run\n    import axmem_trace.config\n")
     assert upward("tracing.lazy", path) == ["config", "training"]
@@ -132,7 +132,7 @@ def test_light_packages_import_nothing_heavy():
     assert heavy_modules_after_importing("axmem_trace", *[f"axmem_trace.{name}" for name in names]) == []
 
 
-def test_a_heavy_import_is_seen():
+def test_a_heavy_import_is_found():
     assert "torch" in heavy_modules_after_importing("torch.nn", "axmem_trace.units")
 
 

@@ -65,7 +65,7 @@ def test_in_a_process_that_has_torch_nothing_is_imported_or_replaced():
     assert run_fresh(BESIDE_TORCH) == {"same": True, "imported": False, "calls": 0}
 
 
-def test_what_is_decorated_meanwhile_is_compiled_at_its_first_call_and_once(monkeypatch: pytest.MonkeyPatch):
+def test_a_function_decorated_during_import_is_compiled_once_at_its_first_call(monkeypatch: pytest.MonkeyPatch):
     calls: list[dict[str, object]] = []
 
     def fake_compile(function, **options):

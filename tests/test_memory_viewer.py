@@ -57,7 +57,7 @@ def test_a_history_that_ends_out_of_memory_is_drawn(tmp_path):
 
 
 @needs_viewer
-def test_nothing_to_show_is_shown(tmp_path):
+def test_an_empty_history_is_drawn(tmp_path):
     write_snapshot(tmp_path / "empty.pickle", Ledger(allocations=(), marks=(), ticks=0), parse_alloc_conf(""))
     assert view(tmp_path / "empty.pickle") == {
         "categories": [],
@@ -67,7 +67,7 @@ def test_nothing_to_show_is_shown(tmp_path):
 
 @pytest.mark.parametrize("text", SETTINGS)
 @pytest.mark.parametrize("capacity_bytes", [0, MIB, 50 * MIB])
-def test_where_there_are_categories_unknown_is_one(text, capacity_bytes):
+def test_unknown_is_a_category_if_there_are_categories(text, capacity_bytes):
     """What the viewer's script needs (`NO_CATEGORY`), whether or not that script is here."""
     snapshot = make_snapshot(LEDGER, parse_alloc_conf(text), capacity_bytes=capacity_bytes)
     categories = {entry["category"] for entry in snapshot["device_traces"][0] if "category" in entry}

@@ -11,7 +11,7 @@ from support.paths import ROOT
 import axmem_trace
 
 
-def test_what_the_package_offers_is_no_module():
+def test_public_names_of_the_package_are_no_modules():
     """`axmem_trace.estimate` is the function, whatever has been imported before."""
     code = "import axmem_trace.estimation, axmem_trace; assert callable(axmem_trace.estimate), axmem_trace.estimate"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
@@ -20,7 +20,7 @@ def test_what_the_package_offers_is_no_module():
     assert not modules & set(axmem_trace.__all__), "a submodule would take the place of what the package offers"
 
 
-def test_the_package_names_what_it_offers():
+def test_an_unknown_name_of_the_package_is_an_attribute_error():
     assert {"estimate", "Report", "ConfigError", "AxmemError"} <= set(dir(axmem_trace))
     with pytest.raises(AttributeError, match="module 'axmem_trace' has no attribute 'estimates'"):
         _ = axmem_trace.estimates

@@ -21,7 +21,7 @@ def chatter():
     logging.getLogger("some.library").warning("a log line")
 
 
-def test_nothing_is_shown_and_all_is_left_as_it_was(capsys):
+def test_nothing_is_shown_and_everything_is_restored(capsys):
     before = (sys.stdout, sys.stderr, logging.root.manager.disable, list(warnings.filters))
     with quiet_libraries():
         chatter()
@@ -40,7 +40,7 @@ def test_nested(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_bug_shows_what_was_kept(capsys):
+def test_a_bug_shows_the_hidden_output(capsys):
     def fail():
         print("a library's last words")
         raise KeyError("bug")
@@ -60,7 +60,7 @@ def test_a_refusal_shows_nothing_more(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_log_that_is_set_aside_by_the_user_stays_so():
+def test_logging_that_the_user_disabled_stays_disabled():
     logging.disable(logging.CRITICAL)
     try:
         with quiet_libraries():
@@ -70,7 +70,7 @@ def test_a_log_that_is_set_aside_by_the_user_stays_so():
         logging.disable(logging.NOTSET)
 
 
-def test_a_handler_that_was_made_meanwhile_speaks_to_the_user_afterwards(capsys):
+def test_a_handler_made_inside_writes_to_the_users_stderr_afterwards(capsys):
     """transformers makes its handler when it is imported, with the `sys.stderr` of that moment."""
     with quiet_libraries():
         handler = logging.StreamHandler()
@@ -80,7 +80,7 @@ def test_a_handler_that_was_made_meanwhile_speaks_to_the_user_afterwards(capsys)
     assert capsys.readouterr() == ("", "shown\n")
 
 
-def test_progress_is_heard_all_the_same(capsys):
+def test_progress_is_reported_nevertheless(capsys):
     with quiet_libraries(), quiet_libraries():
         aloud(print)("tracing")
         print("hidden")
@@ -94,5 +94,5 @@ def test_estimate_is_quiet_and_keeps_its_signature(capsys):
     assert capsys.readouterr() == ("reading\n", "")
 
 
-def test_the_package_shows_what_it_offers_and_nothing_else():
+def test_dir_of_the_package_lists_only_public_names():
     assert dir(axmem_trace) == "AxmemError ConfigError Fit Report Session __version__ estimate fit".split()

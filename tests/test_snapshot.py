@@ -104,7 +104,7 @@ class TestSums:
             assert gradient.endswith(f"active_allocated;{names} {30 * MIB}")
 
 
-def test_frames_say_operator_modules_and_phase():
+def test_frames_name_operator_modules_and_phase():
     snapshot = make_snapshot(LEDGER, parse_alloc_conf(""))
     silu = entries(snapshot, "alloc")[2]
     assert [frame["name"] for frame in silu["frames"]] == [
@@ -154,7 +154,7 @@ def test_out_of_memory_ends_the_history(viz):
     assert "raise OutOfMemoryError # 30.0MiB requested, 8.0MiB free in CUDA" in viz.trace(snapshot)
 
 
-def test_an_expandable_segment_with_a_hole_is_two():
+def test_an_expandable_segment_with_a_hole_is_shown_as_two():
     # 40, 20 and 20 MiB in pages of 20; the first two die, and emptying the cache unmaps 0-20 and 20-60
     ledger = Ledger(
         allocations=(

@@ -97,7 +97,7 @@ def _without_autocast(run: Callable[[], Any]) -> Any:
 
 @pytest.mark.parametrize("dtype", [BF16, FP16])
 @pytest.mark.parametrize("name", CALLS)
-def test_meta_meets_the_operators_that_cuda_meets(name: str, dtype: torch.dtype) -> None:
+def test_meta_runs_the_same_operators_as_cuda(name: str, dtype: torch.dtype) -> None:
     run = CALLS[name]
     if dtype is FP16 and name in ("softmax with dtype", "sum with dtype"):
         pytest.skip("names bf16")
@@ -196,7 +196,7 @@ def test_a_weight_that_trains_is_cast_once() -> None:
     assert count_casts(_twice) == 1
 
 
-def test_what_is_not_a_trained_leaf_is_cast_each_time() -> None:
+def test_a_tensor_that_is_no_trained_leaf_is_cast_each_time() -> None:
     assert count_casts(_twice, trains=False) == 2
     assert count_casts(lambda x, weight: _twice(x, weight * 1)) == 2
     assert count_casts(lambda x, weight: F.linear(F.linear(x, weight.t()), weight.t())) == 2

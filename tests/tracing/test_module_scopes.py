@@ -42,7 +42,7 @@ class Asking(nn.Module):
         return x
 
 
-def test_a_module_that_came_later_is_not_taken_for_one_that_went():
+def test_a_new_module_is_not_mistaken_for_a_deleted_one():
     scopes = ModuleScopes(lambda output: None)
     root = nn.ModuleDict({"kept": Asking(scopes), "replacing": Replacing(scopes)})
     with scopes.watch(root):
@@ -70,7 +70,7 @@ class Layer(nn.Module):
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_a_checkpointed_layer_is_at_work_while_it_is_recomputed(use_reentrant):
+def test_a_checkpointed_layer_is_the_current_module_during_recomputation(use_reentrant):
     scopes = ModuleScopes(lambda output: None)
     root = nn.ModuleDict({"layer": Layer(scopes, use_reentrant=use_reentrant), "head": nn.Linear(2, 1)})
     original = root["layer"]._gradient_checkpointing_func

@@ -68,7 +68,7 @@ def wrong_values() -> Any:
 
 
 @pytest.mark.parametrize("request_", [wrong_shapes, wrong_chance, unknown_values, wrong_values])
-def test_an_error_in_what_a_library_calls_is_not_a_bug_here(request_):
+def test_an_error_in_a_function_that_a_library_calls_is_not_our_bug(request_):
     assert fault(request_, recording=gpu_recording()) == request_.__name__
 
 
@@ -91,7 +91,7 @@ def test_both_kinds_of_rule_on_the_way():
 
 
 @pytest.mark.parametrize("kind", ["function", "dispatch"])
-def test_a_fault_in_a_rule_is_ours(kind):
+def test_an_error_in_a_rule_is_our_bug(kind):
     def fail(context: Any, function: Any, args: Any, kwargs: Any) -> Any:
         raise KeyError("a bug of ours")
 
@@ -99,7 +99,7 @@ def test_a_fault_in_a_rule_is_ours(kind):
 
 
 @pytest.mark.parametrize("kind", ["function", "dispatch"])
-def test_an_error_in_an_operator_that_a_rule_calls_is_a_bug_here(kind):
+def test_an_error_in_an_operator_that_a_rule_calls_is_our_bug(kind):
     """Its source says `function(*args, **kwargs)` too, which once decided it."""
 
     def call(context: Any, function: Any, args: Any, kwargs: Any) -> Any:

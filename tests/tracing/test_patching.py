@@ -48,7 +48,7 @@ def test_an_attribute_is_restored_after_an_exception():
     assert open_replacements() == ()
 
 
-def test_what_a_class_inherits_is_inherited_again():
+def test_an_inherited_attribute_is_inherited_again_after_restoring():
     with replaced(Derived, "method", lambda self: "other"):
         assert Derived().method() == "other"
         assert Base().method() == "base"
@@ -56,7 +56,7 @@ def test_what_a_class_inherits_is_inherited_again():
     assert Derived().method() == "base"
 
 
-def test_a_static_method_stays_one():
+def test_a_static_method_stays_static():
     before = vars(Base)["static"]
     with replaced(Base, "static", staticmethod(lambda: "other")):
         assert Base().static() == "other"
@@ -124,7 +124,7 @@ class Function(TorchFunctionMode):
         (lambda: torch.autocast("cpu"), "autocast is on"),
     ],
 )
-def test_what_stays_open_is_found(opened: Any, said: str):
+def test_a_mode_that_stays_active_is_found(opened: Any, said: str):
     assert left_behind() == []
     with opened():
         (found,) = left_behind()

@@ -39,7 +39,7 @@ def table(rule: Any) -> Rules:
     return rules
 
 
-def test_a_rule_that_comes_late_is_used():
+def test_a_rule_that_is_added_late_is_used():
     recording = RecordingMode()
     recorder = recording.recorder
     x = torch.empty(4, device="meta")
@@ -50,7 +50,7 @@ def test_a_rule_that_comes_late_is_used():
     assert workspaces(recorder) == [1]
 
 
-def test_a_decision_that_comes_late_is_used():
+def test_a_decision_that_is_added_late_is_used():
     """Loading and training share a recorder: a model whose initialisation calls `topk` had its routers never decided."""
     recording = RecordingMode()
     recorder = recording.recorder
@@ -63,7 +63,7 @@ def test_a_decision_that_comes_late_is_used():
     assert recorder.known(after) is not None
 
 
-def test_a_function_rule_that_comes_late_is_used():
+def test_a_function_rule_that_is_added_late_is_used():
     recording = RecordingMode()
     late = Rules()
     late.function(F.silu)(lambda context, function, args, kwargs: "asked")
@@ -89,12 +89,12 @@ def test_a_recording_has_its_own_table():
     assert not rules.functions
 
 
-def test_a_real_run_is_given_no_rules():
+def test_a_real_run_must_have_no_rules():
     with pytest.raises(AssertionError, match="a real run"):
         RecordingMode(KernelContext(recorder=Recorder("cpu")), gpu_rules())
 
 
-def test_recorder_and_context_know_nothing_above_them():
+def test_recorder_and_context_have_no_reference_to_the_mode():
     """One way: the mode has the context, the context has the recorder."""
     recording = RecordingMode(rules=gpu_rules())
     with recording:
@@ -104,7 +104,7 @@ def test_recorder_and_context_know_nothing_above_them():
     assert not any(each is recording or each is recording.context for each in below)
 
 
-def test_what_a_rule_runs_is_recorded_where_its_table_says_so():
+def test_operators_inside_a_rule_are_recorded_if_the_table_says_so():
     def add_twice(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[0] + 1 + 1
 

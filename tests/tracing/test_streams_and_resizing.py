@@ -73,7 +73,7 @@ def test_a_freed_block_is_busy_until_the_host_has_waited_for_the_other_stream() 
     assert block.freed_tick < block.busy_until < NEVER
 
 
-def test_waiting_for_one_stream_is_waiting_for_all_that_it_waited_for() -> None:
+def test_waiting_for_a_stream_includes_the_streams_that_it_waited_for() -> None:
     recording = RecordingMode()
     recorder = recording.recorder
     streams = streams_of(recorder)
@@ -92,7 +92,7 @@ def test_waiting_for_one_stream_is_waiting_for_all_that_it_waited_for() -> None:
     assert recorded(recorder)[0].busy_until < NEVER
 
 
-def test_a_role_is_that_of_all_that_is_allocated_meanwhile() -> None:
+def test_a_role_applies_to_all_allocations_inside_its_context() -> None:
     recording = RecordingMode()
     recorder = recording.recorder
     with recording:

@@ -39,7 +39,7 @@ def test_grokfast_keeps_a_copy_of_all_gradients(tmp_path):
     assert kept(filtered, "optimizer") - kept(plain, "optimizer") == 21_664 * 2
 
 
-def test_grokfast_passes_through_three_temporaries_of_a_gradient(tmp_path):
+def test_grokfast_allocates_three_temporaries_per_gradient(tmp_path):
     ledger = run(tmp_path, **GROKFAST)
     first = [each for each in ledger.allocations if each.phase == "optimizer" and each.step == 1]
     products = Counter(each.nbytes for each in first if each.op == "aten.mul.Tensor")
@@ -47,7 +47,7 @@ def test_grokfast_passes_through_three_temporaries_of_a_gradient(tmp_path):
     assert products[96 * 32 * 2] == 2 * 3
 
 
-def test_grokfast_in_adapters_is_as_small_as_they_are(tmp_path):
+def test_grokfast_with_adapters_copies_only_adapter_gradients(tmp_path):
     plain, filtered = run(tmp_path, **LORA), run(tmp_path, **LORA, **GROKFAST)
     assert kept(filtered, "optimizer") - kept(plain, "optimizer") == 2 * (4 * 48 + 32 * 4) * 4
 
@@ -66,7 +66,7 @@ def test_relora_merges_one_layer_at_a_time(tmp_path):
     assert all(each.freed_tick != NEVER for each in allocated), "and keeps nothing"
 
 
-def test_relora_at_its_worst_holds_three_products(tmp_path):
+def test_relora_holds_three_products_at_its_peak(tmp_path):
     ledger = run(tmp_path, **LORA, **RELORA)
     before = ledger.allocated_at(max(mark.tick for mark in ledger.marks))
     second = [each for each in restart(ledger) if each.op == "aten.mm.default"][1]
@@ -84,7 +84,7 @@ def test_relora_sorts_states_to_prune_them(tmp_path):
     assert len([each for each in at_random if each.op == "aten.rand.default"]) == 8
 
 
-def test_relora_in_8_bit_goes_back_to_the_checkpoint(tmp_path):
+def test_relora_in_8_bit_reads_weights_from_the_checkpoint(tmp_path):
     allocated = restart(run(tmp_path, **LORA, **RELORA, load_in_8bit=True))
     found = Counter(each.nbytes for each in allocated if each.op != "aten.sort.default" and each.nbytes >= MATRIX)
     # Per layer: in fp32 the product, its scaled copy and the sum; in 16 bits the checkpoint's weight, the copy that is
@@ -95,7 +95,7 @@ def test_relora_in_8_bit_goes_back_to_the_checkpoint(tmp_path):
     assert found == Counter({MATRIX * 2: 2, MATRIX: 2})
 
 
-def test_relora_in_4_bit_leaves_fp32_weights_and_says_so(tmp_path):
+def test_relora_in_4_bit_leaves_fp32_weights_and_reports_it(tmp_path):
     keys = {**LORA, **RELORA, "adapter": "qlora", "load_in_4bit": True}
     ledger = run(tmp_path, **keys)
     left = [each for each in restart(ledger) if each.freed_tick == NEVER]
@@ -117,6 +117,6 @@ def test_relora_traps_are_reported(tmp_path, keys, key, words):
     assert words in found[0]
 
 
-def test_no_restart_within_the_run_is_none(tmp_path):
+def test_without_a_restart_in_the_run_nothing_is_merged(tmp_path):
     assert read(tmp_path, **LORA, **RELORA, max_steps=10).adapter.relora_steps == 0
     assert read(tmp_path, **LORA, **RELORA, max_steps=11).adapter.relora_steps == 10

@@ -65,7 +65,7 @@ def num_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     checked_folds.forget_all()
 
 
-def test_each_answer_is_that_of_a_new_process(tmp_path: Path, num_models: list[int]) -> None:
+def test_each_report_equals_that_of_a_new_process(tmp_path: Path, num_models: list[int]) -> None:
     base = make_config(tmp_path, "lora", {**LORA, "sequence_len": 4096})
     configs = {name: {**base, **changes} for name, changes, _ in QUESTIONS}
     expected = unfolded_reports(configs)
@@ -90,7 +90,7 @@ def test_without_checks_figures_are_the_same(tmp_path: Path, num_models: list[in
         assert len(checked_folds.kept()) - len(before) == models - 1, name
 
 
-def test_what_was_not_checked_answers_no_other_question(tmp_path: Path) -> None:
+def test_an_unchecked_run_is_not_used_for_another_estimate(tmp_path: Path) -> None:
     kept_runs.forget_kept()
     checked_folds.forget_all()
     base = make_config(tmp_path, "lora", {**LORA, "sequence_len": 4096})
@@ -102,7 +102,7 @@ def test_what_was_not_checked_answers_no_other_question(tmp_path: Path) -> None:
     assert len(kept_runs._kept) == len(checked_folds.kept()) == 2
 
 
-def test_a_changed_base_model_is_another_question(tmp_path: Path, num_models: list[int]) -> None:
+def test_a_changed_base_model_is_checked_again(tmp_path: Path, num_models: list[int]) -> None:
     config = make_config(tmp_path, "model", {"sequence_len": 32})
     report_of(config, fold=True)
     path = Path(config["base_model"]) / "config.json"
@@ -127,7 +127,7 @@ def test_few_checks_are_kept(tmp_path: Path, num_models: list[int]) -> None:
     assert len(checked_folds._checked) == checked_folds.MOST_KEPT
 
 
-def test_a_check_of_another_process_is_enough(tmp_path: Path, num_models: list[int]) -> None:
+def test_a_check_of_another_process_is_used(tmp_path: Path, num_models: list[int]) -> None:
     base = make_config(tmp_path, "lora", {**LORA, "sequence_len": 4096})
     longer = {**base, "sequence_len": 4160}
     expected = unfolded_reports({"longer": longer})
@@ -139,7 +139,7 @@ def test_a_check_of_another_process_is_enough(tmp_path: Path, num_models: list[i
     assert num_models[-1] == 1
 
 
-def test_a_check_covers_only_what_it_saw(tmp_path: Path, num_models: list[int]) -> None:
+def test_a_check_covers_only_the_records_that_it_compared(tmp_path: Path, num_models: list[int]) -> None:
     report_of(make_config(tmp_path, "model", {"optimizer": "adamw_torch"}), fold=True)
     (kept,) = checked_folds._checked
     assert kept.growth, "foreach norms grow with the number of gradients"

@@ -45,7 +45,7 @@ def allocated(ledger: Ledger, phase: str) -> Counter[tuple[str, int]]:
     return Counter((each.op, each.nbytes) for each in found)
 
 
-def test_logits_are_shifted_and_picked_in_fp32(tmp_path):
+def test_logits_are_shifted_and_selected_in_fp32(tmp_path):
     forward = allocated(record(tmp_path, **DIFFUSION), "forward")
     # accelerate's fp32 copy, the shifted copy, the copy of the masked tokens (all tokens), and the log-softmax that is
     # kept.
@@ -53,13 +53,13 @@ def test_logits_are_shifted_and_picked_in_fp32(tmp_path):
         assert forward[(op, LOGITS)] == 1, op
 
 
-def test_only_the_log_softmax_is_kept_of_them(tmp_path):
+def test_only_the_log_softmax_is_kept_for_backward(tmp_path):
     ledger = record(tmp_path, **DIFFUSION)
     kept = [each for each in ledger.on_gpu if each.kept and each.step == 1 and each.nbytes == LOGITS]
     assert [each.op for each in kept] == ["aten._log_softmax.default"]
 
 
-def test_the_gradient_goes_back_through_a_full_matrix_of_zeros(tmp_path):
+def test_the_gradient_is_written_into_a_full_matrix_of_zeros(tmp_path):
     backward = allocated(record(tmp_path, **DIFFUSION), "backward")
     full = {op: number for (op, nbytes), number in backward.items() if nbytes == LOGITS}
     # The gradients of nll_loss and of log-softmax are made; then the gradients of the selected tokens are written into
@@ -68,7 +68,7 @@ def test_the_gradient_goes_back_through_a_full_matrix_of_zeros(tmp_path):
     assert sum(number for op, number in full.items() if "zeros" in op or "new_zeros" in op) >= 1
 
 
-def test_every_token_sees_every_other(tmp_path):
+def test_every_token_attends_to_every_other(tmp_path):
     forward = allocated(record(tmp_path, **DIFFUSION), "forward")
     square = ROWS * TOKENS * TOKENS
     # `queries == keys`, and both conditions together.
@@ -90,6 +90,6 @@ def test_fused_losses_have_no_effect(tmp_path):
     assert read_recipe(make_config(tmp_path, **liger), hub="never").loss.path == "diffusion"
 
 
-def test_flash_attention_can_not_unpad_by_such_a_mask(tmp_path):
+def test_flash_attention_cannot_unpad_with_this_mask(tmp_path):
     with pytest.raises(ConfigError, match="to remove the padding"):
         read_recipe(make_config(tmp_path, **DIFFUSION, attn_implementation="flash_attention_2"), hub="never")

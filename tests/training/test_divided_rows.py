@@ -26,7 +26,7 @@ def test_labels_are_shifted_before_rows_are_divided() -> None:
     assert "attention_mask" not in first
 
 
-def test_head_and_tail_are_of_one_rank() -> None:
+def test_a_rank_has_a_part_of_the_head_and_of_the_tail() -> None:
     """8 tokens in 4 parts for 2 ranks: the first has parts 0 and 3."""
     context = Context(ring=2, rotation="steps", head_tail=True)
     assert divide_rows(whole_rows(8), context, 0)["input_ids"][0].tolist() == [0, 1, 6, 7]
@@ -36,7 +36,7 @@ def test_head_and_tail_are_of_one_rank() -> None:
 @pytest.mark.parametrize("positions", [False, True])
 @pytest.mark.parametrize("head_tail", [False, True])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_rows_are_divided_as_ringmaster_does(ranks: int, head_tail: bool, positions: bool) -> None:
+def test_rows_are_divided_as_in_ringmaster(ranks: int, head_tail: bool, positions: bool) -> None:
     shard = pytest.importorskip("ringmaster.shard", reason="the test extra is not installed")
     context = Context(ring=ranks, rotation="steps", head_tail=head_tail)
     for rank in range(ranks):

@@ -39,11 +39,11 @@ def when_emptied(tmp_path: Path, **keys: Any) -> list[str]:
         ({"gc_steps": 1}, ["load 0", "forward 1", "optimizer 1", "forward 2", "optimizer 2"]),
     ],
 )
-def test_when(keys: dict[str, Any], expected: list[str], tmp_path: Path) -> None:
+def test_when_the_cache_is_emptied(keys: dict[str, Any], expected: list[str], tmp_path: Path) -> None:
     assert when_emptied(tmp_path, **keys) == expected
 
 
-def test_what_loading_cached_is_given_back(tmp_path: Path) -> None:
+def test_memory_that_loading_cached_is_freed(tmp_path: Path) -> None:
     """Loading the tiny model never leaves an entirely free page. But emptying the cache must not make its first step
     reserve more."""
     plain, collected = (

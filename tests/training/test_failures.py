@@ -67,7 +67,7 @@ def test_embeddings_changed_in_place_under_an_adapter(tmp_path):
     assert "modeling_ctrl.py, line" in str(caught.value)
 
 
-def test_what_a_model_refuses_is_reported_with_its_place(tmp_path):
+def test_an_error_in_a_models_code_is_reported_with_its_line(tmp_path):
     """modeling_dbrx.py: without `clip_qkv`, `clamp` gets neither a minimum nor a maximum."""
     with pytest.raises(ConfigError, match="stops in its own code") as caught:
         estimate(tmp_path, DBRX)

@@ -57,7 +57,7 @@ def test_a_model_that_fails_with_few_layers_is_traced_with_all(tmp_path: Path, m
     assert "ValueError: only 5 layers" in run.not_folded
 
 
-def test_an_error_outside_of_a_library_s_call_is_ours() -> None:
+def test_an_error_outside_a_library_call_is_our_bug() -> None:
     """This file takes the role of the library. torch is between it and the error, but is not the cause."""
     with pytest.raises(AttributeError) as in_our_code:
         is_outside_this_package(None)  # type: ignore[arg-type]

@@ -68,7 +68,7 @@ def placeholders(batch: Batch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", PLACEHOLDERS)
-def test_an_image_takes_as_many_tokens_as_its_processor_gives_it(family: str, tmp_path: Path) -> None:
+def test_an_image_has_as_many_tokens_as_its_processor_makes(family: str, tmp_path: Path) -> None:
     height, width, expected = PLACEHOLDERS[family]
     batch = make(family, tmp_path, image_size=[width, height])
     assert placeholders(batch).sum(dim=1).tolist() == [expected, expected]

@@ -85,7 +85,7 @@ def num_traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_micro_batch_answers(name: str, configs: Any, expected: Any, num_traced: list[int]) -> None:
+def test_tracing_one_micro_batch_is_enough(name: str, configs: Any, expected: Any, num_traced: list[int]) -> None:
     report_of(configs[name], fold=True)
     traced = len(num_traced)
     for number in range(len(CASES[name][1])):
@@ -95,7 +95,7 @@ def test_one_micro_batch_answers(name: str, configs: Any, expected: Any, num_tra
 
 
 @pytest.mark.parametrize("name", OTHER_EVENTS)
-def test_other_events_are_traced(name: str, configs: Any, expected: Any, num_traced: list[int]) -> None:
+def test_a_run_with_other_events_is_traced_again(name: str, configs: Any, expected: Any, num_traced: list[int]) -> None:
     report_of(configs[name], fold=True)
     traced, changed = len(num_traced), f"{name} 0"
     assert report_of(configs[changed], fold=True) == expected[changed]

@@ -131,7 +131,9 @@ def unfolded(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_report_is_that_of_every_layer(name: str, configs: Any, unfolded: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_folded_report_equals_the_report_of_every_layer(
+    name: str, configs: Any, unfolded: Any, monkeypatch: pytest.MonkeyPatch
+):
     runs: list[layer_folding.TracedRun] = []
     original = layer_folding.trace_run
 

@@ -46,7 +46,7 @@ def sizes(ledger: Ledger, op: str) -> Counter[int]:
     return Counter(each.nbytes for each in ledger.allocations if each.op == op)
 
 
-def test_a_full_fine_tune_loads_what_it_keeps_and_warms_the_cache_with_as_much(tmp_path):
+def test_a_full_fine_tune_loads_its_weights_and_warms_the_cache_with_as_many_bytes(tmp_path):
     ledger = load(tmp_path, attn_implementation="flash_attention_2", axolotl="0.19.0")
     # Two untied 96 x 32 embeddings; a layer: q, o 32 x 32, k, v 16 x 32, three of 48 x 32, two norms of 32; last norm:
     # 2 x 3072 + 2 x (2 x 1024 + 2 x 512 + 3 x 1536 + 64) + 32 = 21,664 weights in bf16; two fp32 rotary tables of 4.
@@ -82,7 +82,7 @@ def test_sdpa_leaves_norms_and_embeddings_in_fp32(tmp_path):
     assert sizes(load(tmp_path), "aten._to_copy.default") == Counter({12_288: 2, 32 * 4: 5})
 
 
-def test_before_4_50_weights_came_in_the_order_of_their_names_and_nothing_warmed_the_cache(tmp_path):
+def test_before_4_50_weights_load_in_order_of_names_without_cache_warm_up(tmp_path):
     keys = {"adapter": "qlora", "load_in_4bit": True, "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
     ledgers = {}
     for loading in ("current", "before_4_50"):
@@ -151,7 +151,7 @@ def test_the_warm_up_leaves_free_memory_on_a_small_card(tmp_path):
 @pytest.mark.parametrize(
     "adapter", [{"adapter": "lora", "load_in_8bit": True}, {"adapter": "qlora", "load_in_4bit": True}]
 )
-def test_rules_are_there_in_a_process_that_has_not_seen_the_libraries(tmp_path, adapter):
+def test_rules_exist_in_a_process_that_has_not_imported_the_libraries(tmp_path, adapter):
     """bitsandbytes is imported while the model is built. The rules for its operators are added after that, and before
     loading."""
     config = {

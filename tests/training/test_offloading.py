@@ -54,7 +54,7 @@ def kept_bytes(ledger: Ledger) -> int:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_hidden_states_leave_two_on_the_card(tmp_path, reentrant):
+def test_two_hidden_states_stay_on_the_card(tmp_path, reentrant):
     kwargs = {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
     plain = record(tmp_path, **LORA, **kwargs).ledger
     moved = record(tmp_path, **LORA, **kwargs, activation_offloading="hidden_states").ledger
@@ -65,7 +65,7 @@ def test_hidden_states_leave_two_on_the_card(tmp_path, reentrant):
     assert kept_bytes(plain) - kept_bytes(moved) == (LAYERS - 3) * INPUT
 
 
-def test_an_input_comes_back_for_its_layer_and_goes(tmp_path):
+def test_an_input_is_on_the_card_only_for_its_layer(tmp_path):
     ledger = record(tmp_path, **LORA, activation_offloading="hidden_states").ledger
     back = [each for each in ledger.on_gpu if each.op == "aten.clone.default" and each.nbytes == INPUT]
     back = [each for each in back if each.step == 2 and each.phase == "backward" and "self_attn" not in each.module]
@@ -73,13 +73,13 @@ def test_an_input_comes_back_for_its_layer_and_goes(tmp_path):
     assert all(earlier.freed_tick < later.freed_tick for earlier, later in pairwise(back))
 
 
-def test_full_fine_tunes_spare_their_weights(tmp_path):
+def test_a_full_fine_tune_does_not_offload_its_weights(tmp_path):
     ledger = record(tmp_path, activation_offloading=True).ledger
     assert on_host(ledger)[INPUT] >= LAYERS
     assert not any(each.role == "weight" and each.device == "cpu" for each in ledger.allocations)
 
 
-def test_disk_is_reported_to_be_memory(tmp_path):
+def test_offloading_to_disk_is_reported_as_host_memory(tmp_path):
     recording = record(tmp_path, **LORA, activation_offloading="disk")
     assert any("runs `disk` as `true`" in note.text for note in recording.notes)
     assert on_host(recording.ledger) == on_host(record(tmp_path, **LORA, activation_offloading=True).ledger)
@@ -95,7 +95,7 @@ class Chain(nn.Module):
 
 
 @pytest.mark.parametrize(("streams", "left"), [(True, 5), (False, 0)])
-def test_the_stash_keeps_the_latest(streams, left):
+def test_the_stash_keeps_the_latest_outputs(streams, left):
     """With streams the five latest outputs stay because of the copies. Without streams none stays."""
     recording = gpu_recording()
     recorder = recording.recorder
@@ -130,7 +130,7 @@ def test_small_tensors_parameters_and_storages_kept_on_gpu_stay():
     assert on_host(recorder.make_ledger(), step=1) == Counter({64 * 32 * 4: 1})
 
 
-def test_with_streams_a_transposed_weight_travels_too():
+def test_with_streams_a_transposed_weight_is_offloaded_too():
     """axolotl copies a tensor that is not contiguous, before TRL checks which storage it belongs to."""
     recording = gpu_recording()
     recorder = recording.recorder

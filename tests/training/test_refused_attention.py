@@ -42,7 +42,7 @@ GPTJ = {"architectures": ["GPTJForCausalLM"], "n_embd": 32, "n_layer": 2, "n_hea
         ("gptj", GPTJ, "flex_attention", "eager"),  # neither flex attention nor SDPA
     ],
 )
-def test_the_figures_are_those_of_a_kernel_that_the_model_takes(tmp_path, model_type, shape, asked, used):
+def test_the_figures_are_for_a_kernel_that_the_model_supports(tmp_path, model_type, shape, asked, used):
     refused = axmem_trace.estimate(make_config(tmp_path, model_type, shape, attn_implementation=asked), hub="never")
     (refusal,) = refused.refusals
     assert refusal.key == "attn_implementation"

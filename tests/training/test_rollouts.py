@@ -82,7 +82,7 @@ def sizes(ledger: Ledger) -> Counter[tuple[str, int]]:
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_first_and_last_pass_are_those_of_generate(family: str, settings: Rollouts, tmp_path: Path) -> None:
+def test_first_and_last_pass_equal_those_of_generate(family: str, settings: Rollouts, tmp_path: Path) -> None:
     real, ours = run_generate(family, tmp_path, settings), run_ours(family, tmp_path, settings, "cpu")
     # `new_zeros` gives the cache the length that the passes between the first and the last would give it
     missing = {key: count for key, count in (sizes(ours) - sizes(real)).items() if "zeros" not in key[0]}

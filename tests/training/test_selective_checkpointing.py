@@ -73,14 +73,14 @@ def test_sliding_windows_are_computed_again(tmp_path):
     assert runs(record(tmp_path, "mistral", **keys), "flash_attn_func") == (LAYERS, 0)
 
 
-def test_a_part_of_a_name_saves_operators(tmp_path):
+def test_a_part_of_a_name_selects_operators_to_save(tmp_path):
     plain = record(tmp_path)
     selective = record(tmp_path, selective_checkpointing={"save": ["aten::silu"]})
     # silu's output: 48 wide, in bf16.
     assert kept_bytes(selective) - kept_bytes(plain) == LAYERS * ROWS * TOKENS * 48 * 2
 
 
-def test_what_can_not_be_saved_is_reported(tmp_path):
+def test_outputs_that_cannot_be_saved_are_reported(tmp_path):
     record(tmp_path)
     config = {
         "base_model": str(tmp_path),

@@ -43,7 +43,7 @@ def is_hopper(capability: tuple[int, int], added: int) -> bool:
         (lambda gpu: gpu.at_most(40, 50), True, True),
     ],
 )
-def test_each_question_and_who_answers_it_alike(question, same_on_ada, same_on_hopper) -> None:
+def test_which_cards_give_the_same_answer_to_each_question(question, same_on_ada, same_on_hopper) -> None:
     asked: set[Question] = set()
     assert question(watch(AMPERE, asked)) == question(AMPERE)
     assert asked
@@ -51,7 +51,7 @@ def test_each_question_and_who_answers_it_alike(question, same_on_ada, same_on_h
         assert all(answer(card, each) == answer(AMPERE, each) for each in asked) is same
 
 
-def test_a_block_of_the_card_does_not_tell_cards_apart() -> None:
+def test_a_block_that_depends_on_the_card_does_not_prevent_sharing() -> None:
     """The trace is shared, and the block gets the size for the other card."""
     asked: set[Question] = set()
     assert ask_block(watch(AMPERE, asked).compute_capability, CUBLAS) == 4096 * 1024 * 2 + 16 * 1024 * 8
@@ -59,7 +59,7 @@ def test_a_block_of_the_card_does_not_tell_cards_apart() -> None:
     assert ask_block(HOPPER.compute_capability, CUBLAS) == 32 * 1024 * 1024
 
 
-def test_memory_counts_only_where_it_decides() -> None:
+def test_memory_matters_only_if_it_changes_a_decision() -> None:
     """With 40 bytes in use, 60 of 100 bytes are free; of 200 bytes, 160."""
     larger, asked = Gpu(memory_bytes=200), set[Question]()
     assert watch(AMPERE, asked).at_most(50, 40) == 50
@@ -98,7 +98,7 @@ def compare(config: Path, num_gpus: int) -> tuple[bool, int]:
 
 @pytest.mark.parametrize("num_layers", [2, 15])
 @pytest.mark.parametrize("num_gpus", [1, 2])
-def test_the_figures_are_those_of_an_estimate_of_its_own(tmp_path: Path, num_gpus: int, num_layers: int) -> None:
+def test_shared_traces_give_the_figures_of_separate_estimates(tmp_path: Path, num_gpus: int, num_layers: int) -> None:
     """Of 15 layers only some are traced. Their check ran for one card and does not depend on the card."""
     config = tmp_path / "run.yml"
     home = write_tiny_model("llama", tmp_path / "llama", num_hidden_layers=num_layers)

@@ -53,7 +53,7 @@ def test_the_teachers_tokens_come_with_each_batch(tmp_path):
     assert not inputs[0] - inputs[1]
 
 
-def test_without_a_server_the_width_is_the_datas_own(tmp_path):
+def test_without_a_server_the_data_give_the_number_of_logprobs(tmp_path):
     recipe_inputs = [each.nbytes for each in record(tmp_path, kd_online_topk=16).allocations if each.role == "input"]
     assert 128 * 16 * 8 not in recipe_inputs
 

@@ -107,7 +107,9 @@ def compare(config: dict[str, Any], helpers: str) -> tuple[Ledger, Ledger]:
 @pytest.mark.parametrize("helpers", ["trl", "torch"])
 @pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_step_allocates_what_trl_does(method: str, adapter: dict[str, Any], helpers: str, tmp_path: Path) -> None:
+def test_the_step_makes_the_allocations_of_trl(
+    method: str, adapter: dict[str, Any], helpers: str, tmp_path: Path
+) -> None:
     theirs, ours = compare(make_config(tmp_path, **METHODS[method], **adapter), helpers)
     assert tensors(theirs) == tensors(ours)
     assert_peaks_agree(theirs, ours)
@@ -162,7 +164,7 @@ def test_the_tiles_of_the_liger_keys(method: str, adapter: dict[str, Any], tmp_p
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "simpo", "grpo", "reward"])
-def test_an_evaluation_allocates_what_trl_does(method: str, tmp_path: Path) -> None:
+def test_an_evaluation_makes_the_allocations_of_trl(method: str, tmp_path: Path) -> None:
     """Before the first step, two batches run in evaluation mode without gradients."""
     evaluated = {"val_set_size": 0.1, "eval_steps": 5, "eval_batch_size": MICRO, "eval_on_start": True}
     theirs, ours = compare(make_config(tmp_path, **METHODS[method], **LORA, **evaluated), "trl")
@@ -182,7 +184,7 @@ def test_the_routers_loss_of_other_methods(method: str, asked: bool, tmp_path: P
     assert tensors(theirs) == tensors(ours)
 
 
-def test_the_routers_loss_is_part_of_it(tmp_path: Path) -> None:
+def test_the_routers_loss_is_part_of_the_loss(tmp_path: Path) -> None:
     """A mixture of experts has router logits and their balancing loss, even if the configuration does not set them."""
     theirs, ours = compare(make_config(tmp_path, "qwen3_moe", rl="dpo", **LORA), "trl")
     assert tensors(theirs) == tensors(ours)
@@ -193,7 +195,7 @@ def test_the_routers_loss_is_part_of_it(tmp_path: Path) -> None:
     assert sum((tensors(ours) - tensors(without)).values()) > sum((tensors(without) - tensors(ours)).values())
 
 
-def test_a_reward_model_scores_on_the_cpu_what_it_does_on_meta(tmp_path: Path) -> None:
+def test_a_reward_model_allocates_the_same_on_the_cpu_and_on_meta(tmp_path: Path) -> None:
     named = {"beta": 0.0, "num_generations": 4, "max_completion_length": 10}
     plain = make_config(tmp_path, rl="grpo", trl=named, **LORA)
     reward = write_tiny_model("qwen2", tmp_path / "reward")
@@ -219,7 +221,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("method", OWN)
-def test_the_trainers_of_axolotl_allocate_on_the_cpu_what_they_do_on_meta(
+def test_the_trainers_of_axolotl_allocate_the_same_on_the_cpu_and_on_meta(
     method: str, adapter: dict[str, Any], tmp_path: Path
 ) -> None:
     config = make_config(tmp_path, **OWN[method], **adapter)

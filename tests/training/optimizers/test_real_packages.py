@@ -54,7 +54,7 @@ def recorded(name: str, dtype: str) -> Steps:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", EXACT)
-def test_rebuilt_step_allocates_what_the_real_one_does(name, dtype):
+def test_a_rebuilt_step_allocates_the_same_as_the_real_one(name, dtype):
     tables = TABLES.get(name, 0)
     real = recorded(name, dtype)
     assert rebuilt(name, dtype)[1] == Steps(
@@ -64,7 +64,7 @@ def test_rebuilt_step_allocates_what_the_real_one_does(name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", sorted(COMPILED))
-def test_compiled_updates_keep_what_the_real_ones_do(name, dtype):
+def test_compiled_updates_keep_the_same_as_the_real_ones(name, dtype):
     kept = {each + TABLES.get(name, 0) for each in recorded(name, dtype).kept}
     assert set(rebuilt(name, dtype)[1].kept) == kept
 
@@ -83,7 +83,7 @@ def test_grokadamw_copies_three_states_of_one_tensor_to_the_gpu(dtype):
 # bitsandbytes compiles its CPU code, which takes minutes, so its record is updated by hand.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.package != "bitsandbytes"])
-def test_record_is_what_the_installed_package_does(name):
+def test_the_record_equals_a_run_of_the_installed_package(name):
     case = CASES[name]
     if importlib.util.find_spec(case.module.partition(".")[0]) is None:
         pytest.skip(f"{case.package} is not installed")

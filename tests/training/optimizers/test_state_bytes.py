@@ -260,7 +260,7 @@ def test_flash_refuses_fp32_unless_reported_not_to_correct(name):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_train_says_why(name):
+def test_an_optimizer_that_cannot_train_gives_the_reason(name):
     with pytest.raises(ConfigError, match=REFUSED[name]):
         build_optimizer(recipe_of(optimizer=name, **keys_of(name), **LORA), make_lora())
 
@@ -300,7 +300,7 @@ def test_schema_names():
         ("stable_adamw", {"kahan_sum": None}, 3),
     ],
 )
-def test_kahan_summation_as_the_libraries_read_it(name, args, copies_of_bf16):
+def test_kahan_summation_is_read_as_the_libraries_read_it(name, args, copies_of_bf16):
     module = make_llama(torch.bfloat16, "meta")
     optimizer = on_meta(module, optimizer=name, optim_args=args)[0]
     elements = sum(parameter.numel() for parameter in module.parameters())

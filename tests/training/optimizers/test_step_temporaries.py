@@ -88,26 +88,26 @@ def test_implementation_may_be_assumed():
 
 
 @pytest.mark.parametrize("name", ["adagrad", "rmsprop"])
-def test_what_has_no_fused_kernel_says_so(name):
+def test_an_optimizer_without_a_fused_kernel_is_reported(name):
     with pytest.raises(ConfigError, match="fused"):
         stepped_as("fused", name)
 
 
-def test_embedding_lr_groups_embeddings_apart():
+def test_embedding_lr_puts_embeddings_into_a_separate_group():
     # axolotl's groups: matrices; embeddings and heads; norms. Now only the largest of these groups is copied.
     optimizer, steps = on_meta(make_llama(torch.bfloat16, "meta"), optimizer="adamw_torch", embedding_lr=1e-5)
     assert [len(group["params"]) for group in optimizer.optimizers[0].param_groups] == [7, 2, 3]
     assert steps.peaks[1] == ENDS
 
 
-def test_embedding_lr_takes_the_fp32_states_of_embeddings_away():
+def test_embedding_lr_removes_the_fp32_states_of_embeddings():
     plain, _ = on_meta(make_llama(torch.bfloat16, "meta"), optimizer="adamw_bnb_8bit")
     apart, _ = on_meta(make_llama(torch.bfloat16, "meta"), optimizer="adamw_bnb_8bit", embedding_lr=1e-5)
     # For 131,072 elements, two states of 4 bytes become states of 1 byte with an fp32 absmax for every 256 elements.
     assert plain.state_bytes() - apart.state_bytes() == 2 * (4 * 131072 - (131072 + 4 * 512))
 
 
-def test_loraplus_groups_a_and_b_apart():
+def test_loraplus_puts_a_and_b_into_separate_groups():
     from peft import LoraConfig, get_peft_model
 
     module = get_peft_model(make_llama(torch.float32, "meta"), LoraConfig(r=8, target_modules=["q_proj"]))
@@ -130,7 +130,7 @@ def test_optim_args_reach_the_optimizer():
     assert (plain.state_bytes(), momentum.state_bytes()) == (0, DECAYING + 3 * 64 * 2)
 
 
-def test_optim_target_modules_choose_what_is_projected():
+def test_optim_target_modules_select_the_projected_matrices():
     keys = {"optimizer": "galore_adamw", "optim_args": {"rank": 8}, "optim_target_modules": ["q_proj"]}
     optimizer, _ = on_meta(make_llama(torch.bfloat16, "meta"), **keys)
     # q_proj alone: a basis and two states of 8 x 64 replace two states of 64 x 64
