@@ -116,13 +116,14 @@ def predict(case: Case) -> dict[str, Any]:
     except Exception as error:  # the other cases are still compared, and the exit code reports the error
         return {"reason": f"{STOPPED} {type(error).__name__}: {' '.join(str(error).split())[:120]}"}
     step = report.phases["step_1"]
-    training = max(report.phases[name].counted_bytes for name in ("step_1", "step_2"))
+    unmeasured = report.resident.adapters if case.adapters_unmeasured else 0
+    training = max(report.phases[name].counted_bytes for name in ("step_1", "step_2")) - unmeasured
     return {
         # on several GPUs, each may load the whole model first: the Trainer measures only after that
         "allocated": training if num_gpus else report.peak.counted_bytes,
         "reserved": report.peak.reserved_bytes,
         "device": mean_device_bytes(report),
-        "end": report.phases["step_2"].counted_end_bytes,
+        "end": report.phases["step_2"].counted_end_bytes - unmeasured,
         "load": report.phases["load"].counted_end_bytes,
         "after_forward": step.phases["forward"].counted_end_bytes,
         "after_backward": step.phases["backward"].counted_end_bytes,

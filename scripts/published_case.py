@@ -45,6 +45,8 @@ class Case:
     line: str = ""
     """Runs with the same line differ only in the batch."""
     rows: int = 0
+    adapters_unmeasured: bool = False
+    """The adapters reach the GPU after the trainer was made and before it trains: no published figure includes them."""
     cannot: str = ""
     """The reason why it can't be expressed; empty if it can."""
 

@@ -62,8 +62,12 @@ def translate_fms_run(run: Mapping[str, Any]) -> dict[str, Any]:
     FlashAttention-2, reentrant checkpointing, `adamw_torch` with foreach, PyTorch's own allocator settings.
 
     `foak` kernels (fms-acceleration-foak 0.7.4): Unsloth's RMSNorm and rotary embedding keep and allocate what Liger's
-    do; its cross-entropy works in place; its LoRA kernels for quantised q, k, v and o are those that axolotl has.
+    do; its cross-entropy works in place; its LoRA kernels for quantised q, k, v and o are older ones of Unsloth.
     `foak-liger` has Liger's fused linear cross-entropy instead. For GPT-BigCode the cross-entropy is all there is.
+
+    The figures are sums of the differences that HF Trainer's memory tracker takes while it is made and while it trains
+    (`trainer_utils.py` `TrainerMemoryTracker`). With `foak` on several GPUs, adapters of a quantised base are moved to the
+    GPU between the two, whole and in fp32 (`get_callbacks_and_ready_for_train`), so the figures are without them.
 
     `baseline-peft-bnb` leaves the preparation to TRL 0.13 (`trainer/sft_trainer.py` `SFTTrainer.__init__`): peft's, in
     fp32, then `peft_module_casting_to_bf16` (`trainer/utils.py`), which leaves norms and adapters in fp32.
@@ -117,8 +121,8 @@ def translate_fms_run(run: Mapping[str, Any]) -> dict[str, Any]:
             config |= {"liger_rms_norm": True, "liger_rope": True}
     if framework.endswith("-liger"):
         assumptions |= {"loss_path": "liger_fused_linear", "cross_entropy": "torch"}
-    if settings.get("lora_qkv_kernel"):
-        assumptions["lora_kernels"] = "qkv,o"
+    if settings.get("lora_qkv_kernel") or (settings.get("gptq") and "foak" in framework):
+        assumptions |= {"lora_kernels": "qkv,o", "lora_kernels_of": "fms_acceleration"}
     if "autogptq" in framework:
         assumptions["gptq_kernel"] = "triton"
     if framework == "baseline-peft-bnb":
@@ -129,4 +133,9 @@ def translate_fms_run(run: Mapping[str, Any]) -> dict[str, Any]:
         assumptions |= further
     name, release = settings["base_model"].split("/")[-1], run["versions"]["transformers"]
     line = f"{name} {framework} {config.get('adapter', 'full')} {release}" + f" x {run['n_gpus']}" * (run["n_gpus"] > 1)
-    return {"config": config, "assumptions": assumptions, "line": line}
+    return {
+        "config": config,
+        "assumptions": assumptions,
+        "line": line,
+        "adapters_unmeasured": assumptions.get("fsdp_adapters") == "ignored",
+    }

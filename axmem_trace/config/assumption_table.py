@@ -166,6 +166,11 @@ ASSUMPTIONS: Mapping[str, Assumption] = {
         "kernels.lora",
         _lora_kernels,
     ),
+    "lora_kernels_of": Assumption(
+        "'axolotl'|'fms_acceleration'",
+        "the package of the fused LoRA kernels (fms_acceleration: a dropout for each projection; q, k, v and o alone)",
+        "kernels.lora_library",
+    ),
     "optimizer_implementation": Assumption(
         "'fused'|'foreach'|'for-loop'|'library'", "how the optimizer steps", "optimizer.implementation"
     ),

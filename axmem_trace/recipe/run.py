@@ -116,6 +116,8 @@ class Kernels:
     """Any of `rope`, `rms_norm`, `rms_norm_gated`, `layer_norm`, `glu_activation`."""
     lora: frozenset[str] = frozenset()
     """Any of `mlp`, `qkv`, `o`, `embedding`: axolotl's fused LoRA kernels."""
+    lora_library: Literal["axolotl", "fms_acceleration"] = "axolotl"
+    """The package whose fused LoRA kernels run."""
     lora_gradients: Literal["step", "parameter"] = "parameter"
     """The dtype in which these kernels return the gradients of A and B: the step's, or the parameter's."""
     liger_loss: Literal["0.8.1", "0.8.4"] = "0.8.4"

@@ -40,8 +40,9 @@ def test_a_run_on_several_gpus_is_fsdp1():
     assert "fsdp_adapters" not in case.assumptions
     foak = read_run(make_run(n_gpus=2, settings=settings, framework="HF Trainer config accelerated-peft-bnb-foak"))
     assert foak.assumptions["fsdp_adapters"] == "ignored"
-    packed = read_run(make_run(n_gpus=2, settings={**settings, "gptq": True}))
-    assert "packed buffers" in packed.cannot
+    assert (foak.adapters_unmeasured, case.adapters_unmeasured) == (True, False)
+    packed = read_run(make_run(n_gpus=2, settings={**settings, "gptq": True, "fp16": True}))
+    assert (packed.assumptions["gptq_weights"], packed.assumptions["fsdp_dtype"]) == ("parameters", "float16")
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,7 @@ def test_fused_kernels_of_fms():
     plain = read_run(make_run(framework="x accelerated-peft-bnb-foak", settings={"lora_qkv_kernel": "approx"}))
     assert plain.assumptions["cross_entropy"] == "in_place"
     assert plain.assumptions["lora_kernels"] == "qkv,o"
+    assert plain.assumptions["lora_kernels_of"] == "fms_acceleration"
     assert plain.config["liger_rms_norm"]
     fused = read_run(make_run(framework="x accelerated-peft-bnb-foak-liger"))
     assert fused.assumptions["loss_path"] == "liger_fused_linear"
@@ -106,7 +108,7 @@ def test_every_published_run_is_translated_or_refused_with_a_reason():
     assert len(cases) > len(runs)
     assert all(bool(case.cannot) != bool(case.config) for case in cases)
     assert all(set(case.assumptions) <= set(ASSUMPTIONS) for case in cases)
-    assert sum(case.source == "fms" and not case.cannot and "-oom-" not in case.id for case in cases) == 100
+    assert sum(case.source == "fms" and not case.cannot and "-oom-" not in case.id for case in cases) == 110
 
 
 def without(record, *path):

@@ -22,6 +22,7 @@ from axmem_trace.kernels.lora.embedding import run_embedding
 from axmem_trace.kernels.lora.functions import Order, run_projections
 from axmem_trace.kernels.lora.mlp import run_mlp
 from axmem_trace.kernels.lora.projection import DORA_CACHE
+from axmem_trace.kernels.lora.separate_dropout import install_separate_dropout
 from axmem_trace.kernels.modeling_files import modeling_module
 from axmem_trace.kernels.site import Site, class_prefix
 from axmem_trace.kernels.sources import note_source
@@ -62,6 +63,9 @@ def install_lora_kernels(site: Site) -> None:
     """Replaces the forwards of the layers that qualify; a note says which do not, and why."""
     wanted = site.recipe.kernels.lora
     if not wanted & {"mlp", "qkv", "o"} or not hasattr(site.model, "peft_config"):
+        return
+    if site.recipe.kernels.lora_library == "fms_acceleration":
+        install_separate_dropout(site)
         return
     if site.recipe.quantisation.method == "bnb_8bit":
         _skip(site, wanted, "they cannot read int8 weights")
