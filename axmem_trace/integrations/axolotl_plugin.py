@@ -135,8 +135,8 @@ class MemoryPlugin(BasePlugin):
 
     @harmless
     def post_train_unload(self, cfg: Any) -> None:
-        """Called at the end, also after a failed run: prints predicted and measured figures, and writes them to a
-        file."""
+        """Called at the end, from axolotl 0.20 on also after a failed run: prints predicted and measured figures, and
+        writes them to a file."""
         if not self._training or self._finished:
             return
         self._read(OTHER)
@@ -227,7 +227,8 @@ def _report_free_memory(needed_bytes: int) -> None:
 
 
 def _describe_failure() -> str:
-    """The error that ends the run; empty without an error. axolotl calls `post_train_unload` in a `finally`."""
+    """The error that ends the run; empty without an error. axolotl 0.20 and later call `post_train_unload` in a
+    `finally`."""
     error = sys.exc_info()[1]
     if error is None:
         return ""
