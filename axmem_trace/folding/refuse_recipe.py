@@ -25,7 +25,7 @@ _ALIKE: Mapping[str, str] = {
     ),
     "quantisation": (
         "method quant_type double_quant storage_dtype compute_dtype skip_modules int8_threshold int8_outliers "
-        "kbit_preparation details double_quant_experts"
+        "kbit_preparation details double_quant_experts int8_experts_stay_unpacked"
     ),
     "placement": "automatic key",
     "adapter": (

@@ -118,6 +118,8 @@ class Quantisation:
     quantise_moe_experts: bool = False
     double_quant_experts: bool = True
     """The scales of 4-bit experts are quantised as well."""
+    int8_experts_stay_unpacked: bool = False
+    """Unpacked copies of 8-bit experts stay in memory once a recomputation has stopped in the middle of a layer."""
     guard_relaxed: bool = False
     """axolotl's kernels plugin allows an adapter over FP8 and MXFP4 weights, which transformers refuses."""
     hub_kernels: bool = False

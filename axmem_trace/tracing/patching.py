@@ -5,7 +5,7 @@ A test can read what is currently replaced, and assert that nothing stays replac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final
@@ -93,6 +93,20 @@ def replaced_items(mapping: MutableMapping[Any, Any], items: Mapping[Any, Any]) 
                     mapping.pop(key, None)
                 else:
                     mapping[key] = value
+
+
+@contextmanager
+def removed_item(find_cache: Callable[[], MutableMapping[Any, Any]], key: Any) -> Iterator[None]:
+    """A library's cache lacks the key when this is opened and after it is closed.
+
+    Args:
+        find_cache: the cache; the library may have replaced it meanwhile.
+    """
+    find_cache().pop(key, None)
+    try:
+        yield
+    finally:
+        find_cache().pop(key, None)
 
 
 @contextmanager

@@ -175,6 +175,12 @@ def test_experts_obey_double_quant_from_0_21_on():
     assert of_each(lambda recipe: recipe.quantisation.double_quant, **keys) == [False] * 3
 
 
+def test_8_bit_experts_are_dropped_after_an_early_stop_from_0_20_on():
+    keys = {**LORA, "load_in_8bit": True, "quantize_moe_experts": True, "base_model": "Qwen/Qwen3-30B-A3B"}
+    keys = {**keys, "lora_target_linear": False, "lora_target_modules": ["q_proj"]}
+    assert of_each(lambda recipe: recipe.quantisation.int8_experts_stay_unpacked, **keys) == [True, False, False]
+
+
 def test_selective_checkpointing_that_saves_nothing():
     keys = {"gradient_checkpointing": True, "selective_checkpointing": {"save": []}}
     saved = of_each(lambda recipe: recipe.checkpointing.selective_save, **keys)

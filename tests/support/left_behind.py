@@ -42,6 +42,9 @@ def _torch() -> Iterator[str]:
     for name, hooks in vars(module).items():
         if name.startswith("_global_") and name.endswith("_hooks") and hooks:
             yield f"torch.nn.modules.module.{name} has {len(hooks)}"
+    parametrize = sys.modules.get("torch.nn.utils.parametrize")
+    if parametrize is not None and (parametrize._cache_enabled or parametrize._cache):
+        yield "the cache of parametrised weights is on"
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         yield "a process group is open"

@@ -45,6 +45,9 @@ class Behaviour:
     experts_obey_double_quant: bool
     """`quantize_moe_experts` obeys `bnb_config_kwargs.bnb_4bit_use_double_quant`: 0.21.0 `monkeypatch/moe_quant.py:135`.
     0.20.0 (`:134`) and older read a top-level key that the schema drops, so experts are always quantised twice."""
+    int8_experts_stay_unpacked: bool
+    """The hook that drops unpacked 8-bit experts does not run if a recomputation stops early (`use_reentrant: false`), and
+    from then on none are dropped: 0.19.0 `monkeypatch/moe_quant.py:67`. 0.20.0 and 0.21.0 (`:95`) pass `always_call`."""
     ties_lora_of_tied_embeddings: bool
     """With `peft_ensure_weight_tying`, the head's A and B are views of the embedding's: 0.21.0 `utils/lora_tying.py`,
     called in `loaders/adapter.py:496`."""
@@ -92,6 +95,7 @@ _0_19_0 = Behaviour(
     liger_head_gradient_is_added=True,
     lora_kernels_keep_gradient_dtype=False,
     experts_obey_double_quant=False,
+    int8_experts_stay_unpacked=True,
     ties_lora_of_tied_embeddings=False,
     selective_empty_saves_nothing=False,
     selective_sees_varlen=False,
@@ -112,6 +116,7 @@ _0_20_0 = replace(
     embeddings_by_model_type_in_kbit=True,
     neox_head="lm_head",
     lora_kernels_keep_gradient_dtype=True,
+    int8_experts_stay_unpacked=False,
     selective_empty_saves_nothing=True,
     default_fsdp_version=2,
     stages_nf4=True,

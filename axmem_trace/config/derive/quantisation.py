@@ -167,12 +167,14 @@ def _bnb_4bit(draft: Draft, base: BaseModel, precision: Precision) -> Quantisati
 def _bnb_8bit(draft: Draft, base: BaseModel) -> Quantisation:
     skip: tuple[str, ...] = {"jamba": ("mamba",), "falcon_h1": ("out_proj",)}.get(base.model_type, ())
     draft.reason("quantisation.method", "bnb_8bit", "`adapter: lora` with `load_in_8bit: true`", key="load_in_8bit")
+    quantises_experts = bool(draft.get("quantize_moe_experts"))
     return Quantisation(
         method="bnb_8bit",
         skip_modules=skip,
         kbit_preparation=_kbit_preparation(draft, base),
-        quantise_moe_experts=bool(draft.get("quantize_moe_experts")),
+        quantise_moe_experts=quantises_experts,
         double_quant_experts=_double_quant_experts(draft),
+        int8_experts_stay_unpacked=quantises_experts and draft.release.behaviour.int8_experts_stay_unpacked,
     )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from axmem_trace.kernels.experts.eager_loop import rules_of
 from axmem_trace.kernels.experts.handed_adapters import hand_adapters_over
-from axmem_trace.kernels.experts.quantised_adapters import adapters_of_quantised_experts
+from axmem_trace.kernels.experts.quantised_adapters import adapters_of_quantised_experts, cache_of_unpacked_weights
 from axmem_trace.kernels.experts.routing import Routing, find_tables
 from axmem_trace.kernels.experts.scattermoe import run_scattermoe
 from axmem_trace.kernels.experts.sonicmoe import run_sonicmoe
@@ -50,6 +50,7 @@ def install_experts(site: Site) -> None:
     def can_use_grouped_mm(*args: Any) -> bool:
         return context.compute_capability >= (8, 0)  # the original's condition for a CUDA device
 
+    site.stack.enter_context(cache_of_unpacked_weights(site.model))
     site.stack.enter_context(adapters_of_quantised_experts(site.model))
     site.replace_attribute(moe, "_can_use_grouped_mm", can_use_grouped_mm)
     if asked in running and asked in _PLUGIN_KERNELS:

@@ -12,10 +12,24 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from axmem_trace.tracing.patching import replaced
+from axmem_trace.tracing.patching import removed_item, replaced
 
 _PROXIES = ("_LoraParameterProxy", "_LoraFactorsProxy")
 """peft's parametrisations that add the adapter to a weight (`tuners/lora/layer.py`); the second came with 0.21."""
+
+
+@contextmanager
+def cache_of_unpacked_weights(model: nn.Module) -> Iterator[None]:
+    """Torch's cache of parametrised weights is off and empty afterwards: the hooks of packed experts switch it on, and it
+    may stay on where a forward stops in the middle."""
+    if not any(hasattr(module, "parametrizations") for module in model.modules()):
+        yield
+        return
+    with replaced(parametrize, "_cache_enabled", 0):
+        try:
+            yield
+        finally:
+            parametrize._cache.clear()
 
 
 @contextmanager
@@ -39,11 +53,8 @@ def adapters_of_quantised_experts(model: nn.Module) -> Iterator[None]:
     def activate_and_forget(self: Any, active_adapters: list[str]) -> Iterator[None]:
         with activate(self, active_adapters):
             key = (id(self.get_base_layer()), self.parameter_name)
-            parametrize._cache.pop(key, None)
-            try:
+            with removed_item(lambda: parametrize._cache, key):
                 yield
-            finally:
-                parametrize._cache.pop(key, None)
 
     def remove(self: Any) -> None:
         base, name = self.get_base_layer(), self.parameter_name

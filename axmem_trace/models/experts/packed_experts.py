@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -54,7 +52,7 @@ def quantise_fused_experts(model: nn.Module, recipe: Recipe, notes: Notes) -> bo
             if quantisation.method == "bnb_4bit":
                 _pack_4bit(module, name, recipe)
             else:
-                _pack_8bit(module, name, parameter)
+                _pack_8bit(module, name, parameter, stays_unpacked=quantisation.int8_experts_stay_unpacked)
             count += 1
     if count == 0:
         text = "the model has no fused 3-D expert weights: nothing is quantised by this key"
@@ -74,24 +72,19 @@ def _pack_4bit(module: nn.Module, name: str, recipe: Recipe) -> None:
         )
 
 
-def _pack_8bit(module: nn.Module, name: str, parameter: torch.Tensor) -> None:
+def _pack_8bit(module: nn.Module, name: str, parameter: torch.Tensor, *, stays_unpacked: bool) -> None:
+    """One unpacked copy for each forward of the experts, even if the weight is read several times.
+
+    bitsandbytes' hooks do what axolotl's of the same names do (`monkeypatch/moe_quant.py`).
+    """
+    from bitsandbytes.nn.parametrize import _disable_parametrization_cache, _enable_parametrization_cache
+
     rows = parameter.numel() // parameter.shape[-1]
     packed = torch.empty(parameter.shape, dtype=torch.int8, device=parameter.device)
     stats = torch.empty(rows, dtype=torch.float32, device=parameter.device)
     setattr(module, name, nn.Parameter(packed, requires_grad=False))
     parametrize.register_parametrization(module, name, Int8Rows(stats), unsafe=True)
     if not getattr(module, "_int8_rows_cached", False):
-        module.register_forward_pre_hook(_open_cache)
-        module.register_forward_hook(_close_cache)
+        module.register_forward_pre_hook(_enable_parametrization_cache)
+        module.register_forward_hook(_disable_parametrization_cache, always_call=not stays_unpacked)
         module._int8_rows_cached = True  # type: ignore[assignment]
-
-
-def _open_cache(module: nn.Module, inputs: Any) -> None:
-    """One unpacked copy per forward of the experts, even if the weight is read several times."""
-    parametrize._cache_enabled += 1
-
-
-def _close_cache(module: nn.Module, inputs: Any, output: Any) -> None:
-    parametrize._cache_enabled -= 1
-    if not parametrize._cache_enabled:
-        parametrize._cache = {}

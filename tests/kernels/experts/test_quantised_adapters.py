@@ -9,9 +9,11 @@ import pytest
 import torch
 from bitsandbytes.nn.parametrize import replace_parameter_4bit
 from peft import LoraConfig, get_peft_model
-from support.whole_runs import make_recipe, record
+from support.whole_runs import make_config, make_recipe, record
 from torch import nn
+from torch.nn.utils import parametrize
 
+from axmem_trace.config import read_recipe
 from axmem_trace.kernels.experts.quantised_adapters import adapters_of_quantised_experts
 from axmem_trace.models.adapters.peft_changes import peft_as_axolotl_changes_it
 from axmem_trace.models.adapters.targets import expand_parametrised_targets
@@ -117,3 +119,27 @@ def test_several_micro_batches_train_every_matrix(bits, checkpointing, accumulat
     assert len(trainable) == 2 * 2 * 3
     of_step = [each for each in ledger.allocations if each.role == "gradient" and each.step == 1]
     assert sorted(each.nbytes for each in of_step) == sorted(each.nbytes for each in trainable)
+
+
+@pytest.mark.parametrize(("release", "kept"), [("0.19.0", 2), ("0.20.0", 0), ("0.21.0", 0)])
+def test_unpacked_8_bit_experts_stay_after_an_early_stop_in_0_19(release, kept, tmp_path):
+    config = make_config(
+        tmp_path,
+        "qwen3_moe",
+        adapter="lora",
+        load_in_8bit=True,
+        quantize_moe_experts=True,
+        lora_r=RANK,
+        lora_alpha=8,
+        lora_target_modules=["q_proj"],
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+    )
+    ledger, _ = record(read_recipe(config, hub="never", axolotl=release))
+    end = next(mark.tick for mark in ledger.marks if mark.phase == "optimizer")
+    unpacked = [each for each in ledger.allocations if "experts.parametrizations" in each.module]
+    alive = [each.nbytes for each in unpacked if each.allocated_tick < end < each.freed_tick and each.phase != "load"]
+    # gate_up 4 x 48 x 32 and down 4 x 32 x 24 in fp32, of the layers whose recomputation stops in the experts
+    assert sum(alive) == kept * 4 * (4 * 48 * 32 + 4 * 32 * 24)
+    assert parametrize._cache_enabled == 0
+    assert parametrize._cache == {}
