@@ -19,6 +19,7 @@ from axmem_trace.config.derive.checkpointing import derive_checkpointing
 from axmem_trace.config.derive.context import attention_of_ring, derive_context
 from axmem_trace.config.derive.device_map import derive_placement
 from axmem_trace.config.derive.evaluation import derive_evaluation
+from axmem_trace.config.derive.experts import note_experts
 from axmem_trace.config.derive.fake_quantisation import derive_fake_quantisation
 from axmem_trace.config.derive.freezing import derive_freezing
 from axmem_trace.config.derive.hardware import derive_allocator, derive_gpu, derive_margin, read_count
@@ -217,6 +218,7 @@ def _derive(draft: Draft, base: BaseModel, gpu: Gpu, parallel: Parallel, *, allo
     kbit = quantisation.kbit_preparation
     objective = attempt(derive_objective, draft, batch.row_tokens, parallel.num_gpus, default=Objective())
     attention = attempt(derive_attention, draft, base, precision.load_dtype, default=Attention())
+    attempt(note_experts, draft, base, parallel, default=None)
     context = attempt(derive_context, draft, model, parallel, attention.kernel, default=Context())
     return Recipe(
         name=draft.name,

@@ -86,7 +86,7 @@ def split_by_ring(groups: Sequence[RankGroup], recipe: Recipe) -> tuple[RankGrou
     found: dict[tuple[int, int], list[int]] = {}
     for index, group in enumerate(groups):
         for rank in group.ranks:
-            found.setdefault((index, context.place_in_ring(rank)), []).append(rank)
+            found.setdefault((index, context.place_in_ring(rank // recipe.parallel.mesh.expert)), []).append(rank)
     keys = [_keys_seen(recipe, place) for place in range(context.ring)]
     order = sorted(found, key=lambda kind: found[kind][0])
     most = max(order, key=lambda kind: (keys[kind[1]], groups[kind[0]].nbytes))

@@ -38,9 +38,10 @@ class Mesh:
 
     @property
     def num_shards(self) -> int:
-        """The number of shards of a parameter under FSDP. axolotl shards over the context axis too (accelerate
-        `parallelism_config.py` `fsdp_dim_names`: `dp_shard_cp`)."""
-        return self.shard * self.context
+        """The number of shards of a parameter under FSDP. axolotl shards over the context and expert axes too (0.21
+        `monkeypatch/accelerate/parallelism_config.py` `_patched_dp_shard_cp_dim_names`). Experts are divided among the
+        expert axis first, and their parts among the others: as many parts."""
+        return self.shard * self.context * self.expert
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +68,12 @@ class Context:
         return self.heads * self.ring
 
     def place_in_ring(self, rank: int) -> int:
-        """Which part of the ring a rank has: ranks that exchange heads are neighbours (axolotl 0.21
-        `integrations/context_parallel/mesh.py` `RingmasterMesh`)."""
+        """Which part of the ring a rank has; ranks that exchange heads are neighbours (axolotl 0.21
+        `integrations/context_parallel/mesh.py` `RingmasterMesh`).
+
+        Args:
+            rank: counted without the axes inside the context axis (experts).
+        """
         return rank % self.size // self.heads
 
 

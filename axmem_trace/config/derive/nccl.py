@@ -62,6 +62,7 @@ def name_communicators(parallel: Parallel) -> tuple[str, ...]:
         "copies": mesh.replicate,
         "shards": mesh.num_shards,
         "experts": mesh.expert,
+        "shards of experts": mesh.num_shards // mesh.expert if mesh.expert > 1 else 1,
         "tensor parallelism": mesh.tensor,
         "context parallelism": mesh.context,
     }

@@ -59,7 +59,7 @@ def install_context(site: Site) -> None:
 def make_ring(site: Site, varlen: Callable[..., torch.Tensor]) -> AttentionFunction:
     """transformers' attention function of a ring, with or without an exchange of heads around it."""
     recipe, settings = site.recipe, site.recipe.parallel.context
-    ranks, place = settings.ring, settings.place_in_ring(torch.distributed.get_rank())
+    ranks, place = settings.ring, settings.place_in_ring(torch.distributed.get_rank() // recipe.parallel.mesh.expert)
 
     def attention(
         module: Any,

@@ -22,6 +22,7 @@ class Supervised(Objective):
 
     def __init__(self, recipe: Recipe, built: BuiltModel) -> None:
         self.config, self._context = built.config, recipe.parallel.context
+        self._rank = _place(recipe)
         self.takes_num_items = accepts_loss_kwargs(built.module)
 
     def batches(self, recipe: Recipe) -> Sequence[Batch]:
@@ -42,7 +43,7 @@ class Supervised(Objective):
         """Whole rows that were copied to the GPU are divided before the model's forward."""
         if self._context.size == 1 or self._context.in_collator:
             return inputs
-        return divide_rows(inputs, self._context, torch.distributed.get_rank())
+        return divide_rows(inputs, self._context, self._rank)
 
     def loss(self, run_model: RunModel, inputs: Inputs) -> tuple[torch.Tensor, Any]:
         """The loss is the model's first output."""
@@ -50,12 +51,17 @@ class Supervised(Objective):
         return outputs["loss"] if isinstance(outputs, dict) else outputs[0], outputs
 
 
+def _place(recipe: Recipe) -> int:
+    """The rank, counted without the axes inside the context axis (experts); 0 if rows are not divided."""
+    return torch.distributed.get_rank() // recipe.parallel.mesh.expert if recipe.parallel.context.size > 1 else 0
+
+
 def _on_rank(recipe: Recipe, batch: Batch) -> Batch:
     """The batch, or this rank's part of its rows."""
     context = recipe.parallel.context
     if context.size == 1 or not context.in_collator:
         return batch
-    return replace(batch, inputs=divide_rows(batch.inputs, context, torch.distributed.get_rank()))
+    return replace(batch, inputs=divide_rows(batch.inputs, context, _place(recipe)))
 
 
 class LogitsMean(Supervised):
