@@ -40,8 +40,6 @@ QUANTITIES = {
 }
 
 EXPLANATIONS = (
-    (r"fms-liger-L1(18|19|20|21)", "allocated", "foak keeps three dropped copies of the input of q, k and v: see above"),
-    (r"fms-liger-L3[0-3]", "allocated", "foak's LoRA kernels for GPTQ keep 8,320 bytes a token less: see above"),
     (r"probe.*", "load", "24 rotary caches of 1 MiB, and the cuBLAS workspaces of cells before: see above"),
     (r"peft-mmqa-rank32-torch.*", "", "no test: the length of the longest batch is taken from this run"),
     (r"fms-base-L(12|16)|fms-liger-L(11|99)", "device", "the card was full: see above"),
