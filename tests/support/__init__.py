@@ -1,1 +1,1 @@
-"""Helpers that tests share: tiny models, probes of single kernels, the CPU oracle, runs made by hand."""
+"""Helpers that tests share: tiny models, probes of single kernels, the CPU oracle, and runs made by hand."""

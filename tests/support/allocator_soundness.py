@@ -1,4 +1,4 @@
-"""What must always be true for the allocator, and random ledgers to test it."""
+"""Invariants of the allocator, and random ledgers to test them."""
 
 import random
 from itertools import pairwise
@@ -11,7 +11,8 @@ MIB = 1 << 20
 
 
 def assert_sound(caching: CachingAllocator, in_use: dict[int, Block]) -> None:
-    """Books against blocks: sums, order without overlap, neighbours, pools; no two free neighbours are left."""
+    """Compares the allocator's counters with its blocks: sums, order without overlap, neighbours, and pools. Two
+    neighbours must not both be free."""
     accounts, segments = caching.accounts, caching.list_segments(in_use.values())
     blocks = [block for segment in segments for block in segment]
     assert accounts.reserved_bytes == sum(block.size for block in blocks)
@@ -43,7 +44,7 @@ def assert_sound(caching: CachingAllocator, in_use: dict[int, Block]) -> None:
 
 
 def make_sizes(dice: random.Random) -> int:
-    """A size as training has them: mostly small or repeated, some large."""
+    """A size that is typical of training: most sizes are small or repeated, some are large."""
     kind = dice.randrange(4)
     if kind == 0:
         return dice.randrange(0, 5000)
@@ -55,7 +56,8 @@ def make_sizes(dice: random.Random) -> int:
 
 
 def make_ledger(seed: int, *, num_allocations: int = 300, all_die: bool = False) -> Ledger:
-    """A random life: allocations and frees in turn, four phases of two steps, one `empty_cache` in the middle."""
+    """A random ledger: allocations and frees in alternation, four phases in two steps, and one `empty_cache` in the
+    middle."""
     dice, allocated, freed, sizes, alive, tick = random.Random(seed), [], {}, [], [], 0
     while len(allocated) < num_allocations or (all_die and alive):
         tick += 1

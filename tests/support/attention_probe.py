@@ -21,17 +21,17 @@ class Probe:
     """Bytes as requested, before the allocator rounds them."""
 
     kept: list[int]
-    """What forward leaves behind for backward, largest first; the output is among it."""
+    """Tensors that forward keeps for backward, the largest first. They include the output."""
     forward_peak: int
     backward_peak: int
-    """Most bytes alive at once in backward, without what forward kept."""
+    """The maximum of bytes alive at once in backward, without the tensors that forward kept."""
     gradients: list[int]
-    """What backward leaves behind."""
+    """Tensors that are alive after backward."""
     notes: Notes
 
 
 def make_heads(*shape: int, dtype: torch.dtype = torch.bfloat16, trains: bool = True) -> torch.Tensor:
-    """A leaf on meta that the recorder does not know: only what the kernel adds is counted."""
+    """A leaf on meta that the recorder does not know, so only the kernel's allocations are counted."""
     return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=trains)
 
 
@@ -44,7 +44,7 @@ def probe(
     autocast: bool = False,
     repeats_kv: bool = False,
 ) -> Probe:
-    """Runs a call and its backward, and sums up."""
+    """Runs a call and its backward, and summarises the record."""
     recording = gpu_recording(
         compute_capability=capability, attention=attention, num_sms=num_sms, repeats_kv=repeats_kv
     )
@@ -63,7 +63,7 @@ def probe(
 
 
 def refused(notes: Notes) -> str:
-    """Why the kernel would not take the call, all reasons."""
+    """All reasons why the kernel refuses the call."""
     return " ".join(note.text for note in notes if isinstance(note, RefusalNote))
 
 

@@ -1,7 +1,7 @@
 """A real `axolotl train` of a tiny model on the CPU, in this process, on a simulated card.
 
-No CUDA device is here, so the allocator's counters are simulated: each training step and each batch of an evaluation
-raises the peak to a given size, and axolotl's own logging resets it, as `gpu_memory_usage_all` does.
+There is no CUDA device, so the allocator's counters are simulated. Each training step and each batch of an evaluation
+raises the peak to a given size. axolotl's own logging resets it, as `gpu_memory_usage_all` does.
 
     python -m support.axolotl_run FOLDER '{"logging_steps": 1, ...}' '{"steps": [100, 80, 90], ...}'
 """
@@ -42,7 +42,7 @@ class SimulatedCard:
 
 
 def write_model(folder: Path) -> None:
-    """A random Llama with a tokenizer of single bytes, and some text; nothing comes from a network."""
+    """Writes a random Llama with a byte tokenizer, and some text. It downloads nothing."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -103,7 +103,7 @@ def make_config(folder: Path, **changes: Any) -> Path:
 
 def train(folder: Path, changes: dict[str, Any], card: dict[str, Any]) -> None:
     """Args:
-    changes: keys of the configuration; those under `command_line` are given as `axolotl train` gives its options.
+    changes: keys of the configuration. Those under `command_line` are passed as `axolotl train` passes its options.
     card: `memory_mib`, `steps` and `evaluation` (MiB that each reaches), `fails_at` (a step that runs out of memory),
         `no_process` (the estimate can't be started).
     """

@@ -21,10 +21,10 @@ class Probe:
     """Bytes as requested, before the allocator rounds them."""
 
     kept: list[int]
-    """What forward leaves behind, largest first: its output, and what backward needs."""
+    """Tensors that are alive after forward, the largest first: the output, and the tensors that backward needs."""
     forward_peak: int
     backward_peak: int
-    """Most bytes alive at once in backward, without what forward kept."""
+    """The maximum of bytes alive at once in backward, without the tensors that forward kept."""
     notes: Notes
 
 
@@ -64,7 +64,8 @@ def probe(
     autocast: bool = False,
     capability: tuple[int, int] = A100,
 ) -> Probe:
-    """The layer on an input of that shape which is itself an activation: recorded, and in need of a gradient."""
+    """Runs the layer on an input of that shape. The input is itself an activation: it is recorded and requires a
+    gradient."""
     recording = gpu_recording(compute_capability=capability, int8_outliers=outliers)
     recorder = recording.recorder
     context = recording.context
@@ -81,7 +82,7 @@ def probe(
 
 
 def _sum_up(allocations: tuple[Allocation, ...], notes: Notes) -> Probe:
-    """cuBLAS's workspaces, which have rules and tests of their own, are left out."""
+    """Ignores cuBLAS's workspaces, which have their own rules and tests."""
     mine = [each for each in allocations if each.role != "workspace"]
     forward = [each for each in mine if each.phase == "forward"]
     backward = [each for each in mine if each.phase == "backward"]

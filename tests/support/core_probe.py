@@ -1,4 +1,4 @@
-"""One call on meta with the rules, forward and backward, and what the recorder saw of it."""
+"""One call on meta with the rules, forward and backward, and the recorder's allocations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
 def leaf(*shape: int, dtype: torch.dtype = BF16, trains: bool = True) -> torch.Tensor:
-    """On meta and unknown to the recorder."""
+    """A leaf on meta that the recorder does not know."""
     return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=trains)
 
 
@@ -27,7 +27,7 @@ def record(
     autocast: torch.dtype | None = None,
     rules: bool = True,
 ) -> tuple[Allocation, ...]:
-    """The allocations of a call and of its backward; the output's gradient is not among them."""
+    """The allocations of a call and of its backward, without the output's gradient."""
     recording = gpu_recording(functions_alone=not rules, compute_capability=capability)
     recorder = recording.recorder
     with recording, CudaMode(recording).opened():
@@ -41,5 +41,5 @@ def record(
 
 
 def sizes(allocations: tuple[Allocation, ...], **facts: Any) -> list[int]:
-    """Bytes of those with these facts, in the order in which they were allocated."""
+    """Bytes of the allocations with these facts, in the order in which they were allocated."""
     return [each.nbytes for each in allocations if all(getattr(each, key) == value for key, value in facts.items())]

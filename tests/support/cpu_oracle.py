@@ -1,4 +1,4 @@
-"""The CPU oracle's two halves: the same step on meta and for real, and what is compared of their records."""
+"""The two halves of the CPU oracle: the same step on meta and on real tensors, and the comparison of their records."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from axmem_trace.training.trace import garbage_on_demand
 from support.kernel_recording import recording_on
 
 ASSUMPTIONS = ["autocast=false", "adapter_dtype=base", "optimizer_implementation=foreach"]
-"""All in one dtype, so that a CPU can run it without autocast; transformers still computes softmax, norms and loss in
-fp32."""
+"""Everything is in one dtype, so that a CPU can run it without autocast. transformers still computes softmax, norms and
+loss in fp32."""
 
 
 def record_step(
@@ -44,13 +44,13 @@ def record_step(
     assumptions: Sequence[str] = (),
     change_objective: Callable[[Objective, BuiltModel], Objective] = lambda objective, built: objective,
 ) -> Ledger:
-    """Two steps on the device, with no rule for any GPU kernel.
+    """Records two steps on the device, without rules for GPU kernels.
 
     Args:
         prepare: called with the recording before it is opened.
         within: a context around the run.
-        assumptions: more of them.
-        change_objective: what is trained in the place of the recipe's objective.
+        assumptions: further assumptions.
+        change_objective: makes another objective from the recipe's objective.
     """
     recipe = read_recipe(config, hub="never", assumptions=[*ASSUMPTIONS, *assumptions])
     recipe = replace(recipe, precision=replace(recipe.precision, upcast_before=False))
@@ -73,7 +73,7 @@ def record_step(
 
 @contextmanager
 def autocast_off_on_meta() -> Iterator[None]:
-    """Libraries may switch autocast off for a tensor's device (peft 0.21 does); torch knows none for "meta"."""
+    """Libraries may disable autocast for a tensor's device (peft 0.21 does). torch has no autocast for "meta"."""
     init = torch.autocast.__init__
 
     def init_on_meta(autocast: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
@@ -84,15 +84,15 @@ def autocast_off_on_meta() -> Iterator[None]:
 
 
 def all_but_time(each: Allocation) -> tuple[Any, ...]:
-    """What two records of one allocation share."""
+    """The facts that two records of the same allocation have in common."""
     return each.nbytes, each.phase, each.module, each.op, each.role, each.recomputed, each.kept, each.output
 
 
 def describe(ledger: Ledger, leave_out: Callable[[Allocation], bool] = lambda each: False) -> Counter[Any]:
-    """All allocations of loading, forward and backward as a multiset of everything but time.
+    """All allocations of loading, forward and backward, as a multiset of all facts except time.
 
-    The optimizer's own tests compare its step with a real one: here its counters, which live on the host, cannot be
-    distinguished from what represents the GPU.
+    The optimizer is left out: its counters are on the host, and on a CPU they cannot be distinguished from tensors of
+    the GPU. The optimizer's own tests compare its step with a real one.
     """
     return Counter(
         all_but_time(each)
@@ -102,13 +102,14 @@ def describe(ledger: Ledger, leave_out: Callable[[Allocation], bool] = lambda ea
 
 
 class HostCopies:
-    """Copies from host memory to the device: a run on meta makes them, and none on a CPU, where both are one memory."""
+    """Copies from host memory to the device. A run on meta makes them. A run on a CPU does not, because both are the
+    same memory."""
 
     def __init__(self) -> None:
         self.ticks: set[int] = set()
 
     def attach(self, recording: RecordingMode) -> None:
-        """From now on the recording's copies are looked at."""
+        """Observes the recording's copies from now on."""
         recording.decide(self._see, torch.ops.aten._to_copy.default)
 
     def _see(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -117,10 +118,12 @@ class HostCopies:
 
 
 def differences(on_meta: Ledger, for_real: Ledger, copies: HostCopies) -> tuple[Counter[Any], Counter[Any]]:
-    """What only one of them has, except what a CPU cannot distinguish: the host's memory and the device's.
+    """Allocations that only one of the two records has, without those that differ because a CPU's host memory is its
+    device memory.
 
-    Numbers, which may live on either, are left out, and so are copies from the host that a CPU does not make. A tensor
-    made on the host may then live longer there, as it is itself what meta has a copy of.
+    Single numbers are ignored, because they may be on the host or on the device. Copies from the host are ignored,
+    because a CPU does not make them. A tensor made on the host may then be alive longer on the CPU, where it is used in
+    place of the copy.
     """
     meta, real = (describe(each, _is_number) for each in (on_meta, for_real))
     only_meta, only_real = meta - real, real - meta
@@ -144,12 +147,12 @@ def _find(counter: Counter[Any], made: tuple[Any, ...]) -> Any:
 
 
 def route(recording: RecordingMode, built: BuiltModel, router: Any = "balanced") -> None:
-    """Both halves route tokens in the same way: a `prepare` for `record_step`."""
+    """Makes both halves route tokens in the same way. It is a `prepare` for `record_step`."""
     Routing(count_experts(built.module), router, tables=find_tables(built.module)).attach(recording)
 
 
 class OneHotAsOnCuda(TorchFunctionMode):
-    """Neither meta's way nor the CPU's, on either device."""
+    """`one_hot` as on CUDA, on meta and on a CPU, both of which have other implementations."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func is F.one_hot:
@@ -159,7 +162,7 @@ class OneHotAsOnCuda(TorchFunctionMode):
 
 @contextmanager
 def one_hot_as_on_cuda() -> Iterator[None]:
-    """The mode; recomputation sees it too, as `CudaMode` arranges it. A `within` for `record_step`."""
+    """Activates the mode, also during recomputation (as `CudaMode` does). It is a `within` for `record_step`."""
     run_backward = torch.autograd._engine_run_backward
 
     def run_backward_in_mode(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Configurations of models with many tiny layers, and their reports with every layer traced, made in another process."""
+"""Configurations of models with many tiny layers, and their reports with every layer traced, from another process."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ OWN_MODEL: dict[str, Any] = {
 }
 FAMILIES = {**TINY, **HYBRIDS, "own code": OWN_MODEL}
 MODEL_KEYS = "model"
-"""In a case: what its `config.json` has in addition to that of its family."""
+"""The key of a case that holds changes of its family's `config.json`."""
 
 
 def make_config(directory: Path, name: str, case: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a case: keys of axolotl, `family`, and `model`."""
+    """The configuration of a case, which has keys of axolotl, `family`, and `model`."""
     keys = dict(case)
     family, changes = keys.pop("family", "llama"), keys.pop(MODEL_KEYS, {})
     home = directory / name.replace(" ", "-").replace(",", "")
@@ -94,7 +94,7 @@ def make_config(directory: Path, name: str, case: dict[str, Any]) -> dict[str, A
 
 
 def report_of(config: dict[str, Any], *, fold: bool) -> dict[str, Any]:
-    """The whole report as plain data, less seconds and less what was assumed about folding."""
+    """The whole report as plain data, without the seconds and without the choice `fold`."""
     trusted = bool(config.get("trust_remote_code"))
     report = axmem_trace.estimate(config, hub="never", assumptions={"fold": fold}, trust_remote_code=trusted).to_dict()
     del report["elapsed_seconds"]
@@ -104,7 +104,7 @@ def report_of(config: dict[str, Any], *, fold: bool) -> dict[str, Any]:
 
 
 def unfolded_reports(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Every layer traced, in a process of its own: no patch of this one reaches it."""
+    """Reports with every layer traced. They come from a separate process, which has none of this process's patches."""
     return in_new_process(_unfolded_reports, configs)
 
 

@@ -1,7 +1,6 @@
 """A run small enough to follow by hand: two layers, 4-bit weights, LoRA, two steps. No torch.
 
-Every `life(...)` below is allocated at the next tick; a free gets its tick when it happens. Sizes are chosen so that
-most are no multiple of 512: blocks and raw bytes differ.
+Each allocation and each free gets the next tick. Most sizes are not multiples of 512, so blocks and raw bytes differ.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ SEGMENT = 2 << 20
 
 @dataclass
 class Writer:
-    """Writes a ledger down in order of time."""
+    """Builds a ledger in order of time."""
 
     allocations: list[Allocation] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
@@ -65,7 +64,7 @@ LAYERS = ("model.layers.0", "model.layers.1")
 
 
 def make_facts() -> ModelFacts:
-    """Logical parameters: 6400 + 2 * (4096 + 512 + 512) + 6400 = 23040, of them 2048 trainable.
+    """Logical parameters: 6400 + 2 * (4096 + 512 + 512) + 6400 = 23040. 2048 of them are trainable.
 
     Bytes: weights 2 * 12800 + 2 * (2048 + 260) = 30216, adapters 2 * 2 * 2048 = 8192.
     """
@@ -147,7 +146,7 @@ def make_ledger() -> Ledger:
 
 
 def make_reservation(ledger: Ledger, **rest: Any) -> Any:
-    """Reserved bytes as if every 2 MiB were a segment: one segment, always."""
+    """Reserved bytes if every segment has 2 MiB: there is always one segment."""
     spans = {(mark.phase, mark.step): SEGMENT for mark in ledger.marks}
     values = {
         "peak_reserved_bytes": SEGMENT,

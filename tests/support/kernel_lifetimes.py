@@ -13,24 +13,25 @@ from axmem_trace.tracing.recording_mode import RecordingMode
 
 @dataclass(frozen=True, slots=True)
 class Lives:
-    """Bytes in addition to the inputs that were there before: unrounded, as tensors have them."""
+    """Bytes of the tensors (not rounded to blocks), without the inputs, which existed before."""
 
     forward: int
-    """The most that was alive in forward."""
+    """The maximum of bytes alive in forward."""
     kept: int
-    """Alive between forward and backward, the outputs included."""
+    """Bytes alive between forward and backward, with the outputs."""
     backward: int
-    """The most that was alive in backward; the gradients of the outputs (ones) are made in it."""
+    """The maximum of bytes alive in backward. It includes the gradients of the outputs (ones), which are made there."""
     after: int
-    """Gradients of the inputs, and what else is left."""
+    """Bytes alive after backward: gradients of the inputs, and anything else that is not freed."""
 
 
 def live(inputs: list[Any], run: Callable[..., Any]) -> Lives:
-    """`run(*inputs)` gives a tensor or a tuple of them. A scalar goes backward halved, as a loss that is divided."""
+    """Runs `run(*inputs)`, which returns a tensor or a tuple of tensors, and its backward. A scalar is halved before
+    backward, as a divided loss is."""
     for each in inputs:
         if isinstance(each, torch.Tensor):
             each.grad = None
-    recording = RecordingMode()  # the kernel alone, without what rules say of cuBLAS
+    recording = RecordingMode()  # the kernel alone, without the rules for cuBLAS
     recorder = recording.recorder
     with recording:
         recorder.mark("forward", 1)

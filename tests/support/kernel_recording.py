@@ -1,5 +1,5 @@
-"""What the probes of kernels share: a recording with a GPU's rules, what installers work on, backward from a gradient that
-no record has, and the peak of some allocations."""
+"""Helpers of the probes of kernels: a recording with a GPU's rules, a site for installers, backward from a gradient
+that is not recorded, and the peak of some allocations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def gpu_recording(*, functions_alone: bool = False, **card: Any) -> RecordingMod
     """A recording with the rules of a GPU's kernels.
 
     Args:
-        functions_alone: no rules below autograd, and so no workspaces.
+        functions_alone: no rules below autograd, so there are no workspaces.
         card: fields of `KernelContext`.
     """
     rules = gpu_rules()
@@ -40,26 +40,26 @@ def gpu_recording(*, functions_alone: bool = False, **card: Any) -> RecordingMod
 
 
 def recording_on(device: str) -> RecordingMode:
-    """A recording without rules: of a run on meta, or of a real one on a CPU."""
+    """A recording without rules, of a run on meta or of a real run on a CPU."""
     return RecordingMode(KernelContext(recorder=Recorder(device)))
 
 
 @contextmanager
 def site_of(recording: RecordingMode, model: Any = None, recipe: Recipe | None = None) -> Iterator[Site]:
-    """What installers work on; all that they do is undone in the end."""
+    """A site for installers. All changes that they make are undone at the end."""
     with ExitStack() as stack:
         yield Site(model or torch.nn.Module(), recipe or PLAIN, recording, stack)
 
 
 def run_backward(out: torch.Tensor) -> None:
-    """Backward from `out`, by the engine that the modes around see; the gradient of `out` is not recorded."""
+    """Runs backward from `out` with the engine that the active modes observe. The gradient of `out` is not recorded."""
     with _disable_current_modes():
         gradient = torch.empty_like(out)
     _engine_run_backward((out,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def peak_bytes(allocations: Sequence[Allocation], *, in_blocks: bool = False) -> int:
-    """The most bytes of these that were alive at once, as requested or in the allocator's blocks."""
+    """The maximum of bytes of these allocations that were alive at once, as requested or in the allocator's blocks."""
     changes = sorted(
         change
         for each in allocations

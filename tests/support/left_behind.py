@@ -1,4 +1,5 @@
-"""What must not remain after a test: replaced functions of libraries, modes on torch's stacks, global hooks."""
+"""Checks that a test restores the process: no replaced functions of libraries, modes on torch's stacks, or global hooks
+may remain."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 
 
 def left_behind() -> list[str]:
-    """One line for each thing that is not as it was before the first test; imports nothing."""
+    """One line for each difference from the state before the first test. It imports nothing."""
     return [*_replacements(), *_torch(), *_interpreter()]
 
 

@@ -11,11 +11,11 @@ from axmem_trace import estimate
 from support.scripts import load_script
 
 LIVE = ("after_load", "after_forward", "step_1", "step_2", "end")
-"""The quantities that are live bytes; `reserved` is the other one."""
+"""The quantities that are live bytes. The only other quantity is `reserved`."""
 
 
 def estimate_again(run: Mapping[str, Any]) -> dict[str, int]:
-    """By quantity, as `gpu_figures.py` names them."""
+    """The estimate's figures by quantity, with the names of `gpu_figures.py`."""
     report = estimate(
         yaml.safe_load(run["content"]),
         overrides=run["overrides"],

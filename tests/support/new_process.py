@@ -1,4 +1,5 @@
-"""Functions in processes that have imported the libraries and have run nothing: no patch of a test is there.
+"""Runs functions in processes that have imported the libraries and have run nothing else, so they have no patch of a
+test.
 
 Importing torch and transformers takes five seconds. It is done once for each session, in a process that does nothing
 else; a copy of that process (`fork`) runs each function.
@@ -33,17 +34,17 @@ class Finished(NamedTuple):
 
 
 def in_new_process(function: Callable[..., _Result], *arguments: Any) -> _Result:
-    """What the function returns there. All of it is pickled."""
+    """The function's result in a new process. Arguments and result are pickled."""
     return _libraries().submit(_call_in_copy, function, arguments, dict(os.environ)).result()
 
 
 def in_new_processes(function: Callable[..., None], calls: Sequence[tuple[Any, ...]]) -> list[int | None]:
-    """One process for each call, all at the same time; their exit codes."""
+    """Runs each call in its own process, all at the same time, and returns their exit codes."""
     return _libraries().submit(_run_copies, function, calls, dict(os.environ)).result()
 
 
 def run_command(arguments: Sequence[str]) -> Finished:
-    """`python -m ARGUMENTS` in the root of the repository, with the libraries imported before."""
+    """Runs `python -m ARGUMENTS` in the root of the repository, in a process that has imported the libraries before."""
     return in_new_process(_run_module, tuple(arguments))
 
 

@@ -1,4 +1,4 @@
-"""One layer with half-precision inputs on meta, under a recorder with all rules: what stays alive."""
+"""One layer with half-precision inputs on meta, under a recorder with all rules: the bytes that stay alive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.kernel_recording import gpu_recording
 
 @dataclass(frozen=True, slots=True)
 class LayerRun:
-    """The record, cuBLAS's workspaces in it, and the tick at which forward had ended."""
+    """The record with cuBLAS's workspaces, and the tick at the end of forward."""
 
     ledger: Ledger
     workspace: int
@@ -21,7 +21,7 @@ class LayerRun:
 
     @property
     def kept(self) -> int:
-        """Bytes alive after forward, the output included and the workspaces not."""
+        """Bytes alive after forward, with the output and without the workspaces."""
         return self.ledger.allocated_at(self.forward) - self.workspace
 
 
@@ -34,7 +34,8 @@ def run_layer(
     backward: bool = False,
     dtype: torch.dtype = torch.bfloat16,
 ) -> LayerRun:
-    """Forward of inputs [1, tokens, width] that require gradients, to [1, tokens, out_width]; then backward."""
+    """Runs forward from inputs [1, tokens, width] that require gradients to [1, tokens, out_width], and then
+    backward."""
     inputs = torch.empty(1, tokens, width, device="meta", dtype=dtype, requires_grad=True)
     recording = gpu_recording()
     recorder = recording.recorder

@@ -1,8 +1,8 @@
 """Steps of the libraries' own optimizers, run for real on a CPU.
 
 `python tests/support/optimizer_packages.py [NAME ...]` (with `tests` on the path and the packages installed) writes
-what they allocate to `optimizer_packages.json`; the tests compare what is rebuilt with that
-file, and the file with a package wherever it is installed.
+their allocations to `optimizer_packages.json`. The tests compare the rebuilt optimizers with that file, and the file
+with each package that is installed.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ Make = Callable[[Any, nn.Module], Callable[[], Any]]
 
 @dataclass(frozen=True)
 class Case:
-    """One optimizer of a package, and the keys under which axolotl would make it."""
+    """One optimizer of a package, and the axolotl keys that select it."""
 
     package: str
     module: str
     make: Make
     keys: dict[str, Any] = field(default_factory=dict)
     second_step: int = 2
-    """Which step the second measured one is."""
+    """The number of the second step that is measured."""
 
 
 def _plain(name: str, *, by_axolotl: bool = False, **kwargs: Any) -> Make:
-    """Over the Trainer's groups, or over axolotl's for the optimizers that it builds itself."""
+    """An optimizer over the Trainer's groups, or over axolotl's groups if axolotl builds it."""
 
     def make(library: Any, module: nn.Module) -> Callable[[], Any]:
         groups = _axolotl_groups(module) if by_axolotl else _decay_groups(module)
@@ -211,11 +211,11 @@ CASES: dict[str, Case] = {
                                {"qgalore_rank": 32, "qgalore_proj_group_size": 64}),
     "muon": Case("axolotl-contribs-mit", "axolotl.contribs.mit.muon.muon", _muon),
 }  # fmt: skip
-"""By axolotl's name of the optimizer, with what `optim_args` change after it."""
+"""By axolotl's name of the optimizer, followed by the changes of `optim_args`."""
 
 
 def run_case(name: str, dtype: str) -> Steps:
-    """Two steps on the CPU."""
+    """Runs two steps on the CPU."""
     case = CASES[name]
     with _as_on_a_gpu():
         library = importlib.import_module(case.module)
@@ -228,9 +228,12 @@ def run_case(name: str, dtype: str) -> Steps:
 
 @contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
-    """What requires CUDA is skipped. `torch.compile` is left out: a CPU's compiled code is not a GPU's."""
+    """Skips the calls that require CUDA, and `torch.compile`, because a CPU's compiled code is not a GPU's."""
     plain: Any = lambda function=None, **_: function if function is not None else plain  # noqa: E731
-    with pytest.MonkeyPatch.context() as patch, own_registries():  # overrides go by `id`, which comes round again
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        own_registries(),
+    ):  # overrides have keys by `id`, and Python reuses an `id`
         patch.setattr(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor)
         patch.setattr(torch.cuda, "synchronize", lambda: None)
         patch.setattr(torch, "compile", plain)

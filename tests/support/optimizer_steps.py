@@ -1,4 +1,4 @@
-"""A tiny Llama, and what one optimizer's step allocates on it: for real on a CPU, or on meta."""
+"""A tiny Llama, and the allocations of an optimizer's step on it, real on a CPU or on meta."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "norm": (64,),
     "lm_head": (2048, 64),
 }
-"""Every parameter. Embedding and head have more than 1e5 elements, k and v fewer than 4096, q and o just 4096, and the
-MLP's 8256 are not divisible by 256."""
+"""The shapes of all parameters. Embedding and head have more than 1e5 elements, k and v fewer than 4096, and q and o
+exactly 4096. The MLP's 8256 elements are not divisible by 256."""
 SCALAR_BYTES = 8
-"""Counters and norms: on a CPU those that live on the host cannot be distinguished from those on the device, so neither side
-counts them."""
+"""Counters and norms up to this size are not counted: on a CPU, those on the host cannot be distinguished from those on
+the device."""
 
 
 @dataclass(frozen=True)
 class Steps:
     """Bytes that two steps allocated.
 
-    `kept`: alive after each step and not before the first; `peaks`: the most that was alive during each step, above
-    what was alive when it began.
+    `kept`: bytes alive after each step that were not alive before the first. `peaks`: the maximum of bytes alive during
+    each step, minus those alive at its begin.
     """
 
     kept: tuple[int, int]
@@ -64,13 +64,13 @@ class Steps:
 
 
 def make_llama(dtype: torch.dtype, device: str) -> nn.Module:
-    """All its parameters trainable, in one dtype."""
+    """All parameters are trainable and have one dtype."""
     with torch.device(device):
         return LlamaForCausalLM(LlamaConfig(**SIZES)).to(dtype)
 
 
 def recipe_of(*, assume: tuple[str, ...] = (), **keys: Any) -> Recipe:
-    """A full fine-tune by these keys; only what it says of the optimizer is looked at here."""
+    """A full fine-tune with these keys. The tests use only its optimizer."""
     with TemporaryDirectory() as folder:
         config = {
             "sequence_len": 16,
@@ -85,7 +85,7 @@ def recipe_of(*, assume: tuple[str, ...] = (), **keys: Any) -> Recipe:
 
 
 def on_meta(module: nn.Module, recipe: Recipe | None = None, **keys: Any) -> tuple[TracedOptimizer, Steps]:
-    """Two steps of the optimizer that the keys name."""
+    """Runs two steps of the optimizer that the keys name, on meta."""
     recording = RecordingMode()
     before = set(module.parameters())
     with recording:
@@ -100,7 +100,8 @@ def on_meta(module: nn.Module, recipe: Recipe | None = None, **keys: Any) -> tup
 
 
 def for_real(module: nn.Module, make: Callable[[nn.Module], Callable[[], Any]], *, second_step: int = 2) -> Steps:
-    """Steps on a CPU, the first one and a later one. `make` builds the library's optimizer and returns its `step`."""
+    """Measures two steps on a CPU, the first one and a later one. `make` builds the library's optimizer and returns its
+    `step`."""
     torch.manual_seed(0)
     recording = recording_on("cpu")
     with recording:
@@ -111,7 +112,8 @@ def for_real(module: nn.Module, make: Callable[[nn.Module], Callable[[], Any]], 
 def record_steps(
     recording: RecordingMode, module: nn.Module, step: Callable[[], Any], *, second_step: int = 2
 ) -> Steps:
-    """Gradients are there before each step. Where hooks step, they come out of `backward`, and are recorded."""
+    """Gradients exist before each step. If hooks run the optimizer, `backward` makes the gradients, and they are
+    recorded."""
     spans, recorder = [], recording.recorder
     for _ in range(second_step):
         start = recorder.now
@@ -141,12 +143,12 @@ def _counts(allocation: Allocation) -> bool:
 
 
 def alive_at(ledger: Ledger, tick: int) -> int:
-    """Bytes, as requested, of all that is alive then."""
+    """Bytes, as requested, of all allocations that are alive at the tick."""
     return sum(each.nbytes for each in ledger.allocations if _counts(each) and each.alive(tick))
 
 
 def peak_between(ledger: Ledger, start: int, end: int) -> int:
-    """The most bytes alive in (start, end], above those alive at `start`."""
+    """The maximum of bytes alive in (start, end], minus those alive at `start`."""
     moves: list[tuple[int, int]] = []
     for each in filter(_counts, ledger.allocations):
         if start < each.allocated_tick <= end:

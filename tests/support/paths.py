@@ -1,4 +1,4 @@
-"""Where the checkout's files are, for tests of any folder."""
+"""Paths of the checkout's files, for tests of any folder."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
 SCRIPTS = ROOT / "scripts"
 SHARED = ROOT.parent / "shared"
-"""Facts outside the checkout; tests that read them skip where there are none."""
+"""Facts outside the checkout. Tests that read them are skipped if the folder does not exist."""

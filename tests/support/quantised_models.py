@@ -1,4 +1,4 @@
-"""Two-layer models whose sizes divide by every block and group, built on meta from a configuration."""
+"""Two-layer models whose sizes are multiples of every block and group size, built on meta from a configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INT8 = {**LORA, "load_in_8bit": True}
 
 
 def build(directory: Path, keys: dict[str, Any], *, family: str = "llama", gpu: str = "", **changes: Any) -> BuiltModel:
-    """The model that `keys` make of a small one of the family; `changes` are those of its `config.json`."""
+    """A small model of the family with the configuration `keys`. `changes` change its `config.json`."""
     config = {
         "base_model": write_tiny_model(family, directory, **{**SIZES, **changes}),
         "sequence_len": 64,

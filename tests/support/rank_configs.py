@@ -9,7 +9,7 @@ from support.tiny_models import write_tiny_model
 
 
 def make_rank_config(directory: Path, family: str = "llama", **keys: Any) -> dict[str, Any]:
-    """Two rows of 24 tokens, all padded to full length; `keys` of axolotl are added or replace others."""
+    """Two rows of 24 tokens, all padded to full length. The `keys` of axolotl are added or replace others."""
     return {
         "base_model": write_tiny_model(family, directory / family),
         "sequence_len": 24,
