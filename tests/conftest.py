@@ -19,9 +19,10 @@ _tests = itertools.count()
 def libraries_are_frozen() -> None:
     """Keeps the garbage collector from walking all of torch and transformers again in every trace.
 
-    A trace collects garbage before it begins; with all that a test run has loaded, that was half of its time. Libraries
-    that a test imported are frozen before the next one. All objects are walked, which takes a third of a second, only
-    after many tests; between two such walks only objects newer than the last test are collected.
+    A trace collects garbage before it begins. With all objects that a test run has loaded, that was half of its time.
+    So libraries that a test imported are frozen before the next test. A collection of all objects takes a third of a
+    second and happens only after many tests. Between two such collections, only objects newer than the last test are
+    collected.
     """
     if next(_tests) % TESTS_BETWEEN_WALKS == 0:
         gc.unfreeze()
@@ -31,7 +32,7 @@ def libraries_are_frozen() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n`, the tests of a file run in the same worker: what the fixtures of a file make is made once."""
+    """With `-n`, all tests of a file run in the same worker, so the fixtures of a file run once."""
     from xdist.scheduler import LoadFileScheduling
 
     return LoadFileScheduling(config, log) if config.getvalue("dist") == "load" else None
@@ -43,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def assert_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """`assert_golden(name, text)`: the text is what `tests/golden/NAME` holds."""
+    """`assert_golden(name, text)` checks that the text equals the content of `tests/golden/NAME`."""
 
     def check(name: str, text: str) -> None:
         path = TESTS / "golden" / name
@@ -58,7 +59,7 @@ def assert_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
-    """After each test libraries, torch's mode stacks and its global hooks are as they were."""
+    """Checks after each test that libraries, torch's mode stacks and its global hooks are unchanged."""
     yield
     found = left_behind()
     assert not found, f"left behind: {'; '.join(found)}"

@@ -1,4 +1,5 @@
-"""Every `>>>` example of the package runs and prints what it says; bytes become GiB and MiB in `units.py` alone."""
+"""Every `>>>` example of the package runs and prints the given output. Only `units.py` converts bytes to GiB and
+MiB."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ FILES = sorted((ROOT / "axmem_trace").rglob("*.py"))
 EXAMPLE = re.compile(r"^ *>>> ", re.MULTILINE)
 WITH_EXAMPLES = [path for path in FILES if EXAMPLE.search(path.read_text(encoding="utf-8"))]
 RENDERS = re.compile(r"\{[^{}]*/ ?\(?(1 ?<< ?[123]0|2 ?\*\* ?[123]0|1024|[KMG]IB|1e9)[^{}]*\} ?[KMG]i?B\b")
-"""Bytes divided by a unit inside a text, with the unit's name after it."""
+"""A division of bytes by a unit inside a text, followed by the unit's name."""
 
 
 def module_name(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Imports point one way: each package uses those below it, and the light ones never import torch."""
+"""Imports have one direction: each package imports only packages below it, and the light ones never import torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEVELS = tuple(
 )
 """From the highest to the lowest. A file may import from its own level and from those after it."""
 EXCEPTIONS = {("report.report", "render"), ("advice.fitting.fit", "render")}
-"""A report renders itself in a notebook cell and on request, and so does what `fit` returns."""
+"""A report and the result of `fit` render themselves, in a notebook cell and on request."""
 HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "IPython", "rich")
 LIGHT = tuple(
     """
@@ -37,7 +37,7 @@ print(*[name for name in {heavy} if name in sys.modules])
 
 
 def modules() -> dict[str, Path]:
-    """Every file of the package by the name of its module, without `axmem_trace.`."""
+    """Every file of the package by its module's name, without `axmem_trace.`."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
@@ -46,10 +46,11 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path, *, for_types: bool) -> Iterator[str]:
-    """What a file imports of the package, lazily or not, without `axmem_trace.`: `package.module` or `package.name`.
+    """The names that a file imports from the package, lazily or not, without `axmem_trace.`: `package.module` or
+    `package.name`.
 
     Args:
-        for_types: with what is under `if TYPE_CHECKING:`.
+        for_types: include the imports under `if TYPE_CHECKING:`.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     only_types = {
@@ -70,7 +71,7 @@ def imports(path: Path, *, for_types: bool) -> Iterator[str]:
 
 
 def upward(name: str, path: Path) -> list[str]:
-    """What a file imports from a higher level."""
+    """The names that a file imports from a higher level."""
     own = name.partition(".")[0]
     levels = {target.partition(".")[0] for target in imports(path, for_types=True)} & {*LEVELS}
     return [
@@ -110,7 +111,7 @@ def test_no_files_import_each_other_in_a_circle():
 
 
 def heavy_modules_after_importing(*names: str) -> list[str]:
-    """Which of `HEAVY` a fresh interpreter holds after importing these."""
+    """The modules of `HEAVY` that a new interpreter has loaded after it imported these names."""
     done = subprocess.run(
         [sys.executable, "-c", CODE.format(heavy=HEAVY), *names],
         capture_output=True,
@@ -137,7 +138,7 @@ def test_a_heavy_import_is_found():
 
 
 def test_light_packages_never_name_torch_outside_functions_and_type_checking():
-    """What the test above can't see where a library is missing: no top-level `import torch` in any light file."""
+    """No light file has a top-level `import torch`. The test above cannot find that if a library is not installed."""
     for name in light_modules():
         for line in modules()[name].read_text(encoding="utf-8").splitlines():
             assert not line.startswith(tuple(f"{verb} {heavy}" for heavy in HEAVY for verb in ("import", "from"))), name

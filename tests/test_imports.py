@@ -1,4 +1,5 @@
-"""Cheap imports change nothing afterwards: not in torch, not in Python's collector, and nothing if torch was imported."""
+"""The fast imports change nothing permanently, in torch or in Python's garbage collector. If torch was imported before,
+they change nothing at all."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from axmem_trace.imports import collector_paused, compile_when_called
 
 
 def run_fresh(code: str, *arguments: str) -> dict[str, object]:
-    """What a fresh interpreter prints as JSON."""
+    """The JSON that a new interpreter prints when it runs the code."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300
     )
@@ -97,7 +98,7 @@ def test_a_function_decorated_during_import_is_compiled_once_at_its_first_call(m
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_collector_is_as_it_was(enabled: bool, frozen: bool):
     assert gc.isenabled()
-    gc.unfreeze()  # what the suite's own fixture froze
+    gc.unfreeze()  # the objects that the suite's own fixture froze
     try:
         if frozen:
             gc.freeze()

@@ -1,4 +1,4 @@
-"""Ruff lays out the code. Only tables may be kept from it, because their columns mean something. No torch."""
+"""Ruff formats the code. Only tables may be excluded, because their columns have a meaning. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_LINES_OF_A_FILE = 400
 
 
 def test_only_tables_are_kept_from_the_formatter():
-    """A table is a value at the top level of a file, of several lines."""
+    """A table is a value of several lines at the top level of a file."""
     wrong = []
     for path in chain(*(ROOT.joinpath(folder).rglob("*.py") for folder in ("axmem_trace", "tests", "scripts"))):
         text = path.read_text(encoding="utf-8")

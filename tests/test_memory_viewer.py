@@ -1,4 +1,4 @@
-"""Snapshots in PyTorch's own memory viewer: its script (MemoryViz.js) runs on them, without a browser."""
+"""Snapshots in PyTorch's own memory viewer: its script (MemoryViz.js) reads them, without a browser."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ needs_viewer = pytest.mark.skipif(
 
 
 def view(path: Path) -> dict:
-    """What the viewer makes of a file; an exception of its script fails the test with its message."""
+    """The viewer's drawing of a file. If its script raises an exception, the test fails with the message."""
     done = subprocess.run(["node", PROGRAM, VIEWER, path], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -38,10 +38,12 @@ def test_every_view_of_the_viewer_is_drawn(text, tmp_path):
     seen = view(tmp_path / "snapshot.pickle")
     assert set(seen["categories"]) == {"unknown", "weights", "activations", "workspace", "gradients"}
     (device,) = seen["devices"]
-    # 30 MiB of weights, 12 of activations and 30 of gradients are alive together; 0 bytes and the CPU's are not there
+    # 30 MiB of weights, 12 of activations and 30 of gradients are alive together. Allocations of 0 bytes and of the CPU
+    # are not shown.
     assert device["peak_bytes"] == 72 * MIB
     assert device["elements"] == 4
-    # each allocation in the colour of its bucket, in the legend's order; the last is the viewer's own "summarized"
+    # each allocation has the colour of its bucket, in the legend's order; the last colour is the viewer's own
+    # "summarized"
     buckets = [seen["categories"][color] for color in device["colors"][:-1]]
     assert buckets == ["weights", "activations", "workspace", "gradients"]
     for line in ("op:0:aten.empty", "module:0:model.embed", "phase:0:load, step 0"):
@@ -50,7 +52,7 @@ def test_every_view_of_the_viewer_is_drawn(text, tmp_path):
 
 @needs_viewer
 def test_a_history_that_ends_out_of_memory_is_drawn(tmp_path):
-    for capacity_bytes in (MIB, 50 * MIB):  # at the first allocation, and at the last
+    for capacity_bytes in (MIB, 50 * MIB):  # out of memory at the first allocation, and at the last
         path = tmp_path / f"{capacity_bytes}.pickle"
         write_snapshot(path, LEDGER, parse_alloc_conf(""), capacity_bytes=capacity_bytes)
         assert view(path)["devices"][0]["elements"] == (0 if capacity_bytes == MIB else 3)
@@ -68,11 +70,11 @@ def test_an_empty_history_is_drawn(tmp_path):
 @pytest.mark.parametrize("text", SETTINGS)
 @pytest.mark.parametrize("capacity_bytes", [0, MIB, 50 * MIB])
 def test_unknown_is_a_category_if_there_are_categories(text, capacity_bytes):
-    """What the viewer's script needs (`NO_CATEGORY`), whether or not that script is here."""
+    """The viewer's script needs it (`NO_CATEGORY`). This test runs without the script."""
     snapshot = make_snapshot(LEDGER, parse_alloc_conf(text), capacity_bytes=capacity_bytes)
     categories = {entry["category"] for entry in snapshot["device_traces"][0] if "category" in entry}
     assert not categories or "unknown" in categories
 
 
 def test_no_two_buckets_share_a_colour():
-    assert len({*BUCKETS, "unknown"}) <= 10  # the viewer has ten colours and begins again (`schemeTableau10`)
+    assert len({*BUCKETS, "unknown"}) <= 10  # the viewer has ten colours and then repeats them (`schemeTableau10`)

@@ -1,4 +1,4 @@
-"""What `import axmem_trace` offers."""
+"""The public names of `import axmem_trace`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import axmem_trace
 
 
 def test_public_names_of_the_package_are_no_modules():
-    """`axmem_trace.estimate` is the function, whatever has been imported before."""
+    """`axmem_trace.estimate` is the function, whichever modules have been imported before."""
     code = "import axmem_trace.estimation, axmem_trace; assert callable(axmem_trace.estimate), axmem_trace.estimate"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
     package = ROOT / "axmem_trace"

@@ -1,4 +1,4 @@
-"""Messages of libraries are hidden from the user, and everything is restored afterwards."""
+"""Messages of libraries are hidden from the user. Afterwards everything is restored."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_logging_that_the_user_disabled_stays_disabled():
 
 
 def test_a_handler_made_inside_writes_to_the_users_stderr_afterwards(capsys):
-    """transformers makes its handler when it is imported, with the `sys.stderr` of that moment."""
+    """transformers makes its handler when it is imported, with the `sys.stderr` at that moment."""
     with quiet_libraries():
         handler = logging.StreamHandler()
         handler.emit(logging.makeLogRecord({"msg": "hidden"}))

@@ -1,4 +1,4 @@
-"""The README is correct: its commands run, its output is what they print, and the things that it names exist."""
+"""The README is correct: its commands run and print the output that it shows, and all names in it exist."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMMANDS = re.findall(r"^\$ (axmem_trace .+)$", TEXT, re.MULTILINE)
 
 
 def blocks() -> list[tuple[Path, str]]:
-    """Every generated part: its file and its name."""
+    """The file and the name of every generated part."""
     found = [(path, path.read_text(encoding="utf-8")) for path in SCRIPT.FILES]
     return [(path, part["name"]) for path, text in found for part in SCRIPT.marked_blocks.BLOCK.finditer(text)]
 
@@ -42,7 +42,7 @@ def test_commands_run(command, tmp_path):
     arguments = [each.replace("report.json", str(tmp_path / "report.json")) for each in shlex.split(command)]
     if "models" not in arguments and "--offline" not in arguments:
         arguments.append("--offline")
-    if command == COMMANDS[0]:  # as in a shell; the others find the libraries imported
+    if command == COMMANDS[0]:  # as in a shell; for the others the libraries are already imported
         found = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
     else:
         found = run_command(arguments)

@@ -1,4 +1,4 @@
-"""The file for programs that use the command line: everything that it names exists."""
+"""The file for programs that use the command line: all names in it exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Snapshots: opened with PyTorch's own `torch.cuda._memory_viz`, and added up again against the ledger."""
+"""Snapshots: PyTorch's own `torch.cuda._memory_viz` opens them, and their sums equal those of the ledger."""
 
 import io
 import pickle
@@ -25,7 +25,7 @@ def entries(snapshot, *actions):
 class TestSums:
     def test_every_allocation_is_reported_once(self, text):
         snapshot = make_snapshot(LEDGER, parse_alloc_conf(text))
-        # what was requested, not what it was rounded to; 0 bytes and the CPU's take nothing
+        # requested sizes, not rounded sizes; allocations of 0 bytes and of the CPU are not shown
         assert [entry["size"] for entry in entries(snapshot, "alloc")] == [30 * MIB, 12 * MIB, 1000, 30 * MIB]
         for action in ("free_requested", "free_completed"):
             assert [entry["size"] for entry in entries(snapshot, action)] == [1000, 12 * MIB]
@@ -63,7 +63,7 @@ class TestSums:
             used = [block for block in segment["blocks"] if block["state"] == "active_allocated"]
             assert segment["allocated_size"] == segment["active_size"] == sum(block["size"] for block in used)
             assert segment["requested_size"] == sum(block["requested_size"] for block in used)
-        # the weights and their gradients are left: 60 MiB
+        # the weights and their gradients are still alive: 60 MiB
         assert sum(segment["requested_size"] for segment in snapshot["segments"]) == 60 * MIB
 
     def test_allocations_lie_in_memory_that_the_driver_gave(self, text):
@@ -117,7 +117,7 @@ def test_frames_name_operator_modules_and_phase():
     ]
     assert all(set(frame) == {"name", "filename", "line"} for frame in silu["frames"])
     assert entries(snapshot, "free_requested")[0]["frames"] == silu["frames"]
-    # a segment belongs to the allocation that follows it; emptying the cache belongs to none
+    # a segment belongs to the allocation that follows it; a call of `empty_cache` belongs to no allocation
     assert entries(snapshot, "segment_alloc")[0]["frames"][0]["name"] == "aten.empty"
     assert entries(snapshot, "segment_free")[0]["frames"] == []
 
@@ -145,17 +145,17 @@ def test_phases_are_annotations():
 
 
 def test_out_of_memory_ends_the_history(viz):
-    # 30 + 12 MiB and a small segment of 2; then 30 of 50 - 44 = 6
+    # 30 + 12 MiB and a small segment of 2 MiB are allocated; then 30 MiB are requested, but 50 - 44 = 6 are free
     snapshot = make_snapshot(LEDGER, parse_alloc_conf(""), capacity_bytes=50 * MIB)
     last = snapshot["device_traces"][0][-1]
-    # the small block freed before: its segment goes before the second try, so 8 MiB are free
+    # the small block was freed before: its segment is released before the second attempt, so 8 MiB are free
     assert (last["action"], last["size"], last["device_free"]) == ("oom", 30 * MIB, 8 * MIB)
     assert "addr" not in last
     assert "raise OutOfMemoryError # 30.0MiB requested, 8.0MiB free in CUDA" in viz.trace(snapshot)
 
 
 def test_an_expandable_segment_with_a_hole_is_shown_as_two():
-    # 40, 20 and 20 MiB in pages of 20; the first two die, and emptying the cache unmaps 0-20 and 20-60
+    # 40, 20 and 20 MiB in pages of 20; the first two are freed, and `empty_cache` unmaps 0-20 and 20-60
     ledger = Ledger(
         allocations=(
             Allocation(nbytes=20 * MIB, allocated_tick=1),
@@ -242,7 +242,7 @@ def test_every_key_is_there_and_of_the_real_type():
         assert types(segment) == REAL["segment"]
         assert all(types(block) == REAL["block"] for block in segment["blocks"])
     for entry in snapshot["device_traces"][0]:
-        entry.pop("category", None)  # ours alone
+        entry.pop("category", None)  # only our snapshots have it
         assert types(entry) == REAL["entry"]
     (failure,) = entries(make_snapshot(LEDGER, parse_alloc_conf(""), capacity_bytes=3 * MIB), "oom")
     assert types(failure) == REAL["oom"]

@@ -1,6 +1,6 @@
-"""The same step in real processes on the CPU, which exchange by gloo: what each rank really allocates.
+"""The same step in real processes on the CPU that communicate by gloo: each rank's real allocations.
 
-It is the oracle of the fake process group on meta: everything below PyTorch's operators is real there.
+It is the oracle of the fake process group on meta, because everything below PyTorch's operators is real.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ def tiny_run(folder: Path) -> dict[str, Any]:
 
 
 def record_for_real(cases: Sequence[Case], num_ranks: int) -> list[list[Ledger]]:
-    """Two steps of each case in the same `num_ranks` processes; the records by case, then by rank."""
+    """Runs two steps of each case in the same `num_ranks` processes. Returns the records by case, then by rank."""
     return run_in_processes(_run_rank, cases, num_ranks)
 
 
 def run_in_processes(run_rank: Callable[..., None], cases: Sequence[Any], num_ranks: int) -> list[list[Ledger]]:
-    """`run_rank(cases, rank, num_ranks, folder)` in a process for each rank; it writes its ledgers to `rank{rank}` there.
+    """Runs `run_rank(cases, rank, num_ranks, folder)` in one process for each rank. It must write its ledgers to the
+    file `rank{rank}` in the folder.
 
-    Returns the records by case, then by rank.
-    """
+    Returns the records by case, then by rank."""
     with tempfile.TemporaryDirectory() as folder:
         exit_codes = in_new_processes(run_rank, [(cases, rank, num_ranks, folder) for rank in range(num_ranks)])
         assert exit_codes == [0] * num_ranks
@@ -71,7 +71,7 @@ def run_in_processes(run_rank: Callable[..., None], cases: Sequence[Any], num_ra
 
 
 def record_on_meta(case: Case, num_ranks: int, *, rank: int = 0) -> Ledger:
-    """The same on meta, as one rank of a fake group."""
+    """Records the same case on meta, as one rank of a fake group."""
     from axmem_trace.parallel.install import open_ranks
     from axmem_trace.tracing.recording_mode import RecordingMode
 
@@ -156,7 +156,7 @@ def _cpu_as_gpu() -> Iterator[None]:
 
 @contextmanager
 def _summed() -> Iterator[None]:
-    """gloo can't average while it reduces: FSDP2 divides in place instead, on both sides."""
+    """gloo cannot average while it reduces. So FSDP2 sums and divides in place, on both sides."""
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
     init = FSDPParamGroup.__init__
@@ -170,11 +170,11 @@ def _summed() -> Iterator[None]:
 
 
 def assert_same(on_meta: Ledger, real: Ledger, *, summed_bytes: int = 0) -> None:
-    """Both allocate the same, and as much at a time; an exchange may hold what it sends a little longer than the step does,
-    in a thread of gloo.
+    """Checks that both make the same allocations and have the same peaks. A thread of gloo may keep the tensors that it
+    sends a little longer than the step does.
 
     Args:
-        summed_bytes: of a gradient that a hook sums; while gloo holds it, autograd copies it.
+        summed_bytes: size of a gradient that a hook sums. While gloo references it, autograd copies it.
     """
     in_threads = any(_counts(each) and each.op.startswith("_c10d_functional") for each in real.allocations)
     ours, theirs = (Counter(_describe(each, kept=not in_threads)) for each in (on_meta, real))
@@ -185,7 +185,7 @@ def assert_same(on_meta: Ledger, real: Ledger, *, summed_bytes: int = 0) -> None
     kept = [Counter(each for each in _describe(ledger, kept=True) if each[_KEPT]) for ledger in (on_meta, real)]
     assert kept[0] <= kept[1]
     late = max(each.nbytes for each in real.allocations if _counts(each) and _is_exchanged(each))
-    late *= 4 if in_threads else 1  # what is sent, and what comes, of two exchanges
+    late *= 4 if in_threads else 1  # the sent and the received tensors of two collectives
     for phase in ("forward", "backward"):
         for step in (1, 2):
             expected, found = _peak(on_meta, phase, step), _peak(real, phase, step)
@@ -197,14 +197,16 @@ def _is_exchanged(each: Allocation) -> bool:
 
 
 _KEPT = 7
-"""Where a row of `_describe` says whether backward keeps the allocation."""
+"""The index in a row of `_describe` that says whether backward keeps the allocation."""
 
 
 def _describe(ledger: Ledger, *, kept: bool) -> Iterator[tuple[Any, ...]]:
-    """A row for each allocation. Numbers are left out: which of them are on the host is not known on a CPU.
+    """A row for each allocation. Single numbers are ignored, because on a CPU it is not known which of them are on the
+    host.
 
     Args:
-        kept: False: without whether backward keeps it. What a rank exchanges may still be there.
+        kept: False omits the field that says whether backward keeps the allocation, because tensors that a rank sends
+            or receives may still be alive.
     """
     for each in ledger.allocations:
         if _counts(each):
@@ -220,7 +222,7 @@ def _counts(each: Allocation) -> bool:
 
 
 def _peak(ledger: Ledger, phase: Phase, step: int) -> int:
-    """The most bytes alive at a time in a phase of a step, of those allocated since the step began."""
+    """The maximum of bytes alive at once in a phase of a step, only of allocations since the step began."""
     start = min(mark.tick for mark in ledger.marks if mark.step == step)
     changes = [
         (each.allocated_tick, each.nbytes)

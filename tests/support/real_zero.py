@@ -1,4 +1,5 @@
-"""The same step by DeepSpeed itself in real processes on the CPU, which exchange by gloo: the oracle of `parallel/zero`."""
+"""The same step by DeepSpeed itself, in real processes on the CPU that communicate by gloo: the oracle of
+`parallel/zero`."""
 
 from __future__ import annotations
 
@@ -21,10 +22,11 @@ HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 
 @dataclass(frozen=True, slots=True)
 class ZeroCase:
-    """A configuration; its `deepspeed` key is DeepSpeed's JSON.
+    """A configuration. Its `deepspeed` key is DeepSpeed's JSON.
 
     Attributes:
-        divides_first: ZeRO-3: the base is divided when it is made (`zero.Init`), as without quantisation.
+        divides_first: for ZeRO-3: the base model is partitioned when it is created (`zero.Init`), as without
+            quantisation.
     """
 
     config: dict[str, Any]
@@ -32,18 +34,18 @@ class ZeroCase:
 
     @property
     def stage(self) -> int:
-        """ZeRO's."""
+        """The stage of ZeRO."""
         return int(self.config["deepspeed"]["zero_optimization"]["stage"])
 
 
 def record_with_deepspeed(cases: Sequence[ZeroCase], num_ranks: int) -> list[list[Ledger]]:
-    """Two steps of each case in `num_ranks` processes; the records by case, then by rank."""
+    """Runs two steps of each case in `num_ranks` processes. Returns the records by case, then by rank."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     return run_in_processes(_run_rank, cases, num_ranks)
 
 
 def record_zero_on_meta(case: ZeroCase, num_ranks: int, *, rank: int) -> Ledger:
-    """The same by our own engine, as one rank of a fake group."""
+    """Records the same case with our own engine, as one rank of a fake group."""
     from axmem_trace.parallel.install import open_ranks
     from support.kernel_recording import recording_on
 
@@ -107,7 +109,7 @@ def _record(recipe: Any, recording: Any, device: str, divide: Any) -> Ledger:
 
 
 class _DeepSpeed:
-    """accelerate's `DeepSpeedEngineWrapper`, in the two parts that `Run` marks."""
+    """accelerate's `DeepSpeedEngineWrapper`, split into the two parts that `Run` marks."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -139,7 +141,7 @@ def _divide(case: ZeroCase, recipe: Any, recording: Any, built: Any) -> Any:
 
 
 def _divide_base(case: ZeroCase, recipe: Any, recording: Any, built: Any) -> None:
-    """What `zero.Init` has made of the base before adapters come."""
+    """Partitions the base model as `zero.Init` does, before adapters are added."""
     import deepspeed
     from torch import nn
 

@@ -16,10 +16,10 @@ class Probe:
     """Bytes as requested, before the allocator rounds them. Leaves are not among them."""
 
     kept: list[int]
-    """What forward leaves behind for backward, largest first; the output is among it."""
+    """Tensors that forward keeps for backward, the largest first. They include the output."""
     forward_peak: int
     backward_peak: int
-    """Most bytes alive at once in backward, without what forward kept."""
+    """The maximum of bytes alive at once in backward, without the tensors that forward kept."""
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -33,7 +33,7 @@ def leaf32(*shape: int) -> torch.Tensor:
 
 
 def probe(run: Callable[[], torch.Tensor]) -> Probe:
-    """Runs a call and its backward, and sums up."""
+    """Runs a call and its backward, and summarises the record."""
     recording = gpu_recording(functions_alone=True)
     recorder = recording.recorder
     with recording, CudaMode(recording).opened():

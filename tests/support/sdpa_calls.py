@@ -27,10 +27,10 @@ class Call:
     causal: bool = False
     grouped: bool = False
     transposed: bool = True
-    """(B, S, H, D) in memory, as projections leave heads."""
+    """(B, S, H, D) in memory, as projections write heads."""
 
     def options(self, mask: torch.Tensor | None) -> dict[str, Any]:
-        """What `scaled_dot_product_attention` is called with in addition to the heads."""
+        """The arguments of `scaled_dot_product_attention` other than the heads."""
         return {"attn_mask": mask, "dropout_p": self.dropout, "is_causal": self.causal, "enable_gqa": self.grouped}
 
 

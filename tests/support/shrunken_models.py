@@ -1,7 +1,7 @@
-"""A configuration of every model type, made so small that a training step runs for real on a CPU in a second.
+"""A configuration of every model type, so small that a real training step on a CPU takes a second.
 
-The configuration class gets small sizes, so that what it derives from them (head sizes, patterns of layers)
-fits them; a size that is not a plain number by default is left to it, or is in `shrunken_models.json`.
+The configuration class gets small sizes. So the values that it derives from them (head sizes, patterns of layers) are
+consistent. If the default of a size is not a plain number, the class derives it, or `shrunken_models.json` has it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SMALL = {
     "adapter_in_dim": 64, "adapter_input_size": 64, "adapter_out_dim": 64, "image_size": 32, "patch_size": 8,
     "num_mtp_layers": 0, "num_nextn_predict_layers": 0,
 }  # fmt: skip
-"""What is made small where a configuration class has it as a number greater than this."""
+"""Small values of fields. A field gets its value if the default in the configuration class is a greater number."""
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
 _LAYERS = tuple(
     """
@@ -54,7 +54,7 @@ _FIRST_SPECIAL_TOKEN = 100
 CHANGES: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent / "shrunken_models.json").read_text(encoding="utf-8")
 )
-"""By model type: what no rule here gives."""
+"""Values by model type that no rule of this file gives."""
 
 
 def write_small_model(model_type: str, directory: Path) -> str:
@@ -72,7 +72,7 @@ def write_small_model(model_type: str, directory: Path) -> str:
 
 
 def count_positions(directory: str) -> int:
-    """How long a row the small model takes."""
+    """The maximum length of a row for the small model."""
     config = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
     return min((part[name] for part in parts for name in _POSITIONS if name in part), default=1 << 30)
@@ -97,16 +97,17 @@ def _make(config_class: Any) -> Any:
 
 
 def _as_usual(config_class: Any, changes: dict[str, Any]) -> Any:
-    """With all defaults; a class that has none for its parts (`musicgen`) gets those of the changes."""
+    """A configuration with all defaults. A class without defaults for its parts (`musicgen`) gets the parts of the
+    changes."""
     parts = {name: copy.deepcopy(changes[name]) for name in config_class.sub_configs if name in changes}
     return config_class(**parts)
 
 
 def _small_numbers(config_class: Any) -> Iterator[tuple[str, Any]]:
     special = _FIRST_SPECIAL_TOKEN
-    heads = getattr(config_class, "num_attention_heads", None)  # the class's own default: an instance may have several
+    heads = getattr(config_class, "num_attention_heads", None)  # the class's own default; an instance may have several
     for field in dataclasses.fields(config_class):
-        name, value = field.name, field.default  # not what the class has derived from others where it is None
+        name, value = field.name, field.default  # not the value that the class derives from a None
         if isinstance(value, bool) or not isinstance(value, int):
             continue
         if name.endswith(("token_id", "token_index")) and value >= SMALL["vocab_size"]:
@@ -119,12 +120,12 @@ def _small_numbers(config_class: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _key_value_heads(heads: Any, value: int) -> int:
-    """As many as query heads, one for all, or one for two, as it was."""
+    """As many as query heads, one for all of them, or one for every two, as in the original."""
     return 1 if value == 1 else 4 if not isinstance(heads, int) or value >= heads else 2
 
 
 def _fewer_layers(config_class: Any, usual: Any) -> dict[str, Any]:
-    """One layer of each kind, and two at least: lists with an entry for each layer are cut in the same way."""
+    """One layer of each kind, and at least two layers. Lists with one entry per layer are cut in the same way."""
     fields = {field.name for field in dataclasses.fields(config_class)}
     counts = {name: getattr(usual, name) for name in _LAYERS if isinstance(getattr(usual, name, None), int)}
     lists = {

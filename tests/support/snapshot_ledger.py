@@ -1,4 +1,4 @@
-"""A ledger made by hand, with what a snapshot has to show of it."""
+"""A ledger made by hand that contains every case that a snapshot must show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TRL's own loss, on the model and the batches of one of our objectives: the oracle of `training/objectives`.
+"""TRL's own loss on the model and the batches of one of our objectives: the oracle of `training/objectives`.
 
 The methods of TRL's trainers are called without a trainer, on an object that has the attributes they read.
 """
@@ -33,7 +33,7 @@ class _NoLaunch:
 
 @contextmanager
 def triton_wrapper() -> Iterator[None]:
-    """TRL takes its Triton path, whose Python code runs and whose kernels do not."""
+    """Makes TRL select its Triton path. Its Python code runs, but its kernels do not."""
     import trl.kernels.logprob_entropy as kernels
     import trl.trainer.utils as helpers
 
@@ -45,11 +45,11 @@ def triton_wrapper() -> Iterator[None]:
 
 
 class TrlObjective(Objective):
-    """Batches and models of `ours`, the loss of TRL."""
+    """An objective with the batches and models of `ours`, and the loss of TRL."""
 
     def __init__(self, ours: Any, built: BuiltModel) -> None:
         for model in (built.module, built.reference):
-            if model is not None:  # as accelerate's `prepare_model` leaves it, without autocast
+            if model is not None:  # as after accelerate's `prepare_model`, without autocast
                 model.forward = convert_outputs_to_fp32(model.forward)
         self.ours = ours
         self._compute = _TRAINERS[ours.settings.method](ours, built.module)
@@ -113,7 +113,7 @@ def _bound(trainer: Any, me: Any, *names: str) -> None:
 
 
 def _routers(model: Any) -> dict[str, Any]:
-    """ORPO's and CPO's own names; they read only the model's configuration."""
+    """The attribute names of ORPO and CPO, which read only the model's configuration."""
     return {"aux_loss_coef": getattr(model.config, "router_aux_loss_coef", 0.0)}
 
 

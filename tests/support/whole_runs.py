@@ -1,4 +1,4 @@
-"""A tiny model on meta, loaded or through its whole run, as `axmem_trace.estimate` records them."""
+"""Records of a tiny model on meta, of loading or of the whole run, as `axmem_trace.estimate` makes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.tiny_models import write_tiny_model
 
 
 def make_config(directory: Path, family: str = "llama", **keys: Any) -> dict[str, Any]:
-    """One row at a time; the keys are added or replaced."""
+    """A configuration with one row per micro-batch. The keys are added or replaced."""
     return {
         "base_model": write_tiny_model(family, directory / family),
         "micro_batch_size": 1,
@@ -29,7 +29,7 @@ def make_config(directory: Path, family: str = "llama", **keys: Any) -> dict[str
 
 
 def make_recipe(directory: Path, family: str = "llama", **keys: Any) -> Recipe:
-    """What that configuration selects."""
+    """The recipe of that configuration."""
     return read_recipe(make_config(directory, family, **keys), hub="never")
 
 

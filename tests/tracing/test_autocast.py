@@ -1,8 +1,9 @@
 """Autocast on meta compared with CUDA's own.
 
-The witness: torch's fake tensors have CUDA's dispatch keys on any machine, so the dispatcher runs the compiled autocast
-kernels on them. Meta must run the same operators in the same dtypes. (Without gradients or
-subscripts: a CPU build has no device guard for CUDA. That autograd records the casts is tested by what is kept.)
+The reference: torch's fake tensors have CUDA's dispatch keys on any machine, so the dispatcher runs the compiled
+autocast kernels on them. Meta must run the same operators in the same dtypes. This comparison uses no gradients and no
+subscripts, because a CPU build has no device guard for CUDA. Other tests check by the kept tensors that autograd
+records the casts.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def test_meta_runs_the_same_operators_as_cuda(name: str, dtype: torch.dtype) -> 
     ],
 )
 def test_lists_are_those_of_the_installed_torch(macro: str, names: list[str]) -> None:
-    # `norm` has a macro of its own: its overloads without a dtype are given one
+    # `norm` has its own macro: its overloads without a dtype get one
     body = re.search(rf"#define AT_FORALL_{macro}\(_\)((?:.*\\\n)*.*\n)", HEADER.read_text())
     assert body is not None
     assert set(re.findall(r"_\((\w+)", body[1])) == set(names)
@@ -168,7 +169,7 @@ def log_on_meta(run: Callable[..., Any], dtype: torch.dtype) -> Any:
 
 
 def count_casts(run: Callable[..., Any], *, trains: bool = True, cache: bool = True, backward: bool = False) -> int:
-    """Copies of an fp32 weight of 8 by 8 in bf16 that are made in forward, or in backward."""
+    """The number of bf16 copies of an 8 by 8 fp32 weight that are made in forward, or in backward."""
     recording = gpu_recording()
     recorder = recording.recorder
     weight = torch.empty(8, 8, device="meta", requires_grad=trains)
@@ -238,7 +239,7 @@ def test_recomputation_casts_into_a_cache_of_its_own(use_reentrant: bool) -> Non
             x = checkpoint(_twice, x, weight, use_reentrant=use_reentrant)
         return x
 
-    # forward: one cast for both regions; backward: autocast is opened and left once per region
+    # forward: one cast for both regions; backward: autocast is entered and left once per region
     assert count_casts(two_regions) == 1
     assert count_casts(two_regions, backward=True) == 2
 
@@ -264,8 +265,8 @@ def test_custom_functions_get_their_inputs_cast_and_no_autocast_inside() -> None
 
 
 def test_arguments_are_cast_from_the_last_to_the_first():
-    """As PyTorch's binaries do: seen in the allocator's history of its CUDA build, where the weight's copy comes before
-    the input's, and in backward the gradient of the input before that of the weight."""
+    """PyTorch's binaries do the same. The allocator's history of its CUDA build shows it: the weight's copy comes
+    before the input's, and in backward the gradient of the input comes before that of the weight."""
     order = []
 
     class Noting(autocast.Autocast):

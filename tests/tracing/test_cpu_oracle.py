@@ -1,7 +1,7 @@
 """The CPU oracle: a real training step of a tiny model allocates what the same step on meta does, byte for byte.
 
-It proves that the recorder is faithful to eager PyTorch, for each architecture and each way of checkpointing. What a
-GPU does otherwise is the kernels' rules' business, which are switched off here.
+It proves that the recorder agrees with eager PyTorch, for each architecture and each kind of checkpointing. The rules
+for kernels, which describe the differences of a GPU, are disabled here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHECKPOINTING: dict[str, dict[str, Any]] = {
     "non-reentrant": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
 }
 WITH_LAYER_NORM = ("falcon", "gpt_neox")
-"""These run in fp32: a CPU's layer norm keeps bf16 statistics of bf16 input where meta, like a GPU, keeps fp32."""
+"""These run in fp32: for bf16 input a CPU's layer norm keeps bf16 statistics, but meta keeps fp32, like a GPU."""
 
 
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)

@@ -1,4 +1,4 @@
-"""Boolean masks as indices, and known values that are read on the host."""
+"""Boolean masks as indices, and known values that the host reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_indices_live_while_the_operator_runs() -> None:
     recorder = recording.recorder
     with recording:
         torch.empty(2, 3, 5, device="meta")[recorder.place(MASK)]
-    # nonzero: 3 elements x 2 dimensions x 8 bytes, dead before the result (3 x 5 fp32) is allocated
+    # nonzero: 3 elements x 2 dimensions x 8 bytes, freed before the result (3 x 5 fp32) is allocated
     sizes = [each.nbytes for each in recorder.make_ledger().allocations if each.op == "aten.index.Tensor"]
     assert sizes == [48, 60]
 

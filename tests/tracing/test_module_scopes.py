@@ -1,4 +1,4 @@
-"""Which module makes an allocation, reported by the module objects themselves."""
+"""Which module makes an allocation. The module objects themselves report it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from axmem_trace.tracing.module_scopes import ModuleScopes
 
 
 class Replacing(nn.Module):
-    """Replaces its part, as BigBird does its attention, and reads which module runs in the new one."""
+    """Replaces its submodule, as BigBird replaces its attention, and reads which module runs in the new one."""
 
     def __init__(self, scopes: ModuleScopes) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Replacing(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         before = id(self.part)
-        for _ in range(100):  # until the new one has the old one's address: immediately
+        for _ in range(100):  # until the new module has the address of the old one, which happens immediately
             del self.part
             self.part = Asking(self.scopes)
             if id(self.part) == before:
@@ -53,7 +53,8 @@ def test_a_new_module_is_not_mistaken_for_a_deleted_one():
 
 
 class Layer(nn.Module):
-    """Checkpoints its forward, as `GradientCheckpointingLayer` of transformers 5.24 does: its hooks run but once."""
+    """Checkpoints its forward, as `GradientCheckpointingLayer` of transformers 5.24 does. So its hooks run only
+    once."""
 
     def __init__(self, scopes: ModuleScopes, **options: bool) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""The CPU oracle with images and audio: a real step of a tiny multimodal model allocates what meta says."""
+"""The CPU oracle with images and audio: a real step of a tiny multimodal model makes the same allocations as on
+meta."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ DIFFERENT_ON_CPU = {
     "gemma4": ("model.vision_tower.pooler", ("aten.arange.default", "aten.eq.Tensor", "aten._to_copy.default",
                                              "aten.aminmax.default", "aten.zeros.default")),
 }  # fmt: skip
-"""Operators whose allocations there are not compared: Pixtral makes its position ids on the host, and copies them to a
-GPU; a CPU's layer norm puts out contiguous gradients where meta keeps the strides; `one_hot` is another on meta."""
+"""Operators whose allocations are not compared. Pixtral makes its position ids on the host and copies them to a GPU. A
+CPU's layer norm returns contiguous gradients, but meta keeps the strides. `one_hot` has another implementation on
+meta."""
 
 
 @pytest.mark.slow
@@ -59,6 +61,6 @@ def test_meta_allocates_the_same_as_a_real_step(family: str, tmp_path: Path) -> 
 
 
 def differs_on_cpu(family: str, each: Allocation) -> bool:
-    """The scalars of `torch.where` skip the dispatcher on a CPU alone."""
+    """Only on a CPU do the scalars of `torch.where` bypass the dispatcher."""
     module, operators = DIFFERENT_ON_CPU.get(family, ("-", ()))
     return each.op == "aten.scalar_tensor.default" or (each.module.startswith(module) and each.op in operators)

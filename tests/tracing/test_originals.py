@@ -1,4 +1,5 @@
-"""Where the cause of a failure is: in the library that called, or in this package. This file acts as the library."""
+"""Where the cause of a failure is: in the calling library, or in this package. This file takes the role of the
+library."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def rules(*, function: Any = None, dispatch: Any = None) -> Rules:
 
 
 def fault(request: Callable[[], Any], table: Rules | None = None, *, recording: RecordingMode | None = None) -> str:
-    """Name of the library's function whose request failed; empty: the fault is ours."""
+    """The name of the library's function whose call failed. Empty if the fault is ours."""
     recording = recording or RecordingMode(rules=table)
     with pytest.raises(Exception) as caught, recording, CudaMode(recording).opened():  # noqa: PT011
         request()
@@ -51,7 +52,7 @@ def wrong_shapes() -> Any:
 
 
 def wrong_chance() -> Any:
-    """`dropout` has a rule here, which passes this on."""
+    """`dropout` has a rule here, which passes the call on."""
     return F.dropout(torch.empty(4, device="meta"), p=2.0)
 
 
@@ -100,7 +101,7 @@ def test_an_error_in_a_rule_is_our_bug(kind):
 
 @pytest.mark.parametrize("kind", ["function", "dispatch"])
 def test_an_error_in_an_operator_that_a_rule_calls_is_our_bug(kind):
-    """Its source says `function(*args, **kwargs)` too, which once decided it."""
+    """Its source contains `function(*args, **kwargs)` too. An earlier version decided by that text."""
 
     def call(context: Any, function: Any, args: Any, kwargs: Any) -> Any:
         function, args = torch.matmul, (torch.empty(2, 3, device="meta"), torch.empty(2, 3, device="meta"))

@@ -1,4 +1,4 @@
-"""What is replaced is restored, and what is not restored is found."""
+"""Replaced attributes are restored, and attributes that are not restored are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A second step that is repeated from the record is the second step that would have been run."""
+"""A second step that is repeated from the record equals the second step of a real run."""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ def test_a_rule_that_is_added_late_is_used():
 
 
 def test_a_decision_that_is_added_late_is_used():
-    """Loading and training share a recorder: a model whose initialisation calls `topk` had its routers never decided."""
+    """Loading and training share a recorder. Once, the routers of a model whose initialisation calls `topk` were never
+    decided."""
     recording = RecordingMode()
     recorder = recording.recorder
     scores = torch.empty(6, 4, device="meta")
@@ -95,7 +96,7 @@ def test_a_real_run_must_have_no_rules():
 
 
 def test_recorder_and_context_have_no_reference_to_the_mode():
-    """One way: the mode has the context, the context has the recorder."""
+    """References have one direction: the mode has the context, and the context has the recorder."""
     recording = RecordingMode(rules=gpu_rules())
     with recording:
         torch.empty(4, 4, device="meta") @ torch.empty(4, 4, device="meta")

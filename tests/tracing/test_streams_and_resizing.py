@@ -1,4 +1,5 @@
-"""What distributed code does below PyTorch's operators: storages that grow in place, streams, tensors used on others."""
+"""Actions of distributed code below PyTorch's operators: storages that grow in place, streams, and tensors used on
+other streams."""
 
 from __future__ import annotations
 
@@ -66,7 +67,7 @@ def test_a_freed_block_is_busy_until_the_host_has_waited_for_the_other_stream() 
         early = other.record_event()
         del tensor
         late = other.record_event()
-        early.synchronize()  # before it was freed: says nothing
+        early.synchronize()  # before the block was freed, so it has no effect
         assert recorded(recorder)[0].busy_until == NEVER
         late.synchronize()
     (block,) = recorded(recorder)
@@ -85,7 +86,7 @@ def test_waiting_for_a_stream_includes_the_streams_that_it_waited_for() -> None:
         with streams.on(reduce):
             streams.start_collective()
         with streams.on(gather):
-            streams.start_collective()  # a communicator does one thing after another
+            streams.start_collective()  # a communicator runs one collective after another
         streams.default.wait_stream(gather)
         torch.empty(5, device="meta")
         streams.default.synchronize()
