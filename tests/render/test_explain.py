@@ -27,6 +27,8 @@ WORDS = [
     *holders._BY_ROLE.values(),
     *(name for _, name in holders._BY_OPERATOR),
     *(candidate.name for candidate in CANDIDATES),
+    *"states cached free allocated active reserved max_active max_allocated device_reserved nvidia-smi logits nf4".split(),
+    "CUDA context", "expandable segments", "double quantisation", "micro batch", "margin", "gentlest set",
     "device_bytes", "headroom_bytes", "verdict", "counted_bytes",
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ from typing import Any
 from axmem_trace.advice.fitting.candidates import CANDIDATES
 from axmem_trace.config.document.key_table import KEYS, Key
 from axmem_trace.render.explain.rules import find_notes
-from axmem_trace.render.explain.words import HOLDERS, PHASES, VERDICTS, kinds_of_notes
+from axmem_trace.render.explain.words import HOLDERS, PHASES, SCREEN_WORDS, VERDICTS, kinds_of_notes
 
 NUM_NEAREST = 4
 _VERDICTS_OF_KEYS = {
@@ -47,6 +47,7 @@ def _report_words() -> Iterator[tuple[str, str, str]]:
         ("verdict", VERDICTS),
         ("phase", PHASES),
         ("use of memory", HOLDERS),
+        ("word of the screens", SCREEN_WORDS),
         ("kind of note", kinds_of_notes()),
     )
     for what, words in parts:

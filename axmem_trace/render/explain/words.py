@@ -50,6 +50,26 @@ HOLDERS: Mapping[str, str] = {
     "temporaries of backward": "Tensors of backward that are freed in it.",
     "temporaries of evaluation": "Temporary tensors while the model is evaluated.",
 }
+SCREEN_WORDS: Mapping[str, str] = {
+    "states": "Adapters, gradients and the optimizer's states together: what exists only because something trains.",
+    "cached": "Memory that PyTorch's allocator has taken from the card and that no tensor uses now.",
+    "free": "What is left of the card.",
+    "allocated": "Bytes of tensors, in blocks of 512 bytes. axolotl logs the most of it as `memory/max_allocated`.",
+    "active": "Allocated, and blocks that were freed but wait for another stream of the GPU.",
+    "reserved": "What PyTorch's allocator has taken from the card: allocated blocks, and cached ones.",
+    "max_active": "The most active bytes since the last line of axolotl's log.",
+    "max_allocated": "The most allocated bytes since the last line of axolotl's log.",
+    "device_reserved": "The most reserved bytes since the last line of axolotl's log.",
+    "nvidia-smi": "Reserved, the CUDA context, and NCCL's buffers: what that program shows. It must fit the card.",
+    "CUDA context": "What the driver and loaded kernels take of the card before the first tensor; assumed.",
+    "expandable segments": "A mode of PyTorch's allocator in which segments can grow: less memory is cached in pieces.",
+    "logits": "The model's scores for every token and every entry of the vocabulary.",
+    "nf4": "Weights in 4 bits, as bitsandbytes stores them; two are in one byte.",
+    "double quantisation": "The scales of 4-bit weights are stored in 8 bits too.",
+    "micro batch": "The rows that are on the card at the same time (`micro_batch_size`).",
+    "margin": "Memory of the card that must stay free (`--margin`).",
+    "gentlest set": "Of the sets of changes with which the run fits: the lowest price, then the fewest changes.",
+}
 
 
 def kinds_of_notes() -> dict[str, str]:
