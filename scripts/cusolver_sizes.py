@@ -1,11 +1,11 @@
-"""What cuSOLVER asks for as workspace, beside what is counted. Needs no GPU.
+"""Compares the workspace that cuSOLVER requests with the workspace that is counted. Needs no GPU.
 
     python scripts/cusolver_sizes.py SITE_PACKAGES/nvidia/cu13/lib/libcusolver.so.12 [ROWSxCOLUMNS]...
 
-A handle of cuSOLVER can't be made without a driver. Its functions `..._bufferSize` only look whether parts of the handle are
-there: their answers are the same for every number that fills it, which is checked here for two.
+A handle of cuSOLVER can't be created without a driver. The functions `..._bufferSize` only check whether parts of the
+handle exist. Their results are the same for every number that fills the handle; this is checked for two numbers.
 
-exit codes: 0 no answer is above what is counted; 1 some are
+exit codes: 0 no result is above the counted workspace; 1 some are
 """
 
 from __future__ import annotations

@@ -15,20 +15,20 @@ CONVOLUTIONS = "workspace.cudnn"
 COMPILED = ("torch_compile", "torch_compile_regional")
 FP32_GRADIENTS, FP32_HEAD = "lora_fp32_gradients", "cut_cross_entropy_accum_c_fp32"
 _PRODUCTS = ("aten.mm.", "aten.addmm.", "aten.bmm.", "aten.convolution.", "aten._scaled_mm.")
-"""What inductor's partitioner never computes twice: torch 2.14 torch/_functorch/partitioners.py `get_default_op_list`
-(`compute_intensive_ops`), which names attention's kernels too."""
+"""Operators that inductor's partitioner never recomputes: torch 2.14 torch/_functorch/partitioners.py
+`get_default_op_list` (`compute_intensive_ops`). That list contains attention's kernels too."""
 _ATTENTION = ("attention", "attn")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recorded:
-    """What bounds are derived from: the run at its peak.
+    """The facts from which bounds are calculated: the run at its peak.
 
     Attributes:
         tick, allocated_bytes, reserved_bytes: of the peak.
         buckets: at the peak.
-        gradient_bytes: the most bytes of gradients at one time.
-        head_elements: of the output head; 0: it does not train.
+        gradient_bytes: the maximum of bytes of gradients alive at once.
+        head_elements: the number of elements of the output head; 0 if the head does not train.
     """
 
     ledger: Ledger
@@ -41,7 +41,7 @@ class Recorded:
 
 
 def bound_notes(notes: Iterable[Note], run: Recorded) -> tuple[Note, ...]:
-    """The notes; those on what is not modelled get the most bytes that they can be about, where that is known."""
+    """The notes. A note on a part that is not modelled gets the maximum bytes of that part, if it is known."""
     return tuple(Notes(_bound(note, run) for note in _largest_of_each(list(notes))))
 
 

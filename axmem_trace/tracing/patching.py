@@ -17,7 +17,7 @@ _originals: dict[tuple[int, str], tuple[Any, Any]] = {}
 
 
 def open_replacements() -> tuple[str, ...]:
-    """What is currently replaced, the latest last."""
+    """The functions that are currently replaced, the latest last."""
     return tuple(_open)
 
 

@@ -135,7 +135,7 @@ class _Part:
 
     @property
     def ledger(self) -> Ledger:
-        """What was recorded."""
+        """The ledger of the recording."""
         return self.recorded.ledger
 
     @property

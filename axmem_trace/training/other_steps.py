@@ -1,8 +1,9 @@
-"""The optimizer's steps of ranks that differ from the recorded one in nothing else.
+"""The optimizer's steps of ranks that differ from the recorded rank only in these steps.
 
-Each of them is recorded right after the step of the recorded rank, with its own optimizer; `split` then makes a ledger
-for each rank. With gradient accumulation FSDP1's backward differs too, in blocks that are freed as soon as they are
-allocated: of a unit's parameters in place of one (`_use_sharded_grad_views`). The recorded rank's stand for all.
+The step of each such rank is recorded directly after the step of the recorded rank, with its own optimizer. `split`
+then makes a ledger for each rank. With gradient accumulation FSDP1's backward differs too, in blocks that are freed
+immediately after they are allocated: for a unit's parameters instead of one parameter (`_use_sharded_grad_views`). The
+blocks of the recorded rank are used for all ranks.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from axmem_trace.training.optimizers.traced import TracedOptimizer
 
 
 class KeepsNorm(Protocol):
-    """Something that keeps the norm of the gradients until the next step's is known."""
+    """An object that keeps the norm of the gradients until the norm of the next step is known."""
 
     grad_norm: Any
 
 
 @dataclass
 class _OtherRank:
-    """What another rank has of its own."""
+    """The optimizer and the records that another rank does not share with the recorded rank."""
 
     optimizer: TracedOptimizer
     windows: list[Window] = field(default_factory=list)

@@ -89,7 +89,7 @@ def mib(peaks: Peaks) -> Peaks:
 
 
 def train(plugin: Any, cfg: Config, *, adapter: bool = True, fails: bool = False) -> None:
-    """What `do_train` and the trainer call, in their order."""
+    """The functions that `do_train` and the trainer call, in their order."""
     plugin.register(cfg)
     assert plugin.load_datasets(cfg, False) is None
     plugin.pre_model_load(cfg)

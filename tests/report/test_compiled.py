@@ -1,4 +1,5 @@
-"""What torch.compile keeps for backward, by its own partitioner, lies between products alone and all that eager keeps."""
+"""The bytes that torch.compile's own partitioner keeps for backward are between two bounds: only the products, and all
+tensors that eager keeps."""
 
 from __future__ import annotations
 

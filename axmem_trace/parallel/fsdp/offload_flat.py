@@ -60,7 +60,7 @@ def flat_shards_offload_on_meta(recorder: Recorder) -> Iterator[None]:
             use_sharded(self)
 
     def prepare_on_host(self: Any) -> None:
-        """What the last micro-batch has left on the host is overwritten, not added to."""
+        """The gradient of the last micro-batch on the host is overwritten. The new gradient is not added to it."""
         flat = self.flat_param
         if self._offload_params and flat.grad is not None and flat.grad.size() == flat._local_shard.size():
             flat.grad = None
