@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from support.left_behind import left_behind
 from support.paths import TESTS
 
-TESTS_BETWEEN_WALKS = 250
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it when imported; more threads only wait for each other
+
+TESTS_BETWEEN_WALKS = 2000
 _tests = itertools.count()
 
 

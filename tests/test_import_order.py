@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ print(*[name for name in {heavy} if name in sys.modules])
 """
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Every file of the package by its module's name, without `axmem_trace.`."""
     found = {}
