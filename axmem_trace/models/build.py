@@ -1,4 +1,4 @@
-"""Recipe to model, in axolotl's order: class, skeleton, packing, vocabulary, casts, adapter, freezing."""
+"""From a recipe to a model, in axolotl's order: class, skeleton, packing, vocabulary, casts, adapter, freezing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ from axmem_trace.notes import Notes
 from axmem_trace.recipe.recipe import Recipe
 
 WatchLoading = Callable[[Any], AbstractContextManager[None]]
-"""Called with the model when its weights are there; open while axolotl casts, adapts and freezes it."""
+"""Called with the model after its weights are loaded. The context is open while axolotl casts the model, adds the adapter
+and freezes parameters."""
 
 
 def build_model(
@@ -46,13 +47,13 @@ def build_model(
     The order is that of axolotl `loaders/model.py` `ModelLoader.load` and `train.py` `setup_model_and_tokenizer`.
 
     Args:
-        device: `meta` allocates nothing for a model of any size; `cpu` makes real tensors of a small, unquantised
-            model by the same code.
-        watch: called with the loaded model; open while the model is then changed.
-        folding: leaves repeated layers out of the model; None: all of them are built.
+        device: `meta` allocates nothing, for a model of any size. `cpu` builds a small, unquantised model with real tensors,
+            with the same code.
+        watch: see `WatchLoading`.
+        folding: removes repeated layers from the model; None: all of them are built.
 
     Raises:
-        ConfigError: the model can't be built as the recipe says; the message says what to do.
+        ConfigError: the model can't be built by this recipe; the message says what to do.
     """
     _refuse_device(recipe, device)
     folding = folding or NoFolding()
@@ -79,7 +80,7 @@ def build_model(
 
 
 def change_loaded(model: Any, recipe: Recipe, notes: Notes, *, experts_quantised: bool) -> Any:
-    """What axolotl does to the model that `from_pretrained` returned: vocabulary, casts, adapter, freezing.
+    """Makes axolotl's changes to the model that `from_pretrained` returned: vocabulary, casts, adapter, freezing.
 
     Source: axolotl `loaders/model.py` `_apply_post_model_load_setup`, `_load_adapters`, `utils/freeze.py`; `train.py`.
     """
@@ -99,7 +100,7 @@ def change_loaded(model: Any, recipe: Recipe, notes: Notes, *, experts_quantised
 def _load(
     recipe: Recipe, model_class: Any, config: Any, device: str, notes: Notes, folding: Folding
 ) -> tuple[Any, bool]:
-    """What `from_pretrained` returns, and whether fused experts were quantised while loading."""
+    """The model that `from_pretrained` returns, and whether fused experts were quantised while loading."""
     quantizer = choose_quantizer(recipe, config, notes)
     if device != "meta" and not isinstance(quantizer, NoQuantizer):
         raise ConfigError(problem="quantised weights are built on meta only", remedy="build on meta")
@@ -124,7 +125,7 @@ def _refuse_device(recipe: Recipe, device: str) -> None:
 
 
 def _state_tensors(model: torch.nn.Module) -> tuple[StateTensor, ...]:
-    """Quantisation states of all modules, each storage once."""
+    """Quantisation states of all modules, without duplicate storages."""
     found: dict[int, StateTensor] = {}
     for name, module in model.named_modules():
         for state in iterate_bnb_states(name, module):

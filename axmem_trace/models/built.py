@@ -1,4 +1,4 @@
-"""What `build_model` returns."""
+"""`BuiltModel`: the result of `build_model`."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ class StateTensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltModel:
-    """The model as axolotl would pass it to the trainer: loaded, quantised, cast, adapted, frozen, in training mode.
+    """The model as axolotl would pass it to the trainer: loaded, quantised, cast, with adapter, frozen, in training mode.
 
-    `module` is a `PeftModel` when there is an adapter. `state_tensors` lists what is outside `parameters()` and
-    `buffers()`; `facts` counts all three, each storage once.
+    `module` is a `PeftModel` if there is an adapter. `state_tensors` lists tensors outside `parameters()` and `buffers()`.
+    `facts` counts all three kinds, each storage once.
     """
 
     module: nn.Module
     config: Any
     facts: ModelFacts
     whole_facts: ModelFacts
-    """`facts`, completed by those of repeated layers that were left out of `module`."""
+    """`facts`, plus those of the repeated layers that were removed from `module`."""
     state_tensors: tuple[StateTensor, ...] = ()
     notes: Notes = field(default_factory=Notes)
     reference: nn.Module | None = None
-    """A second model that the run compares with, frozen."""
+    """A second, frozen model: the reference."""
     reward_models: tuple[nn.Module, ...] = ()
-    """Classifiers that score generated completions, frozen."""
+    """Frozen classifiers that score generated completions."""
     feature_network: nn.Module | None = None
     """A frozen copy of the policy, whose hidden states reward completions (EBFT)."""
     reference_forward: Callable[..., Any] | None = None
-    """How its wrapper is called, if it has one of its own: not in autocast, and its outputs are left as they are. None: as
-    accelerate prepares a model."""
+    """How to call the reference, if it has its own wrapper: without autocast, and its outputs are not cast. None: it is
+    called like a model that accelerate has prepared."""

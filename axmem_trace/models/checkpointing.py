@@ -13,7 +13,7 @@ from axmem_trace.recipe.recipe import Recipe
 
 
 def enable_checkpointing(model: Any, recipe: Recipe, notes: Notes) -> None:
-    """Switch checkpointing on with the recipe's arguments: the trainer's call, the last one before training.
+    """Switch checkpointing on with the recipe's arguments. This is the trainer's call, the last one before training.
 
     Source: axolotl `loaders/model.py` `_configure_embedding_dtypes` (adapters), transformers `trainer.py`
     (`gradient_checkpointing_enable` before training, which overrides the loader's arguments).
@@ -43,7 +43,7 @@ def switch_on(model: Any, kwargs: dict[str, Any]) -> None:
 
 
 def refuse_unsupported_checkpointing(model: Any, recipe: Recipe) -> None:
-    """k-bit preparation switches checkpointing on as well, before the trainer does.
+    """Refuse checkpointing for a class that does not support it. k-bit preparation switches it on before the trainer does.
 
     Source: transformers `modeling_utils.py` `gradient_checkpointing_enable`.
 

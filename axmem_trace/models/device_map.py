@@ -1,7 +1,7 @@
-"""Modules that loading leaves in host memory, and how a run with such modules continues or fails.
+"""Modules that stay in host memory after loading, and how a run with such modules continues or fails.
 
 Source: axolotl 0.19 `loaders/model.py` `_set_device_map_config` (an empty model and accelerate's
-`infer_auto_device_map`, with no class kept in one piece); transformers 5.16 `quantizers/quantizer_bnb_{4,8}bit.py`
+`infer_auto_device_map`, which may split every class); transformers 5.16 `quantizers/quantizer_bnb_{4,8}bit.py`
 `validate_environment`; accelerate 1.13 `big_modeling.py` `dispatch_model`, `hooks.py` `AlignDevicesHook`, `accelerator.py`
 `prepare_model`; peft 0.20 `tuners_utils.py` `_move_adapter_to_device_of_base_layer`.
 """
@@ -21,12 +21,12 @@ from axmem_trace.units import format_bytes
 
 _MARK = "_axmem_on_host"
 AUTOMATIC_SHARE = 0.9
-"""The part of the free memory that `device_map: auto` fills on a single GPU (`get_balanced_memory`); for bitsandbytes
+"""The share of the free memory that `device_map: auto` fills on a single GPU (`get_balanced_memory`). For bitsandbytes it is
 nine tenths of that (`adjust_max_memory`)."""
 
 
 def is_on_host(parameter: torch.Tensor) -> bool:
-    """True if it is in host memory, and is copied to the GPU for each forward of its module."""
+    """True if the parameter is in host memory. It is copied to the GPU for each forward of its module."""
     return bool(getattr(parameter, _MARK, False))
 
 
@@ -37,7 +37,7 @@ def place_modules(
     notes: Notes,
     represents: Callable[[str], int],
 ) -> None:
-    """Mark the parameters that the recipe's limits, or its map, leave on the host. Buffers stay on the GPU.
+    """Mark the parameters that stay on the host because of the recipe's limits or device map. Buffers stay on the GPU.
 
     Raises:
         ConfigError: limits that accelerate can't read; a quantised model with modules on the host.
@@ -61,7 +61,8 @@ def place_modules(
 
 
 def note_adapter_on_host(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
-    """An adapter is moved to its base layer's device; for one on the host that is the meta device, without memory."""
+    """Reports adapters of layers on the host. peft moves an adapter to its base layer's device. For a layer on the host that
+    is the meta device, so the adapter has no memory."""
     if recipe.adapter.kind == "none" or not any(map(is_on_host, model.parameters())):
         return
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -73,8 +74,8 @@ def note_adapter_on_host(model: nn.Module, recipe: Recipe, notes: Notes) -> None
     ]
     if layers:
         text = (
-            f"the run fails in its first backward: {len(layers)} adapted layers are in host memory, and peft puts their "
-            "adapters on the meta device with them (the figures have those adapters on the GPU)"
+            f"the run fails in its first backward: {len(layers)} layers with adapters are in host memory, and peft moves "
+            "their adapters to the meta device (in the figures these adapters are on the GPU)"
         )
         remedy = "give the GPU more memory, or adapt only layers that are on it"
         notes.append(RefusalNote(key=recipe.placement.key, text=text, remedy=remedy))
@@ -113,7 +114,7 @@ def _parameters_of(model: nn.Module, blocks: Iterable[str]) -> list[nn.Parameter
 def _note_fate(recipe: Recipe, blocks: Iterable[str], nbytes: int) -> Note:
     text = (
         f"{_short(blocks)} stay in host memory ({format_bytes(nbytes)}): each is copied to the GPU for its forward, "
-        "and the copy stays as long as autograd keeps it"
+        "and the copy stays until autograd releases it"
     )
     if recipe.adapter.kind == "none":
         text += "; they are never trained, because the gradients belong to the copies"
@@ -127,8 +128,8 @@ def _note_too_large(model: nn.Module, recipe: Recipe, notes: Notes, represents: 
     if recipe.gpu.is_exceeded(nbytes, share):
         text = (
             f"the weights ({format_bytes(nbytes)}) are more than {share:.0%} of the card's free memory: `device_map: "
-            "auto` would leave modules on the CPU, and the run fails or does not train them. In the figures all of "
-            "the model is on the GPU"
+            "auto` would leave modules on the CPU, and the run fails or does not train them. In the figures the "
+            "whole model is on the GPU"
         )
         notes.append(Note(kind="warning", key="device_map", text=text, bytes=nbytes))
 
@@ -137,7 +138,7 @@ def _refused(recipe: Recipe, problem: str) -> ConfigError:
     return ConfigError(
         problem=f"the run fails: {problem}",
         key=recipe.placement.key,
-        remedy="raise or remove the limit, so that all of the model is on the GPU",
+        remedy="raise or remove the limit, so that the whole model is on the GPU",
     )
 
 

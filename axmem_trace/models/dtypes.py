@@ -1,4 +1,5 @@
-"""The casts between loading and the adapter: axolotl's upcast, peft's k-bit preparation, axolotl's cast back."""
+"""The casts after loading and before the adapter is added: axolotl's upcast, peft's k-bit preparation, axolotl's cast
+back."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ _DEFAULT_FP32_NORM_CLASSES = ("RMSNorm", "LayerNorm")
 def cast_as_axolotl(model: Any, recipe: Recipe, *, experts_quantised: bool) -> Any:
     """Apply the casts of axolotl `loaders/model.py` `_configure_embedding_dtypes`, in its order.
 
-    Quantised fused experts switch k-bit preparation off (`_prepare_model_for_quantization`).
+    With quantised fused experts, axolotl skips k-bit preparation (`_prepare_model_for_quantization`).
     """
     precision = recipe.precision
     if precision.upcast_before:
@@ -35,8 +36,8 @@ def cast_as_axolotl(model: Any, recipe: Recipe, *, experts_quantised: bool) -> A
 def _cast_norms_and_embeddings(model: nn.Module, recipe: Recipe, dtype: torch.dtype, *, first_pass: bool) -> None:
     """Source: axolotl `loaders/model.py` `_convert_embedding_modules_dtype`.
 
-    Norms are modules with `norm` anywhere in their dotted name. Gates (`*.gate`) are cast in the first pass only;
-    because of that, routers stay in fp32.
+    Norms are modules with `norm` anywhere in their dotted name. Gates (`*.gate`) are cast only in the first pass, so routers
+    stay in fp32.
     """
     names = () if first_pass and not recipe.precision.upcast_embeddings else recipe.model.embedding_names
     norm_classes = _fp32_norm_classes(recipe.precision)
@@ -66,7 +67,10 @@ def fp32_norm_modules(model: nn.Module, precision: Precision) -> list[nn.Module]
 
 
 def _has_class(module: nn.Module, patterns: tuple[str, ...]) -> bool:
-    """A pattern with a dot is the class's full path; without, the end of its name (axolotl `utils/fp32_norms.py`)."""
+    """True if a pattern matches: one with a dot is the class's full path, one without is the end of the class's name.
+
+    Source: axolotl `utils/fp32_norms.py`.
+    """
     cls = type(module)
     for pattern in filter(str.strip, patterns):
         if pattern == f"{cls.__module__}.{cls.__name__}" if "." in pattern else cls.__name__.endswith(pattern):
@@ -75,10 +79,11 @@ def _has_class(module: nn.Module, patterns: tuple[str, ...]) -> bool:
 
 
 def _prepare_for_kbit(model: Any, recipe: Recipe) -> Any:
-    """peft's own `prepare_model_for_kbit_training`: freezes, and casts what is not packed to fp32.
+    """Runs peft's own `prepare_model_for_kbit_training`: it freezes the model, and casts parameters that are not packed to
+    fp32.
 
-    Where `Precision.kbit_skips` has names, axolotl rewrites its loop over the parameters so that embeddings and head
-    keep their dtype (`monkeypatch/peft/utils.py`).
+    If `Precision.kbit_skips` has names, axolotl changes peft's loop over the parameters so that embeddings and head keep
+    their dtype (`monkeypatch/peft/utils.py`).
     """
     from peft import prepare_model_for_kbit_training
 

@@ -1,4 +1,4 @@
-"""Which parameters train in a full fine-tune, and which towers stay frozen."""
+"""Which parameters train in a full fine-tune, and which vision and audio towers stay frozen."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def freeze_parameters(model: Any, recipe: Recipe, notes: Notes) -> None:
     `integrations/spectrum`.
 
     Raises:
-        ConfigError: a pattern of `unfrozen_parameters` is no regular expression, or nothing is left to train.
+        ConfigError: a pattern of `unfrozen_parameters` is not a regular expression, or no parameter trains.
     """
     freezing = recipe.freezing
     patterns = freezing.unfrozen
@@ -51,9 +51,9 @@ def freeze_parameters(model: Any, recipe: Recipe, notes: Notes) -> None:
 def freeze_all_but(model: nn.Module, patterns: tuple[str, ...]) -> None:
     """Freeze every parameter unless a pattern matches the beginning of its name.
 
-    A dot in a pattern is a dot (`.+` is not supported by axolotl either: only a dot before `+` keeps its meaning). A
-    range at the end (`name[0:1000]`) limits the update by a gradient hook, but not the memory: the whole parameter has
-    a gradient and optimizer state.
+    As in axolotl, a dot in a pattern means a dot; only before `+` it means any character. A range at the end
+    (`name[0:1000]`) limits the update by a gradient hook, but not the memory: the whole parameter has a gradient and an
+    optimizer state.
     """
     compiled = [_compile(pattern) for pattern in patterns]
     for name, parameter in model.named_parameters():
@@ -67,10 +67,10 @@ def _compile(pattern: str) -> re.Pattern[str]:
         return re.compile(re.sub(r"\.(?!\+)", r"\.", name))
     except re.error as error:
         raise ConfigError(
-            problem=f"a pattern is no regular expression: {error}",
+            problem=f"a pattern is not a regular expression: {error}",
             key="unfrozen_parameters",
             value=pattern,
-            remedy="write names as they are in the model, such as ^lm_head.weight$ or model.layers.2[0-9]+.mlp",
+            remedy="write names of the model's parameters, such as ^lm_head.weight$ or model.layers.2[0-9]+.mlp",
         ) from None
 
 
@@ -81,7 +81,8 @@ def _freeze_multimodal(model: nn.Module) -> None:
 
 
 def _freeze_for_lisa(model: Any, num_layers: int, notes: Notes) -> None:
-    """Before the first step LISA freezes all decoder layers except `num_layers` random ones; which, is not known."""
+    """Freeze decoder layers. LISA freezes all except `num_layers` random ones before the first step; here the first ones
+    train."""
     layers = next((m for n, m in model.named_modules() if n.endswith("model.layers") or n == "transformer.h"), None)
     if not isinstance(layers, nn.ModuleList):
         text = (
@@ -92,8 +93,8 @@ def _freeze_for_lisa(model: Any, num_layers: int, notes: Notes) -> None:
     for layer in list(layers)[num_layers:]:
         layer.requires_grad_(False)
     text = (
-        f"the first {min(num_layers, len(layers))} of {len(layers)} layers are used for the random ones of each interval; "
-        "layers that trained before keep their optimizer state, which is not in the figures"
+        f"the first {min(num_layers, len(layers))} of {len(layers)} layers replace LISA's random ones of each interval. "
+        "Layers of earlier intervals keep their optimizer states, which are not in the figures"
     )
     notes.append(Note(kind="assumed", key="lisa_n_layers", text=text))
 
@@ -101,28 +102,28 @@ def _freeze_for_lisa(model: Any, num_layers: int, notes: Notes) -> None:
 def _spectrum_patterns(model: nn.Module, fraction: float, notes: Notes) -> tuple[str, ...]:
     """Spectrum's selection: the given fraction of each kind of linear layer, the embedding and the head.
 
-    Which layers have the best signal-to-noise ratio is in a file that the plugin downloads; layers of one kind have
-    one shape, so the bytes don't depend on it.
+    A file that the plugin downloads says which layers have the best signal-to-noise ratio. All layers of one kind have the
+    same shape, so the bytes do not depend on it.
     """
     by_kind: dict[str, list[str]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and re.search(r"\.\d+\.", name):
             by_kind.setdefault(re.split(r"\.\d+\.", name)[-1], []).append(name)
     chosen = [name for names in by_kind.values() for name in names[: int(len(names) * fraction)]]
-    text = f"the first {fraction:g} of the layers of each kind are used for those with the best signal-to-noise ratio"
+    text = f"the first {fraction:g} of the layers of each kind replace those with the best signal-to-noise ratio"
     notes.append(Note(kind="assumed", key="spectrum_top_fraction", text=text))
     return ("^lm_head.weight$", "^model.embed_tokens.weight$", *(f"^{re.escape(name)}[.]" for name in chosen))
 
 
 def _note_nothing_trains(model: nn.Module, recipe: Recipe) -> Note:
-    """Make the embeddings' outputs require gradients: backward then runs, but reaches no parameter.
+    """The warning for a run in which only the embeddings' outputs require gradients: backward reaches no parameter.
 
     axolotl only logs "All parameters are frozen. Model will not be trained." (`freeze_layers_except`).
     """
     example = next(name for name, _ in reversed(list(model.named_parameters())))
     text = (
-        f"nothing trains: no parameter's name matches a pattern of {list(recipe.freezing.unfrozen)} (names are "
-        f"like {example}). axolotl logs a warning and continues: the figures have no gradients and no optimizer state"
+        f"no parameter trains: no name matches a pattern of {list(recipe.freezing.unfrozen)} (an example of a name: "
+        f"{example}). axolotl logs a warning and continues: the figures have no gradients and no optimizer states"
     )
     return Note(kind="warning", key="unfrozen_parameters" if recipe.freezing.unfrozen else "adapter", text=text)
 
@@ -134,5 +135,5 @@ def _nothing_trains(model: nn.Module, recipe: Recipe) -> ConfigError:
         key="unfrozen_parameters" if recipe.freezing.unfrozen else "adapter",
         value=list(recipe.freezing.unfrozen) or None,
         accepted="patterns that match the start of a parameter's name, such as " + ", ".join(names[-3:]),
-        remedy="correct the patterns: this model's parameters are named like those above",
+        remedy="correct the patterns: the names above are examples of this model's parameters",
     )

@@ -76,7 +76,7 @@ class Folding:
             raise CannotFold("the remaining layers do not represent all parameters of the model")
 
     def represents(self, name: str) -> int:
-        """How many modules or tensors of the whole model one of the short model represents."""
+        """The number of modules or tensors of the whole model that this one of the short model represents."""
         return self._known.represents(name)
 
     def complete(self, facts: ModelFacts) -> ModelFacts:
@@ -134,11 +134,11 @@ class NoFolding(Folding):
         """Leaves the model unchanged."""
 
     def represents(self, name: str) -> int:
-        """Each for itself."""
+        """1: each module or tensor represents only itself."""
         return 1
 
     def complete(self, facts: ModelFacts) -> ModelFacts:
-        """They are complete."""
+        """Returns the facts unchanged, because they are complete."""
         return facts
 
 
@@ -157,8 +157,8 @@ def _count_parameters(model: nn.Module, times: Callable[[str], int]) -> int:
 def _refuse_targets(model: nn.Module, recipe: Recipe, repetition: Repetition) -> None:
     """Raises `CannotFold` if the adapter's targets are not the same in all layers.
 
-    peft matches a list's names as endings, and a text as a regular expression (`tuners_utils.py`
-    `check_target_module_exists`).
+    peft compares the names in a list with the end of a module's name. It uses a text as a regular expression
+    (`tuners_utils.py` `check_target_module_exists`).
     """
     for targets in (recipe.adapter.target_modules, recipe.adapter.exclude_modules):
         if isinstance(targets, str):
@@ -170,7 +170,7 @@ def _refuse_targets(model: nn.Module, recipe: Recipe, repetition: Repetition) ->
 
 
 def _refuse_selection(model: nn.Module, repetition: Repetition, selects: Callable[[str], bool]) -> None:
-    """Raises `CannotFold` if a rule by names selects different parts of repeated layers, or uses their number."""
+    """Raises `CannotFold` if `selects` chooses different modules in repeated layers, or depends on a layer's number."""
     layers = list_of_layers(model, repetition)
     inside = [{name for name, _ in layer.named_modules()} for layer in layers]
 

@@ -1,7 +1,7 @@
-"""Find code that uses a layer's number in the source: it could treat layers differently that look equal.
+"""Searches the source for code that uses a layer's number: such code could treat equal layers differently.
 
-A number may be passed to a cache of keys and values (there is none in training), or be the index into a list of the
-configuration with one entry per layer. With any other use, layers are not treated as equal.
+Two uses are allowed. The number may be passed to a cache of keys and values, because training has none. It may be an index
+into a list of the configuration with one entry per layer. With any other use, layers are not treated as equal.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import nn
 from axmem_trace.folding.repetition import CannotFold
 
 _TRUSTED = "transformers.models."
-"""Where the source of model classes is read. Base classes elsewhere in transformers or torch do not use layers."""
+"""The package whose source is searched. Base classes elsewhere in transformers or torch do not use layers."""
 
 
 def refuse_uses_of_numbers(model: nn.Module, path: str, layers: nn.ModuleList, numbers: frozenset[str]) -> None:
-    """Raises `CannotFold` if a layer's code uses its number, or the code around the list uses a position in it."""
+    """Raises `CannotFold` if a layer's code uses the layer's number, or other code uses a position in the list of layers."""
     for class_ in {type(module) for layer in layers for module in layer.modules()}:
         for each in _classes_of_models(class_):
             for method in _methods(each):
@@ -37,7 +37,7 @@ def refuse_uses_of_numbers(model: nn.Module, path: str, layers: nn.ModuleList, n
 
 
 def _classes_of_models(class_: type) -> Iterator[type]:
-    """A module's class and those of its bases whose source is searched.
+    """A module's class and its base classes, as far as their source is searched.
 
     Raises:
         CannotFold: the class is not from transformers.
@@ -60,7 +60,7 @@ def _classes_in(module: str) -> dict[str, ast.ClassDef]:
 
 
 def _methods(class_: type) -> Iterator[ast.FunctionDef]:
-    """The code that runs after the model was made."""
+    """The methods that run after the model was created."""
     node = _classes_in(class_.__module__).get(class_.__name__)
     if node is None:
         raise CannotFold(f"{class_.__name__} is not in its module's source")
@@ -78,7 +78,7 @@ def _look_for_numbers(class_: type, method: ast.FunctionDef, numbers: frozenset[
 
 
 def _look_for_positions(class_: type, method: ast.FunctionDef, own: str) -> None:
-    """True for a loop over the list with a counter, or an index into the list."""
+    """Raises for code that indexes the list, takes its length, or uses the counter of a loop over it."""
     parents = _parents(method)
     for node in ast.walk(method):
         if not (isinstance(node, ast.Attribute) and node.attr == own):
@@ -103,7 +103,7 @@ def _look_for_positions(class_: type, method: ast.FunctionDef, own: str) -> None
 
 
 def _may_use(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
-    """True if it is passed to a method of a cache, or is an index into a cache or into a list in the configuration."""
+    """True if the number is passed to a method of a cache, or is an index into a cache or a list of the configuration."""
     parent = parents[node]
     if isinstance(parent, ast.keyword):
         parent = parents[parent]

@@ -1,7 +1,7 @@
 """The second model that some training methods load: the reference, or a copy that is never used.
 
-Source: axolotl 0.21 `train.py` `setup_reference_model` (another `ModelLoader.load`, after the policy's); TRL 1.14.1
-`trainer/utils.py` `create_model_from_path` (fp32, nothing of axolotl's casts).
+Source: axolotl 0.21 `train.py` `setup_reference_model` (another `ModelLoader.load`, after that of the policy); TRL 1.14.1
+`trainer/utils.py` `create_model_from_path` (fp32, without axolotl's casts).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.recipe.run import Attention, Checkpointing, Kernels
 
 Watch = Callable[[Recipe], WatchLoading]
-"""From the recipe of a model to a context that is open while the model is loaded."""
+"""Called with a model's recipe; returns a context that is open while the model is loaded."""
 
 
 def _unwatched(recipe: Recipe) -> WatchLoading:
@@ -31,11 +31,11 @@ def _unwatched(recipe: Recipe) -> WatchLoading:
 
 
 def build_reference(recipe: Recipe, *, device: str = "meta", watch: Watch = _unwatched) -> nn.Module | None:
-    """The second model that stays on the GPU; None if there is none. `watch` also sees one that does not stay.
+    """The second model that stays on the GPU; None if there is none.
 
     Args:
-        device: as of `build_model`.
-        watch: called with the recipe of each model that is loaded.
+        device: as in `build_model`.
+        watch: called with the recipe of each model that is loaded, including one that does not stay.
     """
     asked = recipe.objective.reference
     if not (asked.resident_model or asked.unused_copy):
@@ -49,7 +49,7 @@ def build_reference(recipe: Recipe, *, device: str = "meta", watch: Watch = _unw
 
 
 def plain_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of axolotl's copy: nothing in it is trained, and it has no reference of its own."""
+    """The recipe of axolotl's copy: it has no trained parameters and no reference."""
     return replace(
         recipe,
         adapter=Adapter(),
@@ -74,5 +74,5 @@ def as_trl_loads_it(recipe: Recipe) -> Recipe:
         model=model,
         attention=Attention(),
         kernels=Kernels(),
-        older=replace(recipe.older, use_cache=True),  # as in its config.json: axolotl's own model has it switched off
+        older=replace(recipe.older, use_cache=True),  # the value in config.json; only axolotl switches it off
     )

@@ -1,7 +1,7 @@
-"""Which layers of a model are equal, and the model with fewer of them.
+"""Finds equal layers of a model, and removes some of them.
 
-The model is compared as its class has just made it: classes, attributes, shapes and dtypes of everything inside a layer.
-Code that behaves differently by the layer's number is found by `layer_numbers.py`, in the source.
+The layers are compared just after the model was created: classes, attributes, shapes and dtypes of everything inside a
+layer. `layer_numbers.py` searches the source for code that depends on a layer's number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CONTAINERS = (list, tuple, dict, set, frozenset)
 Parts = Sequence[tuple[str, nn.Module]]
 """The modules of a layer, with their paths inside it."""
 Numbers = Mapping[tuple[str, str], tuple[int, int]]
-"""By path inside a layer and name of the attribute: (a, b), where the attribute of layer n is a n + b."""
+"""(Path inside a layer, name of the attribute) -> (a, b): the attribute has the value a n + b in layer n."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def find_repetition(model: nn.Module) -> RepeatedLayers:
     start, end, period = found
     first = (
         start + 1
-    )  # one layer before and at least one after: allocations that reach into a neighbour find an equal layer there
+    )  # one equal layer stays before and at least one after: an allocation may last into a neighbouring layer
     missing = (end - 1 - first - KEPT_PERIODS * period) // period
     repetition = Repetition(
         path=path, length=len(layers), first=first, period=period, periods=KEPT_PERIODS, missing=missing
@@ -139,9 +139,9 @@ def _longest_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def _find_numbers(layers: Sequence[Parts]) -> Numbers:
     """Attributes that hold the number of their layer, or another that follows from it.
 
-    The name must be that of an attribute that is the layer's number wherever a module of that path has it, and each other
-    use of the name must be affine in it: LongCat-Flash's two attentions of layer n have the `layer_idx` 2 n and 2 n + 1, the
-    places of their keys in a cache.
+    A name counts only if two conditions hold. At one path inside the layer, the attribute is the layer's number in all
+    layers. At every other path the attribute is affine in the layer's number. Example: the two attention modules of
+    LongCat-Flash's layer n have the `layer_idx` 2 n and 2 n + 1, the indices of their keys in a cache.
     """
     values: dict[tuple[str, str], dict[int, int]] = {}
     for number, parts in enumerate(layers):
@@ -156,7 +156,7 @@ def _find_numbers(layers: Sequence[Parts]) -> Numbers:
 
 
 def _affine(values: Mapping[int, int]) -> tuple[int, int] | None:
-    """(a, b) where each value is a times its number, plus b; None if there is no such pair."""
+    """(a, b) so that each value is a times its layer's number, plus b; None if there is no such pair."""
     (first, value), *others = values.items()
     if not others:
         return (1, 0) if value == first else None
@@ -169,7 +169,7 @@ def _affine(values: Mapping[int, int]) -> tuple[int, int] | None:
 
 
 def _longest_range(prints: Sequence[Hashable]) -> tuple[int, int, int] | None:
-    """(start, end, period) of the longest periodic range; of equal ones, that with the shortest period."""
+    """(start, end, period) of the longest periodic range. If several are equally long: that with the shortest period."""
     best: tuple[int, int, int] | None = None
     for period in range(1, MAX_PERIOD + 1):
         alike = [prints[i] == prints[i + period] for i in range(len(prints) - period)]
@@ -245,7 +245,7 @@ def _are_like_tensors(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _describe(value: Any) -> Hashable:
-    """A value that is equal if two attributes cannot be distinguished; an object is only equal to itself."""
+    """A value that is equal for two attributes only if they cannot be distinguished. An object is only equal to itself."""
     if isinstance(value, _PLAIN):
         return type(value), value
     if isinstance(value, list | tuple):

@@ -2,7 +2,7 @@
 
 Source: TRL 1.14.1 `trainer/grpo_trainer.py` `__init__` (`AutoModelForSequenceClassification.from_pretrained(name,
 num_labels=1)`, in the checkpoint's dtype, on the host; then `prepare_model(evaluation_mode=True, device_placement=True)`).
-Each GPU has all of it, whatever divides the policy.
+Each GPU has the whole model, even if the policy is sharded.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from axmem_trace.recipe.run import Checkpointing
 
 
 def build_reward_models(recipe: Recipe, *, device: str = "meta") -> tuple[nn.Module, ...]:
-    """Frozen and in evaluation mode, in the order of the configuration.
+    """The reward models, frozen and in evaluation mode, in the order of the configuration.
 
     Args:
-        device: as of `build_model`.
+        device: as in `build_model`.
 
     Raises:
-        ConfigError: as `build_model`.
+        ConfigError: as in `build_model`.
     """
     rollouts = recipe.objective.rollouts
     bases = rollouts.reward_models if rollouts is not None else ()
@@ -57,15 +57,15 @@ def _recipe_of(recipe: Recipe, base: BaseModel) -> Recipe:
 
 
 def checkpoint_dtype(base: BaseModel) -> Dtype:
-    """The dtype that `config.json` names; fp32 where it names none."""
+    """The dtype in `config.json`; fp32 if it has none."""
     config: dict[str, Any] = dict(base.config)
     named = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     return named if named in get_args(Dtype) else "float32"  # type: ignore[return-value]
 
 
 def copy_policy(recipe: Recipe, policy: nn.Module) -> nn.Module | None:
-    """EBFT's feature network of a run without adapters: a frozen `copy.deepcopy` of the policy; None with adapters, and for
-    other methods (axolotl `core/trainers/ebft/trainer.py` `EBFTMixin.__init__`)."""
+    """EBFT's feature network without adapters: a frozen `copy.deepcopy` of the policy. None with adapters, and for other
+    methods (axolotl `core/trainers/ebft/trainer.py` `EBFTMixin.__init__`)."""
     features = recipe.objective.features
     if features is None or not features.copy:
         return None

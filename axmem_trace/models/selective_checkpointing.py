@@ -1,4 +1,4 @@
-"""Selective checkpointing: torch's own, with axolotl's choice of what is saved instead of recomputed.
+"""torch's selective checkpointing, with axolotl's choice of outputs that are saved instead of recomputed.
 
 Source: axolotl 0.19 `monkeypatch/selective_checkpointing.py`.
 """
@@ -16,10 +16,10 @@ from axmem_trace.recipe.recipe import Checkpointing
 _OTHER_ATTENTION = ("aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention")
 """Kernels without `flash` in their names."""
 _LOCAL_LAYERS = ("sliding_attention", "chunked_attention")
-"""Layers whose attention is cheap: recomputed, unless `save_sliding_window` or other types are set."""
+"""Types of layers with cheap attention. It is recomputed, unless `save_sliding_window` or other types are set."""
 _WINDOW = "window_size_left"
 _UNSEEN = ("eager", "flex_attention", "xformers", "sage", "varlen", "flash_attention_4")
-"""Attention without an operator of a matching name: nothing of it is saved."""
+"""Kernels that have no operator with a matching name: nothing of their attention is saved."""
 
 
 def make_context_function(model: nn.Module, checkpointing: Checkpointing) -> Callable[[], Any]:
@@ -35,9 +35,9 @@ def make_context_function(model: nn.Module, checkpointing: Checkpointing) -> Cal
 
 
 def make_policy(model: nn.Module, checkpointing: Checkpointing) -> Callable[..., Any]:
-    """Which outputs are saved, and hooks on layers that the choice needs.
+    """The function that chooses which outputs are saved. It also adds hooks to layers, which the function needs.
 
-    It recognises local attention by the type of the running layer, and by the window of flash-attn's operators.
+    Local attention is recognised by the type of the running layer, and by the window of flash-attn's operators.
     """
     details = checkpointing.selective_details
     saves_local = bool(details.get("save_sliding_window"))
@@ -59,18 +59,20 @@ def make_policy(model: nn.Module, checkpointing: Checkpointing) -> Callable[...,
 
 
 def note_selective(checkpointing: Checkpointing, kernel: str, notes: Notes) -> None:
-    """What the policy can't save."""
+    """Adds a note about outputs that the policy can't save."""
     key = "selective_checkpointing"
     if kernel == "varlen" and "attention" in checkpointing.selective_save and checkpointing.selective_sees_varlen:
-        text = "the output of packed SDPA and a number per token and head are saved: in the figures they are not"
+        text = (
+            "the run saves the output of packed SDPA and one number per token and head; the figures do not include them"
+        )
         notes.append(Note(kind="not_modelled", key=key, text=text, direction="more"))
     elif tuple(checkpointing.selective_save) == ("attention",) and kernel in _UNSEEN:
-        text = f"the policy sees no operator of {kernel} attention: all of a layer is recomputed"
+        text = f"the policy sees no operator of {kernel} attention: the whole layer is recomputed"
         notes.append(Note(kind="warning", key=key, text=text))
 
 
 def _matches(op: Any, save: tuple[str, ...]) -> bool:
-    """`attention` means the kernels of SDPA and every flash-attn operator; anything else is a part of the name."""
+    """`attention` means the kernels of SDPA and every flash-attn operator. Other texts are parts of an operator's name."""
     name: str = op.name()
     is_backward = "backward" in name or "bwd" in name
     is_attention = name in _OTHER_ATTENTION or "flash_attn" in name or "flash_attention" in name

@@ -1,4 +1,4 @@
-"""`fix_untrained_tokens`: before it looks for untrained rows, it makes new parameters of embedding and head.
+"""`fix_untrained_tokens`: before axolotl searches for untrained rows, it replaces embedding and head by new parameters.
 
 Source: axolotl `train.py` `handle_untrained_tokens_fix`; axolotl-contribs-lgpl 0.0.7 `unsloth.py`
 `get_embedding_mean`. A new `torch.nn.Parameter` trains, even if the old one was frozen.
@@ -18,10 +18,10 @@ _KEY = "fix_untrained_tokens"
 
 
 def fix_untrained_tokens(model: Any, recipe: Recipe, notes: Notes) -> None:
-    """Replace the weights of embedding and head by new parameters over the same memory.
+    """Replace the weights of embedding and head by new parameters with the same memory.
 
-    With an adapter both become trainable, and tied weights become two parameters, each with its gradient and optimizer
-    states. The repaired rows are few; their memory is not counted.
+    With an adapter both become trainable. Tied weights become two parameters, each with its own gradient and optimizer
+    states. The memory of the repaired rows is not counted, because they are few.
 
     Raises:
         ConfigError: peft has wrapped one of the two, so that torch refuses the new parameter; or there is no head.
@@ -41,8 +41,8 @@ def fix_untrained_tokens(model: Any, recipe: Recipe, notes: Notes) -> None:
                 raise _stops(str(error), recipe) from error
     if trained_before < 2:
         text = (
-            "`fix_untrained_tokens` makes new parameters of embedding and head, which train: each has its own gradient "
-            "and optimizer states, also with an adapter or tied weights"
+            "`fix_untrained_tokens` replaces embedding and head by new parameters, which train: each has its own gradient "
+            "and optimizer states, even with an adapter or tied weights"
         )
         nbytes = embedding.weight.nbytes + head.weight.nbytes
         notes.append(Note(kind="warning", key=_KEY, text=text, bytes=nbytes))
@@ -50,8 +50,8 @@ def fix_untrained_tokens(model: Any, recipe: Recipe, notes: Notes) -> None:
 
 def _stops(why: str, recipe: Recipe) -> ConfigError:
     return ConfigError(
-        problem="axolotl fails: it can't put new parameters into embedding and head",
+        problem="axolotl fails: it can't replace the parameters of embedding and head",
         key=_KEY,
         details=(why,),
-        remedy="remove fix_untrained_tokens, or leave embedding and head out of the adapter",
+        remedy="remove fix_untrained_tokens, or exclude embedding and head from the adapter",
     )

@@ -1,4 +1,4 @@
-"""Rows that added tokens add to the embedding and the head."""
+"""New rows of the embedding and the head for added tokens."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 def resize_vocabulary(model: Any, recipe: Recipe, notes: Notes) -> None:
-    """Resize embedding and head as axolotl does: to the tokenizer's length, but never smaller without `shrink_embeddings`.
+    """Resize embedding and head to the tokenizer's length, as axolotl does. They only shrink with `shrink_embeddings`.
 
-    The tokenizer's length is read from a `tokenizer.json` in the directory of the base model's configuration. Without
-    one it is assumed to fill the vocabulary, so each added token is a new row.
+    The tokenizer's length is read from a `tokenizer.json` in the directory of the base model's configuration. Without this
+    file the tokenizer is assumed to use all rows of the embedding, so each added token is a new row.
 
     Source: axolotl `loaders/model.py` `_resize_token_embeddings`.
     """
@@ -48,14 +48,14 @@ def resize_vocabulary(model: Any, recipe: Recipe, notes: Notes) -> None:
 
 
 def _drawn_on_meta(model: Any) -> AbstractContextManager[Any]:
-    """transformers makes two checks of the covariance's values, which meta tensors don't have."""
+    """Replaces transformers' function, which checks values of the covariance twice: meta tensors have no values."""
     return replaced(type(model), "_init_added_embeddings_weights_with_mean", _draw_rows)
 
 
 def _draw_rows(model: Any, old_embeddings: Any, new_embeddings: Any, old_num_tokens: int, added: int) -> None:
-    """transformers 5.16 `modeling_utils.py` `_init_added_embeddings_weights_with_mean`, where the covariance is found to
-    be positive definite (torch 2.13 `distributions/constraints.py` `_PositiveDefinite`, `multivariate_normal.py`
-    without its own check of the arguments, as a run on the CPU shows)."""
+    """transformers 5.16 `modeling_utils.py` `_init_added_embeddings_weights_with_mean`, for a covariance that is positive
+    definite (torch 2.13 `distributions/constraints.py` `_PositiveDefinite`; `multivariate_normal.py` without its own check
+    of the arguments, as in a run on the CPU)."""
     old_weight = old_embeddings.weight.data.to(torch.float32)
     mean = torch.mean(old_weight, dim=0)
     centered = old_weight - mean
@@ -69,13 +69,14 @@ def _draw_rows(model: Any, old_embeddings: Any, new_embeddings: Any, old_num_tok
 
 
 def _check_positive_definite(matrix: torch.Tensor) -> None:
-    """What the constraint computes: symmetric to 1e-6, and has a Cholesky decomposition."""
+    """The operators of the constraint's check: the matrix is symmetric to 1e-6, and has a Cholesky decomposition."""
     torch.isclose(matrix, matrix.mT, atol=1e-6).all(-2).all(-1)
     torch.linalg.cholesky_ex(matrix).info.eq(0)
 
 
 def count_tokenizer_tokens(directory: str) -> int:
-    """`len(tokenizer)` from a local `tokenizer.json`: its vocabulary and added tokens, each once; 0 without the file."""
+    """`len(tokenizer)` from a local `tokenizer.json`: the number of distinct tokens in its vocabulary and added tokens; 0
+    without the file."""
     path = Path(directory or ".") / TOKENIZER_FILE
     if not directory or not path.is_file():
         return 0
@@ -99,7 +100,7 @@ def _note_assumption(model: Any, recipe: Recipe, rows: int, notes: Notes) -> Non
     weight = model.get_input_embeddings().weight
     row_bytes = weight.shape[-1] * weight.element_size()
     text = (
-        f"{options.added_tokens} added tokens are counted as new rows after the {rows} of the vocabulary: the "
-        "tokenizer's length is not known here, and spare rows of a padded vocabulary would be used first"
+        f"{options.added_tokens} added tokens are counted as new rows after the {rows} of the vocabulary. The "
+        "tokenizer's length is not known here; if the vocabulary is padded, the run uses the free rows first"
     )
     notes.append(Note(kind="assumed", key="special_tokens", text=text, bytes=options.added_tokens * row_bytes))

@@ -1,4 +1,4 @@
-"""The walk over parameters, buffers and quantisation states, each storage once."""
+"""Lists parameters, buffers and quantisation states of a model, without duplicate storages."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from axmem_trace.models.device_map import is_on_host
 from axmem_trace.recipe.recipe import Recipe
 
 _SCALE_SUFFIXES = ("_scale_inv", "activation_scale")
-"""Names that transformers gives fp8 scales (`integrations/finegrained_fp8.py`)."""
+"""transformers' names for fp8 scales (`integrations/finegrained_fp8.py`)."""
 
 
 def record_facts(model: nn.Module, state_tensors: tuple[StateTensor, ...], recipe: Recipe) -> ModelFacts:
-    """Facts of a built model. A storage with several names (tied weights) is counted under the first one."""
+    """Facts about a built model. A storage with several names (tied weights) is counted under the first name."""
     seen: set[int] = set()
     tensors: list[TensorFact] = []
     modules: list[ModuleFact] = []
@@ -81,10 +81,9 @@ def _fact(
 
 
 def _logical_elements(module: nn.Module, name: str, parameter: torch.Tensor) -> int:
-    """The weights that a stored parameter represents: for a packed 4-bit weight, its quantisation state says how many.
+    """The number of weights that a stored parameter represents. For a packed 4-bit weight it is in the quantisation state.
 
-    The state belongs to the parameter (`Params4bit`) or to the parametrisation of a fused expert weight. FP8 block scales
-    are stored as parameters, but they are statistics.
+    The state is an attribute of the parameter (`Params4bit`) or of the parametrisation of a fused expert weight.
     """
     if hasattr(module, "packed_elements"):
         return _packed_elements(module, name)
@@ -97,7 +96,7 @@ def _logical_elements(module: nn.Module, name: str, parameter: torch.Tensor) -> 
 
 
 def _packed_elements(module: nn.Module, name: str) -> int:
-    """Weights that a packed tensor (GPTQ's `qweight`) represents; 0 for plain tensors."""
+    """The number of weights that a packed tensor (GPTQ's `qweight`) represents; 0 for plain tensors."""
     return int(getattr(module, "packed_elements", {}).get(name, 0))
 
 

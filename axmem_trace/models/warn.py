@@ -1,4 +1,4 @@
-"""Warnings about the built model: things that its author may not expect."""
+"""Warnings about the built model: effects that the author of the configuration may not expect."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from axmem_trace.units import format_bytes
 
 _PACKED_DTYPES = ("uint8", "int8", "int32")
 _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
-"""GPT-2's, GPT-Neo's and GPT-BigCode's; OPT's and BioGPT's; BERT's."""
+"""Names of the table in GPT-2, GPT-Neo and GPT-BigCode; in OPT and BioGPT; in BERT."""
 
 
 def note_warnings(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None:
-    """Warn of layers that are not quantised or get no LoRA, and of fp32 weights after k-bit preparation."""
+    """Warn about layers that are not quantised or have no LoRA, and about fp32 weights after k-bit preparation."""
     experts = [fact for fact in facts.tensors if _is_fused_expert(fact)]
     _note_unquantised_experts(recipe, experts, notes)
     _note_other_linears(recipe, facts, notes)
@@ -27,7 +27,7 @@ def note_warnings(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None:
 
 
 def note_learned_positions(model: Any, recipe: Recipe, notes: Notes) -> None:
-    """Warn of rows that are longer than a table of learned positions: meta does not check indices.
+    """Warn about rows that are longer than a table of learned positions: meta tensors do not check indices.
 
     OPT's table has two rows more than positions (`OPTLearnedPositionalEmbedding`). A table of another size (an audio
     tower's) has another purpose.
@@ -39,15 +39,16 @@ def note_learned_positions(model: Any, recipe: Recipe, notes: Notes) -> None:
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in _POSITION_TABLES and getattr(module, "num_embeddings", 0) - positions in (0, 2):
             text = (
-                f"the model has {positions:,} learned positions ({name}) and rows have up to {longest:,} tokens: a row of "
-                "more than that stops the run (index out of range)"
+                f"the model has {positions:,} learned positions ({name}), but rows have up to {longest:,} tokens: the run "
+                "fails at a longer row (index out of range)"
             )
             notes.append(Note(kind="warning", key="sequence_len", text=text))
             return
 
 
 def _is_fused_expert(fact: TensorFact) -> bool:
-    """A fused expert weight is in a module called `experts`, or (DBRX) in one inside it that is not a list of experts."""
+    """True for a fused expert weight. It is in a module called `experts`, or (DBRX) in a module inside it that is not a list
+    of experts."""
     parts = _plain_name(fact).split(".")
     return fact.kind == "parameter" and fact.role == "weight" and "experts" in parts and parts[-1] != "weight"
 
@@ -59,7 +60,7 @@ def _plain_name(fact: TensorFact) -> str:
 
 
 def _suffixes(experts: list[TensorFact]) -> list[str]:
-    """The name after the layer's number, by which `lora_target_parameters` names a parameter of every layer."""
+    """The names after the layer's number. With such a name, `lora_target_parameters` means a parameter of every layer."""
     return sorted({re.split(r"\.\d+\.", _plain_name(fact))[-1] for fact in experts})
 
 
@@ -73,7 +74,7 @@ def _note_unquantised_experts(recipe: Recipe, experts: list[TensorFact], notes: 
     nbytes = sum(fact.nbytes for fact in plain)
     dtypes = ", ".join(sorted({fact.dtype for fact in plain}))
     text = (
-        f"the experts are fused parameters, which bitsandbytes does not quantise: they stay in {dtypes} "
+        f"the experts are fused parameters, and bitsandbytes does not quantise them: they stay in {dtypes} "
         f"({format_bytes(nbytes)}). "
     )
     reached = all(_plain_name(fact).split(".")[-2] == "experts" for fact in plain)
@@ -84,24 +85,24 @@ def _note_unquantised_experts(recipe: Recipe, experts: list[TensorFact], notes: 
 
 
 def _note_unpacked_experts(recipe: Recipe, experts: list[TensorFact], notes: Notes) -> None:
-    """A GPTQ or AWQ checkpoint has its experts as packed linear layers, which transformers 5 does not convert to fused ones.
+    """Experts of a GPTQ or AWQ checkpoint are packed linear layers. transformers 5 does not convert them to fused experts.
 
-    Source: transformers 5 `conversion_mapping.py` (what makes fused experts reads `experts.*.w1.weight`, and a packed
-    layer has `qweight`), `modeling_utils.py` `from_pretrained` (missing weights are initialised, surplus ones are not
+    Source: transformers 5 `conversion_mapping.py` (the conversion to fused experts reads `experts.*.w1.weight`, but a packed
+    layer has `qweight`), `modeling_utils.py` `from_pretrained` (missing weights are initialised, unexpected ones are not
     read); optimum 2.3 `gptq/quantizer.py` `convert_model` (only linear layers are replaced).
     """
     nbytes = sum(fact.nbytes for fact in experts)
     text = (
         f"transformers 5 does not read the packed experts of a {recipe.quantisation.method.upper()} checkpoint: it builds "
-        f"fused ones, unquantised ({format_bytes(nbytes)}) and with random weights, and only warns of them as newly "
-        "initialised. These figures are of that run; transformers 4's packed experts are `--assume experts_layout=linear`"
+        f"fused experts, unquantised ({format_bytes(nbytes)}) and with random weights, and only warns that they are newly "
+        "initialised. The figures are for that run; `--assume experts_layout=linear` gives transformers 4's packed experts"
     )
     notes.append(Note(kind="warning", key="base_model", text=text, bytes=nbytes))
 
 
 def _note_other_linears(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None:
-    """transformers only replaces layers of exactly the type `nn.Linear` (`integrations/bitsandbytes.py`
-    `replace_with_bnb_linear`, since 5.0), not of a model's own subclass such as `FalconLinear`."""
+    """Warns about linear layers of a model's own subclass, such as `FalconLinear`. transformers replaces only layers whose
+    type is exactly `nn.Linear` (`integrations/bitsandbytes.py` `replace_with_bnb_linear`, since 5.0)."""
     if recipe.quantisation.method not in ("bnb_4bit", "bnb_8bit"):
         return
     classes = {module.name: module.class_name for module in facts.modules}
@@ -127,7 +128,8 @@ def _note_other_linears(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None
 
 
 def _note_lora_of_experts(recipe: Recipe, facts: ModelFacts, experts: list[TensorFact], notes: Notes) -> None:
-    """Warn if LoRA adapts fused experts unexpectedly, or does not: they are parameters and no linear layers."""
+    """Warn if LoRA adapts fused experts, or does not adapt them, against expectation: they are parameters, not linear
+    layers."""
     adapter = recipe.adapter
     if adapter.kind not in ("lora", "qlora"):
         return
@@ -140,13 +142,13 @@ def _note_lora_of_experts(recipe: Recipe, facts: ModelFacts, experts: list[Tenso
     if wrapped and not adapter.target_parameters:
         text = (
             f"peft applies these targets to the fused experts too ({', '.join(_suffixes(wrapped))}; "
-            "`convert_peft_config_for_transformers`): their adapters make up most of what trains. "
-            "Name only attention's layers in lora_target_modules to leave the experts out"
+            "`convert_peft_config_for_transformers`): most trained parameters are in their adapters. "
+            "To exclude the experts, name only attention's layers in lora_target_modules"
         )
         notes.append(Note(kind="warning", key=key, text=text))
     if not wrapped and not adapter.target_parameters:
         text = (
-            "LoRA does not adapt the fused experts, which are parameters and no linear layers: "
+            "LoRA does not adapt the fused experts, which are parameters, not linear layers: "
             f"`lora_target_parameters: [{', '.join(suffixes)}]` adapts them"
         )
         notes.append(Note(kind="warning", key=key, text=text))
@@ -161,14 +163,15 @@ def _note_unmatched_parameters(adapter: Adapter, facts: ModelFacts, experts: lis
         target for target in adapter.target_parameters if not any(f".{name}".endswith(f".{target}") for name in names)
     ]
     if unmatched:
-        text = f"no parameter is called {', '.join(unmatched)}: peft only warns, and adapts the rest"
+        text = f"no parameter is called {', '.join(unmatched)}: peft only warns, and adapts the others"
         if experts:
             text += f". The experts of this model are {', '.join(_suffixes(experts))}"
         notes.append(Note(kind="warning", key="lora_target_parameters", text=text))
 
 
 def _note_kbit_without_quantisation(recipe: Recipe, facts: ModelFacts, notes: Notes) -> None:
-    """Not for `adapter: lora` with `load_in_4bit: true`: the reader warns of that."""
+    """Warns about k-bit preparation without quantised weights. `config/warn.py` warns about `adapter: lora` with
+    `load_in_4bit: true`."""
     said = any(note.key == "load_in_4bit" and note.kind == "warning" for note in recipe.notes)
     if said or recipe.quantisation.method != "none" or not recipe.quantisation.kbit_preparation:
         return

@@ -121,7 +121,7 @@ def test_pairs_that_torchao_does_not_support_are_refused(tmp_path, block, words)
 
 
 def test_a_group_size_that_divides_no_width_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no multiple of the group size"):
+    with pytest.raises(ConfigError, match="not a multiple of the group size"):
         build_model(read_recipe(make_config(tmp_path, qat={"weight_dtype": "int4", "group_size": 20}), hub="never"))
 
 

@@ -108,7 +108,7 @@ def test_untied_trainable_weights_are_not_changed(tmp_path):
     ],
 )
 def test_an_embedding_that_peft_has_wrapped_is_refused(tmp_path, keys):
-    with pytest.raises(ConfigError, match="can't put new parameters"):
+    with pytest.raises(ConfigError, match="can't replace the parameters"):
         load_short(tmp_path, **{**LORA, **keys}, fix_untrained_tokens=[5])
 
 

@@ -1,7 +1,7 @@
 """The dtype of adapter weights.
 
-peft makes them in fp32, moves them to their base layer's dtype, and casts half precision back to fp32 unless
-`autocast_adapter_dtype=False`. The move is skipped for meta tensors, so it is done here.
+peft creates them in fp32, casts them to their base layer's dtype, and casts half precision back to fp32 unless
+`autocast_adapter_dtype=False`. It skips the first cast for meta tensors, so that is done here.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from axmem_trace.recipe.recipe import Recipe
 
 
 def cast_adapter(peft_model: nn.Module, recipe: Recipe) -> None:
-    """Give the weights of peft's layers the dtype that the recipe's rule says.
+    """Cast the weights of peft's layers by the rule in the recipe.
 
-    `autocast`: fp32, whatever half precision the base has (peft `tuners_utils.py` `cast_adapter_dtype`). `base`: the
+    `autocast`: fp32, for a base in any half precision (peft `tuners_utils.py` `cast_adapter_dtype`). `base`: the
     base layer's floating dtype, `compute_dtype` for bitsandbytes 4-bit; fp32 over integer weights (`tuners_utils.py`
     `_move_adapter_to_device_of_base_layer`); fp8 becomes the load dtype (axolotl `loaders/adapter.py` `load_lora`).
     Otherwise the dtype that was given with `--assume adapter_dtype=...`.

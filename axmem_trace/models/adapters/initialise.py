@@ -1,9 +1,9 @@
-"""Initialisations that compute the adapter from the base weights, by peft's own code, on the device of the weights.
+"""Initialisations that compute the adapter from the base weights, with peft's own code, on the device of the weights.
 
-PiSSA and OLoRA run unchanged. MiCA skips meta weights, and LoftQ has a fixed device and needs scipy: both are written
-here again, operator by operator, from peft 0.20 `tuners/lora/layer.py` `mica_init` and `utils/loftq_utils.py`
-`loftq_init`. EVA and LoRA-GA need a pass over data that axolotl never runs, so peft uses its default instead;
-`orthogonal` computes on the host.
+PiSSA and OLoRA run unchanged. MiCA skips meta weights, and LoftQ has a fixed device and needs scipy. Both are rebuilt here,
+operator by operator, after peft 0.20 `tuners/lora/layer.py` `mica_init` and `utils/loftq_utils.py` `loftq_init`. EVA and
+LoRA-GA need a pass over data that axolotl never runs, so peft uses its default initialisation instead. `orthogonal`
+computes on the host.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _ON_PLAIN_WEIGHTS = ("pissa", "mica", "corda", "loftq")
 
 
 def refuse_initialisation(recipe: Recipe) -> None:
-    """Refuses an adapter with which the run fails before or at its first step.
+    """Refuses an adapter with which the run fails before or in its first step.
 
-    A 4-bit weight is one column of packed bytes, stored as bf16: PiSSA and LoftQ would factorise that column, and their
-    matrices do not fit the layer's input. peft itself refuses a storage of integers.
+    A 4-bit weight is one column of packed bytes, stored as bf16. PiSSA and LoftQ would factorise that column, so their
+    matrices would not fit the layer's input. peft itself refuses a weight that is stored as integers.
 
     Raises:
-        ConfigError: an initialisation from plain weights over a 4-bit base, or of an odd rank.
+        ConfigError: the initialisation needs plain weights and the base is packed, or it needs an even rank.
     """
     adapter, method = recipe.adapter, recipe.quantisation.method
     init = adapter.init.lower()
     packed = method == "bnb_4bit" or (method in ("gptq", "awq", "bnb_8bit") and not init.startswith("loftq"))
     if init.startswith(_ON_PLAIN_WEIGHTS) and packed:
         raise ConfigError(
-            problem=f"the initialisation `{adapter.init}` reads the weights, and the base model's are packed "
-            f"({method}): peft fails, or makes matrices that do not fit the layers",
+            problem=f"the initialisation `{adapter.init}` reads the base weights, which are packed "
+            f"({method}): peft fails, or creates matrices that do not fit the layers",
             key="peft_init_lora_weights",
             value=adapter.init,
-            remedy="use an unquantised base model (`adapter: lora`), or drop the initialisation",
+            remedy="use an unquantised base model (`adapter: lora`), or remove the initialisation",
         )
     if init == "orthogonal" and adapter.rank % 2:
         raise ConfigError(
@@ -65,7 +65,7 @@ def init_keys(recipe: Recipe, notes: Notes) -> dict[str, Any]:
 
 @contextmanager
 def initialised_here(lora_config: Any, recipe: Recipe) -> Iterator[None]:
-    """While open, peft initialises weights on meta as it would on a GPU."""
+    """Inside this context, peft initialises weights on meta as it would on a GPU."""
     from peft.tuners.lora import layer
 
     if recipe.adapter.init.lower() == "loftq":
@@ -94,8 +94,8 @@ def _mica(layer: Any, adapter_name: str) -> None:
 
 @torch.no_grad()
 def _loftq(weight: torch.Tensor, num_bits: int, reduced_rank: int, num_iter: int = 1) -> tuple[torch.Tensor, ...]:
-    """One round, as axolotl requests it; tensors are freed where they are in `loftq_init`. The residue is copied to the
-    host and back before it is quantised."""
+    """One iteration, as axolotl requests it. Tensors are freed at the same points as in `loftq_init`. The residual is copied
+    to the host and back before it is quantised."""
     dtype = weight.dtype
     weight = weight.to(torch.float32)
     res = weight.clone()

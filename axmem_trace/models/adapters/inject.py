@@ -46,17 +46,18 @@ def add_adapter(model: Any, recipe: Recipe, notes: Notes) -> Any:
 
 
 def _add_frozen_copy(peft_model: Any, lora_config: Any) -> None:
-    """The adapter `ref`: TRL copies an adapter that it finds, and compares with the copy (TRL 1.14.1
-    `trainer/grpo_trainer.py` `__init__`). It keeps peft's dtype, fp32, on a quantised base too."""
+    """Adds the adapter `ref`: TRL copies an existing adapter and uses the copy as the reference (TRL 1.14.1
+    `trainer/grpo_trainer.py` `__init__`). The copy keeps peft's dtype, fp32, even on a quantised base."""
     is_meta = next(peft_model.parameters()).is_meta
     with torch.device("meta" if is_meta else "cpu"):
         peft_model.add_adapter("ref", lora_config, low_cpu_mem_usage=is_meta)
 
 
 def _load_file(peft_model: nn.Module, recipe: Recipe) -> None:
-    """The saved tensors are on the GPU until all are copied into the adapter (peft `peft_model.py` `load_adapter`).
+    """Allocates the saved tensors, which are on the GPU until all are copied into the adapter (peft `peft_model.py`
+    `load_adapter`).
 
-    A file that is not here is assumed to hold an adapter of the same sizes and dtypes.
+    If the file is not here, its tensors are assumed to have the adapter's sizes and dtypes.
     """
     adapter = [each for each in peft_model.parameters() if each.requires_grad]
     sizes = recipe.adapter.file_tensor_bytes or [each.nbytes for each in adapter]
@@ -78,7 +79,7 @@ def _inject(model: nn.Module, lora_config: Any, recipe: Recipe) -> Any:
 
 
 def _checked(step: Any, model: nn.Module, recipe: Recipe) -> Any:
-    """Run a step of peft; its errors become errors of the configuration."""
+    """Run a step of peft, and turn its errors into `ConfigError`s."""
     adapter = recipe.adapter
     try:
         return step()
@@ -102,7 +103,7 @@ def _refused(error: Exception) -> ConfigError:
     remedy = "change the LoRA keys that the message names"
     if "floating point" in str(error):
         remedy = "a layer that trains in full is 8-bit (one of lora_modules_to_save, or a token classifier's head): "
-        remedy += "leave it out, or train without load_in_8bit"
+        remedy += "exclude it, or train without load_in_8bit"
     return ConfigError(
         problem="peft refuses this adapter",
         key="adapter",

@@ -1,4 +1,4 @@
-"""Recipe to peft's `LoraConfig`: every LoRA key of axolotl as peft's argument."""
+"""From a recipe to peft's `LoraConfig`: each LoRA key of axolotl becomes an argument of peft."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def make_lora_config(model: nn.Module, recipe: Recipe, notes: Notes) -> Any:
 
 
 def _target_modules(model: nn.Module, recipe: Recipe) -> list[str] | str | None:
-    """The target modules; `lora_target_linear` adds to the named ones. None means peft's default for the model type;
-    only a saved adapter can have that. Source: axolotl `_build_peft_lora_config`."""
+    """The target modules. `lora_target_linear` adds linear layers to the named modules. None means peft's default for the
+    model type, which only a saved adapter can have. Source: axolotl `_build_peft_lora_config`."""
     adapter = recipe.adapter
     if adapter.from_file and not (adapter.target_modules or adapter.target_linear or adapter.target_parameters):
         return None
@@ -52,7 +52,7 @@ def _target_modules(model: nn.Module, recipe: Recipe) -> list[str] | str | None:
 
 
 def _task_type(model: nn.Module) -> str:
-    """Source: axolotl `loaders/adapter.py` `_get_peft_task_type`: by the model class's name."""
+    """The task, from the model class's name. Source: axolotl `loaders/adapter.py` `_get_peft_task_type`."""
     name = type(model).__name__
     if "SequenceClassification" in name:
         return "SEQ_CLS"

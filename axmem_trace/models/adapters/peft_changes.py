@@ -15,7 +15,8 @@ from axmem_trace.tracing.patching import replaced
 
 @contextmanager
 def peft_as_axolotl_changes_it(model: nn.Module, lora_config: Any, notes: Notes) -> Iterator[None]:
-    """peft with axolotl's changes: Gemma 4's clippable linears, experts' dropout, and packed linears of this package."""
+    """peft with axolotl's changes: Gemma 4's clippable linear layers, and the dropout of experts. This package's packed
+    linear layers are registered too."""
     from axmem_trace.models.quantisation.packed_linear import PackedLinear
 
     if any(isinstance(module, PackedLinear) for module in model.modules()):
@@ -27,7 +28,7 @@ def peft_as_axolotl_changes_it(model: nn.Module, lora_config: Any, notes: Notes)
         stack.enter_context(_parameters_in_given_order(lora_config))
         if lora_config.lora_dropout and _will_target_parameters(model, lora_config):
             stack.enter_context(_experts_without_dropout())
-            text = "LoRA of fused experts has no dropout (peft's ParamWrapper can't); the other LoRA layers have it"
+            text = "LoRA of fused experts has no dropout (peft's ParamWrapper can't have it); other LoRA layers have it"
             notes.append(Note(kind="warning", key="lora_dropout", text=text))
         yield
 
@@ -78,7 +79,7 @@ def _inside_clippable_linear() -> Iterator[None]:
 
 @contextmanager
 def _experts_without_dropout() -> Iterator[None]:
-    """Let `ParamWrapper` take a configuration with dropout, and ignore it.
+    """Make `ParamWrapper` accept a configuration with dropout, and ignore the dropout.
 
     Source: axolotl `loaders/adapter.py` `_patch_peft_param_wrapper_dropout`.
     """
@@ -96,9 +97,9 @@ def _experts_without_dropout() -> Iterator[None]:
 
 
 def _will_target_parameters(model: nn.Module, lora_config: Any) -> bool:
-    """True if peft itself rewrites old expert names (`w1`, ...) in `target_modules` into fused parameters.
+    """True if peft itself replaces old expert names (`w1`, ...) in `target_modules` by fused parameters.
 
-    Source: axolotl `loaders/adapter.py` `_peft_will_auto_convert_target_params`, which probes a copy the same way.
+    Source: axolotl `loaders/adapter.py` `_peft_will_auto_convert_target_params`, which tries it on a copy in the same way.
     """
     if lora_config.target_parameters:
         return False

@@ -14,17 +14,17 @@ from axmem_trace.recipe.recipe import Recipe
 
 _NOT_LINEAR = "LlamaLinearScalingRotaryEmbedding"
 _FUSED_NAMES = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
-"""Names of one expert's projections in transformers 4, and of the fused parameter that holds them in 5."""
+"""Name of an expert's projection in transformers 4 -> name of the fused parameter that contains it in transformers 5."""
 _CLASSIFIER_HEADS = ("classifier", "score")
 _REFUSED_LAYERS = re.compile(r"Incompatible modules: \{(.+?)\}")
 """peft `tuners_utils.py` `_check_lora_target_modules_mamba`: layers whose weight Mamba's kernels read directly."""
 
 
 def find_linear_names(model: nn.Module, head: str) -> list[str]:
-    """Last name components of all linear layers but the output head, whose name is `head`: `lora_target_linear`.
+    """The targets of `lora_target_linear`: last name components of all linear layers except the output head, `head`.
 
-    Source: axolotl `loaders/adapter.py` `find_all_linear_names`: a class with `Linear` in its name counts, and so do
-    the linear layers of vision towers; fused experts are parameters and don't.
+    Source: axolotl `loaders/adapter.py` `find_all_linear_names`. A class with `Linear` in its name counts as a linear layer.
+    Linear layers of vision towers are included. Fused experts are parameters, so they are not.
     """
     names = {name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)}
     names.discard(head)
@@ -34,8 +34,8 @@ def find_linear_names(model: nn.Module, head: str) -> list[str]:
 def expand_parametrised_targets(model: nn.Module, targets: Iterable[str]) -> list[str]:
     """`lora_target_parameters` with the full path of each matching parameter that is parametrised (quantised experts).
 
-    peft matches plain parameters by suffix, but parametrised ones only by full path; unfused names mean the fused
-    parameter. In each module, the order is that of the definition, in which the adapters are nested.
+    peft matches plain parameters by suffix, but parametrised ones only by full path. The name of an unfused parameter means
+    the fused one. In each module, the order is that of the definition; the adapters are nested in this order.
     Source: axolotl `monkeypatch/moe_quant.py` `patch_peft_target_parameters_matching`.
     """
     targets = list(targets)
@@ -58,8 +58,8 @@ def note_unmatched_targets(names: Iterable[str], peft_model: Any, recipe: Recipe
     """Warn of each entry of `lora_target_modules` that matches no module: peft ignores it silently.
 
     Args:
-        names: of the model's modules before peft wrapped them.
-        peft_model: whose configuration no longer holds what peft has rewritten (names of experts in transformers 4).
+        names: the names of the model's modules before peft wrapped them.
+        peft_model: its configuration no longer has targets that peft has replaced (names of experts in transformers 4).
     """
     names = tuple(names)
     left = peft_model.peft_config[peft_model.active_adapter].target_modules or ()
@@ -69,13 +69,13 @@ def note_unmatched_targets(names: Iterable[str], peft_model: Any, recipe: Recipe
             continue
         places = [found for name, found in recipe.written.items() if name.startswith("lora_target_modules.")]
         line = next((found.line for found in places if found.value == target), 0)
-        text = f"no module is called `{target}`: peft ignores it. Linear layers of this model: "
+        text = f"no module is called `{target}`: peft ignores this target. Linear layers of this model: "
         text += ", ".join(_linear_names(peft_model))
         notes.append(Note(kind="warning", key="lora_target_modules", text=text, line=line))
 
 
 def no_target_error(model: nn.Module, key: str, value: object, error: Exception) -> ConfigError:
-    """peft found nothing to wrap, or refuses a layer that it found: list the names that the model has."""
+    """The error if peft finds nothing to wrap, or refuses a layer that it finds. It lists the names that the model has."""
     linears = _linear_names(model)
     refused = _REFUSED_LAYERS.search(str(error))
     rest = ", ".join(name for name in linears if not refused or name not in refused[1])
@@ -93,10 +93,10 @@ def no_target_error(model: nn.Module, key: str, value: object, error: Exception)
 
 
 def head_adapted_error(model: nn.Module, key: str, value: object, error: Exception) -> ConfigError:
-    """peft trains a token classifier's head in full, and fails if the head has LoRA as well.
+    """The error for a token classifier's head with LoRA: peft trains the head in full, and fails if it has LoRA as well.
 
-    Source: peft `peft_model.py`: `PeftModelForTokenClassification` adapts before it adds the head to `modules_to_save`,
-    which `PeftModelForSequenceClassification` does first.
+    Source: peft `peft_model.py`. `PeftModelForSequenceClassification` adds the head to `modules_to_save` before it adds the
+    adapter; `PeftModelForTokenClassification` does it afterwards.
     """
     rest = ", ".join(name for name in _linear_names(model) if name not in _CLASSIFIER_HEADS)
     return ConfigError(
@@ -105,15 +105,16 @@ def head_adapted_error(model: nn.Module, key: str, value: object, error: Excepti
         key=key,
         value=value,
         details=(f"{type(error).__name__}: {in_one_line(error)}",),
-        remedy=f"leave that layer out: `lora_target_modules: [{rest}]`, without lora_target_linear",
+        remedy=f"exclude that layer: `lora_target_modules: [{rest}]`, without lora_target_linear",
     )
 
 
 def _linear_names(model: nn.Module) -> list[str]:
-    """Last name components of the modules that peft can adapt, except the output head; wrapped ones too.
+    """Last name components of the modules that peft can adapt, except the output head. Wrapped modules are included.
 
-    `Linear` in a name does not prove a linear layer: OLMo-Hybrid's decoder layers are `...LinearAttentionDecoderLayer`,
-    and all classes of Kimi-Linear have it. A number (in an `nn.Sequential`) can also be the name of a decoder layer.
+    A class with `Linear` in its name may be something else: OLMo-Hybrid's decoder layers are
+    `...LinearAttentionDecoderLayer`, and all classes of Kimi-Linear have the word. A number (in an `nn.Sequential`) can also
+    be the name of a decoder layer.
     """
     find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = find_head()

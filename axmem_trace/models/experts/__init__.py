@@ -1,1 +1,1 @@
-"""Experts in other layouts than transformers': a linear layer for each, or packed."""
+"""Experts in layouts that differ from transformers': one linear layer each, or packed."""

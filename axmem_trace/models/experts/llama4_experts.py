@@ -14,10 +14,10 @@ from axmem_trace.tracing.patching import replaced
 
 
 class SeparateLlama4Experts(nn.Module):
-    """Experts with one `nn.Linear` per expert and projection; names as in checkpoints that were made for it.
+    """Experts with one `nn.Linear` for each expert and projection. Names are as in checkpoints with this layout.
 
-    Source: axolotl `monkeypatch/models/llama4/modeling.py`: the experts run one after the other on equal slices of
-    the input and write into one output tensor.
+    Source: axolotl `monkeypatch/models/llama4/modeling.py`. The experts run one after the other on equal slices of the input
+    and write into one output tensor.
     """
 
     def __init__(self, config: Any) -> None:
@@ -35,7 +35,7 @@ class SeparateLlama4Experts(nn.Module):
         return nn.ModuleList(nn.Linear(in_features, out_features, bias=False) for _ in range(self.num_experts))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(experts * tokens, hidden), ordered by expert, to the same shape."""
+        """Input [experts * tokens, hidden], ordered by expert. The output has the same shape."""
         by_expert = hidden_states.view(self.num_experts, -1, self.hidden_size)
         out = torch.zeros_like(by_expert)
         for index, tokens in enumerate(by_expert):
@@ -46,7 +46,7 @@ class SeparateLlama4Experts(nn.Module):
 
 @contextmanager
 def linearised_llama4_experts(recipe: Recipe) -> Iterator[None]:
-    """While open, Llama 4 models are built with linearised experts, if the recipe requests them."""
+    """Inside this context, Llama 4 models are built with linearised experts, if the recipe requests them."""
     if not recipe.model.llama4_linearized_experts or not recipe.model.base.model_type.startswith("llama4"):
         yield
         return

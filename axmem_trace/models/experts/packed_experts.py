@@ -1,4 +1,4 @@
-"""`quantize_moe_experts`: fused 3-D expert weights quantised as they are loaded."""
+"""`quantize_moe_experts`: fused 3-D expert weights are quantised while they are loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from axmem_trace.recipe.recipe import Recipe
 
 
 class Int8Rows(nn.Module):
-    """Parametrisation of an expert weight kept as int8 with one fp32 scale per row; read, it becomes fp16.
+    """Parametrisation of an expert weight that is stored as int8 with one fp32 scale per row. Reading it gives fp16.
 
     Source: axolotl `monkeypatch/moe_quant.py` `Bnb8bitParametrization`; bitsandbytes `functional.py`
     `int8_vectorwise_quant` (row statistics are fp32, one per row of the flattened matrix), `int8_vectorwise_dequant`.
@@ -32,9 +32,9 @@ class Int8Rows(nn.Module):
 
 
 def quantise_fused_experts(model: nn.Module, recipe: Recipe, notes: Notes) -> bool:
-    """Quantise every 3-D parameter with `expert` in its name; True when there was one.
+    """Quantise every 3-D parameter with `expert` in its name. Returns True if there was one.
 
-    4-bit through bitsandbytes' own `replace_parameter_4bit` (uint8 storage, blocks of 64), 8-bit row-wise.
+    4-bit uses bitsandbytes' own `replace_parameter_4bit` (uint8 storage, blocks of 64); 8-bit has one scale per row.
     Source: axolotl `monkeypatch/moe_quant.py` `patch_moe_quantization_on_load`.
     """
     import bitsandbytes as bnb
@@ -55,7 +55,7 @@ def quantise_fused_experts(model: nn.Module, recipe: Recipe, notes: Notes) -> bo
                 _pack_8bit(module, name, parameter, stays_unpacked=quantisation.int8_experts_stay_unpacked)
             count += 1
     if count == 0:
-        text = "the model has no fused 3-D expert weights: nothing is quantised by this key"
+        text = "the model has no fused 3-D expert weights: this key quantises nothing"
         notes.append(Note(kind="warning", key="quantize_moe_experts", text=text))
     return count > 0
 

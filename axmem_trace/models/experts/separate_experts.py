@@ -1,6 +1,6 @@
-"""Experts as transformers 4 had them: a linear layer for each expert and projection, one expert after the other.
+"""Experts as in transformers 4: a linear layer for each expert and projection. The experts run one after the other.
 
-No class here has `Linear` in its name: axolotl treats every such class as a linear layer (`find_all_linear_names`).
+No class here may have `Linear` in its name: axolotl treats every such class as a linear layer (`find_all_linear_names`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from axmem_trace.tracing.patching import replaced
 
 _GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
 _NAMES = {"mixtral": ("w1", "w3", "w2")}
-"""Names of gate, up and down projection by model type, if they are not the usual ones."""
+"""Model type -> names of gate, up and down projection, if they are not the usual ones."""
 _LINEAR_GATES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
-"""Types whose router was a linear layer named `gate` in transformers 4: it was quantised, and a target of LoRA."""
+"""Types whose router was a linear layer named `gate` in transformers 4, so that it was quantised and could have LoRA."""
 
 
 class SeparateExpert(nn.Module):
@@ -35,7 +35,7 @@ class SeparateExpert(nn.Module):
             self.add_module(name, nn.Linear(*shape, bias=False))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Gate and up, then down."""
+        """Gate and up projection, then down projection."""
         gate, up, down = (getattr(self, name) for name in self.names)
         out: torch.Tensor = down(self.act_fn(gate(hidden)) * up(hidden))
         return out
@@ -50,7 +50,7 @@ class SeparateExperts(nn.ModuleList):
         self.num_experts = count
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Tokens [tokens, hidden], and each one's experts and their weights [tokens, top_k]."""
+        """Tokens [tokens, hidden]; the index of each token's experts, and their weights, both [tokens, top_k]."""
         out = torch.zeros(hidden.shape, dtype=hidden.dtype, device=hidden.device)
         mask = F.one_hot(index, num_classes=self.num_experts).permute(2, 1, 0)
         for number, expert in enumerate(self):
@@ -62,7 +62,7 @@ class SeparateExperts(nn.ModuleList):
 
 
 def unfuse_experts(model: nn.Module, recipe: Recipe) -> None:
-    """Replace fused experts by linear ones, if the recipe assumes them.
+    """Replace fused experts by linear layers, if the recipe assumes them.
 
     Raises:
         ConfigError: the model has no fused experts, or they have biases or another layout.
@@ -73,11 +73,11 @@ def unfuse_experts(model: nn.Module, recipe: Recipe) -> None:
     fused = [name for name, module in model.named_modules() if _is_fused(module)]
     if not fused:
         raise ConfigError(
-            problem=f"{type(model).__name__} has no fused experts of gate, up and down projection without biases",
+            problem=f"{type(model).__name__} has no fused experts with gate, up and down projection and without biases",
             key="experts_layout",
             value=recipe.older.experts_layout,
             accepted="fused",
-            remedy="drop `--assume experts_layout`",
+            remedy="remove `--assume experts_layout`",
         )
     for name in fused:
         model.set_submodule(name, SeparateExperts(model.get_submodule(name), names))
@@ -86,7 +86,7 @@ def unfuse_experts(model: nn.Module, recipe: Recipe) -> None:
 
 
 def _make_gate_linear(block: Any) -> None:
-    """The block's router becomes the linear layer that it was; `route_by_linear_gates` does the routing.
+    """Replace the block's router by a linear layer, as in transformers 4. `route_by_linear_gates` does the routing.
 
     If a run needs the routers' logits, the router stays: transformers 5 collects the logits by the routers' class.
     """
@@ -97,7 +97,9 @@ def _make_gate_linear(block: Any) -> None:
 
 
 def route_by_linear_gates(model: nn.Module) -> None:
-    """Make linear gates, which may be packed and adapted now, choose experts as the blocks of transformers 5 expect it.
+    """Add hooks to linear gates that choose experts and return them in the form that transformers 5 expects.
+
+    The gates may be packed now, or have an adapter.
 
     Source: transformers 4.48 `modeling_mixtral.py` `MixtralSparseMoeBlock.forward`, `modeling_qwen2_moe.py`
     `Qwen2MoeSparseMoeBlock.forward`: softmax in fp32 over the logits [tokens, experts], the largest `top_k`, normalised
@@ -125,7 +127,7 @@ def _is_fused(module: nn.Module) -> bool:
 
 @contextmanager
 def old_expert_names(recipe: Recipe) -> Iterator[None]:
-    """While open, peft does not convert the names of linear experts to those of fused ones."""
+    """Inside this context, peft does not convert the names of linear experts to those of fused ones."""
     if recipe.older.experts_layout == "fused":
         yield
         return

@@ -1,4 +1,4 @@
-"""Quantised base weights: which quantizer applies, and how packed weights are stored."""
+"""Quantised base weights: the choice of the quantizer, and the layouts of packed weights."""
 
 from axmem_trace.models.experts.packed_experts import quantise_fused_experts
 from axmem_trace.models.quantisation.bnb import iterate_bnb_states

@@ -60,22 +60,22 @@ def pack_bnb_weights(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _tied_error(name: str) -> ConfigError:
-    """The error for a quantised layer that then got the embedding's plain weight.
+    """The error for a quantised layer that got the embedding's plain weight afterwards.
 
     The user's skip list replaces the default one, which contains the tied head (transformers `quantizers/base.py`
-    `get_modules_to_not_convert`); in its first forward bitsandbytes finds no quantisation state (`nn/modules.py`
+    `get_modules_to_not_convert`). In the layer's first forward, bitsandbytes finds no quantisation state (`nn/modules.py`
     `fix_4bit_weight_quant_state_from_module`), or no `CB`.
     """
     return ConfigError(
-        problem=f"{name} shares its weight with the embedding, and the list of layers that are not to be quantised lacks "
-        "it: the run would stop at its first step",
+        problem=f"{name} shares its weight with the embedding, but it is not in the list of layers that must not be "
+        "quantised: the run would fail in its first step",
         key="bnb_config_kwargs",
         remedy=f"add it: `bnb_config_kwargs: {{llm_int8_skip_modules: [{name}, ...]}}`",
     )
 
 
 def _pack_4bit(linear: Any, dtype: torch.dtype) -> None:
-    """As `Params4bit._quantize` (bitsandbytes `nn/modules.py`) does on the way to the GPU."""
+    """Packs a weight as `Params4bit._quantize` (bitsandbytes `nn/modules.py`) does while it is moved to the GPU."""
     import bitsandbytes as bnb
 
     weight = linear.weight
@@ -102,7 +102,7 @@ def _pack_4bit(linear: Any, dtype: torch.dtype) -> None:
 
 
 def _pack_8bit(linear: Any) -> None:
-    """As `Int8Params._quantize` leaves it: one byte per weight, and one fp32 scale (`SCB`) per output row."""
+    """Packs a weight as `Int8Params._quantize` does: one byte per weight, and one fp32 scale (`SCB`) per output row."""
     import bitsandbytes as bnb
 
     packed = torch.empty(linear.out_features, linear.in_features, dtype=torch.int8, device="meta")
@@ -113,7 +113,8 @@ def _pack_8bit(linear: Any) -> None:
 def iterate_bnb_states(module_name: str, module: nn.Module) -> Iterator[StateTensor]:
     """The tensors stored with one module's packed weight: `absmax`, code tables and nested state, or int8's `SCB`.
 
-    The second holder of a state is bitsandbytes' parametrisation of fused expert weights (`nn/parametrize.py`).
+    The state is an attribute of the weight, or of bitsandbytes' parametrisation of fused expert weights
+    (`nn/parametrize.py`).
     """
     weight = module._parameters.get("weight")
     state = getattr(weight, "quant_state", None)
@@ -138,7 +139,8 @@ def _quant_state_tensors(prefix: str, module_name: str, state: Any) -> Iterator[
 
 @contextmanager
 def unchanged_code_tables() -> Iterator[None]:
-    """bitsandbytes keeps its code tables on the device of their first use: a meta one would break later real use."""
+    """Restores bitsandbytes' code tables afterwards. bitsandbytes keeps them on the device of their first use; a table on
+    meta would break later use of real tensors."""
     from bitsandbytes import functional
 
     before = dict(functional.name2qmap)

@@ -20,9 +20,9 @@ from axmem_trace.notes import Note, Notes, RefusalNote
 from axmem_trace.recipe.recipe import Recipe
 
 FP8_CAPABILITY = (8, 9)
-"""Below it transformers turns fp8 weights into bf16 (`quantizer_finegrained_fp8.py` `validate_environment`)."""
+"""On older cards transformers turns fp8 weights into bf16 (`quantizer_finegrained_fp8.py` `validate_environment`)."""
 FP8_REFUSAL = (
-    "transformers refuses to train FP8 weights (axolotl's kernels plugin lifts that for adapters, and keeps one byte a "
+    "transformers refuses to train FP8 weights (axolotl's kernels plugin allows it with adapters, and keeps one byte a "
     "weight)"
 )
 """transformers `quantizer_finegrained_fp8.py` `is_trainable`, `trainer_utils.py` `validate_quantization_for_training`;
@@ -35,7 +35,7 @@ def choose_quantizer(recipe: Recipe, config: Any, notes: Notes) -> Quantizer:
     """The quantizer for this recipe. If none is used, `quantization_config` is removed from `config`.
 
     Raises:
-        ConfigError: `gptq: true` or a `model_quantization_config` that the checkpoint can't be loaded with.
+        ConfigError: the checkpoint can't be loaded with `gptq: true`, or with this `model_quantization_config`.
     """
     requested = recipe.quantisation.method
     own = _own_config(config)
@@ -51,7 +51,7 @@ def choose_quantizer(recipe: Recipe, config: Any, notes: Notes) -> Quantizer:
             problem=f"the base model is quantised with {method!r}, and transformers refuses another configuration class",
             key="model_quantization_config",
             value=_SAYS_CLASS[requested],
-            remedy="drop model_quantization_config, or name a base model that is not quantised",
+            remedy="remove model_quantization_config, or name a base model that is not quantised",
         )
     quantizer = _with_own(recipe, config, own, method, notes)
     if isinstance(quantizer, NoQuantizer):
@@ -83,7 +83,7 @@ def _without_own(recipe: Recipe, requested: str, notes: Notes) -> Quantizer:
         raise ConfigError(
             problem=f"{recipe.model.base.name} has no {requested.upper()} `quantization_config`",
             key=requested,
-            remedy=f"name a base model that is quantised with {requested.upper()}, or drop the key",
+            remedy=f"name a base model that is quantised with {requested.upper()}, or remove the key",
         )
     return NoQuantizer()
 
@@ -106,8 +106,8 @@ def _pre_quantised_bnb(recipe: Recipe, own: dict[str, Any], notes: Notes) -> Qua
         return NoQuantizer()
     if own.get("load_in_4bit"):
         text = (
-            f"the 4-bit checkpoint's weights unpack to {recipe.precision.load_dtype} in backward; the checkpoint itself, "
-            "whose quantisation state is not in its configuration, decides"
+            f"the weights of the 4-bit checkpoint are assumed to be unpacked to {recipe.precision.load_dtype} in backward. "
+            "In the run the checkpoint's quantisation state decides, which is not in its configuration"
         )
         notes.append(Note(kind="assumed", key="base_model", text=text))
     quantization_config = BitsAndBytesConfig.from_dict(own)
@@ -115,8 +115,8 @@ def _pre_quantised_bnb(recipe: Recipe, own: dict[str, Any], notes: Notes) -> Qua
 
 
 _KERNELS_OF_PACKED = {
-    "torch": "which of its kernels trains is decided on the GPU: these figures unpack each weight as its torch kernel does "
-    "when nothing is compiled, through one-byte integers, and backward keeps the unpacked weight",
+    "torch": "gptqmodel chooses its kernel on the GPU. The figures are with its torch kernel, not compiled: it unpacks each "
+    "weight through one-byte integers, and backward keeps the unpacked weight",
     "triton": "AutoGPTQ's Triton kernel is assumed, which unpacks each weight again for backward",
 }
 
@@ -130,20 +130,20 @@ def _packed(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Q
     )
     if bits not in (2, 3, 4, 8):
         raise ConfigError(
-            problem=f"{method.upper()} with {bits} bits is no format that gptqmodel packs",
+            problem=f"gptqmodel has no {method.upper()} format with {bits} bits",
             key="base_model",
             accepted="2, 3, 4 or 8 bits",
             remedy="check `bits` in the base model's quantization_config",
         )
     kernel = recipe.quantisation.gptq_kernel if method == "gptq" else "torch"
     text = (
-        f"{method.upper()} weights are stored as gptqmodel registers them ({bits} bits in int32 words, fp16 scales); "
+        f"{method.upper()} weights are stored as in gptqmodel ({bits} bits in int32 words, fp16 scales); "
         + _KERNELS_OF_PACKED[kernel]
     )
     notes.append(Note(kind="ruled", key="base_model", text=text))
     if method == "gptq":
         text = (
-            "axolotl (0.19 to 0.21) pins optimum 1.16.2, and transformers 5 loads GPTQ only with optimum 1.24 or newer (and "
+            "axolotl (0.19 to 0.21) pins optimum 1.16.2, but transformers 5 loads GPTQ only with optimum 1.24 or newer (and "
             "gptqmodel 1.4.3): install these, or the run fails while it loads the model"
         )
         notes.append(Note(kind="warning", key="gptq", text=text))
@@ -165,7 +165,7 @@ def _low_float(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -
     if method == "fp8" and capability < FP8_CAPABILITY:
         text = (
             f"fp8 weights become {recipe.precision.load_dtype}: the GPU's compute capability {capability[0]}."
-            f"{capability[1]} is below 8.9, and transformers then dequantises them (name the card with --gpu)"
+            f"{capability[1]} is below 8.9, so transformers dequantises them (name the card with --gpu)"
         )
         notes.append(Note(kind="assumed", key="base_model", text=text))
         return NoQuantizer()
@@ -177,34 +177,34 @@ def _low_float(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -
 
 
 def _kept_low_float(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Quantizer:
-    """A note about what axolotl's kernels plugin allows to train under an adapter."""
+    """The quantizer, and a note, for weights that axolotl's kernels plugin allows under an adapter."""
     if method == "fp8":
-        text = "fp8 weights stay as they are (axolotl's kernels plugin lifts transformers' refusal for adapters): one byte "
-        text += "each, and an fp32 scale for each block. Releases before 5.24 have no backward for their products; the "
-        text += "figures have that of 5.24, through the unpacked weight"
+        text = (
+            "fp8 weights stay packed (axolotl's kernels plugin switches transformers' refusal off for adapters): one "
+        )
+        text += (
+            "byte each, and an fp32 scale for each block. transformers before 5.24 has no backward for their matmul; "
+        )
+        text += "the figures are with that of 5.24, which uses the unpacked weight"
         notes.append(Note(kind="ruled", key="base_model", text=text))
         return Fp8Quantizer(own)
     if recipe.quantisation.hub_kernels:
         dtype = recipe.precision.load_dtype
         text = (
-            f"MXFP4 weights become {dtype}, also with `dequantize: false`: axolotl passes `use_kernels: true` on, with "
+            f"MXFP4 weights become {dtype}, even with `dequantize: false`: axolotl passes `use_kernels: true`, so that "
         )
-        text += (
-            "which transformers dequantises them on a GPU (quantizer_mxfp4.py, `_process_model_before_weight_loading`, "
-        )
+        text += "transformers dequantises them on a GPU (quantizer_mxfp4.py, `_process_model_before_weight_loading`, "
         text += "5.16.1 to 5.24.0). `use_kernels: false` keeps the experts packed, 17 bytes for 32 weights"
         notes.append(Note(kind="warning", key="use_kernels", text=text))
         return NoQuantizer()
-    text = (
-        "MXFP4 experts stay packed and run OpenAI's Triton kernels, whose products keep nothing and have no backward: "
-    )
-    text += "no gradient passes through the experts. Their temporary memory is assumed from the shapes of their results"
+    text = "MXFP4 experts stay packed and run OpenAI's Triton kernels, which keep nothing for backward and have none: "
+    text += "no gradient passes through the experts. Their temporary memory is assumed from the shapes of their outputs"
     notes.append(Note(kind="assumed", key="base_model", text=text))
     return Mxfp4Quantizer()
 
 
 def _other(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Quantizer:
-    """bitnet uses transformers' own quantizer; other methods are built unquantised, with a note."""
+    """bitnet uses transformers' own quantizer. Models with other methods are built unquantised, with a note."""
     if method == "bitnet" and _is_online_bitnet(own):
         from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 
@@ -212,7 +212,7 @@ def _other(recipe: Recipe, own: dict[str, Any], method: str, notes: Notes) -> Qu
         return TransformersQuantizer(AutoHfQuantizer.from_config(quantization_config, pre_quantized=True))
     text = (
         f"the checkpoint is quantised with {method or own.get('quant_algo', 'an unnamed method')!r}, whose layout is not "
-        f"modelled: its weights are counted unquantised in {recipe.precision.load_dtype}, more than the run will hold"
+        f"modelled: its weights are counted unquantised in {recipe.precision.load_dtype}, which is more than in the run"
     )
     notes.append(Note(kind="not_modelled", key="base_model", text=text, direction="less"))
     return NoQuantizer()
@@ -223,7 +223,7 @@ def _is_online_bitnet(own: dict[str, Any]) -> bool:
 
 
 def _is_trainable(recipe: Recipe, method: str, notes: Notes) -> bool:
-    """A quantised base trains only under an adapter (transformers `trainer_utils.py`, training validation)."""
+    """True if there is an adapter: without one, a quantised base can't train (transformers `trainer_utils.py`)."""
     if recipe.adapter.kind != "none":
         return True
     note_bf16_copy(
@@ -233,7 +233,7 @@ def _is_trainable(recipe: Recipe, method: str, notes: Notes) -> bool:
 
 
 def note_bf16_copy(recipe: Recipe, method: str, notes: Notes, why: str) -> None:
-    """Report that the configured run would stop, and that the figures are those of an unquantised copy."""
+    """Report that the configured run would fail, and that the figures are those of an unquantised copy."""
     text = (
         f"the run fails: {recipe.model.base.name} is quantised with {method!r} and {why} (the figures are those of an "
         f"unquantised copy loaded in {recipe.precision.load_dtype})"

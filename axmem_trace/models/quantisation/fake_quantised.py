@@ -2,8 +2,8 @@
 
 Source: torchao 0.17 `quantization/qat/{linear,embedding,fake_quantizer}.py`, `quant_primitives.py`
 (`_do_fake_quantize_affine`, `_choose_scale_float8`, `_quantize_affine_float8`, `_dequantize_affine_float8`,
-`_choose_qparams_affine`); axolotl 0.19 `utils/quantization.py` `prepare_model_for_qat`, `_make_qat_config`. Everything is
-plain operators that autograd sees, most of them in fp32: what they keep for backward is recorded.
+`_choose_qparams_affine`); axolotl 0.19 `utils/quantization.py` `prepare_model_for_qat`, `_make_qat_config`. Everything
+consists of plain operators that autograd sees, most of them in fp32. The tensors that they keep for backward are recorded.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _E4M3 = torch.float8_e4m3fn
 
 
 def prepare_fake_quantisation(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
-    """Replace all linear layers, the head too, and embeddings if that is requested.
+    """Replace all linear layers, including the head, and embeddings if that is requested.
 
     Raises:
-        ConfigError: a layer's width is no multiple of the group size: its weight has no view by groups.
+        ConfigError: a layer's width is not a multiple of the group size, so its weight can't be viewed in groups.
     """
     asked = recipe.fake_quantisation
     if asked is None:
@@ -38,18 +38,18 @@ def prepare_fake_quantisation(model: nn.Module, recipe: Recipe, notes: Notes) ->
             _swap(module, FakeQuantisedLinear, name, asked, weight=weight, inputs=inputs)
         elif asked.embeddings and isinstance(module, nn.Embedding):
             _swap(module, FakeQuantisedEmbedding, name, asked, weight=_of_weight_alone(asked), inputs=None)
-    text = "fake quantisation runs as torchao 0.17's, operator by operator: what its fp32 arithmetic keeps is counted"
+    text = "fake quantisation runs as in torchao 0.17, operator by operator: the fp32 tensors that it keeps are counted"
     notes.append(Note(kind="ruled", key="qat", text=text))
 
 
 class FakeQuantisedLinear(nn.Linear):
-    """`nn.Linear` over a quantised and dequantised weight, and inputs of the same kind."""
+    """`nn.Linear` whose weight and inputs are quantised and dequantised."""
 
     quantise_weight: _Quantise
     quantise_inputs: _Quantise | None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Inputs first, then the weight."""
+        """Quantises the inputs first, then the weight."""
         if self.quantise_inputs is not None:
             input = self.quantise_inputs(input)
         return F.linear(input, self.quantise_weight(self.weight), self.bias)
@@ -69,10 +69,10 @@ class FakeQuantisedEmbedding(nn.Embedding):
 def _swap(
     module: Any, cls: type, name: str, asked: FakeQuantisation, *, weight: _Quantise, inputs: _Quantise | None
 ) -> None:
-    """torchao makes the complete new layer on the GPU before it assigns the old weight to it."""
+    """Changes the module's class. torchao creates a complete new layer on the GPU before it assigns the old weight to it."""
     if asked.weight == "int4" and module.weight.shape[-1] % asked.group_size:
         raise ConfigError(
-            problem=f"the width of {name}, {module.weight.shape[-1]}, is no multiple of the group size: the run fails "
+            problem=f"the width of {name}, {module.weight.shape[-1]}, is not a multiple of the group size: the run fails "
             "in its first forward",
             key="qat.group_size",
             value=asked.group_size,
@@ -100,7 +100,7 @@ def _of_inputs(asked: FakeQuantisation) -> _Quantise | None:
 
 
 class _Round(torch.autograd.Function):
-    """Rounds; the gradient passes through."""
+    """Rounds. Backward returns the gradient unchanged."""
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
@@ -152,7 +152,7 @@ def _int8_by_token(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _int4_for_float8_inputs(weight: torch.Tensor, group_size: int) -> torch.Tensor:
-    """`Int4WeightFakeQuantizer._fp8_activations_forward`: through float8 by row, then to 4 bits by group."""
+    """`Int4WeightFakeQuantizer._fp8_activations_forward`: rounds to float8 by row, then to 4 bits by group."""
     scale = _float8_scale(weight, lowest=1e-12)
     rounded = _to_float8(weight, scale)
     rounded = _from_float8(rounded, scale, weight.dtype)

@@ -1,12 +1,13 @@
-"""`fp8: true`: linear layers that multiply in float8 and keep high precision, as torchao's run without a compiler.
+"""`fp8: true`: linear layers that multiply in float8 and keep their inputs in high precision, as torchao's without
+torch.compile.
 
 Source: torchao 0.17 `float8/float8_linear.py` (`matmul_with_hp_or_float8_args`, `Float8Linear`),
 `float8_scaling_utils.py`, `float8_training_tensor.py` (`_ToFloat8ConstrFunc`), `float8_ops.py` (`preprocess_addmm`,
 `addmm_float8_unwrapped`), `config.py` (`from_recipe_name`); accelerate 1.13 `utils/ao.py`, `accelerator.py`
 `_prepare_ao`; axolotl 0.19 `core/fp8.py`, `monkeypatch/accelerate/float8_moe_filter.py`.
 
-The graph keeps the input and the weight in high precision, no less than without fp8. Backward makes the casts again,
-each with two fp32 copies on the way.
+The graph keeps the input and the weight in high precision, as much as without fp8. Backward repeats the casts, each with two
+temporary fp32 copies.
 """
 
 from __future__ import annotations
@@ -40,16 +41,17 @@ class _Float8:
 
 
 def convert_to_float8(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
-    """Replace linear layers as accelerate's `prepare` does: all except the first, the last, routers and odd sizes.
+    """Replace linear layers as accelerate's `prepare` does: all except the first, the last, routers, and layers whose sizes
+    are not multiples of 16.
 
     Raises:
-        ConfigError: the base is quantised: torchao would multiply packed weights.
+        ConfigError: the base is quantised, so that torchao would multiply packed weights.
     """
     if not recipe.precision.fp8:
         return
     if recipe.quantisation.method != "none":
         raise ConfigError(
-            problem=f"fp8 training replaces linear layers by ones that multiply plain weights, and the base model's are "
+            problem=f"fp8 training replaces linear layers by layers that need plain weights, but the base model's are "
             f"packed ({recipe.quantisation.method}): the run fails in its first forward",
             key="fp8",
             remedy="remove fp8, or load the base model unquantised",
@@ -64,8 +66,8 @@ def convert_to_float8(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
             module.__class__ = Float8Linear  # the weights, hooks and name stay, as in `from_float`
             module.float8_recipe = recipe.precision.fp8_recipe  # type: ignore[assignment]
     text = (
-        "float8 layers run as torchao 0.17's without torch.compile: backward keeps their inputs in half precision, and "
-        "each cast passes through two fp32 copies of its tensor"
+        "float8 layers run as in torchao 0.17 without torch.compile: backward keeps their inputs in half precision, and "
+        "each cast makes two temporary fp32 copies of its tensor"
     )
     notes.append(Note(kind="ruled", key="fp8", text=text))
 
@@ -76,7 +78,7 @@ class Float8Linear(nn.Linear):
     float8_recipe = "tensorwise"
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """In autocast the input is cast as `F.linear` would; the weight is not."""
+        """In autocast the input is cast, as in `F.linear`, but the weight is not."""
         if torch.is_autocast_enabled("cuda"):
             input = input.to(torch.get_autocast_dtype("cuda"))
         output: torch.Tensor = _Float8Product.apply(input, self.weight.t(), self.float8_recipe)
@@ -84,7 +86,7 @@ class Float8Linear(nn.Linear):
 
 
 class _Float8Product(torch.autograd.Function):
-    """Local names keep tensors alive as long as in torchao's function: until it returns."""
+    """The float8 product. Local variables keep tensors alive as long as in torchao's function: until it returns."""
 
     @staticmethod
     def forward(ctx: Any, input_hp: torch.Tensor, weight_hp_t: torch.Tensor, recipe: str) -> torch.Tensor:
@@ -141,8 +143,8 @@ def _saturated(scaled: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _multiply(a: _Float8, b: _Float8, *, fast: bool = False) -> torch.Tensor:
-    """cuBLAS needs the first operand by rows and the second by columns. Without fast accumulation, row scales are
-    multiplied in afterwards, as a full fp32 matrix."""
+    """Multiplies two float8 tensors. cuBLAS needs the first operand row-major and the second column-major. Without fast
+    accumulation, the output is multiplied by the row scales afterwards, as a full fp32 matrix."""
     a_bits = a.bits if _row_major(a.bits) else a.bits.contiguous()
     b_bits = b.bits.t().contiguous().t() if _row_major(b.bits) else b.bits
     a_scale, b_scale = _same_granularity(a, b, a_bits, b_bits)

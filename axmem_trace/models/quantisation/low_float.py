@@ -1,4 +1,4 @@
-"""FP8 and MXFP4 bases kept as they are, under an adapter and axolotl's kernels plugin.
+"""FP8 and MXFP4 base models whose weights stay packed, with an adapter and axolotl's kernels plugin.
 
 Source: axolotl 0.19 `integrations/kernels/plugin.py` (ScatterMoE and SonicMoE call `relax_quantized_training_guard`),
 `quant_training_guard.py` (models with adapters pass transformers' check); transformers 5.16.1
@@ -17,11 +17,11 @@ from axmem_trace.models.quantisation.quantizers import Quantizer
 
 WEIGHTS_PER_BYTE = 2
 WEIGHTS_PER_SCALE = 32
-"""MXFP4: two e2m1 values in a byte, and one e8m0 scale (a byte) for 32 of them: 17 bytes for 32 weights."""
+"""MXFP4 has two e2m1 values in a byte, and one e8m0 scale (a byte) for 32 values: 17 bytes for 32 weights."""
 
 
 class Fp8Quantizer(Quantizer):
-    """transformers' own: `FP8Linear` with one byte a weight and one fp32 scale for each block of it."""
+    """transformers' own quantizer: `FP8Linear` with one byte a weight, and one fp32 scale for each block."""
 
     def __init__(self, own: dict[str, Any]) -> None:
         from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
@@ -38,12 +38,13 @@ class Fp8Quantizer(Quantizer):
 
 
 def _refuse_experts(model: Any) -> None:
-    """transformers finds FP8 experts in a separate interface (`ALL_FP8_EXPERTS_FUNCTIONS`), and axolotl registers its
-    kernels only in that of plain experts (`libs/scattermoe_lora/experts.py` `register_scattermoe_experts`)."""
+    """Refuses a model with FP8 experts. transformers looks up their kernels in a separate interface
+    (`ALL_FP8_EXPERTS_FUNCTIONS`). axolotl registers its kernels only in the interface of plain experts
+    (`libs/scattermoe_lora/experts.py` `register_scattermoe_experts`)."""
     if any(type(module).__name__ == "FP8Experts" for module in model.modules()):
         raise ConfigError(
-            problem=f"the experts of {type(model).__name__} are FP8, for which axolotl registers neither scattermoe nor "
-            "sonicmoe: the run fails in its first forward (KeyError, transformers `integrations/moe.py` `get_interface`)",
+            problem=f"the experts of {type(model).__name__} are FP8. axolotl registers neither scattermoe nor sonicmoe for "
+            "them: the run fails in its first forward (KeyError, transformers `integrations/moe.py` `get_interface`)",
             key="base_model",
             remedy="name an unquantised copy of the base model (`load_in_4bit` and `quantize_moe_experts` pack it)",
         )
@@ -65,8 +66,8 @@ class Mxfp4Quantizer(Quantizer):
 class Mxfp4Experts(nn.Module):
     """`Mxfp4GptOssExperts`: blocks and scales as bytes, biases in fp32.
 
-    Its products are Triton functions without a backward (`matmul_ogs` of the Hub's gpt-oss-triton-kernels): nothing is
-    kept, and gradients only pass through the residual connection, not through the experts.
+    Its matmuls are Triton functions without a backward (`matmul_ogs` of the Hub's gpt-oss-triton-kernels). They keep no
+    tensors, and gradients pass only through the residual connection, not through the experts.
     """
 
     def __init__(self, plain: Any) -> None:
@@ -83,9 +84,10 @@ class Mxfp4Experts(nn.Module):
 
     @torch.no_grad()
     def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Tokens [tokens, hidden], each one's experts [tokens, top_k] and their weights: [tokens, hidden].
+        """Tokens [tokens, hidden], the index of each token's experts and their weights, both [tokens, top_k].
 
-        The first product writes only the activation, the second a row for each choice; the rows are summed by token.
+        Returns [tokens, hidden]. The first matmul writes only the activation. The second writes one row for each token and
+        expert. The rows of a token are then summed.
         """
         rows = index.numel()
         inner = hidden.new_empty(rows, self.intermediate_size)

@@ -1,4 +1,4 @@
-"""`use_onebitllms`: linear layers that train through ternary copies of their weights and 8-bit copies of their inputs.
+"""`use_onebitllms`: linear layers that compute with ternary copies of their weights and 8-bit copies of their inputs.
 
 Source: onebitllms 0.0.4 `layers/bitnet.py` (`BitNetLinear.forward`), `utils/monkey_patching.py`,
 `kernels/{activation,weight}_quant.py`; axolotl 0.19 `loaders/model.py` `_build_model`.
@@ -16,11 +16,11 @@ from axmem_trace.notes import Note, Notes
 from axmem_trace.recipe.recipe import Recipe
 
 _BLOCK = 256
-"""Values per partial result of both kernels."""
+"""Both kernels compute one partial result for this many values."""
 
 
 def replace_linears(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
-    """Replace every linear layer that is not called `lm_head`; the new one is made while the old one is alive."""
+    """Replace every linear layer that is not called `lm_head`. The new layer is created while the old one still exists."""
     if not recipe.model.use_onebitllms:
         return
     for name, module in model.named_modules():
@@ -29,14 +29,15 @@ def replace_linears(model: nn.Module, recipe: Recipe, notes: Notes) -> None:
             del made
             module.__class__ = BitNetLinear
     text = (
-        "1.58-bit layers keep a full copy of their quantised weight, and of their input, for backward: they are counted "
-        "as onebitllms 0.0.4 makes them"
+        "1.58-bit layers keep full copies of their quantised weight and input for backward: the copies are counted, as in "
+        "onebitllms 0.0.4"
     )
     notes.append(Note(kind="ruled", key="use_onebitllms", text=text))
 
 
 class BitNetLinear(nn.Linear):
-    """Both sums are new tensors: the product keeps them, and the weight and the input are kept too."""
+    """A 1.58-bit layer. Both sums in its forward are new tensors, which the matmul keeps. The weight and the input stay
+    alive too."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As in `BitNetLinear.forward`."""

@@ -1,4 +1,4 @@
-"""GPTQ and AWQ linear layers: the tensors that gptqmodel registers, and a forward that unpacks as its torch kernel does."""
+"""GPTQ and AWQ linear layers: gptqmodel's tensors, and a forward that unpacks them like gptqmodel's torch kernel."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import nn
 
 WORD_BITS = 32
 DECODER_LAYER_LISTS = ("transformer.h", "model.decoder.layers", "gpt_neox.layers", "model.layers")
-"""Names under which GPTQ looks for blocks (optimum `gptq/constants.py` `BLOCK_PATTERNS`)."""
+"""Names in which GPTQ searches for decoder layers (optimum `gptq/constants.py` `BLOCK_PATTERNS`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedFormat:
-    """`bits` per weight, `group_size` input features per scale (-1: all of them)."""
+    """`bits` per weight; one scale for `group_size` input features (-1: for all of them)."""
 
     method: Literal["gptq", "awq"]
     bits: int = 4
@@ -84,7 +84,7 @@ class PackedLinear(nn.Module):
         return out if self.bias is None else out + self.bias
 
     def _unpack(self) -> torch.Tensor:
-        """The fp16 weight (in, out), through one-byte integers and the scales of each weight's group."""
+        """The fp16 weight (in, out). Temporary tensors are one-byte integers and the scale of each weight's group."""
         narrow = torch.int8 if self.packed.bits <= 4 else torch.int16
         weight = torch.empty((self.in_features, self.out_features), dtype=narrow, device=self.qweight.device)
         zeros = torch.empty((self.scales.shape[0], self.out_features), dtype=narrow, device=self.qweight.device)
@@ -99,7 +99,7 @@ class PackedLinear(nn.Module):
 
 
 class TritonMatmul(torch.autograd.Function):
-    """Unpacks into one fp16 weight, keeps the packed one, and unpacks again in backward.
+    """Unpacks into one fp16 weight, keeps only the packed weight for backward, and unpacks it again there.
 
     Source: AutoGPTQ 0.7 `nn_modules/triton_utils/dequant.py` `quant_matmul_248`, `QuantLinearFunction`, which
     fms-acceleration-peft 0.4 contains too.
@@ -123,9 +123,9 @@ class TritonMatmul(torch.autograd.Function):
 def replace_with_packed_linear(model: Any, packed: PackedFormat, skip_modules: list[str]) -> None:
     """Replace `nn.Linear` (and GPT-2's `Conv1D`) by `PackedLinear`.
 
-    GPTQ packs layers inside the decoder layers that are exactly `nn.Linear`, no class derived from it (optimum
-    2.3 `gptq/quantizer.py` `convert_model`, `gptq/utils.py` `get_layers`); AWQ everything except the output head and tied
-    weights (transformers `quantizer_awq.py`); neither packs `skip_modules`.
+    GPTQ packs layers inside the decoder layers whose class is exactly `nn.Linear`, not a subclass (optimum 2.3
+    `gptq/quantizer.py` `convert_model`, `gptq/utils.py` `get_layers`). AWQ packs all linear layers except the output head
+    and tied weights (transformers `quantizer_awq.py`). Neither packs `skip_modules`.
     """
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import get_keys_to_not_convert

@@ -1,4 +1,4 @@
-"""How a quantizer changes a skeleton: transformers' own for most methods, packed layouts of this package for others."""
+"""Quantizers, which change a skeleton: transformers' own for most methods, this package's packed layouts for others."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from axmem_trace.models.quantisation.packed_linear import PackedFormat, replace_
 
 
 class Quantizer:
-    """Base weights as loaded in `dtype`: nothing is quantised. The other quantizers override what they change."""
+    """The base class: weights are loaded in `dtype`, and nothing is quantised."""
 
     def load_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype in which everything else is loaded (transformers `HfQuantizer.update_dtype`)."""
+        """The dtype of parameters that are not quantised (transformers `HfQuantizer.update_dtype`)."""
         return dtype
 
     def replace_modules(self, model: Any, dtype: torch.dtype) -> None:
@@ -29,7 +29,7 @@ class NoQuantizer(Quantizer):
 
 
 class TransformersQuantizer(Quantizer):
-    """A quantizer of transformers, run as `from_pretrained` runs it.
+    """A quantizer of transformers, called as in `from_pretrained`.
 
     Source: transformers `quantizers/base.py` `preprocess_model`, `postprocess_model`.
     """
@@ -47,7 +47,7 @@ class TransformersQuantizer(Quantizer):
 
 
 class PackedQuantizer(Quantizer):
-    """GPTQ and AWQ checkpoints: integers packed into int32 words, as gptqmodel registers them."""
+    """GPTQ and AWQ checkpoints: integers packed into int32 words, as in gptqmodel."""
 
     def __init__(self, method: str, packed: PackedFormat, skip_modules: list[str]) -> None:
         self.method = method

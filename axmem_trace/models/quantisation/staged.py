@@ -1,7 +1,8 @@
-"""Packed weights that axolotl stages through host memory: a plain linear layer whose weight is dequantised at each use.
+"""Packed weights that axolotl loads through host memory: a plain linear layer whose weight is dequantised at each use.
 
-bitsandbytes' own layer keeps the packed weight for its backward. Here autograd sees a whole bf16 weight, so axolotl runs the
-layer in a checkpoint of its own; its fused LoRA kernels, which read the weight themselves, keep it until their backward.
+bitsandbytes' own layer keeps the packed weight for its backward. Here autograd would keep an unpacked bf16 weight, so
+axolotl checkpoints each layer separately. Its fused LoRA kernels read the weight themselves, and keep it until their
+backward.
 
 Source: axolotl 0.21 `utils/nf4.py` `BnbNF4Parametrization`, `dequantize_bnb_4bit`, `checkpoint_nf4_linear`,
 `loaders/nf4.py`.
@@ -21,7 +22,7 @@ _MARK = "_axmem_staged"
 
 
 def stage_packed_weights(model: nn.Module) -> None:
-    """Each packed layer reads its weight whole from now on, in a checkpoint."""
+    """Make each packed layer dequantise its whole weight in its forward, which is checkpointed."""
     for module in model.modules():
         if getattr(module._parameters.get("weight"), "quant_state", None) is not None:
             setattr(module, _MARK, True)
@@ -34,8 +35,8 @@ def is_staged(module: nn.Module) -> bool:
 
 
 def read_weight(module: Any) -> torch.Tensor:
-    """The whole weight in its compute dtype, [out, in]. With double quantisation the scales are there in fp32 twice for a
-    moment: dequantised, and with the offset added."""
+    """The whole weight in its compute dtype, [out, in]. With double quantisation two fp32 copies of the scales exist for a
+    short time: the dequantised scales, and these plus the offset."""
     state = module.weight.quant_state
     scales = state.absmax
     if state.nested:

@@ -1,4 +1,4 @@
-"""Set the attention kernel's name on every part of the model, even if its package is not installed here."""
+"""Set the attention kernel's name in every part of the model's configuration, even if its package is not installed here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HUB_RELEASES = {
 
 @contextmanager
 def attention_without_packages(kernel: str, notes: Notes) -> Iterator[None]:
-    """While open, transformers accepts `kernel` for a model that supports it, without its package.
+    """Inside this context, transformers accepts `kernel` for a model that supports it, without its package.
 
     A kernel that the model class itself refuses (`_supports_sdpa`, `_supports_flash_attn`, `_supports_flex_attn`) is still
     refused, with transformers' own ValueError.
@@ -48,8 +48,8 @@ def attention_without_packages(kernel: str, notes: Notes) -> Iterator[None]:
 def request_attention(config: Any, kernel: str, *, asked: bool = False) -> None:
     """Set `kernel` on the configuration and its sub-configurations.
 
-    If nothing was `asked` for, `sdpa` is transformers' own default, and `eager` for a class without SDPA (gpt-oss). If
-    `sdpa` is requested by name, such a class refuses it.
+    If the kernel was not `asked` for, transformers uses its default: `sdpa`, or `eager` for a class without SDPA (gpt-oss).
+    If `sdpa` is requested by name, such a class refuses it.
 
     Source: transformers `modeling_utils.py` `get_correct_attn_implementation`; axolotl `_set_attention_config`.
     """
@@ -65,7 +65,7 @@ def _refuse_unsupported(model: Any, kernel: str) -> None:
 
 
 def _compatible_flash_kernel(model: Any, kernel: str, notes: Notes) -> str:
-    """The flash kernel that the model's class accepts: the first of its list, by the name of its release."""
+    """The flash kernel that the model's class accepts: the first in its list, under transformers' name for it."""
     compatible = getattr(model, "_compatible_flash_implementations", None)
     if not kernel.startswith("flash_attention") or not compatible or kernel in compatible:
         return kernel

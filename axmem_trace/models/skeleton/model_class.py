@@ -1,4 +1,4 @@
-"""Which model class axolotl would load."""
+"""Finds the model class that axolotl would load."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ AUTO_CLASS_OF_TASK = {
 }
 """The Auto class that loads a model, by training task."""
 _NAMED_BY_AXOLOTL = ("voxtral",)
-"""Types for which axolotl's own mapping has a class and the Auto class has none (`loaders/constants.py`)."""
+"""Types for which the Auto class has no model class, but axolotl's own mapping has one (`loaders/constants.py`)."""
 _MAMBA_SSM_CLASS = "MambaLMHeadModel"
 
 
 def find_model_class(recipe: Recipe, config: Any, notes: Notes) -> tuple[Any, Any]:
-    """The class to build and the configuration to build it with (the text part, for text classes of composite types).
+    """The model class, and its configuration: for a text class of a composite type, the text part.
 
     Source: axolotl `loaders/model.py` `_set_auto_model_loader`, `_build_model` (a named `type_of_model` is taken from
     transformers unless remote code or GPTQ is requested); transformers `auto_factory.py` `from_config`.
 
     Raises:
-        ConfigError: no such class, or none for this architecture, or its code can't be imported here.
+        ConfigError: the class does not exist, this architecture has none, or its code can't be imported here.
     """
     with import_faults_named(recipe.model.base.name):
         return _find_model_class(recipe, config, notes)
@@ -38,11 +38,11 @@ def find_model_class(recipe: Recipe, config: Any, notes: Notes) -> tuple[Any, An
 
 @contextmanager
 def import_faults_named(name: str) -> Iterator[None]:
-    """While open, transformers' code for a model is imported, which may need packages that don't work here.
+    """Turns failed imports of transformers' code for a model into a `ConfigError`.
 
     Raises:
-        ConfigError: the import fails; `transformers.utils.import_utils` raises ModuleNotFoundError, with the reason as
-            its cause.
+        ConfigError: the import fails, because a package is missing or does not work here. The original error is
+            `transformers.utils.import_utils`' ModuleNotFoundError, whose cause is the reason.
     """
     try:
         yield
@@ -52,8 +52,8 @@ def import_faults_named(name: str) -> Iterator[None]:
             problem=f"transformers' code for {name} can't be imported in this environment",
             key="base_model",
             details=(str(error), f"because of {type(cause).__name__}: {cause}"),
-            remedy="repair or remove the package named above (torchvision, timm and others must fit the installed "
-            "torch); `pip check` lists what does not fit",
+            remedy="repair or remove the package named above (torchvision, timm and others must match the installed "
+            "torch); `pip check` lists packages that do not match",
         ) from error
 
 
@@ -77,7 +77,7 @@ def _find_model_class(recipe: Recipe, config: Any, notes: Notes) -> tuple[Any, A
 
 
 def _refuse_name(error: ConfigError, auto_class: Any) -> RefusalNote:
-    """axolotl reads the name from transformers (`getattr(transformers, self.model_type)`) and stops."""
+    """The refusal: axolotl reads the name from transformers (`getattr(transformers, self.model_type)`) and fails."""
     text = f"the run fails: {error.problem}, {error.details[0]} (the figures are with {auto_class.__name__})"
     return RefusalNote(key=error.key, text=text, remedy=error.remedy)
 
@@ -131,7 +131,7 @@ def _class_of_auto(recipe: Recipe, auto_class: Any, config: Any, notes: Notes) -
 
 
 def _preferred(classes: Any, config: Any) -> Any:
-    """Of several classes for one configuration type, the one in `architectures`; else the first.
+    """The class in `architectures`, if a configuration type has several classes; else the first.
 
     Source: transformers `auto_factory.py` `_get_model_class`.
     """

@@ -1,4 +1,4 @@
-"""Recipe to transformers configuration object: from a mapping, never from the network."""
+"""From a recipe to a transformers configuration object, without the network."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _NOT_FOR_CONFIG_CLASSES = ("transformers_version", "_commit_hash")
 def build_model_config(recipe: Recipe, notes: Notes) -> Any:
     """The transformers configuration that `AutoConfig.from_pretrained` would return, with axolotl's changes.
 
-    Source: axolotl `loaders/utils.py` `load_model_config`, `check_model_config` (use_cache off, num_labels); the
-    overrides of `overrides_of_model_config` are already merged into the recipe.
+    Source: axolotl `loaders/utils.py` `load_model_config`, `check_model_config` (use_cache off, num_labels). The recipe
+    already includes the overrides of `overrides_of_model_config`.
 
     Raises:
         ConfigError: a `model_type` that the installed transformers doesn't have, or fields that its class refuses.
@@ -75,7 +75,8 @@ def _switch_cache(config: Any, *, on: bool) -> None:
 
 
 def _set_padding(config: Any) -> None:
-    """The tokenizer's padding token, which classifiers need and the trainers set; the end of text if none is set.
+    """Set a padding token, which classifiers need. The trainers set the tokenizer's; here it is the end-of-text token if the
+    configuration has none.
 
     The id itself does not change memory. Source: trl `reward_trainer.py` `RewardTrainer.__init__`; transformers `trainer.py`
     `align_special_tokens`.
@@ -95,7 +96,8 @@ def text_part(config: Any) -> Any:
 
 
 def _thaw(value: Any) -> Any:
-    """Plain dictionaries and lists: the recipe's may be read-only, and configuration classes change their arguments."""
+    """A copy with plain dictionaries and lists: the recipe's are read-only, but configuration classes change their
+    arguments."""
     if hasattr(value, "items"):
         return {key: _thaw(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,8 +1,8 @@
-"""Which attention a model's class accepts in the transformers that axolotl pins, if the installed one differs.
+"""The attention kernels that a model's class accepts in the transformers that axolotl pins, if the installed one differs.
 
-A release may remove a kernel from a class, or add one: axolotl runs with the release that it pins. Compared:
-`_supports_flash_attn`, `_supports_sdpa` and `_supports_flex_attn` of every model class of transformers 5.16.1 (axolotl
-0.19), 5.20.1 (axolotl 0.21) and 5.24.0. Listed are the classes for which the first two agree and the third differs.
+A release of transformers may add a kernel to a class, or remove one. axolotl runs with the release that it pins. The flags
+`_supports_flash_attn`, `_supports_sdpa` and `_supports_flex_attn` of every model class were compared in transformers 5.16.1
+(axolotl 0.19), 5.20.1 (axolotl 0.21) and 5.24.0. The tables list the classes for which only 5.24.0 differs.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ _ACCEPTED = {
     ),
     _SDPA: _named("Gemma2", _HEADS) | _named("VaultGemma", _HEADS) | _named("T5Gemma", _T5GEMMA),
 }
-"""By flag, the classes that have it only in the pinned releases."""
+"""Flag -> the classes in which it is true only in the pinned releases."""
 _NOT_ACCEPTED = {
     _FLASH: _named("CodeGen", _CODEGEN),
     _SDPA: _named("CodeGen", _CODEGEN) | _named("GPTJ", _GPTJ),
     _FLEX: _named("CodeGen", _CODEGEN) | _named("GPTJ", _GPTJ),
 }
-"""By flag, the classes that have it only in later releases."""
+"""Flag -> the classes in which it is true only in later releases."""
 
 
 @contextmanager
 def attention_support_of_pins(model_class: Any, recipe: Recipe, notes: Notes) -> Iterator[None]:
-    """While open, each class accepts what it accepts in axolotl's transformers; adds a note if that matters for the
-    kernel of the recipe."""
+    """Inside this context, each class accepts the same kernels as in axolotl's transformers. Adds a note if this changes
+    anything for the kernel of the recipe."""
     from transformers import PreTrainedModel
 
     changes = [
@@ -96,5 +96,5 @@ def _note(name: str, recipe: Recipe, *, accepted: bool) -> Note:
     pinned, kernel = recipe.axolotl.pins["transformers"].removeprefix("=="), recipe.attention.kernel
     has, lacks = ("accept", "does not") if accepted else ("do not accept", "does")
     text = f"{name}: the transformers that axolotl pins ({pinned}) {has} {kernel} for it, the installed "
-    text += f"{transformers.__version__} {lacks}; the figures are those of axolotl's"
+    text += f"{transformers.__version__} {lacks}; the figures follow axolotl's"
     return Note(kind="assumed", key="attn_implementation", text=text)

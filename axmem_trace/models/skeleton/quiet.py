@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def errors_alone(name: str) -> Iterator[None]:
-    """While open, the logger of this name only shows errors."""
+    """Inside this context, the logger of this name only shows errors."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A base model's own Python code: named before it runs, and run only where the user allowed it twice."""
+"""A base model's own Python code. A message names it before it runs, and it runs only if the user allows it twice."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from axmem_trace.recipe.recipe import Model
 
 
 def own_code(model: Model) -> dict[str, str]:
-    """`auto_map` of the base model's `config.json`: what each Auto class would run, as `file.Class`."""
+    """`auto_map` of the base model's `config.json`: Auto class -> the code that it would run, as `file.Class`."""
     found: Any = model.base.config.get("auto_map") or {}
     return {str(role): str(reference) for role, reference in found.items()} if isinstance(found, Mapping) else {}
 
 
 def place_of(model: Model) -> str:
-    """The place of that code: a directory, or the repository's name."""
+    """Where that code is: a directory, or the repository's name."""
     return model.base.directory or model.base.name
 
 
 def refuse_remote_code(model: Model, roles: tuple[str, ...]) -> None:
-    """Refuses a model type that transformers does not have, if its own code may not run or is not on this machine.
+    """Refuses a model type that transformers does not have, if its own code is not allowed or is not on this machine.
 
     Args:
         roles: the Auto classes whose code will run.
 
     Raises:
-        ConfigError: it may not run (the message names what would run), or it is not here.
+        ConfigError: the code is not allowed (the message names it), or it is not here.
     """
     code = own_code(model)
     wanted = [code[role] for role in roles if role in code]
@@ -54,12 +54,12 @@ def refuse_remote_code(model: Model, roles: tuple[str, ...]) -> None:
                 problem=f"auto_map in the config.json of {model.base.name} names no {role}",
                 key="base_model",
                 accepted=", ".join(code) or "nothing is named",
-                remedy=f"add what {role} is to run to auto_map, as file.Class",
+                remedy=f"add the code for {role} to auto_map, as file.Class",
             )
 
 
 def run_own_class(reference: str, place: str) -> Any:
-    """Import `file.Class` from `place`, after a message about it, which is shown even while libraries are quiet.
+    """Print a message, then import `file.Class` from `place`. The message is shown even while libraries are quiet.
 
     Raises:
         ConfigError: the code can't be loaded.
@@ -74,6 +74,6 @@ def run_own_class(reference: str, place: str) -> Any:
             problem=f"the code {reference!r} of {place} can't be loaded",
             key="trust_remote_code",
             details=(f"{type(error).__name__}: {error}",),
-            remedy="check that the repository's .py files are in the folder of its config.json and that what they import is "
-            "installed",
+            remedy="check that the repository's .py files are in the folder of its config.json, and that the packages which "
+            "they import are installed",
         ) from error

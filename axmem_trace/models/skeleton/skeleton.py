@@ -1,4 +1,4 @@
-"""An uninitialised model of the right class and dtypes; on meta nothing is allocated for a model of any size."""
+"""Builds an uninitialised model of the right class and dtypes. On meta nothing is allocated, for a model of any size."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build_skeleton(
         make: makes the model of its class and configuration.
 
     Raises:
-        ConfigError: the class can't be built: a missing optional package, fields it refuses, an unsupported kernel.
+        ConfigError: the class can't be built: an optional package is missing, it refuses a field or the attention kernel.
     """
     model: Any = None
     try:
@@ -58,7 +58,7 @@ def build_skeleton(
     except (ConfigError, CannotFold):
         raise
     except Exception as error:
-        if model is not None and library_frame(error.__traceback__) is None:  # a bug in what `replace_modules` does
+        if model is not None and library_frame(error.__traceback__) is None:  # a bug in `replace_modules`
             raise
         raise _unbuildable(recipe, model_class, error) from error
     if hasattr(model, "tie_weights"):
@@ -70,7 +70,7 @@ def build_skeleton(
 
 
 def move_real_tensors_to_meta(model: nn.Module) -> None:
-    """Replace real parameters and buffers (made with an explicit device) by meta ones of the same shape and dtype."""
+    """Replace real parameters and buffers, created with an explicit device, by meta tensors of the same shape and dtype."""
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and not buffer.is_meta:
@@ -106,7 +106,7 @@ _INITIALISERS = tuple(
 
 @contextmanager
 def _no_initialisation() -> Iterator[None]:
-    """While open, the functions of `torch.nn.init` return immediately: on meta they have no effect, but take time."""
+    """Inside this context, the functions of `torch.nn.init` return at once: on meta they have no effect, but take time."""
 
     def leave_alone(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return tensor
@@ -135,7 +135,7 @@ def _request_experts(config: Any, implementation: str) -> None:
 
 
 def _keep_in_fp32(model: Any, dtype: torch.dtype) -> None:
-    """Parameters of modules that the model's class keeps in fp32, matched as in `core_model_loading.py`."""
+    """Cast parameters of modules that the model's class keeps in fp32, found by the rules of `core_model_loading.py`."""
     plan = model._get_dtype_plan(dtype)
     if not plan:
         return
@@ -155,7 +155,7 @@ def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class AttentionRefused(ConfigError):
-    """The model's class does not take the attention kernel that was requested."""
+    """The model's class does not support the requested attention kernel."""
 
 
 def _unbuildable(recipe: Recipe, model_class: Any, error: Exception) -> ConfigError:
@@ -164,12 +164,14 @@ def _unbuildable(recipe: Recipe, model_class: Any, error: Exception) -> ConfigEr
     name = getattr(model_class, "__name__", str(model_class))
     key, kind, hint = "base_model", ConfigError, hint_at_pin(recipe.axolotl, transformers.__version__)
     if isinstance(error, ImportError):
-        remedy = f"install what {name} needs (named above); for towers of images: pip install 'axmem_trace[vision]'"
+        remedy = (
+            f"install the package that {name} needs (named above); for image towers: pip install 'axmem_trace[vision]'"
+        )
     elif recipe.attention.kernel in str(error).replace("flex attention", "flex_attention"):
         key, kind = "attn_implementation", AttentionRefused
         remedy = "choose another `attn_implementation`; sdpa works for most models" + hint
         if recipe.attention.gemma4_hybrid:  # axolotl refuses it with any other kernel
-            remedy = f"drop `gemma4_hybrid_attn_impl`, and write `attn_implementation: sdpa`{hint}"
+            remedy = f"remove `gemma4_hybrid_attn_impl`, and write `attn_implementation: sdpa`{hint}"
     elif "through torch.nn.functional.scaled_dot_product_attention" in str(error):
         key, kind = "attn_implementation", AttentionRefused
         remedy = "write `attn_implementation: eager`, or remove the key, which has the same effect here"
@@ -188,6 +190,6 @@ def _why(recipe: Recipe, name: str, error: Exception) -> str:
     kernel = recipe.attention.kernel
     if isinstance(error, KeyError) and error.args == (kernel,):  # Falcon's FALCON_ATTENTION_CLASSES
         return (
-            f"KeyError: {error}: {name} has its own table of attention classes, without {kernel}; a run stops here too"
+            f"KeyError: {error}: {name} has its own table of attention classes, without {kernel}; a run fails here too"
         )
     return f"{type(error).__name__}: {error}"

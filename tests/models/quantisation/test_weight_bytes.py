@@ -126,7 +126,7 @@ def test_awq_has_no_group_index(tmp_path: Path):
 
 
 def test_a_number_of_bits_that_no_library_packs_is_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match="5 bits is no format"):
+    with pytest.raises(ConfigError, match="format with 5 bits"):
         build(tmp_path, {**LORA, "gptq": True}, **_own(quant_method="gptq", bits=5, group_size=128))
 
 
