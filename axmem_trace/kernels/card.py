@@ -7,7 +7,7 @@ import torch
 from axmem_trace.tracing.context import KernelContext
 
 HALF = (torch.float16, torch.bfloat16)
-"""Dtypes of attention kernels; some of SDPA's take fp32 too."""
+"""Dtypes that attention kernels support; some of SDPA's kernels support fp32 too."""
 _SMS = {
     (6, 0): 56,
     (6, 1): 30,
@@ -35,5 +35,5 @@ def sms_of(capability: tuple[int, int]) -> int:
 
 
 def num_sms(context: KernelContext) -> int:
-    """`multiProcessorCount`; `context.num_sms` overrules the generation's."""
+    """`multiProcessorCount`: `context.num_sms` if it is set, else that of the card's generation."""
     return context.num_sms or sms_of(context.compute_capability)

@@ -1,4 +1,4 @@
-"""What this package installs around a trace: one table of rules, and the installers in their order."""
+"""Everything that this package installs for a trace: one table of rules, and the installers in their order."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ INSTALLERS: tuple[Callable[[Site], None], ...] = (
     repair_llama4,
     install_fp8_linear,
 )
-"""In axolotl's order (`loaders/patch_manager.py`): plugins and tiled MLP replace classes before the model is loaded, the
-LoRA kernels replace the forwards of instances afterwards, so they replace both."""
+"""In axolotl's order (`loaders/patch_manager.py`). Plugins and the tiled MLP replace classes before the model is loaded. The
+LoRA kernels replace the forwards of instances afterwards, so they replace the others."""
 
 
 def gpu_rules() -> Rules:
-    """All rules of a GPU's kernels; those of bitsandbytes only after it has been imported: before that, its operators do
-    not exist."""
+    """All rules for kernels of a GPU. Those of bitsandbytes are included only if it has been imported, because its operators
+    do not exist before."""
     rules = Rules(*_TABLES)
     if "bitsandbytes" in sys.modules:
         from axmem_trace.kernels.bitsandbytes.rules import make_rules
@@ -96,7 +96,7 @@ def gpu_rules() -> Rules:
 
 
 def install_kernels(site: Site) -> None:
-    """Make the built model run the kernels that the recipe's run uses on the context's card, until `site.stack` closes."""
+    """Make the model run the kernels of the recipe's run on the context's card, until `site.stack` closes."""
     site.recording.add_rules(gpu_rules())
     if "bitsandbytes" in sys.modules:
         from axmem_trace.kernels.bitsandbytes.rules import install_quiet_bitsandbytes
@@ -107,6 +107,6 @@ def install_kernels(site: Site) -> None:
 
 
 def install_on_second_model(site: Site) -> None:
-    """The effect of axolotl's patches of classes on another model of the same classes, such as a reference model."""
+    """Apply axolotl's patches of classes to another model of the same classes, such as a reference model."""
     for install in (install_gemma4_hybrid, install_liger, install_fused_attention, install_tiled_mlp):
         install(site)

@@ -1,4 +1,4 @@
-"""transformers' modeling files, whose names kernels replace while a trace is open."""
+"""Finds transformers' modeling files, in which kernels replace names during a trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of one release of transformers, corrected as in the releases that axolotl pins."""
+"""Corrects errors of one release of transformers that the releases pinned by axolotl do not have."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from axmem_trace.notes import Note
 
 
 def repair_llama4(site: Site) -> None:
-    """transformers 5.24 `modeling_llama4.py`, `Llama4ForConditionalGeneration.forward` reads `image_outputs` of what its
-    language model returns, a `MoeCausalLMOutputWithPast`, which has none: every step fails after the loss."""
+    """Add the missing `image_outputs` to the output of Llama 4's language model.
+
+    transformers 5.24 `modeling_llama4.py`: `Llama4ForConditionalGeneration.forward` reads `image_outputs` from the output
+    of its language model. That output, a `MoeCausalLMOutputWithPast`, does not have it, so every step fails after the loss.
+    """
     modeling = sys.modules.get("transformers.models.llama4.modeling_llama4")
     output = getattr(modeling, "MoeCausalLMOutputWithPast", None)
     wanted = getattr(modeling, "Llama4CausalLMOutputWithPast", None)

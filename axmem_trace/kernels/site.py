@@ -1,4 +1,4 @@
-"""Replace forwards of a built model, and restore them: the only way in which kernels change a model."""
+"""Replaces forwards of a built model, and restores them. Kernels change a model only in this way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Forward = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What every installer gets: the model (with or without a peft wrapper), the recipe, the recording, and the
+    """The argument of every installer: the model (with or without a peft wrapper), the recipe, the recording, and the
     stack that undoes the installer's changes when it closes."""
 
     model: nn.Module
@@ -32,7 +32,7 @@ class Site:
 
     @property
     def context(self) -> KernelContext:
-        """What rules can read and do."""
+        """The context of the rules."""
         return self.recording.context
 
     @property
@@ -42,11 +42,11 @@ class Site:
 
     @property
     def model_type(self) -> str:
-        """As `config.json` says."""
+        """`model_type` in `config.json`."""
         return self.recipe.model.base.model_type or str(getattr(self.base.config, "model_type", ""))
 
     def note(self, note: Note) -> None:
-        """Adds a note, unless an equal one is there."""
+        """Adds a note, unless an equal one exists."""
         self.context.note(note)
 
     def replace_forward(self, module: nn.Module, forward: Forward) -> None:
@@ -62,11 +62,11 @@ class Site:
         self.stack.enter_context(replaced(target, name, value, new=True))
 
     def replace_items(self, mapping: MutableMapping[str, Any], items: Mapping[str, Any]) -> None:
-        """Replace items of a dictionary; keys that it did not have are removed at the end."""
+        """Replace items of a dictionary. New keys are removed when the stack closes."""
         self.stack.enter_context(replaced_items(mapping, items))
 
     def instances(self, class_names: tuple[str, ...], module_name: str = "") -> Iterator[nn.Module]:
-        """The model's modules of these classes; if `module_name` is given, only those of `modeling_<module_name>`."""
+        """The model's modules of these classes. With `module_name`, only classes of `modeling_<module_name>`."""
         suffix = f".modeling_{module_name}" if module_name else ""
         for module in self.model.modules():
             kind = type(module)
@@ -75,7 +75,7 @@ class Site:
 
 
 def class_prefix(model_type: str) -> str:
-    """axolotl `utils/callbacks/models.py` `get_causal_lm_model_cls_prefix`."""
+    """The prefix of the model's class names (axolotl `utils/callbacks/models.py` `get_causal_lm_model_cls_prefix`)."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
@@ -87,6 +87,7 @@ def class_prefix(model_type: str) -> str:
 
 
 def head_weight(head: nn.Module) -> torch.Tensor:
-    """The weight that a fused loss reads: `lm_head.weight`; in a peft wrapper that of the base or of the saved copy."""
+    """The weight that a fused loss reads: `lm_head.weight`. In a peft wrapper it is the weight of the base layer or of the
+    saved copy."""
     weight: torch.Tensor = head.weight  # type: ignore[assignment]
     return weight

@@ -1,4 +1,4 @@
-"""One note per installed fused kernel: its memory is calculated by a rule here, and the rule's source."""
+"""One note for each installed fused kernel: a rule calculates its memory, and the note names the rule's source."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ _SOURCES = {
     "liger_glu_activation": "Liger's gated activation: keeps only gate and up, and backward overwrites them with their "
     f"gradients ({_LIGER}swiglu.py, geglu.py; experts: fused_moe.py)",
     "liger_cross_entropy": f"Liger's cross-entropy: the gradient overwrites the logits ({_LIGER}cross_entropy.py)",
-    "liger_fused_linear_cross_entropy": "Liger's fused linear cross-entropy: in training, logits by chunks of tokens, "
-    f"and the gradients of hidden states and head made in forward ({_LIGER}fused_linear_cross_entropy.py)",
+    "liger_fused_linear_cross_entropy": "Liger's fused linear cross-entropy: in training, logits are computed in chunks of "
+    "tokens, and forward computes the gradients of hidden states and head "
+    f"({_LIGER}fused_linear_cross_entropy.py)",
     "cut_cross_entropy": "Cut Cross Entropy: no logits; an fp32 number per token and per vocabulary entry "
     "(cut-cross-entropy 25.1.1, cce.py; axolotl installs a fork of it that is on no package index)",
     "lora_mlp_kernel": f"axolotl's LoRA MLP: keeps input, gate and up ({_LORA}, LoRA_MLP)",
@@ -26,7 +27,7 @@ _SOURCES = {
     "lora_embedding_kernel": f"axolotl's LoRA embedding: backward works in fp32 ({_LORA}, LoRA_Embedding)",
     "tiled_mlp": "axolotl's tiled MLP: keeps the input and runs again, tile by tile, in backward (axolotl 0.19, "
     "monkeypatch/tiled_mlp/base.py)",
-    "fused_attn_kernel": "axolotl's fused norm and rotation of q and k: keep their input and one fp32 number per row "
+    "fused_attn_kernel": "axolotl's fused norm and rotation of q and k: keeps their input and one fp32 number per row "
     "(axolotl 0.19, kernels/gemma4_fused_rope.py)",
 }
 

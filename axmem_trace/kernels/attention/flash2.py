@@ -1,7 +1,7 @@
 """FlashAttention-2 (flash-attn 2.8, or its build on the Hub): `flash_attn_func` and `flash_attn_varlen_func`.
 
 Source: flash-attn 2.8.3, flash_attn/flash_attn_interface.py (`FlashAttnFunc`, `FlashAttnVarlenFunc`) and
-csrc/flash_attn/flash_api.cpp. Head sizes that are no multiple of 8 are padded, and the padded copies are kept.
+csrc/flash_attn/flash_api.cpp. Head sizes that are not multiples of 8 are padded, and the padded copies are kept.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAME = "FlashAttention-2"
 def make_flash2(context: KernelContext) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`flash_attn_func` and `flash_attn_varlen_func` with the package's own parameters.
 
-    transformers reads the parameters' names to learn what the kernel supports (`_lazy_define_process_function`).
+    transformers reads the names of the parameters to find out what the kernel supports (`_lazy_define_process_function`).
     """
 
     def flash_attn_func(
@@ -89,13 +89,13 @@ def _refuse_softcap(context: KernelContext, softcap: float, dropout: float) -> N
     if softcap and dropout:
         note_refusal(
             context,
-            f"{NAME} has no dropout together with a soft cap; this model's configuration sets both "
+            f"{NAME} does not support dropout together with a soft cap; this model's configuration sets both "
             "`attn_logit_softcapping` and `attention_dropout`",
         )
 
 
 def _repeated(context: KernelContext, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Heads:
-    """With `--assume repeats_kv=true`, keys and values repeated for each query head; the kernel then keeps these.
+    """With `--assume repeats_kv=true`, keys and values are repeated for each query head, and the kernel keeps the copies.
 
     Source: transformers 4.45 `modeling_mistral.py`, `MistralFlashAttention2.forward`, `repeat_kv`.
     """
@@ -123,10 +123,11 @@ def run_flash2(
     """The fixed-length kernel. Heads are (B, S, H, D).
 
     Args:
-        pads: the Python code around the kernel pads head sizes that are no multiple of 8; without it they are refused.
+        pads: the Python code around the kernel pads head sizes that are not multiples of 8. Without it they are refused.
         keeps_rng: the RNG state is kept even without dropout.
-        window_left: of flash-attn's own operator; None: another library's kernel, which the dispatcher does not see.
-        returns_lse: logsumexp and RNG state, if kept, are outputs too, so autograd makes zeros for their gradients.
+        window_left: the window of flash-attn's own operator; None: another library's kernel, which the dispatcher does not
+            see.
+        returns_lse: logsumexp and RNG state, if kept, are outputs too, so autograd allocates zeros for their gradients.
     """
     refuse_flash_call(context, heads, name=name, multiple=1 if pads else 8)
     sms = num_sms(context)

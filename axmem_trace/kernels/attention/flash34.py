@@ -1,7 +1,7 @@
 """FlashAttention-3 (package `flash_attn_interface`, or the Hub's build with attention sinks) and FlashAttention-4.
 
 Sources: flash-attn 2.8.3, hopper/flash_attn_interface.py (`FlashAttnFunc`, `FlashAttnVarlenFunc`); flash-attn-4
-4.0.0b36, flash_attn/cute/interface.py. Both keep query, key, value, output and an fp32 logsumexp, and pad nothing.
+4.0.0b36, flash_attn/cute/interface.py. Both keep query, key, value, output and an fp32 logsumexp. Neither pads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Window = tuple[int | None, int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """What differs between the two releases."""
+    """The differences between FlashAttention-3 and -4."""
 
     name: str
     operator: str
@@ -108,7 +108,7 @@ def run_varlen(
 def _refuse_call(
     release: Release, context: KernelContext, heads: Heads, *, softcap: float, sink: torch.Tensor | None
 ) -> None:
-    """What this release refuses, in addition to what all refuse.
+    """Refuses calls that this release does not support, in addition to `refuse_flash_call`.
 
     Source: hopper/flash_api.cpp, `mha_fwd` (value heads of another size); flash_attn/cute/interface.py,
     `_validate_head_dims` and the asserts of `_flash_attn_bwd`.
@@ -119,18 +119,19 @@ def _refuse_call(
         served = (128 < sizes[0] <= 192 and 96 < sizes[1] <= 128) or (sizes[0] <= 64 and sizes[1] <= 512)
         if major != 9 or not served:
             raise refusal(
-                f"{release.name} does not take heads of {sizes[0]} with values of {sizes[1]}", context.attention
+                f"{release.name} does not support head size {sizes[0]} with value head size {sizes[1]}",
+                context.attention,
             )
     if release is FLASH4 and major in (10, 11) and max(sizes) > 128 and sizes not in ((192, 128), (256, 256)):
         note_refusal(
             context,
-            f"{release.name} takes heads of at most 128, of 192 with values of 128, or of 256 on "
-            f"Blackwell; this model's are {sizes[0]} and {sizes[1]}",
+            f"{release.name} on Blackwell supports head sizes of at most 128, 192 with values of 128, or 256; this model's "
+            f"are {sizes[0]} and {sizes[1]}",
         )
     if release is FLASH4 and major in (10, 11) and sizes == (256, 256) and softcap:
-        note_refusal(context, f"{release.name} does not train heads of 256 with a soft cap on Blackwell")
+        note_refusal(context, f"{release.name} has no backward for head size 256 with a soft cap on Blackwell")
     if release is FLASH4 and major == 12 and sink is not None:
-        note_refusal(context, f"{release.name} does not train attention sinks on this card")
+        note_refusal(context, f"{release.name} has no backward for attention sinks on this card")
 
 
 def _tile(
@@ -152,7 +153,7 @@ def _left(window: Window) -> int:
 
 
 def _number(context: KernelContext, value: Any, otherwise: int) -> int:
-    """A length as a number; transformers may pass it as a tensor."""
+    """A length as a number; transformers may pass it as a tensor. `otherwise` if its value is not known."""
     if isinstance(value, torch.Tensor):
         known = context.recorder.known(value)
         return otherwise if known is None else int(known)
@@ -167,7 +168,7 @@ def _outputs(heads: Heads, *, packed: bool) -> tuple[torch.Tensor, ...]:
 
 
 def _forward_scratch(heads: Heads, *, release: Release, samples: int) -> Blocks:
-    """FlashAttention-3's tile counter, and the splits of each sample (`tile_count_semaphore`, int32)."""
+    """FlashAttention-3's tile counter, and the number of splits of each sample (`tile_count_semaphore`, int32)."""
     return (4 * (1 + samples),) if release is FLASH3 else ()
 
 

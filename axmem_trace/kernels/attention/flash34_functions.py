@@ -1,7 +1,7 @@
-"""The functions of FlashAttention-3's and FlashAttention-4's packages, with the parameters of the packages.
+"""The functions of FlashAttention-3's and FlashAttention-4's packages, with the same parameters as in the packages.
 
-transformers reads from the parameters what a function supports (`modeling_flash_attention_utils.py`). `flash34.py` has
-what the kernels allocate.
+transformers reads from the parameters what a function supports (`modeling_flash_attention_utils.py`). `flash34.py` has the
+memory of the kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from axmem_trace.tracing.context import KernelContext
 
 
 def make_flash3(context: KernelContext) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`flash_attn_func` and `flash_attn_varlen_func`; transformers reads from their parameters what they support."""
+    """`flash_attn_func` and `flash_attn_varlen_func` of FlashAttention-3."""
 
     def flash_attn_func(
         q: torch.Tensor,
@@ -78,7 +78,7 @@ def make_flash3(context: KernelContext) -> tuple[Callable[..., Any], Callable[..
 
 
 def make_flash4(context: KernelContext) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The same of `flash_attn.cute`."""
+    """`flash_attn_func` and `flash_attn_varlen_func` of FlashAttention-4 (`flash_attn.cute`)."""
 
     def flash_attn_func(
         q: torch.Tensor,

@@ -1,8 +1,8 @@
-"""Temporary memory of the flash kernels, in bytes: what they allocate while they run, without inputs and outputs.
+"""Temporary memory of the flash kernels, in bytes: their allocations, without inputs and outputs.
 
 Letters: B batch, H query heads, G key/value heads, S queries, T keys, D head size.
 
-Each function returns the blocks that are alive together with the kernel's outputs; nothing here needs torch.
+Each function returns the blocks that are alive together with the kernel's outputs. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def rounded_head_dim(head_dim: int) -> int:
 
 
 def num_splits(*, batch: int, heads: int, queries: int, keys: int, head_dim: int, num_sms: int) -> int:
-    """Into how many parts the fixed-length forward divides the keys, if the queries are too few to use the whole card.
+    """The number of parts into which the fixed-length forward splits the keys. It is above 1 if there are too few queries to
+    use the whole card.
 
     Source: flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp, `set_params_splitkv` and `num_splits_heuristic`; torch's
     copy (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp) is the same.
@@ -45,7 +46,7 @@ def num_splits(*, batch: int, heads: int, queries: int, keys: int, head_dim: int
 
 
 def split_scratch(*, splits: int, batch: int, heads: int, queries: int, head_dim: int) -> Blocks:
-    """`softmax_lse_accum` and `out_accum`, both fp32 per split; nothing if the keys are not split."""
+    """`softmax_lse_accum` and `out_accum`, both in fp32 for each split; nothing if the keys are not split."""
     if splits <= 1:
         return ()
     rows = splits * batch * heads * queries
@@ -63,7 +64,7 @@ def flash2_backward(
     itemsize: int = 2,
     deterministic_splits: int = 1,
 ) -> Blocks:
-    """`softmax_d`, `dq_accum`, and for grouped queries `dk_expanded`, `dv_expanded` (one per query head).
+    """`softmax_d`, `dq_accum`, and for grouped queries `dk_expanded` and `dv_expanded` (one for each query head).
 
     Source: flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp, `mha_bwd`.
     """
@@ -84,7 +85,7 @@ def flash2_varlen_backward(
     itemsize: int = 2,
     deterministic_splits: int = 1,
 ) -> Blocks:
-    """The same for rows of samples without padding: 128 additional rows for each sample.
+    """The same for rows of samples without padding, with 128 additional rows for each sample.
 
     Source: flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp, `mha_varlen_bwd`.
     """
@@ -95,7 +96,7 @@ def flash2_varlen_backward(
 
 
 def deterministic_splits(num_sms: int, batch: int, heads: int) -> int:
-    """`nsplits` of the deterministic backward: copies of `dq_accum` (flash_api.cpp, `mha_bwd`)."""
+    """`nsplits` of the deterministic backward: the number of copies of `dq_accum` (flash_api.cpp, `mha_bwd`)."""
     return (num_sms + batch * heads - 1) // (batch * heads)
 
 

@@ -1,4 +1,4 @@
-"""`flex_attention` as torch.compile runs it on a GPU, and its block mask.
+"""`flex_attention`, compiled as on a GPU, and its block mask.
 
 Source: torch 2.13, torch/_inductor/kernel/flex/flex_attention.py (lowerings of `flex_attention` and
 `flex_attention_backward`), torch/nn/attention/flex_attention.py (`BlockMask`, `create_block_mask`,
@@ -23,7 +23,7 @@ _LEAST_HEAD_DIM = 16
 
 
 def install_flex(site: Site) -> None:
-    """Make transformers' flex attention allocate on meta what the compiled one allocates on a GPU."""
+    """Replace transformers' flex attention by a function with the memory of the compiled kernel on a GPU."""
     from transformers import masking_utils
     from transformers.integrations import flex_attention as integration
 
@@ -47,13 +47,15 @@ def make_flex(context: KernelContext) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         if min(query.shape[-1], value.shape[-1]) < _LEAST_HEAD_DIM:
-            problem = f"flex attention takes heads of at least {_LEAST_HEAD_DIM}; this model's are {query.shape[-1]}"
+            problem = (
+                f"flex attention needs a head size of at least {_LEAST_HEAD_DIM}; this model's is {query.shape[-1]}"
+            )
             note_refusal(context, problem, "use `attn_implementation: sdpa`")
         note_source(context, "flex_attention")
         out = run_fused(context, _KERNEL, (query, key, value), also_kept=_tensors_of(block_mask))
         lse = torch.empty(
             query.shape[:3], dtype=torch.float32, device=query.device
-        )  # in base e; the kept one is another
+        )  # in base e; the tensor that is kept for backward is a separate one, in base 2
         if return_aux is not None:
             from torch.nn.attention.flex_attention import AuxOutput
 
@@ -73,7 +75,7 @@ def make_block_mask(
     BLOCK_SIZE: int | tuple[int, int] = 128,
     **kwargs: Any,
 ) -> Any:
-    """The compiled `create_block_mask`: what it leaves is eight int32 tensors, counts and indices of the partly and the
+    """The compiled `create_block_mask`. Its result has eight int32 tensors: counts and indices of the partly and of the
     fully visible blocks, by queries and by keys. The full mask, S x S, is never stored: inductor fuses it."""
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -113,7 +115,7 @@ def _tensors_of(block_mask: Any) -> tuple[torch.Tensor, ...]:
 
 
 def _outputs(heads: Heads) -> tuple[torch.Tensor, ...]:
-    """The output in the query's layout, and the logsumexp (B, H, S) in base 2: this is the one that is kept."""
+    """The output in the query's layout, and the logsumexp (B, H, S) in base 2, which is kept for backward."""
     query, _, value = heads
     out = torch.empty_like(query)
     if value.shape[-1] != query.shape[-1]:

@@ -1,4 +1,4 @@
-"""A fused attention kernel on meta: one autograd function that keeps and allocates what the kernel does."""
+"""A fused attention kernel on meta: one autograd function that keeps and allocates the same tensors as the kernel."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def no_scratch(heads: Heads) -> Sequence[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class FusedKernel:
-    """What one kernel returns and keeps.
+    """The memory of one kernel.
 
     Attributes:
-        name: shown as the operator of its allocations.
-        make_outputs: the output first, then what else is kept for backward (logsumexp, RNG state, ...).
-        forward_scratch, backward_scratch: bytes of the blocks that are alive together while it runs.
-        padding: zeros to add to the head size; the padded tensors are kept.
-        dispatched: the forward is an operator that PyTorch's dispatcher sees, as flash-attn's own is: then selective
-            checkpointing can save its outputs.
+        name: the name of the operator of its allocations.
+        make_outputs: returns the output first, then other tensors that are kept for backward (logsumexp, RNG state, ...).
+        forward_scratch, backward_scratch: return the bytes of the blocks that are alive together while the kernel runs.
+        padding: the number of zeros that are added to the head size; the padded tensors are kept.
+        dispatched: the forward is an operator that PyTorch's dispatcher sees, as in flash-attn. Then selective checkpointing
+            can save its outputs.
         window_left: the operator's `window_size_left`; -1: no window.
-        make_gradient: how the gradient of one input is allocated.
+        make_gradient: allocates the gradient of one input.
     """
 
     name: str
@@ -55,8 +55,8 @@ def run_fused(
     """The kernel's output, attached to autograd.
 
     Args:
-        also_kept: inputs without gradient that the kernel keeps too, such as where samples begin.
-        sink: attention sinks, one per head, which train.
+        also_kept: inputs without gradient that the kernel keeps too, such as the start of each sample.
+        sink: attention sinks, one for each head, which train.
     """
     out: torch.Tensor = _Fused.apply(context, kernel, tuple(also_kept), *heads, sink)
     return out
@@ -114,7 +114,7 @@ def _allocate_forward(context: KernelContext, kernel: FusedKernel, heads: Heads)
 
 
 _RUNNING: list[tuple[KernelContext, FusedKernel]] = []
-"""The kernel that the operator below represents at the moment. Its name is what axolotl's policy looks for."""
+"""The kernel that the operator below currently represents. axolotl's policy searches for the operator's name."""
 _LIBRARY = torch.library.Library("axmem_trace", "DEF")
 _LIBRARY.define("flash_attn_forward(Tensor query, Tensor key, Tensor value, int window_size_left) -> Tensor[]")
 

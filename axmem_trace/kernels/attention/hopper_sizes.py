@@ -1,7 +1,7 @@
 """Temporary memory of FlashAttention-3 and -4, in bytes. Letters as in `flash_sizes`.
 
-Both backwards allocate the same: fp32 accumulators of dq, and for grouped queries of dk and dv per *key* head, the rows
-rounded up to the kernel's tile; also the sums `dO * O` and the logsumexp in base 2.
+Both backwards allocate fp32 accumulators of dq, and for grouped queries of dk and dv for each *key* head. Their rows are
+rounded up to the kernel's tile. Both also allocate the sums `dO * O` and the logsumexp in base 2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Capability = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class BackwardTile:
-    """Rows of a tile of queries and of keys, the multiple or list that head sizes are rounded to, blocks per cluster."""
+    """The rows of a tile of queries and of keys, the rounded head sizes, and the number of blocks in a cluster."""
 
     queries: int
     keys: int
@@ -24,7 +24,7 @@ class BackwardTile:
     value_dim_rounded: int
     cluster: int = 1
     accumulates: bool = True
-    """Not for FlashAttention-4's own kernel for heads of 256 on Blackwell."""
+    """False only for FlashAttention-4's separate kernel for head size 256 on Blackwell, which has no accumulators."""
 
 
 def flash3_tile(
@@ -66,7 +66,7 @@ def flash4_tile(
 def backward_scratch(
     tile: BackwardTile, *, batch: int, heads: int, kv_heads: int, queries: int, keys: int, semaphores: bool = False
 ) -> Blocks:
-    """Fixed length. `semaphores`: FlashAttention-3 counts finished tiles of dq in int32."""
+    """The blocks for rows of fixed length. `semaphores`: FlashAttention-3 counts finished tiles of dq in int32."""
     tiles_of_keys = -(-keys // tile.keys)
     rows = batch * round_up(queries, tile.queries)
     columns = batch * round_up(tiles_of_keys, tile.cluster) * tile.keys
@@ -84,7 +84,8 @@ def varlen_backward_scratch(
     total_keys: int,
     longest: int = 0,
 ) -> Blocks:
-    """Rows of samples without padding: one additional tile per sample. `longest`: queries of the longest, for semaphores."""
+    """The blocks for rows of samples without padding: one more tile for each sample. `longest`: the queries of the longest
+    sample, for semaphores."""
     rows = round_up(total_queries + samples * tile.queries, tile.queries)
     cluster_keys = tile.keys * tile.cluster
     columns = round_up(total_keys + samples * cluster_keys, cluster_keys)

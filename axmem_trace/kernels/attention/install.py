@@ -1,4 +1,4 @@
-"""Make every attention kernel that axolotl can name run on meta as on the context's card."""
+"""Installs every attention kernel of axolotl, so that on meta it has the same memory as on the context's card."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from axmem_trace.kernels.site import Site
 
 
 def install_attention(site: Site) -> None:
-    """While open, transformers finds the kernels' packages installed and axolotl's own names registered."""
+    """While the site is open, transformers behaves as if the kernels' packages were installed, and knows axolotl's own
+    names."""
     for install in (install_flash, install_flex, install_names):
         install(site)

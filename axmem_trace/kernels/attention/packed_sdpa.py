@@ -1,4 +1,4 @@
-"""axolotl's packed SDPA, here called `varlen`: torch's variable-length kernel behind the name `sdpa`.
+"""axolotl's packed SDPA, here called `varlen`: torch's variable-length kernel under the name `sdpa`.
 
 Source: axolotl 0.19, monkeypatch/attention/sdpa_varlen.py, and torch 2.13, torch/nn/attention/varlen.py
 (`_varlen_attn`, whose backward calls torch's copy of FlashAttention-2).
@@ -21,7 +21,7 @@ NAME = "torch's varlen_attn"
 
 
 def make_packed_sdpa(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]]:
-    """The attention function: the varlen kernel for packed rows that it supports, else plain SDPA."""
+    """The attention function: it runs the varlen kernel for packed rows that the kernel supports, else plain SDPA."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     def forward(
@@ -75,7 +75,7 @@ def _can_serve(query: torch.Tensor, mask: torch.Tensor | None, dropout: float, s
 def _run_varlen(
     context: KernelContext, heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor], positions: torch.Tensor
 ) -> torch.Tensor:
-    """Heads (B, H, S, D), key and value repeated for grouped queries, to (B, S, H, D)."""
+    """Input heads are (B, H, S, D); key and value are repeated for grouped queries. The output is (B, S, H, D)."""
     from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
     note_source(context, "varlen_attn")
@@ -93,7 +93,7 @@ def _run_varlen(
 
 
 def _block_diagonal(positions: torch.Tensor) -> torch.Tensor:
-    """(B, 1, S, S), True where a token may attend: earlier tokens of its own sample."""
+    """A mask (B, 1, S, S), True where a token may attend: to earlier tokens of its own sample."""
     sample = (positions == 0).cumsum(-1)
     index = torch.arange(positions.shape[-1], device=positions.device)
     same_sample = sample[:, :, None] == sample[:, None, :]

@@ -1,4 +1,4 @@
-"""What attention kernels refuse, reported before the run would."""
+"""Reports calls that attention kernels refuse."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def refuse_flash_call(
     multiple: int = 1,
     max_head_dim: int = 256,
 ) -> None:
-    """The checks that every FlashAttention release makes at the beginning of its forward.
+    """The checks of every FlashAttention release at the beginning of its forward.
 
     Source: flash-attn 2.8.3, csrc/flash_attn/flash_api.cpp, `mha_fwd` and `mha_varlen_fwd` (`TORCH_CHECK`s).
 
-    A call that the kernel does not take is reported as a refusal; the figures are as if the kernel took it.
+    A call that the kernel does not support is reported as a refusal. The figures are computed as if it did.
 
     Raises:
-        ConfigError: the number of query heads is no multiple of the number of key heads.
+        ConfigError: the number of query heads is not a multiple of the number of key heads.
     """
     query, key, value = heads
     head_dim, kernel = query.shape[-1], context.attention
@@ -47,23 +47,25 @@ def refuse_flash_call(
         dtypes = ", ".join(str(each.dtype).removeprefix("torch.") for each in heads)
         note_refusal(
             context,
-            f"{name} takes fp16 and bf16 only; query, key and value are {dtypes}",
+            f"{name} supports only fp16 and bf16; query, key and value are {dtypes}",
             remedy="set `bf16: auto`, or use `attn_implementation: sdpa`",
         )
     if head_dim > max_head_dim:
-        note_refusal(context, f"{name} takes heads of at most {max_head_dim}; this model's are {head_dim}")
+        note_refusal(context, f"{name} supports head sizes of at most {max_head_dim}; this model's is {head_dim}")
     if head_dim % multiple or value.shape[-1] % multiple:
-        note_refusal(context, f"{name} takes heads of a multiple of {multiple}; this model's are {head_dim}")
+        note_refusal(
+            context, f"{name} supports head sizes that are multiples of {multiple}; this model's is {head_dim}"
+        )
     if query.shape[-2] % key.shape[-2]:
         raise refusal(f"{name} needs a multiple of {key.shape[-2]} query heads; there are {query.shape[-2]}", kernel)
 
 
 def note_refusal(context: KernelContext, problem: str, remedy: str = _REMEDY) -> None:
-    """Adds the reason why the call stops the run; the call is recorded as if the kernel took it."""
+    """Adds the reason why the run fails at the call. The call is recorded as if the kernel supported it."""
     text = f"the run fails: {problem} (the figures are as if it ran)"
     context.note(RefusalNote(key="attn_implementation", text=text, remedy=remedy))
 
 
 def refusal(problem: str, kernel: str, remedy: str = _REMEDY) -> ConfigError:
-    """The error for a call that the kernel named by `attn_implementation` would refuse."""
+    """The error for a call that the kernel in `attn_implementation` would refuse."""
     return ConfigError(problem, key="attn_implementation", value=kernel, remedy=remedy)

@@ -1,8 +1,8 @@
 """SageAttention, as axolotl calls it: int8 scores, forward only.
 
 Source: axolotl 0.19, monkeypatch/attention/sage_attn.py; SageAttention 2 (thu-ml/SageAttention), sageattention/core.py
-(`sageattn`, `sageattn_varlen`) and quant.py. The kernel has no backward: its output does not train, so nothing is kept
-and the projections of query, key and value get no gradient through it.
+(`sageattn`, `sageattn_varlen`) and quant.py. The kernel has no backward. Its output requires no gradient, so nothing is
+kept, and the projections of query, key and value get no gradient through it.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _NO_BACKWARD = Note(
 _PACKED = RefusalNote(
     key="attn_implementation",
     text="the run fails: axolotl's packed SageAttention imports `prepare_fa2_from_position_ids`, which transformers 5 no "
-    "longer has (the figures are as if it were still there)",
+    "longer has (the figures are as if it existed)",
     remedy="set `attn_implementation: flash_attention_2`",
 )
 _PADDED = RefusalNote(
     key="attn_implementation",
-    text="the run fails: axolotl's SageAttention calls `_upad_input` of transformers 5 without its last argument where a "
-    "batch is padded (the figures are as if it unpadded them)",
+    text="the run fails: for a padded batch, axolotl's SageAttention calls `_upad_input` of transformers 5 without its last "
+    "argument (the figures are as if the batch was unpadded)",
     remedy="set `attn_implementation: flash_attention_2`",
 )
 
 
 def make_sage(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]]:
-    """The attention function. Heads come as (B, H, S, D) and leave as (B, S, H, D)."""
+    """The attention function. Input heads are (B, H, S, D); the output is (B, S, H, D)."""
 
     def forward(
         module: Any,
@@ -76,13 +76,13 @@ def make_sage(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]
 def _refuse_call(context: KernelContext, query: torch.Tensor, value: torch.Tensor, dropout: float) -> None:
     remedy = "use `attn_implementation: sdpa`"
     if query.shape[-1] != value.shape[-1]:
-        problem = f"SageAttention takes heads of one size; this model's are {query.shape[-1]} and {value.shape[-1]}"
+        problem = f"SageAttention needs equal head sizes; this model's are {query.shape[-1]} and {value.shape[-1]}"
         raise ConfigError(problem, key="attn_implementation", value="sage", remedy=remedy)
     if query.shape[-1] > max(_HEAD_DIMS):
-        problem = f"SageAttention takes heads of at most {max(_HEAD_DIMS)}; this model's are {query.shape[-1]}"
+        problem = f"SageAttention supports head sizes of at most {max(_HEAD_DIMS)}; this model's is {query.shape[-1]}"
         note_refusal(context, problem, remedy)
     if dropout:
-        problem = "SageAttention has no dropout; this model's configuration sets `attention_dropout`"
+        problem = "SageAttention does not support dropout; this model's configuration sets `attention_dropout`"
         note_refusal(context, problem, remedy)
 
 
@@ -107,7 +107,8 @@ def _run_unpadded(context: KernelContext, heads: Heads, mask: torch.Tensor) -> t
 
 @torch.no_grad()
 def _run_kernel(context: KernelContext, heads: Heads, *, smooths_keys: bool) -> torch.Tensor:
-    """int8 query and key with one fp32 scale per 64 rows, the value in fp16 (fp8 from compute capability 8.9)."""
+    """Allocates int8 query and key with one fp32 scale for 64 rows, and the value in fp16 (fp8 from compute capability
+    8.9)."""
     query, key, value = heads
     key = key - key.mean(dim=-2, keepdim=True) if smooths_keys else key
     out = torch.empty_like(query)

@@ -1,4 +1,4 @@
-"""`F.scaled_dot_product_attention` on CUDA: which kernel runs, what it keeps for backward and what it allocates."""
+"""`F.scaled_dot_product_attention` as on CUDA: the same kernel, which keeps and allocates the same tensors."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ RULES = Rules()
 def scaled_dot_product_attention(
     context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Calls the operator that a CUDA card would run; meta has a shape and autograd a formula for each of them. Without
-    this, torch on meta would choose the math path and store all scores.
+    """Calls the operator that a CUDA card would run. Each of these operators has a meta kernel and an autograd formula.
+    Without this rule, torch on meta would choose the math path and store all scores.
 
     Source: torch 2.13, aten/src/ATen/native/transformers/attention.cpp, `scaled_dot_product_attention`.
     """
@@ -125,7 +125,7 @@ def _efficient(
 
 
 def _aligned(mask: torch.Tensor) -> torch.Tensor:
-    """`preprocess_mask`: rows that do not begin at multiples of 8 elements are padded."""
+    """`preprocess_mask`: a mask is padded if its rows do not begin at multiples of 8 elements."""
     if mask.stride(-1) == 1 and all(stride % 8 == 0 for stride in mask.stride()[:-1]):
         return mask
     length = mask.shape[-1]
@@ -160,7 +160,7 @@ _KERNELS: dict[str, Callable[..., torch.Tensor]] = {
 _KERNEL_NAMES = {
     "flash": "the FlashAttention-2 kernel",
     "efficient": "the memory-efficient kernel (CUTLASS)",
-    "cudnn": "cuDNN's kernel, counted without what the closed library allocates beyond its published workspace",
+    "cudnn": "cuDNN's kernel, counted with its published workspace; the closed library may allocate more",
     "math": "the math path, which stores all scores",
 }
 

@@ -1,8 +1,8 @@
-"""Which kernel `scaled_dot_product_attention` runs on a CUDA card.
+"""The choice of the kernel by `scaled_dot_product_attention` on a CUDA card.
 
 Source: torch 2.11 to 2.13, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (`select_sdp_backend`,
-`priority_order`, `check_prefer_cudnn_attention`, `can_use_*`) and transformers/sdp_utils_cpp.h. Each `refused_by_*`
-names the constraint that fails, or is empty.
+`priority_order`, `check_prefer_cudnn_attention`, `can_use_*`) and transformers/sdp_utils_cpp.h. Each `refused_by_*` function
+returns the constraint that fails, or an empty text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OLDEST_FLASH, _OLDEST_EFFICIENT, _NEWEST = (8, 0), (5, 0), (12, 1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SdpaCall:
-    """What the choice depends on. Sizes are (B, H, S, D); `mask` is the mask's size, `()` without one."""
+    """The properties of a call that decide. Sizes are (B, H, S, D); `mask` is the mask's size, `()` if there is none."""
 
     query: tuple[int, ...]
     key: tuple[int, ...]
@@ -43,7 +43,7 @@ class SdpaCall:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """The kernel, and why each one before it in the order was refused."""
+    """The kernel, and the reason why each kernel with a higher priority was refused."""
 
     backend: Backend
     refused: dict[Backend, str] = field(default_factory=dict)
@@ -61,7 +61,7 @@ def priority_order(capability: Capability) -> tuple[Backend, ...]:
 
 
 def choose_backend(call: SdpaCall, capability: Capability) -> Choice:
-    """The first kernel in the order that takes the call; `math` takes any."""
+    """The first kernel in the order that supports the call; `math` supports every call."""
     refused: dict[Backend, str] = {}
     for backend in priority_order(capability):
         reason = _REFUSALS[backend](call, capability)
@@ -98,7 +98,7 @@ def refused_by_efficient(call: SdpaCall, capability: Capability) -> str:
         ("it is disabled" if not torch.backends.cuda.mem_efficient_sdp_enabled() else "")
         or _refused_card(capability, _OLDEST_EFFICIENT)
         or _refused_shapes(call)
-        or (f"the head size is no multiple of {alignment}" if odd else "")
+        or (f"the head size is not a multiple of {alignment}" if odd else "")
         or _refused_offsets(call, alignment, capability)
         or _refused_strides(call)
         or _refused_heads(call, supports_gqa=False)
@@ -107,7 +107,7 @@ def refused_by_efficient(call: SdpaCall, capability: Capability) -> str:
 
 
 def refused_by_cudnn(call: SdpaCall, capability: Capability) -> str:
-    """`can_use_cudnn_attention`, for cuDNN 9.19 and 9.20. `check_cudnn_dropout` (multiples of 1/16 only) is torch 2.13's."""
+    """`can_use_cudnn_attention`, for cuDNN 9.19 and 9.20. `check_cudnn_dropout` (only multiples of 1/16): torch 2.13."""
     limit = 128
     if capability == (9, 0):
         limit = 256
@@ -119,10 +119,10 @@ def refused_by_cudnn(call: SdpaCall, capability: Capability) -> str:
         ("it is disabled" if not torch.backends.cuda.cudnn_sdp_enabled() else "")
         or _refused_shapes(call)
         or (f"a head size is over {limit}" if max(head_dims) > limit else "")
-        or ("a head size is no multiple of 8" if head_dims[0] % 8 or head_dims[1] % 8 else "")
-        or ("there is one key only" if call.key[-2] == 1 else "")
-        or ("there is one query only, with dropout" if call.query[-2] == 1 and call.dropout else "")
-        or ("the dropout is no multiple of 1/16" if call.dropout * 16 % 1 else "")
+        or ("a head size is not a multiple of 8" if head_dims[0] % 8 or head_dims[1] % 8 else "")
+        or ("there is only one key" if call.key[-2] == 1 else "")
+        or ("there is only one query, with dropout" if call.query[-2] == 1 and call.dropout else "")
+        or ("the dropout is not a multiple of 1/16" if call.dropout * 16 % 1 else "")
         or ("the batch or the heads are over 65535" if max(call.query[:2]) > 65535 else "")
         or ("deterministic algorithms are requested" if deterministic else "")
         or _refused_dtype(call, HALF)
@@ -149,7 +149,7 @@ _REFUSALS = {
 def _refused_shapes(call: SdpaCall) -> str:
     """`check_tensor_shapes`, `check_nonzero_sequence_lengths_dense`."""
     if not len(call.query) == len(call.key) == len(call.value) == 4:
-        return "query, key and value are not all of four dimensions"
+        return "query, key and value do not all have four dimensions"
     return "there is no query or no key" if not (call.query[-2] and call.key[-2]) else ""
 
 
@@ -175,7 +175,8 @@ def _refused_heads(call: SdpaCall, *, supports_gqa: bool, same_kv_heads: bool = 
     if call.enable_gqa and supports_gqa:
         if same_kv_heads and kv_heads != value_heads:
             return "key and value differ in number of heads"
-        return "the query heads are no multiple of the key heads" if heads % kv_heads or heads % value_heads else ""
+        odd = heads % kv_heads or heads % value_heads
+        return "the number of query heads is not a multiple of the key heads" if odd else ""
     return "" if heads == kv_heads == value_heads else "query, key and value differ in number of heads"
 
 
@@ -187,7 +188,7 @@ def _refused_strides(call: SdpaCall) -> str:
 
 
 def _refused_offsets(call: SdpaCall, alignment: int, capability: Capability) -> str:
-    """`check_data_ptr_alignment_mem_efficient` (torch 2.13): views that begin between aligned addresses."""
+    """`check_data_ptr_alignment_mem_efficient` (torch 2.13): views that do not begin at an aligned address."""
     misaligned = capability >= (8, 0) and any(offset % alignment for offset in call.offsets)
     return f"query, key or value does not begin at a multiple of {alignment} elements" if misaligned else ""
 
@@ -197,7 +198,7 @@ def _refused_backward(call: SdpaCall, capability: Capability) -> str:
     small = (8, 6) <= capability <= (8, 9) or (12, 0) <= capability <= (12, 1)
     head_dim = call.query[-1]
     if call.requires_grad and small and (192 < head_dim <= 224 or (head_dim > 224 and call.dropout > 0)):
-        return f"cards of capability {capability[0]}.{capability[1]} do not train heads of {head_dim}"
+        return f"cards of capability {capability[0]}.{capability[1]} have no backward for head size {head_dim}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""SDPA's math path, and the additive masks that every path of SDPA makes from boolean ones."""
+"""SDPA's math path, and the additive masks that every kernel of SDPA computes from boolean masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ aten = torch.ops.aten
 
 
 def as_additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """`convert_boolean_attn_mask` (attention.cpp): every call makes its own additive copy of a boolean mask."""
+    """`convert_boolean_attn_mask` (attention.cpp): every call computes its own additive copy of a boolean mask."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     return torch.where(mask, 0.0, torch.scalar_tensor(-math.inf, dtype=dtype, device=mask.device))
@@ -28,10 +28,10 @@ def math_attention(
     scale: float | None,
     enable_gqa: bool,
 ) -> torch.Tensor:
-    """What torch's operator does, step by step.
+    """The steps of torch's operator.
 
-    The operator itself calls others below Python. Under a dispatch mode it adds the mask out of place, where a GPU adds
-    it in place; and on meta its `at::dropout` keeps noise of four bytes per element, not a mask of one byte.
+    The operator itself calls other operators in C++. Under a dispatch mode it adds the mask out of place, but a GPU adds it
+    in place. On meta its `at::dropout` keeps noise of four bytes per element instead of a mask of one byte.
 
     Source: torch 2.13, aten/src/ATen/native/transformers/attention.cpp, `_scaled_dot_product_attention_math`; half
     precision is computed in fp32 unless `torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp` was called.
@@ -39,7 +39,7 @@ def math_attention(
     dtype, root = query.dtype, math.sqrt(1 / math.sqrt(query.shape[-1]) if scale is None else abs(scale))
     attn_mask = as_additive(attn_mask, dtype)
     if dtype in HALF and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed():
-        query, key, value = query.float(), key.float(), value.float()  # these live until the end, as below
+        query, key, value = query.float(), key.float(), value.float()  # alive until the end, as in the operator
     scaled = query * (-root if scale is not None and scale < 0 else root)
     if is_causal:
         allowed = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()

@@ -1,4 +1,4 @@
-"""Temporary memory of the kernels of `scaled_dot_product_attention`, and corrections of meta's shapes."""
+"""Temporary memory of the kernels of `scaled_dot_product_attention`, and corrections of the meta kernels' outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ RULES = Rules()
 
 @RULES.workspace(aten._scaled_dot_product_flash_attention.default)
 def flash_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
-    """Partial results of split keys, if queries are too few for the card. Source: flash_api.cpp, `set_params_splitkv`."""
+    """Partial results of split keys, if there are too few queries for the card. Source: flash_api.cpp,
+    `set_params_splitkv`."""
     batch, heads, queries, head_dim = args[0].shape
     dropout = args[3] if len(args) > 3 else kwargs.get("dropout_p", 0.0)
     if dropout:
@@ -33,7 +34,7 @@ def flash_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[st
 
 @RULES.workspace(aten._scaled_dot_product_flash_attention_backward.default)
 def flash_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
-    """torch's copy of FlashAttention-2, given the output and its gradient without gaps in (B, S, H, D).
+    """torch's copy of FlashAttention-2. It needs the output and its gradient contiguous in (B, S, H, D).
 
     Source: flash_api.cpp, `mha_bwd`; attention_backward.cu, `_flash_attention_backward`: `grad_out.contiguous()`,
     `out.contiguous()`.
@@ -70,7 +71,7 @@ def seed_on_the_host(context: KernelContext, op: Any, args: tuple[Any, ...], kwa
 
 @RULES.workspace(aten._scaled_dot_product_efficient_attention.default)
 def efficient_forward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
-    """An fp32 output for heads over 128. Source: kernel_forward.h, `kNeedsOutputAccumulatorBuffer`."""
+    """An fp32 output for head sizes over 128. Source: kernel_forward.h, `kNeedsOutputAccumulatorBuffer`."""
     batch, heads, queries, head_dim = args[0].shape
     return efficient_sizes.efficient_forward(
         batch=batch,
@@ -105,16 +106,16 @@ def cudnn_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[s
     """One workspace: dq in fp32 and the sums `dO * O`.
 
     Source: cudnn-frontend 1.32, include/cudnn_frontend/node/scaled_dot_product_flash_attention.h,
-    `CompositeSDPABackwardNode` (`dQ_accum`, `softmax_sum`). What the closed library adds to it is not known. For grouped
-    queries its graph has dk and dv per query head, as tensors without memory (`dK_fullhead`, virtual).
+    `CompositeSDPABackwardNode` (`dQ_accum`, `softmax_sum`). It is not known what the closed library allocates in addition.
+    For grouped queries its graph has dk and dv for each query head, as tensors without memory (`dK_fullhead`, virtual).
     """
     query, key, value = args[1:4]
     batch, heads, queries, head_dim = query.shape
     if key.shape[1] != heads:
         size = batch * heads * key.shape[2] * (head_dim + value.shape[-1]) * query.element_size()
         text = (
-            "cuDNN's backward of grouped queries is taken to add up dk and dv of a group's query heads without memory for "
-            f"each, as its published graph allows; the library is closed, and may take up to {size:,} bytes more"
+            "cuDNN's backward of grouped queries is assumed to sum dk and dv of a group's query heads without memory for "
+            f"each head, as its published graph allows. The library is closed, and may need up to {size:,} bytes more"
         )
         context.note(Note(kind="assumed", key="attention.sdpa.cudnn.grouped", text=text, bytes=size))
     return ((batch * heads * queries * (head_dim + 1)) * 4,)
@@ -122,9 +123,9 @@ def cudnn_backward(context: KernelContext, args: tuple[Any, ...], kwargs: dict[s
 
 @RULES.workspace(aten._safe_softmax.default)
 def safe_softmax(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Blocks:
-    """A mask of the scores that are -inf, a mask of fully masked rows, and the zeros that are written into these rows.
+    """A mask of the scores that are -inf, a mask of fully masked rows, and zeros that are written into these rows.
 
-    Source: aten/src/ATen/native/SoftMax.cpp, `_safe_softmax`: below autograd it calls these operators.
+    Source: aten/src/ATen/native/SoftMax.cpp, `_safe_softmax`, which calls these operators below autograd.
     """
     rows = result.numel() // max(result.shape[-1], 1)
     return result.numel(), rows, result.element_size()

@@ -1,4 +1,4 @@
-"""transformers' own FlashAttention wrapper, with kernels that run on meta."""
+"""transformers' own FlashAttention wrapper, around kernels that run on meta."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _FORWARD = "_flash_attention_forward"
 
 
 def install_flash(site: Site) -> None:
-    """While open, transformers finds the flash kernels installed, for each version that it looks for.
+    """While the site is open, transformers behaves as if all versions of the flash kernels were installed.
 
-    Everything around the kernel (unpadding by the mask, samples found from position ids, casts of fp32 heads, padded
-    value heads) is transformers' own code. Source: transformers 5, modeling_flash_attention_utils.py, `_lazy_imports`,
-    `lazy_import_flash_attention`, `_flash_attention_forward`. Falcon, GPT-J and GPT-Neo import the last by name, where
+    Everything around the kernel is transformers' own code: unpadding with the mask, finding samples from position ids, casts
+    of fp32 heads, padded value heads. Source: transformers 5, modeling_flash_attention_utils.py, `_lazy_imports`,
+    `lazy_import_flash_attention`, `_flash_attention_forward`. Falcon, GPT-J and GPT-Neo import the last one by name if
     flash-attn is installed.
     """
     from transformers import modeling_flash_attention_utils as flash_utils

@@ -1,4 +1,4 @@
-"""The attention functions and masks that axolotl registers with transformers under its own names."""
+"""The attention functions and masks that axolotl registers in transformers under its own names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from axmem_trace.kernels.site import Site
 
 
 def install_names(site: Site) -> None:
-    """Register `xformers` and `sage` (with flash's masks) with transformers, and packed SDPA as `sdpa`.
+    """Register `xformers` and `sage` (with FlashAttention's masks) in transformers, and packed SDPA as `sdpa`.
 
     Source: axolotl 0.19, monkeypatch/attention/__init__.py, `register_xformers_attn`, `register_sage_attn`;
     sdpa_varlen.py, `patch_sdpa_varlen`.
@@ -33,10 +33,10 @@ def install_names(site: Site) -> None:
 
 
 def without_softcap(sdpa: Callable[..., Any]) -> Callable[..., Any]:
-    """transformers' function for SDPA, which leaves the cap on scores out, as in the releases that axolotl pins.
+    """transformers' function for SDPA, which ignores the soft cap of scores, as in the releases that axolotl pins.
 
-    Source: transformers 5.16 and 5.20 `integrations/sdpa_attention.py`, `sdpa_attention_forward` takes `softcap` (Gemma 2)
-    among other keywords and ignores it; 5.24 refuses it.
+    Source: transformers 5.16 and 5.20 `integrations/sdpa_attention.py`: `sdpa_attention_forward` accepts `softcap` (Gemma 2)
+    as one of its keywords and ignores it. 5.24 refuses it.
     """
 
     @functools.wraps(sdpa)

@@ -1,11 +1,12 @@
 """xformers' memory-efficient attention, as axolotl calls it.
 
 Source: axolotl 0.19, monkeypatch/attention/xformers.py; xformers 0.0.35 (the release for torch 2.10 and newer),
-xformers/ops/fmha/__init__.py (`_fMHA`), dispatch.py, flash.py, cutlass.py. That wheel contains no
-FlashAttention: FlashAttention-2 comes from flash-attn, or from torch, which allocates the same, and FlashAttention-3 from a
-package that axolotl doesn't install. Calls that the flash kernel refuses go to torch's CUTLASS kernel. `_fMHA` keeps
-query, key, value, output and logsumexp, and the RNG state only with dropout; it returns the logsumexp too, so autograd
-makes zeros for its gradient.
+xformers/ops/fmha/__init__.py (`_fMHA`), dispatch.py, flash.py, cutlass.py.
+
+That wheel does not contain FlashAttention. FlashAttention-2 comes from flash-attn, or from torch, which allocates the same.
+FlashAttention-3 comes from a package that axolotl does not install. For calls that the flash kernel refuses, xformers runs
+torch's CUTLASS kernel. `_fMHA` keeps query, key, value, output and logsumexp, and the RNG state only with dropout. It also
+returns the logsumexp, so autograd allocates zeros for its gradient.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ _OLDEST_FLASH, _NEWEST_CUTLASS = (8, 0), (9, 0)
 _REMEDY = "use `attn_implementation: sdpa`"
 _PADDED = RefusalNote(
     key="attn_implementation",
-    text="the run fails: axolotl's xformers attention calls `_upad_input` of transformers 5 without its last argument "
-    "where a batch is padded (the figures are as if it unpadded them)",
+    text="the run fails: for a padded batch, axolotl's xformers attention calls `_upad_input` of transformers 5 without its "
+    "last argument (the figures are as if the batch was unpadded)",
     remedy="set `sample_packing: true`, or `attn_implementation: sdpa`",
 )
 _LLAMA = RefusalNote(
     key="attn_implementation",
     text="the run fails: without sample packing axolotl replaces Llama's attention by its own "
-    "(llama_attn_hijack_xformers.py), which reads `num_heads`, and transformers 5 has none (the figures are as if it "
+    "(llama_attn_hijack_xformers.py), which reads `num_heads`; transformers 5 does not have it (the figures are as if it "
     "called xformers as for other models)",
     remedy="set `sample_packing: true`, or `attn_implementation: sdpa`",
 )
 
 
 def make_xformers(context: KernelContext) -> Callable[..., tuple[torch.Tensor, None]]:
-    """The attention function. Heads come as (B, H, S, D) and leave as (B, S, H, D)."""
+    """The attention function. Input heads are (B, H, S, D); the output is (B, S, H, D)."""
 
     def forward(
         module: Any,
@@ -70,7 +71,7 @@ def make_xformers(context: KernelContext) -> Callable[..., tuple[torch.Tensor, N
             return _run_unpadded(context, (query, key, value), groups, attention_mask), None
         _refuse_value(query, value)
         heads = query, _repeat_by_reshape(key, groups), _repeat_by_reshape(value, groups)
-        if in_one_row:  # axolotl's way with windows: all rows as one
+        if in_one_row:  # with a window, axolotl joins all rows into one
             query, key, value = (each.reshape(1, -1, *each.shape[-2:]) for each in heads)
             heads = query, key, value
         out = _run_kernel(context, heads, ())
@@ -82,8 +83,8 @@ def make_xformers(context: KernelContext) -> Callable[..., tuple[torch.Tensor, N
 def _refuse_value(query: torch.Tensor, value: torch.Tensor) -> None:
     if query.shape[-1] != value.shape[-1]:
         raise refusal(
-            f"axolotl's xformers attention views values with the query's head size, {query.shape[-1]}; this "
-            f"model's are {value.shape[-1]}",
+            f"axolotl's xformers attention needs values with the query's head size, {query.shape[-1]}; this model's value "
+            f"head size is {value.shape[-1]}",
             "xformers",
             remedy=_REMEDY,
         )
@@ -137,13 +138,13 @@ def _run_kernel(context: KernelContext, heads: Heads, bounds: tuple[torch.Tensor
 
 
 def _run_cutlass(context: KernelContext, heads: Heads, bounds: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """`xformers/ops/fmha/cutlass.py`: torch's own memory-efficient operator. With bounds it has one row of logsumexp and
-    of workspace for each sample, all as long as the longest."""
+    """`xformers/ops/fmha/cutlass.py`: torch's own memory-efficient operator. With bounds, the logsumexp and the workspace
+    have one row for each sample, and each row is as long as the longest sample."""
     capability = context.compute_capability
     if capability > _NEWEST_CUTLASS:
         note_refusal(
             context,
-            f"xformers has no kernel for heads of {heads[0].shape[-1]} on a GPU of compute capability "
+            f"xformers has no kernel for head size {heads[0].shape[-1]} on a GPU of compute capability "
             f"{capability[0]}.{capability[1]}",
             _REMEDY,
         )
@@ -189,6 +190,6 @@ def _run_cutlass(context: KernelContext, heads: Heads, bounds: tuple[torch.Tenso
 
 
 def _samples(context: KernelContext, bounds: tuple[torch.Tensor, ...], tokens: int) -> tuple[int, int]:
-    """The number of samples and the longest one's length; if that is not known, one sample of all tokens."""
+    """The number of samples and the length of the longest. If they are not known: one sample with all tokens."""
     known = context.recorder.known(bounds[0]) if bounds else None
     return (1, tokens) if known is None else (known.numel() - 1, int(known.diff().max()))

@@ -1,1 +1,1 @@
-"""Kernels and patches that are axolotl's own."""
+"""axolotl's own kernels and patches."""

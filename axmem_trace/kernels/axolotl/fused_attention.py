@@ -1,10 +1,10 @@
-"""axolotl's fused attention kernel (`fused_attn_kernel`): the norms of q and k together with their rotation.
+"""axolotl's fused attention kernel (`fused_attn_kernel`): the norms of q and k, fused with the rotary embedding.
 
 Source: axolotl 0.19 `kernels/gemma4_fused_rope.py` (`fused_rms_norm_rope`), `monkeypatch/models/qwen3*/fused_attn.py`,
 `loaders/patch_manager.py` (`_FUSED_ATTN_KERNEL_SUPPORTED`).
 
-The forwards of the norms return their input, and the rotation, which is called directly after them, runs the kernel
-with their weights.
+Here the forwards of the norms return their input. The rotation, which is called directly after them, then runs the kernel
+with the weights of the norms.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from axmem_trace.notes import Note
 
 KEY = "fused_attn_kernel"
 BLOCKS_PER_SM = 8
-"""`_BWD_BLOCKS_PER_SM`: programs of the backward kernel; each has one row of the weight's gradient."""
+"""`_BWD_BLOCKS_PER_SM`: programs of the backward kernel for each SM; each program has one row of the weight's gradient."""
 _ATTENTION = {
     "qwen3": ("qwen3", "Qwen3Attention"), "qwen3_moe": ("qwen3_moe", "Qwen3MoeAttention"),
     "qwen3_vl": ("qwen3_vl", "Qwen3VLTextAttention"), "qwen3_vl_text": ("qwen3_vl", "Qwen3VLTextAttention"),
@@ -33,7 +33,8 @@ _GEMMA4 = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 
 
 class NormAndRope(torch.autograd.Function):
-    """Keeps x [rows, head_dim], weight, cos and sin [tokens, rotated], and one fp32 reciprocal per row."""
+    """Keeps x [rows, head_dim], weight, cos and sin [tokens, rotated], and one fp32 value per row, the reciprocal of its
+    norm."""
 
     @staticmethod
     def forward(
@@ -73,13 +74,13 @@ def install_fused_attention(site: Site) -> None:
     """Install the kernel for Qwen 3 and 3.5; add a note for Gemma 4, which always uses it, and for types without it."""
     asked = site.recipe.attention.fused_attn_kernel
     if site.model_type in _GEMMA4:
-        text = "axolotl runs Gemma 4's norms and rotation in fused kernels; here transformers' own are traced"
-        text += ": its attention layers keep less than shown"
+        text = "axolotl runs Gemma 4's norms and rotation in fused kernels, but the figures are with transformers' own"
+        text += ": the attention layers of the run keep less than shown"
         site.note(Note(kind="not_modelled", key=KEY, text=text, direction="less", touches="activations"))
     elif asked and site.model_type in _ATTENTION:
         _install(site, *_ATTENTION[site.model_type])
     elif asked:
-        text = f"axolotl has no fused attention kernel for {site.model_type}: the key does nothing"
+        text = f"axolotl has no fused attention kernel for {site.model_type}: the key has no effect"
         site.note(Note(kind="warning", key=KEY, text=text))
 
 

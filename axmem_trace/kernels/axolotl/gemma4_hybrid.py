@@ -1,4 +1,4 @@
-"""`gemma4_hybrid_attn_impl`: Gemma 4's global layers (heads of 512) under SDPA, the others under FlashAttention-2.
+"""`gemma4_hybrid_attn_impl`: Gemma 4's global layers (head size 512) run SDPA, the others FlashAttention-2.
 
 Source: axolotl 0.19 `loaders/patch_manager.py` (`_apply_gemma_hybrid_attention`) and
 `monkeypatch/gemma4_hybrid_mask.py`, with `large_head_attention` at its default, `sdpa`.
@@ -20,11 +20,11 @@ from axmem_trace.notes import Note
 NAME = "sdpa_global_packed"
 _MODELS = ("gemma4", "gemma4_unified")
 _LARGEST_GROUPED_HEAD = 256
-"""For longer heads axolotl repeats keys and values: with grouped queries SDPA would choose its math path."""
+"""For larger heads axolotl repeats keys and values, because with grouped queries SDPA would choose its math path."""
 
 
 def install_gemma4_hybrid(site: Site) -> None:
-    """If the recipe requests it, the model's global layers run SDPA, with a mask of the samples if rows are packed."""
+    """If the recipe requests it, make the model's global layers run SDPA, with a mask of the samples if rows are packed."""
     if not site.recipe.attention.gemma4_hybrid:
         return
     from transformers.integrations import sdpa_attention
@@ -48,7 +48,7 @@ def install_gemma4_hybrid(site: Site) -> None:
 
 
 def _replace_masks(site: Site, name: str) -> None:
-    """The masks of full attention are made for SDPA, even if the rest of the model runs another kernel."""
+    """Make transformers create the masks of full attention for SDPA, even if the rest of the model runs another kernel."""
     modeling: Any = modeling_module(name)
     if modeling is None:
         return
@@ -97,7 +97,7 @@ def _make_forward(sdpa: Callable[..., Any], *, packed: bool) -> Callable[..., An
 
 
 def _mask_of_samples(positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask [rows, 1, tokens, tokens]: each layer makes its own, with three boolean matrices on the way."""
+    """The additive mask [rows, 1, tokens, tokens]. Each layer computes its own, with three temporary boolean matrices."""
     positions = positions[None] if positions.dim() == 1 else positions
     rows, tokens = positions.shape
     sample = (positions == 0).cumsum(-1)

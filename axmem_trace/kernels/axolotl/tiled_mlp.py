@@ -1,4 +1,4 @@
-"""axolotl's tiled MLP: the MLP runs on slices of the tokens, and again, slice by slice, in backward.
+"""axolotl's tiled MLP: the MLP runs on one slice of the tokens after the other. Backward runs it again in the same way.
 
 Source: axolotl 0.19 `monkeypatch/tiled_mlp/base.py` (`TiledMLP`), `patch.py` (`patch_tiled_mlp`).
 """
@@ -20,8 +20,8 @@ KEY = "tiled_mlp"
 
 
 class TiledMlp(torch.autograd.Function):
-    """Only keeps the input. Backward allocates zeros for the gradients of the input and of every trained parameter, and
-    adds each slice's gradients to them."""
+    """Keeps only the input. Backward allocates zeros for the gradients of the input and of every trained parameter, and adds
+    each slice's gradients to them."""
 
     @staticmethod
     def forward(
@@ -53,7 +53,7 @@ class TiledMlp(torch.autograd.Function):
                 output = ctx.run(tile)
             first = output[0] if isinstance(output, tuple) else output
             torch.autograd.backward(first, _slice_as(grad_outputs[0], offset, tile))
-            latest = _collect(ctx.trained, sums)  # its name refers to it until the next tile's gradients are computed
+            latest = _collect(ctx.trained, sums)  # alive until the next tile's gradients are computed
             offset += tile.numel()
         del latest
         for parameter, before, total in zip(ctx.trained, earlier, sums, strict=True):
@@ -62,12 +62,12 @@ class TiledMlp(torch.autograd.Function):
 
 
 def _slice_as(whole: torch.Tensor, offset: int, tile: torch.Tensor) -> torch.Tensor:
-    """The part of `whole` at `offset` elements, in the tile's shape (exact for one row, as axolotl's own)."""
+    """The part of `whole` at `offset` elements, in the tile's shape. As in axolotl, it is exact only for one row."""
     return whole.reshape(-1).narrow(0, offset, tile.numel()).view_as(tile)
 
 
 def _collect(parameters: list[nn.Parameter], sums: list[torch.Tensor]) -> torch.Tensor | None:
-    """Adds a slice's parameter gradients to their sums; returns the last one, to which a name of axolotl's loop refers."""
+    """Adds a slice's parameter gradients to their sums. Returns the last gradient, which axolotl's loop keeps alive."""
     latest = None
     for parameter, total in zip(parameters, sums, strict=True):
         if parameter.grad is not None:
@@ -78,8 +78,8 @@ def _collect(parameters: list[nn.Parameter], sums: list[torch.Tensor]) -> torch.
 
 
 def install_tiled_mlp(site: Site) -> None:
-    """Install on every `<Prefix>MLP` (or `<Prefix>TextMLP`) of the model's type; with ScatterMoE on its blocks of experts,
-    including the router."""
+    """Install it on every `<Prefix>MLP` (or `<Prefix>TextMLP`) of the model's type. With ScatterMoE, install it on the
+    blocks of experts, including the router."""
     kernels = site.recipe.kernels
     if not kernels.tiled_mlp:
         return
@@ -90,7 +90,7 @@ def install_tiled_mlp(site: Site) -> None:
     name = _tiled_class(site)
     mlps = list(site.instances((name,), site.model_type))
     if not mlps:
-        text = f"there is no {name} of {site.model_type} in this model: the MLP runs in one piece"
+        text = f"this model has no {name} of {site.model_type}: the MLP runs in one piece"
         site.note(Note(kind="warning", key=KEY, text=text))
     for mlp in mlps:
         site.replace_forward(mlp, _make_forward(mlp, kernels.tiled_mlp_shards))
@@ -101,7 +101,7 @@ def install_tiled_mlp(site: Site) -> None:
 
 
 def _tiled_class(site: Site) -> str:
-    """The first class of these names that the model's file has (`_resolve_moe_block_cls`, `patch_tiled_mlp`)."""
+    """The first of these class names that the model's file has (`_resolve_moe_block_cls`, `patch_tiled_mlp`)."""
     prefix, modeling = class_prefix(site.model_type), modeling_module(site.model_type)
     blocks = ("SparseMoeBlock", "MoeMLP", "MoE") if site.recipe.model.experts_implementation == "scattermoe" else ()
     names = [f"{prefix}{suffix}" for suffix in (*blocks, "MLP", "TextMLP")]

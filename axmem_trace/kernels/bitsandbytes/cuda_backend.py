@@ -1,8 +1,8 @@
-"""bitsandbytes' CUDA backend without its C library: the Python of its kernels, allocating as on a GPU.
+"""bitsandbytes' CUDA backend without its C library: the Python code of its kernels allocates as on a GPU.
 
-Source: bitsandbytes 0.50 `backends/cuda/ops.py` and, where CUDA has no kernel of its own, `backends/default/ops.py`.
-Each kernel allocates its outputs and temporary tensors with torch and passes their addresses to a C function, which
-does not use torch's allocator.
+Source: bitsandbytes 0.50 `backends/cuda/ops.py`; for operators without a CUDA kernel, `backends/default/ops.py`. Each kernel
+allocates its outputs and temporary tensors with torch, and passes their addresses to a C function, which does not use
+torch's allocator.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Kernel = Callable[..., Any]
 
 
 class _NoLibrary:
-    """Every C function does nothing and reports success (0)."""
+    """Replaces the C library: every function does nothing and returns success (0)."""
 
     def __getattr__(self, name: str) -> Callable[..., int]:
         def do_nothing(*args: Any) -> int:
@@ -39,7 +39,7 @@ class _NoLibrary:
 
 
 class _AutocastInside(TorchFunctionMode):
-    """Autocast also acts on torch functions inside a custom operator's CUDA kernel: it is not switched off there."""
+    """Applies autocast to torch functions inside a custom operator's CUDA kernel, where torch does not switch it off."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,8 @@ class _AutocastInside(TorchFunctionMode):
 
 
 class WholeOps(TorchDispatchMode):
-    """Splits composite operators (`to`, `linear`) into basic ones: below autograd, where kernels run, torch does not."""
+    """Splits composite operators (`to`, `linear`) into basic operators. torch does not do this below autograd, where kernels
+    run."""
 
     @called_by_libraries
     def __torch_dispatch__(
@@ -71,7 +72,7 @@ class WholeOps(TorchDispatchMode):
 
 
 def run_cuda_kernel(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A dispatch rule: the operator's CUDA kernel, whose operators are recorded."""
+    """A dispatch rule: runs the operator's CUDA kernel, so that its operators are recorded."""
     kernels, module = _cuda_kernels()
     module._gpu_dispatch_props = lambda index: (num_sms(context), *context.compute_capability)  # type: ignore[attr-defined]
     with WholeOps(), _autocast_inside():
@@ -79,14 +80,14 @@ def run_cuda_kernel(context: KernelContext, op: Any, args: tuple[Any, ...], kwar
 
 
 def has_cuda_kernel(name: str) -> bool:
-    """True if the installed bitsandbytes has this operator, and a kernel that CUDA would run for it."""
+    """True if the installed bitsandbytes has this operator and a kernel for it on CUDA."""
     return f"bitsandbytes::{name}" in _cuda_kernels()[0]
 
 
 def remember_autocast(
     context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """A function rule: below autograd, where kernels run, torch no longer knows whether autocast is on."""
+    """A function rule: records whether autocast is on. Below autograd, where kernels run, torch no longer knows it."""
     _autocast_dtypes.append(torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None)
     try:
         return call_original(function, args, kwargs)
@@ -95,7 +96,7 @@ def remember_autocast(
 
 
 _autocast_dtypes: list[torch.dtype | None] = []
-"""Autocast's dtype for each running call of a bitsandbytes operator, the innermost last; None: autocast is off."""
+"""Autocast's dtype for each running call of a bitsandbytes operator. The innermost call is last. None: autocast is off."""
 
 
 @contextmanager
@@ -115,7 +116,7 @@ def _is_composite(op: Any) -> bool:
 
 @cache
 def _cuda_kernels() -> tuple[dict[str, Kernel], ModuleType]:
-    """The function that CUDA runs for each operator, by its qualified name, and the module of the CUDA kernels."""
+    """Qualified name of an operator -> the function that CUDA runs for it; and the module of the CUDA kernels."""
     kernels, _ = _load("default")
     of_cuda, module = _load("cuda")
     module.lib = _NoLibrary()  # type: ignore[attr-defined]
@@ -124,13 +125,13 @@ def _cuda_kernels() -> tuple[dict[str, Kernel], ModuleType]:
     context = SimpleNamespace(get_context=lambda device: 0)
     module.CUBLAS_Context = SimpleNamespace(get_instance=lambda: context)  # type: ignore[attr-defined]
     choose = getattr(module, "_gemm_4bit_use_custom_fn", None)
-    if choose is not None:  # its cached results would be those of one card
+    if choose is not None:  # without its cache, which would have the results for one card
         module._gemm_4bit_use_custom_fn = choose.__wrapped__  # type: ignore[attr-defined]
     return {**kernels, **of_cuda}, module
 
 
 def _load(backend: str) -> tuple[dict[str, Kernel], ModuleType]:
-    """A private copy of a backend's module: its kernels are collected, and nothing is registered with torch."""
+    """Loads a private copy of a backend's module: its kernels are collected, but not registered in torch."""
     import bitsandbytes
 
     found: dict[str, Kernel] = {}

@@ -1,4 +1,4 @@
-"""The operators of bitsandbytes that run here as on CUDA, and how many outlier columns they find."""
+"""Rules for operators of bitsandbytes that run here as on CUDA, and for the number of outlier columns."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from axmem_trace.tracing.context import KernelContext
 from axmem_trace.tracing.rules import DispatchRule, Rules
 
 _AS_ON_CUDA = ("int8_scaled_mm", "int8_linear_matmul", "int8_mm_dequant", "int8_vectorwise_dequant", "gemm_4bit")
-"""Operators whose CUDA kernels allocate more than bitsandbytes' meta functions show."""
+"""Operators whose CUDA kernels allocate more than bitsandbytes' meta functions."""
 _LOGGERS = ("bitsandbytes.autograd._functions", "bitsandbytes.nn.modules")
-"""Warnings at every call of a layer; a trace does not need to repeat what the real run will show."""
+"""Loggers that warn at every call of a layer. The real run shows these warnings, so a trace does not need them."""
 
 
 def make_rules() -> Rules:
@@ -38,7 +38,7 @@ def make_rules() -> Rules:
 
 
 def install_quiet_bitsandbytes(site: Site) -> None:
-    """bitsandbytes' layers write no warnings."""
+    """Hide the warnings of bitsandbytes' layers."""
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         logger.addFilter(_nothing)
@@ -50,11 +50,11 @@ def _nothing(record: logging.LogRecord) -> bool:
 
 
 def int8_vectorwise_quant(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Rows of fp16 to int8 with one fp32 scale each, and a stated number of outlier columns.
+    """Converts rows of fp16 to int8 with one fp32 scale each, and finds an assumed number of outlier columns.
 
-    Source: bitsandbytes 0.50 `backends/cuda/ops.py`, `int8_vectorwise_quant`: where the threshold is positive, the
-    absolute values (2 bytes) and their comparison (1 byte) are alive together with the result. How many columns hold a
-    value beyond the threshold depends on real weights and data: `context.int8_outliers`.
+    Source: bitsandbytes 0.50 `backends/cuda/ops.py`, `int8_vectorwise_quant`. If the threshold is positive, the absolute
+    values (2 bytes) and their comparison (1 byte) are alive together with the result. The number of columns with a value
+    above the threshold depends on real weights and data: `context.int8_outliers`.
     """
     values, threshold = args[0], _threshold(args, kwargs)
     columns = values.shape[-1]
@@ -76,18 +76,18 @@ def int8_vectorwise_quant(context: KernelContext, op: Any, args: tuple[Any, ...]
 
 
 def int8_mixed_scaled_mm(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The product with separate outlier columns, as CUDA runs it; input of four dimensions is treated as a matrix.
+    """The matmul with separate outlier columns, as on CUDA. Input of four dimensions is treated as a matrix.
 
     Source: bitsandbytes 0.50 `backends/cuda/ops.py`, `_int8_linear_matmul_impl` ("Only two or three dimensional
-    matrices are supported"). It happens in a model whose attention unpacks keys per head (GLM-4.7-Flash in transformers
-    5).
+    matrices are supported"). Such input exists in a model whose attention computes keys for each head with a linear layer
+    (GLM-4.7-Flash in transformers 5).
     """
     values, quantised = args[0], args[1]
     if quantised.ndim <= 3:
         return run_cuda_kernel(context, op, args, kwargs)
     text = (
-        f"the run fails: bitsandbytes' 8-bit layers refuse input of {quantised.ndim} dimensions, which this model gives "
-        "them (the figures treat the input as a matrix)"
+        f"the run fails: bitsandbytes' 8-bit layers refuse input of {quantised.ndim} dimensions, which this model has (the "
+        "figures treat the input as a matrix)"
     )
     remedy = "use `adapter: qlora` with `load_in_4bit: true`, which runs"
     context.note(RefusalNote(key="load_in_8bit", text=text, remedy=remedy))

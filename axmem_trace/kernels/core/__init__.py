@@ -1,5 +1,5 @@
-"""PyTorch's own CUDA kernels: what they keep for backward and allocate, where the meta kernel differs.
+"""PyTorch's own CUDA kernels that keep or allocate other tensors than their meta kernels.
 
-Sources are torch 2.13's: the CUDA headers that come with it (torch/include/ATen), torchgen's packaged
-`native_functions.yaml` and `derivatives.yaml`, and aten/src/ATen/native in its repository.
+Sources are those of torch 2.13: the CUDA headers in its wheel (torch/include/ATen), torchgen's `native_functions.yaml` and
+`derivatives.yaml`, and aten/src/ATen/native in its repository.
 """

@@ -1,7 +1,7 @@
-"""Where autograd works in place, but makes a copy as soon as a dispatch mode (such as the recorder) is on.
+"""Operations that autograd does in place, except while a dispatch mode (such as the recorder) is on.
 
-`isTensorSubclassLike` (aten/src/ATen/TensorSubclassLikeUtils.h) answers yes for every tensor while a dispatch mode is
-on, and autograd then takes out-of-place paths. A run without a mode does not, on CPU or GPU; these rules correct that.
+While a dispatch mode is on, `isTensorSubclassLike` (aten/src/ATen/TensorSubclassLikeUtils.h) is true for every tensor, and
+autograd works out of place. A run without a mode, on CPU or GPU, works in place. These rules correct the difference.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _IN_PLACE = {
 
 @RULES.dispatch(aten.add.Tensor)
 def accumulate(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Gradients of a tensor with several uses are added up in the memory of the first, if nothing else refers to it.
+    """Adds the gradients of a tensor with several uses in the memory of the first, if nothing else refers to that one.
 
     Source: torch/csrc/autograd/input_buffer.cpp, `accumulate`, `can_accumulate_inplace`.
     """
@@ -53,9 +53,9 @@ def accumulate(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: d
 
 @RULES.function(F.linear)
 def linear(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """If the input has more than two dimensions and is not contiguous, the bias is added to the product in place.
+    """If the input has more than two dimensions and is not contiguous, the bias is added to the matmul's output in place.
 
-    Source: aten/src/ATen/native/Linear.cpp, `linear`; all other inputs go through `addmm`.
+    Source: aten/src/ATen/native/Linear.cpp, `linear`; other inputs use `addmm`.
     """
     tensor, weight, bias = _bind_linear(*args, **kwargs)
     plain = all(type(each) in _PLAIN for each in (tensor, weight, bias))
@@ -85,8 +85,10 @@ def scatter_gradient(context: KernelContext, op: Any, args: tuple[Any, ...], kwa
 
 
 def _called_by_engine() -> bool:
-    """True if the autograd engine calls the operator without Python code in between, except this file's and the
-    recorder's: the call comes from a built-in formula, or from the engine itself."""
+    """True if the call comes from a built-in backward formula, or from the autograd engine itself.
+
+    Then the engine calls the operator without other Python code in between, except this file's and the recorder's.
+    """
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_code is not _ENGINE:
         if frame.f_code not in _OWN_CODE and frame.f_globals.get("__name__") not in _WRAPPERS:
@@ -109,8 +111,8 @@ def assert_seen_from_engine() -> None:
     The check adds two gradients of one tensor, and fills one by an index, under a separate recorder.
 
     Raises:
-        AssertionError: a frame between engine and rule is not known, or a gradient has more references than when
-            this file was imported; then each sum of gradients would be counted as one more tensor.
+        AssertionError: a frame between the engine and a rule is not known, or a gradient has more references than when this
+            file was imported. Then each sum of gradients would be counted as another tensor.
     """
     recording = RecordingMode(rules=RULES)
     recorder = recording.recorder
@@ -144,7 +146,7 @@ class _SeeAccumulation(TorchDispatchMode):
 
 
 def _count_references_of_buffer() -> tuple[int, int]:
-    """What `_references` returns for a gradient that only the engine refers to; it includes Python's own references."""
+    """The result of `_references` for a gradient that only the engine refers to. It includes Python's own references."""
     with _disable_current_modes(), torch.enable_grad(), _SeeAccumulation() as seen:
         leaf = torch.zeros(2, requires_grad=True)
         torch.autograd.grad(leaf * 2 + leaf * 3, leaf, torch.ones(2))

@@ -1,4 +1,4 @@
-"""Convolutions run in cuDNN, a closed library, which also allocates a workspace of unpublished size."""
+"""Convolutions. They run in cuDNN, a closed library, which also allocates a workspace of unpublished size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEY = "workspace.cudnn"
 
 @RULES.workspace(aten.convolution.default)
 def convolution(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
-    """The workspace is not counted, and the report has a note about it.
+    """Adds a note: the workspace is not counted.
 
     Source: aten/src/ATen/native/cudnn/Conv_v8.cpp, `run_conv_plan`: `at::empty` of the plan's own workspace size;
     `try_configs`: a plan whose workspace can't be allocated is left out, and the next one runs.

@@ -1,4 +1,4 @@
-"""Dropout on a GPU: one kernel that keeps a mask of a byte per element."""
+"""Dropout as on a GPU: one kernel that keeps a mask of one byte per element."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ RULES = Rules()
 
 @RULES.function(F.dropout, torch.dropout)
 def dropout(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`native_dropout` where CUDA uses it: in training, out of place, 0 < p < 1.
+    """Calls `native_dropout` in the cases in which CUDA uses it: in training, out of place, 0 < p < 1.
 
-    Without this rule, meta keeps the noise in the input's dtype. CUDA does that only for dropout in place, and for
-    the variants that drop channels or keep the mean (`alpha_dropout`, `dropout2d`).
+    Without this rule, meta keeps the noise in the input's dtype. CUDA does that only for dropout in place, and for the
+    variants that drop channels or keep the mean (`dropout2d`, `alpha_dropout`).
 
     Source: aten/src/ATen/native/Dropout.cpp, `dropout`, `is_fused_kernel_acceptable`.
     """
@@ -39,6 +39,6 @@ def _bind(
 
 @RULES.dispatch(aten.native_dropout.default)
 def fused_dropout(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An output like the input and a mask of bools. Source: aten/src/ATen/native/cuda/Dropout.cu, `dropout_cuda`."""
+    """An output like the input, and a boolean mask. Source: aten/src/ATen/native/cuda/Dropout.cu, `dropout_cuda`."""
     tensor = args[0]
     return torch.empty_like(tensor), torch.empty_like(tensor, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The gradient of an embedding on a GPU: tokens are sorted, and their rows added up in fp32 in segments of ten."""
+"""The gradient of an embedding on a GPU: tokens are sorted, and their rows are summed in fp32, ten at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ aten = torch.ops.aten
 RULES = Rules()
 
 _UNSORTED = 3072
-"""Up to this many tokens, one kernel adds the rows without sorting."""
+"""Up to this number of tokens, one kernel adds the rows without sorting."""
 _ROWS_PER_THREAD = 10
 """`NROWS_PER_THREAD` (EmbeddingBackwardKernel.cu)."""
 
@@ -31,11 +31,11 @@ def embedding_workspace(
 ) -> list[int]:
     """Bytes of the sorted tokens, their original positions, their segments, and the partial sums of every segment.
 
-    No size is read back from the GPU, so there are as many segments as there could be: one per token, at most the
-    vocabulary, and one more per ten tokens.
+    No size is read back from the GPU, so the largest possible number of segments is allocated: one for each token, but at
+    most the vocabulary. The number of partial sums is that, plus one for ten tokens.
 
     Source: torch 2.13, aten/src/ATen/native/cuda/Embedding.cu, `embedding_dense_backward_cuda`;
-    EmbeddingBackwardKernel.cu, `embedding_backward_cuda_kernel`. Its order of allocations was read off the compiled
+    EmbeddingBackwardKernel.cu, `embedding_backward_cuda_kernel`. The order of its allocations was read from the compiled
     function in the CUDA 13 wheel: offsets, a count, segment lengths, their offsets, a count, offsets of parts, sums.
     """
     if num_tokens <= _UNSORTED and not by_frequency:

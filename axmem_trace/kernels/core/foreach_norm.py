@@ -1,4 +1,4 @@
-"""The norms of many tensors at once, as gradient clipping computes them on a GPU."""
+"""The norms of many tensors in one kernel, which gradient clipping uses on a GPU."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from axmem_trace.tracing.rules import Rules
 RULES = Rules()
 
 _CHUNK_ELEMENTS = 65536
-"""`kChunkSize` (aten/src/ATen/native/cuda/ForeachFunctors.cuh and MultiTensorApply.cuh): elements one block handles."""
+"""`kChunkSize` (aten/src/ATen/native/cuda/ForeachFunctors.cuh and MultiTensorApply.cuh): elements for one block."""
 
 aten = torch.ops.aten
 
 
 def foreach_norm_workspace(tensors: list[torch.Tensor], dtype: torch.dtype | None = None) -> int:
-    """Bytes of the partial norms that CUDA's multi-tensor norm keeps while it runs.
+    """Bytes of the partial norms in CUDA's multi-tensor norm.
 
-    Source: aten/src/ATen/native/cuda/ForeachReduceOp.cu, `foreach_tensor_norm_cuda`: `output_per_tensor` has one
-    element of the accumulation type (fp32 for half types) per tensor and per chunk *of the largest tensor*.
+    Source: aten/src/ATen/native/cuda/ForeachReduceOp.cu, `foreach_tensor_norm_cuda`. For each tensor, `output_per_tensor`
+    has as many elements as the *largest* tensor has chunks. Their dtype is the accumulation type (fp32 for half types).
     """
     chunks = max((-(-tensor.numel() // _CHUNK_ELEMENTS) for tensor in tensors), default=0)
     result = dtype or tensors[0].dtype

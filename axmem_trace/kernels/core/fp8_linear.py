@@ -1,8 +1,8 @@
-"""Products with FP8 weights (`FP8Linear`), frozen under an adapter.
+"""Linear layers with FP8 weights (`FP8Linear`), which are frozen, with an adapter.
 
-Source: transformers 5.24 `integrations/finegrained_fp8.py` (`FP8LinearFunction`, `_dequantize_fp8_weight`), which earlier
-releases lack: their kernel has no backward of its own. DeepGEMM's product quantises its input first
-(`integrations/deepgemm.py`), Triton's while it reads it. DeepGEMM's takes more memory and is assumed.
+Source: transformers 5.24 `integrations/finegrained_fp8.py` (`FP8LinearFunction`, `_dequantize_fp8_weight`). Earlier releases
+lack these: their kernel has no backward. DeepGEMM's kernel quantises its input first (`integrations/deepgemm.py`); Triton's
+quantises it while reading. DeepGEMM's kernel needs more memory, and is assumed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BLOCK = 128
 
 
 def install_fp8_linear(site: Site) -> None:
-    """The product, without the package that has the kernel; with a backward if the installed release has none."""
+    """Replace the matmul, so that the kernel's package is not needed. Add a backward if the installed release has none."""
     module: Any = sys.modules.get("transformers.integrations.finegrained_fp8")
     if module is None or not any(type(each).__name__ == "FP8Linear" for each in site.model.modules()):
         return
@@ -58,7 +58,7 @@ class _Fp8Linear(torch.autograd.Function):
 
 
 def _product(input: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
-    """Rows times weights [out, in]: the result in the input's dtype, and the quantised input with its scales."""
+    """Rows times weights [out, in], in the input's dtype. The quantised input and its scales are temporary."""
     packed = torch.empty_like(input, dtype=weight.dtype)
     scales = input.new_empty((*input.shape[:-1], -(-input.shape[-1] // _BLOCK)), dtype=torch.float32)
     out = input.new_empty((*input.shape[:-1], weight.shape[0]))

@@ -1,4 +1,4 @@
-"""The temporary memory of indexing, masking and sorting on a GPU."""
+"""Temporary memory of indexing, masking and sorting on a GPU."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _INDEX_BYTES = 8
 def index_put(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
     """Temporary memory of `index_put`.
 
-    Adding up (the gradient of indexing) sorts the indices: linear indices, sorted ones, their original positions, a
-    range, all int64, and the sort's second pair of keys and values. Plain assignment only needs the positions of a
-    mask's true elements; assignment of one value needs nothing (`masked_fill`).
+    With `accumulate` (the gradient of indexing) it sorts the indices. It allocates linear indices, sorted indices, their
+    original positions, a range, all int64, and the sort's second pair of keys and values. Plain assignment only needs the
+    positions of a mask's true elements. Assignment of one value needs nothing (`masked_fill`).
 
     Source: aten/src/ATen/native/cuda/Indexing.cu, `index_put_with_sort_kernel`; cub `DeviceRadixSort::SortPairs`, which
     keeps its input and therefore sorts between two further pairs of buffers.
@@ -41,7 +41,7 @@ def index_put(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, A
 
 @RULES.workspace(aten.index.Tensor)
 def index(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
-    """A boolean mask is turned into the positions of its true elements: one int64 per dimension for each.
+    """A boolean mask is converted to the positions of its true elements: one int64 for each element and dimension.
 
     Source: aten/src/ATen/native/IndexingUtils.h, `expandTensors`; cuda/Nonzero.cu.
     """
@@ -64,7 +64,7 @@ def masked_select(context: KernelContext, args: tuple[Any, ...], kwargs: dict[st
 
 @RULES.workspace(aten.masked_scatter.default, aten.masked_scatter_.default)
 def masked_scatter(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
-    """For each element, how many masked ones come before it: one int64 each; and the mask, if it had to be expanded.
+    """For each element, the number of masked elements before it, as int64; and the mask, if it must be expanded.
 
     Source: aten/src/ATen/native/cuda/IndexKernel.cpp, `masked_scatter_cuda_impl` (`mask_cont`, `maskPrefixSum`).
     """
@@ -75,7 +75,7 @@ def masked_scatter(context: KernelContext, args: tuple[Any, ...], kwargs: dict[s
 
 @RULES.workspace(aten.sort.default, aten.sort.stable, aten.argsort.default)
 def sort(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
-    """A range of int64, and the sort's second pair of keys and values, for few rows that are long.
+    """A range of int64, and the sort's second pair of keys and values, for a small number of long rows.
 
     Source: aten/src/ATen/native/cuda/SortStable.cu, `segmented_sort_large_segments`; rows of up to 4096 elements are
     sorted within a block (Sort.cpp, `should_use_small_sort`).
@@ -89,5 +89,5 @@ def sort(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 
 def _places(index: torch.Tensor, count: int) -> list[int]:
-    """Bytes of `nonzero` of a mask with this many true elements; 0 for indices."""
+    """Bytes of the result of `nonzero` for a mask with this many true elements; nothing for integer indices."""
     return [count * index.dim() * _INDEX_BYTES] if index.dtype in (torch.bool, torch.uint8) else []

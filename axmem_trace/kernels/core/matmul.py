@@ -22,9 +22,9 @@ _LARGE_SINCE = (9, 10, 12)
 def cublas_workspace_bytes(compute_capability: tuple[int, int]) -> int:
     """`:4096:2:16:8`, 8.125 MiB; 32 MiB on Hopper and Blackwell.
 
-    Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, `parseChosenWorkspaceSize`; read off the compiled
-    function in the CUDA 13 wheel too: 0x820000, and 0x2000000 where the major version is 9, 10 or 12. cuBLASLt
-    (products with a bias) uses the same block, for `TORCH_CUBLASLT_UNIFIED_WORKSPACE` is on by default
+    Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, `parseChosenWorkspaceSize`. The compiled function in the
+    CUDA 13 wheel has the same constants: 0x820000, and 0x2000000 if the major version is 9, 10 or 12. cuBLASLt (matmuls with
+    a bias) uses the same block, because `TORCH_CUBLASLT_UNIFIED_WORKSPACE` is on by default
     (`unified_cublas_and_lt_workspaces`; torch/backends/cuda/__init__.py, `blas_workspace_size`).
     """
     return _LARGE_BYTES if compute_capability[0] in _LARGE_SINCE else _DEFAULT_BYTES
@@ -34,8 +34,8 @@ def _note_cublas(nbytes: int) -> Note:
     return Note(
         kind="ruled",
         key="workspace.cublas",
-        text=f"cuBLAS keeps a workspace of {format_bytes(nbytes)} for each thread that multiplies: the main "
-        "one and autograd's. Source: torch CublasHandlePool.cpp, `parseChosenWorkspaceSize`",
+        text=f"cuBLAS keeps a workspace of {format_bytes(nbytes)} for each thread that runs a matmul: the main "
+        "thread and autograd's. Source: torch CublasHandlePool.cpp, `parseChosenWorkspaceSize`",
         bytes=nbytes,
     )
 
@@ -65,10 +65,11 @@ CUBLAS = CardBlock("cuBLAS", cublas_workspace_bytes, _note_cublas)
     aten.addmv_.default,
 )
 def cublas_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
-    """The first product of each thread: cuBLAS handles belong to threads, workspaces to handle and stream.
+    """Allocates the workspace at the first matmul of each thread. Each thread has a cuBLAS handle, and each handle and
+    stream has a workspace.
 
-    Forward, evaluation and optimizer run in the main thread, backward (with what it recomputes) in the autograd
-    engine's thread of the device (torch/csrc/autograd/engine.cpp; a nested backward stays in it).
+    Forward, evaluation and optimizer run in the main thread. Backward, including recomputation, runs in the autograd
+    engine's thread of the device (torch/csrc/autograd/engine.cpp; a nested backward runs there too).
 
     Source: CublasHandlePool.cpp, `getCurrentCUDABlasHandle`, `cublas_handle_stream_to_workspace`.
     """

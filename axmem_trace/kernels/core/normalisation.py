@@ -1,4 +1,4 @@
-"""Normalisation on a GPU: `rms_norm` as one kernel that keeps a reciprocal per row, and partial weight gradients."""
+"""Normalisation as on a GPU: `rms_norm` as one kernel that keeps one value per row, and partial weight gradients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MANY_ROWS, _ROWS, _COLUMNS, _MAX_GRID = 64 * 1024, 32, 32, 64 * 1024 // 2
 def rms_norm(
     context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """The fused kernel, unless weight and input differ in dtype; meta only has the formula of several operators.
+    """Runs the fused kernel, unless weight and input differ in dtype. Meta has no such kernel, only several operators.
 
     Source: torch 2.13, aten/src/ATen/native/layer_norm.cpp, `rms_norm_symint`.
     """
@@ -41,7 +41,8 @@ def _bind(
 
 
 class FusedRmsNorm(torch.autograd.Function):
-    """`_fused_rms_norm` and its backward: keeps input, weight and one reciprocal per row in the accumulation type.
+    """`_fused_rms_norm` and its backward. It keeps input, weight, and for each row the reciprocal of the norm in the
+    accumulation type.
 
     Source: derivatives.yaml, `_fused_rms_norm`; aten/src/ATen/native/cuda/layer_norm_kernel.cu, `_fused_rms_norm_cuda`,
     `_fused_rms_norm_backward_cuda`.
@@ -86,10 +87,11 @@ def layer_norm_backward(
 
 
 def partial_gradient_bytes(rows: int, width: int, itemsize: int, sms: int, gradients: int) -> list[int]:
-    """For very many narrow rows (norms of heads), sums of 32 rows each, which a second pass adds up into new tensors.
+    """The temporary memory for a large number of narrow rows (norms of heads): sums of 32 rows each. A second pass adds them
+    into new tensors.
 
-    Source: layer_norm_kernel.cu, `LaunchGammaBetaBackwardCUDAKernel`; its limits were read off the compiled function in
-    the CUDA 13 wheel of torch 2.13 too.
+    Source: layer_norm_kernel.cu, `LaunchGammaBetaBackwardCUDAKernel`. The compiled function in the CUDA 13 wheel of torch
+    2.13 has the same limits.
     """
     if rows <= _MANY_ROWS or width // _COLUMNS >= sms // 2:
         return []

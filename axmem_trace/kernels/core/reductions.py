@@ -1,4 +1,4 @@
-"""The temporary memory of CUDA's reductions while several blocks work on one output (Reduce.cuh)."""
+"""Temporary memory of CUDA's reductions if several blocks compute one output (Reduce.cuh)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _THREADS_PER_SM = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 
 """`maxThreadsPerMultiProcessor` (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"); 2048
 on the data-centre cards 7.0, 8.0, 9.0, 10.0 and 10.3."""
 _Dims = tuple[tuple[int, int], ...]
-"""Sizes and strides in elements, fastest first."""
+"""(Size, stride) of dimensions, in elements. The dimension with the smallest stride comes first."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Threads:
-    """The sizes of a card that decide how a reduction is divided into blocks."""
+    """The properties of a card that decide how a reduction is divided into blocks."""
 
     num_sms: int
     threads_per_sm: int
@@ -35,10 +35,10 @@ class _Threads:
 
 @RULES.workspace(aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default)
 def sum_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
-    """Partial sums, and for integers and bools a copy in the type of the result.
+    """Partial sums, and for integers and bools a copy in the dtype of the result.
 
-    Source: ReduceOps.cpp, `make_reduction` (the kernel itself converts half to fp32; anything else is copied);
-    ReduceSumProdKernel.cu, ReduceMomentKernel.cu: partial sums in the accumulation type, fp32 for half types.
+    Source: ReduceOps.cpp, `make_reduction` (the kernel itself converts half to fp32; for other types there is a copy);
+    ReduceSumProdKernel.cu, ReduceMomentKernel.cu: partial sums are in the accumulation type, fp32 for half types.
     """
     tensor = args[0]
     converts = tensor.dtype != result.dtype and not (tensor.dtype in HALF and result.dtype is torch.float32)
@@ -64,7 +64,7 @@ def norm_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[s
 def logsumexp_workspace(
     context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> list[int]:
-    """The maxima, and one more tensor like the input for its exponentials.
+    """The maxima, and a tensor like the input for the exponentials.
 
     Source: aten/src/ATen/native/ReduceOps.cpp, `logsumexp_out_impl`: `sum_out(result, (self - maxes).exp_(), dims)`.
     """
@@ -94,7 +94,7 @@ def _partial_on_card(
     kept: frozenset[int],
     itemsize: int,
 ) -> tuple[int, ...]:
-    """`partial_result_bytes` on a card; `num_sms` 0: as many multiprocessors as the generation's usual card has."""
+    """`partial_result_bytes` for a card. `num_sms` 0 means the multiprocessors of the usual card of this generation."""
     card = _Threads(num_sms or sms_of(capability), _THREADS_PER_SM.get(capability, 2048))
     return partial_result_bytes(shape, strides, kept, itemsize, card)
 
@@ -103,16 +103,16 @@ def _partial_on_card(
 def partial_result_bytes(
     shape: tuple[int, ...], strides: tuple[int, ...], kept: frozenset[int], itemsize: int, card: _Threads
 ) -> tuple[int, ...]:
-    """Bytes of the partial results and of the counters of blocks; none if each output has one block.
+    """Bytes of the partial results and of the counters of blocks; empty if one block computes each output.
 
-    More is allocated for partial results than is used: `global_memory_size` multiplies by the width of a block too.
+    `global_memory_size` also multiplies by the width of a block, so more is allocated for partial results than is used.
 
     Source: torch 2.13, torch/include/ATen/native/cuda/Reduce.cuh, `setReduceConfig`,
     `ReduceConfig::global_memory_size`, `semaphore_size`.
 
     Args:
         kept: the dimensions that are not reduced.
-        itemsize: of one partial result.
+        itemsize: bytes of one partial result.
     """
     reduced = _coalesce([(shape[dim], strides[dim]) for dim in range(len(shape)) if dim not in kept])
     outputs = _coalesce([(shape[dim], strides[dim]) for dim in kept])
@@ -138,7 +138,8 @@ def partial_result_bytes(
 
 
 def _block(reduced: _Dims, outputs: _Dims, on_fastest: bool) -> tuple[int, int, int]:
-    """Threads along the fastest dimension and across it, and how many outputs one thread loads at once."""
+    """The threads of a block along the fastest dimension and across it, and the number of outputs that one thread loads at
+    once."""
     dim0, dim1 = (_count(reduced), _count(outputs)) if on_fastest else (_count(outputs), _count(reduced))
     fastest = (reduced if on_fastest else outputs)[:1] or ((1, 1),)
     vector = 1
@@ -164,7 +165,8 @@ def _output_vector(reduced: _Dims, outputs: _Dims) -> int:
 
 
 def _coalesce(dims: list[tuple[int, int]]) -> _Dims:
-    """Fastest first, neighbours in memory merged (TensorIterator.cpp, `reorder_dimensions`, `coalesce_dimensions`)."""
+    """Sorts dimensions by stride, and merges those that are adjacent in memory (TensorIterator.cpp, `reorder_dimensions`,
+    `coalesce_dimensions`)."""
     merged: list[tuple[int, int]] = []
     for size, stride in sorted((dim for dim in dims if dim[0] != 1), key=lambda dim: dim[1]):
         if merged and merged[-1][0] * merged[-1][1] == stride:

@@ -1,4 +1,4 @@
-"""Softmax and log-softmax as CUDA runs them."""
+"""Softmax and log-softmax as on CUDA."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KERNELS = {
 
 @RULES.function(*_KERNELS)
 def softmax(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The kernel itself converts fp16 to fp32. Every other conversion makes a copy that is kept, on CUDA as on meta.
+    """The kernel itself converts fp16 to fp32. Every other conversion makes a copy that is kept, on CUDA and on meta.
 
     Source: aten/src/ATen/native/SoftMax.cpp, `softmax`, `log_softmax`: `is_cuda() && Half && dtype == Float`.
     """
@@ -58,8 +58,8 @@ def softmax_backward_workspace(
 ) -> list[int]:
     """`grad * output` in the gradient's layout, and copies of the gradient and the output if they are not contiguous.
 
-    Source: aten/src/ATen/native/cuda/SoftMax.cu, `softmax_backward_cuda_out`, `host_softmax_backward`; the bytes are
-    those of PyTorch's CUDA build.
+    Source: aten/src/ATen/native/cuda/SoftMax.cu, `softmax_backward_cuda_out`, `host_softmax_backward`. The bytes equal those
+    of PyTorch's CUDA build.
     """
     grad, output = args[0], args[1]
     product = output.numel() * torch.promote_types(grad.dtype, output.dtype).itemsize
@@ -70,7 +70,7 @@ def softmax_backward_workspace(
 def log_softmax_backward_workspace(
     context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> list[int]:
-    """Copies of gradient and output where they are not contiguous. Source: SoftMax.cu, `host_softmax_backward`."""
+    """Copies of gradient and output if they are not contiguous. Source: SoftMax.cu, `host_softmax_backward`."""
     return _copies(args[0]) + _copies(args[1])
 
 

@@ -1,1 +1,1 @@
-"""Mixture of experts: where tokens are routed to, and the kernels that compute the experts."""
+"""Mixture of experts: the routing of tokens, and the kernels that compute the experts."""

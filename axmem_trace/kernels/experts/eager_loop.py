@@ -1,7 +1,7 @@
-"""The eager loop over experts, packed experts, and load-balancing losses: operators that need values of the routing.
+"""Operators that need values of the routing: in the eager loop over experts, packed experts, and load-balancing losses.
 
-Small masks have known values, which follow from the routing. A mask of tokens x top_k x experts is soon too large to
-follow; then these rules calculate the values from the routing itself.
+The recorder knows the values of small masks, which it derives from the routing. A mask of tokens x top_k x experts is often
+too large for this. Then these rules calculate its values from the routing.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ RULES = Rules()
 
 
 def scattered_one_hot(tensor: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """int64 zeros with ones scattered into them: `F.one_hot` as CUDA computes it.
+    """`F.one_hot` as on CUDA: int64 zeros with ones scattered into them.
 
-    Source: aten/src/ATen/native/Onehot.cpp `one_hot`: only on meta (and for the compiler) it compares with an
-    `arange`, which makes a boolean tensor of the result's shape on the way; only on a CPU it looks for wrong classes.
+    Source: aten/src/ATen/native/Onehot.cpp `one_hot`. Only on meta (and for the compiler) it compares with an `arange`,
+    which needs a temporary boolean tensor of the result's shape. Only on a CPU it checks for invalid classes.
     """
     out = torch.zeros((*tensor.shape, num_classes), dtype=tensor.dtype, device=tensor.device)
     return out.scatter_(-1, tensor.unsqueeze(-1), 1)
@@ -32,7 +32,7 @@ def scattered_one_hot(tensor: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 @RULES.function(F.one_hot)
 def one_hot(context: KernelContext, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """On meta as on CUDA. Without `num_classes`, torch counts the classes in the values, which meta tensors don't have."""
+    """On meta, runs as on CUDA. Without `num_classes`, torch reads it from the values, which meta tensors don't have."""
     tensor = args[0] if args else kwargs["input"]
     num_classes = args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
     if not tensor.is_meta or num_classes <= 0:
@@ -41,7 +41,7 @@ def one_hot(context: KernelContext, function: Any, args: tuple[Any, ...], kwargs
 
 
 def rules_of(routing: Routing) -> Rules:
-    """Values of masks and indices that were too large to be followed, calculated from the routing's latest decision."""
+    """Rules that calculate the values of large masks and indices from the latest decision of the routing."""
     rules = Rules()
 
     @rules.dispatch(aten.nonzero.default)
@@ -58,11 +58,11 @@ def rules_of(routing: Routing) -> Rules:
 
 
 def _nonzero(context: KernelContext, mask: torch.Tensor, latest: Assignment) -> torch.Tensor | None:
-    """Which experts are used, or which tokens are one expert's; None: the mask is no mask of the routing.
+    """The experts that are used, or the tokens of one expert; None if the mask is not one of the routing.
 
-    transformers' loop (`integrations/moe.py`) permutes the one-hot mask to [experts, top_k, tokens] and calls
-    one expert's slice; its offset in the mask's storage is therefore that many elements. transformers 5.23's masks have
-    one more class than there are experts, for tokens of another rank.
+    transformers' loop (`integrations/moe.py`) permutes the one-hot mask to [experts, top_k, tokens] and uses the slice of
+    one expert. So the slice's offset in the storage is the number of the expert. Masks of transformers 5.23 have one more
+    class than there are experts, for tokens of another rank.
     """
     if mask.ndim == 1 and mask.shape[0] in _classes(latest):
         with context.recorder.paused():
@@ -76,7 +76,7 @@ def _nonzero(context: KernelContext, mask: torch.Tensor, latest: Assignment) -> 
 
 
 def _unique(context: KernelContext, index: torch.Tensor, latest: Assignment) -> tuple[torch.Tensor, ...] | None:
-    """Those of the chosen experts that are used (`get_active_experts` of ScatterMoE)."""
+    """The experts that at least one token has chosen (`get_active_experts` of ScatterMoE)."""
     if index.dtype != torch.int64 or index.numel() != latest.tokens * latest.top_k:
         return None
     with context.recorder.paused():
@@ -105,7 +105,7 @@ def _known(context: KernelContext, value: torch.Tensor) -> torch.Tensor:
 
 @RULES.dispatch(aten.bincount.default)
 def bincount(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """For indices too many to be followed: one count per class; there are `minlength` classes.
+    """For indices whose values are not known: one count for each of the `minlength` classes.
 
     Load-balancing losses count the experts of all layers' tokens (`load_balancing_loss_func` in transformers' models).
     """

@@ -1,4 +1,4 @@
-"""`torch.nn.functional.grouped_mm` as CUDA runs it, in every dtype that CUDA accepts."""
+"""`torch.nn.functional.grouped_mm` as on CUDA, in every dtype that CUDA supports."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _WORKSPACE_PER_SM = {9: 512, 10: 5888}
 def grouped_mm(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     """Of what stays, only the output is allocated, by each of its implementations.
 
-    Source: aten/src/ATen/native/GroupedMMUtils.h (shipped in torch/include): `_grouped_mm_validate_inputs` takes bf16,
-    fp16 and fp32 (meta's kernel only bf16), `create_grouped_gemm_output_tensor` pads rows to 16 bytes. CUDA's
-    `_grouped_mm_cuda` (cuda/GroupedBlas.cpp) runs CUTLASS for bf16 on Hopper and Blackwell, and else
-    `_grouped_mm_fallback`: one `mm_out` per expert into a slice of the output.
+    Source: aten/src/ATen/native/GroupedMMUtils.h (part of torch/include): `_grouped_mm_validate_inputs` accepts bf16, fp16
+    and fp32 (the meta kernel only bf16), `create_grouped_gemm_output_tensor` pads rows to 16 bytes. CUDA's
+    `_grouped_mm_cuda` (cuda/GroupedBlas.cpp) runs CUTLASS for bf16 on Hopper and Blackwell. Otherwise it runs
+    `_grouped_mm_fallback`: one `mm_out` for each expert, into a slice of the output.
     """
     a, b = args[0], args[1]
     offsets = args[2] if len(args) > 2 else kwargs.get("offs")
@@ -65,15 +65,15 @@ def _workspace_of_card(capability: tuple[int, int]) -> tuple[int, int]:
 
 
 def _refuse_inputs(a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor | None) -> None:
-    """`_grouped_mm_validate_inputs`: refuses what a GPU refuses."""
+    """`_grouped_mm_validate_inputs`: the same checks as on a GPU."""
     for matrix in (a, b):
         if matrix.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-            raise RuntimeError(f"grouped_mm takes fp32, bf16 or fp16 matrices, not {matrix.dtype}")
+            raise RuntimeError(f"grouped_mm supports fp32, bf16 and fp16 matrices, not {matrix.dtype}")
         _refuse_strides(matrix)
     if not (a.ndim == b.ndim == 2) and a.shape[-1] != b.shape[-2]:
         raise RuntimeError("contraction dimension of mat_a and mat_b must match")
     if (offsets is not None) != (a.ndim == 2 or b.ndim == 2):
-        raise RuntimeError("grouped_mm takes offsets exactly if a matrix is 2-D")
+        raise RuntimeError("grouped_mm needs offsets if and only if a matrix is 2-D")
 
 
 def _refuse_strides(matrix: torch.Tensor) -> None:

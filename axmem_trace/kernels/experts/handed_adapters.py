@@ -1,8 +1,8 @@
-"""LoRA on experts' fused weights under axolotl's expert kernels: handed to the experts instead of merged by peft.
+"""LoRA on experts' fused weights with axolotl's expert kernels: the experts get the adapters, and peft does not merge them.
 
 Source: axolotl 0.19, `integrations/kernels/libs/scattermoe_lora/experts_lora_fastpath.py` and
-`libs/sonicmoe/experts_lora_fastpath.py` (`patch_paramwrapper_fastpath`). A wrapper with more than one active adapter, or
-around other modules than experts, is left to peft.
+`libs/sonicmoe/experts_lora_fastpath.py` (`patch_paramwrapper_fastpath`). peft's own code still runs for a wrapper with more
+than one active adapter, and for a wrapper around other modules than experts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MakeAdapter = Callable[[torch.Tensor, torch.Tensor, float, int], Any]
 
 
 def in_ranks(lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, num_experts: int) -> Any:
-    """A and B in peft's layout, which sonicmoe takes."""
+    """A and B in peft's layout, which sonicmoe uses."""
     return lora_a, lora_b, scaling
 
 
@@ -27,7 +27,7 @@ ORDERS: dict[str, MakeAdapter] = {"scattermoe": by_expert, "sonicmoe": in_ranks}
 
 
 def hand_adapters_over(site: Site, implementation: str) -> None:
-    """Experts that run as `implementation` get their adapters in the attribute `handed_adapters`."""
+    """Make peft's wrapper pass the adapters to experts that run as `implementation`, in the attribute `handed_adapters`."""
     from peft.tuners.lora.layer import ParamWrapper
 
     original, make = ParamWrapper.forward, ORDERS[implementation]
@@ -47,7 +47,7 @@ def hand_adapters_over(site: Site, implementation: str) -> None:
 
 
 def _unwrap(wrapper: Any) -> tuple[dict[str, Any], Any]:
-    """One wrapper for each parameter, and what they are around."""
+    """Parameter's name -> its wrapper; and the module inside the wrappers."""
     wrappers, base = {}, wrapper
     while hasattr(base, "base_layer") and hasattr(base, "lora_A"):
         wrappers[base.parameter_name] = base
@@ -60,7 +60,7 @@ def _is_plain(wrapper: Any) -> bool:
 
 
 def _cast(wrapper: Any, dtype: torch.dtype, num_experts: int, make: MakeAdapter) -> Any:
-    """fp32 weights become the tokens' dtype first."""
+    """Casts A and B to the tokens' dtype, and converts them to the layout of the kernel."""
     (name,) = wrapper.active_adapters
     lora_a, lora_b = wrapper.lora_A[name].weight.to(dtype), wrapper.lora_B[name].weight.to(dtype)
     return make(lora_a, lora_b, wrapper.scaling[name], num_experts)

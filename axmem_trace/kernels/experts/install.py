@@ -18,17 +18,17 @@ from axmem_trace.notes import Note, RefusalNote
 from axmem_trace.recipe.model import EXPERT_COUNTS
 
 _COUNTS = (*EXPERT_COUNTS, "n_experts", "num_router_classes")
-"""Names of the number of experts in modules and configurations (ZAYA's router has one more class: no expert)."""
+"""Names of the number of experts in modules and configurations. ZAYA's router has one more class, which means no expert."""
 
 
 _PLUGIN_KERNELS = {"scattermoe": run_scattermoe, "sonicmoe": run_sonicmoe}
-"""What axolotl's kernels plugin registers in transformers' interface before loading."""
+"""The functions that axolotl's kernels plugin registers in transformers' interface before loading."""
 _USUAL_LOOP = ("DbrxExperts", "SeparateExperts")
 """Experts outside transformers' interface whose loop uses the same masks."""
 
 
 def install_experts(site: Site) -> None:
-    """Make the built model's routers choose as the recipe assumes, and its experts run as on the context's card."""
+    """Make the model's routers choose experts as the recipe assumes, and its experts run as on the context's card."""
     asked, context = site.recipe.model.experts_implementation, site.context
     counts = count_experts(site.model)
     if not counts:
@@ -71,8 +71,10 @@ def count_experts(module: nn.Module) -> frozenset[int]:
 
 
 def _choose(module: nn.Module, asked: str) -> frozenset[str]:
-    """The implementations of experts under transformers' interface (`use_experts_implementation`): a kernel of axolotl's
-    plugin if that is requested; empty if the model has no such experts."""
+    """The implementations of the experts that use transformers' interface (`use_experts_implementation`).
+
+    It is a kernel of axolotl's plugin if that is requested. The result is empty if the model has no such experts.
+    """
     running = set()
     for part in module.modules():
         if hasattr(part, "_apply_gate") and hasattr(part, "is_transposed") and hasattr(part, "config"):
@@ -91,12 +93,12 @@ def _implementation_notes(running: frozenset[str], asked: str, compute_capabilit
     key = "experts_implementation"
     if not running:
         if asked in _PLUGIN_KERNELS:
-            text = f"{asked}: this model's experts are outside transformers' interface and run their own code"
+            text = f"{asked}: this model's experts do not use transformers' interface, so they run their own code"
             yield Note(kind="ignored", key=key, text=text)
         return
     names = ", ".join(sorted(running))
     if asked == "sonicmoe" and compute_capability < (9, 0):
-        text = "axolotl refuses sonicmoe on cards before Hopper (`_check_sonicmoe_gpu_compat`; the figures are of one)"
+        text = "axolotl refuses sonicmoe on cards before Hopper (`_check_sonicmoe_gpu_compat`; the figures are with it)"
         yield RefusalNote(key="use_sonicmoe", text=text, remedy="set `use_sonicmoe: false`, or name a newer card")
     why = "requested" if asked else "transformers' default, `get_correct_experts_implementation` (modeling_utils.py)"
     yield Note(kind="traced", key=key, text=f"experts run as {names}: {why}")
@@ -107,5 +109,5 @@ def _routing_note(routing: Routing) -> Note:
     if routing.router == "worst":
         how = "every token goes to the same experts, so these get all tokens and the others none"
     else:
-        how = "tokens are spread evenly (`--assume router=worst` for the other extreme)"
+        how = "tokens are distributed evenly (`--assume router=worst` for the other extreme)"
     return Note(kind="assumed", key="router", text=f"routing to {counts} experts: {how}")

@@ -1,4 +1,4 @@
-"""LoRA on experts that `quantize_moe_experts` packs: peft's wrapper as axolotl changes it.
+"""LoRA on experts that `quantize_moe_experts` packs: peft's wrapper with axolotl's changes.
 
 Source: axolotl 0.21 `monkeypatch/moe_quant.py` (`patch_peft_target_parameters_matching`; 0.19 has its first half).
 """
@@ -34,12 +34,12 @@ def cache_of_unpacked_weights(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def adapters_of_quantised_experts(model: nn.Module) -> Iterator[None]:
-    """While open, code that reads a packed expert weight gets it with its adapter, and nothing stays behind afterwards.
+    """Inside this context, code that reads a packed expert weight gets it with its adapter, as with axolotl's two changes.
 
-    - Two wrappers around one module: the outer one opens torch's cache of parametrised weights, and what the inner one
-      reads while it registers its adapter would stay there without the adapter. axolotl drops that entry.
-    - peft 0.21 leaves its `_LoraFactorsProxy` on a weight that has another parametrisation, here bitsandbytes' one:
-      each forward would add the adapter again, and the next micro-batch ends with an error. axolotl removes it.
+    - Two wrappers may be around one module. The outer one opens torch's cache of parametrised weights. The inner one reads
+      the weight while it registers its adapter, so the cache would keep the weight without it. axolotl removes that entry.
+    - peft 0.21 leaves its `_LoraFactorsProxy` on a weight that has another parametrisation, here that of bitsandbytes. Then
+      each forward would add the adapter again, and the next micro-batch would fail. axolotl removes the proxy.
     """
     from peft.tuners.lora import layer as lora
 

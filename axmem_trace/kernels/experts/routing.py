@@ -1,8 +1,8 @@
-"""Where tokens are routed to: a configuration does not show it, so it is assumed, and the report says so.
+"""The routing of tokens to experts. A configuration does not show it, so it is assumed, and the report has a note.
 
-A router scores every token against every expert and keeps the best `top_k` with `torch.topk` (or, one at a time, with
-`max`). The scores of a trace have no values. `Routing` decides the indices that come out; they are known values from
-then on, so whatever a model computes from them (masks, counts, offsets, sorted orders) follows as for the inputs.
+A router computes a score of every token for every expert, and selects the best `top_k` with `torch.topk` (or, one at a time,
+with `max`). In a trace the scores have no values. `Routing` chooses the resulting indices, and the recorder stores their
+values. So everything that a model computes from them (masks, counts, offsets, sorted orders) has known values too.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from axmem_trace.tracing.recording_mode import RecordingMode
 
 aten = torch.ops.aten
 _TABLES = ("tid2eid",)
-"""Buffers that give each token id its experts, with values that come with the weights: `DeepseekV4HashRouter`."""
+"""Buffers that map each token id to its experts, with values from the checkpoint: `DeepseekV4HashRouter`."""
 MAX_ONE_HOT = 1 << 16
-"""Elements of a one-hot mask up to which its values are followed; for larger ones `eager_loop` has rules."""
+"""The largest number of elements of a one-hot mask whose values are known. `eager_loop` has rules for larger masks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """The experts of `tokens` tokens, `top_k` different ones each.
+    """The experts of `tokens` tokens: `top_k` different experts for each.
 
-    Balanced: token t's slots are experts t * top_k, t * top_k + 1, ... modulo the number of experts, so that experts
-    get the same number of tokens to within one. Worst: every token goes to the same `top_k` experts; an expert cannot get
-    more than all tokens.
+    Balanced: token t has the experts t * top_k, t * top_k + 1, ... modulo the number of experts, so the numbers of tokens of
+    two experts differ by at most one. Worst: every token goes to the same `top_k` experts. No expert can get more.
     """
 
     tokens: int
@@ -40,29 +39,29 @@ class Assignment:
     router: Literal["balanced", "worst"] = "balanced"
 
     def indices(self) -> torch.Tensor:
-        """[tokens, top_k], int64."""
+        """The experts of each token: [tokens, top_k], int64."""
         slots = torch.arange(self.top_k)
         if self.router == "worst":
             return slots.expand(self.tokens, self.top_k)
         return (torch.arange(self.tokens).unsqueeze(1) * self.top_k + slots) % self.num_experts
 
     def tokens_of(self, expert: int) -> int:
-        """How many tokens the expert gets."""
+        """The number of tokens of an expert."""
         if self.router == "worst":
             return self.tokens if expert < self.top_k else 0
         share, rest = divmod(self.tokens * self.top_k, self.num_experts)
         return share + (expert < rest)
 
     def used_experts(self) -> int:
-        """How many experts get at least one token; they are the first ones."""
+        """The number of experts that get at least one token. These are the first experts."""
         return self.top_k if self.router == "worst" else min(self.num_experts, self.tokens * self.top_k)
 
 
 class Routing:
-    """Decides the outcome of every choice among `expert_counts` experts that a recorder sees.
+    """Decides the result of every choice of experts that a recorder sees. A model may have several numbers of experts.
 
-    On meta the indices become known values; on a CPU (to check meta against a real run) they are written over those
-    that the model's random weights chose.
+    On meta the recorder stores the values of the indices. On a CPU, where meta is checked against a real run, they overwrite
+    the indices that the model's random weights chose.
     """
 
     def __init__(
@@ -75,15 +74,15 @@ class Routing:
     ) -> None:
         self.expert_counts = frozenset(expert_counts)
         self.always_known = always_known
-        """Indices always have known values, even if they are many; needed if a model uses more than the usual loop does."""
+        """Indices always have known values, even if they are many. Needed for models that do not use the usual loop."""
         self.router: Literal["balanced", "worst"] = router
         self.tables = tables or {}
-        """For each table that maps token ids to experts, by its storage: how many experts it chooses among."""
+        """Storage of a table that maps token ids to experts -> the number of experts."""
         self.latest: Assignment | None = None
         """The last decision; None before the first."""
 
     def attach(self, recording: RecordingMode) -> None:
-        """From now on the recording calls this object after every operator that may be a router's choice."""
+        """Make the recording call this object after every operator that may be a router's choice."""
         recording.decide(self._decide_topk, aten.topk.default)
         recording.decide(self._decide_max, aten.max.dim)
         recording.decide(self._decide_argmax, aten.argmax.default)
@@ -109,7 +108,7 @@ class Routing:
             self._settle(recorder, result, top_k=result.shape[-1], num_experts=num_experts)
 
     def _is_choice(self, scores: torch.Tensor, dim: int | None) -> bool:
-        """A choice along the last dimension, whose size is the number of experts."""
+        """True for a choice along the last dimension, if its size is a number of experts."""
         if dim is None or not scores.ndim or dim not in (-1, scores.ndim - 1):
             return False
         return scores.dtype.is_floating_point and scores.shape[-1] in self.expert_counts
@@ -127,7 +126,7 @@ class Routing:
 
 
 def find_tables(module: nn.Module) -> dict[int, int]:
-    """For each table that maps token ids to experts, by its storage: how many experts it chooses among."""
+    """Storage of a table that maps token ids to experts -> the number of experts."""
     return {
         buffer.untyped_storage()._cdata: int(vars(part)["num_experts"])
         for part in module.modules()

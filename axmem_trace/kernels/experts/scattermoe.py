@@ -1,9 +1,9 @@
-"""axolotl's ScatterMoE: experts as one product of scattered rows, without a sorted copy of the tokens in forward.
+"""axolotl's ScatterMoE: one matmul computes all experts from scattered rows. Forward has no sorted copy of the tokens.
 
 Source: axolotl 0.19, `integrations/kernels/libs/scattermoe_lora/`: `experts.py` (`scattermoe_experts_forward`,
 `_scattermoe_gptoss_forward`), `parallel_experts.py` (`flatten_sort_count`, `ParallelLinear`) and `kernels/ops.py`
-(`scatter2scatter`, `group`, `group_bwd_W`). Where a local name there keeps a tensor alive until the function returns,
-the same is done here.
+(`scatter2scatter`, `group`, `group_bwd_W`). If a local variable there keeps a tensor alive until the function returns, the
+code here does the same.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ from axmem_trace.kernels.experts.scattermoe_lora import Adapter, ScatterMoELoRA
 
 
 class Projection(NamedTuple):
-    """Weights [experts, in, out] with their bias and adapter; `remake` computes them again in backward if they are a
-    copy that the adapter's function does not keep."""
+    """Weights [experts, in, out] with their bias and adapter.
+
+    `remake` is set if the weights are a temporary copy: the adapter's function does not keep them, and backward computes
+    them again with `remake`.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
@@ -37,7 +40,8 @@ class Projection(NamedTuple):
     remake: Callable[[], torch.Tensor] | None = None
 
     def __call__(self, x: torch.Tensor, k: int, routed: Routed, gates: torch.Tensor | None = None) -> torch.Tensor:
-        """Rows by token times weights gives rows by expert; with `gates`, rows by expert give sums by token."""
+        """Multiplies rows in the order of tokens; the result is sorted by expert. With `gates` the rows are sorted by
+        expert, and the result has one sum for each token."""
         grouped_in = gates is not None
         out: torch.Tensor
         if self.adapter is None:
@@ -60,8 +64,8 @@ class Projection(NamedTuple):
 
 
 class ParallelLinear(torch.autograd.Function):
-    """Keeps x, the weights (a copy where their dtype is not x's), the routing, and with gates all rows before the sum.
-    Backward makes the weights' gradients even if the weights do not train."""
+    """Keeps x, the weights (a copy if their dtype is not x's), the routing, and with gates all rows before the sum.
+    Backward computes the weights' gradients even if the weights do not train."""
 
     @staticmethod
     def forward(
@@ -98,7 +102,7 @@ class ParallelLinear(torch.autograd.Function):
 
 
 def sort_by_expert(index: torch.Tensor, num_experts: int) -> Routed:
-    """`flatten_sort_count`: int64 each."""
+    """`flatten_sort_count`: three int64 tensors."""
     with torch.no_grad():
         flat = index.flatten()
         experts, places = torch.sort(flat)
@@ -108,7 +112,7 @@ def sort_by_expert(index: torch.Tensor, num_experts: int) -> Routed:
 def run_scattermoe(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Replaces `scattermoe_experts_forward`; `handed_adapters` of the module are those of its two weights."""
+    """Replaces `scattermoe_experts_forward`. The module's `handed_adapters` has the adapters of its two weights."""
     gpt_oss = _has_gpt_oss_layout(self)
     if not gpt_oss:
         _refuse_layout(self)
@@ -167,8 +171,8 @@ def _refuse_layout(module: Any) -> None:
     """`_check_supported_layout`."""
     if module.is_transposed or not module.is_concatenated or module.has_bias or not module.has_gate:
         raise ConfigError(
-            f"scattermoe does not compute experts in the layout of {type(module).__name__}: it takes gate and up one after "
-            "the other, not transposed, without biases",
+            f"scattermoe does not support the layout of {type(module).__name__}: it needs gate and up one after the other, "
+            "not transposed, without biases",
             key="use_scattermoe",
             value=True,
             accepted="`use_sonicmoe: true`, or `experts_implementation: grouped_mm`",

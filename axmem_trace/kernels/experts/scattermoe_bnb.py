@@ -1,4 +1,4 @@
-"""ScatterMoE over experts that bitsandbytes packed (`quantize_moe_experts`): those that get tokens are unpacked.
+"""ScatterMoE over experts that bitsandbytes packed (`quantize_moe_experts`): only experts with tokens are unpacked.
 
 Source: axolotl 0.19, `integrations/kernels/libs/scattermoe_lora/`: `experts.py` (the `moe_bnb_fast` path, which is the
 default), `selective_dequant.py` (`get_active_experts`, `remap_expert_indices`, `selective_expert_weights`,
@@ -18,7 +18,7 @@ from axmem_trace.kernels.experts.scattermoe_lora import Adapter
 def select_active(
     module: Any, routed: Routed, adapters: dict[str, Adapter]
 ) -> tuple[torch.Tensor, Routed, dict[str, Adapter]]:
-    """The experts that get tokens (int64), and the routing and adapters renumbered to only these."""
+    """The experts that get tokens (int64), and the routing and adapters with these experts renumbered."""
     num_experts, device = module.num_experts, routed.experts.device
     active = torch.unique(routed.experts)
     number = torch.empty(num_experts, dtype=torch.long, device=device)
@@ -36,7 +36,8 @@ def _select_rows(adapter: Adapter, active: torch.Tensor, num_experts: int) -> Ad
 
 
 def dequantise_active(module: Any, name: str, active: torch.Tensor) -> torch.Tensor:
-    """[active, out, in] in the dtype before packing; with double quantisation also the fp32 `absmax` of all experts."""
+    """The weights [active, out, in] in the dtype before packing. Double quantisation also needs the fp32 `absmax` of all
+    experts."""
     from bitsandbytes import functional
 
     holder = module.parametrizations[name]
@@ -53,7 +54,7 @@ def dequantise_active(module: Any, name: str, active: torch.Tensor) -> torch.Ten
 
 
 def _shape_of_expert(module: Any, state: Any) -> tuple[int, int]:
-    """The shape from the module's sizes, if the weights were flattened before they were packed."""
+    """The shape of one expert's weight, from the module's sizes, if the weights were flattened before they were packed."""
     elements = int(state.shape[0]) // int(module.num_experts)
     width = int(getattr(module, "hidden_dim", 0) or module.intermediate_dim)
     return elements // width, width

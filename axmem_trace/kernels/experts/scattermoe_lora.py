@@ -24,7 +24,7 @@ from axmem_trace.kernels.experts.scattered import (
 
 SPLIT_FROM_WEIGHTS = 20_000_000
 SPLIT_UP_TO_EXPERTS = 32
-"""For few experts with many weights each (Mixtral), three products are used instead of the fused one."""
+"""A few experts with many weights each (Mixtral) use three matmuls instead of the fused one."""
 
 
 class Adapter(NamedTuple):
@@ -36,14 +36,15 @@ class Adapter(NamedTuple):
 
 
 def by_expert(lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, num_experts: int) -> Adapter:
-    """From peft's order, in which B has the rank before the experts: a copy of B."""
+    """Converts from peft's layout, in which B's columns are ordered by rank and then by expert. This copies B."""
     rows, rank = lora_b.shape[0], lora_a.shape[0] // num_experts
     ordered = lora_b.reshape(rows, rank, num_experts).permute(0, 2, 1).contiguous()
     return Adapter(lora_a, ordered.reshape(rows, num_experts * rank), scaling)
 
 
 class ScatterMoELoRA(torch.autograd.Function):
-    """Keeps x, A, B, the routing, and with gates all rows before the sum; weights only if they are no copy."""
+    """Keeps x, A, B, the routing, and with gates all rows before the sum. It keeps the weights only if they are no temporary
+    copy."""
 
     @staticmethod
     def forward(

@@ -1,11 +1,11 @@
-"""SonicMoE: experts as two grouped products in CuTe; routed rows are gathered while they are read.
+"""SonicMoE: two grouped matmuls in CuTe compute the experts. Routed rows are gathered while they are read.
 
 Sources: sonic-moe 0.1.2.post1 (which the Hub's `kernels-community/sonic-moe` builds), `sonicmoe/functional/__init__.py`
 (`moe_general_routing_inputs`, `_UpProjection`, `_DownProjection`), `functional/backward.py`
 (`_down_projection_backward_act`), `functional/triton_kernels/__init__.py` (`general_routing_router_metadata_triton`);
 transformers 5.16 `integrations/sonicmoe.py` (`sonicmoe_experts_forward`); axolotl 0.19,
-`integrations/kernels/libs/sonicmoe/experts.py`, `lora.py` (`MoELoRAMaterialize`). Left out: the partial sums of the
-scores' gradient, one fp32 per routed row and tile of columns.
+`integrations/kernels/libs/sonicmoe/experts.py`, `lora.py` (`MoELoRAMaterialize`). Not counted: the partial sums of the
+scores' gradient, one fp32 value per routed row and tile of columns.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_tanh")
 
 
 class Metadata(NamedTuple):
-    """The routing, as int32 tensors that are kept for backward: starts of the experts' rows, the token of each row, rows
-    by token and the inverse, starts of the tokens' rows."""
+    """The routing as int32 tensors that are kept for backward: the start of each expert's rows, the token of each row, the
+    permutation from the order of tokens and its inverse, and the start of each token's rows."""
 
     starts: torch.Tensor
     gather: torch.Tensor
@@ -32,8 +32,8 @@ class Metadata(NamedTuple):
 
 
 class _UpProjection(torch.autograd.Function):
-    """Keeps x and the weights; its output before the activation is kept by the down projection. Backward makes the
-    weights' gradient even if the weights do not train."""
+    """Keeps x and the weights. The down projection keeps this projection's output before the activation. Backward computes
+    the weights' gradient even if the weights do not train."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, meta: Metadata) -> Any:
@@ -93,7 +93,7 @@ class _DownProjection(torch.autograd.Function):
 
 
 class MergedWeights(torch.autograd.Function):
-    """`MoELoRAMaterialize`: all experts' weights with their adapters added, as one tensor that the kernel then keeps."""
+    """`MoELoRAMaterialize`: adds the adapters to all experts' weights. The result is one tensor, which the kernel keeps."""
 
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float) -> Any:
@@ -124,7 +124,7 @@ def _by_expert(
 def run_sonicmoe(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Replaces `sonicmoe_experts_forward_with_lora` over experts that are not packed."""
+    """Replaces `sonicmoe_experts_forward_with_lora` for experts that are not packed."""
     _refuse_experts(self)
     (tokens, top_k), device = top_k_index.shape, hidden_states.device
     adapters = getattr(self, "handed_adapters", None) or {}
@@ -136,7 +136,7 @@ def run_sonicmoe(
     order = (2, 1, 0) if self.is_transposed else (1, 2, 0)
     gate_up, down = gate_up.permute(*order), down.permute(*order)
     scores = scores.float()
-    meta, _counts = _route(token_index, expert_index, tokens, self.num_experts)  # the counts are returned, too
+    meta, _counts = _route(token_index, expert_index, tokens, self.num_experts)  # the counts stay alive, too
     activated, before = _UpProjection.apply(hidden_states, gate_up, biases[0], meta)
     out: torch.Tensor = _DownProjection.apply(activated, before, down, biases[1], scores, meta, tokens)
     return out
@@ -150,7 +150,7 @@ def _merged(module: Any, name: str, adapters: dict[str, tuple[Any, ...]]) -> tor
 def _route(
     token_index: torch.Tensor, expert_index: torch.Tensor, tokens: int, num_experts: int
 ) -> tuple[Metadata, torch.Tensor]:
-    """`general_routing_router_metadata_triton`, with its counts by tile; and the counts by expert."""
+    """`general_routing_router_metadata_triton`, with its temporary counts for each tile; and the counts for each expert."""
     routed, device = expert_index.size(0), expert_index.device
 
     def integers(*size: int) -> torch.Tensor:
@@ -167,7 +167,7 @@ def _refuse_experts(module: Any) -> None:
     name = str(getattr(module.config, "hidden_act", getattr(module.config, "hidden_activation", "silu"))).lower()
     if not module.has_gate or name not in ACTIVATIONS:
         raise ConfigError(
-            f"sonicmoe computes gated experts with {' or '.join(ACTIVATIONS)}; those of {type(module).__name__} are "
+            f"sonicmoe supports gated experts with {' or '.join(ACTIVATIONS)}; those of {type(module).__name__} are "
             f"{'gated with ' + name if module.has_gate else 'not gated'}",
             key="use_sonicmoe",
             value=True,

@@ -1,1 +1,1 @@
-"""Liger's kernels: what its autograd functions keep and allocate."""
+"""Liger's kernels: autograd functions that keep and allocate the same tensors."""

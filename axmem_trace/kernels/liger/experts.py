@@ -13,14 +13,14 @@ import torch
 from axmem_trace.kernels.liger.losses import next_power_of_2
 
 BLOCK_TOKENS = 64
-"""`BLOCK_M_TOKEN`: tokens of one expert that one tile handles."""
+"""`BLOCK_M_TOKEN`: the tokens of one expert in one tile."""
 
 
 class FusedExperts(torch.autograd.Function):
     """Keeps x, both weights, the routing, and for every routed token gate and up before the activation.
 
-    Forward makes, for each routed token, gate-up [2 * intermediate], the product [intermediate] and the output
-    [hidden], before they are summed. Backward makes the weights' gradients even if the weights do not train.
+    For each routed token, forward allocates gate-up [2 * intermediate], the activation [intermediate] and the output
+    [hidden]. Then it sums the outputs. Backward computes the weights' gradients even if the weights do not train.
     """
 
     @staticmethod
@@ -57,7 +57,7 @@ class FusedExperts(torch.autograd.Function):
 
 
 def _route(index: torch.Tensor, *, num_experts: int) -> list[torch.Tensor]:
-    """The int32 tensors of `compute_routing_metadata` that are kept. The number of tiles is that of balanced routing."""
+    """The int32 tensors of `compute_routing_metadata` that are kept. The number of tiles is for balanced routing."""
     (tokens, top_k), device = index.shape, index.device
     routed = tokens * top_k
     counts = torch.empty(

@@ -1,7 +1,6 @@
-"""Liger's cross-entropy fused with the last linear layer, as of liger-kernel 0.8.4.
+"""Liger's cross-entropy fused with the last linear layer, in liger-kernel 0.8.4. `losses.py` has that of 0.8.1.
 
-Source: liger-kernel 0.8.4 `ops/fused_linear_cross_entropy.py` `fused_linear_cross_entropy_forward`. What 0.8.1 does is in
-`losses.py`.
+Source: liger-kernel 0.8.4 `ops/fused_linear_cross_entropy.py` `fused_linear_cross_entropy_forward`.
 """
 
 from __future__ import annotations
@@ -15,10 +14,11 @@ from axmem_trace.kernels.liger.losses import chunk_rows
 
 
 class FusedLinearCrossEntropy(torch.autograd.Function):
-    """Logits exist for one chunk of rows at a time; the gradients of hidden states and head are made in forward and kept.
+    """Computes logits for one chunk of rows at a time. Forward computes the gradients of hidden states and head, and keeps
+    them.
 
-    Where hidden states, head and autocast have one dtype, all chunks share one buffer of logits and products go straight
-    into the gradients. Else a chunk's logits go before the next one's come.
+    If hidden states, head and autocast have the same dtype, all chunks share one buffer for logits, and matmuls write
+    directly into the gradients. Otherwise a chunk's logits are freed before those of the next chunk are allocated.
     """
 
     @staticmethod
@@ -67,14 +67,14 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
 
 
 def has_one_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
-    """`_can_use_mm_out`: autocast would hand these operands on as they are."""
+    """`_can_use_mm_out`: true if autocast would not cast these operands."""
     if hidden.dtype != weight.dtype or hidden.dtype not in (*HALF, torch.float32):
         return False
     return not torch.is_autocast_enabled("cuda") or torch.get_autocast_dtype("cuda") == hidden.dtype
 
 
 def _look_up_probabilities(logits: torch.Tensor) -> None:
-    """A copy of the logits, its softmax, then the rows of that which count: all of them."""
+    """Allocates a copy of the logits, its softmax, and the softmax's rows without ignored targets: here all rows."""
     copy = logits.detach().clone()
     probabilities = torch.softmax(copy, dim=-1)
     del copy
@@ -82,7 +82,7 @@ def _look_up_probabilities(logits: torch.Tensor) -> None:
 
 
 def _add_outer(grad_weight: torch.Tensor, gradient: torch.Tensor, chunk: torch.Tensor, sums_directly: bool) -> None:
-    """A chunk's part of the head's gradient: multiplied into the sum, or through two products of the head's size.
+    """Adds a chunk's part of the head's gradient: in one operator, or with two temporary tensors of the head's size.
 
     Args:
         sums_directly: the card's compute capability is 8.0 or above.

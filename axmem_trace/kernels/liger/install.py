@@ -1,4 +1,4 @@
-"""Installing Liger's kernels as axolotl's plugin does: by class name, for the architectures it knows.
+"""Installs Liger's kernels as axolotl's plugin does: by class name, for the architectures that Liger supports.
 
 Source: axolotl 0.19 `integrations/liger/plugin.py`; liger-kernel 0.8.1 `transformers/{rms_norm,layer_norm,swiglu,
 geglu}.py` for the forwards.
@@ -58,7 +58,7 @@ def install_liger(site: Site) -> None:
 
 
 def _find_support(site: Site) -> Support | None:
-    """The table's entry. PaliGemma's also contains the layers of its text model, Gemma or Gemma 2
+    """The table's entry for the model. PaliGemma's entry also includes the layers of its text model, Gemma or Gemma 2
     (`apply_liger_kernel_to_paligemma` calls both functions)."""
     found = LIGER.get(site.model_type)
     text = LIGER.get(text_part(site.base.config).model_type) if site.model_type == "paligemma" else None
@@ -79,10 +79,10 @@ def _refuse(site: Site) -> None:
 
 
 def _install_generic(site: Site) -> None:
-    """axolotl `models/base.py` `patch_lce_forward`: only the fused loss, for types that Liger does not know."""
+    """axolotl `models/base.py` `patch_lce_forward`: installs only the fused loss, for types that Liger does not know."""
     if site.recipe.loss.path == "liger_fused_linear":
         _install_fused_linear(site, (type(site.base).__name__,))
-        text = f"Liger does not know {site.model_type}: axolotl installs its generic fused linear cross-entropy only"
+        text = f"Liger does not know {site.model_type}: axolotl installs only its generic fused linear cross-entropy"
     else:
         text = f"Liger does not know {site.model_type}: axolotl warns and installs nothing"
     site.note(Note(kind="warning", key="plugins", text=text))
@@ -96,8 +96,10 @@ def _install_rope(site: Site, support: Support) -> bool:
     if modeling is None or support.rope in ("none", "refused"):
         return False
     if support.rope == "llama4":
-        text = "Liger's rotary kernel for Llama 4 works on q and k in place; here transformers' own is traced: a few "
-        text += "percent of a layer's transients less"
+        text = (
+            "Liger's rotary kernel for Llama 4 works on q and k in place, but the figures are with transformers' own: "
+        )
+        text += "the run needs a few percent less of a layer's temporary memory"
         site.note(Note(kind="not_modelled", key="liger_rope", text=text, direction="less", touches="activations"))
         return True
     replacements = {"apply_rotary_pos_emb": layers.rotate}
@@ -128,7 +130,7 @@ def _install_rms_norm(site: Site, support: Support) -> bool:
 
 
 def _named_later(site: Site, support: Support) -> Iterator[nn.Module]:
-    """Modules whose class is looked up when the model is built, so that replacing the name has an effect."""
+    """Modules whose class is looked up by name when the model is built. For them, replacing the name has an effect."""
     for name, module in site.model.named_modules():
         if name.rpartition(".")[2] not in support.in_table:
             yield module
@@ -148,7 +150,8 @@ def _install_gated_norm(site: Site, support: Support) -> bool:
 
 
 def _install_layer_norm(site: Site, support: Support) -> bool:
-    """`torch.nn.LayerNorm` is replaced while the model is built; not a norm without bias, which would get a bias."""
+    """Replace `torch.nn.LayerNorm`, except norms without bias, which would get a bias. Liger does it while the model is
+    built."""
     num_sms = sms_of(site.recipe.gpu.compute_capability)
 
     def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -203,7 +206,7 @@ def _run_fused_glu(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _install_squared_relu(site: Site) -> None:
-    """Liger's default for Nemotron, which axolotl's keys cannot turn off."""
+    """Replace Nemotron's activation. This is Liger's default, and axolotl's keys cannot switch it off."""
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = layers.SquaredRelu.apply(x)
@@ -248,7 +251,7 @@ def _warn_no_effect(site: Site, replaced: str) -> None:
 
 
 def _install_fused_linear(site: Site, class_names: tuple[str, ...]) -> None:
-    """No logits in training; evaluation runs the unchanged model, which makes logits."""
+    """Replace the loss in training, so that there are no logits. Evaluation runs the unchanged model, which has logits."""
 
     def compute(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return losses.fused_causal_lm_loss(

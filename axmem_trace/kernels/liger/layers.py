@@ -1,8 +1,8 @@
 """Liger's kernels inside a layer: RMSNorm, LayerNorm, gated activations, rotary embedding.
 
 Source: liger-kernel 0.8.1, `liger_kernel/ops/{rms_norm,layer_norm,swiglu,geglu,rope,utils}.py`. Each class names the
-function it replaces. A Triton kernel allocates nothing; only its Python wrapper allocates, through torch. On a CPU
-the outputs have the right shapes, but no meaningful values.
+function that it replaces. A Triton kernel allocates nothing; only its Python wrapper allocates, with torch. On a CPU the
+outputs have the right shapes, but no meaningful values.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def contiguous(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 class RmsNorm(torch.autograd.Function):
-    """`LigerRMSNormFunction`: keeps x, the weight and one fp32 reciprocal per row.
+    """`LigerRMSNormFunction`: keeps x, the weight, and for each row the reciprocal of the norm in fp32.
 
-    Backward writes dx over dy (`in_place`) or into a new tensor of zeros, and sums the weight's gradient from one fp32
-    row per streaming multiprocessor.
+    Backward writes dx into the memory of dy (`in_place`), or into a new tensor of zeros. It sums the weight's gradient from
+    one fp32 row for each streaming multiprocessor.
     """
 
     @staticmethod
@@ -47,7 +47,7 @@ class RmsNorm(torch.autograd.Function):
 
 
 class LayerNorm(torch.autograd.Function):
-    """`LigerLayerNormFunction`: keeps x, weight, bias, mean and reciprocal per row in x's dtype."""
+    """`LigerLayerNormFunction`: keeps x, weight, bias, and for each row mean and 1 / (standard deviation) in x's dtype."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, num_sms: int) -> torch.Tensor:
@@ -72,9 +72,9 @@ class LayerNorm(torch.autograd.Function):
 
 
 class GatedActivation(torch.autograd.Function):
-    """`LigerSiLUMulFunction` and `LigerGELUMulFunction`: keeps gate and up; backward writes their gradients over them.
+    """`LigerSiLUMulFunction` and `LigerGELUMulFunction`: keeps gate and up. Backward overwrites them with their gradients.
 
-    With `scaled` (Falcon-H1's down multiplier) output and incoming gradient are multiplied out of place.
+    With `scaled` (Falcon-H1's down multiplier), output and incoming gradient are multiplied out of place.
     """
 
     @staticmethod
@@ -99,8 +99,8 @@ class GatedActivation(torch.autograd.Function):
 
 
 class GatedRmsNorm(torch.autograd.Function):
-    """axolotl's `FusedRMSNormGatedFunction` (`kernels/rms_norm_gated.py`, 0.19): keeps x, gate, weight and one fp32
-    reciprocal per row; its backward allocates dx and the gate's gradient."""
+    """axolotl's `FusedRMSNormGatedFunction` (`kernels/rms_norm_gated.py`, 0.19): keeps x, gate, weight, and for each row the
+    reciprocal of the norm in fp32. Its backward allocates dx and the gate's gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, num_sms: int) -> torch.Tensor:
@@ -123,7 +123,7 @@ class GatedRmsNorm(torch.autograd.Function):
 
 
 class SquaredRelu(torch.autograd.Function):
-    """`LigerReLUSquaredFunction`: only keeps its input."""
+    """`LigerReLUSquaredFunction`: keeps only its input."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -138,8 +138,8 @@ class SquaredRelu(torch.autograd.Function):
 
 
 class Rope(torch.autograd.Function):
-    """`LigerRopeFunction`: rotates q and k in place, if [batch, tokens, heads, head_dim] is contiguous; otherwise
-    in copies. Keeps cos and sin. Backward does the same to the gradients."""
+    """`LigerRopeFunction`: rotates q and k in place if [batch, tokens, heads, head_dim] is contiguous, otherwise in copies.
+    Keeps cos and sin. Backward does the same with the gradients."""
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Any:
@@ -156,7 +156,7 @@ class Rope(torch.autograd.Function):
 def rotate(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replaces `liger_rotary_pos_emb(q, k, cos, sin, position_ids, unsqueeze_dim)`; the last two are ignored, as there.
+    """Replaces `liger_rotary_pos_emb(q, k, cos, sin, position_ids, unsqueeze_dim)`, which ignores the last two arguments.
 
     Shapes: q [batch, heads, tokens, head_dim], k [batch, kv_heads, tokens, head_dim], cos and sin [1 or batch, tokens,
     head_dim].
@@ -168,7 +168,7 @@ def rotate(
 def rotate_vision(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replaces `liger_rotary_pos_emb_vision`: the same in fp32, for [tokens, heads, head_dim]."""
+    """Replaces `liger_rotary_pos_emb_vision`: as `rotate`, but in fp32 and for q and k [tokens, heads, head_dim]."""
     wide = [each.to(torch.float32).unsqueeze(0).transpose(1, 2) for each in (q, k)]
     turned = rotate(wide[0], wide[1], cos.to(torch.float32), sin.to(torch.float32))
     q_out, k_out = (each.transpose(1, 2).squeeze(0).to(q.dtype) for each in turned)
@@ -178,5 +178,5 @@ def rotate_vision(
 def rotate_multimodal(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mrope_section: Any, unsqueeze_dim: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replaces `liger_multimodal_rotary_pos_emb` (`ops/qwen2vl_mrope.py`): cos and sin have a leading 3."""
+    """Replaces `liger_multimodal_rotary_pos_emb` (`ops/qwen2vl_mrope.py`): cos and sin have a first dimension of size 3."""
     return rotate(q, k, cos, sin)

@@ -17,7 +17,7 @@ from axmem_trace.kernels.losses.replacing import IGNORE
 
 
 def next_power_of_2(number: int) -> int:
-    """The smallest power of two that is at least `n` (`triton.next_power_of_2`).
+    """The smallest power of two that is at least `number` (`triton.next_power_of_2`).
 
     >>> [next_power_of_2(n) for n in (1, 5, 64, 65)]
     [1, 8, 64, 128]
@@ -26,8 +26,8 @@ def next_power_of_2(number: int) -> int:
 
 
 def chunk_rows(hidden: torch.Tensor, weight: torch.Tensor) -> int:
-    """How many rows of hidden [rows, width] are multiplied together with the head [vocabulary, width]: so many that their
-    logits have about as many elements as `hidden`."""
+    """The number of rows of hidden [rows, width] in one matmul with the head [vocabulary, width]. The logits of these rows
+    have about as many elements as `hidden`."""
     (rows, width), vocabulary = hidden.shape, weight.shape[0]
     return next_power_of_2(-(-rows // -(-vocabulary // width)))
 
@@ -53,7 +53,7 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def _check_targets(target: torch.Tensor, ignore_index: int, vocabulary: int) -> torch.Tensor:
-    """The mask of targets that count. Two products with the mask check that targets are within the vocabulary."""
+    """The mask of targets that are not ignored. Two products with the mask check that targets are inside the vocabulary."""
     mask = target != ignore_index
     mask.sum()
     torch.lt((target * mask).max(), vocabulary)
@@ -81,7 +81,7 @@ def cross_entropy(
 
 
 class _UnreducedCrossEntropy(torch.autograd.Function):
-    """A loss per row: backward multiplies the kept gradient out of place (`cross_entropy_backward`)."""
+    """A loss for each row. Backward multiplies the kept gradient out of place (`cross_entropy_backward`)."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor, ignore_index: int) -> torch.Tensor:
@@ -105,14 +105,14 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
 
 class FusedLinearCrossEntropy(torch.autograd.Function):
-    """`LigerFusedLinearCrossEntropyFunction`: logits exist for one chunk of rows at a time; the gradients of hidden
-    states and head are made in forward and kept.
+    """`LigerFusedLinearCrossEntropyFunction`: computes logits for one chunk of rows at a time. Forward computes the
+    gradients of hidden states and head, and keeps them.
 
-    With token scaling, each token's probability is computed with a copy of the chunk's logits, their softmax, and the
-    softmax's rows that count; the scaled gradient is another copy.
+    Token scaling needs each token's probability. It allocates a copy of the chunk's logits, their softmax, and the softmax's
+    rows without ignored targets. The scaled gradient is another copy.
 
-    The gradient of the hidden states is allocated in evaluation too. A chunk's logits are not freed before the next
-    chunk's are computed, because the Python name refers to them until then.
+    The gradient of the hidden states is allocated in evaluation too. A chunk's logits stay alive until those of the next
+    chunk are computed, because a Python variable refers to them.
     """
 
     @staticmethod
@@ -134,11 +134,11 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
         mask.sum()
         for start in range(0, rows, step):
             chunk = hidden[start : start + step]
-            logits = chunk @ weight.t()  # its gradient overwrites it
+            logits = chunk @ weight.t()  # overwritten by their gradient
             if token_scaling:
                 raw = logits.detach().clone()
                 probabilities = torch.softmax(raw, dim=-1)
-                counted = probabilities.clone()  # those of targets that count: all of them
+                counted = probabilities.clone()  # rows without ignored targets: here all rows
             gradient = logits
             if token_scaling:
                 gradient = gradient * torch.zeros_like(logits[:, :1])
@@ -147,7 +147,7 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
             if grad_weight is not None:
                 _add_outer(grad_weight, gradient, chunk)
         if token_scaling:
-            del raw, probabilities, counted  # bound until the function returns
+            del raw, probabilities, counted  # alive until the loop has ended
         loss = loss_by_row.sum()
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         ctx.save_for_backward(grad_hidden.detach(), None if grad_weight is None else grad_weight.detach())
@@ -161,7 +161,7 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
 
 
 def _add_outer(grad_weight: torch.Tensor, logits: torch.Tensor, chunk: torch.Tensor) -> None:
-    """A chunk's part of the head's gradient: into an fp32 sum directly (torch >= 2.8), else through two products."""
+    """Adds a chunk's part of the head's gradient: directly to an fp32 sum (torch >= 2.8), else with two temporaries."""
     if grad_weight.dtype == torch.float32 and logits.dtype != torch.float32:
         if chunk.dtype != logits.dtype:
             chunk = chunk.to(logits.dtype)
@@ -179,8 +179,8 @@ def fused_causal_lm_loss(
     token_scaling: bool = False,
     fused: Callable[..., torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Replaces `LigerForCausalLMLoss`: hidden [batch, tokens, width], weight [vocabulary, width], labels [batch,
-    tokens] to a scalar."""
+    """Replaces `LigerForCausalLMLoss`. Shapes: hidden [batch, tokens, width], weight [vocabulary, width], labels [batch,
+    tokens]; the loss is a scalar."""
     if shift_labels is None:
         labels = F.pad(labels, (0, 1), value=ignore_index)
         shift_labels = labels[..., 1:].contiguous()

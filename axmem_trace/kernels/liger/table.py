@@ -1,4 +1,4 @@
-"""Which classes Liger replaces for which architecture: data.
+"""Architecture -> the classes that Liger replaces: data.
 
 Source: liger-kernel 0.8.1 `transformers/monkey_patch.py` (`MODEL_TYPE_TO_APPLY_LIGER_FN`, `apply_liger_kernel_to_*`)
 and axolotl 0.19 `integrations/liger/plugin.py` (`LigerPlugin.pre_model_load`: its own branches, which come first for
@@ -33,7 +33,7 @@ class Support:
     cross_entropy: CrossEntropyHome = "function"
     squared_relu: bool = False
     in_table: tuple[str, ...] = ()
-    """Attributes made from a table of classes, which the file fills at import: they keep the old class."""
+    """Attributes whose class comes from a table that the modeling file fills at import: they keep the old class."""
 
 
 def _llama_like(
@@ -205,4 +205,4 @@ LIGER: dict[str, Support] = {
     "smolvlm": Support(module="smolvlm", rope="none", norms=("SmolVLMRMSNorm",), layer_norm=True,
                        fused_loss=("SmolVLMForConditionalGeneration",)),
 }  # fmt: skip
-"""By `model_type`. A type that is missing gets a generic fused linear cross-entropy at most."""
+"""`model_type` -> its entry. Other types get at most a generic fused linear cross-entropy."""

@@ -16,7 +16,7 @@ from axmem_trace.kernels.lora.projection import Frozen, Projection, dora_scale
 
 class LoraEmbedding(torch.autograd.Function):
     """Keeps the ids, A [rank, vocabulary] and B [hidden, rank] in the table's dtype, and the rows of A that were looked
-    up. Backward works in fp32: copies of the gradient, of A and of B."""
+    up. Backward computes in fp32: it copies the gradient, A and B."""
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda")
@@ -71,7 +71,8 @@ class LoraEmbedding(torch.autograd.Function):
 
 
 def _transposed(projection: Projection) -> Projection:
-    """The norms of an embedding run over its rows: `_compute_dora_scale(W.t(), ...)`."""
+    """The projection with its table transposed, because DoRA's norms of an embedding are over its rows:
+    `_compute_dora_scale(W.t(), ...)`."""
     return replace(projection, frozen=replace(projection.frozen, weight=projection.frozen.weight.t()))
 
 

@@ -1,8 +1,8 @@
 """axolotl's fused LoRA projections: one autograd function for all projections of one input (QKV, O, in-projections).
 
 Source: axolotl `kernels/lora.py`: `LoRA_QKV`, `LoRA_QK`, `LoRA_O`, `LoRA_FusedProj`. They keep the input (and its
-copy after dropout), the adapter's matrices in the input's dtype and, with DoRA, the scaled sums. Where a local name
-there keeps a tensor alive until the function returns, the same is done here.
+copy after dropout), the adapter's matrices in the input's dtype and, with DoRA, the scaled sums. If a local variable
+there keeps a tensor alive until the function returns, the code here does the same.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from axmem_trace.kernels.lora.projection import (
 TRAINED = 4
 """Tensors of a projection that autograd sees: A, B, the adapter's bias, DoRA's magnitude."""
 KEPT = 6
-"""Tensors of a projection that are kept: A and B after the cast, the adapter's bias; with DoRA magnitude, scale, sum."""
+"""Tensors of a projection that are kept: A and B after the cast, and the adapter's bias. DoRA adds magnitude, scale and
+sum."""
 Tensors = tuple[torch.Tensor | None, ...]
 Order = Literal["qkv", "o", "one by one"]
-"""The function whose order of allocations to follow. `LoRA_QKV` and `LoRA_QK` make all outputs before they keep
-anything, and all adapters' gradients before the input's. `LoRA_O` does not add to the gradient of an input after
-dropout. `LoRA_FusedProj` computes one projection after the other; its backward is treated like `LoRA_QKV`'s, which is
-one more [tokens, rank] per projection."""
+"""The function whose order of allocations is followed.
+
+`LoRA_QKV` and `LoRA_QK` compute all outputs before they keep anything, and the gradients of all adapters before the
+input's. `LoRA_O` does not add to the gradient of an input after dropout. `LoRA_FusedProj` computes one projection after
+the other. Its backward is treated like that of `LoRA_QKV`, which needs one more [tokens, rank] per projection."""
 
 
 def run_projections(
@@ -67,7 +69,7 @@ class FusedProjections(torch.autograd.Function):
         for fixed, trained in zip(frozen, by_projection, strict=True):
             made.append(project_forward(Projection.of(fixed, trained), x, x_dropped, sums_again=order == "qkv"))
             outputs.append(made[-1].output)
-            if order != "qkv":  # what the names of one round held goes when the next binds them
+            if order != "qkv":  # variables of one iteration are freed when the next iteration assigns them
                 saved += [*cast(trained, x.dtype), *made[-1].keep()]
                 del made[:-1]
         if order == "qkv":
@@ -120,8 +122,11 @@ class FusedProjections(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """One projection's forward; with DoRA also the magnitude, its scale, and the parts from base and adapter, which the
-    names of the original function keep alive until it returns."""
+    """One projection's forward.
+
+    With DoRA it also has the magnitude, its scale, and the parts from base and adapter. Variables of the original function
+    keep these alive until it returns.
+    """
 
     output: torch.Tensor
     magnitude: torch.Tensor | None = None
@@ -131,8 +136,7 @@ class Made:
     combined: torch.Tensor | None = None
 
     def keep(self) -> Tensors:
-        """What DoRA keeps: magnitude, scale and sum. If the output was made from a sum without a name, the sum is
-        computed again."""
+        """The tensors that DoRA keeps: magnitude, scale and sum. If no variable keeps the sum, it is computed again."""
         if self.base is None or self.adapter is None:
             return None, None, None
         combined = self.base + self.adapter if self.combined is None else self.combined
@@ -141,8 +145,8 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class AdapterGradients:
-    """Gradients of A, B and the adapter's bias; `inner` is grad @ B, [tokens, rank], which the input's gradient needs
-    again."""
+    """Gradients of A, B and the adapter's bias. `inner` is grad @ B, [tokens, rank]; the input's gradient also needs
+    it."""
 
     inner: torch.Tensor | None
     trained: Tensors
@@ -154,8 +158,8 @@ def project_forward(
     """One projection's output, [..., out], from x [..., in].
 
     Args:
-        sums_again: with DoRA, the sum of base and adapter is made for the output and a second time to be kept (`LoRA_QKV`,
-            and gate and up of `LoRA_MLP`).
+        sums_again: with DoRA, the sum of base and adapter is computed for the output, and again to be kept (`LoRA_QKV`, and
+            gate and up of `LoRA_MLP`).
     """
     if projection.magnitude is None:
         return Made(project(x, projection, x_dropped))
@@ -170,7 +174,7 @@ def project_forward(
 
 
 def through_magnitude(grad: torch.Tensor, kept: Tensors) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """With DoRA, the scaled gradient [tokens, out] and the magnitude's gradient; else the gradient unchanged."""
+    """With DoRA, the scaled gradient [tokens, out] and the magnitude's gradient. Otherwise the unchanged gradient."""
     magnitude, scale, combined = kept[3:]
     if magnitude is None or scale is None or combined is None:
         return grad, None
@@ -198,12 +202,13 @@ def adapter_gradients(grad: torch.Tensor, x: torch.Tensor, kept: Tensors, frozen
 
 
 def _wide_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """`torch.mm(left, right, out_dtype=torch.float32).mul_(scale)`: only the product."""
+    """`torch.mm(left, right, out_dtype=torch.float32).mul_(scale)`: allocates only the product."""
     return torch.empty((left.shape[0], right.shape[1]), dtype=torch.float32, device=left.device)
 
 
 def add_base_gradient(grad_x: torch.Tensor | None, grad: torch.Tensor, frozen: Frozen) -> torch.Tensor:
-    """The input's gradient through the base weight, which is dequantised again: into `grad_x`, or a new tensor."""
+    """The input's gradient through the base weight, which is dequantised again. It is added to `grad_x`, or is a new
+    tensor."""
     weight = dequantise(frozen.weight, frozen.quant_state)
     if weight.dtype != grad.dtype:
         weight = weight.to(grad.dtype)
@@ -213,7 +218,7 @@ def add_base_gradient(grad_x: torch.Tensor | None, grad: torch.Tensor, frozen: F
 
 
 def cast(trained: Tensors, dtype: torch.dtype) -> Tensors:
-    """A and B as they are kept, in the input's dtype, and the adapter's bias."""
+    """The tensors that are kept: A and B in the input's dtype, and the adapter's bias."""
     lora_a, lora_b, lora_bias, _ = trained
     return (None if lora_a is None else lora_a.to(dtype)), (None if lora_b is None else lora_b.to(dtype)), lora_bias
 

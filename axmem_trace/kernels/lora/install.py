@@ -1,4 +1,4 @@
-"""Installing axolotl's LoRA kernels into a peft model, layer by layer, under the conditions that axolotl checks.
+"""Installs axolotl's LoRA kernels in a peft model, layer by layer, under the conditions that axolotl checks.
 
 Source: axolotl 0.19 `monkeypatch/lora_kernels.py` (`apply_lora_kernel_patches`, `patch_self_attn_lora`,
 `get_attention_cls_from_config`, `find_self_attn_in_layer`, `find_linear_attn_in_layer`, `find_mlp_in_layer`,
@@ -42,7 +42,7 @@ key_states = self.k_norm(self.k_proj(hidden_states).view(hidden_shape)).transpos
 """,
     "self.q_proj(hidden_states).view(*input_shape, -1, self.head_dim * 2), 2, dim=-1",
 )
-"""One of these marks an attention whose forward axolotl can rewrite (`QKV_PATCHES`)."""
+"""axolotl can rewrite an attention's forward if it contains one of these texts (`QKV_PATCHES`)."""
 _REWRITES = frozenset({"qkv", "o"})
 """The kernels for which axolotl rewrites the attention's forward."""
 _O_LINE = "attn_output = self.o_proj(attn_output)"
@@ -53,14 +53,14 @@ _ATTENTION = {
     "mistral3": ("mistral", "MistralAttention"),
     "gemma3_text": ("gemma3", "Gemma3Attention"),
 }
-"""Attention classes that axolotl names; any other is `<Prefix>Attention` (`get_attention_cls_from_config`)."""
+"""Attention classes that axolotl names. Others are called `<Prefix>Attention` (`get_attention_cls_from_config`)."""
 _REWRITTEN_OTHERWISE = ("gemma4", "gemma4_text")
-"""axolotl's own attention forward for these calls the kernels."""
+"""For these types axolotl has its own attention forward, which calls the kernels."""
 _GATED_DELTA = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
 
 
 def install_lora_kernels(site: Site) -> None:
-    """Replaces the forwards of the layers that qualify; a note says which do not, and why."""
+    """Replace the forwards of layers that fulfil axolotl's conditions. A note says which layers do not, and why."""
     wanted = site.recipe.kernels.lora
     if not wanted & {"mlp", "qkv", "o"} or not hasattr(site.model, "peft_config"):
         return
@@ -71,8 +71,8 @@ def install_lora_kernels(site: Site) -> None:
         _skip(site, wanted, "they cannot read int8 weights")
         return
     if getattr(site.model, "quantization_method", None) in ("gptq", "awq"):
-        why = "they multiply by `weight`, which most packed layers do not have, and the run then stops: set these keys to "
-        why += "false; axolotl switches them on by itself where the configuration has none of them"
+        why = "they use `weight`, which most packed layers do not have, so the run fails: set these keys to "
+        why += "false; axolotl switches them on if the configuration has none of them"
         _skip(site, wanted, why)
         return
     layers = _find_layers(site)
@@ -120,14 +120,14 @@ def _install_attention(site: Site, layer: nn.Module, wanted: frozenset[str]) -> 
 
 
 def _can_rewrite(site: Site, layers: list[nn.Module]) -> bool:
-    """True if axolotl's `patch_self_attn_lora` finds its lines in the forward of the attention class that it looks up;
-    otherwise it fails. It may also rewrite a class that the model does not use, which changes nothing."""
+    """True if axolotl's `patch_self_attn_lora` finds its lines in the forward of the attention class that it looks up.
+    Otherwise the run fails. axolotl may also rewrite a class that the model does not use, which has no effect."""
     if site.model_type in _REWRITTEN_OTHERWISE:
         return True
     module, name = _ATTENTION.get(site.model_type, (site.model_type, f"{class_prefix(site.model_type)}Attention"))
     kind = getattr(modeling_module(module), name, None)
     if site.model_type.startswith("gemma4_unified"):
-        text = "axolotl attaches the QKV and O kernels to this architecture with fused_attn_kernel only"
+        text = "axolotl installs the QKV and O kernels in this architecture only with fused_attn_kernel"
     elif kind is None:
         _refuse(site, _REWRITES, f"axolotl finds no attention class {name} for its LoRA kernels")
         return False
@@ -135,7 +135,7 @@ def _can_rewrite(site: Site, layers: list[nn.Module]) -> bool:
         _refuse(site, _REWRITES, f"axolotl cannot rewrite {name}.forward for its LoRA kernels")
         return False
     elif not any(isinstance(module, kind) for layer in layers for module in layer.children()):
-        text = f"axolotl rewrites {name}.forward, which this model does not use: q, k, v and o run as they are"
+        text = f"axolotl rewrites {name}.forward, which this model does not use: q, k, v and o run unchanged"
     else:
         return True
     site.note(Note(kind="warning", key=LORA_KERNEL_KEYS["qkv"], text=text))
@@ -148,7 +148,8 @@ def _has_lines(source: str) -> bool:
 
 
 def _install_group(site: Site, owner: Any, names: list[str], order: Order) -> None:
-    """The first projection computes the outputs of the whole group; each other one returns its output when called."""
+    """Make the first projection compute the outputs of the whole group. Each other projection returns its output when it
+    is called."""
     waiting: dict[str, torch.Tensor] = {}
 
     def compute_all(self: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -174,7 +175,8 @@ def _wide_gradients(site: Site) -> bool:
 
 
 def _install_linear_attention(site: Site, layer: nn.Module, wanted: frozenset[str]) -> None:
-    """Gated delta nets, in axolotl's own forward for packed rows of Qwen3.5 (`models/qwen3_5/modeling.py`)."""
+    """Install the kernels in gated delta nets: axolotl's own forward for packed rows of Qwen3.5
+    (`models/qwen3_5/modeling.py`)."""
     mixer: Any = getattr(layer, "linear_attn", None)
     if mixer is None or not (site.recipe.batch.packed and site.model_type in _GATED_DELTA):
         return
@@ -213,7 +215,7 @@ def _activation(config: Any) -> str:
 
 
 def _install_embedding(site: Site) -> None:
-    """`_patch_embedding_layers`: an embedding that has its own adapter."""
+    """Install the kernel in embeddings that have an adapter (`_patch_embedding_layers`)."""
     for embedding in _embeddings(site.base):
         if hasattr(embedding, "lora_embedding_A"):
             site.replace_forward(embedding, run_embedding)
@@ -242,15 +244,17 @@ def _have_adapters(site: Site, layers: list[nn.Module], kernel: str) -> bool:
 
 
 def _skip(site: Site, wanted: frozenset[str], why: str) -> None:
-    """One warning for all of them: axolotl may have switched them on by itself."""
+    """Add one warning for all kernels, because axolotl may have switched them on itself."""
     keys = [LORA_KERNEL_KEYS[kernel] for kernel in sorted(wanted)]
     text = f"the LoRA kernels ({', '.join(keys)}) are not in the figures: {why}"
     site.note(Note(kind="warning", key=keys[0], text=text))
 
 
 def _refuse(site: Site, kernels: frozenset[str], problem: str) -> None:
-    """axolotl fails while it patches the model. Source: `patch_self_attn_lora` (two asserts), `get_layers` and
-    `apply_lora_kernel_patches` (NotImplementedError)."""
+    """Add a refusal: axolotl fails while it patches the model.
+
+    Source: `patch_self_attn_lora` (two asserts), `get_layers` and `apply_lora_kernel_patches` (NotImplementedError).
+    """
     asked = [LORA_KERNEL_KEYS[kernel] for kernel in ("qkv", "o", "mlp") if kernel in site.recipe.kernels.lora & kernels]
     in_file = [key for key in asked if key in site.recipe.written]
     if not in_file:

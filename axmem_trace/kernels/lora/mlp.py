@@ -1,8 +1,8 @@
 """axolotl's fused LoRA MLP: gate, up, activation and down in one autograd function.
 
 Source: axolotl 0.19 `kernels/lora.py` (`LoRA_MLP`, `apply_lora_mlp_swiglu`, `apply_lora_mlp_geglu`),
-`kernels/swiglu.py` and `geglu.py`: the activation's backward overwrites the incoming gradient with the product, and the
-kept gate and up with their gradients.
+`kernels/swiglu.py` and `geglu.py`. The activation's backward overwrites the incoming gradient with the product. It
+overwrites the kept gate and up with their gradients.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from axmem_trace.kernels.lora.projection import Frozen, Projection, drop, projec
 
 
 def run_mlp(self: Any, x: torch.Tensor, *, wide_gradients: bool = False) -> torch.Tensor:
-    """Replaces the MLP's forward: x [batch, tokens, hidden]. One dropout for gate and up, none before down."""
+    """Replaces the MLP's forward: x [batch, tokens, hidden]. Gate and up share one dropout; down has none."""
     projections = [
         read_projection(layer, wide_gradients=wide_gradients)
         for layer in (self.gate_proj, self.up_proj, self.down_proj)

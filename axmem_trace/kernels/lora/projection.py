@@ -1,4 +1,4 @@
-"""The parts of axolotl's LoRA kernels: a projection's weights, dequantisation, and the product with its adapter.
+"""The parts of axolotl's LoRA kernels: a projection's weights, dequantisation, and the matmul with its adapter.
 
 Source: axolotl 0.19 `kernels/lora.py` (`get_lora_parameters`, `matmul_lora`, `_lora_only`, `_compute_dora_scale`),
 `kernels/quantize.py` (`dequantize`, `_ctypes_nf4_dequant`), `kernels/dora.py` (`triton_dora_scale`).
@@ -15,7 +15,7 @@ from torch import nn
 from axmem_trace.models.quantisation.staged import is_staged, read_weight
 
 DORA_CACHE = "_axmem_dora_norm"
-"""Attribute of a magnitude vector under which the norms of the last adapter versions are kept, as axolotl does."""
+"""The attribute of a magnitude vector that caches the norms for the latest version of the adapter, as in axolotl."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Frozen:
     quant_state: Any
     scaling: float
     wide_gradients: bool = False
-    """The gradients of A and B leave the kernel in fp32, as the parameters are (axolotl 0.20 `_gradient_mm`)."""
+    """The kernel returns the gradients of A and B in fp32, the parameters' dtype (axolotl 0.20 `_gradient_mm`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,13 @@ class Projection:
 
     @classmethod
     def of(cls, frozen: Frozen, trained: tuple[torch.Tensor | None, ...]) -> Projection:
-        """The projection of a frozen part and the tuple that `trained` returns."""
+        """Make a projection from its frozen part and the tuple that `trained` returns."""
         lora_a, lora_b, lora_bias, magnitude = trained
         return cls(frozen, lora_a, lora_b, lora_bias, magnitude)
 
     @property
     def trained(self) -> tuple[torch.Tensor | None, ...]:
-        """What autograd sees, in the order of the functions' arguments."""
+        """The tensors that autograd sees, in the order of the functions' arguments."""
         return self.lora_a, self.lora_b, self.lora_bias, self.magnitude
 
 
@@ -57,7 +57,7 @@ def read_projection(layer: Any, *, wide_gradients: bool = False) -> Projection:
     """The weights of a peft `lora.Linear`, or of a plain linear layer.
 
     Args:
-        wide_gradients: gradients of fp32 adapters are made in fp32.
+        wide_gradients: gradients of fp32 adapters are computed in fp32.
     """
     linear = getattr(layer, "base_layer", layer)
     weight, quant_state = _read_weight(linear)
@@ -85,7 +85,7 @@ def read_projection(layer: Any, *, wide_gradients: bool = False) -> Projection:
 
 
 def _read_weight(linear: Any) -> tuple[torch.Tensor, Any]:
-    """The weight and its quantisation state; a staged weight is whole, and has none."""
+    """The weight and its quantisation state. A staged weight is read unpacked, without a state."""
     if is_staged(linear):
         with torch.no_grad():
             return read_weight(linear), None
@@ -93,7 +93,7 @@ def _read_weight(linear: Any) -> tuple[torch.Tensor, Any]:
 
 
 def drop(projection: Projection, x: torch.Tensor, training: bool) -> torch.Tensor | None:
-    """The adapter's input, if it differs from the kernel's input: one dropout for all projections of a kernel."""
+    """The adapter's input after dropout; None if there is no dropout. All projections of a kernel share one dropout."""
     if projection.dropout is None or isinstance(projection.dropout, nn.Identity) or not training:
         return None
     dropped: torch.Tensor = projection.dropout(x)
@@ -101,8 +101,11 @@ def drop(projection: Projection, x: torch.Tensor, training: bool) -> torch.Tenso
 
 
 def dequantise(weight: torch.Tensor, quant_state: Any) -> torch.Tensor:
-    """The weight in its compute dtype. For double quantisation the fp32 scales are computed again in each call; nothing
-    is cached between calls. A packed weight that is given transposed ([1, n]) is returned transposed."""
+    """The weight in its compute dtype.
+
+    For double quantisation each call computes the fp32 scales again; nothing is cached between calls. If a packed weight
+    is passed transposed ([1, n]), the result is transposed too.
+    """
     if quant_state is None:
         return weight
     if weight.dtype == torch.float8_e4m3fn:
@@ -140,7 +143,7 @@ def project(
     """`matmul_lora`: x [..., in] to [..., out], base and adapter in one tensor.
 
     Args:
-        with_adapter: False for only the base without bias, as DoRA needs it.
+        with_adapter: False: only the base without bias, which DoRA needs.
         transposed: the direction of the gradient, [..., out] to [..., in].
     """
     frozen = projection.frozen
@@ -177,9 +180,9 @@ def adapter_output(x: torch.Tensor, projection: Projection) -> torch.Tensor:
 
 
 def dora_scale(projection: Projection, dtype: torch.dtype) -> torch.Tensor:
-    """`_compute_dora_scale` with its Triton kernel: magnitude over the norm of base and adapter, [out].
+    """`_compute_dora_scale` with its Triton kernel: magnitude divided by the norm of base and adapter, [out].
 
-    The norms are stored on the magnitude until the adapter's weights change, so a recomputation uses them again.
+    The norms are stored on the magnitude until the adapter's weights change. So a recomputation uses them again.
     """
     frozen, lora_a, lora_b, magnitude = projection.frozen, projection.lora_a, projection.lora_b, projection.magnitude
     assert lora_a is not None

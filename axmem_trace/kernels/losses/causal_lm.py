@@ -1,8 +1,8 @@
-"""A causal language model whose loss is computed from the hidden states, without logits: the forward by which Liger and
-Cut Cross Entropy replace transformers' own.
+"""The forward of a causal language model that computes the loss from hidden states, without logits. Liger and Cut Cross
+Entropy replace transformers' own forward with it.
 
 Source: liger-kernel 0.8.1 `transformers/model/llama.py` (`lce_forward`); cut-cross-entropy `transformers/llama.py`
-(`cce_forward`): the decoder runs, its first output goes to the loss with `lm_head.weight`, `logits` stays empty.
+(`cce_forward`). The decoder runs, its first output and `lm_head.weight` are passed to the loss, and `logits` is empty.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _LOSS_KWARGS = ("num_items_in_batch", "shift_labels")
 def replace_causal_lm_loss(
     site: Site, compute: HiddenLoss, *, in_evaluation: bool, key: str, scale: Callable[..., torch.Tensor] | None = None
 ) -> bool:
-    """Make the model's forward compute its loss from hidden states if there are labels; returns False if it cannot.
+    """Make the model's forward compute its loss from hidden states if there are labels. Returns False if it cannot.
 
     Args:
-        in_evaluation: also in evaluation; if False, the model's own forward runs there, which makes logits.
+        in_evaluation: also in evaluation. If False, evaluation runs the model's own forward, which computes logits.
         key: the configuration's key, for notes.
-        scale: applied to the hidden states first, where an architecture scales its logits.
+        scale: applied to the hidden states first, if the architecture scales its logits.
     """
     base = site.base
     head = base.get_output_embeddings()
@@ -39,7 +39,9 @@ def replace_causal_lm_loss(
         site.note(Note(kind="warning", key=key, text=text))
         return False
     if hasattr(head, "lora_A"):
-        text = "the fused loss reads the head's base weight: the LoRA adapter on lm_head takes no part in training"
+        text = (
+            "the fused loss reads the head's base weight: the LoRA adapter on lm_head has no effect and is not trained"
+        )
         site.note(Note(kind="warning", key=key, text=text))
     original = base.forward
 

@@ -1,9 +1,10 @@
-"""Cut Cross Entropy: the loss from hidden states and head, block by block in shared memory; logits are never stored.
+"""Cut Cross Entropy: computes the loss from hidden states and head, block by block in shared memory. Logits are never
+stored.
 
 Source: cut-cross-entropy 25.1.1 `cce.py` (`LinearCrossEntropyFunction`, `cce_linear_cross_entropy`),
 `cce_lse_forward.py`, `indexed_dot.py`, `cce_backward.py`, `utils.py` (`_build_flat_valids`); axolotl 0.19
-`integrations/cut_cross_entropy/__init__.py`. axolotl installs a fork, pinned by commit, that is on no package index. The
-source that was read is the published package; the fork has the same kernels.
+`integrations/cut_cross_entropy/__init__.py`. axolotl installs a fork, pinned by commit, that is in no package index. We
+read the source of the published package; the fork has the same kernels.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ REFUSED = ("paddleocr_vl",)
 
 class CutCrossEntropy(torch.autograd.Function):
     """Keeps hidden states and head (no copies), an fp32 logsumexp per token, targets, the indices of valid tokens and
-    an fp32 mean logit per vocabulary entry; backward makes both gradients together, and int32 locks."""
+    an fp32 mean logit per vocabulary entry. Backward computes both gradients together, and allocates int32 locks."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> Any:
@@ -68,7 +69,7 @@ class CutCrossEntropy(torch.autograd.Function):
             hidden.new_zeros(-(-rows // num_columns), num_columns, dtype=torch.int32)
             for rows in (valid.shape[0], head.shape[0])
         ]
-        grad_head = None if grad_head is None else grad_head.to(head.dtype)  # while order and locks are still there
+        grad_head = None if grad_head is None else grad_head.to(head.dtype)  # order and locks are still alive
         del order, locks
         return grad_hidden, grad_head, None, None
 
@@ -80,8 +81,10 @@ def cut_causal_lm_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
     shift_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Replaces `apply_lce`: hidden [batch, tokens, width], weight [vocabulary, width], labels [batch, tokens]; the
-    shift happens in the kernel's indices. Every token except the last of a row is assumed to have a label."""
+    """Replaces `apply_lce`: hidden [batch, tokens, width], weight [vocabulary, width], labels [batch, tokens].
+
+    The kernel's indices do the shift. Every token except the last of a row is assumed to have a label.
+    """
     target = labels if shift_labels is None else shift_labels
     hidden, target = hidden.contiguous(), target.contiguous()
     valid = _flat_valids(target if shift_labels is not None else target[..., 1:])
@@ -90,7 +93,7 @@ def cut_causal_lm_loss(
 
 
 def _flat_valids(target: torch.Tensor) -> torch.Tensor:
-    """`_build_flat_valids`: a mask, its indices as int64 pairs, as int32 pairs, and summed."""
+    """`_build_flat_valids`: allocates a mask, its indices as int64 pairs, as int32 pairs, and their sums."""
     mask = target != IGNORE
     pairs = torch.empty(target.numel(), target.ndim, dtype=torch.int64, device=target.device).to(torch.int32)
     del mask
@@ -98,7 +101,7 @@ def _flat_valids(target: torch.Tensor) -> torch.Tensor:
 
 
 def install_cut_cross_entropy(site: Site) -> None:
-    """In training and in evaluation (`PatchOptions.train_only` is off)."""
+    """Install it for training and evaluation (`PatchOptions.train_only` is off)."""
     if site.recipe.loss.path != "cut_cross_entropy":
         return
     kind = site.model_type
@@ -117,12 +120,12 @@ def install_cut_cross_entropy(site: Site) -> None:
 
 
 def _refuse(problem: str) -> RefusalNote:
-    text = f"{problem} (the figures are with the model's own loss, which makes logits)"
+    text = f"{problem} (the figures are with the model's own loss, which computes logits)"
     return RefusalNote(key=KEY, text=text, remedy="set `cut_cross_entropy: false`, or remove its plugin")
 
 
 def _logit_scale(config: Any) -> Any:
-    """The factor by which Cohere and Granite scale their logits; without logits, it is applied to the hidden states."""
+    """The factor by which Cohere and Granite scale their logits. Without logits, it is applied to the hidden states."""
     text = text_part(config)
     factor = getattr(text, "logit_scale", None) or getattr(text, "logits_scaling", None)
     if not isinstance(factor, int | float) or factor == 1:

@@ -1,4 +1,4 @@
-"""axolotl's distillation loss: from hidden states and head to a loss, in chunks of tokens; forward makes the gradients.
+"""axolotl's distillation loss, computed from hidden states and head in chunks of tokens. Forward computes the gradients.
 
 Source: axolotl 0.19 `integrations/kd/kernels/liger.py` (`LigerFusedLinearKLTopKLogprobFunction`, compiled, chunks of
 1024 tokens) over liger-kernel's `chunked_loss/fused_linear_distillation.py`.
@@ -16,9 +16,12 @@ CHUNK_TOKENS = 1024
 
 
 class FusedLinearDistillation(torch.autograd.Function):
-    """Keeps the gradients of hidden states and head. The head's gradient is made even if the head does not train, and
-    again for each chunk before it is added. A chunk's logits exist three times: in the head's dtype, in fp32 for
-    the gradient into which the teacher's few tokens are scattered, and as the gradient."""
+    """Keeps the gradients of hidden states and head.
+
+    The head's gradient is computed even if the head does not train. Each chunk allocates its part before it is added. A
+    chunk's logits exist three times: in the head's dtype, in fp32 (the gradient into which the teacher's few tokens are
+    scattered), and as the gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -40,7 +43,7 @@ class FusedLinearDistillation(torch.autograd.Function):
 
 
 def _chunk(hidden: torch.Tensor, weight: torch.Tensor, grad_weight: torch.Tensor) -> torch.Tensor:
-    """One chunk: its part of the head's gradient is added, its hidden states' gradient returned."""
+    """Adds one chunk's part of the head's gradient, and returns the gradient of its hidden states."""
     logits = hidden @ weight.t()
     scattered = torch.zeros(logits.shape, dtype=torch.float32, device=logits.device)
     grad_logits = torch.empty_like(logits)
@@ -51,6 +54,6 @@ def _chunk(hidden: torch.Tensor, weight: torch.Tensor, grad_weight: torch.Tensor
 
 
 def distillation_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """hidden [batch, tokens, width], weight [vocabulary, width], labels [batch, tokens] to a scalar."""
+    """The loss, a scalar, of hidden [batch, tokens, width], weight [vocabulary, width] and labels [batch, tokens]."""
     loss: torch.Tensor = FusedLinearDistillation.apply(hidden, weight, labels)
     return loss

@@ -14,7 +14,7 @@ from axmem_trace.kernels.losses.replacing import IGNORE
 
 
 class FlashCrossEntropy(torch.autograd.Function):
-    """Keeps its input logits and one fp32 number per row; no softmax is made. The gradient is a new matrix."""
+    """Keeps its input logits and one fp32 number per row, and allocates no softmax. The gradient is a new matrix."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,7 +40,7 @@ def fixed_cross_entropy(
     ignore_index: int = IGNORE,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """source [rows, vocabulary], target [rows] to a scalar."""
+    """The loss, a scalar, of source [rows, vocabulary] and target [rows]."""
     losses, _ = FlashCrossEntropy.apply(source, target)
     total: torch.Tensor = losses.sum()
     return total / (num_items_in_batch if num_items_in_batch is not None else (target != ignore_index).sum())

@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens, and entropies: TRL's Triton kernel, and its plain PyTorch code.
 
-`selective_log_softmax` and the functions like it choose the Triton kernel on a GPU and silently use PyTorch elsewhere,
-so a trace of TRL on meta would follow the wrong path. Source: TRL 1.14.1 `kernels/logprob_entropy.py`
+`selective_log_softmax` and similar functions choose the Triton kernel on a GPU, and PyTorch without a warning elsewhere.
+So a trace of TRL on meta would run the wrong code. Source: TRL 1.14.1 `kernels/logprob_entropy.py`
 (`_LogProbEntropyFunction`), `trainer/utils.py` (`_supports_trl_loss_kernel`, `selective_log_softmax`,
 `entropy_from_logits`, `selective_log_softmax_and_entropy`).
 """
@@ -21,9 +21,9 @@ ENTROPY_ROWS = 128
 
 
 class LogProbabilities(Protocol):
-    """Logits [rows, tokens, vocabulary] and labels [rows, tokens] to fp32 values [rows, tokens].
+    """Computes fp32 values [rows, tokens] from logits [rows, tokens, vocabulary] and labels [rows, tokens].
 
-    Where the mask is zero, the value is zero.
+    A value is zero if its mask is zero.
     """
 
     def select(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
@@ -67,8 +67,8 @@ class TritonLogProbabilities:
 class _FusedLogProbEntropy(torch.autograd.Function):
     """Memory of TRL's kernel; its values are not computed.
 
-    Four fp32 numbers for each token, of which two are returned. Backward keeps the input logits (a view is not copied)
-    and writes one dense gradient in their dtype.
+    Allocates four fp32 numbers for each token, and returns two of them. Keeps the input logits for backward (a view is
+    not copied). Backward writes one dense gradient in their dtype.
     """
 
     @staticmethod
@@ -90,11 +90,13 @@ class _FusedLogProbEntropy(torch.autograd.Function):
 
 
 class AxolotlLogProbabilities:
-    """axolotl 0.19's own Triton kernels, which it puts in the place of TRL 1.9's functions: logits that are not dense, as
-    those without the last position of several rows are not, are copied, and the copy is kept for backward.
+    """axolotl 0.19's own Triton kernels, which replace TRL 1.9's functions.
+
+    Logits that are not dense are copied, and the copy is kept for backward. Logits of several rows without the last
+    position are not dense.
 
     Source: axolotl 0.19.0 `monkeypatch/trainer/utils.py`, `selective_log_softmax`, `_SelectiveLogSoftmaxTriton`,
-    `entropy_from_logits` (which copies nothing), put there by `loaders/patch_manager.py`.
+    `entropy_from_logits` (which copies nothing), installed by `loaders/patch_manager.py`.
     """
 
     def select(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
@@ -181,7 +183,7 @@ def _log_softmax_of(row: Tensor, index: Tensor) -> Tensor:
 
 
 def entropy_in_parts(logits: Tensor) -> Tensor:
-    """[rows, tokens] of logits [rows, tokens, vocabulary], `ENTROPY_ROWS` tokens at a time.
+    """The entropy [rows, tokens] of logits [rows, tokens, vocabulary], `ENTROPY_ROWS` tokens at a time.
 
     `reshape` copies logits that are not dense, such as those without the last position.
     """

@@ -1,6 +1,6 @@
 """The loss paths that start from logits: transformers 4's shifted copies, chunked cross-entropy, EAFT; distillation.
 
-Nothing is installed for `native`: then the loss is what the installed transformers does.
+Nothing is installed for `native`: the installed transformers computes the loss.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EAFT_TOP_K = 20
 
 
 def install_loss_path(site: Site) -> None:
-    """Replaces the loss function, or the model's forward, as `recipe.loss.path` says."""
+    """Replace the loss function or the model's forward by `recipe.loss.path`."""
     if site.recipe.loss.cross_entropy == "in_place":
         site.replace_attribute(F, "cross_entropy", in_place_cross_entropy)
     elif site.recipe.loss.cross_entropy == "flash":
@@ -49,7 +49,7 @@ def _install_flash(site: Site) -> None:
 def make_chunked_loss(num_chunks: int) -> Callable[..., torch.Tensor]:
     """axolotl 0.19 `monkeypatch/loss/chunked.py` (`for_causal_lm_chunked_loss`): chunks along the tokens.
 
-    With more than one row a chunk's rows are not contiguous, so `reshape` copies every chunk before the first loss.
+    With more than one row, a chunk's rows are not contiguous. So `reshape` copies every chunk before the first loss.
     """
 
     def chunked_loss(
@@ -77,8 +77,8 @@ def make_chunked_loss(num_chunks: int) -> Callable[..., torch.Tensor]:
 
 
 class CompiledChunkLoss(torch.autograd.Function):
-    """`F.cross_entropy(logits.float(), ...)` through torch.compile: one kernel reads the logits as they are and keeps
-    two fp32 numbers per row, maximum and logarithm of the sum; backward makes the gradient in the logits' dtype.
+    """`F.cross_entropy(logits.float(), ...)` with torch.compile: one kernel reads the logits in their dtype. It keeps two
+    fp32 numbers per row, maximum and logarithm of the sum. Backward computes the gradient in the logits' dtype.
 
     Inductor fuses the upcast, and its partitioner recomputes the softmax from the two (torch
     `_functorch/partitioners.py` `min_cut_rematerialization_partition`).
@@ -104,9 +104,10 @@ def _install_chunked(site: Site) -> None:
 
 
 def eaft_loss(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-    """axolotl 0.19 `monkeypatch/loss/eaft.py`: shifted copy, rows with labels picked out twice, each a full copy.
+    """axolotl 0.19 `monkeypatch/loss/eaft.py`: a shifted copy; then rows with labels are selected twice, each time as a
+    full copy.
 
-    logits [batch, tokens, vocabulary], fp32 where accelerate has converted them. Every token is taken to have a label.
+    logits [batch, tokens, vocabulary], in fp32 if accelerate has converted them. Every token is assumed to have a label.
     """
     shifted = logits[..., :-1, :].contiguous()
     targets = labels[..., 1:].contiguous().view(-1)
@@ -127,7 +128,7 @@ def eaft_loss(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: An
 
 
 def _indices(mask: torch.Tensor) -> torch.Tensor:
-    """What `tensor[mask]` looks up with: the int64 result of `nonzero`, here for a mask without zeros."""
+    """The indices of `tensor[mask]`: the int64 result of `nonzero`, here for a mask without zeros."""
     return torch.arange(mask.numel(), device=mask.device)
 
 
@@ -142,7 +143,7 @@ def _install_eaft(site: Site) -> None:
 
 
 def _install_distillation(site: Site) -> None:
-    """`AxolotlKDTrainer.compute_loss`: all hidden states are put out, and by accelerate copied to fp32."""
+    """`AxolotlKDTrainer.compute_loss`: the model returns all hidden states, and accelerate copies them to fp32."""
 
     def run(original: Callable[..., Any], labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any]) -> Any:
         outputs = _as_accelerate(site, original(**kwargs, output_hidden_states=True, logits_to_keep=1))
@@ -176,7 +177,7 @@ def _note_teacher(batch: Batch) -> Note:
 
 
 def _install_none(site: Site) -> None:
-    """No loss: the caller goes backward from the logits themselves."""
+    """No loss: the caller runs backward from the logits."""
 
     def run(original: Callable[..., Any], labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any]) -> Any:
         outputs = original(**kwargs)
@@ -186,7 +187,7 @@ def _install_none(site: Site) -> None:
 
 
 def _as_accelerate(site: Site, outputs: Any) -> Any:
-    """accelerate wraps the model's forward, so a loss outside of the model sees fp32 outputs."""
+    """accelerate wraps the model's forward, so a loss outside of the model gets fp32 outputs."""
     if site.recipe.precision.output_dtype != "float32":
         return outputs
     from accelerate.utils.operations import convert_to_fp32

@@ -1,4 +1,4 @@
-"""Where a loss is: a function in transformers' table, or the end of the model's forward."""
+"""Replaces a loss: a function in transformers' table, or the model's forward."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from axmem_trace.kernels.site import Site
 from axmem_trace.notes import Note
 
 IGNORE = -100
-"""The label of a token that takes no part in the loss (`torch.nn.functional.cross_entropy`, `ignore_index`)."""
+"""The label of a token that is ignored in the loss (`torch.nn.functional.cross_entropy`, `ignore_index`)."""
 
 
 def replace_loss_functions(site: Site, loss: Callable[..., torch.Tensor], *names: str) -> None:
-    """`loss` takes the place of these functions in transformers' table, where it has them."""
+    """Replace these functions by `loss`, if transformers' table has them."""
     from transformers.loss import loss_utils
 
     present = {name: loss for name in names if name in loss_utils.LOSS_MAPPING}
     site.replace_items(loss_utils.LOSS_MAPPING, present)
     used = getattr(site.base, "loss_type", None)
     if used is not None and used not in present:
-        text = f"{type(site.base).__name__} computes its loss as {used}, which this loss path does not replace"
+        text = f"{type(site.base).__name__} computes its loss with {used}, which this loss path does not replace"
         site.note(Note(kind="warning", key="loss_path", text=text))
 
 
 def replace_loss(site: Site, run: Callable[..., Any]) -> None:
-    """`run(original, labels, num_items, kwargs)` takes the place of the model's forward where labels are given."""
+    """Replace the model's forward by `run(original, labels, num_items, kwargs)` for calls with labels."""
     original = site.base.forward
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,10 +1,14 @@
-"""Log-probabilities and entropies from hidden states, without logits of the whole batch: what TRL's Liger keys run.
+"""Log-probabilities and entropies from hidden states, without logits of the whole batch. TRL's Liger keys select this.
 
-Source: TRL 1.14.1 `trainer/utils.py`, `_ChunkedLogProbFunction` (plain PyTorch, no kernel of liger-kernel). Tiles of
-2048 tokens x 8192 of the vocabulary. In bytes for each element of a tile: forward has the head's product 2, its fp32 copy
-4, and at its highest two exponentials and their product, 4 each: **18**, 288 MiB. Backward has 2 + 4, the probabilities,
-their gradient and two products of it: **22**, 352 MiB; and in fp32 the gradient of the hidden states, 4 N H, then that of
-the head where it trains, 4 V H, made at once for the whole vocabulary.
+Source: TRL 1.14.1 `trainer/utils.py`, `_ChunkedLogProbFunction` (plain PyTorch, no kernel of liger-kernel). A tile is 2048
+tokens x 8192 entries of the vocabulary. Bytes for each element of a tile:
+
+forward     the head's matmul 2, its fp32 copy 4, and at the peak two exponentials and their product, 4 each: **18**,
+            288 MiB
+backward    2 + 4, and 4 each for the probabilities, their gradient and two products with it: **22**, 352 MiB
+
+Backward also allocates fp32 gradients: 4 N H for the hidden states, then 4 V H for the head if it trains. The head's is
+allocated at once for the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -21,9 +25,10 @@ VOCABULARY_OF_TILE = 8192
 
 
 class TiledLogProbabilities(torch.autograd.Function):
-    """hidden [N, H], weight [V, H], bias [V] or None, labels [N] to log-probabilities and entropies, both fp32 [N].
+    """Computes log-probabilities and entropies, both fp32 [N], from hidden [N, H], weight [V, H], bias [V] or None, and
+    labels [N].
 
-    `temperature` divides the logits, `softcap` bounds them (None: it does not), `scale` multiplies them.
+    `temperature` divides the logits, `softcap` limits them (None: no limit), `scale` multiplies them.
     """
 
     @staticmethod
@@ -96,14 +101,14 @@ class _Tile:
         self._products = torch.empty(shape, device=hidden.device, dtype=dtype)
         self._logits = torch.empty(shape, device=hidden.device, dtype=torch.float32)
         self.bounded: Tensor | None = None
-        """In backward, where logits are bounded: the tangent of the tile at work."""
+        """In backward with a soft cap: the tanh of the current tile."""
 
     def starts(self) -> range:
-        """Where along the vocabulary the tiles begin."""
+        """The positions in the vocabulary at which tiles begin."""
         return range(0, self.weight.shape[0], VOCABULARY_OF_TILE)
 
     def logits(self, rows: Tensor, start: int, *, backward: bool = False) -> tuple[Tensor, Tensor, int]:
-        """Logits [tokens, tile] of `rows` as fp32, the head's weights of the tile, and where the tile ends."""
+        """Logits [tokens, tile] of `rows` in fp32, the head's weights of the tile, and the position where the tile ends."""
         end = min(start + VOCABULARY_OF_TILE, self.weight.shape[0])
         weight = self.weight[start:end].to(self.dtype)
         products = self._products[: rows.shape[0], : end - start]
@@ -140,7 +145,7 @@ def _sum_over_vocabulary(tile: _Tile, rows: Tensor, labels: Tensor) -> _Sums:
         logits, _weight, end = tile.logits(rows, start)
         highest = torch.maximum(sums.highest, logits.amax(dim=-1))
         rescale = torch.exp(sums.highest - highest)
-        exponentials = torch.exp(logits - highest.unsqueeze(-1))  # the last tile's is alive until this one's is there
+        exponentials = torch.exp(logits - highest.unsqueeze(-1))  # the previous tile's stay alive until then
         sums.exponentials = sums.exponentials * rescale + exponentials.sum(dim=-1)
         sums.weighted = sums.weighted * rescale + (exponentials * logits).sum(dim=-1)
         sums.highest = highest
@@ -158,7 +163,8 @@ def _add_gradients(
     given_entropy: tuple[Tensor, Tensor] | None,
     grads: list[Tensor | None],
 ) -> None:
-    """The gradients of some tokens, tile by tile of the vocabulary, added to those of hidden states, head and bias."""
+    """Adds the gradients of some tokens to those of hidden states, head and bias, one tile of the vocabulary at a
+    time."""
     hidden = tile.hidden[rows].to(tile.dtype)
     positions = torch.arange(hidden.shape[0], device=hidden.device)
     probabilities: Tensor | None = None

@@ -1,4 +1,4 @@
-"""What only older releases of the libraries do, for runs that were measured with them; `recipe.older` selects it.
+"""Behaviour of older releases of the libraries, for runs that were measured with them. `recipe.older` selects it.
 
 mean     PyTorch before 2.2: backward of a mean keeps its input
 caches   keys and values in the outputs; inputs of 4-bit layers

@@ -1,7 +1,7 @@
-"""What older libraries kept in spite of checkpointing: GPT-BigCode's cache, and the inputs of 4-bit layers.
+"""Tensors that older libraries kept despite checkpointing: GPT-BigCode's cache, and the inputs of 4-bit layers.
 
-For `--assume use_cache=true`, with which other trainers run a model whose configuration says so (axolotl switches the
-cache off: `loaders/utils.py` `check_model_config`), and `--assume bnb_keeps_inputs=true`.
+For `--assume use_cache=true` and `--assume bnb_keeps_inputs=true`. Other trainers use the cache if the model's
+configuration sets it. axolotl switches it off (`loaders/utils.py` `check_model_config`).
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from torch import nn
 from axmem_trace.kernels.site import Site
 
 PROJECTIONS = {"gpt_bigcode": "attn.c_attn"}
-"""Types whose forward, until transformers 4.49, did not switch the cache off under checkpointing: the layer that makes
-query, key and value at once. What is cached is a view, so the whole output of that layer stays
-(`modeling_gpt_bigcode.py`, `GPTBigCodeAttention.forward`: `present = key_value`, `GPTBigCodeModel.forward`:
-`presents.append(outputs[1])`)."""
+"""Model type -> the layer that computes query, key and value together.
+
+Until transformers 4.49 these types did not switch the cache off under checkpointing. A view is cached, so the whole
+output of that layer stays alive (`modeling_gpt_bigcode.py`, `GPTBigCodeAttention.forward`: `present = key_value`,
+`GPTBigCodeModel.forward`: `presents.append(outputs[1])`)."""
 
 
 def install_older_cache(site: Site) -> None:
-    """The outputs get `past_key_values`, as in those releases; they are freed when the caller drops the outputs."""
+    """Add `past_key_values` to the outputs, as in those releases. They are freed when the caller drops the outputs."""
     projection = PROJECTIONS.get(site.model_type)
     if not site.recipe.older.use_cache or not site.recipe.checkpointing.enabled or projection is None:
         return
@@ -29,7 +30,7 @@ def install_older_cache(site: Site) -> None:
     cached: list[list[torch.Tensor]] = []
 
     def keep(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        if cached:  # not while a layer is computed again
+        if cached:  # not during recomputation
             cached[-1].append(output[..., site.base.config.hidden_size :])
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -48,9 +49,11 @@ def install_older_cache(site: Site) -> None:
 
 
 def install_older_bitsandbytes(site: Site) -> None:
-    """The inputs of 4-bit layers stay alive as long as the graph: bitsandbytes until 0.43.1 kept them as an attribute of
-    the node (`autograd/_functions.py`, `MatMul4Bit.forward`: `ctx.tensors = (A, B)`). Non-reentrant checkpointing does
-    not free it, and the end of backward does not either."""
+    """Keep the inputs of 4-bit layers alive as long as the graph.
+
+    bitsandbytes until 0.43.1 kept them as an attribute of the node (`autograd/_functions.py`, `MatMul4Bit.forward`:
+    `ctx.tensors = (A, B)`). Neither non-reentrant checkpointing nor the end of backward frees them.
+    """
     if not site.recipe.older.bnb_keeps_inputs or site.recipe.quantisation.method != "bnb_4bit":
         return
     from bitsandbytes.autograd import _functions

@@ -1,6 +1,6 @@
-"""How transformers 4 computed a loss from logits, by version, and the in-place kernel that other trainers use for it.
+"""Computes a loss from logits as versions of transformers 4 did, or with the in-place kernel of other trainers.
 
-For `--assume loss_path=...` and `--assume cross_entropy=in_place`: a run of axolotl 0.19 has neither.
+For `--assume loss_path=...` and `--assume cross_entropy=in_place`. A run of axolotl 0.19 has neither.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from axmem_trace.kernels.losses.replacing import IGNORE, replace_loss, replace_l
 from axmem_trace.kernels.site import Site
 
 MAX_FUSED_SIZE = 65536
-"""Entries of a vocabulary that one program of the in-place kernel reduces."""
+"""The number of vocabulary entries that one program of the in-place kernel reduces."""
 
 
 class InPlaceCrossEntropy(torch.autograd.Function):
-    """A fused kernel that keeps the logits and one fp32 number per row, and in backward writes the gradient over them.
+    """A fused kernel that keeps the logits and one fp32 number per row. Backward writes the gradient into their memory.
 
     Source: Unsloth's `kernels/cross_entropy_loss.py`, as in fms-acceleration-foak 0.7.4 (`Fast_CrossEntropyLoss`).
     """
@@ -52,7 +52,7 @@ def in_place_cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Replaces `torch.nn.functional.cross_entropy`: input [rows, vocabulary], target [rows], to a scalar."""
+    """Replaces `torch.nn.functional.cross_entropy`: computes a scalar from input [rows, vocabulary] and target [rows]."""
     losses = InPlaceCrossEntropy.apply(input, target)
     total: torch.Tensor = losses.sum()
     return total / torch.count_nonzero(target != ignore_index) if reduction == "mean" else total
@@ -98,7 +98,7 @@ def upcast_shifted_copy(
     original: Any, labels: torch.Tensor, num_items: Any, kwargs: dict[str, Any], *, whole_slices: bool = False
 ) -> Any:
     """A forward that returns fp32 logits, as transformers until 4.45 did (`modeling_llama.py`,
-    `LlamaForCausalLM.forward`: `logits = logits.float()`): the half-precision ones are freed before the loss begins."""
+    `LlamaForCausalLM.forward`: `logits = logits.float()`). The half-precision logits are freed before the loss begins."""
     outputs = original(**kwargs)
     outputs["logits"] = outputs["logits"].float()
     return with_loss(outputs, shifted_loss(outputs["logits"], labels, num_items, whole_slices=whole_slices))
@@ -115,7 +115,7 @@ def shifted_copy_loss(
     **kwargs: Any,
 ) -> torch.Tensor:
     """`ForCausalLMLoss` of transformers 4.46 to 4.50 (`loss/loss_utils.py`): all logits in fp32, then a contiguous copy
-    of them without the last token. logits [batch, tokens, vocabulary] to a scalar."""
+    of them without the last token. Computes a scalar from logits [batch, tokens, vocabulary]."""
     from transformers.loss.loss_utils import fixed_cross_entropy
 
     logits = logits.float()
@@ -140,7 +140,7 @@ def _install_half_shifted_copy(site: Site) -> None:
 
 
 def _install_loss_in_forward(site: Site, run: Callable[..., Any]) -> None:
-    """A loss that the model's own forward computes while a name still refers to the last hidden states."""
+    """Install a loss that the model's own forward computes while a variable still keeps the last hidden states."""
     hidden: list[torch.Tensor] = []
     head = site.base.get_output_embeddings()
     site.stack.callback(head.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0])).remove)
@@ -159,4 +159,4 @@ OLDER_LOSSES: dict[str, Callable[[Site], None]] = {
     "upcast_shifted_copy": _install_upcast_shifted_copy,
     "half_shifted_copy": _install_half_shifted_copy,
 }
-"""By `loss.path`."""
+"""`loss.path` -> its installer."""

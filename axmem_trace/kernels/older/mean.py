@@ -1,4 +1,4 @@
-"""What PyTorch before 2.2 kept of a mean: `--assume mean_keeps_input=true`."""
+"""A mean whose backward keeps its input, as in PyTorch before 2.2: `--assume mean_keeps_input=true`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ RULES = Rules()
 
 @RULES.function(torch.mean, torch.Tensor.mean)
 def mean(context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The full input, although only its number of elements is needed: in an RMSNorm a second copy in fp32.
+    """Keeps the whole input, although only its number of elements is needed. In an RMSNorm that is a second fp32 copy.
 
-    Source: torch 2.1 `MeanBackward1` has `_saved_self`, as `mean_backward` in `derivatives.yaml` needs
-    `self.sym_numel()` and code generation saved the tensor for it; from 2.2 on it has `_saved_self_sym_numel`.
+    Source: torch 2.1 `MeanBackward1` has `_saved_self`: `mean_backward` in `derivatives.yaml` needs
+    `self.sym_numel()`, and code generation saved the tensor for it. From 2.2 on it has `_saved_self_sym_numel`.
     """
     result = call_original(function, args, kwargs)
     averaged = args[0] if args else kwargs["input"]

@@ -1,4 +1,4 @@
-"""causal-conv1d's depthwise convolution: only keeps its input, where `F.conv1d` with padding keeps three tensors.
+"""causal-conv1d's depthwise convolution: it keeps only its input; `F.conv1d` with padding keeps three tensors.
 
 Source: causal-conv1d 1.7.0 `causal_conv1d_interface.py` (`CausalConv1dFn`), `cpp_functions.py`, and
 `csrc/causal_conv1d.cpp`, which allocates no workspace (except under `torch.use_deterministic_algorithms`, which
@@ -15,7 +15,7 @@ from axmem_trace.kernels.scans.layouts import dense_along
 
 
 class CausalConv1d(torch.autograd.Function):
-    """The activation is part of the kernel: what is kept is the convolution's input, weight, bias and `seq_idx`."""
+    """Keeps the convolution's input, weight, bias and `seq_idx`. The activation is part of the kernel."""
 
     @staticmethod
     def forward(
@@ -68,6 +68,6 @@ def causal_conv1d_fn(
     final_states_out: torch.Tensor | None = None,
     activation: str | None = None,
 ) -> torch.Tensor:
-    """As `causal_conv1d.causal_conv1d_fn`; training passes neither initial nor final states."""
+    """Same as `causal_conv1d.causal_conv1d_fn`. Training passes neither initial nor final states."""
     out: torch.Tensor = CausalConv1d.apply(x, weight, bias, seq_idx)
     return out

@@ -1,4 +1,4 @@
-"""What flash-linear-attention's chunked kernels share: chunks, and the blocks of each stage.
+"""Shared code of flash-linear-attention's chunked kernels: chunks, and the blocks of each stage.
 
 Source: fla-core 0.5.2 `ops/common/chunk_delta_h.py`, `ops/utils/index.py`, `modules/l2norm.py`, `utils/_device.py`.
 """
@@ -24,12 +24,12 @@ _SHARED_MEMORY = {
     (10, 0): 232448,
     (10, 3): 232448,
 }
-"""Bytes of shared memory that one block may have, by compute capability (CUDA programming guide, table of technical
-specifications); 101376 on the others (8.6, 8.9, 12.x)."""
+"""Compute capability -> the most bytes of shared memory for one block (CUDA programming guide, table of technical
+specifications). Others (8.6, 8.9, 12.x) have 101376."""
 
 
 def widest_tile(context: KernelContext) -> int:
-    """`CONST_TILING`: by the card's shared memory (`check_shared_mem("hopper")`, `("ada")`)."""
+    """`CONST_TILING`, which depends on the card's shared memory (`check_shared_mem("hopper")`, `("ada")`)."""
     shared = _SHARED_MEMORY.get(context.compute_capability, 101376)
     if shared >= 232448:
         return 128
@@ -41,10 +41,10 @@ class Chunks:
     """How the tokens of a call are divided into chunks, sample by sample.
 
     Attributes:
-        count: chunks of one row.
-        sequences: rows, or samples where they are packed.
+        count: the number of chunks of one row.
+        sequences: the number of rows; with packed samples, the number of samples.
         bounds: `cu_seqlens`.
-        indices: sample and chunk within it, kept for backward if samples are packed.
+        indices: a sample and a chunk in it, for each chunk; kept for backward if samples are packed.
     """
 
     count: int
@@ -54,7 +54,7 @@ class Chunks:
 
     @classmethod
     def of(cls, context: KernelContext, tokens: torch.Tensor, bounds: torch.Tensor | None) -> Chunks:
-        """Of `tokens` [batch, length, ...]; a packed row has at least one chunk per sample."""
+        """The chunks of `tokens` [batch, length, ...]. A packed row has at least one chunk per sample."""
         batch, length = tokens.shape[:2]
         if bounds is None:
             return cls(num_chunks(length, CHUNK), batch)
@@ -68,7 +68,7 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The prepared inputs of a chunked kernel, alive while its forward runs."""
+    """The prepared inputs of a chunked kernel. They are alive while its forward runs."""
 
     given: tuple[torch.Tensor, ...]
     """Query, key, value, gate and beta, contiguous (`input_guard`)."""
@@ -93,7 +93,7 @@ def prepare(
 
 
 def make_chunked(function: type[torch.autograd.Function]) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
-    """The function that a package exports over its autograd function; training passes no initial state."""
+    """The function that a package exports for its autograd function. Training passes no initial state."""
 
     def chunked(
         q: torch.Tensor,
@@ -118,7 +118,7 @@ def make_chunked(function: type[torch.autograd.Function]) -> Callable[..., tuple
 
 
 def normalised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`l2norm_fwd`: the normalised tensor, and one fp32 value per row, both kept."""
+    """`l2norm_fwd`: the normalised tensor, and one fp32 value per row. Both are kept."""
     return torch.empty_like(x), fp32(x, *x.shape[:-1])
 
 
@@ -139,7 +139,7 @@ def pass_gradients(chunks: Chunks, q: torch.Tensor, value_grad: torch.Tensor) ->
 
 
 def summed_over_groups(gradient: torch.Tensor, heads: int) -> torch.Tensor:
-    """Where several value heads share a query and key head, their gradients are added up."""
+    """Sums the gradients of value heads that share a query and key head."""
     if gradient.shape[2] == heads:
         return gradient
     return gradient.unflatten(2, (heads, -1)).sum(3)

@@ -1,6 +1,6 @@
-"""The gated delta rule of Qwen3-Next, Qwen3.5 and OLMo-Hybrid, by chunks of 64 tokens.
+"""The gated delta rule of Qwen3-Next, Qwen3.5 and OLMo-Hybrid, in chunks of 64 tokens.
 
-It keeps its inputs (query and key normalised), the sums of the gate and a 64-wide triangle per token and head; the
+It keeps its inputs (query and key normalised), the sums of the gate, and a 64-wide triangle per token and head. The
 states of the chunks are freed when it returns. Source: fla-core 0.5.2 `ops/gated_delta_rule/chunk.py`
 (`ChunkGatedDeltaRuleFunction`), `chunk_fwd.py`, `wy_fast.py`, `ops/common/chunk_delta_h.py`, `ops/common/chunk_o.py`.
 """
@@ -68,7 +68,7 @@ class GatedDeltaRule(torch.autograd.Function):
 
 
 def _keys_and_values(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`recompute_w_u_fwd`: both per value head."""
+    """`recompute_w_u_fwd`: w and u, both per value head."""
     return k.new_empty((*v.shape[:3], k.shape[3])), torch.empty_like(v)
 
 
@@ -106,4 +106,4 @@ def _gradients(
 
 
 chunk_gated_delta_rule = make_chunked(GatedDeltaRule)
-"""As `fla.ops.gated_delta_rule.chunk_gated_delta_rule`."""
+"""Same as `fla.ops.gated_delta_rule.chunk_gated_delta_rule`."""

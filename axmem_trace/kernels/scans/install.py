@@ -1,4 +1,4 @@
-"""`install_scans`: puts the kernels' functions where transformers looks for them."""
+"""`install_scans`: replaces the functions of scans in transformers' modeling files."""
 
 from __future__ import annotations
 
@@ -31,63 +31,63 @@ _MAMBA: dict[str, Kernel] = {
     "mamba2_chunk_scan": mamba_chunk_scan_combined,
     "mamba2_split_conv1d_scan_combined": mamba_split_conv1d_scan_combined,
 }
-"""By the name that a modeling file gives to the function: what mamba-ssm 2.3.2 puts there."""
+"""Name of the function in a modeling file -> the function of mamba-ssm 2.3.2."""
 _FLA: dict[str, Kernel] = {
     "torch_chunk_gated_delta_rule": gated_delta.chunk_gated_delta_rule,
     "chunk_kimi_delta_attention": kda.chunk_kda,
 }
-"""The same for fla-core 0.5.2."""
+"""Name of the function in a modeling file -> the function of fla-core 0.5.2."""
 _CONV = "causal_conv1d_fn"
 _MAMBA_NOTE = Note(
     kind="ruled",
     key="mamba-ssm",
-    text="state-space layers as mamba-ssm 2.3.2 and causal-conv1d 1.7.0 keep memory. axolotl does not install them by "
-    "itself (`pip install mamba-ssm causal-conv1d`); without them transformers runs its own scan in torch, which "
-    "takes several times as much",
+    text="the figures for state-space layers are those of mamba-ssm 2.3.2 and causal-conv1d 1.7.0. axolotl does not "
+    "install these packages (`pip install mamba-ssm causal-conv1d`); without them transformers runs its own scan in "
+    "torch, which needs several times as much memory",
 )
 _FLA_NOTE = Note(
     kind="ruled",
     key="flash-linear-attention",
-    text="linear attention as fla-core 0.5.2, which axolotl installs, keeps memory (without it transformers runs its "
-    "own chunks in torch, which take several times as much)",
+    text="the figures for linear attention are those of fla-core 0.5.2, which axolotl installs (without it transformers "
+    "runs its own chunks in torch, which need several times as much memory)",
 )
 _CONV_NOTE = Note(
     kind="traced",
     key="causal-conv1d",
-    text="the short convolution is transformers' own, in torch: axolotl does not install causal-conv1d, with which "
-    "this layer would keep one tensor less",
+    text="the short convolution is transformers' own, in torch: axolotl does not install causal-conv1d, which would "
+    "keep one tensor less in this layer",
 )
 _PACKED_CONV_NOTE = Note(
     kind="ruled",
     key="causal-conv1d",
-    text="packed samples go through the short convolution of fla-core 0.5.2, as axolotl's patch has it",
+    text="packed samples use the short convolution of fla-core 0.5.2, as in axolotl's patch",
 )
 _QUANTISED_NOTE = Note(
     kind="warning",
     key="mamba-ssm.quantised",
-    text="mamba-ssm's fused training kernel multiplies by the projections' weights itself, and cannot read quantised ones. "
-    "The layer is traced as separate convolution and scan, as axolotl 0.19 does it for Nemotron-H only: "
-    "with mamba-ssm installed this run would stop at its first layer; keep the state-space layers' projections out of "
-    "the quantisation",
+    text="mamba-ssm's fused training kernel multiplies by the projections' weights itself, and cannot read quantised "
+    "weights. The figures are those of a separate convolution and scan, which axolotl 0.19 uses only for Nemotron-H. With "
+    "mamba-ssm installed, this run would fail in its first layer; exclude the state-space layers' projections from "
+    "quantisation",
 )
 _RWKV_NOTE = Note(
-    kind="ruled", key="rwkv", text="attention as the `wkv` kernel that transformers 5 loads from the Hub on a GPU"
+    kind="ruled", key="rwkv", text="attention is the `wkv` kernel, which transformers 5 loads from the Hub on a GPU"
 )
 
 _XLSTM_NOTE = Note(
     kind="assumed",
     key="xlstm",
-    text="the layers are transformers' own torch code, which runs where the package xlstm is not installed; with it, "
+    text="the layers are transformers' own torch code, which runs if the package xlstm is not installed; with it, "
     "its kernels keep other tensors",
 )
 
 
 def install_scans(site: Site) -> None:
-    """While open, every loaded modeling file finds mamba-ssm and flash-linear-attention installed.
+    """Make loaded modeling files use the functions of mamba-ssm and flash-linear-attention, until the site is closed.
 
-    Source: transformers 5 `integrations/hub_kernels.py`, `use_kernel_func_from_hub_with_fallback`: the function in the
-    modeling file is the package's if the package can be imported, with the keyword arguments that it knows; else it
-    is a loop in torch, whose memory is very different.
+    Source: transformers 5 `integrations/hub_kernels.py`, `use_kernel_func_from_hub_with_fallback`. If the package can be
+    imported, the modeling file calls the package's function with the keyword arguments that it knows. Otherwise it runs a
+    loop in torch, whose memory is very different.
     """
     samples = watch_packed_samples(site)
     for module in loaded_modeling_files():
@@ -98,7 +98,7 @@ def install_scans(site: Site) -> None:
 
 
 def _replacements(context: KernelContext, module: ModuleType, samples: PackedSamples) -> Iterator[tuple[str, Kernel]]:
-    """Functions of one modeling file, by name."""
+    """Name -> the kernel that replaces it in one modeling file."""
     found = vars(module)
     if "rwkv_linear_attention" in found:
         yield "rwkv_linear_attention", _adapted(context, rwkv_linear_attention, _RWKV_NOTE, samples)
@@ -116,10 +116,10 @@ def _replacements(context: KernelContext, module: ModuleType, samples: PackedSam
 def _adapted(
     context: KernelContext, kernel: Kernel, note: Note, samples: PackedSamples, *, refused: Note | None = None
 ) -> Kernel:
-    """The kernel, called with the keyword arguments that it knows, and named in the report once it runs.
+    """The kernel, called with the keyword arguments that it knows. When it runs, it adds a note to the report.
 
     Args:
-        refused: the note for a kernel that returns nothing.
+        refused: the note for a kernel that returns None.
     """
     known = frozenset(inspect.signature(kernel).parameters)
     fixed: dict[str, Any] = {"num_sms": num_sms(context), "context": context}

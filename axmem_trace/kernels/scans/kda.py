@@ -1,7 +1,7 @@
 """Kimi delta attention: a gate per key channel.
 
 Source: fla-core 0.5.2 `ops/kda/chunk.py` (`ChunkKDAFunction`), `chunk_fwd.py`, `chunk_bwd.py`, `chunk_intra.py`,
-`wy_fast.py`, with the gate computed outside, as transformers 5 does.
+`wy_fast.py`. The gate is computed outside, as in transformers 5.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from axmem_trace.kernels.scans.layouts import fp32, num_chunks
 from axmem_trace.tracing.context import KernelContext
 
 _DIAGONAL = 16
-"""Width of the diagonal blocks with which solving the triangle begins."""
+"""The width of the diagonal blocks that are solved first in a triangle."""
 _TILE = 32
 """Key channels per partial sum of beta's gradient (`BK` in `chunk_kda_bwd_intra`)."""
 
 
 class KimiDelta(torch.autograd.Function):
-    """Keeps its inputs (query and key normed), the gate and its sums in fp32, and two 64-wide triangles per head."""
+    """Keeps its inputs (query and key normalised), the gate and its sums in fp32, and two 64-wide triangles per head."""
 
     @staticmethod
     def forward(
@@ -93,7 +93,7 @@ class KimiDelta(torch.autograd.Function):
 
 
 def _keys_and_values(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`recompute_w_u_fwd`, which makes gated keys too."""
+    """`recompute_w_u_fwd`, which also computes gated keys."""
     per_value_head = (*v.shape[:3], k.shape[3])
     return k.new_empty(per_value_head), torch.empty_like(v), k.new_empty(per_value_head)
 
@@ -133,4 +133,4 @@ def _gradients(
 
 
 chunk_kda = make_chunked(KimiDelta)
-"""As `fla.ops.kda.chunk_kda`."""
+"""Same as `fla.ops.kda.chunk_kda`."""

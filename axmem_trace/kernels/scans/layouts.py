@@ -1,4 +1,4 @@
-"""The layouts that the kernels of this package need; an input with another layout is copied."""
+"""The memory layouts that the kernels of this package need. An input with another layout is copied."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import torch
 
 
 def last_dim_dense(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy if the last dimension is strided, as the kernels' host code makes it."""
+    """The tensor, or a copy if its last dimension is strided, as in the kernels' host code."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def dense_along(tensor: torch.Tensor, *dims: int) -> torch.Tensor:
-    """A copy unless one of these dimensions has stride 1."""
+    """The tensor, or a copy if none of these dimensions has stride 1."""
     return tensor if any(tensor.stride(dim) == 1 for dim in dims) else tensor.contiguous()
 
 
 def dense_or_none(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """A contiguous copy of a strided tensor; None stays None."""
+    """The tensor, or a contiguous copy if it is strided; None stays None."""
     return None if tensor is None else tensor.contiguous()
 
 
@@ -31,5 +31,5 @@ def num_chunks(length: int, chunk: int) -> int:
 
 
 def is_packed(weight: torch.Tensor | None) -> bool:
-    """True if bitsandbytes holds this weight quantised, in any storage dtype."""
+    """True if bitsandbytes has quantised this weight, in any storage dtype."""
     return weight is not None and (not weight.is_floating_point() or getattr(weight, "quant_state", None) is not None)

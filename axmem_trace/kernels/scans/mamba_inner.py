@@ -1,6 +1,6 @@
 """Mamba-1's training kernel: convolution, projections, scan and output projection as one function.
 
-It keeps the projected input, B, C, the states and the scan's output; backward recomputes the convolution and the time
+It keeps the projected input, B, C, the states and the scan's output. Backward recomputes the convolution and the time
 steps. Source: mamba-ssm 2.3.2 `ops/selective_scan_interface.py` (`MambaInnerFn`, at its checkpoint level 1).
 """
 
@@ -19,7 +19,7 @@ from axmem_trace.kernels.scans.selective_scan import scan_forward, scan_gradient
 
 @dataclass(frozen=True, slots=True)
 class Norms:
-    """Which of B, C and the time steps are normed inside (FalconMamba: all)."""
+    """Which of B, C and the time steps are normalised inside the kernel (FalconMamba: all)."""
 
     B: bool
     C: bool
@@ -27,7 +27,7 @@ class Norms:
 
 
 class MambaInner(torch.autograd.Function):
-    """With autocast on, the function itself casts the weights, and keeps the casts."""
+    """Under autocast the function itself casts the weights, and keeps the cast copies."""
 
     @staticmethod
     def forward(
@@ -150,7 +150,7 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _channels_first(tensor: torch.Tensor) -> torch.Tensor:
-    """[batch, channels, length] as one row per channel: a copy where there are several samples."""
+    """[batch, channels, length] as one row per channel: a copy if there are several samples."""
     return tensor.transpose(0, 1).reshape(tensor.shape[1], -1)
 
 
@@ -165,19 +165,19 @@ def _state_first(rows: torch.Tensor, batch: int) -> torch.Tensor:
 
 
 def _rows_of_state(tensor: torch.Tensor) -> torch.Tensor:
-    """The inverse, as a contiguous tensor."""
+    """The inverse of `_state_first`, as a contiguous tensor."""
     return tensor.squeeze(1).transpose(1, 2).reshape(-1, tensor.shape[2]).contiguous()
 
 
 def _normed_state(tensor: torch.Tensor) -> torch.Tensor:
-    """As rows, normalised (`rms_norm_forward`), and in the original layout again."""
+    """Converts to rows, normalises them (`rms_norm_forward`), and converts back to the original layout."""
     rows = _rows_of_state(tensor)
     normed, _ = torch.empty_like(rows), fp32(rows, len(rows))
     return _state_first(normed, len(tensor))
 
 
 def _normed_steps(rows: torch.Tensor, batch: int) -> torch.Tensor:
-    """The time steps, one row per token, normalised, and as [batch, channels, length] again."""
+    """Converts the time steps to one row per token, normalises them, and converts back to [batch, channels, length]."""
     normed, statistics = torch.empty_like(rows), fp32(rows, len(rows))
     del statistics
     return normed.unflatten(0, (batch, -1)).transpose(1, 2).contiguous()
@@ -202,10 +202,10 @@ def mamba_inner_fn(
     dt_rms_weight: torch.Tensor | None = None,
     b_c_dt_rms_eps: float = 1e-6,
 ) -> torch.Tensor | None:
-    """As `mamba_ssm.ops.selective_scan_interface.mamba_inner_fn` with B and C made from the input.
+    """Same as `mamba_ssm.ops.selective_scan_interface.mamba_inner_fn` with B and C computed from the input.
 
-    Returns None if a projection is quantised, as if the kernel were not installed: the kernel itself multiplies by the
-    weights, and cannot read packed ones.
+    Returns None if a projection is quantised, as if the kernel were not installed. The kernel itself multiplies by the
+    weights, and cannot read packed weights.
     """
     if any(is_packed(weight) for weight in (x_proj_weight, delta_proj_weight, out_proj_weight)):
         return None

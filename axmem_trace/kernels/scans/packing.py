@@ -1,8 +1,8 @@
-"""How axolotl passes the ends of packed samples to the scans.
+"""Passes the bounds of packed samples to the scans, as axolotl does.
 
-transformers' own modules pass no bounds to the kernels: state would leak from sample to sample. axolotl 0.19 replaces
-their forwards (`monkeypatch/models/*/modeling.py`): each layer computes the bounds from the position ids, and its
-kernels keep them.
+transformers' own modules pass no bounds to the kernels, so state would pass from one sample to the next. axolotl 0.19
+replaces their forwards (`monkeypatch/models/*/modeling.py`): each layer computes the bounds from the position ids, and
+its kernels keep them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from axmem_trace.kernels.site import Site
 from axmem_trace.notes import RefusalNote
 
 _BY_INDEX = frozenset({"NemotronHBlock"})
-"""Layers of Mamba-2, whose kernels take `seq_idx`: each token's sample (`monkeypatch/models/mamba_utils.py`)."""
+"""Layers of Mamba-2. Their kernels take `seq_idx`, the index of each token's sample
+(`monkeypatch/models/mamba_utils.py`)."""
 _BY_BOUNDS = frozenset({"Qwen3NextDecoderLayer", "Qwen3_5DecoderLayer", "Qwen3_5MoeDecoderLayer"})
-"""Layers of the gated delta rule, whose kernels take `cu_seqlens` (`get_cu_seqlens`)."""
+"""Layers of the gated delta rule. Their kernels take `cu_seqlens` (`get_cu_seqlens`)."""
 _SCANS = {**dict.fromkeys(_BY_INDEX, "mixer"), **dict.fromkeys(_BY_BOUNDS, "linear_attn")}
-"""By the layer's class: the submodule that needs the bounds."""
+"""The layer's class -> the submodule that needs the bounds."""
 _CANNOT_PACK = {"falcon_h1": "FalconH1DecoderLayer", "granitemoehybrid": "GraniteMoeHybridDecoderLayer"}
-"""axolotl 0.19's patches of these look for what transformers 5.16 no longer has (`is_fast_path_available`,
-`GraniteMoeHybridMambaLayer.cuda_kernels_forward`): `monkeypatch/models/falcon_h1/modeling.py`, `granitemoehybrid/`."""
+"""Model types that can't be packed -> the class of their layers. axolotl 0.19's patches use names that transformers 5.16
+no longer has (`is_fast_path_available`, `GraniteMoeHybridMambaLayer.cuda_kernels_forward`):
+`monkeypatch/models/falcon_h1/modeling.py`, `granitemoehybrid/`."""
 
 
 @dataclass(slots=True)
@@ -38,7 +40,7 @@ class PackedSamples:
 
 
 def watch_packed_samples(site: Site) -> PackedSamples:
-    """Each layer that axolotl patches for packing stores its bounds in the returned object, where its kernels find them."""
+    """Make each layer that axolotl patches for packing store its bounds in the returned object. Its kernels read them."""
     samples = PackedSamples()
     if site.recipe.batch.packed:
         for layer in site.model.modules():
@@ -48,10 +50,10 @@ def watch_packed_samples(site: Site) -> PackedSamples:
 
 
 def _watch(stack: ExitStack, layer: nn.Module, samples: PackedSamples) -> None:
-    """The layer gets the position ids, and its scan computes the bounds from them.
+    """Store the position ids when the layer is called. Its scan computes the bounds from them.
 
-    A layer's own hooks run once where transformers checkpoints its `forward` (5.24), and with each call where it
-    checkpoints the call (5.20); the hooks of the scan inside run in recomputation too.
+    transformers 5.24 checkpoints a layer's `forward`: the layer's own hooks run once. transformers 5.20 checkpoints the
+    call: they run again in recomputation. The hooks of the scan inside run in recomputation in both.
     """
     name = type(layer).__name__
     if name not in _BY_INDEX | _BY_BOUNDS or not _is_linear(layer):

@@ -11,7 +11,7 @@ import torch
 
 
 class Wkv(torch.autograd.Function):
-    """Keeps decay, first, key, value and output; float16 runs in fp32."""
+    """Keeps decay, first, key, value and output. With float16 it computes in fp32."""
 
     @staticmethod
     def forward(
@@ -52,6 +52,6 @@ def rwkv_linear_attention(
     state: Any = None,
     return_state: bool = False,
 ) -> tuple[torch.Tensor, Any]:
-    """The function of that name in the modeling file, as it runs on a GPU."""
+    """Replaces the function of the same name in the modeling file, as it runs on a GPU."""
     out, final = Wkv.apply(time_decay, time_first, key, value, return_state or state is not None)
     return out, None if final is None else [each.squeeze(2) for each in final.chunk(3, dim=2)]

@@ -1,4 +1,4 @@
-"""Mamba-1's scan: one fp32 state per 2048 tokens is kept, where the loop in Python keeps one per token.
+"""Mamba-1's scan: it keeps one fp32 state per 2048 tokens; the loop in Python keeps one per token.
 
 Source: mamba-ssm 2.3.2 `ops/selective_scan_interface.py` (`SelectiveScanFn`, `MambaInnerFn`) and
 `csrc/selective_scan/selective_scan.cpp` (`selective_scan_fwd`, `selective_scan_bwd`).
@@ -50,14 +50,14 @@ class SelectiveScan(torch.autograd.Function):
 
 
 def _in_order(gradients: tuple[torch.Tensor | None, ...], z_grad: torch.Tensor | None) -> Any:
-    """In the order of the inputs: z is between D and the bias."""
+    """The gradients in the order of the inputs: z is between D and the bias."""
     return *gradients[:6], z_grad, gradients[6]
 
 
 def scan_forward(
     u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, z: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """What `selective_scan_fwd` allocates: output, states in A's dtype (two values each), gated output."""
+    """The allocations of `selective_scan_fwd`: output, states in A's dtype (two values each), gated output."""
     gated = None if z is None else torch.empty_like(z)
     out = torch.empty_like(delta)
     batch, dim, seqlen = u.shape
@@ -74,7 +74,7 @@ def scan_gradients(
     D: torch.Tensor | None,
     delta_bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor | None, ...]:
-    """What `selective_scan_bwd` allocates, without dz: the gradients of B and C are summed in fp32 and then cast."""
+    """The allocations of `selective_scan_bwd`, except dz. The gradients of B and C are summed in fp32 and then cast."""
     u_grad, delta_grad, a_grad = torch.empty_like(u), torch.empty_like(delta), torch.empty_like(A)
     b_sum, c_sum = torch.empty_like(B, dtype=torch.float32), torch.empty_like(C, dtype=torch.float32)
     d_grad = None if D is None else torch.empty_like(D)
@@ -94,6 +94,6 @@ def selective_scan_fn(
     delta_softplus: bool = False,
     return_last_state: bool = False,
 ) -> Any:
-    """As `mamba_ssm.ops.selective_scan_interface.selective_scan_fn`."""
+    """Same as `mamba_ssm.ops.selective_scan_interface.selective_scan_fn`."""
     out, last_state = SelectiveScan.apply(u, delta, A, B, C, D, z, delta_bias)
     return (out, last_state) if return_last_state else out

@@ -1,4 +1,4 @@
-"""flash-linear-attention's short convolution, which axolotl uses for packed samples: it does not cross their bounds.
+"""flash-linear-attention's short convolution. axolotl uses it for packed samples, because it does not mix samples.
 
 Source: fla-core 0.5.2 `modules/conv/triton/ops.py` (`CausalConv1dFunction`).
 """
@@ -15,8 +15,8 @@ from axmem_trace.tracing.context import KernelContext
 
 
 class ShortConv(torch.autograd.Function):
-    """Keeps its unchanged input. Backward recomputes the convolution if an activation follows it, and has one partial sum
-    of the weight's gradient per chunk."""
+    """Keeps its unchanged input. If an activation follows, backward recomputes the convolution. Backward allocates one
+    partial sum of the weight's gradient per chunk."""
 
     @staticmethod
     def forward(
@@ -58,6 +58,6 @@ def causal_conv1d(
     *,
     context: KernelContext,
 ) -> torch.Tensor:
-    """As `fla.modules.convolution.causal_conv1d`, which takes [batch, length, channels]."""
+    """Same as `fla.modules.convolution.causal_conv1d`, which takes [batch, length, channels]."""
     out: torch.Tensor = ShortConv.apply(context, activation, x, weight, bias, cu_seqlens)
     return out

@@ -1,8 +1,8 @@
-"""Mamba-2's chunked scan (SSD): keeps inputs, output and the decay's sums; chunk states are freed when it returns.
+"""Mamba-2's chunked scan (SSD): keeps inputs, output and the decay's sums. Chunk states are freed when it returns.
 
 Source: mamba-ssm 2.3.2 `ops/triton/ssd_combined.py` (`_mamba_chunk_scan_combined_fwd` and `_bwd`,
 `MambaChunkScanCombinedFn`) with the allocations of `ssd_chunk_state.py`, `ssd_state_passing.py`, `ssd_bmm.py` and
-`ssd_chunk_scan.py`. Blocks are allocated in the order of that code and freed where its variables end.
+`ssd_chunk_scan.py`. Blocks are allocated in the order of that code, and freed when its variables go out of scope.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from axmem_trace.kernels.scans.layouts import dense_along, fp32, last_dim_dense, num_chunks
 
 _MIN_BLOCK = 32
-"""Rows per partial sum of the gradients of D and of the decay, before autotuning chooses."""
+"""Rows per partial sum of the gradients of D and of the decay, before autotuning."""
 _STATE_BLOCK = 64
 """State elements per partial sum in `_state_passing_bwd`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The letters of the kernels' shapes."""
+    """The sizes in the kernels' shapes."""
 
     batch: int
     seqlen: int
@@ -34,23 +34,23 @@ class Sizes:
 
     @classmethod
     def of(cls, x: torch.Tensor, B: torch.Tensor, chunk: int) -> Sizes:
-        """From `x` [batch, seqlen, heads, head_dim] and `B` [batch, seqlen, groups, state]."""
+        """The sizes of `x` [batch, seqlen, heads, head_dim] and `B` [batch, seqlen, groups, state]."""
         batch, seqlen, heads, head_dim = x.shape
         return cls(batch, seqlen, heads, head_dim, B.shape[2], B.shape[3], chunk)
 
     @property
     def chunks(self) -> int:
-        """Chunks of the sequence, the last one partly filled."""
+        """The number of chunks of the sequence. The last one may be partly filled."""
         return num_chunks(self.seqlen, self.chunk)
 
     @property
     def per_token(self) -> tuple[int, ...]:
-        """One value per head and token, by chunks: time steps and sums of the decay."""
+        """The shape of time steps and of the decay's sums: one value per head and token, in chunks."""
         return self.batch, self.heads, self.chunks, self.chunk
 
     @property
     def states(self) -> tuple[int, ...]:
-        """One state per chunk and head."""
+        """The shape of the states: one per chunk and head."""
         return self.batch, self.chunks, self.heads, self.head_dim, self.state
 
     def splits(self, num_sms: int) -> int:
@@ -63,8 +63,8 @@ class Sizes:
 def scan_forward(
     sizes: Sizes, x: torch.Tensor, B: torch.Tensor, C: torch.Tensor, z: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
-    """Output, output before the gate (None without one), and what the caller's frame refers to until it returns: first
-    the sums of the decay, then the time steps, states and final states."""
+    """Output, output before the gate (None without a gate), and the tensors that variables of the caller keep until it
+    returns: first the sums of the decay, then the time steps, states and final states."""
     B, C, x = last_dim_dense(B), last_dim_dense(C), dense_along(x, -1, 1)
     z = None if z is None else dense_along(z, -1, 1)
     decay, steps = fp32(x, *sizes.per_token), fp32(x, *sizes.per_token)
@@ -81,7 +81,7 @@ def scan_forward(
 
 @dataclass(slots=True)
 class Given:
-    """Memory that the caller of the backward has allocated for gradients; None: the kernel allocates it."""
+    """Memory that the caller of backward has allocated for gradients. If None, the kernel allocates it."""
 
     x: torch.Tensor | None = None
     dt: torch.Tensor | None = None
@@ -92,7 +92,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
-    """What `_mamba_chunk_scan_combined_bwd` returns; `gated`: the recomputed output, if that was requested."""
+    """The result of `_mamba_chunk_scan_combined_bwd`. `gated` is the recomputed output, if it was requested."""
 
     x: torch.Tensor
     dt: torch.Tensor
@@ -117,7 +117,7 @@ def scan_gradients(
     *,
     recompute_output: bool = False,
 ) -> Gradients:
-    """What `_mamba_chunk_scan_combined_bwd` allocates: the forward's blocks again, then one gradient after another.
+    """The allocations of `_mamba_chunk_scan_combined_bwd`: the forward's blocks again, then one gradient after another.
 
     Args:
         inputs: x, dt, A, B and C.
@@ -139,7 +139,7 @@ def scan_gradients(
     d_sum = None if D is None else _partial_sums_of_d(sizes, D)
     x_grad = torch.empty_like(x) if given.x is None else given.x
     step_grad = fp32(x, *sizes.per_token)
-    d_grad = None if d_sum is None or D is None else _summed(d_sum, D)  # also where the gate's kernel has made one
+    d_grad = None if d_sum is None or D is None else _summed(d_sum, D)  # also if the gate's kernel has computed one
     del d_sum
     splits = sizes.splits(num_sms)
     b_sum, next_grad = _split_sum(sizes, x, splits), fp32(x, *sizes.per_token)
@@ -155,7 +155,7 @@ def scan_gradients(
 
 
 def _passed_states(sizes: Sizes, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """In backward the states that enter each chunk stay in fp32."""
+    """The states that enter each chunk, and the final states. In backward they stay in fp32."""
     states = fp32(x, *sizes.states)
     passed, final = fp32(x, *sizes.states), fp32(x, sizes.batch, *sizes.states[2:])
     del states
@@ -182,7 +182,7 @@ def _gate_gradient(
 def _state_gradients(
     sizes: Sizes, x: torch.Tensor, passed: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`_chunk_scan_bwd_dstates` in fp32, and `_state_passing_bwd`, which makes copies for the matrix products."""
+    """`_chunk_scan_bwd_dstates` in fp32, and `_state_passing_bwd`, which makes copies for the matmuls."""
     in_fp32 = torch.empty_like(passed)
     state_grad = torch.empty_like(in_fp32, dtype=x.dtype)
     copied = passed if x.dtype == passed.dtype else torch.empty_like(passed, dtype=x.dtype)
@@ -193,7 +193,7 @@ def _state_gradients(
 
 
 def _partial_sums_of_d(sizes: Sizes, D: torch.Tensor) -> torch.Tensor:
-    """One per block of rows, chunk and head; per channel too where D has one."""
+    """Partial sums of D's gradient: one per block of rows, chunk and head, and per channel if D has channels."""
     rows = num_chunks(sizes.chunk, _MIN_BLOCK)
     return fp32(D, rows, sizes.batch, sizes.chunks, sizes.heads, sizes.head_dim if D.dim() == 2 else 1)
 
@@ -204,7 +204,7 @@ def _summed(d_sum: torch.Tensor, D: torch.Tensor) -> torch.Tensor:
 
 
 def _split_sum(sizes: Sizes, x: torch.Tensor, splits: int) -> torch.Tensor:
-    """The gradient of B or C before its second part is added."""
+    """The first part of the gradient of B or C."""
     return fp32(x, sizes.batch, sizes.seqlen, splits, sizes.groups, sizes.state).sum(2)
 
 
@@ -259,6 +259,6 @@ def mamba_chunk_scan_combined(
     *,
     num_sms: int,
 ) -> Any:
-    """As `mamba_ssm.ops.triton.ssd_combined.mamba_chunk_scan_combined`; training passes no initial states."""
+    """Same as `mamba_ssm.ops.triton.ssd_combined.mamba_chunk_scan_combined`. Training passes no initial states."""
     out, final_states = ChunkScan.apply(chunk_size, num_sms, x, dt, A, B, C, D, z, dt_bias, seq_idx)
     return (out, final_states) if return_final_states else out

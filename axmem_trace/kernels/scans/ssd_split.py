@@ -1,6 +1,6 @@
 """Mamba-2's training kernel: convolution, scan, gated norm and output projection as one function.
 
-It keeps the projected input and the scan's output; backward recomputes everything between them.
+It keeps the projected input and the scan's output. Backward recomputes everything between them.
 Source: mamba-ssm 2.3.2 `ops/triton/ssd_combined.py` (`MambaSplitConv1dScanCombinedFn`) and
 `ops/triton/layernorm_gated.py`.
 """
@@ -20,7 +20,7 @@ from axmem_trace.kernels.scans.ssd import Given, Sizes, scan_forward, scan_gradi
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """The constants of a layer: how the projected input is divided, and how it is normalised."""
+    """The constants of a layer, for dividing and normalising the projected input."""
 
     heads: int
     head_dim: int
@@ -30,11 +30,11 @@ class Layer:
 
     @property
     def dim(self) -> int:
-        """Channels of the scan."""
+        """The number of channels of the scan."""
         return self.heads * self.head_dim
 
     def split(self, zxbcdt: torch.Tensor, conv_dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Views of the gate, of what is convolved, and of the time steps."""
+        """Views of the gate, of the convolution's input, and of the time steps."""
         gate, convolved, dt = zxbcdt.split([self.dim, conv_dim, self.heads], dim=-1)
         return gate, convolved, dt
 
@@ -46,7 +46,8 @@ class Layer:
 
 
 class SplitConvScan(torch.autograd.Function):
-    """Keeps its input, the scan's output, the norm's fp32 statistics and the parameters (those that autocast cast)."""
+    """Keeps its input, the scan's output, the norm's fp32 statistics, and the parameters (under autocast the cast
+    copies)."""
 
     @staticmethod
     def forward(
@@ -153,14 +154,14 @@ def _by_name(
 
 
 def _stride_of_eight(tensor: torch.Tensor) -> torch.Tensor:
-    """`ensure_stride`: causal-conv1d reads channels-last memory only where a token's stride is a multiple of 8."""
+    """`ensure_stride`: causal-conv1d reads channels-last memory only if a token's stride is a multiple of 8."""
     return tensor if tensor.stride(1) % 8 == 0 else tensor.contiguous()
 
 
 def _autocast(
     out: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The function itself casts, and keeps the casts."""
+    """The function itself casts, and keeps the cast copies."""
     if not torch.is_autocast_enabled("cuda"):
         return out, weight, bias
     dtype = torch.get_autocast_dtype("cuda")
@@ -168,7 +169,8 @@ def _autocast(
 
 
 def _norm_gradients(layer: Layer, kept: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_layer_norm_bwd`: dz and the recomputed output are written into existing memory; one partial sum per program."""
+    """`_layer_norm_bwd`: writes dz and the recomputed output into existing memory, and allocates one partial sum per
+    program."""
     grad = torch.empty_like(kept)
     group_size = layer.dim // layer.groups
     block = 1 << (group_size - 1).bit_length()
@@ -201,11 +203,11 @@ def mamba_split_conv1d_scan_combined(
     *,
     num_sms: int,
 ) -> torch.Tensor | None:
-    """As `mamba_ssm.ops.triton.ssd_combined.mamba_split_conv1d_scan_combined`, without MLP channels in the input.
+    """Same as `mamba_ssm.ops.triton.ssd_combined.mamba_split_conv1d_scan_combined`, without MLP channels in the input.
 
-    Returns None if the output projection is quantised, as if the kernel were not installed: the kernel itself multiplies
-    by `out_proj.weight`, and cannot read packed weights (axolotl 0.19 does this for Nemotron-H,
-    `monkeypatch/models/nemotron_h/modeling.py`, `guard_nemotron_h_fused_scan`).
+    Returns None if the output projection is quantised, as if the kernel were not installed. The kernel itself multiplies
+    by `out_proj.weight`, and cannot read packed weights. axolotl 0.19 does the same for Nemotron-H
+    (`monkeypatch/models/nemotron_h/modeling.py`, `guard_nemotron_h_fused_scan`).
     """
     if is_packed(outproj_weight):
         return None

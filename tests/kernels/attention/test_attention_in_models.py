@@ -143,7 +143,7 @@ def test_axolotls_own_llama_attention_for_xformers_is_reported():
 @pytest.mark.parametrize("kernel", ["xformers", "sage"])
 def test_sinks_that_a_kernel_ignores_are_reported(kernel):
     _, context = _trace("gpt_oss", kernel, PLAIN, H100)
-    assert "leaves the model's attention sinks out" in context.recorder.notes.of("attn_implementation.sinks")[0].text
+    assert "ignores the model's attention sinks" in context.recorder.notes.of("attn_implementation.sinks")[0].text
     assert not _trace("llama", kernel, PLAIN)[1].recorder.notes.of("attn_implementation.sinks")
 
 
@@ -169,7 +169,7 @@ def test_recomputation_runs_the_same_kernel():
 
 def test_heads_that_flash_refuses():
     _, context = trace(build("llama", FLASH_2, head_dim=320), make_inputs(**PLAIN), kernel=FLASH_2)
-    assert "FlashAttention-2 takes heads of at most 256; this model's are 320" in _refused(context)
+    assert "FlashAttention-2 supports head sizes of at most 256; this model's is 320" in _refused(context)
     _, context = trace(build("llama", "sdpa", head_dim=320), make_inputs(**PLAIN), kernel="sdpa")
     assert "the head size 320 is over 256" in context.recorder.notes.of("attention.sdpa.efficient")[0].text
 

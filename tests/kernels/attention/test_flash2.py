@@ -104,7 +104,7 @@ def test_few_queries_split_the_keys():
 @pytest.mark.parametrize(
     ("shape", "dtype", "capability", "message"),
     [
-        ((1, 64, 4, 64), torch.float32, A100, "takes fp16 and bf16 only"),
+        ((1, 64, 4, 64), torch.float32, A100, "supports only fp16 and bf16"),
         ((1, 64, 4, 64), torch.float16, T4, "needs a GPU of generation Ampere or newer"),
     ],
 )
@@ -119,13 +119,13 @@ def test_a_card_or_dtype_that_the_kernel_refuses_is_recorded_as_if_it_ran(shape,
 def test_heads_that_the_kernel_does_not_support_are_refused():
     heads = [make_heads(1, 64, 4, 512, dtype=torch.bfloat16) for _ in range(3)]
     seen = probe(lambda: _flash(*heads), capability=A100, attention="flash_attention_2")
-    assert "takes heads of at most 256; this model's are 512" in refused(seen.notes)
+    assert "supports head sizes of at most 256; this model's is 512" in refused(seen.notes)
 
 
 def test_a_soft_cap_excludes_dropout():
     heads = [make_heads(1, 64, 4, 64) for _ in range(3)]
     seen = probe(lambda: _flash(*heads, dropout_p=0.1, softcap=50.0), attention="flash_attention_2")
-    assert "no dropout together with a soft cap" in refused(seen.notes)
+    assert "does not support dropout together with a soft cap" in refused(seen.notes)
 
 
 def test_transformers_is_restored():

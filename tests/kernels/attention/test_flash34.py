@@ -110,9 +110,15 @@ def test_flash4_on_consumer_blackwell_has_tiles_of_64():
 @pytest.mark.parametrize(
     ("release", "capability", "dims", "options", "message"),
     [
-        (4, B200, (192, 192), {}, "FlashAttention-4 takes heads of at most 128, of 192 with values of 128, or of 256"),
-        (4, B200, (256, 256), {"softcap": 50.0}, "does not train heads of 256 with a soft cap on Blackwell"),
-        (4, (12, 0), (64, 64), {"learnable_sink": make_heads(4)}, "does not train attention sinks on this card"),
+        (
+            4,
+            B200,
+            (192, 192),
+            {},
+            "on Blackwell supports head sizes of at most 128, 192 with",
+        ),
+        (4, B200, (256, 256), {"softcap": 50.0}, "has no backward for head size 256 with a soft cap on Blackwell"),
+        (4, (12, 0), (64, 64), {"learnable_sink": make_heads(4)}, "has no backward for attention sinks on this card"),
     ],
 )
 def test_heads_that_a_release_does_not_support(release, capability, dims, options, message):
@@ -156,7 +162,7 @@ def test_cards_that_a_release_does_not_support(release, capability, message):
 @pytest.mark.parametrize(("capability", "dims"), [(A100, (192, 128)), (H100, (128, 64))])
 def test_values_of_another_size_are_an_error(capability, dims):
     heads = make_heads(1, 64, 4, dims[0]), make_heads(1, 64, 4, dims[0]), make_heads(1, 64, 4, dims[1])
-    message = f"FlashAttention-3 does not take heads of {dims[0]} with values of {dims[1]}"
+    message = f"FlashAttention-3 does not support head size {dims[0]} with value head size {dims[1]}"
     with pytest.raises(ConfigError, match=message):
         probe(lambda: _fixed(*heads, release=3), capability=capability, attention="flash_attention_3")
 
@@ -164,4 +170,4 @@ def test_values_of_another_size_are_an_error(capability, dims):
 def test_odd_heads_are_refused():
     heads = [make_heads(1, 64, 4, 100) for _ in range(3)]
     seen = probe(lambda: _fixed(*heads), capability=H100, attention="flash_attention_3")
-    assert "takes heads of a multiple of 8; this model's are 100" in refused(seen.notes)
+    assert "supports head sizes that are multiples of 8; this model's is 100" in refused(seen.notes)

@@ -57,7 +57,7 @@ def test_block_mask_is_eight_small_tensors():
 def test_flex_refuses_tiny_heads():
     heads = [make_heads(1, 4, 64, 8) for _ in range(3)]
     seen = probe(lambda: _named("flex_attention", *heads), attention="flex_attention")
-    assert "flex attention takes heads of at least 16; this model's are 8" in refused(seen.notes)
+    assert "flex attention needs a head size of at least 16; this model's is 8" in refused(seen.notes)
 
 
 @pytest.mark.parametrize("capability", [A100, H100, RTX5090])
@@ -91,12 +91,14 @@ def test_xformers_with_a_window_makes_one_row_of_all():
 def test_xformers_has_no_kernel_for_large_heads_on_blackwell():
     heads = [make_heads(1, 4, 64, 512) for _ in range(3)]
     seen = probe(lambda: _named("xformers", *heads), capability=RTX5090, attention="xformers")
-    assert "xformers has no kernel for heads of 512" in refused(seen.notes)
+    assert "xformers has no kernel for head size 512" in refused(seen.notes)
 
 
 def test_xformers_cannot_view_values_of_another_size():
     heads = make_heads(1, 4, 64, 96), make_heads(1, 4, 64, 96), make_heads(1, 4, 64, 64)
-    with pytest.raises(ConfigError, match="views values with the query's head size, 96; this model's are 64"):
+    with pytest.raises(
+        ConfigError, match="needs values with the query's head size, 96; this model's value head size is 64"
+    ):
         probe(lambda: _named("xformers", *heads), attention="xformers")
 
 
@@ -111,4 +113,4 @@ def test_sage_keeps_nothing_and_has_no_backward():
 def test_sage_refuses_large_heads():
     heads = [make_heads(1, 4, 64, 256) for _ in range(3)]
     seen = probe(lambda: _named("sage", *heads), attention="sage")
-    assert "SageAttention takes heads of at most 128; this model's are 256" in refused(seen.notes)
+    assert "SageAttention supports head sizes of at most 128; this model's is 256" in refused(seen.notes)

@@ -213,7 +213,7 @@ def test_math_stores_scores_in_fp32():
     seen = probe(lambda: F.scaled_dot_product_attention(*heads, attn_mask=mask))
     # softmax 4*64*64*4 = 65,536; q and k scaled, v in fp32: 4*64*20*4 = 20,480 each; out 4*64*20*2 = 10,240
     assert [nbytes for nbytes in seen.kept if nbytes >= 10_240] == [65_536, 20_480, 20_480, 20_480, 10_240]
-    assert "no multiple of 8" in seen.notes.of("attention.sdpa.math")[0].text
+    assert "not a multiple of 8" in seen.notes.of("attention.sdpa.math")[0].text
 
 
 def test_math_dropout_has_a_mask_of_bytes():

@@ -57,7 +57,7 @@ def kept(directory: Path, **changes: Any) -> int:
 def test_scattermoe_s_blocks_are_tiled_and_other_experts_are_not(tmp_path: Path) -> None:
     assert kept(tmp_path, **SCATTERMOE, **TILES) < kept(tmp_path, **SCATTERMOE)
     report = estimate(configure("qwen3_moe", tmp_path, **TILES), hub="never")
-    assert "no Qwen3MoeMLP of qwen3_moe in this model" in warned(report)["tiled_mlp"]
+    assert "this model has no Qwen3MoeMLP of qwen3_moe" in warned(report)["tiled_mlp"]
 
 
 def test_a_tiled_block_keeps_only_its_input(tmp_path: Path) -> None:

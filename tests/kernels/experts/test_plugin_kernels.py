@@ -147,7 +147,7 @@ class TestSonicMoE:
 
     def test_other_activations_are_refused(self, tmp_path: Path) -> None:
         config = {**MOE["qwen3_moe"], "hidden_act": "relu"}
-        with pytest.raises(ConfigError, match="sonicmoe computes gated experts with silu"):
+        with pytest.raises(ConfigError, match="sonicmoe supports gated experts with silu"):
             estimate(tmp_path, config, use_sonicmoe=True)
 
 

@@ -124,5 +124,5 @@ def test_no_class_here_is_treated_as_a_linear_layer() -> None:
 
 @pytest.mark.parametrize("family", ["gpt_oss", "dbrx"])
 def test_other_layouts_are_refused(family: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no fused experts of gate, up and down"):
+    with pytest.raises(ConfigError, match="no fused experts with gate, up and down"):
         build(configure(family, tmp_path), LINEAR)
