@@ -1,4 +1,4 @@
-"""Everything that this package installs for a trace: one table of rules, and the installers in their order."""
+"""Installs all kernels of this package for a trace: one table of rules, and the installers in their order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fused Adam, AdamW and SGD, and the loss scaler: kernels of lists of tensors that meta does not have."""
+"""Fused Adam, AdamW and SGD, and the loss scaler: kernels for lists of tensors. Meta does not have them."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def in_place_multi_tensor(context: KernelContext, op: Any, args: tuple[Any, ...]
     """Kernels that update lists of tensors in place and allocate nothing.
 
     Source: aten/src/ATen/native/cuda/FusedAdamWKernel.cu, FusedSgdKernel.cu (`multi_tensor_apply_for_fused_optimizer`:
-    tensor addresses are passed in the kernel's arguments) and AmpKernels.cu. Meta has no kernel for some of them.
+    the addresses of tensors are arguments of the kernel) and AmpKernels.cu. Meta has no kernel for some of them.
     """
     return args[0] if op is aten._amp_update_scale_.default else None

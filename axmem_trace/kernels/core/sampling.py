@@ -1,4 +1,4 @@
-"""Sampling as CUDA runs it."""
+"""Sampling as on CUDA."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ RULES = Rules()
 def multinomial_workspace(
     context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> list[int]:
-    """One sample per row: the index of the largest quotient of probability and an exponentially distributed number.
+    """One sample for each row: the index at which probability / (an exponentially distributed number) is largest.
 
-    Source: Distributions.cpp, `multinomial_out`: `at::empty_like(self).exponential_()`, then divided in place.
+    Source: Distributions.cpp, `multinomial_out`: `at::empty_like(self).exponential_()`, then a division in place.
     """
     return [args[0].numel() * args[0].element_size()]

@@ -1,4 +1,4 @@
-"""PyTorch's own `cross_entropy` as CUDA runs it under autocast."""
+"""PyTorch's own `cross_entropy` under autocast, as on CUDA."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ RULES = Rules()
 def cross_entropy(
     context: KernelContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Under autocast, half logits go through a log-softmax in their own dtype, of which `nll_loss` has an fp32 copy.
+    """Under autocast, half-precision logits get a log-softmax in their own dtype, and `nll_loss` makes an fp32 copy of it.
 
-    Autocast acts on the calls inside of this function: `log_softmax` gets a dtype there, so autocast leaves it as it is.
+    Autocast sees the calls inside this function. There `log_softmax` gets an explicit dtype, so autocast does not change it.
 
     Source: aten/src/ATen/native/LossNLL.cpp, `cross_entropy_loss_symint`; autocast_mode.h.
     """
