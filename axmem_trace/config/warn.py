@@ -97,13 +97,16 @@ def _ignored_evaluation(draft: Draft, recipe: Recipe) -> None:
 
 
 def _compiled_gradients(draft: Draft, recipe: Recipe) -> None:
-    """A compiled backward is one node of the graph: it returns the gradients of all its parameters together, and autograd
-    adds them to the earlier ones afterwards (torch 2.14 torch/_functorch/_aot_autograd/runtime_wrappers.py
-    `CompiledFunction.backward`; torch/csrc/autograd/functions/accumulate_grad.h)."""
+    """Note that compiled gradients exist twice with gradient accumulation.
+
+    A compiled backward is one node of the graph. It returns the gradients of all its parameters together, and autograd then
+    adds them to the earlier ones (torch 2.14 torch/_functorch/_aot_autograd/runtime_wrappers.py
+    `CompiledFunction.backward`; torch/csrc/autograd/functions/accumulate_grad.h).
+    """
     keys = [key for key in ("torch_compile", "torch_compile_regional") if draft.get(key)]
     if keys and recipe.batch.gradient_accumulation_steps > 1:
         text = (
-            f"`{keys[-1]}` with gradient accumulation is not in the figures: a compiled backward makes all gradients of "
-            "what is compiled together before they are added to those of earlier batches, a second set"
+            f"`{keys[-1]}` with gradient accumulation is not in the figures: a compiled backward allocates a second set of "
+            "gradients of all compiled parameters before it adds them to those of earlier batches"
         )
         draft.note("not_modelled", keys[-1], text, direction="more")

@@ -1,8 +1,8 @@
-"""Trace repeated layers once, with two short models: the shorter one checks what the longer one predicts.
+"""Trace repeated layers once, with two short models: the shorter one checks the prediction from the longer one.
 
-1. The full model is made and its layers are compared (`models/repeated_layers.py`), then layers are removed. A copy of
-   what is left waits for step 3.
-2. The short model's recording is divided (`folding/sections.py`): its repeated layers must have allocated the same.
+1. The full model is built and its layers are compared (`models/repeated_layers.py`), then layers are removed. The short
+   model is copied for step 3.
+2. The short model's recording is divided (`folding/sections.py`): its repeated layers must have equal allocations.
 3. A model with one period less is recorded too. The prediction for it must equal its recording, event by event.
 4. The missing periods are inserted (`folding/unfold.py`), and their tensors and modules are added to the facts.
 
@@ -44,20 +44,20 @@ class Folding:
 
     @property
     def repetition(self) -> Repetition | None:
-        """Which layers are left out; None: no model has been cut yet."""
+        """The layers to remove; None: no model has been shortened yet."""
         return None if self._found is None else self._found.repetition
 
     @property
     def _known(self) -> Repetition:
-        assert self._found is not None, "no model has been cut yet"
+        assert self._found is not None, "no model has been shortened yet"
         return self._found.repetition
 
     def make(self, model_class: Any, config: Any) -> Any:
-        """A model of this class, with all its layers."""
+        """Create a model of this class, with all its layers."""
         return model_class(config)
 
     def shorten(self, model: nn.Module) -> None:
-        """Leaves repeated layers out of a model that `make` has just made.
+        """Removes repeated layers from a model that `make` has just created.
 
         Raises:
             CannotFold: its layers are not equal.
@@ -86,16 +86,16 @@ class Folding:
         return whole
 
     def with_one_period_less(self) -> Folding:
-        """For the model that checks this one; it is made from the copy, and only once."""
+        """The folding of the shorter model that checks this one. It uses the copy, so it can build only one model."""
         return _ShorterFolding(self)
 
 
 class _ShorterFolding(Folding):
-    """Leaves out one period more than another folding, and begins with a copy of what that one has left."""
+    """Removes one period more than another folding. It begins with a copy of that folding's short model."""
 
     def __init__(self, longer: Folding) -> None:
         super().__init__(longer.recipe)
-        assert longer._found is not None, "the longer model was cut"
+        assert longer._found is not None, "the longer model was shortened"
         repetition = longer._known
         self._longer = repetition
         self._found = replace(longer._found, repetition=repetition.with_periods(repetition.periods - 1))
@@ -112,12 +112,12 @@ class _ShorterFolding(Folding):
         return model
 
     def shorten(self, model: nn.Module) -> None:
-        """Leaves repeated layers out, as in the longer model, and one period more."""
+        """Removes the layers that the longer model does not have, and one more period."""
         keep_layers(model, self._known, self._present)
         self._finish(model)
 
     def complete(self, facts: ModelFacts) -> ModelFacts:
-        """The facts of the whole model: those of the longer one, if without one period they are these."""
+        """The facts of the whole model, completed by the longer folding if its facts without one period equal these."""
         for longer, whole in self._completed:
             if unfold_facts(longer, replace(self._longer, missing=-1)) == facts:
                 return whole
@@ -143,10 +143,10 @@ class NoFolding(Folding):
 
 
 def _copy_if_possible(model: nn.Module) -> Any:
-    """A copy of a model that was just made; None: something in it has no copy, so the model has to be made again."""
+    """A copy of a model that was just created. None: a part of it can't be copied, so the model has to be created again."""
     try:
         return copy.deepcopy(model)
-    except (TypeError, RuntimeError, AttributeError):  # no copy of locks, of tensors with a gradient's history, ...
+    except (TypeError, RuntimeError, AttributeError):  # locks, tensors of a graph, ... can't be copied
         return None
 
 

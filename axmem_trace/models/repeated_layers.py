@@ -21,12 +21,12 @@ from axmem_trace.models.layer_numbers import refuse_uses_of_numbers
 MIN_LAYERS = 8
 MAX_PERIOD = 6
 KEPT_PERIODS = 3
-"""Periods in the longer of the two models that are traced; the shorter one has one less."""
+"""The number of periods in the longer of the two traced models. The shorter one has one less."""
 WORTH_FOLDING = 0.75
 """Both models together must have fewer layers than this fraction of the whole model's."""
 _PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 _OWN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
-"""Attributes of every module that are compared in another way."""
+"""Attributes of every module that are compared separately."""
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 Parts = Sequence[tuple[str, nn.Module]]
 """The modules of a layer, with their paths inside it."""
@@ -36,14 +36,14 @@ Numbers = Mapping[tuple[str, str], tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class RepeatedLayers:
-    """Which layers repeat, and which of their attributes hold their number."""
+    """The layers that repeat, and their attributes that contain their number."""
 
     repetition: Repetition
     numbers: Numbers
 
 
 def find_repetition(model: nn.Module) -> RepeatedLayers:
-    """The longest range of layers in which each is like the one a period before.
+    """The longest range of layers in which each layer equals the one that is a period earlier.
 
     Raises:
         CannotFold: no range saves work, or something could make its layers different.
@@ -60,16 +60,14 @@ def find_repetition(model: nn.Module) -> RepeatedLayers:
     if found is None:
         raise CannotFold("no range of equal layers is long enough")
     start, end, period = found
-    first = (
-        start + 1
-    )  # one equal layer stays before and at least one after: an allocation may last into a neighbouring layer
+    first = start + 1  # one equal layer stays before and after, because an allocation may live until the next layer
     missing = (end - 1 - first - KEPT_PERIODS * period) // period
     repetition = Repetition(
         path=path, length=len(layers), first=first, period=period, periods=KEPT_PERIODS, missing=missing
     )
     traced = len(repetition.kept) + len(repetition.with_periods(KEPT_PERIODS - 1).kept)
     if missing < 1 or traced > WORTH_FOLDING * len(layers):
-        raise CannotFold(f"two models with {traced} layers together are no less work than one with {len(layers)}")
+        raise CannotFold(f"two models with {traced} layers together save no work compared with {len(layers)} layers")
     _refuse_sharing(model, parts, path)
     refuse_uses_of_numbers(model, path, layers, frozenset(name for _, name in numbers))
     return RepeatedLayers(repetition, numbers)
@@ -79,7 +77,7 @@ def keep_layers(model: nn.Module, repetition: Repetition, present: Sequence[int]
     """Removes the repetition's missing periods from the model.
 
     Args:
-        present: which layers of the whole model the model has; None: all.
+        present: the numbers of the layers that the model has; None: all.
     """
     layers = list_of_layers(model, repetition)
     places = {number: place for place, number in enumerate(present or range(repetition.length))}
@@ -88,7 +86,7 @@ def keep_layers(model: nn.Module, repetition: Repetition, present: Sequence[int]
 
 
 def renumber(model: nn.Module, repetition: Repetition, numbers: Numbers) -> None:
-    """Gives the layers of `keep_layers` the numbers of a model that never had others.
+    """Number the layers that `keep_layers` has kept from 0.
 
     Lists in the configuration with an entry for each layer are shortened too.
     """
@@ -137,7 +135,7 @@ def _longest_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def _find_numbers(layers: Sequence[Parts]) -> Numbers:
-    """Attributes that hold the number of their layer, or another that follows from it.
+    """Attributes whose value is the number of their layer, or an affine function of it.
 
     A name counts only if two conditions hold. At one path inside the layer, the attribute is the layer's number in all
     layers. At every other path the attribute is affine in the layer's number. Example: the two attention modules of
@@ -183,11 +181,11 @@ def _longest_range(prints: Sequence[Hashable]) -> tuple[int, int, int] | None:
 
 
 def _sort_by_kind(layers: Sequence[Parts], numbers: Numbers) -> list[int]:
-    """For each layer, a number that equal layers have in common: they do the same, unless code uses their number."""
+    """For each layer, the number of its kind. Layers of one kind do the same, unless code uses their number."""
     examples: list[Parts] = []
     kinds: list[int] = []
     for parts in layers:
-        latest = kinds[-1:]  # most layers are like the one before
+        latest = kinds[-1:]  # most layers equal the previous one
         order = (*latest, *(kind for kind in range(len(examples)) if kind not in latest))
         kind = next((kind for kind in order if _are_alike(parts, examples[kind], numbers)), len(examples))
         if kind == len(examples):
@@ -197,7 +195,7 @@ def _sort_by_kind(layers: Sequence[Parts], numbers: Numbers) -> list[int]:
 
 
 def _are_alike(layer: Parts, other: Parts, numbers: Numbers) -> bool:
-    """Whether two layers have modules of the same names and classes, with attributes and tensors that are equal."""
+    """True if two layers have modules of the same names and classes, with equal attributes and tensors."""
     return len(layer) == len(other) and all(
         name == other_name
         and type(module) is type(other_module)
@@ -227,7 +225,7 @@ def _have_like_attributes(path: str, own: Mapping[str, Any], other: Mapping[str,
 
 
 def _are_like_tensors(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """For parameters or buffers of two modules; one that is None counts as absent."""
+    """True if the parameters, or buffers, of two modules are equal. One that is None counts as absent."""
     if not own and not other:
         return True
     present = [(name, tensor) for name, tensor in own.items() if tensor is not None]

@@ -1,10 +1,10 @@
-"""Decompositions in cuSOLVER, a closed library: PyTorch allocates the workspace that the library asks for.
+"""Decompositions in cuSOLVER, a closed library. PyTorch allocates the workspace that the library requests.
 
-What the library asks for is not published. Its functions `..._bufferSize` answer without a GPU, whatever the handle holds
-(`scripts/cusolver_sizes.py`, cuSOLVER 12.0.4). The formulas here are never below these answers for 8 to 16,384 rows and
-columns; from 256 on, `gesvdj_elements` is at most 1.5 % above them, and `gesvd_elements`, a bound, 17 % in the median.
-Which functions PyTorch calls, and what else it allocates: torch 2.14.1's CUDA build, run by `scripts/cuda_without_gpu.py`
-with a cuSOLVER that only writes down the calls.
+The requested sizes are not published. The library's `..._bufferSize` functions return them without a GPU, for any content
+of the handle (`scripts/cusolver_sizes.py`, cuSOLVER 12.0.4). The formulas here are never below these sizes for 8 to 16,384
+rows and columns. From 256 on, `gesvdj_elements` is at most 1.5 % above them; `gesvd_elements`, an upper bound, is 17 % above
+them in the median. `scripts/cuda_without_gpu.py` has recorded which functions PyTorch calls, and what else it allocates:
+torch 2.14.1's CUDA build, with a cuSOLVER that only records the calls.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ KEY = "workspace.cusolver"
 SVD = str(aten._linalg_svd.default)
 _STATUS_BYTES = 4
 _SLACK = 128
-"""Elements by which rounding inside the library can exceed the sums below."""
+"""The largest difference, in elements, between the library's rounded sizes and the sums below."""
 
 
 def gesvdj_elements(rows: int, columns: int) -> int:
     """Elements of the workspace of `gesvdj`, the singular value decomposition by rotations that PyTorch tries first.
 
-    >>> gesvdj_elements(11008, 4096) >= 66_855_168  # what cuSOLVER 12.0.4 asks for: 255 MiB in fp32
+    >>> gesvdj_elements(11008, 4096) >= 66_855_168  # cuSOLVER 12.0.4 requests this: 255 MiB in fp32
     True
     """
     large, small = max(rows, columns), min(rows, columns)
@@ -45,7 +45,7 @@ def gesvdj_elements(rows: int, columns: int) -> int:
 
 
 def gesvd_elements(rows: int, columns: int) -> int:
-    """At least the elements of the workspace of `gesvd`, which PyTorch runs where the rotations do not converge.
+    """An upper bound of the elements of `gesvd`'s workspace. PyTorch runs `gesvd` if the rotations do not converge.
 
     >>> gesvd_elements(11008, 4096) >= 188_505_088
     True
@@ -56,12 +56,12 @@ def gesvd_elements(rows: int, columns: int) -> int:
 
 
 def geqrf_bytes(columns: int, itemsize: int) -> int:
-    """Bytes of the workspace of `Xgeqrf`, which makes the triangle of a QR decomposition."""
+    """Bytes of the workspace of `Xgeqrf`, which computes the triangle of a QR decomposition."""
     return itemsize * _triangle_elements(columns) + 512
 
 
 def orgqr_elements(rows: int, columns: int) -> int:
-    """Elements of the workspace of `orgqr`, which makes the orthogonal matrix [rows, columns] of a QR decomposition."""
+    """Elements of the workspace of `orgqr`, which computes the orthogonal matrix [rows, columns] of a QR decomposition."""
     return rows * min(columns, 128) + 256 * max(columns, 64) + 16640 + _SLACK
 
 
@@ -83,7 +83,7 @@ def svd_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[st
     """One status word for each matrix of a batch, a column-major copy, and the workspace of `gesvdj`.
 
     Source: torch 2.13 BatchLinearAlgebra.cpp `_linalg_svd_out` (`info`), cuda/linalg/BatchLinearAlgebraLib.cpp
-    `svd_cusolver` (`cloneBatchedColumnMajor`, then `gesvdj`; `gesvd` for matrices of which that did not converge).
+    `svd_cusolver` (`cloneBatchedColumnMajor`, then `gesvdj`, and `gesvd` for matrices that did not converge).
     """
     matrix = args[0]
     rows, columns = matrix.shape[-2:]
@@ -96,8 +96,8 @@ def svd_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[st
 
 @RULES.workspace(aten.linalg_qr.default)
 def qr_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[int]:
-    """The reflectors' factors, a status word, the larger of two workspaces that follow each other, and in mode `r` of a
-    tall matrix a copy of it.
+    """The reflectors' factors, a status word, and the larger of two workspaces that are used one after the other. In mode
+    `r`, a tall matrix is also copied.
 
     Source: torch 2.13 BatchLinearAlgebra.cpp `linalg_qr_out`, cuda/linalg/BatchLinearAlgebraLib.cpp `geqrf_cusolver`,
     `orgqr_helper_cusolver`.
@@ -124,7 +124,7 @@ def cholesky_workspace(context: KernelContext, args: tuple[Any, ...], kwargs: di
 def _note_svd(rows: int, columns: int, used: int, more: int) -> Note:
     text = (
         f"cuSOLVER's workspace for the singular value decomposition of {rows} x {columns} is counted as "
-        f"{format_bytes(used)}, as its own function says; should its rotations not converge, PyTorch runs `gesvd`, which "
-        f"takes up to {format_bytes(more)} more"
+        f"{format_bytes(used)}, the size that its own function returns. If its rotations do not converge, PyTorch runs "
+        f"`gesvd`, which needs up to {format_bytes(more)} more"
     )
     return Note(kind="not_modelled", key=KEY, text=text, direction="more", at_most_bytes=more)

@@ -1,4 +1,4 @@
-"""Products: cuBLAS keeps a workspace for each thread."""
+"""Matmuls: cuBLAS keeps a workspace for each thread."""
 
 from __future__ import annotations
 

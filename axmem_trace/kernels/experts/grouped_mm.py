@@ -15,16 +15,18 @@ aten = torch.ops.aten
 RULES = Rules()
 _ALIGNMENT_BYTES = 16
 _BYTES_PER_PRODUCT = 60
-"""Three addresses, the sizes of the product (three words) and the strides of three matrices: 24 + 12 + 24."""
+"""Three addresses, the three sizes of the matmul, and the strides of three matrices: 24 + 12 + 24."""
 _WORKSPACE_PER_SM = {9: 512, 10: 5888}
-"""By generation. Hopper: four descriptors of 128 bytes for each multiprocessor, of A, B, and the output of two warp groups
-(CUTLASS 4.2 sm90_mma_array_tma_gmma_ss_warpspecialized.hpp, sm90_epilogue_array_tma_warpspecialized.hpp,
-`get_workspace_size`). Blackwell: 5,376, or 5,888 with tiles for two multiprocessors, which counts here for all."""
+"""Generation -> bytes of CUTLASS's workspace for each multiprocessor.
+
+Hopper: four descriptors of 128 bytes, for A, B, and the output of two warp groups (CUTLASS 4.2
+sm90_mma_array_tma_gmma_ss_warpspecialized.hpp, sm90_epilogue_array_tma_warpspecialized.hpp, `get_workspace_size`).
+Blackwell: 5,376, or 5,888 with tiles for two multiprocessors. The larger one is used for all."""
 
 
 @RULES.dispatch(aten._grouped_mm.default)
 def grouped_mm(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """Of what stays, only the output is allocated, by each of its implementations.
+    """All implementations allocate only the output, except temporary workspaces.
 
     Source: aten/src/ATen/native/GroupedMMUtils.h (part of torch/include): `_grouped_mm_validate_inputs` accepts bf16, fp16
     and fp32 (the meta kernel only bf16), `create_grouped_gemm_output_tensor` pads rows to 16 bytes. CUDA's
@@ -42,12 +44,12 @@ def grouped_mm(context: KernelContext, op: Any, args: tuple[Any, ...], kwargs: d
 def grouped_mm_workspace(
     context: KernelContext, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> list[int]:
-    """The arguments of all products, and CUTLASS's workspace, where CUTLASS runs: bf16 on Hopper and Blackwell's data-centre
+    """The arguments of all matmuls, and CUTLASS's workspace. CUTLASS runs for bf16 on Hopper and on Blackwell's data-centre
     cards.
 
-    Source: torch 2.14.1's CUDA build, run by `scripts/cuda_without_gpu.py`: with 8, 64 and 256 experts 480, 3,840 and 15,360
-    bytes, and 67,584 on 132 multiprocessors, 58,368 on 114, and 795,648 or 871,424 on 148 of Blackwell; none on (8, 0) and
-    (12, 0), nor in fp32.
+    Source: torch 2.14.1's CUDA build, run by `scripts/cuda_without_gpu.py`. The arguments have 480, 3,840 and 15,360 bytes
+    with 8, 64 and 256 experts. The workspace has 67,584 bytes on 132 multiprocessors of Hopper, 58,368 on 114, and
+    795,648 or 871,424 on 148 of Blackwell. There is none on (8, 0) and (12, 0), and none in fp32.
     """
     a = args[0]
     per_sm, sms = ask(context.compute_capability, _workspace_of_card)
@@ -59,7 +61,7 @@ def grouped_mm_workspace(
 
 
 def _workspace_of_card(capability: tuple[int, int]) -> tuple[int, int]:
-    """CUTLASS's bytes for each multiprocessor, and how many of these there are; (0, 0): another kernel runs."""
+    """CUTLASS's bytes for each multiprocessor, and the number of multiprocessors. (0, 0): another kernel runs."""
     per_sm = _WORKSPACE_PER_SM.get(capability[0], 0)
     return per_sm, sms_of(capability) if per_sm else 0
 

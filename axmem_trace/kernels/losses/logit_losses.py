@@ -159,10 +159,10 @@ def _install_distillation(site: Site) -> None:
 
 
 TEACHER_TOKEN_BYTES = 16
-"""Of each of the teacher's k tokens at each position: its number in int64, log-probability in fp32, mask in int32 (axolotl
-0.21 `integrations/kd/collator.py`)."""
+"""Bytes for each of the teacher's k tokens at each position: its id in int64, log-probability in fp32, mask in int32
+(axolotl 0.21 `integrations/kd/collator.py`)."""
 MOST_TEACHER_TOKENS = 128
-"""More tokens at each position than data for distillation usually have; only the data say how many."""
+"""An upper bound of the teacher's tokens at each position. The number is only in the data, and is usually smaller."""
 
 
 def _note_teacher(batch: Batch) -> Note:
@@ -170,8 +170,8 @@ def _note_teacher(batch: Batch) -> Note:
     nbytes = positions * TEACHER_TOKEN_BYTES * MOST_TEACHER_TOKENS
     text = (
         f"the teacher's k tokens at each position of a step's batches are not in the figures: "
-        f"{format_bytes(positions * TEACHER_TOKEN_BYTES)} for each of them. How many there are, only the data say; up to "
-        f"{MOST_TEACHER_TOKENS} are taken into account"
+        f"{format_bytes(positions * TEACHER_TOKEN_BYTES)} for each of the k tokens. k is only in the data; the verdict "
+        f"assumes at most {MOST_TEACHER_TOKENS}"
     )
     return Note(kind="not_modelled", key="kd_trainer", text=text, direction="more", at_most_bytes=nbytes)
 
