@@ -96,7 +96,7 @@ def test_the_tree_names_every_package():
 
 
 def test_the_commands_are_in_the_synopsis():
-    synopsis = TEXT[TEXT.index("## From the shell") :].partition("```\n")[0]
+    synopsis = TEXT[TEXT.index("## Command line") :].partition("```\n")[0]
     for name in COMMAND_NAMES:
         assert name == "estimate" or f"axmem_trace {name} " in synopsis
 
