@@ -196,7 +196,7 @@ def _refuse_rollouts(draft: Draft, recipe: Recipe) -> None:
         rows = recipe.evaluation.rows * max(1, recipe.parallel.num_gpus)
         if rows % rollouts.num_generations:
             problem = (
-                f"TRL fails: an evaluation batch has {rows} rows (eval_batch_size x GPUs), which is no multiple of the "
+                f"TRL fails: an evaluation batch has {rows} rows (eval_batch_size x GPUs), which is not a multiple of the "
                 f"{rollouts.num_generations} completions of each prompt"
             )
             draft.refuse(problem, "eval_batch_size", remedy="make it a multiple of trl.num_generations")
@@ -228,7 +228,7 @@ def _refuse_rollouts(draft: Draft, recipe: Recipe) -> None:
         )
         draft.refuse(problem, "context_parallel_size", remedy="remove it")
     if rollouts.engine == "vllm_colocate" and not draft.sub("vllm") and draft.release.is_before("0.21.0"):
-        problem = "axolotl fails: it reads gpu_memory_utilization from the vllm block, and there is none"
+        problem = "axolotl fails: it reads gpu_memory_utilization from the vllm block, which is missing"
         draft.refuse(problem, "trl.vllm_mode", remedy="add `vllm: {gpu_memory_utilization: 0.3}`")
 
 

@@ -9,8 +9,8 @@ from typing import Literal
 from axmem_trace.recipe.model import Dtype
 
 Engine = Literal["none", "ddp", "fsdp1", "fsdp2", "tensor", "zero1", "zero2", "zero3"]
-"""What distributes the run: nothing (one GPU), PyTorch's DistributedDataParallel, its two FSDPs, transformers' tensor
-parallelism (with its own FSDP2, if there are more ranks), or DeepSpeed's ZeRO."""
+"""The engine that distributes the run: none (one GPU), PyTorch's DistributedDataParallel, its two FSDPs, transformers'
+tensor parallelism (with its own FSDP2, if there are more ranks), or DeepSpeed's ZeRO."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,7 +228,7 @@ class Parallel:
     """The distribution of a run over GPUs.
 
     Attributes:
-        engine: what distributes the run.
+        engine: the engine that distributes the run.
         num_gpus: the number of ranks, which is the number of GPUs on all machines.
         num_nodes: the number of machines. Each has the same number of GPUs.
         count_is_assumed: the number of GPUs was not given: `num_gpus` is the smallest for the configuration.

@@ -110,7 +110,7 @@ def test_a_generation_is_used_for_all_accumulated_micro_batches() -> None:
         ({"rl": "simpo", "simpo_gamma": 0.5, "warmup_ratio": 0.1}, "warmup_ratio is not supported"),
         ({"rl": "dpo", "dpo_use_weighting": True, "dpo_use_liger_kernel": True}, "weighted DPO needs logits"),
         ({"rl": "dpo", "dpo_loss_type": ["exo_pair"]}, "exo_pair needs label smoothing"),
-        ({"rl": "grpo", "trl": {"num_generations": 3}}, "no multiple of the 3 completions"),
+        ({"rl": "grpo", "trl": {"num_generations": 3}}, "not a multiple of the 3 completions"),
         ({"rl": "dpo", "lora_model_dir": "/nowhere", **LORA}, "is not loaded: a new one is trained"),
         ({"rl": "dpo", "max_prompt_len": 100}, "`max_prompt_len` has no effect"),
         ({"rl": "dpo", "lora_dropout": 0.1, **LORA}, "`lora_dropout` has no effect"),

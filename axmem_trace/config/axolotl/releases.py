@@ -121,7 +121,7 @@ def choose_release(asked: str) -> Chosen:
 
 
 def installed_version(distribution: str) -> str:
-    """The version of an installed distribution; empty where it is not installed. Nothing is imported."""
+    """The version of an installed distribution; empty if it is not installed. Nothing is imported."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

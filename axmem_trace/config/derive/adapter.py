@@ -204,7 +204,7 @@ def _llama_adapter(draft: Draft) -> Adapter:
             "adapter",
             remedy="use `adapter: lora`; or give `peft_adapter: {layers: 30, len: 10}` to estimate an older axolotl",
         )
-    problem = "axolotl 0.19 drops `peft_adapter` and then stops (the figures are for an axolotl that keeps it)"
+    problem = "axolotl 0.19 drops `peft_adapter` and then fails (the figures are for an axolotl that keeps it)"
     draft.refuse(problem, "adapter", remedy="use `adapter: lora`")
     return Adapter(kind="llama-adapter", adapter_layers=layers, adapter_len=length)
 

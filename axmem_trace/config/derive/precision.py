@@ -55,7 +55,7 @@ def derive_precision(draft: Draft, gpu: Gpu, base: BaseModel, engine: Engine = "
 
 
 def _in_place_of_autocast(draft: Draft, engine: Engine) -> str:
-    """What casts instead of autocast; empty: the Trainer's autocast applies.
+    """The reason why autocast is not used; empty: the Trainer's autocast applies.
 
     accelerate's `prepare_model` wraps the forward in autocast. Its `_prepare_fsdp2` and `_prepare_deepspeed` do not call
     that method.

@@ -126,9 +126,9 @@ def _steps_per_generation(draft: Draft, num_gpus: int) -> int:
     if size % generations:
         draft.refuse(
             f"TRL fails: {size} rows are generated at once (micro_batch_size x gradient_accumulation_steps x GPUs), which "
-            f"is no multiple of the {generations} completions of each prompt",
+            f"is not a multiple of the {generations} completions of each prompt",
             "trl.num_generations",
-            remedy="make the product a multiple of trl.num_generations (8 where it is not set)",
+            remedy="make the product a multiple of trl.num_generations (8 if it is not set)",
         )
     return size // together
 

@@ -129,7 +129,7 @@ class Draft:
     # -- errors -------------------------------------------------------------------------------------------------------
 
     def refuse(self, problem: str, key: str, *, remedy: str = "") -> None:
-        """Adds a reason why the run can't run, but for which there are figures.
+        """Adds a reason why the run can't run. Figures are still computed.
 
         The figures do not depend on the reason, or `problem` says for which configuration they are.
         """
