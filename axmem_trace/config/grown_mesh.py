@@ -1,4 +1,4 @@
-"""The mesh of a configuration on another number of GPUs: shards grow, all other sizes stay."""
+"""The mesh of a configuration for another number of GPUs: the shard size grows, all other sizes stay equal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ _OTHER_SIZES = ("dp_replicate_size", "context_parallel_size", "expert_parallel_s
 
 
 def grow_mesh(config: str | Path | Mapping[str, Any], overrides: Sequence[str], count: int) -> tuple[str, ...]:
-    """Changes of `--set`, after which the sizes of the mesh make `count` GPUs; empty: none are needed, or none can do it,
-    and then the reader of the configuration says why.
+    """Changes for `--set`, so that the product of the mesh's sizes is `count`.
+
+    Empty if no change is needed, or if no change is possible. In the second case the configuration is refused later, and
+    the reason is reported.
 
     >>> keys = {"fsdp_config": {}, "context_parallel_size": 2, "dp_shard_size": 2}
     >>> grow_mesh(keys, (), 8)

@@ -114,7 +114,7 @@ class Quantisation:
     gptq_kernel: Literal["torch", "triton"] = "torch"
     """The code that multiplies by GPTQ's packed weights: gptqmodel's torch code, or AutoGPTQ's Triton kernel."""
     gptq_weights: Literal["buffers", "parameters"] = "buffers"
-    """Parameters: GPTQ's packed words are frozen parameters of the load dtype, so that FSDP divides them."""
+    """`parameters`: GPTQ's packed words are frozen parameters of the load dtype, so FSDP divides them."""
     quantise_moe_experts: bool = False
     double_quant_experts: bool = True
     """The scales of 4-bit experts are quantised as well."""

@@ -46,14 +46,16 @@ class Mesh:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """Context parallelism: each rank has a part of every row's tokens, and attention exchanges what it needs of the others.
+    """Context parallelism: each rank has a part of every row's tokens, and attention exchanges data with the other ranks.
 
     Attributes:
-        heads: ranks that exchange heads for tokens: in attention each has all tokens, and a part of the heads (Ulysses).
-        ring: ranks whose keys and values each other's queries need; `heads` x `ring` share a row.
-        rotation: a ring gathers all keys and values at once (`allgather`), or passes them on step by step (`steps`).
-        head_tail: a rank of a ring has an early and a late part of each row, so that all have equal work.
-        in_collator: rows are divided on the host; otherwise on the GPU, which gets whole rows.
+        heads: the number of ranks that exchange heads for tokens. In attention each has all tokens of a part of the heads
+            (Ulysses).
+        ring: the number of ranks in a ring, whose queries need each other's keys and values. `heads` x `ring` ranks share a
+            row.
+        rotation: a ring gathers all keys and values at once (`allgather`), or passes them step by step (`steps`).
+        head_tail: a rank of a ring has an early and a late part of each row, so that all ranks have equal work.
+        in_collator: rows are divided on the host. Otherwise they are divided on the GPU, which first has whole rows.
     """
 
     heads: int = 1
@@ -64,11 +66,11 @@ class Context:
 
     @property
     def size(self) -> int:
-        """Ranks that share a row; 1: rows are not divided."""
+        """The number of ranks that share a row; 1: rows are not divided."""
         return self.heads * self.ring
 
     def place_in_ring(self, rank: int) -> int:
-        """Which part of the ring a rank has; ranks that exchange heads are neighbours (axolotl 0.21
+        """The position of a rank in its ring. Ranks that exchange heads are neighbours (axolotl 0.21
         `integrations/context_parallel/mesh.py` `RingmasterMesh`).
 
         Args:
@@ -232,7 +234,7 @@ class Parallel:
         num_gpus: the number of ranks, which is the number of GPUs on all machines.
         num_nodes: the number of machines. Each has the same number of GPUs.
         count_is_assumed: the number of GPUs was not given: `num_gpus` is the smallest for the configuration.
-        context: how the ranks of the mesh's context axis share a row; of size 1 too where that is not modelled.
+        context: how the ranks of the mesh's context axis share a row. Its size is also 1 if that is not modelled.
         syncs_each_batch: gradients are reduced after each micro-batch, not only after the last
             (`accelerator_config.gradient_accumulation_kwargs.sync_each_batch`).
     """

@@ -78,7 +78,7 @@ def test_neighbours_exchange_heads() -> None:
     ("keys", "reason"),
     [
         ({"context_parallel": {"backend": "ulysses"}, "kv_heads": 1}, "can't share 1 key-value heads"),
-        ({"attn_implementation": "sdpa", "kv_heads": 1}, "with FlashAttention only"),
+        ({"attn_implementation": "sdpa", "kv_heads": 1}, "only with FlashAttention"),
         ({"rl": "dpo"}, "a loss that the model computes itself"),
         ({"context_parallel": {"load_balance": "head_tail"}}, "are for a ring"),
     ],

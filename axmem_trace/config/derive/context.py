@@ -1,4 +1,4 @@
-"""How the ranks of the context axis share a row: `context_parallel_size` and the `context_parallel` block.
+"""Context parallelism: `context_parallel_size` and the `context_parallel` block. Several ranks share each row.
 
 Source: axolotl 0.21 `integrations/context_parallel/{plugin,settings,collator,trainer}.py`; ringmaster 0.2.7
 `strategies/usp.py` `auto_select`, `strategies/ring.py` `resolve_ring_impl`, `mesh.py` `intra_node_size`.
@@ -19,15 +19,15 @@ from axmem_trace.recipe.run import Attention
 KEY = "context_parallel_size"
 BLOCK = "context_parallel"
 SINCE = "0.20"
-"""Before, axolotl used ring-flash-attn."""
+"""The first modelled release. Earlier releases use ring-flash-attn."""
 _OF_RING = "flash_attention_2"
 _FLASH = (_OF_RING, "flash_attention_3", "flash_attention_4")
 _EXCHANGING = ("sdpa", "varlen", "flex_attention", *_FLASH)
-"""Kernels that are modelled with an exchange around them."""
+"""Kernels that are modelled with an exchange before and after them."""
 
 
 def derive_context(draft: Draft, model: Model, parallel: Parallel, kernel: str) -> Context:
-    """`Context` from the keys and the base model's heads; of size 1 where rows are not divided, or not modelled.
+    """`Context` from the keys and the base model's heads. Its size is 1 if rows are not divided, or if it is not modelled.
 
     Args:
         kernel: the attention kernel (`recipe.attention.kernel`).
@@ -60,13 +60,14 @@ def derive_context(draft: Draft, model: Model, parallel: Parallel, kernel: str) 
 
 
 def attention_of_ring(attention: Attention, context: Context) -> Attention:
-    """The kernel of the figures: a ring's is FlashAttention-2 (`derive_context` notes what else was asked for)."""
+    """The kernel in the figures. For a ring it is FlashAttention-2 (`derive_context` adds a note if the configuration sets
+    another one)."""
     return replace(attention, kernel=_OF_RING) if context.ring > 1 else attention
 
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """What decides, of the base model's `config.json`."""
+    """The values in the base model's `config.json` that decide."""
 
     kv_heads: int
     restricted: bool
@@ -85,7 +86,7 @@ class _Base:
 
 
 def _not_modelled(draft: Draft, model: Model, parallel: Parallel, kernel: str) -> str:
-    """Why, in a few words; empty if it is modelled."""
+    """The reason in a few words; empty if it is modelled."""
     if draft.release.is_before(SINCE):
         return f"axolotl {draft.release.version} uses ring-flash-attn"
     if parallel.engine not in ("ddp", "fsdp2"):
@@ -93,9 +94,9 @@ def _not_modelled(draft: Draft, model: Model, parallel: Parallel, kernel: str) -
     if draft.get("use_glm_dsa_kernels"):
         return "GLM's sparse attention"
     if model.task != "causal-lm" or draft.get("kd_trainer") or draft.get("process_reward_model"):
-        return "its loss, or rows with images or audio"
+        return "with this loss, or with images or audio"
     if kernel not in _EXCHANGING:
-        return f"around {kernel}"
+        return f"with {kernel}"
     return ""
 
 
@@ -108,14 +109,15 @@ def _refuse_trainer(draft: Draft) -> None:
         key = "label_smoothing_factor"
     if key:
         draft.refuse(
-            "context parallelism stops when the trainer is made: it needs a loss that the model computes itself",
+            "context parallelism fails when the trainer is created: it needs a loss that the model computes itself",
             key,
             remedy=f"remove {key}, or {KEY}",
         )
 
 
 def _choose_heads(draft: Draft, size: int, kv_heads: int, per_machine: int) -> int:
-    """Ranks that exchange heads (`auto_select`): as many as divide the key-value heads and are in one machine."""
+    """The number of ranks that exchange heads (`auto_select`): the most that divide the key-value heads and are in one
+    machine."""
     block = draft.sub(BLOCK)
     asked, ring, backend = block.get("ulysses_size"), block.get("ring_size"), block.get("backend")
     if asked or ring:
@@ -129,10 +131,10 @@ def _choose_heads(draft: Draft, size: int, kv_heads: int, per_machine: int) -> i
     if kv_heads % heads:
         fewer = max(each for each in _divisors(size) if not kv_heads % each)
         draft.refuse(
-            f"axolotl stops: {heads} GPUs can't share {kv_heads} key-value heads evenly (the figures are with {fewer}, "
+            f"axolotl fails: {heads} GPUs can't share {kv_heads} key-value heads equally (the figures are with {fewer}, "
             f"and a ring of {size // fewer})",
             BLOCK if block else KEY,
-            remedy="remove ulysses_size and backend: axolotl chooses",
+            remedy="remove ulysses_size and backend: axolotl then selects them",
         )
         return fewer
     return heads
@@ -144,13 +146,13 @@ def _divisors(number: int) -> list[int]:
 
 def _explain(draft: Draft, heads: int, ring: int, kv_heads: int) -> None:
     ways = [f"{heads} GPUs exchange heads for tokens (Ulysses)"] if heads > 1 else []
-    ways += [f"keys and values of {ring} GPUs go round a ring"] if ring > 1 else []
+    ways += [f"{ring} GPUs pass keys and values in a ring"] if ring > 1 else []
     text = f"rows are divided among {heads * ring} GPUs: {', '.join(ways)}; the model has {kv_heads} key-value heads"
     draft.reason("parallel.context", f"{heads} x {ring}", text, key=KEY if draft.has(KEY) else BLOCK)
 
 
 def _refuse_ring_options(draft: Draft) -> None:
-    """`resolve_settings`, where there is no ring."""
+    """`resolve_settings`, if there is no ring."""
     block = draft.sub(BLOCK)
     balance = block.get("load_balance") not in (None, "auto", "none")
     if balance or block.get("rotate_method") is not None or block.get("ring_impl") not in (None, "auto"):
@@ -162,15 +164,16 @@ def _refuse_ring_options(draft: Draft) -> None:
 
 
 def _refuse_kernel_of_ring(draft: Draft, kernel: str) -> None:
-    """Without flash-attn's kernels axolotl stops: torch's own can't go backward. FlashAttention-3 and 4 are taken for 2."""
+    """Without flash-attn's kernels axolotl fails, because torch's own kernels have no backward here. FlashAttention-3 and 4
+    are estimated as 2."""
     if kernel not in _FLASH or draft.sub(BLOCK).get("ring_impl") == "torch_native":
         draft.refuse(
-            "axolotl stops: a ring trains with FlashAttention only (the figures are with flash_attention_2)",
+            "axolotl fails: a ring trains only with FlashAttention (the figures are with flash_attention_2)",
             "attn_implementation",
-            remedy="set `attn_implementation: flash_attention_2`, or use fewer GPUs, that share the key-value heads evenly",
+            remedy="set `attn_implementation: flash_attention_2`, or use fewer GPUs that can share the key-value heads",
         )
     elif kernel != _OF_RING:
-        text = f"a ring with {kernel} is in the figures as with {_OF_RING}"
+        text = f"a ring with {kernel} is estimated as a ring with {_OF_RING}"
         draft.note("not_modelled", "attn_implementation", text, direction="either", touches="activations")
 
 
@@ -182,9 +185,7 @@ def _schedule(draft: Draft, base: _Base, kernel: str, *, pure: bool) -> tuple[bo
     packed = bool(draft.get("sample_packing") or draft.get("batch_flattening"))
     plain = not base.restricted and not base.dropout and kernel == _OF_RING
     if balance == "distflash":
-        text = (
-            "load_balance: distflash is in the figures as keys and values that are passed on; it also passes on queries"
-        )
+        text = "load_balance: distflash is estimated as a ring that passes keys and values; it also passes queries"
         draft.note("not_modelled", BLOCK, text, direction="more", touches="activations")
         return False, True
     if balance == "head_tail" or (balance == "auto" and pure and plain and not packed and rotation is None):
@@ -193,8 +194,8 @@ def _schedule(draft: Draft, base: _Base, kernel: str, *, pure: bool) -> tuple[bo
 
 
 def _in_collator(draft: Draft) -> bool:
-    """Rows are divided on the host, unless accelerate sends them from rank 0 (`dispatches_batches`), or a release does not
-    know how."""
+    """True if rows are divided on the host. They are not if accelerate sends them from rank 0 (`dispatches_batches`), or if
+    the release does not support it."""
     streams = draft.get("streaming") or draft.get("pretraining_dataset")
     dispatches = streams and draft.sub("accelerator_config").get("dispatch_batches") is not False
     asked = draft.sub(BLOCK).get("shard_in_collator") is not False

@@ -19,8 +19,8 @@ from axmem_trace.tracing.context import KernelContext
 
 
 class GatherRows(torch.autograd.Function):
-    """(B, S, H, D) to (ranks, B, S, H, D): a tensor for each rank and NCCL's flat one, then a stack of them. Backward sums
-    the gradients of all ranks: a flat copy, and this rank's part."""
+    """Gathers (B, S, H, D) to (ranks, B, S, H, D): a tensor for each rank and NCCL's flat tensor, then a stack of them.
+    Backward sums the gradients of all ranks: a flat copy, and this rank's part."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, ranks: int) -> torch.Tensor:
@@ -45,8 +45,8 @@ def _flat(rows: torch.Tensor, ranks: int) -> None:
 
 
 def run_gathered(context: KernelContext, heads: Heads, *, ranks: int, place: int) -> torch.Tensor:
-    """Heads (B, H, S, D) of this rank to (B, S, H, D). The kernel gets copies of the keys and values of this rank and those
-    before it, so the last rank needs the most."""
+    """Computes (B, S, H, D) from this rank's heads (B, H, S, D). The kernel gets copies of the keys and values of this rank
+    and of the previous ranks, so the last rank needs the most memory."""
     query, key, value = (each.transpose(1, 2).contiguous() for each in heads)
     keys = list(GatherRows.apply(key, ranks).unbind(0))
     values = list(GatherRows.apply(value, ranks).unbind(0))
@@ -64,11 +64,11 @@ def run_gathered_samples(
     place: int,
     window: int | None,
 ) -> torch.Tensor:
-    """The same for rows with several samples: the kernel gets copies of each sample's keys and values, as far as this
-    rank's tokens of the sample.
+    """The same for rows with several samples. The kernel gets copies of each sample's keys and values, up to this rank's
+    last token of the sample.
 
     Args:
-        bounds: where samples begin in all rows, and the end.
+        bounds: the positions at which samples begin in all rows, and the end.
     """
     query, key, value = (each.transpose(1, 2).contiguous() for each in heads)
     all_keys = torch.cat(list(GatherRows.apply(key, ranks).unbind(0)), dim=1)

@@ -1,8 +1,8 @@
-"""Ulysses: an all-to-all gives each rank all tokens of a part of the heads, the model's own kernel runs, and another
-all-to-all gives back its own tokens of all heads.
+"""Ulysses: with an all-to-all each rank receives all tokens of a part of the heads. Then the model's own kernel runs. With
+another all-to-all each rank receives its own tokens of all heads.
 
-Source: ringmaster 0.2.7 `comm.py` (`_all_to_all`, `SeqAllToAll4D`), `strategies/ulysses.py`. NCCL's all-to-all of one tensor
-needs no further buffer of PyTorch's.
+Source: ringmaster 0.2.7 `comm.py` (`_all_to_all`, `SeqAllToAll4D`), `strategies/ulysses.py`. For NCCL's all-to-all of one
+tensor, PyTorch allocates no further buffer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def exchange(tensor: torch.Tensor, ranks: int, *, scatter: int, gather: int) -> 
 
 
 class _Exchange(torch.autograd.Function):
-    """Nothing is kept; backward is the opposite exchange."""
+    """Keeps nothing. Backward is the opposite exchange."""
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, ranks: int, scatter: int, gather: int) -> torch.Tensor:
@@ -39,8 +39,8 @@ class _Exchange(torch.autograd.Function):
 
 
 def _exchanged(tensor: torch.Tensor, ranks: int, scatter: int, gather: int) -> torch.Tensor:
-    """What is sent, with the parts for each rank one after the other; what is received; and a copy of that in order. The
-    first two are freed at the end; the first is `tensor` itself if its memory is in that order."""
+    """Allocates the tensor to send (the parts for each rank one after the other), the received tensor, and an ordered copy
+    of it. The first two are freed at the end. The first one is `tensor` itself if its memory has that order."""
     sent = tensor.movedim(scatter, 0).contiguous()
     sent = sent.reshape(ranks, sent.shape[0] // ranks, *sent.shape[1:])
     received = torch.empty_like(sent)
@@ -52,10 +52,10 @@ def _exchanged(tensor: torch.Tensor, ranks: int, scatter: int, gather: int) -> t
 def exchange_heads(
     heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor], ranks: int, *, joins_all: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query, key and value (B, H, S / ranks, D) to (B, H / ranks, S, D).
+    """Exchanges query, key and value (B, H, S / ranks, D) for (B, H / ranks, S, D).
 
     Args:
-        joins_all: without grouped queries all three are exchanged as one tensor; otherwise key and value are.
+        joins_all: without grouped queries, all three are exchanged as one tensor. Otherwise key and value are one tensor.
     """
     query, key, value = heads
     if joins_all and query.shape[1] == key.shape[1]:
@@ -69,10 +69,10 @@ def exchange_heads(
 def make_ulysses(
     recipe: Recipe, kernel: str, inner: AttentionFunction, varlen: Callable[..., torch.Tensor]
 ) -> AttentionFunction:
-    """transformers' attention function, with the exchange around the kernel.
+    """An attention function for transformers, with an exchange before and after the kernel.
 
     Args:
-        kernel: its name with transformers; `inner` is its attention function.
+        kernel: its name in transformers; `inner` is its attention function.
         varlen: flash-attn's `flash_attn_varlen_func`, for rows with several samples.
     """
     ranks = recipe.parallel.context.heads
@@ -117,7 +117,7 @@ def _run_varlen(
     longest: int,
     window: int | None,
 ) -> torch.Tensor:
-    """Heads (B, H, S, D) to (B, S, H, D); the kernel gets, and keeps, copies (B x S, H, D)."""
+    """Computes (B, S, H, D) from heads (B, H, S, D). The kernel gets and keeps copies (B x S, H, D)."""
     rows, num_heads, tokens, _ = heads[0].shape
     flat = (each.transpose(1, 2).reshape(-1, each.shape[1], each.shape[-1]).contiguous() for each in heads)
     more = {"window_size": (window - 1, 0)} if window else {}
@@ -132,7 +132,7 @@ def _run_masked(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """SDPA with a mask [B, 1, S, S] of samples, made in each layer."""
+    """SDPA with a mask [B, 1, S, S] of samples, which each layer allocates."""
     query, key, value = heads
     device, tokens = query.device, query.shape[2]
     lengths = starts.diff().long()

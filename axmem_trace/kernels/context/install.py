@@ -1,7 +1,7 @@
-"""Replace the model's attention function by one whose rows are divided among ranks.
+"""Replaces the model's attention function by one for rows that are divided among ranks.
 
 Source: axolotl 0.21 `integrations/context_parallel/plugin.py` (`_configure`: `set_attn_implementation`); ringmaster 0.2.7
-`strategies/ring.py`, `strategies/usp.py`. transformers makes no mask for a function that it does not know
+`strategies/ring.py`, `strategies/usp.py`. transformers creates no mask for a function that it does not know
 (`masking_utils.py`, `_preprocess_mask_arguments`).
 """
 
@@ -22,14 +22,14 @@ from axmem_trace.notes import Note
 from axmem_trace.parallel.context import find_bounds
 
 NAME = "axmem_divided"
-"""The function's name with transformers."""
+"""The function's name in transformers."""
 _KEY = "context_parallel_size"
 _RECURRENT = re.compile("Mamba|DeltaNet|DeltaAttention|LightningAttention|ShortConv|RecurrentBlock|Rwkv")
-"""Classes whose tokens need those before them, apart from attention."""
+"""Classes, other than attention, in which a token depends on earlier tokens."""
 
 
 def install_context(site: Site) -> None:
-    """While open, all attention of the model exchanges with the other ranks of a row."""
+    """Make all attention of the model exchange with the other ranks of a row, until the site is closed."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     context = site.recipe.parallel.context
@@ -50,14 +50,12 @@ def install_context(site: Site) -> None:
         {type(module).__name__ for module in site.model.modules() if _RECURRENT.search(type(module).__name__)}
     )
     if recurrent:
-        text = (
-            f"what the layers {', '.join(recurrent)} exchange with the ranks before them (states) is not in the figures"
-        )
+        text = f"the layers {', '.join(recurrent)} exchange states with the previous ranks, which is not in the figures"
         site.note(Note(kind="not_modelled", key=_KEY, text=text, direction="more"))
 
 
 def make_ring(site: Site, varlen: Callable[..., torch.Tensor]) -> AttentionFunction:
-    """transformers' attention function of a ring, with or without an exchange of heads around it."""
+    """The attention function of a ring for transformers, with or without an exchange of heads before and after it."""
     recipe, settings = site.recipe, site.recipe.parallel.context
     ranks, place = settings.ring, settings.place_in_ring(torch.distributed.get_rank() // recipe.parallel.mesh.expert)
 
@@ -105,7 +103,5 @@ def _counted(function: AttentionFunction, used: list[bool]) -> AttentionFunction
 
 def _note_unused(site: Site, used: list[bool]) -> None:
     if not used:
-        text = (
-            f"{type(site.base).__name__} does not use transformers' attention functions: what it exchanges is not known"
-        )
+        text = f"{type(site.base).__name__} does not use transformers' attention functions: its exchanges are not known"
         site.note(Note(kind="not_modelled", key=_KEY, text=text, direction="more"))

@@ -1,7 +1,7 @@
-"""A ring that passes keys and values on from rank to rank, and merges what FlashAttention-2 returns for each of them.
+"""A ring in which each rank passes keys and values to the next one, and merges the results of FlashAttention-2 for each.
 
-With early and late parts of each row (`head_tail`), a rank sees the early part of each rank before it, and its late part
-sees those after it. Without, it sees all tokens of the ranks before it.
+With early and late parts of each row (`head_tail`), a rank sees the early parts of the previous ranks. Its late part also
+sees those of the later ranks. Without them, a rank sees all tokens of the previous ranks.
 
 Source: ringmaster 0.2.7 `ring/zigzag.py` (`ZigzagRingAttention`), `ring/p2p_attn.py` (`RingP2PAttention`, `_ishift`),
 `ring/merge.py`. flash-attn 2.8.3 `_flash_attn_forward`, `_flash_attn_backward` run the blocks.
@@ -19,14 +19,14 @@ from axmem_trace.tracing.context import KernelContext
 
 
 def run_steps(context: KernelContext, heads: Heads, *, ranks: int, place: int, head_tail: bool) -> torch.Tensor:
-    """Heads (B, H, S, D) of this rank to (B, S, H, D)."""
+    """Computes (B, S, H, D) from this rank's heads (B, H, S, D)."""
     kind = _HeadTail if head_tail else _Steps
     out: torch.Tensor = kind.apply(*heads, context, ranks, place)
     return out
 
 
 def _receive(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """What arrives of the next rank while this one's is computed with."""
+    """The tensors that are received from another rank while the current ones are in use."""
     return tuple(torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in tensors)
 
 
@@ -35,14 +35,14 @@ def _as_rows(heads: Heads) -> tuple[torch.Tensor, ...]:
 
 
 def _scale_of(lse: torch.Tensor) -> torch.Tensor:
-    """(B, H, S) to (B, S, H, 1), a copy."""
+    """Copies (B, H, S) to (B, S, H, 1)."""
     return lse.transpose(1, 2).unsqueeze(-1).contiguous().to(torch.float32)
 
 
 def _merge(
     merged: tuple[torch.Tensor, torch.Tensor] | None, block: torch.Tensor, block_lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output so far, in fp32, and its logsumexp, with those of one more block."""
+    """Merges one more block into the output in fp32 and into its logsumexp."""
     block_lse = _scale_of(block_lse)
     block = block.to(torch.float32)
     if merged is None:
@@ -125,7 +125,7 @@ class _Steps(torch.autograd.Function):
 
 
 class _HeadTail(torch.autograd.Function):
-    """Each rank has an early and a late part of the rows. What a step has allocated stays until another of its kind."""
+    """Each rank has an early and a late part of the rows. The tensors of a step stay until the next step of its kind."""
 
     @staticmethod
     def forward(
@@ -216,7 +216,7 @@ def _keep(
     merged: tuple[torch.Tensor, torch.Tensor] | None,
     settings: tuple[KernelContext, int, int],
 ) -> torch.Tensor:
-    """Saves what backward needs: copies of keys and values once more, as the first were passed on."""
+    """Saves the tensors that backward needs. Keys and values are copied again, because the first copies were passed on."""
     assert merged is not None
     out = merged[0].to(query.dtype)
     lse = merged[1].squeeze(-1).transpose(1, 2).contiguous()
