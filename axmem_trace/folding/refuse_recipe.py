@@ -37,6 +37,7 @@ _ALIKE: Mapping[str, str] = {
     "checkpointing": "enabled use_reentrant kwargs selective_sees_varlen",
     "attention": "kernel",
     "loss": _ANY,
+    "objective": _ANY,
     "kernels": "liger lora tiled_mlp tiled_mlp_shards lora_gradients liger_loss",
     "optimizer": _ANY,
     "batch": _ANY,
@@ -58,6 +59,11 @@ _ENGINES = ("none", "ddp", "fsdp2")
 """Engines that do the same for each layer. DDP's buckets may end in the middle of a layer, so `parallel/ddp/folded.py`
 makes the buckets of the whole model. FSDP1 is not in the list: its blocks wait for another stream until a certain
 tick."""
+_OBJECTIVES = ("supervised", "dpo", "ipo", "simpo", "orpo", "kto", "reward")
+"""Methods whose passes go through all layers of one model. Rollouts generate token by token, and EBFT selects layers."""
+_CAST_ADAPTERS = ("dpo", "ipo", "kto", "reward")
+"""Methods in which the adapter weights of a quantised model are replaced after loading: the short model's frees of them
+are not divided into layers, so a trace of it would be wasted."""
 _NAMES_MODULES = (
     "precision.kbit_skips",
     "quantisation.skip_modules",
@@ -84,6 +90,17 @@ def refuse_recipe(recipe: Any) -> None:
         raise CannotFold(f"parallel.engine {recipe.parallel.engine} may treat layers differently")
     if recipe.parallel.engine == "ddp" and recipe.parallel.ddp.finds_unused:
         raise CannotFold("DDP looks for unused parameters in the graph of the whole model")
+    reference = recipe.objective.reference
+    if recipe.objective.method not in _OBJECTIVES:
+        raise CannotFold(f"objective.method {recipe.objective.method} may treat layers differently")
+    if reference.resident_model or reference.unused_copy:
+        raise CannotFold(f"objective.reference {reference.kind} is a second model")
+    if recipe.objective.method != "supervised" and recipe.parallel.engine not in ("none", "ddp"):
+        raise CannotFold(f"objective.method {recipe.objective.method} with {recipe.parallel.engine} was not compared")
+    if recipe.objective.method in _CAST_ADAPTERS and recipe.quantisation.method in ("bnb_4bit", "bnb_8bit"):
+        raise CannotFold(
+            f"objective.method {recipe.objective.method} frees the quantised model's first adapter weights"
+        )
     for group in fields(recipe):
         value, alike = getattr(recipe, group.name), _ALIKE.get(group.name, "").split()
         if alike == [_ANY]:

@@ -13,6 +13,7 @@ from axmem_trace.config import read_recipe
 from axmem_trace.config.axolotl.behaviour import BEHAVIOURS
 from axmem_trace.folding.refuse_recipe import _ALIKE, names_no_layer, refuse_recipe
 from axmem_trace.folding.repetition import CannotFold
+from axmem_trace.recipe.objective import Objective, Reference
 
 
 @pytest.fixture
@@ -58,6 +59,39 @@ def test_a_part_of_the_recipe_that_is_not_listed_is_refused_if_it_is_set(recipe,
             refuse_recipe(newer)
     else:
         refuse_recipe(newer)
+
+
+@pytest.mark.parametrize(
+    ("objective", "is_refused"),
+    [
+        (Objective(method="dpo", reference=Reference(kind="adapters_off")), False),
+        (Objective(method="kto", reference=Reference(kind="model", resident_model=True)), True),
+        (Objective(method="kto", reference=Reference(kind="model", unused_copy=True)), True),
+        (Objective(method="grpo"), True),
+        (Objective(method="ebft"), True),
+    ],
+)
+def test_objectives_with_one_model_and_no_rollouts_are_folded(recipe, objective, is_refused):
+    other = replace(recipe, objective=objective)
+    if is_refused:
+        with pytest.raises(CannotFold, match="objective"):
+            refuse_recipe(other)
+    else:
+        refuse_recipe(other)
+
+
+@pytest.mark.parametrize(("method", "is_refused"), [("dpo", True), ("kto", True), ("reward", True), ("orpo", False)])
+def test_preferences_with_a_quantised_model_are_folded_if_its_adapter_is_not_cast(recipe, method, is_refused):
+    other = replace(
+        recipe,
+        objective=Objective(method=method),
+        quantisation=replace(recipe.quantisation, method="bnb_4bit"),
+    )
+    if is_refused:
+        with pytest.raises(CannotFold, match="adapter weights"):
+            refuse_recipe(other)
+    else:
+        refuse_recipe(other)
 
 
 def test_a_checkpoint_that_names_layers_is_refused(recipe):

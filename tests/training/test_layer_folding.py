@@ -44,6 +44,13 @@ FOLDS: dict[str, dict[str, Any]] = {
         "model": {**MANY, "layer_types": ["conv", "full_attention"] * 12},
     },
     "tied embeddings": {"family": "qwen2"},
+    "dpo, adapters switched off": {**LORA, "rl": "dpo", "dpo_loss_type": ["sigmoid", "sft"]},
+    "dpo, reentrant": {**LORA, "rl": "dpo", "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    "ipo, ddp": {**LORA, "rl": "ipo", "ddp": True, "model": MANY},
+    "simpo": {**LORA, "rl": "simpo"},
+    "orpo": {"rl": "orpo"},
+    "kto": {**LORA, "rl": "kto", "remove_unused_columns": False},
+    "a reward model": {**LORA, "reward_model": True},
     "fsdp2": {**FSDP2},
     "fsdp2, lora, not checkpointed, loaded in parts": {
         **FSDP2, **LORA, "gradient_checkpointing": False, "fsdp_config": {"cpu_ram_efficient_loading": True},
@@ -100,6 +107,7 @@ TELLS_APART: dict[str, dict[str, Any]] = {
     "lisa": {"lisa_n_layers": 4, "lisa_step_interval": 20, "lisa_layers_attribute": "model.layers"},
     "a list of what is not quantised": {**QLORA, "bnb_config_kwargs":
                                         {"llm_int8_skip_modules": ["model.layers.3.mlp.up_proj", "lm_head"]}},
+    "dpo, a second model": {"rl": "dpo"},
     "layer_offloading": {**LORA, "layer_offloading": True},
     "checkpoints on the host": {"gradient_checkpointing": "offload"},
     "sliding attention in the last half": {"family": "qwen2", "model": {
