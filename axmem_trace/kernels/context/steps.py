@@ -148,8 +148,7 @@ class _HeadTail(torch.autograd.Function):
                 block, lse = allocate_block(context, (query, key, value))
                 merged = _merge(merged, block, lse)
             elif step <= place:
-                early = key[:, :half], value[:, :half]
-                block, lse = allocate_block(context, (query, early[0].contiguous(), early[1].contiguous()))
+                block, lse = allocate_block(context, _with_early_keys((query, key, value), half))
                 merged = _merge(merged, block, lse)
             else:
                 block, lse = allocate_block(context, (late, key, value))
@@ -201,6 +200,12 @@ class _HeadTail(torch.autograd.Function):
                 (key,) = _receive((key,))
                 (value,) = _receive((value,))
         return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None, None
+
+
+def _with_early_keys(heads: Heads, half: int) -> Heads:
+    """Copies of the early part of keys and values; nothing keeps them but the caller's call."""
+    query, key, value = heads
+    return query, key[:, :half].contiguous(), value[:, :half].contiguous()
 
 
 def _block_gradients(context: KernelContext, heads: Heads) -> list[torch.Tensor]:
