@@ -33,6 +33,14 @@ def libraries_are_frozen() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def short_models_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of 9 layers are folded, though tracing two short ones is more work: a reference of 9 layers is less."""
+    from axmem_trace.models import repeated_layers
+
+    monkeypatch.setattr(repeated_layers, "WORTH_FOLDING", 1.1)  # 5 and 4 layers instead of 9; not instead of 8
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With `-n`, all tests of a file run in the same worker, so the fixtures of a file run once."""

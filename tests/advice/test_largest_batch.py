@@ -23,6 +23,8 @@ from axmem_trace.recipe.recipe import Recipe
 from axmem_trace.training.shared_traces import traces_shared
 from axmem_trace.units import GIB
 
+pytestmark = pytest.mark.usefixtures("short_models_fold")
+
 RUNS: dict[str, tuple[dict[str, Any], int]] = {
     "one row": ({**LORA, "micro_batch_size": 1}, 1),
     "ddp, without expandable segments": ({**LORA, "micro_batch_size": 2, "gradient_checkpointing": False}, 2),

@@ -19,6 +19,8 @@ from axmem_trace.ledger import Ledger
 from axmem_trace.parallel.ddp import folded
 from axmem_trace.training import layer_folding
 
+pytestmark = pytest.mark.usefixtures("short_models_fold")
+
 DDP = {"ddp": True, "ddp_bucket_cap_mb": 1}
 SHORT = {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 4}
 RUNS: dict[str, dict[str, Any]] = {

@@ -11,9 +11,8 @@ from support.hybrid_models import HYBRIDS
 from support.new_process import in_new_process
 from support.tiny_models import TINY
 
-NUM_LAYERS = 15
-"""A few more than the fewest that are folded: of equal layers, models of 5 and 4 are traced (`models/repeated_layers.py`
-`WORTH_FOLDING`: together at most three quarters)."""
+NUM_LAYERS = 9
+"""The fewest that are folded where the fixture `short_models_fold` is used: models of 5 and 4 layers are traced."""
 COMMON: dict[str, Any] = {
     "sequence_len": 32,
     "micro_batch_size": 1,

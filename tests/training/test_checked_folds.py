@@ -18,6 +18,8 @@ from axmem_trace import Session
 from axmem_trace.training import checked_folds, kept_runs, layer_folding
 from axmem_trace.training.checked_folds import checks_left_out
 
+pytestmark = pytest.mark.usefixtures("short_models_fold")
+
 QUESTIONS: tuple[tuple[str, dict[str, Any], bool], ...] = (
     ("first", {}, False),
     ("longer rows", {"sequence_len": 6144}, True),
@@ -108,7 +110,7 @@ def test_a_changed_base_model_is_checked_again(tmp_path: Path, num_models: list[
     path = Path(config["base_model"]) / "config.json"
     for changes in (
         {"intermediate_size": 96},
-        {"num_hidden_layers": 17},
+        {"num_hidden_layers": 10},
         {"tie_word_embeddings": True},
         {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
     ):

@@ -14,6 +14,8 @@ from transformers.models.llama import modeling_llama
 from axmem_trace.training import checked_folds, layer_folding
 from axmem_trace.training.failures import is_outside_this_package
 
+pytestmark = pytest.mark.usefixtures("short_models_fold")
+
 
 @pytest.mark.parametrize(
     ("module", "name"),

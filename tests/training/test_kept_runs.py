@@ -11,6 +11,8 @@ from support.folded_runs import LORA, QLORA, make_config, report_of, unfolded_re
 
 from axmem_trace.training import kept_runs, layer_folding
 
+pytestmark = pytest.mark.usefixtures("short_models_fold")
+
 Changes = dict[str, Any]
 LONGER: tuple[Changes, ...] = ({"sequence_len": 5120}, {"sequence_len": 4160})
 CASES: dict[str, tuple[dict[str, Any], tuple[Changes, ...]]] = {
