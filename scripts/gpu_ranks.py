@@ -100,7 +100,7 @@ def joined(device: str) -> Iterator[None]:
 
 
 def divide_for_real(recipe: Recipe, recorder: Any, built: BuiltModel) -> RankModel | None:
-    """The model in the engine's wrapper; None on one GPU."""
+    """The model in the engine's wrapper; None on one GPU. The run saves nothing: only training is measured."""
     from axmem_trace.parallel.install import divide
 
     if recipe.parallel.engine == "none":
@@ -109,6 +109,8 @@ def divide_for_real(recipe: Recipe, recorder: Any, built: BuiltModel) -> RankMod
         _leave_weights(built.module)
     else:
         built.module.to(recorder.device)
+    fsdp = replace(recipe.parallel.fsdp, saves_whole=False, saves_states="")
+    recipe = replace(recipe, parallel=replace(recipe.parallel, fsdp=fsdp))
     with shapes_agree() if num_fake_ranks() else nullcontext():
         return replace(divide(recipe, recorder, built), save=None)
 

@@ -47,14 +47,17 @@ def test_each_line_is_the_report_for_that_number(tmp_path: Path, capsys: pytest.
         assert row["verdict"] == report.verdict == "fits with room"
 
 
+REPLICATED = {"dp_replicate_size": 4, "dp_shard_size": 2}
+
+
 def test_numbers_that_the_mesh_excludes_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write_config(tmp_path, fsdp_version=2, fsdp_config={"reshard_after_forward": True}, dp_shard_size=4)
+    config = write_config(tmp_path, fsdp_version=2, fsdp_config={"reshard_after_forward": True}, **REPLICATED)
     main(["scale", str(config)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["GPUs", "allocated"]
     by_count = {line.split()[0]: line for line in lines[1:]}
-    assert "can't run: dp_shard_size = 4, but the run has 8 GPUs" in by_count["8"]
-    assert "can't run" not in by_count["4"]
+    assert "can't run: dp_replicate_size x dp_shard_size = 8, but the run has 2 GPUs" in by_count["2"]
+    assert "can't run" not in by_count["8"]
 
 
 def test_an_error_of_the_configuration_is_an_error(tmp_path: Path) -> None:
