@@ -168,7 +168,7 @@ def test_the_nearest_kind_has_the_fewest_differences():
 
 @pytest.mark.parametrize("allocator", [EXPANDABLE, DEFAULT])
 def test_tight_is_never_less_than_the_error_of_all_kinds(allocator):
-    least = 0.014 if allocator == EXPANDABLE else 0.119
+    least = 0.01 if allocator == EXPANDABLE else 0.119
     kinds = {replace(error.kind, allocator=allocator) for error in read_errors()}
     assert min(find_accuracy(kind).tight_share for kind in kinds) == least
     for error in read_errors():
@@ -210,6 +210,6 @@ def test_no_measured_run_is_above_the_range_of_the_others():
 
 def test_the_range_of_a_report_is_that_of_its_number_of_gpus():
     one, several = read_ranges()["one GPU"], read_ranges()["several GPUs"]
-    assert (one.runs, several.runs) == (51, 49)
+    assert (one.runs, several.runs) == (51, 59)
     assert find_range(30 * GIB, num_gpus=1) == apply_range(one, 30 * GIB)
     assert find_range(30 * GIB, num_gpus=4) == apply_range(several, 30 * GIB)
