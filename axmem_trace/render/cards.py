@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from axmem_trace.advice.cards import CardFit
     from axmem_trace.catalogue.cards import Card
 
+WIDTH = 80
+"""Columns of a line of text."""
 ABOUT_BATCH = """\
 batch: the largest micro_batch_size that fits with rows of full length; the next
 larger one does not.
@@ -111,9 +114,12 @@ def _name(fit: CardFit, fits: Sequence[CardFit]) -> str:
 
 
 def _left_out(fits: Sequence[CardFit], num_larger: int) -> list[str]:
-    """The numbers of cards that are not shown, one line for each reason."""
+    """The numbers of cards that are not shown, with the reason."""
     reasons = Counter(f"can't run: {fit.reason}" if not fit.verdict else fit.verdict for fit in fits if not fit.fits)
-    lines = [f"{number} cards: {reason}" for reason, number in reasons.items()]
+    lines = []
+    for reason, number in reasons.items():
+        cards = "card" if number == 1 else "cards"
+        lines += textwrap.wrap(f"{number} {cards}: {reason}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     if num_larger:
         lines.insert(0, f"and {num_larger} sizes larger")
     return [*lines, "--all shows every card"] if lines else []

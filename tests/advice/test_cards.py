@@ -103,7 +103,7 @@ def test_the_table():
     text = render_fits(fit_cards(cards, Run(cards)), "text")
     assert "enough (and 1 like it)    14.00    12.50     1.50  fits with room" in text
     assert "<- smallest" in next(line for line in text.splitlines() if line.startswith("nearly"))
-    assert text.endswith("1 cards: does not fit\n--all shows every card\n")
+    assert text.endswith("1 card: does not fit\n--all shows every card\n")
     every = render_fits(fit_cards(cards, Run(cards)), "text", everything=True)
     assert len(every.splitlines()) == 1 + len(cards)
 
@@ -198,6 +198,13 @@ def test_on_the_command_line(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert out.count("<- smallest") == 1
     assert len(out.splitlines()) < 30
+    run.changes = {"refusals": (Refusal(key="x", line=1, value="", reason="no", remedy=""),)}
+    long = " ".join(["a-reason-of-many-words"] * 8)
+    run.changes = {"refusals": (Refusal(key="x", line=1, value="", reason=long, remedy=""),)}
+    assert main(["gpus", "run.yml"]) == 2
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert long in " ".join(out.split())
     run.changes = {"refusals": (Refusal(key="x", line=1, value="", reason="no", remedy=""),)}
     assert main(["gpus", "run.yml"]) == 2
     assert f"{len(every)} cards: can't run: no" in capsys.readouterr().out
