@@ -15,7 +15,6 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from axmem_trace.kernels.lora.embedding import run_embedding
@@ -23,6 +22,7 @@ from axmem_trace.kernels.lora.functions import Order, run_projections
 from axmem_trace.kernels.lora.mlp import run_mlp
 from axmem_trace.kernels.lora.projection import DORA_CACHE
 from axmem_trace.kernels.lora.separate_dropout import install_separate_dropout
+from axmem_trace.kernels.lora.together import replace_together
 from axmem_trace.kernels.modeling_files import modeling_module
 from axmem_trace.kernels.site import Site, class_prefix
 from axmem_trace.kernels.sources import note_source
@@ -148,26 +148,12 @@ def _has_lines(source: str) -> bool:
 
 
 def _install_group(site: Site, owner: Any, names: list[str], order: Order) -> None:
-    """Make the first projection compute the outputs of the whole group. Each other projection returns its output when it
-    is called."""
-    waiting: dict[str, torch.Tensor] = {}
-
-    def compute_all(self: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        layers = [getattr(owner, name) for name in names]
-        first, *others = run_projections(
-            layers, x, training=owner.training, order=order, wide_gradients=_wide_gradients(site)
-        )
-        waiting.update(zip(names[1:], others, strict=True))
-        del others
-        output: torch.Tensor = first
-        return output
-
-    def make_handing_over(name: str) -> Any:
-        return lambda self, x, *args, **kwargs: waiting.pop(name)
-
-    site.replace_forward(getattr(owner, names[0]), compute_all)
-    for name in names[1:]:
-        site.replace_forward(getattr(owner, name), make_handing_over(name))
+    layers, wide = [getattr(owner, name) for name in names], _wide_gradients(site)
+    replace_together(
+        site,
+        layers,
+        lambda x: run_projections(layers, x, training=owner.training, order=order, wide_gradients=wide),
+    )
 
 
 def _wide_gradients(site: Site) -> bool:

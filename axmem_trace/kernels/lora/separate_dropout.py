@@ -10,12 +10,14 @@ zero.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from axmem_trace.kernels.lora.projection import dequantise
+from axmem_trace.kernels.lora.together import replace_together
 from axmem_trace.kernels.site import Site
 from axmem_trace.models.quantisation.packed_linear import PackedLinear
 from axmem_trace.notes import Note
@@ -29,7 +31,7 @@ def install_separate_dropout(site: Site) -> None:
         for kernel, names in (("qkv", ("q_proj", "k_proj", "v_proj")), ("o", ("o_proj",))):
             layers: list[Any] = [getattr(owner, name, None) for name in names]
             if kernel in wanted and all(hasattr(layer, "lora_A") for layer in layers):
-                _install_group(site, layers)
+                replace_together(site, layers, partial(_run_group, layers))
                 found = True
     if found:
         text = (
@@ -38,21 +40,10 @@ def install_separate_dropout(site: Site) -> None:
         site.note(Note(kind="ruled", key="lora_qkv_kernel", text=text))
 
 
-def _install_group(site: Site, layers: list[Any]) -> None:
-    """The first layer computes the outputs of all; each other layer returns its output when it is called."""
-    waiting: list[torch.Tensor] = []
-
-    def compute_all(self: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        trained = [part for layer in layers for part in _adapter(layer)]
-        first, *others = SeparateDropout.apply(layers, x, *trained)
-        waiting.extend(others)
-        del others
-        output: torch.Tensor = first
-        return output
-
-    site.replace_forward(layers[0], compute_all)
-    for layer in layers[1:]:
-        site.replace_forward(layer, lambda self, x, *args, **kwargs: waiting.pop(0))
+def _run_group(layers: list[Any], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    trained = [part for layer in layers for part in _adapter(layer)]
+    outputs: tuple[torch.Tensor, ...] = SeparateDropout.apply(layers, x, *trained)
+    return outputs
 
 
 class SeparateDropout(torch.autograd.Function):
