@@ -39,15 +39,15 @@ def save_fsdp2(recipe: Recipe, recorder: Recorder, model: nn.Module, optimizer: 
     """
     fsdp = recipe.parallel.fsdp
     if fsdp.saves_whole:
-        _gather_all(recipe, recorder, model)
+        _gather_all(recipe, recorder, model.state_dict().items())
     elif recipe.adapter.kind != "none":
         _gather_adapters(recipe, recorder, model)
     if optimizer is None or not fsdp.saves_states:
         return
-    if fsdp.saves_states == "whole":
-        _gather_states(recipe, recorder, model, optimizer)
+    if fsdp.saves_states == "whole":  # accelerate 1.15 `utils/fsdp_utils.py` `save_fsdp_optimizer`
+        _gather_all(recipe, recorder, _states(model, optimizer))
     else:
-        _copy_parts(recorder, ((name, value) for name, value in model.state_dict().items()))
+        _copy_parts(recorder, model.state_dict().items())
         _copy_parts(recorder, _states(model, optimizer))
 
 
@@ -67,18 +67,6 @@ def with_saved_states(
     if before is not None:
         rank_model = before(rank_model, optimizer)
     return replace(rank_model, save=partial(save_fsdp2, recipe, recorder, model, optimizer))
-
-
-def _gather_states(recipe: Recipe, recorder: Recorder, model: nn.Module, optimizer: Any) -> None:
-    """accelerate 1.15 `utils/fsdp_utils.py` `save_fsdp_optimizer`: rank 0 gets each state, one after the other."""
-    host, is_first = HostMemory(recorder), dist.get_rank() == 0
-    saved: list[torch.Tensor] = []
-    for name, value in _states(model, optimizer):
-        with recorder.in_module(module_of(name)):
-            whole = _whole(value, offloaded=recipe.parallel.fsdp.offload_params)
-            if is_first:
-                saved.append(host.copy_of(whole))
-            del whole
 
 
 def _copy_parts(recorder: Recorder, values: Iterable[tuple[str, Any]]) -> None:
@@ -103,10 +91,11 @@ def _states(model: nn.Module, optimizer: Any) -> Iterator[tuple[str, Any]]:
                         yield names[id(parameter)], value
 
 
-def _gather_all(recipe: Recipe, recorder: Recorder, model: nn.Module) -> None:
+def _gather_all(recipe: Recipe, recorder: Recorder, values: Iterable[tuple[str, Any]]) -> None:
+    """Gathers each tensor in full on every rank's GPU, one after the other; rank 0 copies it to host memory."""
     host, is_first = HostMemory(recorder), dist.get_rank() == 0
     saved: list[torch.Tensor] = []
-    for name, value in model.state_dict().items():
+    for name, value in values:
         if not isinstance(value, torch.Tensor):
             continue
         with recorder.in_module(module_of(name)):
