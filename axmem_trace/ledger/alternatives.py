@@ -37,7 +37,8 @@ def leave_out(ledger: Ledger, windows: Sequence[Window]) -> Ledger:
         kept[allocated_in(ledger, window)] = False
     if any(_is_in(mark.tick, windows) for mark in ledger.marks):
         raise NotApart("a phase begins")
-    if any(_is_in(int(tick), windows) for tick in columns.freed_tick[kept].tolist()):
+    freed = columns.freed_tick[kept]
+    if any(((freed > start) & (freed <= end)).any() for start, end in windows):
         raise NotApart("something of the rest is freed")
     if (columns.where(lambda kind: kind.role == "workspace") & ~kept & (columns.freed_tick == NEVER)).any():
         raise NotApart("a workspace is made once for all")
@@ -51,14 +52,15 @@ def leave_out(ledger: Ledger, windows: Sequence[Window]) -> Ledger:
     def one(tick: int) -> int:
         return int(moved(np.array([tick], dtype=np.int64))[0])
 
+    busy = moved(np.array([kind.busy_until for kind in columns.kinds], dtype=np.int64)).tolist()
     changed = replace(
         columns,
         nbytes=columns.nbytes[kept],
         allocated_tick=moved(columns.allocated_tick[kept]),
-        freed_tick=moved(columns.freed_tick[kept]),
+        freed_tick=moved(freed),
         module=columns.module[kept],
         kind=columns.kind[kept],
-        kinds=tuple(replace(kind, busy_until=one(kind.busy_until)) for kind in columns.kinds),
+        kinds=tuple(replace(kind, busy_until=until) for kind, until in zip(columns.kinds, busy, strict=True)),
     )
     return Ledger(
         allocations=Allocations(changed),
